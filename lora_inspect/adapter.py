@@ -1,0 +1,321 @@
+"""From a checkpoint to an adapter: what every tensor means, on which evidence, and what is wrong with the file."""
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lora_inspect import dora, evidence, peft_config, schemes
+from lora_inspect.checkpoint import PEFT_WEIGHTS, Checkpoint
+from lora_inspect.contribution import Claims, Contribution, Module, claim
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.evidence import DoraReading, Evidence, LoraFacts, Problem, RsloraReading
+from lora_inspect.scaling import scale_of
+from lora_inspect.trainers import find_trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What the user settles: the scale rule, an alpha for modules whose own is unknown, and a partial DoRA."""
+
+    rslora: bool | None = None
+    alpha: float | None = None
+    allow_partial_dora: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A file read: modules by name, readings with their evidence, problems, and the keys that nobody claims."""
+
+    checkpoint: Checkpoint
+    modules: dict[str, Module]
+    scheme: str | None
+    trainer: str | None
+    rslora: RsloraReading
+    dora: DoraReading
+    evidence: tuple[Evidence, ...]
+    flags: tuple[str, ...]
+    unclaimed: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def contributions(self) -> Iterable[Contribution]:
+        """Every contribution of every module."""
+        return (contribution for module in self.modules.values() for contribution in module.contributions)
+
+    def refuse_errors(self) -> None:
+        """Raises LoraInspectError with the first problem that is an error."""
+        for problem in self.problems:
+            if problem.severity == "error":
+                raise LoraInspectError(f"{self.checkpoint.path}: {problem.message}.")
+
+
+def read_adapter(checkpoint: Checkpoint, overrides: Overrides = Overrides()) -> Adapter:  # noqa: B008 (frozen)
+    """Reads the meaning of every tensor. Problems are listed, not raised; unreadable numbers raise LoraInspectError."""
+    claims = claim(checkpoint.tensors)
+    numbers = _read_numbers(checkpoint, claims)
+    configs = _find_configs(checkpoint, claims)
+    scheme = _scheme_of(claims)
+    facts = [_facts(contribution, numbers.get(contribution.module.key)) for contribution in _computed(claims)]
+
+    flags = {key: bool(numbers[key]) for key in _rslora_flags(claims)}
+    by_config = any(schemes.by_name(name).absent_alpha == "config" for name in {f.module.scheme for f in _computed(claims)})
+    where = {place: config for place, config in configs.items() if config.get("peft_type", "LORA") == "LORA"}
+    rslora, found = evidence.read_rslora(facts, flags, checkpoint.metadata, where, by_config and not where)
+    if overrides.rslora is not None:
+        rslora = RsloraReading(overrides.rslora, "option")
+        found.append(Evidence("rslora", f"the rule is {'alpha/sqrt(rank)' if rslora.value else 'alpha/rank'}", "--rslora"))
+    dora_flag = bool(numbers[evidence.DORA_FLAG]) if evidence.DORA_FLAG in claims.flags else None
+    dora_reading, dora_evidence, problems = evidence.read_dora(facts, dora_flag, checkpoint.metadata, where)
+    if overrides.allow_partial_dora:
+        problems = [problem for problem in problems if problem.code not in ("dora-partial", "dora-missing")]
+
+    modules = {
+        name: replace(module, contributions=tuple(
+            _with_scale(contribution, module, numbers, _config_for(contribution, configs), rslora, overrides)
+            for contribution in module.contributions
+        ))
+        for name, module in claims.modules.items()
+    }  # fmt: skip
+    problems = [
+        *claims.problems,
+        *_config_problems(configs, checkpoint.metadata),
+        *problems,
+        *_algorithm_problems(modules.values()),
+        *_scale_problems(modules.values()),
+        *_scheme_problems(claims),
+        *_unclaimed_problems(claims),
+    ]
+    return Adapter(
+        checkpoint=checkpoint,
+        modules=modules,
+        scheme=scheme,
+        trainer=find_trainer(checkpoint.metadata, checkpoint.tensors, any(map(peft_config.is_peft_config, configs.values()))),
+        rslora=rslora,
+        dora=dora_reading,
+        evidence=(*found, *dora_evidence),
+        flags=claims.flags,
+        unclaimed=claims.unclaimed,
+        problems=tuple(problems),
+    )
+
+
+def is_adapter(claims_or_adapter: Claims | Adapter) -> bool:
+    """Whether any tensor is a factor of a known algorithm."""
+    return bool(claims_or_adapter.modules)
+
+
+def _computed(claims: Claims) -> list[Contribution]:
+    """The contributions whose algorithm is built and whose shapes fit."""
+    broken = {key for problem in claims.problems if problem.code == "shape" for key in problem.keys}
+    return [
+        contribution
+        for module in claims.modules.values()
+        for contribution in module.contributions
+        if contribution.algorithm.rank and not broken & {info.name for info in contribution.factors.values()}
+    ]
+
+
+def _read_numbers(checkpoint: Checkpoint, claims: Claims) -> dict[str, float | int | bool | None]:
+    """Alphas by module name and flags by key."""
+    alphas = {name: module.alpha.name for name, module in claims.modules.items() if module.alpha}
+    flags = [module.rslora_flag.name for module in claims.modules.values() if module.rslora_flag]
+    values = checkpoint.numbers([*alphas.values(), *flags, *claims.flags])
+    return {**values, **{name: values[key] for name, key in alphas.items()}}
+
+
+def _rslora_flags(claims: Claims) -> list[str]:
+    own = [evidence.RSLORA_FLAG] if evidence.RSLORA_FLAG in claims.flags else []
+    return own + [module.rslora_flag.name for module in claims.modules.values() if module.rslora_flag]
+
+
+def _facts(contribution: Contribution, alpha: float | int | bool | None) -> LoraFacts:
+    assert contribution.algorithm.rank is not None
+    return LoraFacts(
+        module=contribution.module.key,
+        rank=contribution.algorithm.rank(contribution.factors),
+        alpha=None if alpha is None else float(alpha),
+        linear=contribution.is_linear,
+        split=contribution.rows is not None,
+        magnitude_axis=contribution.magnitude.axis if contribution.magnitude else None,
+    )
+
+
+def _scheme_of(claims: Claims) -> str | None:
+    names = {module.name.scheme for module in claims.modules.values()}
+    return names.pop() if len(names) == 1 else ("mixed" if names else None)
+
+
+def _find_configs(checkpoint: Checkpoint, claims: Claims) -> dict[str, dict[str, Any]]:
+    """The LoraConfigs that belong to the file: embedded ones by "metadata …", the one beside it by its path."""
+    configs = {
+        f"metadata {peft_config.EMBEDDED_KEY} {prefix}".rstrip(): config
+        for prefix, config in peft_config.embedded_configs(checkpoint.metadata).items()
+    }
+    config, path = checkpoint.config, checkpoint.config_path
+    if config is not None and path is not None and peft_config.is_peft_config(config):
+        named = os.path.basename(checkpoint.files[0]).startswith(PEFT_WEIGHTS)
+        if named or _config_fits(config, claims):
+            configs[path] = config
+    return configs
+
+
+def _config_fits(config: Mapping[str, Any], claims: Claims) -> bool:
+    """Whether ranks and targets of a config are those of the tensors; names without dots cannot be compared."""
+    contributions = _computed(claims)
+    return bool(contributions) and all(
+        not contribution.module.flat
+        and contribution.algorithm.rank is not None
+        and peft_config.config_rank(config, contribution.module.body) == contribution.algorithm.rank(contribution.factors)
+        and _is_target(config.get("target_modules"), contribution.module.body)
+        for contribution in contributions
+    )
+
+
+def _is_target(targets: Any, path: str) -> bool:
+    if isinstance(targets, str):
+        try:
+            return targets == "all-linear" or re.fullmatch(targets, path) is not None
+        except re.error:
+            return False
+    return isinstance(targets, list) and any(path == target or path.endswith(f".{target}") for target in targets)
+
+
+def _config_for(contribution: Contribution, configs: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """The config of the contribution's own component, or the only one that there is."""
+    own = configs.get(f"metadata {peft_config.EMBEDDED_KEY} {contribution.module.prefix}".rstrip())
+    if own is not None or not configs:
+        return own
+    return None if contribution.module.prefix and len(configs) > 1 else next(iter(configs.values()))
+
+
+def _with_scale(
+    contribution: Contribution,
+    module: Module,
+    numbers: Mapping[str, float | int | bool | None],
+    config: Mapping[str, Any] | None,
+    rslora: RsloraReading,
+    overrides: Overrides,
+) -> Contribution:
+    """The contribution with rank, alpha and scale, or with the reason why the scale is unknown."""
+    if contribution.algorithm.rank is None:
+        return contribution
+    rank = contribution.algorithm.rank(contribution.factors)
+    transposed = bool(config and config.get("fan_in_fan_out")) and contribution.is_linear
+    contribution = replace(contribution, rank=rank, transposed=transposed)
+    alpha, why = _alpha(contribution, module, numbers, config, rank)
+    if alpha is None and overrides.alpha is not None and why:
+        alpha, why = overrides.alpha, ""
+    if why:
+        return replace(contribution, alpha=alpha, why=why)
+    if alpha is None:
+        return replace(contribution, scale=1.0, why=f"no alpha, which means scale 1 in the {contribution.module.scheme} scheme")
+    if rslora.value is None and rank > 1:
+        cause = "conflicts" if rslora.source == "conflict" else "is missing"
+        return replace(contribution, alpha=alpha, why=f"the evidence for RS-LoRA {cause}; settle it with --rslora yes|no")
+    rule = bool(rslora.value)
+    why = f"{alpha:g}/sqrt({rank})" if rule else f"{alpha:g}/{rank}"
+    return replace(contribution, alpha=alpha, scale=scale_of(alpha, rank, rule), why=why)
+
+
+def _alpha(
+    contribution: Contribution,
+    module: Module,
+    numbers: Mapping[str, float | int | bool | None],
+    config: Mapping[str, Any] | None,
+    rank: int,
+) -> tuple[float | None, str]:
+    """Alpha with an empty reason, or why it is unknown. (None, "") means that the scheme has none: scale 1."""
+    configured = peft_config.config_alpha(config, contribution.module.body) if config else None
+    if module.alpha:
+        stored = numbers[module.name.key]
+        if stored is None or not math.isfinite(stored):
+            return None, f"{module.alpha.name} is no finite number; give --alpha N"
+        if stored == 0:
+            return None, f"{module.alpha.name} is 0, which programs read differently; give --alpha N"
+        if configured is not None and not evidence.close(configured, float(stored)):
+            return None, f"{module.alpha.name} is {stored:g} and the config's alpha {configured:g}; give --alpha N"
+        return float(stored), ""
+    if config is not None:
+        expected = peft_config.config_rank(config, contribution.module.body)
+        if expected != rank:
+            return None, f"the config's rank is {expected} and the tensors' is {rank}, so it is not theirs; give --alpha N"
+        if configured is None:
+            return None, "the config's lora_alpha is no number; give --alpha N"
+        return configured, ""
+    if schemes.by_name(contribution.module.scheme).absent_alpha == "config":
+        return None, (
+            "PEFT keeps alpha and the scale rule in adapter_config.json, which is not there; "
+            "put it beside the file, or give --alpha N and --rslora yes|no"
+        )
+    return None, ""
+
+
+def _config_problems(configs: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, str]) -> list[Problem]:
+    problems: list[Problem] = []
+    for where, config in configs.items():
+        method = config.get("peft_type", "LORA")
+        if method != "LORA":
+            problems.append(Problem("algorithm", "error", f"{where} says {method}, an algorithm that is not built yet"))
+        if init := peft_config.residual_init(config):
+            problems.append(_residual(where, init))
+        for says in peft_config.foreign_settings(config):
+            problems.append(Problem("peft-setting", "error", f"{where}: {says}, which is not built yet"))
+    init = metadata.get("ss_init_lora_weights", "")
+    if init.startswith("pissa"):
+        problems.append(_residual("metadata ss_init_lora_weights", init))
+    return problems
+
+
+def _residual(where: str, init: str) -> Problem:
+    message = (
+        f"{where} says the {init} initialisation, so the tensors change a residual base, not the original one; "
+        "convert the adapter to plain LoRA with the program that trained it"
+    )
+    return Problem("residual-base", "error", message)
+
+
+def _algorithm_problems(modules: Iterable[Module]) -> list[Problem]:
+    by_title: dict[str, list[str]] = {}
+    for module in modules:
+        for contribution in module.contributions:
+            if contribution.algorithm.flatten is None:
+                keys = by_title.setdefault(contribution.algorithm.title, [])
+                keys.append(next(iter(contribution.factors.values())).name)
+    return [
+        Problem("algorithm", "error", f"{title} is not built yet ({len(keys)} modules, {keys[0]})", tuple(keys[:5]))
+        for title, keys in by_title.items()
+    ]
+
+
+def _scale_problems(modules: Iterable[Module]) -> list[Problem]:
+    by_reason: dict[str, list[str]] = {}
+    for module in modules:
+        for contribution in module.contributions:
+            if contribution.algorithm.rank and contribution.scale is None:
+                by_reason.setdefault(contribution.why, []).append(module.name.key)
+    return [
+        Problem("scale-unknown", "error", f"the scale of {keys[0]}{_and_more(keys)} is unknown: {why}", tuple(keys[:5]))
+        for why, keys in by_reason.items()
+    ]
+
+
+def _scheme_problems(claims: Claims) -> list[Problem]:
+    names = sorted({module.name.scheme for module in claims.modules.values()})
+    if len(names) < 2:
+        return []
+    return [Problem("mixed-schemes", "warning", f"the keys follow {len(names)} naming schemes: {', '.join(names)}")]
+
+
+def _unclaimed_problems(claims: Claims) -> list[Problem]:
+    if not claims.unclaimed or not claims.modules:
+        return []
+    keys = claims.unclaimed
+    message = f"{len(keys)} tensors belong to no known algorithm ({keys[0]}{', …' if len(keys) > 1 else ''})"
+    return [Problem("unclaimed", "warning", message, tuple(keys[:5]))]
+
+
+def _and_more(keys: list[str]) -> str:
+    return f" and {len(keys) - 1} more modules" if len(keys) > 1 else ""

@@ -1,0 +1,46 @@
+"""Algorithms known by the names of their tensors, so that a file that uses one is refused by the right name."""
+
+from lora_inspect.algorithms.record import Algorithm
+
+
+def _named(name: str, title: str, *suffixes: str) -> Algorithm:
+    return Algorithm(name=name, title=title, suffixes={suffix: suffix.lstrip(".") for suffix in suffixes})
+
+
+RECOGNISED = (
+    _named("loha", "LoHa", ".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2"),
+    _named(
+        "lokr",
+        "LoKr",
+        ".lokr_w1",
+        ".lokr_w2",
+        ".lokr_w1_a",
+        ".lokr_w1_b",
+        ".lokr_w2_a",
+        ".lokr_w2_b",
+        ".lokr_t1",
+        ".lokr_t2",
+        ".row_offset",
+    ),
+    _named("glora", "GLoRA", ".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".bm.weight"),
+    _named("oft", "OFT or BOFT", ".oft_blocks", ".oft_R.weight", ".oft_R.scaled_oft", ".oft_R", ".rescale"),
+    _named("boft", "PEFT BOFT", ".boft_R", ".boft_s"),
+    _named("ia3", "(IA)3", ".ia3_l", ".on_input"),
+    _named("tlora", "T-LoRA", ".q_layer.weight", ".p_layer.weight", ".lambda_layer"),
+    _named("full", "a full weight difference", ".diff", ".diff_b", ".set_weight", ".reshape_weight"),
+    _named("norm", "a norm difference", ".w_norm", ".b_norm"),
+    _named("lora_embedding", "LoRA on an Embedding", ".lora_embedding_A", ".lora_embedding_B"),
+    _named("lora_bias", "LoRA with a bias on its up layer", ".lora_B.bias", ".lora_up.bias"),
+    _named("mlx", "MLX LoRA", ".lora_a", ".lora_b"),
+    _named(
+        "xlabs",
+        "XLabs Flux LoRA",
+        *(
+            f".processor.{part}.{side}.weight"
+            for part in ("qkv_lora", "qkv_lora1", "qkv_lora2", "proj_lora", "proj_lora1", "proj_lora2")
+            for side in ("down", "up")
+        ),
+    ),
+    _named("vera", "VeRA", ".vera_lambda_b", ".vera_lambda_d", ".vera_A", ".vera_B"),
+    _named("adalora", "AdaLoRA", ".lora_E", ".ranknum"),
+)

@@ -1,0 +1,199 @@
+"""The changes that an adapter makes, taken from its keys and shapes: every tensor is claimed once or left unclaimed."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from lora_inspect import algorithms, dora, schemes
+from lora_inspect.algorithms.record import Algorithm
+from lora_inspect.checkpoint import TensorInfo
+from lora_inspect.evidence import DORA_FLAG, RSLORA_FLAG, Problem
+from lora_inspect.schemes.record import ModuleName
+from lora_inspect.schemes.suffixes import ParsedKey, parse_key
+
+# Tensors of a whole network, without a module.
+NETWORK_FLAGS = (RSLORA_FLAG, DORA_FLAG, "lokr_factor")
+
+
+@dataclass(frozen=True, slots=True)
+class Magnitude:
+    """DoRA's vector of one module, the spelling it came in and the axis it belongs to ("output" or "input")."""
+
+    info: TensorInfo
+    spelling: dora.DoraSpelling
+    axis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One change of one base weight.
+
+    `factors` are the tensors by role. `rows` are the rows of the weight that it covers, None for all.
+    `transposed` says that the base stores the weight as (in, out). `alpha` and `scale` are None where unknown;
+    `why` is the reason for the scale, or for its absence.
+    """
+
+    module: ModuleName
+    algorithm: Algorithm
+    factors: dict[str, TensorInfo]
+    magnitude: Magnitude | None = None
+    rows: tuple[int, int] | None = None
+    transposed: bool = False
+    rank: int | None = None
+    alpha: float | None = None
+    scale: float | None = None
+    why: str = ""
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the change is of a Linear layer and not of a convolution."""
+        return "mid" not in self.factors and len(self.factors["down"].shape) == 2
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One adapted layer: its contributions, and the tensors that they share."""
+
+    name: ModuleName
+    contributions: tuple[Contribution, ...]
+    alpha: TensorInfo | None = None
+    rslora_flag: TensorInfo | None = None
+
+    @property
+    def tensors(self) -> Iterable[TensorInfo]:
+        """Every tensor of the module, once."""
+        for shared in (self.alpha, self.rslora_flag):
+            if shared:
+                yield shared
+        for contribution in self.contributions:
+            yield from contribution.factors.values()
+            if contribution.magnitude:
+                yield contribution.magnitude.info
+
+
+@dataclass(slots=True)
+class _Group:
+    """The tensors of one module while its keys come in, by algorithm and part."""
+
+    roles: dict[tuple[str, int | None], dict[str, TensorInfo]] = field(default_factory=dict)
+    shared: dict[str, tuple[TensorInfo, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a file's keys amount to: its modules, its network-level flags, and what nobody claims."""
+
+    modules: dict[str, Module]
+    flags: tuple[str, ...]
+    unclaimed: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+
+def claim(tensors: dict[str, TensorInfo]) -> Claims:
+    """Modules from the keys and shapes of a file."""
+    groups: dict[str, _Group] = {}
+    flags: list[str] = []
+    unclaimed: list[str] = []
+    problems: list[Problem] = []
+    for key, info in tensors.items():
+        if key in NETWORK_FLAGS:
+            flags.append(key)
+        elif parsed := parse_key(key):
+            if not _file(groups.setdefault(parsed.module, _Group()), parsed, info):
+                unclaimed.append(key)
+                problems.append(Problem("twice", "error", f"{key} is a second tensor for the same role", (key,)))
+        else:
+            unclaimed.append(key)
+    modules: dict[str, Module] = {}
+    for name, group in groups.items():
+        module, left, found = _build(schemes.recognise(name), group)
+        unclaimed.extend(left)
+        problems.extend(found)
+        if module:
+            modules[name] = module
+    return Claims(modules, tuple(flags), tuple(unclaimed), tuple(problems))
+
+
+def _file(group: _Group, parsed: ParsedKey, info: TensorInfo) -> bool:
+    if parsed.algorithm is None:
+        if parsed.role in group.shared:
+            return False
+        group.shared[parsed.role] = (info, parsed.suffix)
+        return True
+    roles = group.roles.setdefault((parsed.algorithm, parsed.part), {})
+    if parsed.role in roles:
+        return False
+    roles[parsed.role] = info
+    return True
+
+
+def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], list[Problem]]:
+    """The module, the keys that it does not take, and what is wrong with it."""
+    contributions: list[Contribution] = []
+    left: list[str] = []
+    problems: list[Problem] = []
+    for (algorithm_name, _), factors in sorted(group.roles.items(), key=lambda item: (item[0][0], item[0][1] or 0)):
+        algorithm = algorithms.by_name(algorithm_name)
+        keys = tuple(info.name for info in factors.values())
+        missing = [role for role in algorithm.required if role not in factors]
+        if missing and not algorithm.check:
+            left.extend(keys)
+            continue
+        if missing:
+            spelled = ", ".join(f"{name.key}{_suffix_of(algorithm, role, keys[0])}" for role in missing)
+            problems.append(Problem("incomplete", "error", f"{keys[0]} is there, but {spelled} is missing", keys))
+            left.extend(keys)
+            continue
+        if algorithm.check and (wrong := algorithm.check(factors)):
+            problems.append(Problem("shape", "error", f"{name.key}: {wrong}", keys))
+        contributions.append(Contribution(name, algorithm, factors))
+    parts = [part for algorithm, part in group.roles if part is not None]
+    if parts and not problems:
+        contributions = _stack(contributions)
+    if not contributions:
+        left.extend(info.name for info, _ in group.shared.values())
+        return None, left, problems
+    if "magnitude" in group.shared:
+        contributions, remarks = _attach_magnitude(contributions, *group.shared["magnitude"])
+        problems.extend(remarks)
+        if remarks:
+            left.append(group.shared["magnitude"][0].name)
+    alpha, flag = group.shared.get("alpha"), group.shared.get("rslora_flag")
+    return Module(name, tuple(contributions), alpha and alpha[0], flag and flag[0]), left, problems
+
+
+def _suffix_of(algorithm: Algorithm, role: str, key: str) -> str:
+    """The spelling of `role` that goes with `key`: the one that shares most of its beginning with the key's."""
+    spellings = [suffix for suffix, spelled_role in algorithm.suffixes.items() if spelled_role == role]
+    own = next(suffix for suffix in algorithm.suffixes if key.endswith(suffix))
+    return max(spellings, key=lambda suffix: sum(a == b for a, b in zip(suffix, own, strict=False)))
+
+
+def _stack(parts: list[Contribution]) -> list[Contribution]:
+    """The slices of a fused layer, one below the other in the order of their numbers."""
+    stacked: list[Contribution] = []
+    row = 0
+    for part in parts:
+        rows = part.factors["up"].shape[0]
+        stacked.append(replace(part, rows=(row, row + rows)))
+        row += rows
+    return stacked
+
+
+def _attach_magnitude(
+    contributions: list[Contribution], info: TensorInfo, suffix: str
+) -> tuple[list[Contribution], list[Problem]]:
+    first = contributions[0]
+    shape_of = first.algorithm.delta_shape
+    if shape_of is None:
+        spelling = dora.SPELLINGS[suffix]
+        return [replace(first, magnitude=Magnitude(info, spelling, dora.OUTPUT)), *contributions[1:]], []
+    out_features, in_features = shape_of(first.factors)[:2]
+    axis = dora.axis_of(dora.SPELLINGS[suffix], info.shape, out_features, in_features)
+    if axis is None or first.rows is not None:
+        wrong = (
+            f"{info.name} has shape {list(info.shape)}, which fits neither the {out_features} outputs nor the "
+            f"{in_features} inputs of its module"
+        )
+        return contributions, [Problem("magnitude-shape", "error", wrong, (info.name,))]
+    spelled = Magnitude(info, dora.SPELLINGS[suffix], axis)
+    return [replace(first, magnitude=spelled), *contributions[1:]], []

@@ -1,0 +1,104 @@
+"""DoRA: the norm of V = W + delta, the gain that magnitude and norm make, and the fold.
+
+Written with tensor methods alone, so that it imports without torch and serves forward, merge and convert.
+Source: Liu et al. 2024 (DoRA), W' = magnitude · V / ‖V‖; where programs differ, the program is named.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+OUTPUT, INPUT = "output", "input"
+INSIDE, INTERPOLATE, LYCORIS = "inside", "interpolate", "lycoris"
+MULTIPLIER_RULES = (INSIDE, INTERPOLATE, LYCORIS)
+
+MIN_NORM = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class DoraSpelling:
+    """One spelling of the magnitude, and what the programs that write it mean by it.
+
+    `multiplier` is the rule by which they apply a strength. `added_eps` is what they add to the norm; None
+    stands for ours, max(norm, 1e-6).
+    """
+
+    suffix: str
+    multiplier: Literal["inside", "interpolate"]
+    added_eps: float | None = None
+
+
+# finfo(float32).eps, which LyCORIS and OneTrainer add to the norm; the magnitudes are float32 there.
+_FLOAT32_EPS = 2.0**-23
+
+SPELLINGS = {
+    spelling.suffix: spelling
+    for spelling in (
+        DoraSpelling(".dora_layer.weight", INSIDE),
+        DoraSpelling(".lora_magnitude_vector", INSIDE),
+        DoraSpelling(".lora_magnitude_vector.weight", INSIDE),
+        DoraSpelling(".magnitude", INSIDE),
+        DoraSpelling(".dora_scale", INTERPOLATE, added_eps=_FLOAT32_EPS),
+    )
+}
+
+
+def axis_of(spelling: DoraSpelling, shape: tuple[int, ...], out_features: int, in_features: int) -> str | None:
+    """The axis that a magnitude of `shape` belongs to, or None where it fits neither.
+
+    One-dimensional magnitudes and those shaped (1, out, 1, …) of PEFT convolutions are per output row. A
+    `dora_scale` is per output as (out, 1, …) and per input as (1, in, …).
+    """
+    long = [size for size in shape if size != 1]
+    if spelling.suffix != ".dora_scale":
+        return OUTPUT if long in ([out_features], [] if out_features == 1 else None) else None
+    if len(shape) < 2:
+        return None
+    if shape[0] == out_features and all(size == 1 for size in shape[1:]):
+        return OUTPUT
+    if shape[1] == in_features and all(size == 1 for size in (shape[0], *shape[2:])):
+        return INPUT
+    return None
+
+
+def squared_norm(matrix: Any, axis: str) -> Any:
+    """Sum of squares of `matrix` (out, columns) along `axis`: (out,) for output rows, (columns,) for input."""
+    return (matrix * matrix).sum(1 if axis == OUTPUT else 0)
+
+
+def expanded_squared_norm(base_squared: Any, base_down: Any, up: Any, down: Any, scale: float) -> Any:
+    """Squared row norms of W + scale·up@down, without building the product.
+
+    `base_squared` (out,) are the squared row norms of W, `base_down` (out, rank) is W @ downᵀ, `up` (out,
+    rank), `down` (rank, columns): ‖W_i‖² + 2·scale·⟨W_i, (up@down)_i⟩ + scale²·up_i (down downᵀ) up_iᵀ.
+    """
+    cross = (base_down * up).sum(1)
+    own = ((up @ (down @ down.transpose(0, 1))) * up).sum(1)
+    return (base_squared + (2.0 * scale) * cross + (scale * scale) * own).clamp(min=0.0)
+
+
+def norm_from_square(squared: Any, added_eps: float | None = None) -> Any:
+    """The norm that divides: max(norm, 1e-6), or norm + eps for programs that add one."""
+    norm = squared.sqrt()
+    return norm.clamp(min=MIN_NORM) if added_eps is None else norm + added_eps
+
+
+def gain(magnitude: Any, norm: Any) -> Any:
+    """magnitude / norm: what each row (or column) of V is multiplied by."""
+    return magnitude / norm
+
+
+def inner_multiplier(multiplier: float, rule: str) -> float:
+    """The strength at which delta enters V: the multiplier itself for `inside`, else 1."""
+    return multiplier if rule == INSIDE else 1.0
+
+
+def apply_gain(base: Any, combined: Any, gains: Any, multiplier: float, rule: str) -> Any:
+    """The folded weight from W (`base`) and V (`combined`), both (rows, columns), and broadcastable gains.
+
+    inside: V·g. interpolate (ComfyUI): W + m·(V·g - W). lycoris (lycoris-lora): V·(m·(g - 1) + 1).
+    """
+    if rule == INSIDE:
+        return combined * gains
+    if rule == INTERPOLATE:
+        return base + multiplier * (combined * gains - base)
+    return combined * (multiplier * (gains - 1.0) + 1.0)

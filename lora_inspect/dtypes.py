@@ -1,0 +1,72 @@
+"""The element types of the safetensors format: their sizes, and how one element becomes a Python number."""
+
+import struct
+
+# Source: the `Dtype` enumeration of the safetensors crate.
+BITS = {
+    "BOOL": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "C64": 64,
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+}
+
+# What a weight may be stored in for its entries to be the weight itself, not codes that need a scale.
+PLAIN_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+
+_STRUCT = {
+    "F64": "<d",
+    "F32": "<f",
+    "F16": "<e",
+    "I64": "<q",
+    "U64": "<Q",
+    "I32": "<i",
+    "U32": "<I",
+    "I16": "<h",
+    "U16": "<H",
+    "I8": "<b",
+    "U8": "<B",
+}
+
+
+def decode_number(dtype: str, data: bytes) -> float | int | bool | None:
+    """One little-endian element of `dtype` as a Python number, or None where the dtype has no plain reading."""
+    if dtype == "BOOL":
+        return data != b"\x00"
+    if dtype == "BF16":
+        data, dtype = b"\x00\x00" + data, "F32"
+    if dtype == "F8_E5M2":
+        data, dtype = b"\x00" + data, "F16"
+    if dtype == "F8_E4M3":
+        return _decode_e4m3(data[0])
+    if dtype not in _STRUCT:
+        return None
+    number: float | int = struct.unpack(_STRUCT[dtype], data)[0]
+    return number
+
+
+def _decode_e4m3(code: int) -> float:
+    sign = -1.0 if code & 0x80 else 1.0
+    exponent, mantissa = (code >> 3) & 0xF, code & 0x7
+    if exponent == 0xF and mantissa == 0x7:
+        return float("nan")
+    if exponent == 0:
+        return sign * mantissa * 2.0**-9
+    return sign * (1 + mantissa / 8) * 2.0 ** (exponent - 7)

@@ -1,0 +1,146 @@
+"""Which base weight each contribution changes: the base's own names, spelled as the adapter spells them."""
+
+import difflib
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lora_inspect import schemes
+from lora_inspect.adapter import Adapter
+from lora_inspect.checkpoint import Checkpoint, TensorInfo
+from lora_inspect.contribution import Contribution, Module
+from lora_inspect.dtypes import PLAIN_FLOATS
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.schemes.record import MODEL
+
+# What base checkpoints put in front of a component's own module paths.
+BASE_PREFIXES = {
+    MODEL: ("", "model.diffusion_model.", "diffusion_model.", "model.", "transformer.", "unet."),
+    "model_2": ("transformer_2.",),
+    "text_encoder": (
+        "",
+        "cond_stage_model.transformer.",
+        "conditioner.embedders.0.transformer.",
+        "text_encoders.clip_l.transformer.",
+        "text_encoder.",
+    ),
+    "text_encoder_2": ("", "text_encoders.clip_g.transformer.", "text_encoder_2."),
+    "text_encoder_3": ("", "text_encoders.t5xxl.transformer.", "text_encoder_3."),
+}
+
+# Tensors beside a weight that make its entries codes instead of values.
+_SCALE_SUFFIXES = (
+    ".scale_weight", ".weight_scale", ".weight_scale_2", ".weight_scale_inv", ".comfy_quant", ".weight.absmax",
+    ".absmax", ".quant_map", ".weight.quant_map", ".qzeros", ".scales", ".weight_zeros", ".pre_quant_scale",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """Contributions by the name of the base tensor that they change, and the modules without one."""
+
+    targets: dict[str, list[Contribution]]
+    unmatched: tuple[Module, ...]
+
+
+def match(adapter: Adapter, base: Checkpoint, only: str | None = None) -> Matching:
+    """Finds the target of every module of the adapter (of the component `only`).
+
+    Raises LoraInspectError where a module fits two base tensors or a weight of another shape or kind.
+    """
+    modules = [module for module in adapter.modules.values() if only in (None, module.name.component)]
+    if only is not None and not modules:
+        found = ", ".join(sorted({module.name.component for module in adapter.modules.values()}))
+        raise LoraInspectError(f"{adapter.checkpoint.path}: it has no component {only}; it has {found}.")
+    weights = [info for info in base.tensors.values() if info.name.endswith(".weight") and len(info.shape) > 1]
+    tables = {
+        key: _names(weights, *key) for key in {(m.name.scheme, m.name.component, m.name.prefix) for m in modules}
+    }
+    targets: dict[str, list[Contribution]] = defaultdict(list)
+    unmatched: list[Module] = []
+    for module in modules:
+        name = module.name
+        found = tables[name.scheme, name.component, name.prefix].get(name.key, [])
+        if len(found) > 1:
+            raise LoraInspectError(
+                f"{adapter.checkpoint.path}: {name.key} fits both {found[0].name} and {found[1].name} of {base.path}; "
+                "use a base that holds one of them."
+            )
+        if not found:
+            unmatched.append(module)
+            continue
+        for contribution in module.contributions:
+            _check_target(contribution, found[0], adapter, base)
+            targets[found[0].name].append(contribution)
+    return Matching(dict(targets), tuple(unmatched))
+
+
+def nearest(module: Module, base: Checkpoint, count: int = 3) -> list[str]:
+    """Names of base weights that resemble the module's, most similar first."""
+    paths = {info.name[: -len(".weight")].replace(".", "_"): info.name for info in base.tensors.values() if _is_weight(info)}
+    wanted = module.name.body.replace(".", "_")
+    return [paths[name] for name in difflib.get_close_matches(wanted, paths, count, cutoff=0.5)]
+
+
+def _names(weights: Iterable[TensorInfo], scheme: str, component: str, prefix: str) -> dict[str, list[TensorInfo]]:
+    """Module name as the adapter spells it -> the base weights that are spelled so, over every base prefix."""
+    spell = schemes.by_name(scheme).module
+    table: dict[str, list[TensorInfo]] = defaultdict(list)
+    for info in weights:
+        path = info.name[: -len(".weight")]
+        for base_prefix in BASE_PREFIXES.get(component, ("",)):
+            if path.startswith(base_prefix):
+                table[spell(path[len(base_prefix) :], prefix)].append(info)
+    return table
+
+
+def _is_weight(info: TensorInfo) -> bool:
+    return info.name.endswith(".weight") and len(info.shape) > 1
+
+
+def _check_target(contribution: Contribution, target: TensorInfo, adapter: Adapter, base: Checkpoint) -> None:
+    name = contribution.module.key
+    path = target.name[: -len(".weight")]
+    if target.dtype not in PLAIN_FLOATS:
+        raise LoraInspectError(
+            f"{base.path}: {target.name} is stored as {target.dtype}, codes that a delta cannot be added to; "
+            "merge into an F32, F16 or BF16 version of the base."
+        )
+    for suffix in _SCALE_SUFFIXES:
+        if path + suffix in base.tensors:
+            raise LoraInspectError(
+                f"{base.path}: {target.name} is quantised ({path + suffix} scales it), so a delta cannot be added to it; "
+                "merge into an F32, F16 or BF16 version of the base."
+            )
+    if contribution.algorithm.delta_shape is None:
+        return
+    if contribution.rows is not None:
+        _check_slices(contribution, target, adapter, base)
+        return
+    shape = contribution.algorithm.delta_shape(contribution.factors)
+    if contribution.transposed:
+        shape = shape[::-1]
+    if _squeeze(shape) != _squeeze(target.shape):
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {name} changes a weight of shape {list(shape)}, but {target.name} of {base.path} "
+            f"has {list(target.shape)}; the adapter is for another model or size."
+        )
+
+
+def _check_slices(contribution: Contribution, target: TensorInfo, adapter: Adapter, base: Checkpoint) -> None:
+    siblings = adapter.modules[contribution.module.key].contributions
+    covered = max(sibling.rows[1] for sibling in siblings if sibling.rows)
+    columns = contribution.factors["down"].shape[1]
+    if (covered, columns) != target.shape:
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: the slices of {contribution.module.key} cover [{covered}, {columns}], but "
+            f"{target.name} of {base.path} has {list(target.shape)}; the adapter is for another model or size."
+        )
+
+
+def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Out and in features and the kernel without trailing ones: a 1x1 convolution is a Linear."""
+    end = len(shape)
+    while end > 2 and shape[end - 1] == 1:
+        end -= 1
+    return shape[:end]

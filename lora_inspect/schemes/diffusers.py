@@ -1,0 +1,23 @@
+"""diffusers' `save_lora_weights`: the pipeline's component and the dotted path. Its loaders have no use for alpha."""
+
+from lora_inspect.schemes.record import MODEL, Scheme
+
+DIFFUSERS = Scheme(
+    name="diffusers",
+    prefixes={
+        "transformer.": MODEL,
+        "unet.": MODEL,
+        "transformer_2.": "model_2",
+        "text_encoder.": "text_encoder",
+        "text_encoder_2.": "text_encoder_2",
+        "text_encoder_3.": "text_encoder_3",
+        "conditional_transformer.": MODEL,
+    },
+    flat=False,
+    suffixes={
+        "down": ".lora_A.weight",
+        "up": ".lora_B.weight",
+        "magnitude": ".lora_magnitude_vector",
+    },
+    carries_alpha=False,
+)

@@ -1,0 +1,27 @@
+"""The underscored names of sd-scripts and musubi-tuner, which most programs of the field read."""
+
+from lora_inspect.schemes.record import MODEL, Scheme
+
+KOHYA = Scheme(
+    name="kohya",
+    prefixes={
+        "lora_unet__": MODEL,  # Wan-Fun writes two underscores
+        "lora_unet_": MODEL,
+        "lora_te1_": "text_encoder",
+        "lora_te2_": "text_encoder_2",
+        "lora_te3_": "text_encoder_3",
+        "lora_te_": "text_encoder",
+        "lora_transformer_": MODEL,  # OneTrainer, over diffusers' names
+        "lora_prior_unet_": MODEL,
+        "lora_prior_te_": "text_encoder",
+    },
+    flat=True,
+    suffixes={
+        "down": ".lora_down.weight",
+        "up": ".lora_up.weight",
+        "mid": ".lora_mid.weight",
+        "alpha": ".alpha",
+        "magnitude": ".dora_scale",
+    },
+    carries_alpha=True,
+)

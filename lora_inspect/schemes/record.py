@@ -1,0 +1,74 @@
+"""What a naming scheme is, and the one direction in which it is written: from a path to a key."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lora_inspect.errors import LoraInspectError
+
+MODEL = "model"
+
+
+class ModuleName(NamedTuple):
+    """A module as a file names it: `prefix + body`, where a flat body has underscores instead of dots.
+
+    `component` is the network of a pipeline that holds the module: "model", "text_encoder", "text_encoder_2", ….
+    """
+
+    scheme: str
+    component: str
+    prefix: str
+    body: str
+    flat: bool
+
+    @property
+    def key(self) -> str:
+        """What stands before the suffix in the file's keys."""
+        return self.prefix + self.body
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """A naming convention.
+
+    `prefixes` maps what keys begin with to the component it stands for, the longest first. `flat` schemes join
+    the path with underscores. `suffixes` are the spellings by role that `spell` writes. `absent_alpha` says
+    what a module without alpha means: the scale is "one", or it stands in a "config" beside the tensors.
+    `carries_alpha` says whether readers of the scheme honour an alpha tensor.
+    """
+
+    name: str
+    prefixes: Mapping[str, str]
+    flat: bool
+    suffixes: Mapping[str, str]
+    carries_alpha: bool
+    absent_alpha: str = "one"
+
+    def module(self, path: str, prefix: str) -> str:
+        """The module's name in keys: `prefix` and the dotted `path` as this scheme writes it."""
+        return prefix + (path.replace(".", "_") if self.flat else path)
+
+    def spell(self, path: str, role: str, prefix: str) -> str:
+        """The key of the tensor with `role` of the module at the dotted `path`."""
+        return self.module(path, prefix) + self.suffixes[role]
+
+    def table(self, paths: Iterable[str], prefix: str) -> dict[str, str]:
+        """Module name -> dotted path, the inverse of `module`; raises LoraInspectError where two paths spell alike."""
+        inverted: dict[str, str] = {}
+        for path in paths:
+            name = self.module(path, prefix)
+            if inverted.setdefault(name, path) != path:
+                raise LoraInspectError(
+                    f"{inverted[name]} and {path} are both spelled {name} in the {self.name} scheme; "
+                    "name the modules in a dotted scheme instead."
+                )
+        return inverted
+
+    def recognise(self, module: str) -> ModuleName | None:
+        """The parts of a module's name where it begins with a prefix of this scheme, else None."""
+        if self.flat and "." in module:
+            return None
+        for prefix, component in self.prefixes.items():
+            if module.startswith(prefix) and len(module) > len(prefix):
+                return ModuleName(self.name, component, prefix, module[len(prefix) :], self.flat)
+        return None

@@ -1,0 +1,85 @@
+"""Tensors of a checkpoint as torch tensors: a whole one, or a few rows into memory that is used again."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from lora_inspect.checkpoint import TensorInfo
+from lora_inspect.errors import LoraInspectError
+
+TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def load(info: TensorInfo) -> torch.Tensor:
+    """The tensor in float32 or better (float64 stays), in its own shape. Raises LoraInspectError for other dtypes."""
+    if info.dtype not in TORCH_DTYPES:
+        raise LoraInspectError(
+            f"{info.file}: {info.name} is stored as {info.dtype}, but F64, F32, F16 or BF16 was expected there."
+        )
+    buffer = bytearray(info.nbytes)
+    with open(info.file, "rb") as handle:
+        handle.seek(info.start)
+        if handle.readinto(buffer) != info.nbytes:
+            raise LoraInspectError(f"{info.file}: it became shorter while it was read; run the command again.")
+    if not buffer:
+        return torch.empty(info.shape)
+    stored = torch.frombuffer(buffer, dtype=TORCH_DTYPES[info.dtype]).reshape(info.shape)
+    return stored if info.dtype == "F64" else stored.float()
+
+
+class RowBlocks:
+    """Reads a weight a block of rows at a time, as float32 matrices (rows, columns), into scratch used again.
+
+    `block` is filled anew by each step of `read`; `bytes_of` rounds it once into the output dtype.
+    """
+
+    def __init__(self, elements: int) -> None:
+        self._elements = elements
+        self._stored = bytearray(0)
+        self._written = bytearray(0)
+        self._scratch = torch.empty(0)
+
+    def read(self, info: TensorInfo) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first row, block) for the whole tensor, in order."""
+        rows = info.shape[0] if info.shape else 1
+        columns = info.numel // rows if rows else 0
+        if not info.numel:
+            return
+        count = max(1, min(rows, self._elements // columns))
+        row_bytes = info.nbytes // rows
+        self._reserve(count * row_bytes, count * columns)
+        with open(info.file, "rb", buffering=0) as handle:
+            for start in range(0, rows, count):
+                taken = min(count, rows - start)
+                view = memoryview(self._stored)[: taken * row_bytes]
+                if os.preadv(handle.fileno(), [view], info.start + start * row_bytes) != len(view):
+                    raise LoraInspectError(f"{info.file}: it became shorter while it was read; run the command again.")
+                stored = torch.frombuffer(self._stored, dtype=TORCH_DTYPES[info.dtype], count=taken * columns)
+                block = self._scratch[: taken * columns].view(taken, columns)
+                block.copy_(stored.view(taken, columns))
+                yield start, block
+
+    def bytes_of(self, block: torch.Tensor, dtype: str) -> tuple[memoryview, torch.Tensor]:
+        """The block rounded to `dtype` as bytes, and the same memory as a tensor; both are overwritten by the next call."""
+        size = block.numel() * TORCH_DTYPES[dtype].itemsize
+        if len(self._written) < size:
+            self._written = bytearray(size)
+        rounded = torch.frombuffer(self._written, dtype=TORCH_DTYPES[dtype], count=block.numel()).view(block.shape)
+        rounded.copy_(block)
+        return memoryview(self._written)[:size], rounded
+
+    def _reserve(self, stored_bytes: int, elements: int) -> None:
+        if len(self._stored) < stored_bytes:
+            self._stored = bytearray(stored_bytes)
+        if self._scratch.numel() < elements:
+            self._scratch = torch.empty(elements)
+
+
+def first_non_finite(values: torch.Tensor) -> Any:
+    """The first NaN or infinity among `values`, or None."""
+    if torch.isfinite(values.sum(dtype=torch.float32)):
+        return None
+    bad = values[~torch.isfinite(values)]
+    return bad[0].item() if bad.numel() else None

@@ -1,0 +1,41 @@
+"""Which program wrote a file, told by its metadata and by tensors that only it writes."""
+
+import json
+from collections.abc import Collection, Mapping
+
+# `ss_base_model_version` values that musubi-tuner writes and sd-scripts does not.
+_MUSUBI_MODELS = (
+    "hunyuan_video", "wan", "framepack", "flux_kontext", "flux_2", "qwen_image", "kandinsky5", "z_image",
+    "hidream_o1", "ideogram4", "krea2",
+)  # fmt: skip
+
+
+def find_trainer(metadata: Mapping[str, str], keys: Collection[str], has_peft_config: bool) -> str | None:
+    """The name of the program, or None where nothing tells."""
+    if metadata.get("lora_inspect.network"):
+        return "lora-inspect networks"
+    if "use_rslora_flag" in keys or "use_dora_flag" in keys or "lokr_factor" in keys:
+        return "blissful-tuner"
+    module = metadata.get("ss_network_module", "")
+    if module.startswith("lycoris"):
+        return "LyCORIS"
+    if any(key.startswith("ot_") for key in metadata):
+        return "OneTrainer"
+    if _software(metadata) == "ai-toolkit":
+        return "ai-toolkit"
+    if metadata.get("ss_base_model_version", "").startswith(_MUSUBI_MODELS):
+        return "musubi-tuner"
+    if module.startswith("networks.") or "ss_sd_scripts_commit_hash" in metadata:
+        return "sd-scripts"
+    if "lora_adapter_metadata" in metadata:
+        return "diffusers"
+    return "PEFT" if has_peft_config else None
+
+
+def _software(metadata: Mapping[str, str]) -> str | None:
+    try:
+        software = json.loads(metadata.get("software", "null"))
+    except ValueError:
+        return None
+    name = software.get("name") if isinstance(software, dict) else None
+    return name if isinstance(name, str) else None
