@@ -60,6 +60,11 @@ def axis_of(spelling: DoraSpelling, shape: tuple[int, ...], out_features: int, i
     return None
 
 
+def other_axis(axis: str) -> str:
+    """The axis of the same magnitude when the weight is stored as (in, out)."""
+    return INPUT if axis == OUTPUT else OUTPUT
+
+
 def squared_norm(matrix: Any, axis: str) -> Any:
     """Sum of squares of `matrix` (out, columns) along `axis`: (out,) for output rows, (columns,) for input."""
     return (matrix * matrix).sum(1 if axis == OUTPUT else 0)

@@ -1,12 +1,15 @@
 """Folding one contribution into one weight, a block of rows at a time. Tensor methods only."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lora_inspect import dora
+from lora_inspect.checkpoint import count_elements
+from lora_inspect.contribution import Contribution
 
 
 class Fold:
-    """A contribution made ready: `up` (out, rank) and `down` (rank, columns) in float32, scale and multiplier set.
+    """A contribution made ready: `up` (out, rank) and `down` (rank, columns), scale and multiplier set.
 
     `magnitude` is a vector over the output rows or the input columns (`axis`), or None for an additive fold.
     `columns_per_input` is the kernel size of a convolution: so many neighbouring columns share one input.
@@ -41,6 +44,34 @@ class Fold:
         self.needs_norm_pass = magnitude is not None and axis == dora.INPUT
         self._column_squares: Any = None
 
+    @classmethod
+    def of(
+        cls, contribution: Contribution, tensors: Mapping[str, Any], multiplier: float, rule: str | None = None
+    ) -> "Fold":
+        """The fold of a contribution whose scale is known, from its tensors by role (with "magnitude" for DoRA).
+
+        `rule` is the multiplier rule of DoRA; None takes the spelling's own.
+        """
+        assert contribution.algorithm.flatten and contribution.algorithm.delta_shape and contribution.scale is not None
+        up, down = contribution.algorithm.flatten(tensors)
+        if contribution.transposed:
+            up, down = down.transpose(0, 1).contiguous(), up.transpose(0, 1).contiguous()
+        magnitude = contribution.magnitude
+        if magnitude is None:
+            return cls(up, down, contribution.scale, multiplier, rows=contribution.rows)
+        return cls(
+            up,
+            down,
+            contribution.scale,
+            multiplier,
+            rows=contribution.rows,
+            magnitude=tensors["magnitude"].reshape(-1),
+            axis=dora.other_axis(magnitude.axis) if contribution.transposed else magnitude.axis,
+            rule=rule or magnitude.spelling.multiplier,
+            added_eps=magnitude.spelling.added_eps,
+            columns_per_input=count_elements(contribution.algorithm.delta_shape(contribution.factors)[2:]),
+        )
+
     def observe(self, block: Any, start: int) -> None:
         """Adds the rows `start`… of the weight, `block` (rows, columns), to the column norms of V."""
         squares = dora.squared_norm(self._combined(block, start), dora.INPUT)
@@ -48,7 +79,7 @@ class Fold:
         self._column_squares = squares if self._column_squares is None else self._column_squares + squares
 
     def apply(self, block: Any, start: int) -> None:
-        """Folds in place: `block` (rows, columns), float32, holds the rows `start`… of the weight."""
+        """Folds in place: `block` (rows, columns) holds the rows `start`… of the weight."""
         if self.magnitude is None:
             self._add_delta(block, start)
             return

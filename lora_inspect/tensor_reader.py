@@ -1,6 +1,5 @@
 """Tensors of a checkpoint as torch tensors: a whole one, or a few rows into memory that is used again."""
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16
 
 
 def load(info: TensorInfo) -> torch.Tensor:
-    """The tensor in float32 or better (float64 stays), in its own shape. Raises LoraInspectError for other dtypes."""
+    """The tensor in float32, or float64 where it is stored so, in its own shape. LoraInspectError for other dtypes."""
     if info.dtype not in TORCH_DTYPES:
         raise LoraInspectError(
             f"{info.file}: {info.name} is stored as {info.dtype}, but F64, F32, F16 or BF16 was expected there."
@@ -29,10 +28,16 @@ def load(info: TensorInfo) -> torch.Tensor:
     return stored if info.dtype == "F64" else stored.float()
 
 
-class RowBlocks:
-    """Reads a weight a block of rows at a time, as float32 matrices (rows, columns), into scratch used again.
+def working_dtype(info: TensorInfo) -> torch.dtype:
+    """What a weight is folded in: float32, or float64 where it is stored so."""
+    return torch.float64 if info.dtype == "F64" else torch.float32
 
-    `block` is filled anew by each step of `read`; `bytes_of` rounds it once into the output dtype.
+
+class RowBlocks:
+    """Reads a weight a block of rows at a time, as matrices (rows, columns) in the working dtype.
+
+    The memory is used again: each step of `read` fills the same block anew, and each call of `bytes_of`
+    the same bytes.
     """
 
     def __init__(self, elements: int) -> None:
@@ -49,12 +54,13 @@ class RowBlocks:
             return
         count = max(1, min(rows, self._elements // columns))
         row_bytes = info.nbytes // rows
-        self._reserve(count * row_bytes, count * columns)
+        self._reserve(count * row_bytes, count * columns, working_dtype(info))
         with open(info.file, "rb", buffering=0) as handle:
             for start in range(0, rows, count):
                 taken = min(count, rows - start)
                 view = memoryview(self._stored)[: taken * row_bytes]
-                if os.preadv(handle.fileno(), [view], info.start + start * row_bytes) != len(view):
+                handle.seek(info.start + start * row_bytes)
+                if handle.readinto(view) != len(view):
                     raise LoraInspectError(f"{info.file}: it became shorter while it was read; run the command again.")
                 stored = torch.frombuffer(self._stored, dtype=TORCH_DTYPES[info.dtype], count=taken * columns)
                 block = self._scratch[: taken * columns].view(taken, columns)
@@ -62,7 +68,7 @@ class RowBlocks:
                 yield start, block
 
     def bytes_of(self, block: torch.Tensor, dtype: str) -> tuple[memoryview, torch.Tensor]:
-        """The block rounded to `dtype` as bytes, and the same memory as a tensor; both are overwritten by the next call."""
+        """The block rounded once to `dtype`, as bytes and as a tensor over the same memory."""
         size = block.numel() * TORCH_DTYPES[dtype].itemsize
         if len(self._written) < size:
             self._written = bytearray(size)
@@ -70,16 +76,16 @@ class RowBlocks:
         rounded.copy_(block)
         return memoryview(self._written)[:size], rounded
 
-    def _reserve(self, stored_bytes: int, elements: int) -> None:
+    def _reserve(self, stored_bytes: int, elements: int, dtype: torch.dtype) -> None:
         if len(self._stored) < stored_bytes:
             self._stored = bytearray(stored_bytes)
-        if self._scratch.numel() < elements:
-            self._scratch = torch.empty(elements)
+        if self._scratch.numel() < elements or self._scratch.dtype != dtype:
+            self._scratch = torch.empty(elements, dtype=dtype)
 
 
 def first_non_finite(values: torch.Tensor) -> Any:
     """The first NaN or infinity among `values`, or None."""
-    if torch.isfinite(values.sum(dtype=torch.float32)):
+    if torch.isfinite(values.sum(dtype=torch.float64)):
         return None
     bad = values[~torch.isfinite(values)]
     return bad[0].item() if bad.numel() else None

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from io import FileIO
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -81,8 +82,8 @@ class Writer:
         plan = self._next(name or info.name)
         if plan.nbytes != info.nbytes:
             raise AssertionError(f"{info.name}: {info.nbytes} bytes do not fit a plan of {plan.nbytes}")
-        with open(info.file, "rb") as source:
-            self._copy_range(source.fileno(), info.start, info.stop)
+        with open(info.file, "rb", buffering=0) as source:
+            self._copy_range(source, info.start, info.stop)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -123,23 +124,29 @@ class Writer:
         except OSError as error:
             raise self._refused(error) from None
 
-    def _copy_range(self, source: int, position: int, stop: int) -> None:
-        move = getattr(os, "copy_file_range", None)
-        while move and position < stop:
-            try:
-                moved = move(source, self._descriptor, min(stop - position, 1 << 30), position)
-            except OSError:
-                move = None  # not on this file system or across these two: read and write instead
-                break
-            if moved == 0:
-                break
-            position += moved
+    def _copy_range(self, source: FileIO, position: int, stop: int) -> None:
+        position = self._copy_in_kernel(source, position, stop)
+        source.seek(position)
         while position < stop:
-            data = os.pread(source, min(stop - position, _COPY_BYTES), position)
+            data = source.read(min(stop - position, _COPY_BYTES))
             if not data:
                 raise LoraInspectError(f"{self.path}: an input became shorter while it was read; run the command again.")
             self._write_all(data)
             position += len(data)
+
+    def _copy_in_kernel(self, source: FileIO, position: int, stop: int) -> int:
+        """Copies as far as the system does it by itself, and returns the position reached."""
+        if not hasattr(os, "copy_file_range"):
+            return position
+        try:
+            while position < stop:
+                moved = os.copy_file_range(source.fileno(), self._descriptor, min(stop - position, 1 << 30), position)
+                if not moved:
+                    break
+                position += moved
+        except OSError:
+            pass  # some file systems cannot; reading and writing finds out whether the disk itself refuses
+        return position
 
     def _refused(self, error: OSError) -> LoraInspectError:
         return LoraInspectError(f"{self.path}: it cannot be written ({error.strerror}); free space or choose another place.")

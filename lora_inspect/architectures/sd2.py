@@ -1,0 +1,15 @@
+"""Stable Diffusion 2.x: the names of Stable Diffusion 1.x with a wider text encoder."""
+
+from .record import Architecture, Layout, Size
+from .sd15 import CROSS_ATTENTION, DIFFUSERS, DIFFUSERS_BLOCKS, ORIGINAL, ORIGINAL_BLOCKS
+
+ARCHITECTURE = Architecture(
+    name="sd2",
+    title="Stable Diffusion 2.x",
+    layouts=(
+        Layout("diffusers", DIFFUSERS, blocks=DIFFUSERS_BLOCKS),
+        Layout("original", ORIGINAL, blocks=ORIGINAL_BLOCKS),
+    ),
+    sizes=tuple(Size(None, path, None, 1024) for path in CROSS_ATTENTION),
+    metadata_names=("sd_v2", "sd_v2_v", "sd_2.1", "stable-diffusion-v2-512", "stable-diffusion-v2-768-v"),
+)

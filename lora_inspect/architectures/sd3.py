@@ -1,0 +1,84 @@
+"""Stable Diffusion 3 and 3.5.
+
+Leaves as in the MMDiT class of the original repository and in the SD3Transformer2DModel of diffusers; `attn2` is the
+second attention of 3.5 medium.
+"""
+
+from .record import Architecture, Layout, Size, under
+
+ORIGINAL = (
+    "x_embedder.proj",
+    "t_embedder.mlp.0",
+    "t_embedder.mlp.2",
+    "y_embedder.mlp.0",
+    "y_embedder.mlp.2",
+    "context_embedder",
+    *under(
+        "joint_blocks.{i}.x_block",
+        "attn.qkv",
+        "attn.proj",
+        "attn2.qkv",
+        "attn2.proj",
+        "mlp.fc1",
+        "mlp.fc2",
+        "adaLN_modulation.1",
+    ),
+    *under("joint_blocks.{i}.context_block", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1"),
+    "final_layer.linear",
+    "final_layer.adaLN_modulation.1",
+)
+DIFFUSERS = (
+    "pos_embed.proj",
+    *under("time_text_embed.timestep_embedder", "linear_1", "linear_2"),
+    *under("time_text_embed.text_embedder", "linear_1", "linear_2"),
+    "context_embedder",
+    *under(
+        "transformer_blocks.{i}",
+        "norm1.linear",
+        "norm1_context.linear",
+        *under("attn", "to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "to_add_out"),
+        *under("attn2", "to_q", "to_k", "to_v", "to_out.0"),
+        "ff.net.0.proj",
+        "ff.net.2",
+        "ff_context.net.0.proj",
+        "ff_context.net.2",
+    ),
+    "norm_out.linear",
+    "proj_out",
+)
+
+# The width is 64 times the number of blocks.
+ARCHITECTURE = Architecture(
+    name="sd3",
+    title="Stable Diffusion 3",
+    layouts=(
+        Layout("original", ORIGINAL, blocks=(("joint_blocks", 38),)),
+        Layout("diffusers", DIFFUSERS, kohya_prefix="lora_transformer_", blocks=(("transformer_blocks", 38),)),
+    ),
+    sizes=tuple(
+        Size(name, path, out_features, width)
+        for name, width in (("2B", 1536), ("3.5 large", 2432))
+        for path, out_features in (
+            ("joint_blocks.{i}.x_block.attn.qkv", 3 * width),
+            ("joint_blocks.{i}.context_block.attn.qkv", 3 * width),
+            ("joint_blocks.{i}.x_block.attn.proj", width),
+            ("joint_blocks.{i}.context_block.attn.proj", width),
+            ("transformer_blocks.{i}.attn.to_q", width),
+            ("transformer_blocks.{i}.attn.to_k", width),
+            ("transformer_blocks.{i}.attn.to_v", width),
+            ("transformer_blocks.{i}.attn.add_q_proj", width),
+            ("transformer_blocks.{i}.attn.to_out.0", width),
+            ("transformer_blocks.{i}.attn.to_add_out", width),
+        )
+    ),
+    metadata_names=(
+        "sd_3",
+        "medium",
+        "5-medium",
+        "5-large",
+        "stable-diffusion-3",
+        "stable-diffusion-3-medium",
+        "stable-diffusion-3-5-medium",
+        "stable-diffusion-3-5-large",
+    ),
+)

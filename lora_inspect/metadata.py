@@ -1,0 +1,63 @@
+"""The metadata that outputs carry: what stays true, what is corrected, and where the file comes from."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lora_inspect import __version__
+from lora_inspect.evidence import SCALE_KEY, network_args
+from lora_inspect.peft_config import EMBEDDED_KEY
+from lora_inspect.scaling import STANDARD
+
+HASHES = ("sshs_model_hash", "sshs_legacy_hash")
+MERGED_KEY, CONVERTED_KEY = "lora_inspect.merged", "lora_inspect.converted"
+
+# Hashes of tensors that are no longer these.
+_STALE_HASHES = (*HASHES, "modelspec.hash_sha256")
+# Options that said how the stored alpha was to be read; in a standard file alpha/rank says it all.
+_SCALE_OPTIONS = ("use_rslora", "rs_lora", "alpha_pattern", "conv_alpha")
+_DORA_OPTIONS = ("use_dora", "dora_wd", "weight_decompose", "wd_on_output", "wd_on_out")
+# What trainers write where modules differ.
+_SEVERAL = "Dynamic"
+
+
+def merged_metadata(metadata: Mapping[str, str], sources: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """A base's metadata after a merge: hashes of the old tensors gone, the adapters recorded."""
+    kept = {key: value for key, value in metadata.items() if key not in _STALE_HASHES}
+    kept[MERGED_KEY] = json.dumps({"version": __version__, "adapters": list(sources)})
+    return kept
+
+
+def standard_metadata(
+    metadata: Mapping[str, str],
+    source: Mapping[str, Any],
+    *,
+    ranks: set[int],
+    alphas: set[float],
+    keeps_dora: bool,
+) -> dict[str, str]:
+    """An adapter's metadata after `convert --to-standard`: rank, alpha and options as the tensors now have them."""
+    stale = {*_STALE_HASHES, EMBEDDED_KEY, "ss_alpha_pattern"}
+    kept = {key: value for key, value in metadata.items() if key not in stale}
+    if "ss_network_dim" in kept:
+        kept["ss_network_dim"] = _one_or_several(ranks)
+    if "ss_network_alpha" in kept:
+        kept["ss_network_alpha"] = _one_or_several(alphas)
+    if "ss_rank_pattern" in kept and len(ranks) == 1:
+        del kept["ss_rank_pattern"]
+    if "ss_network_args" in kept:
+        gone = _SCALE_OPTIONS if keeps_dora else (*_SCALE_OPTIONS, *_DORA_OPTIONS)
+        kept["ss_network_args"] = json.dumps({k: v for k, v in network_args(metadata).items() if k not in gone})
+    kept[SCALE_KEY] = STANDARD
+    kept[CONVERTED_KEY] = json.dumps({"version": __version__, **source})
+    return kept
+
+
+def describe_file(path: str) -> str:
+    """How provenance names a file: the last part of its path, which says no more than it must."""
+    return os.path.basename(os.path.abspath(path))
+
+
+def _one_or_several(values: set[int] | set[float]) -> str:
+    return f"{next(iter(values)):.9g}" if len(values) == 1 else _SEVERAL

@@ -1,0 +1,1 @@
+"""One file per verb: a plain function from paths and options to a result. Nothing here prints."""
