@@ -87,6 +87,7 @@ def read_adapter(checkpoint: Checkpoint, overrides: Overrides = Overrides()) -> 
         *_scale_problems(modules.values()),
         *_scheme_problems(claims),
         *_unclaimed_problems(claims),
+        *_hint_problems(rslora),
     ]
     return Adapter(
         checkpoint=checkpoint,
@@ -217,7 +218,7 @@ def _with_scale(
         return replace(contribution, alpha=alpha, why=f"the evidence for RS-LoRA {cause}; settle it with --rslora yes|no")
     rule = bool(rslora.value)
     why = f"{alpha:g}/sqrt({rank})" if rule else f"{alpha:g}/{rank}"
-    return replace(contribution, alpha=alpha, scale=scale_of(alpha, rank, rule), why=why)
+    return replace(contribution, alpha=alpha, rslora=rule, scale=scale_of(alpha, rank, rule), why=why)
 
 
 def _alpha(
@@ -315,6 +316,10 @@ def _unclaimed_problems(claims: Claims) -> list[Problem]:
     keys = claims.unclaimed
     message = f"{len(keys)} tensors belong to no known algorithm ({keys[0]}{', …' if len(keys) > 1 else ''})"
     return [Problem("unclaimed", "warning", message, tuple(keys[:5]))]
+
+
+def _hint_problems(rslora: RsloraReading) -> list[Problem]:
+    return [Problem("rslora-hint", "note", rslora.hint.sentence())] if rslora.hint else []
 
 
 def _and_more(keys: list[str]) -> str:

@@ -28,8 +28,8 @@ class Contribution:
     """One change of one base weight.
 
     `factors` are the tensors by role. `rows` are the rows of the weight that it covers, None for all.
-    `transposed` says that the base stores the weight as (in, out). `alpha` and `scale` are None where unknown;
-    `why` is the reason for the scale, or for its absence.
+    `transposed` says that the base stores the weight as (in, out). `alpha`, the rule `rslora` and `scale` are
+    None where unknown; `why` is the reason for the scale, or for its absence.
     """
 
     module: ModuleName
@@ -40,6 +40,7 @@ class Contribution:
     transposed: bool = False
     rank: int | None = None
     alpha: float | None = None
+    rslora: bool | None = None
     scale: float | None = None
     why: str = ""
 

@@ -28,6 +28,14 @@ def load(info: TensorInfo) -> torch.Tensor:
     return stored if info.dtype == "F64" else stored.float()
 
 
+def to_bytes(tensor: torch.Tensor, dtype: str) -> bytes:
+    """The tensor rounded to `dtype`, as the bytes of a file."""
+    target = TORCH_DTYPES[dtype]
+    buffer = bytearray(tensor.numel() * target.itemsize)
+    torch.frombuffer(buffer, dtype=target).reshape(tensor.shape).copy_(tensor)
+    return bytes(buffer)
+
+
 def working_dtype(info: TensorInfo) -> torch.dtype:
     """What a weight is folded in: float32, or float64 where it is stored so."""
     return torch.float64 if info.dtype == "F64" else torch.float32

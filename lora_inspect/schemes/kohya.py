@@ -25,3 +25,12 @@ KOHYA = Scheme(
     },
     carries_alpha=True,
 )
+
+# sd-scripts numbers the text encoders of models that have several.
+_NUMBERED = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_"}
+
+
+def text_encoder_prefix(component: str, components: set[str]) -> str:
+    """The prefix of a text encoder in a file with `components`: numbered as soon as there is a second one."""
+    several = len(components & _NUMBERED.keys()) > 1 or component != "text_encoder"
+    return _NUMBERED.get(component, "lora_te_") if several else "lora_te_"

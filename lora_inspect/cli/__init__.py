@@ -1,0 +1,71 @@
+"""The command line: a group whose verbs are imported when they are called for."""
+
+import importlib
+import signal
+import sys
+from types import FrameType
+
+import click
+
+from lora_inspect import __version__
+from lora_inspect.errors import LoraInspectError
+
+_VERBS = ("info", "merge", "convert")
+_INTERRUPTED = 130
+_TERMINATED = 143
+
+
+class Verbs(click.Group):
+    """Finds each verb in the file of its name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs in the order in which people meet them."""
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Imports one verb's file."""
+        if name not in _VERBS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"lora_inspect.cli.{name}"), name)
+        return command
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lora-inspect")
+def cli() -> None:
+    """Says what a LoRA file means and on which evidence, merges it into a base, and converts it.
+
+    \b
+    lora-inspect info adapter.safetensors
+    lora-inspect merge base.safetensors adapter.safetensors:0.8 -o merged.safetensors
+    lora-inspect convert adapter.safetensors --to-standard -o standard.safetensors
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and exits: 0 done, 1 refused, 2 wrong usage, 130 interrupted."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status = cli.main(arguments, prog_name="lora-inspect", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except LoraInspectError as error:
+        _fail(str(error), 1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; nothing was written.", _INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read the output has left, and Python would complain about it once more
+        sys.exit(1)
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}; check the path and its rights.", 1)
+
+
+def _fail(message: str, status: int) -> None:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(status)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    sys.exit(_TERMINATED)  # unwinds, so that half-written outputs are removed

@@ -1,0 +1,113 @@
+"""`lora-inspect convert`."""
+
+import json
+from typing import Any
+
+import click
+
+from lora_inspect.checkpoint import open_checkpoint
+from lora_inspect.cli.progress_bar import progress_bar
+from lora_inspect.cli.shared_options import overrides, reading_options, writing_options
+from lora_inspect.contribution import claim
+from lora_inspect.ops.convert import ConvertOptions, ConvertResult, convert_to_standard
+
+
+@click.command(short_help="Rewrite an adapter so that every loader applies the same scale.")
+@click.argument("adapter")
+@writing_options
+@click.option("--to-standard", is_flag=True, help="Scale alpha/rank in every module, no flags, corrected metadata.")
+@click.option("--keep-dora", is_flag=True, help="DoRA: keep the magnitude as dora_scale; exact for readers that norm the sum.")
+@click.option("--base", metavar="BASE", help="DoRA: approximate the true change of BASE's weights by plain LoRA.")
+@click.option("--rank", type=click.IntRange(min=1), help="With --base: the rank of the approximation.")
+@click.option(
+    "--max-error",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="With --base: the least rank whose relative error is at most this, per module.",
+)
+@click.option("--lossy", is_flag=True, help="With --base: accept modules that lose more than 5% of their change.")
+@click.option("--drop-magnitude", is_flag=True, help="DoRA: leave the magnitude out; each row keeps the length of W + delta.")
+@reading_options
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def convert(
+    adapter: str,
+    output: str,
+    force: bool,
+    to_standard: bool,
+    keep_dora: bool,
+    base: str | None,
+    rank: int | None,
+    max_error: float | None,
+    lossy: bool,
+    drop_magnitude: bool,
+    rslora: str | None,
+    alpha: float | None,
+    allow_partial_dora: bool,
+    as_json: bool,
+) -> None:
+    """Writes ADAPTER anew so that alpha/rank is its scale: the one rule that every loader follows.
+
+    RS-LoRA is exact. DoRA needs one of --keep-dora, --base or --drop-magnitude.
+
+    \b
+    Example: lora-inspect convert rslora.safetensors --to-standard -o standard.safetensors
+    """
+    if not to_standard:
+        raise click.UsageError("say what to convert to: --to-standard.")
+    if keep_dora + drop_magnitude + (base is not None) > 1:
+        raise click.UsageError("--keep-dora, --base and --drop-magnitude exclude each other.")
+    if (base is None) != (rank is None and max_error is None) or (rank is not None and max_error is not None):
+        raise click.UsageError("--base takes exactly one of --rank and --max-error.")
+    options = ConvertOptions(
+        keep_dora=keep_dora,
+        drop_magnitude=drop_magnitude,
+        base=base,
+        rank=rank,
+        max_error=max_error,
+        lossy=lossy,
+        overrides=overrides(rslora, alpha, allow_partial_dora),
+    )
+    length = len(claim(open_checkpoint(adapter).tensors).modules) if base else 0
+    with progress_bar("Converting", length) as progress:
+        result = convert_to_standard(adapter, output, options, force, progress)
+    if as_json:
+        click.echo(json.dumps(_record(result), indent=2))
+        return
+    _print(result, with_errors=base is not None)
+
+
+def _record(result: ConvertResult) -> dict[str, Any]:
+    known = [error for error in result.relative_errors.values() if error is not None]
+    return {
+        "output": result.output,
+        "from": result.source,
+        "to": result.target,
+        "modules": result.modules,
+        "exact": result.exact,
+        "relative_error": {
+            "max": max(known, default=None),
+            "mean": sum(known) / len(known) if known else None,
+            "per_module": result.relative_errors,
+        },
+        "dropped": list(result.dropped),
+        "passed_through": list(result.passed_through),
+    }
+
+
+def _print(result: ConvertResult, with_errors: bool) -> None:
+    was = "RS-LoRA" if result.source["rslora"] else "LoRA"
+    was += " with DoRA" if result.source["dora"] else ""
+    becomes = "LoRA with dora_scale" if result.target["dora"] else "plain LoRA"
+    click.echo(f"{result.output}: {result.modules} modules, {was} ({result.source['scheme']}) to {becomes} ({result.target['scheme']})")
+    if with_errors:
+        for module, error in result.relative_errors.items():
+            click.echo(f"  {module}: relative error {error:.3g}")
+    known = [error for error in result.relative_errors.values() if error is not None]
+    if len(known) < len(result.relative_errors):
+        lost = len(result.relative_errors) - len(known)
+        click.echo(f"not exact: {lost} magnitudes are lost; each row now has the length of W + delta")
+    else:
+        click.echo("exact" if result.exact else f"not exact: relative error at most {max(known):.3g}")
+    if result.dropped:
+        click.echo(f"left out: {', '.join(result.dropped[:5])}{', …' if len(result.dropped) > 5 else ''}")
+    if result.passed_through:
+        click.echo(f"passed through as they are: {', '.join(result.passed_through[:5])}", err=True)

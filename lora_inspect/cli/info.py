@@ -1,0 +1,136 @@
+"""`lora-inspect info`."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from lora_inspect.checkpoint import find_checkpoints, is_checkpoint_folder
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.ops.info import FileInfo, as_json, inspect
+
+
+@click.command(short_help="What a file is and means, and on which evidence.")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--modules", is_flag=True, help="List every module with its rank, alpha and scale.")
+@click.option("--metadata", is_flag=True, help="Show the file's metadata.")
+@click.option("--json", "as_json_", is_flag=True, help="Print JSON: a list if several PATHs or a folder of files are given.")
+def info(paths: tuple[str, ...], modules: bool, metadata: bool, as_json_: bool) -> None:
+    """Says what each PATH is: a file, a sharded set, a PEFT folder, or a folder of adapters (a line per file).
+
+    Only headers, alphas and flags are read.
+
+    \b
+    Example: lora-inspect info adapter.safetensors --modules
+    """
+    found = list(_expand(paths))
+    several = len(paths) > 1 or found != list(paths)
+    read: list[FileInfo] = []
+    failures: list[str] = []
+    for path in found:
+        try:
+            read.append(inspect(path))
+        except LoraInspectError as error:
+            failures.append(str(error))
+    if as_json_:
+        records = [as_json(item, modules) for item in read]
+        click.echo(json.dumps(records if several else records[0], indent=2) if several or records else "", nl=bool(several or records))
+    else:
+        _print_tables(read, several, modules, metadata)
+    for failure in failures:
+        click.echo(f"Error: {failure}", err=True)
+    if not found:
+        raise LoraInspectError(f"{paths[0]}: the folder holds no .safetensors file; name another one.")
+    if failures:
+        sys.exit(1)
+
+
+def _expand(paths: tuple[str, ...]) -> Iterator[str]:
+    """The checkpoints that the arguments stand for: a folder of several files gives each of them."""
+    for path in paths:
+        if os.path.isdir(path) and not is_checkpoint_folder(path):
+            yield from find_checkpoints(path)
+        else:
+            yield path
+
+
+def _print_tables(read: list[FileInfo], several: bool, modules: bool, metadata: bool) -> None:
+    from tabulate import tabulate
+
+    records = [as_json(item, modules) for item in read]
+    if several and records:
+        columns = ("file", "kind", "algorithm", "architecture", "modules", "rank", "alpha", "scale", "rslora", "dora", "problems")
+        click.echo(tabulate([_line(record) for record in records], headers=columns, disable_numparse=True))
+    for record in records:
+        if not several:
+            click.echo(tabulate(_lines(record), tablefmt="plain", disable_numparse=True))
+        if modules and record["module_list"]:
+            rows = [
+                (m["module"], m["algorithm"], _shape(m["shape"]), m["rank"], m["alpha"], m["scale"], m["dora"] or "", m["why"])
+                for m in record["module_list"]
+            ]
+            headers = ("module", "algorithm", "shape", "rank", "alpha", "scale", "dora", "because")
+            click.echo("\n" + tabulate(rows, headers=headers, disable_numparse=True))
+        if metadata and record["metadata"]:
+            click.echo("\n" + tabulate(sorted(record["metadata"].items()), tablefmt="plain", disable_numparse=True))
+
+
+def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is said of a single file, a fact a line, each with its evidence."""
+    yield "file", record["path"]
+    yield "kind", f"{record['kind']}, {record['tensors']:,} tensors ({_listed(record['dtypes'])}), {record['bytes']:,} bytes"
+    if record["kind"] == "adapter":
+        yield "modules", f"{record['modules']:,} ({_listed(record['algorithms'])}), {record['parameters']:,} parameters"
+        yield "rank", _listed(record["ranks"])
+        yield "alpha", _listed(record["alphas"])
+        yield "scale", _listed(record["scales"])
+        yield "RS-LoRA", _answer(record["rslora"])
+        axis = f", {record['dora']['modules']} modules, {record['dora']['axis']} axis" if record["dora"]["modules"] else ""
+        yield "DoRA", _answer(record["dora"]) + axis
+        yield "scheme", record["scheme"] or "unknown"
+        yield "trainer", record["trainer"] or "unknown"
+    size = f" {record['size']}" if record["size"] else ""
+    yield "architecture", f"{record['architecture']}{size} ({record['layout']} names)" if record["architecture"] else "unknown"
+    for item in record["evidence"]:
+        yield "evidence", f"{item['about']}: {item['says']} [{item['where']}]"
+    if record["unclaimed"]:
+        yield "unclaimed", f"{len(record['unclaimed'])}: {', '.join(record['unclaimed'][:3])}"
+    for item in record["problems"]:
+        yield item["severity"], item["message"]
+
+
+def _line(record: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        record["path"],
+        record["kind"],
+        _listed(record["algorithms"]),
+        record["architecture"] or "",
+        str(record["modules"]),
+        "/".join(record["ranks"]),
+        "/".join(record["alphas"]),
+        "/".join(record["scales"]),
+        _word(record["rslora"]["value"]) if record["kind"] == "adapter" else "",
+        _word(record["dora"]["value"]) if record["kind"] == "adapter" else "",
+        ", ".join(sorted({item["code"] for item in record["problems"] if item["severity"] != "note"})),
+    )
+
+
+def _answer(reading: dict[str, Any]) -> str:
+    return f"{_word(reading['value'])} (by {reading['source'].replace('_', ' ')})"
+
+
+def _word(value: bool | None) -> str:
+    return "unknown" if value is None else ("yes" if value else "no")
+
+
+def _listed(counts: dict[str, int]) -> str:
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{name} ({count})" for name, count in counts.items()) or "-"
+
+
+def _shape(shape: list[int] | None) -> str:
+    return "x".join(map(str, shape)) if shape else ""

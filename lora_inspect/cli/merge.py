@@ -1,0 +1,100 @@
+"""`lora-inspect merge`."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from lora_inspect.cli.progress_bar import progress_bar
+from lora_inspect.cli.shared_options import overrides, reading_options, writing_options
+from lora_inspect.dora import MULTIPLIER_RULES
+from lora_inspect.ops.merge import MergeOptions, MergePlan, parse_adapter_argument, plan_merge
+from lora_inspect.ops.merge import merge as merge_files
+
+_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@click.command(short_help="Fold adapters into a base.")
+@click.argument("base")
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[:MULTIPLIER]...")
+@writing_options
+@click.option("--dtype", type=click.Choice(list(_DTYPES)), help="Element type of floating tensors; the base's by default.")
+@click.option("--only", metavar="COMPONENT", help="Merge one component of the adapters: model, text_encoder, ….")
+@click.option("--allow-unmatched", is_flag=True, help="Leave out modules and tensors without a target, and list them.")
+@click.option("--dora-multiplier", type=click.Choice(MULTIPLIER_RULES), help="What a multiplier does to DoRA; by default what the file's own program does.")
+@reading_options
+@click.option("--dry-run", is_flag=True, help="Say what would be merged; read and write no weight.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def merge(
+    base: str,
+    adapters: tuple[str, ...],
+    output: str,
+    force: bool,
+    dtype: str | None,
+    only: str | None,
+    allow_unmatched: bool,
+    dora_multiplier: str | None,
+    rslora: str | None,
+    alpha: float | None,
+    allow_partial_dora: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Folds each ADAPTER, with its own MULTIPLIER (default 1), into BASE and writes the result.
+
+    BASE is a file, a sharded set or a folder; the output has the same form. Multiplier 0 changes nothing.
+
+    \b
+    Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetensors -o merged.safetensors
+    """
+    options = MergeOptions(
+        dtype=_DTYPES[dtype] if dtype else None,
+        only=only,
+        allow_unmatched=allow_unmatched,
+        dora_rule=dora_multiplier,
+        overrides=overrides(rslora, alpha, allow_partial_dora),
+    )
+    plan = plan_merge(base, [parse_adapter_argument(argument) for argument in adapters], options)
+    if dry_run:
+        _print(_planned(plan, output), as_json)
+        return
+    with progress_bar("Merging", plan.folded_bytes) as progress:
+        result = merge_files(plan, output, force, progress)
+    record = asdict(result)
+    if plan.dora_rules:
+        record["dora_multiplier"] = ", ".join(sorted(plan.dora_rules))
+    _print(record, as_json)
+
+
+def _planned(plan: MergePlan, output: str) -> dict[str, Any]:
+    return {
+        "output": output,
+        "modules_merged": plan.modules,
+        "tensors_copied": len(plan.base.tensors) - len(plan.changes),
+        "multipliers": {adapter.checkpoint.path: multiplier for adapter, multiplier in plan.adapters},
+        "unmatched": list(plan.unmatched),
+        "targets": {
+            name: [change.contribution.module.key for change in changes] for name, changes in plan.changes.items()
+        },
+        "dry_run": True,
+    }
+
+
+def _print(record: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(record, indent=2))
+        return
+    if record.get("dry_run"):
+        for name, modules in record["targets"].items():
+            click.echo(f"{name} <- {', '.join(modules)}")
+    verb = "would merge" if record.get("dry_run") else "merged"
+    strengths = ", ".join(f"{path} at {multiplier:g}" for path, multiplier in record["multipliers"].items())
+    click.echo(f"{verb} {record['modules_merged']} modules ({strengths}) into {record['output']}")
+    click.echo(f"{record['tensors_copied']} tensors {'would be copied' if record.get('dry_run') else 'copied'} unchanged")
+    if "dora_multiplier" in record:
+        click.echo(f"DoRA multiplier rule: {record['dora_multiplier']}")
+    if record["unmatched"]:
+        click.echo(f"{len(record['unmatched'])} keys left out: {', '.join(record['unmatched'][:5])}", err=True)
+    if "seconds" in record:
+        click.echo(f"{record['bytes']:,} bytes in {record['seconds']:.1f} s")

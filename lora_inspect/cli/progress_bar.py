@@ -1,0 +1,19 @@
+"""A progress bar on stderr, where a person looks at it; nothing anywhere else."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from lora_inspect.progress import Progress, silent
+
+
+@contextmanager
+def progress_bar(label: str, length: int) -> Iterator[Progress]:
+    """Yields what to call with each amount that is done."""
+    stderr = click.get_text_stream("stderr")
+    if not stderr.isatty():
+        yield silent
+        return
+    with click.progressbar(length=length, label=label, file=stderr, show_eta=True) as bar:
+        yield bar.update

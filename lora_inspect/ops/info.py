@@ -1,0 +1,170 @@
+"""What a file is and means: the reading of a checkpoint as one flat record, for people and for scripts."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from lora_inspect.adapter import Adapter, Overrides, is_adapter, read_adapter
+from lora_inspect.architectures.detection import Detection, detect
+from lora_inspect.checkpoint import Checkpoint, open_checkpoint
+from lora_inspect.contribution import Contribution
+from lora_inspect.schemes.record import MODEL
+
+SCHEMA = 1
+ADAPTER, BASE, OTHER = "adapter", "base", "other"
+# A base has embeddings, norms and heads beside the layers that the tables of architectures list.
+_BASE_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """One checkpoint, read: its kind, its adapter reading (also of a base, where it is empty) and its architecture."""
+
+    adapter: Adapter
+    kind: str
+    detection: Detection | None
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The headers that were read."""
+        return self.adapter.checkpoint
+
+
+def inspect(path: str) -> FileInfo:
+    """Reads the headers, alphas and flags of `path`; raises LoraInspectError where it is no readable checkpoint."""
+    return inspect_adapter(open_checkpoint(path))
+
+
+def inspect_adapter(checkpoint: Checkpoint, overrides: Overrides = Overrides()) -> FileInfo:  # noqa: B008 (frozen)
+    """The reading of an opened checkpoint, with what the user settles."""
+    adapter = read_adapter(checkpoint, overrides)
+    kind = _kind(adapter)
+    if kind == ADAPTER:
+        detection = detect(_adapter_modules(adapter), adapter.checkpoint.metadata)
+    else:
+        detection = detect(base_modules(adapter.checkpoint), adapter.checkpoint.metadata, minimum_share=_BASE_SHARE)
+    return FileInfo(adapter, kind, detection)
+
+
+def base_modules(checkpoint: Checkpoint) -> list[tuple[str, int | None, int | None]]:
+    """(path, out features, in features) of a base's weights with at least two dimensions, its own prefix removed."""
+    from lora_inspect.matching import BASE_PREFIXES
+
+    weights = [info for info in checkpoint.tensors.values() if info.name.endswith(".weight") and len(info.shape) > 1]
+    prefixes = sorted(BASE_PREFIXES[MODEL], key=len, reverse=True)
+    counts = Counter(next(p for p in prefixes if info.name.startswith(p)) for info in weights)
+    prefix = counts.most_common(1)[0][0] if counts else ""
+    return [
+        (info.name[len(prefix) : -len(".weight")], info.shape[0], info.shape[1])
+        for info in weights
+        if info.name.startswith(prefix)
+    ]
+
+
+def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
+    """The record that scripts rely on; `modules` adds `module_list`."""
+    adapter, checkpoint = info.adapter, info.checkpoint
+    contributions = list(adapter.contributions)
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "path": checkpoint.path,
+        "bytes": checkpoint.bytes,
+        "tensors": len(checkpoint.tensors),
+        "dtypes": _counted(tensor.dtype for tensor in checkpoint.tensors.values()),
+        "kind": info.kind,
+        "algorithms": _counted(contribution.algorithm.name for contribution in contributions),
+        "scheme": adapter.scheme,
+        "architecture": info.detection.architecture.name if info.detection else None,
+        "layout": info.detection.layout.name if info.detection else None,
+        "size": info.detection.size if info.detection else None,
+        "trainer": adapter.trainer,
+        "modules": len(adapter.modules),
+        "parameters": _parameters(info),
+        "ranks": _counted(str(contribution.rank) for contribution in contributions if contribution.rank),
+        "alphas": _counted(_alpha(contribution) for contribution in contributions if contribution.rank),
+        "scales": _counted(_scale(contribution) for contribution in contributions if contribution.rank),
+        "rslora": {
+            "value": adapter.rslora.value,
+            "source": adapter.rslora.source,
+            "hint": adapter.rslora.hint and {"share": adapter.rslora.hint.share, "modules": adapter.rslora.hint.modules},
+        },
+        "dora": {
+            "value": adapter.dora.value,
+            "source": adapter.dora.source,
+            "modules": adapter.dora.modules,
+            "axis": adapter.dora.axis,
+        },
+        "evidence": [{"about": item.about, "says": item.says, "where": item.where} for item in adapter.evidence],
+        "metadata": checkpoint.metadata,
+        "unclaimed": list(adapter.unclaimed) if info.kind == ADAPTER else [],
+        "problems": [
+            {"code": item.code, "severity": item.severity, "message": item.message, "keys": list(item.keys)}
+            for item in adapter.problems
+        ],
+    }
+    if info.detection:
+        record["evidence"].append({"about": "architecture", "says": info.detection.says, "where": "module names"})
+    if modules:
+        record["module_list"] = [_module_record(contribution) for contribution in contributions]
+    return record
+
+
+def _module_record(contribution: Contribution) -> dict[str, Any]:
+    shape_of = contribution.algorithm.delta_shape
+    return {
+        "module": contribution.module.key,
+        "component": contribution.module.component,
+        "algorithm": contribution.algorithm.name,
+        "shape": list(shape_of(contribution.factors)) if shape_of else None,
+        "rows": list(contribution.rows) if contribution.rows else None,
+        "rank": contribution.rank,
+        "alpha": contribution.alpha,
+        "scale": contribution.scale,
+        "why": contribution.why,
+        "dora": contribution.magnitude.axis if contribution.magnitude else None,
+    }
+
+
+def _kind(adapter: Adapter) -> str:
+    if is_adapter(adapter) or any(problem.code == "algorithm" for problem in adapter.problems):
+        return ADAPTER
+    matrices = sum(len(info.shape) > 1 and info.name.endswith(".weight") for info in adapter.checkpoint.tensors.values())
+    return BASE if matrices else OTHER
+
+
+def _adapter_modules(adapter: Adapter) -> list[tuple[str, int | None, int | None]]:
+    found: list[tuple[str, int | None, int | None]] = []
+    for module in adapter.modules.values():
+        if module.name.component != MODEL:
+            continue
+        first = module.contributions[0]
+        shape = first.algorithm.delta_shape(first.factors) if first.algorithm.delta_shape and first.rank else None
+        out_features = None if shape is None or first.rows else shape[0]
+        found.append((module.name.body, out_features, shape[1] if shape else None))
+    return found
+
+
+def _parameters(info: FileInfo) -> int:
+    if info.kind != ADAPTER:
+        return sum(tensor.numel for tensor in info.checkpoint.tensors.values())
+    alphas = {module.alpha.name for module in info.adapter.modules.values() if module.alpha}
+    return sum(
+        tensor.numel for module in info.adapter.modules.values() for tensor in module.tensors if tensor.name not in alphas
+    )
+
+
+def _alpha(contribution: Contribution) -> str:
+    if contribution.alpha is not None:
+        return f"{contribution.alpha:.6g}"
+    return "absent" if contribution.scale is not None else "unknown"
+
+
+def _scale(contribution: Contribution) -> str:
+    return "unknown" if contribution.scale is None else f"{contribution.scale:.6g}"
+
+
+def _counted(values: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(values).most_common())
+
+
