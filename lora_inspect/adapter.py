@@ -4,20 +4,18 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from lora_inspect import dora, evidence, peft_config, schemes
+from lora_inspect import evidence, peft_config, problems, schemes
 from lora_inspect.checkpoint import PEFT_WEIGHTS, Checkpoint
 from lora_inspect.contribution import Claims, Contribution, Module, claim
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.evidence import DoraReading, Evidence, LoraFacts, Problem, RsloraReading
-from lora_inspect.scaling import scale_of
+from lora_inspect.scaling import RANK_STABILISED, STANDARD, scale_of
 from lora_inspect.trainers import find_trainer
 
 
-@dataclass(frozen=True, slots=True)
-class Overrides:
+class Overrides(NamedTuple):
     """What the user settles: the scale rule, an alpha for modules whose own is unknown, and a partial DoRA."""
 
     rslora: bool | None = None
@@ -25,8 +23,7 @@ class Overrides:
     allow_partial_dora: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Adapter:
+class Adapter(NamedTuple):
     """A file read: modules by name, readings with their evidence, problems, and the keys that nobody claims."""
 
     checkpoint: Checkpoint
@@ -45,11 +42,16 @@ class Adapter:
         """Every contribution of every module."""
         return (contribution for module in self.modules.values() for contribution in module.contributions)
 
-    def refuse_errors(self) -> None:
-        """Raises LoraInspectError with the first problem that is an error."""
+    def refuse(self) -> None:
+        """Raises LoraInspectError with the first problem that is an error, or where the file is no adapter at all."""
         for problem in self.problems:
             if problem.severity == "error":
                 raise LoraInspectError(f"{self.checkpoint.path}: {problem.message}.")
+        if not self.modules:
+            tensors = len(self.checkpoint.tensors)
+            raise LoraInspectError(
+                f"{self.checkpoint.path}: none of its {tensors} tensors belongs to a known adapter; name an adapter."
+            )
 
 
 def read_adapter(checkpoint: Checkpoint, overrides: Overrides = Overrides()) -> Adapter:  # noqa: B008 (frozen)
@@ -57,55 +59,54 @@ def read_adapter(checkpoint: Checkpoint, overrides: Overrides = Overrides()) -> 
     claims = claim(checkpoint.tensors)
     numbers = _read_numbers(checkpoint, claims)
     configs = _find_configs(checkpoint, claims)
-    scheme = _scheme_of(claims)
+    lora_configs = {where: config for where, config in configs.items() if config.get("peft_type", "LORA") == "LORA"}
     facts = [_facts(contribution, numbers.get(contribution.module.key)) for contribution in _computed(claims)]
-
-    flags = {key: bool(numbers[key]) for key in _rslora_flags(claims)}
-    by_config = any(schemes.by_name(name).absent_alpha == "config" for name in {f.module.scheme for f in _computed(claims)})
-    where = {place: config for place, config in configs.items() if config.get("peft_type", "LORA") == "LORA"}
-    rslora, found = evidence.read_rslora(facts, flags, checkpoint.metadata, where, by_config and not where)
+    rslora, about_rslora = _read_rslora(facts, claims, numbers, checkpoint.metadata, lora_configs)
     if overrides.rslora is not None:
         rslora = RsloraReading(overrides.rslora, "option")
-        found.append(Evidence("rslora", f"the rule is {'alpha/sqrt(rank)' if rslora.value else 'alpha/rank'}", "--rslora"))
+        says = f"the scale is {RANK_STABILISED if overrides.rslora else STANDARD}"
+        about_rslora.append(Evidence("rslora", says, "--rslora"))
     dora_flag = bool(numbers[evidence.DORA_FLAG]) if evidence.DORA_FLAG in claims.flags else None
-    dora_reading, dora_evidence, problems = evidence.read_dora(facts, dora_flag, checkpoint.metadata, where)
-    if overrides.allow_partial_dora:
-        problems = [problem for problem in problems if problem.code not in ("dora-partial", "dora-missing")]
-
+    dora, about_dora, about_magnitudes = evidence.read_dora(facts, dora_flag, checkpoint.metadata, lora_configs)
     modules = {
-        name: replace(module, contributions=tuple(
-            _with_scale(contribution, module, numbers, _config_for(contribution, configs), rslora, overrides)
-            for contribution in module.contributions
-        ))
-        for name, module in claims.modules.items()
-    }  # fmt: skip
-    problems = [
-        *claims.problems,
-        *_config_problems(configs, checkpoint.metadata),
-        *problems,
-        *_algorithm_problems(modules.values()),
-        *_scale_problems(modules.values()),
-        *_scheme_problems(claims),
-        *_unclaimed_problems(claims),
-        *_hint_problems(rslora),
-    ]
+        name: _with_scales(module, numbers, configs, rslora, overrides) for name, module in claims.modules.items()
+    }
     return Adapter(
         checkpoint=checkpoint,
         modules=modules,
-        scheme=scheme,
-        trainer=find_trainer(checkpoint.metadata, checkpoint.tensors, any(map(peft_config.is_peft_config, configs.values()))),
+        scheme=_scheme_of(claims),
+        trainer=find_trainer(checkpoint.metadata, checkpoint.tensors, has_peft_config=bool(configs)),
         rslora=rslora,
-        dora=dora_reading,
-        evidence=(*found, *dora_evidence),
+        dora=dora,
+        evidence=(*about_rslora, *about_dora),
         flags=claims.flags,
         unclaimed=claims.unclaimed,
-        problems=tuple(problems),
+        problems=(
+            *claims.problems,
+            *problems.of_configs(configs, checkpoint.metadata),
+            *(p for p in about_magnitudes if p.code != "dora-partial" or not overrides.allow_partial_dora),
+            *problems.of_algorithms(modules.values()),
+            *problems.of_scales(modules.values()),
+            *problems.of_schemes(claims),
+            *problems.of_unclaimed(claims),
+            *problems.of_hint(rslora),
+        ),
     )
 
 
-def is_adapter(claims_or_adapter: Claims | Adapter) -> bool:
-    """Whether any tensor is a factor of a known algorithm."""
-    return bool(claims_or_adapter.modules)
+def _read_rslora(
+    facts: list[LoraFacts],
+    claims: Claims,
+    numbers: Mapping[str, float | int | bool | None],
+    metadata: Mapping[str, str],
+    configs: Mapping[str, Mapping[str, Any]],
+) -> tuple[RsloraReading, list[Evidence]]:
+    keys = [key for key in claims.flags if key == evidence.RSLORA_FLAG]
+    keys += [module.rslora_flag.name for module in claims.modules.values() if module.rslora_flag]
+    flags = {key: bool(numbers[key]) for key in keys}
+    used = {module.name.scheme for module in claims.modules.values()}
+    needs_config = any(schemes.by_name(name).absent_alpha == "config" for name in used)
+    return evidence.read_rslora(facts, flags, metadata, configs, needs_config and not configs)
 
 
 def _computed(claims: Claims) -> list[Contribution]:
@@ -115,7 +116,7 @@ def _computed(claims: Claims) -> list[Contribution]:
         contribution
         for module in claims.modules.values()
         for contribution in module.contributions
-        if contribution.algorithm.rank and not broken & {info.name for info in contribution.factors.values()}
+        if contribution.algorithm.formula and not broken & {info.name for info in contribution.factors.values()}
     ]
 
 
@@ -127,16 +128,10 @@ def _read_numbers(checkpoint: Checkpoint, claims: Claims) -> dict[str, float | i
     return {**values, **{name: values[key] for name, key in alphas.items()}}
 
 
-def _rslora_flags(claims: Claims) -> list[str]:
-    own = [evidence.RSLORA_FLAG] if evidence.RSLORA_FLAG in claims.flags else []
-    return own + [module.rslora_flag.name for module in claims.modules.values() if module.rslora_flag]
-
-
 def _facts(contribution: Contribution, alpha: float | int | bool | None) -> LoraFacts:
-    assert contribution.algorithm.rank is not None
     return LoraFacts(
         module=contribution.module.key,
-        rank=contribution.algorithm.rank(contribution.factors),
+        rank=contribution.formula.rank(contribution.factors),
         alpha=None if alpha is None else float(alpha),
         linear=contribution.is_linear,
         split=contribution.rows is not None,
@@ -168,8 +163,7 @@ def _config_fits(config: Mapping[str, Any], claims: Claims) -> bool:
     contributions = _computed(claims)
     return bool(contributions) and all(
         not contribution.module.flat
-        and contribution.algorithm.rank is not None
-        and peft_config.config_rank(config, contribution.module.body) == contribution.algorithm.rank(contribution.factors)
+        and peft_config.config_rank(config, contribution.module.body) == contribution.formula.rank(contribution.factors)
         and _is_target(config.get("target_modules"), contribution.module.body)
         for contribution in contributions
     )
@@ -192,6 +186,21 @@ def _config_for(contribution: Contribution, configs: Mapping[str, dict[str, Any]
     return None if contribution.module.prefix and len(configs) > 1 else next(iter(configs.values()))
 
 
+def _with_scales(
+    module: Module,
+    numbers: Mapping[str, float | int | bool | None],
+    configs: Mapping[str, dict[str, Any]],
+    rslora: RsloraReading,
+    overrides: Overrides,
+) -> Module:
+    return module._replace(
+        contributions=tuple(
+            _with_scale(contribution, module, numbers, _config_for(contribution, configs), rslora, overrides)
+            for contribution in module.contributions
+        )
+    )
+
+
 def _with_scale(
     contribution: Contribution,
     module: Module,
@@ -201,24 +210,28 @@ def _with_scale(
     overrides: Overrides,
 ) -> Contribution:
     """The contribution with rank, alpha and scale, or with the reason why the scale is unknown."""
-    if contribution.algorithm.rank is None:
+    if contribution.algorithm.formula is None:
         return contribution
-    rank = contribution.algorithm.rank(contribution.factors)
+    rank = contribution.formula.rank(contribution.factors)
     transposed = bool(config and config.get("fan_in_fan_out")) and contribution.is_linear
-    contribution = replace(contribution, rank=rank, transposed=transposed)
+    contribution = contribution._replace(rank=rank, transposed=transposed)
     alpha, why = _alpha(contribution, module, numbers, config, rank)
     if alpha is None and overrides.alpha is not None and why:
         alpha, why = overrides.alpha, ""
     if why:
-        return replace(contribution, alpha=alpha, why=why)
+        return contribution._replace(alpha=alpha, why=why)
     if alpha is None:
-        return replace(contribution, scale=1.0, why=f"no alpha, which means scale 1 in the {contribution.module.scheme} scheme")
+        return contribution._replace(
+            scale=1.0, why=f"no alpha, which means scale 1 in the {contribution.module.scheme} scheme"
+        )
     if rslora.value is None and rank > 1:
         cause = "conflicts" if rslora.source == "conflict" else "is missing"
-        return replace(contribution, alpha=alpha, why=f"the evidence for RS-LoRA {cause}; settle it with --rslora yes|no")
+        return contribution._replace(
+            alpha=alpha, why=f"the evidence for RS-LoRA {cause}; settle it with --rslora yes|no"
+        )
     rule = bool(rslora.value)
     why = f"{alpha:g}/sqrt({rank})" if rule else f"{alpha:g}/{rank}"
-    return replace(contribution, alpha=alpha, rslora=rule, scale=scale_of(alpha, rank, rule), why=why)
+    return contribution._replace(alpha=alpha, rslora=rule, scale=scale_of(alpha, rank, rule), why=why)
 
 
 def _alpha(
@@ -242,7 +255,10 @@ def _alpha(
     if config is not None:
         expected = peft_config.config_rank(config, contribution.module.body)
         if expected != rank:
-            return None, f"the config's rank is {expected} and the tensors' is {rank}, so it is not theirs; give --alpha N"
+            return (
+                None,
+                f"the config's rank is {expected} and the tensors' is {rank}, so it is not theirs; give --alpha N",
+            )
         if configured is None:
             return None, "the config's lora_alpha is no number; give --alpha N"
         return configured, ""
@@ -252,75 +268,3 @@ def _alpha(
             "put it beside the file, or give --alpha N and --rslora yes|no"
         )
     return None, ""
-
-
-def _config_problems(configs: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, str]) -> list[Problem]:
-    problems: list[Problem] = []
-    for where, config in configs.items():
-        method = config.get("peft_type", "LORA")
-        if method != "LORA":
-            problems.append(Problem("algorithm", "error", f"{where} says {method}, an algorithm that is not built yet"))
-        if init := peft_config.residual_init(config):
-            problems.append(_residual(where, init))
-        for says in peft_config.foreign_settings(config):
-            problems.append(Problem("peft-setting", "error", f"{where}: {says}, which is not built yet"))
-    init = metadata.get("ss_init_lora_weights", "")
-    if init.startswith("pissa"):
-        problems.append(_residual("metadata ss_init_lora_weights", init))
-    return problems
-
-
-def _residual(where: str, init: str) -> Problem:
-    message = (
-        f"{where} says the {init} initialisation, so the tensors change a residual base, not the original one; "
-        "convert the adapter to plain LoRA with the program that trained it"
-    )
-    return Problem("residual-base", "error", message)
-
-
-def _algorithm_problems(modules: Iterable[Module]) -> list[Problem]:
-    by_title: dict[str, list[str]] = {}
-    for module in modules:
-        for contribution in module.contributions:
-            if contribution.algorithm.flatten is None:
-                keys = by_title.setdefault(contribution.algorithm.title, [])
-                keys.append(next(iter(contribution.factors.values())).name)
-    return [
-        Problem("algorithm", "error", f"{title} is not built yet ({len(keys)} modules, {keys[0]})", tuple(keys[:5]))
-        for title, keys in by_title.items()
-    ]
-
-
-def _scale_problems(modules: Iterable[Module]) -> list[Problem]:
-    by_reason: dict[str, list[str]] = {}
-    for module in modules:
-        for contribution in module.contributions:
-            if contribution.algorithm.rank and contribution.scale is None:
-                by_reason.setdefault(contribution.why, []).append(module.name.key)
-    return [
-        Problem("scale-unknown", "error", f"the scale of {keys[0]}{_and_more(keys)} is unknown: {why}", tuple(keys[:5]))
-        for why, keys in by_reason.items()
-    ]
-
-
-def _scheme_problems(claims: Claims) -> list[Problem]:
-    names = sorted({module.name.scheme for module in claims.modules.values()})
-    if len(names) < 2:
-        return []
-    return [Problem("mixed-schemes", "warning", f"the keys follow {len(names)} naming schemes: {', '.join(names)}")]
-
-
-def _unclaimed_problems(claims: Claims) -> list[Problem]:
-    if not claims.unclaimed or not claims.modules:
-        return []
-    keys = claims.unclaimed
-    message = f"{len(keys)} tensors belong to no known algorithm ({keys[0]}{', …' if len(keys) > 1 else ''})"
-    return [Problem("unclaimed", "warning", message, tuple(keys[:5]))]
-
-
-def _hint_problems(rslora: RsloraReading) -> list[Problem]:
-    return [Problem("rslora-hint", "note", rslora.hint.sentence())] if rslora.hint else []
-
-
-def _and_more(keys: list[str]) -> str:
-    return f" and {len(keys) - 1} more modules" if len(keys) > 1 else ""

@@ -4,51 +4,18 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from lora_inspect.dtypes import BITS, decode_number
+from lora_inspect.dtypes import decode_number
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.header import PICKLE_ENDINGS, TensorInfo, read_header, refuse_foreign
 
-MAX_HEADER_BYTES = 100_000_000  # the safetensors library refuses larger headers
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
 ADAPTER_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model"
 
-_PICKLE_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
-# How a file begins that is often found under a .safetensors name, and what it is.
-_FOREIGN_STARTS = (
-    (b"version https://git-lfs.github.com/spec/", "a Git-LFS pointer, not the file itself", "run `git lfs pull`"),
-    (b"PK\x03\x04", "a PyTorch pickle (zip)", "save it as .safetensors with the program that wrote it"),
-    (b"GGUF", "a GGUF file", "use the .safetensors version of the model"),
-    (b"<!DOCTYPE", "a saved web page", "download the file itself"),
-    (b"<html", "a saved web page", "download the file itself"),
-)
 
-
-class TensorInfo(NamedTuple):
-    """One tensor of a file, unread: `start` and `stop` are byte positions in `file`."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: str
-    start: int
-    stop: int
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return count_elements(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Size in the file, in bytes."""
-        return self.stop - self.start
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """Every tensor of a file, of a set of shards or of a folder by name, in file order, and what lies beside them.
 
     `path` is what the user named; `root` is the folder that holds a sharded or folder checkpoint and None for
@@ -60,11 +27,11 @@ class Checkpoint:
     files: tuple[str, ...]
     tensors: dict[str, TensorInfo]
     file_metadata: dict[str, dict[str, str]]
+    metadata: dict[str, str]
     root: str | None = None
-    index: str | None = None
+    index_path: str | None = None
     config: dict[str, Any] | None = None
     config_path: str | None = None
-    metadata: dict[str, str] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -113,34 +80,6 @@ def open_checkpoint(path: str) -> Checkpoint:
     return _single_file(path, named=path)
 
 
-def read_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Tensors in file order and metadata of one .safetensors file, with every rule of the format checked.
-
-    Raises LoraInspectError where the file cannot be what its name says.
-    """
-    if file.lower().endswith(_PICKLE_ENDINGS):
-        raise LoraInspectError(
-            f"{file}: a pickle can run code when it is opened, so it is never read; "
-            "save it as .safetensors with the program that wrote it."
-        )
-    try:
-        with open(file, "rb") as handle:
-            size = os.fstat(handle.fileno()).st_size
-            start = handle.read(64)
-            _refuse_foreign(file, start, size)
-            length = int.from_bytes(start[:8], "little")
-            if length > MAX_HEADER_BYTES or length > size - 8:
-                raise LoraInspectError(
-                    f"{file}: its first 8 bytes announce a header of {length} bytes, but the file has {size} and a "
-                    f"header at most {MAX_HEADER_BYTES}: it is truncated or no safetensors file; fetch it again."
-                )
-            handle.seek(8)
-            header = handle.read(length)
-    except OSError as error:
-        raise LoraInspectError(f"{file}: it cannot be read ({error.strerror}); check the path and its rights.") from None
-    return _parse_header(file, header, 8 + length, size)
-
-
 def find_checkpoints(folder: str) -> Iterator[str]:
     """What there is to open below `folder`: PEFT folders and sharded sets as one path each, other files singly."""
     for parent, folders, names in os.walk(folder):
@@ -173,20 +112,14 @@ def read_json(file: str) -> Any:
         with open(file, "rb") as handle:
             content = handle.read()
     except OSError as error:
-        raise LoraInspectError(f"{file}: it cannot be read ({error.strerror}); check the path and its rights.") from None
+        raise LoraInspectError(
+            f"{file}: it cannot be read ({error.strerror}); check the path and its rights."
+        ) from None
     try:
         return json.loads(content)
     except ValueError:
-        _refuse_foreign(file, content[:64], len(content))
+        refuse_foreign(file, content[:64], len(content))
         raise LoraInspectError(f"{file}: it is not valid JSON; fetch it again or repair it.") from None
-
-
-def count_elements(shape: Iterable[int]) -> int:
-    """Product of the dimensions; 1 for a scalar."""
-    count = 1
-    for dimension in shape:
-        count *= dimension
-    return count
 
 
 def _open_folder(folder: str) -> Checkpoint:
@@ -203,11 +136,13 @@ def _open_folder(folder: str) -> Checkpoint:
         return _open_shards(folder, stem, count, named=folder)
     if len(weights) == 1:
         return _single_file(os.path.join(folder, weights[0]), named=folder, root=folder)
-    pickles = [name for name in names if name.lower().endswith(_PICKLE_ENDINGS)]
+    pickles = [name for name in names if name.lower().endswith(PICKLE_ENDINGS)]
     if not weights and pickles:
         read_header(os.path.join(folder, pickles[0]))
     found = f"{len(weights)} .safetensors files" if weights else "no .safetensors file"
-    raise LoraInspectError(f"{folder}: the folder holds {found}, but one checkpoint was expected; name the file itself.")
+    raise LoraInspectError(
+        f"{folder}: the folder holds {found}, but one checkpoint was expected; name the file itself."
+    )
 
 
 def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
@@ -247,7 +182,9 @@ def _open_index(index: str, named: str) -> Checkpoint:
     checkpoint = _join([os.path.join(folder, name) for name in names], folder, index, named)
     for tensor, name in weight_map.items():
         if tensor not in checkpoint.tensors or os.path.basename(checkpoint.tensors[tensor].file) != name:
-            raise LoraInspectError(f"{index}: it places {tensor} in {name}, which does not hold it; fetch the set again.")
+            raise LoraInspectError(
+                f"{index}: it places {tensor} in {name}, which does not hold it; fetch the set again."
+            )
     return checkpoint
 
 
@@ -283,64 +220,6 @@ def _join(files: list[str], folder: str, index: str | None, named: str) -> Check
         tensors=tensors,
         file_metadata=file_metadata,
         root=folder or ".",
-        index=index,
+        index_path=index,
         metadata=metadata,
     )
-
-
-def _refuse_foreign(file: str, start: bytes, size: int) -> None:
-    for magic, what, mend in _FOREIGN_STARTS:
-        if start.startswith(magic):
-            raise LoraInspectError(f"{file}: it is {what}; {mend}.")
-    if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and start[8:9] != b"{":
-        raise LoraInspectError(f"{file}: it is a pickle, which is never read; save it as .safetensors.")
-    if size < 8 and file.endswith(".safetensors"):
-        raise LoraInspectError(
-            f"{file}: it has {size} bytes, fewer than the 8 that begin a safetensors file; fetch it again."
-        )
-
-
-def _parse_header(file: str, header: bytes, data_start: int, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    try:
-        entries = json.loads(header)
-    except ValueError:
-        raise LoraInspectError(f"{file}: its header is not JSON, so it is no safetensors file; fetch it again.") from None
-    if not isinstance(entries, dict):
-        raise LoraInspectError(f"{file}: its header is not a JSON object, so it is no safetensors file; fetch it again.")
-    metadata = entries.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise LoraInspectError(f"{file}: its __metadata__ is not a map of strings to strings; write the file anew.")
-    tensors = [_parse_entry(file, name, entry, data_start) for name, entry in entries.items()]
-    tensors.sort(key=lambda info: (info.start, info.stop))
-    position = data_start
-    for info in tensors:
-        if info.start != position:
-            relation = "overlaps the tensor before it" if info.start < position else "leaves a hole before it"
-            raise LoraInspectError(f"{file}: {info.name} {relation}, so the header is damaged; fetch the file again.")
-        position = info.stop
-    if position != size:
-        state = "truncated" if position > size else "longer than its header says"
-        raise LoraInspectError(
-            f"{file}: its tensors end at byte {position} and the file at byte {size}: it is {state}; fetch it again."
-        )
-    return {info.name: info for info in tensors}, metadata
-
-
-def _parse_entry(file: str, name: str, entry: Any, data_start: int) -> TensorInfo:
-    try:
-        dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        numbers = [*shape, start, stop]
-    except (TypeError, KeyError, ValueError):
-        raise LoraInspectError(
-            f"{file}: the header entry of {name} lacks dtype, shape or data_offsets; fetch the file again."
-        ) from None
-    if dtype not in BITS:
-        raise LoraInspectError(f"{file}: {name} has the unknown dtype {dtype!r}; a newer lora-inspect may know it.")
-    if any(type(number) is not int or number < 0 for number in numbers):
-        raise LoraInspectError(f"{file}: the shape or range of {name} is not made of whole numbers; fetch it again.")
-    bits = count_elements(shape) * BITS[dtype]
-    if bits % 8 or stop - start != bits // 8:
-        raise LoraInspectError(
-            f"{file}: {name} has {stop - start} bytes, but {dtype} {list(shape)} needs {bits // 8}; fetch it again."
-        )
-    return TensorInfo(name, dtype, tuple(shape), file, data_start + start, data_start + stop)

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lora_inspect.checkpoint import TensorInfo
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.header import TensorInfo
 from lora_inspect.writer import TensorPlan, Writer, in_file_order
 
 _CHUNK = 1 << 22
@@ -28,7 +28,9 @@ class Content:
             while left:
                 data = handle.read(min(left, _CHUNK))
                 if not data:
-                    raise LoraInspectError(f"{self.source.file}: it became shorter while it was read; run the command again.")
+                    raise LoraInspectError(
+                        f"{self.source.file}: it became shorter while it was read; run the command again."
+                    )
                 left -= len(data)
                 yield data
 

@@ -1,12 +1,12 @@
 """The changes that an adapter makes, taken from its keys and shapes: every tensor is claimed once or left unclaimed."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from lora_inspect import algorithms, dora, schemes
-from lora_inspect.algorithms.record import Algorithm
-from lora_inspect.checkpoint import TensorInfo
+from lora_inspect.algorithms.record import Algorithm, Formula
 from lora_inspect.evidence import DORA_FLAG, RSLORA_FLAG, Problem
+from lora_inspect.header import TensorInfo
 from lora_inspect.schemes.record import ModuleName
 from lora_inspect.schemes.suffixes import ParsedKey, parse_key
 
@@ -14,8 +14,7 @@ from lora_inspect.schemes.suffixes import ParsedKey, parse_key
 NETWORK_FLAGS = (RSLORA_FLAG, DORA_FLAG, "lokr_factor")
 
 
-@dataclass(frozen=True, slots=True)
-class Magnitude:
+class Magnitude(NamedTuple):
     """DoRA's vector of one module, the spelling it came in and the axis it belongs to ("output" or "input")."""
 
     info: TensorInfo
@@ -23,8 +22,7 @@ class Magnitude:
     axis: str
 
 
-@dataclass(frozen=True, slots=True)
-class Contribution:
+class Contribution(NamedTuple):
     """One change of one base weight.
 
     `factors` are the tensors by role. `rows` are the rows of the weight that it covers, None for all.
@@ -45,13 +43,31 @@ class Contribution:
     why: str = ""
 
     @property
+    def formula(self) -> Formula:
+        """How the change is computed; raises ValueError for an algorithm that is only recognised."""
+        if self.algorithm.formula is None:
+            raise ValueError(f"{self.module.key}: {self.algorithm.title} has no formula")
+        return self.algorithm.formula
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, in, *kernel) of the change; of one slice where the layer is split."""
+        return self.formula.delta_shape(self.factors)
+
+    @property
     def is_linear(self) -> bool:
         """Whether the change is of a Linear layer and not of a convolution."""
-        return "mid" not in self.factors and len(self.factors["down"].shape) == 2
+        return len(self.shape) == 2
+
+    @property
+    def known_scale(self) -> float:
+        """The scale; raises ValueError where it is unknown, which every command that needs it has refused before."""
+        if self.scale is None:
+            raise ValueError(f"{self.module.key}: the scale is unknown: {self.why}")
+        return self.scale
 
 
-@dataclass(frozen=True, slots=True)
-class Module:
+class Module(NamedTuple):
     """One adapted layer: its contributions, and the tensors that they share."""
 
     name: ModuleName
@@ -71,16 +87,17 @@ class Module:
                 yield contribution.magnitude.info
 
 
-@dataclass(slots=True)
 class _Group:
-    """The tensors of one module while its keys come in, by algorithm and part."""
+    """The tensors of one module while its keys come in: factors by algorithm and part, shared ones by role."""
 
-    roles: dict[tuple[str, int | None], dict[str, TensorInfo]] = field(default_factory=dict)
-    shared: dict[str, tuple[TensorInfo, str]] = field(default_factory=dict)
+    __slots__ = ("roles", "shared")
+
+    def __init__(self) -> None:
+        self.roles: dict[tuple[str, int | None], dict[str, TensorInfo]] = {}
+        self.shared: dict[str, tuple[TensorInfo, str]] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Claims:
+class Claims(NamedTuple):
     """What a file's keys amount to: its modules, its network-level flags, and what nobody claims."""
 
     modules: dict[str, Module]
@@ -136,7 +153,7 @@ def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], l
         algorithm = algorithms.by_name(algorithm_name)
         keys = tuple(info.name for info in factors.values())
         missing = [role for role in algorithm.required if role not in factors]
-        if missing and not algorithm.check:
+        if missing and not algorithm.formula:
             left.extend(keys)
             continue
         if missing:
@@ -144,7 +161,7 @@ def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], l
             problems.append(Problem("incomplete", "error", f"{keys[0]} is there, but {spelled} is missing", keys))
             left.extend(keys)
             continue
-        if algorithm.check and (wrong := algorithm.check(factors)):
+        if algorithm.formula and (wrong := algorithm.formula.check(factors)):
             problems.append(Problem("shape", "error", f"{name.key}: {wrong}", keys))
         contributions.append(Contribution(name, algorithm, factors))
     parts = [part for algorithm, part in group.roles if part is not None]
@@ -175,7 +192,7 @@ def _stack(parts: list[Contribution]) -> list[Contribution]:
     row = 0
     for part in parts:
         rows = part.factors["up"].shape[0]
-        stacked.append(replace(part, rows=(row, row + rows)))
+        stacked.append(part._replace(rows=(row, row + rows)))
         row += rows
     return stacked
 
@@ -183,18 +200,15 @@ def _stack(parts: list[Contribution]) -> list[Contribution]:
 def _attach_magnitude(
     contributions: list[Contribution], info: TensorInfo, suffix: str
 ) -> tuple[list[Contribution], list[Problem]]:
-    first = contributions[0]
-    shape_of = first.algorithm.delta_shape
-    if shape_of is None:
-        spelling = dora.SPELLINGS[suffix]
-        return [replace(first, magnitude=Magnitude(info, spelling, dora.OUTPUT)), *contributions[1:]], []
-    out_features, in_features = shape_of(first.factors)[:2]
-    axis = dora.axis_of(dora.SPELLINGS[suffix], info.shape, out_features, in_features)
+    first, spelling = contributions[0], dora.SPELLINGS[suffix]
+    if first.algorithm.formula is None:
+        return [first._replace(magnitude=Magnitude(info, spelling, dora.OUTPUT)), *contributions[1:]], []
+    out_features, in_features = first.shape[:2]
+    axis = dora.axis_of(spelling, info.shape, out_features, in_features)
     if axis is None or first.rows is not None:
         wrong = (
             f"{info.name} has shape {list(info.shape)}, which fits neither the {out_features} outputs nor the "
             f"{in_features} inputs of its module"
         )
         return contributions, [Problem("magnitude-shape", "error", wrong, (info.name,))]
-    spelled = Magnitude(info, dora.SPELLINGS[suffix], axis)
-    return [replace(first, magnitude=spelled), *contributions[1:]], []
+    return [first._replace(magnitude=Magnitude(info, spelling, axis)), *contributions[1:]], []

@@ -4,8 +4,7 @@ Written with tensor methods alone, so that it imports without torch and serves f
 Source: Liu et al. 2024 (DoRA), W' = magnitude · V / ‖V‖; where programs differ, the program is named.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 OUTPUT, INPUT = "output", "input"
 INSIDE, INTERPOLATE, LYCORIS = "inside", "interpolate", "lycoris"
@@ -14,8 +13,7 @@ MULTIPLIER_RULES = (INSIDE, INTERPOLATE, LYCORIS)
 MIN_NORM = 1e-6
 
 
-@dataclass(frozen=True, slots=True)
-class DoraSpelling:
+class DoraSpelling(NamedTuple):
     """One spelling of the magnitude, and what the programs that write it mean by it.
 
     `multiplier` is the rule by which they apply a strength. `added_eps` is what they add to the norm; None
@@ -23,7 +21,7 @@ class DoraSpelling:
     """
 
     suffix: str
-    multiplier: Literal["inside", "interpolate"]
+    multiplier: str
     added_eps: float | None = None
 
 

@@ -1,10 +1,9 @@
-"""What a file says of its scale rule and of DoRA, how strongly, and where it contradicts itself. Standard library only."""
+"""What a file says of its scale rule and of DoRA, and where it contradicts itself. Standard library only."""
 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lora_inspect.scaling import RANK_STABILISED, STANDARD
 
@@ -16,8 +15,7 @@ ALPHA_TOLERANCE = 2.0**-8
 HINT_SHARE = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(NamedTuple):
     """One observation: what it is `about`, what it `says`, and `where` in the file it stands."""
 
     about: str
@@ -25,8 +23,7 @@ class Evidence:
     where: str
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """Something wrong or doubtful. An "error" stops every command that would have to guess around it."""
 
     code: str
@@ -35,8 +32,7 @@ class Problem:
     keys: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Hint:
+class Hint(NamedTuple):
     """How many of the modules that could tell have alpha = sqrt(rank)."""
 
     share: float
@@ -50,8 +46,7 @@ class Hint:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class RsloraReading:
+class RsloraReading(NamedTuple):
     """Whether alpha/sqrt(rank) applies (None = unknown), by which kind of evidence, and the hint."""
 
     value: bool | None
@@ -59,8 +54,7 @@ class RsloraReading:
     hint: Hint | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class DoraReading:
+class DoraReading(NamedTuple):
     """Whether magnitudes apply (None = unknown), by which kind of evidence, on how many modules and which axis."""
 
     value: bool | None
@@ -69,8 +63,7 @@ class DoraReading:
     axis: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class LoraFacts:
+class LoraFacts(NamedTuple):
     """What the evidence looks at in one LoRA module. `alpha` is the stored one; None where there is none."""
 
     module: str
@@ -187,7 +180,9 @@ def read_dora(
                 [Problem("dora-conflict", "error", message, keys)],
             )
         if claim and not with_magnitude:
-            message = f"{where} says DoRA, but no module has a magnitude: they were lost, and the rest is not the adapter"
+            message = (
+                f"{where} says DoRA, but no module has a magnitude: they were lost, and the rest is not the adapter"
+            )
             return DoraReading(True, claims[0][0], 0, None), evidence, [Problem("dora-missing", "error", message)]
 
     problems = _partial_dora(facts, with_magnitude)
@@ -214,9 +209,7 @@ def _partial_dora(facts: Sequence[LoraFacts], with_magnitude: Sequence[LoraFacts
     return [Problem("dora-partial", "error", message, tuple(missing[:5]))]
 
 
-def _metadata_votes(
-    facts: Sequence[LoraFacts], metadata: Mapping[str, str]
-) -> list[tuple[bool | None, Evidence]]:
+def _metadata_votes(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> list[tuple[bool | None, Evidence]]:
     """Votes of ss_network_args and ss_network_alpha; a vote of None contradicts itself."""
     args = network_args(metadata)
     where = "metadata ss_network_args"
@@ -226,8 +219,8 @@ def _metadata_votes(
         says = "LyCORIS's rs_lora stores alpha times sqrt(rank), so alpha/rank is the whole scale"
         return [(False, Evidence("rslora", says, where))]
     asked = _asked_alpha(metadata)
-    telling = [fact for fact in facts if fact.rank > 1 and fact.linear and fact.alpha is not None]
-    if asked == 0 and telling and all(_is_root(fact) for fact in telling):
+    telling = [(fact.alpha, fact.rank) for fact in facts if fact.rank > 1 and fact.linear and fact.alpha is not None]
+    if asked == 0 and telling and all(close(alpha, math.sqrt(rank)) for alpha, rank in telling):
         says = "alpha was asked as 0 and sqrt(rank) is stored, which only RS-LoRA does"
         return [(True, Evidence("rslora", says, "metadata ss_network_alpha"))]
     if "use_rslora" not in args:
@@ -236,7 +229,9 @@ def _metadata_votes(
         return [(False, Evidence("rslora", "use_rslora is off", where))]
     if asked is None or not telling:
         return [(True, Evidence("rslora", "use_rslora is on", where))]
-    kinds = {_kind_of_alpha(fact, asked) for fact in telling} - ({None} if _has_alpha_pattern(metadata, args) else set())
+    kinds = {_kind_of_alpha(alpha, rank, asked) for alpha, rank in telling}
+    if "ss_alpha_pattern" in metadata or "alpha_pattern" in args:
+        kinds -= {None}
     if kinds == {"raw"}:
         says = f"use_rslora is on and the stored alphas are the {asked:g} that was asked"
         return [(True, Evidence("rslora", says, where))]
@@ -247,21 +242,10 @@ def _metadata_votes(
     return [(None, Evidence("rslora", says, where))]
 
 
-def _kind_of_alpha(fact: LoraFacts, asked: float) -> str | None:
-    assert fact.alpha is not None
-    if close(fact.alpha, asked) or (asked == 0 and _is_root(fact)):
+def _kind_of_alpha(alpha: float, rank: int, asked: float) -> str | None:
+    if close(alpha, asked) or (asked == 0 and close(alpha, math.sqrt(rank))):
         return "raw"
-    if close(fact.alpha, asked * math.sqrt(fact.rank)):
-        return "folded"
-    return None
-
-
-def _is_root(fact: LoraFacts) -> bool:
-    return fact.alpha is not None and close(fact.alpha, math.sqrt(fact.rank))
-
-
-def _has_alpha_pattern(metadata: Mapping[str, str], args: Mapping[str, Any]) -> bool:
-    return "ss_alpha_pattern" in metadata or "alpha_pattern" in args
+    return "folded" if close(alpha, asked * math.sqrt(rank)) else None
 
 
 def _asked_alpha(metadata: Mapping[str, str]) -> float | None:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_inspect import dora
-from lora_inspect.checkpoint import count_elements
 from lora_inspect.contribution import Contribution
+from lora_inspect.header import count_elements
 
 
 class Fold:
@@ -52,24 +52,23 @@ class Fold:
 
         `rule` is the multiplier rule of DoRA; None takes the spelling's own.
         """
-        assert contribution.algorithm.flatten and contribution.algorithm.delta_shape and contribution.scale is not None
-        up, down = contribution.algorithm.flatten(tensors)
+        up, down = contribution.formula.flatten(tensors)
         if contribution.transposed:
             up, down = down.transpose(0, 1).contiguous(), up.transpose(0, 1).contiguous()
         magnitude = contribution.magnitude
         if magnitude is None:
-            return cls(up, down, contribution.scale, multiplier, rows=contribution.rows)
+            return cls(up, down, contribution.known_scale, multiplier, rows=contribution.rows)
         return cls(
             up,
             down,
-            contribution.scale,
+            contribution.known_scale,
             multiplier,
             rows=contribution.rows,
             magnitude=tensors["magnitude"].reshape(-1),
             axis=dora.other_axis(magnitude.axis) if contribution.transposed else magnitude.axis,
             rule=rule or magnitude.spelling.multiplier,
             added_eps=magnitude.spelling.added_eps,
-            columns_per_input=count_elements(contribution.algorithm.delta_shape(contribution.factors)[2:]),
+            columns_per_input=count_elements(contribution.shape[2:]),
         )
 
     def observe(self, block: Any, start: int) -> None:

@@ -33,8 +33,8 @@ class Approximation:
 def approximate(matrix: torch.Tensor, rank: int | None = None, max_error: float | None = None) -> Approximation:
     """An approximation of `rank`, or of the least rank found whose relative error is at most `max_error`.
 
-    The rank is lower where the matrix has no more. The error is within 1.01 of the best possible for it. The singular values are shared evenly by the
-    factors. A zero matrix gives rank 1 and error 0.
+    The rank is lower where the matrix has no more. The error is within 1.01 of the best possible for it. The
+    factors share the singular values evenly. A zero matrix gives rank 1 and error 0.
     """
     total = float(matrix.square().sum(dtype=torch.float64))
     if total == 0:

@@ -1,16 +1,16 @@
 """Which base weight each contribution changes: the base's own names, spelled as the adapter spells them."""
 
-import difflib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lora_inspect import schemes
 from lora_inspect.adapter import Adapter
-from lora_inspect.checkpoint import Checkpoint, TensorInfo
+from lora_inspect.checkpoint import Checkpoint
 from lora_inspect.contribution import Contribution, Module
 from lora_inspect.dtypes import PLAIN_FLOATS
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.header import TensorInfo
 from lora_inspect.schemes.record import MODEL
 
 # What base checkpoints put in front of a component's own module paths.
@@ -50,12 +50,10 @@ def match(adapter: Adapter, base: Checkpoint, only: str | None = None) -> Matchi
     """
     modules = [module for module in adapter.modules.values() if only in (None, module.name.component)]
     if only is not None and not modules:
-        found = ", ".join(sorted({module.name.component for module in adapter.modules.values()}))
-        raise LoraInspectError(f"{adapter.checkpoint.path}: it has no component {only}; it has {found}.")
-    weights = [info for info in base.tensors.values() if info.name.endswith(".weight") and len(info.shape) > 1]
-    tables = {
-        key: _names(weights, *key) for key in {(m.name.scheme, m.name.component, m.name.prefix) for m in modules}
-    }
+        present = ", ".join(sorted({module.name.component for module in adapter.modules.values()}))
+        raise LoraInspectError(f"{adapter.checkpoint.path}: it has no component {only}; it has {present}.")
+    weights = [info for info in base.tensors.values() if _is_weight(info)]
+    tables = {key: _names(weights, *key) for key in {(m.name.scheme, m.name.component, m.name.prefix) for m in modules}}
     targets: dict[str, list[Contribution]] = defaultdict(list)
     unmatched: list[Module] = []
     for module in modules:
@@ -75,9 +73,55 @@ def match(adapter: Adapter, base: Checkpoint, only: str | None = None) -> Matchi
     return Matching(dict(targets), tuple(unmatched))
 
 
-def nearest(module: Module, base: Checkpoint, count: int = 3) -> list[str]:
+def accept_unmatched(adapter: Adapter, base: Checkpoint, matching: Matching, allowed: bool) -> list[str]:
+    """The keys of the adapter that change nothing; raises LoraInspectError where they must not be."""
+    path = adapter.checkpoint.path
+    if not matching.targets:
+        first = matching.unmatched[0]
+        raise LoraInspectError(f"{path}: no module fits {base.path}; {_suggestion(first, base)}.")
+    if allowed:
+        return [module.name.key for module in matching.unmatched] + list(adapter.unclaimed)
+    if adapter.unclaimed:
+        keys = adapter.unclaimed
+        raise LoraInspectError(
+            f"{path}: {len(keys)} tensors belong to no known algorithm ({keys[0]}); --allow-unmatched leaves them out."
+        )
+    if not matching.unmatched:
+        return []
+    missing = _missing_components(matching)
+    if missing:
+        present = {change.module.component for changes in matching.targets.values() for change in changes}
+        parts = ", ".join(f"{component} ({count} modules)" for component, count in sorted(missing.items()))
+        raise LoraInspectError(
+            f"{path}: {base.path} does not hold {parts}; --only {sorted(present)[0]} merges the rest."
+        )
+    first = matching.unmatched[0]
+    raise LoraInspectError(
+        f"{path}: {len(matching.unmatched)} of {len(adapter.modules)} modules have no target in {base.path}; "
+        f"{_suggestion(first, base)}; --allow-unmatched leaves them out."
+    )
+
+
+def _missing_components(matching: Matching) -> dict[str, int]:
+    """Components without a single target and their modules; empty where another component lacks some too."""
+    present = {change.module.component for changes in matching.targets.values() for change in changes}
+    counts = Counter(module.name.component for module in matching.unmatched)
+    return {} if present & counts.keys() else dict(counts)
+
+
+def _suggestion(module: Module, base: Checkpoint) -> str:
+    names = _nearest(module, base)
+    if not names:
+        return f"nothing in it resembles {module.name.key}, so the adapter is for another model"
+    return f"{module.name.key} comes nearest to {' or '.join(names)}"
+
+
+def _nearest(module: Module, base: Checkpoint, count: int = 3) -> list[str]:
     """Names of base weights that resemble the module's, most similar first."""
-    paths = {info.name[: -len(".weight")].replace(".", "_"): info.name for info in base.tensors.values() if _is_weight(info)}
+    import difflib  # only an error needs it
+
+    weights = [info.name for info in base.tensors.values() if _is_weight(info)]
+    paths = {name.removesuffix(".weight").replace(".", "_"): name for name in weights}
     wanted = module.name.body.replace(".", "_")
     return [paths[name] for name in difflib.get_close_matches(wanted, paths, count, cutoff=0.5)]
 
@@ -109,20 +153,16 @@ def _check_target(contribution: Contribution, target: TensorInfo, adapter: Adapt
     for suffix in _SCALE_SUFFIXES:
         if path + suffix in base.tensors:
             raise LoraInspectError(
-                f"{base.path}: {target.name} is quantised ({path + suffix} scales it), so a delta cannot be added to it; "
+                f"{base.path}: {target.name} is quantised ({path + suffix} scales it), so no delta can be added to it; "
                 "merge into an F32, F16 or BF16 version of the base."
             )
-    if contribution.algorithm.delta_shape is None:
-        return
     if contribution.rows is not None:
         _check_slices(contribution, target, adapter, base)
         return
-    shape = contribution.algorithm.delta_shape(contribution.factors)
-    if contribution.transposed:
-        shape = shape[::-1]
+    shape = contribution.shape[::-1] if contribution.transposed else contribution.shape
     if _squeeze(shape) != _squeeze(target.shape):
         raise LoraInspectError(
-            f"{adapter.checkpoint.path}: {name} changes a weight of shape {list(shape)}, but {target.name} of {base.path} "
+            f"{adapter.checkpoint.path}: {name} changes a weight of {list(shape)}, but {target.name} of {base.path} "
             f"has {list(target.shape)}; the adapter is for another model or size."
         )
 

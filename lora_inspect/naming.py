@@ -27,7 +27,7 @@ class Namer:
 
 
 def standard_namer(module: Module, adapter: Adapter, detection: Detection | None) -> Namer:
-    """The file's own scheme where it carries alpha; else kohya names where the architecture has them; else dotted paths."""
+    """The file's own scheme where it carries alpha, else kohya's where the architecture has it, else dotted paths."""
     name = module.name
     own = schemes.by_name(name.scheme)
     if own.carries_alpha:

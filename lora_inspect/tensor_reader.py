@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from lora_inspect.checkpoint import TensorInfo
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.header import TensorInfo
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

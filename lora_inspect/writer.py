@@ -1,4 +1,4 @@
-"""A streaming, atomic writer of .safetensors files: the header first, then each tensor, then a rename. Standard library only."""
+"""A streaming, atomic writer of .safetensors files: header, tensors, rename. Standard library only."""
 
 import json
 import os
@@ -7,9 +7,9 @@ from io import FileIO
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from lora_inspect.checkpoint import TensorInfo, count_elements
 from lora_inspect.dtypes import BITS
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.header import TensorInfo, count_elements
 
 Buffer = bytes | bytearray | memoryview
 _COPY_BYTES = 16 << 20
@@ -63,7 +63,9 @@ class Writer:
         try:
             self._descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         except OSError as error:
-            raise LoraInspectError(f"{self.path}: it cannot be written ({error.strerror}); choose another place.") from None
+            raise LoraInspectError(
+                f"{self.path}: it cannot be written ({error.strerror}); choose another place."
+            ) from None
         self._write_all(self._header)
         return self
 
@@ -130,7 +132,9 @@ class Writer:
         while position < stop:
             data = source.read(min(stop - position, _COPY_BYTES))
             if not data:
-                raise LoraInspectError(f"{self.path}: an input became shorter while it was read; run the command again.")
+                raise LoraInspectError(
+                    f"{self.path}: an input became shorter while it was read; run the command again."
+                )
             self._write_all(data)
             position += len(data)
 
@@ -149,4 +153,6 @@ class Writer:
         return position
 
     def _refused(self, error: OSError) -> LoraInspectError:
-        return LoraInspectError(f"{self.path}: it cannot be written ({error.strerror}); free space or choose another place.")
+        return LoraInspectError(
+            f"{self.path}: it cannot be written ({error.strerror}); free space or choose another place."
+        )

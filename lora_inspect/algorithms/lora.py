@@ -7,7 +7,7 @@ delta = scale · up @ down, with down as (rank, in·kernel). Sources: Hu et al. 
 from collections.abc import Mapping
 from typing import Any
 
-from lora_inspect.algorithms.record import Algorithm, Factors
+from lora_inspect.algorithms.record import Algorithm, Factors, Formula
 
 # Each line is one program's spelling of the same two factors.
 _PAIRS = (
@@ -76,8 +76,5 @@ LORA = Algorithm(
     title="LoRA",
     suffixes=SUFFIXES,
     required=("down", "up"),
-    check=check,
-    rank=rank,
-    delta_shape=delta_shape,
-    flatten=flatten,
+    formula=Formula(check, rank, delta_shape, flatten),
 )

@@ -1,6 +1,6 @@
 """What the toolkit knows of one model family, as data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Layout:
     """
 
     name: str
-    paths: tuple[str, ...]
+    paths: tuple[str, ...] = field(repr=False)
     kohya_prefix: str = "lora_unet_"
     blocks: tuple[tuple[str, int], ...] = ()
 
@@ -56,7 +56,7 @@ class Architecture:
     name: str
     title: str
     layouts: tuple[Layout, ...]
-    sizes: tuple[Size, ...] = ()
+    sizes: tuple[Size, ...] = field(default=(), repr=False)
     metadata_names: tuple[str, ...] = ()
 
 

@@ -16,7 +16,9 @@ from lora_inspect.ops.convert import ConvertOptions, ConvertResult, convert_to_s
 @click.argument("adapter")
 @writing_options
 @click.option("--to-standard", is_flag=True, help="Scale alpha/rank in every module, no flags, corrected metadata.")
-@click.option("--keep-dora", is_flag=True, help="DoRA: keep the magnitude as dora_scale; exact for readers that norm the sum.")
+@click.option(
+    "--keep-dora", is_flag=True, help="DoRA: keep the magnitude as dora_scale; exact for readers that norm the sum."
+)
 @click.option("--base", metavar="BASE", help="DoRA: approximate the true change of BASE's weights by plain LoRA.")
 @click.option("--rank", type=click.IntRange(min=1), help="With --base: the rank of the approximation.")
 @click.option(
@@ -25,7 +27,9 @@ from lora_inspect.ops.convert import ConvertOptions, ConvertResult, convert_to_s
     help="With --base: the least rank whose relative error is at most this, per module.",
 )
 @click.option("--lossy", is_flag=True, help="With --base: accept modules that lose more than 5% of their change.")
-@click.option("--drop-magnitude", is_flag=True, help="DoRA: leave the magnitude out; each row keeps the length of W + delta.")
+@click.option(
+    "--drop-magnitude", is_flag=True, help="DoRA: leave the magnitude out; each row keeps the length of W + delta."
+)
 @reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def convert(
@@ -97,7 +101,10 @@ def _print(result: ConvertResult, with_errors: bool) -> None:
     was = "RS-LoRA" if result.source["rslora"] else "LoRA"
     was += " with DoRA" if result.source["dora"] else ""
     becomes = "LoRA with dora_scale" if result.target["dora"] else "plain LoRA"
-    click.echo(f"{result.output}: {result.modules} modules, {was} ({result.source['scheme']}) to {becomes} ({result.target['scheme']})")
+    click.echo(
+        f"{result.output}: {result.modules} modules, {was} ({result.source['scheme']}) "
+        f"to {becomes} ({result.target['scheme']})"
+    )
     if with_errors:
         for module, error in result.relative_errors.items():
             click.echo(f"  {module}: relative error {error:.3g}")

@@ -17,7 +17,9 @@ from lora_inspect.ops.info import FileInfo, as_json, inspect
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--modules", is_flag=True, help="List every module with its rank, alpha and scale.")
 @click.option("--metadata", is_flag=True, help="Show the file's metadata.")
-@click.option("--json", "as_json_", is_flag=True, help="Print JSON: a list if several PATHs or a folder of files are given.")
+@click.option(
+    "--json", "as_json_", is_flag=True, help="Print JSON: a list if several PATHs or a folder of files are given."
+)
 def info(paths: tuple[str, ...], modules: bool, metadata: bool, as_json_: bool) -> None:
     """Says what each PATH is: a file, a sharded set, a PEFT folder, or a folder of adapters (a line per file).
 
@@ -37,7 +39,10 @@ def info(paths: tuple[str, ...], modules: bool, metadata: bool, as_json_: bool) 
             failures.append(str(error))
     if as_json_:
         records = [as_json(item, modules) for item in read]
-        click.echo(json.dumps(records if several else records[0], indent=2) if several or records else "", nl=bool(several or records))
+        click.echo(
+            json.dumps(records if several else records[0], indent=2) if several or records else "",
+            nl=bool(several or records),
+        )
     else:
         _print_tables(read, several, modules, metadata)
     for failure in failures:
@@ -62,14 +67,35 @@ def _print_tables(read: list[FileInfo], several: bool, modules: bool, metadata: 
 
     records = [as_json(item, modules) for item in read]
     if several and records:
-        columns = ("file", "kind", "algorithm", "architecture", "modules", "rank", "alpha", "scale", "rslora", "dora", "problems")
+        columns = (
+            "file",
+            "kind",
+            "algorithm",
+            "architecture",
+            "modules",
+            "rank",
+            "alpha",
+            "scale",
+            "rslora",
+            "dora",
+            "problems",
+        )
         click.echo(tabulate([_line(record) for record in records], headers=columns, disable_numparse=True))
     for record in records:
         if not several:
             click.echo(tabulate(_lines(record), tablefmt="plain", disable_numparse=True))
         if modules and record["module_list"]:
             rows = [
-                (m["module"], m["algorithm"], _shape(m["shape"]), m["rank"], m["alpha"], m["scale"], m["dora"] or "", m["why"])
+                (
+                    m["module"],
+                    m["algorithm"],
+                    _shape(m["shape"]),
+                    m["rank"],
+                    m["alpha"],
+                    m["scale"],
+                    m["dora"] or "",
+                    m["why"],
+                )
                 for m in record["module_list"]
             ]
             headers = ("module", "algorithm", "shape", "rank", "alpha", "scale", "dora", "because")
@@ -81,19 +107,27 @@ def _print_tables(read: list[FileInfo], several: bool, modules: bool, metadata: 
 def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What is said of a single file, a fact a line, each with its evidence."""
     yield "file", record["path"]
-    yield "kind", f"{record['kind']}, {record['tensors']:,} tensors ({_listed(record['dtypes'])}), {record['bytes']:,} bytes"
+    yield (
+        "kind",
+        f"{record['kind']}, {record['tensors']:,} tensors ({_listed(record['dtypes'])}), {record['bytes']:,} bytes",
+    )
     if record["kind"] == "adapter":
         yield "modules", f"{record['modules']:,} ({_listed(record['algorithms'])}), {record['parameters']:,} parameters"
         yield "rank", _listed(record["ranks"])
         yield "alpha", _listed(record["alphas"])
         yield "scale", _listed(record["scales"])
         yield "RS-LoRA", _answer(record["rslora"])
-        axis = f", {record['dora']['modules']} modules, {record['dora']['axis']} axis" if record["dora"]["modules"] else ""
+        axis = (
+            f", {record['dora']['modules']} modules, {record['dora']['axis']} axis" if record["dora"]["modules"] else ""
+        )
         yield "DoRA", _answer(record["dora"]) + axis
         yield "scheme", record["scheme"] or "unknown"
         yield "trainer", record["trainer"] or "unknown"
     size = f" {record['size']}" if record["size"] else ""
-    yield "architecture", f"{record['architecture']}{size} ({record['layout']} names)" if record["architecture"] else "unknown"
+    yield (
+        "architecture",
+        f"{record['architecture']}{size} ({record['layout']} names)" if record["architecture"] else "unknown",
+    )
     for item in record["evidence"]:
         yield "evidence", f"{item['about']}: {item['says']} [{item['where']}]"
     if record["unclaimed"]:

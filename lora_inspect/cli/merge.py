@@ -19,10 +19,16 @@ _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 @click.argument("base")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[:MULTIPLIER]...")
 @writing_options
-@click.option("--dtype", type=click.Choice(list(_DTYPES)), help="Element type of floating tensors; the base's by default.")
+@click.option(
+    "--dtype", type=click.Choice(list(_DTYPES)), help="Element type of floating tensors; the base's by default."
+)
 @click.option("--only", metavar="COMPONENT", help="Merge one component of the adapters: model, text_encoder, ….")
 @click.option("--allow-unmatched", is_flag=True, help="Leave out modules and tensors without a target, and list them.")
-@click.option("--dora-multiplier", type=click.Choice(MULTIPLIER_RULES), help="What a multiplier does to DoRA; by default what the file's own program does.")
+@click.option(
+    "--dora-multiplier",
+    type=click.Choice(MULTIPLIER_RULES),
+    help="What a multiplier does to DoRA; by default what the file's own program does.",
+)
 @reading_options
 @click.option("--dry-run", is_flag=True, help="Say what would be merged; read and write no weight.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -91,7 +97,9 @@ def _print(record: dict[str, Any], as_json: bool) -> None:
     verb = "would merge" if record.get("dry_run") else "merged"
     strengths = ", ".join(f"{path} at {multiplier:g}" for path, multiplier in record["multipliers"].items())
     click.echo(f"{verb} {record['modules_merged']} modules ({strengths}) into {record['output']}")
-    click.echo(f"{record['tensors_copied']} tensors {'would be copied' if record.get('dry_run') else 'copied'} unchanged")
+    click.echo(
+        f"{record['tensors_copied']} tensors {'would be copied' if record.get('dry_run') else 'copied'} unchanged"
+    )
     if "dora_multiplier" in record:
         click.echo(f"DoRA multiplier rule: {record['dora_multiplier']}")
     if record["unmatched"]:

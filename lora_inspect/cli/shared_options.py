@@ -13,7 +13,9 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 def reading_options(function: Decorated) -> Decorated:
     """--rslora, --alpha and --allow-partial-dora, which become `Overrides`."""
     for option in (
-        click.option("--allow-partial-dora", is_flag=True, help="Accept magnitudes on a part of the Linear modules only."),
+        click.option(
+            "--allow-partial-dora", is_flag=True, help="Accept magnitudes on a part of the Linear modules only."
+        ),
         click.option("--alpha", type=float, metavar="N", help="Alpha of the modules whose alpha is unknown."),
         click.option("--rslora", type=click.Choice(["yes", "no"]), help="Whether the scale is alpha/sqrt(rank)."),
     ):

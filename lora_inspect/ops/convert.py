@@ -4,13 +4,14 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_inspect.adapter import Adapter, Overrides, is_adapter, read_adapter
-from lora_inspect.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from lora_inspect.adapter import Adapter, Overrides, read_adapter
+from lora_inspect.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.contents import Content, renamed, write_contents
-from lora_inspect.contribution import Contribution, Module
+from lora_inspect.contribution import Contribution, Magnitude, Module
 from lora_inspect.dora import INPUT
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.hashes import sshs_hashes
+from lora_inspect.header import TensorInfo
 from lora_inspect.matching import match
 from lora_inspect.metadata import HASHES, describe_file, standard_metadata
 from lora_inspect.naming import Namer, standard_namer
@@ -77,9 +78,7 @@ def convert_to_standard(
     """
     info = inspect_adapter(open_checkpoint(path), options.overrides)
     adapter = info.adapter
-    adapter.refuse_errors()
-    if not is_adapter(adapter):
-        raise LoraInspectError(f"{path}: none of its {len(adapter.checkpoint.tensors)} tensors belongs to a known adapter; name an adapter.")
+    adapter.refuse()
     base = _open_base(adapter, options)
     inputs = [*adapter.checkpoint.files, *(base.files if base else ())]
     check_output(output, inputs, force)
@@ -129,14 +128,14 @@ def _open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
         return None
     if not (options.base or options.keep_dora or options.drop_magnitude):
         raise LoraInspectError(
-            f"{path}: it is DoRA ({adapter.dora.modules} modules with a magnitude), which alpha/rank alone cannot express; "
+            f"{path}: it is DoRA ({adapter.dora.modules} magnitudes), which alpha/rank alone cannot express; "
             "choose --keep-dora (exact for readers of dora_scale), --base BASE with --rank N or --max-error E "
             "(a plain LoRA of the true change), or --drop-magnitude (loses the magnitude)."
         )
     if not options.base:
         return None
     base = open_checkpoint(options.base)
-    if is_adapter(read_adapter(base)):
+    if read_adapter(base).modules:
         raise LoraInspectError(f"{base.path}: it is an adapter itself, not a base; name the model's own weights.")
     return base
 
@@ -161,52 +160,53 @@ def _convert_module(module: Module, namer: Namer, target: TensorInfo | None, opt
     if module.contributions[0].rows is not None:
         return _convert_slices(module, namer)
     (contribution,) = module.contributions
-    if contribution.magnitude and target:
-        return _convert_change(contribution, namer, target, options)
-    assert contribution.scale is not None and contribution.rank is not None
-    alpha, error = _alpha(contribution, contribution.rank)
+    rank = contribution.formula.rank(contribution.factors)
+    magnitude = contribution.magnitude
+    if magnitude and target:
+        return _convert_change(contribution, magnitude, namer, target, options)
+    alpha, error = _alpha(contribution, rank)
     contents = [renamed(info, namer.key(role, info.name)) for role, info in contribution.factors.items()]
     contents.append(_alpha_content(namer, alpha))
-    magnitude = contribution.magnitude
     if magnitude is None:
-        return _Converted(contents, contribution.rank, alpha, error)
+        return _Converted(contents, rank, alpha, error)
     if options.drop_magnitude:
-        return _Converted(contents, contribution.rank, alpha, None, (magnitude.info.name,))
+        return _Converted(contents, rank, alpha, None, (magnitude.info.name,))
     contents.append(renamed(magnitude.info, namer.key("magnitude"), _dora_scale_shape(contribution)))
-    return _Converted(contents, contribution.rank, alpha, error)
+    return _Converted(contents, rank, alpha, error)
 
 
 def _convert_slices(module: Module, namer: Namer) -> _Converted:
     """The slices of a fused layer as one module: down stacked, up block-diagonal, alpha grown with the rank."""
-    from lora_inspect.tensor_reader import load, to_bytes
-
     import torch
+
+    from lora_inspect.tensor_reader import load, to_bytes
 
     parts = module.contributions
     first = parts[0]
     ups, downs = [load(part.factors["up"]) for part in parts], [load(part.factors["down"]) for part in parts]
     rank = sum(down.shape[0] for down in downs)
-    assert first.scale is not None
     if any(part.scale != first.scale for part in parts):
-        ups = [up * ((part.scale or 0.0) / first.scale) for up, part in zip(ups, parts, strict=True)]
+        ups = [up * (part.known_scale / first.known_scale) for up, part in zip(ups, parts, strict=True)]
     alpha, error = _alpha(first, rank)
     contents = []
-    for role, tensor in (("down", torch.cat(downs)), ("up", torch.block_diag(*ups))):
+    block_diagonal: torch.Tensor = torch.block_diag(*ups)  # type: ignore[no-untyped-call]
+    for role, tensor in (("down", torch.cat(downs)), ("up", block_diagonal)):
         dtype = first.factors[role].dtype
         contents.append(Content(TensorPlan(namer.key(role), dtype, tuple(tensor.shape)), to_bytes(tensor, dtype)))
     contents.append(_alpha_content(namer, alpha))
     return _Converted(contents, rank, alpha, error)
 
 
-def _convert_change(contribution: Contribution, namer: Namer, target: TensorInfo, options: ConvertOptions) -> _Converted:
+def _convert_change(
+    contribution: Contribution, magnitude: Magnitude, namer: Namer, target: TensorInfo, options: ConvertOptions
+) -> _Converted:
     """The low-rank approximation of W' - W, the change that the DoRA module makes to its base weight."""
     from lora_inspect.fold import Fold
     from lora_inspect.lowrank import approximate
     from lora_inspect.tensor_reader import load, to_bytes
 
-    assert contribution.magnitude
     tensors = {role: load(info) for role, info in contribution.factors.items()}
-    tensors["magnitude"] = load(contribution.magnitude.info)
+    tensors["magnitude"] = load(magnitude.info)
     weight = load(target)
     matrix = weight.reshape(weight.shape[0], -1)
     changed = matrix.clone()
@@ -219,21 +219,19 @@ def _convert_change(contribution: Contribution, namer: Namer, target: TensorInfo
         change = change.transpose(0, 1).contiguous()
     found = approximate(change, options.rank, options.max_error)
     kernel = (1,) * (len(contribution.factors["up"].shape) - 2)
-    assert contribution.algorithm.delta_shape
-    shape = contribution.algorithm.delta_shape(contribution.factors)
+    shape = contribution.shape
     contents = [
         Content(TensorPlan(namer.key("down"), "F32", (found.rank, *shape[1:])), to_bytes(found.down, "F32")),
         Content(TensorPlan(namer.key("up"), "F32", (shape[0], found.rank, *kernel)), to_bytes(found.up, "F32")),
         _alpha_content(namer, float(found.rank)),
     ]
-    dropped = (contribution.magnitude.info.name,)
+    dropped = (magnitude.info.name,)
     return _Converted(contents, found.rank, float(found.rank), found.relative_error, dropped)
 
 
 def _alpha(contribution: Contribution, rank: int) -> tuple[float, float]:
     """The float32 alpha whose quotient by `rank` is the scale, and the relative error of that quotient."""
-    scale = contribution.scale
-    assert scale is not None and contribution.rank is not None
+    scale = contribution.known_scale
     try:
         if contribution.alpha is not None and rank == contribution.rank:
             alpha = standard_alpha(contribution.alpha, rank, contribution.rslora is True)
@@ -241,7 +239,8 @@ def _alpha(contribution: Contribution, rank: int) -> tuple[float, float]:
             alpha = standard_alpha(scale * rank, rank, rslora=False)
     except OverflowError:
         raise LoraInspectError(
-            f"{contribution.factors['down'].file}: the alpha of {contribution.module.key} is beyond float32; scale its factors."
+            f"{contribution.factors['down'].file}: the alpha of {contribution.module.key} is beyond float32; "
+            "scale its factors instead."
         ) from None
     return alpha, abs(alpha / rank - scale) / abs(scale) if scale else 0.0
 
@@ -251,11 +250,11 @@ def _alpha_content(namer: Namer, alpha: float) -> Content:
 
 
 def _dora_scale_shape(contribution: Contribution) -> tuple[int, ...]:
-    """(out, 1, …) for magnitudes of output rows, (1, in, …) for those of input columns, as readers of dora_scale broadcast."""
-    assert contribution.magnitude and contribution.algorithm.delta_shape
-    shape = contribution.algorithm.delta_shape(contribution.factors)
+    """How readers of dora_scale broadcast it: (out, 1, …) for output rows, (1, in, …) for input columns."""
+    shape = contribution.shape
     ones = (1,) * (len(shape) - 2)
-    return (1, shape[1], *ones) if contribution.magnitude.axis == INPUT else (shape[0], 1, *ones)
+    is_input = contribution.magnitude is not None and contribution.magnitude.axis == INPUT
+    return (1, shape[1], *ones) if is_input else (shape[0], 1, *ones)
 
 
 def _refuse_lossy(path: str, converted: dict[str, _Converted], options: ConvertOptions) -> None:
@@ -263,9 +262,10 @@ def _refuse_lossy(path: str, converted: dict[str, _Converted], options: ConvertO
     lossy = [key for key, error in errors.items() if error > _LOSSY]
     if lossy and not options.lossy:
         worst = max(lossy, key=lambda key: errors[key])
+        lost = f"{worst} {errors[worst]:.1%}"
         raise LoraInspectError(
-            f"{path}: {len(lossy)} of {len(converted)} modules would lose more than {_LOSSY:.0%} of their change, {worst} "
-            f"{errors[worst]:.1%}; raise --rank, lower --max-error, or accept the loss with --lossy."
+            f"{path}: {len(lossy)} of {len(converted)} modules would lose over {_LOSSY:.0%} of their change, {lost}; "
+            "raise --rank, lower --max-error, or accept the loss with --lossy."
         )
 
 
@@ -280,7 +280,9 @@ def _reading(adapter: Adapter) -> dict[str, Any]:
 
 
 def _target_scheme(info: FileInfo) -> str:
-    names = {standard_namer(module, info.adapter, info.detection).scheme.name for module in info.adapter.modules.values()}
+    names = {
+        standard_namer(module, info.adapter, info.detection).scheme.name for module in info.adapter.modules.values()
+    }
     return names.pop() if len(names) == 1 else "mixed"
 
 
@@ -293,4 +295,3 @@ def _provenance(info: FileInfo, options: ConvertOptions, converted: dict[str, _C
         else:
             source["magnitude"] = "kept" if options.keep_dora else "dropped"
     return source
-

@@ -2,10 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from lora_inspect.adapter import Adapter, Overrides, is_adapter, read_adapter
+from lora_inspect.adapter import Adapter, Overrides, read_adapter
 from lora_inspect.architectures.detection import Detection, detect
 from lora_inspect.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.contribution import Contribution
@@ -17,8 +16,7 @@ ADAPTER, BASE, OTHER = "adapter", "base", "other"
 _BASE_SHARE = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class FileInfo:
+class FileInfo(NamedTuple):
     """One checkpoint, read: its kind, its adapter reading (also of a base, where it is empty) and its architecture."""
 
     adapter: Adapter
@@ -87,7 +85,8 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
         "rslora": {
             "value": adapter.rslora.value,
             "source": adapter.rslora.source,
-            "hint": adapter.rslora.hint and {"share": adapter.rslora.hint.share, "modules": adapter.rslora.hint.modules},
+            "hint": adapter.rslora.hint
+            and {"share": adapter.rslora.hint.share, "modules": adapter.rslora.hint.modules},
         },
         "dora": {
             "value": adapter.dora.value,
@@ -111,12 +110,11 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
 
 
 def _module_record(contribution: Contribution) -> dict[str, Any]:
-    shape_of = contribution.algorithm.delta_shape
     return {
         "module": contribution.module.key,
         "component": contribution.module.component,
         "algorithm": contribution.algorithm.name,
-        "shape": list(shape_of(contribution.factors)) if shape_of else None,
+        "shape": list(contribution.shape) if contribution.rank else None,
         "rows": list(contribution.rows) if contribution.rows else None,
         "rank": contribution.rank,
         "alpha": contribution.alpha,
@@ -127,9 +125,11 @@ def _module_record(contribution: Contribution) -> dict[str, Any]:
 
 
 def _kind(adapter: Adapter) -> str:
-    if is_adapter(adapter) or any(problem.code == "algorithm" for problem in adapter.problems):
+    if adapter.modules or any(problem.code == "algorithm" for problem in adapter.problems):
         return ADAPTER
-    matrices = sum(len(info.shape) > 1 and info.name.endswith(".weight") for info in adapter.checkpoint.tensors.values())
+    matrices = sum(
+        len(info.shape) > 1 and info.name.endswith(".weight") for info in adapter.checkpoint.tensors.values()
+    )
     return BASE if matrices else OTHER
 
 
@@ -139,7 +139,7 @@ def _adapter_modules(adapter: Adapter) -> list[tuple[str, int | None, int | None
         if module.name.component != MODEL:
             continue
         first = module.contributions[0]
-        shape = first.algorithm.delta_shape(first.factors) if first.algorithm.delta_shape and first.rank else None
+        shape = first.shape if first.rank else None
         out_features = None if shape is None or first.rows else shape[0]
         found.append((module.name.body, out_features, shape[1] if shape else None))
     return found
@@ -150,7 +150,10 @@ def _parameters(info: FileInfo) -> int:
         return sum(tensor.numel for tensor in info.checkpoint.tensors.values())
     alphas = {module.alpha.name for module in info.adapter.modules.values() if module.alpha}
     return sum(
-        tensor.numel for module in info.adapter.modules.values() for tensor in module.tensors if tensor.name not in alphas
+        tensor.numel
+        for module in info.adapter.modules.values()
+        for tensor in module.tensors
+        if tensor.name not in alphas
     )
 
 
@@ -166,5 +169,3 @@ def _scale(contribution: Contribution) -> str:
 
 def _counted(values: Iterable[str]) -> dict[str, int]:
     return dict(Counter(values).most_common())
-
-

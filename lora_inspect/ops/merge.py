@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_inspect import dora
-from lora_inspect.adapter import Adapter, Overrides, is_adapter, read_adapter
-from lora_inspect.checkpoint import Checkpoint, TensorInfo, open_checkpoint, read_json
-from lora_inspect.contribution import Contribution, Module
+from lora_inspect.adapter import Adapter, Overrides, read_adapter
+from lora_inspect.checkpoint import Checkpoint, open_checkpoint, read_json
+from lora_inspect.contribution import Contribution
 from lora_inspect.dtypes import PLAIN_FLOATS
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.matching import Matching, match, nearest
+from lora_inspect.header import TensorInfo
+from lora_inspect.matching import accept_unmatched, match
 from lora_inspect.metadata import describe_file, merged_metadata
 from lora_inspect.outputs import check_output, new_folder
 from lora_inspect.progress import Progress, silent
@@ -104,9 +105,8 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, float]], options: M
     changes: dict[str, list[Change]] = defaultdict(list)
     unmatched: list[str] = []
     for adapter, multiplier in read:
-        adapter.refuse_errors()
         matching = match(adapter, base, options.only)
-        unmatched.extend(_accept_unmatched(adapter, base, matching, options.allow_unmatched))
+        unmatched.extend(accept_unmatched(adapter, base, matching, options.allow_unmatched))
         for name, contributions in matching.targets.items():
             changes[name].extend(Change(contribution, multiplier, adapter) for contribution in contributions)
     return MergePlan(base, tuple(read), dict(changes), tuple(unmatched), options)
@@ -144,7 +144,9 @@ def _write_file(plan: MergePlan, file: str, output: str, progress: Progress) -> 
 
     blocks = RowBlocks(BLOCK_ELEMENTS)
     infos = {info.name: info for info in plan.base.tensors.values() if info.file == file}
-    plans = in_file_order(TensorPlan(info.name, _output_dtype(info, plan.options), info.shape) for info in infos.values())
+    plans = in_file_order(
+        TensorPlan(info.name, _output_dtype(info, plan.options), info.shape) for info in infos.values()
+    )
     metadata = merged_metadata(plan.base.file_metadata[file], _sources(plan))
     with Writer(output, plans, metadata) as writer:
         for target in plans:
@@ -159,7 +161,9 @@ def _write_file(plan: MergePlan, file: str, output: str, progress: Progress) -> 
     return Counter(target.dtype for target in plans)
 
 
-def _folded_rows(info: TensorInfo, changes: Sequence[Change], plan: MergePlan, dtype: str, blocks: Any) -> Iterator[memoryview]:
+def _folded_rows(
+    info: TensorInfo, changes: Sequence[Change], plan: MergePlan, dtype: str, blocks: Any
+) -> Iterator[memoryview]:
     """The rows of a weight with every change folded in, rounded once, as bytes in order."""
     from lora_inspect.tensor_reader import working_dtype
 
@@ -208,18 +212,18 @@ def _write_folder(plan: MergePlan, folder: str, progress: Progress) -> Counter[s
     counts: Counter[str] = Counter()
     for file in plan.base.files:
         counts += _write_file(plan, file, os.path.join(folder, os.path.basename(file)), progress)
-    root = plan.base.root
-    assert root is not None
+    root = plan.base.root or os.curdir
     for name in sorted(os.listdir(root)):
         source = os.path.join(root, name)
         if os.path.isfile(source) and not name.lower().endswith(_OTHER_WEIGHTS):
             shutil.copyfile(source, os.path.join(folder, name))
-    if plan.base.index:
-        index = read_json(plan.base.index)
+    if plan.base.index_path:
+        index = read_json(plan.base.index_path)
         index.setdefault("metadata", {})["total_size"] = sum(
-            TensorPlan(info.name, _output_dtype(info, plan.options), info.shape).nbytes for info in plan.base.tensors.values()
+            TensorPlan(info.name, _output_dtype(info, plan.options), info.shape).nbytes
+            for info in plan.base.tensors.values()
         )
-        with open(os.path.join(folder, os.path.basename(plan.base.index)), "w", encoding="utf-8") as handle:
+        with open(os.path.join(folder, os.path.basename(plan.base.index_path)), "w", encoding="utf-8") as handle:
             json.dump(index, handle, indent=2)
     return counts
 
@@ -232,56 +236,13 @@ def _check_kinds(base: Checkpoint, adapters: Sequence[Adapter]) -> None:
     as_adapter = read_adapter(base)
     for adapter in adapters:
         path = adapter.checkpoint.path
-        if is_adapter(as_adapter) and not is_adapter(adapter):
-            raise LoraInspectError(f"{base.path} is an adapter and {path} is none; name the base first, then the adapters.")
-        if not is_adapter(adapter):
-            adapter.refuse_errors()
-            raise LoraInspectError(f"{path}: none of its {len(adapter.checkpoint.tensors)} tensors belongs to a known adapter; name an adapter there.")
-    if is_adapter(as_adapter):
+        if as_adapter.modules and not adapter.modules:
+            raise LoraInspectError(
+                f"{base.path} is an adapter and {path} is none; name the base first, then the adapters."
+            )
+        adapter.refuse()
+    if as_adapter.modules:
         raise LoraInspectError(f"{base.path}: it is an adapter itself, not a base; name the model's own weights first.")
-
-
-def _accept_unmatched(adapter: Adapter, base: Checkpoint, matching: Matching, allowed: bool) -> list[str]:
-    """The keys of the adapter that change nothing; raises LoraInspectError where they must not be."""
-    path = adapter.checkpoint.path
-    if not matching.targets:
-        first = matching.unmatched[0]
-        raise LoraInspectError(f"{path}: no module fits {base.path}; {_suggestion(first, base)}.")
-    if allowed:
-        return [module.name.key for module in matching.unmatched] + list(adapter.unclaimed)
-    if adapter.unclaimed:
-        keys = adapter.unclaimed
-        raise LoraInspectError(
-            f"{path}: {len(keys)} tensors belong to no known algorithm ({keys[0]}); --allow-unmatched leaves them out."
-        )
-    if not matching.unmatched:
-        return []
-    missing = _missing_components(matching)
-    if missing:
-        present = {change.module.component for changes in matching.targets.values() for change in changes}
-        parts = ", ".join(f"{component} ({count} modules)" for component, count in sorted(missing.items()))
-        raise LoraInspectError(
-            f"{path}: {base.path} does not hold {parts}; --only {sorted(present)[0]} merges the rest."
-        )
-    first = matching.unmatched[0]
-    raise LoraInspectError(
-        f"{path}: {len(matching.unmatched)} of {len(adapter.modules)} modules have no target in {base.path}; "
-        f"{_suggestion(first, base)}; --allow-unmatched leaves them out."
-    )
-
-
-def _missing_components(matching: Matching) -> dict[str, int]:
-    """Components without a single target, with the number of their modules; empty where some other module is unmatched."""
-    present = {change.module.component for changes in matching.targets.values() for change in changes}
-    counts = Counter(module.name.component for module in matching.unmatched)
-    return {} if present & counts.keys() else dict(counts)
-
-
-def _suggestion(module: Module, base: Checkpoint) -> str:
-    names = nearest(module, base)
-    if not names:
-        return f"nothing in it resembles {module.name.key}, so the adapter is for another model"
-    return f"{module.name.key} comes nearest to {' or '.join(names)}"
 
 
 def _sources(plan: MergePlan) -> list[Mapping[str, Any]]:
@@ -301,7 +262,7 @@ def _default_rule(adapter: Adapter) -> str:
 
 def _paths(checkpoint: Checkpoint) -> Iterable[str]:
     yield from checkpoint.files
-    yield from (path for path in (checkpoint.index, checkpoint.config_path) if path)
+    yield from (path for path in (checkpoint.index_path, checkpoint.config_path) if path)
 
 
 def _size(path: str) -> int:

@@ -1,4 +1,4 @@
-"""The registry of naming schemes, in the order in which a name is tried. To add one: write its file and name it here."""
+"""The registry of naming schemes, in the order in which they are tried. To add one: write its file, name it here."""
 
 from lora_inspect.schemes.comfyui import COMFYUI
 from lora_inspect.schemes.diffusers import DIFFUSERS

@@ -1,7 +1,6 @@
 """What a naming scheme is, and the one direction in which it is written: from a path to a key."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from lora_inspect.errors import LoraInspectError
@@ -27,8 +26,7 @@ class ModuleName(NamedTuple):
         return self.prefix + self.body
 
 
-@dataclass(frozen=True, slots=True)
-class Scheme:
+class Scheme(NamedTuple):
     """A naming convention.
 
     `prefixes` maps what keys begin with to the component it stands for, the longest first. `flat` schemes join

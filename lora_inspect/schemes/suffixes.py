@@ -7,13 +7,15 @@ from lora_inspect import dora
 from lora_inspect.algorithms import ALGORITHMS
 
 # Roles that belong to no algorithm in particular.
-SHARED = {".alpha": "alpha", ".use_rslora_flag": "rslora_flag", **{suffix: "magnitude" for suffix in dora.SPELLINGS}}
+SHARED = {".alpha": "alpha", ".use_rslora_flag": "rslora_flag", **dict.fromkeys(dora.SPELLINGS, "magnitude")}
 
 # Old diffusers UNets hung their layers under a processor: the suffix hides the end of the module's path.
 _PROCESSOR_TAILS = {"to_q": ".to_q", "to_k": ".to_k", "to_v": ".to_v", "to_out": ".to_out.0"}
 
 _PART = re.compile(r"\.(lora_down|lora_up)\.(\d+)\.weight$")
-_ADAPTER_INFIX = re.compile(r"\.(lora_[AB]|lora_magnitude_vector|lora_embedding_[AB])\.(?!weight$|bias$)[^.]+(\.weight|\.bias|)$")
+_ADAPTER_INFIX = re.compile(
+    r"\.(lora_[AB]|lora_magnitude_vector|lora_embedding_[AB])\.(?!weight$|bias$)[^.]+(\.weight|\.bias|)$"
+)
 
 
 class ParsedKey(NamedTuple):

@@ -1,0 +1,74 @@
+"""AuraFlow.
+
+Leaves as in the MMDiT of the original repository, where `w1` serves the text (or the joint) stream and `w2` the image
+stream, and in the AuraFlowTransformer2DModel of diffusers.
+"""
+
+from .record import Architecture, Layout, Size, under
+
+ORIGINAL = (
+    *under("t_embedder.mlp", "0", "2"),
+    "cond_seq_linear",
+    "init_x_linear",
+    *under(
+        "double_layers.{i}",
+        *under("attn", "w1q", "w1k", "w1v", "w1o", "w2q", "w2k", "w2v", "w2o"),
+        *under("mlpX", "c_fc1", "c_fc2", "c_proj"),
+        *under("mlpC", "c_fc1", "c_fc2", "c_proj"),
+        "modX.1",
+        "modC.1",
+    ),
+    *under(
+        "single_layers.{i}",
+        *under("attn", "w1q", "w1k", "w1v", "w1o"),
+        *under("mlp", "c_fc1", "c_fc2", "c_proj"),
+        "modCX.1",
+    ),
+    "modF.1",
+    "final_linear",
+)
+DIFFUSERS = (
+    *under("time_step_proj", "linear_1", "linear_2"),
+    "context_embedder",
+    "pos_embed.proj",
+    *under(
+        "joint_transformer_blocks.{i}",
+        *under("attn", "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *under("ff", "linear_1", "linear_2", "out_projection"),
+        *under("ff_context", "linear_1", "linear_2", "out_projection"),
+        "norm1.linear",
+        "norm1_context.linear",
+    ),
+    *under(
+        "single_transformer_blocks.{i}",
+        *under("attn", "to_q", "to_k", "to_v", "to_out.0"),
+        *under("ff", "linear_1", "linear_2", "out_projection"),
+        "norm1.linear",
+    ),
+    "norm_out.linear",
+    "proj_out",
+)
+
+ARCHITECTURE = Architecture(
+    name="auraflow",
+    title="AuraFlow",
+    layouts=(
+        Layout("original", ORIGINAL, blocks=(("double_layers", 4), ("single_layers", 32))),
+        Layout(
+            "diffusers",
+            DIFFUSERS,
+            kohya_prefix="lora_transformer_",
+            blocks=(("joint_transformer_blocks", 4), ("single_transformer_blocks", 32)),
+        ),
+    ),
+    sizes=tuple(
+        Size(None, path, 3072, 3072)
+        for path in (
+            *under("double_layers.{i}.attn", "w1q", "w1k", "w1v", "w1o", "w2q", "w2k", "w2v", "w2o"),
+            *under("single_layers.{i}.attn", "w1q", "w1k", "w1v", "w1o"),
+            *under("joint_transformer_blocks.{i}.attn", "to_q", "to_k", "to_v", "to_out.0"),
+            *under("single_transformer_blocks.{i}.attn", "to_q", "to_k", "to_v", "to_out.0"),
+        )
+    ),
+    metadata_names=("auraflow",),
+)

@@ -1,0 +1,44 @@
+"""Chroma: FLUX.1 without modulation layers, whose values come from one distilled guidance layer.
+
+An adapter of the blocks alone has the names and widths of a FLUX.1 adapter without modulation.
+"""
+
+from .flux import DIFFUSERS_DOUBLE, DIFFUSERS_SINGLE, ORIGINAL_DOUBLE, ORIGINAL_SINGLE, PROPORTIONS
+from .record import Architecture, Layout, Size, under
+
+ORIGINAL = (
+    "img_in",
+    "txt_in",
+    "distilled_guidance_layer.in_proj",
+    *under("distilled_guidance_layer.layers.{i}", "in_layer", "out_layer"),
+    "distilled_guidance_layer.out_proj",
+    *under("double_blocks.{i}", *ORIGINAL_DOUBLE),
+    *under("single_blocks.{i}", *ORIGINAL_SINGLE),
+    "final_layer.linear",
+)
+DIFFUSERS = (
+    "x_embedder",
+    "context_embedder",
+    "distilled_guidance_layer.in_proj",
+    *under("distilled_guidance_layer.layers.{i}", "linear_1", "linear_2"),
+    "distilled_guidance_layer.out_proj",
+    *under("transformer_blocks.{i}", *DIFFUSERS_DOUBLE),
+    *under("single_transformer_blocks.{i}", *DIFFUSERS_SINGLE),
+    "proj_out",
+)
+
+ARCHITECTURE = Architecture(
+    name="chroma",
+    title="Chroma",
+    layouts=(
+        Layout("original", ORIGINAL, blocks=(("double_blocks", 19), ("single_blocks", 38))),
+        Layout(
+            "diffusers",
+            DIFFUSERS,
+            kohya_prefix="lora_transformer_",
+            blocks=(("transformer_blocks", 19), ("single_transformer_blocks", 38)),
+        ),
+    ),
+    sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in PROPORTIONS),
+    metadata_names=("chroma",),
+)

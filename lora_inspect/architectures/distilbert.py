@@ -1,0 +1,24 @@
+"""DistilBERT.
+
+Leaves as in its classes of transformers, with and without a head.
+"""
+
+from .record import Architecture, Layout, under
+
+BACKBONE = (
+    *under("embeddings", "word_embeddings", "position_embeddings"),
+    *under(
+        "transformer.layer.{i}",
+        *under("attention", "q_lin", "k_lin", "v_lin", "out_lin"),
+        *under("ffn", "lin1", "lin2"),
+    ),
+)
+
+ARCHITECTURE = Architecture(
+    name="distilbert",
+    title="DistilBERT",
+    layouts=(
+        Layout("hf", (*under("distilbert", *BACKBONE), "pre_classifier", "classifier"), kohya_prefix=""),
+        Layout("hf-backbone", BACKBONE, kohya_prefix=""),
+    ),
+)

@@ -1,0 +1,99 @@
+"""FLUX.1 (dev, schnell, Kontext, Fill, Control).
+
+Leaves as in the Flux class of the original repository and in the FluxTransformer2DModel of diffusers. The block
+leaves are shared by the families that descend from it.
+"""
+
+from .record import Architecture, Layout, Size, under
+
+# One double-stream block without modulation, which Chroma and FLUX.2 do not have per block.
+ORIGINAL_DOUBLE = (
+    *under("img_attn", "qkv", "proj"),
+    *under("txt_attn", "qkv", "proj"),
+    *under("img_mlp", "0", "2"),
+    *under("txt_mlp", "0", "2"),
+)
+ORIGINAL_SINGLE = ("linear1", "linear2")
+DIFFUSERS_ATTENTION = under(
+    "attn", "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"
+)
+DIFFUSERS_DOUBLE = (
+    *DIFFUSERS_ATTENTION,
+    *under("ff", "net.0.proj", "net.2"),
+    *under("ff_context", "net.0.proj", "net.2"),
+)
+DIFFUSERS_SINGLE = (*under("attn", "to_q", "to_k", "to_v"), "proj_mlp", "proj_out")
+
+ORIGINAL = (
+    "img_in",
+    "txt_in",
+    *under("time_in", "in_layer", "out_layer"),
+    *under("vector_in", "in_layer", "out_layer"),
+    *under("guidance_in", "in_layer", "out_layer"),
+    *under("double_blocks.{i}", *ORIGINAL_DOUBLE, "img_mod.lin", "txt_mod.lin"),
+    *under("single_blocks.{i}", *ORIGINAL_SINGLE, "modulation.lin"),
+    "final_layer.linear",
+    "final_layer.adaLN_modulation.1",
+)
+DIFFUSERS = (
+    "x_embedder",
+    "context_embedder",
+    *under("time_text_embed.timestep_embedder", "linear_1", "linear_2"),
+    *under("time_text_embed.text_embedder", "linear_1", "linear_2"),
+    *under("time_text_embed.guidance_embedder", "linear_1", "linear_2"),
+    *under("transformer_blocks.{i}", *DIFFUSERS_DOUBLE, "norm1.linear", "norm1_context.linear"),
+    *under("single_transformer_blocks.{i}", *DIFFUSERS_SINGLE, "norm.linear"),
+    "norm_out.linear",
+    "proj_out",
+)
+
+# Multiples of the hidden width: (path, out, in). Chroma, HunyuanVideo and HunyuanImage have the same proportions.
+PROPORTIONS = (
+    ("double_blocks.{i}.img_attn.qkv", 3, 1),
+    ("double_blocks.{i}.txt_attn.qkv", 3, 1),
+    ("double_blocks.{i}.img_attn.proj", 1, 1),
+    ("double_blocks.{i}.txt_attn.proj", 1, 1),
+    ("double_blocks.{i}.img_mlp.0", 4, 1),
+    ("double_blocks.{i}.img_mlp.2", 1, 4),
+    ("double_blocks.{i}.txt_mlp.0", 4, 1),
+    ("double_blocks.{i}.txt_mlp.2", 1, 4),
+    ("single_blocks.{i}.linear1", 7, 1),
+    ("single_blocks.{i}.linear2", 1, 5),
+    ("transformer_blocks.{i}.attn.to_q", 1, 1),
+    ("transformer_blocks.{i}.attn.to_k", 1, 1),
+    ("transformer_blocks.{i}.attn.to_v", 1, 1),
+    ("transformer_blocks.{i}.attn.to_out.0", 1, 1),
+    ("transformer_blocks.{i}.attn.add_q_proj", 1, 1),
+    ("transformer_blocks.{i}.attn.add_k_proj", 1, 1),
+    ("transformer_blocks.{i}.attn.add_v_proj", 1, 1),
+    ("transformer_blocks.{i}.attn.to_add_out", 1, 1),
+    ("single_transformer_blocks.{i}.attn.to_q", 1, 1),
+    ("single_transformer_blocks.{i}.attn.to_k", 1, 1),
+    ("single_transformer_blocks.{i}.attn.to_v", 1, 1),
+    ("single_transformer_blocks.{i}.proj_mlp", 4, 1),
+    ("single_transformer_blocks.{i}.proj_out", 1, 5),
+)
+
+ARCHITECTURE = Architecture(
+    name="flux",
+    title="FLUX.1",
+    layouts=(
+        Layout("original", ORIGINAL, blocks=(("double_blocks", 19), ("single_blocks", 38))),
+        Layout(
+            "diffusers",
+            DIFFUSERS,
+            kohya_prefix="lora_transformer_",
+            blocks=(("transformer_blocks", 19), ("single_transformer_blocks", 38)),
+        ),
+    ),
+    sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in PROPORTIONS),
+    metadata_names=(
+        "flux1",
+        "flux_kontext",
+        "flux.1",
+        "flux.1-dev",
+        "flux-1",
+        "flux-1-dev",
+        "flux-1-schnell",
+    ),
+)

@@ -1,0 +1,24 @@
+"""FramePack: HunyuanVideo under the diffusers names, with an image projection and embedders of past frames.
+
+Leaves as in the HunyuanVideoTransformer3DModelPacked of the original repository, which the
+HunyuanVideoFramepackTransformer3DModel of diffusers shares. An adapter of the blocks alone has the names and widths
+of a HunyuanVideo adapter in the diffusers layout.
+"""
+
+from .flux import PROPORTIONS
+from .hunyuan_video import DIFFUSERS, DIFFUSERS_BLOCKS
+from .record import Architecture, Layout, Size, under
+
+PATHS = (
+    *DIFFUSERS,
+    *under("image_projection", "up", "down"),
+    *under("clean_x_embedder", "proj", "proj_2x", "proj_4x"),
+)
+
+ARCHITECTURE = Architecture(
+    name="framepack",
+    title="FramePack",
+    layouts=(Layout("diffusers", PATHS, blocks=DIFFUSERS_BLOCKS),),
+    sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in PROPORTIONS if path in PATHS),
+    metadata_names=("framepack",),
+)

@@ -1,0 +1,22 @@
+"""GPT-2.
+
+Leaves as in its classes of transformers, with and without a head. All block leaves are Conv1D layers, whose weight is
+(in, out), the transpose of a Linear's.
+"""
+
+from .record import Architecture, Layout, under
+
+BACKBONE = (
+    "wte",
+    "wpe",
+    *under("h.{i}", *under("attn", "c_attn", "c_proj"), *under("mlp", "c_fc", "c_proj")),
+)
+
+ARCHITECTURE = Architecture(
+    name="gpt2",
+    title="GPT-2",
+    layouts=(
+        Layout("hf", (*under("transformer", *BACKBONE), "lm_head"), kohya_prefix=""),
+        Layout("hf-backbone", BACKBONE, kohya_prefix=""),
+    ),
+)

@@ -1,0 +1,32 @@
+"""HiDream-O1: a Qwen3-VL language model that predicts pixels.
+
+Leaves as in the Qwen3VLForConditionalGeneration of the original repository; ComfyUI's single file drops the `model.`
+of the root. An adapter of the decoder layers alone has the names of a Qwen3-VL adapter.
+"""
+
+from .record import Architecture, Layout, under
+
+LANGUAGE_LAYER = (
+    *under("self_attn", "q_proj", "k_proj", "v_proj", "o_proj"),
+    *under("mlp", "gate_proj", "up_proj", "down_proj"),
+)
+VISION = (
+    "patch_embed.proj",
+    "pos_embed",
+    *under("blocks.{i}", "attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2"),
+    *under("merger", "linear_fc1", "linear_fc2"),
+)
+COMFYUI = (
+    *under("language_model.layers.{i}", *LANGUAGE_LAYER),
+    *under("visual", *VISION),
+    *under("x_embedder", "proj1", "proj2"),
+    *under("t_embedder1.mlp", "0", "2"),
+    "final_layer2.linear",
+)
+
+ARCHITECTURE = Architecture(
+    name="hidream_o1",
+    title="HiDream-O1",
+    layouts=(Layout("original", under("model", *COMFYUI)), Layout("comfyui", COMFYUI)),
+    metadata_names=("hidream_o1_image", "hidream-o1-image"),
+)

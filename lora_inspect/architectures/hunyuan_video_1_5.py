@@ -1,0 +1,63 @@
+"""HunyuanVideo 1.5: double-stream blocks alone, with separate query, key and value layers.
+
+Leaves as in the HunyuanVideo_1_5_DiffusionTransformer of the original repository and in the
+HunyuanVideo15Transformer3DModel of diffusers. ComfyUI fuses query, key and value; only the block leaves of its
+repack are listed.
+"""
+
+from .flux import DIFFUSERS_DOUBLE, ORIGINAL_DOUBLE, PROPORTIONS
+from .hunyuan_video import DIFFUSERS_TEXT, ORIGINAL_PROPORTIONS, ORIGINAL_STREAMS, ORIGINAL_TEXT
+from .record import Architecture, Layout, Size, under
+
+SPLIT_ATTENTION = (
+    "img_attn_q",
+    "img_attn_k",
+    "img_attn_v",
+    "img_attn_proj",
+    "txt_attn_q",
+    "txt_attn_k",
+    "txt_attn_v",
+    "txt_attn_proj",
+)
+ORIGINAL = (
+    "img_in.proj",
+    *under("byt5_in", "fc1", "fc2", "fc3"),
+    *under("vision_in.proj", "1", "3"),
+    "cond_type_embedding",
+    *ORIGINAL_TEXT,
+    *under("time_in.mlp", "0", "2"),
+    *under("double_blocks.{i}", *SPLIT_ATTENTION, *ORIGINAL_STREAMS),
+    "final_layer.linear",
+    "final_layer.adaLN_modulation.1",
+)
+COMFYUI = under("double_blocks.{i}", *ORIGINAL_DOUBLE, "img_mod.lin", "txt_mod.lin")
+DIFFUSERS = (
+    "x_embedder.proj",
+    *under("image_embedder", "linear_1", "linear_2"),
+    *DIFFUSERS_TEXT,
+    *under("context_embedder_2", "linear_1", "linear_2", "linear_3"),
+    *under("time_embed.timestep_embedder", "linear_1", "linear_2"),
+    "cond_type_embed",
+    *under("transformer_blocks.{i}", *DIFFUSERS_DOUBLE, "norm1.linear", "norm1_context.linear"),
+    "norm_out.linear",
+    "proj_out",
+)
+
+ARCHITECTURE = Architecture(
+    name="hunyuan_video_1_5",
+    title="HunyuanVideo 1.5",
+    layouts=(
+        Layout("original", ORIGINAL, blocks=(("double_blocks", 54),)),
+        Layout("comfyui", COMFYUI, blocks=(("double_blocks", 54),)),
+        Layout("diffusers", DIFFUSERS, kohya_prefix="lora_transformer_", blocks=(("transformer_blocks", 54),)),
+    ),
+    sizes=(
+        *(Size(None, path, 2048, 2048) for path in under("double_blocks.{i}", *SPLIT_ATTENTION)),
+        *(
+            Size(None, path, out * 2048, in_ * 2048)
+            for path, out, in_ in (*ORIGINAL_PROPORTIONS, *PROPORTIONS)
+            if path in (*ORIGINAL, *COMFYUI, *DIFFUSERS)
+        ),
+    ),
+    metadata_names=("hunyuan_video_1_5", "hunyuan-video-1.5"),
+)

@@ -1,0 +1,47 @@
+"""Kandinsky 5.
+
+Leaves as in the DiffusionTransformer3D of the original repository, whose names the Kandinsky5Transformer3DModel of
+diffusers keeps.
+"""
+
+from .record import Architecture, Layout, Size, under
+
+ATTENTION = ("to_query", "to_key", "to_value", "out_layer")
+FEED_FORWARD = under("feed_forward", "in_layer", "out_layer")
+PATHS = (
+    *under("time_embeddings", "in_layer", "out_layer"),
+    "text_embeddings.in_layer",
+    "pooled_text_embeddings.in_layer",
+    "visual_embeddings.in_layer",
+    *under(
+        "text_transformer_blocks.{i}",
+        "text_modulation.out_layer",
+        *under("self_attention", *ATTENTION),
+        *FEED_FORWARD,
+    ),
+    *under(
+        "visual_transformer_blocks.{i}",
+        "visual_modulation.out_layer",
+        *under("self_attention", *ATTENTION),
+        *under("cross_attention", *ATTENTION),
+        *FEED_FORWARD,
+    ),
+    "out_layer.modulation.out_layer",
+    "out_layer.out_layer",
+)
+
+ARCHITECTURE = Architecture(
+    name="kandinsky5",
+    title="Kandinsky 5",
+    layouts=(Layout("diffusers", PATHS, blocks=(("visual_transformer_blocks", 60), ("text_transformer_blocks", 4))),),
+    sizes=tuple(
+        Size(name, path, width, width)
+        for name, width in (("lite video", 1792), ("lite image", 2560), ("pro", 4096))
+        for path in (
+            *under("visual_transformer_blocks.{i}.self_attention", *ATTENTION),
+            *under("visual_transformer_blocks.{i}.cross_attention", *ATTENTION),
+            *under("text_transformer_blocks.{i}.self_attention", *ATTENTION),
+        )
+    ),
+    metadata_names=("kandinsky5", "kandinsky-5"),
+)

@@ -1,0 +1,63 @@
+"""LTX-2: video and audio streams with attention between them.
+
+Leaves as in the LTX2VideoTransformer3DModel of diffusers; the original names are those its LoRA converter reads.
+"""
+
+from .ltx_video import ATTENTION, TIMESTEP
+from .record import Architecture, Layout, Size, under
+
+GATED_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "to_gate_logits")
+COMMON = (
+    *under("caption_projection", "linear_1", "linear_2"),
+    *under("audio_caption_projection", "linear_1", "linear_2"),
+    *under(
+        "transformer_blocks.{i}",
+        *under("attn1", *GATED_ATTENTION),
+        *under("attn2", *GATED_ATTENTION),
+        *under("audio_attn1", *GATED_ATTENTION),
+        *under("audio_attn2", *GATED_ATTENTION),
+        *under("audio_to_video_attn", *GATED_ATTENTION),
+        *under("video_to_audio_attn", *GATED_ATTENTION),
+        *under("ff", "net.0.proj", "net.2"),
+        *under("audio_ff", "net.0.proj", "net.2"),
+    ),
+    "proj_out",
+    "audio_proj_out",
+)
+ORIGINAL = (
+    "patchify_proj",
+    "audio_patchify_proj",
+    *under("adaln_single", *TIMESTEP),
+    *under("audio_adaln_single", *TIMESTEP),
+    *under("prompt_adaln_single", *TIMESTEP),
+    *under("audio_prompt_adaln_single", *TIMESTEP),
+    *under("av_ca_video_scale_shift_adaln_single", *TIMESTEP),
+    *under("av_ca_audio_scale_shift_adaln_single", *TIMESTEP),
+    *under("av_ca_a2v_gate_adaln_single", *TIMESTEP),
+    *under("av_ca_v2a_gate_adaln_single", *TIMESTEP),
+    *COMMON,
+)
+DIFFUSERS = (
+    "proj_in",
+    "audio_proj_in",
+    *under("time_embed", *TIMESTEP),
+    *under("audio_time_embed", *TIMESTEP),
+    *under("prompt_adaln", *TIMESTEP),
+    *under("audio_prompt_adaln", *TIMESTEP),
+    *under("av_cross_attn_video_scale_shift", *TIMESTEP),
+    *under("av_cross_attn_audio_scale_shift", *TIMESTEP),
+    *under("av_cross_attn_video_a2v_gate", *TIMESTEP),
+    *under("av_cross_attn_audio_v2a_gate", *TIMESTEP),
+    *COMMON,
+)
+
+ARCHITECTURE = Architecture(
+    name="ltx2",
+    title="LTX-2",
+    layouts=(
+        Layout("original", ORIGINAL, blocks=(("transformer_blocks", 48),)),
+        Layout("diffusers", DIFFUSERS, kohya_prefix="lora_transformer_", blocks=(("transformer_blocks", 48),)),
+    ),
+    sizes=tuple(Size(None, path, 4096, 4096) for path in under("transformer_blocks.{i}", *ATTENTION)),
+    metadata_names=("ltx2",),
+)

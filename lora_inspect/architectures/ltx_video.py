@@ -1,0 +1,37 @@
+"""LTX-Video.
+
+Leaves as in the original repository's transformer and in the LTXVideoTransformer3DModel of diffusers, which differ
+in the embedders alone.
+"""
+
+from .record import Architecture, Layout, Size, under
+
+ATTENTION = (
+    *under("attn1", "to_q", "to_k", "to_v", "to_out.0"),
+    *under("attn2", "to_q", "to_k", "to_v", "to_out.0"),
+)
+TIMESTEP = ("emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2", "linear")
+COMMON = (
+    *under("caption_projection", "linear_1", "linear_2"),
+    *under("transformer_blocks.{i}", *ATTENTION, "ff.net.0.proj", "ff.net.2"),
+    "proj_out",
+)
+
+ARCHITECTURE = Architecture(
+    name="ltx_video",
+    title="LTX-Video",
+    layouts=(
+        Layout(
+            "original",
+            ("patchify_proj", *under("adaln_single", *TIMESTEP), *COMMON),
+            blocks=(("transformer_blocks", 28),),
+        ),
+        Layout(
+            "diffusers",
+            ("proj_in", *under("time_embed", *TIMESTEP), *COMMON),
+            kohya_prefix="lora_transformer_",
+            blocks=(("transformer_blocks", 28),),
+        ),
+    ),
+    sizes=tuple(Size(None, path, 2048, 2048) for path in under("transformer_blocks.{i}", *ATTENTION)),
+)

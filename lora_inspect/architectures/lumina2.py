@@ -1,0 +1,57 @@
+"""Lumina-Image 2.0.
+
+Leaves as in the NextDiT of the original repository and in the Lumina2Transformer2DModel of diffusers.
+"""
+
+from .record import Architecture, Layout, Size, under
+
+ORIGINAL_BLOCK = (*under("attention", "qkv", "out"), *under("feed_forward", "w1", "w2", "w3"))
+DIFFUSERS_BLOCK = (
+    *under("attn", "to_q", "to_k", "to_v", "to_out.0"),
+    *under("feed_forward", "linear_1", "linear_2", "linear_3"),
+)
+ORIGINAL = (
+    "x_embedder",
+    *under("t_embedder.mlp", "0", "2"),
+    "cap_embedder.1",
+    *under("noise_refiner.{i}", *ORIGINAL_BLOCK, "adaLN_modulation.1"),
+    *under("context_refiner.{i}", *ORIGINAL_BLOCK),
+    *under("layers.{i}", *ORIGINAL_BLOCK, "adaLN_modulation.1"),
+    "final_layer.linear",
+    "final_layer.adaLN_modulation.1",
+)
+DIFFUSERS = (
+    "x_embedder",
+    *under("time_caption_embed.timestep_embedder", "linear_1", "linear_2"),
+    "time_caption_embed.caption_embedder.1",
+    *under("noise_refiner.{i}", *DIFFUSERS_BLOCK, "norm1.linear"),
+    *under("context_refiner.{i}", *DIFFUSERS_BLOCK),
+    *under("layers.{i}", *DIFFUSERS_BLOCK, "norm1.linear"),
+    *under("norm_out", "linear_1", "linear_2"),
+)
+
+ARCHITECTURE = Architecture(
+    name="lumina2",
+    title="Lumina-Image 2.0",
+    layouts=(
+        Layout("original", ORIGINAL, blocks=(("layers", 26),)),
+        Layout("diffusers", DIFFUSERS, kohya_prefix="lora_transformer_", blocks=(("layers", 26),)),
+    ),
+    # Grouped-query attention: 24 heads of the query, 8 of key and value, 96 wide each.
+    sizes=tuple(
+        Size(None, f"{parent}.{{i}}.{leaf}", out, in_)
+        for parent in ("layers", "noise_refiner", "context_refiner")
+        for leaf, out, in_ in (
+            ("attention.qkv", 3840, 2304),
+            ("attention.out", 2304, 2304),
+            ("feed_forward.w1", 9216, 2304),
+            ("feed_forward.w2", 2304, 9216),
+            ("feed_forward.w3", 9216, 2304),
+            ("attn.to_q", 2304, 2304),
+            ("attn.to_k", 768, 2304),
+            ("attn.to_v", 768, 2304),
+            ("attn.to_out.0", 2304, 2304),
+        )
+    ),
+    metadata_names=("lumina2", "lumina-2", "lumina"),
+)

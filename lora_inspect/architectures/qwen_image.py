@@ -1,0 +1,40 @@
+"""Qwen-Image, with Edit and Layered, whose adapters have the same names.
+
+Leaves as in the QwenImageTransformer2DModel of diffusers, whose names the original checkpoint has.
+"""
+
+from .flux import DIFFUSERS_ATTENTION
+from .record import Architecture, Layout, Size, under
+
+PATHS = (
+    "img_in",
+    "txt_in",
+    *under("time_text_embed.timestep_embedder", "linear_1", "linear_2"),
+    *under(
+        "transformer_blocks.{i}",
+        *DIFFUSERS_ATTENTION,
+        *under("img_mlp", "net.0.proj", "net.2"),
+        *under("txt_mlp", "net.0.proj", "net.2"),
+        "img_mod.1",
+        "txt_mod.1",
+    ),
+    "norm_out.linear",
+    "proj_out",
+)
+
+ARCHITECTURE = Architecture(
+    name="qwen_image",
+    title="Qwen-Image",
+    layouts=(Layout("diffusers", PATHS, blocks=(("transformer_blocks", 60),)),),
+    sizes=tuple(Size(None, path, 3072, 3072) for path in under("transformer_blocks.{i}", *DIFFUSERS_ATTENTION)),
+    metadata_names=(
+        "qwen_image",
+        "qwen_image_edit",
+        "qwen_image_layered",
+        "qwen-image",
+        "qwen-image-edit",
+        "qwen-image-edit-plus",
+        "qwen-image-edit-2511",
+        "qwen-image-layered",
+    ),
+)

@@ -1,0 +1,59 @@
+"""Wan 2.1 and 2.2, with the image-to-video and VACE layers.
+
+Leaves as in the WanModel of the original repository and in the WanTransformer3DModel and WanVACETransformer3DModel of
+diffusers. The two experts of Wan 2.2 14B have the same names; nothing in a file of one says which it is.
+"""
+
+from .record import Architecture, Layout, Size, under
+
+ORIGINAL_ATTENTION = (
+    *under("self_attn", "q", "k", "v", "o"),
+    *under("cross_attn", "q", "k", "v", "o", "k_img", "v_img"),
+)
+DIFFUSERS_ATTENTION = (
+    *under("attn1", "to_q", "to_k", "to_v", "to_out.0"),
+    *under("attn2", "to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"),
+)
+ORIGINAL_BLOCK = (*ORIGINAL_ATTENTION, *under("ffn", "0", "2"))
+DIFFUSERS_BLOCK = (*DIFFUSERS_ATTENTION, *under("ffn.net", "0.proj", "2"))
+ORIGINAL = (
+    "patch_embedding",
+    "vace_patch_embedding",
+    *under("text_embedding", "0", "2"),
+    *under("time_embedding", "0", "2"),
+    "time_projection.1",
+    *under("img_emb.proj", "1", "3"),
+    *under("blocks.{i}", *ORIGINAL_BLOCK),
+    *under("vace_blocks.{i}", *ORIGINAL_BLOCK, "before_proj", "after_proj"),
+    "head.head",
+)
+DIFFUSERS = (
+    "patch_embedding",
+    "vace_patch_embedding",
+    *under("condition_embedder.text_embedder", "linear_1", "linear_2"),
+    *under("condition_embedder.time_embedder", "linear_1", "linear_2"),
+    "condition_embedder.time_proj",
+    *under("condition_embedder.image_embedder", "ff.net.0.proj", "ff.net.2"),
+    *under("blocks.{i}", *DIFFUSERS_BLOCK),
+    *under("vace_blocks.{i}", *DIFFUSERS_BLOCK, "proj_in", "proj_out"),
+    "proj_out",
+)
+
+ARCHITECTURE = Architecture(
+    name="wan",
+    title="Wan 2.1 / 2.2",
+    layouts=(
+        Layout("original", ORIGINAL, blocks=(("blocks", 40),)),
+        Layout("diffusers", DIFFUSERS, kohya_prefix="lora_transformer_", blocks=(("blocks", 40),)),
+    ),
+    sizes=tuple(
+        Size(name, path, out_features, in_features)
+        for name, width, inner in (("1.3B", 1536, 8960), ("5B", 3072, 14336), ("14B", 5120, 13824))
+        for path, out_features, in_features in (
+            *((path, width, width) for path in under("blocks.{i}", *ORIGINAL_ATTENTION, *DIFFUSERS_ATTENTION)),
+            *((path, inner, width) for path in under("blocks.{i}", "ffn.0", "ffn.net.0.proj")),
+            *((path, width, inner) for path in under("blocks.{i}", "ffn.2", "ffn.net.2")),
+        )
+    ),
+    metadata_names=("wan", "wan2.1", "wan_2.2_14b", "wan_2.2_5b"),
+)

@@ -1,0 +1,56 @@
+"""Z-Image.
+
+Leaves as in the checkpoint of the original repository, where query, key and value are fused, and in the
+ZImageTransformer2DModel of diffusers, which musubi-tuner trains too.
+"""
+
+from .record import Architecture, Layout, Size, under
+
+FEED_FORWARD = under("feed_forward", "w1", "w2", "w3")
+ORIGINAL_BLOCK = (*under("attention", "qkv", "out"), *FEED_FORWARD)
+DIFFUSERS_BLOCK = (*under("attention", "to_q", "to_k", "to_v", "to_out.0"), *FEED_FORWARD)
+EMBEDDERS = ("cap_embedder.1", *under("t_embedder.mlp", "0", "2"))
+
+ORIGINAL = (
+    "x_embedder",
+    *EMBEDDERS,
+    *under("noise_refiner.{i}", *ORIGINAL_BLOCK, "adaLN_modulation.0"),
+    *under("context_refiner.{i}", *ORIGINAL_BLOCK),
+    *under("layers.{i}", *ORIGINAL_BLOCK, "adaLN_modulation.0"),
+    "final_layer.linear",
+    "final_layer.adaLN_modulation.1",
+)
+DIFFUSERS = (
+    "all_x_embedder.2-1",
+    *EMBEDDERS,
+    *under("noise_refiner.{i}", *DIFFUSERS_BLOCK, "adaLN_modulation.0"),
+    *under("context_refiner.{i}", *DIFFUSERS_BLOCK),
+    *under("layers.{i}", *DIFFUSERS_BLOCK, "adaLN_modulation.0"),
+    "all_final_layer.2-1.linear",
+    "all_final_layer.2-1.adaLN_modulation.1",
+)
+
+ARCHITECTURE = Architecture(
+    name="z_image",
+    title="Z-Image",
+    layouts=(
+        Layout("original", ORIGINAL, blocks=(("layers", 30),)),
+        Layout("diffusers", DIFFUSERS, blocks=(("layers", 30),)),
+    ),
+    sizes=tuple(
+        Size(None, f"{parent}.{{i}}.{leaf}", out, in_)
+        for parent in ("layers", "noise_refiner", "context_refiner")
+        for leaf, out, in_ in (
+            ("attention.qkv", 11520, 3840),
+            ("attention.out", 3840, 3840),
+            ("attention.to_q", 3840, 3840),
+            ("attention.to_k", 3840, 3840),
+            ("attention.to_v", 3840, 3840),
+            ("attention.to_out.0", 3840, 3840),
+            ("feed_forward.w1", 10240, 3840),
+            ("feed_forward.w2", 3840, 10240),
+            ("feed_forward.w3", 10240, 3840),
+        )
+    ),
+    metadata_names=("z_image", "zimage", "z-image"),
+)

@@ -1,0 +1,86 @@
+"""What is wrong with an adapter, in words that name the key and the way out."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lora_inspect import peft_config
+from lora_inspect.contribution import Claims, Module
+from lora_inspect.evidence import Problem, RsloraReading
+
+
+def of_configs(configs: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, str]) -> list[Problem]:
+    """What the configs and the metadata say that makes the tensors something else than plain LoRA factors."""
+    problems: list[Problem] = []
+    for where, config in configs.items():
+        method = config.get("peft_type", "LORA")
+        if method != "LORA":
+            problems.append(Problem("algorithm", "error", f"{where} says {method}, an algorithm that is not built yet"))
+        if init := peft_config.residual_init(config):
+            problems.append(_residual(where, init))
+        for says in peft_config.foreign_settings(config):
+            problems.append(Problem("peft-setting", "error", f"{where}: {says}, which is not built yet"))
+    init = metadata.get("ss_init_lora_weights", "")
+    if init.startswith("pissa"):
+        problems.append(_residual("metadata ss_init_lora_weights", init))
+    return problems
+
+
+def _residual(where: str, init: str) -> Problem:
+    message = (
+        f"{where} says the {init} initialisation, so the tensors change a residual base, not the original one; "
+        "convert the adapter to plain LoRA with the program that trained it"
+    )
+    return Problem("residual-base", "error", message)
+
+
+def of_algorithms(modules: Iterable[Module]) -> list[Problem]:
+    """Algorithms that are recognised but not computed."""
+    by_title: dict[str, list[str]] = {}
+    for module in modules:
+        for contribution in module.contributions:
+            if contribution.algorithm.formula is None:
+                keys = by_title.setdefault(contribution.algorithm.title, [])
+                keys.append(next(iter(contribution.factors.values())).name)
+    return [
+        Problem("algorithm", "error", f"{title} is not built yet ({len(keys)} modules, {keys[0]})", tuple(keys[:5]))
+        for title, keys in by_title.items()
+    ]
+
+
+def of_scales(modules: Iterable[Module]) -> list[Problem]:
+    """Modules whose scale is unknown, by the reason."""
+    by_reason: dict[str, list[str]] = {}
+    for module in modules:
+        for contribution in module.contributions:
+            if contribution.algorithm.formula and contribution.scale is None:
+                by_reason.setdefault(contribution.why, []).append(module.name.key)
+    return [
+        Problem("scale-unknown", "error", f"the scale of {keys[0]}{_and_more(keys)} is unknown: {why}", tuple(keys[:5]))
+        for why, keys in by_reason.items()
+    ]
+
+
+def of_schemes(claims: Claims) -> list[Problem]:
+    """Keys that follow several naming schemes."""
+    names = sorted({module.name.scheme for module in claims.modules.values()})
+    if len(names) < 2:
+        return []
+    return [Problem("mixed-schemes", "warning", f"the keys follow {len(names)} naming schemes: {', '.join(names)}")]
+
+
+def of_unclaimed(claims: Claims) -> list[Problem]:
+    """Tensors beside the modules that nobody claims."""
+    if not claims.unclaimed or not claims.modules:
+        return []
+    keys = claims.unclaimed
+    message = f"{len(keys)} tensors belong to no known algorithm ({keys[0]}{', …' if len(keys) > 1 else ''})"
+    return [Problem("unclaimed", "warning", message, tuple(keys[:5]))]
+
+
+def of_hint(rslora: RsloraReading) -> list[Problem]:
+    """The hint, which is a note and never applied."""
+    return [Problem("rslora-hint", "note", rslora.hint.sentence())] if rslora.hint else []
+
+
+def _and_more(keys: list[str]) -> str:
+    return f" and {len(keys) - 1} more modules" if len(keys) > 1 else ""

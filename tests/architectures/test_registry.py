@@ -1,0 +1,82 @@
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from lora_inspect.architectures import ARCHITECTURES, FILES, Architecture, Layout, by_name
+from lora_inspect.architectures.record import under
+
+LAYOUTS = [
+    pytest.param(architecture, layout, id=f"{architecture.name}-{layout.name}")
+    for architecture in ARCHITECTURES
+    for layout in architecture.layouts
+]
+
+
+def test_each_file_holds_the_family_of_its_name():
+    assert [architecture.name for architecture in ARCHITECTURES] == list(FILES)
+
+
+def test_by_name_finds_every_family():
+    assert all(by_name(architecture.name) is architecture for architecture in ARCHITECTURES)
+
+
+def test_by_name_lists_the_known_names():
+    with pytest.raises(KeyError, match=r"no architecture is named 'sd4'; known are .*sdxl"):
+        by_name("sd4")
+
+
+def test_records_are_frozen():
+    with pytest.raises(FrozenInstanceError):
+        by_name("wan").title = "Wan 3"  # type: ignore[misc]
+
+
+def test_under_puts_the_parent_before_each_leaf():
+    assert under("blocks.{i}", "attn.q", "ffn.0") == ("blocks.{i}.attn.q", "blocks.{i}.ffn.0")
+
+
+@pytest.mark.parametrize(("architecture", "layout"), LAYOUTS)
+def test_paths_are_dotted_paths_without_repetition(architecture: Architecture, layout: Layout):
+    assert len(set(layout.paths)) == len(layout.paths)
+    for path in layout.paths:
+        assert all(path.split(".")), path
+        assert "{" not in path.replace("{i}", ""), path
+
+
+@pytest.mark.parametrize(("architecture", "layout"), LAYOUTS)
+def test_block_lists_are_part_of_the_paths(architecture: Architecture, layout: Layout):
+    numbered = {".".join("{i}" if part.isdigit() else part for part in path.split(".")) for path in layout.paths}
+    for at, count in layout.blocks:
+        assert count > 0
+        assert any(path.startswith(f"{at}.{{i}}.") for path in numbered), at
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+def test_sizes_are_told_by_modules_of_the_family(architecture: Architecture):
+    known = {path for layout in architecture.layouts for path in layout.paths}
+    for size in architecture.sizes:
+        assert size.path in known, size
+        assert size.out_features or size.in_features, size
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+def test_layout_names_are_unique_and_known(architecture: Architecture):
+    names = [layout.name for layout in architecture.layouts]
+    assert len(set(names)) == len(names)
+    assert all(name in {"original", "diffusers", "comfyui"} or name.startswith("hf") for name in names)
+
+
+@pytest.mark.parametrize(("architecture", "layout"), LAYOUTS)
+def test_kohya_prefix_follows_the_rule(architecture: Architecture, layout: Layout):
+    trained_by_kohya = {"sd15", "sd2", "sdxl", "qwen_image", "framepack", "z_image", "kandinsky5", "hidream_i1"}
+    if layout.name.startswith("hf"):
+        expected = ""
+    elif layout.name == "diffusers" and architecture.name not in trained_by_kohya:
+        expected = "lora_transformer_"
+    else:
+        expected = "lora_unet_"
+    assert layout.kohya_prefix == expected
+
+
+def test_metadata_names_belong_to_one_family_each():
+    names = [name.lower() for architecture in ARCHITECTURES for name in set(architecture.metadata_names)]
+    assert len(set(names)) == len(names)
