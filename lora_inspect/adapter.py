@@ -104,8 +104,9 @@ def _read_rslora(
     keys = [key for key in claims.flags if key == evidence.RSLORA_FLAG]
     keys += [module.rslora_flag.name for module in claims.modules.values() if module.rslora_flag]
     flags = {key: bool(numbers[key]) for key in keys}
-    used = {module.name.scheme for module in claims.modules.values()}
-    needs_config = any(schemes.by_name(name).absent_alpha == "config" for name in used)
+    # PEFT itself never stores alpha, so a program that does has not left the rule in a config either.
+    without_alpha = {module.name.scheme for module in claims.modules.values() if not module.alpha}
+    needs_config = any(schemes.by_name(name).absent_alpha == "config" for name in without_alpha)
     return evidence.read_rslora(facts, flags, metadata, configs, needs_config and not configs)
 
 

@@ -1,6 +1,5 @@
 """The header-only view of a checkpoint: one file, a sharded set, or a folder. Standard library only."""
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 from lora_inspect.dtypes import decode_number
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.header import PICKLE_ENDINGS, TensorInfo, read_header, refuse_foreign
+from lora_inspect.json_text import parse_json
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
 ADAPTER_CONFIG = "adapter_config.json"
@@ -116,7 +116,7 @@ def read_json(file: str) -> Any:
             f"{file}: it cannot be read ({error.strerror}); check the path and its rights."
         ) from None
     try:
-        return json.loads(content)
+        return parse_json(content)
     except ValueError:
         refuse_foreign(file, content[:64], len(content))
         raise LoraInspectError(f"{file}: it is not valid JSON; fetch it again or repair it.") from None
@@ -214,6 +214,7 @@ def _join(files: list[str], folder: str, index: str | None, named: str) -> Check
                 raise LoraInspectError(f"{file}: {name} is also in {tensors[name].file}; fetch the set again.")
             tensors[name] = info
     metadata = {key: value for found in file_metadata.values() for key, value in found.items()}
+    config, config_path = _config_beside(files[0]) if files else (None, None)
     return Checkpoint(
         path=named,
         files=tuple(files),
@@ -221,5 +222,7 @@ def _join(files: list[str], folder: str, index: str | None, named: str) -> Check
         file_metadata=file_metadata,
         root=folder or ".",
         index_path=index,
+        config=config,
+        config_path=config_path,
         metadata=metadata,
     )

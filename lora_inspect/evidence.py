@@ -1,10 +1,10 @@
 """What a file says of its scale rule and of DoRA, and where it contradicts itself. Standard library only."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lora_inspect.json_text import parse_json
 from lora_inspect.scaling import RANK_STABILISED, STANDARD
 
 RSLORA_FLAG, DORA_FLAG = "use_rslora_flag", "use_dora_flag"
@@ -91,7 +91,7 @@ def find_hint(facts: Iterable[LoraFacts]) -> Hint | None:
 def network_args(metadata: Mapping[str, str]) -> dict[str, Any]:
     """The parsed `ss_network_args`, empty where they are missing or no JSON object."""
     try:
-        found = json.loads(metadata.get("ss_network_args", "{}"))
+        found = parse_json(metadata.get("ss_network_args", "{}"))
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

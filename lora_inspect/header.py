@@ -1,12 +1,12 @@
 """The header of one .safetensors file, with every rule of the format checked. Standard library only."""
 
-import json
 import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from lora_inspect.dtypes import BITS
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.json_text import parse_json
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library refuses larger headers
 
@@ -95,7 +95,7 @@ def refuse_foreign(file: str, start: bytes, size: int) -> None:
 
 def _parse_header(file: str, header: bytes, data_start: int, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     try:
-        entries = json.loads(header)
+        entries = parse_json(header)
     except ValueError:
         raise LoraInspectError(
             f"{file}: its header is not JSON, so it is no safetensors file; fetch it again."
@@ -104,9 +104,12 @@ def _parse_header(file: str, header: bytes, data_start: int, size: int) -> tuple
         raise LoraInspectError(
             f"{file}: its header is not a JSON object, so it is no safetensors file; fetch it again."
         )
-    metadata = entries.pop("__metadata__", None) or {}
+    metadata = entries.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise LoraInspectError(f"{file}: its __metadata__ is not a map of strings to strings; write the file anew.")
+    if not _is_unicode([*entries, *metadata, *metadata.values()]):
+        raise LoraInspectError(f"{file}: its header holds text that is not Unicode; write the file anew.")
     tensors = [_parse_entry(file, name, entry, data_start) for name, entry in entries.items()]
     tensors.sort(key=lambda info: (info.start, info.stop))
     position = data_start
@@ -123,6 +126,15 @@ def _parse_header(file: str, header: bytes, data_start: int, size: int) -> tuple
     return {info.name: info for info in tensors}, metadata
 
 
+def _is_unicode(texts: Iterable[str]) -> bool:
+    """Whether no text holds half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _parse_entry(file: str, name: str, entry: Any, data_start: int) -> TensorInfo:
     try:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -133,11 +145,11 @@ def _parse_entry(file: str, name: str, entry: Any, data_start: int) -> TensorInf
         ) from None
     if dtype not in BITS:
         raise LoraInspectError(f"{file}: {name} has the unknown dtype {dtype!r}; a newer lora-inspect may know it.")
-    if any(type(number) is not int or number < 0 for number in numbers):
+    if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
         raise LoraInspectError(f"{file}: the shape or range of {name} is not made of whole numbers; fetch it again.")
     bits = count_elements(shape) * BITS[dtype]
     if bits % 8 or stop - start != bits // 8:
         raise LoraInspectError(
-            f"{file}: {name} has {stop - start} bytes, but {dtype} {list(shape)} needs {bits // 8}; fetch it again."
+            f"{file}: {name} has {stop - start} bytes, which is not what {dtype} {list(shape)} needs; fetch it again."
         )
     return TensorInfo(name, dtype, tuple(shape), file, data_start + start, data_start + stop)

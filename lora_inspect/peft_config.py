@@ -1,9 +1,10 @@
 """LoraConfig as PEFT saves it: alpha and scale rule per module, and the settings that change what the tensors mean."""
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from lora_inspect.json_text import parse_json
 
 EMBEDDED_KEY = "lora_adapter_metadata"
 
@@ -34,7 +35,7 @@ def is_peft_config(config: Mapping[str, Any]) -> bool:
 def embedded_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """LoraConfigs that diffusers embeds, by component prefix ("transformer.", …; "" where it wrote none)."""
     try:
-        flat = json.loads(metadata.get(EMBEDDED_KEY, "{}"))
+        flat = parse_json(metadata.get(EMBEDDED_KEY, "{}"))
     except ValueError:
         return {}
     if not isinstance(flat, dict):

@@ -1,7 +1,8 @@
 """Which program wrote a file, told by its metadata and by tensors that only it writes."""
 
-import json
 from collections.abc import Collection, Mapping
+
+from lora_inspect.json_text import parse_json
 
 # `ss_base_model_version` values that musubi-tuner writes and sd-scripts does not.
 _MUSUBI_MODELS = (
@@ -34,7 +35,7 @@ def find_trainer(metadata: Mapping[str, str], keys: Collection[str], has_peft_co
 
 def _software(metadata: Mapping[str, str]) -> str | None:
     try:
-        software = json.loads(metadata.get("software", "null"))
+        software = parse_json(metadata.get("software", "null"))
     except ValueError:
         return None
     name = software.get("name") if isinstance(software, dict) else None

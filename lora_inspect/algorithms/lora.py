@@ -71,6 +71,11 @@ def flatten(tensors: Mapping[str, Any]) -> tuple[Any, Any]:
     return up, contracted.reshape(up.shape[1], -1)
 
 
+def product_squared_norm(up: Any, down: Any) -> Any:
+    """‖up @ down‖² in the Frobenius norm, from the two (rank, rank) Gram matrices instead of the product."""
+    return ((up.transpose(0, 1) @ up) * (down @ down.transpose(0, 1))).sum().clamp(min=0.0)
+
+
 LORA = Algorithm(
     name="lora",
     title="LoRA",

@@ -35,7 +35,7 @@ def parse_key(key: str) -> ParsedKey | None:
         part = int(split[2])
         key = f"{key[: split.start()]}.{split[1]}.weight"
     elif infix := _ADAPTER_INFIX.search(key):
-        key = f"{key[: infix.start()]}.{infix[1]}{infix[3]}"
+        key = f"{key[: infix.start()]}.{infix[1]}{infix[2]}"
     position = key.find(".")
     while position >= 0:
         found = _ROLES.get(key[position:])
