@@ -44,7 +44,9 @@ def main() -> None:
     for name, found in ratios.items():
         median = statistics.median(found)
         failed |= median > LIMITS[name]
-        print(f"{name}: {median:.2f} times importing click (limit {LIMITS[name]}; {min(found):.2f} to {max(found):.2f})")
+        print(
+            f"{name}: {median:.2f} times importing click (limit {LIMITS[name]}; {min(found):.2f} to {max(found):.2f})"
+        )
     sys.exit(failed)
 
 

@@ -111,13 +111,12 @@ def _read_rslora(
 
 
 def _computed(claims: Claims) -> list[Contribution]:
-    """The contributions whose algorithm is built and whose shapes fit."""
-    broken = {key for problem in claims.problems if problem.code == "shape" for key in problem.keys}
+    """The contributions whose algorithm is built."""
     return [
         contribution
         for module in claims.modules.values()
         for contribution in module.contributions
-        if contribution.algorithm.formula and not broken & {info.name for info in contribution.factors.values()}
+        if contribution.algorithm.formula
     ]
 
 

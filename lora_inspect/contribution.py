@@ -14,6 +14,10 @@ from lora_inspect.schemes.suffixes import ParsedKey, parse_key
 NETWORK_FLAGS = (RSLORA_FLAG, DORA_FLAG, "lokr_factor")
 
 
+# The way out for a file whose tensors do not fit together.
+_MEND = "fetch the file again, or write it anew with the program that trained it"
+
+
 class Magnitude(NamedTuple):
     """DoRA's vector of one module, the spelling it came in and the axis it belongs to ("output" or "input")."""
 
@@ -118,7 +122,8 @@ def claim(tensors: dict[str, TensorInfo]) -> Claims:
         elif parsed := parse_key(key):
             if not _file(groups.setdefault(parsed.module, _Group()), parsed, info):
                 unclaimed.append(key)
-                problems.append(Problem("twice", "error", f"{key} is a second tensor for the same role", (key,)))
+                message = f"{key} is a second tensor for the same role of its module; leave one of them out"
+                problems.append(Problem("twice", "error", message, (key,)))
         else:
             unclaimed.append(key)
     modules: dict[str, Module] = {}
@@ -157,16 +162,24 @@ def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], l
             left.extend(keys)
             continue
         if missing:
-            spelled = ", ".join(f"{name.key}{_suffix_of(algorithm, role, keys[0])}" for role in missing)
-            problems.append(Problem("incomplete", "error", f"{keys[0]} is there, but {spelled} is missing", keys))
+            message = f"{keys[0]} is there, but its module has no {' and no '.join(missing)} factor; {_MEND}"
+            problems.append(Problem("incomplete", "error", message, keys))
             left.extend(keys)
             continue
         if algorithm.formula and (wrong := algorithm.formula.check(factors)):
-            problems.append(Problem("shape", "error", f"{name.key}: {wrong}", keys))
+            problems.append(Problem("shape", "error", f"{name.key}: {wrong}; {_MEND}", keys))
+            left.extend(keys)
+            continue
         contributions.append(Contribution(name, algorithm, factors))
-    parts = [part for algorithm, part in group.roles if part is not None]
-    if parts and not problems:
-        contributions = _stack(contributions)
+    parts = [part for _, part in group.roles]
+    if any(part is not None for part in parts) and not problems:
+        if wrong := _check_slices(parts, contributions):
+            keys = tuple(info.name for contribution in contributions for info in contribution.factors.values())
+            problems.append(Problem("shape", "error", f"{name.key}: {wrong}; {_MEND}", keys))
+            left.extend(keys)
+            contributions = []
+        else:
+            contributions = _stack(contributions)
     if not contributions:
         left.extend(info.name for info, _ in group.shared.values())
         return None, left, problems
@@ -179,11 +192,13 @@ def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], l
     return Module(name, tuple(contributions), alpha and alpha[0], flag and flag[0]), left, problems
 
 
-def _suffix_of(algorithm: Algorithm, role: str, key: str) -> str:
-    """The spelling of `role` that goes with `key`: the one that shares most of its beginning with the key's."""
-    spellings = [suffix for suffix, spelled_role in algorithm.suffixes.items() if spelled_role == role]
-    own = next(suffix for suffix in algorithm.suffixes if key.endswith(suffix))
-    return max(spellings, key=lambda suffix: sum(a == b for a, b in zip(suffix, own, strict=False)))
+def _check_slices(parts: list[int | None], contributions: list[Contribution]) -> str | None:
+    """What is wrong with the numbers and the inputs of a split layer's slices, or None."""
+    if set(parts) != set(range(len(parts))):
+        numbers = ", ".join("none" if part is None else str(part) for part in parts)
+        return f"its slices are numbered {numbers}, not 0 to {len(parts) - 1}"
+    inputs = sorted({contribution.shape[1:] for contribution in contributions})
+    return None if len(inputs) == 1 else f"its slices have different inputs, {list(inputs[0])} and {list(inputs[1])}"
 
 
 def _stack(parts: list[Contribution]) -> list[Contribution]:
@@ -205,10 +220,13 @@ def _attach_magnitude(
         return [first._replace(magnitude=Magnitude(info, spelling, dora.OUTPUT)), *contributions[1:]], []
     out_features, in_features = first.shape[:2]
     axis = dora.axis_of(spelling, info.shape, out_features, in_features)
-    if axis is None or first.rows is not None:
+    if first.rows is not None:
+        wrong = f"{info.name} is the magnitude of a split module, where DoRA is not defined; {_MEND}"
+        return contributions, [Problem("magnitude-shape", "error", wrong, (info.name,))]
+    if axis is None:
         wrong = (
             f"{info.name} has shape {list(info.shape)}, which fits neither the {out_features} outputs nor the "
-            f"{in_features} inputs of its module"
+            f"{in_features} inputs of its module; {_MEND}"
         )
         return contributions, [Problem("magnitude-shape", "error", wrong, (info.name,))]
     return [first._replace(magnitude=Magnitude(info, spelling, axis)), *contributions[1:]], []

@@ -173,7 +173,10 @@ def read_dora(
     for _, claim, where in claims:
         if with_magnitude and not claim:
             keys = tuple(fact.module for fact in with_magnitude[:5])
-            message = f"{where} denies DoRA, but {len(with_magnitude)} modules have a magnitude"
+            message = (
+                f"{where} denies DoRA, but {len(with_magnitude)} modules have a magnitude ({keys[0]}); "
+                "find out which one is right and take the other out of the file"
+            )
             return (
                 DoraReading(None, "conflict", len(with_magnitude), axis),
                 evidence,
@@ -181,7 +184,8 @@ def read_dora(
             )
         if claim and not with_magnitude:
             message = (
-                f"{where} says DoRA, but no module has a magnitude: they were lost, and the rest is not the adapter"
+                f"{where} says DoRA, but no module has a magnitude: they were lost, and the rest is not the adapter; "
+                "fetch the file that the trainer saved"
             )
             return DoraReading(True, claims[0][0], 0, None), evidence, [Problem("dora-missing", "error", message)]
 
@@ -220,13 +224,16 @@ def _metadata_votes(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> 
         return [(False, Evidence("rslora", says, where))]
     asked = _asked_alpha(metadata)
     telling = [(fact.alpha, fact.rank) for fact in facts if fact.rank > 1 and fact.linear and fact.alpha is not None]
+    votes: list[tuple[bool | None, Evidence]] = []
     if asked == 0 and telling and all(close(alpha, math.sqrt(rank)) for alpha, rank in telling):
         says = "alpha was asked as 0 and sqrt(rank) is stored, which only RS-LoRA does"
-        return [(True, Evidence("rslora", says, "metadata ss_network_alpha"))]
+        votes.append((True, Evidence("rslora", says, "metadata ss_network_alpha")))
     if "use_rslora" not in args:
-        return []
+        return votes
     if not is_true(args["use_rslora"]):
-        return [(False, Evidence("rslora", "use_rslora is off", where))]
+        return [*votes, (False, Evidence("rslora", "use_rslora is off", where))]
+    if votes:
+        return votes
     if asked is None or not telling:
         return [(True, Evidence("rslora", "use_rslora is on", where))]
     kinds = {_kind_of_alpha(alpha, rank, asked) for alpha, rank in telling}

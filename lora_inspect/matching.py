@@ -6,27 +6,12 @@ from dataclasses import dataclass
 
 from lora_inspect import schemes
 from lora_inspect.adapter import Adapter
+from lora_inspect.base_names import BASE_PREFIXES, is_weight
 from lora_inspect.checkpoint import Checkpoint
 from lora_inspect.contribution import Contribution, Module
 from lora_inspect.dtypes import PLAIN_FLOATS
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.header import TensorInfo
-from lora_inspect.schemes.record import MODEL
-
-# What base checkpoints put in front of a component's own module paths.
-BASE_PREFIXES = {
-    MODEL: ("", "model.diffusion_model.", "diffusion_model.", "model.", "transformer.", "unet."),
-    "model_2": ("transformer_2.",),
-    "text_encoder": (
-        "",
-        "cond_stage_model.transformer.",
-        "conditioner.embedders.0.transformer.",
-        "text_encoders.clip_l.transformer.",
-        "text_encoder.",
-    ),
-    "text_encoder_2": ("", "text_encoders.clip_g.transformer.", "text_encoder_2."),
-    "text_encoder_3": ("", "text_encoders.t5xxl.transformer.", "text_encoder_3."),
-}
 
 # Tensors beside a weight that make its entries codes instead of values.
 _SCALE_SUFFIXES = (
@@ -52,8 +37,9 @@ def match(adapter: Adapter, base: Checkpoint, only: str | None = None) -> Matchi
     if only is not None and not modules:
         present = ", ".join(sorted({module.name.component for module in adapter.modules.values()}))
         raise LoraInspectError(f"{adapter.checkpoint.path}: it has no component {only}; it has {present}.")
-    weights = [info for info in base.tensors.values() if _is_weight(info)]
+    weights = [info for info in base.tensors.values() if is_weight(info)]
     tables = {key: _names(weights, *key) for key in {(m.name.scheme, m.name.component, m.name.prefix) for m in modules}}
+    transposed = _transposed_leaves(adapter)
     targets: dict[str, list[Contribution]] = defaultdict(list)
     unmatched: list[Module] = []
     for module in modules:
@@ -68,6 +54,9 @@ def match(adapter: Adapter, base: Checkpoint, only: str | None = None) -> Matchi
             unmatched.append(module)
             continue
         for contribution in module.contributions:
+            if transposed is not None and contribution.is_linear:
+                leaf = found[0].name.split(".")[-2]
+                contribution = contribution._replace(transposed=leaf in transposed)  # noqa: PLW2901 (a better copy)
             _check_target(contribution, found[0], adapter, base)
             targets[found[0].name].append(contribution)
     return Matching(dict(targets), tuple(unmatched))
@@ -120,7 +109,7 @@ def _nearest(module: Module, base: Checkpoint, count: int = 3) -> list[str]:
     """Names of base weights that resemble the module's, most similar first."""
     import difflib  # only an error needs it
 
-    weights = [info.name for info in base.tensors.values() if _is_weight(info)]
+    weights = [info.name for info in base.tensors.values() if is_weight(info)]
     paths = {name.removesuffix(".weight").replace(".", "_"): name for name in weights}
     wanted = module.name.body.replace(".", "_")
     return [paths[name] for name in difflib.get_close_matches(wanted, paths, count, cutoff=0.5)]
@@ -136,10 +125,6 @@ def _names(weights: Iterable[TensorInfo], scheme: str, component: str, prefix: s
             if path.startswith(base_prefix):
                 table[spell(path[len(base_prefix) :], prefix)].append(info)
     return table
-
-
-def _is_weight(info: TensorInfo) -> bool:
-    return info.name.endswith(".weight") and len(info.shape) > 1
 
 
 def _check_target(contribution: Contribution, target: TensorInfo, adapter: Adapter, base: Checkpoint) -> None:
@@ -163,7 +148,7 @@ def _check_target(contribution: Contribution, target: TensorInfo, adapter: Adapt
     if _squeeze(shape) != _squeeze(target.shape):
         raise LoraInspectError(
             f"{adapter.checkpoint.path}: {name} changes a weight of {list(shape)}, but {target.name} of {base.path} "
-            f"has {list(target.shape)}; the adapter is for another model or size."
+            f"has {list(target.shape)}; {_difference(adapter, base)}."
         )
 
 
@@ -174,7 +159,7 @@ def _check_slices(contribution: Contribution, target: TensorInfo, adapter: Adapt
     if (covered, columns) != target.shape:
         raise LoraInspectError(
             f"{adapter.checkpoint.path}: the slices of {contribution.module.key} cover [{covered}, {columns}], but "
-            f"{target.name} of {base.path} has {list(target.shape)}; the adapter is for another model or size."
+            f"{target.name} of {base.path} has {list(target.shape)}; {_difference(adapter, base)}."
         )
 
 
@@ -184,3 +169,25 @@ def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
     while end > 2 and shape[end - 1] == 1:
         end -= 1
     return shape[:end]
+
+
+def _transposed_leaves(adapter: Adapter) -> tuple[str, ...] | None:
+    """Modules of the architecture that store (in, out); None where the architecture is unknown.
+
+    A config's fan_in_fan_out speaks of all layers at once, so it decides only where nothing better is known:
+    PEFT itself ignores it for layers of the other kind.
+    """
+    from lora_inspect.identify import identify_adapter  # names and widths are enough; no other step needs it
+
+    detection = identify_adapter(adapter)
+    return detection.layout.transposed if detection else None
+
+
+def _difference(adapter: Adapter, base: Checkpoint) -> str:
+    """Why shapes do not fit, where the names and widths tell it."""
+    from lora_inspect.identify import described, identify_adapter, identify_base  # only an error needs it
+
+    ours, theirs = identify_adapter(adapter), identify_base(base)
+    if ours and theirs and described(ours) != described(theirs):
+        return f"this is an adapter of {described(ours)} on a base of {described(theirs)}"
+    return "the adapter is for another model or size"

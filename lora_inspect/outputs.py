@@ -30,18 +30,21 @@ def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool =
 def new_folder(output: str) -> Iterator[str]:
     """A folder to fill that takes the place of `output` when the block ends well, and vanishes otherwise."""
     partial = f"{output.rstrip(os.sep)}.{os.getpid()}.partial"
+    replaced = f"{partial}.old"
     try:
         os.mkdir(partial)
         yield partial
-        replaced = f"{partial}.old"
         if os.path.isdir(output):
             os.rename(output, replaced)
         os.rename(partial, output)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise LoraInspectError(f"{output}: it cannot be written ({error.strerror}); choose another place.") from None
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if os.path.isdir(replaced) and not os.path.lexists(output):
+            os.rename(replaced, output)
+        if isinstance(error, OSError):
+            raise LoraInspectError(
+                f"{output}: it cannot be written ({error.strerror}); choose another place."
+            ) from None
         raise
     shutil.rmtree(replaced, ignore_errors=True)
 

@@ -23,6 +23,7 @@ FOREIGN_SETTINGS = {
     "target_parameters": "target_parameters adapts stacked expert weights",
     "trainable_token_indices": "trainable_token_indices replaces rows of the embedding",
     "lora_bias": "lora_bias adds a bias on the up layer",
+    "modules_to_save": "modules_to_save replaces whole modules",
     "monteclora_config": "MonteCLoRA samples the factors",
 }
 
@@ -67,7 +68,9 @@ def residual_init(config: Mapping[str, Any]) -> str | None:
 
 def foreign_settings(config: Mapping[str, Any]) -> list[str]:
     """What the config says that makes the tensors something else than plain LoRA factors."""
-    return [says for key, says in FOREIGN_SETTINGS.items() if config.get(key) not in (None, False, [], {}, "")]
+    found = [says for key, says in FOREIGN_SETTINGS.items() if config.get(key) not in (None, False, [], {}, "")]
+    bias = config.get("bias")
+    return found if bias in (None, "none") else [*found, f"bias is {bias}, so biases of the base were trained too"]
 
 
 def _pattern_value(pattern: Any, path: str, default: Any) -> Any:

@@ -7,6 +7,9 @@ from lora_inspect import peft_config
 from lora_inspect.contribution import Claims, Module
 from lora_inspect.evidence import Problem, RsloraReading
 
+# The way out where this version cannot compute what a file says.
+_OWN_PROGRAM = "merge it with the program that trained it"
+
 
 def of_configs(configs: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, str]) -> list[Problem]:
     """What the configs and the metadata say that makes the tensors something else than plain LoRA factors."""
@@ -14,11 +17,13 @@ def of_configs(configs: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, 
     for where, config in configs.items():
         method = config.get("peft_type", "LORA")
         if method != "LORA":
-            problems.append(Problem("algorithm", "error", f"{where} says {method}, an algorithm that is not built yet"))
+            message = f"{where} says {method}, an algorithm that is not built yet; {_OWN_PROGRAM}"
+            problems.append(Problem("algorithm", "error", message))
         if init := peft_config.residual_init(config):
             problems.append(_residual(where, init))
         for says in peft_config.foreign_settings(config):
-            problems.append(Problem("peft-setting", "error", f"{where}: {says}, which is not built yet"))
+            message = f"{where}: {says}, which is not built yet; {_OWN_PROGRAM}"
+            problems.append(Problem("peft-setting", "error", message))
     init = metadata.get("ss_init_lora_weights", "")
     if init.startswith("pissa"):
         problems.append(_residual("metadata ss_init_lora_weights", init))
@@ -42,7 +47,12 @@ def of_algorithms(modules: Iterable[Module]) -> list[Problem]:
                 keys = by_title.setdefault(contribution.algorithm.title, [])
                 keys.append(next(iter(contribution.factors.values())).name)
     return [
-        Problem("algorithm", "error", f"{title} is not built yet ({len(keys)} modules, {keys[0]})", tuple(keys[:5]))
+        Problem(
+            "algorithm",
+            "error",
+            f"{title} is not built yet ({len(keys)} modules, {keys[0]}); {_OWN_PROGRAM}",
+            tuple(keys[:5]),
+        )
         for title, keys in by_title.items()
     ]
 

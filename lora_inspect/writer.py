@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from io import FileIO
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -66,7 +67,11 @@ class Writer:
             raise LoraInspectError(
                 f"{self.path}: it cannot be written ({error.strerror}); choose another place."
             ) from None
-        self._write_all(self._header)
+        try:
+            self._write_all(self._header)
+        except BaseException:
+            self._discard()
+            raise
         return self
 
     def write(self, name: str, chunks: Iterable[Buffer]) -> None:
@@ -90,27 +95,36 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self._discard()
+            return
         try:
-            if kind is None:
-                left = next(self._plans, None)
-                if left is not None:
-                    raise AssertionError(f"{left.name} was planned but not written")
-                os.fsync(self._descriptor)
+            self._complete()
         except OSError as failure:
             self._discard()
             raise self._refused(failure) from None
         except BaseException:
             self._discard()
             raise
-        if kind is not None:
-            self._discard()
-            return
-        os.close(self._descriptor)
+
+    def _complete(self) -> None:
+        left = next(self._plans, None)
+        if left is not None:
+            raise AssertionError(f"{left.name} was planned but not written")
+        os.fsync(self._descriptor)
+        self._close()
         os.replace(self._partial, self.path)
 
     def _discard(self) -> None:
-        os.close(self._descriptor)
-        os.unlink(self._partial)
+        with suppress(OSError):
+            self._close()
+        with suppress(OSError):
+            os.unlink(self._partial)
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def _next(self, name: str) -> TensorPlan:
         plan = next(self._plans, None)

@@ -12,11 +12,13 @@ BACKBONE = (
     *under("h.{i}", *under("attn", "c_attn", "c_proj"), *under("mlp", "c_fc", "c_proj")),
 )
 
+CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")
+
 ARCHITECTURE = Architecture(
     name="gpt2",
     title="GPT-2",
     layouts=(
-        Layout("hf", (*under("transformer", *BACKBONE), "lm_head"), kohya_prefix=""),
-        Layout("hf-backbone", BACKBONE, kohya_prefix=""),
+        Layout("hf", (*under("transformer", *BACKBONE), "lm_head"), kohya_prefix="", transposed=CONV1D),
+        Layout("hf-backbone", BACKBONE, kohya_prefix="", transposed=CONV1D),
     ),
 )

@@ -22,12 +22,15 @@ class Layout:
 
     `blocks` are the module lists of the layout, each with its length in the largest published model. An index
     beyond it rules the family out, and a file that reaches the last index of every list speaks for it.
+
+    `transposed` are the last names of modules whose weights are stored as (in, out): the Conv1D of transformers.
     """
 
     name: str
     paths: tuple[str, ...] = field(repr=False)
     kohya_prefix: str = "lora_unet_"
     blocks: tuple[tuple[str, int], ...] = ()
+    transposed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

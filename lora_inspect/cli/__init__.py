@@ -1,6 +1,7 @@
 """The command line: a group whose verbs are imported when they are called for."""
 
 import importlib
+import io
 import signal
 import sys
 from types import FrameType
@@ -45,6 +46,8 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 1 refused, 2 wrong usage, 130 interrupted."""
     signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names in files know more letters than some terminals
     try:
         status = cli.main(arguments, prog_name="lora-inspect", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

@@ -7,7 +7,7 @@ import click
 
 from lora_inspect.checkpoint import open_checkpoint
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.shared_options import overrides, reading_options, writing_options
+from lora_inspect.cli.shared_options import finite, overrides, reading_options, writing_options
 from lora_inspect.contribution import claim
 from lora_inspect.ops.convert import ConvertOptions, ConvertResult, convert_to_standard
 
@@ -24,6 +24,7 @@ from lora_inspect.ops.convert import ConvertOptions, ConvertResult, convert_to_s
 @click.option(
     "--max-error",
     type=click.FloatRange(0, 1, max_open=True),
+    callback=finite,
     help="With --base: the least rank whose relative error is at most this, per module.",
 )
 @click.option("--lossy", is_flag=True, help="With --base: accept modules that lose more than 5% of their change.")

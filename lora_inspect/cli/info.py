@@ -47,8 +47,6 @@ def info(paths: tuple[str, ...], modules: bool, metadata: bool, as_json_: bool) 
         _print_tables(read, several, modules, metadata)
     for failure in failures:
         click.echo(f"Error: {failure}", err=True)
-    if not found:
-        raise LoraInspectError(f"{paths[0]}: the folder holds no .safetensors file; name another one.")
     if failures:
         sys.exit(1)
 
@@ -56,10 +54,10 @@ def info(paths: tuple[str, ...], modules: bool, metadata: bool, as_json_: bool) 
 def _expand(paths: tuple[str, ...]) -> Iterator[str]:
     """The checkpoints that the arguments stand for: a folder of several files gives each of them."""
     for path in paths:
-        if os.path.isdir(path) and not is_checkpoint_folder(path):
-            yield from find_checkpoints(path)
-        else:
-            yield path
+        inside = find_checkpoints(path) if os.path.isdir(path) and not is_checkpoint_folder(path) else iter(())
+        first = next(inside, None)
+        yield path if first is None else first  # a folder without any is named in the error that it gives
+        yield from inside
 
 
 def _print_tables(read: list[FileInfo], several: bool, modules: bool, metadata: bool) -> None:

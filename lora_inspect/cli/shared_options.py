@@ -1,5 +1,6 @@
 """Options that several verbs share: what settles an unknown scale, and where the output goes."""
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,13 +11,26 @@ from lora_inspect.adapter import Overrides
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
+def finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """Refuses the infinities and NaN, which click takes for numbers."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
 def reading_options(function: Decorated) -> Decorated:
     """--rslora, --alpha and --allow-partial-dora, which become `Overrides`."""
     for option in (
         click.option(
             "--allow-partial-dora", is_flag=True, help="Accept magnitudes on a part of the Linear modules only."
         ),
-        click.option("--alpha", type=float, metavar="N", help="Alpha of the modules whose alpha is unknown."),
+        click.option(
+            "--alpha",
+            type=float,
+            callback=finite,
+            metavar="N",
+            help="Alpha of the modules whose alpha is unknown.",
+        ),
         click.option("--rslora", type=click.Choice(["yes", "no"]), help="Whether the scale is alpha/sqrt(rank)."),
     ):
         function = option(function)

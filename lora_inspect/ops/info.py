@@ -5,15 +5,13 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from lora_inspect.adapter import Adapter, Overrides, read_adapter
-from lora_inspect.architectures.detection import Detection, detect
+from lora_inspect.architectures.detection import Detection
 from lora_inspect.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.contribution import Contribution
-from lora_inspect.schemes.record import MODEL
+from lora_inspect.identify import identify_adapter, identify_base
 
 SCHEMA = 1
 ADAPTER, BASE, OTHER = "adapter", "base", "other"
-# A base has embeddings, norms and heads beside the layers that the tables of architectures list.
-_BASE_SHARE = 0.5
 
 
 class FileInfo(NamedTuple):
@@ -38,26 +36,8 @@ def inspect_adapter(checkpoint: Checkpoint, overrides: Overrides = Overrides()) 
     """The reading of an opened checkpoint, with what the user settles."""
     adapter = read_adapter(checkpoint, overrides)
     kind = _kind(adapter)
-    if kind == ADAPTER:
-        detection = detect(_adapter_modules(adapter), adapter.checkpoint.metadata)
-    else:
-        detection = detect(base_modules(adapter.checkpoint), adapter.checkpoint.metadata, minimum_share=_BASE_SHARE)
+    detection = identify_adapter(adapter) if kind == ADAPTER else identify_base(checkpoint)
     return FileInfo(adapter, kind, detection)
-
-
-def base_modules(checkpoint: Checkpoint) -> list[tuple[str, int | None, int | None]]:
-    """(path, out features, in features) of a base's weights with at least two dimensions, its own prefix removed."""
-    from lora_inspect.matching import BASE_PREFIXES
-
-    weights = [info for info in checkpoint.tensors.values() if info.name.endswith(".weight") and len(info.shape) > 1]
-    prefixes = sorted(BASE_PREFIXES[MODEL], key=len, reverse=True)
-    counts = Counter(next(p for p in prefixes if info.name.startswith(p)) for info in weights)
-    prefix = counts.most_common(1)[0][0] if counts else ""
-    return [
-        (info.name[len(prefix) : -len(".weight")], info.shape[0], info.shape[1])
-        for info in weights
-        if info.name.startswith(prefix)
-    ]
 
 
 def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
@@ -125,24 +105,12 @@ def _module_record(contribution: Contribution) -> dict[str, Any]:
 
 
 def _kind(adapter: Adapter) -> str:
-    if adapter.modules or any(problem.code == "algorithm" for problem in adapter.problems):
+    if adapter.modules or adapter.problems:  # only an adapter, a broken one too, has something to be wrong
         return ADAPTER
     matrices = sum(
         len(info.shape) > 1 and info.name.endswith(".weight") for info in adapter.checkpoint.tensors.values()
     )
     return BASE if matrices else OTHER
-
-
-def _adapter_modules(adapter: Adapter) -> list[tuple[str, int | None, int | None]]:
-    found: list[tuple[str, int | None, int | None]] = []
-    for module in adapter.modules.values():
-        if module.name.component != MODEL:
-            continue
-        first = module.contributions[0]
-        shape = first.shape if first.rank else None
-        out_features = None if shape is None or first.rows else shape[0]
-        found.append((module.name.body, out_features, shape[1] if shape else None))
-    return found
 
 
 def _parameters(info: FileInfo) -> int:

@@ -218,9 +218,11 @@ class TestDora:
         assert torch.equal(found[2], torch.zeros(5))
 
 
-@pytest.mark.parametrize("use_dora", [False, True])
-@pytest.mark.parametrize("use_rslora", [False, True])
-def test_equals_peft_on_gpt2_whose_weights_are_transposed(use_dora, use_rslora, tmp_path):
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+@pytest.mark.parametrize("targets", [["c_attn", "c_proj", "c_fc"], ["attn.c_proj"]])
+@pytest.mark.parametrize("fan_in_fan_out", [False, True])
+@pytest.mark.parametrize(("use_rslora", "use_dora"), [(False, False), (True, False), (False, True)])
+def test_equals_peft_on_gpt2_whose_weights_are_transposed(use_dora, use_rslora, fan_in_fan_out, targets, tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import GPT2Config, GPT2Model
 
@@ -228,7 +230,7 @@ def test_equals_peft_on_gpt2_whose_weights_are_transposed(use_dora, use_rslora, 
     model = GPT2Model(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=32, n_positions=8))
     model.save_pretrained(tmp_path / "base")
     config = LoraConfig(
-        r=3, lora_alpha=5, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True,
+        r=3, lora_alpha=5, target_modules=targets, fan_in_fan_out=fan_in_fan_out,
         use_dora=use_dora, use_rslora=use_rslora, init_lora_weights=False,
     )  # fmt: skip
     peft = get_peft_model(model, config)
@@ -238,7 +240,7 @@ def test_equals_peft_on_gpt2_whose_weights_are_transposed(use_dora, use_rslora, 
     peft.save_pretrained(tmp_path / "adapter")
     weights = peft.merge_and_unload().state_dict()
     found = merged(tmp_path, tmp_path / "base" / "model.safetensors", tmp_path / "adapter")
-    for leaf in ("attn.c_attn", "attn.c_proj", "mlp.c_proj"):
+    for leaf in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
         torch.testing.assert_close(found[f"h.0.{leaf}.weight"], weights[f"h.0.{leaf}.weight"], rtol=1e-5, atol=1e-6)
 
 
