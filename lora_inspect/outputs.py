@@ -26,6 +26,15 @@ def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool =
         raise LoraInspectError(f"{output}: it is a link to a folder; name the folder itself.")
 
 
+def check_replaceable(output: str, names: Iterable[str]) -> None:
+    """Raises LoraInspectError where replacing the folder `output` would lose more than files called `names`."""
+    others = sorted(set(os.listdir(output)) - set(names)) if os.path.isdir(output) else []
+    if others:
+        raise LoraInspectError(
+            f"{output}: the folder holds {others[0]}, which the command does not write; choose another output."
+        )
+
+
 @contextmanager
 def new_folder(output: str) -> Iterator[str]:
     """A folder to fill that takes the place of `output` when the block ends well, and vanishes otherwise."""

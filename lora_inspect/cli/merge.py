@@ -65,7 +65,7 @@ def merge(
     if dry_run:
         _print(_planned(plan, output), as_json)
         return
-    with progress_bar("Merging", plan.folded_bytes) as progress:
+    with progress_bar("Merging", plan.bytes) as progress:
         result = merge_files(plan, output, force, progress)
     record = asdict(result)
     if plan.dora_rules:

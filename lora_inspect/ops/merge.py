@@ -19,7 +19,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.header import TensorInfo
 from lora_inspect.matching import accept_unmatched, match
 from lora_inspect.metadata import describe_file, merged_metadata
-from lora_inspect.outputs import check_output, new_folder
+from lora_inspect.outputs import check_output, check_replaceable, new_folder
 from lora_inspect.progress import Progress, silent
 from lora_inspect.writer import TensorPlan, Writer, in_file_order
 
@@ -74,9 +74,9 @@ class MergePlan:
         }
 
     @property
-    def folded_bytes(self) -> int:
-        """Bytes of the base weights that change."""
-        return sum(self.base.tensors[name].nbytes for name in self.changes)
+    def bytes(self) -> int:
+        """Bytes of all tensors of the base: what `merge` tells its progress of."""
+        return sum(info.nbytes for info in self.base.tensors.values())
 
     def _all(self) -> Iterator[Change]:
         return (change for changes in self.changes.values() for change in changes)
@@ -115,7 +115,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, float]], options: M
 def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress = silent) -> MergeResult:
     """Writes the merged base: a file for a single-file base, a folder with the same names for any other.
 
-    `progress` is told the bytes of each weight that has been folded. Raises LoraInspectError, and leaves nothing,
+    `progress` is told the bytes of each tensor that is done. Raises LoraInspectError, and leaves nothing,
     when a result is not finite or the output cannot be written.
     """
     started = time.perf_counter()
@@ -123,6 +123,7 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     inputs = [path for adapter, _ in plan.adapters for path in _paths(adapter.checkpoint)]
     check_output(output, [*_paths(plan.base), *inputs], force, folder=is_folder)
     if is_folder:
+        check_replaceable(output, [os.path.basename(file) for file in plan.base.files] + _side_files(plan.base))
         with new_folder(output) as folder:
             counts = _write_folder(plan, folder, progress)
     else:
@@ -156,8 +157,7 @@ def _write_file(plan: MergePlan, file: str, output: str, progress: Progress) -> 
                 writer.copy(info)
             else:
                 writer.write(info.name, _folded_rows(info, changes, plan, target.dtype, blocks))
-            if info.name in plan.changes:
-                progress(info.nbytes)
+            progress(info.nbytes)
     return Counter(target.dtype for target in plans)
 
 
@@ -212,11 +212,8 @@ def _write_folder(plan: MergePlan, folder: str, progress: Progress) -> Counter[s
     counts: Counter[str] = Counter()
     for file in plan.base.files:
         counts += _write_file(plan, file, os.path.join(folder, os.path.basename(file)), progress)
-    root = plan.base.root or os.curdir
-    for name in sorted(os.listdir(root)):
-        source = os.path.join(root, name)
-        if os.path.isfile(source) and not name.lower().endswith(_OTHER_WEIGHTS):
-            shutil.copyfile(source, os.path.join(folder, name))
+    for name in _side_files(plan.base):
+        shutil.copyfile(os.path.join(plan.base.root or os.curdir, name), os.path.join(folder, name))
     if plan.base.index_path:
         index = read_json(plan.base.index_path)
         index.setdefault("metadata", {})["total_size"] = sum(
@@ -226,6 +223,16 @@ def _write_folder(plan: MergePlan, folder: str, progress: Progress) -> Counter[s
         with open(os.path.join(folder, os.path.basename(plan.base.index_path)), "w", encoding="utf-8") as handle:
             json.dump(index, handle, indent=2)
     return counts
+
+
+def _side_files(base: Checkpoint) -> list[str]:
+    """Names of the files beside the weights: configuration, tokenizer, index."""
+    root = base.root or os.curdir
+    return [
+        name
+        for name in sorted(os.listdir(root))
+        if os.path.isfile(os.path.join(root, name)) and not name.lower().endswith(_OTHER_WEIGHTS)
+    ]
 
 
 def _output_dtype(info: TensorInfo, options: MergeOptions) -> str:

@@ -384,6 +384,16 @@ class TestShards:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
 
 
+    def test_never_replaces_a_folder_that_holds_something_else(self, shards, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.txt").write_text("years of work")
+        plan = plan_merge(str(shards), [(str(adapter_of("crepe-peft-lora-conv-r4")), 1.0)], MergeOptions())
+        with pytest.raises(LoraInspectError, match=r"holds thesis\.txt"):
+            merge(plan, str(tmp_path / "out"), force=True)
+        assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
+
+
 def test_records_what_was_merged_and_drops_stale_hashes(tmp_path):
     simple(tmp_path)
     tensors = load_file(tmp_path / "base.safetensors")
