@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lora_inspect import evidence, peft_config, problems, schemes
@@ -21,6 +21,14 @@ class Overrides(NamedTuple):
     rslora: bool | None = None
     alpha: float | None = None
     allow_partial_dora: bool = False
+
+
+class FoundConfig(NamedTuple):
+    """A LoraConfig and `where` it stands; `prefix` is the component that it speaks of, "" for all."""
+
+    where: str
+    prefix: str
+    config: dict[str, Any]
 
 
 class Adapter(NamedTuple):
@@ -59,7 +67,7 @@ def read_adapter(checkpoint: Checkpoint, overrides: Overrides = Overrides()) -> 
     claims = claim(checkpoint.tensors)
     numbers = _read_numbers(checkpoint, claims)
     configs = _find_configs(checkpoint, claims)
-    lora_configs = {where: config for where, config in configs.items() if config.get("peft_type", "LORA") == "LORA"}
+    lora_configs = {found.where: found.config for found in configs if found.config.get("peft_type", "LORA") == "LORA"}
     facts = [_facts(contribution, numbers.get(contribution.module.key)) for contribution in _computed(claims)]
     rslora, about_rslora = _read_rslora(facts, claims, numbers, checkpoint.metadata, lora_configs)
     if overrides.rslora is not None:
@@ -83,7 +91,7 @@ def read_adapter(checkpoint: Checkpoint, overrides: Overrides = Overrides()) -> 
         unclaimed=claims.unclaimed,
         problems=(
             *claims.problems,
-            *problems.of_configs(configs, checkpoint.metadata),
+            *problems.of_configs({found.where: found.config for found in configs}, checkpoint.metadata),
             *(p for p in about_magnitudes if p.code != "dora-partial" or not overrides.allow_partial_dora),
             *problems.of_algorithms(modules.values()),
             *problems.of_scales(modules.values()),
@@ -144,18 +152,18 @@ def _scheme_of(claims: Claims) -> str | None:
     return names.pop() if len(names) == 1 else ("mixed" if names else None)
 
 
-def _find_configs(checkpoint: Checkpoint, claims: Claims) -> dict[str, dict[str, Any]]:
-    """The LoraConfigs that belong to the file: embedded ones by "metadata …", the one beside it by its path."""
-    configs = {
-        f"metadata {peft_config.EMBEDDED_KEY} {prefix}".rstrip(): config
+def _find_configs(checkpoint: Checkpoint, claims: Claims) -> list[FoundConfig]:
+    """The LoraConfigs that belong to the file: those embedded in it, and the one beside it."""
+    found = [
+        FoundConfig(f"metadata {peft_config.EMBEDDED_KEY} {prefix}".rstrip(), prefix, config)
         for prefix, config in peft_config.embedded_configs(checkpoint.metadata).items()
-    }
+    ]
     config, path = checkpoint.config, checkpoint.config_path
     if config is not None and path is not None and peft_config.is_peft_config(config):
         named = os.path.basename(checkpoint.files[0]).startswith(PEFT_WEIGHTS)
         if named or _config_fits(config, claims):
-            configs[path] = config
-    return configs
+            found.append(FoundConfig(path, "", config))
+    return found
 
 
 def _config_fits(config: Mapping[str, Any], claims: Claims) -> bool:
@@ -178,18 +186,19 @@ def _is_target(targets: Any, path: str) -> bool:
     return isinstance(targets, list) and any(path == target or path.endswith(f".{target}") for target in targets)
 
 
-def _config_for(contribution: Contribution, configs: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """The config of the contribution's own component, or the only one that there is."""
-    own = configs.get(f"metadata {peft_config.EMBEDDED_KEY} {contribution.module.prefix}".rstrip())
-    if own is not None or not configs:
-        return own
-    return None if contribution.module.prefix and len(configs) > 1 else next(iter(configs.values()))
+def _config_for(contribution: Contribution, configs: Sequence[FoundConfig]) -> dict[str, Any] | None:
+    """The config of the contribution's own component, else one that speaks of no component in particular."""
+    for prefix in (contribution.module.prefix, ""):
+        for found in configs:
+            if found.prefix == prefix:
+                return found.config
+    return None
 
 
 def _with_scales(
     module: Module,
     numbers: Mapping[str, float | int | bool | None],
-    configs: Mapping[str, dict[str, Any]],
+    configs: Sequence[FoundConfig],
     rslora: RsloraReading,
     overrides: Overrides,
 ) -> Module:

@@ -56,7 +56,7 @@ def match(adapter: Adapter, base: Checkpoint, only: str | None = None) -> Matchi
         for contribution in module.contributions:
             if transposed is not None and contribution.is_linear:
                 leaf = found[0].name.split(".")[-2]
-                contribution = contribution._replace(transposed=leaf in transposed)  # noqa: PLW2901 (a better copy)
+                contribution = contribution._replace(transposed=leaf in transposed)
             _check_target(contribution, found[0], adapter, base)
             targets[found[0].name].append(contribution)
     return Matching(dict(targets), tuple(unmatched))

@@ -36,7 +36,7 @@ def in_file_order(plans: Iterable[TensorPlan]) -> list[TensorPlan]:
 
 def encode_header(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> bytes:
     """The length prefix and the padded JSON header of a file with the tensors `plans` in this order."""
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     position = 0
     for plan in plans:
         stop = position + plan.nbytes
