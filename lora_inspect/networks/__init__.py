@@ -1,0 +1,5 @@
+"""The top-level `networks` package under a name that no trainer's own `networks` folder can shadow."""
+
+from pathlib import Path
+
+__path__ = [str(Path(__file__).resolve().parents[2] / "networks")]

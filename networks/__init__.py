@@ -1,0 +1,4 @@
+"""The training networks: what a trainer names as its `network_module`.
+
+The same package is importable as `lora_inspect.networks`, for trainers that own a folder called `networks`.
+"""

@@ -1,0 +1,164 @@
+"""The options of `--network_args`: each parsed and validated once, into one frozen record. Standard library only."""
+
+import ast
+import difflib
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+class Option(NamedTuple):
+    """How the value of an option is read, `read(name, value)`, and what it is where the option is not given."""
+
+    read: Callable[[str, Any], Any]
+    default: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkArguments:
+    """Every option of a network, validated.
+
+    None means that a dropout or LoRA+ is off, and that `conv_dim` and `conv_alpha` are those of Linear layers; a
+    `conv_dim` of 0 leaves convolutions with a kernel alone. `given` are the names that the user set, `extra` the
+    options that the architecture declared.
+    """
+
+    use_rslora: bool = False
+    use_dora: bool = False
+    loraplus_lr_ratio: float | None = None
+    neuron_dropout: float | None = None
+    rank_dropout: float | None = None
+    module_dropout: float | None = None
+    conv_dim: int | None = None
+    conv_alpha: float | None = None
+    exclude_patterns: tuple[str, ...] = ()
+    include_patterns: tuple[str, ...] = ()
+    verbose: bool = False
+    given: frozenset[str] = frozenset()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def parse(
+    options: Mapping[str, Any], neuron_dropout: Any = None, extra: Mapping[str, Option] | None = None
+) -> NetworkArguments:
+    """The record of `options`, whose values are strings as a trainer passes them or Python objects.
+
+    `neuron_dropout` is `--network_dropout`; `extra` are options of one architecture. Raises ValueError with the
+    option's name for a value that cannot be what it should, and with the nearest known name for an unknown option.
+    """
+    known = {**_OPTIONS, **(extra or {})}
+    for name in options:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"unknown network_args option {name!r}; did you mean {nearest!r}?")
+    given = {name: value for name, value in options.items() if not _is_absent(value, known[name])}
+    values = {name: known[name].read(name, given[name]) if name in given else known[name].default for name in known}
+    dropout = values.pop("dropout")
+    if neuron_dropout is not None:
+        dropout = read_probability("neuron_dropout (--network_dropout)", neuron_dropout)
+    return NetworkArguments(
+        neuron_dropout=dropout,
+        given=frozenset(given),
+        extra={name: values.pop(name) for name in extra or {}},
+        **values,
+    )
+
+
+def read_bool(name: str, value: Any) -> bool:
+    """True for true, 1, yes, on; False for false, 0, no, off; in any case, and for the Python values."""
+    word = str(value).strip().lower()
+    if word in ("true", "1", "yes", "on"):
+        return True
+    if word in ("false", "0", "no", "off"):
+        return False
+    raise _refused(name, value, "True or False")
+
+
+def read_float(name: str, value: Any) -> float:
+    """A finite number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise _refused(name, value, "a number") from None
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise _refused(name, value, "a number")
+    return number
+
+
+def read_positive(name: str, value: Any) -> float:
+    """A finite number above 0."""
+    number = read_float(name, value)
+    if number <= 0:
+        raise _refused(name, value, "a number above 0")
+    return number
+
+
+def read_probability(name: str, value: Any) -> float:
+    """A dropout: at least 0, and below 1, where what is left would have to be scaled by 1/0."""
+    number = read_float(name, value)
+    if not 0 <= number < 1:
+        raise _refused(name, value, "a probability of at least 0 and below 1")
+    return number
+
+
+def read_count(name: str, value: Any) -> int:
+    """A whole number of at least 0."""
+    try:
+        number = int(str(value).strip())
+    except ValueError:
+        number = -1
+    if isinstance(value, bool) or number < 0:
+        raise _refused(name, value, "a whole number of at least 0")
+    return number
+
+
+def read_patterns(name: str, value: Any) -> tuple[str, ...]:
+    """Regular expressions: a list or tuple of strings, one string, or the Python literal of any of them."""
+    found = value
+    if isinstance(value, str):
+        try:
+            with warnings.catch_warnings():
+                # A regular expression such as '\.' is no Python escape, which the parser warns of.
+                warnings.simplefilter("ignore")
+                found = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            found = None
+        if isinstance(found, str):
+            found = [found]
+    if not isinstance(found, list | tuple) or not all(isinstance(pattern, str) for pattern in found):
+        raise _refused(name, value, "a list of regular expressions such as ['.*attn.*']")
+    for pattern in found:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{name}: {pattern!r} is no regular expression: {error}") from None
+    return tuple(found)
+
+
+def _is_absent(value: Any, option: Option) -> bool:
+    """Whether the value stands for an option that is not given; only what may be unset can be spelled none."""
+    unset = option.default is None or option.default == ()
+    return value is None or (unset and isinstance(value, str) and value.strip().lower() == "none")
+
+
+def _refused(name: str, value: Any, expected: str) -> ValueError:
+    return ValueError(f"{name}={value!r}: {expected} was expected")
+
+
+_OPTIONS = {
+    "use_rslora": Option(read_bool, False),
+    "use_dora": Option(read_bool, False),
+    "loraplus_lr_ratio": Option(read_positive),
+    "rank_dropout": Option(read_probability),
+    "module_dropout": Option(read_probability),
+    "conv_dim": Option(read_count),
+    "conv_alpha": Option(read_float),
+    "exclude_patterns": Option(read_patterns, ()),
+    "include_patterns": Option(read_patterns, ()),
+    "verbose": Option(read_bool, False),
+    # sd-scripts passes --network_dropout under this name too, for LyCORIS.
+    "dropout": Option(read_probability),
+}

@@ -1,0 +1,138 @@
+"""From what was read to what a network can load: every tensor has a place, or the reason why not is an error."""
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lora_inspect import evidence
+from lora_inspect.evidence import DORA_FLAG
+
+from .reading import MAGNITUDE, Reading, count, some_of
+
+logger = logging.getLogger(__name__)
+
+
+def check_rslora(reading: Reading, expected: bool, settled: bool = False) -> None:
+    """Raises ValueError where the weights' scale rule is not the `expected` one of the network.
+
+    Weights that say nothing count as alpha/rank. Where the user has `settled` the rule, only what contradicts it
+    outright is an error.
+    """
+    found = reading.rslora
+    hint = evidence.find_hint(reading.facts)
+    if found.value == expected or (settled and (found.value is None or found.source == "default")):
+        if found.hint and not expected:
+            logger.warning(
+                f"The weights say nothing of RS-LoRA and are read as alpha/rank, but {found.hint.sentence()}."
+            )
+        return
+    says = {
+        None: "contradict themselves about it",
+        True: f"say use_rslora=True ({found.source})",
+        False: "say nothing of it, which means use_rslora=False"
+        if found.source == "default"
+        else f"say use_rslora=False ({found.source})",
+    }[found.value]
+    raise ValueError(
+        f"RS-LoRA flag mismatch: the network has use_rslora={expected}, but the weights {says}; "
+        f"set use_rslora as they were trained{f'. Hint: {hint.sentence()}' if hint else ''}"
+    )
+
+
+def check_dora(reading: Reading, expected: Collection[str]) -> set[str]:
+    """The modules whose magnitude the network ignores, with a warning; `expected` are those that need one.
+
+    Raises ValueError where a module that needs a magnitude has none, and where the flag contradicts the tensors.
+    """
+    present = {name for name, module in reading.modules.items() if module.has_magnitude}
+    flag = reading.flags.get(DORA_FLAG)
+    if expected and not present:
+        raise ValueError("DoRA flag mismatch: network expects DoRA but weights lack it (no dora_layer.weight)")
+    missing = sorted(name for name in reading.modules if name in expected and name not in present)
+    if missing:
+        keys = [f"{name}.{MAGNITUDE}" for name in missing]
+        raise ValueError(
+            f"DoRA magnitudes are there for {len(present)} modules, but {len(keys)} are missing: {some_of(keys)}"
+        )
+    ignored = present - set(expected)
+    if flag is not None and flag != bool(present):
+        raise ValueError(f"{DORA_FLAG} is {flag}, but {len(present)} modules of the weights have a dora_layer.weight")
+    if present and not expected:
+        logger.warning("DoRA flag mismatch: weights contain DoRA but network doesn't expect it; magnitudes are ignored")
+    elif ignored:
+        logger.warning(
+            f"DoRA magnitudes of {len(ignored)} modules where DoRA is disabled are ignored: {some_of(sorted(ignored))}"
+        )
+    return ignored
+
+
+def has_dora(reading: Reading) -> bool:
+    """Whether the weights are DoRA: all Linear modules that are not split then have a magnitude, or ValueError."""
+    if not any(module.has_magnitude for module in reading.modules.values()):
+        check_dora(reading, ())
+        return False
+    check_dora(reading, {facts.module for facts in reading.facts if facts.linear and not facts.split})
+    return True
+
+
+class Expected(NamedTuple):
+    """What a network can take: its scale rule, the shape of every tensor by key, and which modules have DoRA.
+
+    `alpha_of(module, rank)` is the alpha that a module without one has; `settled` says that the user chose the rule.
+    """
+
+    rslora: bool
+    settled: bool
+    shapes: Mapping[str, torch.Size]
+    dora: Collection[str]
+    alpha_of: Callable[[int], float]
+
+
+def fitted(reading: Reading, expected: Expected) -> dict[str, dict[str, Tensor]]:
+    """The tensors by module name and key that a network can load as they are.
+
+    Flags are checked and left out, magnitudes that the network does not expect are left out with a warning, and a
+    missing alpha is filled in. Raises ValueError where scale rule, DoRA, modules or shapes are not the network's.
+    """
+    names = {key.partition(".")[0] for key in expected.shapes}
+    foreign = [name for name in reading.modules if name not in names]
+    if len(foreign) == len(reading.modules):
+        raise ValueError(f"no module of the weights is one of the network: the weights have {some_of(foreign)}")
+    if foreign:
+        raise ValueError(f"{count(foreign, 'modules')} of the weights are not in the network: {some_of(foreign)}")
+    check_rslora(reading, expected.rslora, expected.settled)
+    ignored = check_dora(reading, expected.dora)
+    fit: dict[str, dict[str, Tensor]] = {}
+    for name, module in reading.modules.items():
+        tensors = dict(module.tensors)
+        if name in ignored:
+            del tensors[MAGNITUDE]
+        alpha = tensors.get("alpha", torch.tensor(expected.alpha_of(module.rank)))
+        tensors["alpha"] = alpha.detach().to(torch.float32).reshape(())
+        fit[name] = {
+            key: _shaped(f"{name}.{key}", tensor, module.rank, expected.shapes) for key, tensor in tensors.items()
+        }
+    return fit
+
+
+def _shaped(key: str, tensor: Tensor, rank: int, shapes: Mapping[str, torch.Size]) -> Tensor:
+    """The tensor in the network's shape: that of a Linear or of a 1x1 convolution, which are the same thing."""
+    own = shapes.get(key)
+    if own is None:
+        raise ValueError(f"{key} is not in the network, which splits the module in another way")
+    if own == tensor.shape:
+        return tensor
+    if _without_kernel(own) == _without_kernel(tensor.shape):
+        return tensor.reshape(own)
+    if ".lora_down" in key and own[0] != rank:
+        raise ValueError(
+            f"{key} has rank {rank}, but the network has rank {own[0]}; set network_dim or conv_dim to {rank}"
+        )
+    raise ValueError(f"{key} has shape {list(tensor.shape)}, but the network has {list(own)}: it is for another model")
+
+
+def _without_kernel(shape: Sequence[int]) -> list[int]:
+    return [size for axis, size in enumerate(shape) if axis < 2 or size != 1]

@@ -1,0 +1,131 @@
+"""A state dict or a file taken apart: modules, factors, flags. What is no LoRA module's is an error."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from lora_inspect import evidence
+from lora_inspect.algorithms import lora
+from lora_inspect.dora import OUTPUT
+from lora_inspect.evidence import DORA_FLAG, RSLORA_FLAG, LoraFacts, RsloraReading
+
+from .adapter_module import read_alpha
+
+MAGNITUDE = "dora_layer.weight"
+_ROLE = re.compile(r"lora_(down|up)(?:\.(\d+))?\.weight")
+_NAMED = 5
+
+
+class ModuleWeights(NamedTuple):
+    """The tensors of one module by the key without its name; rank, alpha and slices as they say."""
+
+    name: str
+    tensors: dict[str, Tensor]
+    rank: int
+    split_dims: tuple[int, ...] | None
+
+    @property
+    def alpha(self) -> float | None:
+        """The stored alpha, or None where there is none."""
+        return float(self.tensors["alpha"]) if "alpha" in self.tensors else None
+
+    @property
+    def has_magnitude(self) -> bool:
+        """Whether DoRA's magnitude is there."""
+        return MAGNITUDE in self.tensors
+
+    @property
+    def facts(self) -> LoraFacts:
+        """What the evidence looks at."""
+        linear = all(tensor.dim() == 2 for key, tensor in self.tensors.items() if _ROLE.fullmatch(key))
+        axis = OUTPUT if self.has_magnitude else None
+        return LoraFacts(self.name, self.rank, self.alpha, linear, self.split_dims is not None, axis)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A state dict taken apart: modules by name, flags by key, and the metadata of the file, if it is known."""
+
+    modules: dict[str, ModuleWeights]
+    flags: dict[str, bool]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> list[LoraFacts]:
+        """What the evidence looks at, of every module."""
+        return [module.facts for module in self.modules.values()]
+
+    @property
+    def rslora(self) -> RsloraReading:
+        """The scale rule by the strongest evidence."""
+        flags = {RSLORA_FLAG: self.flags[RSLORA_FLAG]} if RSLORA_FLAG in self.flags else {}
+        return evidence.read_rslora(self.facts, flags, self.metadata, {}, False)[0]
+
+
+def open_weights(file: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a .safetensors file, or of what torch.save wrote, which has no metadata."""
+    if file.endswith(".safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    return torch.load(file, map_location="cpu", weights_only=True), {}
+
+
+def read(weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Reading:
+    """Takes a state dict apart. Raises ValueError for a key or a shape that is no LoRA module's."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    flags: dict[str, bool] = {}
+    unusable: list[str] = []
+    for key, tensor in weights.items():
+        name, _, tail = key.partition(".")
+        if key in (RSLORA_FLAG, DORA_FLAG):
+            flags[key] = bool(tensor)
+        elif tail in ("alpha", MAGNITUDE) or _ROLE.fullmatch(tail):
+            groups.setdefault(name, {})[tail] = tensor
+        else:
+            unusable.append(key)
+    if unusable:
+        raise ValueError(
+            f"{count(unusable, 'tensors')} of the weights cannot be used by a LoRA network: {some_of(unusable)}"
+        )
+    if not groups:
+        raise ValueError("the weights hold no LoRA module")
+    return Reading({name: _read_module(name, tensors) for name, tensors in groups.items()}, flags, metadata or {})
+
+
+def _read_module(name: str, tensors: dict[str, Tensor]) -> ModuleWeights:
+    parts: dict[int | None, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if role := _ROLE.fullmatch(key):
+            parts.setdefault(int(role[2]) if role[2] else None, {})[role[1]] = tensor
+    numbers = sorted(number for number in parts if number is not None)
+    if not parts or (numbers and (None in parts or numbers != list(range(len(parts))))):
+        raise ValueError(f"{name}: {some_of(list(tensors))} are not the factors of one module")
+    for number, factors in parts.items():
+        if missing := {"down", "up"} - factors.keys():
+            suffix = "" if number is None else f".{number}"
+            raise ValueError(f"{name}.lora_{missing.pop()}{suffix}.weight is missing")
+        up, down = lora.flatten(factors)
+        if up.shape[1] != down.shape[0]:
+            raise ValueError(f"{name}: down has rank {down.shape[0]} and up has rank {up.shape[1]}")
+    ranks = {factors["down"].shape[0] for factors in parts.values()}
+    if len(ranks) > 1:
+        raise ValueError(f"{name}: its slices have the ranks {sorted(ranks)}, but one rank was expected")
+    rank = ranks.pop()
+    read_alpha(name, tensors.get("alpha"), rank, rslora=False)
+    split = tuple(parts[number]["up"].shape[0] for number in numbers) if numbers else None
+    return ModuleWeights(name, tensors, rank, split)
+
+
+def count(names: Collection[Any], what: str) -> str:
+    """`1 module` or `2 modules`, of the plural `what`."""
+    return f"{len(names)} {what}" if len(names) > 1 else f"1 {what[:-1]}"
+
+
+def some_of(names: list[str]) -> str:
+    """The first names, and whether there are more."""
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")

@@ -1,0 +1,67 @@
+"""How a network's weights become a file."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lora_inspect import __version__
+from lora_inspect.contents import Content, write_contents
+from lora_inspect.evidence import SCALE_KEY
+from lora_inspect.hashes import sshs_hashes
+from lora_inspect.scaling import RANK_STABILISED, STANDARD
+from lora_inspect.writer import TensorPlan
+
+NETWORK_KEY = "lora_inspect.network"
+
+# A magnitude rounded to half precision would move a whole row by up to 0.2%, as much as training moves it.
+_FLOAT32 = (".alpha", ".dora_layer.weight")
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.bool: "BOOL",
+}
+
+
+def write_weights(
+    file: str,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    metadata: Mapping[str, str] | None,
+    rslora: bool,
+) -> None:
+    """Writes the state dict `tensors`, its factors cast to `dtype` (None: as they are).
+
+    Alphas and magnitudes stay float32 and flags bool. A .safetensors file appears complete or not at all, and carries `metadata`,
+    the hashes of its tensors, the scale rule and this package's version; any other name is written by torch.save,
+    which has no place for them. Raises LoraInspectError where the file cannot be written.
+    """
+    cast = {key: _cast(key, tensor, dtype) for key, tensor in tensors.items()}
+    if not file.endswith(".safetensors"):
+        torch.save(cast, file)
+        return
+    contents = [
+        Content(TensorPlan(key, _NAMES[tensor.dtype], tuple(tensor.shape)), _bytes(tensor))
+        for key, tensor in cast.items()
+    ]
+    complete = {key: str(value) for key, value in (metadata or {}).items()}
+    complete[SCALE_KEY] = RANK_STABILISED if rslora else STANDARD
+    complete[NETWORK_KEY] = __version__
+    write_contents(file, contents, complete | sshs_hashes(contents, complete))
+
+
+def _cast(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    tensor = tensor.detach().cpu()
+    if key.endswith(_FLOAT32) or not tensor.is_floating_point():
+        return tensor.clone()
+    return tensor.to(dtype or tensor.dtype, copy=True).contiguous()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    data: bytes = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    return data

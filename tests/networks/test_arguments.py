@@ -1,0 +1,117 @@
+import pytest
+
+from networks.arguments import NetworkArguments, Option, parse, read_bool
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("use_rslora", "True", True),
+        ("use_rslora", "on", True),
+        ("use_rslora", 1, True),
+        ("use_dora", "true", True),
+        ("use_dora", " YES ", True),
+        ("use_dora", "0", False),
+        ("use_dora", False, False),
+        ("use_dora", None, False),
+        ("verbose", "true", True),
+        ("loraplus_lr_ratio", "8", 8.0),
+        ("loraplus_lr_ratio", 16, 16.0),
+        ("loraplus_lr_ratio", "None", None),
+        ("rank_dropout", "0.1", 0.1),
+        ("rank_dropout", 0, 0.0),
+        ("module_dropout", "none", None),
+        ("conv_dim", "32", 32),
+        ("conv_dim", 8, 8),
+        ("conv_dim", "0", 0),
+        ("conv_alpha", "16", 16.0),
+        ("conv_alpha", "0", 0.0),
+        ("exclude_patterns", "['.*single_blocks.*']", (".*single_blocks.*",)),
+        ("exclude_patterns", r"['.*attn\.to_q.*', 'b']", (r".*attn\.to_q.*", "b")),
+        ("exclude_patterns", "('a', 'b')", ("a", "b")),
+        ("exclude_patterns", "'one'", ("one",)),
+        ("include_patterns", ["a", "b"], ("a", "b")),
+        ("include_patterns", ("a",), ("a",)),
+        ("include_patterns", "[]", ()),
+        ("include_patterns", None, ()),
+    ],
+)
+def test_values(name, value, expected):
+    assert getattr(parse({name: value}), name) == expected
+
+
+def test_nothing_given_is_every_default():
+    assert parse({}) == NetworkArguments()
+
+
+def test_lists_are_copied():
+    patterns = ["a"]
+    arguments = parse({"exclude_patterns": patterns})
+    patterns.append("b")
+    assert arguments.exclude_patterns == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("use_dora", "Ture"),
+        ("use_dora", ""),
+        ("use_rslora", 2),
+        ("verbose", "maybe"),
+        ("loraplus_lr_ratio", "fast"),
+        ("loraplus_lr_ratio", "0"),
+        ("loraplus_lr_ratio", "nan"),
+        ("rank_dropout", "1"),
+        ("rank_dropout", "-0.1"),
+        ("module_dropout", "1.5"),
+        ("module_dropout", "half"),
+        ("module_dropout", True),
+        ("conv_dim", "3.5"),
+        ("conv_dim", "-1"),
+        ("conv_dim", True),
+        ("conv_alpha", "inf"),
+        ("exclude_patterns", ".*attn.*"),
+        ("exclude_patterns", "['(']"),
+        ("exclude_patterns", "[1]"),
+        ("include_patterns", ["*"]),
+        ("include_patterns", 3),
+    ],
+)
+def test_a_value_that_cannot_be_used_names_its_option(name, value):
+    with pytest.raises(ValueError, match=name):
+        parse({name: value})
+
+
+@pytest.mark.parametrize(
+    ("unknown", "nearest"),
+    [
+        ("use_rs_lora", "use_rslora"),
+        ("usedora", "use_dora"),
+        ("exclude_pattern", "exclude_patterns"),
+        ("conv_dims", "conv_dim"),
+    ],
+)
+def test_an_unknown_option_names_the_nearest(unknown, nearest):
+    with pytest.raises(ValueError, match=f"{unknown!r}; did you mean {nearest!r}"):
+        parse({unknown: "1"})
+
+
+def test_network_dropout_is_its_own_keyword():
+    assert parse({}, neuron_dropout=0.1).neuron_dropout == 0.1
+    assert parse({"dropout": None}, neuron_dropout=0.1).neuron_dropout == 0.1
+    with pytest.raises(ValueError, match="network_dropout"):
+        parse({}, neuron_dropout=1.0)
+
+
+def test_an_architecture_declares_its_own_options():
+    declared = {"exclude_mod": Option(read_bool, True)}
+    assert parse({}, extra=declared).extra == {"exclude_mod": True}
+    assert parse({"exclude_mod": "False"}, extra=declared).extra == {"exclude_mod": False}
+    with pytest.raises(ValueError, match="exclude_mod"):
+        parse({"exclude_mod": "no way"}, extra=declared)
+    with pytest.raises(ValueError, match="unknown"):
+        parse({"exclude_mod": "False"})
+
+
+def test_only_what_the_user_set_is_given():
+    assert parse({"use_dora": None, "conv_dim": "none", "use_rslora": "False"}).given == {"use_rslora"}
