@@ -37,9 +37,9 @@ def write_weights(
 ) -> None:
     """Writes the state dict `tensors`, its factors cast to `dtype` (None: as they are).
 
-    Alphas and magnitudes stay float32 and flags bool. A .safetensors file appears complete or not at all, and carries `metadata`,
-    the hashes of its tensors, the scale rule and this package's version; any other name is written by torch.save,
-    which has no place for them. Raises LoraInspectError where the file cannot be written.
+    Alphas and magnitudes stay float32 and flags bool. A .safetensors file appears complete or not at all, and
+    carries `metadata`, the hashes of its tensors, the scale rule and this package's version; any other name is
+    written by torch.save, which has no place for them. Raises LoraInspectError where the file cannot be written.
     """
     cast = {key: _cast(key, tensor, dtype) for key, tensor in tensors.items()}
     if not file.endswith(".safetensors"):
