@@ -282,6 +282,39 @@ def test_is_linear_in_the_multiplier_without_dora(tmp_path_factory, first, secon
     assert (once.double() - (base.double() + (first + second) * delta)).abs().max() <= bound
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 9),
+    kernel=st.sampled_from([(), (1, 1), (3, 2)]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]),
+    spelling=st.sampled_from([None, "output", "input", "dora_layer.weight"]),
+    rule=st.sampled_from([None, "inside", "interpolate", "lycoris"]),
+    seed=st.integers(0, 99),
+)
+def test_multiplier_zero_is_the_identity(tmp_path_factory, rows, columns, kernel, dtype, spelling, rule, seed):
+    folder = tmp_path_factory.mktemp("zero")
+    torch.manual_seed(seed)
+    ones = (1,) * len(kernel)
+    base = torch.randn(rows, columns, *kernel).to(dtype)
+    tensors = {
+        "lora_unet_a.lora_down.weight": torch.randn(2, columns, *kernel),
+        "lora_unet_a.lora_up.weight": torch.randn(rows, 2, *ones),
+        "lora_unet_a.alpha": torch.tensor(3.0),
+    }
+    if spelling == "dora_layer.weight":
+        tensors["lora_unet_a.dora_layer.weight"] = torch.rand(rows)
+    elif spelling:
+        shape = (rows, 1, *ones) if spelling == "output" else (1, columns, *ones)
+        tensors["lora_unet_a.dora_scale"] = torch.rand(shape)
+    save_file({"a.weight": base}, folder / "base.safetensors")
+    save_file(tensors, folder / "adapter.safetensors")
+    adapter = (str(folder / "adapter.safetensors"), 0.0)
+    found = merged(folder, folder / "base.safetensors", adapter, dora_rule=rule)["a.weight"]
+    assert found.dtype == dtype
+    assert torch.equal(found, base)
+
+
 def test_multiplier_zero_is_a_copy_of_the_tensors(tmp_path):
     simple(tmp_path, torch.bfloat16)
     merged(tmp_path, tmp_path / "base.safetensors", (str(tmp_path / "adapter.safetensors"), 0.0))
