@@ -99,6 +99,10 @@ class MergeResult:
 def plan_merge(base_path: str, adapters: Sequence[tuple[str, float]], options: MergeOptions) -> MergePlan:
     """Reads headers and finds every target; raises LoraInspectError for whatever stands in the way."""
     base = open_checkpoint(base_path)
+    paths = [path for path, _ in adapters]
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise LoraInspectError(f"{twice}: it is named more than once; name it once, with the multipliers added.")
     opened = [(open_checkpoint(path), multiplier) for path, multiplier in adapters]
     read = [(read_adapter(checkpoint, options.overrides), multiplier) for checkpoint, multiplier in opened]
     _check_kinds(base, [adapter for adapter, _ in read])

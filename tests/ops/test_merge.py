@@ -275,7 +275,9 @@ def test_is_linear_in_the_multiplier_without_dora(tmp_path_factory, first, secon
     folder = tmp_path_factory.mktemp("linear")
     base, delta = simple(folder)
     adapter = str(folder / "adapter.safetensors")
-    both = merged(folder, folder / "base.safetensors", (adapter, first), (adapter, second))["a.layer.weight"]
+    shutil.copy(adapter, folder / "copy.safetensors")
+    pairs = (adapter, first), (str(folder / "copy.safetensors"), second)
+    both = merged(folder, folder / "base.safetensors", *pairs)["a.layer.weight"]
     once = merged(folder, folder / "base.safetensors", (adapter, first + second))["a.layer.weight"]
     bound = 2.0**-20 * (base.abs().max() + (abs(first) + abs(second)) * delta.abs().max())
     assert (both - once).abs().max() <= bound
@@ -465,6 +467,13 @@ def test_a_component_that_the_base_lacks_is_one_line_and_only_settles_it(tmp_pat
         plan_merge(*arguments, MergeOptions())
     plan = plan_merge(*arguments, MergeOptions(only="model"))
     assert (plan.modules, plan.unmatched) == (1, ())
+
+
+def test_an_adapter_named_twice_is_an_error(tmp_path):
+    simple(tmp_path)
+    adapter = str(tmp_path / "adapter.safetensors")
+    with pytest.raises(LoraInspectError, match="named more than once"):
+        plan_merge(str(tmp_path / "base.safetensors"), [(adapter, 1.0), (adapter, 0.5)], MergeOptions())
 
 
 def test_a_module_that_fits_two_weights_is_an_error(tmp_path):
