@@ -208,7 +208,7 @@ def _partial_dora(facts: Sequence[LoraFacts], with_magnitude: Sequence[LoraFacts
         return []
     message = (
         f"{len(with_magnitude)} modules have a magnitude and {len(missing)} Linear ones have none ({missing[0]}); "
-        "a DoRA file has it for all of them. Use --allow-partial-dora if this one was made so"
+        "a DoRA file has it for all of them; --allow-partial-dora accepts one that was made so"
     )
     return [Problem("dora-partial", "error", message, tuple(missing[:5]))]
 

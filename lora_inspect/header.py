@@ -144,7 +144,9 @@ def _parse_entry(file: str, name: str, entry: Any, data_start: int) -> TensorInf
             f"{file}: the header entry of {name} lacks dtype, shape or data_offsets; fetch the file again."
         ) from None
     if dtype not in BITS:
-        raise LoraInspectError(f"{file}: {name} has the unknown dtype {dtype!r}; a newer lora-inspect may know it.")
+        raise LoraInspectError(
+            f"{file}: {name} has the unknown dtype {dtype!r}; fetch it again or update lora-inspect."
+        )
     if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
         raise LoraInspectError(f"{file}: the shape or range of {name} is not made of whole numbers; fetch it again.")
     bits = count_elements(shape) * BITS[dtype]

@@ -18,6 +18,8 @@ _SCALE_SUFFIXES = (
     ".scale_weight", ".weight_scale", ".weight_scale_2", ".weight_scale_inv", ".comfy_quant", ".weight.absmax",
     ".absmax", ".quant_map", ".weight.quant_map", ".qzeros", ".scales", ".weight_zeros", ".pre_quant_scale",
 )  # fmt: skip
+# What stands in a base instead of weights where several of them share a number.
+_PACKED_SUFFIXES = (".qweight", ".weight_packed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,11 @@ def match(adapter: Adapter, base: Checkpoint, only: str | None = None) -> Matchi
         if not found:
             unmatched.append(module)
             continue
+        if taken := targets.get(found[0].name):
+            raise LoraInspectError(
+                f"{adapter.checkpoint.path}: {taken[0].module.key} and {name.key} both change {found[0].name} of "
+                f"{base.path}; leave one of them out."
+            )
         for contribution in module.contributions:
             if transposed is not None and contribution.is_linear:
                 leaf = found[0].name.split(".")[-2]
@@ -99,6 +106,9 @@ def _missing_components(matching: Matching) -> dict[str, int]:
 
 
 def _suggestion(module: Module, base: Checkpoint) -> str:
+    packed = next((name for name in base.tensors if name.endswith(_PACKED_SUFFIXES)), None)
+    if packed:
+        return f"its weights are packed ({packed}); merge into an F32, F16 or BF16 version of the base"
     names = _nearest(module, base)
     if not names:
         return f"nothing in it resembles {module.name.key}, so the adapter is for another model"

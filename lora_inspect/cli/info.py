@@ -11,6 +11,7 @@ import click
 from lora_inspect.checkpoint import find_checkpoints, is_checkpoint_folder
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.info import FileInfo, as_json, inspect
+from lora_inspect.printable import printable
 
 
 @click.command(short_help="What a file is and means, and on which evidence.")
@@ -78,10 +79,10 @@ def _print_tables(read: list[FileInfo], several: bool, modules: bool, metadata: 
             "dora",
             "problems",
         )
-        click.echo(tabulate([_line(record) for record in records], headers=columns, disable_numparse=True))
+        _echo(tabulate([_line(record) for record in records], headers=columns, disable_numparse=True))
     for record in records:
         if not several:
-            click.echo(tabulate(_lines(record), tablefmt="plain", disable_numparse=True))
+            _echo(tabulate(_lines(record), tablefmt="plain", disable_numparse=True))
         if modules and record["module_list"]:
             rows = [
                 (
@@ -97,9 +98,13 @@ def _print_tables(read: list[FileInfo], several: bool, modules: bool, metadata: 
                 for m in record["module_list"]
             ]
             headers = ("module", "algorithm", "shape", "rank", "alpha", "scale", "dora", "because")
-            click.echo("\n" + tabulate(rows, headers=headers, disable_numparse=True))
+            _echo("\n" + tabulate(rows, headers=headers, disable_numparse=True))
         if metadata and record["metadata"]:
-            click.echo("\n" + tabulate(sorted(record["metadata"].items()), tablefmt="plain", disable_numparse=True))
+            _echo("\n" + tabulate(sorted(record["metadata"].items()), tablefmt="plain", disable_numparse=True))
+
+
+def _echo(table: str) -> None:
+    click.echo(printable(table, keep="\n"))
 
 
 def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:

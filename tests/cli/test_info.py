@@ -1,0 +1,190 @@
+"""`info`: the fields that scripts rely on, lists and objects, tables, and broken files beside good ones."""
+
+import json
+import shutil
+
+import pytest
+from toy_adapters import base, lora, loras
+
+FIELDS = {
+    "schema", "path", "bytes", "tensors", "dtypes", "kind", "algorithms", "scheme", "architecture", "trainer",
+    "modules", "parameters", "ranks", "alphas", "scales", "rslora", "dora", "evidence", "metadata", "unclaimed",
+    "problems",
+}  # fmt: skip
+
+
+@pytest.fixture
+def synthetic(fixtures):
+    return fixtures / "synthetic"
+
+
+# What the fixtures' script made, counted by hand: 10 Linear layers a block, rank 4.
+EXPECTED = {
+    "rslora_flag.safetensors": {
+        "kind": "adapter", "tensors": 61, "dtypes": {"F32": 60, "BOOL": 1}, "algorithms": {"lora": 20},
+        "scheme": "kohya", "architecture": "wan", "trainer": "blissful-tuner", "modules": 20, "parameters": 4096,
+        "ranks": {"4": 20}, "alphas": {"3": 20}, "scales": {"1.5": 20},
+        "rslora": {"value": True, "source": "flag", "hint": None},
+        "dora": {"value": False, "source": "default", "modules": 0, "axis": None}, "unclaimed": [], "problems": [],
+    },
+    "dora_and_rslora_flags.safetensors": {
+        "tensors": 42, "modules": 10, "parameters": 2048 + 9 * 24 + 40, "scales": {"1.5": 10},
+        "rslora": {"value": True, "source": "flag", "hint": None},
+        "dora": {"value": True, "source": "flag", "modules": 10, "axis": "output"}, "problems": [],
+    },
+    "dora_without_flag.safetensors": {
+        "scales": {"1": 10}, "trainer": None,
+        "dora": {"value": True, "source": "key-scan", "modules": 10, "axis": "output"}, "problems": [],
+    },
+    "bf16_alpha_and_flags.safetensors": {
+        "dtypes": {"F32": 20, "BF16": 12}, "alphas": {"3": 10}, "scales": {"1.5": 10},
+        "rslora": {"value": True, "source": "flag", "hint": None},
+        "dora": {"value": False, "source": "flag", "modules": 0, "axis": None}, "problems": [],
+    },
+    "i64_alpha.safetensors": {"alphas": {"8": 10}, "scales": {"2": 10}, "problems": []},
+    "split.safetensors": {"modules": 1, "algorithms": {"lora": 2}, "parameters": 2 * 4 * 24 + 40 * 4},
+    "comfyui_alpha.safetensors": {
+        "scheme": "comfyui", "scales": {"0.5": 10},
+        "rslora": {"value": False, "source": "default", "hint": {"share": 1.0, "modules": 10}},
+    },
+    "diffusers_without_alpha.safetensors": {
+        "scheme": "diffusers", "alphas": {"absent": 10}, "scales": {"1": 10}, "metadata": {"format": "pt"},
+    },
+    "base_f32.safetensors": {
+        "kind": "base", "tensors": 65, "dtypes": {"F32": 65}, "modules": 0, "algorithms": {}, "architecture": "wan",
+        "parameters": 3 * (8 * 24 * 24 + 2 * 24 * 40 + 9 * 24 + 40 + 24) + 24 * 16 + 24, "unclaimed": [],
+    },
+    "base_sharded": {"kind": "base", "tensors": 65, "dtypes": {"F32": 65}, "metadata": {"format": "pt"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_record_of_every_synthetic_fixture(name, run, synthetic):
+    record = run("info", synthetic / name, "--json").json
+    assert record.keys() >= FIELDS
+    assert record["schema"] == 1
+    assert record["path"] == str(synthetic / name)
+    expected = EXPECTED[name]
+    assert {key: record[key] for key in expected} == expected
+
+
+# Rank, alpha and options of their training. LyCORIS was asked for alpha 6 with rs_lora, and stores 6·sqrt(16).
+TRAINED = {
+    "minilm-peft-rslora-r16": ("peft", {"16": 8}, {"24": 8}, {"6": 8}, True, False),
+    "minilm-lycoris-lora-rslora-r16": ("lycoris", {"16": 8}, {"24": 8}, {"1.5": 8}, False, False),
+    "minilm-peft-dora-r8": ("peft", {"8": 8}, {"20": 8}, {"2.5": 8}, False, True),
+    "minilm-peft-lora-r8": ("peft", {"8": 12}, {"32": 12}, {"4": 12}, False, False),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_record_of_trained_adapters(name, run, fixtures):
+    scheme, ranks, alphas, scales, rslora, dora = TRAINED[name]
+    (file,) = (path for path in (fixtures / name).glob("*.safetensors") if not path.name.startswith("oracle"))
+    record = run("info", file, "--json").json
+    assert (record["scheme"], record["rslora"]["value"], record["dora"]["value"]) == (scheme, rslora, dora)
+    assert (record["ranks"], record["alphas"], record["scales"]) == (ranks, alphas, scales)
+    assert [item for item in record["problems"] if item["severity"] == "error"] == []
+
+
+def test_problems_have_code_severity_message_and_keys(run, write_safetensors):
+    file = write_safetensors({**loras(1, alpha=0.0), "stray": ("F32", (1,), 0)})
+    record = run("info", file, "--json").json
+    assert [set(item) for item in record["problems"]] == [{"code", "severity", "message", "keys"}] * 2
+    assert {item["code"]: item["severity"] for item in record["problems"]} == {
+        "scale-unknown": "error",
+        "unclaimed": "warning",
+    }
+    assert record["unclaimed"] == ["stray"]
+    assert record["scales"] == {"unknown": 1}
+
+
+def test_the_evidence_says_about_what_and_where(run, synthetic):
+    evidence = run("info", synthetic / "rslora_flag.safetensors", "--json").json["evidence"]
+    assert all(set(item) == {"about", "says", "where"} for item in evidence)
+    assert ("rslora", "use_rslora_flag") in {(item["about"], item["where"]) for item in evidence}
+
+
+def test_modules_are_listed_on_demand(run, synthetic):
+    record = run("info", synthetic / "split.safetensors", "--json", "--modules").json
+    assert [module["rows"] for module in record["module_list"]] == [[0, 16], [16, 40]]
+    assert "module_list" not in run("info", synthetic / "split.safetensors", "--json").json
+    shown = run("info", synthetic / "i64_alpha.safetensors", "--modules").stdout
+    assert all(f"lora_unet_blocks_0_self_attn_{leaf} " in shown for leaf in "qkvo")
+
+
+def test_metadata_is_shown_on_demand(run, synthetic):
+    file = synthetic / "rslora_flag.safetensors"
+    assert "ss_network_alpha" in run("info", file, "--metadata").stdout
+    assert "ss_network_alpha" not in run("info", file).stdout
+
+
+def test_the_table_of_one_file_says_rule_and_evidence(run, synthetic):
+    shown = run("info", synthetic / "dora_and_rslora_flags.safetensors").stdout
+    lines = {line.split("  ")[0]: line for line in shown.splitlines()}
+    assert "yes (by flag)" in lines["RS-LoRA"]
+    assert "10 modules, output axis" in lines["DoRA"]
+    assert lines["scale"].endswith("1.5")
+
+
+def test_json_is_a_list_if_and_only_if_several_files_are_meant(run, synthetic, tmp_path):
+    one, two = synthetic / "split.safetensors", synthetic / "i64_alpha.safetensors"
+    assert isinstance(run("info", one, "--json").json, dict)
+    assert [record["path"] for record in run("info", one, two, "--json").json] == [str(one), str(two)]
+    assert isinstance(run("info", synthetic / "base_sharded", "--json").json, dict)
+    (tmp_path / "many" / "inner").mkdir(parents=True)
+    shutil.copy(one, tmp_path / "many" / "inner")
+    assert len(run("info", tmp_path / "many", "--json").json) == 1
+    shutil.copy(two, tmp_path / "many")
+    assert len(run("info", tmp_path / "many", "--json").json) == 2
+
+
+def test_a_folder_gives_a_line_per_file(run, synthetic):
+    shown = run("info", synthetic)
+    assert shown.status == 0
+    names = [path.name for path in synthetic.glob("*.safetensors")] + ["diffusion_pytorch_model-00001-of-00002"]
+    assert all(sum(name in line for line in shown.stdout.splitlines()) == 1 for name in names)
+
+
+def test_one_broken_file_does_not_hide_the_others(run, synthetic, tmp_path):
+    (tmp_path / "broken.safetensors").write_bytes(b"{}")
+    (tmp_path / "empty").mkdir()
+    good = synthetic / "split.safetensors"
+    paths = [tmp_path / "broken.safetensors", good, tmp_path / "missing.safetensors", tmp_path / "empty"]
+    shown = run("info", *paths, "--json")
+    assert shown.status == 1
+    assert [record["path"] for record in json.loads(shown.stdout)] == [str(good)]
+    lines = shown.stderr.splitlines()
+    assert [line.startswith("Error: ") for line in lines] == [True] * 3
+    assert [name in line for name, line in zip(("broken", "missing", "empty"), lines, strict=True)] == [True] * 3
+    assert str(good) in run("info", *paths).stdout
+
+
+def test_a_broken_file_alone_prints_nothing_on_stdout(run, tmp_path):
+    (tmp_path / "broken.safetensors").write_bytes(b"{}")
+    shown = run("info", tmp_path / "broken.safetensors", "--json")
+    assert "broken.safetensors" in shown.refusal
+    assert shown.stdout == ""
+
+
+def test_files_that_are_neither_adapter_nor_base_are_other(run, write_safetensors):
+    assert run("info", write_safetensors({"a": ("F32", (3,), 1)}), "--json").json["kind"] == "other"
+    assert run("info", write_safetensors({}), "--json").json["kind"] == "other"
+    assert run("info", write_safetensors(base()), "--json").json["kind"] == "base"
+
+
+def test_an_adapter_with_nothing_but_broken_modules_is_still_an_adapter(run, write_safetensors):
+    tensors = lora("lora_unet_a", alpha=None)
+    del tensors["lora_unet_a.lora_up.weight"]
+    record = run("info", write_safetensors(tensors), "--json").json
+    assert record["kind"] == "adapter"
+    assert record["unclaimed"] == ["lora_unet_a.lora_down.weight"]
+
+
+def test_names_in_other_scripts_and_control_characters_are_shown(run, write_safetensors):
+    file = write_safetensors(lora("lora_unet_日本\x1b[31m"), {"ключ": "значение\n"}, name="é.safetensors")
+    shown = run("info", file, "--modules", "--metadata")
+    assert shown.status == 0
+    assert "lora_unet_日本\\x1b[31m" in shown.stdout
+    assert "\x1b" not in shown.stdout
+    assert run("info", file, "--json").json["metadata"] == {"ключ": "значение\n"}

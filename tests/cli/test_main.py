@@ -1,0 +1,196 @@
+"""The command line as a whole: help, exit statuses, signals, imports, foreign folders and odd terminals."""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from toy_adapters import base, loras
+
+from lora_inspect import __version__
+from lora_inspect.cli import _VERBS
+
+HEAVY = {"torch", "numpy", "safetensors"}
+
+
+@pytest.fixture
+def pair(write_safetensors):
+    return write_safetensors(base(), name="base.safetensors"), write_safetensors(loras(), name="adapter.safetensors")
+
+
+@pytest.mark.parametrize("verb", _VERBS)
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_every_verb_has_help_with_an_example_of_itself(verb, option, run):
+    shown = run(verb, option)
+    assert (shown.status, shown.stderr) == (0, "")
+    assert f"Example: lora-inspect {verb} " in shown.stdout
+    assert importlib.import_module(f"lora_inspect.cli.{verb}").__doc__
+
+
+@pytest.mark.parametrize("verb", _VERBS)
+def test_every_option_of_every_verb_is_explained(verb):
+    command = getattr(importlib.import_module(f"lora_inspect.cli.{verb}"), verb)
+    options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+    assert options
+    assert [option.name for option in options if not option.help] == []
+    assert "as_json" in {option.name.rstrip("_") for option in options}
+
+
+def test_the_group_lists_its_verbs_and_its_version(run):
+    assert all(f"  {verb} " in run("--help").stdout for verb in _VERBS)
+    assert run("--version").stdout == f"lora-inspect, version {__version__}\n"
+
+
+# What is typed wrong; ADAPTER and BASE stand for good files.
+WRONG_USAGE = [
+    [],
+    ["melt"],
+    ["info"],
+    ["info", "--unknown", "ADAPTER"],
+    ["merge", "BASE", "-o", "OUT"],
+    ["merge", "BASE", "ADAPTER"],
+    ["merge", "BASE", "ADAPTER", "-o", "OUT", "--dtype", "int8"],
+    ["merge", "BASE", "ADAPTER", "-o", "OUT", "--rslora", "maybe"],
+    ["merge", "BASE", "ADAPTER", "-o", "OUT", "--dora-multiplier", "outside"],
+    ["merge", "BASE", "ADAPTER", "-o", "OUT", "--alpha", "four"],
+    ["merge", "BASE", "ADAPTER", "-o", "OUT", "--alpha", "nan"],
+    ["merge", "BASE", "ADAPTER", "-o", "OUT", "--alpha", "-inf"],
+    ["convert", "ADAPTER", "-o", "OUT"],
+    ["convert", "ADAPTER", "--to-standard"],
+    ["convert", "ADAPTER", "ADAPTER", "--to-standard", "-o", "OUT"],
+    ["convert", "ADAPTER", "--to-standard", "-o", "OUT", "--keep-dora", "--drop-magnitude"],
+    ["convert", "ADAPTER", "--to-standard", "-o", "OUT", "--keep-dora", "--base", "BASE", "--rank", "2"],
+    ["convert", "ADAPTER", "--to-standard", "-o", "OUT", "--base", "BASE"],
+    ["convert", "ADAPTER", "--to-standard", "-o", "OUT", "--rank", "2"],
+    ["convert", "ADAPTER", "--to-standard", "-o", "OUT", "--base", "BASE", "--rank", "2", "--max-error", "0.1"],
+    ["convert", "ADAPTER", "--to-standard", "-o", "OUT", "--base", "BASE", "--rank", "0"],
+    ["convert", "ADAPTER", "--to-standard", "-o", "OUT", "--base", "BASE", "--max-error", "1"],
+    ["convert", "ADAPTER", "--to-standard", "-o", "OUT", "--base", "BASE", "--max-error", "nan"],
+]
+
+
+@pytest.mark.parametrize("words", WRONG_USAGE, ids=" ".join)
+def test_wrong_usage_ends_with_two_and_writes_nothing(words, run, pair, tmp_path):
+    names = {"BASE": pair[0], "ADAPTER": pair[1], "OUT": tmp_path / "out.safetensors"}
+    shown = run(*(names.get(word, word) for word in words))
+    assert shown.status == 2, shown
+    assert shown.stdout == ""
+    assert "Usage: lora-inspect" in shown.stderr
+    assert sorted(os.listdir(tmp_path)) == ["adapter.safetensors", "base.safetensors"]
+
+
+def test_results_go_to_stdout_and_nothing_to_stderr(run, pair, tmp_path):
+    for words in (
+        ["info", pair[1]],
+        ["merge", *pair, "-o", tmp_path / "m.safetensors"],
+        ["convert", pair[1], "--to-standard", "-o", tmp_path / "c.safetensors"],
+    ):
+        shown = run(*words)
+        assert (shown.status, shown.stderr) == (0, "")
+        assert shown.stdout
+
+
+WATCH = """
+import sys
+from lora_inspect.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as ended:
+    assert not ended.code, ended.code
+print("IMPORTED", *sorted(name for name in sys.modules if "." not in name))
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["info", "--help"], ["merge", "--help"], ["convert", "--help"], ["info", "FILE"],
+     ["info", "FILE", "--json", "--modules", "--metadata"], ["info", "FILE", "FILE"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_reading_and_help_import_neither_torch_nor_numpy(words, run_process, fixtures):
+    file = fixtures / "synthetic" / "dora_and_rslora_flags.safetensors"
+    shown = run_process("-c", WATCH, *(file if word == "FILE" else word for word in words))
+    assert shown.status == 0, shown.stderr
+    imported = shown.stdout.rsplit("IMPORTED", 1)[1].split()
+    assert "click" in imported
+    assert HEAVY & set(imported) == set()
+
+
+def test_every_command_works_from_a_folder_with_a_foreign_networks_package(run_process, pair, tmp_path):
+    (tmp_path / "networks").mkdir()
+    (tmp_path / "networks" / "__init__.py").write_text("raise RuntimeError('a foreign package was imported')\n")
+    for words in (
+        ["info", "adapter.safetensors"],
+        ["merge", "base.safetensors", "adapter.safetensors", "-o", "merged.safetensors"],
+        ["convert", "adapter.safetensors", "--to-standard", "-o", "standard.safetensors"],
+    ):
+        shown = run_process("-m", "lora_inspect", *words)
+        assert (shown.status, shown.stderr) == (0, "")
+    assert run_process("-c", "import lora_inspect.networks.lora_wan").status == 0
+    assert run_process("-c", "import networks").status == 1
+
+
+# The signal arrives while the second changed tensor is being written.
+INTERRUPTED = """
+import os, signal, sys, time
+from lora_inspect import writer
+from lora_inspect.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+write, seen = writer.Writer.write, []
+def write_and_signal(self, name, chunks):
+    write(self, name, chunks)
+    seen.append(name)
+    if len(seen) == 2:
+        assert any(entry.endswith(".partial") for entry in os.listdir())
+        os.kill(os.getpid(), int(sys.argv[1]))
+        time.sleep(30)
+writer.Writer.write = write_and_signal
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_signal_during_a_merge_leaves_nothing(number, status, sharded, run_process, fixtures, tmp_path):
+    synthetic = fixtures / "synthetic"
+    (tmp_path / "kept.safetensors").write_text("old")
+    words = [synthetic / ("base_sharded" if sharded else "base_f32.safetensors"), synthetic / "rslora_flag.safetensors"]
+    output = ["-o", "out"] if sharded else ["-o", "kept.safetensors", "--force"]
+    shown = run_process("-c", INTERRUPTED, str(int(number)), "merge", *words, *output)
+    assert shown.status == status, shown
+    assert "Traceback" not in shown.stderr
+    assert shown.stdout == ""
+    assert os.listdir(tmp_path) == ["kept.safetensors"]
+    assert (tmp_path / "kept.safetensors").read_text() == "old"
+
+
+def test_a_reader_that_leaves_early_causes_no_traceback(fixtures):
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run(
+        [sys.executable, "-m", "lora_inspect", "info", fixtures / "synthetic" / "split.safetensors"],
+        stdout=write, stderr=subprocess.PIPE, timeout=60, cwd=fixtures.parent,
+    )  # fmt: skip
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (1, b"")
+
+
+def test_a_terminal_that_lacks_the_letters_is_served(run_process, write_safetensors):
+    file = write_safetensors(loras(1), {"title": "日本"})
+    shown = run_process("-m", "lora_inspect", "info", file, "--metadata", PYTHONIOENCODING="cp1252")
+    assert shown.status == 0, shown.stderr
+    assert "\\u65e5" in shown.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse names that are not UTF-8")
+def test_a_path_that_is_not_unicode_is_read_and_named(run_process, write_safetensors):
+    file = os.fsencode(write_safetensors(loras(1)))
+    odd = os.path.join(os.path.dirname(file), b"\xff.safetensors")
+    os.rename(file, odd)
+    for name, status in ((odd, 0), (odd + b"x", 1)):
+        shown = run_process("-m", "lora_inspect", "info", os.fsdecode(name))
+        assert shown.status == status
+        assert "Traceback" not in shown.stderr
+        assert "udcff.safetensors" in shown.stdout + shown.stderr

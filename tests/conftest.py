@@ -1,0 +1,118 @@
+"""What all tests share: the fixtures' folder, a writer of any header at all, and the command line in process."""
+
+import json
+import math
+import os
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FIXTURES = ROOT / "fixtures"
+# tests/strategies.py and fixtures/make_synthetic.py are imported by name.
+sys.path += [str(ROOT / "tests"), str(FIXTURES)]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended and what it printed."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        assert self.status == 0, self.stderr
+        return json.loads(self.stdout)
+
+    @property
+    def refusal(self) -> str:
+        """The one sentence with which the command refused."""
+        assert self.status == 1, self
+        lines = self.stderr.splitlines()
+        assert len(lines) == 1, self.stderr
+        assert lines[0].startswith("Error: "), self.stderr
+        assert lines[0].endswith("."), self.stderr
+        assert "Traceback" not in self.stdout + self.stderr
+        return lines[0].removeprefix("Error: ")
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    return FIXTURES
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """`run("info", path, …)`: the command line in this process, without ever letting an exception out."""
+    from lora_inspect.cli import main
+
+    def run_command(*arguments: str | os.PathLike[str]) -> Outcome:
+        before = signal.getsignal(signal.SIGTERM)
+        capsys.readouterr()
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main([os.fspath(argument) for argument in arguments])
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        printed = capsys.readouterr()
+        status = ended.value.code
+        return Outcome(status if isinstance(status, int) else int(status is not None), printed.out, printed.err)
+
+    return run_command
+
+
+@pytest.fixture
+def run_process(tmp_path: Path) -> Callable[..., Outcome]:
+    """`run_process("-m", "lora_inspect", …)`: a Python of its own that knows this checkout, in `tmp_path`."""
+
+    def run_python(*arguments: str | os.PathLike[str], **environment: str) -> Outcome:
+        ended = subprocess.run(
+            [sys.executable, *map(os.fspath, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=120,
+        )
+        return Outcome(ended.returncode, ended.stdout, ended.stderr)
+
+    return run_python
+
+
+@pytest.fixture
+def write_safetensors(tmp_path: Path) -> Callable[..., Path]:
+    """`write_safetensors(tensors, metadata)` writes a file in `tmp_path`; `header` replaces what stands in its header.
+
+    A tensor is (dtype, shape, bytes), or (dtype, shape, number): as many of that number as the shape holds.
+    """
+    from make_synthetic import element, encode
+
+    def content_of(dtype: str, shape: tuple[int, ...], data: Any) -> bytes:
+        return data if isinstance(data, bytes) else element(dtype, data) * math.prod(shape)
+
+    def write(
+        tensors: Mapping[str, tuple[str, tuple[int, ...], Any]],
+        metadata: Mapping[str, Any] | None = None,
+        name: str = "file.safetensors",
+        header: bytes | None = None,
+    ) -> Path:
+        stored = {key: (dtype, shape, content_of(dtype, shape, data)) for key, (dtype, shape, data) in tensors.items()}
+        content = encode(stored, metadata)
+        if header is not None:
+            body = b"".join(data for _, _, data in stored.values())
+            content = struct.pack("<Q", len(header)) + header + body
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    return write

@@ -1,0 +1,113 @@
+"""Every scheme writes one direction, and the inverted table and the recognition give the way back."""
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from strategies import paths
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.schemes import SCHEMES, by_name, recognise
+from lora_inspect.schemes.kohya import text_encoder_prefix
+from lora_inspect.schemes.suffixes import parse_key
+
+EVERY_PREFIX = [(scheme, prefix) for scheme in SCHEMES for prefix in scheme.prefixes]
+IDS = [f"{scheme.name} {prefix}" for scheme, prefix in EVERY_PREFIX]
+
+
+@pytest.mark.parametrize(("scheme", "prefix"), EVERY_PREFIX, ids=IDS)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_what_is_spelled_is_parsed_back_to_the_same_path_and_role(scheme, prefix, data):
+    modules = data.draw(st.lists(paths, min_size=1, max_size=6, unique_by=lambda path: scheme.module(path, "")))
+    role = data.draw(st.sampled_from(sorted(scheme.suffixes)))
+    table = scheme.table(modules, prefix)
+    for path in modules:
+        parsed = parse_key(scheme.spell(path, role, prefix))
+        assert parsed.role == role
+        assert table[parsed.module] == path
+
+
+@pytest.mark.parametrize(("scheme", "prefix"), EVERY_PREFIX, ids=IDS)
+@settings(max_examples=25)
+@given(path=paths)
+def test_what_is_spelled_is_recognised_by_scheme_and_prefix(scheme, prefix, path):
+    if scheme.name == "dotted":  # it takes what no other scheme claims
+        assume(not path.startswith(("transformer.", "unet.", "lora_unet", "lora_te")))
+    name = recognise(scheme.module(path, prefix))
+    assert (name.scheme, name.prefix, name.component) == (scheme.name, prefix, scheme.prefixes[prefix])
+    assert name.body == scheme.module(path, "")
+    assert name.key == scheme.module(path, prefix)
+    assert name.flat == scheme.flat
+
+
+@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme.flat], ids=lambda scheme: scheme.name)
+def test_two_paths_of_one_spelling_make_no_table(scheme):
+    with pytest.raises(LoraInspectError, match=r"a\.b_c and a_b\.c are both spelled"):
+        scheme.table(["a.b_c", "x", "a_b.c"], "")
+
+
+@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if not scheme.flat], ids=lambda scheme: scheme.name)
+def test_dotted_schemes_tell_them_apart(scheme):
+    assert len(scheme.table(["a.b_c", "a_b.c"], "")) == 2
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
+def test_the_same_path_twice_is_no_collision(scheme):
+    assert scheme.table(["a.b", "a.b"], "p") == {scheme.module("a.b", "p"): "a.b"}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
+def test_every_scheme_is_found_by_its_name_and_says_what_it_carries(scheme):
+    assert by_name(scheme.name) is scheme
+    assert {"down", "up", "magnitude"} <= scheme.suffixes.keys()
+    assert ("alpha" in scheme.suffixes) == scheme.carries_alpha
+    assert scheme.absent_alpha in ("one", "config")
+    assert scheme.prefixes
+
+
+# Keys of real files, written down from the programs that write them: scheme, component, body.
+REAL = {
+    "lora_unet_down_blocks_0_attentions_0_proj_in": ("kohya", "model", "down_blocks_0_attentions_0_proj_in"),
+    "lora_te_text_model_encoder_layers_0_mlp_fc1": ("kohya", "text_encoder", "text_model_encoder_layers_0_mlp_fc1"),
+    "lora_te1_text_model_encoder_layers_0_mlp_fc1": ("kohya", "text_encoder", "text_model_encoder_layers_0_mlp_fc1"),
+    "lora_te2_text_model_encoder_layers_0_mlp_fc1": ("kohya", "text_encoder_2", "text_model_encoder_layers_0_mlp_fc1"),
+    "lora_te3_encoder_block_0_layer_0": ("kohya", "text_encoder_3", "encoder_block_0_layer_0"),
+    "lora_unet__blocks_0_self_attn_q": ("kohya", "model", "blocks_0_self_attn_q"),
+    "lora_transformer_transformer_blocks_0_attn": ("kohya", "model", "transformer_blocks_0_attn"),
+    "lora_prior_unet_blocks_0": ("kohya", "model", "blocks_0"),
+    "lycoris_transformer_blocks_0": ("lycoris", "model", "transformer_blocks_0"),
+    "base_model.model.model.layers.0.self_attn.q_proj": ("peft", "model", "model.layers.0.self_attn.q_proj"),
+    "diffusion_model.blocks.0.q": ("comfyui", "model", "blocks.0.q"),
+    "text_encoders.clip_l.transformer.text_model.x": ("comfyui", "text_encoder", "text_model.x"),
+    "transformer.transformer_blocks.0.attn.to_q": ("diffusers", "model", "transformer_blocks.0.attn.to_q"),
+    "text_encoder_2.text_model.x": ("diffusers", "text_encoder_2", "text_model.x"),
+    "transformer_2.blocks.0": ("diffusers", "model_2", "blocks.0"),
+    "blocks.0.self_attn.q": ("dotted", "model", "blocks.0.self_attn.q"),
+    "lora_unet_blocks.0": ("dotted", "model", "lora_unet_blocks.0"),
+}
+
+
+@pytest.mark.parametrize(("key", "expected"), REAL.items(), ids=REAL)
+def test_modules_of_real_files_are_recognised(key, expected):
+    name = recognise(key)
+    assert (name.scheme, name.component, name.body) == expected
+    assert name.key == key
+
+
+def test_a_module_without_a_name_is_refused():
+    with pytest.raises(ValueError, match="no module name"):
+        recognise("")
+
+
+@pytest.mark.parametrize(
+    ("component", "components", "prefix"),
+    [
+        ("text_encoder", {"model", "text_encoder"}, "lora_te_"),
+        ("text_encoder", {"text_encoder", "text_encoder_2"}, "lora_te1_"),
+        ("text_encoder_2", {"text_encoder", "text_encoder_2"}, "lora_te2_"),
+        ("text_encoder_2", {"model", "text_encoder_2"}, "lora_te2_"),
+        ("text_encoder_3", {"text_encoder_3"}, "lora_te3_"),
+    ],
+)
+def test_text_encoders_are_numbered_as_soon_as_there_are_several(component, components, prefix):
+    assert text_encoder_prefix(component, components) == prefix

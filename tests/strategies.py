@@ -1,0 +1,106 @@
+"""All hypothesis strategies: headers, module paths, alphas and whole adapters."""
+
+import math
+import struct
+
+from hypothesis import strategies as st
+
+from lora_inspect.algorithms import ALGORITHMS
+from lora_inspect.dtypes import BITS
+from lora_inspect.schemes import SCHEMES
+from lora_inspect.schemes.suffixes import SHARED
+from lora_inspect.writer import TensorPlan
+
+# Words of real paths, with the traps among them: underscores, numbers, words of suffixes and of prefixes.
+_WORDS = (
+    "blocks", "0", "12", "self_attn", "q", "k_img", "to_out", "ffn", "img_mod", "adaLN_modulation", "lora", "alpha",
+    "weight", "down", "transformer", "te1", "unet", "layer", "proj", "x_embedder", "magnitude", "lora_down", "diff",
+)  # fmt: skip
+
+segments = st.one_of(st.sampled_from(_WORDS), st.from_regex(r"[a-z][a-z0-9]{0,5}(_[a-z0-9]{1,4})?", fullmatch=True))
+paths = st.lists(segments, min_size=1, max_size=6).map(".".join)
+
+# Names and metadata as JSON may carry them: anything that UTF-8 can spell.
+texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+names = texts.filter(lambda text: text != "__metadata__")
+metadata = st.dictionaries(texts, texts, max_size=4)
+
+
+def _plan(name: str, dtype: str, shape: list[int]) -> TensorPlan:
+    if math.prod(shape) * BITS[dtype] % 8:
+        shape = [*shape, 8]  # types below a byte are stored in whole bytes
+    return TensorPlan(name, dtype, tuple(shape))
+
+
+shapes = st.lists(st.integers(0, 5), max_size=4)
+tensor_plans = st.lists(
+    st.builds(_plan, names, st.sampled_from(sorted(BITS)), shapes), max_size=6, unique_by=lambda plan: plan.name
+)
+
+
+def truncate_bf16(number: float) -> float:
+    """The bfloat16 number whose bytes are the upper half of the float32."""
+    return struct.unpack("<f", b"\x00\x00" + struct.pack("<f", number)[2:])[0]
+
+
+# (dtype, number) with numbers that the dtype holds exactly.
+stored_numbers = st.one_of(
+    st.tuples(st.just("F64"), st.floats(allow_nan=False)),
+    st.tuples(st.just("F32"), st.floats(allow_nan=False, width=32)),
+    st.tuples(st.just("F16"), st.floats(allow_nan=False, width=16)),
+    st.tuples(st.just("BF16"), st.floats(allow_nan=False, width=32).map(truncate_bf16)),
+    st.tuples(st.just("I64"), st.integers(-(2**63), 2**63 - 1)),
+    st.tuples(st.just("I32"), st.integers(-(2**31), 2**31 - 1)),
+    st.tuples(st.just("I16"), st.integers(-(2**15), 2**15 - 1)),
+    st.tuples(st.just("I8"), st.integers(-128, 127)),
+    st.tuples(st.just("U8"), st.integers(0, 255)),
+    st.tuples(st.just("BOOL"), st.booleans()),
+)
+
+ranks = st.integers(1, 6)
+alphas = st.sampled_from([0.5, 1.0, 2.0, 3.0, 8.0, -1.5])
+
+# Ends of keys: those of whole modules, and any that some algorithm knows.
+_MODULES = (
+    (".lora_down.weight", ".lora_up.weight", ".alpha"),
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora_A.default.weight", ".lora_B.default.weight", ".lora_magnitude_vector"),
+    (".lora_down.weight", ".lora_up.weight", ".lora_mid.weight", ".dora_scale"),
+    (".lora_down.0.weight", ".lora_up.0.weight", ".lora_down.1.weight", ".lora_up.1.weight", ".alpha"),
+)
+_SUFFIXES = sorted({*SHARED, *(suffix for algorithm in ALGORITHMS for suffix in algorithm.suffixes)})
+_PREFIXES = sorted({prefix for scheme in SCHEMES for prefix in scheme.prefixes})
+
+
+@st.composite
+def odd_adapters(draw):
+    """Tensors by name as `encode` takes them: modules of any spelling whose shapes and types may be anything."""
+    tensors = {}
+    for _ in range(draw(st.integers(0, 3))):
+        module = draw(st.sampled_from(_PREFIXES)) + draw(st.one_of(st.just("blocks_0_q"), paths, st.just("")))
+        suffixes = [*draw(st.sampled_from(_MODULES)), *draw(st.lists(st.sampled_from(_SUFFIXES), max_size=2))]
+        keys = [module + suffix for suffix in suffixes]
+        if draw(st.booleans()):
+            keys = draw(st.permutations(keys))[1:]
+        for key in keys:
+            dtype = draw(st.sampled_from(["F32", "F32", "F32", "BF16", "BOOL", "I64", "C64"]))
+            shape = draw(st.sampled_from([(), (1,), (4, 4), (4, 4), (4, 4), (4, 4, 1, 1), (4, 4, 3, 3), (0, 4), (4,)]))
+            tensors[key] = (dtype, shape, bytes(math.prod(shape) * BITS[dtype] // 8))
+    for flag in ("use_rslora_flag", "use_dora_flag", "lokr_factor"):
+        if draw(st.booleans()):
+            tensors[flag] = ("BF16", (), b"\x80\x3f")
+    return tensors
+
+
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.sampled_from(["q", "(", "pissa", "True", ""])),
+    lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(st.sampled_from(["q", "(", "r"]), inner)),
+    max_leaves=4,
+)
+lora_configs = st.dictionaries(
+    st.sampled_from(
+        ["peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "target_modules",
+         "bias", "modules_to_save", "init_lora_weights", "fan_in_fan_out", "layer_replication"]
+    ),
+    json_values,
+)  # fmt: skip

@@ -1,0 +1,121 @@
+"""Where an output may go, and folders that appear complete or not at all."""
+
+import os
+
+import pytest
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.outputs import check_output, new_folder
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "base.safetensors").write_text("base")
+    (tmp_path / "other").write_text("other")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "symbolic").symlink_to(tmp_path / "in" / "base.safetensors")
+    os.link(tmp_path / "in" / "base.safetensors", tmp_path / "hard")
+    (tmp_path / "to_folder").symlink_to(tmp_path / "folder")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    return tmp_path
+
+
+def check(place, output, force=False, folder=False):
+    check_output(str(place / output), [str(place / "in" / "base.safetensors")], force, folder)
+
+
+# output, force, whether a folder is written, what the refusal says (None where it is allowed)
+CASES = [
+    ("new", False, False, None),
+    ("new", False, True, None),
+    ("other", False, False, "--force"),
+    ("other", True, False, None),
+    ("other", True, True, "is a file"),
+    ("folder", False, False, "--force"),
+    ("folder", True, False, "is a folder"),
+    ("folder", False, True, "--force"),
+    ("folder", True, True, None),
+    ("to_folder", True, True, "link to a folder"),
+    ("dangling", False, False, "--force"),
+    ("dangling", True, False, None),
+    ("nowhere/new", True, False, "does not exist"),
+    ("other/new", True, False, "does not exist"),
+    ("in/base.safetensors", False, False, "is an input"),
+    ("in/base.safetensors", True, False, "is an input"),
+    ("in/../in/base.safetensors", True, False, "is an input"),
+    ("symbolic", True, False, "is an input"),
+    ("hard", True, False, "is an input"),
+    ("in", True, True, "is an input"),
+    ("in/..", True, True, "is an input"),
+]
+
+
+@pytest.mark.parametrize(("output", "force", "folder", "says"), CASES)
+def test_where_an_output_may_go(output, force, folder, says, place):
+    before = sorted(os.listdir(place))
+    if says is None:
+        check(place, output, force, folder)
+    else:
+        with pytest.raises(LoraInspectError, match=says) as refused:
+            check(place, output, force, folder)
+        assert str(refused.value).startswith(str(place / output))
+    assert sorted(os.listdir(place)) == before
+
+
+def test_a_new_folder_appears_when_it_is_complete(tmp_path):
+    output = str(tmp_path / "out")
+    with new_folder(output) as partial:
+        (tmp_path / partial / "a").write_text("new")
+        assert not os.path.exists(output)
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(output) == ["a"]
+
+
+def test_a_slash_at_the_end_means_the_same_folder(tmp_path):
+    with new_folder(f"{tmp_path / 'out'}/") as partial:
+        assert os.path.dirname(partial) == str(tmp_path)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_old_folder_stays_until_the_new_one_takes_its_place(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    with new_folder(str(tmp_path / "out")) as partial:
+        (tmp_path / partial / "new").write_text("new")
+        assert os.listdir(tmp_path / "out") == ["old"]
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out") == ["new"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit, LoraInspectError])
+def test_whatever_ends_the_block_leaves_everything_as_it_was(error, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+
+    def half() -> None:
+        with new_folder(str(tmp_path / "out")) as partial:
+            (tmp_path / partial / "half").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        half()
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out") == ["old"]
+
+
+def test_an_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    real = os.rename
+
+    def rename(source, target):
+        if source.endswith(".partial"):
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(LoraInspectError, match="No space left"), new_folder(str(tmp_path / "out")):
+        pass
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out") == ["old"]
