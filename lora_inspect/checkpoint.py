@@ -34,6 +34,11 @@ class Checkpoint(NamedTuple):
     config_path: str | None = None
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """Every file that was read: the weights, the index and the config."""
+        return (*self.files, *(path for path in (self.index_path, self.config_path) if path))
+
+    @property
     def bytes(self) -> int:
         """Size of all files, in bytes."""
         return sum(os.path.getsize(file) for file in self.files)
@@ -71,6 +76,8 @@ def open_checkpoint(path: str) -> Checkpoint:
         return _open_folder(path)
     if not os.path.exists(path):
         raise LoraInspectError(f"{path}: there is no such file or folder; check the path.")
+    if not os.path.isfile(path):
+        raise LoraInspectError(f"{path}: it is neither a file nor a folder; name a file on a disk.")
     folder, name = os.path.split(path)
     if name.endswith(".index.json"):
         return _open_index(path, named=path)

@@ -193,12 +193,15 @@ def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], l
 
 
 def _check_slices(parts: list[int | None], contributions: list[Contribution]) -> str | None:
-    """What is wrong with the numbers and the inputs of a split layer's slices, or None."""
+    """What is wrong with the numbers and the shapes of a split layer's slices, or None."""
     if set(parts) != set(range(len(parts))):
         numbers = ", ".join("none" if part is None else str(part) for part in parts)
         return f"its slices are numbered {numbers}, not 0 to {len(parts) - 1}"
-    inputs = sorted({contribution.shape[1:] for contribution in contributions})
-    return None if len(inputs) == 1 else f"its slices have different inputs, {list(inputs[0])} and {list(inputs[1])}"
+    factors = [info for contribution in contributions for info in contribution.factors.values()]
+    if odd := next((info for info in factors if len(info.shape) != 2), None):
+        return f"a split layer is a Linear one, but {odd.name} has the shape {list(odd.shape)}"
+    inputs = sorted({contribution.shape[1] for contribution in contributions})
+    return None if len(inputs) == 1 else f"its slices have different inputs, {inputs[0]} and {inputs[1]}"
 
 
 def _stack(parts: list[Contribution]) -> list[Contribution]:

@@ -234,11 +234,12 @@ def _metadata_votes(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> 
         return [*votes, (False, Evidence("rslora", "use_rslora is off", where))]
     if votes:
         return votes
-    if asked is None or not telling:
-        return [(True, Evidence("rslora", "use_rslora is on", where))]
-    kinds = {_kind_of_alpha(alpha, rank, asked) for alpha, rank in telling}
+    kinds = set() if asked is None else {_kind_of_alpha(alpha, rank, asked) for alpha, rank in telling}
     if "ss_alpha_pattern" in metadata or "alpha_pattern" in args:
-        kinds -= {None}
+        # A pattern gives alphas of its own, of which one may be the asked one times sqrt(rank) by chance.
+        kinds &= {"raw"}
+    if asked is None or not kinds:
+        return [(True, Evidence("rslora", "use_rslora is on", where))]
     if kinds == {"raw"}:
         says = f"use_rslora is on and the stored alphas are the {asked:g} that was asked"
         return [(True, Evidence("rslora", says, where))]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from lora_inspect import schemes
 from lora_inspect.adapter import Adapter
+from lora_inspect.architectures.detection import Detection
+from lora_inspect.architectures.patterns import counterparts
 from lora_inspect.base_names import BASE_PREFIXES, is_weight
 from lora_inspect.checkpoint import Checkpoint
 from lora_inspect.contribution import Contribution, Module
@@ -40,8 +42,13 @@ def match(adapter: Adapter, base: Checkpoint, only: str | None = None) -> Matchi
         present = ", ".join(sorted({module.name.component for module in adapter.modules.values()}))
         raise LoraInspectError(f"{adapter.checkpoint.path}: it has no component {only}; it has {present}.")
     weights = [info for info in base.tensors.values() if is_weight(info)]
-    tables = {key: _names(weights, *key) for key in {(m.name.scheme, m.name.component, m.name.prefix) for m in modules}}
-    transposed = _transposed_leaves(adapter)
+    detection = _identify(adapter)
+    same = detection.architecture.same if detection else ()
+    kinds = {(module.name.scheme, module.name.component, module.name.prefix) for module in modules}
+    tables = {kind: _names(weights, *kind, same) for kind in kinds}
+    # A config's fan_in_fan_out speaks of all layers at once, so it decides only where nothing better is known: PEFT
+    # itself ignores it for layers of the other kind.
+    transposed = detection.layout.transposed if detection else None
     targets: dict[str, list[Contribution]] = defaultdict(list)
     unmatched: list[Module] = []
     for module in modules:
@@ -125,15 +132,22 @@ def _nearest(module: Module, base: Checkpoint, count: int = 3) -> list[str]:
     return [paths[name] for name in difflib.get_close_matches(wanted, paths, count, cutoff=0.5)]
 
 
-def _names(weights: Iterable[TensorInfo], scheme: str, component: str, prefix: str) -> dict[str, list[TensorInfo]]:
-    """Module name as the adapter spells it -> the base weights that are spelled so, over every base prefix."""
+def _names(
+    weights: Iterable[TensorInfo], scheme: str, component: str, prefix: str, same: tuple[tuple[str, str], ...]
+) -> dict[str, list[TensorInfo]]:
+    """Module name as the adapter spells it -> the base weights that are spelled so, over every base prefix.
+
+    A base in one of the two layouts whose modules are the `same` is found under the names of the other as well.
+    """
     spell = schemes.by_name(scheme).module
     table: dict[str, list[TensorInfo]] = defaultdict(list)
     for info in weights:
         path = info.name[: -len(".weight")]
         for base_prefix in BASE_PREFIXES.get(component, ("",)):
             if path.startswith(base_prefix):
-                table[spell(path[len(base_prefix) :], prefix)].append(info)
+                own = path[len(base_prefix) :]
+                for name in dict.fromkeys((own, *counterparts(same, own))):
+                    table[spell(name, prefix)].append(info)
     return table
 
 
@@ -163,6 +177,11 @@ def _check_target(contribution: Contribution, target: TensorInfo, adapter: Adapt
 
 
 def _check_slices(contribution: Contribution, target: TensorInfo, adapter: Adapter, base: Checkpoint) -> None:
+    if contribution.transposed:
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {contribution.module.key} is split into slices of rows, but {target.name} of "
+            f"{base.path} is stored as (in, out); convert the adapter --to-standard first."
+        )
     siblings = adapter.modules[contribution.module.key].contributions
     covered = max(sibling.rows[1] for sibling in siblings if sibling.rows)
     columns = contribution.factors["down"].shape[1]
@@ -181,16 +200,10 @@ def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:end]
 
 
-def _transposed_leaves(adapter: Adapter) -> tuple[str, ...] | None:
-    """Modules of the architecture that store (in, out); None where the architecture is unknown.
-
-    A config's fan_in_fan_out speaks of all layers at once, so it decides only where nothing better is known:
-    PEFT itself ignores it for layers of the other kind.
-    """
+def _identify(adapter: Adapter) -> Detection | None:
     from lora_inspect.identify import identify_adapter  # names and widths are enough; no other step needs it
 
-    detection = identify_adapter(adapter)
-    return detection.layout.transposed if detection else None
+    return identify_adapter(adapter)
 
 
 def _difference(adapter: Adapter, base: Checkpoint) -> str:

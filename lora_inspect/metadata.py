@@ -54,6 +54,14 @@ def standard_metadata(
     return kept
 
 
+def without_scale_options(metadata: Mapping[str, str]) -> dict[str, str]:
+    """An adapter's metadata where the scale is multiplied into its factors: no option says how to read an alpha."""
+    kept = dict(metadata)
+    if "ss_network_args" in kept:
+        kept["ss_network_args"] = json.dumps({k: v for k, v in network_args(kept).items() if k not in _SCALE_OPTIONS})
+    return kept
+
+
 def describe_file(path: str) -> str:
     """How provenance names a file: the last part of its path, which says no more than it must."""
     return os.path.basename(os.path.abspath(path))

@@ -1,6 +1,7 @@
 """LoraConfig as PEFT saves it: alpha and scale rule per module, and the settings that change what the tensors mean."""
 
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,9 +56,11 @@ def config_rank(config: Mapping[str, Any], path: str) -> int | None:
 
 
 def config_alpha(config: Mapping[str, Any], path: str) -> float | None:
-    """The alpha that the config gives the module at the dotted `path`; PEFT's default is 8."""
+    """The alpha that the config gives the module at the dotted `path`; PEFT's default is 8, None is no number."""
     alpha = _pattern_value(config.get("alpha_pattern"), path, config.get("lora_alpha", 8))
-    return float(alpha) if isinstance(alpha, (int, float)) and not isinstance(alpha, bool) else None
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        return None
+    return float(alpha) if abs(alpha) <= sys.float_info.max else None  # JSON spells infinities and longer numbers
 
 
 def residual_init(config: Mapping[str, Any]) -> str | None:

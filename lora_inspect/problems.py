@@ -7,6 +7,9 @@ from lora_inspect import peft_config
 from lora_inspect.contribution import Claims, Module
 from lora_inspect.evidence import Problem, RsloraReading
 
+# What our training network says of PiSSA weights that are a plain LoRA on the original base.
+INITIAL_FACTORS_KEY, INCLUDED = "lora_inspect.initial_factors", "included"
+
 # The way out where this version cannot compute what a file says.
 _OWN_PROGRAM = "merge it with the program that trained it"
 
@@ -24,10 +27,15 @@ def of_configs(configs: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, 
         for says in peft_config.foreign_settings(config):
             message = f"{where}: {says}, which is not built yet; {_OWN_PROGRAM}"
             problems.append(Problem("peft-setting", "error", message))
-    init = metadata.get("ss_init_lora_weights", "")
-    if init.startswith("pissa"):
+    if init := residual_init(metadata):
         problems.append(_residual("metadata ss_init_lora_weights", init))
     return problems
+
+
+def residual_init(metadata: Mapping[str, str]) -> str | None:
+    """The initialisation that left the adapter on a residual base, by its metadata; None where there is none."""
+    init = metadata.get("ss_init_lora_weights", "")
+    return init if init.startswith("pissa") and metadata.get(INITIAL_FACTORS_KEY) != INCLUDED else None
 
 
 def _residual(where: str, init: str) -> Problem:

@@ -20,6 +20,11 @@ def neutral_alpha(rank: int, rslora: bool) -> float:
     return math.sqrt(rank) if rslora else float(rank)
 
 
+def alpha_growth(rank_growth: float, rslora: bool) -> float:
+    """The factor of alpha that keeps the scale where the rank grows by `rank_growth`."""
+    return math.sqrt(rank_growth) if rslora else rank_growth
+
+
 def standard_alpha(alpha: float, rank: int, rslora: bool) -> float:
     """The float32 alpha for which alpha/rank is the scale that `alpha` has under its own rule."""
     return to_float32(alpha * math.sqrt(rank)) if rslora else to_float32(alpha)

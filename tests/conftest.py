@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+# Tests run in parallel, one process a core: threads on top of that only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT / "fixtures"
 # tests/strategies.py and fixtures/make_synthetic.py are imported by name.

@@ -191,6 +191,13 @@ def test_a_number_of_several_elements_is_refused_by_key(shape, write_safetensors
         open_checkpoint(path).numbers(["x.alpha"])
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.safetensors")
+    with pytest.raises(LoraInspectError, match="neither a file nor a folder"):
+        open_checkpoint(str(tmp_path / "a.safetensors"))
+
+
 def test_a_folder_of_checkpoints_lists_each_once(tmp_path, fixtures):
     for name in ("b.safetensors", "a.safetensors", "set-00001-of-00002.safetensors", "set-00002-of-00002.safetensors"):
         (tmp_path / name).write_bytes(weights(name))

@@ -73,6 +73,12 @@ MISFITS = {
     "slices of different inputs": (
         {**split("a", parts=(0,), alpha=None), "a.lora_down.1.weight": ("F32", (4, IN + 1)),
          "a.lora_up.1.weight": ("F32", (2, 4))}, "shape", "different inputs"),
+    "slices of a convolution": (
+        {f"a.lora_{side}.{i}.weight": ("F32", (4, 4, 1, 1)) for i in (0, 1) for side in ("down", "up")},
+        "shape", "a split layer is a Linear one"),
+    "slices with a kernel on up": (
+        {**split("a", parts=(0,), alpha=None), "a.lora_down.1.weight": ("F32", (4, IN)),
+         "a.lora_up.1.weight": ("F32", (2, 4, 1, 1))}, "shape", "a.lora_up.1.weight has the shape"),
     "whole and slices": (
         {**split("lora_unet_a", parts=(0, 1), alpha=None), **PAIR}, "shape", "numbered"),
 }  # fmt: skip

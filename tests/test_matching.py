@@ -1,5 +1,7 @@
 """Which base weight a module changes, over every prefix, and what is said where none fits."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -165,3 +167,15 @@ def test_a_wan_adapter_on_another_size_is_told_by_size(matched):
     wide = {"blocks.0.self_attn.q.weight": ("BF16", (5120, 5120), 1)}
     with pytest.raises(LoraInspectError, match=r"adapter of Wan .* 1\.3B on a base of Wan .* 14B"):
         matched(narrow, wide)
+
+
+@pytest.mark.parametrize(("out", "inputs"), [(OUT, OUT), (OUT, IN)])
+def test_slices_of_a_transposed_weight_are_refused_and_not_folded_sideways(out, inputs, write_safetensors):
+    config = {"r": 4, "lora_alpha": 4, "target_modules": ["q"], "fan_in_fan_out": True}
+    about = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": value for key, value in config.items()})}
+    slices = split("transformer.some.q", parts=(0, 1), out=out // 2, inputs=inputs)
+    adapter = read_adapter(open_checkpoint(str(write_safetensors(slices, about, "adapter.safetensors"))))
+    weights = {"some.q.weight": ("F32", (inputs, out), 1)}
+    base_file = open_checkpoint(str(write_safetensors(weights, name="base.safetensors")))
+    with pytest.raises(LoraInspectError, match=r"stored as \(in, out\); convert the adapter --to-standard first"):
+        match(adapter, base_file)

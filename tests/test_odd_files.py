@@ -14,11 +14,14 @@ from lora_inspect.ops.info import as_json, inspect
 
 def read(path):
     """The reading with its JSON record, or None where the file is refused."""
+    refusals = []
     try:
         info = inspect(str(path))
     except LoraInspectError as refused:
-        assert str(refused).endswith(".")
-        assert len(str(refused).splitlines()) == 1
+        refusals.append(str(refused))
+    if refusals:
+        assert refusals[0].endswith(".")
+        assert len(refusals[0].splitlines()) == 1
         return None
     record = as_json(info, modules=True)
     json.dumps(record)

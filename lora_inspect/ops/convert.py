@@ -80,7 +80,7 @@ def convert_to_standard(
     adapter = info.adapter
     adapter.refuse()
     base = _open_base(adapter, options)
-    inputs = [*adapter.checkpoint.files, *(base.files if base else ())]
+    inputs = [*adapter.checkpoint.paths, *(base.paths if base else ())]
     check_output(output, inputs, force)
     targets = _targets(adapter, base) if base else {}
 

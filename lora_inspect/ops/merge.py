@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,8 +124,8 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     """
     started = time.perf_counter()
     is_folder = plan.base.root is not None
-    inputs = [path for adapter, _ in plan.adapters for path in _paths(adapter.checkpoint)]
-    check_output(output, [*_paths(plan.base), *inputs], force, folder=is_folder)
+    inputs = [path for adapter, _ in plan.adapters for path in adapter.checkpoint.paths]
+    check_output(output, [*plan.base.paths, *inputs], force, folder=is_folder)
     if is_folder:
         check_replaceable(output, [os.path.basename(file) for file in plan.base.files] + _side_files(plan.base))
         with new_folder(output) as folder:
@@ -220,10 +220,12 @@ def _write_folder(plan: MergePlan, folder: str, progress: Progress) -> Counter[s
         shutil.copyfile(os.path.join(plan.base.root or os.curdir, name), os.path.join(folder, name))
     if plan.base.index_path:
         index = read_json(plan.base.index_path)
-        index.setdefault("metadata", {})["total_size"] = sum(
+        total = sum(
             TensorPlan(info.name, _output_dtype(info, plan.options), info.shape).nbytes
             for info in plan.base.tensors.values()
         )
+        known = index.get("metadata")
+        index["metadata"] = {**(known if isinstance(known, dict) else {}), "total_size": total}
         with open(os.path.join(folder, os.path.basename(plan.base.index_path)), "w", encoding="utf-8") as handle:
             json.dump(index, handle, indent=2)
     return counts
@@ -269,11 +271,6 @@ def _sources(plan: MergePlan) -> list[Mapping[str, Any]]:
 
 def _default_rule(adapter: Adapter) -> str:
     return next((c.magnitude.spelling.multiplier for c in adapter.contributions if c.magnitude), dora.INSIDE)
-
-
-def _paths(checkpoint: Checkpoint) -> Iterable[str]:
-    yield from checkpoint.files
-    yield from (path for path in (checkpoint.index_path, checkpoint.config_path) if path)
 
 
 def _size(path: str) -> int:

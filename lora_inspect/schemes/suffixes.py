@@ -36,7 +36,7 @@ def parse_key(key: str) -> ParsedKey | None:
         key = f"{key[: split.start()]}.{split[1]}.weight"
     elif infix := _ADAPTER_INFIX.search(key):
         key = f"{key[: infix.start()]}.{infix[1]}{infix[2]}"
-    position = key.find(".")
+    position = key.find(".", 1)  # a module has a name
     while position >= 0:
         found = _ROLES.get(key[position:])
         if found is not None:

@@ -1,6 +1,7 @@
 """Outputs that would overwrite something, bases that do not fit, and disks that refuse: nothing is left behind."""
 
 import errno
+import json
 import os
 import shutil
 
@@ -74,6 +75,27 @@ OUTPUTS = [
 @pytest.mark.parametrize(("command", "output", "force", "words"), OUTPUTS, ids=lambda value: str(value)[:24])
 def test_an_output_that_may_not_be_written_is_refused(command, output, force, words, refuse):
     refuse(*command, "-o", output, *(["--force"] if force else []), words=words)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_the_config_of_an_adapter_is_an_input_too(name, refuse, place, fixtures):
+    shutil.copytree(fixtures / "minilm-peft-lora-r8", place / "peft")
+    refuse("convert", "peft", "--to-standard", "-o", f"peft/{name}", "--force", words=INPUT)
+    shutil.copy(place / "peft" / "adapter_config.json", place / "adapter_config.json")
+    refuse(*MERGE, "-o", "adapter_config.json", "--force", words=INPUT)
+
+
+@pytest.mark.parametrize("about", [None, [], {"total_size": 1, "kept": 2}])
+def test_an_index_with_odd_metadata_is_merged_and_its_size_is_right(about, run, place, monkeypatch):
+    monkeypatch.chdir(place)
+    (index,) = (place / "shards").glob("*.index.json")
+    content = json.loads(index.read_text())
+    index.write_text(json.dumps({**content, "metadata": about}))
+    assert run(*SHARDED, "-o", "out").status == 0
+    written = json.loads((place / "out" / index.name).read_text())
+    assert written["weight_map"] == content["weight_map"]
+    assert written["metadata"]["total_size"] == content["metadata"]["total_size"]
+    assert ("kept" in written["metadata"]) == ("kept" in (about or []))
 
 
 @pytest.mark.parametrize("command", [MERGE, CONVERT])

@@ -418,7 +418,6 @@ class TestShards:
         assert load_file(out / "model-00001-of-00002.safetensors")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
 
-
     def test_never_replaces_a_folder_that_holds_something_else(self, shards, tmp_path):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.txt").write_text("years of work")
