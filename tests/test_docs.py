@@ -1,0 +1,44 @@
+"""The documentation names every option that there is, and no other."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lora_inspect.cli import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+VERBS = cli.list_commands(None)
+
+
+def options() -> set[str]:
+    found = {"--help", "--version"}
+    for verb in VERBS:
+        for parameter in cli.get_command(None, verb).params:
+            found.update(option for option in parameter.opts if option.startswith("--"))
+    return found
+
+
+@pytest.mark.parametrize("option", sorted(options() - {"--help", "--version"}))
+def test_every_option_is_documented(option):
+    assert re.search(rf"{option}\b", TEXT), f"{option} stands in no page"
+
+
+def test_no_page_names_an_option_that_does_not_exist():
+    # What belongs to other programs is written with underscores, as trainers do.
+    named = {name for name in re.findall(r"(?<![\w-])--[a-z][a-z-]*\b(?!_)", TEXT)}
+    assert named <= options()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_the_readme_names_every_verb_and_stays_short():
+    readme = PAGES[0].read_text(encoding="utf-8")
+    assert all(f"lora-inspect {verb}" in readme for verb in VERBS)
+    assert len(readme.splitlines()) <= 120
