@@ -69,8 +69,9 @@ def read_adapter(checkpoint: Checkpoint, overrides: Overrides = Overrides()) -> 
     configs = _find_configs(checkpoint, claims)
     lora_configs = {found.where: found.config for found in configs if found.config.get("peft_type", "LORA") == "LORA"}
     facts = [_facts(contribution, numbers.get(contribution.module.key)) for contribution in _computed(claims)]
-    rslora, about_rslora = _read_rslora(facts, claims, numbers, checkpoint.metadata, lora_configs)
-    if overrides.rslora is not None:
+    stated, about_rslora = _read_rslora(facts, claims, numbers, checkpoint.metadata, lora_configs)
+    rslora = stated
+    if overrides.rslora is not None and not stated.settled:
         rslora = RsloraReading(overrides.rslora, "option")
         says = f"the scale is {RANK_STABILISED if overrides.rslora else STANDARD}"
         about_rslora.append(Evidence("rslora", says, "--rslora"))
@@ -94,6 +95,7 @@ def read_adapter(checkpoint: Checkpoint, overrides: Overrides = Overrides()) -> 
             *problems.of_configs({found.where: found.config for found in configs}, checkpoint.metadata),
             *(p for p in about_magnitudes if p.code != "dora-partial" or not overrides.allow_partial_dora),
             *problems.of_algorithms(modules.values()),
+            *problems.of_option(stated, overrides.rslora),
             *problems.of_scales(modules.values()),
             *problems.of_schemes(claims),
             *problems.of_unclaimed(claims),

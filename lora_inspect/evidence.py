@@ -53,6 +53,11 @@ class RsloraReading(NamedTuple):
     source: str
     hint: Hint | None = None
 
+    @property
+    def settled(self) -> bool:
+        """Whether the file itself states the rule, and states one only."""
+        return self.source not in ("default", "conflict")
+
 
 class DoraReading(NamedTuple):
     """Whether magnitudes apply (None = unknown), by which kind of evidence, on how many modules and which axis."""
@@ -127,8 +132,9 @@ def read_rslora(
         evidence.append(Evidence("rslora", f"the flag is {value}", key))
     if SCALE_KEY in metadata:
         rule = metadata[SCALE_KEY]
-        if rule in (STANDARD, RANK_STABILISED):
-            votes.append(("metadata", rule == RANK_STABILISED))
+        known = rule in (STANDARD, RANK_STABILISED)
+        # A rule of a later version is neither: it contradicts whatever else is said.
+        votes.extend([("metadata", rule == RANK_STABILISED)] if known else [("metadata", True), ("metadata", False)])
         evidence.append(Evidence("rslora", f"the scale is {rule}", f"metadata {SCALE_KEY}"))
     for where, config in configs.items():
         value = config.get("use_rslora", False) is True

@@ -6,6 +6,7 @@ from typing import Any
 from lora_inspect import peft_config
 from lora_inspect.contribution import Claims, Module
 from lora_inspect.evidence import Problem, RsloraReading
+from lora_inspect.scaling import RANK_STABILISED, STANDARD
 
 # What our training network says of PiSSA weights that are a plain LoRA on the original base.
 INITIAL_FACTORS_KEY, INCLUDED = "lora_inspect.initial_factors", "included"
@@ -93,6 +94,18 @@ def of_unclaimed(claims: Claims) -> list[Problem]:
     keys = claims.unclaimed
     message = f"{len(keys)} tensors belong to no known algorithm ({keys[0]}{', …' if len(keys) > 1 else ''})"
     return [Problem("unclaimed", "warning", message, tuple(keys[:5]))]
+
+
+def of_option(stated: RsloraReading, option: bool | None) -> list[Problem]:
+    """What --rslora says against the evidence: it settles what the file leaves open, and no more."""
+    if option is None or not stated.settled or stated.value == option:
+        return []
+    rule = RANK_STABILISED if stated.value else STANDARD
+    message = (
+        f"its {stated.source.replace('_', ' ')} says {rule}, which --rslora {'yes' if option else 'no'} contradicts; "
+        "leave the option out"
+    )
+    return [Problem("option-contradicts", "error", message)]
 
 
 def of_hint(rslora: RsloraReading) -> list[Problem]:

@@ -28,7 +28,7 @@ def test_every_option_is_documented(option):
 
 def test_no_page_names_an_option_that_does_not_exist():
     # What belongs to other programs is written with underscores, as trainers do.
-    named = {name for name in re.findall(r"(?<![\w-])--[a-z][a-z-]*\b(?!_)", TEXT)}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*\b(?!_)", TEXT))
     assert named <= options()
 
 

@@ -57,6 +57,7 @@ RSLORA = {
     "nothing at all": (loras(), {}, False, "default", STANDARD),
     "flag true": ({**loras(), **flag()}, {}, True, "flag", STABILISED),
     "flag false": ({**loras(), **flag(value=0)}, {}, False, "flag", STANDARD),
+    "our own key with a rule of a later version": (loras(), {OWN: "alpha/rank^2"}, None, "conflict", UNKNOWN),
     "flag true as bf16": ({**loras(), **flag("BF16")}, {}, True, "flag", STABILISED),
     "flag false as bf16": ({**loras(), **flag("BF16", 0)}, {}, False, "flag", STANDARD),
     "flag true as f16 in a list": ({**loras(), **flag("F16", 1, (1,))}, {}, True, "flag", STABILISED),

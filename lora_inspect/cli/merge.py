@@ -9,7 +9,7 @@ import click
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.shared_options import overrides, reading_options, writing_options
 from lora_inspect.dora import MULTIPLIER_RULES
-from lora_inspect.ops.merge import MergeOptions, MergePlan, parse_adapter_argument, plan_merge
+from lora_inspect.ops.merge import MergeOptions, MergePlan, check_merge_output, parse_adapter_argument, plan_merge
 from lora_inspect.ops.merge import merge as merge_files
 
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -63,6 +63,7 @@ def merge(
     )
     plan = plan_merge(base, [parse_adapter_argument(argument) for argument in adapters], options)
     if dry_run:
+        check_merge_output(plan, output, force)
         _print(_planned(plan, output), as_json)
         return
     with progress_bar("Merging", plan.bytes) as progress:

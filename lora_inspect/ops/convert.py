@@ -203,7 +203,7 @@ def _convert_change(
     """The low-rank approximation of W' - W, the change that the DoRA module makes to its base weight."""
     from lora_inspect.fold import Fold
     from lora_inspect.lowrank import approximate
-    from lora_inspect.tensor_reader import load, to_bytes
+    from lora_inspect.tensor_reader import first_non_finite, load, to_bytes
 
     tensors = {role: load(info) for role, info in contribution.factors.items()}
     tensors["magnitude"] = load(magnitude.info)
@@ -215,6 +215,11 @@ def _convert_change(
         fold.observe(matrix, 0)
     fold.apply(changed, 0)
     change = changed.sub_(matrix)
+    if first_non_finite(change) is not None:
+        raise LoraInspectError(
+            f"{contribution.factors['down'].file}: the change that {contribution.module.key} makes to {target.name} is "
+            "not finite; repair the file that holds non-finite numbers."
+        )
     if contribution.transposed:
         change = change.transpose(0, 1).contiguous()
     found = approximate(change, options.rank, options.max_error)

@@ -123,11 +123,8 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     when a result is not finite or the output cannot be written.
     """
     started = time.perf_counter()
-    is_folder = plan.base.root is not None
-    inputs = [path for adapter, _ in plan.adapters for path in adapter.checkpoint.paths]
-    check_output(output, [*plan.base.paths, *inputs], force, folder=is_folder)
-    if is_folder:
-        check_replaceable(output, [os.path.basename(file) for file in plan.base.files] + _side_files(plan.base))
+    check_merge_output(plan, output, force)
+    if plan.base.root is not None:
         with new_folder(output) as folder:
             counts = _write_folder(plan, folder, progress)
     else:
@@ -142,6 +139,15 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
         seconds=round(time.perf_counter() - started, 3),
         bytes=_size(output),
     )
+
+
+def check_merge_output(plan: MergePlan, output: str, force: bool) -> None:
+    """Raises LoraInspectError where `merge` would refuse to write to `output`."""
+    is_folder = plan.base.root is not None
+    inputs = [path for adapter, _ in plan.adapters for path in adapter.checkpoint.paths]
+    check_output(output, [*plan.base.paths, *inputs], force, folder=is_folder)
+    if is_folder:
+        check_replaceable(output, [os.path.basename(file) for file in plan.base.files] + _side_files(plan.base))
 
 
 def _write_file(plan: MergePlan, file: str, output: str, progress: Progress) -> Counter[str]:
@@ -282,7 +288,7 @@ def _size(path: str) -> int:
 def parse_adapter_argument(argument: str) -> tuple[str, float]:
     """`PATH` or `PATH:MULTIPLIER`; the colon counts where a finite number follows and the whole is no existing path."""
     path, colon, tail = argument.rpartition(":")
-    if colon and path and not os.path.exists(argument):
+    if colon and path and "_" not in tail and not os.path.exists(argument):
         try:
             multiplier = float(tail)
         except ValueError:

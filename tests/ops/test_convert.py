@@ -326,6 +326,21 @@ class TestDora:
         found = load_file(tmp_path / "out.safetensors")["lora_unet_blocks_1_self_attn_q.dora_scale"]
         assert torch.equal(found, scale)
 
+    def test_factors_that_are_not_finite_are_refused(self, tmp_path):
+        tensors = write_kohya(tmp_path / "in.safetensors", 4, 3.0, flag=False, magnitude="dora_layer.weight")
+        tensors["lora_unet_blocks_1_self_attn_q.lora_down.weight"][0, 0] = math.nan
+        save_file(tensors, tmp_path / "in.safetensors")
+        base = {f"blocks.{n}.self_attn.q.weight": torch.randn(10, 12) for n in range(2)}
+        save_file(base, tmp_path / "base.safetensors")
+        with pytest.raises(LoraInspectError, match=r"lora_unet_blocks_1_self_attn_q makes to .* is not finite"):
+            convert(
+                tmp_path / "in.safetensors",
+                tmp_path / "out.safetensors",
+                base=str(tmp_path / "base.safetensors"),
+                rank=2,
+            )
+        assert not (tmp_path / "out.safetensors").exists()
+
     def test_a_base_for_plain_lora_is_refused(self, tmp_path):
         with pytest.raises(LoraInspectError, match="no DoRA magnitude"):
             convert(FIXTURES / "crepe-peft-lora-conv-r4", tmp_path / "out.safetensors", base=str(CREPE), rank=4)

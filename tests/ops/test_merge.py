@@ -495,6 +495,16 @@ def test_options_settle_a_peft_file_without_config(rslora, scale, tmp_path):
     torch.testing.assert_close(found["a.layer.weight"], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_an_option_that_contradicts_the_file_is_refused(tmp_path):
+    simple(tmp_path)
+    tensors = load_file(tmp_path / "adapter.safetensors")
+    save_file(tensors | {"use_rslora_flag": torch.tensor(True)}, tmp_path / "adapter.safetensors")
+    arguments = str(tmp_path / "base.safetensors"), [(str(tmp_path / "adapter.safetensors"), 1.0)]
+    with pytest.raises(LoraInspectError, match=r"its flag says alpha/sqrt\(rank\), which --rslora no contradicts"):
+        plan_merge(*arguments, MergeOptions(overrides=Overrides(rslora=False)))
+    assert plan_merge(*arguments, MergeOptions(overrides=Overrides(rslora=True))).modules == 1
+
+
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
@@ -502,6 +512,7 @@ def test_options_settle_a_peft_file_without_config(rslora, scale, tmp_path):
         ("a.safetensors:0.5", ("a.safetensors", 0.5)),
         ("a.safetensors:-2", ("a.safetensors", -2.0)),
         ("a:b:1e-1", ("a:b", 0.1)),
+        ("a.safetensors:1_0", ("a.safetensors:1_0", 1.0)),
         (r"C:\a.safetensors", (r"C:\a.safetensors", 1.0)),
         ("a.safetensors:nan", ("a.safetensors:nan", 1.0)),
         ("a.safetensors:inf", ("a.safetensors:inf", 1.0)),
