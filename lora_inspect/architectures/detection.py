@@ -6,22 +6,16 @@ widths of their layers, then by the block indices, then by what the metadata say
 stay undecided.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from . import ARCHITECTURES
+from .patterns import INDEX, pattern_of, patterns_of, separator_of
 from .record import Architecture, Layout, Size
 
 METADATA_KEYS = ("ss_base_model_version", "modelspec.architecture")
-
-# A whole segment that is a number, in dotted and in underscored names.
-_INDEX = {
-    ".": re.compile(r"(?<![^.\n])(?:[0-9]+|\{i\})(?![^.\n])"),
-    "_": re.compile(r"(?<![^_\n])(?:[0-9]+|\{i\})(?![^_\n])"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +71,7 @@ def candidates(
     shapes: dict[str, set[tuple[int | None, int | None]]] = {}
     counts: Counter[str] = Counter()
     for path, out_features, in_features in modules:
-        pattern = _pattern(path, _separator(path))
+        pattern = pattern_of(path, separator_of(path))
         counts[pattern] += 1
         shapes.setdefault(pattern, set()).add((out_features, in_features))
 
@@ -105,27 +99,17 @@ def candidates(
     )
 
 
-def _separator(path: str) -> str:
-    return "." if "." in path else "_"
-
-
-def _pattern(path: str, separator: str) -> str:
-    return _INDEX[separator].sub("#", path.replace(".", separator))
-
-
 @cache
 def _patterns(separator: str) -> tuple[frozenset[str], ...]:
-    """The patterns of every layout, in the registry's order. Joined, the paths of a layout take one substitution."""
+    """The patterns of every layout, in the registry's order."""
     return tuple(
-        frozenset(_pattern("\n".join(layout.paths), separator).split("\n"))
-        for architecture in ARCHITECTURES
-        for layout in architecture.layouts
+        patterns_of(layout.paths, separator) for architecture in ARCHITECTURES for layout in architecture.layouts
     )
 
 
 def _best_layouts(counts: Mapping[str, int]) -> tuple[int, tuple[tuple[Architecture, Layout], ...]]:
     """How many names the best layouts match, and those layouts, the first of each family that matches so many."""
-    tables = [_patterns(separator) for separator in {_separator(pattern) for pattern in counts}]
+    tables = [_patterns(separator) for separator in {separator_of(pattern) for pattern in counts}]
     layouts = ((architecture, layout) for architecture in ARCHITECTURES for layout in architecture.layouts)
     best = 1
     found: dict[str, tuple[Architecture, Layout]] = {}
@@ -145,7 +129,7 @@ def _sizes(
     told: dict[tuple[str | None, str], list[Size]] = {}
     for size in architecture.sizes:
         for separator in "._":
-            pattern = _pattern(size.path, separator)
+            pattern = pattern_of(size.path, separator)
             if pattern in shapes:
                 told.setdefault((size.name, pattern), []).append(size)
                 break
@@ -180,10 +164,10 @@ def _last_indices(paths: Iterable[str]) -> dict[str, int]:
     """The highest index below each module list, by the pattern of the list's path."""
     last: dict[str, int] = {}
     for path in paths:
-        separator = _separator(path)
+        separator = separator_of(path)
         above = ""
         for segment in path.split(separator):
-            if _INDEX["."].fullmatch(segment):
+            if INDEX["."].fullmatch(segment):
                 # Ten digits are past any block count, and int() of thousands of digits is an error.
                 last[above] = max(last.get(above, 0), int(segment[:10]))
                 segment = "#"
@@ -192,7 +176,7 @@ def _last_indices(paths: Iterable[str]) -> dict[str, int]:
 
 
 def _last_index(at: str, last: Mapping[str, int]) -> int | None:
-    return last.get(_pattern(at, "."), last.get(_pattern(at, "_")))
+    return last.get(pattern_of(at, "."), last.get(pattern_of(at, "_")))
 
 
 def _holds(layout: Layout, last: Mapping[str, int]) -> bool:

@@ -4,7 +4,7 @@ Leaves as in the Flux class of the original repository and in the FluxTransforme
 leaves are shared by the families that descend from it.
 """
 
-from .record import Architecture, Layout, Size, under
+from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
 
 # One double-stream block without modulation, which Chroma and FLUX.2 do not have per block.
 ORIGINAL_DOUBLE = (
@@ -95,5 +95,12 @@ ARCHITECTURE = Architecture(
         "flux-1",
         "flux-1-dev",
         "flux-1-schnell",
+    ),
+    training=Training(
+        classes=("DoubleStreamBlock", "SingleStreamBlock"),
+        diffusers_classes=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
+        models=("Flux", "FluxTransformer2DModel"),
+        excludes=(MODULATION, NORM),
+        keys=("fk",),
     ),
 )

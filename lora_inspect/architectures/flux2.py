@@ -5,7 +5,7 @@ shared by all blocks; the feed-forward is gated, so its first layer is 6 times t
 """
 
 from .flux import DIFFUSERS_ATTENTION, ORIGINAL_DOUBLE, ORIGINAL_SINGLE
-from .record import Architecture, Layout, Size, under
+from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
 
 ORIGINAL = (
     "img_in",
@@ -89,5 +89,12 @@ ARCHITECTURE = Architecture(
         "flux.2-dev",
         "flux.2-klein-4b",
         "flux.2-klein-9b",
+    ),
+    training=Training(
+        classes=("DoubleStreamBlock", "SingleStreamBlock"),
+        diffusers_classes=("Flux2TransformerBlock", "Flux2SingleTransformerBlock"),
+        models=("Flux2", "Flux2Transformer2DModel"),
+        excludes=(MODULATION, NORM),
+        keys=("f2d", "f2k4b", "f2k9b"),
     ),
 )

@@ -7,7 +7,7 @@ of a HunyuanVideo adapter in the diffusers layout.
 
 from .flux import PROPORTIONS
 from .hunyuan_video import DIFFUSERS, DIFFUSERS_BLOCKS
-from .record import Architecture, Layout, Size, under
+from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
 
 PATHS = (
     *DIFFUSERS,
@@ -21,4 +21,10 @@ ARCHITECTURE = Architecture(
     layouts=(Layout("diffusers", PATHS, blocks=DIFFUSERS_BLOCKS),),
     sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in PROPORTIONS if path in PATHS),
     metadata_names=("framepack",),
+    training=Training(
+        classes=("HunyuanVideoTransformerBlock", "HunyuanVideoSingleTransformerBlock"),
+        models=("HunyuanVideoTransformer3DModelPacked", "HunyuanVideoFramepackTransformer3DModel"),
+        excludes=(MODULATION, NORM),
+        keys=("fp",),
+    ),
 )

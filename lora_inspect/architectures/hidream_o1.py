@@ -4,7 +4,7 @@ Leaves as in the Qwen3VLForConditionalGeneration of the original repository; Com
 of the root. An adapter of the decoder layers alone has the names of a Qwen3-VL adapter.
 """
 
-from .record import Architecture, Layout, under
+from .record import MODULATION, Architecture, Layout, Training, under
 
 LANGUAGE_LAYER = (
     *under("self_attn", "q_proj", "k_proj", "v_proj", "o_proj"),
@@ -15,6 +15,7 @@ VISION = (
     "pos_embed",
     *under("blocks.{i}", "attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2"),
     *under("merger", "linear_fc1", "linear_fc2"),
+    *under("deepstack_merger_list.{i}", "linear_fc1", "linear_fc2"),
 )
 COMFYUI = (
     *under("language_model.layers.{i}", *LANGUAGE_LAYER),
@@ -24,9 +25,23 @@ COMFYUI = (
     "final_layer2.linear",
 )
 
+DECODER_CLASSES = ("Qwen3VLTextDecoderLayer",)
+PIXEL_CLASSES = ("BottleneckPatchEmbed", "FinalLayer")
+VISUAL_CLASSES = ("Qwen3VLVisionPatchEmbed", "Qwen3VLVisionBlock", "Qwen3VLVisionPatchMerger")
+TEXT_TO_IMAGE = (*DECODER_CLASSES, *PIXEL_CLASSES)
+IMAGE_TO_IMAGE = (*TEXT_TO_IMAGE, *VISUAL_CLASSES)
+
 ARCHITECTURE = Architecture(
     name="hidream_o1",
     title="HiDream-O1",
     layouts=(Layout("original", under("model", *COMFYUI)), Layout("comfyui", COMFYUI)),
     metadata_names=("hidream_o1_image", "hidream-o1-image"),
+    training=Training(
+        classes=(*IMAGE_TO_IMAGE, "TimestepEmbedder"),
+        models=("Qwen3VLForConditionalGeneration",),
+        excludes=(MODULATION, r".*(embed_tokens|lm_head).*"),
+        task_attribute="hidream_o1_task",
+        tasks=(("t2i", TEXT_TO_IMAGE), ("i2i", IMAGE_TO_IMAGE)),
+        keys=("ho1",),
+    ),
 )

@@ -5,7 +5,7 @@ built of FLUX.1 blocks, and in the HunyuanVideoTransformer3DModel of diffusers.
 """
 
 from .flux import DIFFUSERS_DOUBLE, DIFFUSERS_SINGLE, ORIGINAL_DOUBLE, ORIGINAL_SINGLE, PROPORTIONS
-from .record import Architecture, Layout, Size, under
+from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
 
 ORIGINAL_TEXT = (
     "txt_in.input_embedder",
@@ -114,4 +114,12 @@ ARCHITECTURE = Architecture(
     ),
     sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in (*ORIGINAL_PROPORTIONS, *PROPORTIONS)),
     metadata_names=("hunyuan_video", "hunyuan-video"),
+    training=Training(
+        classes=("MMDoubleStreamBlock", "MMSingleStreamBlock"),
+        diffusers_classes=("HunyuanVideoTransformerBlock", "HunyuanVideoSingleTransformerBlock"),
+        models=("HYVideoDiffusionTransformer", "HunyuanVideoTransformer3DModel"),
+        # diffusers has its modulation inside the norms.
+        excludes=(MODULATION, NORM),
+        keys=("hv",),
+    ),
 )

@@ -7,7 +7,7 @@ repack are listed.
 
 from .flux import DIFFUSERS_DOUBLE, ORIGINAL_DOUBLE, PROPORTIONS
 from .hunyuan_video import DIFFUSERS_TEXT, ORIGINAL_PROPORTIONS, ORIGINAL_STREAMS, ORIGINAL_TEXT
-from .record import Architecture, Layout, Size, under
+from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
 
 SPLIT_ATTENTION = (
     "img_attn_q",
@@ -43,6 +43,28 @@ DIFFUSERS = (
     "proj_out",
 )
 
+# The refiner of the text is fused in the original and split in diffusers, and the halves of the last modulation are
+# exchanged, so neither is here.
+SAME = tuple(
+    (f"double_blocks.{{i}}.{original}", f"transformer_blocks.{{i}}.{diffusers}")
+    for original, diffusers in (
+        ("img_attn_q", "attn.to_q"),
+        ("img_attn_k", "attn.to_k"),
+        ("img_attn_v", "attn.to_v"),
+        ("img_attn_proj", "attn.to_out.0"),
+        ("txt_attn_q", "attn.add_q_proj"),
+        ("txt_attn_k", "attn.add_k_proj"),
+        ("txt_attn_v", "attn.add_v_proj"),
+        ("txt_attn_proj", "attn.to_add_out"),
+        ("img_mlp.fc1", "ff.net.0.proj"),
+        ("img_mlp.fc2", "ff.net.2"),
+        ("txt_mlp.fc1", "ff_context.net.0.proj"),
+        ("txt_mlp.fc2", "ff_context.net.2"),
+        ("img_mod.linear", "norm1.linear"),
+        ("txt_mod.linear", "norm1_context.linear"),
+    )
+)
+
 ARCHITECTURE = Architecture(
     name="hunyuan_video_1_5",
     title="HunyuanVideo 1.5",
@@ -60,4 +82,13 @@ ARCHITECTURE = Architecture(
         ),
     ),
     metadata_names=("hunyuan_video_1_5", "hunyuan-video-1.5"),
+    same=SAME,
+    training=Training(
+        classes=("MMDoubleStreamBlock",),
+        diffusers_classes=("HunyuanVideo15TransformerBlock",),
+        models=("HunyuanVideo_1_5_DiffusionTransformer", "HunyuanVideo15Transformer3DModel"),
+        # diffusers has its modulation inside the norms.
+        excludes=(MODULATION, NORM),
+        keys=("hv15",),
+    ),
 )

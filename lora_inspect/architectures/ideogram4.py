@@ -4,7 +4,7 @@ Leaves as in the Ideogram4Transformer of the original repository, where query, k
 Ideogram4Transformer2DModel of diffusers.
 """
 
-from .record import Architecture, Layout, Size, under
+from .record import Architecture, Layout, Size, Training, under
 
 FEED_FORWARD = under("feed_forward", "w1", "w2", "w3")
 EMBEDDERS = (
@@ -53,4 +53,9 @@ ARCHITECTURE = Architecture(
         )
     ),
     metadata_names=("ideogram4", "ideogram-4"),
+    training=Training(
+        classes=("Ideogram4TransformerBlock",),
+        models=("Ideogram4Transformer", "Ideogram4Transformer2DModel"),
+        keys=("i4",),
+    ),
 )

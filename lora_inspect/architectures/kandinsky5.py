@@ -4,7 +4,7 @@ Leaves as in the DiffusionTransformer3D of the original repository, whose names 
 diffusers keeps.
 """
 
-from .record import Architecture, Layout, Size, under
+from .record import Architecture, Layout, Size, Training, under
 
 ATTENTION = ("to_query", "to_key", "to_value", "out_layer")
 FEED_FORWARD = under("feed_forward", "in_layer", "out_layer")
@@ -44,4 +44,15 @@ ARCHITECTURE = Architecture(
         )
     ),
     metadata_names=("kandinsky5", "kandinsky-5"),
+    training=Training(
+        classes=("TransformerEncoderBlock", "TransformerDecoderBlock"),
+        diffusers_classes=("Kandinsky5TransformerEncoderBlock", "Kandinsky5TransformerDecoderBlock"),
+        models=("DiffusionTransformer3D", "Kandinsky5Transformer3DModel"),
+        includes=(
+            *(rf".*self_attention\.{leaf}.*" for leaf in ATTENTION),
+            *(rf".*cross_attention\.{leaf}.*" for leaf in ATTENTION),
+            *(rf".*feed_forward\.{leaf}.*" for leaf in ("in_layer", "out_layer")),
+        ),
+        keys=("k5",),
+    ),
 )

@@ -3,7 +3,7 @@
 Leaves as in the SingleStreamDiT of the original repository and in the Krea2Transformer2DModel of diffusers.
 """
 
-from .record import Architecture, Layout, Size, under
+from .record import Architecture, Layout, Size, Training, under
 
 ORIGINAL_BLOCK = (*under("attn", "wq", "wk", "wv", "wo", "gate"), *under("mlp", "gate", "up", "down"))
 DIFFUSERS_BLOCK = (
@@ -52,4 +52,12 @@ ARCHITECTURE = Architecture(
         Size(None, "transformer_blocks.{i}.attn.to_out.0", 6144, 6144),
     ),
     metadata_names=("krea2", "krea-2"),
+    same=tuple(zip(ORIGINAL, DIFFUSERS, strict=True)),
+    # Its modulation is no Linear, so that nothing is excluded: every Linear of the model is adapted.
+    training=Training(
+        classes=None,
+        models=("SingleStreamDiT", "Krea2Transformer2DModel"),
+        excludes=(),
+        keys=("kr2",),
+    ),
 )

@@ -4,7 +4,7 @@ Leaves as in the QwenImageTransformer2DModel of diffusers, whose names the origi
 """
 
 from .flux import DIFFUSERS_ATTENTION
-from .record import Architecture, Layout, Size, under
+from .record import MODULATION, Architecture, Layout, Size, Switch, Training, under
 
 PATHS = (
     "img_in",
@@ -36,5 +36,12 @@ ARCHITECTURE = Architecture(
         "qwen-image-edit-plus",
         "qwen-image-edit-2511",
         "qwen-image-layered",
+    ),
+    training=Training(
+        classes=("QwenImageTransformerBlock",),
+        models=("QwenImageTransformer2DModel",),
+        excludes=(),
+        switches=(Switch("exclude_mod", default=True, excluding=True, excludes=(MODULATION,)),),
+        keys=("qi", "qie", "qil"),
     ),
 )

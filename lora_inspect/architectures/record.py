@@ -1,6 +1,11 @@
 """What the toolkit knows of one model family, as data."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+# The layers that turn the timestep into shifts and scales; an adapter on them changes every token at once.
+MODULATION = r".*(img_mod|txt_mod|modulation).*"
+NORM = r".*norm.*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +53,50 @@ class Size:
     in_features: int | None
 
 
+class Switch(NamedTuple):
+    """A yes-or-no option of a family's network module. While it is `excluding`, `excludes` are excluded by default."""
+
+    name: str
+    default: bool
+    excluding: bool
+    excludes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Which layers the network module of a family adapts where the user says nothing.
+
+    `classes` are the class names of the blocks whose layers are adapted, in the code that musubi-tuner trains, and
+    `diffusers_classes` those in diffusers where they are called otherwise; None stands for the whole model. `models`
+    are the class names of whole models of the family, which tell it from others with the same blocks. `excludes` and
+    `includes` are regular expressions, each matched against a whole dotted path; an include rescues from the excludes
+    here, never from the user's. `keys` are short names of the family as trainers' caches have them.
+
+    Where the blocks depend on what the model is trained for, the trainer sets the attribute `task_attribute` of the
+    model to one of the names in `tasks`, which has the blocks of each.
+    """
+
+    classes: tuple[str, ...] | None
+    diffusers_classes: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = (MODULATION,)
+    includes: tuple[str, ...] = ()
+    switches: tuple[Switch, ...] = ()
+    task_attribute: str | None = None
+    tasks: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    keys: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """A model family: its layouts, its sizes and the names that trainers write into metadata for it.
 
     `metadata_names` are values of `ss_base_model_version` and `modelspec.architecture`, the latter without the
     `/lora` that adapters append. Case does not matter.
+
+    `same` are the modules that the original and the diffusers layout share one to one, as pairs of their paths, in
+    families where that covers every layer that is adapted: no layer is fused in one and split in the other, no rows
+    are in another order. `training` is None for families that no network module trains.
     """
 
     name: str
@@ -61,6 +104,8 @@ class Architecture:
     layouts: tuple[Layout, ...]
     sizes: tuple[Size, ...] = field(default=(), repr=False)
     metadata_names: tuple[str, ...] = ()
+    same: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    training: Training | None = field(default=None, repr=False)
 
 
 def under(parent: str, *leaves: str) -> tuple[str, ...]:

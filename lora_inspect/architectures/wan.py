@@ -4,7 +4,7 @@ Leaves as in the WanModel of the original repository and in the WanTransformer3D
 diffusers. The two experts of Wan 2.2 14B have the same names; nothing in a file of one says which it is.
 """
 
-from .record import Architecture, Layout, Size, under
+from .record import MODULATION, Architecture, Layout, Size, Training, under
 
 ORIGINAL_ATTENTION = (
     *under("self_attn", "q", "k", "v", "o"),
@@ -56,4 +56,15 @@ ARCHITECTURE = Architecture(
         )
     ),
     metadata_names=("wan", "wan2.1", "wan_2.2_14b", "wan_2.2_5b"),
+    same=tuple(zip(ORIGINAL, DIFFUSERS, strict=True)),
+    training=Training(
+        classes=("WanAttentionBlock",),
+        diffusers_classes=("WanTransformerBlock",),
+        models=("WanModel", "WanTransformer3DModel"),
+        excludes=(
+            MODULATION,
+            r".*(patch_embedding|text_embedding|time_embedding|time_projection|norm|head).*",
+        ),
+        keys=("wan",),
+    ),
 )

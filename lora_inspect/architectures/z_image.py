@@ -4,7 +4,7 @@ Leaves as in the checkpoint of the original repository, where query, key and val
 ZImageTransformer2DModel of diffusers, which musubi-tuner trains too.
 """
 
-from .record import Architecture, Layout, Size, under
+from .record import MODULATION, Architecture, Layout, Size, Switch, Training, under
 
 FEED_FORWARD = under("feed_forward", "w1", "w2", "w3")
 ORIGINAL_BLOCK = (*under("attention", "qkv", "out"), *FEED_FORWARD)
@@ -53,4 +53,11 @@ ARCHITECTURE = Architecture(
         )
     ),
     metadata_names=("z_image", "zimage", "z-image"),
+    training=Training(
+        classes=("ZImageTransformerBlock",),
+        models=("ZImageTransformer2DModel",),
+        excludes=(MODULATION,),
+        switches=(Switch("include_refiner", default=False, excluding=False, excludes=(r".*_refiner.*",)),),
+        keys=("zi",),
+    ),
 )

@@ -1,0 +1,48 @@
+"""Module names up to their numbers: every segment that is a number is written `#`, as is the `{i}` of a layout."""
+
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
+
+# A whole segment that is a number, in dotted and in underscored names.
+INDEX = {
+    ".": re.compile(r"(?<![^.\n])(?:[0-9]+|\{i\})(?![^.\n])"),
+    "_": re.compile(r"(?<![^_\n])(?:[0-9]+|\{i\})(?![^_\n])"),
+}
+
+
+def separator_of(path: str) -> str:
+    """The dot, or the underscore of a name without one."""
+    return "." if "." in path else "_"
+
+
+def pattern_of(path: str, separator: str) -> str:
+    """The name with `separator` between its segments and `#` for its numbers."""
+    return INDEX[separator].sub("#", path.replace(".", separator))
+
+
+def patterns_of(paths: Iterable[str], separator: str) -> frozenset[str]:
+    """The patterns of all `paths`. Joined, they take one substitution."""
+    return frozenset(pattern_of("\n".join(paths), separator).split("\n"))
+
+
+def fill(template: str, other: str, path: str) -> str | None:
+    """`other` with the indices that `template` has in `path`, or None where that is another path.
+
+    Both are paths of layouts with as many `{i}`: `fill("a.{i}.to_out.0", "b.{i}.o", "a.3.to_out.0")` is "b.3.o".
+    """
+    indices = _compiled(template).fullmatch(path)
+    return other.replace("{i}", "{}").format(*indices.groups()) if indices else None
+
+
+def counterparts(pairs: Iterable[tuple[str, str]], path: str) -> Iterator[str]:
+    """What the module at `path`, in either of two layouts that `pairs` are paths in, is called in the other one."""
+    for first, second in pairs:
+        for template, other in ((first, second), (second, first)):
+            if found := fill(template, other, path):
+                yield found
+
+
+@cache
+def _compiled(template: str) -> re.Pattern[str]:
+    return re.compile(re.escape(template).replace(r"\{i\}", "([0-9]+)"))

@@ -1,0 +1,100 @@
+"""Which family and layout a model in memory is, by the classes of its modules and the names of its layers."""
+
+from collections.abc import Collection, Iterable
+
+from . import ARCHITECTURES
+from .patterns import fill, pattern_of, patterns_of
+from .record import Architecture, Layout, Training
+
+TRAINED = tuple(architecture for architecture in ARCHITECTURES if architecture.training)
+
+# Below it a model with blocks of a known class is none of the families.
+_SHARE = 0.5
+
+
+def training_of(architecture: Architecture) -> Training:
+    """What the network module of the family adapts; ValueError where there is none."""
+    if architecture.training is None:
+        raise ValueError(f"no network module trains {architecture.title}")
+    return architecture.training
+
+
+def by_option(name: str) -> Architecture:
+    """The family that an `architecture` option names: its own name, a key of a trainer, or a name from metadata.
+
+    Raises ValueError, which lists the names, for any other.
+    """
+    wanted = name.strip().lower()
+    for architecture in TRAINED:
+        others = (*training_of(architecture).keys, *architecture.metadata_names)
+        if wanted in (architecture.name, *(other.lower() for other in others)):
+            return architecture
+    raise ValueError(f"architecture={name!r}: {_known()} was expected")
+
+
+def family_of(classes: Collection[str], paths: Collection[str]) -> Architecture:
+    """The family of a model with modules of these class names and layers at these dotted paths.
+
+    A family is possible where the model has one of its blocks or is one of its models; of the possible ones that
+    whose layout holds the most layers is taken, and of layouts that hold as many the one with the fewest others.
+    Raises ValueError, which lists the classes, where none is possible or the best holds less than half.
+    """
+    best = max(
+        (architecture for architecture in TRAINED if _class_names(training_of(architecture)).intersection(classes)),
+        key=lambda architecture: _fit(architecture, paths),
+        default=None,
+    )
+    if best is None or _fit(best, paths)[0] < _SHARE * len(paths):
+        raise ValueError(
+            f"the architecture cannot be told from the classes {', '.join(sorted(classes))}; "
+            f"name it with architecture, which is {_known()}"
+        )
+    return best
+
+
+def layout_of(architecture: Architecture, paths: Collection[str]) -> Layout:
+    """The layout of the family that holds the most of the paths; of several the first, which is the original one."""
+    return max(architecture.layouts, key=lambda layout: _held(layout, paths))
+
+
+def blocks_of(training: Training, task: str | None) -> tuple[str, ...] | None:
+    """The class names of the blocks that are adapted, original and diffusers'; None for the whole model.
+
+    Raises ValueError where the family needs a task and this is none.
+    """
+    if training.task_attribute:
+        tasks = dict(training.tasks)
+        if task not in tasks:
+            raise ValueError(f"the model's {training.task_attribute} is {task!r}, but {_either(tasks)} was expected")
+        return tasks[task]
+    return None if training.classes is None else (*training.classes, *training.diffusers_classes)
+
+
+def original_path(architecture: Architecture, path: str) -> str | None:
+    """The path in the original layout of the layer at `path` in diffusers' model, where they are one to one."""
+    filled = (fill(diffusers, original, path) for original, diffusers in architecture.same)
+    return next((found for found in filled if found), None)
+
+
+def _fit(architecture: Architecture, paths: Collection[str]) -> tuple[int, int]:
+    """(how many of the paths the best layout holds, how few others it has, below 0)."""
+    layout = layout_of(architecture, paths)
+    return _held(layout, paths), -len(layout.paths)
+
+
+def _held(layout: Layout, paths: Iterable[str]) -> int:
+    known = patterns_of(layout.paths, ".")
+    return sum(pattern_of(path, ".") in known for path in paths)
+
+
+def _class_names(training: Training) -> set[str]:
+    return {*(training.classes or ()), *training.diffusers_classes, *training.models}
+
+
+def _known() -> str:
+    return _either([architecture.name for architecture in TRAINED])
+
+
+def _either(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last

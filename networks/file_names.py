@@ -1,0 +1,164 @@
+"""The names that a network's tensors have in a file: those that loaders of the model know.
+
+Inside, a module is called after its path in the model that is trained, `lora_unet_` and the path with underscores.
+Where kohya's trainers train that model too, this is its name in a file as well. The diffusers class of a family whose
+layers have other names elsewhere is not what loaders of such files look for:
+
+- where the layers of both layouts are the same, a file has the names of the original one;
+- else LoRA is written as diffusers writes it, `transformer.` and dotted paths, and the other algorithms as LyCORIS
+  does, `lycoris_` and the path with underscores, of the diffusers layout both.
+
+diffusers reads no alpha and takes the scale for 1: the scale is multiplied into `up`, in float32. Only Linear layers
+are adapted in those models, so that a magnitude is (out,) in both.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lora_inspect import peft_config
+from lora_inspect.architectures.record import Architecture
+from lora_inspect.architectures.trained import layout_of, original_path
+from lora_inspect.evidence import DORA_FLAG, RSLORA_FLAG, SCALE_KEY
+from lora_inspect.metadata import without_scale_options
+from lora_inspect.scaling import scale_of
+from lora_inspect.schemes.diffusers import DIFFUSERS
+from lora_inspect.schemes.lycoris import LYCORIS
+from lora_inspect.schemes.suffixes import parse_key
+
+from .reading import MAGNITUDE
+from .targets import module_name
+
+_TRANSFORMER, _LYCORIS = "transformer.", "lycoris_"
+# LoRA's keys, in which all of a module that diffusers has a name for is.
+_ROLES = {"lora_down.weight": "down", "lora_up.weight": "up", MAGNITUDE: "magnitude"}
+_KEYS = {role: key for key, role in _ROLES.items()}
+
+
+class Named(NamedTuple):
+    """The tensors of a network or a file under the names of the other, and the metadata that is true of them.
+
+    `folded` says that the scale is multiplied in, so that there is neither an alpha nor a scale rule.
+    """
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+    folded: bool = False
+
+
+class FileNames:
+    """Both directions for one model, whose layers have the dotted `paths`."""
+
+    def __init__(self, architecture: Architecture, paths: Collection[str], prefix: str) -> None:
+        self._paths = {module_name(prefix, path): path for path in paths}
+        self._names = {path: name for name, path in self._paths.items()}
+        self._is_kohya = layout_of(architecture, paths).kohya_prefix == f"{prefix}_"
+        originals = {} if self._is_kohya else {path: original_path(architecture, path) for path in paths}
+        self._original = {self._names[path]: module_name(prefix, other) for path, other in originals.items() if other}
+        self._lycoris = {name: LYCORIS.module(path, _LYCORIS) for name, path in self._paths.items()}
+        self._own = {file: name for table in (self._original, self._lycoris) for name, file in table.items()}
+
+    def check(self, keys: Collection[str]) -> None:
+        """Raises ValueError where a file has no name for a tensor of a network with these keys."""
+        if self._table(keys) is not None:
+            return
+        for key in keys:
+            name, _, tail = key.partition(".")
+            if tail.startswith("lora_") and tail not in _ROLES:
+                raise ValueError(
+                    f"{name} has slices, for which diffusers has no names; leave split_dims and split_qkv out"
+                )
+
+    def to_file(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], rslora: bool) -> Named:
+        """What a file holds of the network's `tensors`, whose scale rule is `rslora`."""
+        table = self._table(tensors)
+        if table is not None:
+            return Named(_renamed(tensors, table), dict(metadata))
+        named: dict[str, Tensor] = {}
+        for key, tensor in tensors.items():
+            name, _, tail = key.partition(".")
+            role = _ROLES.get(tail)
+            if role == "up":
+                tensor = tensor * scale_of(float(tensors[f"{name}.alpha"]), tensor.shape[1], rslora)
+            if role:
+                named[DIFFUSERS.spell(self._paths[name], role, _TRANSFORMER)] = tensor
+        return Named(named, without_scale_options(metadata), folded=True)
+
+    def from_file(
+        self,
+        weights: Mapping[str, Tensor],
+        metadata: Mapping[str, str],
+        own: Mapping[str, Tensor] | None = None,
+        rslora: bool = False,
+    ) -> Named:
+        """What a network has to load of a file's `weights`, in whichever of the spellings they are.
+
+        `own` are the tensors of the network as `to_file` takes them, if there is one yet. Where the file has the
+        scale multiplied in, the network keeps its alphas and its scale rule, and `up` is divided by its scale. Keys
+        that are no module's of the model stay as they are.
+        """
+        places = {key: self._place(key) for key in weights}
+        if not any(places.values()):
+            return Named(_renamed(weights, self._own), dict(metadata))
+        scales = _Scales(metadata)
+        named: dict[str, Tensor] = {}
+        for key, tensor in weights.items():
+            place = places[key]
+            if place is None:
+                named[key] = tensor
+                continue
+            name, role = place
+            if role == "up":
+                scale = scales.at(self._paths[name], tensor.shape[1])
+                alpha = (own or {}).get(f"{name}.alpha")
+                if alpha is not None:
+                    named[f"{name}.alpha"] = alpha
+                    scale /= scale_of(float(alpha), tensor.shape[1], rslora)
+                tensor = tensor if scale == 1 else tensor.float() * scale
+            named[f"{name}.{_KEYS[role]}"] = tensor
+        if own and rslora:
+            dora = any(place is not None and place[1] == "magnitude" for place in places.values())
+            named |= {RSLORA_FLAG: torch.tensor(True), DORA_FLAG: torch.tensor(dora)}
+        rule_free = {key: value for key, value in without_scale_options(metadata).items() if key != SCALE_KEY}
+        return Named(named, rule_free, folded=True)
+
+    def _table(self, keys: Collection[str]) -> Mapping[str, str] | None:
+        """The names of modules in a file by their own, where they differ; None where diffusers' spelling is due."""
+        if self._is_kohya:
+            return {}
+        if {key.partition(".")[0] for key in keys if "." in key} <= self._original.keys():
+            return self._original
+        return None if any(".lora_" in key for key in keys) else self._lycoris
+
+    def _place(self, key: str) -> tuple[str, str] | None:
+        """(module, role) of a key as diffusers spells it for a layer of this model, else None."""
+        parsed = parse_key(key) if key.startswith(_TRANSFORMER) else None
+        name = self._names.get(parsed.module.removeprefix(_TRANSFORMER)) if parsed else None
+        return (name, parsed.role) if parsed and name and parsed.role in _KEYS else None
+
+
+class _Scales:
+    """The scales of a file in diffusers' names: 1, unless it carries PEFT's config, which diffusers reads then."""
+
+    def __init__(self, metadata: Mapping[str, str]) -> None:
+        configs = peft_config.embedded_configs(metadata)
+        self._config = configs.get(_TRANSFORMER) or configs.get("")
+
+    def at(self, path: str, rank: int) -> float:
+        """The scale of the module at the dotted `path`."""
+        if self._config is None:
+            return 1.0
+        alpha = peft_config.config_alpha(self._config, path)
+        if alpha is None:
+            raise ValueError(f"{peft_config.EMBEDDED_KEY} has no alpha for {path}")
+        return scale_of(alpha, rank, self._config.get("use_rslora") is True)
+
+
+def _renamed(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        name, dot, tail = key.partition(".")
+        renamed[f"{table.get(name, name)}{dot}{tail}"] = tensor
+    return renamed

@@ -1,0 +1,105 @@
+"""LoKr, as a network module for every architecture: `architecture` names it, else the model tells it.
+
+Option: `factor`, one side of the small factor; -1, the default, makes both factors as even as they can be.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_inspect.algorithms import lokr
+
+from .architecture_module import Algorithm, functions_of
+from .arguments import Option
+from .delta_module import DeltaModule, FoldableDelta, factor_shapes, merge_into
+from .reading import FactorReader, ModuleWeights
+
+
+def _read(name: str, tensors: dict[str, Tensor]) -> ModuleWeights:
+    shapes = factor_shapes(name, tensors, LoKrModule.prefix, lokr)
+    rank = lokr.rank(shapes) or _nominal_rank(tensors, shapes)
+    if lokr.is_whole(shapes):
+        tensors = {**tensors, "alpha": torch.tensor(float(rank))}
+    return ModuleWeights(name, tensors, rank, keywords={"factor_shapes": shapes}, is_lora=False)
+
+
+def _nominal_rank(tensors: Mapping[str, Tensor], shapes: lokr.Shapes) -> int:
+    """The rank that was asked of factors that are both whole: they store it as alpha, and it has no effect."""
+    alpha = float(tensors["alpha"]) if "alpha" in tensors else math.nan
+    return int(alpha) if alpha.is_integer() and alpha > 0 else max(shapes["w2"])
+
+
+class LoKrModule(DeltaModule):
+    """DeltaModule with w1 ⊗ w2; `lokr_w1` is whole, and `lokr_w2` or `lokr_w2_a` and `lokr_w2_b` follow from the rank.
+
+    With `factor_shapes`, by role, it has the factors of a file instead. Where both factors are whole the scale is 1
+    and the rank is stored as alpha.
+    """
+
+    prefix = "lokr_"
+    formula = lokr
+    reader = FactorReader("LoKr", re.compile(r"lokr_w[12](_[ab])?"), _read)
+
+    def __init__(
+        self,
+        lora_name: str,
+        org_module: nn.Module,
+        *args: Any,
+        factor: int = -1,
+        factor_shapes: lokr.Shapes | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(lora_name, org_module, *args, **kwargs)
+        out_features, in_features, *kernel = self.org_module.weight.shape
+        shapes = factor_shapes or lokr.factor_shapes(out_features, in_features, tuple(kernel), self.lora_dim, factor)
+        if lokr.delta_size(shapes) != self.matrix_shape:
+            raise ValueError(
+                f"{lora_name}: its factors change a weight of {lokr.delta_size(shapes)}, but the base's is "
+                f"{self.matrix_shape}"
+            )
+        self.add_factors(shapes)
+        # As lycoris-lora starts: one factor is zero, and so the change.
+        for role, parameter in self.factors.items():
+            if role in ("w2", "w2_b"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+        self._set_alpha(self._alpha_value)
+
+    def _set_alpha(self, alpha: float) -> None:
+        super()._set_alpha(float(self.lora_dim) if lokr.is_whole(self.factors) else alpha)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        if lokr.is_whole(self.factors) and prefix + "alpha" in state_dict:
+            state_dict[prefix + "alpha"] = torch.tensor(float(self.lora_dim))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class LoKrInfModule(FoldableDelta, LoKrModule):
+    """LoKrModule for inference and merging."""
+
+
+def read_factor(name: str, value: Any) -> int:
+    """A whole number above 0, or -1."""
+    try:
+        factor = int(str(value).strip())
+    except ValueError:
+        factor = 0
+    if isinstance(value, bool) or (factor < 1 and factor != -1):
+        raise ValueError(f"{name}={value!r}: a whole number above 0, or -1, was expected")
+    return factor
+
+
+_functions = functions_of(
+    __name__, None, Algorithm("LoKr", LoKrModule, LoKrInfModule, {"factor": Option(read_factor, -1)})
+)
+create_arch_network = create_network = _functions.create_arch_network
+create_arch_network_from_weights = _functions.create_arch_network_from_weights
+create_network_from_weights = _functions.create_network_from_file
+# What programs that merge while they load a checkpoint call, one weight at a time.
+merge_weights_to_tensor = partial(merge_into, LoKrModule)

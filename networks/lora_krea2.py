@@ -1,0 +1,12 @@
+"""The network module of Krea 2: every Linear of the model."""
+
+from lora_inspect.architectures.krea2 import ARCHITECTURE
+
+from .architecture_module import functions_of, target_classes
+
+KREA2_TARGET_REPLACE_MODULES = target_classes(ARCHITECTURE)
+
+_functions = functions_of(__name__, ARCHITECTURE)
+create_arch_network = create_network = _functions.create_arch_network
+create_arch_network_from_weights = _functions.create_arch_network_from_weights
+create_network_from_weights = _functions.create_network_from_file
