@@ -1,7 +1,7 @@
 """What the module of every algorithm shares: its base layer, its scale, its switches, and its place in the forward."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -83,6 +83,14 @@ class AdapterModule(nn.Module):
     def shrink(self, ratio: Tensor) -> None:
         """Multiplies the delta by `ratio`, in place."""
         raise NotImplementedError
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """What a file holds of the module, by key; its state dict, unless a file has to say it in another way."""
+        return self.state_dict()
+
+    def from_file(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state dict of what `file_tensors` made."""
+        return dict(tensors)
 
     def _set_alpha(self, alpha: float) -> None:
         self._alpha_value = alpha

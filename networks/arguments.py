@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+KAIMING, ORTHOGONAL, PISSA = "kaiming", "orthogonal", "pissa"
+_PISSA_NITER = re.compile(rf"{PISSA}_niter_(\d+)")
+
 
 class Option(NamedTuple):
     """How the value of an option is read, `read(name, value)`, and what it is where the option is not given."""
@@ -22,18 +25,25 @@ class NetworkArguments:
     """Every option of a network, validated.
 
     None means that a dropout or LoRA+ is off, and that `conv_dim` and `conv_alpha` are those of Linear layers; a
-    `conv_dim` of 0 leaves convolutions with a kernel alone. `given` are the names that the user set, `extra` the
-    options that the architecture declared.
+    `conv_dim` of 0 leaves convolutions with a kernel alone. `rank_pattern`, `alpha_pattern` and `split_dims` hold a
+    rank, an alpha and the output features of each slice by regular expression. `given` are the names that the user
+    set, `extra` the options that the architecture declared.
     """
 
     use_rslora: bool = False
     use_dora: bool = False
+    dora_conv: bool = False
+    init_lora_weights: str = KAIMING
     loraplus_lr_ratio: float | None = None
     neuron_dropout: float | None = None
     rank_dropout: float | None = None
     module_dropout: float | None = None
     conv_dim: int | None = None
     conv_alpha: float | None = None
+    rank_pattern: Mapping[str, int] | None = None
+    alpha_pattern: Mapping[str, float] | None = None
+    split_dims: Mapping[str, tuple[int, ...]] | None = None
+    split_qkv: bool = False
     exclude_patterns: tuple[str, ...] = ()
     include_patterns: tuple[str, ...] = ()
     verbose: bool = False
@@ -56,6 +66,8 @@ def parse(
             raise ValueError(f"unknown network_args option {name!r}; did you mean {nearest!r}?")
     given = {name: value for name, value in options.items() if not _is_absent(value, known[name])}
     values = {name: known[name].read(name, given[name]) if name in given else known[name].default for name in known}
+    if values["dora_conv"] and not values["use_dora"]:
+        raise ValueError("dora_conv=True has no meaning without use_dora=True")
     dropout = values.pop("dropout")
     if neuron_dropout is not None:
         dropout = read_probability("neuron_dropout (--network_dropout)", neuron_dropout)
@@ -117,25 +129,99 @@ def read_count(name: str, value: Any) -> int:
 
 def read_patterns(name: str, value: Any) -> tuple[str, ...]:
     """Regular expressions: a list or tuple of strings, one string, or the Python literal of any of them."""
-    found = value
-    if isinstance(value, str):
-        try:
-            with warnings.catch_warnings():
-                # A regular expression such as '\.' is no Python escape, which the parser warns of.
-                warnings.simplefilter("ignore")
-                found = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
-            found = None
-        if isinstance(found, str):
-            found = [found]
+    found = _literal(value)
+    if isinstance(value, str) and isinstance(found, str):
+        found = [found]
     if not isinstance(found, list | tuple) or not all(isinstance(pattern, str) for pattern in found):
         raise _refused(name, value, "a list of regular expressions such as ['.*attn.*']")
     for pattern in found:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{name}: {pattern!r} is no regular expression: {error}") from None
+        _compile(name, pattern)
     return tuple(found)
+
+
+def read_rank_pattern(name: str, value: Any) -> dict[str, int]:
+    """Ranks by regular expression, the first match first: a dict or its literal, whole numbers above 0."""
+    return _by_pattern(name, value, _is_count, "{'.*attn.*': 16}, whole numbers above 0")
+
+
+def read_alpha_pattern(name: str, value: Any) -> dict[str, float]:
+    """Alphas by regular expression, the first match first: a dict or its literal, finite numbers above 0."""
+    found = _by_pattern(name, value, _is_alpha, "{'.*attn.*': 8.0}, numbers above 0")
+    return {pattern: float(alpha) for pattern, alpha in found.items()}
+
+
+def read_split_dims(name: str, value: Any) -> dict[str, tuple[int, ...]]:
+    """The output features of each slice by regular expression: a dict or its literal, at least two per layer."""
+    found = _by_pattern(name, value, _are_slices, r"{'.*\.qkv': [64, 64, 64]}, two sizes or more")
+    return {pattern: tuple(sizes) for pattern, sizes in found.items()}
+
+
+def read_init(name: str, value: Any) -> str:
+    """How factors start: kaiming (also called true), orthogonal, pissa, or pissa_niter_N; in any case."""
+    word = str(value).strip().lower()
+    if word == "true":
+        return KAIMING
+    iterations = _PISSA_NITER.fullmatch(word)
+    if word in (KAIMING, ORTHOGONAL, PISSA) or (iterations and int(iterations[1]) > 0):
+        return word
+    raise _refused(name, value, "kaiming, orthogonal, pissa, or pissa_niter_N with N above 0")
+
+
+def pissa_iterations(init: str) -> int | None:
+    """The N of an `init_lora_weights` of pissa_niter_N; None where the decomposition is to be a full one."""
+    found = _PISSA_NITER.fullmatch(init)
+    return int(found[1]) if found else None
+
+
+def read_keywords(name: str, value: Any) -> dict[str, Any]:
+    """Keyword arguments: a mapping of names, or its literal."""
+    found = _literal(value)
+    if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
+        raise _refused(name, value, "a dict of keyword arguments")
+    return dict(found)
+
+
+def _by_pattern(name: str, value: Any, accepts: Callable[[Any], bool], expected: str) -> dict[str, Any]:
+    found = _literal(value)
+    if not isinstance(found, Mapping) or not all(isinstance(pattern, str) for pattern in found):
+        raise _refused(name, value, f"a dict of regular expressions such as {expected},")
+    for pattern, element in found.items():
+        _compile(name, pattern)
+        if not accepts(element):
+            raise _refused(f"{name}[{pattern!r}]", element, f"a value as in {expected},")
+    return dict(found)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_alpha(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0 and math.isfinite(value)
+
+
+def _are_slices(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 1 and all(map(_is_count, value))
+
+
+def _literal(value: Any) -> Any:
+    """The Python object that a string spells; what is no string as it is, and None where it spells none."""
+    if not isinstance(value, str):
+        return value
+    try:
+        with warnings.catch_warnings():
+            # A regular expression such as '\.' is no Python escape, which the parser warns of.
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return None
+
+
+def _compile(name: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{name}: {pattern!r} is no regular expression: {error}") from None
 
 
 def _is_absent(value: Any, option: Option) -> bool:
@@ -151,11 +237,17 @@ def _refused(name: str, value: Any, expected: str) -> ValueError:
 _OPTIONS = {
     "use_rslora": Option(read_bool, False),
     "use_dora": Option(read_bool, False),
+    "dora_conv": Option(read_bool, False),
+    "init_lora_weights": Option(read_init, KAIMING),
     "loraplus_lr_ratio": Option(read_positive),
     "rank_dropout": Option(read_probability),
     "module_dropout": Option(read_probability),
     "conv_dim": Option(read_count),
     "conv_alpha": Option(read_float),
+    "rank_pattern": Option(read_rank_pattern),
+    "alpha_pattern": Option(read_alpha_pattern),
+    "split_dims": Option(read_split_dims),
+    "split_qkv": Option(read_bool, False),
     "exclude_patterns": Option(read_patterns, ()),
     "include_patterns": Option(read_patterns, ()),
     "verbose": Option(read_bool, False),

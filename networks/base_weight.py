@@ -1,27 +1,91 @@
-"""The weight of a base layer as the numbers that it stands for."""
+"""The weight of a base layer as the numbers that it stands for, however it is stored.
+
+Sums over it are computed block by block: a half-precision or fp8 weight never exists in float32 as a whole.
+"""
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lora_inspect import dora
+
+from .row_blocks import rows_at_once
+
 PLAIN_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds a part of the tensor only (a DTensor, of FSDP2 or tensor parallelism)."""
+    return hasattr(tensor, "full_tensor")
 
 
 def true_weight(base: nn.Module, dtype: torch.dtype) -> Tensor:
     """The detached weight (out, in, *kernel) in `dtype`.
 
     An fp8 weight is multiplied by the `scale_weight` beside it, shaped [1], [out, 1] or, for blocks along the
-    input, [out, blocks, 1]; without one its values are plain casts. Raises ValueError for other storage.
+    input, [out, blocks, 1]; without one its values are plain casts. Raises ValueError for other storage. A sharded
+    weight is gathered, which moves it over the network: every process has to call this then.
     """
-    weight: Tensor = base.weight.detach()  # type: ignore[operator]
-    if weight.dtype in PLAIN_DTYPES:
-        return weight.to(dtype)
+    weight, scale = _stored(base)
+    return _values(weight, scale, dtype)
+
+
+def squared_row_norms(base: nn.Module, dtype: torch.dtype) -> Tensor:
+    """The sums of squares (out,) of the rows of the weight, as (out, in·kernel); errors as `true_weight`."""
+    return torch.cat([dora.squared_norm(rows, dora.OUTPUT) for rows in _row_blocks(base, dtype)])
+
+
+def times_transposed(base: nn.Module, matrix: Tensor) -> Tensor:
+    """W @ matrixᵀ (out, rank) in the dtype of `matrix` (rank, in·kernel); errors as `true_weight`."""
+    weight, _ = _stored(base)
+    if weight.dtype == matrix.dtype or torch.compiler.is_compiling():
+        return true_weight(base, matrix.dtype).flatten(1) @ matrix.t()
+    return torch.cat([rows @ matrix.t() for rows in _row_blocks(base, matrix.dtype)])
+
+
+def fingerprint(base: nn.Module) -> tuple[Any, ...]:
+    """What changes when the weight is written to, cast, moved or swapped; a write through `.data` leaves no trace."""
+    return tuple(
+        (_local(tensor).data_ptr(), tensor._version, tensor.dtype, tensor.device)
+        for tensor in (base.weight, getattr(base, "scale_weight", None))
+        if tensor is not None
+    )
+
+
+def _local(tensor: Any) -> Any:
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def _whole(tensor: Any) -> Any:
+    return (tensor.full_tensor() if is_sharded(tensor) else tensor).detach()
+
+
+def _stored(base: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The weight and its scale as they are stored, whole."""
+    weight = _whole(base.weight)
     if not weight.is_floating_point():
         raise ValueError(f"a base weight is stored as {weight.dtype}, codes whose values are not known here")
+    scale = getattr(base, "scale_weight", None)
+    return weight, None if scale is None else _whole(scale)
+
+
+def _row_blocks(base: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The weight as (rows, in·kernel) in `dtype`, a few rows at a time."""
+    weight, scale = _stored(base)
+    step = rows_at_once(weight[0].numel(), weight.device)
+    per_row = scale if scale is not None and scale.dim() > 1 and scale.shape[0] == weight.shape[0] else None
+    for first in range(0, weight.shape[0], step):
+        rows = slice(first, first + step)
+        yield _values(weight[rows], scale if per_row is None else per_row[rows], dtype).flatten(1)
+
+
+def _values(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     values = weight.to(dtype)
-    scale: Tensor | None = getattr(base, "scale_weight", None)
-    if scale is None:
+    if weight.dtype in PLAIN_DTYPES or scale is None:
         return values
-    scale = scale.detach().to(values)
+    scale = scale.to(values)
     if scale.numel() == 1:
         return values * scale.reshape(())
     out_features, columns = weight.shape[0], weight[0].numel()

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from torch import nn
 
 _CONVOLUTIONS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -38,3 +39,19 @@ def start(down: Any, up: Any) -> None:
     """Hu et al. 2021: `down` random, `up` zero, so that training begins at the base."""
     nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
     nn.init.zeros_(up.weight)
+
+
+@torch.no_grad()
+def start_orthogonal(down: Any, up: Any) -> None:
+    """Both factors of a Linear random and up @ down zero: their rows and columns span halves of the rank.
+
+    Source: `orthogonal_init` of PEFT. Raises ValueError for an odd rank.
+    """
+    rank, in_features = down.weight.shape
+    if rank % 2:
+        raise ValueError(f"init_lora_weights=orthogonal needs an even rank, but it is {rank}")
+    basis = torch.linalg.qr(torch.randn(rank, rank, dtype=torch.float64)).Q
+    left = torch.randn(up.weight.shape[0], rank // 2, dtype=torch.float64)
+    right = torch.randn(rank // 2, in_features, dtype=torch.float64)
+    up.weight.copy_(left @ basis[1::2] / 10)
+    down.weight.copy_(basis[0::2].t() @ right / 10)

@@ -15,9 +15,11 @@ from lora_inspect.algorithms import lora
 
 from . import init, linear_product
 from .adapter_module import AdapterModule, checked_dropout
+from .arguments import KAIMING, ORTHOGONAL
 from .base_weight import PLAIN_DTYPES
 from .dora_layer import DoRALayer
 from .dropout import drop_ranks
+from .fused_linear import fused_linear
 
 
 class Factor(NamedTuple):
@@ -34,8 +36,8 @@ class LoRAModule(AdapterModule):
     `dora_layer.weight` (out,). With `split_dims` the output features fall into slices with factors of their own,
     `lora_down.{i}.weight` and `lora_up.{i}.weight`.
 
-    DoRA is for nn.Linear without split_dims, dropout and rank_dropout; elsewhere it stays off, and
-    `dora_disabled_reason` says which of these it was.
+    DoRA is for nn.Linear, and with `dora_conv` for convolutions, whose rows are their output channels; without
+    split_dims, dropout and rank_dropout. Elsewhere it stays off, and `dora_disabled_reason` says which of these it was.
     """
 
     def __init__(
@@ -51,16 +53,19 @@ class LoRAModule(AdapterModule):
         split_dims: Sequence[int] | None = None,
         use_rslora: bool = False,
         use_dora: bool = False,
+        init_lora_weights: str = KAIMING,
+        dora_conv: bool = False,
     ) -> None:
         super().__init__(lora_name, org_module, multiplier, lora_dim, alpha, module_dropout, use_rslora)
         self.dropout = checked_dropout("dropout", dropout)
         self.rank_dropout = checked_dropout("rank_dropout", rank_dropout)
         self.split_dims = list(split_dims) if split_dims else None
         self._build_factors(org_module)
-        self.dora_disabled_reason = self._find_dora_obstacle(org_module) if use_dora else None
+        self._start_factors(init_lora_weights)
+        self.dora_disabled_reason = self._find_dora_obstacle(org_module, dora_conv) if use_dora else None
         self.use_dora = use_dora and self.dora_disabled_reason is None
         if self.use_dora:
-            self.dora_layer = DoRALayer(org_module.out_features)  # type: ignore[arg-type]
+            self.dora_layer = DoRALayer(org_module.weight.shape[0])  # type: ignore[index,arg-type]
         self._base_is_plain = False
 
     def _build_factors(self, base: Any) -> None:
@@ -85,8 +90,20 @@ class LoRAModule(AdapterModule):
         self.lora_down = nn.ModuleList(down for down, _ in factors)
         self.lora_up = nn.ModuleList(up for _, up in factors)
 
-    def _find_dora_obstacle(self, base: nn.Module) -> str | None:
-        if not isinstance(base, nn.Linear):
+    def _start_factors(self, init_lora_weights: str) -> None:
+        """Sets the factors as the option says; they are kaiming already, and those of convolutions stay so."""
+        if init_lora_weights not in (KAIMING, ORTHOGONAL):
+            raise ValueError(f"{self.lora_name}: init_lora_weights={init_lora_weights} is for a PissaModule")
+        if init_lora_weights == ORTHOGONAL and not self._is_convolution:
+            for down, up in self.factors:
+                init.start_orthogonal(down, up)
+
+    @property
+    def _is_convolution(self) -> bool:
+        return self._rank_axis != -1
+
+    def _find_dora_obstacle(self, base: nn.Module, dora_conv: bool) -> str | None:
+        if not (isinstance(base, nn.Linear) or (dora_conv and self._is_convolution)):
             return "non-Linear"
         if self.split_dims:
             return "split_dims"
@@ -125,22 +142,36 @@ class LoRAModule(AdapterModule):
         change = self._change(input, cast=not autocast)
         if not self.use_dora:
             return (output + change).to(output.dtype)
-        gain = self._gain()
-        unbiased = output if base.bias is None else output - base.bias.to(gain.dtype)
-        return (output + (gain - 1.0) * unbiased + gain * change).to(output.dtype)
+        # Over the positions of a convolution's output, which stand behind its channels.
+        per_output = (-1, *[1] * (-1 - self._rank_axis))
+        gain = self._gain().view(per_output)
+        bias = None if base.bias is None else base.bias.to(gain.dtype).view(per_output)
+        total = output + change.to(gain.dtype)
+        return linear_product.rescale(total if bias is None else total - bias, gain, bias).to(output.dtype)
 
     def _adapted_plain(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         tokens = input.reshape(-1, input.shape[-1])
+        gain = self._gain() if self.use_dora else None
+        if self._is_one_product and not _is_traced():
+            down, up = self.factors[0]
+            dtype = torch.promote_types(torch.float32, weight.dtype)
+            scale = self.scale * self.multiplier
+            output = fused_linear(tokens, weight, bias, down.weight.to(dtype), up.weight.to(dtype), scale, gain)
+            return output.view(*input.shape[:-1], output.shape[-1])
         # Dropout of whole ranks is per sample, so it has to see the samples' axis.
         products = [
-            linear_product.Product(self._hidden(input, down, cast=True).reshape(-1, self.lora_dim), up.weight)
+            linear_product.Product(self._hidden(input, down, cast=True).reshape(-1, up.weight.shape[1]), up.weight)
             for down, up in self.factors
         ]
-        if self.use_dora:
-            output = linear_product.dora_linear(tokens, weight, bias, products, self._gain())
+        if gain is not None:
+            output = linear_product.dora_linear(tokens, weight, bias, products, gain)
         else:
             output = linear_product.lora_linear(tokens, weight, bias, products)
         return output.view(*input.shape[:-1], output.shape[-1])
+
+    @property
+    def _is_one_product(self) -> bool:
+        return not self.split_dims and not (self.training and (self.dropout or self.rank_dropout))
 
     def _change(self, input: Tensor, cast: bool) -> Tensor:
         """The scaled change of the output, in the adapter's dtype."""
@@ -194,3 +225,8 @@ class LoRAModule(AdapterModule):
         for down, up in self.factors:
             down.weight.mul_(root)
             up.weight.mul_(root)
+
+
+def _is_traced() -> bool:
+    """Whether operations are recorded or transformed by torch itself, which takes them apart from single ones."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

@@ -36,25 +36,41 @@ def lora_linear(input: Tensor, weight: Tensor, bias: Tensor | None, products: li
         # What is rounded here is small beside the product, which is accumulated upon it and rounded last.
         change = _sum_with_bias(products, bias).to(weight.dtype)
         return torch.addmm(change, input, weight.t())
-    total = _add(_unrounded(input, weight), products)
+    result = unrounded(input, weight, products)
     if bias is not None:
-        total = total + bias
-    return total.to(weight.dtype)
+        result = result + bias
+    return result.to(weight.dtype)
 
 
-def dora_linear(input: Tensor, weight: Tensor, bias: Tensor | None, products: list[Product], gain: Tensor) -> Tensor:
-    """gain · (input @ weightᵀ + change) + bias, rounded to the weight's dtype; `gain` is (out,)."""
-    total = _add(_unrounded(input, weight), products)
-    total = total * gain if bias is None else torch.addcmul(bias.to(total.dtype), total, gain.to(total.dtype))
-    return total.to(weight.dtype)
+def dora_linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    products: list[Product],
+    gain: Tensor,
+    differentiable: bool = True,
+) -> Tensor:
+    """gain · (input @ weightᵀ + change) + bias, rounded to the weight's dtype; `gain` is (out,).
+
+    Where autograd is not to follow, the gain is multiplied in place.
+    """
+    total = unrounded(input, weight, products)
+    return rescale(total, gain, bias, None if differentiable else total).to(weight.dtype)
 
 
-def _unrounded(input: Tensor, weight: Tensor) -> Tensor:
-    """input @ weightᵀ in float32, or in float64 where the operands are."""
+def rescale(total: Tensor, gain: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """gain · total + bias, in the dtype of `total`."""
+    gain = gain.to(total.dtype)
+    if bias is None:
+        return torch.mul(total, gain, out=out)
+    return torch.addcmul(bias.to(total.dtype), total, gain, out=out)
+
+
+def unrounded(input: Tensor, weight: Tensor, products: list[Product]) -> Tensor:
+    """input @ weightᵀ + change in float32, or in float64 where the operands are."""
     if weight.dtype not in _HALF:
-        return F.linear(input, weight)
-    product: Tensor = _HalfProduct.apply(input, weight)  # type: ignore[no-untyped-call]
-    return product
+        return _add(F.linear(input, weight), products)
+    return _add(_HalfProduct.apply(input, weight), products)  # type: ignore[no-untyped-call]
 
 
 def _add(total: Tensor, products: list[Product]) -> Tensor:

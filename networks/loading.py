@@ -1,18 +1,20 @@
 """From what was read to what a network can load: every tensor has a place, or the reason why not is an error."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lora_inspect import evidence
+from lora_inspect import evidence, problems
 from lora_inspect.evidence import DORA_FLAG
 
 from .reading import MAGNITUDE, Reading, count, some_of
 
 logger = logging.getLogger(__name__)
+
+_IGNORED = "magnitudes are ignored; add use_dora=True if they are to count"
 
 
 def check_rslora(reading: Reading, expected: bool, settled: bool = False) -> None:
@@ -61,7 +63,7 @@ def check_dora(reading: Reading, expected: Collection[str]) -> set[str]:
     if flag is not None and flag != bool(present):
         raise ValueError(f"{DORA_FLAG} is {flag}, but {len(present)} modules of the weights have a dora_layer.weight")
     if present and not expected:
-        logger.warning("DoRA flag mismatch: weights contain DoRA but network doesn't expect it; magnitudes are ignored")
+        logger.warning(f"DoRA flag mismatch: weights contain DoRA but network doesn't expect it; {_IGNORED}")
     elif ignored:
         logger.warning(
             f"DoRA magnitudes of {len(ignored)} modules where DoRA is disabled are ignored: {some_of(sorted(ignored))}"
@@ -70,18 +72,59 @@ def check_dora(reading: Reading, expected: Collection[str]) -> set[str]:
 
 
 def has_dora(reading: Reading) -> bool:
-    """Whether the weights are DoRA: all Linear modules that are not split then have a magnitude, or ValueError."""
+    """Whether the weights are DoRA: all Linear modules that are not split then have a magnitude, or ValueError.
+
+    Convolutions have none, or all of them have one.
+    """
     if not any(module.has_magnitude for module in reading.modules.values()):
         check_dora(reading, ())
         return False
-    check_dora(reading, {facts.module for facts in reading.facts if facts.linear and not facts.split})
+    convolutions = reading.has_conv_magnitude
+    check_dora(reading, {facts.module for facts in reading.facts if not facts.split and (facts.linear or convolutions)})
     return True
+
+
+def magnitude_errors(state_dict: Collection[str], prefix: str, modules: Iterable[Any]) -> list[str]:
+    """What is wrong with the magnitudes of a state dict, whose keys begin with `prefix`, for the network's `modules`.
+
+    Magnitudes that no module takes are a warning: torch leaves them out without a word where it is not strict.
+    """
+    expected: set[str] = set()
+    missing: list[str] = []
+    for module in modules:
+        name, key = f"{prefix}{module.lora_name}", f"{prefix}{module.lora_name}.{MAGNITUDE}"
+        if getattr(module, "use_dora", False):
+            expected.add(key)
+            if f"{name}.lora_up.weight" in state_dict and key not in state_dict:
+                missing.append(key)
+    present = {key for key in state_dict if key.startswith(prefix) and key.endswith(f".{MAGNITUDE}")}
+    if present - expected:
+        logger.warning(f"DoRA flag mismatch: weights contain DoRA but network doesn't expect it; {_IGNORED}")
+    if missing and not present:
+        return ["DoRA flag mismatch: network expects DoRA but weights lack it (no dora_layer.weight)"]
+    return [f"{count(missing, 'DoRA magnitudes')} missing: {some_of(missing)}"] if missing else []
+
+
+def check_base(reading: Reading, pissa: bool) -> None:
+    """Raises ValueError for weights on another base than the original one, and for those a PiSSA network cannot use."""
+    if init := problems.residual_init(reading.metadata):
+        raise ValueError(
+            f"ss_init_lora_weights is {init}, so the weights change a residual base and not the original one; "
+            "convert them to plain LoRA with the program that trained them"
+        )
+    # A file of torch.save has no place for metadata; any weights of that rank can be read in this way.
+    if pissa and reading.metadata and problems.INITIAL_FACTORS_KEY not in reading.metadata:
+        raise ValueError(
+            "the network has init_lora_weights=pissa, but the weights do not hold its initial factors; "
+            "leave init_lora_weights out to go on training them as plain LoRA"
+        )
 
 
 class Expected(NamedTuple):
     """What a network can take: its scale rule, the shape of every tensor by key, and which modules have DoRA.
 
-    `alpha_of(module, rank)` is the alpha that a module without one has; `settled` says that the user chose the rule.
+    `alpha_of(rank)` is the alpha that a module without one has; `settled` says that the user chose the rule, `pissa`
+    that every module holds its initial factors as well, in a file as a rank twice its own.
     """
 
     rslora: bool
@@ -89,13 +132,15 @@ class Expected(NamedTuple):
     shapes: Mapping[str, torch.Size]
     dora: Collection[str]
     alpha_of: Callable[[int], float]
+    pissa: bool = False
 
 
 def fitted(reading: Reading, expected: Expected) -> dict[str, dict[str, Tensor]]:
     """The tensors by module name and key that a network can load as they are.
 
     Flags are checked and left out, magnitudes that the network does not expect are left out with a warning, and a
-    missing alpha is filled in. Raises ValueError where scale rule, DoRA, modules or shapes are not the network's.
+    missing alpha is filled in. Raises ValueError where scale rule, DoRA, modules or shapes are not the network's, and
+    for numbers that are not finite.
     """
     names = {key.partition(".")[0] for key in expected.shapes}
     foreign = [name for name in reading.modules if name not in names]
@@ -103,6 +148,7 @@ def fitted(reading: Reading, expected: Expected) -> dict[str, dict[str, Tensor]]
         raise ValueError(f"no module of the weights is one of the network: the weights have {some_of(foreign)}")
     if foreign:
         raise ValueError(f"{count(foreign, 'modules')} of the weights are not in the network: {some_of(foreign)}")
+    check_base(reading, expected.pissa)
     check_rslora(reading, expected.rslora, expected.settled)
     ignored = check_dora(reading, expected.dora)
     fit: dict[str, dict[str, Tensor]] = {}
@@ -112,15 +158,16 @@ def fitted(reading: Reading, expected: Expected) -> dict[str, dict[str, Tensor]]
             del tensors[MAGNITUDE]
         alpha = tensors.get("alpha", torch.tensor(expected.alpha_of(module.rank)))
         tensors["alpha"] = alpha.detach().to(torch.float32).reshape(())
-        fit[name] = {
-            key: _shaped(f"{name}.{key}", tensor, module.rank, expected.shapes) for key, tensor in tensors.items()
-        }
+        fit[name] = {key: _shaped(f"{name}.{key}", tensor, module.rank, expected) for key, tensor in tensors.items()}
     return fit
 
 
-def _shaped(key: str, tensor: Tensor, rank: int, shapes: Mapping[str, torch.Size]) -> Tensor:
+def _shaped(key: str, tensor: Tensor, rank: int, expected: Expected) -> Tensor:
     """The tensor in the network's shape: that of a Linear or of a 1x1 convolution, which are the same thing."""
-    own = shapes.get(key)
+    # In float32, as fp8 has no test of its own.
+    if not torch.isfinite(tensor.float()).all():
+        raise ValueError(f"{key} holds NaN or infinity: training broke before it was saved; use an earlier checkpoint")
+    own = expected.shapes.get(key)
     if own is None:
         raise ValueError(f"{key} is not in the network, which splits the module in another way")
     if own == tensor.shape:
@@ -128,8 +175,10 @@ def _shaped(key: str, tensor: Tensor, rank: int, shapes: Mapping[str, torch.Size
     if _without_kernel(own) == _without_kernel(tensor.shape):
         return tensor.reshape(own)
     if ".lora_down" in key and own[0] != rank:
+        found, wanted = (rank // 2, own[0] // 2) if expected.pissa else (rank, own[0])
         raise ValueError(
-            f"{key} has rank {rank}, but the network has rank {own[0]}; set network_dim or conv_dim to {rank}"
+            f"{key} has rank {found}, but the network has rank {wanted}; "
+            f"set network_dim, conv_dim or rank_pattern to {found}"
         )
     raise ValueError(f"{key} has shape {list(tensor.shape)}, but the network has {list(own)}: it is for another model")
 

@@ -1,20 +1,21 @@
 """LoRA for any model, and as the network module of HunyuanVideo; the other architectures' modules call it."""
 
-import logging
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from lora_inspect.architectures.hunyuan_video import ARCHITECTURE
 
-from . import loading, reading
-from .arguments import NetworkArguments, parse
+from . import creation
+from .architecture_module import functions_of, target_classes
+from .creation import DEFAULT_RANK, PREFIX
 from .dora_layer import DoRALayer
 from .layers import LoRAModule
 from .merging import LoRAInfModule
 from .network import LoRANetwork
 
 __all__ = [
+    "DEFAULT_RANK",
     "HUNYUAN_TARGET_REPLACE_MODULES",
+    "PREFIX",
     "DoRALayer",
     "LoRAInfModule",
     "LoRAModule",
@@ -22,161 +23,35 @@ __all__ = [
     "create_arch_network",
     "create_arch_network_from_weights",
     "create_network",
+    "create_network_from_file",
     "create_network_from_weights",
 ]
 
-logger = logging.getLogger(__name__)
+HUNYUAN_TARGET_REPLACE_MODULES = target_classes(ARCHITECTURE)
 
-PREFIX = "lora_unet"
-DEFAULT_RANK = 4
-HUNYUAN_TARGET_REPLACE_MODULES = ["MMDoubleStreamBlock", "MMSingleStreamBlock"]
-HUNYUAN_DEFAULT_EXCLUDES = (r".*(img_mod|txt_mod|modulation).*",)
-
-# Options that choose modules, which weights have chosen already.
-_SELECTING = ("conv_dim", "conv_alpha", "exclude_patterns", "include_patterns")
+_functions = functions_of(__name__, ARCHITECTURE)
+create_arch_network = _functions.create_arch_network
+create_arch_network_from_weights = _functions.create_arch_network_from_weights
+create_network_from_file = _functions.create_network_from_file
 
 
-def create_arch_network(
-    multiplier: float,
-    network_dim: int | None,
-    network_alpha: float | None,
-    vae: Any,
-    text_encoders: Any,
-    unet: nn.Module,
-    neuron_dropout: float | None = None,
-    **kwargs: Any,
-) -> LoRANetwork:
-    """A new network for HunyuanVideo. `kwargs` are network_args; see `networks.arguments`."""
-    return create_network(
-        HUNYUAN_TARGET_REPLACE_MODULES,
-        PREFIX,
-        multiplier,
-        network_dim,
-        network_alpha,
-        vae,
-        text_encoders,
-        unet,
-        neuron_dropout,
-        default_exclude_patterns=HUNYUAN_DEFAULT_EXCLUDES,
-        **kwargs,
-    )
+def create_network(*args: Any, **kwargs: Any) -> LoRANetwork:
+    """`creation.create_network`, or `create_arch_network` where the multiplier comes first.
 
-
-def create_network(
-    target_replace_modules: Sequence[str] | None,
-    prefix: str,
-    multiplier: float,
-    network_dim: int | None,
-    network_alpha: float | None,
-    vae: Any,
-    text_encoders: Any,
-    unet: nn.Module,
-    neuron_dropout: float | None = None,
-    module_class: Any = None,
-    module_kwargs: Mapping[str, Any] | None = None,
-    default_exclude_patterns: Sequence[str] = (),
-    default_include_patterns: Sequence[str] = (),
-    arguments: NetworkArguments | None = None,
-    **kwargs: Any,
-) -> LoRANetwork:
-    """A new network over the blocks of `target_replace_modules` (None: over the whole model).
-
-    `kwargs` are network_args; an architecture with options of its own parses them itself and passes `arguments`. A
-    rank of None is 4, an alpha of None or 0 gives scale 1. Raises ValueError for an option that cannot be used.
+    Trainers that know no `create_arch_network` call their network module's `create_network` in that way, and network
+    modules of other architectures call it with the classes of their blocks first.
     """
-    options = arguments or parse(kwargs, neuron_dropout)
-    network = LoRANetwork(
-        target_replace_modules,
-        prefix,
-        text_encoders,
-        unet,
-        multiplier,
-        DEFAULT_RANK if network_dim is None else network_dim,
-        network_alpha,
-        dropout=options.neuron_dropout,
-        rank_dropout=options.rank_dropout,
-        module_dropout=options.module_dropout,
-        conv_lora_dim=options.conv_dim,
-        conv_alpha=options.conv_alpha,
-        module_class=module_class or LoRAModule,
-        module_kwargs=module_kwargs,
-        exclude_patterns=options.exclude_patterns,
-        include_patterns=options.include_patterns,
-        verbose=options.verbose,
-        use_rslora=options.use_rslora,
-        use_dora=options.use_dora,
-        default_exclude_patterns=default_exclude_patterns,
-        default_include_patterns=default_include_patterns,
-    )
-    network.set_loraplus_lr_ratio(options.loraplus_lr_ratio)
-    return network
+    if _begins_with_multiplier(args):
+        return create_arch_network(*args, **kwargs)
+    return creation.create_network(*args, **kwargs)
 
 
-def create_arch_network_from_weights(
-    multiplier: float,
-    weights_sd: Mapping[str, Tensor],
-    text_encoders: Any = None,
-    unet: nn.Module | None = None,
-    for_inference: bool = False,
-    **kwargs: Any,
-) -> LoRANetwork:
-    """The network that `weights_sd` belongs to; see `create_network_from_weights`."""
-    return create_network_from_weights(
-        HUNYUAN_TARGET_REPLACE_MODULES, multiplier, weights_sd, text_encoders, unet, for_inference, **kwargs
-    )
+def create_network_from_weights(*args: Any, **kwargs: Any) -> Any:
+    """`creation.create_network_from_weights`, or `create_network_from_file` where the multiplier comes first."""
+    if _begins_with_multiplier(args):
+        return create_network_from_file(*args, **kwargs)
+    return creation.create_network_from_weights(*args, **kwargs)
 
 
-def create_network_from_weights(
-    target_replace_modules: Sequence[str] | None,
-    multiplier: float,
-    weights_sd: Mapping[str, Tensor],
-    text_encoders: Any = None,
-    unet: nn.Module | None = None,
-    for_inference: bool = False,
-    module_class: Any = None,
-    module_kwargs: Mapping[str, Any] | None = None,
-    metadata: Mapping[str, str] | None = None,
-    **kwargs: Any,
-) -> LoRANetwork:
-    """The network that `weights_sd` belongs to, which it does not load.
-
-    Its modules are the layers that the keys name, anywhere in the model; `target_replace_modules` is not needed.
-    Rank, alpha and slices come from the tensors, the scale rule and DoRA from the flags, the `metadata` of the file
-    or, for the scale rule of weights without either, from `use_rslora` in `kwargs` (network_args, as for a new
-    network). Raises ValueError for a key that cannot be used, for a module without a layer, and where the weights
-    contradict themselves or `kwargs`.
-    """
-    if unet is None:
-        raise ValueError("unet is None, but the model that the weights are for was expected")
-    options = parse(kwargs)
-    if unused := sorted(options.given.intersection(_SELECTING)):
-        logger.warning(f"{', '.join(unused)}: no effect, as the weights name the modules")
-    found = reading.read(weights_sd, metadata)
-    settled = "use_rslora" in options.given
-    rslora = options.use_rslora if settled else bool(found.rslora.value)
-    loading.check_rslora(found, rslora, settled)
-    dora = loading.has_dora(found)
-    if "use_dora" in options.given and options.use_dora != dora:
-        loading.check_dora(found, found.modules if options.use_dora else ())
-        dora = options.use_dora
-    network = LoRANetwork(
-        target_replace_modules,
-        PREFIX,
-        text_encoders,
-        unet,
-        multiplier,
-        dropout=options.neuron_dropout,
-        rank_dropout=options.rank_dropout,
-        module_dropout=options.module_dropout,
-        module_class=module_class or (LoRAInfModule if for_inference else LoRAModule),
-        module_kwargs=module_kwargs,
-        modules_dim={name: module.rank for name, module in found.modules.items()},
-        modules_alpha={name: module.alpha for name, module in found.modules.items()},
-        modules_split={name: module.split_dims for name, module in found.modules.items()},
-        verbose=options.verbose,
-        use_rslora=rslora,
-        use_dora=dora,
-    )
-    network.rslora_settled = settled or metadata is not None
-    network.set_loraplus_lr_ratio(options.loraplus_lr_ratio)
-    return network
+def _begins_with_multiplier(args: tuple[Any, ...]) -> bool:
+    return bool(args) and isinstance(args[0], int | float)

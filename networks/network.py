@@ -1,34 +1,31 @@
 """The network: the modules of one model, and the calls that trainers and generators make."""
 
 import logging
-import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lora_inspect.evidence import DORA_FLAG, RSLORA_FLAG
-from lora_inspect.scaling import neutral_alpha
 
-from . import loading, max_norm, optimizer_groups, reading, saving, targets
-from .arguments import read_patterns
+from . import arguments, construction, max_norm, optimizer_groups, saving, summary, targets
 from .layers import LoRAModule
-from .targets import Patterns, Ranks, Selection, Target
+from .network_weights import NetworkWeights
+from .pissa import PissaModule
+from .targets import Patterns, Ranks, Splits
 
 logger = logging.getLogger(__name__)
 
-DORA_OBSTACLES = ("non-Linear", "split_dims", "dropout", "rank_dropout")
 
-
-class LoRANetwork(nn.Module):
+class LoRANetwork(NetworkWeights):
     """The adapters of one model; text encoders are never adapted.
 
     The layers are those that the patterns let through inside blocks of the classes `target_replace_modules` (None:
     of the whole model), or, with `modules_dim`, those that it names, wherever in the model they are.
-    `modules_dim`, `modules_alpha` and `modules_split` hold rank, alpha and split_dims by module name; default
-    patterns are the architecture's own. `conv_lora_dim` and `conv_alpha` are `lora_dim` and `alpha` where None.
+    `modules_dim`, `modules_alpha`, `modules_split` and `modules_keywords` hold rank, alpha, split_dims and what else a
+    module is made with by module name; default patterns are the architecture's own. `conv_lora_dim` and `conv_alpha`
+    are `lora_dim` and `alpha` where None. The rest are options as in `arguments.NetworkArguments`.
 
     The flags `use_rslora_flag` and `use_dora_flag` are buffers where at least one of them is true. A state dict
     without them loads all the same.
@@ -57,89 +54,82 @@ class LoRANetwork(nn.Module):
         verbose: bool = False,
         use_rslora: bool = False,
         use_dora: bool = False,
+        init_lora_weights: str = arguments.KAIMING,
+        rank_pattern: Mapping[str, int] | None = None,
+        alpha_pattern: Mapping[str, float] | None = None,
         default_exclude_patterns: Sequence[str] = (),
         default_include_patterns: Sequence[str] = (),
         modules_split: Mapping[str, Sequence[int] | None] | None = None,
+        modules_keywords: Mapping[str, Mapping[str, Any]] | None = None,
+        split_dims: Mapping[str, Sequence[int]] | None = None,
+        split_qkv: bool = False,
+        dora_conv: bool = False,
     ) -> None:
         super().__init__()
         self.multiplier = multiplier
         self.lora_dim = lora_dim
         self.alpha = alpha
-        self.dropout = dropout
-        self.rank_dropout = rank_dropout
-        self.module_dropout = module_dropout
-        self.module_class = module_class
-        self.module_kwargs = dict(module_kwargs or {})
         self.use_rslora = use_rslora
+        self.init_lora_weights = arguments.read_init("init_lora_weights", init_lora_weights)
+        self.rank_pattern = arguments.read_rank_pattern("rank_pattern", rank_pattern or {})
+        self.alpha_pattern = arguments.read_alpha_pattern("alpha_pattern", alpha_pattern or {})
+        self.module_class = construction.choose_class(module_class, self.init_lora_weights)
+        self.module_kwargs = arguments.read_keywords("module_kwargs", module_kwargs or {})
         self.loraplus_lr_ratio: float | None = None
-        # The scale rule is then the user's own choice, and weights that say nothing of it need not agree.
-        self.rslora_settled = False
         if modules_dim is None:
-            ranks = Ranks(
-                lora_dim,
-                alpha,
-                lora_dim if conv_lora_dim is None else conv_lora_dim,
-                alpha if conv_alpha is None else conv_alpha,
+            selection = targets.select(
+                unet,
+                target_replace_modules,
+                Patterns(
+                    arguments.read_patterns("exclude_patterns", list(exclude_patterns or ())),
+                    arguments.read_patterns("include_patterns", list(include_patterns or ())),
+                    default_exclude_patterns,
+                    default_include_patterns,
+                ),
+                Ranks(
+                    lora_dim,
+                    alpha,
+                    lora_dim if conv_lora_dim is None else conv_lora_dim,
+                    alpha if conv_alpha is None else conv_alpha,
+                    self.rank_pattern,
+                    self.alpha_pattern,
+                ),
+                Splits(arguments.read_split_dims("split_dims", split_dims or {}), split_qkv),
             )
-            patterns = Patterns(
-                read_patterns("exclude_patterns", list(exclude_patterns or ())),
-                read_patterns("include_patterns", list(include_patterns or ())),
-                default_exclude_patterns,
-                default_include_patterns,
-            )
-            selection = targets.select(unet, target_replace_modules, patterns, ranks)
         else:
-            selection = targets.select_named(unet, prefix, modules_dim, modules_alpha or {}, modules_split or {})
+            selection = targets.select_named(
+                unet, prefix, modules_dim, modules_alpha or {}, modules_split or {}, modules_keywords or {}
+            )
+        keywords = {
+            "dropout": dropout,
+            "rank_dropout": rank_dropout,
+            "module_dropout": module_dropout,
+            "use_rslora": use_rslora,
+            "use_dora": use_dora,
+            # Only where it is on, as not every class of modules knows it.
+            **({"dora_conv": True} if dora_conv else {}),
+            **self.module_kwargs,
+        }
+        modules = construction.create_modules(
+            self.module_class, prefix, selection.targets, multiplier, self.init_lora_weights, keywords
+        )
+        for name, module in modules.items():
+            self.add_module(name, module)
         self.text_encoder_loras: list[Any] = []
-        self.unet_loras: list[Any] = self._create(prefix, selection.targets, use_dora)
+        self.unet_loras: list[Any] = list(modules.values())
         self.use_dora = any(getattr(lora, "use_dora", False) for lora in self.unet_loras)
         if self.use_rslora or self.use_dora:
             self.register_buffer(RSLORA_FLAG, torch.tensor(self.use_rslora))
             self.register_buffer(DORA_FLAG, torch.tensor(self.use_dora))
-        if use_dora:
-            logger.info(self._dora_summary())
-        if verbose:
-            self._log_selection(selection)
-
-    def _create(self, prefix: str, chosen: Sequence[Target], use_dora: bool) -> list[Any]:
-        created: list[Any] = []
-        for target in chosen:
-            name = targets.module_name(prefix, target.path)
-            if name in self._modules:
-                raise ValueError(f"two layers of the model are both called {name}; exclude one of them")
-            split = {"split_dims": target.split_dims} if target.split_dims else {}
-            lora = self.module_class(
-                name,
-                target.module,
-                self.multiplier,
-                target.rank,
-                target.alpha,
-                dropout=self.dropout,
-                rank_dropout=self.rank_dropout,
-                module_dropout=self.module_dropout,
-                use_rslora=self.use_rslora,
-                use_dora=use_dora,
-                **split,
-                **self.module_kwargs,
+        # What the options were is not known of a network that was made from weights.
+        if modules_dim is None:
+            is_lora = self.module_class in (LoRAModule, PissaModule)
+            self.option_metadata = saving.option_metadata(
+                self.init_lora_weights if is_lora else None, self.rank_pattern, self.alpha_pattern
             )
-            self.add_module(name, lora)
-            created.append(lora)
-        return created
-
-    def _dora_summary(self) -> str:
-        reasons = Counter(lora.dora_disabled_reason for lora in self.unet_loras if lora.dora_disabled_reason)
-        summary = f"DoRA enabled on {sum(lora.use_dora for lora in self.unet_loras)} modules"
-        disabled = ", ".join(f"{reasons[reason]} {reason}" for reason in DORA_OBSTACLES if reasons[reason])
-        return f"{summary}, disabled on: {disabled}" if disabled else summary
-
-    def _log_selection(self, selection: Selection) -> None:
-        for lora, target in zip(self.unet_loras, selection.targets, strict=True):
-            count = sum(parameter.numel() for parameter in lora.parameters())
-            logger.info(f"{target.path}: {lora.lora_name}, rank {lora.lora_dim}, {count} parameters")
-        for path, reason in selection.skipped.items():
-            logger.info(f"{path}: not adapted, because {reason}")
-        total = sum(parameter.numel() for parameter in self.parameters())
-        logger.info(f"{len(self.unet_loras)} modules adapted, {total} parameters; {len(selection.skipped)} left out")
+        if use_dora:
+            summary.log_dora(self.unet_loras)
+        summary.log_selection(self.unet_loras, selection, verbose)
 
     def prepare_network(self, args: Any) -> None:
         """Called by trainers before `apply_to`; there is nothing to prepare."""
@@ -163,63 +153,11 @@ class LoRANetwork(nn.Module):
             self.unet_loras = []
         if not self.unet_loras:
             raise RuntimeError("No LoRA modules found: no layer of the model is one that this network module adapts")
+        if self.init_lora_weights == arguments.PISSA:
+            logger.info(f"{len(self.unet_loras)} weights to decompose; init_lora_weights=pissa_niter_4 is much faster")
         for lora in self.unet_loras:
             lora.apply_to()
         logger.info(f"{len(self.unet_loras)} LoRA modules applied")
-
-    def load_weights(self, file: str | os.PathLike[str]) -> Any:
-        """Loads a file; returns torch's missing and unexpected keys.
-
-        Raises ValueError where the file's scale rule, DoRA, modules or shapes are not the network's.
-        """
-        try:
-            fit = loading.fitted(reading.read(*reading.open_weights(os.fspath(file))), self._expected())
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from None
-        flat = {f"{name}.{key}": tensor for name, tensors in fit.items() for key, tensor in tensors.items()}
-        missing = len(self.unet_loras) - len(fit)
-        if missing:
-            logger.warning(f"{file} has no weights for {missing} of the network's {len(self.unet_loras)} modules")
-        return self.load_state_dict(flat, strict=False)
-
-    def is_mergeable(self) -> bool:
-        """Whether `merge_to` exists."""
-        return True
-
-    def merge_to(
-        self,
-        text_encoders: Any,
-        unet: Any,
-        weights_sd: Mapping[str, Tensor],
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        non_blocking: bool = False,
-        safe_merge: bool = False,
-    ) -> None:
-        """Folds `weights_sd` into the base's weights, and disables the modules that are merged.
-
-        The network is one made by `create_*_from_weights` with `for_inference=True`. See `LoRAInfModule.merge_to`
-        for dtype, device and what is refused; the same mismatches raise ValueError as in `load_weights`.
-        """
-        fit = loading.fitted(reading.read(weights_sd), self._expected())
-        for lora in self.unet_loras:
-            if not hasattr(lora, "merge_to"):
-                raise TypeError(
-                    "a training network does not merge; create one from the weights with for_inference=True"
-                )
-            if lora.lora_name in fit:
-                lora.merge_to(fit[lora.lora_name], dtype, device, non_blocking, safe_merge)
-        if missing := len(self.unet_loras) - len(fit):
-            logger.warning(f"the weights have nothing for {missing} of the network's {len(self.unet_loras)} modules")
-
-    def _expected(self) -> loading.Expected:
-        return loading.Expected(
-            rslora=self.use_rslora,
-            settled=self.rslora_settled,
-            shapes={key: tensor.shape for key, tensor in self.state_dict().items() if "." in key},
-            dora={lora.lora_name for lora in self.unet_loras if getattr(lora, "use_dora", False)},
-            alpha_of=lambda rank: neutral_alpha(rank, self.use_rslora),
-        )
 
     def set_loraplus_lr_ratio(self, loraplus_lr_ratio: float | None) -> None:
         """The learning rate of the up factors as a multiple of the others'; None for the same."""
@@ -256,47 +194,6 @@ class LoRANetwork(nn.Module):
         """Every parameter."""
         return list(self.parameters())
 
-    def save_weights(
-        self, file: str | os.PathLike[str], dtype: torch.dtype | None, metadata: Mapping[str, str] | None
-    ) -> None:
-        """Writes the state dict; see `saving.write_weights`."""
-        saving.write_weights(os.fspath(file), self.state_dict(), dtype, metadata, self.use_rslora)
-
-    def backup_weights(self) -> None:
-        """Keeps the base's weights, for `restore_weights`."""
-        for lora in self.unet_loras:
-            lora.backup_weights()
-
-    def pre_calculation(self) -> None:
-        """Folds the modules' own weights into the base."""
-        for lora in self.unet_loras:
-            lora.pre_calculation()
-
-    def restore_weights(self) -> None:
-        """Puts the kept weights back, bit for bit."""
-        for lora in self.unet_loras:
-            lora.restore_weights()
-
     def apply_max_norm_regularization(self, max_norm_value: float, device: Any = None) -> tuple[int, float, float]:
         """(modules shrunk, mean norm, largest norm); see `max_norm.limit_norms`."""
         return max_norm.limit_norms(self.unet_loras, max_norm_value)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        # The flags describe this network and are not to be changed by a file; they may be there or not.
-        rslora, _ = (state_dict.pop(prefix + flag, None) for flag in (RSLORA_FLAG, DORA_FLAG))
-        if rslora is not None and bool(rslora) != self.use_rslora:
-            error_msgs.append(f"RS-LoRA flag mismatch: the network has use_rslora={self.use_rslora}")
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        flags = (prefix + RSLORA_FLAG, prefix + DORA_FLAG)
-        missing_keys[:] = [key for key in missing_keys if key not in flags]

@@ -1,7 +1,7 @@
-"""A state dict or a file taken apart: modules, factors, flags. What is no LoRA module's is an error."""
+"""A state dict or a file taken apart: modules, factors, flags. What is no module's of the algorithm is an error."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,12 +22,17 @@ _NAMED = 5
 
 
 class ModuleWeights(NamedTuple):
-    """The tensors of one module by the key without its name; rank, alpha and slices as they say."""
+    """The tensors of one module by the key without its name; rank, alpha and slices as they say.
+
+    `keywords` are what else its module has to be made with; `is_lora` says whether the evidence looks at it.
+    """
 
     name: str
     tensors: dict[str, Tensor]
     rank: int
-    split_dims: tuple[int, ...] | None
+    split_dims: tuple[int, ...] | None = None
+    keywords: Mapping[str, Any] = {}
+    is_lora: bool = True
 
     @property
     def alpha(self) -> float | None:
@@ -47,6 +52,14 @@ class ModuleWeights(NamedTuple):
         return LoraFacts(self.name, self.rank, self.alpha, linear, self.split_dims is not None, axis)
 
 
+class FactorReader(NamedTuple):
+    """How an algorithm's modules are read: what the keys of factors look like, and one module's tensors taken apart."""
+
+    algorithm: str
+    key: re.Pattern[str]
+    read: Callable[[str, dict[str, Tensor]], ModuleWeights]
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """A state dict taken apart: modules by name, flags by key, and the metadata of the file, if it is known."""
@@ -57,8 +70,13 @@ class Reading:
 
     @property
     def facts(self) -> list[LoraFacts]:
-        """What the evidence looks at, of every module."""
-        return [module.facts for module in self.modules.values()]
+        """What the evidence looks at, of every LoRA module."""
+        return [module.facts for module in self.modules.values() if module.is_lora]
+
+    @property
+    def has_conv_magnitude(self) -> bool:
+        """Whether convolutions have magnitudes too."""
+        return any(module.has_magnitude and not module.facts.linear for module in self.modules.values())
 
     @property
     def rslora(self) -> RsloraReading:
@@ -75,8 +93,14 @@ def open_weights(file: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     return torch.load(file, map_location="cpu", weights_only=True), {}
 
 
-def read(weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Reading:
-    """Takes a state dict apart. Raises ValueError for a key or a shape that is no LoRA module's."""
+def read(
+    weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, reader: FactorReader | None = None
+) -> Reading:
+    """Takes a state dict apart. Raises ValueError for a key or a shape that is no module's of the algorithm.
+
+    Without a `reader` that is LoRA.
+    """
+    reader = reader or LORA
     groups: dict[str, dict[str, Tensor]] = {}
     flags: dict[str, bool] = {}
     unusable: list[str] = []
@@ -84,17 +108,18 @@ def read(weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = Non
         name, _, tail = key.partition(".")
         if key in (RSLORA_FLAG, DORA_FLAG):
             flags[key] = bool(tensor)
-        elif tail in ("alpha", MAGNITUDE) or _ROLE.fullmatch(tail):
+        elif tail in ("alpha", MAGNITUDE) or reader.key.fullmatch(tail):
             groups.setdefault(name, {})[tail] = tensor
         else:
             unusable.append(key)
     if unusable:
         raise ValueError(
-            f"{count(unusable, 'tensors')} of the weights cannot be used by a LoRA network: {some_of(unusable)}"
+            f"{count(unusable, 'tensors')} of the weights cannot be used by a {reader.algorithm} network: "
+            f"{some_of(unusable)}"
         )
     if not groups:
-        raise ValueError("the weights hold no LoRA module")
-    return Reading({name: _read_module(name, tensors) for name, tensors in groups.items()}, flags, metadata or {})
+        raise ValueError(f"the weights hold no {reader.algorithm} module")
+    return Reading({name: reader.read(name, tensors) for name, tensors in groups.items()}, flags, metadata or {})
 
 
 def _read_module(name: str, tensors: dict[str, Tensor]) -> ModuleWeights:
@@ -119,6 +144,9 @@ def _read_module(name: str, tensors: dict[str, Tensor]) -> ModuleWeights:
     read_alpha(name, tensors.get("alpha"), rank, rslora=False)
     split = tuple(parts[number]["up"].shape[0] for number in numbers) if numbers else None
     return ModuleWeights(name, tensors, rank, split)
+
+
+LORA = FactorReader("LoRA", _ROLE, _read_module)
 
 
 def count(names: Collection[Any], what: str) -> str:

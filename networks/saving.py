@@ -1,6 +1,8 @@
 """How a network's weights become a file."""
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,13 +11,15 @@ from lora_inspect import __version__
 from lora_inspect.contents import Content, write_contents
 from lora_inspect.evidence import SCALE_KEY
 from lora_inspect.hashes import sshs_hashes
-from lora_inspect.scaling import RANK_STABILISED, STANDARD
+from lora_inspect.problems import INCLUDED, INITIAL_FACTORS_KEY
+from lora_inspect.scaling import RANK_STABILISED, STANDARD, alpha_growth
 from lora_inspect.writer import TensorPlan
 
 NETWORK_KEY = "lora_inspect.network"
+_INIT, _RANK_PATTERN, _ALPHA_PATTERN = "ss_init_lora_weights", "ss_rank_pattern", "ss_alpha_pattern"
 
 # A magnitude rounded to half precision would move a whole row by up to 0.2%, as much as training moves it.
-_FLOAT32 = (".alpha", ".dora_layer.weight")
+_FLOAT32 = (".alpha", ".dora_layer.weight", ".lora_magnitude_vector")
 
 _NAMES = {
     torch.float64: "F64",
@@ -28,11 +32,36 @@ _NAMES = {
 }
 
 
+def option_metadata(
+    init_lora_weights: str | None, rank_pattern: Mapping[str, int], alpha_pattern: Mapping[str, float]
+) -> dict[str, str]:
+    """What the options of a new network leave no trace of in the tensors, under the keys that trainers use."""
+    record = {_INIT: init_lora_weights} if init_lora_weights else {}
+    for key, pattern in ((_RANK_PATTERN, rank_pattern), (_ALPHA_PATTERN, alpha_pattern)):
+        if pattern:
+            record[key] = json.dumps(pattern)
+            record["ss_rank_pattern_match_semantics"] = "original_name_fullmatch_first_match"
+    return record
+
+
+def at_twice_the_rank(metadata: Mapping[str, Any], rslora: bool) -> dict[str, Any]:
+    """The metadata of a PiSSA network, ranks and alphas as its file has them: initial factors included."""
+    growth = alpha_growth(2, rslora)
+    grown = {**metadata, INITIAL_FACTORS_KEY: INCLUDED}
+    for key, factor in (("ss_network_dim", 2), ("ss_network_alpha", growth)):
+        if key in grown:
+            grown[key] = _times(grown[key], factor)
+    for key, factor in ((_RANK_PATTERN, 2), (_ALPHA_PATTERN, growth)):
+        if key in grown:
+            grown[key] = json.dumps({name: value * factor for name, value in json.loads(grown[key]).items()})
+    return grown
+
+
 def write_weights(
     file: str,
     tensors: Mapping[str, Tensor],
     dtype: torch.dtype | None,
-    metadata: Mapping[str, str] | None,
+    metadata: Mapping[str, Any] | None,
     rslora: bool,
 ) -> None:
     """Writes the state dict `tensors`, its factors cast to `dtype` (None: as they are).
@@ -65,3 +94,11 @@ def _cast(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 def _bytes(tensor: Tensor) -> bytes:
     data: bytes = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
     return data
+
+
+def _times(number: Any, factor: float) -> Any:
+    """The product in as many digits as float32 has; what is no number (trainers write "None") as it is."""
+    try:
+        return f"{float(number) * factor:.9g}"
+    except ValueError:
+        return number

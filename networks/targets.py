@@ -1,9 +1,9 @@
-"""Which layers of a model are adapted, with which rank and alpha, and why the others are not."""
+"""Which layers of a model are adapted, with which rank, alpha and slices, and why the others are not."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
@@ -12,11 +12,14 @@ from lora_inspect.schemes.kohya import KOHYA
 # By name and not by type: a quantised subclass is no layer to adapt, and a trainer's replacement for one is.
 LEAF_CLASSES = ("Linear", "Conv2d", "Conv3d")
 
+_Value = TypeVar("_Value")
+
 
 class Target(NamedTuple):
     """A layer to adapt: its dotted path from the model's root, and the rank and alpha of its factors.
 
-    `split_dims` are the output features of each slice of a fused Linear that is adapted slice by slice.
+    `split_dims` are the output features of each slice of a fused Linear that is adapted slice by slice;
+    `rank_source` is the option that the rank comes from, `keywords` are what else its module is made with.
     """
 
     path: str
@@ -24,13 +27,21 @@ class Target(NamedTuple):
     rank: int
     alpha: float | None
     split_dims: tuple[int, ...] | None = None
+    rank_source: str = "the weights"
+    keywords: Mapping[str, Any] = {}
 
 
 class Selection(NamedTuple):
-    """The layers that are adapted, and the reason for each that is not, by its path."""
+    """The layers that are adapted, and by path why each other one is not.
+
+    `rescued` are the paths that an exclude matches and an include of the user keeps. `unmatched` are the user's
+    patterns that no layer in reach matches, by option.
+    """
 
     targets: list[Target]
     skipped: dict[str, str]
+    rescued: list[str]
+    unmatched: dict[str, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +59,13 @@ class Patterns:
 
     def reason_to_skip(self, path: str) -> str | None:
         """Why the layer at `path` is left out, or None where it is adapted."""
-        if _first_match(self.includes, path):
-            return None
+        return None if _first_match(self.includes, path) else self._exclusion(path)
+
+    def is_rescued(self, path: str) -> bool:
+        """Whether only an include of the user keeps the layer at `path`."""
+        return bool(_first_match(self.includes, path) and self._exclusion(path))
+
+    def _exclusion(self, path: str) -> str | None:
         if pattern := _first_match(self.excludes, path):
             return f"it matches the exclude pattern {pattern!r}"
         pattern = _first_match(self.default_excludes, path)
@@ -60,29 +76,86 @@ class Patterns:
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Rank and alpha of Linear layers and 1x1 convolutions, and those of convolutions with a larger kernel."""
+    """Rank and alpha of Linear layers and 1x1 convolutions, and those of convolutions with a larger kernel.
+
+    The first of `rank_pattern` and `alpha_pattern` that matches a whole dotted path goes before both. A `conv_dim`
+    of 0 leaves convolutions with a kernel alone, unless a rank pattern names them.
+    """
 
     dim: int
     alpha: float | None
     conv_dim: int
     conv_alpha: float | None
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def target(self, path: str, module: nn.Module) -> Target | None:
+        """The layer at `path` with its rank and alpha, or None where conv_dim leaves it alone."""
+        kernel = has_kernel(module)
+        rank, source = (self.conv_dim, "conv_dim") if kernel else (self.dim, "network_dim")
+        if pattern := _first_match(self.rank_pattern, path):
+            rank, source = self.rank_pattern[pattern], f"rank_pattern {pattern!r}"
+        if rank == 0 and kernel:
+            return None
+        alpha = _value_at(self.alpha_pattern, path, self.conv_alpha if kernel else self.alpha)
+        return Target(path, module, rank, alpha, rank_source=source)
 
 
-def select(root: nn.Module, classes: Sequence[str] | None, patterns: Patterns, ranks: Ranks) -> Selection:
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Which fused Linears are adapted slice by slice: by regular expression, and thirds where the name ends in qkv."""
+
+    by_pattern: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    qkv: bool = False
+
+    def sizes(self, path: str, module: Any) -> tuple[int, ...] | None:
+        """The output features of each slice of the layer at `path`, None where it is not split."""
+        if pattern := _first_match(self.by_pattern, path):
+            return tuple(self.by_pattern[pattern])
+        if not (self.qkv and path.endswith("qkv") and hasattr(module, "out_features")):
+            return None
+        third, rest = divmod(module.out_features, 3)
+        if rest:
+            raise ValueError(
+                f"split_qkv: the {module.out_features} outputs of {path} are no three equal slices; "
+                "give their sizes with split_dims"
+            )
+        return (third, third, third)
+
+
+def select(
+    root: nn.Module,
+    classes: Sequence[str] | None,
+    patterns: Patterns,
+    ranks: Ranks,
+    splits: Splits = Splits(),
+) -> Selection:
     """The leaves of the blocks named by `classes` (None: of the whole model) that the patterns let through."""
-    targets: list[Target] = []
+    leaves = dict(named_leaves(root, classes))
+    chosen: list[Target] = []
     skipped: dict[str, str] = {}
-    for path, module in named_leaves(root, classes):
-        reason = patterns.reason_to_skip(path)
-        if reason is None and has_kernel(module) and ranks.conv_dim == 0:
-            reason = "conv_dim is 0"
-        if reason is not None:
+    for path, module in leaves.items():
+        if reason := patterns.reason_to_skip(path):
             skipped[path] = reason
-        elif has_kernel(module):
-            targets.append(Target(path, module, ranks.conv_dim, ranks.conv_alpha))
+        elif target := ranks.target(path, module):
+            chosen.append(target._replace(split_dims=splits.sizes(path, module)))
         else:
-            targets.append(Target(path, module, ranks.dim, ranks.alpha))
-    return Selection(targets, skipped)
+            skipped[path] = "conv_dim is 0"
+    adapted = [target.path for target in chosen]
+    unmatched = {
+        "exclude_patterns": _unmatched(patterns.excludes, leaves),
+        "include_patterns": _unmatched(patterns.includes, leaves),
+        "rank_pattern": _unmatched(ranks.rank_pattern, adapted),
+        "alpha_pattern": _unmatched(ranks.alpha_pattern, adapted),
+        "split_dims": _unmatched(splits.by_pattern, adapted),
+        "split_qkv": _unmatched([".*qkv"] if splits.qkv else [], adapted),
+    }
+    return Selection(
+        chosen,
+        skipped,
+        rescued=[path for path in adapted if patterns.is_rescued(path)],
+        unmatched={option: left for option, left in unmatched.items() if left},
+    )
 
 
 def select_named(
@@ -91,6 +164,7 @@ def select_named(
     ranks: Mapping[str, int],
     alphas: Mapping[str, float | None],
     splits: Mapping[str, Sequence[int] | None],
+    keywords: Mapping[str, Mapping[str, Any]],
 ) -> Selection:
     """The layers whose names are in `ranks`, in the order of the model; raises ValueError for names without one."""
     chosen: list[Target] = []
@@ -99,7 +173,16 @@ def select_named(
         name = module_name(prefix, path)
         if name in ranks:
             split = splits.get(name)
-            chosen.append(Target(path, module, ranks[name], alphas.get(name), tuple(split) if split else None))
+            chosen.append(
+                Target(
+                    path,
+                    module,
+                    ranks[name],
+                    alphas.get(name),
+                    tuple(split) if split else None,
+                    keywords=keywords.get(name, {}),
+                )
+            )
             left.pop(name, None)
     if left:
         some = ", ".join(list(left)[:5])
@@ -107,7 +190,7 @@ def select_named(
             f"{len(left)} of the {len(ranks)} modules of the weights have no layer in the model ({some}): "
             "they are for another model or another naming of it"
         )
-    return Selection(chosen, {})
+    return Selection(chosen, {}, [], {})
 
 
 def module_name(prefix: str, path: str) -> str:
@@ -134,5 +217,14 @@ def has_kernel(module: nn.Module) -> bool:
     return any(size != 1 for size in getattr(module, "kernel_size", ()))
 
 
-def _first_match(patterns: Sequence[str], path: str) -> str | None:
+def _first_match(patterns: Iterable[str], path: str) -> str | None:
     return next((pattern for pattern in patterns if re.fullmatch(pattern, path)), None)
+
+
+def _value_at(values: Mapping[str, _Value], path: str, default: _Value) -> _Value:
+    pattern = _first_match(values, path)
+    return default if pattern is None else values[pattern]
+
+
+def _unmatched(patterns: Iterable[str], paths: Collection[str]) -> list[str]:
+    return [pattern for pattern in patterns if not any(re.fullmatch(pattern, path) for path in paths)]

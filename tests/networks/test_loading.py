@@ -146,6 +146,10 @@ def rename(old, new):
         (lambda w: w | {"lora_unet_blocks_0_img_mod.lora_up.weight": torch.ones(12, 3)}, "rank 4 and up has rank 3"),
         (lambda w: w | {"lora_unet_blocks_0_img_mod.lora_up.weight": torch.ones(13, 4)}, "another model"),
         (lambda w: w | {"extra": torch.ones(1)}, "1 tensor of the weights cannot be used"),
+        (
+            lambda w: w | {"lora_unet_blocks_0_img_mod.lora_up.weight": torch.full((12, 4), torch.nan)},
+            "lora_unet_blocks_0_img_mod.lora_up.weight holds NaN or infinity",
+        ),
         (lambda w: {}, "no LoRA module"),
     ],
 )

@@ -1,0 +1,179 @@
+"""What goes into a network and comes out of it: files, state dicts, and folds into the base."""
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_inspect.evidence import DORA_FLAG, RSLORA_FLAG
+from lora_inspect.scaling import neutral_alpha
+
+from . import loading, reading, saving
+from .file_names import FileNames, Named
+from .pissa import PissaModule
+
+logger = logging.getLogger(__name__)
+
+
+class NetworkWeights(nn.Module):
+    """The weights of a network, whose modules are `unet_loras`.
+
+    `rslora_settled` says that the scale rule is the user's own choice, which weights that say nothing of it need not
+    confirm.
+    """
+
+    unet_loras: list[Any]
+    module_class: Any
+    use_rslora: bool
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rslora_settled = False
+        # What a file says of the options that the network was made with.
+        self.option_metadata: dict[str, str] = {}
+        self._file_names: FileNames | None = None
+
+    def load_weights(self, file: str | os.PathLike[str]) -> Any:
+        """Loads a file; returns torch's missing and unexpected keys.
+
+        Raises ValueError where the file's scale rule, DoRA, modules or shapes are not the network's.
+        """
+        try:
+            weights, metadata = self._from_file(*reading.open_weights(os.fspath(file)))
+            fit = loading.fitted(reading.read(weights, metadata, self._reader), self._expected())
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+        flat: dict[str, Tensor] = {}
+        for lora in self.unet_loras:
+            if lora.lora_name in fit:
+                tensors = lora.from_file(fit[lora.lora_name])
+                flat |= {f"{lora.lora_name}.{key}": tensor for key, tensor in tensors.items()}
+        missing = len(self.unet_loras) - len(fit)
+        if missing:
+            logger.warning(f"{file} has no weights for {missing} of the network's {len(self.unet_loras)} modules")
+        return self.load_state_dict(flat, strict=False)
+
+    def is_mergeable(self) -> bool:
+        """Whether `merge_to` exists."""
+        return True
+
+    def merge_to(
+        self,
+        text_encoders: Any,
+        unet: Any,
+        weights_sd: Mapping[str, Tensor],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        non_blocking: bool = False,
+        safe_merge: bool = False,
+    ) -> None:
+        """Folds `weights_sd` into the base's weights, and disables the modules that are merged.
+
+        The network is one made by `create_*_from_weights` with `for_inference=True`. See `LoRAInfModule.merge_to`
+        for dtype, device and what is refused; the same mismatches raise ValueError as in `load_weights`.
+        """
+        weights, _ = self._from_file(weights_sd, {})
+        fit = loading.fitted(reading.read(weights, reader=self._reader), self._expected())
+        for lora in self._mergeable_loras():
+            if lora.lora_name in fit:
+                lora.merge_to(fit[lora.lora_name], dtype, device, non_blocking, safe_merge)
+        if missing := len(self.unet_loras) - len(fit):
+            logger.warning(f"the weights have nothing for {missing} of the network's {len(self.unet_loras)} modules")
+
+    def save_weights(
+        self, file: str | os.PathLike[str], dtype: torch.dtype | None, metadata: Mapping[str, str] | None
+    ) -> None:
+        """Writes what `load_weights` reads; see `saving.write_weights`."""
+        complete: dict[str, Any] = {**self.option_metadata, **(metadata or {})}
+        if self._is_pissa:
+            complete = saving.at_twice_the_rank(complete, self.use_rslora)
+        named = Named(self._file_tensors(), complete)
+        if self._file_names is not None:
+            named = self._file_names.to_file(named.tensors, complete, self.use_rslora)
+        rslora = self.use_rslora and not named.folded
+        saving.write_weights(os.fspath(file), named.tensors, dtype, named.metadata, rslora)
+
+    def backup_weights(self) -> None:
+        """Keeps the base's weights, for `restore_weights`."""
+        for lora in self._mergeable_loras():
+            lora.backup_weights()
+
+    def pre_calculation(self) -> None:
+        """Folds the modules' own weights into the base."""
+        for lora in self._mergeable_loras():
+            lora.pre_calculation()
+
+    def restore_weights(self) -> None:
+        """Puts the kept weights back, bit for bit."""
+        for lora in self._mergeable_loras():
+            lora.restore_weights()
+
+    def _mergeable_loras(self) -> list[Any]:
+        if not all(hasattr(lora, "merge_to") for lora in self.unet_loras):
+            raise TypeError("a training network does not merge; create one from the weights with for_inference=True")
+        return self.unet_loras
+
+    @property
+    def _reader(self) -> reading.FactorReader | None:
+        return getattr(self.module_class, "reader", None)
+
+    def name_files(self, names: FileNames) -> None:
+        """Uses `names` in files and in weights to merge; inside, modules keep theirs.
+
+        Raises ValueError where a file would have no name for a tensor.
+        """
+        names.check(self._file_tensors())
+        self._file_names = names
+
+    def _from_file(
+        self, weights: Mapping[str, Tensor], metadata: Mapping[str, str]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+        if self._file_names is None:
+            return weights, metadata
+        named = self._file_names.from_file(weights, metadata, self._file_tensors(), self.use_rslora)
+        return named.tensors, named.metadata
+
+    def _expected(self) -> loading.Expected:
+        return loading.Expected(
+            rslora=self.use_rslora,
+            settled=self.rslora_settled,
+            shapes={key: tensor.shape for key, tensor in self._file_tensors().items() if "." in key},
+            dora={lora.lora_name for lora in self.unet_loras if getattr(lora, "use_dora", False)},
+            alpha_of=lambda rank: neutral_alpha(rank, self.use_rslora),
+            pissa=self._is_pissa,
+        )
+
+    @property
+    def _is_pissa(self) -> bool:
+        return self.module_class is PissaModule
+
+    def _file_tensors(self) -> dict[str, Tensor]:
+        """The state dict in the form that a file has."""
+        tensors = {key: tensor for key, tensor in self.state_dict().items() if "." not in key}
+        for lora in self.unet_loras:
+            tensors |= {f"{lora.lora_name}.{key}": tensor for key, tensor in lora.file_tensors().items()}
+        return tensors
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # The flags describe this network and are not to be changed by a file; they may be there or not.
+        rslora, _ = (state_dict.pop(prefix + flag, None) for flag in (RSLORA_FLAG, DORA_FLAG))
+        if rslora is not None and bool(rslora) != self.use_rslora:
+            error_msgs.append(f"RS-LoRA flag mismatch: the network has use_rslora={self.use_rslora}")
+        error_msgs.extend(loading.magnitude_errors(state_dict, prefix, self.unet_loras))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        flags = (prefix + RSLORA_FLAG, prefix + DORA_FLAG)
+        missing_keys[:] = [key for key in missing_keys if key not in flags]
