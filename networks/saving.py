@@ -16,6 +16,7 @@ from lora_inspect.scaling import RANK_STABILISED, STANDARD, alpha_growth
 from lora_inspect.writer import TensorPlan
 
 NETWORK_KEY = "lora_inspect.network"
+_OWN_INIT = "lora_inspect.init_lora_weights"
 _INIT, _RANK_PATTERN, _ALPHA_PATTERN = "ss_init_lora_weights", "ss_rank_pattern", "ss_alpha_pattern"
 
 # A magnitude rounded to half precision would move a whole row by up to 0.2%, as much as training moves it.
@@ -48,6 +49,9 @@ def at_twice_the_rank(metadata: Mapping[str, Any], rslora: bool) -> dict[str, An
     """The metadata of a PiSSA network, ranks and alphas as its file has them: initial factors included."""
     growth = alpha_growth(2, rslora)
     grown = {**metadata, INITIAL_FACTORS_KEY: INCLUDED}
+    # Programs that know the trainers' key refuse the file for it, which is a plain LoRA by now.
+    if init := grown.pop(_INIT, None):
+        grown[_OWN_INIT] = init
     for key, factor in (("ss_network_dim", 2), ("ss_network_alpha", growth)):
         if key in grown:
             grown[key] = _times(grown[key], factor)

@@ -129,7 +129,8 @@ def test_the_file_merges_into_the_original_base(make_model, tmp_path, rslora, al
 
     with safe_open(file, "pt") as opened:
         stored = opened.metadata()
-    assert stored["ss_init_lora_weights"] == "pissa"
+    assert stored["lora_inspect.init_lora_weights"] == "pissa"
+    assert "ss_init_lora_weights" not in stored
     assert stored["lora_inspect.initial_factors"] == "included"
     assert float(stored["ss_network_dim"]) == 8
 
