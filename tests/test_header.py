@@ -21,7 +21,8 @@ def one(dtype="F32", shape=(2,), offsets=(0, 8), **more):
 
 
 def test_reads_what_the_library_writes(tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     file = str(tmp_path / "a.safetensors")
     tensors = {"b": torch.ones(2, 3, dtype=torch.bfloat16), "a": torch.zeros(()), "none": torch.zeros(0, 4)}
     save_file(tensors, file, {"format": "pt", "é": "日本"})

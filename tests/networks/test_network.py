@@ -330,7 +330,8 @@ def test_backup_and_restore_of_a_whole_network(make_model):
 
 
 def test_accelerate_saves_and_loads_its_state(make_model, tmp_path):
-    accelerate = pytest.importorskip("accelerate")
+    import accelerate
+
     accelerator = accelerate.Accelerator(cpu=True)
     model = make_model()
     x = torch.randn(2, 8, 12)

@@ -1,6 +1,7 @@
 """The calls that trainers make, in their order and spelling, from a trainer's folder in each way to start it."""
 
 import argparse
+import importlib
 import os
 import subprocess
 import sys
@@ -103,7 +104,7 @@ def train(accelerator, module, network_args, transformer, folder, base_weights=N
 
 @pytest.mark.parametrize("options", [{}, NET_ARGS], ids=["lora", "all"])
 def test_a_run_of_musubi_tuner(transformer, tmp_path, options):
-    accelerator = pytest.importorskip("accelerate").Accelerator(cpu=True)
+    accelerator = importlib.import_module("accelerate").Accelerator(cpu=True)
     before = {key: tensor.clone() for key, tensor in transformer.state_dict().items()}
     network, losses, file = train(accelerator, lora_wan, options, transformer, tmp_path)
     assert losses[-1] < losses[0]
