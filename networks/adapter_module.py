@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lora_inspect.scaling import neutral_alpha, scale_of
 
 from .arguments import read_probability
+from .base_weight import is_sharded
 from .dropout import draws_skip
 
 
@@ -66,7 +67,21 @@ class AdapterModule(nn.Module):
         active = self.enabled and self.multiplier != 0
         if not active or (self.training and draws_skip(self.module_dropout)):
             return self.org_forward(input)
+        self._refuse_shards()
         return self.adapted(input)
+
+    def _refuse_shards(self) -> None:
+        """Raises RuntimeError where this process holds a part of the factors or of the weight only."""
+        if is_sharded(self.org_module.weight):
+            raise RuntimeError(
+                f"{self.lora_name}: the base's weight is sharded while the layer runs, as tensor parallelism does; "
+                "shard the base with fully_shard, which gathers it for each block's forward"
+            )
+        if any(is_sharded(parameter) for parameter in self.parameters()):
+            raise RuntimeError(
+                f"{self.lora_name}: the adapter is sharded, but nothing calls the network's own forward, which would "
+                "gather it; shard the base alone and average the gradients, or shard a module that holds both"
+            )
 
     def adapted(self, input: Tensor) -> Tensor:
         """The output with the change in it."""

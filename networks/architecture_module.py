@@ -20,7 +20,7 @@ from .file_names import FileNames
 from .layers import LoRAModule
 from .merging import LoRAInfModule
 from .network import LoRANetwork
-from .targets import named_leaves
+from .targets import class_name, named_leaves
 
 _LORA_ALONE = (
     "use_rslora",
@@ -208,7 +208,7 @@ def _pop_architecture(kwargs: dict[str, Any], unet: nn.Module) -> Architecture:
     name = kwargs.pop("architecture", None)
     if name is not None:
         return by_option(str(name))
-    return family_of({type(module).__name__ for module in unet.modules()}, [path for path, _ in named_leaves(unet)])
+    return family_of({class_name(module) for module in unet.modules()}, [path for path, _ in named_leaves(unet)])
 
 
 def _parse(

@@ -40,6 +40,7 @@ class NetworkArguments:
     module_dropout: float | None = None
     conv_dim: int | None = None
     conv_alpha: float | None = None
+    enable_conv2d: bool = True
     rank_pattern: Mapping[str, int] | None = None
     alpha_pattern: Mapping[str, float] | None = None
     split_dims: Mapping[str, tuple[int, ...]] | None = None
@@ -244,6 +245,7 @@ _OPTIONS = {
     "module_dropout": Option(read_probability),
     "conv_dim": Option(read_count),
     "conv_alpha": Option(read_float),
+    "enable_conv2d": Option(read_bool, True),
     "rank_pattern": Option(read_rank_pattern),
     "alpha_pattern": Option(read_alpha_pattern),
     "split_dims": Option(read_split_dims),

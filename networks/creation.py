@@ -20,6 +20,7 @@ DEFAULT_RANK = 4
 # Options that choose layers and how their factors start, which the weights have settled already.
 _SETTLED = (
     "conv_dim",
+    "enable_conv2d",
     "conv_alpha",
     "exclude_patterns",
     "include_patterns",
@@ -72,6 +73,7 @@ def create_network(
         module_dropout=options.module_dropout,
         conv_lora_dim=options.conv_dim,
         conv_alpha=options.conv_alpha,
+        enable_conv2d=options.enable_conv2d,
         module_class=module_class or LoRAModule,
         module_kwargs=module_kwargs,
         exclude_patterns=options.exclude_patterns,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .adapter_module import AdapterModule
-from .base_weight import PLAIN_DTYPES, true_weight
+from .base_weight import PLAIN_DTYPES, is_sharded, true_weight
 
 
 class FoldableModule(AdapterModule):
@@ -35,12 +35,14 @@ class FoldableModule(AdapterModule):
 
         Computed on `device` in float32 or better, rounded to `dtype` where one is given, and stored in the weight's
         own dtype. A multiplier of 0 leaves the weight as it is. Afterwards the module is disabled, as its change is
-        in the weight. Raises ValueError for a weight that is no plain float, a missing magnitude, factors of
+        in the weight. Raises ValueError for a weight that is sharded or no plain float, a missing magnitude, factors of
         another shape and, with `safe_merge`, for a result that is not finite.
         """
         if self.multiplier == 0:
             return
         weight: Tensor = self.org_module.weight
+        if is_sharded(weight):
+            raise ValueError(f"{self.lora_name}: the base's weight is sharded; merge before the model is")
         if weight.dtype not in PLAIN_DTYPES:
             raise ValueError(f"{self.lora_name}: the base is stored as {weight.dtype}, which no change can be added to")
         working = torch.promote_types(weight.dtype, torch.float32)

@@ -55,6 +55,7 @@ class LoRANetwork(NetworkWeights):
         use_rslora: bool = False,
         use_dora: bool = False,
         init_lora_weights: str = arguments.KAIMING,
+        enable_conv2d: bool = True,
         rank_pattern: Mapping[str, int] | None = None,
         alpha_pattern: Mapping[str, float] | None = None,
         default_exclude_patterns: Sequence[str] = (),
@@ -93,6 +94,7 @@ class LoRANetwork(NetworkWeights):
                     alpha if conv_alpha is None else conv_alpha,
                     self.rank_pattern,
                     self.alpha_pattern,
+                    enable_conv2d,
                 ),
                 Splits(arguments.read_split_dims("split_dims", split_dims or {}), split_qkv),
             )

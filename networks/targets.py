@@ -79,7 +79,8 @@ class Ranks:
     """Rank and alpha of Linear layers and 1x1 convolutions, and those of convolutions with a larger kernel.
 
     The first of `rank_pattern` and `alpha_pattern` that matches a whole dotted path goes before both. A `conv_dim`
-    of 0 leaves convolutions with a kernel alone, unless a rank pattern names them.
+    of 0 leaves convolutions with a kernel alone, unless a rank pattern names them; without `enable_conv2d` no
+    convolution is adapted.
     """
 
     dim: int
@@ -88,6 +89,7 @@ class Ranks:
     conv_alpha: float | None
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    enable_conv2d: bool = True
 
     def target(self, path: str, module: nn.Module) -> Target | None:
         """The layer at `path` with its rank and alpha, or None where conv_dim leaves it alone."""
@@ -137,6 +139,8 @@ def select(
     for path, module in leaves.items():
         if reason := patterns.reason_to_skip(path):
             skipped[path] = reason
+        elif not ranks.enable_conv2d and hasattr(module, "kernel_size"):
+            skipped[path] = "enable_conv2d is False"
         elif target := ranks.target(path, module):
             chosen.append(target._replace(split_dims=splits.sizes(path, module)))
         else:
@@ -202,14 +206,20 @@ def named_leaves(root: nn.Module, classes: Sequence[str] | None = None) -> Itera
     """(dotted path, layer) of each adaptable layer inside a block whose class name is in `classes`, each once."""
     seen: set[nn.Module] = set()
     for path, block in root.named_modules():
-        if classes is not None and type(block).__name__ not in classes:
+        if classes is not None and class_name(block) not in classes:
             continue
         for leaf_path, leaf in block.named_modules(prefix=path):
-            if type(leaf).__name__ in LEAF_CLASSES and leaf not in seen:
+            if class_name(leaf) in LEAF_CLASSES and leaf not in seen:
                 seen.add(leaf)
                 yield leaf_path, leaf
         if classes is None:
             return
+
+
+def class_name(module: nn.Module) -> str:
+    """The name of the module's class, without what FSDP2's fully_shard puts in front of it."""
+    name = type(module).__name__
+    return name.removeprefix("FSDP") if hasattr(module, "unshard") else name
 
 
 def has_kernel(module: nn.Module) -> bool:

@@ -109,6 +109,12 @@ def test_a_rank_pattern_reaches_convolutions_that_conv_dim_leaves_alone(make_mod
     assert found["blocks_1_conv"].lora_dim == 3
 
 
+def test_without_enable_conv2d_no_convolution_is_adapted(make_model):
+    found = modules_of(create(make_model(), enable_conv2d="False", rank_pattern={".*conv": 3}))
+    assert not [name for name in found if name.endswith(("_conv", "_point"))]
+    assert "blocks_0_attn_to_q" in found
+
+
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize(
     "pattern",
