@@ -15,6 +15,8 @@ from lora_inspect.problems import INCLUDED, INITIAL_FACTORS_KEY
 from lora_inspect.scaling import RANK_STABILISED, STANDARD, alpha_growth
 from lora_inspect.writer import TensorPlan
 
+from .base_weight import is_sharded
+
 NETWORK_KEY = "lora_inspect.network"
 _OWN_INIT = "lora_inspect.init_lora_weights"
 _INIT, _RANK_PATTERN, _ALPHA_PATTERN = "ss_init_lora_weights", "ss_rank_pattern", "ss_alpha_pattern"
@@ -72,8 +74,14 @@ def write_weights(
 
     Alphas and magnitudes stay float32 and flags bool. A .safetensors file appears complete or not at all, and
     carries `metadata`, the hashes of its tensors, the scale rule and this package's version; any other name is
-    written by torch.save, which has no place for them. Raises LoraInspectError where the file cannot be written.
+    written by torch.save, which has no place for them. Raises LoraInspectError where the file cannot be written, and
+    RuntimeError where this process holds a part of the tensors only.
     """
+    if any(is_sharded(tensor) for tensor in tensors.values()):
+        raise RuntimeError(
+            f"{file}: the network is sharded; call full_tensor() on its state dict in every process, load that into a "
+            "network that is not sharded, and save it"
+        )
     cast = {key: _cast(key, tensor, dtype) for key, tensor in tensors.items()}
     if not file.endswith(".safetensors"):
         torch.save(cast, file)
