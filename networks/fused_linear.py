@@ -42,6 +42,15 @@ def fused_linear(
     return output
 
 
+def fused_gain(output: Tensor, change: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
+    """`linear_product.scaled_sum` for a base whose forward is its own affair: it cannot be computed again.
+
+    One tensor of the output's size and dtype is kept for the backward pass, and none in float32.
+    """
+    result: Tensor = _FusedGain.apply(output, change, gain, bias)  # type: ignore[no-untyped-call]
+    return result
+
+
 class _Operands(NamedTuple):
     """What the backward pass needs, whether it works on all of the output's columns or on some."""
 
@@ -132,6 +141,36 @@ class _KeptOutput(torch.autograd.Function):
         if output._version <= ctx.version:
             fused.output = output.detach()
         return gradient
+
+
+class _FusedGain(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, change: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
+        total = linear_product.unbiased_sum(output, change, gain, bias)
+        kept = total.to(output.dtype)
+        ctx.save_for_backward(kept, gain)
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (output, change, bias)]
+        out = None if kept is total else total
+        return linear_product.rescale(total, gain, bias, out).to(output.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        total, gain = ctx.saved_tensors
+        of_output, of_change, of_bias = ctx.dtypes
+        of_gain = None
+        needs_output, needs_change, needs_gain, needs_bias = ctx.needs_input_grad
+        if needs_gain and gain.dim() == 1:
+            of_gain = _column_products(gradient.flatten(0, -2), total.flatten(0, -2), None, gain.dtype)
+        elif needs_gain:
+            of_gain = (gradient.to(gain.dtype) * total).sum_to_size(gain.shape)
+        scaled = gradient * gain
+        return (
+            scaled.to(of_output) if needs_output else None,
+            scaled.to(of_change) if needs_change else None,
+            of_gain,
+            (gradient - scaled).sum_to_size(gain.shape).to(of_bias) if needs_bias else None,
+        )
 
 
 def _input_gradient(gradient: Tensor, weight: Tensor, gain: Tensor | None, of_hidden: Tensor, down: Tensor) -> Tensor:

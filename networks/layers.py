@@ -19,7 +19,7 @@ from .arguments import KAIMING, ORTHOGONAL
 from .base_weight import PLAIN_DTYPES
 from .dora_layer import DoRALayer
 from .dropout import drop_ranks
-from .fused_linear import fused_linear
+from .fused_linear import fused_gain, fused_linear
 
 
 class Factor(NamedTuple):
@@ -145,9 +145,9 @@ class LoRAModule(AdapterModule):
         # Over the positions of a convolution's output, which stand behind its channels.
         per_output = (-1, *[1] * (-1 - self._rank_axis))
         gain = self._gain().view(per_output)
-        bias = None if base.bias is None else base.bias.to(gain.dtype).view(per_output)
-        total = output + change.to(gain.dtype)
-        return linear_product.rescale(total if bias is None else total - bias, gain, bias).to(output.dtype)
+        bias = None if base.bias is None else base.bias.view(per_output)
+        combine = linear_product.scaled_sum if _is_traced() else fused_gain
+        return combine(output, change, gain, bias)
 
     def _adapted_plain(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         tokens = input.reshape(-1, input.shape[-1])

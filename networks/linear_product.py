@@ -58,6 +58,17 @@ def dora_linear(
     return rescale(total, gain, bias, None if differentiable else total).to(weight.dtype)
 
 
+def scaled_sum(output: Tensor, change: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
+    """gain · (output - bias + change) + bias, rounded to the dtype of `output`; summed in that of `gain`."""
+    return rescale(unbiased_sum(output, change, gain, bias), gain, bias).to(output.dtype)
+
+
+def unbiased_sum(output: Tensor, change: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
+    """output - bias + change, in the dtype of `gain`."""
+    total = output + change.to(gain.dtype)
+    return total if bias is None else total - bias.to(gain.dtype)
+
+
 def rescale(total: Tensor, gain: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
     """gain · total + bias, in the dtype of `total`."""
     gain = gain.to(total.dtype)
