@@ -7,7 +7,8 @@ A step is forward, backward and AdamW over a chain of Linear layers, in float32 
 is its forward and the gradient of its input. Every round runs each of them once, in an order that rotates, and
 ratios are taken within a round: the machine may drift, the medians of the ratios hardly do. With one thread it is
 the process's own time that counts, which neighbours on a busy machine leave alone; two threads wait for each other.
-Prints the table, and what is kept for the backward pass. Exits with 1 where a limit is exceeded.
+Prints the table, and what is kept for the backward pass. Exits with 1 where a limit, which is for float32, is
+exceeded.
 """
 
 import argparse
@@ -147,7 +148,7 @@ def main() -> None:
     ]
     for name, found, limit in limits:
         print(f"{name}: {found:.3f} (limit {limit})")
-    sys.exit(any(found > limit for _, found, limit in limits))
+    sys.exit(arguments.dtype == torch.float32 and any(found > limit for _, found, limit in limits))
 
 
 if __name__ == "__main__":

@@ -161,7 +161,8 @@ class _FusedGain(torch.autograd.Function):
         of_gain = None
         needs_output, needs_change, needs_gain, needs_bias = ctx.needs_input_grad
         if needs_gain and gain.dim() == 1:
-            of_gain = _column_products(gradient.flatten(0, -2), total.flatten(0, -2), None, gain.dtype)
+            width = gain.shape[0]
+            of_gain = _column_products(gradient.reshape(-1, width), total.reshape(-1, width), None, gain.dtype)
         elif needs_gain:
             of_gain = (gradient.to(gain.dtype) * total).sum_to_size(gain.shape)
         scaled = gradient * gain

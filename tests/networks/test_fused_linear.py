@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from networks import linear_product
-from networks.fused_linear import fused_linear
+from networks.fused_linear import fused_gain, fused_linear
 from networks.layers import LoRAModule
 from networks.linear_product import Product
 
@@ -129,7 +129,24 @@ def test_functional_transforms_see_single_operations():
     assert torch.allclose(derivative, base(x + direction) - base(x), atol=1e-4)
 
 
-def kept_bytes(dtype, tokens, **options):
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("shape", "gain"), [((3, 7, 5), (5,)), ((5,), (5,)), ((2, 5, 3, 4), (5, 1, 1))])
+def test_a_gain_on_the_output_of_a_base_that_is_only_called(shape, gain, bias):
+    tensors = {
+        "output": torch.randn(shape, dtype=torch.float64).requires_grad_(),
+        "change": torch.randn(shape, dtype=torch.float64).requires_grad_(),
+        "gain": torch.rand(gain, dtype=torch.float64).requires_grad_(),
+        "bias": torch.randn(gain, dtype=torch.float64).requires_grad_() if bias else None,
+    }
+    fused, composed = fused_gain(**tensors), linear_product.scaled_sum(**tensors)
+    assert torch.equal(fused, composed)
+    upstream = torch.randn_like(composed)
+    assert_same_gradients(
+        gradients_of(fused.relu_(), tensors, upstream), gradients_of(composed.relu(), tensors, upstream)
+    )
+
+
+def kept_bytes(dtype, tokens, autocast=False, **options):
     """Bytes that a forward pass keeps beside its input, its output and the parameters."""
     base = nn.Linear(256, 512).to(dtype).requires_grad_(False)
     module = LoRAModule("x", base, 1.0, 8, **options)
@@ -142,7 +159,8 @@ def kept_bytes(dtype, tokens, **options):
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    watched = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with watched, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         output = base(input)
     for tensor in (input, output, *base.parameters(), *module.parameters()):
         kept.pop(tensor.untyped_storage().data_ptr(), None)
@@ -155,6 +173,11 @@ def test_dora_keeps_a_few_numbers_for_each_output_and_nothing_for_each_token(dty
     lora = kept_bytes(dtype, tokens)
     assert lora == 4 * tokens * 8
     assert kept_bytes(dtype, tokens, use_dora=True) - lora <= 3 * 4 * 512
+
+
+def test_under_autocast_dora_keeps_what_its_gain_multiplies_as_wide_as_the_output():
+    lora, dora = (kept_bytes(torch.bfloat16, 256, autocast=True, use_dora=use_dora) for use_dora in (False, True))
+    assert dora - lora <= 2 * 256 * 512 + 3 * 4 * 512
 
 
 def test_the_norm_never_holds_a_float32_copy_of_a_half_precision_weight(monkeypatch):
