@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from lora_inspect import schemes
 from lora_inspect.adapter import Adapter
-from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.patterns import counterparts
 from lora_inspect.base_names import BASE_PREFIXES, is_weight
 from lora_inspect.checkpoint import Checkpoint
@@ -14,6 +13,7 @@ from lora_inspect.contribution import Contribution, Module
 from lora_inspect.dtypes import PLAIN_FLOATS
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.header import TensorInfo
+from lora_inspect.identify import described, identify_adapter, identify_base
 
 # Tensors beside a weight that make its entries codes instead of values.
 _SCALE_SUFFIXES = (
@@ -42,7 +42,7 @@ def match(adapter: Adapter, base: Checkpoint, only: str | None = None) -> Matchi
         present = ", ".join(sorted({module.name.component for module in adapter.modules.values()}))
         raise LoraInspectError(f"{adapter.checkpoint.path}: it has no component {only}; it has {present}.")
     weights = [info for info in base.tensors.values() if is_weight(info)]
-    detection = _identify(adapter)
+    detection = identify_adapter(adapter)
     same = detection.architecture.same if detection else ()
     kinds = {(module.name.scheme, module.name.component, module.name.prefix) for module in modules}
     tables = {kind: _names(weights, *kind, same) for kind in kinds}
@@ -200,16 +200,8 @@ def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:end]
 
 
-def _identify(adapter: Adapter) -> Detection | None:
-    from lora_inspect.identify import identify_adapter  # names and widths are enough; no other step needs it
-
-    return identify_adapter(adapter)
-
-
 def _difference(adapter: Adapter, base: Checkpoint) -> str:
     """Why shapes do not fit, where the names and widths tell it."""
-    from lora_inspect.identify import described, identify_adapter, identify_base  # only an error needs it
-
     ours, theirs = identify_adapter(adapter), identify_base(base)
     if ours and theirs and described(ours) != described(theirs):
         return f"this is an adapter of {described(ours)} on a base of {described(theirs)}"

@@ -2,7 +2,12 @@
 
 from collections.abc import Collection, Mapping
 
+from lora_inspect.evidence import DORA_FLAG, RSLORA_FLAG
 from lora_inspect.json_text import parse_json
+from lora_inspect.peft_config import EMBEDDED_KEY
+
+# Our own training network, with its version.
+NETWORK_KEY = "lora_inspect.network"
 
 # `ss_base_model_version` values that musubi-tuner writes and sd-scripts does not.
 _MUSUBI_MODELS = (
@@ -13,9 +18,9 @@ _MUSUBI_MODELS = (
 
 def find_trainer(metadata: Mapping[str, str], keys: Collection[str], has_peft_config: bool) -> str | None:
     """The name of the program, or None where nothing tells."""
-    if metadata.get("lora_inspect.network"):
+    if metadata.get(NETWORK_KEY):
         return "lora-inspect networks"
-    if "use_rslora_flag" in keys or "use_dora_flag" in keys or "lokr_factor" in keys:
+    if RSLORA_FLAG in keys or DORA_FLAG in keys or "lokr_factor" in keys:
         return "blissful-tuner"
     module = metadata.get("ss_network_module", "")
     if module.startswith("lycoris"):
@@ -28,7 +33,7 @@ def find_trainer(metadata: Mapping[str, str], keys: Collection[str], has_peft_co
         return "musubi-tuner"
     if module.startswith("networks.") or "ss_sd_scripts_commit_hash" in metadata:
         return "sd-scripts"
-    if "lora_adapter_metadata" in metadata:
+    if EMBEDDED_KEY in metadata:
         return "diffusers"
     return "PEFT" if has_peft_config else None
 

@@ -13,11 +13,11 @@ from lora_inspect.evidence import SCALE_KEY
 from lora_inspect.hashes import sshs_hashes
 from lora_inspect.problems import INCLUDED, INITIAL_FACTORS_KEY
 from lora_inspect.scaling import RANK_STABILISED, STANDARD, alpha_growth
+from lora_inspect.trainers import NETWORK_KEY
 from lora_inspect.writer import TensorPlan
 
 from .base_weight import is_sharded
 
-NETWORK_KEY = "lora_inspect.network"
 _OWN_INIT = "lora_inspect.init_lora_weights"
 _INIT, _RANK_PATTERN, _ALPHA_PATTERN = "ss_init_lora_weights", "ss_rank_pattern", "ss_alpha_pattern"
 

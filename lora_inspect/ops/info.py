@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from lora_inspect.adapter import Adapter, Overrides, read_adapter
 from lora_inspect.architectures.detection import Detection
+from lora_inspect.base_names import is_weight
 from lora_inspect.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.contribution import Contribution
 from lora_inspect.identify import identify_adapter, identify_base
@@ -107,10 +108,7 @@ def _module_record(contribution: Contribution) -> dict[str, Any]:
 def _kind(adapter: Adapter) -> str:
     if adapter.modules or adapter.problems:  # only an adapter, a broken one too, has something to be wrong
         return ADAPTER
-    matrices = sum(
-        len(info.shape) > 1 and info.name.endswith(".weight") for info in adapter.checkpoint.tensors.values()
-    )
-    return BASE if matrices else OTHER
+    return BASE if any(map(is_weight, adapter.checkpoint.tensors.values())) else OTHER
 
 
 def _parameters(info: FileInfo) -> int:
