@@ -1,9 +1,7 @@
 """Folds adapters into a base, one weight after the other, streamed from disk to disk."""
 
-import json
 import math
 import os
-import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,21 +10,14 @@ from typing import Any
 
 from lora_inspect import dora
 from lora_inspect.adapter import Adapter, Overrides, read_adapter
-from lora_inspect.checkpoint import Checkpoint, open_checkpoint, read_json
-from lora_inspect.contribution import Contribution
-from lora_inspect.dtypes import PLAIN_FLOATS
+from lora_inspect.base_folder import copy_side_files, output_names
+from lora_inspect.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.header import TensorInfo
+from lora_inspect.folded_weights import Change, Folding, write_folded
 from lora_inspect.matching import accept_unmatched, match
 from lora_inspect.metadata import describe_file, merged_metadata
 from lora_inspect.outputs import check_output, check_replaceable, new_folder
 from lora_inspect.progress import Progress, silent
-from lora_inspect.writer import TensorPlan, Writer, in_file_order
-
-# A block of rows that stays in the second-level cache while it is folded: 4 MB in float32.
-BLOCK_ELEMENTS = 1 << 20
-# What a base folder may hold beside the merged set that would still be the unmerged weights.
-_OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +29,6 @@ class MergeOptions:
     allow_unmatched: bool = False
     dora_rule: str | None = None
     overrides: Overrides = field(default_factory=Overrides)
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One contribution with the strength and the source that it comes with."""
-
-    contribution: Contribution
-    multiplier: float
-    adapter: Adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +106,12 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     """
     started = time.perf_counter()
     check_merge_output(plan, output, force)
+    folding = Folding(plan.changes, plan.options.dtype, plan.options.dora_rule)
     if plan.base.root is not None:
         with new_folder(output) as folder:
-            counts = _write_folder(plan, folder, progress)
+            counts = _write_folder(plan, folder, folding, progress)
     else:
-        counts = _write_file(plan, plan.base.files[0], output, progress)
+        counts = _write_file(plan, plan.base.files[0], output, folding, progress)
     return MergeResult(
         output=output,
         modules_merged=plan.modules,
@@ -147,108 +130,22 @@ def check_merge_output(plan: MergePlan, output: str, force: bool) -> None:
     inputs = [path for adapter, _ in plan.adapters for path in adapter.checkpoint.paths]
     check_output(output, [*plan.base.paths, *inputs], force, folder=is_folder)
     if is_folder:
-        check_replaceable(output, [os.path.basename(file) for file in plan.base.files] + _side_files(plan.base))
+        check_replaceable(output, output_names(plan.base))
 
 
-def _write_file(plan: MergePlan, file: str, output: str, progress: Progress) -> Counter[str]:
-    from lora_inspect.tensor_reader import RowBlocks
-
-    blocks = RowBlocks(BLOCK_ELEMENTS)
-    infos = {info.name: info for info in plan.base.tensors.values() if info.file == file}
-    plans = in_file_order(
-        TensorPlan(info.name, _output_dtype(info, plan.options), info.shape) for info in infos.values()
-    )
-    metadata = merged_metadata(plan.base.file_metadata[file], _sources(plan))
-    with Writer(output, plans, metadata) as writer:
-        for target in plans:
-            info = infos[target.name]
-            changes = [change for change in plan.changes.get(info.name, ()) if change.multiplier != 0]
-            if not changes and target.dtype == info.dtype:
-                writer.copy(info)
-            else:
-                writer.write(info.name, _folded_rows(info, changes, plan, target.dtype, blocks))
-            progress(info.nbytes)
-    return Counter(target.dtype for target in plans)
-
-
-def _folded_rows(
-    info: TensorInfo, changes: Sequence[Change], plan: MergePlan, dtype: str, blocks: Any
-) -> Iterator[memoryview]:
-    """The rows of a weight with every change folded in, rounded once, as bytes in order."""
-    from lora_inspect.tensor_reader import working_dtype
-
-    folds = [_load_fold(change, plan.options.dora_rule, working_dtype(info)) for change in changes]
-    for position, fold in enumerate(folds):
-        if fold.needs_norm_pass:
-            for start, block in blocks.read(info):
-                for earlier in folds[:position]:
-                    earlier.apply(block, start)
-                fold.observe(block, start)
-    for start, block in blocks.read(info):
-        for fold in folds:
-            fold.apply(block, start)
-        data, rounded = blocks.bytes_of(block, dtype)
-        _check_finite(rounded, info, changes, dtype)
-        yield data
-
-
-def _load_fold(change: Change, rule: str | None, dtype: Any) -> Any:
-    from lora_inspect.fold import Fold
-    from lora_inspect.tensor_reader import load
-
-    contribution = change.contribution
-    tensors = {role: load(info).to(dtype) for role, info in contribution.factors.items()}
-    if contribution.magnitude:
-        tensors["magnitude"] = load(contribution.magnitude.info).to(dtype)
-    return Fold.of(contribution, tensors, change.multiplier, rule)
-
-
-def _check_finite(rounded: Any, info: TensorInfo, changes: Sequence[Change], dtype: str) -> None:
-    from lora_inspect.tensor_reader import first_non_finite
-
-    value = first_non_finite(rounded)
-    if value is None:
-        return
-    if not changes:
-        raise LoraInspectError(f"{info.file}: {info.name} has {value} as {dtype}; choose another --dtype.")
-    module, source = changes[-1].contribution.module.key, changes[-1].adapter.checkpoint.path
-    raise LoraInspectError(
-        f"{source}: folding {module} into {info.name} gives {value} in {dtype}; lower the multiplier, choose another "
-        "--dtype, or repair the file that holds non-finite numbers."
-    )
-
-
-def _write_folder(plan: MergePlan, folder: str, progress: Progress) -> Counter[str]:
+def _write_folder(plan: MergePlan, folder: str, folding: Folding, progress: Progress) -> Counter[str]:
     counts: Counter[str] = Counter()
     for file in plan.base.files:
-        counts += _write_file(plan, file, os.path.join(folder, os.path.basename(file)), progress)
-    for name in _side_files(plan.base):
-        shutil.copyfile(os.path.join(plan.base.root or os.curdir, name), os.path.join(folder, name))
-    if plan.base.index_path:
-        index = read_json(plan.base.index_path)
-        total = sum(
-            TensorPlan(info.name, _output_dtype(info, plan.options), info.shape).nbytes
-            for info in plan.base.tensors.values()
-        )
-        known = index.get("metadata")
-        index["metadata"] = {**(known if isinstance(known, dict) else {}), "total_size": total}
-        with open(os.path.join(folder, os.path.basename(plan.base.index_path)), "w", encoding="utf-8") as handle:
-            json.dump(index, handle, indent=2)
+        counts += _write_file(plan, file, os.path.join(folder, os.path.basename(file)), folding, progress)
+    weight_bytes = sum(folding.output(info).nbytes for info in plan.base.tensors.values())
+    copy_side_files(plan.base, folder, weight_bytes)
     return counts
 
 
-def _side_files(base: Checkpoint) -> list[str]:
-    """Names of the files beside the weights: configuration, tokenizer, index."""
-    root = base.root or os.curdir
-    return [
-        name
-        for name in sorted(os.listdir(root))
-        if os.path.isfile(os.path.join(root, name)) and not name.lower().endswith(_OTHER_WEIGHTS)
-    ]
-
-
-def _output_dtype(info: TensorInfo, options: MergeOptions) -> str:
-    return options.dtype if options.dtype and info.dtype in PLAIN_FLOATS else info.dtype
+def _write_file(plan: MergePlan, file: str, output: str, folding: Folding, progress: Progress) -> Counter[str]:
+    infos = [info for info in plan.base.tensors.values() if info.file == file]
+    metadata = merged_metadata(plan.base.file_metadata[file], _sources(plan))
+    return write_folded(output, infos, folding, metadata, progress)
 
 
 def _check_kinds(base: Checkpoint, adapters: Sequence[Adapter]) -> None:
