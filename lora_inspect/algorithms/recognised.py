@@ -1,14 +1,28 @@
 """Algorithms known by the names of their tensors, so that a file that uses one is refused by the right name."""
 
-from lora_inspect.algorithms.record import Algorithm
+from collections.abc import Callable
+
+from lora_inspect.algorithms import features as told
+from lora_inspect.algorithms.record import Algorithm, Factors, Features
 
 
-def _named(name: str, title: str, *suffixes: str) -> Algorithm:
-    return Algorithm(name=name, title=title, suffixes={suffix: suffix.lstrip(".") for suffix in suffixes})
+def _named(name: str, title: str, *suffixes: str, features: Callable[[Factors], Features] | None = None) -> Algorithm:
+    roles = {suffix: suffix.lstrip(".") for suffix in suffixes}
+    return Algorithm(name=name, title=title, suffixes=roles, features=features)
 
 
 RECOGNISED = (
-    _named("loha", "LoHa", ".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2"),
+    _named(
+        "loha",
+        "LoHa",
+        ".hada_w1_a",
+        ".hada_w1_b",
+        ".hada_w2_a",
+        ".hada_w2_b",
+        ".hada_t1",
+        ".hada_t2",
+        features=told.loha,
+    ),
     _named(
         "lokr",
         "LoKr",
@@ -21,17 +35,29 @@ RECOGNISED = (
         ".lokr_t1",
         ".lokr_t2",
         ".row_offset",
+        features=told.lokr,
     ),
-    _named("glora", "GLoRA", ".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".bm.weight"),
-    _named("oft", "OFT or BOFT", ".oft_blocks", ".oft_R.weight", ".oft_R.scaled_oft", ".oft_R", ".rescale"),
+    _named("glora", "GLoRA", ".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".bm.weight", features=told.glora),
+    _named(
+        "oft",
+        "OFT or BOFT",
+        ".oft_blocks",
+        ".oft_R.weight",
+        ".oft_R.scaled_oft",
+        ".oft_R",
+        ".rescale",
+        features=told.oft,
+    ),
     _named("boft", "PEFT BOFT", ".boft_R", ".boft_s"),
-    _named("ia3", "(IA)3", ".ia3_l", ".on_input"),
+    _named("ia3", "(IA)3", ".ia3_l", ".on_input", features=told.ia3),
     _named("tlora", "T-LoRA", ".q_layer.weight", ".p_layer.weight", ".lambda_layer"),
-    _named("full", "a full weight difference", ".diff", ".diff_b", ".set_weight", ".reshape_weight"),
+    _named(
+        "full", "a full weight difference", ".diff", ".diff_b", ".set_weight", ".reshape_weight", features=told.full
+    ),
     _named("norm", "a norm difference", ".w_norm", ".b_norm"),
     _named("lora_embedding", "LoRA on an Embedding", ".lora_embedding_A", ".lora_embedding_B"),
     _named("lora_bias", "LoRA with a bias on its up layer", ".lora_B.bias", ".lora_up.bias"),
-    _named("mlx", "MLX LoRA", ".lora_a", ".lora_b"),
+    _named("mlx", "MLX LoRA", ".lora_a", ".lora_b", features=told.mlx),
     _named(
         "xlabs",
         "XLabs Flux LoRA",

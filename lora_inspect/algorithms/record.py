@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from lora_inspect.header import TensorInfo
 
 Factors = Mapping[str, TensorInfo]
+# (out features, in features·kernel) of a weight, None for what is not known.
+Features = tuple[int | None, int | None]
 
 
 class Formula(NamedTuple):
@@ -28,7 +30,7 @@ class Algorithm(NamedTuple):
 
     `suffixes` maps the end of a key to the role of the tensor; `required` are the roles without which a module
     is incomplete. An algorithm without a formula is recognised by its tensors, so that a file is refused by the
-    right name, but not computed.
+    right name, but not computed; `features(factors)` says what the shapes tell of the weight that it changes.
     """
 
     name: str
@@ -36,3 +38,4 @@ class Algorithm(NamedTuple):
     suffixes: Mapping[str, str]
     required: tuple[str, ...] = ()
     formula: Formula | None = None
+    features: Callable[[Factors], Features] | None = None

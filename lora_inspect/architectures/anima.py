@@ -5,6 +5,7 @@ of diffusers, which has no such adapter.
 """
 
 from .record import Architecture, Layout, Size, under
+from .text_encoders import QWEN3_06B, T5_11B
 
 ORIGINAL = (
     "x_embedder.proj.1",
@@ -61,4 +62,5 @@ ARCHITECTURE = Architecture(
         *(Size(None, path, 2048, 2048) for path in under("transformer_blocks.{i}.attn1", "to_q", "to_k", "to_v")),
     ),
     metadata_names=("anima", "anima-preview", "anima-unknown"),
+    text_encoders=(QWEN3_06B, T5_11B),
 )

@@ -5,6 +5,7 @@ stream, and in the AuraFlowTransformer2DModel of diffusers.
 """
 
 from .record import Architecture, Layout, Size, under
+from .text_encoders import PILE_T5_XL
 
 ORIGINAL = (
     *under("t_embedder.mlp", "0", "2"),
@@ -71,4 +72,5 @@ ARCHITECTURE = Architecture(
         )
     ),
     metadata_names=("auraflow",),
+    text_encoders=(PILE_T5_XL,),
 )

@@ -5,6 +5,7 @@ An adapter of the blocks alone has the names and widths of a FLUX.1 adapter with
 
 from .flux import DIFFUSERS_DOUBLE, DIFFUSERS_SINGLE, ORIGINAL_DOUBLE, ORIGINAL_SINGLE, PROPORTIONS
 from .record import Architecture, Layout, Size, under
+from .text_encoders import T5_XXL
 
 ORIGINAL = (
     "img_in",
@@ -41,4 +42,5 @@ ARCHITECTURE = Architecture(
     ),
     sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in PROPORTIONS),
     metadata_names=("chroma",),
+    text_encoders=(T5_XXL,),
 )

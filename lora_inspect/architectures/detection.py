@@ -2,20 +2,24 @@
 
 A name counts for a layout when it is one of the layout's paths up to its numbers: every segment that is a number is
 written `#` on both sides, so that matching is membership in a set. Families that share names are told apart by the
-widths of their layers, then by the block indices, then by what the metadata says; families that even then fit alike
-stay undecided.
+widths of their layers, then by the text encoders that the file adapts too, by the block indices, and by what the
+metadata says; families that even then fit alike are all candidates, and no one of them is the answer.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from functools import cache
 
-from . import ARCHITECTURES
-from .patterns import INDEX, pattern_of, patterns_of, separator_of
-from .record import Architecture, Layout, Size
+from lora_inspect.listing import listed
 
-METADATA_KEYS = ("ss_base_model_version", "modelspec.architecture")
+from . import ARCHITECTURES
+from .blocks import fills, holds, used_indices
+from .claims import METADATA_KEYS, agrees_with_v2, named_by
+from .patterns import pattern_of, patterns_of, separator_of
+from .record import Architecture, Layout, Size
+from .text_encoders import TextEncoder, has
+from .widths import agreeing_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,9 @@ class Detection:
     size: str | None
     says: str
 
+    def __str__(self) -> str:
+        return f"{self.architecture.title} {self.size}" if self.size else self.architecture.title
+
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
@@ -41,22 +48,21 @@ class _Fit:
 
     architecture: Architecture
     layout: Layout
-    sizes: tuple[Size, ...] | None
+    sizes: tuple[Size, ...] | None = None
 
 
 def detect(
     modules: Iterable[tuple[str, int | None, int | None]],
     metadata: Mapping[str, str],
     *,
+    encoders: Iterable[TextEncoder] = (),
     minimum_share: float = 0.9,
 ) -> Detection | None:
     """The one family whose names the modules have, or None where no family fits or several fit alike.
 
-    `modules` are (path, out features, in features), the path dotted or underscored and without a scheme's prefix,
-    the features None where unknown. `minimum_share` is the share of the names that must fit: leave it for an adapter,
-    lower it to about 0.5 for a base checkpoint, whose norms and embeddings are no layers of an adapter.
+    The arguments are those of `candidates`.
     """
-    found = candidates(modules, metadata, minimum_share=minimum_share)
+    found = candidates(modules, metadata, encoders=encoders, minimum_share=minimum_share)
     return found[0] if len(found) == 1 else None
 
 
@@ -64,39 +70,42 @@ def candidates(
     modules: Iterable[tuple[str, int | None, int | None]],
     metadata: Mapping[str, str],
     *,
+    encoders: Iterable[TextEncoder] = (),
     minimum_share: float = 0.9,
 ) -> tuple[Detection, ...]:
-    """All families that the evidence leaves, in the registry's order; the arguments are those of `detect`."""
-    modules = tuple(modules)
-    shapes: dict[str, set[tuple[int | None, int | None]]] = {}
-    counts: Counter[str] = Counter()
-    for path, out_features, in_features in modules:
-        pattern = pattern_of(path, separator_of(path))
-        counts[pattern] += 1
-        shapes.setdefault(pattern, set()).add((out_features, in_features))
+    """All families that the evidence leaves, in the registry's order.
 
-    matched, layouts = _best_layouts(counts)
-    if not layouts or matched < minimum_share * len(modules):
-        return ()
-    left = tuple(_Fit(architecture, layout, _sizes(architecture, shapes)) for architecture, layout in layouts)
-    named = _named_by(metadata)
-
+    `modules` are (path, out features, in features), the path dotted or underscored and without a scheme's prefix,
+    the features None where unknown. `encoders` are the text encoders that the file adapts beside them; without any
+    module they alone decide. `minimum_share` is the share of the names that must fit: leave it for an adapter,
+    lower it to about 0.5 for a base checkpoint, whose norms and embeddings are no layers of an adapter.
+    """
+    modules, encoders = tuple(modules), tuple(encoders)
+    if modules:
+        left, share = _fits_of_names(modules, minimum_share)
+    else:
+        left, share = _fits_of_encoders(encoders)
+    named = named_by(metadata)
     reasons: list[str] = []
-    if len(left) > 1 and any(fit.sizes for fit in left):
-        left = _narrowed(left, [fit for fit in left if fit.sizes != ()], "the widths rule out", reasons)
-    if len(left) > 1:
-        last = _last_indices(path for path, _, _ in modules)
-        left = _narrowed(left, [fit for fit in left if _holds(fit.layout, last)], "the block indices rule out", reasons)
-        left = _narrowed(left, [fit for fit in left if _fills(fit.layout, last)], "the block count rules out", reasons)
-    if len(left) > 1:
-        left = _narrowed(
-            left, [fit for fit in left if fit.architecture.name in named], "the metadata rules out", reasons
-        )
-
-    share = f"{matched} of {len(modules)} module names fit"
+    for cause, fits in _evidence(modules, encoders, metadata, named):
+        if len(left) > 1:
+            left = _narrowed(left, fits, cause, reasons)
     return tuple(
         Detection(fit.architecture, fit.layout, _size_name(fit), _sentence(fit, share, reasons, named)) for fit in left
     )
+
+
+def settled_by(found: Sequence[Detection]) -> str:
+    """What would decide between the candidates, several of them, in one sentence."""
+    ways: list[str] = []
+    if own := [f"{path} ({one})" for one in found if (path := _own_path(one, found))]:
+        ways.append(f"a layer that one of them alone has, such as {listed(own, 'or')}")
+    if path := _telling_path(found):
+        ways.append(f"the width of {path}")
+    if values := [f"{name} ({one})" for one in found for name in one.architecture.metadata_names[:1]]:
+        ways.append(f"{METADATA_KEYS[0]} in the metadata, {listed(values, 'or')}")
+    settles = f"; {listed(ways, 'or')} would settle it" if ways else ""
+    return f"it is open which of {listed([str(one) for one in found])} it is{settles}"
 
 
 @cache
@@ -122,98 +131,85 @@ def _best_layouts(counts: Mapping[str, int]) -> tuple[int, tuple[tuple[Architect
     return best, tuple(found.values())
 
 
-def _sizes(
-    architecture: Architecture, shapes: Mapping[str, set[tuple[int | None, int | None]]]
-) -> tuple[Size, ...] | None:
-    """The sizes that every width given agrees with, each by an entry that shows it; None where none was given."""
-    told: dict[tuple[str | None, str], list[Size]] = {}
-    for size in architecture.sizes:
-        for separator in "._":
-            pattern = pattern_of(size.path, separator)
-            if pattern in shapes:
-                told.setdefault((size.name, pattern), []).append(size)
-                break
-
-    shown: dict[str | None, Size] = {}
-    wrong: set[str | None] = set()
-    for (name, pattern), entries in told.items():
-        for shape in shapes[pattern]:
-            # Two leaves of one pattern, such as `ffn.0` and `ffn.2`, are alternatives for a shape.
-            telling = [entry for entry in entries if _tells(entry, *shape)]
-            agreeing = [entry for entry in telling if _agrees(entry, *shape)]
-            if agreeing:
-                shown.setdefault(name, agreeing[0])
-            elif telling:
-                wrong.add(name)
-    if not shown and not wrong:
-        return None
-    return tuple(size for name, size in shown.items() if name not in wrong)
+def _fits_of_names(
+    modules: Sequence[tuple[str, int | None, int | None]], minimum_share: float
+) -> tuple[tuple[_Fit, ...], str]:
+    """The families with the most of the names, and how many they have, as the begin of a sentence."""
+    shapes: dict[str, set[tuple[int | None, int | None]]] = {}
+    counts: Counter[str] = Counter()
+    for path, out_features, in_features in modules:
+        pattern = pattern_of(path, separator_of(path))
+        counts[pattern] += 1
+        shapes.setdefault(pattern, set()).add((out_features, in_features))
+    matched, layouts = _best_layouts(counts)
+    if matched < minimum_share * len(modules):
+        return (), ""
+    fits = tuple(_Fit(family, layout, agreeing_sizes(family, shapes)) for family, layout in layouts)
+    return fits, f"{matched} of {len(modules)} module names fit"
 
 
-def _tells(size: Size, out_features: int | None, in_features: int | None) -> bool:
-    return None not in (size.out_features, out_features) or None not in (size.in_features, in_features)
+def _fits_of_encoders(encoders: Sequence[TextEncoder]) -> tuple[tuple[_Fit, ...], str]:
+    """The families that have all text encoders of a file without any layer of the model itself."""
+    if not encoders:
+        return (), ""
+    fits = tuple(_Fit(family, family.layouts[0]) for family in ARCHITECTURES if _has_all(family, encoders))
+    return fits, f"{listed([str(encoder) for encoder in encoders])}, and no layer of the model itself, may be of"
 
 
-def _agrees(size: Size, out_features: int | None, in_features: int | None) -> bool:
-    return (None in (size.out_features, out_features) or size.out_features == out_features) and (
-        None in (size.in_features, in_features) or size.in_features == in_features
-    )
+def _evidence(
+    modules: Sequence[tuple[str, int | None, int | None]],
+    encoders: Sequence[TextEncoder],
+    metadata: Mapping[str, str],
+    named: Mapping[str, str],
+) -> Iterator[tuple[str, Callable[[_Fit], bool | None]]]:
+    """What can tell families apart whose names fit alike, strongest first, each with what it says of a family.
+
+    That is True for it, False against it, and None where it says nothing.
+    """
+    used = used_indices(path for path, _, _ in modules)
+    yield "the widths rule out", lambda fit: None if fit.sizes is None else bool(fit.sizes)
+    if encoders:
+        yield "the text encoders rule out", lambda fit: _has_all(fit.architecture, encoders)
+    yield "the block indices rule out", lambda fit: holds(fit.layout, used)
+    yield "the block count rules out", lambda fit: fills(fit.layout, used)
+    yield "the metadata rules out", lambda fit: fit.architecture.name in named
+    yield "ss_v2 rules out", lambda fit: agrees_with_v2(fit.architecture.name, metadata)
 
 
-def _last_indices(paths: Iterable[str]) -> dict[str, int]:
-    """The highest index below each module list, by the pattern of the list's path."""
-    last: dict[str, int] = {}
-    for path in paths:
-        separator = separator_of(path)
-        above = ""
-        for segment in path.split(separator):
-            if INDEX["."].fullmatch(segment):
-                # Ten digits are past any block count, and int() of thousands of digits is an error.
-                last[above] = max(last.get(above, 0), int(segment[:10]))
-                segment = "#"
-            above = f"{above}{separator}{segment}" if above else segment
-    return last
+def _has_all(architecture: Architecture, encoders: Iterable[TextEncoder]) -> bool | None:
+    """Whether all of these belong to the family; None where its text encoders are not known."""
+    own = architecture.text_encoders
+    return all(has(own, encoder) for encoder in encoders) if own else None
 
 
-def _last_index(at: str, last: Mapping[str, int]) -> int | None:
-    return last.get(pattern_of(at, "."), last.get(pattern_of(at, "_")))
+def _narrowed(
+    left: tuple[_Fit, ...], fits: Callable[[_Fit], bool | None], cause: str, reasons: list[str]
+) -> tuple[_Fit, ...]:
+    """The families that the evidence does not speak against, noting which it rules out.
 
-
-def _holds(layout: Layout, last: Mapping[str, int]) -> bool:
-    """Whether no index is beyond the layout's blocks."""
-    return all((_last_index(at, last) or 0) < count for at, count in layout.blocks)
-
-
-def _fills(layout: Layout, last: Mapping[str, int]) -> bool:
-    """Whether every module list of the layout is used up to its last block."""
-    return bool(layout.blocks) and all(_last_index(at, last) == count - 1 for at, count in layout.blocks)
-
-
-def _narrowed(left: tuple[_Fit, ...], kept: Sequence[_Fit], cause: str, reasons: list[str]) -> tuple[_Fit, ...]:
-    """`kept`, noting what that rules out and why; evidence that speaks for none of the families decides nothing."""
-    gone = [fit.architecture.title for fit in left if fit not in kept]
-    if not kept or not gone:
+    Evidence that speaks for none of the families is about something else and decides nothing.
+    """
+    said = [(fit, fits(fit)) for fit in left]
+    gone = [fit.architecture.title for fit, answer in said if answer is False]
+    if not gone or not any(answer for _, answer in said):
         return left
-    reasons.append(f"{cause} {_listed(gone)}")
-    return tuple(kept)
+    reasons.append(f"{cause} {listed(gone)}")
+    return tuple(fit for fit, answer in said if answer is not False)
 
 
-def _listed(titles: Sequence[str]) -> str:
-    """The titles as a sentence lists them: `A`, `A and B`, `A, B and C`."""
-    *others, last = titles
-    return f"{', '.join(others)} and {last}" if others else last
+def _own_path(one: Detection, found: Sequence[Detection]) -> str | None:
+    """The first path of the candidate's layout that no other candidate's layout has."""
+    others = {path for other in found if other is not one for path in other.layout.paths}
+    return next((path for path in one.layout.paths if path not in others), None)
 
 
-def _named_by(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The families that the metadata names, by name, each with the value that names it."""
-    named: dict[str, str] = {}
-    for key in METADATA_KEYS:
-        value = metadata.get(key, "")
-        plain = value.lower().removesuffix("/lora")
-        for architecture in ARCHITECTURES:
-            if plain in (name.lower() for name in architecture.metadata_names):
-                named[architecture.name] = value
-    return named
+def _telling_path(found: Sequence[Detection]) -> str | None:
+    """The first path in all layouts that is as wide in each family as in no other."""
+    for path in found[0].layout.paths:
+        widths = [{size[2:] for size in map(astuple, one.architecture.sizes) if size[1] == path} for one in found]
+        if all(widths) and len(set().union(*widths)) == sum(map(len, widths)):
+            return path
+    return None
 
 
 def _size_name(fit: _Fit) -> str | None:

@@ -5,6 +5,7 @@ leaves are shared by the families that descend from it.
 """
 
 from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
+from .text_encoders import CLIP_L, T5_XXL
 
 # One double-stream block without modulation, which Chroma and FLUX.2 do not have per block.
 ORIGINAL_DOUBLE = (
@@ -47,6 +48,9 @@ DIFFUSERS = (
     "proj_out",
 )
 
+# XLabs's own training hangs the factors of a whole block below it (`double_blocks.0.processor.qkv_lora1…`).
+XLABS = ("double_blocks.{i}", "single_blocks.{i}")
+
 # Multiples of the hidden width: (path, out, in). Chroma, HunyuanVideo and HunyuanImage have the same proportions.
 PROPORTIONS = (
     ("double_blocks.{i}.img_attn.qkv", 3, 1),
@@ -85,6 +89,7 @@ ARCHITECTURE = Architecture(
             kohya_prefix="lora_transformer_",
             blocks=(("transformer_blocks", 19), ("single_transformer_blocks", 38)),
         ),
+        Layout("xlabs", XLABS, kohya_prefix=""),
     ),
     sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in PROPORTIONS),
     metadata_names=(
@@ -96,6 +101,7 @@ ARCHITECTURE = Architecture(
         "flux-1-dev",
         "flux-1-schnell",
     ),
+    text_encoders=(CLIP_L, T5_XXL),
     training=Training(
         classes=("DoubleStreamBlock", "SingleStreamBlock"),
         diffusers_classes=("FluxTransformerBlock", "FluxSingleTransformerBlock"),

@@ -6,6 +6,7 @@ shared by all blocks; the feed-forward is gated, so its first layer is 6 times t
 
 from .flux import DIFFUSERS_ATTENTION, ORIGINAL_DOUBLE, ORIGINAL_SINGLE
 from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
+from .text_encoders import SOME_LANGUAGE_MODEL
 
 ORIGINAL = (
     "img_in",
@@ -90,6 +91,7 @@ ARCHITECTURE = Architecture(
         "flux.2-klein-4b",
         "flux.2-klein-9b",
     ),
+    text_encoders=(SOME_LANGUAGE_MODEL,),
     training=Training(
         classes=("DoubleStreamBlock", "SingleStreamBlock"),
         diffusers_classes=("Flux2TransformerBlock", "Flux2SingleTransformerBlock"),

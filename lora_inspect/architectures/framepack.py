@@ -8,6 +8,7 @@ of a HunyuanVideo adapter in the diffusers layout.
 from .flux import PROPORTIONS
 from .hunyuan_video import DIFFUSERS, DIFFUSERS_BLOCKS
 from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
+from .text_encoders import CLIP_L, LLAMA_8B
 
 PATHS = (
     *DIFFUSERS,
@@ -21,6 +22,7 @@ ARCHITECTURE = Architecture(
     layouts=(Layout("diffusers", PATHS, blocks=DIFFUSERS_BLOCKS),),
     sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in PROPORTIONS if path in PATHS),
     metadata_names=("framepack",),
+    text_encoders=(LLAMA_8B, CLIP_L),
     training=Training(
         classes=("HunyuanVideoTransformerBlock", "HunyuanVideoSingleTransformerBlock"),
         models=("HunyuanVideoTransformer3DModelPacked", "HunyuanVideoFramepackTransformer3DModel"),

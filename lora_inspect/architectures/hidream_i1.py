@@ -5,6 +5,7 @@ Leaves as in the HiDreamImageTransformer2DModel of diffusers, whose names the or
 """
 
 from .record import Architecture, Layout, Size, under
+from .text_encoders import CLIP_L, LLAMA_8B, OPENCLIP_BIGG, T5_XXL
 
 ATTENTION = under("attn1", "to_q", "to_k", "to_v", "to_out")
 TEXT_ATTENTION = under("attn1", "to_q_t", "to_k_t", "to_v_t", "to_out_t")
@@ -39,4 +40,5 @@ ARCHITECTURE = Architecture(
         )
     ),
     metadata_names=("hidream_i1",),
+    text_encoders=(CLIP_L, OPENCLIP_BIGG, T5_XXL, LLAMA_8B),
 )

@@ -15,6 +15,7 @@ from .hunyuan_video import (
     ORIGINAL_TEXT,
 )
 from .record import Architecture, Layout, Size, under
+from .text_encoders import BYT5_GLYPH, QWEN25_VL_7B
 
 ORIGINAL = (
     "img_in.proj",
@@ -66,4 +67,5 @@ ARCHITECTURE = Architecture(
     ),
     sizes=tuple(Size(None, path, out * 3584, in_ * 3584) for path, out, in_ in (*ORIGINAL_PROPORTIONS, *PROPORTIONS)),
     metadata_names=("hunyuan-image-2.1", "hunyuan-image"),
+    text_encoders=(QWEN25_VL_7B, BYT5_GLYPH),
 )

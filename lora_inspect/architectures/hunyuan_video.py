@@ -6,6 +6,7 @@ built of FLUX.1 blocks, and in the HunyuanVideoTransformer3DModel of diffusers.
 
 from .flux import DIFFUSERS_DOUBLE, DIFFUSERS_SINGLE, ORIGINAL_DOUBLE, ORIGINAL_SINGLE, PROPORTIONS
 from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
+from .text_encoders import CLIP_L, LLAMA_8B
 
 ORIGINAL_TEXT = (
     "txt_in.input_embedder",
@@ -114,6 +115,7 @@ ARCHITECTURE = Architecture(
     ),
     sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in (*ORIGINAL_PROPORTIONS, *PROPORTIONS)),
     metadata_names=("hunyuan_video", "hunyuan-video"),
+    text_encoders=(LLAMA_8B, CLIP_L),
     training=Training(
         classes=("MMDoubleStreamBlock", "MMSingleStreamBlock"),
         diffusers_classes=("HunyuanVideoTransformerBlock", "HunyuanVideoSingleTransformerBlock"),

@@ -8,6 +8,7 @@ repack are listed.
 from .flux import DIFFUSERS_DOUBLE, ORIGINAL_DOUBLE, PROPORTIONS
 from .hunyuan_video import DIFFUSERS_TEXT, ORIGINAL_PROPORTIONS, ORIGINAL_STREAMS, ORIGINAL_TEXT
 from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
+from .text_encoders import BYT5_GLYPH, QWEN25_VL_7B
 
 SPLIT_ATTENTION = (
     "img_attn_q",
@@ -82,6 +83,7 @@ ARCHITECTURE = Architecture(
         ),
     ),
     metadata_names=("hunyuan_video_1_5", "hunyuan-video-1.5"),
+    text_encoders=(QWEN25_VL_7B, BYT5_GLYPH),
     same=SAME,
     training=Training(
         classes=("MMDoubleStreamBlock",),

@@ -5,6 +5,7 @@ diffusers keeps.
 """
 
 from .record import Architecture, Layout, Size, Training, under
+from .text_encoders import CLIP_L, QWEN25_VL_7B
 
 ATTENTION = ("to_query", "to_key", "to_value", "out_layer")
 FEED_FORWARD = under("feed_forward", "in_layer", "out_layer")
@@ -44,6 +45,7 @@ ARCHITECTURE = Architecture(
         )
     ),
     metadata_names=("kandinsky5", "kandinsky-5"),
+    text_encoders=(QWEN25_VL_7B, CLIP_L),
     training=Training(
         classes=("TransformerEncoderBlock", "TransformerDecoderBlock"),
         diffusers_classes=("Kandinsky5TransformerEncoderBlock", "Kandinsky5TransformerDecoderBlock"),

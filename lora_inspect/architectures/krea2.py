@@ -4,6 +4,7 @@ Leaves as in the SingleStreamDiT of the original repository and in the Krea2Tran
 """
 
 from .record import Architecture, Layout, Size, Training, under
+from .text_encoders import SOME_LANGUAGE_MODEL
 
 ORIGINAL_BLOCK = (*under("attn", "wq", "wk", "wv", "wo", "gate"), *under("mlp", "gate", "up", "down"))
 DIFFUSERS_BLOCK = (
@@ -52,6 +53,7 @@ ARCHITECTURE = Architecture(
         Size(None, "transformer_blocks.{i}.attn.to_out.0", 6144, 6144),
     ),
     metadata_names=("krea2", "krea-2"),
+    text_encoders=(SOME_LANGUAGE_MODEL,),
     same=tuple(zip(ORIGINAL, DIFFUSERS, strict=True)),
     # Its modulation is no Linear, so that nothing is excluded: every Linear of the model is adapted.
     training=Training(

@@ -5,6 +5,7 @@ Leaves as in the LTX2VideoTransformer3DModel of diffusers; the original names ar
 
 from .ltx_video import ATTENTION, TIMESTEP
 from .record import Architecture, Layout, Size, under
+from .text_encoders import SOME_LANGUAGE_MODEL
 
 GATED_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "to_gate_logits")
 COMMON = (
@@ -60,4 +61,5 @@ ARCHITECTURE = Architecture(
     ),
     sizes=tuple(Size(None, path, 4096, 4096) for path in under("transformer_blocks.{i}", *ATTENTION)),
     metadata_names=("ltx2",),
+    text_encoders=(SOME_LANGUAGE_MODEL,),
 )

@@ -5,6 +5,7 @@ in the embedders alone.
 """
 
 from .record import Architecture, Layout, Size, under
+from .text_encoders import T5_XXL
 
 ATTENTION = (
     *under("attn1", "to_q", "to_k", "to_v", "to_out.0"),
@@ -34,4 +35,5 @@ ARCHITECTURE = Architecture(
         ),
     ),
     sizes=tuple(Size(None, path, 2048, 2048) for path in under("transformer_blocks.{i}", *ATTENTION)),
+    text_encoders=(T5_XXL,),
 )

@@ -4,6 +4,7 @@ Leaves as in the NextDiT of the original repository and in the Lumina2Transforme
 """
 
 from .record import Architecture, Layout, Size, under
+from .text_encoders import GEMMA2_2B
 
 ORIGINAL_BLOCK = (*under("attention", "qkv", "out"), *under("feed_forward", "w1", "w2", "w3"))
 DIFFUSERS_BLOCK = (
@@ -54,4 +55,5 @@ ARCHITECTURE = Architecture(
         )
     ),
     metadata_names=("lumina2", "lumina-2", "lumina"),
+    text_encoders=(GEMMA2_2B,),
 )

@@ -5,6 +5,7 @@ Leaves as in the QwenImageTransformer2DModel of diffusers, whose names the origi
 
 from .flux import DIFFUSERS_ATTENTION
 from .record import MODULATION, Architecture, Layout, Size, Switch, Training, under
+from .text_encoders import QWEN25_VL_7B
 
 PATHS = (
     "img_in",
@@ -37,6 +38,7 @@ ARCHITECTURE = Architecture(
         "qwen-image-edit-2511",
         "qwen-image-layered",
     ),
+    text_encoders=(QWEN25_VL_7B,),
     training=Training(
         classes=("QwenImageTransformerBlock",),
         models=("QwenImageTransformer2DModel",),

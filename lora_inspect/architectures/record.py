@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from .text_encoders import TextEncoder
+
 # The layers that turn the timestep into shifts and scales; an adapter on them changes every token at once.
 MODULATION = r".*(img_mod|txt_mod|modulation).*"
 NORM = r".*norm.*"
@@ -13,8 +15,8 @@ class Layout:
     """One way of naming the modules of a family.
 
     `name` is `original` for the names of the model's own repository, `diffusers` for those of the diffusers class
-    (also where the two agree), `comfyui` where ComfyUI repacks the checkpoint under names of its own, and `hf`
-    for the classes of transformers, with a suffix for another root of the same model.
+    (also where the two agree), `comfyui` where ComfyUI repacks the checkpoint under names of its own, `hf` for the
+    classes of transformers, with a suffix for another root of the same model, and `xlabs` for that trainer's names.
 
     `paths` are dotted module paths from the model's root, with `{i}` for a running index. They are the layers an
     adapter can sit on: Linear, convolution, and embeddings of language models.
@@ -94,6 +96,9 @@ class Architecture:
     `metadata_names` are values of `ss_base_model_version` and `modelspec.architecture`, the latter without the
     `/lora` that adapters append. Case does not matter.
 
+    `text_encoders` are all text encoders of the pipeline, also those that trainers leave alone; empty where they are
+    not known here, which rules nothing out.
+
     `same` are the modules that the original and the diffusers layout share one to one, as pairs of their paths, in
     families where that covers every layer that is adapted: no layer is fused in one and split in the other, no rows
     are in another order. `training` is None for families that no network module trains.
@@ -104,6 +109,7 @@ class Architecture:
     layouts: tuple[Layout, ...]
     sizes: tuple[Size, ...] = field(default=(), repr=False)
     metadata_names: tuple[str, ...] = ()
+    text_encoders: tuple[TextEncoder, ...] = ()
     same: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     training: Training | None = field(default=None, repr=False)
 

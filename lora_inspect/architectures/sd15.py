@@ -5,6 +5,7 @@ repository, which single-file checkpoints name.
 """
 
 from .record import Architecture, Layout, Size, under
+from .text_encoders import CLIP_L
 
 TRANSFORMER = (
     "proj_in",
@@ -74,4 +75,5 @@ ARCHITECTURE = Architecture(
     ),
     sizes=tuple(Size(None, path, None, 768) for path in CROSS_ATTENTION),
     metadata_names=("sd_v1", "sd_v1_v", "sd_1.5", "stable-diffusion-v1"),
+    text_encoders=(CLIP_L,),
 )

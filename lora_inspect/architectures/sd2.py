@@ -2,6 +2,7 @@
 
 from .record import Architecture, Layout, Size
 from .sd15 import CROSS_ATTENTION, DIFFUSERS, DIFFUSERS_BLOCKS, ORIGINAL, ORIGINAL_BLOCKS
+from .text_encoders import OPENCLIP_H
 
 ARCHITECTURE = Architecture(
     name="sd2",
@@ -12,4 +13,5 @@ ARCHITECTURE = Architecture(
     ),
     sizes=tuple(Size(None, path, None, 1024) for path in CROSS_ATTENTION),
     metadata_names=("sd_v2", "sd_v2_v", "sd_2.1", "stable-diffusion-v2-512", "stable-diffusion-v2-768-v"),
+    text_encoders=(OPENCLIP_H,),
 )

@@ -5,6 +5,7 @@ second attention of 3.5 medium.
 """
 
 from .record import Architecture, Layout, Size, under
+from .text_encoders import CLIP_L, OPENCLIP_BIGG, T5_XXL
 
 ORIGINAL = (
     "x_embedder.proj",
@@ -81,4 +82,5 @@ ARCHITECTURE = Architecture(
         "stable-diffusion-3-5-medium",
         "stable-diffusion-3-5-large",
     ),
+    text_encoders=(CLIP_L, OPENCLIP_BIGG, T5_XXL),
 )

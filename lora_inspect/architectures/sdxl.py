@@ -6,6 +6,7 @@ which some trainers write under the same prefix.
 
 from .record import Architecture, Layout, Size, under
 from .sd15 import CROSS_ATTENTION, DIFFUSERS_RESNET, ORIGINAL_RESNET, TRANSFORMER
+from .text_encoders import CLIP_L, OPENCLIP_BIGG
 
 ORIGINAL = (
     "time_embed.0",
@@ -69,4 +70,5 @@ ARCHITECTURE = Architecture(
     ),
     sizes=tuple(Size(None, path, None, 2048) for path in CROSS_ATTENTION),
     metadata_names=("sdxl_base_v1-0", "sdxl_1.0", "sdxl_", "stable-diffusion-xl-v1-base"),
+    text_encoders=(CLIP_L, OPENCLIP_BIGG),
 )

@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Iterable
 
+from lora_inspect.listing import listed
+
 from . import ARCHITECTURES
 from .patterns import fill, pattern_of, patterns_of
 from .record import Architecture, Layout, Training
@@ -65,7 +67,9 @@ def blocks_of(training: Training, task: str | None) -> tuple[str, ...] | None:
     if training.task_attribute:
         tasks = dict(training.tasks)
         if task not in tasks:
-            raise ValueError(f"the model's {training.task_attribute} is {task!r}, but {_either(tasks)} was expected")
+            raise ValueError(
+                f"the model's {training.task_attribute} is {task!r}, but {listed(list(tasks), 'or')} was expected"
+            )
         return tasks[task]
     return None if training.classes is None else (*training.classes, *training.diffusers_classes)
 
@@ -92,9 +96,4 @@ def _class_names(training: Training) -> set[str]:
 
 
 def _known() -> str:
-    return _either([architecture.name for architecture in TRAINED])
-
-
-def _either(names: Iterable[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last
+    return listed([architecture.name for architecture in TRAINED], "or")

@@ -5,6 +5,7 @@ diffusers. The two experts of Wan 2.2 14B have the same names; nothing in a file
 """
 
 from .record import MODULATION, Architecture, Layout, Size, Training, under
+from .text_encoders import T5_XXL
 
 ORIGINAL_ATTENTION = (
     *under("self_attn", "q", "k", "v", "o"),
@@ -56,6 +57,7 @@ ARCHITECTURE = Architecture(
         )
     ),
     metadata_names=("wan", "wan2.1", "wan_2.2_14b", "wan_2.2_5b"),
+    text_encoders=(T5_XXL,),
     same=tuple(zip(ORIGINAL, DIFFUSERS, strict=True)),
     training=Training(
         classes=("WanAttentionBlock",),

@@ -5,6 +5,7 @@ ZImageTransformer2DModel of diffusers, which musubi-tuner trains too.
 """
 
 from .record import MODULATION, Architecture, Layout, Size, Switch, Training, under
+from .text_encoders import QWEN3_4B
 
 FEED_FORWARD = under("feed_forward", "w1", "w2", "w3")
 ORIGINAL_BLOCK = (*under("attention", "qkv", "out"), *FEED_FORWARD)
@@ -53,6 +54,7 @@ ARCHITECTURE = Architecture(
         )
     ),
     metadata_names=("z_image", "zimage", "z-image"),
+    text_encoders=(QWEN3_4B,),
     training=Training(
         classes=("ZImageTransformerBlock",),
         models=("ZImageTransformer2DModel",),

@@ -8,8 +8,10 @@ from typing import Any
 
 import click
 
+from lora_inspect.architectures import by_name
 from lora_inspect.checkpoint import find_checkpoints, is_checkpoint_folder
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.listing import listed
 from lora_inspect.ops.info import FileInfo, as_json, inspect
 from lora_inspect.printable import printable
 
@@ -126,11 +128,7 @@ def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "DoRA", _answer(record["dora"]) + axis
         yield "scheme", record["scheme"] or "unknown"
         yield "trainer", record["trainer"] or "unknown"
-    size = f" {record['size']}" if record["size"] else ""
-    yield (
-        "architecture",
-        f"{record['architecture']}{size} ({record['layout']} names)" if record["architecture"] else "unknown",
-    )
+    yield "architecture", _architecture(record)
     for item in record["evidence"]:
         yield "evidence", f"{item['about']}: {item['says']} [{item['where']}]"
     if record["unclaimed"]:
@@ -144,7 +142,7 @@ def _line(record: dict[str, Any]) -> tuple[str, ...]:
         record["path"],
         record["kind"],
         _listed(record["algorithms"]),
-        record["architecture"] or "",
+        " or ".join(record["architectures"]),
         str(record["modules"]),
         "/".join(record["ranks"]),
         "/".join(record["alphas"]),
@@ -153,6 +151,13 @@ def _line(record: dict[str, Any]) -> tuple[str, ...]:
         _word(record["dora"]["value"]) if record["kind"] == "adapter" else "",
         ", ".join(sorted({item["code"] for item in record["problems"] if item["severity"] != "note"})),
     )
+
+
+def _architecture(record: dict[str, Any]) -> str:
+    if not record["architecture"]:
+        return listed([by_name(name).title for name in record["architectures"]], "or") or "unknown"
+    size = f" {record['size']}" if record["size"] else ""
+    return f"{record['architecture']}{size} ({record['layout']} names)"
 
 
 def _answer(reading: dict[str, Any]) -> str:

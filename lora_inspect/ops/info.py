@@ -5,27 +5,35 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from lora_inspect.adapter import Adapter, Overrides, read_adapter
-from lora_inspect.architectures.detection import Detection
+from lora_inspect.architectures.detection import Detection, settled_by
 from lora_inspect.base_names import is_weight
 from lora_inspect.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.contribution import Contribution
-from lora_inspect.identify import identify_adapter, identify_base
+from lora_inspect.identify import adapter_candidates, base_candidates
 
 SCHEMA = 1
 ADAPTER, BASE, OTHER = "adapter", "base", "other"
 
 
 class FileInfo(NamedTuple):
-    """One checkpoint, read: its kind, its adapter reading (also of a base, where it is empty) and its architecture."""
+    """One checkpoint, read: its kind, its adapter reading (also of a base, where it is empty) and its architecture.
+
+    `candidates` are all architectures that it may be of.
+    """
 
     adapter: Adapter
     kind: str
-    detection: Detection | None
+    candidates: tuple[Detection, ...]
 
     @property
     def checkpoint(self) -> Checkpoint:
         """The headers that were read."""
         return self.adapter.checkpoint
+
+    @property
+    def detection(self) -> Detection | None:
+        """The architecture, None where there is no candidate or more than one."""
+        return self.candidates[0] if len(self.candidates) == 1 else None
 
 
 def inspect(path: str) -> FileInfo:
@@ -37,8 +45,7 @@ def inspect_adapter(checkpoint: Checkpoint, overrides: Overrides = Overrides()) 
     """The reading of an opened checkpoint, with what the user settles."""
     adapter = read_adapter(checkpoint, overrides)
     kind = _kind(adapter)
-    detection = identify_adapter(adapter) if kind == ADAPTER else identify_base(checkpoint)
-    return FileInfo(adapter, kind, detection)
+    return FileInfo(adapter, kind, adapter_candidates(adapter) if kind == ADAPTER else base_candidates(checkpoint))
 
 
 def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
@@ -55,7 +62,8 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
         "algorithms": _counted(contribution.algorithm.name for contribution in contributions),
         "scheme": adapter.scheme,
         "architecture": info.detection.architecture.name if info.detection else None,
-        "layout": info.detection.layout.name if info.detection else None,
+        "architectures": [candidate.architecture.name for candidate in info.candidates],
+        "layout": _layout(info.candidates),
         "size": info.detection.size if info.detection else None,
         "trainer": adapter.trainer,
         "modules": len(adapter.modules),
@@ -83,8 +91,10 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
             for item in adapter.problems
         ],
     }
-    if info.detection:
-        record["evidence"].append({"about": "architecture", "says": info.detection.says, "where": "module names"})
+    says = [candidate.says for candidate in info.candidates]
+    if len(says) > 1:
+        says.append(settled_by(info.candidates))
+    record["evidence"] += [{"about": "architecture", "says": one, "where": "module names"} for one in says]
     if modules:
         record["module_list"] = [_module_record(contribution) for contribution in contributions]
     return record
@@ -109,6 +119,12 @@ def _kind(adapter: Adapter) -> str:
     if adapter.modules or adapter.problems:  # only an adapter, a broken one too, has something to be wrong
         return ADAPTER
     return BASE if any(map(is_weight, adapter.checkpoint.tensors.values())) else OTHER
+
+
+def _layout(candidates: tuple[Detection, ...]) -> str | None:
+    """The naming that all candidates have in common."""
+    names = {candidate.layout.name for candidate in candidates}
+    return names.pop() if len(names) == 1 else None
 
 
 def _parameters(info: FileInfo) -> int:

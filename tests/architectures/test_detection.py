@@ -194,7 +194,7 @@ def test_an_index_beyond_the_blocks_rules_a_family_out():
     found = detect(modules, {"ss_base_model_version": "framepack"})
     assert found is not None
     assert found.architecture.name == "framepack"
-    assert "the block indices rule out Chroma and FLUX.1" in found.says
+    assert "the block indices rule out FLUX.1 and Chroma" in found.says
 
 
 def test_the_last_block_of_each_list_tells_flux_from_framepack():

@@ -62,13 +62,13 @@ def test_sizes_are_told_by_modules_of_the_family(architecture: Architecture):
 def test_layout_names_are_unique_and_known(architecture: Architecture):
     names = [layout.name for layout in architecture.layouts]
     assert len(set(names)) == len(names)
-    assert all(name in {"original", "diffusers", "comfyui"} or name.startswith("hf") for name in names)
+    assert all(name in {"original", "diffusers", "comfyui", "xlabs"} or name.startswith("hf") for name in names)
 
 
 @pytest.mark.parametrize(("architecture", "layout"), LAYOUTS)
 def test_kohya_prefix_follows_the_rule(architecture: Architecture, layout: Layout):
     trained_by_kohya = {"sd15", "sd2", "sdxl", "qwen_image", "framepack", "z_image", "kandinsky5", "hidream_i1"}
-    if layout.name.startswith("hf"):
+    if layout.name.startswith(("hf", "xlabs")):
         expected = ""
     elif layout.name == "diffusers" and architecture.name not in trained_by_kohya:
         expected = "lora_transformer_"

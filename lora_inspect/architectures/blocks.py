@@ -1,0 +1,37 @@
+"""Which blocks of a family a file's modules stand in: the indices below each module list."""
+
+from collections.abc import Iterable, Mapping
+
+from .patterns import INDEX, pattern_of, separator_of
+from .record import Layout
+
+# Ten digits are past any block count, and int() of thousands of digits is an error.
+_DIGITS = 10
+
+
+def used_indices(paths: Iterable[str]) -> dict[str, set[int]]:
+    """The indices below each module list, by the pattern of the list's path."""
+    used: dict[str, set[int]] = {}
+    for path in paths:
+        separator = separator_of(path)
+        above = ""
+        for segment in path.split(separator):
+            if INDEX["."].fullmatch(segment):
+                used.setdefault(above, set()).add(int(segment[:_DIGITS]))
+                segment = "#"
+            above = f"{above}{separator}{segment}" if above else segment
+    return used
+
+
+def holds(layout: Layout, used: Mapping[str, set[int]]) -> bool:
+    """Whether no index is beyond the layout's blocks."""
+    return all(max(_below(at, used), default=0) < count for at, count in layout.blocks)
+
+
+def fills(layout: Layout, used: Mapping[str, set[int]]) -> bool:
+    """Whether every block of the layout is used and none beyond; where some are left out, the model may be deeper."""
+    return bool(layout.blocks) and all(_below(at, used) == set(range(count)) for at, count in layout.blocks)
+
+
+def _below(at: str, used: Mapping[str, set[int]]) -> set[int]:
+    return used.get(pattern_of(at, "."), set()) | used.get(pattern_of(at, "_"), set())

@@ -1,0 +1,118 @@
+"""Text encoders as an adapter file shows them: the kind by the names of their layers, and the width.
+
+A file that adapts an encoder which a family does not have is no file of that family.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .patterns import pattern_of, separator_of
+
+INPUT, OUTPUT = 1, 0
+
+
+class TextEncoder(NamedTuple):
+    """A text encoder: its `kind`, which its names tell, and its width, None for any or where the file does not tell."""
+
+    kind: str
+    width: int | None
+
+    def __str__(self) -> str:
+        return self.kind if self.width is None else f"{self.kind} of width {self.width}"
+
+
+CLIP, T5, LANGUAGE_MODEL = "CLIP", "T5", "a language model"
+
+CLIP_L = TextEncoder(CLIP, 768)
+OPENCLIP_H = TextEncoder(CLIP, 1024)
+OPENCLIP_BIGG = TextEncoder(CLIP, 1280)
+T5_XXL = TextEncoder(T5, 4096)  # and UMT5-XXL, of the same names and width
+T5_11B = TextEncoder(T5, 1024)
+PILE_T5_XL = TextEncoder(T5, 2048)
+BYT5_GLYPH = TextEncoder(T5, 1472)
+LLAMA_8B = TextEncoder(LANGUAGE_MODEL, 4096)
+QWEN25_VL_7B = TextEncoder(LANGUAGE_MODEL, 3584)
+QWEN3_4B = TextEncoder(LANGUAGE_MODEL, 2560)
+QWEN3_06B = TextEncoder(LANGUAGE_MODEL, 1024)
+GEMMA2_2B = TextEncoder(LANGUAGE_MODEL, 2304)
+SOME_LANGUAGE_MODEL = TextEncoder(LANGUAGE_MODEL, None)  # another one with each size of the family
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """The roots of an encoder's blocks, and the layers that show its width, each with the side that is so wide."""
+
+    roots: tuple[str, ...]
+    layers: tuple[tuple[str, int], ...]
+
+
+_KINDS: Mapping[str, _Names] = {
+    CLIP: _Names(
+        ("text_model.encoder.layers.#", "encoder.layers.#"),
+        (
+            ("self_attn.q_proj", INPUT),
+            ("self_attn.k_proj", INPUT),
+            ("self_attn.v_proj", INPUT),
+            ("self_attn.out_proj", OUTPUT),
+            ("mlp.fc1", INPUT),
+            ("mlp.fc2", OUTPUT),
+        ),
+    ),
+    T5: _Names(
+        ("encoder.block.#.layer.#",),
+        (
+            ("SelfAttention.q", INPUT),
+            ("SelfAttention.k", INPUT),
+            ("SelfAttention.v", INPUT),
+            ("SelfAttention.o", OUTPUT),
+            ("DenseReluDense.wi", INPUT),
+            ("DenseReluDense.wi_0", INPUT),
+            ("DenseReluDense.wi_1", INPUT),
+            ("DenseReluDense.wo", OUTPUT),
+        ),
+    ),
+    LANGUAGE_MODEL: _Names(
+        ("layers.#", "model.layers.#", "language_model.layers.#", "model.language_model.layers.#"),
+        (
+            ("self_attn.q_proj", INPUT),
+            ("self_attn.k_proj", INPUT),
+            ("self_attn.v_proj", INPUT),
+            ("self_attn.o_proj", OUTPUT),
+            ("mlp.gate_proj", INPUT),
+            ("mlp.up_proj", INPUT),
+            ("mlp.down_proj", OUTPUT),
+        ),
+    ),
+}
+
+
+def found_in(modules: Iterable[tuple[str, int | None, int | None]]) -> tuple[TextEncoder, ...]:
+    """The encoders that the modules of one component show: (path, out features, in features), dotted or underscored."""
+    found: dict[TextEncoder, None] = {}
+    tables = {separator: _table(separator) for separator in "._"}
+    for path, *features in modules:
+        separator = separator_of(path)
+        # A gated T5 layer ends in a number, which is a segment of its own where underscores separate.
+        known = tables[separator].get(pattern_of(path, separator))
+        if known:
+            kind, side = known
+            found[TextEncoder(kind, features[side])] = None
+    widths = {encoder.kind for encoder in found if encoder.width is not None}
+    return tuple(encoder for encoder in found if encoder.width is not None or encoder.kind not in widths)
+
+
+def has(encoders: Iterable[TextEncoder], shown: TextEncoder) -> bool:
+    """Whether the encoder that a file shows is one of these."""
+    return any(
+        shown.kind == own.kind and (None in (shown.width, own.width) or shown.width == own.width) for own in encoders
+    )
+
+
+def _table(separator: str) -> dict[str, tuple[str, int]]:
+    return {
+        pattern_of(f"{root}.{leaf}", separator): (kind, side)
+        for kind, names in _KINDS.items()
+        for root in names.roots
+        for leaf, side in names.layers
+    }
