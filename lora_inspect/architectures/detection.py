@@ -104,7 +104,7 @@ def settled_by(found: Sequence[Detection]) -> str:
         ways.append(f"the width of {path}")
     if values := [f"{name} ({one})" for one in found for name in one.architecture.metadata_names[:1]]:
         ways.append(f"{METADATA_KEYS[0]} in the metadata, {listed(values, 'or')}")
-    settles = f"; {listed(ways, 'or')} would settle it" if ways else ""
+    settles = f"; what would settle it: {'; '.join(ways)}" if ways else ""
     return f"it is open which of {listed([str(one) for one in found])} it is{settles}"
 
 
@@ -198,9 +198,10 @@ def _narrowed(
 
 
 def _own_path(one: Detection, found: Sequence[Detection]) -> str | None:
-    """The first path of the candidate's layout that no other candidate's layout has."""
+    """A path of the candidate's layout that no other candidate's layout has, one in the blocks if there is any."""
     others = {path for other in found if other is not one for path in other.layout.paths}
-    return next((path for path in one.layout.paths if path not in others), None)
+    own = [path for path in one.layout.paths if path not in others]
+    return next((path for path in own if "{i}" in path), own[0] if own else None)
 
 
 def _telling_path(found: Sequence[Detection]) -> str | None:

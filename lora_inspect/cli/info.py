@@ -154,10 +154,10 @@ def _line(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _architecture(record: dict[str, Any]) -> str:
-    if not record["architecture"]:
-        return listed([by_name(name).title for name in record["architectures"]], "or") or "unknown"
     size = f" {record['size']}" if record["size"] else ""
-    return f"{record['architecture']}{size} ({record['layout']} names)"
+    titles = listed([by_name(name).title for name in record["architectures"]], "or")
+    names = f" ({record['layout']} names)" if record["layout"] else ""
+    return f"{record['architecture'] or titles or 'unknown'}{size}{names}"
 
 
 def _answer(reading: dict[str, Any]) -> str:

@@ -1,0 +1,89 @@
+"""How wide the changed weight is, against the weights that lycoris-lora and PEFT made the tensors for."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lycoris.modules import glora, loha, lokr
+from lycoris.modules.boft import ButterflyOFTModule
+from lycoris.modules.diag_oft import DiagOFTModule
+from lycoris.modules.full import FullModule
+
+from lora_inspect.algorithms import by_name
+
+LINEAR = torch.nn.Linear(40, 24)
+CONV = torch.nn.Conv2d(40, 24, 3)
+
+
+def tensors(module):
+    return {key: SimpleNamespace(shape=tuple(value.shape)) for key, value in module.state_dict().items()}
+
+
+def features(name, factors):
+    told = by_name(name).features
+    assert told is not None
+    return told(factors)
+
+
+@pytest.mark.parametrize("options", [{}, {"factor": 4}, {"decompose_both": True}, {"full_matrix": True}])
+@pytest.mark.parametrize("tucker", [False, True])
+@pytest.mark.parametrize(("layer", "expected"), [(LINEAR, (24, 40)), (CONV, (24, 360))], ids=["linear", "conv"])
+def test_lokr(options, tucker, layer, expected):
+    module = lokr.LokrModule("x", layer, lora_dim=2, alpha=1, use_tucker=tucker, **options)
+    assert features("lokr", tensors(module)) == expected
+
+
+def test_lokr_of_2023_flattens_the_kernel():
+    factors = {"lokr_w1": (16, 48), "lokr_w2": (20, 60)}  # of a 320x320x3x3 convolution
+    assert features("lokr", {key: SimpleNamespace(shape=shape) for key, shape in factors.items()}) == (320, 2880)
+
+
+@pytest.mark.parametrize("tucker", [False, True])
+@pytest.mark.parametrize(("layer", "expected"), [(LINEAR, (24, 40)), (CONV, (24, 360))], ids=["linear", "conv"])
+def test_loha(tucker, layer, expected):
+    module = loha.LohaModule("x", layer, lora_dim=2, alpha=1, use_tucker=tucker)
+    assert features("loha", tensors(module)) == expected
+
+
+def test_glora():
+    assert features("glora", tensors(glora.GLoRAModule("x", LINEAR, lora_dim=2, alpha=1))) == (24, 40)
+    old = {"a1.weight": (2, 40), "a2.weight": (40, 2), "b1.weight": (2, 40), "b2.weight": (24, 2)}
+    assert features("glora", {key: SimpleNamespace(shape=shape) for key, shape in old.items()}) == (24, 40)
+
+
+@pytest.mark.parametrize("kind", [DiagOFTModule, ButterflyOFTModule])
+def test_oft_tells_the_rows(kind):
+    layer = torch.nn.Linear(40, 32)
+    assert features("oft", tensors(kind("x", layer, lora_dim=4, alpha=0))) == (32, None)
+
+
+def test_full_differences():
+    module = FullModule("x", CONV)
+    assert features("full", {"diff": SimpleNamespace(shape=tuple(module.weight.shape))}) == (24, 360)
+
+
+@pytest.mark.parametrize(("shape", "expected"), [((24, 1), (24, None)), ((1, 40), (None, 40)), ((1, 1), (None, None))])
+def test_ia3(shape, expected):
+    assert features("ia3", {"ia3_l": SimpleNamespace(shape=shape)}) == expected
+
+
+def test_mlx_is_transposed():
+    factors = {"lora_a": SimpleNamespace(shape=(40, 8)), "lora_b": SimpleNamespace(shape=(8, 24))}
+    assert features("mlx", factors) == (24, 40)
+
+
+TOLD = ["loha", "lokr", "glora", "oft", "ia3", "full", "mlx"]
+
+
+@pytest.mark.parametrize("name", TOLD)
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (1, 1), (0, 3), (2, 3, 4), (2, 3, 4, 5, 6)])
+def test_shapes_that_fit_nothing_are_no_error(name, shape):
+    roles = sorted(by_name(name).suffixes.values())
+    for count in range(len(roles) + 1):
+        found = features(name, {role: SimpleNamespace(shape=shape) for role in roles[:count]})
+        assert all(size is None or isinstance(size, int) for size in found)
+
+
+def test_a_part_of_a_fused_layer_tells_nothing():
+    factors = {"lokr_w1": (4, 8), "lokr_w2": (6, 5), "row_offset": ()}
+    assert features("lokr", {key: SimpleNamespace(shape=shape) for key, shape in factors.items()}) == (None, None)
