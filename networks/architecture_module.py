@@ -6,11 +6,12 @@ or finds it by the classes and layers of the model.
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from lora_inspect.architectures.record import Architecture, Training
+from lora_inspect.architectures.record import Architecture, Switch, Training
 from lora_inspect.architectures.trained import blocks_of, by_option, family_of, training_of
 
 from . import arguments, creation, reading
@@ -120,7 +121,7 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Algo
         training = training_of(family)
         module_class = kwargs.pop("module_class", None) or algorithm.module_class
         module_kwargs = kwargs.pop("module_kwargs", {})
-        options = _parse(training, algorithm, kwargs, neuron_dropout)
+        options = _with_chosen_excludes(training, _parse(training, algorithm, kwargs, neuron_dropout))
         own = {name: options.extra[name] for name in algorithm.options}
         network = creation.create_network(
             blocks_of(training, getattr(unet, training.task_attribute or "", None)),
@@ -138,6 +139,7 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Algo
             default_include_patterns=training.includes,
             arguments=options,
         )
+        network.left_out.switches = _switches(training)
         network.name_files(_file_names(family, unet))
         return network
 
@@ -224,14 +226,32 @@ def _parse(
     return options
 
 
+def _with_chosen_excludes(training: Training, options: NetworkArguments) -> NetworkArguments:
+    """The options with the excludes of switches that the user has set as excludes of the user's own."""
+    chosen = [pattern for switch, pattern in _excluding(training, options) if switch.name in options.given]
+    return replace(options, exclude_patterns=(*options.exclude_patterns, *chosen))
+
+
 def _excludes(training: Training, options: NetworkArguments) -> list[str]:
-    switched = [
-        pattern
+    switched = [pattern for switch, pattern in _excluding(training, options) if switch.name not in options.given]
+    return [*training.excludes, *switched]
+
+
+def _excluding(training: Training, options: NetworkArguments) -> list[tuple[Switch, str]]:
+    """Each switch that excludes layers, with each of its patterns."""
+    return [
+        (switch, pattern)
         for switch in training.switches
         if options.extra[switch.name] == switch.excluding
         for pattern in switch.excludes
     ]
-    return [*training.excludes, *switched]
+
+
+def _switches(training: Training) -> dict[str, str]:
+    """The switches as they take layers in, by the pattern that they exclude them with."""
+    return {
+        pattern: f"{switch.name}={not switch.excluding}" for switch in training.switches for pattern in switch.excludes
+    }
 
 
 def _file_names(architecture: Architecture, unet: nn.Module) -> FileNames:

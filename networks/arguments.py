@@ -58,13 +58,15 @@ def parse(
     """The record of `options`, whose values are strings as a trainer passes them or Python objects.
 
     `neuron_dropout` is `--network_dropout`; `extra` are options of one architecture. Raises ValueError with the
-    option's name for a value that cannot be what it should, and with the nearest known name for an unknown option.
+    option's name for a value that cannot be what it should, and for an unknown option, with the known name that is
+    near to it, or with all of them.
     """
     known = {**_OPTIONS, **(extra or {})}
     for name in options:
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"unknown network_args option {name!r}; did you mean {nearest!r}?")
+            near = difflib.get_close_matches(name, known, n=1)
+            way_out = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+            raise ValueError(f"unknown network_args option {name!r}; {way_out}")
     given = {name: value for name, value in options.items() if not _is_absent(value, known[name])}
     values = {name: known[name].read(name, given[name]) if name in given else known[name].default for name in known}
     if values["dora_conv"] and not values["use_dora"]:

@@ -43,8 +43,11 @@ def create_modules(
 ) -> dict[str, Any]:
     """The modules of the layers `chosen` by name; `keywords` are what all of them are made with.
 
-    Raises ValueError for two layers of one name, and for a rank that the start cannot be made with.
+    A layer that has fewer singular components than its rank gets as many as it has where the start needs them. Raises
+    ValueError for two layers of one name, and for a rank that the start cannot be made with.
     """
+    if module_class is PissaModule:
+        chosen = _with_ranks_that_fit(chosen)
     if init_lora_weights == ORTHOGONAL:
         _check_orthogonal(chosen)
     if init_lora_weights != KAIMING:
@@ -60,6 +63,20 @@ def create_modules(
             name, target.module, multiplier, target.rank, target.alpha, **split, **target.keywords, **keywords
         )
     return created
+
+
+def _with_ranks_that_fit(chosen: Sequence[Target]) -> list[Target]:
+    fitting = [target._replace(rank=min((target.rank, *_matrix_shape(target.module)))) for target in chosen]
+    lowered = [fit for fit, target in zip(fitting, chosen, strict=True) if fit.rank != target.rank]
+    if lowered:
+        ranks = ", ".join(f"{target.path} {target.rank}" for target in lowered)
+        logger.info(f"init_lora_weights=pissa: {len(lowered)} layers have fewer components than their rank: {ranks}")
+    return fitting
+
+
+def _matrix_shape(layer: Any) -> tuple[int, ...]:
+    """The sides that bound the rank; none for what is no Linear, which the module itself refuses."""
+    return (layer.out_features, layer.in_features) if hasattr(layer, "in_features") else ()
 
 
 def _check_orthogonal(chosen: Sequence[Target]) -> None:

@@ -26,15 +26,14 @@ from lora_inspect.metadata import without_scale_options
 from lora_inspect.scaling import scale_of
 from lora_inspect.schemes.diffusers import DIFFUSERS
 from lora_inspect.schemes.lycoris import LYCORIS
-from lora_inspect.schemes.suffixes import parse_key
 
+from .key_places import KeyPlaces, Place
 from .reading import MAGNITUDE
 from .targets import module_name
 
 _TRANSFORMER, _LYCORIS = "transformer.", "lycoris_"
 # LoRA's keys, in which all of a module that diffusers has a name for is.
 _ROLES = {"lora_down.weight": "down", "lora_up.weight": "up", MAGNITUDE: "magnitude"}
-_KEYS = {role: key for key, role in _ROLES.items()}
 
 
 class Named(NamedTuple):
@@ -53,12 +52,13 @@ class FileNames:
 
     def __init__(self, architecture: Architecture, paths: Collection[str], prefix: str) -> None:
         self._paths = {module_name(prefix, path): path for path in paths}
-        self._names = {path: name for name, path in self._paths.items()}
         self._is_kohya = layout_of(architecture, paths).kohya_prefix == f"{prefix}_"
         originals = {} if self._is_kohya else {path: original_path(architecture, path) for path in paths}
-        self._original = {self._names[path]: module_name(prefix, other) for path, other in originals.items() if other}
+        self._original = {
+            module_name(prefix, path): module_name(prefix, other) for path, other in originals.items() if other
+        }
         self._lycoris = {name: LYCORIS.module(path, _LYCORIS) for name, path in self._paths.items()}
-        self._own = {file: name for table in (self._original, self._lycoris) for name, file in table.items()}
+        self._places = KeyPlaces(architecture, paths, prefix)
 
     def check(self, keys: Collection[str]) -> None:
         """Raises ValueError where a file has no name for a tensor of a network with these keys."""
@@ -95,34 +95,42 @@ class FileNames:
     ) -> Named:
         """What a network has to load of a file's `weights`, in whichever of the spellings they are.
 
-        `own` are the tensors of the network as `to_file` takes them, if there is one yet. Where the file has the
-        scale multiplied in, the network keeps its alphas and its scale rule, and `up` is divided by its scale. Keys
-        that are no module's of the model stay as they are.
+        `own` are the tensors of the network as `to_file` takes them, if there is one yet. A module without an alpha
+        under a dotted name has the scale 1, or that of a config: the network keeps its alpha and its scale rule there,
+        and `up` is divided by its scale. Keys that are no module's of the model stay as they are. Raises ValueError
+        for two tensors that are the same one of a module, and where a scale is not in the file.
         """
-        places = {key: self._place(key) for key in weights}
-        if not any(places.values()):
-            return Named(_renamed(weights, self._own), dict(metadata))
+        places = {key: self.place(key) for key in weights}
+        with_alpha = {place.name for place in places.values() if place and place.key == "alpha"}
         scales = _Scales(metadata)
         named: dict[str, Tensor] = {}
+        folded = False
         for key, tensor in weights.items():
             place = places[key]
-            if place is None:
-                named[key] = tensor
-                continue
-            name, role = place
-            if role == "up":
-                scale = scales.at(self._paths[name], tensor.shape[1])
-                alpha = (own or {}).get(f"{name}.alpha")
+            new = f"{place.name}.{place.key}" if place else key
+            if new in named:
+                raise ValueError(f"{key} is there twice, in two spellings")
+            if place and place.role == "up" and not place.scheme.flat and place.name not in with_alpha:
+                folded = True
+                scale = scales.of(place, tensor.shape[1])
+                alpha = (own or {}).get(f"{place.name}.alpha")
                 if alpha is not None:
-                    named[f"{name}.alpha"] = alpha
+                    named[f"{place.name}.alpha"] = alpha
                     scale /= scale_of(float(alpha), tensor.shape[1], rslora)
                 tensor = tensor if scale == 1 else tensor.float() * scale
-            named[f"{name}.{_KEYS[role]}"] = tensor
+            named[new] = tensor
+        if not folded or with_alpha:
+            return Named(named, dict(metadata))
+        # Nothing is left that a rule could be about.
         if own and rslora:
-            dora = any(place is not None and place[1] == "magnitude" for place in places.values())
+            dora = any(place is not None and place.role == "magnitude" for place in places.values())
             named |= {RSLORA_FLAG: torch.tensor(True), DORA_FLAG: torch.tensor(dora)}
         rule_free = {key: value for key, value in without_scale_options(metadata).items() if key != SCALE_KEY}
         return Named(named, rule_free, folded=True)
+
+    def place(self, key: str) -> Place | None:
+        """The tensor of a module that a file's `key` is, or None where it is no layer's of the model."""
+        return self._places.find(key)
 
     def _table(self, keys: Collection[str]) -> Mapping[str, str] | None:
         """The names of modules in a file by their own, where they differ; None where diffusers' spelling is due."""
@@ -132,27 +140,26 @@ class FileNames:
             return self._original
         return None if any(".lora_" in key for key in keys) else self._lycoris
 
-    def _place(self, key: str) -> tuple[str, str] | None:
-        """(module, role) of a key as diffusers spells it for a layer of this model, else None."""
-        parsed = parse_key(key) if key.startswith(_TRANSFORMER) else None
-        name = self._names.get(parsed.module.removeprefix(_TRANSFORMER)) if parsed else None
-        return (name, parsed.role) if parsed and name and parsed.role in _KEYS else None
-
 
 class _Scales:
-    """The scales of a file in diffusers' names: 1, unless it carries PEFT's config, which diffusers reads then."""
+    """The scales of modules without an alpha: 1, unless the file carries PEFT's config, which diffusers reads then."""
 
     def __init__(self, metadata: Mapping[str, str]) -> None:
         configs = peft_config.embedded_configs(metadata)
         self._config = configs.get(_TRANSFORMER) or configs.get("")
 
-    def at(self, path: str, rank: int) -> float:
-        """The scale of the module at the dotted `path`."""
+    def of(self, place: Place, rank: int) -> float:
+        """The scale of the module at `place`."""
         if self._config is None:
+            if place.scheme.absent_alpha == "config":
+                raise ValueError(
+                    f"the alpha of {place.path} stands in adapter_config.json and not in the file; "
+                    "rewrite the adapter with lora-inspect convert, which reads both"
+                )
             return 1.0
-        alpha = peft_config.config_alpha(self._config, path)
+        alpha = peft_config.config_alpha(self._config, place.path)
         if alpha is None:
-            raise ValueError(f"{peft_config.EMBEDDED_KEY} has no alpha for {path}")
+            raise ValueError(f"{peft_config.EMBEDDED_KEY} has no alpha for {place.path}")
         return scale_of(alpha, rank, self._config.get("use_rslora") is True)
 
 

@@ -124,7 +124,8 @@ class Expected(NamedTuple):
     """What a network can take: its scale rule, the shape of every tensor by key, and which modules have DoRA.
 
     `alpha_of(rank)` is the alpha that a module without one has; `settled` says that the user chose the rule, `pissa`
-    that every module holds its initial factors as well, in a file as a rank twice its own.
+    that every module holds its initial factors as well, in a file as a rank twice its own. `ways_in(names)` are the
+    options that would take in modules that are not the network's.
     """
 
     rslora: bool
@@ -133,6 +134,7 @@ class Expected(NamedTuple):
     dora: Collection[str]
     alpha_of: Callable[[int], float]
     pissa: bool = False
+    ways_in: Callable[[Collection[str]], Sequence[str]] = lambda names: ()
 
 
 def fitted(reading: Reading, expected: Expected) -> dict[str, dict[str, Tensor]]:
@@ -147,7 +149,11 @@ def fitted(reading: Reading, expected: Expected) -> dict[str, dict[str, Tensor]]
     if len(foreign) == len(reading.modules):
         raise ValueError(f"no module of the weights is one of the network: the weights have {some_of(foreign)}")
     if foreign:
-        raise ValueError(f"{count(foreign, 'modules')} of the weights are not in the network: {some_of(foreign)}")
+        way_out = " and ".join(expected.ways_in(foreign))
+        raise ValueError(
+            f"{count(foreign, 'modules')} of the weights are not in the network: {some_of(foreign)}"
+            f"{f'; {way_out} takes in layers that it leaves out' if way_out else ''}"
+        )
     check_base(reading, expected.pissa)
     check_rslora(reading, expected.rslora, expected.settled)
     ignored = check_dora(reading, expected.dora)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from lora_inspect.evidence import DORA_FLAG, RSLORA_FLAG
 
 from . import arguments, construction, max_norm, optimizer_groups, saving, summary, targets
 from .layers import LoRAModule
+from .left_out import LeftOut
 from .network_weights import NetworkWeights
 from .pissa import PissaModule
 from .targets import Patterns, Ranks, Splits
@@ -30,6 +32,9 @@ class LoRANetwork(NetworkWeights):
     The flags `use_rslora_flag` and `use_dora_flag` are buffers where at least one of them is true. A state dict
     without them loads all the same.
     """
+
+    # What sd-scripts asks of a network where the model has a T5 encoder: text encoders are never adapted here.
+    train_t5xxl = False
 
     def __init__(
         self,
@@ -112,13 +117,18 @@ class LoRANetwork(NetworkWeights):
             **({"dora_conv": True} if dora_conv else {}),
             **self.module_kwargs,
         }
-        modules = construction.create_modules(
-            self.module_class, prefix, selection.targets, multiplier, self.init_lora_weights, keywords
+        create = partial(
+            construction.create_modules,
+            self.module_class,
+            prefix,
+            multiplier=multiplier,
+            init_lora_weights=self.init_lora_weights,
+            keywords=keywords,
         )
-        for name, module in modules.items():
-            self.add_module(name, module)
+        self.left_out = LeftOut(prefix, selection, create)
         self.text_encoder_loras: list[Any] = []
-        self.unet_loras: list[Any] = list(modules.values())
+        self.unet_loras: list[Any] = []
+        self.take(create(selection.targets))
         self.use_dora = any(getattr(lora, "use_dora", False) for lora in self.unet_loras)
         if self.use_rslora or self.use_dora:
             self.register_buffer(RSLORA_FLAG, torch.tensor(self.use_rslora))
@@ -157,6 +167,8 @@ class LoRANetwork(NetworkWeights):
             raise RuntimeError("No LoRA modules found: no layer of the model is one that this network module adapts")
         if self.init_lora_weights == arguments.PISSA:
             logger.info(f"{len(self.unet_loras)} weights to decompose; init_lora_weights=pissa_niter_4 is much faster")
+        if apply_text_encoder and any(encoder is not None for encoder in _as_list(text_encoders)):
+            logger.warning("text encoders are not adapted: no network module of this package does")
         for lora in self.unet_loras:
             lora.apply_to()
         logger.info(f"{len(self.unet_loras)} LoRA modules applied")
@@ -170,6 +182,7 @@ class LoRANetwork(NetworkWeights):
     ) -> tuple[list[dict[str, Any]], list[str]]:
         """(parameter groups, their descriptions), of equal length; makes every parameter trainable."""
         self.requires_grad_(True)
+        self.is_grouped = True
         return optimizer_groups.build_groups(self.unet_loras, "unet", unet_lr, self.loraplus_lr_ratio)
 
     def prepare_optimizer_params_with_multiple_te_lrs(
@@ -199,3 +212,7 @@ class LoRANetwork(NetworkWeights):
     def apply_max_norm_regularization(self, max_norm_value: float, device: Any = None) -> tuple[int, float, float]:
         """(modules shrunk, mean norm, largest norm); see `max_norm.limit_norms`."""
         return max_norm.limit_norms(self.unet_loras, max_norm_value)
+
+
+def _as_list(encoders: Any) -> Sequence[Any]:
+    return encoders if isinstance(encoders, list | tuple) else [encoders]

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from lora_inspect.scaling import neutral_alpha
 
 from . import loading, reading, saving
 from .file_names import FileNames, Named
+from .left_out import LeftOut
 from .pissa import PissaModule
 
 logger = logging.getLogger(__name__)
@@ -22,16 +23,19 @@ class NetworkWeights(nn.Module):
     """The weights of a network, whose modules are `unet_loras`.
 
     `rslora_settled` says that the scale rule is the user's own choice, which weights that say nothing of it need not
-    confirm.
+    confirm. `is_grouped` says that an optimiser has the parameters, so that modules can no longer be added.
     """
 
     unet_loras: list[Any]
+    left_out: LeftOut
+    multiplier: float
     module_class: Any
     use_rslora: bool
 
     def __init__(self) -> None:
         super().__init__()
         self.rslora_settled = False
+        self.is_grouped = False
         # What a file says of the options that the network was made with.
         self.option_metadata: dict[str, str] = {}
         self._file_names: FileNames | None = None
@@ -39,13 +43,25 @@ class NetworkWeights(nn.Module):
     def load_weights(self, file: str | os.PathLike[str]) -> Any:
         """Loads a file; returns torch's missing and unexpected keys.
 
-        Raises ValueError where the file's scale rule, DoRA, modules or shapes are not the network's.
+        Layers of the file that the architecture leaves out by default become modules of the network, until an
+        optimiser has its parameters. Raises ValueError where the file's scale rule, DoRA, modules or shapes are not
+        the network's.
         """
         try:
-            weights, metadata = self._from_file(*reading.open_weights(os.fspath(file)))
-            fit = loading.fitted(reading.read(weights, metadata, self._reader), self._expected())
+            opened = reading.open_weights(os.fspath(file))
+            more = {} if self.is_grouped else self.left_out.modules(self._foreign_names(opened[0]))
+            loras = [*self.unet_loras, *more.values()]
+            weights, metadata = self._from_file(*opened, loras)
+            fit = loading.fitted(reading.read(weights, metadata, self._reader), self._expected(loras))
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
+        if more:
+            options = " and ".join(self.left_out.ways_in(more))
+            logger.info(
+                f"{file} has {reading.count(more, 'layers')} that are left out by default, which are adapted too, "
+                f"as with {options}: {reading.some_of(list(more))}"
+            )
+            self.take(more)
         flat: dict[str, Tensor] = {}
         for lora in self.unet_loras:
             if lora.lora_name in fit:
@@ -75,8 +91,8 @@ class NetworkWeights(nn.Module):
         The network is one made by `create_*_from_weights` with `for_inference=True`. See `LoRAInfModule.merge_to`
         for dtype, device and what is refused; the same mismatches raise ValueError as in `load_weights`.
         """
-        weights, _ = self._from_file(weights_sd, {})
-        fit = loading.fitted(reading.read(weights, reader=self._reader), self._expected())
+        weights, metadata = self._from_file(weights_sd, {}, self.unet_loras)
+        fit = loading.fitted(reading.read(weights, metadata, self._reader), self._expected(self.unet_loras))
         for lora in self._mergeable_loras():
             if lora.lora_name in fit:
                 lora.merge_to(fit[lora.lora_name], dtype, device, non_blocking, safe_merge)
@@ -129,31 +145,49 @@ class NetworkWeights(nn.Module):
         self._file_names = names
 
     def _from_file(
-        self, weights: Mapping[str, Tensor], metadata: Mapping[str, str]
+        self, weights: Mapping[str, Tensor], metadata: Mapping[str, str], loras: Sequence[Any]
     ) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
         if self._file_names is None:
             return weights, metadata
-        named = self._file_names.from_file(weights, metadata, self._file_tensors(), self.use_rslora)
+        named = self._file_names.from_file(weights, metadata, self._file_tensors(loras), self.use_rslora)
         return named.tensors, named.metadata
 
-    def _expected(self) -> loading.Expected:
+    def _foreign_names(self, weights: Mapping[str, Tensor]) -> set[str]:
+        """The modules of a file that are not the network's, by the names that it would give them."""
+        names = self._file_names
+        places = {key: names.place(key) if names else None for key in weights}
+        found = {place.name if place else key.partition(".")[0] for key, place in places.items()}
+        return found - {lora.lora_name for lora in self.unet_loras}
+
+    def take(self, modules: Mapping[str, Any]) -> None:
+        """Makes `modules` the network's, and puts them into their layers where the others are."""
+        is_applied = any(lora.org_forward is not None for lora in self.unet_loras)
+        for name, lora in modules.items():
+            lora.multiplier = self.multiplier
+            self.add_module(name, lora)
+            self.unet_loras.append(lora)
+            if is_applied:
+                lora.apply_to()
+
+    def _expected(self, loras: Sequence[Any]) -> loading.Expected:
         return loading.Expected(
             rslora=self.use_rslora,
             settled=self.rslora_settled,
-            shapes={key: tensor.shape for key, tensor in self._file_tensors().items() if "." in key},
-            dora={lora.lora_name for lora in self.unet_loras if getattr(lora, "use_dora", False)},
+            shapes={key: tensor.shape for key, tensor in self._file_tensors(loras).items() if "." in key},
+            dora={lora.lora_name for lora in loras if getattr(lora, "use_dora", False)},
             alpha_of=lambda rank: neutral_alpha(rank, self.use_rslora),
             pissa=self._is_pissa,
+            ways_in=self.left_out.ways_in,
         )
 
     @property
     def _is_pissa(self) -> bool:
         return self.module_class is PissaModule
 
-    def _file_tensors(self) -> dict[str, Tensor]:
-        """The state dict in the form that a file has."""
+    def _file_tensors(self, loras: Sequence[Any] | None = None) -> dict[str, Tensor]:
+        """The state dict of `loras` (None: of all modules), and the flags, in the form that a file has."""
         tensors = {key: tensor for key, tensor in self.state_dict().items() if "." not in key}
-        for lora in self.unet_loras:
+        for lora in self.unet_loras if loras is None else loras:
             tensors |= {f"{lora.lora_name}.{key}": tensor for key, tensor in lora.file_tensors().items()}
         return tensors
 

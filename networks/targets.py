@@ -35,13 +35,15 @@ class Selection(NamedTuple):
     """The layers that are adapted, and by path why each other one is not.
 
     `rescued` are the paths that an exclude matches and an include of the user keeps. `unmatched` are the user's
-    patterns that no layer in reach matches, by option.
+    patterns that no layer in reach matches, by option. `optional` are the skipped layers that no pattern of the user's
+    excludes, as they would be adapted.
     """
 
     targets: list[Target]
     skipped: dict[str, str]
     rescued: list[str]
     unmatched: dict[str, list[str]]
+    optional: Sequence[Target] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,10 @@ class Patterns:
     def is_rescued(self, path: str) -> bool:
         """Whether only an include of the user keeps the layer at `path`."""
         return bool(_first_match(self.includes, path) and self._exclusion(path))
+
+    def are_the_user_s(self, path: str) -> bool:
+        """Whether it is an exclude of the user's that leaves the layer at `path` out."""
+        return _first_match(self.excludes, path) is not None
 
     def _exclusion(self, path: str) -> str | None:
         if pattern := _first_match(self.excludes, path):
@@ -135,16 +141,21 @@ def select(
     """The leaves of the blocks named by `classes` (None: of the whole model) that the patterns let through."""
     leaves = dict(named_leaves(root, classes))
     chosen: list[Target] = []
+    optional: list[Target] = []
     skipped: dict[str, str] = {}
     for path, module in leaves.items():
-        if reason := patterns.reason_to_skip(path):
-            skipped[path] = reason
+        excluded = patterns.reason_to_skip(path)
+        if excluded and patterns.are_the_user_s(path):
+            skipped[path] = excluded
         elif not ranks.enable_conv2d and hasattr(module, "kernel_size"):
-            skipped[path] = "enable_conv2d is False"
-        elif target := ranks.target(path, module):
-            chosen.append(target._replace(split_dims=splits.sizes(path, module)))
+            skipped[path] = excluded or "enable_conv2d is False"
+        elif not (target := ranks.target(path, module)):
+            skipped[path] = excluded or "conv_dim is 0"
         else:
-            skipped[path] = "conv_dim is 0"
+            target = target._replace(split_dims=splits.sizes(path, module))
+            if excluded:
+                skipped[path] = excluded
+            (optional if excluded else chosen).append(target)
     adapted = [target.path for target in chosen]
     unmatched = {
         "exclude_patterns": _unmatched(patterns.excludes, leaves),
@@ -159,6 +170,7 @@ def select(
         skipped,
         rescued=[path for path in adapted if patterns.is_rescued(path)],
         unmatched={option: left for option, left in unmatched.items() if left},
+        optional=optional,
     )
 
 

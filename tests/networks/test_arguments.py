@@ -115,3 +115,10 @@ def test_an_architecture_declares_its_own_options():
 
 def test_only_what_the_user_set_is_given():
     assert parse({"use_dora": None, "conv_dim": "none", "use_rslora": "False"}).given == {"use_rslora"}
+
+
+@pytest.mark.parametrize("unknown", ["train_t5xxl", "preset", "zzz"])
+def test_did_you_mean_names_an_option_that_is_not_near(unknown):
+    with pytest.raises(ValueError, match=f"unknown network_args option {unknown!r}; known are conv_alpha, ") as error:
+        parse({unknown: "1"})
+    assert "did you mean" not in str(error.value)

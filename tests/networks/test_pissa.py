@@ -178,7 +178,6 @@ def test_a_loaded_state_is_not_overwritten_by_apply_to():
         ({"use_dora": True}, "pissa cannot be combined with use_dora"),
         ({"exclude_patterns": "[]"}, r"conv: init_lora_weights=pissa is for Linear layers, not for Conv2d"),
         ({"split_dims": "{'.*to_q': [6, 6]}"}, "pissa cannot be combined with split_dims"),
-        ({"dim": 13}, "finds no 13 components in a weight of 12 x 12"),
         ({"alpha": -2}, "needs an alpha above 0"),
         ({"module_class": lora.LoRAInfModule}, "is for training LoRA, not for LoRAInfModule"),
     ],
@@ -274,3 +273,60 @@ def test_spellings(value, expected):
 def test_what_is_no_start(value):
     with pytest.raises(ValueError, match="init_lora_weights="):
         read_init("init_lora_weights", value)
+
+
+class Narrow(nn.Module):
+    """A block with a layer of one output, as the text fusion of Krea 2 has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.projector = nn.Linear(12, 12), nn.Linear(12, 1)
+
+    def forward(self, x):
+        return self.wide(x) + self.projector(x)
+
+
+def narrow():
+    torch.manual_seed(4)
+    return nn.Sequential(Narrow(), Narrow()).requires_grad_(False)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("pattern", [None, "{'.*wide': 6, '.*projector': 3}"])
+def test_pissa_does_not_stop_at_a_layer_of_fewer_components_than_the_rank(tmp_path, caplog, rslora, pattern):
+    model, x = narrow(), torch.randn(3, 12)
+    base = model(x)
+    options = {"use_rslora": rslora, "init_lora_weights": "pissa", "rank_pattern": pattern}
+    network = lora.create_network(["Narrow"], "lora_unet", 1.0, 8, 2.0, None, None, model, **options)
+    with caplog.at_level("INFO"):
+        network.apply_to(None, model)
+    wide = 6 if pattern else 8
+    assert [module.lora_dim for module in network.unet_loras] == [wide, 1, wide, 1]
+    assert torch.equal(model(x), base)
+    for module in network.unet_loras:
+        found = module.scale * module.lora_up.weight @ module.lora_down.weight
+        left, values, right = torch.linalg.svd(module.org_module.weight, full_matrices=False)
+        kept = module.lora_dim
+        assert torch.allclose(found, (left[:, :kept] * values[:kept]) @ right[:kept], atol=1e-5)
+    train(network, model, torch.randn(3, 12))
+    file = str(tmp_path / "a.safetensors")
+    network.save_weights(file, torch.float32, None)
+    other = narrow()
+    resumed = lora.create_network(["Narrow"], "lora_unet", 1.0, 8, 2.0, None, None, other, **options)
+    resumed.apply_to(None, other)
+    assert resumed.load_weights(file).missing_keys == []
+    assert torch.allclose(other(x), model(x), atol=1e-6)
+    third = narrow()
+    plain = lora.create_arch_network_from_weights(1.0, load_file(file), unet=third)
+    plain.apply_to(None, third)
+    plain.load_state_dict(load_file(file), strict=True)
+    assert [module.lora_dim for module in plain.unet_loras] == [2 * wide, 2, 2 * wide, 2]
+    assert torch.allclose(third(x), model(x), atol=1e-6)
+
+
+def test_pissa_says_once_which_ranks_it_lowers(caplog):
+    with caplog.at_level("INFO"):
+        lora.create_network(["Narrow"], "lora_unet", 1.0, 8, 2.0, None, None, narrow(), init_lora_weights="pissa")
+    lines = [line for line in caplog.messages if "fewer components" in line]
+    assert len(lines) == 1
+    assert "0.projector 1, 1.projector 1" in lines[0]
