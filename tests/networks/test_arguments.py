@@ -119,6 +119,8 @@ def test_only_what_the_user_set_is_given():
 
 @pytest.mark.parametrize("unknown", ["train_t5xxl", "preset", "zzz"])
 def test_did_you_mean_names_an_option_that_is_not_near(unknown):
-    with pytest.raises(ValueError, match=f"unknown network_args option {unknown!r}; known are conv_alpha, ") as error:
+    with pytest.raises(
+        ValueError, match=f"unknown network_args option {unknown!r}; known are alpha_pattern, "
+    ) as error:
         parse({unknown: "1"})
     assert "did you mean" not in str(error.value)

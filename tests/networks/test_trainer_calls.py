@@ -161,6 +161,132 @@ def test_a_run_of_sd_scripts(transformer, tmp_path, module):
         module.create_network_from_weights(1.0, None, None, None, fresh)
 
 
+class DoubleStreamBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.img_attn = nn.ModuleDict({"qkv": nn.Linear(8, 24), "proj": nn.Linear(8, 8)})
+        self.img_mlp = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8))
+
+    def forward(self, x):
+        query, key, value = self.img_attn["qkv"](x).chunk(3, dim=-1)
+        return x + self.img_mlp(self.img_attn["proj"](torch.tanh(query + key) * value))
+
+
+class Flux(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.double_blocks = nn.ModuleList(DoubleStreamBlock() for _ in range(2))
+
+    def forward(self, x):
+        for block in self.double_blocks:
+            x = block(x)
+        return x
+
+
+def sd_scripts_run(module, model, folder, weights=None, dim_from_weights=False, post_process=None, **network_args):
+    """The calls of sd-scripts' `NetworkTrainer.train`, in its order: (network, losses, the saved file)."""
+    vae, text_encoders = nn.Linear(2, 2), [nn.Linear(2, 2), nn.Linear(2, 2)]
+    args = argparse.Namespace(cache_text_encoder_outputs=True, scale_weight_norms=1.0, learning_rate=1e-2)
+    if dim_from_weights:
+        network, _ = module.create_network_from_weights(1, weights, vae, text_encoders, model, **network_args)
+    else:
+        network_args["dropout"] = None
+        network = module.create_network(1.0, 4, 2.0, vae, text_encoders, model, neuron_dropout=None, **network_args)
+    assert hasattr(network, "set_multiplier")
+    if hasattr(network, "prepare_network"):
+        network.prepare_network(args)
+    assert hasattr(network, "apply_max_norm_regularization")
+    if post_process:
+        post_process(args, network)
+    network.apply_to(text_encoders, model, False, True)
+    if weights is not None:
+        network.load_weights(weights)
+    network.enable_gradient_checkpointing()
+    results = network.prepare_optimizer_params_with_multiple_te_lrs([1e-4, 1e-4], 5e-3, args.learning_rate)
+    assert type(results) is tuple
+    groups, descriptions = results
+    assert len(groups) == len(descriptions)
+    optimizer = torch.optim.AdamW(groups)
+    accelerator = importlib.import_module("accelerate").Accelerator(cpu=True)
+    network, optimizer = accelerator.prepare(network, optimizer)
+    unwrapped = accelerator.unwrap_model(network)
+    unwrapped.prepare_grad_etc(text_encoders, model)
+    on_step_start = unwrapped.on_step_start if hasattr(unwrapped, "on_step_start") else None
+    torch.manual_seed(2)
+    x, target = torch.randn(3, 8), torch.randn(3, 8)
+    losses = []
+    for _ in range(2):
+        unwrapped.on_epoch_start(text_encoders, model)
+        assert unwrapped.training
+        for _ in range(2):
+            on_step_start(text_encoders, model)
+            # The prediction of the base, for samples that are to stay as they are.
+            network.set_multiplier(0.0)
+            with torch.no_grad():
+                base = model(x)
+            network.set_multiplier(1.0)
+            loss = nn.functional.mse_loss(model(x), target) + nn.functional.mse_loss(model(x), base)
+            losses.append(loss.item())
+            accelerator.backward(loss)
+            for parameter in network.parameters():
+                assert parameter.grad is not None
+            accelerator.clip_grad_norm_(unwrapped.get_trainable_params(), 1.0)
+            # What only some networks have is asked for first.
+            assert not any(hasattr(network, name) for name in ("update_grad_norms", "update_norms", "weight_norms"))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            keys_scaled, mean_norm, maximum_norm = unwrapped.apply_max_norm_regularization(
+                args.scale_weight_norms, accelerator.device
+            )
+            assert (keys_scaled >= 0, mean_norm > 0, maximum_norm >= mean_norm) == (True, True, True)
+        unwrapped.eval()
+        assert not unwrapped.training
+        unwrapped.train()
+    file = str(folder / "sd_scripts.safetensors")
+    unwrapped.save_weights(file, torch.float32, {"ss_network_module": module.__name__, "ss_network_dim": 4})
+    return unwrapped, losses, file
+
+
+def encoder_of_t5(args, network):
+    """`post_process_network` of sd-scripts' FLUX and SD3 trainers."""
+    if network.train_t5xxl and args.cache_text_encoder_outputs:
+        raise ValueError("T5XXL is trained, so cache_text_encoder_outputs cannot be used")
+
+
+# Lumina, Anima and HunyuanImage do nothing there.
+@pytest.mark.parametrize("post_process", [encoder_of_t5, None], ids=["FLUX and SD3", "the others"])
+@pytest.mark.parametrize("algorithm", ["lora_flux", "loha", "lokr"])
+def test_sd_scripts_stops_at_an_attribute_of_the_network(tmp_path, post_process, algorithm):
+    module = importlib.import_module(f"networks.{algorithm}")
+    torch.manual_seed(0)
+    model = Flux().eval().requires_grad_(False)
+    start = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    options = {} if algorithm == "lora_flux" else {"architecture": "flux"}
+    network, losses, file = sd_scripts_run(module, model, tmp_path, post_process=post_process, **options)
+    assert len(network.unet_loras) == 8
+    assert all(torch.equal(tensor, start[key]) for key, tensor in model.state_dict().items())
+    x = torch.randn(3, 8)
+    trained = model(x)
+    # --base_weights
+    merged = Flux().eval().requires_grad_(False)
+    merged.load_state_dict(start)
+    base, weights = module.create_network_from_weights(1.0, file, None, None, merged, for_inference=True, **options)
+    base.merge_to(None, merged, weights, torch.float32, "cpu")
+    assert torch.allclose(merged(x), trained, atol=1e-5)
+    # --dim_from_weights, which loads the same file again
+    other = Flux().eval().requires_grad_(False)
+    other.load_state_dict(start)
+    resumed, onward, _ = sd_scripts_run(module, other, tmp_path, file, True, post_process, **options)
+    assert [lora.lora_dim for lora in resumed.unet_loras] == [lora.lora_dim for lora in network.unet_loras]
+    assert onward[0] < losses[0]
+
+
+def test_text_encoders_that_a_trainer_passes_are_not_adapted_in_silence(transformer, caplog):
+    network = lora_wan.create_network(1.0, 4, 2.0, None, [nn.Linear(2, 2)], transformer)
+    network.apply_to([nn.Linear(2, 2)], transformer, True, True)
+    assert "text encoders are not adapted" in caplog.text
+
+
 def test_network_modules_of_others_can_build_on_ours(transformer):
     network = lora.create_network(
         ["WanAttentionBlock"],
