@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from lora_inspect.dtypes import decode_number
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.header import PICKLE_ENDINGS, TensorInfo, read_header, refuse_foreign
+from lora_inspect.header import PICKLE_ENDINGS, TensorInfo, identified_header, read_header, refuse_foreign
+from lora_inspect.input_file import Identity, InputFile, read_whole
 from lora_inspect.json_text import parse_json
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
@@ -20,7 +21,8 @@ class Checkpoint(NamedTuple):
 
     `path` is what the user named; `root` is the folder that holds a sharded or folder checkpoint and None for
     a single file. `config` is an `adapter_config.json` found beside the file; whether it belongs to the file
-    is for the reader of the tensors to say. `metadata` is the union over the files.
+    is for the reader of the tensors to say. `metadata` is the union over the files. `inputs` are all files that
+    were read, by path: the weights, the index and the config, each as it was when it was opened.
     """
 
     path: str
@@ -28,6 +30,7 @@ class Checkpoint(NamedTuple):
     tensors: dict[str, TensorInfo]
     file_metadata: dict[str, dict[str, str]]
     metadata: dict[str, str]
+    inputs: dict[str, Identity]
     root: str | None = None
     index_path: str | None = None
     config: dict[str, Any] | None = None
@@ -36,12 +39,12 @@ class Checkpoint(NamedTuple):
     @property
     def paths(self) -> tuple[str, ...]:
         """Every file that was read: the weights, the index and the config."""
-        return (*self.files, *(path for path in (self.index_path, self.config_path) if path))
+        return tuple(self.inputs)
 
     @property
     def bytes(self) -> int:
         """Size of all files, in bytes."""
-        return sum(os.path.getsize(file) for file in self.files)
+        return sum(self.inputs[file].bytes for file in self.files)
 
     def numbers(self, names: Iterable[str]) -> dict[str, float | int | bool | None]:
         """The values of one-element tensors (alphas, flags) by name; None where a dtype has no plain reading.
@@ -59,10 +62,9 @@ class Checkpoint(NamedTuple):
             wanted.setdefault(info.file, []).append(info)
         values: dict[str, float | int | bool | None] = {}
         for file, infos in wanted.items():
-            with open(file, "rb") as handle:
+            with InputFile(file, self.inputs[file]) as source:
                 for info in infos:
-                    handle.seek(info.start)
-                    values[info.name] = decode_number(info.dtype, handle.read(info.nbytes))
+                    values[info.name] = decode_number(info.dtype, bytes(source.read(info.start, info.nbytes)))
         return values
 
 
@@ -113,17 +115,14 @@ def is_checkpoint_folder(folder: str) -> bool:
     return len(stems) == 1 and not has_subfolders
 
 
-def read_json(file: str) -> Any:
-    """The parsed content of a small JSON file beside a checkpoint; LoraInspectError where it is not JSON."""
+def read_json(file: str, identity: Identity | None = None) -> tuple[Any, Identity]:
+    """The parsed content of a small JSON file beside a checkpoint, and which file it was.
+
+    Raises LoraInspectError where it is not JSON, or not the file of an earlier `identity`.
+    """
+    content, identity = read_whole(file, identity)
     try:
-        with open(file, "rb") as handle:
-            content = handle.read()
-    except OSError as error:
-        raise LoraInspectError(
-            f"{file}: it cannot be read ({error.strerror}); check the path and its rights."
-        ) from None
-    try:
-        return parse_json(content)
+        return parse_json(content), identity
     except ValueError:
         refuse_foreign(file, content[:64], len(content))
         raise LoraInspectError(f"{file}: it is not valid JSON; fetch it again or repair it.") from None
@@ -153,25 +152,28 @@ def _open_folder(folder: str) -> Checkpoint:
 
 
 def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
-    tensors, metadata = read_header(file)
-    config, config_path = _config_beside(file)
+    tensors, metadata, identity = identified_header(file)
+    inputs = {file: identity}
+    config, config_path = _config_beside(file, inputs)
     return Checkpoint(
         path=named,
         files=(file,),
         tensors=tensors,
         file_metadata={file: metadata},
+        metadata=metadata,
+        inputs=inputs,
         root=root,
         config=config,
         config_path=config_path,
-        metadata=metadata,
     )
 
 
-def _config_beside(file: str) -> tuple[dict[str, Any] | None, str | None]:
+def _config_beside(file: str, inputs: dict[str, Identity]) -> tuple[dict[str, Any] | None, str | None]:
+    """The `adapter_config.json` beside `file`, which joins the `inputs`, and its path; None where there is none."""
     path = os.path.join(os.path.dirname(file), ADAPTER_CONFIG)
     if not os.path.isfile(path):
         return None, None
-    config = read_json(path)
+    config, inputs[path] = read_json(path)
     if not isinstance(config, dict):
         raise LoraInspectError(f"{path}: it is JSON but not an object; fetch the adapter's configuration again.")
     return config, path
@@ -179,20 +181,27 @@ def _config_beside(file: str) -> tuple[dict[str, Any] | None, str | None]:
 
 def _open_index(index: str, named: str) -> Checkpoint:
     folder = os.path.dirname(index)
-    content = read_json(index)
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise LoraInspectError(f"{index}: it has no `weight_map` of tensor names to files; fetch the index again.")
+    content, identity = read_index(index)
+    weight_map = content["weight_map"]
     names = sorted(set(weight_map.values()))
     if any(os.path.basename(name) != name for name in names):
         raise LoraInspectError(f"{index}: it points outside its own folder; fetch the index again.")
-    checkpoint = _join([os.path.join(folder, name) for name in names], folder, index, named)
+    checkpoint = _join([os.path.join(folder, name) for name in names], folder, {index: identity}, named)
     for tensor, name in weight_map.items():
         if tensor not in checkpoint.tensors or os.path.basename(checkpoint.tensors[tensor].file) != name:
             raise LoraInspectError(
                 f"{index}: it places {tensor} in {name}, which does not hold it; fetch the set again."
             )
     return checkpoint
+
+
+def read_index(file: str, identity: Identity | None = None) -> tuple[dict[str, Any], Identity]:
+    """The content of an index.json with its `weight_map` of tensor names to files, and which file it was."""
+    content, identity = read_json(file, identity)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise LoraInspectError(f"{file}: it has no `weight_map` of tensor names to files; fetch the index again.")
+    return content, identity
 
 
 def _open_shards(folder: str, stem: str, count: int, named: str) -> Checkpoint:
@@ -206,30 +215,34 @@ def _open_shards(folder: str, stem: str, count: int, named: str) -> Checkpoint:
             f"{os.path.join(folder, stem)}: {len(files)} of {count} shards are there; fetch the missing ones."
         )
     index = os.path.join(folder, f"{stem}.safetensors.index.json")
-    return _join(files, folder, index if os.path.isfile(index) else None, named)
+    found = {index: read_index(index)[1]} if os.path.isfile(index) else {}
+    return _join(files, folder, found, named)
 
 
-def _join(files: list[str], folder: str, index: str | None, named: str) -> Checkpoint:
+def _join(files: list[str], folder: str, index: dict[str, Identity], named: str) -> Checkpoint:
     tensors: dict[str, TensorInfo] = {}
     file_metadata: dict[str, dict[str, str]] = {}
+    identities: dict[str, Identity] = {}
     for file in files:
         if not os.path.exists(file):
             raise LoraInspectError(f"{file}: the shard is missing; fetch it.")
-        shard, file_metadata[file] = read_header(file)
+        shard, file_metadata[file], identities[file] = identified_header(file)
         for name, info in shard.items():
             if name in tensors:
                 raise LoraInspectError(f"{file}: {name} is also in {tensors[name].file}; fetch the set again.")
             tensors[name] = info
     metadata = {key: value for found in file_metadata.values() for key, value in found.items()}
-    config, config_path = _config_beside(files[0]) if files else (None, None)
+    inputs = {**identities, **index}
+    config, config_path = _config_beside(files[0], inputs) if files else (None, None)
     return Checkpoint(
         path=named,
         files=tuple(files),
         tensors=tensors,
         file_metadata=file_metadata,
+        metadata=metadata,
+        inputs=inputs,
         root=folder or ".",
-        index_path=index,
+        index_path=next(iter(index), None),
         config=config,
         config_path=config_path,
-        metadata=metadata,
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.header import TensorInfo
+from lora_inspect.input_file import Identity, InputFile
 from lora_inspect.writer import TensorPlan, Writer, in_file_order
 
 _CHUNK = 1 << 22
@@ -22,17 +23,9 @@ class Content:
         if isinstance(self.source, bytes):
             yield self.source
             return
-        with open(self.source.file, "rb") as handle:
-            handle.seek(self.source.start)
-            left = self.source.nbytes
-            while left:
-                data = handle.read(min(left, _CHUNK))
-                if not data:
-                    raise LoraInspectError(
-                        f"{self.source.file}: it became shorter while it was read; run the command again."
-                    )
-                left -= len(data)
-                yield data
+        with InputFile(self.source.file, self.source.identity) as source:
+            for start in range(self.source.start, self.source.stop, _CHUNK):
+                yield bytes(source.read(start, min(self.source.stop - start, _CHUNK)))
 
 
 def renamed(info: TensorInfo, name: str, shape: tuple[int, ...] | None = None) -> Content:
@@ -40,15 +33,20 @@ def renamed(info: TensorInfo, name: str, shape: tuple[int, ...] | None = None) -
     return Content(TensorPlan(name, info.dtype, info.shape if shape is None else shape), info)
 
 
-def write_contents(path: str, contents: Sequence[Content], metadata: Mapping[str, str]) -> None:
-    """Writes all of them to `path`, atomically; raises LoraInspectError where two have the same name."""
+def write_contents(
+    path: str, contents: Sequence[Content], metadata: Mapping[str, str], inputs: Mapping[str, Identity] | None = None
+) -> None:
+    """Writes all of them to `path`, atomically; raises LoraInspectError where two have the same name.
+
+    `inputs` are the files that the contents were made of, and have to be those still when the output is complete.
+    """
     by_name = {content.plan.name: content for content in contents}
     if len(by_name) != len(contents):
         names = [content.plan.name for content in contents]
         twice = next(name for name in names if names.count(name) > 1)
         raise LoraInspectError(f"{path}: two tensors would both be called {twice}; convert the file in another scheme.")
     plans = in_file_order(content.plan for content in contents)
-    with Writer(path, plans, metadata) as writer:
+    with Writer(path, plans, metadata, inputs) as writer:
         for plan in plans:
             content = by_name[plan.name]
             if isinstance(content.source, bytes):

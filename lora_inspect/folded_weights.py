@@ -10,6 +10,7 @@ from lora_inspect.contribution import Contribution
 from lora_inspect.dtypes import PLAIN_FLOATS
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.header import TensorInfo
+from lora_inspect.input_file import Identity
 from lora_inspect.progress import Progress
 from lora_inspect.writer import TensorPlan, Writer, in_file_order
 
@@ -44,18 +45,24 @@ class Folding:
 
 
 def write_folded(
-    output: str, infos: Iterable[TensorInfo], folding: Folding, metadata: Mapping[str, str], progress: Progress
+    output: str,
+    infos: Iterable[TensorInfo],
+    folding: Folding,
+    metadata: Mapping[str, str],
+    progress: Progress,
+    inputs: Mapping[str, Identity] | None = None,
 ) -> Counter[str]:
     """Writes the tensors of one file of the base to `output` and returns how many there are of each element type.
 
-    `progress` is told the bytes of each tensor that is done. Raises LoraInspectError where a result is not finite.
+    `progress` is told the bytes of each tensor that is done. Raises LoraInspectError where a result is not finite,
+    and where one of the `inputs` is not the file any more that was read.
     """
     from lora_inspect.tensor_reader import RowBlocks
 
     blocks = RowBlocks(BLOCK_ELEMENTS)
     by_name = {info.name: info for info in infos}
     plans = in_file_order(folding.output(info) for info in by_name.values())
-    with Writer(output, plans, metadata) as writer:
+    with Writer(output, plans, metadata, inputs) as writer:
         for target in plans:
             info = by_name[target.name]
             changes = [change for change in folding.changes.get(info.name, ()) if change.multiplier != 0]

@@ -1,11 +1,11 @@
 """The header of one .safetensors file, with every rule of the format checked. Standard library only."""
 
-import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from lora_inspect.dtypes import BITS
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.input_file import Identity, InputFile
 from lora_inspect.json_text import parse_json
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library refuses larger headers
@@ -22,7 +22,10 @@ _FOREIGN_STARTS = (
 
 
 class TensorInfo(NamedTuple):
-    """One tensor of a file, unread: `start` and `stop` are byte positions in `file`."""
+    """One tensor of a file, unread: `start` and `stop` are byte positions in `file`.
+
+    `identity` says which file that was when its header was read.
+    """
 
     name: str
     dtype: str
@@ -30,6 +33,7 @@ class TensorInfo(NamedTuple):
     file: str
     start: int
     stop: int
+    identity: Identity | None = None
 
     @property
     def numel(self) -> int:
@@ -47,29 +51,30 @@ def read_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
 
     Raises LoraInspectError where the file cannot be what its name says.
     """
+    tensors, metadata, _ = identified_header(file)
+    return tensors, metadata
+
+
+def identified_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str], Identity]:
+    """What `read_header` reads, and which file it was."""
     if file.lower().endswith(PICKLE_ENDINGS):
         raise LoraInspectError(
             f"{file}: a pickle can run code when it is opened, so it is never read; "
             "save it as .safetensors with the program that wrote it."
         )
-    try:
-        with open(file, "rb") as handle:
-            size = os.fstat(handle.fileno()).st_size
-            start = handle.read(64)
-            refuse_foreign(file, start, size)
-            length = int.from_bytes(start[:8], "little")
-            if length > MAX_HEADER_BYTES or length > size - 8:
-                raise LoraInspectError(
-                    f"{file}: its first 8 bytes announce a header of {length} bytes, but the file has {size} and a "
-                    f"header at most {MAX_HEADER_BYTES}: it is truncated or no safetensors file; fetch it again."
-                )
-            handle.seek(8)
-            header = handle.read(length)
-    except OSError as error:
-        raise LoraInspectError(
-            f"{file}: it cannot be read ({error.strerror}); check the path and its rights."
-        ) from None
-    return _parse_header(file, header, 8 + length, size)
+    with InputFile(file) as source:
+        size = source.identity.bytes
+        start = bytes(source.read(0, min(size, 64)))
+        refuse_foreign(file, start, size)
+        length = int.from_bytes(start[:8], "little")
+        if length > MAX_HEADER_BYTES or length > size - 8:
+            raise LoraInspectError(
+                f"{file}: its first 8 bytes announce a header of {length} bytes, but the file has {size} and a "
+                f"header at most {MAX_HEADER_BYTES}: it is truncated or no safetensors file; fetch it again."
+            )
+        header = bytes(source.read(8, length))
+    tensors, metadata = _parse_header(file, header, 8 + length, source.identity)
+    return tensors, metadata, source.identity
 
 
 def count_elements(shape: Iterable[int]) -> int:
@@ -93,7 +98,9 @@ def refuse_foreign(file: str, start: bytes, size: int) -> None:
         )
 
 
-def _parse_header(file: str, header: bytes, data_start: int, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def _parse_header(
+    file: str, header: bytes, data_start: int, identity: Identity
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     try:
         entries = parse_json(header)
     except ValueError:
@@ -110,7 +117,7 @@ def _parse_header(file: str, header: bytes, data_start: int, size: int) -> tuple
         raise LoraInspectError(f"{file}: its __metadata__ is not a map of strings to strings; write the file anew.")
     if not _is_unicode([*entries, *metadata, *metadata.values()]):
         raise LoraInspectError(f"{file}: its header holds text that is not Unicode; write the file anew.")
-    tensors = [_parse_entry(file, name, entry, data_start) for name, entry in entries.items()]
+    tensors = [_parse_entry(file, name, entry, data_start, identity) for name, entry in entries.items()]
     tensors.sort(key=lambda info: (info.start, info.stop))
     position = data_start
     for info in tensors:
@@ -118,6 +125,7 @@ def _parse_header(file: str, header: bytes, data_start: int, size: int) -> tuple
             relation = "overlaps the tensor before it" if info.start < position else "leaves a hole before it"
             raise LoraInspectError(f"{file}: {info.name} {relation}, so the header is damaged; fetch the file again.")
         position = info.stop
+    size = identity.bytes
     if position != size:
         state = "truncated" if position > size else "longer than its header says"
         raise LoraInspectError(
@@ -135,7 +143,7 @@ def _is_unicode(texts: Iterable[str]) -> bool:
     return True
 
 
-def _parse_entry(file: str, name: str, entry: Any, data_start: int) -> TensorInfo:
+def _parse_entry(file: str, name: str, entry: Any, data_start: int, identity: Identity) -> TensorInfo:
     try:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
         numbers = [*shape, start, stop]
@@ -154,4 +162,4 @@ def _parse_entry(file: str, name: str, entry: Any, data_start: int) -> TensorInf
         raise LoraInspectError(
             f"{file}: {name} has {stop - start} bytes, which is not what {dtype} {list(shape)} needs; fetch it again."
         )
-    return TensorInfo(name, dtype, tuple(shape), file, data_start + start, data_start + stop)
+    return TensorInfo(name, dtype, tuple(shape), file, data_start + start, data_start + stop, identity)

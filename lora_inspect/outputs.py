@@ -2,10 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.input_file import Identity, check_unchanged
 
 
 def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool = False) -> None:
@@ -26,23 +27,32 @@ def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool =
         raise LoraInspectError(f"{output}: it is a link to a folder; name the folder itself.")
 
 
-def check_replaceable(output: str, names: Iterable[str]) -> None:
-    """Raises LoraInspectError where replacing the folder `output` would lose more than files called `names`."""
-    others = sorted(set(os.listdir(output)) - set(names)) if os.path.isdir(output) else []
-    if others:
+def check_replaceable(output: str, names: Iterable[str], folders: Iterable[str] = ()) -> None:
+    """Raises LoraInspectError where replacing the folder `output` would lose more than `names` and `folders`.
+
+    `names` are files and `folders` its subfolders, by paths relative to `output`.
+    """
+    if others := sorted(_entries(output) - set(names) - {os.path.join(folder, "") for folder in folders}):
         raise LoraInspectError(
             f"{output}: the folder holds {others[0]}, which the command does not write; choose another output."
         )
 
 
 @contextmanager
-def new_folder(output: str) -> Iterator[str]:
-    """A folder to fill that takes the place of `output` when the block ends well, and vanishes otherwise."""
+def new_folder(output: str, inputs: Mapping[str, Identity] | None = None) -> Iterator[str]:
+    """A folder to fill that takes the place of `output` when the block ends well, and vanishes otherwise.
+
+    Raises LoraInspectError where one of the `inputs` is not the file any more that was read.
+    """
     partial = f"{output.rstrip(os.sep)}.{os.getpid()}.partial"
     replaced = f"{partial}.old"
     try:
         os.mkdir(partial)
+    except OSError as error:
+        raise _refused(output, error) from None
+    try:
         yield partial
+        check_unchanged(inputs or {})
         if os.path.isdir(output):
             os.rename(output, replaced)
         os.rename(partial, output)
@@ -51,11 +61,24 @@ def new_folder(output: str) -> Iterator[str]:
         if os.path.isdir(replaced) and not os.path.lexists(output):
             os.rename(replaced, output)
         if isinstance(error, OSError):
-            raise LoraInspectError(
-                f"{output}: it cannot be written ({error.strerror}); choose another place."
-            ) from None
+            raise _refused(output, error) from None
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _refused(output: str, error: OSError) -> LoraInspectError:
+    return LoraInspectError(f"{output}: it cannot be written ({error.strerror}); choose another place.")
+
+
+def _entries(folder: str) -> set[str]:
+    """All that is below `folder`, by paths relative to it, those of its subfolders with a slash at the end."""
+    found = set()
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = os.path.join(parent, name)
+            is_folder = os.path.isdir(path) and not os.path.islink(path)
+            found.add(os.path.relpath(path, folder) + (os.sep if is_folder else ""))
+    return found
 
 
 def _lies_in(path: str, folder: str) -> bool:

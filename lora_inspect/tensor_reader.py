@@ -7,6 +7,7 @@ import torch
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.header import TensorInfo
+from lora_inspect.input_file import InputFile
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -17,11 +18,8 @@ def load(info: TensorInfo) -> torch.Tensor:
         raise LoraInspectError(
             f"{info.file}: {info.name} is stored as {info.dtype}, but F64, F32, F16 or BF16 was expected there."
         )
-    buffer = bytearray(info.nbytes)
-    with open(info.file, "rb") as handle:
-        handle.seek(info.start)
-        if handle.readinto(buffer) != info.nbytes:
-            raise LoraInspectError(f"{info.file}: it became shorter while it was read; run the command again.")
+    with InputFile(info.file, info.identity) as source:
+        buffer = source.read(info.start, info.nbytes)
     if not buffer:
         return torch.empty(info.shape)
     stored = torch.frombuffer(buffer, dtype=TORCH_DTYPES[info.dtype]).reshape(info.shape)
@@ -63,13 +61,10 @@ class RowBlocks:
         count = max(1, min(rows, self._elements // columns))
         row_bytes = info.nbytes // rows
         self._reserve(count * row_bytes, count * columns, working_dtype(info))
-        with open(info.file, "rb", buffering=0) as handle:
+        with InputFile(info.file, info.identity) as source:
             for start in range(0, rows, count):
                 taken = min(count, rows - start)
-                view = memoryview(self._stored)[: taken * row_bytes]
-                handle.seek(info.start + start * row_bytes)
-                if handle.readinto(view) != len(view):
-                    raise LoraInspectError(f"{info.file}: it became shorter while it was read; run the command again.")
+                source.read_into(info.start + start * row_bytes, memoryview(self._stored)[: taken * row_bytes])
                 stored = torch.frombuffer(self._stored, dtype=TORCH_DTYPES[info.dtype], count=taken * columns)
                 block = self._scratch[: taken * columns].view(taken, columns)
                 block.copy_(stored.view(taken, columns))

@@ -4,16 +4,14 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from io import FileIO
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from lora_inspect.byte_copy import Buffer, copy_bytes, write_all
 from lora_inspect.dtypes import BITS
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.header import TensorInfo, count_elements
-
-Buffer = bytes | bytearray | memoryview
-_COPY_BYTES = 16 << 20
+from lora_inspect.input_file import Identity, InputFile, check_unchanged
 
 
 class TensorPlan(NamedTuple):
@@ -50,11 +48,20 @@ def encode_header(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> b
 class Writer:
     """Context manager that writes one file beside `path` and renames it when it is complete; else nothing is left.
 
-    Tensors are written in the order of `plans`. Raises LoraInspectError when the disk refuses.
+    Tensors are written in the order of `plans`. Raises LoraInspectError when the disk refuses, and where one of the
+    `inputs` is not the file any more that was read.
     """
 
-    def __init__(self, path: str, plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        path: str,
+        plans: Sequence[TensorPlan],
+        metadata: Mapping[str, str],
+        inputs: Mapping[str, Identity] | None = None,
+    ) -> None:
         self.path = path
+        self._inputs = inputs or {}
+        self._source: InputFile | None = None
         self._plans = iter(plans)
         self._header = encode_header(plans, metadata)
         self._partial = f"{path}.{os.getpid()}.partial"
@@ -89,8 +96,10 @@ class Writer:
         plan = self._next(name or info.name)
         if plan.nbytes != info.nbytes:
             raise AssertionError(f"{info.name}: {info.nbytes} bytes do not fit a plan of {plan.nbytes}")
-        with open(info.file, "rb", buffering=0) as source:
-            self._copy_range(source, info.start, info.stop)
+        try:
+            copy_bytes(self._opened(info), info.start, info.stop, self._descriptor)
+        except OSError as error:
+            raise self._refused(error) from None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -113,6 +122,7 @@ class Writer:
             raise AssertionError(f"{left.name} was planned but not written")
         os.fsync(self._descriptor)
         self._close()
+        check_unchanged(self._inputs)
         os.replace(self._partial, self.path)
 
     def _discard(self) -> None:
@@ -121,7 +131,20 @@ class Writer:
         with suppress(OSError):
             os.unlink(self._partial)
 
+    def _opened(self, info: TensorInfo) -> InputFile:
+        """The file of `info`, which stays open until a tensor of another file is copied."""
+        if self._source is None or (self._source.path, self._source.identity) != (info.file, info.identity):
+            self._leave_source()
+            self._source = InputFile(info.file, info.identity)
+        return self._source
+
+    def _leave_source(self) -> None:
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
+
     def _close(self) -> None:
+        self._leave_source()
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -133,38 +156,10 @@ class Writer:
         return plan
 
     def _write_all(self, buffer: Buffer) -> None:
-        view = memoryview(buffer).cast("B")
         try:
-            while view:
-                view = view[os.write(self._descriptor, view) :]
+            write_all(self._descriptor, buffer)
         except OSError as error:
             raise self._refused(error) from None
-
-    def _copy_range(self, source: FileIO, position: int, stop: int) -> None:
-        position = self._copy_in_kernel(source, position, stop)
-        source.seek(position)
-        while position < stop:
-            data = source.read(min(stop - position, _COPY_BYTES))
-            if not data:
-                raise LoraInspectError(
-                    f"{self.path}: an input became shorter while it was read; run the command again."
-                )
-            self._write_all(data)
-            position += len(data)
-
-    def _copy_in_kernel(self, source: FileIO, position: int, stop: int) -> int:
-        """Copies as far as the system does it by itself, and returns the position reached."""
-        if not hasattr(os, "copy_file_range"):
-            return position
-        try:
-            while position < stop:
-                moved = os.copy_file_range(source.fileno(), self._descriptor, min(stop - position, 1 << 30), position)
-                if not moved:
-                    break
-                position += moved
-        except OSError:
-            pass  # some file systems cannot; reading and writing finds out whether the disk itself refuses
-        return position
 
     def _refused(self, error: OSError) -> LoraInspectError:
         return LoraInspectError(

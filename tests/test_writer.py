@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from strategies import metadata, tensor_plans
 
+from lora_inspect import writer as writer_module
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.header import read_header
 from lora_inspect.writer import TensorPlan, Writer, encode_header, in_file_order
@@ -77,11 +78,34 @@ def test_copy_of_an_input_that_became_shorter_is_refused(write_safetensors, tmp_
     source.write_bytes(source.read_bytes()[:-1])
     (tmp_path / "out").mkdir()
     with (
-        pytest.raises(LoraInspectError, match="became shorter"),
+        pytest.raises(LoraInspectError, match=r"source\.safetensors: it changed while it was read; run the command"),
         Writer(str(tmp_path / "out" / "o"), [TensorPlan("y", "U8", (30,))], {}) as writer,
     ):
         writer.copy(info)
     assert os.listdir(tmp_path / "out") == []
+
+
+def test_copy_opens_each_input_once_and_one_at_a_time(write_safetensors, tmp_path, monkeypatch):
+    tensors = {name: ("U8", (3,), number) for number, name in enumerate("abcdef")}
+    sources = [write_safetensors(tensors, name=name) for name in ("in/first", "in/second")]
+    infos = [info for source in sources for info in read_header(str(source))[0].values()]
+    plans = [TensorPlan(f"{info.file[-5:]}.{info.name}", "U8", (3,)) for info in infos]
+    opened = []
+    real = writer_module.InputFile
+
+    def counted(path, identity):
+        assert all(earlier._handle.closed for earlier in opened)
+        opened.append(real(path, identity))
+        return opened[-1]
+
+    monkeypatch.setattr(writer_module, "InputFile", counted)
+    with Writer(str(tmp_path / "o"), plans, {}) as writer:
+        for plan, info in zip(plans, infos, strict=True):
+            writer.copy(info, plan.name)
+    assert [source.path for source in opened] == [str(source) for source in sources]
+    assert all(source._handle.closed for source in opened)
+    found = (tmp_path / "o").read_bytes()
+    assert found.endswith(bytes(value for _ in sources for number in range(6) for value in (number,) * 3))
 
 
 def test_an_existing_file_stays_until_the_new_one_is_complete(tmp_path):

@@ -11,6 +11,7 @@ from lora_inspect.cli.shared_options import overrides, reading_options, writing_
 from lora_inspect.dora import MULTIPLIER_RULES
 from lora_inspect.ops.merge import MergeOptions, MergePlan, check_merge_output, parse_adapter_argument, plan_merge
 from lora_inspect.ops.merge import merge as merge_files
+from lora_inspect.printable import printable
 
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -81,6 +82,8 @@ def _planned(plan: MergePlan, output: str) -> dict[str, Any]:
         "tensors_copied": len(plan.base.tensors) - len(plan.changes),
         "multipliers": {adapter.checkpoint.path: multiplier for adapter, multiplier in plan.adapters},
         "unmatched": list(plan.unmatched),
+        "files_copied": list(plan.side_files.copied),
+        "left_behind": list(plan.side_files.left_behind),
         "targets": {
             name: [change.contribution.module.key for change in changes] for name, changes in plan.changes.items()
         },
@@ -98,12 +101,15 @@ def _print(record: dict[str, Any], as_json: bool) -> None:
     verb = "would merge" if record.get("dry_run") else "merged"
     strengths = ", ".join(f"{path} at {multiplier:g}" for path, multiplier in record["multipliers"].items())
     click.echo(f"{verb} {record['modules_merged']} modules ({strengths}) into {record['output']}")
-    click.echo(
-        f"{record['tensors_copied']} tensors {'would be copied' if record.get('dry_run') else 'copied'} unchanged"
-    )
+    copied = "would be copied" if record.get("dry_run") else "copied"
+    click.echo(f"{record['tensors_copied']} tensors {copied} unchanged")
     if "dora_multiplier" in record:
         click.echo(f"DoRA multiplier rule: {record['dora_multiplier']}")
     if record["unmatched"]:
         click.echo(f"{len(record['unmatched'])} keys left out: {', '.join(record['unmatched'][:5])}", err=True)
+    if record["files_copied"]:
+        click.echo(f"{len(record['files_copied'])} files beside the weights {copied}")
+    if record["left_behind"]:
+        click.echo(printable(f"left behind in the base's folder: {', '.join(record['left_behind'])}"), err=True)
     if "seconds" in record:
         click.echo(f"{record['bytes']:,} bytes in {record['seconds']:.1f} s")

@@ -80,7 +80,7 @@ def convert_to_standard(
     adapter = info.adapter
     adapter.refuse()
     base = _open_base(adapter, options)
-    inputs = [*adapter.checkpoint.paths, *(base.paths if base else ())]
+    inputs = adapter.checkpoint.inputs | (base.inputs if base else {})
     check_output(output, inputs, force)
     targets = _targets(adapter, base) if base else {}
 
@@ -103,7 +103,7 @@ def convert_to_standard(
     )
     if any(key in adapter.checkpoint.metadata for key in HASHES):
         metadata |= sshs_hashes(contents, metadata)
-    write_contents(output, contents, metadata)
+    write_contents(output, contents, metadata, inputs)
     errors = {key: module.relative_error for key, module in converted.items()}
     flags = [module.rslora_flag.name for module in adapter.modules.values() if module.rslora_flag]
     magnitudes = [key for module in converted.values() for key in module.dropped]

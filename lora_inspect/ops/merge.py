@@ -10,10 +10,11 @@ from typing import Any
 
 from lora_inspect import dora
 from lora_inspect.adapter import Adapter, Overrides, read_adapter
-from lora_inspect.base_folder import copy_side_files, output_names
+from lora_inspect.base_folder import SideFiles, copy_side_files, find_side_files
 from lora_inspect.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.folded_weights import Change, Folding, write_folded
+from lora_inspect.input_file import Identity
 from lora_inspect.matching import accept_unmatched, match
 from lora_inspect.metadata import describe_file, merged_metadata
 from lora_inspect.outputs import check_output, check_replaceable, new_folder
@@ -40,6 +41,7 @@ class MergePlan:
     changes: dict[str, list[Change]]
     unmatched: tuple[str, ...]
     options: MergeOptions
+    side_files: SideFiles
 
     @property
     def modules(self) -> int:
@@ -57,8 +59,16 @@ class MergePlan:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all tensors of the base: what `merge` tells its progress of."""
-        return sum(info.nbytes for info in self.base.tensors.values())
+        """Bytes of all tensors of the base and the files beside them: what `merge` tells its progress of."""
+        return sum(info.nbytes for info in self.base.tensors.values()) + self.side_files.bytes
+
+    @property
+    def inputs(self) -> dict[str, Identity]:
+        """Every file that is read, by path, as it was when the plan was made."""
+        inputs = self.base.inputs | self.side_files.inputs
+        for adapter, _ in self.adapters:
+            inputs |= adapter.checkpoint.inputs
+        return inputs
 
     def _all(self) -> Iterator[Change]:
         return (change for changes in self.changes.values() for change in changes)
@@ -66,7 +76,10 @@ class MergePlan:
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
-    """What a merge did. `dtype_counts` are tensors of the output by element type."""
+    """What a merge did. `dtype_counts` are tensors of the output by element type.
+
+    `files_copied` and `left_behind` are what lies beside the weights of a folder, by paths relative to it.
+    """
 
     output: str
     modules_merged: int
@@ -74,6 +87,8 @@ class MergeResult:
     multipliers: dict[str, float]
     dtype_counts: dict[str, int]
     unmatched: tuple[str, ...]
+    files_copied: tuple[str, ...]
+    left_behind: tuple[str, ...]
     seconds: float
     bytes: int
 
@@ -95,7 +110,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, float]], options: M
         unmatched.extend(accept_unmatched(adapter, base, matching, options.allow_unmatched))
         for name, contributions in matching.targets.items():
             changes[name].extend(Change(contribution, multiplier, adapter) for contribution in contributions)
-    return MergePlan(base, tuple(read), dict(changes), tuple(unmatched), options)
+    return MergePlan(base, tuple(read), dict(changes), tuple(unmatched), options, find_side_files(base))
 
 
 def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress = silent) -> MergeResult:
@@ -108,10 +123,10 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     check_merge_output(plan, output, force)
     folding = Folding(plan.changes, plan.options.dtype, plan.options.dora_rule)
     if plan.base.root is not None:
-        with new_folder(output) as folder:
+        with new_folder(output, plan.inputs) as folder:
             counts = _write_folder(plan, folder, folding, progress)
     else:
-        counts = _write_file(plan, plan.base.files[0], output, folding, progress)
+        counts = _write_file(plan, plan.base.files[0], output, folding, progress, plan.inputs)
     return MergeResult(
         output=output,
         modules_merged=plan.modules,
@@ -119,6 +134,8 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
         multipliers={adapter.checkpoint.path: multiplier for adapter, multiplier in plan.adapters},
         dtype_counts=dict(counts),
         unmatched=plan.unmatched,
+        files_copied=tuple(plan.side_files.copied),
+        left_behind=plan.side_files.left_behind,
         seconds=round(time.perf_counter() - started, 3),
         bytes=_size(output),
     )
@@ -127,10 +144,10 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
 def check_merge_output(plan: MergePlan, output: str, force: bool) -> None:
     """Raises LoraInspectError where `merge` would refuse to write to `output`."""
     is_folder = plan.base.root is not None
-    inputs = [path for adapter, _ in plan.adapters for path in adapter.checkpoint.paths]
-    check_output(output, [*plan.base.paths, *inputs], force, folder=is_folder)
+    check_output(output, plan.inputs, force, folder=is_folder)
     if is_folder:
-        check_replaceable(output, output_names(plan.base))
+        weights = [os.path.basename(file) for file in plan.base.files]
+        check_replaceable(output, [*weights, *plan.side_files.copied], plan.side_files.folders)
 
 
 def _write_folder(plan: MergePlan, folder: str, folding: Folding, progress: Progress) -> Counter[str]:
@@ -138,14 +155,21 @@ def _write_folder(plan: MergePlan, folder: str, folding: Folding, progress: Prog
     for file in plan.base.files:
         counts += _write_file(plan, file, os.path.join(folder, os.path.basename(file)), folding, progress)
     weight_bytes = sum(folding.output(info).nbytes for info in plan.base.tensors.values())
-    copy_side_files(plan.base, folder, weight_bytes)
+    copy_side_files(plan.base, plan.side_files, folder, weight_bytes, progress)
     return counts
 
 
-def _write_file(plan: MergePlan, file: str, output: str, folding: Folding, progress: Progress) -> Counter[str]:
+def _write_file(
+    plan: MergePlan,
+    file: str,
+    output: str,
+    folding: Folding,
+    progress: Progress,
+    inputs: Mapping[str, Identity] | None = None,
+) -> Counter[str]:
     infos = [info for info in plan.base.tensors.values() if info.file == file]
     metadata = merged_metadata(plan.base.file_metadata[file], _sources(plan))
-    return write_folded(output, infos, folding, metadata, progress)
+    return write_folded(output, infos, folding, metadata, progress, inputs)
 
 
 def _check_kinds(base: Checkpoint, adapters: Sequence[Adapter]) -> None:
@@ -179,7 +203,7 @@ def _default_rule(adapter: Adapter) -> str:
 def _size(path: str) -> int:
     if os.path.isfile(path):
         return os.path.getsize(path)
-    return sum(os.path.getsize(os.path.join(path, name)) for name in os.listdir(path))
+    return sum(os.path.getsize(os.path.join(parent, name)) for parent, _, names in os.walk(path) for name in names)
 
 
 def parse_adapter_argument(argument: str) -> tuple[str, float]:

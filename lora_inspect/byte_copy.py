@@ -1,0 +1,39 @@
+"""Bytes on their way into an open file: from memory, or from an input, moved by the system where it can."""
+
+import os
+
+from lora_inspect.input_file import InputFile
+
+Buffer = bytes | bytearray | memoryview
+_COPY_BYTES = 16 << 20
+
+
+def write_all(descriptor: int, buffer: Buffer) -> None:
+    """Writes the whole of `buffer`; OSError where the disk refuses."""
+    view = memoryview(buffer).cast("B")
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def copy_bytes(source: InputFile, start: int, stop: int, descriptor: int) -> None:
+    """Writes the bytes `start` to `stop` of an input; OSError where the disk refuses."""
+    position = _copy_in_kernel(source, start, stop, descriptor)
+    while position < stop:
+        data = source.read(position, min(stop - position, _COPY_BYTES))
+        write_all(descriptor, data)
+        position += len(data)
+
+
+def _copy_in_kernel(source: InputFile, position: int, stop: int, descriptor: int) -> int:
+    """Copies as far as the system does it by itself, and returns the position reached."""
+    if not hasattr(os, "copy_file_range"):
+        return position
+    try:
+        while position < stop:
+            moved = os.copy_file_range(source.fileno(), descriptor, min(stop - position, 1 << 30), position)
+            if not moved:
+                break
+            position += moved
+    except OSError:
+        pass  # some file systems cannot; reading and writing finds out whether the disk itself refuses
+    return position
