@@ -17,6 +17,18 @@ import pytest
 # Tests run in parallel, one process a core: threads on top of that only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Shifts the seeds of every generator: a bound that holds for the seeds in the tests alone is no bound.
+if SEED_SHIFT := int(os.environ.get("TEST_SEED_SHIFT", "0")):
+    import torch
+
+    class ShiftedGenerator(torch.Generator):
+        def manual_seed(self, seed: int) -> torch.Generator:
+            return super().manual_seed(seed + SEED_SHIFT)
+
+    unshifted = torch.manual_seed
+    torch.Generator = ShiftedGenerator
+    torch.manual_seed = lambda seed: unshifted(seed + SEED_SHIFT)
+
 ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT / "fixtures"
 # tests/strategies.py and fixtures/make_synthetic.py are imported by name.
