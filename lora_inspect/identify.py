@@ -1,6 +1,8 @@
 """The architecture of an adapter and of a base, by the names and widths of their modules."""
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import product
 
 from lora_inspect.adapter import Adapter
 from lora_inspect.algorithms.record import Features
@@ -9,6 +11,7 @@ from lora_inspect.architectures.text_encoders import TextEncoder, found_in
 from lora_inspect.base_names import BASE_PREFIXES, is_weight
 from lora_inspect.checkpoint import Checkpoint
 from lora_inspect.contribution import Contribution, Module
+from lora_inspect.listing import listed
 from lora_inspect.schemes.record import MODEL
 
 # A base has embeddings, norms and heads beside the layers that the tables of architectures list.
@@ -56,9 +59,17 @@ def identify_base(checkpoint: Checkpoint) -> Detection | None:
     return _only(base_candidates(checkpoint))
 
 
-def described(detection: Detection) -> str:
-    """The family's title with the size, where it is known."""
-    return str(detection)
+def described(found: Sequence[Detection]) -> str:
+    """The candidates by title and size, as a sentence names them: `FLUX.1 or Chroma`."""
+    return listed([str(detection) for detection in found], "or")
+
+
+def may_be_one(ours: Iterable[Detection], theirs: Iterable[Detection]) -> bool:
+    """Whether a candidate of one file may be of the family and size of one of the other; an unknown size may be any."""
+    return any(
+        our.architecture is their.architecture and (None in (our.size, their.size) or our.size == their.size)
+        for our, their in product(ours, theirs)
+    )
 
 
 def _only(found: tuple[Detection, ...]) -> Detection | None:

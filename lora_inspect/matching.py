@@ -13,7 +13,7 @@ from lora_inspect.contribution import Contribution, Module
 from lora_inspect.dtypes import PLAIN_FLOATS
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.header import TensorInfo
-from lora_inspect.identify import described, identify_adapter, identify_base
+from lora_inspect.identify import adapter_candidates, base_candidates, described, identify_adapter, may_be_one
 
 # Tensors beside a weight that make its entries codes instead of values.
 _SCALE_SUFFIXES = (
@@ -202,7 +202,7 @@ def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _difference(adapter: Adapter, base: Checkpoint) -> str:
     """Why shapes do not fit, where the names and widths tell it."""
-    ours, theirs = identify_adapter(adapter), identify_base(base)
-    if ours and theirs and described(ours) != described(theirs):
+    ours, theirs = adapter_candidates(adapter), base_candidates(base)
+    if ours and theirs and not may_be_one(ours, theirs):
         return f"this is an adapter of {described(ours)} on a base of {described(theirs)}"
     return "the adapter is for another model or size"

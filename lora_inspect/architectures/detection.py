@@ -21,6 +21,9 @@ from .record import Architecture, Layout, Size
 from .text_encoders import TextEncoder, has
 from .widths import agreeing_sizes
 
+# A family of other widths than any that it is published in has at least so much of the names, also of a base.
+_SHARE_OF_ANOTHER_SIZE = 0.9
+
 
 @dataclass(frozen=True, slots=True)
 class Detection:
@@ -43,11 +46,12 @@ class _Fit:
     """A family whose names fit, with the sizes that the widths leave it.
 
     `sizes` holds the entry of `Architecture.sizes` that shows each size that fits; it is None where no width that
-    tells sizes was given, and empty where the widths given fit no size.
+    tells sizes was given, and empty where the widths given fit no size. `share` says how much of the file fits.
     """
 
     architecture: Architecture
     layout: Layout
+    share: str
     sizes: tuple[Size, ...] | None = None
 
 
@@ -81,17 +85,20 @@ def candidates(
     lower it to about 0.5 for a base checkpoint, whose norms and embeddings are no layers of an adapter.
     """
     modules, encoders = tuple(modules), tuple(encoders)
-    if modules:
-        left, share = _fits_of_names(modules, minimum_share)
-    else:
-        left, share = _fits_of_encoders(encoders)
+    fits = _fits_of_names(modules, minimum_share) if modules else _fits_of_encoders(encoders)
+    used = used_indices(path for path, _, _ in modules)
     named = named_by(metadata)
     reasons: list[str] = []
-    for cause, fits in _evidence(modules, encoders, metadata, named):
-        if len(left) > 1:
-            left = _narrowed(left, fits, cause, reasons)
+    left = fits
+    for cause, says in _shown(used, encoders):
+        left = _narrowed(left, says, cause, reasons)
+    if len(left) < len(fits) and not any(holds(fit.layout, used) for fit in left):
+        # As wide as that family and deeper than it is: one that is not known here, with the names of them all.
+        left, reasons = fits, ["the widths and the block indices contradict each other"]
+    for cause, says in _said(metadata, named):
+        left = _narrowed(left, says, cause, reasons)
     return tuple(
-        Detection(fit.architecture, fit.layout, _size_name(fit), _sentence(fit, share, reasons, named)) for fit in left
+        Detection(fit.architecture, fit.layout, _size_name(fit), _sentence(fit, reasons, named)) for fit in left
     )
 
 
@@ -116,62 +123,67 @@ def _patterns(separator: str) -> tuple[frozenset[str], ...]:
     )
 
 
-def _best_layouts(counts: Mapping[str, int]) -> tuple[int, tuple[tuple[Architecture, Layout], ...]]:
-    """How many names the best layouts match, and those layouts, the first of each family that matches so many."""
+def _matching_layouts(counts: Mapping[str, int]) -> dict[str, tuple[int, Architecture, Layout]]:
+    """By family how many names its best layout matches, and that layout, the first of those that match so many."""
     tables = [_patterns(separator) for separator in {separator_of(pattern) for pattern in counts}]
     layouts = ((architecture, layout) for architecture in ARCHITECTURES for layout in architecture.layouts)
-    best = 1
-    found: dict[str, tuple[Architecture, Layout]] = {}
+    found: dict[str, tuple[int, Architecture, Layout]] = {}
     for (architecture, layout), *known in zip(layouts, *tables, strict=True):
         matched = sum(count for pattern, count in counts.items() if any(pattern in patterns for patterns in known))
-        if matched > best:
-            best, found = matched, {}
-        if matched == best:
-            found.setdefault(architecture.name, (architecture, layout))
-    return best, tuple(found.values())
+        if matched > found.get(architecture.name, (0,))[0]:
+            found[architecture.name] = (matched, architecture, layout)
+    return found
 
 
-def _fits_of_names(
-    modules: Sequence[tuple[str, int | None, int | None]], minimum_share: float
-) -> tuple[tuple[_Fit, ...], str]:
-    """The families with the most of the names, and how many they have, as the begin of a sentence."""
+def _fits_of_names(modules: Sequence[tuple[str, int | None, int | None]], minimum_share: float) -> tuple[_Fit, ...]:
+    """The families with the most of the names.
+
+    Where the widths fit none of these, all families with enough of the names are as likely.
+    """
     shapes: dict[str, set[tuple[int | None, int | None]]] = {}
     counts: Counter[str] = Counter()
     for path, out_features, in_features in modules:
         pattern = pattern_of(path, separator_of(path))
         counts[pattern] += 1
         shapes.setdefault(pattern, set()).add((out_features, in_features))
-    matched, layouts = _best_layouts(counts)
-    if matched < minimum_share * len(modules):
-        return (), ""
-    fits = tuple(_Fit(family, layout, agreeing_sizes(family, shapes)) for family, layout in layouts)
-    return fits, f"{matched} of {len(modules)} module names fit"
+    total = len(modules)
+    found = _matching_layouts(counts)
+    enough = [
+        (matched, _Fit(family, layout, f"{matched} of {total} module names fit", agreeing_sizes(family, shapes)))
+        for matched, family, layout in found.values()
+        if matched >= minimum_share * total
+    ]
+    most = max((matched for matched, _ in enough), default=0)
+    best = tuple(fit for matched, fit in enough if matched == most)
+    if all(fit.sizes == () for fit in best):
+        best = tuple(fit for matched, fit in enough if matched >= _SHARE_OF_ANOTHER_SIZE * total)
+    return best
 
 
-def _fits_of_encoders(encoders: Sequence[TextEncoder]) -> tuple[tuple[_Fit, ...], str]:
+def _fits_of_encoders(encoders: Sequence[TextEncoder]) -> tuple[_Fit, ...]:
     """The families that have all text encoders of a file without any layer of the model itself."""
     if not encoders:
-        return (), ""
-    fits = tuple(_Fit(family, family.layouts[0]) for family in ARCHITECTURES if _has_all(family, encoders))
-    return fits, f"{listed([str(encoder) for encoder in encoders])}, and no layer of the model itself, may be of"
+        return ()
+    share = f"{listed([str(encoder) for encoder in encoders])} and no layer of the model: its names may be of"
+    return tuple(_Fit(family, family.layouts[0], share) for family in ARCHITECTURES if _has_all(family, encoders))
 
 
-def _evidence(
-    modules: Sequence[tuple[str, int | None, int | None]],
-    encoders: Sequence[TextEncoder],
-    metadata: Mapping[str, str],
-    named: Mapping[str, str],
-) -> Iterator[tuple[str, Callable[[_Fit], bool | None]]]:
-    """What can tell families apart whose names fit alike, strongest first, each with what it says of a family.
+# What a piece of evidence says of a family: True for it, False against it, None where it says nothing.
+_Says = Callable[[_Fit], bool | None]
 
-    That is True for it, False against it, and None where it says nothing.
-    """
-    used = used_indices(path for path, _, _ in modules)
+
+def _shown(used: Mapping[str, set[int]], encoders: Sequence[TextEncoder]) -> Iterator[tuple[str, _Says]]:
+    """What the tensors show of families whose names fit alike, strongest first."""
     yield "the widths rule out", lambda fit: None if fit.sizes is None else bool(fit.sizes)
     if encoders:
         yield "the text encoders rule out", lambda fit: _has_all(fit.architecture, encoders)
-    yield "the block indices rule out", lambda fit: holds(fit.layout, used)
-    yield "the block count rules out", lambda fit: fills(fit.layout, used)
+    # How many blocks there are is known of the published sizes alone.
+    yield "the block indices rule out", lambda fit: None if fit.sizes == () else holds(fit.layout, used)
+    yield "the block count rules out", lambda fit: None if fit.sizes == () else fills(fit.layout, used)
+
+
+def _said(metadata: Mapping[str, str], named: Mapping[str, str]) -> Iterator[tuple[str, _Says]]:
+    """What the metadata says of them."""
     yield "the metadata rules out", lambda fit: fit.architecture.name in named
     yield "ss_v2 rules out", lambda fit: agrees_with_v2(fit.architecture.name, metadata)
 
@@ -182,14 +194,12 @@ def _has_all(architecture: Architecture, encoders: Iterable[TextEncoder]) -> boo
     return all(has(own, encoder) for encoder in encoders) if own else None
 
 
-def _narrowed(
-    left: tuple[_Fit, ...], fits: Callable[[_Fit], bool | None], cause: str, reasons: list[str]
-) -> tuple[_Fit, ...]:
+def _narrowed(left: tuple[_Fit, ...], says: _Says, cause: str, reasons: list[str]) -> tuple[_Fit, ...]:
     """The families that the evidence does not speak against, noting which it rules out.
 
     Evidence that speaks for none of the families is about something else and decides nothing.
     """
-    said = [(fit, fits(fit)) for fit in left]
+    said = [(fit, says(fit)) for fit in left]
     gone = [fit.architecture.title for fit, answer in said if answer is False]
     if not gone or not any(answer for _, answer in said):
         return left
@@ -217,9 +227,9 @@ def _size_name(fit: _Fit) -> str | None:
     return fit.sizes[0].name if fit.sizes and len(fit.sizes) == 1 else None
 
 
-def _sentence(fit: _Fit, share: str, reasons: Sequence[str], named: Mapping[str, str]) -> str:
+def _sentence(fit: _Fit, reasons: Sequence[str], named: Mapping[str, str]) -> str:
     """The evidence for one family, in one sentence."""
-    parts = [f"{share} the {fit.layout.name} layout of {fit.architecture.title}", *reasons]
+    parts = [f"{fit.share} the {fit.layout.name} layout of {fit.architecture.title}", *reasons]
     name = _size_name(fit)
     if fit.sizes and name is not None:
         width = fit.sizes[0].in_features or fit.sizes[0].out_features

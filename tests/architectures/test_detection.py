@@ -300,3 +300,32 @@ def test_one_foreign_name_in_ten_is_allowed():
     modules: list[Module] = [(f"blocks.{index}.self_attn.q", 1536, 1536) for index in range(9)]
     assert names_of([*modules, ("other", 1, 1)]) == {"wan"}
     assert names_of([*modules[:8], ("other", 1, 1)]) == set()
+
+
+def test_a_width_of_one_family_beyond_its_blocks_is_not_that_family():
+    """FLUX.2 klein 9B is 4096 wide, and has 8 blocks of this name."""
+    modules: list[Module] = [(f"transformer_blocks.{index}.attn.to_q", 4096, 4096) for index in range(30)]
+    found = candidates(modules, {})
+    assert len(found) > 1
+    assert all("the widths and the block indices contradict each other" in one.says for one in found)
+    assert names_of(modules[:8]) == {"flux2"}
+
+
+def test_a_depth_of_one_family_is_no_evidence_for_a_model_of_unknown_widths():
+    modules: list[Module] = [(f"transformer_blocks.{index}.attn1.to_q", 1920, 1920) for index in range(30)]
+    assert names_of(modules) == {"anima", "ltx_video", "ltx2"}
+
+
+def test_a_layer_of_one_family_among_those_of_all_is_no_evidence_against_every_width():
+    modules: list[Module] = [(f"transformer_blocks.{index}.attn1.to_q", 1152, 1152) for index in range(28)]
+    assert names_of([*modules, ("caption_projection.linear_1", 1152, 4096)]) == {"anima", "ltx_video", "ltx2"}
+
+
+def test_each_sentence_has_the_share_of_its_own_family():
+    modules: list[Module] = [(f"transformer_blocks.{index}.attn1.to_q", 1152, 1152) for index in range(28)]
+    found = candidates([*modules, ("time_embed.linear", 1, 1)], {})
+    assert {one.architecture.name: one.says.split(" module")[0] for one in found} == {
+        "anima": "28 of 29",
+        "ltx_video": "28 of 29",
+        "ltx2": "29 of 29",
+    }

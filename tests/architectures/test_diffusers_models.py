@@ -126,3 +126,28 @@ def test_every_layer_of_a_diffusers_model_is_a_path_of_its_family(
     found: tuple[Detection, ...] = candidates(modules, {}, minimum_share=1.0)
     assert {detection.architecture.name for detection in found} == expected
     assert {detection.layout.name for detection in found} == {"diffusers"}
+
+
+# Models of no family that is known here, whose attention has the names of one that is.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AllegroTransformer3DModel",
+        "CogVideoXTransformer3DModel",
+        "CogView4Transformer2DModel",
+        "PixArtTransformer2DModel",
+        "SanaTransformer2DModel",
+    ],
+)
+def test_a_model_of_no_known_family_is_never_one_of_them(name: str):
+    with torch.device("meta"):
+        model = getattr(diffusers, name)()
+    linear = {path: layer for path, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}
+    attention = [path for path in linear if path.split(".")[-1] in ("to_q", "to_k", "to_v") or ".to_out." in path]
+    assert attention
+    for paths in (attention, [path for path in attention if path.endswith("attn1.to_q")], list(linear)):
+        modules = [(path, linear[path].out_features, linear[path].in_features) for path in paths]
+        assert len(candidates(modules, {})) != 1, paths
+    weights = [(key[: -len(".weight")], value) for key, value in model.state_dict().items() if key.endswith(".weight")]
+    base = [(path, value.shape[0], value.shape[1]) for path, value in weights if value.dim() > 1]
+    assert len(candidates(base, {}, minimum_share=0.5)) != 1
