@@ -51,12 +51,8 @@ def base_candidates(checkpoint: Checkpoint) -> tuple[Detection, ...]:
 
 def identify_adapter(adapter: Adapter) -> Detection | None:
     """The one family of an adapter; None where nothing or too much fits."""
-    return _only(adapter_candidates(adapter))
-
-
-def identify_base(checkpoint: Checkpoint) -> Detection | None:
-    """The one family of a base; None where nothing or too much fits."""
-    return _only(base_candidates(checkpoint))
+    found = adapter_candidates(adapter)
+    return found[0] if len(found) == 1 else None
 
 
 def described(found: Sequence[Detection]) -> str:
@@ -70,10 +66,6 @@ def may_be_one(ours: Iterable[Detection], theirs: Iterable[Detection]) -> bool:
         our.architecture is their.architecture and (None in (our.size, their.size) or our.size == their.size)
         for our, their in product(ours, theirs)
     )
-
-
-def _only(found: tuple[Detection, ...]) -> Detection | None:
-    return found[0] if len(found) == 1 else None
 
 
 def _features(module: Module) -> Features:

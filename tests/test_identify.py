@@ -7,6 +7,12 @@ from math import prod
 import pytest
 from toy_adapters import lora
 
+from lora_inspect.adapter import read_adapter
+from lora_inspect.architectures.detection import candidates
+from lora_inspect.checkpoint import open_checkpoint
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.identify import may_be_one
+from lora_inspect.matching import match
 from lora_inspect.ops.info import as_json, inspect
 
 FLUX_OR_CHROMA = ["flux", "chroma"]
@@ -49,21 +55,25 @@ def read_shapes(fixtures):
     return read
 
 
+def write_zeros(path, shapes, metadata=None):
+    """A file with tensors of these shapes, whose zeros take no room on the disk."""
+    header, end = {"__metadata__": metadata or {}}, 0
+    for key, shape in shapes.items():
+        start, end = end, end + 4 * prod(shape)
+        header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    data = json.dumps(header).encode()
+    with open(path, "wb") as handle:
+        handle.write(len(data).to_bytes(8, "little") + data)
+        handle.truncate(8 + len(data) + end)
+    return str(path)
+
+
 @pytest.fixture
 def record_of(tmp_path):
     """`record_of(shapes, metadata)`: what `info --json` says of a file with these tensors, all of zeros."""
 
     def inspected(shapes, metadata=None):
-        header, end = {"__metadata__": metadata or {}}, 0
-        for key, shape in shapes.items():
-            start, end = end, end + 4 * prod(shape)
-            header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
-        data = json.dumps(header).encode()
-        path = tmp_path / "adapter.safetensors"
-        with open(path, "wb") as handle:
-            handle.write(len(data).to_bytes(8, "little") + data)
-            handle.truncate(8 + len(data) + end)
-        return as_json(inspect(str(path)))
+        return as_json(inspect(write_zeros(tmp_path / "adapter.safetensors", shapes, metadata)))
 
     return inspected
 
@@ -209,3 +219,20 @@ def test_the_table_says_flux_or_chroma(run, tmp_path, read_shapes, record_of):
         ["architecture", "FLUX.1 or Chroma (original names)"]
     ]
     assert "flux or chroma" in run("info", path, path).stdout
+
+
+def test_a_base_of_another_family_is_named_beside_all_candidates_of_the_adapter(tmp_path, read_shapes):
+    shapes, _ = read_shapes("flux-lora-aitoolkit")
+    adapter = read_adapter(open_checkpoint(write_zeros(tmp_path / "adapter.safetensors", shapes)))
+    wider = {"double_blocks.0.img_attn.qkv.weight": [10752, 3584]}
+    base = open_checkpoint(write_zeros(tmp_path / "base.safetensors", wider))
+    with pytest.raises(LoraInspectError, match=r"adapter of FLUX\.1 or Chroma on a base of HunyuanImage 2\.1"):
+        match(adapter, base)
+
+
+def test_files_of_one_family_are_of_another_size_only_where_both_sizes_are_known():
+    one, other, unknown = (candidates([("blocks.0.self_attn.q", width, width)], {}) for width in (1536, 5120, 2048))
+    assert may_be_one(one, one)
+    assert not may_be_one(one, other)
+    assert may_be_one(one, unknown)
+    assert may_be_one(unknown, other)
