@@ -1,4 +1,4 @@
-"""What a file says of its scale rule and of DoRA, and where it contradicts itself. Standard library only."""
+"""What a file says of its scale rule, and where it contradicts itself. Standard library only."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +13,14 @@ SCALE_KEY = "lora_inspect.scale"
 # alpha may have been rounded to bfloat16, which keeps 8 bits.
 ALPHA_TOLERANCE = 2.0**-8
 HINT_SHARE = 0.5
+
+# How programs spell yes and no where they keep options as text.
+_SWITCH = {"true": True, "1": True, "yes": True, "on": True, "y": True, "t": True}
+_SWITCH |= dict.fromkeys(("false", "0", "no", "off", "n", "f", "none", "null", ""), False)
+# Sources of a rule that the file states, the strongest first.
+_STRENGTH = ("flag", "metadata", "adapter_config", "option", "default")
+# No trainer stores an alpha beyond what float32 holds.
+_LARGEST_ALPHA = 2.0**127
 
 
 class Evidence(NamedTuple):
@@ -58,6 +66,11 @@ class RsloraReading(NamedTuple):
         """Whether the file itself states the rule, and states one only."""
         return self.source not in ("default", "conflict")
 
+    @property
+    def is_default(self) -> bool:
+        """Whether nothing states the rule and nothing has to: alpha/rank, as every reader takes it."""
+        return self.source == "default" and self.value is False
+
 
 class DoraReading(NamedTuple):
     """Whether magnitudes apply (None = unknown), by which kind of evidence, on how many modules and which axis."""
@@ -81,7 +94,8 @@ class LoraFacts(NamedTuple):
 
 def close(first: float, second: float) -> bool:
     """Whether two alphas are the same number up to a rounding to bfloat16."""
-    return abs(first - second) <= ALPHA_TOLERANCE * max(abs(first), abs(second))
+    largest = max(abs(first), abs(second))
+    return math.isfinite(largest) and abs(first - second) <= ALPHA_TOLERANCE * largest
 
 
 def find_hint(facts: Iterable[LoraFacts]) -> Hint | None:
@@ -102,9 +116,9 @@ def network_args(metadata: Mapping[str, str]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def is_true(value: Any) -> bool:
-    """How trainers spell yes in network_args: a JSON true or one of the usual words."""
-    return value is True or str(value).strip().lower() in ("true", "1", "yes", "on")
+def read_switch(value: Any) -> bool | None:
+    """A yes or no as configs and trainers spell it, nothing at all being no; None where it is neither."""
+    return _SWITCH.get("" if value is None else str(value).strip().lower())
 
 
 def is_lycoris(metadata: Mapping[str, str]) -> bool:
@@ -134,14 +148,15 @@ def read_rslora(
         rule = metadata[SCALE_KEY]
         known = rule in (STANDARD, RANK_STABILISED)
         # A rule of a later version is neither: it contradicts whatever else is said.
-        votes.extend([("metadata", rule == RANK_STABILISED)] if known else [("metadata", True), ("metadata", False)])
+        votes.extend(("metadata", said) for said in _votes(rule == RANK_STABILISED if known else None))
         evidence.append(Evidence("rslora", f"the scale is {rule}", f"metadata {SCALE_KEY}"))
     for where, config in configs.items():
-        value = config.get("use_rslora", False) is True
-        votes.append(("adapter_config", value))
-        evidence.append(Evidence("rslora", f"use_rslora is {value}", where))
+        value = read_switch(config.get("use_rslora"))
+        votes.extend(("adapter_config", vote) for vote in _votes(value))
+        says = f"use_rslora is {value if value is not None else repr(config['use_rslora'])}"
+        evidence.append(Evidence("rslora", says, where))
     for vote, remark in _metadata_votes(facts, metadata):
-        votes.extend([("metadata", vote)] if vote is not None else [("metadata", True), ("metadata", False)])
+        votes.extend(("metadata", said) for said in _votes(vote))
         evidence.append(remark)
 
     hint = None if _states_rule(facts, metadata) else find_hint(facts)
@@ -154,69 +169,21 @@ def read_rslora(
     return RsloraReading(None if scale_by_config else False, "default", hint), evidence
 
 
-def read_dora(
-    facts: Sequence[LoraFacts],
-    flag: bool | None,
-    metadata: Mapping[str, str],
-    configs: Mapping[str, Mapping[str, Any]],
-) -> tuple[DoraReading, list[Evidence], list[Problem]]:
-    """Whether the file is DoRA, with its evidence and with what contradicts or is incomplete."""
-    evidence: list[Evidence] = []
-    with_magnitude = [fact for fact in facts if fact.magnitude_axis]
-    axes = {fact.magnitude_axis for fact in with_magnitude}
-    axis = axes.pop() if len(axes) == 1 else ("mixed" if axes else None)
-    if with_magnitude:
-        evidence.append(Evidence("dora", f"{len(with_magnitude)} modules have a magnitude", "key scan"))
-    claims: list[tuple[str, bool, str]] = []
-    if flag is not None:
-        claims.append(("flag", flag, DORA_FLAG))
-        evidence.append(Evidence("dora", f"the flag is {flag}", DORA_FLAG))
-    for where, config in configs.items():
-        claim = config.get("use_dora", False) is True
-        claims.append(("adapter_config", claim, where))
-        evidence.append(Evidence("dora", f"use_dora is {claim}", where))
-
-    for _, claim, where in claims:
-        if with_magnitude and not claim:
-            keys = tuple(fact.module for fact in with_magnitude[:5])
-            message = (
-                f"{where} denies DoRA, but {len(with_magnitude)} modules have a magnitude ({keys[0]}); "
-                "find out which one is right and take the other out of the file"
-            )
-            return (
-                DoraReading(None, "conflict", len(with_magnitude), axis),
-                evidence,
-                [Problem("dora-conflict", "error", message, keys)],
-            )
-        if claim and not with_magnitude:
-            message = (
-                f"{where} says DoRA, but no module has a magnitude: they were lost, and the rest is not the adapter; "
-                "fetch the file that the trainer saved"
-            )
-            return DoraReading(True, claims[0][0], 0, None), evidence, [Problem("dora-missing", "error", message)]
-
-    problems = _partial_dora(facts, with_magnitude)
-    args = network_args(metadata)
-    if not with_magnitude and (is_true(args.get("use_dora")) or is_true(args.get("dora_wd"))):
-        message = (
-            "ss_network_args asks for DoRA, but no module has a magnitude: dropout disabled it in training, "
-            "or a converter lost it"
-        )
-        problems.append(Problem("dora-stripped", "warning", message))
-        evidence.append(Evidence("dora", "DoRA was asked for", "metadata ss_network_args"))
-    source = claims[0][0] if claims else ("key-scan" if with_magnitude else "default")
-    return DoraReading(bool(with_magnitude), source, len(with_magnitude), axis), evidence, problems
+def sum_up(readings: Sequence[RsloraReading]) -> RsloraReading:
+    """What the readings of a file's parts amount to. The value is None where one is unknown, or where they differ."""
+    unknown = [reading for reading in readings if reading.value is None]
+    strongest = min(readings, key=lambda reading: _STRENGTH.index(reading.source)) if not unknown else None
+    hint = next((reading.hint for reading in readings if reading.hint), None)
+    if strongest is None:
+        conflicts = [reading for reading in unknown if reading.source == "conflict"]
+        return RsloraReading(None, (conflicts or unknown)[0].source, hint)
+    same = len({reading.value for reading in readings}) == 1
+    return RsloraReading(strongest.value if same else None, strongest.source, hint)
 
 
-def _partial_dora(facts: Sequence[LoraFacts], with_magnitude: Sequence[LoraFacts]) -> list[Problem]:
-    missing = [fact.module for fact in facts if fact.linear and not fact.split and not fact.magnitude_axis]
-    if not with_magnitude or not missing:
-        return []
-    message = (
-        f"{len(with_magnitude)} modules have a magnitude and {len(missing)} Linear ones have none ({missing[0]}); "
-        "a DoRA file has it for all of them; --allow-partial-dora accepts one that was made so"
-    )
-    return [Problem("dora-partial", "error", message, tuple(missing[:5]))]
+def _votes(value: bool | None) -> tuple[bool, ...]:
+    """The votes of one voice: what is neither yes nor no contradicts itself."""
+    return (True, False) if value is None else (value,)
 
 
 def _metadata_votes(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> list[tuple[bool | None, Evidence]]:
@@ -224,11 +191,11 @@ def _metadata_votes(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> 
     args = network_args(metadata)
     where = "metadata ss_network_args"
     if is_lycoris(metadata):
-        if not is_true(args.get("rs_lora")):
+        if read_switch(args.get("rs_lora")) is not True:
             return []
         says = "LyCORIS's rs_lora stores alpha times sqrt(rank), so alpha/rank is the whole scale"
         return [(False, Evidence("rslora", says, where))]
-    asked = _asked_alpha(metadata)
+    asked = asked_alpha(metadata)
     telling = [(fact.alpha, fact.rank) for fact in facts if fact.rank > 1 and fact.linear and fact.alpha is not None]
     votes: list[tuple[bool | None, Evidence]] = []
     if asked == 0 and telling and all(close(alpha, math.sqrt(rank)) for alpha, rank in telling):
@@ -236,7 +203,10 @@ def _metadata_votes(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> 
         votes.append((True, Evidence("rslora", says, "metadata ss_network_alpha")))
     if "use_rslora" not in args:
         return votes
-    if not is_true(args["use_rslora"]):
+    asked_for = read_switch(args["use_rslora"])
+    if asked_for is None:
+        return [*votes, (None, Evidence("rslora", f"use_rslora is {args['use_rslora']!r}, neither yes nor no", where))]
+    if not asked_for:
         return [*votes, (False, Evidence("rslora", "use_rslora is off", where))]
     if votes:
         return votes
@@ -262,16 +232,17 @@ def _kind_of_alpha(alpha: float, rank: int, asked: float) -> str | None:
     return "folded" if close(alpha, asked * math.sqrt(rank)) else None
 
 
-def _asked_alpha(metadata: Mapping[str, str]) -> float | None:
+def asked_alpha(metadata: Mapping[str, str]) -> float | None:
+    """The alpha that `ss_network_alpha` says was asked for, None where it is no number that could have been stored."""
     try:
         asked = float(metadata["ss_network_alpha"])
     except (KeyError, ValueError):
         return None
-    return asked if math.isfinite(asked) else None
+    return asked if abs(asked) < _LARGEST_ALPHA else None
 
 
 def _states_rule(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> bool:
     """Whether our own metadata or an asked alpha that is the stored one leaves nothing to hint at."""
-    asked = _asked_alpha(metadata)
+    asked = asked_alpha(metadata)
     telling = [fact.alpha for fact in facts if fact.rank > 1 and fact.alpha is not None]
     return SCALE_KEY in metadata or (bool(asked) and all(close(alpha, asked or 0.0) for alpha in telling))

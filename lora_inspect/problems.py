@@ -1,11 +1,11 @@
 """What is wrong with an adapter, in words that name the key and the way out."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lora_inspect import peft_config
-from lora_inspect.contribution import Claims, Module
-from lora_inspect.evidence import Problem, RsloraReading
+from lora_inspect.contribution import Claims, Contribution, Module
+from lora_inspect.evidence import Problem, RsloraReading, close
 from lora_inspect.scaling import RANK_STABILISED, STANDARD
 
 # What our training network says of PiSSA weights that are a plain LoRA on the original base.
@@ -13,6 +13,8 @@ INITIAL_FACTORS_KEY, INCLUDED = "lora_inspect.initial_factors", "included"
 
 # The way out where this version cannot compute what a file says.
 _OWN_PROGRAM = "merge it with the program that trained it"
+# The options that settle what a scale waits for.
+_OPTIONS = {"alpha": "--alpha N", "rslora": "--rslora yes|no"}
 
 
 def of_configs(configs: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, str]) -> list[Problem]:
@@ -66,15 +68,31 @@ def of_algorithms(modules: Iterable[Module]) -> list[Problem]:
     ]
 
 
+def open_settings(contributions: Iterable[Contribution]) -> tuple[str, ...]:
+    """The settings that the scales of contributions wait for: "alpha", "rslora", both or neither."""
+    unknown = [c for c in contributions if c.algorithm.formula and c.scale is None]
+    alpha = any(contribution.alpha is None for contribution in unknown)
+    rule = any(contribution.rslora is None and contribution.rank != 1 for contribution in unknown)
+    return (*(("alpha",) if alpha else ()), *(("rslora",) if rule else ()))
+
+
 def of_scales(modules: Iterable[Module]) -> list[Problem]:
-    """Modules whose scale is unknown, by the reason."""
+    """Modules whose scale is unknown, by the reason, and all that settles them."""
+    modules = list(modules)
     by_reason: dict[str, list[str]] = {}
     for module in modules:
         for contribution in module.contributions:
             if contribution.algorithm.formula and contribution.scale is None:
                 by_reason.setdefault(contribution.why, []).append(module.name.key)
+    missing = open_settings(c for module in modules for c in module.contributions)
+    way_out = " and ".join(_OPTIONS[name] for name in missing)
     return [
-        Problem("scale-unknown", "error", f"the scale of {keys[0]}{_and_more(keys)} is unknown: {why}", tuple(keys[:5]))
+        Problem(
+            "scale-unknown",
+            "error",
+            f"the scale of {keys[0]}{_and_more(keys)} is unknown: {why}; give {way_out}",
+            tuple(keys[:5]),
+        )
         for why, keys in by_reason.items()
     ]
 
@@ -96,16 +114,36 @@ def of_unclaimed(claims: Claims) -> list[Problem]:
     return [Problem("unclaimed", "warning", message, tuple(keys[:5]))]
 
 
-def of_option(stated: RsloraReading, option: bool | None) -> list[Problem]:
-    """What --rslora says against the evidence: it settles what the file leaves open, and no more."""
-    if option is None or not stated.settled or stated.value == option:
+def of_rule_setting(stated: Sequence[RsloraReading], rslora: bool | None) -> list[Problem]:
+    """What the rslora setting says against the evidence: it settles what the file leaves open, and no more."""
+    if rslora is None or any(not reading.settled for reading in stated):
         return []
-    rule = RANK_STABILISED if stated.value else STANDARD
-    message = (
-        f"its {stated.source.replace('_', ' ')} says {rule}, which --rslora {'yes' if option else 'no'} contradicts; "
-        "leave the option out"
-    )
-    return [Problem("option-contradicts", "error", message)]
+    setting = f"rslora={'yes' if rslora else 'no'}"
+    contradicting = next((reading for reading in stated if reading.value != rslora), None)
+    if contradicting is None:
+        source = stated[0].source.replace("_", " ")
+        return [Problem("setting-repeats", "note", f"{setting} repeats what its {source} says")]
+    rule = RANK_STABILISED if contradicting.value else STANDARD
+    message = f"its {contradicting.source.replace('_', ' ')} says {rule}, which {setting} contradicts; leave it out"
+    return [Problem("setting-contradicts", "error", message)]
+
+
+def of_alpha_setting(modules: Iterable[Module], alpha: float) -> list[Problem]:
+    """What the alpha setting says against alphas that are known; `modules` are read without it."""
+    known = [c for module in modules for c in module.contributions if c.algorithm.formula]
+    if any(contribution.alpha is None and contribution.scale is None for contribution in known):
+        return []
+    others = [c.alpha for c in known if c.alpha is not None and not close(c.alpha, alpha)]
+    absent = next((contribution for contribution in known if contribution.alpha is None), None)
+    if others:
+        message = f"it says alpha {others[0]:g}, which alpha={alpha:g} contradicts; leave it out"
+    elif absent:
+        message = f"alpha={alpha:g} cannot apply to {absent.module.key}, which has {absent.why}; leave it out"
+    elif not known:
+        message = f"alpha={alpha:g} cannot apply, as no module has a rank; leave it out"
+    else:
+        return [Problem("setting-repeats", "note", f"alpha={alpha:g} repeats the alpha that it has")]
+    return [Problem("setting-contradicts", "error", message)]
 
 
 def of_hint(rslora: RsloraReading) -> list[Problem]:

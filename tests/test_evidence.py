@@ -7,8 +7,9 @@ import pytest
 from make_synthetic import element
 from toy_adapters import lora, loras
 
-from lora_inspect.adapter import Overrides, read_adapter
+from lora_inspect.adapter import read_adapter
 from lora_inspect.checkpoint import open_checkpoint
+from lora_inspect.settings import Settings
 
 # rank 16 and alpha 8: alpha/rank is 0.5 and alpha/sqrt(rank) is 2.
 STANDARD, STABILISED, UNKNOWN = 0.5, 2.0, None
@@ -31,11 +32,11 @@ def flag(dtype="BOOL", value=1, shape=()):
 
 @pytest.fixture
 def read(write_safetensors):
-    def read_tensors(tensors, metadata=None, overrides=None, config=None, name="file.safetensors"):
+    def read_tensors(tensors, metadata=None, settings=None, config=None, name="file.safetensors"):
         path = write_safetensors(tensors, metadata, name)
         if config is not None:
             (path.parent / "adapter_config.json").write_text(json.dumps(config))
-        return read_adapter(open_checkpoint(str(path)), overrides or Overrides())
+        return read_adapter(open_checkpoint(str(path)), settings or Settings())
 
     return read_tensors
 
@@ -128,8 +129,8 @@ def test_every_pair_that_contradicts_itself_is_a_conflict_until_the_user_settles
     (problem,) = (problem for problem in adapter.problems if problem.severity == "error")
     assert "conflicts" in problem.message
     assert "--rslora yes|no" in problem.message
-    assert scales(read(tensors, metadata, Overrides(rslora=True))) == {STABILISED}
-    assert scales(read(tensors, metadata, Overrides(rslora=False))) == {STANDARD}
+    assert scales(read(tensors, metadata, Settings(rslora=True))) == {STABILISED}
+    assert scales(read(tensors, metadata, Settings(rslora=False))) == {STANDARD}
 
 
 @pytest.mark.parametrize("yes", [True, False])

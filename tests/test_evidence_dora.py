@@ -5,8 +5,9 @@ import json
 import pytest
 from toy_adapters import IN, OUT, lora, loras, split
 
-from lora_inspect.adapter import Overrides, read_adapter
+from lora_inspect.adapter import read_adapter
 from lora_inspect.checkpoint import open_checkpoint
+from lora_inspect.settings import Settings
 
 ALL = loras(**{"dora_layer.weight": ("F32", (OUT,), 1.0)})
 NONE = loras()
@@ -25,8 +26,8 @@ def embedded(**config):
 
 @pytest.fixture
 def read(write_safetensors):
-    def read_tensors(tensors, metadata=None, **overrides):
-        return read_adapter(open_checkpoint(str(write_safetensors(tensors, metadata))), Overrides(**overrides))
+    def read_tensors(tensors, metadata=None, **settings):
+        return read_adapter(open_checkpoint(str(write_safetensors(tensors, metadata))), Settings(**settings))
 
     return read_tensors
 

@@ -7,7 +7,7 @@ import click
 
 from lora_inspect.checkpoint import open_checkpoint
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.shared_options import finite, overrides, reading_options, writing_options
+from lora_inspect.cli.shared_options import finite, reading_options, settings, writing_options
 from lora_inspect.contribution import claim
 from lora_inspect.ops.convert import ConvertOptions, ConvertResult, convert_to_standard
 
@@ -69,7 +69,7 @@ def convert(
         rank=rank,
         max_error=max_error,
         lossy=lossy,
-        overrides=overrides(rslora, alpha, allow_partial_dora),
+        settings=settings(rslora, alpha, allow_partial_dora),
     )
     length = len(claim(open_checkpoint(adapter).tensors).modules) if base else 0
     with progress_bar("Converting", length) as progress:

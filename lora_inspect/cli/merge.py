@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.shared_options import overrides, reading_options, writing_options
+from lora_inspect.cli.shared_options import reading_options, settings, writing_options
 from lora_inspect.dora import MULTIPLIER_RULES
 from lora_inspect.ops.merge import MergeOptions, MergePlan, check_merge_output, parse_adapter_argument, plan_merge
 from lora_inspect.ops.merge import merge as merge_files
@@ -60,7 +60,7 @@ def merge(
         only=only,
         allow_unmatched=allow_unmatched,
         dora_rule=dora_multiplier,
-        overrides=overrides(rslora, alpha, allow_partial_dora),
+        settings=settings(rslora, alpha, allow_partial_dora),
     )
     plan = plan_merge(base, [parse_adapter_argument(argument) for argument in adapters], options)
     if dry_run:

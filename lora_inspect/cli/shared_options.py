@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from lora_inspect.adapter import Overrides
+from lora_inspect.settings import Settings
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -19,7 +19,7 @@ def finite(context: click.Context, parameter: click.Parameter, value: float | No
 
 
 def reading_options(function: Decorated) -> Decorated:
-    """--rslora, --alpha and --allow-partial-dora, which become `Overrides`."""
+    """--rslora, --alpha and --allow-partial-dora, which become `Settings`."""
     for option in (
         click.option(
             "--allow-partial-dora", is_flag=True, help="Accept magnitudes on a part of the Linear modules only."
@@ -47,6 +47,6 @@ def writing_options(function: Decorated) -> Decorated:
     return function
 
 
-def overrides(rslora: str | None, alpha: float | None, allow_partial_dora: bool) -> Overrides:
+def settings(rslora: str | None, alpha: float | None, allow_partial_dora: bool) -> Settings:
     """What the reading options amount to."""
-    return Overrides(None if rslora is None else rslora == "yes", alpha, allow_partial_dora)
+    return Settings(None if rslora is None else rslora == "yes", alpha, allow_partial_dora)

@@ -4,7 +4,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_inspect.adapter import Adapter, Overrides, read_adapter
+from lora_inspect.adapter import Adapter, read_adapter
 from lora_inspect.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.contents import Content, renamed, write_contents
 from lora_inspect.contribution import Contribution, Magnitude, Module
@@ -19,6 +19,7 @@ from lora_inspect.ops.info import FileInfo, inspect_adapter
 from lora_inspect.outputs import check_output
 from lora_inspect.progress import Progress, silent
 from lora_inspect.scaling import standard_alpha
+from lora_inspect.settings import Settings
 from lora_inspect.writer import TensorPlan
 
 # What rounding alpha to float32 may cost, and nothing else: half a unit in its last place.
@@ -40,7 +41,7 @@ class ConvertOptions:
     rank: int | None = None
     max_error: float | None = None
     lossy: bool = False
-    overrides: Overrides = field(default_factory=Overrides)
+    settings: Settings = field(default_factory=Settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def convert_to_standard(
     `progress` is told of every module that is done. Raises LoraInspectError, and writes nothing, where the
     meaning of the file is unknown, where DoRA has no agreed way out, or where the loss is above 5%.
     """
-    info = inspect_adapter(open_checkpoint(path), options.overrides)
+    info = inspect_adapter(open_checkpoint(path), options.settings)
     adapter = info.adapter
     adapter.refuse()
     base = _open_base(adapter, options)

@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from lora_inspect.adapter import Adapter, Overrides, read_adapter
+from lora_inspect.adapter import Adapter, read_adapter
 from lora_inspect.architectures.detection import Detection, settled_by
 from lora_inspect.base_names import is_weight
 from lora_inspect.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.contribution import Contribution
 from lora_inspect.identify import adapter_candidates, base_candidates
+from lora_inspect.settings import Settings
 
 SCHEMA = 1
 ADAPTER, BASE, OTHER = "adapter", "base", "other"
@@ -41,9 +42,9 @@ def inspect(path: str) -> FileInfo:
     return inspect_adapter(open_checkpoint(path))
 
 
-def inspect_adapter(checkpoint: Checkpoint, overrides: Overrides = Overrides()) -> FileInfo:  # noqa: B008 (frozen)
+def inspect_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> FileInfo:  # noqa: B008 (frozen)
     """The reading of an opened checkpoint, with what the user settles."""
-    adapter = read_adapter(checkpoint, overrides)
+    adapter = read_adapter(checkpoint, settings)
     kind = _kind(adapter)
     return FileInfo(adapter, kind, adapter_candidates(adapter) if kind == ADAPTER else base_candidates(checkpoint))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_inspect import dora
-from lora_inspect.adapter import Adapter, Overrides, read_adapter
+from lora_inspect.adapter import Adapter, read_adapter
 from lora_inspect.base_folder import SideFiles, copy_side_files, find_side_files
 from lora_inspect.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.errors import LoraInspectError
@@ -19,6 +19,7 @@ from lora_inspect.matching import accept_unmatched, match
 from lora_inspect.metadata import describe_file, merged_metadata
 from lora_inspect.outputs import check_output, check_replaceable, new_folder
 from lora_inspect.progress import Progress, silent
+from lora_inspect.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class MergeOptions:
     only: str | None = None
     allow_unmatched: bool = False
     dora_rule: str | None = None
-    overrides: Overrides = field(default_factory=Overrides)
+    settings: Settings = field(default_factory=Settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, float]], options: M
         twice = next(path for path in paths if paths.count(path) > 1)
         raise LoraInspectError(f"{twice}: it is named more than once; name it once, with the multipliers added.")
     opened = [(open_checkpoint(path), multiplier) for path, multiplier in adapters]
-    read = [(read_adapter(checkpoint, options.overrides), multiplier) for checkpoint, multiplier in opened]
+    read = [(read_adapter(checkpoint, options.settings), multiplier) for checkpoint, multiplier in opened]
     _check_kinds(base, [adapter for adapter, _ in read])
     changes: dict[str, list[Change]] = defaultdict(list)
     unmatched: list[str] = []

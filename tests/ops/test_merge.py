@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.adapter import Overrides
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.merge import MergeOptions, merge, parse_adapter_argument, plan_merge
+from lora_inspect.settings import Settings
 
 # The peers use what their own dependencies deprecate.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -488,9 +488,9 @@ def test_options_settle_a_peft_file_without_config(rslora, scale, tmp_path):
     tensors = load_file(tmp_path / "adapter.safetensors")
     tensors = {k.replace("diffusion_model.", "base_model.model."): t for k, t in tensors.items() if "alpha" not in k}
     save_file(tensors, tmp_path / "adapter.safetensors")
-    overrides = Overrides(rslora=rslora, alpha=5.0)
+    settings = Settings(rslora=rslora, alpha=5.0)
     adapter = tmp_path / "adapter.safetensors"
-    found = merged(tmp_path, tmp_path / "base.safetensors", adapter, overrides=overrides)
+    found = merged(tmp_path, tmp_path / "base.safetensors", adapter, settings=settings)
     expected = (base.double() + scale * delta).float()
     torch.testing.assert_close(found["a.layer.weight"], expected, rtol=1e-5, atol=1e-5)
 
@@ -500,9 +500,9 @@ def test_an_option_that_contradicts_the_file_is_refused(tmp_path):
     tensors = load_file(tmp_path / "adapter.safetensors")
     save_file(tensors | {"use_rslora_flag": torch.tensor(True)}, tmp_path / "adapter.safetensors")
     arguments = str(tmp_path / "base.safetensors"), [(str(tmp_path / "adapter.safetensors"), 1.0)]
-    with pytest.raises(LoraInspectError, match=r"its flag says alpha/sqrt\(rank\), which --rslora no contradicts"):
-        plan_merge(*arguments, MergeOptions(overrides=Overrides(rslora=False)))
-    assert plan_merge(*arguments, MergeOptions(overrides=Overrides(rslora=True))).modules == 1
+    with pytest.raises(LoraInspectError, match=r"its flag says alpha/sqrt\(rank\), which rslora=no contradicts"):
+        plan_merge(*arguments, MergeOptions(settings=Settings(rslora=False)))
+    assert plan_merge(*arguments, MergeOptions(settings=Settings(rslora=True))).modules == 1
 
 
 @pytest.mark.parametrize(

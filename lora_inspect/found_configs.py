@@ -1,0 +1,79 @@
+"""Which LoraConfigs belong to a file, and which of them speaks of a module."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lora_inspect import peft_config
+from lora_inspect.checkpoint import PEFT_WEIGHTS, Checkpoint
+from lora_inspect.contribution import Contribution
+from lora_inspect.schemes.diffusers import DIFFUSERS
+
+
+class FoundConfig(NamedTuple):
+    """A LoraConfig and `where` it stands; `prefix` is the component that it speaks of, "" for all.
+
+    `embedded` says that it stands in the file's own metadata and not beside the file.
+    """
+
+    where: str
+    prefix: str
+    config: dict[str, Any]
+    embedded: bool
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether it speaks of LoRA and not of another of PEFT's algorithms."""
+        return bool(self.config.get("peft_type", "LORA") == "LORA")
+
+    def gives_rank(self, contribution: Contribution) -> bool:
+        """Whether the rank that it gives the module is that of the tensors: otherwise it is not theirs."""
+        rank = contribution.formula.rank(contribution.factors)
+        return peft_config.config_rank(self.config, contribution.module.body) == rank
+
+
+def find_configs(checkpoint: Checkpoint, contributions: Sequence[Contribution]) -> list[FoundConfig]:
+    """The LoraConfigs that belong to the file: those embedded in it, and the one beside it."""
+    found = [
+        FoundConfig(f"metadata {peft_config.EMBEDDED_KEY} {prefix}".rstrip(), prefix, config, embedded=True)
+        for prefix, config in peft_config.embedded_configs(checkpoint.metadata).items()
+    ]
+    config, path = checkpoint.config, checkpoint.config_path
+    if config is not None and path is not None and peft_config.is_peft_config(config):
+        beside = FoundConfig(path, "", config, embedded=False)
+        named = os.path.basename(checkpoint.files[0]).startswith(PEFT_WEIGHTS)
+        if named or _fits(beside, contributions):
+            found.append(beside)
+    return found
+
+
+def config_for(contribution: Contribution, configs: Iterable[FoundConfig]) -> FoundConfig | None:
+    """The config of the contribution's own prefix or component, else one that speaks of no component in particular."""
+    module = contribution.module
+    by_prefix: dict[str, FoundConfig] = {}
+    by_component: dict[str | None, FoundConfig] = {}
+    for found in configs:
+        by_prefix.setdefault(found.prefix, found)
+        by_component.setdefault(DIFFUSERS.prefixes.get(found.prefix), found)
+    return by_prefix.get(module.prefix) or by_component.get(module.component) or by_prefix.get("")
+
+
+def _fits(found: FoundConfig, contributions: Sequence[Contribution]) -> bool:
+    """Whether ranks and targets of a config are those of the tensors; names without dots cannot be compared."""
+    return bool(contributions) and all(
+        not contribution.module.flat
+        and found.gives_rank(contribution)
+        and _is_target(found.config, contribution.module.body)
+        for contribution in contributions
+    )
+
+
+def _is_target(config: Mapping[str, Any], path: str) -> bool:
+    targets = config.get("target_modules")
+    if isinstance(targets, str):
+        try:
+            return targets == "all-linear" or re.fullmatch(targets, path) is not None
+        except re.error:
+            return False
+    return isinstance(targets, list) and any(path == target or path.endswith(f".{target}") for target in targets)

@@ -1,0 +1,148 @@
+"""What the user settles about an adapter, as options or on its path: `PATH[:SETTING[,SETTING...]]`. Stdlib only."""
+
+import math
+import os
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.schemes.record import ModuleName
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_WORDS = {"yes": True, "no": False}
+_RSLORA, _ALPHA = "rslora", "alpha"
+# How the plain multiplier is called where modules have their own beside it: a glob that every module fits.
+_ALL = "*"
+_FORMS = "a number (the multiplier), COMPONENT=number, GLOB=number, alpha=N or rslora=yes|no"
+_NAMED = 3
+
+
+class Settings(NamedTuple):
+    """What the user settles about one adapter: its strength, and what its evidence leaves open.
+
+    `multiplier` is the plain number, None where there is none (which means 1); `strengths` are multipliers by
+    component or by glob, as they were written. `rslora` and `alpha` count where the file leaves them open.
+    """
+
+    multiplier: float | None = None
+    strengths: tuple[tuple[str, float], ...] = ()
+    rslora: bool | None = None
+    alpha: float | None = None
+    allow_partial_dora: bool = False
+
+    @property
+    def has_strength(self) -> bool:
+        """Whether any multiplier is set."""
+        return self.multiplier is not None or bool(self.strengths)
+
+    @property
+    def settles(self) -> bool:
+        """Whether the scale of modules is settled, in any part."""
+        return self.rslora is not None or self.alpha is not None
+
+    def multiplier_of(self, module: ModuleName) -> float:
+        """The strength of a module: by the first glob that fits it, else by its component, else the plain number."""
+        return self._strength(module)[1]
+
+    def multipliers(self) -> float | dict[str, float]:
+        """The plain multiplier alone, or each by the name it was given, with "*" for all other modules."""
+        plain = 1.0 if self.multiplier is None else self.multiplier
+        return {_ALL: plain, **dict(self.strengths)} if self.strengths else plain
+
+    def check(self, path: str, modules: Iterable[ModuleName]) -> None:
+        """Raises LoraInspectError where a component or a glob decides the strength of no module at all."""
+        if not self.strengths:
+            return
+        names = list(modules)
+        deciding = {self._strength(name)[0] for name in names}
+        components = sorted({name.component for name in names})
+        for pattern, _ in self.strengths:
+            if pattern in deciding:
+                continue
+            fitting = [name for name in names if _fits(pattern, name)]
+            if fitting:
+                raise LoraInspectError(
+                    f"{path}: {pattern} decides nothing, as settings before it or closer ones decide for all "
+                    f"{len(fitting)} modules that it fits; leave it out, or write it first."
+                )
+            raise LoraInspectError(
+                f"{path}: {pattern} is no component and fits no module; it has {_listed(components)}, "
+                f"with modules like {_listed([name.key for name in names])}."
+            )
+
+    def _strength(self, module: ModuleName) -> tuple[str, float]:
+        for pattern, number in self.strengths:
+            if pattern != module.component and _fits_path(pattern, module):
+                return pattern, number
+        for pattern, number in self.strengths:
+            if pattern == module.component:
+                return pattern, number
+        return _ALL, 1.0 if self.multiplier is None else self.multiplier
+
+
+def parse_argument(argument: str) -> tuple[str, Settings]:
+    """The path and the settings of a command line argument.
+
+    The last colon counts only where all that follows parses and the whole is no existing path. Raises
+    LoraInspectError where a path that exists is followed by something that is no setting.
+    """
+    path, colon, tail = argument.rpartition(":")
+    if not colon or not path or os.path.lexists(argument):
+        return argument, Settings()
+    try:
+        return path, parse_settings(tail)
+    except ValueError as error:
+        if os.path.lexists(path):
+            raise LoraInspectError(f"{argument}: {error}; a setting is {_FORMS}.") from None
+        return argument, Settings()
+
+
+def parse_settings(text: str) -> Settings:
+    """Settings from `SETTING[,SETTING...]`; raises ValueError where a part is none, or says again what one said."""
+    settings, said = Settings(), set[str]()
+    for item in text.split(","):
+        name, equals, value = item.rpartition("=")
+        if name in said:
+            raise ValueError(f"{item!r} says again what another setting said")
+        said.add(name)
+        if not equals:
+            settings = settings._replace(multiplier=_number(value, item))
+        elif name == _RSLORA and value in _WORDS:
+            settings = settings._replace(rslora=_WORDS[value])
+        elif name == _ALPHA:
+            settings = settings._replace(alpha=_number(value, item))
+        elif name and name != _RSLORA and "=" not in name:
+            settings = settings._replace(strengths=(*settings.strengths, (name, _number(value, item))))
+        else:
+            raise ValueError(f"{item!r} is no setting")
+    return settings
+
+
+def spell_settings(settings: Settings) -> str:
+    """The settings as they are written on a path, the inverse of `parse_settings`; "" where there are none."""
+    parts = [] if settings.multiplier is None else [f"{settings.multiplier!r}"]
+    parts += [f"{name}={number!r}" for name, number in settings.strengths]
+    parts += [] if settings.alpha is None else [f"{_ALPHA}={settings.alpha!r}"]
+    parts += [] if settings.rslora is None else [f"{_RSLORA}={'yes' if settings.rslora else 'no'}"]
+    return ",".join(parts)
+
+
+def _number(text: str, item: str) -> float:
+    number = float(text) if _NUMBER.fullmatch(text) else math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{item!r} is no setting")
+    return number
+
+
+def _fits(pattern: str, module: ModuleName) -> bool:
+    return pattern == module.component or _fits_path(pattern, module)
+
+
+def _fits_path(pattern: str, module: ModuleName) -> bool:
+    return fnmatchcase(module.key, pattern) or fnmatchcase(module.body, pattern)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
