@@ -45,6 +45,12 @@ class Adapter(NamedTuple):
         """What a user has to settle before every scale is known: "alpha", "rslora", both or neither."""
         return problems.open_settings(self.contributions)
 
+    @property
+    def notes(self) -> list[str]:
+        """What the settings said without need, a sentence each."""
+        told = [problem for problem in self.problems if problem.code == problems.REPEATS]
+        return [f"{self.checkpoint.path}: {problem.message}." for problem in told]
+
     def refuse(self) -> None:
         """Raises LoraInspectError with the first problem that is an error, or where the file is no adapter at all."""
         for problem in self.problems:

@@ -151,10 +151,10 @@ def read_rslora(
         votes.extend(("metadata", said) for said in _votes(rule == RANK_STABILISED if known else None))
         evidence.append(Evidence("rslora", f"the scale is {rule}", f"metadata {SCALE_KEY}"))
     for where, config in configs.items():
-        value = read_switch(config.get("use_rslora"))
-        votes.extend(("adapter_config", vote) for vote in _votes(value))
-        says = f"use_rslora is {value if value is not None else repr(config['use_rslora'])}"
-        evidence.append(Evidence("rslora", says, where))
+        stabilised = read_switch(config.get("use_rslora"))
+        votes.extend(("adapter_config", said) for said in _votes(stabilised))
+        says = f"{config['use_rslora']!r}, neither yes nor no" if stabilised is None else str(stabilised)
+        evidence.append(Evidence("rslora", f"use_rslora is {says}", where))
     for vote, remark in _metadata_votes(facts, metadata):
         votes.extend(("metadata", said) for said in _votes(vote))
         evidence.append(remark)

@@ -13,6 +13,8 @@ INITIAL_FACTORS_KEY, INCLUDED = "lora_inspect.initial_factors", "included"
 
 # The way out where this version cannot compute what a file says.
 _OWN_PROGRAM = "merge it with the program that trained it"
+# What a setting is against evidence that it cannot change.
+REPEATS, _CONTRADICTS = "setting-repeats", "setting-contradicts"
 # The options that settle what a scale waits for.
 _OPTIONS = {"alpha": "--alpha N", "rslora": "--rslora yes|no"}
 
@@ -122,10 +124,10 @@ def of_rule_setting(stated: Sequence[RsloraReading], rslora: bool | None) -> lis
     contradicting = next((reading for reading in stated if reading.value != rslora), None)
     if contradicting is None:
         source = stated[0].source.replace("_", " ")
-        return [Problem("setting-repeats", "note", f"{setting} repeats what its {source} says")]
+        return [Problem(REPEATS, "note", f"{setting} repeats what its {source} says")]
     rule = RANK_STABILISED if contradicting.value else STANDARD
     message = f"its {contradicting.source.replace('_', ' ')} says {rule}, which {setting} contradicts; leave it out"
-    return [Problem("setting-contradicts", "error", message)]
+    return [Problem(_CONTRADICTS, "error", message)]
 
 
 def of_alpha_setting(modules: Iterable[Module], alpha: float) -> list[Problem]:
@@ -142,8 +144,8 @@ def of_alpha_setting(modules: Iterable[Module], alpha: float) -> list[Problem]:
     elif not known:
         message = f"alpha={alpha:g} cannot apply, as no module has a rank; leave it out"
     else:
-        return [Problem("setting-repeats", "note", f"alpha={alpha:g} repeats the alpha that it has")]
-    return [Problem("setting-contradicts", "error", message)]
+        return [Problem(REPEATS, "note", f"alpha={alpha:g} repeats the alpha that it has")]
+    return [Problem(_CONTRADICTS, "error", message)]
 
 
 def of_hint(rslora: RsloraReading) -> list[Problem]:

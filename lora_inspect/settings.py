@@ -11,6 +11,8 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.schemes.record import ModuleName
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+# A component or a glob over module paths, in which files and addresses have no place.
+_PATTERN = re.compile(r"[^\s/\\:;,=]+")
 _WORDS = {"yes": True, "no": False}
 _RSLORA, _ALPHA = "rslora", "alpha"
 # How the plain multiplier is called where modules have their own beside it: a glob that every module fits.
@@ -37,10 +39,18 @@ class Settings(NamedTuple):
         """Whether any multiplier is set."""
         return self.multiplier is not None or bool(self.strengths)
 
-    @property
-    def settles(self) -> bool:
-        """Whether the scale of modules is settled, in any part."""
-        return self.rslora is not None or self.alpha is not None
+    def joined(self, options: "Settings", path: str) -> "Settings":
+        """The settings on a `path` with those of options; raises LoraInspectError where they contradict each other."""
+        together = self._replace(allow_partial_dora=self.allow_partial_dora or options.allow_partial_dora)
+        for name in (_ALPHA, _RSLORA):
+            own, other = getattr(self, name), getattr(options, name)
+            if None not in (own, other) and own != other:
+                says, contradicts = (spell_settings(Settings()._replace(**{name: value})) for value in (own, other))
+                raise LoraInspectError(
+                    f"{path}: its path says {says} and an option {contradicts}; leave one of them out."
+                )
+            together = together._replace(**{name: other if own is None else own})
+        return together
 
     def multiplier_of(self, module: ModuleName) -> float:
         """The strength of a module: by the first glob that fits it, else by its component, else the plain number."""
@@ -95,7 +105,7 @@ def parse_argument(argument: str) -> tuple[str, Settings]:
         return path, parse_settings(tail)
     except ValueError as error:
         if os.path.lexists(path):
-            raise LoraInspectError(f"{argument}: {error}; a setting is {_FORMS}.") from None
+            raise LoraInspectError(f"{argument}: there is no such file, and {error}; a setting is {_FORMS}.") from None
         return argument, Settings()
 
 
@@ -113,7 +123,7 @@ def parse_settings(text: str) -> Settings:
             settings = settings._replace(rslora=_WORDS[value])
         elif name == _ALPHA:
             settings = settings._replace(alpha=_number(value, item))
-        elif name and name != _RSLORA and "=" not in name:
+        elif name != _RSLORA and _PATTERN.fullmatch(name):
             settings = settings._replace(strengths=(*settings.strengths, (name, _number(value, item))))
         else:
             raise ValueError(f"{item!r} is no setting")

@@ -9,6 +9,7 @@ from lora_inspect.algorithms import ALGORITHMS
 from lora_inspect.dtypes import BITS
 from lora_inspect.schemes import SCHEMES
 from lora_inspect.schemes.suffixes import SHARED
+from lora_inspect.settings import Settings
 from lora_inspect.writer import TensorPlan
 
 # Words of real paths, with the traps among them: underscores, numbers, words of suffixes and of prefixes.
@@ -104,3 +105,16 @@ lora_configs = st.dictionaries(
     ),
     json_values,
 )  # fmt: skip
+
+_strengths = st.floats(allow_nan=False, allow_infinity=False)
+# Components and globs: whatever has no sign of the grammar, nor of a file's address, and is no setting of its own.
+_pattern_letters = st.characters(exclude_categories=("Cs", "Z", "Cc"), exclude_characters=r"/\:;,=")
+_patterns = st.text(_pattern_letters, min_size=1, max_size=8).filter(lambda text: text not in ("alpha", "rslora"))
+settings = st.builds(
+    Settings,
+    multiplier=st.none() | _strengths,
+    strengths=st.dictionaries(_patterns, _strengths, max_size=3).map(lambda found: tuple(found.items())),
+    rslora=st.none() | st.booleans(),
+    alpha=st.none() | _strengths,
+    allow_partial_dora=st.just(False),
+)

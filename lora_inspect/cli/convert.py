@@ -7,13 +7,13 @@ import click
 
 from lora_inspect.checkpoint import open_checkpoint
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.shared_options import finite, reading_options, settings, writing_options
+from lora_inspect.cli.shared_options import finite, parse_without_strength, reading_options, settings, writing_options
 from lora_inspect.contribution import claim
 from lora_inspect.ops.convert import ConvertOptions, ConvertResult, convert_to_standard
 
 
 @click.command(short_help="Rewrite an adapter so that every loader applies the same scale.")
-@click.argument("adapter")
+@click.argument("adapter", metavar="ADAPTER[:SETTING,...]")
 @writing_options
 @click.option("--to-standard", is_flag=True, help="Scale alpha/rank in every module, no flags, corrected metadata.")
 @click.option(
@@ -62,6 +62,7 @@ def convert(
         raise click.UsageError("--keep-dora, --base and --drop-magnitude exclude each other.")
     if (base is None) != (rank is None and max_error is None) or (rank is not None and max_error is not None):
         raise click.UsageError("--base takes exactly one of --rank and --max-error.")
+    adapter, own = parse_without_strength(adapter, "convert")
     options = ConvertOptions(
         keep_dora=keep_dora,
         drop_magnitude=drop_magnitude,
@@ -69,11 +70,13 @@ def convert(
         rank=rank,
         max_error=max_error,
         lossy=lossy,
-        settings=settings(rslora, alpha, allow_partial_dora),
+        settings=own.joined(settings(rslora, alpha, allow_partial_dora), adapter),
     )
     length = len(claim(open_checkpoint(adapter).tensors).modules) if base else 0
     with progress_bar("Converting", length) as progress:
         result = convert_to_standard(adapter, output, options, force, progress)
+    for note in result.notes:
+        click.echo(f"Note: {note}", err=True)
     if as_json:
         click.echo(json.dumps(_record(result), indent=2))
         return

@@ -3,21 +3,23 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 
 from lora_inspect.architectures import by_name
 from lora_inspect.checkpoint import find_checkpoints, is_checkpoint_folder
+from lora_inspect.cli.shared_options import parse_without_strength
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.listing import listed
 from lora_inspect.ops.info import FileInfo, as_json, inspect
 from lora_inspect.printable import printable
+from lora_inspect.settings import Settings
 
 
 @click.command(short_help="What a file is and means, and on which evidence.")
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH[:SETTING,...]...")
 @click.option("--modules", is_flag=True, help="List every module with its rank, alpha and scale.")
 @click.option("--metadata", is_flag=True, help="Show the file's metadata.")
 @click.option(
@@ -26,18 +28,19 @@ from lora_inspect.printable import printable
 def info(paths: tuple[str, ...], modules: bool, metadata: bool, as_json_: bool) -> None:
     """Says what each PATH is: a file, a sharded set, a PEFT folder, or a folder of adapters (a line per file).
 
-    Only headers, alphas and flags are read.
+    Only headers, alphas and flags are read. alpha=N and rslora=yes|no after a colon settle what a file leaves open.
 
     \b
     Example: lora-inspect info adapter.safetensors --modules
     """
-    found = list(_expand(paths))
-    several = len(paths) > 1 or found != list(paths)
+    named = [parse_without_strength(path, "info") for path in paths]
+    found = list(_expand(named))
+    several = len(paths) > 1 or [path for path, _ in found] != [path for path, _ in named]
     read: list[FileInfo] = []
     failures: list[str] = []
-    for path in found:
+    for path, settings in found:
         try:
-            read.append(inspect(path))
+            read.append(inspect(path, settings))
         except LoraInspectError as error:
             failures.append(str(error))
     if as_json_:
@@ -54,13 +57,13 @@ def info(paths: tuple[str, ...], modules: bool, metadata: bool, as_json_: bool) 
         sys.exit(1)
 
 
-def _expand(paths: tuple[str, ...]) -> Iterator[str]:
-    """The checkpoints that the arguments stand for: a folder of several files gives each of them."""
-    for path in paths:
+def _expand(named: Sequence[tuple[str, Settings]]) -> Iterator[tuple[str, Settings]]:
+    """The checkpoints that the arguments stand for: a folder of several files gives each of them, settings and all."""
+    for path, settings in named:
         inside = find_checkpoints(path) if os.path.isdir(path) and not is_checkpoint_folder(path) else iter(())
         first = next(inside, None)
-        yield path if first is None else first  # a folder without any is named in the error that it gives
-        yield from inside
+        yield (path if first is None else first), settings  # a folder without any is named in the error that it gives
+        yield from ((file, settings) for file in inside)
 
 
 def _print_tables(read: list[FileInfo], several: bool, modules: bool, metadata: bool) -> None:
@@ -161,7 +164,9 @@ def _architecture(record: dict[str, Any]) -> str:
 
 
 def _answer(reading: dict[str, Any]) -> str:
-    return f"{_word(reading['value'])} (by {reading['source'].replace('_', ' ')})"
+    known = reading["source"] not in ("default", "conflict")
+    says = "differs between modules" if known and reading["value"] is None else _word(reading["value"])
+    return f"{says} (by {reading['source'].replace('_', ' ')})"
 
 
 def _word(value: bool | None) -> str:

@@ -9,16 +9,17 @@ import click
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.shared_options import reading_options, settings, writing_options
 from lora_inspect.dora import MULTIPLIER_RULES
-from lora_inspect.ops.merge import MergeOptions, MergePlan, check_merge_output, parse_adapter_argument, plan_merge
+from lora_inspect.ops.merge import MergeOptions, MergePlan, check_merge_output, plan_merge
 from lora_inspect.ops.merge import merge as merge_files
 from lora_inspect.printable import printable
+from lora_inspect.settings import parse_argument
 
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @click.command(short_help="Fold adapters into a base.")
 @click.argument("base")
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[:MULTIPLIER]...")
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[:SETTING,...]...")
 @writing_options
 @click.option(
     "--dtype", type=click.Choice(list(_DTYPES)), help="Element type of floating tensors; the base's by default."
@@ -48,9 +49,11 @@ def merge(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Folds each ADAPTER, with its own MULTIPLIER (default 1), into BASE and writes the result.
+    """Folds each ADAPTER, with its own multiplier (default 1), into BASE and writes the result.
 
-    BASE is a file, a sharded set or a folder; the output has the same form. Multiplier 0 changes nothing.
+    BASE is a file, a sharded set or a folder; the output has the same form. What follows the colon of an ADAPTER are
+    its settings: a number (the multiplier; 0 changes nothing), COMPONENT=number or GLOB=number (multipliers of a part
+    of its modules), alpha=N and rslora=yes|no (what the file leaves open).
 
     \b
     Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetensors -o merged.safetensors
@@ -62,7 +65,9 @@ def merge(
         dora_rule=dora_multiplier,
         settings=settings(rslora, alpha, allow_partial_dora),
     )
-    plan = plan_merge(base, [parse_adapter_argument(argument) for argument in adapters], options)
+    plan = plan_merge(base, [parse_argument(argument) for argument in adapters], options)
+    for note in plan.notes:
+        click.echo(f"Note: {note}", err=True)
     if dry_run:
         check_merge_output(plan, output, force)
         _print(_planned(plan, output), as_json)
@@ -80,7 +85,7 @@ def _planned(plan: MergePlan, output: str) -> dict[str, Any]:
         "output": output,
         "modules_merged": plan.modules,
         "tensors_copied": len(plan.base.tensors) - len(plan.changes),
-        "multipliers": {adapter.checkpoint.path: multiplier for adapter, multiplier in plan.adapters},
+        "multipliers": plan.multipliers,
         "unmatched": list(plan.unmatched),
         "files_copied": list(plan.side_files.copied),
         "left_behind": list(plan.side_files.left_behind),
@@ -99,7 +104,7 @@ def _print(record: dict[str, Any], as_json: bool) -> None:
         for name, modules in record["targets"].items():
             click.echo(f"{name} <- {', '.join(modules)}")
     verb = "would merge" if record.get("dry_run") else "merged"
-    strengths = ", ".join(f"{path} at {multiplier:g}" for path, multiplier in record["multipliers"].items())
+    strengths = ", ".join(f"{path} at {_strength(multiplier)}" for path, multiplier in record["multipliers"].items())
     click.echo(f"{verb} {record['modules_merged']} modules ({strengths}) into {record['output']}")
     copied = "would be copied" if record.get("dry_run") else "copied"
     click.echo(f"{record['tensors_copied']} tensors {copied} unchanged")
@@ -113,3 +118,9 @@ def _print(record: dict[str, Any], as_json: bool) -> None:
         click.echo(printable(f"left behind in the base's folder: {', '.join(record['left_behind'])}"), err=True)
     if "seconds" in record:
         click.echo(f"{record['bytes']:,} bytes in {record['seconds']:.1f} s")
+
+
+def _strength(multiplier: float | dict[str, float]) -> str:
+    if isinstance(multiplier, dict):
+        return " and ".join(f"{name}={number:g}" for name, number in multiplier.items())
+    return f"{multiplier:g}"

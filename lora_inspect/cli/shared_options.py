@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from lora_inspect.settings import Settings
+from lora_inspect.settings import Settings, parse_argument
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -29,9 +29,13 @@ def reading_options(function: Decorated) -> Decorated:
             type=float,
             callback=finite,
             metavar="N",
-            help="Alpha of the modules whose alpha is unknown.",
+            help="Alpha of the modules whose alpha is unknown, of the one adapter that has such.",
         ),
-        click.option("--rslora", type=click.Choice(["yes", "no"]), help="Whether the scale is alpha/sqrt(rank)."),
+        click.option(
+            "--rslora",
+            type=click.Choice(["yes", "no"]),
+            help="Whether the scale is alpha/sqrt(rank), where the file does not say.",
+        ),
     ):
         function = option(function)
     return function
@@ -49,4 +53,13 @@ def writing_options(function: Decorated) -> Decorated:
 
 def settings(rslora: str | None, alpha: float | None, allow_partial_dora: bool) -> Settings:
     """What the reading options amount to."""
-    return Settings(None if rslora is None else rslora == "yes", alpha, allow_partial_dora)
+    rule = None if rslora is None else rslora == "yes"
+    return Settings(rslora=rule, alpha=alpha, allow_partial_dora=allow_partial_dora)
+
+
+def parse_without_strength(argument: str, verb: str) -> tuple[str, Settings]:
+    """The path and the settings of an argument to a verb that applies nothing, for which a multiplier means nothing."""
+    path, own = parse_argument(argument)
+    if own.has_strength:
+        raise click.UsageError(f"{argument}: {verb} applies no adapter, so a multiplier means nothing; leave it out.")
+    return path, own

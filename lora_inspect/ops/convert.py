@@ -56,6 +56,7 @@ class ConvertResult:
     relative_errors: dict[str, float | None]
     dropped: tuple[str, ...]
     passed_through: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,7 @@ def convert_to_standard(
         relative_errors=errors,
         dropped=(*adapter.flags, *flags, *magnitudes),
         passed_through=adapter.unclaimed,
+        notes=tuple(adapter.notes),
     )
 
 

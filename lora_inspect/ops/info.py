@@ -37,9 +37,9 @@ class FileInfo(NamedTuple):
         return self.candidates[0] if len(self.candidates) == 1 else None
 
 
-def inspect(path: str) -> FileInfo:
+def inspect(path: str, settings: Settings = Settings()) -> FileInfo:  # noqa: B008 (frozen)
     """Reads the headers, alphas and flags of `path`; raises LoraInspectError where it is no readable checkpoint."""
-    return inspect_adapter(open_checkpoint(path))
+    return inspect_adapter(open_checkpoint(path), settings)
 
 
 def inspect_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> FileInfo:  # noqa: B008 (frozen)

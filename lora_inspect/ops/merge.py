@@ -1,6 +1,5 @@
 """Folds adapters into a base, one weight after the other, streamed from disk to disk."""
 
-import math
 import os
 import time
 from collections import Counter, defaultdict
@@ -19,7 +18,9 @@ from lora_inspect.matching import accept_unmatched, match
 from lora_inspect.metadata import describe_file, merged_metadata
 from lora_inspect.outputs import check_output, check_replaceable, new_folder
 from lora_inspect.progress import Progress, silent
+from lora_inspect.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.settings import Settings
+from lora_inspect.settling import read_settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class MergePlan:
     """What will be folded where, known before a byte of a weight is read."""
 
     base: Checkpoint
-    adapters: tuple[tuple[Adapter, float], ...]
+    adapters: tuple[tuple[Adapter, Settings], ...]
     changes: dict[str, list[Change]]
     unmatched: tuple[str, ...]
     options: MergeOptions
@@ -57,6 +58,16 @@ class MergePlan:
             for change in self._all()
             if change.contribution.magnitude and change.multiplier not in (0, 1)
         }
+
+    @property
+    def multipliers(self) -> dict[str, float | dict[str, float]]:
+        """The plain multiplier of each adapter by its path, or all of them where modules have their own."""
+        return {adapter.checkpoint.path: settings.multipliers() for adapter, settings in self.adapters}
+
+    @property
+    def notes(self) -> list[str]:
+        """What was said without need."""
+        return [note for adapter, _ in self.adapters for note in adapter.notes]
 
     @property
     def bytes(self) -> int:
@@ -85,7 +96,7 @@ class MergeResult:
     output: str
     modules_merged: int
     tensors_copied: int
-    multipliers: dict[str, float]
+    multipliers: dict[str, float | dict[str, float]]
     dtype_counts: dict[str, int]
     unmatched: tuple[str, ...]
     files_copied: tuple[str, ...]
@@ -94,24 +105,34 @@ class MergeResult:
     bytes: int
 
 
-def plan_merge(base_path: str, adapters: Sequence[tuple[str, float]], options: MergeOptions) -> MergePlan:
-    """Reads headers and finds every target; raises LoraInspectError for whatever stands in the way."""
+def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]], options: MergeOptions) -> MergePlan:
+    """Reads headers and finds every target; raises LoraInspectError for whatever stands in the way.
+
+    Each adapter comes with its settings, or with its multiplier where there are no others.
+    """
     base = open_checkpoint(base_path)
     paths = [path for path, _ in adapters]
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise LoraInspectError(f"{twice}: it is named more than once; name it once, with the multipliers added.")
-    opened = [(open_checkpoint(path), multiplier) for path, multiplier in adapters]
-    read = [(read_adapter(checkpoint, options.settings), multiplier) for checkpoint, multiplier in opened]
-    _check_kinds(base, [adapter for adapter, _ in read])
+    opened = [(open_checkpoint(path), _as_settings(own)) for path, own in adapters]
+    read = read_settled(opened, options.settings)
+    _check_kinds(base, read)
     changes: dict[str, list[Change]] = defaultdict(list)
     unmatched: list[str] = []
-    for adapter, multiplier in read:
+    for adapter in read:
+        settings = adapter.settings
+        settings.check(adapter.checkpoint.path, [module.name for module in adapter.modules.values()])
         matching = match(adapter, base, options.only)
         unmatched.extend(accept_unmatched(adapter, base, matching, options.allow_unmatched))
         for name, contributions in matching.targets.items():
-            changes[name].extend(Change(contribution, multiplier, adapter) for contribution in contributions)
-    return MergePlan(base, tuple(read), dict(changes), tuple(unmatched), options, find_side_files(base))
+            changes[name].extend(Change(c, settings.multiplier_of(c.module), adapter) for c in contributions)
+    settled = tuple((adapter, adapter.settings) for adapter in read)
+    return MergePlan(base, settled, dict(changes), tuple(unmatched), options, find_side_files(base))
+
+
+def _as_settings(given: Settings | float) -> Settings:
+    return given if isinstance(given, Settings) else Settings(multiplier=given)
 
 
 def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress = silent) -> MergeResult:
@@ -132,7 +153,7 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
         output=output,
         modules_merged=plan.modules,
         tensors_copied=len(plan.base.tensors) - len(plan.changes),
-        multipliers={adapter.checkpoint.path: multiplier for adapter, multiplier in plan.adapters},
+        multipliers=plan.multipliers,
         dtype_counts=dict(counts),
         unmatched=plan.unmatched,
         files_copied=tuple(plan.side_files.copied),
@@ -188,9 +209,10 @@ def _check_kinds(base: Checkpoint, adapters: Sequence[Adapter]) -> None:
 
 def _sources(plan: MergePlan) -> list[Mapping[str, Any]]:
     sources: list[Mapping[str, Any]] = []
-    for adapter, multiplier in plan.adapters:
-        source: dict[str, Any] = {"file": describe_file(adapter.checkpoint.path), "multiplier": multiplier}
-        source["scale"] = "alpha/sqrt(rank)" if adapter.rslora.value else "alpha/rank"
+    for adapter, settings in plan.adapters:
+        source: dict[str, Any] = {"file": describe_file(adapter.checkpoint.path), "multiplier": settings.multipliers()}
+        rules = {RANK_STABILISED if contribution.rslora else STANDARD for contribution in adapter.contributions}
+        source["scale"] = " and ".join(sorted(rules))
         if adapter.dora.value:
             source["dora_multiplier"] = plan.options.dora_rule or _default_rule(adapter)
         sources.append(source)
@@ -205,16 +227,3 @@ def _size(path: str) -> int:
     if os.path.isfile(path):
         return os.path.getsize(path)
     return sum(os.path.getsize(os.path.join(parent, name)) for parent, _, names in os.walk(path) for name in names)
-
-
-def parse_adapter_argument(argument: str) -> tuple[str, float]:
-    """`PATH` or `PATH:MULTIPLIER`; the colon counts where a finite number follows and the whole is no existing path."""
-    path, colon, tail = argument.rpartition(":")
-    if colon and path and "_" not in tail and not os.path.exists(argument):
-        try:
-            multiplier = float(tail)
-        except ValueError:
-            return argument, 1.0
-        if math.isfinite(multiplier):
-            return path, multiplier
-    return argument, 1.0

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.ops.merge import MergeOptions, merge, parse_adapter_argument, plan_merge
+from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.settings import Settings
 
 # The peers use what their own dependencies deprecate.
@@ -503,29 +503,3 @@ def test_an_option_that_contradicts_the_file_is_refused(tmp_path):
     with pytest.raises(LoraInspectError, match=r"its flag says alpha/sqrt\(rank\), which rslora=no contradicts"):
         plan_merge(*arguments, MergeOptions(settings=Settings(rslora=False)))
     assert plan_merge(*arguments, MergeOptions(settings=Settings(rslora=True))).modules == 1
-
-
-@pytest.mark.parametrize(
-    ("argument", "expected"),
-    [
-        ("a.safetensors", ("a.safetensors", 1.0)),
-        ("a.safetensors:0.5", ("a.safetensors", 0.5)),
-        ("a.safetensors:-2", ("a.safetensors", -2.0)),
-        ("a:b:1e-1", ("a:b", 0.1)),
-        ("a.safetensors:1_0", ("a.safetensors:1_0", 1.0)),
-        (r"C:\a.safetensors", (r"C:\a.safetensors", 1.0)),
-        ("a.safetensors:nan", ("a.safetensors:nan", 1.0)),
-        ("a.safetensors:inf", ("a.safetensors:inf", 1.0)),
-        ("a.safetensors:", ("a.safetensors:", 1.0)),
-        (":0.5", (":0.5", 1.0)),
-    ],
-)
-def test_the_last_colon_counts_where_a_finite_number_follows(argument, expected):
-    assert parse_adapter_argument(argument) == expected
-
-
-def test_an_existing_path_with_a_colon_is_that_path(tmp_path):
-    path = tmp_path / "style:0.5"
-    shutil.copy(adapter_of("crepe-peft-lora-conv-r4"), path)
-    assert parse_adapter_argument(str(path)) == (str(path), 1.0)
-    assert parse_adapter_argument(f"{path}:2") == (str(path), 2.0)
