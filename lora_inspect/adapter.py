@@ -1,10 +1,13 @@
 """From a checkpoint to an adapter: what every tensor means, on which evidence, and what is wrong with the file."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from lora_inspect import problems
-from lora_inspect.checkpoint import Checkpoint
+from lora_inspect.asked_ranks import Counted, read_asked_ranks
+from lora_inspect.checkpoint import Checkpoint, read_row
 from lora_inspect.contribution import Claims, Contribution, Module, claim
 from lora_inspect.dora_evidence import DoraClaim, config_claim, flag_claim, read_dora
 from lora_inspect.errors import LoraInspectError
@@ -74,6 +77,7 @@ class _Part(NamedTuple):
     facts: LoraFacts
     config: FoundConfig | None
     voice: Voice
+    counted: Counted
 
 
 def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Adapter:  # noqa: B008 (frozen)
@@ -81,7 +85,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
     claims = claim(checkpoint.tensors)
     numbers = _read_numbers(checkpoint, claims)
     configs = find_configs(checkpoint, [contribution for _, contribution in _computed(claims)])
-    parts = _parts(claims, numbers, configs)
+    parts = _parts(claims, numbers, configs, checkpoint)
     groups = _read_groups(parts, claims, numbers, configs, checkpoint.metadata)
     settled = {voice: group.settled(settings.rslora) for voice, group in groups.items()}
     facts = [part.facts for part in parts]
@@ -95,7 +99,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         trainer=find_trainer(checkpoint.metadata, checkpoint.tensors, has_peft_config=bool(configs)),
         rslora=rslora,
         dora=dora,
-        evidence=(*dict.fromkeys(item for group in settled.values() for item in group.evidence), *about_dora),
+        evidence=(*_about_rules(settled.values()), *about_dora, *_about_parts(parts)),
         flags=claims.flags,
         unclaimed=claims.unclaimed,
         problems=(
@@ -124,7 +128,8 @@ def _computed(claims: Claims) -> Iterable[tuple[Module, Contribution]]:
     )
 
 
-def _parts(claims: Claims, numbers: Numbers, configs: Sequence[FoundConfig]) -> list[_Part]:
+def _parts(claims: Claims, numbers: Numbers, configs: Sequence[FoundConfig], checkpoint: Checkpoint) -> list[_Part]:
+    asked = read_asked_ranks(checkpoint.metadata)
     flags = {
         module.rslora_flag.name: bool(numbers[module.rslora_flag.name])
         for module in claims.modules.values()
@@ -135,7 +140,8 @@ def _parts(claims: Claims, numbers: Numbers, configs: Sequence[FoundConfig]) -> 
         found = config_for(contribution, configs)
         voice = voice_of(module, contribution, flags, found, bool(flags))
         facts = _facts(contribution, numbers.get(contribution.module.key))
-        parts.append(_Part(module, contribution, facts, found, voice))
+        counted = asked.counted(contribution, facts.alpha, partial(read_row, checkpoint)) if asked else Counted()
+        parts.append(_Part(module, contribution, facts, found, voice, counted))
     return parts
 
 
@@ -159,6 +165,22 @@ def _read_groups(
         flags = {key: bool(numbers[key]) for key in keys}
         groups[voice] = read_group(voice, [part.facts for part in own], flags, metadata, configs)
     return groups
+
+
+def _about_rules(groups: Iterable[RuledGroup]) -> Iterable[Evidence]:
+    return dict.fromkeys(item for group in groups for item in group.evidence)
+
+
+def _about_parts(parts: Sequence[_Part]) -> list[Evidence]:
+    split = Counter(part.counted.parts for part in parts if part.counted.parts > 1)
+    return [
+        Evidence(
+            "scale",
+            f"{modules} modules were trained in {count} parts and saved as one: their alpha counts {count} times",
+            "metadata ss_network_args split_qkv",
+        )
+        for count, modules in sorted(split.items())
+    ]
 
 
 def _dora_claims(parts: Sequence[_Part], claims: Claims, numbers: Numbers) -> list[DoraClaim]:
@@ -205,7 +227,7 @@ def _with_scales(
     scaled = iter(
         with_scale(
             part.contribution,
-            ScaleSources(part.module, part.facts.alpha, part.config, groups[part.voice].reading),
+            ScaleSources(part.module, part.facts.alpha, part.config, groups[part.voice].reading, part.counted),
             settings,
         )
         for part in parts

@@ -68,6 +68,14 @@ class Checkpoint(NamedTuple):
         return values
 
 
+def read_row(checkpoint: Checkpoint, name: str, number: int) -> bytes:
+    """The bytes of one row of the matrix called `name`."""
+    info = checkpoint.tensors[name]
+    size = info.nbytes // info.shape[0]
+    with InputFile(info.file, checkpoint.inputs[info.file]) as source:
+        return bytes(source.read(info.start + number * size, size))
+
+
 def open_checkpoint(path: str) -> Checkpoint:
     """The view of `path`: a .safetensors file, a shard or index.json of a set, or a folder that holds one of them.
 

@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 from lora_inspect import evidence, peft_config, schemes
+from lora_inspect.asked_ranks import Counted
 from lora_inspect.contribution import Contribution, Module
 from lora_inspect.evidence import RsloraReading
 from lora_inspect.found_configs import FoundConfig
@@ -15,13 +16,14 @@ class ScaleSources(NamedTuple):
     """What the scale of one contribution is read from.
 
     `stored` is the number in the alpha tensor, None where that is no plain number; `config` is the LoraConfig that
-    speaks of the module, and `rule` whether its scale is alpha/sqrt(rank).
+    speaks of the module, `rule` whether its scale is alpha/sqrt(rank), and `counted` how often the stored alpha counts.
     """
 
     module: Module
     stored: float | None
     config: FoundConfig | None
     rule: RsloraReading
+    counted: Counted = Counted()
 
 
 def with_scale(contribution: Contribution, sources: ScaleSources, settings: Settings) -> Contribution:
@@ -45,6 +47,10 @@ def with_scale(contribution: Contribution, sources: ScaleSources, settings: Sett
         return contribution._replace(why=f"the evidence for RS-LoRA {cause}")
     rslora = bool(rule)
     why = f"{alpha:g}/sqrt({rank})" if rslora else f"{alpha:g}/{rank}"
+    if sources.counted.parts > 1 and sources.stored is not None:
+        why += (
+            f", as alpha {sources.stored:g} counts for each of the {sources.counted.parts} parts that it was saved in"
+        )
     return contribution._replace(rslora=rslora, scale=scale_of(alpha, rank, rslora), why=why)
 
 
@@ -53,7 +59,10 @@ def _alpha(contribution: Contribution, sources: ScaleSources, rank: int) -> tupl
     found = sources.config
     configured = peft_config.config_alpha(found.config, contribution.module.body) if found else None
     if sources.module.alpha:
-        return _stored_alpha(sources.module.alpha.name, sources.stored, configured)
+        alpha, why = _stored_alpha(sources.module.alpha.name, sources.stored, configured)
+        if alpha is None or sources.counted.contradiction:
+            return None, why or sources.counted.contradiction
+        return alpha * sources.counted.parts, ""
     if found:
         return _configured_alpha(contribution, found, configured, rank)
     if schemes.by_name(contribution.module.scheme).absent_alpha == "config":
