@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from lora_inspect import problems
+from lora_inspect import problems, schemes
 from lora_inspect.asked_ranks import Counted, read_asked_ranks
 from lora_inspect.checkpoint import Checkpoint, read_row
 from lora_inspect.contribution import Claims, Contribution, Module, claim
@@ -157,7 +157,10 @@ def _read_groups(
     for part in parts:
         members.setdefault(part.voice, []).append(part)
     if not members:
-        members[Voice(None, configs[0].where if configs else None, False, False)] = []
+        where = next((found.where for found in configs if found.is_lora), None)
+        names = [module.name for module in claims.modules.values() if not module.alpha]
+        in_config = any(schemes.by_name(name.scheme).absent_alpha == "config" for name in names)
+        members[Voice(None, where, in_config and not where, False)] = []
     network = [key for key in claims.flags if key == RSLORA_FLAG]
     groups = {}
     for voice, own in members.items():

@@ -16,7 +16,7 @@ MERGED_KEY, CONVERTED_KEY = "lora_inspect.merged", "lora_inspect.converted"
 # Hashes of tensors that are no longer these.
 _STALE_HASHES = (*HASHES, "modelspec.hash_sha256")
 # Options that said how the stored alpha was to be read; in a standard file alpha/rank says it all.
-_SCALE_OPTIONS = ("use_rslora", "rs_lora", "alpha_pattern", "conv_alpha")
+_SCALE_OPTIONS = ("use_rslora", "rs_lora", "alpha_pattern", "conv_alpha", "split_qkv")
 _DORA_OPTIONS = ("use_dora", "dora_wd", "weight_decompose", "wd_on_output", "wd_on_out")
 # What trainers write where modules differ.
 _SEVERAL = "Dynamic"

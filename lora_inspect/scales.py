@@ -57,7 +57,8 @@ def with_scale(contribution: Contribution, sources: ScaleSources, settings: Sett
 def _alpha(contribution: Contribution, sources: ScaleSources, rank: int) -> tuple[float | None, str]:
     """Alpha with an empty reason, or why it is unknown. (None, "") means that the scheme has none: scale 1."""
     found = sources.config
-    configured = peft_config.config_alpha(found.config, contribution.module.body) if found else None
+    theirs = found is not None and found.gives_rank(contribution)
+    configured = peft_config.config_alpha(found.config, contribution.module.body) if found and theirs else None
     if sources.module.alpha:
         alpha, why = _stored_alpha(sources.module.alpha.name, sources.stored, configured)
         if alpha is None or sources.counted.contradiction:

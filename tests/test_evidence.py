@@ -80,6 +80,20 @@ RSLORA = {
     "patterns excuse other alphas": (
         {**loras(), **lora("lora_unet_b", rank=4, alpha=4.0)},
         {**args(8, use_rslora="True"), "ss_alpha_pattern": "{}"}, True, "metadata", STABILISED),
+    "embedded config, a text": (loras(), embedded(use_rslora="true"), True, "adapter_config", STABILISED),
+    "embedded config, a number": (loras(), embedded(use_rslora=1), True, "adapter_config", STABILISED),
+    "embedded config, off as a text": (loras(), embedded(use_rslora="No"), False, "adapter_config", STANDARD),
+    "embedded config, null": (loras(), embedded(use_rslora=None), False, "adapter_config", STANDARD),
+    "embedded config, neither": (loras(), embedded(use_rslora="perhaps"), None, "conflict", UNKNOWN),
+    "embedded config of another rank has no vote": (
+        loras(), embedded(use_rslora=True, r=4), False, "default", STANDARD),
+    "option as another usual word": (loras(), args(8, use_rslora="Yes"), True, "metadata", STABILISED),
+    "option that is neither": (loras(), args(8, use_rslora="perhaps"), None, "conflict", UNKNOWN),
+    "an asked alpha beyond any file": (loras(), args("1e308", use_rslora="True"), True, "metadata", STABILISED),
+    "an asked alpha that overflows": (loras(), args("1e999", use_rslora="True"), True, "metadata", STABILISED),
+    "an asked alpha of minus infinity": (loras(), args("-inf", use_rslora="True"), True, "metadata", STABILISED),
+    "an asked alpha of minus 1e308": (loras(), args("-1e308", use_rslora="True"), True, "metadata", STABILISED),
+    "an asked alpha that is not a number": (loras(), args("nan", use_rslora="True"), True, "metadata", STABILISED),
     "option off": (loras(), args(8, use_rslora="False"), False, "metadata", STANDARD),
     "0 asked, sqrt(rank) stored": (loras(alpha=4.0), args(0), True, "metadata", 1.0),
     "0 asked, sqrt(rank) stored as bf16": (

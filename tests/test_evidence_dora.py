@@ -54,6 +54,10 @@ CASES = {
     "flag false as bf16 and none": ({**NONE, **flag(0, "BF16")}, {}, False, "flag", 0, []),
     "flag false and all": ({**ALL, **flag(0)}, {}, None, "conflict", 3, ["dora-conflict"]),
     "flag false and some": ({**SOME, **flag(0, "BF16")}, {}, None, "conflict", 1, ["dora-conflict"]),
+    "config of a text, true and all": (ALL, embedded(use_dora="True"), True, "adapter_config", 3, []),
+    "config of a text, no and all": (ALL, embedded(use_dora="no"), None, "conflict", 3, ["dora-conflict"]),
+    "config that is neither, and none": (NONE, embedded(use_dora="perhaps"), None, "conflict", 0, ["dora-conflict"]),
+    "config true of other ranks": (NONE, embedded(use_dora=True, r=4), False, "default", 0, []),
     "config true and all": (ALL, embedded(use_dora=True), True, "adapter_config", 3, []),
     "config true and none": (NONE, embedded(use_dora=True), True, "adapter_config", 0, ["dora-missing"]),
     "config false and none": (NONE, embedded(use_dora=False), False, "adapter_config", 0, []),
@@ -145,3 +149,21 @@ def test_the_magnitude_of_a_split_module_is_an_error(read):
     module = "lora_unet_blocks_0_attn_qkv"
     adapter = read({**split(module), f"{module}.dora_layer.weight": ("F32", (6,), 1.0)})
     assert errors(adapter) == ["magnitude-shape"]
+
+
+def of_components(**use_dora):
+    return {"lora_adapter_metadata": json.dumps({f"{name}.{key}": value for name, claim in use_dora.items()
+            for key, value in {"r": 16, "lora_alpha": 8, "use_dora": claim}.items()})}  # fmt: skip
+
+
+def test_each_component_is_held_against_its_own_config(read):
+    magnitude = {"lora_magnitude_vector": ("F32", (OUT,), 1.0)}
+    model = lora("transformer.a", alpha=None, spelling="peft", **magnitude)
+    encoder = lora("text_encoder.a", alpha=None, spelling="peft")
+    adapter = read({**model, **encoder}, of_components(transformer=True, text_encoder=False))
+    assert (adapter.dora.value, adapter.dora.source, adapter.dora.modules, errors(adapter)) == (
+        True, "adapter_config", 1, [])  # fmt: skip
+    adapter = read({**model, **encoder}, of_components(transformer=True, text_encoder=True))
+    assert errors(adapter) == ["dora-missing"]
+    adapter = read({**model, **encoder}, of_components(transformer=False, text_encoder=False))
+    assert errors(adapter) == ["dora-conflict"]
