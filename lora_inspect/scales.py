@@ -96,7 +96,7 @@ def _configured_alpha(
     if schemes.by_name(scheme).absent_alpha == "config" or (found.embedded and scheme == "diffusers"):
         return configured, ""
     if contribution.rslora is None and rank > 1:
-        return configured, ""
+        return None, f"no alpha means scale 1 in the {scheme} scheme, but {found.where} says alpha {configured:g}"
     scale = scale_of(configured, rank, bool(contribution.rslora))
     if math.isclose(scale, 1.0, rel_tol=1e-6):
         return configured, ""
