@@ -141,6 +141,7 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Algo
         )
         network.left_out.switches = _switches(training)
         network.name_files(_file_names(family, unet))
+        network.log_readers()
         return network
 
     def create_arch_network_from_weights(
@@ -172,6 +173,8 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Algo
             **kwargs,
         )
         network.name_files(names)
+        if not for_inference:
+            network.log_readers()
         return network
 
     def create_network_from_file(

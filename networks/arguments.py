@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 KAIMING, ORTHOGONAL, PISSA = "kaiming", "orthogonal", "pissa"
+NATIVE, STANDARD = "native", "standard"
 _PISSA_NITER = re.compile(rf"{PISSA}_niter_(\d+)")
 
 
@@ -47,6 +48,7 @@ class NetworkArguments:
     split_qkv: bool = False
     exclude_patterns: tuple[str, ...] = ()
     include_patterns: tuple[str, ...] = ()
+    save_format: str = NATIVE
     verbose: bool = False
     given: frozenset[str] = frozenset()
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -170,6 +172,14 @@ def read_init(name: str, value: Any) -> str:
     raise _refused(name, value, "kaiming, orthogonal, pissa, or pissa_niter_N with N above 0")
 
 
+def read_save_format(name: str, value: Any) -> str:
+    """The form of saved files: native or standard; in any case."""
+    word = str(value).strip().lower()
+    if word in (NATIVE, STANDARD):
+        return word
+    raise _refused(name, value, "native or standard")
+
+
 def pissa_iterations(init: str) -> int | None:
     """The N of an `init_lora_weights` of pissa_niter_N; None where the decomposition is to be a full one."""
     found = _PISSA_NITER.fullmatch(init)
@@ -254,6 +264,7 @@ _OPTIONS = {
     "split_qkv": Option(read_bool, False),
     "exclude_patterns": Option(read_patterns, ()),
     "include_patterns": Option(read_patterns, ()),
+    "save_format": Option(read_save_format, NATIVE),
     "verbose": Option(read_bool, False),
     # sd-scripts passes --network_dropout under this name too, for LyCORIS.
     "dropout": Option(read_probability),

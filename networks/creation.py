@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import loading, reading, summary
+from . import loading, reading, standard_form, summary
 from .arguments import NetworkArguments, parse
 from .layers import LoRAModule
 from .merging import LoRAInfModule
 from .network import LoRANetwork
+from .targets import Splits, named_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +27,11 @@ _SETTLED = (
     "include_patterns",
     "rank_pattern",
     "alpha_pattern",
-    "split_dims",
-    "split_qkv",
     "init_lora_weights",
     "dora_conv",
 )
+# These too, where no layer of the weights has the slices that they ask for.
+_SLICES = ("split_dims", "split_qkv")
 
 
 def create_network(
@@ -91,6 +92,7 @@ def create_network(
         dora_conv=options.dora_conv,
     )
     network.set_loraplus_lr_ratio(options.loraplus_lr_ratio)
+    network.save_format = options.save_format
     return network
 
 
@@ -111,20 +113,29 @@ def create_network_from_weights(
     Its modules are the layers that the keys name, anywhere in the model; `target_replace_modules` is not needed.
     Rank, alpha and slices come from the tensors, the scale rule and DoRA from the flags, the `metadata` of the file
     or, for the scale rule of weights without either, from `use_rslora` in `kwargs` (network_args, as for a new
-    network). Raises ValueError for a key that cannot be used, for a module without a layer, and where the weights
-    contradict themselves or `kwargs`.
+    network). Weights of `save_format=standard` have alphas of alpha/rank and whole layers: `use_rslora` with the
+    metadata, and the options of slices, make the network of the same function that wrote them. Raises
+    ValueError for a key that cannot be used, for a module without a layer, and where the weights contradict themselves
+    or `kwargs`.
     """
     summary.announce()
     if unet is None:
         raise ValueError("unet is None, but the model that the weights are for was expected")
     options = parse(kwargs)
-    if unused := sorted(options.given.intersection(_SETTLED)):
+    splits = Splits(options.split_dims or {}, options.split_qkv)
+    native = standard_form.from_standard(weights_sd, named_sizes(unet, PREFIX, splits).get)
+    found = reading.read(native, metadata, getattr(module_class, "reader", None))
+    settled_options = _SETTLED if any(module.split_dims for module in found.modules.values()) else (*_SETTLED, *_SLICES)
+    if unused := sorted(options.given.intersection(settled_options)):
         logger.warning(f"{', '.join(unused)}: no effect, as the weights have settled that")
-    found = reading.read(weights_sd, metadata, getattr(module_class, "reader", None))
     loading.check_base(found, pissa=False)
     settled = "use_rslora" in options.given
     rslora = options.use_rslora if settled else bool(found.rslora.value)
-    loading.check_rslora(found, rslora, settled)
+    alphas = {name: module.alpha for name, module in found.modules.items()}
+    if rslora and standard_form.is_rank_stabilised(found, {}):
+        alphas = {name: standard_form.native_alpha(alpha, found.modules[name].rank) for name, alpha in alphas.items()}
+    else:
+        loading.check_rslora(found, rslora, settled)
     dora = loading.has_dora(found)
     if "use_dora" in options.given and options.use_dora != dora:
         loading.check_dora(found, found.modules if options.use_dora else ())
@@ -141,7 +152,7 @@ def create_network_from_weights(
         module_class=module_class or (LoRAInfModule if for_inference else LoRAModule),
         module_kwargs=module_kwargs,
         modules_dim={name: module.rank for name, module in found.modules.items()},
-        modules_alpha={name: module.alpha for name, module in found.modules.items()},
+        modules_alpha=alphas,
         modules_split={name: module.split_dims for name, module in found.modules.items()},
         modules_keywords={name: module.keywords for name, module in found.modules.items()},
         verbose=options.verbose,
@@ -151,4 +162,5 @@ def create_network_from_weights(
     )
     network.rslora_settled = settled or metadata is not None
     network.set_loraplus_lr_ratio(options.loraplus_lr_ratio)
+    network.save_format = options.save_format
     return network

@@ -12,6 +12,7 @@ diffusers reads no alpha and takes the scale for 1: the scale is multiplied into
 are adapted in those models, so that a magnitude is (out,) in both.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -103,6 +104,9 @@ class FileNames:
         places = {key: self.place(key) for key in weights}
         with_alpha = {place.name for place in places.values() if place and place.key == "alpha"}
         scales = _Scales(metadata)
+        # A file in standard form has one pair of factors for the slices of a layer.
+        parts = (key.partition(".") for key in own or ())
+        slices = Counter(name for name, _, tail in parts if tail.startswith("lora_down."))
         named: dict[str, Tensor] = {}
         folded = False
         for key, tensor in weights.items():
@@ -115,8 +119,9 @@ class FileNames:
                 scale = scales.of(place, tensor.shape[1])
                 alpha = (own or {}).get(f"{place.name}.alpha")
                 if alpha is not None:
-                    named[f"{place.name}.alpha"] = alpha
-                    scale /= scale_of(float(alpha), tensor.shape[1], rslora)
+                    count = slices[place.name] if place.key == "lora_up.weight" else 1
+                    named[f"{place.name}.alpha"] = alpha * count
+                    scale /= scale_of(float(alpha), tensor.shape[1] // count, rslora)
                 tensor = tensor if scale == 1 else tensor.float() * scale
             named[new] = tensor
         if not folded or with_alpha:
@@ -131,6 +136,10 @@ class FileNames:
     def place(self, key: str) -> Place | None:
         """The tensor of a module that a file's `key` is, or None where it is no layer's of the model."""
         return self._places.find(key)
+
+    def folds_the_scale(self, keys: Collection[str]) -> bool:
+        """Whether a file of a network with these keys has the scale in its factors, under names without an alpha."""
+        return self._table(keys) is None
 
     def _table(self, keys: Collection[str]) -> Mapping[str, str] | None:
         """The names of modules in a file by their own, where they differ; None where diffusers' spelling is due."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from lora_inspect import evidence, problems
 from lora_inspect.evidence import DORA_FLAG
 
+from . import standard_form
 from .reading import MAGNITUDE, Reading, count, some_of
 
 logger = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ class Expected(NamedTuple):
 
     `alpha_of(rank)` is the alpha that a module without one has; `settled` says that the user chose the rule, `pissa`
     that every module holds its initial factors as well, in a file as a rank twice its own. `ways_in(names)` are the
-    options that would take in modules that are not the network's.
+    options that would take in modules that are not the network's, `alphas` the network's own by module.
     """
 
     rslora: bool
@@ -135,14 +136,15 @@ class Expected(NamedTuple):
     alpha_of: Callable[[int], float]
     pissa: bool = False
     ways_in: Callable[[Collection[str]], Sequence[str]] = lambda names: ()
+    alphas: Mapping[str, float] = {}
 
 
 def fitted(reading: Reading, expected: Expected) -> dict[str, dict[str, Tensor]]:
     """The tensors by module name and key that a network can load as they are.
 
-    Flags are checked and left out, magnitudes that the network does not expect are left out with a warning, and a
-    missing alpha is filled in. Raises ValueError where scale rule, DoRA, modules or shapes are not the network's, and
-    for numbers that are not finite.
+    Flags are checked and left out, alphas that `save_format=standard` has made of RS-LoRA's become those again,
+    magnitudes that the network does not expect are left out with a warning, and a missing alpha is filled in. Raises
+    ValueError where scale rule, DoRA, modules or shapes are not the network's, and for numbers that are not finite.
     """
     names = {key.partition(".")[0] for key in expected.shapes}
     foreign = [name for name in reading.modules if name not in names]
@@ -155,7 +157,9 @@ def fitted(reading: Reading, expected: Expected) -> dict[str, dict[str, Tensor]]
             f"{f'; {way_out} takes in layers that it leaves out' if way_out else ''}"
         )
     check_base(reading, expected.pissa)
-    check_rslora(reading, expected.rslora, expected.settled)
+    rank_stabilised = expected.rslora and standard_form.is_rank_stabilised(reading, expected.alphas)
+    if not rank_stabilised:
+        check_rslora(reading, expected.rslora, expected.settled)
     ignored = check_dora(reading, expected.dora)
     fit: dict[str, dict[str, Tensor]] = {}
     for name, module in reading.modules.items():
@@ -163,6 +167,8 @@ def fitted(reading: Reading, expected: Expected) -> dict[str, dict[str, Tensor]]
         if name in ignored:
             del tensors[MAGNITUDE]
         alpha = tensors.get("alpha", torch.tensor(expected.alpha_of(module.rank)))
+        if rank_stabilised and "alpha" in tensors:
+            alpha = torch.tensor(standard_form.native_alpha(float(alpha), module.rank))
         tensors["alpha"] = alpha.detach().to(torch.float32).reshape(())
         fit[name] = {key: _shaped(f"{name}.{key}", tensor, module.rank, expected) for key, tensor in tensors.items()}
     return fit

@@ -43,7 +43,9 @@ def create_network(*args: Any, **kwargs: Any) -> LoRANetwork:
     """
     if _begins_with_multiplier(args):
         return create_arch_network(*args, **kwargs)
-    return creation.create_network(*args, **kwargs)
+    network = creation.create_network(*args, **kwargs)
+    network.log_readers()
+    return network
 
 
 def create_network_from_weights(*args: Any, **kwargs: Any) -> Any:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lora_inspect.evidence import DORA_FLAG, RSLORA_FLAG
 from lora_inspect.scaling import neutral_alpha
 
-from . import loading, reading, saving
+from . import loading, reading, saving, standard_form, summary
+from .arguments import NATIVE, STANDARD
 from .file_names import FileNames, Named
 from .left_out import LeftOut
 from .pissa import PissaModule
@@ -36,6 +37,7 @@ class NetworkWeights(nn.Module):
         super().__init__()
         self.rslora_settled = False
         self.is_grouped = False
+        self.save_format = NATIVE
         # What a file says of the options that the network was made with.
         self.option_metadata: dict[str, str] = {}
         self._file_names: FileNames | None = None
@@ -106,11 +108,16 @@ class NetworkWeights(nn.Module):
         complete: dict[str, Any] = {**self.option_metadata, **(metadata or {})}
         if self._is_pissa:
             complete = saving.at_twice_the_rank(complete, self.use_rslora)
-        named = Named(self._file_tensors(), complete)
+        tensors, rslora = self._file_tensors(), self.use_rslora
+        if self.save_format == STANDARD:
+            native, tensors = tensors, standard_form.to_standard(tensors, rslora)
+            complete = standard_form.standard_metadata(complete, native, tensors, rslora)
+            rslora = False
+        named = Named(tensors, complete)
         if self._file_names is not None:
-            named = self._file_names.to_file(named.tensors, complete, self.use_rslora)
-        rslora = self.use_rslora and not named.folded
-        saving.write_weights(os.fspath(file), named.tensors, dtype, named.metadata, rslora)
+            named = self._file_names.to_file(tensors, complete, rslora)
+        tensors = standard_form.with_dora_scale(named.tensors) if self.save_format == STANDARD else named.tensors
+        saving.write_weights(os.fspath(file), tensors, dtype, named.metadata, rslora and not named.folded)
 
     def backup_weights(self) -> None:
         """Keeps the base's weights, for `restore_weights`."""
@@ -141,16 +148,23 @@ class NetworkWeights(nn.Module):
 
         Raises ValueError where a file would have no name for a tensor.
         """
-        names.check(self._file_tensors())
+        tensors = self._file_tensors()
+        names.check(standard_form.to_standard(tensors, self.use_rslora) if self.save_format == STANDARD else tensors)
         self._file_names = names
+
+    def log_readers(self) -> None:
+        """Says in the log which programs will read another change in the files than the network's; see `summary`."""
+        folded = self._file_names is not None and self._file_names.folds_the_scale(self._file_tensors())
+        summary.log_readers(self.unet_loras, self.save_format, folded)
 
     def _from_file(
         self, weights: Mapping[str, Tensor], metadata: Mapping[str, str], loras: Sequence[Any]
     ) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
-        if self._file_names is None:
-            return weights, metadata
-        named = self._file_names.from_file(weights, metadata, self._file_tensors(loras), self.use_rslora)
-        return named.tensors, named.metadata
+        if self._file_names is not None:
+            named = self._file_names.from_file(weights, metadata, self._file_tensors(loras), self.use_rslora)
+            weights, metadata = named.tensors, named.metadata
+        sizes = {lora.lora_name: getattr(lora, "split_dims", None) for lora in loras}
+        return standard_form.from_standard(weights, sizes.get), metadata
 
     def _foreign_names(self, weights: Mapping[str, Tensor]) -> set[str]:
         """The modules of a file that are not the network's, by the names that it would give them."""
@@ -178,6 +192,11 @@ class NetworkWeights(nn.Module):
             alpha_of=lambda rank: neutral_alpha(rank, self.use_rslora),
             pissa=self._is_pissa,
             ways_in=self.left_out.ways_in,
+            alphas={
+                key.partition(".")[0]: float(tensor)
+                for key, tensor in self._file_tensors(loras).items()
+                if key.endswith(".alpha")
+            },
         )
 
     @property
@@ -205,6 +224,7 @@ class NetworkWeights(nn.Module):
         rslora, _ = (state_dict.pop(prefix + flag, None) for flag in (RSLORA_FLAG, DORA_FLAG))
         if rslora is not None and bool(rslora) != self.use_rslora:
             error_msgs.append(f"RS-LoRA flag mismatch: the network has use_rslora={self.use_rslora}")
+        standard_form.rename_dora_scales(state_dict, prefix)
         error_msgs.extend(loading.magnitude_errors(state_dict, prefix, self.unet_loras))
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs

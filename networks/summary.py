@@ -8,6 +8,7 @@ from typing import Any
 
 from lora_inspect import __version__
 
+from .arguments import NATIVE, STANDARD
 from .targets import Selection
 
 logger = logging.getLogger(__name__)
@@ -51,3 +52,28 @@ def log_selection(loras: Sequence[Any], selection: Selection, verbose: bool) -> 
         logger.info(f"{path}: not adapted, because {reason}")
     total = sum(parameter.numel() for lora in loras for parameter in lora.parameters())
     logger.info(f"{len(loras)} modules adapted, {total} parameters; {len(selection.skipped)} left out")
+
+
+def log_readers(loras: Sequence[Any], save_format: str, scale_is_folded: bool) -> None:
+    """One line on what programs that read alpha/rank and whole layers make of the files, where it is another change.
+
+    `scale_is_folded` says that the files have the names of diffusers, where nothing but a magnitude is left to misread.
+    """
+    plain = save_format == STANDARD or scale_is_folded
+    sliced = sum(bool(getattr(lora, "split_dims", None)) for lora in loras)
+    dora = sum(getattr(lora, "use_dora", False) for lora in loras)
+    misread: list[str] = []
+    if not plain and any(lora.use_rslora for lora in loras):
+        misread.append("apply alpha/rank, which is 1/sqrt(rank) of the RS-LoRA change")
+    if not plain and sliced:
+        misread.append(f"leave out the {sliced} layers that have slices")
+    way_out = "; save_format=standard is for them" if misread else ""
+    if dora and (save_format == NATIVE or scale_is_folded):
+        misread.append(f"leave out the magnitudes of the {dora} DoRA layers")
+    elif dora:
+        misread.append(
+            f"differ over the magnitudes of the {dora} DoRA layers: musubi-tuner and sd-scripts leave them out, "
+            "ComfyUI and Forge divide by the row norms of the base, InvokeAI by column norms"
+        )
+    if misread:
+        logger.info(f"programs that know plain LoRA alone will {', and '.join(misread)}{way_out}")

@@ -209,6 +209,12 @@ def select_named(
     return Selection(chosen, {}, [], {})
 
 
+def named_sizes(root: nn.Module, prefix: str, splits: Splits) -> dict[str, tuple[int, ...]]:
+    """The output features of the slices by the name of each layer of the model that is split."""
+    sizes = ((path, splits.sizes(path, module)) for path, module in named_leaves(root))
+    return {module_name(prefix, path): found for path, found in sizes if found}
+
+
 def module_name(prefix: str, path: str) -> str:
     """The name in keys of the layer at the dotted `path`."""
     return KOHYA.module(path, f"{prefix}_")
