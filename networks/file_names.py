@@ -69,7 +69,8 @@ class FileNames:
             name, _, tail = key.partition(".")
             if tail.startswith("lora_") and tail not in _ROLES:
                 raise ValueError(
-                    f"{name} has slices, for which diffusers has no names; leave split_dims and split_qkv out"
+                    f"{name} has slices, for which diffusers has no names; set save_format=standard, or leave "
+                    "split_dims and split_qkv out"
                 )
 
     def to_file(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], rslora: bool) -> Named:

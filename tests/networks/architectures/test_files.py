@@ -286,3 +286,26 @@ def test_metadata_of_folded_scales_does_not_name_their_rule(tmp_path):
     assert metadata["ss_network_args"] == '{"verbose": "True"}'
     assert metadata["lora_inspect.scale"] == "alpha/rank"
     assert not read_adapter(open_checkpoint(file)).problems
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("kind", ["lora", "rslora"])
+def test_slices_under_diffusers_names_have_no_standard_form(kind, tmp_path):
+    """Fused they have names, and diffusers reads them as it reads every other layer: up @ down, at scale 1."""
+    width = make("flux2", "diffusers").single_transformer_blocks[0].attn.to_qkv_mlp_proj.out_features
+    options = {"split_dims": {"single.*to_qkv_mlp_proj": [10, width - 10]}, "save_format": "standard"}
+    network, model = trained("flux2", "diffusers", kind, **options)
+    wanted = outputs(network, model)
+    weights = load_file(save(network, "flux2", tmp_path))
+    assert {key.rpartition(".lora_")[2] for key in weights} == {"A.weight", "B.weight"}
+    fresh = make("flux2", "diffusers")
+    with torch.no_grad():
+        for key in weights:
+            if key.endswith("lora_A.weight"):
+                layer = fresh.get_submodule(key.removeprefix("transformer.").removesuffix(".lora_A.weight"))
+                layer.weight += (weights[key.replace("lora_A", "lora_B")].double() @ weights[key].double()).float()
+    assert distance(outputs_at(list(wanted), fresh), wanted) < 1e-5
+    again, other = trained("flux2", "diffusers", kind, **options)
+    again.load_weights(str(tmp_path / "adapter.safetensors"))
+    assert distance(outputs(again, other), wanted) < 1e-6
+    assert [lora.scale for lora in again.unet_loras] == [lora.scale for lora in network.unet_loras]
