@@ -160,17 +160,33 @@ LOADED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "kind"), LOADED)
-def test_diffusers_loads_it_to_the_same_model(name, kind, tmp_path):
-    network, model = trained(name, "diffusers", kind)
-    runtime = outputs(network, model)
-    file = save(network, name, tmp_path)
+def load_by_diffusers(name, file):
     loaded = make(name, "diffusers")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         weights, metadata = loaders()[name].lora_state_dict(file, return_lora_metadata=True)[:2]
         alphas = {"network_alphas": None} if name == "flux" else {}
         loaders()[name].load_lora_into_transformer(weights, transformer=loaded, metadata=metadata, **alphas)
+    return loaded
+
+
+@pytest.mark.parametrize(("name", "kind"), LOADED)
+def test_diffusers_loads_it_to_the_same_model(name, kind, tmp_path):
+    network, model = trained(name, "diffusers", kind)
+    runtime = outputs(network, model)
+    loaded = load_by_diffusers(name, save(network, name, tmp_path))
+    assert distance(outputs_at(list(runtime), loaded), runtime) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["wan", "qwen_image", "z_image"])
+def test_diffusers_refuses_rslora_under_kohya_s_names(name, tmp_path):
+    """For its flags; in standard form there are none, and alpha/rank is the whole scale."""
+    network, _ = trained(name, "diffusers", "rslora")
+    with pytest.raises((ValueError, IndexError)):  # noqa: PT011 - each converter stumbles over them in its own way
+        load_by_diffusers(name, save(network, name, tmp_path))
+    network, model = trained(name, "diffusers", "rslora", save_format="standard")
+    runtime = outputs(network, model)
+    loaded = load_by_diffusers(name, save(network, name, tmp_path))
     assert distance(outputs_at(list(runtime), loaded), runtime) < 1e-5
 
 
