@@ -182,7 +182,7 @@ def test_diffusers_loads_it_to_the_same_model(name, kind, tmp_path):
 def test_diffusers_refuses_rslora_under_kohya_s_names(name, tmp_path):
     """For its flags; in standard form there are none, and alpha/rank is the whole scale."""
     network, _ = trained(name, "diffusers", "rslora")
-    with pytest.raises((ValueError, IndexError)):  # noqa: PT011 - each converter stumbles over them in its own way
+    with pytest.raises((ValueError, IndexError)):  # each converter stumbles over them in its own way
         load_by_diffusers(name, save(network, name, tmp_path))
     network, model = trained(name, "diffusers", "rslora", save_format="standard")
     runtime = outputs(network, model)
