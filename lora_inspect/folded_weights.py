@@ -1,7 +1,7 @@
 """One file of a base on its way to the output: each weight with its changes folded in, or its bytes as they are."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,17 +31,19 @@ class Change:
 class Folding:
     """What becomes of a base: its changes by tensor name, the element type of the output, the rule for DoRA.
 
-    `dtype` is a safetensors name; None keeps the base's. `dora_rule` is None where each file's own rule holds.
+    `dtype` is a safetensors name; None keeps the base's. Tensors of the names `uncast` keep theirs in any case.
+    `dora_rule` is None where each file's own rule holds.
     """
 
     changes: Mapping[str, Sequence[Change]]
+    uncast: Collection[str] = ()
     dtype: str | None = None
     dora_rule: str | None = None
 
     def output(self, info: TensorInfo) -> TensorPlan:
         """What is written for a tensor of the base."""
-        dtype = self.dtype if self.dtype and info.dtype in PLAIN_FLOATS else info.dtype
-        return TensorPlan(info.name, dtype, info.shape)
+        is_cast = info.dtype in PLAIN_FLOATS and info.name not in self.uncast
+        return TensorPlan(info.name, self.dtype if self.dtype and is_cast else info.dtype, info.shape)
 
 
 def write_folded(
@@ -91,7 +93,10 @@ def _folded_rows(
         for fold in folds:
             fold.apply(block, start)
         data, rounded = blocks.bytes_of(block, dtype)
-        _check_finite(rounded, info, changes, dtype)
+        if changes:
+            _check_finite(rounded, info, changes[-1], dtype)
+        else:
+            _check_cast(block, rounded, info, dtype)
         yield data
 
 
@@ -106,16 +111,25 @@ def _load_fold(change: Change, rule: str | None, dtype: Any) -> Any:
     return Fold.of(contribution, tensors, change.multiplier, rule)
 
 
-def _check_finite(rounded: Any, info: TensorInfo, changes: Sequence[Change], dtype: str) -> None:
+def _check_finite(rounded: Any, info: TensorInfo, change: Change, dtype: str) -> None:
     from lora_inspect.tensor_reader import first_non_finite
 
     value = first_non_finite(rounded)
     if value is None:
         return
-    if not changes:
-        raise LoraInspectError(f"{info.file}: {info.name} has {value} as {dtype}; choose another --dtype.")
-    module, source = changes[-1].contribution.module.key, changes[-1].adapter.checkpoint.path
+    module, source = change.contribution.module.key, change.adapter.checkpoint.path
     raise LoraInspectError(
         f"{source}: folding {module} into {info.name} gives {value} in {dtype}; lower the multiplier, choose another "
         "--dtype, or repair the file that holds non-finite numbers."
     )
+
+
+def _check_cast(block: Any, rounded: Any, info: TensorInfo, dtype: str) -> None:
+    """What is not finite in the base (masks, padding) stays so; what only the cast makes infinite is an error."""
+    from lora_inspect.tensor_reader import first_overflow
+
+    value = first_overflow(block, rounded)
+    if value is not None:
+        raise LoraInspectError(
+            f"{info.file}: {info.name} holds {value:g}, which is inf in {dtype}; choose another --dtype, or none."
+        )

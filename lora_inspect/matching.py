@@ -14,12 +14,8 @@ from lora_inspect.dtypes import PLAIN_FLOATS
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.header import TensorInfo
 from lora_inspect.identify import adapter_candidates, base_candidates, described, identify_adapter, may_be_one
+from lora_inspect.quantisation import scale_beside
 
-# Tensors beside a weight that make its entries codes instead of values.
-_SCALE_SUFFIXES = (
-    ".scale_weight", ".weight_scale", ".weight_scale_2", ".weight_scale_inv", ".comfy_quant", ".weight.absmax",
-    ".absmax", ".quant_map", ".weight.quant_map", ".qzeros", ".scales", ".weight_zeros", ".pre_quant_scale",
-)  # fmt: skip
 # What stands in a base instead of weights where several of them share a number.
 _PACKED_SUFFIXES = (".qweight", ".weight_packed")
 
@@ -153,18 +149,16 @@ def _names(
 
 def _check_target(contribution: Contribution, target: TensorInfo, adapter: Adapter, base: Checkpoint) -> None:
     name = contribution.module.key
-    path = target.name[: -len(".weight")]
     if target.dtype not in PLAIN_FLOATS:
         raise LoraInspectError(
             f"{base.path}: {target.name} is stored as {target.dtype}, codes that a delta cannot be added to; "
             "merge into an F32, F16 or BF16 version of the base."
         )
-    for suffix in _SCALE_SUFFIXES:
-        if path + suffix in base.tensors:
-            raise LoraInspectError(
-                f"{base.path}: {target.name} is quantised ({path + suffix} scales it), so no delta can be added to it; "
-                "merge into an F32, F16 or BF16 version of the base."
-            )
+    if scale := scale_beside(target.name, base.tensors):
+        raise LoraInspectError(
+            f"{base.path}: {target.name} is quantised ({scale} scales it), so no delta can be added to it; "
+            "merge into an F32, F16 or BF16 version of the base."
+        )
     if contribution.rows is not None:
         _check_slices(contribution, target, adapter, base)
         return

@@ -92,3 +92,11 @@ def first_non_finite(values: torch.Tensor) -> Any:
         return None
     bad = values[~torch.isfinite(values)]
     return bad[0].item() if bad.numel() else None
+
+
+def first_overflow(values: torch.Tensor, rounded: torch.Tensor) -> Any:
+    """The first finite number among `values` that is not finite in `rounded`, or None."""
+    if torch.isfinite(rounded.sum(dtype=torch.float64)):
+        return None
+    lost = values[torch.isfinite(values) & ~torch.isfinite(rounded)]
+    return lost[0].item() if lost.numel() else None

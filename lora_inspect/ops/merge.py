@@ -18,6 +18,7 @@ from lora_inspect.matching import accept_unmatched, match
 from lora_inspect.metadata import describe_file, merged_metadata
 from lora_inspect.outputs import check_output, check_replaceable, new_folder
 from lora_inspect.progress import Progress, silent
+from lora_inspect.quantisation import quantisation_settings
 from lora_inspect.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.settings import Settings
 from lora_inspect.settling import read_settled
@@ -143,7 +144,8 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     """
     started = time.perf_counter()
     check_merge_output(plan, output, force)
-    folding = Folding(plan.changes, plan.options.dtype, plan.options.dora_rule)
+    uncast = quantisation_settings(plan.base.tensors)
+    folding = Folding(plan.changes, uncast, plan.options.dtype, plan.options.dora_rule)
     if plan.base.root is not None:
         with new_folder(output, plan.inputs) as folder:
             counts = _write_folder(plan, folder, folding, progress)
