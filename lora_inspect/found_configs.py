@@ -1,8 +1,7 @@
 """Which LoraConfigs belong to a file, and which of them speaks of a module."""
 
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from lora_inspect import peft_config
@@ -64,16 +63,6 @@ def _fits(found: FoundConfig, contributions: Sequence[Contribution]) -> bool:
     return bool(contributions) and all(
         not contribution.module.flat
         and found.gives_rank(contribution)
-        and _is_target(found.config, contribution.module.body)
+        and peft_config.is_target(found.config.get("target_modules"), contribution.module.body)
         for contribution in contributions
     )
-
-
-def _is_target(config: Mapping[str, Any], path: str) -> bool:
-    targets = config.get("target_modules")
-    if isinstance(targets, str):
-        try:
-            return targets == "all-linear" or re.fullmatch(targets, path) is not None
-        except re.error:
-            return False
-    return isinstance(targets, list) and any(path == target or path.endswith(f".{target}") for target in targets)

@@ -63,6 +63,16 @@ def config_alpha(config: Mapping[str, Any], path: str) -> float | None:
     return float(alpha) if abs(alpha) <= sys.float_info.max else None  # JSON spells infinities and longer numbers
 
 
+def is_target(targets: Any, path: str) -> bool:
+    """Whether a config's `target_modules` choose the module at the dotted `path` (`check_target_module_exists`)."""
+    if isinstance(targets, str):
+        try:
+            return targets == "all-linear" or re.fullmatch(targets, path) is not None
+        except re.error:
+            return False
+    return isinstance(targets, list) and any(path == target or path.endswith(f".{target}") for target in targets)
+
+
 def residual_init(config: Mapping[str, Any]) -> str | None:
     """The initialisation that needs a residual base, or None."""
     init = config.get("init_lora_weights")

@@ -92,8 +92,10 @@ def _configured_alpha(
     if configured is None:
         return None, "the config's lora_alpha is no number"
     scheme = contribution.module.scheme
-    # PEFT's names have no other place for alpha, and diffusers itself reads what it embeds.
-    if schemes.by_name(scheme).absent_alpha == "config" or (found.embedded and scheme == "diffusers"):
+    # PEFT's names have no other place for alpha, and diffusers itself reads what it embeds: beside a pipeline's names
+    # under their prefix, beside the bare ones that a model saves of itself without one.
+    own = found.embedded and (scheme == "diffusers" or (scheme == "dotted" and not found.prefix))
+    if own or schemes.by_name(scheme).absent_alpha == "config":
         return configured, ""
     if contribution.rslora is None and rank > 1:
         return None, f"no alpha means scale 1 in the {scheme} scheme, but {found.where} says alpha {configured:g}"

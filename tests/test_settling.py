@@ -141,10 +141,10 @@ def test_a_multiplier_means_nothing_to_a_verb_without_strength(setting, place, r
 
 def test_info_and_convert_take_settings_on_the_path(place, run):
     assert run("info", "p.safetensors:alpha=4,rslora=yes", "--json").json["scales"] == {"1": 1}
-    settled = run("convert", "p.safetensors:alpha=4,rslora=yes", "--to-standard", "-o", "out.safetensors", "--json")
+    settled = run("convert", "p.safetensors:alpha=4,rslora=yes", "--to-standard", "-o", "out", "--json")
     assert settled.status == 0
-    assert run("info", "out.safetensors", "--json").json["scales"] == {"1": 1}
+    assert run("info", "out", "--json").json["scales"] == {"1": 1}
     lines = run("info", ".:rslora=yes", "--json").json
     assert {line["path"]: line["rslora"]["value"] for line in lines if line["kind"] == "adapter"} == {
         f"./{name}.safetensors": True for name in "fklpr"
-    } | ({"./out.safetensors": False})
+    } | ({"./out/adapter_model.safetensors": False})

@@ -15,9 +15,11 @@ from lora_inspect.ops.convert import ConvertOptions, ConvertResult, convert_to_s
 @click.command(short_help="Rewrite an adapter so that every loader applies the same scale.")
 @click.argument("adapter", metavar="ADAPTER[:SETTING,...]")
 @writing_options
-@click.option("--to-standard", is_flag=True, help="Scale alpha/rank in every module, no flags, corrected metadata.")
 @click.option(
-    "--keep-dora", is_flag=True, help="DoRA: keep the magnitude as dora_scale; exact for readers that norm the sum."
+    "--to-standard", is_flag=True, help="Scale alpha/rank in every module, no flags, corrected metadata (the default)."
+)
+@click.option(
+    "--keep-dora", is_flag=True, help="DoRA: keep the magnitude, as the readers of the file's names spell it."
 )
 @click.option("--base", metavar="BASE", help="DoRA: approximate the true change of BASE's weights by plain LoRA.")
 @click.option("--rank", type=click.IntRange(min=1), help="With --base: the rank of the approximation.")
@@ -27,7 +29,10 @@ from lora_inspect.ops.convert import ConvertOptions, ConvertResult, convert_to_s
     callback=finite,
     help="With --base: the least rank whose relative error is at most this, per module.",
 )
-@click.option("--lossy", is_flag=True, help="With --base: accept modules that lose more than 5% of their change.")
+@click.option("--lossy", is_flag=True, help="Accept modules that lose more than 5% of their change.")
+@click.option(
+    "--allow-growth", is_flag=True, help="Accept an output above 64 MB and above 16 times the input's tensors."
+)
 @click.option(
     "--drop-magnitude", is_flag=True, help="DoRA: leave the magnitude out; each row keeps the length of W + delta."
 )
@@ -44,6 +49,7 @@ def convert(
     max_error: float | None,
     lossy: bool,
     drop_magnitude: bool,
+    allow_growth: bool,
     rslora: str | None,
     alpha: float | None,
     allow_partial_dora: bool,
@@ -53,11 +59,11 @@ def convert(
 
     RS-LoRA is exact. DoRA needs one of --keep-dora, --base or --drop-magnitude.
 
+    The output has the names of ADAPTER; PEFT's names need a folder, for the config that says their scale.
+
     \b
-    Example: lora-inspect convert rslora.safetensors --to-standard -o standard.safetensors
+    Example: lora-inspect convert rslora.safetensors -o standard.safetensors
     """
-    if not to_standard:
-        raise click.UsageError("say what to convert to: --to-standard.")
     if keep_dora + drop_magnitude + (base is not None) > 1:
         raise click.UsageError("--keep-dora, --base and --drop-magnitude exclude each other.")
     if (base is None) != (rank is None and max_error is None) or (rank is not None and max_error is not None):
@@ -70,6 +76,7 @@ def convert(
         rank=rank,
         max_error=max_error,
         lossy=lossy,
+        allow_growth=allow_growth,
         settings=own.joined(settings(rslora, alpha, allow_partial_dora), adapter),
     )
     length = len(claim(open_checkpoint(adapter).tensors).modules) if base else 0
@@ -98,27 +105,40 @@ def _record(result: ConvertResult) -> dict[str, Any]:
         },
         "dropped": list(result.dropped),
         "passed_through": list(result.passed_through),
+        "remarks": list(result.remarks),
     }
 
 
 def _print(result: ConvertResult, with_errors: bool) -> None:
     was = "RS-LoRA" if result.source["rslora"] else "LoRA"
     was += " with DoRA" if result.source["dora"] else ""
-    becomes = "LoRA with dora_scale" if result.target["dora"] else "plain LoRA"
-    click.echo(
-        f"{result.output}: {result.modules} modules, {was} ({result.source['scheme']}) "
-        f"to {becomes} ({result.target['scheme']})"
-    )
+    becomes = "LoRA with its magnitudes" if result.target["dora"] else "plain LoRA"
+    click.echo(f"{result.output}: {result.modules} modules of {result.source['scheme']} names, {was} to {becomes}")
+    click.echo(f"{_size(result.source)} to {_size(result.target)}")
     if with_errors:
         for module, error in result.relative_errors.items():
             click.echo(f"  {module}: relative error {error:.3g}")
-    known = [error for error in result.relative_errors.values() if error is not None]
-    if len(known) < len(result.relative_errors):
-        lost = len(result.relative_errors) - len(known)
-        click.echo(f"not exact: {lost} magnitudes are lost; each row now has the length of W + delta")
-    else:
-        click.echo("exact" if result.exact else f"not exact: relative error at most {max(known):.3g}")
+    click.echo(_loss(result))
+    for remark in result.remarks:
+        click.echo(remark)
     if result.dropped:
         click.echo(f"left out: {', '.join(result.dropped[:5])}{', …' if len(result.dropped) > 5 else ''}")
     if result.passed_through:
         click.echo(f"passed through as they are: {', '.join(result.passed_through[:5])}", err=True)
+
+
+def _size(described: dict[str, Any]) -> str:
+    ranks = described["ranks"]
+    shown = "/".join(list(ranks)[:8]) + ("/…" if len(ranks) > 8 else "")
+    return f"rank {shown}, {described['bytes']:,} bytes"
+
+
+def _loss(result: ConvertResult) -> str:
+    known = [error for error in result.relative_errors.values() if error is not None]
+    if len(known) < len(result.relative_errors):
+        lost = len(result.relative_errors) - len(known)
+        return f"not exact: {lost} magnitudes are lost; each row now has the length of W + delta"
+    worst = max(known)
+    if not result.exact:
+        return f"not exact: relative error at most {worst:.3g}"
+    return "exact" if worst == 0 else f"exact but for the rounding of float32: relative error at most {worst:.1g}"

@@ -1,29 +1,28 @@
 """Rewrites an adapter so that alpha/rank, which every loader reads, is its scale."""
 
-import struct
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_inspect.adapter import Adapter, read_adapter
 from lora_inspect.checkpoint import Checkpoint, open_checkpoint
-from lora_inspect.contents import Content, renamed, write_contents
-from lora_inspect.contribution import Contribution, Magnitude, Module
-from lora_inspect.dora import INPUT
+from lora_inspect.contents import renamed
+from lora_inspect.contribution import Contribution
+from lora_inspect.dora import SPELLINGS
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.growth import Growth
 from lora_inspect.hashes import sshs_hashes
 from lora_inspect.header import TensorInfo
 from lora_inspect.matching import match
 from lora_inspect.metadata import HASHES, describe_file, standard_metadata
-from lora_inspect.naming import Namer, standard_namer
-from lora_inspect.ops.info import FileInfo, inspect_adapter
-from lora_inspect.outputs import check_output
 from lora_inspect.progress import Progress, silent
-from lora_inspect.scaling import standard_alpha
 from lora_inspect.settings import Settings
-from lora_inspect.writer import TensorPlan
+from lora_inspect.standard_output import StandardOutput
 
-# What rounding alpha to float32 may cost, and nothing else: half a unit in its last place.
-_EXACT = 2.0**-22
+if TYPE_CHECKING:
+    from lora_inspect.standard_module import StandardModule
+
 _LOSSY = 0.05
 
 
@@ -32,7 +31,7 @@ class ConvertOptions:
     """What the user may choose. For DoRA one of `keep_dora`, `drop_magnitude` or `base` must be given.
 
     With `base`, `rank` or `max_error` says how the true weight change is approximated; `lossy` accepts modules
-    whose relative error is above 5%.
+    whose relative error is above 5%, `allow_growth` an output that is large and over 16 times its input.
     """
 
     keep_dora: bool = False
@@ -41,12 +40,17 @@ class ConvertOptions:
     rank: int | None = None
     max_error: float | None = None
     lossy: bool = False
+    allow_growth: bool = False
     settings: Settings = field(default_factory=Settings)
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertResult:
-    """What a conversion did. `relative_errors` are per module, None where a magnitude was dropped without a base."""
+    """What a conversion did. `relative_errors` are per module, None where a magnitude was dropped without a base.
+
+    `exact` says that no module lost more than the rounding of a float32. `dropped` are keys whose meaning is in no
+    tensor of the output, `remarks` are sentences on what its readers do differently.
+    """
 
     output: str
     source: dict[str, Any]
@@ -57,17 +61,7 @@ class ConvertResult:
     dropped: tuple[str, ...]
     passed_through: tuple[str, ...]
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Converted:
-    """One module of the output."""
-
-    contents: list[Content]
-    rank: int
-    alpha: float
-    relative_error: float | None
-    dropped: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def convert_to_standard(
@@ -78,47 +72,54 @@ def convert_to_standard(
     `progress` is told of every module that is done. Raises LoraInspectError, and writes nothing, where the
     meaning of the file is unknown, where DoRA has no agreed way out, or where the loss is above 5%.
     """
-    info = inspect_adapter(open_checkpoint(path), options.settings)
-    adapter = info.adapter
+    adapter = read_adapter(open_checkpoint(path), options.settings)
     adapter.refuse()
     base = _open_base(adapter, options)
+    place = StandardOutput(adapter, output)
     inputs = adapter.checkpoint.inputs | (base.inputs if base else {})
-    check_output(output, inputs, force)
-    targets = _targets(adapter, base) if base else {}
-
-    converted: dict[str, _Converted] = {}
-    for key, module in adapter.modules.items():
-        namer = standard_namer(module, adapter, info.detection)
-        converted[key] = _convert_module(module, namer, targets.get(key), options)
-        progress(1)
-    if base:
-        _refuse_lossy(path, converted, options)
+    place.check(inputs, force)
+    if options.keep_dora:
+        place.check_magnitudes()
+    modules = _convert(adapter, _targets(adapter, base) if base else {}, options, progress)
+    _refuse_lossy(path, modules, options)
     passed = [renamed(adapter.checkpoint.tensors[key], key) for key in adapter.unclaimed]
-    contents = [content for module in converted.values() for content in module.contents] + passed
-    keeps_dora = bool(adapter.dora.value and options.keep_dora)
+    contents = [content for module in modules.values() for content in module.contents] + passed
+    keeps_dora = any(module.magnitude for module in modules.values())
+    source = _reading(adapter)
+    embedded = place.embedded(modules)
     metadata = standard_metadata(
         adapter.checkpoint.metadata,
-        _provenance(info, options, converted),
-        ranks={module.rank for module in converted.values()},
-        alphas={module.alpha for module in converted.values()},
+        _provenance(adapter, options, source, modules),
+        ranks={module.rank for module in modules.values()},
+        alphas={module.alpha for module in modules.values()},
         keeps_dora=keeps_dora,
+        embedded=embedded,
+        folded=place.folded(modules),
     )
     if any(key in adapter.checkpoint.metadata for key in HASHES):
         metadata |= sshs_hashes(contents, metadata)
-    write_contents(output, contents, metadata, inputs)
-    errors = {key: module.relative_error for key, module in converted.items()}
-    flags = [module.rslora_flag.name for module in adapter.modules.values() if module.rslora_flag]
-    magnitudes = [key for module in converted.values() for key in module.dropped]
+    written = place.write(contents, metadata, modules, inputs)
+    errors = {key: module.relative_error for key, module in modules.items()}
+    target = {
+        "scheme": adapter.scheme,
+        "algorithm": "lora",
+        "rslora": False,
+        "dora": keeps_dora,
+        "multiplier": _rules(module.magnitude for module in modules.values()),
+        "ranks": _counted(module.rank for module in modules.values()),
+        "bytes": written,
+    }
     return ConvertResult(
         output=output,
-        source=_reading(adapter),
-        target={"scheme": _target_scheme(info), "algorithm": "lora", "rslora": False, "dora": keeps_dora},
-        modules=len(converted),
-        exact=all(error is not None and error <= _EXACT for error in errors.values()),
+        source=source,
+        target=target,
+        modules=len(modules),
+        exact=_exact(errors),
         relative_errors=errors,
-        dropped=(*adapter.flags, *flags, *magnitudes),
+        dropped=_dropped(adapter, modules),
         passed_through=adapter.unclaimed,
         notes=tuple(adapter.notes),
+        remarks=(*_strength(source, target), *place.orientation(has_config=embedded is not None)),
     )
 
 
@@ -132,7 +133,7 @@ def _open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
     if not (options.base or options.keep_dora or options.drop_magnitude):
         raise LoraInspectError(
             f"{path}: it is DoRA ({adapter.dora.modules} magnitudes), which alpha/rank alone cannot express; "
-            "choose --keep-dora (exact for readers of dora_scale), --base BASE with --rank N or --max-error E "
+            "choose --keep-dora (exact for readers of its magnitude), --base BASE with --rank N or --max-error E "
             "(a plain LoRA of the true change), or --drop-magnitude (loses the magnitude)."
         )
     if not options.base:
@@ -143,8 +144,8 @@ def _open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
     return base
 
 
-def _targets(adapter: Adapter, base: Checkpoint) -> dict[str, TensorInfo]:
-    """The base weight of each module; every one is needed, as its change cannot be known without."""
+def _targets(adapter: Adapter, base: Checkpoint) -> dict[str, tuple[TensorInfo, Contribution]]:
+    """The base weight of each DoRA module, and the contribution as it lands there; every one is needed."""
     matching = match(adapter, base)
     needed = [module for module in matching.unmatched if any(c.magnitude for c in module.contributions)]
     if needed:
@@ -153,153 +154,103 @@ def _targets(adapter: Adapter, base: Checkpoint) -> dict[str, TensorInfo]:
             "name the base that the adapter was trained on."
         )
     return {
-        contribution.module.key: base.tensors[name]
+        contribution.module.key: (base.tensors[name], contribution)
         for name, contributions in matching.targets.items()
         for contribution in contributions
+        if contribution.magnitude
     }
 
 
-def _convert_module(module: Module, namer: Namer, target: TensorInfo | None, options: ConvertOptions) -> _Converted:
-    if module.contributions[0].rows is not None:
-        return _convert_slices(module, namer)
-    (contribution,) = module.contributions
-    rank = contribution.formula.rank(contribution.factors)
-    magnitude = contribution.magnitude
-    if magnitude and target:
-        return _convert_change(contribution, magnitude, namer, target, options)
-    alpha, error = _alpha(contribution, rank)
-    contents = [renamed(info, namer.key(role, info.name)) for role, info in contribution.factors.items()]
-    contents.append(_alpha_content(namer, alpha))
-    if magnitude is None:
-        return _Converted(contents, rank, alpha, error)
-    if options.drop_magnitude:
-        return _Converted(contents, rank, alpha, None, (magnitude.info.name,))
-    contents.append(renamed(magnitude.info, namer.key("magnitude"), _dora_scale_shape(contribution)))
-    return _Converted(contents, rank, alpha, error)
+def _convert(
+    adapter: Adapter,
+    targets: Mapping[str, tuple[TensorInfo, Contribution]],
+    options: ConvertOptions,
+    progress: Progress,
+) -> "dict[str, StandardModule]":
+    """Every module of the output, by its name in the input."""
+    from lora_inspect import standard_module
+    from lora_inspect.dora_change import approximate_change
 
-
-def _convert_slices(module: Module, namer: Namer) -> _Converted:
-    """The slices of a fused layer as one module: down stacked, up block-diagonal, alpha grown with the rank."""
-    import torch
-
-    from lora_inspect.tensor_reader import load, to_bytes
-
-    parts = module.contributions
-    first = parts[0]
-    ups, downs = [load(part.factors["up"]) for part in parts], [load(part.factors["down"]) for part in parts]
-    rank = sum(down.shape[0] for down in downs)
-    if any(part.scale != first.scale for part in parts):
-        ups = [up * (part.known_scale / first.known_scale) for up, part in zip(ups, parts, strict=True)]
-    alpha, error = _alpha(first, rank)
-    contents = []
-    block_diagonal: torch.Tensor = torch.block_diag(*ups)  # type: ignore[no-untyped-call]
-    for role, tensor in (("down", torch.cat(downs)), ("up", block_diagonal)):
-        dtype = first.factors[role].dtype
-        contents.append(Content(TensorPlan(namer.key(role), dtype, tuple(tensor.shape)), to_bytes(tensor, dtype)))
-    contents.append(_alpha_content(namer, alpha))
-    return _Converted(contents, rank, alpha, error)
-
-
-def _convert_change(
-    contribution: Contribution, magnitude: Magnitude, namer: Namer, target: TensorInfo, options: ConvertOptions
-) -> _Converted:
-    """The low-rank approximation of W' - W, the change that the DoRA module makes to its base weight."""
-    from lora_inspect.fold import Fold
-    from lora_inspect.lowrank import approximate
-    from lora_inspect.tensor_reader import first_non_finite, load, to_bytes
-
-    tensors = {role: load(info) for role, info in contribution.factors.items()}
-    tensors["magnitude"] = load(magnitude.info)
-    weight = load(target)
-    matrix = weight.reshape(weight.shape[0], -1)
-    changed = matrix.clone()
-    fold = Fold.of(contribution, {role: tensor.to(matrix.dtype) for role, tensor in tensors.items()}, 1.0)
-    if fold.needs_norm_pass:
-        fold.observe(matrix, 0)
-    fold.apply(changed, 0)
-    change = changed.sub_(matrix)
-    if first_non_finite(change) is not None:
-        raise LoraInspectError(
-            f"{contribution.factors['down'].file}: the change that {contribution.module.key} makes to {target.name} is "
-            "not finite; repair the file that holds non-finite numbers."
-        )
-    if contribution.transposed:
-        change = change.transpose(0, 1).contiguous()
-    found = approximate(change, options.rank, options.max_error)
-    kernel = (1,) * (len(contribution.factors["up"].shape) - 2)
-    shape = contribution.shape
-    contents = [
-        Content(TensorPlan(namer.key("down"), "F32", (found.rank, *shape[1:])), to_bytes(found.down, "F32")),
-        Content(TensorPlan(namer.key("up"), "F32", (shape[0], found.rank, *kernel)), to_bytes(found.up, "F32")),
-        _alpha_content(namer, float(found.rank)),
-    ]
-    dropped = (magnitude.info.name,)
-    return _Converted(contents, found.rank, float(found.rank), found.relative_error, dropped)
-
-
-def _alpha(contribution: Contribution, rank: int) -> tuple[float, float]:
-    """The float32 alpha whose quotient by `rank` is the scale, and the relative error of that quotient."""
-    scale = contribution.known_scale
-    try:
-        if contribution.alpha is not None and rank == contribution.rank:
-            alpha = standard_alpha(contribution.alpha, rank, contribution.rslora is True)
+    tensors = adapter.checkpoint.tensors.values()
+    growth = Growth(adapter.checkpoint.path, sum(info.nbytes for info in tensors), options.allow_growth)
+    converted = {}
+    for key, module in adapter.modules.items():
+        target, placed = targets.get(key, (None, None))
+        if target and placed and placed.magnitude:
+            change = approximate_change(placed, placed.magnitude, target, options.rank, options.max_error)
+            converted[key] = standard_module.approximated(module, change, growth)
         else:
-            alpha = standard_alpha(scale * rank, rank, rslora=False)
-    except OverflowError:
-        raise LoraInspectError(
-            f"{contribution.factors['down'].file}: the alpha of {contribution.module.key} is beyond float32; "
-            "scale its factors instead."
-        ) from None
-    return alpha, abs(alpha / rank - scale) / abs(scale) if scale else 0.0
+            converted[key] = standard_module.keep(module, growth, options.drop_magnitude)
+        progress(1)
+    return converted
 
 
-def _alpha_content(namer: Namer, alpha: float) -> Content:
-    return Content(TensorPlan(namer.key("alpha"), "F32", ()), struct.pack("<f", alpha))
-
-
-def _dora_scale_shape(contribution: Contribution) -> tuple[int, ...]:
-    """How readers of dora_scale broadcast it: (out, 1, …) for output rows, (1, in, …) for input columns."""
-    shape = contribution.shape
-    ones = (1,) * (len(shape) - 2)
-    is_input = contribution.magnitude is not None and contribution.magnitude.axis == INPUT
-    return (1, shape[1], *ones) if is_input else (shape[0], 1, *ones)
-
-
-def _refuse_lossy(path: str, converted: dict[str, _Converted], options: ConvertOptions) -> None:
-    errors = {key: module.relative_error for key, module in converted.items() if module.relative_error is not None}
+def _refuse_lossy(path: str, modules: "Mapping[str, StandardModule]", options: ConvertOptions) -> None:
+    errors = {key: module.relative_error for key, module in modules.items() if module.relative_error is not None}
     lossy = [key for key, error in errors.items() if error > _LOSSY]
     if lossy and not options.lossy:
         worst = max(lossy, key=lambda key: errors[key])
-        lost = f"{worst} {errors[worst]:.1%}"
+        way = "raise --rank, lower --max-error, or accept the loss" if options.base else "accept the loss"
         raise LoraInspectError(
-            f"{path}: {len(lossy)} of {len(converted)} modules would lose over {_LOSSY:.0%} of their change, {lost}; "
-            "raise --rank, lower --max-error, or accept the loss with --lossy."
+            f"{path}: {len(lossy)} of {len(modules)} modules would lose over {_LOSSY:.0%} of their change, "
+            f"{worst} {errors[worst]:.1%}; {way} with --lossy."
         )
+
+
+def _exact(errors: Mapping[str, float | None]) -> bool:
+    from lora_inspect.standard_module import EXACT
+
+    return all(error is not None and error <= EXACT for error in errors.values())
+
+
+def _dropped(adapter: Adapter, modules: "Mapping[str, StandardModule]") -> tuple[str, ...]:
+    flags = [module.rslora_flag.name for module in adapter.modules.values() if module.rslora_flag]
+    return (*adapter.flags, *flags, *(key for module in modules.values() for key in module.dropped))
+
+
+def _strength(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a strength other than 1 does, where the magnitude's new spelling makes readers apply it otherwise."""
+    if not target["dora"] or source["multiplier"] == target["multiplier"]:
+        return ()
+    return (
+        f"a strength other than 1 means something else to readers of the output: {source['multiplier']} in the input, "
+        f"{target['multiplier']} there",
+    )
 
 
 def _reading(adapter: Adapter) -> dict[str, Any]:
     names = sorted({contribution.algorithm.name for contribution in adapter.contributions})
+    magnitudes = [contribution.magnitude for contribution in adapter.contributions]
     return {
         "scheme": adapter.scheme,
         "algorithm": "+".join(names),
         "rslora": adapter.rslora.value,
         "dora": adapter.dora.value,
+        "multiplier": _rules(magnitude and magnitude.spelling.suffix for magnitude in magnitudes),
+        "ranks": _counted(contribution.rank for contribution in adapter.contributions),
+        "bytes": adapter.checkpoint.bytes,
     }
 
 
-def _target_scheme(info: FileInfo) -> str:
-    names = {
-        standard_namer(module, info.adapter, info.detection).scheme.name for module in info.adapter.modules.values()
-    }
-    return names.pop() if len(names) == 1 else "mixed"
+def _rules(suffixes: Any) -> str | None:
+    """By which rule readers of these magnitudes apply a strength."""
+    found = sorted({SPELLINGS[suffix].multiplier for suffix in suffixes if suffix})
+    return " and ".join(found) or None
 
 
-def _provenance(info: FileInfo, options: ConvertOptions, converted: dict[str, _Converted]) -> dict[str, Any]:
-    source = {"file": describe_file(info.checkpoint.path), **_reading(info.adapter)}
-    if info.adapter.dora.value:
+def _counted(ranks: Any) -> dict[str, int]:
+    return {str(rank): count for rank, count in Counter(ranks).most_common()}
+
+
+def _provenance(
+    adapter: Adapter, options: ConvertOptions, source: Mapping[str, Any], modules: "Mapping[str, StandardModule]"
+) -> dict[str, Any]:
+    said = {key: source[key] for key in ("scheme", "algorithm", "rslora", "dora")}
+    said = {"file": describe_file(adapter.checkpoint.path), **said}
+    if adapter.dora.value:
         if options.base:
-            errors = [module.relative_error or 0.0 for module in converted.values()]
-            source |= {"base": describe_file(options.base), "max_relative_error": max(errors)}
+            errors = [module.relative_error or 0.0 for module in modules.values()]
+            said |= {"base": describe_file(options.base), "max_relative_error": max(errors)}
         else:
-            source["magnitude"] = "kept" if options.keep_dora else "dropped"
-    return source
+            said["magnitude"] = "kept" if options.keep_dora else "dropped"
+    return said

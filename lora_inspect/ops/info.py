@@ -9,6 +9,7 @@ from lora_inspect.architectures.detection import Detection, settled_by
 from lora_inspect.base_names import is_weight
 from lora_inspect.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.contribution import Contribution
+from lora_inspect.folded_scales import FOLDED_KEY, FoldedScales
 from lora_inspect.identify import adapter_candidates, base_candidates
 from lora_inspect.settings import Settings
 
@@ -53,6 +54,7 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
     """The record that scripts rely on; `modules` adds `module_list`."""
     adapter, checkpoint = info.adapter, info.checkpoint
     contributions = list(adapter.contributions)
+    folded = FoldedScales(checkpoint.metadata)
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "path": checkpoint.path,
@@ -71,7 +73,7 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
         "parameters": _parameters(info),
         "ranks": _counted(str(contribution.rank) for contribution in contributions if contribution.rank),
         "alphas": _counted(_alpha(contribution) for contribution in contributions if contribution.rank),
-        "scales": _counted(_scale(contribution) for contribution in contributions if contribution.rank),
+        "scales": _counted(_scale(contribution, folded) for contribution in contributions if contribution.rank),
         "rslora": {
             "value": adapter.rslora.value,
             "source": adapter.rslora.source,
@@ -96,12 +98,15 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
     if len(says) > 1:
         says.append(settled_by(info.candidates))
     record["evidence"] += [{"about": "architecture", "says": one, "where": "module names"} for one in says]
+    if inside := folded.says(contribution.module.key for contribution in contributions if contribution.scale == 1.0):
+        record["evidence"].append({"about": "scale", "says": inside, "where": f"metadata {FOLDED_KEY}"})
     if modules:
-        record["module_list"] = [_module_record(contribution) for contribution in contributions]
+        record["module_list"] = [_module_record(contribution, folded) for contribution in contributions]
     return record
 
 
-def _module_record(contribution: Contribution) -> dict[str, Any]:
+def _module_record(contribution: Contribution, folded: FoldedScales) -> dict[str, Any]:
+    scale = folded.meant(contribution.module.key, contribution.scale)
     return {
         "module": contribution.module.key,
         "component": contribution.module.component,
@@ -110,8 +115,8 @@ def _module_record(contribution: Contribution) -> dict[str, Any]:
         "rows": list(contribution.rows) if contribution.rows else None,
         "rank": contribution.rank,
         "alpha": contribution.alpha,
-        "scale": contribution.scale,
-        "why": contribution.why,
+        "scale": scale,
+        "why": contribution.why if scale == contribution.scale else "it is multiplied into the factors",
         "dora": contribution.magnitude.axis if contribution.magnitude else None,
     }
 
@@ -146,8 +151,9 @@ def _alpha(contribution: Contribution) -> str:
     return "absent" if contribution.scale is not None else "unknown"
 
 
-def _scale(contribution: Contribution) -> str:
-    return "unknown" if contribution.scale is None else f"{contribution.scale:.6g}"
+def _scale(contribution: Contribution, folded: FoldedScales) -> str:
+    scale = folded.meant(contribution.module.key, contribution.scale)
+    return "unknown" if scale is None else f"{scale:.6g}"
 
 
 def _counted(values: Iterable[str]) -> dict[str, int]:

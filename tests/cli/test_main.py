@@ -57,7 +57,6 @@ WRONG_USAGE = [
     ["merge", "BASE", "ADAPTER", "-o", "OUT", "--alpha", "four"],
     ["merge", "BASE", "ADAPTER", "-o", "OUT", "--alpha", "nan"],
     ["merge", "BASE", "ADAPTER", "-o", "OUT", "--alpha", "-inf"],
-    ["convert", "ADAPTER", "-o", "OUT"],
     ["convert", "ADAPTER", "--to-standard"],
     ["convert", "ADAPTER", "ADAPTER", "--to-standard", "-o", "OUT"],
     ["convert", "ADAPTER", "--to-standard", "-o", "OUT", "--keep-dora", "--drop-magnitude"],
@@ -124,7 +123,7 @@ def test_every_command_works_from_a_folder_with_a_foreign_networks_package(run_p
     for words in (
         ["info", "adapter.safetensors"],
         ["merge", "base.safetensors", "adapter.safetensors", "-o", "merged.safetensors"],
-        ["convert", "adapter.safetensors", "--to-standard", "-o", "standard.safetensors"],
+        ["convert", "adapter.safetensors", "-o", "standard.safetensors"],
     ):
         shown = run_process("-m", "lora_inspect", *words)
         assert (shown.status, shown.stderr) == (0, "")

@@ -93,9 +93,9 @@ def test_rslora_becomes_the_same_delta(tmp_path_factory, rank, alpha):
 @pytest.mark.parametrize("folder", ["minilm-peft-rslora-r16"])
 def test_rslora_merges_bit_equal_where_the_root_is_whole(folder, tmp_path):
     source = FIXTURES / folder
-    convert(source, tmp_path / "standard.safetensors")
+    convert(source, tmp_path / "standard")
     first = merged(minilm(), source, tmp_path / "a.safetensors")
-    second = merged(minilm(), tmp_path / "standard.safetensors", tmp_path / "b.safetensors")
+    second = merged(minilm(), tmp_path / "standard", tmp_path / "b.safetensors")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -112,72 +112,83 @@ def test_rslora_merges_within_rounding_elsewhere(rank, tmp_path):
         assert (second[name] - delta).norm() <= 2.0**-22 * delta.norm()
 
 
-@pytest.mark.parametrize("folder", ["minilm-peft-lora-rankpattern", "minilm-peft-lora-r8", "crepe-peft-lora-conv-r4"])
-def test_peft_takes_alpha_and_rank_from_its_config(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("folder", "ranks"),
+    [
+        ("minilm-peft-lora-rankpattern", {"8": 18, "16": 12}),
+        ("minilm-peft-lora-r8", {"8": 12}),
+        ("crepe-peft-lora-conv-r4", {"4": 4}),
+    ],
+)
+def test_peft_takes_alpha_and_rank_from_its_config(folder, ranks, tmp_path):
     base = CREPE if folder.startswith("crepe") else minilm()
-    result = convert(FIXTURES / folder, tmp_path / "standard.safetensors")
-    assert result.target == {"scheme": "dotted", "algorithm": "lora", "rslora": False, "dora": False}
+    result = convert(FIXTURES / folder, tmp_path / "standard")
+    assert {key: result.target[key] for key in ("scheme", "algorithm", "rslora", "dora")} == {
+        "scheme": "peft",
+        "algorithm": "lora",
+        "rslora": False,
+        "dora": False,
+    }
     first = merged(base, FIXTURES / folder, tmp_path / "a.safetensors")
-    second = merged(base, tmp_path / "standard.safetensors", tmp_path / "b.safetensors")
+    second = merged(base, tmp_path / "standard", tmp_path / "b.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)
-    key = next(iter(sorted(deltas(tmp_path / "standard.safetensors"))))
-    assert not key.startswith("base_model")
-    assert f"{key}.weight" in first
+    keys = load_file(FIXTURES / folder / "adapter_model.safetensors").keys()
+    assert load_file(tmp_path / "standard" / "adapter_model.safetensors").keys() == keys
+
+
+FLUX = "single_transformer_blocks.{}.attn.to_q"
 
 
 @pytest.mark.parametrize(
-    ("prefix", "module", "expected"),
+    ("prefix", "module", "has_alpha"),
     [
-        ("diffusion_model.", "blocks.{}.self_attn.q", "diffusion_model.blocks.0.self_attn.q"),
-        ("", "blocks.{}.self_attn.q", "blocks.0.self_attn.q"),
-        ("base_model.model.", "blocks.{}.self_attn.q", "lora_unet_blocks_0_self_attn_q"),
-        ("transformer.", "some.other.{}.model", "some.other.0.model"),
+        ("diffusion_model.", "blocks.{}.self_attn.q", False),
+        ("", "blocks.{}.self_attn.q", False),
+        ("transformer.", "some.other.{}.model", False),
+        ("transformer.", FLUX, False),
+        ("unet.", "down_blocks.{}.attentions.0.transformer_blocks.0.attn2.to_k", False),
+        ("text_encoder.", "text_model.encoder.layers.{}.self_attn.q_proj", False),
+        ("text_encoder_2.", "text_model.encoder.layers.{}.self_attn.q_proj", False),
+        ("lora_unet_", "blocks_{}_self_attn_q", True),
+        ("lora_transformer_", FLUX.replace(".", "_"), True),
+        ("lora_te2_", "text_model_encoder_layers_{}_self_attn_q_proj", True),
+        ("lycoris_", "blocks_{}_self_attn_q", True),
     ],
 )
-def test_names_are_the_files_own_or_kohyas_or_dotted(prefix, module, expected, tmp_path):
+def test_names_are_the_files_own(prefix, module, has_alpha, tmp_path):
     tensors = {}
     for number in range(3):
         name = prefix + module.format(number)
-        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = torch.ones(2, 5120), torch.ones(5120, 2)
-    metadata = {}
-    if prefix == "base_model.model.":
-        metadata["lora_adapter_metadata"] = json.dumps({"r": 2, "lora_alpha": 3, "use_rslora": False})
-    save_file(tensors, tmp_path / "in.safetensors", metadata)
+        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = torch.ones(2, 3072), torch.ones(3072, 2)
+    save_file(tensors, tmp_path / "in.safetensors")
     convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
     found = load_file(tmp_path / "out.safetensors")
-    assert "lora_adapter_metadata" not in metadata_of(tmp_path / "out.safetensors")
-    assert float(found[f"{expected}.alpha"]) == (3.0 if metadata else 2.0)
+    alphas = {f"{prefix}{module.format(number)}.alpha": torch.tensor(2.0) for number in range(3)} if has_alpha else {}
+    assert found.keys() == {**tensors, **alphas}.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in {**tensors, **alphas}.items())
 
 
-def test_own_scheme_keeps_its_spelling(tmp_path):
-    name = "diffusion_model.blocks.0.self_attn.q"
-    tensors = {f"{name}.lora_A.default.weight": torch.ones(2, 6), f"{name}.lora_B.default.weight": torch.ones(6, 2)}
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("diffusion_model.blocks.0.attn.q.lora_{}.default.weight", "diffusion_model.blocks.0.attn.q.lora_{}.weight"),
+        ("transformer.blocks.0.attn1.to_q.lora_{}.default_0.weight", "transformer.blocks.0.attn1.to_q.lora_{}.weight"),
+        ("transformer.blocks.0.attn1.to_q.lora_{}.weight", "transformer.blocks.0.attn1.to_q.lora_{}.weight"),
+        ("transformer.blocks.0.attn1.to_q.lora_{}", "transformer.blocks.0.attn1.to_q.lora_{}"),
+    ],
+)  # fmt: skip
+def test_spellings_stay_without_the_name_of_a_peft_adapter(key, expected, tmp_path):
+    save_file({key.format("A"): torch.ones(2, 6), key.format("B"): torch.ones(6, 2)}, tmp_path / "in.safetensors")
+    convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    assert sorted(load_file(tmp_path / "out.safetensors")) == [expected.format("A"), expected.format("B")]
+
+
+def test_the_layers_under_a_processor_keep_their_keys(tmp_path):
+    name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora"
+    tensors = {f"{name}.down.weight": torch.ones(2, 6), f"{name}.up.weight": torch.ones(6, 2)}
     save_file(tensors, tmp_path / "in.safetensors")
     convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
-    assert sorted(load_file(tmp_path / "out.safetensors")) == [
-        f"{name}.alpha",
-        f"{name}.lora_A.weight",
-        f"{name}.lora_B.weight",
-    ]
-
-
-def test_text_encoders_are_numbered_where_there_are_several(tmp_path):
-    tensors = {}
-    for component, path in (
-        ("unet", "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"),
-        ("text_encoder", "text_model.encoder.layers.0.self_attn.q_proj"),
-        ("text_encoder_2", "text_model.encoder.layers.0.self_attn.q_proj"),
-    ):
-        tensors[f"{component}.{path}.lora_A.weight"] = torch.ones(2, 2048)
-        tensors[f"{component}.{path}.lora_B.weight"] = torch.ones(640, 2)
-    save_file(tensors, tmp_path / "in.safetensors")
-    convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
-    names = {key.split(".")[0] for key in load_file(tmp_path / "out.safetensors")}
-    assert names == {
-        "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k",
-        "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
-        "lora_te2_text_model_encoder_layers_0_self_attn_q_proj",
-    }
+    assert load_file(tmp_path / "out.safetensors").keys() == tensors.keys()
 
 
 def test_stale_metadata_is_corrected_and_the_rest_kept(tmp_path):
@@ -256,20 +267,17 @@ class TestDora:
 
     def test_is_refused_without_a_choice(self, tmp_path):
         with pytest.raises(LoraInspectError, match=r"--keep-dora.*--base BASE.*--drop-magnitude"):
-            convert(self.DORA, tmp_path / "out.safetensors")
-        assert not (tmp_path / "out.safetensors").exists()
+            convert(self.DORA, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("folder", ["crepe-peft-dora-conv-r4", "minilm-peft-dora-r8"])
     def test_kept_magnitudes_give_the_same_weights(self, folder, tmp_path):
         base = CREPE if folder.startswith("crepe") else minilm()
-        result = convert(FIXTURES / folder, tmp_path / "kept.safetensors", keep_dora=True)
+        result = convert(FIXTURES / folder, tmp_path / "kept", keep_dora=True)
         assert result.exact
-        for key, tensor in load_file(tmp_path / "kept.safetensors").items():
-            if key.endswith(".dora_scale"):
-                up = load_file(tmp_path / "kept.safetensors")[key.replace("dora_scale", "lora_up.weight")]
-                assert tensor.shape == (up.shape[0], *[1] * (up.dim() - 1))
+        assert not result.remarks
         first = merged(base, FIXTURES / folder, tmp_path / "a.safetensors")
-        second = merged(base, tmp_path / "kept.safetensors", tmp_path / "b.safetensors")
+        second = merged(base, tmp_path / "kept", tmp_path / "b.safetensors")
         for name in first:
             torch.testing.assert_close(first[name], second[name], rtol=1e-6, atol=1e-6)
 
@@ -277,35 +285,41 @@ class TestDora:
     @pytest.mark.parametrize("bound", [0.3, 0.04])
     def test_a_base_gives_plain_lora_within_the_error(self, folder, bound, tmp_path):
         base = CREPE if folder.startswith("crepe") else minilm()
-        out = tmp_path / "plain.safetensors"
-        result = convert(FIXTURES / folder, out, base=str(base), max_error=bound, lossy=True)
+        result = convert(FIXTURES / folder, tmp_path / "plain", base=str(base), max_error=bound, lossy=True)
         assert not result.exact
+        out = tmp_path / "plain" / "adapter_model.safetensors"
         original, weights = load_file(base), merged(base, FIXTURES / folder, tmp_path / "a.safetensors")
-        found = deltas(out)
-        assert len(found) == result.modules
-        for name, delta in found.items():
-            weight = f"{name}.weight"
+        tensors = load_file(out)
+        names = [key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")]
+        assert len(names) == result.modules
+        assert len(tensors) == 2 * len(names)
+        for name in names:
+            down, up = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
+            delta = up.double().flatten(1) @ down.double().flatten(1)
+            weight = f"{name.removeprefix('base_model.model.')}.weight"
             true = (weights[weight].double() - original[weight].double()).flatten(1)
             error = float((delta - true).norm() / true.norm())
             assert error <= bound * 1.001
-            assert error == pytest.approx(result.relative_errors[f"base_model.model.{name}"], rel=1e-2)
-            rank = load_file(out)[f"{name}.lora_down.weight"].shape[0]
+            assert error == pytest.approx(result.relative_errors[name], rel=1e-2)
+            rank = down.shape[0]
             squares = torch.linalg.svdvals(true).square()
             assert error <= 1.01 * float((squares[rank:].sum() / squares.sum()).sqrt()) + 1e-5
 
     def test_a_great_loss_needs_consent(self, tmp_path):
         with pytest.raises(LoraInspectError, match=r"over 5%.*classifier \d+\.\d%.*--lossy"):
-            convert(self.DORA, tmp_path / "out.safetensors", base=str(CREPE), rank=4)
-        assert not (tmp_path / "out.safetensors").exists()
-        result = convert(self.DORA, tmp_path / "out.safetensors", base=str(CREPE), rank=4, lossy=True)
+            convert(self.DORA, tmp_path / "out", base=str(CREPE), rank=4)
+        assert not (tmp_path / "out").exists()
+        result = convert(self.DORA, tmp_path / "out", base=str(CREPE), rank=4, lossy=True)
         assert max(result.relative_errors.values()) > 0.05
 
     def test_dropping_the_magnitude_says_so(self, tmp_path):
-        result = convert(self.DORA, tmp_path / "out.safetensors", drop_magnitude=True)
+        result = convert(self.DORA, tmp_path / "out", drop_magnitude=True)
         assert not result.exact
         assert len(result.dropped) == 4
         assert set(result.relative_errors.values()) == {None}
-        assert not [key for key in load_file(tmp_path / "out.safetensors") if "dora" in key or "magnitude" in key]
+        found = load_file(tmp_path / "out" / "adapter_model.safetensors")
+        assert not [key for key in found if "dora" in key or "magnitude" in key]
+        assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["use_dora"] is False
 
     def test_rslora_and_dora_together(self, tmp_path):
         write_kohya(tmp_path / "in.safetensors", 8, 3.0, flag=True, magnitude="dora_layer.weight")
@@ -332,7 +346,7 @@ class TestDora:
         save_file(tensors, tmp_path / "in.safetensors")
         base = {f"blocks.{n}.self_attn.q.weight": torch.randn(10, 12) for n in range(2)}
         save_file(base, tmp_path / "base.safetensors")
-        with pytest.raises(LoraInspectError, match=r"lora_unet_blocks_1_self_attn_q makes to .* is not finite"):
+        with pytest.raises(LoraInspectError, match=r"lora_unet_blocks_1_self_attn_q\.lora_down\.weight holds nan"):
             convert(
                 tmp_path / "in.safetensors",
                 tmp_path / "out.safetensors",
@@ -343,8 +357,8 @@ class TestDora:
 
     def test_a_base_for_plain_lora_is_refused(self, tmp_path):
         with pytest.raises(LoraInspectError, match="no DoRA magnitude"):
-            convert(FIXTURES / "crepe-peft-lora-conv-r4", tmp_path / "out.safetensors", base=str(CREPE), rank=4)
+            convert(FIXTURES / "crepe-peft-lora-conv-r4", tmp_path / "out", base=str(CREPE), rank=4)
 
     def test_another_models_base_is_refused(self, tmp_path):
         with pytest.raises(LoraInspectError, match="name the base that the adapter was trained on"):
-            convert(self.DORA, tmp_path / "out.safetensors", base=str(minilm()), rank=4)
+            convert(self.DORA, tmp_path / "out", base=str(minilm()), rank=4)
