@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from lora_inspect.contribution import Contribution
 from lora_inspect.evidence import asked_alpha, close, network_args
 from lora_inspect.schemes.record import MODEL
+from lora_inspect.trainers import is_musubi
 
 # What sd-scripts takes where no rank is asked for.
 _DEFAULT_RANK = 4
@@ -171,7 +172,8 @@ def read_asked_ranks(metadata: Mapping[str, str]) -> AskedRanks | None:
         return None
     if any(key.startswith("lora_inspect.") for key in metadata) or "ss_rank_pattern" in metadata:
         return None
-    args, options = network_args(metadata), NETWORKS.get(module, RankOptions())
+    args = network_args(metadata)
+    options = RankOptions() if is_musubi(metadata) else NETWORKS.get(module, RankOptions())
     known = {option for option, _ in options.typed} | {options.listed[0] if options.listed else ""}
     known |= {*_OTHER_MEANINGS, "network_reg_dims"}
     if any(_RANK_WORDS.search(name) and name not in known and value is not None for name, value in args.items()):
@@ -179,6 +181,12 @@ def read_asked_ranks(metadata: Mapping[str, str]) -> AskedRanks | None:
     dim = metadata.get("ss_network_dim")
     rank = _DEFAULT_RANK if dim == "None" else _whole(dim)
     return AskedRanks(rank, asked_alpha(metadata), args, options)
+
+
+def saves_parts(metadata: Mapping[str, str]) -> bool:
+    """Whether the file's layers may be saved in parts, so that its alphas are not what their ranks say."""
+    asked = read_asked_ranks(metadata)
+    return asked is not None and asked.splits and bool(asked.options.split)
 
 
 def _whole(text: Any) -> int | None:

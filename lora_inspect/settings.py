@@ -132,9 +132,9 @@ def parse_settings(text: str) -> Settings:
 
 def spell_settings(settings: Settings) -> str:
     """The settings as they are written on a path, the inverse of `parse_settings`; "" where there are none."""
-    parts = [] if settings.multiplier is None else [f"{settings.multiplier!r}"]
-    parts += [f"{name}={number!r}" for name, number in settings.strengths]
-    parts += [] if settings.alpha is None else [f"{_ALPHA}={settings.alpha!r}"]
+    parts = [] if settings.multiplier is None else [_spell(settings.multiplier)]
+    parts += [f"{name}={_spell(number)}" for name, number in settings.strengths]
+    parts += [] if settings.alpha is None else [f"{_ALPHA}={_spell(settings.alpha)}"]
     parts += [] if settings.rslora is None else [f"{_RSLORA}={'yes' if settings.rslora else 'no'}"]
     return ",".join(parts)
 
@@ -144,6 +144,10 @@ def _number(text: str, item: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{item!r} is no setting")
     return number
+
+
+def _spell(number: float) -> str:
+    return repr(float(number)).removesuffix(".0")
 
 
 def _fits(pattern: str, module: ModuleName) -> bool:

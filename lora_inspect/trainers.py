@@ -16,6 +16,11 @@ _MUSUBI_MODELS = (
 )  # fmt: skip
 
 
+def is_musubi(metadata: Mapping[str, str]) -> bool:
+    """Whether the base is one that musubi-tuner trains on: its networks have names in common with sd-scripts'."""
+    return metadata.get("ss_base_model_version", "").startswith(_MUSUBI_MODELS)
+
+
 def find_trainer(metadata: Mapping[str, str], keys: Collection[str], has_peft_config: bool) -> str | None:
     """The name of the program, or None where nothing tells."""
     if metadata.get(NETWORK_KEY):
@@ -29,7 +34,7 @@ def find_trainer(metadata: Mapping[str, str], keys: Collection[str], has_peft_co
         return "OneTrainer"
     if _software(metadata) == "ai-toolkit":
         return "ai-toolkit"
-    if metadata.get("ss_base_model_version", "").startswith(_MUSUBI_MODELS):
+    if is_musubi(metadata):
         return "musubi-tuner"
     if module.startswith("networks.") or "ss_sd_scripts_commit_hash" in metadata:
         return "sd-scripts"

@@ -142,6 +142,8 @@ RANKS = {
     "no alpha is scale 1": (lora("lora_unet_a", 2, None), about("networks.lora"), 1.0),
     "LyCORIS": (lora("lora_unet_a", 2, 6.0), about("lycoris.kohya"), 3.0),
     "DyLoRA": (lora("lora_unet_a", 2, 6.0), about("networks.dylora"), 3.0),
+    "musubi-tuner, which splits nothing": (
+        lora(QKV_KEY, 4, 6.0), {**about(split_qkv="True"), "ss_base_model_version": "flux_kontext"}, 1.5),
     "our own": (lora("lora_unet_a", 8, 6.0), {**about("networks.lora"), "lora_inspect.network": "0.1.0"}, 0.75),
     "an asked rank that is no number": (lora("lora_unet_a", 2, 6.0), about("networks.lora", "1e999"), 3.0),
     "a broken regular expression": (lora("lora_unet_a", 2, 6.0), about(network_reg_dims="(=4"), 3.0),

@@ -60,7 +60,7 @@ def test_settings_on_a_path_speak_of_that_adapter_alone(scales):
 
 def test_an_option_of_several_open_adapters_shows_the_form_on_the_path(merge):
     sentence = merge("p:0.5", "r", "--alpha 4").refusal
-    assert "p.safetensors:0.5,alpha=4.0,rslora=yes|no r.safetensors:alpha=4.0,rslora=yes|no" in sentence
+    assert "p.safetensors:0.5,alpha=4,rslora=yes|no r.safetensors:alpha=4,rslora=yes|no" in sentence
     sentence = merge("k", "l", "--rslora yes").refusal
     assert "k.safetensors:rslora=yes l.safetensors:rslora=yes" in sentence
 
@@ -69,7 +69,7 @@ def test_an_error_names_all_that_is_missing_over_all_adapters(merge):
     sentence = merge("p", "k", "r:0.5").refusal
     assert "p.safetensors:alpha=N,rslora=yes|no r.safetensors:0.5,alpha=N,rslora=yes|no" in sentence
     sentence = merge("p:alpha=3", "r:rslora=no").refusal
-    assert "p.safetensors:alpha=3.0,rslora=yes|no r.safetensors:rslora=no,alpha=N" in sentence
+    assert "p.safetensors:alpha=3,rslora=yes|no r.safetensors:rslora=no,alpha=N" in sentence
 
 
 def test_the_second_round_names_what_remains(merge):
