@@ -7,6 +7,7 @@ import pytest
 from make_synthetic import element
 from toy_adapters import lora, loras
 
+from lora_inspect import evidence
 from lora_inspect.adapter import read_adapter
 from lora_inspect.checkpoint import open_checkpoint
 from lora_inspect.settings import Settings
@@ -193,3 +194,11 @@ def test_the_hint_is_a_note_and_never_applied(pairs, metadata, expected, read):
 def test_where_there_is_evidence_there_is_no_hint(read):
     for value in (0, 1):
         assert read({**loras(alpha=4.0), **flag(value=value)}).rslora.hint is None
+
+
+@pytest.mark.parametrize("alpha", [float("inf"), float("-inf"), float("nan")])
+def test_an_alpha_that_is_no_finite_number_is_near_to_nothing(alpha, read):
+    adapter = read({**loras(alpha=alpha)}, args(4, use_rslora="True"))
+    assert adapter.rslora.hint is None
+    assert not evidence.close(alpha, 4.0)
+    assert not evidence.close(alpha, alpha)
