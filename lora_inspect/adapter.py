@@ -107,7 +107,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
             *problems.of_configs({found.where: found.config for found in configs}, checkpoint.metadata),
             *(p for p in about_magnitudes if p.code != "dora-partial" or not settings.allow_partial_dora),
             *problems.of_algorithms(modules.values()),
-            *problems.of_rule_setting([group.reading for group in groups.values()], settings.rslora),
+            *problems.of_rule_setting(modules.values(), [g.reading for g in groups.values()], settings.rslora),
             *_of_alpha_setting(claims, parts, settled, settings),
             *problems.of_scales(modules.values()),
             *problems.of_schemes(claims),

@@ -116,11 +116,17 @@ def of_unclaimed(claims: Claims) -> list[Problem]:
     return [Problem("unclaimed", "warning", message, tuple(keys[:5]))]
 
 
-def of_rule_setting(stated: Sequence[RsloraReading], rslora: bool | None) -> list[Problem]:
+def of_rule_setting(modules: Iterable[Module], stated: Sequence[RsloraReading], rslora: bool | None) -> list[Problem]:
     """What the rslora setting says against the evidence: it settles what the file leaves open, and no more."""
-    if rslora is None or any(not reading.settled for reading in stated):
+    if rslora is None:
         return []
     setting = f"rslora={'yes' if rslora else 'no'}"
+    read = [c for module in modules for c in module.contributions if c.algorithm.formula]
+    if read and all(contribution.alpha is None and contribution.scale is not None for contribution in read):
+        message = f"{setting} cannot apply to {read[0].module.key}, which has {read[0].why}; leave it out"
+        return [Problem(_CONTRADICTS, "error", message)]
+    if any(not reading.settled for reading in stated):
+        return []
     contradicting = next((reading for reading in stated if reading.value != rslora), None)
     if contradicting is None:
         source = stated[0].source.replace("_", " ")

@@ -30,7 +30,7 @@ def read_settled(opened: Sequence[tuple[Checkpoint, Settings]], options: Setting
                 f"{spell_settings(option)} could speak of {len(takers)} adapters; say it on the path of each: "
                 f"{_forms([adapters[taker] for taker in takers], option)}."
             )
-        for index in takers or range(len(adapters)):
+        for index in takers or _havers(adapters, name) or range(len(adapters)):
             checkpoint, own = adapters[index].checkpoint, adapters[index].settings
             adapters[index] = read_adapter(checkpoint, own.joined(option, checkpoint.path))
     unsettled = [adapter for adapter in adapters if adapter.open]
@@ -47,7 +47,17 @@ def _takers(adapters: Sequence[Adapter], name: str) -> list[int]:
     waiting = [index for index, adapter in enumerate(adapters) if name in adapter.open]
     if waiting or name != "rslora":
         return waiting
-    return [index for index, adapter in enumerate(adapters) if adapter.modules and adapter.rslora.is_default]
+    return [index for index in _havers(adapters, name) if adapters[index].rslora.is_default]
+
+
+def _havers(adapters: Sequence[Adapter], name: str) -> list[int]:
+    """The adapters in which alpha, or the rule that reads it, makes a difference."""
+    least_rank = 2 if name == "rslora" else 1
+    return [
+        index
+        for index, adapter in enumerate(adapters)
+        if any(c.alpha is not None and (c.rank or 0) >= least_rank for c in adapter.contributions)
+    ]
 
 
 def _forms(adapters: Sequence[Adapter], option: Settings = Settings()) -> str:  # noqa: B008 (frozen)

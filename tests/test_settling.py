@@ -52,6 +52,13 @@ def test_an_option_speaks_of_the_one_adapter_that_is_open(scales):
     assert scales("f", "p", alpha=5.0, rslora=False) == [{8 / 4}, {5 / 16}]
 
 
+def test_an_option_passes_over_adapters_in_which_it_makes_no_difference(merge, scales, write_safetensors):
+    write_safetensors(loras(1, alpha=None), name="n.safetensors")
+    assert scales("n", "k", rslora=True) == [{1.0}, {8 / 4}]
+    assert merge("n", "f", "--rslora yes").stderr == "Note: f.safetensors: rslora=yes repeats what its flag says.\n"
+    assert merge("n", "k", "--alpha 8").stderr == "Note: k.safetensors: alpha=8 repeats the alpha that it has.\n"
+
+
 def test_settings_on_a_path_speak_of_that_adapter_alone(scales):
     assert scales("p:alpha=5,rslora=yes", "r:alpha=4,rslora=no") == [{5 / 4}, {4 / 16}]
     assert scales("k:rslora=yes", "l") == [{8 / 4}, {8 / 16}]
@@ -108,8 +115,12 @@ def test_what_repeats_evidence_is_a_note(arguments, note, merge):
     assert outcome.stderr == f"Note: {note}\n"
 
 
-def test_an_alpha_where_none_means_scale_one_cannot_apply(merge, write_safetensors):
+def test_a_setting_where_no_alpha_means_scale_one_cannot_apply(merge, write_safetensors):
     write_safetensors(loras(1, alpha=None), name="n.safetensors")
+    assert "rslora=yes cannot apply to lora_unet_blocks_0_attn_q, which has no alpha" in merge("n:rslora=yes").refusal
+    assert (
+        "rslora=no cannot apply to lora_unet_blocks_0_attn_q, which has no alpha" in merge("n", "--rslora no").refusal
+    )
     assert "alpha=4 cannot apply to lora_unet_blocks_0_attn_q, which has no alpha" in merge("n", "--alpha 4").refusal
 
 
