@@ -11,7 +11,7 @@ from lora_inspect.scaling import neutral_alpha, scale_of
 
 from .arguments import read_probability
 from .base_weight import is_sharded
-from .dropout import draws_skip
+from .dropout import draws_skip, is_training_step
 
 
 class AdapterModule(nn.Module):
@@ -53,6 +53,11 @@ class AdapterModule(nn.Module):
         """The base layer."""
         return self.org_module_ref[0]
 
+    @property
+    def is_dropping(self) -> bool:
+        """Whether dropouts act: in training mode, in a forward of a training step."""
+        return self.training and is_training_step()
+
     def apply_to(self) -> None:
         """Puts `forward` in the place of the base's forward; what stands there already is wrapped. Once only."""
         if self.org_forward is None:
@@ -65,7 +70,7 @@ class AdapterModule(nn.Module):
             raise RuntimeError(f"{self.lora_name}: apply_to comes before forward")
         # The switches come before any random number is drawn.
         active = self.enabled and self.multiplier != 0
-        if not active or (self.training and draws_skip(self.module_dropout)):
+        if not active or (self.module_dropout and self.is_dropping and draws_skip(self.module_dropout)):
             return self.org_forward(input)
         self._refuse_shards()
         return self.adapted(input)

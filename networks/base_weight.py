@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_inspect import dora
-
 from .row_blocks import rows_at_once
 
 PLAIN_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+_PIECE = 256  # squares that are added up one after another, before their sums are added in pairs
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -32,30 +32,26 @@ def true_weight(base: nn.Module, dtype: torch.dtype) -> Tensor:
     return _values(weight, scale, dtype)
 
 
-def squared_row_norms(base: nn.Module, dtype: torch.dtype) -> Tensor:
-    """The sums of squares (out,) of the rows of the weight, as (out, in·kernel); errors as `true_weight`."""
-    return torch.cat([dora.squared_norm(rows, dora.OUTPUT) for rows in _row_blocks(base, dtype)])
+def squares_and_products(base: nn.Module, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of squares (out,) of the rows of W, as (out, in·kernel), and W @ matrixᵀ (out, rank).
+
+    In the dtype of `matrix` (rank, in·kernel), in one pass over W; errors as `true_weight`.
+    """
+    if torch.compiler.is_compiling():  # a graph plans its own passes
+        blocks = iter([true_weight(base, matrix.dtype).flatten(1)])
+    else:
+        blocks = _row_blocks(base, matrix.dtype)
+    results = [(_row_squares(rows), rows @ matrix.t()) for rows in blocks]
+    return torch.cat([squares for squares, _ in results]), torch.cat([products for _, products in results])
 
 
-def times_transposed(base: nn.Module, matrix: Tensor) -> Tensor:
-    """W @ matrixᵀ (out, rank) in the dtype of `matrix` (rank, in·kernel); errors as `true_weight`."""
-    weight, _ = _stored(base)
-    if weight.dtype == matrix.dtype or torch.compiler.is_compiling():
-        return true_weight(base, matrix.dtype).flatten(1) @ matrix.t()
-    return torch.cat([rows @ matrix.t() for rows in _row_blocks(base, matrix.dtype)])
-
-
-def fingerprint(base: nn.Module) -> tuple[Any, ...]:
-    """What changes when the weight is written to, cast, moved or swapped; a write through `.data` leaves no trace."""
-    return tuple(
-        (_local(tensor).data_ptr(), tensor._version, tensor.dtype, tensor.device)
-        for tensor in (base.weight, getattr(base, "scale_weight", None))
-        if tensor is not None
-    )
-
-
-def _local(tensor: Any) -> Any:
-    return tensor.to_local() if is_sharded(tensor) else tensor
+def _row_squares(rows: Tensor) -> Tensor:
+    """The sums of squares (out,) of the rows (out, columns), without a copy of them; in pieces, as CPUs add in turn."""
+    whole = rows.shape[1] - rows.shape[1] % _PIECE
+    pieces = rows[:, :whole].view(rows.shape[0], whole // _PIECE, _PIECE)
+    norms, rest = torch.linalg.vector_norm(pieces, dim=2), torch.linalg.vector_norm(rows[:, whole:], dim=1)
+    squares: Tensor = norms.square().sum(1) + rest.square()
+    return squares
 
 
 def _whole(tensor: Any) -> Any:

@@ -70,12 +70,13 @@ class DeltaModule(AdapterModule):
         assert self.org_forward is not None
         output = self.org_forward(input)
         delta = self.formula.delta(self.factors) * (self.scale * self.multiplier)
-        if self.training and self.rank_dropout:
+        if self.rank_dropout and self.is_dropping:
             delta = delta * F.dropout(delta.new_ones(delta.shape[0], 1), self.rank_dropout)
         # Under autocast the product below chooses its dtype itself.
         if not torch.is_autocast_enabled(input.device.type) and input.is_floating_point():
             input = input.to(delta.dtype)
-        input = F.dropout(input, self.dropout, self.training)
+        if self.dropout and self.is_dropping:
+            input = F.dropout(input, self.dropout)
         if hasattr(base, "in_features"):
             change = F.linear(input, delta)
         else:

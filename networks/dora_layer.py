@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from lora_inspect import dora
 
-from .base_weight import fingerprint, squared_row_norms, times_transposed
+from .base_watch import BaseWatch
+from .base_weight import squares_and_products
+from .tracing import is_traced
 
 
 class DoRALayer(nn.Module):
@@ -24,8 +26,7 @@ class DoRALayer(nn.Module):
         self.weight = nn.Parameter(torch.ones(out_features))
         self.initialised = False
         self._start: Tensor | None = None
-        self._squares: Tensor | None = None
-        self._squares_of: tuple[Any, ...] | None = None
+        self.watch = BaseWatch()
 
     @torch.no_grad()
     def initialise(self, base: nn.Module, up: Tensor, down: Tensor, scale: float) -> None:
@@ -41,18 +42,24 @@ class DoRALayer(nn.Module):
 
     def gain(self, base: nn.Module, up: Tensor, down: Tensor, scale: float) -> Tensor:
         """magnitude / norm (out,): what each output of W + scale · up @ down is multiplied by."""
-        squares = self._squares
-        norm = self.norm(base, up, down, scale)
-        if self._start is not None and self._squares is not squares:
+        squares, norm = self._norms(base, up, down, scale)
+        if not is_traced():
             self._follow_base(norm, up)
+            if torch.is_grad_enabled():
+                self._watch_base(base, squares)
         gain: Tensor = dora.gain(self.weight, norm)
         return gain
 
-    @torch.no_grad()
     def norm(self, base: nn.Module, up: Tensor, down: Tensor, scale: float) -> Tensor:
-        """The row norms (out,) of W + scale · up @ down, in float32 or better, without a gradient.
+        """The row norms (out,) of W + scale · up @ down, in float32 or better, without a gradient."""
+        return self._norms(base, up, down, scale)[1]
 
-        The product W @ downᵀ is the only one whose size grows with W; the norms of W itself are kept.
+    @torch.no_grad()
+    def _norms(self, base: nn.Module, up: Tensor, down: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """The squared row norms of W and the row norms of W + scale · up @ down.
+
+        Both anew each time: trainers swap, cast and overwrite a weight in ways that leave no trace, and W has to be
+        read anyhow, for W @ downᵀ.
         """
         weight: Any = base.weight
         dtype = torch.promote_types(torch.float32, up.dtype)
@@ -61,20 +68,9 @@ class DoRALayer(nn.Module):
         # Autocast would compute these products in half precision, float32 operands or not.
         with torch.autocast(weight.device.type, enabled=False):
             up, down = up.to(weight.device, dtype).flatten(1), down.to(weight.device, dtype).flatten(1)
-            expanded = dora.expanded_squared_norm(
-                self._base_squares(base, dtype), times_transposed(base, down), up, down, scale
-            )
-            norm: Tensor = dora.norm_from_square(expanded)
-        return norm
-
-    def _base_squares(self, base: nn.Module, dtype: torch.dtype) -> Tensor:
-        """The squared row norms of W, computed anew when its fingerprint is another."""
-        if torch.compiler.is_compiling():  # a compiled graph has no storage to tell by
-            return squared_row_norms(base, dtype)
-        current = (*fingerprint(base), dtype)
-        if self._squares is None or self._squares_of != current:
-            self._squares, self._squares_of = squared_row_norms(base, dtype), current
-        return self._squares
+            squares, base_down = squares_and_products(base, down)
+            norm: Tensor = dora.norm_from_square(dora.expanded_squared_norm(squares, base_down, up, down, scale))
+        return squares, norm
 
     @torch.no_grad()
     def _follow_base(self, norm: Tensor, up: Tensor) -> None:
@@ -82,19 +78,21 @@ class DoRALayer(nn.Module):
 
         Trainers cast the base to fp8 after `apply_to`. Training has to begin at the model as it then is.
         """
-        assert self._start is not None
+        if self._start is None:
+            return
         if up.any() or not torch.equal(self._start.to(self.weight), self.weight):
             self._start = None
-        elif not torch.equal(norm, self.weight):
+        elif not torch.equal(norm.to(self.weight), self.weight):
             self.weight.copy_(norm)
             self._start = self.weight.detach().clone()
 
-    def forget_base(self) -> None:
-        """Drops what is kept of the base's weight, for changes that leave no trace in its version."""
-        self._squares = None
+    def _watch_base(self, base: nn.Module, squares: Tensor) -> None:
+        if self._start is None:
+            self.watch.check(base, squares)
+        else:
+            self.watch.begin(base, squares)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         if prefix + "weight" in state_dict:
             self.initialised, self._start = True, None
-        self.forget_base()

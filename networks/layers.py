@@ -20,6 +20,7 @@ from .base_weight import PLAIN_DTYPES
 from .dora_layer import DoRALayer
 from .dropout import drop_ranks
 from .fused_linear import fused_gain, fused_linear
+from .tracing import is_traced
 
 
 class Factor(NamedTuple):
@@ -146,13 +147,13 @@ class LoRAModule(AdapterModule):
         per_output = (-1, *[1] * (-1 - self._rank_axis))
         gain = self._gain().view(per_output)
         bias = None if base.bias is None else base.bias.view(per_output)
-        combine = linear_product.scaled_sum if _is_traced() else fused_gain
+        combine = linear_product.scaled_sum if is_traced() else fused_gain
         return combine(output, change, gain, bias)
 
     def _adapted_plain(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         tokens = input.reshape(-1, input.shape[-1])
         gain = self._gain() if self.use_dora else None
-        if self._is_one_product and not _is_traced():
+        if self._is_one_product and not is_traced():
             down, up = self.factors[0]
             dtype = torch.promote_types(torch.float32, weight.dtype)
             scale = self.scale * self.multiplier
@@ -171,7 +172,7 @@ class LoRAModule(AdapterModule):
 
     @property
     def _is_one_product(self) -> bool:
-        return not self.split_dims and not (self.training and (self.dropout or self.rank_dropout))
+        return not self.split_dims and not ((self.dropout or self.rank_dropout) and self.is_dropping)
 
     def _change(self, input: Tensor, cast: bool) -> Tensor:
         """The scaled change of the output, in the adapter's dtype."""
@@ -188,7 +189,7 @@ class LoRAModule(AdapterModule):
             # Every group of inputs meets the same `down`, so that up @ down is the delta of the grouped weight.
             weight = down.weight.repeat(self._groups, *[1] * (down.weight.dim() - 1))
             hidden = down._conv_forward(input, weight, None)
-        if self.training:
+        if (self.dropout or self.rank_dropout) and self.is_dropping:
             if self.dropout:
                 hidden = F.dropout(hidden, self.dropout)
             if self.rank_dropout:
@@ -225,8 +226,3 @@ class LoRAModule(AdapterModule):
         for down, up in self.factors:
             down.weight.mul_(root)
             up.weight.mul_(root)
-
-
-def _is_traced() -> bool:
-    """Whether operations are recorded or transformed by torch itself, which takes them apart from single ones."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

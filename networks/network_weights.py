@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lora_inspect.evidence import DORA_FLAG, RSLORA_FLAG
 from lora_inspect.scaling import neutral_alpha
 
-from . import loading, reading, saving, standard_form, summary
+from . import base_watch, loading, reading, saving, standard_form, summary
 from .arguments import NATIVE, STANDARD
 from .file_names import FileNames, Named
 from .left_out import LeftOut
@@ -182,6 +182,7 @@ class NetworkWeights(nn.Module):
             self.unet_loras.append(lora)
             if is_applied:
                 lora.apply_to()
+        base_watch.share_notice(lora.dora_layer.watch for lora in self.unet_loras if getattr(lora, "use_dora", False))
 
     def _expected(self, loras: Sequence[Any]) -> loading.Expected:
         return loading.Expected(

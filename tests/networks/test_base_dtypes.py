@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from networks.base_weight import squared_row_norms, times_transposed, true_weight
+from networks.base_weight import squares_and_products, true_weight
 from networks.layers import LoRAModule
 
 KINDS = ("lora", "rslora", "dora", "rslora+dora")
@@ -200,24 +200,28 @@ def test_weights_that_come_and_go_are_measured_where_they_are(reference):
 
 @pytest.mark.parametrize("dtype", [*PLAIN, *FP8, torch.float64])
 @pytest.mark.parametrize("scale", [None, (), (1,), (OUT, 1), (OUT, 4, 1)])
-def test_blocks_of_rows_sum_to_the_whole(dtype, scale, monkeypatch):
+@pytest.mark.parametrize("piece", [8, 24, 256])
+def test_blocks_of_rows_sum_to_the_whole(dtype, scale, piece, monkeypatch):
     monkeypatch.setattr("networks.row_blocks._CACHED", 7 * IN)
+    monkeypatch.setattr("networks.base_weight._PIECE", piece)
     base = nn.Linear(IN, OUT).to(dtype)
     if scale is not None:
         base.scale_weight = torch.rand(scale)
     whole = true_weight(base, torch.float64)
-    assert torch.allclose(squared_row_norms(base, torch.float64), whole.square().sum(1))
     matrix = torch.randn(3, IN, dtype=torch.float64)
-    assert torch.allclose(times_transposed(base, matrix), whole @ matrix.t())
+    squares, products = squares_and_products(base, matrix)
+    assert torch.allclose(squares, whole.square().sum(1))
+    assert torch.allclose(products, whole @ matrix.t())
 
 
 @pytest.mark.parametrize("shape", [(3,), (OUT, 2), (OUT, 5, 1), (2 * OUT, 1)])
 def test_a_scale_that_fits_no_weight_is_an_error(shape):
     base = nn.Linear(IN, OUT).to(torch.float8_e4m3fn)
     base.scale_weight = torch.ones(shape)
-    for compute in (true_weight, squared_row_norms):
-        with pytest.raises(ValueError, match="fits no weight"):
-            compute(base, torch.float32)
+    with pytest.raises(ValueError, match="fits no weight"):
+        true_weight(base, torch.float32)
+    with pytest.raises(ValueError, match="fits no weight"):
+        squares_and_products(base, torch.zeros(1, IN))
 
 
 def test_codes_without_known_values_are_an_error():

@@ -5,10 +5,11 @@ blissful-tuner and of LyCORIS. These cannot exist here:
 
 - U-15: `--dim_from_weights` is a flag that the trainer opens as a file; no network sees it.
 - U-18: the trainer splits `network_args` at every `=`, before a network sees them.
-- U-33: trainers sample without switching the network to eval, and nothing in the calls tells sampling from training.
 - D-16: there is no bridge to LyCORIS, so no preset of its to change.
 - D-21: no version of this package had other parameter groups, so no optimiser state of them exists.
 - LY, bypass: there is no bypass mode that a merge or DoRA could forget.
+
+U-33, dropouts while a trainer samples, is in test_dropout.py.
 """
 
 import copy
@@ -19,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_inspect.ops import merge as merge_command
 from networks import (
-    dora_layer,
     loha,
     lokr,
     lora,
@@ -33,6 +34,7 @@ from networks import (
     lora_kandinsky,
     lora_krea2,
     lora_qwen_image,
+    row_blocks,
 )
 from networks.dropout import drop_ranks
 from networks.layers import LoRAModule
@@ -468,19 +470,23 @@ def test_d7_a_base_cast_to_fp8_after_apply_to():
     assert torch.allclose(base(x), F.linear(x, values, base.bias), atol=1e-5)
 
 
-def test_d8_row_norms_of_the_base_are_computed_once(monkeypatch):
-    base, module = applied(nn.Linear(8, 8), use_dora=True)
-    calls = []
-    compute = dora_layer.squared_row_norms
-    monkeypatch.setattr(dora_layer, "squared_row_norms", lambda *args: calls.append(1) or compute(*args))
-    for _ in range(3):
-        base(torch.randn(2, 8))
-    assert calls == []
-    with torch.no_grad():
-        base.weight.mul_(2)
-    base(torch.randn(2, 8))
-    assert calls == [1]
+def test_d8_the_norm_makes_no_float32_copy_of_the_base(monkeypatch):
+    monkeypatch.setattr(row_blocks, "_CACHED", 4 * 64)
+    base, module = applied(nn.Linear(64, 48).bfloat16(), use_dora=True)
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.dtype == torch.float32:
+                sizes.append(result.numel())
+            return result
+
+    with Sizes():
+        module._gain()
+    assert max(sizes) == 4 * 64
     assert module.use_dora
+    assert base.weight.dtype == torch.bfloat16
 
 
 def test_d9_sa_float32_adapters_beside_a_bfloat16_base():
