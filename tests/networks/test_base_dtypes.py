@@ -8,6 +8,8 @@ from torch import nn
 from networks.base_weight import squares_and_products, true_weight
 from networks.layers import LoRAModule
 
+pytestmark = pytest.mark.numeric
+
 KINDS = ("lora", "rslora", "dora", "rslora+dora")
 IN, OUT, ALPHA = 64, 48, 4.0
 PLAIN = (torch.float32, torch.bfloat16, torch.float16)

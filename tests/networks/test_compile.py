@@ -9,7 +9,10 @@ from networks.layers import LoRAModule
 KINDS = ("lora", "rslora+dora")
 
 # torch's own code inside its compiler warns of what later releases change.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,8 @@ from networks.loha import LoHaModule
 from networks.lokr import LoKrModule
 from networks.pissa import PissaModule
 
+pytestmark = pytest.mark.numeric
+
 CLASSES = (LoRAModule, LoHaModule, LoKrModule, PissaModule)
 DROPOUTS = ("dropout", "rank_dropout", "module_dropout")
 # A module with DoRA has the last of them only.

@@ -10,6 +10,8 @@ from networks.fused_linear import fused_gain, fused_linear
 from networks.layers import LoRAModule
 from networks.linear_product import Product
 
+pytestmark = pytest.mark.numeric
+
 TOKENS, IN, OUT, RANK = 96, 40, 56, 4
 
 

@@ -12,6 +12,8 @@ from torch import nn
 from networks.loha import LoHaInfModule, LoHaModule, merge_weights_to_tensor
 from networks.network import LoRANetwork
 
+pytestmark = pytest.mark.numeric
+
 LAYERS = {
     "linear": lambda: nn.Linear(10, 14),
     "linear without bias": lambda: nn.Linear(10, 14, bias=False),

@@ -11,6 +11,8 @@ from lora_inspect.algorithms import lokr
 from networks.lokr import LoKrInfModule, LoKrModule, merge_weights_to_tensor
 from networks.network import LoRANetwork
 
+pytestmark = pytest.mark.numeric
+
 LAYERS = {
     "linear": lambda: nn.Linear(48, 64),
     "linear without bias": lambda: nn.Linear(48, 64, bias=False),

@@ -12,6 +12,8 @@ from torch import nn
 from networks import linear_product
 from networks.lora import LoRAInfModule, LoRAModule
 
+pytestmark = pytest.mark.numeric
+
 KINDS = ("lora", "rslora", "dora", "rslora+dora")
 ALPHA = 4.0
 

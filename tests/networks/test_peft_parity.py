@@ -7,6 +7,8 @@ from torch import nn
 
 from networks.lora import LoRAModule
 
+pytestmark = pytest.mark.numeric
+
 KINDS = ("lora", "rslora", "dora", "rslora+dora")
 RANK, ALPHA = 4, 6
 

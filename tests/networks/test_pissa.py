@@ -17,6 +17,8 @@ from networks.arguments import read_init
 from networks.layers import LoRAModule
 from networks.pissa import PissaModule, principal_factors
 
+pytestmark = pytest.mark.numeric
+
 EXCLUDED = "['.*(conv|point)']"
 STARTS = ("pissa", "pissa_niter_4")
 
