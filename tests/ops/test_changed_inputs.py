@@ -89,12 +89,16 @@ MOMENTS = ["before the first byte", "in the middle", "before the end"]
 
 
 class Interference:
-    """Changes a file once, at a moment of a command: at its first progress, or just before the output is renamed."""
+    """Changes a file once, at a moment of a command: at its first progress, or just before the output is renamed.
 
-    def __init__(self, moment, change, path, monkeypatch):
+    That is when `total` was told to the progress; where a command tells less than all, when it sends its output to the
+    disk.
+    """
+
+    def __init__(self, moment, change, path, monkeypatch, total=None):
         self.change, self.path, self.done = change, Path(path), False
-        self.moment = moment
-        if moment == "before the end":
+        self.moment, self.left = moment, total
+        if moment == "before the end" and total is None:
             real = os.fsync
             monkeypatch.setattr(os, "fsync", lambda descriptor: (self.act(), real(descriptor))[1])
 
@@ -104,7 +108,9 @@ class Interference:
             self.done = True
 
     def progress(self, count):
-        if self.moment == "in the middle":
+        if self.left is not None:
+            self.left -= count
+        if self.moment == "in the middle" or (self.moment == "before the end" and self.left == 0):
             self.act()
 
 
@@ -134,7 +140,7 @@ MERGED_FILES = [
 @pytest.mark.parametrize(("base", "adapter", "path"), MERGED_FILES, ids="-".join)
 def test_merge_refuses_an_input_that_changes(base, adapter, path, change, moment, place, monkeypatch):
     plan = plan_merge(base, [(adapter, 1.0)], MergeOptions())
-    interference = Interference(moment, change, path, monkeypatch)
+    interference = Interference(moment, change, path, monkeypatch, plan.bytes)
     if moment == "before the first byte":
         interference.act()
     refused(path, lambda: merge(plan, "out/merged", progress=interference.progress))
