@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from lora_inspect.json_text import parse_json
@@ -91,9 +92,15 @@ def _pattern_value(pattern: Any, path: str, default: Any) -> Any:
     if not isinstance(pattern, dict):
         return default
     for key, value in pattern.items():
-        try:
-            if re.match(rf"(.*\.)?({key})$", path):
-                return value
-        except re.error:
-            continue
+        expression = _compiled(key)
+        if expression and expression.match(path):
+            return value
     return default
+
+
+@lru_cache(maxsize=1 << 14)  # a key for each module is usual, and the library's own cache forgets after 512
+def _compiled(key: str) -> re.Pattern[str] | None:
+    try:
+        return re.compile(rf"(.*\.)?({key})$")
+    except re.error:
+        return None

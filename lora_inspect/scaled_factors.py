@@ -6,10 +6,11 @@ from typing import NamedTuple
 import torch
 
 from lora_inspect.algorithms.lora import product_squared_norm
-from lora_inspect.contents import Content, renamed
+from lora_inspect.contents import Content
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.header import TensorInfo
-from lora_inspect.tensor_reader import TORCH_DTYPES, first_non_finite, load, to_bytes
+from lora_inspect.input_file import InputFile
+from lora_inspect.tensor_reader import TORCH_DTYPES, first_non_finite, to_bytes
 from lora_inspect.writer import TensorPlan
 
 _EIGHT_BITS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
@@ -22,18 +23,28 @@ class Factor(NamedTuple):
     dtype: str
 
 
-def read_factor(info: TensorInfo) -> Factor:
-    """The factor of a file; raises LoraInspectError where it is no floating tensor or holds a NaN or an infinity."""
-    if info.dtype in _EIGHT_BITS:
-        stored = bytearray(b"".join(renamed(info, info.name).chunks()))
-        values = torch.frombuffer(stored, dtype=_EIGHT_BITS[info.dtype]).reshape(info.shape).double()
-    else:
-        values = load(info).double()
+def check_finite(info: TensorInfo) -> torch.Tensor:
+    """The stored tensor of a factor; raises LoraInspectError where it is no floating one or holds a NaN or infinity."""
+    dtype = TORCH_DTYPES.get(info.dtype) or _EIGHT_BITS.get(info.dtype)
+    if dtype is None:
+        raise LoraInspectError(
+            f"{info.file}: {info.name} is stored as {info.dtype}, but a floating type was expected; fetch the file "
+            "again."
+        )
+    with InputFile(info.file, info.identity) as source:
+        buffer = source.read(info.start, info.nbytes)
+    stored = torch.frombuffer(buffer, dtype=dtype).reshape(info.shape)
+    values = stored.float() if info.dtype in _EIGHT_BITS else stored
     if (bad := first_non_finite(values)) is not None:
         raise LoraInspectError(
             f"{info.file}: {info.name} holds {bad}, so it changes a weight to what is no number; fetch the file again."
         )
-    return Factor(values, info.dtype)
+    return stored
+
+
+def read_factor(info: TensorInfo) -> Factor:
+    """The factor of a file in float64; raises LoraInspectError as `check_finite` does."""
+    return Factor(check_finite(info).double(), info.dtype)
 
 
 def scaled(factor: Factor, scale: float) -> Factor:

@@ -10,7 +10,7 @@ from lora_inspect.fused_slices import fuse
 from lora_inspect.growth import Growth
 from lora_inspect.lowrank import Approximation
 from lora_inspect.naming import ALPHA, CONFIG, FACTORS, alpha_key, carrier_of, factor_key, magnitude_place
-from lora_inspect.scaled_factors import Factor, content, product_norm, read_factor, scaled
+from lora_inspect.scaled_factors import Factor, check_finite, content, product_norm, read_factor, scaled
 from lora_inspect.scaling import standard_alpha
 from lora_inspect.writer import TensorPlan
 
@@ -43,14 +43,16 @@ def keep(module: Module, growth: Growth, drop_magnitude: bool) -> StandardModule
         return _fused(module, growth)
     (contribution,) = module.contributions
     rank, scale, carrier = contribution.formula.rank(contribution.factors), contribution.known_scale, carrier_of(module)
-    factors = {role: read_factor(info) for role, info in contribution.factors.items()}
+    for info in contribution.factors.values():
+        check_finite(info)
     contents = {role: renamed(info, factor_key(module, info.name)) for role, info in contribution.factors.items()}
     alpha, error, folded = float(rank), 0.0, 1.0
     if carrier == FACTORS or (scale == 0.0 and carrier == ALPHA):
         # A stored alpha of 0 is read as rank by some programs: factors of zeros say the same to all of them.
         folded = scale
-        up = scaled(factors["up"], scale)
-        if up is not factors["up"]:
+        if scale != 1.0:
+            factors = {role: read_factor(info) for role, info in contribution.factors.items()}
+            up = scaled(factors["up"], scale)
             contents["up"] = content(contents["up"].plan.name, up, contribution.factors["up"].file)
             error = _lost(contribution, factors, up, scale)
     else:
@@ -62,7 +64,7 @@ def keep(module: Module, growth: Growth, drop_magnitude: bool) -> StandardModule
         if drop_magnitude:
             dropped = (magnitude.info.name,)
         else:
-            read_factor(magnitude.info)
+            check_finite(magnitude.info)
             key, suffix, shape = magnitude_place(module, contribution, magnitude)
             written.append(renamed(magnitude.info, key, shape))
     growth.take(sum(item.plan.nbytes for item in written), module.name.key)
