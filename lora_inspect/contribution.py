@@ -30,8 +30,9 @@ class Contribution(NamedTuple):
     """One change of one base weight.
 
     `factors` are the tensors by role. `rows` are the rows of the weight that it covers, None for all.
-    `transposed` says that the base stores the weight as (in, out). `alpha`, the rule `rslora` and `scale` are
-    None where unknown; `why` is the reason for the scale, or for its absence.
+    `transposed` says that the base stores the weight as (in, out): what a config says of it, None where none does,
+    until `match` has looked at the base. `alpha`, the rule `rslora` and `scale` are None where unknown; `why` is the
+    reason for the scale, or for its absence.
     """
 
     module: ModuleName
@@ -39,7 +40,7 @@ class Contribution(NamedTuple):
     factors: dict[str, TensorInfo]
     magnitude: Magnitude | None = None
     rows: tuple[int, int] | None = None
-    transposed: bool = False
+    transposed: bool | None = None
     rank: int | None = None
     alpha: float | None = None
     rslora: bool | None = None

@@ -13,7 +13,8 @@ class Fold:
 
     `magnitude` is a vector over the output rows or the input columns (`axis`), or None for an additive fold.
     `columns_per_input` is the kernel size of a convolution: so many neighbouring columns share one input.
-    `rows` are the rows of the target that the contribution covers (a slice of a fused layer), or None for all.
+    `rows` are the rows of the target that the contribution covers (a slice of a fused layer), or None for all;
+    `columns` are those that a slice covers where the target is stored as (in, out).
     Where `needs_norm_pass` is true, every block goes through `observe` before the first goes through `apply`.
     """
 
@@ -25,6 +26,7 @@ class Fold:
         multiplier: float,
         *,
         rows: tuple[int, int] | None = None,
+        columns: tuple[int, int] | None = None,
         magnitude: Any = None,
         axis: str = dora.OUTPUT,
         rule: str = dora.INSIDE,
@@ -36,6 +38,7 @@ class Fold:
         self.down = down
         self.multiplier = multiplier
         self.first_row = rows[0] if rows else 0
+        self.columns = slice(*columns) if columns else slice(None)
         self.magnitude = magnitude
         self.axis = axis
         self.rule = rule
@@ -53,17 +56,20 @@ class Fold:
         `rule` is the multiplier rule of DoRA; None takes the spelling's own.
         """
         up, down = contribution.formula.flatten(tensors)
+        rows, columns = contribution.rows, None
         if contribution.transposed:
             up, down = down.transpose(0, 1).contiguous(), up.transpose(0, 1).contiguous()
+            rows, columns = None, rows
         magnitude = contribution.magnitude
         if magnitude is None:
-            return cls(up, down, contribution.known_scale, multiplier, rows=contribution.rows)
+            return cls(up, down, contribution.known_scale, multiplier, rows=rows, columns=columns)
         return cls(
             up,
             down,
             contribution.known_scale,
             multiplier,
-            rows=contribution.rows,
+            rows=rows,
+            columns=columns,
             magnitude=tensors["magnitude"].reshape(-1),
             axis=dora.other_axis(magnitude.axis) if contribution.transposed else magnitude.axis,
             rule=rule or magnitude.spelling.multiplier,
@@ -100,5 +106,5 @@ class Fold:
         first = max(start, self.first_row)
         last = min(start + block.shape[0], self.first_row + self.up.shape[0])
         if first < last:
-            rows = block[first - start : last - start]
+            rows = block[first - start : last - start, self.columns]
             rows.addmm_(self.up[first - self.first_row : last - self.first_row], self.down)

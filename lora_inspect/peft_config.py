@@ -74,6 +74,12 @@ def is_target(targets: Any, path: str) -> bool:
     return isinstance(targets, list) and any(path == target or path.endswith(f".{target}") for target in targets)
 
 
+def fan_in_fan_out(config: Mapping[str, Any]) -> bool | None:
+    """Whether the config says that weights are stored as (in, out); PEFT's default is no, None is no yes or no."""
+    says = config.get("fan_in_fan_out", False)
+    return says if isinstance(says, bool) else None
+
+
 def residual_init(config: Mapping[str, Any]) -> str | None:
     """The initialisation that needs a residual base, or None."""
     init = config.get("init_lora_weights")

@@ -30,7 +30,7 @@ def with_scale(contribution: Contribution, sources: ScaleSources, settings: Sett
     """The contribution with rank, alpha and scale, or with the reason why the scale is unknown."""
     rank = contribution.formula.rank(contribution.factors)
     found, rule = sources.config, sources.rule.value
-    transposed = bool(found and found.config.get("fan_in_fan_out")) and contribution.is_linear
+    transposed = peft_config.fan_in_fan_out(found.config) if found and contribution.is_linear else None
     contribution = contribution._replace(rank=rank, transposed=transposed, rslora=rule)
     alpha, why = _alpha(contribution, sources, rank)
     if why and settings.alpha is not None:

@@ -11,8 +11,10 @@ from lora_inspect.cli.shared_options import reading_options, settings, writing_o
 from lora_inspect.dora import MULTIPLIER_RULES
 from lora_inspect.ops.merge import MergeOptions, MergePlan, check_merge_output, plan_merge
 from lora_inspect.ops.merge import merge as merge_files
+from lora_inspect.orientation import SHAPE, in_words
 from lora_inspect.printable import printable
 from lora_inspect.settings import parse_argument
+from lora_inspect.unmatched import in_components
 
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -24,12 +26,22 @@ _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 @click.option(
     "--dtype", type=click.Choice(list(_DTYPES)), help="Element type of floating tensors; the base's by default."
 )
-@click.option("--only", metavar="COMPONENT", help="Merge one component of the adapters: model, text_encoder, ….")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="COMPONENT",
+    help="Merge this component of the adapters: model, text_encoder, …; may be repeated.",
+)
 @click.option("--allow-unmatched", is_flag=True, help="Leave out modules and tensors without a target, and list them.")
 @click.option(
     "--dora-multiplier",
     type=click.Choice(MULTIPLIER_RULES),
     help="What a multiplier does to DoRA; by default what the file's own program does.",
+)
+@click.option(
+    "--transposed",
+    type=click.Choice(["yes", "no"]),
+    help="Whether the base stores square weights as (in, out), where nothing else says it.",
 )
 @reading_options
 @click.option("--dry-run", is_flag=True, help="Say what would be merged; read and write no weight.")
@@ -40,9 +52,10 @@ def merge(
     output: str,
     force: bool,
     dtype: str | None,
-    only: str | None,
+    only: tuple[str, ...],
     allow_unmatched: bool,
     dora_multiplier: str | None,
+    transposed: str | None,
     rslora: str | None,
     alpha: float | None,
     allow_partial_dora: bool,
@@ -61,6 +74,7 @@ def merge(
     options = MergeOptions(
         dtype=_DTYPES[dtype] if dtype else None,
         only=only,
+        transposed=None if transposed is None else transposed == "yes",
         allow_unmatched=allow_unmatched,
         dora_rule=dora_multiplier,
         settings=settings(rslora, alpha, allow_partial_dora),
@@ -70,14 +84,14 @@ def merge(
         click.echo(f"Note: {note}", err=True)
     if dry_run:
         check_merge_output(plan, output, force)
-        _print(_planned(plan, output), as_json)
+        _print(_planned(plan, output), plan, as_json)
         return
     with progress_bar("Merging", plan.bytes) as progress:
         result = merge_files(plan, output, force, progress)
     record = asdict(result)
     if plan.dora_rules:
         record["dora_multiplier"] = ", ".join(sorted(plan.dora_rules))
-    _print(record, as_json)
+    _print(record, plan, as_json)
 
 
 def _planned(plan: MergePlan, output: str) -> dict[str, Any]:
@@ -96,7 +110,13 @@ def _planned(plan: MergePlan, output: str) -> dict[str, Any]:
     }
 
 
-def _print(record: dict[str, Any], as_json: bool) -> None:
+def _print(record: dict[str, Any], plan: MergePlan, as_json: bool) -> None:
+    record["orientation"] = {
+        name: {"transposed": item.transposed, "from": item.source}
+        for name, item in plan.orientations.items()
+        if item.source != SHAPE
+    }
+    record["left_out"] = plan.left_out
     if as_json:
         click.echo(json.dumps(record, indent=2))
         return
@@ -110,6 +130,10 @@ def _print(record: dict[str, Any], as_json: bool) -> None:
     click.echo(f"{record['tensors_copied']} tensors {copied} unchanged")
     if "dora_multiplier" in record:
         click.echo(f"DoRA multiplier rule: {record['dora_multiplier']}")
+    if words := in_words(plan.orientations):
+        click.echo(f"orientation: {words}")
+    if plan.left_out:
+        click.echo(f"left out by --only: {in_components(plan.left_out)}", err=True)
     if record["unmatched"]:
         click.echo(f"{len(record['unmatched'])} keys left out: {', '.join(record['unmatched'][:5])}", err=True)
     if record["files_copied"]:

@@ -14,6 +14,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.growth import Growth
 from lora_inspect.hashes import sshs_hashes
 from lora_inspect.header import TensorInfo
+from lora_inspect.kinds import ADAPTER, kind_of
 from lora_inspect.matching import match
 from lora_inspect.metadata import HASHES, describe_file, standard_metadata
 from lora_inspect.progress import Progress, silent
@@ -139,7 +140,7 @@ def _open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
     if not options.base:
         return None
     base = open_checkpoint(options.base)
-    if read_adapter(base).modules:
+    if kind_of(read_adapter(base))[0] == ADAPTER:
         raise LoraInspectError(f"{base.path}: it is an adapter itself, not a base; name the model's own weights.")
     return base
 

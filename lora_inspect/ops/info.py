@@ -6,15 +6,14 @@ from typing import Any, NamedTuple
 
 from lora_inspect.adapter import Adapter, read_adapter
 from lora_inspect.architectures.detection import Detection, settled_by
-from lora_inspect.base_names import is_weight
 from lora_inspect.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.contribution import Contribution
 from lora_inspect.folded_scales import FOLDED_KEY, FoldedScales
 from lora_inspect.identify import adapter_candidates, base_candidates
+from lora_inspect.kinds import ADAPTER, kind_of
 from lora_inspect.settings import Settings
 
 SCHEMA = 1
-ADAPTER, BASE, OTHER = "adapter", "base", "other"
 
 
 class FileInfo(NamedTuple):
@@ -45,8 +44,7 @@ def inspect(path: str, settings: Settings = Settings()) -> FileInfo:  # noqa: B0
 
 def inspect_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> FileInfo:  # noqa: B008 (frozen)
     """The reading of an opened checkpoint, with what the user settles."""
-    adapter = read_adapter(checkpoint, settings)
-    kind = _kind(adapter)
+    kind, adapter = kind_of(read_adapter(checkpoint, settings))
     return FileInfo(adapter, kind, adapter_candidates(adapter) if kind == ADAPTER else base_candidates(checkpoint))
 
 
@@ -119,12 +117,6 @@ def _module_record(contribution: Contribution, folded: FoldedScales) -> dict[str
         "why": contribution.why if scale == contribution.scale else "it is multiplied into the factors",
         "dora": contribution.magnitude.axis if contribution.magnitude else None,
     }
-
-
-def _kind(adapter: Adapter) -> str:
-    if adapter.modules or adapter.problems:  # only an adapter, a broken one too, has something to be wrong
-        return ADAPTER
-    return BASE if any(map(is_weight, adapter.checkpoint.tensors.values())) else OTHER
 
 
 def _layout(candidates: tuple[Detection, ...]) -> str | None:

@@ -14,22 +14,30 @@ from lora_inspect.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.folded_weights import Change, Folding, write_folded
 from lora_inspect.input_file import Identity
-from lora_inspect.matching import accept_unmatched, match
+from lora_inspect.kinds import ADAPTER, kind_of
+from lora_inspect.matching import match
 from lora_inspect.metadata import describe_file, merged_metadata
+from lora_inspect.orientation import Orientation, check_option, together
 from lora_inspect.outputs import check_output, check_replaceable, new_folder
 from lora_inspect.progress import Progress, silent
 from lora_inspect.quantisation import quantisation_settings
 from lora_inspect.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.settings import Settings
 from lora_inspect.settling import read_settled
+from lora_inspect.unmatched import accept_unmatched
 
 
 @dataclass(frozen=True, slots=True)
 class MergeOptions:
-    """What the user may choose. `dtype` is a safetensors name; None keeps the base's. `only` is a component."""
+    """What the user may choose. `dtype` is a safetensors name; None keeps the base's.
+
+    `only` are components, all where it is empty. `transposed` says how the base stores the square weights whose
+    orientation the evidence leaves open.
+    """
 
     dtype: str | None = None
-    only: str | None = None
+    only: tuple[str, ...] = ()
+    transposed: bool | None = None
     allow_unmatched: bool = False
     dora_rule: str | None = None
     settings: Settings = field(default_factory=Settings)
@@ -37,7 +45,12 @@ class MergeOptions:
 
 @dataclass(frozen=True, slots=True)
 class MergePlan:
-    """What will be folded where, known before a byte of a weight is read."""
+    """What will be folded where, known before a byte of a weight is read.
+
+    `left_out` are the modules by component that the option `only` keeps out, `orientations` the ways in which the
+    changed Linear weights are stored. `transposed_note` is what is said of an
+    option that was not needed.
+    """
 
     base: Checkpoint
     adapters: tuple[tuple[Adapter, Settings], ...]
@@ -45,6 +58,9 @@ class MergePlan:
     unmatched: tuple[str, ...]
     options: MergeOptions
     side_files: SideFiles
+    left_out: dict[str, int]
+    orientations: dict[str, Orientation]
+    transposed_note: str | None
 
     @property
     def modules(self) -> int:
@@ -68,7 +84,8 @@ class MergePlan:
     @property
     def notes(self) -> list[str]:
         """What was said without need."""
-        return [note for adapter, _ in self.adapters for note in adapter.notes]
+        notes = [note for adapter, _ in self.adapters for note in adapter.notes]
+        return [*notes, self.transposed_note] if self.transposed_note else notes
 
     @property
     def bytes(self) -> int:
@@ -119,17 +136,31 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
     opened = [(open_checkpoint(path), _as_settings(own)) for path, own in adapters]
     read = read_settled(opened, options.settings)
     _check_kinds(base, read)
+    _check_components(options.only, read)
     changes: dict[str, list[Change]] = defaultdict(list)
     unmatched: list[str] = []
+    left_out: Counter[str] = Counter()
+    orientations: list[dict[str, Orientation]] = []
     for adapter in read:
         settings = adapter.settings
         settings.check(adapter.checkpoint.path, [module.name for module in adapter.modules.values()])
-        matching = match(adapter, base, options.only)
+        matching = match(adapter, base, options.only, options.transposed)
         unmatched.extend(accept_unmatched(adapter, base, matching, options.allow_unmatched))
+        left_out.update(module.name.component for module in matching.left_out)
+        orientations.append(matching.orientations)
         for name, contributions in matching.targets.items():
             changes[name].extend(Change(c, settings.multiplier_of(c.module), adapter) for c in contributions)
-    settled = tuple((adapter, adapter.settings) for adapter in read)
-    return MergePlan(base, settled, dict(changes), tuple(unmatched), options, find_side_files(base))
+    return MergePlan(
+        base=base,
+        adapters=tuple((adapter, adapter.settings) for adapter in read),
+        changes=dict(changes),
+        unmatched=tuple(unmatched),
+        options=options,
+        side_files=find_side_files(base),
+        left_out=dict(left_out),
+        orientations=together(orientations, base),
+        transposed_note=check_option(orientations, options.transposed),
+    )
 
 
 def _as_settings(given: Settings | float) -> Settings:
@@ -197,16 +228,25 @@ def _write_file(
 
 
 def _check_kinds(base: Checkpoint, adapters: Sequence[Adapter]) -> None:
-    as_adapter = read_adapter(base)
+    base_is_adapter = kind_of(read_adapter(base))[0] == ADAPTER
     for adapter in adapters:
-        path = adapter.checkpoint.path
-        if as_adapter.modules and not adapter.modules:
+        _, reading = kind_of(adapter)
+        if base_is_adapter and not reading.modules:
             raise LoraInspectError(
-                f"{base.path} is an adapter and {path} is none; name the base first, then the adapters."
+                f"{base.path} is an adapter and {adapter.checkpoint.path} is none; name the base first, then the "
+                "adapters."
             )
-        adapter.refuse()
-    if as_adapter.modules:
+        reading.refuse()
+    if base_is_adapter:
         raise LoraInspectError(f"{base.path}: it is an adapter itself, not a base; name the model's own weights first.")
+
+
+def _check_components(only: Sequence[str], adapters: Sequence[Adapter]) -> None:
+    """Raises LoraInspectError for a component that no adapter has."""
+    present = sorted({module.name.component for adapter in adapters for module in adapter.modules.values()})
+    if unknown := [component for component in only if component not in present]:
+        paths = ", ".join(adapter.checkpoint.path for adapter in adapters)
+        raise LoraInspectError(f"{paths}: it has no component {unknown[0]}; it has {', '.join(present)}.")
 
 
 def _sources(plan: MergePlan) -> list[Mapping[str, Any]]:

@@ -464,7 +464,7 @@ def test_a_component_that_the_base_lacks_is_one_line_and_only_settles_it(tmp_pat
     arguments = str(tmp_path / "base.safetensors"), [(str(tmp_path / "adapter.safetensors"), 1.0)]
     with pytest.raises(LoraInspectError, match=r"does not hold text_encoder \(1 modules\); --only model"):
         plan_merge(*arguments, MergeOptions())
-    plan = plan_merge(*arguments, MergeOptions(only="model"))
+    plan = plan_merge(*arguments, MergeOptions(only=("model",)))
     assert (plan.modules, plan.unmatched) == (1, ())
 
 

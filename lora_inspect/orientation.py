@@ -1,0 +1,224 @@
+"""Which way round a base stores a weight: (out, in) as a Linear does, or (in, out) as the Conv1D of transformers.
+
+A weight that is not square shows it by its shape. For a square one the evidence is, strongest first: its siblings,
+which are the base's non-square weights of the same leaf; the architecture's table, where no non-square weight of the
+base contradicts it; the config's `fan_in_fan_out`, which is one flag for all layers; the naming scheme, where only
+Linear layers have such names. What none of them decides, `--transposed` settles.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from lora_inspect import schemes
+from lora_inspect.architectures.record import Layout
+from lora_inspect.base_names import EXPERTS, is_weight, path_of
+from lora_inspect.checkpoint import Checkpoint
+from lora_inspect.contribution import Contribution, Module
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.header import TensorInfo
+from lora_inspect.schemes.record import MODEL
+
+SHAPE, SIBLINGS, ARCHITECTURE, CONFIG, SCHEME, OPTION = (
+    "shape", "siblings", "architecture", "config", "scheme", "option",
+)  # fmt: skip
+
+# The components whose architecture is identified.
+_MODELS = (MODEL, *EXPERTS)
+
+
+class Orientation(NamedTuple):
+    """Whether a base weight is stored as (in, out), and what says so."""
+
+    transposed: bool
+    source: str
+
+
+class NonSquare(NamedTuple):
+    """What the base's non-square matrices show: their orientations by leaf, and whether there are any at all."""
+
+    by_leaf: Mapping[str, frozenset[bool]]
+    present: bool
+
+    @property
+    def all(self) -> frozenset[bool]:
+        """The orientations that occur."""
+        return frozenset().union(*self.by_leaf.values())
+
+
+def orient(
+    places: Sequence[tuple[Module, TensorInfo]], base: Checkpoint, layouts: Collection[Layout], option: bool | None
+) -> dict[str, Orientation]:
+    """The orientation of every weight that a Linear module changes, by the weight's name.
+
+    `layouts` are those that the adapter may be in, whose tables may decide; `option` settles what the evidence leaves
+    open. Raises LoraInspectError where something stays open.
+    """
+    linear = [(module, target) for module, target in places if _is_linear(module, target)]
+    shapes = {target.name: covered_shape(module) for module, target in linear}
+    known = _non_square(base, shapes)
+    decided: dict[str, Orientation] = {}
+    left: list[tuple[Module, TensorInfo]] = []
+    for module, target in linear:
+        if found := _by_base(module, target, shapes[target.name], known, layouts):
+            decided[target.name] = found
+        else:
+            left.append((module, target))
+    leaves = {leaf_of(path_of(target)) for _, target in left}
+    undecided: list[TensorInfo] = []
+    for module, target in left:
+        found = _by_file(module.contributions[0], known, alone=len(leaves) == 1)
+        if found is None and option is not None:
+            found = Orientation(option, OPTION)
+        if found is None:
+            undecided.append(target)
+        else:
+            decided[target.name] = found
+    if undecided:
+        raise LoraInspectError(_open_question(undecided, base))
+    return decided
+
+
+def check_option(orientations: Iterable[Mapping[str, Orientation]], option: bool | None) -> str | None:
+    """The note on a `--transposed` that repeats what is known; LoraInspectError where it contradicts or cannot apply.
+
+    An option that settled one weight is content with what the evidence says of the others.
+    """
+    found = {name: item for decided in orientations for name, item in decided.items()}
+    if option is None or any(item.source == OPTION for item in found.values()):
+        return None
+    word = "yes" if option else "no"
+    if not found:
+        raise LoraInspectError(
+            f"--transposed {word} has nothing to settle, as no Linear weight is changed; leave it out."
+        )
+    for name, item in found.items():
+        if item.transposed != option:
+            raise LoraInspectError(
+                f"{name} is stored as {_written(item.transposed)} by its {item.source}, which --transposed {word} "
+                "contradicts; leave the option out."
+            )
+    return f"--transposed {word} repeats what the weights show"
+
+
+def together(orientations: Iterable[Mapping[str, Orientation]], base: Checkpoint) -> dict[str, Orientation]:
+    """The orientations that several adapters found; LoraInspectError where two of them read a weight differently."""
+    found: dict[str, Orientation] = {}
+    for decided in orientations:
+        for name, item in decided.items():
+            first = found.setdefault(name, item)
+            if first.transposed != item.transposed:
+                raise LoraInspectError(
+                    f"{base.path}: for one adapter {name} is stored as {_written(first.transposed)} by its "
+                    f"{first.source}, for another as {_written(item.transposed)} by its {item.source}; leave out the "
+                    "one that is for another model."
+                )
+    return found
+
+
+def in_words(orientations: Mapping[str, Orientation]) -> str:
+    """How many weights are stored which way, by what decided it, where that was not the shape itself; else ""."""
+    counts = Counter(item for item in orientations.values() if item.source != SHAPE)
+    return "; ".join(
+        f"from {item.source} {count} as {_written(item.transposed)}" for item, count in sorted(counts.items())
+    )
+
+
+def covered_shape(module: Module) -> tuple[int, int]:
+    """(out, in) of the Linear weight that a module's contributions cover, all slices of a split one together."""
+    first = module.contributions[0]
+    rows = max((part.rows[1] for part in module.contributions if part.rows), default=first.shape[0])
+    return rows, first.shape[1]
+
+
+def leaf_of(path: str) -> str:
+    """The last name of a path, with the numbers after it: "c_proj", "to_out.0"."""
+    segments = path.split(".")
+    start = next((i for i in range(len(segments) - 1, -1, -1) if not segments[i].isdigit()), 0)
+    return ".".join(segments[start:])
+
+
+def _is_linear(module: Module, target: TensorInfo) -> bool:
+    return len(target.shape) == 2 and module.contributions[0].is_linear
+
+
+def _non_square(base: Checkpoint, shapes: Mapping[str, tuple[int, int]]) -> NonSquare:
+    """What the base's non-square matrices show: by the (out, in) of the adapter's change, or by the layer's bias."""
+    by_leaf: dict[str, set[bool]] = defaultdict(set)
+    present = False
+    for info in base.tensors.values():
+        if not is_weight(info) or len(info.shape) != 2 or info.shape[0] == info.shape[1]:
+            continue
+        present = True
+        path = path_of(info)
+        bias = base.tensors.get(f"{path}.bias")
+        if info.name in shapes:
+            stored = _by_shape(shapes[info.name], info.shape)
+        elif bias and len(bias.shape) == 1 and bias.shape[0] in info.shape:
+            stored = bias.shape[0] == info.shape[1]
+        else:
+            stored = None
+        if stored is not None:
+            by_leaf[leaf_of(path)].add(stored)
+    return NonSquare({leaf: frozenset(found) for leaf, found in by_leaf.items()}, present)
+
+
+def _by_base(
+    module: Module, target: TensorInfo, shape: tuple[int, int], known: NonSquare, layouts: Collection[Layout]
+) -> Orientation | None:
+    """What shape, siblings and the architecture's table say."""
+    if target.shape[0] != target.shape[1] or shape != target.shape:
+        return Orientation(_by_shape(shape, target.shape) is True, SHAPE)
+    leaf = leaf_of(path_of(target))
+    siblings = known.by_leaf.get(leaf, frozenset())
+    if len(siblings) == 1:
+        return Orientation(next(iter(siblings)), SIBLINGS)
+    if module.name.component in _MODELS:
+        says = {_by_table(leaf, layout, known) for layout in layouts}
+        if len(says) == 1 and (stored := says.pop()) is not None:
+            return Orientation(stored, ARCHITECTURE)
+    return None
+
+
+def _by_shape(shape: tuple[int, int], stored: tuple[int, ...]) -> bool | None:
+    """Whether a change of `shape` (out, in) is stored as (in, out); None where it fits neither way or both."""
+    if shape[0] == shape[1] or stored not in (shape, shape[::-1]):
+        return None
+    return stored != shape
+
+
+def _by_table(leaf: str, layout: Layout, known: NonSquare) -> bool | None:
+    """What the layout says of its leaf, if all that the base shows bears the layout out."""
+    borne_out = all(found == {other in layout.transposed} for other, found in known.by_leaf.items())
+    return leaf in layout.transposed if borne_out and leaf in map(leaf_of, layout.paths) else None
+
+
+def _by_file(contribution: Contribution, known: NonSquare, alone: bool) -> Orientation | None:
+    """What the config or the names say, where nothing that the base shows speaks against it.
+
+    PEFT turns its one flag to the kind of the layer that it wraps, so that a config tells the kind of the last one.
+    (in, out) is therefore believed for a single leaf; so is (out, in) where the base shows nothing.
+    """
+    says = contribution.transposed
+    if says is None:
+        by_names = schemes.by_name(contribution.module.scheme).absent_alpha != "config"
+        shown = known.all == {False} or (by_names and not known.all)
+        return Orientation(False, SCHEME) if shown else None
+    if not known.all <= {says}:
+        return None
+    if not alone and (says or not known.present):
+        return None
+    return Orientation(says, CONFIG)
+
+
+def _open_question(undecided: Sequence[TensorInfo], base: Checkpoint) -> str:
+    leaves = sorted({leaf_of(path_of(target)) for target in undecided})
+    others = f" (and {len(undecided) - 1} more: {', '.join(leaves[:5])})" if len(undecided) > 1 else ""
+    return (
+        f"{base.path}: {undecided[0].name}{others} is square, and nothing says whether it is stored as (out, in) or as "
+        "(in, out); settle it with --transposed no or --transposed yes."
+    )
+
+
+def _written(transposed: bool) -> str:
+    return "(in, out)" if transposed else "(out, in)"
