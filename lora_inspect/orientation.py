@@ -34,18 +34,6 @@ class Orientation(NamedTuple):
     source: str
 
 
-class NonSquare(NamedTuple):
-    """What the base's non-square matrices show: their orientations by leaf, and whether there are any at all."""
-
-    by_leaf: Mapping[str, frozenset[bool]]
-    present: bool
-
-    @property
-    def all(self) -> frozenset[bool]:
-        """The orientations that occur."""
-        return frozenset().union(*self.by_leaf.values())
-
-
 def orient(
     places: Sequence[tuple[Module, TensorInfo]], base: Checkpoint, layouts: Collection[Layout], option: bool | None
 ) -> dict[str, Orientation]:
@@ -142,14 +130,12 @@ def _is_linear(module: Module, target: TensorInfo) -> bool:
     return len(target.shape) == 2 and module.contributions[0].is_linear
 
 
-def _non_square(base: Checkpoint, shapes: Mapping[str, tuple[int, int]]) -> NonSquare:
-    """What the base's non-square matrices show: by the (out, in) of the adapter's change, or by the layer's bias."""
+def _non_square(base: Checkpoint, shapes: Mapping[str, tuple[int, int]]) -> dict[str, set[bool]]:
+    """The orientations of the base's non-square matrices by leaf, as the adapter's change or the layer's bias tells."""
     by_leaf: dict[str, set[bool]] = defaultdict(set)
-    present = False
     for info in base.tensors.values():
         if not is_weight(info) or len(info.shape) != 2 or info.shape[0] == info.shape[1]:
             continue
-        present = True
         path = path_of(info)
         bias = base.tensors.get(f"{path}.bias")
         if info.name in shapes:
@@ -160,17 +146,21 @@ def _non_square(base: Checkpoint, shapes: Mapping[str, tuple[int, int]]) -> NonS
             stored = None
         if stored is not None:
             by_leaf[leaf_of(path)].add(stored)
-    return NonSquare({leaf: frozenset(found) for leaf, found in by_leaf.items()}, present)
+    return dict(by_leaf)
 
 
 def _by_base(
-    module: Module, target: TensorInfo, shape: tuple[int, int], known: NonSquare, layouts: Collection[Layout]
+    module: Module,
+    target: TensorInfo,
+    shape: tuple[int, int],
+    known: Mapping[str, set[bool]],
+    layouts: Collection[Layout],
 ) -> Orientation | None:
     """What shape, siblings and the architecture's table say."""
     if target.shape[0] != target.shape[1] or shape != target.shape:
         return Orientation(_by_shape(shape, target.shape) is True, SHAPE)
     leaf = leaf_of(path_of(target))
-    siblings = known.by_leaf.get(leaf, frozenset())
+    siblings = known.get(leaf, set())
     if len(siblings) == 1:
         return Orientation(next(iter(siblings)), SIBLINGS)
     if module.name.component in _MODELS:
@@ -187,26 +177,23 @@ def _by_shape(shape: tuple[int, int], stored: tuple[int, ...]) -> bool | None:
     return stored != shape
 
 
-def _by_table(leaf: str, layout: Layout, known: NonSquare) -> bool | None:
+def _by_table(leaf: str, layout: Layout, known: Mapping[str, set[bool]]) -> bool | None:
     """What the layout says of its leaf, if all that the base shows bears the layout out."""
-    borne_out = all(found == {other in layout.transposed} for other, found in known.by_leaf.items())
+    borne_out = all(found == {other in layout.transposed} for other, found in known.items())
     return leaf in layout.transposed if borne_out and leaf in map(leaf_of, layout.paths) else None
 
 
-def _by_file(contribution: Contribution, known: NonSquare, alone: bool) -> Orientation | None:
+def _by_file(contribution: Contribution, known: Mapping[str, set[bool]], alone: bool) -> Orientation | None:
     """What the config or the names say, where nothing that the base shows speaks against it.
 
-    PEFT turns its one flag to the kind of the layer that it wraps, so that a config tells the kind of the last one.
-    (in, out) is therefore believed for a single leaf; so is (out, in) where the base shows nothing.
+    PEFT turns its one flag to the kind of the layer that it wraps, so that a config tells the kind of the last one:
+    (in, out), which no model has throughout, is believed for a single leaf.
     """
-    says = contribution.transposed
+    says, shown = contribution.transposed, {stored for found in known.values() for stored in found}
     if says is None:
         by_names = schemes.by_name(contribution.module.scheme).absent_alpha != "config"
-        shown = known.all == {False} or (by_names and not known.all)
-        return Orientation(False, SCHEME) if shown else None
-    if not known.all <= {says}:
-        return None
-    if not alone and (says or not known.present):
+        return Orientation(False, SCHEME) if shown == {False} or (by_names and not shown) else None
+    if not shown <= {says} or (says and not alone):
         return None
     return Orientation(says, CONFIG)
 

@@ -59,6 +59,8 @@ FOUND = {
     "the config's no": (["a.odd"], weight("a.odd", N, N) | LINEAR, False, (False, "config")),
     "the config's no, for several leaves": (
         ["a.odd", "a.even"], weight("a.odd", N, N) | weight("a.even", N, N) | LINEAR, False, (False, "config")),
+    "the config's no, where the base shows nothing": (
+        ["a.odd", "a.even"], weight("a.odd", N, N) | weight("a.even", N, N), False, (False, "config")),
     "no config, and a base of Linear layers": (["a.odd"], weight("a.odd", N, N) | LINEAR, None, (False, "scheme")),
 }  # fmt: skip
 
@@ -72,8 +74,8 @@ def test_the_strongest_evidence_decides(modules, weights, flag, expected, orient
 OPEN = {
     "a square Linear and a square Conv1D under one flag": (
         ["a.lin", "a.conv"], weight("a.lin", N, N) | weight("a.conv", N, N), True),
-    "the same, with the flag of the other": (
-        ["a.lin", "a.conv"], weight("a.lin", N, N) | weight("a.conv", N, N), False),
+    "the same with the flag of the other, beside a Conv1D": (
+        ["a.lin", "a.conv"], weight("a.lin", N, N) | weight("a.conv", N, N) | CONV1D, False),
     "a flag that the other layers belie": (["a.odd"], weight("a.odd", N, N) | LINEAR, True),
     "a flag of no that Conv1D layers belie": (["a.odd"], weight("a.odd", N, N) | CONV1D, False),
     "layers of both kinds": (

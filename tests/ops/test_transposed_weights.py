@@ -147,6 +147,7 @@ def test_a_square_linear_beside_a_square_conv1d_is_never_merged_wrongly_in_silen
             self.config = {}
             for name in order:
                 self.add_module(name, {"linear": torch.nn.Linear, "conv": Conv1D}[name](8, 8))
+            self.wide = Conv1D(12, 8)
 
         def forward(self, x):
             return x
