@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lora_inspect.architectures.record import Architecture, Switch, Training
 from lora_inspect.architectures.trained import blocks_of, by_option, family_of, training_of
 
-from . import arguments, creation, reading
+from . import arguments, creation, reading, saved_in_parts
 from .arguments import NetworkArguments, Option
 from .creation import PREFIX
 from .file_names import FileNames
@@ -194,7 +194,9 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Algo
         if weights_sd is None:
             if file is None:
                 raise ValueError("neither a file nor weights_sd is given")
-            weights_sd, kwargs["metadata"] = reading.open_weights(os.fspath(file))
+            opened = reading.open_weights(os.fspath(file))
+            # `merge_to` gets the weights without the metadata.
+            weights_sd, kwargs["metadata"] = saved_in_parts.with_whole_alphas(*opened)
         network = create_arch_network_from_weights(multiplier, weights_sd, text_encoder, unet, for_inference, **kwargs)
         return network, weights_sd
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import loading, reading, standard_form, summary
+from . import loading, reading, saved_in_parts, standard_form, summary
 from .arguments import NetworkArguments, parse
 from .layers import LoRAModule
 from .merging import LoRAInfModule
@@ -123,6 +123,8 @@ def create_network_from_weights(
         raise ValueError("unet is None, but the model that the weights are for was expected")
     options = parse(kwargs)
     splits = Splits(options.split_dims or {}, options.split_qkv)
+    if metadata:
+        weights_sd, metadata = saved_in_parts.with_whole_alphas(weights_sd, metadata)
     native = standard_form.from_standard(weights_sd, named_sizes(unet, PREFIX, splits).get)
     found = reading.read(native, metadata, getattr(module_class, "reader", None))
     settled_options = _SETTLED if any(module.split_dims for module in found.modules.values()) else (*_SETTLED, *_SLICES)

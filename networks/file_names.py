@@ -29,7 +29,7 @@ from lora_inspect.schemes.diffusers import DIFFUSERS
 from lora_inspect.schemes.lycoris import LYCORIS
 
 from .key_places import KeyPlaces, Place
-from .reading import MAGNITUDE
+from .reading import MAGNITUDE, is_factor
 from .targets import module_name
 
 _TRANSFORMER, _LYCORIS = "transformer.", "lycoris_"
@@ -115,7 +115,8 @@ class FileNames:
             new = f"{place.name}.{place.key}" if place else key
             if new in named:
                 raise ValueError(f"{key} is there twice, in two spellings")
-            if place and place.role == "up" and not place.scheme.flat and place.name not in with_alpha:
+            without_alpha = place and not place.scheme.flat and place.name not in with_alpha
+            if place and without_alpha and place.role == "up" and is_factor(tensor):
                 folded = True
                 scale = scales.of(place, tensor.shape[1])
                 alpha = (own or {}).get(f"{place.name}.alpha")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lora_inspect.evidence import DORA_FLAG, RSLORA_FLAG
 from lora_inspect.scaling import neutral_alpha
 
-from . import base_watch, loading, reading, saving, standard_form, summary
+from . import base_watch, loading, reading, saved_in_parts, saving, standard_form, summary
 from .arguments import NATIVE, STANDARD
 from .file_names import FileNames, Named
 from .left_out import LeftOut
@@ -164,6 +164,7 @@ class NetworkWeights(nn.Module):
             named = self._file_names.from_file(weights, metadata, self._file_tensors(loras), self.use_rslora)
             weights, metadata = named.tensors, named.metadata
         sizes = {lora.lora_name: getattr(lora, "split_dims", None) for lora in loras}
+        weights, metadata = saved_in_parts.with_whole_alphas(weights, metadata)
         return standard_form.from_standard(weights, sizes.get), metadata
 
     def _foreign_names(self, weights: Mapping[str, Tensor]) -> set[str]:

@@ -134,6 +134,12 @@ def _read_module(name: str, tensors: dict[str, Tensor]) -> ModuleWeights:
         if missing := {"down", "up"} - factors.keys():
             suffix = "" if number is None else f".{number}"
             raise ValueError(f"{name}.lora_{missing.pop()}{suffix}.weight is missing")
+        for side, factor in factors.items():
+            if not is_factor(factor):
+                raise ValueError(
+                    f"{name}: {side} has shape {list(factor.shape)}, but at least two dimensions, none of them 0, were "
+                    "expected"
+                )
         up, down = lora.flatten(factors)
         if up.shape[1] != down.shape[0]:
             raise ValueError(f"{name}: down has rank {down.shape[0]} and up has rank {up.shape[1]}")
@@ -147,6 +153,11 @@ def _read_module(name: str, tensors: dict[str, Tensor]) -> ModuleWeights:
 
 
 LORA = FactorReader("LoRA", _ROLE, _read_module)
+
+
+def is_factor(tensor: Tensor) -> bool:
+    """Whether a tensor can be a factor of LoRA by its shape alone."""
+    return tensor.dim() > 1 and tensor.numel() > 0
 
 
 def count(names: Collection[Any], what: str) -> str:

@@ -20,7 +20,7 @@ from lora_inspect.json_text import parse_json
 from lora_inspect.scaling import RANK_STABILISED, STANDARD, standard_alpha, to_float32
 
 from .key_places import DORA_SCALE
-from .reading import MAGNITUDE, Reading
+from .reading import MAGNITUDE, Reading, is_factor
 
 TRAINED_KEY = "lora_inspect.trained_as"
 
@@ -117,9 +117,9 @@ def from_standard(weights: Mapping[str, Tensor], sizes: Callable[[str], Sequence
     for name, module in _by_module(weights).items():
         if DORA_SCALE in module:
             module[MAGNITUDE] = _per_output(name, module.pop(DORA_SCALE), module.get("lora_up.weight"))
-        slices = sizes(name)
-        if slices and {"lora_down.weight", "lora_up.weight"} <= module.keys():
-            pairs = fusing.part(module["lora_up.weight"], module["lora_down.weight"], slices)
+        slices, (down, up) = sizes(name), (module.get(f"lora_{role}.weight") for role in ("down", "up"))
+        if slices and down is not None and up is not None and is_factor(down) and is_factor(up):
+            pairs = fusing.part(up, down, slices)
             if pairs:
                 del module["lora_up.weight"], module["lora_down.weight"]
                 for number, (up, down) in enumerate(pairs):

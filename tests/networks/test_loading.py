@@ -152,6 +152,11 @@ def rename(old, new):
         (lambda w: w | {"lora_unet_blocks_0_img_mod.alpha": torch.ones(2)}, "single number"),
         (lambda w: w | {"lora_unet_blocks_0_img_mod.lora_up.weight": torch.ones(12, 3)}, "rank 4 and up has rank 3"),
         (lambda w: w | {"lora_unet_blocks_0_img_mod.lora_up.weight": torch.ones(13, 4)}, "another model"),
+        (
+            lambda w: w | {"lora_unet_blocks_0_img_mod.lora_up.weight": torch.ones(())},
+            r"up has shape \[\], but at least",
+        ),
+        (lambda w: w | {"lora_unet_blocks_0_img_mod.lora_down.weight": torch.ones(0, 12)}, r"down has shape \[0, 12\]"),
         (lambda w: w | {"extra": torch.ones(1)}, "1 tensor of the weights cannot be used"),
         (
             lambda w: w | {"lora_unet_blocks_0_img_mod.lora_up.weight": torch.full((12, 4), torch.nan)},

@@ -262,3 +262,48 @@ def test_one_tensor_in_two_spellings_is_an_error(tmp_path):
     save_file({key: tensor.clone() for key, tensor in both.items()}, tmp_path / "both.safetensors")
     with pytest.raises(ValueError, match="is there twice, in two spellings"):
         network.load_weights(str(tmp_path / "both.safetensors"))
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("alpha_of", ["a part", "the whole"])
+def test_a_file_of_sd_scripts_split_qkv_goes_on_at_a_third_of_its_strength(split, alpha_of, tmp_path):
+    network, model = network_of("flux", split_qkv=str(split), rank=RANK if split else 3 * RANK)
+    path, name = "double_blocks.0.img_attn.qkv", "lora_unet_double_blocks_0_img_attn_qkv"
+    layer = model.get_submodule(path)
+    size = layer.out_features // 3
+    torch.manual_seed(5)
+    parts = [(torch.randn(RANK, layer.in_features), torch.randn(size, RANK)) for _ in range(3)]
+    tensors = {
+        f"{name}.lora_down.weight": torch.cat([down for down, _ in parts]),
+        f"{name}.lora_up.weight": torch.block_diag(*(up for _, up in parts)),
+        f"{name}.alpha": torch.tensor(ALPHA if alpha_of == "a part" else 3 * ALPHA),
+    }
+    metadata = {
+        "ss_network_module": "networks.lora_flux",
+        "ss_network_dim": str(RANK),
+        "ss_network_alpha": str(ALPHA),
+        "ss_network_args": json.dumps({"split_qkv": "True"}),
+    }
+    file = str(tmp_path / "sd_scripts.safetensors")
+    save_file(tensors, file, metadata)
+    base = make("flux", "original")
+    delta = torch.cat([up.double() @ down.double() for down, up in parts])
+    with torch.no_grad():
+        weight = base.get_submodule(path).weight
+        weight.copy_(weight.double() + ALPHA / RANK * delta)
+    wanted = outputs_at([path], base)
+    network.load_weights(file)
+    assert distance(outputs_at([path], model), wanted) < 1e-5
+    merged = make("flux", "original")
+    options = {"split_qkv": "True"} if split else {}
+    again, _ = module_of("flux").create_network_from_weights(1.0, file, None, None, merged, **options)
+    again.apply_to(None, merged)
+    again.load_weights(file)
+    assert distance(outputs_at([path], merged), wanted) < 1e-5
+    base = make("flux", "original")
+    merging, weights = module_of("flux").create_network_from_weights(1.0, file, None, None, base, for_inference=True)
+    merging.merge_to(None, base, weights)
+    assert distance(outputs_at([path], base), wanted) < 1e-5
+    save_file(tensors, file, metadata | {"ss_network_alpha": "5.0"})
+    with pytest.raises(ValueError, match=r"alpha \d is neither the 5 that was asked for"):
+        network.load_weights(file)
