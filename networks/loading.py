@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lora_inspect import asked_ranks, evidence, problems
+from lora_inspect import evidence, problems
 from lora_inspect.evidence import DORA_FLAG
 
 from . import standard_form
@@ -107,16 +107,11 @@ def magnitude_errors(state_dict: Collection[str], prefix: str, modules: Iterable
 
 
 def check_base(reading: Reading, pissa: bool) -> None:
-    """Raises ValueError for weights that are no change of the original base at alpha/rank, or not a PiSSA network's."""
+    """Raises ValueError for weights on another base than the original one, and for those a PiSSA network cannot use."""
     if init := problems.residual_init(reading.metadata):
         raise ValueError(
             f"ss_init_lora_weights is {init}, so the weights change a residual base and not the original one; "
             "convert them to plain LoRA with the program that trained them"
-        )
-    if asked_ranks.saves_parts(reading.metadata):
-        raise ValueError(
-            "ss_network_args says split_qkv, which saves fused layers in parts without counting their alphas for each; "
-            "write the file anew with `lora-inspect convert --to-standard` and load that"
         )
     # A file of torch.save has no place for metadata; any weights of that rank can be read in this way.
     if pissa and reading.metadata and problems.INITIAL_FACTORS_KEY not in reading.metadata:

@@ -176,7 +176,7 @@ class NetworkWeights(nn.Module):
 
     def take(self, modules: Mapping[str, Any]) -> None:
         """Makes `modules` the network's, and puts them into their layers where the others are."""
-        is_applied = any(lora.org_forward is not None for lora in self.unet_loras)
+        is_applied = any(getattr(lora, "org_forward", None) is not None for lora in self.unet_loras)
         for name, lora in modules.items():
             lora.multiplier = self.multiplier
             self.add_module(name, lora)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from lora_inspect.asked_ranks import NETWORKS, AskedRanks, read_asked_ranks
+from lora_inspect.asked_ranks import AskedRanks, read_asked_ranks, saves_parts
 from lora_inspect.evidence import close
 
 from .reading import is_factor
@@ -22,13 +22,12 @@ def with_whole_alphas(
     Raises ValueError where the alpha is neither that of a part nor that of the whole layer.
     """
     asked = read_asked_ranks(metadata)
-    if asked is None or not asked.splits:
+    if asked is None or not saves_parts(metadata):
         return weights, metadata
-    table = NETWORKS[metadata["ss_network_module"]].split if metadata.get("ss_network_module") in NETWORKS else ()
     whole = dict(weights)
     for key, up in weights.items():
         name = key.removesuffix(".lora_up.weight")
-        parts = next((count for words, count in table if all(word in name for word in words)), 1)
+        parts = next((count for words, count in asked.options.split if all(word in name for word in words)), 1)
         if name == key or parts == 1 or f"{name}.alpha" not in weights or not is_factor(up):
             continue
         if not _is_block_diagonal(up, parts):
@@ -43,7 +42,12 @@ def with_whole_alphas(
 
 def _times(name: str, alpha: float, asked: AskedRanks, rank: int, parts: int) -> int:
     wanted = float(rank) if asked.alpha == 0 else asked.alpha
-    if wanted is None or close(alpha, wanted):
+    if wanted is None:
+        raise ValueError(
+            f"{name}: split_qkv saved it in {parts} parts, and without ss_network_alpha nothing says whether its alpha "
+            f"{alpha:g} is that of a part; settle it with `lora-inspect convert`, and load what that writes"
+        )
+    if close(alpha, wanted):
         return parts
     if close(alpha, parts * wanted):
         return 1

@@ -72,13 +72,6 @@ def test_our_metadata_settles_the_rule_where_flags_were_lost(make_model, saved):
         create(make_model()).load_weights(file)
 
 
-def test_a_file_whose_layers_were_saved_in_parts_is_refused(make_model, saved):
-    args = {"ss_network_module": "networks.lora_flux", "ss_network_args": '{"split_qkv": "True"}'}
-    with pytest.raises(ValueError, match=r"split_qkv.*lora-inspect convert --to-standard"):
-        create(make_model()).load_weights(saved(metadata=args))
-    create(make_model()).load_weights(saved(metadata={**args, "ss_network_args": "{}"}))
-
-
 @pytest.mark.parametrize("change", [None, without("dora")])
 def test_dora_expected_but_missing(make_model, saved, change):
     file = saved(change, use_dora=change is not None)
