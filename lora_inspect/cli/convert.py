@@ -29,6 +29,11 @@ from lora_inspect.ops.convert import ConvertOptions, ConvertResult, convert_to_s
     callback=finite,
     help="With --base: the least rank whose relative error is at most this, per module.",
 )
+@click.option(
+    "--transposed",
+    type=click.Choice(["yes", "no"]),
+    help="With --base: whether it stores square weights as (in, out), where nothing else says it.",
+)
 @click.option("--lossy", is_flag=True, help="Accept modules that lose more than 5% of their change.")
 @click.option(
     "--allow-growth", is_flag=True, help="Accept an output above 64 MB and above 16 times the input's tensors."
@@ -47,6 +52,7 @@ def convert(
     base: str | None,
     rank: int | None,
     max_error: float | None,
+    transposed: str | None,
     lossy: bool,
     drop_magnitude: bool,
     allow_growth: bool,
@@ -68,6 +74,8 @@ def convert(
         raise click.UsageError("--keep-dora, --base and --drop-magnitude exclude each other.")
     if (base is None) != (rank is None and max_error is None) or (rank is not None and max_error is not None):
         raise click.UsageError("--base takes exactly one of --rank and --max-error.")
+    if transposed and base is None:
+        raise click.UsageError("--transposed speaks of the weights of --base.")
     adapter, own = parse_without_strength(adapter, "convert")
     options = ConvertOptions(
         keep_dora=keep_dora,
@@ -76,6 +84,7 @@ def convert(
         rank=rank,
         max_error=max_error,
         lossy=lossy,
+        transposed=None if transposed is None else transposed == "yes",
         allow_growth=allow_growth,
         settings=own.joined(settings(rslora, alpha, allow_partial_dora), adapter),
     )

@@ -17,6 +17,7 @@ from lora_inspect.header import TensorInfo
 from lora_inspect.kinds import ADAPTER, kind_of
 from lora_inspect.matching import match
 from lora_inspect.metadata import HASHES, describe_file, standard_metadata
+from lora_inspect.orientation import check_option
 from lora_inspect.progress import Progress, silent
 from lora_inspect.settings import Settings
 from lora_inspect.standard_output import StandardOutput
@@ -32,7 +33,8 @@ class ConvertOptions:
     """What the user may choose. For DoRA one of `keep_dora`, `drop_magnitude` or `base` must be given.
 
     With `base`, `rank` or `max_error` says how the true weight change is approximated; `lossy` accepts modules
-    whose relative error is above 5%, `allow_growth` an output that is large and over 16 times its input.
+    whose relative error is above 5%, `allow_growth` an output that is large and over 16 times its input. `transposed` says how the
+    base stores square weights where the evidence leaves it open.
     """
 
     keep_dora: bool = False
@@ -42,6 +44,7 @@ class ConvertOptions:
     max_error: float | None = None
     lossy: bool = False
     allow_growth: bool = False
+    transposed: bool | None = None
     settings: Settings = field(default_factory=Settings)
 
 
@@ -81,7 +84,7 @@ def convert_to_standard(
     place.check(inputs, force)
     if options.keep_dora:
         place.check_magnitudes()
-    modules = _convert(adapter, _targets(adapter, base) if base else {}, options, progress)
+    modules = _convert(adapter, _targets(adapter, base, options.transposed) if base else {}, options, progress)
     _refuse_lossy(path, modules, options)
     passed = [renamed(adapter.checkpoint.tensors[key], key) for key in adapter.unclaimed]
     contents = [content for module in modules.values() for content in module.contents] + passed
@@ -145,9 +148,10 @@ def _open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
     return base
 
 
-def _targets(adapter: Adapter, base: Checkpoint) -> dict[str, tuple[TensorInfo, Contribution]]:
+def _targets(adapter: Adapter, base: Checkpoint, transposed: bool | None) -> dict[str, tuple[TensorInfo, Contribution]]:
     """The base weight of each DoRA module, and the contribution as it lands there; every one is needed."""
-    matching = match(adapter, base)
+    matching = match(adapter, base, transposed=transposed)
+    check_option([matching.orientations], transposed)
     needed = [module for module in matching.unmatched if any(c.magnitude for c in module.contributions)]
     if needed:
         raise LoraInspectError(

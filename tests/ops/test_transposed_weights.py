@@ -223,3 +223,11 @@ def test_convert_with_a_base_takes_the_orientation_that_merge_takes(make, flag, 
         assert (delta - change).norm() <= 1e-4 * change.norm()
         checked += 1
     assert checked == 4
+
+
+def test_convert_has_the_option_that_its_refusal_names(run, tmp_path):
+    train(gpt_neo(), ["out_proj"], tmp_path, use_dora=True)
+    config_says(tmp_path, True)
+    command = "convert", tmp_path / "adapter", "-o", tmp_path / "out", "--base", tmp_path / "base", "--rank", "16"
+    assert "--transposed no or --transposed yes" in run(*command).refusal
+    assert run(*command, "--transposed", "no").status == 0
