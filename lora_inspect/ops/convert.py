@@ -33,8 +33,8 @@ class ConvertOptions:
     """What the user may choose. For DoRA one of `keep_dora`, `drop_magnitude` or `base` must be given.
 
     With `base`, `rank` or `max_error` says how the true weight change is approximated; `lossy` accepts modules
-    whose relative error is above 5%, `allow_growth` an output that is large and over 16 times its input. `transposed` says how the
-    base stores square weights where the evidence leaves it open.
+    whose relative error is above 5%, `allow_growth` an output that is large and over 16 times its input, and
+    `transposed` says how the base stores square weights where the evidence leaves it open.
     """
 
     keep_dora: bool = False
