@@ -10,6 +10,7 @@ from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.shared_options import finite, parse_without_strength, reading_options, settings, writing_options
 from lora_inspect.contribution import claim
 from lora_inspect.ops.convert import ConvertOptions, ConvertResult, convert_to_standard
+from lora_inspect.orientation import SHAPE, in_words
 
 
 @click.command(short_help="Rewrite an adapter so that every loader applies the same scale.")
@@ -29,17 +30,17 @@ from lora_inspect.ops.convert import ConvertOptions, ConvertResult, convert_to_s
     callback=finite,
     help="With --base: the least rank whose relative error is at most this, per module.",
 )
-@click.option(
-    "--transposed",
-    type=click.Choice(["yes", "no"]),
-    help="With --base: whether it stores square weights as (in, out), where nothing else says it.",
-)
 @click.option("--lossy", is_flag=True, help="Accept modules that lose more than 5% of their change.")
 @click.option(
     "--allow-growth", is_flag=True, help="Accept an output above 64 MB and above 16 times the input's tensors."
 )
 @click.option(
     "--drop-magnitude", is_flag=True, help="DoRA: leave the magnitude out; each row keeps the length of W + delta."
+)
+@click.option(
+    "--transposed",
+    type=click.Choice(["yes", "no"]),
+    help="With --base: whether it stores square weights as (in, out), where nothing else says it.",
 )
 @reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -52,10 +53,10 @@ def convert(
     base: str | None,
     rank: int | None,
     max_error: float | None,
-    transposed: str | None,
     lossy: bool,
     drop_magnitude: bool,
     allow_growth: bool,
+    transposed: str | None,
     rslora: str | None,
     alpha: float | None,
     allow_partial_dora: bool,
@@ -74,7 +75,7 @@ def convert(
         raise click.UsageError("--keep-dora, --base and --drop-magnitude exclude each other.")
     if (base is None) != (rank is None and max_error is None) or (rank is not None and max_error is not None):
         raise click.UsageError("--base takes exactly one of --rank and --max-error.")
-    if transposed and base is None:
+    if transposed is not None and base is None:
         raise click.UsageError("--transposed speaks of the weights of --base.")
     adapter, own = parse_without_strength(adapter, "convert")
     options = ConvertOptions(
@@ -84,8 +85,8 @@ def convert(
         rank=rank,
         max_error=max_error,
         lossy=lossy,
-        transposed=None if transposed is None else transposed == "yes",
         allow_growth=allow_growth,
+        transposed=None if transposed is None else transposed == "yes",
         settings=own.joined(settings(rslora, alpha, allow_partial_dora), adapter),
     )
     length = len(claim(open_checkpoint(adapter).tensors).modules) if base else 0
@@ -115,6 +116,11 @@ def _record(result: ConvertResult) -> dict[str, Any]:
         "dropped": list(result.dropped),
         "passed_through": list(result.passed_through),
         "remarks": list(result.remarks),
+        "orientation": {
+            name: {"transposed": item.transposed, "from": item.source}
+            for name, item in result.orientations.items()
+            if item.source != SHAPE
+        },
     }
 
 
@@ -128,6 +134,8 @@ def _print(result: ConvertResult, with_errors: bool) -> None:
         for module, error in result.relative_errors.items():
             click.echo(f"  {module}: relative error {error:.3g}")
     click.echo(_loss(result))
+    if words := in_words(result.orientations):
+        click.echo(f"orientation: {words}")
     for remark in result.remarks:
         click.echo(remark)
     if result.dropped:

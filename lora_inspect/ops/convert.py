@@ -15,9 +15,9 @@ from lora_inspect.growth import Growth
 from lora_inspect.hashes import sshs_hashes
 from lora_inspect.header import TensorInfo
 from lora_inspect.kinds import ADAPTER, kind_of
-from lora_inspect.matching import match
+from lora_inspect.matching import Matching, match
 from lora_inspect.metadata import HASHES, describe_file, standard_metadata
-from lora_inspect.orientation import check_option
+from lora_inspect.orientation import Orientation, check_option
 from lora_inspect.progress import Progress, silent
 from lora_inspect.settings import Settings
 from lora_inspect.standard_output import StandardOutput
@@ -33,8 +33,8 @@ class ConvertOptions:
     """What the user may choose. For DoRA one of `keep_dora`, `drop_magnitude` or `base` must be given.
 
     With `base`, `rank` or `max_error` says how the true weight change is approximated; `lossy` accepts modules
-    whose relative error is above 5%, `allow_growth` an output that is large and over 16 times its input, and
-    `transposed` says how the base stores square weights where the evidence leaves it open.
+    whose relative error is above 5%, `allow_growth` an output that is large and over 16 times its input.
+    `transposed` says how the base stores those square weights that the evidence leaves open.
     """
 
     keep_dora: bool = False
@@ -52,6 +52,7 @@ class ConvertOptions:
 class ConvertResult:
     """What a conversion did. `relative_errors` are per module, None where a magnitude was dropped without a base.
 
+    `orientations` say by base weight how it is stored, where a base was looked at.
     `exact` says that no module lost more than the rounding of a float32. `dropped` are keys whose meaning is in no
     tensor of the output, `remarks` are sentences on what its readers do differently.
     """
@@ -66,6 +67,7 @@ class ConvertResult:
     passed_through: tuple[str, ...]
     notes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    orientations: dict[str, Orientation] = field(default_factory=dict)
 
 
 def convert_to_standard(
@@ -84,7 +86,10 @@ def convert_to_standard(
     place.check(inputs, force)
     if options.keep_dora:
         place.check_magnitudes()
-    modules = _convert(adapter, _targets(adapter, base, options.transposed) if base else {}, options, progress)
+    matching = match(adapter, base, transposed=options.transposed) if base else None
+    repeats = check_option([matching.orientations], options.transposed) if matching else None
+    targets = _targets(adapter, base, matching) if base and matching else {}
+    modules = _convert(adapter, targets, options, progress)
     _refuse_lossy(path, modules, options)
     passed = [renamed(adapter.checkpoint.tensors[key], key) for key in adapter.unclaimed]
     contents = [content for module in modules.values() for content in module.contents] + passed
@@ -122,7 +127,8 @@ def convert_to_standard(
         relative_errors=errors,
         dropped=_dropped(adapter, modules),
         passed_through=adapter.unclaimed,
-        notes=tuple(adapter.notes),
+        notes=(*adapter.notes, *([repeats] if repeats else [])),
+        orientations=matching.orientations if matching else {},
         remarks=(*_strength(source, target), *place.orientation(has_config=embedded is not None)),
     )
 
@@ -148,10 +154,8 @@ def _open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
     return base
 
 
-def _targets(adapter: Adapter, base: Checkpoint, transposed: bool | None) -> dict[str, tuple[TensorInfo, Contribution]]:
+def _targets(adapter: Adapter, base: Checkpoint, matching: Matching) -> dict[str, tuple[TensorInfo, Contribution]]:
     """The base weight of each DoRA module, and the contribution as it lands there; every one is needed."""
-    matching = match(adapter, base, transposed=transposed)
-    check_option([matching.orientations], transposed)
     needed = [module for module in matching.unmatched if any(c.magnitude for c in module.contributions)]
     if needed:
         raise LoraInspectError(
