@@ -11,8 +11,17 @@ from lora_inspect.checkpoint import Checkpoint, read_row
 from lora_inspect.contribution import Claims, Contribution, Module, claim
 from lora_inspect.dora_evidence import DoraClaim, config_claim, flag_claim, read_dora
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.evidence import DORA_FLAG, RSLORA_FLAG, DoraReading, Evidence, LoraFacts, Problem, RsloraReading
-from lora_inspect.found_configs import FoundConfig, config_for, find_configs
+from lora_inspect.evidence import (
+    DORA_FLAG,
+    RSLORA_FLAG,
+    DoraReading,
+    Evidence,
+    LoraFacts,
+    Problem,
+    RsloraReading,
+    read_flag,
+)
+from lora_inspect.found_configs import FoundConfig, configs_for, find_configs
 from lora_inspect.scale_rules import RuledGroup, Voice, read_group, sum_up, voice_of
 from lora_inspect.scales import ScaleSources, with_scale
 from lora_inspect.settings import Settings
@@ -75,7 +84,7 @@ class _Part(NamedTuple):
     module: Module
     contribution: Contribution
     facts: LoraFacts
-    config: FoundConfig | None
+    configs: tuple[FoundConfig, ...]
     voice: Voice
     counted: Counted
 
@@ -105,6 +114,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         problems=(
             *claims.problems,
             *problems.of_configs({found.where: found.config for found in configs}, checkpoint.metadata),
+            *(problems.of_shards(checkpoint.file_metadata) if claims.modules else ()),
             *(p for p in about_magnitudes if p.code != "dora-partial" or not settings.allow_partial_dora),
             *problems.of_algorithms(modules.values()),
             *problems.of_rule_setting(modules.values(), [g.reading for g in groups.values()], settings.rslora),
@@ -131,13 +141,13 @@ def _computed(claims: Claims) -> Iterable[tuple[Module, Contribution]]:
 def _parts(claims: Claims, numbers: Numbers, configs: Sequence[FoundConfig], checkpoint: Checkpoint) -> list[_Part]:
     asked = read_asked_ranks(checkpoint.metadata)
     flags = {
-        module.rslora_flag.name: bool(numbers[module.rslora_flag.name])
+        module.rslora_flag.name: read_flag(numbers[module.rslora_flag.name])
         for module in claims.modules.values()
         if module.rslora_flag
     }
     parts = []
     for module, contribution in _computed(claims):
-        found = config_for(contribution, configs)
+        found = configs_for(contribution, configs)
         voice = voice_of(module, contribution, flags, found, bool(flags))
         facts = _facts(contribution, numbers.get(contribution.module.key))
         counted = asked.counted(contribution, facts.alpha, partial(read_row, checkpoint)) if asked else Counted()
@@ -157,7 +167,7 @@ def _read_groups(
     for part in parts:
         members.setdefault(part.voice, []).append(part)
     if not members:
-        where = next((found.where for found in configs if found.is_lora), None)
+        where = tuple(found.where for found in configs if found.is_lora)
         names = [module.name for module in claims.modules.values() if not module.alpha]
         in_config = any(schemes.by_name(name.scheme).absent_alpha == "config" for name in names)
         members[Voice(None, where, in_config and not where, False)] = []
@@ -165,7 +175,7 @@ def _read_groups(
     groups = {}
     for voice, own in members.items():
         keys = dict.fromkeys([*network, *(part.module.rslora_flag.name for part in own if part.module.rslora_flag)])
-        flags = {key: bool(numbers[key]) for key in keys}
+        flags = {key: read_flag(numbers[key]) for key in keys}
         groups[voice] = read_group(voice, [part.facts for part in own], flags, metadata, configs)
     return groups
 
@@ -188,15 +198,14 @@ def _about_parts(parts: Sequence[_Part]) -> list[Evidence]:
 
 def _dora_claims(parts: Sequence[_Part], claims: Claims, numbers: Numbers) -> list[DoraClaim]:
     """What the flag says of all modules, and each config of those that it gives the rank of."""
-    found = [flag_claim(bool(numbers[DORA_FLAG]), [part.facts for part in parts])] if DORA_FLAG in claims.flags else []
-    theirs: dict[str, list[_Part]] = {}
+    facts = [part.facts for part in parts]
+    found = [flag_claim(read_flag(numbers[DORA_FLAG]), facts)] if DORA_FLAG in claims.flags else []
+    theirs: dict[str, list[LoraFacts]] = {}
+    configs = {config.where: config.config for part in parts for config in part.configs}
     for part in parts:
-        if part.voice.config:
-            theirs.setdefault(part.voice.config, []).append(part)
-    for where, own in theirs.items():
-        if own[0].config:
-            found.append(config_claim(where, own[0].config.config, [part.facts for part in own]))
-    return found
+        for where in part.voice.configs:
+            theirs.setdefault(where, []).append(part.facts)
+    return [*found, *(config_claim(where, configs[where], own) for where, own in theirs.items())]
 
 
 def _read_numbers(checkpoint: Checkpoint, claims: Claims) -> dict[str, float | int | bool | None]:
@@ -230,7 +239,7 @@ def _with_scales(
     scaled = iter(
         with_scale(
             part.contribution,
-            ScaleSources(part.module, part.facts.alpha, part.config, groups[part.voice].reading, part.counted),
+            ScaleSources(part.module, part.facts.alpha, part.configs, groups[part.voice].reading, part.counted),
             settings,
         )
         for part in parts

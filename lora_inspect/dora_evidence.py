@@ -20,7 +20,7 @@ def config_claim(where: str, config: Mapping[str, Any], facts: Sequence[LoraFact
     return DoraClaim("adapter_config", where, read_switch(config.get("use_dora")), facts)
 
 
-def flag_claim(value: bool, facts: Sequence[LoraFacts]) -> DoraClaim:
+def flag_claim(value: bool | None, facts: Sequence[LoraFacts]) -> DoraClaim:
     """The claim of the flag tensor, for the whole file."""
     return DoraClaim("flag", DORA_FLAG, value, facts)
 
@@ -59,7 +59,7 @@ def read_dora(
 
 def _says(claim: DoraClaim) -> str:
     if claim.value is None:
-        return "use_dora is neither yes nor no"
+        return "the flag is no number" if claim.source == "flag" else "use_dora is neither yes nor no"
     return f"the flag is {claim.value}" if claim.source == "flag" else f"use_dora is {claim.value}"
 
 
@@ -68,7 +68,7 @@ def _contradiction(claim: DoraClaim) -> Problem | None:
     with_magnitude = [fact for fact in claim.facts if fact.magnitude_axis]
     keys = tuple(fact.module for fact in with_magnitude[:5])
     if claim.value is None:
-        message = f"{claim.where} says of use_dora neither yes nor no; write true or false there"
+        message = f"{claim.where} says of DoRA neither yes nor no; write true or false there"
         return Problem("dora-conflict", "error", message, keys)
     if with_magnitude and not claim.value:
         message = (

@@ -121,6 +121,11 @@ def read_switch(value: Any) -> bool | None:
     return _SWITCH.get("" if value is None else str(value).strip().lower())
 
 
+def read_flag(number: float | int | bool | None) -> bool | None:
+    """What the number in a flag tensor says; None where it is NaN, or of an element type that has no plain reading."""
+    return None if number is None or math.isnan(number) else bool(number)
+
+
 def is_lycoris(metadata: Mapping[str, str]) -> bool:
     """Whether LyCORIS wrote the file: it multiplies sqrt(rank) into the alpha that it stores."""
     return metadata.get("ss_network_module", "").startswith("lycoris")
@@ -128,22 +133,22 @@ def is_lycoris(metadata: Mapping[str, str]) -> bool:
 
 def read_rslora(
     facts: Sequence[LoraFacts],
-    flags: Mapping[str, bool],
+    flags: Mapping[str, bool | None],
     metadata: Mapping[str, str],
     configs: Mapping[str, Mapping[str, Any]],
     scale_by_config: bool,
 ) -> tuple[RsloraReading, list[Evidence]]:
     """The scale rule with its evidence.
 
-    `flags` are flag tensors by key, `configs` the LoraConfigs that belong to the file by where they stand.
-    `scale_by_config` says that the naming scheme keeps the rule outside the tensors, so that without a config
-    nothing can be known.
+    `flags` are flag tensors by key (None for one that is no number), `configs` the LoraConfigs that belong to the file
+    by where they stand. `scale_by_config` says that the naming scheme keeps the rule outside the tensors, so that
+    without a config nothing can be known.
     """
     evidence: list[Evidence] = []
     votes: list[tuple[str, bool]] = []
     for key, value in flags.items():
-        votes.append(("flag", value))
-        evidence.append(Evidence("rslora", f"the flag is {value}", key))
+        votes.extend(("flag", said) for said in _votes(value))
+        evidence.append(Evidence("rslora", "the flag is no number" if value is None else f"the flag is {value}", key))
     if SCALE_KEY in metadata:
         rule = metadata[SCALE_KEY]
         known = rule in (STANDARD, RANK_STABILISED)

@@ -1,7 +1,7 @@
 """Which LoraConfigs belong to a file, and which of them speaks of a module."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lora_inspect import peft_config
@@ -47,15 +47,22 @@ def find_configs(checkpoint: Checkpoint, contributions: Sequence[Contribution]) 
     return found
 
 
-def config_for(contribution: Contribution, configs: Iterable[FoundConfig]) -> FoundConfig | None:
-    """The config of the contribution's own prefix or component, else one that speaks of no component in particular."""
+def configs_for(contribution: Contribution, configs: Sequence[FoundConfig]) -> tuple[FoundConfig, ...]:
+    """The configs that speak of a contribution, at most one that is embedded and the one beside the file.
+
+    The embedded one is that of its prefix or component, else one of no component in particular. Those that give the
+    rank of the tensors come first; where one does, the others are not theirs.
+    """
     module = contribution.module
     by_prefix: dict[str, FoundConfig] = {}
     by_component: dict[str | None, FoundConfig] = {}
     for found in configs:
-        by_prefix.setdefault(found.prefix, found)
-        by_component.setdefault(DIFFUSERS.prefixes.get(found.prefix), found)
-    return by_prefix.get(module.prefix) or by_component.get(module.component) or by_prefix.get("")
+        if found.embedded:
+            by_prefix.setdefault(found.prefix, found)
+            by_component.setdefault(DIFFUSERS.prefixes.get(found.prefix), found)
+    embedded = by_prefix.get(module.prefix) or by_component.get(module.component) or by_prefix.get("")
+    speaking = tuple(found for found in configs if found is embedded or not found.embedded)
+    return tuple(found for found in speaking if found.gives_rank(contribution)) or speaking[:1]
 
 
 def _fits(found: FoundConfig, contributions: Sequence[Contribution]) -> bool:

@@ -2,6 +2,7 @@
 
 from lora_inspect.adapter import Adapter
 from lora_inspect.base_names import is_weight
+from lora_inspect.problems import CONTRADICTS
 
 ADAPTER, BASE, OTHER = "adapter", "base", "other"
 
@@ -17,7 +18,10 @@ def kind_of(adapter: Adapter) -> tuple[str, Adapter]:
     """
     tensors = adapter.checkpoint.tensors
     built = any(contribution.algorithm.formula for contribution in adapter.contributions)
-    wrong = any(problem.code not in _OF_RECOGNISED or not problem.keys for problem in adapter.problems)
+    # What the user says can be wrong of a base too.
+    said = tuple(problem for problem in adapter.problems if problem.code == CONTRADICTS)
+    found = (problem for problem in adapter.problems if problem not in said)
+    wrong = any(problem.code not in _OF_RECOGNISED or not problem.keys for problem in found)
     claimed = sum(1 for module in adapter.modules.values() for _ in module.tensors)
     if built or wrong or (claimed and 2 * claimed >= len(tensors)):
         return ADAPTER, adapter
@@ -25,4 +29,4 @@ def kind_of(adapter: Adapter) -> tuple[str, Adapter]:
     if not adapter.modules:
         return kind, adapter
     unclaimed = tuple(key for key in tensors if key not in adapter.flags)
-    return kind, adapter._replace(modules={}, scheme=None, unclaimed=unclaimed, problems=())
+    return kind, adapter._replace(modules={}, scheme=None, unclaimed=unclaimed, problems=said)

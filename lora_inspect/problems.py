@@ -13,8 +13,10 @@ INITIAL_FACTORS_KEY, INCLUDED = "lora_inspect.initial_factors", "included"
 
 # The way out where this version cannot compute what a file says.
 _OWN_PROGRAM = "merge it with the program that trained it"
+# How the keys of metadata begin that say how alpha and rank are to be read.
+_DECIDING_METADATA = ("lora_inspect.", "lora_adapter_metadata", "ss_network_", "ss_alpha_", "ss_rank_", "ss_init_")
 # What a setting is against evidence that it cannot change.
-REPEATS, _CONTRADICTS = "setting-repeats", "setting-contradicts"
+REPEATS, CONTRADICTS = "setting-repeats", "setting-contradicts"
 # The options that settle what a scale waits for.
 _OPTIONS = {"alpha": "--alpha N", "rslora": "--rslora yes|no"}
 
@@ -34,6 +36,21 @@ def of_configs(configs: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, 
             problems.append(Problem("peft-setting", "error", message))
     if init := residual_init(metadata):
         problems.append(_residual("metadata ss_init_lora_weights", init))
+    return problems
+
+
+def of_shards(file_metadata: Mapping[str, Mapping[str, str]]) -> list[Problem]:
+    """Metadata that decides what the tensors mean, where the files of a set contradict each other."""
+    said: dict[str, tuple[str, str]] = {}
+    problems = []
+    for file, metadata in file_metadata.items():
+        for key in filter(lambda key: key.startswith(_DECIDING_METADATA), metadata):
+            first, value = said.setdefault(key, (file, metadata[key]))
+            if value != metadata[key]:
+                message = (
+                    f"{first} and {file} are parts of one adapter with different values of {key}; fetch the set again"
+                )
+                problems.append(Problem("shards-contradict", "error", message))
     return problems
 
 
@@ -122,9 +139,11 @@ def of_rule_setting(modules: Iterable[Module], stated: Sequence[RsloraReading], 
         return []
     setting = f"rslora={'yes' if rslora else 'no'}"
     read = [c for module in modules for c in module.contributions if c.algorithm.formula]
-    if read and all(contribution.alpha is None and contribution.scale is not None for contribution in read):
+    if not read:
+        return [Problem(CONTRADICTS, "error", f"{setting} cannot apply, as no module has a rank; leave it out")]
+    if all(contribution.alpha is None and contribution.scale is not None for contribution in read):
         message = f"{setting} cannot apply to {read[0].module.key}, which has {read[0].why}; leave it out"
-        return [Problem(_CONTRADICTS, "error", message)]
+        return [Problem(CONTRADICTS, "error", message)]
     if any(not reading.settled for reading in stated):
         return []
     contradicting = next((reading for reading in stated if reading.value != rslora), None)
@@ -133,7 +152,7 @@ def of_rule_setting(modules: Iterable[Module], stated: Sequence[RsloraReading], 
         return [Problem(REPEATS, "note", f"{setting} repeats what its {source} says")]
     rule = RANK_STABILISED if contradicting.value else STANDARD
     message = f"its {contradicting.source.replace('_', ' ')} says {rule}, which {setting} contradicts; leave it out"
-    return [Problem(_CONTRADICTS, "error", message)]
+    return [Problem(CONTRADICTS, "error", message)]
 
 
 def of_alpha_setting(modules: Iterable[Module], alpha: float) -> list[Problem]:
@@ -151,7 +170,7 @@ def of_alpha_setting(modules: Iterable[Module], alpha: float) -> list[Problem]:
         message = f"alpha={alpha:g} cannot apply, as no module has a rank; leave it out"
     else:
         return [Problem(REPEATS, "note", f"alpha={alpha:g} repeats the alpha that it has")]
-    return [Problem(_CONTRADICTS, "error", message)]
+    return [Problem(CONTRADICTS, "error", message)]
 
 
 def of_hint(rslora: RsloraReading) -> list[Problem]:

@@ -11,14 +11,14 @@ from lora_inspect.scaling import RANK_STABILISED, STANDARD
 
 
 class Voice(NamedTuple):
-    """What is said of a module alone: its own flag, and where the config stands that is theirs.
+    """What is said of a module alone: its own flag, and where the configs stand that are theirs.
 
     `needs_config` says that its naming scheme keeps the rule in a config, and there is none; `needs_flag` that other
     modules of the file have flags of their own.
     """
 
     flag: bool | None
-    config: str | None
+    configs: tuple[str, ...]
     needs_config: bool
     needs_flag: bool
 
@@ -37,7 +37,7 @@ class RuledGroup(NamedTuple):
 
     def settled(self, rslora: bool | None) -> "RuledGroup":
         """The group with what the user settles, where the file leaves the rule open."""
-        if rslora is None or self.reading.settled:
+        if rslora is None or self.reading.settled or not self.facts:
             return self
         says = f"the scale is {RANK_STABILISED if rslora else STANDARD}"
         given = Evidence("rslora", says, f"rslora={'yes' if rslora else 'no'}")
@@ -47,13 +47,13 @@ class RuledGroup(NamedTuple):
 def voice_of(
     module: Module,
     contribution: Contribution,
-    flags: Mapping[str, bool],
-    found: FoundConfig | None,
+    flags: Mapping[str, bool | None],
+    configs: Sequence[FoundConfig],
     any_flag: bool,
 ) -> Voice:
     """Who speaks of a contribution. A config whose rank is not that of the tensors is not theirs and has no vote."""
     flag = flags[module.rslora_flag.name] if module.rslora_flag else None
-    theirs = found.where if found and found.is_lora and found.gives_rank(contribution) else None
+    theirs = tuple(found.where for found in configs if found.is_lora and found.gives_rank(contribution))
     # PEFT itself never stores alpha, so a program that does has not left the rule in a config either.
     in_config = not module.alpha and schemes.by_name(contribution.module.scheme).absent_alpha == "config"
     return Voice(flag, theirs, in_config and not theirs, any_flag and flag is None)
@@ -62,12 +62,12 @@ def voice_of(
 def read_group(
     voice: Voice,
     facts: Sequence[LoraFacts],
-    flags: Mapping[str, bool],
+    flags: Mapping[str, bool | None],
     metadata: Mapping[str, str],
     configs: Sequence[FoundConfig],
 ) -> RuledGroup:
     """The reading of one group; `flags` are those of the network and of the group's own modules, by key."""
-    theirs = {found.where: found.config for found in configs if found.where == voice.config}
+    theirs = {found.where: found.config for found in configs if found.where in voice.configs}
     unknown = voice.needs_config or voice.needs_flag
     reading, about = evidence.read_rslora(facts, flags, metadata, theirs, unknown)
     return RuledGroup(tuple(facts), reading, tuple(about))

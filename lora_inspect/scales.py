@@ -1,6 +1,7 @@
 """From the numbers of a module, its config and the scale rule to its scale, or to the reason why it is unknown."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lora_inspect import evidence, peft_config, schemes
@@ -15,13 +16,13 @@ from lora_inspect.settings import Settings
 class ScaleSources(NamedTuple):
     """What the scale of one contribution is read from.
 
-    `stored` is the number in the alpha tensor, None where that is no plain number; `config` is the LoraConfig that
-    speaks of the module, `rule` whether its scale is alpha/sqrt(rank), and `counted` how often the stored alpha counts.
+    `stored` is the number in the alpha tensor, None where that is no plain number; `configs` are the LoraConfigs that
+    speak of the module, `rule` whether its scale is alpha/sqrt(rank), and `counted` how often the stored alpha counts.
     """
 
     module: Module
     stored: float | None
-    config: FoundConfig | None
+    configs: Sequence[FoundConfig]
     rule: RsloraReading
     counted: Counted = Counted()
 
@@ -29,7 +30,8 @@ class ScaleSources(NamedTuple):
 def with_scale(contribution: Contribution, sources: ScaleSources, settings: Settings) -> Contribution:
     """The contribution with rank, alpha and scale, or with the reason why the scale is unknown."""
     rank = contribution.formula.rank(contribution.factors)
-    found, rule = sources.config, sources.rule.value
+    rule = sources.rule.value
+    found = sources.configs[0] if sources.configs else None
     transposed = peft_config.fan_in_fan_out(found.config) if found and contribution.is_linear else None
     contribution = contribution._replace(rank=rank, transposed=transposed, rslora=rule)
     alpha, why = _alpha(contribution, sources, rank)
@@ -56,41 +58,50 @@ def with_scale(contribution: Contribution, sources: ScaleSources, settings: Sett
 
 def _alpha(contribution: Contribution, sources: ScaleSources, rank: int) -> tuple[float | None, str]:
     """Alpha with an empty reason, or why it is unknown. (None, "") means that the scheme has none: scale 1."""
-    found = sources.config
-    theirs = found is not None and found.gives_rank(contribution)
-    configured = peft_config.config_alpha(found.config, contribution.module.body) if found and theirs else None
+    theirs = [found for found in sources.configs if found.gives_rank(contribution)]
+    configured = {found.where: peft_config.config_alpha(found.config, contribution.module.body) for found in theirs}
     if sources.module.alpha:
-        alpha, why = _stored_alpha(sources.module.alpha.name, sources.stored, configured)
+        alpha, why = _stored_alpha(sources.stored, configured)
         if alpha is None or sources.counted.contradiction:
             return None, why or sources.counted.contradiction
         return alpha * sources.counted.parts, ""
-    if found:
-        return _configured_alpha(contribution, found, configured, rank)
+    if theirs:
+        return _configured_alpha(contribution, theirs[0], configured, rank)
+    if sources.configs:
+        expected = peft_config.config_rank(sources.configs[0].config, contribution.module.body)
+        says = "is no whole number" if expected is None else f"is {expected}"
+        return None, f"the config's rank {says} and the tensors' is {rank}, so it is not theirs"
     if schemes.by_name(contribution.module.scheme).absent_alpha == "config":
         why = "PEFT keeps alpha and the scale rule in adapter_config.json, which is not there: put it beside the file"
         return None, why
     return None, ""
 
 
-def _stored_alpha(name: str, stored: float | None, configured: float | None) -> tuple[float | None, str]:
+def _stored_alpha(stored: float | None, configured: Mapping[str, float | None]) -> tuple[float | None, str]:
     if stored is None or not math.isfinite(stored):
-        return None, f"{name} is no finite number"
+        return None, "the stored alpha is no finite number"
     if stored == 0:
-        return None, f"{name} is 0, which programs read differently"
-    if configured is not None and not evidence.close(configured, stored):
-        return None, f"{name} is {stored:g} and the config's alpha {configured:g}"
+        return None, "the stored alpha is 0, which programs read differently"
+    for where, alpha in configured.items():
+        if alpha is not None and not evidence.close(alpha, stored):
+            return None, f"the stored alpha is {stored:g}, but {where} says alpha {alpha:g}"
     return stored, ""
 
 
 def _configured_alpha(
-    contribution: Contribution, found: FoundConfig, configured: float | None, rank: int
+    contribution: Contribution, found: FoundConfig, alphas: Mapping[str, float | None], rank: int
 ) -> tuple[float | None, str]:
-    """The config's alpha, except where the names say that a program has folded the scale into the factors."""
-    expected = peft_config.config_rank(found.config, contribution.module.body)
-    if expected != rank:
-        return None, f"the config's rank is {expected} and the tensors' is {rank}, so it is not theirs"
+    """The alpha of the configs, of which `found` is the first.
+
+    Unknown where they differ, and where the names say that a program has folded the scale into the factors.
+    """
+    configured = alphas[found.where]
     if configured is None:
         return None, "the config's lora_alpha is no number"
+    for where, alpha in alphas.items():
+        if alpha is None or not evidence.close(alpha, configured):
+            says = "no number" if alpha is None else f"alpha {alpha:g}"
+            return None, f"{found.where} says alpha {configured:g}, but {where} {says}"
     scheme = contribution.module.scheme
     # PEFT's names have no other place for alpha, and diffusers itself reads what it embeds: beside a pipeline's names
     # under their prefix, beside the bare ones that a model saves of itself without one.

@@ -155,11 +155,23 @@ def test_a_stored_alpha_of_every_type(stored, scale, read):
     adapter = read(loras(1, alpha=stored))
     assert (only(adapter).scale, errors(adapter)) == (scale, [] if scale else ["scale-unknown"])
     if scale is None:
-        assert "lora_unet_blocks_0_attn_q.alpha" in only(adapter).why
+        assert only(adapter).why.startswith("the stored alpha is ")
         assert any("--alpha N" in problem.message for problem in adapter.problems)
         assert only(read(loras(1, alpha=stored), alpha=4.0)).scale == 0.25
     else:
         assert only(read(loras(1, alpha=stored), alpha=4.0)).scale == scale, "--alpha settles only what is unknown"
+
+
+@pytest.mark.parametrize("alpha", [0.0, math.nan])
+def test_modules_whose_alpha_is_as_useless_are_one_problem(alpha, read):
+    (problem,) = read(loras(3, alpha=alpha)).problems
+    assert problem.message.startswith("the scale of lora_unet_blocks_0_attn_q and 2 more modules is unknown")
+
+
+@pytest.mark.parametrize("rank", ["16", 16.5, None])
+def test_a_config_whose_rank_is_no_whole_number_is_not_theirs(rank, read):
+    adapter = read(PEFT, None, {**CONFIG, "r": rank}, "adapter_model.safetensors")
+    assert only(adapter).why == "the config's rank is no whole number and the tensors' is 16, so it is not theirs"
 
 
 def test_an_alpha_of_several_numbers_is_refused_by_key(read):

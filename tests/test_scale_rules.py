@@ -190,3 +190,90 @@ def test_what_diffusers_embeds_decides_for_its_own_names_and_not_for_others(read
     assert (scales(own), errors(own)) == ({"transformer.blocks.0.q": 8.0}, [])
     renamed = read(lora("diffusion_model.blocks.0.q", alpha=None, spelling="peft"), about)
     assert (scales(renamed), renamed.open) == ({"diffusion_model.blocks.0.q": UNKNOWN}, ("alpha",))
+
+
+def embedded(prefix="transformer.", **config):
+    return {"lora_adapter_metadata": json.dumps({f"{prefix}{key}": value for key, value in config.items()})}
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+@pytest.mark.parametrize("module", ["transformer.a", "base_model.model.a"])
+@pytest.mark.parametrize(
+    ("beside", "why"),
+    [
+        ({"lora_alpha": 32}, "says alpha 8, but"),
+        ({"lora_alpha": 8, "use_rslora": True}, "the evidence for RS-LoRA conflicts"),
+        ({"lora_alpha": "8"}, "no number"),
+    ],
+)
+def test_a_config_beside_the_file_and_one_in_it_that_contradict_each_other_leave_the_scale_open(
+    prefix, module, beside, why, read
+):
+    tensors = lora(module, alpha=None, spelling="peft")
+    config = {"peft_type": "LORA", "r": 16, "target_modules": ["a"], **beside}
+    adapter = read(tensors, embedded(prefix, r=16, lora_alpha=8), config, "adapter_model.safetensors")
+    assert (scales(adapter), errors(adapter)) == ({module: UNKNOWN}, ["scale-unknown"])
+    assert why in next(adapter.contributions).why
+
+
+@pytest.mark.parametrize("module", ["transformer.a", "base_model.model.a"])
+def test_two_configs_that_agree_give_their_scale(module, read):
+    config = {"peft_type": "LORA", "r": 16, "lora_alpha": 8, "use_rslora": True, "target_modules": ["a"]}
+    tensors = lora(module, alpha=None, spelling="peft")
+    adapter = read(tensors, embedded(r=16, lora_alpha=8, use_rslora=True), config, "adapter_model.safetensors")
+    assert (scales(adapter), errors(adapter)) == ({module: STABILISED}, [])
+    assert [item.where for item in adapter.evidence if item.about == "rslora"] == [
+        "metadata lora_adapter_metadata transformer.",
+        adapter.checkpoint.config_path,
+    ]
+
+
+def test_of_two_configs_the_one_of_another_rank_is_not_theirs(read):
+    config = {"peft_type": "LORA", "r": 16, "lora_alpha": 8, "target_modules": ["a"]}
+    tensors = lora("base_model.model.a", alpha=None, spelling="peft")
+    adapter = read(tensors, embedded("", r=4, lora_alpha=64, use_rslora=True), config, "adapter_model.safetensors")
+    assert (scales(adapter), errors(adapter)) == ({"base_model.model.a": STANDARD}, [])
+
+
+# What is stored under a name where yes or no is expected: NaN, and types that Python has no number for.
+NO_NUMBERS = {
+    "NaN": ("F32", (), float("nan")),
+    "F8_E8M0": ("F8_E8M0", (), b"\x7f"),
+    "F8_E4M3FNUZ": ("F8_E4M3FNUZ", (), b"\x40"),
+}
+
+
+@pytest.mark.parametrize("flag", NO_NUMBERS.values(), ids=NO_NUMBERS)
+def test_a_flag_that_is_no_number_is_neither_yes_nor_no(flag, read):
+    adapter = read({**lora("lora_unet_a"), "use_rslora_flag": flag})
+    assert (scales(adapter), adapter.rslora.source) == ({"lora_unet_a": UNKNOWN}, "conflict")
+    assert ("the flag is no number", "use_rslora_flag") in [(item.says, item.where) for item in adapter.evidence]
+    assert scales(read({**lora("lora_unet_a"), "use_rslora_flag": flag}, rslora=True)) == {"lora_unet_a": STABILISED}
+
+
+@pytest.mark.parametrize("flag", NO_NUMBERS.values(), ids=NO_NUMBERS)
+def test_a_flag_of_a_module_that_is_no_number_leaves_that_module_open(flag, read):
+    tensors = {**flagged("a", 1), **lora("lora_unet_b", use_rslora_flag=flag)}
+    assert scales(read(tensors)) == {"lora_unet_a": STABILISED, "lora_unet_b": UNKNOWN}
+
+
+SHARDS = ("x-00001-of-00002.safetensors", "x-00002-of-00002.safetensors")
+
+
+def test_shards_that_contradict_each_other_are_no_evidence(write_safetensors):
+    paths = [
+        write_safetensors(lora(f"lora_unet_{part}"), {"lora_inspect.scale": rule}, name)
+        for part, rule, name in zip("ab", ("alpha/sqrt(rank)", "alpha/rank"), SHARDS, strict=True)
+    ]
+    adapter = read_adapter(open_checkpoint(str(paths[0])))
+    assert errors(adapter) == ["shards-contradict"]
+    message = next(problem.message for problem in adapter.problems if problem.code == "shards-contradict")
+    assert all(str(path) in message for path in paths)
+    assert "lora_inspect.scale" in message
+
+
+def test_shards_of_which_one_says_the_rule_are_read_together(write_safetensors):
+    first = write_safetensors(lora("lora_unet_a"), {"lora_inspect.scale": "alpha/sqrt(rank)", "note": "a"}, SHARDS[0])
+    write_safetensors(lora("lora_unet_b"), {"note": "b"}, SHARDS[1])
+    adapter = read_adapter(open_checkpoint(str(first)))
+    assert (scales(adapter), errors(adapter)) == ({"lora_unet_a": STABILISED, "lora_unet_b": STABILISED}, [])

@@ -173,6 +173,15 @@ def test_files_that_are_neither_adapter_nor_base_are_other(run, write_safetensor
     assert run("info", write_safetensors(base()), "--json").json["kind"] == "base"
 
 
+@pytest.mark.parametrize("setting", ["alpha=16", "rslora=yes"])
+def test_a_setting_does_not_make_an_adapter_of_a_base(setting, run, write_safetensors):
+    record = run("info", f"{write_safetensors(base())}:{setting}", "--json").json
+    assert (record["kind"], record["rslora"]["value"], record["rslora"]["source"]) == ("base", False, "default")
+    (problem,) = record["problems"]
+    assert (problem["code"], problem["severity"]) == ("setting-contradicts", "error")
+    assert problem["message"] == f"{setting} cannot apply, as no module has a rank; leave it out"
+
+
 def test_an_adapter_with_nothing_but_broken_modules_is_still_an_adapter(run, write_safetensors):
     tensors = lora("lora_unet_a", alpha=None)
     del tensors["lora_unet_a.lora_up.weight"]
