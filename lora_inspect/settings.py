@@ -102,11 +102,17 @@ def parse_argument(argument: str) -> tuple[str, Settings]:
     if not colon or not path or os.path.lexists(argument):
         return argument, Settings()
     try:
-        return path, parse_settings(tail)
+        settings = parse_settings(tail)
     except ValueError as error:
         if os.path.lexists(path):
             raise LoraInspectError(f"{argument}: there is no such file, and {error}; a setting is {_FORMS}.") from None
         return argument, Settings()
+    first, _, before = path.rpartition(":")
+    if first and not os.path.lexists(path) and os.path.lexists(first):
+        raise LoraInspectError(
+            f"{argument}: there is no file {path}; settings stand behind one colon: {first}:{before},{tail}."
+        )
+    return path, settings
 
 
 def parse_settings(text: str) -> Settings:

@@ -56,6 +56,15 @@ def test_an_existing_path_with_a_colon_is_that_path(tmp_path):
     assert parse_argument(str(tmp_path / "folder:rslora=yes"))[1] == Settings()
 
 
+@pytest.mark.parametrize("before", ["0.5", "alpha=8", "zz"])
+def test_settings_behind_two_colons_are_shown_behind_one(before, tmp_path):
+    file = tmp_path / "a.safetensors"
+    file.touch()
+    with pytest.raises(LoraInspectError, match="behind one colon") as refusal:
+        parse_argument(f"{file}:{before}:rslora=yes")
+    assert f"{file}:{before},rslora=yes" in str(refusal.value)
+
+
 @pytest.mark.parametrize("tail", ["half", "0.5,0.6", "rslora=true", "alpha=", "0.5;alpha=4"])
 def test_what_follows_a_file_that_exists_and_is_no_setting_is_named(tail, tmp_path):
     path = tmp_path / "a.safetensors"

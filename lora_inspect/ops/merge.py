@@ -129,11 +129,8 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
     Each adapter comes with its settings, or with its multiplier where there are no others.
     """
     base = open_checkpoint(base_path)
-    paths = [path for path, _ in adapters]
-    if len(set(paths)) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
-        raise LoraInspectError(f"{twice}: it is named more than once; name it once, with the multipliers added.")
     opened = [(open_checkpoint(path), _as_settings(own)) for path, own in adapters]
+    _check_named_once([checkpoint for checkpoint, _ in opened])
     read = read_settled(opened, options.settings)
     _check_kinds(base, read)
     _check_components(options.only, read)
@@ -161,6 +158,19 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         orientations=together(orientations, base),
         transposed_note=check_option(orientations, options.transposed),
     )
+
+
+def _check_named_once(adapters: Sequence[Checkpoint]) -> None:
+    """Raises LoraInspectError where two paths lead to the same files: two spellings, or two shards of one set."""
+    named: dict[tuple[str, ...], str] = {}
+    for adapter in adapters:
+        files = tuple(map(os.path.realpath, adapter.files))
+        if files in named:
+            also = "" if named[files] == adapter.path else f", also as {named[files]}"
+            raise LoraInspectError(
+                f"{adapter.path}: it is named more than once{also}; name it once, with the multipliers added."
+            )
+        named[files] = adapter.path
 
 
 def _as_settings(given: Settings | float) -> Settings:

@@ -182,6 +182,12 @@ def test_a_setting_does_not_make_an_adapter_of_a_base(setting, run, write_safete
     assert problem["message"] == f"{setting} cannot apply, as no module has a rank; leave it out"
 
 
+def test_a_setting_on_a_base_with_a_name_like_an_adapters_is_not_lost(run, write_safetensors):
+    tensors = {**base(), "blocks.0.attn.diff": ("F32", (6, 5), 1)}
+    record = run("info", f"{write_safetensors(tensors)}:alpha=16", "--json").json
+    assert (record["kind"], [item["code"] for item in record["problems"]]) == ("base", ["setting-contradicts"])
+
+
 def test_an_adapter_with_nothing_but_broken_modules_is_still_an_adapter(run, write_safetensors):
     tensors = lora("lora_unet_a", alpha=None)
     del tensors["lora_unet_a.lora_up.weight"]

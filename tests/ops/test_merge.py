@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from toy_adapters import base as toy_base
+from toy_adapters import lora
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
@@ -473,6 +475,26 @@ def test_an_adapter_named_twice_is_an_error(tmp_path):
     adapter = str(tmp_path / "adapter.safetensors")
     with pytest.raises(LoraInspectError, match="named more than once"):
         plan_merge(str(tmp_path / "base.safetensors"), [(adapter, 1.0), (adapter, 0.5)], MergeOptions())
+
+
+def test_an_adapter_named_in_two_spellings_is_an_error(tmp_path):
+    simple(tmp_path)
+    (tmp_path / "link.safetensors").symlink_to("adapter.safetensors")
+    adapter = str(tmp_path / "adapter.safetensors")
+    for other in (f"{tmp_path}/./adapter.safetensors", str(tmp_path / "link.safetensors")):
+        with pytest.raises(LoraInspectError, match="named more than once") as refusal:
+            plan_merge(str(tmp_path / "base.safetensors"), [(adapter, 1.0), (other, 0.5)], MergeOptions())
+        assert all(path in str(refusal.value) for path in (adapter, other))
+
+
+@pytest.mark.parametrize("other", ["set/x-00002-of-00002.safetensors", "set"])
+def test_the_shards_of_one_adapter_are_not_merged_twice(other, write_safetensors, tmp_path):
+    model = write_safetensors(toy_base(), name="base.safetensors")
+    for number in (1, 2):
+        write_safetensors(lora(f"lora_unet_blocks_{number}_attn_q"), name=f"set/x-0000{number}-of-00002.safetensors")
+    first = tmp_path / "set" / "x-00001-of-00002.safetensors"
+    with pytest.raises(LoraInspectError, match="named more than once"):
+        plan_merge(str(model), [(str(first), 1.0), (str(tmp_path / other), 1.0)], MergeOptions())
 
 
 def test_a_module_that_fits_two_weights_is_an_error(tmp_path):
