@@ -1,6 +1,7 @@
 """approximate: the error against Eckart-Young's least one, from a dense decomposition in float64."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,6 +82,11 @@ def test_finds_the_least_rank_for_an_error(name, bound, seed):
     found = approximate(matrix, max_error=bound)
     assert found.relative_error <= bound * (1 + 1e-9)
     assert found.rank == 1 or least_error(matrix, found.rank - 1) > bound * (1 - 1e-9)
+
+
+def test_the_documented_bound_is_the_one_that_is_proved():
+    page = (Path(__file__).parents[1] / "docs" / "converting.md").read_text(encoding="utf-8")
+    assert f"at most {BOUND:g} times as far from it as the best one of its rank" in page
 
 
 def test_a_start_that_cannot_see_the_largest_values_is_found_out(monkeypatch):
