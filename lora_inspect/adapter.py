@@ -3,10 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lora_inspect import problems, schemes
-from lora_inspect.asked_ranks import Counted, read_asked_ranks
 from lora_inspect.checkpoint import Checkpoint, read_row
 from lora_inspect.contribution import Claims, Contribution, Module, claim
 from lora_inspect.dora_evidence import DoraClaim, config_claim, flag_claim, read_dora
@@ -23,9 +22,12 @@ from lora_inspect.evidence import (
 )
 from lora_inspect.found_configs import FoundConfig, configs_for, find_configs
 from lora_inspect.scale_rules import RuledGroup, Voice, read_group, sum_up, voice_of
-from lora_inspect.scales import ScaleSources, with_scale
+from lora_inspect.scales import Counted, ScaleSources, with_scale
 from lora_inspect.settings import Settings
 from lora_inspect.trainers import find_trainer
+
+if TYPE_CHECKING:
+    from lora_inspect.asked_ranks import AskedRanks
 
 
 class Adapter(NamedTuple):
@@ -139,7 +141,7 @@ def _computed(claims: Claims) -> Iterable[tuple[Module, Contribution]]:
 
 
 def _parts(claims: Claims, numbers: Numbers, configs: Sequence[FoundConfig], checkpoint: Checkpoint) -> list[_Part]:
-    asked = read_asked_ranks(checkpoint.metadata)
+    asked = _read_asked_ranks(checkpoint.metadata)
     flags = {
         module.rslora_flag.name: read_flag(numbers[module.rslora_flag.name])
         for module in claims.modules.values()
@@ -153,6 +155,15 @@ def _parts(claims: Claims, numbers: Numbers, configs: Sequence[FoundConfig], che
         counted = asked.counted(contribution, facts.alpha, partial(read_row, checkpoint)) if asked else Counted()
         parts.append(_Part(module, contribution, facts, found, voice, counted))
     return parts
+
+
+def _read_asked_ranks(metadata: Mapping[str, str]) -> "AskedRanks | None":
+    """What sd-scripts was asked for; its tables are loaded only for a file that names one of its networks."""
+    if not metadata.get("ss_network_module", "").startswith("networks."):
+        return None
+    from lora_inspect.asked_ranks import read_asked_ranks
+
+    return read_asked_ranks(metadata)
 
 
 def _read_groups(

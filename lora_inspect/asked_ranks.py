@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from lora_inspect.contribution import Contribution
 from lora_inspect.evidence import asked_alpha, close, network_args
+from lora_inspect.scales import Counted
 from lora_inspect.schemes.record import MODEL
 from lora_inspect.trainers import is_musubi
 
@@ -76,16 +77,6 @@ NETWORKS: Mapping[str, RankOptions] = {
     ),
     "networks.lora_hunyuan_image": RankOptions(split=_QKV_AND_MLP),
 }  # fmt: skip
-
-
-class Counted(NamedTuple):
-    """How often the stored alpha counts: once for each of the `parts` that a layer was saved in.
-
-    `contradiction` says why nobody can tell; it is empty where there is none.
-    """
-
-    parts: int = 1
-    contradiction: str = ""
 
 
 class AskedRanks(NamedTuple):

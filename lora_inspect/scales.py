@@ -5,12 +5,21 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lora_inspect import evidence, peft_config, schemes
-from lora_inspect.asked_ranks import Counted
 from lora_inspect.contribution import Contribution, Module
 from lora_inspect.evidence import RsloraReading
 from lora_inspect.found_configs import FoundConfig
 from lora_inspect.scaling import neutral_alpha, scale_of
 from lora_inspect.settings import Settings
+
+
+class Counted(NamedTuple):
+    """How often the stored alpha counts: once for each of the `parts` that a layer was saved in.
+
+    `contradiction` says why nobody can tell; it is empty where there is none.
+    """
+
+    parts: int = 1
+    contradiction: str = ""
 
 
 class ScaleSources(NamedTuple):

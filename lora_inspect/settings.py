@@ -4,15 +4,14 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.schemes.record import ModuleName
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 # A component or a glob over module paths, in which files and addresses have no place.
-_PATTERN = re.compile(r"[^\s/\\:;,=]+")
+_PATTERN = r"[^\s/\\:;,=]+"
 _WORDS = {"yes": True, "no": False}
 _RSLORA, _ALPHA = "rslora", "alpha"
 # How the plain multiplier is called where modules have their own beside it: a glob that every module fits.
@@ -129,7 +128,7 @@ def parse_settings(text: str) -> Settings:
             settings = settings._replace(rslora=_WORDS[value])
         elif name == _ALPHA:
             settings = settings._replace(alpha=_number(value, item))
-        elif name != _RSLORA and _PATTERN.fullmatch(name):
+        elif name != _RSLORA and re.fullmatch(_PATTERN, name):
             settings = settings._replace(strengths=(*settings.strengths, (name, _number(value, item))))
         else:
             raise ValueError(f"{item!r} is no setting")
@@ -146,7 +145,7 @@ def spell_settings(settings: Settings) -> str:
 
 
 def _number(text: str, item: str) -> float:
-    number = float(text) if _NUMBER.fullmatch(text) else math.nan
+    number = float(text) if re.fullmatch(_NUMBER, text) else math.nan
     if not math.isfinite(number):
         raise ValueError(f"{item!r} is no setting")
     return number
@@ -161,6 +160,8 @@ def _fits(pattern: str, module: ModuleName) -> bool:
 
 
 def _fits_path(pattern: str, module: ModuleName) -> bool:
+    from fnmatch import fnmatchcase
+
     return fnmatchcase(module.key, pattern) or fnmatchcase(module.body, pattern)
 
 

@@ -8,8 +8,8 @@ metadata says; families that even then fit alike are all candidates, and no one 
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
 from functools import cache
+from typing import NamedTuple
 
 from lora_inspect.listing import listed
 
@@ -25,8 +25,7 @@ from .widths import agreeing_sizes
 _SHARE_OF_ANOTHER_SIZE = 0.9
 
 
-@dataclass(frozen=True, slots=True)
-class Detection:
+class Detection(NamedTuple):
     """A family that a list of modules fits, the layout of its names, its published size, and the evidence.
 
     `size` is None where the family has one size only, or where the widths given tell none. `says` is one sentence.
@@ -41,8 +40,7 @@ class Detection:
         return f"{self.architecture.title} {self.size}" if self.size else self.architecture.title
 
 
-@dataclass(frozen=True, slots=True)
-class _Fit:
+class _Fit(NamedTuple):
     """A family whose names fit, with the sizes that the widths leave it.
 
     `sizes` holds the entry of `Architecture.sizes` that shows each size that fits; it is None where no width that
@@ -217,7 +215,7 @@ def _own_path(one: Detection, found: Sequence[Detection]) -> str | None:
 def _telling_path(found: Sequence[Detection]) -> str | None:
     """The first path in all layouts that is as wide in each family as in no other."""
     for path in found[0].layout.paths:
-        widths = [{size[2:] for size in map(astuple, one.architecture.sizes) if size[1] == path} for one in found]
+        widths = [{size[2:] for size in one.architecture.sizes if size.path == path} for one in found]
         if all(widths) and len(set().union(*widths)) == sum(map(len, widths)):
             return path
     return None

@@ -1,6 +1,5 @@
 """What the toolkit knows of one model family, as data."""
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .text_encoders import TextEncoder
@@ -10,8 +9,7 @@ MODULATION = r".*(img_mod|txt_mod|modulation).*"
 NORM = r".*norm.*"
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """One way of naming the modules of a family.
 
     `name` is `original` for the names of the model's own repository, `diffusers` for those of the diffusers class
@@ -34,14 +32,13 @@ class Layout:
     """
 
     name: str
-    paths: tuple[str, ...] = field(repr=False)
+    paths: tuple[str, ...]
     kohya_prefix: str = "lora_unet_"
     blocks: tuple[tuple[str, int], ...] = ()
     transposed: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
+class Size(NamedTuple):
     """One published size of a family, told by the width of a module: (path, out features, in features).
 
     Several entries of one name describe the same size through different modules. None stands for a dimension that
@@ -64,8 +61,7 @@ class Switch(NamedTuple):
     excludes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Training:
+class Training(NamedTuple):
     """Which layers the network module of a family adapts where the user says nothing.
 
     `classes` are the class names of the blocks whose layers are adapted, in the code that musubi-tuner trains, and
@@ -89,8 +85,7 @@ class Training:
     keys: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
+class Architecture(NamedTuple):
     """A model family: its layouts, its sizes and the names that trainers write into metadata for it.
 
     `metadata_names` are values of `ss_base_model_version` and `modelspec.architecture`, the latter without the
@@ -107,11 +102,11 @@ class Architecture:
     name: str
     title: str
     layouts: tuple[Layout, ...]
-    sizes: tuple[Size, ...] = field(default=(), repr=False)
+    sizes: tuple[Size, ...] = ()
     metadata_names: tuple[str, ...] = ()
     text_encoders: tuple[TextEncoder, ...] = ()
-    same: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    training: Training | None = field(default=None, repr=False)
+    same: tuple[tuple[str, str], ...] = ()
+    training: Training | None = None
 
 
 def under(parent: str, *leaves: str) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ A file that adapts an encoder which a family does not have is no file of that fa
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from .patterns import pattern_of, separator_of
@@ -39,8 +38,7 @@ GEMMA2_2B = TextEncoder(LANGUAGE_MODEL, 2304)
 SOME_LANGUAGE_MODEL = TextEncoder(LANGUAGE_MODEL, None)  # another one with each size of the family
 
 
-@dataclass(frozen=True, slots=True)
-class _Names:
+class _Names(NamedTuple):
     """The roots of an encoder's blocks, and the layers that show its width, each with the side that is so wide."""
 
     roots: tuple[str, ...]
