@@ -99,6 +99,7 @@ BELONGING = {
     "a numbered adapter_model": ("adapter_model-2.safetensors", PEFT, {**CONFIG, "target_modules": ["v"]}, True),
     "rank and targets fit": ("style.safetensors", PEFT, CONFIG, True),
     "targets as a regular expression": ("style.safetensors", PEFT, {**CONFIG, "target_modules": r".*\.0\.q"}, True),
+    "a whole name": ("style.safetensors", PEFT, {**CONFIG, "target_modules": ["blocks.0.q"]}, True),
     "all linear layers": ("style.safetensors", PEFT, {**CONFIG, "target_modules": "all-linear"}, True),
     "rank differs": ("style.safetensors", PEFT, {**CONFIG, "r": 8}, False),
     "targets differ": ("style.safetensors", PEFT, {**CONFIG, "target_modules": ["k"]}, False),
@@ -255,3 +256,14 @@ def test_a_config_that_means_more_than_factors_is_an_error_by_name(setting, says
 def test_an_initialisation_that_leaves_the_base_alone_is_no_problem(init, read):
     adapter = read(PEFT, config={**CONFIG, "init_lora_weights": init}, name="adapter_model.safetensors")
     assert errors(adapter) == []
+
+
+@pytest.mark.parametrize("init", ["", "True", "gaussian", "orthogonal"])
+def test_an_initialisation_in_the_metadata_that_leaves_the_base_alone_is_no_problem(init, read):
+    assert errors(read(loras(1), {"ss_init_lora_weights": init})) == []
+
+
+def test_an_initialisation_in_the_metadata_that_changes_the_base_is_an_error(read):
+    assert errors(read(loras(1), {"ss_init_lora_weights": "pissa_niter_4"})) == ["residual-base"]
+    included = {"ss_init_lora_weights": "pissa", "lora_inspect.initial_factors": "included"}
+    assert errors(read(loras(1), included)) == []

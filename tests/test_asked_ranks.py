@@ -54,6 +54,37 @@ def trained(parts, alpha, rank):
     return torch.cat([up.double() @ down.double() * (alpha / rank) for up, down in parts])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("factor", "scale"), [(1.0, 1.5), (-1.0, 1.5), (0.0, 1.5)])
+def test_layers_saved_in_parts_are_known_in_every_type_and_after_a_negation(factor, scale, dtype, tmp_path):
+    parts = parts_of(QKV, 4, torch.Generator().manual_seed(4))
+    tensors = saved("lora_unet_double_blocks_0_img_attn_qkv", parts, 6.0)
+    up = "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight"
+    tensors[up] = (tensors[up] * factor).to(dtype)
+    save_file(tensors, tmp_path / "adapter.safetensors", about(split_qkv="True"))
+    (contribution,) = read_adapter(open_checkpoint(str(tmp_path / "adapter.safetensors"))).contributions
+    assert contribution.scale == scale
+
+
+def test_layers_saved_in_parts_of_four_bits_are_read(read):
+    tensors = {
+        f"{QKV_KEY}.lora_down.weight": ("F4", (12, WIDTH), bytes(12 * WIDTH // 2)),
+        f"{QKV_KEY}.lora_up.weight": ("F4", (3 * WIDTH, 12), bytes(3 * WIDTH * 12 // 2)),
+        f"{QKV_KEY}.alpha": ("F32", (), 6.0),
+    }
+    assert only(read(tensors, about(split_qkv="True"))).scale == 1.5
+
+
+@pytest.mark.parametrize("entry", [(0, 4), (0, -1), (-1, 0), (-1, 7)])
+@pytest.mark.parametrize("value", [1e-30, -(2.0**-126), 128.0])
+def test_one_number_outside_of_the_parts_is_a_layer_trained_as_a_whole(entry, value, tmp_path):
+    tensors = saved("lora_unet_double_blocks_0_img_attn_qkv", parts_of(QKV, 4, torch.Generator().manual_seed(4)), 6.0)
+    tensors["lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight"][entry] = value
+    save_file(tensors, tmp_path / "adapter.safetensors", about(split_qkv="True"))
+    (contribution,) = read_adapter(open_checkpoint(str(tmp_path / "adapter.safetensors"))).contributions
+    assert contribution.scale == 0.5
+
+
 @pytest.mark.numeric
 @pytest.mark.parametrize("convert_first", [False, True])
 @pytest.mark.parametrize("network", SPLIT_LAYERS)

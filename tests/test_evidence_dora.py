@@ -176,3 +176,22 @@ def test_each_component_is_held_against_its_own_config(read):
     assert errors(adapter) == ["dora-missing"]
     adapter = read({**model, **encoder}, of_components(transformer=False, text_encoder=False))
     assert errors(adapter) == ["dora-conflict"]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "says"),
+    [
+        ({**ALL, **flag(1)}, {}, ["3 modules have a magnitude", "the flag is True"]),
+        ({**NONE, **flag(0)}, {}, ["the flag is False"]),
+        ({**NONE, **flag(float("nan"), "F32")}, {}, ["the flag is no number"]),
+    ],
+)
+def test_the_evidence_tells_the_scan_and_the_flag(tensors, metadata, says, read):
+    assert [item.says for item in read(tensors, metadata).evidence if item.about == "dora"] == says
+
+
+@pytest.mark.parametrize(("said", "says"), [(True, "use_dora is True"), ("x", "use_dora is neither yes nor no")])
+def test_the_evidence_tells_what_a_config_says(said, says, read):
+    adapter = read(lora("transformer.a", alpha=None, spelling="peft"), embedded(use_dora=said))
+    told = [(item.says, item.where) for item in adapter.evidence if item.about == "dora"]
+    assert told == [(says, "metadata lora_adapter_metadata transformer.")]

@@ -110,6 +110,21 @@ def test_equal_rules_of_all_parts_are_the_rule_of_the_file(read):
     assert read(COMPONENTS, of_components(transformer=True)).rslora.value is True
 
 
+def test_a_component_with_an_alpha_that_no_config_speaks_of_has_a_rule_of_its_own(read):
+    tensors = {**COMPONENTS, "text_encoder.a.alpha": ("F32", (), 8.0)}
+    adapter = read(tensors, of_components(transformer=True))
+    assert scales(adapter) == {"transformer.a": STABILISED, "text_encoder.a": STANDARD}
+    assert (adapter.rslora.value, adapter.rslora.source) == (None, "adapter_config")
+
+
+def test_a_contradiction_is_told_before_what_is_only_missing(read):
+    tensors = {**flagged("a", 1), **flagged("b"), **flagged("c", 0)}
+    assert read(tensors).rslora.source == "default"
+    contradicting = {**COMPONENTS, "transformer.a.use_rslora_flag": ("BOOL", (), 0)}
+    adapter = read(contradicting, of_components(transformer=True))
+    assert (adapter.rslora.value, adapter.rslora.source) == (None, "conflict")
+
+
 # What a config of another rank says must not bind anybody.
 STRANGER = {"peft_type": "LORA", "r": 4, "lora_alpha": 99, "use_rslora": True, "target_modules": ["q"]}
 PEFT = lora("base_model.model.blocks.0.q", alpha=None, spelling="peft")
@@ -190,6 +205,11 @@ def test_what_diffusers_embeds_decides_for_its_own_names_and_not_for_others(read
     assert (scales(own), errors(own)) == ({"transformer.blocks.0.q": 8.0}, [])
     renamed = read(lora("diffusion_model.blocks.0.q", alpha=None, spelling="peft"), about)
     assert (scales(renamed), renamed.open) == ({"diffusion_model.blocks.0.q": UNKNOWN}, ("alpha",))
+    # Bare names are those of a model that saved itself, which embeds no component.
+    bare = read(lora("blocks.0.q", alpha=None, spelling="peft"), about)
+    assert (scales(bare), bare.open) == ({"blocks.0.q": UNKNOWN}, ("alpha",))
+    itself = read(lora("blocks.0.q", alpha=None, spelling="peft"), embedded("", r=16, lora_alpha=128))
+    assert (scales(itself), errors(itself)) == ({"blocks.0.q": 8.0}, [])
 
 
 def embedded(prefix="transformer.", **config):

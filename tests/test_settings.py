@@ -136,6 +136,13 @@ def test_a_strength_that_no_module_takes_is_an_error(text, says):
         parse_settings(text).check("a.safetensors", MODULES)
 
 
+def test_the_multipliers_are_told_with_the_one_of_all_other_modules():
+    assert parse_settings("alpha=4").multipliers() == 1.0
+    assert parse_settings("0.5").multipliers() == 0.5
+    assert parse_settings("text_encoder=0").multipliers() == {"*": 1.0, "text_encoder": 0.0}
+    assert parse_settings("0.5,*attn*=2").multipliers() == {"*": 0.5, "*attn*": 2.0}
+
+
 def test_a_plain_number_needs_no_module():
     parse_settings("0.5").check("a.safetensors", [])
     parse_settings("0.5,text_encoder=0,*attn_q=1,*mlp*=2").check(
