@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from lora_inspect import fusing
 from lora_inspect.contribution import Contribution
 from lora_inspect.growth import Growth
 from lora_inspect.scaled_factors import Factor, joined, product_norm, read_factor, scaled, zeros
@@ -37,16 +38,13 @@ def fuse(parts: Sequence[Contribution], scale: float | None, growth: Growth) -> 
     shares = [mine / common for mine in own]
     written = [scaled(up, share) for up, share in zip(ups, shares, strict=True)]
     kept, columns = _distinct(downs)
-    rank, rows = sum(down.values.shape[0] for down in kept), sum(up.values.shape[0] for up in ups)
+    rows, rank = fusing.shape_of([up.values for up in ups], columns)
     up_dtype, down_dtype = joined(written), joined(kept)
     for dtype, shape in ((up_dtype, (rows, rank)), (down_dtype, (rank, downs[0].values.shape[1]))):
         growth.take(TensorPlan(module, dtype, shape).nbytes, f"the fused slices of {module}")
-    up = zeros(rows, rank, up_dtype)
-    row, lost, norm = 0, [], []
-    for part, share, meant, down, column in zip(written, shares, ups, downs, columns, strict=True):
-        height, width = part.values.shape
-        up[row : row + height, column : column + width] = part.values
-        row += height
+    up = fusing.place(zeros(rows, rank, up_dtype), [part.values for part in written], columns)
+    lost, norm = [], []
+    for part, share, meant, down in zip(written, shares, ups, downs, strict=True):
         lost.append(product_norm(part.values - share * meant.values, down.values))
         norm.append(product_norm(share * meant.values, down.values))
     stacked = Factor(torch.cat([down.values for down in kept]), down_dtype)
@@ -56,13 +54,11 @@ def fuse(parts: Sequence[Contribution], scale: float | None, growth: Growth) -> 
 def _distinct(downs: Sequence[Factor]) -> tuple[list[Factor], list[int]]:
     """The down factors without repetitions, and the first column of up that belongs to each of the slices."""
     kept: list[Factor] = []
-    starts: list[int] = []
-    columns: list[int] = []
+    places: list[int] = []
     for down in downs:
-        place = next((i for i, other in enumerate(kept) if torch.equal(other.values, down.values)), None)
-        if place is None:
-            place = len(kept)
-            starts.append(sum(other.values.shape[0] for other in kept))
+        place = next((i for i, other in enumerate(kept) if torch.equal(other.values, down.values)), len(kept))
+        if place == len(kept):
             kept.append(down)
-        columns.append(starts[place])
-    return kept, columns
+        places.append(place)
+    starts = fusing.starts([down.values for down in kept])
+    return kept, [starts[place] for place in places]
