@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 
 from lora_inspect.evidence import DORA_FLAG, DoraReading, Evidence, LoraFacts, Problem, network_args, read_switch
 
+# How many modules had a magnitude when the file was written, where that need not be all.
+MAGNITUDES_KEY = "lora_inspect.magnitudes"
+
 
 class DoraClaim(NamedTuple):
     """What one voice says of DoRA: yes, no, or None for neither; `facts` are the modules that it speaks of."""
@@ -44,7 +47,10 @@ def read_dora(
             source = "conflict" if value is None else claims[0].source
             return DoraReading(value, source, len(with_magnitude), axis), evidence, [found]
 
-    problems = _partial(facts, claims)
+    is_whole = metadata.get(MAGNITUDES_KEY) == str(len(with_magnitude))
+    if with_magnitude and is_whole:
+        evidence.append(Evidence("dora", "as many were written", f"metadata {MAGNITUDES_KEY}"))
+    problems = [] if is_whole else _partial(facts, claims)
     args = network_args(metadata)
     if not with_magnitude and any(read_switch(args.get(name)) for name in ("use_dora", "dora_wd")):
         message = (

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lora_inspect import __version__
+from lora_inspect.dora_evidence import MAGNITUDES_KEY
 from lora_inspect.evidence import SCALE_KEY, network_args
 from lora_inspect.folded_scales import FOLDED_KEY
 from lora_inspect.peft_config import EMBEDDED_KEY
@@ -36,16 +37,16 @@ def standard_metadata(
     *,
     ranks: set[int],
     alphas: set[float],
-    keeps_dora: bool,
+    magnitudes: int,
     embedded: str | None = None,
     folded: str | None = None,
 ) -> dict[str, str]:
     """An adapter's metadata after `convert --to-standard`: rank, alpha and options as the tensors now have them.
 
     `embedded` are the configs that are true of them, where they have some, and `folded` is the record of the scales
-    in their factors.
+    in their factors. `magnitudes` are as many as are kept.
     """
-    stale = {*_STALE_HASHES, EMBEDDED_KEY, FOLDED_KEY, "ss_alpha_pattern"}
+    stale = {*_STALE_HASHES, EMBEDDED_KEY, FOLDED_KEY, MAGNITUDES_KEY, "ss_alpha_pattern"}
     kept = {key: value for key, value in metadata.items() if key not in stale}
     if "ss_network_dim" in kept:
         kept["ss_network_dim"] = _one_or_several(ranks)
@@ -54,9 +55,11 @@ def standard_metadata(
     if "ss_rank_pattern" in kept and len(ranks) == 1:
         del kept["ss_rank_pattern"]
     if "ss_network_args" in kept:
-        gone = _SCALE_OPTIONS if keeps_dora else (*_SCALE_OPTIONS, *_DORA_OPTIONS)
+        gone = _SCALE_OPTIONS if magnitudes else (*_SCALE_OPTIONS, *_DORA_OPTIONS)
         kept["ss_network_args"] = json.dumps({k: v for k, v in network_args(metadata).items() if k not in gone})
     kept |= {key: value for key, value in ((EMBEDDED_KEY, embedded), (FOLDED_KEY, folded)) if value is not None}
+    if magnitudes:
+        kept[MAGNITUDES_KEY] = str(magnitudes)
     kept[SCALE_KEY] = STANDARD
     kept[CONVERTED_KEY] = json.dumps({"version": __version__, **source})
     return kept

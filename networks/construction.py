@@ -41,7 +41,8 @@ def create_modules(
     init_lora_weights: str,
     keywords: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The modules of the layers `chosen` by name; `keywords` are what all of them are made with.
+    """The modules of the layers `chosen` by name; `keywords` are what all of them are made with,
+    where a target does not have its own.
 
     A layer that has fewer singular components than its rank gets as many as it has where the start needs them. Raises
     ValueError for two layers of one name, and for a rank that the start cannot be made with.
@@ -60,7 +61,7 @@ def create_modules(
         # Only where there are slices, which not every class of modules knows.
         split = {"split_dims": target.split_dims} if target.split_dims else {}
         created[name] = module_class(
-            name, target.module, multiplier, target.rank, target.alpha, **split, **target.keywords, **keywords
+            name, target.module, multiplier, target.rank, target.alpha, **split, **{**keywords, **target.keywords}
         )
     return created
 

@@ -156,7 +156,7 @@ def create_network_from_weights(
         modules_dim={name: module.rank for name, module in found.modules.items()},
         modules_alpha=alphas,
         modules_split={name: module.split_dims for name, module in found.modules.items()},
-        modules_keywords={name: module.keywords for name, module in found.modules.items()},
+        modules_keywords={name: _keywords(module) for name, module in found.modules.items()},
         verbose=options.verbose,
         use_rslora=rslora,
         use_dora=dora,
@@ -166,3 +166,8 @@ def create_network_from_weights(
     network.set_loraplus_lr_ratio(options.loraplus_lr_ratio)
     network.save_format = options.save_format
     return network
+
+
+def _keywords(module: reading.ModuleWeights) -> Mapping[str, Any]:
+    """What else a module is made with: slices have no magnitude, in one pair of factors as little as apart."""
+    return {**module.keywords, "use_dora": False} if module.is_lora and module.has_slices else module.keywords

@@ -65,6 +65,12 @@ class FileNames:
         """Raises ValueError where a file has no name for a tensor of a network with these keys."""
         if self._table(keys) is not None:
             return
+        modules, magnitudes = ({key.partition(".")[0] for key in keys if of in key} for of in (".lora_", MAGNITUDE))
+        if magnitudes and (without := sorted(modules - magnitudes)):
+            raise ValueError(
+                f"{without[0]} has no magnitude, but diffusers applies one to all layers of a file as soon as one has "
+                "it; leave use_dora out, or split_dims and split_qkv"
+            )
         for key in keys:
             name, _, tail = key.partition(".")
             if tail.startswith("lora_") and tail not in _ROLES:

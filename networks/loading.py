@@ -31,6 +31,11 @@ def check_rslora(reading: Reading, expected: bool, settled: bool = False) -> Non
             logger.warning(
                 f"The weights say nothing of RS-LoRA and are read as alpha/rank, but {found.hint.sentence()}."
             )
+        elif expected and found.value != expected:
+            logger.warning(
+                "The weights say nothing of RS-LoRA, and their alphas are read as those of alpha/sqrt(rank), for "
+                "use_rslora=True. Those of a file in standard form are for alpha/rank: pass its metadata too."
+            )
         return
     says = {
         None: "contradict themselves about it",

@@ -116,8 +116,11 @@ class NetworkWeights(nn.Module):
         named = Named(tensors, complete)
         if self._file_names is not None:
             named = self._file_names.to_file(tensors, complete, rslora)
-        tensors = standard_form.with_dora_scale(named.tensors) if self.save_format == STANDARD else named.tensors
-        saving.write_weights(os.fspath(file), tensors, dtype, named.metadata, rslora and not named.folded)
+        tensors, complete = named.tensors, named.metadata
+        if self.save_format == STANDARD:
+            tensors = standard_form.with_dora_scale(tensors)
+            complete |= standard_form.magnitude_record(tensors)
+        saving.write_weights(os.fspath(file), tensors, dtype, complete, rslora and not named.folded)
 
     def backup_weights(self) -> None:
         """Keeps the base's weights, for `restore_weights`."""

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from lora_inspect import evidence
+from lora_inspect import evidence, fusing
 from lora_inspect.algorithms import lora
 from lora_inspect.dora import OUTPUT
 from lora_inspect.evidence import DORA_FLAG, RSLORA_FLAG, LoraFacts, RsloraReading
@@ -45,11 +45,17 @@ class ModuleWeights(NamedTuple):
         return MAGNITUDE in self.tensors
 
     @property
+    def has_slices(self) -> bool:
+        """Whether the layer was trained slice by slice, be the factors still apart or in one pair."""
+        up = self.tensors.get("lora_up.weight")
+        return self.split_dims is not None or (up is not None and fusing.has_blocks(up.flatten(1)))
+
+    @property
     def facts(self) -> LoraFacts:
         """What the evidence looks at."""
         linear = all(tensor.dim() == 2 for key, tensor in self.tensors.items() if _ROLE.fullmatch(key))
         axis = OUTPUT if self.has_magnitude else None
-        return LoraFacts(self.name, self.rank, self.alpha, linear, self.split_dims is not None, axis)
+        return LoraFacts(self.name, self.rank, self.alpha, linear, self.has_slices, axis)
 
 
 class FactorReader(NamedTuple):

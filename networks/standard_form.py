@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lora_inspect import fusing
+from lora_inspect.dora_evidence import MAGNITUDES_KEY
 from lora_inspect.evidence import SCALE_KEY, close, network_args
 from lora_inspect.json_text import parse_json
 from lora_inspect.scaling import RANK_STABILISED, STANDARD, standard_alpha, to_float32
@@ -72,6 +73,12 @@ def with_dora_scale(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             spelled[key] = tensor
     return spelled
+
+
+def magnitude_record(tensors: Iterable[str]) -> dict[str, str]:
+    """The metadata that say of a DoRA file how many magnitudes it has: slices have none, and no flag says so."""
+    magnitudes = sum(key.endswith(f".{DORA_SCALE}") for key in tensors)
+    return {MAGNITUDES_KEY: str(magnitudes)} if magnitudes else {}
 
 
 def rename_dora_scales(state_dict: dict[str, Tensor], prefix: str) -> None:
@@ -134,7 +141,7 @@ def is_rank_stabilised(reading: Reading, alphas: Mapping[str, float]) -> bool:
     """Whether weights in standard form are those of a network that trained with RS-LoRA.
 
     The metadata say so, or, where the weights say nothing at all, their alphas: each is sqrt(rank) times the one in
-    `alphas`, which are the network's own by module name.
+    `alphas`, which are the network's own by module name. Of rank 1 both rules say the same.
     """
     if reading.flags:
         return False
@@ -142,12 +149,11 @@ def is_rank_stabilised(reading: Reading, alphas: Mapping[str, float]) -> bool:
         return trained_scale(reading.metadata) == RANK_STABILISED and reading.metadata.get(SCALE_KEY) == STANDARD
     if reading.rslora.source != "default":
         return False
-    telling = [
-        (module.alpha, alphas[module.name] * math.sqrt(module.rank))
-        for module in reading.modules.values()
-        if module.rank > 1 and module.alpha is not None and module.name in alphas
-    ]
-    return bool(telling) and all(close(stored, grown) for stored, grown in telling)
+    telling = [module for module in reading.modules.values() if module.rank > 1]
+    known = [(module, module.alpha) for module in telling if module.alpha is not None and module.name in alphas]
+    if telling and not known:
+        return False
+    return all(close(alpha, alphas[module.name] * math.sqrt(module.rank)) for module, alpha in known)
 
 
 def trained_scale(metadata: Mapping[str, str]) -> str | None:

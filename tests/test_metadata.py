@@ -20,9 +20,9 @@ TRAINED = {
 }
 
 
-def standard(metadata=TRAINED, ranks=frozenset({16}), alphas=frozenset({32.0}), keeps_dora=False):
+def standard(metadata=TRAINED, ranks=frozenset({16}), alphas=frozenset({32.0}), magnitudes=0):
     source = {"file": "a.safetensors", "rslora": True}
-    return standard_metadata(metadata, source, ranks=set(ranks), alphas=set(alphas), keeps_dora=keeps_dora)
+    return standard_metadata(metadata, source, ranks=set(ranks), alphas=set(alphas), magnitudes=magnitudes)
 
 
 def test_what_described_the_old_tensors_is_corrected_or_gone():
@@ -45,7 +45,7 @@ def test_ranks_and_alphas_that_differ_have_no_single_number():
 
 
 def test_a_kept_magnitude_keeps_the_option_that_asked_for_it():
-    assert json.loads(standard(keeps_dora=True)["ss_network_args"]) == {"use_dora": "True", "conv_dim": "4"}
+    assert json.loads(standard(magnitudes=2)["ss_network_args"]) == {"use_dora": "True", "conv_dim": "4"}
 
 
 def test_nothing_is_invented_for_a_file_without_metadata():

@@ -93,7 +93,7 @@ def convert_to_standard(
     _refuse_lossy(path, modules, options)
     passed = [renamed(adapter.checkpoint.tensors[key], key) for key in adapter.unclaimed]
     contents = [content for module in modules.values() for content in module.contents] + passed
-    keeps_dora = any(module.magnitude for module in modules.values())
+    magnitudes = sum(module.magnitude is not None for module in modules.values())
     source = _reading(adapter)
     embedded = place.embedded(modules)
     metadata = standard_metadata(
@@ -101,7 +101,7 @@ def convert_to_standard(
         _provenance(adapter, options, source, modules),
         ranks={module.rank for module in modules.values()},
         alphas={module.alpha for module in modules.values()},
-        keeps_dora=keeps_dora,
+        magnitudes=magnitudes,
         embedded=embedded,
         folded=place.folded(modules),
     )
@@ -113,7 +113,7 @@ def convert_to_standard(
         "scheme": adapter.scheme,
         "algorithm": "lora",
         "rslora": False,
-        "dora": keeps_dora,
+        "dora": magnitudes > 0,
         "multiplier": _rules(module.magnitude for module in modules.values()),
         "ranks": _counted(module.rank for module in modules.values()),
         "bytes": written,

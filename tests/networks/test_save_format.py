@@ -27,7 +27,11 @@ KINDS = {
     "pissa": {"init_lora_weights": "pissa", "exclude_patterns": "['.*conv']"},
     "rslora, pissa": {"use_rslora": "True", "init_lora_weights": "pissa", "exclude_patterns": "['.*conv']"},
 }
-DORA = {"dora": {"use_dora": "True"}, "rslora, dora, conv": {"use_rslora": "1", "use_dora": "1", "dora_conv": "1"}}
+DORA = {
+    "dora": {"use_dora": "True"},
+    "rslora, dora, conv": {"use_rslora": "1", "use_dora": "1", "dora_conv": "1"},
+    "dora, split_qkv": {"use_dora": "True", "split_qkv": "True"},
+}
 
 
 class Fused(nn.Module):
@@ -202,6 +206,37 @@ def test_weights_that_say_nothing_are_guessed_to_be_standard(tmp_path):
     native, _, _ = saved(tmp_path, "rslora", "native")
     with pytest.raises(ValueError, match="RS-LoRA flag mismatch"):
         network_on(fused()).load_weights(native)
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("strip", [str, without_metadata], ids=["file", "no metadata"])
+def test_training_with_rank_1_does_not_go_on_from_a_standard_file(strip, tmp_path):
+    """alpha/1 and alpha/sqrt(1) are one number, so that no alpha can tell the rules apart."""
+    options = {"use_rslora": "True", "rank_pattern": "{'.*': 1}", "save_format": "standard"}
+    x, model, other = torch.randn(2, 8, 12), fused(), fused()
+    file = str(tmp_path / "adapter.safetensors")
+    network_on(model, **options).save_weights(file, None, None)
+    network_on(other, train=False, **options).load_weights(strip(file))
+    assert torch.allclose(other(x), model(x), atol=1e-6)
+
+
+def test_a_standard_file_without_its_metadata_is_taken_for_a_native_one_in_silence(tmp_path, caplog):
+    """Its alphas are for alpha/rank, which nothing but the metadata says where the network has no alpha of its own."""
+    file, network, _ = saved(tmp_path, "rslora")
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    scales = {}
+    for known in (metadata, None):
+        caplog.clear()
+        again = lora.create_arch_network_from_weights(
+            1.0, load_file(file), unet=fused(), metadata=known, use_rslora="True"
+        )
+        said = [line for line in caplog.messages if "read as those of alpha/sqrt(rank)" in line]
+        assert len(said) == (known is None)
+        assert all("pass its metadata too" in line for line in said)
+        scales[known is None] = [module.scale for module in again.unet_loras]
+    assert scales[False] == pytest.approx([module.scale for module in network.unet_loras], rel=1e-6)
+    assert scales[True] != pytest.approx(scales[False], rel=1e-6)
 
 
 def test_factors_that_are_no_slices_are_cut(tmp_path):

@@ -8,6 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from lora_inspect.adapter import read_adapter
+from lora_inspect.checkpoint import open_checkpoint
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.settings import Settings
@@ -86,6 +88,18 @@ def test_slices_of_diffusers_names_carry_their_scales(tmp_path):
     assert found.keys() == {f"{name}.lora_down.weight", f"{name}.lora_up.weight"}
     assert result.exact
     torch.testing.assert_close(change(found, name), expected, rtol=1e-6, atol=0)
+
+
+def test_magnitudes_beside_fused_slices_are_taken_for_a_part_of_them(tmp_path):
+    """Slices have no magnitude, which the flag of the input says and the output has to say as well."""
+    tensors, _ = slices((2, 2), 1.0, torch.float32)
+    other = MODULE.replace("qkv", "out")
+    tensors[f"{other}.lora_down.weight"], tensors[f"{other}.lora_up.weight"] = torch.randn(2, 6), torch.randn(6, 2)
+    tensors[f"{other}.dora_layer.weight"], tensors[f"{other}.alpha"] = torch.ones(6), torch.tensor(2.0)
+    save_file({**tensors, "use_dora_flag": torch.tensor(True)}, tmp_path / "in.safetensors")
+    convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", keep_dora=True)
+    adapter = read_adapter(open_checkpoint(str(tmp_path / "out.safetensors")))
+    assert (adapter.problems, adapter.dora.value, adapter.dora.modules) == ((), True, 1)
 
 
 def many_slices(path, parts, outputs, inputs):

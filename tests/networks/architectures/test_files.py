@@ -284,6 +284,13 @@ def test_slices_have_no_names_in_diffusers():
         trained("flux2", "diffusers", split_dims=r"{'.*to_qkv_mlp_proj': [32, 32, 32, 192]}")
 
 
+def test_diffusers_would_give_magnitudes_to_slices():
+    """It makes a magnitude for every layer as soon as one has it, and slices have none."""
+    options = {"split_dims": r"{'.*to_qkv_mlp_proj': [32, 32, 32, 192]}", "save_format": "standard"}
+    with pytest.raises(ValueError, match=r"to_qkv_mlp_proj has no magnitude, but diffusers applies one to all"):
+        trained("flux2", "diffusers", "dora", **options)
+
+
 @pytest.mark.parametrize("name", DIFFUSERS)
 def test_weights_of_another_architecture_are_refused(name, tmp_path):
     other = "krea2" if name != "krea2" else "wan"
