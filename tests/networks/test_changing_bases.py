@@ -283,6 +283,18 @@ def test_a_resumed_network_warns_as_well(make_model, caplog, tmp_path):
     assert len(warnings_of(caplog)) == 1
 
 
+def test_a_forward_before_the_first_step_is_taken_for_its_base(make_model, caplog):
+    """Trainers try a batch, and cast or load the base that they train on after it."""
+    model = make_model(1)
+    adapter = network(model, use_dora="True")
+    model(torch.randn(2, 4, 12)).sum().backward()
+    exchange(model, make_model(2).state_dict())
+    adapter.zero_grad()
+    for _ in range(2):
+        step(model, adapter)
+    assert not warnings_of(caplog)
+
+
 def test_two_networks_warn_once_each(make_model, caplog):
     for _ in range(2):
         model = make_model(1)
