@@ -139,9 +139,11 @@ def create_network_from_weights(
     else:
         loading.check_rslora(found, rslora, settled)
     dora = loading.has_dora(found)
-    if "use_dora" in options.given and options.use_dora != dora:
-        loading.check_dora(found, found.modules if options.use_dora else ())
-        dora = options.use_dora
+    # Dropouts switch DoRA off in training, and leave weights without magnitudes.
+    wants_dora = options.use_dora and not (options.neuron_dropout or options.rank_dropout)
+    if "use_dora" in options.given and wants_dora != dora:
+        loading.check_dora(found, found.modules if wants_dora else ())
+        dora = wants_dora
     network = LoRANetwork(
         target_replace_modules,
         PREFIX,

@@ -220,6 +220,20 @@ def test_training_with_rank_1_does_not_go_on_from_a_standard_file(strip, tmp_pat
     assert torch.allclose(other(x), model(x), atol=1e-6)
 
 
+@pytest.mark.parametrize("dropout", ["dropout", "rank_dropout"])
+@pytest.mark.parametrize("save_format", ["native", "standard"])
+def test_dora_that_dropout_switched_off_is_missed_in_the_weights(save_format, dropout, tmp_path):
+    """sd-scripts' --dim_from_weights, with the network_args that the file was trained with."""
+    options, file = {"use_dora": "True", dropout: "0.1"}, str(tmp_path / "adapter.safetensors")
+    x, model, other = torch.randn(2, 8, 12), fused(), fused()
+    network_on(model, save_format=save_format, **options).save_weights(file, None, None)
+    again, _ = lora.create_network_from_weights(1.0, file, None, None, other, **options)
+    again.apply_to(None, other)
+    again.load_weights(file)
+    again.eval()
+    assert torch.allclose(other(x), model(x), atol=1e-6)
+
+
 def test_a_standard_file_without_its_metadata_is_taken_for_a_native_one_in_silence(tmp_path, caplog):
     """Its alphas are for alpha/rank, which nothing but the metadata says where the network has no alpha of its own."""
     file, network, _ = saved(tmp_path, "rslora")
