@@ -201,7 +201,7 @@ def test_samples_of_another_base_before_the_first_step_do_not_move_the_start():
     assert torch.equal(module.dora_layer.weight, start)
 
 
-@pytest.mark.parametrize("columns", [255, 256, 257, 4099, 65536])
+@pytest.mark.parametrize("columns", [255, 256, 257, 4099, 200001])
 def test_long_rows_of_equal_numbers_lose_no_digits(columns):
     """Sums of equal numbers, one after another, always round to the same side."""
     base = nn.Linear(columns, 3, bias=False).requires_grad_(False)
@@ -209,8 +209,8 @@ def test_long_rows_of_equal_numbers_lose_no_digits(columns):
     module = LoRAModule("x", base, 1.0, 1, 1.0, use_dora=True)
     module.apply_to()
     expected = base.weight.double().norm(dim=1)
-    # A piece of 256 squares on at least one lane, 8 additions of pairs more at 65536 columns, three roundings beside.
-    assert (module.dora_layer.weight.double() / expected - 1).abs().max() <= (256 + 8 + 3) * 2.0**-24
+    # A piece of 256 squares on at least one lane, 10 additions of pairs more at 200001 columns, three roundings beside.
+    assert (module.dora_layer.weight.double() / expected - 1).abs().max() <= (256 + 10 + 3) * 2.0**-24
 
 
 # --- The warning
