@@ -122,6 +122,13 @@ def path_of(info: TensorInfo) -> str:
     return info.name.removesuffix(".weight")
 
 
+def leaf_of(path: str) -> str:
+    """The last name of a path, with the numbers after it: "c_proj", "to_out.0"."""
+    segments = path.split(".")
+    start = next((i for i in range(len(segments) - 1, -1, -1) if not segments[i].isdigit()), 0)
+    return ".".join(segments[start:])
+
+
 def is_weight(info: TensorInfo) -> bool:
     """Whether an adapter can change the tensor: a matrix or a kernel, not a vector."""
     return info.name.endswith(".weight") and len(info.shape) > 1

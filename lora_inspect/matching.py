@@ -12,6 +12,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.header import TensorInfo
 from lora_inspect.identify import adapter_candidates
 from lora_inspect.orientation import Orientation, orient
+from lora_inspect.orientation_answers import UNANSWERED, Answers
 from lora_inspect.target_weight import check_target
 
 
@@ -29,11 +30,12 @@ class Matching:
     orientations: dict[str, Orientation] = field(default_factory=dict)
 
 
-def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transposed: bool | None = None) -> Matching:
+def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transposed: Answers = UNANSWERED) -> Matching:
     """Finds the target of every module of the adapter, of the components `only` where some are named.
 
-    `transposed` says how the base stores those square weights that the evidence leaves open. Raises LoraInspectError
-    where a module fits two base tensors or a weight of another shape or kind, or where an orientation stays open.
+    `transposed` says by globs how the base stores those square weights that the evidence leaves open. Raises
+    LoraInspectError where a module fits two base tensors or a weight of another shape or kind, or where an orientation
+    stays open.
     """
     modules, left_out = _chosen(adapter, only)
     families = adapter_candidates(adapter)

@@ -2,8 +2,8 @@
 
 A weight that is not square shows it by its shape. For a square one the evidence is, strongest first: its siblings,
 which are the base's non-square weights of the same leaf; the architecture's table, where no non-square weight of the
-base contradicts it; the config's `fan_in_fan_out`, which is one flag for all layers; the naming scheme, where only
-Linear layers have such names. What none of them decides, `--transposed` settles.
+base contradicts it; the config's `fan_in_fan_out`, which is one flag for all layers, as far as it can speak of this
+one; the naming scheme, where only Linear layers have such names. What none of them decides, `--transposed` settles.
 """
 
 from collections import Counter, defaultdict
@@ -11,16 +11,18 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lora_inspect import schemes
+from lora_inspect.architectures.gpt2 import CONV1D
 from lora_inspect.architectures.record import Layout
-from lora_inspect.base_names import EXPERTS, is_weight, path_of
+from lora_inspect.base_names import EXPERTS, is_weight, leaf_of, path_of
 from lora_inspect.checkpoint import Checkpoint
 from lora_inspect.contribution import Contribution, Module
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.header import TensorInfo
+from lora_inspect.orientation_answers import Answers, deciding_glob, spell_answer
 from lora_inspect.schemes.record import MODEL
 
-SHAPE, SIBLINGS, ARCHITECTURE, CONFIG, SCHEME, OPTION = (
-    "shape", "siblings", "architecture", "config", "scheme", "option",
+SHAPE, SIBLINGS, ARCHITECTURE, BIAS, CONFIG, SCHEME, OPTION = (
+    "shape", "siblings", "architecture", "bias", "config", "scheme", "option",
 )  # fmt: skip
 
 # The components whose architecture is identified.
@@ -35,11 +37,11 @@ class Orientation(NamedTuple):
 
 
 def orient(
-    places: Sequence[tuple[Module, TensorInfo]], base: Checkpoint, layouts: Collection[Layout], option: bool | None
+    places: Sequence[tuple[Module, TensorInfo]], base: Checkpoint, layouts: Collection[Layout], answers: Answers
 ) -> dict[str, Orientation]:
     """The orientation of every weight that a Linear module changes, by the weight's name.
 
-    `layouts` are those that the adapter may be in, whose tables may decide; `option` settles what the evidence leaves
+    `layouts` are those that the adapter may be in, whose tables may decide; `answers` settle what the evidence leaves
     open. Raises LoraInspectError where something stays open.
     """
     linear = [(module, target) for module, target in places if _is_linear(module, target)]
@@ -52,12 +54,12 @@ def orient(
             decided[target.name] = found
         else:
             left.append((module, target))
-    leaves = {leaf_of(path_of(target)) for _, target in left}
+    flagged = _Flagged.of(decided, [target for _, target in left], base)
     undecided: list[TensorInfo] = []
     for module, target in left:
-        found = _by_file(module.contributions[0], known, alone=len(leaves) == 1)
-        if found is None and option is not None:
-            found = Orientation(option, OPTION)
+        found = _by_file(module.contributions[0], path_of(target), known, flagged)
+        if found is None and (glob := deciding_glob(answers, path_of(target))):
+            found = Orientation(answers[glob], OPTION)
         if found is None:
             undecided.append(target)
         else:
@@ -67,26 +69,32 @@ def orient(
     return decided
 
 
-def check_option(orientations: Iterable[Mapping[str, Orientation]], option: bool | None) -> str | None:
-    """The note on a `--transposed` that repeats what is known; LoraInspectError where it contradicts or cannot apply.
+def check_answers(orientations: Iterable[Mapping[str, Orientation]], answers: Answers) -> list[str]:
+    """The notes on answers that repeat what is known; LoraInspectError for one that contradicts it or cannot apply.
 
-    An option that settled one weight is content with what the evidence says of the others.
+    An answer that settled one weight is content with what the evidence says of the others.
     """
-    found = {name: item for decided in orientations for name, item in decided.items()}
-    if option is None or any(item.source == OPTION for item in found.values()):
-        return None
-    word = "yes" if option else "no"
-    if not found:
-        raise LoraInspectError(
-            f"--transposed {word} has nothing to settle, as no Linear weight is changed; leave it out."
-        )
-    for name, item in found.items():
-        if item.transposed != option:
+    spoken_of: dict[str | None, list[tuple[str, Orientation]]] = defaultdict(list)
+    for decided in orientations:
+        for name, item in decided.items():
+            spoken_of[deciding_glob(answers, name.removesuffix(".weight"))].append((name, item))
+    notes = []
+    for glob, stored in answers.items():
+        said, found = spell_answer(glob, stored), spoken_of[glob]
+        if not found:
             raise LoraInspectError(
-                f"{name} is stored as {_written(item.transposed)} by its {item.source}, which --transposed {word} "
-                "contradicts; leave the option out."
+                f"{said} has nothing to settle, as no Linear weight that is changed waits for it; leave it out."
             )
-    return f"--transposed {word} repeats what the weights show"
+        if any(item.source == OPTION for _, item in found):
+            continue
+        for name, item in found:
+            if item.transposed != stored:
+                raise LoraInspectError(
+                    f"{name} is stored as {_written(item.transposed)} by its {item.source}, which {said} contradicts; "
+                    "leave the option out."
+                )
+        notes.append(f"{said} repeats what the weights show")
+    return notes
 
 
 def together(orientations: Iterable[Mapping[str, Orientation]], base: Checkpoint) -> dict[str, Orientation]:
@@ -117,13 +125,6 @@ def covered_shape(module: Module) -> tuple[int, int]:
     first = module.contributions[0]
     rows = max((part.rows[1] for part in module.contributions if part.rows), default=first.shape[0])
     return rows, first.shape[1]
-
-
-def leaf_of(path: str) -> str:
-    """The last name of a path, with the numbers after it: "c_proj", "to_out.0"."""
-    segments = path.split(".")
-    start = next((i for i in range(len(segments) - 1, -1, -1) if not segments[i].isdigit()), 0)
-    return ".".join(segments[start:])
 
 
 def _is_linear(module: Module, target: TensorInfo) -> bool:
@@ -183,27 +184,67 @@ def _by_table(leaf: str, layout: Layout, known: Mapping[str, set[bool]]) -> bool
     return leaf in layout.transposed if borne_out and leaf in map(leaf_of, layout.paths) else None
 
 
-def _by_file(contribution: Contribution, known: Mapping[str, set[bool]], alone: bool) -> Orientation | None:
+class _Flagged(NamedTuple):
+    """Of which adapted layers a config's one flag can speak: those whose kind is not known to be the other one.
+
+    PEFT turns its `fan_in_fan_out` to the kind of each layer that it wraps, so that a file has the kind of the last
+    one. `open_leaves` are undecided, `biased` those of them that have a bias, as every Conv1D has.
+    """
+
+    decided: dict[bool, set[str]]
+    open_leaves: set[str]
+    biased: set[str]
+
+    @classmethod
+    def of(cls, decided: Mapping[str, Orientation], left: Iterable[TensorInfo], base: Checkpoint) -> "_Flagged":
+        """The leaves of the weights that are `decided`, and of those that are `left`."""
+        leaves: dict[bool, set[str]] = {True: set(), False: set()}
+        for name, item in decided.items():
+            leaves[item.transposed].add(leaf_of(path_of(base.tensors[name])))
+        paths = [path_of(target) for target in left]
+        biased = {leaf_of(path) for path in paths if f"{path}.bias" in base.tensors}
+        return cls(leaves, {leaf_of(path) for path in paths}, biased)
+
+    def may_mean(self, flag: bool) -> set[str]:
+        """The leaves of which one made PEFT write `flag`."""
+        if flag:
+            return self.decided[True] | self.biased or self.open_leaves
+        return self.decided[False] | self.open_leaves
+
+
+def _by_file(
+    contribution: Contribution, path: str, known: Mapping[str, set[bool]], flagged: _Flagged
+) -> Orientation | None:
     """What the config or the names say, where nothing that the base shows speaks against it.
 
-    PEFT turns its one flag to the kind of the layer that it wraps, so that a config tells the kind of the last one:
-    (in, out), which no model has throughout, is believed for a single leaf.
+    A flag is certain where it can speak of one leaf only. Beyond, a yes is believed of the names that Conv1D layers
+    have, and a no of all that does not look like one.
     """
-    says, shown = contribution.transposed, {stored for found in known.values() for stored in found}
+    says, leaf, shown = contribution.transposed, leaf_of(path), {stored for found in known.values() for stored in found}
     if says is None:
         by_names = schemes.by_name(contribution.module.scheme).absent_alpha != "config"
         return Orientation(False, SCHEME) if shown == {False} or (by_names and not shown) else None
-    if not shown <= {says} or (says and not alone):
+    meant = flagged.may_mean(says)
+    if says and leaf not in meant:
+        return Orientation(False, BIAS)
+    if not shown <= {says}:
         return None
-    return Orientation(says, CONFIG)
+    usual = leaf in CONV1D if says else leaf not in flagged.biased or not _like_conv1d(leaf)
+    return Orientation(says, CONFIG) if usual or meant == {leaf} else None
+
+
+def _like_conv1d(leaf: str) -> bool:
+    return leaf in CONV1D or "conv" in leaf.lower()
 
 
 def _open_question(undecided: Sequence[TensorInfo], base: Checkpoint) -> str:
     leaves = sorted({leaf_of(path_of(target)) for target in undecided})
     others = f" (and {len(undecided) - 1} more: {', '.join(leaves[:5])})" if len(undecided) > 1 else ""
+    each = " ".join(f"--transposed {leaf}=yes|no" for leaf in leaves[:5])
     return (
         f"{base.path}: {undecided[0].name}{others} is square, and nothing says whether it is stored as (out, in) or as "
-        "(in, out); settle it with --transposed no or --transposed yes."
+        "(in, out); settle it with --transposed no or --transposed yes"
+        f"{f', or name by name with {each}' if len(leaves) > 1 else ''}."
     )
 
 

@@ -4,10 +4,11 @@ import pytest
 from toy_adapters import lora
 
 from lora_inspect.adapter import read_adapter
+from lora_inspect.base_names import leaf_of
 from lora_inspect.checkpoint import open_checkpoint
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.matching import match
-from lora_inspect.orientation import check_option, in_words, leaf_of, together
+from lora_inspect.orientation import check_answers, in_words, together
 
 N, WIDE = 6, 10
 
@@ -32,7 +33,9 @@ def oriented(write_safetensors, tmp_path):
             config = f'{{"peft_type": "LORA", "r": 2, "lora_alpha": 8, "fan_in_fan_out": {str(flag).lower()}}}'
             (adapter.parent / "adapter_config.json").write_text(config)
         base = open_checkpoint(str(write_safetensors(weights, name="base.safetensors")))
-        matching = match(read_adapter(open_checkpoint(str(adapter))), base, transposed=option)
+        matching = match(
+            read_adapter(open_checkpoint(str(adapter))), base, transposed={} if option is None else {"*": option}
+        )
         for name, changes in matching.targets.items():
             assert {change.transposed for change in changes} == {matching.orientations[name].transposed}
         return {name.removesuffix(".weight"): tuple(item) for name, item in matching.orientations.items()}
@@ -62,6 +65,13 @@ FOUND = {
     "the config's no, where the base shows nothing": (
         ["a.odd", "a.even"], weight("a.odd", N, N) | weight("a.even", N, N), False, (False, "config")),
     "no config, and a base of Linear layers": (["a.odd"], weight("a.odd", N, N) | LINEAR, None, (False, "scheme")),
+    "the config's no, for several leaves with biases": (
+        ["a.fc1", "a.fc2"], weight("a.fc1", N, N, bias=N) | weight("a.fc2", N, N, bias=N), False, (False, "config")),
+    "the config's no, for names of Conv1D without the bias that it has": (
+        ["a.c_proj", "a.c_fc"], weight("a.c_proj", N, N) | weight("a.c_fc", N, N), False, (False, "config")),
+    "the config's no, for the one leaf of the adapter, whatever its name": (
+        ["a.c_proj", "b.c_proj"], weight("a.c_proj", N, N, bias=N) | weight("b.c_proj", N, N, bias=N), False,
+        (False, "config")),
 }  # fmt: skip
 
 
@@ -97,6 +107,42 @@ def test_what_stays_open_is_an_error_that_the_option_settles(modules, weights, f
     assert set(oriented(modules, weights, flag, option).values()) == {(option, "option")}
 
 
+@pytest.mark.parametrize("conv", ["conv", "c_attn"])
+def test_a_no_tells_nothing_of_what_looks_like_a_conv1d_beside_another_layer(conv, oriented):
+    weights = weight("a.lin", N, N, bias=N) | weight(f"a.{conv}", N, N, bias=N)
+    with pytest.raises(LoraInspectError, match=rf"a\.{conv}\.weight is square"):
+        oriented(["a.lin", f"a.{conv}"], weights, False)
+    found = oriented(["a.lin", f"a.{conv}"], weights, False, option=True)
+    assert found == {"a.lin": (False, "config"), f"a.{conv}": (True, "option")}
+
+
+def test_a_yes_is_believed_of_names_of_conv1d_beside_others_that_show_it(oriented):
+    weights = weight("a.q_attn", N, N, bias=N) | weight("a.c_attn", N, WIDE, bias=WIDE)
+    found = oriented(["a.q_attn", "a.c_attn"], weights, True, shapes={"a.c_attn": (WIDE, N)})
+    assert found["a.q_attn"] == (True, "config")
+
+
+def test_a_yes_that_an_adapted_conv1d_accounts_for_tells_nothing_of_a_linear_layer(oriented):
+    """CLVP: PEFT wraps a Linear `out_proj` first and the Conv1D `c_fc` last."""
+    weights = weight("a.out_proj", N, N, bias=N) | weight("a.c_fc", N, WIDE, bias=WIDE)
+    adapted = {"modules": ["a.out_proj", "a.c_fc"], "shapes": {"a.c_fc": (WIDE, N)}}
+    with pytest.raises(LoraInspectError, match=r"a\.out_proj\.weight is square"):
+        oriented(weights=weights, flag=True, **adapted)
+    found = oriented(weights=weight("a.out_proj", N, N) | weight("a.c_fc", N, WIDE, bias=WIDE), flag=True, **adapted)
+    assert found["a.out_proj"] == (False, "bias")
+
+
+def test_a_no_that_an_adapted_linear_layer_accounts_for_tells_nothing_of_a_conv1d(oriented):
+    weights = weight("a.c_proj", N, N, bias=N) | weight("a.head", WIDE, N, bias=WIDE)
+    with pytest.raises(LoraInspectError, match=r"a\.c_proj\.weight is square"):
+        oriented(["a.c_proj", "a.head"], weights, False, shapes={"a.head": (WIDE, N)})
+
+
+def test_a_square_layer_without_a_bias_is_linear_where_one_with_a_bias_accounts_for_the_yes(oriented):
+    weights = weight("a.lin", N, N) | weight("a.conv", N, N, bias=N)
+    assert oriented(["a.lin", "a.conv"], weights, True) == {"a.lin": (False, "bias"), "a.conv": (True, "config")}
+
+
 @pytest.mark.parametrize("stored", [(N, WIDE), (WIDE, N)])
 @pytest.mark.parametrize("flag", [True, False, None])
 def test_a_weight_that_is_not_square_shows_it_whatever_the_config_says(flag, stored, oriented):
@@ -121,7 +167,7 @@ def test_a_convolution_has_no_orientation(write_safetensors):
     tensors = lora("lora_unet_a", rank=2, out=N, inputs=N, kernel=(3, 3))
     adapter = read_adapter(open_checkpoint(str(write_safetensors(tensors, name="adapter.safetensors"))))
     base = open_checkpoint(str(write_safetensors({"a.weight": ("F32", (N, N, 3, 3), 1)}, name="base.safetensors")))
-    assert match(adapter, base, transposed=True).orientations == {}
+    assert match(adapter, base, transposed={"*": True}).orientations == {}
     assert [change.transposed for change in match(adapter, base).targets["a.weight"]] == [False]
 
 
@@ -130,16 +176,28 @@ def test_the_option_that_repeats_is_a_note_and_the_one_that_contradicts_an_error
     from lora_inspect.orientation import Orientation
 
     decided = [{name: Orientation(*item) for name, item in shown.items()}]
-    assert check_option(decided, None) is None
-    assert "--transposed no repeats" in check_option(decided, False)
+    assert check_answers(decided, {}) == []
+    assert check_answers(decided, {"*": False}) == ["--transposed no repeats what the weights show"]
     with pytest.raises(
         LoraInspectError, match=r"a\.odd is stored as \(out, in\) by its config, which --transposed yes"
     ):
-        check_option(decided, True)
-    with pytest.raises(LoraInspectError, match="no Linear weight is changed"):
-        check_option([{}], True)
+        check_answers(decided, {"*": True})
+    with pytest.raises(LoraInspectError, match="has nothing to settle, as no Linear weight"):
+        check_answers([{}], {"*": True})
     settled = [{"a": Orientation(False, "shape"), "b": Orientation(True, "option")}]
-    assert check_option(settled, True) is None
+    assert check_answers(settled, {"*": True}) == []
+
+
+def test_each_answer_is_judged_by_the_weights_that_it_decides():
+    from lora_inspect.orientation import Orientation
+
+    found = [{"x.a.weight": Orientation(False, "shape"), "x.b.weight": Orientation(True, "option")}]
+    assert check_answers(found, {"b": True, "*": False}) == ["--transposed no repeats what the weights show"]
+    assert check_answers(found, {"*.b": True}) == []
+    with pytest.raises(LoraInspectError, match=r"x\.a\.weight .* which --transposed x\.a=yes contradicts"):
+        check_answers(found, {"x.a": True, "*": True})
+    with pytest.raises(LoraInspectError, match="--transposed c=yes has nothing to settle"):
+        check_answers(found, {"b": True, "c": True})
 
 
 def test_two_adapters_must_agree_on_a_weight(write_safetensors):

@@ -12,6 +12,7 @@ BACKBONE = (
     *under("h.{i}", *under("attn", "c_attn", "c_proj"), *under("mlp", "c_fc", "c_proj")),
 )
 
+# What all models of transformers call their Conv1D layers.
 CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")
 
 ARCHITECTURE = Architecture(

@@ -7,10 +7,18 @@ import click
 
 from lora_inspect.checkpoint import open_checkpoint
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.shared_options import finite, parse_without_strength, reading_options, settings, writing_options
+from lora_inspect.cli.shared_options import (
+    finite,
+    parse_without_strength,
+    reading_options,
+    settings,
+    transposed_option,
+    writing_options,
+)
 from lora_inspect.contribution import claim
 from lora_inspect.ops.convert import ConvertOptions, ConvertResult, convert_to_standard
 from lora_inspect.orientation import SHAPE, in_words
+from lora_inspect.orientation_answers import Answers
 
 
 @click.command(short_help="Rewrite an adapter so that every loader applies the same scale.")
@@ -37,11 +45,7 @@ from lora_inspect.orientation import SHAPE, in_words
 @click.option(
     "--drop-magnitude", is_flag=True, help="DoRA: leave the magnitude out; each row keeps the length of W + delta."
 )
-@click.option(
-    "--transposed",
-    type=click.Choice(["yes", "no"]),
-    help="With --base: whether it stores square weights as (in, out), where nothing else says it.",
-)
+@transposed_option("--base stores")
 @reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def convert(
@@ -56,7 +60,7 @@ def convert(
     lossy: bool,
     drop_magnitude: bool,
     allow_growth: bool,
-    transposed: str | None,
+    transposed: Answers,
     rslora: str | None,
     alpha: float | None,
     allow_partial_dora: bool,
@@ -86,7 +90,7 @@ def convert(
         max_error=max_error,
         lossy=lossy,
         allow_growth=allow_growth,
-        transposed=None if transposed is None else transposed == "yes",
+        transposed=transposed,
         settings=own.joined(settings(rslora, alpha, allow_partial_dora), adapter),
     )
     length = len(claim(open_checkpoint(adapter).tensors).modules) if base else 0

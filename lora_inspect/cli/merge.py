@@ -7,11 +7,12 @@ from typing import Any
 import click
 
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.shared_options import reading_options, settings, writing_options
+from lora_inspect.cli.shared_options import reading_options, settings, transposed_option, writing_options
 from lora_inspect.dora import MULTIPLIER_RULES
 from lora_inspect.ops.merge import MergeOptions, MergePlan, check_merge_output, plan_merge
 from lora_inspect.ops.merge import merge as merge_files
 from lora_inspect.orientation import SHAPE, in_words
+from lora_inspect.orientation_answers import Answers
 from lora_inspect.printable import printable
 from lora_inspect.settings import parse_argument
 from lora_inspect.unmatched import in_components
@@ -38,11 +39,7 @@ _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
     type=click.Choice(MULTIPLIER_RULES),
     help="What a multiplier does to DoRA; by default what the file's own program does.",
 )
-@click.option(
-    "--transposed",
-    type=click.Choice(["yes", "no"]),
-    help="Whether the base stores square weights as (in, out), where nothing else says it.",
-)
+@transposed_option("the base stores")
 @reading_options
 @click.option("--dry-run", is_flag=True, help="Say what would be merged; read and write no weight.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -55,7 +52,7 @@ def merge(
     only: tuple[str, ...],
     allow_unmatched: bool,
     dora_multiplier: str | None,
-    transposed: str | None,
+    transposed: Answers,
     rslora: str | None,
     alpha: float | None,
     allow_partial_dora: bool,
@@ -74,7 +71,7 @@ def merge(
     options = MergeOptions(
         dtype=_DTYPES[dtype] if dtype else None,
         only=only,
-        transposed=None if transposed is None else transposed == "yes",
+        transposed=transposed,
         allow_unmatched=allow_unmatched,
         dora_rule=dora_multiplier,
         settings=settings(rslora, alpha, allow_partial_dora),

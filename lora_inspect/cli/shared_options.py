@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
+from lora_inspect.orientation_answers import Answers, parse_answers
 from lora_inspect.settings import Settings, parse_argument
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -39,6 +40,25 @@ def reading_options(function: Decorated) -> Decorated:
     ):
         function = option(function)
     return function
+
+
+def transposed_option(of: str) -> Callable[[Decorated], Decorated]:
+    """--transposed, whose value is a mapping of globs to answers; `of` says in its help whose weights it means."""
+
+    def parse(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> Answers:
+        try:
+            return parse_answers(values)
+        except ValueError as error:
+            raise click.BadParameter(f"{error}.") from None
+
+    return click.option(
+        "--transposed",
+        multiple=True,
+        callback=parse,
+        metavar="[GLOB=]yes|no",
+        help=f"Whether {of} square weights as (in, out), where nothing else says it; of all, or of those that a glob "
+        "fits; may be repeated.",
+    )
 
 
 def writing_options(function: Decorated) -> Decorated:

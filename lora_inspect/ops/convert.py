@@ -17,7 +17,8 @@ from lora_inspect.header import TensorInfo
 from lora_inspect.kinds import ADAPTER, kind_of
 from lora_inspect.matching import Matching, match
 from lora_inspect.metadata import HASHES, describe_file, standard_metadata
-from lora_inspect.orientation import Orientation, check_option
+from lora_inspect.orientation import Orientation, check_answers
+from lora_inspect.orientation_answers import Answers
 from lora_inspect.progress import Progress, silent
 from lora_inspect.settings import Settings
 from lora_inspect.standard_output import StandardOutput
@@ -34,7 +35,7 @@ class ConvertOptions:
 
     With `base`, `rank` or `max_error` says how the true weight change is approximated; `lossy` accepts modules
     whose relative error is above 5%, `allow_growth` an output that is large and over 16 times its input.
-    `transposed` says how the base stores those square weights that the evidence leaves open.
+    `transposed` says by globs how the base stores those square weights that the evidence leaves open.
     """
 
     keep_dora: bool = False
@@ -44,7 +45,7 @@ class ConvertOptions:
     max_error: float | None = None
     lossy: bool = False
     allow_growth: bool = False
-    transposed: bool | None = None
+    transposed: Answers = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
 
 
@@ -87,7 +88,7 @@ def convert_to_standard(
     if options.keep_dora:
         place.check_magnitudes()
     matching = match(adapter, base, transposed=options.transposed) if base else None
-    repeats = check_option([matching.orientations], options.transposed) if matching else None
+    repeats = check_answers([matching.orientations], options.transposed) if matching else []
     targets = _targets(adapter, base, matching) if base and matching else {}
     modules = _convert(adapter, targets, options, progress)
     _refuse_lossy(path, modules, options)
@@ -127,7 +128,7 @@ def convert_to_standard(
         relative_errors=errors,
         dropped=_dropped(adapter, modules),
         passed_through=adapter.unclaimed,
-        notes=(*adapter.notes, *([repeats] if repeats else [])),
+        notes=(*adapter.notes, *repeats),
         orientations=matching.orientations if matching else {},
         remarks=(*_strength(source, target), *place.orientation(has_config=embedded is not None)),
     )

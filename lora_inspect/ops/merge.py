@@ -17,7 +17,8 @@ from lora_inspect.input_file import Identity
 from lora_inspect.kinds import ADAPTER, kind_of
 from lora_inspect.matching import match
 from lora_inspect.metadata import describe_file, merged_metadata
-from lora_inspect.orientation import Orientation, check_option, together
+from lora_inspect.orientation import Orientation, check_answers, together
+from lora_inspect.orientation_answers import Answers
 from lora_inspect.outputs import check_output, check_replaceable, new_folder
 from lora_inspect.progress import Progress, silent
 from lora_inspect.quantisation import quantisation_settings
@@ -31,13 +32,13 @@ from lora_inspect.unmatched import accept_unmatched
 class MergeOptions:
     """What the user may choose. `dtype` is a safetensors name; None keeps the base's.
 
-    `only` are components, all where it is empty. `transposed` says how the base stores the square weights whose
-    orientation the evidence leaves open.
+    `only` are components, all where it is empty. `transposed` says by globs how the base stores the square weights
+    whose orientation the evidence leaves open.
     """
 
     dtype: str | None = None
     only: tuple[str, ...] = ()
-    transposed: bool | None = None
+    transposed: Answers = field(default_factory=dict)
     allow_unmatched: bool = False
     dora_rule: str | None = None
     settings: Settings = field(default_factory=Settings)
@@ -48,8 +49,7 @@ class MergePlan:
     """What will be folded where, known before a byte of a weight is read.
 
     `left_out` are the modules by component that the option `only` keeps out, `orientations` the ways in which the
-    changed Linear weights are stored. `transposed_note` is what is said of an
-    option that was not needed.
+    changed Linear weights are stored. `transposed_notes` are what is said of answers that were not needed.
     """
 
     base: Checkpoint
@@ -60,7 +60,7 @@ class MergePlan:
     side_files: SideFiles
     left_out: dict[str, int]
     orientations: dict[str, Orientation]
-    transposed_note: str | None
+    transposed_notes: list[str]
 
     @property
     def modules(self) -> int:
@@ -84,8 +84,7 @@ class MergePlan:
     @property
     def notes(self) -> list[str]:
         """What was said without need."""
-        notes = [note for adapter, _ in self.adapters for note in adapter.notes]
-        return [*notes, self.transposed_note] if self.transposed_note else notes
+        return [*(note for adapter, _ in self.adapters for note in adapter.notes), *self.transposed_notes]
 
     @property
     def bytes(self) -> int:
@@ -156,7 +155,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         side_files=find_side_files(base),
         left_out=dict(left_out),
         orientations=together(orientations, base),
-        transposed_note=check_option(orientations, options.transposed),
+        transposed_notes=check_answers(orientations, options.transposed),
     )
 
 

@@ -45,6 +45,21 @@ def test_transposed_settles_contradicts_and_repeats(merge):
     assert "Note: --transposed yes repeats" in repeats.stderr
 
 
+def test_transposed_takes_globs_and_says_what_is_no_answer(merge):
+    both = SQUARE | lora("base_model.model.a.other", rank=2, out=N, inputs=N, spelling="peft", alpha=2.0)
+    weights = ALONE | {"a.other.weight": ("F32", (N, N), 1)}
+    refusal = merge(both, weights).refusal
+    assert "name by name with --transposed other=yes|no --transposed proj=yes|no" in refusal
+    done = merge(both, weights, "--transposed", "yes", "--transposed", "a.o*=no", "--json").json
+    assert {name: item["transposed"] for name, item in done["orientation"].items()} == {
+        "a.other.weight": False,
+        "a.proj.weight": True,
+    }
+    for wrong in ("maybe", "=yes", "proj=true", "proj=", ""):
+        assert merge(both, weights, "--transposed", wrong).status == 2
+    assert merge(both, weights, "--transposed", "yes", "--transposed", "no").status == 2
+
+
 def test_only_may_be_repeated_and_what_it_leaves_out_is_said(merge):
     only = "--only", "model", "--only", "text_encoder"
     done = merge(WITH_TE, WHOLE, *only)

@@ -132,13 +132,13 @@ def test_a_wrong_flag_that_nothing_corrects_is_refused_and_the_option_settles_it
     config_says(tmp_path, True)
     with pytest.raises(LoraInspectError, match=r"_proj\.weight .*--transposed no or --transposed yes"):
         merged(tmp_path)
-    plan, found = merged(tmp_path, transposed=False)
+    plan, found = merged(tmp_path, transposed={"*": False})
     for name in plan.changes:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("order", [("linear", "conv"), ("conv", "linear")])
-def test_a_square_linear_beside_a_square_conv1d_is_never_merged_wrongly_in_silence(order, tmp_path):
+def mixed(order, wide):
+    """A model of a square Linear and a square Conv1D, with or without a Conv1D that is not square."""
     from transformers.pytorch_utils import Conv1D
 
     class Mixed(torch.nn.Module):
@@ -147,14 +147,41 @@ def test_a_square_linear_beside_a_square_conv1d_is_never_merged_wrongly_in_silen
             self.config = {}
             for name in order:
                 self.add_module(name, {"linear": torch.nn.Linear, "conv": Conv1D}[name](8, 8))
-            self.wide = Conv1D(12, 8)
+            if wide:
+                self.wide = Conv1D(12, 8)
 
         def forward(self, x):
             return x
 
-    train(Mixed(), list(order), tmp_path)
-    with pytest.raises(LoraInspectError, match=r"conv\.weight .*conv, linear.*--transposed"):
+    return Mixed()
+
+
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("order", [("linear", "conv"), ("conv", "linear")])
+def test_a_square_linear_beside_a_square_conv1d_is_never_merged_wrongly_in_silence(order, wide, tmp_path):
+    _, expected = train(mixed(order, wide), list(order), tmp_path)
+    with pytest.raises(LoraInspectError, match=r"conv\.weight .*is square, .*--transposed"):
         merged(tmp_path)
+    _, found = merged(tmp_path, transposed={"conv": True, "linear": False})
+    for name in ("conv.weight", "linear.weight"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_square_linear_layers_alone_need_no_option(tmp_path):
+    class Layers(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config = {}
+            self.fc1, self.fc2, self.fc3 = (torch.nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, x):
+            return x
+
+    _, expected = train(Layers(), ["fc1", "fc2", "fc3"], tmp_path)
+    plan, found = merged(tmp_path)
+    assert len(plan.changes) == 3
+    for name in plan.changes:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("axis", ["output", "input"])
