@@ -62,8 +62,12 @@ def new_folder(output: str, inputs: Mapping[str, Identity] | None = None) -> Ite
             os.rename(replaced, output)
         if isinstance(error, OSError):
             raise _refused(output, error) from None
+        if isinstance(error, LoraInspectError):
+            raise LoraInspectError(str(error).replace(partial, output.rstrip(os.sep))) from None
         raise
-    shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        if os.path.lexists(output):
+            shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _refused(output: str, error: OSError) -> LoraInspectError:

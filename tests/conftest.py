@@ -71,13 +71,15 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     from lora_inspect.cli import main
 
     def run_command(*arguments: str | os.PathLike[str]) -> Outcome:
-        before = signal.getsignal(signal.SIGTERM)
+        endings = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
+        before = {number: signal.getsignal(number) for number in endings}
         capsys.readouterr()
         try:
             with pytest.raises(SystemExit) as ended:
                 main([os.fspath(argument) for argument in arguments])
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         printed = capsys.readouterr()
         status = ended.value.code
         return Outcome(status if isinstance(status, int) else int(status is not None), printed.out, printed.err)

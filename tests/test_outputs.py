@@ -119,3 +119,28 @@ def test_an_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_pat
         pass
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(tmp_path / "out") == ["old"]
+
+
+def test_what_ends_the_command_after_the_new_folder_is_in_place_leaves_no_old_one(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    real = os.rename
+
+    def rename(source, target):
+        real(source, target)
+        if source.endswith(".partial"):
+            raise SystemExit(143)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(SystemExit), new_folder(str(tmp_path / "out")) as partial:
+        (tmp_path / partial / "new").write_text("new")
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out") == ["new"]
+
+
+def test_an_error_names_the_output_and_not_the_folder_that_is_filled(tmp_path):
+    def fail(partial):
+        raise LoraInspectError(f"{partial}/model.safetensors: it cannot be written (No space left on device).")
+
+    with pytest.raises(LoraInspectError) as refused, new_folder(str(tmp_path / "out")) as partial:
+        fail(partial)
+    assert str(refused.value) == f"{tmp_path}/out/model.safetensors: it cannot be written (No space left on device)."

@@ -14,7 +14,9 @@ from lora_inspect.errors import LoraInspectError
 
 _VERBS = ("info", "merge", "convert")
 _INTERRUPTED = 130
-_TERMINATED = 143
+# What ends a command from outside: a kill, and on Unix the end of its terminal.
+_ENDINGS = ("SIGTERM", "SIGHUP")
+_KILLED_BY = 128
 
 
 class Verbs(click.Group):
@@ -53,7 +55,9 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 1 refused, 2 wrong usage, 130 interrupted."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (getattr(signal, name) for name in _ENDINGS if hasattr(signal, name)):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup goes on
+            signal.signal(number, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names in files know more letters than some terminals
     try:
@@ -79,4 +83,4 @@ def _fail(message: str, status: int) -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    sys.exit(_TERMINATED)  # unwinds, so that half-written outputs are removed
+    sys.exit(_KILLED_BY + number)  # unwinds, so that half-written outputs are removed

@@ -8,6 +8,8 @@ from lora_inspect.algorithms import BUILT, by_name
 from lora_inspect.algorithms.lora import LORA
 from lora_inspect.header import TensorInfo
 
+pytestmark = pytest.mark.numeric
+
 
 def infos(**shapes: tuple[int, ...]) -> dict[str, TensorInfo]:
     return {role: TensorInfo(role, "F32", shape, "file", 0, 0) for role, shape in shapes.items()}

