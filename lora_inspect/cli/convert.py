@@ -79,7 +79,7 @@ def convert(
         raise click.UsageError("--keep-dora, --base and --drop-magnitude exclude each other.")
     if (base is None) != (rank is None and max_error is None) or (rank is not None and max_error is not None):
         raise click.UsageError("--base takes exactly one of --rank and --max-error.")
-    if transposed is not None and base is None:
+    if transposed and base is None:
         raise click.UsageError("--transposed speaks of the weights of --base.")
     adapter, own = parse_without_strength(adapter, "convert")
     options = ConvertOptions(

@@ -43,7 +43,7 @@ def converted(folder, weight, **options):
 @pytest.mark.parametrize("transposed", [True, False])
 def test_a_square_weight_is_taken_as_it_is_said_to_be_stored(transposed, tmp_path):
     weight, change = dora(tmp_path)
-    found = converted(tmp_path, weight.T if transposed else weight, transposed=transposed)
+    found = converted(tmp_path, weight.T if transposed else weight, transposed={"*": transposed})
     torch.testing.assert_close(found, change, rtol=1e-5, atol=1e-5)
 
 
@@ -64,7 +64,7 @@ def test_what_nothing_decides_is_refused(tmp_path):
 def test_an_option_that_contradicts_the_shape_is_refused(tmp_path):
     weight, _ = dora(tmp_path, out=18)
     with pytest.raises(LoraInspectError, match="--transposed yes contradicts"):
-        converted(tmp_path, weight, transposed=True)
+        converted(tmp_path, weight, transposed={"*": True})
 
 
 def test_the_option_is_for_a_base(tmp_path, run):
