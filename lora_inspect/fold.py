@@ -1,5 +1,6 @@
 """Folding one contribution into one weight, a block of rows at a time. Tensor methods only."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,12 +91,17 @@ class Fold:
             return
         combined = self._combined(block, start)
         if self.axis == dora.OUTPUT:
-            norm = dora.norm_from_square(dora.squared_norm(combined, dora.OUTPUT), self.added_eps)
+            norm = self._norm(dora.squared_norm(combined, dora.OUTPUT))
             gains = dora.gain(self.magnitude[start : start + block.shape[0]], norm).reshape(-1, 1)
         else:
-            norm = dora.norm_from_square(self._column_squares, self.added_eps)
+            norm = self._norm(self._column_squares)
             gains = dora.gain(self.magnitude, norm).repeat_interleave(self.columns_per_input).reshape(1, -1)
         block.copy_(dora.apply_gain(block, combined, gains, self.multiplier, self.rule))
+
+    def _norm(self, squared: Any) -> Any:
+        """The norm that divides; NaN, and not a gain of 0, where the square is more than the type can hold."""
+        norm = dora.norm_from_square(squared, self.added_eps)
+        return norm.masked_fill(norm.isinf(), math.nan)
 
     def _combined(self, block: Any, start: int) -> Any:
         combined = block.clone()

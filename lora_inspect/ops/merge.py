@@ -133,6 +133,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
     read = read_settled(opened, options.settings)
     _check_kinds(base, read)
     _check_components(options.only, read)
+    _check_rule(options.dora_rule, read)
     changes: dict[str, list[Change]] = defaultdict(list)
     unmatched: list[str] = []
     left_out: Counter[str] = Counter()
@@ -256,6 +257,14 @@ def _check_components(only: Sequence[str], adapters: Sequence[Adapter]) -> None:
     if unknown := [component for component in only if component not in present]:
         paths = ", ".join(adapter.checkpoint.path for adapter in adapters)
         raise LoraInspectError(f"{paths}: it has no component {unknown[0]}; it has {', '.join(present)}.")
+
+
+def _check_rule(rule: str | None, adapters: Sequence[Adapter]) -> None:
+    """Raises LoraInspectError for a rule of DoRA where there is none."""
+    if rule and not any(contribution.magnitude for adapter in adapters for contribution in adapter.contributions):
+        raise LoraInspectError(
+            f"--dora-multiplier {rule} has nothing to rule, as no adapter has a DoRA magnitude; leave it out."
+        )
 
 
 def _sources(plan: MergePlan) -> list[Mapping[str, Any]]:
