@@ -137,6 +137,7 @@ import os, signal, sys, time
 from lora_inspect import writer
 from lora_inspect.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 write, seen = writer.Writer.write, []
 def write_and_signal(self, name, chunks):
     write(self, name, chunks)
@@ -171,9 +172,7 @@ def test_a_signal_during_a_merge_leaves_nothing(number, status, sharded, run_pro
 
 def test_a_command_under_nohup_survives_its_terminal(run_process, fixtures, tmp_path):
     synthetic = fixtures / "synthetic"
-    under_nohup = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + INTERRUPTED.replace(
-        "time.sleep(30)", ""
-    )
+    under_nohup = INTERRUPTED.replace("SIG_DFL", "SIG_IGN").replace("time.sleep(30)", "")
     words = [synthetic / "base_f32.safetensors", synthetic / "rslora_flag.safetensors", "-o", "out.safetensors"]
     assert run_process("-c", under_nohup, str(int(signal.SIGHUP)), "merge", *words).status == 0
     assert os.listdir(tmp_path) == ["out.safetensors"]
