@@ -1,5 +1,7 @@
 """The change that a DoRA module makes to its base weight, as a plain LoRA of a chosen rank or error."""
 
+import torch
+
 from lora_inspect.contribution import Contribution, Magnitude
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fold import Fold
@@ -18,6 +20,7 @@ def approximate_change(
 ) -> Approximation:
     """The low-rank approximation of W' - W as (out, in·kernel), for the contribution as `match` found it at `target`.
 
+    Its factors are float32.
     Raises LoraInspectError where the change is not finite.
     """
     weight = load(target)
@@ -33,8 +36,8 @@ def approximate_change(
     if first_non_finite(change) is not None:
         raise LoraInspectError(
             f"{contribution.factors['down'].file}: the change that {contribution.module.key} makes to {target.name} is "
-            "not finite; repair the file that holds non-finite numbers."
+            "not finite or too large to take its norm; lower its alpha, or repair the file that holds such numbers."
         )
     if contribution.transposed:
         change = change.transpose(0, 1).contiguous()
-    return approximate(change, rank, max_error)
+    return approximate(change, rank, max_error, torch.float32)

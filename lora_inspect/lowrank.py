@@ -22,6 +22,8 @@ _NOISE = 1e-14
 # A further block that lowers the squared error by less than this share of it is worth a look at the eigenvalues.
 _SETTLED = 1e-2
 _OVERSAMPLING = 8
+# How far from orthogonal a basis may be whose proof is believed; the rounding of float64 is a hundredth of it.
+_ORTHOGONAL = 1e-12
 # The Krylov method is cheaper than the eigenvectors only while its basis is a small part of the smaller side.
 _SMALL_PART = 8
 _SEED = 0
@@ -41,20 +43,24 @@ class Approximation:
         return self.down.shape[0]
 
 
-def approximate(matrix: Tensor, rank: int | None = None, max_error: float | None = None) -> Approximation:
+def approximate(
+    matrix: Tensor, rank: int | None = None, max_error: float | None = None, dtype: torch.dtype | None = None
+) -> Approximation:
     """An approximation of `rank`, or of the least rank whose relative error is at most `max_error`.
 
-    `matrix` (out, columns) is finite, the factors have its dtype. The rank is lower where the matrix has no more:
-    singular values below 1e-7 of the largest are the rounding of float32.
+    `matrix` (out, columns) is finite, the factors have `dtype` or where that is None its own. The rank is lower where
+    the matrix has no more: singular values below 1e-7 of the largest are the rounding of float32.
     The error is at most `BOUND` times the least possible for the rank, besides the rounding of the factors, which is
     at most 2^-23 · sqrt(rank) · ‖matrix‖ in float32. The factors share the singular values evenly. A zero matrix
     gives rank 1 and error 0.
     """
     if matrix.shape[0] > matrix.shape[1]:
-        found = approximate(matrix.t(), rank, max_error)
+        found = approximate(matrix.t(), rank, max_error, dtype)
         return Approximation(found.down.t().contiguous(), found.up.t().contiguous(), found.relative_error)
+    dtype = dtype or matrix.dtype
     if not matrix.any():
-        return Approximation(matrix.new_zeros(matrix.shape[0], 1), matrix.new_zeros(1, matrix.shape[1]), 0.0)
+        up, down = (torch.zeros(shape, dtype=dtype) for shape in ((matrix.shape[0], 1), (1, matrix.shape[1])))
+        return Approximation(up, down, 0.0)
     # Fourth powers are taken below: with entries of at most 1, which is exact, they stay in the range of float64.
     half = (math.frexp(float(matrix.abs().max()))[1] + 1) // 2
     scaled = _times_two_to(matrix.double(), -2 * half)
@@ -65,14 +71,17 @@ def approximate(matrix: Tensor, rank: int | None = None, max_error: float | None
     else:
         left, right = _krylov(scaled, rank) or _by_eigenvectors(scaled, rank)
     # Half of the exponent each: the factors of the largest numbers are far from the end of the range.
-    up, down = _times_two_to(left, half).to(matrix.dtype), _times_two_to(right, half).to(matrix.dtype)
+    up, down = _times_two_to(left, half).to(dtype), _times_two_to(right, half).to(dtype)
     norm = scaled.norm()
     rest = scaled.addmm_(_times_two_to(up.double(), -half), _times_two_to(down.double(), -half), alpha=-1)
     return Approximation(up, down, float(rest.norm() / norm))
 
 
 def _krylov(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
-    """(up, down) whose error is proved to be within `BOUND` of the least, or None where a larger basis would be slow.
+    """(up, down) whose error is proved to be within `BOUND` of the least, or None where that cannot be had so.
+
+    A larger basis would be slow, and one that is not orthonormal, as where the matrix has no more directions to give,
+    counts singular values twice.
 
     The proof compares the squared error, ‖A‖² - Σ θᵢ over the Ritz values θ that are kept, with the least one. The
     Ritz values behind them are a lower bound of it, as θᵢ ≤ σᵢ² (Cauchy's interlacing); where that is too low, the
@@ -88,6 +97,8 @@ def _krylov(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
     projected = matrix.new_empty(0, matrix.shape[1])
     while basis.shape[1] + block.shape[1] <= matrix.shape[0] // 2:
         block = _orthonormal(block, basis)
+        if bool(((basis.t() @ block).abs() > _ORTHOGONAL).any()):
+            return None
         basis = torch.cat([basis, block], 1)
         projected = torch.cat([projected, block.t() @ matrix])
         ritz, vectors = _eigenpairs(projected @ projected.t())

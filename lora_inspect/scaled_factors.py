@@ -93,6 +93,11 @@ def content(name: str, factor: Factor, source: str) -> Content:
     return Content(plan, stored.view(torch.uint8).numpy().tobytes())
 
 
+def relative(lost: float, norm: float) -> float:
+    """The share of a change of `norm` that is `lost`: all of it where the change cancels itself out to nothing."""
+    return lost / norm if norm else float(lost > 0.0)
+
+
 def product_norm(up: torch.Tensor, down: torch.Tensor) -> float:
     """‖up @ down‖ in the Frobenius norm of two float64 matrices, scaled so that no square leaves float64."""
     largest = [float(matrix.abs().max()) if matrix.numel() else 0.0 for matrix in (up, down)]

@@ -10,7 +10,7 @@ from lora_inspect.fused_slices import fuse
 from lora_inspect.growth import Growth
 from lora_inspect.lowrank import Approximation
 from lora_inspect.naming import ALPHA, CONFIG, FACTORS, alpha_key, carrier_of, factor_key, magnitude_place
-from lora_inspect.scaled_factors import Factor, check_finite, content, product_norm, read_factor, scaled
+from lora_inspect.scaled_factors import Factor, check_finite, content, product_norm, read_factor, relative, scaled
 from lora_inspect.scaling import standard_alpha
 from lora_inspect.writer import TensorPlan
 
@@ -82,7 +82,7 @@ def approximated(module: Module, found: Approximation, growth: Growth) -> Standa
     written = [
         content(
             factor_key(module, contribution.factors[role].name),
-            Factor({"down": found.down, "up": found.up}[role].float().reshape(shape), "F32"),
+            Factor({"down": found.down, "up": found.up}[role].reshape(shape), "F32"),
             file,
         )
         for role, shape in shapes.items()
@@ -106,7 +106,7 @@ def _fused(module: Module, growth: Growth) -> StandardModule:
         content(factor_key(module, parts[0].factors[role].name), factor, parts[0].factors[role].file)
         for role, factor in (("down", fused.down), ("up", fused.up))
     ]
-    error += fused.lost / fused.norm if fused.lost else 0.0
+    error += relative(fused.lost, fused.norm)
     return StandardModule((*written, *_alpha_contents(module, alpha)), rank, alpha, folded, error)
 
 
@@ -150,4 +150,4 @@ def _lost(contribution: Contribution, factors: dict[str, Factor], up: Factor, sc
     meant, down = contribution.formula.flatten({**values, "up": scale * values["up"]})
     norm = product_norm(meant, down)
     lost = product_norm(up.values.reshape(meant.shape) - meant, down)
-    return lost / norm if lost else 0.0
+    return relative(lost, norm)

@@ -100,6 +100,28 @@ def test_a_start_that_cannot_see_the_largest_values_is_found_out(monkeypatch):
     assert found.relative_error <= BOUND * least_error(matrix, 4)
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3, 4, 8, 16])
+@pytest.mark.parametrize("directions", [1, 2, 4, 10, 20])
+@pytest.mark.parametrize("made_of", ["rows", "signs"])
+def test_a_matrix_with_no_more_directions_is_not_counted_twice(made_of, directions, rank):
+    """A block that adds nothing to the basis is rounding, and singular values under it would be found again."""
+    if made_of == "rows":
+        matrix = torch.zeros(400, 400)
+        matrix[range(directions), range(directions)] = 2.0 ** torch.arange(directions)
+    else:
+        matrix = (noise(400, directions, 0).sign() @ noise(directions, 410, 1).sign()).float()
+    found = approximate(matrix, rank=rank)
+    assert error_of(matrix, found) <= BOUND * least_error(matrix, rank) + 2.0**-23 * math.sqrt(rank)
+
+
+def test_the_error_is_that_of_the_factors_as_they_are_rounded():
+    matrix = noise(40, 30, 0)
+    found = approximate(matrix, rank=30, dtype=torch.float32)
+    assert (found.up.dtype, found.down.dtype) == (torch.float32, torch.float32)
+    assert 1e-9 < found.relative_error < 1e-6
+    assert found.relative_error == pytest.approx(error_of(matrix, found), rel=1e-6)
+
+
 @pytest.mark.parametrize("size", [1e-300, 1e-38, 1e19, 1e37, 1e150, 1e300])
 @pytest.mark.parametrize("choice", [{"rank": 1}, {"rank": 6}, {"rank": 50}, {"max_error": 0.4}], ids=str)
 def test_the_size_of_the_numbers_does_not_matter(size, choice):
