@@ -255,6 +255,58 @@ def test_what_underflows_is_no_exact_conversion(tmp_path):
     assert result.relative_errors == {name: 1.0}
 
 
+def test_a_change_that_cancels_itself_out_is_no_division_by_zero(tmp_path):
+    name = "transformer.blocks.0.attn.to_q"
+    tensors = {
+        f"{name}.lora_A.weight": torch.tensor([[1.0], [3.0]]),
+        f"{name}.lora_B.weight": torch.tensor([[3.0, -1.0]]),
+        f"{name}.alpha": torch.tensor(0.2),
+    }
+    save_file(tensors, tmp_path / "in.safetensors")
+    with pytest.raises(LoraInspectError, match=r"would lose over 5% of their change.*--lossy"):
+        convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+
+
+def dora(size, dtype=torch.float32, axis=0):
+    """The tensors of a DoRA module whose factors are `size` large, the weight of its base, and the true change."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(24, 16, generator=generator, dtype=dtype)
+    tensors = {
+        "a.lora_down.weight": size * torch.randn(2, 16, generator=generator, dtype=dtype),
+        "a.lora_up.weight": size * torch.randn(24, 2, generator=generator, dtype=dtype),
+        "a.alpha": torch.tensor(2.0),
+        "a.dora_scale": 1 + torch.rand((24, 1) if axis == 0 else (1, 16), generator=generator, dtype=dtype),
+    }
+    combined = weight.double() + tensors["a.lora_up.weight"].double() @ tensors["a.lora_down.weight"].double()
+    norm = combined.norm(dim=1 - axis, keepdim=True) + 2.0**-23
+    return tensors, weight, tensors["a.dora_scale"].double() * combined / norm - weight.double()
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_error_of_a_base_in_float64_is_that_of_what_is_written(dtype, tmp_path):
+    tensors, weight, expected = dora(1.0, dtype)
+    save_file(tensors, tmp_path / "in.safetensors")
+    save_file({"a.weight": weight}, tmp_path / "base.safetensors")
+    out = tmp_path / "out.safetensors"
+    result = convert(tmp_path / "in.safetensors", out, base=str(tmp_path / "base.safetensors"), rank=16)
+    error = float((change(load_file(out), "a") - expected).norm() / expected.norm())
+    assert error < 1e-6
+    assert result.relative_errors["a"] == pytest.approx(error, rel=1e-3 if dtype == torch.float64 else 20)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_change_whose_norm_is_beyond_float32_is_refused_and_not_a_weight_of_zeros(axis, tmp_path, run):
+    tensors, weight, _ = dora(1e10, axis=axis)
+    save_file(tensors, tmp_path / "in.safetensors")
+    base, out = tmp_path / "base.safetensors", tmp_path / "out.safetensors"
+    save_file({"a.weight": weight}, base)
+    converted = run("convert", tmp_path / "in.safetensors", "-o", out, "--base", base, "--rank", "16")
+    assert "not finite or too large to take its norm" in converted.refusal
+    assert "gives nan in F32" in run("merge", base, tmp_path / "in.safetensors", "-o", out).refusal
+    assert not out.exists()
+
+
 class TestSummary:
     def test_shows_ranks_and_bytes_before_and_after(self, tmp_path, run):
         tensors, _ = slices((2, 3), 2.0, torch.float32)
