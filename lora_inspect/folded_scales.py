@@ -18,8 +18,9 @@ def folded_record(scales: Mapping[str, float]) -> str | None:
     """The metadata value for the scales by module: the commonest once, the others by name; None where all are 1."""
     if all(scale == 1.0 for scale in scales.values()):
         return None
-    common = Counter(scales.values()).most_common(1)[0][0]
-    others = {module: scale for module, scale in scales.items() if scale != common}
+    # Of equally common ones the least, and the modules by name: the order of the tensors is another in the output.
+    common = Counter(sorted(scales.values())).most_common(1)[0][0]
+    others = {module: scale for module, scale in sorted(scales.items()) if scale != common}
     return json.dumps({"scale": common, "modules": others} if others else {"scale": common})
 
 

@@ -36,6 +36,11 @@ def test_a_record_is_read_as_it_was_written():
     assert json.loads(folded_record({"a": 2.0, "b": 2.0})) == {"scale": 2.0}
 
 
+def test_the_order_of_the_modules_does_not_change_the_record():
+    scales = {"a": 2.0, "b": 0.5, "c": 1.0}
+    assert folded_record(scales) == folded_record(dict(reversed(scales.items())))
+
+
 def test_no_record_is_scale_one():
     assert FoldedScales({}).at("a") == 1.0
 
