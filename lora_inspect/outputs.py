@@ -14,6 +14,8 @@ def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool =
     parent = os.path.dirname(os.path.abspath(output))
     if not os.path.isdir(parent):
         raise LoraInspectError(f"{output}: the folder {parent} does not exist; make it first.")
+    if not folder and not os.path.basename(output):
+        raise LoraInspectError(f"{output or 'the empty name'}: it cannot be a file; name the file to write.")
     if not os.path.lexists(output):
         return
     for path in inputs:

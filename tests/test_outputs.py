@@ -144,3 +144,10 @@ def test_an_error_names_the_output_and_not_the_folder_that_is_filled(tmp_path):
     with pytest.raises(LoraInspectError) as refused, new_folder(str(tmp_path / "out")) as partial:
         fail(partial)
     assert str(refused.value) == f"{tmp_path}/out/model.safetensors: it cannot be written (No space left on device)."
+
+
+@pytest.mark.parametrize("output", ["new/", "folder/", ""])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_needs_a_name_and_not_that_of_a_folder(output, force, place):
+    with pytest.raises(LoraInspectError, match="name the file to write"):
+        check_output(f"{place}/{output}" if output else "", [], force)
