@@ -101,7 +101,7 @@ def _pattern_value(pattern: Any, path: str, default: Any) -> Any:
         expression = _compiled(key)
         if expression and expression.match(path):
             return value
-    return default
+    return pattern.get(path, default)  # a path is a key even where it does not match itself, as a+b does not
 
 
 @lru_cache(maxsize=1 << 14)  # a key for each module is usual, and the library's own cache forgets after 512

@@ -67,10 +67,13 @@ def _commonest(values: Iterable[Number]) -> Number:
 def _pattern(values: Mapping[str, Number], common: Number) -> dict[str, Number]:
     """The values that are not the `common` one, by keys that match their own module alone.
 
-    PEFT matches a key as an expression with the end of a path; a path that is the end of another one is anchored.
+    PEFT matches a key as an expression with the end of a path; a path that is the end of another one is anchored. A dot
+    that is not escaped is any letter: h.1.1 would match h.111.
     """
     tails = {tail for path in values for tail in _tails(path)}
-    return {_key(path, path in tails): value for path, value in values.items() if value != common}
+    return {
+        ("^" if path in tails else "") + re.escape(path): value for path, value in values.items() if value != common
+    }
 
 
 def _tails(path: str) -> Iterable[str]:
@@ -78,11 +81,6 @@ def _tails(path: str) -> Iterable[str]:
     while position >= 0:
         yield path[position + 1 :]
         position = path.find(".", position + 1)
-
-
-def _key(path: str, is_tail: bool) -> str:
-    key = path if re.fullmatch(r"[\w.]+", path) else re.escape(path)
-    return f"^{key}" if is_tail else key
 
 
 def _number(value: float) -> int | float:

@@ -40,8 +40,16 @@ def test_patterns_choose_what_peft_chooses(get_pattern_key, keys, path):
     assert config_alpha({"lora_alpha": 99, "alpha_pattern": pattern}, path) == expected
 
 
+@pytest.mark.parametrize("path", ["a+b", "x.a+b", "aab", "x.aab", "b"])
+@pytest.mark.parametrize("keys", [["a+b"], ["x.a+b"], ["b", "x.a+b"], [r"a\+b", "x.a+b"]])
+def test_a_path_is_a_key_even_where_it_does_not_match_itself(get_pattern_key, keys, path):
+    pattern = {key: number for number, key in enumerate(keys, start=2)}
+    expected = pattern.get(get_pattern_key(list(pattern), path), 99)
+    assert config_alpha({"lora_alpha": 99, "alpha_pattern": pattern}, path) == expected
+
+
 def test_a_broken_pattern_matches_nothing():
-    assert config_rank({"r": 4, "rank_pattern": {"(": 8}}, "(") == 4
+    assert config_rank({"r": 4, "rank_pattern": {"(": 8}}, "q") == 4
 
 
 @pytest.mark.parametrize("pattern", [None, [], {}, "q"])
