@@ -81,7 +81,7 @@ class StandardOutput:
         before = FoldedScales(self._adapter.checkpoint.metadata)
         scales = {}
         for key, module in modules.items():
-            unchanged = module.folded == 1.0 and self._adapter.modules[key].contributions[0].scale == 1.0
+            unchanged = all(part.scale == 1.0 for part in self._adapter.modules[key].contributions)
             scales[key] = before.at(key) if unchanged and not module.replaced else module.folded
         return folded_record(scales)
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.folded_scales import FOLDED_KEY, FoldedScales, folded_record
@@ -89,3 +90,28 @@ def test_the_record_outlives_a_second_conversion_and_ends_with_other_factors(tmp
     once, twice = (load_file(tmp_path / f"{name}.safetensors") for name in ("once", "twice"))
     assert all(torch.equal(once[name], twice[name]) for name in once)
     assert run("info", tmp_path / "twice.safetensors", "--json").json["scales"] == {"3": 1, "1": 1}
+
+
+def test_a_record_of_other_factors_is_not_kept(tmp_path):
+    """`--base` replaces the factors, and what was multiplied into the old ones is in none of the new ones."""
+    generator = torch.Generator().manual_seed(0)
+    given = {key: tensor for key, tensor in tensors().items() if key.startswith(A)}
+    given |= {f"{A}.alpha": torch.tensor(2.0), f"{A}.lora_magnitude_vector": torch.ones(6)}
+    save_file(given, tmp_path / "in.safetensors", metadata={FOLDED_KEY: '{"scale": 3}'})
+    weight = torch.randn(6, 5, generator=generator)
+    save_file({f"{A.removeprefix('transformer.')}.weight": weight}, tmp_path / "base.safetensors")
+    options = ConvertOptions(base=str(tmp_path / "base.safetensors"), rank=5)
+    convert_to_standard(str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors"), options)
+    with safe_open(tmp_path / "out.safetensors", "pt") as found:
+        assert FOLDED_KEY not in found.metadata()
+
+
+def test_slices_of_which_only_the_first_is_unscaled_are_changed(tmp_path):
+    given = {f"{A}.alpha": torch.tensor(2.0)}
+    for number, rank in enumerate((2, 4)):
+        given[f"{A}.lora_down.{number}.weight"] = torch.full((rank, 5), 1.0 + number)
+        given[f"{A}.lora_up.{number}.weight"] = torch.ones(3, rank)
+    save_file(given, tmp_path / "in.safetensors", metadata={FOLDED_KEY: '{"scale": 3}'})
+    convert_to_standard(str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors"), ConvertOptions())
+    with safe_open(tmp_path / "out.safetensors", "pt") as found:
+        assert FOLDED_KEY not in found.metadata()

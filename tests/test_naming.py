@@ -33,9 +33,7 @@ def place(path):
 @pytest.mark.parametrize(("name", "due", "linear", "of_inputs"), DUE, ids=[row[0] for row in DUE])
 @pytest.mark.parametrize("is_convolution", [False, True], ids=["Linear", "convolution"])
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_where_a_magnitude_of_outputs_goes(
-    spelling, is_convolution, name, due, linear, of_inputs, write_safetensors
-):
+def test_where_a_magnitude_of_outputs_goes(spelling, is_convolution, name, due, linear, of_inputs, write_safetensors):
     tensors = lora(name, alpha=8.0 if of_inputs else None, kernel=(3, 3) if is_convolution else ())
     tensors[f"{name}.{spelling}"] = ("F32", SPELLINGS[spelling][is_convolution], 1.0)
     key, suffix, shape = place(write_safetensors(tensors))

@@ -220,6 +220,20 @@ def test_stale_metadata_is_corrected_and_the_rest_kept(tmp_path):
     assert json.loads(found["lora_inspect.converted"])["file"] == "rs.safetensors"
 
 
+@pytest.mark.parametrize("name", ["blocks.0.attn.to_q", "lora_unet_blocks_0_attn_to_q"])
+def test_no_config_is_embedded_beside_alphas(name, tmp_path):
+    """It would speak of scale 1 in the factors, which alpha says otherwise."""
+    side = "lora_A", "lora_B"
+    tensors = {f"{name}.{side[0]}.weight": torch.ones(4, 6), f"{name}.{side[1]}.weight": torch.ones(6, 4)}
+    tensors[f"{name}.alpha"] = torch.tensor(2.0)
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 2, "use_rslora": False, "target_modules": ["to_q"]}
+    save_file(tensors, tmp_path / "in.safetensors", metadata={"lora_adapter_metadata": json.dumps(config)})
+    convert_to_standard(str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors"), ConvertOptions())
+    with safe_open(tmp_path / "out.safetensors", "pt") as found:
+        assert "lora_adapter_metadata" not in found.metadata()
+        assert float(found.get_tensor(f"{name}.alpha")) == 2.0
+
+
 def test_converting_twice_changes_nothing_more(tmp_path):
     write_kohya(tmp_path / "rs.safetensors", 8, 3.0, flag=True)
     convert(tmp_path / "rs.safetensors", tmp_path / "once.safetensors")

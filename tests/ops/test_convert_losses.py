@@ -255,6 +255,21 @@ def test_what_underflows_is_no_exact_conversion(tmp_path):
     assert result.relative_errors == {name: 1.0}
 
 
+@pytest.mark.parametrize("dtypes", [(torch.float64, torch.float64), (torch.float64, torch.float16)])
+def test_float64_stays_float64(dtypes, tmp_path):
+    name = "transformer.blocks.0.attn.to_q"
+    tensors, expected = slices((2, 3), 0.75, torch.float64, prefix=name)
+    down, up = torch.full((2, 6), 0.2, dtype=dtypes[1]), torch.full((4, 2), 0.1, dtype=dtypes[1])
+    tensors |= {f"{name}.lora_down.0.weight": down, f"{name}.lora_up.0.weight": up}
+    expected[:4] = 0.75 / 2 * up.double() @ down.double()
+    save_file(tensors, tmp_path / "in.safetensors")
+    convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    found = load_file(tmp_path / "out.safetensors")
+    assert {tensor.dtype for tensor in found.values()} == {torch.float64}
+    lost = float((change(found, name) - expected).norm() / expected.norm())
+    assert lost < (1e-14 if dtypes[1] == torch.float64 else 1e-7)
+
+
 def test_a_change_that_cancels_itself_out_is_no_division_by_zero(tmp_path):
     name = "transformer.blocks.0.attn.to_q"
     tensors = {
