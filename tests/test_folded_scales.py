@@ -106,6 +106,17 @@ def test_a_record_of_other_factors_is_not_kept(tmp_path):
         assert FOLDED_KEY not in found.metadata()
 
 
+def test_slices_of_one_scale_have_it_in_the_record(tmp_path):
+    given = {f"{A}.alpha": torch.tensor(1.0)}
+    for number in range(2):
+        given[f"{A}.lora_down.{number}.weight"] = torch.full((2, 5), 1.0 + number)
+        given[f"{A}.lora_up.{number}.weight"] = torch.ones(3, 2)
+    save_file(given, tmp_path / "in.safetensors")
+    convert_to_standard(str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors"), ConvertOptions())
+    with safe_open(tmp_path / "out.safetensors", "pt") as found:
+        assert json.loads(found.metadata()[FOLDED_KEY]) == {"scale": 0.5}
+
+
 def test_slices_of_which_only_the_first_is_unscaled_are_changed(tmp_path):
     given = {f"{A}.alpha": torch.tensor(2.0)}
     for number, rank in enumerate((2, 4)):

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from lora_inspect import __version__
 from lora_inspect.metadata import CONVERTED_KEY, MERGED_KEY, describe_file, merged_metadata, standard_metadata
 
@@ -64,3 +66,12 @@ def test_provenance_names_a_file_without_its_folders(tmp_path, monkeypatch):
     assert describe_file("some/secret/place/a.safetensors") == "a.safetensors"
     assert describe_file(".") == tmp_path.name
     assert describe_file("folder/") == "folder"
+
+
+@pytest.mark.parametrize("option", ["use_rslora", "rs_lora", "alpha_pattern", "conv_alpha", "split_qkv"])
+@pytest.mark.parametrize("magnitudes", [0, 2])
+def test_no_option_says_how_to_read_the_alpha_of_a_standard_file(option, magnitudes):
+    metadata = {"ss_network_args": json.dumps({option: "True", "use_dora": "True", "loraplus_lr_ratio": "4"})}
+    kept = {"use_dora": "True"} if magnitudes else {}
+    found = json.loads(standard(metadata, magnitudes=magnitudes)["ss_network_args"])
+    assert found == {**kept, "loraplus_lr_ratio": "4"}

@@ -127,6 +127,23 @@ def test_growth_can_be_accepted(tmp_path, run):
     assert result.json["to"]["bytes"] > 16 * result.json["from"]["bytes"]
 
 
+def test_the_change_of_a_base_may_outgrow_its_input_no_more_than_slices(tmp_path, monkeypatch):
+    monkeypatch.setattr("lora_inspect.growth._FREE_BYTES", 0)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "a.lora_down.weight": torch.ones(1, 64),
+        "a.lora_up.weight": torch.ones(64, 1),
+        "a.alpha": torch.tensor(1.0),
+        "a.dora_scale": torch.rand(64, 1, generator=generator),
+    }
+    save_file(tensors, tmp_path / "in.safetensors")
+    save_file({"a.weight": torch.randn(64, 64, generator=generator)}, tmp_path / "base.safetensors")
+    options = {"base": str(tmp_path / "base.safetensors"), "rank": 64}
+    with pytest.raises(LoraInspectError, match="--allow-growth"):
+        convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", **options)
+    assert convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", allow_growth=True, **options).exact
+
+
 def test_a_small_output_may_grow_as_it_must(tmp_path):
     many_slices(tmp_path / "in.safetensors", 64, 4, 1)
     result = convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")

@@ -1,7 +1,10 @@
 """convert --base where the base stores weights as (in, out): the change is that of the layer, the other way round."""
 
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.errors import LoraInspectError
@@ -80,3 +83,15 @@ def test_the_summary_says_what_decided(tmp_path, run):
     words = ("convert", tmp_path / "in.safetensors", "--base", tmp_path / "base.safetensors", "--rank", "6")
     found = run(*words, "--transposed", "no", "-o", tmp_path / "out.safetensors", "--json").json
     assert found["orientation"][WEIGHT]["transposed"] is False
+
+
+def test_an_orientation_that_the_embedded_config_says_needs_no_remark(tmp_path):
+    name = "transformer.attn"
+    tensors = {f"{name}.lora_A.weight": torch.ones(4, 6), f"{name}.lora_B.weight": torch.ones(6, 4)}
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["attn"], "fan_in_fan_out": True}
+    embedded = {f"transformer.{key}": value for key, value in config.items()}
+    save_file(tensors, tmp_path / "in.safetensors", metadata={"lora_adapter_metadata": json.dumps(embedded)})
+    result = convert_to_standard(str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors"), ConvertOptions())
+    assert not result.remarks
+    with safe_open(tmp_path / "out.safetensors", "pt") as found:
+        assert json.loads(found.metadata()["lora_adapter_metadata"])["transformer.fan_in_fan_out"] is True
