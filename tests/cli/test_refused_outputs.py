@@ -66,7 +66,8 @@ OUTPUTS = [
     *[(command, "folder", False, ["folder: it exists", "--force"]) for command in (MERGE, CONVERT)],
     *[(command, "folder", True, ["folder: it is a folder", "remove it first"]) for command in (MERGE, CONVERT)],
     (SHARDED, "other", True, ["other: it is a file", "remove it first"]),
-    (MERGE, "", True, ["cannot be written", "choose another place"]),
+    *[(command, name, True, ["it cannot be a file", "name the file to write"])
+      for name in ("", "new/") for command in (MERGE, CONVERT)],
     (MERGE, "other/out", True, ["does not exist"]),
     (MERGE, "n" * 300, True, ["File name too long"]),
 ]  # fmt: skip
