@@ -46,6 +46,11 @@ def test_no_record_is_scale_one():
     assert FoldedScales({}).at("a") == 1.0
 
 
+@pytest.mark.parametrize("scale", ["1e999", "-1e999", "NaN", "true", '"2"', "null", "[2]", "1" + "0" * 400])
+def test_a_scale_that_is_no_finite_number_is_none(scale):
+    assert FoldedScales({FOLDED_KEY: f'{{"scale": {scale}, "modules": {{"a": {scale}}}}}'}).at("a") == 1.0
+
+
 @pytest.mark.parametrize("record", RECORDS)
 def test_a_damaged_or_lying_record_changes_nothing_that_is_computed(record, tmp_path, run):
     save_file({"a.to_q.weight": torch.ones(6, 5), "b.to_q.weight": torch.ones(6, 5)}, tmp_path / "base.safetensors")

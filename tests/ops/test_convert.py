@@ -234,6 +234,30 @@ def test_no_config_is_embedded_beside_alphas(name, tmp_path):
         assert float(found.get_tensor(f"{name}.alpha")) == 2.0
 
 
+def test_a_file_without_hashes_gets_none(tmp_path):
+    write_kohya(tmp_path / "rs.safetensors", 4, 3.0, flag=True, metadata={"ss_output_name": "kept"})
+    convert(tmp_path / "rs.safetensors", tmp_path / "out.safetensors")
+    assert not [key for key in metadata_of(tmp_path / "out.safetensors") if "hash" in key]
+
+
+def test_an_adapter_is_no_base(tmp_path):
+    write_kohya(tmp_path / "plain.safetensors", 4, 3.0)
+    with pytest.raises(LoraInspectError, match=r"plain.safetensors: it is an adapter itself, not a base"):
+        convert(
+            FIXTURES / "crepe-peft-dora-conv-r4", tmp_path / "out", base=str(tmp_path / "plain.safetensors"), rank=4
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_peft_file_that_would_be_its_own_output_is_an_input(tmp_path):
+    source = tmp_path / "adapter_model.safetensors"
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (tmp_path / name).write_bytes((FIXTURES / "minilm-peft-rslora-r16" / name).read_bytes())
+    with pytest.raises(LoraInspectError, match="it is an input of the command"):
+        convert_to_standard(str(source), str(source), ConvertOptions(), force=True)
+    assert source.read_bytes() == (FIXTURES / "minilm-peft-rslora-r16" / "adapter_model.safetensors").read_bytes()
+
+
 def test_converting_twice_changes_nothing_more(tmp_path):
     write_kohya(tmp_path / "rs.safetensors", 8, 3.0, flag=True)
     convert(tmp_path / "rs.safetensors", tmp_path / "once.safetensors")
