@@ -133,3 +133,21 @@ def write_safetensors(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def read(write_safetensors: Callable[..., Path]) -> Callable[..., Any]:
+    """`read(tensors, metadata, config, **settings)`: the adapter of such a file, with a config beside it if given."""
+    from lora_inspect.adapter import read_adapter
+    from lora_inspect.checkpoint import open_checkpoint
+    from lora_inspect.settings import Settings
+
+    def read_tensors(
+        tensors: Any, metadata: Any = None, config: Any = None, name: str = "file.safetensors", **settings: Any
+    ) -> Any:
+        path = write_safetensors(tensors, metadata, name)
+        if config is not None:
+            (path.parent / "adapter_config.json").write_text(json.dumps(config))
+        return read_adapter(open_checkpoint(str(path)), Settings(**settings))
+
+    return read_tensors

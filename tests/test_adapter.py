@@ -13,22 +13,10 @@ from toy_adapters import IN, OUT, lora, loras, split
 from lora_inspect.adapter import read_adapter
 from lora_inspect.checkpoint import open_checkpoint
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.settings import Settings
 
 CONFIG = {"peft_type": "LORA", "r": 16, "lora_alpha": 8, "target_modules": ["q"]}
 PEFT = lora("base_model.model.blocks.0.q", alpha=None, spelling="peft")
 DIFFUSERS = lora("transformer.blocks.0.q", alpha=None, spelling="peft")
-
-
-@pytest.fixture
-def read(write_safetensors):
-    def read_tensors(tensors, metadata=None, config=None, name="file.safetensors", **settings):
-        path = write_safetensors(tensors, metadata, name)
-        if config is not None:
-            (path.parent / "adapter_config.json").write_text(json.dumps(config))
-        return read_adapter(open_checkpoint(str(path)), Settings(**settings))
-
-    return read_tensors
 
 
 def only(adapter):

@@ -7,21 +7,9 @@ from toy_adapters import base, lora
 
 from lora_inspect.adapter import read_adapter
 from lora_inspect.checkpoint import open_checkpoint
-from lora_inspect.settings import Settings
 
 # rank 16 and alpha 8: alpha/rank is 0.5 and alpha/sqrt(rank) is 2.
 STANDARD, STABILISED, UNKNOWN = 0.5, 2.0, None
-
-
-@pytest.fixture
-def read(write_safetensors):
-    def read_tensors(tensors, metadata=None, config=None, name="file.safetensors", **settings):
-        path = write_safetensors(tensors, metadata, name)
-        if config is not None:
-            (path.parent / "adapter_config.json").write_text(json.dumps(config))
-        return read_adapter(open_checkpoint(str(path)), Settings(**settings))
-
-    return read_tensors
 
 
 def flagged(module, value=None):
