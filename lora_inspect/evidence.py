@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lora_inspect.json_text import parse_json
-from lora_inspect.scaling import RANK_STABILISED, STANDARD
+from lora_inspect.scaling import RANK_STABILISED, STANDARD, plain_alpha
 
 RSLORA_FLAG, DORA_FLAG = "use_rslora_flag", "use_dora_flag"
 SCALE_KEY = "lora_inspect.scale"
@@ -234,7 +234,7 @@ def _metadata_votes(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> 
 def _kind_of_alpha(alpha: float, rank: int, asked: float) -> str | None:
     if close(alpha, asked) or (asked == 0 and close(alpha, math.sqrt(rank))):
         return "raw"
-    return "folded" if close(alpha, asked * math.sqrt(rank)) else None
+    return "folded" if close(alpha, plain_alpha(asked, rank, rslora=True)) else None
 
 
 def asked_alpha(metadata: Mapping[str, str]) -> float | None:

@@ -49,9 +49,9 @@ def standard_metadata(
     stale = {*_STALE_HASHES, EMBEDDED_KEY, FOLDED_KEY, MAGNITUDES_KEY, "ss_alpha_pattern"}
     kept = {key: value for key, value in metadata.items() if key not in stale}
     if "ss_network_dim" in kept:
-        kept["ss_network_dim"] = _one_or_several(ranks)
+        kept["ss_network_dim"] = one_or_several(ranks)
     if "ss_network_alpha" in kept:
-        kept["ss_network_alpha"] = _one_or_several(alphas)
+        kept["ss_network_alpha"] = one_or_several(alphas)
     if "ss_rank_pattern" in kept and len(ranks) == 1:
         del kept["ss_rank_pattern"]
     if "ss_network_args" in kept:
@@ -78,5 +78,7 @@ def describe_file(path: str) -> str:
     return os.path.basename(os.path.abspath(path))
 
 
-def _one_or_several(values: set[int] | set[float]) -> str:
-    return f"{next(iter(values)):.9g}" if len(values) == 1 else _SEVERAL
+def one_or_several(values: Iterable[float]) -> str:
+    """How trainers write a rank or an alpha of all modules: the number, or a word where they differ."""
+    distinct = set(values)
+    return f"{distinct.pop():.9g}" if len(distinct) == 1 else _SEVERAL

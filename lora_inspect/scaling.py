@@ -25,9 +25,14 @@ def alpha_growth(rank_growth: float, rslora: bool) -> float:
     return math.sqrt(rank_growth) if rslora else rank_growth
 
 
+def plain_alpha(alpha: float, rank: int, rslora: bool) -> float:
+    """The alpha, before any rounding, for which alpha/rank is the scale that `alpha` has under its own rule."""
+    return alpha * math.sqrt(rank) if rslora else alpha
+
+
 def standard_alpha(alpha: float, rank: int, rslora: bool) -> float:
     """The float32 alpha for which alpha/rank is the scale that `alpha` has under its own rule."""
-    return to_float32(alpha * math.sqrt(rank)) if rslora else to_float32(alpha)
+    return to_float32(plain_alpha(alpha, rank, rslora))
 
 
 def to_float32(number: float) -> float:

@@ -11,7 +11,7 @@ from lora_inspect.growth import Growth
 from lora_inspect.lowrank import Approximation
 from lora_inspect.naming import ALPHA, CONFIG, FACTORS, alpha_key, carrier_of, factor_key, magnitude_place
 from lora_inspect.scaled_factors import Factor, check_finite, content, product_norm, read_factor, relative, scaled
-from lora_inspect.scaling import standard_alpha
+from lora_inspect.scaling import plain_alpha, to_float32
 from lora_inspect.writer import TensorPlan
 
 # What rounding to float32 may cost, and nothing else: half a unit in its last place, and room for adding up.
@@ -114,10 +114,8 @@ def _alpha(contribution: Contribution, rank: int, carrier: str) -> tuple[float, 
     """The alpha whose quotient by `rank` is the scale, and the relative error of that quotient."""
     if contribution.alpha is None:
         alpha = contribution.known_scale * rank
-    elif contribution.rslora:
-        alpha = contribution.alpha * rank**0.5
     else:
-        alpha = contribution.alpha
+        alpha = plain_alpha(contribution.alpha, rank, contribution.rslora is True)
     return _rounded_alpha(contribution, alpha, rank, contribution.known_scale, carrier)
 
 
@@ -126,7 +124,7 @@ def _rounded_alpha(
 ) -> tuple[float, float]:
     """The alpha as its carrier holds it: float32 in a tensor, a number of JSON in a config."""
     try:
-        held = alpha if carrier == CONFIG else standard_alpha(alpha, rank, rslora=False)
+        held = alpha if carrier == CONFIG else to_float32(alpha)
     except OverflowError:
         held = float("inf")
     error = abs(held / rank - scale) / abs(scale) if scale else 0.0

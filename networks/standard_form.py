@@ -18,7 +18,8 @@ from lora_inspect import fusing
 from lora_inspect.dora_evidence import MAGNITUDES_KEY
 from lora_inspect.evidence import SCALE_KEY, close, network_args
 from lora_inspect.json_text import parse_json
-from lora_inspect.scaling import RANK_STABILISED, STANDARD, standard_alpha, to_float32
+from lora_inspect.metadata import one_or_several
+from lora_inspect.scaling import RANK_STABILISED, STANDARD, plain_alpha, standard_alpha, to_float32
 
 from .key_places import DORA_SCALE
 from .reading import MAGNITUDE, Reading, is_factor
@@ -37,8 +38,6 @@ _OPTIONS = (
     "split_qkv",
     "split_dims",
 )
-# What trainers write where modules differ.
-_SEVERAL = "Dynamic"
 
 
 def to_standard(tensors: Mapping[str, Tensor], rslora: bool) -> dict[str, Tensor]:
@@ -105,7 +104,7 @@ def standard_metadata(
     alphas = [float(tensor) for key, tensor in standard.items() if key.endswith(".alpha")]
     for key, values in ((_DIM, [down.shape[0] for down in downs]), (_ALPHA, alphas)):
         if key in kept:
-            trained[key], kept[key] = str(kept[key]), _one_or_several(values)
+            trained[key], kept[key] = str(kept[key]), one_or_several(values)
     trained |= {key: kept.pop(key) for key in _PATTERNS if key in kept}
     if _ARGS in kept:
         options = network_args({_ARGS: str(kept[_ARGS])})
@@ -153,7 +152,7 @@ def is_rank_stabilised(reading: Reading, alphas: Mapping[str, float]) -> bool:
     known = [(module, module.alpha) for module in telling if module.alpha is not None and module.name in alphas]
     if telling and not known:
         return False
-    return all(close(alpha, alphas[module.name] * math.sqrt(module.rank)) for module, alpha in known)
+    return all(close(alpha, plain_alpha(alphas[module.name], module.rank, rslora=True)) for module, alpha in known)
 
 
 def trained_scale(metadata: Mapping[str, str]) -> str | None:
@@ -199,8 +198,3 @@ def _by_module(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         name, _, tail = key.partition(".")
         modules.setdefault(name, {})[tail] = tensor
     return modules
-
-
-def _one_or_several(values: Iterable[float]) -> str:
-    distinct = set(values)
-    return f"{distinct.pop():.9g}" if len(distinct) == 1 else _SEVERAL
