@@ -9,8 +9,7 @@ from lora_inspect.algorithms.lora import product_squared_norm
 from lora_inspect.contents import Content
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.header import TensorInfo
-from lora_inspect.input_file import InputFile
-from lora_inspect.tensor_reader import TORCH_DTYPES, first_non_finite, to_bytes
+from lora_inspect.tensor_reader import TORCH_DTYPES, first_non_finite, load_stored, to_bytes
 from lora_inspect.writer import TensorPlan
 
 _EIGHT_BITS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
@@ -31,9 +30,7 @@ def check_finite(info: TensorInfo) -> torch.Tensor:
             f"{info.file}: {info.name} is stored as {info.dtype}, but a floating type was expected; fetch the file "
             "again."
         )
-    with InputFile(info.file, info.identity) as source:
-        buffer = source.read(info.start, info.nbytes)
-    stored = torch.frombuffer(buffer, dtype=dtype).reshape(info.shape)
+    stored = load_stored(info, dtype)
     values = stored.float() if info.dtype in _EIGHT_BITS else stored
     if (bad := first_non_finite(values)) is not None:
         raise LoraInspectError(

@@ -18,12 +18,17 @@ def load(info: TensorInfo) -> torch.Tensor:
         raise LoraInspectError(
             f"{info.file}: {info.name} is stored as {info.dtype}, but F64, F32, F16 or BF16 was expected there."
         )
+    stored = load_stored(info, TORCH_DTYPES[info.dtype])
+    return stored if info.dtype == "F64" else stored.float()
+
+
+def load_stored(info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor as it is stored, which is in `dtype`, in its own shape."""
     with InputFile(info.file, info.identity) as source:
         buffer = source.read(info.start, info.nbytes)
     if not buffer:
-        return torch.empty(info.shape)
-    stored = torch.frombuffer(buffer, dtype=TORCH_DTYPES[info.dtype]).reshape(info.shape)
-    return stored if info.dtype == "F64" else stored.float()
+        return torch.empty(info.shape, dtype=dtype)
+    return torch.frombuffer(buffer, dtype=dtype).reshape(info.shape)
 
 
 def to_bytes(tensor: torch.Tensor, dtype: str) -> bytes:

@@ -76,7 +76,7 @@ class Writer:
             ) from None
         try:
             self._write_all(self._header)
-        except BaseException:
+        except BaseException:  # an interrupt leaves no partial file either
             self._discard()
             raise
         return self
@@ -112,7 +112,7 @@ class Writer:
         except OSError as failure:
             self._discard()
             raise self._refused(failure) from None
-        except BaseException:
+        except BaseException:  # an interrupt leaves no partial file either
             self._discard()
             raise
 
