@@ -2,4 +2,8 @@
 
 from pathlib import Path
 
+from lora_inspect.torch_threads import wait_briefly
+
 __path__ = [str(Path(__file__).resolve().parents[2] / "networks")]
+
+wait_briefly()

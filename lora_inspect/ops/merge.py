@@ -25,6 +25,7 @@ from lora_inspect.quantisation import quantisation_settings
 from lora_inspect.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.settings import Settings
 from lora_inspect.settling import read_settled
+from lora_inspect.torch_threads import wait_briefly
 from lora_inspect.unmatched import accept_unmatched
 
 
@@ -185,6 +186,7 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     """
     started = time.perf_counter()
     check_merge_output(plan, output, force)
+    wait_briefly()
     uncast = quantisation_settings(plan.base.tensors)
     folding = Folding(plan.changes, uncast, plan.options.dtype, plan.options.dora_rule)
     if plan.base.root is not None:

@@ -1,0 +1,21 @@
+"""How long torch's threads wait for each other before they sleep. Standard library only."""
+
+import os
+import sys
+
+# libgomp, which torch's wheels for Linux bring, lets a thread that waits turn in a loop 300,000 times. Where another
+# process holds a core, the threads of each product turn until the last of them got its share. A thousand turns are
+# as fast on a quiet machine, and leave the core to the one that is waited for.
+_TURNS = ("GOMP_SPINCOUNT", "1000")
+# With one of these the user has chosen, for this runtime or for those of other systems.
+_CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+
+
+def wait_briefly() -> None:
+    """Sets, in the environment, that the threads of a torch which is yet to be loaded wait briefly.
+
+    The runtime reads it once, when it is loaded: nothing is changed for a torch that is there already.
+    """
+    if "torch" not in sys.modules and not any(choice in os.environ for choice in _CHOICES):
+        name, turns = _TURNS
+        os.environ[name] = turns
