@@ -2,7 +2,6 @@
 
 import gc
 import importlib
-import io
 import signal
 import sys
 from types import FrameType
@@ -10,6 +9,7 @@ from types import FrameType
 import click
 
 from lora_inspect import __version__
+from lora_inspect.cli import terminal
 from lora_inspect.errors import LoraInspectError
 
 _VERBS = ("info", "merge", "convert")
@@ -58,15 +58,14 @@ def main(arguments: list[str] | None = None) -> None:
     for number in (getattr(signal, name) for name in _ENDINGS if hasattr(signal, name)):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup goes on
             signal.signal(number, _terminate)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names in files know more letters than some terminals
+    terminal.serve_any_encoding()
     try:
         status = cli.main(arguments, prog_name="lora-inspect", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except LoraInspectError as error:
         _fail(str(error), 1)
     except click.ClickException as error:
-        error.show()
+        terminal.wrong_usage(error)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted; nothing was written.", _INTERRUPTED)
@@ -78,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    click.echo(f"Error: {message}", err=True)
+    terminal.error(message)
     sys.exit(status)
 
 

@@ -1,11 +1,11 @@
 """`lora-inspect convert`."""
 
-import json
 from typing import Any
 
 import click
 
 from lora_inspect.checkpoint import open_checkpoint
+from lora_inspect.cli import terminal
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.shared_options import (
     finite,
@@ -16,9 +16,11 @@ from lora_inspect.cli.shared_options import (
     writing_options,
 )
 from lora_inspect.contribution import claim
+from lora_inspect.listing import some
 from lora_inspect.ops.convert import ConvertOptions, ConvertResult, convert_to_standard
 from lora_inspect.orientation import SHAPE, in_words
 from lora_inspect.orientation_answers import Answers
+from lora_inspect.printable import shortened
 
 
 @click.command(short_help="Rewrite an adapter so that every loader applies the same scale.")
@@ -97,9 +99,9 @@ def convert(
     with progress_bar("Converting", length) as progress:
         result = convert_to_standard(adapter, output, options, force, progress)
     for note in result.notes:
-        click.echo(f"Note: {note}", err=True)
+        terminal.note(note)
     if as_json:
-        click.echo(json.dumps(_record(result), indent=2))
+        terminal.json_text(_record(result))
         return
     _print(result, with_errors=base is not None)
 
@@ -132,20 +134,20 @@ def _print(result: ConvertResult, with_errors: bool) -> None:
     was = "RS-LoRA" if result.source["rslora"] else "LoRA"
     was += " with DoRA" if result.source["dora"] else ""
     becomes = "LoRA with its magnitudes" if result.target["dora"] else "plain LoRA"
-    click.echo(f"{result.output}: {result.modules} modules of {result.source['scheme']} names, {was} to {becomes}")
-    click.echo(f"{_size(result.source)} to {_size(result.target)}")
+    terminal.line(f"{result.output}: {result.modules} modules of {result.source['scheme']} names, {was} to {becomes}")
+    terminal.line(f"{_size(result.source)} to {_size(result.target)}")
     if with_errors:
         for module, error in result.relative_errors.items():
-            click.echo(f"  {module}: relative error {error:.3g}")
-    click.echo(_loss(result))
+            terminal.line(f"  {shortened(module)}: relative error {error:.3g}")
+    terminal.line(_loss(result))
     if words := in_words(result.orientations):
-        click.echo(f"orientation: {words}")
+        terminal.line(f"orientation: {words}")
     for remark in result.remarks:
-        click.echo(remark)
+        terminal.line(remark)
     if result.dropped:
-        click.echo(f"left out: {', '.join(result.dropped[:5])}{', …' if len(result.dropped) > 5 else ''}")
+        terminal.line(f"left out: {some(result.dropped, 5)}")
     if result.passed_through:
-        click.echo(f"passed through as they are: {', '.join(result.passed_through[:5])}", err=True)
+        terminal.aside(f"passed through as they are: {some(result.passed_through, 5)}")
 
 
 def _size(described: dict[str, Any]) -> str:

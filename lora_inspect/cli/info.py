@@ -1,6 +1,5 @@
 """`lora-inspect info`."""
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,11 +9,11 @@ import click
 
 from lora_inspect.architectures import by_name
 from lora_inspect.checkpoint import find_checkpoints, is_checkpoint_folder
+from lora_inspect.cli import terminal
 from lora_inspect.cli.shared_options import parse_without_strength
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.listing import listed
+from lora_inspect.listing import listed, some
 from lora_inspect.ops.info import FileInfo, as_json, inspect
-from lora_inspect.printable import printable
 from lora_inspect.settings import Settings
 
 
@@ -45,14 +44,12 @@ def info(paths: tuple[str, ...], modules: bool, metadata: bool, as_json_: bool) 
             failures.append(str(error))
     if as_json_:
         records = [as_json(item, modules) for item in read]
-        click.echo(
-            json.dumps(records if several else records[0], indent=2) if several or records else "",
-            nl=bool(several or records),
-        )
+        if several or records:
+            terminal.json_text(records if several else records[0])
     else:
         _print_tables(read, several, modules, metadata)
     for failure in failures:
-        click.echo(f"Error: {failure}", err=True)
+        terminal.error(failure)
     if failures:
         sys.exit(1)
 
@@ -67,8 +64,6 @@ def _expand(named: Sequence[tuple[str, Settings]]) -> Iterator[tuple[str, Settin
 
 
 def _print_tables(read: list[FileInfo], several: bool, modules: bool, metadata: bool) -> None:
-    from tabulate import tabulate
-
     records = [as_json(item, modules) for item in read]
     if several and records:
         columns = (
@@ -84,10 +79,10 @@ def _print_tables(read: list[FileInfo], several: bool, modules: bool, metadata: 
             "dora",
             "problems",
         )
-        _echo(tabulate([_line(record) for record in records], headers=columns, disable_numparse=True))
+        terminal.table(map(_line, records), columns)
     for record in records:
         if not several:
-            _echo(tabulate(_lines(record), tablefmt="plain", disable_numparse=True))
+            terminal.facts(_lines(record))
         if modules and record["module_list"]:
             rows = [
                 (
@@ -103,13 +98,11 @@ def _print_tables(read: list[FileInfo], several: bool, modules: bool, metadata: 
                 for m in record["module_list"]
             ]
             headers = ("module", "algorithm", "shape", "rank", "alpha", "scale", "dora", "because")
-            _echo("\n" + tabulate(rows, headers=headers, disable_numparse=True))
+            terminal.line("")
+            terminal.table(rows, headers)
         if metadata and record["metadata"]:
-            _echo("\n" + tabulate(sorted(record["metadata"].items()), tablefmt="plain", disable_numparse=True))
-
-
-def _echo(table: str) -> None:
-    click.echo(printable(table, keep="\n"))
+            terminal.line("")
+            terminal.table(sorted(record["metadata"].items()))
 
 
 def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -135,7 +128,7 @@ def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for item in record["evidence"]:
         yield "evidence", f"{item['about']}: {item['says']} [{item['where']}]"
     if record["unclaimed"]:
-        yield "unclaimed", f"{len(record['unclaimed'])}: {', '.join(record['unclaimed'][:3])}"
+        yield "unclaimed", f"{len(record['unclaimed'])}: {some(record['unclaimed'], 3)}"
     for item in record["problems"]:
         yield item["severity"], item["message"]
 

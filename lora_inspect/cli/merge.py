@@ -1,19 +1,20 @@
 """`lora-inspect merge`."""
 
-import json
 from dataclasses import asdict
 from typing import Any
 
 import click
 
+from lora_inspect.cli import terminal
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.shared_options import reading_options, settings, transposed_option, writing_options
 from lora_inspect.dora import MULTIPLIER_RULES
+from lora_inspect.listing import some
 from lora_inspect.ops.merge import MergeOptions, MergePlan, check_merge_output, plan_merge
 from lora_inspect.ops.merge import merge as merge_files
 from lora_inspect.orientation import SHAPE, in_words
 from lora_inspect.orientation_answers import Answers
-from lora_inspect.printable import printable
+from lora_inspect.printable import shortened
 from lora_inspect.settings import parse_argument
 from lora_inspect.unmatched import in_components
 
@@ -78,7 +79,7 @@ def merge(
     )
     plan = plan_merge(base, [parse_argument(argument) for argument in adapters], options)
     for note in plan.notes:
-        click.echo(f"Note: {note}", err=True)
+        terminal.note(note)
     if dry_run:
         check_merge_output(plan, output, force)
         _print(_planned(plan, output), plan, as_json)
@@ -115,30 +116,30 @@ def _print(record: dict[str, Any], plan: MergePlan, as_json: bool) -> None:
     }
     record["left_out"] = plan.left_out
     if as_json:
-        click.echo(json.dumps(record, indent=2))
+        terminal.json_text(record)
         return
     if record.get("dry_run"):
         for name, modules in record["targets"].items():
-            click.echo(f"{name} <- {', '.join(modules)}")
+            terminal.line(f"{shortened(name)} <- {', '.join(map(shortened, modules))}")
     verb = "would merge" if record.get("dry_run") else "merged"
     strengths = ", ".join(f"{path} at {_strength(multiplier)}" for path, multiplier in record["multipliers"].items())
-    click.echo(f"{verb} {record['modules_merged']} modules ({strengths}) into {record['output']}")
+    terminal.line(f"{verb} {record['modules_merged']} modules ({strengths}) into {record['output']}")
     copied = "would be copied" if record.get("dry_run") else "copied"
-    click.echo(f"{record['tensors_copied']} tensors {copied} unchanged")
+    terminal.line(f"{record['tensors_copied']} tensors {copied} unchanged")
     if "dora_multiplier" in record:
-        click.echo(f"DoRA multiplier rule: {record['dora_multiplier']}")
+        terminal.line(f"DoRA multiplier rule: {record['dora_multiplier']}")
     if words := in_words(plan.orientations):
-        click.echo(f"orientation: {words}")
+        terminal.line(f"orientation: {words}")
     if plan.left_out:
-        click.echo(f"left out by --only: {in_components(plan.left_out)}", err=True)
+        terminal.aside(f"left out by --only: {in_components(plan.left_out)}")
     if record["unmatched"]:
-        click.echo(f"{len(record['unmatched'])} keys left out: {', '.join(record['unmatched'][:5])}", err=True)
+        terminal.aside(f"{len(record['unmatched'])} keys left out: {some(record['unmatched'], 5)}")
     if record["files_copied"]:
-        click.echo(f"{len(record['files_copied'])} files beside the weights {copied}")
+        terminal.line(f"{len(record['files_copied'])} files beside the weights {copied}")
     if record["left_behind"]:
-        click.echo(printable(f"left behind in the base's folder: {', '.join(record['left_behind'])}"), err=True)
+        terminal.aside(f"left behind in the base's folder: {', '.join(map(shortened, record['left_behind']))}")
     if "seconds" in record:
-        click.echo(f"{record['bytes']:,} bytes in {record['seconds']:.1f} s")
+        terminal.line(f"{record['bytes']:,} bytes in {record['seconds']:.1f} s")
 
 
 def _strength(multiplier: float | dict[str, float]) -> str:

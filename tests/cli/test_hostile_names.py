@@ -1,0 +1,197 @@
+"""Every verb on a terminal, with names and values that are made to take the terminal over or to forge its lines."""
+
+import json
+import re
+import sys
+import unicodedata
+
+import pytest
+from toy_adapters import base, lora, loras
+
+from lora_inspect.cli import cli
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+if sys.platform != "win32":
+    from pseudo_terminal import on_a_terminal
+
+# Marks above marks, a title, a cleared screen, a line taken back, C1, DEL, marks of direction, what is drawn as
+# nothing, and whatever any terminal or editor takes for the end of a line.
+EVIL = (
+    "é" + "\u0336" * 9 + "\x1b]0;owned\x07\x1b[2J\x9b2K\x7f\b\u202e\u2066\u200b\ufeff\U000e0041\u3164"
+    "\u2028SPOOFED\u2029SPOOFED\x85SPOOFED\x0bSPOOFED\x0cSPOOFED\x1dSPOOFED\r\nSPOOFED\rSPOOFED\nSPOOFED\t"
+)  # fmt: skip
+# The same with bytes that are no UTF-8, one of which is C1; not every system takes such a name.
+EVIL_FILE = EVIL + ("\udc9b2K\udcff" if sys.platform == "linux" else "")
+# What click draws around a progress bar, and again before each new state of it.
+BEFORE_BAR, AFTER_BAR = "\r\x1b[?25l", "\x1b[?25h\r\n"
+
+WORDS = f"lora_unet_{EVIL}"
+METADATA = {
+    EVIL: EVIL,
+    "ss_base_model_version": EVIL,
+    "modelspec.architecture": EVIL,
+    "ss_network_module": EVIL,
+    "ss_init_lora_weights": f"pissa{EVIL}",
+    "ss_network_args": json.dumps({"use_rslora": EVIL}),
+    "ss_network_alpha": EVIL,
+    "lora_inspect.scale": EVIL,
+}
+CONFIG = {
+    "peft_type": EVIL, "bias": EVIL, "init_lora_weights": f"pissa{EVIL}", "r": 16, "lora_alpha": EVIL,
+    "target_modules": [EVIL], "rank_pattern": {EVIL: EVIL}, "use_rslora": EVIL, "modules_to_save": [EVIL],
+}  # fmt: skip
+
+
+@pytest.fixture
+def write(write_safetensors, tmp_path):
+    """`write(tensors, metadata, name, config)`: the path of such a file in a folder with a hostile name."""
+
+    def write_hostile(tensors, metadata=None, name="file.safetensors", config=None, header=None):
+        path = write_safetensors(tensors, metadata, f"{EVIL_FILE}/{name}", header)
+        if config is not None:
+            (path.parent / "adapter_config.json").write_text(json.dumps(config))
+        return path
+
+    return write_hostile
+
+
+def entry(**changes):
+    return json.dumps({EVIL: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} | changes}).encode()
+
+
+def of_info(write, folder):
+    adapter = write({**lora(WORDS), f"{EVIL}.stray": ("F32", (1,), 0), EVIL: ("F32", (1,), 0)}, METADATA)
+    peft = write(lora(f"base_model.model.{EVIL}", spelling="peft"), METADATA, "peft/adapter_model.safetensors", CONFIG)
+    both = adapter, write(loras(1), name=f"{EVIL_FILE}.safetensors")
+    yield ["info", adapter]
+    yield ["info", adapter, "--modules", "--metadata"]
+    yield ["info", *both, "--modules", "--metadata"]
+    yield ["info", adapter.parent, "--json"]
+    yield ["info", f"{adapter}:alpha=3,rslora=yes"]
+    yield ["info", peft.parent]
+    yield ["info", write({}, {EVIL: EVIL}, "no-tensors.safetensors"), "--metadata"]
+    yield ["info", write({"a": ("F32", (1,), 0)}, name="dtype.safetensors", header=entry(dtype=EVIL))]
+    yield ["info", write({"a": ("F32", (1,), 0)}, name="shape.safetensors", header=entry(shape=[9]))]
+    yield ["info", write({"a": ("F32", (1,), 0)}, name="hole.safetensors", header=entry(data_offsets=[4, 8]))]
+    index = {"weight_map": {EVIL: f"{EVIL_FILE}.safetensors"}}
+    (adapter.parent / f"{EVIL_FILE}.safetensors.index.json").write_text(json.dumps(index))
+    yield ["info", adapter.parent / f"{EVIL_FILE}.safetensors.index.json"]
+    yield ["info", folder / f"missing{EVIL_FILE}"]
+    yield ["info", f"{adapter}:{EVIL}"]
+    yield ["info", f"{adapter}:0.5"]
+    yield ["info", adapter, f"--{EVIL}"]
+
+
+def of_merge(write, folder):
+    weights = {**base(), f"{EVIL}.weight": ("F32", (6, 5), 1), "stays": ("F32", (3,), 1)}
+    whole = write(weights, name="base/model.safetensors").parent
+    (whole / f"{EVIL_FILE}.bin").write_bytes(b"")
+    (whole / f"{EVIL_FILE}.json").write_bytes(b"{}")
+    adapter = write({**loras(), **lora(WORDS)}, name=f"{EVIL_FILE}.safetensors")
+    more = write({**loras(), **lora(f"lora_unet_other{EVIL}"), **lora(f"lora_te1_{EVIL}"), EVIL: ("F32", (1,), 0)})
+    strange = write(lora(f"lora_unet_strange_{EVIL}"), name="strange.safetensors")
+    output = folder / f"out{EVIL_FILE}"
+    yield ["merge", whole, adapter, "-o", output, "--dry-run"]
+    yield ["merge", whole, adapter, "-o", output, "--dry-run", "--json"]
+    yield ["merge", whole, f"{adapter}:0.5,*SPOOFED*=2", "-o", output]
+    yield ["merge", whole, adapter, "-o", output]  # it exists
+    yield ["merge", whole, more, "-o", output, "--force"]
+    yield ["merge", whole, more, "-o", output, "--force", "--allow-unmatched"]
+    yield ["merge", whole, strange, "-o", output, "--force"]
+    yield ["merge", whole, adapter, "-o", output, "--force", "--only", EVIL]
+    yield ["merge", whole, adapter, adapter, "-o", output, "--force"]
+    yield ["merge", whole, f"{adapter}:*nothing{EVIL.strip()}*=2", "-o", output, "--force"]
+    yield ["merge", folder / EVIL_FILE / "no-base", adapter, "-o", output]
+    yield ["merge", adapter, adapter, "-o", output]
+    yield ["merge", whole, adapter, "-o", folder / f"no{EVIL_FILE}" / "out"]
+    yield ["merge", whole, adapter, "-o", output, "--transposed", EVIL]
+    yield ["merge", whole, adapter, "-o", output, "--dtype", EVIL]
+    yield ["merge", whole, adapter, "-o", output, "--alpha", EVIL]
+    yield ["merge", whole, adapter, "-o", output, f"--{EVIL}"]
+
+
+def of_convert(write, folder):
+    stray = {EVIL: ("F32", (1,), 0), f"{WORDS}.use_rslora_flag": ("BOOL", (), 1)}
+    rslora = write({**lora(WORDS), **stray}, name=f"{EVIL_FILE}.safetensors")
+    magnitude = {"dora_scale": ("F32", (6, 1), 1.0)}
+    dora = write(lora(WORDS, **magnitude), name=f"dora{EVIL_FILE}.safetensors")
+    weights = write({f"{EVIL}.weight": ("F32", (6, 5), 1)}, name="base.safetensors")
+    other = write(base(), name="other.safetensors")
+    output = folder / f"out{EVIL_FILE}.safetensors"
+    yield ["convert", rslora, "-o", output]
+    yield ["convert", rslora, "-o", output]  # it exists
+    yield ["convert", rslora, "-o", output, "--force", "--json"]
+    yield ["convert", dora, "-o", output, "--force"]
+    yield ["convert", dora, "-o", output, "--force", "--keep-dora"]
+    yield ["convert", dora, "-o", output, "--force", "--drop-magnitude"]
+    yield ["convert", dora, "-o", output, "--force", "--base", weights, "--rank", "1"]
+    yield ["convert", dora, "-o", output, "--force", "--base", weights, "--rank", "1", "--lossy"]
+    yield ["convert", dora, "-o", output, "--force", "--base", other, "--rank", "1"]
+    yield ["convert", dora, "-o", output, "--force", "--base", folder / f"no{EVIL_FILE}", "--rank", "1"]
+    yield ["convert", rslora, "-o", output, "--force", "--alpha", "3"]
+    yield ["convert", rslora, "-o", f"{output}/"]
+    yield ["convert", f"{rslora}:0.5", "-o", output]
+    yield ["convert", rslora, EVIL, "-o", output]
+
+
+# A verb without an entry here fails.
+COMMANDS = {"info": of_info, "merge": of_merge, "convert": of_convert}
+
+
+def lines_of(output):
+    """The lines on the terminal, each state of a progress bar as one; every end of a line is one of ours."""
+    text = output.decode("utf-8").replace(BEFORE_BAR, "\r\n").replace(AFTER_BAR, "\r\n")
+    return text.split("\r\n")
+
+
+def assert_harmless(output):
+    for line in lines_of(output):
+        obeyed = [f"U+{ord(c):04X}" for c in line if unicodedata.category(c)[0] in "CZ" and c != " "]
+        assert obeyed == [], line
+        assert "\u3164" not in line
+        assert not re.search("\u0336{5}", line)
+        assert not line.startswith("SPOOFED")
+
+
+@pytest.mark.parametrize("verb", cli.list_commands(None))
+def test_no_name_and_no_value_reaches_the_terminal_as_more_than_letters(verb, write, tmp_path):
+    commands = list(COMMANDS[verb](write, tmp_path))
+    for words, (status, output) in zip(commands, on_a_terminal(commands, tmp_path), strict=True):
+        assert status in (0, 1, 2), output
+        assert b"Traceback" not in output
+        assert b"SPOOFED" in output, words
+        assert_harmless(output)
+
+
+@pytest.mark.parametrize("verb", cli.list_commands(None))
+def test_help_beside_hostile_arguments_is_harmless(verb, tmp_path):
+    commands = [[verb, EVIL, "--help"], [verb, f"--{EVIL}"], [EVIL], [f"--{EVIL}"], [verb, f"-{EVIL}"]]
+    for _, output in on_a_terminal(commands, tmp_path):
+        assert_harmless(output)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
+def test_no_byte_of_another_encoding_is_obeyed_either(encoding, write, tmp_path):
+    adapter = write({**lora(WORDS + "日本ж\u203a"), EVIL: ("F32", (1,), 0)}, METADATA)
+    commands = [
+        ["info", adapter, "--modules", "--metadata"],
+        ["info", f"{adapter}ж\u203a"],
+        ["info", f"--ж\u203a{EVIL}"],
+    ]
+    for status, output in on_a_terminal(commands, tmp_path, PYTHONIOENCODING=encoding):
+        assert status in (0, 1, 2)
+        assert b"\\u65e5" in output or b"\\u0436" in output
+        lines = output.split(b"\r\n")
+        assert not any(byte < 0x20 or byte == 0x7F for line in lines for byte in line)
+        if encoding != "cp1252":  # which has letters there
+            assert not any(0x80 <= byte < 0xA0 for line in lines for byte in line)
+
+
+def test_a_table_has_a_line_for_each_file_whatever_they_are_called(write, tmp_path):
+    names = [f"{EVIL_FILE}{number}.safetensors" for number in range(3)]
+    files = [write(loras(1), {EVIL: EVIL}, name) for name in names]
+    ((_, output),) = on_a_terminal([["info", *files]], tmp_path)
+    headers, dashes, *rows = lines_of(output)[:-1]
+    assert headers.split()[:2] == ["file", "kind"]
+    assert set(dashes) == {"-", " "}
+    assert [f"{number}.safetensors  adapter  " in row for number, row in enumerate(rows)] == [True] * 3

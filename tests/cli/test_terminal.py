@@ -1,0 +1,123 @@
+"""The one way out to the terminal: that there is no other, its tables, its JSON, and its bounds."""
+
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from toy_adapters import lora, loras
+
+import lora_inspect
+from lora_inspect.cli import terminal
+
+PACKAGE = Path(lora_inspect.__file__).parent
+# terminal.py is the way out; the progress bar draws over its own line, with words of ours alone.
+OWN_WAYS = {"cli/terminal.py", "cli/progress_bar.py"}
+SOURCES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.relative_to(PACKAGE).as_posix() not in OWN_WAYS]
+# What prints by its name alone, and what writes to a stream.
+PRINTING = {
+    "print", "echo", "secho", "echo_via_pager", "confirm", "prompt", "print_exc", "print_exception", "print_last",
+    "excepthook", "show", "displayhook",
+}  # fmt: skip
+WRITING, STREAMS = {"write", "writelines", "buffer"}, {"stdout", "stderr", "__stdout__", "__stderr__"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_nothing_else_prints(path):
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    named = {node.id for node in nodes if isinstance(node, ast.Name)}
+    named |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    named |= {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert named & PRINTING == set()
+    to_streams = [node for node in nodes if isinstance(node, ast.Attribute) and node.attr in WRITING]
+    assert [node.attr for node in to_streams if getattr(node.value, "attr", None) in STREAMS] == []
+
+
+def test_columns_of_a_table_stand_one_below_the_other(capsys):
+    terminal.table([("日本", None, True), ("e\u0301é", 1.5, "\n"), ("plain", "", "x")], ("name", "number", "last"))
+    assert capsys.readouterr().out.splitlines() == [
+        "name   number  last",
+        "-----  ------  ----",
+        "日本           True",
+        "e\u0301é     1.5     \\n",
+        "plain          x",
+    ]
+
+
+def test_a_table_of_nothing_has_its_headers(capsys):
+    terminal.table([], ("a", "b"))
+    assert capsys.readouterr().out == "a  b\n-  -\n"
+
+
+def test_json_is_exact_and_holds_nothing_that_a_terminal_obeys(capsys):
+    value = {"".join(map(chr, range(0x250))): ["\x7f", "\\\x7f", "\u202e\x9b\udc9b\U000e0041\U0001f3a8", '"\x7f"', 1.5]}
+    terminal.json_text(value)
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == value
+    assert all(" " <= character <= "~" or character == "\n" for character in printed)
+
+
+def test_a_cell_of_a_table_has_at_most_200_columns(run, write_safetensors):
+    metadata = {f"key{number}": "short" for number in range(500)}
+    metadata |= {"long": "v" * 2_000_000, "k" * 60_000: "日" * 5_000}
+    file = write_safetensors({**loras(2), **lora(f"lora_unet_{'m' * 60_000}")}, metadata)
+    whole = run("info", file, "--json").json["metadata"]
+    assert whole == metadata
+    shown = run("info", file, "--metadata", "--modules")
+    assert shown.status == 0
+    lines = shown.stdout.splitlines()
+    (long,) = (line for line in lines if line.startswith("long "))
+    value = long.removeprefix("long").strip()
+    assert len(value) == 200
+    left_out = int(re.search(r"\(([\d,]+) more characters\)", value)[1].replace(",", ""))
+    assert left_out + value.count("v") == 2_000_000
+    assert max(map(terminal.width, lines)) <= 200 + 2 + 200
+    assert len(shown.stdout) < 500 * 210 + 10_000
+
+
+# The peak of a process that a busy one forked begins at that one's own: Linux counts anew in the status.
+MEASURED = """
+import re, sys, time
+from lora_inspect.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as ended:
+    assert not ended.code, ended.code
+peak = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]
+print("MEASURED", peak, time.process_time(), file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count the peak of the parent too")
+def test_a_long_value_costs_neither_memory_nor_time(run_process, write_safetensors):
+    spent = []
+    for length in (2, 2_000_000):
+        metadata = {f"key{number}": "short" for number in range(150)} | {"long": "日" + "v" * length}
+        file = write_safetensors(loras(2), metadata)
+        shown = run_process("-c", MEASURED, "info", file, "--metadata")
+        assert shown.status == 0, shown.stderr
+        spent.append([float(number) for number in shown.stderr.split()[-2:]])
+    assert spent[1][0] - spent[0][0] <= 100_000  # kB
+    assert spent[1][1] - spent[0][1] <= 2  # seconds
+
+
+def test_an_error_about_a_long_key_fits_a_screen(run, write_safetensors):
+    header = json.dumps({"k" * 60_000: {"dtype": "F33", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    file = write_safetensors({"a": ("F32", (1,), 0)}, header=header)
+    sentence = run("info", file).refusal
+    assert len(sentence) <= 2_000
+    assert sentence.startswith(str(file))
+    assert "more characters" in sentence
+
+
+def test_long_names_in_lists_leave_room_for_each_other(run, write_safetensors, tmp_path):
+    strays = {f"{number}{'s' * 9_000}end{number}": ("F32", (1,), 0) for number in range(7)}
+    file = write_safetensors({**loras(1), **strays})
+    done = run("convert", file, "-o", tmp_path / "out.safetensors")
+    assert done.status == 0
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("passed through as they are: 0sss")
+    assert all(f"end{number}, " in line for number in range(5))
+    assert line.endswith(", …")
