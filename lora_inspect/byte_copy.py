@@ -2,6 +2,7 @@
 
 import os
 
+from lora_inspect.files.system import copy_in_system
 from lora_inspect.input_file import InputFile
 
 Buffer = bytes | bytearray | memoryview
@@ -17,23 +18,19 @@ def write_all(descriptor: int, buffer: Buffer) -> None:
 
 def copy_bytes(source: InputFile, start: int, stop: int, descriptor: int) -> None:
     """Writes the bytes `start` to `stop` of an input; OSError where the disk refuses."""
-    position = _copy_in_kernel(source, start, stop, descriptor)
+    # Where the system cannot, reading and writing finds out whether the disk itself refuses.
+    position = _copy_in_system(source, start, stop, descriptor)
     while position < stop:
         data = source.read(position, min(stop - position, _COPY_BYTES))
         write_all(descriptor, data)
         position += len(data)
 
 
-def _copy_in_kernel(source: InputFile, position: int, stop: int, descriptor: int) -> int:
+def _copy_in_system(source: InputFile, position: int, stop: int, descriptor: int) -> int:
     """Copies as far as the system does it by itself, and returns the position reached."""
-    if not hasattr(os, "copy_file_range"):
-        return position
-    try:
-        while position < stop:
-            moved = os.copy_file_range(source.fileno(), descriptor, min(stop - position, 1 << 30), position)
-            if not moved:
-                break
-            position += moved
-    except OSError:
-        pass  # some file systems cannot; reading and writing finds out whether the disk itself refuses
+    while position < stop:
+        moved = copy_in_system(source.fileno(), descriptor, min(stop - position, 1 << 30), position)
+        if not moved:
+            break
+        position += moved
     return position

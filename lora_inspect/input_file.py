@@ -7,9 +7,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from lora_inspect.errors import LoraInspectError
-
-# A pipe that nobody writes to would hold the opening up for ever; Windows reads text without O_BINARY.
-_OPEN_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+from lora_inspect.files.system import open_without_waiting
 
 
 class Identity(NamedTuple):
@@ -38,7 +36,7 @@ class InputFile:
     def __init__(self, path: str, identity: Identity | None = None) -> None:
         self.path = path
         try:
-            self._handle = open(path, "rb", buffering=0, opener=_without_waiting)  # noqa: SIM115
+            self._handle = open(path, "rb", buffering=0, opener=open_without_waiting)  # noqa: SIM115
         except FileNotFoundError:
             raise (changed(path) if identity else _unreadable(path, "No such file or directory")) from None
         except OSError as error:
@@ -116,7 +114,3 @@ def changed(path: str) -> LoraInspectError:
 
 def _unreadable(path: str, reason: str | None) -> LoraInspectError:
     return LoraInspectError(f"{path}: it cannot be read ({reason}); check the path and its rights.")
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | _OPEN_FLAGS)

@@ -158,13 +158,13 @@ def test_what_is_no_file_is_refused_at_once(kind, tmp_path):
 @pytest.mark.parametrize("trouble", ["another file", "no file"])
 def test_a_refused_opening_keeps_no_descriptor(trouble, file, tmp_path, monkeypatch):
     opened = []
-    real = input_file._without_waiting
+    real = input_file.open_without_waiting
 
     def opener(path, flags):
         opened.append(real(path, flags))
         return opened[-1]
 
-    monkeypatch.setattr(input_file, "_without_waiting", opener)
+    monkeypatch.setattr(input_file, "open_without_waiting", opener)
     if trouble == "another file":
         path, identity = file, identify(str(file))._replace(bytes=0)
     else:

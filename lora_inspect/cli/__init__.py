@@ -11,11 +11,10 @@ import click
 from lora_inspect import __version__
 from lora_inspect.cli import terminal
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.system import ENDING_SIGNALS
 
 _VERBS = ("info", "merge", "convert")
 _INTERRUPTED = 130
-# What ends a command from outside: a kill, and on Unix the end of its terminal.
-_ENDINGS = ("SIGTERM", "SIGHUP")
 _KILLED_BY = 128
 
 
@@ -55,7 +54,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 1 refused, 2 wrong usage, 130 interrupted."""
-    for number in (getattr(signal, name) for name in _ENDINGS if hasattr(signal, name)):
+    for number in ENDING_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup goes on
             signal.signal(number, _terminate)
     terminal.serve_any_encoding()

@@ -1,0 +1,212 @@
+"""What not every system has, each part with what stands in for it elsewhere. Standard library only.
+
+No other file of this project names these parts of `os`, `signal`, `fcntl`, `msvcrt` and the C library.
+"""
+
+import errno
+import importlib
+import os
+import signal
+import stat
+import sys
+from typing import NamedTuple
+
+# Windows reads and writes text without it.
+_BINARY: int = getattr(os, "O_BINARY", 0)
+# A pipe that nobody writes to would hold the opening up for ever.
+_WITHOUT_WAITING: int = getattr(os, "O_NONBLOCK", 0) | _BINARY
+_NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
+
+# What ends a command from outside: a kill, and the end of its terminal on Unix and on Windows.
+ENDING_SIGNALS: tuple[signal.Signals, ...] = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
+)
+
+# Windows keeps other programs from reading the bytes that are locked: one that no file has.
+_LOCKED_BYTE = 1 << 30
+
+
+class _Rename(NamedTuple):
+    """A function of the C library that renames on a condition, and its arguments."""
+
+    function: str
+    current_folder: int
+    only_new: int
+    exchange: int
+
+
+_RENAMES = {"linux": _Rename("renameat2", -100, 1, 2), "darwin": _Rename("renameatx_np", -2, 4, 2)}
+# What a kernel, a file system or a container's filter says of a rename or a hard link that it does not know.
+_UNKNOWN = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EMLINK)
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES)
+
+
+def open_without_waiting(path: str, flags: int) -> int:
+    """A descriptor of whatever `path` leads to; with a pipe, too, it does not wait for the other end."""
+    return os.open(path, flags | _WITHOUT_WAITING)
+
+
+def create(path: str, mode: int = 0o666) -> int:
+    """A descriptor of a new file to write to; FileExistsError where there is anything, a dangling link too."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK | _BINARY, mode)
+
+
+def open_itself(path: str) -> int:
+    """A descriptor to read and write the regular file that `path` itself is; OSError where it is anything else."""
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+    descriptor = open_without_waiting(path, os.O_RDWR | _NO_LINK)
+    if not is_at(descriptor, path):  # a link took its place after the look
+        os.close(descriptor)
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+    return descriptor
+
+
+def is_at(descriptor: int, path: str) -> bool:
+    """Whether `path` itself, no link at its end, is the open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def lock(descriptor: int) -> bool | None:
+    """Takes the lock of an open file without waiting.
+
+    True where it was free and is taken until `close_locked` or the end of the process, False where another opening
+    of the file holds it, in this process too. None where the file system or the platform cannot tell.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return _lock_on_windows(descriptor)
+    if not hasattr(fcntl, "flock"):
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _lock_on_windows(descriptor: int) -> bool | None:
+    try:
+        msvcrt = importlib.import_module("msvcrt")
+    except ImportError:
+        return None
+    try:
+        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    except PermissionError:
+        return False
+    except OSError:
+        return None
+    finally:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    return True
+
+
+def close_locked(descriptor: int) -> None:
+    """Closes a file whose lock is taken, and frees the lock at once, for which Windows may take its time."""
+    try:
+        if "msvcrt" in sys.modules:
+            msvcrt = sys.modules["msvcrt"]
+            os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+    except OSError:
+        pass  # it was none of Windows' locks
+    finally:
+        os.close(descriptor)
+
+
+def copy_in_system(source: int, target: int, count: int, position: int) -> int:
+    """Appends up to `count` bytes from `position` of a descriptor to another one, without reading them.
+
+    Returns how many; 0 where the system or one of the file systems cannot, or `source` ends.
+    """
+    if not hasattr(os, "copy_file_range"):
+        return 0
+    try:
+        return os.copy_file_range(source, target, count, position)
+    except OSError:
+        return 0
+
+
+def rename_new(source: str, target: str) -> None:
+    """Renames a file or a folder where nothing has the new name; FileExistsError where something has.
+
+    Only where neither hard links nor such a rename exist can something appear under the new name between a look and
+    the renaming.
+    """
+    if not os.path.isdir(source) and _link_new(source, target):
+        os.unlink(source)
+        return
+    call = _RENAMES.get(sys.platform)
+    if call and _rename_with(call, call.only_new, source, target):
+        return
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+    os.rename(source, target)
+
+
+def exchange(first: str, second: str) -> bool:
+    """Has two folders change names in one step; False, and nothing done, where the system cannot."""
+    call = _RENAMES.get(sys.platform)
+    return call is not None and _rename_with(call, call.exchange, first, second)
+
+
+def sync_file(path: str) -> None:
+    """Has the disk keep what was written to a file; OSError where it does not."""
+    descriptor = os.open(path, os.O_RDWR | _NO_LINK | _BINARY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: str) -> None:
+    """Has the disk keep the names in a folder; nothing where folders cannot be opened or have no such thing."""
+    try:
+        descriptor = open_without_waiting(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _link_new(source: str, target: str) -> bool:
+    """Gives a file a second name; FileExistsError where it is taken, False where the file system has no such thing."""
+    if not hasattr(os, "link"):
+        return False
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
+        return False
+    return True
+
+
+def _rename_with(call: _Rename, flag: int, source: str, target: str) -> bool:
+    """Renames with a flag; False where the system, or a Python without ctypes, does not know it."""
+    try:
+        import ctypes
+    except ImportError:
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), call.function, None)
+    if rename is None:
+        return False
+    here = call.current_folder
+    if rename(here, os.fsencode(source), here, os.fsencode(target), flag) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _UNKNOWN:
+        return False
+    raise OSError(number, os.strerror(number), source, None, target)
