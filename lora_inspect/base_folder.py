@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from lora_inspect.byte_copy import copy_bytes
 from lora_inspect.checkpoint import Checkpoint, read_index
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.partial import is_leftover
 from lora_inspect.input_file import Identity, InputFile, identify
 from lora_inspect.progress import Progress
 
@@ -29,7 +30,7 @@ class SideFiles:
 
     `copied` come into the output as they are, from subfolders too; `folders` are the subfolders, parents first.
     `left_behind` do not: other weights, folders that hold the model in another form (with a slash at their end),
-    what is no file.
+    what runs that died have left, what is no file.
     """
 
     root: str = os.curdir
@@ -64,7 +65,7 @@ def find_side_files(base: Checkpoint) -> SideFiles:
     for name, is_folder in _walk(root, left):
         if is_folder:
             folders.append(name)
-        elif _is_weights(name, base):
+        elif is_leftover(os.path.basename(name)) or _is_weights(name, base):
             left.extend({name} - merged.keys())
         elif (target := _target(root, name)) in merged.values() or not os.path.isfile(target):
             left.append(name)
@@ -108,15 +109,18 @@ def _walk(root: str, left: list[str]) -> Iterator[tuple[str, bool]]:
     """(path relative to `root`, whether it is a folder) of all that is below it; other copies of the model are left."""
     for parent, folders, files in os.walk(root, onerror=_refuse_unreadable):
         below = "" if parent == root else os.path.relpath(parent, root)
-        if not below:
-            others = [name for name in folders if _OTHER_COPIES.fullmatch(name) or _BOOKKEEPING.fullmatch(name)]
-            left.extend(f"{name}/" for name in others)
-            folders[:] = [name for name in folders if name not in others]
-        folders.sort()
+        others = [name for name in folders if is_leftover(name) or (not below and _holds_no_part(name))]
+        left.extend(f"{os.path.join(below, name)}/" for name in others)
+        folders[:] = sorted(name for name in folders if name not in others)
         for name in folders:
             yield os.path.join(below, name), not os.path.islink(os.path.join(parent, name))
         for name in sorted(files):
             yield os.path.join(below, name), False
+
+
+def _holds_no_part(name: str) -> bool:
+    """Whether a folder at the top is another copy of the model, or no part of it."""
+    return bool(_OTHER_COPIES.fullmatch(name) or _BOOKKEEPING.fullmatch(name))
 
 
 def _refuse_unreadable(error: OSError) -> None:

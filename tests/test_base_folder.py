@@ -106,6 +106,26 @@ def test_folders_that_are_only_called_alike_are_copied(name, folder, merged):
     assert result.left_behind == ()
 
 
+@pytest.mark.parametrize("below", ["", "vae/"])
+@pytest.mark.parametrize("end", ["", ".lock", ".old", ".gone"])
+def test_what_a_dead_run_has_left_in_the_folder_is_left_behind_and_named(end, below, folder, merged):
+    (folder / "vae").mkdir()
+    file, other = (f"{below}{name}.0123456789abcdef.partial{end}" for name in ("model.safetensors", "merged"))
+    (folder / file).write_text("half")
+    put(folder / other, model_dot_safetensors="half")
+    result, found = merged(folder)
+    assert sorted(found) == ["config.json", WEIGHTS, "vae"]
+    assert sorted(result.left_behind) == sorted([file, f"{other}/"])
+
+
+@pytest.mark.parametrize("name", ["x.partial", "x.1234.partial", "0123456789abcdef.partial"])
+def test_a_file_that_no_run_of_ours_has_left_is_copied(name, folder, merged):
+    (folder / name).write_text("a user's")
+    result, found = merged(folder)
+    assert found[name] == b"a user's"
+    assert result.left_behind == ()
+
+
 @pytest.mark.parametrize("kind", ["pipe", "socket", "pipe below"])
 def test_what_is_no_file_is_left_behind_and_named(kind, folder, merged, monkeypatch):
     name = "sub/pipe" if "below" in kind else "pipe"
