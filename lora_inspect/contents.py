@@ -34,11 +34,16 @@ def renamed(info: TensorInfo, name: str, shape: tuple[int, ...] | None = None) -
 
 
 def write_contents(
-    path: str, contents: Sequence[Content], metadata: Mapping[str, str], inputs: Mapping[str, Identity] | None = None
+    path: str,
+    contents: Sequence[Content],
+    metadata: Mapping[str, str],
+    inputs: Mapping[str, Identity] | None = None,
+    force: bool = False,
 ) -> None:
     """Writes all of them to `path`, atomically; raises LoraInspectError where two have the same name.
 
     `inputs` are the files that the contents were made of, and have to be those still when the output is complete.
+    With `force` it replaces a file of its name.
     """
     by_name = {content.plan.name: content for content in contents}
     if len(by_name) != len(contents):
@@ -46,7 +51,7 @@ def write_contents(
         twice = next(name for name in names if names.count(name) > 1)
         raise LoraInspectError(f"{path}: two tensors would both be called {twice}; convert the file in another scheme.")
     plans = in_file_order(content.plan for content in contents)
-    with Writer(path, plans, metadata, inputs) as writer:
+    with Writer(path, plans, metadata, inputs, force) as writer:
         for plan in plans:
             content = by_name[plan.name]
             if isinstance(content.source, bytes):

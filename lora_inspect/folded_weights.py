@@ -53,18 +53,20 @@ def write_folded(
     metadata: Mapping[str, str],
     progress: Progress,
     inputs: Mapping[str, Identity] | None = None,
+    force: bool = False,
 ) -> Counter[str]:
     """Writes the tensors of one file of the base to `output` and returns how many there are of each element type.
 
-    `progress` is told the bytes of each tensor that is done. Raises LoraInspectError where a result is not finite,
-    and where one of the `inputs` is not the file any more that was read.
+    `progress` is told the bytes of each tensor that is done. With `force` the file replaces one of its name. Raises
+    LoraInspectError where a result is not finite, where something has the name, and where one of the `inputs` is not
+    the file any more that was read.
     """
     from lora_inspect.tensor_reader import RowBlocks
 
     blocks = RowBlocks(BLOCK_ELEMENTS)
     by_name = {info.name: info for info in infos}
     plans = in_file_order(folding.output(info) for info in by_name.values())
-    with Writer(output, plans, metadata, inputs) as writer:
+    with Writer(output, plans, metadata, inputs, force) as writer:
         for target in plans:
             info = by_name[target.name]
             changes = [change for change in folding.changes.get(info.name, ()) if change.multiplier != 0]

@@ -1,12 +1,19 @@
-"""Where an output may go, and how a folder appears complete or not at all."""
+"""Where an output may go, and how a file or a folder appears complete or not at all."""
 
+import errno
 import os
-import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.partial import claimed, replace_folder, without_slash
+from lora_inspect.files.system import create, is_at, rename_new, sync_file, sync_folder
 from lora_inspect.input_file import Identity, check_unchanged
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# Of a folder the system says itself that no file can replace it.
+_REPLACED = (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)
 
 
 def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool = False) -> None:
@@ -21,6 +28,10 @@ def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool =
     for path in inputs:
         if os.path.exists(output) and (os.path.samefile(path, output) or _lies_in(path, output)):
             raise LoraInspectError(f"{output}: it is an input of the command; choose another output.")
+    if not os.path.isdir(output):
+        _check_file(output)
+        if os.path.islink(output):
+            raise LoraInspectError(f"{output}: it is a link; name the file that it leads to, or remove it.")
     if not force:
         raise LoraInspectError(f"{output}: it exists; choose another output or add --force.")
     if os.path.isdir(output) != folder:
@@ -34,46 +45,104 @@ def check_replaceable(output: str, names: Iterable[str], folders: Iterable[str] 
 
     `names` are files and `folders` its subfolders, by paths relative to `output`.
     """
-    if others := sorted(_entries(output) - set(names) - {os.path.join(folder, "") for folder in folders}):
+    _check_lost(output, {*names, *(os.path.join(folder, "") for folder in folders)})
+
+
+def _check_file(output: str) -> None:
+    """Raises LoraInspectError where the name belongs to a pipe, a device or a socket, which a file must not replace."""
+    if os.path.lexists(output) and stat.S_IFMT(os.lstat(output).st_mode) not in _REPLACED:
+        raise LoraInspectError(f"{output}: it is neither a file nor a folder; choose another output.")
+
+
+def _check_lost(output: str, written: set[str]) -> None:
+    if others := sorted(_entries(output) - written):
         raise LoraInspectError(
             f"{output}: the folder holds {others[0]}, which the command does not write; choose another output."
         )
 
 
 @contextmanager
-def new_folder(output: str, inputs: Mapping[str, Identity] | None = None) -> Iterator[str]:
+def new_file(output: str, inputs: Mapping[str, Identity] | None = None, force: bool = False) -> Iterator[int]:
+    """The descriptor of a file that takes the name `output` when the block ends well, and vanishes otherwise.
+
+    With `force` it replaces a file, or a link, that has the name. Raises LoraInspectError where something else has it,
+    where the disk refuses, and where one of the `inputs` is not the file any more that was read.
+    """
+    with _refusing(output), claimed(output) as partial:
+        descriptor = create(partial)
+        try:
+            yield descriptor
+            os.fsync(descriptor)
+            is_whole = is_at(descriptor, partial)
+        finally:
+            os.close(descriptor)
+        check_unchanged(inputs or {})
+        if not is_whole:
+            raise LoraInspectError(f"{output}: {partial} was taken away while it was written; run the command again.")
+        if force:
+            _check_file(output)
+            os.replace(partial, output)
+        else:
+            rename_new(partial, output)
+        _sync_name(output)
+
+
+@contextmanager
+def new_folder(output: str, inputs: Mapping[str, Identity] | None = None, force: bool = False) -> Iterator[str]:
     """A folder to fill that takes the place of `output` when the block ends well, and vanishes otherwise.
 
-    Raises LoraInspectError where one of the `inputs` is not the file any more that was read.
+    With `force` it replaces a folder that holds nothing which it does not hold, too. Raises LoraInspectError where
+    there is anything else, where the disk refuses, and where one of the `inputs` is not the file any more that was
+    read.
     """
-    partial = f"{output.rstrip(os.sep)}.{os.getpid()}.partial"
-    replaced = f"{partial}.old"
+    output = without_slash(output)
+    with _refusing(output), claimed(output) as partial:
+        try:
+            os.mkdir(partial)
+            yield partial
+            _sync(partial)
+            check_unchanged(inputs or {})
+            if force and os.path.lexists(output):
+                check_output(output, inputs or {}, force, folder=True)
+                _check_lost(output, _entries(partial))
+                replace_folder(partial, output)
+            else:
+                rename_new(partial, output)
+        except LoraInspectError as error:
+            raise LoraInspectError(str(error).replace(partial, output)) from None
+        _sync_name(output)
+
+
+@contextmanager
+def _refusing(output: str) -> Iterator[None]:
+    """Says in a sentence what the system refused."""
     try:
-        os.mkdir(partial)
+        yield
+    except FileExistsError:
+        raise LoraInspectError(
+            f"{output}: it appeared while the command ran; choose another output, or run it again with --force."
+        ) from None
     except OSError as error:
-        raise _refused(output, error) from None
+        way_out = "free space or choose" if error.errno in _NO_SPACE else "choose"
+        raise LoraInspectError(f"{output}: it cannot be written ({error.strerror}); {way_out} another place.") from None
+
+
+def _sync(folder: str) -> None:
+    """Has the disk keep a folder with all that is below it."""
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            sync_file(os.path.join(parent, name))
+        sync_folder(parent)
+
+
+def _sync_name(output: str) -> None:
+    """Has the disk keep the new name of an output that is complete."""
     try:
-        yield partial
-        check_unchanged(inputs or {})
-        if os.path.isdir(output):
-            os.rename(output, replaced)
-        os.rename(partial, output)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if os.path.isdir(replaced) and not os.path.lexists(output):
-            os.rename(replaced, output)
-        if isinstance(error, OSError):
-            raise _refused(output, error) from None
-        if isinstance(error, LoraInspectError):
-            raise LoraInspectError(str(error).replace(partial, output.rstrip(os.sep))) from None
-        raise
-    finally:
-        if os.path.lexists(output):
-            shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _refused(output: str, error: OSError) -> LoraInspectError:
-    return LoraInspectError(f"{output}: it cannot be written ({error.strerror}); choose another place.")
+        sync_folder(os.path.dirname(output) or os.curdir)
+    except OSError as error:
+        raise LoraInspectError(
+            f"{output}: it is complete, but the disk may not keep its name ({error.strerror}); run the command again."
+        ) from None
 
 
 def _entries(folder: str) -> set[str]:

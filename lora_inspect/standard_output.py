@@ -91,14 +91,18 @@ class StandardOutput:
         metadata: Mapping[str, str],
         modules: "Mapping[str, StandardModule]",
         inputs: Mapping[str, Identity],
+        force: bool,
     ) -> int:
-        """Writes the adapter made of `inputs`; returns the size of its weights in bytes."""
+        """Writes the adapter made of `inputs`; returns the size of its weights in bytes.
+
+        With `force` it replaces what `check` lets it replace.
+        """
         if not self._is_folder:
-            write_contents(self._path, contents, metadata, inputs)
+            write_contents(self._path, contents, metadata, inputs, force)
             return os.path.getsize(self._path)
         config = self._config(modules)
-        with new_folder(self._path) as folder:
-            write_contents(os.path.join(folder, _WEIGHTS), contents, metadata, inputs)
+        with new_folder(self._path, inputs, force) as folder:
+            write_contents(os.path.join(folder, _WEIGHTS), contents, metadata)
             with open(os.path.join(folder, ADAPTER_CONFIG), "w", encoding="utf-8") as handle:
                 json.dump(config, handle, indent=2, sort_keys=True)
                 handle.write("\n")

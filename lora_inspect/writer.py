@@ -1,17 +1,16 @@
 """A streaming, atomic writer of .safetensors files: header, tensors, rename. Standard library only."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from lora_inspect.byte_copy import Buffer, copy_bytes, write_all
 from lora_inspect.dtypes import BITS
-from lora_inspect.errors import LoraInspectError
 from lora_inspect.header import TensorInfo, count_elements
-from lora_inspect.input_file import Identity, InputFile, check_unchanged
+from lora_inspect.input_file import Identity, InputFile
+from lora_inspect.outputs import new_file
 
 
 class TensorPlan(NamedTuple):
@@ -48,8 +47,9 @@ def encode_header(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> b
 class Writer:
     """Context manager that writes one file beside `path` and renames it when it is complete; else nothing is left.
 
-    Tensors are written in the order of `plans`. Raises LoraInspectError when the disk refuses, and where one of the
-    `inputs` is not the file any more that was read.
+    Tensors are written in the order of `plans`. With `force` the file replaces one of its name. Raises
+    LoraInspectError when the disk refuses, where something has the name, and where one of the `inputs` is not the file
+    any more that was read.
     """
 
     def __init__(
@@ -58,35 +58,39 @@ class Writer:
         plans: Sequence[TensorPlan],
         metadata: Mapping[str, str],
         inputs: Mapping[str, Identity] | None = None,
+        force: bool = False,
     ) -> None:
-        self.path = path
-        self._inputs = inputs or {}
+        self._file = new_file(path, inputs, force)
         self._source: InputFile | None = None
         self._plans = iter(plans)
         self._header = encode_header(plans, metadata)
-        self._partial = f"{path}.{os.getpid()}.partial"
         self._descriptor = -1
 
     def __enter__(self) -> "Writer":
-        try:
-            self._descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        except OSError as error:
-            raise LoraInspectError(
-                f"{self.path}: it cannot be written ({error.strerror}); choose another place."
-            ) from None
-        try:
-            self._write_all(self._header)
-        except BaseException:  # an interrupt leaves no partial file either
-            self._discard()
-            raise
+        with ExitStack() as opened:
+            self._descriptor = opened.enter_context(self._file)
+            opened.callback(self._leave_source)
+            write_all(self._descriptor, self._header)
+            self._opened = opened.pop_all()
         return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._opened.__exit__(kind, error, trace)
+            return
+        with self._opened:
+            left = next(self._plans, None)
+            if left is not None:
+                raise AssertionError(f"{left.name} was planned but not written")
 
     def write(self, name: str, chunks: Iterable[Buffer]) -> None:
         """The whole content of the next tensor, which must be `name`, in as many chunks as the caller likes."""
         plan = self._next(name)
         written = 0
         for chunk in chunks:
-            self._write_all(chunk)
+            write_all(self._descriptor, chunk)
             written += memoryview(chunk).nbytes
         if written != plan.nbytes:
             raise AssertionError(f"{name}: {written} bytes written where {plan.nbytes} were planned")
@@ -96,42 +100,9 @@ class Writer:
         plan = self._next(name or info.name)
         if plan.nbytes != info.nbytes:
             raise AssertionError(f"{info.name}: {info.nbytes} bytes do not fit a plan of {plan.nbytes}")
-        try:
-            copy_bytes(self._opened(info), info.start, info.stop, self._descriptor)
-        except OSError as error:
-            raise self._refused(error) from None
+        copy_bytes(self._source_of(info), info.start, info.stop, self._descriptor)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._discard()
-            return
-        try:
-            self._complete()
-        except OSError as failure:
-            self._discard()
-            raise self._refused(failure) from None
-        except BaseException:  # an interrupt leaves no partial file either
-            self._discard()
-            raise
-
-    def _complete(self) -> None:
-        left = next(self._plans, None)
-        if left is not None:
-            raise AssertionError(f"{left.name} was planned but not written")
-        os.fsync(self._descriptor)
-        self._close()
-        check_unchanged(self._inputs)
-        os.replace(self._partial, self.path)
-
-    def _discard(self) -> None:
-        with suppress(OSError):
-            self._close()
-        with suppress(OSError):
-            os.unlink(self._partial)
-
-    def _opened(self, info: TensorInfo) -> InputFile:
+    def _source_of(self, info: TensorInfo) -> InputFile:
         """The file of `info`, which stays open until a tensor of another file is copied."""
         if self._source is None or (self._source.path, self._source.identity) != (info.file, info.identity):
             self._leave_source()
@@ -143,25 +114,8 @@ class Writer:
         if source is not None:
             source.close()
 
-    def _close(self) -> None:
-        self._leave_source()
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
     def _next(self, name: str) -> TensorPlan:
         plan = next(self._plans, None)
         if plan is None or plan.name != name:
             raise AssertionError(f"{name} was written where {plan and plan.name} was planned")
         return plan
-
-    def _write_all(self, buffer: Buffer) -> None:
-        try:
-            write_all(self._descriptor, buffer)
-        except OSError as error:
-            raise self._refused(error) from None
-
-    def _refused(self, error: OSError) -> LoraInspectError:
-        return LoraInspectError(
-            f"{self.path}: it cannot be written ({error.strerror}); free space or choose another place."
-        )

@@ -1,6 +1,7 @@
 """How a network's weights become a file."""
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,13 +11,17 @@ from torch import Tensor
 from lora_inspect import __version__
 from lora_inspect.contents import Content, write_contents
 from lora_inspect.evidence import SCALE_KEY
+from lora_inspect.files.partial import remove_leftovers
 from lora_inspect.hashes import sshs_hashes
+from lora_inspect.outputs import new_file
 from lora_inspect.problems import INCLUDED, INITIAL_FACTORS_KEY
 from lora_inspect.scaling import RANK_STABILISED, STANDARD, alpha_growth
 from lora_inspect.trainers import NETWORK_KEY
 from lora_inspect.writer import TensorPlan
 
 from .base_weight import is_sharded
+
+logger = logging.getLogger(__name__)
 
 _OWN_INIT = "lora_inspect.init_lora_weights"
 _INIT, _RANK_PATTERN, _ALPHA_PATTERN = "ss_init_lora_weights", "ss_rank_pattern", "ss_alpha_pattern"
@@ -72,19 +77,22 @@ def write_weights(
 ) -> None:
     """Writes the state dict `tensors`, its factors cast to `dtype` (None: as they are).
 
-    Alphas and magnitudes stay float32 and flags bool. A .safetensors file appears complete or not at all, and
-    carries `metadata`, the hashes of its tensors, the scale rule and this package's version; any other name is
-    written by torch.save, which has no place for them. Raises LoraInspectError where the file cannot be written, and
-    RuntimeError where this process holds a part of the tensors only.
+    Alphas and magnitudes stay float32 and flags bool. The file appears complete or not at all, and replaces one of its
+    name. A .safetensors file carries `metadata`, the hashes of its tensors, the scale rule and this package's version;
+    any other name is written by torch.save, which has no place for them. Raises LoraInspectError where the file cannot
+    be written, and RuntimeError where this process holds a part of the tensors only.
     """
     if any(is_sharded(tensor) for tensor in tensors.values()):
         raise RuntimeError(
             f"{file}: the network is sharded; call full_tensor() on its state dict in every process, load that into a "
             "network that is not sharded, and save it"
         )
+    for note in remove_leftovers(file):
+        logger.warning(note)
     cast = {key: _cast(key, tensor, dtype) for key, tensor in tensors.items()}
     if not file.endswith(".safetensors"):
-        torch.save(cast, file)
+        with new_file(file, force=True) as descriptor, open(descriptor, "wb", closefd=False) as handle:
+            torch.save(cast, handle)
         return
     contents = [
         Content(TensorPlan(key, _NAMES[tensor.dtype], tuple(tensor.shape)), _bytes(tensor))
@@ -93,7 +101,7 @@ def write_weights(
     complete = {key: str(value) for key, value in (metadata or {}).items()}
     complete[SCALE_KEY] = RANK_STABILISED if rslora else STANDARD
     complete[NETWORK_KEY] = __version__
-    write_contents(file, contents, complete | sshs_hashes(contents, complete))
+    write_contents(file, contents, complete | sshs_hashes(contents, complete), force=True)
 
 
 def _cast(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -1,15 +1,19 @@
 """Where an output may go, and folders that appear complete or not at all."""
 
+import errno
 import os
+import socket
 
 import pytest
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files import partial as partial_module
+from lora_inspect.files import system
 from lora_inspect.outputs import check_output, new_folder
 
 
 @pytest.fixture
-def place(tmp_path):
+def place(tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "base.safetensors").write_text("base")
     (tmp_path / "other").write_text("other")
@@ -17,7 +21,12 @@ def place(tmp_path):
     (tmp_path / "symbolic").symlink_to(tmp_path / "in" / "base.safetensors")
     os.link(tmp_path / "in" / "base.safetensors", tmp_path / "hard")
     (tmp_path / "to_folder").symlink_to(tmp_path / "folder")
+    (tmp_path / "to_other").symlink_to(tmp_path / "other")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)  # the names of sockets are short
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("socket")
     return tmp_path
 
 
@@ -37,8 +46,14 @@ CASES = [
     ("folder", False, True, "--force"),
     ("folder", True, True, None),
     ("to_folder", True, True, "link to a folder"),
-    ("dangling", False, False, "--force"),
-    ("dangling", True, False, None),
+    ("dangling", False, False, "is a link; name the file that it leads to, or remove it"),
+    ("dangling", True, False, "is a link; name the file that it leads to, or remove it"),
+    ("to_other", False, False, "is a link; name the file that it leads to, or remove it"),
+    ("to_other", True, False, "is a link; name the file that it leads to, or remove it"),
+    ("pipe", False, False, "neither a file nor a folder; choose another output"),
+    ("pipe", True, False, "neither a file nor a folder; choose another output"),
+    ("pipe", True, True, "neither a file nor a folder; choose another output"),
+    ("socket", True, False, "neither a file nor a folder; choose another output"),
     ("nowhere/new", True, False, "does not exist"),
     ("other/new", True, False, "does not exist"),
     ("in/base.safetensors", False, False, "is an input"),
@@ -81,11 +96,11 @@ def test_a_slash_at_the_end_means_the_same_folder(tmp_path):
 def test_an_old_folder_stays_until_the_new_one_takes_its_place(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
-    with new_folder(str(tmp_path / "out")) as partial:
-        (tmp_path / partial / "new").write_text("new")
-        assert os.listdir(tmp_path / "out") == ["old"]
+    with new_folder(str(tmp_path / "out"), force=True) as partial:
+        (tmp_path / partial / "old").write_text("new")
+        assert (tmp_path / "out" / "old").read_text() == "old"
     assert os.listdir(tmp_path) == ["out"]
-    assert os.listdir(tmp_path / "out") == ["new"]
+    assert (tmp_path / "out" / "old").read_text() == "new"
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit, LoraInspectError])
@@ -94,8 +109,8 @@ def test_whatever_ends_the_block_leaves_everything_as_it_was(error, tmp_path):
     (tmp_path / "out" / "old").write_text("old")
 
     def half() -> None:
-        with new_folder(str(tmp_path / "out")) as partial:
-            (tmp_path / partial / "half").write_text("half")
+        with new_folder(str(tmp_path / "out"), force=True) as partial:
+            (tmp_path / partial / "old").write_text("half")
             raise error
 
     with pytest.raises(error):
@@ -104,37 +119,53 @@ def test_whatever_ends_the_block_leaves_everything_as_it_was(error, tmp_path):
     assert os.listdir(tmp_path / "out") == ["old"]
 
 
-def test_an_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_text("old")
+def refuse_renaming(monkeypatch, number, when):
+    """Has the system refuse to give the new folder its name: `when` it exchanges two, or where it can only rename."""
     real = os.rename
 
     def rename(source, target):
-        if source.endswith(".partial"):
-            raise OSError(28, "No space left on device")
+        if source.endswith(".partial") and target.endswith("out"):
+            raise OSError(number, os.strerror(number))
         real(source, target)
 
+    def exchange(first, second):
+        if when == "exchanging":
+            raise OSError(number, os.strerror(number))
+        return False
+
     monkeypatch.setattr(os, "rename", rename)
-    with pytest.raises(LoraInspectError, match="No space left"), new_folder(str(tmp_path / "out")):
-        pass
+    monkeypatch.setattr(partial_module, "exchange", exchange)
+    monkeypatch.setattr(system, "_RENAMES", {})
+
+
+@pytest.mark.parametrize("when", ["exchanging", "renaming"])
+def test_an_old_folder_comes_back_when_the_new_one_cannot_take_its_place(when, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("old")
+    refuse_renaming(monkeypatch, errno.ENOSPC, when)
+    with (
+        pytest.raises(LoraInspectError, match="No space left"),
+        new_folder(str(tmp_path / "out"), force=True) as partial,
+    ):
+        (tmp_path / partial / "a").write_text("new")
     assert os.listdir(tmp_path) == ["out"]
-    assert os.listdir(tmp_path / "out") == ["old"]
+    assert (tmp_path / "out" / "a").read_text() == "old"
 
 
 def test_what_ends_the_command_after_the_new_folder_is_in_place_leaves_no_old_one(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
-    real = os.rename
+    (tmp_path / "out" / "a").write_text("old")
+    real = partial_module.exchange
 
-    def rename(source, target):
-        real(source, target)
-        if source.endswith(".partial"):
-            raise SystemExit(143)
+    def exchange(first, second):
+        assert real(first, second)
+        raise SystemExit(143)
 
-    monkeypatch.setattr(os, "rename", rename)
-    with pytest.raises(SystemExit), new_folder(str(tmp_path / "out")) as partial:
-        (tmp_path / partial / "new").write_text("new")
+    monkeypatch.setattr(partial_module, "exchange", exchange)
+    with pytest.raises(SystemExit), new_folder(str(tmp_path / "out"), force=True) as partial:
+        (tmp_path / partial / "a").write_text("new")
     assert os.listdir(tmp_path) == ["out"]
-    assert os.listdir(tmp_path / "out") == ["new"]
+    assert (tmp_path / "out" / "a").read_text() == "new"
 
 
 def test_an_error_names_the_output_and_not_the_folder_that_is_filled(tmp_path):

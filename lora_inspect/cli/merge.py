@@ -87,6 +87,8 @@ def merge(
     with progress_bar("Merging", plan.bytes) as progress:
         result = merge_files(plan, output, force, progress)
     record = asdict(result)
+    for note in record.pop("notes"):
+        click.echo(f"Note: {note}", err=True)
     if plan.dora_rules:
         record["dora_multiplier"] = ", ".join(sorted(plan.dora_rules))
     _print(record, plan, as_json)

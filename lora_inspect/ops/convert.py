@@ -11,6 +11,7 @@ from lora_inspect.contents import renamed
 from lora_inspect.contribution import Contribution
 from lora_inspect.dora import SPELLINGS
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.partial import remove_leftovers
 from lora_inspect.growth import Growth
 from lora_inspect.hashes import sshs_hashes
 from lora_inspect.header import TensorInfo
@@ -83,6 +84,7 @@ def convert_to_standard(
     adapter = read_adapter(open_checkpoint(path), options.settings)
     adapter.refuse()
     base = _open_base(adapter, options)
+    leftovers = remove_leftovers(output)
     place = StandardOutput(adapter, output)
     inputs = adapter.checkpoint.inputs | (base.inputs if base else {})
     place.check(inputs, force)
@@ -110,7 +112,7 @@ def convert_to_standard(
     )
     if any(key in adapter.checkpoint.metadata for key in HASHES):
         metadata |= sshs_hashes(contents, metadata)
-    written = place.write(contents, metadata, modules, inputs)
+    written = place.write(contents, metadata, modules, inputs, force)
     errors = {key: module.relative_error for key, module in modules.items()}
     target = {
         "scheme": adapter.scheme,
@@ -130,7 +132,7 @@ def convert_to_standard(
         relative_errors=errors,
         dropped=_dropped(adapter, modules),
         passed_through=adapter.unclaimed,
-        notes=(*adapter.notes, *repeats),
+        notes=(*adapter.notes, *repeats, *leftovers),
         orientations=matching.orientations if matching else {},
         remarks=(*_strength(source, target), *place.orientation(has_config=embedded is not None)),
     )

@@ -12,6 +12,7 @@ from lora_inspect.adapter import Adapter, read_adapter
 from lora_inspect.base_folder import SideFiles, copy_side_files, find_side_files
 from lora_inspect.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.partial import remove_leftovers
 from lora_inspect.folded_weights import Change, Folding, write_folded
 from lora_inspect.input_file import Identity
 from lora_inspect.kinds import ADAPTER, kind_of
@@ -108,7 +109,8 @@ class MergePlan:
 class MergeResult:
     """What a merge did. `dtype_counts` are tensors of the output by element type.
 
-    `files_copied` and `left_behind` are what lies beside the weights of a folder, by paths relative to it.
+    `files_copied` and `left_behind` are what lies beside the weights of a folder, by paths relative to it. `notes` are
+    about what other runs have left beside the output.
     """
 
     output: str
@@ -121,6 +123,7 @@ class MergeResult:
     left_behind: tuple[str, ...]
     seconds: float
     bytes: int
+    notes: tuple[str, ...] = ()
 
 
 def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]], options: MergeOptions) -> MergePlan:
@@ -185,15 +188,16 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     when a result is not finite or the output cannot be written.
     """
     started = time.perf_counter()
+    leftovers = remove_leftovers(output)
     check_merge_output(plan, output, force)
     wait_briefly()
     uncast = quantisation_settings(plan.base.tensors)
     folding = Folding(plan.changes, uncast, plan.options.dtype, plan.options.dora_rule)
     if plan.base.root is not None:
-        with new_folder(output, plan.inputs) as folder:
+        with new_folder(output, plan.inputs, force) as folder:
             counts = _write_folder(plan, folder, folding, progress)
     else:
-        counts = _write_file(plan, plan.base.files[0], output, folding, progress, plan.inputs)
+        counts = _write_file(plan, plan.base.files[0], output, folding, progress, plan.inputs, force)
     return MergeResult(
         output=output,
         modules_merged=plan.modules,
@@ -205,6 +209,7 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
         left_behind=plan.side_files.left_behind,
         seconds=round(time.perf_counter() - started, 3),
         bytes=_size(output),
+        notes=leftovers,
     )
 
 
@@ -233,10 +238,11 @@ def _write_file(
     folding: Folding,
     progress: Progress,
     inputs: Mapping[str, Identity] | None = None,
+    force: bool = False,
 ) -> Counter[str]:
     infos = [info for info in plan.base.tensors.values() if info.file == file]
     metadata = merged_metadata(plan.base.file_metadata[file], _sources(plan))
-    return write_folded(output, infos, folding, metadata, progress, inputs)
+    return write_folded(output, infos, folding, metadata, progress, inputs, force)
 
 
 def _check_kinds(base: Checkpoint, adapters: Sequence[Adapter]) -> None:

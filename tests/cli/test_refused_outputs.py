@@ -150,8 +150,8 @@ def test_the_second_of_two_adapters_is_checked_like_the_first(refuse, write_safe
 
 
 # Which call of the system refuses, and how many calls of it succeed before.
-DISK = {"open": ("open", 0), "first write": ("write", 0), "second write": ("write", 1), "fsync": ("fsync", 0),
-        "rename": ("replace", 0)}  # fmt: skip
+DISK = {"open": ("open", 0), "first write": ("write", 0), "second write": ("write", 1), "third write": ("write", 2),
+        "fsync": ("fsync", 0), "link": ("link", 0)}  # fmt: skip
 
 
 @pytest.mark.parametrize("moment", DISK)
