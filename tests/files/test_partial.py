@@ -240,7 +240,8 @@ def test_a_link_in_the_folder_of_a_dead_run_is_removed_and_not_followed(victim, 
 
 
 NOT_OURS = ["out.partial", "out.1234.partial", "out.partial.old", "x.partial", f"out.{RANDOM.upper()}.partial",
-            f"out.{RANDOM}.partial.bak", f"out.{RANDOM}0.partial", f"out.{RANDOM}.part", f".{RANDOM}.partial"]  # fmt: skip
+            f"out.{RANDOM}.partial.bak", f"out.{RANDOM}0.partial", f"out.{RANDOM}.part",
+            f".{RANDOM}.partial"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NOT_OURS)
