@@ -88,7 +88,7 @@ def merge(
         result = merge_files(plan, output, force, progress)
     record = asdict(result)
     for note in record.pop("notes"):
-        click.echo(f"Note: {note}", err=True)
+        terminal.note(note)
     if plan.dora_rules:
         record["dora_multiplier"] = ", ".join(sorted(plan.dora_rules))
     _print(record, plan, as_json)
