@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from lora_inspect.dtypes import decode_number
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.header import PICKLE_ENDINGS, TensorInfo, identified_header, read_header, refuse_foreign
+from lora_inspect.files.foreign import PICKLE_ENDINGS, START_BYTES, refuse_foreign
+from lora_inspect.header import TensorInfo, identified_header, read_header
 from lora_inspect.input_file import Identity, InputFile, read_whole
 from lora_inspect.json_text import parse_json
 
@@ -132,7 +133,7 @@ def read_json(file: str, identity: Identity | None = None) -> tuple[Any, Identit
     try:
         return parse_json(content), identity
     except ValueError:
-        refuse_foreign(file, content[:64], len(content))
+        refuse_foreign(file, content[:START_BYTES], len(content))
         raise LoraInspectError(f"{file}: it is not valid JSON; fetch it again or repair it.") from None
 
 

@@ -5,20 +5,11 @@ from typing import Any, NamedTuple
 
 from lora_inspect.dtypes import BITS
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.foreign import START_BYTES, refuse_foreign, refuse_pickle_name
 from lora_inspect.input_file import Identity, InputFile
 from lora_inspect.json_text import parse_json
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library refuses larger headers
-
-PICKLE_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
-# How a file begins that is often found under a .safetensors name, and what it is.
-_FOREIGN_STARTS = (
-    (b"version https://git-lfs.github.com/spec/", "a Git-LFS pointer, not the file itself", "run `git lfs pull`"),
-    (b"PK\x03\x04", "a PyTorch pickle (zip)", "save it as .safetensors with the program that wrote it"),
-    (b"GGUF", "a GGUF file", "use the .safetensors version of the model"),
-    (b"<!DOCTYPE", "a saved web page", "download the file itself"),
-    (b"<html", "a saved web page", "download the file itself"),
-)
 
 
 class TensorInfo(NamedTuple):
@@ -57,14 +48,10 @@ def read_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
 
 def identified_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str], Identity]:
     """What `read_header` reads, and which file it was."""
-    if file.lower().endswith(PICKLE_ENDINGS):
-        raise LoraInspectError(
-            f"{file}: a pickle can run code when it is opened, so it is never read; "
-            "save it as .safetensors with the program that wrote it."
-        )
+    refuse_pickle_name(file)
     with InputFile(file) as source:
         size = source.identity.bytes
-        start = bytes(source.read(0, min(size, 64)))
+        start = bytes(source.read(0, min(size, START_BYTES)))
         refuse_foreign(file, start, size)
         length = int.from_bytes(start[:8], "little")
         if length > MAX_HEADER_BYTES or length > size - 8:
@@ -83,19 +70,6 @@ def count_elements(shape: Iterable[int]) -> int:
     for dimension in shape:
         count *= dimension
     return count
-
-
-def refuse_foreign(file: str, start: bytes, size: int) -> None:
-    """Raises LoraInspectError where the first bytes of a file show that it is something else."""
-    for magic, what, mend in _FOREIGN_STARTS:
-        if start.startswith(magic):
-            raise LoraInspectError(f"{file}: it is {what}; {mend}.")
-    if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and start[8:9] != b"{":
-        raise LoraInspectError(f"{file}: it is a pickle, which is never read; save it as .safetensors.")
-    if size < 8 and file.endswith(".safetensors"):
-        raise LoraInspectError(
-            f"{file}: it has {size} bytes, fewer than the 8 that begin a safetensors file; fetch it again."
-        )
 
 
 def _parse_header(
