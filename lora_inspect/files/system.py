@@ -77,7 +77,7 @@ def lock(descriptor: int) -> bool | None:
     of the file holds it, in this process too. None where the file system or the platform cannot tell.
     """
     try:
-        import fcntl
+        fcntl = importlib.import_module("fcntl")
     except ImportError:
         return _lock_on_windows(descriptor)
     if not hasattr(fcntl, "flock"):
@@ -111,8 +111,7 @@ def _lock_on_windows(descriptor: int) -> bool | None:
 def close_locked(descriptor: int) -> None:
     """Closes a file whose lock is taken, and frees the lock at once, for which Windows may take its time."""
     try:
-        if "msvcrt" in sys.modules:
-            msvcrt = sys.modules["msvcrt"]
+        if msvcrt := sys.modules.get("msvcrt"):
             os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
             msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
     except OSError:
@@ -129,9 +128,10 @@ def copy_in_system(source: int, target: int, count: int, position: int) -> int:
     if not hasattr(os, "copy_file_range"):
         return 0
     try:
-        return os.copy_file_range(source, target, count, position)
+        moved: int = os.copy_file_range(source, target, count, position)
     except OSError:
         return 0
+    return moved
 
 
 def rename_new(source: str, target: str) -> None:
@@ -195,12 +195,14 @@ def _link_new(source: str, target: str) -> bool:
 
 
 def _rename_with(call: _Rename, flag: int, source: str, target: str) -> bool:
-    """Renames with a flag; False where the system, or a Python without ctypes, does not know it."""
+    """Renames with a flag; False where the system, or a Python that cannot call its C library, does not know it."""
     try:
         import ctypes
-    except ImportError:
+
+        library = ctypes.CDLL(None, use_errno=True)
+    except (ImportError, OSError):
         return False
-    rename = getattr(ctypes.CDLL(None, use_errno=True), call.function, None)
+    rename = getattr(library, call.function, None)
     if rename is None:
         return False
     here = call.current_folder
