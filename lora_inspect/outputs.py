@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.partial import claimed, replace_folder, without_slash
+from lora_inspect.files.partial import claimed, is_of_dead_run, replace_folder, without_slash
 from lora_inspect.files.system import create, is_at, rename_new, sync_file, sync_folder
 from lora_inspect.input_file import Identity, check_unchanged
 
@@ -65,8 +65,9 @@ def _check_lost(output: str, written: set[str]) -> None:
 def new_file(output: str, inputs: Mapping[str, Identity] | None = None, force: bool = False) -> Iterator[int]:
     """The descriptor of a file that takes the name `output` when the block ends well, and vanishes otherwise.
 
-    With `force` it replaces a file, or a link, that has the name. Raises LoraInspectError where something else has it,
-    where the disk refuses, and where one of the `inputs` is not the file any more that was read.
+    With `force` it replaces a file that has the name, and a link where there are no `inputs`: a save in the course of a
+    training must not fail for it. Raises LoraInspectError where something else has the name, where the disk refuses,
+    and where one of the `inputs` is not the file any more that was read.
     """
     with _refusing(output), claimed(output) as partial:
         descriptor = create(partial)
@@ -80,6 +81,8 @@ def new_file(output: str, inputs: Mapping[str, Identity] | None = None, force: b
         if not is_whole:
             raise LoraInspectError(f"{output}: {partial} was taken away while it was written; run the command again.")
         if force:
+            if inputs:
+                check_output(output, inputs, force)
             _check_file(output)
             os.replace(partial, output)
         else:
@@ -146,10 +149,15 @@ def _sync_name(output: str) -> None:
 
 
 def _entries(folder: str) -> set[str]:
-    """All that is below `folder`, by paths relative to it, those of its subfolders with a slash at the end."""
+    """All that is below `folder`, by paths relative to it, those of its subfolders with a slash at the end.
+
+    What runs that died have left there is not part of it.
+    """
     found = set()
     for parent, folders, files in os.walk(folder):
-        for name in (*folders, *files):
+        dead = {name for name in (*folders, *files) if is_of_dead_run(os.path.join(parent, name))}
+        folders[:] = [name for name in folders if name not in dead]
+        for name in {*folders, *files} - dead:
             path = os.path.join(parent, name)
             is_folder = os.path.isdir(path) and not os.path.islink(path)
             found.add(os.path.relpath(path, folder) + (os.sep if is_folder else ""))

@@ -103,7 +103,7 @@ class StandardOutput:
         config = self._config(modules)
         with new_folder(self._path, inputs, force) as folder:
             write_contents(os.path.join(folder, _WEIGHTS), contents, metadata)
-            with open(os.path.join(folder, ADAPTER_CONFIG), "w", encoding="utf-8") as handle:
+            with open(os.path.join(folder, ADAPTER_CONFIG), "x", encoding="utf-8") as handle:
                 json.dump(config, handle, indent=2, sort_keys=True)
                 handle.write("\n")
         return os.path.getsize(os.path.join(self._path, _WEIGHTS))

@@ -9,7 +9,8 @@ import pytest
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files import partial as partial_module
 from lora_inspect.files import system
-from lora_inspect.outputs import check_output, new_folder
+from lora_inspect.input_file import identify
+from lora_inspect.outputs import check_output, check_replaceable, new_file, new_folder
 
 
 @pytest.fixture
@@ -182,3 +183,145 @@ def test_an_error_names_the_output_and_not_the_folder_that_is_filled(tmp_path):
 def test_a_file_needs_a_name_and_not_that_of_a_folder(output, force, place):
     with pytest.raises(LoraInspectError, match="name the file to write"):
         check_output(f"{place}/{output}" if output else "", [], force)
+
+
+def appear_as_file(path):
+    path.write_text("another's")
+
+
+def appear_as_link(path):
+    path.symlink_to(path.parent / "victim")
+
+
+def appear_as_link_to_nowhere(path):
+    path.symlink_to(path.parent / "nowhere")
+
+
+def appear_as_pipe(path):
+    os.mkfifo(path)
+
+
+def appear_as_folder(path):
+    path.mkdir()
+
+
+def appear_as_input(path):
+    os.link(path.parent / "input", path)
+
+
+# What takes the name of the output meanwhile, and whether --force replaces it.
+APPEARING = {appear_as_file: True, appear_as_link: False, appear_as_link_to_nowhere: False, appear_as_pipe: False,
+             appear_as_folder: False, appear_as_input: False}  # fmt: skip
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("appear", APPEARING)
+def test_of_what_appeared_meanwhile_only_a_file_is_replaced_and_only_by_force(appear, force, tmp_path):
+    for name in ("input", "victim"):
+        (tmp_path / name).write_text(name)
+    output, inputs = tmp_path / "out", {str(tmp_path / "input"): identify(str(tmp_path / "input"))}
+
+    def write():
+        with new_file(str(output), inputs, force) as descriptor:
+            os.write(descriptor, b"new")
+            appear(output)
+            seen.append(output.lstat())
+
+    seen = []
+    if force and APPEARING[appear]:
+        write()
+        assert output.read_text() == "new"
+    else:
+        with pytest.raises(LoraInspectError) as refused:
+            write()
+        assert str(refused.value).startswith(f"{output}: it ")
+        assert os.path.samestat(output.lstat(), seen[0])
+    assert [(tmp_path / name).read_text() for name in ("input", "victim")] == ["input", "victim"]
+    assert sorted(os.listdir(tmp_path)) == ["input", "out", "victim"]
+
+
+def test_a_save_in_the_course_of_a_training_replaces_a_link_and_not_what_it_leads_to(tmp_path):
+    (tmp_path / "victim").write_text("victim")
+    (tmp_path / "out").symlink_to(tmp_path / "victim")
+    with new_file(str(tmp_path / "out"), force=True) as descriptor:
+        os.write(descriptor, b"new")
+    assert not (tmp_path / "out").is_symlink()
+    assert [(tmp_path / name).read_text() for name in ("out", "victim")] == ["new", "victim"]
+
+
+PARTIAL = "model.safetensors.0123456789abcdef.partial"
+
+
+@pytest.mark.parametrize("below", ["", "sub/"])
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_what_a_dead_run_left_in_a_folder_does_not_keep_it_from_being_replaced(below, is_folder, tmp_path):
+    output, lock = tmp_path / "out", tmp_path / "out" / f"{below}{PARTIAL}.lock"
+    (output / "sub").mkdir(parents=True)
+    lock.write_bytes(partial_module._LOCKED)
+    if is_folder:
+        (output / below / PARTIAL / "deeper").mkdir(parents=True)
+        (output / below / PARTIAL / "deeper" / "a").write_text("half")
+    else:
+        (output / below / PARTIAL).write_text("half")
+    check_replaceable(str(output), (), ["sub"])
+    assert lock.exists()
+    with new_folder(str(output), force=True) as partial:
+        os.mkdir(os.path.join(partial, "sub"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "sub"]
+
+
+def lock_of_a_living_run(lock):
+    lock.write_bytes(partial_module._LOCKED)
+    descriptor = os.open(lock, os.O_RDWR)
+    assert system.lock(descriptor)
+
+
+def lock_of_a_run_without_locks(lock):
+    lock.write_bytes(partial_module._UNLOCKED)
+
+
+def lock_beside_the_only_whole_folder(lock):
+    lock.write_bytes(partial_module._LOCKED)
+    (lock.parent / f"{PARTIAL}.old").mkdir()
+
+
+def lock_that_is_missing(lock):
+    (lock.parent / PARTIAL).mkdir()
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [lock_of_a_living_run, lock_of_a_run_without_locks, lock_beside_the_only_whole_folder, lock_that_is_missing],
+)
+def test_what_may_still_be_wanted_keeps_a_folder_from_being_replaced(leave, tmp_path):
+    (tmp_path / "out").mkdir()
+    leave(tmp_path / "out" / f"{PARTIAL}.lock")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(LoraInspectError, match=f"holds {PARTIAL}"):
+        check_replaceable(str(tmp_path / "out"), ())
+    with pytest.raises(LoraInspectError, match=f"holds {PARTIAL}"), new_folder(str(tmp_path / "out"), force=True):
+        pass
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_however_often_the_removing_is_interrupted_nothing_is_left(kind, times, tmp_path, monkeypatch):
+    real, calls = os.rename, []
+
+    def rename(source, target):
+        calls.append(source)
+        if len(calls) <= times:
+            raise kind
+        real(source, target)
+
+    def half():
+        with new_folder(str(tmp_path / "out")) as partial:
+            (tmp_path / partial / "a").write_text("half")
+            raise RuntimeError
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(kind):
+        half()
+    assert len(calls) == times + 1
+    assert os.listdir(tmp_path) == []

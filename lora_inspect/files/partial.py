@@ -36,6 +36,23 @@ def is_leftover(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def is_of_dead_run(path: str) -> bool:
+    """Whether a run that died has left what has this path, and with it nothing that could still be wanted."""
+    folder, name = os.path.split(path)
+    match = _NAME.fullmatch(name)
+    if not match:
+        return False
+    partial = os.path.join(folder, match["partial"])
+    try:
+        descriptor = open_itself(partial + _LOCK)
+    except OSError:
+        return False
+    try:
+        return bool(lock(descriptor)) and _is_ours(descriptor) and not os.path.lexists(partial + _OLD)
+    finally:
+        close_locked(descriptor)
+
+
 def without_slash(output: str) -> str:
     """The path without slashes at its end."""
     return output.rstrip(os.sep + (os.altsep or ""))
@@ -52,11 +69,7 @@ def claimed(output: str) -> Iterator[str]:
     try:
         yield partial
     finally:
-        try:
-            _release(output, partial, descriptor)
-        except BaseException:  # an interrupt leaves nothing either
-            _release(output, partial, descriptor)
-            raise
+        _release(output, partial, descriptor)
 
 
 def replace_folder(partial: str, output: str) -> None:
@@ -111,10 +124,16 @@ def _claim(output: str) -> tuple[str, int]:
 
 
 def _release(output: str, partial: str, descriptor: int) -> None:
-    if not _settle(output, partial):
-        close_locked(descriptor)  # the next run finds the lock file, and tries again
-        return
-    _unlock(partial, descriptor)
+    """Removes what is left under the names of a claim, however often it is interrupted."""
+    try:
+        if _settle(output, partial):
+            _unlock(partial, descriptor)
+        else:
+            with suppress(OSError):
+                close_locked(descriptor)  # the next run finds the lock file, and tries again
+    except (KeyboardInterrupt, SystemExit):
+        _release(output, partial, descriptor)
+        raise
 
 
 def _unlock(partial: str, descriptor: int) -> None:
