@@ -7,14 +7,22 @@ from typing import Any, NamedTuple
 
 from lora_inspect.dtypes import decode_number
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.foreign import PICKLE_ENDINGS, START_BYTES, refuse_foreign
+from lora_inspect.files.foreign import PICKLE_ENDINGS, START_BYTES, is_weights, likely_weights, refuse_format
 from lora_inspect.header import TensorInfo, identified_header, read_header
 from lora_inspect.input_file import Identity, InputFile, read_whole
 from lora_inspect.json_text import parse_json
 
-SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
+_SHARD = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)(?P<ending>\.[a-z]+)")
 ADAPTER_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model"
+
+
+class ShardSet(NamedTuple):
+    """What the names of the shards of one set have in common."""
+
+    stem: str
+    shards: int
+    ending: str
 
 
 class Checkpoint(NamedTuple):
@@ -92,9 +100,9 @@ def open_checkpoint(path: str) -> Checkpoint:
     folder, name = os.path.split(path)
     if name.endswith(".index.json"):
         return _open_index(path, named=path)
-    shard = SHARD.fullmatch(name)
-    if shard and int(shard["count"]) > 1:
-        return _open_shards(folder, shard["stem"], int(shard["count"]), named=path)
+    whole = _set_of(name)
+    if whole and whole.shards > 1 and is_weights(path):
+        return _open_shards(folder, whole, named=path)
     return _single_file(path, named=path)
 
 
@@ -102,12 +110,12 @@ def find_checkpoints(folder: str) -> Iterator[str]:
     """What there is to open below `folder`: PEFT folders and sharded sets as one path each, other files singly."""
     for parent, folders, names in os.walk(folder):
         folders.sort()
-        seen: set[str] = set()
+        seen: set[str | ShardSet] = set()
         for name in sorted(names):
-            if not name.endswith(".safetensors"):
+            if not is_weights(os.path.join(parent, name)):
                 continue
-            shard = SHARD.fullmatch(name)
-            group = shard["stem"] if shard and int(shard["count"]) > 1 else name
+            whole = _set_of(name)
+            group = whole if whole and whole.shards > 1 else name
             if group not in seen:
                 seen.add(group)
                 yield os.path.join(parent, name)
@@ -116,12 +124,12 @@ def find_checkpoints(folder: str) -> Iterator[str]:
 def is_checkpoint_folder(folder: str) -> bool:
     """Whether `folder` is one checkpoint (a PEFT folder, a sharded set, one file) and not a collection of several."""
     names = os.listdir(folder)
-    weights = [name for name in names if name.endswith(".safetensors")]
-    stems = {shard["stem"] if (shard := SHARD.fullmatch(name)) else name for name in weights}
+    weights = [name for name in names if is_weights(os.path.join(folder, name))]
+    sets = {_set_of(name) or name for name in weights}
     has_subfolders = any(os.path.isdir(os.path.join(folder, name)) for name in names)
     if PEFT_WEIGHTS + ".safetensors" in names or any(name.endswith(".safetensors.index.json") for name in names):
         return True
-    return len(stems) == 1 and not has_subfolders
+    return len(sets) == 1 and not has_subfolders
 
 
 def read_json(file: str, identity: Identity | None = None) -> tuple[Any, Identity]:
@@ -133,7 +141,7 @@ def read_json(file: str, identity: Identity | None = None) -> tuple[Any, Identit
     try:
         return parse_json(content), identity
     except ValueError:
-        refuse_foreign(file, content[:START_BYTES], len(content))
+        refuse_format(file, content[:START_BYTES])
         raise LoraInspectError(f"{file}: it is not valid JSON; fetch it again or repair it.") from None
 
 
@@ -144,16 +152,15 @@ def _open_folder(folder: str) -> Checkpoint:
     indexes = [name for name in names if name.endswith(".safetensors.index.json")]
     if len(indexes) == 1:
         return _open_index(os.path.join(folder, indexes[0]), named=folder)
-    weights = [name for name in names if name.endswith(".safetensors")]
-    sets = {(shard["stem"], int(shard["count"])) for name in weights if (shard := SHARD.fullmatch(name))}
-    if len(sets) == 1 and all(SHARD.fullmatch(name) for name in weights):
-        ((stem, count),) = sets
-        return _open_shards(folder, stem, count, named=folder)
+    weights = [name for name in names if is_weights(os.path.join(folder, name))]
+    sets = {_set_of(name) for name in weights}
+    if len(sets) == 1 and (whole := sets.pop()):
+        return _open_shards(folder, whole, named=folder)
     if len(weights) == 1:
         return _single_file(os.path.join(folder, weights[0]), named=folder, root=folder)
     pickles = [name for name in names if name.lower().endswith(PICKLE_ENDINGS)]
     if not weights and pickles:
-        read_header(os.path.join(folder, pickles[0]))
+        read_header(os.path.join(folder, likely_weights(pickles)))
     found = f"{len(weights)} .safetensors files" if weights else "no .safetensors file"
     raise LoraInspectError(
         f"{folder}: the folder holds {found}, but one checkpoint was expected; name the file itself."
@@ -213,17 +220,20 @@ def read_index(file: str, identity: Identity | None = None) -> tuple[dict[str, A
     return content, identity
 
 
-def _open_shards(folder: str, stem: str, count: int, named: str) -> Checkpoint:
-    files = [
-        os.path.join(folder, name)
-        for name in sorted(os.listdir(folder or "."))
-        if (shard := SHARD.fullmatch(name)) and shard["stem"] == stem and int(shard["count"]) == count
-    ]
-    if len(files) != count:
+def _set_of(name: str) -> ShardSet | None:
+    """The set of which a file of this name is a shard."""
+    shard = _SHARD.fullmatch(name)
+    return ShardSet(shard["stem"], int(shard["count"]), shard["ending"]) if shard else None
+
+
+def _open_shards(folder: str, whole: ShardSet, named: str) -> Checkpoint:
+    files = [os.path.join(folder, name) for name in sorted(os.listdir(folder or ".")) if _set_of(name) == whole]
+    if len(files) != whole.shards:
         raise LoraInspectError(
-            f"{os.path.join(folder, stem)}: {len(files)} of {count} shards are there; fetch the missing ones."
+            f"{os.path.join(folder, whole.stem)}: {len(files)} of {whole.shards} shards are there; "
+            "fetch the missing ones."
         )
-    index = os.path.join(folder, f"{stem}.safetensors.index.json")
+    index = os.path.join(folder, f"{whole.stem}{whole.ending}.index.json")
     found = {index: read_index(index)[1]} if os.path.isfile(index) else {}
     return _join(files, folder, found, named)
 

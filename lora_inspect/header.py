@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from lora_inspect.dtypes import BITS
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.foreign import START_BYTES, refuse_foreign, refuse_pickle_name
+from lora_inspect.files.foreign import START_BYTES, refuse_foreign
 from lora_inspect.input_file import Identity, InputFile
 from lora_inspect.json_text import parse_json
 
@@ -48,7 +48,6 @@ def read_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
 
 def identified_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str], Identity]:
     """What `read_header` reads, and which file it was."""
-    refuse_pickle_name(file)
     with InputFile(file) as source:
         size = source.identity.bytes
         start = bytes(source.read(0, min(size, START_BYTES)))

@@ -1,37 +1,161 @@
-"""What stands under the name of a safetensors file or beside one, told by its first bytes. Standard library only."""
+"""What stands under the name of weights and is something else, told by its first bytes alone. Standard library only."""
+
+import codecs
+import os
+import re
+from typing import NamedTuple
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.input_file import InputFile
 
-START_BYTES = 64
+# Enough for the name of the first file in a zip archive and for the mark of a tar archive.
+START_BYTES = 512
 
 PICKLE_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
-# How a file begins that is often found under a .safetensors name, and what it is.
-_FOREIGN_STARTS = (
-    (b"version https://git-lfs.github.com/spec/", "a Git-LFS pointer, not the file itself", "run `git lfs pull`"),
-    (b"PK\x03\x04", "a PyTorch pickle (zip)", "save it as .safetensors with the program that wrote it"),
-    (b"GGUF", "a GGUF file", "use the .safetensors version of the model"),
-    (b"<!DOCTYPE", "a saved web page", "download the file itself"),
-    (b"<html", "a saved web page", "download the file itself"),
+# What trainers keep beside their weights to go on from there.
+_STATES = ("optimizer", "scheduler", "scaler", "sampler", "random_states", "rng_state", "training_args")
+
+_DOWNLOAD = "download the file itself"
+_UNPACK = "unpack it and name the .safetensors file in it"
+_OTHER_VERSION = "use the .safetensors version of the model"
+_FIRST_NAME = rb"PK\x03\x04.{26}[^\x00]{0,255}?"  # up to a part of the name of the first file in a zip archive
+_TEXT = rb"(?i)(?:\xef\xbb\xbf)?\s*"
+
+
+class Format(NamedTuple):
+    """A regular expression for the first bytes of a file, what they show it to be, and the way out of it."""
+
+    start: bytes
+    what: str
+    way_out: str
+
+
+# Of the last two of these the first protocols have no mark: a container and where it is kept, or a class.
+_PICKLES = (
+    rb"\x80[\x02-\x05]",
+    _FIRST_NAME + rb"/data\.pkl",
+    rb"\([dlt]p\d+\n|[})\]]q\x00",
+    rb"c[\w.]+\n\w+\n(?:p\d+\n|q\x00|[()])",
+)
+# The first that fits counts.
+_FORMATS = (
+    Format(rb"version https://git-lfs\.", "a Git-LFS pointer, not the file itself", "run `git lfs pull`"),
+    Format(rb"GGUF", "a GGUF file", _OTHER_VERSION),
+    Format(rb"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras and TensorFlow write it", _OTHER_VERSION),
+    Format(rb"\x08[\x03-\x1f][\x12\x1a\x22\x28\x32\x3a\x42]", "an ONNX file", _OTHER_VERSION),
+    Format(rb".{4}TFL3", "a TensorFlow Lite file", _OTHER_VERSION),
+    Format(rb"\x93NUMPY", "an array of numpy (.npy)", _OTHER_VERSION),
+    Format(_FIRST_NAME + rb"\.npy", "arrays of numpy (.npz)", _OTHER_VERSION),
+    Format(_FIRST_NAME + rb"/(?:code|data|version)\b", "a TorchScript program", _OTHER_VERSION),
+    Format(rb"PK(?:\x03\x04|\x05\x06)", "a zip archive", _UNPACK),
+    Format(rb"\x1f\x8b", "a gzip archive", _UNPACK),
+    Format(rb"BZh[1-9]", "a bzip2 archive", _UNPACK),
+    Format(rb"\xfd7zXZ\x00", "an xz archive", _UNPACK),
+    Format(rb"\x28\xb5\x2f\xfd", "a Zstandard archive", _UNPACK),
+    Format(rb"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    Format(rb"Rar!\x1a\x07", "a RAR archive", _UNPACK),
+    Format(rb".{257}ustar", "a tar archive", _UNPACK),
+    Format(rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP", "a picture", "name the weights that it belongs to"),
+    Format(rb".{4}ftyp|\x1aE\xdf\xa3", "a video", "name the weights that it belongs to"),
+    Format(_TEXT + rb"<(?:!doctype|!--|html|head|body)", "a saved web page", _DOWNLOAD),
+    Format(_TEXT + rb"<(?:\?xml|error)", "an XML file, as servers send it to say that they refuse", _DOWNLOAD),
+)  # fmt: skip
+_JSON = _TEXT + rb"[\[{]\s*[\[\]{}\"\d]"
+
+# What the weights were stored as does not matter to it: views of one tensor, and transposed ones, become their own.
+_CONVERSION = (
+    "import sys,torch,safetensors.torch as s;d=torch.load(sys.argv[1],'cpu',weights_only=True);"
+    "s.save_file({k:v.contiguous().clone() for k,v in d.get('state_dict',d).items()},sys.argv[2])"
 )
 
 
-def refuse_pickle_name(file: str) -> None:
-    """Raises LoraInspectError where the name of a file says that it is a pickle."""
-    if file.lower().endswith(PICKLE_ENDINGS):
-        raise LoraInspectError(
-            f"{file}: a pickle can run code when it is opened, so it is never read; "
-            "save it as .safetensors with the program that wrote it."
-        )
+def is_safetensors(start: bytes) -> bool:
+    """Whether a file that begins so is meant as a safetensors file: a length below 4 GiB, then a JSON object.
+
+    No other format begins like that: those that are text hold no zeros there, and the marks of the others differ.
+    """
+    return start[4:9] == b"\x00\x00\x00\x00{"
+
+
+def is_weights(path: str) -> bool:
+    """Whether a file in a folder is a safetensors file: by its name, or with a pickle's name by its first bytes."""
+    if path.endswith(".safetensors"):
+        return True
+    if not path.lower().endswith(PICKLE_ENDINGS):
+        return False
+    try:
+        with InputFile(path) as source:
+            return is_safetensors(bytes(source.read(0, min(source.identity.bytes, START_BYTES))))
+    except LoraInspectError:
+        return False
+
+
+def likely_weights(pickles: list[str]) -> str:
+    """Which of the pickles in a folder holds the weights, by their names."""
+    return min(pickles, key=lambda name: (name.startswith(_STATES), name))
 
 
 def refuse_foreign(file: str, start: bytes, size: int) -> None:
-    """Raises LoraInspectError where the first bytes of a file show that it is something else."""
-    for magic, what, mend in _FOREIGN_STARTS:
-        if start.startswith(magic):
-            raise LoraInspectError(f"{file}: it is {what}; {mend}.")
-    if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and start[8:9] != b"{":
-        raise LoraInspectError(f"{file}: it is a pickle, which is never read; save it as .safetensors.")
-    if size < 8 and file.endswith(".safetensors"):
+    """Raises LoraInspectError where the first bytes of what should be weights show that it is something else."""
+    if is_safetensors(start):
+        return
+    refuse_format(file, start)
+    is_json = re.match(_JSON, start) is not None
+    if is_json and file.lower().endswith(".json"):
+        raise LoraInspectError(f"{file}: it is a JSON file, not weights; {_weights_beside(file)}.")
+    if size < 8:
         raise LoraInspectError(
             f"{file}: it has {size} bytes, fewer than the 8 that begin a safetensors file; fetch it again."
         )
+    if is_json:
+        raise LoraInspectError(
+            f"{file}: it is JSON, as servers send it to say that they refuse, and not weights; {_DOWNLOAD}."
+        )
+    if _is_text(start):
+        raise LoraInspectError(f"{file}: it is text, not weights; {_DOWNLOAD}.")
+
+
+def refuse_format(file: str, start: bytes) -> None:
+    """Raises LoraInspectError where a file begins with the mark of a format that is neither safetensors nor text."""
+    if any(re.match(pickle, start, re.DOTALL) for pickle in _PICKLES):
+        raise LoraInspectError(
+            f"{file}: it is a pickle, which can run code when it is opened, so it is never read; {_conversion(file)}."
+        )
+    for form in _FORMATS:
+        if re.match(form.start, start, re.DOTALL):
+            raise LoraInspectError(f"{file}: it is {form.what}; {form.way_out}.")
+
+
+def _conversion(pickle: str) -> str:
+    """How to get the weights out of a pickle without running it."""
+    import shlex
+
+    stem, ending = os.path.splitext(pickle)
+    converted = stem + (".converted" if ending == ".safetensors" else "") + ".safetensors"
+    if os.path.exists(converted):
+        return f"name {converted}, which stands beside it"
+    # A name that a shell would take for more than a name is not put into a command.
+    names = (pickle, converted) if shlex.quote(pickle) == pickle else ("FILE", "NEW.safetensors")
+    return (
+        "save it as .safetensors with torch 2.10 or newer, which runs nothing of it: "
+        f'`python -c "{_CONVERSION}" {" ".join(names)}`'
+    )
+
+
+def _weights_beside(file: str) -> str:
+    """What to name instead of a JSON file."""
+    folder = os.path.dirname(file)
+    weights = sorted(name for name in os.listdir(folder or os.curdir) if name.endswith(".safetensors"))
+    if not weights:
+        return "fetch the weights that it belongs to and name them"
+    if len(weights) == 1:
+        return f"name the weights beside it, {os.path.join(folder, weights[0])}, or their folder, {folder or os.curdir}"
+    return f"name the weights that it belongs to, such as {os.path.join(folder, weights[0])}"
+
+
+def _is_text(start: bytes) -> bool:
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)  # which bears that the end is cut
+    except UnicodeDecodeError:
+        return False
+    return bool(text) and all(letter.isprintable() or letter.isspace() for letter in text)
