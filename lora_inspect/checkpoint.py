@@ -11,6 +11,7 @@ from lora_inspect.files.foreign import PICKLE_ENDINGS, START_BYTES, is_weights, 
 from lora_inspect.header import TensorInfo, identified_header, read_header
 from lora_inspect.input_file import Identity, InputFile, read_whole
 from lora_inspect.json_text import parse_json
+from lora_inspect.near_names import nearest_path
 
 _SHARD = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)(?P<ending>\.[a-z]+)")
 ADAPTER_CONFIG = "adapter_config.json"
@@ -94,7 +95,9 @@ def open_checkpoint(path: str) -> Checkpoint:
     if os.path.isdir(path):
         return _open_folder(path)
     if not os.path.exists(path):
-        raise LoraInspectError(f"{path}: there is no such file or folder; check the path.")
+        near = nearest_path(path)
+        meant = f" (did you mean {near}?)" if near else ""
+        raise LoraInspectError(f"{path}: there is no such file or folder; check the path{meant}.")
     if not os.path.isfile(path):
         raise LoraInspectError(f"{path}: it is neither a file nor a folder; name a file on a disk.")
     folder, name = os.path.split(path)

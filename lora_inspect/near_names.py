@@ -1,0 +1,53 @@
+"""What somebody may have meant who mistyped a name. Standard library only."""
+
+import heapq
+import os
+from collections.abc import Iterable
+from itertools import islice
+
+# How many names of a folder are looked at, and how many of these are compared letter by letter.
+_LOOKED_AT, _COMPARED = 2_000, 10
+_LEAST_RATIO = 0.6
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str | None:
+    """The name that is most like `name`, None where none is near; of many names only the first are looked at.
+
+    Names that have no more than their ending in common are not near each other.
+    """
+    from difflib import SequenceMatcher  # only an error needs it
+
+    stem = SequenceMatcher(b=_stem(name))
+    whole = SequenceMatcher(b=name)
+
+    def rough(other: str) -> float:
+        stem.set_seq1(_stem(other))
+        return stem.quick_ratio()
+
+    def exact(other: str) -> tuple[float, float]:
+        stem.set_seq1(_stem(other))
+        whole.set_seq1(other)
+        return stem.ratio(), whole.ratio()
+
+    compared = heapq.nlargest(_COMPARED, islice(names, _LOOKED_AT), key=rough)
+    nearest = max(compared, key=exact, default=None)
+    return None if nearest is None or exact(nearest)[0] < _LEAST_RATIO else nearest
+
+
+def nearest_path(path: str) -> str | None:
+    """The path that is most like `path` in its folder, None where none is near or the folder cannot be read.
+
+    A link that leads nowhere is not near itself.
+    """
+    folder, name = os.path.split(path.rstrip(os.sep))
+    try:
+        with os.scandir(folder or os.curdir) as entries:
+            others = (entry.name for entry in entries if os.path.join(folder, entry.name) != path)
+            nearest = nearest_name(name, others)
+    except (OSError, ValueError):  # a null character is no part of a path
+        return None
+    return None if nearest is None else os.path.join(folder, nearest)
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0].lower()
