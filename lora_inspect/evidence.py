@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from lora_inspect.json_text import parse_json
 from lora_inspect.scaling import RANK_STABILISED, STANDARD, plain_alpha
+from lora_inspect.schemes.lycoris import LYCORIS
 
 RSLORA_FLAG, DORA_FLAG = "use_rslora_flag", "use_dora_flag"
 SCALE_KEY = "lora_inspect.scale"
@@ -49,8 +50,8 @@ class Hint(NamedTuple):
     def sentence(self) -> str:
         """What the hint says, and what else it could be."""
         return (
-            f"{self.share:.0%} of the alphas equal sqrt(rank), as RS-LoRA networks store them when alpha is 0; "
-            "but rank 4 with alpha 2 or rank 16 with alpha 4 is also a common plain setting"
+            f"{self.share:.0%} of the alphas equal sqrt(rank), as in RS-LoRA networks of alpha 0, "
+            "but also in plain rank 4 with alpha 2 or rank 16 with alpha 4"
         )
 
 
@@ -169,8 +170,6 @@ def read_rslora(
         return RsloraReading(None, "conflict", hint), evidence
     if votes:
         return RsloraReading(votes[0][1], votes[0][0]), evidence
-    if hint:
-        evidence.append(Evidence("rslora", hint.sentence(), "alphas"))
     return RsloraReading(None if scale_by_config else False, "default", hint), evidence
 
 
@@ -247,7 +246,12 @@ def asked_alpha(metadata: Mapping[str, str]) -> float | None:
 
 
 def _states_rule(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> bool:
-    """Whether our own metadata or an asked alpha that is the stored one leaves nothing to hint at."""
+    """Whether nothing is left to hint at: by our own metadata, LyCORIS's habit or an asked alpha that is stored."""
     asked = asked_alpha(metadata)
-    telling = [fact.alpha for fact in facts if fact.rank > 1 and fact.alpha is not None]
-    return SCALE_KEY in metadata or (bool(asked) and all(close(alpha, asked or 0.0) for alpha in telling))
+    telling = [fact for fact in facts if fact.rank > 1 and fact.alpha is not None]
+    return (
+        SCALE_KEY in metadata
+        or is_lycoris(metadata)
+        or any(fact.module.startswith(tuple(LYCORIS.prefixes)) for fact in facts)
+        or (bool(asked) and all(close(fact.alpha or 0.0, asked or 0.0) for fact in telling))
+    )

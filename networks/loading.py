@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lora_inspect import evidence, problems
+from lora_inspect import problems
 from lora_inspect.evidence import DORA_FLAG
 
 from . import standard_form
@@ -25,7 +25,6 @@ def check_rslora(reading: Reading, expected: bool, settled: bool = False) -> Non
     outright is an error.
     """
     found = reading.rslora
-    hint = evidence.find_hint(reading.facts)
     if found.value == expected or (settled and (found.value is None or found.source == "default")):
         if found.hint and not expected:
             logger.warning(
@@ -46,7 +45,7 @@ def check_rslora(reading: Reading, expected: bool, settled: bool = False) -> Non
     }[found.value]
     raise ValueError(
         f"RS-LoRA flag mismatch: the network has use_rslora={expected}, but the weights {says}; "
-        f"set use_rslora as they were trained{f'. Hint: {hint.sentence()}' if hint else ''}"
+        f"set use_rslora as they were trained{f'. Hint: {found.hint.sentence()}' if found.hint else ''}"
     )
 
 

@@ -175,6 +175,7 @@ HINTS = {
     "stated by our own metadata": ([(16, 4.0)], {OWN: "alpha/rank"}, None),
     "stated by the asked alpha": ([(16, 4.0)], {"ss_network_alpha": "4"}, None),
     "another alpha was asked": ([(16, 4.0)], {"ss_network_alpha": "7"}, (1.0, 1)),
+    "written by LyCORIS": ([(16, 4.0)], {"ss_network_module": "lycoris.kohya"}, None),
 }
 
 
@@ -189,6 +190,16 @@ def test_the_hint_is_a_note_and_never_applied(pairs, metadata, expected, read):
     assert len(notes) == (expected is not None)
     assert all("rank 4 with alpha 2" in note and "rank 16 with alpha 4" in note for note in notes)
     assert errors(adapter) == []
+
+
+@pytest.mark.parametrize(("prefix", "count"), [("lora_unet_", 1), ("lycoris_", 0)])
+def test_a_hint_is_one_short_line_and_lycoris_names_give_none(prefix, count, read, run):
+    adapter = read(lora(f"{prefix}blocks_0_attn_q", 16, 4.0))
+    assert (adapter.rslora.hint is not None) == bool(count)
+    assert observations(adapter) == []
+    shown = run("info", adapter.checkpoint.path)
+    lines = [line for line in shown.stdout.splitlines() if "sqrt" in line]
+    assert [(line.split()[0], len(line) < 150) for line in lines] == [("note", True)] * count
 
 
 def test_where_there_is_evidence_there_is_no_hint(read):

@@ -59,6 +59,13 @@ def test_rslora_mismatch_with_the_hint(make_model, saved):
         create(make_model(), use_rslora=True).load_weights(file)
 
 
+def test_rslora_mismatch_with_a_file_of_lycoris_has_no_hint(make_model, saved):
+    file = saved(without("flag"), {"ss_network_module": "lycoris.kohya"}, use_rslora=True, alpha=0)
+    with pytest.raises(ValueError, match="RS-LoRA flag mismatch") as error:
+        create(make_model(), use_rslora=True).load_weights(file)
+    assert "Hint" not in str(error.value)
+
+
 def test_a_file_without_flags_that_looks_like_rslora_is_a_warning(make_model, saved, caplog):
     with caplog.at_level(logging.WARNING):
         create(make_model()).load_weights(saved(without("flag"), use_rslora=True, alpha=0))
