@@ -16,6 +16,11 @@ _WORDS = {"yes": True, "no": False}
 _RSLORA, _ALPHA = "rslora", "alpha"
 # How the plain multiplier is called where modules have their own beside it: a glob that every module fits.
 _ALL = "*"
+# How people write a number who do not know that it takes a point and nothing else.
+_LIKE_A_NUMBER = re.compile(r"[x*]?([+-]?[0-9]*[.,]?[0-9]+)([x%]?)")
+# What people write between a path and its multiplier for a colon; what could be meant is short.
+_LIKE_A_MULTIPLIER = re.compile(r"\s*[\s=@*]\s*([^\s=@*]+)$")
+_LONGEST = 40
 _FORMS = "a number (the multiplier), COMPONENT=number, GLOB=number, alpha=N or rslora=yes|no"
 _NAMED = 3
 
@@ -91,20 +96,51 @@ class Settings(NamedTuple):
         return _ALL, 1.0 if self.multiplier is None else self.multiplier
 
 
+def parse_arguments(arguments: Iterable[str]) -> list[tuple[str, Settings]]:
+    """The paths and the settings of several arguments.
+
+    Raises LoraInspectError as `parse_argument` does, and for a number that stands beside its path.
+    """
+    parsed: list[tuple[str, Settings]] = []
+    for argument in arguments:
+        if (number := bare_number(argument)) is not None:
+            path, settings = parsed[-1] if parsed else ("ADAPTER", Settings())
+            form = f"{path}:{spell_settings(settings._replace(multiplier=number))}"
+            raise LoraInspectError(
+                f"{argument}: there is no such file, and a multiplier hangs on its path; write {form}."
+            )
+        parsed.append(parse_argument(argument))
+    return parsed
+
+
+def bare_number(argument: str) -> float | None:
+    """The number that an argument is where it is no existing path; None where it is none."""
+    return None if os.path.lexists(argument) else _meant(argument)
+
+
 def parse_argument(argument: str) -> tuple[str, Settings]:
     """The path and the settings of a command line argument.
 
     The last colon counts only where all that follows parses and the whole is no existing path. Raises
     LoraInspectError where a path that exists is followed by something that is no setting.
     """
+    if os.path.lexists(argument):
+        return argument, Settings()
     path, colon, tail = argument.rpartition(":")
-    if not colon or not path or os.path.lexists(argument):
+    if not colon or not path:
+        _refuse_other_separators(argument)
         return argument, Settings()
     try:
         settings = parse_settings(tail)
     except ValueError as error:
         if os.path.lexists(path):
-            raise LoraInspectError(f"{argument}: there is no such file, and {error}; a setting is {_FORMS}.") from None
+            number = _meant(tail)
+            raise LoraInspectError(
+                f"{argument}: there is no such file, and {error}; a setting is {_FORMS}, as in {path}:0.5."
+                if number is None
+                else f"{argument}: there is no such file, and {tail!r} is no multiplier; write {path}:{_spell(number)}."
+            ) from None
+        _refuse_other_separators(argument)
         return argument, Settings()
     first, _, before = path.rpartition(":")
     if first and not os.path.lexists(path) and os.path.lexists(first):
@@ -112,6 +148,23 @@ def parse_argument(argument: str) -> tuple[str, Settings]:
             f"{argument}: there is no file {path}; settings stand behind one colon: {first}:{before},{tail}."
         )
     return path, settings
+
+
+def _refuse_other_separators(argument: str) -> None:
+    """Raises LoraInspectError for a path that exists and a multiplier behind anything but a colon."""
+    behind = _LIKE_A_MULTIPLIER.search(argument[-_LONGEST:])
+    number = _meant(behind[1]) if behind else None
+    path = argument.removesuffix(behind[0]) if behind else argument
+    if number is not None and os.path.lexists(path):
+        raise LoraInspectError(
+            f"{argument}: there is no such file, and a multiplier stands behind a colon; write {path}:{_spell(number)}."
+        )
+
+
+def _meant(text: str) -> float | None:
+    """The number that somebody wrote who took a comma for the point, or with a percent sign or an x; None for none."""
+    found = _LIKE_A_NUMBER.fullmatch(text.strip().lower()) if len(text) <= _LONGEST else None
+    return float(found[1].replace(",", ".")) / (100 if found[2] == "%" else 1) if found else None
 
 
 def parse_settings(text: str) -> Settings:

@@ -7,7 +7,7 @@ from strategies import settings as any_settings
 
 from lora_inspect import schemes
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.settings import Settings, parse_argument, parse_settings, spell_settings
+from lora_inspect.settings import Settings, parse_argument, parse_arguments, parse_settings, spell_settings
 
 ARGUMENTS = {
     "a.safetensors": ("a.safetensors", Settings()),
@@ -71,6 +71,85 @@ def test_what_follows_a_file_that_exists_and_is_no_setting_is_named(tail, tmp_pa
     path.touch()
     with pytest.raises(LoraInspectError, match=r"a setting is a number \(the multiplier\), COMPONENT=number"):
         parse_argument(f"{path}:{tail}")
+
+
+# How somebody may write a multiplier for FILE, which exists, and what each is told to write.
+MISWRITTEN = {
+    "FILE:0,5": "FILE:0.5",
+    "FILE:,5": "FILE:0.5",
+    "FILE:-1,25": "FILE:-1.25",
+    "FILE: 0.5": "FILE:0.5",
+    "FILE:0.5 ": "FILE:0.5",
+    "FILE:0.5x": "FILE:0.5",
+    "FILE:x2": "FILE:2",
+    "FILE:50%": "FILE:0.5",
+    "FILE 0.5": "FILE:0.5",
+    "FILE  0,5": "FILE:0.5",
+    "FILE=0.5": "FILE:0.5",
+    "FILE = 0.5": "FILE:0.5",
+    "FILE@0.5": "FILE:0.5",
+    "FILE*0.5": "FILE:0.5",
+}
+
+
+@pytest.mark.parametrize(("argument", "form"), MISWRITTEN.items())
+def test_a_multiplier_in_another_form_is_shown_in_its_own(argument, form, tmp_path):
+    file = tmp_path / "a.safetensors"
+    file.touch()
+    argument, form = (text.replace("FILE", str(file)) for text in (argument, form))
+    with pytest.raises(LoraInspectError) as refusal:
+        parse_argument(argument)
+    assert str(refusal.value).startswith(f"{argument}: there is no such file, and ")
+    assert str(refusal.value).endswith(f"; write {form}.")
+    assert parse_argument(form)[1].multiplier is not None
+
+
+@pytest.mark.parametrize("tail", [":abc", ":", ":0.5,", ":0.5,0.6", ":nan"])
+def test_what_is_no_multiplier_at_all_is_answered_with_an_example(tail, tmp_path):
+    file = tmp_path / "a.safetensors"
+    file.touch()
+    with pytest.raises(LoraInspectError, match=r"is no setting|says again") as refusal:
+        parse_argument(f"{file}{tail}")
+    assert str(refusal.value).endswith(f", as in {file}:0.5.")
+
+
+@pytest.mark.parametrize("argument", MISWRITTEN)
+def test_a_path_that_looks_like_one_with_a_multiplier_is_that_path(argument, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").touch()
+    (tmp_path / argument).touch()
+    assert parse_arguments([argument]) == [(argument, Settings())]
+
+
+@pytest.mark.parametrize("argument", [*MISWRITTEN, "FILE 2.safetensors", "FILE=x", "FILE @", "FILE " + "1" * 100_000])
+def test_without_the_file_it_is_a_path_that_is_missing(argument, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse_argument(argument) == (argument, Settings())
+
+
+# arguments of which one is a number alone, and what is written instead
+ALONE = {
+    "behind its adapter": (["FILE", "0.5"], "FILE:0.5"),
+    "with a comma": (["FILE", "0,5"], "FILE:0.5"),
+    "behind settings": (["FILE:rslora=no", "2"], "FILE:2,rslora=no"),
+    "behind the second": (["other", "FILE", "-1"], "FILE:-1"),
+    "before any": (["0.5", "FILE"], "ADAPTER:0.5"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "form"), ALONE.values(), ids=ALONE)
+def test_a_number_beside_its_path_is_shown_behind_it(arguments, form, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").touch()
+    with pytest.raises(LoraInspectError, match="a multiplier hangs on its path") as refusal:
+        parse_arguments(arguments)
+    assert str(refusal.value).endswith(f"; write {form}.")
+
+
+def test_a_file_called_as_a_number_is_that_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "0.5").touch()
+    assert parse_arguments(["a", "0.5"]) == [("a", Settings()), ("0.5", Settings())]
 
 
 @given(any_settings)
