@@ -1,7 +1,5 @@
-"""The command line: a group whose verbs are imported when they are called for."""
+"""The command line: its entry, and how it ends."""
 
-import gc
-import importlib
 import signal
 import sys
 from types import FrameType
@@ -10,40 +8,21 @@ import click
 
 from lora_inspect import __version__
 from lora_inspect.cli import terminal
+from lora_inspect.cli.failures import sentence_of
+from lora_inspect.cli.verbs import Verbs
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.system import ENDING_SIGNALS
 
-_VERBS = ("info", "merge", "convert")
 _INTERRUPTED = 130
 _KILLED_BY = 128
-
-
-class Verbs(click.Group):
-    """Finds each verb in the file of its name."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The verbs in the order in which people meet them."""
-        return list(_VERBS)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Imports one verb's file."""
-        if name not in _VERBS:
-            return None
-        # What an import makes stays: looking for garbage in it is a tenth of the time that `info` takes.
-        collects = gc.isenabled()
-        gc.disable()
-        try:
-            command: click.Command = getattr(importlib.import_module(f"lora_inspect.cli.{name}"), name)
-        finally:
-            if collects:
-                gc.enable()
-        return command
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="lora-inspect")
 def cli() -> None:
     """Says what a LoRA file means and on which evidence, merges it into a base, and converts it.
+
+    A file without a command is the file of `info`.
 
     \b
     lora-inspect info adapter.safetensors
@@ -72,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.close()  # whoever read the output has left, and Python would complain about it once more
         sys.exit(1)
     except OSError as error:
-        _fail(f"{error.filename or 'a file'}: {error.strerror or error}; check the path and its rights.", 1)
+        _fail(sentence_of(error), 1)
 
 
 def _fail(message: str, status: int) -> None:

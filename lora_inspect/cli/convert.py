@@ -6,6 +6,7 @@ import click
 
 from lora_inspect.checkpoint import open_checkpoint
 from lora_inspect.cli import terminal
+from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.shared_options import (
     finite,
@@ -24,7 +25,7 @@ from lora_inspect.printable import shortened
 
 
 @click.command(short_help="Rewrite an adapter so that every loader applies the same scale.")
-@click.argument("adapter", metavar="ADAPTER[:SETTING,...]")
+@click.argument("adapter", type=FilePath(), metavar="ADAPTER[:SETTING,...]")
 @writing_options
 @click.option(
     "--to-standard", is_flag=True, help="Scale alpha/rank in every module, no flags, corrected metadata (the default)."
@@ -32,7 +33,12 @@ from lora_inspect.printable import shortened
 @click.option(
     "--keep-dora", is_flag=True, help="DoRA: keep the magnitude, as the readers of the file's names spell it."
 )
-@click.option("--base", metavar="BASE", help="DoRA: approximate the true change of BASE's weights by plain LoRA.")
+@click.option(
+    "--base",
+    type=FilePath(),
+    metavar="BASE",
+    help="DoRA: approximate the true change of BASE's weights by plain LoRA.",
+)
 @click.option("--rank", type=click.IntRange(min=1), help="With --base: the rank of the approximation.")
 @click.option(
     "--max-error",

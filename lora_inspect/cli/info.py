@@ -2,23 +2,27 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import click
 
 from lora_inspect.architectures import by_name
 from lora_inspect.checkpoint import find_checkpoints, is_checkpoint_folder
 from lora_inspect.cli import terminal
+from lora_inspect.cli.failures import OF_A_FILE, sentence_of
+from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.shared_options import parse_without_strength
-from lora_inspect.errors import LoraInspectError
 from lora_inspect.listing import listed, some
-from lora_inspect.ops.info import FileInfo, as_json, inspect
+from lora_inspect.ops.info import as_json, inspect
 from lora_inspect.settings import Settings
+
+# The field of a record that stands for a file that could not be read.
+_ERROR = "error"
 
 
 @click.command(short_help="What a file is and means, and on which evidence.")
-@click.argument("paths", nargs=-1, required=True, metavar="PATH[:SETTING,...]...")
+@click.argument("paths", nargs=-1, required=True, type=FilePath(), metavar="PATH[:SETTING,...]...")
 @click.option("--modules", is_flag=True, help="List every module with its rank, alpha and scale.")
 @click.option("--metadata", is_flag=True, help="Show the file's metadata.")
 @click.option(
@@ -32,39 +36,49 @@ def info(paths: tuple[str, ...], modules: bool, metadata: bool, as_json_: bool) 
     \b
     Example: lora-inspect info adapter.safetensors --modules
     """
-    named = [parse_without_strength(path, "info") for path in paths]
-    found = list(_expand(named))
-    several = len(paths) > 1 or [path for path, _ in found] != [path for path, _ in named]
-    read: list[FileInfo] = []
-    failures: list[str] = []
-    for path, settings in found:
-        try:
-            read.append(inspect(path, settings))
-        except LoraInspectError as error:
-            failures.append(str(error))
+    read = [_read(path, modules) for path in paths]
+    several = len(paths) > 1 or read[0].is_collection
+    records = [record for item in read for record in item.records]
     if as_json_:
-        records = [as_json(item, modules) for item in read]
-        if several or records:
-            terminal.json_text(records if several else records[0])
+        terminal.json_text(records if several else records[0])
     else:
-        _print_tables(read, several, modules, metadata)
-    for failure in failures:
-        terminal.error(failure)
-    if failures:
+        _print_tables([record for record in records if _ERROR not in record], several, modules, metadata)
+    errors = [record[_ERROR] for record in records if _ERROR in record]
+    for error in errors:
+        terminal.error(error)
+    if errors:
         sys.exit(1)
 
 
-def _expand(named: Sequence[tuple[str, Settings]]) -> Iterator[tuple[str, Settings]]:
-    """The checkpoints that the arguments stand for: a folder of several files gives each of them, settings and all."""
-    for path, settings in named:
-        inside = find_checkpoints(path) if os.path.isdir(path) and not is_checkpoint_folder(path) else iter(())
-        first = next(inside, None)
-        yield (path if first is None else first), settings  # a folder without any is named in the error that it gives
-        yield from ((file, settings) for file in inside)
+class _Read(NamedTuple):
+    """The records of what an argument stands for, and whether that is a folder of several checkpoints."""
+
+    records: list[dict[str, Any]]
+    is_collection: bool = False
 
 
-def _print_tables(read: list[FileInfo], several: bool, modules: bool, metadata: bool) -> None:
-    records = [as_json(item, modules) for item in read]
+def _read(argument: str, modules: bool) -> _Read:
+    """Each file of a folder is read with the settings on the folder's path; one without any is named in its error."""
+    try:
+        path, settings = parse_without_strength(argument, "info")
+        files = list(find_checkpoints(path)) if os.path.isdir(path) and not is_checkpoint_folder(path) else []
+    except OF_A_FILE as error:
+        return _Read([_broken(argument, error)])
+    return _Read([_record(file, settings, modules) for file in files or [path]], bool(files))
+
+
+def _record(path: str, settings: Settings, modules: bool) -> dict[str, Any]:
+    try:
+        return as_json(inspect(path, settings), modules)
+    except OF_A_FILE as error:
+        return _broken(path, error)
+
+
+def _broken(path: str, error: Exception) -> dict[str, Any]:
+    return {"path": path, _ERROR: sentence_of(error)}
+
+
+def _print_tables(records: list[dict[str, Any]], several: bool, modules: bool, metadata: bool) -> None:
     if several and records:
         columns = (
             "file",

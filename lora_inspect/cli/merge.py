@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from lora_inspect.cli import terminal
+from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.shared_options import reading_options, settings, transposed_option, writing_options
 from lora_inspect.dora import MULTIPLIER_RULES
@@ -15,15 +16,15 @@ from lora_inspect.ops.merge import merge as merge_files
 from lora_inspect.orientation import SHAPE, in_words
 from lora_inspect.orientation_answers import Answers
 from lora_inspect.printable import shortened
-from lora_inspect.settings import parse_argument
+from lora_inspect.settings import parse_arguments
 from lora_inspect.unmatched import in_components
 
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @click.command(short_help="Fold adapters into a base.")
-@click.argument("base")
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[:SETTING,...]...")
+@click.argument("base", type=FilePath())
+@click.argument("adapters", nargs=-1, required=True, type=FilePath(), metavar="ADAPTER[:SETTING,...]...")
 @writing_options
 @click.option(
     "--dtype", type=click.Choice(list(_DTYPES)), help="Element type of floating tensors; the base's by default."
@@ -77,7 +78,7 @@ def merge(
         dora_rule=dora_multiplier,
         settings=settings(rslora, alpha, allow_partial_dora),
     )
-    plan = plan_merge(base, [parse_argument(argument) for argument in adapters], options)
+    plan = plan_merge(base, parse_arguments(adapters), options)
     for note in plan.notes:
         terminal.note(note)
     if dry_run:

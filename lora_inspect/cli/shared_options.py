@@ -6,8 +6,9 @@ from typing import Any, TypeVar
 
 import click
 
+from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.orientation_answers import Answers, parse_answers
-from lora_inspect.settings import Settings, parse_argument
+from lora_inspect.settings import Settings, bare_number, parse_argument
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -65,7 +66,7 @@ def writing_options(function: Decorated) -> Decorated:
     """-o and --force."""
     for option in (
         click.option("--force", is_flag=True, help="Overwrite the output if it exists; never an input."),
-        click.option("-o", "--output", required=True, metavar="OUT", help="Where to write."),
+        click.option("-o", "--output", required=True, type=FilePath(), metavar="OUT", help="Where to write."),
     ):
         function = option(function)
     return function
@@ -80,6 +81,6 @@ def settings(rslora: str | None, alpha: float | None, allow_partial_dora: bool) 
 def parse_without_strength(argument: str, verb: str) -> tuple[str, Settings]:
     """The path and the settings of an argument to a verb that applies nothing, for which a multiplier means nothing."""
     path, own = parse_argument(argument)
-    if own.has_strength:
+    if own.has_strength or bare_number(argument) is not None:
         raise click.UsageError(f"{argument}: {verb} applies no adapter, so a multiplier means nothing; leave it out.")
     return path, own

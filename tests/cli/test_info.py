@@ -146,23 +146,88 @@ def test_a_folder_gives_a_line_per_file(run, synthetic):
     assert all(sum(name in line for line in shown.stdout.splitlines()) == 1 for name in names)
 
 
+# Arguments, and the JSON that is printed of them: a list or an object, each record good or broken by its path.
+SHAPES = {
+    "a file": (["good"], "good"),
+    "a broken file": (["broken"], "!broken"),
+    "a missing file": (["missing"], "!missing"),
+    "a checkpoint folder": (["sharded"], "sharded"),
+    "an empty folder": (["empty"], "!empty"),
+    "a folder with a broken file alone": (["poor"], "!poor"),
+    "a folder of pickles": (["pickles"], "!pickles"),
+    "a folder of adapters": (["many"], ["many/a.safetensors", "many/b.safetensors"]),
+    "a folder of one adapter, deeper": (["deep"], ["deep/inner/a.safetensors"]),
+    "a folder with good and broken files": (
+        ["mixed"], ["!mixed/a.safetensors", "mixed/b.safetensors", "!mixed/c.safetensors"]),
+    "two files": (["good", "sharded"], ["good", "sharded"]),
+    "the same file twice": (["good", "good"], ["good", "good"]),
+    "good and broken files": (
+        ["broken", "good", "missing", "empty", "many"],
+        ["!broken", "good", "!missing", "!empty", "many/a.safetensors", "many/b.safetensors"]),
+    "broken files alone": (["broken", "empty"], ["!broken", "!empty"]),
+    "what is no setting": (["good:abc", "good:rslora=yes"], ["!good:abc", "good"]),
+    "what is no setting, alone": (["good:abc"], "!good:abc"),
+    "settings on a folder": (["many:rslora=yes"], ["many/a.safetensors", "many/b.safetensors"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "expected"), SHAPES.values(), ids=SHAPES)
+def test_json_has_an_entry_per_path_and_is_a_list_where_several_are_meant(
+    arguments, expected, run, synthetic, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    good, second = synthetic / "i64_alpha.safetensors", synthetic / "comfyui_alpha.safetensors"
+    for folder in ("empty", "poor", "pickles", "many", "deep/inner", "mixed"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copytree(synthetic / "base_sharded", tmp_path / "sharded")
+    for name in ("good", "many/a.safetensors", "deep/inner/a.safetensors", "mixed/b.safetensors"):
+        shutil.copy(good, name)
+    shutil.copy(second, "many/b.safetensors")
+    for name in ("broken", "poor/a.safetensors", "pickles/a.bin", "mixed/a.safetensors", "mixed/c.safetensors"):
+        (tmp_path / name).write_bytes(b"{}")
+
+    shown = run("info", *arguments, "--json")
+    printed = json.loads(shown.stdout)
+    records = printed if isinstance(printed, list) else [printed]
+    names = [("!" if "error" in record else "") + record["path"] for record in records]
+    assert (names if isinstance(printed, list) else names[0]) == expected
+    broken = [record for record in records if "error" in record]
+    assert all(record.keys() == {"path", "error"} for record in broken)
+    assert all(record.keys() >= FIELDS for record in records if record not in broken)
+    assert shown.stderr.splitlines() == [f"Error: {record['error']}" for record in broken]
+    assert shown.status == (1 if broken else 0)
+
+
 def test_one_broken_file_does_not_hide_the_others(run, synthetic, tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"{}")
-    (tmp_path / "empty").mkdir()
     good = synthetic / "split.safetensors"
-    paths = [tmp_path / "broken.safetensors", good, tmp_path / "missing.safetensors", tmp_path / "empty"]
-    shown = run("info", *paths, "--json")
+    shown = run("info", tmp_path / "broken.safetensors", good, tmp_path / "missing.safetensors")
     assert shown.status == 1
-    assert [record["path"] for record in json.loads(shown.stdout)] == [str(good)]
-    lines = shown.stderr.splitlines()
-    assert [line.startswith("Error: ") for line in lines] == [True] * 3
-    assert [name in line for name, line in zip(("broken", "missing", "empty"), lines, strict=True)] == [True] * 3
-    assert str(good) in run("info", *paths).stdout
+    assert str(good) in shown.stdout
+    assert "broken.safetensors" not in shown.stdout
+    assert [name in line for name, line in zip(("broken", "missing"), shown.stderr.splitlines(), strict=True)] == [
+        True,
+        True,
+    ]
+
+
+def test_a_folder_that_cannot_be_read_does_not_hide_the_others(run, synthetic, tmp_path, monkeypatch):
+    def refuse(folder="."):
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr("os.listdir", refuse)  # root may read every folder
+    good = synthetic / "split.safetensors"
+    shown = run("info", tmp_path, good, "--json")
+    assert [("error" in record, record["path"]) for record in json.loads(shown.stdout)] == [
+        (True, str(tmp_path)),
+        (False, str(good)),
+    ]
+    assert shown.stderr == f"Error: {tmp_path}: Permission denied; check the path and its rights.\n"
 
 
 def test_a_broken_file_alone_prints_nothing_on_stdout(run, tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"{}")
-    shown = run("info", tmp_path / "broken.safetensors", "--json")
+    shown = run("info", tmp_path / "broken.safetensors")
     assert "broken.safetensors" in shown.refusal
     assert shown.stdout == ""
 

@@ -10,7 +10,7 @@ import pytest
 from toy_adapters import base, loras
 
 from lora_inspect import __version__
-from lora_inspect.cli import _VERBS
+from lora_inspect.cli.verbs import VERBS
 
 HEAVY = {"torch", "numpy", "safetensors"}
 
@@ -20,7 +20,7 @@ def pair(write_safetensors):
     return write_safetensors(base(), name="base.safetensors"), write_safetensors(loras(), name="adapter.safetensors")
 
 
-@pytest.mark.parametrize("verb", _VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_every_verb_has_help_with_an_example_of_itself(verb, option, run):
     shown = run(verb, option)
@@ -29,7 +29,7 @@ def test_every_verb_has_help_with_an_example_of_itself(verb, option, run):
     assert importlib.import_module(f"lora_inspect.cli.{verb}").__doc__
 
 
-@pytest.mark.parametrize("verb", _VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_option_of_every_verb_is_explained(verb):
     command = getattr(importlib.import_module(f"lora_inspect.cli.{verb}"), verb)
     options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
@@ -39,7 +39,7 @@ def test_every_option_of_every_verb_is_explained(verb):
 
 
 def test_the_group_lists_its_verbs_and_its_version(run):
-    assert all(f"  {verb} " in run("--help").stdout for verb in _VERBS)
+    assert all(f"  {verb} " in run("--help").stdout for verb in VERBS)
     assert run("--version").stdout == f"lora-inspect, version {__version__}\n"
 
 

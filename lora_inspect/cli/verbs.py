@@ -1,0 +1,85 @@
+"""The group of verbs: which one a command line means, with `info` where it begins with a file."""
+
+import gc
+import importlib
+import os
+import re
+from typing import TYPE_CHECKING
+
+import click
+
+from lora_inspect.listing import listed
+from lora_inspect.near_names import nearest_name, nearest_path
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+VERBS = ("info", "merge", "convert")
+# The verb that a file without any verb means.
+_OF_FILES = "info"
+# What paths have and verbs have not.
+_IN_PATHS = re.compile(r"[./\\:]")
+
+
+class Verbs(click.Group):
+    """Finds each verb in the file of its name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs in the order in which people meet them."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Imports one verb's file."""
+        if name not in VERBS:
+            return None
+        # What an import makes stays: looking for garbage in it is a tenth of the time that `info` takes.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            command: click.Command = getattr(importlib.import_module(f"lora_inspect.cli.{name}"), name)
+        finally:
+            if collects:
+                gc.enable()
+        return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, but for options of `info` that stand before a file."""
+        return super().parse_args(ctx, [_OF_FILES, *args] if self._begins_with_options_of_info(ctx, args) else args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The verb and its arguments; a first word that is a path, or looks like one, is an argument of `info`."""
+        word = args[0]
+        if word in VERBS:
+            return super().resolve_command(ctx, args)
+        if not (ctx.resilient_parsing or _IN_PATHS.search(word) or os.path.lexists(word)):
+            raise click.UsageError(_no_verb(word), ctx)
+        behind = ["--", *args] if word.startswith("-") else args  # the parser has taken the user's own --
+        return _OF_FILES, self.get_command(ctx, _OF_FILES), behind
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        """The verbs, and the files that may stand in their place.
+
+        Files come first: bash forgets what stands before them.
+        """
+        from click.shell_completion import CompletionItem
+
+        files = [] if incomplete.startswith("-") else [CompletionItem(incomplete, type="file")]
+        return [*files, *super().shell_complete(ctx, incomplete)]
+
+    def _begins_with_options_of_info(self, ctx: click.Context, args: list[str]) -> bool:
+        verb = next((word for word in args if not word.startswith("-")), None)
+        own = {option for parameter in self.get_params(ctx) for option in parameter.opts}
+        if not args or not args[0].startswith("-") or args[0] in own or verb in VERBS:
+            return False
+        command = self.get_command(ctx, _OF_FILES)
+        return command is not None and any(args[0] in parameter.opts for parameter in command.params)
+
+
+def _no_verb(word: str) -> str:
+    if verb := nearest_name(word, VERBS):
+        return f"There is no command '{word}'; did you mean {verb}?"
+    if path := nearest_path(word):
+        return f"There is no command or file '{word}'; did you mean {path}?"
+    return f"There is no command or file '{word}'; the commands are {listed(list(VERBS), 'and')}."
