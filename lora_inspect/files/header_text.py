@@ -1,0 +1,296 @@
+"""The JSON of a header, read entry by entry, as strictly as the safetensors library reads it. Standard library only.
+
+No more than a few pieces of it are held at a time, so that neither a long header nor a value that is small as text and
+large as objects takes memory before it is refused.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.bounds import ENTRY_CHARACTERS, KEY_BYTES, METADATA_CHARACTERS, METADATA_KEYS, TENSORS
+from lora_inspect.input_file import InputFile
+
+METADATA, _NOTHING = "__metadata__", "null"
+
+_PIECE_BYTES = 1 << 20
+_BLANKS = re.compile(r"[ \t\r\n]*")
+# A byte may be spelled with six characters: \u0061.
+_KEY_CHARACTERS = 6 * KEY_BYTES + 2
+_LONG_KEY = f"a key in its header is longer than {KEY_BYTES:,} bytes"
+
+# Every entry has it once. Texts in JSON cannot hold it: their quotes are escaped.
+_IN_EVERY_ENTRY = b'"data_offsets"'
+_SHORTEST_ENTRY = len('"":{"dtype":"U8","shape":[],"data_offsets":[0,0]},')
+
+# A member of the object as every writer spells it, and the comma after it. Without a minus, an escape, and room for
+# numbers that are out of range or for brackets too deep, it is what Python's parser and the library agree on.
+_PLAIN = re.compile(r'"((?!__metadata__")[^"\\\x00-\x1f]{0,16384})": ?(\{[^}\\-]{0,250}\}), ?')
+# The library takes what is near the end of a double's range for infinite.
+_LARGEST_NUMBER = 1.7e308
+_DEEPEST_ENTRY = 126
+_FIRST_REACH = 1 << 10
+
+
+class _Repeated(ValueError):
+    """An object with a name that it has twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Repeated(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not abs(number) < _LARGEST_NUMBER:
+        raise ValueError(digits)
+    return number
+
+
+def _whole(digits: str) -> float:
+    """A number without a fraction, which is none of the whole numbers if it is -0."""
+    number = -0.0 if digits == "-0" else int(digits)
+    if not abs(number) < _LARGEST_NUMBER:
+        raise ValueError(digits)
+    return number
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(word)  # NaN and infinities, which Python takes for JSON
+
+
+# Without a function for whole numbers it takes half the time.
+_parse_plain = json.JSONDecoder(object_pairs_hook=_once, parse_float=_finite, parse_constant=_no_number).raw_decode
+_parse_strictly = json.JSONDecoder(
+    object_pairs_hook=_once, parse_float=_finite, parse_constant=_no_number, parse_int=_whole
+).raw_decode
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """The object that a plain text is; None where it is none, or is to be looked at more closely."""
+    try:
+        entry: dict[str, Any] = _parse_plain(text)[0]
+    except ValueError:
+        return None
+    return entry
+
+
+class HeaderText:
+    """The `length` bytes of JSON at position `start` of a file. `metadata` are whole when `entries` is at its end.
+
+    Raises LoraInspectError where it is no JSON of a header, or beyond a bound.
+    """
+
+    def __init__(self, source: InputFile, start: int, length: int) -> None:
+        self.metadata: dict[str, str] = {}
+        self._source = source
+        self._next, self._stop = start, start + length
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
+        self._text, self._at = "", 0
+
+    def entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(name, fields) of each tensor, in the order of the text."""
+        if self._stop - self._next > TENSORS * _SHORTEST_ENTRY:
+            self._refuse_too_many()
+        if self._peek() != "{":
+            raise self._refused("is not a JSON object, so it is no safetensors file; fetch it again")
+        self._at += 1
+        more, has_metadata = self._peek() != "}", False
+        while more:
+            plain = _PLAIN.match(self._text, self._at)
+            if plain and (entry := _parsed(plain[2])):
+                self._at = plain.end()
+                yield plain[1], entry
+                continue
+            name = self._key()
+            if name != METADATA:
+                yield name, self._entry(name)
+            elif has_metadata:
+                raise self.repeats(METADATA)
+            else:
+                self.metadata, has_metadata = self._strings(), True
+            more = self._take(",")
+        if not self._take("}") or self._peek():
+            raise self._no_json()
+
+    def _refuse_too_many(self) -> None:
+        """Counts the entries without reading them."""
+        count, overlap = 0, len(_IN_EVERY_ENTRY) - 1
+        for position in range(self._next, self._stop, _PIECE_BYTES):
+            stop = min(position + _PIECE_BYTES + overlap, self._stop)
+            count += self._source.read(position, stop - position).count(_IN_EVERY_ENTRY)
+        if count > TENSORS:
+            raise too_many_tensors(self._source.path, count)
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        """An entry that may have anything in it."""
+        if self._peek() != "{":
+            raise incomplete_entry(self._source.path, name)
+        self._ahead(ENTRY_CHARACTERS)
+        for reach in (_FIRST_REACH, ENTRY_CHARACTERS):
+            piece = self._text[self._at : self._at + reach]
+            try:
+                entry, stop = _parse_strictly(piece)
+            except _Repeated as repeated:
+                raise self.repeats(f"{repeated} in the entry of {name}") from None
+            except (ValueError, RecursionError):
+                continue
+            if not _fits(entry, _DEEPEST_ENTRY):
+                break
+            if "\\u" in piece and not _is_unicode(json.dumps(entry, ensure_ascii=False)):
+                raise self._no_unicode()
+            if _IN_EVERY_ENTRY.decode() not in piece:
+                raise incomplete_entry(self._source.path, name)
+            self._at += stop
+            return dict(entry)
+        raise self._refused(
+            f"is not JSON, or longer than {ENTRY_CHARACTERS:,} characters, where it speaks of {name}; "
+            "fetch the file again"
+        )
+
+    def _strings(self) -> dict[str, str]:
+        """The metadata: a map of strings to strings, or null."""
+        found: dict[str, str] = {}
+        room = METADATA_CHARACTERS
+        if self._peek() != "{":
+            self._ahead(len(_NOTHING))
+            if not self._text.startswith(_NOTHING, self._at):
+                raise self._no_map()
+            self._at += len(_NOTHING)
+            return found
+        self._at += 1
+        more = self._peek() != "}"
+        while more:
+            key = self._key()
+            if key in found:
+                raise self.repeats(f"{key} in {METADATA}")
+            if self._peek() != '"':
+                raise self._no_map()
+            found[key] = self._string(room, f"{METADATA} has more than {METADATA_CHARACTERS:,} characters")
+            room -= len(key) + len(found[key])
+            if len(found) > METADATA_KEYS:
+                raise self._beyond(f"{METADATA} has more than {METADATA_KEYS:,} entries")
+            more = self._take(",")
+        if not self._take("}"):
+            raise self._no_json()
+        return found
+
+    def _key(self) -> str:
+        """A name and the colon after it."""
+        name = self._string(_KEY_CHARACTERS, _LONG_KEY)
+        if 4 * len(name) > KEY_BYTES and len(name.encode()) > KEY_BYTES:
+            raise self._beyond(_LONG_KEY)
+        if not self._take(":"):
+            raise self._no_json()
+        return name
+
+    def _string(self, longest: int, beyond: str) -> str:
+        """A string that is spelled with up to `longest` characters; `beyond` says what it is otherwise."""
+        if self._peek() != '"':
+            raise self._no_json()
+        self._ahead(_KEY_CHARACTERS)
+        while True:
+            at_hand = len(self._text) - self._at
+            try:
+                value, self._at = _parse_plain(self._text, self._at)
+            except json.JSONDecodeError as error:
+                if self._next == self._stop or not error.msg.startswith("Unterminated"):
+                    raise self._no_json() from None
+                if at_hand > longest:
+                    raise self._beyond(beyond) from None
+                self._ahead(min(2 * at_hand, longest + 1))
+            else:
+                break
+        if not value.isascii() and not _is_unicode(value):
+            raise self._no_unicode()
+        return str(value)
+
+    def _take(self, sign: str) -> bool:
+        """Whether the next character is this one, which is then behind."""
+        taken = self._peek() == sign
+        self._at += taken
+        return taken
+
+    def _peek(self) -> str:
+        """The next character that is no blank, "" at the end."""
+        while True:
+            character = self._text[self._at : self._at + 1]
+            if character > " ":
+                return character
+            blanks = _BLANKS.match(self._text, self._at)
+            self._at = blanks.end() if blanks else self._at
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if self._next == self._stop:
+                return ""
+            self._ahead(1)
+
+    def _ahead(self, count: int) -> None:
+        """Has `count` more characters at hand, or all that there are."""
+        while len(self._text) - self._at < count and self._next < self._stop:
+            size = min(max(count, _PIECE_BYTES), self._stop - self._next)
+            piece = self._source.read(self._next, size)
+            self._next += size
+            try:
+                text = self._decode(piece, self._next == self._stop)
+            except UnicodeDecodeError:
+                raise self._no_json() from None
+            self._text = self._text[self._at :] + text
+            self._at = 0
+
+    def _no_json(self) -> LoraInspectError:
+        return self._refused("is not JSON, so it is no safetensors file; fetch it again")
+
+    def _no_unicode(self) -> LoraInspectError:
+        return self._refused("holds text that is not Unicode; write the file anew")
+
+    def repeats(self, what: str) -> LoraInspectError:
+        """The error for a name that the text has twice in one place."""
+        return self._refused(f"has {what} twice, and readers differ in which one they take; write the file anew")
+
+    def _beyond(self, what: str) -> LoraInspectError:
+        return LoraInspectError(f"{self._source.path}: {what}; write the file anew with less of it.")
+
+    def _no_map(self) -> LoraInspectError:
+        return LoraInspectError(
+            f"{self._source.path}: its {METADATA} is not a map of strings to strings; write the file anew."
+        )
+
+    def _refused(self, why: str) -> LoraInspectError:
+        return LoraInspectError(f"{self._source.path}: its header {why}.")
+
+
+def too_many_tensors(file: str, count: int) -> LoraInspectError:
+    """The error for a file or a set of files with `count` tensors."""
+    return LoraInspectError(
+        f"{file}: {count:,} tensors are more than the {TENSORS:,} that are read; name another file."
+    )
+
+
+def incomplete_entry(file: str, name: str) -> LoraInspectError:
+    """The error for a tensor of which the header does not say enough."""
+    return LoraInspectError(
+        f"{file}: the header entry of {name} lacks dtype, shape or data_offsets; fetch the file again."
+    )
+
+
+def _fits(value: Any, room: int) -> bool:
+    """Whether lists and objects stand at most `room` deep in each other."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inner is None or (room > 0 and all(_fits(one, room - 1) for one in inner))
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text holds no half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
