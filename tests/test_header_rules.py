@@ -47,6 +47,7 @@ REFUSED = {
     "half a surrogate pair in UTF-8": b'{"\xed\xa0\x80":' + GOOD.encode() + b"}",
     "two bytes for a NUL": b'{"\xc0\x80":' + GOOD.encode() + b"}",
     "Latin-1": b'{"\xe9":' + GOOD.encode() + b"}",
+    "half a character after it": PLAIN.encode() + b"\xc3",
     "nothing": "",
     "blanks": "   ",
     "a list": "[]",
