@@ -118,3 +118,24 @@ settings = st.builds(
     alpha=st.none() | _strengths,
     allow_partial_dora=st.just(False),
 )
+
+
+def _grouped(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    quantifiers = st.sampled_from(["", "*", "+", "?", "{1,2}", "{2}", "{,2}", "{0}", "*?", "+?", "??", "{1,}", "{,}"])
+    bodies = st.one_of(inner, st.tuples(inner, inner).map("".join), st.tuples(inner, inner).map("|".join))
+    return st.builds(lambda opens, body, repeated: f"{opens}{body}){repeated}", st.sampled_from(["(", "(?:"]), bodies,
+                     quantifiers)  # fmt: skip
+
+
+# Regular expressions, of which some are none.
+expressions = st.recursive(
+    st.lists(
+        st.sampled_from(
+            ["a", "b", ".", r"\.", "[ab]", "[^a.]", r"\w", r"\d", "\n", "^", "$", r"\b", r"\A", r"\Z", "a*", ".*",
+             "b+?", "a?", "{", "]", "x{1,2}", "|", "\\_"]
+        ),
+        max_size=4,
+    ).map("".join),
+    _grouped,
+    max_leaves=6,
+)  # fmt: skip
