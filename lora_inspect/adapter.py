@@ -20,7 +20,7 @@ from lora_inspect.evidence import (
     RsloraReading,
     read_flag,
 )
-from lora_inspect.found_configs import FoundConfig, configs_for, find_configs
+from lora_inspect.found_configs import FoundConfig, Speakers, find_configs
 from lora_inspect.scale_rules import RuledGroup, Voice, read_group, sum_up, voice_of
 from lora_inspect.scales import Counted, ScaleSources, with_scale
 from lora_inspect.settings import Settings
@@ -116,6 +116,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         problems=(
             *claims.problems,
             *problems.of_configs({found.where: found.config for found in configs}, checkpoint.metadata),
+            *problems.of_patterns({found.where: found.modules.refused for found in configs}),
             *(problems.of_shards(checkpoint.file_metadata) if claims.modules else ()),
             *(p for p in about_magnitudes if p.code != "dora-partial" or not settings.allow_partial_dora),
             *problems.of_algorithms(modules.values()),
@@ -147,9 +148,10 @@ def _parts(claims: Claims, numbers: Numbers, configs: Sequence[FoundConfig], che
         for module in claims.modules.values()
         if module.rslora_flag
     }
+    speakers = Speakers(configs)
     parts = []
     for module, contribution in _computed(claims):
-        found = configs_for(contribution, configs)
+        found = speakers.of(contribution)
         voice = voice_of(module, contribution, flags, found, bool(flags))
         facts = _facts(contribution, numbers.get(contribution.module.key))
         counted = asked.counted(contribution, facts.alpha, partial(read_row, checkpoint)) if asked else Counted()

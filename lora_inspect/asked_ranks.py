@@ -2,14 +2,21 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_inspect.contribution import Contribution
 from lora_inspect.evidence import asked_alpha, close, network_args
+from lora_inspect.printable import shortened
 from lora_inspect.scales import Counted
 from lora_inspect.schemes.record import MODEL
+from lora_inspect.steps import Refused, Steps
 from lora_inspect.trainers import is_musubi
 
+if TYPE_CHECKING:
+    from lora_inspect.expression import Expression
+
+# Of an option of ss_network_args; a list of ranks has a few hundred characters.
+_LONGEST = 4_000
 # What sd-scripts takes where no rank is asked for.
 _DEFAULT_RANK = 4
 # Options in whose names these words stand set ranks; those that are in no table below set them by rules of their own.
@@ -79,6 +86,35 @@ NETWORKS: Mapping[str, RankOptions] = {
 }  # fmt: skip
 
 
+class NamedRanks:
+    """`network_reg_dims`: expressions for parts of the names of modules, each with the rank of those that it fits."""
+
+    def __init__(self, text: str) -> None:
+        self._pairs = [pair.strip().partition("=") for pair in text[:_LONGEST].split(",")]
+        self._length = len(text)
+        self._steps = Steps()
+        self._expressions: dict[str, Expression] = {}
+
+    def of(self, name: str) -> str | None:
+        """The rank that the first expression gives that fits; raises Refused where one is not compared."""
+        if self._length > _LONGEST:
+            raise Refused(f"network_reg_dims has {self._length:,} characters, and at most {_LONGEST:,} are read")
+        for pattern, _, rank in self._pairs:
+            if pattern and self._fits(pattern.strip(), name):
+                return rank
+        return None
+
+    def _fits(self, pattern: str, name: str) -> bool:
+        from lora_inspect.expression import Expression
+
+        try:
+            if pattern not in self._expressions:
+                self._expressions[pattern] = Expression(pattern, "anywhere", self._steps)
+            return self._expressions[pattern].matches(name)
+        except Refused as why:
+            raise Refused(f"network_reg_dims '{shortened(pattern)}' {why}") from None
+
+
 class AskedRanks(NamedTuple):
     """What sd-scripts was asked for: rank and alpha (None where unknown), and the options that change the rank."""
 
@@ -86,6 +122,7 @@ class AskedRanks(NamedTuple):
     alpha: float | None
     args: Mapping[str, Any]
     options: RankOptions
+    named: NamedRanks = NamedRanks("")
 
     @property
     def splits(self) -> bool:
@@ -104,7 +141,10 @@ class AskedRanks(NamedTuple):
         name = contribution.module.key.replace(".", "_")
         is_model = contribution.module.component == MODEL
         rank = factors["down"].shape[0]
-        expected = self._rank_of(name, is_model)
+        try:
+            expected = self._rank_of(name, is_model)
+        except Refused as why:
+            return Counted(1, f"the rank that was asked for is unknown, as {why}")
         parts = self._parts_of(name) if is_model and self.splits else 1
         if expected is None:
             return Counted(1, _no_parts(rank, parts)) if parts > 1 else Counted()
@@ -121,19 +161,15 @@ class AskedRanks(NamedTuple):
         return Counted(1, self._contradiction(alpha, asked, rank, expected, parts))
 
     def _rank_of(self, name: str, is_model: bool) -> int | None:
-        """The rank that was asked for a module; None where that cannot be known."""
-        pairs = str(self.args.get("network_reg_dims", "")).split(",")
-        for pattern, _, number in (pair.strip().partition("=") for pair in pairs):
-            try:
-                if pattern and re.search(pattern.strip(), name):
-                    return _whole(number)
-            except re.error:
-                return None
+        """The rank that was asked for a module; None where that cannot be known. Raises Refused."""
+        named = self.named.of(name)
+        if named is not None:
+            return _whole(named)
         if not is_model:
             return self.rank
         if self.options.listed:
             option, words = self.options.listed
-            given = str(self.args.get(option, "")).strip().strip("[]").split(",")
+            given = str(self.args.get(option, ""))[:_LONGEST].strip().strip("[]").split(",", len(words))
             for word, number in zip(words, given, strict=False):
                 if word in name and number.strip():
                     return _whole(number)
@@ -163,7 +199,10 @@ def read_asked_ranks(metadata: Mapping[str, str]) -> AskedRanks | None:
         return None
     if any(key.startswith("lora_inspect.") for key in metadata) or "ss_rank_pattern" in metadata:
         return None
-    args = network_args(metadata)
+    # What is no text is spelled once: every module asks for it.
+    args = {
+        name: str(value) if isinstance(value, (list, dict)) else value for name, value in network_args(metadata).items()
+    }
     options = RankOptions() if is_musubi(metadata) else NETWORKS.get(module, RankOptions())
     known = {option for option, _ in options.typed} | {options.listed[0] if options.listed else ""}
     known |= {*_OTHER_MEANINGS, "network_reg_dims"}
@@ -171,7 +210,8 @@ def read_asked_ranks(metadata: Mapping[str, str]) -> AskedRanks | None:
         return None
     dim = metadata.get("ss_network_dim")
     rank = _DEFAULT_RANK if dim == "None" else _whole(dim)
-    return AskedRanks(rank, asked_alpha(metadata), args, options)
+    named = NamedRanks(str(args.get("network_reg_dims", "")))
+    return AskedRanks(rank, asked_alpha(metadata), args, options, named)
 
 
 def saves_parts(metadata: Mapping[str, str]) -> bool:
@@ -182,8 +222,9 @@ def saves_parts(metadata: Mapping[str, str]) -> bool:
 
 def _whole(text: Any) -> int | None:
     """A rank above 0, or None."""
+    digits = str(text)
     try:
-        number = int(str(text))
+        number = int(digits) if len(digits) < _LONGEST else 0
     except ValueError:
         return None
     return number if number > 0 else None

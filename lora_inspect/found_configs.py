@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 from lora_inspect import peft_config
 from lora_inspect.checkpoint import PEFT_WEIGHTS, Checkpoint
 from lora_inspect.contribution import Contribution
+from lora_inspect.peft_config import ModuleSettings
 from lora_inspect.schemes.diffusers import DIFFUSERS
+from lora_inspect.steps import Steps
 
 
 class FoundConfig(NamedTuple):
-    """A LoraConfig and `where` it stands; `prefix` is the component that it speaks of, "" for all.
+    """A LoraConfig, `where` it stands and what it says of single `modules`; `prefix` is its component, "" for all.
 
     `embedded` says that it stands in the file's own metadata and not beside the file.
     """
@@ -20,6 +22,7 @@ class FoundConfig(NamedTuple):
     prefix: str
     config: dict[str, Any]
     embedded: bool
+    modules: ModuleSettings
 
     @property
     def is_lora(self) -> bool:
@@ -29,40 +32,56 @@ class FoundConfig(NamedTuple):
     def gives_rank(self, contribution: Contribution) -> bool:
         """Whether the rank that it gives the module is that of the tensors: otherwise it is not theirs."""
         rank = contribution.formula.rank(contribution.factors)
-        return peft_config.config_rank(self.config, contribution.module.body) == rank
+        return self.modules.rank(contribution.module.body) == rank
 
 
 def find_configs(checkpoint: Checkpoint, contributions: Sequence[Contribution]) -> list[FoundConfig]:
     """The LoraConfigs that belong to the file: those embedded in it, and the one beside it."""
+    steps = Steps()
     found = [
-        FoundConfig(f"metadata {peft_config.EMBEDDED_KEY} {prefix}".rstrip(), prefix, config, embedded=True)
+        FoundConfig(
+            f"metadata {peft_config.EMBEDDED_KEY} {prefix}".rstrip(),
+            prefix,
+            config,
+            embedded=True,
+            modules=ModuleSettings(config, steps),
+        )
         for prefix, config in peft_config.embedded_configs(checkpoint.metadata).items()
     ]
     config, path = checkpoint.config, checkpoint.config_path
     if config is not None and path is not None and peft_config.is_peft_config(config):
-        beside = FoundConfig(path, "", config, embedded=False)
+        beside = FoundConfig(path, "", config, embedded=False, modules=ModuleSettings(config, steps))
         named = os.path.basename(checkpoint.files[0]).startswith(PEFT_WEIGHTS)
-        if named or _fits(beside, contributions):
+        # One that cannot be compared with the tensors may be theirs.
+        if named or _fits(beside, contributions) or beside.modules.refused:
             found.append(beside)
     return found
 
 
-def configs_for(contribution: Contribution, configs: Sequence[FoundConfig]) -> tuple[FoundConfig, ...]:
-    """The configs that speak of a contribution, at most one that is embedded and the one beside the file.
+class Speakers:
+    """Which of the configs of a file speak of a contribution."""
 
-    The embedded one is that of its prefix or component, else one of no component in particular. Those that give the
-    rank of the tensors come first; where one does, the others are not theirs.
-    """
-    module = contribution.module
-    by_prefix: dict[str, FoundConfig] = {}
-    by_component: dict[str | None, FoundConfig] = {}
-    for found in configs:
-        if found.embedded:
-            by_prefix.setdefault(found.prefix, found)
-            by_component.setdefault(DIFFUSERS.prefixes.get(found.prefix), found)
-    embedded = by_prefix.get(module.prefix) or by_component.get(module.component) or by_prefix.get("")
-    speaking = tuple(found for found in configs if found is embedded or not found.embedded)
-    return tuple(found for found in speaking if found.gives_rank(contribution)) or speaking[:1]
+    def __init__(self, configs: Sequence[FoundConfig]) -> None:
+        self._beside = tuple(found for found in configs if not found.embedded)
+        self._by_prefix: dict[str, FoundConfig] = {}
+        self._by_component: dict[str | None, FoundConfig] = {}
+        for found in configs:
+            if found.embedded:
+                self._by_prefix.setdefault(found.prefix, found)
+                self._by_component.setdefault(DIFFUSERS.prefixes.get(found.prefix), found)
+
+    def of(self, contribution: Contribution) -> tuple[FoundConfig, ...]:
+        """The configs that speak of it, at most one that is embedded and the one beside the file.
+
+        The embedded one is that of its prefix or component, else one of no component in particular. Those that give
+        the rank of the tensors come first; where one does, the others are not theirs.
+        """
+        module = contribution.module
+        embedded = (
+            self._by_prefix.get(module.prefix) or self._by_component.get(module.component) or self._by_prefix.get("")
+        )
+        speaking = (*((embedded,) if embedded else ()), *self._beside)
+        return tuple(found for found in speaking if found.gives_rank(contribution)) or speaking[:1]
 
 
 def _fits(found: FoundConfig, contributions: Sequence[Contribution]) -> bool:
@@ -70,6 +89,6 @@ def _fits(found: FoundConfig, contributions: Sequence[Contribution]) -> bool:
     return bool(contributions) and all(
         not contribution.module.flat
         and found.gives_rank(contribution)
-        and peft_config.is_target(found.config.get("target_modules"), contribution.module.body)
+        and found.modules.is_target(contribution.module.body)
         for contribution in contributions
     )

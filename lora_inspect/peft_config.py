@@ -1,12 +1,14 @@
 """LoraConfig as PEFT saves it: alpha and scale rule per module, and the settings that change what the tensors mean."""
 
-import re
 import sys
 from collections.abc import Mapping
-from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_inspect.json_text import parse_json
+from lora_inspect.steps import Steps
+
+if TYPE_CHECKING:
+    from lora_inspect.config_patterns import PatternMap, Targets
 
 EMBEDDED_KEY = "lora_adapter_metadata"
 
@@ -50,28 +52,57 @@ def embedded_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     return {prefix: config for prefix, config in configs.items() if "r" in config or "lora_alpha" in config}
 
 
-def config_rank(config: Mapping[str, Any], path: str) -> int | None:
-    """The rank that the config gives the module at the dotted `path`."""
-    rank = _pattern_value(config.get("rank_pattern"), path, config.get("r"))
-    return rank if isinstance(rank, int) else None
+class ModuleSettings:
+    """What a LoraConfig says of single modules; all `steps` of what came with one file are counted together.
 
+    `refused` says which of its patterns is not compared with modules, and why: then nothing is known of any module.
+    It is None as long as there is no such pattern.
+    """
 
-def config_alpha(config: Mapping[str, Any], path: str) -> float | None:
-    """The alpha that the config gives the module at the dotted `path`; PEFT's default is 8, None is no number."""
-    alpha = _pattern_value(config.get("alpha_pattern"), path, config.get("lora_alpha", 8))
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
-        return None
-    return float(alpha) if abs(alpha) <= sys.float_info.max else None  # JSON spells infinities and longer numbers
+    def __init__(self, config: Mapping[str, Any], steps: Steps) -> None:
+        self._config, self._steps = config, steps
+        self._maps: dict[str, PatternMap] = {}
+        self._targets: Targets | None = None
+        self.refused: str | None = None
 
+    def rank(self, path: str) -> int | None:
+        """The rank that the config gives the module at the dotted `path`."""
+        rank = self._value("rank_pattern", path, self._config.get("r"))
+        return rank if isinstance(rank, int) else None
 
-def is_target(targets: Any, path: str) -> bool:
-    """Whether a config's `target_modules` choose the module at the dotted `path` (`check_target_module_exists`)."""
-    if isinstance(targets, str):
+    def alpha(self, path: str) -> float | None:
+        """The alpha that the config gives the module at the dotted `path`; PEFT's default is 8, None is no number."""
+        alpha = self._value("alpha_pattern", path, self._config.get("lora_alpha", 8))
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+            return None
+        return float(alpha) if abs(alpha) <= sys.float_info.max else None  # JSON spells infinities and longer numbers
+
+    def is_target(self, path: str) -> bool:
+        """Whether the config's `target_modules` choose the module at the dotted `path`."""
+        from lora_inspect.config_patterns import RefusedKey, Targets
+
         try:
-            return targets == "all-linear" or re.fullmatch(targets, path) is not None
-        except re.error:
+            if self._targets is None:
+                self._targets = Targets(self._config.get("target_modules"), self._steps)
+            return self._targets.choose(path)
+        except RefusedKey as key:
+            self.refused = f"target_modules {key}"
             return False
-    return isinstance(targets, list) and any(path == target or path.endswith(f".{target}") for target in targets)
+
+    def _value(self, field: str, path: str, default: Any) -> Any:
+        if self.refused:
+            return None
+        if not self._config.get(field):
+            return default
+        from lora_inspect.config_patterns import PatternMap, RefusedKey
+
+        try:
+            if field not in self._maps:
+                self._maps[field] = PatternMap(self._config.get(field), self._steps)
+            return self._maps[field].value(path, default)
+        except RefusedKey as key:
+            self.refused = f"the key of {field} {key}"
+            return None
 
 
 def fan_in_fan_out(config: Mapping[str, Any]) -> bool | None:
@@ -91,22 +122,3 @@ def foreign_settings(config: Mapping[str, Any]) -> list[str]:
     found = [says for key, says in FOREIGN_SETTINGS.items() if config.get(key) not in (None, False, [], {}, "")]
     bias = config.get("bias")
     return found if bias in (None, "none") else [*found, f"bias is {bias}, so biases of the base were trained too"]
-
-
-def _pattern_value(pattern: Any, path: str, default: Any) -> Any:
-    """PEFT's rule: the first key that matches the end of the path at a dot (`get_pattern_key`)."""
-    if not isinstance(pattern, dict):
-        return default
-    for key, value in pattern.items():
-        expression = _compiled(key)
-        if expression and expression.match(path):
-            return value
-    return pattern.get(path, default)  # a path is a key even where it does not match itself, as a+b does not
-
-
-@lru_cache(maxsize=1 << 14)  # a key for each module is usual, and the library's own cache forgets after 512
-def _compiled(key: str) -> re.Pattern[str] | None:
-    try:
-        return re.compile(rf"(.*\.)?({key})$")
-    except re.error:
-        return None

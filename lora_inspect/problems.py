@@ -39,6 +39,15 @@ def of_configs(configs: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, 
     return problems
 
 
+def of_patterns(refused: Mapping[str, str | None]) -> list[Problem]:
+    """Patterns of configs, by where these stand, that are not compared with modules; None where all are."""
+    return [
+        Problem("pattern", "error", f"{where}: {says}; write the plain module path instead")
+        for where, says in refused.items()
+        if says
+    ]
+
+
 def of_shards(file_metadata: Mapping[str, Mapping[str, str]]) -> list[Problem]:
     """Metadata that decides what the tensors mean, where the files of a set contradict each other."""
     said: dict[str, tuple[str, str]] = {}

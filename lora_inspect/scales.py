@@ -68,16 +68,18 @@ def with_scale(contribution: Contribution, sources: ScaleSources, settings: Sett
 def _alpha(contribution: Contribution, sources: ScaleSources, rank: int) -> tuple[float | None, str]:
     """Alpha with an empty reason, or why it is unknown. (None, "") means that the scheme has none: scale 1."""
     theirs = [found for found in sources.configs if found.gives_rank(contribution)]
-    configured = {found.where: peft_config.config_alpha(found.config, contribution.module.body) for found in theirs}
+    configured = {found.where: found.modules.alpha(contribution.module.body) for found in theirs}
     if sources.module.alpha:
         alpha, why = _stored_alpha(sources.stored, configured)
         if alpha is None or sources.counted.contradiction:
             return None, why or sources.counted.contradiction
         return alpha * sources.counted.parts, ""
+    if any(found.modules.refused for found in sources.configs):
+        return None, "a pattern of the config is refused"
     if theirs:
         return _configured_alpha(contribution, theirs[0], configured, rank)
     if sources.configs:
-        expected = peft_config.config_rank(sources.configs[0].config, contribution.module.body)
+        expected = sources.configs[0].modules.rank(contribution.module.body)
         says = "is no whole number" if expected is None else f"is {expected}"
         return None, f"the config's rank {says} and the tensors' is {rank}, so it is not theirs"
     if schemes.by_name(contribution.module.scheme).absent_alpha == "config":

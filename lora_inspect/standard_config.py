@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from lora_inspect import peft_config
+from lora_inspect.peft_config import ModuleSettings
+from lora_inspect.steps import Steps
 
 Number = TypeVar("Number", int, float)
 
@@ -30,7 +31,7 @@ def standard_config(
 ) -> dict[str, Any]:
     """`config` corrected for modules with `ranks` and `alphas` by dotted path."""
     rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
-    covers = all(peft_config.is_target(config.get("target_modules"), path) for path in ranks)
+    covers = all(map(ModuleSettings(config, Steps()).is_target, ranks))
     return {
         **config,
         "r": rank,

@@ -27,6 +27,7 @@ from lora_inspect.metadata import without_scale_options
 from lora_inspect.scaling import scale_of
 from lora_inspect.schemes.diffusers import DIFFUSERS
 from lora_inspect.schemes.lycoris import LYCORIS
+from lora_inspect.steps import Steps
 
 from .key_places import KeyPlaces, Place
 from .reading import MAGNITUDE, is_factor
@@ -164,6 +165,7 @@ class _Scales:
     def __init__(self, metadata: Mapping[str, str]) -> None:
         configs = peft_config.embedded_configs(metadata)
         self._config = configs.get(_TRANSFORMER) or configs.get("")
+        self._modules = peft_config.ModuleSettings(self._config or {}, Steps())
 
     def of(self, place: Place, rank: int) -> float:
         """The scale of the module at `place`."""
@@ -174,7 +176,11 @@ class _Scales:
                     "rewrite the adapter with lora-inspect convert, which reads both"
                 )
             return 1.0
-        alpha = peft_config.config_alpha(self._config, place.path)
+        alpha = self._modules.alpha(place.path)
+        if self._modules.refused:
+            raise ValueError(
+                f"{peft_config.EMBEDDED_KEY}: {self._modules.refused}; write the plain module path instead"
+            )
         if alpha is None:
             raise ValueError(f"{peft_config.EMBEDDED_KEY} has no alpha for {place.path}")
         return scale_of(alpha, rank, self._config.get("use_rslora") is True)

@@ -177,7 +177,6 @@ RANKS = {
         lora(QKV_KEY, 4, 6.0), {**about(split_qkv="True"), "ss_base_model_version": "flux_kontext"}, 1.5),
     "our own": (lora("lora_unet_a", 8, 6.0), {**about("networks.lora"), "lora_inspect.network": "0.1.0"}, 0.75),
     "an asked rank that is no number": (lora("lora_unet_a", 2, 6.0), about("networks.lora", "1e999"), 3.0),
-    "a broken regular expression": (lora("lora_unet_a", 2, 6.0), about(network_reg_dims="(=4"), 3.0),
 }  # fmt: skip
 
 
@@ -202,6 +201,8 @@ CONTRADICTIONS = {
         block_diagonal(QKV_KEY, 3, 4, alpha=9.0), about(split_qkv="True"), "is neither the 6 that", (9, 27)),
     "split, resized to ranks that nobody says": (
         block_diagonal(QKV_KEY, 3, 4), about(rank="Dynamic", split_qkv="True"), "a rank that the metadata does", ()),
+    "an expression that is not compared": (
+        lora("lora_unet_a", 2, 6.0), about(network_reg_dims="b=3,(a+)+$=4"), "'(a+)+$' has an unbounded repeat", ()),
     "a rank by layer type that is not theirs": (
         lora(LINEAR1, 4, 6.0), about(single_dim="2"), "says rank 2, but the tensors have rank 4", (6, 12)),
 }  # fmt: skip

@@ -11,17 +11,25 @@ from strategies import paths
 from lora_inspect.peft_config import (
     EMBEDDED_KEY,
     FOREIGN_SETTINGS,
-    config_alpha,
-    config_rank,
+    ModuleSettings,
     embedded_configs,
     foreign_settings,
     is_peft_config,
     residual_init,
 )
+from lora_inspect.steps import Steps
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 KEYS = ["q", "attn.q", "blocks.0", r"blocks\.\d+\.q", "^blocks.0.q", ".*", "q|k", "(", "to_q", "0.q"]
+
+
+def config_rank(config, path):
+    return ModuleSettings(config, Steps()).rank(path)
+
+
+def config_alpha(config, path):
+    return ModuleSettings(config, Steps()).alpha(path)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +56,13 @@ def test_a_path_is_a_key_even_where_it_does_not_match_itself(get_pattern_key, ke
     assert config_alpha({"lora_alpha": 99, "alpha_pattern": pattern}, path) == expected
 
 
-def test_a_broken_pattern_matches_nothing():
-    assert config_rank({"r": 4, "rank_pattern": {"(": 8}}, "q") == 4
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize("key", ["(", "(a+)+$"])
+def test_a_pattern_that_is_not_compared_leaves_all_unknown_and_is_told(field, key):
+    modules = ModuleSettings({"r": 4, "lora_alpha": 2, field: {"k": 3, key: 8}}, Steps())
+    assert (modules.refused, modules.rank("q"), modules.alpha("q")) != (None, 4, 2)
+    assert modules.refused.startswith(f"the key of {field} '{key}' ")
+    assert (modules.rank("k"), modules.alpha("k")) == (None, None)
 
 
 @pytest.mark.parametrize("pattern", [None, [], {}, "q"])

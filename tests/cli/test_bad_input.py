@@ -234,6 +234,34 @@ def test_a_peft_setting_that_is_not_built_is_refused_by_name(word, run, refuse, 
     refuse("convert", file.parent, "--to-standard", "-o", tmp_path / "out.safetensors", words=[word])
 
 
+# Fields of a config with an expression that is not compared with modules, and whether it lies beside the file.
+PATTERNS = {
+    "rank_pattern": {"rank_pattern": {"k": 4, "(a+)+$": 8}},
+    "alpha_pattern": {"alpha_pattern": {"(a+)+$": 8}},
+    "target_modules": {"target_modules": "(a+)+$"},
+    "embedded": {"rank_pattern": {"(a+)+$": 8}},
+}
+
+
+@pytest.mark.parametrize("place", PATTERNS)
+def test_an_expression_that_is_not_compared_is_refused_with_its_key(place, run, refuse, good, write_safetensors):
+    config = {**CONFIG, **PATTERNS[place]}
+    embedded = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": value for key, value in config.items()})}
+    tensors = lora("transformer.blocks.0.attn.q", alpha=None, spelling="peft") if place == "embedded" else PEFT
+    file = write_safetensors(tensors, embedded if place == "embedded" else {}, "peft/other.safetensors")
+    if place != "embedded":
+        (file.parent / "adapter_config.json").write_text(json.dumps(config))
+    record = run("info", file, "--json").json
+    assert record["scales"] == {"unknown": 1}
+    assert "pattern" in {item["code"] for item in record["problems"] if item["severity"] == "error"}
+    where = "metadata lora_adapter_metadata" if place == "embedded" else "adapter_config.json"
+    words = [str(file), where, "'(a+)+$'", "unbounded repeat", "write the plain module path"]
+    words.append("rank_pattern" if place == "embedded" else place)
+    for extra in ([], ["--alpha", "4", "--rslora", "no"]):
+        refuse("merge", good[0], file, "-o", file.parent / "out.safetensors", *extra, words=words)
+    refuse("convert", file, "-o", file.parent / "out.safetensors", words=words)
+
+
 STORED = {
     "crepe-lycoris-lokr-conv": ["LoKr"],
     "minilm-lycoris-loha-r8": ["LoHa"],
