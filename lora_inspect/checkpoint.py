@@ -52,6 +52,13 @@ class Checkpoint(NamedTuple):
         return tuple(self.inputs)
 
     @property
+    def name(self) -> str:
+        """The name of its file, and of a sharded set the one that a single file would have."""
+        name = os.path.basename(self.files[0])
+        whole = _set_of(name)
+        return whole.stem + whole.ending if whole and len(self.files) > 1 else name
+
+    @property
     def bytes(self) -> int:
         """Size of all files, in bytes."""
         return sum(self.inputs[file].bytes for file in self.files)

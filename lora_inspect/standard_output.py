@@ -14,6 +14,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.folded_scales import FoldedScales, folded_record
 from lora_inspect.input_file import Identity
 from lora_inspect.naming import CONFIG, FACTORS, PEFT_MAGNITUDES, carrier_of, magnitude_place
+from lora_inspect.output_names import file_output, folder_output
 from lora_inspect.outputs import check_output, check_replaceable, new_folder
 from lora_inspect.standard_config import BARE, standard_config, standard_embedded
 
@@ -24,13 +25,21 @@ _WEIGHTS = f"{PEFT_WEIGHTS}.safetensors"
 
 
 class StandardOutput:
-    """The output of one adapter at `path`, and what goes with its tensors."""
+    """The output of one adapter where the user `named` it, and what goes with its tensors; `path` is where it stands.
 
-    def __init__(self, adapter: Adapter, path: str) -> None:
+    Raises LoraInspectError where the name is none for such an output of such `inputs`.
+    """
+
+    def __init__(self, adapter: Adapter, named: str, inputs: Collection[str]) -> None:
         self._adapter = adapter
-        self._path = path
         self._carriers = {carrier_of(module) for module in adapter.modules.values()}
         self._is_folder = CONFIG in self._carriers
+        source = adapter.checkpoint
+        if self._is_folder:
+            because = f"{source.path} has PEFT's names, whose scale stands in an {ADAPTER_CONFIG} beside the tensors"
+            self.path = folder_output(named, because, inputs)
+        else:
+            self.path = file_output(named, source.name, inputs)
 
     def check(self, inputs: Collection[str], force: bool) -> None:
         """Raises LoraInspectError where the adapter cannot be written to the path."""
@@ -40,15 +49,9 @@ class StandardOutput:
                 f"{source}: some of its keys have PEFT's names, whose scale stands in a config, and some have "
                 "others, so no program reads all of them; write PEFT's modules to a file of their own first."
             )
-        is_input = os.path.exists(self._path) and any(os.path.samefile(self._path, each) for each in inputs)
-        if self._is_folder and self._path.endswith(".safetensors") and not is_input:
-            raise LoraInspectError(
-                f"{self._path}: {source} has PEFT's names, whose scale stands in an {ADAPTER_CONFIG} beside the "
-                f"tensors; name a folder for both, as in -o {self._path.removesuffix('.safetensors')}."
-            )
-        check_output(self._path, inputs, force, folder=self._is_folder)
+        check_output(self.path, inputs, force, folder=self._is_folder)
         if self._is_folder:
-            check_replaceable(self._path, (_WEIGHTS, ADAPTER_CONFIG))
+            check_replaceable(self.path, (_WEIGHTS, ADAPTER_CONFIG))
 
     def check_magnitudes(self) -> None:
         """Raises LoraInspectError where readers would apply a magnitude to modules that have none."""
@@ -98,15 +101,15 @@ class StandardOutput:
         With `force` it replaces what `check` lets it replace.
         """
         if not self._is_folder:
-            write_contents(self._path, contents, metadata, inputs, force)
-            return os.path.getsize(self._path)
+            write_contents(self.path, contents, metadata, inputs, force)
+            return os.path.getsize(self.path)
         config = self._config(modules)
-        with new_folder(self._path, inputs, force) as folder:
+        with new_folder(self.path, inputs, force) as folder:
             write_contents(os.path.join(folder, _WEIGHTS), contents, metadata)
             with open(os.path.join(folder, ADAPTER_CONFIG), "x", encoding="utf-8") as handle:
                 json.dump(config, handle, indent=2, sort_keys=True)
                 handle.write("\n")
-        return os.path.getsize(os.path.join(self._path, _WEIGHTS))
+        return os.path.getsize(os.path.join(self.path, _WEIGHTS))
 
     def orientation(self, has_config: bool) -> Iterable[str]:
         """What the output does not say of weights that the base stores as (in, out), where it has no config."""

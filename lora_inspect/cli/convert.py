@@ -26,7 +26,7 @@ from lora_inspect.printable import shortened
 
 @click.command(short_help="Rewrite an adapter so that every loader applies the same scale.")
 @click.argument("adapter", type=FilePath(), metavar="ADAPTER[:SETTING,...]")
-@writing_options
+@writing_options()
 @click.option(
     "--to-standard", is_flag=True, help="Scale alpha/rank in every module, no flags, corrected metadata (the default)."
 )

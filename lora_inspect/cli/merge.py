@@ -11,7 +11,7 @@ from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.shared_options import reading_options, settings, transposed_option, writing_options
 from lora_inspect.dora import MULTIPLIER_RULES
 from lora_inspect.listing import some
-from lora_inspect.ops.merge import MergeOptions, MergePlan, check_merge_output, plan_merge
+from lora_inspect.ops.merge import MergeOptions, MergePlan, check_merge_output, merge_output, plan_merge
 from lora_inspect.ops.merge import merge as merge_files
 from lora_inspect.orientation import SHAPE, in_words
 from lora_inspect.orientation_answers import Answers
@@ -19,13 +19,13 @@ from lora_inspect.printable import shortened
 from lora_inspect.settings import parse_arguments
 from lora_inspect.unmatched import in_components
 
-_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_DTYPES = {"float32": "F32", "fp32": "F32", "float16": "F16", "fp16": "F16", "bfloat16": "BF16", "bf16": "BF16"}
 
 
 @click.command(short_help="Fold adapters into a base.")
 @click.argument("base", type=FilePath())
 @click.argument("adapters", nargs=-1, required=True, type=FilePath(), metavar="ADAPTER[:SETTING,...]...")
-@writing_options
+@writing_options(dry_run=True)
 @click.option(
     "--dtype", type=click.Choice(list(_DTYPES)), help="Element type of floating tensors; the base's by default."
 )
@@ -43,12 +43,14 @@ _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 )
 @transposed_option("the base stores")
 @reading_options
-@click.option("--dry-run", is_flag=True, help="Say what would be merged; read and write no weight.")
+@click.option(
+    "--dry-run", is_flag=True, is_eager=True, help="Say what would be merged, with or without -o; write nothing."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def merge(
     base: str,
     adapters: tuple[str, ...],
-    output: str,
+    output: str | None,
     force: bool,
     dtype: str | None,
     only: tuple[str, ...],
@@ -82,9 +84,12 @@ def merge(
     for note in plan.notes:
         terminal.note(note)
     if dry_run:
-        check_merge_output(plan, output, force)
+        if output is not None:
+            output = merge_output(plan, output)
+            check_merge_output(plan, output, force)
         _print(_planned(plan, output), plan, as_json)
         return
+    assert output is not None  # the option asks for it where there is no dry run
     with progress_bar("Merging", plan.bytes) as progress:
         result = merge_files(plan, output, force, progress)
     record = asdict(result)
@@ -95,7 +100,7 @@ def merge(
     _print(record, plan, as_json)
 
 
-def _planned(plan: MergePlan, output: str) -> dict[str, Any]:
+def _planned(plan: MergePlan, output: str | None) -> dict[str, Any]:
     return {
         "output": output,
         "modules_merged": plan.modules,
@@ -126,7 +131,8 @@ def _print(record: dict[str, Any], plan: MergePlan, as_json: bool) -> None:
             terminal.line(f"{shortened(name)} <- {', '.join(map(shortened, modules))}")
     verb = "would merge" if record.get("dry_run") else "merged"
     strengths = ", ".join(f"{path} at {_strength(multiplier)}" for path, multiplier in record["multipliers"].items())
-    terminal.line(f"{verb} {record['modules_merged']} modules ({strengths}) into {record['output']}")
+    into = "" if record["output"] is None else f" into {record['output']}"
+    terminal.line(f"{verb} {record['modules_merged']} modules ({strengths}){into}")
     copied = "would be copied" if record.get("dry_run") else "copied"
     terminal.line(f"{record['tensors_copied']} tensors {copied} unchanged")
     if "dora_multiplier" in record:

@@ -62,14 +62,29 @@ def transposed_option(of: str) -> Callable[[Decorated], Decorated]:
     )
 
 
-def writing_options(function: Decorated) -> Decorated:
-    """-o and --force."""
-    for option in (
-        click.option("--force", is_flag=True, help="Overwrite the output if it exists; never an input."),
-        click.option("-o", "--output", required=True, type=FilePath(), metavar="OUT", help="Where to write."),
-    ):
-        function = option(function)
-    return function
+def writing_options(dry_run: bool = False) -> Callable[[Decorated], Decorated]:
+    """-o and --force; of a verb that has a --dry-run, which is eager, that one needs no -o."""
+
+    def needed(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+        if value is None and not context.params["dry_run"]:
+            raise click.MissingParameter(ctx=context, param=parameter)
+        return value
+
+    def decorate(function: Decorated) -> Decorated:
+        function = click.option("--force", is_flag=True, help="Overwrite the output if it exists; never an input.")(
+            function
+        )
+        return click.option(
+            "-o",
+            "--output",
+            required=not dry_run,
+            callback=needed if dry_run else None,
+            type=FilePath(),
+            metavar="OUT",
+            help="Where to write: a name that ends in .safetensors, or a folder.",
+        )(function)
+
+    return decorate
 
 
 def settings(rslora: str | None, alpha: float | None, allow_partial_dora: bool) -> Settings:

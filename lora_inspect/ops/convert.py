@@ -78,15 +78,16 @@ def convert_to_standard(
 ) -> ConvertResult:
     """Writes `path` to `output` with alpha/rank as the scale of every module and without flags.
 
-    `progress` is told of every module that is done. Raises LoraInspectError, and writes nothing, where the
-    meaning of the file is unknown, where DoRA has no agreed way out, or where the loss is above 5%.
+    Where `output` is a folder, a file goes into it under the name of the input. `progress` is told of every module
+    that is done. Raises LoraInspectError, and writes nothing, where the meaning of the file is unknown, where DoRA has
+    no agreed way out, or where the loss is above 5%.
     """
     adapter = read_adapter(open_checkpoint(path), options.settings)
     adapter.refuse()
     base = _open_base(adapter, options)
-    leftovers = remove_leftovers(output)
-    place = StandardOutput(adapter, output)
     inputs = adapter.checkpoint.inputs | (base.inputs if base else {})
+    place = StandardOutput(adapter, output, inputs)
+    leftovers = remove_leftovers(place.path)
     place.check(inputs, force)
     if options.keep_dora:
         place.check_magnitudes()
@@ -124,7 +125,7 @@ def convert_to_standard(
         "bytes": written,
     }
     return ConvertResult(
-        output=output,
+        output=place.path,
         source=source,
         target=target,
         modules=len(modules),

@@ -20,6 +20,7 @@ from lora_inspect.matching import match
 from lora_inspect.metadata import describe_file, merged_metadata
 from lora_inspect.orientation import Orientation, check_answers, together
 from lora_inspect.orientation_answers import Answers
+from lora_inspect.output_names import file_output, folder_output
 from lora_inspect.outputs import check_output, check_replaceable, new_folder
 from lora_inspect.progress import Progress, silent
 from lora_inspect.quantisation import quantisation_settings
@@ -184,10 +185,12 @@ def _as_settings(given: Settings | float) -> Settings:
 def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress = silent) -> MergeResult:
     """Writes the merged base: a file for a single-file base, a folder with the same names for any other.
 
-    `progress` is told the bytes of each tensor that is done. Raises LoraInspectError, and leaves nothing,
-    when a result is not finite or the output cannot be written.
+    Where `output` is a folder, a file goes into it under the name of the base. `progress` is told the bytes of each
+    tensor that is done. Raises LoraInspectError, and leaves nothing, when a result is not finite or the output cannot
+    be written.
     """
     started = time.perf_counter()
+    output = merge_output(plan, output)
     leftovers = remove_leftovers(output)
     check_merge_output(plan, output, force)
     wait_briefly()
@@ -213,8 +216,16 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     )
 
 
+def merge_output(plan: MergePlan, named: str) -> str:
+    """The path that `merge` writes for what the user `named`; raises LoraInspectError where that is no output of it."""
+    if plan.base.root is None:
+        return file_output(named, plan.base.name, plan.inputs)
+    what = "a folder" if os.path.isdir(plan.base.path) else "a part of a sharded set"
+    return folder_output(named, f"{plan.base.path} is {what}", plan.inputs)
+
+
 def check_merge_output(plan: MergePlan, output: str, force: bool) -> None:
-    """Raises LoraInspectError where `merge` would refuse to write to `output`."""
+    """Raises LoraInspectError where `merge` would refuse to write to the path `output`."""
     is_folder = plan.base.root is not None
     check_output(output, plan.inputs, force, folder=is_folder)
     if is_folder:

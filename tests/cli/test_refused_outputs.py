@@ -26,7 +26,8 @@ def place(tmp_path, write_safetensors, fixtures):
     write_safetensors(base(), name="base.safetensors")
     write_safetensors(loras(), name="a.safetensors")
     (tmp_path / "folder").mkdir()
-    (tmp_path / "other").write_text("other")
+    for name in ("other", "other.safetensors"):
+        (tmp_path / name).write_text("other")
     for name in ("base", "a"):
         (tmp_path / f"symbolic_{name}").symlink_to(tmp_path / f"{name}.safetensors")
         os.link(tmp_path / f"{name}.safetensors", tmp_path / f"hard_{name}")
@@ -60,16 +61,15 @@ OUTPUTS = [
         "a.safetensors", "symbolic_a", "hard_a")],
     *[(CONVERT, name, force, INPUT) for force in (False, True) for name in ("a.safetensors", "symbolic_a", "hard_a")],
     *[(SHARDED, name, force, INPUT) for force in (False, True) for name in ("shards", "shards/", ".", "shards/..")],
-    *[(command, "nowhere/out", force, ["nowhere", "does not exist", "make it first"])
-      for force in (False, True) for command in (MERGE, CONVERT, SHARDED)],
-    *[(command, "other", False, ["other: it exists", "--force"]) for command in (MERGE, CONVERT, SHARDED)],
-    *[(command, "folder", False, ["folder: it exists", "--force"]) for command in (MERGE, CONVERT)],
-    *[(command, "folder", True, ["folder: it is a folder", "remove it first"]) for command in (MERGE, CONVERT)],
+    *[(command, f"nowhere/{name}", force, ["nowhere", "does not exist", "make it first"])
+      for force in (False, True)
+      for command, name in ((MERGE, "out.safetensors"), (CONVERT, "out.safetensors"), (SHARDED, "out"))],
+    *[(command, "other.safetensors", False, ["other.safetensors: it exists", "--force"])
+      for command in (MERGE, CONVERT)],
+    (SHARDED, "other", False, ["other: it exists", "--force"]),
     (SHARDED, "other", True, ["other: it is a file", "remove it first"]),
-    *[(command, name, True, ["it cannot be a file", "name the file to write"])
-      for name in ("", "new/") for command in (MERGE, CONVERT)],
-    (MERGE, "other/out", True, ["does not exist"]),
-    (MERGE, "n" * 300, True, ["File name too long"]),
+    (MERGE, "other/out.safetensors", True, ["does not exist"]),
+    (MERGE, "n" * 300 + ".safetensors", True, ["File name too long"]),
 ]  # fmt: skip
 
 
@@ -102,8 +102,8 @@ def test_an_index_with_odd_metadata_is_merged_and_its_size_is_right(about, run, 
 @pytest.mark.parametrize("command", [MERGE, CONVERT])
 def test_force_replaces_a_file(command, run, place, monkeypatch):
     monkeypatch.chdir(place)
-    assert run(*command, "-o", "other", "--force").status == 0
-    assert run("info", "other").status == 0
+    assert run(*command, "-o", "other.safetensors", "--force").status == 0
+    assert run("info", "other.safetensors").status == 0
 
 
 # adapter, base, words
@@ -132,21 +132,44 @@ MISFITS = {
 def test_a_base_and_an_adapter_that_do_not_fit_are_refused(adapter, weights, words, refuse, write_safetensors):
     write_safetensors(adapter, name="x.safetensors")
     write_safetensors(weights, name="y.safetensors")
-    refuse("merge", "y.safetensors", "x.safetensors", "-o", "out", words=words)
+    refuse("merge", "y.safetensors", "x.safetensors", "-o", "out.safetensors", words=words)
 
 
 def test_a_cast_that_overflows_is_refused_by_the_tensors_name(refuse, write_safetensors):
     write_safetensors({**base(1), "head.weight": ("F32", (2, 2), 1e6)}, name="y.safetensors")
     write_safetensors(loras(1), name="x.safetensors")
     words = ["y.safetensors", "head.weight", "inf", "F16", "--dtype"]
-    refuse("merge", "y.safetensors", "x.safetensors", "-o", "out", "--dtype", "float16", words=words)
+    refuse("merge", "y.safetensors", "x.safetensors", "-o", "out.safetensors", "--dtype", "float16", words=words)
 
 
 def test_the_second_of_two_adapters_is_checked_like_the_first(refuse, write_safetensors):
     write_safetensors(lora("lora_unet_elsewhere"), name="x.safetensors")
-    refuse("merge", "base.safetensors", "a.safetensors", "x.safetensors:0.5", "-o", "out", words=["x.safetensors"])
-    refuse("merge", "base.safetensors", "a.safetensors", "gone.safetensors", "-o", "out", words=["gone.safetensors"])
-    refuse("merge", "base.safetensors", "a.safetensors:one", "-o", "out", words=["a.safetensors:one", "no such file"])
+    refuse(
+        "merge",
+        "base.safetensors",
+        "a.safetensors",
+        "x.safetensors:0.5",
+        "-o",
+        "out.safetensors",
+        words=["x.safetensors"],
+    )
+    refuse(
+        "merge",
+        "base.safetensors",
+        "a.safetensors",
+        "gone.safetensors",
+        "-o",
+        "out.safetensors",
+        words=["gone.safetensors"],
+    )
+    refuse(
+        "merge",
+        "base.safetensors",
+        "a.safetensors:one",
+        "-o",
+        "out.safetensors",
+        words=["a.safetensors:one", "no such file"],
+    )
 
 
 # Which call of the system refuses, and how many calls of it succeed before.
@@ -172,7 +195,8 @@ def test_a_disk_that_refuses_leaves_nothing(moment, command, code, refuse, monke
 
     monkeypatch.setattr(os, name, fail)
     monkeypatch.delattr(os, "copy_file_range", raising=False)
-    refuse(*command, "-o", "out", words=["out", os.strerror(code), "choose another place"])
+    output = "out" if command is SHARDED else "out.safetensors"
+    refuse(*command, "-o", output, words=["out", os.strerror(code), "choose another place"])
     assert len(calls) > succeed
 
 
@@ -187,7 +211,12 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(refuse, monkeypatch):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_the_right_to_write_is_one_sentence(refuse, place):
     (place / "folder").chmod(0o500)
-    refuse(*MERGE, "-o", "folder/out", words=["folder/out: it cannot be written (Permission denied)"])
+    refuse(
+        *MERGE,
+        "-o",
+        "folder/out.safetensors",
+        words=["folder/out.safetensors: it cannot be written (Permission denied)"],
+    )
 
 
 def test_an_input_that_cannot_be_read_is_one_sentence(refuse, monkeypatch):
@@ -199,5 +228,7 @@ def test_an_input_that_cannot_be_read_is_one_sentence(refuse, monkeypatch):
         return real(file, *arguments, **options)
 
     monkeypatch.setattr("builtins.open", fail)
-    refuse(*MERGE, "-o", "out", words=["a.safetensors", "Permission denied", "check the path and its rights"])
+    refuse(
+        *MERGE, "-o", "out.safetensors", words=["a.safetensors", "Permission denied", "check the path and its rights"]
+    )
     refuse("info", "a.safetensors", words=["a.safetensors", "Permission denied"])

@@ -121,6 +121,7 @@ def refused(path, action):
     assert os.listdir("out") == []
 
 
+OUTPUT = {"base.safetensors": "out/merged.safetensors", "base": "out/merged"}
 MERGED_FILES = [
     ("base.safetensors", "peft", "base.safetensors"),
     ("base.safetensors", "peft", "peft/adapter_model.safetensors"),
@@ -143,7 +144,7 @@ def test_merge_refuses_an_input_that_changes(base, adapter, path, change, moment
     interference = Interference(moment, change, path, monkeypatch, plan.bytes)
     if moment == "before the first byte":
         interference.act()
-    refused(path, lambda: merge(plan, "out/merged", progress=interference.progress))
+    refused(path, lambda: merge(plan, OUTPUT[base], progress=interference.progress))
     assert interference.done
 
 
@@ -177,24 +178,24 @@ def test_nothing_is_wrong_where_only_other_files_change(base, place):
         os.utime("base" if base != "base" else "base.safetensors")
         Path("peft/README.md").write_text("about the adapter")
 
-    merge(plan, "out/merged", progress=elsewhere)
-    assert os.listdir("out") == ["merged"]
+    merge(plan, OUTPUT[base], progress=elsewhere)
+    assert os.listdir("out") == [os.path.basename(OUTPUT[base])]
 
 
 def test_the_old_output_stays_where_an_input_changes(place):
-    Path("out/merged").write_text("old")
+    Path("out/merged.safetensors").write_text("old")
     plan = plan_merge("base.safetensors", [("peft", 1.0)], MergeOptions())
     os.utime("base.safetensors")
     with pytest.raises(LoraInspectError, match="it changed while it was read"):
-        merge(plan, "out/merged", force=True)
-    assert Path("out/merged").read_text() == "old"
-    assert os.listdir("out") == ["merged"]
+        merge(plan, "out/merged.safetensors", force=True)
+    assert Path("out/merged.safetensors").read_text() == "old"
+    assert os.listdir("out") == ["merged.safetensors"]
 
 
 def test_a_file_that_comes_back_is_no_mixture(place, monkeypatch):
     """Another file for a moment only: its bytes are never read, so the output is that of the first one."""
     plan = plan_merge("base.safetensors", [("peft", 1.0)], MergeOptions())
-    merge(plan, "out/undisturbed")
+    merge(plan, "out/undisturbed.safetensors")
     started = []
 
     def there_and_back(count):
@@ -205,10 +206,10 @@ def test_a_file_that_comes_back_is_no_mixture(place, monkeypatch):
 
     refused_by = "peft/adapter_model.safetensors"
     with pytest.raises(LoraInspectError, match=refused_by):
-        merge(plan, "out/merged", progress=there_and_back)
+        merge(plan, "out/merged.safetensors", progress=there_and_back)
     os.rename("aside", refused_by)
-    merge(plan, "out/merged")
-    assert Path("out/merged").read_bytes() == Path("out/undisturbed").read_bytes()
+    merge(plan, "out/merged.safetensors")
+    assert Path("out/merged.safetensors").read_bytes() == Path("out/undisturbed.safetensors").read_bytes()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no limit of descriptors to set")
@@ -244,7 +245,7 @@ class TestInputsThatAreNoFiles:
     def test_a_pipe_is_refused(self, argument, place, run):
         os.mkfifo("pipe.safetensors")
         paths = {"base": "base.safetensors", "adapter": "peft", argument: "pipe.safetensors"}
-        refusal = run("merge", paths["base"], paths["adapter"], "-o", "out/merged").refusal
+        refusal = run("merge", paths["base"], paths["adapter"], "-o", "out/merged.safetensors").refusal
         assert refusal == "pipe.safetensors: it is neither a file nor a folder; name a file on a disk."
 
     @pytest.mark.parametrize("name", [f"base/{SHARDS[1]}", "base/model.safetensors.index.json"])
@@ -255,7 +256,7 @@ class TestInputsThatAreNoFiles:
 
     def test_a_pipe_on_stdin_is_refused(self, place):
         root = Path(__file__).parents[2]
-        command = [sys.executable, "-m", "lora_inspect", "merge", "/dev/stdin", "peft", "-o", "out/merged"]
+        command = [sys.executable, "-m", "lora_inspect", "merge", "/dev/stdin", "peft", "-o", "out/merged.safetensors"]
         content = Path("base.safetensors").read_bytes()
         ended = subprocess.run(command, input=content, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True)
         assert ended.returncode == 1
@@ -275,5 +276,7 @@ class TestInputsThatAreNoFiles:
             return found
 
         monkeypatch.setattr(os.path, "isfile", look)
-        refusal = run("merge", "base.safetensors", "peft/adapter_model.safetensors", "-o", "out/merged").refusal
+        refusal = run(
+            "merge", "base.safetensors", "peft/adapter_model.safetensors", "-o", "out/merged.safetensors"
+        ).refusal
         assert refusal == f"{name}: it cannot be read (No such file or directory); check the path and its rights."

@@ -412,7 +412,7 @@ class TestSummary:
         with pytest.raises(LoraInspectError, match=r"magnitude of inputs.*choose --base BASE or --drop-magnitude"):
             convert(
                 tmp_path / "in.safetensors",
-                tmp_path / "out",
+                tmp_path / ("out" if name.startswith("base_model") else "out.safetensors"),
                 keep_dora=True,
                 settings=settled,
             )
@@ -423,7 +423,7 @@ class TestSummary:
         with pytest.raises(LoraInspectError, match=r"1 modules have no magnitude \(transformer\.b\.q\)"):
             convert(
                 tmp_path / "in.safetensors",
-                tmp_path / "out",
+                tmp_path / "out.safetensors",
                 keep_dora=True,
                 settings=Settings(allow_partial_dora=True),
             )

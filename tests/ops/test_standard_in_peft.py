@@ -211,7 +211,9 @@ class TestPlace:
     @pytest.mark.parametrize("name", ["out.safetensors", "adapter_model.safetensors"])
     def test_a_file_is_refused_and_a_folder_named(self, name, tmp_path):
         trained(tmp_path / "in")
-        with pytest.raises(LoraInspectError, match=r"has PEFT's names.*name a folder for both, as in -o"):
+        with pytest.raises(
+            LoraInspectError, match=r"has PEFT's names.*so a folder is written; name a folder, as in -o"
+        ):
             convert(tmp_path / "in", tmp_path / name)
         assert {path.name for path in tmp_path.iterdir()} == {"in"}
 
