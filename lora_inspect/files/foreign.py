@@ -19,7 +19,8 @@ _DOWNLOAD = "download the file itself"
 _UNPACK = "unpack it and name the .safetensors file in it"
 _OTHER_VERSION = "use the .safetensors version of the model"
 _FIRST_NAME = rb"PK\x03\x04.{26}[^\x00]{0,255}?"  # up to a part of the name of the first file in a zip archive
-_TEXT = rb"(?i)(?:\xef\xbb\xbf)?\s*"
+_TEXT = rb"(?i)\s*"
+_BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
 class Format(NamedTuple):
@@ -99,6 +100,7 @@ def refuse_foreign(file: str, start: bytes, size: int) -> None:
     """Raises LoraInspectError where the first bytes of what should be weights show that it is something else."""
     if is_safetensors(start):
         return
+    start = _unmarked(start)
     refuse_format(file, start)
     is_json = re.match(_JSON, start) is not None
     if is_json and file.lower().endswith(".json"):
@@ -151,6 +153,14 @@ def _weights_beside(file: str) -> str:
     if len(weights) == 1:
         return f"name the weights beside it, {os.path.join(folder, weights[0])}, or their folder, {folder or os.curdir}"
     return f"name the weights that it belongs to, such as {os.path.join(folder, weights[0])}"
+
+
+def _unmarked(start: bytes) -> bytes:
+    """The bytes of a text with a byte order mark, as shells of Windows redirect it, in UTF-8 and without the mark."""
+    for mark, encoding in _BYTE_ORDER_MARKS.items():
+        if start.startswith(mark):
+            return start[len(mark) :].decode(encoding, "ignore").encode()
+    return start
 
 
 def _is_text(start: bytes) -> bool:

@@ -95,6 +95,8 @@ FOREIGN = {
     "page in small letters": (b"<!doctype html><head>", PAGE),
     "page after white space": (b"\n\r\n \t<HTML lang=en>", PAGE),
     "page after a byte order mark": (b"\xef\xbb\xbf<html><body>", PAGE),
+    "page in UTF-16": ("<html><body>".encode("utf-16"), PAGE),
+    "page in UTF-16 of the other order": (b"\xfe\xff" + "<html><body>".encode("utf-16-be"), PAGE),
     "page that begins with a comment": (b"<!-- served by x -->\n<html>", PAGE),
     "XML": (b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>', ["XML", *SERVER]),
     "text": (b"Entry not found", ["text", *SERVER]),
@@ -252,6 +254,34 @@ def test_a_shard_under_a_pickles_name_stands_for_its_set(name, tmp_path):
     checkpoint = open_checkpoint(str(tmp_path / name))
     assert list(checkpoint.tensors) == ["t1", "t2"]
     assert checkpoint.index_path == str(tmp_path / "m.bin.index.json")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+def test_a_pipe_in_a_folder_is_no_weights_and_not_waited_for(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(ONE)
+    os.mkfifo(tmp_path / "b.bin")
+    (tmp_path / "c.bin").mkdir()
+    assert list(open_checkpoint(str(tmp_path)).tensors) == ["a"]
+
+
+def test_a_base_folder_under_a_pickles_names_is_merged_under_them(run, fixtures, tmp_path):
+    (tmp_path / "base").mkdir()
+    for file in (fixtures / "synthetic" / "base_sharded").iterdir():
+        content = file.read_bytes()
+        if file.suffix == ".json":
+            content = content.replace(b".safetensors", b".bin")
+        (tmp_path / "base" / file.name.replace(".safetensors", ".bin")).write_bytes(content)
+    (tmp_path / "base" / "optimizer.bin").write_bytes(PICKLED)
+    adapter = fixtures / "synthetic" / "split.safetensors"
+    merged = run("merge", tmp_path / "base", adapter, "-o", tmp_path / "out", "--json").json
+    assert merged["left_behind"] == ["optimizer.bin"]
+    assert {path.name for path in (tmp_path / "base").iterdir()} - {"optimizer.bin"} == set(
+        os.listdir(tmp_path / "out")
+    )
+    run("merge", fixtures / "synthetic" / "base_sharded", adapter, "-o", tmp_path / "plain")
+    ours, plain = (open_checkpoint(str(tmp_path / name)) for name in ("out", "plain"))
+    assert ours.tensors.keys() == plain.tensors.keys()
+    assert [Path(file).read_bytes() for file in ours.files] == [Path(file).read_bytes() for file in plain.files]
 
 
 def command_of(sentence):
