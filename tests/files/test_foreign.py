@@ -99,7 +99,8 @@ FOREIGN = {
     "page in UTF-16 of the other order": (b"\xfe\xff" + "<html><body>".encode("utf-16-be"), PAGE),
     "page that begins with a comment": (b"<!-- served by x -->\n<html>", PAGE),
     "XML": (b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>', ["XML", *SERVER]),
-    "text": (b"Entry not found", ["text", *SERVER]),
+    "text": (b"404\r\n\tEntry not found\n", ["text", *SERVER]),
+    "text with a brace at the place of a header": (b"function{ return 1 }", ["text", *SERVER]),
     "text of other letters": ("Zugriff verweigert: prüfen Sie Ihre Rechte ".encode() * 40, ["text", *SERVER]),
     "text that is cut in a letter": (b"a" * (START_BYTES - 1) + "ü".encode(), ["text", *SERVER]),
     "empty": (b"", ["0 bytes", "fetch it again"]),
@@ -245,6 +246,12 @@ def test_a_folder_shows_safetensors_files_under_a_pickles_name(files, listed, te
             open_checkpoint(str(tmp_path))
     else:
         assert list(open_checkpoint(str(tmp_path)).tensors) == tensors
+
+
+def test_a_pickled_shard_is_a_pickle_before_it_is_one_of_a_set(tmp_path):
+    (tmp_path / "m-00001-of-00002.bin").write_bytes(PICKLED)
+    with pytest.raises(LoraInspectError, match="it is a pickle"):
+        open_checkpoint(str(tmp_path / "m-00001-of-00002.bin"))
 
 
 @pytest.mark.parametrize("name", ["m-00001-of-00002.bin", "m-00002-of-00002.bin", "m.bin.index.json"])
