@@ -119,7 +119,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
             *problems.of_patterns({found.where: found.modules.refused for found in configs}),
             *(problems.of_shards(checkpoint.file_metadata) if claims.modules else ()),
             *(p for p in about_magnitudes if p.code != "dora-partial" or not settings.allow_partial_dora),
-            *problems.of_algorithms(modules.values()),
+            *problems.of_algorithms(modules.values(), checkpoint.metadata),
             *problems.of_rule_setting(modules.values(), [g.reading for g in groups.values()], settings.rslora),
             *_of_alpha_setting(claims, parts, settled, settings),
             *problems.of_scales(modules.values()),

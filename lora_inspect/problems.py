@@ -3,16 +3,18 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lora_inspect import peft_config
+from lora_inspect import algorithms, peft_config
 from lora_inspect.contribution import Claims, Contribution, Module
 from lora_inspect.evidence import Problem, RsloraReading, close
 from lora_inspect.scaling import RANK_STABILISED, STANDARD
+from lora_inspect.trainers import NETWORK_KEY
 
 # What our training network says of PiSSA weights that are a plain LoRA on the original base.
 INITIAL_FACTORS_KEY, INCLUDED = "lora_inspect.initial_factors", "included"
 
 # The way out where this version cannot compute what a file says.
 _OWN_PROGRAM = "merge it with the program that trained it"
+_OWN_NETWORK = "merge it in Python with `merge_to` of lora_inspect.networks.{}, which trained it"
 # How the keys of metadata begin that say how alpha and rank are to be read.
 _DECIDING_METADATA = ("lora_inspect.", "lora_adapter_metadata", "ss_network_", "ss_alpha_", "ss_rank_", "ss_init_")
 # What a setting is against evidence that it cannot change.
@@ -77,22 +79,23 @@ def _residual(where: str, init: str) -> Problem:
     return Problem("residual-base", "error", message)
 
 
-def of_algorithms(modules: Iterable[Module]) -> list[Problem]:
-    """Algorithms that are recognised but not computed."""
-    by_title: dict[str, list[str]] = {}
+def of_algorithms(modules: Iterable[Module], metadata: Mapping[str, str]) -> list[Problem]:
+    """Algorithms that are recognised but not computed; files of our own network are merged by it."""
+    by_name: dict[str, list[str]] = {}
     for module in modules:
         for contribution in module.contributions:
             if contribution.algorithm.formula is None:
-                keys = by_title.setdefault(contribution.algorithm.title, [])
+                keys = by_name.setdefault(contribution.algorithm.name, [])
                 keys.append(next(iter(contribution.factors.values())).name)
     return [
         Problem(
             "algorithm",
             "error",
-            f"{title} is not built yet ({len(keys)} modules, {keys[0]}); {_OWN_PROGRAM}",
+            f"{algorithms.by_name(name).title} is not built yet ({len(keys)} modules, {keys[0]}); "
+            f"{_OWN_NETWORK.format(name) if NETWORK_KEY in metadata else _OWN_PROGRAM}",
             tuple(keys[:5]),
         )
-        for title, keys in by_title.items()
+        for name, keys in by_name.items()
     ]
 
 
