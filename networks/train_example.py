@@ -5,7 +5,7 @@
 The model learns what another one does whose weights differ by a low-rank change. Each adapter is saved into FOLDER
 (the current one by default), described by `lora-inspect info`, and loaded into diffusers, whose output is compared
 with that of the training: in the names of diffusers the RS-LoRA scale is multiplied into the factors, as nothing
-there could say it. Needs diffusers and peft.
+there could say it. Needs diffusers and peft, which the extra `example` installs.
 """
 
 import argparse
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from . import lora_flux
 
+# What trains with the adapter and loads it, peft behind the scenes of diffusers.
+_PROGRAMS = ("diffusers", "peft")
 RANK, ALPHA = 8, 8
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -121,12 +123,25 @@ def _shown(label: str, steps: int) -> Iterator[int]:
         yield from bar
 
 
+def _check_programs() -> None:
+    """Exits with a sentence where a program is missing that the example compares with."""
+    for name in _PROGRAMS:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            sys.exit(
+                f"Error: the example needs {' and '.join(_PROGRAMS)}, but {name} cannot be imported ({error}); "
+                'install the extra `example` with `pip install ".[example]"` in the folder of lora-inspect.'
+            )
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", default=os.curdir)
     parser.add_argument("--steps", type=int, default=120)
     arguments = parser.parse_args()
+    _check_programs()
     for kind in KINDS:
         file = os.path.join(arguments.folder, f"example_{kind}.safetensors")
         first, last = train(kind, file, arguments.steps)
