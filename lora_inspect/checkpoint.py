@@ -117,8 +117,12 @@ def open_checkpoint(path: str) -> Checkpoint:
 
 
 def find_checkpoints(folder: str) -> Iterator[str]:
-    """What there is to open below `folder`: PEFT folders and sharded sets as one path each, other files singly."""
-    for parent, folders, names in os.walk(folder):
+    """What there is to open below `folder`: PEFT folders and sharded sets as one path each, other files singly.
+
+    Folders that cannot be read come last, so that opening them says why.
+    """
+    unreadable: list[str] = []
+    for parent, folders, names in os.walk(folder, onerror=lambda error: unreadable.append(error.filename)):
         folders.sort()
         seen: set[str | ShardSet] = set()
         for name in sorted(names):
@@ -129,6 +133,7 @@ def find_checkpoints(folder: str) -> Iterator[str]:
             if group not in seen:
                 seen.add(group)
                 yield os.path.join(parent, name)
+    yield from unreadable
 
 
 def is_checkpoint_folder(folder: str) -> bool:

@@ -1,6 +1,7 @@
 """`info`: the fields that scripts rely on, lists and objects, tables, and broken files beside good ones."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -223,6 +224,27 @@ def test_a_folder_that_cannot_be_read_does_not_hide_the_others(run, synthetic, t
         (False, str(good)),
     ]
     assert shown.stderr == f"Error: {tmp_path}: Permission denied; check the path and its rights.\n"
+
+
+def test_a_folder_in_the_folder_that_cannot_be_read_has_its_entry(run, synthetic, tmp_path, monkeypatch):
+    (tmp_path / "shut").mkdir()
+    shutil.copy(synthetic / "split.safetensors", tmp_path)
+
+    def unless_shut(listing):
+        def list_folder(folder="."):
+            if str(folder).endswith("shut"):
+                raise PermissionError(13, "Permission denied", str(folder))
+            return listing(folder)
+
+        return list_folder
+
+    for function in (os.scandir, os.listdir):
+        monkeypatch.setattr(os, function.__name__, unless_shut(function))  # root may read every folder
+    shown = run("info", tmp_path, "--json")
+    good, broken = json.loads(shown.stdout)
+    assert good["path"] == str(tmp_path / "split.safetensors")
+    assert (shown.status, broken["path"]) == (1, str(tmp_path / "shut"))
+    assert broken["error"].endswith("Permission denied; check the path and its rights.")
 
 
 def test_a_broken_file_alone_prints_nothing_on_stdout(run, tmp_path):
