@@ -1,6 +1,5 @@
 """What somebody may have meant who mistyped a name. Standard library only."""
 
-import heapq
 import os
 from collections.abc import Iterable
 from itertools import islice
@@ -29,7 +28,7 @@ def nearest_name(name: str, names: Iterable[str]) -> str | None:
         whole.set_seq1(other)
         return stem.ratio(), whole.ratio()
 
-    compared = heapq.nlargest(_COMPARED, islice(names, _LOOKED_AT), key=rough)
+    compared = sorted(islice(names, _LOOKED_AT), key=rough, reverse=True)[:_COMPARED]
     nearest = max(compared, key=exact, default=None)
     return None if nearest is None or exact(nearest)[0] < _LEAST_RATIO else nearest
 

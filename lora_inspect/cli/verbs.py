@@ -3,7 +3,6 @@
 import gc
 import importlib
 import os
-import re
 from typing import TYPE_CHECKING
 
 import click
@@ -18,7 +17,7 @@ VERBS = ("info", "merge", "convert")
 # The verb that a file without any verb means.
 _OF_FILES = "info"
 # What paths have and verbs have not.
-_IN_PATHS = re.compile(r"[./\\:]")
+_IN_PATHS = "./\\:"
 
 
 class Verbs(click.Group):
@@ -53,7 +52,7 @@ class Verbs(click.Group):
         word = args[0]
         if word in VERBS:
             return super().resolve_command(ctx, args)
-        if not (ctx.resilient_parsing or _IN_PATHS.search(word) or os.path.lexists(word)):
+        if not (ctx.resilient_parsing or any(mark in word for mark in _IN_PATHS) or os.path.lexists(word)):
             raise click.UsageError(_no_verb(word), ctx)
         behind = ["--", *args] if word.startswith("-") else args  # the parser has taken the user's own --
         return _OF_FILES, self.get_command(ctx, _OF_FILES), behind
