@@ -28,7 +28,8 @@ def nearest_name(name: str, names: Iterable[str]) -> str | None:
         whole.set_seq1(other)
         return stem.ratio(), whole.ratio()
 
-    compared = sorted(islice(names, _LOOKED_AT), key=rough, reverse=True)[:_COMPARED]
+    looked_at = sorted(islice(names, _LOOKED_AT))  # of names that are as near as each other the same one each time
+    compared = sorted(looked_at, key=rough, reverse=True)[:_COMPARED]
     nearest = max(compared, key=exact, default=None)
     return None if nearest is None or exact(nearest)[0] < _LEAST_RATIO else nearest
 

@@ -1,5 +1,6 @@
 """Names near a mistyped one, at a cost that does not grow with the folder."""
 
+import itertools
 import os
 import time
 
@@ -38,6 +39,11 @@ NEAREST = {
 @pytest.mark.parametrize(("name", "expected"), NEAREST.items(), ids=repr)
 def test_the_nearest_name(name, expected):
     assert nearest_name(name, NAMES) == expected
+
+
+@pytest.mark.parametrize("names", list(itertools.permutations(["lora1", "lora2", "lora3"])))
+def test_of_names_as_near_as_each_other_it_is_the_same_one_in_any_order(names):
+    assert nearest_name("lora", names) == "lora1"
 
 
 @pytest.mark.parametrize("letters", ["a", "ab"])

@@ -94,7 +94,7 @@ MISTYPED = {
     "info, in another case": (["info", "B.safetensors"], "b.safetensors"),
     "a file alone": (["loras/tow.safetensors"], "loras/two.safetensors"),
     "merge's base": (["merge", "base.safetensor", "a.safetensors", "-o", "out"], "base.safetensors"),
-    "merge's adapter": (["merge", "base.safetensors", "loras/won.sft:0.5", "-o", "out"], "loras/one.safetensors"),
+    "merge's adapter": (["merge", "base.safetensors", "loras/ones.sft:0.5", "-o", "out"], "loras/one.safetensors"),
     "convert's adapter": (["convert", "loras/ones.safetensors", "-o", "out"], "loras/one.safetensors"),
     "convert's base": (
         ["convert", "dora.safetensors", "--base", "bsae.safetensors", "--rank", "2", "-o", "out"], "base.safetensors"),
