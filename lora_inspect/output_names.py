@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.foreign import PICKLE_ENDINGS
+from lora_inspect.outputs import is_input
 
 _ENDING = ".safetensors"
 # With which names end that are meant for a file of weights. What follows the last dot of others, as a version number
@@ -26,7 +27,7 @@ def file_output(named: str, name: str, inputs: Collection[str]) -> str:
         return os.path.join(named, _bare(name) + _ENDING)
     if _ends_with_slash(named):
         raise LoraInspectError(f"{named}: there is no such folder; make it first, or name a file.")
-    if named.endswith(_ENDING) or _is_one_of(named, inputs) or _is_no_file(named):
+    if named.endswith(_ENDING) or is_input(named, inputs) or _is_no_file(named):
         return named
     proper = _bare(named) + _ENDING
     way_out = f"name it {proper}" if not os.path.lexists(proper) else f"choose a name that ends in {_ENDING}"
@@ -40,7 +41,7 @@ def folder_output(named: str, because: str, inputs: Collection[str]) -> str:
     """
     _refuse_nothing(named)
     bare = _bare(named)
-    if bare == named or os.path.isdir(named) or _is_one_of(named, inputs):
+    if bare == named or os.path.isdir(named) or is_input(named, inputs):
         return named
     which = f", as in -o {bare}" if not os.path.lexists(bare) else " that does not exist"
     raise LoraInspectError(f"{named}: {because}, so a folder is written; name a folder{which}.")
@@ -66,7 +67,3 @@ def _ends_with_slash(named: str) -> bool:
 
 def _is_no_file(named: str) -> bool:
     return os.path.lexists(named) and not os.path.isfile(named)
-
-
-def _is_one_of(named: str, inputs: Collection[str]) -> bool:
-    return os.path.exists(named) and any(os.path.samefile(named, path) for path in inputs)

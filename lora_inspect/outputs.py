@@ -25,9 +25,8 @@ def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool =
         raise LoraInspectError(f"{output or 'the empty name'}: it cannot be a file; name the file to write.")
     if not os.path.lexists(output):
         return
-    for path in inputs:
-        if os.path.exists(output) and (os.path.samefile(path, output) or _lies_in(path, output)):
-            raise LoraInspectError(f"{output}: it is an input of the command; choose another output.")
+    if is_input(output, inputs):
+        raise LoraInspectError(f"{output}: it is an input of the command; choose another output.")
     if not os.path.isdir(output):
         _check_file(output)
         if os.path.islink(output):
@@ -38,6 +37,11 @@ def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool =
         raise LoraInspectError(f"{output}: it is {'a folder' if os.path.isdir(output) else 'a file'}; remove it first.")
     if folder and os.path.islink(output):
         raise LoraInspectError(f"{output}: it is a link to a folder; name the folder itself.")
+
+
+def is_input(output: str, inputs: Iterable[str]) -> bool:
+    """Whether `output` is one of the inputs, under whatever name, or a folder that holds one."""
+    return os.path.exists(output) and any(os.path.samefile(path, output) or _lies_in(path, output) for path in inputs)
 
 
 def check_replaceable(output: str, names: Iterable[str], folders: Iterable[str] = ()) -> None:

@@ -27,7 +27,7 @@ _WEIGHTS = f"{PEFT_WEIGHTS}.safetensors"
 class StandardOutput:
     """The output of one adapter where the user `named` it, and what goes with its tensors; `path` is where it stands.
 
-    Raises LoraInspectError where the name is none for such an output of such `inputs`.
+    Raises LoraInspectError where the adapter needs both a file and a folder, and where the name is for the other one.
     """
 
     def __init__(self, adapter: Adapter, named: str, inputs: Collection[str]) -> None:
@@ -35,6 +35,11 @@ class StandardOutput:
         self._carriers = {carrier_of(module) for module in adapter.modules.values()}
         self._is_folder = CONFIG in self._carriers
         source = adapter.checkpoint
+        if self._is_folder and len(self._carriers) > 1:
+            raise LoraInspectError(
+                f"{source.path}: some of its keys have PEFT's names, whose scale stands in a config, and some have "
+                "others, so no program reads all of them; write PEFT's modules to a file of their own first."
+            )
         if self._is_folder:
             because = f"{source.path} has PEFT's names, whose scale stands in an {ADAPTER_CONFIG} beside the tensors"
             self.path = folder_output(named, because, inputs)
@@ -43,12 +48,6 @@ class StandardOutput:
 
     def check(self, inputs: Collection[str], force: bool) -> None:
         """Raises LoraInspectError where the adapter cannot be written to the path."""
-        source = self._adapter.checkpoint.path
-        if self._is_folder and len(self._carriers) > 1:
-            raise LoraInspectError(
-                f"{source}: some of its keys have PEFT's names, whose scale stands in a config, and some have "
-                "others, so no program reads all of them; write PEFT's modules to a file of their own first."
-            )
         check_output(self.path, inputs, force, folder=self._is_folder)
         if self._is_folder:
             check_replaceable(self.path, (_WEIGHTS, ADAPTER_CONFIG))
