@@ -121,7 +121,8 @@ def refuse_format(file: str, start: bytes) -> None:
     """Raises LoraInspectError where a file begins with the mark of a format that is neither safetensors nor text."""
     if any(re.match(pickle, start, re.DOTALL) for pickle in _PICKLES):
         raise LoraInspectError(
-            f"{file}: it is a pickle, which can run code when it is unpickled, so it is never read; {_conversion(file)}."
+            f"{file}: it is a pickle, which can run code when it is unpickled, so it is never read; "
+            f"{_conversion(file)}."
         )
     for form in _FORMATS:
         if re.match(form.start, start, re.DOTALL):
