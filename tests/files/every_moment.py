@@ -1,12 +1,11 @@
 """Ends a process at each of the system calls with which an output is written, and says what that left behind.
 
-    python every_moment.py FOLDER (killed|interrupted) [what to take away: os.link, or fcntl.* for the whole module]...
+    python every_moment.py FOLDER (killed|interrupted) PLATFORM
 
 Prints a JSON object: for each kind of output how many moments there are, how often which state was left, how often
 which one the next run made of it, and how many different notes it gave.
 """
 
-import importlib
 import json
 import os
 import shutil
@@ -15,17 +14,11 @@ import sys
 from collections import Counter
 from contextlib import suppress
 
+from platforms import PLATFORMS
+
+fork, KILL = os.fork, signal.SIGKILL
 MODULES = ("os.", "open", "fcntl.", "ctypes.", "shutil.")
 OLD, NEW = "old", "new"
-
-
-def take_away(names):
-    for name in names:
-        module, attribute = name.split(".")
-        if attribute == "*":
-            sys.modules[module] = None
-        elif hasattr(sys.modules[module], attribute):
-            delattr(sys.modules[module], attribute)
 
 
 def write_file(output, force, text=NEW):
@@ -76,7 +69,7 @@ def state(place):
 
 def ended_at(moment, how, action):
     """Whether the action, in a process of its own, got as far as the call with this number."""
-    child = os.fork()
+    child = fork()
     if child:
         return os.waitpid(child, 0)[1] != 0
     with suppress(BaseException):
@@ -89,7 +82,7 @@ def ended_at(moment, how, action):
             calls += 1
             if calls == moment:
                 if how == "killed":
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    os.kill(os.getpid(), KILL)
                 raise KeyboardInterrupt
 
         for name in ("write", "fsync"):
@@ -108,12 +101,9 @@ def announced(event, real, call):
     return announce
 
 
-def main(root, how, *taken):
-    importlib.import_module("ctypes")
-    take_away(taken)
-    if "os.O_NONBLOCK" in taken:
-        shutil._use_fd_functions = False  # as on Windows
+def main(root, how, platform):
     os.fsync = lambda descriptor: None  # the death of a process takes nothing from the disk, and waiting takes long
+    PLATFORMS[platform].play()
     found = {}
     for kind, (write, is_there) in KINDS.items():
         left, mended, moment, notes = Counter(), Counter(), 1, set()

@@ -1,10 +1,10 @@
 """What only some systems have is named in one file; and what stands there in for it where it is missing."""
 
 import ast
-import re
 from pathlib import Path
 
 import pytest
+from platforms import ATTRIBUTES, CONSTANTS, MODULES, is_constant
 
 from lora_inspect.files import system
 
@@ -16,38 +16,7 @@ OTHERS = [
 ]  # fmt: skip
 
 
-def words(text):
-    return set(text.split())
-
-
-# From the availability notes of the standard library's documentation.
-MODULES = words(
-    "_winapi ctypes curses fcntl grp msvcrt nt posix pty pwd readline resource select selectors syslog termios tty "
-    "winreg"
-)
-ATTRIBUTES = {
-    "os": words(
-        "chflags chown chroot ctermid copy_file_range eventfd fchdir fchmod fchown fdatasync fork forkpty fpathconf "
-        "fstatvfs get_blocking getegid geteuid getgid getgroups getloadavg getpgid getpgrp getpriority getrandom "
-        "getresuid getsid getuid getxattr lchflags lchmod lchown link listxattr lockf major makedev memfd_create minor "
-        "mkfifo mknod mount name nice openpty pathconf pidfd_open pipe2 posix_fadvise posix_fallocate posix_spawn "
-        "pread preadv pwrite pwritev readv removexattr sched_getaffinity sched_setaffinity sched_yield sendfile "
-        "set_blocking setpriority setsid setuid setxattr splice startfile statvfs sync ttyname uname unshare wait "
-        "wait3 wait4 waitid writev"
-    ),
-    "signal": words("alarm pause pidfd_send_signal pthread_kill pthread_sigmask setitimer siginterrupt sigwait"),
-    "sys": words("platform getwindowsversion"),
-    "shutil": words("chown"),
-    "socket": words("AF_UNIX"),
-}
-# Constants of which every system has only some.
-CONSTANTS = {"os": r"(O|P|EX|SCHED)_[A-Z]+|W[A-Z]+", "signal": r"SIG_?[A-Z0-9]+|ITIMER_[A-Z]+"}
-EVERYWHERE = words("O_RDONLY O_WRONLY O_RDWR O_CREAT O_EXCL O_TRUNC O_APPEND SIGINT SIGTERM SIG_DFL SIG_IGN")
 PLACES = ("/proc/", "/sys/", "/dev/")
-
-
-def is_constant(module, name):
-    return name not in EVERYWHERE and re.fullmatch(CONSTANTS.get(module, "(?!)"), name) is not None
 
 
 def only_some_have(module, name):
