@@ -67,43 +67,60 @@ def state(place):
     return " ".join([shown, *others])
 
 
-def ended_at(moment, how, action):
-    """Whether the action, in a process of its own, got as far as the call with this number."""
+class Moment:
+    """Ends the process, or interrupts it, at the call with a number."""
+
+    def __init__(self, how):
+        self.how, self.left = how, 0
+        for name in ("write", "fsync"):
+            setattr(os, name, self.announced(f"os.{name}", getattr(os, name)))
+        sys.addaudithook(self.call)
+
+    def announced(self, event, real):
+        def announce(*arguments):
+            self.call(event, arguments)
+            return real(*arguments)
+
+        return announce
+
+    def call(self, event, arguments):
+        if self.left and event.startswith(MODULES):
+            self.left -= 1
+            if not self.left:
+                if self.how == "killed":
+                    os.kill(os.getpid(), KILL)
+                raise KeyboardInterrupt
+
+    def reached(self, number, action):
+        """Whether the action gets as far as the call with this number."""
+        if self.how == "killed":
+            return in_a_child(lambda: self.reached_here(number, action))
+        return self.reached_here(number, action)
+
+    def reached_here(self, number, action):
+        self.left = number
+        try:
+            action()
+        except KeyboardInterrupt:
+            return True
+        self.left = 0
+        return False
+
+
+def in_a_child(action):
+    """Whether the action is true, or was killed, in a process of its own."""
     child = fork()
     if child:
         return os.waitpid(child, 0)[1] != 0
     with suppress(BaseException):
-        calls = 0
-
-        def call(event, arguments):
-            nonlocal calls
-            if not event.startswith(MODULES):
-                return
-            calls += 1
-            if calls == moment:
-                if how == "killed":
-                    os.kill(os.getpid(), KILL)
-                raise KeyboardInterrupt
-
-        for name in ("write", "fsync"):
-            setattr(os, name, announced(f"os.{name}", getattr(os, name), call))
-        sys.addaudithook(call)
-        action()
-        os._exit(0)
+        os._exit(1 if action() else 0)
     os._exit(1)
-
-
-def announced(event, real, call):
-    def announce(*arguments):
-        call(event, arguments)
-        return real(*arguments)
-
-    return announce
 
 
 def main(root, how, platform):
     os.fsync = lambda descriptor: None  # the death of a process takes nothing from the disk, and waiting takes long
     PLATFORMS[platform].play()
+    until = Moment(how)
     found = {}
     for kind, (write, is_there) in KINDS.items():
         left, mended, moment, notes = Counter(), Counter(), 1, set()
@@ -113,7 +130,7 @@ def main(root, how, platform):
             output = os.path.join(place, "out")
             if is_there:
                 write(output, False, OLD)
-            if not ended_at(moment, how, lambda output=output, write=write, force=is_there: write(output, force)):
+            if not until.reached(moment, lambda output=output, write=write, force=is_there: write(output, force)):
                 break
             left[state(place)] += 1
             notes |= {note.replace(place, "") for note in write(output, True)}
