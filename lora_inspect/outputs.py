@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.partial import claimed, is_of_dead_run, replace_folder, without_slash
+from lora_inspect.files.partial import claimed, is_of_dead_run, left_under, replace_folder, without_slash
 from lora_inspect.files.system import create, is_at, rename_new, sync_file, sync_folder
 from lora_inspect.input_file import Identity, check_unchanged
 
@@ -118,6 +118,10 @@ def new_folder(output: str, inputs: Mapping[str, Identity] | None = None, force:
         except LoraInspectError as error:
             raise LoraInspectError(str(error).replace(partial, output)) from None
         _sync_name(output)
+    if left := left_under(partial):
+        raise LoraInspectError(
+            f"{output}: it is complete, but what it replaced cannot be removed; remove {' and '.join(left)}."
+        )
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """How a network's weights become a file."""
 
+import io
 import json
 import logging
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_inspect import __version__
+from lora_inspect.byte_copy import write_all
 from lora_inspect.contents import Content, write_contents
 from lora_inspect.evidence import SCALE_KEY
 from lora_inspect.files.partial import remove_leftovers
@@ -91,8 +93,11 @@ def write_weights(
         logger.warning(note)
     cast = {key: _cast(key, tensor, dtype) for key, tensor in tensors.items()}
     if not file.endswith(".safetensors"):
-        with new_file(file, force=True) as descriptor, open(descriptor, "wb", closefd=False) as handle:
-            torch.save(cast, handle)
+        # Into a file, torch would hide what the disk says under an error of its own.
+        content = io.BytesIO()
+        torch.save(cast, content)
+        with new_file(file, force=True) as descriptor:
+            write_all(descriptor, content.getbuffer())
         return
     contents = [
         Content(TensorPlan(key, _NAMES[tensor.dtype], tuple(tensor.shape)), _bytes(tensor))

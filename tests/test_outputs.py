@@ -1,8 +1,11 @@
 """Where an output may go, and folders that appear complete or not at all."""
 
+import ast
 import errno
 import os
+import shutil
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,8 @@ from lora_inspect.files import partial as partial_module
 from lora_inspect.files import system
 from lora_inspect.input_file import identify
 from lora_inspect.outputs import check_output, check_replaceable, new_file, new_folder
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -169,6 +174,22 @@ def test_what_ends_the_command_after_the_new_folder_is_in_place_leaves_no_old_on
     assert (tmp_path / "out" / "a").read_text() == "new"
 
 
+def test_an_old_folder_that_cannot_be_removed_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("old")
+    monkeypatch.setattr(partial_module.shutil, "rmtree", refuse)
+    with pytest.raises(LoraInspectError) as refused, new_folder(str(tmp_path / "out"), force=True) as partial:
+        (tmp_path / partial / "a").write_text("new")
+    assert str(refused.value) == (
+        f"{tmp_path}/out: it is complete, but what it replaced cannot be removed; remove {partial}.lock and "
+        f"{partial}.gone."
+    )
+    assert os.listdir(tmp_path / "out") == ["a"]
+
+
 def test_an_error_names_the_output_and_not_the_folder_that_is_filled(tmp_path):
     def fail(partial):
         raise LoraInspectError(f"{partial}/model.safetensors: it cannot be written (No space left on device).")
@@ -325,3 +346,71 @@ def test_however_often_the_removing_is_interrupted_nothing_is_left(kind, times, 
         half()
     assert len(calls) == times + 1
     assert os.listdir(tmp_path) == []
+
+
+def test_all_of_a_folder_is_on_the_disk_before_it_is_in_its_place_and_then_its_name(
+    run, fixtures, tmp_path, monkeypatch
+):
+    base, output = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(fixtures / "synthetic" / "base_sharded", base)
+    (base / "sub" / "deeper").mkdir(parents=True)
+    (base / "sub" / "deeper" / "side").write_text("side")
+    command = ["merge", base, fixtures / "synthetic" / "split.safetensors", "-o", output]
+    assert run(*command).status == 0
+    names = sorted(f"{path.relative_to(output)}" for path in output.rglob("*"))
+    assert len(names) == 7
+    done, fsync, exchange = [], os.fsync, partial_module.exchange
+
+    def record_sync(descriptor):
+        done.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def record_exchange(first, second):
+        done.append("exchange")
+        return exchange(first, second)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(partial_module, "exchange", record_exchange)
+    assert run(*command, "--force").status == 0
+    before, after = done[: done.index("exchange")], done[done.index("exchange") + 1 :]
+    (partial,) = {path for path in before if os.path.dirname(path) == str(tmp_path)}
+    assert {os.path.relpath(path, partial) for path in before} >= {*names, "."}
+    assert after == [str(tmp_path)]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_then_the_name(force, tmp_path, monkeypatch):
+    done, fsync = [], os.fsync
+
+    def record(descriptor):
+        done.append((os.readlink(f"/proc/self/fd/{descriptor}"), os.listdir(tmp_path).count("out")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    with new_file(str(tmp_path / "out"), force=force) as descriptor:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+    assert done == [(path, 0), (str(tmp_path), 1)]
+
+
+# The files that make others: what gives an output its name, and what fills a folder that gets one in that way.
+MAKING = {"lora_inspect/outputs.py", "lora_inspect/files/partial.py", "lora_inspect/files/system.py",
+          "lora_inspect/base_folder.py", "lora_inspect/standard_output.py"}  # fmt: skip
+CALLS = {"write_text", "write_bytes", "save_file", "serialize_file", "touch", "mkstemp", "NamedTemporaryFile"}
+CALLS_OF_OS = {"open", "rename", "renames", "replace", "link", "symlink", "mkdir", "makedirs", "unlink", "remove"}
+
+
+def makes_files(node):
+    match node:
+        case ast.Call(func=ast.Name(id="open"), args=[_, ast.Constant(value=str(mode)), *_]):
+            return bool(set(mode) & set("wxa+"))
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="os"), attr=name)):
+            return name in CALLS_OF_OS
+        case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name)):
+            return name in CALLS
+    return False
+
+
+def test_every_file_takes_its_name_in_one_way():
+    sources = [path for package in ("lora_inspect", "networks") for path in (ROOT / package).rglob("*.py")]
+    found = {path for path in sources if any(map(makes_files, ast.walk(ast.parse(path.read_text(encoding="utf-8")))))}
+    assert {str(path.relative_to(ROOT)) for path in found} == MAKING

@@ -100,6 +100,11 @@ def remove_leftovers(output: str) -> tuple[str, ...]:
     return tuple(filter(None, (_clear(output, os.path.join(folder, partial)) for partial in partials)))
 
 
+def left_under(partial: str) -> list[str]:
+    """What there is under the names of a claim, which may have ended."""
+    return [path for path in (partial, *(partial + end for end in (_LOCK, _OLD, _GONE))) if os.path.lexists(path)]
+
+
 def _claim(output: str) -> tuple[str, int]:
     """A path that no other run uses, and the descriptor of its lock file."""
     folder, name = os.path.split(output)
@@ -163,7 +168,7 @@ def _is_ours(descriptor: int) -> bool:
 
 
 def _kept(partial: str) -> str | None:
-    paths = [path for path in (partial, *(partial + end for end in (_LOCK, _OLD, _GONE))) if os.path.lexists(path)]
+    paths = left_under(partial)
     if not paths:
         return None  # its run has just ended well
     them = "it" if len(paths) == 1 else "them"
