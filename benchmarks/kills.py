@@ -32,7 +32,7 @@ from lora_inspect.checkpoint import open_checkpoint
 from lora_inspect.writer import TensorPlan, Writer
 
 SHARDS = 3
-LAST_CALLS = 24
+LAST_CALLS = 12
 OUTPUT = "out"
 MOMENTS = ("running", "writing", "call")
 
@@ -70,8 +70,9 @@ class Merge:
         self.old_copy = place + " before"
         os.rename(self.output, self.old_copy)
         self.old = digest(self.old_copy)
-        self.calls = self.run()
+        calls = self.run()
         self.new = digest(self.output)
+        self.calls = {False: calls, True: self.run()}
 
     def start(self, multiplier: float = 1.0, last: int = 0) -> "subprocess.Popen[str]":
         command = ["merge", self.base, f"{self.adapter}:{multiplier}", "-o", self.output, "--force"]
@@ -109,8 +110,9 @@ class Merge:
         """Kills a run, with an output to replace or none; returns when."""
         self.prepare(is_there)
         if moment == "call":
-            last = chance.randint(max(1, self.calls - LAST_CALLS), self.calls)
-            process, when = self.start(last=last), f"call {last} of {self.calls}"
+            calls = self.calls[is_there]
+            last = chance.randint(max(1, calls - LAST_CALLS + 1), calls)
+            process, when = self.start(last=last), f"call {last} of {calls}"
         else:
             process = self.start()
             if moment == "writing":
