@@ -33,7 +33,6 @@ from lora_inspect.writer import TensorPlan, Writer
 
 SHARDS = 3
 LAST_CALLS = 12
-OUTPUT = "out"
 MOMENTS = ("running", "writing", "call")
 
 # Runs the command line, kills itself at the call with a number that names the place, and says how many there were.
@@ -64,7 +63,8 @@ class Merge:
     def __init__(self, base: str, adapter: str, place: str, exchanges: bool) -> None:
         self.base, self.adapter, self.place, self.exchanges = base, adapter, place, exchanges
         self.is_folder = os.path.isdir(base)
-        self.output = os.path.join(place, OUTPUT)
+        self.name = "out" if self.is_folder else "out.safetensors"
+        self.output = os.path.join(place, self.name)
         os.mkdir(place)
         self.run(multiplier=0.5)
         self.old_copy = place + " before"
@@ -94,7 +94,7 @@ class Merge:
         return int(found[1])
 
     def wait_until_it_writes(self, process: "subprocess.Popen[str]") -> None:
-        while process.poll() is None and not any(name != OUTPUT for name in os.listdir(self.place)):
+        while process.poll() is None and not any(name != self.name for name in os.listdir(self.place)):
             time.sleep(0.002)
 
     def prepare(self, is_there: bool) -> None:
@@ -136,8 +136,8 @@ class Merge:
 
     def beside(self) -> list[str]:
         """What else lies there, without random names."""
-        others = (name for name in sorted(os.listdir(self.place)) if name != OUTPUT)
-        return [re.sub(r"^out\.[0-9a-f]{16}", "", name) for name in others]
+        others = (name for name in sorted(os.listdir(self.place)) if name != self.name)
+        return [re.sub(r"^out(\.safetensors)?\.[0-9a-f]{16}", "", name) for name in others]
 
 
 def digest(path: str) -> str:

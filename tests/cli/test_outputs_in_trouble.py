@@ -34,7 +34,8 @@ def commands(write_safetensors, fixtures, tmp_path):
     }
 
 
-KINDS = ["merged file", "merged folder", "converted file", "converted folder"]
+# The kinds of output with the names that they may have.
+ENDINGS = {"merged file": ".safetensors", "merged folder": "", "converted file": ".safetensors", "converted folder": ""}
 
 
 @pytest.fixture
@@ -56,33 +57,33 @@ def small_disk(tmp_path):
         subprocess.run(["umount", place], check=True)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENDINGS)
 def test_a_full_disk_is_one_sentence_and_keeps_nothing(kind, commands, small_disk, run):
-    disk = small_disk(16)
+    disk, out = small_disk(16), f"out{ENDINGS[kind]}"
     (disk / "fills").write_bytes(bytes(12 << 10))
-    refusal = run(*commands[kind], "-o", disk / "out").refusal
-    assert refusal.startswith(f"{disk}/out")
+    refusal = run(*commands[kind], "-o", disk / out).refusal
+    assert refusal.startswith(f"{disk}/{out}")
     assert refusal.endswith("it cannot be written (No space left on device); free space or choose another place.")
     assert os.listdir(disk) == ["fills"]
     (disk / "fills").unlink()
     assert sum(map(os.path.getsize, disk.iterdir())) == 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENDINGS)
 def test_a_disk_that_is_only_read_is_one_sentence(kind, commands, small_disk, run):
-    disk = small_disk(16, "ro")
-    refusal = run(*commands[kind], "-o", disk / "out").refusal
-    assert refusal == f"{disk}/out: it cannot be written (Read-only file system); choose another place."
+    disk, out = small_disk(16, "ro"), f"out{ENDINGS[kind]}"
+    refusal = run(*commands[kind], "-o", disk / out).refusal
+    assert refusal == f"{disk}/{out}: it cannot be written (Read-only file system); choose another place."
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENDINGS)
 def test_the_place_of_an_output_may_be_another_disk(kind, commands, small_disk, run, tmp_path):
-    disk = small_disk(4096)
-    assert run(*commands[kind], "-o", disk / "out").status == 0
-    assert run(*commands[kind], "-o", disk / "out", "--force").status == 0
-    assert run(*commands[kind], "-o", tmp_path / "out").status == 0
-    assert os.listdir(disk) == ["out"]
-    assert contents(disk / "out") == contents(tmp_path / "out")
+    disk, out = small_disk(4096), f"out{ENDINGS[kind]}"
+    assert run(*commands[kind], "-o", disk / out).status == 0
+    assert run(*commands[kind], "-o", disk / out, "--force").status == 0
+    assert run(*commands[kind], "-o", tmp_path / out).status == 0
+    assert os.listdir(disk) == [out]
+    assert contents(disk / out) == contents(tmp_path / out)
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
@@ -115,11 +116,14 @@ NAMES = ["with\nnewline", "\x1b[31mred", os.fsdecode(b"\xff\xfe"), "n" * 255, "æ
          f"out.{RANDOM}.partial"]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENDINGS)
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
 def test_an_output_may_have_any_name_that_the_system_takes(name, kind, commands, run, tmp_path):
     place = tmp_path / "place"
     place.mkdir()
+    while len(os.fsencode(name + ENDINGS[kind])) > 255:
+        name = name[:-1]
+    name += ENDINGS[kind]
     leave(place, name)
     output = os.path.join(place, name)
     assert run(*commands[kind], "-o", output).status == 0
@@ -154,7 +158,7 @@ def test_signals_that_meet_the_removing_leave_nothing(numbers, kind, commands, r
     monkeypatch.setattr(writer.Writer, "write", write)
     for name in ("close_locked", "_settle", "_unlock", "_remove"):
         monkeypatch.setattr(partial_module, name, signalled(getattr(partial_module, name)))
-    shown = run(*commands[kind], "-o", place / "out")
+    shown = run(*commands[kind], "-o", place / f"out{ENDINGS[kind]}")
     assert shown.status in {128 + number for number in numbers}
     assert left == []
     assert os.listdir(place) == []

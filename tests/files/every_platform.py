@@ -1,6 +1,6 @@
 """Runs merge and convert as they run on other systems, kills some of these runs, and says what came of them.
 
-    python every_platform.py FOLDER FIXTURES
+    python every_platform.py FOLDER FIXTURES PLATFORM...
 
 Prints a JSON object: for "here" and each platform, for each kind of output, the digests of what was written where
 nothing was ("new") and by --force ("again"); of the outputs of runs that were killed while they replaced another one
@@ -20,8 +20,7 @@ import traceback
 from platforms import PLATFORMS
 
 fork, KILL = os.fork, signal.SIGKILL
-MOMENTS = 4
-OUTPUT = "out"
+MOMENTS = 3
 
 MERGE_FILE = ["merge", "synthetic/base_f32.safetensors"]
 MERGE_FOLDER = ["merge", "synthetic/base_sharded"]
@@ -37,6 +36,11 @@ KINDS = {
 }  # fmt: skip
 
 
+def output_in(place):
+    """The output of the kind that a place is named for."""
+    return os.path.join(place, "out.safetensors" if "file" in os.path.basename(place) else "out")
+
+
 def run(command, place, *options):
     """Runs the command line in this process; raises AssertionError where it refuses."""
     from lora_inspect.cli import main
@@ -44,7 +48,7 @@ def run(command, place, *options):
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            main([*command, "-o", os.path.join(place, OUTPUT), *options])
+            main([*command, "-o", output_in(place), *options])
         except SystemExit as ended:
             status = ended.code
     assert status == 0, said.getvalue()
@@ -114,23 +118,24 @@ def on_platform(platform, root, olds):
     for kind, (command, _) in KINDS.items():
         place = os.path.join(root, kind)
         run(command, place)
-        new = digest(os.path.join(place, OUTPUT))
+        new = digest(output_in(place))
         run(command, place, "--force")
-        again = digest(os.path.join(place, OUTPUT))
+        again = digest(output_in(place))
         found[kind] = {"new": new, "again": again, "killed": [], "next": [], "around": [digest(place)]}
         calls = in_a_child(lambda place=place, command=command: ended_at(0, place, command))
         for number, place in enumerate(places[kind], 1):
             moment = calls * number // MOMENTS
             assert in_a_child(lambda p=place, command=command, moment=moment: ended_at(moment, p, command)) is None
-            found[kind]["killed"].append(digest(os.path.join(place, OUTPUT)))
+            found[kind]["killed"].append(digest(output_in(place)))
             run(command, place, "--force")
-            found[kind]["next"].append(digest(os.path.join(place, OUTPUT)))
+            found[kind]["next"].append(digest(output_in(place)))
             found[kind]["around"].append(digest(place))
     return found
 
 
-def main(root, fixtures):
+def main(root, fixtures, platforms):
     os.chdir(fixtures)
+    os.fsync = lambda descriptor: None  # the death of a process takes nothing from the disk, and waiting takes long
     olds, here = {}, {}
     for kind, (command, before) in KINDS.items():
         olds[kind] = os.path.join(root, f"{kind} before")
@@ -139,13 +144,14 @@ def main(root, fixtures):
         place = os.path.join(root, kind)
         os.mkdir(place)
         run(command, place)
-        new, old = (digest(os.path.join(folder, OUTPUT)) for folder in (place, olds[kind]))
+        new, old = (digest(output_in(folder)) for folder in (place, olds[kind]))
         here[kind] = {"new": new, "old": old, "around": digest(place)}
     # All else is imported by now; what depends on the system is imported once more.
     for name in [name for name in sys.modules if name.split(".")[0] == "lora_inspect"]:
         del sys.modules[name]
     found = {"here": here}
-    for name, platform in PLATFORMS.items():
+    for name in platforms:
+        platform = PLATFORMS[name]
         folder = os.path.join(root, name)
         os.mkdir(folder)
         found[name] = in_a_child(lambda platform=platform, folder=folder: on_platform(platform, folder, olds))
@@ -153,4 +159,4 @@ def main(root, fixtures):
 
 
 if __name__ == "__main__":
-    main(*map(os.path.abspath, sys.argv[1:]))
+    main(*map(os.path.abspath, sys.argv[1:3]), sys.argv[3:])

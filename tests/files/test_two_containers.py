@@ -9,14 +9,14 @@ SCRIPT = Path(__file__).with_name("two_containers.py")
 
 @pytest.mark.parametrize("force", [False, True])
 def test_two_processes_of_the_same_number_do_not_meet(force, run, run_process, fixtures, tmp_path):
-    shared, alone = tmp_path / "shared", tmp_path / "alone"
+    shared, alone = tmp_path / "shared", tmp_path / "alone.safetensors"
     shared.mkdir()
     options = ["--force"] if force else []
     shown = run_process(SCRIPT, shared, fixtures, *options, OMP_NUM_THREADS="1")
     found = shown.json
     assert found["numbers"] == [1, 1]
     assert found["meanwhile"] == 4  # a file and its lock for each
-    assert found["left"] == ["out"]
+    assert found["left"] == ["out.safetensors"]
     if force:
         assert found["statuses"] == [0, 0], found
         assert not any("Error" in said for said in found["said"])
@@ -27,4 +27,4 @@ def test_two_processes_of_the_same_number_do_not_meet(force, run, run_process, f
         assert "it appeared while the command ran" in found["said"][1 - wins]
     adapter = f"{fixtures}/synthetic/rslora_flag.safetensors:{found['multiplier']}"
     assert run("merge", fixtures / "synthetic" / "base_f32.safetensors", adapter, "-o", alone).status == 0
-    assert (shared / "out").read_bytes() == alone.read_bytes()
+    assert (shared / "out.safetensors").read_bytes() == alone.read_bytes()

@@ -58,7 +58,7 @@ def merging(output, fixtures, multiplier, options, said, halfway, go_on):
 
 
 def all_in(folder, fixtures, *options):
-    output = os.path.join(folder, "out")
+    output = os.path.join(folder, "out.safetensors")
     runs = []
     for multiplier in MULTIPLIERS:
         (answer, said), (halfway, tell), (wait, go) = os.pipe(), os.pipe(), os.pipe()
