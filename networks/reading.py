@@ -1,5 +1,6 @@
 """A state dict or a file taken apart: modules, factors, flags. What is no module's of the algorithm is an error."""
 
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -92,7 +93,12 @@ class Reading:
 
 
 def open_weights(file: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a .safetensors file, or of what torch.save wrote, which has no metadata."""
+    """Tensors and metadata of a .safetensors file, or of what torch.save wrote, which has no metadata.
+
+    Raises ValueError for a pipe or a device, whose opening could wait for ever.
+    """
+    if os.path.exists(file) and not os.path.isfile(file):
+        raise ValueError(f"{file} is no file; name a file on a disk")
     if file.endswith(".safetensors"):
         with safe_open(file, framework="pt") as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
@@ -113,7 +119,7 @@ def read(
     for key, tensor in weights.items():
         name, _, tail = key.partition(".")
         if key in (RSLORA_FLAG, DORA_FLAG):
-            flags[key] = bool(tensor)
+            flags[key] = _flag(key, tensor)
         elif tail in ("alpha", MAGNITUDE) or reader.key.fullmatch(tail):
             groups.setdefault(name, {})[tail] = tensor
         else:
@@ -126,6 +132,12 @@ def read(
     if not groups:
         raise ValueError(f"the weights hold no {reader.algorithm} module")
     return Reading({name: reader.read(name, tensors) for name, tensors in groups.items()}, flags, metadata or {})
+
+
+def _flag(key: str, tensor: Tensor) -> bool:
+    if tensor.numel() != 1:
+        raise ValueError(f"{key} has shape {list(tensor.shape)}, but a single value was expected there")
+    return bool(tensor)
 
 
 def _read_module(name: str, tensors: dict[str, Tensor]) -> ModuleWeights:

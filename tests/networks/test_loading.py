@@ -1,6 +1,7 @@
 """What does not fit is an error that names it; nothing is dropped without a word."""
 
 import logging
+import os
 
 import pytest
 import torch
@@ -299,3 +300,18 @@ def test_nothing_is_merged_where_something_does_not_fit(make_model):
     with pytest.raises(ValueError, match="lora_unet_blocks_1_point"):
         network.merge_to(None, model, weights | {"lora_unet_blocks_1_point.lora_up.weight": torch.ones(5, 4, 1, 1)})
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_flag_without_a_single_value_is_named(make_model, saved):
+    for shape in ((0,), (2,)):
+        file = saved(lambda weights, shape=shape: weights | {"use_rslora_flag": torch.zeros(shape)})
+        with pytest.raises(ValueError, match=r"use_rslora_flag has shape \[\d\]"):
+            lora.create_network_from_weights(1.0, file, None, None, make_model())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+@pytest.mark.parametrize("name", ["pipe.safetensors", "pipe.pt"])
+def test_a_pipe_is_not_waited_for(make_model, tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match="is no file"):
+        lora.create_network_from_weights(1.0, str(tmp_path / name), None, None, make_model())
