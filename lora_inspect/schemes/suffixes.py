@@ -36,7 +36,8 @@ def parse_key(key: str) -> ParsedKey | None:
         key = f"{key[: split.start()]}.{split[1]}.weight"
     elif infix := _ADAPTER_INFIX.search(key):
         key = f"{key[: infix.start()]}.{infix[1]}{infix[2]}"
-    position = key.find(".", 1)  # a module has a name
+    # A module has a name; and a key may have as many dots as a file has room for.
+    position = key.find(".", max(1, len(key) - _LONGEST))
     while position >= 0:
         found = _ROLES.get(key[position:])
         if found is not None:
@@ -58,3 +59,4 @@ def _role_table() -> dict[str, tuple[str | None, str, str]]:
 
 
 _ROLES = _role_table()
+_LONGEST = max(map(len, _ROLES))

@@ -1,5 +1,7 @@
 """From a key to module and role: every suffix of every algorithm, and names that contain such words themselves."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,3 +88,10 @@ def test_the_module_before_a_suffix_may_be_called_anything(path, choice):
     algorithm, suffix = choice
     parsed = parse_key(f"net.{path}{suffix}")
     assert parsed[:4] == (f"net.{path}", algorithm.name, algorithm.suffixes[suffix], suffix)
+
+
+def test_a_key_of_dots_takes_no_longer_than_any_other():
+    started = time.process_time()
+    assert parse_key("." * 300_000 + "q.alpha")[:3] == ("." * 300_000 + "q", None, "alpha")
+    assert parse_key("." * 300_000) is None
+    assert time.process_time() - started < 1
