@@ -1,0 +1,35 @@
+"""From a seed and a number to a case."""
+
+import random
+
+from fuzz import folders, mutations, seeds
+from fuzz.case import NETWORKS, Case
+from fuzz.commands import command, targets
+from fuzz.contents import Files, Json, Weights
+
+
+def generate(seed: int, number: int) -> Case:
+    """The same case for the same seed and number, whatever was generated before."""
+    source = random.Random(f"{seed}:{number}")
+    target = source.choice(targets())
+    fits_networks = target == NETWORKS and source.random() < 0.8
+    files = seeds.seed(source.choice(seeds.names_for_networks() if fits_networks else seeds.names()))
+    for _ in range(source.choice((0, 0, 1, 1, 1, 2, 3))):
+        if source.random() < 0.15:
+            folders.change(source, files)
+        else:
+            _change_a_file(source, files)
+    return Case(files.contents, command(source, target, files), f"seed {seed}, case {number}")
+
+
+def _change_a_file(source: random.Random, files: Files) -> None:
+    """Mostly an adapter or what lies beside it; a base in one of four."""
+    own = [name for name in files.contents if name.startswith(("a.", "b.", "peft/", "zip.", "old.pt"))]
+    others = [name for name in files.contents if name.startswith(("base", "shards/"))]
+    names = [name for name in (own if source.random() < 0.75 else others) if name in files.contents]
+    if not names:
+        return
+    name = source.choice(names)
+    content = files.contents[name]
+    if isinstance(content, bytes | Weights | Json):
+        files.contents[name] = mutations.content(source, content)

@@ -1,0 +1,423 @@
+"""Runs a case in this process, and says what went against the promises of the command line."""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import pkgutil
+import re
+import resource
+import shutil
+import signal
+import stat
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from fuzz import hostile, networks_target
+from fuzz.case import NETWORKS, Case
+from fuzz.contents import Link, write
+from fuzz.watch import Allowed, Forbidden, watched
+
+MEGABYTE = 1 << 20
+# Some disks take longer for a folder than a command for its work.
+_IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+# Beyond this an allocation fails, before it takes the machine with it.
+_ADDRESSES = 3 << 30
+# Larger files are known by their size and time alone.
+_READ_BYTES = 16 * MEGABYTE
+_DEFECT = re.compile(r"\bdefect\b")
+_LEFTOVER = re.compile(r"(?s).*\.[0-9a-f]{16}\.partial(\.(lock|old|gone))?")
+
+
+KINDS = ("traceback", "hang", "growth", "leftover", "exit", "audit", "input", "output", "printed", "descriptor")
+
+
+class Limits(NamedTuple):
+    """What a case may take. A pipe that is waited for takes no processor time, a busy neighbour much of the clock's."""
+
+    cpu_seconds: float = 2.0
+    wall_seconds: float = 60.0
+    peak_bytes: int = 100 * MEGABYTE
+
+
+LIMITS = Limits()
+
+
+class Violation(NamedTuple):
+    """A promise that was not kept: which, and how."""
+
+    kind: str
+    says: str
+
+
+@dataclass
+class Examined:
+    """What came of a case: its status, None where it did not end by itself, and what it took."""
+
+    status: int | None
+    violations: list[Violation]
+    cpu_seconds: float
+    peak_bytes: int
+    stdout: str
+    stderr: str
+
+
+@dataclass
+class _Ended:
+    status: int | None = None
+    raised: str | None = None
+    hung: bool = False
+    cpu_seconds: float = 0.0
+    peak_bytes: int = 0
+    descriptors: int = 0
+    stdout: str = ""
+    stderr: str = ""
+    seen: list[str] = field(default_factory=list)
+
+
+class _Hang(BaseException):
+    """Raised where a case takes too long."""
+
+
+def examine(case: Case, limits: Limits = LIMITS, keep: Path | None = None) -> Examined:
+    """Writes the case's files into a new folder, runs its command there, and judges.
+
+    With `keep` the files are written there and stay, as the command left them.
+    """
+    prepare()
+    root = os.path.realpath(keep or tempfile.mkdtemp(prefix="fuzz-", dir=_IN_MEMORY))
+    try:
+        folder = _write(case, root)
+        before = _picture(root)
+        parsed = case.parsed()
+        outputs = _outputs(parsed)
+        ended = _run(case, folder, outputs, limits)
+        after = _picture(root)
+        violations = [*_judge_end(case, parsed, ended, limits), *_judge_files(ended, before, after, outputs, folder)]
+        if ended.status == 0 and outputs and not violations:
+            violations += _judge_output(folder, before, after, outputs)
+    finally:
+        if keep is None:
+            shutil.rmtree(root)
+    return Examined(ended.status, violations, ended.cpu_seconds, ended.peak_bytes, ended.stdout, ended.stderr)
+
+
+@cache
+def prepare() -> None:
+    """Imports whatever a command imports when it comes to that, so that nothing may be imported afterwards."""
+    import lora_inspect
+    import networks
+
+    for package in (lora_inspect, networks):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith(("__main__", ".train_example")):
+                importlib.import_module(module.name)
+    for name in _IMPORTED_LATER:
+        importlib.import_module(name)
+    for case in _first_cases():
+        root = tempfile.mkdtemp(prefix="fuzz-", dir=_IN_MEMORY)
+        try:
+            _run(case, _write(case, root), None, LIMITS, is_watched=False)
+        finally:
+            shutil.rmtree(root)
+
+
+# What Python imports when it first does something: the codecs of JSON that is no UTF-8 among them.
+_IMPORTED_LATER = (
+    "unicodedata", "hashlib", "ctypes", "fnmatch", "difflib", "encodings.unicode_escape", "encodings.utf_8_sig",
+    "encodings.utf_16", "encodings.utf_16_be", "encodings.utf_16_le", "encodings.utf_32", "encodings.utf_32_be",
+    "encodings.utf_32_le",
+)  # fmt: skip
+
+
+def _first_cases() -> Iterator[Case]:
+    from fuzz.seeds import seed
+
+    for name in ("kohya", "DoRA as dora_layer.weight", "Tucker", "peft, in its folder"):
+        files = seed(name)
+        adapter = files.adapters[0]
+        for base in ("base.safetensors", "shards"):
+            yield Case(files.contents, ("merge", base, f"{adapter}:0.5", "-o", "out.safetensors"))
+        yield Case(files.contents, ("info", adapter, "--modules", "--metadata"))
+        yield Case(files.contents, ("convert", adapter, "-o", "out", "--base", "base.safetensors", "--rank", "2"))
+        yield Case(files.contents, ("convert", adapter, "-o", "out.safetensors", "--keep-dora"))
+        yield Case(files.contents, ("merge", "--no-such-option"))
+        yield Case(files.contents, ("merge", "--help"))
+    for module in networks_target.MODULES:
+        yield Case(seed("kohya").contents, (NETWORKS, module, "a.safetensors"))
+    for file in ("zip.pt", "old.pt"):
+        yield Case(seed(f"torch.save, {file}").contents, (NETWORKS, "lora", file))
+
+
+def _write(case: Case, root: str) -> str:
+    """The case's own folder below `root`, beside one that no command has anything to do with."""
+    outside, folder = Path(root, "outside"), Path(root, "case")
+    for made in (outside, folder):
+        made.mkdir()
+    (outside / "secret.txt").write_bytes(hostile.SECRET)
+    write(case.contents, folder)
+    return str(folder)
+
+
+def _outputs(parsed: dict[str, Any]) -> tuple[str, ...] | None:
+    """The paths that the command may give a result to; None where it writes nothing."""
+    output = parsed.get("output")
+    if not isinstance(output, str) or parsed.get("dry_run"):
+        return None
+    inputs = [path for name in ("base", "adapter") if isinstance(path := parsed.get(name), str)]
+    return output, *(os.path.join(output, os.path.basename(path.partition(":")[0])) for path in inputs)
+
+
+def _run(case: Case, folder: str, outputs: tuple[str, ...] | None, limits: Limits, is_watched: bool = True) -> _Ended:
+    ended = _Ended()
+    links = [os.path.join(folder, name) for name, content in case.contents.items() if isinstance(content, Link)]
+    words = [word for word in case.command for word in (word, word.rpartition(":")[0])]
+    named = {os.path.realpath(path) for path in (*links, *(os.path.join(folder, word) for word in words))}
+    # Whoever names the folder above means all that is in it.
+    folders = [path for path in named if path == os.path.dirname(folder)]
+    allowed = Allowed((folder, *folders), frozenset(named), outputs or ())
+    printed = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
+    descriptors, resident, started = _descriptors(), _reset_peak(), time.process_time()
+    with _in_folder(folder), _signals_kept(), contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(printed[0]))
+        stack.enter_context(contextlib.redirect_stderr(printed[1]))
+        try:
+            with _limited(limits), watched(allowed) if is_watched else contextlib.nullcontext():
+                ended.status = _call(case)
+        except _Hang:
+            ended.hung = True
+        except Forbidden:
+            pass  # it is among what was seen
+        except BaseException:
+            ended.raised = traceback.format_exc()
+    ended.cpu_seconds = time.process_time() - started
+    ended.peak_bytes = _peak() - resident
+    ended.descriptors = _descriptors() - descriptors
+    ended.stdout, ended.stderr = (stream.buffer.getvalue().decode("utf-8", "surrogateescape") for stream in printed)
+    ended.seen = allowed.seen
+    return ended
+
+
+def _call(case: Case) -> int:
+    if case.target == NETWORKS:
+        return networks_target.load(*case.command[1:])
+    from lora_inspect import cli
+
+    try:
+        cli.main(list(case.command))
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    raise AssertionError("the command did not end the process")
+
+
+@contextlib.contextmanager
+def _in_folder(folder: str) -> Iterator[None]:
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _limited(limits: Limits) -> Iterator[None]:
+    """Ends what takes too long by _Hang, and what takes too much by MemoryError; warnings are errors."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Hang
+
+    handlers = {number: signal.signal(number, end) for number in (signal.SIGPROF, signal.SIGALRM)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    # Once more after a while: what is raised in a finaliser is lost.
+    signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds, 1.0)
+    signal.setitimer(signal.ITIMER_REAL, limits.wall_seconds, 5.0)
+    resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + _ADDRESSES, hard))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _reset_peak() -> int:
+    """Has the kernel forget the largest size of this process, and returns the present one."""
+    with open("/proc/self/clear_refs", "w") as handle:
+        handle.write("5")
+    return _memory("VmRSS")
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return _memory("VmRSS")
+
+
+def _peak() -> int:
+    return _memory("VmHWM")
+
+
+def _memory(name: str) -> int:
+    with open("/proc/self/status") as handle:
+        return next(int(line.split()[1]) << 10 for line in handle if line.startswith(f"{name}:"))
+
+
+Picture = dict[str, tuple[Any, ...]]
+
+
+def _picture(root: str) -> Picture:
+    """All that is below a folder, with what would tell that it was touched."""
+    found: Picture = {}
+    for parent, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = os.path.join(parent, name)
+            status = os.lstat(path)
+            content: bytes | str = b""
+            if stat.S_ISLNK(status.st_mode):
+                content = os.readlink(path)
+            elif stat.S_ISREG(status.st_mode) and status.st_size > _READ_BYTES:
+                content = f"{status.st_size} bytes"
+            elif stat.S_ISREG(status.st_mode):
+                with open(path, "rb") as handle:
+                    content = handle.read()
+            touched = 0 if stat.S_ISDIR(status.st_mode) else status.st_mtime_ns
+            found[path] = (status.st_mode, touched, status.st_ino, content)
+    return found
+
+
+def _judge_end(case: Case, parsed: dict[str, Any], ended: _Ended, limits: Limits) -> Iterator[Violation]:
+    yield from (Violation("audit", says) for says in ended.seen)
+    if ended.hung or ended.cpu_seconds > limits.cpu_seconds:
+        yield Violation("hang", f"{ended.cpu_seconds:.1f} s of the processor")
+    if ended.peak_bytes > limits.peak_bytes:
+        yield Violation("growth", f"{ended.peak_bytes / MEGABYTE:.0f} MB")
+    if ended.descriptors:
+        yield Violation("descriptor", f"{ended.descriptors} more are open than before")
+    if ended.raised:
+        yield Violation("traceback", ended.raised)
+    if ended.hung or ended.seen or ended.raised:
+        return
+    if "Traceback (most recent call last)" in ended.stderr + ended.stdout or "Logging error" in ended.stderr:
+        yield Violation("traceback", ended.stderr)
+    if case.target != NETWORKS:
+        yield from _judge_words(case, parsed, ended)
+
+
+def _judge_words(case: Case, parsed: dict[str, Any], ended: _Ended) -> Iterator[Violation]:
+    lines = ended.stderr.split("\n")
+    errors = [line for line in lines if line.startswith("Error: ")]
+    if ended.status not in (0, 1, 2):
+        yield Violation("exit", f"status {ended.status}")
+    if any(_DEFECT.search(line) for line in errors):
+        yield Violation("traceback", ended.stderr)
+    if ended.status == 1:
+        most = _checkpoints(case, parsed) if case.target in ("info", "no verb") else 1
+        if not 1 <= len(errors) <= most or not all(line.endswith(".") for line in errors):
+            yield Violation("exit", f"status 1 with {len(errors)} sentences: {ended.stderr}")
+        if others := [line for line in lines if line and line not in errors and not line.startswith("Note: ")]:
+            yield Violation("exit", f"status 1 and more than a sentence: {others}")
+    wants_error = ended.status == 2 and len(case.command) > 1
+    if (ended.status == 0 and errors) or (wants_error and len(errors) != 1):
+        yield Violation("exit", f"status {ended.status} with {len(errors)} sentences: {ended.stderr}")
+    if odd := {letter for letter in ended.stdout + ended.stderr if not letter.isprintable() and letter != "\n"}:
+        yield Violation("printed", repr(odd))
+    if ended.status == 0 and (parsed.get("as_json") or parsed.get("as_json_")) and ended.stdout[:6] != "Usage:":
+        try:
+            json.loads(ended.stdout, parse_constant=_refuse_constant)
+        except ValueError as error:
+            yield Violation("printed", f"no JSON: {error}")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"JSON has no {name}")
+
+
+def _checkpoints(case: Case, parsed: dict[str, Any]) -> int:
+    """How many sentences `info` may need at most: one for each path, and for each file in one that is a folder."""
+    folders = ["." if path in (".", "..") else path.rstrip("/") for path in parsed.get("paths") or ()]
+    below = [name for name in case.contents if "." in folders or any(name.startswith(f"{path}/") for path in folders)]
+    return max(1, len(folders) + len(below))
+
+
+def _judge_files(
+    ended: _Ended, before: Picture, after: Picture, outputs: tuple[str, ...] | None, folder: str
+) -> Iterator[Violation]:
+    results = [os.path.normpath(os.path.join(folder, output)) for output in outputs or ()]
+    for path in sorted(before.keys() | after.keys()):
+        if before.get(path) == after.get(path):
+            continue
+        name = os.path.relpath(path, folder)
+        is_result = any(path == result or path.startswith(result + os.sep) for result in results)
+        if ended.status == 0 and is_result and not _LEFTOVER.fullmatch(path):
+            continue
+        if path not in before:
+            yield Violation("leftover", f"{name!r} is new, with status {ended.status}")
+        elif path not in after:
+            # What a dead run left beside the same output is swept up.
+            if not (_LEFTOVER.fullmatch(path) and any(path.startswith(f"{result}.") for result in results)):
+                yield Violation("input", f"{name!r} is gone")
+        elif before[path][0] != after[path][0] or not stat.S_ISDIR(after[path][0]):
+            yield Violation("input", f"{name!r} is changed")
+
+
+def _judge_output(folder: str, before: Picture, after: Picture, outputs: tuple[str, ...]) -> Iterator[Violation]:
+    results = [path for output in outputs if (path := os.path.normpath(os.path.join(folder, output))) in after]
+    written = [path for path in after if after[path] != before.get(path) and stat.S_ISREG(after[path][0])]
+    if not written:
+        yield Violation("output", "status 0, but nothing was written")
+        return
+    for path in written:
+        if isinstance(content := after[path][3], bytes) and hostile.SECRET in content:
+            yield Violation("output", f"{path} holds what lay outside of the folder")
+        if path.endswith(".safetensors") and os.path.dirname(path) in (*results, *map(os.path.dirname, results)):
+            yield from _judge_weights(path)
+    for result in results:
+        if result in written or os.path.isdir(result):
+            yield from _judge_reading(result)
+
+
+def _judge_weights(path: str) -> Iterator[Violation]:
+    """Opens a file with the real library, to its last tensor."""
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        deserialize(Path(path).read_bytes())
+    except SafetensorError as error:
+        yield Violation("output", f"the safetensors library refuses {path}: {error}")
+
+
+def _judge_reading(path: str) -> Iterator[Violation]:
+    from lora_inspect.errors import LoraInspectError
+    from lora_inspect.ops.info import as_json, inspect
+
+    try:
+        as_json(inspect(path), modules=True)
+    except LoraInspectError as error:
+        yield Violation("output", f"info refuses the output: {error}")
