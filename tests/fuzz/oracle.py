@@ -103,7 +103,7 @@ def examine(case: Case, limits: Limits = LIMITS, keep: Path | None = None) -> Ex
         ended = _run(case, folder, outputs, limits)
         after = _picture(root)
         violations = [*_judge_end(case, parsed, ended, limits), *_judge_files(ended, before, after, outputs, folder)]
-        if ended.status == 0 and outputs and not violations:
+        if ended.status == 0 and outputs and not violations and not _is_help(ended):
             violations += _judge_output(folder, before, after, outputs)
     finally:
         if keep is None:
@@ -348,11 +348,15 @@ def _judge_words(case: Case, parsed: dict[str, Any], ended: _Ended) -> Iterator[
         yield Violation("exit", f"status {ended.status} with {len(errors)} sentences: {ended.stderr}")
     if odd := {letter for letter in ended.stdout + ended.stderr if not letter.isprintable() and letter != "\n"}:
         yield Violation("printed", repr(odd))
-    if ended.status == 0 and (parsed.get("as_json") or parsed.get("as_json_")) and ended.stdout[:6] != "Usage:":
+    if ended.status == 0 and (parsed.get("as_json") or parsed.get("as_json_")) and not _is_help(ended):
         try:
             json.loads(ended.stdout, parse_constant=_refuse_constant)
         except ValueError as error:
             yield Violation("printed", f"no JSON: {error}")
+
+
+def _is_help(ended: _Ended) -> bool:
+    return ended.stdout.startswith("Usage:")
 
 
 def _refuse_constant(name: str) -> None:

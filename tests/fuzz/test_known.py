@@ -27,3 +27,8 @@ def test_a_file_that_must_be_refused(name):
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
 def test_a_case_that_was_found(path):
     assert wrongs(case_from_json(path.read_text(), path.stem)) == []
+
+
+@pytest.mark.parametrize("name", known.ODD)
+def test_a_file_that_is_read_or_refused(name):
+    assert [wrong for case in known.cases(name) for wrong in wrongs(case)] == []
