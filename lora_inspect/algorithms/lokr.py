@@ -49,13 +49,19 @@ def check(shapes: Shapes) -> str | None:
         present = [part for part in parts if part in shapes]
         if (whole in shapes) == bool(present) or len(present) == 1:
             return f"either {whole} or both {parts[0]} and {parts[1]} are needed"
-        if present and (len(shapes[parts[0]]) != 2 or shapes[parts[0]][1] != shapes[parts[1]][0]):
+        if present and not _make_product(shapes[parts[0]], shapes[parts[1]]):
             return f"{parts[0]} {list(shapes[parts[0]])} and {parts[1]} {list(shapes[parts[1]])} make no product"
     if "w1" in shapes and len(shapes["w1"]) != 2:
         return f"w1 {list(shapes['w1'])} is no matrix"
+    if "w2" in shapes and len(shapes["w2"]) < 2:
+        return f"w2 {list(shapes['w2'])} has fewer than two dimensions"
     if "w1_a" in shapes and "w2_a" in shapes and shapes["w1_a"][1] != shapes["w2_a"][1]:
         return f"w1_a has rank {shapes['w1_a'][1]} and w2_a has rank {shapes['w2_a'][1]}"
     return None
+
+
+def _make_product(left: tuple[int, ...], right: tuple[int, ...]) -> bool:
+    return len(left) == 2 and len(right) >= 2 and left[1] == right[0]
 
 
 def is_whole(shapes: Mapping[str, Any]) -> bool:

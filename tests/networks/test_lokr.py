@@ -202,3 +202,13 @@ def test_one_weight_at_a_time():
     assert torch.allclose(merged - before, 0.5 * oracle(module).view(before.shape).float(), atol=1e-6)
     half = merge_weights_to_tensor(before.bfloat16(), "layer", weights, set(weights), 0.5, "cpu")
     assert half.dtype == torch.bfloat16
+
+
+def test_factors_without_dimensions_are_named():
+    whole = {"w1": (2, 2), "w2": (3, 3)}
+    thin = {"w1": (2, 2), "w2_a": (3, 2), "w2_b": (2, 3)}
+    assert lokr.check(whole) is None
+    assert lokr.check(thin) is None
+    assert lokr.check({**whole, "w2": (3,)}) == "w2 [3] has fewer than two dimensions"
+    for shape in ((), (2,), (3, 3)):
+        assert lokr.check({**thin, "w2_b": shape}) == f"w2_a [3, 2] and w2_b {list(shape)} make no product"
