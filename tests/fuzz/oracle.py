@@ -174,7 +174,10 @@ def _outputs(parsed: dict[str, Any]) -> tuple[str, ...] | None:
     if not isinstance(output, str) or parsed.get("dry_run"):
         return None
     inputs = [path for name in ("base", "adapter") if isinstance(path := parsed.get(name), str)]
-    return output, *(os.path.join(output, os.path.basename(path.partition(":")[0])) for path in inputs)
+    names = [os.path.basename(path.partition(":")[0]) for path in inputs]
+    # A folder takes the result under the name of an input, which may have had another ending.
+    names += [f"{os.path.splitext(name)[0]}.safetensors" for name in names]
+    return output, *(os.path.join(output, name) for name in names)
 
 
 def _run(case: Case, folder: str, outputs: tuple[str, ...] | None, limits: Limits, is_watched: bool = True) -> _Ended:
@@ -402,9 +405,8 @@ def _judge_output(folder: str, before: Picture, after: Picture, outputs: tuple[s
             yield Violation("output", f"{path} holds what lay outside of the folder")
         if path.endswith(".safetensors") and os.path.dirname(path) in (*results, *map(os.path.dirname, results)):
             yield from _judge_weights(path)
-    for result in results:
-        if result in written or os.path.isdir(result):
-            yield from _judge_reading(result)
+    for result in [result for result in results if result in written] or results[:1]:
+        yield from _judge_reading(result)
 
 
 def _judge_weights(path: str) -> Iterator[Violation]:
