@@ -52,8 +52,9 @@ ROOTS = frozenset(
         "visual", "vit", "xlm_roberta",
     )
 )  # fmt: skip
-# In an underscored name `transformer_blocks` begins with a segment of its own, not with a root.
-_FLAT_ROOTS = ROOTS - {"transformer"}
+# How names begin with a root. In an underscored one `transformer_blocks` is a segment of its own, not a root.
+_DOTTED_ROOTS = tuple(f"{root}." for root in ROOTS)
+_FLAT_ROOTS = tuple(f"{root}_" for root in ROOTS - {"transformer"})
 
 
 class NameTable:
@@ -107,14 +108,14 @@ def prefixes_of(component: str, base: Checkpoint) -> tuple[str, ...]:
 
 def without_roots(path: str, flat: bool = False) -> tuple[frozenset[str], str]:
     """The roots of transformers at the beginning of a path, and the rest: ({"model"}, "layers.0.q")."""
-    separator, roots = ("_", _FLAT_ROOTS) if flat else (".", ROOTS)
+    roots = _FLAT_ROOTS if flat else _DOTTED_ROOTS
     found: set[str] = set()
-    while True:
-        root = next((root for root in roots if path.startswith(root + separator)), None)
-        if root is None:
-            return frozenset(found), path
-        found.add(root)
-        path = path[len(root) + 1 :]
+    start = 0
+    while path.startswith(roots, start):
+        root = next(root for root in roots if path.startswith(root, start))
+        found.add(root[:-1])
+        start += len(root)
+    return frozenset(found), path[start:]
 
 
 def path_of(info: TensorInfo) -> str:

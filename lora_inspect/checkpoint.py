@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 from lora_inspect.dtypes import decode_number
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.bounds import JSON_BYTES, JSON_ITEMS, TENSORS
 from lora_inspect.files.foreign import PICKLE_ENDINGS, START_BYTES, is_weights, likely_weights, refuse_format
+from lora_inspect.files.header_text import too_many_tensors
 from lora_inspect.header import TensorInfo, identified_header, read_header
 from lora_inspect.input_file import Identity, InputFile, read_whole
 from lora_inspect.json_text import parse_json
@@ -152,12 +154,14 @@ def read_json(file: str, identity: Identity | None = None) -> tuple[Any, Identit
 
     Raises LoraInspectError where it is not JSON, or not the file of an earlier `identity`.
     """
-    content, identity = read_whole(file, identity)
+    content, identity = read_whole(file, JSON_BYTES, identity)
     try:
         return parse_json(content), identity
     except ValueError:
-        refuse_format(file, content[:START_BYTES])
-        raise LoraInspectError(f"{file}: it is not valid JSON; fetch it again or repair it.") from None
+        refuse_format(file, bytes(content[:START_BYTES]))
+        raise LoraInspectError(
+            f"{file}: it is not valid JSON of at most {JSON_ITEMS:,} items; fetch it again or repair it."
+        ) from None
 
 
 def _open_folder(folder: str) -> Checkpoint:
@@ -202,7 +206,7 @@ def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
 def _config_beside(file: str, inputs: dict[str, Identity]) -> tuple[dict[str, Any] | None, str | None]:
     """The `adapter_config.json` beside `file`, which joins the `inputs`, and its path; None where there is none."""
     path = os.path.join(os.path.dirname(file), ADAPTER_CONFIG)
-    if not os.path.isfile(path):
+    if not os.path.lexists(path):
         return None, None
     config, inputs[path] = read_json(path)
     if not isinstance(config, dict):
@@ -242,14 +246,16 @@ def _set_of(name: str) -> ShardSet | None:
 
 
 def _open_shards(folder: str, whole: ShardSet, named: str) -> Checkpoint:
-    files = [os.path.join(folder, name) for name in sorted(os.listdir(folder or ".")) if _set_of(name) == whole]
+    # In a folder of many sets the names are gone through for each of them.
+    names = sorted(name for name in os.listdir(folder or ".") if name.startswith(f"{whole.stem}-"))
+    files = [os.path.join(folder, name) for name in names if _set_of(name) == whole]
     if len(files) != whole.shards:
         raise LoraInspectError(
             f"{os.path.join(folder, whole.stem)}: {len(files)} of {whole.shards} shards are there; "
             "fetch the missing ones."
         )
     index = os.path.join(folder, f"{whole.stem}{whole.ending}.index.json")
-    found = {index: read_index(index)[1]} if os.path.isfile(index) else {}
+    found = {index: read_index(index)[1]} if os.path.lexists(index) else {}
     return _join(files, folder, found, named)
 
 
@@ -265,6 +271,8 @@ def _join(files: list[str], folder: str, index: dict[str, Identity], named: str)
             if name in tensors:
                 raise LoraInspectError(f"{file}: {name} is also in {tensors[name].file}; fetch the set again.")
             tensors[name] = info
+        if len(tensors) > TENSORS:
+            raise too_many_tensors(named, len(tensors))
     metadata = {key: value for found in file_metadata.values() for key, value in found.items()}
     inputs = {**identities, **index}
     config, config_path = _config_beside(files[0], inputs) if files else (None, None)

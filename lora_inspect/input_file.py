@@ -86,10 +86,15 @@ class InputFile:
         return buffer
 
 
-def read_whole(path: str, identity: Identity | None = None) -> tuple[bytes, Identity]:
-    """All bytes of a small file, and its identity."""
+def read_whole(path: str, longest: int, identity: Identity | None = None) -> tuple[bytearray, Identity]:
+    """All bytes of a small file, and its identity; LoraInspectError where it has more than `longest` bytes."""
     with InputFile(path, identity) as source:
-        return bytes(source.read(0, source.identity.bytes)), source.identity
+        size = source.identity.bytes
+        if size > longest:
+            raise LoraInspectError(
+                f"{path}: it has {size:,} bytes, but at most {longest:,} of such a file are read; fetch it again."
+            )
+        return source.read(0, size), source.identity
 
 
 def identify(path: str) -> Identity:

@@ -15,6 +15,8 @@ from lora_inspect.schemes.record import MODEL
 
 # What stands in a base instead of weights where several of them share a number.
 _PACKED_SUFFIXES = (".qweight", ".weight_packed")
+# Comparing takes longer than the product of two lengths; real names have some hundred characters.
+_COMPARED_CHARACTERS = 500
 
 
 def accept_unmatched(adapter: Adapter, base: Checkpoint, matching: Matching, allowed: bool) -> list[str]:
@@ -119,6 +121,10 @@ def _nearest(module: Module, base: Checkpoint, count: int = 3) -> list[str]:
     import difflib  # only an error needs it
 
     weights: Iterable[str] = (info.name for info in base.tensors.values() if is_weight(info))
-    paths = {name.removesuffix(".weight").replace(".", "_"): name for name in weights}
+    paths = {
+        name.removesuffix(".weight").replace(".", "_"): name for name in weights if len(name) <= _COMPARED_CHARACTERS
+    }
     wanted = module.name.body.replace(".", "_")
+    if len(wanted) > _COMPARED_CHARACTERS:
+        return []
     return [paths[name] for name in difflib.get_close_matches(wanted, paths, count, cutoff=0.5)]

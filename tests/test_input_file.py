@@ -24,7 +24,9 @@ def test_reads_by_position(file):
         assert source.read(8, 2) == b"89"
         assert source.read(0, 3) == b"012"
         assert source.read(10, 0) == b""
-    assert read_whole(str(file))[0] == b"0123456789"
+    assert read_whole(str(file), 10)[0] == b"0123456789"
+    with pytest.raises(LoraInspectError, match="it has 10 bytes, but at most 9 of such a file are read"):
+        read_whole(str(file), 9)
 
 
 def test_goes_on_where_the_system_gives_less_than_was_asked_for(file, monkeypatch):

@@ -1,7 +1,9 @@
 """Which blocks of a family a file's modules stand in: the indices below each module list."""
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 
+from . import ARCHITECTURES
 from .patterns import INDEX, pattern_of, separator_of
 from .record import Layout
 
@@ -10,17 +12,29 @@ _DIGITS = 10
 
 
 def used_indices(paths: Iterable[str]) -> dict[str, set[int]]:
-    """The indices below each module list, by the pattern of the list's path."""
+    """The indices below each module list of any family, by the pattern of the list's path."""
+    lists = _lists()
+    longest = max(map(len, lists))
     used: dict[str, set[int]] = {}
     for path in paths:
         separator = separator_of(path)
         above = ""
         for segment in path.split(separator):
             if INDEX["."].fullmatch(segment):
-                used.setdefault(above, set()).add(int(segment[:_DIGITS]))
+                if above in lists:
+                    used.setdefault(above, set()).add(int(segment[:_DIGITS]))
                 segment = "#"
             above = f"{above}{separator}{segment}" if above else segment
+            if len(above) > longest:
+                break
     return used
+
+
+@cache
+def _lists() -> frozenset[str]:
+    """The patterns of the paths of all module lists."""
+    layouts = (layout for architecture in ARCHITECTURES for layout in architecture.layouts)
+    return frozenset(pattern_of(at, separator) for layout in layouts for at, _ in layout.blocks for separator in "._")
 
 
 def holds(layout: Layout, used: Mapping[str, set[int]]) -> bool:

@@ -16,3 +16,5 @@ ENTRY_CHARACTERS = 64 << 10
 METADATA_CHARACTERS, METADATA_KEYS = 8_000_000, 100_000
 # A configuration or an index beside the weights. The index of the largest models has a few million bytes.
 JSON_BYTES = 64 << 20
+# Lists, objects and what stands in them, in any JSON: an index has an item for each tensor.
+JSON_ITEMS = TENSORS + 1_000

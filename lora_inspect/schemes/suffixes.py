@@ -12,7 +12,8 @@ SHARED = {".alpha": "alpha", ".use_rslora_flag": "rslora_flag", **dict.fromkeys(
 # Old diffusers UNets hung their layers under a processor: the suffix hides the end of the module's path.
 _PROCESSOR_TAILS = {"to_q": ".to_q", "to_k": ".to_k", "to_v": ".to_v", "to_out": ".to_out.0"}
 
-_PART = re.compile(r"\.(lora_down|lora_up)\.(\d+)\.weight$")
+# No layer is split into more slices than nine digits count, and int() of thousands of digits is an error.
+_PART = re.compile(r"\.(lora_down|lora_up)\.([0-9]{1,9})\.weight$")
 _ADAPTER_INFIX = re.compile(
     r"\.(lora_[AB]|lora_magnitude_vector|lora_embedding_[AB])\.(?!weight$|bias$)[^.]+(\.weight|\.bias|)$"
 )
