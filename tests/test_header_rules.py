@@ -313,7 +313,11 @@ def test_a_changed_header_has_the_same_verdict(tmp_path_factory, plans, about, d
 def test_a_header_is_read_alike_in_pieces_of_any_size(size, tmp_path, monkeypatch):
     plans = [TensorPlan(f"é{number}{'日' * (number % 5)}", "U8", (number % 3,)) for number in range(100)]
     for blank in ("", " ", "\n "):
-        header = encode_header(plans, {"a": "b" * 1_000, "c": "\\" * 301 + "é"})[8:].decode().replace(",", "," + blank)
+        header = (
+            encode_header(plans, {"a": "b" * 1_000, "c": "\\" * 301 + "\1" * 301 + "é"})[8:]
+            .decode()
+            .replace(",", "," + blank)
+        )
         path = tmp_path / "a.safetensors"
         expected = verdicts(path, header, sum(plan.nbytes for plan in plans))
         assert expected == (True, True)

@@ -199,15 +199,20 @@ class HeaderText:
         while True:
             at_hand = len(self._text) - self._at
             try:
-                value, self._at = _parse_plain(self._text, self._at)
+                value, stop = _parse_plain(self._text, self._at)
             except json.JSONDecodeError as error:
-                if self._next == self._stop or not error.msg.startswith("Unterminated"):
+                # An escape that is cut is no unterminated string to Python but a wrong escape.
+                is_cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - len(r"\u0061")
+                if self._next == self._stop or not is_cut:
                     raise self._no_json() from None
                 if at_hand > longest:
                     raise self._beyond(beyond) from None
                 self._ahead(min(2 * at_hand, longest + 1))
             else:
                 break
+        if stop - self._at > longest:
+            raise self._beyond(beyond)
+        self._at = stop
         if not value.isascii() and not _is_unicode(value):
             raise self._no_unicode()
         return str(value)
