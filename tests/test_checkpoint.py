@@ -8,6 +8,7 @@ from hypothesis import given
 from make_synthetic import element, encode
 from strategies import stored_numbers
 
+from lora_inspect import checkpoint as checkpoint_module
 from lora_inspect.checkpoint import find_checkpoints, is_checkpoint_folder, open_checkpoint
 from lora_inspect.errors import LoraInspectError
 
@@ -72,6 +73,15 @@ def test_shards_without_an_index_are_joined_by_their_names(shards):
     checkpoint = open_checkpoint(str(shards(index=False)))
     assert sorted(checkpoint.tensors) == ["t0", "t1", "t2"]
     assert checkpoint.index_path is None
+
+
+def test_the_tensors_of_all_shards_are_counted_together(shards, monkeypatch):
+    folder = str(shards())
+    monkeypatch.setattr(checkpoint_module, "TENSORS", 3)
+    assert len(open_checkpoint(folder).tensors) == 3
+    monkeypatch.setattr(checkpoint_module, "TENSORS", 2)
+    with pytest.raises(LoraInspectError, match=r": 3 tensors are more than the [\d,]+ that are read"):
+        open_checkpoint(folder)
 
 
 def test_shards_named_from_their_own_folder_are_found(shards, monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lora_inspect.cli import cli
+from lora_inspect.files import bounds
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,3 +43,10 @@ def test_the_readme_names_every_verb_and_stays_short():
     readme = PAGES[0].read_text(encoding="utf-8")
     assert all(f"lora-inspect {verb}" in readme for verb in VERBS)
     assert len(readme.splitlines()) <= 120
+
+
+def test_every_bound_is_documented():
+    page = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
+    numbers = {f"{value:,}" for name, value in vars(bounds).items() if name.isupper()}
+    assert len(numbers) >= 7
+    assert [number for number in numbers if number not in page] == []
