@@ -59,6 +59,10 @@ def play_linux_without_exchange():
     ctypes.CDLL = c_library_with()
 
 
+def play_linux_without_ctypes():
+    sys.modules["ctypes"] = None
+
+
 def play_file_system_without_links():
     def link(source, target):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
@@ -114,6 +118,7 @@ def play_windows():
 PLATFORMS = {
     "linux": Platform(play_linux, exchanges=True, locks=True),
     "linux without renameat2": Platform(play_linux_without_exchange, exchanges=False, locks=True),
+    "linux without ctypes": Platform(play_linux_without_ctypes, exchanges=False, locks=True),
     "a file system without links": Platform(play_file_system_without_links, exchanges=True, locks=True),
     "what every system has": Platform(play_what_every_system_has, exchanges=False, locks=False),
     "macos": Platform(play_macos, exchanges=True, locks=True),
