@@ -18,7 +18,8 @@ from lora_inspect.evidence import DORA_FLAG, RSLORA_FLAG, LoraFacts, RsloraReadi
 from .adapter_module import read_alpha
 
 MAGNITUDE = "dora_layer.weight"
-_ROLE = re.compile(r"lora_(down|up)(?:\.(\d+))?\.weight")
+# int() of thousands of digits is an error; no layer has more slices than nine digits count.
+_ROLE = re.compile(r"lora_(down|up)(?:\.([0-9]{1,9}))?\.weight")
 _NAMED = 5
 
 

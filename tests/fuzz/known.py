@@ -183,6 +183,7 @@ def _odd() -> Iterator[tuple[str, Callable[[], Files]]]:
         b"null",
     ):
         yield f"a config that is none: {what!r:.30}", lambda what=what: _peft(what)
+    yield "slices of 5,000 digits", lambda: _split("1" * 5000)
     yield "a slice in other digits", lambda: _split("²")
     yield "the smallest alpha with two ranks", lambda: _alphas(5e-324, (4, 2))
     yield "the largest alpha with two ranks", lambda: _alphas(1.7e308, (4, 2))

@@ -315,3 +315,11 @@ def test_a_pipe_is_not_waited_for(make_model, tmp_path, name):
     os.mkfifo(tmp_path / name)
     with pytest.raises(ValueError, match="is no file"):
         lora.create_network_from_weights(1.0, str(tmp_path / name), None, None, make_model())
+
+
+@pytest.mark.parametrize("number", ["1" * 5000, "\N{ARABIC-INDIC DIGIT ONE}"])
+def test_a_slice_in_numbers_that_nobody_writes_is_named(make_model, saved, number):
+    key = f"lora_unet_blocks_0_attn_to_q.lora_down.{number}.weight"
+    file = saved(lambda weights: weights | {key: torch.zeros(4, 12)})
+    with pytest.raises(ValueError, match="1 tensor of the weights cannot be used"):
+        lora.create_network_from_weights(1.0, file, None, None, make_model())
