@@ -7,7 +7,7 @@ import click
 
 from fuzz import hostile
 from fuzz.case import NETWORKS
-from fuzz.contents import Files, names_of
+from fuzz.contents import Files, Weights, names_of
 from fuzz.networks_target import MODULES
 from lora_inspect.cli import cli
 
@@ -21,26 +21,11 @@ _SELDOM = 0.05
 _WITH = {"base": ("rank", "rank", "max_error")}
 _HELP = "--help"
 _NUMBERS = (
-    "0.5",
-    "1",
-    "2",
-    "4",
-    "0.1",
-    "0",
-    "-1",
-    "1e-3",
-    "1e400",
-    "nan",
-    "inf",
-    "-inf",
-    "",
-    "x",
-    "0x4",
-    "1_0",
-    "٣",
+    "0.5", "1", "2", "4", "0.1", "0", "-1", "1e-3", "1e400", "nan", "inf", "-inf", "", "x", "0x4", "1_0", "٣",
     "9" * 400,
-)
-_GOOD_NUMBERS = 5
+)  # fmt: skip
+# Those that most options of a type take.
+_INTEGERS, _FRACTIONS = ("1", "2", "4"), ("0.5", "0.1", "0.9")
 _SETTINGS = (
     "0.8", "0", "-1.5", "1e3", "*=0.3", "alpha=4", "alpha=0", "alpha=5e-324", "alpha=x", "rslora=yes", "rslora=no",
     "rslora=maybe", "model=0.5", "text_encoder=2", "blocks.0.*=0.5", "*to_q*=2", "[=1", "0.5,0.6", "alpha=4,rslora=yes",
@@ -113,7 +98,8 @@ def _arguments(source: random.Random, verb: click.Command, files: Files) -> list
         if options[name].multiple and source.random() < 0.3:
             chosen.append(name)
     pieces = [_operands(source, found, files) for found in verb.params if isinstance(found, click.Argument)]
-    pieces += [_option(source, options[name], files) for name in chosen if name in options]
+    fitting = _fitting_output(pieces, files)
+    pieces += [_option(source, options[name], files, fitting) for name in chosen if name in options]
     if source.random() < 0.3:
         source.shuffle(pieces)
     return [word for piece in pieces for word in piece]
@@ -132,6 +118,13 @@ def _operands(source: random.Random, argument: click.Argument, files: Files) -> 
     return [f"{path}:{_setting(source)}" if source.random() < with_settings else path for path in named]
 
 
+def _fitting_output(operands: Sequence[Sequence[str]], files: Files) -> str:
+    """A file for what is read from a file, a folder for what is read from one."""
+    first = next((words[0] for words in operands if words), "")
+    is_file = isinstance(files.contents.get(first.partition(":")[0]), bytes | Weights)
+    return "out.safetensors" if is_file else "out"
+
+
 def _setting(source: random.Random) -> str:
     return source.choice(_SETTINGS[:_GOOD_SETTINGS] if source.random() < 0.75 else _SETTINGS)
 
@@ -143,18 +136,18 @@ def _path(source: random.Random, usual: Sequence[str], files: Files) -> str:
     return source.choice(names_of(files.contents)) if chance < 0.95 else source.choice(_PATHS)
 
 
-def _option(source: random.Random, option: click.Option, files: Files) -> list[str]:
+def _option(source: random.Random, option: click.Option, files: Files, output: str) -> list[str]:
     name = source.choice(option.opts)
     if option.is_flag:
         return [name]
-    value = _value(source, option, files)
+    value = _value(source, option, files, output)
     return [f"{name}={value}"] if name.startswith("--") and source.random() < 0.2 else [name, value]
 
 
-def _value(source: random.Random, option: click.Option, files: Files) -> str:
+def _value(source: random.Random, option: click.Option, files: Files, output: str) -> str:
     kind = option.type
     if option.name == "output":
-        return source.choice(_OUTPUTS)
+        return output if source.random() < 0.6 else source.choice(_OUTPUTS)
     if isinstance(kind, click.Choice) and source.random() < 0.95:
         return str(source.choice(list(kind.choices)))
     if option.name == "base" or isinstance(kind, click.Path):
@@ -162,5 +155,5 @@ def _value(source: random.Random, option: click.Option, files: Files) -> str:
     if source.random() < 0.15:
         return source.choice((*_WORDS, *_NUMBERS))
     if isinstance(kind, click.types.IntParamType | click.types.FloatParamType):
-        return source.choice(_NUMBERS[:_GOOD_NUMBERS])
+        return source.choice(_INTEGERS if isinstance(kind, click.types.IntParamType) else _FRACTIONS)
     return source.choice(_ANSWERS if "yes" in (option.metavar or "") else _COMPONENTS)

