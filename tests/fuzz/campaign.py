@@ -82,6 +82,7 @@ def main() -> None:
 
 def _one(case: Case, keep: Path | None, save: str | None) -> int:
     if save:
+        CORPUS.mkdir(exist_ok=True)
         (CORPUS / f"{save}.json").write_text(case.as_json())
     if keep:
         keep.mkdir()
