@@ -176,7 +176,7 @@ def _outputs(parsed: dict[str, Any]) -> tuple[str, ...] | None:
     inputs = [path for name in ("base", "adapter") if isinstance(path := parsed.get(name), str)]
     names = [os.path.basename(path.partition(":")[0]) for path in inputs]
     # A folder takes the result under the name of an input, which may have had another ending.
-    names += [f"{os.path.splitext(name)[0]}.safetensors" for name in names]
+    names += [f"{name[:dot]}.safetensors" for name in names for dot, letter in enumerate(name) if letter == "."]
     return output, *(os.path.join(output, name) for name in names)
 
 
@@ -376,7 +376,7 @@ def _checkpoints(case: Case, parsed: dict[str, Any]) -> int:
 def _judge_files(
     ended: _Ended, before: Picture, after: Picture, outputs: tuple[str, ...] | None, folder: str
 ) -> Iterator[Violation]:
-    results = [os.path.normpath(os.path.join(folder, output)) for output in outputs or ()]
+    results = _results(folder, outputs or ())
     for path in sorted(before.keys() | after.keys()):
         if before.get(path) == after.get(path):
             continue
@@ -394,8 +394,14 @@ def _judge_files(
             yield Violation("input", f"{name!r} is changed")
 
 
+def _results(folder: str, outputs: tuple[str, ...]) -> list[str]:
+    """Where the outputs lie. A folder of theirs may be a link, which the user has named; their last name is none."""
+    paths = [os.path.normpath(os.path.join(folder, output)) for output in outputs]
+    return [os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in paths]
+
+
 def _judge_output(folder: str, before: Picture, after: Picture, outputs: tuple[str, ...]) -> Iterator[Violation]:
-    results = [path for output in outputs if (path := os.path.normpath(os.path.join(folder, output))) in after]
+    results = [path for path in _results(folder, outputs) if path in after]
     written = [path for path in after if after[path] != before.get(path) and stat.S_ISREG(after[path][0])]
     if not written:
         yield Violation("output", "status 0, but nothing was written")
