@@ -15,7 +15,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.header import TensorInfo
 from lora_inspect.matching import Matching
 from lora_inspect.schemes.peft import PEFT
-from lora_inspect.torch_threads import wait_briefly
+from lora_inspect.torch_threads import load_torch
 
 _BELOW = ".base_layer"
 _COMPARED_ELEMENTS = 1 << 20
@@ -60,7 +60,7 @@ def _copies(adapter: Adapter, base: Checkpoint, matching: Matching) -> Iterator[
 
 def _equal(copy: TensorInfo, original: TensorInfo) -> bool:
     """Whether two tensors have the same shape and the same numbers, in whatever floating element type."""
-    wait_briefly()
+    load_torch()
     import torch
 
     from lora_inspect.tensor_reader import RowBlocks

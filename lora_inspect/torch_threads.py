@@ -1,7 +1,9 @@
-"""How long torch's threads wait for each other before they sleep. Standard library only."""
+"""Torch as a command loads it: whole or not at all, with threads that wait briefly for each other before they sleep."""
 
 import os
 import sys
+
+from lora_inspect.held_signals import held_signals
 
 # libgomp, which torch's wheels for Linux bring, lets a thread that waits turn in a loop 300,000 times. Where another
 # process holds a core, the threads of each product turn until the last of them got its share. A thousand turns are
@@ -9,6 +11,13 @@ import sys
 _TURNS = ("GOMP_SPINCOUNT", "1000")
 # With one of these the user has chosen, for this runtime or for those of other systems.
 _CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+
+
+def load_torch() -> None:
+    """Imports torch; a signal that ends the process is answered when that is done."""
+    wait_briefly()
+    with held_signals():
+        import torch  # noqa: F401
 
 
 def wait_briefly() -> None:

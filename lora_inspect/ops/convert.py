@@ -23,7 +23,7 @@ from lora_inspect.orientation_answers import Answers
 from lora_inspect.progress import Progress, silent
 from lora_inspect.settings import Settings
 from lora_inspect.standard_output import StandardOutput
-from lora_inspect.torch_threads import wait_briefly
+from lora_inspect.torch_threads import load_torch
 
 if TYPE_CHECKING:
     from lora_inspect.standard_module import StandardModule
@@ -94,7 +94,7 @@ def convert_to_standard(
     matching = match(adapter, base, transposed=options.transposed) if base else None
     repeats = check_answers([matching.orientations], options.transposed) if matching else []
     targets = _targets(adapter, base, matching) if base and matching else {}
-    wait_briefly()
+    load_torch()
     modules = _convert(adapter, targets, options, progress)
     _refuse_lossy(path, modules, options)
     passed = [renamed(adapter.checkpoint.tensors[key], key) for key in adapter.unclaimed]

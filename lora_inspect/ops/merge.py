@@ -27,7 +27,7 @@ from lora_inspect.quantisation import quantisation_settings
 from lora_inspect.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.settings import Settings
 from lora_inspect.settling import read_settled
-from lora_inspect.torch_threads import wait_briefly
+from lora_inspect.torch_threads import load_torch
 from lora_inspect.unmatched import accept_unmatched
 
 
@@ -193,7 +193,7 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     output = merge_output(plan, output)
     leftovers = remove_leftovers(output)
     check_merge_output(plan, output, force)
-    wait_briefly()
+    load_torch()
     uncast = quantisation_settings(plan.base.tensors)
     folding = Folding(plan.changes, uncast, plan.options.dtype, plan.options.dora_rule)
     if plan.base.root is not None:

@@ -1,0 +1,68 @@
+"""The process of the command line, from its first moment to its last: an interrupt ends it in a sentence at any time.
+
+Imports nothing that takes time, so that there is little before its first moment.
+"""
+
+import os
+import signal
+from contextlib import suppress
+from types import FrameType
+
+INTERRUPTED = 130
+WORDS = "interrupted; nothing half-written is left."
+_STANDARD_STREAMS = (0, 1, 2)
+
+
+def main() -> None:
+    """Runs the command line of this process and ends it; the entry of `lora-inspect` and of `python -m lora_inspect`.
+
+    `lora_inspect.cli.main` is the same for a process that goes on.
+    """
+    interrupt = _Interrupt()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a command in the background ignores it
+        signal.signal(signal.SIGINT, interrupt)
+    _open_streams()
+    from lora_inspect.cli import main as run
+    from lora_inspect.files.system import ENDING_SIGNALS
+
+    try:
+        interrupt.may_unwind = True
+        run()
+    except KeyboardInterrupt:  # while an error was told
+        interrupt.end()
+    finally:
+        interrupt.is_over = True
+        for number in (signal.SIGINT, *ENDING_SIGNALS):
+            signal.signal(number, signal.SIG_IGN)  # of all settings the one that Python's own end leaves alone
+
+
+class _Interrupt:
+    """Answers Ctrl-C: by an exception while outputs may be half-written, by the end at once while none can be.
+
+    When all is done it counts no more: the exit status says what became of the command.
+    """
+
+    def __init__(self) -> None:
+        self.may_unwind = self.is_over = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.is_over:
+            return
+        if self.may_unwind:
+            raise KeyboardInterrupt
+        self.end()
+
+    def end(self) -> None:
+        """Says so and ends the process, without what Python does at its end."""
+        with suppress(OSError):
+            os.write(2, f"Error: {WORDS}\n".encode())
+        os._exit(INTERRUPTED)
+
+
+def _open_streams() -> None:
+    """Leads closed standard streams nowhere: an output that got the number of one would be written to by libraries."""
+    for number in _STANDARD_STREAMS:
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
