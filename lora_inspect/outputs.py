@@ -18,7 +18,9 @@ _REPLACED = (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)
 
 def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool = False) -> None:
     """Raises LoraInspectError where `output` would overwrite an input or, without `force`, anything at all."""
-    parent = os.path.dirname(os.path.abspath(output))
+    if "\0" in output:
+        raise LoraInspectError(f"{output}: no path may hold a NUL character; name another output.")
+    parent = os.path.dirname(without_slash(output)) or os.curdir
     if not os.path.isdir(parent):
         raise LoraInspectError(f"{output}: the folder {parent} does not exist; make it first.")
     if not folder and not os.path.basename(output):

@@ -8,27 +8,31 @@ import click
 
 from lora_inspect import __version__
 from lora_inspect.cli import terminal
-from lora_inspect.cli.failures import sentence_of
+from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.verbs import Verbs
-from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.system import ENDING_SIGNALS
+from lora_inspect.start import INTERRUPTED, WORDS
 
-_INTERRUPTED = 130
 _KILLED_BY = 128
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+# No docstring: python -OO leaves those out.
+_HELP = """\
+Says what a LoRA file means and on which evidence, merges it into a base, and converts it.
+
+A file without a command is the file of `info`.
+
+\b
+lora-inspect info adapter.safetensors
+lora-inspect merge base.safetensors adapter.safetensors:0.8 -o merged.safetensors
+lora-inspect convert adapter.safetensors --to-standard -o standard.safetensors
+"""
+
+
+@click.group(help=_HELP, cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="lora-inspect")
 def cli() -> None:
-    """Says what a LoRA file means and on which evidence, merges it into a base, and converts it.
-
-    A file without a command is the file of `info`.
-
-    \b
-    lora-inspect info adapter.safetensors
-    lora-inspect merge base.safetensors adapter.safetensors:0.8 -o merged.safetensors
-    lora-inspect convert adapter.safetensors --to-standard -o standard.safetensors
-    """
+    """The group of the verbs."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,17 +44,17 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         status = cli.main(arguments, prog_name="lora-inspect", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
-    except LoraInspectError as error:
-        _fail(str(error), 1)
     except click.ClickException as error:
         terminal.wrong_usage(error)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; nothing was written.", _INTERRUPTED)
+        _fail(WORDS, INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read the output has left, and Python would complain about it once more
+        if sys.stderr:
+            sys.stderr.close()  # whoever read the output has left, and Python would complain about it once more
         sys.exit(1)
-    except OSError as error:
+    except Exception as error:
+        show_defect(error)
         _fail(sentence_of(error), 1)
 
 

@@ -23,8 +23,20 @@ from lora_inspect.orientation import SHAPE, in_words
 from lora_inspect.orientation_answers import Answers
 from lora_inspect.printable import shortened
 
+# No docstring: python -OO leaves those out.
+_HELP = """\
+Writes ADAPTER anew so that alpha/rank is its scale: the one rule that every loader follows.
 
-@click.command(short_help="Rewrite an adapter so that every loader applies the same scale.")
+RS-LoRA is exact. DoRA needs one of --keep-dora, --base or --drop-magnitude.
+
+The output has the names of ADAPTER; PEFT's names need a folder, for the config that says their scale.
+
+\b
+Example: lora-inspect convert rslora.safetensors -o standard.safetensors
+"""
+
+
+@click.command(help=_HELP, short_help="Rewrite an adapter so that every loader applies the same scale.")
 @click.argument("adapter", type=FilePath(), metavar="ADAPTER[:SETTING,...]")
 @writing_options()
 @click.option(
@@ -74,15 +86,7 @@ def convert(
     allow_partial_dora: bool,
     as_json: bool,
 ) -> None:
-    """Writes ADAPTER anew so that alpha/rank is its scale: the one rule that every loader follows.
-
-    RS-LoRA is exact. DoRA needs one of --keep-dora, --base or --drop-magnitude.
-
-    The output has the names of ADAPTER; PEFT's names need a folder, for the config that says their scale.
-
-    \b
-    Example: lora-inspect convert rslora.safetensors -o standard.safetensors
-    """
+    """Converts and prints."""
     if keep_dora + drop_magnitude + (base is not None) > 1:
         raise click.UsageError("--keep-dora, --base and --drop-magnitude exclude each other.")
     if (base is None) != (rank is None and max_error is None) or (rank is not None and max_error is not None):

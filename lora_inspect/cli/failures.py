@@ -1,13 +1,54 @@
 """What a command says of an exception that ends it, or a part of it."""
 
+import errno
+import os
+
+from lora_inspect import __version__
+from lora_inspect.cli import terminal
 from lora_inspect.errors import LoraInspectError
 
-# What may be wrong with a single file and leaves the others readable.
-OF_A_FILE = (LoraInspectError, OSError)
+# Set to anything at all, it has defects shown with their traceback.
+DEBUG = "LORA_INSPECT_DEBUG"
+
+_CHECK = "check the path and its rights"
+_WAYS_OUT = {
+    errno.ENOSPC: "free space, or send the output elsewhere",
+    errno.EDQUOT: "free space, or send the output elsewhere",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close other programs, as the system has too many files open",
+    errno.EIO: "check the disk, or fetch the file again",
+}
+# How torch and the loader of libraries say that memory was refused.
+_NO_MEMORY = ("not enough memory", "allocate memory", "out of memory", "failed to map segment", "bad_alloc")
 
 
-def sentence_of(error: Exception) -> str:
-    """Our own sentence, or one about the system's."""
+def sentence_of(error: Exception, path: str = "") -> str:
+    """Our own sentence, or one about the system's error, or about a defect. `path` is the file that it came with."""
+    if isinstance(error, LoraInspectError):
+        return str(error)
     if isinstance(error, OSError):
-        return f"{error.filename or 'a file'}: {error.strerror or error}; check the path and its rights."
-    return str(error)
+        where = os.fsdecode(error.filename or path) if isinstance(error.filename or path, (str, bytes)) else path
+        return f"{where and where + ': '}{error.strerror or error}; {_WAYS_OUT.get(error.errno or 0, _CHECK)}."
+    about = path and f"{path}: "
+    if _is_of_memory(error):
+        return f"{about}there is not enough memory; close other programs, or use a machine that has more."
+    if isinstance(error, ImportError):
+        return f"{about}a library that lora-inspect needs cannot be loaded ({error}); install it again."
+    return (
+        f"{about}this is a defect of lora-inspect {__version__} ({type(error).__name__}: {error}); "
+        f"report it with the command and the files' headers, and with what {DEBUG}=1 shows."
+    )
+
+
+def show_defect(error: Exception) -> None:
+    """The traceback of an error that nobody foresaw, where the environment asks for it."""
+    if os.environ.get(DEBUG) and not isinstance(error, (LoraInspectError, OSError)):
+        from traceback import format_exception
+
+        terminal.traceback("".join(format_exception(error)))
+
+
+def _is_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (
+        isinstance(error, (RuntimeError, ImportError)) and any(words in str(error) for words in _NO_MEMORY)
+    )

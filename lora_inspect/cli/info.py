@@ -10,7 +10,7 @@ import click
 from lora_inspect.architectures import by_name
 from lora_inspect.checkpoint import find_checkpoints, is_checkpoint_folder
 from lora_inspect.cli import terminal
-from lora_inspect.cli.failures import OF_A_FILE, sentence_of
+from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.shared_options import parse_without_strength
 from lora_inspect.listing import listed, some
@@ -21,7 +21,18 @@ from lora_inspect.settings import Settings
 _ERROR = "error"
 
 
-@click.command(short_help="What a file is and means, and on which evidence.")
+# No docstring: python -OO leaves those out.
+_HELP = """\
+Says what each PATH is: a file, a sharded set, a PEFT folder, or a folder of adapters (a line per file).
+
+Only headers, alphas and flags are read. alpha=N and rslora=yes|no after a colon settle what a file leaves open.
+
+\b
+Example: lora-inspect info adapter.safetensors --modules
+"""
+
+
+@click.command(help=_HELP, short_help="What a file is and means, and on which evidence.")
 @click.argument("paths", nargs=-1, required=True, type=FilePath(), metavar="PATH[:SETTING,...]...")
 @click.option("--modules", is_flag=True, help="List every module with its rank, alpha and scale.")
 @click.option("--metadata", is_flag=True, help="Show the file's metadata.")
@@ -29,13 +40,7 @@ _ERROR = "error"
     "--json", "as_json_", is_flag=True, help="Print JSON: a list if several PATHs or a folder of files are given."
 )
 def info(paths: tuple[str, ...], modules: bool, metadata: bool, as_json_: bool) -> None:
-    """Says what each PATH is: a file, a sharded set, a PEFT folder, or a folder of adapters (a line per file).
-
-    Only headers, alphas and flags are read. alpha=N and rslora=yes|no after a colon settle what a file leaves open.
-
-    \b
-    Example: lora-inspect info adapter.safetensors --modules
-    """
+    """Reads each path and prints what it is."""
     read = [_read(path, modules) for path in paths]
     several = len(paths) > 1 or read[0].is_collection
     records = [record for item in read for record in item.records]
@@ -62,7 +67,9 @@ def _read(argument: str, modules: bool) -> _Read:
     try:
         path, settings = parse_without_strength(argument, "info")
         files = list(find_checkpoints(path)) if os.path.isdir(path) and not is_checkpoint_folder(path) else []
-    except OF_A_FILE as error:
+    except click.ClickException:
+        raise
+    except Exception as error:
         return _Read([_broken(argument, error)])
     return _Read([_record(file, settings, modules) for file in files or [path]], bool(files))
 
@@ -70,12 +77,13 @@ def _read(argument: str, modules: bool) -> _Read:
 def _record(path: str, settings: Settings, modules: bool) -> dict[str, Any]:
     try:
         return as_json(inspect(path, settings), modules)
-    except OF_A_FILE as error:
+    except Exception as error:
         return _broken(path, error)
 
 
 def _broken(path: str, error: Exception) -> dict[str, Any]:
-    return {"path": path, _ERROR: sentence_of(error)}
+    show_defect(error)
+    return {"path": path, _ERROR: sentence_of(error, path)}
 
 
 def _print_tables(records: list[dict[str, Any]], several: bool, modules: bool, metadata: bool) -> None:

@@ -22,7 +22,20 @@ from lora_inspect.unmatched import in_components
 _DTYPES = {"float32": "F32", "fp32": "F32", "float16": "F16", "fp16": "F16", "bfloat16": "BF16", "bf16": "BF16"}
 
 
-@click.command(short_help="Fold adapters into a base.")
+# No docstring: python -OO leaves those out.
+_HELP = """\
+Folds each ADAPTER, with its own multiplier (default 1), into BASE and writes the result.
+
+BASE is a file, a sharded set or a folder; the output has the same form. What follows the colon of an ADAPTER are
+its settings: a number (the multiplier; 0 changes nothing), COMPONENT=number or GLOB=number (multipliers of a part
+of its modules), alpha=N and rslora=yes|no (what the file leaves open).
+
+\b
+Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetensors -o merged.safetensors
+"""
+
+
+@click.command(help=_HELP, short_help="Fold adapters into a base.")
 @click.argument("base", type=FilePath())
 @click.argument("adapters", nargs=-1, required=True, type=FilePath(), metavar="ADAPTER[:SETTING,...]...")
 @writing_options(dry_run=True)
@@ -63,15 +76,7 @@ def merge(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Folds each ADAPTER, with its own multiplier (default 1), into BASE and writes the result.
-
-    BASE is a file, a sharded set or a folder; the output has the same form. What follows the colon of an ADAPTER are
-    its settings: a number (the multiplier; 0 changes nothing), COMPONENT=number or GLOB=number (multipliers of a part
-    of its modules), alpha=N and rslora=yes|no (what the file leaves open).
-
-    \b
-    Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetensors -o merged.safetensors
-    """
+    """Plans, merges and prints."""
     options = MergeOptions(
         dtype=_DTYPES[dtype] if dtype else None,
         only=only,

@@ -12,7 +12,7 @@ from lora_inspect.progress import Progress, silent
 @contextmanager
 def progress_bar(label: str, length: int) -> Iterator[Progress]:
     """Yields what to call with each amount that is done."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield silent
         return
     with click.progressbar(length=length, label=label, file=sys.stderr, show_eta=True) as bar:

@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, TextIO
 
 import click
@@ -45,7 +46,8 @@ def traceback(text: str) -> None:
 def wrong_usage(wrong: click.ClickException) -> None:
     """What is wrong with the command line, in click's words; they repeat arguments, which may hold anything."""
     if isinstance(wrong, getattr(click.exceptions, "NoArgsIsHelpError", ())):
-        wrong.show()  # the help alone
+        with suppress(OSError):
+            wrong.show()  # the help alone
         return
     if isinstance(wrong, click.UsageError) and wrong.ctx:
         hint = f"Try '{printable(wrong.ctx.command_path)} --help' for help."
@@ -83,6 +85,12 @@ def _write_columns(rows: Sequence[Sequence[str]], headers: Sequence[str] = ()) -
 
 
 def _write(stream: TextIO | None, lines: Iterable[str]) -> None:
-    if stream is not None:  # a program without a console has none
+    if stream is None:  # a program without a console has none
+        return
+    try:
         stream.writelines(f"{text}\n" for text in lines)
         stream.flush()
+    except OSError:
+        if stream is not sys.stderr:
+            raise
+        # Where errors cannot be told, the exit status is all that is left to say.
