@@ -2,63 +2,30 @@
 
 Python tries one way through an expression after another, which takes years for some of ten letters. Here all ways are
 followed at once, and what follows from a set of places is computed once. What is accepted means what it means to
-Python; refused is what programs that go by Python hang on, and what no program writes into a config.
+Python.
 """
 
 import re
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
+from lora_inspect.expression_syntax import Choice, Letter, Node, Place, Repeat, Sequence, read_expression
 from lora_inspect.steps import Refused, Steps
 
-# Characters of an expression, letters of it when repeats are written out, and groups within groups.
-_LONGEST, _LARGEST, _DEEPEST = 1_000, 1_000, 20
-_TOO_LARGE = f"has more than {_LARGEST:,} letters when its repeats are written out"
+# Characters of an expression.
+_LONGEST = 1_000
 # Steps of what is done beside following a known letter, which is one.
 _EXPRESSION, _CHARACTER, _CALL, _TRANSITION, _PLACE, _STATE = 4_000, 300, 20, 80, 10, 500
 # What is read where a path ends, and a line break that nothing follows: `$` stands before either.
 _END, _LAST_BREAK = "", "\n$"
-_QUANTIFIER = re.compile(r"[*+?]|\{(\d*)(,?)(\d*)\}")
-_GROUP = re.compile(r"\((?:\?:|\?P<[A-Za-z_]\w*>)?(?!\?)")
-_CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\\\]])*\]", re.DOTALL)
-# Spellings inside of a class that Python warns of, as they are to mean something else.
-_DOUBTFUL = re.compile(r"\[|--|&&|\|\||~~")
-_ASCII_LETTERS_THAT_ARE_CLASSES = frozenset("dDwWsSntrfva")
-
-
-class _Letter(NamedTuple):
-    """One character: itself, or an expression for several."""
-
-    source: str
-
-
-class _Place(NamedTuple):
-    source: str
-
-
-class _Sequence(NamedTuple):
-    parts: "tuple[_Node, ...]"
-
-
-class _Choice(NamedTuple):
-    branches: "tuple[_Node, ...]"
-
-
-class _Repeat(NamedTuple):
-    body: "_Node"
-    least: int
-    most: int | None
-
-
-_Node = _Letter | _Place | _Sequence | _Choice | _Repeat
 Reach = Literal["whole", "end", "anywhere"]
 
-_BREAK = _Repeat(_Letter(r"\n"), 0, 1)
-_UP_TO_A_DOT = _Repeat(_Sequence((_Repeat(_Letter("."), 0, None), _Letter(r"\."))), 0, 1)
-_ANYTHING = _Repeat(_Letter(r"[\s\S]"), 0, None)
+_BREAK = Repeat(Letter(r"\n"), 0, 1)
+_UP_TO_A_DOT = Repeat(Sequence((Repeat(Letter("."), 0, None), Letter(r"\."))), 0, 1)
+_ANYTHING = Repeat(Letter(r"[\s\S]"), 0, None)
 # What stands before and after an expression that has to match the whole text, the end of a dotted path as PEFT
 # sees it (`(.*\.)?(KEY)$`), or any part of the text.
-_AROUND: dict[Reach, tuple[tuple[_Node, ...], tuple[_Node, ...]]] = {
+_AROUND: dict[Reach, tuple[tuple[Node, ...], tuple[Node, ...]]] = {
     "whole": ((), ()),
     "end": ((_UP_TO_A_DOT,), (_BREAK,)),
     "anywhere": ((_ANYTHING,), (_ANYTHING,)),
@@ -72,15 +39,9 @@ class Expression:
         if len(source) > _LONGEST:
             raise Refused(f"has {len(source):,} characters, and at most {_LONGEST:,} are read")
         steps.take(_EXPRESSION + _CHARACTER * len(source))
-        node = _Parser(source).read()
-        if _size(node) > _LARGEST:
-            raise Refused(_TOO_LARGE)
-        try:
-            re.compile(source)
-        except (re.error, OverflowError) as error:
-            raise Refused(f"is no regular expression ({error})") from None
+        node = read_expression(source)
         before, after = _AROUND[reach]
-        self._start = _Automaton(_Sequence((*before, node, *after)), steps).start
+        self._start = _Automaton(Sequence((*before, node, *after)), steps).start
         self._steps = steps
 
     def matches(self, text: str) -> bool:
@@ -93,119 +54,6 @@ class Expression:
         if last:
             state = state[last]
         return bool(state[_END].places)
-
-
-class _Parser:
-    """From the text of an expression to its parts."""
-
-    def __init__(self, source: str) -> None:
-        self._source, self._at, self._depth = source, 0, 0
-
-    def read(self) -> _Node:
-        node = self._choice()
-        if self._at < len(self._source):
-            raise Refused("closes a bracket that is not open")
-        return node
-
-    def _choice(self) -> _Node:
-        branches = [self._sequence()]
-        while self._source.startswith("|", self._at):
-            self._at += 1
-            branches.append(self._sequence())
-        return branches[0] if len(branches) == 1 else _Choice(tuple(branches))
-
-    def _sequence(self) -> _Node:
-        parts = []
-        while self._at < len(self._source) and self._source[self._at] not in "|)":
-            parts.append(self._repeated(self._item()))
-        return parts[0] if len(parts) == 1 else _Sequence(tuple(parts))
-
-    def _item(self) -> _Node:
-        source, at = self._source, self._at
-        if source[at] == "(":
-            return self._group()
-        if source[at] == "[":
-            return self._class()
-        if source[at] == "\\":
-            return self._escape()
-        self._at += 1
-        return _Place(source[at]) if source[at] in "^$" else _Letter(source[at])
-
-    def _group(self) -> _Node:
-        opening = _GROUP.match(self._source, self._at)
-        if opening is None:
-            raise Refused(f"holds {self._source[self._at : self._at + 4]}, a group of a kind that is not read")
-        self._at, self._depth = opening.end(), self._depth + 1
-        if self._depth > _DEEPEST:
-            raise Refused(f"has groups within groups, more than {_DEEPEST}")
-        node = self._choice()
-        if not self._source.startswith(")", self._at):
-            raise Refused("opens a bracket that is not closed")
-        self._at, self._depth = self._at + 1, self._depth - 1
-        return node
-
-    def _class(self) -> _Node:
-        found = _CLASS.match(self._source, self._at)
-        if found is None:
-            raise Refused("opens a bracket that is not closed")
-        if _DOUBTFUL.search(found[0], 1):
-            raise Refused(f"holds {found[0]}, a class that is not read")
-        self._at = found.end()
-        return _Letter(found[0])
-
-    def _escape(self) -> _Node:
-        escape = self._source[self._at : self._at + 2]
-        self._at += 2
-        letter = escape[1:]
-        if letter.isdigit():
-            raise Refused(f"holds {escape}, a backreference")
-        if letter in ("b", "A", "Z"):
-            return _Place(escape)
-        if not letter or (letter.isascii() and letter.isalpha() and letter not in _ASCII_LETTERS_THAT_ARE_CLASSES):
-            raise Refused(f"holds {escape}, an escape that is not read")
-        return _Letter(escape)
-
-    def _repeated(self, item: _Node) -> _Node:
-        found = _QUANTIFIER.match(self._source, self._at)
-        if found is None or found[0] == "{}":
-            return item
-        self._at = found.end()
-        if self._source.startswith("?", self._at):
-            self._at += 1  # as few as can be: another order of trying, the same answer
-        elif self._source.startswith("+", self._at):
-            raise Refused("repeats a repeat")
-        least, most = _bounds(found)
-        if most is None and _any(item, lambda part: isinstance(part, _Repeat) and part.most is None):
-            raise Refused("has an unbounded repeat inside of another one")
-        if most != 1 and _any(item, lambda part: isinstance(part, _Choice)):
-            raise Refused("has an alternation under a repeat")
-        return _Repeat(item, least, most)
-
-
-def _bounds(quantifier: re.Match[str]) -> tuple[int, int | None]:
-    if quantifier[0][0] != "{":
-        return {"*": (0, None), "+": (1, None), "?": (0, 1)}[quantifier[0]]
-    least, comma, most = quantifier.groups()
-    if max(len(least), len(most)) > len(str(_LARGEST)):
-        raise Refused(_TOO_LARGE)
-    fewest = int(least or 0)
-    return fewest, int(most) if most else None if comma else fewest
-
-
-def _parts_of(node: _Node) -> "tuple[_Node, ...]":
-    if isinstance(node, _Repeat):
-        return (node.body,)
-    return node.parts if isinstance(node, _Sequence) else node.branches if isinstance(node, _Choice) else ()
-
-
-def _any(node: _Node, holds: Callable[[_Node], bool]) -> bool:
-    return holds(node) or any(_any(part, holds) for part in _parts_of(node))
-
-
-def _size(node: _Node) -> int:
-    """Letters with all repeats written out; an empty group is made like a letter, so it counts like one."""
-    size = max(1, sum(map(_size, _parts_of(node))))
-    return size * max(node.least, node.most or 1) if isinstance(node, _Repeat) else size
 
 
 class _Part(NamedTuple):
@@ -222,7 +70,7 @@ class _Automaton:
     Source: Glushkov's construction. Sets are the bits of a whole number.
     """
 
-    def __init__(self, node: _Node, steps: Steps) -> None:
+    def __init__(self, node: Node, steps: Steps) -> None:
         self.steps = steps
         self._holds: list[Callable[[str | None, str], object]] = []
         self._follow: list[int] = []
@@ -271,26 +119,26 @@ class _Automaton:
             self.steps.take(_PLACE)
             self._follow[place] |= first
 
-    def _build(self, node: _Node) -> _Part:
-        if isinstance(node, _Letter):
+    def _build(self, node: Node) -> _Part:
+        if isinstance(node, Letter):
             bit = self._add(_letter_test(node.source), is_place=False)
             return _Part(bit, bit, False)
-        if isinstance(node, _Place):
+        if isinstance(node, Place):
             bit = self._add(_PLACE_TESTS[node.source], is_place=True)
             return _Part(bit, bit, False)
-        if isinstance(node, _Choice):
+        if isinstance(node, Choice):
             whole = _Part(0, 0, False)
             for branch in map(self._build, node.branches):
                 whole = _Part(whole.first | branch.first, whole.last | branch.last, whole.empty or branch.empty)
             return whole
-        if isinstance(node, _Repeat):
+        if isinstance(node, Repeat):
             return self._repeat(node)
         whole = _Part(0, 0, True)
         for item in node.parts:
             whole = self._joined(whole, self._build(item))
         return whole
 
-    def _repeat(self, node: _Repeat) -> _Part:
+    def _repeat(self, node: Repeat) -> _Part:
         whole = _Part(0, 0, True)
         copies = max(node.least, node.most if node.most is not None else 1)
         for number in range(copies):

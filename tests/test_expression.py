@@ -173,3 +173,9 @@ def test_the_steps_of_one_file_are_counted_together():
     with pytest.raises(Refused, match="takes too long"):
         second.matches("b" * 900_000)
     assert Expression("b*a", "end", Steps(1_000_000)).matches("b" * 900_000 + "a")
+
+
+@pytest.mark.parametrize("source", ["a{\u0662}", "a{,\u0662}", "a{1,\u0662}"])
+@pytest.mark.parametrize("text", ["a", "aa", "a{\u0662}", "a{,\u0662}", "a{1,\u0662}"])
+def test_digits_of_other_scripts_count_no_repeats(source, text):
+    assert matches(source, "whole", text) == bool(re.fullmatch(source, text))
