@@ -24,6 +24,7 @@ from lora_inspect.found_configs import FoundConfig, Speakers, find_configs
 from lora_inspect.scale_rules import RuledGroup, Voice, read_group, sum_up, voice_of
 from lora_inspect.scales import Counted, ScaleSources, with_scale
 from lora_inspect.settings import Settings
+from lora_inspect.steps import Steps
 from lora_inspect.trainers import find_trainer
 
 if TYPE_CHECKING:
@@ -95,8 +96,10 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
     """Reads the meaning of every tensor. Problems are listed, not raised; unreadable numbers raise LoraInspectError."""
     claims = claim(checkpoint.tensors)
     numbers = _read_numbers(checkpoint, claims)
-    configs = find_configs(checkpoint, [contribution for _, contribution in _computed(claims)])
-    parts = _parts(claims, numbers, configs, checkpoint)
+    steps = Steps()
+    configs = find_configs(checkpoint, [contribution for _, contribution in _computed(claims)], steps)
+    asked = _read_asked_ranks(checkpoint.metadata, steps)
+    parts = _parts(claims, numbers, configs, asked, checkpoint)
     groups = _read_groups(parts, claims, numbers, configs, checkpoint.metadata)
     settled = {voice: group.settled(settings.rslora) for voice, group in groups.items()}
     facts = [part.facts for part in parts]
@@ -141,8 +144,13 @@ def _computed(claims: Claims) -> Iterable[tuple[Module, Contribution]]:
     )
 
 
-def _parts(claims: Claims, numbers: Numbers, configs: Sequence[FoundConfig], checkpoint: Checkpoint) -> list[_Part]:
-    asked = _read_asked_ranks(checkpoint.metadata)
+def _parts(
+    claims: Claims,
+    numbers: Numbers,
+    configs: Sequence[FoundConfig],
+    asked: "AskedRanks | None",
+    checkpoint: Checkpoint,
+) -> list[_Part]:
     flags = {
         module.rslora_flag.name: read_flag(numbers[module.rslora_flag.name])
         for module in claims.modules.values()
@@ -159,13 +167,13 @@ def _parts(claims: Claims, numbers: Numbers, configs: Sequence[FoundConfig], che
     return parts
 
 
-def _read_asked_ranks(metadata: Mapping[str, str]) -> "AskedRanks | None":
+def _read_asked_ranks(metadata: Mapping[str, str], steps: Steps) -> "AskedRanks | None":
     """What sd-scripts was asked for; its tables are loaded only for a file that names one of its networks."""
     if not metadata.get("ss_network_module", "").startswith("networks."):
         return None
     from lora_inspect.asked_ranks import read_asked_ranks
 
-    return read_asked_ranks(metadata)
+    return read_asked_ranks(metadata, steps)
 
 
 def _read_groups(

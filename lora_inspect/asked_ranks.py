@@ -89,10 +89,10 @@ NETWORKS: Mapping[str, RankOptions] = {
 class NamedRanks:
     """`network_reg_dims`: expressions for parts of the names of modules, each with the rank of those that it fits."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, steps: Steps) -> None:
         self._pairs = [pair.strip().partition("=") for pair in text[:_LONGEST].split(",")]
         self._length = len(text)
-        self._steps = Steps()
+        self._steps = steps
         self._expressions: dict[str, Expression] = {}
 
     def of(self, name: str) -> str | None:
@@ -122,7 +122,7 @@ class AskedRanks(NamedTuple):
     alpha: float | None
     args: Mapping[str, Any]
     options: RankOptions
-    named: NamedRanks = NamedRanks("")
+    named: NamedRanks = NamedRanks("", Steps())
 
     @property
     def splits(self) -> bool:
@@ -189,10 +189,11 @@ class AskedRanks(NamedTuple):
         return f"the metadata says rank {expected}{of_parts}, but the tensors have rank {rank}: {means}"
 
 
-def read_asked_ranks(metadata: Mapping[str, str]) -> AskedRanks | None:
+def read_asked_ranks(metadata: Mapping[str, str], steps: Steps) -> AskedRanks | None:
     """What the metadata says was asked for; None where it is not sd-scripts' way, or says nothing of ranks.
 
-    Files that were written or rewritten by our own programs say their scale themselves.
+    Files that were written or rewritten by our own programs say their scale themselves. The `steps` are those of all
+    patterns of the file.
     """
     module = metadata.get("ss_network_module", "")
     if not module.startswith("networks.") or module in _OTHER_NETWORKS:
@@ -210,13 +211,13 @@ def read_asked_ranks(metadata: Mapping[str, str]) -> AskedRanks | None:
         return None
     dim = metadata.get("ss_network_dim")
     rank = _DEFAULT_RANK if dim == "None" else _whole(dim)
-    named = NamedRanks(str(args.get("network_reg_dims", "")))
+    named = NamedRanks(str(args.get("network_reg_dims", "")), steps)
     return AskedRanks(rank, asked_alpha(metadata), args, options, named)
 
 
 def saves_parts(metadata: Mapping[str, str]) -> bool:
     """Whether the file's layers may be saved in parts, so that its alphas are not what their ranks say."""
-    asked = read_asked_ranks(metadata)
+    asked = read_asked_ranks(metadata, Steps())
     return asked is not None and asked.splits and bool(asked.options.split)
 
 

@@ -35,9 +35,8 @@ class FoundConfig(NamedTuple):
         return self.modules.rank(contribution.module.body) == rank
 
 
-def find_configs(checkpoint: Checkpoint, contributions: Sequence[Contribution]) -> list[FoundConfig]:
+def find_configs(checkpoint: Checkpoint, contributions: Sequence[Contribution], steps: Steps) -> list[FoundConfig]:
     """The LoraConfigs that belong to the file: those embedded in it, and the one beside it."""
-    steps = Steps()
     found = [
         FoundConfig(
             f"metadata {peft_config.EMBEDDED_KEY} {prefix}".rstrip(),
@@ -86,9 +85,9 @@ class Speakers:
 
 def _fits(found: FoundConfig, contributions: Sequence[Contribution]) -> bool:
     """Whether ranks and targets of a config are those of the tensors; names without dots cannot be compared."""
-    return bool(contributions) and all(
-        not contribution.module.flat
-        and found.gives_rank(contribution)
-        and found.modules.is_target(contribution.module.body)
-        for contribution in contributions
+    if not contributions or any(contribution.module.flat for contribution in contributions):
+        return False
+    # Targets that are not compared with modules are no matter where ranks differ already.
+    return all(map(found.gives_rank, contributions)) and all(
+        found.modules.is_target(contribution.module.body) for contribution in contributions
     )

@@ -44,10 +44,14 @@ def of_configs(configs: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, 
 def of_patterns(refused: Mapping[str, str | None]) -> list[Problem]:
     """Patterns of configs, by where these stand, that are not compared with modules; None where all are."""
     return [
-        Problem("pattern", "error", f"{where}: {says}; write the plain module path instead")
-        for where, says in refused.items()
-        if says
+        Problem("pattern", "error", f"{where}: {says}; {_way_out(says)}") for where, says in refused.items() if says
     ]
+
+
+def _way_out(refused: str) -> str:
+    if refused.startswith("target_modules "):
+        return "name the modules in a list, or the file adapter_model.safetensors if the two belong together"
+    return "write the plain module path instead"
 
 
 def of_shards(file_metadata: Mapping[str, Mapping[str, str]]) -> list[Problem]:

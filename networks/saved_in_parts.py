@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lora_inspect.asked_ranks import AskedRanks, read_asked_ranks, saves_parts
 from lora_inspect.evidence import close
+from lora_inspect.steps import Steps
 
 from .reading import is_factor
 
@@ -21,7 +22,7 @@ def with_whole_alphas(
 
     Raises ValueError where the alpha is neither that of a part nor that of the whole layer.
     """
-    asked = read_asked_ranks(metadata)
+    asked = read_asked_ranks(metadata, Steps())
     if asked is None or not saves_parts(metadata):
         return weights, metadata
     whole = dict(weights)

@@ -12,6 +12,7 @@ from lora_inspect.checkpoint import open_checkpoint
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.settings import Settings
+from lora_inspect.steps import Steps
 
 WIDTH = 8
 # The layers that networks of sd-scripts save in parts, with the rows of each part: qkv in three equal ones, the first
@@ -227,3 +228,15 @@ def test_info_says_which_layers_were_saved_in_parts(read):
     (item,) = (item for item in adapter.evidence if item.about == "scale")
     assert "3 parts" in item.says
     assert item.where == "metadata ss_network_args split_qkv"
+
+
+CONFIG = {"transformer.r": 4, "transformer.lora_alpha": 6, "transformer.rank_pattern": {"a.*b": 4}}
+PATTERNS = {"asked": about(network_reg_dims="a.*b=4"), "config": {"lora_adapter_metadata": json.dumps(CONFIG)}}
+
+
+@pytest.mark.parametrize("metadata", PATTERNS.values(), ids=PATTERNS)
+def test_all_patterns_of_a_file_are_counted_together(metadata, write_safetensors, monkeypatch):
+    spent = Steps(0)
+    monkeypatch.setattr("lora_inspect.adapter.Steps", lambda: spent)
+    adapter = read_adapter(open_checkpoint(str(write_safetensors(lora("transformer.blocks.0.attn.q"), metadata))))
+    assert any("takes too long" in problem.message for problem in adapter.problems)

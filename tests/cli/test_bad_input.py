@@ -255,7 +255,8 @@ def test_an_expression_that_is_not_compared_is_refused_with_its_key(place, run, 
     assert record["scales"] == {"unknown": 1}
     assert "pattern" in {item["code"] for item in record["problems"] if item["severity"] == "error"}
     where = "metadata lora_adapter_metadata" if place == "embedded" else "adapter_config.json"
-    words = [str(file), where, "'(a+)+$'", "unbounded repeat", "write the plain module path"]
+    words = [str(file), where, "'(a+)+$'", "unbounded repeat"]
+    words.append("name the modules in a list" if place == "target_modules" else "write the plain module path")
     words.append("rank_pattern" if place == "embedded" else place)
     for extra in ([], ["--alpha", "4", "--rslora", "no"]):
         refuse("merge", good[0], file, "-o", file.parent / "out.safetensors", *extra, words=words)
