@@ -21,6 +21,10 @@ _LIKE_A_NUMBER = re.compile(r"[x*]?([+-]?[0-9]*[.,]?[0-9]+)([x%]?)")
 # What people write between a path and its multiplier for a colon; what could be meant is short.
 _LIKE_A_MULTIPLIER = re.compile(r"\s*[\s=@*]\s*([^\s=@*]+)$")
 _LONGEST = 40
+# Digits, a comma and digits: two settings as they are counted, and one number as half of the world writes it.
+_DECIMAL_COMMA = re.compile(r"(?:(?<=,)|^)((?:[^,]*=)?[+-]?[0-9]+),([0-9]+(?:[eE][+-]?[0-9]+)?)(?=,|$)")
+# How many colons of an argument are looked at for a file before them.
+_COLONS = 10
 _FORMS = "a number (the multiplier), COMPONENT=number, GLOB=number, alpha=N or rslora=yes|no"
 _NAMED = 3
 
@@ -115,7 +119,7 @@ def parse_arguments(arguments: Iterable[str]) -> list[tuple[str, Settings]]:
 
 def bare_number(argument: str) -> float | None:
     """The number that an argument is where it is no existing path; None where it is none."""
-    return None if os.path.lexists(argument) else _meant(argument)
+    return None if os.path.lexists(argument) else _meant(argument.removeprefix(":"))
 
 
 def parse_argument(argument: str) -> tuple[str, Settings]:
@@ -126,28 +130,67 @@ def parse_argument(argument: str) -> tuple[str, Settings]:
     """
     if os.path.lexists(argument):
         return argument, Settings()
-    path, colon, tail = argument.rpartition(":")
-    if not colon or not path:
-        _refuse_other_separators(argument)
-        return argument, Settings()
+    if file := _file_before_a_colon(argument):
+        return file, _settings_of(file, argument)
+    path, _, tail = argument.rpartition(":")
     try:
-        settings = parse_settings(tail)
+        if path:
+            return path, parse_settings(tail)
+    except ValueError:
+        pass
+    _refuse_other_separators(argument)
+    return argument, Settings()
+
+
+def _file_before_a_colon(argument: str) -> str | None:
+    """The longest path that exists and ends before one of the last colons; None where there is none."""
+    path = argument
+    for _ in range(_COLONS):
+        path = path.rpartition(":")[0]
+        if not path or os.path.lexists(path):
+            break
+    return path or None if os.path.lexists(path) else None
+
+
+def _settings_of(file: str, argument: str) -> Settings:
+    """The settings behind a file that exists; raises LoraInspectError where there is anything else behind it."""
+    tail = argument[len(file) + 1 :]
+    parts = [part for part in tail.split(":") if part]
+    joined = ",".join(parts)
+    try:
+        settings = parse_settings(joined)
     except ValueError as error:
-        if os.path.lexists(path):
-            number = _meant(tail)
-            raise LoraInspectError(
-                f"{argument}: there is no such file, and {error}; a setting is {_FORMS}, as in {path}:0.5."
-                if number is None
-                else f"{argument}: there is no such file, and {tail!r} is no multiplier; write {path}:{_spell(number)}."
-            ) from None
-        _refuse_other_separators(argument)
-        return argument, Settings()
-    first, _, before = path.rpartition(":")
-    if first and not os.path.lexists(path) and os.path.lexists(first):
+        if (number := _meant(joined)) is not None:
+            says = f"there is no such file, and {tail!r} is no multiplier; write {file}:{_spell(number)}"
+        elif forms := _without_decimal_comma(joined):
+            says = f"{error}; write {' or '.join(f'{file}:{form}' for form in forms)}"
+        else:
+            says = f"there is no such file, and {error}; a setting is {_FORMS}, as in {file}:0.5"
+        raise LoraInspectError(f"{argument}: {says}.") from None
+    if joined != tail:
+        before = argument.rpartition(":")[0]
         raise LoraInspectError(
-            f"{argument}: there is no file {path}; settings stand behind one colon: {first}:{before},{tail}."
+            f"{argument}: there is no file {before}; settings stand behind one colon: {file}:{joined}."
         )
-    return path, settings
+    return settings
+
+
+def _without_decimal_comma(text: str) -> list[str]:
+    """How settings are written that have a comma for a point, and how those where it stands before a multiplier."""
+    found = _DECIMAL_COMMA.search(text)
+    if found is None:
+        return []
+    with_points = _DECIMAL_COMMA.sub(r"\1.\2", text)
+    in_front = _DECIMAL_COMMA.sub(r"\1", text, count=1)
+    return [form for form in (with_points, f"{found[2]},{in_front}") if _is_settings(form)]
+
+
+def _is_settings(text: str) -> bool:
+    try:
+        parse_settings(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _refuse_other_separators(argument: str) -> None:
@@ -168,7 +211,13 @@ def _meant(text: str) -> float | None:
 
 
 def parse_settings(text: str) -> Settings:
-    """Settings from `SETTING[,SETTING...]`; raises ValueError where a part is none, or says again what one said."""
+    """Settings from `SETTING[,SETTING...]`.
+
+    Raises ValueError where a part is none, or says again what one said, and where two whole numbers in a row may be
+    one with a comma for its point.
+    """
+    if found := _DECIMAL_COMMA.search(text):
+        raise ValueError(f"the comma of {found[0]!r} may stand for a point")
     settings, said = Settings(), set[str]()
     for item in text.split(","):
         name, equals, value = item.rpartition("=")

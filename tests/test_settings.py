@@ -56,13 +56,56 @@ def test_an_existing_path_with_a_colon_is_that_path(tmp_path):
     assert parse_argument(str(tmp_path / "folder:rslora=yes"))[1] == Settings()
 
 
-@pytest.mark.parametrize("before", ["0.5", "alpha=8", "zz"])
-def test_settings_behind_two_colons_are_shown_behind_one(before, tmp_path):
+# what stands behind a file, and what behind one colon is told instead
+SEVERAL_COLONS = {
+    ":0.5:rslora=yes": "0.5,rslora=yes",
+    ":alpha=8:rslora=yes": "alpha=8,rslora=yes",
+    ":0.5:q=1:rslora=yes": "0.5,q=1,rslora=yes",
+    "::0.5": "0.5",
+    ":0.5:": "0.5",
+}
+
+
+@pytest.mark.parametrize(("tail", "settings"), SEVERAL_COLONS.items())
+def test_settings_behind_several_colons_are_shown_behind_one(tail, settings, tmp_path):
     file = tmp_path / "a.safetensors"
     file.touch()
     with pytest.raises(LoraInspectError, match="behind one colon") as refusal:
-        parse_argument(f"{file}:{before}:rslora=yes")
-    assert f"{file}:{before},rslora=yes" in str(refusal.value)
+        parse_argument(f"{file}{tail}")
+    assert str(refusal.value).endswith(f": {file}:{settings}.")
+    assert parse_argument(f"{file}:{settings}")[0] == str(file)
+
+
+# what stands behind a file, and what may have been meant
+DECIMAL_COMMAS = {
+    "alpha=0,5": ["alpha=0.5", "5,alpha=0"],
+    "text_encoder=0,5": ["text_encoder=0.5", "5,text_encoder=0"],
+    "*attn*=-1,25": ["*attn*=-1.25", "25,*attn*=-1"],
+    "alpha=16,0": ["alpha=16.0", "0,alpha=16"],
+    "q=1,5e-3": ["q=1.5e-3", "5e-3,q=1"],
+    "rslora=no,q=0,5,alpha=4": ["rslora=no,q=0.5,alpha=4", "5,rslora=no,q=0,alpha=4"],
+    "0.8,text_encoder=0,5": ["0.8,text_encoder=0.5"],
+    "0,8,text_encoder=0,5": ["0.8,text_encoder=0.5"],
+    "0,5,alpha=4": ["0.5,alpha=4"],
+}
+
+
+@pytest.mark.parametrize(("tail", "forms"), DECIMAL_COMMAS.items())
+def test_a_comma_that_may_stand_for_a_point_is_refused_with_both_forms(tail, forms, tmp_path):
+    file = tmp_path / "a.safetensors"
+    file.touch()
+    with pytest.raises(LoraInspectError, match="may stand for a point") as refusal:
+        parse_argument(f"{file}:{tail}")
+    assert str(refusal.value).endswith(f"; write {' or '.join(f'{file}:{form}' for form in forms)}.")
+    for form in forms:
+        assert parse_argument(f"{file}:{form}")[0] == str(file)
+
+
+@pytest.mark.parametrize(
+    "text", ["alpha=16,0.5", "alpha=0.5,5", "alpha=1e1,5", "alpha=4,-1", "rslora=no,5", "q=1,alpha=5"]
+)
+def test_a_comma_that_cannot_stand_for_a_point_parts_settings(text):
+    assert parse_settings(text) == parse_settings(",".join(reversed(text.split(","))))
 
 
 @pytest.mark.parametrize("tail", ["half", "0.5,0.6", "rslora=true", "alpha=", "0.5;alpha=4"])
@@ -104,7 +147,7 @@ def test_a_multiplier_in_another_form_is_shown_in_its_own(argument, form, tmp_pa
     assert parse_argument(form)[1].multiplier is not None
 
 
-@pytest.mark.parametrize("tail", [":abc", ":", ":0.5,", ":0.5,0.6", ":nan"])
+@pytest.mark.parametrize("tail", [":abc", ":", ":0.5,", ":0.5,0.6", ":nan", ":0.5:abc", ":abc:0.5", ":0.5:0.6", "::"])
 def test_what_is_no_multiplier_at_all_is_answered_with_an_example(tail, tmp_path):
     file = tmp_path / "a.safetensors"
     file.touch()
@@ -131,6 +174,7 @@ def test_without_the_file_it_is_a_path_that_is_missing(argument, tmp_path, monke
 ALONE = {
     "behind its adapter": (["FILE", "0.5"], "FILE:0.5"),
     "with a comma": (["FILE", "0,5"], "FILE:0.5"),
+    "with its colon": (["FILE", ":0.5"], "FILE:0.5"),
     "behind settings": (["FILE:rslora=no", "2"], "FILE:2,rslora=no"),
     "behind the second": (["other", "FILE", "-1"], "FILE:-1"),
     "before any": (["0.5", "FILE"], "ADAPTER:0.5"),
