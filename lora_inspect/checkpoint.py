@@ -104,9 +104,11 @@ def open_checkpoint(path: str) -> Checkpoint:
     if os.path.isdir(path):
         return _open_folder(path)
     if not os.path.exists(path):
+        if os.path.islink(path):
+            raise LoraInspectError(f"{path}: it is a link that leads nowhere; name the file that it should lead to.")
         near = nearest_path(path)
         meant = f" (did you mean {near}?)" if near else ""
-        raise LoraInspectError(f"{path}: there is no such file or folder; check the path{meant}.")
+        raise LoraInspectError(f"{path or 'the empty name'}: there is no such file or folder; check the path{meant}.")
     if not os.path.isfile(path):
         raise LoraInspectError(f"{path}: it is neither a file nor a folder; name a file on a disk.")
     folder, name = os.path.split(path)

@@ -15,6 +15,9 @@ _ENDING = ".safetensors"
 # does, is a part of the name.
 _ENDINGS = (_ENDING, *PICKLE_ENDINGS, ".sft", ".gguf", ".h5", ".json", ".msgpack", ".npz", ".onnx", ".zip")
 
+# What programs that write to their standard output call it.
+_STREAM = "-"
+
 
 def file_output(named: str, name: str, inputs: Collection[str]) -> str:
     """The path of an output that is a file: `named`, or `name` with the right ending where that is a folder.
@@ -50,6 +53,8 @@ def folder_output(named: str, because: str, inputs: Collection[str]) -> str:
 def _refuse_nothing(named: str) -> None:
     if not named:
         raise LoraInspectError("the empty name: it cannot be an output; name the file or the folder to write.")
+    if named == _STREAM:
+        raise LoraInspectError(f"{named}: an output is no stream; name the file or the folder to write.")
 
 
 def _bare(name: str) -> str:

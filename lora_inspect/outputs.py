@@ -22,6 +22,8 @@ def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool =
         raise LoraInspectError(f"{output}: no path may hold a NUL character; name another output.")
     parent = os.path.dirname(without_slash(output)) or os.curdir
     if not os.path.isdir(parent):
+        if os.path.lexists(parent):
+            raise LoraInspectError(f"{output}: {parent} is no folder; choose another place.")
         raise LoraInspectError(f"{output}: the folder {parent} does not exist; make it first.")
     if not folder and not os.path.basename(output):
         raise LoraInspectError(f"{output or 'the empty name'}: it cannot be a file; name the file to write.")
@@ -32,7 +34,7 @@ def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool =
     if not os.path.isdir(output):
         _check_file(output)
         if os.path.islink(output):
-            raise LoraInspectError(f"{output}: it is a link; name the file that it leads to, or remove it.")
+            raise LoraInspectError(f"{output}: it is a link; name the file that it leads to, or another output.")
     if not force:
         raise LoraInspectError(f"{output}: it exists; choose another output or add --force.")
     if os.path.isdir(output) != folder:

@@ -56,6 +56,7 @@ FILE_OUTPUTS = [
     ("old.ckpt", False, f"{FILE}choose a name that ends in .safetensors."),
     ("old.ckpt", True, f"{FILE}choose a name that ends in .safetensors."),
     ("", False, "the empty name: it cannot be an output"),
+    ("-", False, "an output is no stream; name the file or the folder to write"),
 ]  # fmt: skip
 
 # What a folder is written from, and what the sentence says of it.
@@ -86,6 +87,7 @@ FOLDER_OUTPUTS = [
     ("old.safetensors", False, f"{FOLDER} that does not exist."),
     ("old.safetensors", True, f"{FOLDER} that does not exist."),
     ("", False, "the empty name: it cannot be an output"),
+    ("-", False, "an output is no stream; name the file or the folder to write"),
 ]  # fmt: skip
 
 

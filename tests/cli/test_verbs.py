@@ -108,6 +108,15 @@ def test_a_mistyped_path_gets_the_nearest_name_of_its_folder(words, near, folder
     assert run(*words).refusal.endswith(f"there is no such file or folder; check the path (did you mean {near}?).")
 
 
+def test_a_link_that_leads_nowhere_is_named_as_one(folder, run):
+    (folder / "loras" / "link.safetensors").symlink_to("nowhere")
+    assert "it is a link that leads nowhere" in run("info", "loras/link.safetensors").refusal
+
+
+def test_the_empty_name_is_named(folder, run):
+    assert run("info", "").refusal.startswith("the empty name: there is no such file or folder")
+
+
 def test_a_neighbour_with_a_hostile_name_is_shown_with_escapes(folder, run):
     (folder / "style\x1b[31m\u202e.safetensors").touch()
     shown = run("info", "style.safetensors")
