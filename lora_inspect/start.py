@@ -5,7 +5,6 @@ Imports nothing that takes time, so that there is little before its first moment
 
 import os
 import signal
-from contextlib import suppress
 from types import FrameType
 
 INTERRUPTED = 130
@@ -18,7 +17,7 @@ def main() -> None:
 
     `lora_inspect.cli.main` is the same for a process that goes on.
     """
-    interrupt = _Interrupt()
+    interrupt = Interrupt()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a command in the background ignores it
         signal.signal(signal.SIGINT, interrupt)
     _open_streams()
@@ -36,7 +35,7 @@ def main() -> None:
             signal.signal(number, signal.SIG_IGN)  # of all settings the one that Python's own end leaves alone
 
 
-class _Interrupt:
+class Interrupt:
     """Answers Ctrl-C: by an exception while outputs may be half-written, by the end at once while none can be.
 
     When all is done it counts no more: the exit status says what became of the command.
@@ -46,6 +45,7 @@ class _Interrupt:
         self.may_unwind = self.is_over = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        """What `signal.signal` calls."""
         if self.is_over:
             return
         if self.may_unwind:
@@ -54,8 +54,10 @@ class _Interrupt:
 
     def end(self) -> None:
         """Says so and ends the process, without what Python does at its end."""
-        with suppress(OSError):
+        try:  # noqa: SIM105 (contextlib would take longer to load than all of this)
             os.write(2, f"Error: {WORDS}\n".encode())
+        except OSError:
+            pass  # nobody listens
         os._exit(INTERRUPTED)
 
 

@@ -21,6 +21,8 @@ class Watch:
         if name == moment and not self.sent:
             self.sent = True
             send()
+        elif name == "torch.nn" and self.sent and number == signal.SIGINT:
+            os.write(2, b"torch is loaded all the same")
 if moment == "the end":
     atexit.register(send)
 sys.meta_path.insert(0, Watch())
