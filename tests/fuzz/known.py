@@ -181,6 +181,7 @@ def _odd() -> Iterator[tuple[str, Callable[[], Files]]]:
         b"",
         b"[]",
         b"null",
+        Zeros((64 << 20) + 1),
     ):
         yield f"a config that is none: {what!r:.30}", lambda what=what: _peft(what)
     yield "slices of 5,000 digits", lambda: _split("1" * 5000)
