@@ -34,7 +34,8 @@ _IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 _ADDRESSES = 3 << 30
 # Larger files are known by their size and time alone.
 _READ_BYTES = 16 * MEGABYTE
-_DEFECT = re.compile(r"\bdefect\b")
+# What the program says of what nobody foresaw, and of memory that it did not get.
+_DEFECT, _NO_MEMORY = "this is a defect of lora-inspect", "there is not enough memory"
 _LEFTOVER = re.compile(r"(?s).*\.[0-9a-f]{16}\.partial(\.(lock|old|gone))?")
 
 
@@ -338,8 +339,10 @@ def _judge_words(case: Case, parsed: dict[str, Any], ended: _Ended) -> Iterator[
     errors = [line for line in lines if line.startswith("Error: ")]
     if ended.status not in (0, 1, 2):
         yield Violation("exit", f"status {ended.status}")
-    if any(_DEFECT.search(line) for line in errors):
+    if any(_DEFECT in line for line in errors):
         yield Violation("traceback", ended.stderr)
+    if any(_NO_MEMORY in line for line in errors):
+        yield Violation("growth", ended.stderr)
     if ended.status == 1:
         most = _checkpoints(case, parsed) if case.target in ("info", "no verb") else 1
         if not 1 <= len(errors) <= most or not all(line.endswith(".") for line in errors):

@@ -41,6 +41,10 @@ def grows():
     held.append(b"x" * (150 * MEGABYTE))
 
 
+def asks_for_too_much():
+    bytearray(1 << 40)
+
+
 def leaks():
     held.append(open("a.safetensors", "rb"))  # noqa: SIM115
 
@@ -144,7 +148,8 @@ def calls_the_library():
 
 
 PLANTED = {
-    fails: "traceback", hangs: "hang", waits: "hang", grows: "growth", leaks: "descriptor", exits_otherwise: "exit",
+    fails: "traceback", hangs: "hang", waits: "hang", grows: "growth",
+    asks_for_too_much: "growth", leaks: "descriptor", exits_otherwise: "exit",
     says_nothing: "exit", says_it_twice: "exit", says_more: "exit", shows_a_traceback: "traceback",
     prints_an_escape: "printed", prints_no_json: "printed", opens_outside: "audit", opens_what_lies_beside: "audit",
     writes: "audit", writes_outside: "audit", removes: "audit", renames: "audit", makes_a_folder: "audit",
