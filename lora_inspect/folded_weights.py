@@ -67,6 +67,7 @@ def write_folded(
     by_name = {info.name: info for info in infos}
     plans = in_file_order(folding.output(info) for info in by_name.values())
     with Writer(output, plans, metadata, inputs, force) as writer:
+        progress(0)
         for target in plans:
             info = by_name[target.name]
             changes = [change for change in folding.changes.get(info.name, ()) if change.multiplier != 0]

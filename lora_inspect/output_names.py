@@ -28,6 +28,8 @@ def file_output(named: str, name: str, inputs: Collection[str]) -> str:
     _refuse_nothing(named)
     if os.path.isdir(named):
         return os.path.join(named, _bare(name) + _ENDING)
+    if os.path.basename(named) == _ENDING:
+        raise LoraInspectError(f"{named}: it is an ending without a name; put the name of the file before it.")
     if _ends_with_slash(named):
         raise LoraInspectError(f"{named}: there is no such folder; make it first, or name a file.")
     if named.endswith(_ENDING) or is_input(named, inputs) or _is_no_file(named):

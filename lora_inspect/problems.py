@@ -6,6 +6,7 @@ from typing import Any
 from lora_inspect import algorithms, peft_config
 from lora_inspect.contribution import Claims, Contribution, Module
 from lora_inspect.evidence import Problem, RsloraReading, close
+from lora_inspect.scales import PATTERN_REFUSED
 from lora_inspect.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.trainers import NETWORK_KEY
 
@@ -125,7 +126,8 @@ def of_scales(modules: Iterable[Module]) -> list[Problem]:
         Problem(
             "scale-unknown",
             "error",
-            f"the scale of {keys[0]}{_and_more(keys)} is unknown: {why}; give {way_out}",
+            f"the scale of {keys[0]}{_and_more(keys)} is unknown: {why}; "
+            + ("write it anew" if why == PATTERN_REFUSED else f"give {way_out}"),
             tuple(keys[:5]),
         )
         for why, keys in by_reason.items()

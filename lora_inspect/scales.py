@@ -11,6 +11,9 @@ from lora_inspect.found_configs import FoundConfig
 from lora_inspect.scaling import neutral_alpha, scale_of
 from lora_inspect.settings import Settings
 
+# Why an alpha is unknown that no setting settles.
+PATTERN_REFUSED = "a pattern of the config is refused"
+
 
 class Counted(NamedTuple):
     """How often the stored alpha counts: once for each of the `parts` that a layer was saved in.
@@ -75,7 +78,7 @@ def _alpha(contribution: Contribution, sources: ScaleSources, rank: int) -> tupl
             return None, why or sources.counted.contradiction
         return alpha * sources.counted.parts, ""
     if any(found.modules.refused for found in sources.configs):
-        return None, "a pattern of the config is refused"
+        return None, PATTERN_REFUSED
     if theirs:
         return _configured_alpha(contribution, theirs[0], configured, rank)
     if sources.configs:

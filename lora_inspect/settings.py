@@ -221,9 +221,6 @@ def parse_settings(text: str) -> Settings:
     settings, said = Settings(), set[str]()
     for item in text.split(","):
         name, equals, value = item.rpartition("=")
-        if name in said:
-            raise ValueError(f"{item!r} says again what another setting said")
-        said.add(name)
         if not equals:
             settings = settings._replace(multiplier=_number(value, item))
         elif name == _RSLORA and value in _WORDS:
@@ -234,6 +231,9 @@ def parse_settings(text: str) -> Settings:
             settings = settings._replace(strengths=(*settings.strengths, (name, _number(value, item))))
         else:
             raise ValueError(f"{item!r} is no setting")
+        if name in said:
+            raise ValueError(f"{item!r} says again what another setting said")
+        said.add(name)
     return settings
 
 

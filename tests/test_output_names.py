@@ -56,6 +56,8 @@ FILE_OUTPUTS = [
     ("old.ckpt", False, f"{FILE}choose a name that ends in .safetensors."),
     ("old.ckpt", True, f"{FILE}choose a name that ends in .safetensors."),
     ("", False, "the empty name: it cannot be an output"),
+    (".safetensors", False, "an ending without a name"),
+    ("there/.safetensors", True, "an ending without a name"),
     ("-", False, "an output is no stream; name the file or the folder to write"),
 ]  # fmt: skip
 

@@ -147,6 +147,11 @@ def test_a_multiplier_in_another_form_is_shown_in_its_own(argument, form, tmp_pa
     assert parse_argument(form)[1].multiplier is not None
 
 
+def test_a_word_behind_a_multiplier_is_called_no_setting():
+    with pytest.raises(ValueError, match="'b' is no setting"):
+        parse_settings("0.5,b")
+
+
 @pytest.mark.parametrize("tail", [":abc", ":", ":0.5,", ":0.5,0.6", ":nan", ":0.5:abc", ":abc:0.5", ":0.5:0.6", "::"])
 def test_what_is_no_multiplier_at_all_is_answered_with_an_example(tail, tmp_path):
     file = tmp_path / "a.safetensors"

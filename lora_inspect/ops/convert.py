@@ -189,6 +189,7 @@ def _convert(
     tensors = adapter.checkpoint.tensors.values()
     growth = Growth(adapter.checkpoint.path, sum(info.nbytes for info in tensors), options.allow_growth)
     converted = {}
+    progress(0)
     for key, module in adapter.modules.items():
         target, placed = targets.get(key, (None, None))
         if target and placed and placed.magnitude:

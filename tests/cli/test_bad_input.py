@@ -254,6 +254,7 @@ def test_an_expression_that_is_not_compared_is_refused_with_its_key(place, run, 
     record = run("info", file, "--json").json
     assert record["scales"] == {"unknown": 1}
     assert "pattern" in {item["code"] for item in record["problems"] if item["severity"] == "error"}
+    assert not any("--alpha" in item["message"] for item in record["problems"])  # no option settles it
     where = "metadata lora_adapter_metadata" if place == "embedded" else "adapter_config.json"
     words = [str(file), where, "'(a+)+$'", "unbounded repeat"]
     words.append("name the modules in a list" if place == "target_modules" else "write the plain module path")
