@@ -27,14 +27,19 @@ class Case:
     def target(self) -> str:
         """The verb, or what stands in its place."""
         known = (*cli.list_commands(click.Context(cli)), NETWORKS)
-        return self.command[0] if self.command and self.command[0] in known else "no verb"
+        return next((word for word in self.words[:1] if word in known), "no verb")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The command without the mark after which no option follows, where it stands before the verb."""
+        return self.command[1:] if self.command[:1] == ("--",) else self.command
 
     def parsed(self) -> dict[str, Any]:
         """The command's arguments as click reads them; nothing where it refuses them."""
         if self.target == NETWORKS:
             return {}
         try:
-            name, verb, words = cli.resolve_command(click.Context(cli), list(self.command))
+            name, verb, words = cli.resolve_command(click.Context(cli), list(self.words))
             return verb.make_context(name, words, resilient_parsing=True).params if verb else {}
         except (click.ClickException, click.exceptions.Exit):
             return {}
