@@ -5,6 +5,7 @@ Imports nothing that takes time, so that there is little before its first moment
 
 import os
 import signal
+import sys
 from types import FrameType
 
 INTERRUPTED = 130
@@ -21,8 +22,13 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a command in the background ignores it
         signal.signal(signal.SIGINT, interrupt)
     _open_streams()
-    from lora_inspect.cli import main as run
-    from lora_inspect.files.system import ENDING_SIGNALS
+    try:
+        from lora_inspect.cli import main as run
+        from lora_inspect.files.system import ENDING_SIGNALS
+    except ImportError as error:  # without click there is no other way to tell
+        sys.exit(f"Error: a library that lora-inspect needs cannot be loaded ({error}); install it again.")
+    except MemoryError:
+        sys.exit("Error: there is not enough memory; close other programs, or use a machine that has more.")
 
     try:
         interrupt.may_unwind = True
@@ -54,6 +60,7 @@ class Interrupt:
 
     def end(self) -> None:
         """Says so and ends the process, without what Python does at its end."""
+        self.may_unwind = False  # one more interrupt finds nothing to unwind
         try:  # noqa: SIM105 (contextlib would take longer to load than all of this)
             os.write(2, f"Error: {WORDS}\n".encode())
         except OSError:

@@ -67,3 +67,10 @@ def test_a_signal_at_the_end_changes_nothing(number, merge):
     shown, left = merge(number, 2, "the end")
     assert (shown.status, shown.stderr, left) == (0, "", ["out.safetensors"])
     assert "merged 3 modules" in shown.stdout
+
+
+def test_a_missing_click_is_one_sentence(run_process):
+    code = "import sys; sys.modules['click'] = None; from lora_inspect.start import main; main()"
+    shown = run_process("-c", code, "--help")
+    assert (shown.status, shown.stdout, shown.stderr.count("\n")) == (1, "", 1)
+    assert shown.stderr.startswith("Error: a library that lora-inspect needs cannot be loaded (")
