@@ -27,6 +27,10 @@ def main() -> None:
         from lora_inspect.files.system import ENDING_SIGNALS
     except ImportError as error:  # without click there is no other way to tell
         sys.exit(f"Error: a library that lora-inspect needs cannot be loaded ({error}); install it again.")
+    except OSError as error:
+        sys.exit(
+            f"Error: a part of lora-inspect cannot be loaded ({error.strerror}); check its installation and limits."
+        )
     except MemoryError:
         sys.exit("Error: there is not enough memory; close other programs, or use a machine that has more.")
 

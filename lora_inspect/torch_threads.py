@@ -3,6 +3,7 @@
 import os
 import sys
 
+from lora_inspect.errors import LoraInspectError
 from lora_inspect.held_signals import held_signals
 
 # libgomp, which torch's wheels for Linux bring, lets a thread that waits turn in a loop 300,000 times. Where another
@@ -14,7 +15,14 @@ _CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
 
 def load_torch() -> None:
-    """Imports torch; a signal that ends the process is answered when that is done."""
+    """Imports torch; a signal that ends the process is answered when that is done.
+
+    Raises LoraInspectError where there is no working folder: torch's libraries would end the process.
+    """
+    try:
+        os.getcwd()
+    except OSError:
+        raise LoraInspectError("the working folder is not there any more; change to another one.") from None
     wait_briefly()
     with held_signals():
         import torch  # noqa: F401

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import pytest
 from toy_adapters import base, loras
@@ -74,3 +75,24 @@ def test_a_missing_click_is_one_sentence(run_process):
     shown = run_process("-c", code, "--help")
     assert (shown.status, shown.stdout, shown.stderr.count("\n")) == (1, "", 1)
     assert shown.stderr.startswith("Error: a library that lora-inspect needs cannot be loaded (")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
+def test_too_few_files_to_load_the_commands_is_one_sentence(run_process):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))"
+    shown = run_process("-c", f"from lora_inspect.start import main; {limit}; main()", "--help")
+    assert (shown.status, shown.stdout) == (1, "")
+    assert shown.stderr == (
+        "Error: a part of lora-inspect cannot be loaded (Too many open files); check its installation and limits.\n"
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a folder that is in use cannot be removed there")
+def test_a_working_folder_that_is_gone_is_named(run_process, write_safetensors, tmp_path):
+    names = "base.safetensors", "adapter.safetensors"
+    files = [write_safetensors(tensors, name=name) for tensors, name in zip((base(), loras()), names, strict=True)]
+    (tmp_path / "gone").mkdir()
+    code = "import os; os.chdir('gone'); os.rmdir('../gone'); from lora_inspect.start import main; main()"
+    shown = run_process("-c", code, "merge", *files, "-o", tmp_path / "out.safetensors")
+    assert (shown.status, shown.stdout, sorted(os.listdir(tmp_path))) == (1, "", sorted(names))
+    assert shown.stderr == "Error: the working folder is not there any more; change to another one.\n"
