@@ -41,6 +41,11 @@ def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool =
         raise LoraInspectError(f"{output}: it is {'a folder' if os.path.isdir(output) else 'a file'}; remove it first.")
     if folder and os.path.islink(output):
         raise LoraInspectError(f"{output}: it is a link to a folder; name the folder itself.")
+    if os.path.basename(without_slash(output)) in (os.curdir, os.pardir):
+        raise LoraInspectError(f"{output}: what replaces a folder is made beside it; name it by its own name.")
+    if os.path.ismount(output):
+        way_out = "name a folder in it" if folder else "choose another output"
+        raise LoraInspectError(f"{output}: a disk or a volume is mounted there; {way_out}.")
 
 
 def is_input(output: str, inputs: Iterable[str]) -> bool:

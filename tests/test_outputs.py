@@ -5,10 +5,12 @@ import errno
 import os
 import shutil
 import socket
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from lora_inspect import outputs
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files import partial as partial_module
 from lora_inspect.files import system
@@ -23,7 +25,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "base.safetensors").write_text("base")
     (tmp_path / "other").write_text("other")
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "sub").mkdir(parents=True)
     (tmp_path / "symbolic").symlink_to(tmp_path / "in" / "base.safetensors")
     os.link(tmp_path / "in" / "base.safetensors", tmp_path / "hard")
     (tmp_path / "to_folder").symlink_to(tmp_path / "folder")
@@ -37,7 +39,7 @@ def place(tmp_path, monkeypatch):
 
 
 def check(place, output, force=False, folder=False):
-    check_output(str(place / output), [str(place / "in" / "base.safetensors")], force, folder)
+    check_output(f"{place}/{output}", [str(place / "in" / "base.safetensors")], force, folder)
 
 
 # output, force, whether a folder is written, what the refusal says (None where it is allowed)
@@ -69,6 +71,9 @@ CASES = [
     ("hard", True, False, "is an input"),
     ("in", True, True, "is an input"),
     ("in/..", True, True, "is an input"),
+    ("folder/.", True, True, "by its own name"),
+    ("folder/./", True, True, "by its own name"),
+    ("folder/sub/..", True, True, "by its own name"),
 ]
 
 
@@ -80,8 +85,16 @@ def test_where_an_output_may_go(output, force, folder, says, place):
     else:
         with pytest.raises(LoraInspectError, match=says) as refused:
             check(place, output, force, folder)
-        assert str(refused.value).startswith(str(place / output))
+        assert str(refused.value).startswith(f"{place}/{output}")
     assert sorted(os.listdir(place)) == before
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_where_a_volume_is_mounted_nothing_can_be_exchanged(folder, place, monkeypatch):
+    output = "folder" if folder else "other"
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == str(place / output))
+    with pytest.raises(LoraInspectError, match=f"{output}: a disk or a volume is mounted there"):
+        check(place, output, force=True, folder=folder)
 
 
 def test_a_new_folder_appears_when_it_is_complete(tmp_path):
@@ -259,6 +272,78 @@ def test_of_what_appeared_meanwhile_only_a_file_is_replaced_and_only_by_force(ap
         assert os.path.samestat(output.lstat(), seen[0])
     assert [(tmp_path / name).read_text() for name in ("input", "victim")] == ["input", "victim"]
     assert sorted(os.listdir(tmp_path)) == ["input", "out", "victim"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("appear", [appear_as_file, appear_as_link, appear_as_link_to_nowhere, appear_as_pipe])
+def test_what_appeared_meanwhile_is_not_replaced_by_a_folder(appear, force, tmp_path):
+    output = tmp_path / "out"
+    (tmp_path / "victim").mkdir()
+    with pytest.raises(LoraInspectError, match=f"^{output}: it "), new_folder(str(output), force=force):
+        appear(output)
+    assert not output.is_dir() or output.is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["out", "victim"]
+
+
+def test_a_file_under_the_name_that_grows_is_not_written_to(tmp_path, monkeypatch):
+    (tmp_path / "victim").write_text("victim")
+
+    @contextmanager
+    def claimed(output):
+        os.link(tmp_path / "victim", f"{output}.partial")
+        yield f"{output}.partial"
+
+    monkeypatch.setattr(outputs, "claimed", claimed)
+    with pytest.raises(LoraInspectError), new_file(str(tmp_path / "out")) as descriptor:
+        os.write(descriptor, b"new")
+    assert (tmp_path / "victim").read_text() == "victim"
+    assert not os.path.lexists(tmp_path / "out")
+
+
+def test_what_takes_the_place_of_a_file_that_grows_does_not_get_its_name(tmp_path):
+    def write():
+        with new_file(str(tmp_path / "out")) as descriptor:
+            partial = os.readlink(f"/proc/self/fd/{descriptor}")
+            os.unlink(partial)
+            Path(partial).write_text("another's")
+
+    with pytest.raises(LoraInspectError, match="was taken away while it was written"):
+        write()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_has_its_name_is_an_output_though_it_cannot_lose_the_other_one_at_once(tmp_path, monkeypatch):
+    real, refused = os.unlink, []
+
+    def unlink(path):
+        if path.endswith(".partial") and not refused:
+            refused.append(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(path)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    with new_file(str(tmp_path / "out")) as descriptor:
+        os.write(descriptor, b"new")
+    assert refused
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("force", [False, True])
+def test_what_the_disk_says_of_keeping_a_file_is_said(force, number, tmp_path, monkeypatch):
+    calls = []
+
+    def fsync(descriptor):
+        calls.append(descriptor)
+        if len(calls) == number:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(LoraInspectError) as refused, new_file(str(tmp_path / "out"), force=force):
+        pass
+    says = ["it cannot be written", "it is complete, but the disk may not keep its name"][number - 1]
+    assert str(refused.value).startswith(f"{tmp_path}/out: {says} (Input/output error)")
+    assert os.listdir(tmp_path) == ["out"][: number - 1]
 
 
 def test_a_save_in_the_course_of_a_training_replaces_a_link_and_not_what_it_leads_to(tmp_path):

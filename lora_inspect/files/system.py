@@ -9,6 +9,7 @@ import os
 import signal
 import stat
 import sys
+from contextlib import suppress
 from typing import NamedTuple
 
 # Windows reads and writes text without it.
@@ -141,7 +142,8 @@ def rename_new(source: str, target: str) -> None:
     the renaming.
     """
     if not os.path.isdir(source) and _link_new(source, target):
-        os.unlink(source)
+        with suppress(OSError):  # it has its name, and under the other one whoever made that finds it
+            os.unlink(source)
         return
     call = _RENAMES.get(sys.platform)
     if call and _rename_with(call, call.only_new, source, target):

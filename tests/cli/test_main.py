@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,6 +169,31 @@ def test_a_signal_during_a_merge_leaves_nothing(number, status, sharded, run_pro
     assert shown.stdout == ""
     assert os.listdir(tmp_path) == ["kept.safetensors"]
     assert (tmp_path / "kept.safetensors").read_text() == "old"
+
+
+# The signal arrives while the old folder is being removed, whose place the new one has taken.
+INTERRUPTED_LATE = """
+import os, shutil, signal, sys
+from lora_inspect.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+remove = shutil.rmtree
+def remove_and_signal(path):
+    shutil.rmtree = remove
+    os.kill(os.getpid(), signal.SIGINT)
+    remove(path)
+shutil.rmtree = remove_and_signal
+main(sys.argv[1:])
+"""
+
+
+def test_an_interrupt_after_the_output_has_its_place_does_not_deny_it(run_process, fixtures, tmp_path):
+    base, adapter = (fixtures / "synthetic" / name for name in ("base_sharded", "rslora_flag.safetensors"))
+    shutil.copytree(base, tmp_path / "out")
+    shown = run_process("-c", INTERRUPTED_LATE, "merge", base, adapter, "-o", "out", "--force")
+    assert (shown.status, shown.stderr.strip()) == (130, "Error: interrupted; nothing half-written is left.")
+    assert os.listdir(tmp_path) == ["out"]
+    shards = [path.read_bytes() for path in sorted((tmp_path / "out").glob("*.safetensors"))]
+    assert shards != [path.read_bytes() for path in sorted(base.glob("*.safetensors"))]
 
 
 def test_a_command_under_nohup_survives_its_terminal(run_process, fixtures, tmp_path):
