@@ -18,6 +18,8 @@ from fuzz.generator import generate
 CORPUS = Path(__file__).parent / "corpus"
 # What compiled code hangs in does not end by a signal; the process does, with all its stacks.
 _STUCK_SECONDS = 300
+# An interrupt and a kill, which the command takes for its own.
+_ENDED_FROM_OUTSIDE = (130, 143)
 
 
 @dataclass
@@ -109,6 +111,8 @@ def _many(seed: int, numbers: range) -> int:
             for violation in examined.violations:
                 print(f"  {violation.kind}: {violation.says.strip().splitlines()[-1][:300]}")
             sys.stdout.flush()
+        if examined.status in _ENDED_FROM_OUTSIDE:
+            break
     faulthandler.cancel_dump_traceback_later()
     print(*figures.lines(), sep="\n")
     grown = (oracle.resident() - resident) / oracle.MEGABYTE
