@@ -188,8 +188,13 @@ def _field(source: random.Random, entries: Fields) -> None:
     pools = {"dtype": hostile.DTYPES, "shape": hostile.SHAPES}
     if name in pools:
         entry[place] = name, source.choice(pools[name])
-    elif isinstance(value, list) and len(value) == 2:
+    elif _are_offsets(value):
         entry[place] = name, _offsets(source, value)
+
+
+def _are_offsets(value: Any) -> bool:
+    """Whether a value is still two places in a file, and not what an earlier change has made of them."""
+    return isinstance(value, list) and len(value) == 2 and all(type(n) is int and abs(n) < 1 << 64 for n in value)
 
 
 def _offsets(source: random.Random, offsets: list[Any]) -> Any:
