@@ -96,13 +96,15 @@ class Reading:
 def open_weights(file: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a .safetensors file, or of what torch.save wrote, which has no metadata.
 
-    Raises ValueError for a pipe or a device, whose opening could wait for ever.
+    Raises ValueError for a pipe or a device, whose opening could wait for ever, and for complex numbers.
     """
     if os.path.exists(file) and not os.path.isfile(file):
         raise ValueError(f"{file} is no file; name a file on a disk")
     if file.endswith(".safetensors"):
         with safe_open(file, framework="pt") as opened:
-            return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+            weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            _refuse_complex(weights)
+            return weights, opened.metadata() or {}
     return torch.load(file, map_location="cpu", weights_only=True), {}
 
 
@@ -114,6 +116,7 @@ def read(
     Without a `reader` that is LoRA.
     """
     reader = reader or LORA
+    _refuse_complex(weights)
     groups: dict[str, dict[str, Tensor]] = {}
     flags: dict[str, bool] = {}
     unusable: list[str] = []
@@ -133,6 +136,12 @@ def read(
     if not groups:
         raise ValueError(f"the weights hold no {reader.algorithm} module")
     return Reading({name: reader.read(name, tensors) for name, tensors in groups.items()}, flags, metadata or {})
+
+
+def _refuse_complex(weights: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for what would lose its imaginary part as a factor."""
+    if found := [key for key, tensor in weights.items() if tensor.is_complex()]:
+        raise ValueError(f"there are complex numbers in {count(found, 'tensors')} of the weights: {some_of(found)}")
 
 
 def _flag(key: str, tensor: Tensor) -> bool:

@@ -323,3 +323,10 @@ def test_a_slice_in_numbers_that_nobody_writes_is_named(make_model, saved, numbe
     file = saved(lambda weights: weights | {key: torch.zeros(4, 12)})
     with pytest.raises(ValueError, match="1 tensor of the weights cannot be used"):
         lora.create_network_from_weights(1.0, file, None, None, make_model())
+
+
+def test_complex_factors_are_named(make_model, saved):
+    key = "lora_unet_blocks_0_attn_to_q.lora_up.weight"
+    file = saved(lambda weights: weights | {key: weights[key].to(torch.complex64)})
+    with pytest.raises(ValueError, match=f"complex numbers in 1 tensor of the weights: {key}"):
+        lora.create_network_from_weights(1.0, file, None, None, make_model())
