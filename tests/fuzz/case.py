@@ -39,7 +39,11 @@ class Case:
         if self.target == NETWORKS:
             return {}
         try:
-            name, verb, words = cli.resolve_command(click.Context(cli), list(self.words))
+            group = cli.make_context("lora-inspect", list(self.command), resilient_parsing=True)
+            held = vars(group).get("_protected_args", vars(group).get("protected_args", []))
+            if not (left := [*held, *group.args]):
+                return {}
+            name, verb, words = cli.resolve_command(group, left)
             return verb.make_context(name, words, resilient_parsing=True).params if verb else {}
         except (click.ClickException, click.exceptions.Exit):
             return {}

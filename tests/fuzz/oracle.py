@@ -104,7 +104,7 @@ def examine(case: Case, limits: Limits = LIMITS, keep: Path | None = None) -> Ex
         ended = _run(case, folder, outputs, limits)
         after = _picture(root)
         violations = [*_judge_end(case, parsed, ended, limits), *_judge_files(ended, before, after, outputs, folder)]
-        if ended.status == 0 and outputs and not violations and not _is_help(ended):
+        if ended.status == 0 and outputs and not violations and not _speaks_of_itself(ended):
             violations += _judge_output(folder, before, after, outputs)
     finally:
         if keep is None:
@@ -188,7 +188,8 @@ def _run(case: Case, folder: str, outputs: tuple[str, ...] | None, limits: Limit
     named = {os.path.realpath(path) for path in (*links, *(os.path.join(folder, word) for word in words))}
     # Whoever names the folder above means all that is in it.
     folders = [path for path in named if path == os.path.dirname(folder)]
-    allowed = Allowed((folder, *folders), frozenset(named), outputs or ())
+    # The nearest names are looked for beside a path that is not there.
+    allowed = Allowed((folder, *folders), frozenset(named), frozenset(map(os.path.dirname, named)), outputs or ())
     printed = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
     descriptors, resident, started = _descriptors(), _reset_peak(), time.process_time()
     with _in_folder(folder), _signals_kept(), contextlib.ExitStack() as stack:
@@ -354,15 +355,16 @@ def _judge_words(case: Case, parsed: dict[str, Any], ended: _Ended) -> Iterator[
         yield Violation("exit", f"status {ended.status} with {len(errors)} sentences: {ended.stderr}")
     if odd := {letter for letter in ended.stdout + ended.stderr if not letter.isprintable() and letter != "\n"}:
         yield Violation("printed", repr(odd))
-    if ended.status == 0 and (parsed.get("as_json") or parsed.get("as_json_")) and not _is_help(ended):
+    if ended.status == 0 and (parsed.get("as_json") or parsed.get("as_json_")) and not _speaks_of_itself(ended):
         try:
             json.loads(ended.stdout, parse_constant=_refuse_constant)
         except ValueError as error:
             yield Violation("printed", f"no JSON: {error}")
 
 
-def _is_help(ended: _Ended) -> bool:
-    return ended.stdout.startswith("Usage:")
+def _speaks_of_itself(ended: _Ended) -> bool:
+    """Whether it was asked for help or for its version."""
+    return ended.stdout.startswith(("Usage:", "lora-inspect, version"))
 
 
 def _refuse_constant(name: str) -> None:
@@ -372,7 +374,12 @@ def _refuse_constant(name: str) -> None:
 def _checkpoints(case: Case, parsed: dict[str, Any]) -> int:
     """How many sentences `info` may need at most: one for each path, and for each file in one that is a folder."""
     folders = ["." if path in (".", "..") else path.rstrip("/") for path in parsed.get("paths") or ()]
-    below = [name for name in case.contents if "." in folders or any(name.startswith(f"{path}/") for path in folders)]
+    is_link = any(isinstance(case.contents.get(path), Link) for path in folders)
+    below = [
+        name
+        for name in case.contents
+        if "." in folders or is_link or any(name.startswith(f"{path}/") for path in folders)
+    ]
     return max(1, len(folders) + len(below))
 
 

@@ -45,11 +45,12 @@ class Forbidden(BaseException):
 class Allowed:
     """Where a command may read, and which outputs it may write: real paths of folders with all in them, and of files.
 
-    In the folders of the outputs it may look, but not read.
+    In the folders of the outputs, and in those `beside` what was named, it may look, but not read.
     """
 
     folders: tuple[str, ...]
     files: frozenset[str] = frozenset()
+    beside: frozenset[str] = frozenset()
     outputs: tuple[str, ...] = ()
     seen: list[str] = field(default_factory=list)
 
@@ -59,8 +60,10 @@ class Allowed:
 
     def looks(self, path: str) -> bool:
         real = os.path.realpath(path)
-        return self.reads(path) or any(
-            real in (_resolved(output), os.path.dirname(_resolved(output))) for output in self.outputs
+        return (
+            self.reads(path)
+            or real in self.beside
+            or any(real in (_resolved(output), os.path.dirname(_resolved(output))) for output in self.outputs)
         )
 
     def writes(self, path: str, takes_its_place: bool = False) -> bool:
