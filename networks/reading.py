@@ -21,6 +21,8 @@ MAGNITUDE = "dora_layer.weight"
 # int() of thousands of digits is an error; no layer has more slices than nine digits count.
 _ROLE = re.compile(r"lora_(down|up)(?:\.([0-9]{1,9}))?\.weight")
 _NAMED = 5
+# Two numbers in a byte, which some versions of torch store but do not turn into others.
+_NOT_COMPUTED = [dtype for name in ("float4_e2m1fn_x2",) if (dtype := getattr(torch, name, None))]
 
 
 class ModuleWeights(NamedTuple):
@@ -96,16 +98,22 @@ class Reading:
 def open_weights(file: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a .safetensors file, or of what torch.save wrote, which has no metadata.
 
-    Raises ValueError for a pipe or a device, whose opening could wait for ever, and for complex numbers.
+    Raises ValueError for a pipe or a device, whose opening could wait for ever, for a pickle of anything else, and for
+    numbers that are no factor's.
     """
     if os.path.exists(file) and not os.path.isfile(file):
         raise ValueError(f"{file} is no file; name a file on a disk")
     if file.endswith(".safetensors"):
         with safe_open(file, framework="pt") as opened:
             weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-            _refuse_complex(weights)
+            _refuse_odd_numbers(weights)
             return weights, opened.metadata() or {}
-    return torch.load(file, map_location="cpu", weights_only=True), {}
+    weights = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(weights, Mapping) or not all(
+        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in weights.items()
+    ):
+        raise ValueError(f"{file} holds no tensors by name; save the weights of the network alone")
+    return dict(weights), {}
 
 
 def read(
@@ -116,7 +124,7 @@ def read(
     Without a `reader` that is LoRA.
     """
     reader = reader or LORA
-    _refuse_complex(weights)
+    _refuse_odd_numbers(weights)
     groups: dict[str, dict[str, Tensor]] = {}
     flags: dict[str, bool] = {}
     unusable: list[str] = []
@@ -138,10 +146,11 @@ def read(
     return Reading({name: reader.read(name, tensors) for name, tensors in groups.items()}, flags, metadata or {})
 
 
-def _refuse_complex(weights: Mapping[str, Tensor]) -> None:
-    """Raises ValueError for what would lose its imaginary part as a factor."""
-    if found := [key for key, tensor in weights.items() if tensor.is_complex()]:
-        raise ValueError(f"there are complex numbers in {count(found, 'tensors')} of the weights: {some_of(found)}")
+def _refuse_odd_numbers(weights: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for numbers that are no factor's: what loses its imaginary part, or torch cannot compute."""
+    if found := [key for key, tensor in weights.items() if tensor.is_complex() or tensor.dtype in _NOT_COMPUTED]:
+        kind = str(weights[found[0]].dtype).removeprefix("torch.")
+        raise ValueError(f"there are {kind} numbers in {count(found, 'tensors')} of the weights: {some_of(found)}")
 
 
 def _flag(key: str, tensor: Tensor) -> bool:

@@ -325,8 +325,18 @@ def test_a_slice_in_numbers_that_nobody_writes_is_named(make_model, saved, numbe
         lora.create_network_from_weights(1.0, file, None, None, make_model())
 
 
-def test_complex_factors_are_named(make_model, saved):
+@pytest.mark.parametrize("name", ["complex64", "float4_e2m1fn_x2"])
+def test_numbers_that_are_no_factor_s_are_named(make_model, saved, name):
+    if not (dtype := getattr(torch, name, None)):
+        pytest.skip(f"this torch has no {name}")
     key = "lora_unet_blocks_0_attn_to_q.lora_up.weight"
-    file = saved(lambda weights: weights | {key: weights[key].to(torch.complex64)})
-    with pytest.raises(ValueError, match=f"complex numbers in 1 tensor of the weights: {key}"):
+    file = saved(lambda weights: weights | {key: torch.zeros(12, 4, dtype=torch.complex64).view(dtype)})
+    with pytest.raises(ValueError, match=f"there are {name} numbers in 1 tensor of the weights: {key}"):
         lora.create_network_from_weights(1.0, file, None, None, make_model())
+
+
+@pytest.mark.parametrize("wrap", [list, lambda weights: {"state_dict": weights}, lambda weights: {1: torch.ones(1)}])
+def test_a_pickle_of_anything_but_weights_is_named(make_model, tmp_path, wrap):
+    torch.save(wrap({"lora_unet_embed.alpha": torch.ones(1)}), tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="holds no tensors by name"):
+        lora.create_network_from_weights(1.0, str(tmp_path / "weights.pt"), None, None, make_model())
