@@ -33,7 +33,7 @@ def _seed_name(source: random.Random, target: str) -> str:
 
 def _change_a_file(source: random.Random, files: Files) -> None:
     """Mostly an adapter or what lies beside it; a base in one of four."""
-    own = [name for name in files.contents if name.startswith(("a.", "b.", "peft/", "zip.", "old.pt"))]
+    own = [name for name in files.contents if name.startswith(("a.", "b.", "peft/", "zip.", "old.pt", "nested.pt"))]
     others = [name for name in files.contents if name.startswith(("base", "shards/"))]
     names = [name for name in (own if source.random() < 0.75 else others) if name in files.contents]
     if not names:

@@ -295,9 +295,10 @@ def _pickled() -> dict[str, bytes]:
         for name, (_, shape, data) in pairs("kohya", _LINEAR).items()
     }
     found = {}
-    for name, is_new in (("zip.pt", True), ("old.pt", False)):
+    kinds = (("zip.pt", weights, True), ("old.pt", weights, False), ("nested.pt", {"state_dict": weights}, False))
+    for name, saved, is_new in kinds:
         written = io.BytesIO()
-        torch.save(weights, written, _use_new_zipfile_serialization=is_new)
+        torch.save(saved, written, _use_new_zipfile_serialization=is_new)
         found[name] = written.getvalue()
     return found
 
