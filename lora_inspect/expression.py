@@ -15,7 +15,7 @@ from lora_inspect.steps import Refused, Steps
 # Characters of an expression.
 _LONGEST = 1_000
 # Steps of what is done beside following a known letter, which is one.
-_EXPRESSION, _CHARACTER, _CALL, _TRANSITION, _PLACE, _STATE = 4_000, 300, 20, 80, 10, 500
+_EXPRESSION, _CHARACTER, _CALL, _TRANSITION, _PLACE, _STATE = 4_000, 300, 20, 80, 15, 500
 # What is read where a path ends, and a line break that nothing follows: `$` stands before either.
 _END, _LAST_BREAK = "", "\n$"
 Reach = Literal["whole", "end", "anywhere"]
