@@ -11,8 +11,8 @@ import os
 
 import torch
 
-from lora_inspect.tensor_reader import to_bytes
-from lora_inspect.writer import TensorPlan, Writer
+from lora_inspect.files.writer import TensorPlan, Writer
+from lora_inspect.maths.tensor_reader import to_bytes
 
 WIDTH, FFN, TEXT, FREQUENCIES = 2048, 8192, 4096, 256
 

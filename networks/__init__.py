@@ -3,6 +3,6 @@
 The same package is importable as `lora_inspect.networks`, for trainers that own a folder called `networks`.
 """
 
-from lora_inspect.torch_threads import wait_briefly
+from lora_inspect.maths.torch_threads import wait_briefly
 
 wait_briefly()

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from lora_inspect.algorithms import loha
 
-from .architecture_module import Algorithm, functions_of
-from .delta_module import DeltaModule, FoldableDelta, factor_shapes, merge_into
-from .reading import FactorReader, ModuleWeights
+from .build.architecture_module import Algorithm, functions_of
+from .files.reading import FactorReader, ModuleWeights
+from .modules.delta_module import DeltaModule, FoldableDelta, factor_shapes, merge_into
 
 
 def _read(name: str, tensors: dict[str, Tensor]) -> ModuleWeights:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from lora_inspect.algorithms import lokr
 
-from .architecture_module import Algorithm, functions_of
-from .arguments import Option
-from .delta_module import DeltaModule, FoldableDelta, factor_shapes, merge_into
-from .reading import FactorReader, ModuleWeights
+from .build.architecture_module import Algorithm, functions_of
+from .build.arguments import Option
+from .files.reading import FactorReader, ModuleWeights
+from .modules.delta_module import DeltaModule, FoldableDelta, factor_shapes, merge_into
 
 
 def _read(name: str, tensors: dict[str, Tensor]) -> ModuleWeights:

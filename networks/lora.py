@@ -4,13 +4,13 @@ from typing import Any
 
 from lora_inspect.architectures.hunyuan_video import ARCHITECTURE
 
-from . import creation
-from .architecture_module import functions_of, target_classes
-from .creation import DEFAULT_RANK, PREFIX
-from .dora_layer import DoRALayer
-from .layers import LoRAModule
-from .merging import LoRAInfModule
-from .network import LoRANetwork
+from .build import creation
+from .build.architecture_module import functions_of, target_classes
+from .build.creation import DEFAULT_RANK, PREFIX
+from .build.network import LoRANetwork
+from .modules.dora_layer import DoRALayer
+from .modules.layers import LoRAModule
+from .modules.merging import LoRAInfModule
 
 __all__ = [
     "DEFAULT_RANK",

@@ -2,7 +2,7 @@
 
 from lora_inspect.architectures.ideogram4 import ARCHITECTURE
 
-from .architecture_module import functions_of, target_classes
+from .build.architecture_module import functions_of, target_classes
 
 IDEOGRAM4_TARGET_REPLACE_MODULES = target_classes(ARCHITECTURE)
 

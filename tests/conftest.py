@@ -138,9 +138,9 @@ def write_safetensors(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def read(write_safetensors: Callable[..., Path]) -> Callable[..., Any]:
     """`read(tensors, metadata, config, **settings)`: the adapter of such a file, with a config beside it if given."""
-    from lora_inspect.adapter import read_adapter
-    from lora_inspect.checkpoint import open_checkpoint
-    from lora_inspect.settings import Settings
+    from lora_inspect.files.checkpoint import open_checkpoint
+    from lora_inspect.reading.adapter import read_adapter
+    from lora_inspect.reading.settings import Settings
 
     def read_tensors(
         tensors: Any, metadata: Any = None, config: Any = None, name: str = "file.safetensors", **settings: Any

@@ -6,11 +6,11 @@ import struct
 from hypothesis import strategies as st
 
 from lora_inspect.algorithms import ALGORITHMS
-from lora_inspect.dtypes import BITS
+from lora_inspect.files.dtypes import BITS
+from lora_inspect.files.writer import TensorPlan
+from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.suffixes import SHARED
 from lora_inspect.schemes import SCHEMES
-from lora_inspect.schemes.suffixes import SHARED
-from lora_inspect.settings import Settings
-from lora_inspect.writer import TensorPlan
 
 # Words of real paths, with the traps among them: underscores, numbers, words of suffixes and of prefixes.
 _WORDS = (

@@ -8,7 +8,7 @@ tensor methods alone.
 from collections.abc import Mapping
 from typing import Any
 
-from lora_inspect.scaling import scale_of
+from lora_inspect.maths.scaling import scale_of
 
 ROLES = ("w1_a", "w1_b", "w2_a", "w2_b")
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from lora_inspect.scaling import scale_of
+from lora_inspect.maths.scaling import scale_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 

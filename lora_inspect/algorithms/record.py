@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from lora_inspect.header import TensorInfo
+from lora_inspect.files.header import TensorInfo
 
 Factors = Mapping[str, TensorInfo]
 # (out features, in features·kernel) of a weight, None for what is not known.

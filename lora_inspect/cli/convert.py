@@ -4,7 +4,6 @@ from typing import Any
 
 import click
 
-from lora_inspect.checkpoint import open_checkpoint
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.progress_bar import progress_bar
@@ -16,12 +15,13 @@ from lora_inspect.cli.shared_options import (
     transposed_option,
     writing_options,
 )
-from lora_inspect.contribution import claim
+from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.listing import some
+from lora_inspect.matching.orientation import SHAPE, in_words
+from lora_inspect.matching.orientation_answers import Answers
 from lora_inspect.ops.convert import ConvertOptions, ConvertResult, convert_to_standard
-from lora_inspect.orientation import SHAPE, in_words
-from lora_inspect.orientation_answers import Answers
 from lora_inspect.printable import shortened
+from lora_inspect.reading.contribution import claim
 
 # No docstring: python -OO leaves those out.
 _HELP = """\

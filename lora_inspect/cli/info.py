@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import click
 
 from lora_inspect.architectures import by_name
-from lora_inspect.checkpoint import find_checkpoints, is_checkpoint_folder
 from lora_inspect.cli import terminal
 from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.shared_options import parse_without_strength
+from lora_inspect.files.checkpoint import find_checkpoints, is_checkpoint_folder
 from lora_inspect.listing import listed, some
 from lora_inspect.ops.info import as_json, inspect
-from lora_inspect.settings import Settings
+from lora_inspect.reading.settings import Settings
 
 # The field of a record that stands for a file that could not be read.
 _ERROR = "error"

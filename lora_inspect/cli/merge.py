@@ -9,15 +9,15 @@ from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.shared_options import reading_options, settings, transposed_option, writing_options
-from lora_inspect.dora import MULTIPLIER_RULES
 from lora_inspect.listing import some
+from lora_inspect.matching.orientation import SHAPE, in_words
+from lora_inspect.matching.orientation_answers import Answers
+from lora_inspect.matching.unmatched import in_components
+from lora_inspect.maths.dora import MULTIPLIER_RULES
 from lora_inspect.ops.merge import MergeOptions, MergePlan, check_merge_output, merge_output, plan_merge
 from lora_inspect.ops.merge import merge as merge_files
-from lora_inspect.orientation import SHAPE, in_words
-from lora_inspect.orientation_answers import Answers
 from lora_inspect.printable import shortened
-from lora_inspect.settings import parse_arguments
-from lora_inspect.unmatched import in_components
+from lora_inspect.reading.settings import parse_arguments
 
 _DTYPES = {"float32": "F32", "fp32": "F32", "float16": "F16", "fp16": "F16", "bfloat16": "BF16", "bf16": "BF16"}
 

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import click
 
 from lora_inspect.cli.file_paths import FilePath
-from lora_inspect.orientation_answers import Answers, parse_answers
-from lora_inspect.settings import Settings, bare_number, parse_argument
+from lora_inspect.matching.orientation_answers import Answers, parse_answers
+from lora_inspect.reading.settings import Settings, bare_number, parse_argument
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lora_inspect.garbage import without_collecting
+from lora_inspect.files.garbage import without_collecting
+from lora_inspect.files.near_names import nearest_name, nearest_path
 from lora_inspect.listing import listed
-from lora_inspect.near_names import nearest_name, nearest_path
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.input_file import InputFile
+from lora_inspect.files.input_file import InputFile
 
 # Enough for the name of the first file in a zip archive and for the mark of a tar archive.
 START_BYTES = 512

@@ -12,7 +12,7 @@ from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.bounds import ENTRY_CHARACTERS, KEY_BYTES, METADATA_CHARACTERS, METADATA_KEYS, TENSORS
-from lora_inspect.input_file import InputFile
+from lora_inspect.files.input_file import InputFile
 
 METADATA, _NOTHING = "__metadata__", "null"
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lora_inspect.torch_threads import wait_briefly
+from lora_inspect.maths.torch_threads import wait_briefly
 
 __path__ = [str(Path(__file__).resolve().parents[2] / "networks")]
 

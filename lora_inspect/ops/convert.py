@@ -5,28 +5,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lora_inspect.adapter import Adapter, read_adapter
-from lora_inspect.checkpoint import Checkpoint, open_checkpoint
-from lora_inspect.contents import renamed
-from lora_inspect.contribution import Contribution
-from lora_inspect.dora import SPELLINGS
+from lora_inspect.converting.growth import Growth
+from lora_inspect.converting.standard_output import StandardOutput
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
+from lora_inspect.files.contents import renamed
+from lora_inspect.files.hashes import sshs_hashes
+from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.partial import remove_leftovers
-from lora_inspect.growth import Growth
-from lora_inspect.hashes import sshs_hashes
-from lora_inspect.header import TensorInfo
-from lora_inspect.kinds import ADAPTER, kind_of
-from lora_inspect.matching import Matching, match
-from lora_inspect.metadata import HASHES, describe_file, standard_metadata
-from lora_inspect.orientation import Orientation, check_answers
-from lora_inspect.orientation_answers import Answers
+from lora_inspect.matching.match import Matching, match
+from lora_inspect.matching.orientation import Orientation, check_answers
+from lora_inspect.matching.orientation_answers import Answers
+from lora_inspect.maths.dora import SPELLINGS
+from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.progress import Progress, silent
-from lora_inspect.settings import Settings
-from lora_inspect.standard_output import StandardOutput
-from lora_inspect.torch_threads import load_torch
+from lora_inspect.reading.adapter import Adapter, read_adapter
+from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.kinds import ADAPTER, kind_of
+from lora_inspect.reading.metadata import HASHES, describe_file, standard_metadata
+from lora_inspect.reading.settings import Settings
 
 if TYPE_CHECKING:
-    from lora_inspect.standard_module import StandardModule
+    from lora_inspect.converting.standard_module import StandardModule
 
 _LOSSY = 0.05
 
@@ -183,8 +183,8 @@ def _convert(
     progress: Progress,
 ) -> "dict[str, StandardModule]":
     """Every module of the output, by its name in the input."""
-    from lora_inspect import standard_module
-    from lora_inspect.dora_change import approximate_change
+    from lora_inspect.converting import standard_module
+    from lora_inspect.converting.dora_change import approximate_change
 
     tensors = adapter.checkpoint.tensors.values()
     growth = Growth(adapter.checkpoint.path, sum(info.nbytes for info in tensors), options.allow_growth)
@@ -214,7 +214,7 @@ def _refuse_lossy(path: str, modules: "Mapping[str, StandardModule]", options: C
 
 
 def _exact(errors: Mapping[str, float | None]) -> bool:
-    from lora_inspect.standard_module import EXACT
+    from lora_inspect.converting.standard_module import EXACT
 
     return all(error is not None and error <= EXACT for error in errors.values())
 

@@ -4,14 +4,14 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from lora_inspect.adapter import Adapter, read_adapter
 from lora_inspect.architectures.detection import Detection, settled_by
-from lora_inspect.checkpoint import Checkpoint, open_checkpoint
-from lora_inspect.contribution import Contribution
-from lora_inspect.folded_scales import FOLDED_KEY, FoldedScales
-from lora_inspect.identify import adapter_candidates, base_candidates
-from lora_inspect.kinds import ADAPTER, kind_of
-from lora_inspect.settings import Settings
+from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
+from lora_inspect.reading.adapter import Adapter, read_adapter
+from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.folded_scales import FOLDED_KEY, FoldedScales
+from lora_inspect.reading.identify import adapter_candidates, base_candidates
+from lora_inspect.reading.kinds import ADAPTER, kind_of
+from lora_inspect.reading.settings import Settings
 
 SCHEMA = 1
 

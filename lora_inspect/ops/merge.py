@@ -7,28 +7,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_inspect import dora
-from lora_inspect.adapter import Adapter, read_adapter
-from lora_inspect.base_folder import SideFiles, copy_side_files, find_side_files
-from lora_inspect.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.base_folder import SideFiles, copy_side_files, find_side_files
+from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
+from lora_inspect.files.input_file import Identity
+from lora_inspect.files.output_names import file_output, folder_output
+from lora_inspect.files.outputs import check_output, check_replaceable, new_folder
 from lora_inspect.files.partial import remove_leftovers
-from lora_inspect.folded_weights import Change, Folding, write_folded
-from lora_inspect.input_file import Identity
-from lora_inspect.kinds import ADAPTER, kind_of
-from lora_inspect.matching import match
-from lora_inspect.metadata import describe_file, merged_metadata
-from lora_inspect.orientation import Orientation, check_answers, together
-from lora_inspect.orientation_answers import Answers
-from lora_inspect.output_names import file_output, folder_output
-from lora_inspect.outputs import check_output, check_replaceable, new_folder
+from lora_inspect.matching.match import match
+from lora_inspect.matching.orientation import Orientation, check_answers, together
+from lora_inspect.matching.orientation_answers import Answers
+from lora_inspect.matching.unmatched import accept_unmatched
+from lora_inspect.maths import dora
+from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
+from lora_inspect.maths.torch_threads import load_torch
+from lora_inspect.merging.folded_weights import Change, Folding, write_folded
 from lora_inspect.progress import Progress, silent
-from lora_inspect.quantisation import quantisation_settings
-from lora_inspect.scaling import RANK_STABILISED, STANDARD
-from lora_inspect.settings import Settings
-from lora_inspect.settling import read_settled
-from lora_inspect.torch_threads import load_torch
-from lora_inspect.unmatched import accept_unmatched
+from lora_inspect.reading.adapter import Adapter, read_adapter
+from lora_inspect.reading.kinds import ADAPTER, kind_of
+from lora_inspect.reading.metadata import describe_file, merged_metadata
+from lora_inspect.reading.quantisation import quantisation_settings
+from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.settling import read_settled
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from lora_inspect.algorithms import BUILT, by_name
 from lora_inspect.algorithms.lora import LORA
-from lora_inspect.header import TensorInfo
+from lora_inspect.files.header import TensorInfo
 
 pytestmark = pytest.mark.numeric
 

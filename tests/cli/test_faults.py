@@ -75,7 +75,7 @@ def test_info_goes_on_after_a_file_that_nobody_foresaw(run, files, monkeypatch):
 
 
 def test_a_file_that_shrinks_after_its_header_was_read_is_refused(run, files, monkeypatch):
-    from lora_inspect import checkpoint
+    from lora_inspect.files import checkpoint
 
     def open_and_cut(path):
         opened = checkpoint.open_checkpoint(path)

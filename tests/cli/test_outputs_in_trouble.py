@@ -9,10 +9,10 @@ import pytest
 import torch
 from toy_adapters import base, loras
 
-from lora_inspect import writer
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files import partial as partial_module
-from networks import saving
+from lora_inspect.files import writer
+from networks.files import saving
 
 RANDOM = "0123456789abcdef"
 

@@ -24,11 +24,11 @@ from make_synthetic import encode
 from PIL import Image
 from toy_adapters import base, loras
 
-from lora_inspect.checkpoint import find_checkpoints, is_checkpoint_folder, open_checkpoint
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import find_checkpoints, is_checkpoint_folder, open_checkpoint
 from lora_inspect.files.foreign import PICKLE_ENDINGS, START_BYTES, is_safetensors
-from lora_inspect.header import read_header
-from lora_inspect.input_file import InputFile
+from lora_inspect.files.header import read_header
+from lora_inspect.files.input_file import InputFile
 
 NAMES = ["a.safetensors", "a.bin", "a.ckpt", "a.json", "a", "A.PT", "a.gguf"]
 

@@ -27,7 +27,7 @@ def test_a_foreign_networks_package_does_not_shadow_ours(tmp_path):
         "assert foreign.FOREIGN and not hasattr(ours, 'FOREIGN')\n"
         "print(ours.create_arch_network.__module__, lora.LoRANetwork.__module__)"
     )
-    assert run(code, tmp_path) == "lora_inspect.networks.lora_wan lora_inspect.networks.network"
+    assert run(code, tmp_path) == "lora_inspect.networks.lora_wan lora_inspect.networks.build.network"
 
 
 def test_lora_inspect_imports_neither_networks_nor_torch(tmp_path):
@@ -37,4 +37,4 @@ def test_lora_inspect_imports_neither_networks_nor_torch(tmp_path):
 
 
 def test_reading_arguments_needs_no_torch(tmp_path):
-    assert run("import networks.arguments, sys; print('torch' in sys.modules)", tmp_path) == "False"
+    assert run("import networks.build.arguments, sys; print('torch' in sys.modules)", tmp_path) == "False"

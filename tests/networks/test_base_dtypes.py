@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from networks.base_weight import squares_and_products, true_weight
-from networks.layers import LoRAModule
+from networks.kernels.base_weight import squares_and_products, true_weight
+from networks.modules.layers import LoRAModule
 
 pytestmark = pytest.mark.numeric
 
@@ -204,8 +204,8 @@ def test_weights_that_come_and_go_are_measured_where_they_are(reference):
 @pytest.mark.parametrize("scale", [None, (), (1,), (OUT, 1), (OUT, 4, 1)])
 @pytest.mark.parametrize("piece", [8, 24, 256])
 def test_blocks_of_rows_sum_to_the_whole(dtype, scale, piece, monkeypatch):
-    monkeypatch.setattr("networks.row_blocks._CACHED", 7 * IN)
-    monkeypatch.setattr("networks.base_weight._PIECE", piece)
+    monkeypatch.setattr("networks.kernels.row_blocks._CACHED", 7 * IN)
+    monkeypatch.setattr("networks.kernels.base_weight._PIECE", piece)
     base = nn.Linear(IN, OUT).to(dtype)
     if scale is not None:
         base.scale_weight = torch.rand(scale)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from networks import lora
-from networks.layers import LoRAModule
+from networks.modules.layers import LoRAModule
 
 IN, OUT = 24, 40
 pytestmark = pytest.mark.numeric
@@ -245,7 +245,7 @@ def warnings_of(caplog):
     return [
         record.message
         for record in caplog.records
-        if record.levelno == logging.WARNING and record.name == "networks.base_watch"
+        if record.levelno == logging.WARNING and record.name == "networks.modules.base_watch"
     ]
 
 
@@ -329,7 +329,7 @@ def test_what_is_no_other_base_is_no_warning(make_model, caplog, monkeypatch, be
         elif between == "sampled":
             sample_on_another(model, make_model)
         elif between == "summed in another order":
-            monkeypatch.setattr("networks.base_weight._PIECE", 5)
+            monkeypatch.setattr("networks.kernels.base_weight._PIECE", 5)
     assert not warnings_of(caplog)
 
 

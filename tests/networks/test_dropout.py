@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from networks.layers import LoRAModule
 from networks.loha import LoHaModule
 from networks.lokr import LoKrModule
-from networks.pissa import PissaModule
+from networks.modules.layers import LoRAModule
+from networks.modules.pissa import PissaModule
 
 pytestmark = pytest.mark.numeric
 

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from networks import linear_product
-from networks.fused_linear import fused_gain, fused_linear
-from networks.layers import LoRAModule
-from networks.linear_product import Product
+from networks.kernels import linear_product
+from networks.kernels.fused_linear import fused_gain, fused_linear
+from networks.kernels.linear_product import Product
+from networks.modules.layers import LoRAModule
 
 pytestmark = pytest.mark.numeric
 
@@ -193,7 +193,7 @@ def test_the_norm_never_holds_a_float32_copy_of_a_half_precision_weight(monkeypa
                 largest = max(largest, result.untyped_storage().nbytes())
             return result
 
-    monkeypatch.setattr("networks.row_blocks._CACHED", 2**12)
+    monkeypatch.setattr("networks.kernels.row_blocks._CACHED", 2**12)
     base = nn.Linear(256, 512).bfloat16().requires_grad_(False)
     module = LoRAModule("x", base, 1.0, 8, use_dora=True)
     with Watch():

@@ -34,11 +34,11 @@ from networks import (
     lora_kandinsky,
     lora_krea2,
     lora_qwen_image,
-    row_blocks,
 )
-from networks.dropout import drop_ranks
-from networks.layers import LoRAModule
+from networks.kernels import row_blocks
 from networks.lora import LoRAInfModule, LoRANetwork
+from networks.modules.dropout import drop_ranks
+from networks.modules.layers import LoRAModule
 
 
 def applied(base, cls=LoRAModule, **options):

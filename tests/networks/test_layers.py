@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from networks.dropout import drop_ranks
 from networks.lora import LoRAInfModule, LoRAModule
+from networks.modules.dropout import drop_ranks
 
 
 def applied(base=None, cls=LoRAModule, **options):

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from networks.build.network import LoRANetwork
 from networks.loha import LoHaInfModule, LoHaModule, merge_weights_to_tensor
-from networks.network import LoRANetwork
 
 pytestmark = pytest.mark.numeric
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lora_inspect.algorithms import lokr
+from networks.build.network import LoRANetwork
 from networks.lokr import LoKrInfModule, LoKrModule, merge_weights_to_tensor
-from networks.network import LoRANetwork
 
 pytestmark = pytest.mark.numeric
 

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
 import lora_inspect
-from lora_inspect.adapter import read_adapter
-from lora_inspect.checkpoint import open_checkpoint
+from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops import merge as merge_command
+from lora_inspect.reading.adapter import read_adapter
 from networks import lora, lora_wan
 
 KINDS = ("lora", "rslora", "dora", "rslora+dora")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from networks import linear_product
+from networks.kernels import linear_product
 from networks.lora import LoRAInfModule, LoRAModule
 
 pytestmark = pytest.mark.numeric

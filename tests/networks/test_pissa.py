@@ -9,13 +9,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_inspect.adapter import read_adapter
-from lora_inspect.checkpoint import open_checkpoint
+from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops import merge as merge_command
+from lora_inspect.reading.adapter import read_adapter
 from networks import lora
-from networks.arguments import read_init
-from networks.layers import LoRAModule
-from networks.pissa import PissaModule, principal_factors
+from networks.build.arguments import read_init
+from networks.modules.layers import LoRAModule
+from networks.modules.pissa import PissaModule, principal_factors
 
 pytestmark = pytest.mark.numeric
 

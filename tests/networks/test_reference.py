@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from networks import lora, lora_qwen_image, lora_wan
-from networks.arguments import parse
-from networks.layers import LoRAModule
+from networks.build.arguments import parse
 from networks.lora import LoRAInfModule
+from networks.modules.layers import LoRAModule
 
 
 def network_args(*strings):

@@ -9,10 +9,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_inspect.adapter import read_adapter
-from lora_inspect.checkpoint import open_checkpoint
+from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.reading.adapter import read_adapter
 from networks import lora
-from networks.arguments import parse
+from networks.build.arguments import parse
 
 KINDS = {
     "plain": {},

@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from lora_inspect.adapter import read_adapter
-from lora_inspect.checkpoint import open_checkpoint
+from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.reading.adapter import read_adapter
 from networks import lora
 
 # Why DoRA is off, as `dora_disabled_reason` says it, and the options that make it so.

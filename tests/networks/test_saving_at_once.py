@@ -6,10 +6,10 @@ import threading
 import pytest
 import torch
 
-from lora_inspect import outputs
+from lora_inspect.files import outputs
 from lora_inspect.files import partial as partial_module
 from lora_inspect.files.system import close_locked, create, lock
-from networks import saving
+from networks.files import saving
 
 RANDOM = "0123456789abcdef"
 NAMES = ["a.safetensors", "a.pt"]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_inspect.adapter import read_adapter
-from lora_inspect.checkpoint import open_checkpoint
+from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.reading.adapter import read_adapter
 from networks import train_example
 
 

@@ -8,11 +8,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.adapter import read_adapter
-from lora_inspect.checkpoint import open_checkpoint
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
-from lora_inspect.settings import Settings
+from lora_inspect.reading.adapter import read_adapter
+from lora_inspect.reading.settings import Settings
 
 MODULE = "lora_unet_blocks_0_attn_qkv"
 
@@ -111,7 +111,7 @@ def many_slices(path, parts, outputs, inputs):
 
 
 def test_blocks_that_outgrow_their_input_are_refused_before_they_are_made(tmp_path, monkeypatch):
-    from lora_inspect import fused_slices
+    from lora_inspect.converting import fused_slices
 
     many_slices(tmp_path / "in.safetensors", 80, 1350, 1)
     monkeypatch.setattr(fused_slices, "zeros", lambda *_: pytest.fail("the blocks were made"))
@@ -128,7 +128,7 @@ def test_growth_can_be_accepted(tmp_path, run):
 
 
 def test_the_change_of_a_base_may_outgrow_its_input_no_more_than_slices(tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_inspect.growth._FREE_BYTES", 0)
+    monkeypatch.setattr("lora_inspect.converting.growth._FREE_BYTES", 0)
     generator = torch.Generator().manual_seed(0)
     tensors = {
         "a.lora_down.weight": torch.ones(1, 64),

@@ -9,8 +9,8 @@ import pytest
 from safetensors import SafetensorError, deserialize
 from toy_adapters import base, loras
 
-from lora_inspect.dtypes import BITS, PLAIN_FLOATS
-from lora_inspect.header import read_header
+from lora_inspect.files.dtypes import BITS, PLAIN_FLOATS
+from lora_inspect.files.header import read_header
 
 # As many elements as fill whole bytes in every type.
 ELEMENTS = 12

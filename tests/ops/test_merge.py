@@ -16,7 +16,7 @@ from toy_adapters import lora
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
-from lora_inspect.settings import Settings
+from lora_inspect.reading.settings import Settings
 
 # The peers use what their own dependencies deprecate.
 pytestmark = [

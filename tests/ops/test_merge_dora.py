@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_inspect import folded_weights
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.merging import folded_weights
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 
 FACTORS = {"a.lora_down.weight": torch.ones(2, 5), "a.lora_up.weight": torch.ones(6, 2)}

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from strategies import paths
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.reading.suffixes import parse_key
 from lora_inspect.schemes import SCHEMES, by_name, recognise
 from lora_inspect.schemes.kohya import text_encoder_prefix
-from lora_inspect.schemes.suffixes import parse_key
 
 EVERY_PREFIX = [(scheme, prefix) for scheme in SCHEMES for prefix in scheme.prefixes]
 IDS = [f"{scheme.name} {prefix}" for scheme, prefix in EVERY_PREFIX]

@@ -6,11 +6,11 @@ from architecture_models import MODELS, distance, leaves, make, outputs, train
 from safetensors.torch import load_file
 from torch import nn
 
-from lora_inspect.adapter import read_adapter
 from lora_inspect.architectures.trained import by_option, family_of, original_path
-from lora_inspect.checkpoint import open_checkpoint
+from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.reading.adapter import read_adapter
 from networks import loha, lokr
-from networks.targets import named_leaves
+from networks.build.targets import named_leaves
 
 ALGORITHMS = {"loha": loha, "lokr": lokr}
 FUSED = ("flux", "flux2", "hunyuan_video", "ideogram4")

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from tiny_diffusers import DIFFUSERS
 
 import networks
-from lora_inspect.adapter import read_adapter
-from lora_inspect.checkpoint import open_checkpoint
-from lora_inspect.identify import identify_adapter
+from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
+from lora_inspect.reading.adapter import read_adapter
+from lora_inspect.reading.identify import identify_adapter
 
 KINDS = ("lora", "rslora", "dora", "rslora+dora")
 

@@ -1,0 +1,1 @@
+"""The parts of an adapter's way into another form."""

@@ -1,0 +1,63 @@
+"""The names of a standard file, which are those of the input, and what says the scale under them.
+
+A standard file says its scale where the readers of its names look for it: in an alpha tensor, in PEFT's config, or
+nowhere, so that the factors carry it themselves.
+"""
+
+from lora_inspect import schemes
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.maths.dora import INPUT
+from lora_inspect.reading.contribution import Contribution, Magnitude, Module
+from lora_inspect.reading.suffixes import parse_key
+
+ALPHA, CONFIG, FACTORS = "alpha", "config", "factors"
+
+# How PEFT and diffusers spell a magnitude.
+PEFT_MAGNITUDES = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
+
+
+def carrier_of(module: Module) -> str:
+    """What says the scale of `module` to every reader of its names.
+
+    Readers of kohya's and LyCORIS's names expect an alpha. Where dotted names come without one, some programs have
+    no use for it or refuse it, so that only the factors reach all of them.
+    """
+    scheme = schemes.by_name(module.name.scheme)
+    if scheme.absent_alpha == "config":
+        return CONFIG
+    return ALPHA if scheme.carries_alpha and (scheme.flat or module.alpha) else FACTORS
+
+
+def alpha_key(module: Module) -> str:
+    """The key of the module's alpha."""
+    return f"{module.name.key}.alpha"
+
+
+def factor_key(module: Module, source: str) -> str:
+    """The key of a factor that was called `source`: without the name of a PEFT adapter, without a slice's number."""
+    parsed = parse_key(source)
+    return source if parsed is None or source.endswith(parsed.suffix) else module.name.key + parsed.suffix
+
+
+def magnitude_place(
+    module: Module, contribution: Contribution, magnitude: Magnitude
+) -> tuple[str, str, tuple[int, ...]]:
+    """(key, suffix, shape) of a magnitude that readers of the module's names apply.
+
+    `dora_scale` is (out, 1, …), or (1, in, …) for inputs; PEFT's vector is (out,), or (1, out, 1, …) of a convolution.
+    Raises LoraInspectError where PEFT's spelling is due and the magnitude is one of inputs.
+    """
+    scheme = schemes.by_name(module.name.scheme)
+    own, due = magnitude.spelling.suffix, scheme.suffixes["magnitude"]
+    if own in PEFT_MAGNITUDES and carrier_of(module) != ALPHA:
+        return factor_key(module, magnitude.info.name), own, magnitude.info.shape
+    key, shape = module.name.key + due, contribution.shape
+    ones = (1,) * (len(shape) - 2)
+    if due not in PEFT_MAGNITUDES:
+        return key, due, (1, shape[1], *ones) if magnitude.axis == INPUT else (shape[0], 1, *ones)
+    if magnitude.axis == INPUT:
+        raise LoraInspectError(
+            f"{magnitude.info.file}: {magnitude.info.name} is a magnitude of inputs, which readers of {scheme.name} "
+            "names do not know; choose --base BASE or --drop-magnitude."
+        )
+    return key, due, (1, shape[0], *ones) if ones else (shape[0],)

@@ -1,0 +1,88 @@
+"""PEFT configs that are true of standard modules: alpha/rank is the scale, and patterns name the modules that differ.
+
+Source: `LoraConfig` of PEFT; how it finds a module's rank and alpha is in `peft_config`.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from lora_inspect.reading.peft_config import ModuleSettings
+from lora_inspect.reading.steps import Steps
+
+Number = TypeVar("Number", int, float)
+
+# What an adapter_config.json says at least.
+BARE: dict[str, Any] = {
+    "peft_type": "LORA",
+    "task_type": None,
+    "base_model_name_or_path": None,
+    "inference_mode": True,
+    "bias": "none",
+    "lora_dropout": 0.0,
+    "fan_in_fan_out": False,
+}
+
+
+def standard_config(
+    config: Mapping[str, Any], ranks: Mapping[str, int], alphas: Mapping[str, float], use_dora: bool
+) -> dict[str, Any]:
+    """`config` corrected for modules with `ranks` and `alphas` by dotted path."""
+    rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
+    covers = all(map(ModuleSettings(config, Steps()).is_target, ranks))
+    return {
+        **config,
+        "r": rank,
+        "lora_alpha": _number(alpha),
+        "rank_pattern": _pattern(ranks, rank),
+        "alpha_pattern": {path: _number(value) for path, value in _pattern(alphas, alpha).items()},
+        "target_modules": config["target_modules"] if covers else sorted(ranks),
+        "use_rslora": False,
+        "use_dora": use_dora,
+    }
+
+
+def standard_embedded(
+    configs: Mapping[str, Mapping[str, Any]], ranks: Mapping[str, Mapping[str, int]], use_dora: bool
+) -> str | None:
+    """The embedded configs, by component prefix, corrected for modules of scale 1; None where one would be missing.
+
+    diffusers takes no rank from the tensors of a component as soon as another one has a config.
+    """
+    if not configs or not ranks.keys() <= configs.keys():
+        return None
+    flat: dict[str, Any] = {}
+    for prefix, of_component in ranks.items():
+        alphas = {path: float(rank) for path, rank in of_component.items()}
+        config = standard_config(configs[prefix], of_component, alphas, use_dora)
+        flat |= {prefix + field: value for field, value in config.items()}
+    return json.dumps(flat, indent=2, sort_keys=True)
+
+
+def _commonest(values: Iterable[Number]) -> Number:
+    return Counter(values).most_common(1)[0][0]
+
+
+def _pattern(values: Mapping[str, Number], common: Number) -> dict[str, Number]:
+    """The values that are not the `common` one, by keys that match their own module alone.
+
+    PEFT matches a key as an expression with the end of a path; a path that is the end of another one is anchored. A dot
+    that is not escaped is any letter: h.1.1 would match h.111.
+    """
+    tails = {tail for path in values for tail in _tails(path)}
+    return {
+        ("^" if path in tails else "") + re.escape(path): value for path, value in values.items() if value != common
+    }
+
+
+def _tails(path: str) -> Iterable[str]:
+    position = path.find(".")
+    while position >= 0:
+        yield path[position + 1 :]
+        position = path.find(".", position + 1)
+
+
+def _number(value: float) -> int | float:
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value

@@ -1,0 +1,130 @@
+"""Where a standard adapter goes: one file, or for PEFT's names the folder whose config says rank and scale."""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from lora_inspect.converting.naming import CONFIG, FACTORS, PEFT_MAGNITUDES, carrier_of, magnitude_place
+from lora_inspect.converting.standard_config import BARE, standard_config, standard_embedded
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import ADAPTER_CONFIG, PEFT_WEIGHTS
+from lora_inspect.files.contents import Content, write_contents
+from lora_inspect.files.input_file import Identity
+from lora_inspect.files.output_names import file_output, folder_output
+from lora_inspect.files.outputs import check_output, check_replaceable, new_folder
+from lora_inspect.reading import peft_config
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.folded_scales import FoldedScales, folded_record
+
+if TYPE_CHECKING:
+    from lora_inspect.converting.standard_module import StandardModule
+
+_WEIGHTS = f"{PEFT_WEIGHTS}.safetensors"
+
+
+class StandardOutput:
+    """The output of one adapter where the user `named` it, and what goes with its tensors; `path` is where it stands.
+
+    Raises LoraInspectError where the adapter needs both a file and a folder, and where the name is for the other one.
+    """
+
+    def __init__(self, adapter: Adapter, named: str, inputs: Collection[str]) -> None:
+        self._adapter = adapter
+        self._carriers = {carrier_of(module) for module in adapter.modules.values()}
+        self._is_folder = CONFIG in self._carriers
+        source = adapter.checkpoint
+        if self._is_folder and len(self._carriers) > 1:
+            raise LoraInspectError(
+                f"{source.path}: some of its keys have PEFT's names, whose scale stands in a config, and some have "
+                "others, so no program reads all of them; write PEFT's modules to a file of their own first."
+            )
+        if self._is_folder:
+            because = f"{source.path} has PEFT's names, whose scale stands in an {ADAPTER_CONFIG} beside the tensors"
+            self.path = folder_output(named, because, inputs)
+        else:
+            self.path = file_output(named, source.name, inputs)
+
+    def check(self, inputs: Collection[str], force: bool) -> None:
+        """Raises LoraInspectError where the adapter cannot be written to the path."""
+        check_output(self.path, inputs, force, folder=self._is_folder)
+        if self._is_folder:
+            check_replaceable(self.path, (_WEIGHTS, ADAPTER_CONFIG))
+
+    def check_magnitudes(self) -> None:
+        """Raises LoraInspectError where readers would apply a magnitude to modules that have none."""
+        without = [c.module for c in self._adapter.contributions if not c.magnitude]
+        kept = (
+            magnitude_place(module, c, c.magnitude)[1]
+            for module in self._adapter.modules.values()
+            for c in module.contributions
+            if c.magnitude
+        )
+        if without and any(suffix in PEFT_MAGNITUDES for suffix in kept):
+            raise LoraInspectError(
+                f"{self._adapter.checkpoint.path}: {len(without)} modules have no magnitude ({without[0].key}), but "
+                "PEFT and diffusers apply one to all as soon as one has it; choose --base BASE or --drop-magnitude."
+            )
+
+    def embedded(self, modules: "Mapping[str, StandardModule]") -> str | None:
+        """The configs that the metadata holds for diffusers, true of the modules; None where there are none to hold."""
+        if self._carriers != {FACTORS}:
+            return None
+        ranks: dict[str, dict[str, int]] = defaultdict(dict)
+        for key, module in modules.items():
+            name = self._adapter.modules[key].name
+            ranks[name.prefix][name.body] = module.rank
+        configs = peft_config.embedded_configs(self._adapter.checkpoint.metadata)
+        return standard_embedded(configs, ranks, any(module.magnitude for module in modules.values()))
+
+    def folded(self, modules: "Mapping[str, StandardModule]") -> str | None:
+        """The record of the scales in the factors, with what an earlier conversion multiplied in."""
+        before = FoldedScales(self._adapter.checkpoint.metadata)
+        scales = {}
+        for key, module in modules.items():
+            unchanged = all(part.scale == 1.0 for part in self._adapter.modules[key].contributions)
+            scales[key] = before.at(key) if unchanged and not module.replaced else module.folded
+        return folded_record(scales)
+
+    def write(
+        self,
+        contents: Sequence[Content],
+        metadata: Mapping[str, str],
+        modules: "Mapping[str, StandardModule]",
+        inputs: Mapping[str, Identity],
+        force: bool,
+    ) -> int:
+        """Writes the adapter made of `inputs`; returns the size of its weights in bytes.
+
+        With `force` it replaces what `check` lets it replace.
+        """
+        if not self._is_folder:
+            write_contents(self.path, contents, metadata, inputs, force)
+            return os.path.getsize(self.path)
+        config = self._config(modules)
+        with new_folder(self.path, inputs, force) as folder:
+            write_contents(os.path.join(folder, _WEIGHTS), contents, metadata)
+            with open(os.path.join(folder, ADAPTER_CONFIG), "x", encoding="utf-8") as handle:
+                json.dump(config, handle, indent=2, sort_keys=True)
+                handle.write("\n")
+        return os.path.getsize(os.path.join(self.path, _WEIGHTS))
+
+    def orientation(self, has_config: bool) -> Iterable[str]:
+        """What the output does not say of weights that the base stores as (in, out), where it has no config."""
+        transposed = [c.module.key for c in self._adapter.contributions if c.transposed]
+        if transposed and not self._is_folder and not has_config:
+            yield (
+                f"fan_in_fan_out is said of {len(transposed)} modules ({transposed[0]}), for which the output has no "
+                "place: its readers go by the shape of the weight"
+            )
+
+    def _config(self, modules: "Mapping[str, StandardModule]") -> dict[str, object]:
+        checkpoint = self._adapter.checkpoint
+        config = checkpoint.config
+        if config is None or not peft_config.is_peft_config(config):
+            config = {**BARE, **peft_config.embedded_configs(checkpoint.metadata).get("", {})}
+        paths = {key: module.name.body for key, module in self._adapter.modules.items()}
+        ranks = {paths[key]: module.rank for key, module in modules.items()}
+        alphas = {paths[key]: module.alpha for key, module in modules.items()}
+        return standard_config(config, ranks, alphas, any(module.magnitude for module in modules.values()))

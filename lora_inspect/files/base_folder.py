@@ -1,0 +1,168 @@
+"""What a folder checkpoint holds beside its weights, and how it comes into the folder of an output."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.byte_copy import copy_bytes
+from lora_inspect.files.checkpoint import Checkpoint, read_index
+from lora_inspect.files.input_file import Identity, InputFile, identify
+from lora_inspect.files.partial import is_leftover
+from lora_inspect.progress import Progress
+
+# Beside the merged set these would still be the unmerged weights.
+_OTHER_WEIGHTS = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".keras", ".msgpack", ".npz", ".onnx", ".onnx_data",
+    ".ot", ".tflite",
+)  # fmt: skip
+# Folders that hold the unmerged model once more: exports, the vendor's own format, states of its training.
+_OTHER_COPIES = re.compile(r"onnx|openvino|coreml|original|metal|checkpoint-\d+")
+# Folders of other programs that are no part of a model.
+_BOOKKEEPING = re.compile(r"\.git|\.cache")
+
+
+@dataclass(frozen=True, slots=True)
+class SideFiles:
+    """What lies beside the weights of a folder, by paths relative to it; nothing for a single file.
+
+    `copied` come into the output as they are, from subfolders too; `folders` are the subfolders, parents first.
+    `left_behind` do not: other weights, folders that hold the model in another form (with a slash at their end),
+    what runs that died have left, what is no file.
+    """
+
+    root: str = os.curdir
+    copied: dict[str, Identity] = field(default_factory=dict)
+    folders: tuple[str, ...] = ()
+    left_behind: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> dict[str, Identity]:
+        """The files that are copied, by path."""
+        return {os.path.join(self.root, name): identity for name, identity in self.copied.items()}
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files that are copied."""
+        return sum(identity.bytes for identity in self.copied.values())
+
+
+def find_side_files(base: Checkpoint) -> SideFiles:
+    """Looks through the folder of a base.
+
+    Raises LoraInspectError for a link that leads out of the folder, to a folder or nowhere. Only the links of the
+    Hugging Face cache, from `models--x/snapshots/y` into `models--x/blobs`, may leave it.
+    """
+    if base.root is None:
+        return SideFiles()
+    root = base.root
+    merged = {os.path.basename(file): _target(root, os.path.basename(file)) for file in base.files}
+    copied: dict[str, Identity] = {}
+    folders: list[str] = []
+    left: list[str] = []
+    for name, is_folder in _walk(root, left):
+        if is_folder:
+            folders.append(name)
+        elif is_leftover(os.path.basename(name)) or _is_weights(name, base):
+            left.extend({name} - merged.keys())
+        elif (target := _target(root, name)) in merged.values() or not os.path.isfile(target):
+            left.append(name)
+        else:
+            copied[name] = identify(target)
+    return SideFiles(root, copied, tuple(folders), tuple(sorted(left)))
+
+
+def copy_side_files(
+    base: Checkpoint, side_files: SideFiles, folder: str, weight_bytes: int, progress: Progress
+) -> None:
+    """Puts what lies beside the weights into `folder`, the index with `weight_bytes` as its total size.
+
+    `progress` is told the bytes of each file that is done. OSError where the disk refuses.
+    """
+    for name in side_files.folders:
+        os.mkdir(os.path.join(folder, name))
+    for name, identity in side_files.copied.items():
+        target = os.path.join(folder, name)
+        if base.index_path and name == os.path.basename(base.index_path):
+            _write_index(base.index_path, base.inputs[base.index_path], target, weight_bytes)
+        else:
+            _copy(os.path.join(side_files.root, name), identity, target)
+        progress(identity.bytes)
+
+
+def _copy(source: str, identity: Identity, target: str) -> None:
+    with InputFile(source, identity) as opened, open(target, "xb", buffering=0) as written:
+        copy_bytes(opened, 0, identity.bytes, written.fileno())
+
+
+def _write_index(source: str, identity: Identity, target: str, weight_bytes: int) -> None:
+    index, _ = read_index(source, identity)
+    known = index.get("metadata")
+    index["metadata"] = {**(known if isinstance(known, dict) else {}), "total_size": weight_bytes}
+    with open(target, "x", encoding="utf-8") as handle:
+        json.dump(index, handle, indent=2)
+
+
+def _walk(root: str, left: list[str]) -> Iterator[tuple[str, bool]]:
+    """(path relative to `root`, whether it is a folder) of all that is below it; other copies of the model are left."""
+    for parent, folders, files in os.walk(root, onerror=_refuse_unreadable):
+        below = "" if parent == root else os.path.relpath(parent, root)
+        others = [name for name in folders if is_leftover(name) or (not below and _holds_no_part(name))]
+        left.extend(f"{os.path.join(below, name)}/" for name in others)
+        folders[:] = sorted(name for name in folders if name not in others)
+        for name in folders:
+            yield os.path.join(below, name), not os.path.islink(os.path.join(parent, name))
+        for name in sorted(files):
+            yield os.path.join(below, name), False
+
+
+def _holds_no_part(name: str) -> bool:
+    """Whether a folder at the top is another copy of the model, or no part of it."""
+    return bool(_OTHER_COPIES.fullmatch(name) or _BOOKKEEPING.fullmatch(name))
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise LoraInspectError(f"{error.filename}: it cannot be read ({error.strerror}); check the path and its rights.")
+
+
+def _target(root: str, name: str) -> str:
+    """The file that `name` of the folder `root` is; raises LoraInspectError where a link leads where it must not."""
+    path = os.path.join(root, name)
+    inside = os.path.realpath(root)
+    if not os.path.islink(path):
+        return os.path.join(inside, name)
+    try:
+        target = os.path.realpath(path, strict=True)
+    except OSError:
+        raise _refused_link(path, "leads nowhere") from None
+    if os.path.isdir(target):
+        raise _refused_link(path, "leads to a folder")
+    if not target.startswith(os.path.join(inside, "")) and os.path.dirname(target) != _blobs(inside):
+        raise _refused_link(path, "leads out of the folder")
+    return target
+
+
+def _blobs(snapshot: str) -> str | None:
+    """Where the Hugging Face cache keeps the files that a snapshot, or a folder in it, links to."""
+    folder = snapshot
+    while (parent := os.path.dirname(folder)) != folder:
+        repository = os.path.dirname(parent)
+        if os.path.basename(parent) == "snapshots" and os.path.basename(repository).startswith("models--"):
+            return os.path.join(repository, "blobs")
+        folder = parent
+    return None
+
+
+def _refused_link(path: str, how: str) -> LoraInspectError:
+    return LoraInspectError(
+        f"{path}: it is a link to {os.readlink(path)}, which {how}; put the file itself there or remove the link."
+    )
+
+
+def _is_weights(name: str, base: Checkpoint) -> bool:
+    """Whether a file is weights at the top of the folder, or an index of other weights than the merged ones."""
+    is_own_index = base.index_path is not None and name == os.path.basename(base.index_path)
+    at_the_top = os.path.basename(name) == name
+    return at_the_top and not is_own_index and name.lower().removesuffix(".index.json").endswith(_OTHER_WEIGHTS)

@@ -1,0 +1,292 @@
+"""The header-only view of a checkpoint: one file, a sharded set, or a folder. Standard library only."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.bounds import JSON_BYTES, JSON_ITEMS, TENSORS
+from lora_inspect.files.dtypes import decode_number
+from lora_inspect.files.foreign import PICKLE_ENDINGS, START_BYTES, is_weights, likely_weights, refuse_format
+from lora_inspect.files.header import TensorInfo, identified_header, read_header
+from lora_inspect.files.header_text import too_many_tensors
+from lora_inspect.files.input_file import Identity, InputFile, read_whole
+from lora_inspect.files.json_text import parse_json
+from lora_inspect.files.near_names import nearest_path
+
+_SHARD = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)(?P<ending>\.[a-z]+)")
+ADAPTER_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model"
+
+
+class ShardSet(NamedTuple):
+    """What the names of the shards of one set have in common."""
+
+    stem: str
+    shards: int
+    ending: str
+
+
+class Checkpoint(NamedTuple):
+    """Every tensor of a file, of a set of shards or of a folder by name, in file order, and what lies beside them.
+
+    `path` is what the user named; `root` is the folder that holds a sharded or folder checkpoint and None for
+    a single file. `config` is an `adapter_config.json` found beside the file; whether it belongs to the file
+    is for the reader of the tensors to say. `metadata` is the union over the files. `inputs` are all files that
+    were read, by path: the weights, the index and the config, each as it was when it was opened.
+    """
+
+    path: str
+    files: tuple[str, ...]
+    tensors: dict[str, TensorInfo]
+    file_metadata: dict[str, dict[str, str]]
+    metadata: dict[str, str]
+    inputs: dict[str, Identity]
+    root: str | None = None
+    index_path: str | None = None
+    config: dict[str, Any] | None = None
+    config_path: str | None = None
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every file that was read: the weights, the index and the config."""
+        return tuple(self.inputs)
+
+    @property
+    def name(self) -> str:
+        """The name of its file, and of a sharded set the one that a single file would have."""
+        name = os.path.basename(self.files[0])
+        whole = _set_of(name)
+        return whole.stem + whole.ending if whole and len(self.files) > 1 else name
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files, in bytes."""
+        return sum(self.inputs[file].bytes for file in self.files)
+
+    def numbers(self, names: Iterable[str]) -> dict[str, float | int | bool | None]:
+        """The values of one-element tensors (alphas, flags) by name; None where a dtype has no plain reading.
+
+        Raises LoraInspectError for a tensor with more than one element.
+        """
+        wanted: dict[str, list[TensorInfo]] = {}
+        for name in names:
+            info = self.tensors[name]
+            if info.numel != 1:
+                raise LoraInspectError(
+                    f"{info.file}: {name} has shape {list(info.shape)}, but a single number was expected there; "
+                    "the file is damaged or uses the name for something else."
+                )
+            wanted.setdefault(info.file, []).append(info)
+        values: dict[str, float | int | bool | None] = {}
+        for file, infos in wanted.items():
+            with InputFile(file, self.inputs[file]) as source:
+                for info in infos:
+                    values[info.name] = decode_number(info.dtype, bytes(source.read(info.start, info.nbytes)))
+        return values
+
+
+def read_row(checkpoint: Checkpoint, name: str, number: int) -> bytes:
+    """The bytes of one row of the matrix called `name`."""
+    info = checkpoint.tensors[name]
+    size = info.nbytes // info.shape[0]
+    with InputFile(info.file, checkpoint.inputs[info.file]) as source:
+        return bytes(source.read(info.start + number * size, size))
+
+
+def open_checkpoint(path: str) -> Checkpoint:
+    """The view of `path`: a .safetensors file, a shard or index.json of a set, or a folder that holds one of them.
+
+    Raises LoraInspectError for whatever is not such a file, and never unpickles anything.
+    """
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        return _open_folder(path)
+    if not os.path.exists(path):
+        if os.path.islink(path):
+            raise LoraInspectError(f"{path}: it is a link that leads nowhere; name the file that it should lead to.")
+        near = nearest_path(path)
+        meant = f" (did you mean {near}?)" if near else ""
+        raise LoraInspectError(f"{path or 'the empty name'}: there is no such file or folder; check the path{meant}.")
+    if not os.path.isfile(path):
+        raise LoraInspectError(f"{path}: it is neither a file nor a folder; name a file on a disk.")
+    folder, name = os.path.split(path)
+    if name.endswith(".index.json"):
+        return _open_index(path, named=path)
+    whole = _set_of(name)
+    if whole and whole.shards > 1 and is_weights(path):
+        return _open_shards(folder, whole, named=path)
+    return _single_file(path, named=path)
+
+
+def find_checkpoints(folder: str) -> Iterator[str]:
+    """What there is to open below `folder`: PEFT folders and sharded sets as one path each, other files singly.
+
+    Folders that cannot be read come last, so that opening them says why.
+    """
+    unreadable: list[str] = []
+    for parent, folders, names in os.walk(folder, onerror=lambda error: unreadable.append(error.filename)):
+        folders.sort()
+        seen: set[str | ShardSet] = set()
+        for name in sorted(names):
+            if not is_weights(os.path.join(parent, name)):
+                continue
+            whole = _set_of(name)
+            group = whole if whole and whole.shards > 1 else name
+            if group not in seen:
+                seen.add(group)
+                yield os.path.join(parent, name)
+    yield from unreadable
+
+
+def is_checkpoint_folder(folder: str) -> bool:
+    """Whether `folder` is one checkpoint (a PEFT folder, a sharded set, one file) and not a collection of several."""
+    names = os.listdir(folder)
+    weights = [name for name in names if is_weights(os.path.join(folder, name))]
+    sets = {_set_of(name) or name for name in weights}
+    has_subfolders = any(os.path.isdir(os.path.join(folder, name)) for name in names)
+    if PEFT_WEIGHTS + ".safetensors" in names or any(name.endswith(".safetensors.index.json") for name in names):
+        return True
+    return len(sets) == 1 and not has_subfolders
+
+
+def read_json(file: str, identity: Identity | None = None) -> tuple[Any, Identity]:
+    """The parsed content of a small JSON file beside a checkpoint, and which file it was.
+
+    Raises LoraInspectError where it is not JSON, or not the file of an earlier `identity`.
+    """
+    content, identity = read_whole(file, JSON_BYTES, identity)
+    try:
+        return parse_json(content), identity
+    except ValueError:
+        refuse_format(file, bytes(content[:START_BYTES]))
+        raise LoraInspectError(
+            f"{file}: it is not valid JSON of at most {JSON_ITEMS:,} items; fetch it again or repair it."
+        ) from None
+
+
+def _open_folder(folder: str) -> Checkpoint:
+    names = sorted(os.listdir(folder))
+    if PEFT_WEIGHTS + ".safetensors" in names:
+        return _single_file(os.path.join(folder, PEFT_WEIGHTS + ".safetensors"), named=folder, root=folder)
+    indexes = [name for name in names if name.endswith(".safetensors.index.json")]
+    if len(indexes) == 1:
+        return _open_index(os.path.join(folder, indexes[0]), named=folder)
+    weights = [name for name in names if is_weights(os.path.join(folder, name))]
+    sets = {_set_of(name) for name in weights}
+    if len(sets) == 1 and (whole := sets.pop()):
+        return _open_shards(folder, whole, named=folder)
+    if len(weights) == 1:
+        return _single_file(os.path.join(folder, weights[0]), named=folder, root=folder)
+    pickles = [name for name in names if name.lower().endswith(PICKLE_ENDINGS)]
+    if not weights and pickles:
+        read_header(os.path.join(folder, likely_weights(pickles)))
+    found = f"{len(weights)} .safetensors files" if weights else "no .safetensors file"
+    raise LoraInspectError(
+        f"{folder}: the folder holds {found}, but one checkpoint was expected; name the file itself."
+    )
+
+
+def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
+    tensors, metadata, identity = identified_header(file)
+    inputs = {file: identity}
+    config, config_path = _config_beside(file, inputs)
+    return Checkpoint(
+        path=named,
+        files=(file,),
+        tensors=tensors,
+        file_metadata={file: metadata},
+        metadata=metadata,
+        inputs=inputs,
+        root=root,
+        config=config,
+        config_path=config_path,
+    )
+
+
+def _config_beside(file: str, inputs: dict[str, Identity]) -> tuple[dict[str, Any] | None, str | None]:
+    """The `adapter_config.json` beside `file`, which joins the `inputs`, and its path; None where there is none."""
+    path = os.path.join(os.path.dirname(file), ADAPTER_CONFIG)
+    if not os.path.lexists(path):
+        return None, None
+    config, inputs[path] = read_json(path)
+    if not isinstance(config, dict):
+        raise LoraInspectError(f"{path}: it is JSON but not an object; fetch the adapter's configuration again.")
+    return config, path
+
+
+def _open_index(index: str, named: str) -> Checkpoint:
+    folder = os.path.dirname(index)
+    content, identity = read_index(index)
+    weight_map = content["weight_map"]
+    names = sorted(set(weight_map.values()))
+    if any(os.path.basename(name) != name for name in names):
+        raise LoraInspectError(f"{index}: it points outside its own folder; fetch the index again.")
+    checkpoint = _join([os.path.join(folder, name) for name in names], folder, {index: identity}, named)
+    for tensor, name in weight_map.items():
+        if tensor not in checkpoint.tensors or os.path.basename(checkpoint.tensors[tensor].file) != name:
+            raise LoraInspectError(
+                f"{index}: it places {tensor} in {name}, which does not hold it; fetch the set again."
+            )
+    return checkpoint
+
+
+def read_index(file: str, identity: Identity | None = None) -> tuple[dict[str, Any], Identity]:
+    """The content of an index.json with its `weight_map` of tensor names to files, and which file it was."""
+    content, identity = read_json(file, identity)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise LoraInspectError(f"{file}: it has no `weight_map` of tensor names to files; fetch the index again.")
+    return content, identity
+
+
+def _set_of(name: str) -> ShardSet | None:
+    """The set of which a file of this name is a shard."""
+    shard = _SHARD.fullmatch(name)
+    return ShardSet(shard["stem"], int(shard["count"]), shard["ending"]) if shard else None
+
+
+def _open_shards(folder: str, whole: ShardSet, named: str) -> Checkpoint:
+    # In a folder of many sets the names are gone through for each of them.
+    names = sorted(name for name in os.listdir(folder or ".") if name.startswith(f"{whole.stem}-"))
+    files = [os.path.join(folder, name) for name in names if _set_of(name) == whole]
+    if len(files) != whole.shards:
+        raise LoraInspectError(
+            f"{os.path.join(folder, whole.stem)}: {len(files)} of {whole.shards} shards are there; "
+            "fetch the missing ones."
+        )
+    index = os.path.join(folder, f"{whole.stem}{whole.ending}.index.json")
+    found = {index: read_index(index)[1]} if os.path.lexists(index) else {}
+    return _join(files, folder, found, named)
+
+
+def _join(files: list[str], folder: str, index: dict[str, Identity], named: str) -> Checkpoint:
+    tensors: dict[str, TensorInfo] = {}
+    file_metadata: dict[str, dict[str, str]] = {}
+    identities: dict[str, Identity] = {}
+    for file in files:
+        if not os.path.exists(file):
+            raise LoraInspectError(f"{file}: the shard is missing; fetch it.")
+        shard, file_metadata[file], identities[file] = identified_header(file)
+        for name, info in shard.items():
+            if name in tensors:
+                raise LoraInspectError(f"{file}: {name} is also in {tensors[name].file}; fetch the set again.")
+            tensors[name] = info
+        if len(tensors) > TENSORS:
+            raise too_many_tensors(named, len(tensors))
+    metadata = {key: value for found in file_metadata.values() for key, value in found.items()}
+    inputs = {**identities, **index}
+    config, config_path = _config_beside(files[0], inputs) if files else (None, None)
+    return Checkpoint(
+        path=named,
+        files=tuple(files),
+        tensors=tensors,
+        file_metadata=file_metadata,
+        metadata=metadata,
+        inputs=inputs,
+        root=folder or ".",
+        index_path=next(iter(index), None),
+        config=config,
+        config_path=config_path,
+    )

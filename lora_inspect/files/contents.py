@@ -1,0 +1,60 @@
+"""Tensors on their way into a small file: each either a range of an input or bytes in memory."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.input_file import Identity, InputFile
+from lora_inspect.files.writer import TensorPlan, Writer, in_file_order
+
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What will be written under a name, and where its bytes come from."""
+
+    plan: TensorPlan
+    source: TensorInfo | bytes
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes, a few megabytes at a time."""
+        if isinstance(self.source, bytes):
+            yield self.source
+            return
+        with InputFile(self.source.file, self.source.identity) as source:
+            for start in range(self.source.start, self.source.stop, _CHUNK):
+                yield bytes(source.read(start, min(self.source.stop - start, _CHUNK)))
+
+
+def renamed(info: TensorInfo, name: str, shape: tuple[int, ...] | None = None) -> Content:
+    """The bytes of `info` under another name, and in another shape of the same size."""
+    return Content(TensorPlan(name, info.dtype, info.shape if shape is None else shape), info)
+
+
+def write_contents(
+    path: str,
+    contents: Sequence[Content],
+    metadata: Mapping[str, str],
+    inputs: Mapping[str, Identity] | None = None,
+    force: bool = False,
+) -> None:
+    """Writes all of them to `path`, atomically; raises LoraInspectError where two have the same name.
+
+    `inputs` are the files that the contents were made of, and have to be those still when the output is complete.
+    With `force` it replaces a file of its name.
+    """
+    by_name = {content.plan.name: content for content in contents}
+    if len(by_name) != len(contents):
+        names = [content.plan.name for content in contents]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise LoraInspectError(f"{path}: two tensors would both be called {twice}; convert the file in another scheme.")
+    plans = in_file_order(content.plan for content in contents)
+    with Writer(path, plans, metadata, inputs, force) as writer:
+        for plan in plans:
+            content = by_name[plan.name]
+            if isinstance(content.source, bytes):
+                writer.write(plan.name, [content.source])
+            else:
+                writer.copy(content.source, plan.name)

@@ -1,0 +1,32 @@
+"""The hashes that loaders of the ecosystem look up: `sshs_model_hash` and `sshs_legacy_hash`.
+
+Source: `precalculate_safetensors_hashes` of sd-scripts. Both are taken of the file as the safetensors library
+would write it, with only the metadata that begins with `ss_`.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from lora_inspect.files.contents import Content
+from lora_inspect.files.dtypes import BITS
+from lora_inspect.files.writer import encode_header
+
+_LEGACY_START, _LEGACY_BYTES, _LEGACY_DIGITS = 0x100000, 0x10000, 8
+
+
+def sshs_hashes(contents: Sequence[Content], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Both hashes of the tensors, under the metadata keys that hold them."""
+    rank_of = {dtype: rank for rank, dtype in enumerate(BITS)}
+    # The library orders by element type, the last of its enumeration first, then by name.
+    ordered = sorted(contents, key=lambda content: (-rank_of[content.plan.dtype], content.plan.name))
+    ss_metadata = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    position = len(encode_header([content.plan for content in ordered], ss_metadata))
+    model, legacy = hashlib.sha256(), hashlib.sha256()
+    for content in ordered:
+        for chunk in content.chunks():
+            model.update(chunk)
+            first, last = _LEGACY_START - position, _LEGACY_START + _LEGACY_BYTES - position
+            if last > 0 and first < len(chunk):
+                legacy.update(chunk[max(first, 0) : last])
+            position += len(chunk)
+    return {"sshs_model_hash": model.hexdigest(), "sshs_legacy_hash": legacy.hexdigest()[:_LEGACY_DIGITS]}

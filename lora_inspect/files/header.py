@@ -1,0 +1,125 @@
+"""The header of one .safetensors file, with every rule of the format checked. Standard library only."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.bounds import HEADER_BYTES, TENSORS
+from lora_inspect.files.dtypes import BITS
+from lora_inspect.files.foreign import START_BYTES, refuse_foreign
+from lora_inspect.files.garbage import without_collecting
+from lora_inspect.files.header_text import HeaderText, incomplete_entry, too_many_tensors
+from lora_inspect.files.input_file import Identity, InputFile
+
+_LENGTH_BYTES = 8
+# Dimensions and positions are counted with a sign by torch, numpy and the system, and without one by the library.
+_BEYOND, _BEYOND_UNSIGNED = 1 << 63, 1 << 64
+
+
+class TensorInfo(NamedTuple):
+    """One tensor of a file, unread: `start` and `stop` are byte positions in `file`.
+
+    `identity` says which file that was when its header was read.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    start: int
+    stop: int
+    identity: Identity | None = None
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return count_elements(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the file, in bytes."""
+        return self.stop - self.start
+
+
+def read_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Tensors in file order and metadata of one .safetensors file, with every rule of the format checked.
+
+    Raises LoraInspectError where the file cannot be what its name says.
+    """
+    tensors, metadata, _ = identified_header(file)
+    return tensors, metadata
+
+
+def identified_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str], Identity]:
+    """What `read_header` reads, and which file it was."""
+    with InputFile(file) as source:
+        size = source.identity.bytes
+        start = bytes(source.read(0, min(size, START_BYTES)))
+        refuse_foreign(file, start, size)
+        length = int.from_bytes(start[:_LENGTH_BYTES], "little")
+        if length > HEADER_BYTES or length > size - _LENGTH_BYTES:
+            raise LoraInspectError(
+                f"{file}: its first 8 bytes announce a header of {length} bytes, but the file has {size} and a "
+                f"header at most {HEADER_BYTES}: it is truncated or no safetensors file; fetch it again."
+            )
+        with without_collecting():
+            tensors, metadata = _read_text(source, length)
+    return tensors, metadata, source.identity
+
+
+def count_elements(shape: Iterable[int]) -> int:
+    """Product of the dimensions; 1 for a scalar."""
+    count = 1
+    for dimension in shape:
+        count *= dimension
+    return count
+
+
+def _read_text(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    file, size, data_start = source.path, source.identity.bytes, _LENGTH_BYTES + length
+    text = HeaderText(source, _LENGTH_BYTES, length)
+    found: dict[str, TensorInfo] = {}
+    for name, entry in text.entries():
+        if name in found:
+            raise text.repeats(name)
+        found[name] = _parse_entry(file, name, entry, data_start, source.identity)
+    if len(found) > TENSORS:
+        raise too_many_tensors(file, len(found))
+    tensors = sorted(found.values(), key=lambda info: (info.start, info.stop))
+    position = data_start
+    for info in tensors:
+        if info.start != position:
+            relation = "overlaps the tensor before it" if info.start < position else "leaves a hole before it"
+            raise LoraInspectError(f"{file}: {info.name} {relation}, so the header is damaged; fetch the file again.")
+        position = info.stop
+    if position != size:
+        state = "truncated" if position > size else "longer than its header says"
+        raise LoraInspectError(
+            f"{file}: its tensors end at byte {position} and the file at byte {size}: it is {state}; fetch it again."
+        )
+    return {info.name: info for info in tensors}, text.metadata
+
+
+def _parse_entry(file: str, name: str, entry: Mapping[str, Any], data_start: int, identity: Identity) -> TensorInfo:
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if dtype is None or not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        raise incomplete_entry(file, name)
+    bits = BITS.get(dtype) if isinstance(dtype, str) else None
+    if bits is None:
+        raise LoraInspectError(
+            f"{file}: {name} has the unknown dtype {dtype!r}; fetch it again or update lora-inspect."
+        )
+    for number in (*shape, *offsets):
+        if type(number) is not int or not 0 <= number < _BEYOND:
+            raise LoraInspectError(
+                f"{file}: the shape or range of {name} is not made of whole numbers; fetch it again."
+            )
+    start, stop = offsets
+    needed = count_elements(shape) * bits
+    if needed % 8 or stop - start != needed // 8:
+        raise LoraInspectError(
+            f"{file}: {name} has {stop - start} bytes, which is not what {dtype} {list(shape)} needs; fetch it again."
+        )
+    if not needed and count_elements(shape[: shape.index(0)]) >= _BEYOND_UNSIGNED:
+        raise LoraInspectError(f"{file}: the shape {shape} of {name} is beyond 64 bits; fetch it again.")
+    return TensorInfo(name, dtype, tuple(shape), file, data_start + start, data_start + stop, identity)

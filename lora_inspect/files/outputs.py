@@ -1,0 +1,185 @@
+"""Where an output may go, and how a file or a folder appears complete or not at all."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.input_file import Identity, check_unchanged
+from lora_inspect.files.partial import claimed, is_of_dead_run, left_under, replace_folder, without_slash
+from lora_inspect.files.system import create, is_at, rename_new, sync_file, sync_folder
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# Of a folder the system says itself that no file can replace it.
+_REPLACED = (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)
+
+
+def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool = False) -> None:
+    """Raises LoraInspectError where `output` would overwrite an input or, without `force`, anything at all."""
+    if "\0" in output:
+        raise LoraInspectError(f"{output}: no path may hold a NUL character; name another output.")
+    parent = os.path.dirname(without_slash(output)) or os.curdir
+    if not os.path.isdir(parent):
+        if os.path.lexists(parent):
+            raise LoraInspectError(f"{output}: {parent} is no folder; choose another place.")
+        raise LoraInspectError(f"{output}: the folder {parent} does not exist; make it first.")
+    if not folder and not os.path.basename(output):
+        raise LoraInspectError(f"{output or 'the empty name'}: it cannot be a file; name the file to write.")
+    if not os.path.lexists(output):
+        return
+    if is_input(output, inputs):
+        raise LoraInspectError(f"{output}: it is an input of the command; choose another output.")
+    if not os.path.isdir(output):
+        _check_file(output)
+        if os.path.islink(output):
+            raise LoraInspectError(f"{output}: it is a link; name the file that it leads to, or another output.")
+    if not force:
+        raise LoraInspectError(f"{output}: it exists; choose another output or add --force.")
+    if os.path.isdir(output) != folder:
+        raise LoraInspectError(f"{output}: it is {'a folder' if os.path.isdir(output) else 'a file'}; remove it first.")
+    if folder and os.path.islink(output):
+        raise LoraInspectError(f"{output}: it is a link to a folder; name the folder itself.")
+    if os.path.basename(without_slash(output)) in (os.curdir, os.pardir):
+        raise LoraInspectError(f"{output}: what replaces a folder is made beside it; name it by its own name.")
+    if os.path.ismount(output):
+        way_out = "name a folder in it" if folder else "choose another output"
+        raise LoraInspectError(f"{output}: a disk or a volume is mounted there; {way_out}.")
+
+
+def is_input(output: str, inputs: Iterable[str]) -> bool:
+    """Whether `output` is one of the inputs, under whatever name, or a folder that holds one."""
+    return os.path.exists(output) and any(os.path.samefile(path, output) or _lies_in(path, output) for path in inputs)
+
+
+def check_replaceable(output: str, names: Iterable[str], folders: Iterable[str] = ()) -> None:
+    """Raises LoraInspectError where replacing the folder `output` would lose more than `names` and `folders`.
+
+    `names` are files and `folders` its subfolders, by paths relative to `output`.
+    """
+    _check_lost(output, {*names, *(os.path.join(folder, "") for folder in folders)})
+
+
+def _check_file(output: str) -> None:
+    """Raises LoraInspectError where the name belongs to a pipe, a device or a socket, which a file must not replace."""
+    if os.path.lexists(output) and stat.S_IFMT(os.lstat(output).st_mode) not in _REPLACED:
+        raise LoraInspectError(f"{output}: it is neither a file nor a folder; choose another output.")
+
+
+def _check_lost(output: str, written: set[str]) -> None:
+    if others := sorted(_entries(output) - written):
+        raise LoraInspectError(
+            f"{output}: the folder holds {others[0]}, which the command does not write; choose another output."
+        )
+
+
+@contextmanager
+def new_file(output: str, inputs: Mapping[str, Identity] | None = None, force: bool = False) -> Iterator[int]:
+    """The descriptor of a file that takes the name `output` when the block ends well, and vanishes otherwise.
+
+    With `force` it replaces a file that has the name, and a link where there are no `inputs`: a save in the course of a
+    training must not fail for it. Raises LoraInspectError where something else has the name, where the disk refuses,
+    and where one of the `inputs` is not the file any more that was read.
+    """
+    with _refusing(output), claimed(output) as partial:
+        descriptor = create(partial)
+        try:
+            yield descriptor
+            os.fsync(descriptor)
+            is_whole = is_at(descriptor, partial)
+        finally:
+            os.close(descriptor)
+        check_unchanged(inputs or {})
+        if not is_whole:
+            raise LoraInspectError(f"{output}: {partial} was taken away while it was written; run the command again.")
+        if force:
+            if inputs:
+                check_output(output, inputs, force)
+            _check_file(output)
+            os.replace(partial, output)
+        else:
+            rename_new(partial, output)
+        _sync_name(output)
+
+
+@contextmanager
+def new_folder(output: str, inputs: Mapping[str, Identity] | None = None, force: bool = False) -> Iterator[str]:
+    """A folder to fill that takes the place of `output` when the block ends well, and vanishes otherwise.
+
+    With `force` it replaces a folder that holds nothing which it does not hold, too. Raises LoraInspectError where
+    there is anything else, where the disk refuses, and where one of the `inputs` is not the file any more that was
+    read.
+    """
+    output = without_slash(output)
+    with _refusing(output), claimed(output) as partial:
+        try:
+            os.mkdir(partial)
+            yield partial
+            _sync(partial)
+            check_unchanged(inputs or {})
+            if force and os.path.lexists(output):
+                check_output(output, inputs or {}, force, folder=True)
+                _check_lost(output, _entries(partial))
+                replace_folder(partial, output)
+            else:
+                rename_new(partial, output)
+        except LoraInspectError as error:
+            raise LoraInspectError(str(error).replace(partial, output)) from None
+        _sync_name(output)
+    if left := left_under(partial):
+        raise LoraInspectError(
+            f"{output}: it is complete, but what it replaced cannot be removed; remove {' and '.join(left)}."
+        )
+
+
+@contextmanager
+def _refusing(output: str) -> Iterator[None]:
+    """Says in a sentence what the system refused."""
+    try:
+        yield
+    except FileExistsError:
+        raise LoraInspectError(
+            f"{output}: it appeared while the command ran; choose another output, or run it again with --force."
+        ) from None
+    except OSError as error:
+        way_out = "free space or choose" if error.errno in _NO_SPACE else "choose"
+        raise LoraInspectError(f"{output}: it cannot be written ({error.strerror}); {way_out} another place.") from None
+
+
+def _sync(folder: str) -> None:
+    """Has the disk keep a folder with all that is below it."""
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            sync_file(os.path.join(parent, name))
+        sync_folder(parent)
+
+
+def _sync_name(output: str) -> None:
+    """Has the disk keep the new name of an output that is complete."""
+    try:
+        sync_folder(os.path.dirname(output) or os.curdir)
+    except OSError as error:
+        raise LoraInspectError(
+            f"{output}: it is complete, but the disk may not keep its name ({error.strerror}); run the command again."
+        ) from None
+
+
+def _entries(folder: str) -> set[str]:
+    """All that is below `folder`, by paths relative to it, those of its subfolders with a slash at the end.
+
+    What runs that died have left there is not part of it.
+    """
+    found = set()
+    for parent, folders, files in os.walk(folder):
+        dead = {name for name in (*folders, *files) if is_of_dead_run(os.path.join(parent, name))}
+        folders[:] = [name for name in folders if name not in dead]
+        for name in {*folders, *files} - dead:
+            path = os.path.join(parent, name)
+            is_folder = os.path.isdir(path) and not os.path.islink(path)
+            found.add(os.path.relpath(path, folder) + (os.sep if is_folder else ""))
+    return found
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return os.path.isdir(folder) and os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep)

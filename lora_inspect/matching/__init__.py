@@ -1,0 +1,1 @@
+"""Where the contributions of an adapter land in a base."""

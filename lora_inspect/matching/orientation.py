@@ -1,0 +1,252 @@
+"""Which way round a base stores a weight: (out, in) as a Linear does, or (in, out) as the Conv1D of transformers.
+
+A weight that is not square shows it by its shape. For a square one the evidence is, strongest first: its siblings,
+which are the base's non-square weights of the same leaf; the architecture's table, where no non-square weight of the
+base contradicts it; the config's `fan_in_fan_out`, which is one flag for all layers, as far as it can speak of this
+one; the naming scheme, where only Linear layers have such names. What none of them decides, `--transposed` settles.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from lora_inspect import schemes
+from lora_inspect.architectures.gpt2 import CONV1D
+from lora_inspect.architectures.record import Layout
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.matching.orientation_answers import Answers, deciding_glob, spell_answer
+from lora_inspect.reading.base_names import EXPERTS, is_weight, leaf_of, path_of
+from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.schemes.record import MODEL
+
+SHAPE, SIBLINGS, ARCHITECTURE, BIAS, CONFIG, SCHEME, OPTION = (
+    "shape", "siblings", "architecture", "bias", "config", "scheme", "option",
+)  # fmt: skip
+
+# The components whose architecture is identified.
+_MODELS = (MODEL, *EXPERTS)
+
+
+class Orientation(NamedTuple):
+    """Whether a base weight is stored as (in, out), and what says so."""
+
+    transposed: bool
+    source: str
+
+
+def orient(
+    places: Sequence[tuple[Module, TensorInfo]], base: Checkpoint, layouts: Collection[Layout], answers: Answers
+) -> dict[str, Orientation]:
+    """The orientation of every weight that a Linear module changes, by the weight's name.
+
+    `layouts` are those that the adapter may be in, whose tables may decide; `answers` settle what the evidence leaves
+    open. Raises LoraInspectError where something stays open.
+    """
+    linear = [(module, target) for module, target in places if _is_linear(module, target)]
+    shapes = {target.name: covered_shape(module) for module, target in linear}
+    known = _non_square(base, shapes)
+    decided: dict[str, Orientation] = {}
+    left: list[tuple[Module, TensorInfo]] = []
+    for module, target in linear:
+        if found := _by_base(module, target, shapes[target.name], known, layouts):
+            decided[target.name] = found
+        else:
+            left.append((module, target))
+    flagged = _Flagged.of(decided, [target for _, target in left], base)
+    undecided: list[TensorInfo] = []
+    for module, target in left:
+        found = _by_file(module.contributions[0], path_of(target), known, flagged)
+        if found is None and (glob := deciding_glob(answers, path_of(target))):
+            found = Orientation(answers[glob], OPTION)
+        if found is None:
+            undecided.append(target)
+        else:
+            decided[target.name] = found
+    if undecided:
+        raise LoraInspectError(_open_question(undecided, base))
+    return decided
+
+
+def check_answers(orientations: Iterable[Mapping[str, Orientation]], answers: Answers) -> list[str]:
+    """The notes on answers that repeat what is known; LoraInspectError for one that contradicts it or cannot apply.
+
+    An answer that settled one weight is content with what the evidence says of the others.
+    """
+    spoken_of: dict[str | None, list[tuple[str, Orientation]]] = defaultdict(list)
+    for decided in orientations:
+        for name, item in decided.items():
+            spoken_of[deciding_glob(answers, name.removesuffix(".weight"))].append((name, item))
+    notes = []
+    for glob, stored in answers.items():
+        said, found = spell_answer(glob, stored), spoken_of[glob]
+        if not found:
+            raise LoraInspectError(
+                f"{said} has nothing to settle, as no Linear weight that is changed waits for it; leave it out."
+            )
+        if any(item.source == OPTION for _, item in found):
+            continue
+        for name, item in found:
+            if item.transposed != stored:
+                raise LoraInspectError(
+                    f"{name} is stored as {_written(item.transposed)} by its {item.source}, which {said} contradicts; "
+                    "leave the option out."
+                )
+        notes.append(f"{said} repeats what the weights show")
+    return notes
+
+
+def together(orientations: Iterable[Mapping[str, Orientation]], base: Checkpoint) -> dict[str, Orientation]:
+    """The orientations that several adapters found; LoraInspectError where two of them read a weight differently."""
+    found: dict[str, Orientation] = {}
+    for decided in orientations:
+        for name, item in decided.items():
+            first = found.setdefault(name, item)
+            if first.transposed != item.transposed:
+                raise LoraInspectError(
+                    f"{base.path}: for one adapter {name} is stored as {_written(first.transposed)} by its "
+                    f"{first.source}, for another as {_written(item.transposed)} by its {item.source}; leave out the "
+                    "one that is for another model."
+                )
+    return found
+
+
+def in_words(orientations: Mapping[str, Orientation]) -> str:
+    """How many weights are stored which way, by what decided it, where that was not the shape itself; else ""."""
+    counts = Counter(item for item in orientations.values() if item.source != SHAPE)
+    return "; ".join(
+        f"from {item.source} {count} as {_written(item.transposed)}" for item, count in sorted(counts.items())
+    )
+
+
+def covered_shape(module: Module) -> tuple[int, int]:
+    """(out, in) of the Linear weight that a module's contributions cover, all slices of a split one together."""
+    first = module.contributions[0]
+    rows = max((part.rows[1] for part in module.contributions if part.rows), default=first.shape[0])
+    return rows, first.shape[1]
+
+
+def _is_linear(module: Module, target: TensorInfo) -> bool:
+    return len(target.shape) == 2 and module.contributions[0].is_linear
+
+
+def _non_square(base: Checkpoint, shapes: Mapping[str, tuple[int, int]]) -> dict[str, set[bool]]:
+    """The orientations of the base's non-square matrices by leaf, as the adapter's change or the layer's bias tells."""
+    by_leaf: dict[str, set[bool]] = defaultdict(set)
+    for info in base.tensors.values():
+        if not is_weight(info) or len(info.shape) != 2 or info.shape[0] == info.shape[1]:
+            continue
+        path = path_of(info)
+        bias = base.tensors.get(f"{path}.bias")
+        if info.name in shapes:
+            stored = _by_shape(shapes[info.name], info.shape)
+        elif bias and len(bias.shape) == 1 and bias.shape[0] in info.shape:
+            stored = bias.shape[0] == info.shape[1]
+        else:
+            stored = None
+        if stored is not None:
+            by_leaf[leaf_of(path)].add(stored)
+    return dict(by_leaf)
+
+
+def _by_base(
+    module: Module,
+    target: TensorInfo,
+    shape: tuple[int, int],
+    known: Mapping[str, set[bool]],
+    layouts: Collection[Layout],
+) -> Orientation | None:
+    """What shape, siblings and the architecture's table say."""
+    if target.shape[0] != target.shape[1] or shape != target.shape:
+        return Orientation(_by_shape(shape, target.shape) is True, SHAPE)
+    leaf = leaf_of(path_of(target))
+    siblings = known.get(leaf, set())
+    if len(siblings) == 1:
+        return Orientation(next(iter(siblings)), SIBLINGS)
+    if module.name.component in _MODELS:
+        says = {_by_table(leaf, layout, known) for layout in layouts}
+        if len(says) == 1 and (stored := says.pop()) is not None:
+            return Orientation(stored, ARCHITECTURE)
+    return None
+
+
+def _by_shape(shape: tuple[int, int], stored: tuple[int, ...]) -> bool | None:
+    """Whether a change of `shape` (out, in) is stored as (in, out); None where it fits neither way or both."""
+    if shape[0] == shape[1] or stored not in (shape, shape[::-1]):
+        return None
+    return stored != shape
+
+
+def _by_table(leaf: str, layout: Layout, known: Mapping[str, set[bool]]) -> bool | None:
+    """What the layout says of its leaf, if all that the base shows bears the layout out."""
+    borne_out = all(found == {other in layout.transposed} for other, found in known.items())
+    return leaf in layout.transposed if borne_out and leaf in map(leaf_of, layout.paths) else None
+
+
+class _Flagged(NamedTuple):
+    """Of which adapted layers a config's one flag can speak: those whose kind is not known to be the other one.
+
+    PEFT turns its `fan_in_fan_out` to the kind of each layer that it wraps, so that a file has the kind of the last
+    one. `open_leaves` are undecided, `biased` those of them that have a bias, as every Conv1D has.
+    """
+
+    decided: dict[bool, set[str]]
+    open_leaves: set[str]
+    biased: set[str]
+
+    @classmethod
+    def of(cls, decided: Mapping[str, Orientation], left: Iterable[TensorInfo], base: Checkpoint) -> "_Flagged":
+        """The leaves of the weights that are `decided`, and of those that are `left`."""
+        leaves: dict[bool, set[str]] = {True: set(), False: set()}
+        for name, item in decided.items():
+            leaves[item.transposed].add(leaf_of(path_of(base.tensors[name])))
+        paths = [path_of(target) for target in left]
+        biased = {leaf_of(path) for path in paths if f"{path}.bias" in base.tensors}
+        return cls(leaves, {leaf_of(path) for path in paths}, biased)
+
+    def may_mean(self, flag: bool) -> set[str]:
+        """The leaves of which one made PEFT write `flag`."""
+        if flag:
+            return self.decided[True] | self.biased or self.open_leaves
+        return self.decided[False] | self.open_leaves
+
+
+def _by_file(
+    contribution: Contribution, path: str, known: Mapping[str, set[bool]], flagged: _Flagged
+) -> Orientation | None:
+    """What the config or the names say, where nothing that the base shows speaks against it.
+
+    A flag is certain where it can speak of one leaf only. Beyond, a yes is believed of the names that Conv1D layers
+    have, and a no of all that does not look like one.
+    """
+    says, leaf, shown = contribution.transposed, leaf_of(path), {stored for found in known.values() for stored in found}
+    if says is None:
+        by_names = schemes.by_name(contribution.module.scheme).absent_alpha != "config"
+        return Orientation(False, SCHEME) if shown == {False} or (by_names and not shown) else None
+    meant = flagged.may_mean(says)
+    if says and leaf not in meant:
+        return Orientation(False, BIAS)
+    if not shown <= {says}:
+        return None
+    usual = leaf in CONV1D if says else leaf not in flagged.biased or not _like_conv1d(leaf)
+    return Orientation(says, CONFIG) if usual or meant == {leaf} else None
+
+
+def _like_conv1d(leaf: str) -> bool:
+    return leaf in CONV1D or "conv" in leaf.lower()
+
+
+def _open_question(undecided: Sequence[TensorInfo], base: Checkpoint) -> str:
+    leaves = sorted({leaf_of(path_of(target)) for target in undecided})
+    others = f" (and {len(undecided) - 1} more: {', '.join(leaves[:5])})" if len(undecided) > 1 else ""
+    each = " ".join(f"--transposed {leaf}=yes|no" for leaf in leaves[:5])
+    return (
+        f"{base.path}: {undecided[0].name}{others} is square, and nothing says whether it is stored as (out, in) or as "
+        "(in, out); settle it with --transposed no or --transposed yes"
+        f"{f', or name by name with {each}' if len(leaves) > 1 else ''}."
+    )
+
+
+def _written(transposed: bool) -> str:
+    return "(in, out)" if transposed else "(out, in)"

@@ -1,0 +1,130 @@
+"""What becomes of the modules that find no target: an error that names them and the way out, or a list."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.matching.base_copies import equal_copies
+from lora_inspect.matching.match import Matching
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.base_names import BASE_PREFIXES, FOREIGN_PREFIXES, is_weight
+from lora_inspect.reading.contribution import Module
+from lora_inspect.reading.identify import adapter_candidates, base_candidates, described, may_be_one
+from lora_inspect.schemes.record import MODEL
+
+# What stands in a base instead of weights where several of them share a number.
+_PACKED_SUFFIXES = (".qweight", ".weight_packed")
+# Comparing takes longer than the product of two lengths; real names have some hundred characters.
+_COMPARED_CHARACTERS = 500
+
+
+def accept_unmatched(adapter: Adapter, base: Checkpoint, matching: Matching, allowed: bool) -> list[str]:
+    """The keys of the adapter that change nothing; raises LoraInspectError where they must not be."""
+    path = adapter.checkpoint.path
+    if not matching.targets:
+        why = _why(matching.unmatched[0], adapter, base)
+        raise LoraInspectError(f"{path}: no module fits {base.path}; {why}.")
+    if allowed:
+        return [module.name.key for module in matching.unmatched] + list(adapter.unclaimed)
+    used = equal_copies(adapter, base, matching)
+    if keys := [key for key in adapter.unclaimed if key not in used]:
+        raise LoraInspectError(
+            f"{path}: {len(keys)} tensors belong to no known algorithm ({keys[0]}); --allow-unmatched leaves them out."
+        )
+    if not matching.unmatched:
+        return []
+    fitting = _fitting(matching)
+    missing = Counter(module.name.component for module in matching.unmatched)
+    if not missing.keys() & fitting.keys():
+        options = " ".join(f"--only {component}" for component in fitting)
+        raise LoraInspectError(
+            f"{path}: {_absence(missing, adapter, base)}; {options} merges {in_components(fitting)} and leaves out "
+            f"{in_components(missing)}."
+        )
+    count = len(matching.unmatched) + fitting.total()
+    raise LoraInspectError(
+        f"{path}: {len(matching.unmatched)} of {count} modules have no target in {base.path}; "
+        f"{_why(matching.unmatched[0], adapter, base)}; --allow-unmatched leaves out {in_components(missing)}."
+    )
+
+
+def in_components(counts: Mapping[str, int]) -> str:
+    """Modules by component in words: "model (280 modules), text_encoder (72 modules)"."""
+    return ", ".join(f"{component} ({count} modules)" for component, count in sorted(counts.items()))
+
+
+def _fitting(matching: Matching) -> Counter[str]:
+    """The modules that have a target, by component."""
+    names = {change.module for changes in matching.targets.values() for change in changes}
+    return Counter(sorted(name.component for name in names))
+
+
+def _absence(missing: Counter[str], adapter: Adapter, base: Checkpoint) -> str:
+    """What is said of whole components without a target: how the base has them, or that it has them not at all."""
+    held = {component: how for component in missing if (how := _how_held(component, adapter, base))}
+    absent = Counter({component: count for component, count in missing.items() if component not in held})
+    parts = [f"{base.path} does not hold {in_components(absent)}"] if absent else []
+    parts += [f"{base.path} holds {component} {how}" for component, how in held.items()]
+    return ", and ".join(parts)
+
+
+def _how_held(component: str, adapter: Adapter, base: Checkpoint) -> str | None:
+    """How the base holds a component that the adapter's names do not find; None where it shows no sign of it."""
+    if component == MODEL and (packed := _packed(base)):
+        return f"in packed weights ({packed})"
+    if layout := _other_layout(component, adapter, base):
+        return layout
+    if component == MODEL and (families := base_candidates(base)):
+        return f"as {described(families)}, whose names the adapter's do not fit"
+    prefix = _first_prefix(filter(None, BASE_PREFIXES.get(component, ())), base)
+    return prefix and f"under names that the adapter's do not fit ({prefix}…)"
+
+
+def _other_layout(component: str, adapter: Adapter, base: Checkpoint) -> str | None:
+    """Which other layout of the adapter's own family the base holds a component in; None where that is not shown."""
+    if component != MODEL:
+        prefix = _first_prefix(FOREIGN_PREFIXES.get(component, ()), base)
+        return prefix and f"in another layout ({prefix}…)"
+    for ours in adapter_candidates(adapter):
+        for theirs in base_candidates(base):
+            if ours.architecture is theirs.architecture and ours.layout is not theirs.layout:
+                return f"in the {theirs.layout.name} layout of {theirs}, not in the adapter's {ours.layout.name} one"
+    return None
+
+
+def _why(module: Module, adapter: Adapter, base: Checkpoint) -> str:
+    """Why the module has no target: the base's weights are packed, in another layout, or of another model."""
+    if packed := _packed(base):
+        return f"its weights are packed ({packed}); merge into an F32, F16 or BF16 version of the base"
+    if layout := _other_layout(module.name.component, adapter, base):
+        return f"it holds {module.name.component} {layout}; use a base in the adapter's layout"
+    ours, theirs = adapter_candidates(adapter), base_candidates(base)
+    if ours and theirs and not may_be_one(ours, theirs):
+        return f"this is an adapter of {described(ours)} on a base of {described(theirs)}"
+    names = _nearest(module, base)
+    if not names:
+        return f"nothing in it resembles {module.name.key}, so the adapter is for another model"
+    return f"{module.name.key} comes nearest to {' or '.join(names)}"
+
+
+def _packed(base: Checkpoint) -> str | None:
+    return next((name for name in base.tensors if name.endswith(_PACKED_SUFFIXES)), None)
+
+
+def _first_prefix(prefixes: Iterable[str], base: Checkpoint) -> str | None:
+    return next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in base.tensors)), None)
+
+
+def _nearest(module: Module, base: Checkpoint, count: int = 3) -> list[str]:
+    """Names of base weights that resemble the module's, most similar first."""
+    import difflib  # only an error needs it
+
+    weights: Iterable[str] = (info.name for info in base.tensors.values() if is_weight(info))
+    paths = {
+        name.removesuffix(".weight").replace(".", "_"): name for name in weights if len(name) <= _COMPARED_CHARACTERS
+    }
+    wanted = module.name.body.replace(".", "_")
+    if len(wanted) > _COMPARED_CHARACTERS:
+        return []
+    return [paths[name] for name in difflib.get_close_matches(wanted, paths, count, cutoff=0.5)]

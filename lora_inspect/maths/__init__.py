@@ -1,0 +1,1 @@
+"""The formulas, written with tensor methods, and what loads and computes with torch."""

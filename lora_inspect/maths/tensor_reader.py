@@ -1,0 +1,107 @@
+"""Tensors of a checkpoint as torch tensors: a whole one, or a few rows into memory that is used again."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.input_file import InputFile
+
+TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def load(info: TensorInfo) -> torch.Tensor:
+    """The tensor in float32, or float64 where it is stored so, in its own shape. LoraInspectError for other dtypes."""
+    if info.dtype not in TORCH_DTYPES:
+        raise LoraInspectError(
+            f"{info.file}: {info.name} is stored as {info.dtype}, but F64, F32, F16 or BF16 was expected there."
+        )
+    stored = load_stored(info, TORCH_DTYPES[info.dtype])
+    return stored if info.dtype == "F64" else stored.float()
+
+
+def load_stored(info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor as it is stored, which is in `dtype`, in its own shape."""
+    with InputFile(info.file, info.identity) as source:
+        buffer = source.read(info.start, info.nbytes)
+    if not buffer:
+        return torch.empty(info.shape, dtype=dtype)
+    return torch.frombuffer(buffer, dtype=dtype).reshape(info.shape)
+
+
+def to_bytes(tensor: torch.Tensor, dtype: str) -> bytes:
+    """The tensor rounded to `dtype`, as the bytes of a file."""
+    target = TORCH_DTYPES[dtype]
+    buffer = bytearray(tensor.numel() * target.itemsize)
+    torch.frombuffer(buffer, dtype=target).reshape(tensor.shape).copy_(tensor)
+    return bytes(buffer)
+
+
+def working_dtype(info: TensorInfo) -> torch.dtype:
+    """What a weight is folded in: float32, or float64 where it is stored so."""
+    return torch.float64 if info.dtype == "F64" else torch.float32
+
+
+class RowBlocks:
+    """Reads a weight a block of rows at a time, as matrices (rows, columns) in the working dtype.
+
+    The memory is used again: each step of `read` fills the same block anew, and each call of `bytes_of`
+    the same bytes.
+    """
+
+    def __init__(self, elements: int) -> None:
+        self._elements = elements
+        self._stored = bytearray(0)
+        self._written = bytearray(0)
+        self._scratch = torch.empty(0)
+
+    def read(self, info: TensorInfo) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first row, block) for the whole tensor, in order."""
+        rows = info.shape[0] if info.shape else 1
+        columns = info.numel // rows if rows else 0
+        if not info.numel:
+            return
+        count = max(1, min(rows, self._elements // columns))
+        row_bytes = info.nbytes // rows
+        self._reserve(count * row_bytes, count * columns, working_dtype(info))
+        with InputFile(info.file, info.identity) as source:
+            for start in range(0, rows, count):
+                taken = min(count, rows - start)
+                source.read_into(info.start + start * row_bytes, memoryview(self._stored)[: taken * row_bytes])
+                stored = torch.frombuffer(self._stored, dtype=TORCH_DTYPES[info.dtype], count=taken * columns)
+                block = self._scratch[: taken * columns].view(taken, columns)
+                block.copy_(stored.view(taken, columns))
+                yield start, block
+
+    def bytes_of(self, block: torch.Tensor, dtype: str) -> tuple[memoryview, torch.Tensor]:
+        """The block rounded once to `dtype`, as bytes and as a tensor over the same memory."""
+        size = block.numel() * TORCH_DTYPES[dtype].itemsize
+        if len(self._written) < size:
+            self._written = bytearray(size)
+        rounded = torch.frombuffer(self._written, dtype=TORCH_DTYPES[dtype], count=block.numel()).view(block.shape)
+        rounded.copy_(block)
+        return memoryview(self._written)[:size], rounded
+
+    def _reserve(self, stored_bytes: int, elements: int, dtype: torch.dtype) -> None:
+        if len(self._stored) < stored_bytes:
+            self._stored = bytearray(stored_bytes)
+        if self._scratch.numel() < elements or self._scratch.dtype != dtype:
+            self._scratch = torch.empty(elements, dtype=dtype)
+
+
+def first_non_finite(values: torch.Tensor) -> Any:
+    """The first NaN or infinity among `values`, or None."""
+    if torch.isfinite(values.sum(dtype=torch.float64)):
+        return None
+    bad = values[~torch.isfinite(values)]
+    return bad[0].item() if bad.numel() else None
+
+
+def first_overflow(values: torch.Tensor, rounded: torch.Tensor) -> Any:
+    """The first finite number among `values` that is not finite in `rounded`, or None."""
+    if torch.isfinite(rounded.sum(dtype=torch.float64)):
+        return None
+    lost = values[torch.isfinite(values) & ~torch.isfinite(rounded)]
+    return lost[0].item() if lost.numel() else None

@@ -1,0 +1,38 @@
+"""Torch as a command loads it: whole or not at all, with threads that wait briefly for each other before they sleep."""
+
+import os
+import sys
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.held_signals import held_signals
+
+# libgomp, which torch's wheels for Linux bring, lets a thread that waits turn in a loop 300,000 times. Where another
+# process holds a core, the threads of each product turn until the last of them got its share. A thousand turns are
+# as fast on a quiet machine, and leave the core to the one that is waited for.
+_TURNS = ("GOMP_SPINCOUNT", "1000")
+# With one of these the user has chosen, for this runtime or for those of other systems.
+_CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+
+
+def load_torch() -> None:
+    """Imports torch; a signal that ends the process is answered when that is done.
+
+    Raises LoraInspectError where there is no working folder: torch's libraries would end the process.
+    """
+    try:
+        os.getcwd()
+    except OSError:
+        raise LoraInspectError("the working folder is not there any more; change to another one.") from None
+    wait_briefly()
+    with held_signals():
+        import torch  # noqa: F401
+
+
+def wait_briefly() -> None:
+    """Sets, in the environment, that the threads of a torch which is yet to be loaded wait briefly.
+
+    The runtime reads it once, when it is loaded: nothing is changed for a torch that is there already.
+    """
+    if "torch" not in sys.modules and not any(choice in os.environ for choice in _CHOICES):
+        name, turns = _TURNS
+        os.environ[name] = turns

@@ -1,0 +1,1 @@
+"""The parts of a base's way into a merged one."""

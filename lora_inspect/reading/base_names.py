@@ -1,0 +1,135 @@
+"""What base checkpoints put in front of a component's own module paths, and which of their tensors are weights."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from lora_inspect import schemes
+from lora_inspect.architectures.patterns import counterparts
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.schemes.record import MODEL, ModuleName
+
+BASE_PREFIXES = {
+    MODEL: (
+        "",
+        "model.diffusion_model.",
+        "diffusion_model.",
+        "model.",
+        "model.model.",
+        "net.",
+        "transformer.",
+        "conditional_transformer.",
+        "unet.",
+    ),
+    "model_2": ("transformer_2.",),
+    "text_encoder": (
+        "",
+        "cond_stage_model.transformer.",
+        "conditioner.embedders.0.transformer.",
+        "text_encoders.clip_l.transformer.",
+        "text_encoder.",
+    ),
+    "text_encoder_2": ("", "text_encoders.clip_g.transformer.", "text_encoder_2."),
+    "text_encoder_3": ("", "text_encoders.t5xxl.transformer.", "text_encoder_3."),
+}
+# Where whole checkpoints keep a component under the names of another layout.
+FOREIGN_PREFIXES = {
+    "text_encoder": ("cond_stage_model.model.",),
+    "text_encoder_2": ("conditioner.embedders.1.model.", "conditioner.embedders.0.model."),
+}
+
+# A component that files of one expert hold under the names of the main one.
+EXPERTS = {"model_2": MODEL}
+
+# What the classes of transformers put in front of the paths of the model that they wrap, and drop where that model is
+# saved alone: their `base_model_prefix`, and the towers of models with several. The towers beside the language model
+# stand here so that a bare path that fits two of them is ambiguous instead of the wrong one's.
+ROOTS = frozenset(
+    (
+        "albert", "audio_model", "audio_tower", "backbone", "base_model", "bert", "camembert", "deberta",
+        "distilbert", "electra", "ernie", "esm", "gpt_neox", "language_model", "longformer", "mobilebert", "model",
+        "mpnet", "rembert", "roberta", "roformer", "text_model", "transformer", "vision_model", "vision_tower",
+        "visual", "vit", "xlm_roberta",
+    )
+)  # fmt: skip
+# How names begin with a root. In an underscored one `transformer_blocks` is a segment of its own, not a root.
+_DOTTED_ROOTS = tuple(f"{root}." for root in ROOTS)
+_FLAT_ROOTS = tuple(f"{root}_" for root in ROOTS - {"transformer"})
+
+
+class NameTable:
+    """The weights of a base by the names that an adapter of one scheme, component and prefix has for them.
+
+    Names come from the base's own paths over every base prefix. A base in one of the two layouts whose modules are
+    the `same` is found under the names of the other as well. Where no path is spelled so, one that differs by roots of
+    transformers counts, as long as roots are only added or only dropped: `bert.` is never taken for `roberta.`.
+    """
+
+    def __init__(
+        self, base: Checkpoint, scheme: str, component: str, prefix: str, same: Iterable[tuple[str, str]]
+    ) -> None:
+        self._spell = schemes.by_name(scheme).module
+        self._spelled: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
+        self._rooted: dict[str, list[tuple[frozenset[str], TensorInfo]]] = defaultdict(list)
+        same = tuple(same)
+        for info in base.tensors.values():
+            if not is_weight(info):
+                continue
+            path = path_of(info)
+            for own in own_paths(path, component, base):
+                for name in dict.fromkeys((own, *counterparts(same, own))):
+                    self._spelled[self._spell(name, prefix)][info.name] = info
+                roots, rest = without_roots(own)
+                self._rooted[self._spell(rest, "")].append((roots, info))
+
+    def find(self, name: ModuleName) -> list[TensorInfo]:
+        """The weights that the module can mean: none, one, or several where the name is ambiguous."""
+        if name.key in self._spelled:
+            return list(self._spelled[name.key].values())
+        roots, rest = without_roots(name.body, flat=name.flat)
+        related = {info.name: info for others, info in self._rooted.get(rest, ()) if others <= roots or roots <= others}
+        return list(related.values())
+
+
+def own_paths(path: str, component: str, base: Checkpoint) -> Iterable[str]:
+    """The path in the component's own model, for each base prefix that `path` begins with."""
+    for prefix in prefixes_of(component, base):
+        if path.startswith(prefix) and len(path) > len(prefix):
+            yield path[len(prefix) :]
+
+
+def prefixes_of(component: str, base: Checkpoint) -> tuple[str, ...]:
+    """What this base may put in front of the component's paths; a file of one expert has the main model's prefixes."""
+    prefixes = BASE_PREFIXES.get(component, ("",))
+    if component in EXPERTS and not any(name.startswith(prefixes) for name in base.tensors):
+        return BASE_PREFIXES[EXPERTS[component]]
+    return prefixes
+
+
+def without_roots(path: str, flat: bool = False) -> tuple[frozenset[str], str]:
+    """The roots of transformers at the beginning of a path, and the rest: ({"model"}, "layers.0.q")."""
+    roots = _FLAT_ROOTS if flat else _DOTTED_ROOTS
+    found: set[str] = set()
+    start = 0
+    while path.startswith(roots, start):
+        root = next(root for root in roots if path.startswith(root, start))
+        found.add(root[:-1])
+        start += len(root)
+    return frozenset(found), path[start:]
+
+
+def path_of(info: TensorInfo) -> str:
+    """The dotted path of the module that a weight belongs to."""
+    return info.name.removesuffix(".weight")
+
+
+def leaf_of(path: str) -> str:
+    """The last name of a path, with the numbers after it: "c_proj", "to_out.0"."""
+    segments = path.split(".")
+    start = next((i for i in range(len(segments) - 1, -1, -1) if not segments[i].isdigit()), 0)
+    return ".".join(segments[start:])
+
+
+def is_weight(info: TensorInfo) -> bool:
+    """Whether an adapter can change the tensor: a matrix or a kernel, not a vector."""
+    return info.name.endswith(".weight") and len(info.shape) > 1

@@ -1,0 +1,117 @@
+"""What a file says of DoRA, and where it contradicts itself or is incomplete. Standard library only."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lora_inspect.reading.evidence import (
+    DORA_FLAG,
+    DoraReading,
+    Evidence,
+    LoraFacts,
+    Problem,
+    network_args,
+    read_switch,
+)
+
+# How many modules had a magnitude when the file was written, where that need not be all.
+MAGNITUDES_KEY = "lora_inspect.magnitudes"
+
+
+class DoraClaim(NamedTuple):
+    """What one voice says of DoRA: yes, no, or None for neither; `facts` are the modules that it speaks of."""
+
+    source: str
+    where: str
+    value: bool | None
+    facts: Sequence[LoraFacts]
+
+
+def config_claim(where: str, config: Mapping[str, Any], facts: Sequence[LoraFacts]) -> DoraClaim:
+    """The claim of a LoraConfig for the modules that it belongs to."""
+    return DoraClaim("adapter_config", where, read_switch(config.get("use_dora")), facts)
+
+
+def flag_claim(value: bool | None, facts: Sequence[LoraFacts]) -> DoraClaim:
+    """The claim of the flag tensor, for the whole file."""
+    return DoraClaim("flag", DORA_FLAG, value, facts)
+
+
+def read_dora(
+    facts: Sequence[LoraFacts], claims: Sequence[DoraClaim], metadata: Mapping[str, str]
+) -> tuple[DoraReading, list[Evidence], list[Problem]]:
+    """Whether the file is DoRA, with its evidence and with what contradicts or is incomplete.
+
+    `claims` come strongest first; each speaks of its own modules only.
+    """
+    with_magnitude = [fact for fact in facts if fact.magnitude_axis]
+    axes = {fact.magnitude_axis for fact in with_magnitude}
+    axis = axes.pop() if len(axes) == 1 else ("mixed" if axes else None)
+    evidence = [Evidence("dora", _says(claim), claim.where) for claim in claims]
+    if with_magnitude:
+        evidence.insert(0, Evidence("dora", f"{len(with_magnitude)} modules have a magnitude", "key scan"))
+    for claim in claims:
+        if found := _contradiction(claim):
+            value = None if found.code == "dora-conflict" else True
+            source = "conflict" if value is None else claims[0].source
+            return DoraReading(value, source, len(with_magnitude), axis), evidence, [found]
+
+    is_whole = metadata.get(MAGNITUDES_KEY) == str(len(with_magnitude))
+    if with_magnitude and is_whole:
+        evidence.append(Evidence("dora", "as many were written", f"metadata {MAGNITUDES_KEY}"))
+    problems = [] if is_whole else _partial(facts, claims)
+    args = network_args(metadata)
+    if not with_magnitude and any(read_switch(args.get(name)) for name in ("use_dora", "dora_wd")):
+        message = (
+            "ss_network_args asks for DoRA, but no module has a magnitude: dropout disabled it in training, "
+            "or a converter lost it"
+        )
+        problems.append(Problem("dora-stripped", "warning", message))
+        evidence.append(Evidence("dora", "DoRA was asked for", "metadata ss_network_args"))
+    source = claims[0].source if claims else ("key-scan" if with_magnitude else "default")
+    return DoraReading(bool(with_magnitude), source, len(with_magnitude), axis), evidence, problems
+
+
+def _says(claim: DoraClaim) -> str:
+    if claim.value is None:
+        return "the flag is no number" if claim.source == "flag" else "use_dora is neither yes nor no"
+    return f"the flag is {claim.value}" if claim.source == "flag" else f"use_dora is {claim.value}"
+
+
+def _contradiction(claim: DoraClaim) -> Problem | None:
+    """What is wrong between a claim and the magnitudes of its own modules."""
+    with_magnitude = [fact for fact in claim.facts if fact.magnitude_axis]
+    keys = tuple(fact.module for fact in with_magnitude[:5])
+    if claim.value is None:
+        message = f"{claim.where} says of DoRA neither yes nor no; write true or false there"
+        return Problem("dora-conflict", "error", message, keys)
+    if with_magnitude and not claim.value:
+        message = (
+            f"{claim.where} denies DoRA, but {len(with_magnitude)} modules have a magnitude ({keys[0]}); "
+            "find out which one is right and take the other out of the file"
+        )
+        return Problem("dora-conflict", "error", message, keys)
+    if claim.value and not with_magnitude:
+        message = (
+            f"{claim.where} says DoRA, but no module has a magnitude: they were lost, and the rest is not the adapter; "
+            "fetch the file that the trainer saved"
+        )
+        return Problem("dora-missing", "error", message)
+    return None
+
+
+def _partial(facts: Sequence[LoraFacts], claims: Sequence[DoraClaim]) -> list[Problem]:
+    # A component whose own config denies DoRA lacks nothing.
+    without = {fact.module for claim in claims if claim.value is False for fact in claim.facts}
+    magnitudes = sum(bool(fact.magnitude_axis) for fact in facts)
+    missing = [
+        fact.module
+        for fact in facts
+        if fact.linear and not fact.split and not fact.magnitude_axis and fact.module not in without
+    ]
+    if not magnitudes or not missing:
+        return []
+    message = (
+        f"{magnitudes} modules have a magnitude and {len(missing)} Linear ones have none ({missing[0]}); "
+        "a DoRA file has it for all of them; --allow-partial-dora accepts one that was made so"
+    )
+    return [Problem("dora-partial", "error", message, tuple(missing[:5]))]

@@ -1,0 +1,93 @@
+"""Which LoraConfigs belong to a file, and which of them speaks of a module."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from lora_inspect.files.checkpoint import PEFT_WEIGHTS, Checkpoint
+from lora_inspect.reading import peft_config
+from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.peft_config import ModuleSettings
+from lora_inspect.reading.steps import Steps
+from lora_inspect.schemes.diffusers import DIFFUSERS
+
+
+class FoundConfig(NamedTuple):
+    """A LoraConfig, `where` it stands and what it says of single `modules`; `prefix` is its component, "" for all.
+
+    `embedded` says that it stands in the file's own metadata and not beside the file.
+    """
+
+    where: str
+    prefix: str
+    config: dict[str, Any]
+    embedded: bool
+    modules: ModuleSettings
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether it speaks of LoRA and not of another of PEFT's algorithms."""
+        return bool(self.config.get("peft_type", "LORA") == "LORA")
+
+    def gives_rank(self, contribution: Contribution) -> bool:
+        """Whether the rank that it gives the module is that of the tensors: otherwise it is not theirs."""
+        rank = contribution.formula.rank(contribution.factors)
+        return self.modules.rank(contribution.module.body) == rank
+
+
+def find_configs(checkpoint: Checkpoint, contributions: Sequence[Contribution], steps: Steps) -> list[FoundConfig]:
+    """The LoraConfigs that belong to the file: those embedded in it, and the one beside it."""
+    found = [
+        FoundConfig(
+            f"metadata {peft_config.EMBEDDED_KEY} {prefix}".rstrip(),
+            prefix,
+            config,
+            embedded=True,
+            modules=ModuleSettings(config, steps),
+        )
+        for prefix, config in peft_config.embedded_configs(checkpoint.metadata).items()
+    ]
+    config, path = checkpoint.config, checkpoint.config_path
+    if config is not None and path is not None and peft_config.is_peft_config(config):
+        beside = FoundConfig(path, "", config, embedded=False, modules=ModuleSettings(config, steps))
+        named = os.path.basename(checkpoint.files[0]).startswith(PEFT_WEIGHTS)
+        # One that cannot be compared with the tensors may be theirs.
+        if named or _fits(beside, contributions) or beside.modules.refused:
+            found.append(beside)
+    return found
+
+
+class Speakers:
+    """Which of the configs of a file speak of a contribution."""
+
+    def __init__(self, configs: Sequence[FoundConfig]) -> None:
+        self._beside = tuple(found for found in configs if not found.embedded)
+        self._by_prefix: dict[str, FoundConfig] = {}
+        self._by_component: dict[str | None, FoundConfig] = {}
+        for found in configs:
+            if found.embedded:
+                self._by_prefix.setdefault(found.prefix, found)
+                self._by_component.setdefault(DIFFUSERS.prefixes.get(found.prefix), found)
+
+    def of(self, contribution: Contribution) -> tuple[FoundConfig, ...]:
+        """The configs that speak of it, at most one that is embedded and the one beside the file.
+
+        The embedded one is that of its prefix or component, else one of no component in particular. Those that give
+        the rank of the tensors come first; where one does, the others are not theirs.
+        """
+        module = contribution.module
+        embedded = (
+            self._by_prefix.get(module.prefix) or self._by_component.get(module.component) or self._by_prefix.get("")
+        )
+        speaking = (*((embedded,) if embedded else ()), *self._beside)
+        return tuple(found for found in speaking if found.gives_rank(contribution)) or speaking[:1]
+
+
+def _fits(found: FoundConfig, contributions: Sequence[Contribution]) -> bool:
+    """Whether ranks and targets of a config are those of the tensors; names without dots cannot be compared."""
+    if not contributions or any(contribution.module.flat for contribution in contributions):
+        return False
+    # Targets that are not compared with modules are no matter where ranks differ already.
+    return all(map(found.gives_rank, contributions)) and all(
+        found.modules.is_target(contribution.module.body) for contribution in contributions
+    )

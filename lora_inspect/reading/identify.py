@@ -1,0 +1,83 @@
+"""The architecture of an adapter and of a base, by the names and widths of their modules."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import product
+
+from lora_inspect.algorithms.record import Features
+from lora_inspect.architectures.detection import Detection, candidates
+from lora_inspect.architectures.text_encoders import TextEncoder, found_in
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.listing import listed
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.base_names import BASE_PREFIXES, is_weight
+from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.schemes.record import MODEL
+
+# A base has embeddings, norms and heads beside the layers that the tables of architectures list.
+_BASE_SHARE = 0.5
+# The second expert of Wan 2.2 is of the same architecture.
+_MODELS = (MODEL, "model_2")
+
+
+def adapter_candidates(adapter: Adapter) -> tuple[Detection, ...]:
+    """Every family that an adapter may be of, by its model's modules and by the text encoders that it adapts."""
+    modules: list[tuple[str, int | None, int | None]] = []
+    others: dict[str, list[tuple[str, int | None, int | None]]] = {}
+    for module in adapter.modules.values():
+        of_component = modules if module.name.component in _MODELS else others.setdefault(module.name.component, [])
+        of_component.append((module.name.body, *_features(module)))
+    encoders: dict[TextEncoder, None] = {}
+    for of_component in others.values():
+        encoders.update(dict.fromkeys(found_in(of_component)))
+    return candidates(modules, adapter.checkpoint.metadata, encoders=encoders)
+
+
+def base_candidates(checkpoint: Checkpoint) -> tuple[Detection, ...]:
+    """Every family that a base may be of, by the names of its weights, their most common prefix removed."""
+    weights = [info for info in checkpoint.tensors.values() if is_weight(info)]
+    prefixes = sorted(BASE_PREFIXES[MODEL], key=len, reverse=True)
+    counts = Counter(next(prefix for prefix in prefixes if info.name.startswith(prefix)) for info in weights)
+    if not counts:
+        return ()
+    common = counts.most_common(1)[0][0]
+    modules = [
+        (info.name[len(common) : -len(".weight")], info.shape[0], info.shape[1])
+        for info in weights
+        if info.name.startswith(common)
+    ]
+    return candidates(modules, checkpoint.metadata, minimum_share=_BASE_SHARE)
+
+
+def identify_adapter(adapter: Adapter) -> Detection | None:
+    """The one family of an adapter; None where nothing or too much fits."""
+    found = adapter_candidates(adapter)
+    return found[0] if len(found) == 1 else None
+
+
+def described(found: Sequence[Detection]) -> str:
+    """The candidates by title and size, as a sentence names them: `FLUX.1 or Chroma`."""
+    return listed([str(detection) for detection in found], "or")
+
+
+def may_be_one(ours: Iterable[Detection], theirs: Iterable[Detection]) -> bool:
+    """Whether a candidate of one file may be of the family and size of one of the other; an unknown size may be any."""
+    return any(
+        our.architecture is their.architecture and (None in (our.size, their.size) or our.size == their.size)
+        for our, their in product(ours, theirs)
+    )
+
+
+def _features(module: Module) -> Features:
+    """(out, in) of the module's weight, as far as any of its contributions tells."""
+    told = [_features_of(contribution) for contribution in module.contributions]
+    out_features = max((out for out, _ in told if out is not None), default=None)
+    return out_features, next((columns for _, columns in told if columns is not None), None)
+
+
+def _features_of(contribution: Contribution) -> Features:
+    if contribution.algorithm.formula:
+        shape = contribution.shape
+        return contribution.rows[1] if contribution.rows else shape[0], shape[1]
+    features = contribution.algorithm.features
+    return features(contribution.factors) if features else (None, None)

@@ -1,0 +1,84 @@
+"""The metadata that outputs carry: what stays true, what is corrected, and where the file comes from."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lora_inspect import __version__
+from lora_inspect.maths.scaling import STANDARD
+from lora_inspect.reading.dora_evidence import MAGNITUDES_KEY
+from lora_inspect.reading.evidence import SCALE_KEY, network_args
+from lora_inspect.reading.folded_scales import FOLDED_KEY
+from lora_inspect.reading.peft_config import EMBEDDED_KEY
+
+HASHES = ("sshs_model_hash", "sshs_legacy_hash")
+MERGED_KEY, CONVERTED_KEY = "lora_inspect.merged", "lora_inspect.converted"
+
+# Hashes of tensors that are no longer these.
+_STALE_HASHES = (*HASHES, "modelspec.hash_sha256")
+# Options that said how the stored alpha was to be read; in a standard file alpha/rank says it all.
+_SCALE_OPTIONS = ("use_rslora", "rs_lora", "alpha_pattern", "conv_alpha", "split_qkv")
+_DORA_OPTIONS = ("use_dora", "dora_wd", "weight_decompose", "wd_on_output", "wd_on_out")
+# What trainers write where modules differ.
+_SEVERAL = "Dynamic"
+
+
+def merged_metadata(metadata: Mapping[str, str], sources: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """A base's metadata after a merge: hashes of the old tensors gone, the adapters recorded."""
+    kept = {key: value for key, value in metadata.items() if key not in _STALE_HASHES}
+    kept[MERGED_KEY] = json.dumps({"version": __version__, "adapters": list(sources)})
+    return kept
+
+
+def standard_metadata(
+    metadata: Mapping[str, str],
+    source: Mapping[str, Any],
+    *,
+    ranks: set[int],
+    alphas: set[float],
+    magnitudes: int,
+    embedded: str | None = None,
+    folded: str | None = None,
+) -> dict[str, str]:
+    """An adapter's metadata after `convert --to-standard`: rank, alpha and options as the tensors now have them.
+
+    `embedded` are the configs that are true of them, where they have some, and `folded` is the record of the scales
+    in their factors. `magnitudes` are as many as are kept.
+    """
+    stale = {*_STALE_HASHES, EMBEDDED_KEY, FOLDED_KEY, MAGNITUDES_KEY, "ss_alpha_pattern"}
+    kept = {key: value for key, value in metadata.items() if key not in stale}
+    if "ss_network_dim" in kept:
+        kept["ss_network_dim"] = one_or_several(ranks)
+    if "ss_network_alpha" in kept:
+        kept["ss_network_alpha"] = one_or_several(alphas)
+    if "ss_rank_pattern" in kept and len(ranks) == 1:
+        del kept["ss_rank_pattern"]
+    if "ss_network_args" in kept:
+        gone = _SCALE_OPTIONS if magnitudes else (*_SCALE_OPTIONS, *_DORA_OPTIONS)
+        kept["ss_network_args"] = json.dumps({k: v for k, v in network_args(metadata).items() if k not in gone})
+    kept |= {key: value for key, value in ((EMBEDDED_KEY, embedded), (FOLDED_KEY, folded)) if value is not None}
+    if magnitudes:
+        kept[MAGNITUDES_KEY] = str(magnitudes)
+    kept[SCALE_KEY] = STANDARD
+    kept[CONVERTED_KEY] = json.dumps({"version": __version__, **source})
+    return kept
+
+
+def without_scale_options(metadata: Mapping[str, str]) -> dict[str, str]:
+    """An adapter's metadata where the scale is multiplied into its factors: no option says how to read an alpha."""
+    kept = dict(metadata)
+    if "ss_network_args" in kept:
+        kept["ss_network_args"] = json.dumps({k: v for k, v in network_args(kept).items() if k not in _SCALE_OPTIONS})
+    return kept
+
+
+def describe_file(path: str) -> str:
+    """How provenance names a file: the last part of its path, which says no more than it must."""
+    return os.path.basename(os.path.abspath(path))
+
+
+def one_or_several(values: Iterable[float]) -> str:
+    """How trainers write a rank or an alpha of all modules: the number, or a word where they differ."""
+    distinct = set(values)
+    return f"{distinct.pop():.9g}" if len(distinct) == 1 else _SEVERAL

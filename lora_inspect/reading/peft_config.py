@@ -1,0 +1,124 @@
+"""LoraConfig as PEFT saves it: alpha and scale rule per module, and the settings that change what the tensors mean."""
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.files.json_text import parse_json
+from lora_inspect.reading.steps import Steps
+
+if TYPE_CHECKING:
+    from lora_inspect.reading.config_patterns import PatternMap, Targets
+
+EMBEDDED_KEY = "lora_adapter_metadata"
+
+# Initialisations that move part of the base into the adapter: the file is a change of the residual base.
+# Source: `LoraLayer.reset_lora_parameters` and its callees in PEFT.
+RESIDUAL_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+# Settings under which lora_A and lora_B are not (only) factors of an additive change of the named modules.
+FOREIGN_SETTINGS = {
+    "use_qalora": "QA-LoRA pools the input of lora_A",
+    "use_bdlora": "BD-LoRA makes the factors block-diagonal",
+    "kasa_config": "KaSA scales singular components between the factors",
+    "arrow_config": "Arrow routes between several adapters",
+    "layer_replication": "layer_replication repeats layers of the base",
+    "alora_invocation_tokens": "aLoRA acts from an invocation token on",
+    "target_parameters": "target_parameters adapts stacked expert weights",
+    "trainable_token_indices": "trainable_token_indices replaces rows of the embedding",
+    "lora_bias": "lora_bias adds a bias on the up layer",
+    "modules_to_save": "modules_to_save replaces whole modules",
+    "monteclora_config": "MonteCLoRA samples the factors",
+}
+
+
+def is_peft_config(config: Mapping[str, Any]) -> bool:
+    """Whether an `adapter_config.json` is PEFT's (MLX writes one of the same name)."""
+    return "peft_type" in config
+
+
+def embedded_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """LoraConfigs that diffusers embeds, by component prefix ("transformer.", …; "" where it wrote none)."""
+    try:
+        flat = parse_json(metadata.get(EMBEDDED_KEY, "{}"))
+    except ValueError:
+        return {}
+    if not isinstance(flat, dict):
+        return {}
+    configs: dict[str, dict[str, Any]] = {}
+    for key, value in flat.items():
+        component, dot, field = key.rpartition(".")
+        configs.setdefault(component + dot, {})[field] = value
+    return {prefix: config for prefix, config in configs.items() if "r" in config or "lora_alpha" in config}
+
+
+class ModuleSettings:
+    """What a LoraConfig says of single modules; all `steps` of what came with one file are counted together.
+
+    `refused` says which of its patterns is not compared with modules, and why: then nothing is known of any module.
+    It is None as long as there is no such pattern.
+    """
+
+    def __init__(self, config: Mapping[str, Any], steps: Steps) -> None:
+        self._config, self._steps = config, steps
+        self._maps: dict[str, PatternMap] = {}
+        self._targets: Targets | None = None
+        self.refused: str | None = None
+
+    def rank(self, path: str) -> int | None:
+        """The rank that the config gives the module at the dotted `path`."""
+        rank = self._value("rank_pattern", path, self._config.get("r"))
+        return rank if isinstance(rank, int) else None
+
+    def alpha(self, path: str) -> float | None:
+        """The alpha that the config gives the module at the dotted `path`; PEFT's default is 8, None is no number."""
+        alpha = self._value("alpha_pattern", path, self._config.get("lora_alpha", 8))
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+            return None
+        return float(alpha) if abs(alpha) <= sys.float_info.max else None  # JSON spells infinities and longer numbers
+
+    def is_target(self, path: str) -> bool:
+        """Whether the config's `target_modules` choose the module at the dotted `path`."""
+        from lora_inspect.reading.config_patterns import RefusedKey, Targets
+
+        try:
+            if self._targets is None:
+                self._targets = Targets(self._config.get("target_modules"), self._steps)
+            return self._targets.choose(path)
+        except RefusedKey as key:
+            self.refused = f"target_modules {key}"
+            return False
+
+    def _value(self, field: str, path: str, default: Any) -> Any:
+        if self.refused:
+            return None
+        if not self._config.get(field):
+            return default
+        from lora_inspect.reading.config_patterns import PatternMap, RefusedKey
+
+        try:
+            if field not in self._maps:
+                self._maps[field] = PatternMap(self._config.get(field), self._steps)
+            return self._maps[field].value(path, default)
+        except RefusedKey as key:
+            self.refused = f"the key of {field} {key}"
+            return None
+
+
+def fan_in_fan_out(config: Mapping[str, Any]) -> bool | None:
+    """Whether the config says that weights are stored as (in, out); PEFT's default is no, None is no yes or no."""
+    says = config.get("fan_in_fan_out", False)
+    return says if isinstance(says, bool) else None
+
+
+def residual_init(config: Mapping[str, Any]) -> str | None:
+    """The initialisation that needs a residual base, or None."""
+    init = config.get("init_lora_weights")
+    return init if isinstance(init, str) and init.lower().startswith(RESIDUAL_INITS) else None
+
+
+def foreign_settings(config: Mapping[str, Any]) -> list[str]:
+    """What the config says that makes the tensors something else than plain LoRA factors."""
+    found = [says for key, says in FOREIGN_SETTINGS.items() if config.get(key) not in (None, False, [], {}, "")]
+    bias = config.get("bias")
+    return found if bias in (None, "none") else [*found, f"bias is {bias}, so biases of the base were trained too"]

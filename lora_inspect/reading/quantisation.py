@@ -1,0 +1,66 @@
+"""Which tensors of a base say what codes mean: scales, zero points and codebooks of quantised weights."""
+
+from collections.abc import Collection, Mapping
+
+from lora_inspect.files.dtypes import PLAIN_FLOATS
+from lora_inspect.files.header import TensorInfo
+
+# What a module calls its weight, where a quantiser may have put codes.
+_WEIGHTS = ("weight", "qweight", "weight_packed", "weight_q", "W_q", "codes")
+# What no quantiser stores codes in: masks, counters, positions.
+_NO_CODES = PLAIN_FLOATS | {"BOOL", "I64", "U64", "C64"}
+
+# In the module of a weight: what makes its entries codes, whatever they are stored as.
+_SCALES = (
+    "scale_weight", "weight_scale", "weight_scale_2", "weight_scale_inv", "weight_global_scale", "weight_zeros",
+    "weight_zero_point", "weight_s_rel", "weight_s_channel", "weight_codebook", "comfy_quant", "weight.absmax",
+    "absmax", "weight.quant_map", "quant_map", "qzeros", "scales", "pre_quant_scale", "SCB",
+)  # fmt: skip
+# In the module of a weight: what scales the activations of a quantised layer.
+_ACTIVATIONS = (
+    "scale_input", "input_scale", "output_scale", "input_global_scale", "input_zero_point", "output_zero_point",
+)  # fmt: skip
+# In the module of codes; elsewhere these are names of learned parameters.
+_BESIDE_CODES = (
+    "scale", "scale_inv", "scale_2", "global_scale", "zero", "zeros", "zero_point", "shift", "biases", "codebooks",
+    "nested_absmax", "nested_quant_map", "wscales", "wtscale", "wcscales", "wzeros", "smooth_factor",
+    "smooth_factor_orig",
+)  # fmt: skip
+# In the module around projections that are codes, or in one of them: the scales of a cache of keys and values.
+_OF_A_CACHE = ("k_scale", "v_scale", "q_scale")
+# Behind the whole name of codes that are no module's weight, as stacked experts are: `experts.down_proj_scale_inv`.
+_JOINED = tuple(
+    f"{join}{setting}" for join in ("_", ".", "._", ":") for setting in (*_SCALES, *_ACTIVATIONS, *_BESIDE_CODES)
+)
+# Of a whole file: the element type of this empty tensor says what the codes are.
+_MARKER = "scaled_fp8"
+
+
+def scale_beside(weight: str, names: Collection[str]) -> str | None:
+    """The tensor among `names` that makes the entries of `weight` codes, or None."""
+    module = _module(weight)
+    return next((name for scale in _SCALES if (name := f"{module}.{scale}") in names), None)
+
+
+def quantisation_settings(tensors: Mapping[str, TensorInfo]) -> frozenset[str]:
+    """The names of the tensors that say what codes mean; their own element type is part of that."""
+    codes = {name for name, info in tensors.items() if info.dtype not in _NO_CODES}
+    weights = {_module(name) for name in tensors if _leaf(name) in _WEIGHTS}
+    coded = {_module(name) for name in codes if _leaf(name) in _WEIGHTS}
+    homes = [
+        (_SCALES + _ACTIVATIONS, weights),
+        (_BESIDE_CODES, coded),
+        (_OF_A_CACHE, coded | {_module(module) for module in coded}),
+    ]
+    found = {f"{module}.{setting}" for settings, modules in homes for module in modules for setting in settings}
+    found |= {f"{name}{setting}" for name in codes for setting in _JOINED}
+    found |= {name for name in tensors if _leaf(name) == _MARKER}
+    return frozenset(found & tensors.keys())
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -1,0 +1,135 @@
+"""From the numbers of a module, its config and the scale rule to its scale, or to the reason why it is unknown."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from lora_inspect import schemes
+from lora_inspect.maths.scaling import neutral_alpha, scale_of
+from lora_inspect.reading import evidence, peft_config
+from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.evidence import RsloraReading
+from lora_inspect.reading.found_configs import FoundConfig
+from lora_inspect.reading.settings import Settings
+
+# Why an alpha is unknown that no setting settles.
+PATTERN_REFUSED = "a pattern of the config is refused"
+
+
+class Counted(NamedTuple):
+    """How often the stored alpha counts: once for each of the `parts` that a layer was saved in.
+
+    `contradiction` says why nobody can tell; it is empty where there is none.
+    """
+
+    parts: int = 1
+    contradiction: str = ""
+
+
+class ScaleSources(NamedTuple):
+    """What the scale of one contribution is read from.
+
+    `stored` is the number in the alpha tensor, None where that is no plain number; `configs` are the LoraConfigs that
+    speak of the module, `rule` whether its scale is alpha/sqrt(rank), and `counted` how often the stored alpha counts.
+    """
+
+    module: Module
+    stored: float | None
+    configs: Sequence[FoundConfig]
+    rule: RsloraReading
+    counted: Counted = Counted()
+
+
+def with_scale(contribution: Contribution, sources: ScaleSources, settings: Settings) -> Contribution:
+    """The contribution with rank, alpha and scale, or with the reason why the scale is unknown."""
+    rank = contribution.formula.rank(contribution.factors)
+    rule = sources.rule.value
+    found = sources.configs[0] if sources.configs else None
+    transposed = peft_config.fan_in_fan_out(found.config) if found and contribution.is_linear else None
+    contribution = contribution._replace(rank=rank, transposed=transposed, rslora=rule)
+    alpha, why = _alpha(contribution, sources, rank)
+    if why and settings.alpha is not None:
+        alpha, why = settings.alpha, ""
+    contribution = contribution._replace(alpha=alpha)
+    if why:
+        return contribution._replace(why=why)
+    if alpha is None:
+        return contribution._replace(
+            scale=1.0, rslora=None, why=f"no alpha, which means scale 1 in the {contribution.module.scheme} scheme"
+        )
+    if rule is None and rank > 1:
+        cause = "conflicts" if sources.rule.source == "conflict" else "is missing"
+        return contribution._replace(why=f"the evidence for RS-LoRA {cause}")
+    rslora = bool(rule)
+    why = f"{alpha:g}/sqrt({rank})" if rslora else f"{alpha:g}/{rank}"
+    if sources.counted.parts > 1 and sources.stored is not None:
+        why += (
+            f", as alpha {sources.stored:g} counts for each of the {sources.counted.parts} parts that it was saved in"
+        )
+    return contribution._replace(rslora=rslora, scale=scale_of(alpha, rank, rslora), why=why)
+
+
+def _alpha(contribution: Contribution, sources: ScaleSources, rank: int) -> tuple[float | None, str]:
+    """Alpha with an empty reason, or why it is unknown. (None, "") means that the scheme has none: scale 1."""
+    theirs = [found for found in sources.configs if found.gives_rank(contribution)]
+    configured = {found.where: found.modules.alpha(contribution.module.body) for found in theirs}
+    if sources.module.alpha:
+        alpha, why = _stored_alpha(sources.stored, configured)
+        if alpha is None or sources.counted.contradiction:
+            return None, why or sources.counted.contradiction
+        return alpha * sources.counted.parts, ""
+    if any(found.modules.refused for found in sources.configs):
+        return None, PATTERN_REFUSED
+    if theirs:
+        return _configured_alpha(contribution, theirs[0], configured, rank)
+    if sources.configs:
+        expected = sources.configs[0].modules.rank(contribution.module.body)
+        says = "is no whole number" if expected is None else f"is {expected}"
+        return None, f"the config's rank {says} and the tensors' is {rank}, so it is not theirs"
+    if schemes.by_name(contribution.module.scheme).absent_alpha == "config":
+        why = "PEFT keeps alpha and the scale rule in adapter_config.json, which is not there: put it beside the file"
+        return None, why
+    return None, ""
+
+
+def _stored_alpha(stored: float | None, configured: Mapping[str, float | None]) -> tuple[float | None, str]:
+    if stored is None or not math.isfinite(stored):
+        return None, "the stored alpha is no finite number"
+    if stored == 0:
+        return None, "the stored alpha is 0, which programs read differently"
+    for where, alpha in configured.items():
+        if alpha is not None and not evidence.close(alpha, stored):
+            return None, f"the stored alpha is {stored:g}, but {where} says alpha {alpha:g}"
+    return stored, ""
+
+
+def _configured_alpha(
+    contribution: Contribution, found: FoundConfig, alphas: Mapping[str, float | None], rank: int
+) -> tuple[float | None, str]:
+    """The alpha of the configs, of which `found` is the first.
+
+    Unknown where they differ, and where the names say that a program has folded the scale into the factors.
+    """
+    configured = alphas[found.where]
+    if configured is None:
+        return None, "the config's lora_alpha is no number"
+    for where, alpha in alphas.items():
+        if alpha is None or not evidence.close(alpha, configured):
+            says = "no number" if alpha is None else f"alpha {alpha:g}"
+            return None, f"{found.where} says alpha {configured:g}, but {where} {says}"
+    scheme = contribution.module.scheme
+    # PEFT's names have no other place for alpha, and diffusers itself reads what it embeds: beside a pipeline's names
+    # under their prefix, beside the bare ones that a model saves of itself without one.
+    own = found.embedded and (scheme == "diffusers" or (scheme == "dotted" and not found.prefix))
+    if own or schemes.by_name(scheme).absent_alpha == "config":
+        return configured, ""
+    if contribution.rslora is None and rank > 1:
+        return None, f"no alpha means scale 1 in the {scheme} scheme, but {found.where} says alpha {configured:g}"
+    scale = scale_of(configured, rank, bool(contribution.rslora))
+    if math.isclose(scale, 1.0, rel_tol=1e-6):
+        return configured, ""
+    neutral = neutral_alpha(rank, bool(contribution.rslora))
+    return None, (
+        f"no alpha means scale 1 in the {scheme} scheme, but {found.where} says scale {scale:g} at rank {rank}: "
+        f"alpha={neutral:.9g} means the first, alpha={configured:.9g} the second"
+    )

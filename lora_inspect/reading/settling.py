@@ -1,0 +1,74 @@
+"""Several adapters read together: which of them an option without a path speaks of, and what is still missing."""
+
+from collections.abc import Sequence
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.reading.adapter import Adapter, read_adapter
+from lora_inspect.reading.settings import Settings, spell_settings
+
+# How an open setting is written on a path where nothing says its value.
+_PLACEHOLDERS = {"alpha": "alpha=N", "rslora": "rslora=yes|no"}
+
+
+def read_settled(opened: Sequence[tuple[Checkpoint, Settings]], options: Settings) -> list[Adapter]:
+    """Reads each checkpoint with the settings on its path, and with what the `options` settle.
+
+    An option speaks of the one adapter whose evidence leaves it open. Raises LoraInspectError where there are several,
+    and where an adapter needs more than the options and the paths say; the error names all that is missing. Where
+    nothing is open, every adapter is asked whether it agrees.
+    """
+    partial = Settings(allow_partial_dora=options.allow_partial_dora)
+    adapters = [read_adapter(checkpoint, own.joined(partial, checkpoint.path)) for checkpoint, own in opened]
+    for name in _PLACEHOLDERS:
+        if getattr(options, name) is None:
+            continue
+        option = Settings()._replace(**{name: getattr(options, name)})
+        takers = _takers(adapters, name)
+        if len(takers) > 1:
+            raise LoraInspectError(
+                f"{spell_settings(option)} could speak of {len(takers)} adapters; say it on the path of each: "
+                f"{_forms([adapters[taker] for taker in takers], option)}."
+            )
+        for index in takers or _havers(adapters, name) or range(len(adapters)):
+            checkpoint, own = adapters[index].checkpoint, adapters[index].settings
+            adapters[index] = read_adapter(checkpoint, own.joined(option, checkpoint.path))
+    unsettled = [adapter for adapter in adapters if adapter.open]
+    if len(unsettled) > 1:
+        raise LoraInspectError(
+            f"the scale is unknown in {len(unsettled)} adapters, which `lora-inspect info` explains; "
+            f"settle each on its path: {_forms(unsettled)}."
+        )
+    return adapters
+
+
+def _takers(adapters: Sequence[Adapter], name: str) -> list[int]:
+    """The adapters that wait for a setting; for the rule, where none waits, those without any evidence of it."""
+    waiting = [index for index, adapter in enumerate(adapters) if name in adapter.open]
+    if waiting or name != "rslora":
+        return waiting
+    return [index for index in _havers(adapters, name) if adapters[index].rslora.is_default]
+
+
+def _havers(adapters: Sequence[Adapter], name: str) -> list[int]:
+    """The adapters in which alpha, or the rule that reads it, makes a difference."""
+    least_rank = 2 if name == "rslora" else 1
+    return [
+        index
+        for index, adapter in enumerate(adapters)
+        if any(c.alpha is not None and (c.rank or 0) >= least_rank for c in adapter.contributions)
+    ]
+
+
+def _forms(adapters: Sequence[Adapter], option: Settings = Settings()) -> str:  # noqa: B008 (frozen)
+    """What to write for each adapter: its path, the settings that it has, and those that are open."""
+    forms = []
+    for adapter in adapters:
+        given = spell_settings(adapter.settings)
+        wanted = dict.fromkeys([*adapter.open, *(name for name in _PLACEHOLDERS if getattr(option, name) is not None)])
+        parts = [given] if given else []
+        for name in wanted:
+            value = getattr(option, name)
+            parts.append(_PLACEHOLDERS[name] if value is None else spell_settings(Settings()._replace(**{name: value})))
+        forms.append(f"{adapter.checkpoint.path}:{','.join(parts)}")
+    return " ".join(forms)

@@ -1,0 +1,220 @@
+"""The network: the modules of one model, and the calls that trainers and generators make."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG
+
+from . import arguments, construction, optimizer_groups, summary, targets
+from ..modules import max_norm
+from ..files import saving
+from ..modules.layers import LoRAModule
+from .left_out import LeftOut
+from .network_weights import NetworkWeights
+from ..modules.pissa import PissaModule
+from .targets import Patterns, Ranks, Splits
+
+logger = logging.getLogger(__name__)
+
+
+class LoRANetwork(NetworkWeights):
+    """The adapters of one model; text encoders are never adapted.
+
+    The layers are those that the patterns let through inside blocks of the classes `target_replace_modules` (None:
+    of the whole model), or, with `modules_dim`, those that it names, wherever in the model they are.
+    `modules_dim`, `modules_alpha`, `modules_split` and `modules_keywords` hold rank, alpha, split_dims and what else a
+    module is made with by module name; default patterns are the architecture's own. `conv_lora_dim` and `conv_alpha`
+    are `lora_dim` and `alpha` where None. The rest are options as in `arguments.NetworkArguments`.
+
+    The flags `use_rslora_flag` and `use_dora_flag` are buffers where at least one of them is true. A state dict
+    without them loads all the same.
+    """
+
+    # What sd-scripts asks of a network where the model has a T5 encoder: text encoders are never adapted here.
+    train_t5xxl = False
+
+    def __init__(
+        self,
+        target_replace_modules: Sequence[str] | None,
+        prefix: str,
+        text_encoders: Any,
+        unet: nn.Module,
+        multiplier: float = 1.0,
+        lora_dim: int = 4,
+        alpha: float | None = 1,
+        dropout: float | None = None,
+        rank_dropout: float | None = None,
+        module_dropout: float | None = None,
+        conv_lora_dim: int | None = None,
+        conv_alpha: float | None = None,
+        module_class: Any = LoRAModule,
+        module_kwargs: Mapping[str, Any] | None = None,
+        modules_dim: Mapping[str, int] | None = None,
+        modules_alpha: Mapping[str, float | None] | None = None,
+        exclude_patterns: Sequence[str] | None = None,
+        include_patterns: Sequence[str] | None = None,
+        verbose: bool = False,
+        use_rslora: bool = False,
+        use_dora: bool = False,
+        init_lora_weights: str = arguments.KAIMING,
+        enable_conv2d: bool = True,
+        rank_pattern: Mapping[str, int] | None = None,
+        alpha_pattern: Mapping[str, float] | None = None,
+        default_exclude_patterns: Sequence[str] = (),
+        default_include_patterns: Sequence[str] = (),
+        modules_split: Mapping[str, Sequence[int] | None] | None = None,
+        modules_keywords: Mapping[str, Mapping[str, Any]] | None = None,
+        split_dims: Mapping[str, Sequence[int]] | None = None,
+        split_qkv: bool = False,
+        dora_conv: bool = False,
+    ) -> None:
+        super().__init__()
+        self.multiplier = multiplier
+        self.lora_dim = lora_dim
+        self.alpha = alpha
+        self.use_rslora = use_rslora
+        self.init_lora_weights = arguments.read_init("init_lora_weights", init_lora_weights)
+        self.rank_pattern = arguments.read_rank_pattern("rank_pattern", rank_pattern or {})
+        self.alpha_pattern = arguments.read_alpha_pattern("alpha_pattern", alpha_pattern or {})
+        self.module_class = construction.choose_class(module_class, self.init_lora_weights)
+        self.module_kwargs = arguments.read_keywords("module_kwargs", module_kwargs or {})
+        self.loraplus_lr_ratio: float | None = None
+        if modules_dim is None:
+            selection = targets.select(
+                unet,
+                target_replace_modules,
+                Patterns(
+                    arguments.read_patterns("exclude_patterns", list(exclude_patterns or ())),
+                    arguments.read_patterns("include_patterns", list(include_patterns or ())),
+                    default_exclude_patterns,
+                    default_include_patterns,
+                ),
+                Ranks(
+                    lora_dim,
+                    alpha,
+                    lora_dim if conv_lora_dim is None else conv_lora_dim,
+                    alpha if conv_alpha is None else conv_alpha,
+                    self.rank_pattern,
+                    self.alpha_pattern,
+                    enable_conv2d,
+                ),
+                Splits(arguments.read_split_dims("split_dims", split_dims or {}), split_qkv),
+            )
+        else:
+            selection = targets.select_named(
+                unet, prefix, modules_dim, modules_alpha or {}, modules_split or {}, modules_keywords or {}
+            )
+        keywords = {
+            "dropout": dropout,
+            "rank_dropout": rank_dropout,
+            "module_dropout": module_dropout,
+            "use_rslora": use_rslora,
+            "use_dora": use_dora,
+            # Only where it is on, as not every class of modules knows it.
+            **({"dora_conv": True} if dora_conv else {}),
+            **self.module_kwargs,
+        }
+        create = partial(
+            construction.create_modules,
+            self.module_class,
+            prefix,
+            multiplier=multiplier,
+            init_lora_weights=self.init_lora_weights,
+            keywords=keywords,
+        )
+        self.left_out = LeftOut(prefix, selection, create)
+        self.text_encoder_loras: list[Any] = []
+        self.unet_loras: list[Any] = []
+        self.take(create(selection.targets))
+        self.use_dora = any(getattr(lora, "use_dora", False) for lora in self.unet_loras)
+        if self.use_rslora or self.use_dora:
+            self.register_buffer(RSLORA_FLAG, torch.tensor(self.use_rslora))
+            self.register_buffer(DORA_FLAG, torch.tensor(self.use_dora))
+        # What the options were is not known of a network that was made from weights.
+        if modules_dim is None:
+            is_lora = self.module_class in (LoRAModule, PissaModule)
+            self.option_metadata = saving.option_metadata(
+                self.init_lora_weights if is_lora else None, self.rank_pattern, self.alpha_pattern
+            )
+        if use_dora:
+            summary.log_dora(self.unet_loras)
+        summary.log_selection(self.unet_loras, selection, verbose)
+
+    def prepare_network(self, args: Any) -> None:
+        """Called by trainers before `apply_to`; there is nothing to prepare."""
+
+    def set_multiplier(self, multiplier: float) -> None:
+        """The strength of every module; at 0 the model is the base, bit for bit."""
+        self.multiplier = multiplier
+        for lora in self.unet_loras:
+            lora.multiplier = multiplier
+
+    def set_enabled(self, is_enabled: bool) -> None:
+        """Switches every module on or off; off, the model is the base, bit for bit."""
+        for lora in self.unet_loras:
+            lora.enabled = is_enabled
+
+    def apply_to(self, text_encoders: Any, unet: Any, apply_text_encoder: bool = True, apply_unet: bool = True) -> None:
+        """Puts every module into its base layer's forward. Raises RuntimeError where there is none to train."""
+        if not apply_unet:
+            for lora in self.unet_loras:
+                delattr(self, lora.lora_name)
+            self.unet_loras = []
+        if not self.unet_loras:
+            raise RuntimeError("No LoRA modules found: no layer of the model is one that this network module adapts")
+        if self.init_lora_weights == arguments.PISSA:
+            logger.info(f"{len(self.unet_loras)} weights to decompose; init_lora_weights=pissa_niter_4 is much faster")
+        if apply_text_encoder and any(encoder is not None for encoder in _as_list(text_encoders)):
+            logger.warning("text encoders are not adapted: no network module of this package does")
+        for lora in self.unet_loras:
+            lora.apply_to()
+        logger.info(f"{len(self.unet_loras)} LoRA modules applied")
+
+    def set_loraplus_lr_ratio(self, loraplus_lr_ratio: float | None) -> None:
+        """The learning rate of the up factors as a multiple of the others'; None for the same."""
+        self.loraplus_lr_ratio = loraplus_lr_ratio
+
+    def prepare_optimizer_params(
+        self, unet_lr: float | None = 1e-4, **kwargs: Any
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """(parameter groups, their descriptions), of equal length; makes every parameter trainable."""
+        self.requires_grad_(True)
+        self.is_grouped = True
+        return optimizer_groups.build_groups(self.unet_loras, "unet", unet_lr, self.loraplus_lr_ratio)
+
+    def prepare_optimizer_params_with_multiple_te_lrs(
+        self, text_encoder_lr: Any, unet_lr: float | None, default_lr: float | None
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """The same, as sd-scripts calls it."""
+        return self.prepare_optimizer_params(default_lr if unet_lr is None else unet_lr)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Nothing to do: the factors keep only the small hidden activations."""
+
+    def prepare_grad_etc(self, *args: Any) -> None:
+        """Makes every parameter trainable; the models that trainers pass are not touched."""
+        self.requires_grad_(True)
+
+    def on_epoch_start(self, *args: Any) -> None:
+        """Training mode."""
+        self.train()
+
+    def on_step_start(self, *args: Any) -> None:
+        """Nothing to do."""
+
+    def get_trainable_params(self) -> list[nn.Parameter]:
+        """Every parameter."""
+        return list(self.parameters())
+
+    def apply_max_norm_regularization(self, max_norm_value: float, device: Any = None) -> tuple[int, float, float]:
+        """(modules shrunk, mean norm, largest norm); see `max_norm.limit_norms`."""
+        return max_norm.limit_norms(self.unet_loras, max_norm_value)
+
+
+def _as_list(encoders: Any) -> Sequence[Any]:
+    return encoders if isinstance(encoders, list | tuple) else [encoders]

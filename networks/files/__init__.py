@@ -1,0 +1,1 @@
+"""How a network's weights become a file, and a file its weights."""

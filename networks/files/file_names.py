@@ -1,0 +1,194 @@
+"""The names that a network's tensors have in a file: those that loaders of the model know.
+
+Inside, a module is called after its path in the model that is trained, `lora_unet_` and the path with underscores.
+Where kohya's trainers train that model too, this is its name in a file as well. The diffusers class of a family whose
+layers have other names elsewhere is not what loaders of such files look for:
+
+- where the layers of both layouts are the same, a file has the names of the original one;
+- else LoRA is written as diffusers writes it, `transformer.` and dotted paths, and the other algorithms as LyCORIS
+  does, `lycoris_` and the path with underscores, of the diffusers layout both.
+
+diffusers reads no alpha and takes the scale for 1: the scale is multiplied into `up`, in float32. Only Linear layers
+are adapted in those models, so that a magnitude is (out,) in both.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lora_inspect.architectures.record import Architecture
+from lora_inspect.architectures.trained import layout_of, original_path
+from lora_inspect.maths.scaling import scale_of
+from lora_inspect.reading import peft_config
+from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG, SCALE_KEY
+from lora_inspect.reading.metadata import without_scale_options
+from lora_inspect.reading.steps import Steps
+from lora_inspect.schemes.diffusers import DIFFUSERS
+from lora_inspect.schemes.lycoris import LYCORIS
+
+from ..build.targets import module_name
+from .key_places import KeyPlaces, Place
+from .reading import MAGNITUDE, is_factor
+
+_TRANSFORMER, _LYCORIS = "transformer.", "lycoris_"
+# LoRA's keys, in which all of a module that diffusers has a name for is.
+_ROLES = {"lora_down.weight": "down", "lora_up.weight": "up", MAGNITUDE: "magnitude"}
+
+
+class Named(NamedTuple):
+    """The tensors of a network or a file under the names of the other, and the metadata that is true of them.
+
+    `folded` says that the scale is multiplied in, so that there is neither an alpha nor a scale rule.
+    """
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+    folded: bool = False
+
+
+class FileNames:
+    """Both directions for one model, whose layers have the dotted `paths`."""
+
+    def __init__(self, architecture: Architecture, paths: Collection[str], prefix: str) -> None:
+        self._paths = {module_name(prefix, path): path for path in paths}
+        self._is_kohya = layout_of(architecture, paths).kohya_prefix == f"{prefix}_"
+        originals = {} if self._is_kohya else {path: original_path(architecture, path) for path in paths}
+        self._original = {
+            module_name(prefix, path): module_name(prefix, other) for path, other in originals.items() if other
+        }
+        self._lycoris = {name: LYCORIS.module(path, _LYCORIS) for name, path in self._paths.items()}
+        self._places = KeyPlaces(architecture, paths, prefix)
+
+    def check(self, keys: Collection[str]) -> None:
+        """Raises ValueError where a file has no name for a tensor of a network with these keys."""
+        if self._table(keys) is not None:
+            return
+        modules, magnitudes = ({key.partition(".")[0] for key in keys if of in key} for of in (".lora_", MAGNITUDE))
+        if magnitudes and (without := sorted(modules - magnitudes)):
+            raise ValueError(
+                f"{without[0]} has no magnitude, but diffusers applies one to all layers of a file as soon as one has "
+                "it; leave use_dora out, or split_dims and split_qkv"
+            )
+        for key in keys:
+            name, _, tail = key.partition(".")
+            if tail.startswith("lora_") and tail not in _ROLES:
+                raise ValueError(
+                    f"{name} has slices, for which diffusers has no names; set save_format=standard, or leave "
+                    "split_dims and split_qkv out"
+                )
+
+    def to_file(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], rslora: bool) -> Named:
+        """What a file holds of the network's `tensors`, whose scale rule is `rslora`."""
+        table = self._table(tensors)
+        if table is not None:
+            return Named(_renamed(tensors, table), dict(metadata))
+        named: dict[str, Tensor] = {}
+        for key, tensor in tensors.items():
+            name, _, tail = key.partition(".")
+            role = _ROLES.get(tail)
+            if role == "up":
+                tensor = tensor * scale_of(float(tensors[f"{name}.alpha"]), tensor.shape[1], rslora)
+            if role:
+                named[DIFFUSERS.spell(self._paths[name], role, _TRANSFORMER)] = tensor
+        return Named(named, without_scale_options(metadata), folded=True)
+
+    def from_file(
+        self,
+        weights: Mapping[str, Tensor],
+        metadata: Mapping[str, str],
+        own: Mapping[str, Tensor] | None = None,
+        rslora: bool = False,
+    ) -> Named:
+        """What a network has to load of a file's `weights`, in whichever of the spellings they are.
+
+        `own` are the tensors of the network as `to_file` takes them, if there is one yet. A module without an alpha
+        under a dotted name has the scale 1, or that of a config: the network keeps its alpha and its scale rule there,
+        and `up` is divided by its scale. Keys that are no module's of the model stay as they are. Raises ValueError
+        for two tensors that are the same one of a module, and where a scale is not in the file.
+        """
+        places = {key: self.place(key) for key in weights}
+        with_alpha = {place.name for place in places.values() if place and place.key == "alpha"}
+        scales = _Scales(metadata)
+        # A file in standard form has one pair of factors for the slices of a layer.
+        parts = (key.partition(".") for key in own or ())
+        slices = Counter(name for name, _, tail in parts if tail.startswith("lora_down."))
+        named: dict[str, Tensor] = {}
+        folded = False
+        for key, tensor in weights.items():
+            place = places[key]
+            new = f"{place.name}.{place.key}" if place else key
+            if new in named:
+                raise ValueError(f"{key} is there twice, in two spellings")
+            without_alpha = place and not place.scheme.flat and place.name not in with_alpha
+            if place and without_alpha and place.role == "up" and is_factor(tensor):
+                folded = True
+                scale = scales.of(place, tensor.shape[1])
+                alpha = (own or {}).get(f"{place.name}.alpha")
+                if alpha is not None:
+                    count = slices[place.name] if place.key == "lora_up.weight" else 1
+                    named[f"{place.name}.alpha"] = alpha * count
+                    scale /= scale_of(float(alpha), tensor.shape[1] // count, rslora)
+                tensor = tensor if scale == 1 else tensor.float() * scale
+            named[new] = tensor
+        if not folded or with_alpha:
+            return Named(named, dict(metadata))
+        # Nothing is left that a rule could be about.
+        if own and rslora:
+            dora = any(place is not None and place.role == "magnitude" for place in places.values())
+            named |= {RSLORA_FLAG: torch.tensor(True), DORA_FLAG: torch.tensor(dora)}
+        rule_free = {key: value for key, value in without_scale_options(metadata).items() if key != SCALE_KEY}
+        return Named(named, rule_free, folded=True)
+
+    def place(self, key: str) -> Place | None:
+        """The tensor of a module that a file's `key` is, or None where it is no layer's of the model."""
+        return self._places.find(key)
+
+    def folds_the_scale(self, keys: Collection[str]) -> bool:
+        """Whether a file of a network with these keys has the scale in its factors, under names without an alpha."""
+        return self._table(keys) is None
+
+    def _table(self, keys: Collection[str]) -> Mapping[str, str] | None:
+        """The names of modules in a file by their own, where they differ; None where diffusers' spelling is due."""
+        if self._is_kohya:
+            return {}
+        if {key.partition(".")[0] for key in keys if "." in key} <= self._original.keys():
+            return self._original
+        return None if any(".lora_" in key for key in keys) else self._lycoris
+
+
+class _Scales:
+    """The scales of modules without an alpha: 1, unless the file carries PEFT's config, which diffusers reads then."""
+
+    def __init__(self, metadata: Mapping[str, str]) -> None:
+        configs = peft_config.embedded_configs(metadata)
+        self._config = configs.get(_TRANSFORMER) or configs.get("")
+        self._modules = peft_config.ModuleSettings(self._config or {}, Steps())
+
+    def of(self, place: Place, rank: int) -> float:
+        """The scale of the module at `place`."""
+        if self._config is None:
+            if place.scheme.absent_alpha == "config":
+                raise ValueError(
+                    f"the alpha of {place.path} stands in adapter_config.json and not in the file; "
+                    "rewrite the adapter with lora-inspect convert, which reads both"
+                )
+            return 1.0
+        alpha = self._modules.alpha(place.path)
+        if self._modules.refused:
+            raise ValueError(
+                f"{peft_config.EMBEDDED_KEY}: {self._modules.refused}; write the plain module path instead"
+            )
+        if alpha is None:
+            raise ValueError(f"{peft_config.EMBEDDED_KEY} has no alpha for {place.path}")
+        return scale_of(alpha, rank, self._config.get("use_rslora") is True)
+
+
+def _renamed(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        name, dot, tail = key.partition(".")
+        renamed[f"{table.get(name, name)}{dot}{tail}"] = tensor
+    return renamed

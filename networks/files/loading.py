@@ -1,0 +1,203 @@
+"""From what was read to what a network can load: every tensor has a place, or the reason why not is an error."""
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lora_inspect.reading import problems
+from lora_inspect.reading.evidence import DORA_FLAG
+
+from . import standard_form
+from .reading import MAGNITUDE, Reading, count, some_of
+
+logger = logging.getLogger(__name__)
+
+_IGNORED = "magnitudes are ignored; add use_dora=True if they are to count"
+
+
+def check_rslora(reading: Reading, expected: bool, settled: bool = False) -> None:
+    """Raises ValueError where the weights' scale rule is not the `expected` one of the network.
+
+    Weights that say nothing count as alpha/rank. Where the user has `settled` the rule, only what contradicts it
+    outright is an error.
+    """
+    found = reading.rslora
+    if found.value == expected or (settled and (found.value is None or found.source == "default")):
+        if found.hint and not expected:
+            logger.warning(
+                f"The weights say nothing of RS-LoRA and are read as alpha/rank, but {found.hint.sentence()}."
+            )
+        elif expected and found.value != expected:
+            logger.warning(
+                "The weights say nothing of RS-LoRA, and their alphas are read as those of alpha/sqrt(rank), for "
+                "use_rslora=True. Those of a file in standard form are for alpha/rank: pass its metadata too."
+            )
+        return
+    says = {
+        None: "contradict themselves about it",
+        True: f"say use_rslora=True ({found.source})",
+        False: "say nothing of it, which means use_rslora=False"
+        if found.source == "default"
+        else f"say use_rslora=False ({found.source})",
+    }[found.value]
+    raise ValueError(
+        f"RS-LoRA flag mismatch: the network has use_rslora={expected}, but the weights {says}; "
+        f"set use_rslora as they were trained{f'. Hint: {found.hint.sentence()}' if found.hint else ''}"
+    )
+
+
+def check_dora(reading: Reading, expected: Collection[str]) -> set[str]:
+    """The modules whose magnitude the network ignores, with a warning; `expected` are those that need one.
+
+    Raises ValueError where a module that needs a magnitude has none, and where the flag contradicts the tensors.
+    """
+    present = {name for name, module in reading.modules.items() if module.has_magnitude}
+    flag = reading.flags.get(DORA_FLAG)
+    if expected and not present:
+        raise ValueError("DoRA flag mismatch: network expects DoRA but weights lack it (no dora_layer.weight)")
+    missing = sorted(name for name in reading.modules if name in expected and name not in present)
+    if missing:
+        keys = [f"{name}.{MAGNITUDE}" for name in missing]
+        raise ValueError(
+            f"DoRA magnitudes are there for {len(present)} modules, but {len(keys)} are missing: {some_of(keys)}"
+        )
+    ignored = present - set(expected)
+    if flag is not None and flag != bool(present):
+        raise ValueError(f"{DORA_FLAG} is {flag}, but {len(present)} modules of the weights have a dora_layer.weight")
+    if present and not expected:
+        logger.warning(f"DoRA flag mismatch: weights contain DoRA but network doesn't expect it; {_IGNORED}")
+    elif ignored:
+        logger.warning(
+            f"DoRA magnitudes of {len(ignored)} modules where DoRA is disabled are ignored: {some_of(sorted(ignored))}"
+        )
+    return ignored
+
+
+def has_dora(reading: Reading) -> bool:
+    """Whether the weights are DoRA: all Linear modules that are not split then have a magnitude, or ValueError.
+
+    Convolutions have none, or all of them have one.
+    """
+    if not any(module.has_magnitude for module in reading.modules.values()):
+        check_dora(reading, ())
+        return False
+    convolutions = reading.has_conv_magnitude
+    check_dora(reading, {facts.module for facts in reading.facts if not facts.split and (facts.linear or convolutions)})
+    return True
+
+
+def magnitude_errors(state_dict: Collection[str], prefix: str, modules: Iterable[Any]) -> list[str]:
+    """What is wrong with the magnitudes of a state dict, whose keys begin with `prefix`, for the network's `modules`.
+
+    Magnitudes that no module takes are a warning: torch leaves them out without a word where it is not strict.
+    """
+    expected: set[str] = set()
+    missing: list[str] = []
+    for module in modules:
+        name, key = f"{prefix}{module.lora_name}", f"{prefix}{module.lora_name}.{MAGNITUDE}"
+        if getattr(module, "use_dora", False):
+            expected.add(key)
+            if f"{name}.lora_up.weight" in state_dict and key not in state_dict:
+                missing.append(key)
+    present = {key for key in state_dict if key.startswith(prefix) and key.endswith(f".{MAGNITUDE}")}
+    if present - expected:
+        logger.warning(f"DoRA flag mismatch: weights contain DoRA but network doesn't expect it; {_IGNORED}")
+    if missing and not present:
+        return ["DoRA flag mismatch: network expects DoRA but weights lack it (no dora_layer.weight)"]
+    return [f"{count(missing, 'DoRA magnitudes')} missing: {some_of(missing)}"] if missing else []
+
+
+def check_base(reading: Reading, pissa: bool) -> None:
+    """Raises ValueError for weights on another base than the original one, and for those a PiSSA network cannot use."""
+    if init := problems.residual_init(reading.metadata):
+        raise ValueError(
+            f"ss_init_lora_weights is {init}, so the weights change a residual base and not the original one; "
+            "convert them to plain LoRA with the program that trained them"
+        )
+    # A file of torch.save has no place for metadata; any weights of that rank can be read in this way.
+    if pissa and reading.metadata and problems.INITIAL_FACTORS_KEY not in reading.metadata:
+        raise ValueError(
+            "the network has init_lora_weights=pissa, but the weights do not hold its initial factors; "
+            "leave init_lora_weights out to go on training them as plain LoRA"
+        )
+
+
+class Expected(NamedTuple):
+    """What a network can take: its scale rule, the shape of every tensor by key, and which modules have DoRA.
+
+    `alpha_of(rank)` is the alpha that a module without one has; `settled` says that the user chose the rule, `pissa`
+    that every module holds its initial factors as well, in a file as a rank twice its own. `ways_in(names)` are the
+    options that would take in modules that are not the network's, `alphas` the network's own by module.
+    """
+
+    rslora: bool
+    settled: bool
+    shapes: Mapping[str, torch.Size]
+    dora: Collection[str]
+    alpha_of: Callable[[int], float]
+    pissa: bool = False
+    ways_in: Callable[[Collection[str]], Sequence[str]] = lambda names: ()
+    alphas: Mapping[str, float] = {}
+
+
+def fitted(reading: Reading, expected: Expected) -> dict[str, dict[str, Tensor]]:
+    """The tensors by module name and key that a network can load as they are.
+
+    Flags are checked and left out, alphas that `save_format=standard` has made of RS-LoRA's become those again,
+    magnitudes that the network does not expect are left out with a warning, and a missing alpha is filled in. Raises
+    ValueError where scale rule, DoRA, modules or shapes are not the network's, and for numbers that are not finite.
+    """
+    names = {key.partition(".")[0] for key in expected.shapes}
+    foreign = [name for name in reading.modules if name not in names]
+    if len(foreign) == len(reading.modules):
+        raise ValueError(f"no module of the weights is one of the network: the weights have {some_of(foreign)}")
+    if foreign:
+        way_out = " and ".join(expected.ways_in(foreign))
+        raise ValueError(
+            f"{count(foreign, 'modules')} of the weights are not in the network: {some_of(foreign)}"
+            f"{f'; {way_out} takes in layers that it leaves out' if way_out else ''}"
+        )
+    check_base(reading, expected.pissa)
+    rank_stabilised = expected.rslora and standard_form.is_rank_stabilised(reading, expected.alphas)
+    if not rank_stabilised:
+        check_rslora(reading, expected.rslora, expected.settled)
+    ignored = check_dora(reading, expected.dora)
+    fit: dict[str, dict[str, Tensor]] = {}
+    for name, module in reading.modules.items():
+        tensors = dict(module.tensors)
+        if name in ignored:
+            del tensors[MAGNITUDE]
+        alpha = tensors.get("alpha", torch.tensor(expected.alpha_of(module.rank)))
+        if rank_stabilised and "alpha" in tensors:
+            alpha = torch.tensor(standard_form.native_alpha(float(alpha), module.rank))
+        tensors["alpha"] = alpha.detach().to(torch.float32).reshape(())
+        fit[name] = {key: _shaped(f"{name}.{key}", tensor, module.rank, expected) for key, tensor in tensors.items()}
+    return fit
+
+
+def _shaped(key: str, tensor: Tensor, rank: int, expected: Expected) -> Tensor:
+    """The tensor in the network's shape: that of a Linear or of a 1x1 convolution, which are the same thing."""
+    # In float32, as fp8 has no test of its own.
+    if not torch.isfinite(tensor.float()).all():
+        raise ValueError(f"{key} holds NaN or infinity: training broke before it was saved; use an earlier checkpoint")
+    own = expected.shapes.get(key)
+    if own is None:
+        raise ValueError(f"{key} is not in the network, which splits the module in another way")
+    if own == tensor.shape:
+        return tensor
+    if _without_kernel(own) == _without_kernel(tensor.shape):
+        return tensor.reshape(own)
+    if ".lora_down" in key and own[0] != rank:
+        found, wanted = (rank // 2, own[0] // 2) if expected.pissa else (rank, own[0])
+        raise ValueError(
+            f"{key} has rank {found}, but the network has rank {wanted}; "
+            f"set network_dim, conv_dim or rank_pattern to {found}"
+        )
+    raise ValueError(f"{key} has shape {list(tensor.shape)}, but the network has {list(own)}: it is for another model")
+
+
+def _without_kernel(shape: Sequence[int]) -> list[int]:
+    return [size for axis, size in enumerate(shape) if axis < 2 or size != 1]

@@ -1,0 +1,129 @@
+"""How a network's weights become a file."""
+
+import io
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_inspect import __version__
+from lora_inspect.files.byte_copy import write_all
+from lora_inspect.files.contents import Content, write_contents
+from lora_inspect.files.hashes import sshs_hashes
+from lora_inspect.files.outputs import new_file
+from lora_inspect.files.partial import remove_leftovers
+from lora_inspect.files.writer import TensorPlan
+from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD, alpha_growth
+from lora_inspect.reading.evidence import SCALE_KEY
+from lora_inspect.reading.problems import INCLUDED, INITIAL_FACTORS_KEY
+from lora_inspect.reading.trainers import NETWORK_KEY
+
+from ..kernels.base_weight import is_sharded
+
+logger = logging.getLogger(__name__)
+
+_OWN_INIT = "lora_inspect.init_lora_weights"
+_INIT, _RANK_PATTERN, _ALPHA_PATTERN = "ss_init_lora_weights", "ss_rank_pattern", "ss_alpha_pattern"
+
+# A magnitude rounded to half precision would move a whole row by up to 0.2%, as much as training moves it.
+_FLOAT32 = (".alpha", ".dora_layer.weight", ".lora_magnitude_vector", ".dora_scale")
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.bool: "BOOL",
+}
+
+
+def option_metadata(
+    init_lora_weights: str | None, rank_pattern: Mapping[str, int], alpha_pattern: Mapping[str, float]
+) -> dict[str, str]:
+    """What the options of a new network leave no trace of in the tensors, under the keys that trainers use."""
+    record = {_INIT: init_lora_weights} if init_lora_weights else {}
+    for key, pattern in ((_RANK_PATTERN, rank_pattern), (_ALPHA_PATTERN, alpha_pattern)):
+        if pattern:
+            record[key] = json.dumps(pattern)
+            record["ss_rank_pattern_match_semantics"] = "original_name_fullmatch_first_match"
+    return record
+
+
+def at_twice_the_rank(metadata: Mapping[str, Any], rslora: bool) -> dict[str, Any]:
+    """The metadata of a PiSSA network, ranks and alphas as its file has them: initial factors included."""
+    growth = alpha_growth(2, rslora)
+    grown = {**metadata, INITIAL_FACTORS_KEY: INCLUDED}
+    # Programs that know the trainers' key refuse the file for it, which is a plain LoRA by now.
+    if init := grown.pop(_INIT, None):
+        grown[_OWN_INIT] = init
+    for key, factor in (("ss_network_dim", 2), ("ss_network_alpha", growth)):
+        if key in grown:
+            grown[key] = _times(grown[key], factor)
+    for key, factor in ((_RANK_PATTERN, 2), (_ALPHA_PATTERN, growth)):
+        if key in grown:
+            grown[key] = json.dumps({name: value * factor for name, value in json.loads(grown[key]).items()})
+    return grown
+
+
+def write_weights(
+    file: str,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    metadata: Mapping[str, Any] | None,
+    rslora: bool,
+) -> None:
+    """Writes the state dict `tensors`, its factors cast to `dtype` (None: as they are).
+
+    Alphas and magnitudes stay float32 and flags bool. The file appears complete or not at all, and replaces one of its
+    name. A .safetensors file carries `metadata`, the hashes of its tensors, the scale rule and this package's version;
+    any other name is written by torch.save, which has no place for them. Raises LoraInspectError where the file cannot
+    be written, and RuntimeError where this process holds a part of the tensors only.
+    """
+    if any(is_sharded(tensor) for tensor in tensors.values()):
+        raise RuntimeError(
+            f"{file}: the network is sharded; call full_tensor() on its state dict in every process, load that into a "
+            "network that is not sharded, and save it"
+        )
+    for note in remove_leftovers(file):
+        logger.warning(note)
+    cast = {key: _cast(key, tensor, dtype) for key, tensor in tensors.items()}
+    if not file.endswith(".safetensors"):
+        # Into a file, torch would hide what the disk says under an error of its own.
+        content = io.BytesIO()
+        torch.save(cast, content)
+        with new_file(file, force=True) as descriptor:
+            write_all(descriptor, content.getbuffer())
+        return
+    contents = [
+        Content(TensorPlan(key, _NAMES[tensor.dtype], tuple(tensor.shape)), _bytes(tensor))
+        for key, tensor in cast.items()
+    ]
+    complete = {key: str(value) for key, value in (metadata or {}).items()}
+    complete[SCALE_KEY] = RANK_STABILISED if rslora else STANDARD
+    complete[NETWORK_KEY] = __version__
+    write_contents(file, contents, complete | sshs_hashes(contents, complete), force=True)
+
+
+def _cast(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    tensor = tensor.detach().cpu()
+    if key.endswith(_FLOAT32) or not tensor.is_floating_point():
+        return tensor.clone()
+    return tensor.to(dtype or tensor.dtype, copy=True).contiguous()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    data: bytes = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    return data
+
+
+def _times(number: Any, factor: float) -> Any:
+    """The product in as many digits as float32 has; what is no number (trainers write "None") as it is."""
+    try:
+        return f"{float(number) * factor:.9g}"
+    except ValueError:
+        return number

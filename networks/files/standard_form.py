@@ -1,0 +1,200 @@
+"""`save_format=standard`: a network's tensors for programs that know alpha/rank and nothing else, and the way back.
+
+- The alpha of RS-LoRA becomes alpha · sqrt(rank), of which alpha/rank is the same scale.
+- The slices of a layer become one pair of factors, which needs no sizes to be read; alpha grows with the rank.
+- DoRA's magnitude becomes `dora_scale`, (out, 1, …), the only spelling that programs beside the trainers look for.
+- There are no flags. How the network trained stands in the metadata, under `TRAINED_KEY`.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_inspect.files.json_text import parse_json
+from lora_inspect.maths import fusing
+from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD, plain_alpha, standard_alpha, to_float32
+from lora_inspect.reading.dora_evidence import MAGNITUDES_KEY
+from lora_inspect.reading.evidence import SCALE_KEY, close, network_args
+from lora_inspect.reading.metadata import one_or_several
+
+from .key_places import DORA_SCALE
+from .reading import MAGNITUDE, Reading, is_factor
+
+TRAINED_KEY = "lora_inspect.trained_as"
+
+_DIM, _ALPHA, _ARGS = "ss_network_dim", "ss_network_alpha", "ss_network_args"
+# Options and records that say how ranks, alphas and slices came about; here the tensors have others.
+_PATTERNS = ("ss_rank_pattern", "ss_alpha_pattern", "ss_rank_pattern_match_semantics")
+_OPTIONS = (
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "conv_dim",
+    "conv_alpha",
+    "split_qkv",
+    "split_dims",
+)
+
+
+def to_standard(tensors: Mapping[str, Tensor], rslora: bool) -> dict[str, Tensor]:
+    """The state dict `tensors` for alpha/rank, with whole layers and without flags; magnitudes as they are.
+
+    Raises ValueError for an alpha that float32 cannot hold.
+    """
+    standard: dict[str, Tensor] = {}
+    for name, module in _by_module(tensors).items():
+        if "" in module:
+            continue
+        slices = _slices(module)
+        if slices:
+            pairs = [(module[f"lora_up.{n}.weight"], module[f"lora_down.{n}.weight"]) for n in range(slices)]
+            up, down = fusing.fuse(pairs)
+            module = {"lora_down.weight": down, "lora_up.weight": up, "alpha": module["alpha"]}
+        if rslora or slices:
+            rank = module["lora_down.weight"].shape[0] // (slices or 1)
+            module["alpha"] = _alpha(name, float(module["alpha"]), rank, rslora, slices or 1)
+        standard |= {f"{name}.{key}": tensor for key, tensor in module.items()}
+    return standard
+
+
+def with_dora_scale(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file with every `dora_layer.weight` (out,) as a `dora_scale` (out, 1, …)."""
+    spelled: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        name, _, tail = key.partition(".")
+        if tail == MAGNITUDE:
+            axes = tensors[f"{name}.lora_up.weight"].dim()
+            spelled[f"{name}.{DORA_SCALE}"] = tensor.reshape(-1, *[1] * (axes - 1))
+        else:
+            spelled[key] = tensor
+    return spelled
+
+
+def magnitude_record(tensors: Iterable[str]) -> dict[str, str]:
+    """The metadata that say of a DoRA file how many magnitudes it has: slices have none, and no flag says so."""
+    magnitudes = sum(key.endswith(f".{DORA_SCALE}") for key in tensors)
+    return {MAGNITUDES_KEY: str(magnitudes)} if magnitudes else {}
+
+
+def rename_dora_scales(state_dict: dict[str, Tensor], prefix: str) -> None:
+    """Makes every `dora_scale` under `prefix` a `dora_layer.weight` (out,), in place."""
+    for key in [key for key in state_dict if key.startswith(prefix) and key.endswith(f".{DORA_SCALE}")]:
+        name = key.removesuffix(f".{DORA_SCALE}")
+        state_dict[f"{name}.{MAGNITUDE}"] = _per_output(
+            name, state_dict.pop(key), state_dict.get(f"{name}.lora_up.weight")
+        )
+
+
+def standard_metadata(
+    metadata: Mapping[str, Any], native: Mapping[str, Tensor], standard: Mapping[str, Tensor], rslora: bool
+) -> dict[str, Any]:
+    """The metadata that is true of the tensors `standard`, and under `TRAINED_KEY` what is true of the `native` ones.
+
+    They are as they were where both have the same factors and the same scale rule.
+    """
+    kept = dict(metadata)
+    if not rslora and all(key in native for key in standard):
+        return kept
+    trained: dict[str, Any] = {"scale": RANK_STABILISED if rslora else STANDARD}
+    downs = [tensor for key, tensor in standard.items() if key.endswith(".lora_down.weight")]
+    alphas = [float(tensor) for key, tensor in standard.items() if key.endswith(".alpha")]
+    for key, values in ((_DIM, [down.shape[0] for down in downs]), (_ALPHA, alphas)):
+        if key in kept:
+            trained[key], kept[key] = str(kept[key]), one_or_several(values)
+    trained |= {key: kept.pop(key) for key in _PATTERNS if key in kept}
+    if _ARGS in kept:
+        options = network_args({_ARGS: str(kept[_ARGS])})
+        trained[_ARGS] = {name: value for name, value in options.items() if name in _OPTIONS}
+        kept[_ARGS] = json.dumps({name: value for name, value in options.items() if name not in _OPTIONS})
+    return {**kept, TRAINED_KEY: json.dumps(trained)}
+
+
+def from_standard(weights: Mapping[str, Tensor], sizes: Callable[[str], Sequence[int] | None]) -> dict[str, Tensor]:
+    """The weights with magnitudes as `dora_layer.weight`, and with factors for each slice where the network has them.
+
+    `sizes` are the output features of the slices of a module by its name. A pair of factors whose `up` is not
+    block-diagonal in them stays whole. Raises ValueError for a `dora_scale` that is not one number per output.
+    """
+    native: dict[str, Tensor] = {}
+    for name, module in _by_module(weights).items():
+        if DORA_SCALE in module:
+            module[MAGNITUDE] = _per_output(name, module.pop(DORA_SCALE), module.get("lora_up.weight"))
+        slices, (down, up) = sizes(name), (module.get(f"lora_{role}.weight") for role in ("down", "up"))
+        if slices and down is not None and up is not None and is_factor(down) and is_factor(up):
+            pairs = fusing.part(up, down, slices)
+            if pairs:
+                del module["lora_up.weight"], module["lora_down.weight"]
+                for number, (up, down) in enumerate(pairs):
+                    module |= {f"lora_down.{number}.weight": down, f"lora_up.{number}.weight": up}
+                if "alpha" in module:
+                    module["alpha"] = module["alpha"].float() / len(pairs)
+        native |= {f"{name}.{key}" if key else name: tensor for key, tensor in module.items()}
+    return native
+
+
+def is_rank_stabilised(reading: Reading, alphas: Mapping[str, float]) -> bool:
+    """Whether weights in standard form are those of a network that trained with RS-LoRA.
+
+    The metadata say so, or, where the weights say nothing at all, their alphas: each is sqrt(rank) times the one in
+    `alphas`, which are the network's own by module name. Of rank 1 both rules say the same.
+    """
+    if reading.flags:
+        return False
+    if TRAINED_KEY in reading.metadata:
+        return trained_scale(reading.metadata) == RANK_STABILISED and reading.metadata.get(SCALE_KEY) == STANDARD
+    if reading.rslora.source != "default":
+        return False
+    telling = [module for module in reading.modules.values() if module.rank > 1]
+    known = [(module, module.alpha) for module in telling if module.alpha is not None and module.name in alphas]
+    if telling and not known:
+        return False
+    return all(close(alpha, plain_alpha(alphas[module.name], module.rank, rslora=True)) for module, alpha in known)
+
+
+def trained_scale(metadata: Mapping[str, str]) -> str | None:
+    """The scale rule that the network had which wrote a file in standard form."""
+    try:
+        trained = parse_json(metadata.get(TRAINED_KEY, "null"))
+    except ValueError:
+        return None
+    return trained.get("scale") if isinstance(trained, dict) else None
+
+
+def native_alpha(alpha: float | None, rank: int) -> float | None:
+    """The alpha of RS-LoRA that a stored one stands for; None where there is none."""
+    return None if alpha is None else to_float32(alpha / math.sqrt(rank))
+
+
+def _alpha(name: str, alpha: float, rank: int, rslora: bool, slices: int) -> Tensor:
+    try:
+        grown = to_float32(standard_alpha(alpha, rank, rslora) * slices)
+    except OverflowError:
+        raise ValueError(f"{name}: its alpha of {alpha:g} is too large for save_format=standard") from None
+    return torch.tensor(grown, dtype=torch.float32)
+
+
+def _slices(module: Mapping[str, Tensor]) -> int:
+    """The number of slices, 0 for a whole layer."""
+    return sum(key.startswith("lora_down.") and key != "lora_down.weight" for key in module)
+
+
+def _per_output(name: str, magnitude: Tensor, up: Tensor | None) -> Tensor:
+    out_features = None if up is None else up.shape[0]
+    if magnitude.dim() < 2 or magnitude.shape[0] != magnitude.numel() or out_features not in (None, magnitude.numel()):
+        raise ValueError(
+            f"{name}.{DORA_SCALE} has shape {list(magnitude.shape)}, but one number for each of the {out_features} "
+            "outputs was expected: a magnitude of each input is another method, which this network does not train"
+        )
+    return magnitude.reshape(-1)
+
+
+def _by_module(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    modules: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, tail = key.partition(".")
+        modules.setdefault(name, {})[tail] = tensor
+    return modules

@@ -1,0 +1,1 @@
+"""Fused products, and the base's weights as numbers."""

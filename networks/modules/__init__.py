@@ -1,0 +1,1 @@
+"""The layers that a network adds to a model."""

@@ -1,0 +1,153 @@
+"""What the module of every algorithm shares: its base layer, its scale, its switches, and its place in the forward."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_inspect.maths.scaling import neutral_alpha, scale_of
+
+from ..build.arguments import read_probability
+from ..kernels.base_weight import is_sharded
+from .dropout import draws_skip, is_training_step
+
+
+class AdapterModule(nn.Module):
+    """The adapter of one layer. It is no child of the base, nor the base of it: neither's state dict sees the other.
+
+    `scale` follows from `alpha`, which is a float32 scalar in the state dict whatever else is cast; an alpha of 0
+    or None gives scale 1. While `enabled` is false or `multiplier` 0, the base's forward runs alone.
+    """
+
+    alpha: Tensor
+
+    def __init__(
+        self,
+        lora_name: str,
+        org_module: nn.Module,
+        multiplier: float = 1.0,
+        lora_dim: int = 4,
+        alpha: float | Tensor | None = 1,
+        module_dropout: float | None = None,
+        use_rslora: bool = False,
+    ) -> None:
+        super().__init__()
+        if isinstance(lora_dim, bool) or not isinstance(lora_dim, int) or lora_dim < 1:
+            raise ValueError(f"{lora_name}: the rank is {lora_dim!r}, but a whole number above 0 was expected")
+        self.lora_name = lora_name
+        self.lora_dim = lora_dim
+        self.multiplier = multiplier
+        self.enabled = True
+        self.use_rslora = use_rslora
+        self.module_dropout = checked_dropout("module_dropout", module_dropout)
+        # In a list, so that it does not become a child.
+        self.org_module_ref = [org_module]
+        self.org_forward: Callable[..., Tensor] | None = None
+        self.register_buffer("alpha", torch.tensor(float(alpha or 0.0)))
+        self._set_alpha(float(alpha or 0.0) or neutral_alpha(lora_dim, use_rslora))
+
+    @property
+    def org_module(self) -> Any:
+        """The base layer."""
+        return self.org_module_ref[0]
+
+    @property
+    def is_dropping(self) -> bool:
+        """Whether dropouts act: in training mode, in a forward of a training step."""
+        return self.training and is_training_step()
+
+    def apply_to(self) -> None:
+        """Puts `forward` in the place of the base's forward; what stands there already is wrapped. Once only."""
+        if self.org_forward is None:
+            self.org_forward = self.org_module.forward
+            self.org_module.forward = self.forward
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The base's output with the adapter's change, in the base's output dtype."""
+        if self.org_forward is None:
+            raise RuntimeError(f"{self.lora_name}: apply_to comes before forward")
+        # The switches come before any random number is drawn.
+        active = self.enabled and self.multiplier != 0
+        if not active or (self.module_dropout and self.is_dropping and draws_skip(self.module_dropout)):
+            return self.org_forward(input)
+        self._refuse_shards()
+        return self.adapted(input)
+
+    def _refuse_shards(self) -> None:
+        """Raises RuntimeError where this process holds a part of the factors or of the weight only."""
+        if is_sharded(self.org_module.weight):
+            raise RuntimeError(
+                f"{self.lora_name}: the base's weight is sharded while the layer runs, as tensor parallelism does; "
+                "shard the base with fully_shard, which gathers it for each block's forward"
+            )
+        if any(is_sharded(parameter) for parameter in self.parameters()):
+            raise RuntimeError(
+                f"{self.lora_name}: the adapter is sharded, but nothing calls the network's own forward, which would "
+                "gather it; shard the base alone and average the gradients, or shard a module that holds both"
+            )
+
+    def adapted(self, input: Tensor) -> Tensor:
+        """The output with the change in it."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by what the optimiser does with them: "plus" of LoRA+, "dora", and "" for the rest."""
+        raise NotImplementedError
+
+    def change_norm(self) -> Tensor:
+        """The Frobenius norm of the scaled delta, a 0-dim tensor without a gradient."""
+        raise NotImplementedError
+
+    def shrink(self, ratio: Tensor) -> None:
+        """Multiplies the delta by `ratio`, in place."""
+        raise NotImplementedError
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """What a file holds of the module, by key; its state dict, unless a file has to say it in another way."""
+        return self.state_dict()
+
+    def from_file(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state dict of what `file_tensors` made."""
+        return dict(tensors)
+
+    def _set_alpha(self, alpha: float) -> None:
+        self._alpha_value = alpha
+        self.alpha = torch.tensor(alpha, dtype=torch.float32, device=self.alpha.device)
+        self.scale = scale_of(alpha, self.lora_dim, self.use_rslora)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "AdapterModule":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # A cast of the whole network would keep 8 bits of alpha.
+        if self.alpha.dtype != torch.float32:
+            self.alpha = torch.tensor(self._alpha_value, dtype=torch.float32, device=self.alpha.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        own = [key for key in state_dict if key.startswith(prefix)]
+        if own:
+            alpha = read_alpha(self.lora_name, state_dict.get(prefix + "alpha"), self.lora_dim, self.use_rslora)
+            state_dict[prefix + "alpha"] = torch.tensor(alpha, dtype=torch.float32)
+            self._set_alpha(alpha)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def read_alpha(name: str, stored: Tensor | None, rank: int, rslora: bool) -> float:
+    """The alpha of a module called `name` in a file; where the file has none, the one that means scale 1.
+
+    Raises ValueError for what is no usable number: programs read a stored 0 differently.
+    """
+    if stored is None:
+        return neutral_alpha(rank, rslora)
+    if stored.numel() != 1:
+        raise ValueError(f"{name}.alpha has shape {list(stored.shape)}, but a single number was expected")
+    alpha = float(stored)
+    if alpha == 0 or not math.isfinite(alpha):
+        raise ValueError(f"{name}.alpha is {alpha:g}, from which no scale follows; store the alpha that was meant")
+    return alpha
+
+
+def checked_dropout(name: str, probability: float | None) -> float:
+    """The probability, 0 for None; raises ValueError outside [0, 1)."""
+    return 0.0 if probability is None else read_probability(name, probability)

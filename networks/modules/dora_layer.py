@@ -1,0 +1,98 @@
+"""DoRA's magnitude of one Linear, and the gain that it makes of it.
+
+Source: Liu et al. 2024 (DoRA). The norm is held constant in the backward pass, as the paper's section 4.3 proposes.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_inspect.maths import dora
+
+from ..kernels.base_weight import squares_and_products
+from ..kernels.tracing import is_traced
+from .base_watch import BaseWatch
+
+
+class DoRALayer(nn.Module):
+    """The magnitude, in the state dict `dora_layer.weight` of shape (out,), float32 whatever the base's dtype.
+
+    `initialised` says whether it holds more than the ones that it is created with.
+    """
+
+    def __init__(self, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(out_features))
+        self.initialised = False
+        self._start: Tensor | None = None
+        self.watch = BaseWatch()
+
+    @torch.no_grad()
+    def initialise(self, base: nn.Module, up: Tensor, down: Tensor, scale: float) -> None:
+        """Sets the magnitude to the norms that `gain` divides by, so that every gain is 1.
+
+        Raises ValueError while the base's weight is on the meta device.
+        """
+        if base.weight.is_meta:
+            raise ValueError("DoRA needs the weights of the base, which are not loaded yet (device meta)")
+        self.weight.copy_(self.norm(base, up, down, scale))
+        self._start = self.weight.detach().clone()
+        self.initialised = True
+
+    def gain(self, base: nn.Module, up: Tensor, down: Tensor, scale: float) -> Tensor:
+        """magnitude / norm (out,): what each output of W + scale · up @ down is multiplied by."""
+        squares, norm = self._norms(base, up, down, scale)
+        if not is_traced():
+            self._follow_base(norm, up)
+            if torch.is_grad_enabled():
+                self._watch_base(base, squares)
+        gain: Tensor = dora.gain(self.weight, norm)
+        return gain
+
+    def norm(self, base: nn.Module, up: Tensor, down: Tensor, scale: float) -> Tensor:
+        """The row norms (out,) of W + scale · up @ down, in float32 or better, without a gradient."""
+        return self._norms(base, up, down, scale)[1]
+
+    @torch.no_grad()
+    def _norms(self, base: nn.Module, up: Tensor, down: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """The squared row norms of W and the row norms of W + scale · up @ down.
+
+        Both anew each time: trainers swap, cast and overwrite a weight in ways that leave no trace, and W has to be
+        read anyhow, for W @ downᵀ.
+        """
+        weight: Any = base.weight
+        dtype = torch.promote_types(torch.float32, up.dtype)
+        if weight.dtype == torch.float64:
+            dtype = torch.float64
+        # Autocast would compute these products in half precision, float32 operands or not.
+        with torch.autocast(weight.device.type, enabled=False):
+            up, down = up.to(weight.device, dtype).flatten(1), down.to(weight.device, dtype).flatten(1)
+            squares, base_down = squares_and_products(base, down)
+            norm: Tensor = dora.norm_from_square(dora.expanded_squared_norm(squares, base_down, up, down, scale))
+        return squares, norm
+
+    @torch.no_grad()
+    def _follow_base(self, norm: Tensor, up: Tensor) -> None:
+        """Starts again from a base that was changed after `initialise` and before the first step.
+
+        Trainers cast the base to fp8 after `apply_to`. Training has to begin at the model as it then is.
+        """
+        if self._start is None:
+            return
+        if up.any() or not torch.equal(self._start.to(self.weight), self.weight):
+            self._start = None
+        elif not torch.equal(norm.to(self.weight), self.weight):
+            self.weight.copy_(norm)
+            self._start = self.weight.detach().clone()
+
+    def _watch_base(self, base: nn.Module, squares: Tensor) -> None:
+        if self._start is None:
+            self.watch.check(base, squares)
+        else:
+            self.watch.begin(base, squares)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if prefix + "weight" in state_dict:
+            self.initialised, self._start = True, None

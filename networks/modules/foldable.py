@@ -1,0 +1,90 @@
+"""What modules for inference add: the change put into the base's weight, and taken out again."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..kernels.base_weight import PLAIN_DTYPES, is_sharded, true_weight
+from .adapter_module import AdapterModule
+
+
+class FoldableModule(AdapterModule):
+    """Goes in front of the class of a training module; `fold` is the algorithm's own."""
+
+    _backup: Tensor | None = None
+    _folded = False
+
+    def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
+        """Folds `tensors`, with keys as in the state dict, into `rows` (out, in·kernel) in place, in their dtype.
+
+        Raises ValueError for tensors that are missing or change a weight of another shape.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def merge_to(
+        self,
+        sd: Mapping[str, Tensor],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        non_blocking: bool = False,
+        safe_merge: bool = False,
+    ) -> None:
+        """Folds the factors `sd` (keys as in this module's state dict) into the base's weight.
+
+        Computed on `device` in float32 or better, rounded to `dtype` where one is given, and stored in the weight's
+        own dtype. A multiplier of 0 leaves the weight as it is. Afterwards the module is disabled, as its change is
+        in the weight. Raises ValueError for a weight that is sharded or no plain float, a missing magnitude, factors of
+        another shape and, with `safe_merge`, for a result that is not finite.
+        """
+        if self.multiplier == 0:
+            return
+        weight: Tensor = self.org_module.weight
+        if is_sharded(weight):
+            raise ValueError(f"{self.lora_name}: the base's weight is sharded; merge before the model is")
+        if weight.dtype not in PLAIN_DTYPES:
+            raise ValueError(f"{self.lora_name}: the base is stored as {weight.dtype}, which no change can be added to")
+        working = torch.promote_types(weight.dtype, torch.float32)
+        merged = weight.detach().to(device or weight.device, working, non_blocking=non_blocking, copy=True)
+        self.fold(sd, merged.view(merged.shape[0], -1), self.multiplier)
+        if dtype is not None:
+            merged = merged.to(dtype)
+        merged = merged.to(weight.dtype)
+        if safe_merge and not torch.isfinite(merged).all():
+            raise ValueError(
+                f"{self.lora_name}: the merged weight is not finite in {weight.dtype}; it was left as it is"
+            )
+        weight.copy_(merged)
+        self.enabled = False
+
+    @torch.no_grad()
+    def get_weight(self, multiplier: float | None = None) -> Tensor:
+        """The change of the base's weight at `multiplier` (the module's own where None), in float32 or better."""
+        multiplier = self.multiplier if multiplier is None else multiplier
+        change = torch.zeros_like(self._base())
+        if multiplier != 0:
+            self.fold(self.state_dict(), change.view(change.shape[0], -1), multiplier)
+        return change
+
+    def _base(self) -> Tensor:
+        return true_weight(self.org_module, torch.promote_types(torch.float32, next(self.parameters()).dtype))
+
+    def backup_weights(self) -> None:
+        """Keeps the base's weight as it is now, the first time only."""
+        if self._backup is None:
+            self._backup = self.org_module.weight.detach().clone()
+
+    def pre_calculation(self) -> None:
+        """Folds the module's own factors into the base's weight; the forward is then the base's alone."""
+        if self.enabled:
+            self.merge_to(self.state_dict())
+            self._folded = not self.enabled
+
+    @torch.no_grad()
+    def restore_weights(self) -> None:
+        """Puts the kept weight back, bit for bit, and what `pre_calculation` folded back into the forward."""
+        if self._backup is not None:
+            self.org_module.weight.copy_(self._backup)
+            self.enabled = self.enabled or self._folded
+            self._backup, self._folded = None, False

@@ -1,0 +1,69 @@
+"""A LoRA module that can also put its change into the base's weight, and take it out again."""
+
+import logging
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from lora_inspect.algorithms import lora
+from lora_inspect.maths.fold import Fold
+from lora_inspect.maths.scaling import scale_of
+
+from .adapter_module import read_alpha
+from .foldable import FoldableModule
+from .layers import LoRAModule
+
+logger = logging.getLogger(__name__)
+
+
+class LoRAInfModule(FoldableModule, LoRAModule):
+    """LoRAModule for inference and merging."""
+
+    @torch.no_grad()
+    def get_weight(self, multiplier: float | None = None) -> Tensor:
+        """The change of the base's weight at `multiplier` (the module's own where None), in float32 or better.
+
+        With DoRA that is merged minus base.
+        """
+        multiplier = self.multiplier if multiplier is None else multiplier
+        if not self.use_dora or multiplier == 0:
+            # The delta itself, and not a difference that has lost its digits to the base's.
+            return super().get_weight(multiplier)
+        if not self.dora_layer.initialised:
+            logger.warning(f"{self.lora_name}: DoRA magnitude appears uninitialized; load the weights first")
+        base = self._base()
+        folded = base.clone()
+        self.fold(self.state_dict(), folded.view(folded.shape[0], -1), multiplier)
+        return folded - base
+
+    def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
+        """Slice by slice; with DoRA the magnitude has to be among the tensors."""
+        if self.use_dora and "dora_layer.weight" not in tensors:
+            raise ValueError(
+                f"{self.lora_name}.dora_layer.weight is missing: without the magnitude DoRA cannot be merged"
+            )
+        magnitude = tensors["dora_layer.weight"].to(rows) if self.use_dora else None
+        first = 0
+        for up, down in self._matrices(tensors):
+            up, down = up.to(rows), down.to(rows)
+            last = first + up.shape[0]
+            if last > rows.shape[0] or down.shape != (up.shape[1], rows.shape[1]):
+                raise ValueError(
+                    f"{self.lora_name}: up {list(up.shape)} and down {list(down.shape)} make no change of a weight of "
+                    f"{rows.shape[0]} rows and {rows.shape[1]} columns"
+                )
+            rank = down.shape[0]
+            alpha = read_alpha(self.lora_name, tensors.get("alpha"), rank, self.use_rslora)
+            scale = scale_of(alpha, rank, self.use_rslora)
+            Fold(up, down, scale, multiplier, rows=(first, last), magnitude=magnitude).apply(rows, 0)
+            first = last
+
+    def _matrices(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(up, down) as matrices, slice by slice."""
+        for part in [""] if not self.split_dims else [f".{number}" for number in range(len(self.split_dims))]:
+            try:
+                factors = {role: tensors[f"lora_{role}{part}.weight"] for role in ("up", "down")}
+            except KeyError as missing:
+                raise ValueError(f"{self.lora_name}.{missing.args[0]} is missing") from None
+            yield lora.flatten(factors)

@@ -1,0 +1,65 @@
+"""The two sshs hashes, against the safetensors library's own serialisation and hashlib."""
+
+import hashlib
+import struct
+
+import pytest
+import torch
+from safetensors.torch import _TYPES, load, save, save_file
+
+from lora_inspect.files.contents import renamed
+from lora_inspect.files.hashes import sshs_hashes
+from lora_inspect.files.header import read_header
+
+METADATA = {"ss_network_dim": "4", "ss_é": "ü", "modelspec.title": "x", "sshs_model_hash": "old", "format": "pt"}
+
+
+def by_sd_scripts(tensors, metadata):
+    """`precalculate_safetensors_hashes` of sd-scripts, written down from its source."""
+    kept = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    content = save(tensors, kept)
+    (length,) = struct.unpack("<Q", content[:8])
+    return {
+        "sshs_model_hash": hashlib.sha256(content[8 + length :]).hexdigest(),
+        "sshs_legacy_hash": hashlib.sha256(content[0x100000:][:0x10000]).hexdigest()[:8],
+    }
+
+
+def ours(tmp_path, tensors, metadata):
+    file = str(tmp_path / "a.safetensors")
+    save_file(tensors, file, metadata)
+    infos = list(read_header(file)[0].values())
+    return sshs_hashes([renamed(info, info.name) for info in reversed(infos)], metadata)
+
+
+@pytest.mark.parametrize("rows", [1, 500, 1024, 1030, 1060, 1100, 9000])
+def test_small_files_and_files_around_and_beyond_a_mebibyte(rows, tmp_path):
+    source = torch.Generator().manual_seed(rows)
+    tensors = {
+        "b.lora_up.weight": torch.randn(rows, 256, generator=source),
+        "a.alpha": torch.tensor(4.0, dtype=torch.bfloat16),
+        "a.lora_down.weight": torch.randn(4, 8, generator=source).half(),
+    }
+    assert ours(tmp_path, tensors, METADATA) == by_sd_scripts(tensors, METADATA)
+
+
+def test_all_element_types_are_ordered_as_the_library_orders_them(tmp_path):
+    tensors = {}
+    for number, dtype in enumerate(dict.fromkeys(_TYPES.values())):
+        tensors[f"t{number % 3}{number}"] = torch.full((2 * dtype.itemsize,), number, dtype=torch.uint8).view(dtype)
+    assert ours(tmp_path, tensors, METADATA) == by_sd_scripts(tensors, METADATA)
+
+
+def test_without_ss_metadata_the_header_has_an_empty_map(tmp_path):
+    tensors = {"a": torch.arange(300_000)}
+    assert ours(tmp_path, tensors, {"format": "pt"}) == by_sd_scripts(tensors, {"format": "pt"})
+
+
+def test_bytes_in_memory_count_like_ranges_of_a_file(tmp_path):
+    from lora_inspect.files.contents import Content
+    from lora_inspect.files.writer import TensorPlan
+
+    tensor = torch.arange(400_000, dtype=torch.float32)
+    content = Content(TensorPlan("a", "F32", (400_000,)), tensor.numpy().tobytes())
+    assert load(save({"a": tensor}))["a"].equal(tensor)
+    assert sshs_hashes([content], {}) == by_sd_scripts({"a": tensor}, {})

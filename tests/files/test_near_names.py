@@ -1,0 +1,86 @@
+"""Names near a mistyped one, at a cost that does not grow with the folder."""
+
+import itertools
+import os
+import time
+
+import pytest
+
+from lora_inspect.files.near_names import nearest_name, nearest_path
+
+NAMES = [
+    "style.safetensors",
+    "face.safetensors",
+    "base_model.safetensors",
+    "config.json",
+    "Loras",
+    "a.yaml",
+    "a.json",
+    "a.safetensors",
+]
+NEAREST = {
+    "styel.safetensors": "style.safetensors",
+    "style": "style.safetensors",
+    "style.safetensor": "style.safetensors",
+    "STYLE.safetensors": "style.safetensors",
+    "loras": "Loras",
+    "base-model.safetensors": "base_model.safetensors",
+    "confg.json": "config.json",
+    # an ending in common makes no two names alike
+    "portrait.safetensors": None,
+    "zz": None,
+    # of names that differ in their ending alone the one with the nearer ending
+    "a.sftensors": "a.safetensors",
+    "a.jsn": "a.json",
+    "": None,
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), NEAREST.items(), ids=repr)
+def test_the_nearest_name(name, expected):
+    assert nearest_name(name, NAMES) == expected
+
+
+@pytest.mark.parametrize("names", list(itertools.permutations(["lora1", "lora2", "lora3"])))
+def test_of_names_as_near_as_each_other_it_is_the_same_one_in_any_order(names):
+    assert nearest_name("lora", names) == "lora1"
+
+
+@pytest.mark.parametrize("letters", ["a", "ab"])
+@pytest.mark.parametrize("length", [199, 250])
+def test_any_number_of_names_of_any_kind_costs_little(letters, length):
+    name = letters * (length // len(letters))
+    looked_at = 0
+
+    def names():
+        nonlocal looked_at
+        for number in range(200_000):
+            looked_at += 1
+            yield name[:-6] + f"{number:06}"
+
+    before = time.process_time()
+    nearest_name(name, names())
+    assert time.process_time() - before < 1
+    assert looked_at < 10_000
+
+
+def test_a_path_keeps_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "style.safetensors").touch()
+    assert nearest_path(str(tmp_path / "stlye.safetensors")) == str(tmp_path / "style.safetensors")
+    monkeypatch.chdir(tmp_path)
+    assert nearest_path("stlye.safetensors") == "style.safetensors"
+    assert nearest_path(os.path.join(".", "stlye.safetensors")) == os.path.join(".", "style.safetensors")
+
+
+def test_a_link_that_leads_nowhere_is_not_near_itself(tmp_path):
+    (tmp_path / "style.safetensors").symlink_to("gone")
+    assert nearest_path(str(tmp_path / "style.safetensors")) is None
+
+
+@pytest.mark.parametrize(
+    "path", ["missing/a", "file/a", "", "/", "a\0b/c", "x" * 5000 + "/a"], ids=lambda path: path[:9]
+)
+def test_a_folder_that_cannot_be_read_has_no_near_names(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert nearest_path(path) is None

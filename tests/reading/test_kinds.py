@@ -1,0 +1,61 @@
+"""A file is what most of it is: a base with a common word at the end of a name is no adapter."""
+
+import pytest
+from toy_adapters import base, lora, loras
+
+from lora_inspect.algorithms.recognised import RECOGNISED
+from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.ops.info import as_json, inspect
+from lora_inspect.reading.adapter import read_adapter
+from lora_inspect.reading.kinds import kind_of
+
+MATRIX = ("F32", (4, 4), 1)
+
+
+@pytest.fixture
+def kind(write_safetensors):
+    def tell(tensors):
+        return kind_of(read_adapter(open_checkpoint(str(write_safetensors(tensors)))))
+
+    return tell
+
+
+@pytest.mark.parametrize("suffix", sorted(suffix for algorithm in RECOGNISED for suffix in algorithm.suffixes))
+def test_one_name_that_ends_like_an_adapters_makes_no_adapter(suffix, kind):
+    found, reading = kind({**base(3), f"blocks.0.gate{suffix}": MATRIX})
+    assert found == "base"
+    assert (reading.modules, reading.problems, reading.scheme) == ({}, (), None)
+    assert set(reading.unclaimed) == {*base(3), f"blocks.0.gate{suffix}"}
+
+
+@pytest.mark.parametrize("algorithm", RECOGNISED, ids=lambda algorithm: algorithm.name)
+def test_real_adapters_of_every_recognised_algorithm_stay_adapters(algorithm, kind):
+    tensors = {f"lora_unet_blocks_{i}_q{suffix}": MATRIX for i in range(3) for suffix in algorithm.suffixes}
+    found, reading = kind(tensors)
+    assert found == "adapter"
+    assert [problem.code for problem in reading.problems if problem.severity == "error"] == ["algorithm"]
+
+
+def test_one_pair_of_factors_makes_an_adapter_of_any_file(kind):
+    assert kind({**base(50), **lora("blocks.0.attn.q")})[0] == "adapter"
+    assert kind({**base(50), "blocks.0.attn.q.lora_down.weight": MATRIX})[0] == "adapter"
+
+
+def test_a_file_that_is_neither_is_other(kind):
+    assert kind({"a": ("F32", (3,), 1)})[0] == "other"
+    assert kind({"use_rslora_flag": ("BOOL", (), b"\x01")})[0] == "other"
+
+
+def test_info_says_nothing_of_an_adapter_where_there_is_none(write_safetensors):
+    record = as_json(inspect(str(write_safetensors({**base(3), "blocks.0.b1.weight": MATRIX}))), modules=True)
+    assert (record["kind"], record["modules"], record["algorithms"]) == ("base", 0, {})
+    assert record["problems"] == record["unclaimed"] == record["module_list"] == []
+    assert record["parameters"] == 3 * 30 + 16
+
+
+def test_such_a_base_is_merged_into_and_refused_as_an_adapter(write_safetensors, run, tmp_path):
+    odd = write_safetensors({**base(3), "blocks.0.b1.weight": MATRIX}, name="base.safetensors")
+    adapter = write_safetensors(loras(3), name="adapter.safetensors")
+    assert run("merge", odd, adapter, "-o", tmp_path / "out.safetensors", "--json").json["modules_merged"] == 3
+    assert "none of its 4 tensors belongs to a known adapter" in run("merge", odd, odd, "-o", tmp_path / "o").refusal
+    assert "base.safetensors" in run("merge", adapter, odd, "-o", tmp_path / "o").refusal

@@ -1,0 +1,97 @@
+"""From a key to module and role: every suffix of every algorithm, and names that contain such words themselves."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import paths
+
+from lora_inspect.algorithms import ALGORITHMS, by_name
+from lora_inspect.maths.dora import SPELLINGS
+from lora_inspect.reading.suffixes import parse_key
+
+EVERY_SUFFIX = [(algorithm, suffix) for algorithm in ALGORITHMS for suffix in algorithm.suffixes]
+MODULES = ("lora_unet_blocks_0_attn_q", "base_model.model.blocks.0.attn.q")
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize(("algorithm", "suffix"), EVERY_SUFFIX, ids=[f"{a.name}{s}" for a, s in EVERY_SUFFIX])
+def test_every_suffix_of_every_algorithm_is_parsed(algorithm, suffix, module):
+    parsed = parse_key(module + suffix)
+    assert parsed[:4] == (module, algorithm.name, algorithm.suffixes[suffix], suffix)
+    assert parsed.part is None
+
+
+def test_no_suffix_belongs_to_two_algorithms():
+    suffixes = [suffix for _, suffix in EVERY_SUFFIX]
+    assert sorted(suffixes) == sorted(set(suffixes))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.name)
+def test_every_algorithm_is_found_by_its_name_and_spells_what_it_requires(algorithm):
+    assert by_name(algorithm.name) is algorithm
+    assert set(algorithm.required) <= set(algorithm.suffixes.values())
+    assert algorithm.title
+
+
+@pytest.mark.parametrize(("suffix", "role"), [(".alpha", "alpha"), (".use_rslora_flag", "rslora_flag")])
+def test_shared_roles_belong_to_no_algorithm(suffix, role):
+    assert parse_key(f"lora_unet_a{suffix}")[:4] == ("lora_unet_a", None, role, suffix)
+
+
+@pytest.mark.parametrize("suffix", SPELLINGS)
+@pytest.mark.parametrize("module", MODULES)
+def test_every_spelling_of_the_magnitude_is_parsed(suffix, module):
+    assert parse_key(module + suffix)[:4] == (module, None, "magnitude", suffix)
+
+
+# key -> module, algorithm, role, part
+SPECIAL = {
+    "lora_unet_a.lora_down.0.weight": ("lora_unet_a", "lora", "down", 0),
+    "lora_unet_a.lora_up.12.weight": ("lora_unet_a", "lora", "up", 12),
+    "a.b.lora_A.default.weight": ("a.b", "lora", "down", None),
+    "a.b.lora_B.my-style_2.weight": ("a.b", "lora", "up", None),
+    "a.b.lora_B.default.bias": ("a.b", "lora_bias", "lora_B.bias", None),
+    "a.b.lora_A.default": ("a.b", "lora", "down", None),
+    "a.b.lora_magnitude_vector.default.weight": ("a.b", None, "magnitude", None),
+    "a.b.lora_magnitude_vector.default": ("a.b", None, "magnitude", None),
+    "a.lora_embedding_A.default": ("a", "lora_embedding", "lora_embedding_A", None),
+    "unet.a.attn1.processor.to_q_lora.down.weight": ("unet.a.attn1.to_q", "lora", "down", None),
+    "unet.a.attn1.processor.to_out_lora.up.weight": ("unet.a.attn1.to_out.0", "lora", "up", None),
+    "text_encoder.q_proj.lora_linear_layer.up.weight": ("text_encoder.q_proj", "lora", "up", None),
+    "double_blocks.0.processor.qkv_lora1.down.weight": (
+        "double_blocks.0", "xlabs", "processor.qkv_lora1.down.weight", None),
+    "net.alpha.lora_down.weight": ("net.alpha", "lora", "down", None),
+    "net.diff.lora.lora_up.weight": ("net.diff.lora", "lora", "up", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "expected"), SPECIAL.items(), ids=SPECIAL)
+def test_infixes_parts_and_traps(key, expected):
+    parsed = parse_key(key)
+    assert (parsed.module, parsed.algorithm, parsed.role, parsed.part) == expected
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["use_rslora_flag", "blocks.0.attn.q.weight", "blocks.0.attn.q.bias", "lora_down.weight", "alpha", "",
+     ".lora_down.weight", ".alpha", ".lora_up.0.weight", "bundle_emb.x.string_to_param.*", "a.lora_down",
+     "a.lora_C.weight", "a.lora_down.x.weight"],
+)  # fmt: skip
+def test_other_keys_have_no_role(key):
+    assert parse_key(key) is None
+
+
+@given(path=paths, choice=st.sampled_from(EVERY_SUFFIX))
+def test_the_module_before_a_suffix_may_be_called_anything(path, choice):
+    algorithm, suffix = choice
+    parsed = parse_key(f"net.{path}{suffix}")
+    assert parsed[:4] == (f"net.{path}", algorithm.name, algorithm.suffixes[suffix], suffix)
+
+
+def test_a_key_of_dots_takes_no_longer_than_any_other():
+    started = time.process_time()
+    assert parse_key("." * 300_000 + "q.alpha")[:3] == ("." * 300_000 + "q", None, "alpha")
+    assert parse_key("." * 300_000) is None
+    assert time.process_time() - started < 1
