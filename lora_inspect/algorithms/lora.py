@@ -4,30 +4,26 @@ delta = scale · up @ down, with down as (rank, in·kernel). Sources: Hu et al. 
 `rebuild_tucker` of lycoris-lora.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lora_inspect.algorithms.record import Algorithm, Factors, Formula
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
+from lora_inspect.algorithms.weight_shapes import other_than
 
-# Each line is one program's spelling of the same two factors.
-_PAIRS = (
-    (".lora_down.weight", ".lora_up.weight"),
-    (".lora_A.weight", ".lora_B.weight"),
-    (".lora.down.weight", ".lora.up.weight"),
-    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
-    (".lora_A", ".lora_B"),
-)
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
 
-SUFFIXES = {
-    **{down: "down" for down, _ in _PAIRS},
-    **{up: "up" for _, up in _PAIRS},
-    ".lora_mid.weight": "mid",
+DIALECTS = {
+    "kohya": {"down": ".lora_down.weight", "up": ".lora_up.weight", "mid": ".lora_mid.weight"},
+    "peft": {"down": ".lora_A.weight", "up": ".lora_B.weight"},
+    "diffusers-unet": {"down": ".lora.down.weight", "up": ".lora.up.weight"},
+    "diffusers-text": {"down": ".lora_linear_layer.down.weight", "up": ".lora_linear_layer.up.weight"},
+    "bare": {"down": ".lora_A", "up": ".lora_B"},
 }
 
 
-def check(factors: Factors) -> str | None:
+def check(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of down (rank, in, *kernel), up (out, rank, 1…) and mid (rank, rank, *kernel)."""
-    down, up, mid = factors["down"].shape, factors["up"].shape, factors.get("mid")
+    down, up, mid = shapes["down"], shapes["up"], shapes.get("mid")
     if len(down) < 2 or len(up) < 2:
         return f"down {list(down)} and up {list(up)} need at least two dimensions each"
     if any(size != 1 for size in up[2:]):
@@ -38,25 +34,30 @@ def check(factors: Factors) -> str | None:
         if down[0] != up[1]:
             return f"down {list(down)} has rank {down[0]} and up {list(up)} has rank {up[1]}"
         return None
-    if len(mid.shape) < 3 or mid.shape[0] != up[1] or mid.shape[1] != down[0]:
-        return f"mid {list(mid.shape)} does not fit between up {list(up)} and down {list(down)}"
+    if len(mid) < 3 or mid[0] != up[1] or mid[1] != down[0]:
+        return f"mid {list(mid)} does not fit between up {list(up)} and down {list(down)}"
     if any(size != 1 for size in down[2:]):
-        return f"down {list(down)} has a kernel, but mid {list(mid.shape)} has one too"
+        return f"down {list(down)} has a kernel, but mid {list(mid)} has one too"
     return None
 
 
-def rank(factors: Factors) -> int:
+def rank(shapes: Shapes) -> int:
     """The inner size of the product: first dimension of down."""
-    return factors["down"].shape[0]
+    return shapes["down"][0]
 
 
-def delta_shape(factors: Factors) -> tuple[int, ...]:
+def weight_shape(shapes: Shapes) -> tuple[int, ...]:
     """(out, in, *kernel) of the weight that the factors change."""
-    kernel = factors["mid"].shape[2:] if "mid" in factors else factors["down"].shape[2:]
-    return (factors["up"].shape[0], factors["down"].shape[1], *kernel)
+    kernel = shapes["mid"][2:] if "mid" in shapes else shapes["down"][2:]
+    return (shapes["up"][0], shapes["down"][1], *kernel)
 
 
-def flatten(tensors: Mapping[str, Any]) -> tuple[Any, Any]:
+def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What the factors change instead of a weight of this shape, or None."""
+    return other_than(weight_shape(shapes), weight)
+
+
+def matrices(tensors: Tensors) -> tuple[Any, Any]:
     """(up, down) as matrices (out, rank) and (rank, in·kernel); a Tucker core is contracted into down.
 
     With mid M (p, q, *kernel): delta[o, i, x] = Σ_p up[o, p] · Σ_q M[p, q, x] · down[q, i].
@@ -71,15 +72,17 @@ def flatten(tensors: Mapping[str, Any]) -> tuple[Any, Any]:
     return up, contracted.reshape(up.shape[1], -1)
 
 
-def product_squared_norm(up: Any, down: Any) -> Any:
-    """‖up @ down‖² in the Frobenius norm, from the two (rank, rank) Gram matrices instead of the product."""
-    return ((up.transpose(0, 1) @ up) * (down @ down.transpose(0, 1))).sum().clamp(min=0.0)
+def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
+    """scale · up @ down."""
+    from lora_inspect.maths.change import LowRank
+
+    return LowRank(*matrices(tensors), scale)
 
 
-LORA = Algorithm(
+ALGORITHM = Algorithm(
     name="lora",
     title="LoRA",
-    suffixes=SUFFIXES,
-    required=("down", "up"),
-    formula=Formula(check, rank, delta_shape, flatten),
+    dialects=DIALECTS,
+    marks=("down", "up"),
+    formula=Formula(check, weight_shape, misfit, rank, change, low_rank=matrices, rslora=True),
 )

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from lora_inspect.algorithms import features as told
-from lora_inspect.algorithms.record import Algorithm, Factors, Features
+from lora_inspect.algorithms.record import Algorithm, Features, Shapes
 
 
-def _named(name: str, title: str, *suffixes: str, features: Callable[[Factors], Features] | None = None) -> Algorithm:
-    roles = {suffix: suffix.lstrip(".") for suffix in suffixes}
-    return Algorithm(name=name, title=title, suffixes=roles, features=features)
+def _named(name: str, title: str, *suffixes: str, features: Callable[[Shapes], Features] | None = None) -> Algorithm:
+    roles = {suffix.lstrip("."): suffix for suffix in suffixes}
+    return Algorithm(name=name, title=title, dialects={"": roles}, features=features)
 
 
 RECOGNISED = (

@@ -1,41 +1,72 @@
 """What an algorithm is to the rest of the program."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lora_inspect.files.header import TensorInfo
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
 
-Factors = Mapping[str, TensorInfo]
+# What a tensor of a module is to its algorithm ("down", "up", …), and the end of the key that spells it.
+Role = str
+Suffix = str
+Shapes = Mapping[Role, tuple[int, ...]]
+Tensors = Mapping[Role, Any]
 # (out features, in features·kernel) of a weight, None for what is not known.
 Features = tuple[int | None, int | None]
+
+WEIGHT, BIAS = "weight", "bias"
 
 
 class Formula(NamedTuple):
     """How an algorithm is computed.
 
-    `check(factors)` returns what is wrong with the shapes, or None. `rank(factors)` and `delta_shape(factors)`
-    (the shape of the weight that they change) read shapes alone. `flatten(tensors)` takes tensors by role and
-    returns the pair (up, down), of shapes (out, rank) and (rank, in·kernel), whose product is the unscaled
-    delta as a matrix.
+    - `check(shapes)` says what is wrong with the shapes of the factors, or None. The others are asked afterwards.
+    - `shape(shapes)` is (out, in, *kernel) of the weight that they change. Factors of a flattened kernel tell
+      (out, in·kernel), and an algorithm that does not tell how many inputs there are gives None for them.
+    - `misfit(shapes, weight)` says what they change instead, as the end of a sentence that begins with the module's
+      name, where that is no weight of the shape `weight`, (out, in, *kernel); else None.
+    - `rank(shapes)` is the rank by which alpha is divided; None where alpha is no scale.
+    - `change(tensors, scale, alpha)` makes the change of the weight as a matrix (out, in·kernel) from the factors;
+      `alpha` is None where there is none.
+    - `low_rank(tensors)` is the pair (up, down), of shapes (out, rank) and (rank, in·kernel), whose product is the
+      unscaled change, where there is an exact one.
+    - `rslora` says whether RS-LoRA's rule can be its own.
     """
 
-    check: Callable[[Factors], str | None]
-    rank: Callable[[Factors], int]
-    delta_shape: Callable[[Factors], tuple[int, ...]]
-    flatten: Callable[[Mapping[str, Any]], tuple[Any, Any]]
+    check: Callable[[Shapes], str | None]
+    shape: Callable[[Shapes], tuple[int | None, ...]]
+    misfit: Callable[[Shapes, tuple[int, ...]], str | None]
+    rank: Callable[[Shapes], int | None]
+    change: Callable[[Tensors, float, float | None], "Change"]
+    low_rank: Callable[[Tensors], tuple[Any, Any]] | None = None
+    rslora: bool = False
 
 
 class Algorithm(NamedTuple):
     """One algorithm: how its tensors are spelled, and its formula.
 
-    `suffixes` maps the end of a key to the role of the tensor; `required` are the roles without which a module
-    is incomplete. An algorithm without a formula is recognised by its tensors, so that a file is refused by the
-    right name, but not computed; `features(factors)` says what the shapes tell of the weight that it changes.
+    `dialects` are the spellings of its roles, by the name of the dialect; a file may mix them. `marks` are the roles
+    without which it is not this algorithm: of several that know a suffix, the first one counts whose marks are there
+    and whose shapes fit. `parameter` is what of a layer it changes.
+
+    `take_rows(tensors, start, stop)` are the factors of rows `start` to `stop` of the change, and `stack(parts)` those
+    of several changes below each other; None where that is not exact.
+
+    An algorithm without a formula is recognised by its tensors, so that a file is refused by the right name, but not
+    computed; `features(shapes)` says what the shapes tell of the weight that it changes.
     """
 
     name: str
     title: str
-    suffixes: Mapping[str, str]
-    required: tuple[str, ...] = ()
+    dialects: Mapping[str, Mapping[Role, Suffix]]
+    marks: tuple[Role, ...] = ()
     formula: Formula | None = None
-    features: Callable[[Factors], Features] | None = None
+    parameter: str = WEIGHT
+    take_rows: Callable[[Tensors, int, int], Tensors] | None = None
+    stack: Callable[[list[Tensors]], Tensors] | None = None
+    features: Callable[[Shapes], Features] | None = None
+
+    @property
+    def suffixes(self) -> dict[Suffix, Role]:
+        """The role of every suffix, in any dialect."""
+        return {suffix: role for dialect in self.dialects.values() for role, suffix in dialect.items()}

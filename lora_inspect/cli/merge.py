@@ -109,14 +109,12 @@ def _planned(plan: MergePlan, output: str | None) -> dict[str, Any]:
     return {
         "output": output,
         "modules_merged": plan.modules,
-        "tensors_copied": len(plan.base.tensors) - len(plan.changes),
+        "tensors_copied": len(plan.base.tensors) - len(plan.folds),
         "multipliers": plan.multipliers,
         "unmatched": list(plan.unmatched),
         "files_copied": list(plan.side_files.copied),
         "left_behind": list(plan.side_files.left_behind),
-        "targets": {
-            name: [change.contribution.module.key for change in changes] for name, changes in plan.changes.items()
-        },
+        "targets": {name: [fold.contribution.module.key for fold in folds] for name, folds in plan.folds.items()},
         "dry_run": True,
     }
 

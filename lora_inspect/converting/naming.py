@@ -51,7 +51,7 @@ def magnitude_place(
     own, due = magnitude.spelling.suffix, scheme.suffixes["magnitude"]
     if own in PEFT_MAGNITUDES and carrier_of(module) != ALPHA:
         return factor_key(module, magnitude.info.name), own, magnitude.info.shape
-    key, shape = module.name.key + due, contribution.shape
+    key, shape = module.name.key + due, contribution.known_shape
     ones = (1,) * (len(shape) - 2)
     if due not in PEFT_MAGNITUDES:
         return key, due, (1, shape[1], *ones) if magnitude.axis == INPUT else (shape[0], 1, *ones)

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import torch
 
-from lora_inspect.algorithms.lora import product_squared_norm
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.contents import Content
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.writer import TensorPlan
+from lora_inspect.maths.products import squared_norm
 from lora_inspect.maths.tensor_reader import TORCH_DTYPES, first_non_finite, load_stored, to_bytes
 
 _EIGHT_BITS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
@@ -100,5 +100,5 @@ def product_norm(up: torch.Tensor, down: torch.Tensor) -> float:
     largest = [float(matrix.abs().max()) if matrix.numel() else 0.0 for matrix in (up, down)]
     if 0.0 in largest or not all(map(math.isfinite, largest)):
         return 0.0 if 0.0 in largest else math.inf
-    squared = float(product_squared_norm(up / largest[0], down / largest[1]))
+    squared = float(squared_norm(up / largest[0], down / largest[1]))
     return math.sqrt(squared) * largest[0] * largest[1]

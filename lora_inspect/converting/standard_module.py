@@ -3,6 +3,7 @@
 import struct
 from dataclasses import dataclass
 
+from lora_inspect.algorithms import lora
 from lora_inspect.converting.fused_slices import fuse
 from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.naming import (
@@ -58,7 +59,7 @@ def keep(module: Module, growth: Growth, drop_magnitude: bool) -> StandardModule
     if module.contributions[0].rows is not None:
         return _fused(module, growth)
     (contribution,) = module.contributions
-    rank, scale, carrier = contribution.formula.rank(contribution.factors), contribution.known_scale, carrier_of(module)
+    rank, scale, carrier = contribution.known_rank, contribution.known_scale, carrier_of(module)
     for info in contribution.factors.values():
         check_finite(info)
     contents = {role: renamed(info, factor_key(module, info.name)) for role, info in contribution.factors.items()}
@@ -91,7 +92,7 @@ def keep(module: Module, growth: Growth, drop_magnitude: bool) -> StandardModule
 def approximated(module: Module, found: Approximation, growth: Growth) -> StandardModule:
     """The module as the plain LoRA `found` in place of a DoRA one."""
     (contribution,) = module.contributions
-    shape, rank = contribution.shape, found.rank
+    shape, rank = contribution.known_shape, found.rank
     kernel = (1,) * (len(contribution.factors["up"].shape) - 2)
     file = contribution.factors["up"].file
     shapes = {"down": (rank, *shape[1:]), "up": (shape[0], rank, *kernel)}
@@ -161,7 +162,7 @@ def _alpha_contents(module: Module, alpha: float) -> list[Content]:
 def _lost(contribution: Contribution, factors: dict[str, Factor], up: Factor, scale: float) -> float:
     """‖(up' - scale·up) @ down‖ / ‖scale·up @ down‖ for up' as it is written, from Gram matrices."""
     values = {role: factor.values for role, factor in factors.items()}
-    meant, down = contribution.formula.flatten({**values, "up": scale * values["up"]})
+    meant, down = lora.matrices({**values, "up": scale * values["up"]})
     norm = product_norm(meant, down)
     lost = product_norm(up.values.reshape(meant.shape) - meant, down)
     return relative(lost, norm)

@@ -40,7 +40,7 @@ def equal_copies(adapter: Adapter, base: Checkpoint, matching: Matching) -> set[
 
 def _copies(adapter: Adapter, base: Checkpoint, matching: Matching) -> Iterator[tuple[str, TensorInfo]]:
     """Each unclaimed key that stands for a tensor of the base, with that tensor."""
-    targets = {change.module.key: name for name, changes in matching.targets.items() for change in changes}
+    targets = {placed.contribution.module.key: name for name, found in matching.targets.items() for placed in found}
     table: NameTable | None = None
     for key in adapter.unclaimed:
         module, dot, parameter = key.rpartition(".")

@@ -9,22 +9,23 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.matching.orientation import Orientation, orient
 from lora_inspect.matching.orientation_answers import UNANSWERED, Answers
-from lora_inspect.matching.target_weight import check_target
+from lora_inspect.matching.place import Place, Placed
+from lora_inspect.matching.target_weight import check_place
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import NameTable
-from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.contribution import Module
 from lora_inspect.reading.identify import adapter_candidates
 
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """Contributions by the name of the base tensor that they change, each with its `transposed` decided.
+    """Contributions by the name of the base tensor that they change, each with its place there.
 
     `unmatched` are the modules without a target, `left_out` those of components that were not asked for.
     `orientations` say by target how each Linear weight is stored, and what decided it.
     """
 
-    targets: dict[str, list[Contribution]]
+    targets: dict[str, list[Placed]]
     unmatched: tuple[Module, ...]
     left_out: tuple[Module, ...] = ()
     orientations: dict[str, Orientation] = field(default_factory=dict)
@@ -41,13 +42,13 @@ def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transp
     families = adapter_candidates(adapter)
     places, unmatched = _places(adapter, base, modules, families[0].architecture.same if len(families) == 1 else ())
     orientations = orient(places, base, [family.layout for family in families], transposed)
-    targets: dict[str, list[Contribution]] = defaultdict(list)
+    targets: dict[str, list[Placed]] = defaultdict(list)
     for module, target in places:
         decided = orientations.get(target.name)
         for contribution in module.contributions:
-            oriented = contribution._replace(transposed=bool(decided and decided.transposed))
-            check_target(oriented, target, adapter, base)
-            targets[target.name].append(oriented)
+            place = Place(target, contribution.rows, transposed=bool(decided and decided.transposed))
+            check_place(Placed(contribution, place), adapter, base)
+            targets[target.name].append(Placed(contribution, place))
     return Matching(dict(targets), unmatched, left_out, orientations)
 
 

@@ -124,7 +124,7 @@ def covered_shape(module: Module) -> tuple[int, int]:
     """(out, in) of the Linear weight that a module's contributions cover, all slices of a split one together."""
     first = module.contributions[0]
     rows = max((part.rows[1] for part in module.contributions if part.rows), default=first.shape[0])
-    return rows, first.shape[1]
+    return rows or 0, first.shape[1] or 0
 
 
 def _is_linear(module: Module, target: TensorInfo) -> bool:
@@ -220,7 +220,8 @@ def _by_file(
     A flag is certain where it can speak of one leaf only. Beyond, a yes is believed of the names that Conv1D layers
     have, and a no of all that does not look like one.
     """
-    says, leaf, shown = contribution.transposed, leaf_of(path), {stored for found in known.values() for stored in found}
+    says, leaf = contribution.fan_in_fan_out, leaf_of(path)
+    shown = {stored for found in known.values() for stored in found}
     if says is None:
         by_names = schemes.by_name(contribution.module.scheme).absent_alpha != "config"
         return Orientation(False, SCHEME) if shown == {False} or (by_names and not shown) else None

@@ -56,7 +56,7 @@ def in_components(counts: Mapping[str, int]) -> str:
 
 def _fitting(matching: Matching) -> Counter[str]:
     """The modules that have a target, by component."""
-    names = {change.module for changes in matching.targets.values() for change in changes}
+    names = {placed.contribution.module for found in matching.targets.values() for placed in found}
     return Counter(sorted(name.component for name in names))
 
 

@@ -4,6 +4,7 @@ Written with tensor methods alone, so that it imports without torch and serves f
 Source: Liu et al. 2024 (DoRA), W' = magnitude · V / ‖V‖; where programs differ, the program is named.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 OUTPUT, INPUT = "output", "input"
@@ -40,12 +41,14 @@ SPELLINGS = {
 }
 
 
-def axis_of(spelling: DoraSpelling, shape: tuple[int, ...], out_features: int, in_features: int) -> str | None:
+def axis_of(spelling: DoraSpelling, shape: tuple[int, ...], changed: Sequence[int | None]) -> str | None:
     """The axis that a magnitude of `shape` belongs to, or None where it fits neither.
 
     One-dimensional magnitudes and those shaped (1, out, 1, …) of PEFT convolutions are per output row. A
-    `dora_scale` is per output as (out, 1, …) and per input as (1, in, …).
+    `dora_scale` is per output as (out, 1, …) and per input as (1, in, …). `changed` is (out, in, *kernel) of the
+    weight, or (out, in·kernel) where the factors do not tell more.
     """
+    out_features, in_features = changed[:2]
     long = [size for size in shape if size != 1]
     if spelling.suffix != ".dora_scale":
         return OUTPUT if long in ([out_features], [] if out_features == 1 else None) else None
@@ -53,14 +56,17 @@ def axis_of(spelling: DoraSpelling, shape: tuple[int, ...], out_features: int, i
         return None
     if shape[0] == out_features and all(size == 1 for size in shape[1:]):
         return OUTPUT
-    if shape[1] == in_features and all(size == 1 for size in (shape[0], *shape[2:])):
+    if all(size == 1 for size in (shape[0], *shape[2:])) and _are_inputs(shape, in_features, len(changed)):
         return INPUT
     return None
 
 
-def other_axis(axis: str) -> str:
-    """The axis of the same magnitude when the weight is stored as (in, out)."""
-    return INPUT if axis == OUTPUT else OUTPUT
+def _are_inputs(shape: tuple[int, ...], in_features: int | None, dimensions: int) -> bool:
+    """Whether there are as many numbers as inputs; of a kernel that is flattened they may be a part of the columns."""
+    if in_features is None or shape[1] == 0:
+        return False
+    is_flattened = dimensions == 2 and len(shape) > 2
+    return in_features % shape[1] == 0 if is_flattened else shape[1] == in_features
 
 
 def squared_norm(matrix: Any, axis: str) -> Any:

@@ -57,13 +57,19 @@ class RowBlocks:
         self._written = bytearray(0)
         self._scratch = torch.empty(0)
 
-    def read(self, info: TensorInfo) -> Iterator[tuple[int, torch.Tensor]]:
-        """(first row, block) for the whole tensor, in order."""
+    def read(self, info: TensorInfo, together: int = 1) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first row, block) for the whole tensor, in order, in blocks of a multiple of `together` rows; 0 is for all.
+
+        Raises ValueError where the rows are no such multiple themselves.
+        """
         rows = info.shape[0] if info.shape else 1
         columns = info.numel // rows if rows else 0
         if not info.numel:
             return
-        count = max(1, min(rows, self._elements // columns))
+        group = together or rows
+        if rows % group:
+            raise ValueError(f"{info.name} has {rows} rows, which are not groups of {group}")
+        count = max(group, min(rows, self._elements // columns // group * group))
         row_bytes = info.nbytes // rows
         self._reserve(count * row_bytes, count * columns, working_dtype(info))
         with InputFile(info.file, info.identity) as source:

@@ -3,39 +3,49 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.dtypes import PLAIN_FLOATS
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.writer import TensorPlan, Writer, in_file_order
+from lora_inspect.matching.place import Placed
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
 
 # A block of rows that stays in the second-level cache while it is folded: 4 MB in float32.
 BLOCK_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """One contribution with the strength and the source that it comes with."""
+class Fold:
+    """One contribution in its place, with the strength and the source that it comes with."""
 
-    contribution: Contribution
+    placed: Placed
     multiplier: float
     adapter: Adapter
+
+    @property
+    def contribution(self) -> Contribution:
+        """What is folded."""
+        return self.placed.contribution
 
 
 @dataclass(frozen=True, slots=True)
 class Folding:
-    """What becomes of a base: its changes by tensor name, the element type of the output, the rule for DoRA.
+    """What becomes of a base: its folds by tensor name, the element type of the output, the rule for DoRA.
 
     `dtype` is a safetensors name; None keeps the base's. Tensors of the names `uncast` keep theirs in any case.
     `dora_rule` is None where each file's own rule holds.
     """
 
-    changes: Mapping[str, Sequence[Change]]
+    folds: Mapping[str, Sequence[Fold]]
     uncast: Collection[str] = ()
     dtype: str | None = None
     dora_rule: str | None = None
@@ -70,57 +80,50 @@ def write_folded(
         progress(0)
         for target in plans:
             info = by_name[target.name]
-            changes = [change for change in folding.changes.get(info.name, ()) if change.multiplier != 0]
-            if not changes and target.dtype == info.dtype:
+            folds = [fold for fold in folding.folds.get(info.name, ()) if fold.multiplier != 0]
+            if not folds and target.dtype == info.dtype:
                 writer.copy(info)
             else:
-                writer.write(info.name, _folded_rows(info, changes, folding.dora_rule, target.dtype, blocks))
+                writer.write(info.name, _folded_rows(info, folds, folding.dora_rule, target.dtype, blocks))
             progress(info.nbytes)
     return Counter(target.dtype for target in plans)
 
 
 def _folded_rows(
-    info: TensorInfo, changes: Sequence[Change], dora_rule: str | None, dtype: str, blocks: Any
+    info: TensorInfo, folds: Sequence[Fold], dora_rule: str | None, dtype: str, blocks: Any
 ) -> Iterator[memoryview]:
-    """The rows of a weight with every change folded in, rounded once, as bytes in order."""
-    from lora_inspect.maths.tensor_reader import working_dtype
+    """The rows of a weight with every change folded in, in the order of the `folds`, rounded once, as bytes."""
+    from lora_inspect.maths.chain import folded, settled
 
-    folds = [_load_fold(change, dora_rule, working_dtype(info)) for change in changes]
-    for position, fold in enumerate(folds):
-        if fold.needs_norm_pass:
-            for start, block in blocks.read(info):
-                for earlier in folds[:position]:
-                    earlier.apply(block, start)
-                fold.observe(block, start)
-    for start, block in blocks.read(info):
-        for fold in folds:
-            fold.apply(block, start)
+    read = partial(blocks.read, info)
+    links = settled([(_read_change(fold, dora_rule), fold.multiplier) for fold in folds], read)
+    for _, block in folded(links, read):
         data, rounded = blocks.bytes_of(block, dtype)
-        if changes:
-            _check_finite(rounded, info, changes[-1], dtype)
+        if folds:
+            _check_finite(rounded, info, folds[-1], dtype)
         else:
             _check_cast(block, rounded, info, dtype)
         yield data
 
 
-def _load_fold(change: Change, rule: str | None, dtype: Any) -> Any:
-    from lora_inspect.maths.fold import Fold
-    from lora_inspect.maths.tensor_reader import load
+def _read_change(fold: Fold, rule: str | None) -> "Change":
+    from lora_inspect.maths.tensor_reader import load, working_dtype
 
-    contribution = change.contribution
+    contribution, place = fold.placed
+    dtype = working_dtype(place.target)
     tensors = {role: load(info).to(dtype) for role, info in contribution.factors.items()}
     if contribution.magnitude:
         tensors["magnitude"] = load(contribution.magnitude.info).to(dtype)
-    return Fold.of(contribution, tensors, change.multiplier, rule)
+    return fold.placed.change(tensors, rule)
 
 
-def _check_finite(rounded: Any, info: TensorInfo, change: Change, dtype: str) -> None:
+def _check_finite(rounded: Any, info: TensorInfo, fold: Fold, dtype: str) -> None:
     from lora_inspect.maths.tensor_reader import first_non_finite
 
     value = first_non_finite(rounded)
     if value is None:
         return
-    module, source = change.contribution.module.key, change.adapter.checkpoint.path
+    module, source = fold.contribution.module.key, fold.adapter.checkpoint.path
     raise LoraInspectError(
         f"{source}: folding {module} into {info.name} gives {value} in {dtype}; lower the multiplier, choose another "
         "--dtype, or repair the file that holds non-finite numbers."

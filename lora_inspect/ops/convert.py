@@ -11,16 +11,15 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.contents import renamed
 from lora_inspect.files.hashes import sshs_hashes
-from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.partial import remove_leftovers
 from lora_inspect.matching.match import Matching, match
 from lora_inspect.matching.orientation import Orientation, check_answers
 from lora_inspect.matching.orientation_answers import Answers
+from lora_inspect.matching.place import Placed
 from lora_inspect.maths.dora import SPELLINGS
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter, read_adapter
-from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.metadata import HASHES, describe_file, standard_metadata
 from lora_inspect.reading.settings import Settings
@@ -93,9 +92,9 @@ def convert_to_standard(
         place.check_magnitudes()
     matching = match(adapter, base, transposed=options.transposed) if base else None
     repeats = check_answers([matching.orientations], options.transposed) if matching else []
-    targets = _targets(adapter, base, matching) if base and matching else {}
+    places = _places(adapter, base, matching) if base and matching else {}
     load_torch()
-    modules = _convert(adapter, targets, options, progress)
+    modules = _convert(adapter, places, options, progress)
     _refuse_lossy(path, modules, options)
     passed = [renamed(adapter.checkpoint.tensors[key], key) for key in adapter.unclaimed]
     contents = [content for module in modules.values() for content in module.contents] + passed
@@ -160,8 +159,8 @@ def _open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
     return base
 
 
-def _targets(adapter: Adapter, base: Checkpoint, matching: Matching) -> dict[str, tuple[TensorInfo, Contribution]]:
-    """The base weight of each DoRA module, and the contribution as it lands there; every one is needed."""
+def _places(adapter: Adapter, base: Checkpoint, matching: Matching) -> dict[str, Placed]:
+    """Where each DoRA module lands in the base; every one is needed."""
     needed = [module for module in matching.unmatched if any(c.magnitude for c in module.contributions)]
     if needed:
         raise LoraInspectError(
@@ -169,16 +168,16 @@ def _targets(adapter: Adapter, base: Checkpoint, matching: Matching) -> dict[str
             "name the base that the adapter was trained on."
         )
     return {
-        contribution.module.key: (base.tensors[name], contribution)
-        for name, contributions in matching.targets.items()
-        for contribution in contributions
-        if contribution.magnitude
+        placed.contribution.module.key: placed
+        for found in matching.targets.values()
+        for placed in found
+        if placed.contribution.magnitude
     }
 
 
 def _convert(
     adapter: Adapter,
-    targets: Mapping[str, tuple[TensorInfo, Contribution]],
+    places: Mapping[str, Placed],
     options: ConvertOptions,
     progress: Progress,
 ) -> "dict[str, StandardModule]":
@@ -191,9 +190,9 @@ def _convert(
     converted = {}
     progress(0)
     for key, module in adapter.modules.items():
-        target, placed = targets.get(key, (None, None))
-        if target and placed and placed.magnitude:
-            change = approximate_change(placed, placed.magnitude, target, options.rank, options.max_error)
+        placed = places.get(key)
+        if placed and placed.contribution.magnitude:
+            change = approximate_change(placed, placed.contribution.magnitude, options.rank, options.max_error)
             converted[key] = standard_module.approximated(module, change, growth)
         else:
             converted[key] = standard_module.keep(module, growth, options.drop_magnitude)

@@ -21,7 +21,7 @@ from lora_inspect.matching.unmatched import accept_unmatched
 from lora_inspect.maths import dora
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.maths.torch_threads import load_torch
-from lora_inspect.merging.folded_weights import Change, Folding, write_folded
+from lora_inspect.merging.folded_weights import Fold, Folding, write_folded
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.kinds import ADAPTER, kind_of
@@ -57,7 +57,7 @@ class MergePlan:
 
     base: Checkpoint
     adapters: tuple[tuple[Adapter, Settings], ...]
-    changes: dict[str, list[Change]]
+    folds: dict[str, list[Fold]]
     unmatched: tuple[str, ...]
     options: MergeOptions
     side_files: SideFiles
@@ -68,15 +68,15 @@ class MergePlan:
     @property
     def modules(self) -> int:
         """How many modules have a target."""
-        return len({(change.adapter.checkpoint.path, change.contribution.module.key) for change in self._all()})
+        return len({(fold.adapter.checkpoint.path, fold.contribution.module.key) for fold in self._all()})
 
     @property
     def dora_rules(self) -> set[str]:
         """The multiplier rules of the DoRA modules whose multiplier is neither 0 nor 1."""
         return {
-            self.options.dora_rule or change.contribution.magnitude.spelling.multiplier
-            for change in self._all()
-            if change.contribution.magnitude and change.multiplier not in (0, 1)
+            self.options.dora_rule or fold.contribution.magnitude.spelling.multiplier
+            for fold in self._all()
+            if fold.contribution.magnitude and fold.multiplier not in (0, 1)
         }
 
     @property
@@ -102,8 +102,8 @@ class MergePlan:
             inputs |= adapter.checkpoint.inputs
         return inputs
 
-    def _all(self) -> Iterator[Change]:
-        return (change for changes in self.changes.values() for change in changes)
+    def _all(self) -> Iterator[Fold]:
+        return (fold for folds in self.folds.values() for fold in folds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
     _check_kinds(base, read)
     _check_components(options.only, read)
     _check_rule(options.dora_rule, read)
-    changes: dict[str, list[Change]] = defaultdict(list)
+    folds: dict[str, list[Fold]] = defaultdict(list)
     unmatched: list[str] = []
     left_out: Counter[str] = Counter()
     orientations: list[dict[str, Orientation]] = []
@@ -150,12 +150,12 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         unmatched.extend(accept_unmatched(adapter, base, matching, options.allow_unmatched))
         left_out.update(module.name.component for module in matching.left_out)
         orientations.append(matching.orientations)
-        for name, contributions in matching.targets.items():
-            changes[name].extend(Change(c, settings.multiplier_of(c.module), adapter) for c in contributions)
+        for name, found in matching.targets.items():
+            folds[name] += (Fold(p, settings.multiplier_of(p.contribution.module), adapter) for p in found)
     return MergePlan(
         base=base,
         adapters=tuple((adapter, adapter.settings) for adapter in read),
-        changes=dict(changes),
+        folds=dict(folds),
         unmatched=tuple(unmatched),
         options=options,
         side_files=find_side_files(base),
@@ -195,7 +195,7 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     check_merge_output(plan, output, force)
     load_torch()
     uncast = quantisation_settings(plan.base.tensors)
-    folding = Folding(plan.changes, uncast, plan.options.dtype, plan.options.dora_rule)
+    folding = Folding(plan.folds, uncast, plan.options.dtype, plan.options.dora_rule)
     if plan.base.root is not None:
         with new_folder(output, plan.inputs, force) as folder:
             counts = _write_folder(plan, folder, folding, progress)
@@ -204,7 +204,7 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     return MergeResult(
         output=output,
         modules_merged=plan.modules,
-        tensors_copied=len(plan.base.tensors) - len(plan.changes),
+        tensors_copied=len(plan.base.tensors) - len(plan.folds),
         multipliers=plan.multipliers,
         dtype_counts=dict(counts),
         unmatched=plan.unmatched,

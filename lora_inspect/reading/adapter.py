@@ -241,7 +241,7 @@ def _read_numbers(checkpoint: Checkpoint, claims: Claims) -> dict[str, float | i
 def _facts(contribution: Contribution, alpha: float | int | bool | None) -> LoraFacts:
     return LoraFacts(
         module=contribution.module.key,
-        rank=contribution.formula.rank(contribution.factors),
+        rank=contribution.known_rank,
         alpha=None if alpha is None else float(alpha),
         linear=contribution.is_linear,
         split=contribution.rows is not None,

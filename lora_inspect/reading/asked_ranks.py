@@ -153,7 +153,7 @@ class AskedRanks(NamedTuple):
             if parts > 1 and _is_block_diagonal(contribution, parts, read_row):
                 return _count_parts(alpha, asked, parts, rank)
             return Counted()
-        if rank < expected and rank == min(contribution.shape):
+        if rank < expected and rank == min(contribution.known_shape):
             return Counted()
         # Whoever changed rank and alpha together has kept the scale.
         if parts == 1 and asked is not None and close(alpha / rank, asked / expected):

@@ -1,10 +1,10 @@
 """The changes that an adapter makes, taken from its keys and shapes: every tensor is claimed once or left unclaimed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lora_inspect import algorithms, schemes
-from lora_inspect.algorithms.record import Algorithm, Formula
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.maths import dora
 from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG, Problem
@@ -30,10 +30,10 @@ class Magnitude(NamedTuple):
 class Contribution(NamedTuple):
     """One change of one base weight.
 
-    `factors` are the tensors by role. `rows` are the rows of the weight that it covers, None for all.
-    `transposed` says that the base stores the weight as (in, out): what a config says of it, None where none does,
-    until `match` has looked at the base. `alpha`, the rule `rslora` and `scale` are None where unknown; `why` is the
-    reason for the scale, or for its absence.
+    `factors` are the tensors by role. `rows` are the rows of the layer's weight that it covers, None for all.
+    `fan_in_fan_out` is what a config says of the way in which the base stores the weight, None where none does.
+    `alpha`, the rule `rslora` and `scale` are None where unknown; `why` is the reason for the scale, or for its
+    absence.
     """
 
     module: ModuleName
@@ -41,7 +41,7 @@ class Contribution(NamedTuple):
     factors: dict[str, TensorInfo]
     magnitude: Magnitude | None = None
     rows: tuple[int, int] | None = None
-    transposed: bool | None = None
+    fan_in_fan_out: bool | None = None
     rank: int | None = None
     alpha: float | None = None
     rslora: bool | None = None
@@ -56,14 +56,35 @@ class Contribution(NamedTuple):
         return self.algorithm.formula
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """(out, in, *kernel) of the change; of one slice where the layer is split."""
-        return self.formula.delta_shape(self.factors)
+    def shapes(self) -> Shapes:
+        """The shapes of the factors by role."""
+        return {role: info.shape for role, info in self.factors.items()}
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """(out, in, *kernel) of the change as far as the factors tell; of one slice where the layer is split."""
+        return self.formula.shape(self.shapes)
 
     @property
     def is_linear(self) -> bool:
-        """Whether the change is of a Linear layer and not of a convolution."""
+        """Whether nothing in the factors speaks against a Linear layer."""
         return len(self.shape) == 2
+
+    @property
+    def known_shape(self) -> tuple[int, ...]:
+        """The shape; raises ValueError where the factors leave a part of it open."""
+        known = tuple(size for size in self.shape if size is not None)
+        if len(known) < len(self.shape):
+            raise ValueError(f"{self.module.key}: {self.algorithm.title} does not tell how many inputs there are")
+        return known
+
+    @property
+    def known_rank(self) -> int:
+        """The rank by which alpha is divided; raises ValueError for an algorithm without one."""
+        rank = self.formula.rank(self.shapes)
+        if rank is None:
+            raise ValueError(f"{self.module.key}: {self.algorithm.title} has no rank")
+        return rank
 
     @property
     def known_scale(self) -> float:
@@ -93,13 +114,24 @@ class Module(NamedTuple):
                 yield contribution.magnitude.info
 
 
-class _Group:
-    """The tensors of one module while its keys come in: factors by algorithm and part, shared ones by role."""
+class _Tensor(NamedTuple):
+    """A tensor of a module whose algorithm is not known yet, and what its suffix can mean."""
 
-    __slots__ = ("roles", "shared")
+    info: TensorInfo
+    parsed: ParsedKey
+
+    def role_in(self, algorithm: str) -> str | None:
+        """What it would be to this algorithm; None for nothing."""
+        return next((role for name, role in self.parsed.meanings if name == algorithm), None)
+
+
+class _Group:
+    """The tensors of one module while its keys come in: factors by slice, shared ones by role with their suffix."""
+
+    __slots__ = ("parts", "shared")
 
     def __init__(self) -> None:
-        self.roles: dict[tuple[str, int | None], dict[str, TensorInfo]] = {}
+        self.parts: dict[int | None, list[_Tensor]] = {}
         self.shared: dict[str, tuple[TensorInfo, str]] = {}
 
 
@@ -112,6 +144,14 @@ class Claims(NamedTuple):
     problems: tuple[Problem, ...]
 
 
+class _Found(NamedTuple):
+    """What a part of a file amounts to: the keys that nobody takes are `left`."""
+
+    contributions: list[Contribution]
+    left: list[str]
+    problems: list[Problem]
+
+
 def claim(tensors: dict[str, TensorInfo]) -> Claims:
     """Modules from the keys and shapes of a file."""
     groups: dict[str, _Group] = {}
@@ -122,10 +162,14 @@ def claim(tensors: dict[str, TensorInfo]) -> Claims:
         if key in NETWORK_FLAGS:
             flags.append(key)
         elif parsed := parse_key(key):
-            if not _file(groups.setdefault(parsed.module, _Group()), parsed, info):
+            group = groups.setdefault(parsed.module, _Group())
+            if parsed.algorithm:
+                group.parts.setdefault(parsed.part, []).append(_Tensor(info, parsed))
+            elif parsed.role in group.shared:
                 unclaimed.append(key)
-                message = f"{key} is a second tensor for the same role of its module; leave one of them out"
-                problems.append(Problem("twice", "error", message, (key,)))
+                problems.append(_second(key))
+            else:
+                group.shared[parsed.role] = (info, parsed.suffix)
         else:
             unclaimed.append(key)
     modules: dict[str, Module] = {}
@@ -138,17 +182,9 @@ def claim(tensors: dict[str, TensorInfo]) -> Claims:
     return Claims(modules, tuple(flags), tuple(unclaimed), tuple(problems))
 
 
-def _file(group: _Group, parsed: ParsedKey, info: TensorInfo) -> bool:
-    if parsed.algorithm is None:
-        if parsed.role in group.shared:
-            return False
-        group.shared[parsed.role] = (info, parsed.suffix)
-        return True
-    roles = group.roles.setdefault((parsed.algorithm, parsed.part), {})
-    if parsed.role in roles:
-        return False
-    roles[parsed.role] = info
-    return True
+def _second(key: str) -> Problem:
+    message = f"{key} is a second tensor for the same role of its module; leave one of them out"
+    return Problem("twice", "error", message, (key,))
 
 
 def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], list[Problem]]:
@@ -156,24 +192,12 @@ def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], l
     contributions: list[Contribution] = []
     left: list[str] = []
     problems: list[Problem] = []
-    for (algorithm_name, _), factors in sorted(group.roles.items(), key=lambda item: (item[0][0], item[0][1] or 0)):
-        algorithm = algorithms.by_name(algorithm_name)
-        keys = tuple(info.name for info in factors.values())
-        missing = [role for role in algorithm.required if role not in factors]
-        if missing and not algorithm.formula:
-            left.extend(keys)
-            continue
-        if missing:
-            message = f"{keys[0]} is there, but its module has no {' and no '.join(missing)} factor; {_MEND}"
-            problems.append(Problem("incomplete", "error", message, keys))
-            left.extend(keys)
-            continue
-        if algorithm.formula and (wrong := algorithm.formula.check(factors)):
-            problems.append(Problem("shape", "error", f"{name.key}: {wrong}; {_MEND}", keys))
-            left.extend(keys)
-            continue
-        contributions.append(Contribution(name, algorithm, factors))
-    parts = [part for _, part in group.roles]
+    for _, tensors in sorted(group.parts.items(), key=lambda item: item[0] or 0):
+        found = _claim_part(name, tensors)
+        contributions += found.contributions
+        left += found.left
+        problems += found.problems
+    parts = list(group.parts)
     if any(part is not None for part in parts) and not problems:
         if wrong := _check_slices(parts, contributions):
             keys = tuple(info.name for contribution in contributions for info in contribution.factors.values())
@@ -194,6 +218,48 @@ def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], l
     return Module(name, tuple(contributions), alpha and alpha[0], flag and flag[0]), left, problems
 
 
+def _claim_part(name: ModuleName, tensors: Sequence[_Tensor]) -> _Found:
+    """The contributions of a module, or of one slice of it.
+
+    Of the algorithms that know a suffix, the first whose marks are there and whose shapes fit takes the tensors.
+    """
+    contributions: list[Contribution] = []
+    problems: list[Problem] = []
+    failures: list[tuple[Sequence[_Tensor], Problem]] = []
+    left = list(tensors)
+    for algorithm in map(algorithms.by_name, _possible(tensors)):
+        own = [tensor for tensor in left if tensor.role_in(algorithm.name)]
+        factors: dict[str, TensorInfo] = {}
+        taken = [t for t in own if factors.setdefault(t.role_in(algorithm.name) or "", t.info) is t.info]
+        if not own:
+            continue
+        if wrong := _misses(name, algorithm, factors):
+            failures.append((own, wrong))
+            continue
+        contributions.append(Contribution(name, algorithm, factors))
+        problems += [_second(tensor.info.name) for tensor in own if tensor not in taken]
+        left = [tensor for tensor in left if tensor not in taken]
+    problems += [problem for own, problem in failures if problem.message and all(tensor in left for tensor in own)]
+    return _Found(contributions, [tensor.info.name for tensor in left], problems)
+
+
+def _possible(tensors: Iterable[_Tensor]) -> Iterable[str]:
+    """The algorithms that any of the suffixes can belong to, in the order in which they are tried."""
+    return dict.fromkeys(name for tensor in tensors for name, _ in tensor.parsed.meanings if name)
+
+
+def _misses(name: ModuleName, algorithm: Algorithm, factors: dict[str, TensorInfo]) -> Problem | None:
+    """What keeps the factors from being those of the algorithm; one without a formula is never complained about."""
+    keys = tuple(info.name for info in factors.values())
+    missing = [role for role in algorithm.marks if role not in factors]
+    if missing:
+        message = f"{keys[0]} is there, but its module has no {' and no '.join(missing)} factor; {_MEND}"
+        return Problem("incomplete", "error", message if algorithm.formula else "", keys)
+    if algorithm.formula and (wrong := algorithm.formula.check({role: info.shape for role, info in factors.items()})):
+        return Problem("shape", "error", f"{name.key}: {wrong}; {_MEND}", keys)
+    return None
+
+
 def _check_slices(parts: list[int | None], contributions: list[Contribution]) -> str | None:
     """What is wrong with the numbers and the shapes of a split layer's slices, or None."""
     if set(parts) != set(range(len(parts))):
@@ -202,7 +268,7 @@ def _check_slices(parts: list[int | None], contributions: list[Contribution]) ->
     factors = [info for contribution in contributions for info in contribution.factors.values()]
     if odd := next((info for info in factors if len(info.shape) != 2), None):
         return f"a split layer is a Linear one, but {odd.name} has the shape {list(odd.shape)}"
-    inputs = sorted({contribution.shape[1] for contribution in contributions})
+    inputs = sorted({contribution.shape[1] or 0 for contribution in contributions})
     return None if len(inputs) == 1 else f"its slices have different inputs, {inputs[0]} and {inputs[1]}"
 
 
@@ -211,7 +277,7 @@ def _stack(parts: list[Contribution]) -> list[Contribution]:
     stacked: list[Contribution] = []
     row = 0
     for part in parts:
-        rows = part.factors["up"].shape[0]
+        rows = part.shape[0] or 0
         stacked.append(part._replace(rows=(row, row + rows)))
         row += rows
     return stacked
@@ -223,15 +289,14 @@ def _attach_magnitude(
     first, spelling = contributions[0], dora.SPELLINGS[suffix]
     if first.algorithm.formula is None:
         return [first._replace(magnitude=Magnitude(info, spelling, dora.OUTPUT)), *contributions[1:]], []
-    out_features, in_features = first.shape[:2]
-    axis = dora.axis_of(spelling, info.shape, out_features, in_features)
+    axis = dora.axis_of(spelling, info.shape, first.shape)
     if first.rows is not None:
         wrong = f"{info.name} is the magnitude of a split module, where DoRA is not defined; {_MEND}"
         return contributions, [Problem("magnitude-shape", "error", wrong, (info.name,))]
     if axis is None:
         wrong = (
-            f"{info.name} has shape {list(info.shape)}, which fits neither the {out_features} outputs nor the "
-            f"{in_features} inputs of its module; {_MEND}"
+            f"{info.name} has shape {list(info.shape)}, which fits neither the {first.shape[0]} outputs nor the "
+            f"{first.shape[1]} inputs of its module; {_MEND}"
         )
         return contributions, [Problem("magnitude-shape", "error", wrong, (info.name,))]
     return [first._replace(magnitude=Magnitude(info, spelling, axis)), *contributions[1:]], []

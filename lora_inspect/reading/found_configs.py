@@ -31,7 +31,7 @@ class FoundConfig(NamedTuple):
 
     def gives_rank(self, contribution: Contribution) -> bool:
         """Whether the rank that it gives the module is that of the tensors: otherwise it is not theirs."""
-        rank = contribution.formula.rank(contribution.factors)
+        rank = contribution.formula.rank(contribution.shapes)
         return self.modules.rank(contribution.module.body) == rank
 
 

@@ -80,4 +80,4 @@ def _features_of(contribution: Contribution) -> Features:
         shape = contribution.shape
         return contribution.rows[1] if contribution.rows else shape[0], shape[1]
     features = contribution.algorithm.features
-    return features(contribution.factors) if features else (None, None)
+    return features(contribution.shapes) if features else (None, None)

@@ -42,11 +42,11 @@ class ScaleSources(NamedTuple):
 
 def with_scale(contribution: Contribution, sources: ScaleSources, settings: Settings) -> Contribution:
     """The contribution with rank, alpha and scale, or with the reason why the scale is unknown."""
-    rank = contribution.formula.rank(contribution.factors)
+    rank = contribution.known_rank
     rule = sources.rule.value
     found = sources.configs[0] if sources.configs else None
-    transposed = peft_config.fan_in_fan_out(found.config) if found and contribution.is_linear else None
-    contribution = contribution._replace(rank=rank, transposed=transposed, rslora=rule)
+    fan_in_fan_out = peft_config.fan_in_fan_out(found.config) if found and contribution.is_linear else None
+    contribution = contribution._replace(rank=rank, fan_in_fan_out=fan_in_fan_out, rslora=rule)
     alpha, why = _alpha(contribution, sources, rank)
     if why and settings.alpha is not None:
         alpha, why = settings.alpha, ""

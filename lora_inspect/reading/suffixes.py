@@ -3,14 +3,24 @@
 import re
 from typing import NamedTuple
 
-from lora_inspect.algorithms import ALGORITHMS
+from lora_inspect.algorithms import CANDIDATES, LONGEST_SUFFIX
 from lora_inspect.maths import dora
 
-# Roles that belong to no algorithm in particular.
-SHARED = {".alpha": "alpha", ".use_rslora_flag": "rslora_flag", **dict.fromkeys(dora.SPELLINGS, "magnitude")}
+# The names of algorithms, None for what belongs to none in particular, each with the role of the tensor in it.
+Meanings = tuple[tuple[str | None, str], ...]
+
+SHARED: dict[str, Meanings] = {
+    ".alpha": ((None, "alpha"),),
+    ".use_rslora_flag": ((None, "rslora_flag"),),
+    **dict.fromkeys(dora.SPELLINGS, ((None, "magnitude"),)),
+}
 
 # Old diffusers UNets hung their layers under a processor: the suffix hides the end of the module's path.
-_PROCESSOR_TAILS = {"to_q": ".to_q", "to_k": ".to_k", "to_v": ".to_v", "to_out": ".to_out.0"}
+_PROCESSORS = {
+    f".processor.{leaf}_lora.{side}.weight": (side, tail)
+    for leaf, tail in {"to_q": ".to_q", "to_k": ".to_k", "to_v": ".to_v", "to_out": ".to_out.0"}.items()
+    for side in ("down", "up")
+}
 
 # No layer is split into more slices than nine digits count, and int() of thousands of digits is an error.
 _PART = re.compile(r"\.(lora_down|lora_up)\.([0-9]{1,9})\.weight$")
@@ -20,17 +30,29 @@ _ADAPTER_INFIX = re.compile(
 
 
 class ParsedKey(NamedTuple):
-    """A key taken apart. `part` numbers the slices of a split layer; `suffix` is the spelling without infixes."""
+    """A key taken apart: what its suffix, spelled without infixes, can mean, in the order in which that is tried.
+
+    `part` numbers the slices of a split layer.
+    """
 
     module: str
-    algorithm: str | None
-    role: str
     suffix: str
+    meanings: Meanings
     part: int | None = None
+
+    @property
+    def algorithm(self) -> str | None:
+        """The first algorithm that spells a role so; None for what belongs to no algorithm in particular."""
+        return self.meanings[0][0]
+
+    @property
+    def role(self) -> str:
+        """The role in the first of them."""
+        return self.meanings[0][1]
 
 
 def parse_key(key: str) -> ParsedKey | None:
-    """Module, algorithm and role of a key, or None where no algorithm spells its end so."""
+    """Module and meanings of a key, or None where no algorithm spells its end so."""
     part = None
     if split := _PART.search(key):
         part = int(split[2])
@@ -38,26 +60,13 @@ def parse_key(key: str) -> ParsedKey | None:
     elif infix := _ADAPTER_INFIX.search(key):
         key = f"{key[: infix.start()]}.{infix[1]}{infix[2]}"
     # A module has a name; and a key may have as many dots as a file has room for.
-    position = key.find(".", max(1, len(key) - _LONGEST))
+    position = key.find(".", max(1, len(key) - LONGEST_SUFFIX))
     while position >= 0:
-        found = _ROLES.get(key[position:])
-        if found is not None:
-            algorithm, role, tail = found
-            return ParsedKey(key[:position] + tail, algorithm, role, key[position:], part)
+        suffix, module = key[position:], key[:position]
+        if meanings := CANDIDATES.get(suffix) or SHARED.get(suffix):
+            return ParsedKey(module, suffix, meanings, part)
+        if found := _PROCESSORS.get(suffix):
+            side, tail = found
+            return ParsedKey(module + tail, suffix, (("lora", side),), part)
         position = key.find(".", position + 1)
     return None
-
-
-def _role_table() -> dict[str, tuple[str | None, str, str]]:
-    table: dict[str, tuple[str | None, str, str]] = {suffix: (None, role, "") for suffix, role in SHARED.items()}
-    for algorithm in ALGORITHMS:
-        for suffix, role in algorithm.suffixes.items():
-            table[suffix] = (algorithm.name, role, "")
-    for leaf, tail in _PROCESSOR_TAILS.items():
-        for side in ("down", "up"):
-            table[f".processor.{leaf}_lora.{side}.weight"] = ("lora", side, tail)
-    return table
-
-
-_ROLES = _role_table()
-_LONGEST = max(map(len, _ROLES))

@@ -178,7 +178,7 @@ def _read_module(name: str, tensors: dict[str, Tensor]) -> ModuleWeights:
                     f"{name}: {side} has shape {list(factor.shape)}, but at least two dimensions, none of them 0, were "
                     "expected"
                 )
-        up, down = lora.flatten(factors)
+        up, down = lora.matrices(factors)
         if up.shape[1] != down.shape[0]:
             raise ValueError(f"{name}: down has rank {down.shape[0]} and up has rank {up.shape[1]}")
     ranks = {factors["down"].shape[0] for factors in parts.values()}

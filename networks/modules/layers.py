@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lora_inspect.algorithms import lora
 from lora_inspect.maths import dora
+from lora_inspect.maths.products import squared_norm
 
 from ..build.arguments import KAIMING, ORTHOGONAL
 from ..kernels import linear_product
@@ -215,7 +216,7 @@ class LoRAModule(AdapterModule):
     def change_norm(self) -> Tensor:
         """‖scale · up @ down‖ over all slices; DoRA's magnitude is no part of it."""
         squares = [
-            lora.product_squared_norm(*lora.flatten({"up": up.weight.float(), "down": down.weight.float()}))
+            squared_norm(*lora.matrices({"up": up.weight.float(), "down": down.weight.float()}))
             for down, up in self.factors
         ]
         return torch.stack(squares).sum().sqrt() * abs(self.scale)

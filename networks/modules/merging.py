@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from lora_inspect.algorithms import lora
-from lora_inspect.maths.fold import Fold
+from lora_inspect.maths import dora
+from lora_inspect.maths.change import Change, LowRank, OnRows
+from lora_inspect.maths.decomposed import DecomposedRows, Magnitude
 from lora_inspect.maths.scaling import scale_of
 
 from .adapter_module import read_alpha
@@ -43,7 +45,6 @@ class LoRAInfModule(FoldableModule, LoRAModule):
             raise ValueError(
                 f"{self.lora_name}.dora_layer.weight is missing: without the magnitude DoRA cannot be merged"
             )
-        magnitude = tensors["dora_layer.weight"].to(rows) if self.use_dora else None
         first = 0
         for up, down in self._matrices(tensors):
             up, down = up.to(rows), down.to(rows)
@@ -56,7 +57,10 @@ class LoRAInfModule(FoldableModule, LoRAModule):
             rank = down.shape[0]
             alpha = read_alpha(self.lora_name, tensors.get("alpha"), rank, self.use_rslora)
             scale = scale_of(alpha, rank, self.use_rslora)
-            Fold(up, down, scale, multiplier, rows=(first, last), magnitude=magnitude).apply(rows, 0)
+            change: Change = OnRows(LowRank(up, down, scale), first, last)
+            if self.use_dora:
+                change = DecomposedRows(change, Magnitude(tensors["dora_layer.weight"].to(rows), dora.INSIDE))
+            change.fold(rows, 0, multiplier)
             first = last
 
     def _matrices(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -66,4 +70,4 @@ class LoRAInfModule(FoldableModule, LoRAModule):
                 factors = {role: tensors[f"lora_{role}{part}.weight"] for role in ("up", "down")}
             except KeyError as missing:
                 raise ValueError(f"{self.lora_name}.{missing.args[0]} is missing") from None
-            yield lora.flatten(factors)
+            yield lora.matrices(factors)

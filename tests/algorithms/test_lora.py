@@ -4,32 +4,19 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lora_inspect.algorithms import BUILT, by_name
-from lora_inspect.algorithms.lora import LORA
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.algorithms import lora
 
 pytestmark = pytest.mark.numeric
-
-
-def infos(**shapes: tuple[int, ...]) -> dict[str, TensorInfo]:
-    return {role: TensorInfo(role, "F32", shape, "file", 0, 0) for role, shape in shapes.items()}
 
 
 def random(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("algorithm", BUILT, ids=lambda algorithm: algorithm.name)
-def test_every_built_algorithm_requires_roles_that_it_spells(algorithm):
-    assert algorithm.formula
-    assert set(algorithm.required) <= set(algorithm.suffixes.values())
-    assert by_name(algorithm.name) is algorithm
-
-
 @pytest.mark.parametrize("kernel", [(), (1,), (3,), (1, 1), (3, 2), (1, 2, 2)])
 def test_a_convolution_of_the_delta_is_up_after_down(kernel):
     down, up = random(3, 4, *kernel), random(5, 3, *[1] * len(kernel))
-    flat_up, flat_down = LORA.formula.flatten({"down": down, "up": up})
+    flat_up, flat_down = lora.matrices({"down": down, "up": up})
     delta = (flat_up @ flat_down).reshape(5, 4, *kernel)
     x = random(2, 4, *[6] * len(kernel))
     convolve = [functional.linear, functional.conv1d, functional.conv2d, functional.conv3d][len(kernel)]
@@ -38,7 +25,7 @@ def test_a_convolution_of_the_delta_is_up_after_down(kernel):
 
 def test_a_tucker_core_is_the_sum_over_both_ranks():
     up, mid, down = random(5, 3, 1, 1), random(3, 2, 3, 3), random(2, 4, 1, 1)
-    flat_up, flat_down = LORA.formula.flatten({"up": up, "mid": mid, "down": down})
+    flat_up, flat_down = lora.matrices({"up": up, "mid": mid, "down": down})
     expected = torch.zeros(5, 4, 3, 3, dtype=torch.float64)
     for p in range(3):
         for q in range(2):
@@ -55,10 +42,9 @@ def test_a_tucker_core_is_the_sum_over_both_ranks():
     ],
 )
 def test_shapes_give_the_weight_and_the_rank(shapes, expected):
-    factors = infos(**shapes)
-    assert LORA.formula.check(factors) is None
-    assert LORA.formula.delta_shape(factors) == expected
-    assert LORA.formula.rank(factors) == 2
+    assert lora.check(shapes) is None
+    assert lora.weight_shape(shapes) == expected
+    assert lora.rank(shapes) == 2
 
 
 @pytest.mark.parametrize(
@@ -73,4 +59,4 @@ def test_shapes_give_the_weight_and_the_rank(shapes, expected):
     ],
 )
 def test_wrong_shapes_are_named(shapes, says):
-    assert says in LORA.formula.check(infos(**shapes))
+    assert says in lora.check(shapes)

@@ -24,7 +24,9 @@ def matched(write_safetensors):
         opened = open_checkpoint(str(base_file))
         matching = match(read, opened, only)
         left = accept_unmatched(read, opened, matching, allowed)
-        return {name: [c.module.key for c in found] for name, found in matching.targets.items()}, left
+        return {
+            name: [placed.contribution.module.key for placed in found] for name, found in matching.targets.items()
+        }, left
 
     return match_tensors
 
@@ -60,7 +62,7 @@ def test_names_are_found_whatever_underscores_they_have(tmp_path_factory, module
     (folder / "base.safetensors").write_bytes(encode(weights))
     adapter = read_adapter(open_checkpoint(str(folder / "adapter.safetensors")))
     targets = match(adapter, open_checkpoint(str(folder / "base.safetensors"))).targets
-    found = {weight: [c.module.key for c in changes] for weight, changes in targets.items()}
+    found = {weight: [placed.contribution.module.key for placed in changes] for weight, changes in targets.items()}
     assert found == {f"model.diffusion_model.{path}.weight": [name] for path, name in names.items()}
 
 

@@ -37,7 +37,7 @@ def oriented(write_safetensors, tmp_path):
             read_adapter(open_checkpoint(str(adapter))), base, transposed={} if option is None else {"*": option}
         )
         for name, changes in matching.targets.items():
-            assert {change.transposed for change in changes} == {matching.orientations[name].transposed}
+            assert {placed.place.transposed for placed in changes} == {matching.orientations[name].transposed}
         return {name.removesuffix(".weight"): tuple(item) for name, item in matching.orientations.items()}
 
     return orient
@@ -168,7 +168,7 @@ def test_a_convolution_has_no_orientation(write_safetensors):
     adapter = read_adapter(open_checkpoint(str(write_safetensors(tensors, name="adapter.safetensors"))))
     base = open_checkpoint(str(write_safetensors({"a.weight": ("F32", (N, N, 3, 3), 1)}, name="base.safetensors")))
     assert match(adapter, base, transposed={"*": True}).orientations == {}
-    assert [change.transposed for change in match(adapter, base).targets["a.weight"]] == [False]
+    assert [placed.place.transposed for placed in match(adapter, base).targets["a.weight"]] == [False]
 
 
 def test_the_option_that_repeats_is_a_note_and_the_one_that_contradicts_an_error(oriented):

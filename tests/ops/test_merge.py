@@ -72,7 +72,7 @@ def test_leaves_every_other_tensor_bit_for_bit(folder, tmp_path):
     found = merged(tmp_path, base_of(folder), adapter_of(folder))
     plan = plan_merge(str(base_of(folder)), [(str(adapter_of(folder)), 1.0)], MergeOptions())
     assert found.keys() == base.keys()
-    for name in base.keys() - plan.changes.keys():
+    for name in base.keys() - plan.folds.keys():
         assert torch.equal(found[name], base[name])
 
 
@@ -98,8 +98,8 @@ def test_equals_peft_in_weights_and_outputs(folder, tmp_path):
         weights = {name: tensor.clone() for name, tensor in model.merge_and_unload().state_dict().items()}
     found = merged(tmp_path, minilm() / "model.safetensors", adapter_of(folder))
     plan = plan_merge(str(minilm()), [(str(adapter_of(folder)), 1.0)], MergeOptions())
-    assert plan.changes
-    for name in plan.changes:
+    assert plan.folds
+    for name in plan.folds:
         assert units_in_last_place(found[name], weights[name]) <= 4
     fresh = AutoModel.from_pretrained(minilm())
     fresh.load_state_dict(found, strict=False)

@@ -109,8 +109,8 @@ def test_equals_peft_on_every_kind_of_layer(make, targets, transposed, use_dora,
     base, expected = train(make(), targets, tmp_path, use_dora=use_dora)
     plan, found = merged(tmp_path)
     assert sum(item.transposed for item in plan.orientations.values()) == transposed
-    assert plan.changes
-    for name in plan.changes:
+    assert plan.folds
+    for name in plan.folds:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
         assert not torch.allclose(found[name], base[name], rtol=1e-2, atol=1e-2)
 
@@ -123,7 +123,7 @@ def test_a_wrong_flag_in_the_config_changes_nothing_where_siblings_know_better(f
     config_says(tmp_path, flag)
     plan, found = merged(tmp_path)
     assert {item.source for item in plan.orientations.values()} == {"shape", "siblings"}
-    for name in plan.changes:
+    for name in plan.folds:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
 
 
@@ -133,7 +133,7 @@ def test_a_wrong_flag_that_nothing_corrects_is_refused_and_the_option_settles_it
     with pytest.raises(LoraInspectError, match=r"_proj\.weight .*--transposed no or --transposed yes"):
         merged(tmp_path)
     plan, found = merged(tmp_path, transposed={"*": False})
-    for name in plan.changes:
+    for name in plan.folds:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
 
 
@@ -179,8 +179,8 @@ def test_square_linear_layers_alone_need_no_option(tmp_path):
 
     _, expected = train(Layers(), ["fc1", "fc2", "fc3"], tmp_path)
     plan, found = merged(tmp_path)
-    assert len(plan.changes) == 3
-    for name in plan.changes:
+    assert len(plan.folds) == 3
+    for name in plan.folds:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
 
 

@@ -117,6 +117,6 @@ def test_two_experts_on_the_file_of_one_are_told_apart_by_only(write_safetensors
         match(adapter, base)
     for only, prefix in (("model", "transformer."), ("model_2", "transformer_2.")):
         matching = match(adapter, base, (only,))
-        ((change,),) = matching.targets.values()
-        assert change.module.prefix == prefix
+        ((placed,),) = matching.targets.values()
+        assert placed.contribution.module.prefix == prefix
         assert len(matching.left_out) == 1

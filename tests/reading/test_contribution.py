@@ -141,7 +141,7 @@ def test_the_shape_that_the_factors_change(suffixes, shape, linear):
     claims = claim(infos({f"x.{suffix}": ("F32", size) for suffix, size in suffixes.items()}))
     (contribution,) = claims.modules["x"].contributions
     assert (contribution.shape, contribution.is_linear) == (shape, linear)
-    assert contribution.formula.rank(contribution.factors) == 4
+    assert contribution.formula.rank(contribution.shapes) == 4
     assert (claims.unclaimed, claims.problems) == ((), ())
 
 

@@ -1,0 +1,141 @@
+"""What an adapter does to one weight: folded into it in place, a block of rows at a time.
+
+A weight is a matrix (out, columns) here, where the columns of a convolution are in·kernel. Changes keep no state
+between calls, so that rows may come in any blocks and in any order. Written with tensor methods alone.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+# Reads the weight: (first row, rows) for all of it, in blocks that begin and end where they may, in memory that is
+# used again.
+Blocks = Callable[[], Iterator[tuple[int, Any]]]
+
+
+class Change(Protocol):
+    """A change of one weight, in blocks of rows that begin and end at multiples of `together`; 0: all at once."""
+
+    @property
+    def together(self) -> int:
+        """How many rows belong together, from the first row on."""
+
+    def settled(self, blocks: Blocks, multiplier: float) -> "Change":
+        """The change once it has seen what it needs of the whole weight, to be folded with this `multiplier`."""
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Folds it into `rows` (n, columns), the rows `first` to `first` + n of the weight."""
+
+    def transposed(self) -> "Change":
+        """The same change of the weight that is stored as (in, out)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """W + multiplier · scale · up @ down, with up (out, rank) and down (rank, columns)."""
+
+    up: Any
+    down: Any
+    scale: float
+    together: int = 1
+
+    def settled(self, blocks: Blocks, multiplier: float) -> Change:
+        """Needs nothing of the weight."""
+        return self
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Adds the product's rows."""
+        rows.addmm_(self.up[first : first + rows.shape[0]], self.down, alpha=self.scale * multiplier)
+
+    def transposed(self) -> Change:
+        """The factors change places."""
+        return replace(self, up=self.down.transpose(0, 1).contiguous(), down=self.up.transpose(0, 1).contiguous())
+
+
+@dataclass(frozen=True, slots=True)
+class Additive:
+    """W + multiplier · scale · delta, of which `delta_rows(first, last)` computes the rows `first` to `last`."""
+
+    delta_rows: Callable[[int, int], Any]
+    scale: float
+    together: int = 1
+
+    def settled(self, blocks: Blocks, multiplier: float) -> Change:
+        """Needs nothing of the weight."""
+        return self
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Adds the rows of delta."""
+        rows.add_(self.delta_rows(first, first + rows.shape[0]), alpha=self.scale * multiplier)
+
+    def transposed(self) -> Change:
+        """All rows at once."""
+        return Transposed(self)
+
+
+@dataclass(frozen=True, slots=True)
+class OnRows:
+    """`change` on the rows `start` to `stop` of a larger weight, of which its own row `source` is the first.
+
+    Serves a slice of a fused weight, and the part of a fused adapter that one of several weights gets.
+    """
+
+    change: Change
+    start: int
+    stop: int
+    source: int = 0
+
+    @property
+    def together(self) -> int:
+        """That of the change, where its groups begin and end at multiples of it in the larger weight as well."""
+        own = self.change.together
+        return own if own and not any(edge % own for edge in (self.start, self.stop, self.source)) else 0
+
+    def settled(self, blocks: Blocks, multiplier: float) -> Change:
+        """The change settles on its own rows."""
+        return replace(self, change=self.change.settled(partial(self._own_blocks, blocks), multiplier))
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Folds into those of the rows that are its own."""
+        for own_first, own in self._own(first, rows):
+            self.change.fold(own, own_first, multiplier)
+
+    def transposed(self) -> Change:
+        """All rows at once."""
+        return Transposed(self)
+
+    def _own_blocks(self, blocks: Blocks) -> Iterator[tuple[int, Any]]:
+        for first, rows in blocks():
+            yield from self._own(first, rows)
+
+    def _own(self, first: int, rows: Any) -> Iterator[tuple[int, Any]]:
+        start, stop = max(first, self.start), min(first + rows.shape[0], self.stop)
+        if start < stop:
+            yield start - self.start + self.source, rows[start - first : stop - first]
+
+
+@dataclass(frozen=True, slots=True)
+class Transposed:
+    """Any change, of a weight that is stored as (in, out): the whole weight is turned round and back."""
+
+    change: Change
+    together: int = 0
+
+    def settled(self, blocks: Blocks, multiplier: float) -> Change:
+        """The change settles on the weight turned round, which comes in one block."""
+        return replace(self, change=self.change.settled(partial(self._turned, blocks), multiplier))
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Turns all rows round, folds, and turns them back."""
+        ((_, turned),) = self._turned(lambda: iter([(first, rows)]))
+        self.change.fold(turned, 0, multiplier)
+        rows.copy_(turned.transpose(0, 1))
+
+    def transposed(self) -> Change:
+        """The change itself."""
+        return self.change
+
+    def _turned(self, blocks: Blocks) -> Iterator[tuple[int, Any]]:
+        for _, rows in blocks():
+            yield 0, rows.transpose(0, 1).contiguous()

@@ -1,0 +1,112 @@
+"""DoRA around any change that is added to a weight: V = W + change, each row or column scaled to its magnitude.
+
+Tensor methods alone; the formulas are in `dora`.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lora_inspect.maths import dora
+from lora_inspect.maths.change import Blocks, Change, Transposed
+
+
+@dataclass(frozen=True, slots=True)
+class Magnitude:
+    """The vector `values` over output rows or inputs, and what the program that wrote it does with it.
+
+    `rule` says how a multiplier applies, `added_eps` what is added to the norm; None stands for max(norm, 1e-6).
+    """
+
+    values: Any
+    rule: str
+    added_eps: float | None = None
+
+    def gains(self, squared_norms: Any, values: Any) -> Any:
+        """What V is multiplied by; NaN, and not 0, where the square of a norm is more than the type can hold."""
+        norm = dora.norm_from_square(squared_norms, self.added_eps)
+        return dora.gain(values, norm.masked_fill(norm.isinf(), math.nan))
+
+    def combined(self, change: Change, rows: Any, first: int, multiplier: float) -> Any:
+        """The rows of V."""
+        combined = rows.clone()
+        change.fold(combined, first, dora.inner_multiplier(multiplier, self.rule))
+        return combined
+
+
+@dataclass(frozen=True, slots=True)
+class DecomposedRows:
+    """W' = magnitude · V / ‖V‖ over output rows."""
+
+    change: Change
+    magnitude: Magnitude
+
+    @property
+    def together(self) -> int:
+        """That of the change."""
+        return self.change.together
+
+    def settled(self, blocks: Blocks, multiplier: float) -> Change:
+        """The change settles at the strength at which it enters V."""
+        inner = dora.inner_multiplier(multiplier, self.magnitude.rule)
+        return replace(self, change=self.change.settled(blocks, inner))
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Scales each row of V by the norm of that row."""
+        combined = self.magnitude.combined(self.change, rows, first, multiplier)
+        values = self.magnitude.values[first : first + rows.shape[0]]
+        gains = self.magnitude.gains(dora.squared_norm(combined, dora.OUTPUT), values).reshape(-1, 1)
+        rows.copy_(dora.apply_gain(rows, combined, gains, multiplier, self.magnitude.rule))
+
+    def transposed(self) -> Change:
+        """What were rows are columns in the weight as it is stored."""
+        return DecomposedColumns(self.change.transposed(), self.magnitude)
+
+
+@dataclass(frozen=True, slots=True)
+class DecomposedColumns:
+    """W' = magnitude · V / ‖V‖ over inputs; a convolution has `columns_per_input` neighbouring columns for each.
+
+    `squares` are the squared norms, known once the change has settled.
+    """
+
+    change: Change
+    magnitude: Magnitude
+    columns_per_input: int = 1
+    squares: Any = None
+
+    @property
+    def together(self) -> int:
+        """That of the change."""
+        return self.change.together
+
+    def settled(self, blocks: Blocks, multiplier: float) -> Change:
+        """Sums up the squares of V over all rows."""
+        inner = dora.inner_multiplier(multiplier, self.magnitude.rule)
+        change = self.change.settled(blocks, inner)
+        squares: Any = None
+        for first, rows in blocks():
+            own = dora.squared_norm(self.magnitude.combined(change, rows, first, multiplier), dora.INPUT)
+            squares = own if squares is None else squares + own
+        per_input = squares.reshape(-1, self.columns_per_input).sum(1)
+        return replace(self, change=change, squares=per_input)
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Scales each column of V by the norm of all columns of its input."""
+        combined = self.magnitude.combined(self.change, rows, first, multiplier)
+        gains = self.magnitude.gains(self.squares, self.magnitude.values)
+        gains = gains.repeat_interleave(self.columns_per_input).reshape(1, -1)
+        rows.copy_(dora.apply_gain(rows, combined, gains, multiplier, self.magnitude.rule))
+
+    def transposed(self) -> Change:
+        """What were columns are rows in the weight as it is stored; of a convolution all rows have to be there."""
+        if self.columns_per_input > 1:
+            return Transposed(self)
+        return DecomposedRows(self.change.transposed(), self.magnitude)
+
+
+def decomposed(change: Change, magnitude: Magnitude, axis: str, columns_per_input: int) -> Change:
+    """DoRA over the `axis` that the magnitude belongs to."""
+    if axis == dora.OUTPUT:
+        return DecomposedRows(change, magnitude)
+    return DecomposedColumns(change, magnitude, columns_per_input)
