@@ -85,4 +85,6 @@ ALGORITHM = Algorithm(
     dialects=DIALECTS,
     marks=("down", "up"),
     formula=Formula(check, weight_shape, misfit, rank, change, low_rank=matrices, rslora=True),
+    decomposes=True,
+    peft_type="LORA",
 )

@@ -47,7 +47,8 @@ class Algorithm(NamedTuple):
 
     `dialects` are the spellings of its roles, by the name of the dialect; a file may mix them. `marks` are the roles
     without which it is not this algorithm: of several that know a suffix, the first one counts whose marks are there
-    and whose shapes fit. `parameter` is what of a layer it changes.
+    and whose shapes fit. `parameter` is what of a layer it changes, `decomposes` says whether DoRA may be around it,
+    and `peft_type` is what PEFT calls it in an `adapter_config.json`.
 
     `take_rows(tensors, start, stop)` are the factors of rows `start` to `stop` of the change, and `stack(parts)` those
     of several changes below each other; None where that is not exact.
@@ -62,6 +63,8 @@ class Algorithm(NamedTuple):
     marks: tuple[Role, ...] = ()
     formula: Formula | None = None
     parameter: str = WEIGHT
+    decomposes: bool = False
+    peft_type: str | None = None
     take_rows: Callable[[Tensors, int, int], Tensors] | None = None
     stack: Callable[[list[Tensors]], Tensors] | None = None
     features: Callable[[Shapes], Features] | None = None

@@ -55,7 +55,7 @@ def _copies(adapter: Adapter, base: Checkpoint, matching: Matching) -> Iterator[
             table = table or NameTable(base, PEFT.name, recognised.component, recognised.prefix, ())
             found = table.find(recognised)
             if len(found) == 1:
-                yield key, found[0]
+                yield key, base.tensors[f"{found[0]}.weight"]
 
 
 def _equal(copy: TensorInfo, original: TensorInfo) -> bool:

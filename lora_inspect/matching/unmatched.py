@@ -26,11 +26,18 @@ def accept_unmatched(adapter: Adapter, base: Checkpoint, matching: Matching, all
         why = _why(matching.unmatched[0], adapter, base)
         raise LoraInspectError(f"{path}: no module fits {base.path}; {why}.")
     if allowed:
-        return [module.name.key for module in matching.unmatched] + list(adapter.unclaimed)
+        absent = [f"{c.module.key} ({c.algorithm.title})" for c in matching.absent]
+        return [module.name.key for module in matching.unmatched] + absent + list(adapter.unclaimed)
     used = equal_copies(adapter, base, matching)
     if keys := [key for key in adapter.unclaimed if key not in used]:
         raise LoraInspectError(
             f"{path}: {len(keys)} tensors belong to no known algorithm ({keys[0]}); --allow-unmatched leaves them out."
+        )
+    if matching.absent:
+        first = matching.absent[0]
+        raise LoraInspectError(
+            f"{path}: {first.module.key} changes a {first.algorithm.parameter} that its layer has not in {base.path} "
+            f"({len(matching.absent)} such tensors); --allow-unmatched leaves them out."
         )
     if not matching.unmatched:
         return []

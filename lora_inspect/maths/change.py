@@ -46,7 +46,7 @@ class LowRank:
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Adds the product's rows."""
-        rows.addmm_(self.up[first : first + rows.shape[0]], self.down, alpha=self.scale * multiplier)
+        rows.addmm_(self.up[first : first + rows.shape[0]] * (self.scale * multiplier), self.down)
 
     def transposed(self) -> Change:
         """The factors change places."""
@@ -67,7 +67,7 @@ class Additive:
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Adds the rows of delta."""
-        rows.add_(self.delta_rows(first, first + rows.shape[0]), alpha=self.scale * multiplier)
+        rows.add_(self.delta_rows(first, first + rows.shape[0]) * (self.scale * multiplier))
 
     def transposed(self) -> Change:
         """All rows at once."""

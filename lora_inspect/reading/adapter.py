@@ -1,7 +1,7 @@
 """From a checkpoint to an adapter: what every tensor means, on which evidence, and what is wrong with the file."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +22,7 @@ from lora_inspect.reading.evidence import (
     read_flag,
 )
 from lora_inspect.reading.found_configs import FoundConfig, Speakers, find_configs
+from lora_inspect.reading.peft_config import LORA_TYPE
 from lora_inspect.reading.scale_rules import RuledGroup, Voice, read_group, sum_up, voice_of
 from lora_inspect.reading.scales import Counted, ScaleSources, with_scale
 from lora_inspect.reading.settings import Settings
@@ -82,8 +83,12 @@ class Adapter(NamedTuple):
 Numbers = Mapping[str, float | int | bool | None]
 
 
+# What no evidence for RS-LoRA speaks of.
+_STANDARD = RsloraReading(False, "default")
+
+
 class _Part(NamedTuple):
-    """One contribution whose algorithm is computed, with all that its scale is read from."""
+    """One contribution whose scale may be rank-stabilised, with all that it is read from."""
 
     module: Module
     contribution: Contribution
@@ -98,14 +103,17 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
     claims = claim(checkpoint.tensors)
     numbers = _read_numbers(checkpoint, claims)
     steps = Steps()
-    configs = find_configs(checkpoint, [contribution for _, contribution in _computed(claims)], steps)
+    configs = find_configs(checkpoint, [c for _, c in _computed(claims)], steps)
     asked = _read_asked_ranks(checkpoint.metadata, steps)
     parts = _parts(claims, numbers, configs, asked, checkpoint)
     groups = _read_groups(parts, claims, numbers, configs, checkpoint.metadata)
     settled = {voice: group.settled(settings.rslora) for voice, group in groups.items()}
-    facts = [part.facts for part in parts]
-    dora, about_dora, about_magnitudes = read_dora(facts, _dora_claims(parts, claims, numbers), checkpoint.metadata)
-    modules = _with_scales(claims, parts, settled, settings)
+    facts = [_facts(c, numbers.get(module.name.key)) for module, c in _computed(claims) if c.algorithm.decomposes]
+    dora, about_dora, about_magnitudes = read_dora(
+        facts, _dora_claims(parts, facts, claims, numbers), checkpoint.metadata
+    )
+    scaled = partial(_with_scales, claims, numbers, configs, parts, settled)
+    modules = scaled(settings)
     rslora = sum_up(list(settled.values()))
     return Adapter(
         checkpoint=checkpoint,
@@ -125,7 +133,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
             *(p for p in about_magnitudes if p.code != "dora-partial" or not settings.allow_partial_dora),
             *problems.of_algorithms(modules.values(), checkpoint.metadata),
             *problems.of_rule_setting(modules.values(), [g.reading for g in groups.values()], settings.rslora),
-            *_of_alpha_setting(claims, parts, settled, settings),
+            *_of_alpha_setting(scaled, settings),
             *problems.of_scales(modules.values()),
             *problems.of_schemes(claims),
             *problems.of_unclaimed(claims),
@@ -160,6 +168,8 @@ def _parts(
     speakers = Speakers(configs)
     parts = []
     for module, contribution in _computed(claims):
+        if not contribution.formula.rslora:
+            continue
         found = speakers.of(contribution)
         voice = voice_of(module, contribution, flags, found, bool(flags))
         facts = _facts(contribution, numbers.get(contribution.module.key))
@@ -189,7 +199,7 @@ def _read_groups(
     for part in parts:
         members.setdefault(part.voice, []).append(part)
     if not members:
-        where = tuple(found.where for found in configs if found.is_lora)
+        where = tuple(found.where for found in configs if found.peft_type == LORA_TYPE)
         names = [module.name for module in claims.modules.values() if not module.alpha]
         in_config = any(schemes.by_name(name.scheme).absent_alpha == "config" for name in names)
         members[Voice(None, where, in_config and not where, False)] = []
@@ -218,9 +228,10 @@ def _about_parts(parts: Sequence[_Part]) -> list[Evidence]:
     ]
 
 
-def _dora_claims(parts: Sequence[_Part], claims: Claims, numbers: Numbers) -> list[DoraClaim]:
+def _dora_claims(
+    parts: Sequence[_Part], facts: Sequence[LoraFacts], claims: Claims, numbers: Numbers
+) -> list[DoraClaim]:
     """What the flag says of all modules, and each config of those that it gives the rank of."""
-    facts = [part.facts for part in parts]
     found = [flag_claim(read_flag(numbers[DORA_FLAG]), facts)] if DORA_FLAG in claims.flags else []
     theirs: dict[str, list[LoraFacts]] = {}
     configs = {config.where: config.config for part in parts for config in part.configs}
@@ -241,7 +252,7 @@ def _read_numbers(checkpoint: Checkpoint, claims: Claims) -> dict[str, float | i
 def _facts(contribution: Contribution, alpha: float | int | bool | None) -> LoraFacts:
     return LoraFacts(
         module=contribution.module.key,
-        rank=contribution.known_rank,
+        rank=contribution.formula.rank(contribution.shapes) or 0,
         alpha=None if alpha is None else float(alpha),
         linear=contribution.is_linear,
         split=contribution.rows is not None,
@@ -255,29 +266,34 @@ def _scheme_of(claims: Claims) -> str | None:
 
 
 def _with_scales(
-    claims: Claims, parts: Sequence[_Part], groups: Mapping[Voice, RuledGroup], settings: Settings
+    claims: Claims,
+    numbers: Numbers,
+    configs: Sequence[FoundConfig],
+    parts: Sequence[_Part],
+    groups: Mapping[Voice, RuledGroup],
+    settings: Settings,
 ) -> dict[str, Module]:
     """The modules with rank, alpha and scale in every contribution that is computed."""
-    scaled = iter(
-        with_scale(
-            part.contribution,
-            ScaleSources(part.module, part.facts.alpha, part.configs, groups[part.voice].reading, part.counted),
-            settings,
-        )
-        for part in parts
-    )
+    speakers = Speakers(configs)
+    stabilised = iter(parts)
+
+    def sources(module: Module, contribution: Contribution) -> ScaleSources:
+        if contribution.formula.rslora:
+            part = next(stabilised)
+            return ScaleSources(module, part.facts.alpha, part.configs, groups[part.voice].reading, part.counted)
+        return ScaleSources(module, numbers.get(module.name.key), speakers.of(contribution), _STANDARD)
+
     return {
         name: module._replace(
-            contributions=tuple(next(scaled) if c.algorithm.formula else c for c in module.contributions)
+            contributions=tuple(
+                with_scale(c, sources(module, c), settings) if c.algorithm.formula else c for c in module.contributions
+            )
         )
         for name, module in claims.modules.items()
     }
 
 
-def _of_alpha_setting(
-    claims: Claims, parts: Sequence[_Part], groups: Mapping[Voice, RuledGroup], settings: Settings
-) -> list[Problem]:
+def _of_alpha_setting(scaled: Callable[[Settings], dict[str, Module]], settings: Settings) -> list[Problem]:
     if settings.alpha is None:
         return []
-    without = _with_scales(claims, parts, groups, settings._replace(alpha=None))
-    return problems.of_alpha_setting(without.values(), settings.alpha)
+    return problems.of_alpha_setting(scaled(settings._replace(alpha=None)).values(), settings.alpha)

@@ -58,37 +58,55 @@ _FLAT_ROOTS = tuple(f"{root}_" for root in ROOTS - {"transformer"})
 
 
 class NameTable:
-    """The weights of a base by the names that an adapter of one scheme, component and prefix has for them.
+    """The modules of a base by the names that an adapter of one scheme, component and prefix has for them.
 
     Names come from the base's own paths over every base prefix. A base in one of the two layouts whose modules are
     the `same` is found under the names of the other as well. Where no path is spelled so, one that differs by roots of
     transformers counts, as long as roots are only added or only dropped: `bert.` is never taken for `roberta.`.
+
+    A module that has a matrix or a kernel comes before one that has vectors or parameters of its own alone.
     """
 
     def __init__(
         self, base: Checkpoint, scheme: str, component: str, prefix: str, same: Iterable[tuple[str, str]]
     ) -> None:
         self._spell = schemes.by_name(scheme).module
-        self._spelled: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
-        self._rooted: dict[str, list[tuple[frozenset[str], TensorInfo]]] = defaultdict(list)
-        same = tuple(same)
-        for info in base.tensors.values():
-            if not is_weight(info):
-                continue
-            path = path_of(info)
-            for own in own_paths(path, component, base):
-                for name in dict.fromkeys((own, *counterparts(same, own))):
-                    self._spelled[self._spell(name, prefix)][info.name] = info
-                roots, rest = without_roots(own)
-                self._rooted[self._spell(rest, "")].append((roots, info))
+        self._base, self._component, self._prefix, self._same = base, component, prefix, tuple(same)
+        self._layers = self._spellings(path_of(info) for info in base.tensors.values() if is_weight(info))
+        self._others: _Spellings | None = None
 
-    def find(self, name: ModuleName) -> list[TensorInfo]:
-        """The weights that the module can mean: none, one, or several where the name is ambiguous."""
-        if name.key in self._spelled:
-            return list(self._spelled[name.key].values())
+    def find(self, name: ModuleName) -> list[str]:
+        """The paths of the modules that the name can mean: none, one, or several where it is ambiguous."""
+        if found := self._layers.find(name):
+            return found
+        if self._others is None:
+            self._others = self._spellings(info.name.rpartition(".")[0] for info in self._base.tensors.values())
+        return self._others.find(name)
+
+    def _spellings(self, paths: Iterable[str]) -> "_Spellings":
+        spellings = _Spellings()
+        for path in dict.fromkeys(paths):
+            for own in own_paths(path, self._component, self._base):
+                for name in dict.fromkeys((own, *counterparts(self._same, own))):
+                    spellings.exact[self._spell(name, self._prefix)][path] = None
+                roots, rest = without_roots(own)
+                spellings.rooted[self._spell(rest, "")].append((roots, path))
+        return spellings
+
+
+class _Spellings:
+    """Paths of a base by how they are spelled, and by how they are spelled without their roots."""
+
+    def __init__(self) -> None:
+        self.exact: dict[str, dict[str, None]] = defaultdict(dict)
+        self.rooted: dict[str, list[tuple[frozenset[str], str]]] = defaultdict(list)
+
+    def find(self, name: ModuleName) -> list[str]:
+        """The paths that are spelled so, or else related by their roots."""
+        if name.key in self.exact:
+            return list(self.exact[name.key])
         roots, rest = without_roots(name.body, flat=name.flat)
-        related = {info.name: info for others, info in self._rooted.get(rest, ()) if others <= roots or roots <= others}
-        return list(related.values())
+        return list(dict.fromkeys(p for others, p in self.rooted.get(rest, ()) if others <= roots or roots <= others))
 
 
 def own_paths(path: str, component: str, base: Checkpoint) -> Iterable[str]:

@@ -286,9 +286,18 @@ def _stack(parts: list[Contribution]) -> list[Contribution]:
 def _attach_magnitude(
     contributions: list[Contribution], info: TensorInfo, suffix: str
 ) -> tuple[list[Contribution], list[Problem]]:
-    first, spelling = contributions[0], dora.SPELLINGS[suffix]
+    spelling = dora.SPELLINGS[suffix]
+    # Of an algorithm that is only recognised nothing else is known.
+    bearers = [c for c in contributions if c.algorithm.decomposes] or [
+        c for c in contributions if not c.algorithm.formula
+    ]
+    if not bearers:
+        wrong = f"{info.name} is a magnitude, but nothing of its module is decomposed into one; {_MEND}"
+        return contributions, [Problem("magnitude-shape", "error", wrong, (info.name,))]
+    first = bearers[0]
+    others = [contribution for contribution in contributions if contribution is not first]
     if first.algorithm.formula is None:
-        return [first._replace(magnitude=Magnitude(info, spelling, dora.OUTPUT)), *contributions[1:]], []
+        return [first._replace(magnitude=Magnitude(info, spelling, dora.OUTPUT)), *others], []
     axis = dora.axis_of(spelling, info.shape, first.shape)
     if first.rows is not None:
         wrong = f"{info.name} is the magnitude of a split module, where DoRA is not defined; {_MEND}"
@@ -299,4 +308,4 @@ def _attach_magnitude(
             f"{first.shape[1]} inputs of its module; {_MEND}"
         )
         return contributions, [Problem("magnitude-shape", "error", wrong, (info.name,))]
-    return [first._replace(magnitude=Magnitude(info, spelling, axis)), *contributions[1:]], []
+    return [first._replace(magnitude=Magnitude(info, spelling, axis)), *others], []

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from lora_inspect.files.checkpoint import PEFT_WEIGHTS, Checkpoint
 from lora_inspect.reading import peft_config
 from lora_inspect.reading.contribution import Contribution
-from lora_inspect.reading.peft_config import ModuleSettings
+from lora_inspect.reading.peft_config import LORA_TYPE, ModuleSettings
 from lora_inspect.reading.steps import Steps
 from lora_inspect.schemes.diffusers import DIFFUSERS
 
@@ -25,14 +25,17 @@ class FoundConfig(NamedTuple):
     modules: ModuleSettings
 
     @property
-    def is_lora(self) -> bool:
-        """Whether it speaks of LoRA and not of another of PEFT's algorithms."""
-        return bool(self.config.get("peft_type", "LORA") == "LORA")
+    def peft_type(self) -> Any:
+        """Which of PEFT's algorithms it is a config of."""
+        return self.config.get("peft_type", LORA_TYPE)
 
     def gives_rank(self, contribution: Contribution) -> bool:
-        """Whether the rank that it gives the module is that of the tensors: otherwise it is not theirs."""
+        """Whether the rank that it gives the module is that of the tensors: otherwise it is not theirs.
+
+        Tensors that have none cannot contradict it.
+        """
         rank = contribution.formula.rank(contribution.shapes)
-        return self.modules.rank(contribution.module.body) == rank
+        return rank is None or self.modules.rank(contribution.module.body) == rank
 
 
 def find_configs(checkpoint: Checkpoint, contributions: Sequence[Contribution], steps: Steps) -> list[FoundConfig]:
@@ -79,7 +82,8 @@ class Speakers:
         embedded = (
             self._by_prefix.get(module.prefix) or self._by_component.get(module.component) or self._by_prefix.get("")
         )
-        speaking = (*((embedded,) if embedded else ()), *self._beside)
+        all_of_it = (*((embedded,) if embedded else ()), *self._beside)
+        speaking = tuple(found for found in all_of_it if found.peft_type == contribution.algorithm.peft_type)
         return tuple(found for found in speaking if found.gives_rank(contribution)) or speaking[:1]
 
 

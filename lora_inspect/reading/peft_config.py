@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from lora_inspect.reading.config_patterns import PatternMap, Targets
 
 EMBEDDED_KEY = "lora_adapter_metadata"
+# The `peft_type` of LoRA, which a config without one is of.
+LORA_TYPE = "LORA"
 
 # Initialisations that move part of the base into the adapter: the file is a change of the residual base.
 # Source: `LoraLayer.reset_lora_parameters` and its callees in PEFT.
@@ -72,7 +74,8 @@ class ModuleSettings:
 
     def alpha(self, path: str) -> float | None:
         """The alpha that the config gives the module at the dotted `path`; PEFT's default is 8, None is no number."""
-        alpha = self._value("alpha_pattern", path, self._config.get("lora_alpha", 8))
+        name = "lora_alpha" if self._config.get("peft_type", LORA_TYPE) == LORA_TYPE else "alpha"
+        alpha = self._value("alpha_pattern", path, self._config.get(name, 8))
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
             return None
         return float(alpha) if abs(alpha) <= sys.float_info.max else None  # JSON spells infinities and longer numbers

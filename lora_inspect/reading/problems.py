@@ -29,8 +29,8 @@ def of_configs(configs: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, 
     """What the configs and the metadata say that makes the tensors something else than plain LoRA factors."""
     problems: list[Problem] = []
     for where, config in configs.items():
-        method = config.get("peft_type", "LORA")
-        if method != "LORA":
+        method = config.get("peft_type", peft_config.LORA_TYPE)
+        if not any(found.formula and found.peft_type == method for found in algorithms.ALGORITHMS.values()):
             message = f"{where} says {method}, an algorithm that is not built yet; {_OWN_PROGRAM}"
             problems.append(Problem("algorithm", "error", message))
         if init := peft_config.residual_init(config):

@@ -54,7 +54,7 @@ def voice_of(
 ) -> Voice:
     """Who speaks of a contribution. A config whose rank is not that of the tensors is not theirs and has no vote."""
     flag = flags[module.rslora_flag.name] if module.rslora_flag else None
-    theirs = tuple(found.where for found in configs if found.is_lora and found.gives_rank(contribution))
+    theirs = tuple(found.where for found in configs if found.gives_rank(contribution))
     # PEFT itself never stores alpha, so a program that does has not left the rule in a config either.
     in_config = not module.alpha and schemes.by_name(contribution.module.scheme).absent_alpha == "config"
     return Voice(flag, theirs, in_config and not theirs, any_flag and flag is None)

@@ -42,11 +42,14 @@ class ScaleSources(NamedTuple):
 
 def with_scale(contribution: Contribution, sources: ScaleSources, settings: Settings) -> Contribution:
     """The contribution with rank, alpha and scale, or with the reason why the scale is unknown."""
-    rank = contribution.known_rank
+    rank = contribution.formula.rank(contribution.shapes)
     rule = sources.rule.value
     found = sources.configs[0] if sources.configs else None
     fan_in_fan_out = peft_config.fan_in_fan_out(found.config) if found and contribution.is_linear else None
     contribution = contribution._replace(rank=rank, fan_in_fan_out=fan_in_fan_out, rslora=rule)
+    if rank is None:
+        why = f"{contribution.algorithm.title} has no rank here that alpha would be divided by"
+        return contribution._replace(alpha=sources.stored, scale=1.0, rslora=None, why=why)
     alpha, why = _alpha(contribution, sources, rank)
     if why and settings.alpha is not None:
         alpha, why = settings.alpha, ""

@@ -204,7 +204,7 @@ def test_the_slices_of_a_split_layer_share_the_alpha_and_lie_below_each_other(re
 def test_fan_in_fan_out_says_that_the_base_is_transposed(read):
     adapter = read(PEFT, config={**CONFIG, "fan_in_fan_out": True}, name="adapter_model.safetensors")
     assert only(adapter).fan_in_fan_out
-    assert not only(read(PEFT, config=CONFIG, name="adapter_model.safetensors")).transposed
+    assert not only(read(PEFT, config=CONFIG, name="adapter_model.safetensors")).fan_in_fan_out
 
 
 @given(rank=ranks, alpha=alphas, rslora=st.booleans(), dtype=st.sampled_from(["F32", "BF16", "F64"]))
