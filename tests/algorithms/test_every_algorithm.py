@@ -1,0 +1,90 @@
+"""forward = merge = formula = the real library, for every algorithm on every kind of layer it is for."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from library_case import apply
+from safetensors.torch import load_file, save_file
+
+from lora_inspect.algorithms import ALGORITHMS
+from lora_inspect.merging import folded_weights
+from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
+
+pytestmark = pytest.mark.numeric
+HERE = Path(__file__).parent
+COMPUTED = [name for name, algorithm in ALGORITHMS.items() if algorithm.formula]
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(f"cases_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return list(module.cases())
+
+
+CASES = {path.stem: load(path) for path in sorted((HERE / "cases").glob("*.py"))}
+EVERY = [pytest.param(case, id=f"{name}: {case.id}") for name, cases in CASES.items() for case in cases]
+
+
+def test_every_algorithm_that_is_computed_has_cases():
+    assert sorted(CASES) == sorted(COMPUTED)
+    assert all(CASES.values())
+
+
+@pytest.fixture
+def merged(tmp_path, monkeypatch):
+    """The layer's tensors with the case's adapter merged into them."""
+
+    def run(case, multiplier, elements):
+        monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", elements)
+        save_file(case.base, tmp_path / "base.safetensors")
+        adapter = tmp_path / "adapter.safetensors"
+        if case.config is not None:
+            adapter = tmp_path / "adapter"
+            adapter.mkdir(exist_ok=True)
+            (adapter / "adapter_config.json").write_text(json.dumps(case.config))
+        weights = adapter / "adapter_model.safetensors" if case.config is not None else adapter
+        save_file(dict(case.tensors), weights, metadata=dict(case.metadata))
+        options = MergeOptions(dora_rule=case.dora_rule)
+        plan = plan_merge(str(tmp_path / "base.safetensors"), [(str(adapter), multiplier)], options)
+        merge(plan, str(tmp_path / "merged.safetensors"), force=True)
+        return load_file(tmp_path / "merged.safetensors")
+
+    return run
+
+
+def assert_close(found, expected, bound):
+    largest = float(expected.abs().max())
+    assert found.shape == expected.shape
+    assert float((found.double() - expected.double()).abs().max()) <= bound * largest
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_forward_merge_formula_and_library_agree(case, merged):
+    for multiplier in case.multipliers:
+        found = merged(case, multiplier, 1 << 20)
+        for name, expected in case.oracle(multiplier).items():
+            assert_close(found[name], expected, case.bound)
+        output = apply(case.layer, found, case.input)
+        assert_close(output, case.library(multiplier), case.bound)
+        if case.forward:
+            assert_close(case.forward(multiplier), output, case.bound)
+        # A change that is none would agree with anything.
+        assert any(not torch.equal(found[name], case.base[name]) for name in found)
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_blocks_of_any_size_give_the_same(case, merged):
+    whole = merged(case, 0.5, 1 << 20)
+    for elements in (1, 37):
+        for name, tensor in merged(case, 0.5, elements).items():
+            assert_close(tensor, whole[name], case.bound)
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_a_multiplier_of_0_is_no_change_at_all(case, merged):
+    found = merged(case, 0.0, 1 << 20)
+    assert all(torch.equal(found[name], tensor) for name, tensor in case.base.items())
