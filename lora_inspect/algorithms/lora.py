@@ -87,4 +87,5 @@ ALGORITHM = Algorithm(
     formula=Formula(check, weight_shape, misfit, rank, change, low_rank=matrices, rslora=True),
     decomposes=True,
     peft_type="LORA",
+    scaled=("up",),
 )

@@ -50,6 +50,7 @@ class Algorithm(NamedTuple):
     and whose shapes fit. `parameter` is what of a layer it changes, `decomposes` says whether DoRA may be around it,
     and `peft_type` is what PEFT calls it in an `adapter_config.json`.
 
+    `scaled` are roles whose factors the change is linear in, the first that is there takes a scale.
     `take_rows(tensors, start, stop)` are the factors of rows `start` to `stop` of the change, and `stack(parts)` those
     of several changes below each other; None where that is not exact.
 
@@ -65,6 +66,7 @@ class Algorithm(NamedTuple):
     parameter: str = WEIGHT
     decomposes: bool = False
     peft_type: str | None = None
+    scaled: tuple[Role, ...] = ()
     take_rows: Callable[[Tensors, int, int], Tensors] | None = None
     stack: Callable[[list[Tensors]], Tensors] | None = None
     features: Callable[[Shapes], Features] | None = None

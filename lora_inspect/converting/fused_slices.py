@@ -5,35 +5,31 @@ Slices that share down factors stack their up factors at no cost; others stand i
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
 from lora_inspect.converting.growth import Growth
-from lora_inspect.converting.scaled_factors import Factor, joined, product_norm, read_factor, scaled, zeros
+from lora_inspect.converting.naming import FACTORS
+from lora_inspect.converting.part import Part
+from lora_inspect.converting.scaled_factors import Factor, joined, product_norm, read_factor, relative, scaled, zeros
 from lora_inspect.files.writer import TensorPlan
 from lora_inspect.maths import fusing
-from lora_inspect.reading.contribution import Contribution
 
 
-class Fused(NamedTuple):
-    """up (out, rank) and down (rank, in) whose product times `scale` is the change, and the norms of what was lost."""
+def fuse_slices(parts: Sequence[Part], carrier: str, growth: Growth) -> Sequence[Part]:
+    """One part in the place of a split layer's slices; what is whole stays as it is.
 
-    up: Factor
-    down: Factor
-    scale: float
-    lost: float
-    norm: float
-
-
-def fuse(parts: Sequence[Contribution], scale: float | None, growth: Growth) -> Fused:
-    """The slices as one module whose scale is `scale`, or where that is None the largest of the slices' own.
-
-    Raises LoraInspectError where `growth` refuses the size, before the blocks are made.
+    Its scale is 1 where readers know none, else the largest of the slices' own. Raises LoraInspectError where
+    `growth` refuses the size, before the blocks are made.
     """
-    module = parts[0].module.key
-    downs, ups = ([read_factor(part.factors[role]) for part in parts] for role in ("down", "up"))
-    own = [part.known_scale for part in parts]
+    return parts if parts[0].origin.rows is None else [_fuse(parts, 1.0 if carrier == FACTORS else None, growth)]
+
+
+def _fuse(parts: Sequence[Part], scale: float | None, growth: Growth) -> Part:
+    first = parts[0].origin
+    module = first.module.key
+    downs, ups = ([read_factor(part.origin.factors[role]) for part in parts] for role in ("down", "up"))
+    own = [part.scale for part in parts]
     common = (max(own, key=abs) or 1.0) if scale is None else scale
     shares = [mine / common for mine in own]
     written = [scaled(up, share) for up, share in zip(ups, shares, strict=True)]
@@ -48,7 +44,13 @@ def fuse(parts: Sequence[Contribution], scale: float | None, growth: Growth) -> 
         lost.append(product_norm(part.values - share * meant.values, down.values))
         norm.append(product_norm(share * meant.values, down.values))
     stacked = Factor(torch.cat([down.values for down in kept]), down_dtype)
-    return Fused(Factor(up, up_dtype), stacked, common, math.hypot(*lost), math.hypot(*norm))
+    return Part(
+        first._replace(rows=None, alpha=None),
+        {"down": stacked, "up": Factor(up, up_dtype)},
+        common,
+        folded=own[0] / common if len(set(own)) == 1 else 1.0,
+        error=relative(math.hypot(*lost), math.hypot(*norm)),
+    )
 
 
 def _distinct(downs: Sequence[Factor]) -> tuple[list[Factor], list[int]]:

@@ -21,6 +21,11 @@ class Factor(NamedTuple):
     values: torch.Tensor
     dtype: str
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the values."""
+        return tuple(self.values.shape)
+
 
 def check_finite(info: TensorInfo) -> torch.Tensor:
     """The stored tensor of a factor; raises LoraInspectError where it is no floating one or holds a NaN or infinity."""

@@ -19,7 +19,7 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.folded_scales import FoldedScales, folded_record
 
 if TYPE_CHECKING:
-    from lora_inspect.converting.standard_module import StandardModule
+    from lora_inspect.converting.spelling import SpelledModule
 
 _WEIGHTS = f"{PEFT_WEIGHTS}.safetensors"
 
@@ -67,31 +67,31 @@ class StandardOutput:
                 "PEFT and diffusers apply one to all as soon as one has it; choose --base BASE or --drop-magnitude."
             )
 
-    def embedded(self, modules: "Mapping[str, StandardModule]") -> str | None:
+    def embedded(self, modules: "Mapping[str, SpelledModule]") -> str | None:
         """The configs that the metadata holds for diffusers, true of the modules; None where there are none to hold."""
         if self._carriers != {FACTORS}:
             return None
         ranks: dict[str, dict[str, int]] = defaultdict(dict)
         for key, module in modules.items():
             name = self._adapter.modules[key].name
-            ranks[name.prefix][name.body] = module.rank
+            ranks[name.prefix][name.body] = module.rank or 0
         configs = peft_config.embedded_configs(self._adapter.checkpoint.metadata)
         return standard_embedded(configs, ranks, any(module.magnitude for module in modules.values()))
 
-    def folded(self, modules: "Mapping[str, StandardModule]") -> str | None:
+    def folded(self, modules: "Mapping[str, SpelledModule]") -> str | None:
         """The record of the scales in the factors, with what an earlier conversion multiplied in."""
         before = FoldedScales(self._adapter.checkpoint.metadata)
         scales = {}
         for key, module in modules.items():
             unchanged = all(part.scale == 1.0 for part in self._adapter.modules[key].contributions)
-            scales[key] = before.at(key) if unchanged and not module.replaced else module.folded
+            scales[key] = before.at(key) if unchanged and not module.is_replaced else module.folded
         return folded_record(scales)
 
     def write(
         self,
         contents: Sequence[Content],
         metadata: Mapping[str, str],
-        modules: "Mapping[str, StandardModule]",
+        modules: "Mapping[str, SpelledModule]",
         inputs: Mapping[str, Identity],
         force: bool,
     ) -> int:
@@ -119,12 +119,12 @@ class StandardOutput:
                 "place: its readers go by the shape of the weight"
             )
 
-    def _config(self, modules: "Mapping[str, StandardModule]") -> dict[str, object]:
+    def _config(self, modules: "Mapping[str, SpelledModule]") -> dict[str, object]:
         checkpoint = self._adapter.checkpoint
         config = checkpoint.config
         if config is None or not peft_config.is_peft_config(config):
             config = {**BARE, **peft_config.embedded_configs(checkpoint.metadata).get("", {})}
         paths = {key: module.name.body for key, module in self._adapter.modules.items()}
-        ranks = {paths[key]: module.rank for key, module in modules.items()}
-        alphas = {paths[key]: module.alpha for key, module in modules.items()}
+        ranks = {paths[key]: module.rank for key, module in modules.items() if module.rank is not None}
+        alphas = {paths[key]: module.alpha for key, module in modules.items() if module.alpha is not None}
         return standard_config(config, ranks, alphas, any(module.magnitude for module in modules.values()))

@@ -1,11 +1,12 @@
 """Rewrites an adapter so that alpha/rank, which every loader reads, is its scale."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.converting.growth import Growth
+from lora_inspect.converting.naming import carrier_of
 from lora_inspect.converting.standard_output import StandardOutput
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
@@ -25,7 +26,8 @@ from lora_inspect.reading.metadata import HASHES, describe_file, standard_metada
 from lora_inspect.reading.settings import Settings
 
 if TYPE_CHECKING:
-    from lora_inspect.converting.standard_module import StandardModule
+    from lora_inspect.converting.part import Part
+    from lora_inspect.converting.spelling import SpelledModule
 
 _LOSSY = 0.05
 
@@ -104,8 +106,8 @@ def convert_to_standard(
     metadata = standard_metadata(
         adapter.checkpoint.metadata,
         _provenance(adapter, options, source, modules),
-        ranks={module.rank for module in modules.values()},
-        alphas={module.alpha for module in modules.values()},
+        ranks={module.rank for module in modules.values() if module.rank is not None},
+        alphas={module.alpha for module in modules.values() if module.alpha is not None},
         magnitudes=magnitudes,
         embedded=embedded,
         folded=place.folded(modules),
@@ -116,11 +118,11 @@ def convert_to_standard(
     errors = {key: module.relative_error for key, module in modules.items()}
     target = {
         "scheme": adapter.scheme,
-        "algorithm": "lora",
+        "algorithm": "+".join(sorted({part.origin.algorithm.name for m in modules.values() for part in m.parts})),
         "rslora": False,
         "dora": magnitudes > 0,
         "multiplier": _rules(module.magnitude for module in modules.values()),
-        "ranks": _counted(module.rank for module in modules.values()),
+        "ranks": _counted(module.rank for module in modules.values() if module.rank is not None),
         "bytes": written,
     }
     return ConvertResult(
@@ -176,31 +178,36 @@ def _places(adapter: Adapter, base: Checkpoint, matching: Matching) -> dict[str,
 
 
 def _convert(
-    adapter: Adapter,
-    places: Mapping[str, Placed],
-    options: ConvertOptions,
-    progress: Progress,
-) -> "dict[str, StandardModule]":
+    adapter: Adapter, places: Mapping[str, Placed], options: ConvertOptions, progress: Progress
+) -> "dict[str, SpelledModule]":
     """Every module of the output, by its name in the input."""
-    from lora_inspect.converting import standard_module
-    from lora_inspect.converting.dora_change import approximate_change
+    from lora_inspect.converting import settled_magnitude
+    from lora_inspect.converting.carried_scale import carry_scales
+    from lora_inspect.converting.fused_slices import fuse_slices
+    from lora_inspect.converting.part import read_parts
+    from lora_inspect.converting.spelling import spell
 
     tensors = adapter.checkpoint.tensors.values()
     growth = Growth(adapter.checkpoint.path, sum(info.nbytes for info in tensors), options.allow_growth)
     converted = {}
     progress(0)
     for key, module in adapter.modules.items():
-        placed = places.get(key)
-        if placed and placed.contribution.magnitude:
-            change = approximate_change(placed, placed.contribution.magnitude, options.rank, options.max_error)
-            converted[key] = standard_module.approximated(module, change, growth)
+        carrier = carrier_of(module)
+        parts: Sequence[Part] = read_parts(module)
+        parts = fuse_slices(parts, carrier, growth)
+        if key in places:
+            parts = settled_magnitude.approximate(parts, places[key], options.rank, options.max_error)
+        elif options.drop_magnitude:
+            parts = settled_magnitude.drop(parts)
         else:
-            converted[key] = standard_module.keep(module, growth, options.drop_magnitude)
+            parts = settled_magnitude.keep(parts)
+        parts = carry_scales(parts, carrier)
+        converted[key] = spell(module, parts, growth)
         progress(1)
     return converted
 
 
-def _refuse_lossy(path: str, modules: "Mapping[str, StandardModule]", options: ConvertOptions) -> None:
+def _refuse_lossy(path: str, modules: "Mapping[str, SpelledModule]", options: ConvertOptions) -> None:
     errors = {key: module.relative_error for key, module in modules.items() if module.relative_error is not None}
     lossy = [key for key, error in errors.items() if error > _LOSSY]
     if lossy and not options.lossy:
@@ -213,12 +220,12 @@ def _refuse_lossy(path: str, modules: "Mapping[str, StandardModule]", options: C
 
 
 def _exact(errors: Mapping[str, float | None]) -> bool:
-    from lora_inspect.converting.standard_module import EXACT
+    from lora_inspect.converting.carried_scale import EXACT
 
     return all(error is not None and error <= EXACT for error in errors.values())
 
 
-def _dropped(adapter: Adapter, modules: "Mapping[str, StandardModule]") -> tuple[str, ...]:
+def _dropped(adapter: Adapter, modules: "Mapping[str, SpelledModule]") -> tuple[str, ...]:
     flags = [module.rslora_flag.name for module in adapter.modules.values() if module.rslora_flag]
     return (*adapter.flags, *flags, *(key for module in modules.values() for key in module.dropped))
 
@@ -242,7 +249,7 @@ def _reading(adapter: Adapter) -> dict[str, Any]:
         "rslora": adapter.rslora.value,
         "dora": adapter.dora.value,
         "multiplier": _rules(magnitude and magnitude.spelling.suffix for magnitude in magnitudes),
-        "ranks": _counted(contribution.rank for contribution in adapter.contributions),
+        "ranks": _counted(c.rank for c in adapter.contributions if c.rank is not None),
         "bytes": adapter.checkpoint.bytes,
     }
 
@@ -258,7 +265,7 @@ def _counted(ranks: Any) -> dict[str, int]:
 
 
 def _provenance(
-    adapter: Adapter, options: ConvertOptions, source: Mapping[str, Any], modules: "Mapping[str, StandardModule]"
+    adapter: Adapter, options: ConvertOptions, source: Mapping[str, Any], modules: "Mapping[str, SpelledModule]"
 ) -> dict[str, Any]:
     said = {key: source[key] for key in ("scheme", "algorithm", "rslora", "dora")}
     said = {"file": describe_file(adapter.checkpoint.path), **said}

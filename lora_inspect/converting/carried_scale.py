@@ -1,0 +1,75 @@
+"""The step that puts a scale where readers look for it: into an alpha of alpha/rank, or into the factors."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lora_inspect.converting.change_norm import lost_share
+from lora_inspect.converting.naming import ALPHA, CONFIG, FACTORS
+from lora_inspect.converting.part import Part
+from lora_inspect.converting.scaled_factors import Factor, read_factor, scaled
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.maths.scaling import plain_alpha, to_float32
+
+# What rounding to float32 may cost, and nothing else: half a unit in its last place, and room for adding up.
+EXACT = 2.0**-22
+
+
+def carry_scales(parts: Sequence[Part], carrier: str) -> list[Part]:
+    """The parts of one module with their scales in what the `carrier` says; LoraInspectError where one cannot be."""
+    carried = [_carry(part, carrier) for part in parts]
+    alphas = sorted({part.alpha for part in carried if part.alpha is not None})
+    if len(alphas) > 1:
+        first = carried[0].origin
+        raise LoraInspectError(
+            f"{carried[0].file}: {first.module.key} has several algorithms that share one alpha, which would have to "
+            f"be {alphas[0]:g} and {alphas[1]:g}; write them to files of their own first."
+        )
+    return carried
+
+
+def _carry(part: Part, carrier: str) -> Part:
+    rank = part.rank
+    if rank is None:
+        return _into_factors(part)
+    # A stored alpha of 0 is read as rank by some programs: factors of zeros say the same to all of them.
+    if carrier == FACTORS or (part.scale == 0.0 and carrier == ALPHA):
+        return replace(_into_factors(part), alpha=float(rank))
+    return _into_alpha(part, rank, carrier)
+
+
+def _into_factors(part: Part) -> Part:
+    """The scale multiplied into the first factor that takes one; readers multiply by 1."""
+    if part.scale == 1.0:
+        return part
+    algorithm = part.origin.algorithm
+    role = next(role for role in algorithm.scaled if role in part.factors)
+    factors = {role: _read(factor) for role, factor in part.factors.items()}
+    written = scaled(factors[role], part.scale)
+    meant = factors[role].values * part.scale
+    values = {role: factor.values for role, factor in factors.items()}
+    lost = lost_share(part.origin.formula, values, role, meant, written.values)
+    error = None if part.error is None else part.error + lost
+    folded = part.folded * part.scale
+    return replace(part, factors={**part.factors, role: written}, scale=1.0, folded=folded, error=error)
+
+
+def _read(factor: TensorInfo | Factor) -> Factor:
+    return factor if isinstance(factor, Factor) else read_factor(factor)
+
+
+def _into_alpha(part: Part, rank: int, carrier: str) -> Part:
+    """The alpha whose quotient by `rank` is the scale, as its carrier holds it: a float32, or a number of JSON."""
+    origin = part.origin
+    alpha = part.scale * rank if origin.alpha is None else plain_alpha(origin.alpha, rank, origin.rslora is True)
+    try:
+        held = alpha if carrier == CONFIG else to_float32(alpha)
+    except OverflowError:
+        held = math.inf
+    error = abs(held / rank - part.scale) / abs(part.scale) if part.scale else 0.0
+    if error > EXACT:
+        raise LoraInspectError(
+            f"{part.file}: the alpha of {origin.module.key} is beyond float32 ({alpha:.3g}); scale its factors instead."
+        )
+    return replace(part, alpha=held, error=None if part.error is None else part.error + error)

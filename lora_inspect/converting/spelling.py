@@ -1,0 +1,82 @@
+"""The step that spells a module's parts: the tensors of the output, under the names of its scheme."""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lora_inspect.converting.growth import Growth
+from lora_inspect.converting.naming import ALPHA, alpha_key, carrier_of, factor_key, magnitude_place
+from lora_inspect.converting.part import Part
+from lora_inspect.converting.scaled_factors import Factor, content
+from lora_inspect.files.contents import Content, renamed
+from lora_inspect.files.writer import TensorPlan
+from lora_inspect.reading.contribution import Module
+
+
+@dataclass(frozen=True, slots=True)
+class SpelledModule:
+    """The parts of a module as they are written; `magnitude` is the suffix under which one is kept."""
+
+    parts: tuple[Part, ...]
+    contents: tuple[Content, ...]
+    magnitude: str | None = None
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of the part that has one."""
+        return next((part.rank for part in self.parts if part.rank is not None), None)
+
+    @property
+    def alpha(self) -> float | None:
+        """The alpha by which its scale is alpha/rank."""
+        return next((part.alpha for part in self.parts if part.alpha is not None), None)
+
+    @property
+    def folded(self) -> float:
+        """The scale that is in the factors of its first part."""
+        return self.parts[0].folded
+
+    @property
+    def relative_error(self) -> float | None:
+        """What its change lost at most; None where nobody can tell."""
+        errors = [part.error for part in self.parts]
+        return max(error for error in errors if error is not None) if None not in errors else None
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Keys whose meaning is in no tensor of the output."""
+        return tuple(key for part in self.parts for key in part.dropped)
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether factors are other ones than those of the input."""
+        return any(part.replaced for part in self.parts)
+
+
+def spell(module: Module, parts: Sequence[Part], growth: Growth) -> SpelledModule:
+    """The module's tensors; LoraInspectError where a number is beyond its type or the output grows too much."""
+    contents = [_factor(module, part, role) for part in parts for role in part.factors]
+    contents += _alpha(module, parts)
+    suffix = None
+    for part in parts:
+        if part.magnitude:
+            key, suffix, shape = magnitude_place(module, part.origin, part.magnitude)
+            contents.append(renamed(part.magnitude.info, key, shape))
+    growth.take(sum(item.plan.nbytes for item in contents), module.name.key)
+    return SpelledModule(tuple(parts), tuple(contents), suffix)
+
+
+def _factor(module: Module, part: Part, role: str) -> Content:
+    factor, source = part.factors[role], part.origin.factors[role]
+    key = factor_key(module, source.name)
+    return content(key, factor, source.file) if isinstance(factor, Factor) else renamed(factor, key)
+
+
+def _alpha(module: Module, parts: Sequence[Part]) -> list[Content]:
+    """The alpha that says the scale; one that says something else goes on as it is."""
+    if carrier_of(module) != ALPHA:
+        return []
+    stored = next((part.alpha for part in parts if part.alpha is not None), None)
+    if stored is not None:
+        return [Content(TensorPlan(alpha_key(module), "F32", ()), struct.pack("<f", stored))]
+    return [renamed(module.alpha, alpha_key(module))] if module.alpha else []
