@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from lora_inspect.architectures.record import Architecture, Switch, Training
 from lora_inspect.architectures.trained import blocks_of, by_option, family_of, training_of
 
-from . import arguments, creation
 from ..files import reading, saved_in_parts
-from .arguments import NetworkArguments, Option
-from .creation import PREFIX
 from ..files.file_names import FileNames
 from ..modules.layers import LoRAModule
 from ..modules.merging import LoRAInfModule
+from . import arguments, creation
+from .arguments import NetworkArguments, Option
+from .creation import PREFIX
 from .network import LoRANetwork
 from .targets import class_name, named_leaves
 

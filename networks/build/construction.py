@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from .arguments import KAIMING, ORTHOGONAL, PISSA
 from ..modules.layers import LoRAModule
 from ..modules.pissa import PissaModule
+from .arguments import KAIMING, ORTHOGONAL, PISSA
 from .targets import Target, module_name
 
 logger = logging.getLogger(__name__)

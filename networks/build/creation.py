@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..files import loading, reading, saved_in_parts, standard_form
-from . import summary
-from .arguments import NetworkArguments, parse
 from ..modules.layers import LoRAModule
 from ..modules.merging import LoRAInfModule
+from . import summary
+from .arguments import NetworkArguments, parse
 from .network import LoRANetwork
 from .targets import Splits, named_sizes
 

@@ -10,13 +10,13 @@ from torch import nn
 
 from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG
 
-from . import arguments, construction, optimizer_groups, summary, targets
-from ..modules import max_norm
 from ..files import saving
+from ..modules import max_norm
 from ..modules.layers import LoRAModule
+from ..modules.pissa import PissaModule
+from . import arguments, construction, optimizer_groups, summary, targets
 from .left_out import LeftOut
 from .network_weights import NetworkWeights
-from ..modules.pissa import PissaModule
 from .targets import Patterns, Ranks, Splits
 
 logger = logging.getLogger(__name__)
