@@ -1,0 +1,1 @@
+"""From a trainer's arguments to a network."""
