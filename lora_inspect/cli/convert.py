@@ -21,7 +21,7 @@ from lora_inspect.matching.orientation import SHAPE, in_words
 from lora_inspect.matching.orientation_answers import Answers
 from lora_inspect.ops.convert import ConvertOptions, ConvertResult, convert_to_standard
 from lora_inspect.printable import shortened
-from lora_inspect.reading.contribution import claim
+from lora_inspect.reading.claim import claim
 
 # No docstring: python -OO leaves those out.
 _HELP = """\

@@ -9,7 +9,8 @@ from lora_inspect import schemes
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, read_row
 from lora_inspect.reading import problems
-from lora_inspect.reading.contribution import Claims, Contribution, Module, claim
+from lora_inspect.reading.claim import Claims, claim
+from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.dora_evidence import DoraClaim, config_claim, flag_claim, read_dora
 from lora_inspect.reading.evidence import (
     DORA_FLAG,

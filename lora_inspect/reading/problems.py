@@ -6,7 +6,8 @@ from typing import Any
 from lora_inspect import algorithms
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.reading import peft_config
-from lora_inspect.reading.contribution import Claims, Contribution, Module
+from lora_inspect.reading.claim import Claims
+from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.evidence import Problem, RsloraReading, close
 from lora_inspect.reading.scales import PATTERN_REFUSED
 from lora_inspect.reading.trainers import NETWORK_KEY

@@ -7,7 +7,7 @@ from strategies import paths, ranks
 from toy_adapters import IN, OUT, lora, split
 
 from lora_inspect.files.header import TensorInfo, count_elements
-from lora_inspect.reading.contribution import claim
+from lora_inspect.reading.claim import claim
 
 
 def infos(tensors):

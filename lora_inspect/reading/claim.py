@@ -1,0 +1,215 @@
+"""The changes that an adapter makes, taken from its keys and shapes: every tensor is claimed once or left unclaimed."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from lora_inspect import algorithms, schemes
+from lora_inspect.algorithms.record import Algorithm
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.maths import dora
+from lora_inspect.reading.contribution import Contribution, Magnitude, Module
+from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG, Problem
+from lora_inspect.reading.suffixes import ParsedKey, parse_key
+from lora_inspect.schemes.record import ModuleName
+
+# Tensors of a whole network, without a module.
+NETWORK_FLAGS = (RSLORA_FLAG, DORA_FLAG, "lokr_factor")
+# The way out for a file whose tensors do not fit together.
+_MEND = "fetch the file again, or write it anew with the program that trained it"
+
+
+class _Tensor(NamedTuple):
+    """A tensor of a module whose algorithm is not known yet, and what its suffix can mean."""
+
+    info: TensorInfo
+    parsed: ParsedKey
+
+    def role_in(self, algorithm: str) -> str | None:
+        """What it would be to this algorithm; None for nothing."""
+        return next((role for name, role in self.parsed.meanings if name == algorithm), None)
+
+
+class _Group:
+    """The tensors of one module while its keys come in: factors by slice, shared ones by role with their suffix."""
+
+    __slots__ = ("parts", "shared")
+
+    def __init__(self) -> None:
+        self.parts: dict[int | None, list[_Tensor]] = {}
+        self.shared: dict[str, tuple[TensorInfo, str]] = {}
+
+
+class Claims(NamedTuple):
+    """What a file's keys amount to: its modules, its network-level flags, and what nobody claims."""
+
+    modules: dict[str, Module]
+    flags: tuple[str, ...]
+    unclaimed: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+
+class _Found(NamedTuple):
+    """What a part of a file amounts to: the keys that nobody takes are `left`."""
+
+    contributions: list[Contribution]
+    left: list[str]
+    problems: list[Problem]
+
+
+def claim(tensors: dict[str, TensorInfo]) -> Claims:
+    """Modules from the keys and shapes of a file."""
+    groups: dict[str, _Group] = {}
+    flags: list[str] = []
+    unclaimed: list[str] = []
+    problems: list[Problem] = []
+    for key, info in tensors.items():
+        if key in NETWORK_FLAGS:
+            flags.append(key)
+        elif parsed := parse_key(key):
+            group = groups.setdefault(parsed.module, _Group())
+            if parsed.algorithm:
+                group.parts.setdefault(parsed.part, []).append(_Tensor(info, parsed))
+            elif parsed.role in group.shared:
+                unclaimed.append(key)
+                problems.append(_second(key))
+            else:
+                group.shared[parsed.role] = (info, parsed.suffix)
+        else:
+            unclaimed.append(key)
+    modules: dict[str, Module] = {}
+    for name, group in groups.items():
+        module, left, found = _build(schemes.recognise(name), group)
+        unclaimed.extend(left)
+        problems.extend(found)
+        if module:
+            modules[name] = module
+    return Claims(modules, tuple(flags), tuple(unclaimed), tuple(problems))
+
+
+def _second(key: str) -> Problem:
+    message = f"{key} is a second tensor for the same role of its module; leave one of them out"
+    return Problem("twice", "error", message, (key,))
+
+
+def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], list[Problem]]:
+    """The module, the keys that it does not take, and what is wrong with it."""
+    contributions: list[Contribution] = []
+    left: list[str] = []
+    problems: list[Problem] = []
+    for _, tensors in sorted(group.parts.items(), key=lambda item: item[0] or 0):
+        found = _claim_part(name, tensors)
+        contributions += found.contributions
+        left += found.left
+        problems += found.problems
+    parts = list(group.parts)
+    if any(part is not None for part in parts) and not problems:
+        if wrong := _check_slices(parts, contributions):
+            keys = tuple(info.name for contribution in contributions for info in contribution.factors.values())
+            problems.append(Problem("shape", "error", f"{name.key}: {wrong}; {_MEND}", keys))
+            left.extend(keys)
+            contributions = []
+        else:
+            contributions = _stack(contributions)
+    if not contributions:
+        left.extend(info.name for info, _ in group.shared.values())
+        return None, left, problems
+    if "magnitude" in group.shared:
+        contributions, remarks = _attach_magnitude(contributions, *group.shared["magnitude"])
+        problems.extend(remarks)
+        if remarks:
+            left.append(group.shared["magnitude"][0].name)
+    alpha, flag = group.shared.get("alpha"), group.shared.get("rslora_flag")
+    return Module(name, tuple(contributions), alpha and alpha[0], flag and flag[0]), left, problems
+
+
+def _claim_part(name: ModuleName, tensors: Sequence[_Tensor]) -> _Found:
+    """The contributions of a module, or of one slice of it.
+
+    Of the algorithms that know a suffix, the first whose marks are there and whose shapes fit takes the tensors.
+    """
+    contributions: list[Contribution] = []
+    problems: list[Problem] = []
+    failures: list[tuple[Sequence[_Tensor], Problem]] = []
+    left = list(tensors)
+    for algorithm in map(algorithms.by_name, _possible(tensors)):
+        own = [tensor for tensor in left if tensor.role_in(algorithm.name)]
+        factors: dict[str, TensorInfo] = {}
+        taken = [t for t in own if factors.setdefault(t.role_in(algorithm.name) or "", t.info) is t.info]
+        if not own:
+            continue
+        if wrong := _misses(name, algorithm, factors):
+            failures.append((own, wrong))
+            continue
+        contributions.append(Contribution(name, algorithm, factors))
+        problems += [_second(tensor.info.name) for tensor in own if tensor not in taken]
+        left = [tensor for tensor in left if tensor not in taken]
+    problems += [problem for own, problem in failures if problem.message and all(tensor in left for tensor in own)]
+    return _Found(contributions, [tensor.info.name for tensor in left], problems)
+
+
+def _possible(tensors: Iterable[_Tensor]) -> Iterable[str]:
+    """The algorithms that any of the suffixes can belong to, in the order in which they are tried."""
+    return dict.fromkeys(name for tensor in tensors for name, _ in tensor.parsed.meanings if name)
+
+
+def _misses(name: ModuleName, algorithm: Algorithm, factors: dict[str, TensorInfo]) -> Problem | None:
+    """What keeps the factors from being those of the algorithm; one without a formula is never complained about."""
+    keys = tuple(info.name for info in factors.values())
+    missing = [role for role in algorithm.marks if role not in factors]
+    if missing:
+        message = f"{keys[0]} is there, but its module has no {' and no '.join(missing)} factor; {_MEND}"
+        return Problem("incomplete", "error", message if algorithm.formula else "", keys)
+    if algorithm.formula and (wrong := algorithm.formula.check({role: info.shape for role, info in factors.items()})):
+        return Problem("shape", "error", f"{name.key}: {wrong}; {_MEND}", keys)
+    return None
+
+
+def _check_slices(parts: list[int | None], contributions: list[Contribution]) -> str | None:
+    """What is wrong with the numbers and the shapes of a split layer's slices, or None."""
+    if set(parts) != set(range(len(parts))):
+        numbers = ", ".join("none" if part is None else str(part) for part in parts)
+        return f"its slices are numbered {numbers}, not 0 to {len(parts) - 1}"
+    factors = [info for contribution in contributions for info in contribution.factors.values()]
+    if odd := next((info for info in factors if len(info.shape) != 2), None):
+        return f"a split layer is a Linear one, but {odd.name} has the shape {list(odd.shape)}"
+    inputs = sorted({contribution.shape[1] or 0 for contribution in contributions})
+    return None if len(inputs) == 1 else f"its slices have different inputs, {inputs[0]} and {inputs[1]}"
+
+
+def _stack(parts: list[Contribution]) -> list[Contribution]:
+    """The slices of a fused layer, one below the other in the order of their numbers."""
+    stacked: list[Contribution] = []
+    row = 0
+    for part in parts:
+        rows = part.shape[0] or 0
+        stacked.append(part._replace(rows=(row, row + rows)))
+        row += rows
+    return stacked
+
+
+def _attach_magnitude(
+    contributions: list[Contribution], info: TensorInfo, suffix: str
+) -> tuple[list[Contribution], list[Problem]]:
+    spelling = dora.SPELLINGS[suffix]
+    # Of an algorithm that is only recognised nothing else is known.
+    bearers = [c for c in contributions if c.algorithm.decomposes] or [
+        c for c in contributions if not c.algorithm.formula
+    ]
+    if not bearers:
+        wrong = f"{info.name} is a magnitude, but nothing of its module is decomposed into one; {_MEND}"
+        return contributions, [Problem("magnitude-shape", "error", wrong, (info.name,))]
+    first = bearers[0]
+    others = [contribution for contribution in contributions if contribution is not first]
+    if first.algorithm.formula is None:
+        return [first._replace(magnitude=Magnitude(info, spelling, dora.OUTPUT)), *others], []
+    axis = dora.axis_of(spelling, info.shape, first.shape)
+    if first.rows is not None:
+        wrong = f"{info.name} is the magnitude of a split module, where DoRA is not defined; {_MEND}"
+        return contributions, [Problem("magnitude-shape", "error", wrong, (info.name,))]
+    if axis is None:
+        wrong = (
+            f"{info.name} has shape {list(info.shape)}, which fits neither the {first.shape[0]} outputs nor the "
+            f"{first.shape[1]} inputs of its module; {_MEND}"
+        )
+        return contributions, [Problem("magnitude-shape", "error", wrong, (info.name,))]
+    return [first._replace(magnitude=Magnitude(info, spelling, axis)), *others], []
