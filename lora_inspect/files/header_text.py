@@ -13,6 +13,7 @@ from typing import Any
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.bounds import ENTRY_CHARACTERS, KEY_BYTES, METADATA_CHARACTERS, METADATA_KEYS, TENSORS
 from lora_inspect.files.input_file import InputFile
+from lora_inspect.files.strict_json import Repeated, is_shallow, is_unicode, parse_object, parse_plain, parse_strictly
 
 METADATA, _NOTHING = "__metadata__", "null"
 
@@ -29,57 +30,7 @@ _SHORTEST_ENTRY = len('"":{"dtype":"U8","shape":[],"data_offsets":[0,0]},')
 # A member of the object as every writer spells it, and the comma after it. Without a minus, an escape, and room for
 # numbers that are out of range or for brackets too deep, it is what Python's parser and the library agree on.
 _PLAIN = re.compile(r'"((?!__metadata__")[^"\\\x00-\x1f]{0,16384})": ?(\{[^}\\-]{0,250}\}), ?')
-# The library takes what is near the end of a double's range for infinite.
-_LARGEST_NUMBER = 1.7e308
-_DEEPEST_ENTRY = 126
 _FIRST_REACH = 1 << 10
-
-
-class _Repeated(ValueError):
-    """An object with a name that it has twice."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Repeated(next(name for name in names if names.count(name) > 1))
-    return found
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if not abs(number) < _LARGEST_NUMBER:
-        raise ValueError(digits)
-    return number
-
-
-def _whole(digits: str) -> float:
-    """A number without a fraction, which is none of the whole numbers if it is -0."""
-    number = -0.0 if digits == "-0" else int(digits)
-    if not abs(number) < _LARGEST_NUMBER:
-        raise ValueError(digits)
-    return number
-
-
-def _no_number(word: str) -> float:
-    raise ValueError(word)  # NaN and infinities, which Python takes for JSON
-
-
-# Without a function for whole numbers it takes half the time.
-_parse_plain = json.JSONDecoder(object_pairs_hook=_once, parse_float=_finite, parse_constant=_no_number).raw_decode
-_parse_strictly = json.JSONDecoder(
-    object_pairs_hook=_once, parse_float=_finite, parse_constant=_no_number, parse_int=_whole
-).raw_decode
-
-
-def _parsed(text: str) -> dict[str, Any] | None:
-    """The object that a plain text is; None where it is none, or is to be looked at more closely."""
-    try:
-        entry: dict[str, Any] = _parse_plain(text)[0]
-    except ValueError:
-        return None
-    return entry
 
 
 class HeaderText:
@@ -105,7 +56,7 @@ class HeaderText:
         more, has_metadata = self._peek() != "}", False
         while more:
             plain = _PLAIN.match(self._text, self._at)
-            if plain and (entry := _parsed(plain[2])):
+            if plain and (entry := parse_object(plain[2])):
                 self._at = plain.end()
                 yield plain[1], entry
                 continue
@@ -137,14 +88,14 @@ class HeaderText:
         for reach in (_FIRST_REACH, ENTRY_CHARACTERS):
             piece = self._text[self._at : self._at + reach]
             try:
-                entry, stop = _parse_strictly(piece)
-            except _Repeated as repeated:
+                entry, stop = parse_strictly(piece)
+            except Repeated as repeated:
                 raise self.repeats(f"{repeated} in the entry of {name}") from None
             except (ValueError, RecursionError):
                 continue
-            if not _fits(entry, _DEEPEST_ENTRY):
+            if not is_shallow(entry):
                 break
-            if "\\u" in piece and not _is_unicode(json.dumps(entry, ensure_ascii=False)):
+            if "\\u" in piece and not is_unicode(json.dumps(entry, ensure_ascii=False)):
                 raise self._no_unicode()
             if _IN_EVERY_ENTRY.decode() not in piece:
                 raise incomplete_entry(self._source.path, name)
@@ -199,7 +150,7 @@ class HeaderText:
         while True:
             at_hand = len(self._text) - self._at
             try:
-                value, stop = _parse_plain(self._text, self._at)
+                value, stop = parse_plain(self._text, self._at)
             except json.JSONDecodeError as error:
                 # An escape that is cut is no unterminated string to Python but a wrong escape.
                 is_cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - len(r"\u0061")
@@ -213,7 +164,7 @@ class HeaderText:
         if stop - self._at > longest:
             raise self._beyond(beyond)
         self._at = stop
-        if not value.isascii() and not _is_unicode(value):
+        if not value.isascii() and not is_unicode(value):
             raise self._no_unicode()
         return str(value)
 
@@ -284,18 +235,3 @@ def incomplete_entry(file: str, name: str) -> LoraInspectError:
     return LoraInspectError(
         f"{file}: the header entry of {name} lacks dtype, shape or data_offsets; fetch the file again."
     )
-
-
-def _fits(value: Any, room: int) -> bool:
-    """Whether lists and objects stand at most `room` deep in each other."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return inner is None or (room > 0 and all(_fits(one, room - 1) for one in inner))
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether the text holds no half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
