@@ -1,0 +1,180 @@
+"""What a merge will fold where, planned from headers before a byte of a weight is read."""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.base_folder import SideFiles, find_side_files
+from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
+from lora_inspect.files.input_file import Identity
+from lora_inspect.matching.match import match
+from lora_inspect.matching.orientation import Orientation, check_answers, together
+from lora_inspect.matching.orientation_answers import Answers
+from lora_inspect.matching.unmatched import accept_unmatched
+from lora_inspect.merging.folded_weights import Fold
+from lora_inspect.reading.adapter import Adapter, read_adapter
+from lora_inspect.reading.kinds import ADAPTER, kind_of
+from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.settling import read_settled
+
+
+@dataclass(frozen=True, slots=True)
+class MergeOptions:
+    """What the user may choose. `dtype` is a safetensors name; None keeps the base's.
+
+    `only` are components, all where it is empty. `transposed` says by globs how the base stores the square weights
+    whose orientation the evidence leaves open.
+    """
+
+    dtype: str | None = None
+    only: tuple[str, ...] = ()
+    transposed: Answers = field(default_factory=dict)
+    allow_unmatched: bool = False
+    dora_rule: str | None = None
+    settings: Settings = field(default_factory=Settings)
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """What will be folded where, known before a byte of a weight is read.
+
+    `left_out` are the modules by component that the option `only` keeps out, `orientations` the ways in which the
+    changed Linear weights are stored. `transposed_notes` are what is said of answers that were not needed.
+    """
+
+    base: Checkpoint
+    adapters: tuple[tuple[Adapter, Settings], ...]
+    folds: dict[str, list[Fold]]
+    unmatched: tuple[str, ...]
+    options: MergeOptions
+    side_files: SideFiles
+    left_out: dict[str, int]
+    orientations: dict[str, Orientation]
+    transposed_notes: list[str]
+
+    @property
+    def modules(self) -> int:
+        """How many modules have a target."""
+        return len({(fold.adapter.checkpoint.path, fold.contribution.module.key) for fold in self._all()})
+
+    @property
+    def dora_rules(self) -> set[str]:
+        """The multiplier rules of the DoRA modules whose multiplier is neither 0 nor 1."""
+        return {
+            self.options.dora_rule or fold.contribution.magnitude.spelling.multiplier
+            for fold in self._all()
+            if fold.contribution.magnitude and fold.multiplier not in (0, 1)
+        }
+
+    @property
+    def multipliers(self) -> dict[str, float | dict[str, float]]:
+        """The plain multiplier of each adapter by its path, or all of them where modules have their own."""
+        return {adapter.checkpoint.path: settings.multipliers() for adapter, settings in self.adapters}
+
+    @property
+    def notes(self) -> list[str]:
+        """What was said without need."""
+        return [*(note for adapter, _ in self.adapters for note in adapter.notes), *self.transposed_notes]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors of the base and the files beside them: what `merge` tells its progress of."""
+        return sum(info.nbytes for info in self.base.tensors.values()) + self.side_files.bytes
+
+    @property
+    def inputs(self) -> dict[str, Identity]:
+        """Every file that is read, by path, as it was when the plan was made."""
+        inputs = self.base.inputs | self.side_files.inputs
+        for adapter, _ in self.adapters:
+            inputs |= adapter.checkpoint.inputs
+        return inputs
+
+    def _all(self) -> Iterator[Fold]:
+        return (fold for folds in self.folds.values() for fold in folds)
+
+
+def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]], options: MergeOptions) -> MergePlan:
+    """Reads headers and finds every target; raises LoraInspectError for whatever stands in the way.
+
+    Each adapter comes with its settings, or with its multiplier where there are no others.
+    """
+    base = open_checkpoint(base_path)
+    opened = [(open_checkpoint(path), _as_settings(own)) for path, own in adapters]
+    _check_named_once([checkpoint for checkpoint, _ in opened])
+    read = read_settled(opened, options.settings)
+    _check_kinds(base, read)
+    _check_components(options.only, read)
+    _check_rule(options.dora_rule, read)
+    folds: dict[str, list[Fold]] = defaultdict(list)
+    unmatched: list[str] = []
+    left_out: Counter[str] = Counter()
+    orientations: list[dict[str, Orientation]] = []
+    for adapter in read:
+        settings = adapter.settings
+        settings.check(adapter.checkpoint.path, [module.name for module in adapter.modules.values()])
+        matching = match(adapter, base, options.only, options.transposed)
+        unmatched.extend(accept_unmatched(adapter, base, matching, options.allow_unmatched))
+        left_out.update(module.name.component for module in matching.left_out)
+        orientations.append(matching.orientations)
+        for name, found in matching.targets.items():
+            folds[name] += (Fold(p, settings.multiplier_of(p.contribution.module), adapter) for p in found)
+    return MergePlan(
+        base=base,
+        adapters=tuple((adapter, adapter.settings) for adapter in read),
+        folds=dict(folds),
+        unmatched=tuple(unmatched),
+        options=options,
+        side_files=find_side_files(base),
+        left_out=dict(left_out),
+        orientations=together(orientations, base),
+        transposed_notes=check_answers(orientations, options.transposed),
+    )
+
+
+def _check_named_once(adapters: Sequence[Checkpoint]) -> None:
+    """Raises LoraInspectError where two paths lead to the same files: two spellings, or two shards of one set."""
+    named: dict[tuple[str, ...], str] = {}
+    for adapter in adapters:
+        files = tuple(map(os.path.realpath, adapter.files))
+        if files in named:
+            also = "" if named[files] == adapter.path else f", also as {named[files]}"
+            raise LoraInspectError(
+                f"{adapter.path}: it is named more than once{also}; name it once, with the multipliers added."
+            )
+        named[files] = adapter.path
+
+
+def _as_settings(given: Settings | float) -> Settings:
+    return given if isinstance(given, Settings) else Settings(multiplier=given)
+
+
+def _check_kinds(base: Checkpoint, adapters: Sequence[Adapter]) -> None:
+    base_is_adapter = kind_of(read_adapter(base))[0] == ADAPTER
+    for adapter in adapters:
+        _, reading = kind_of(adapter)
+        if base_is_adapter and not reading.modules:
+            raise LoraInspectError(
+                f"{base.path} is an adapter and {adapter.checkpoint.path} is none; name the base first, then the "
+                "adapters."
+            )
+        reading.refuse()
+    if base_is_adapter:
+        raise LoraInspectError(f"{base.path}: it is an adapter itself, not a base; name the model's own weights first.")
+
+
+def _check_components(only: Sequence[str], adapters: Sequence[Adapter]) -> None:
+    """Raises LoraInspectError for a component that no adapter has."""
+    present = sorted({module.name.component for adapter in adapters for module in adapter.modules.values()})
+    if unknown := [component for component in only if component not in present]:
+        paths = ", ".join(adapter.checkpoint.path for adapter in adapters)
+        raise LoraInspectError(f"{paths}: it has no component {unknown[0]}; it has {', '.join(present)}.")
+
+
+def _check_rule(rule: str | None, adapters: Sequence[Adapter]) -> None:
+    """Raises LoraInspectError for a rule of DoRA where there is none."""
+    if rule and not any(contribution.magnitude for adapter in adapters for contribution in adapter.contributions):
+        raise LoraInspectError(
+            f"--dora-multiplier {rule} has nothing to rule, as no adapter has a DoRA magnitude; leave it out."
+        )
