@@ -31,6 +31,9 @@ BITS = {
 # What a weight may be stored in for its entries to be the weight itself, not codes that need a scale.
 PLAIN_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
+# Eight bits whose codes are numbers by themselves; a weight of them may have a scale beside it.
+FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
+
 _STRUCT = {
     "F64": "<d",
     "F32": "<f",

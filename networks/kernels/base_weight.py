@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_inspect.maths import codecs
+
 from .row_blocks import rows_at_once
 
 PLAIN_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -81,12 +83,8 @@ def _values(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     values = weight.to(dtype)
     if weight.dtype in PLAIN_DTYPES or scale is None:
         return values
-    scale = scale.to(values)
-    if scale.numel() == 1:
-        return values * scale.reshape(())
-    out_features, columns = weight.shape[0], weight[0].numel()
-    if scale.dim() == 2 and scale.shape == (out_features, 1):
-        return (values.reshape(out_features, -1) * scale).reshape(weight.shape)
-    if scale.dim() == 3 and scale.shape[0] == out_features and columns % scale.shape[1] == 0:
-        return (values.reshape(out_features, scale.shape[1], -1) * scale).reshape(weight.shape)
-    raise ValueError(f"a scale_weight of shape {list(scale.shape)} fits no weight of shape {list(weight.shape)}")
+    shape = codecs.SCALE_WEIGHT.scale_shape(tuple(weight.shape), tuple(scale.shape))
+    if shape is None:
+        raise ValueError(f"a scale_weight of shape {list(scale.shape)} fits no weight of shape {list(weight.shape)}")
+    result: Tensor = codecs.decoded(values, scale.to(values).reshape(shape))
+    return result
