@@ -55,7 +55,6 @@ RECOGNISED = (
         "full", "a full weight difference", ".diff", ".diff_b", ".set_weight", ".reshape_weight", features=told.full
     ),
     _named("norm", "a norm difference", ".w_norm", ".b_norm"),
-    _named("lora_embedding", "LoRA on an Embedding", ".lora_embedding_A", ".lora_embedding_B"),
     _named("lora_bias", "LoRA with a bias on its up layer", ".lora_B.bias", ".lora_up.bias"),
     _named("mlx", "MLX LoRA", ".lora_a", ".lora_b", features=told.mlx),
     _named(

@@ -48,7 +48,8 @@ class Algorithm(NamedTuple):
     `dialects` are the spellings of its roles, by the name of the dialect; a file may mix them. `marks` are the roles
     without which it is not this algorithm: of several that know a suffix, the first one counts whose marks are there
     and whose shapes fit. `parameter` is what of a layer it changes, `decomposes` says whether DoRA may be around it,
-    and `peft_type` is what PEFT calls it in an `adapter_config.json`.
+    and `peft_type` is what PEFT calls it in an `adapter_config.json`. `transposed` says whether its layers store their
+    weight as (in, out); None where that depends on the base.
 
     `scaled` are roles whose factors the change is linear in, the first that is there takes a scale.
     `take_rows(tensors, start, stop)` are the factors of rows `start` to `stop` of the change, and `stack(parts)` those
@@ -65,6 +66,7 @@ class Algorithm(NamedTuple):
     formula: Formula | None = None
     parameter: str = WEIGHT
     decomposes: bool = False
+    transposed: bool | None = None
     peft_type: str | None = None
     scaled: tuple[Role, ...] = ()
     take_rows: Callable[[Tensors, int, int], Tensors] | None = None

@@ -1,13 +1,14 @@
 """Which base weight each contribution changes: the base's own names, spelled as the adapter spells them."""
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.header import TensorInfo
 from lora_inspect.matching.orientation import Orientation, orient
 from lora_inspect.matching.orientation_answers import UNANSWERED, Answers
 from lora_inspect.matching.place import Place, Placed
@@ -61,11 +62,17 @@ def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transp
             if target is None:
                 absent.append(contribution)
                 continue
-            decided = orientations.get(target.name)
-            place = Place(target, contribution.rows, transposed=bool(decided and decided.transposed))
+            place = Place(target, contribution.rows, transposed=_is_transposed(contribution, target, orientations))
             check_place(Placed(contribution, place), adapter, base)
             targets[target.name].append(Placed(contribution, place))
     return Matching(dict(targets), unmatched, left_out, tuple(absent), orientations)
+
+
+def _is_transposed(contribution: Contribution, target: TensorInfo, decided: Mapping[str, Orientation]) -> bool:
+    """Whether the base stores what the contribution changes as (in, out)."""
+    if contribution.algorithm.transposed is not None:
+        return contribution.algorithm.transposed
+    return target.name in decided and decided[target.name].transposed
 
 
 def _chosen(adapter: Adapter, only: Collection[str]) -> tuple[list[Module], tuple[Module, ...]]:

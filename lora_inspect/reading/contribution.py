@@ -58,7 +58,7 @@ class Contribution(NamedTuple):
     @property
     def is_linear(self) -> bool:
         """Whether nothing in the factors speaks against a Linear layer."""
-        return len(self.shape) == 2
+        return self.algorithm.transposed is None and len(self.shape) == 2
 
     @property
     def known_shape(self) -> tuple[int, ...]:

@@ -199,7 +199,10 @@ MEANINGLESS = {
     "LoRA beside a full difference": (loras(1, diff=("F32", (OUT, IN), 1)), {}, "algorithm", ["full weight", Q]),
     "bias on the up layer": (loras(1, **{"lora_B.bias": ("F32", (OUT,), 1)}), {}, "algorithm", ["bias", Q]),
     "bias difference": (loras(1, diff_b=("F32", (OUT,), 1)), {}, "algorithm", [f"{Q}.diff_b"]),
-    "embedding": ({f"{Q}.lora_embedding_A": ("F32", (4, 9), 1)}, {}, "algorithm", ["Embedding", Q]),
+    "half an embedding": ({f"{Q}.lora_embedding_A": ("F32", (4, 9), 1)}, {}, "incomplete", ["lora_embedding_A", "up"]),
+    "an embedding of three dimensions": (
+        {f"{Q}.lora_embedding_A": ("F32", (4, 9, 1), 1), f"{Q}.lora_embedding_B": ("F32", (5, 4), 1)}, {}, "shape",
+        [Q, "down [4, 9, 1] is no matrix"]),
 }  # fmt: skip
 
 

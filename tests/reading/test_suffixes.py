@@ -51,7 +51,7 @@ SPECIAL = {
     "a.b.lora_A.default": ("a.b", "lora", "down", None),
     "a.b.lora_magnitude_vector.default.weight": ("a.b", None, "magnitude", None),
     "a.b.lora_magnitude_vector.default": ("a.b", None, "magnitude", None),
-    "a.lora_embedding_A.default": ("a", "lora_embedding", "lora_embedding_A", None),
+    "a.lora_embedding_A.default": ("a", "lora_embedding", "down", None),
     "unet.a.attn1.processor.to_q_lora.down.weight": ("unet.a.attn1.to_q", "lora", "down", None),
     "unet.a.attn1.processor.to_out_lora.up.weight": ("unet.a.attn1.to_out.0", "lora", "up", None),
     "text_encoder.q_proj.lora_linear_layer.up.weight": ("text_encoder.q_proj", "lora", "up", None),
