@@ -10,7 +10,9 @@ from library_case import apply
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.algorithms import ALGORITHMS
+from lora_inspect.maths.dora import SPELLINGS
 from lora_inspect.merging import folded_weights
+from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 
 pytestmark = pytest.mark.numeric
@@ -34,24 +36,32 @@ def test_every_algorithm_that_is_computed_has_cases():
     assert all(CASES.values())
 
 
+def write(case, folder):
+    """The base and the adapter of a case, as files."""
+    save_file(case.base, folder / "base.safetensors")
+    adapter = weights = folder / "adapter.safetensors"
+    if case.config is not None:
+        adapter = folder / "adapter"
+        adapter.mkdir(exist_ok=True)
+        (adapter / "adapter_config.json").write_text(json.dumps(case.config))
+        weights = adapter / "adapter_model.safetensors"
+    save_file(dict(case.tensors), weights, metadata=dict(case.metadata))
+    return str(folder / "base.safetensors"), str(adapter)
+
+
+def merge_files(base, adapter, multiplier, options, output):
+    merge(plan_merge(base, [(adapter, multiplier)], options), str(output), force=True)
+    return load_file(output)
+
+
 @pytest.fixture
 def merged(tmp_path, monkeypatch):
     """The layer's tensors with the case's adapter merged into them."""
 
     def run(case, multiplier, elements):
         monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", elements)
-        save_file(case.base, tmp_path / "base.safetensors")
-        adapter = tmp_path / "adapter.safetensors"
-        if case.config is not None:
-            adapter = tmp_path / "adapter"
-            adapter.mkdir(exist_ok=True)
-            (adapter / "adapter_config.json").write_text(json.dumps(case.config))
-        weights = adapter / "adapter_model.safetensors" if case.config is not None else adapter
-        save_file(dict(case.tensors), weights, metadata=dict(case.metadata))
         options = MergeOptions(dora_rule=case.dora_rule)
-        plan = plan_merge(str(tmp_path / "base.safetensors"), [(str(adapter), multiplier)], options)
-        merge(plan, str(tmp_path / "merged.safetensors"), force=True)
-        return load_file(tmp_path / "merged.safetensors")
+        return merge_files(*write(case, tmp_path), multiplier, options, tmp_path / "merged.safetensors")
 
     return run
 
@@ -88,3 +98,17 @@ def test_blocks_of_any_size_give_the_same(case, merged):
 def test_a_multiplier_of_0_is_no_change_at_all(case, merged):
     found = merged(case, 0.0, 1 << 20)
     assert all(torch.equal(found[name], tensor) for name, tensor in case.base.items())
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_its_standard_form_merges_to_the_same(case, tmp_path):
+    base, adapter = write(case, tmp_path)
+    dora = any(key.endswith(tuple(SPELLINGS)) for key in case.tensors)
+    output = str(tmp_path / ("standard" if case.config is not None else "standard.safetensors"))
+    result = convert_to_standard(adapter, output, ConvertOptions(keep_dora=dora))
+    assert result.exact
+    before = merge_files(base, adapter, 1.0, MergeOptions(), tmp_path / "before.safetensors")
+    after = merge_files(base, result.output, 1.0, MergeOptions(), tmp_path / "after.safetensors")
+    for name, tensor in before.items():
+        # Where alpha goes through a float32, and where programs add another number to a norm.
+        assert_close(after[name], tensor, max(case.bound, 1e-6))
