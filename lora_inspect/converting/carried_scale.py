@@ -31,6 +31,9 @@ def carry_scales(parts: Sequence[Part], carrier: str) -> list[Part]:
 
 def _carry(part: Part, carrier: str) -> Part:
     rank = part.rank
+    if carrier == CONFIG and not part.origin.formula.rslora:
+        # The config of such a method has one rule, and goes on as it is.
+        return replace(part, alpha=None if rank is None else part.scale * rank)
     if rank is None:
         return _into_factors(part)
     # A stored alpha of 0 is read as rank by some programs: factors of zeros say the same to all of them.

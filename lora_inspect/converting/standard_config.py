@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 from lora_inspect.reading.peft_config import ModuleSettings
 from lora_inspect.reading.steps import Steps
 
+# What only a LoraConfig has among them.
+_OF_LORA = ("bias", "lora_dropout", "fan_in_fan_out")
+
 Number = TypeVar("Number", int, float)
 
 # What an adapter_config.json says at least.
@@ -42,6 +45,23 @@ def standard_config(
         "use_rslora": False,
         "use_dora": use_dora,
     }
+
+
+def config_of_method(
+    config: Mapping[str, Any] | None, peft_type: str, ranks: Mapping[str, int], alphas: Mapping[str, float]
+) -> dict[str, Any]:
+    """The config of another of PEFT's methods than LoRA: its own, which has one rule and is true of the same factors.
+
+    Where there was none, it says what the tensors and the user said.
+    """
+    if config is not None:
+        return dict(config)
+    made: dict[str, Any] = {**BARE, "peft_type": peft_type, "target_modules": sorted(ranks)}
+    if ranks:
+        rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
+        made |= {"r": rank, "alpha": _number(alpha), "rank_pattern": _pattern(ranks, rank)}
+        made["alpha_pattern"] = {path: _number(value) for path, value in _pattern(alphas, alpha).items()}
+    return {field: value for field, value in made.items() if field not in _OF_LORA}
 
 
 def standard_embedded(

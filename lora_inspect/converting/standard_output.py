@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lora_inspect.converting.naming import CONFIG, FACTORS, PEFT_MAGNITUDES, carrier_of, magnitude_place
-from lora_inspect.converting.standard_config import BARE, standard_config, standard_embedded
+from lora_inspect.converting.standard_config import BARE, config_of_method, standard_config, standard_embedded
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import ADAPTER_CONFIG, PEFT_WEIGHTS
 from lora_inspect.files.contents import Content, write_contents
@@ -121,10 +121,14 @@ class StandardOutput:
 
     def _config(self, modules: "Mapping[str, SpelledModule]") -> dict[str, object]:
         checkpoint = self._adapter.checkpoint
-        config = checkpoint.config
-        if config is None or not peft_config.is_peft_config(config):
-            config = {**BARE, **peft_config.embedded_configs(checkpoint.metadata).get("", {})}
+        config = checkpoint.config if checkpoint.config and peft_config.is_peft_config(checkpoint.config) else None
         paths = {key: module.name.body for key, module in self._adapter.modules.items()}
         ranks = {paths[key]: module.rank for key, module in modules.items() if module.rank is not None}
         alphas = {paths[key]: module.alpha for key, module in modules.items() if module.alpha is not None}
+        types = {part.origin.algorithm.peft_type for module in modules.values() for part in module.parts}
+        method = next((found for found in types if found and found != peft_config.LORA_TYPE), None)
+        if method:
+            return config_of_method(config, method, ranks, alphas)
+        if config is None:
+            config = {**BARE, **peft_config.embedded_configs(checkpoint.metadata).get("", {})}
         return standard_config(config, ranks, alphas, any(module.magnitude for module in modules.values()))

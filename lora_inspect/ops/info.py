@@ -71,7 +71,7 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
         "parameters": _parameters(info),
         "ranks": _counted(str(contribution.rank) for contribution in contributions if contribution.rank),
         "alphas": _counted(_alpha(contribution) for contribution in contributions if contribution.rank),
-        "scales": _counted(_scale(contribution, folded) for contribution in contributions if contribution.rank),
+        "scales": _counted(_scale(c, folded) for c in contributions if c.algorithm.scaled),
         "rslora": {
             "value": adapter.rslora.value,
             "source": adapter.rslora.source,
@@ -109,7 +109,7 @@ def _module_record(contribution: Contribution, folded: FoldedScales) -> dict[str
         "module": contribution.module.key,
         "component": contribution.module.component,
         "algorithm": contribution.algorithm.name,
-        "shape": list(contribution.shape) if contribution.rank else None,
+        "shape": list(contribution.shape) if contribution.algorithm.formula else None,
         "rows": list(contribution.rows) if contribution.rows else None,
         "rank": contribution.rank,
         "alpha": contribution.alpha,

@@ -101,7 +101,8 @@ def of_peft(
     model.eval()
 
     def library(multiplier: float) -> Tensor:
-        wrapper.set_scale("default", multiplier)
+        if hasattr(wrapper, "set_scale"):  # some methods of PEFT know no strength
+            wrapper.set_scale("default", multiplier)
         with torch.no_grad():
             return model(input)
 
