@@ -3,7 +3,17 @@
 An adapter of the blocks alone has the names and widths of a FLUX.1 adapter without modulation.
 """
 
-from .flux import DIFFUSERS_DOUBLE, DIFFUSERS_SINGLE, ORIGINAL_DOUBLE, ORIGINAL_SINGLE, PROPORTIONS
+from .correspondence import below, same
+from .flux import (
+    DIFFUSERS_DOUBLE,
+    DIFFUSERS_SINGLE,
+    DOUBLE,
+    ENDS,
+    ORIGINAL_DOUBLE,
+    ORIGINAL_SINGLE,
+    PROPORTIONS,
+    SINGLE,
+)
 from .record import Architecture, Layout, Size, under
 from .text_encoders import T5_XXL
 
@@ -28,6 +38,20 @@ DIFFUSERS = (
     "proj_out",
 )
 
+GUIDANCE = "distilled_guidance_layer"
+CORRESPONDENCE = (
+    *ENDS,
+    *below(GUIDANCE, GUIDANCE, same("in_proj", "in_proj"), same("out_proj", "out_proj")),
+    *below(
+        f"{GUIDANCE}.layers.{{i}}",
+        f"{GUIDANCE}.layers.{{i}}",
+        same("in_layer", "linear_1"),
+        same("out_layer", "linear_2"),
+    ),
+    *DOUBLE,
+    *SINGLE,
+)
+
 ARCHITECTURE = Architecture(
     name="chroma",
     title="Chroma",
@@ -43,4 +67,5 @@ ARCHITECTURE = Architecture(
     sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in PROPORTIONS),
     metadata_names=("chroma",),
     text_encoders=(T5_XXL,),
+    correspondence=CORRESPONDENCE,
 )

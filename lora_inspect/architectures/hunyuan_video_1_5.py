@@ -5,6 +5,7 @@ HunyuanVideo15Transformer3DModel of diffusers. ComfyUI fuses query, key and valu
 repack are listed.
 """
 
+from .correspondence import below, same
 from .flux import DIFFUSERS_DOUBLE, ORIGINAL_DOUBLE, PROPORTIONS
 from .hunyuan_video import DIFFUSERS_TEXT, ORIGINAL_PROPORTIONS, ORIGINAL_STREAMS, ORIGINAL_TEXT
 from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
@@ -46,24 +47,23 @@ DIFFUSERS = (
 
 # The refiner of the text is fused in the original and split in diffusers, and the halves of the last modulation are
 # exchanged, so neither is here.
-SAME = tuple(
-    (f"double_blocks.{{i}}.{original}", f"transformer_blocks.{{i}}.{diffusers}")
-    for original, diffusers in (
-        ("img_attn_q", "attn.to_q"),
-        ("img_attn_k", "attn.to_k"),
-        ("img_attn_v", "attn.to_v"),
-        ("img_attn_proj", "attn.to_out.0"),
-        ("txt_attn_q", "attn.add_q_proj"),
-        ("txt_attn_k", "attn.add_k_proj"),
-        ("txt_attn_v", "attn.add_v_proj"),
-        ("txt_attn_proj", "attn.to_add_out"),
-        ("img_mlp.fc1", "ff.net.0.proj"),
-        ("img_mlp.fc2", "ff.net.2"),
-        ("txt_mlp.fc1", "ff_context.net.0.proj"),
-        ("txt_mlp.fc2", "ff_context.net.2"),
-        ("img_mod.linear", "norm1.linear"),
-        ("txt_mod.linear", "norm1_context.linear"),
-    )
+CORRESPONDENCE = below(
+    "double_blocks.{i}",
+    "transformer_blocks.{i}",
+    same("img_attn_q", "attn.to_q"),
+    same("img_attn_k", "attn.to_k"),
+    same("img_attn_v", "attn.to_v"),
+    same("img_attn_proj", "attn.to_out.0"),
+    same("txt_attn_q", "attn.add_q_proj"),
+    same("txt_attn_k", "attn.add_k_proj"),
+    same("txt_attn_v", "attn.add_v_proj"),
+    same("txt_attn_proj", "attn.to_add_out"),
+    same("img_mlp.fc1", "ff.net.0.proj"),
+    same("img_mlp.fc2", "ff.net.2"),
+    same("txt_mlp.fc1", "ff_context.net.0.proj"),
+    same("txt_mlp.fc2", "ff_context.net.2"),
+    same("img_mod.linear", "norm1.linear"),
+    same("txt_mod.linear", "norm1_context.linear"),
 )
 
 ARCHITECTURE = Architecture(
@@ -84,7 +84,7 @@ ARCHITECTURE = Architecture(
     ),
     metadata_names=("hunyuan_video_1_5", "hunyuan-video-1.5"),
     text_encoders=(QWEN25_VL_7B, BYT5_GLYPH),
-    same=SAME,
+    correspondence=CORRESPONDENCE,
     training=Training(
         classes=("MMDoubleStreamBlock",),
         diffusers_classes=("HunyuanVideo15TransformerBlock",),

@@ -5,7 +5,9 @@ experts those of mixture models stored one by one. Roots: the causal model, its 
 of a multimodal model, which newer and older classes nest differently; the vision tower is that of Qwen-VL.
 """
 
+from .correspondence import below, stack
 from .record import Architecture, Layout, under
+from .rows import INPUTS
 
 LAYER = (
     *under("self_attn", "q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"),
@@ -25,6 +27,13 @@ VISION = (
 )
 BACKBONE = ("embed_tokens", *under("layers.{i}", *LAYER))
 
+# Phi-3's fused layers. The query has as many rows as the layer has inputs; key and value share the rest.
+FUSED = (
+    stack("self_attn.qkv_proj", *under("self_attn", "q_proj", "k_proj", "v_proj"), shares=(INPUTS, 1, 1)),
+    stack("mlp.gate_up_proj", *under("mlp", "gate_proj", "up_proj")),
+)
+ROOTS = ("model.", "", "model.language_model.", "language_model.model.")
+
 ARCHITECTURE = Architecture(
     name="llm",
     title="Language model (Llama line)",
@@ -41,5 +50,8 @@ ARCHITECTURE = Architecture(
             (*under("language_model.model", *BACKBONE), "language_model.lm_head"),
             kohya_prefix="",
         ),
+    ),
+    correspondence=tuple(
+        relation for layers in (f"{root}layers.{{i}}" for root in ROOTS) for relation in below(layers, layers, *FUSED)
     ),
 )

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from .correspondence import Relation
 from .text_encoders import TextEncoder
 
 # The layers that turn the timestep into shifts and scales; an adapter on them changes every token at once.
@@ -94,9 +95,8 @@ class Architecture(NamedTuple):
     `text_encoders` are all text encoders of the pipeline, also those that trainers leave alone; empty where they are
     not known here, which rules nothing out.
 
-    `same` are the modules that the original and the diffusers layout share one to one, as pairs of their paths, in
-    families where that covers every layer that is adapted: no layer is fused in one and split in the other, no rows
-    are in another order. `training` is None for families that no network module trains.
+    `correspondence` says how the modules of one layout are those of another; empty where that is not known here.
+    `training` is None for families that no network module trains.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Architecture(NamedTuple):
     sizes: tuple[Size, ...] = ()
     metadata_names: tuple[str, ...] = ()
     text_encoders: tuple[TextEncoder, ...] = ()
-    same: tuple[tuple[str, str], ...] = ()
+    correspondence: tuple[Relation, ...] = ()
     training: Training | None = None
 
 

@@ -6,20 +6,7 @@ repository, which single-file checkpoints name.
 
 from .record import Architecture, Layout, Size, under
 from .text_encoders import CLIP_L
-
-TRANSFORMER = (
-    "proj_in",
-    "proj_out",
-    *under(
-        "transformer_blocks.{i}",
-        *under("attn1", "to_q", "to_k", "to_v", "to_out.0"),
-        *under("attn2", "to_q", "to_k", "to_v", "to_out.0"),
-        "ff.net.0.proj",
-        "ff.net.2",
-    ),
-)
-DIFFUSERS_RESNET = ("conv1", "conv2", "time_emb_proj", "conv_shortcut")
-ORIGINAL_RESNET = ("in_layers.2", "out_layers.3", "emb_layers.1", "skip_connection")
+from .unet import DIFFUSERS_RESNET, ORIGINAL_RESNET, TRANSFORMER, correspondence
 
 DIFFUSERS = (
     "conv_in",
@@ -63,6 +50,8 @@ ORIGINAL_BLOCKS = (
     ("middle_block.{i}.transformer_blocks", 1),
     ("output_blocks.{i}.{i}.transformer_blocks", 1),
 )
+# The deepest level has no attention.
+CORRESPONDENCE = correspondence((True, True, True, False))
 # The text encoder's width, which the key and value layers of the cross attention take in, tells the generations apart.
 CROSS_ATTENTION = tuple(path for path in DIFFUSERS + ORIGINAL if path.endswith(("attn2.to_k", "attn2.to_v")))
 
@@ -76,4 +65,5 @@ ARCHITECTURE = Architecture(
     sizes=tuple(Size(None, path, None, 768) for path in CROSS_ATTENTION),
     metadata_names=("sd_v1", "sd_v1_v", "sd_1.5", "stable-diffusion-v1"),
     text_encoders=(CLIP_L,),
+    correspondence=CORRESPONDENCE,
 )

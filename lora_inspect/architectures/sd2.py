@@ -1,7 +1,7 @@
 """Stable Diffusion 2.x: the names of Stable Diffusion 1.x with a wider text encoder."""
 
 from .record import Architecture, Layout, Size
-from .sd15 import CROSS_ATTENTION, DIFFUSERS, DIFFUSERS_BLOCKS, ORIGINAL, ORIGINAL_BLOCKS
+from .sd15 import CORRESPONDENCE, CROSS_ATTENTION, DIFFUSERS, DIFFUSERS_BLOCKS, ORIGINAL, ORIGINAL_BLOCKS
 from .text_encoders import OPENCLIP_H
 
 ARCHITECTURE = Architecture(
@@ -14,4 +14,5 @@ ARCHITECTURE = Architecture(
     sizes=tuple(Size(None, path, None, 1024) for path in CROSS_ATTENTION),
     metadata_names=("sd_v2", "sd_v2_v", "sd_2.1", "stable-diffusion-v2-512", "stable-diffusion-v2-768-v"),
     text_encoders=(OPENCLIP_H,),
+    correspondence=CORRESPONDENCE,
 )

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from lora_inspect.listing import listed
 
 from . import ARCHITECTURES
+from .correspondence import one_to_one
 from .patterns import fill, pattern_of, patterns_of
 from .record import Architecture, Layout, Training
 
@@ -75,8 +76,8 @@ def blocks_of(training: Training, task: str | None) -> tuple[str, ...] | None:
 
 
 def original_path(architecture: Architecture, path: str) -> str | None:
-    """The path in the original layout of the layer at `path` in diffusers' model, where they are one to one."""
-    filled = (fill(diffusers, original, path) for original, diffusers in architecture.same)
+    """The path in the original layout of the layer at `path` in diffusers' model, where all layers are one to one."""
+    filled = (fill(diffusers, original, path) for original, diffusers in one_to_one(architecture.correspondence))
     return next((found for found in filled if found), None)
 
 

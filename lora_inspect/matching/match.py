@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lora_inspect.algorithms.record import WEIGHT
+from lora_inspect.architectures.correspondence import one_to_one
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
@@ -51,7 +52,9 @@ def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transp
     """
     modules, left_out = _chosen(adapter, only)
     families = adapter_candidates(adapter)
-    pairs, unmatched = _pairs(adapter, base, modules, families[0].architecture.same if len(families) == 1 else ())
+    pairs, unmatched = _pairs(
+        adapter, base, modules, one_to_one(families[0].architecture.correspondence) if len(families) == 1 else ()
+    )
     layers = [(pair.module, base.tensors[f"{pair.path}.{WEIGHT}"]) for pair in pairs if _is_layer(pair, base)]
     orientations = orient(layers, base, [family.layout for family in families], transposed)
     targets: dict[str, list[Placed]] = defaultdict(list)

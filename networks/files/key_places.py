@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from lora_inspect import schemes
+from lora_inspect.architectures.correspondence import one_to_one
 from lora_inspect.architectures.patterns import counterparts
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.reading.suffixes import ParsedKey, parse_key
@@ -38,7 +39,8 @@ class KeyPlaces:
 
     def __init__(self, architecture: Architecture, paths: Collection[str], prefix: str) -> None:
         own = {path: module_name(prefix, path) for path in paths}
-        others = [(other, own[path]) for path in paths for other in counterparts(architecture.same, path)]
+        pairs = one_to_one(architecture.correspondence)
+        others = [(other, own[path]) for path in paths for other in counterparts(pairs, path)]
         self._names = _unambiguous(own, others)
         flat_own = {path.replace(".", "_"): name for path, name in own.items()}
         self._flat_names = _unambiguous(flat_own, [(path.replace(".", "_"), name) for path, name in others])

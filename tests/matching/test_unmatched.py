@@ -11,7 +11,7 @@ from lora_inspect.reading.adapter import read_adapter
 
 CLIP = "text_model.encoder.layers.{}.mlp.fc1"
 UNET = "input_blocks.4.1.transformer_blocks.{}.attn2.to_q"
-KOHYA_UNET = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_{}_attn2_to_q"
+SPLIT = "transformer.transformer_blocks.{}.attn2.to_q"
 
 
 def weights(template, *numbers):
@@ -30,6 +30,11 @@ SDXL = {
     **weights(f"model.diffusion_model.{UNET}", *range(10)),
     **weights(f"conditioner.embedders.0.transformer.{CLIP}", 0, 1, 2),
     **weights("conditioner.embedders.1.model.transformer.resblocks.{}.mlp.c_fc", 0, 1),
+}
+# How its layouts correspond is not known here.
+SD3 = {
+    **weights("model.diffusion_model.joint_blocks.{}.x_block.attn.qkv", *range(10)),
+    **weights(f"text_encoders.clip_l.transformer.{CLIP}", 0, 1, 2),
 }
 
 
@@ -69,8 +74,8 @@ def test_a_text_encoder_in_another_layout_is_not_called_absent(said):
 
 
 def test_a_model_in_another_layout_is_not_called_absent(said):
-    adapter = modules(KOHYA_UNET, 0, 1) | te(1, 0)
-    sentence = said(adapter, SDXL)
+    adapter = modules(SPLIT, 0, 1) | te(1, 0)
+    sentence = said(adapter, SD3)
     assert "does not hold" not in sentence
     assert "holds model in the original layout of" in sentence
     assert "not in the adapter's diffusers one" in sentence
@@ -95,7 +100,7 @@ def test_a_component_that_is_absent_is_called_so(said):
 
 
 def test_an_adapter_in_another_layout_is_not_called_one_of_another_model(said):
-    sentence = said(modules(KOHYA_UNET, 0, 1), {key: t for key, t in SDXL.items() if "diffusion_model" in key})
+    sentence = said(modules(SPLIT, 0, 1), {key: t for key, t in SD3.items() if "diffusion_model" in key})
     assert "no module fits" in sentence
     assert "another model" not in sentence
     assert "use a base in the adapter's layout" in sentence

@@ -6,6 +6,7 @@ from architecture_models import MODELS, distance, leaves, make, outputs, train
 from safetensors.torch import load_file
 from torch import nn
 
+from lora_inspect.architectures.correspondence import one_to_one
 from lora_inspect.architectures.trained import by_option, family_of, original_path
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.adapter import read_adapter
@@ -131,12 +132,10 @@ def test_weights_of_lora_are_no_loha(tmp_path):
 
 def test_original_paths_are_one_to_one():
     for family in (by_option(name) for name in ("wan", "hv15", "kr2")):
-        originals = {path for layout in family.layouts if layout.name == "original" for path in layout.paths}
-        others = {path for layout in family.layouts if layout.name == "diffusers" for path in layout.paths}
-        assert {original for original, _ in family.same} <= originals
-        assert {other for _, other in family.same} <= others
-        for side in zip(*family.same, strict=True):
+        pairs = one_to_one(family.correspondence)
+        assert pairs
+        for side in zip(*pairs, strict=True):
             assert len(set(side)) == len(side)
-        assert all(original.count("{i}") == other.count("{i}") for original, other in family.same)
+    assert one_to_one(by_option("flux").correspondence) == ()
     assert original_path(by_option("wan"), "blocks.17.attn1.to_out.0") == "blocks.17.self_attn.o"
     assert original_path(by_option("wan"), "blocks.17.attn1.norm_q") is None

@@ -1,0 +1,98 @@
+"""How the modules of two layouts of one family are related, as data that is read in both directions.
+
+Paths are written as in a `Layout`, with `{i}` for an index, which is the same on both sides. `FLUX` has, among others,
+
+    stack("double_blocks.{i}.img_attn.qkv", "transformer_blocks.{i}.attn.to_q", …)
+    swapped("final_layer.adaLN_modulation.1", "norm_out.linear")
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import NamedTuple
+
+from .patterns import fill, pattern_of
+from .rows import Arrangement, Interleaved, Share, Stacked, Swapped
+
+
+class Relation(NamedTuple):
+    """The module `whole` of one layout, and the modules of another one that have its rows.
+
+    `arrangement` says which rows those are; None stands for one module with the same rows in the same order. Biases
+    are arranged as the rows of the weights are.
+    """
+
+    whole: str
+    parts: tuple[str, ...]
+    arrangement: Arrangement | None = None
+
+
+class Link(NamedTuple):
+    """What a module is called in another layout: `path`, in the relation to its part of that number.
+
+    `is_whole` says that the path is that of the whole, and the module itself the part.
+    """
+
+    path: str
+    relation: Relation
+    part: int
+    is_whole: bool
+
+
+def same(one: str, other: str) -> Relation:
+    """One module under two names."""
+    return Relation(one, (other,))
+
+
+def stack(whole: str, *parts: str, shares: tuple[Share, ...] = ()) -> Relation:
+    """A fused module and its parts from top to bottom, of as many rows each unless `shares` say otherwise."""
+    return Relation(whole, parts, Stacked(shares or (1,) * len(parts)))
+
+
+def interleaved(whole: str, *parts: str, run: int = 1) -> Relation:
+    """A fused module whose parts take turns, `run` rows of each at a time, as heads of a query, key and value may."""
+    return Relation(whole, parts, Interleaved(len(parts), run))
+
+
+def swapped(one: str, other: str) -> Relation:
+    """One module with the halves of its rows in either order, as shift and scale of a modulation."""
+    return Relation(one, (other,), Swapped())
+
+
+def below(whole_parent: str, part_parent: str, *relations: Relation) -> tuple[Relation, ...]:
+    """The relations of modules below two parents."""
+    return tuple(
+        relation._replace(
+            whole=f"{whole_parent}.{relation.whole}", parts=tuple(f"{part_parent}.{part}" for part in relation.parts)
+        )
+        for relation in relations
+    )
+
+
+def one_to_one(relations: Iterable[Relation]) -> tuple[tuple[str, str], ...]:
+    """The pairs of paths of a family whose modules are all the same ones in both layouts; empty for any other."""
+    found = tuple(relations)
+    if any(relation.arrangement is not None for relation in found):
+        return ()
+    return tuple((relation.whole, relation.parts[0]) for relation in found)
+
+
+def links(relations: tuple[Relation, ...], path: str) -> Iterator[Link]:
+    """What the module at `path`, in either layout, is related to in the other one under another path."""
+    for template, other, link in _by_pattern(relations).get(pattern_of(path, "."), ()):
+        found = fill(template, other, path)
+        if found is not None and found != path:
+            yield link._replace(path=found)
+
+
+@cache
+def _by_pattern(relations: tuple[Relation, ...]) -> dict[str, list[tuple[str, str, Link]]]:
+    """Every path of the relations with the related one, by its pattern."""
+    table: dict[str, list[tuple[str, str, Link]]] = defaultdict(list)
+    for relation in relations:
+        for number, part in enumerate(relation.parts):
+            of_whole = relation.whole, part, Link("", relation, number, is_whole=False)
+            of_part = part, relation.whole, Link("", relation, number, is_whole=True)
+            for entry in (of_whole, of_part):
+                table[pattern_of(entry[0], ".")].append(entry)
+    return dict(table)

@@ -1,0 +1,88 @@
+"""Which rows of one weight are which rows of another one, where two layouts arrange a layer's rows differently."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# A share of as many rows as the weight has inputs: the query's, where keys and values have fewer heads.
+INPUTS = "inputs"
+Share = int | str
+
+
+class Runs(NamedTuple):
+    """`times` runs of `length` neighbouring rows each, the same ones in two weights.
+
+    Run j begins at row `start` + j·`stride` of the one weight and at row `source` + j·`source_stride` of the other.
+    """
+
+    start: int
+    length: int
+    source: int = 0
+    times: int = 1
+    stride: int = 0
+    source_stride: int = 0
+
+    @property
+    def rows(self) -> int:
+        """How many rows they are."""
+        return self.length * self.times
+
+    @property
+    def inverted(self) -> "Runs":
+        """The same rows, seen from the other weight."""
+        return Runs(self.source, self.length, self.start, self.times, self.source_stride, self.stride)
+
+    def each(self) -> Iterator[tuple[int, int, int]]:
+        """(first row, row behind the last one, first row in the other weight) of every run."""
+        for run in range(self.times):
+            start = self.start + run * self.stride
+            yield start, start + self.length, self.source + run * self.source_stride
+
+
+class Stacked(NamedTuple):
+    """Parts below each other, whose numbers of rows are as these shares: `(1, 1, 1, 4)`, `(INPUTS, 1, 1)`.
+
+    What is left beside the shares of the inputs is divided by the numbers, of which there is one at least.
+    """
+
+    shares: tuple[Share, ...]
+
+    def runs(self, rows: int, inputs: int) -> tuple[Runs, ...] | None:
+        """Where the rows of each part are in the whole, (rows, inputs); None where the shares do not divide it."""
+        fixed = inputs * self.shares.count(INPUTS)
+        unit, odd = divmod(rows - fixed, sum(share for share in self.shares if isinstance(share, int)))
+        if odd or unit < 1:
+            return None
+        found: list[Runs] = []
+        start = 0
+        for share in self.shares:
+            length = share * unit if isinstance(share, int) else inputs
+            found.append(Runs(start, length))
+            start += length
+        return tuple(found)
+
+
+class Interleaved(NamedTuple):
+    """`parts` parts that take turns, `run` rows of each at a time."""
+
+    parts: int
+    run: int = 1
+
+    def runs(self, rows: int, inputs: int) -> tuple[Runs, ...] | None:
+        """Where the rows of each part are in the whole, (rows, inputs); None where the turns do not fill it."""
+        turn = self.parts * self.run
+        count, odd = divmod(rows, turn)
+        if odd or not count:
+            return None
+        return tuple(Runs(part * self.run, self.run, 0, count, turn, self.run) for part in range(self.parts))
+
+
+class Swapped(NamedTuple):
+    """One part, whose upper half of rows is the lower half of the whole."""
+
+    def runs(self, rows: int, inputs: int) -> tuple[Runs, ...] | None:
+        """Where the rows of the part are in the whole, (rows, inputs); None where it has no halves."""
+        half, odd = divmod(rows, 2)
+        return None if odd or not half else (Runs(0, half, half, 2, half, -half),)
+
+
+Arrangement = Stacked | Interleaved | Swapped

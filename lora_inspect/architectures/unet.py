@@ -1,0 +1,68 @@
+"""The blocks of Stable Diffusion's UNet: one list in the original repository, levels of units in diffusers.
+
+Source of the order: `convert_ldm_unet_checkpoint` of diffusers.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from .correspondence import Relation, below, same
+from .record import under
+
+TRANSFORMER = (
+    "proj_in",
+    "proj_out",
+    *under(
+        "transformer_blocks.{i}",
+        *under("attn1", "to_q", "to_k", "to_v", "to_out.0"),
+        *under("attn2", "to_q", "to_k", "to_v", "to_out.0"),
+        "ff.net.0.proj",
+        "ff.net.2",
+    ),
+)
+DIFFUSERS_RESNET = ("conv1", "conv2", "time_emb_proj", "conv_shortcut")
+ORIGINAL_RESNET = ("in_layers.2", "out_layers.3", "emb_layers.1", "skip_connection")
+
+_RESNET = tuple(map(same, ORIGINAL_RESNET, DIFFUSERS_RESNET))
+_ATTENTION = tuple(map(same, TRANSFORMER, TRANSFORMER))
+# Units of a level on the way down; on the way up there is one more.
+_UNITS = 2
+
+
+def correspondence(attention: Sequence[bool]) -> tuple[Relation, ...]:
+    """The relations of a UNet whose levels, from the widest picture down, have or have no `attention`."""
+    return (
+        same("time_embed.0", "time_embedding.linear_1"),
+        same("time_embed.2", "time_embedding.linear_2"),
+        same("input_blocks.0.0", "conv_in"),
+        *_down(attention),
+        *below("middle_block.0", "mid_block.resnets.0", *_RESNET),
+        *below("middle_block.1", "mid_block.attentions.0", *_ATTENTION),
+        *below("middle_block.2", "mid_block.resnets.1", *_RESNET),
+        *_up(attention[::-1]),
+        same("out.2", "conv_out"),
+    )
+
+
+def _down(attention: Sequence[bool]) -> Iterator[Relation]:
+    """The units of a level follow each other, then comes its downsampler, which the last level lacks."""
+    for level, has_attention in enumerate(attention):
+        first = 1 + level * (_UNITS + 1)
+        for unit in range(_UNITS):
+            block, others = f"input_blocks.{first + unit}", f"down_blocks.{level}"
+            yield from below(f"{block}.0", f"{others}.resnets.{unit}", *_RESNET)
+            if has_attention:
+                yield from below(f"{block}.1", f"{others}.attentions.{unit}", *_ATTENTION)
+        if level + 1 < len(attention):
+            yield same(f"input_blocks.{first + _UNITS}.0.op", f"down_blocks.{level}.downsamplers.0.conv")
+
+
+def _up(attention: Sequence[bool]) -> Iterator[Relation]:
+    """The last unit of a level holds its upsampler behind the other layers; the last level lacks it."""
+    for level, has_attention in enumerate(attention):
+        for unit in range(_UNITS + 1):
+            block, others = f"output_blocks.{level * (_UNITS + 1) + unit}", f"up_blocks.{level}"
+            yield from below(f"{block}.0", f"{others}.resnets.{unit}", *_RESNET)
+            if has_attention:
+                yield from below(f"{block}.1", f"{others}.attentions.{unit}", *_ATTENTION)
+        if level + 1 < len(attention):
+            yield same(f"{block}.{2 if has_attention else 1}.conv", f"up_blocks.{level}.upsamplers.0.conv")
