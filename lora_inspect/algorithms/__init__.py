@@ -1,4 +1,7 @@
-"""The registry of algorithms: every file of this folder that has a record `ALGORITHM`, and what is only recognised."""
+"""The registry of algorithms: every file of this folder that has a record `ALGORITHM`, and what is only recognised.
+
+A file of several algorithms that have one formula has them in `ALGORITHMS`.
+"""
 
 import os
 from collections.abc import Iterator
@@ -48,8 +51,8 @@ def _add_all() -> None:
     for name in sorted(os.listdir(os.path.dirname(__file__))):
         file, ending = os.path.splitext(name)
         if ending == ".py" and file != "__init__":
-            found = getattr(import_module(f"{__name__}.{file}"), "ALGORITHM", None)
-            if found:
+            module = import_module(f"{__name__}.{file}")
+            for found in getattr(module, "ALGORITHMS", None) or filter(None, [getattr(module, "ALGORITHM", None)]):
                 add(found)
     for algorithm in RECOGNISED:
         add(algorithm)

@@ -61,10 +61,9 @@ def ia3(shapes: Shapes) -> Features:
     return (shape[0], None) if shape[1] == 1 else (None, shape[1])
 
 
-def full(shapes: Shapes) -> Features:
-    """A difference of the weight's own shape."""
-    role = "diff" if "diff" in shapes else "set_weight"
-    return _size(shapes, role, 0), _columns(shapes, role, 1)
+def replaced(shapes: Shapes) -> Features:
+    """A tensor in the place of the weight."""
+    return _size(shapes, "set_weight", 0), _columns(shapes, "set_weight", 1)
 
 
 def mlx(shapes: Shapes) -> Features:

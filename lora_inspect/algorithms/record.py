@@ -50,6 +50,10 @@ class Algorithm(NamedTuple):
     and whose shapes fit. `parameter` is what of a layer it changes, `decomposes` says whether DoRA may be around it,
     and `peft_type` is what PEFT calls it in an `adapter_config.json`. `transposed` says whether its layers store their
     weight as (in, out); None where that depends on the base.
+    `multiplies` whether its change of a weight depends on the weight, `has_alpha` whether an alpha beside its tensors
+    can be its own, and `peft_type` is what PEFT calls it in an `adapter_config.json`. `distinct` says that its suffixes
+    occur in adapters alone: others, which are common words, make an adapter of a file only where most of its tensors
+    have them.
 
     `scaled` are roles whose factors the change is linear in, the first that is there takes a scale.
     `take_rows(tensors, start, stop)` are the factors of rows `start` to `stop` of the change, and `stack(parts)` those
@@ -67,7 +71,10 @@ class Algorithm(NamedTuple):
     parameter: str = WEIGHT
     decomposes: bool = False
     transposed: bool | None = None
+    multiplies: bool = False
+    has_alpha: bool = True
     peft_type: str | None = None
+    distinct: bool = True
     scaled: tuple[Role, ...] = ()
     take_rows: Callable[[Tensors, int, int], Tensors] | None = None
     stack: Callable[[list[Tensors]], Tensors] | None = None

@@ -194,5 +194,5 @@ def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} ({count})" for name, count in counts.items()) or "-"
 
 
-def _shape(shape: list[int] | None) -> str:
-    return "x".join(map(str, shape)) if shape else ""
+def _shape(shape: list[int | None] | None) -> str:
+    return "x".join("?" if size is None else str(size) for size in shape) if shape else ""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lora_inspect import algorithms, schemes
-from lora_inspect.algorithms.record import Algorithm
+from lora_inspect.algorithms.record import WEIGHT, Algorithm
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.maths import dora
 from lora_inspect.reading.contribution import Contribution, Magnitude, Module
@@ -119,7 +119,13 @@ def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], l
         if remarks:
             left.append(group.shared["magnitude"][0].name)
     alpha, flag = group.shared.get("alpha"), group.shared.get("rslora_flag")
+    contributions.sort(key=_turn)
     return Module(name, tuple(contributions), alpha and alpha[0], flag and flag[0]), left, problems
+
+
+def _turn(contribution: Contribution) -> tuple[bool, bool]:
+    """What comes before what: the weight before other parameters, what is added to it before what multiplies it."""
+    return contribution.algorithm.parameter != WEIGHT, contribution.multiplies
 
 
 def _claim_part(name: ModuleName, tensors: Sequence[_Tensor]) -> _Found:
@@ -153,14 +159,17 @@ def _possible(tensors: Iterable[_Tensor]) -> Iterable[str]:
 
 
 def _misses(name: ModuleName, algorithm: Algorithm, factors: dict[str, TensorInfo]) -> Problem | None:
-    """What keeps the factors from being those of the algorithm; one without a formula is never complained about."""
+    """What keeps the factors from being those of the algorithm.
+
+    One without a formula, or with common words for its names, is never complained about.
+    """
     keys = tuple(info.name for info in factors.values())
     missing = [role for role in algorithm.marks if role not in factors]
     if missing:
         message = f"{keys[0]} is there, but its module has no {' and no '.join(missing)} factor; {_MEND}"
-        return Problem("incomplete", "error", message if algorithm.formula else "", keys)
+        return Problem("incomplete", "error", message if algorithm.formula and algorithm.distinct else "", keys)
     if algorithm.formula and (wrong := algorithm.formula.check({role: info.shape for role, info in factors.items()})):
-        return Problem("shape", "error", f"{name.key}: {wrong}; {_MEND}", keys)
+        return Problem("shape", "error", f"{name.key}: {wrong}; {_MEND}" if algorithm.distinct else "", keys)
     return None
 
 

@@ -56,6 +56,11 @@ class Contribution(NamedTuple):
         return self.formula.shape(self.shapes)
 
     @property
+    def multiplies(self) -> bool:
+        """Whether what it does to a weight depends on the weight, so that it matters what was folded before."""
+        return self.magnitude is not None or self.algorithm.multiplies
+
+    @property
     def is_linear(self) -> bool:
         """Whether nothing in the factors speaks against a Linear layer."""
         return self.algorithm.transposed is None and len(self.shape) == 2
@@ -85,7 +90,10 @@ class Contribution(NamedTuple):
 
 
 class Module(NamedTuple):
-    """One adapted layer: its contributions, and the tensors that they share."""
+    """One adapted layer: its contributions in the order in which they are folded, and the tensors that they share.
+
+    Those of the weight come first, and of these what is added to it.
+    """
 
     name: ModuleName
     contributions: tuple[Contribution, ...]

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import product
 
-from lora_inspect.algorithms.record import Features
+from lora_inspect.algorithms.record import BIAS, WEIGHT, Features
 from lora_inspect.architectures.detection import Detection, candidates
 from lora_inspect.architectures.text_encoders import TextEncoder, found_in
 from lora_inspect.files.checkpoint import Checkpoint
@@ -24,7 +24,7 @@ def adapter_candidates(adapter: Adapter) -> tuple[Detection, ...]:
     """Every family that an adapter may be of, by its model's modules and by the text encoders that it adapts."""
     modules: list[tuple[str, int | None, int | None]] = []
     others: dict[str, list[tuple[str, int | None, int | None]]] = {}
-    for module in adapter.modules.values():
+    for module in filter(_is_layer, adapter.modules.values()):
         of_component = modules if module.name.component in _MODELS else others.setdefault(module.name.component, [])
         of_component.append((module.name.body, *_features(module)))
     encoders: dict[TextEncoder, None] = {}
@@ -68,6 +68,15 @@ def may_be_one(ours: Iterable[Detection], theirs: Iterable[Detection]) -> bool:
     )
 
 
+def _is_layer(module: Module) -> bool:
+    """Whether it changes what the tables of architectures list: matrices and kernels, not norms and parameters."""
+    return any(
+        contribution.algorithm.formula is None
+        or (contribution.algorithm.parameter == WEIGHT and len(contribution.shape) > 1)
+        for contribution in module.contributions
+    )
+
+
 def _features(module: Module) -> Features:
     """(out, in) of the module's weight, as far as any of its contributions tells."""
     told = [_features_of(contribution) for contribution in module.contributions]
@@ -77,7 +86,9 @@ def _features(module: Module) -> Features:
 
 def _features_of(contribution: Contribution) -> Features:
     if contribution.algorithm.formula:
+        if contribution.algorithm.parameter not in (WEIGHT, BIAS):
+            return None, None
         shape = contribution.shape
-        return contribution.rows[1] if contribution.rows else shape[0], shape[1]
+        return contribution.rows[1] if contribution.rows else shape[0], shape[1] if len(shape) > 1 else None
     features = contribution.algorithm.features
     return features(contribution.shapes) if features else (None, None)

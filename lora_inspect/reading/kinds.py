@@ -6,22 +6,22 @@ from lora_inspect.reading.problems import CONTRADICTS
 
 ADAPTER, BASE, OTHER = "adapter", "base", "other"
 
-# What is said of the modules of algorithms that are only recognised, which a base may have by chance.
-_OF_RECOGNISED = ("algorithm", "unclaimed", "mixed-schemes")
+# What is said of modules that a base may have by chance.
+_OF_CHANCE = ("algorithm", "unclaimed", "mixed-schemes")
 
 
 def kind_of(adapter: Adapter) -> tuple[str, Adapter]:
     """The kind of the file, and its reading, which is empty where a base has a few names like those of an adapter.
 
-    Factors of a built algorithm, and what is wrong with them, make an adapter. The names of the others are common
-    words (`X.b1.weight`, `X.diff`): they make one where at least half of the tensors have them.
+    Factors of a built algorithm with names of its own, and what is wrong with them, make an adapter. The names of the
+    others are common words (`X.b1.weight`, `X.diff`): they make one where at least half of the tensors have them.
     """
     tensors = adapter.checkpoint.tensors
-    built = any(contribution.algorithm.formula for contribution in adapter.contributions)
+    built = any(c.algorithm.formula and c.algorithm.distinct for c in adapter.contributions)
     # What the user says can be wrong of a base too.
     said = tuple(problem for problem in adapter.problems if problem.code == CONTRADICTS)
     found = (problem for problem in adapter.problems if problem not in said)
-    wrong = any(problem.code not in _OF_RECOGNISED or not problem.keys for problem in found)
+    wrong = any(problem.code not in _OF_CHANCE or not problem.keys for problem in found)
     claimed = sum(1 for module in adapter.modules.values() for _ in module.tensors)
     if built or wrong or (claimed and 2 * claimed >= len(tensors)):
         return ADAPTER, adapter

@@ -158,7 +158,7 @@ def of_rule_setting(modules: Iterable[Module], stated: Sequence[RsloraReading], 
     if rslora is None:
         return []
     setting = f"rslora={'yes' if rslora else 'no'}"
-    read = [c for module in modules for c in module.contributions if c.algorithm.formula]
+    read = [c for module in modules for c in module.contributions if c.rank is not None]
     if not read:
         return [Problem(CONTRADICTS, "error", f"{setting} cannot apply, as no module has a rank; leave it out")]
     if all(contribution.alpha is None and contribution.scale is not None for contribution in read):
@@ -177,7 +177,7 @@ def of_rule_setting(modules: Iterable[Module], stated: Sequence[RsloraReading], 
 
 def of_alpha_setting(modules: Iterable[Module], alpha: float) -> list[Problem]:
     """What the alpha setting says against alphas that are known; `modules` are read without it."""
-    known = [c for module in modules for c in module.contributions if c.algorithm.formula]
+    known = [c for module in modules for c in module.contributions if c.rank is not None]
     if any(contribution.alpha is None and contribution.scale is None for contribution in known):
         return []
     others = [c.alpha for c in known if c.alpha is not None and not close(c.alpha, alpha)]

@@ -49,7 +49,8 @@ def with_scale(contribution: Contribution, sources: ScaleSources, settings: Sett
     contribution = contribution._replace(rank=rank, fan_in_fan_out=fan_in_fan_out, rslora=rule)
     if rank is None:
         why = f"{contribution.algorithm.title} has no rank here that alpha would be divided by"
-        return contribution._replace(alpha=sources.stored, scale=1.0, rslora=None, why=why)
+        alpha = sources.stored if contribution.algorithm.has_alpha else None
+        return contribution._replace(alpha=alpha, scale=1.0, rslora=None, why=why)
     alpha, why = _alpha(contribution, sources, rank)
     if why and settings.alpha is not None:
         alpha, why = settings.alpha, ""

@@ -44,9 +44,10 @@ def of_lycoris(
         adjust(module)
     # The base's weight is no parameter of the module, but may be one of its children.
     layer.load_state_dict(original.state_dict())
-    tensors = {key: value.detach().clone() for key, value in module.state_dict().items()}
     module.eval()
+    # Before it is applied, a module of full differences does not know them.
     module.apply_to()
+    tensors = {key: value.detach().clone() for key, value in module.state_dict().items()}
 
     def library(multiplier: float) -> Tensor:
         module.multiplier = multiplier

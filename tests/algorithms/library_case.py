@@ -42,8 +42,20 @@ class Case:
 
 
 def own_tensors(layer: nn.Module) -> dict[str, Tensor]:
-    """weight and bias of a layer, whatever a library has hung into it."""
-    return {name: tensor for name in ("weight", "bias") if (tensor := getattr(layer, name, None)) is not None}
+    """The parameters of a layer itself, whatever a library has hung into it."""
+    names = ("weight", "bias", "modulation")
+    return {name: tensor for name in names if (tensor := getattr(layer, name, None)) is not None}
+
+
+class Modulated(nn.Module):
+    """What a block of Wan does with the parameter that has no layer: six vectors are added to those of the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modulation = nn.Parameter(torch.zeros(1, 6, 8))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input + self.modulation
 
 
 # What each kind of layer is made of: (module, shape of an input without the batch).
@@ -56,11 +68,16 @@ LAYERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
     "conv3d": (lambda: nn.Conv3d(4, 6, (1, 3, 3), padding=(0, 1, 1)), (4, 2, 5, 5)),
 }
 
+NORMS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
+    "layer norm": (lambda: nn.LayerNorm(12), (12,)),
+    "group norm": (lambda: nn.GroupNorm(2, 6), (6, 5, 5)),
+}
+
 
 def make(kind: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[nn.Module, Tensor]:
     """A layer of this kind with random numbers in it, and an input."""
     generator = torch.Generator().manual_seed(seed)
-    module, shape = LAYERS[kind]
+    module, shape = (LAYERS | NORMS)[kind]
     layer = fill(module().to(dtype), generator)
     return layer, torch.randn(BATCH, *shape, generator=generator, dtype=torch.float64).to(dtype)
 
@@ -76,6 +93,8 @@ def fill(module: nn.Module, generator: torch.Generator, scale: float = 0.3) -> n
 
 def apply(layer: nn.Module, tensors: Mapping[str, Tensor], input: Tensor) -> Tensor:
     """The layer's output with other tensors in it."""
+    if isinstance(layer, Modulated):
+        return input + tensors["layer.modulation"]
     weight, bias = tensors["layer.weight"], tensors.get("layer.bias")
     if isinstance(layer, nn.Linear):
         return functional.linear(input, weight, bias)
@@ -83,6 +102,8 @@ def apply(layer: nn.Module, tensors: Mapping[str, Tensor], input: Tensor) -> Ten
         return functional.embedding(input, weight)
     if isinstance(layer, nn.LayerNorm):
         return functional.layer_norm(input, layer.normalized_shape, weight, bias, layer.eps)
+    if isinstance(layer, nn.GroupNorm):
+        return functional.group_norm(input, layer.num_groups, weight, bias, layer.eps)
     convolve = {nn.Conv1d: functional.conv1d, nn.Conv2d: functional.conv2d, nn.Conv3d: functional.conv3d}[type(layer)]
     return convolve(input, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 

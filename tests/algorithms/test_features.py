@@ -5,7 +5,6 @@ import torch
 from lycoris.modules import glora, loha, lokr
 from lycoris.modules.boft import ButterflyOFTModule
 from lycoris.modules.diag_oft import DiagOFTModule
-from lycoris.modules.full import FullModule
 
 from lora_inspect.algorithms import by_name
 
@@ -55,9 +54,8 @@ def test_oft_tells_the_rows(kind):
     assert features("oft", tensors(kind("x", layer, lora_dim=4, alpha=0))) == (32, None)
 
 
-def test_full_differences():
-    module = FullModule("x", CONV)
-    assert features("full", {"diff": tuple(module.weight.shape)}) == (24, 360)
+def test_replaced_weights():
+    assert features("replaced", {"set_weight": (24, 40, 3, 3)}) == (24, 360)
 
 
 @pytest.mark.parametrize(("shape", "expected"), [((24, 1), (24, None)), ((1, 40), (None, 40)), ((1, 1), (None, None))])
@@ -70,7 +68,7 @@ def test_mlx_is_transposed():
     assert features("mlx", factors) == (24, 40)
 
 
-TOLD = ["loha", "lokr", "glora", "oft", "ia3", "full", "mlx"]
+TOLD = ["loha", "lokr", "glora", "oft", "ia3", "replaced", "mlx"]
 
 
 @pytest.mark.parametrize("name", TOLD)

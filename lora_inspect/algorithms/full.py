@@ -1,0 +1,71 @@
+"""Full differences: a tensor of the parameter's own shape that is added to it, whatever the parameter is.
+
+W + multiplier · diff; there is no rank, and an alpha beside it belongs to another change of the module. Sources: the
+`FullModule` of lycoris-lora (`.diff`, `.diff_b`); the step-distilled Wan files, whose `.diff_m` is added to the
+parameter `modulation` of a block.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Formula, Shapes, Tensors
+from lora_inspect.algorithms.weight_shapes import other_than
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+DIFFERENCE = "difference"
+
+
+def check(shapes: Shapes) -> str | None:
+    """A single number or an empty tensor is no difference of a parameter."""
+    shape = shapes[DIFFERENCE]
+    return None if shape and 0 not in shape else f"a difference of shape {list(shape)} changes nothing"
+
+
+def shape(shapes: Shapes) -> tuple[int, ...]:
+    """That of the parameter, which of a norm or a bias is (features,)."""
+    return shapes[DIFFERENCE]
+
+
+def misfit(shapes: Shapes, parameter: tuple[int, ...]) -> str | None:
+    """What the difference is of instead of a parameter of this shape, or None."""
+    return other_than(shapes[DIFFERENCE], parameter)
+
+
+def rank(shapes: Shapes) -> None:
+    """There is none."""
+    return None
+
+
+def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
+    """The difference as a matrix (rows, columns); one of a vector has a single column."""
+    from lora_inspect.maths.change import Additive
+
+    difference = tensors[DIFFERENCE]
+    return Additive(partial(_rows, difference.reshape(difference.shape[0], -1)), scale)
+
+
+def _rows(matrix: Any, first: int, last: int) -> Any:
+    return matrix[first:last]
+
+
+def difference_of(parameter: str, suffix: str, name: str, title: str) -> Algorithm:
+    """The algorithm that adds the tensor with this suffix to the `parameter` of a layer."""
+    return Algorithm(
+        name=name,
+        title=title,
+        dialects={"lycoris": {DIFFERENCE: suffix}},
+        marks=(DIFFERENCE,),
+        formula=Formula(check, shape, misfit, rank, change),
+        parameter=parameter,
+        has_alpha=False,
+        distinct=False,
+    )
+
+
+ALGORITHMS = (
+    difference_of(WEIGHT, ".diff", "full", "a full weight difference"),
+    difference_of(BIAS, ".diff_b", "full_bias", "a full bias difference"),
+    difference_of("modulation", ".diff_m", "full_modulation", "a full modulation difference"),
+)
