@@ -60,6 +60,7 @@ def difference_of(parameter: str, suffix: str, name: str, title: str) -> Algorit
         formula=Formula(check, shape, misfit, rank, change),
         parameter=parameter,
         has_alpha=False,
+        scaled=(DIFFERENCE,),
         distinct=False,
     )
 

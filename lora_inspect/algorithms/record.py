@@ -48,10 +48,9 @@ class Algorithm(NamedTuple):
     `dialects` are the spellings of its roles, by the name of the dialect; a file may mix them. `marks` are the roles
     without which it is not this algorithm: of several that know a suffix, the first one counts whose marks are there
     and whose shapes fit. `parameter` is what of a layer it changes, `decomposes` says whether DoRA may be around it,
-    and `peft_type` is what PEFT calls it in an `adapter_config.json`. `transposed` says whether its layers store their
-    weight as (in, out); None where that depends on the base.
     `multiplies` whether its change of a weight depends on the weight, `has_alpha` whether an alpha beside its tensors
-    can be its own, and `peft_type` is what PEFT calls it in an `adapter_config.json`. `distinct` says that its suffixes
+    can be its own, and `peft_type` is what PEFT calls it in an `adapter_config.json`. `transposed` says whether its
+    layers store their weight as (in, out); None where that depends on the base. `distinct` says that its suffixes
     occur in adapters alone: others, which are common words, make an adapter of a file only where most of its tensors
     have them.
 

@@ -22,7 +22,11 @@ def fuse_slices(parts: Sequence[Part], carrier: str, growth: Growth) -> Sequence
     Its scale is 1 where readers know none, else the largest of the slices' own. Raises LoraInspectError where
     `growth` refuses the size, before the blocks are made.
     """
-    return parts if parts[0].origin.rows is None else [_fuse(parts, 1.0 if carrier == FACTORS else None, growth)]
+    slices = [part for part in parts if part.origin.rows is not None]
+    if not slices:
+        return parts
+    whole = [part for part in parts if part.origin.rows is None]
+    return [_fuse(slices, 1.0 if carrier == FACTORS else None, growth), *whole]
 
 
 def _fuse(parts: Sequence[Part], scale: float | None, growth: Growth) -> Part:

@@ -94,22 +94,28 @@ def _second(key: str) -> Problem:
 def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], list[Problem]]:
     """The module, the keys that it does not take, and what is wrong with it."""
     contributions: list[Contribution] = []
+    numbered = (tensor for part, tensors in group.parts.items() if part is not None for tensor in tensors)
+    sliced = {name for tensor in numbered for name, _ in tensor.parsed.meanings}
+    slices: dict[int | None, list[Contribution]] = {}
     left: list[str] = []
     problems: list[Problem] = []
-    for _, tensors in sorted(group.parts.items(), key=lambda item: item[0] or 0):
+    for part, tensors in sorted(group.parts.items(), key=lambda item: item[0] or 0):
         found = _claim_part(name, tensors)
-        contributions += found.contributions
+        for contribution in found.contributions:
+            is_sliced = contribution.algorithm.name in sliced
+            (slices.setdefault(part, []) if is_sliced else contributions).append(contribution)
         left += found.left
         problems += found.problems
-    parts = list(group.parts)
-    if any(part is not None for part in parts) and not problems:
-        if wrong := _check_slices(parts, contributions):
-            keys = tuple(info.name for contribution in contributions for info in contribution.factors.values())
-            problems.append(Problem("shape", "error", f"{name.key}: {wrong}; {_MEND}", keys))
-            left.extend(keys)
-            contributions = []
-        else:
-            contributions = _stack(contributions)
+    parts = [contribution for own in slices.values() for contribution in own]
+    if not sliced or problems:
+        contributions += parts
+    elif wrong := _check_slices(list(slices), parts):
+        keys = tuple(info.name for part in (*parts, *contributions) for info in part.factors.values())
+        problems.append(Problem("shape", "error", f"{name.key}: {wrong}; {_MEND}", keys))
+        left.extend(keys)
+        contributions = []
+    else:
+        contributions += _stack(parts)
     if not contributions:
         left.extend(info.name for info, _ in group.shared.values())
         return None, left, problems

@@ -195,10 +195,9 @@ MEANINGLESS = {
     "OFT": ({f"{Q}.oft_blocks": ("F32", (2, 3, 3), 1)}, {}, "algorithm", ["OFT", Q]),
     "OFT of PEFT": ({f"{Q}.oft_R.weight": ("F32", (2, 3), 1)}, {}, "algorithm", ["OFT", Q]),
     "GLoRA": ({f"{Q}.{n}.weight": ("F32", (4, 4), 1) for n in ("a1", "a2", "b1", "b2")}, {}, "algorithm", ["GLoRA"]),
-    "full difference": ({f"{Q}.diff": ("F32", (OUT, IN), 1)}, {}, "algorithm", ["full weight difference", Q]),
-    "LoRA beside a full difference": (loras(1, diff=("F32", (OUT, IN), 1)), {}, "algorithm", ["full weight", Q]),
+    "replaced weight": ({f"{Q}.set_weight": ("F32", (OUT, IN), 1)}, {}, "algorithm", ["replaced", Q]),
+    "LoRA beside a replaced weight": (loras(1, set_weight=("F32", (OUT, IN), 1)), {}, "algorithm", ["replaced", Q]),
     "bias on the up layer": (loras(1, **{"lora_B.bias": ("F32", (OUT,), 1)}), {}, "algorithm", ["bias", Q]),
-    "bias difference": (loras(1, diff_b=("F32", (OUT,), 1)), {}, "algorithm", [f"{Q}.diff_b"]),
     "half an embedding": ({f"{Q}.lora_embedding_A": ("F32", (4, 9), 1)}, {}, "incomplete", ["lora_embedding_A", "up"]),
     "an embedding of three dimensions": (
         {f"{Q}.lora_embedding_A": ("F32", (4, 9, 1), 1), f"{Q}.lora_embedding_B": ("F32", (5, 4), 1)}, {}, "shape",

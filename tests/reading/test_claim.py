@@ -49,6 +49,7 @@ def test_every_tensor_is_claimed_once_or_left(modules, rank, alpha, magnitude, p
     assert claims.problems == ()
 
 
+SPLIT = "lora_unet_a"
 PAIR = {"lora_unet_a.lora_down.weight": ("F32", (4, IN)), "lora_unet_a.lora_up.weight": ("F32", (OUT, 4))}
 MISFITS = {
     "no up": ({"lora_unet_a.lora_down.weight": ("F32", (4, IN))}, "incomplete", "no up factor"),
@@ -152,3 +153,30 @@ def test_the_old_unet_spelling_hides_the_end_of_the_path():
         for side in ("down", "up")
     }
     assert sorted(claim(infos(names)).modules) == ["unet.a.attn1.to_out.0", "unet.a.attn1.to_q"]
+
+
+def test_differences_stand_beside_the_slices_of_a_split_layer():
+    beside = {f"{SPLIT}.diff_b": ("F32", (6,)), f"{SPLIT}.diff": ("F32", (6, IN))}
+    claims = claim(infos({**beside, **split(SPLIT, alpha=None)}))
+    assert (claims.problems, claims.unclaimed) == ((), ())
+    found = [(c.algorithm.name, c.rows) for c in claims.modules[SPLIT].contributions]
+    assert found == [
+        ("full", None), ("lora", (0, 2)), ("lora", (2, 4)), ("lora", (4, 6)), ("full_bias", None),
+    ]  # fmt: skip
+
+
+def test_a_slice_too_few_beside_a_difference_is_an_error():
+    claims = claim(infos({**split(SPLIT, parts=(0, 2), alpha=None), f"{SPLIT}.diff_b": ("F32", (6,))}))
+    assert (codes(claims), claims.modules) == (["shape"], {})
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_weight_comes_first_and_on_it_what_is_added(order):
+    tensors = {
+        "lora_unet_a.diff_b": ("F32", (OUT,)),
+        "lora_unet_a.dora_scale": ("F32", (OUT, 1)),
+        **PAIR,
+        "lora_unet_a.diff": ("F32", (OUT, IN)),
+    }
+    claims = claim(infos(dict(list(tensors.items())[::order])))
+    assert [c.algorithm.name for c in claims.modules["lora_unet_a"].contributions] == ["full", "lora", "full_bias"]

@@ -3,6 +3,7 @@
 import pytest
 from toy_adapters import base, lora, loras
 
+from lora_inspect.algorithms import ALGORITHMS
 from lora_inspect.algorithms.recognised import RECOGNISED
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.info import as_json, inspect
@@ -20,7 +21,12 @@ def kind(write_safetensors):
     return tell
 
 
-@pytest.mark.parametrize("suffix", sorted(suffix for algorithm in RECOGNISED for suffix in algorithm.suffixes))
+COMMON = [algorithm for algorithm in ALGORITHMS.values() if not algorithm.distinct]
+
+
+@pytest.mark.parametrize(
+    "suffix", sorted(suffix for algorithm in (*RECOGNISED, *COMMON) for suffix in algorithm.suffixes)
+)
 def test_one_name_that_ends_like_an_adapters_makes_no_adapter(suffix, kind):
     found, reading = kind({**base(3), f"blocks.0.gate{suffix}": MATRIX})
     assert found == "base"
@@ -34,6 +40,19 @@ def test_real_adapters_of_every_recognised_algorithm_stay_adapters(algorithm, ki
     found, reading = kind(tensors)
     assert found == "adapter"
     assert [problem.code for problem in reading.problems if problem.severity == "error"] == ["algorithm"]
+
+
+@pytest.mark.parametrize("algorithm", COMMON, ids=lambda algorithm: algorithm.name)
+def test_files_of_common_words_alone_are_adapters(algorithm, kind):
+    found, reading = kind(
+        {f"lora_unet_blocks_{i}_q{suffix}": MATRIX for i in range(3) for suffix in algorithm.suffixes}
+    )
+    assert (found, reading.problems) == ("adapter", ())
+
+
+def test_a_number_with_a_common_word_for_its_name_is_nothing(kind):
+    found, reading = kind({**base(3), "blocks.0.diff": ("F32", (), 1), "blocks.0.w_norm": ("F32", (0,), 1)})
+    assert (found, reading.modules, reading.problems) == ("base", {}, ())
 
 
 def test_one_pair_of_factors_makes_an_adapter_of_any_file(kind):

@@ -1,0 +1,127 @@
+"""The files of step-distilled Wan models: LoRA without alpha, and differences of norms, biases and modulations."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+pytestmark = pytest.mark.numeric
+DIM, FFN, RANK, BLOCKS = 16, 24, 4, 2
+# The layers that have LoRA in such a file, as (out, in) of the base's own weights.
+LINEAR = {
+    **{
+        f"blocks.{i}.{path}": shape
+        for i in range(BLOCKS)
+        for path, shape in {
+            **{f"{part}.{leaf}": (DIM, DIM) for part in ("self_attn", "cross_attn") for leaf in "qkvo"},
+            "ffn.0": (FFN, DIM),
+            "ffn.2": (DIM, FFN),
+        }.items()
+    },
+    "text_embedding.0": (DIM, 12),
+    "time_embedding.0": (DIM, 8),
+    "time_projection.1": (6 * DIM, DIM),
+    "head.head": (8, DIM),
+}
+NORMS = [
+    f"blocks.{i}.{part}.norm_{leaf}" for i in range(BLOCKS) for part in ("self_attn", "cross_attn") for leaf in "qk"
+]
+WITH_BIAS = [f"blocks.{i}.norm3" for i in range(BLOCKS)]
+MODULATIONS = {**{f"blocks.{i}": 6 for i in range(BLOCKS)}, "head": 2}
+CONVOLUTION = ("patch_embedding", (DIM, 4, 1, 2, 2))
+
+
+def random(generator, *shape):
+    return torch.randn(shape, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """(base, adapter, expected in float64) of a small model, every parameter of which the adapter changes."""
+    generator = torch.Generator().manual_seed(0)
+    base, adapter, changes = {}, {}, {}
+
+    def change(name, key, shape):
+        base[name] = random(generator, *shape)
+        adapter[f"diffusion_model.{key}"] = changes[name] = random(generator, *shape)
+
+    for path, (out, inputs) in LINEAR.items():
+        change(f"{path}.bias", f"{path}.diff_b", (out,))
+        base[f"{path}.weight"] = random(generator, out, inputs)
+        down, up = random(generator, RANK, inputs), random(generator, out, RANK)
+        adapter |= {f"diffusion_model.{path}.lora_down.weight": down, f"diffusion_model.{path}.lora_up.weight": up}
+        changes[f"{path}.weight"] = up.double() @ down.double()
+    for path in (*NORMS, *WITH_BIAS):
+        change(f"{path}.weight", f"{path}.diff", (DIM,))
+    for path in WITH_BIAS:
+        change(f"{path}.bias", f"{path}.diff_b", (DIM,))
+    for path, count in MODULATIONS.items():
+        change(f"{path}.modulation", f"{path}.diff_m", (1, count, DIM))
+    path, shape = CONVOLUTION
+    change(f"{path}.weight", f"{path}.diff", shape)
+    change(f"{path}.bias", f"{path}.diff_b", shape[:1])
+    folder = tmp_path_factory.mktemp("wan")
+    save_file(base, folder / "base.safetensors")
+    save_file(adapter, folder / "adapter.safetensors")
+    return folder / "base.safetensors", folder / "adapter.safetensors", changes
+
+
+@pytest.mark.parametrize("multiplier", [1.0, 0.5])
+def test_every_tensor_of_the_file_is_used(multiplier, files, run, tmp_path):
+    base, adapter, changes = files
+    record = run("merge", base, f"{adapter}:{multiplier}", "-o", tmp_path / "out.safetensors", "--json").json
+    assert (record["unmatched"], record["tensors_copied"]) == ([], 0)
+    original, merged = load_file(base), load_file(tmp_path / "out.safetensors")
+    assert merged.keys() == changes.keys()
+    for name, delta in changes.items():
+        expected = original[name].double() + multiplier * delta.double()
+        torch.testing.assert_close(merged[name].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_info_says_what_is_there(files, run):
+    _, adapter, _ = files
+    record = run("info", adapter, "--json", "--modules").json
+    assert record["algorithms"] == {
+        "lora": len(LINEAR),
+        "full": len(NORMS) + len(WITH_BIAS) + 1,
+        "full_bias": len(LINEAR) + len(WITH_BIAS) + 1,
+        "full_modulation": len(MODULATIONS),
+    }
+    assert (record["unclaimed"], record["problems"], record["scheme"]) == ([], [], "comfyui")
+    assert (record["architecture"], record["ranks"], record["scales"]) == (
+        "wan",
+        {"4": len(LINEAR)},
+        {"1": len(LINEAR)},
+    )
+    shapes = {(item["module"], item["algorithm"]): item["shape"] for item in record["module_list"]}
+    assert shapes["diffusion_model.blocks.0", "full_modulation"] == [1, 6, DIM]
+    assert shapes["diffusion_model.blocks.0.norm3", "full"] == [DIM]
+
+
+def test_a_bias_that_the_base_has_not_is_named(files, run, tmp_path):
+    base, adapter, _ = files
+    tensors = load_file(base)
+    del tensors["blocks.1.norm3.bias"]
+    save_file(tensors, tmp_path / "base.safetensors")
+    refusal = run("merge", tmp_path / "base.safetensors", adapter, "-o", tmp_path / "out.safetensors").refusal
+    assert "diffusion_model.blocks.1.norm3 changes a bias that its layer has not" in refusal
+
+
+def test_a_difference_of_another_shape_is_named(files, run, tmp_path):
+    base, adapter, _ = files
+    tensors = {**load_file(base), "blocks.1.modulation": torch.zeros(1, 5, DIM)}
+    save_file(tensors, tmp_path / "base.safetensors")
+    refusal = run("merge", tmp_path / "base.safetensors", adapter, "-o", tmp_path / "out.safetensors").refusal
+    assert f"diffusion_model.blocks.1 changes a weight of [1, 6, {DIM}]" in refusal
+    assert "blocks.1.modulation" in refusal
+
+
+def test_its_standard_form_merges_as_it_does(files, run, tmp_path):
+    base, adapter, changes = files
+    standard = tmp_path / "standard.safetensors"
+    assert run("convert", adapter, "--to-standard", "-o", standard, "--json").json["exact"]
+    merged = []
+    for number, file in enumerate((adapter, standard)):
+        run("merge", base, file, "-o", tmp_path / f"merged_{number}.safetensors")
+        merged.append(load_file(tmp_path / f"merged_{number}.safetensors"))
+    assert merged[0].keys() == changes.keys()
+    assert all(torch.equal(merged[0][name], merged[1][name]) for name in changes)
