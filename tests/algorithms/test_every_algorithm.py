@@ -36,8 +36,8 @@ EVERY = [pytest.param(case, id=f"{name}: {case.id}") for name, cases in CASES.it
 def test_every_algorithm_that_is_computed_has_cases(tmp_path):
     found = set()
     for case in (case for cases in CASES.values() for case in cases):
-        save_file(dict(case.tensors), tmp_path / "adapter.safetensors", metadata=dict(case.metadata))
-        adapter = read_adapter(open_checkpoint(str(tmp_path / "adapter.safetensors")))
+        _, adapter = write(case, tmp_path)
+        adapter = read_adapter(open_checkpoint(adapter))
         found |= {contribution.algorithm.name for contribution in adapter.contributions}
     assert found == COMPUTED
 
