@@ -1,14 +1,13 @@
 """From a checkpoint to an adapter: what every tensor means, on which evidence, and what is wrong with the file."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from lora_inspect import schemes
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, read_row
-from lora_inspect.reading import problems
 from lora_inspect.reading.claim import Claims, claim
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.dora_evidence import DoraClaim, config_claim, flag_claim, read_dora
@@ -18,12 +17,15 @@ from lora_inspect.reading.evidence import (
     DoraReading,
     Evidence,
     LoraFacts,
-    Problem,
     RsloraReading,
     read_flag,
 )
+from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.found_configs import FoundConfig, Speakers, find_configs
 from lora_inspect.reading.peft_config import LORA_TYPE
+from lora_inspect.reading.problem import ERROR, Problem
+from lora_inspect.reading.problems import find_problems
+from lora_inspect.reading.scale_problems import REPEATS, open_settings
 from lora_inspect.reading.scale_rules import RuledGroup, Voice, read_group, sum_up, voice_of
 from lora_inspect.reading.scales import Counted, ScaleSources, with_scale
 from lora_inspect.reading.settings import Settings
@@ -61,18 +63,18 @@ class Adapter(NamedTuple):
     @property
     def open(self) -> tuple[str, ...]:
         """What a user has to settle before every scale is known: "alpha", "rslora", both or neither."""
-        return problems.open_settings(self.contributions)
+        return open_settings(self.contributions)
 
     @property
     def notes(self) -> list[str]:
         """What the settings said without need, a sentence each."""
-        told = [problem for problem in self.problems if problem.code == problems.REPEATS]
+        told = [problem for problem in self.problems if problem.code == REPEATS]
         return [f"{self.checkpoint.path}: {problem.message}." for problem in told]
 
     def refuse(self) -> None:
         """Raises LoraInspectError with the first problem that is an error, or where the file is no adapter at all."""
         for problem in self.problems:
-            if problem.severity == "error":
+            if problem.severity == ERROR:
                 raise LoraInspectError(f"{self.checkpoint.path}: {problem.message}.")
         if not self.modules:
             tensors = len(self.checkpoint.tensors)
@@ -116,6 +118,17 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
     scaled = partial(_with_scales, claims, numbers, configs, parts, settled)
     modules = scaled(settings)
     rslora = sum_up(list(settled.values()))
+    reading = FileReading(
+        checkpoint=checkpoint,
+        settings=settings,
+        claims=claims,
+        configs=configs,
+        modules=modules,
+        scaled=scaled,
+        stated=[group.reading for group in groups.values()],
+        rslora=rslora,
+        about_magnitudes=about_magnitudes,
+    )
     return Adapter(
         checkpoint=checkpoint,
         modules=modules,
@@ -126,20 +139,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         evidence=(*_about_rules(settled.values()), *about_dora, *_about_parts(parts)),
         flags=claims.flags,
         unclaimed=claims.unclaimed,
-        problems=(
-            *claims.problems,
-            *problems.of_configs({found.where: found.config for found in configs}, checkpoint.metadata),
-            *problems.of_patterns({found.where: found.modules.refused for found in configs}),
-            *(problems.of_shards(checkpoint.file_metadata) if claims.modules else ()),
-            *(p for p in about_magnitudes if p.code != "dora-partial" or not settings.allow_partial_dora),
-            *problems.of_algorithms(modules.values(), checkpoint.metadata),
-            *problems.of_rule_setting(modules.values(), [g.reading for g in groups.values()], settings.rslora),
-            *_of_alpha_setting(scaled, settings),
-            *problems.of_scales(modules.values()),
-            *problems.of_schemes(claims),
-            *problems.of_unclaimed(claims),
-            *problems.of_hint(rslora),
-        ),
+        problems=find_problems(reading),
         settings=settings,
     )
 
@@ -292,9 +292,3 @@ def _with_scales(
         )
         for name, module in claims.modules.items()
     }
-
-
-def _of_alpha_setting(scaled: Callable[[Settings], dict[str, Module]], settings: Settings) -> list[Problem]:
-    if settings.alpha is None:
-        return []
-    return problems.of_alpha_setting(scaled(settings._replace(alpha=None)).values(), settings.alpha)

@@ -8,7 +8,8 @@ from lora_inspect.algorithms.record import WEIGHT, Algorithm
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.maths import dora
 from lora_inspect.reading.contribution import Contribution, Magnitude, Module
-from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG, Problem
+from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG
+from lora_inspect.reading.problem import Finding
 from lora_inspect.reading.suffixes import ParsedKey, parse_key
 from lora_inspect.schemes.record import ModuleName
 
@@ -45,7 +46,7 @@ class Claims(NamedTuple):
     modules: dict[str, Module]
     flags: tuple[str, ...]
     unclaimed: tuple[str, ...]
-    problems: tuple[Problem, ...]
+    findings: tuple[Finding, ...]
 
 
 class _Found(NamedTuple):
@@ -53,7 +54,7 @@ class _Found(NamedTuple):
 
     contributions: list[Contribution]
     left: list[str]
-    problems: list[Problem]
+    findings: list[Finding]
 
 
 def claim(tensors: dict[str, TensorInfo]) -> Claims:
@@ -61,7 +62,7 @@ def claim(tensors: dict[str, TensorInfo]) -> Claims:
     groups: dict[str, _Group] = {}
     flags: list[str] = []
     unclaimed: list[str] = []
-    problems: list[Problem] = []
+    findings: list[Finding] = []
     for key, info in tensors.items():
         if key in NETWORK_FLAGS:
             flags.append(key)
@@ -71,7 +72,7 @@ def claim(tensors: dict[str, TensorInfo]) -> Claims:
                 group.parts.setdefault(parsed.part, []).append(_Tensor(info, parsed))
             elif parsed.role in group.shared:
                 unclaimed.append(key)
-                problems.append(_second(key))
+                findings.append(_second(key))
             else:
                 group.shared[parsed.role] = (info, parsed.suffix)
         else:
@@ -80,53 +81,53 @@ def claim(tensors: dict[str, TensorInfo]) -> Claims:
     for name, group in groups.items():
         module, left, found = _build(schemes.recognise(name), group)
         unclaimed.extend(left)
-        problems.extend(found)
+        findings.extend(found)
         if module:
             modules[name] = module
-    return Claims(modules, tuple(flags), tuple(unclaimed), tuple(problems))
+    return Claims(modules, tuple(flags), tuple(unclaimed), tuple(findings))
 
 
-def _second(key: str) -> Problem:
+def _second(key: str) -> Finding:
     message = f"{key} is a second tensor for the same role of its module; leave one of them out"
-    return Problem("twice", "error", message, (key,))
+    return Finding("twice", message, (key,))
 
 
-def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], list[Problem]]:
+def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], list[Finding]]:
     """The module, the keys that it does not take, and what is wrong with it."""
     contributions: list[Contribution] = []
     numbered = (tensor for part, tensors in group.parts.items() if part is not None for tensor in tensors)
     sliced = {name for tensor in numbered for name, _ in tensor.parsed.meanings}
     slices: dict[int | None, list[Contribution]] = {}
     left: list[str] = []
-    problems: list[Problem] = []
+    findings: list[Finding] = []
     for part, tensors in sorted(group.parts.items(), key=lambda item: item[0] or 0):
         found = _claim_part(name, tensors)
         for contribution in found.contributions:
             is_sliced = contribution.algorithm.name in sliced
             (slices.setdefault(part, []) if is_sliced else contributions).append(contribution)
         left += found.left
-        problems += found.problems
+        findings += found.findings
     parts = [contribution for own in slices.values() for contribution in own]
-    if not sliced or problems:
+    if not sliced or findings:
         contributions += parts
     elif wrong := _check_slices(list(slices), parts):
         keys = tuple(info.name for part in (*parts, *contributions) for info in part.factors.values())
-        problems.append(Problem("shape", "error", f"{name.key}: {wrong}; {_MEND}", keys))
+        findings.append(Finding("shape", f"{name.key}: {wrong}; {_MEND}", keys))
         left.extend(keys)
         contributions = []
     else:
         contributions += _stack(parts)
     if not contributions:
         left.extend(info.name for info, _ in group.shared.values())
-        return None, left, problems
+        return None, left, findings
     if "magnitude" in group.shared:
         contributions, remarks = _attach_magnitude(contributions, *group.shared["magnitude"])
-        problems.extend(remarks)
+        findings.extend(remarks)
         if remarks:
             left.append(group.shared["magnitude"][0].name)
     alpha, flag = group.shared.get("alpha"), group.shared.get("rslora_flag")
     contributions.sort(key=_turn)
-    return Module(name, tuple(contributions), alpha and alpha[0], flag and flag[0]), left, problems
+    return Module(name, tuple(contributions), alpha and alpha[0], flag and flag[0]), left, findings
 
 
 def _turn(contribution: Contribution) -> tuple[bool, bool]:
@@ -140,8 +141,8 @@ def _claim_part(name: ModuleName, tensors: Sequence[_Tensor]) -> _Found:
     Of the algorithms that know a suffix, the first whose marks are there and whose shapes fit takes the tensors.
     """
     contributions: list[Contribution] = []
-    problems: list[Problem] = []
-    failures: list[tuple[Sequence[_Tensor], Problem]] = []
+    findings: list[Finding] = []
+    failures: list[tuple[Sequence[_Tensor], Finding]] = []
     left = list(tensors)
     for algorithm in map(algorithms.by_name, _possible(tensors)):
         own = [tensor for tensor in left if tensor.role_in(algorithm.name)]
@@ -153,10 +154,10 @@ def _claim_part(name: ModuleName, tensors: Sequence[_Tensor]) -> _Found:
             failures.append((own, wrong))
             continue
         contributions.append(Contribution(name, algorithm, factors))
-        problems += [_second(tensor.info.name) for tensor in own if tensor not in taken]
+        findings += [_second(tensor.info.name) for tensor in own if tensor not in taken]
         left = [tensor for tensor in left if tensor not in taken]
-    problems += [problem for own, problem in failures if problem.message and all(tensor in left for tensor in own)]
-    return _Found(contributions, [tensor.info.name for tensor in left], problems)
+    findings += [finding for own, finding in failures if finding.message and all(tensor in left for tensor in own)]
+    return _Found(contributions, [tensor.info.name for tensor in left], findings)
 
 
 def _possible(tensors: Iterable[_Tensor]) -> Iterable[str]:
@@ -164,7 +165,7 @@ def _possible(tensors: Iterable[_Tensor]) -> Iterable[str]:
     return dict.fromkeys(name for tensor in tensors for name, _ in tensor.parsed.meanings if name)
 
 
-def _misses(name: ModuleName, algorithm: Algorithm, factors: dict[str, TensorInfo]) -> Problem | None:
+def _misses(name: ModuleName, algorithm: Algorithm, factors: dict[str, TensorInfo]) -> Finding | None:
     """What keeps the factors from being those of the algorithm.
 
     One without a formula, or with common words for its names, is never complained about.
@@ -173,9 +174,9 @@ def _misses(name: ModuleName, algorithm: Algorithm, factors: dict[str, TensorInf
     missing = [role for role in algorithm.marks if role not in factors]
     if missing:
         message = f"{keys[0]} is there, but its module has no {' and no '.join(missing)} factor; {_MEND}"
-        return Problem("incomplete", "error", message if algorithm.formula and algorithm.distinct else "", keys)
+        return Finding("incomplete", message if algorithm.formula and algorithm.distinct else "", keys)
     if algorithm.formula and (wrong := algorithm.formula.check({role: info.shape for role, info in factors.items()})):
-        return Problem("shape", "error", f"{name.key}: {wrong}; {_MEND}" if algorithm.distinct else "", keys)
+        return Finding("shape", f"{name.key}: {wrong}; {_MEND}" if algorithm.distinct else "", keys)
     return None
 
 
@@ -204,7 +205,7 @@ def _stack(parts: list[Contribution]) -> list[Contribution]:
 
 def _attach_magnitude(
     contributions: list[Contribution], info: TensorInfo, suffix: str
-) -> tuple[list[Contribution], list[Problem]]:
+) -> tuple[list[Contribution], list[Finding]]:
     spelling = dora.SPELLINGS[suffix]
     # Of an algorithm that is only recognised nothing else is known.
     bearers = [c for c in contributions if c.algorithm.decomposes] or [
@@ -212,7 +213,7 @@ def _attach_magnitude(
     ]
     if not bearers:
         wrong = f"{info.name} is a magnitude, but nothing of its module is decomposed into one; {_MEND}"
-        return contributions, [Problem("magnitude-shape", "error", wrong, (info.name,))]
+        return contributions, [Finding("magnitude-shape", wrong, (info.name,))]
     first = bearers[0]
     others = [contribution for contribution in contributions if contribution is not first]
     if first.algorithm.formula is None:
@@ -220,11 +221,11 @@ def _attach_magnitude(
     axis = dora.axis_of(spelling, info.shape, first.shape)
     if first.rows is not None:
         wrong = f"{info.name} is the magnitude of a split module, where DoRA is not defined; {_MEND}"
-        return contributions, [Problem("magnitude-shape", "error", wrong, (info.name,))]
+        return contributions, [Finding("magnitude-shape", wrong, (info.name,))]
     if axis is None:
         wrong = (
             f"{info.name} has shape {list(info.shape)}, which fits neither the {first.shape[0]} outputs nor the "
             f"{first.shape[1]} inputs of its module; {_MEND}"
         )
-        return contributions, [Problem("magnitude-shape", "error", wrong, (info.name,))]
+        return contributions, [Finding("magnitude-shape", wrong, (info.name,))]
     return [first._replace(magnitude=Magnitude(info, spelling, axis)), *others], []

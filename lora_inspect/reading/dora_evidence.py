@@ -8,10 +8,10 @@ from lora_inspect.reading.evidence import (
     DoraReading,
     Evidence,
     LoraFacts,
-    Problem,
     network_args,
     read_switch,
 )
+from lora_inspect.reading.problem import Finding
 
 # How many modules had a magnitude when the file was written, where that need not be all.
 MAGNITUDES_KEY = "lora_inspect.magnitudes"
@@ -38,7 +38,7 @@ def flag_claim(value: bool | None, facts: Sequence[LoraFacts]) -> DoraClaim:
 
 def read_dora(
     facts: Sequence[LoraFacts], claims: Sequence[DoraClaim], metadata: Mapping[str, str]
-) -> tuple[DoraReading, list[Evidence], list[Problem]]:
+) -> tuple[DoraReading, list[Evidence], list[Finding]]:
     """Whether the file is DoRA, with its evidence and with what contradicts or is incomplete.
 
     `claims` come strongest first; each speaks of its own modules only.
@@ -58,17 +58,17 @@ def read_dora(
     is_whole = metadata.get(MAGNITUDES_KEY) == str(len(with_magnitude))
     if with_magnitude and is_whole:
         evidence.append(Evidence("dora", "as many were written", f"metadata {MAGNITUDES_KEY}"))
-    problems = [] if is_whole else _partial(facts, claims)
+    findings = [] if is_whole else _partial(facts, claims)
     args = network_args(metadata)
     if not with_magnitude and any(read_switch(args.get(name)) for name in ("use_dora", "dora_wd")):
         message = (
             "ss_network_args asks for DoRA, but no module has a magnitude: dropout disabled it in training, "
             "or a converter lost it"
         )
-        problems.append(Problem("dora-stripped", "warning", message))
+        findings.append(Finding("dora-stripped", message))
         evidence.append(Evidence("dora", "DoRA was asked for", "metadata ss_network_args"))
     source = claims[0].source if claims else ("key-scan" if with_magnitude else "default")
-    return DoraReading(bool(with_magnitude), source, len(with_magnitude), axis), evidence, problems
+    return DoraReading(bool(with_magnitude), source, len(with_magnitude), axis), evidence, findings
 
 
 def _says(claim: DoraClaim) -> str:
@@ -77,29 +77,29 @@ def _says(claim: DoraClaim) -> str:
     return f"the flag is {claim.value}" if claim.source == "flag" else f"use_dora is {claim.value}"
 
 
-def _contradiction(claim: DoraClaim) -> Problem | None:
+def _contradiction(claim: DoraClaim) -> Finding | None:
     """What is wrong between a claim and the magnitudes of its own modules."""
     with_magnitude = [fact for fact in claim.facts if fact.magnitude_axis]
     keys = tuple(fact.module for fact in with_magnitude[:5])
     if claim.value is None:
         message = f"{claim.where} says of DoRA neither yes nor no; write true or false there"
-        return Problem("dora-conflict", "error", message, keys)
+        return Finding("dora-conflict", message, keys)
     if with_magnitude and not claim.value:
         message = (
             f"{claim.where} denies DoRA, but {len(with_magnitude)} modules have a magnitude ({keys[0]}); "
             "find out which one is right and take the other out of the file"
         )
-        return Problem("dora-conflict", "error", message, keys)
+        return Finding("dora-conflict", message, keys)
     if claim.value and not with_magnitude:
         message = (
             f"{claim.where} says DoRA, but no module has a magnitude: they were lost, and the rest is not the adapter; "
             "fetch the file that the trainer saved"
         )
-        return Problem("dora-missing", "error", message)
+        return Finding("dora-missing", message)
     return None
 
 
-def _partial(facts: Sequence[LoraFacts], claims: Sequence[DoraClaim]) -> list[Problem]:
+def _partial(facts: Sequence[LoraFacts], claims: Sequence[DoraClaim]) -> list[Finding]:
     # A component whose own config denies DoRA lacks nothing.
     without = {fact.module for claim in claims if claim.value is False for fact in claim.facts}
     magnitudes = sum(bool(fact.magnitude_axis) for fact in facts)
@@ -114,4 +114,4 @@ def _partial(facts: Sequence[LoraFacts], claims: Sequence[DoraClaim]) -> list[Pr
         f"{magnitudes} modules have a magnitude and {len(missing)} Linear ones have none ({missing[0]}); "
         "a DoRA file has it for all of them; --allow-partial-dora accepts one that was made so"
     )
-    return [Problem("dora-partial", "error", message, tuple(missing[:5]))]
+    return [Finding("dora-partial", message, tuple(missing[:5]))]

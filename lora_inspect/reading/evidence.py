@@ -32,15 +32,6 @@ class Evidence(NamedTuple):
     where: str
 
 
-class Problem(NamedTuple):
-    """Something wrong or doubtful. An "error" stops every command that would have to guess around it."""
-
-    code: str
-    severity: str
-    message: str
-    keys: tuple[str, ...] = ()
-
-
 class Hint(NamedTuple):
     """How many of the modules that could tell have alpha = sqrt(rank)."""
 

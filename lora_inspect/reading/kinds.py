@@ -2,7 +2,7 @@
 
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import is_weight
-from lora_inspect.reading.problems import CONTRADICTS
+from lora_inspect.reading.scale_problems import CONTRADICTS
 
 ADAPTER, BASE, OTHER = "adapter", "base", "other"
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lora_inspect.reading import problems
 from lora_inspect.reading.evidence import DORA_FLAG
+from lora_inspect.reading.residual_base import INITIAL_FACTORS_KEY, residual_init
 
 from . import standard_form
 from .reading import MAGNITUDE, Reading, count, some_of
@@ -112,13 +112,13 @@ def magnitude_errors(state_dict: Collection[str], prefix: str, modules: Iterable
 
 def check_base(reading: Reading, pissa: bool) -> None:
     """Raises ValueError for weights on another base than the original one, and for those a PiSSA network cannot use."""
-    if init := problems.residual_init(reading.metadata):
+    if init := residual_init(reading.metadata):
         raise ValueError(
             f"ss_init_lora_weights is {init}, so the weights change a residual base and not the original one; "
             "convert them to plain LoRA with the program that trained them"
         )
     # A file of torch.save has no place for metadata; any weights of that rank can be read in this way.
-    if pissa and reading.metadata and problems.INITIAL_FACTORS_KEY not in reading.metadata:
+    if pissa and reading.metadata and INITIAL_FACTORS_KEY not in reading.metadata:
         raise ValueError(
             "the network has init_lora_weights=pissa, but the weights do not hold its initial factors; "
             "leave init_lora_weights out to go on training them as plain LoRA"

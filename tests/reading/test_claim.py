@@ -22,7 +22,7 @@ def claimed(claims):
 
 
 def codes(claims):
-    return [problem.code for problem in claims.problems]
+    return [finding.code for finding in claims.findings]
 
 
 @given(
@@ -46,7 +46,7 @@ def test_every_tensor_is_claimed_once_or_left(modules, rank, alpha, magnitude, p
     assert sorted(claims.unclaimed) == sorted(stray)
     assert claims.flags == ("use_dora_flag",)
     assert len(claims.modules) == len(modules)
-    assert claims.problems == ()
+    assert claims.findings == ()
 
 
 SPLIT = "lora_unet_a"
@@ -92,9 +92,9 @@ def test_factors_that_do_not_fit_together_are_an_error_and_unclaimed(tensors, co
     tensors = {**tensors, **({f"{module}.alpha": ("F32", ())} if alpha else {})}
     claims = claim(infos(tensors))
     assert codes(claims)[0] == code
-    assert claims.problems[0].keys
-    assert says in claims.problems[0].message
-    assert "; " in claims.problems[0].message, "the way out"
+    assert claims.findings[0].keys
+    assert says in claims.findings[0].message
+    assert "; " in claims.findings[0].message, "the way out"
     assert sorted([*claims.unclaimed, *claimed(claims)]) == sorted(tensors)
 
 
@@ -143,7 +143,7 @@ def test_the_shape_that_the_factors_change(suffixes, shape, linear):
     (contribution,) = claims.modules["x"].contributions
     assert (contribution.shape, contribution.is_linear) == (shape, linear)
     assert contribution.formula.rank(contribution.shapes) == 4
-    assert (claims.unclaimed, claims.problems) == ((), ())
+    assert (claims.unclaimed, claims.findings) == ((), ())
 
 
 def test_the_old_unet_spelling_hides_the_end_of_the_path():
@@ -158,7 +158,7 @@ def test_the_old_unet_spelling_hides_the_end_of_the_path():
 def test_differences_stand_beside_the_slices_of_a_split_layer():
     beside = {f"{SPLIT}.diff_b": ("F32", (6,)), f"{SPLIT}.diff": ("F32", (6, IN))}
     claims = claim(infos({**beside, **split(SPLIT, alpha=None)}))
-    assert (claims.problems, claims.unclaimed) == ((), ())
+    assert (claims.findings, claims.unclaimed) == ((), ())
     found = [(c.algorithm.name, c.rows) for c in claims.modules[SPLIT].contributions]
     assert found == [
         ("full", None), ("lora", (0, 2)), ("lora", (2, 4)), ("lora", (4, 6)), ("full_bias", None),

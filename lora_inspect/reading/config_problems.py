@@ -1,0 +1,52 @@
+"""What configs and metadata say that cannot be taken at its word."""
+
+from collections.abc import Iterator
+
+from lora_inspect.reading import peft_config
+from lora_inspect.reading.file_reading import FileReading
+from lora_inspect.reading.problem import Finding
+from lora_inspect.reading.residual_base import residual_init
+
+# How the keys of metadata begin that say how alpha and rank are to be read.
+_DECIDING_METADATA = ("lora_inspect.", "lora_adapter_metadata", "ss_network_", "ss_alpha_", "ss_rank_", "ss_init_")
+
+
+def residual_bases(reading: FileReading) -> Iterator[Finding]:
+    """Initialisations that leave the adapter on another base than the original one."""
+    inits = [(found.where, peft_config.residual_init(found.config)) for found in reading.configs]
+    inits.append(("metadata ss_init_lora_weights", residual_init(reading.checkpoint.metadata)))
+    for where, init in inits:
+        if init:
+            yield Finding(
+                "residual-base",
+                f"{where} says the {init} initialisation, so the tensors change a residual base, not the original "
+                "one; convert the adapter to plain LoRA with the program that trained it",
+            )
+
+
+def refused_patterns(reading: FileReading) -> Iterator[Finding]:
+    """Patterns of configs that are not compared with modules."""
+    for where, refused in {found.where: found.modules.refused for found in reading.configs}.items():
+        if refused:
+            yield Finding("pattern", f"{where}: {refused}; {_way_out(refused)}")
+
+
+def _way_out(refused: str) -> str:
+    if refused.startswith("target_modules "):
+        return "name the modules in a list, or the file adapter_model.safetensors if the two belong together"
+    return "write the plain module path instead"
+
+
+def contradicting_shards(reading: FileReading) -> Iterator[Finding]:
+    """Metadata that decides what the tensors mean, where the files of a set contradict each other."""
+    if not reading.claims.modules:
+        return
+    said: dict[str, tuple[str, str]] = {}
+    for file, metadata in reading.checkpoint.file_metadata.items():
+        for key in filter(lambda key: key.startswith(_DECIDING_METADATA), metadata):
+            first, value = said.setdefault(key, (file, metadata[key]))
+            if value != metadata[key]:
+                yield Finding(
+                    "shards-contradict",
+                    f"{first} and {file} are parts of one adapter with different values of {key}; fetch the set again",
+                )
