@@ -109,8 +109,10 @@ def _planned(plan: MergePlan, output: str | None) -> dict[str, Any]:
     return {
         "output": output,
         "modules_merged": plan.modules,
-        "tensors_copied": len(plan.base.tensors) - len(plan.folds),
+        "tensors_copied": plan.tensors_copied,
         "multipliers": plan.multipliers,
+        "decoded": list(plan.decoding.weights),
+        "dropped": plan.dropped,
         "unmatched": list(plan.unmatched),
         "files_copied": list(plan.side_files.copied),
         "left_behind": list(plan.side_files.left_behind),
@@ -138,6 +140,11 @@ def _print(record: dict[str, Any], plan: MergePlan, as_json: bool) -> None:
     terminal.line(f"{verb} {record['modules_merged']} modules ({strengths}){into}")
     copied = "would be copied" if record.get("dry_run") else "copied"
     terminal.line(f"{record['tensors_copied']} tensors {copied} unchanged")
+    if record["decoded"]:
+        decoded = "would be decoded" if record.get("dry_run") else "decoded"
+        terminal.line(f"{len(record['decoded'])} fp8 tensors {decoded}")
+    if record["dropped"]:
+        terminal.aside(f"left out, as they said how fp8 is read: {some(record['dropped'], 5)}")
     if "dora_multiplier" in record:
         terminal.line(f"DoRA multiplier rule: {record['dora_multiplier']}")
     if words := in_words(plan.orientations):

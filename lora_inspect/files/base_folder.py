@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from lora_inspect.errors import LoraInspectError
@@ -75,18 +75,24 @@ def find_side_files(base: Checkpoint) -> SideFiles:
 
 
 def copy_side_files(
-    base: Checkpoint, side_files: SideFiles, folder: str, weight_bytes: int, progress: Progress
+    base: Checkpoint,
+    side_files: SideFiles,
+    folder: str,
+    weight_bytes: int,
+    progress: Progress,
+    dropped: Collection[str] = (),
 ) -> None:
     """Puts what lies beside the weights into `folder`, the index with `weight_bytes` as its total size.
 
-    `progress` is told the bytes of each file that is done. OSError where the disk refuses.
+    The index does not name the tensors that are `dropped`. `progress` is told the bytes of each file that is done.
+    OSError where the disk refuses.
     """
     for name in side_files.folders:
         os.mkdir(os.path.join(folder, name))
     for name, identity in side_files.copied.items():
         target = os.path.join(folder, name)
         if base.index_path and name == os.path.basename(base.index_path):
-            _write_index(base.index_path, base.inputs[base.index_path], target, weight_bytes)
+            _write_index(base.index_path, base.inputs[base.index_path], target, weight_bytes, dropped)
         else:
             _copy(os.path.join(side_files.root, name), identity, target)
         progress(identity.bytes)
@@ -97,8 +103,9 @@ def _copy(source: str, identity: Identity, target: str) -> None:
         copy_bytes(opened, 0, identity.bytes, written.fileno())
 
 
-def _write_index(source: str, identity: Identity, target: str, weight_bytes: int) -> None:
+def _write_index(source: str, identity: Identity, target: str, weight_bytes: int, dropped: Collection[str]) -> None:
     index, _ = read_index(source, identity)
+    index["weight_map"] = {name: file for name, file in index["weight_map"].items() if name not in dropped}
     known = index.get("metadata")
     index["metadata"] = {**(known if isinstance(known, dict) else {}), "total_size": weight_bytes}
     with open(target, "x", encoding="utf-8") as handle:

@@ -16,6 +16,7 @@ from lora_inspect.matching.place import Place, Placed
 from lora_inspect.matching.target_weight import check_place
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import NameTable, is_weight
+from lora_inspect.reading.coded_weights import BaseCodecs
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.identify import adapter_candidates
 
@@ -59,6 +60,7 @@ def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transp
     orientations = orient(layers, base, [family.layout for family in families], transposed)
     targets: dict[str, list[Placed]] = defaultdict(list)
     absent: list[Contribution] = []
+    base_codecs = BaseCodecs(base)
     for module, path in pairs:
         for contribution in module.contributions:
             target = base.tensors.get(f"{path}.{contribution.algorithm.parameter}")
@@ -66,7 +68,7 @@ def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transp
                 absent.append(contribution)
                 continue
             place = Place(target, contribution.rows, transposed=_is_transposed(contribution, target, orientations))
-            check_place(Placed(contribution, place), adapter, base)
+            check_place(Placed(contribution, place), adapter, base, base_codecs)
             targets[target.name].append(Placed(contribution, place))
     return Matching(dict(targets), unmatched, left_out, tuple(absent), orientations)
 

@@ -1,30 +1,20 @@
-"""Whether a base weight can take a change: its element type, what quantises it, and its shape."""
+"""Whether a base weight can take a change: the codec that it is stored in, and its shape."""
 
 from lora_inspect.algorithms.weight_shapes import other_than
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.dtypes import PLAIN_FLOATS
 from lora_inspect.matching.orientation import covered_shape
 from lora_inspect.matching.place import Placed
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.coded_weights import BaseCodecs
 from lora_inspect.reading.identify import adapter_candidates, base_candidates, described, may_be_one
-from lora_inspect.reading.quantisation import scale_beside
 
 
-def check_place(placed: Placed, adapter: Adapter, base: Checkpoint) -> None:
+def check_place(placed: Placed, adapter: Adapter, base: Checkpoint, base_codecs: BaseCodecs) -> None:
     """Raises LoraInspectError where the contribution cannot be folded into its place."""
     contribution, place = placed
     target = place.target
-    if target.dtype not in PLAIN_FLOATS:
-        raise LoraInspectError(
-            f"{base.path}: {target.name} is stored as {target.dtype}, codes that a delta cannot be added to; "
-            "merge into an F32, F16 or BF16 version of the base."
-        )
-    if scale := scale_beside(target.name, base.tensors):
-        raise LoraInspectError(
-            f"{base.path}: {target.name} is quantised ({scale} scales it), so no delta can be added to it; "
-            "merge into an F32, F16 or BF16 version of the base."
-        )
+    base_codecs.of(target)
     module = adapter.modules[contribution.module.key]
     name = module.name.key
     if contribution.rows is None:

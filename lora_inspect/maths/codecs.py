@@ -52,10 +52,12 @@ SCALE_WEIGHT = Codec("scaled fp8", FP8, "scale_weight", _number_rows_or_blocks)
 WEIGHT_SCALE = Codec("scaled fp8", FP8, "weight_scale", _number_or_rows)
 SCALED = (SCALE_WEIGHT, WEIGHT_SCALE)
 
-# In the module of a weight: the JSON that names its codec.
+# In the module of a weight: JSON whose `format` names its codec.
 FORMAT = "comfy_quant"
-# What that JSON calls the codecs of this file, and the element type of the codes there.
+# What that JSON calls scaled fp8, and the element type that its codes have.
 FORMATS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+# What in the module of a weight says how its codes are read.
+SETTINGS = (*(codec.scale for codec in SCALED if codec.scale), FORMAT)
 # In the metadata of a file: the same JSON for many modules.
 FORMATS_KEY = "_quantization_metadata"
 # The last name of a tensor that says of all weights below its own place that they have a `scale_weight`.

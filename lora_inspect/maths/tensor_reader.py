@@ -1,6 +1,6 @@
 """Tensors of a checkpoint as torch tensors: a whole one, or a few rows into memory that is used again."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,6 +10,10 @@ from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import InputFile
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_STORED_DTYPES = TORCH_DTYPES | {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+
+# Turns a block of values into the weight that they stand for, in place: (block, its first row).
+Decode = Callable[[torch.Tensor, int], None]
 
 
 def load(info: TensorInfo) -> torch.Tensor:
@@ -57,10 +61,13 @@ class RowBlocks:
         self._written = bytearray(0)
         self._scratch = torch.empty(0)
 
-    def read(self, info: TensorInfo, together: int = 1) -> Iterator[tuple[int, torch.Tensor]]:
+    def read(
+        self, info: TensorInfo, together: int = 1, decode: Decode | None = None
+    ) -> Iterator[tuple[int, torch.Tensor]]:
         """(first row, block) for the whole tensor, in order, in blocks of a multiple of `together` rows; 0 is for all.
 
-        Raises ValueError where the rows are no such multiple themselves.
+        `decode` makes the weight from the values of its codes, where these are no plain floats. Raises ValueError
+        where the rows are no such multiple themselves.
         """
         rows = info.shape[0] if info.shape else 1
         columns = info.numel // rows if rows else 0
@@ -76,9 +83,11 @@ class RowBlocks:
             for start in range(0, rows, count):
                 taken = min(count, rows - start)
                 source.read_into(info.start + start * row_bytes, memoryview(self._stored)[: taken * row_bytes])
-                stored = torch.frombuffer(self._stored, dtype=TORCH_DTYPES[info.dtype], count=taken * columns)
+                stored = torch.frombuffer(self._stored, dtype=_STORED_DTYPES[info.dtype], count=taken * columns)
                 block = self._scratch[: taken * columns].view(taken, columns)
                 block.copy_(stored.view(taken, columns))
+                if decode:
+                    decode(block, start)
                 yield start, block
 
     def bytes_of(self, block: torch.Tensor, dtype: str) -> tuple[memoryview, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,15 @@ from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.writer import TensorPlan, Writer, in_file_order
 from lora_inspect.matching.place import Placed
+from lora_inspect.merging.decoding import decoder
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.coded_weights import CodedWeight
 from lora_inspect.reading.contribution import Contribution
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change
+    from lora_inspect.maths.tensor_reader import RowBlocks
 
 # A block of rows that stays in the second-level cache while it is folded: 4 MB in float32.
 BLOCK_ELEMENTS = 1 << 20
@@ -41,18 +44,19 @@ class Fold:
 class Folding:
     """What becomes of a base: its folds by tensor name, the element type of the output, the rule for DoRA.
 
-    `dtype` is a safetensors name; None keeps the base's. Tensors of the names `uncast` keep theirs in any case.
-    `dora_rule` is None where each file's own rule holds.
+    `dtype` is a safetensors name; None keeps the base's. Tensors of the names `uncast` keep theirs in any case; those
+    that are `decoded` are codes in the base. `dora_rule` is None where each file's own rule holds.
     """
 
     folds: Mapping[str, Sequence[Fold]]
     uncast: Collection[str] = ()
     dtype: str | None = None
     dora_rule: str | None = None
+    decoded: Mapping[str, CodedWeight] = field(default_factory=dict)
 
     def output(self, info: TensorInfo) -> TensorPlan:
         """What is written for a tensor of the base."""
-        is_cast = info.dtype in PLAIN_FLOATS and info.name not in self.uncast
+        is_cast = info.name in self.decoded or (info.dtype in PLAIN_FLOATS and info.name not in self.uncast)
         return TensorPlan(info.name, self.dtype if self.dtype and is_cast else info.dtype, info.shape)
 
 
@@ -84,19 +88,20 @@ def write_folded(
             if not folds and target.dtype == info.dtype:
                 writer.copy(info)
             else:
-                writer.write(info.name, _folded_rows(info, folds, folding.dora_rule, target.dtype, blocks))
+                writer.write(info.name, _folded_rows(info, folds, folding, target.dtype, blocks))
             progress(info.nbytes)
     return Counter(target.dtype for target in plans)
 
 
 def _folded_rows(
-    info: TensorInfo, folds: Sequence[Fold], dora_rule: str | None, dtype: str, blocks: Any
+    info: TensorInfo, folds: Sequence[Fold], folding: Folding, dtype: str, blocks: "RowBlocks"
 ) -> Iterator[memoryview]:
     """The rows of a weight with every change folded in, in the order of the `folds`, rounded once, as bytes."""
     from lora_inspect.maths.chain import folded, settled
 
-    read = partial(blocks.read, info)
-    links = settled([(_read_change(fold, dora_rule), fold.multiplier) for fold in folds], read)
+    decode = decoder(folding.decoded[info.name]) if info.name in folding.decoded else None
+    read = partial(blocks.read, info, decode=decode)
+    links = settled([(_read_change(fold, folding.dora_rule), fold.multiplier) for fold in folds], read)
     for _, block in folded(links, read):
         data, rounded = blocks.bytes_of(block, dtype)
         if folds:

@@ -2,17 +2,21 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.base_folder import SideFiles, find_side_files
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
+from lora_inspect.files.dtypes import FP8
+from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity
 from lora_inspect.matching.match import match
 from lora_inspect.matching.orientation import Orientation, check_answers, together
 from lora_inspect.matching.orientation_answers import Answers
 from lora_inspect.matching.unmatched import accept_unmatched
+from lora_inspect.maths.codecs import FORMATS_KEY
+from lora_inspect.merging.decoding import Decoding, plan_decoding
 from lora_inspect.merging.folded_weights import Fold
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.kinds import ADAPTER, kind_of
@@ -41,7 +45,8 @@ class MergePlan:
     """What will be folded where, known before a byte of a weight is read.
 
     `left_out` are the modules by component that the option `only` keeps out, `orientations` the ways in which the
-    changed Linear weights are stored. `transposed_notes` are what is said of answers that were not needed.
+    changed Linear weights are stored. `transposed_notes` are what is said of answers that were not needed, `decoding`
+    says what of the base is not written as it is stored.
     """
 
     base: Checkpoint
@@ -53,6 +58,7 @@ class MergePlan:
     left_out: dict[str, int]
     orientations: dict[str, Orientation]
     transposed_notes: list[str]
+    decoding: Decoding
 
     @property
     def modules(self) -> int:
@@ -80,8 +86,23 @@ class MergePlan:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all tensors of the base and the files beside them: what `merge` tells its progress of."""
-        return sum(info.nbytes for info in self.base.tensors.values()) + self.side_files.bytes
+        """Bytes of all tensors that are written and the files beside them: what `merge` tells its progress of."""
+        return sum(info.nbytes for info in self.written) + self.side_files.bytes
+
+    @property
+    def written(self) -> list[TensorInfo]:
+        """The tensors of the base that the output has."""
+        return [info for info in self.base.tensors.values() if info.name not in self.decoding.dropped]
+
+    @property
+    def tensors_copied(self) -> int:
+        """How many tensors are neither changed nor decoded."""
+        return len(self.written) - len(self.folds.keys() | self.decoding.weights.keys())
+
+    @property
+    def dropped(self) -> list[str]:
+        """The tensors and the metadata keys of the base that are left out, as what they describe is decoded."""
+        return [*sorted(self.decoding.dropped), *([FORMATS_KEY] if self.decoding.metadata else [])]
 
     @property
     def inputs(self) -> dict[str, Identity]:
@@ -120,6 +141,9 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         orientations.append(matching.orientations)
         for name, found in matching.targets.items():
             folds[name] += (Fold(p, settings.multiplier_of(p.contribution.module), adapter) for p in found)
+    decoding = plan_decoding(base) if options.dtype else Decoding()
+    if options.dtype is None:
+        _check_written(base, folds)
     return MergePlan(
         base=base,
         adapters=tuple((adapter, adapter.settings) for adapter in read),
@@ -130,7 +154,19 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         left_out=dict(left_out),
         orientations=together(orientations, base),
         transposed_notes=check_answers(orientations, options.transposed),
+        decoding=decoding,
     )
+
+
+def _check_written(base: Checkpoint, folds: Mapping[str, Sequence[Fold]]) -> None:
+    """Raises LoraInspectError where a weight would change that cannot be written as it is stored."""
+    for name, own in folds.items():
+        stored = base.tensors[name].dtype
+        if stored in FP8 and any(fold.multiplier for fold in own):
+            raise LoraInspectError(
+                f"{base.path}: {name} is stored as {stored}, which is read but not written; choose what the merged "
+                "base is written in, for instance with --dtype bf16."
+            )
 
 
 def _check_named_once(adapters: Sequence[Checkpoint]) -> None:

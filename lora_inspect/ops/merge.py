@@ -30,6 +30,9 @@ __all__ = ["MergeOptions", "MergePlan", "MergeResult", "check_merge_output", "me
 class MergeResult:
     """What a merge did. `dtype_counts` are tensors of the output by element type.
 
+    `decoded` are the weights that are codes in the base and floats in the output, `dropped` the tensors and metadata
+    keys that said what those codes mean.
+
     `files_copied` and `left_behind` are what lies beside the weights of a folder, by paths relative to it. `notes` are
     about what other runs have left beside the output.
     """
@@ -39,6 +42,8 @@ class MergeResult:
     tensors_copied: int
     multipliers: dict[str, float | dict[str, float]]
     dtype_counts: dict[str, int]
+    decoded: tuple[str, ...]
+    dropped: tuple[str, ...]
     unmatched: tuple[str, ...]
     files_copied: tuple[str, ...]
     left_behind: tuple[str, ...]
@@ -60,7 +65,7 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     check_merge_output(plan, output, force)
     load_torch()
     uncast = quantisation_settings(plan.base.tensors)
-    folding = Folding(plan.folds, uncast, plan.options.dtype, plan.options.dora_rule)
+    folding = Folding(plan.folds, uncast, plan.options.dtype, plan.options.dora_rule, plan.decoding.weights)
     if plan.base.root is not None:
         with new_folder(output, plan.inputs, force) as folder:
             counts = _write_folder(plan, folder, folding, progress)
@@ -69,9 +74,11 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     return MergeResult(
         output=output,
         modules_merged=plan.modules,
-        tensors_copied=len(plan.base.tensors) - len(plan.folds),
+        tensors_copied=plan.tensors_copied,
         multipliers=plan.multipliers,
         dtype_counts=dict(counts),
+        decoded=tuple(plan.decoding.weights),
+        dropped=tuple(plan.dropped),
         unmatched=plan.unmatched,
         files_copied=tuple(plan.side_files.copied),
         left_behind=plan.side_files.left_behind,
@@ -102,8 +109,8 @@ def _write_folder(plan: MergePlan, folder: str, folding: Folding, progress: Prog
     counts: Counter[str] = Counter()
     for file in plan.base.files:
         counts += _write_file(plan, file, os.path.join(folder, os.path.basename(file)), folding, progress)
-    weight_bytes = sum(folding.output(info).nbytes for info in plan.base.tensors.values())
-    copy_side_files(plan.base, plan.side_files, folder, weight_bytes, progress)
+    weight_bytes = sum(folding.output(info).nbytes for info in plan.written)
+    copy_side_files(plan.base, plan.side_files, folder, weight_bytes, progress, plan.decoding.dropped)
     return counts
 
 
@@ -116,8 +123,9 @@ def _write_file(
     inputs: Mapping[str, Identity] | None = None,
     force: bool = False,
 ) -> Counter[str]:
-    infos = [info for info in plan.base.tensors.values() if info.file == file]
-    metadata = merged_metadata(plan.base.file_metadata[file], _sources(plan))
+    infos = [info for info in plan.written if info.file == file]
+    described = plan.decoding.metadata.get(file, plan.base.file_metadata[file])
+    metadata = merged_metadata(described, _sources(plan))
     return write_folded(output, infos, folding, metadata, progress, inputs, force)
 
 

@@ -1,9 +1,13 @@
-"""Which tensors of a base say what codes mean: scales, zero points and codebooks of quantised weights."""
+"""Which tensors of a base say what codes mean: scales, zero points and codebooks of quantised weights.
+
+Those that a codec can read come from its own table; of the others only the names are known.
+"""
 
 from collections.abc import Collection, Mapping
 
 from lora_inspect.files.dtypes import PLAIN_FLOATS
 from lora_inspect.files.header import TensorInfo
+from lora_inspect.maths import codecs
 
 # What a module calls its weight, where a quantiser may have put codes.
 _WEIGHTS = ("weight", "qweight", "weight_packed", "weight_q", "W_q", "codes")
@@ -12,9 +16,10 @@ _NO_CODES = PLAIN_FLOATS | {"BOOL", "I64", "U64", "C64"}
 
 # In the module of a weight: what makes its entries codes, whatever they are stored as.
 _SCALES = (
-    "scale_weight", "weight_scale", "weight_scale_2", "weight_scale_inv", "weight_global_scale", "weight_zeros",
-    "weight_zero_point", "weight_s_rel", "weight_s_channel", "weight_codebook", "comfy_quant", "weight.absmax",
-    "absmax", "weight.quant_map", "quant_map", "qzeros", "scales", "pre_quant_scale", "SCB",
+    *codecs.SETTINGS,
+    "weight_scale_2", "weight_scale_inv", "weight_global_scale", "weight_zeros", "weight_zero_point", "weight_s_rel",
+    "weight_s_channel", "weight_codebook", "weight.absmax", "absmax", "weight.quant_map", "quant_map", "qzeros",
+    "scales", "pre_quant_scale", "SCB",
 )  # fmt: skip
 # In the module of a weight: what scales the activations of a quantised layer.
 _ACTIVATIONS = (
@@ -32,14 +37,27 @@ _OF_A_CACHE = ("k_scale", "v_scale", "q_scale")
 _JOINED = tuple(
     f"{join}{setting}" for join in ("_", ".", "._", ":") for setting in (*_SCALES, *_ACTIVATIONS, *_BESIDE_CODES)
 )
-# Of a whole file: the element type of this empty tensor says what the codes are.
-_MARKER = "scaled_fp8"
 
 
 def scale_beside(weight: str, names: Collection[str]) -> str | None:
-    """The tensor among `names` that makes the entries of `weight` codes, or None."""
+    """The tensor among `names` that makes the entries of `weight` codes, whatever they are stored as, or None."""
     module = _module(weight)
     return next((name for scale in _SCALES if (name := f"{module}.{scale}") in names), None)
+
+
+def settings_beside(codes: str, names: Collection[str]) -> list[str]:
+    """The tensors among `names` that say what the entries of `codes` mean, which are codes."""
+    found = [f"{codes}{joined}" for joined in _JOINED]
+    if _leaf(codes) in _WEIGHTS:
+        module = _module(codes)
+        found += [f"{module}.{setting}" for setting in _SCALES + _BESIDE_CODES]
+    return [name for name in dict.fromkeys(found) if name in names]
+
+
+def activations_beside(weight: str, names: Collection[str]) -> list[str]:
+    """The tensors among `names` that scale the activations of the layer of a quantised `weight`."""
+    module = _module(weight)
+    return [name for setting in _ACTIVATIONS if (name := f"{module}.{setting}") in names]
 
 
 def quantisation_settings(tensors: Mapping[str, TensorInfo]) -> frozenset[str]:
@@ -54,7 +72,7 @@ def quantisation_settings(tensors: Mapping[str, TensorInfo]) -> frozenset[str]:
     ]
     found = {f"{module}.{setting}" for settings, modules in homes for module in modules for setting in settings}
     found |= {f"{name}{setting}" for name in codes for setting in _JOINED}
-    found |= {name for name in tensors if _leaf(name) == _MARKER}
+    found |= {name for name in tensors if _leaf(name) == codecs.MARKER}
     return frozenset(found & tensors.keys())
 
 

@@ -114,10 +114,10 @@ MISFITS = {
     "swapped": (base(), loras(), ["is an adapter and", "name the base first"]),
     "two bases": (base(), base(), ["belongs to a known adapter", "name an adapter"]),
     "two adapters": (loras(), loras(), ["adapter itself, not a base"]),
-    "fp8": (loras(1), {Q: ("F8_E5M2", (OUT, IN), bytes(30))}, [Q, "F8_E5M2", "merge into"]),
+    "fp8": (loras(1), {Q: ("F8_E5M2", (OUT, IN), bytes(30))}, [Q, "F8_E5M2", "--dtype bf16"]),
     "scaled fp8": (
         loras(1), {Q: ("F8_E4M3", (OUT, IN), bytes(30)), "blocks.0.attn.q.scale_weight": ("F32", (1,), 1)},
-        [Q, "merge into"]),
+        [Q, "F8_E4M3", "--dtype bf16"]),
     "packed integers": (loras(1), {"blocks.0.attn.q.qweight": ("I32", (1, OUT), 1)}, ["qweight", "merge into"]),
     "NaN in the factors": (
         {**loras(1), f"{MODULE}.lora_down.weight": ("F32", (16, IN), float("nan"))}, base(1),

@@ -122,7 +122,7 @@ REFUSED = {
         lora("lora_unet_blocks_0_attn_q", kernel=(3, 3)), base(1), ["[6, 5, 3, 3]", "[6, 5]"]),
     "slices that do not cover": (
         split("lora_unet_blocks_0_attn_q", parts=(0, 1)), base(1), ["slices of lora_unet_blocks_0_attn_q", "[4, 5]"]),
-    "fp8": (loras(1), {Q: ("F8_E4M3", (OUT, IN), bytes(30))}, [Q, "F8_E4M3", "BF16 version"]),
+    "another fp8": (loras(1), {Q: ("F8_E4M3FNUZ", (OUT, IN), bytes(30))}, [Q, "F8_E4M3FNUZ", "BF16 version"]),
     "int8": (loras(1), {Q: ("I8", (OUT, IN), bytes(30))}, [Q, "I8", "BF16 version"]),
     "4 bits in bytes": (loras(1), {Q: ("U8", (15, 1), bytes(15))}, [Q, "U8", "BF16 version"]),
     "GPTQ": (

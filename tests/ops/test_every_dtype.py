@@ -9,7 +9,7 @@ import pytest
 from safetensors import SafetensorError, deserialize
 from toy_adapters import base, loras
 
-from lora_inspect.files.dtypes import BITS, PLAIN_FLOATS
+from lora_inspect.files.dtypes import BITS, FP8, PLAIN_FLOATS
 from lora_inspect.files.header import read_header
 
 # As many elements as fill whole bytes in every type.
@@ -47,7 +47,7 @@ CASES = [
     (verb, dtype, options)
     for dtype in BITS
     for verb, options in (("merge", ()), ("merge", ("--dtype", "fp16")), ("convert", ()))
-    if not (options and dtype in PLAIN_FLOATS)  # --dtype casts these
+    if not (options and dtype in PLAIN_FLOATS | FP8)  # --dtype casts these
 ]
 
 
