@@ -114,7 +114,7 @@ class BaseCodecs:
         shape = codec.scale_shape(info.shape, scale.shape)
         if shape is None:
             raise LoraInspectError(
-                f"{scale.file}: {name} has shape {list(scale.shape)}, which fits no weight of shape "
+                f"{scale.file}: {name} has shape {list(scale.shape)}, which does not fit {info.name} of shape "
                 f"{list(info.shape)}; use an F32, F16 or BF16 version of the base."
             )
         settings = [name, f"{module}{codecs.FORMAT}", *activations_beside(info.name, self._base.tensors)]
