@@ -52,7 +52,6 @@ RECOGNISED = (
     _named("ia3", "(IA)3", ".ia3_l", ".on_input", features=told.ia3),
     _named("tlora", "T-LoRA", ".q_layer.weight", ".p_layer.weight", ".lambda_layer"),
     _named("replaced", "a replaced or reshaped weight", ".set_weight", ".reshape_weight", features=told.replaced),
-    _named("lora_bias", "LoRA with a bias on its up layer", ".lora_B.bias", ".lora_up.bias"),
     _named("mlx", "MLX LoRA", ".lora_a", ".lora_b", features=told.mlx),
     _named(
         "xlabs",

@@ -52,7 +52,7 @@ class Algorithm(NamedTuple):
     can be its own, and `peft_type` is what PEFT calls it in an `adapter_config.json`. `transposed` says whether its
     layers store their weight as (in, out); None where that depends on the base. `distinct` says that its suffixes
     occur in adapters alone: others, which are common words, make an adapter of a file only where most of its tensors
-    have them.
+    have them. `beside` is the algorithm on the same module without which it means nothing, and whose scale is its own.
 
     `scaled` are roles whose factors the change is linear in, the first that is there takes a scale.
     `take_rows(tensors, start, stop)` are the factors of rows `start` to `stop` of the change, and `stack(parts)` those
@@ -74,6 +74,7 @@ class Algorithm(NamedTuple):
     has_alpha: bool = True
     peft_type: str | None = None
     distinct: bool = True
+    beside: str | None = None
     scaled: tuple[Role, ...] = ()
     take_rows: Callable[[Tensors, int, int], Tensors] | None = None
     stack: Callable[[list[Tensors]], Tensors] | None = None

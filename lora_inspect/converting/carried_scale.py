@@ -1,7 +1,7 @@
 """The step that puts a scale where readers look for it: into an alpha of alpha/rank, or into the factors."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lora_inspect.converting.change_norm import lost_share
@@ -18,7 +18,9 @@ EXACT = 2.0**-22
 
 def carry_scales(parts: Sequence[Part], carrier: str) -> list[Part]:
     """The parts of one module with their scales in what the `carrier` says; LoraInspectError where one cannot be."""
-    carried = [_carry(part, carrier) for part in parts]
+    own = [part if part.origin.algorithm.beside else _carry(part, carrier) for part in parts]
+    scales = {part.origin.algorithm.name: part.scale for part in own}
+    carried = [_carry_beside(part, scales) if part.origin.algorithm.beside else part for part in own]
     alphas = sorted({part.alpha for part in carried if part.alpha is not None})
     if len(alphas) > 1:
         first = carried[0].origin
@@ -40,6 +42,11 @@ def _carry(part: Part, carrier: str) -> Part:
     if carrier == FACTORS or (part.scale == 0.0 and carrier == ALPHA):
         return replace(_into_factors(part), alpha=float(rank))
     return _into_alpha(part, rank, carrier)
+
+
+def _carry_beside(part: Part, scales: Mapping[str, float]) -> Part:
+    """A part whose scale is that of another one: into its own factors where readers do not find it there any more."""
+    return part if part.scale == scales[part.origin.algorithm.beside or ""] else _into_factors(part)
 
 
 def _into_factors(part: Part) -> Part:

@@ -27,7 +27,7 @@ from lora_inspect.reading.problem import ERROR, Problem
 from lora_inspect.reading.problems import find_problems
 from lora_inspect.reading.scale_problems import REPEATS, open_settings
 from lora_inspect.reading.scale_rules import RuledGroup, Voice, read_group, sum_up, voice_of
-from lora_inspect.reading.scales import Counted, ScaleSources, with_scale
+from lora_inspect.reading.scales import Counted, ScaleSources, with_scales
 from lora_inspect.reading.settings import Settings
 from lora_inspect.reading.steps import Steps
 from lora_inspect.reading.trainers import find_trainer
@@ -285,10 +285,6 @@ def _with_scales(
         return ScaleSources(module, numbers.get(module.name.key), speakers.of(contribution), _STANDARD)
 
     return {
-        name: module._replace(
-            contributions=tuple(
-                with_scale(c, sources(module, c), settings) if c.algorithm.formula else c for c in module.contributions
-            )
-        )
+        name: module._replace(contributions=with_scales(module.contributions, partial(sources, module), settings))
         for name, module in claims.modules.items()
     }

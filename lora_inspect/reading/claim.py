@@ -117,6 +117,9 @@ def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], l
         contributions = []
     else:
         contributions += _stack(parts)
+    contributions, lone = _with_bearers(contributions, "magnitude" in group.shared)
+    findings.extend(lone)
+    left.extend(key for finding in lone for key in finding.keys)
     if not contributions:
         left.extend(info.name for info, _ in group.shared.values())
         return None, left, findings
@@ -128,6 +131,29 @@ def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], l
     alpha, flag = group.shared.get("alpha"), group.shared.get("rslora_flag")
     contributions.sort(key=_turn)
     return Module(name, tuple(contributions), alpha and alpha[0], flag and flag[0]), left, findings
+
+
+def _with_bearers(contributions: list[Contribution], is_decomposed: bool) -> tuple[list[Contribution], list[Finding]]:
+    """The contributions without those whose scale nothing of their module bears, and what is wrong with these."""
+    kept: list[Contribution] = []
+    findings: list[Finding] = []
+    for contribution in contributions:
+        if (bearer := contribution.algorithm.beside) is None:
+            kept.append(contribution)
+            continue
+        bearers = [other for other in contributions if other.algorithm.name == bearer]
+        if len(bearers) == 1 and bearers[0].rows is None and not is_decomposed:
+            kept.append(contribution)
+            continue
+        (key,) = (info.name for info in contribution.factors.values())
+        title = algorithms.by_name(bearer).title
+        wrong = (
+            f"stands beside a {title} of several slices or with a magnitude, where no program defines it"
+            if bearers
+            else f"is there, but its module has no {title} whose scale it would have"
+        )
+        findings.append(Finding("incomplete", f"{key} {wrong}; {_MEND}", (key,)))
+    return kept, findings
 
 
 def _turn(contribution: Contribution) -> tuple[bool, bool]:

@@ -28,7 +28,6 @@ FOREIGN_SETTINGS = {
     "alora_invocation_tokens": "aLoRA acts from an invocation token on",
     "target_parameters": "target_parameters adapts stacked expert weights",
     "trainable_token_indices": "trainable_token_indices replaces rows of the embedding",
-    "lora_bias": "lora_bias adds a bias on the up layer",
     "modules_to_save": "modules_to_save replaces whole modules",
     "monteclora_config": "MonteCLoRA samples the factors",
 }

@@ -17,7 +17,7 @@ _OPTIONS = {"alpha": "--alpha N", "rslora": "--rslora yes|no"}
 
 def open_settings(contributions: Iterable[Contribution]) -> tuple[str, ...]:
     """The settings that the scales of contributions wait for: "alpha", "rslora", both or neither."""
-    unknown = [c for c in contributions if c.algorithm.formula and c.scale is None]
+    unknown = [c for c in contributions if c.rank is not None and c.scale is None]
     alpha = any(contribution.alpha is None for contribution in unknown)
     rule = any(contribution.rslora is None and contribution.rank != 1 for contribution in unknown)
     return (*(("alpha",) if alpha else ()), *(("rslora",) if rule else ()))
@@ -27,7 +27,7 @@ def unknown_scales(reading: FileReading) -> Iterator[Finding]:
     """Modules whose scale is unknown, by the reason, and all that settles them."""
     by_reason: dict[str, list[str]] = {}
     for contribution in reading.contributions:
-        if contribution.algorithm.formula and contribution.scale is None:
+        if contribution.rank is not None and contribution.scale is None:
             by_reason.setdefault(contribution.why, []).append(contribution.module.key)
     way_out = " and ".join(_OPTIONS[name] for name in open_settings(reading.contributions))
     for why, keys in by_reason.items():

@@ -1,7 +1,7 @@
 """From the numbers of a module, its config and the scale rule to its scale, or to the reason why it is unknown."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from lora_inspect import schemes
@@ -40,7 +40,19 @@ class ScaleSources(NamedTuple):
     counted: Counted = Counted()
 
 
-def with_scale(contribution: Contribution, sources: ScaleSources, settings: Settings) -> Contribution:
+def with_scales(
+    contributions: Sequence[Contribution], sources: Callable[[Contribution], ScaleSources], settings: Settings
+) -> tuple[Contribution, ...]:
+    """The contributions of a module with their scales; what stands beside another one has the scale of that one."""
+    own = [
+        c if c.algorithm.beside or not c.algorithm.formula else _with_scale(c, sources(c), settings)
+        for c in contributions
+    ]
+    bearers = {c.algorithm.name: c for c in own}
+    return tuple(_with_scale_of(c, bearers[c.algorithm.beside]) if c.algorithm.beside else c for c in own)
+
+
+def _with_scale(contribution: Contribution, sources: ScaleSources, settings: Settings) -> Contribution:
     """The contribution with rank, alpha and scale, or with the reason why the scale is unknown."""
     rank = contribution.formula.rank(contribution.shapes)
     rule = sources.rule.value
@@ -71,6 +83,11 @@ def with_scale(contribution: Contribution, sources: ScaleSources, settings: Sett
             f", as alpha {sources.stored:g} counts for each of the {sources.counted.parts} parts that it was saved in"
         )
     return contribution._replace(rslora=rslora, scale=scale_of(alpha, rank, rslora), why=why)
+
+
+def _with_scale_of(contribution: Contribution, bearer: Contribution) -> Contribution:
+    """The contribution with the scale of the one that it stands beside; the rank stays that one's alone."""
+    return contribution._replace(alpha=bearer.alpha, rslora=bearer.rslora, scale=bearer.scale, why=bearer.why)
 
 
 def _alpha(contribution: Contribution, sources: ScaleSources, rank: int) -> tuple[float | None, str]:

@@ -98,7 +98,9 @@ def of_peft(
     model.to(dtype)
     if adjust:
         adjust(wrapper)
-    tensors = {key: value.detach().clone() for key, value in peft.get_peft_model_state_dict(model).items()}
+    # PEFT takes the bias of an up layer for a broken factor, and warns, unless it is given the tensors.
+    saved = peft.get_peft_model_state_dict(model, model.state_dict())
+    tensors = {key: value.detach().clone() for key, value in saved.items()}
     model.eval()
 
     def library(multiplier: float) -> Tensor:

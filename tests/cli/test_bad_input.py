@@ -197,7 +197,7 @@ MEANINGLESS = {
     "GLoRA": ({f"{Q}.{n}.weight": ("F32", (4, 4), 1) for n in ("a1", "a2", "b1", "b2")}, {}, "algorithm", ["GLoRA"]),
     "replaced weight": ({f"{Q}.set_weight": ("F32", (OUT, IN), 1)}, {}, "algorithm", ["replaced", Q]),
     "LoRA beside a replaced weight": (loras(1, set_weight=("F32", (OUT, IN), 1)), {}, "algorithm", ["replaced", Q]),
-    "bias on the up layer": (loras(1, **{"lora_B.bias": ("F32", (OUT,), 1)}), {}, "algorithm", ["bias", Q]),
+    "a bias on no up layer": ({f"{Q}.lora_up.bias": ("F32", (OUT,), 1)}, {}, "incomplete", [f"{Q}.lora_up.bias"]),
     "half an embedding": ({f"{Q}.lora_embedding_A": ("F32", (4, 9), 1)}, {}, "incomplete", ["lora_embedding_A", "up"]),
     "an embedding of three dimensions": (
         {f"{Q}.lora_embedding_A": ("F32", (4, 9, 1), 1), f"{Q}.lora_embedding_B": ("F32", (5, 4), 1)}, {}, "shape",
@@ -269,7 +269,6 @@ def test_an_expression_that_is_not_compared_is_refused_with_its_key(place, run, 
 STORED = {
     "crepe-lycoris-lokr-conv": ["LoKr"],
     "minilm-lycoris-loha-r8": ["LoHa"],
-    "minilm-peft-lora-lorabias": ["bias"],
     "peft-unilora-unsupported": ["UNILORA"],
     "lfs-pointer": ["git lfs pull"],
     "pickle": ["pickle"],

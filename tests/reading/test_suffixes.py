@@ -47,7 +47,7 @@ SPECIAL = {
     "lora_unet_a.lora_up.12.weight": ("lora_unet_a", "lora", "up", 12),
     "a.b.lora_A.default.weight": ("a.b", "lora", "down", None),
     "a.b.lora_B.my-style_2.weight": ("a.b", "lora", "up", None),
-    "a.b.lora_B.default.bias": ("a.b", "lora_bias", "lora_B.bias", None),
+    "a.b.lora_B.default.bias": ("a.b", "lora_bias", "bias", None),
     "a.b.lora_A.default": ("a.b", "lora", "down", None),
     "a.b.lora_magnitude_vector.default.weight": ("a.b", None, "magnitude", None),
     "a.b.lora_magnitude_vector.default": ("a.b", None, "magnitude", None),

@@ -1,0 +1,57 @@
+"""The bias of LoRA's up layer: PEFT's `lora_bias`, and ai-toolkit's files.
+
+The up layer computes up @ (down @ x) + bias, and the LoRA's scale multiplies all of it: b' = b + scale · bias. Source:
+`Linear.merge` of PEFT's LoRA.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.algorithms.record import BIAS, Algorithm, Formula, Shapes, Tensors
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+
+def check(shapes: Shapes) -> str | None:
+    """What is wrong with the shape of the bias, (out,)."""
+    return None if len(shapes["bias"]) == 1 and shapes["bias"][0] else f"bias {list(shapes['bias'])} is no vector"
+
+
+def shape(shapes: Shapes) -> tuple[int, ...]:
+    """(out,), that of the layer's bias."""
+    return shapes["bias"]
+
+
+def misfit(shapes: Shapes, bias: tuple[int, ...]) -> str | None:
+    """What the bias is added to instead of a bias of this shape, or None."""
+    return None if shapes["bias"] == bias else f"changes a bias of {shapes['bias'][0]} numbers"
+
+
+def rank(shapes: Shapes) -> None:
+    """That of the LoRA, whose scale is its scale, is none of its own."""
+    return None
+
+
+def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
+    """scale · bias, as a matrix of one column."""
+    from lora_inspect.maths.change import Additive
+
+    return Additive(partial(_rows, tensors["bias"].reshape(-1, 1)), scale)
+
+
+def _rows(column: Any, first: int, last: int) -> Any:
+    return column[first:last]
+
+
+ALGORITHM = Algorithm(
+    name="lora_bias",
+    title="a bias on LoRA's up layer",
+    dialects={"kohya": {"bias": ".lora_up.bias"}, "peft": {"bias": ".lora_B.bias"}},
+    marks=("bias",),
+    formula=Formula(check, shape, misfit, rank, change),
+    parameter=BIAS,
+    beside="lora",
+    peft_type="LORA",
+    scaled=("bias",),
+)
