@@ -48,6 +48,22 @@ class Claims(NamedTuple):
     unclaimed: tuple[str, ...]
     findings: tuple[Finding, ...]
 
+    @property
+    def computed(self) -> Iterable[tuple[Module, Contribution]]:
+        """The contributions whose algorithm is built, with their modules."""
+        return (
+            (module, contribution)
+            for module in self.modules.values()
+            for contribution in module.contributions
+            if contribution.algorithm.formula
+        )
+
+    @property
+    def scheme(self) -> str | None:
+        """The naming scheme of all modules: "mixed" where there are several, None without modules."""
+        names = {module.name.scheme for module in self.modules.values()}
+        return names.pop() if len(names) == 1 else ("mixed" if names else None)
+
 
 class _Found(NamedTuple):
     """What a part of a file amounts to: the keys that nobody takes are `left`."""

@@ -1,7 +1,7 @@
 """What a file says of DoRA, and where it contradicts itself or is incomplete. Standard library only."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lora_inspect.reading.evidence import (
     DORA_FLAG,
@@ -12,6 +12,7 @@ from lora_inspect.reading.evidence import (
     read_switch,
 )
 from lora_inspect.reading.problem import Finding
+from lora_inspect.reading.scale_rules import Ruled
 
 # How many modules had a magnitude when the file was written, where that need not be all.
 MAGNITUDES_KEY = "lora_inspect.magnitudes"
@@ -26,14 +27,18 @@ class DoraClaim(NamedTuple):
     facts: Sequence[LoraFacts]
 
 
-def config_claim(where: str, config: Mapping[str, Any], facts: Sequence[LoraFacts]) -> DoraClaim:
-    """The claim of a LoraConfig for the modules that it belongs to."""
-    return DoraClaim("adapter_config", where, read_switch(config.get("use_dora")), facts)
-
-
-def flag_claim(value: bool | None, facts: Sequence[LoraFacts]) -> DoraClaim:
-    """The claim of the flag tensor, for the whole file."""
-    return DoraClaim("flag", DORA_FLAG, value, facts)
+def dora_claims(
+    ruled: Sequence[Ruled], facts: Sequence[LoraFacts], flags: Mapping[str, bool | None]
+) -> list[DoraClaim]:
+    """What the flag says of all modules, and each config of those that it gives the rank of."""
+    found = [DoraClaim("flag", DORA_FLAG, flags[DORA_FLAG], facts)] if DORA_FLAG in flags else []
+    theirs: dict[str, list[LoraFacts]] = {}
+    configs = {config.where: config.config for one in ruled for config in one.configs}
+    for one in ruled:
+        for where in one.voice.configs:
+            theirs.setdefault(where, []).append(one.facts)
+    said = {where: read_switch(configs[where].get("use_dora")) for where in theirs}
+    return [*found, *(DoraClaim("adapter_config", where, said[where], own) for where, own in theirs.items())]
 
 
 def read_dora(

@@ -1,14 +1,18 @@
 """The scale rule of every module: those that have the same flag and the same config share one reading."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from lora_inspect import schemes
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.reading import evidence
+from lora_inspect.reading.claim import Claims
 from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.evidence import Evidence, LoraFacts, RsloraReading
-from lora_inspect.reading.found_configs import FoundConfig
+from lora_inspect.reading.evidence import RSLORA_FLAG, Evidence, LoraFacts, RsloraReading
+from lora_inspect.reading.found_configs import FoundConfig, Speakers
+from lora_inspect.reading.peft_config import LORA_TYPE
+from lora_inspect.reading.scales import Counted
+from lora_inspect.reading.stored_numbers import StoredNumbers
 
 
 class Voice(NamedTuple):
@@ -22,6 +26,17 @@ class Voice(NamedTuple):
     configs: tuple[str, ...]
     needs_config: bool
     needs_flag: bool
+
+
+class Ruled(NamedTuple):
+    """One contribution whose scale may be rank-stabilised, with all that its rule and its scale are read from."""
+
+    module: Module
+    contribution: Contribution
+    facts: LoraFacts
+    configs: tuple[FoundConfig, ...]
+    voice: Voice
+    counted: Counted
 
 
 class RuledGroup(NamedTuple):
@@ -45,7 +60,39 @@ class RuledGroup(NamedTuple):
         return self._replace(reading=RsloraReading(rslora, "option"), evidence=(*self.evidence, given))
 
 
-def voice_of(
+def facts_of(contribution: Contribution, numbers: StoredNumbers) -> LoraFacts:
+    """What the evidence looks at in a contribution."""
+    alpha = numbers.alphas.get(contribution.module.key)
+    return LoraFacts(
+        module=contribution.module.key,
+        rank=contribution.formula.rank(contribution.shapes) or 0,
+        alpha=None if alpha is None else float(alpha),
+        linear=contribution.is_linear,
+        split=contribution.rows is not None,
+        magnitude_axis=contribution.magnitude.axis if contribution.magnitude else None,
+    )
+
+
+def read_ruled(
+    claims: Claims,
+    numbers: StoredNumbers,
+    configs: Sequence[FoundConfig],
+    counted: Callable[[Contribution, float | None], Counted],
+) -> list[Ruled]:
+    """The contributions that RS-LoRA's rule can be of; `counted` says how often the alpha of each counts."""
+    flags = [module.rslora_flag.name for module in claims.modules.values() if module.rslora_flag]
+    speakers = Speakers(configs)
+    ruled = []
+    for module, contribution in claims.computed:
+        if contribution.formula.rslora:
+            theirs = speakers.of(contribution)
+            voice = _voice_of(module, contribution, numbers.flags, theirs, bool(flags))
+            facts = facts_of(contribution, numbers)
+            ruled.append(Ruled(module, contribution, facts, theirs, voice, counted(contribution, facts.alpha)))
+    return ruled
+
+
+def _voice_of(
     module: Module,
     contribution: Contribution,
     flags: Mapping[str, bool | None],
@@ -60,7 +107,32 @@ def voice_of(
     return Voice(flag, theirs, in_config and not theirs, any_flag and flag is None)
 
 
-def read_group(
+def read_groups(
+    ruled: Sequence[Ruled],
+    claims: Claims,
+    numbers: StoredNumbers,
+    configs: Sequence[FoundConfig],
+    metadata: Mapping[str, str],
+) -> dict[Voice, RuledGroup]:
+    """The scale rule by voice; a file without a single contribution that has one has a group of no modules."""
+    members: dict[Voice, list[Ruled]] = {}
+    for one in ruled:
+        members.setdefault(one.voice, []).append(one)
+    if not members:
+        where = tuple(found.where for found in configs if found.peft_type == LORA_TYPE)
+        names = [module.name for module in claims.modules.values() if not module.alpha]
+        in_config = any(schemes.by_name(name.scheme).absent_alpha == "config" for name in names)
+        members[Voice(None, where, in_config and not where, False)] = []
+    network = [key for key in claims.flags if key == RSLORA_FLAG]
+    groups = {}
+    for voice, own in members.items():
+        keys = dict.fromkeys([*network, *(one.module.rslora_flag.name for one in own if one.module.rslora_flag)])
+        flags = {key: numbers.flags[key] for key in keys}
+        groups[voice] = _read_group(voice, [one.facts for one in own], flags, metadata, configs)
+    return groups
+
+
+def _read_group(
     voice: Voice,
     facts: Sequence[LoraFacts],
     flags: Mapping[str, bool | None],

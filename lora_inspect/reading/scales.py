@@ -1,14 +1,15 @@
 """From the numbers of a module, its config and the scale rule to its scale, or to the reason why it is unknown."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lora_inspect import schemes
 from lora_inspect.maths.scaling import neutral_alpha, scale_of
 from lora_inspect.reading import evidence, peft_config
 from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.evidence import RsloraReading
+from lora_inspect.reading.evidence import Evidence, RsloraReading
 from lora_inspect.reading.found_configs import FoundConfig
 from lora_inspect.reading.settings import Settings
 
@@ -24,6 +25,19 @@ class Counted(NamedTuple):
 
     parts: int = 1
     contradiction: str = ""
+
+
+def about_parts(counts: Iterable[Counted]) -> list[Evidence]:
+    """What is said of layers that were trained in parts and saved as one, by the number of the parts."""
+    split = Counter(counted.parts for counted in counts if counted.parts > 1)
+    return [
+        Evidence(
+            "scale",
+            f"{modules} modules were trained in {parts} parts and saved as one: their alpha counts {parts} times",
+            "metadata ss_network_args split_qkv",
+        )
+        for parts, modules in sorted(split.items())
+    ]
 
 
 class ScaleSources(NamedTuple):

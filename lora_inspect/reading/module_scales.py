@@ -1,0 +1,40 @@
+"""The scale of every contribution of a file: each with what it is read from."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from lora_inspect.reading.claim import Claims
+from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.evidence import RsloraReading
+from lora_inspect.reading.found_configs import FoundConfig, Speakers
+from lora_inspect.reading.scale_rules import Ruled, RuledGroup, Voice
+from lora_inspect.reading.scales import ScaleSources, with_scales
+from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.stored_numbers import StoredNumbers
+
+# What no evidence for RS-LoRA speaks of.
+_STANDARD = RsloraReading(False, "default")
+
+
+def scaled_modules(
+    claims: Claims,
+    numbers: StoredNumbers,
+    configs: Sequence[FoundConfig],
+    ruled: Sequence[Ruled],
+    groups: Mapping[Voice, RuledGroup],
+    settings: Settings,
+) -> dict[str, Module]:
+    """The modules with rank, alpha and scale in every contribution that is computed."""
+    speakers = Speakers(configs)
+    stabilised = iter(ruled)
+
+    def sources(module: Module, contribution: Contribution) -> ScaleSources:
+        if contribution.formula.rslora:
+            one = next(stabilised)
+            return ScaleSources(module, one.facts.alpha, one.configs, groups[one.voice].reading, one.counted)
+        return ScaleSources(module, numbers.alphas.get(module.name.key), speakers.of(contribution), _STANDARD)
+
+    return {
+        name: module._replace(contributions=with_scales(module.contributions, partial(sources, module), settings))
+        for name, module in claims.modules.items()
+    }
