@@ -6,8 +6,10 @@ from typing import Any
 import torch
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.dtypes import FP8
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import InputFile
+from lora_inspect.maths.fp8 import widen
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _STORED_DTYPES = TORCH_DTYPES | {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
@@ -85,7 +87,10 @@ class RowBlocks:
                 source.read_into(info.start + start * row_bytes, memoryview(self._stored)[: taken * row_bytes])
                 stored = torch.frombuffer(self._stored, dtype=_STORED_DTYPES[info.dtype], count=taken * columns)
                 block = self._scratch[: taken * columns].view(taken, columns)
-                block.copy_(stored.view(taken, columns))
+                if info.dtype in FP8:
+                    widen(stored.view(taken, columns), block)
+                else:
+                    block.copy_(stored.view(taken, columns))
                 if decode:
                     decode(block, start)
                 yield start, block
