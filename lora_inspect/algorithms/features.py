@@ -29,14 +29,6 @@ def lokr(shapes: Shapes) -> Features:
     return _times(out1, out2), _times(in1, in2)
 
 
-def loha(shapes: Shapes) -> Features:
-    """w1_a (out, r), w1_b (r, in·kernel); with a core t1 (r, r, *kernel) w1_a is (r, out) and w1_b (r, in)."""
-    if "hada_t1" in shapes:
-        kernel = _columns(shapes, "hada_t1", 2)
-        return _size(shapes, "hada_w1_a", 1), _times(_size(shapes, "hada_w1_b", 1), kernel)
-    return _size(shapes, "hada_w1_a", 0), _columns(shapes, "hada_w1_b", 1)
-
-
 def glora(shapes: Shapes) -> Features:
     """b1 (out, r) and b2 (r, in·kernel), or in older files b2 (out, r) and b1 (r, in·kernel)."""
     forms = [

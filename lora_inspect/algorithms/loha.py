@@ -1,16 +1,31 @@
 """LoHa: the change is the elementwise product of two products of thin factors.
 
 delta = scale · (w1_a @ w1_b) ⊙ (w2_a @ w2_b), with _a as (out, rank) and _b as (rank, in·kernel); the scale,
-alpha/rank, counts once. Sources: Hyeon-Woo et al. 2022 (FedPara); the `HadaWeight` of lycoris-lora. Written with
-tensor methods alone.
+alpha/rank, counts once. OneTrainer keeps the kernel apart, _a as (out, rank, 1, …) and _b as (rank, in, *kernel). With
+Tucker cores t1 and t2 (rank, rank, *kernel) _a is (rank, out) and _b (rank, in).
+
+Sources: Hyeon-Woo et al. 2022 (FedPara); the `HadaWeight` and `HadaWeightTucker` of lycoris-lora. Written with tensor
+methods alone.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
+from lora_inspect.algorithms.tucker import contracted
+from lora_inspect.algorithms.weight_shapes import other_than_told
+from lora_inspect.maths import fusing
+from lora_inspect.maths.products import row_wise
 from lora_inspect.maths.scaling import scale_of
 
-ROLES = ("w1_a", "w1_b", "w2_a", "w2_b")
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+ROLES, CORES = ("w1_a", "w1_b", "w2_a", "w2_b"), ("t1", "t2")
+DIALECTS = {"lycoris": {role: f".hada_{role}" for role in (*ROLES, *CORES)}}
+
+# One of the two products, as (out, rank) and (rank, in·kernel).
+Pair = tuple[Any, Any]
 
 
 def factor_shapes(out_features: int, columns: int, rank: int) -> dict[str, tuple[int, ...]]:
@@ -19,27 +34,112 @@ def factor_shapes(out_features: int, columns: int, rank: int) -> dict[str, tuple
     return {"w1_a": side, "w1_b": base, "w2_a": side, "w2_b": base}
 
 
-def check(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def check(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of the factors by role, or None."""
-    if missing := [role for role in ROLES if role not in shapes]:
+    cores = [role for role in CORES if role in shapes]
+    if missing := [role for role in (*ROLES, *(CORES if cores else ())) if role not in shapes]:
         return f"{', '.join(missing)} missing"
-    if len(shapes["w1_a"]) != 2 or len(shapes["w1_b"]) != 2:
-        return f"w1_a {list(shapes['w1_a'])} and w1_b {list(shapes['w1_b'])} are not both matrices"
-    expected = factor_shapes(shapes["w1_a"][0], shapes["w1_b"][1], rank(shapes))
-    wrong = [role for role in ROLES if tuple(shapes[role]) != expected[role]]
+    for role, least in [("w1_a", 2), ("w1_b", 2), *((core, 3) for core in cores)]:
+        if len(shapes[role]) < least or 0 in shapes[role]:
+            return f"{role} {list(shapes[role])} is empty or has fewer than {least} dimensions"
+    expected = _expected(shapes)
+    wrong = [role for role, shape in expected.items() if tuple(shapes[role]) != shape]
     return f"{wrong[0]} has shape {list(shapes[wrong[0]])}, but {list(expected[wrong[0]])} fits" if wrong else None
 
 
-def rank(shapes: Mapping[str, tuple[int, ...]]) -> int:
+def _expected(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """The shapes that fit the rank, the outputs and the kernel as w1_a, w1_b and t1 have them."""
+    side, base, inner = tuple(shapes["w1_a"]), tuple(shapes["w1_b"]), rank(shapes)
+    if "t1" in shapes:
+        side, base, core = (inner, side[1]), (inner, base[1]), (inner, inner, *shapes["t1"][2:])
+        return {"w1_a": side, "w1_b": base, "w2_a": side, "w2_b": base, "t1": core, "t2": core}
+    side = (side[0], inner, *[1] * len(side[2:]))
+    return {"w1_a": side, "w1_b": base, "w2_a": side, "w2_b": base}
+
+
+def rank(shapes: Shapes) -> int:
     """The inner size of both products: first dimension of w1_b."""
     return shapes["w1_b"][0]
 
 
-def scale(alpha: float, shapes: Mapping[str, tuple[int, ...]]) -> float:
+def scale(alpha: float, shapes: Shapes) -> float:
     """What the delta is multiplied by, once for both products."""
     return scale_of(alpha, rank(shapes), rslora=False)
 
 
-def delta(factors: Mapping[str, Any]) -> Any:
+def weight_shape(shapes: Shapes) -> tuple[int, ...]:
+    """(out, in, *kernel) of the weight that the factors change, (out, in·kernel) where they do not tell more."""
+    if "t1" in shapes:
+        return (shapes["w1_a"][1], shapes["w1_b"][1], *shapes["t1"][2:])
+    return (shapes["w1_a"][0], *shapes["w1_b"][1:])
+
+
+def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What the factors change instead of a weight of this shape, or None."""
+    return other_than_told(weight_shape(shapes), weight)
+
+
+def delta(factors: Tensors) -> Any:
     """The unscaled change (out, in·kernel)."""
-    return (factors["w1_a"] @ factors["w1_b"]) * (factors["w2_a"] @ factors["w2_b"])
+    return _product(*_pairs(factors))
+
+
+def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
+    """scale · (w1_a @ w1_b) ⊙ (w2_a @ w2_b), computed for the rows that are asked for."""
+    from lora_inspect.maths.change import Additive
+
+    return Additive(partial(_rows, *_pairs(tensors)), scale)
+
+
+def low_rank(tensors: Tensors) -> tuple[Any, Any]:
+    """(up, down) of rank²: (a @ b) ⊙ (c @ d) is the product of the row-wise one of a and c with that of bᵀ and dᵀ."""
+    (left_a, left_b), (right_a, right_b) = _pairs(tensors)
+    down = row_wise(left_b.transpose(0, 1), right_b.transpose(0, 1)).transpose(0, 1)
+    return row_wise(left_a, right_a), down
+
+
+def take_rows(tensors: Tensors, start: int, stop: int) -> Tensors:
+    """The factors of rows `start` to `stop` of the change."""
+    rows = (slice(None), slice(start, stop)) if "t1" in tensors else (slice(start, stop),)
+    return {role: tensor[rows] if role.endswith("_a") else tensor for role, tensor in tensors.items()}
+
+
+def stack(parts: list[Tensors]) -> Tensors:
+    """The factors of several changes below each other, with kernels flattened; the rank is the sum of theirs."""
+    (left_a, left_b), (right_a, right_b) = (
+        fusing.fuse(pairs) for pairs in zip(*(_pairs(part) for part in parts), strict=True)
+    )
+    return {"w1_a": left_a, "w1_b": left_b, "w2_a": right_a, "w2_b": right_b}
+
+
+def _pairs(tensors: Tensors) -> tuple[Pair, Pair]:
+    """Both products; a Tucker core is contracted into _b."""
+    return _pair(tensors, 1), _pair(tensors, 2)
+
+
+def _pair(tensors: Tensors, number: int) -> Pair:
+    left, right = tensors[f"w{number}_a"], tensors[f"w{number}_b"]
+    if f"t{number}" in tensors:
+        return left.transpose(0, 1), contracted(tensors[f"t{number}"], right)
+    return left.flatten(1), right.flatten(1)
+
+
+def _rows(left: Pair, right: Pair, first: int, last: int) -> Any:
+    return _product((left[0][first:last], left[1]), (right[0][first:last], right[1]))
+
+
+def _product(left: Pair, right: Pair) -> Any:
+    return (left[0] @ left[1]) * (right[0] @ right[1])
+
+
+ALGORITHM = Algorithm(
+    name="loha",
+    title="LoHa",
+    dialects=DIALECTS,
+    marks=ROLES,
+    formula=Formula(check, weight_shape, misfit, rank, change, low_rank),
+    decomposes=True,
+    peft_type="LOHA",
+    take_rows=take_rows,
+    stack=stack,
+)

@@ -7,6 +7,7 @@ delta = scale · up @ down, with down as (rank, in·kernel). Sources: Hu et al. 
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
+from lora_inspect.algorithms.tucker import contracted
 from lora_inspect.algorithms.weight_shapes import other_than
 
 if TYPE_CHECKING:
@@ -66,10 +67,7 @@ def matrices(tensors: Tensors) -> tuple[Any, Any]:
     up = up.reshape(up.shape[0], -1)
     if "mid" not in tensors:
         return up, down.reshape(down.shape[0], -1)
-    mid = tensors["mid"].reshape(up.shape[1], down.shape[0], -1)
-    down = down.reshape(down.shape[0], -1)
-    contracted = (mid.transpose(1, 2) @ down).transpose(1, 2)
-    return up, contracted.reshape(up.shape[1], -1)
+    return up, contracted(tensors["mid"], down.reshape(down.shape[0], -1))
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":

@@ -13,17 +13,6 @@ def _named(name: str, title: str, *suffixes: str, features: Callable[[Shapes], F
 
 RECOGNISED = (
     _named(
-        "loha",
-        "LoHa",
-        ".hada_w1_a",
-        ".hada_w1_b",
-        ".hada_w2_a",
-        ".hada_w2_b",
-        ".hada_t1",
-        ".hada_t2",
-        features=told.loha,
-    ),
-    _named(
         "lokr",
         "LoKr",
         ".lokr_w1",

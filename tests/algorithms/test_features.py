@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lycoris.modules import glora, loha, lokr
+from lycoris.modules import glora, lokr
 from lycoris.modules.boft import ButterflyOFTModule
 from lycoris.modules.diag_oft import DiagOFTModule
 
@@ -35,13 +35,6 @@ def test_lokr_of_2023_flattens_the_kernel():
     assert features("lokr", factors) == (320, 2880)
 
 
-@pytest.mark.parametrize("tucker", [False, True])
-@pytest.mark.parametrize(("layer", "expected"), [(LINEAR, (24, 40)), (CONV, (24, 360))], ids=["linear", "conv"])
-def test_loha(tucker, layer, expected):
-    module = loha.LohaModule("x", layer, lora_dim=2, alpha=1, use_tucker=tucker)
-    assert features("loha", tensors(module)) == expected
-
-
 def test_glora():
     assert features("glora", tensors(glora.GLoRAModule("x", LINEAR, lora_dim=2, alpha=1))) == (24, 40)
     old = {"a1.weight": (2, 40), "a2.weight": (40, 2), "b1.weight": (2, 40), "b2.weight": (24, 2)}
@@ -68,7 +61,7 @@ def test_mlx_is_transposed():
     assert features("mlx", factors) == (24, 40)
 
 
-TOLD = ["loha", "lokr", "glora", "oft", "ia3", "replaced", "mlx"]
+TOLD = ["lokr", "glora", "oft", "ia3", "replaced", "mlx"]
 
 
 @pytest.mark.parametrize("name", TOLD)
