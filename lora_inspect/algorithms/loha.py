@@ -140,6 +140,7 @@ ALGORITHM = Algorithm(
     formula=Formula(check, weight_shape, misfit, rank, change, low_rank),
     decomposes=True,
     peft_type="LOHA",
+    scaled=("w1_a",),
     take_rows=take_rows,
     stack=stack,
 )

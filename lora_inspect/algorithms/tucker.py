@@ -7,6 +7,6 @@ from typing import Any
 
 
 def contracted(core: Any, inputs: Any) -> Any:
-    """(p, in·kernel) from a `core` (p, q, *kernel) and `inputs` (q, in): Σ_q core[p, q, x] · inputs[q, i] at (p, i·x)."""
+    """(p, in·kernel) of a `core` (p, q, *kernel) and `inputs` (q, in): Σ_q core[p, q, x] · inputs[q, i] at (p, i·x)."""
     core = core.reshape(core.shape[0], inputs.shape[0], -1)
     return (core.transpose(1, 2) @ inputs).transpose(1, 2).reshape(core.shape[0], -1)

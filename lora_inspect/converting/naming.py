@@ -52,9 +52,10 @@ def magnitude_place(
     if own in PEFT_MAGNITUDES and carrier_of(module) != ALPHA:
         return factor_key(module, magnitude.info.name), own, magnitude.info.shape
     key, shape = module.name.key + due, contribution.known_shape
-    ones = (1,) * (len(shape) - 2)
+    # Where the factors' kernel is flattened, the magnitude still tells that there is one.
+    ones = (1,) * (max(len(shape), len(magnitude.info.shape)) - 2)
     if due not in PEFT_MAGNITUDES:
-        return key, due, (1, shape[1], *ones) if magnitude.axis == INPUT else (shape[0], 1, *ones)
+        return key, due, (1, magnitude.info.numel, *ones) if magnitude.axis == INPUT else (shape[0], 1, *ones)
     if magnitude.axis == INPUT:
         raise LoraInspectError(
             f"{magnitude.info.file}: {magnitude.info.name} is a magnitude of inputs, which readers of {scheme.name} "

@@ -5,6 +5,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.orientation import covered_shape
 from lora_inspect.matching.place import Placed
+from lora_inspect.maths.dora import INPUT
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.coded_weights import BaseCodecs
 from lora_inspect.reading.identify import adapter_candidates, base_candidates, described, may_be_one
@@ -28,6 +29,13 @@ def check_place(placed: Placed, adapter: Adapter, base: Checkpoint, base_codecs:
         raise LoraInspectError(
             f"{adapter.checkpoint.path}: {ours}, but {target.name} of {base.path} has {list(target.shape)}; "
             f"{_difference(adapter, base)}."
+        )
+    magnitude = contribution.magnitude
+    # Factors of a flattened kernel do not tell how many inputs there are.
+    if magnitude and magnitude.axis == INPUT and magnitude.info.numel != place.shape[1]:
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {magnitude.info.name} is a magnitude of {magnitude.info.numel} inputs, but "
+            f"{target.name} of {base.path} has {place.shape[1]}; {_difference(adapter, base)}."
         )
 
 

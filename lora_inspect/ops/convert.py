@@ -23,6 +23,7 @@ from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.metadata import HASHES, describe_file, standard_metadata
+from lora_inspect.reading.peft_config import LORA_TYPE
 from lora_inspect.reading.settings import Settings
 
 if TYPE_CHECKING:
@@ -169,12 +170,19 @@ def _places(adapter: Adapter, base: Checkpoint, matching: Matching) -> dict[str,
             f"{adapter.checkpoint.path}: {len(needed)} modules have no weight in {base.path} ({needed[0].name.key}); "
             "name the base that the adapter was trained on."
         )
-    return {
+    places = {
         placed.contribution.module.key: placed
         for found in matching.targets.values()
         for placed in found
         if placed.contribution.magnitude
     }
+    for key, placed in places.items():
+        if placed.contribution.algorithm.peft_type != LORA_TYPE:
+            raise LoraInspectError(
+                f"{adapter.checkpoint.path}: {key} is {placed.contribution.algorithm.title} with a magnitude, whose "
+                "true change is not made a plain LoRA yet; choose --keep-dora or --drop-magnitude."
+            )
+    return places
 
 
 def _convert(

@@ -47,10 +47,12 @@ def rule_setting(reading: FileReading) -> Iterator[Finding]:
     if rslora is None:
         return
     setting = f"rslora={'yes' if rslora else 'no'}"
-    read = [contribution for contribution in reading.contributions if contribution.rank is not None]
+    ranked = [contribution for contribution in reading.contributions if contribution.rank is not None]
+    read = [contribution for contribution in ranked if contribution.formula.rslora]
     contradicting = next((stated for stated in reading.stated if stated.value != rslora), None)
     if not read:
-        yield Finding(CONTRADICTS, f"{setting} cannot apply, as no module has a rank; leave it out")
+        what = "has RS-LoRA's rule" if ranked else "has a rank"
+        yield Finding(CONTRADICTS, f"{setting} cannot apply, as no module {what}; leave it out")
     elif all(contribution.alpha is None and contribution.scale is not None for contribution in read):
         message = f"{setting} cannot apply to {read[0].module.key}, which has {read[0].why}; leave it out"
         yield Finding(CONTRADICTS, message)

@@ -120,8 +120,9 @@ def read_groups(
         members.setdefault(one.voice, []).append(one)
     if not members:
         where = tuple(found.where for found in configs if found.peft_type == LORA_TYPE)
-        names = [module.name for module in claims.modules.values() if not module.alpha]
-        in_config = any(schemes.by_name(name.scheme).absent_alpha == "config" for name in names)
+        modules = claims.modules.values()
+        unbuilt = [m.name for m in modules if not (m.alpha or all(c.algorithm.formula for c in m.contributions))]
+        in_config = any(schemes.by_name(name.scheme).absent_alpha == "config" for name in unbuilt)
         members[Voice(None, where, in_config and not where, False)] = []
     network = [key for key in claims.flags if key == RSLORA_FLAG]
     groups = {}

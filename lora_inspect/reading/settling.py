@@ -52,11 +52,14 @@ def _takers(adapters: Sequence[Adapter], name: str) -> list[int]:
 
 def _havers(adapters: Sequence[Adapter], name: str) -> list[int]:
     """The adapters in which alpha, or the rule that reads it, makes a difference."""
-    least_rank = 2 if name == "rslora" else 1
+    least_rank, of_rule = (2, True) if name == "rslora" else (1, False)
     return [
         index
         for index, adapter in enumerate(adapters)
-        if any(c.alpha is not None and (c.rank or 0) >= least_rank for c in adapter.contributions)
+        if any(
+            c.alpha is not None and (c.rank or 0) >= least_rank and (c.formula.rslora or not of_rule)
+            for c in adapter.contributions
+        )
     ]
 
 

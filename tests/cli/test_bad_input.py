@@ -189,7 +189,12 @@ MEANINGLESS = {
     "ss_network_alpha conflicts": (loras(), UNKNOWN, "scale-unknown", [Q, "conflicts", "--rslora yes|no"]),
     "PEFT without config": (PEFT, {}, "scale-unknown", ["blocks.0.attn.q", "adapter_config.json", "--alpha N"]),
     "PiSSA of blissful": (loras(), {"ss_init_lora_weights": "pissa_niter_4"}, "residual-base", ["pissa_niter_4"]),
-    "LoHa": ({f"{Q}.hada_w{i}_{x}": ("F32", (4, 4), 1) for i in (1, 2) for x in "ab"}, {}, "algorithm", ["LoHa", Q]),
+    "LoHa with factors of another rank": (
+        {f"{Q}.hada_w{i}_{x}": ("F32", (4, i + 2), 1) for i in (1, 2) for x in "ab"}, {}, "shape",
+        [f"{Q}: w1_a has shape [4, 3], but [4, 4] fits"]),
+    "LoHa with one core": (
+        {f"{Q}.hada_{x}": ("F32", (4,) * (4 if x == "t1" else 2), 1) for x in ("w1_a", "w1_b", "w2_a", "w2_b", "t1")},
+        {}, "shape", [f"{Q}: t2 missing"]),
     "LoKr": ({f"{Q}.lokr_w1": ("F32", (2, 2), 1), f"{Q}.lokr_w2": ("F32", (3, 3), 1)}, {}, "algorithm", ["LoKr", Q]),
     "(IA)3": ({f"{Q}.ia3_l": ("F32", (OUT, 1), 1)}, {}, "algorithm", ["(IA)3", Q]),
     "OFT": ({f"{Q}.oft_blocks": ("F32", (2, 3, 3), 1)}, {}, "algorithm", ["OFT", Q]),
@@ -268,7 +273,6 @@ def test_an_expression_that_is_not_compared_is_refused_with_its_key(place, run, 
 
 STORED = {
     "crepe-lycoris-lokr-conv": ["LoKr"],
-    "minilm-lycoris-loha-r8": ["LoHa"],
     "peft-unilora-unsupported": ["UNILORA"],
     "lfs-pointer": ["git lfs pull"],
     "pickle": ["pickle"],

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-ALGORITHMS = {"loha": "LoHa", "lokr": "LoKr"}
+ALGORITHMS = {"lokr": "LoKr"}
 
 
 @pytest.fixture(params=ALGORITHMS)
@@ -49,7 +49,7 @@ def test_the_way_out_works_as_it_is_documented(trained, wan, wan_input, monkeypa
     assert torch.allclose(model(**wan_input).sample, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("fixture", ["minilm-lycoris-loha-r8", "crepe-lycoris-lokr-conv"])
+@pytest.mark.parametrize("fixture", ["crepe-lycoris-lokr-conv"])
 def test_files_of_other_programs_are_left_to_those(fixture, run, fixtures):
     file = fixtures / "refused" / fixture / "lycoris.safetensors"
     assert run("convert", file, "-o", "out").refusal.endswith("; merge it with the program that trained it.")
