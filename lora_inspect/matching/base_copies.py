@@ -40,7 +40,12 @@ def equal_copies(adapter: Adapter, base: Checkpoint, matching: Matching) -> set[
 
 def _copies(adapter: Adapter, base: Checkpoint, matching: Matching) -> Iterator[tuple[str, TensorInfo]]:
     """Each unclaimed key that stands for a tensor of the base, with that tensor."""
-    targets = {placed.contribution.module.key: name for name, found in matching.targets.items() for placed in found}
+    targets = {
+        placed.contribution.module.key: name
+        for name, found in matching.targets.items()
+        for placed in found
+        if placed.place.runs is None
+    }
     table: NameTable | None = None
     for key in adapter.unclaimed:
         module, dot, parameter = key.rpartition(".")
@@ -52,10 +57,10 @@ def _copies(adapter: Adapter, base: Checkpoint, matching: Matching) -> Iterator[
             if name in base.tensors:
                 yield key, base.tensors[name]
         elif parameter == "weight" and adapter.scheme == PEFT.name and (recognised := PEFT.recognise(module)):
-            table = table or NameTable(base, PEFT.name, recognised.component, recognised.prefix, ())
+            table = table or NameTable(base, PEFT.name, recognised.component, recognised.prefix)
             found = table.find(recognised)
             if len(found) == 1:
-                yield key, base.tensors[f"{found[0]}.weight"]
+                yield key, base.tensors[f"{found[0].path}.weight"]
 
 
 def _equal(copy: TensorInfo, original: TensorInfo) -> bool:

@@ -36,21 +36,28 @@ class Orientation(NamedTuple):
     source: str
 
 
+class Layer(NamedTuple):
+    """A weight of the base, the module that changes it, and its (out, in) as that module's shapes tell."""
+
+    module: Module
+    target: TensorInfo
+    shape: tuple[int, int]
+
+
 def orient(
-    places: Sequence[tuple[Module, TensorInfo]], base: Checkpoint, layouts: Collection[Layout], answers: Answers
+    layers: Sequence[Layer], base: Checkpoint, layouts: Collection[Layout], answers: Answers
 ) -> dict[str, Orientation]:
     """The orientation of every weight that a Linear module changes, by the weight's name.
 
-    `layouts` are those that the adapter may be in, whose tables may decide; `answers` settle what the evidence leaves
+    `layouts` are those that the base may be in, whose tables may decide; `answers` settle what the evidence leaves
     open. Raises LoraInspectError where something stays open.
     """
-    linear = [(module, target) for module, target in places if _is_linear(module, target)]
-    shapes = {target.name: covered_shape(module) for module, target in linear}
-    known = _non_square(base, shapes)
+    linear = {layer.target.name: layer for layer in layers if _is_linear(layer.module, layer.target)}
+    known = _non_square(base, {name: layer.shape for name, layer in linear.items()})
     decided: dict[str, Orientation] = {}
     left: list[tuple[Module, TensorInfo]] = []
-    for module, target in linear:
-        if found := _by_base(module, target, shapes[target.name], known, layouts):
+    for module, target, shape in linear.values():
+        if found := _by_base(module, target, shape, known, layouts):
             decided[target.name] = found
         else:
             left.append((module, target))

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lora_inspect.architectures.rows import Runs
+from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.reading.contribution import Contribution
 
@@ -12,22 +14,20 @@ if TYPE_CHECKING:
 
 
 class Place(NamedTuple):
-    """Rows of a tensor of the base, all where `rows` is None, counted in the weight as (out, in, *kernel).
+    """Rows of a tensor of the base, and which rows of a contribution land in them; all in their order without `runs`.
 
-    `source` is the row of the contribution that lands in the first of them. `transposed` says that the base stores the
-    weight as (in, out).
+    Rows are counted in the weight as (out, in, *kernel). `transposed` says that the base stores it as (in, out).
     """
 
     target: TensorInfo
-    rows: tuple[int, int] | None = None
-    source: int = 0
+    runs: Runs | None = None
     transposed: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(out, in, *kernel) of the part of the weight that is changed."""
         whole = self.target.shape[::-1] if self.transposed else self.target.shape
-        return whole if self.rows is None else (self.rows[1] - self.rows[0], *whole[1:])
+        return whole if self.runs is None else (self.runs.rows, *whole[1:])
 
 
 class Placed(NamedTuple):
@@ -39,7 +39,8 @@ class Placed(NamedTuple):
     def change(self, tensors: Mapping[str, Any], rule: str | None = None) -> "Change":
         """The change of the target as it is stored, from the contribution's tensors by role ("magnitude" for DoRA's).
 
-        `rule` says how a multiplier applies to DoRA; None takes the spelling's own.
+        `rule` says how a multiplier applies to DoRA; None takes the spelling's own. Raises LoraInspectError for a
+        change of groups of rows that the place does not hold together.
         """
         from lora_inspect.maths.change import OnRows
         from lora_inspect.maths.decomposed import Magnitude, decomposed
@@ -51,6 +52,22 @@ class Placed(NamedTuple):
             spelling = contribution.magnitude.spelling
             values = Magnitude(tensors["magnitude"].reshape(-1), rule or spelling.multiplier, spelling.added_eps)
             change = decomposed(change, values, contribution.magnitude.axis, prod(place.shape[2:]))
-        if place.rows:
-            change = OnRows(change, *place.rows, place.source)
+        if place.runs:
+            self._check_groups(change.together, place.runs)
+            change = OnRows(change, tuple(place.runs.each()))
         return change.transposed() if place.transposed else change
+
+    def _check_groups(self, together: int, runs: Runs) -> None:
+        """Raises LoraInspectError where runs of rows begin or end within `together` rows that belong together."""
+        contribution, place = self
+        is_whole = runs.times == 1 and runs.rows == contribution.shape[0]
+        if is_whole or (
+            together and not any((stop - start) % together or source % together for start, stop, source in runs.each())
+        ):
+            return
+        first = next(iter(contribution.factors.values()))
+        groups = f"groups of {together} rows" if together else "all rows of its layer at once"
+        raise LoraInspectError(
+            f"{first.file}: {contribution.module.key} ({contribution.algorithm.title}) changes {groups}, which "
+            f"{place.target.name} has in another order or only in part; use a base in the adapter's layout."
+        )

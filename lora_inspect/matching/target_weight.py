@@ -11,19 +11,19 @@ from lora_inspect.reading.coded_weights import BaseCodecs
 from lora_inspect.reading.identify import adapter_candidates, base_candidates, described, may_be_one
 
 
-def check_place(placed: Placed, adapter: Adapter, base: Checkpoint, base_codecs: BaseCodecs) -> None:
-    """Raises LoraInspectError where the contribution cannot be folded into its place."""
+def check_place(placed: Placed, rows: int, adapter: Adapter, base: Checkpoint, base_codecs: BaseCodecs) -> None:
+    """Raises LoraInspectError where the contribution, whose places have so many `rows`, cannot be folded into one."""
     contribution, place = placed
     target = place.target
     base_codecs.of(target)
     module = adapter.modules[contribution.module.key]
     name = module.name.key
     if contribution.rows is None:
-        wrong = contribution.formula.misfit(contribution.shapes, place.shape)
+        wrong = contribution.formula.misfit(contribution.shapes, (rows, *place.shape[1:]) if place.shape else ())
         ours = f"{name} {wrong}"
     else:
         covered = covered_shape(module)
-        wrong = other_than(covered, place._replace(rows=None).shape)
+        wrong = other_than(covered, place._replace(runs=None).shape)
         ours = f"the slices of {name} cover {list(covered)}"
     if wrong:
         raise LoraInspectError(

@@ -76,21 +76,20 @@ class Additive:
 
 @dataclass(frozen=True, slots=True)
 class OnRows:
-    """`change` on the rows `start` to `stop` of a larger weight, of which its own row `source` is the first.
+    """`change` on some rows of another weight: each of the `runs` (start, stop, source) are its rows from `source` on.
 
-    Serves a slice of a fused weight, and the part of a fused adapter that one of several weights gets.
+    Serves a slice of a fused weight, the part of a fused adapter that one of several weights gets, and rows in another
+    order. A change with groups of rows, or one that needs all of them at once, has to find them in one run.
     """
 
     change: Change
-    start: int
-    stop: int
-    source: int = 0
+    runs: tuple[tuple[int, int, int], ...]
 
     @property
     def together(self) -> int:
-        """That of the change, where its groups begin and end at multiples of it in the larger weight as well."""
+        """That of the change, where its groups begin and end at multiples of it in the other weight as well."""
         own = self.change.together
-        return own if own and not any(edge % own for edge in (self.start, self.stop, self.source)) else 0
+        return own if own and not any(edge % own for run in self.runs for edge in run) else 0
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
         """The change settles on its own rows."""
@@ -110,9 +109,11 @@ class OnRows:
             yield from self._own(first, rows)
 
     def _own(self, first: int, rows: Any) -> Iterator[tuple[int, Any]]:
-        start, stop = max(first, self.start), min(first + rows.shape[0], self.stop)
-        if start < stop:
-            yield start - self.start + self.source, rows[start - first : stop - first]
+        last = first + rows.shape[0]
+        for start, stop, source in self.runs:
+            begin, end = max(first, start), min(last, stop)
+            if begin < end:
+                yield begin - start + source, rows[begin - first : end - first]
 
 
 @dataclass(frozen=True, slots=True)

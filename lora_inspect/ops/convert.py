@@ -177,6 +177,11 @@ def _places(adapter: Adapter, base: Checkpoint, matching: Matching) -> dict[str,
         if placed.contribution.magnitude
     }
     for key, placed in places.items():
+        if placed.place.runs:
+            raise LoraInspectError(
+                f"{adapter.checkpoint.path}: {base.path} has the rows of {key} in another layout "
+                f"({placed.place.target.name}); name a base in the adapter's own layout."
+            )
         if placed.contribution.algorithm.peft_type != LORA_TYPE:
             raise LoraInspectError(
                 f"{adapter.checkpoint.path}: {key} is {placed.contribution.algorithm.title} with a magnitude, whose "

@@ -2,9 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from lora_inspect import schemes
-from lora_inspect.architectures.patterns import counterparts
+from lora_inspect.architectures.correspondence import Link, Relation, links
+from lora_inspect.architectures.rows import Arrangement
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.schemes.record import MODEL, ModuleName
@@ -57,26 +59,47 @@ _DOTTED_ROOTS = tuple(f"{root}." for root in ROOTS)
 _FLAT_ROOTS = tuple(f"{root}_" for root in ROOTS - {"transformer"})
 
 
+class Piece(NamedTuple):
+    """How a module of the base shares rows with one of the adapter: as the whole of several parts, or as one of them.
+
+    `part` is the number of the part, of `parts`, that is the one module where `of_whole` says that the other one, the
+    adapter's, is the whole; else it is the adapter's module.
+    """
+
+    arrangement: Arrangement
+    part: int
+    parts: int
+    of_whole: bool
+
+
+class Found(NamedTuple):
+    """A module of the base that a name means: its path, and the `piece` that it has of it, None for all of it."""
+
+    path: str
+    piece: Piece | None = None
+
+
 class NameTable:
     """The modules of a base by the names that an adapter of one scheme, component and prefix has for them.
 
-    Names come from the base's own paths over every base prefix. A base in one of the two layouts whose modules are
-    the `same` is found under the names of the other as well. Where no path is spelled so, one that differs by roots of
-    transformers counts, as long as roots are only added or only dropped: `bert.` is never taken for `roberta.`.
+    Names come from the base's own paths over every base prefix, and from what the `correspondence` calls them in
+    another layout. Where no path is spelled so, one that differs by roots of transformers counts, as long as roots are
+    only added or only dropped: `bert.` is never taken for `roberta.`.
 
     A module that has a matrix or a kernel comes before one that has vectors or parameters of its own alone.
     """
 
     def __init__(
-        self, base: Checkpoint, scheme: str, component: str, prefix: str, same: Iterable[tuple[str, str]]
+        self, base: Checkpoint, scheme: str, component: str, prefix: str, correspondence: tuple[Relation, ...] = ()
     ) -> None:
         self._spell = schemes.by_name(scheme).module
-        self._base, self._component, self._prefix, self._same = base, component, prefix, tuple(same)
+        self._base, self._component, self._prefix = base, component, prefix
+        self._correspondence = correspondence
         self._layers = self._spellings(path_of(info) for info in base.tensors.values() if is_weight(info))
         self._others: _Spellings | None = None
 
-    def find(self, name: ModuleName) -> list[str]:
-        """The paths of the modules that the name can mean: none, one, or several where it is ambiguous."""
+    def find(self, name: ModuleName) -> list[Found]:
+        """The modules that the name can mean: none, one, the parts of one, or several where it is ambiguous."""
         if found := self._layers.find(name):
             return found
         if self._others is None:
@@ -87,26 +110,37 @@ class NameTable:
         spellings = _Spellings()
         for path in dict.fromkeys(paths):
             for own in own_paths(path, self._component, self._base):
-                for name in dict.fromkeys((own, *counterparts(self._same, own))):
-                    spellings.exact[self._spell(name, self._prefix)][path] = None
-                roots, rest = without_roots(own)
-                spellings.rooted[self._spell(rest, "")].append((roots, path))
+                self._add(own, Found(path), spellings)
+                for link in links(self._correspondence, own):
+                    self._add(link.path, Found(path, _piece(link)), spellings)
         return spellings
+
+    def _add(self, name: str, found: Found, spellings: "_Spellings") -> None:
+        spellings.exact[self._spell(name, self._prefix)][found] = None
+        roots, rest = without_roots(name)
+        spellings.rooted[self._spell(rest, "")].append((roots, found))
+
+
+def _piece(link: Link) -> Piece | None:
+    relation = link.relation
+    if relation.arrangement is None:
+        return None
+    return Piece(relation.arrangement, link.part, len(relation.parts), link.is_whole)
 
 
 class _Spellings:
-    """Paths of a base by how they are spelled, and by how they are spelled without their roots."""
+    """Modules of a base by how they are spelled, and by how they are spelled without their roots."""
 
     def __init__(self) -> None:
-        self.exact: dict[str, dict[str, None]] = defaultdict(dict)
-        self.rooted: dict[str, list[tuple[frozenset[str], str]]] = defaultdict(list)
+        self.exact: dict[str, dict[Found, None]] = defaultdict(dict)
+        self.rooted: dict[str, list[tuple[frozenset[str], Found]]] = defaultdict(list)
 
-    def find(self, name: ModuleName) -> list[str]:
-        """The paths that are spelled so, or else related by their roots."""
+    def find(self, name: ModuleName) -> list[Found]:
+        """The modules that are spelled so, or else related by their roots."""
         if name.key in self.exact:
             return list(self.exact[name.key])
         roots, rest = without_roots(name.body, flat=name.flat)
-        return list(dict.fromkeys(p for others, p in self.rooted.get(rest, ()) if others <= roots or roots <= others))
+        return list(dict.fromkeys(f for others, f in self.rooted.get(rest, ()) if others <= roots or roots <= others))
 
 
 def own_paths(path: str, component: str, base: Checkpoint) -> Iterable[str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Features
+from lora_inspect.architectures.correspondence import Relation
 from lora_inspect.architectures.detection import Detection, candidates
 from lora_inspect.architectures.text_encoders import TextEncoder, found_in
 from lora_inspect.files.checkpoint import Checkpoint
@@ -66,6 +67,18 @@ def may_be_one(ours: Iterable[Detection], theirs: Iterable[Detection]) -> bool:
         our.architecture is their.architecture and (None in (our.size, their.size) or our.size == their.size)
         for our, their in product(ours, theirs)
     )
+
+
+def common_families(ours: Sequence[Detection], theirs: Sequence[Detection]) -> tuple[Detection, ...]:
+    """The families that an adapter and a base may both be of, in the base's layout; without any, the adapter's own."""
+    names = {candidate.architecture.name for candidate in ours}
+    return tuple(candidate for candidate in theirs if candidate.architecture.name in names) or tuple(ours)
+
+
+def common_correspondence(families: Sequence[Detection]) -> tuple[Relation, ...]:
+    """How layouts are related in each of the families, as far as that is the same in all of them."""
+    first, *others = [family.architecture.correspondence for family in families] or [()]
+    return tuple(relation for relation in first if all(relation in other for other in others))
 
 
 def _is_layer(module: Module) -> bool:

@@ -57,7 +57,7 @@ class LoRAInfModule(FoldableModule, LoRAModule):
             rank = down.shape[0]
             alpha = read_alpha(self.lora_name, tensors.get("alpha"), rank, self.use_rslora)
             scale = scale_of(alpha, rank, self.use_rslora)
-            change: Change = OnRows(LowRank(up, down, scale), first, last)
+            change: Change = OnRows(LowRank(up, down, scale), ((first, last, 0),))
             if self.use_dora:
                 change = DecomposedRows(change, Magnitude(tensors["dora_layer.weight"].to(rows), dora.INSIDE))
             change.fold(rows, 0, multiplier)

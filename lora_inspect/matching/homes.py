@@ -1,0 +1,99 @@
+"""Which modules of a base each module of an adapter is: one, or those that have its rows in another layout."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from lora_inspect.algorithms.record import WEIGHT
+from lora_inspect.architectures.correspondence import Relation
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.base_names import Found, NameTable
+from lora_inspect.reading.contribution import Module
+
+
+class Home(NamedTuple):
+    """A module of the adapter, and the modules of the base that it is, in the order of its rows where several are."""
+
+    module: Module
+    found: tuple[Found, ...]
+
+
+def find_homes(
+    adapter: Adapter, base: Checkpoint, modules: Sequence[Module], correspondence: tuple[Relation, ...]
+) -> tuple[list[Home], tuple[Module, ...]]:
+    """The home of each module, and the modules without one.
+
+    Raises LoraInspectError where a name means two modules of the base, and where two modules change the same rows.
+    """
+    kinds = {(module.name.scheme, module.name.component, module.name.prefix) for module in modules}
+    tables = {kind: NameTable(base, *kind, correspondence) for kind in kinds}
+    homes: list[Home] = []
+    taken: dict[str, list[tuple[Found, Module]]] = defaultdict(list)
+    unmatched: list[Module] = []
+    for module in modules:
+        name = module.name
+        found = _one_meaning(module, tables[name.scheme, name.component, name.prefix].find(name), adapter, base)
+        if not found or not any(
+            f"{found[0].path}.{c.algorithm.parameter}" in base.tensors for c in module.contributions
+        ):
+            unmatched.append(module)
+            continue
+        for one in found:
+            if other := next((module for earlier, module in taken[one.path] if _share_rows(earlier, one)), None):
+                raise LoraInspectError(_both_change(other, module, one.path, adapter, base))
+            taken[one.path].append((one, module))
+        homes.append(Home(module, found))
+    return homes, tuple(unmatched)
+
+
+def _one_meaning(module: Module, found: Iterable[Found], adapter: Adapter, base: Checkpoint) -> tuple[Found, ...]:
+    """The one module that is meant, or all parts of it in their order; empty where there is none, or a part lacks.
+
+    Raises LoraInspectError where several are meant.
+    """
+    meanings: dict[object, dict[int, Found]] = {}
+    for one in found:
+        piece = one.piece
+        is_part = piece is not None and piece.of_whole
+        meaning = meanings.setdefault((piece and piece.arrangement) if is_part else one, {})
+        number = piece.part if is_part and piece else 0
+        if number in meaning:
+            raise LoraInspectError(_ambiguous(module, meaning[number], one, adapter, base))
+        meaning[number] = one
+    if len(meanings) > 1:
+        first, second, *_ = (next(iter(meaning.values())) for meaning in meanings.values())
+        raise LoraInspectError(_ambiguous(module, first, second, adapter, base))
+    parts = tuple(one for meaning in meanings.values() for _, one in sorted(meaning.items()))
+    expected = parts[0].piece.parts if parts and parts[0].piece and parts[0].piece.of_whole else 1
+    return parts if len(parts) == expected else ()
+
+
+def _share_rows(one: Found, other: Found) -> bool:
+    """Whether two modules of an adapter that are at home in one of the base have rows of it in common."""
+    pieces = one.piece, other.piece
+    apart = all(piece is not None and not piece.of_whole for piece in pieces)
+    return not apart or pieces[0] == pieces[1]
+
+
+def _ambiguous(module: Module, first: Found, second: Found, adapter: Adapter, base: Checkpoint) -> str:
+    return (
+        f"{adapter.checkpoint.path}: {module.name.key} fits both {_shown(first.path, base)} and "
+        f"{_shown(second.path, base)} of {base.path}; use a base that holds one of them."
+    )
+
+
+def _both_change(first: Module, second: Module, path: str, adapter: Adapter, base: Checkpoint) -> str:
+    what = f"{_shown(path, base)} of {base.path}"
+    both = f"{adapter.checkpoint.path}: {first.name.key} and {second.name.key} both change {what}"
+    components = sorted({first.name.component, second.name.component})
+    if len(components) == 1:
+        return f"{both}; leave one of them out."
+    choices = " or ".join(f"--only {component}" for component in components)
+    return f"{both}, which holds one of {' and '.join(components)}; say which one it is with {choices}."
+
+
+def _shown(path: str, base: Checkpoint) -> str:
+    """The weight of the base's module, or where it has none the module."""
+    return weight if (weight := f"{path}.{WEIGHT}") in base.tensors else path

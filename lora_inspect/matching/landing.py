@@ -1,0 +1,118 @@
+"""Which rows of which tensors of its home a contribution changes, and what keeps it from being exact there."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from lora_inspect.algorithms.record import WEIGHT
+from lora_inspect.architectures.rows import Runs
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.matching.homes import Home
+from lora_inspect.matching.orientation import Layer, Orientation, covered_shape
+from lora_inspect.matching.place import Place
+from lora_inspect.maths import dora
+from lora_inspect.reading.base_names import Found, is_weight
+from lora_inspect.reading.contribution import Contribution
+
+
+class Landing(NamedTuple):
+    """Where a contribution lands, and the rows of all of its places together."""
+
+    places: tuple[Place, ...]
+    rows: int
+
+
+def layers_of(home: Home, base: Checkpoint) -> Iterator[Layer]:
+    """The weights of a home that are matrices or kernels which its module changes."""
+    if not any(contribution.algorithm.parameter == WEIGHT for contribution in home.module.contributions):
+        return
+    for one in home.found:
+        weight = base.tensors.get(f"{one.path}.{WEIGHT}")
+        if weight is not None and is_weight(weight):
+            yield Layer(home.module, weight, _covered_of(home, one, weight))
+
+
+def land(
+    contribution: Contribution, home: Home, base: Checkpoint, orientations: dict[str, Orientation]
+) -> Landing | None:
+    """The places of a contribution; None where a layer of its home lacks the parameter that it changes.
+
+    Raises LoraInspectError where it cannot be exact there.
+    """
+    targets = [base.tensors.get(f"{one.path}.{contribution.algorithm.parameter}") for one in home.found]
+    known = [target for target in targets if target is not None]
+    if len(known) < len(targets):
+        return None
+    stored = [_is_transposed(contribution, target, orientations) for target in known]
+    if home.found[0].piece is None:
+        own = contribution.rows and Runs(contribution.rows[0], contribution.rows[1] - contribution.rows[0])
+        place = Place(known[0], own or None, stored[0])
+        return Landing((place,), place.shape[0] if place.shape else 1)
+    runs = _runs(home, base, orientations)
+    landing = Landing(
+        tuple(Place(*each) for each in zip(known, runs, stored, strict=True)), sum(each.rows for each in runs)
+    )
+    _check_exact(contribution, home, landing, base)
+    return landing
+
+
+def _is_transposed(contribution: Contribution, target: TensorInfo, decided: dict[str, Orientation]) -> bool:
+    """Whether the base stores what the contribution changes as (in, out)."""
+    if contribution.algorithm.transposed is not None:
+        return contribution.algorithm.transposed
+    return target.name in decided and decided[target.name].transposed
+
+
+def _covered_of(home: Home, one: Found, weight: TensorInfo) -> tuple[int, int]:
+    """(out, in) of a weight of the base, as the module that changes it tells."""
+    covered = covered_shape(home.module)
+    if one.piece is None:
+        return covered
+    for rows, inputs, *_ in (weight.shape, weight.shape[::-1]):
+        runs = None if one.piece.of_whole else one.piece.arrangement.runs(rows, inputs)
+        if inputs == covered[1] and (runs is None or runs[one.piece.part].rows == covered[0]):
+            return rows, inputs
+    return weight.shape[0], weight.shape[1]
+
+
+def _runs(home: Home, base: Checkpoint, orientations: dict[str, Orientation]) -> list[Runs]:
+    """Which rows of each layer of a home are which rows of the module."""
+    sizes = [_size(one, base, orientations) for one in home.found]
+    rows, inputs = sum(rows for rows, _ in sizes), sizes[0][1]
+    found: list[Runs] = []
+    for one, (own_rows, _) in zip(home.found, sizes, strict=True):
+        piece = one.piece
+        arranged = piece.arrangement.runs(rows, inputs) if piece else None
+        if piece is None or arranged is None or (piece.of_whole and arranged[piece.part].rows != own_rows):
+            shapes = ", ".join(f"{one.path} has {list(size)}" for one, size in zip(home.found, sizes, strict=True))
+            raise LoraInspectError(
+                f"{base.path}: {shapes} as (out, in), which are not the rows that {home.module.name.key} stands for "
+                "in this layout; use a base in the adapter's layout."
+            )
+        runs = arranged[piece.part]
+        found.append(runs.inverted if piece.of_whole else runs)
+    return found
+
+
+def _size(one: Found, base: Checkpoint, orientations: dict[str, Orientation]) -> tuple[int, int]:
+    """(out, in) of a layer's weight."""
+    name = f"{one.path}.{WEIGHT}"
+    shape = base.tensors[name].shape if name in base.tensors else (0, 0)
+    decided = orientations.get(name)
+    return (shape[1], shape[0]) if decided and decided.transposed else (shape[0], shape[1])
+
+
+def _check_exact(contribution: Contribution, home: Home, landing: Landing, base: Checkpoint) -> None:
+    name, file = contribution.module.key, next(iter(contribution.factors.values())).file
+    paths = " and ".join(one.path for one in home.found)
+    if contribution.rows is not None:
+        raise LoraInspectError(
+            f"{file}: {name} is in slices, and {base.path} has its rows in {paths}; convert the adapter first, which "
+            "joins them."
+        )
+    if len(landing.places) > 1 and contribution.magnitude and contribution.magnitude.axis == dora.INPUT:
+        raise LoraInspectError(
+            f"{file}: {name} has a magnitude of inputs, whose norm is over all of its rows, and {base.path} has them "
+            f"in {paths}; use a base in the adapter's layout."
+        )
