@@ -4,9 +4,12 @@ A base is a mapping of tensor names to tensors. Numbers are random, so that a ro
 """
 
 import warnings
+from itertools import product
 
 import torch
 from torch import Tensor
+
+from lora_inspect.architectures import by_name
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -61,6 +64,42 @@ def unet(config: dict[str, object], seed: int = 0, dtype: torch.dtype = torch.fl
     with torch.device("meta"):
         model = diffusers.UNet2DConditionModel(**config)
     return tensors({name: tuple(value.shape) for name, value in model.state_dict().items()}, seed, dtype)
+
+
+def original_unet(name: str) -> list[str]:
+    """The layers of the original UNet: which blocks it has stands in its configuration file, as v1-inference.yaml."""
+    family = by_name(name)
+    levels = {"sdxl": (0, 2, 10), "sd15": (1, 1, 1, 0), "sd2": (1, 1, 1, 0)}[name]
+    (original,) = (layout for layout in family.layouts if layout.name == "original")
+    transformer = [p.split("input_blocks.{i}.1.")[1] for p in original.paths if p.startswith("input_blocks.{i}.1.")]
+    resnet = ("in_layers.2", "out_layers.3", "emb_layers.1", "skip_connection")
+
+    def attention(block: str, depth: int) -> set[str]:
+        leaves = [leaf for leaf in transformer if "{i}" in leaf or leaf.startswith("proj")]
+        return {f"{block}.{leaf.replace('{i}', str(at))}" for leaf, at in product(leaves, range(depth))}
+
+    paths = {"time_embed.0", "time_embed.2", "input_blocks.0.0", "out.2"}
+    paths |= {"label_emb.0.0", "label_emb.0.2"} if name == "sdxl" else set()
+    at = 1
+    for level, depth in enumerate(levels):
+        for _ in range(2):
+            paths |= {f"input_blocks.{at}.0.{leaf}" for leaf in resnet}
+            paths |= attention(f"input_blocks.{at}.1", depth) if depth else set()
+            at += 1
+        if level + 1 < len(levels):
+            paths.add(f"input_blocks.{at}.0.op")
+            at += 1
+    paths |= {f"middle_block.{block}.{leaf}" for block in (0, 2) for leaf in resnet}
+    paths |= attention("middle_block.1", max(levels[-1], 1))
+    at = 0
+    for level, depth in enumerate(reversed(levels)):
+        for unit in range(3):
+            paths |= {f"output_blocks.{at}.0.{leaf}" for leaf in resnet}
+            paths |= attention(f"output_blocks.{at}.1", depth) if depth else set()
+            if unit == 2 and level + 1 < len(levels):
+                paths.add(f"output_blocks.{at}.{2 if depth else 1}.conv")
+            at += 1
+    return sorted(paths)
 
 
 def unet_names(original: list[str], config: dict[str, object]) -> dict[str, str]:

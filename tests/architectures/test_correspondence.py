@@ -1,7 +1,6 @@
 """How layouts of one family are related, against the converters of diffusers and the classes of transformers."""
 
 from collections import Counter
-from itertools import product
 
 import layouts
 import pytest
@@ -99,45 +98,9 @@ UNETS = {
 }
 
 
-def original_unet(name):
-    """The tensors of the original UNet: which blocks it has stands in its configuration file, v1-inference.yaml."""
-    family = by_name(name)
-    levels = {"sdxl": (0, 2, 10), "sd15": (1, 1, 1, 0), "sd2": (1, 1, 1, 0)}[name]
-    (original,) = (layout for layout in family.layouts if layout.name == "original")
-    transformer = [p.split("input_blocks.{i}.1.")[1] for p in original.paths if p.startswith("input_blocks.{i}.1.")]
-    resnet = ("in_layers.2", "out_layers.3", "emb_layers.1", "skip_connection")
-
-    def attention(block, depth):
-        leaves = [leaf for leaf in transformer if "{i}" in leaf or leaf.startswith("proj")]
-        return {f"{block}.{leaf.replace('{i}', str(at))}" for leaf, at in product(leaves, range(depth))}
-
-    paths = {"time_embed.0", "time_embed.2", "input_blocks.0.0", "out.2"}
-    paths |= {"label_emb.0.0", "label_emb.0.2"} if name == "sdxl" else set()
-    at = 1
-    for level, depth in enumerate(levels):
-        for _ in range(2):
-            paths |= {f"input_blocks.{at}.0.{leaf}" for leaf in resnet}
-            paths |= attention(f"input_blocks.{at}.1", depth) if depth else set()
-            at += 1
-        if level + 1 < len(levels):
-            paths.add(f"input_blocks.{at}.0.op")
-            at += 1
-    paths |= {f"middle_block.{block}.{leaf}" for block in (0, 2) for leaf in resnet}
-    paths |= attention("middle_block.1", max(levels[-1], 1))
-    at = 0
-    for level, depth in enumerate(reversed(levels)):
-        for unit in range(3):
-            paths |= {f"output_blocks.{at}.0.{leaf}" for leaf in resnet}
-            paths |= attention(f"output_blocks.{at}.1", depth) if depth else set()
-            if unit == 2 and level + 1 < len(levels):
-                paths.add(f"output_blocks.{at}.{2 if depth else 1}.conv")
-            at += 1
-    return sorted(paths)
-
-
 @pytest.mark.parametrize("name", UNETS)
 def test_unets_are_as_diffusers_converts_them(name):
-    original = original_unet(name)
+    original = layouts.original_unet(name)
     theirs = layouts.unet_names(original, UNETS[name])
     assert theirs.keys() == set(original)
     found = {path: list(links(by_name(name).correspondence, path)) for path in original}

@@ -1,0 +1,347 @@
+"""Adapters in one layout on bases in another one, against the merge on their own layout, mapped by the real libraries.
+
+What is expected is computed in float64 on the adapter's own layout and carried over by diffusers' converters.
+"""
+
+from typing import NamedTuple
+
+import layouts
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lora_inspect.merging import folded_weights
+
+pytestmark = pytest.mark.numeric
+
+EPS = 2.0**-24
+
+
+class Factors(NamedTuple):
+    """LoRA of one layer, of DoRA where it has a magnitude."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+    alpha: float
+    magnitude: torch.Tensor | None = None
+
+    def folded(self, weight: torch.Tensor, multiplier: float, interpolate: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """(W', a bound of the error of any order of float32 operations), from the formula in float64."""
+        shape, weight = weight.shape, weight.double().flatten(1)
+        down, up = self.down.double().flatten(1), self.up.double().flatten(1)
+        scale = self.alpha / self.down.shape[0]
+        terms = self.down.shape[0] + weight.shape[1] + 8
+        inner = 1.0 if interpolate and self.magnitude is not None else multiplier
+        combined = weight + inner * scale * up @ down
+        size = weight.abs() + abs(inner * scale) * up.abs() @ down.abs()
+        if self.magnitude is None:
+            return combined.reshape(shape), (4 * terms * EPS * size).reshape(shape)
+        norm = combined.norm(dim=1, keepdim=True)
+        gain = self.magnitude.double().reshape(-1, 1) / norm
+        changed = combined * gain
+        bound = 4 * terms * EPS * size * gain.abs() * (1 + size.norm(dim=1, keepdim=True) / norm)
+        if interpolate:
+            changed = weight + multiplier * (changed - weight)
+            bound = bound * abs(multiplier) + 4 * terms * EPS * size * (1 + abs(multiplier))
+        return changed.reshape(shape), bound.reshape(shape)
+
+
+def factors(base, paths, dora=False, seed=7):
+    """Factors of the layers of `base` at the paths, each of another rank and alpha."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for number, path in enumerate(paths):
+        weight, rank = base[f"{path}.weight"], 1 + number % 3
+        down = torch.randn((rank, *weight.shape[1:]), generator=generator)
+        up = torch.randn((weight.shape[0], rank, *(1 for _ in weight.shape[2:])), generator=generator)
+        magnitude = weight.flatten(1).norm(dim=1) * (1 + torch.rand(len(weight), generator=generator)) if dora else None
+        found[path] = Factors(down, up, 0.5 + number % 4, magnitude)
+    return found
+
+
+def kohya(prefix, adapter):
+    """The underscored names, alpha in a tensor; the magnitude as ComfyUI's users know it."""
+    tensors = {}
+    for path, own in adapter.items():
+        name = prefix + path.replace(".", "_")
+        tensors |= {f"{name}.lora_down.weight": own.down, f"{name}.lora_up.weight": own.up}
+        tensors[f"{name}.alpha"] = torch.tensor(own.alpha)
+        if own.magnitude is not None:
+            tensors[f"{name}.dora_scale"] = own.magnitude.reshape(-1, *(1 for _ in own.down.shape[1:]))
+    return tensors
+
+
+def dotted(prefix, adapter):
+    """Dotted names with alpha; the magnitude in PEFT's spelling."""
+    tensors = {}
+    for path, own in adapter.items():
+        tensors |= {f"{prefix}{path}.lora_A.weight": own.down, f"{prefix}{path}.lora_B.weight": own.up}
+        tensors[f"{prefix}{path}.alpha"] = torch.tensor(own.alpha)
+        if own.magnitude is not None:
+            tensors[f"{prefix}{path}.lora_magnitude_vector"] = own.magnitude
+    return tensors
+
+
+@pytest.fixture
+def merged(tmp_path, run):
+    """`merged(base, adapter, multiplier)`: the base with the adapter in it, or the refusal."""
+
+    def merge(base, adapter, multiplier=1.0, refused=False, options=(), says=None):
+        save_file({name: value.contiguous() for name, value in base.items()}, tmp_path / "base.safetensors")
+        save_file({name: value.contiguous() for name, value in adapter.items()}, tmp_path / "adapter.safetensors", says)
+        out = tmp_path / "out.safetensors"
+        ended = run(
+            "merge", tmp_path / "base.safetensors", f"{tmp_path / 'adapter.safetensors'}:{multiplier}", "-o", out,
+            "--force", *options,
+        )  # fmt: skip
+        if refused:
+            return ended.refusal
+        assert ended.status == 0, ended.stderr
+        return load_file(out)
+
+    return merge
+
+
+def expected(base, adapter, multiplier, interpolate):
+    """(float64 tensors, bounds) of the base that the adapter was made for."""
+    values = {name: value.double() for name, value in base.items()}
+    bounds = {name: torch.zeros_like(value) for name, value in values.items()}
+    for path, own in adapter.items():
+        name = f"{path}.weight"
+        values[name], bounds[name] = own.folded(base[name], multiplier, interpolate)
+    return values, bounds
+
+
+def assert_within(found, values, bounds):
+    assert found.keys() == values.keys()
+    changed = 0
+    for name, value in found.items():
+        error = (value.double() - values[name]).abs()
+        assert bool((error <= bounds[name]).all()), (name, float((error - bounds[name]).max()))
+        changed += bool(bounds[name].any())
+    assert changed
+
+
+SPLIT = [
+    "transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_k", "transformer_blocks.0.attn.to_v",
+    "transformer_blocks.0.attn.add_k_proj", "transformer_blocks.0.attn.to_out.0", "transformer_blocks.0.ff.net.0.proj",
+    "transformer_blocks.1.attn.to_v", "transformer_blocks.1.norm1_context.linear",
+    "single_transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.attn.to_k",
+    "single_transformer_blocks.0.attn.to_v", "single_transformer_blocks.0.proj_mlp",
+    "single_transformer_blocks.1.proj_mlp", "single_transformer_blocks.1.proj_out",
+    "norm_out.linear", "proj_out", "x_embedder", "time_text_embed.guidance_embedder.linear_2",
+]  # fmt: skip
+FUSED = [
+    "double_blocks.0.img_attn.qkv", "double_blocks.1.txt_attn.qkv", "double_blocks.1.txt_attn.proj",
+    "double_blocks.0.img_mlp.2", "double_blocks.0.img_mod.lin", "single_blocks.0.linear1", "single_blocks.1.linear2",
+    "single_blocks.1.modulation.lin", "final_layer.adaLN_modulation.1", "final_layer.linear", "txt_in",
+    "vector_in.in_layer",
+]  # fmt: skip
+NAMES = {
+    "kohya": (kohya, "lora_unet_"),
+    "OneTrainer": (kohya, "lora_transformer_"),
+    "diffusers": (dotted, "transformer."),
+    "comfyui": (dotted, "diffusion_model."),
+}
+# Models as narrow as these are of no published size, which alone would tell FLUX from its descendants.
+SAYS = {"ss_base_model_version": "flux1"}
+MULTIPLIERS = [1.0, 0.5, -1.0]
+
+
+@pytest.fixture(params=[1 << 20, 24], ids=["in one block", "in tiny blocks"])
+def blocks(request, monkeypatch):
+    monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", request.param)
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("multiplier", MULTIPLIERS)
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("names", ["OneTrainer", "diffusers"])
+def test_flux_in_diffusers_names_on_the_original_base(names, dora, multiplier, merged):
+    base = layouts.flux(blocks=2, width=4)
+    own = layouts.flux_in_diffusers(base)
+    adapter = factors(own, SPLIT, dora)
+    spell, prefix = NAMES[names]
+    found = layouts.flux_in_diffusers(merged(base, spell(prefix, adapter), multiplier, says=SAYS))
+    assert_within(found, *expected(own, adapter, multiplier, interpolate=spell is kohya))
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("multiplier", MULTIPLIERS)
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("names", ["kohya", "comfyui"])
+def test_flux_in_original_names_on_the_base_of_diffusers(names, dora, multiplier, merged):
+    own = layouts.flux(blocks=2, width=4)
+    adapter = factors(own, FUSED, dora)
+    spell, prefix = NAMES[names]
+    found = merged(layouts.flux_in_diffusers(own), spell(prefix, adapter), multiplier, says=SAYS)
+    values, bounds = expected(own, adapter, multiplier, interpolate=spell is kohya)
+    assert_within(found, layouts.flux_in_diffusers(values), layouts.flux_in_diffusers(bounds))
+
+
+@pytest.mark.parametrize(
+    "paths", [SPLIT[1:2], SPLIT[:2], SPLIT[11:12], SPLIT[14:15], FUSED[:1], FUSED[5:6], FUSED[8:9]]
+)
+def test_some_layers_of_flux_alone(paths, merged):
+    """A base that is whole tells which of the families with these names it is."""
+    original = layouts.flux(blocks=2, width=4)
+    diffusers = layouts.flux_in_diffusers(original)
+    if paths[0] in SPLIT:
+        adapter = factors(diffusers, paths)
+        found = layouts.flux_in_diffusers(merged(original, kohya("lora_transformer_", adapter), says=SAYS))
+        assert_within(found, *expected(diffusers, adapter, 1.0, interpolate=False))
+    else:
+        adapter = factors(original, paths)
+        found = merged(diffusers, kohya("lora_unet_", adapter), says=SAYS)
+        values, bounds = expected(original, adapter, 1.0, interpolate=False)
+        assert_within(found, layouts.flux_in_diffusers(values), layouts.flux_in_diffusers(bounds))
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_the_multiplier_0_leaves_every_bit_as_it_is(dora, merged):
+    original = layouts.flux(width=4, dtype=torch.bfloat16)
+    diffusers = layouts.flux_in_diffusers(original)
+    for base, adapter in (
+        (original, kohya("lora_transformer_", factors(diffusers, [path for path in SPLIT if ".1." not in path], dora))),
+        (diffusers, kohya("lora_unet_", factors(original, ["double_blocks.0.img_attn.qkv", FUSED[8]], dora))),
+    ):
+        found = merged(base, adapter, 0.0, says=SAYS)
+        assert found.keys() == base.keys()
+        assert all(torch.equal(found[name].view(torch.int16), base[name].view(torch.int16)) for name in base)
+
+
+UNET = {
+    "block_out_channels": (32, 32, 64),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (2, 4, 8),
+    "transformer_layers_per_block": (1, 2, 2),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 80,
+    "cross_attention_dim": 2048,
+}
+
+
+def sdxl():
+    """The tensors of a tiny UNet by both names, as diffusers' own conversion pairs them."""
+    diffusers = layouts.unet(UNET)
+    pairs = layouts.unet_names(layouts.original_unet("sdxl"), {"addition_embed_type": "text_time"})
+    names = {
+        f"{theirs}.{parameter}": f"{ours}.{parameter}"
+        for ours, theirs in pairs.items()
+        for parameter in ("weight", "bias")
+        if f"{theirs}.{parameter}" in diffusers
+    }
+    return diffusers, names
+
+
+@pytest.mark.parametrize("multiplier", MULTIPLIERS)
+@pytest.mark.parametrize("is_original", [False, True], ids=["diffusers' names", "LDM's names"])
+def test_sdxl_across_its_layouts(is_original, multiplier, merged):
+    diffusers, names = sdxl()
+    original = {names[name]: value for name, value in diffusers.items() if name in names}
+    chosen = [
+        name
+        for at, name in enumerate(sorted(names))
+        if name.endswith(".weight") and diffusers[name].dim() > 1 and at % 7 < 2
+    ]
+    own, other = (original, diffusers) if is_original else (diffusers, original)
+    paths = [(names[name] if is_original else name).removesuffix(".weight") for name in chosen]
+    assert len(paths) > 40
+    assert any("resnets" in name for name in chosen)
+    assert any("samplers" in name for name in chosen)
+    adapter = factors(own, paths)
+    found = merged(other, kohya("lora_unet_", adapter), multiplier)
+    values, bounds = expected(own, adapter, multiplier, interpolate=False)
+    if is_original:
+        found = {names[name]: value for name, value in found.items() if name in names}
+    else:
+        back = {ours: theirs for theirs, ours in names.items()}
+        found = {back[name]: value for name, value in found.items()}
+        values, bounds = ({name: part[name] for name in names} for part in (values, bounds))
+    assert_within(found, values, bounds)
+
+
+@pytest.mark.parametrize("is_original", [False, True], ids=["diffusers' names", "original names"])
+def test_wan_across_its_layouts(is_original, merged):
+    from lora_inspect.architectures import by_name
+
+    template, _ = by_name("wan").layouts
+    paths = [path.replace("{i}", str(number)) for path in template.paths for number in (0, 1) if "blocks" in path]
+    original = layouts.tensors({f"{path}.weight": (6, 5) for path in dict.fromkeys(paths)})
+    convert = layouts.real.convert_wan_transformer_to_diffusers
+    diffusers = convert(dict(original))
+    own, other = (original, diffusers) if is_original else (diffusers, original)
+    adapter = factors(own, [name.removesuffix(".weight") for name in own])
+    found = merged(other, dotted("diffusion_model." if is_original else "transformer.", adapter), 0.5)
+    values, bounds = expected(own, adapter, 0.5, interpolate=False)
+    if is_original:
+        values, bounds = convert(dict(values)), convert(dict(bounds))
+    else:
+        found = convert(dict(found))
+    assert_within(found, values, bounds)
+
+
+def tiny(name):
+    """A language model with fewer key-value heads than heads."""
+    import transformers
+
+    sizes = {
+        "vocab_size": 16, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1, "rms_norm_eps": 1e-5,
+        "attn_implementation": "eager", "tie_word_embeddings": False,
+    }  # fmt: skip
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    torch.manual_seed(0)
+    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
+
+
+# How Phi3Attention and Phi3MLP of transformers take their outputs apart: 4 heads and twice 2 of them, 4 rows each.
+PHI3 = {
+    "self_attn.q_proj": ("self_attn.qkv_proj", 0, 16),
+    "self_attn.k_proj": ("self_attn.qkv_proj", 16, 24),
+    "self_attn.v_proj": ("self_attn.qkv_proj", 24, 32),
+    "mlp.gate_proj": ("mlp.gate_up_proj", 0, 12),
+    "mlp.up_proj": ("mlp.gate_up_proj", 12, 24),
+}
+
+
+def split_phi3(fused):
+    """The state of a Llama that computes the same."""
+    state = {name: value for name, value in fused.items() if "qkv_proj" not in name and "gate_up" not in name}
+    for layer in ("model.layers.0", "model.layers.1"):
+        for part, (whole, start, stop) in PHI3.items():
+            state[f"{layer}.{part}.weight"] = fused[f"{layer}.{whole}.weight"][start:stop].clone()
+    return state
+
+
+def logits(model, state):
+    model.load_state_dict(state)
+    with torch.no_grad():
+        return model.double()(torch.arange(1, 9).reshape(1, 8)).logits
+
+
+@pytest.mark.parametrize("multiplier", MULTIPLIERS)
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("is_fused", [True, False], ids=["a fused adapter", "an adapter of the parts"])
+def test_phi3_across_its_layouts(is_fused, dora, multiplier, merged):
+    phi3, llama = tiny("Phi3"), tiny("Llama")
+    fused = {name: value.clone() for name, value in phi3.state_dict().items()}
+    split = split_phi3(fused)
+    before = logits(phi3, fused)
+    assert (before - logits(llama, split)).abs().max() < 1e-12 * before.abs().max()
+    own, other = (fused, split) if is_fused else (split, fused)
+    paths = [name.removesuffix(".weight") for name in own if ".layers." in name and own[name].dim() == 2]
+    adapter = factors(own, paths, dora)
+    found = merged(other, dotted("diffusion_model.", adapter), multiplier)
+    values, bounds = expected(own, adapter, multiplier, interpolate=False)
+    if is_fused:
+        assert_within(found, split_phi3(values), split_phi3(bounds))
+    else:
+        assert_within(split_phi3(found), values, bounds)
+    merged_logits = logits(*((llama, found) if is_fused else (phi3, found)))
+    meant = logits(*((phi3, values) if is_fused else (llama, values)))
+    assert (meant - before).abs().max() > 1e-2 * before.abs().max()
+    assert (merged_logits - meant).abs().max() < 1e-3 * meant.abs().max()
