@@ -9,6 +9,7 @@ from lora_inspect.architectures.correspondence import Relation
 from lora_inspect.architectures.detection import Detection, candidates
 from lora_inspect.architectures.text_encoders import TextEncoder, found_in
 from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.header import TensorInfo
 from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import BASE_PREFIXES, is_weight
@@ -42,10 +43,15 @@ def base_candidates(checkpoint: Checkpoint) -> tuple[Detection, ...]:
     if not counts:
         return ()
     common = counts.most_common(1)[0][0]
+    # What looks like a prefix may be the root of the model itself.
+    return _candidates_below(common, weights, checkpoint) or _candidates_below("", weights, checkpoint)
+
+
+def _candidates_below(prefix: str, weights: Sequence[TensorInfo], checkpoint: Checkpoint) -> tuple[Detection, ...]:
     modules = [
-        (info.name[len(common) : -len(".weight")], info.shape[0], info.shape[1])
+        (info.name[len(prefix) : -len(".weight")], info.shape[0], info.shape[1])
         for info in weights
-        if info.name.startswith(common)
+        if info.name.startswith(prefix)
     ]
     return candidates(modules, checkpoint.metadata, minimum_share=_BASE_SHARE)
 

@@ -1,0 +1,218 @@
+"""Modules of one layout and the base's modules of another one: which piece is which, and what is refused."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from toy_adapters import lora, split
+
+from lora_inspect.architectures.correspondence import interleaved, same, stack, swapped
+from lora_inspect.architectures.rows import Interleaved, Runs, Stacked, Swapped
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.matching.match import match
+from lora_inspect.matching.place import Place, Placed
+from lora_inspect.matching.unmatched import accept_unmatched
+from lora_inspect.reading.adapter import read_adapter
+from lora_inspect.reading.base_names import Found, NameTable, Piece
+from lora_inspect.schemes.kohya import KOHYA
+
+WIDTH = 4
+LLM = "model.layers.0"
+PARTS = {f"{LLM}.self_attn.{name}_proj": WIDTH for name in "qkv"}
+
+
+def weights(sizes, prefix="", inputs=WIDTH):
+    return {f"{prefix}{path}.weight": ("F32", (rows, inputs), 1) for path, rows in sizes.items()}
+
+
+def modules(*names, out=WIDTH, inputs=WIDTH, prefix="diffusion_model.", **extra):
+    found = {}
+    for name in names:
+        found |= lora(f"{prefix}{name}", rank=2, out=out, inputs=inputs, spelling="peft", **extra)
+    return found
+
+
+FUSED_BASE = weights({f"{LLM}.self_attn.qkv_proj": 3 * WIDTH, f"{LLM}.self_attn.o_proj": WIDTH})
+SPLIT_BASE = weights({**PARTS, f"{LLM}.self_attn.o_proj": WIDTH})
+QKV = f"{LLM}.self_attn.qkv_proj"
+
+
+@pytest.fixture
+def matched(write_safetensors):
+    """The places by target and module, with the rows of each; or the refusal."""
+
+    def match_tensors(adapter, base, refused=False):
+        read = read_adapter(open_checkpoint(str(write_safetensors(adapter, name="adapter.safetensors"))))
+        opened = open_checkpoint(str(write_safetensors(base, name="base.safetensors")))
+        if refused:
+            with pytest.raises(LoraInspectError) as error:
+                accept_unmatched(read, opened, match(read, opened), False)
+            return str(error.value)
+        matching = match(read, opened)
+        assert accept_unmatched(read, opened, matching, False) == []
+        return {
+            (name, placed.contribution.module.body): placed.place.runs
+            for name, found in matching.targets.items()
+            for placed in found
+        }
+
+    return match_tensors
+
+
+def test_parts_land_on_their_rows_of_a_fused_weight(matched):
+    found = matched(modules(*PARTS), FUSED_BASE)
+    assert found == {(f"{QKV}.weight", path): Runs(at * WIDTH, WIDTH) for at, path in enumerate(PARTS)}
+
+
+def test_a_fused_module_lands_on_every_part(matched):
+    found = matched(modules(QKV, out=3 * WIDTH), SPLIT_BASE)
+    assert found == {(f"{path}.weight", QKV): Runs(0, WIDTH, at * WIDTH) for at, path in enumerate(PARTS)}
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "model.language_model.", "language_model.model."])
+@pytest.mark.parametrize("root", ["", "model.", "model.language_model.", "language_model.model."])
+def test_roots_of_transformers_are_seen_through(root, prefix, matched):
+    base = weights({f"{root}layers.0.self_attn.qkv_proj": 3 * WIDTH})
+    found = matched(modules(f"{prefix}layers.0.self_attn.v_proj", prefix=""), base)
+    assert list(found.values()) == [Runs(2 * WIDTH, WIDTH)]
+
+
+REFUSED = {
+    "two modules on the same rows": (
+        modules(f"{LLM}.self_attn.q_proj") | modules(f"{LLM}.self_attn.q_proj", prefix="transformer."), FUSED_BASE,
+        ["both change", f"{QKV}.weight"]),
+    "the whole and a part of it on a fused weight": (
+        modules(f"{LLM}.self_attn.q_proj") | modules(QKV, out=3 * WIDTH), FUSED_BASE, ["both change"]),
+    "the whole and a part of it on the parts": (
+        modules(QKV, out=3 * WIDTH) | modules(f"{LLM}.self_attn.v_proj"), SPLIT_BASE,
+        ["both change", f"{LLM}.self_attn.v_proj.weight"]),
+    "two bases of the fused weight": (
+        modules(f"{LLM}.self_attn.q_proj"), FUSED_BASE | weights({QKV: 3 * WIDTH}, "model.diffusion_model."),
+        ["fits both"]),
+    "two bases of one part": (
+        modules(QKV, out=3 * WIDTH), SPLIT_BASE | weights(dict(list(PARTS.items())[1:2]), "model.diffusion_model."),
+        ["fits both", "k_proj"]),
+    "a fused weight and its part": (
+        modules(f"{LLM}.self_attn.q_proj"), FUSED_BASE | weights({f"{LLM}.self_attn.q_proj": WIDTH}), ["fits both"]),
+    "a part that lacks": (
+        modules(QKV, out=3 * WIDTH), {key: t for key, t in SPLIT_BASE.items() if "v_proj" not in key},
+        ["no module fits"]),
+    "a part of another width": (modules(f"{LLM}.self_attn.q_proj", out=5), FUSED_BASE, ["[5, 4]", QKV, "[12, 4]"]),
+    "a whole of another width": (modules(QKV, out=3 * WIDTH + 1), SPLIT_BASE, ["[13, 4]", "q_proj", "[4, 4]"]),
+    "parts of other sizes than the family's": (
+        modules(QKV, out=14), SPLIT_BASE | weights({f"{LLM}.self_attn.k_proj": 6}),
+        ["k_proj has [6, 4]", "which are not the rows that", "use a base in the adapter's layout"]),
+    "a fused weight that the family does not have so": (
+        modules(f"{LLM}.self_attn.q_proj"), weights({QKV: 3 * WIDTH + 1}), ["qkv_proj has [13, 4]"]),
+    "slices": (
+        split(f"diffusion_model.{QKV}", out=WIDTH, inputs=WIDTH), SPLIT_BASE, ["is in slices", "convert the adapter"]),
+    "a magnitude of inputs over several weights": (
+        modules(QKV, out=3 * WIDTH, dora_scale=("F32", (1, WIDTH), 1.0)), SPLIT_BASE,
+        ["magnitude of inputs", "q_proj and", "use a base in the adapter's layout"]),
+    "quantised": (
+        modules(f"{LLM}.self_attn.q_proj"), {f"{QKV}.weight": ("I8", (12, 4), bytes(48))}, ["stored as I8"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("adapter", "base", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_is_not_exact_is_refused(adapter, base, words, matched):
+    sentence = matched(adapter, base, refused=True)
+    assert [word for word in words if word not in sentence] == []
+    assert sentence.endswith(".")
+
+
+def test_a_magnitude_of_inputs_is_that_of_a_part_alone(matched):
+    adapter = modules(f"{LLM}.self_attn.v_proj", dora_scale=("F32", (1, WIDTH), 1.0))
+    assert list(matched(adapter, FUSED_BASE).values()) == [Runs(2 * WIDTH, WIDTH)]
+
+
+RELATIONS = (
+    stack("a.{i}.qkv", "b.{i}.q", "b.{i}.k"),
+    interleaved("a.{i}.gate_up", "b.{i}.gate", "b.{i}.up"),
+    swapped("last", "norm.linear"),
+    same("first", "x_in"),
+)
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "found"),
+    [
+        (["a.3.qkv"], "lora_unet_b_3_k", [Found("a.3.qkv", Piece(Stacked((1, 1)), 1, 2, of_whole=False))]),
+        (["b.3.q", "b.3.k"], "lora_unet_a_3_qkv",
+         [Found(f"b.3.{part}", Piece(Stacked((1, 1)), at, 2, of_whole=True)) for at, part in enumerate("qk")]),
+        (["a.3.gate_up"], "lora_unet_b_3_up", [Found("a.3.gate_up", Piece(Interleaved(2), 1, 2, of_whole=False))]),
+        (["last"], "lora_unet_norm_linear", [Found("last", Piece(Swapped(), 0, 1, of_whole=False))]),
+        (["norm.linear"], "lora_unet_last", [Found("norm.linear", Piece(Swapped(), 0, 1, of_whole=True))]),
+        (["first"], "lora_unet_x_in", [Found("first")]),
+        (["first"], "lora_unet_first", [Found("first")]),
+        (["first"], "lora_unet_last", []),
+    ],
+)  # fmt: skip
+def test_names_of_another_layout_say_which_piece_they_are(base, name, found, write_safetensors):
+    file = write_safetensors({f"{path}.weight": ("F32", (2, 2), 1) for path in base})
+    table = NameTable(open_checkpoint(str(file)), "kohya", "model", "lora_unet_", RELATIONS)
+    assert table.find(KOHYA.recognise(name)) == found
+
+
+class Grouped:
+    """What of a change a place asks."""
+
+    def __init__(self, together):
+        self.together = together
+
+
+@pytest.mark.parametrize(
+    ("together", "runs", "fits"),
+    [
+        (1, Runs(1, 5, 2), True),
+        (4, Runs(3, 12), True),
+        (0, Runs(3, 12), True),
+        (4, Runs(0, 4, 8), True),
+        (4, Runs(0, 8, 2), False),
+        (4, Runs(0, 6, 4), False),
+        (0, Runs(0, 4, 8), False),
+        (0, Runs(0, 6, 6, 2, 6, -6), False),
+        (4, Runs(0, 6, 6, 2, 6, -6), False),
+        (3, Runs(0, 6, 6, 2, 6, -6), True),
+    ],
+)
+def test_rows_that_belong_together_are_not_torn_apart(together, runs, fits, read):
+    (contribution,) = read(modules(QKV, out=12)).contributions
+    contribution = contribution._replace(
+        algorithm=contribution.algorithm._replace(
+            formula=contribution.formula._replace(change=lambda *_: Grouped(together))
+        ),
+        scale=1.0,
+    )
+    placed = Placed(contribution, Place(contribution.factors["up"], runs))
+    if fits:
+        assert placed.change({"down": None, "up": None}).runs == tuple(runs.each())
+    else:
+        with pytest.raises(
+            LoraInspectError, match=r"qkv_proj \(LoRA\) changes .*; use a base in the adapter's layout\."
+        ):
+            placed.change({"down": None, "up": None})
+
+
+def test_modules_are_counted_once_whatever_number_of_weights_they_change(tmp_path, run):
+    save_file({key: torch.ones(shape) for key, (_, shape, _) in SPLIT_BASE.items()}, tmp_path / "base.safetensors")
+    adapter = {f"diffusion_model.{QKV}.lora_A.weight": torch.ones(2, WIDTH)}
+    adapter |= {f"diffusion_model.{QKV}.lora_B.weight": torch.ones(3 * WIDTH, 2)}
+    save_file(adapter, tmp_path / "adapter.safetensors")
+    record = run("merge", tmp_path / "base.safetensors", tmp_path / "adapter.safetensors", "--dry-run", "--json").json
+    assert (record["modules_merged"], record["tensors_copied"]) == (1, 1)
+    assert sorted(record["targets"]) == sorted(f"{path}.weight" for path in PARTS)
+
+
+def test_convert_names_the_base_that_it_needs(tmp_path, run):
+    save_file({key: torch.ones(shape) for key, (_, shape, _) in FUSED_BASE.items()}, tmp_path / "base.safetensors")
+    name = f"diffusion_model.{LLM}.self_attn.q_proj"
+    adapter = {f"{name}.lora_A.weight": torch.ones(2, WIDTH), f"{name}.lora_B.weight": torch.ones(WIDTH, 2)}
+    adapter |= {f"{name}.lora_magnitude_vector": torch.ones(WIDTH)}
+    save_file(adapter, tmp_path / "adapter.safetensors")
+    refusal = run(
+        "convert", tmp_path / "adapter.safetensors", "--base", tmp_path / "base.safetensors", "--rank", "2",
+        "-o", tmp_path / "out.safetensors",
+    ).refusal  # fmt: skip
+    assert "has the rows of" in refusal
+    assert "name a base in the adapter's own layout" in refusal
