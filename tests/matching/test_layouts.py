@@ -69,6 +69,16 @@ def test_a_fused_module_lands_on_every_part(matched):
     assert found == {(f"{path}.weight", QKV): Runs(0, WIDTH, at * WIDTH) for at, path in enumerate(PARTS)}
 
 
+def test_a_bias_is_arranged_as_the_weight_is(matched):
+    base = {**FUSED_BASE, f"{QKV}.bias": ("F32", (3 * WIDTH,), 1)}
+    path = f"{LLM}.self_attn.k_proj"
+    adapter = modules(path) | {f"diffusion_model.{path}.lora_B.bias": ("F32", (WIDTH,), 1.0)}
+    assert matched(adapter, base) == {
+        (f"{QKV}.weight", path): Runs(WIDTH, WIDTH),
+        (f"{QKV}.bias", path): Runs(WIDTH, WIDTH),
+    }
+
+
 @pytest.mark.parametrize("prefix", ["", "model.", "model.language_model.", "language_model.model."])
 @pytest.mark.parametrize("root", ["", "model.", "model.language_model.", "language_model.model."])
 def test_roots_of_transformers_are_seen_through(root, prefix, matched):
