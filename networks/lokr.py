@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lora_inspect.algorithms import lokr
 
+from .arguments import Option
 from .build.architecture_module import Algorithm, functions_of
-from .build.arguments import Option
 from .files.reading import FactorReader, ModuleWeights
 from .modules.delta_module import DeltaModule, FoldableDelta, factor_shapes, merge_into
 

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from lora_inspect.architectures.record import Architecture, Switch, Training
 from lora_inspect.architectures.trained import blocks_of, by_option, family_of, training_of
 
+from .. import arguments
+from ..arguments import NetworkArguments, Option
 from ..files import reading, saved_in_parts
 from ..files.file_names import FileNames
 from ..modules.layers import LoRAModule
 from ..modules.merging import LoRAInfModule
-from . import arguments, creation
-from .arguments import NetworkArguments, Option
+from . import creation
 from .creation import PREFIX
 from .network import LoRANetwork
 from .targets import class_name, named_leaves
@@ -61,7 +62,7 @@ class CreateNetwork(Protocol):
         neuron_dropout: float | None = None,
         **kwargs: Any,
     ) -> LoRANetwork:
-        """A new network; `kwargs` are network_args, see `networks.build.arguments`."""
+        """A new network; `kwargs` are network_args, see `networks.arguments`."""
 
 
 class CreateNetworkFromWeights(Protocol):
@@ -117,7 +118,7 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Algo
         neuron_dropout: float | None = None,
         **kwargs: Any,
     ) -> LoRANetwork:
-        """A new network; `kwargs` are network_args, see `networks.build.arguments`."""
+        """A new network; `kwargs` are network_args, see `networks.arguments`."""
         family = architecture or _pop_architecture(kwargs, unet)
         training = training_of(family)
         module_class = kwargs.pop("module_class", None) or algorithm.module_class

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from ..arguments import KAIMING, ORTHOGONAL, PISSA
+from ..files.module_names import module_name
 from ..modules.layers import LoRAModule
 from ..modules.pissa import PissaModule
-from .arguments import KAIMING, ORTHOGONAL, PISSA
-from .targets import Target, module_name
+from .targets import Target
 
 logger = logging.getLogger(__name__)
 

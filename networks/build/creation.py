@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..arguments import NetworkArguments, parse
 from ..files import loading, reading, saved_in_parts, standard_form
 from ..modules.layers import LoRAModule
 from ..modules.merging import LoRAInfModule
 from . import summary
-from .arguments import NetworkArguments, parse
 from .network import LoRANetwork
 from .targets import Splits, named_sizes
 

@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from .targets import Selection, Target, module_name
+from ..files.module_names import module_name
+from .targets import Selection, Target
 
 
 class LeftOut:

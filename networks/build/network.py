@@ -10,11 +10,12 @@ from torch import nn
 
 from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG
 
+from .. import arguments
 from ..files import saving
 from ..modules import max_norm
 from ..modules.layers import LoRAModule
 from ..modules.pissa import PissaModule
-from . import arguments, construction, optimizer_groups, summary, targets
+from . import construction, optimizer_groups, summary, targets
 from .left_out import LeftOut
 from .network_weights import NetworkWeights
 from .targets import Patterns, Ranks, Splits

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from lora_inspect.maths.scaling import neutral_alpha
 from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG
 
+from ..arguments import NATIVE, STANDARD
 from ..files import loading, reading, saved_in_parts, saving, standard_form
 from ..files.file_names import FileNames, Named
 from ..modules import base_watch
 from ..modules.pissa import PissaModule
 from . import summary
-from .arguments import NATIVE, STANDARD
 from .left_out import LeftOut
 
 logger = logging.getLogger(__name__)

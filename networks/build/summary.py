@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_inspect import __version__
 
-from .arguments import NATIVE, STANDARD
+from ..arguments import NATIVE, STANDARD
 from .targets import Selection
 
 logger = logging.getLogger(__name__)

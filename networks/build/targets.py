@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
-from lora_inspect.schemes.kohya import KOHYA
+from ..files.module_names import module_name
 
 # By name and not by type: a quantised subclass is no layer to adapt, and a trainer's replacement for one is.
 LEAF_CLASSES = ("Linear", "Conv2d", "Conv3d")
@@ -213,11 +213,6 @@ def named_sizes(root: nn.Module, prefix: str, splits: Splits) -> dict[str, tuple
     """The output features of the slices by the name of each layer of the model that is split."""
     sizes = ((path, splits.sizes(path, module)) for path, module in named_leaves(root))
     return {module_name(prefix, path): found for path, found in sizes if found}
-
-
-def module_name(prefix: str, path: str) -> str:
-    """The name in keys of the layer at the dotted `path`."""
-    return KOHYA.module(path, f"{prefix}_")
 
 
 def named_leaves(root: nn.Module, classes: Sequence[str] | None = None) -> Iterator[tuple[str, nn.Module]]:

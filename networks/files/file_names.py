@@ -29,8 +29,8 @@ from lora_inspect.reading.steps import Steps
 from lora_inspect.schemes.diffusers import DIFFUSERS
 from lora_inspect.schemes.lycoris import LYCORIS
 
-from ..build.targets import module_name
 from .key_places import KeyPlaces, Place
+from .module_names import module_name
 from .reading import MAGNITUDE, is_factor
 
 _TRANSFORMER, _LYCORIS = "transformer.", "lycoris_"

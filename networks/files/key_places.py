@@ -14,7 +14,7 @@ from lora_inspect.architectures.record import Architecture
 from lora_inspect.reading.suffixes import ParsedKey, parse_key
 from lora_inspect.schemes.record import MODEL, Scheme
 
-from ..build.targets import module_name
+from .module_names import module_name
 from .reading import MAGNITUDE
 
 # The one spelling of a magnitude that is not one number per output in one dimension.

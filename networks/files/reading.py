@@ -16,7 +16,7 @@ from lora_inspect.maths.dora import OUTPUT
 from lora_inspect.reading import evidence
 from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG, LoraFacts, RsloraReading
 
-from ..modules.adapter_module import read_alpha
+from .stored_alpha import read_alpha
 
 MAGNITUDE = "dora_layer.weight"
 # int() of thousands of digits is an error; no layer has more slices than nine digits count.

@@ -1,6 +1,5 @@
 """What the module of every algorithm shares: its base layer, its scale, its switches, and its place in the forward."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +8,8 @@ from torch import Tensor, nn
 
 from lora_inspect.maths.scaling import neutral_alpha, scale_of
 
-from ..build.arguments import read_probability
+from ..arguments import read_probability
+from ..files.stored_alpha import read_alpha
 from ..kernels.base_weight import is_sharded
 from .dropout import draws_skip, is_training_step
 
@@ -131,21 +131,6 @@ class AdapterModule(nn.Module):
             state_dict[prefix + "alpha"] = torch.tensor(alpha, dtype=torch.float32)
             self._set_alpha(alpha)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def read_alpha(name: str, stored: Tensor | None, rank: int, rslora: bool) -> float:
-    """The alpha of a module called `name` in a file; where the file has none, the one that means scale 1.
-
-    Raises ValueError for what is no usable number: programs read a stored 0 differently.
-    """
-    if stored is None:
-        return neutral_alpha(rank, rslora)
-    if stored.numel() != 1:
-        raise ValueError(f"{name}.alpha has shape {list(stored.shape)}, but a single number was expected")
-    alpha = float(stored)
-    if alpha == 0 or not math.isfinite(alpha):
-        raise ValueError(f"{name}.alpha is {alpha:g}, from which no scale follows; store the alpha that was meant")
-    return alpha
 
 
 def checked_dropout(name: str, probability: float | None) -> float:

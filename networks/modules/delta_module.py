@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..files.reading import MAGNITUDE, FactorReader
+from ..files.stored_alpha import read_alpha
 from ..kernels.base_weight import PLAIN_DTYPES
-from .adapter_module import AdapterModule, checked_dropout, read_alpha
+from .adapter_module import AdapterModule, checked_dropout
 from .foldable import FoldableModule
 
 Shapes = dict[str, tuple[int, ...]]

@@ -14,7 +14,7 @@ from lora_inspect.algorithms import lora
 from lora_inspect.maths import dora
 from lora_inspect.maths.products import squared_norm
 
-from ..build.arguments import KAIMING, ORTHOGONAL
+from ..arguments import KAIMING, ORTHOGONAL
 from ..kernels import linear_product
 from ..kernels.base_weight import PLAIN_DTYPES
 from ..kernels.fused_linear import fused_gain, fused_linear

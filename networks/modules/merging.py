@@ -12,7 +12,7 @@ from lora_inspect.maths.change import Change, LowRank, OnRows
 from lora_inspect.maths.decomposed import DecomposedRows, Magnitude
 from lora_inspect.maths.scaling import scale_of
 
-from .adapter_module import read_alpha
+from ..files.stored_alpha import read_alpha
 from .foldable import FoldableModule
 from .layers import LoRAModule
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lora_inspect.maths.scaling import alpha_growth
 
-from ..build.arguments import PISSA, pissa_iterations
+from ..arguments import PISSA, pissa_iterations
 from ..kernels.base_weight import true_weight
 from .layers import Factor, LoRAModule
 

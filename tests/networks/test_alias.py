@@ -37,4 +37,4 @@ def test_lora_inspect_imports_neither_networks_nor_torch(tmp_path):
 
 
 def test_reading_arguments_needs_no_torch(tmp_path):
-    assert run("import networks.build.arguments, sys; print('torch' in sys.modules)", tmp_path) == "False"
+    assert run("import networks.arguments, sys; print('torch' in sys.modules)", tmp_path) == "False"

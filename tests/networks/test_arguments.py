@@ -1,6 +1,6 @@
 import pytest
 
-from networks.build.arguments import NetworkArguments, Option, parse, read_bool
+from networks.arguments import NetworkArguments, Option, parse, read_bool
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops import merge as merge_command
 from lora_inspect.reading.adapter import read_adapter
 from networks import lora
-from networks.build.arguments import read_init
+from networks.arguments import read_init
 from networks.modules.layers import LoRAModule
 from networks.modules.pissa import PissaModule, principal_factors
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from networks import lora, lora_qwen_image, lora_wan
-from networks.build.arguments import parse
+from networks.arguments import parse
 from networks.lora import LoRAInfModule
 from networks.modules.layers import LoRAModule
 

@@ -12,7 +12,7 @@ from torch import nn
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.adapter import read_adapter
 from networks import lora
-from networks.build.arguments import parse
+from networks.arguments import parse
 
 KINDS = {
     "plain": {},

@@ -1,0 +1,22 @@
+"""The alpha of a module as weights hold it."""
+
+import math
+
+from torch import Tensor
+
+from lora_inspect.maths.scaling import neutral_alpha
+
+
+def read_alpha(name: str, stored: Tensor | None, rank: int, rslora: bool) -> float:
+    """The alpha of a module called `name` in a file; where the file has none, the one that means scale 1.
+
+    Raises ValueError for what is no usable number: programs read a stored 0 differently.
+    """
+    if stored is None:
+        return neutral_alpha(rank, rslora)
+    if stored.numel() != 1:
+        raise ValueError(f"{name}.alpha has shape {list(stored.shape)}, but a single number was expected")
+    alpha = float(stored)
+    if alpha == 0 or not math.isfinite(alpha):
+        raise ValueError(f"{name}.alpha is {alpha:g}, from which no scale follows; store the alpha that was meant")
+    return alpha
