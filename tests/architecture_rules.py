@@ -1,0 +1,185 @@
+"""The rules of the architecture: what may import what, and what a file may be.
+
+Each answers with a sentence for every breach of it.
+"""
+
+import ast
+from collections.abc import Callable, Iterator
+
+from import_graph import AT_IMPORT, IN_A_CALL, Import, Tree
+
+# The parts of each package from the top down: each may import what stands below it, and nothing beside it. A part that
+# is new has to find its place here.
+TRAINED = "a trainer's network_module"
+ORDER = {
+    "lora_inspect": (
+        ("__main__", "networks"),
+        ("cli",),
+        ("ops",),
+        ("merging", "converting"),
+        ("matching",),
+        ("reading",),
+        ("algorithms",),
+        ("maths", "schemes"),
+        ("architectures",),
+        ("files",),
+        ("errors", "listing"),
+        ("__init__", "printable", "progress", "start"),
+    ),
+    "networks": (
+        ("train_example",),
+        (TRAINED,),
+        ("build",),
+        ("modules",),
+        ("files",),
+        ("kernels",),
+        ("__init__", "arguments"),
+    ),
+}
+# The process begins at the bottom, where nothing takes time, and calls the command line from there.
+DOOR = "lora_inspect.start"
+# What the training networks have no use for: whoever calls them from Python is no command line.
+VERBS = ("cli", "ops")
+# What takes long to load, and what of the command line must do without: all of it until a verb runs, `info` for ever.
+HEAVY = ("torch", "numpy", "safetensors")
+INFO = ("lora_inspect.cli.info", "lora_inspect.ops.info")
+# Where each verb is imported once it is asked for, whichever it is.
+ASKED_FOR = "lora_inspect.cli.verbs"
+# Three screens: a file that is longer holds two concepts.
+LONGEST = 300
+NAMELESS = ("utils", "util", "helpers", "helper", "common", "misc")
+
+LEVELS = {
+    package: {part: level for level, parts in enumerate(reversed(order)) for part in parts}
+    for package, order in ORDER.items()
+}
+
+
+def part_of(module: str, tree: Tree) -> str:
+    """What stands for a module in ORDER: its folder, or the file itself where it is in none."""
+    package, part, *_ = [*module.split("."), "__init__"]
+    is_file = tree.paths[module] == f"{package}/{part}.py"
+    return TRAINED if package == "networks" and is_file and part not in LEVELS[package] else part
+
+
+def circles(tree: Tree) -> Iterator[str]:
+    """Modules that import each other, whenever they do."""
+    inner = tree.inner(but=[made for made in tree.imports if made.source == DOOR and made.when == IN_A_CALL])
+    done: set[str] = set()
+
+    def walk(module: str, way: list[Import]) -> Iterator[str]:
+        if module in (made.source for made in way):
+            first = next(number for number, made in enumerate(way) if made.source == module)
+            yield f"in a circle: {', '.join(map(str, way[first:]))}"
+        elif module not in done:
+            for made in inner[module]:
+                yield from walk(made.target, [*way, made])
+            done.add(module)
+
+    for module in inner:
+        yield from walk(module, [])
+
+
+def arrows_that_run_up(tree: Tree) -> Iterator[str]:
+    """Imports of a part of the same package that stands higher, or beside."""
+    for made in tree.imports:
+        package = made.source.split(".")[0]
+        if made.target not in tree.sources or made.target.split(".")[0] != package:
+            continue
+        source, target = part_of(made.source, tree), part_of(made.target, tree)
+        if (made.source == DOOR and made.when == IN_A_CALL) or source == target:
+            continue
+        levels = LEVELS[package]
+        if target not in levels or source not in levels:
+            yield f"{target if target not in levels else source} has no place in the order: {made}"
+        elif levels[target] >= levels[source]:
+            yield f"{source} does not stand above {target}: {made}"
+
+
+def networks_above_the_core(tree: Tree) -> Iterator[str]:
+    """Imports of the training networks that lead to the verbs, or to themselves by a name that trainers own."""
+    for made in tree.imports:
+        if made.source.split(".")[0] == "networks":
+            if made.target.startswith("lora_inspect") and part_of(made.target, tree) in (*VERBS, "networks"):
+                yield f"networks uses the core alone: {made}"
+            if made.target.split(".")[0] == "networks" and not made.relative:
+                yield f"networks has two names and may use neither: {made}"
+
+
+def core_without_networks(tree: Tree) -> Iterator[str]:
+    """Imports of `networks`, which in a trainer's process is the trainer's own folder."""
+    for made in tree.imports:
+        if made.source.startswith("lora_inspect") and made.target.split(".")[0] == "networks":
+            yield f"another program may own a folder called networks: {made}"
+
+
+def ops_apart(tree: Tree) -> Iterator[str]:
+    """Imports of one op by another."""
+    ops = tree.of("lora_inspect.ops")
+    for made in tree.imports:
+        if made.source in ops and made.target in ops:
+            yield f"an op never imports an op: {made}"
+
+
+def light_start(tree: Tree) -> Iterator[str]:
+    """Ways from the command line to what takes long to load."""
+    moments = {
+        **dict.fromkeys([DOOR, "lora_inspect.__main__", *tree.of("lora_inspect.cli")], (AT_IMPORT,)),
+        **dict.fromkeys(INFO, (AT_IMPORT, IN_A_CALL)),
+    }
+    for start, when in moments.items():
+        if start in tree.sources:
+            for way in ways(tree, start, when):
+                if way[-1].target in HEAVY:
+                    yield f"{start} takes long to load: {', '.join(map(str, way))}"
+
+
+def ways(tree: Tree, start: str, when: tuple[str, ...]) -> Iterator[list[Import]]:
+    """The first way from a module to each that it loads, itself or through others, at these moments."""
+    made_by: dict[str, list[Import]] = {}
+    for made in tree.imports:
+        made_by.setdefault(made.source, []).append(made)
+    reached: dict[str, list[Import]] = {start: []}
+    for module in (waiting := [start]):
+        # With a module its packages are loaded.
+        parents = [Import(module, parent, AT_IMPORT) for parent in tree.paths if module.startswith(f"{parent}.")]
+        for made in [*parents, *made_by.get(module, [])]:
+            asked_for = made.source == ASKED_FOR and made.when == IN_A_CALL
+            if made.when in when and not asked_for and made.target not in reached:
+                reached[made.target] = [*reached[module], made]
+                waiting.append(made.target)
+                yield reached[made.target]
+
+
+def short_files(tree: Tree) -> Iterator[str]:
+    """Files that are longer than three screens."""
+    for module, source in tree.sources.items():
+        if (lines := len(source.splitlines())) > LONGEST:
+            yield f"{tree.paths[module]} has {lines} lines, {LONGEST} at most: it holds two concepts"
+
+
+def files_that_say_what_they_are(tree: Tree) -> Iterator[str]:
+    """Files without a docstring, or with a name that says nothing; folders without a file that says it for them."""
+    for module, source in tree.sources.items():
+        path = tree.paths[module]
+        if not ast.get_docstring(ast.parse(source)):
+            yield f"{path} does not say what it is"
+        if set(module.split(".")) & set(NAMELESS):
+            yield f"{path} is named for nothing that it knows"
+        if "." in module and module.rpartition(".")[0] not in tree.sources:
+            yield f"{path} is in a folder without an __init__.py"
+
+
+RULES: dict[str, Callable[[Tree], Iterator[str]]] = {
+    rule.__name__: rule
+    for rule in (
+        circles,
+        arrows_that_run_up,
+        networks_above_the_core,
+        core_without_networks,
+        ops_apart,
+        light_start,
+        short_files,
+        files_that_say_what_they_are,
+    )
+}
