@@ -84,6 +84,14 @@ _KINDS: Mapping[str, _Names] = {
     ),
 }
 
+# The paths of the layers of all of them.
+PATHS = tuple(
+    f"{root.replace('#', '{i}')}.{leaf}"
+    for names in _KINDS.values()
+    for root in names.roots
+    for leaf, _ in names.layers
+)
+
 
 def found_in(modules: Iterable[tuple[str, int | None, int | None]]) -> tuple[TextEncoder, ...]:
     """The encoders that the modules of one component show: (path, out features, in features), dotted or underscored."""

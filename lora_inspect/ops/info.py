@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 from lora_inspect.architectures.detection import Detection, settled_by
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.reading.adapter import Adapter, read_adapter
-from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.folded_scales import FOLDED_KEY, FoldedScales
 from lora_inspect.reading.identify import adapter_candidates, base_candidates
 from lora_inspect.reading.kinds import ADAPTER, kind_of
+from lora_inspect.reading.paths import with_paths
 from lora_inspect.reading.settings import Settings
 
 SCHEMA = 1
@@ -45,7 +46,10 @@ def inspect(path: str, settings: Settings = Settings()) -> FileInfo:  # noqa: B0
 def inspect_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> FileInfo:  # noqa: B008 (frozen)
     """The reading of an opened checkpoint, with what the user settles."""
     kind, adapter = kind_of(read_adapter(checkpoint, settings))
-    return FileInfo(adapter, kind, adapter_candidates(adapter) if kind == ADAPTER else base_candidates(checkpoint))
+    if kind != ADAPTER:
+        return FileInfo(adapter, kind, base_candidates(checkpoint))
+    families = adapter_candidates(adapter)
+    return FileInfo(with_paths(adapter, families), kind, families)
 
 
 def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
@@ -99,14 +103,19 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
     if inside := folded.says(contribution.module.key for contribution in contributions if contribution.scale == 1.0):
         record["evidence"].append({"about": "scale", "says": inside, "where": f"metadata {FOLDED_KEY}"})
     if modules:
-        record["module_list"] = [_module_record(contribution, folded) for contribution in contributions]
+        record["module_list"] = [
+            _module_record(module, contribution, folded)
+            for module in adapter.modules.values()
+            for contribution in module.contributions
+        ]
     return record
 
 
-def _module_record(contribution: Contribution, folded: FoldedScales) -> dict[str, Any]:
+def _module_record(module: Module, contribution: Contribution, folded: FoldedScales) -> dict[str, Any]:
     scale = folded.meant(contribution.module.key, contribution.scale)
     return {
         "module": contribution.module.key,
+        "path": module.path,
         "component": contribution.module.component,
         "algorithm": contribution.algorithm.name,
         "shape": list(contribution.shape) if contribution.algorithm.formula else None,

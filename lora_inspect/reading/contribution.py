@@ -92,13 +92,15 @@ class Contribution(NamedTuple):
 class Module(NamedTuple):
     """One adapted layer: its contributions in the order in which they are folded, and the tensors that they share.
 
-    Those of the weight come first, and of these what is added to it.
+    Those of the weight come first, and of these what is added to it. `path` is the layer's dotted path, None where
+    that is not known.
     """
 
     name: ModuleName
     contributions: tuple[Contribution, ...]
     alpha: TensorInfo | None = None
     rslora_flag: TensorInfo | None = None
+    path: str | None = None
 
     @property
     def tensors(self) -> Iterable[TensorInfo]:
