@@ -112,7 +112,7 @@ def _planned(plan: MergePlan, output: str | None) -> dict[str, Any]:
         "tensors_copied": plan.tensors_copied,
         "multipliers": plan.multipliers,
         "decoded": list(plan.decoding.weights),
-        "dropped": plan.dropped,
+        "dropped": plan.decoding.said,
         "unmatched": list(plan.unmatched),
         "files_copied": list(plan.side_files.copied),
         "left_behind": list(plan.side_files.left_behind),

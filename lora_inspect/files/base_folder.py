@@ -3,8 +3,10 @@
 import json
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.byte_copy import copy_bytes
@@ -81,11 +83,12 @@ def copy_side_files(
     weight_bytes: int,
     progress: Progress,
     dropped: Collection[str] = (),
+    rewritten: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> None:
     """Puts what lies beside the weights into `folder`, the index with `weight_bytes` as its total size.
 
-    The index does not name the tensors that are `dropped`. `progress` is told the bytes of each file that is done.
-    OSError where the disk refuses.
+    The index does not name the tensors that are `dropped`, and JSON files that are `rewritten` have another content.
+    `progress` is told the bytes of each file that is done. OSError where the disk refuses.
     """
     for name in side_files.folders:
         os.mkdir(os.path.join(folder, name))
@@ -93,6 +96,8 @@ def copy_side_files(
         target = os.path.join(folder, name)
         if base.index_path and name == os.path.basename(base.index_path):
             _write_index(base.index_path, base.inputs[base.index_path], target, weight_bytes, dropped)
+        elif name in rewritten:
+            _write_json(rewritten[name], target)
         else:
             _copy(os.path.join(side_files.root, name), identity, target)
         progress(identity.bytes)
@@ -108,8 +113,12 @@ def _write_index(source: str, identity: Identity, target: str, weight_bytes: int
     index["weight_map"] = {name: file for name, file in index["weight_map"].items() if name not in dropped}
     known = index.get("metadata")
     index["metadata"] = {**(known if isinstance(known, dict) else {}), "total_size": weight_bytes}
+    _write_json(index, target)
+
+
+def _write_json(content: Mapping[str, Any], target: str) -> None:
     with open(target, "x", encoding="utf-8") as handle:
-        json.dump(index, handle, indent=2)
+        json.dump(content, handle, indent=2)
 
 
 def _walk(root: str, left: list[str]) -> Iterator[tuple[str, bool]]:

@@ -15,7 +15,6 @@ from lora_inspect.matching.match import match
 from lora_inspect.matching.orientation import Orientation, check_answers, together
 from lora_inspect.matching.orientation_answers import Answers
 from lora_inspect.matching.unmatched import accept_unmatched
-from lora_inspect.maths.codecs import FORMATS_KEY
 from lora_inspect.merging.decoding import Decoding, plan_decoding
 from lora_inspect.merging.folded_weights import Fold
 from lora_inspect.reading.adapter import Adapter, read_adapter
@@ -100,11 +99,6 @@ class MergePlan:
         return len(self.written) - len(self.folds.keys() | self.decoding.weights.keys())
 
     @property
-    def dropped(self) -> list[str]:
-        """The tensors and the metadata keys of the base that are left out, as what they describe is decoded."""
-        return [*sorted(self.decoding.dropped), *([FORMATS_KEY] if self.decoding.metadata else [])]
-
-    @property
     def inputs(self) -> dict[str, Identity]:
         """Every file that is read, by path, as it was when the plan was made."""
         inputs = self.base.inputs | self.side_files.inputs
@@ -141,7 +135,8 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         orientations.append(matching.orientations)
         for name, found in matching.targets.items():
             folds[name] += (Fold(p, settings.multiplier_of(p.contribution.module), adapter) for p in found)
-    decoding = plan_decoding(base) if options.dtype else Decoding()
+    side_files = find_side_files(base)
+    decoding = plan_decoding(base, side_files) if options.dtype else Decoding()
     if options.dtype is None:
         _check_written(base, folds)
     return MergePlan(
@@ -150,7 +145,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         folds=dict(folds),
         unmatched=tuple(unmatched),
         options=options,
-        side_files=find_side_files(base),
+        side_files=side_files,
         left_out=dict(left_out),
         orientations=together(orientations, base),
         transposed_notes=check_answers(orientations, options.transposed),

@@ -30,8 +30,8 @@ __all__ = ["MergeOptions", "MergePlan", "MergeResult", "check_merge_output", "me
 class MergeResult:
     """What a merge did. `dtype_counts` are tensors of the output by element type.
 
-    `decoded` are the weights that are codes in the base and floats in the output, `dropped` the tensors and metadata
-    keys that said what those codes mean.
+    `decoded` are the weights that are codes in the base and floats in the output, `dropped` the tensors, metadata
+    keys and part of a config that said what those codes mean.
 
     `files_copied` and `left_behind` are what lies beside the weights of a folder, by paths relative to it. `notes` are
     about what other runs have left beside the output.
@@ -78,7 +78,7 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
         multipliers=plan.multipliers,
         dtype_counts=dict(counts),
         decoded=tuple(plan.decoding.weights),
-        dropped=tuple(plan.dropped),
+        dropped=tuple(plan.decoding.said),
         unmatched=plan.unmatched,
         files_copied=tuple(plan.side_files.copied),
         left_behind=plan.side_files.left_behind,
@@ -110,7 +110,8 @@ def _write_folder(plan: MergePlan, folder: str, folding: Folding, progress: Prog
     for file in plan.base.files:
         counts += _write_file(plan, file, os.path.join(folder, os.path.basename(file)), folding, progress)
     weight_bytes = sum(folding.output(info).nbytes for info in plan.written)
-    copy_side_files(plan.base, plan.side_files, folder, weight_bytes, progress, plan.decoding.dropped)
+    decoding = plan.decoding
+    copy_side_files(plan.base, plan.side_files, folder, weight_bytes, progress, decoding.dropped, decoding.side_files)
     return counts
 
 

@@ -16,6 +16,8 @@ from lora_inspect.reading.quantisation import activations_beside, scale_beside, 
 
 _WEIGHT = "weight"
 _FORMAT_BYTES = 64 << 10
+# How many names a prefix of a model in a larger file is made of, at most.
+_PREFIX_SEGMENTS = 8
 
 
 class UnknownCodec(LoraInspectError):
@@ -59,11 +61,11 @@ class BaseCodecs:
             )
         return self._fp8(info)
 
-    @cached_property
-    def markers(self) -> tuple[str, ...]:
-        """The names of the tensors that say of all weights below their own place that they are scaled."""
-        names = self._base.tensors
-        return tuple(name for name in names if name.rpartition(".")[2] == codecs.MARKER)
+    def markers_of(self, weight: str) -> list[str]:
+        """The tensors that say of all weights below their own place, that of `weight` too, that they are scaled."""
+        segments = weight.split(".")[:-1][:_PREFIX_SEGMENTS]
+        names = (".".join([*segments[:end], codecs.MARKER]) for end in range(len(segments) + 1))
+        return [name for name in names if name in self._base.tensors]
 
     def layers(self, file: str) -> dict[str, Any]:
         """What the metadata of one file of the base says of its modules, by their paths, some without a prefix."""
@@ -138,7 +140,7 @@ class BaseCodecs:
 
     def _format(self, module: str) -> tuple[Any, str] | None:
         """The format of a module's weight, and what names it: the metadata first, as ComfyUI has it."""
-        if path := self._described_path(module):
+        if path := self.described_path(module):
             return _format_in(self._layers[path], f"metadata {codecs.FORMATS_KEY}", self._base.path)
         info = self._base.tensors.get(f"{module}{codecs.FORMAT}")
         if info is None:
@@ -153,13 +155,11 @@ class BaseCodecs:
             described = None
         return _format_in(described, info.name, info.file)
 
-    def described_paths(self, weight: str) -> list[str]:
-        """The names that the metadata may have for the module of a weight: its path, and what a prefix leaves of it."""
+    def described_path(self, weight: str) -> str | None:
+        """What the metadata calls the module of a weight: its path, or what a prefix leaves of it; None without one."""
         segments = weight.split(".")[:-1]
-        return [".".join(segments[start:]) for start in range(len(segments))]
-
-    def _described_path(self, module: str) -> str | None:
-        return next((path for path in self.described_paths(module) if path in self._layers), None)
+        paths = (".".join(segments[start:]) for start in range(min(len(segments), _PREFIX_SEGMENTS)))
+        return next((path for path in paths if path in self._layers), None)
 
     @cached_property
     def _layers(self) -> Mapping[str, Any]:
@@ -169,8 +169,7 @@ class BaseCodecs:
         """What says that all matrices and kernels of this part of the base are scaled."""
         if len(info.shape) < 2:
             return None
-        below = (name for name in self.markers if info.name.startswith(name.removesuffix(codecs.MARKER)))
-        return next(below, None)
+        return next(iter(self.markers_of(info.name)), None)
 
     def _unknown(self, info: TensorInfo, why: str) -> UnknownCodec:
         return UnknownCodec(

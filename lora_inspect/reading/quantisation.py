@@ -3,7 +3,7 @@
 Those that a codec can read come from its own table; of the others only the names are known.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from lora_inspect.files.dtypes import PLAIN_FLOATS
 from lora_inspect.files.header import TensorInfo
@@ -58,6 +58,11 @@ def activations_beside(weight: str, names: Collection[str]) -> list[str]:
     """The tensors among `names` that scale the activations of the layer of a quantised `weight`."""
     module = _module(weight)
     return [name for setting in _ACTIVATIONS if (name := f"{module}.{setting}") in names]
+
+
+def has_codes(tensors: Iterable[TensorInfo]) -> bool:
+    """Whether any of them is stored as codes may be."""
+    return any(info.dtype not in _NO_CODES and info.numel for info in tensors)
 
 
 def quantisation_settings(tensors: Mapping[str, TensorInfo]) -> frozenset[str]:

@@ -410,6 +410,54 @@ def test_a_folder_has_its_index_and_its_counts(tmp_path, run):
     assert again.status == 0
 
 
+@pytest.mark.parametrize("stays", [False, True])
+def test_the_config_of_a_folder_says_no_more_of_codes_where_none_stay(stays, tmp_path, run):
+    folder = tmp_path / "base"
+    folder.mkdir()
+    base = {f"{Q}.weight": codes(OUT, IN), f"{Q}.weight_scale": SCALE, "ids": torch.arange(3)}
+    others = {"y.weight": torch.ones(4, 4, dtype=torch.int8), "y.weight_scale": SCALE + 1} if stays else {}
+    save_file(base | others, folder / "model.safetensors")
+    config = {"model_type": "x", "quantization_config": {"quant_method": "compressed-tensors"}, "a": [1, {"b": "é"}]}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(lora(), tmp_path / "adapter.safetensors")
+    out = tmp_path / "out"
+    done = run("merge", folder, tmp_path / "adapter.safetensors", "--dtype", "bf16", "-o", out, "--json").json
+    written = json.loads((out / "config.json").read_text())
+    if stays:
+        assert (out / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+    else:
+        assert written == {"model_type": "x", "a": [1, {"b": "é"}]}
+    told = [] if stays else ["config.json: quantization_config"]
+    assert done["dropped"] == [f"{Q}.weight_scale", *told]
+    assert "config.json" in done["files_copied"]
+
+
+def test_a_config_that_says_nothing_of_codes_is_copied(tmp_path, run):
+    folder = tmp_path / "base"
+    folder.mkdir()
+    save_file({f"{Q}.weight": codes(OUT, IN)}, folder / "model.safetensors")
+    save_file(lora(), tmp_path / "adapter.safetensors")
+    for content in ('{ "a":1}', "[1]"):
+        (folder / "config.json").write_text(content)
+        done = run(
+            "merge", folder, tmp_path / "adapter.safetensors", "--dtype", "bf16", "-o", tmp_path / "out", "--json",
+            "--force",
+        )  # fmt: skip
+        assert done.json["dropped"] == []
+        assert (tmp_path / "out" / "config.json").read_text() == content
+
+
+def test_the_metadata_of_a_module_whose_name_ends_alike_stays(fold, tmp_path):
+    base = {
+        f"{Q}.weight": codes(OUT, IN), f"{Q}.weight_scale": SCALE,
+        "q.weight": torch.ones(4, 4, dtype=torch.int8), "q.weight_scale": SCALE,
+    }  # fmt: skip
+    layers = {Q: {"format": "float8_e4m3fn"}, "q": {"format": "int8_tensorwise"}}
+    fold(base, lora(), "bf16", {"_quantization_metadata": json.dumps({"layers": layers})})
+    with safe_open(tmp_path / "out.safetensors", "pt") as opened:
+        assert json.loads(opened.metadata()["_quantization_metadata"]) == {"layers": {"q": layers["q"]}}
+
+
 def test_the_summary_says_what_was_decoded_and_left_out(tmp_path, run):
     base, _ = scaled("scale_weight", (OUT, 1))
     save_file(base | MARKED, tmp_path / "base.safetensors")
