@@ -276,7 +276,7 @@ class TestHubCache:
             merged(snapshot)
 
     def test_blobs_that_lead_elsewhere_are_no_blobs(self, snapshot, merged, tmp_path):
-        blobs = snapshot.parents[2] / "blobs"
+        blobs = snapshot.parents[1] / "blobs"
         (blobs / "1").unlink()
         (blobs / "1").symlink_to(tmp_path / "secret")
         with pytest.raises(LoraInspectError, match="which leads out of the folder"):
