@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from lora_inspect import schemes
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
-from lora_inspect.reading import evidence
+from lora_inspect.reading import rslora_evidence
 from lora_inspect.reading.claim import Claims
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.evidence import RSLORA_FLAG, Evidence, LoraFacts, RsloraReading
@@ -143,11 +143,11 @@ def _read_group(
     """The reading of one group; `flags` are those of the network and of the group's own modules, by key."""
     theirs = {found.where: found.config for found in configs if found.where in voice.configs}
     unknown = voice.needs_config or voice.needs_flag
-    reading, about = evidence.read_rslora(facts, flags, metadata, theirs, unknown)
+    reading, about = rslora_evidence.read_rslora(facts, flags, metadata, theirs, unknown)
     return RuledGroup(tuple(facts), reading, tuple(about))
 
 
 def sum_up(groups: Sequence[RuledGroup]) -> RsloraReading:
     """The rule of the file: that of the groups where it makes a difference, else of all."""
     deciding = [group.reading for group in groups if group.has_alpha or not group.reading.is_default]
-    return evidence.sum_up(deciding or [group.reading for group in groups])
+    return rslora_evidence.sum_up(deciding or [group.reading for group in groups])

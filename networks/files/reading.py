@@ -13,8 +13,8 @@ from torch import Tensor
 from lora_inspect.algorithms import lora
 from lora_inspect.maths import fusing
 from lora_inspect.maths.dora import OUTPUT
-from lora_inspect.reading import evidence
 from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG, LoraFacts, RsloraReading
+from lora_inspect.reading.rslora_evidence import read_rslora
 
 from .stored_alpha import read_alpha
 
@@ -93,7 +93,7 @@ class Reading:
     def rslora(self) -> RsloraReading:
         """The scale rule by the strongest evidence."""
         flags = {RSLORA_FLAG: self.flags[RSLORA_FLAG]} if RSLORA_FLAG in self.flags else {}
-        return evidence.read_rslora(self.facts, flags, self.metadata, {}, False)[0]
+        return read_rslora(self.facts, flags, self.metadata, {}, False)[0]
 
 
 def open_weights(file: str) -> tuple[dict[str, Tensor], dict[str, str]]:
