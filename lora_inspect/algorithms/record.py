@@ -53,6 +53,7 @@ class Algorithm(NamedTuple):
     layers store their weight as (in, out); None where that depends on the base. `distinct` says that its suffixes
     occur in adapters alone: others, which are common words, make an adapter of a file only where most of its tensors
     have them. `beside` is the algorithm on the same module without which it means nothing, and whose scale is its own.
+    `replaces` says that a tensor takes the place of the parameter, so that no multiplier but 0 and 1 means anything.
 
     `scaled` are roles whose factors the change is linear in, the first that is there takes a scale.
     `take_rows(tensors, start, stop)` are the factors of rows `start` to `stop` of the change, and `stack(parts)` those
@@ -75,6 +76,7 @@ class Algorithm(NamedTuple):
     peft_type: str | None = None
     distinct: bool = True
     beside: str | None = None
+    replaces: bool = False
     scaled: tuple[Role, ...] = ()
     take_rows: Callable[[Tensors, int, int], Tensors] | None = None
     stack: Callable[[list[Tensors]], Tensors] | None = None

@@ -32,7 +32,9 @@ BARE: dict[str, Any] = {
 def standard_config(
     config: Mapping[str, Any], ranks: Mapping[str, int], alphas: Mapping[str, float], use_dora: bool
 ) -> dict[str, Any]:
-    """`config` corrected for modules with `ranks` and `alphas` by dotted path."""
+    """`config` corrected for modules with `ranks` and `alphas` by dotted path; without any it speaks of nothing."""
+    if not ranks:
+        return dict(config)
     rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
     covers = all(map(ModuleSettings(config, Steps()).is_target, ranks))
     return {

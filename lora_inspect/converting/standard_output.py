@@ -54,7 +54,7 @@ class StandardOutput:
 
     def check_magnitudes(self) -> None:
         """Raises LoraInspectError where readers would apply a magnitude to modules that have none."""
-        without = [c.module for c in self._adapter.contributions if not c.magnitude]
+        without = [c.module for c in self._adapter.contributions if c.algorithm.decomposes and not c.magnitude]
         kept = (
             magnitude_place(module, c, c.magnitude)[1]
             for module in self._adapter.modules.values()

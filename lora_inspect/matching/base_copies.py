@@ -1,8 +1,8 @@
 """Copies of base tensors that PEFT saves in an adapter: of the layer below a target, and of embeddings.
 
 PEFT writes `X.base_layer.weight` where an embedding or a head is a target, and `X.weight` where it was resized
-(`save_embedding_layers`). Equal to the base's tensor they say nothing new; else they are a part of the model that the
-merge would lose.
+(`save_embedding_layers`), whether it was trained or not: what was trained its config tells, so that reading has taken
+it. Equal to the base's tensor the others say nothing new; else they are a part of the model that the merge would lose.
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from lora_inspect.files.header import TensorInfo
 from lora_inspect.matching.match import Matching
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base_names import NameTable, path_of
+from lora_inspect.reading.base_names import NameTable
+from lora_inspect.reading.saved_tensors import BELOW, BaseTensor
 from lora_inspect.schemes.peft import PEFT
 
-_BELOW = ".base_layer"
 _COMPARED_ELEMENTS = 1 << 20
 
 
@@ -48,15 +48,20 @@ def _copies(adapter: Adapter, base: Checkpoint, matching: Matching) -> Iterator[
     }
     table: NameTable | None = None
     for key in adapter.unclaimed:
-        module, dot, parameter = key.rpartition(".")
-        if not dot or parameter not in ("weight", "bias"):
+        module, parameter, wrapper = BaseTensor.of(key)
+        if not module or parameter not in ("weight", "bias"):
             continue
-        if module.endswith(_BELOW):
-            target = targets.get(module.removesuffix(_BELOW))
-            name = target and f"{path_of(base.tensors[target])}.{parameter}"
+        if wrapper == BELOW:
+            target = targets.get(module)
+            name = target and f"{target.rpartition('.')[0]}.{parameter}"
             if name in base.tensors:
                 yield key, base.tensors[name]
-        elif parameter == "weight" and adapter.scheme == PEFT.name and (recognised := PEFT.recognise(module)):
+        elif (
+            not wrapper
+            and parameter == "weight"
+            and adapter.scheme == PEFT.name
+            and (recognised := PEFT.recognise(module))
+        ):
             table = table or NameTable(base, PEFT.name, recognised.component, recognised.prefix)
             found = table.find(recognised)
             if len(found) == 1:

@@ -131,7 +131,7 @@ def covered_shape(module: Module) -> tuple[int, int]:
     """(out, in) of the Linear weight that a module's contributions cover, all slices of a split one together."""
     first = module.contributions[0]
     rows = max((part.rows[1] for part in module.contributions if part.rows), default=first.shape[0])
-    return rows or 0, first.shape[1] or 0
+    return rows or 0, (first.shape[1] if len(first.shape) > 1 else None) or 0
 
 
 def _is_linear(module: Module, target: TensorInfo) -> bool:

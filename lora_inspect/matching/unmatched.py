@@ -102,6 +102,8 @@ def _other_layout(component: str, adapter: Adapter, base: Checkpoint) -> str | N
 
 def _why(module: Module, adapter: Adapter, base: Checkpoint) -> str:
     """Why the module has no target: the base's weights are packed, in another layout, or of another model."""
+    if all(contribution.algorithm.replaces for contribution in module.contributions):
+        return f"{module.name.key} is saved whole to take the place of one that is there, so name a base that has it"
     if packed := _packed(base):
         return f"its weights are packed ({packed}); merge into an F32, F16 or BF16 version of the base"
     if layout := _other_layout(module.name.component, adapter, base):

@@ -75,6 +75,28 @@ class Additive:
 
 
 @dataclass(frozen=True, slots=True)
+class Replaced:
+    """`values` (out, columns) in the place of the weight, whole: there is no multiplier but 1."""
+
+    values: Any
+    together: int = 1
+
+    def settled(self, blocks: Blocks, multiplier: float) -> Change:
+        """Needs nothing of the weight."""
+        return self
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Writes the values over the rows; raises ValueError for a multiplier that means nothing."""
+        if multiplier != 1:
+            raise ValueError(f"a weight is replaced or not, which a multiplier of {multiplier:g} does not say")
+        rows.copy_(self.values[first : first + rows.shape[0]])
+
+    def transposed(self) -> Change:
+        """The values turned round."""
+        return replace(self, values=self.values.transpose(0, 1).contiguous())
+
+
+@dataclass(frozen=True, slots=True)
 class OnRows:
     """`change` on some rows of another weight: each of the `runs` (start, stop, source) are its rows from `source` on.
 

@@ -135,6 +135,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         orientations.append(matching.orientations)
         for name, found in matching.targets.items():
             folds[name] += (Fold(p, settings.multiplier_of(p.contribution.module), adapter) for p in found)
+    _check_replaced(folds)
     side_files = find_side_files(base)
     decoding = plan_decoding(base, side_files) if options.dtype else Decoding()
     if options.dtype is None:
@@ -151,6 +152,28 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         transposed_notes=check_answers(orientations, options.transposed),
         decoding=decoding,
     )
+
+
+def _check_replaced(folds: Mapping[str, Sequence[Fold]]) -> None:
+    """Raises LoraInspectError where a tensor would be replaced in part, or where another adapter changes it too."""
+    for name, own in folds.items():
+        for fold in own:
+            module, path = fold.contribution.module, fold.adapter.checkpoint.path
+            if not fold.contribution.algorithm.replaces or not fold.multiplier:
+                continue
+            if fold.multiplier != 1:
+                raise LoraInspectError(
+                    f"{path}: {module.key} is saved whole, so it takes the place of {name} or does not, and a "
+                    f"multiplier of {fold.multiplier:g} says neither; give it 1 or 0, for instance with "
+                    f"{path}:{fold.multiplier:g},{module.body}=1."
+                )
+            other = next((one for one in own if one.adapter is not fold.adapter and one.multiplier), None)
+            if other:
+                raise LoraInspectError(
+                    f"{path}: {module.key} is saved whole and takes the place of {name}, which "
+                    f"{other.adapter.checkpoint.path} changes too; give it 0 in one of them, for instance with "
+                    f"{path}:{module.body}=0."
+                )
 
 
 def _check_written(base: Checkpoint, folds: Mapping[str, Sequence[Fold]]) -> None:

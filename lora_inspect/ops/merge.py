@@ -134,7 +134,7 @@ def _sources(plan: MergePlan) -> list[Mapping[str, Any]]:
     sources: list[Mapping[str, Any]] = []
     for adapter, settings in plan.adapters:
         source: dict[str, Any] = {"file": describe_file(adapter.checkpoint.path), "multiplier": settings.multipliers()}
-        rules = {RANK_STABILISED if contribution.rslora else STANDARD for contribution in adapter.contributions}
+        rules = {RANK_STABILISED if c.rslora else STANDARD for c in adapter.contributions if not c.algorithm.replaces}
         source["scale"] = " and ".join(sorted(rules))
         if adapter.dora.value:
             source["dora_multiplier"] = plan.options.dora_rule or _default_rule(adapter)

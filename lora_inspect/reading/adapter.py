@@ -15,6 +15,7 @@ from lora_inspect.reading.found_configs import find_configs
 from lora_inspect.reading.module_scales import scaled_modules
 from lora_inspect.reading.problem import ERROR, Problem
 from lora_inspect.reading.problems import find_problems
+from lora_inspect.reading.saved_tensors import about_saved, claim_saved
 from lora_inspect.reading.scale_problems import REPEATS, open_settings
 from lora_inspect.reading.scale_rules import facts_of, read_groups, read_ruled, sum_up
 from lora_inspect.reading.scales import Counted, about_parts
@@ -77,6 +78,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
     numbers = read_numbers(checkpoint, claims)
     steps = Steps()
     configs = find_configs(checkpoint, [contribution for _, contribution in claims.computed], steps)
+    claims = claim_saved(claims, checkpoint.tensors, configs, steps)
     ruled = read_ruled(claims, numbers, configs, _counting(checkpoint, steps))
     groups = read_groups(ruled, claims, numbers, configs, checkpoint.metadata)
     settled = {voice: group.settled(settings.rslora) for voice, group in groups.items()}
@@ -105,7 +107,12 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         trainer=find_trainer(checkpoint.metadata, checkpoint.tensors, has_peft_config=bool(configs)),
         rslora=rslora,
         dora=dora,
-        evidence=(*about_rules, *about_dora, *about_parts(one.counted for one in ruled)),
+        evidence=(
+            *about_rules,
+            *about_dora,
+            *about_parts(one.counted for one in ruled),
+            *about_saved(claims, configs),
+        ),
         flags=claims.flags,
         unclaimed=claims.unclaimed,
         problems=find_problems(reading),

@@ -145,7 +145,7 @@ def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], l
         if remarks:
             left.append(group.shared["magnitude"][0].name)
     alpha, flag = group.shared.get("alpha"), group.shared.get("rslora_flag")
-    contributions.sort(key=_turn)
+    contributions.sort(key=turn)
     return Module(name, tuple(contributions), alpha and alpha[0], flag and flag[0]), left, findings
 
 
@@ -172,7 +172,7 @@ def _with_bearers(contributions: list[Contribution], is_decomposed: bool) -> tup
     return kept, findings
 
 
-def _turn(contribution: Contribution) -> tuple[bool, bool]:
+def turn(contribution: Contribution) -> tuple[bool, bool]:
     """What comes before what: the weight before other parameters, what is added to it before what multiplies it."""
     return contribution.algorithm.parameter != WEIGHT, contribution.multiplies
 

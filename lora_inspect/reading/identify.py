@@ -88,11 +88,11 @@ def common_correspondence(families: Sequence[Detection]) -> tuple[Relation, ...]
 
 
 def _is_layer(module: Module) -> bool:
-    """Whether it changes what the tables of architectures list: matrices and kernels, not norms and parameters."""
+    """Whether it changes what the tables of architectures list: matrices and kernels, not norms or heads."""
     return any(
-        contribution.algorithm.formula is None
-        or (contribution.algorithm.parameter == WEIGHT and len(contribution.shape) > 1)
-        for contribution in module.contributions
+        c.algorithm.formula is None
+        or (c.algorithm.parameter == WEIGHT and len(c.shape) > 1 and not c.algorithm.replaces)
+        for c in module.contributions
     )
 
 

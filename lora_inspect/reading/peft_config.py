@@ -28,7 +28,6 @@ FOREIGN_SETTINGS = {
     "alora_invocation_tokens": "aLoRA acts from an invocation token on",
     "target_parameters": "target_parameters adapts stacked expert weights",
     "trainable_token_indices": "trainable_token_indices replaces rows of the embedding",
-    "modules_to_save": "modules_to_save replaces whole modules",
     "monteclora_config": "MonteCLoRA samples the factors",
 }
 
@@ -122,5 +121,9 @@ def residual_init(config: Mapping[str, Any]) -> str | None:
 def foreign_settings(config: Mapping[str, Any]) -> list[str]:
     """What the config says that makes the tensors something else than plain LoRA factors."""
     found = [says for key, says in FOREIGN_SETTINGS.items() if config.get(key) not in (None, False, [], {}, "")]
-    bias = config.get("bias")
-    return found if bias in (None, "none") else [*found, f"bias is {bias}, so biases of the base were trained too"]
+    bias, modules = config.get("bias"), config.get("modules_to_save") or []
+    if bias not in (None, "none", "all") and not (isinstance(bias, str) and bias.endswith("_only")):
+        found.append(f"bias is {bias}, so something of the base was trained too")
+    if not isinstance(modules, list) or not all(isinstance(name, str) and name for name in modules):
+        found.append("modules_to_save is no list of names, so something of the base was trained too")
+    return found

@@ -10,6 +10,7 @@ from lora_inspect.reading.config_problems import contradicting_shards, refused_p
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.key_problems import magnitudes, several_schemes, unclaimed_tensors, unfit_tensors
 from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Finding, Problem
+from lora_inspect.reading.saved_tensors import missing_saved
 from lora_inspect.reading.scale_problems import alpha_setting, rslora_hint, rule_setting, unknown_scales
 from lora_inspect.reading.unbuilt import unbuilt_algorithms, unbuilt_configs
 
@@ -30,7 +31,7 @@ class Entry(NamedTuple):
 PROBLEMS = (
     Entry("twice", ERROR, (unfit_tensors,)),
     Entry("shape", ERROR, (unfit_tensors,)),
-    Entry("incomplete", ERROR, (unfit_tensors,)),
+    Entry("incomplete", ERROR, (unfit_tensors, missing_saved)),
     Entry("magnitude-shape", ERROR, (unfit_tensors,)),
     Entry("peft-setting", ERROR, (unbuilt_configs,)),
     Entry("algorithm", ERROR, (unbuilt_configs, unbuilt_algorithms)),

@@ -227,7 +227,7 @@ def test_an_adapter_without_a_safe_meaning_is_shown_and_refused(
 SETTINGS = {
     **{init: {"init_lora_weights": init} for init in ("pissa", "pissa_niter_4", "olora", "corda", "loftq")},
     "modules_to_save": {"modules_to_save": ["head"]},
-    "bias": {"bias": "lora_only"},
+    "bias": {"bias": "some"},
     "UNILORA": {"peft_type": "UNILORA"},
 }
 

@@ -1,0 +1,59 @@
+"""A tensor of the base that is saved whole, in the place of the base's own: PEFT's `modules_to_save` and `bias`.
+
+PEFT has no strength between the two: a module runs with the saved tensor or with its own, and the scale of an adapter
+is that of its factors alone. No suffix tells such a tensor, so that reading takes it on the evidence of a config.
+"""
+
+from typing import TYPE_CHECKING
+
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+# The tensor that counts, and what PEFT writes beside it and does not run: the same once more, and the base's own.
+SAVED, TWIN, ORIGINAL = "saved", "twin", "original"
+
+
+def check(shapes: Shapes) -> str | None:
+    """What PEFT does not run counts for nothing by itself."""
+    return None if SAVED in shapes else "only what PEFT does not run is there"
+
+
+def shape(shapes: Shapes) -> tuple[int, ...]:
+    """That of the tensor as the base stores it."""
+    return shapes[SAVED]
+
+
+def misfit(shapes: Shapes, stored: tuple[int, ...]) -> str | None:
+    """What is saved instead of a tensor of this shape, or None."""
+    return None if shapes[SAVED] == stored else f"is saved with the shape {list(shapes[SAVED])}"
+
+
+def rank(shapes: Shapes) -> None:
+    """There is none."""
+    return None
+
+
+def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
+    """The tensor as a matrix (rows, columns) in the place of the base's own; one of a vector has a single column."""
+    from lora_inspect.maths.change import Replaced
+
+    tensor = tensors[SAVED]
+    return Replaced(tensor.reshape(tensor.shape[0] if tensor.shape else 1, -1))
+
+
+ALGORITHM = Algorithm(
+    name="saved",
+    title="a tensor saved whole",
+    dialects={},
+    formula=Formula(check, shape, misfit, rank, change),
+    transposed=False,
+    has_alpha=False,
+    replaces=True,
+)
+
+
+def saved(parameter: str) -> Algorithm:
+    """The algorithm that puts a tensor in the place of the `parameter` of a layer."""
+    return ALGORITHM._replace(parameter=parameter)

@@ -1,0 +1,141 @@
+"""Tensors of the base that PEFT saves whole, taken on the evidence of its config.
+
+`bias` "all" trains every bias of the base, "lora_only" those of the adapted layers; `modules_to_save` trains modules
+whose path ends with one of its names. PEFT's wrappers leave a name of their own in the paths of what they wrap.
+Source: `_get_learnable_bias_state_dict`, `_set_trainable` and `AuxiliaryTrainingWrapper` of PEFT.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lora_inspect import schemes
+from lora_inspect.algorithms.saved import ORIGINAL, SAVED, TWIN, saved
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.listing import some
+from lora_inspect.reading.claim import Claims, turn
+from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.evidence import Evidence
+from lora_inspect.reading.file_reading import FileReading
+from lora_inspect.reading.found_configs import FoundConfig
+from lora_inspect.reading.problem import Finding
+from lora_inspect.reading.steps import Refused, Steps
+from lora_inspect.schemes.record import ModuleName
+
+BELOW = ".base_layer"
+# What a wrapper puts behind the path of the module that it wraps, and what a tensor there is.
+_WRAPPERS = {BELOW: SAVED, ".modules_to_save": TWIN, ".original_module": ORIGINAL}
+# How many letters are compared in the time of a step.
+_LETTERS = 256
+_SHOWN = 3
+
+
+class BaseTensor(NamedTuple):
+    """A key of a tensor that a base has as well: its module, its parameter, and the wrapper that was in between."""
+
+    module: str
+    parameter: str
+    wrapper: str = ""
+
+    @classmethod
+    def of(cls, key: str) -> "BaseTensor":
+        """Takes a key apart; a parameter of no module has the module ""."""
+        module, _, parameter = key.rpartition(".")
+        wrapper = next((wrapper for wrapper in _WRAPPERS if module.endswith(wrapper)), "")
+        return cls(module.removesuffix(wrapper), parameter, wrapper)
+
+
+class _Evidence:
+    """What one config says of tensors of the base."""
+
+    def __init__(self, found: FoundConfig, steps: Steps) -> None:
+        bias = found.config.get("bias")
+        self._found, self._steps = found, steps
+        self._names = [f"{name}." for name in saved_modules(found.config)]
+        self._all_biases = bias == "all"
+        self._own_biases = isinstance(bias, str) and bias.endswith("_only")
+
+    def trains(self, tensor: BaseTensor, module: ModuleName, claims: Claims) -> bool:
+        """Whether the tensor of this module was trained."""
+        if self._found.prefix and self._found.prefix != module.prefix:
+            return False
+        if tensor.parameter == "bias" and (self._all_biases or (self._own_biases and tensor.module in claims.modules)):
+            return True
+        return tensor.wrapper != BELOW and self._names_module(module.body)
+
+    def _names_module(self, path: str) -> bool:
+        """Whether the path of the module, or of one that it is in, ends with one of the names."""
+        if not self._names or self._found.modules.refused:
+            return False
+        try:
+            self._steps.take(len(self._names) * (1 + len(path) // _LETTERS))
+        except Refused as why:
+            self._found.modules.refused = f"modules_to_save {why}"
+            return False
+        return any(name in f"{path}." for name in self._names)
+
+
+def saved_modules(config: Mapping[str, Any]) -> list[str]:
+    """The names in `modules_to_save`; none where it is no list of names."""
+    names = config.get("modules_to_save")
+    return [name for name in names if isinstance(name, str) and name] if isinstance(names, list) else []
+
+
+def _says(config: Mapping[str, Any]) -> bool:
+    return config.get("bias") not in (None, "none") or bool(saved_modules(config))
+
+
+def claim_saved(
+    claims: Claims, tensors: Mapping[str, TensorInfo], configs: Sequence[FoundConfig], steps: Steps
+) -> Claims:
+    """The claims with what the configs say was saved whole, in front of what else changes the same parameter."""
+    evidence = [_Evidence(found, steps) for found in configs if _says(found.config)]
+    if not evidence:
+        return claims
+    groups: dict[tuple[str, str], dict[str, TensorInfo]] = {}
+    findings = list(claims.findings)
+    for key in claims.unclaimed:
+        tensor = BaseTensor.of(key)
+        name = schemes.recognise(tensor.module)
+        if not tensor.module or not any(one.trains(tensor, name, claims) for one in evidence):
+            continue
+        role = _WRAPPERS.get(tensor.wrapper, SAVED)
+        if groups.setdefault((tensor.module, tensor.parameter), {}).setdefault(role, tensors[key]).name != key:
+            message = f"{key} is a second tensor for the same role of its module; leave one of them out"
+            findings.append(Finding("twice", message, (key,)))
+    modules = dict(claims.modules)
+    claimed: set[str] = set()
+    for (path, parameter), factors in groups.items():
+        module = modules.get(path) or Module(schemes.recognise(path), ())
+        changed = {contribution.algorithm.parameter for contribution in claims.modules.get(path, module).contributions}
+        if SAVED not in factors or (parameter != "bias" and parameter in changed):
+            continue
+        contribution = Contribution(module.name, saved(parameter), factors)
+        modules[path] = module._replace(contributions=tuple(sorted((contribution, *module.contributions), key=turn)))
+        claimed.update(info.name for info in factors.values())
+    unclaimed = tuple(key for key in claims.unclaimed if key not in claimed)
+    return claims._replace(modules=modules, unclaimed=unclaimed, findings=tuple(findings))
+
+
+def about_saved(claims: Claims, configs: Sequence[FoundConfig]) -> Iterator[Evidence]:
+    """What is saved whole, and which config says so."""
+    found = [c for module in claims.modules.values() for c in module.contributions if c.algorithm.replaces]
+    where = [one.where for one in configs if _says(one.config)]
+    biases = [c.module.key for c in found if c.algorithm.parameter == "bias"]
+    others = [c.module.key for c in found if c.algorithm.parameter != "bias"]
+    for what, keys in (("biases", biases), ("tensors", others)):
+        if keys and where:
+            yield Evidence("saved", f"{len(keys)} {what} are saved whole ({some(keys, _SHOWN)})", where[0])
+
+
+def missing_saved(reading: FileReading) -> Iterator[Finding]:
+    """Configs that name modules of which the file has nothing."""
+    parameters = {c.algorithm.parameter for c in reading.contributions if c.algorithm.replaces}
+    for found in reading.configs:
+        names = saved_modules(found.config)
+        if names and not parameters and not found.modules.refused:
+            yield Finding(
+                "incomplete",
+                f"{found.where} says that modules_to_save are {some(names, _SHOWN)}, but no tensor of them is there: "
+                "they were lost, and the rest is not the adapter; fetch the file that the trainer saved, or take them "
+                "out of the config where there were none",
+            )
