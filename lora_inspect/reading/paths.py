@@ -5,7 +5,7 @@ and a name is looked up among them.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 from lora_inspect.architectures.detection import Detection
@@ -17,38 +17,37 @@ from lora_inspect.schemes.record import MODEL, ModuleName
 
 _MODELS = (MODEL, *EXPERTS)
 
+# The paths of a layout by the patterns of their underscored spellings, each after its own.
+Table = Mapping[str, Sequence[tuple[str, str]]]
+
 
 def with_paths(adapter: Adapter, families: Sequence[Detection]) -> Adapter:
     """The adapter with the path of each module, which may be of any of the `families`; None where that stays open."""
-    layouts = [family.layout.paths for family in families]
-    others = [layout.paths for family in families for layout in family.architecture.layouts]
+    tables = [table_of(family.layout.paths) for family in families]
+    others = [table_of(layout.paths) for family in families for layout in family.architecture.layouts]
     modules = {
-        key: module._replace(path=path_of(module.name, layouts, others)) for key, module in adapter.modules.items()
+        key: module._replace(path=path_of(module.name, tables, others)) for key, module in adapter.modules.items()
     }
     return adapter._replace(modules=modules)
 
 
-def path_of(name: ModuleName, *layouts: Iterable[tuple[str, ...]]) -> str | None:
+def path_of(name: ModuleName, *groups: Iterable[Table]) -> str | None:
     """The dotted path of a module: the one that is spelled so in the first of the groups of layouts with any such."""
     if not name.flat:
         return name.body
-    groups = layouts if name.component in _MODELS else ((ENCODER_PATHS,),)
-    for group in groups:
-        found = {path for paths in group for path in _spelled(paths, name.body)}
-        if found:
+    pattern = pattern_of(name.body, "_")
+    for group in groups if name.component in _MODELS else ([table_of(ENCODER_PATHS)],):
+        templates = {template for table in group for template in table.get(pattern, ())}
+        spelled = (fill(flat, path, name.body) for flat, path in templates)
+        if found := {path for path in spelled if path}:
             return found.pop() if len(found) == 1 else None
     return None
 
 
-def _spelled(paths: tuple[str, ...], body: str) -> Iterable[str]:
-    """The paths of a layout, with indices, that are `body` where their dots are underscores."""
-    candidates = _by_pattern(paths).get(pattern_of(body, "_"), ())
-    return (path for template in candidates if (path := fill(template.replace(".", "_"), template, body)))
-
-
 @cache
-def _by_pattern(paths: tuple[str, ...]) -> dict[str, list[str]]:
-    table: dict[str, list[str]] = defaultdict(list)
+def table_of(paths: tuple[str, ...]) -> Table:
+    """The table of a layout's paths."""
+    table: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for path in paths:
-        table[pattern_of(path, "_")].append(path)
+        table[pattern_of(path, "_")].append((path.replace(".", "_"), path))
     return dict(table)

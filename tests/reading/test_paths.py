@@ -5,7 +5,7 @@ from toy_adapters import lora
 
 from lora_inspect import schemes
 from lora_inspect.architectures import ARCHITECTURES, by_name
-from lora_inspect.reading.paths import path_of
+from lora_inspect.reading.paths import path_of, table_of
 
 LAYOUTS = [
     pytest.param(layout, id=f"{architecture.name}-{layout.name}")
@@ -22,7 +22,7 @@ def named(key):
 def test_every_path_of_a_layout_is_recovered_from_its_underscores(layout):
     for template in layout.paths:
         path = template.replace("{i}", "{}").format(*range(7, 7 + template.count("{i}")))
-        assert path_of(named("lora_unet_" + path.replace(".", "_")), [layout.paths]) == path
+        assert path_of(named("lora_unet_" + path.replace(".", "_")), [table_of(layout.paths)]) == path
 
 
 DOTTED = {
@@ -38,8 +38,8 @@ def test_a_dotted_name_is_its_path(key, path):
     assert path_of(named(key)) == path
 
 
-FLUX = [layout.paths for layout in by_name("flux").layouts]
-VIDEO = {layout.name: layout.paths for layout in by_name("hunyuan_video").layouts}
+FLUX = [table_of(layout.paths) for layout in by_name("flux").layouts]
+VIDEO = {layout.name: table_of(layout.paths) for layout in by_name("hunyuan_video").layouts}
 
 
 @pytest.mark.parametrize(
