@@ -71,7 +71,8 @@ class _Evidence:
         except Refused as why:
             self._found.modules.refused = f"modules_to_save {why}"
             return False
-        return any(name in f"{path}." for name in self._names)
+        ends = f"{path}."
+        return any(name in ends for name in self._names)
 
 
 def saved_modules(config: Mapping[str, Any]) -> list[str]:
