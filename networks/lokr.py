@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_inspect.algorithms import lokr
+from lora_inspect.algorithms.record import Shapes
 
 from .arguments import Option
 from .build.architecture_module import Algorithm, functions_of
@@ -28,7 +29,7 @@ def _read(name: str, tensors: dict[str, Tensor]) -> ModuleWeights:
     return ModuleWeights(name, tensors, rank, keywords={"factor_shapes": shapes}, is_lora=False)
 
 
-def _nominal_rank(tensors: Mapping[str, Tensor], shapes: lokr.Shapes) -> int:
+def _nominal_rank(tensors: Mapping[str, Tensor], shapes: Shapes) -> int:
     """The rank that was asked of factors that are both whole: they store it as alpha, and it has no effect."""
     alpha = float(tensors["alpha"]) if "alpha" in tensors else math.nan
     return int(alpha) if alpha.is_integer() and alpha > 0 else max(shapes["w2"])
@@ -51,7 +52,7 @@ class LoKrModule(DeltaModule):
         org_module: nn.Module,
         *args: Any,
         factor: int = -1,
-        factor_shapes: lokr.Shapes | None = None,
+        factor_shapes: Shapes | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(lora_name, org_module, *args, **kwargs)

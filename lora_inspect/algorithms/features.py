@@ -13,22 +13,6 @@ from lora_inspect.algorithms.record import Features, Shapes
 UNKNOWN: Features = (None, None)
 
 
-def lokr(shapes: Shapes) -> Features:
-    """w1 (o1, i1) ⊗ w2 (o2, i2·kernel), each whole or a product; out = o1·o2, in = i1·i2.
-
-    A Tucker core t2 (r, r, *kernel) leaves w2_a as (r, o2) and w2_b as (r, i2), so that the kernel counts apart.
-    """
-    if "row_offset" in shapes:  # one of several parts of a fused layer
-        return UNKNOWN
-    out1, in1 = _whole_or_product(shapes, "lokr_w1")
-    if "lokr_t2" in shapes:
-        out2, in2 = _size(shapes, "lokr_w2_a", 1), _size(shapes, "lokr_w2_b", 1)
-        in2 = _times(in2, _columns(shapes, "lokr_t2", 2))
-    else:
-        out2, in2 = _whole_or_product(shapes, "lokr_w2")
-    return _times(out1, out2), _times(in1, in2)
-
-
 def glora(shapes: Shapes) -> Features:
     """b1 (out, r) and b2 (r, in·kernel), or in older files b2 (out, r) and b1 (r, in·kernel)."""
     forms = [
@@ -63,11 +47,6 @@ def mlx(shapes: Shapes) -> Features:
     return _size(shapes, "lora_b", 1), _size(shapes, "lora_a", 0)
 
 
-def _whole_or_product(shapes: Shapes, role: str) -> Features:
-    left, right = (role, role) if role in shapes else (f"{role}_a", f"{role}_b")
-    return _size(shapes, left, 0), _columns(shapes, right, 1)
-
-
 def _shape(shapes: Shapes, role: str) -> Sequence[int]:
     return shapes.get(role, ())
 
@@ -82,7 +61,3 @@ def _columns(shapes: Shapes, role: str, first: int) -> int | None:
     """The product of the dimensions from `first` on, None where there is no such tensor."""
     shape = _shape(shapes, role)
     return prod(shape[first:]) if len(shape) > first else None
-
-
-def _times(left: int | None, right: int | None) -> int | None:
-    return None if left is None or right is None else left * right

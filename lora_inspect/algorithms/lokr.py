@@ -1,19 +1,35 @@
 """LoKr: the change is the Kronecker product of a small and a large factor, each whole or a product of thin ones.
 
 delta = scale · w1 ⊗ w2, with w1 as (o1, i1) and w2 as (o2, i2, *kernel), where out = o1·o2 and in = i1·i2; instead of
-w1 there may be w1_a (o1, rank) and w1_b (rank, i1), instead of w2 w2_a (o2, rank) and w2_b (rank, i2·kernel).
+w1 there may be w1_a (o1, rank) and w1_b (rank, i1), instead of w2 w2_a (o2, rank) and w2_b (rank, i2·kernel), or
+w2_a (rank, o2) and w2_b (rank, i2) around a Tucker core t2 (rank, rank, *kernel). Where the kernel is flattened the
+columns of w1 need not divide the inputs: files of 2023 part in·kernel.
 
-The scale is alpha/rank, once, and 1 where both factors are whole, whatever alpha says. Sources: Yeh et al. 2024
-(LyCORIS); `LokrModule` and `factorization` of lycoris-lora. Written with tensor methods alone.
+The scale is alpha/rank, once. Where both factors are whole it is 1, whatever alpha says, except in files whose program
+divides alpha all the same: PEFT by the rank of its config, and blissful-tuner, which stores `lokr_factor`, by the
+largest dimension of w2.
+
+Sources: Yeh et al. 2024 (LyCORIS); `LokrModule`, `factorization` and `rebuild_tucker` of lycoris-lora. Written with
+tensor methods alone.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
+from lora_inspect.algorithms.tucker import contracted
+from lora_inspect.algorithms.weight_shapes import other_than_told
 from lora_inspect.maths.scaling import scale_of
 
-Shapes = Mapping[str, tuple[int, ...]]
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+ROLES = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
+# What makes another change of the same factors: a core of the small one, and the first of the product's rows.
+_OTHER = {"t1": ".lokr_t1", "row_offset": ".row_offset"}
+DIALECTS = {"lycoris": {**{role: f".lokr_{role}" for role in ROLES}, **_OTHER}}
 
 
 def factorise(dimension: int, factor: int = -1) -> tuple[int, int]:
@@ -44,59 +60,177 @@ def factor_shapes(
 
 def check(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of the factors by role, or None."""
+    if other := [role for role in _OTHER if role in shapes]:
+        return f"{other[0]} makes another product of its factors, which is not built"
     for whole in ("w1", "w2"):
         parts = (f"{whole}_a", f"{whole}_b")
         present = [part for part in parts if part in shapes]
         if (whole in shapes) == bool(present) or len(present) == 1:
             return f"either {whole} or both {parts[0]} and {parts[1]} are needed"
-        if present and not _make_product(shapes[parts[0]], shapes[parts[1]]):
-            return f"{parts[0]} {list(shapes[parts[0]])} and {parts[1]} {list(shapes[parts[1]])} make no product"
-    if "w1" in shapes and len(shapes["w1"]) != 2:
-        return f"w1 {list(shapes['w1'])} is no matrix"
-    if "w2" in shapes and len(shapes["w2"]) < 2:
-        return f"w2 {list(shapes['w2'])} has fewer than two dimensions"
-    if "w1_a" in shapes and "w2_a" in shapes and shapes["w1_a"][1] != shapes["w2_a"][1]:
-        return f"w1_a has rank {shapes['w1_a'][1]} and w2_a has rank {shapes['w2_a'][1]}"
+    if empty := [role for role, shape in shapes.items() if 0 in shape]:
+        return f"{empty[0]} {list(shapes[empty[0]])} is empty"
+    if wrong := _check_small(shapes) or _check_large(shapes):
+        return wrong
+    if "w1_b" in shapes and "w2_b" in shapes and shapes["w1_b"][0] != shapes["w2_b"][0]:
+        return f"w1_a has rank {shapes['w1_b'][0]} and w2_a has rank {shapes['w2_b'][0]}"
     return None
 
 
-def _make_product(left: tuple[int, ...], right: tuple[int, ...]) -> bool:
-    return len(left) == 2 and len(right) >= 2 and left[1] == right[0]
+def _check_small(shapes: Shapes) -> str | None:
+    if "w1" in shapes:
+        return None if len(shapes["w1"]) == 2 else f"w1 {list(shapes['w1'])} is no matrix"
+    left, right = shapes["w1_a"], shapes["w1_b"]
+    if len(left) == len(right) == 2 and left[1] == right[0]:
+        return None
+    return f"w1_a {list(left)} and w1_b {list(right)} make no product"
+
+
+def _check_large(shapes: Shapes) -> str | None:
+    if "w2" in shapes:
+        if "t2" in shapes:
+            return "t2 is a core between w2_a and w2_b, but w2 is whole"
+        return None if len(shapes["w2"]) > 1 else f"w2 {list(shapes['w2'])} has fewer than two dimensions"
+    left, right = shapes["w2_a"], shapes["w2_b"]
+    if core := shapes.get("t2"):
+        fits = (
+            len(left) == len(right) == 2 and len(core) > 2 and left[0] == right[0] and tuple(core[:2]) == (left[0],) * 2
+        )
+        return None if fits else f"t2 {list(core)} does not fit between w2_a {list(left)} and w2_b {list(right)}"
+    if len(left) == 2 and len(right) > 1 and left[1] == right[0]:
+        return None
+    return f"w2_a {list(left)} and w2_b {list(right)} make no product"
 
 
 def is_whole(shapes: Mapping[str, Any]) -> bool:
-    """Whether neither factor is a product, so that there is no rank and the scale is 1."""
+    """Whether neither factor is a product, so that the tensors show no rank."""
     return "w1" in shapes and "w2" in shapes
 
 
 def rank(shapes: Shapes) -> int | None:
     """The inner size of the factor that is a product, or None where both are whole."""
-    return next((shapes[role][1] for role in ("w2_a", "w1_a") if role in shapes), None)
+    return next((shapes[role][0] for role in ("w2_b", "w1_b") if role in shapes), None)
+
+
+def largest_side(shapes: Shapes) -> int:
+    """What blissful-tuner divides alpha by where both factors are whole: the largest dimension of w2."""
+    return max(shapes["w2"])
 
 
 def scale(alpha: float, shapes: Shapes) -> float:
-    """What the delta is multiplied by."""
+    """What the delta is multiplied by, where nothing but the tensors says it."""
     inner = rank(shapes)
     return 1.0 if inner is None else scale_of(alpha, inner, rslora=False)
 
 
+def weight_shape(shapes: Shapes) -> tuple[int, ...]:
+    """(out, in, *kernel) of the weight that the factors change, (out, in·kernel) where they do not tell more."""
+    o1, i1 = shapes["w1"] if "w1" in shapes else (shapes["w1_a"][0], shapes["w1_b"][1])
+    o2, i2, *kernel = _large_shape(shapes)
+    return (o1 * o2, i1 * i2, *kernel)
+
+
+def _large_shape(shapes: Shapes) -> tuple[int, ...]:
+    if "w2" in shapes:
+        return tuple(shapes["w2"])
+    if "t2" in shapes:
+        return (shapes["w2_a"][1], shapes["w2_b"][1], *shapes["t2"][2:])
+    return (shapes["w2_a"][0], *shapes["w2_b"][1:])
+
+
 def delta_size(shapes: Shapes) -> tuple[int, int]:
     """(out, in·kernel) of the change."""
-    (o1, i1), (o2, i2) = _matrix(shapes, "w1"), _matrix(shapes, "w2")
-    return o1 * o2, i1 * i2
+    out_features, *columns = weight_shape(shapes)
+    return out_features, prod(columns)
 
 
-def delta(factors: Mapping[str, Any]) -> Any:
+def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What the factors change instead of a weight of this shape, or None."""
+    return other_than_told(weight_shape(shapes), weight)
+
+
+def delta(factors: Tensors) -> Any:
     """The unscaled change (out, in·kernel).
 
     With the kernel as part of w2's columns, (i1, i2·kernel) are the columns of a flattened (in, *kernel).
     """
-    w1 = factors["w1"] if "w1" in factors else factors["w1_a"] @ factors["w1_b"]
-    w2 = factors["w2"] if "w2" in factors else factors["w2_a"] @ factors["w2_b"].flatten(1)
-    return w1.contiguous().kron(w2.flatten(1).contiguous())
+    return _kronecker(_small(factors), _large(factors))
 
 
-def _matrix(shapes: Shapes, role: str) -> tuple[int, int]:
-    """Rows and columns of a factor, whole or a product."""
-    left, right = (role, role) if role in shapes else (f"{role}_a", f"{role}_b")
-    return shapes[left][0], prod(shapes[right][1:])
+def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
+    """scale · w1 ⊗ w2, computed for the rows that are asked for."""
+    from lora_inspect.maths.change import Additive
+
+    return Additive(partial(_rows, _small(tensors), _large(tensors)), scale)
+
+
+def low_rank(tensors: Tensors) -> tuple[Any, Any] | None:
+    """(up, down) from (a @ b) ⊗ (c @ d) = (a ⊗ c) @ (b ⊗ d), where a whole factor is itself times the smaller identity.
+
+    None where both are whole.
+    """
+    if is_whole(tensors):
+        return None
+    left = (tensors["w1_a"], tensors["w1_b"]) if "w1_a" in tensors else _with_identity(tensors["w1"])
+    right = _large_pair(tensors) if "w2_a" in tensors else _with_identity(_large(tensors))
+    return _kronecker(left[0], right[0]), _kronecker(left[1], right[1])
+
+
+def take_rows(tensors: Tensors, start: int, stop: int) -> Tensors:
+    """The factors of rows `start` to `stop` of the change, which begin and end between rows of w1 (else ValueError)."""
+    together = _large_shape({role: tuple(tensor.shape) for role, tensor in tensors.items()})[0]
+    if start % together or stop % together:
+        raise ValueError(f"rows {start} to {stop} of a Kronecker product whose rows come in groups of {together}")
+    role = "w1" if "w1" in tensors else "w1_a"
+    return {**tensors, role: tensors[role][start // together : stop // together]}
+
+
+def _small(tensors: Tensors) -> Any:
+    return tensors["w1"] if "w1" in tensors else tensors["w1_a"] @ tensors["w1_b"]
+
+
+def _large(tensors: Tensors) -> Any:
+    """w2 as a matrix (o2, i2·kernel)."""
+    if "w2" in tensors:
+        return tensors["w2"].flatten(1)
+    left, right = _large_pair(tensors)
+    return left @ right
+
+
+def _large_pair(tensors: Tensors) -> tuple[Any, Any]:
+    left, right = tensors["w2_a"], tensors["w2_b"]
+    return (left.transpose(0, 1), contracted(tensors["t2"], right)) if "t2" in tensors else (left, right.flatten(1))
+
+
+def _rows(small: Any, large: Any, first: int, last: int) -> Any:
+    """Rows `first` to `last` of the product: parts of the group that one row of w1 makes, and whole groups."""
+    together = large.shape[0]
+    found = small.new_empty(last - first, small.shape[1] * large.shape[1])
+    row = first
+    while row < last:
+        group, inner = divmod(row, together)
+        groups = 1 if inner else max(1, (last - row) // together)
+        stop = min(last, (group + groups) * together)
+        found[row - first : stop - first] = _kronecker(small[group : group + groups], large[inner : inner + stop - row])
+        row = stop
+    return found
+
+
+def _kronecker(left: Any, right: Any) -> Any:
+    return left.contiguous().kron(right.contiguous())
+
+
+def _with_identity(matrix: Any) -> tuple[Any, Any]:
+    identity = matrix.new_zeros(min(matrix.shape), min(matrix.shape)).fill_diagonal_(1)
+    return (matrix, identity) if matrix.shape[1] <= matrix.shape[0] else (identity, matrix)
+
+
+ALGORITHM = Algorithm(
+    name="lokr",
+    title="LoKr",
+    dialects=DIALECTS,
+    formula=Formula(check, weight_shape, misfit, rank, change, low_rank, hidden_rank=largest_side),
+    decomposes=True,
+    peft_type="LOKR",
+    scaled=("w1", "w1_a"),
+    take_rows=take_rows,
+)

@@ -6,25 +6,25 @@ from lora_inspect.algorithms import features as told
 from lora_inspect.algorithms.record import Algorithm, Features, Shapes
 
 
-def _named(name: str, title: str, *suffixes: str, features: Callable[[Shapes], Features] | None = None) -> Algorithm:
+def _named(
+    name: str,
+    title: str,
+    *suffixes: str,
+    marks: tuple[str, ...] = (),
+    features: Callable[[Shapes], Features] | None = None,
+) -> Algorithm:
     roles = {suffix.lstrip("."): suffix for suffix in suffixes}
-    return Algorithm(name=name, title=title, dialects={"": roles}, features=features)
+    return Algorithm(name=name, title=title, dialects={"": roles}, marks=marks, features=features)
 
 
 RECOGNISED = (
+    # Its factors are LoKr's, which takes them without the row.
     _named(
-        "lokr",
-        "LoKr",
-        ".lokr_w1",
-        ".lokr_w2",
-        ".lokr_w1_a",
-        ".lokr_w1_b",
-        ".lokr_w2_a",
-        ".lokr_w2_b",
-        ".lokr_t1",
-        ".lokr_t2",
+        "lokr_rows",
+        "LoKr on some rows of its product",
         ".row_offset",
-        features=told.lokr,
+        *(f".lokr_{role}" for role in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b", "t2")),
+        marks=("row_offset",),
     ),
     _named("glora", "GLoRA", ".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".bm.weight", features=told.glora),
     _named(

@@ -26,10 +26,12 @@ class Formula(NamedTuple):
     - `misfit(shapes, weight)` says what they change instead, as the end of a sentence that begins with the module's
       name, where that is no weight of the shape `weight`, (out, in, *kernel); else None.
     - `rank(shapes)` is the rank by which alpha is divided; None where alpha is no scale.
+    - `hidden_rank(shapes)`, where `rank` is None, is what some programs divide alpha by all the same, in files that say
+      so; a rank in their config counts then too. None where no program does.
     - `change(tensors, scale, alpha)` makes the change of the weight as a matrix (out, in·kernel) from the factors;
       `alpha` is None where there is none.
-    - `low_rank(tensors)` is the pair (up, down), of shapes (out, rank) and (rank, in·kernel), whose product is the
-      unscaled change, where there is an exact one.
+    - `low_rank(tensors)` is the pair (up, down), of shapes (out, rank) and (rank, in·kernel), whose product is exactly
+      the unscaled change; None where there is no thin one.
     - `rslora` says whether RS-LoRA's rule can be its own.
     """
 
@@ -38,8 +40,9 @@ class Formula(NamedTuple):
     misfit: Callable[[Shapes, tuple[int, ...]], str | None]
     rank: Callable[[Shapes], int | None]
     change: Callable[[Tensors, float, float | None], "Change"]
-    low_rank: Callable[[Tensors], tuple[Any, Any]] | None = None
+    low_rank: Callable[[Tensors], tuple[Any, Any] | None] | None = None
     rslora: bool = False
+    hidden_rank: Callable[[Shapes], int] | None = None
 
 
 class Algorithm(NamedTuple):

@@ -14,8 +14,8 @@ _ELEMENTS = 1 << 20
 
 def change_norm(formula: Formula, factors: Mapping[Role, torch.Tensor]) -> float:
     """‖change‖ in the Frobenius norm, unscaled, of factors in float64."""
-    if formula.low_rank:
-        return product_norm(*formula.low_rank(factors))
+    if thin := formula.low_rank and formula.low_rank(factors):
+        return product_norm(*thin)
     shape = formula.shape({role: tuple(factor.shape) for role, factor in factors.items()})
     known = [size for size in shape if size is not None]
     rows, columns = known[0], math.prod(known[1:])

@@ -18,7 +18,7 @@ from lora_inspect.reading.problems import find_problems
 from lora_inspect.reading.saved_tensors import about_saved, claim_saved
 from lora_inspect.reading.scale_problems import REPEATS, open_settings
 from lora_inspect.reading.scale_rules import facts_of, read_groups, read_ruled, sum_up
-from lora_inspect.reading.scales import Counted, about_parts
+from lora_inspect.reading.scales import Counted, about_hidden_ranks, about_parts
 from lora_inspect.reading.settings import Settings
 from lora_inspect.reading.steps import Steps
 from lora_inspect.reading.stored_numbers import read_numbers
@@ -112,6 +112,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
             *about_dora,
             *about_parts(one.counted for one in ruled),
             *about_saved(claims, configs),
+            *about_hidden_ranks(reading.contributions, claims.flags),
         ),
         flags=claims.flags,
         unclaimed=claims.unclaimed,

@@ -8,13 +8,13 @@ from lora_inspect.algorithms.record import WEIGHT, Algorithm
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.maths import dora
 from lora_inspect.reading.contribution import Contribution, Magnitude, Module
-from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG
+from lora_inspect.reading.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG
 from lora_inspect.reading.problem import Finding
 from lora_inspect.reading.suffixes import ParsedKey, parse_key
 from lora_inspect.schemes.record import ModuleName
 
 # Tensors of a whole network, without a module.
-NETWORK_FLAGS = (RSLORA_FLAG, DORA_FLAG, "lokr_factor")
+NETWORK_FLAGS = (RSLORA_FLAG, DORA_FLAG, LOKR_FLAG)
 # The way out for a file whose tensors do not fit together.
 _MEND = "fetch the file again, or write it anew with the program that trained it"
 

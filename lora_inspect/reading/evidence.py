@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from lora_inspect.files.json_text import parse_json
 
 RSLORA_FLAG, DORA_FLAG = "use_rslora_flag", "use_dora_flag"
+# Of a network whose program divides alpha by a dimension of w2 where both factors of a LoKr are whole.
+LOKR_FLAG = "lokr_factor"
 SCALE_KEY = "lora_inspect.scale"
 
 # alpha may have been rounded to bfloat16, which keeps 8 bits.

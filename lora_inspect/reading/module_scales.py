@@ -5,7 +5,7 @@ from functools import partial
 
 from lora_inspect.reading.claim import Claims
 from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.evidence import RsloraReading
+from lora_inspect.reading.evidence import LOKR_FLAG, RsloraReading
 from lora_inspect.reading.found_configs import FoundConfig, Speakers
 from lora_inspect.reading.scale_rules import Ruled, RuledGroup, Voice
 from lora_inspect.reading.scales import ScaleSources, with_scales
@@ -32,7 +32,8 @@ def scaled_modules(
         if contribution.formula.rslora:
             one = next(stabilised)
             return ScaleSources(module, one.facts.alpha, one.configs, groups[one.voice].reading, one.counted)
-        return ScaleSources(module, numbers.alphas.get(module.name.key), speakers.of(contribution), _STANDARD)
+        stored, found = numbers.alphas.get(module.name.key), speakers.of(contribution)
+        return ScaleSources(module, stored, found, _STANDARD, hidden=LOKR_FLAG in claims.flags)
 
     return {
         name: module._replace(contributions=with_scales(module.contributions, partial(sources, module), settings))

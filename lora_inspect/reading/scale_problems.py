@@ -7,7 +7,7 @@ from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.evidence import close
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.problem import Finding
-from lora_inspect.reading.scales import PATTERN_REFUSED
+from lora_inspect.reading.scales import WAYS_OUT
 
 # What a setting is against evidence that it cannot change.
 REPEATS, CONTRADICTS = "setting-repeats", "setting-contradicts"
@@ -27,11 +27,11 @@ def unknown_scales(reading: FileReading) -> Iterator[Finding]:
     """Modules whose scale is unknown, by the reason, and all that settles them."""
     by_reason: dict[str, list[str]] = {}
     for contribution in reading.contributions:
-        if contribution.rank is not None and contribution.scale is None:
+        if contribution.scale is None and contribution.algorithm.formula and not contribution.algorithm.beside:
             by_reason.setdefault(contribution.why, []).append(contribution.module.key)
     way_out = " and ".join(_OPTIONS[name] for name in open_settings(reading.contributions))
     for why, keys in by_reason.items():
-        mend = "write it anew" if why == PATTERN_REFUSED else f"give {way_out}"
+        mend = WAYS_OUT.get(why, f"give {way_out}")
         yield Finding(
             "scale-unknown", f"the scale of {keys[0]}{_and_more(keys)} is unknown: {why}; {mend}", tuple(keys[:5])
         )

@@ -9,12 +9,19 @@ from lora_inspect import schemes
 from lora_inspect.maths.scaling import neutral_alpha, scale_of
 from lora_inspect.reading import evidence, peft_config
 from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.evidence import Evidence, RsloraReading
+from lora_inspect.reading.evidence import LOKR_FLAG, Evidence, RsloraReading
 from lora_inspect.reading.found_configs import FoundConfig
 from lora_inspect.reading.settings import Settings
 
-# Why an alpha is unknown that no setting settles.
+# Why a scale is unknown that no setting settles, each with the way out.
 PATTERN_REFUSED = "a pattern of the config is refused"
+RANK_MISSING = "PEFT keeps alpha and this rank in adapter_config.json, which is not there"
+RANK_UNREADABLE = "the config's rank is no whole number"
+WAYS_OUT = {
+    PATTERN_REFUSED: "write it anew",
+    RANK_MISSING: "put it beside the file",
+    RANK_UNREADABLE: "write it anew",
+}
 
 
 class Counted(NamedTuple):
@@ -40,11 +47,21 @@ def about_parts(counts: Iterable[Counted]) -> list[Evidence]:
     ]
 
 
+def about_hidden_ranks(contributions: Iterable[Contribution], flags: Sequence[str]) -> list[Evidence]:
+    """What is said of modules whose alpha is divided by a rank that a flag says and their tensors do not show."""
+    hidden = [c for c in contributions if c.algorithm.formula and c.rank and c.formula.rank(c.shapes) is None]
+    if LOKR_FLAG not in flags or not hidden:
+        return []
+    says = f"{len(hidden)} modules have whole factors, whose alpha its program divides by the largest dimension of w2"
+    return [Evidence("scale", says, LOKR_FLAG)]
+
+
 class ScaleSources(NamedTuple):
     """What the scale of one contribution is read from.
 
     `stored` is the number in the alpha tensor, None where that is no plain number; `configs` are the LoraConfigs that
     speak of the module, `rule` whether its scale is alpha/sqrt(rank), and `counted` how often the stored alpha counts.
+    `hidden` says that alpha is divided by the hidden rank where the tensors show none.
     """
 
     module: Module
@@ -52,6 +69,7 @@ class ScaleSources(NamedTuple):
     configs: Sequence[FoundConfig]
     rule: RsloraReading
     counted: Counted = Counted()
+    hidden: bool = False
 
 
 def with_scales(
@@ -68,11 +86,13 @@ def with_scales(
 
 def _with_scale(contribution: Contribution, sources: ScaleSources, settings: Settings) -> Contribution:
     """The contribution with rank, alpha and scale, or with the reason why the scale is unknown."""
-    rank = contribution.formula.rank(contribution.shapes)
+    rank, open_rank = _rank(contribution, sources)
     rule = sources.rule.value
     found = sources.configs[0] if sources.configs else None
     fan_in_fan_out = peft_config.fan_in_fan_out(found.config) if found and contribution.is_linear else None
     contribution = contribution._replace(rank=rank, fan_in_fan_out=fan_in_fan_out, rslora=rule)
+    if open_rank:
+        return contribution._replace(why=open_rank)
     if rank is None:
         why = f"{contribution.algorithm.title} has no rank here that alpha would be divided by"
         alpha = sources.stored if contribution.algorithm.has_alpha else None
@@ -102,6 +122,26 @@ def _with_scale(contribution: Contribution, sources: ScaleSources, settings: Set
 def _with_scale_of(contribution: Contribution, bearer: Contribution) -> Contribution:
     """The contribution with the scale of the one that it stands beside; the rank stays that one's alone."""
     return contribution._replace(alpha=bearer.alpha, rslora=bearer.rslora, scale=bearer.scale, why=bearer.why)
+
+
+def _rank(contribution: Contribution, sources: ScaleSources) -> tuple[int | None, str]:
+    """The rank by which alpha is divided, None for none, with an empty reason; or why it is unknown.
+
+    Where the tensors show none, the flag of a program or a config may say that there is one.
+    """
+    formula, module = contribution.formula, contribution.module
+    rank = formula.rank(contribution.shapes)
+    if rank is not None or formula.hidden_rank is None:
+        return rank, ""
+    if sources.hidden:
+        return formula.hidden_rank(contribution.shapes), ""
+    if not sources.configs:
+        in_config = schemes.by_name(module.scheme).absent_alpha == "config" and not sources.module.alpha
+        return None, RANK_MISSING if in_config else ""
+    configured = sources.configs[0].modules.rank(module.body)
+    if any(found.modules.refused for found in sources.configs):
+        return None, PATTERN_REFUSED
+    return configured, "" if configured else RANK_UNREADABLE
 
 
 def _alpha(contribution: Contribution, sources: ScaleSources, rank: int) -> tuple[float | None, str]:

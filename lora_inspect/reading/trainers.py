@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 
 from lora_inspect.files.json_text import parse_json
-from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG
+from lora_inspect.reading.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG
 from lora_inspect.reading.peft_config import EMBEDDED_KEY
 
 # Our own training network, with its version.
@@ -25,7 +25,7 @@ def find_trainer(metadata: Mapping[str, str], keys: Collection[str], has_peft_co
     """The name of the program, or None where nothing tells."""
     if metadata.get(NETWORK_KEY):
         return "lora-inspect networks"
-    if RSLORA_FLAG in keys or DORA_FLAG in keys or "lokr_factor" in keys:
+    if RSLORA_FLAG in keys or DORA_FLAG in keys or LOKR_FLAG in keys:
         return "blissful-tuner"
     module = metadata.get("ss_network_module", "")
     if module.startswith("lycoris"):

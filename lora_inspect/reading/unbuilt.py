@@ -6,11 +6,9 @@ from lora_inspect import algorithms
 from lora_inspect.reading import peft_config
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.problem import Finding
-from lora_inspect.reading.trainers import NETWORK_KEY
 
 # The way out where this version cannot compute what a file says.
 _OWN_PROGRAM = "merge it with the program that trained it"
-_OWN_NETWORK = "merge it in Python with `merge_to` of lora_inspect.networks.{}, which trained it"
 
 
 def unbuilt_configs(reading: FileReading) -> Iterator[Finding]:
@@ -22,16 +20,24 @@ def unbuilt_configs(reading: FileReading) -> Iterator[Finding]:
             yield Finding("algorithm", message)
         for says in peft_config.foreign_settings(found.config):
             yield Finding("peft-setting", f"{found.where}: {says}, which is not built yet; {_OWN_PROGRAM}")
+        if method == algorithms.by_name("lokr").peft_type and (keys := _whole_of_conv1d(reading)):
+            says = f"PEFT makes another product of w1 and a whole w2 of a Conv1d ({keys[0]})"
+            yield Finding("peft-setting", f"{found.where}: {says}, which is not built yet; {_OWN_PROGRAM}", keys[:5])
+
+
+def _whole_of_conv1d(reading: FileReading) -> tuple[str, ...]:
+    """Factors w2 (o2, i2, kernel) of LoKr, whose last two dimensions PEFT's `make_kron` pairs with those of w1."""
+    own = (c for c in reading.contributions if c.algorithm.name == "lokr" and "w2" in c.factors)
+    return tuple(c.factors["w2"].name for c in own if len(c.factors["w2"].shape) == 3)
 
 
 def unbuilt_algorithms(reading: FileReading) -> Iterator[Finding]:
-    """Algorithms that the keys name; files of our own network are merged by it."""
+    """Algorithms that the keys name."""
     by_name: dict[str, list[str]] = {}
     for contribution in reading.contributions:
         if contribution.algorithm.formula is None:
             keys = by_name.setdefault(contribution.algorithm.name, [])
             keys.append(next(iter(contribution.factors.values())).name)
-    own = NETWORK_KEY in reading.checkpoint.metadata
     for name, keys in by_name.items():
         message = f"{algorithms.by_name(name).title} is not built yet ({len(keys)} modules, {keys[0]}); "
-        yield Finding("algorithm", message + (_OWN_NETWORK.format(name) if own else _OWN_PROGRAM), tuple(keys[:5]))
+        yield Finding("algorithm", message + _OWN_PROGRAM, tuple(keys[:5]))

@@ -68,6 +68,14 @@ LAYERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
     "conv3d": (lambda: nn.Conv3d(4, 6, (1, 3, 3), padding=(0, 1, 1)), (4, 2, 5, 5)),
 }
 
+# Layers wide enough for Kronecker factors that are products of rank 2 themselves.
+WIDE: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
+    "wide linear": (lambda: nn.Linear(12, 30), (12,)),
+    "wide conv1d": (lambda: nn.Conv1d(6, 30, 3, padding=1), (6, 7)),
+    "wide conv 3x3": (lambda: nn.Conv2d(6, 30, 3, padding=1), (6, 5, 5)),
+    "wide conv3d": (lambda: nn.Conv3d(6, 30, (1, 3, 3), padding=(0, 1, 1)), (6, 2, 5, 5)),
+}
+
 NORMS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
     "layer norm": (lambda: nn.LayerNorm(12), (12,)),
     "group norm": (lambda: nn.GroupNorm(2, 6), (6, 5, 5)),
@@ -77,7 +85,7 @@ NORMS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
 def make(kind: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[nn.Module, Tensor]:
     """A layer of this kind with random numbers in it, and an input."""
     generator = torch.Generator().manual_seed(seed)
-    module, shape = (LAYERS | NORMS)[kind]
+    module, shape = (LAYERS | WIDE | NORMS)[kind]
     layer = fill(module().to(dtype), generator)
     return layer, torch.randn(BATCH, *shape, generator=generator, dtype=torch.float64).to(dtype)
 

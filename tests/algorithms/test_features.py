@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lycoris.modules import glora, lokr
+from lycoris.modules import glora
 from lycoris.modules.boft import ButterflyOFTModule
 from lycoris.modules.diag_oft import DiagOFTModule
 
@@ -20,19 +20,6 @@ def features(name, factors):
     told = by_name(name).features
     assert told is not None
     return told(factors)
-
-
-@pytest.mark.parametrize("options", [{}, {"factor": 4}, {"decompose_both": True}, {"full_matrix": True}])
-@pytest.mark.parametrize("tucker", [False, True])
-@pytest.mark.parametrize(("layer", "expected"), [(LINEAR, (24, 40)), (CONV, (24, 360))], ids=["linear", "conv"])
-def test_lokr(options, tucker, layer, expected):
-    module = lokr.LokrModule("x", layer, lora_dim=2, alpha=1, use_tucker=tucker, **options)
-    assert features("lokr", tensors(module)) == expected
-
-
-def test_lokr_of_2023_flattens_the_kernel():
-    factors = {"lokr_w1": (16, 48), "lokr_w2": (20, 60)}  # of a 320x320x3x3 convolution
-    assert features("lokr", factors) == (320, 2880)
 
 
 def test_glora():
@@ -61,7 +48,7 @@ def test_mlx_is_transposed():
     assert features("mlx", factors) == (24, 40)
 
 
-TOLD = ["lokr", "glora", "oft", "ia3", "replaced", "mlx"]
+TOLD = ["glora", "oft", "ia3", "replaced", "mlx"]
 
 
 @pytest.mark.parametrize("name", TOLD)
@@ -71,8 +58,3 @@ def test_shapes_that_fit_nothing_are_no_error(name, shape):
     for count in range(len(roles) + 1):
         found = features(name, dict.fromkeys(roles[:count], shape))
         assert all(size is None or isinstance(size, int) for size in found)
-
-
-def test_a_part_of_a_fused_layer_tells_nothing():
-    factors = {"lokr_w1": (4, 8), "lokr_w2": (6, 5), "row_offset": ()}
-    assert features("lokr", factors) == (None, None)

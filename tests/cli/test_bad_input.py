@@ -195,7 +195,11 @@ MEANINGLESS = {
     "LoHa with one core": (
         {f"{Q}.hada_{x}": ("F32", (4,) * (4 if x == "t1" else 2), 1) for x in ("w1_a", "w1_b", "w2_a", "w2_b", "t1")},
         {}, "shape", [f"{Q}: t2 missing"]),
-    "LoKr": ({f"{Q}.lokr_w1": ("F32", (2, 2), 1), f"{Q}.lokr_w2": ("F32", (3, 3), 1)}, {}, "algorithm", ["LoKr", Q]),
+    "LoKr without its large factor": (
+        {f"{Q}.lokr_w1": ("F32", (2, 2), 1)}, {}, "shape", [f"{Q}: either w2 or both w2_a and w2_b are needed"]),
+    "LoKr on some rows": (
+        {f"{Q}.lokr_w1": ("F32", (2, 2), 1), f"{Q}.lokr_w2": ("F32", (6, 3), 1), f"{Q}.row_offset": ("F32", (), 1)},
+        {}, "algorithm", ["LoKr on some rows", Q]),
     "(IA)3": ({f"{Q}.ia3_l": ("F32", (OUT, 1), 1)}, {}, "algorithm", ["(IA)3", Q]),
     "OFT": ({f"{Q}.oft_blocks": ("F32", (2, 3, 3), 1)}, {}, "algorithm", ["OFT", Q]),
     "OFT of PEFT": ({f"{Q}.oft_R.weight": ("F32", (2, 3), 1)}, {}, "algorithm", ["OFT", Q]),
@@ -272,7 +276,6 @@ def test_an_expression_that_is_not_compared_is_refused_with_its_key(place, run, 
 
 
 STORED = {
-    "crepe-lycoris-lokr-conv": ["LoKr"],
     "peft-unilora-unsupported": ["UNILORA"],
     "lfs-pointer": ["git lfs pull"],
     "pickle": ["pickle"],

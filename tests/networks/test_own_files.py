@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[2]
-ALGORITHMS = ("loha",)
+ALGORITHMS = ("loha", "lokr")
 
 
 @pytest.fixture(params=ALGORITHMS)
