@@ -24,8 +24,8 @@ from lora_inspect.schemes.record import ModuleName
 BELOW = ".base_layer"
 # What a wrapper puts behind the path of the module that it wraps, and what a tensor there is.
 _WRAPPERS = {BELOW: SAVED, ".modules_to_save": TWIN, ".original_module": ORIGINAL}
-# How many letters are compared in the time of a step.
-_LETTERS = 256
+# The steps that a name takes, and how many letters of a path are compared in them.
+_STEPS, _LETTERS = 4, 256
 _SHOWN = 3
 
 
@@ -67,7 +67,7 @@ class _Evidence:
         if not self._names or self._found.modules.refused:
             return False
         try:
-            self._steps.take(len(self._names) * (1 + len(path) // _LETTERS))
+            self._steps.take(_STEPS * len(self._names) * (1 + len(path) // _LETTERS))
         except Refused as why:
             self._found.modules.refused = f"modules_to_save {why}"
             return False

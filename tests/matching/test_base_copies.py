@@ -44,10 +44,18 @@ BASE = {
         {COPY: floats(NUMBERS)},
         {COPY: bfloats(NUMBERS)},
         {COPY: floats(NUMBERS), "base_model.model.lm_head.base_layer.bias": ("F32", (3,), 1)},
+        {COPY: floats(NUMBERS), "base_model.model.lm_head.lora_B.bias": ("F32", (3,), 1)},
         {"base_model.model.model.embed_tokens.weight": floats(NUMBERS)},
         {"base_model.model.embed_tokens.weight": floats(NUMBERS)},
     ],
-    ids=["the target's", "in another element type", "with its bias", "an embedding", "an embedding under another root"],
+    ids=[
+        "the target's",
+        "in another element type",
+        "with its bias",
+        "beside the bias of an up layer",
+        "an embedding",
+        "an embedding under another root",
+    ],
 )
 def test_an_equal_copy_is_used_up(extra, planned):
     plan = planned(extra, BASE)
