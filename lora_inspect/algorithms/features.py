@@ -23,10 +23,15 @@ def glora(shapes: Shapes) -> Features:
     return forms[0] if len(forms) == 1 else UNKNOWN
 
 
-def oft(shapes: Shapes) -> Features:
-    """Blocks (n, b, b) that rotate the rows, or BOFT's stages (m, n, b, b); out = n·b."""
+def is_boft(shapes: Shapes) -> bool:
+    """Whether the blocks have stages, as those of OFT have not."""
+    return len(_shape(shapes, "oft_blocks")) == 4
+
+
+def boft(shapes: Shapes) -> Features:
+    """Stages of blocks (m, n, b, b) that rotate the rows; out = n·b."""
     shape = _shape(shapes, "oft_blocks")
-    return (shape[-3] * shape[-2], None) if len(shape) in (3, 4) and shape[-1] == shape[-2] else UNKNOWN
+    return (shape[1] * shape[2], None) if is_boft(shapes) and shape[3] == shape[2] else UNKNOWN
 
 
 def ia3(shapes: Shapes) -> Features:

@@ -12,9 +12,10 @@ def _named(
     *suffixes: str,
     marks: tuple[str, ...] = (),
     features: Callable[[Shapes], Features] | None = None,
+    fits: Callable[[Shapes], bool] | None = None,
 ) -> Algorithm:
     roles = {suffix.lstrip("."): suffix for suffix in suffixes}
-    return Algorithm(name=name, title=title, dialects={"": roles}, marks=marks, features=features)
+    return Algorithm(name=name, title=title, dialects={"": roles}, marks=marks, features=features, fits=fits)
 
 
 RECOGNISED = (
@@ -27,16 +28,9 @@ RECOGNISED = (
         marks=("row_offset",),
     ),
     _named("glora", "GLoRA", ".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".bm.weight", features=told.glora),
-    _named(
-        "oft",
-        "OFT or BOFT",
-        ".oft_blocks",
-        ".oft_R.weight",
-        ".oft_R.scaled_oft",
-        ".oft_R",
-        ".rescale",
-        features=told.oft,
-    ),
+    _named("lycoris_boft", "BOFT", ".oft_blocks", ".rescale", features=told.boft, fits=told.is_boft),
+    _named("old_peft_oft", "OFT of PEFT before 0.16", ".oft_r", ".oft_s"),
+    _named("peft_oft_embedding", "OFT of PEFT on an Embedding", ".oft_embedding_R.weight"),
     _named("boft", "PEFT BOFT", ".boft_R", ".boft_s"),
     _named("ia3", "(IA)3", ".ia3_l", ".on_input", features=told.ia3),
     _named("tlora", "T-LoRA", ".q_layer.weight", ".p_layer.weight", ".lambda_layer"),

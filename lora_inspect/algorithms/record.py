@@ -1,6 +1,6 @@
 """What an algorithm is to the rest of the program."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -17,6 +17,22 @@ Features = tuple[int | None, int | None]
 WEIGHT, BIAS = "weight", "bias"
 
 
+class Surroundings(NamedTuple):
+    """What stands beside the factors of a module and may decide how they are computed.
+
+    `key` is the module's name, `roles` are the factors that are there. `config` is the `adapter_config.json` that
+    speaks of the module, None where there is none; `metadata` are the file's. `alpha` is the module's stored number,
+    NaN where it is none, and `shares_alpha` says that another change of the module may be the one it belongs to.
+    """
+
+    key: str
+    roles: Collection[Role]
+    config: Mapping[str, Any] | None
+    metadata: Mapping[str, str]
+    alpha: float | None
+    shares_alpha: bool
+
+
 class Formula(NamedTuple):
     """How an algorithm is computed.
 
@@ -28,8 +44,8 @@ class Formula(NamedTuple):
     - `rank(shapes)` is the rank by which alpha is divided; None where alpha is no scale.
     - `hidden_rank(shapes)`, where `rank` is None, is what some programs divide alpha by all the same, in files that say
       so; a rank in their config counts then too. None where no program does.
-    - `change(tensors, scale, alpha)` makes the change of the weight as a matrix (out, in·kernel) from the factors;
-      `alpha` is None where there is none.
+    - `change(tensors, scale, alpha, **settings)` makes the change of the weight as a matrix (out, in·kernel) from the
+      factors; `alpha` is None where there is none, and `settings` are those of the algorithm.
     - `low_rank(tensors)` is the pair (up, down), of shapes (out, rank) and (rank, in·kernel), whose product is exactly
       the unscaled change; None where there is no thin one.
     - `rslora` says whether RS-LoRA's rule can be its own.
@@ -39,7 +55,7 @@ class Formula(NamedTuple):
     shape: Callable[[Shapes], tuple[int | None, ...]]
     misfit: Callable[[Shapes, tuple[int, ...]], str | None]
     rank: Callable[[Shapes], int | None]
-    change: Callable[[Tensors, float, float | None], "Change"]
+    change: Callable[..., "Change"]
     low_rank: Callable[[Tensors], tuple[Any, Any] | None] | None = None
     rslora: bool = False
     hidden_rank: Callable[[Shapes], int] | None = None
@@ -51,19 +67,24 @@ class Algorithm(NamedTuple):
     `dialects` are the spellings of its roles, by the name of the dialect; a file may mix them. `marks` are the roles
     without which it is not this algorithm: of several that know a suffix, the first one counts whose marks are there
     and whose shapes fit. `parameter` is what of a layer it changes, `decomposes` says whether DoRA may be around it,
-    `multiplies` whether its change of a weight depends on the weight, `has_alpha` whether an alpha beside its tensors
-    can be its own, and `peft_type` is what PEFT calls it in an `adapter_config.json`. `transposed` says whether its
-    layers store their weight as (in, out); None where that depends on the base. `distinct` says that its suffixes
-    occur in adapters alone: others, which are common words, make an adapter of a file only where most of its tensors
-    have them. `beside` is the algorithm on the same module without which it means nothing, and whose scale is its own.
-    `replaces` says that a tensor takes the place of the parameter, so that no multiplier but 0 and 1 means anything.
+    `multiplies` whether its change of a weight depends on the weight, `blends` whether a multiplier other than 0 and 1
+    has a meaning in its program, `has_alpha` whether an alpha beside its tensors can be its own, and `peft_type` is
+    what PEFT calls it in an `adapter_config.json`. `transposed` says whether its layers store their weight as
+    (in, out); None where that depends on the base. `common` are roles whose suffixes are common words: alone they make
+    an adapter of a file only where most of its tensors have them. `beside` is the algorithm on the same module without
+    which it means nothing, and whose scale is its own. `replaces` says that a tensor takes the place of the
+    parameter, so that no multiplier but 0 and 1 means anything.
 
     `scaled` are roles whose factors the change is linear in, the first that is there takes a scale.
     `take_rows(tensors, start, stop)` are the factors of rows `start` to `stop` of the change, and `stack(parts)` those
     of several changes below each other; None where that is not exact.
 
+    `settings(surroundings)` are what else decides the formula, by name, or the reason why that is unknown, as the end
+    of a sentence with a way out.
+
     An algorithm without a formula is recognised by its tensors, so that a file is refused by the right name, but not
-    computed; `features(shapes)` says what the shapes tell of the weight that it changes.
+    computed; `features(shapes)` says what the shapes tell of the weight that it changes, and `fits(shapes)` whether
+    they can be its own where others have its suffixes.
     """
 
     name: str
@@ -75,15 +96,18 @@ class Algorithm(NamedTuple):
     decomposes: bool = False
     transposed: bool | None = None
     multiplies: bool = False
+    blends: bool = True
     has_alpha: bool = True
     peft_type: str | None = None
-    distinct: bool = True
+    common: tuple[Role, ...] = ()
     beside: str | None = None
     replaces: bool = False
     scaled: tuple[Role, ...] = ()
     take_rows: Callable[[Tensors, int, int], Tensors] | None = None
     stack: Callable[[list[Tensors]], Tensors] | None = None
+    settings: Callable[[Surroundings], Mapping[str, Any] | str] | None = None
     features: Callable[[Shapes], Features] | None = None
+    fits: Callable[[Shapes], bool] | None = None
 
     @property
     def suffixes(self) -> dict[Suffix, Role]:

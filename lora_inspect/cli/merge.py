@@ -30,6 +30,9 @@ BASE is a file, a sharded set or a folder; the output has the same form. What fo
 its settings: a number (the multiplier; 0 changes nothing), COMPONENT=number or GLOB=number (multipliers of a part
 of its modules), alpha=N and rslora=yes|no (what the file leaves open).
 
+Adapters are folded in the order in which they are named. It matters only where DoRA or OFT meets another change of the
+same weight, which the summary says.
+
 \b
 Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetensors -o merged.safetensors
 """
@@ -128,6 +131,7 @@ def _print(record: dict[str, Any], plan: MergePlan, as_json: bool) -> None:
         if item.source != SHAPE
     }
     record["left_out"] = plan.left_out
+    record["order_matters"] = plan.order_matters
     if as_json:
         terminal.json_text(record)
         return
@@ -147,6 +151,11 @@ def _print(record: dict[str, Any], plan: MergePlan, as_json: bool) -> None:
         terminal.aside(f"left out, as they said how fp8 is read: {some(record['dropped'], 5)}")
     if "dora_multiplier" in record:
         terminal.line(f"DoRA multiplier rule: {record['dora_multiplier']}")
+    if ordered := record["order_matters"]:
+        terminal.line(
+            f"order: it matters for {len(ordered)} weights, which get the adapters in the order of the command line, "
+            "and of each what is added before DoRA and rotations"
+        )
     if words := in_words(plan.orientations):
         terminal.line(f"orientation: {words}")
     if plan.left_out:

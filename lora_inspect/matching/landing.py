@@ -9,7 +9,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.matching.homes import Home
-from lora_inspect.matching.orientation import Layer, Orientation, covered_shape
+from lora_inspect.matching.orientation import Covered, Layer, Orientation, covered_shape
 from lora_inspect.matching.place import Place
 from lora_inspect.maths import dora
 from lora_inspect.reading.base_names import Found, is_weight
@@ -64,14 +64,14 @@ def _is_transposed(contribution: Contribution, target: TensorInfo, decided: dict
     return target.name in decided and decided[target.name].transposed
 
 
-def _covered_of(home: Home, one: Found, weight: TensorInfo) -> tuple[int, int]:
+def _covered_of(home: Home, one: Found, weight: TensorInfo) -> Covered:
     """(out, in) of a weight of the base, as the module that changes it tells."""
     covered = covered_shape(home.module)
     if one.piece is None:
         return covered
     for rows, inputs, *_ in (weight.shape, weight.shape[::-1]):
         runs = None if one.piece.of_whole else one.piece.arrangement.runs(rows, inputs)
-        if inputs == covered[1] and (runs is None or runs[one.piece.part].rows == covered[0]):
+        if covered[1] in (None, inputs) and (runs is None or covered[0] in (None, runs[one.piece.part].rows)):
             return rows, inputs
     return weight.shape[0], weight.shape[1]
 

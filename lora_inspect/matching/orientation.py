@@ -29,6 +29,10 @@ SHAPE, SIBLINGS, ARCHITECTURE, BIAS, CONFIG, SCHEME, OPTION = (
 _MODELS = (MODEL, *EXPERTS)
 
 
+# (out, in) of a change, None for what is not known.
+Covered = tuple[int | None, int | None]
+
+
 class Orientation(NamedTuple):
     """Whether a base weight is stored as (in, out), and what says so."""
 
@@ -41,7 +45,7 @@ class Layer(NamedTuple):
 
     module: Module
     target: TensorInfo
-    shape: tuple[int, int]
+    shape: Covered
 
 
 def orient(
@@ -127,18 +131,21 @@ def in_words(orientations: Mapping[str, Orientation]) -> str:
     )
 
 
-def covered_shape(module: Module) -> tuple[int, int]:
-    """(out, in) of the Linear weight that a module's contributions cover, all slices of a split one together."""
+def covered_shape(module: Module) -> Covered:
+    """(out, in) of the Linear weight that a module's contributions cover, all slices of a split one together.
+
+    None stands for what the factors do not tell.
+    """
     first = module.contributions[0]
     rows = max((part.rows[1] for part in module.contributions if part.rows), default=first.shape[0])
-    return rows or 0, (first.shape[1] if len(first.shape) > 1 else None) or 0
+    return rows, first.shape[1] if len(first.shape) > 1 else None
 
 
 def _is_linear(module: Module, target: TensorInfo) -> bool:
     return len(target.shape) == 2 and module.contributions[0].is_linear
 
 
-def _non_square(base: Checkpoint, shapes: Mapping[str, tuple[int, int]]) -> dict[str, set[bool]]:
+def _non_square(base: Checkpoint, shapes: Mapping[str, Covered]) -> dict[str, set[bool]]:
     """The orientations of the base's non-square matrices by leaf, as the adapter's change or the layer's bias tells."""
     by_leaf: dict[str, set[bool]] = defaultdict(set)
     for info in base.tensors.values():
@@ -160,13 +167,16 @@ def _non_square(base: Checkpoint, shapes: Mapping[str, tuple[int, int]]) -> dict
 def _by_base(
     module: Module,
     target: TensorInfo,
-    shape: tuple[int, int],
+    shape: Covered,
     known: Mapping[str, set[bool]],
     layouts: Collection[Layout],
 ) -> Orientation | None:
     """What shape, siblings and the architecture's table say."""
-    if target.shape[0] != target.shape[1] or shape != target.shape:
-        return Orientation(_by_shape(shape, target.shape) is True, SHAPE)
+    stored = _by_shape(shape, target.shape)
+    if stored is not None:
+        return Orientation(stored, SHAPE)
+    if not _fits(shape, target.shape):
+        return Orientation(False, SHAPE)
     leaf = leaf_of(path_of(target))
     siblings = known.get(leaf, set())
     if len(siblings) == 1:
@@ -178,11 +188,15 @@ def _by_base(
     return None
 
 
-def _by_shape(shape: tuple[int, int], stored: tuple[int, ...]) -> bool | None:
+def _by_shape(shape: Covered, stored: tuple[int, ...]) -> bool | None:
     """Whether a change of `shape` (out, in) is stored as (in, out); None where it fits neither way or both."""
-    if shape[0] == shape[1] or stored not in (shape, shape[::-1]):
-        return None
-    return stored != shape
+    straight, turned = _fits(shape, stored), _fits(shape, stored[::-1])
+    return None if straight == turned else turned
+
+
+def _fits(shape: Covered, stored: tuple[int, ...]) -> bool:
+    """Whether the sizes of the change that are known are those of the weight."""
+    return all(size in (None, there) for size, there in zip(shape, stored, strict=True))
 
 
 def _by_table(leaf: str, layout: Layout, known: Mapping[str, set[bool]]) -> bool | None:

@@ -47,7 +47,9 @@ class Placed(NamedTuple):
 
         contribution, place = self
         factors = {role: tensors[role] for role in contribution.factors}
-        change = contribution.formula.change(factors, contribution.known_scale, contribution.alpha)
+        change = contribution.formula.change(
+            factors, contribution.known_scale, contribution.alpha, **contribution.settings
+        )
         if contribution.magnitude:
             spelling = contribution.magnitude.spelling
             values = Magnitude(tensors["magnitude"].reshape(-1), rule or spelling.multiplier, spelling.added_eps)

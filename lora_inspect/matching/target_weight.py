@@ -22,7 +22,7 @@ def check_place(placed: Placed, rows: int, adapter: Adapter, base: Checkpoint, b
         wrong = contribution.formula.misfit(contribution.shapes, (rows, *place.shape[1:]) if place.shape else ())
         ours = f"{name} {wrong}"
     else:
-        covered = covered_shape(module)
+        covered = tuple(size or 0 for size in covered_shape(module))
         wrong = other_than(covered, place._replace(runs=None).shape)
         ours = f"the slices of {name} cover {list(covered)}"
     if wrong:

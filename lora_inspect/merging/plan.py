@@ -74,6 +74,16 @@ class MergePlan:
         }
 
     @property
+    def order_matters(self) -> list[str]:
+        """The weights that another order of their changes would leave different."""
+        at_work = {name: [fold for fold in folds if fold.multiplier] for name, folds in self.folds.items()}
+        return [
+            name
+            for name, folds in at_work.items()
+            if len(folds) > 1 and any(fold.contribution.multiplies for fold in folds)
+        ]
+
+    @property
     def multipliers(self) -> dict[str, float | dict[str, float]]:
         """The plain multiplier of each adapter by its path, or all of them where modules have their own."""
         return {adapter.checkpoint.path: settings.multipliers() for adapter, settings in self.adapters}
@@ -134,7 +144,9 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         left_out.update(module.name.component for module in matching.left_out)
         orientations.append(matching.orientations)
         for name, found in matching.targets.items():
-            folds[name] += (Fold(p, settings.multiplier_of(p.contribution.module), adapter) for p in found)
+            own = [Fold(p, settings.multiplier_of(p.contribution.module), adapter) for p in found]
+            _check_multipliers(own)
+            folds[name] += own
     _check_replaced(folds)
     side_files = find_side_files(base)
     decoding = plan_decoding(base, side_files) if options.dtype else Decoding()
@@ -198,6 +210,17 @@ def _check_named_once(adapters: Sequence[Checkpoint]) -> None:
                 f"{adapter.path}: it is named more than once{also}; name it once, with the multipliers added."
             )
         named[files] = adapter.path
+
+
+def _check_multipliers(folds: Sequence[Fold]) -> None:
+    """Raises LoraInspectError for a multiplier that has no meaning in the algorithm's own program."""
+    for fold in folds:
+        algorithm = fold.contribution.algorithm
+        if not algorithm.blends and fold.multiplier not in (0, 1):
+            raise LoraInspectError(
+                f"{fold.adapter.checkpoint.path}: {algorithm.title} has no multiplier between or beyond 0 and 1, but "
+                f"{fold.multiplier:g} is given for {fold.contribution.module.key}; give 1, or 0 to leave it out."
+            )
 
 
 def _as_settings(given: Settings | float) -> Settings:

@@ -11,6 +11,7 @@ from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.dora_evidence import dora_claims, read_dora
 from lora_inspect.reading.evidence import DoraReading, Evidence, RsloraReading
 from lora_inspect.reading.file_reading import FileReading
+from lora_inspect.reading.formula_settings import with_settings
 from lora_inspect.reading.found_configs import find_configs
 from lora_inspect.reading.module_scales import scaled_modules
 from lora_inspect.reading.problem import ERROR, Problem
@@ -93,7 +94,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         settings=settings,
         claims=claims,
         configs=configs,
-        modules=scaled(settings),
+        modules=with_settings(scaled(settings), configs, checkpoint.metadata),
         scaled=scaled,
         stated=[group.reading for group in groups.values()],
         rslora=rslora,

@@ -210,15 +210,19 @@ def _possible(tensors: Iterable[_Tensor]) -> Iterable[str]:
 def _misses(name: ModuleName, algorithm: Algorithm, factors: dict[str, TensorInfo]) -> Finding | None:
     """What keeps the factors from being those of the algorithm.
 
-    One without a formula, or with common words for its names, is never complained about.
+    One without a formula, or with common words for the names of all that is there, is never complained about.
     """
     keys = tuple(info.name for info in factors.values())
+    shapes = {role: info.shape for role, info in factors.items()}
+    is_common = all(role in algorithm.common for role in factors)
+    if algorithm.fits and not algorithm.fits(shapes):
+        return Finding("shape", "", keys)
     missing = [role for role in algorithm.marks if role not in factors]
     if missing:
         message = f"{keys[0]} is there, but its module has no {' and no '.join(missing)} factor; {_MEND}"
-        return Finding("incomplete", message if algorithm.formula and algorithm.distinct else "", keys)
-    if algorithm.formula and (wrong := algorithm.formula.check({role: info.shape for role, info in factors.items()})):
-        return Finding("shape", f"{name.key}: {wrong}; {_MEND}" if algorithm.distinct else "", keys)
+        return Finding("incomplete", message if algorithm.formula and not is_common else "", keys)
+    if algorithm.formula and (wrong := algorithm.formula.check(shapes)):
+        return Finding("shape", f"{name.key}: {wrong}; {_MEND}" if not is_common else "", keys)
     return None
 
 

@@ -1,7 +1,8 @@
 """What a module of an adapter says: its changes, and the tensors that they are made of."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes
 from lora_inspect.files.header import TensorInfo
@@ -23,7 +24,7 @@ class Contribution(NamedTuple):
     `factors` are the tensors by role. `rows` are the rows of the layer's weight that it covers, None for all.
     `fan_in_fan_out` is what a config says of the way in which the base stores the weight, None where none does.
     `alpha`, the rule `rslora` and `scale` are None where unknown; `why` is the reason for the scale, or for its
-    absence.
+    absence. `settings` are what else the formula needs, and `unsettled` is the reason why it is unknown, or empty.
     """
 
     module: ModuleName
@@ -37,6 +38,8 @@ class Contribution(NamedTuple):
     rslora: bool | None = None
     scale: float | None = None
     why: str = ""
+    settings: Mapping[str, Any] = MappingProxyType({})
+    unsettled: str = ""
 
     @property
     def formula(self) -> Formula:
@@ -59,6 +62,11 @@ class Contribution(NamedTuple):
     def multiplies(self) -> bool:
         """Whether what it does to a weight depends on the weight, so that it matters what was folded before."""
         return self.magnitude is not None or self.algorithm.multiplies
+
+    @property
+    def is_common(self) -> bool:
+        """Whether the names of its tensors are common words, which a base may have by chance."""
+        return all(role in self.algorithm.common for role in self.factors)
 
     @property
     def is_linear(self) -> bool:

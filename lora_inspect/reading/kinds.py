@@ -17,7 +17,7 @@ def kind_of(adapter: Adapter) -> tuple[str, Adapter]:
     others are common words (`X.b1.weight`, `X.diff`): they make one where at least half of the tensors have them.
     """
     tensors = adapter.checkpoint.tensors
-    built = any(c.algorithm.formula and c.algorithm.distinct for c in adapter.contributions)
+    built = any(c.algorithm.formula and not c.is_common for c in adapter.contributions)
     # What the user says can be wrong of a base too.
     said = tuple(problem for problem in adapter.problems if problem.code == CONTRADICTS)
     found = (problem for problem in adapter.problems if problem not in said)

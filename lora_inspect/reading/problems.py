@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from lora_inspect.reading.config_problems import contradicting_shards, refused_patterns, residual_bases
 from lora_inspect.reading.file_reading import FileReading
+from lora_inspect.reading.formula_settings import unknown_formulas
 from lora_inspect.reading.key_problems import magnitudes, several_schemes, unclaimed_tensors, unfit_tensors
 from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Finding, Problem
 from lora_inspect.reading.saved_tensors import missing_saved
@@ -45,6 +46,7 @@ PROBLEMS = (
     Entry("setting-contradicts", ERROR, (rule_setting, alpha_setting)),
     Entry("setting-repeats", NOTE, (rule_setting, alpha_setting)),
     Entry("scale-unknown", ERROR, (unknown_scales,)),
+    Entry("formula-unknown", ERROR, (unknown_formulas,)),
     Entry("mixed-schemes", WARNING, (several_schemes,)),
     Entry("unclaimed", WARNING, (unclaimed_tensors,)),
     Entry("rslora-hint", NOTE, (rslora_hint,)),

@@ -14,6 +14,7 @@ KOHYA = Scheme(
         "lora_transformer_": MODEL,  # OneTrainer, over diffusers' names
         "lora_prior_unet_": MODEL,
         "lora_prior_te_": "text_encoder",
+        "oft_unet_": MODEL,  # sd-scripts' networks.oft
     },
     flat=True,
     suffixes={

@@ -201,8 +201,32 @@ MEANINGLESS = {
         {f"{Q}.lokr_w1": ("F32", (2, 2), 1), f"{Q}.lokr_w2": ("F32", (6, 3), 1), f"{Q}.row_offset": ("F32", (), 1)},
         {}, "algorithm", ["LoKr on some rows", Q]),
     "(IA)3": ({f"{Q}.ia3_l": ("F32", (OUT, 1), 1)}, {}, "algorithm", ["(IA)3", Q]),
-    "OFT": ({f"{Q}.oft_blocks": ("F32", (2, 3, 3), 1)}, {}, "algorithm", ["OFT", Q]),
-    "OFT of PEFT": ({f"{Q}.oft_R.weight": ("F32", (2, 3), 1)}, {}, "algorithm", ["OFT", Q]),
+    "BOFT": ({f"{Q}.oft_blocks": ("F32", (2, 2, 3, 3), 1)}, {}, "algorithm", ["BOFT is not built", Q]),
+    "BOFT with rescale": (
+        {f"{Q}.oft_blocks": ("F32", (2, 2, 3, 3), 1), f"{Q}.rescale": ("F32", (OUT, 1), 1)}, {}, "algorithm",
+        ["BOFT is not built", Q]),
+    "OFT of blocks that are not square": ({f"{Q}.oft_blocks": ("F32", (2, 3, 4), 1)}, {}, "shape", ["oft_blocks", Q]),
+    "OFT with too many gains": (
+        {f"{Q}.oft_blocks": ("F32", (2, 3, 3), 1), f"{Q}.rescale": ("F32", (OUT + 1, 1), 1)}, {}, "shape",
+        ["rescale", Q]),
+    "OFT of sd-scripts without a limit": (
+        {f"{Q}.oft_blocks": ("F32", (2, 3, 3), 1), f"{Q}.alpha": ("F32", (), 0.0)},
+        {"ss_network_module": "networks.oft"}, "formula-unknown", [Q, "no rotation in sd-scripts"]),
+    "OFT of sd-scripts by its prefix": (
+        {"oft_unet_x.oft_blocks": ("F32", (2, 3, 3), 1), "oft_unet_x.alpha": ("F32", (), 0.0)}, {},
+        "formula-unknown", ["oft_unet_x", "no rotation in sd-scripts"]),
+    "OFT whose limit is no number": (
+        {f"{Q}.oft_blocks": ("F32", (2, 3, 3), 1), f"{Q}.alpha": ("F32", (), math.nan)}, {}, "formula-unknown",
+        [Q, "finite"]),
+    "OFT beside LoRA with one alpha": (
+        loras(1, oft_blocks=("F32", (2, 3, 3), 1)), {}, "formula-unknown", [Q, "scale of the other change"]),
+    "OFT of PEFT without config": (
+        {f"{Q}.oft_R.weight": ("F32", (2, 3), 1)}, {}, "formula-unknown", ["adapter_config.json", "beside", Q]),
+    "OFT of PEFT of half a block": ({f"{Q}.oft_R.weight": ("F32", (2, 4), 1)}, {}, "shape", ["oft_R [2, 4]", Q]),
+    "scaled OFT of OneTrainer": (
+        {f"{Q}.oft_R.weight": ("F32", (2, 3), 1), f"{Q}.oft_R.scaled_oft": ("F32", (), 1)}, {}, "formula-unknown",
+        ["OneTrainer", Q]),
+    "OFT of old PEFT": ({f"{Q}.oft_r": ("F32", (2, 3, 3), 1)}, {}, "algorithm", ["before 0.16", Q]),
     "GLoRA": ({f"{Q}.{n}.weight": ("F32", (4, 4), 1) for n in ("a1", "a2", "b1", "b2")}, {}, "algorithm", ["GLoRA"]),
     "replaced weight": ({f"{Q}.set_weight": ("F32", (OUT, IN), 1)}, {}, "algorithm", ["replaced", Q]),
     "LoRA beside a replaced weight": (loras(1, set_weight=("F32", (OUT, IN), 1)), {}, "algorithm", ["replaced", Q]),

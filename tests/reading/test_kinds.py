@@ -3,7 +3,7 @@
 import pytest
 from toy_adapters import base, lora, loras
 
-from lora_inspect.algorithms import ALGORITHMS
+from lora_inspect.algorithms import ALGORITHMS, CANDIDATES
 from lora_inspect.algorithms.recognised import RECOGNISED
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.info import as_json, inspect
@@ -21,14 +21,17 @@ def kind(write_safetensors):
     return tell
 
 
-COMMON = [algorithm for algorithm in ALGORITHMS.values() if not algorithm.distinct]
-BUILT = [algorithm for algorithm in ALGORITHMS.values() if algorithm.formula and algorithm.distinct]
-DISTINCT = {suffix for algorithm in BUILT for suffix in algorithm.suffixes}
+COMMON = [found for found in ALGORITHMS.values() if set(found.common) == set(found.suffixes.values())]
+# What a built algorithm alone calls its tensors makes an adapter of a file.
+OWN = {
+    suffix
+    for algorithm in ALGORITHMS.values()
+    for suffix, role in algorithm.suffixes.items()
+    if algorithm.formula and role not in algorithm.common
+}
 
 
-@pytest.mark.parametrize(
-    "suffix", sorted({suffix for algorithm in (*RECOGNISED, *COMMON) for suffix in algorithm.suffixes} - DISTINCT)
-)
+@pytest.mark.parametrize("suffix", sorted(set(CANDIDATES) - OWN))
 def test_one_name_that_ends_like_an_adapters_makes_no_adapter(suffix, kind):
     found, reading = kind({**base(3), f"blocks.0.gate{suffix}": MATRIX})
     assert found == "base"
@@ -38,7 +41,8 @@ def test_one_name_that_ends_like_an_adapters_makes_no_adapter(suffix, kind):
 
 @pytest.mark.parametrize("algorithm", RECOGNISED, ids=lambda algorithm: algorithm.name)
 def test_real_adapters_of_every_recognised_algorithm_stay_adapters(algorithm, kind):
-    tensors = {f"lora_unet_blocks_{i}_q{suffix}": MATRIX for i in range(3) for suffix in algorithm.suffixes}
+    tensor = ("F32", (2, 2, 3, 3), 1) if algorithm.fits else MATRIX
+    tensors = {f"lora_unet_blocks_{i}_q{suffix}": tensor for i in range(3) for suffix in algorithm.suffixes}
     found, reading = kind(tensors)
     assert found == "adapter"
     assert [problem.code for problem in reading.problems if problem.severity == "error"] == ["algorithm"]

@@ -1,0 +1,89 @@
+"""OFT that rotates blocks of rows: the diag-OFT of LyCORIS, and what sd-scripts' `networks.oft` writes.
+
+With Q = X - Xᵀ for the stored blocks X (count, size, size): R = (I + Q)(I - Q)^-1, and each block of rows becomes
+(m · (R - I) + I)ᵀ W, times `rescale` where there is one. alpha is no scale: alpha · out is the norm that all Q together
+may have at most. Sources: Qiu et al. 2023; the `DiagOFTModule` of lycoris-lora, whose alpha of 0 sets no limit;
+sd-scripts, whose alpha of 0 or less leaves no rotation, or the opposite one, and is refused here.
+"""
+
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+# What sd-scripts calls its networks and begins their names with.
+_NETWORK, _PREFIX = "networks.oft", "oft_unet_"
+_TINY = 1e-8
+
+
+def check(shapes: Shapes) -> str | None:
+    """What is wrong with the shapes of blocks (count, size, size) and rescale (count · size, 1, …), or None."""
+    blocks, rescale = shapes["blocks"], shapes.get("rescale")
+    if len(blocks) != 3 or blocks[1] != blocks[2] or 0 in blocks:
+        return f"oft_blocks {list(blocks)} are no square blocks"
+    if rescale is not None and (rescale[:1] != (_rows(shapes),) or any(size != 1 for size in rescale[1:])):
+        return f"rescale {list(rescale)} is not one number for each of {_rows(shapes)} rows"
+    return None
+
+
+def _rows(shapes: Shapes) -> int:
+    return shapes["blocks"][0] * shapes["blocks"][1]
+
+
+def shape(shapes: Shapes) -> tuple[int | None, ...]:
+    """Of the weight the rows are known alone."""
+    return _rows(shapes), None
+
+
+def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What is rotated where that is not a weight of this shape, or None."""
+    return None if len(weight) > 1 and weight[0] == _rows(shapes) else f"rotates {_rows(shapes)} rows"
+
+
+def settings(around: Surroundings) -> dict[str, Any] | str:
+    """None are needed; says why the limit is unknown."""
+    if around.alpha is None:
+        return {}
+    if around.shares_alpha:
+        return (
+            "its alpha may be the scale of the other change of the module or the limit of the rotation; "
+            "write the two to files of their own"
+        )
+    if not isfinite(around.alpha):
+        return "the limit of its rotation, the stored alpha, is no finite number; fetch the file again"
+    is_of_sd_scripts = around.metadata.get("ss_network_module", "").startswith(_NETWORK)
+    if around.alpha <= 0 and (is_of_sd_scripts or around.key.startswith(_PREFIX)):
+        return (
+            f"an alpha of {around.alpha:g} leaves no rotation in sd-scripts, which wrote it, and any in others; "
+            "merge it with sd-scripts, or write the alpha that is meant"
+        )
+    return {}
+
+
+def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
+    """The rotation of blocks of rows."""
+    from lora_inspect.maths.rotation import RotatedRows, cayley
+
+    blocks = tensors["blocks"]
+    skew = blocks - blocks.transpose(1, 2)
+    limit = (alpha or 0.0) * blocks.shape[0] * blocks.shape[1]
+    norm = skew.square().sum().sqrt() + _TINY
+    if 0 < limit < norm:
+        skew = skew * (limit / norm)
+    gain = tensors.get("rescale")
+    return RotatedRows(cayley(skew), None if gain is None else gain.reshape(-1, 1))
+
+
+ALGORITHM = Algorithm(
+    name="oft",
+    title="OFT",
+    dialects={"lycoris": {"blocks": ".oft_blocks", "rescale": ".rescale"}},
+    marks=("blocks",),
+    common=("rescale",),
+    formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),
+    multiplies=True,
+    settings=settings,
+)

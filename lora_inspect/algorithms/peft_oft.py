@@ -1,0 +1,143 @@
+"""OFT of PEFT since 0.16 (OFTv2): rotations of blocks of inputs, whose formula its `adapter_config.json` decides.
+
+The stored numbers of a block are what stands above the diagonal of Q, and W' = W · diag(R₁, R₂, …)ᵀ. With
+`use_cayley_neumann` R is a series, (I + Q)(I - Q)^-1 cut short; without it R is (I - Q)(I + Q)^-1, the opposite
+rotation. `coft` limits the norm of each Q. PEFT has no strengths for it. Source: the `OFTLayer` of PEFT 0.21.
+"""
+
+from collections.abc import Mapping
+from math import isfinite, isqrt, prod
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+# Before it the last term of the series counted twice, as the others do.
+_SERIES_SINCE = (0, 18)
+# Beyond it a term is below the rounding of a float64 in every rotation that the series is good for.
+_MOST_TERMS = 1000
+
+
+def check(shapes: Shapes) -> str | None:
+    """What is wrong with the shape of the generators (count, size·(size - 1)/2), or None."""
+    shape = shapes["generators"]
+    if len(shape) != 2 or 0 in shape or _size(shapes) * (_size(shapes) - 1) // 2 != shape[1]:
+        return f"oft_R {list(shape)} are no numbers above the diagonals of blocks"
+    return None
+
+
+def _size(shapes: Shapes) -> int:
+    """The inputs of a block."""
+    return (1 + isqrt(1 + 8 * shapes["generators"][1])) // 2
+
+
+def shape(shapes: Shapes) -> tuple[int | None, ...]:
+    """One block may serve all inputs: of several the inputs are known, and the rows never."""
+    count = shapes["generators"][0]
+    return None, count * _size(shapes) if count > 1 else None
+
+
+def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What is rotated where that is not a weight of this shape, or None.
+
+    PEFT turns windows of the input of a larger kernel and adds them up, which no weight does.
+    """
+    count, size = shapes["generators"][0], _size(shapes)
+    if prod(weight[2:]) > 1:
+        return "turns windows of the input in PEFT, which is a layer with a larger kernel than this one's"
+    if len(weight) > 1 and (weight[1] == count * size or (count == 1 and weight[1] % size == 0)):
+        return None
+    return f"rotates {count} blocks of {size} inputs"
+
+
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MOST_TERMS
+
+
+def _is_limit(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value) and value > 0
+
+
+# What of the config decides the formula, and what it must be.
+_FIELDS = {
+    "use_cayley_neumann": _is_switch,
+    "num_cayley_neumann_terms": _is_count,
+    "block_share": _is_switch,
+    "coft": _is_switch,
+    "eps": _is_limit,
+}
+
+
+def settings(around: Surroundings) -> dict[str, Any] | str:
+    """What the config says of the formula, or why that is not known."""
+    if "scaled" in around.roles:
+        return (
+            "versions of OneTrainer divide the numbers of its scaled OFT differently, and the file names none; "
+            "merge it with the program that trained it"
+        )
+    config = around.config
+    if config is None:
+        return (
+            "PEFT says in adapter_config.json how its rotation is computed, and there is none for this module; put it "
+            "beside the file"
+        )
+    for name, is_usable in _FIELDS.items():
+        if not is_usable(config.get(name)):
+            return (
+                f"its adapter_config.json does not say the {name} that decides the rotation; "
+                "merge it with the version of PEFT that trained it"
+            )
+    found = {name: config[name] for name in _FIELDS}
+    if found["use_cayley_neumann"] and not _has_series_of_today(config):
+        return (
+            "PEFT before 0.18, which wrote its adapter_config.json, ended its series otherwise; "
+            "merge it with the version of PEFT that trained it"
+        )
+    return found
+
+
+def _has_series_of_today(config: Mapping[str, Any]) -> bool:
+    """PEFT writes its version since the one that changed the series."""
+    numbers = str(config.get("peft_version", "")).split(".")[:2]
+    return len(numbers) == 2 and all(n.isdigit() for n in numbers) and tuple(map(int, numbers)) >= _SERIES_SINCE
+
+
+def change(
+    tensors: Tensors,
+    scale: float,
+    alpha: float | None,
+    *,
+    use_cayley_neumann: bool,
+    num_cayley_neumann_terms: int,
+    block_share: bool,
+    coft: bool,
+    eps: float,
+) -> "Change":
+    """The rotation of blocks of columns; `block_share` says that one block serves all, as its count does."""
+    from lora_inspect.maths.rotation import RotatedColumns, cayley, from_upper, limited, neumann
+
+    generators = tensors["generators"]
+    skew = from_upper(generators, _size({"generators": tuple(generators.shape)}))
+    if coft:
+        skew = limited(skew, eps / generators.shape[0] ** 0.5)
+    return RotatedColumns(neumann(skew, num_cayley_neumann_terms) if use_cayley_neumann else cayley(-skew))
+
+
+ALGORITHM = Algorithm(
+    name="peft_oft",
+    title="OFT of PEFT",
+    dialects={"peft": {"generators": ".oft_R.weight", "scaled": ".oft_R.scaled_oft"}},
+    marks=("generators",),
+    formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),
+    multiplies=True,
+    blends=False,
+    has_alpha=False,
+    peft_type="OFT",
+    settings=settings,
+)

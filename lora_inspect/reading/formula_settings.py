@@ -1,0 +1,56 @@
+"""What stands beside the factors of a module and decides how they are computed: settings, or why they are unknown."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from lora_inspect.algorithms.record import Surroundings
+from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.file_reading import FileReading
+from lora_inspect.reading.found_configs import FoundConfig, Speakers
+from lora_inspect.reading.problem import Finding
+
+
+def with_settings(
+    modules: Mapping[str, Module], configs: Sequence[FoundConfig], metadata: Mapping[str, str]
+) -> dict[str, Module]:
+    """The modules with the settings of every contribution whose algorithm asks for some."""
+    speakers = Speakers(configs)
+
+    def settled(contribution: Contribution, module: Module) -> Contribution:
+        if not contribution.algorithm.settings:
+            return contribution
+        found = contribution.algorithm.settings(_around(contribution, module, speakers.of(contribution), metadata))
+        if isinstance(found, str):
+            return contribution._replace(unsettled=found)
+        return contribution._replace(settings=found)
+
+    return {
+        name: module._replace(contributions=tuple(settled(c, module) for c in module.contributions))
+        for name, module in modules.items()
+    }
+
+
+def _around(
+    contribution: Contribution, module: Module, configs: Sequence[FoundConfig], metadata: Mapping[str, str]
+) -> Surroundings:
+    alpha = contribution.alpha
+    return Surroundings(
+        key=module.name.key,
+        roles=contribution.factors,
+        config=configs[0].config if configs else None,
+        metadata=metadata,
+        alpha=math.nan if module.alpha and alpha is None else alpha,
+        shares_alpha=sum(other.algorithm.has_alpha for other in module.contributions) > 1,
+    )
+
+
+def unknown_formulas(reading: FileReading) -> Iterator[Finding]:
+    """Contributions whose formula is unknown, by the reason."""
+    keys: dict[tuple[str, str], list[str]] = {}
+    for contribution in reading.contributions:
+        if contribution.unsettled:
+            same = (contribution.algorithm.title, contribution.unsettled)
+            keys.setdefault(same, []).append(contribution.module.key)
+    for (title, why), own in keys.items():
+        others = f" and {len(own) - 1} more modules" if len(own) > 1 else ""
+        yield Finding("formula-unknown", f"{title} of {own[0]}{others} is unknown: {why}", tuple(own[:5]))
