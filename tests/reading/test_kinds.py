@@ -21,7 +21,7 @@ def kind(write_safetensors):
     return tell
 
 
-COMMON = [found for found in ALGORITHMS.values() if set(found.common) == set(found.suffixes.values())]
+COMMON = [found for found in ALGORITHMS.values() if found.common and set(found.common) == set(found.suffixes.values())]
 # What a built algorithm alone calls its tensors makes an adapter of a file.
 OWN = {
     suffix
