@@ -19,7 +19,9 @@ DORA_OBSTACLES = ("non-Linear", "split_dims", "dropout", "rank_dropout")
 
 def announce() -> None:
     """Which package this is: a trainer may have one of the same name."""
-    logger.info(f"{__package__} {__version__} from {Path(__file__).resolve().parent}")
+    # This file's folder is one of the package's.
+    package = __name__.rpartition(".")[0].rpartition(".")[0]
+    logger.info(f"{package} {__version__} from {Path(__file__).resolve().parents[1]}")
 
 
 def log_dora(loras: Sequence[Any]) -> None:
