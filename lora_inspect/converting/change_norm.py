@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from lora_inspect.algorithms.record import Formula, Role
-from lora_inspect.converting.scaled_factors import product_norm
+from lora_inspect.converting.scaled_factors import product_norm, relative
 
 # Rows of a change that are computed at once.
 _ELEMENTS = 1 << 20
@@ -36,5 +36,4 @@ def lost_share(
     A change is linear in each of its factors: what it loses is the change of the difference.
     """
     lost = change_norm(formula, {**factors, role: written - meant})
-    norm = change_norm(formula, {**factors, role: meant})
-    return lost / norm if norm else float(lost > 0.0)
+    return relative(lost, change_norm(formula, {**factors, role: meant}))
