@@ -12,11 +12,11 @@ from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.writer import TensorPlan, Writer, in_file_order
 from lora_inspect.matching.place import Placed
-from lora_inspect.merging.decoding import decoder
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.coded_weights import CodedWeight
 from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.decoder import decoder
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change

@@ -56,8 +56,8 @@ class BaseCodecs:
             return CodedWeight(info, codecs.PLAIN)
         if info.dtype not in FP8:
             raise UnknownCodec(
-                f"{self._base.path}: {info.name} is stored as {info.dtype}, codes that a delta cannot be added to; "
-                "merge into an F32, F16 or BF16 version of the base."
+                f"{self._base.path}: {info.name} is stored as {info.dtype}, codes whose meaning is not known "
+                "here; use an F32, F16 or BF16 version of the base."
             )
         return self._fp8(info)
 
@@ -173,8 +173,8 @@ class BaseCodecs:
 
     def _unknown(self, info: TensorInfo, why: str) -> UnknownCodec:
         return UnknownCodec(
-            f"{self._base.path}: {info.name} is quantised ({why}), so no delta can be added to it; "
-            "merge into an F32, F16 or BF16 version of the base."
+            f"{self._base.path}: {info.name} is quantised ({why}) in a way that is not read here; "
+            "use an F32, F16 or BF16 version of the base."
         )
 
 
