@@ -18,9 +18,9 @@ EXACT = 2.0**-22
 
 def carry_scales(parts: Sequence[Part], carrier: str) -> list[Part]:
     """The parts of one module with their scales in what the `carrier` says; LoraInspectError where one cannot be."""
-    own = [part if part.origin.algorithm.beside else _carry(part, carrier) for part in parts]
-    scales = {part.origin.algorithm.name: part.scale for part in own}
-    carried = [_carry_beside(part, scales) if part.origin.algorithm.beside else part for part in own]
+    own = [part if part.algorithm.beside else _carry(part, carrier) for part in parts]
+    scales = {part.algorithm.name: part.scale for part in own}
+    carried = [_carry_beside(part, scales) if part.algorithm.beside else part for part in own]
     alphas = sorted({part.alpha for part in carried if part.alpha is not None})
     if len(alphas) > 1:
         first = carried[0].origin
@@ -33,7 +33,7 @@ def carry_scales(parts: Sequence[Part], carrier: str) -> list[Part]:
 
 def _carry(part: Part, carrier: str) -> Part:
     rank = part.rank
-    if carrier == CONFIG and not part.origin.formula.rslora:
+    if carrier == CONFIG and not part.formula.rslora:
         # The config of such a method has one rule, and goes on as it is.
         return replace(part, alpha=None if rank is None else part.scale * rank)
     if rank is None:
@@ -46,20 +46,20 @@ def _carry(part: Part, carrier: str) -> Part:
 
 def _carry_beside(part: Part, scales: Mapping[str, float]) -> Part:
     """A part whose scale is that of another one: into its own factors where readers do not find it there any more."""
-    return part if part.scale == scales[part.origin.algorithm.beside or ""] else _into_factors(part)
+    return part if part.scale == scales[part.algorithm.beside or ""] else _into_factors(part)
 
 
 def _into_factors(part: Part) -> Part:
     """The scale multiplied into the first factor that takes one; readers multiply by 1."""
     if part.scale == 1.0:
         return part
-    algorithm = part.origin.algorithm
+    algorithm = part.algorithm
     role = next(role for role in algorithm.scaled if role in part.factors)
     factors = {role: _read(factor) for role, factor in part.factors.items()}
     written = scaled(factors[role], part.scale)
     meant = factors[role].values * part.scale
     values = {role: factor.values for role, factor in factors.items()}
-    lost = lost_share(part.origin.formula, values, role, meant, written.values)
+    lost = lost_share(part.formula, values, role, meant, written.values)
     error = None if part.error is None else part.error + lost
     folded = part.folded * part.scale
     return replace(part, factors={**part.factors, role: written}, scale=1.0, folded=folded, error=error)

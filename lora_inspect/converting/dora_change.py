@@ -1,42 +1,52 @@
 """The change that a DoRA module makes to its base weight, as a plain LoRA of a chosen rank or error."""
 
-from collections.abc import Iterator
-
 import torch
 
+from lora_inspect.converting.landed import Landed
+from lora_inspect.converting.own_weight import own_weight
 from lora_inspect.converting.scaled_factors import read_factor
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.matching.place import Placed
 from lora_inspect.maths.chain import folded, settled
+from lora_inspect.maths.change import Change
 from lora_inspect.maths.lowrank import Approximation, approximate
 from lora_inspect.maths.tensor_reader import first_non_finite, load
-from lora_inspect.reading.contribution import Magnitude
+from lora_inspect.reading.contribution import Contribution
 
 
-def approximate_change(
-    placed: Placed, magnitude: Magnitude, rank: int | None, max_error: float | None
-) -> Approximation:
-    """The low-rank approximation of W' - W as (out, in·kernel), of a contribution in its place.
+def approximate_change(landed: Landed, rank: int | None, max_error: float | None) -> Approximation:
+    """The low-rank approximation of W' - W as (out, in·kernel), where W has what the module adds to it before.
 
     Its factors are float32. Raises LoraInspectError where the change is not finite.
     """
-    contribution, place = placed
-    weight = load(place.target)
-    matrix = weight.reshape(weight.shape[0], -1)
-    tensors = {role: read_factor(info).values.to(matrix.dtype) for role, info in contribution.factors.items()}
-    tensors["magnitude"] = load(magnitude.info).to(matrix.dtype)
-
-    def read(together: int) -> Iterator[tuple[int, torch.Tensor]]:
-        yield 0, matrix.clone()
-
-    ((_, changed),) = folded(settled([(placed.change(tensors), 1.0)], read), read)
-    difference = changed.sub_(matrix)
+    weight = own_weight(landed.places)
+    for other in landed.before:
+        _fold(_change(other, landed, weight.dtype), weight)
+    changed = weight.clone()
+    _fold(_change(landed.contribution, landed, weight.dtype), changed)
+    difference = changed.sub_(weight)
     if first_non_finite(difference) is not None:
+        place, _ = landed.places[0]
         raise LoraInspectError(
-            f"{contribution.factors['down'].file}: the change that {contribution.module.key} makes to "
+            f"{landed.magnitude.info.file}: the change that {landed.contribution.module.key} makes to "
             f"{place.target.name} is not finite or too large to take its norm; lower its alpha, or repair the file "
             "that holds such numbers."
         )
-    if place.transposed:
-        difference = difference.transpose(0, 1).contiguous()
     return approximate(difference, rank, max_error, torch.float32)
+
+
+def _change(contribution: Contribution, landed: Landed, dtype: torch.dtype) -> Change:
+    """The change of the module's own rows as (out, in·kernel)."""
+    place, _ = landed.places[0]
+    tensors = {role: read_factor(info).values.to(dtype) for role, info in contribution.factors.items()}
+    if contribution.magnitude:
+        tensors["magnitude"] = load(contribution.magnitude.info).to(dtype)
+    return Placed(contribution, place._replace(runs=None, transposed=False)).change(tensors)
+
+
+def _fold(change: Change, matrix: torch.Tensor) -> None:
+    """Folds the change into all rows at once."""
+    for _ in folded(
+        settled([(change, 1.0)], lambda together: iter([(0, matrix)])), lambda together: iter([(0, matrix)])
+    ):
+        pass

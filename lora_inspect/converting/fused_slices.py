@@ -50,6 +50,7 @@ def _fuse(parts: Sequence[Part], scale: float | None, growth: Growth) -> Part:
     stacked = Factor(torch.cat([down.values for down in kept]), down_dtype)
     return Part(
         first._replace(rows=None, alpha=None),
+        first.algorithm,
         {"down": stacked, "up": Factor(up, up_dtype)},
         common,
         folded=own[0] / common if len(set(own)) == 1 else 1.0,

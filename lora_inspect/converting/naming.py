@@ -5,6 +5,7 @@ nowhere, so that the factors carry it themselves.
 """
 
 from lora_inspect import schemes
+from lora_inspect.algorithms.record import Role
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.dora import INPUT
 from lora_inspect.reading.contribution import Contribution, Magnitude, Module
@@ -37,6 +38,11 @@ def factor_key(module: Module, source: str) -> str:
     """The key of a factor that was called `source`: without the name of a PEFT adapter, without a slice's number."""
     parsed = parse_key(source)
     return source if parsed is None or source.endswith(parsed.suffix) else module.name.key + parsed.suffix
+
+
+def new_factor_key(module: Module, role: Role) -> str:
+    """The key of a factor that the input does not have."""
+    return module.name.key + schemes.by_name(module.name.scheme).suffixes[role]
 
 
 def magnitude_place(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lora_inspect.algorithms.record import Role, Shapes
+from lora_inspect.algorithms.record import Algorithm, Formula, Role, Shapes
 from lora_inspect.converting.scaled_factors import Factor, check_finite
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.reading.contribution import Contribution, Magnitude, Module
@@ -11,7 +11,9 @@ from lora_inspect.reading.contribution import Contribution, Magnitude, Module
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """`origin` is what was read. A factor is a tensor of the input as it stands, or numbers that were computed.
+    """`origin` is what was read, and `algorithm` what the factors are of, which a step may have made other ones.
+
+    A factor is a tensor of the input as it stands, or numbers that were computed.
 
     Readers of the output multiply the change of the factors by `scale`. `alpha` is the number that makes them do so,
     None until a step has found it, or where they need none. `folded` is the scale that is in the factors already.
@@ -21,6 +23,7 @@ class Part:
     """
 
     origin: Contribution
+    algorithm: Algorithm
     factors: Mapping[Role, TensorInfo | Factor]
     scale: float
     magnitude: Magnitude | None = None
@@ -31,6 +34,11 @@ class Part:
     dropped: tuple[str, ...] = ()
 
     @property
+    def formula(self) -> Formula:
+        """How the change of the factors is computed; raises ValueError for an algorithm that is only recognised."""
+        return self.algorithm.formula or self.origin.formula
+
+    @property
     def shapes(self) -> Shapes:
         """The shapes of the factors by role."""
         return {role: factor.shape for role, factor in self.factors.items()}
@@ -38,7 +46,7 @@ class Part:
     @property
     def rank(self) -> int | None:
         """The rank by which readers divide alpha."""
-        return self.origin.formula.rank(self.shapes)
+        return self.formula.rank(self.shapes)
 
     @property
     def file(self) -> str:
@@ -55,4 +63,4 @@ def read_parts(module: Module) -> list[Part]:
     for contribution in module.contributions:
         for info in contribution.factors.values():
             check_finite(info)
-    return [Part(c, c.factors, c.known_scale, c.magnitude) for c in module.contributions]
+    return [Part(c, c.algorithm, c.factors, c.known_scale, c.magnitude) for c in module.contributions]

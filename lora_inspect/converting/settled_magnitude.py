@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from lora_inspect.converting.dora_change import approximate_change
+from lora_inspect.converting.landed import Landed
 from lora_inspect.converting.part import Part
 from lora_inspect.converting.scaled_factors import Factor, check_finite
-from lora_inspect.matching.place import Placed
-from lora_inspect.maths.lowrank import Approximation
 
 
 def keep(parts: Sequence[Part]) -> Sequence[Part]:
@@ -28,24 +25,26 @@ def drop(parts: Sequence[Part]) -> list[Part]:
     ]
 
 
-def approximate(parts: Sequence[Part], placed: Placed, rank: int | None, max_error: float | None) -> list[Part]:
-    """A plain LoRA of the true change in the place of the part with a magnitude, at the place where it lands."""
-    return [
-        _of(part, approximate_change(placed, part.magnitude, rank, max_error)) if part.magnitude else part
-        for part in parts
-    ]
+def approximate(parts: Sequence[Part], landed: Landed, rank: int | None, max_error: float | None) -> list[Part]:
+    """A plain LoRA of the true change in the place of the part with a magnitude, where it lands."""
+    return [_of(part, landed, rank, max_error) if part.magnitude else part for part in parts]
 
 
-def _of(part: Part, found: Approximation) -> Part:
-    shape = part.origin.known_shape
-    kernel = (1,) * (len(part.origin.factors["up"].shape) - 2)
-    factors = {
-        "down": _factor(found.down, (found.rank, *shape[1:])),
-        "up": _factor(found.up, (shape[0], found.rank, *kernel)),
-    }
-    origin = part.origin._replace(alpha=None, magnitude=None)
-    return Part(origin, factors, 1.0, replaced=True, error=found.relative_error)
-
-
-def _factor(values: torch.Tensor, shape: tuple[int, ...]) -> Factor:
-    return Factor(values.reshape(shape), "F32")
+def _of(part: Part, landed: Landed, rank: int | None, max_error: float | None) -> Part:
+    """The approximation in the form in which the part has its factors, else in that of the base's weight."""
+    found = approximate_change(landed, rank, max_error)
+    origin = part.origin
+    is_kept = origin.algorithm is landed.algorithm
+    shape = origin.known_shape if is_kept else landed.shape
+    kernel = origin.factors["up"].shape[2:] if is_kept else (1,) * len(shape[2:])
+    return Part(
+        origin._replace(alpha=None, magnitude=None),
+        landed.algorithm,
+        {
+            "down": Factor(found.down.reshape(found.rank, *shape[1:]), "F32"),
+            "up": Factor(found.up.reshape(shape[0], found.rank, *kernel), "F32"),
+        },
+        1.0,
+        replaced=True,
+        error=found.relative_error,
+    )

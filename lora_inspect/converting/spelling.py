@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_inspect.converting.growth import Growth
-from lora_inspect.converting.naming import ALPHA, alpha_key, carrier_of, factor_key, magnitude_place
+from lora_inspect.converting.naming import ALPHA, alpha_key, carrier_of, factor_key, magnitude_place, new_factor_key
 from lora_inspect.converting.part import Part
 from lora_inspect.converting.scaled_factors import Factor, content
 from lora_inspect.files.contents import Content, renamed
@@ -67,9 +67,9 @@ def spell(module: Module, parts: Sequence[Part], growth: Growth) -> SpelledModul
 
 
 def _factor(module: Module, part: Part, role: str) -> Content:
-    factor, source = part.factors[role], part.origin.factors[role]
-    key = factor_key(module, source.name)
-    return content(key, factor, source.file) if isinstance(factor, Factor) else renamed(factor, key)
+    factor, source = part.factors[role], part.origin.factors.get(role)
+    key = factor_key(module, source.name) if source else new_factor_key(module, role)
+    return content(key, factor, part.file) if isinstance(factor, Factor) else renamed(factor, key)
 
 
 def _alpha(module: Module, parts: Sequence[Part]) -> list[Content]:

@@ -125,7 +125,7 @@ class StandardOutput:
         paths = {key: module.name.body for key, module in self._adapter.modules.items()}
         ranks = {paths[key]: module.rank for key, module in modules.items() if module.rank is not None}
         alphas = {paths[key]: module.alpha for key, module in modules.items() if module.alpha is not None}
-        types = {part.origin.algorithm.peft_type for module in modules.values() for part in module.parts}
+        types = {part.algorithm.peft_type for module in modules.values() for part in module.parts}
         method = next((found for found in types if found and found != peft_config.LORA_TYPE), None)
         if method:
             return config_of_method(config, method, ranks, alphas)

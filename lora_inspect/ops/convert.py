@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.converting.growth import Growth
+from lora_inspect.converting.landed import Landed, find_landed
 from lora_inspect.converting.naming import carrier_of
 from lora_inspect.converting.standard_output import StandardOutput
 from lora_inspect.errors import LoraInspectError
@@ -13,17 +14,15 @@ from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.contents import renamed
 from lora_inspect.files.hashes import sshs_hashes
 from lora_inspect.files.partial import remove_leftovers
-from lora_inspect.matching.match import Matching, match
+from lora_inspect.matching.match import match
 from lora_inspect.matching.orientation import Orientation, check_answers
 from lora_inspect.matching.orientation_answers import Answers
-from lora_inspect.matching.place import Placed
 from lora_inspect.maths.dora import SPELLINGS
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.metadata import HASHES, describe_file, standard_metadata
-from lora_inspect.reading.peft_config import LORA_TYPE
 from lora_inspect.reading.settings import Settings
 
 if TYPE_CHECKING:
@@ -95,9 +94,9 @@ def convert_to_standard(
         place.check_magnitudes()
     matching = match(adapter, base, transposed=options.transposed) if base else None
     repeats = check_answers([matching.orientations], options.transposed) if matching else []
-    places = _places(adapter, base, matching) if base and matching else {}
+    landed = find_landed(adapter, base, matching) if base and matching else {}
     load_torch()
-    modules = _convert(adapter, places, options, progress)
+    modules = _convert(adapter, landed, options, progress)
     _refuse_lossy(path, modules, options)
     passed = [renamed(adapter.checkpoint.tensors[key], key) for key in adapter.unclaimed]
     contents = [content for module in modules.values() for content in module.contents] + passed
@@ -119,7 +118,7 @@ def convert_to_standard(
     errors = {key: module.relative_error for key, module in modules.items()}
     target = {
         "scheme": adapter.scheme,
-        "algorithm": "+".join(sorted({part.origin.algorithm.name for m in modules.values() for part in m.parts})),
+        "algorithm": "+".join(sorted({part.algorithm.name for m in modules.values() for part in m.parts})),
         "rslora": False,
         "dora": magnitudes > 0,
         "multiplier": _rules(module.magnitude for module in modules.values()),
@@ -162,36 +161,8 @@ def _open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
     return base
 
 
-def _places(adapter: Adapter, base: Checkpoint, matching: Matching) -> dict[str, Placed]:
-    """Where each DoRA module lands in the base; every one is needed."""
-    needed = [module for module in matching.unmatched if any(c.magnitude for c in module.contributions)]
-    if needed:
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: {len(needed)} modules have no weight in {base.path} ({needed[0].name.key}); "
-            "name the base that the adapter was trained on."
-        )
-    places = {
-        placed.contribution.module.key: placed
-        for found in matching.targets.values()
-        for placed in found
-        if placed.contribution.magnitude
-    }
-    for key, placed in places.items():
-        if placed.place.runs:
-            raise LoraInspectError(
-                f"{adapter.checkpoint.path}: {base.path} has the rows of {key} in another layout "
-                f"({placed.place.target.name}); name a base in the adapter's own layout."
-            )
-        if placed.contribution.algorithm.peft_type != LORA_TYPE:
-            raise LoraInspectError(
-                f"{adapter.checkpoint.path}: {key} is {placed.contribution.algorithm.title} with a magnitude, whose "
-                "true change is not made a plain LoRA yet; choose --keep-dora or --drop-magnitude."
-            )
-    return places
-
-
 def _convert(
-    adapter: Adapter, places: Mapping[str, Placed], options: ConvertOptions, progress: Progress
+    adapter: Adapter, landed: Mapping[str, Landed], options: ConvertOptions, progress: Progress
 ) -> "dict[str, SpelledModule]":
     """Every module of the output, by its name in the input."""
     from lora_inspect.converting import settled_magnitude
@@ -208,8 +179,8 @@ def _convert(
         carrier = carrier_of(module)
         parts: Sequence[Part] = read_parts(module)
         parts = fuse_slices(parts, carrier, growth)
-        if key in places:
-            parts = settled_magnitude.approximate(parts, places[key], options.rank, options.max_error)
+        if key in landed:
+            parts = settled_magnitude.approximate(parts, landed[key], options.rank, options.max_error)
         elif options.drop_magnitude:
             parts = settled_magnitude.drop(parts)
         else:

@@ -42,6 +42,9 @@ def test_every_algorithm_that_is_computed_has_cases(tmp_path):
     assert found == COMPUTED
 
 
+DECOMPOSED = [each for each in EVERY if any(key.endswith(tuple(SPELLINGS)) for key in each.values[0].tensors)]
+
+
 def write(case, folder):
     """The base and the adapter of a case, as files."""
     save_file(case.base, folder / "base.safetensors")
@@ -119,3 +122,38 @@ def test_its_standard_form_merges_to_the_same(case, tmp_path):
     for name, tensor in before.items():
         # Where alpha goes through a float32, and where programs add another number to a norm.
         assert_close(after[name], tensor, max(case.bound, 1e-6))
+
+
+def added(weights, config):
+    """What a reader of alpha and rank adds to the weight of a file's one module, and the roles that it finds there."""
+    tensors = {key.replace("lora_embedding_", "lora_").removesuffix(".weight"): t for key, t in weights.items()}
+    sides = {name: tensor for key, tensor in tensors.items() for name in SIDES if key.endswith(name)}
+    (down, up), alphas = (
+        [next(sides[name].double() for name in names if name in sides) for names in (SIDES[:2], SIDES[2:])],
+        [float(tensor) for key, tensor in tensors.items() if key.endswith(".alpha")],
+    )
+    alpha = alphas[0] if alphas else config["lora_alpha"] if config else len(down)
+    return alpha / len(down) * up.flatten(1) @ down.flatten(1), tensors.keys()
+
+
+SIDES = ("lora_down", "lora_A", "lora_up", "lora_B")
+
+
+@pytest.mark.parametrize("case", DECOMPOSED)
+def test_its_true_change_is_a_plain_lora(case, tmp_path):
+    base, adapter = write(case, tmp_path)
+    output = str(tmp_path / ("plain" if case.config is not None else "plain.safetensors"))
+    result = convert_to_standard(adapter, output, ConvertOptions(base=base, rank=1000))
+    folder = Path(result.output)
+    if case.config is not None:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        change, keys = added(load_file(folder / "adapter_model.safetensors"), config)
+    else:
+        change, keys = added(load_file(folder), None)
+    assert {key.rpartition(".")[2] for key in keys} <= {*SIDES, "alpha"}
+    weight = case.base["layer.weight"]
+    change = change.T if isinstance(case.layer, torch.nn.Embedding) else change
+    changed = {**case.base, "layer.weight": (weight.double() + change.reshape(weight.shape)).to(weight.dtype)}
+    # The factors are rounded to float32.
+    assert_close(changed["layer.weight"], case.oracle(1.0)["layer.weight"], max(case.bound, 1e-5))
+    assert_close(apply(case.layer, changed, case.input), case.library(1.0), max(case.bound, 1e-5))

@@ -212,17 +212,3 @@ def test_modules_are_counted_once_whatever_number_of_weights_they_change(tmp_pat
     record = run("merge", tmp_path / "base.safetensors", tmp_path / "adapter.safetensors", "--dry-run", "--json").json
     assert (record["modules_merged"], record["tensors_copied"]) == (1, 1)
     assert sorted(record["targets"]) == sorted(f"{path}.weight" for path in PARTS)
-
-
-def test_convert_names_the_base_that_it_needs(tmp_path, run):
-    save_file({key: torch.ones(shape) for key, (_, shape, _) in FUSED_BASE.items()}, tmp_path / "base.safetensors")
-    name = f"diffusion_model.{LLM}.self_attn.q_proj"
-    adapter = {f"{name}.lora_A.weight": torch.ones(2, WIDTH), f"{name}.lora_B.weight": torch.ones(WIDTH, 2)}
-    adapter |= {f"{name}.lora_magnitude_vector": torch.ones(WIDTH)}
-    save_file(adapter, tmp_path / "adapter.safetensors")
-    refusal = run(
-        "convert", tmp_path / "adapter.safetensors", "--base", tmp_path / "base.safetensors", "--rank", "2",
-        "-o", tmp_path / "out.safetensors",
-    ).refusal  # fmt: skip
-    assert "has the rows of" in refusal
-    assert "name a base in the adapter's own layout" in refusal

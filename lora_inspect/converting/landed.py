@@ -1,0 +1,87 @@
+"""Where the modules with a magnitude land in the base that tells their true change."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lora_inspect.algorithms import lora
+from lora_inspect.algorithms.record import Algorithm
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.matching.match import Matching
+from lora_inspect.matching.place import Place
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.coded_weights import BaseCodecs, CodedWeight
+from lora_inspect.reading.contribution import Contribution, Magnitude
+from lora_inspect.reading.peft_config import LORA_TYPE
+
+
+class Landed(NamedTuple):
+    """A contribution with a magnitude, and the rows of the base that it changes, each with its weight.
+
+    `before` are the changes that its module adds to the same weight first, so that their sum is in the norm.
+    """
+
+    contribution: Contribution
+    magnitude: Magnitude
+    places: tuple[tuple[Place, CodedWeight], ...]
+    before: tuple[Contribution, ...] = ()
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """What the true change becomes: the LoRA that it is, or a plain one."""
+        own = self.contribution.algorithm
+        return own if own.peft_type == LORA_TYPE else lora.ALGORITHM
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, in, *kernel) of the weight that the module changes, as the base has its kernel."""
+        shapes = [place.shape for place, _ in self.places]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def find_landed(adapter: Adapter, base: Checkpoint, matching: Matching) -> dict[str, Landed]:
+    """Every module with a magnitude by its name; raises LoraInspectError where its true change is not to be had."""
+    places: dict[str, list[Place]] = defaultdict(list)
+    for found in matching.targets.values():
+        for contribution, place in found:
+            if contribution.magnitude:
+                places[contribution.module.key].append(place)
+    decomposed = {c.module.key: c for c in adapter.contributions if c.magnitude}
+    if missing := [key for key in decomposed if key not in places]:
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {len(missing)} modules have no weight in {base.path} ({missing[0]}); "
+            "name the base that the adapter was trained on."
+        )
+    base_codecs = BaseCodecs(base)
+    landed = {}
+    for key, contribution in decomposed.items():
+        own = tuple((place, base_codecs.of(place.target)) for place in places[key])
+        if contribution.magnitude:
+            before = _before(contribution, adapter.modules[key].contributions)
+            landed[key] = Landed(contribution, contribution.magnitude, own, before)
+            _check_alone(landed[key], adapter.modules[key].contributions)
+    return landed
+
+
+def _check_alone(landed: Landed, of_module: Sequence[Contribution]) -> None:
+    """Raises LoraInspectError where the module has another change of the kind that the true change becomes."""
+    own = landed.contribution
+    if any(c.algorithm.name == landed.algorithm.name for c in of_module if c is not own):
+        raise LoraInspectError(
+            f"{landed.magnitude.info.file}: {own.module.key} has {landed.algorithm.title} beside the "
+            f"{own.algorithm.title} with a magnitude, and the plain LoRA of the true change would be a second one; "
+            "choose --keep-dora or --drop-magnitude."
+        )
+
+
+def _before(contribution: Contribution, of_module: Sequence[Contribution]) -> tuple[Contribution, ...]:
+    """What the module changes before it is decomposed; raises LoraInspectError for what is not added to all rows."""
+    before = tuple(of_module[: of_module.index(contribution)])
+    if other := next((c for c in before if c.multiplies or c.algorithm.replaces or c.rows is not None), None):
+        raise LoraInspectError(
+            f"{next(iter(contribution.factors.values())).file}: {contribution.module.key} has "
+            f"{other.algorithm.title} before its magnitude, so that a plain LoRA of the true change would not come "
+            "where it belongs; choose --keep-dora."
+        )
+    return before
