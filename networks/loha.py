@@ -1,21 +1,15 @@
 """LoHa, as a network module for every architecture: `architecture` names it, else the model tells it."""
 
-import re
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lora_inspect.algorithms import loha
 
 from .build.architecture_module import Algorithm, functions_of
-from .files.reading import FactorReader, ModuleWeights
-from .modules.delta_module import DeltaModule, FoldableDelta, factor_shapes, merge_into
-
-
-def _read(name: str, tensors: dict[str, Tensor]) -> ModuleWeights:
-    shapes = factor_shapes(name, tensors, LoHaModule.prefix, loha)
-    return ModuleWeights(name, tensors, loha.rank(shapes), is_lora=False)
+from .files.reading import FactorReader
+from .modules.delta_module import DeltaModule, FoldableDelta, merge_into
 
 
 class LoHaModule(DeltaModule):
@@ -23,7 +17,7 @@ class LoHaModule(DeltaModule):
 
     prefix = "hada_"
     formula = loha
-    reader = FactorReader("LoHa", re.compile(r"hada_w[12]_[ab]"), _read)
+    reader = FactorReader(loha.ALGORITHM, "lycoris", loha.ROLES)
 
     def __init__(self, lora_name: str, org_module: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(lora_name, org_module, *args, **kwargs)

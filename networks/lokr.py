@@ -4,13 +4,11 @@ Option: `factor`, one side of the small factor; -1, the default, makes both fact
 """
 
 import math
-import re
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lora_inspect.algorithms import lokr
 from lora_inspect.algorithms.record import Shapes
@@ -18,21 +16,19 @@ from lora_inspect.algorithms.record import Shapes
 from .arguments import Option
 from .build.architecture_module import Algorithm, functions_of
 from .files.reading import FactorReader, ModuleWeights
-from .modules.delta_module import DeltaModule, FoldableDelta, factor_shapes, merge_into
+from .modules.delta_module import DeltaModule, FoldableDelta, merge_into
 
 
-def _read(name: str, tensors: dict[str, Tensor]) -> ModuleWeights:
-    shapes = factor_shapes(name, tensors, LoKrModule.prefix, lokr)
-    rank = lokr.rank(shapes) or _nominal_rank(tensors, shapes)
+def _settle(module: ModuleWeights, shapes: Shapes) -> ModuleWeights:
+    """The module with the shapes of its factors, and with the rank that was asked for where both are whole.
+
+    They store it as alpha, which has no effect.
+    """
     if lokr.is_whole(shapes):
-        tensors = {**tensors, "alpha": torch.tensor(float(rank))}
-    return ModuleWeights(name, tensors, rank, keywords={"factor_shapes": shapes}, is_lora=False)
-
-
-def _nominal_rank(tensors: Mapping[str, Tensor], shapes: Shapes) -> int:
-    """The rank that was asked of factors that are both whole: they store it as alpha, and it has no effect."""
-    alpha = float(tensors["alpha"]) if "alpha" in tensors else math.nan
-    return int(alpha) if alpha.is_integer() and alpha > 0 else max(shapes["w2"])
+        alpha = math.nan if module.alpha is None else module.alpha
+        rank = int(alpha) if alpha.is_integer() and alpha > 0 else module.rank
+        module = module._replace(rank=rank, tensors={**module.tensors, "alpha": torch.tensor(float(rank))})
+    return module._replace(keywords={"factor_shapes": shapes})
 
 
 class LoKrModule(DeltaModule):
@@ -44,7 +40,7 @@ class LoKrModule(DeltaModule):
 
     prefix = "lokr_"
     formula = lokr
-    reader = FactorReader("LoKr", re.compile(r"lokr_w[12](_[ab])?"), _read)
+    reader = FactorReader(lokr.ALGORITHM, "lycoris", ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b"), _settle)
 
     def __init__(
         self,

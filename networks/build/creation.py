@@ -173,4 +173,4 @@ def create_network_from_weights(
 
 def _keywords(module: reading.ModuleWeights) -> Mapping[str, Any]:
     """What else a module is made with: slices have no magnitude, in one pair of factors as little as apart."""
-    return {**module.keywords, "use_dora": False} if module.is_lora and module.has_slices else module.keywords
+    return {**module.keywords, "use_dora": False} if module.has_slices else module.keywords

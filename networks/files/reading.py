@@ -1,7 +1,6 @@
 """A state dict or a file taken apart: modules, factors, flags. What is no module's of the algorithm is an error."""
 
 import os
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,33 +10,37 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lora_inspect.algorithms import lora
+from lora_inspect.algorithms.record import Algorithm, Role, Shapes
+from lora_inspect.files.header import TensorInfo
 from lora_inspect.maths import fusing
 from lora_inspect.maths.dora import OUTPUT
+from lora_inspect.reading.claim import Claims, claim
+from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG, LoraFacts, RsloraReading
 from lora_inspect.reading.rslora_evidence import read_rslora
+from lora_inspect.reading.suffixes import parse_key
 
-from .stored_alpha import read_alpha
+from .header import header_of
+from .stored_alpha import check_single, read_alpha
 
 MAGNITUDE = "dora_layer.weight"
-# int() of thousands of digits is an error; no layer has more slices than nine digits count.
-_ROLE = re.compile(r"lora_(down|up)(?:\.([0-9]{1,9}))?\.weight")
 _NAMED = 5
 # Two numbers in a byte, which some versions of torch store but do not turn into others.
 _NOT_COMPUTED = [dtype for name in ("float4_e2m1fn_x2",) if (dtype := getattr(torch, name, None))]
 
 
 class ModuleWeights(NamedTuple):
-    """The tensors of one module by the key without its name; rank, alpha and slices as they say.
+    """The tensors of one module by their keys in a network's module; rank, alpha and slices as they say.
 
-    `keywords` are what else its module has to be made with; `is_lora` says whether the evidence looks at it.
+    `linear` says whether they are those of a Linear layer, `keywords` are what else its module has to be made with.
     """
 
     name: str
     tensors: dict[str, Tensor]
     rank: int
+    linear: bool
     split_dims: tuple[int, ...] | None = None
     keywords: Mapping[str, Any] = {}
-    is_lora: bool = True
 
     @property
     def alpha(self) -> float | None:
@@ -58,31 +61,50 @@ class ModuleWeights(NamedTuple):
     @property
     def facts(self) -> LoraFacts:
         """What the evidence looks at."""
-        linear = all(tensor.dim() == 2 for key, tensor in self.tensors.items() if _ROLE.fullmatch(key))
         axis = OUTPUT if self.has_magnitude else None
-        return LoraFacts(self.name, self.rank, self.alpha, linear, self.has_slices, axis)
+        return LoraFacts(self.name, self.rank, self.alpha, self.linear, self.has_slices, axis)
 
 
 class FactorReader(NamedTuple):
-    """How an algorithm's modules are read: what the keys of factors look like, and one module's tensors taken apart."""
+    """What the modules of a network have of an algorithm: the tensors with these `roles`, in the keys of a `dialect`.
 
-    algorithm: str
-    key: re.Pattern[str]
-    read: Callable[[str, dict[str, Tensor]], ModuleWeights]
+    `settle(module, shapes)` adds what is settled by the shapes of the factors by role.
+    """
+
+    algorithm: Algorithm
+    dialect: str
+    roles: Collection[Role]
+    settle: Callable[[ModuleWeights, Shapes], ModuleWeights] = lambda module, shapes: module
+
+    @property
+    def with_every_role(self) -> "FactorReader":
+        """The same for modules that have all factors which the algorithm knows."""
+        return self._replace(roles=tuple(self.algorithm.dialects[self.dialect]))
+
+    def key(self, role: Role, part: int | None) -> str:
+        """The key of a tensor in its module, or in the slice of it that `part` numbers."""
+        if role == "magnitude":
+            return MAGNITUDE
+        stem, _, leaf = self.algorithm.dialects[self.dialect][role].removeprefix(".").rpartition(".")
+        return ".".join([*filter(None, [stem]), *([] if part is None else [str(part)]), leaf])
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A state dict taken apart: modules by name, flags by key, and the metadata of the file, if it is known."""
+    """A state dict taken apart: modules by name, flags by key, and the metadata of the file, if it is known.
+
+    `has_rule` says whether RS-LoRA's rule can be that of its algorithm.
+    """
 
     modules: dict[str, ModuleWeights]
     flags: dict[str, bool]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    has_rule: bool = True
 
     @property
     def facts(self) -> list[LoraFacts]:
-        """What the evidence looks at, of every LoRA module."""
-        return [module.facts for module in self.modules.values() if module.is_lora]
+        """What the evidence looks at, of every module whose scale can be rank-stabilised."""
+        return [module.facts for module in self.modules.values()] if self.has_rule else []
 
     @property
     def has_conv_magnitude(self) -> bool:
@@ -91,7 +113,12 @@ class Reading:
 
     @property
     def rslora(self) -> RsloraReading:
-        """The scale rule by the strongest evidence."""
+        """The scale rule by the strongest evidence.
+
+        Programs write the flag and the option beside algorithms that do not have the rule as well, and ignore both.
+        """
+        if not self.has_rule:
+            return RsloraReading(False, "default")
         flags = {RSLORA_FLAG: self.flags[RSLORA_FLAG]} if RSLORA_FLAG in self.flags else {}
         return read_rslora(self.facts, flags, self.metadata, {}, False)[0]
 
@@ -120,31 +147,29 @@ def open_weights(file: str) -> tuple[dict[str, Tensor], dict[str, str]]:
 def read(
     weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, reader: FactorReader | None = None
 ) -> Reading:
-    """Takes a state dict apart. Raises ValueError for a key or a shape that is no module's of the algorithm.
+    """Takes a state dict apart, in whichever dialect its keys are.
 
-    Without a `reader` that is LoRA.
+    Raises ValueError for a key or a shape that is no module's of the algorithm; without a `reader` that is LoRA.
     """
     reader = reader or LORA
     _refuse_odd_numbers(weights)
-    groups: dict[str, dict[str, Tensor]] = {}
-    flags: dict[str, bool] = {}
-    unusable: list[str] = []
-    for key, tensor in weights.items():
-        name, _, tail = key.partition(".")
-        if key in (RSLORA_FLAG, DORA_FLAG):
-            flags[key] = _flag(key, tensor)
-        elif tail in ("alpha", MAGNITUDE) or reader.key.fullmatch(tail):
-            groups.setdefault(name, {})[tail] = tensor
-        else:
-            unusable.append(key)
-    if unusable:
+    claims = claim(header_of(weights))
+    title = reader.algorithm.title
+    foreign = _foreign(claims, reader)
+    if claims.findings and not foreign:
+        raise ValueError(claims.findings[0].message)
+    if unusable := foreign or list(claims.unclaimed):
         raise ValueError(
-            f"{count(unusable, 'tensors')} of the weights cannot be used by a {reader.algorithm} network: "
-            f"{some_of(unusable)}"
+            f"{count(unusable, 'tensors')} of the weights cannot be used by a {title} network: {some_of(unusable)}"
         )
-    if not groups:
-        raise ValueError(f"the weights hold no {reader.algorithm} module")
-    return Reading({name: reader.read(name, tensors) for name, tensors in groups.items()}, flags, metadata or {})
+    if not claims.modules:
+        raise ValueError(f"the weights hold no {title} module")
+    return Reading(
+        {name: _read_module(module, weights, reader) for name, module in claims.modules.items()},
+        {key: _flag(key, weights[key]) for key in claims.flags},
+        metadata or {},
+        has_rule=reader.algorithm.formula is not None and reader.algorithm.formula.rslora,
+    )
 
 
 def _refuse_odd_numbers(weights: Mapping[str, Tensor]) -> None:
@@ -155,42 +180,68 @@ def _refuse_odd_numbers(weights: Mapping[str, Tensor]) -> None:
 
 
 def _flag(key: str, tensor: Tensor) -> bool:
-    if tensor.numel() != 1:
-        raise ValueError(f"{key} has shape {list(tensor.shape)}, but a single value was expected there")
+    check_single(key, tensor)
     return bool(tensor)
 
 
-def _read_module(name: str, tensors: dict[str, Tensor]) -> ModuleWeights:
-    parts: dict[int | None, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if role := _ROLE.fullmatch(key):
-            parts.setdefault(int(role[2]) if role[2] else None, {})[role[1]] = tensor
-    numbers = sorted(number for number in parts if number is not None)
-    if not parts or (numbers and (None in parts or numbers != list(range(len(parts))))):
-        raise ValueError(f"{name}: {some_of(list(tensors))} are not the factors of one module")
-    for number, factors in parts.items():
-        if missing := {"down", "up"} - factors.keys():
-            suffix = "" if number is None else f".{number}"
-            raise ValueError(f"{name}.lora_{missing.pop()}{suffix}.weight is missing")
-        for side, factor in factors.items():
-            if not is_factor(factor):
-                raise ValueError(
-                    f"{name}: {side} has shape {list(factor.shape)}, but at least two dimensions, none of them 0, were "
-                    "expected"
-                )
-        up, down = lora.matrices(factors)
-        if up.shape[1] != down.shape[0]:
-            raise ValueError(f"{name}: down has rank {down.shape[0]} and up has rank {up.shape[1]}")
-    ranks = {factors["down"].shape[0] for factors in parts.values()}
+def _foreign(claims: Claims, reader: FactorReader) -> list[str]:
+    """The keys that mean nothing to the algorithm, or what the modules of a network do not have."""
+    found = [key for key in claims.flags if key not in (RSLORA_FLAG, DORA_FLAG)]
+    found += [key for key in claims.unclaimed if not _has_meaning(key, reader.algorithm)]
+    for module in claims.modules.values():
+        found += [module.rslora_flag.name] if module.rslora_flag else []
+        for contribution in module.contributions:
+            is_own = contribution.algorithm.name == reader.algorithm.name
+            tensors = _tensors(contribution).items()
+            found += [info.name for role, info in tensors if not is_own or role not in reader.roles]
+    return found
+
+
+def _has_meaning(key: str, algorithm: Algorithm) -> bool:
+    parsed = parse_key(key)
+    return parsed is not None and any(name in (None, algorithm.name) for name, _ in parsed.meanings)
+
+
+def _tensors(contribution: Contribution) -> dict[Role, TensorInfo]:
+    """The factors and the magnitude by role."""
+    magnitude = contribution.magnitude
+    return contribution.factors | ({"magnitude": magnitude.info} if magnitude else {})
+
+
+def _read_module(module: Module, weights: Mapping[str, Tensor], reader: FactorReader) -> ModuleWeights:
+    name, parts = module.name.key, module.contributions
+    is_split = parts[0].rows is not None
+    tensors = {
+        reader.key(role, number if is_split else None): weights[info.name]
+        for number, part in enumerate(parts)
+        for role, info in _tensors(part).items()
+    }
+    if MAGNITUDE in tensors:
+        tensors[MAGNITUDE] = tensors[MAGNITUDE].reshape(-1)
+    if module.alpha:
+        tensors["alpha"] = weights[module.alpha.name]
+        check_single(f"{name}.alpha", tensors["alpha"])
+    ranks = {_rank(part) for part in parts}
     if len(ranks) > 1:
         raise ValueError(f"{name}: its slices have the ranks {sorted(ranks)}, but one rank was expected")
-    rank = ranks.pop()
-    read_alpha(name, tensors.get("alpha"), rank, rslora=False)
-    split = tuple(parts[number]["up"].shape[0] for number in numbers) if numbers else None
-    return ModuleWeights(name, tensors, rank, split)
+    split_dims = tuple(part.known_shape[0] for part in parts) if is_split else None
+    read = reader.settle(
+        ModuleWeights(name, tensors, ranks.pop(), parts[0].is_linear, split_dims),
+        parts[0].shapes,
+    )
+    read_alpha(name, read.tensors.get("alpha"), read.rank, rslora=False)
+    return read
 
 
-LORA = FactorReader("LoRA", _ROLE, _read_module)
+def _rank(contribution: Contribution) -> int:
+    """The rank of the factors, or what stands for one where both are whole."""
+    shapes, formula = contribution.shapes, contribution.formula
+    if formula.hidden_rank and formula.rank(shapes) is None:
+        return formula.hidden_rank(shapes)
+    return contribution.known_rank
+
+
+LORA = FactorReader(lora.ALGORITHM, "kohya", ("down", "up", "magnitude"))
 
 
 def is_factor(tensor: Tensor) -> bool:

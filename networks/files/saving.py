@@ -22,6 +22,7 @@ from lora_inspect.reading.residual_base import INCLUDED, INITIAL_FACTORS_KEY
 from lora_inspect.reading.trainers import NETWORK_KEY
 
 from ..kernels.base_weight import is_sharded
+from .header import dtype_name
 
 logger = logging.getLogger(__name__)
 
@@ -30,16 +31,6 @@ _INIT, _RANK_PATTERN, _ALPHA_PATTERN = "ss_init_lora_weights", "ss_rank_pattern"
 
 # A magnitude rounded to half precision would move a whole row by up to 0.2%, as much as training moves it.
 _FLOAT32 = (".alpha", ".dora_layer.weight", ".lora_magnitude_vector", ".dora_scale")
-
-_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.bool: "BOOL",
-}
 
 
 def option_metadata(
@@ -100,7 +91,7 @@ def write_weights(
             write_all(descriptor, content.getbuffer())
         return
     contents = [
-        Content(TensorPlan(key, _NAMES[tensor.dtype], tuple(tensor.shape)), _bytes(tensor))
+        Content(TensorPlan(key, dtype_name(tensor.dtype), tuple(tensor.shape)), _bytes(tensor))
         for key, tensor in cast.items()
     ]
     complete = {key: str(value) for key, value in (metadata or {}).items()}

@@ -14,9 +14,14 @@ def read_alpha(name: str, stored: Tensor | None, rank: int, rslora: bool) -> flo
     """
     if stored is None:
         return neutral_alpha(rank, rslora)
-    if stored.numel() != 1:
-        raise ValueError(f"{name}.alpha has shape {list(stored.shape)}, but a single number was expected")
+    check_single(f"{name}.alpha", stored)
     alpha = float(stored)
     if alpha == 0 or not math.isfinite(alpha):
         raise ValueError(f"{name}.alpha is {alpha:g}, from which no scale follows; store the alpha that was meant")
     return alpha
+
+
+def check_single(key: str, tensor: Tensor) -> None:
+    """Raises ValueError where the tensor called `key` is not one number."""
+    if tensor.numel() != 1:
+        raise ValueError(f"{key} has shape {list(tensor.shape)}, but a single number was expected")

@@ -7,13 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..files.reading import MAGNITUDE, FactorReader
+from ..files import reading
 from ..files.stored_alpha import read_alpha
 from ..kernels.base_weight import PLAIN_DTYPES
 from .adapter_module import AdapterModule, checked_dropout
 from .foldable import FoldableModule
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 class DeltaModule(AdapterModule):
@@ -26,7 +24,7 @@ class DeltaModule(AdapterModule):
 
     prefix: str
     formula: Any
-    reader: FactorReader
+    reader: reading.FactorReader
 
     def __init__(
         self,
@@ -124,18 +122,19 @@ def merge_into(
     """The weight with the module called `lora_name` merged, in its own dtype; as it is where there is no such module.
 
     The keys that were used are removed from `lora_weight_keys`. Computed on `calc_device` in float32 or better. Raises
-    ValueError for a weight that is no plain float, and for factors that do not fit it.
+    ValueError for a weight that is no plain float, for what is no factor of the algorithm, and for factors that do not
+    fit the weight.
     """
     keys = [key for key in lora_sd if key.partition(".")[0] == lora_name and key in lora_weight_keys]
-    tensors = {key.partition(".")[2]: lora_sd[key] for key in keys}
-    if multiplier == 0 or not any(key.startswith(module_class.prefix) for key in tensors):
+    if multiplier == 0 or not any(key.startswith(f"{lora_name}.{module_class.prefix}") for key in keys):
         return model_weight
     if model_weight.dtype not in PLAIN_DTYPES:
         raise ValueError(f"{lora_name}: the base is stored as {model_weight.dtype}, which no change can be added to")
     working = torch.promote_types(model_weight.dtype, torch.float32)
     merged = model_weight.to(calc_device, working, copy=True)
-    read = module_class.reader.read(lora_name, tensors)
-    _add_delta(module_class, lora_name, read.tensors, merged.view(merged.shape[0], -1), read.rank, multiplier)
+    read = reading.read({key: lora_sd[key] for key in keys}, reader=module_class.reader.with_every_role)
+    module = read.modules[lora_name]
+    _add_delta(module_class, lora_name, module.tensors, merged.view(merged.shape[0], -1), module.rank, multiplier)
     lora_weight_keys.difference_update(keys)
     return merged.to(model_weight.device, model_weight.dtype)
 
@@ -144,24 +143,14 @@ def _add_delta(
     algorithm: Any, name: str, tensors: Mapping[str, Tensor], rows: Tensor, rank: int, multiplier: float
 ) -> None:
     """Adds the delta of `tensors` to `rows` (out, in·kernel) in place, in their dtype."""
-    shapes = factor_shapes(name, tensors, algorithm.prefix, algorithm.formula)
-    delta = algorithm.formula.delta({role: tensors[algorithm.prefix + role].to(rows) for role in shapes})
+    prefix = algorithm.prefix
+    shapes = {key.removeprefix(prefix): tuple(tensors[key].shape) for key in tensors if key.startswith(prefix)}
+    if wrong := algorithm.formula.check(shapes):
+        raise ValueError(f"{name}: {wrong}")
+    delta = algorithm.formula.delta({role: tensors[prefix + role].to(rows) for role in shapes})
     if delta.shape != rows.shape:
         raise ValueError(
             f"{name}: its factors change a weight of {list(delta.shape)}, but the base's is {list(rows.shape)}"
         )
     alpha = read_alpha(name, tensors.get("alpha"), rank, rslora=False)
     rows.add_(delta, alpha=algorithm.formula.scale(alpha, shapes) * multiplier)
-
-
-def factor_shapes(name: str, tensors: Mapping[str, Tensor], prefix: str, formula: Any) -> Shapes:
-    """The shapes by role of the factors of the module called `name`.
-
-    Raises ValueError where they do not fit together, and for a magnitude: these algorithms have none here.
-    """
-    shapes = {key.removeprefix(prefix): tuple(tensors[key].shape) for key in tensors if key.startswith(prefix)}
-    if wrong := formula.check(shapes):
-        raise ValueError(f"{name}: {wrong}")
-    if MAGNITUDE in tensors:
-        raise ValueError(f"{name}.{MAGNITUDE} is for LoRA; the module has none")
-    return shapes
