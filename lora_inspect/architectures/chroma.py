@@ -3,7 +3,7 @@
 An adapter of the blocks alone has the names and widths of a FLUX.1 adapter without modulation.
 """
 
-from .correspondence import below, same
+from .correspondence import Correspondence, below, same
 from .flux import (
     DIFFUSERS_DOUBLE,
     DIFFUSERS_SINGLE,
@@ -67,5 +67,5 @@ ARCHITECTURE = Architecture(
     sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in PROPORTIONS),
     metadata_names=("chroma",),
     text_encoders=(T5_XXL,),
-    correspondence=CORRESPONDENCE,
+    correspondence=Correspondence(lambda: CORRESPONDENCE),
 )

@@ -7,8 +7,8 @@ Paths are written as in a `Layout`, with `{i}` for an index, which is the same o
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 from .patterns import fill, pattern_of
@@ -69,30 +69,42 @@ def below(whole_parent: str, part_parent: str, *relations: Relation) -> tuple[Re
     )
 
 
-def one_to_one(relations: Iterable[Relation]) -> tuple[tuple[str, str], ...]:
-    """The pairs of paths of a family whose modules are all the same ones in both layouts; empty for any other."""
-    found = tuple(relations)
-    if any(relation.arrangement is not None for relation in found):
-        return ()
-    return tuple((relation.whole, relation.parts[0]) for relation in found)
+class Correspondence:
+    """The relations of a family's layouts, made where they are first asked for: most runs need those of one family."""
+
+    def __init__(self, make: Callable[[], Iterable[Relation]] = tuple) -> None:
+        self._make = make
+
+    @cached_property
+    def relations(self) -> tuple[Relation, ...]:
+        """Every relation; empty where none is known."""
+        return tuple(self._make())
+
+    @cached_property
+    def one_to_one(self) -> tuple[tuple[str, str], ...]:
+        """The pairs of paths of a family whose modules are all the same ones in both layouts; empty for any other."""
+        if any(relation.arrangement is not None for relation in self.relations):
+            return ()
+        return tuple((relation.whole, relation.parts[0]) for relation in self.relations)
+
+    def links(self, path: str) -> Iterator[Link]:
+        """What the module at `path`, in either layout, is related to in the other one under another path."""
+        for template, other, link in self._by_pattern.get(pattern_of(path, "."), ()):
+            found = fill(template, other, path)
+            if found is not None and found != path:
+                yield link._replace(path=found)
+
+    @cached_property
+    def _by_pattern(self) -> dict[str, list[tuple[str, str, Link]]]:
+        """Every path of the relations with the related one, by its pattern."""
+        table: dict[str, list[tuple[str, str, Link]]] = defaultdict(list)
+        for relation in self.relations:
+            for number, part in enumerate(relation.parts):
+                of_whole = relation.whole, part, Link("", relation, number, is_whole=False)
+                of_part = part, relation.whole, Link("", relation, number, is_whole=True)
+                for entry in (of_whole, of_part):
+                    table[pattern_of(entry[0], ".")].append(entry)
+        return dict(table)
 
 
-def links(relations: tuple[Relation, ...], path: str) -> Iterator[Link]:
-    """What the module at `path`, in either layout, is related to in the other one under another path."""
-    for template, other, link in _by_pattern(relations).get(pattern_of(path, "."), ()):
-        found = fill(template, other, path)
-        if found is not None and found != path:
-            yield link._replace(path=found)
-
-
-@cache
-def _by_pattern(relations: tuple[Relation, ...]) -> dict[str, list[tuple[str, str, Link]]]:
-    """Every path of the relations with the related one, by its pattern."""
-    table: dict[str, list[tuple[str, str, Link]]] = defaultdict(list)
-    for relation in relations:
-        for number, part in enumerate(relation.parts):
-            of_whole = relation.whole, part, Link("", relation, number, is_whole=False)
-            of_part = part, relation.whole, Link("", relation, number, is_whole=True)
-            for entry in (of_whole, of_part):
-                table[pattern_of(entry[0], ".")].append(entry)
-    return dict(table)
+UNKNOWN = Correspondence()

@@ -4,7 +4,7 @@ Leaves as in the Flux class of the original repository and in the FluxTransforme
 leaves are shared by the families that descend from it.
 """
 
-from .correspondence import below, same, stack, swapped
+from .correspondence import Correspondence, below, same, stack, swapped
 from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
 from .text_encoders import CLIP_L, T5_XXL
 
@@ -151,7 +151,7 @@ ARCHITECTURE = Architecture(
         "flux-1-schnell",
     ),
     text_encoders=(CLIP_L, T5_XXL),
-    correspondence=CORRESPONDENCE,
+    correspondence=Correspondence(lambda: CORRESPONDENCE),
     training=Training(
         classes=("DoubleStreamBlock", "SingleStreamBlock"),
         diffusers_classes=("FluxTransformerBlock", "FluxSingleTransformerBlock"),

@@ -5,7 +5,7 @@ HunyuanVideo15Transformer3DModel of diffusers. ComfyUI fuses query, key and valu
 repack are listed.
 """
 
-from .correspondence import below, same
+from .correspondence import Correspondence, below, same
 from .flux import DIFFUSERS_DOUBLE, ORIGINAL_DOUBLE, PROPORTIONS
 from .hunyuan_video import DIFFUSERS_TEXT, ORIGINAL_PROPORTIONS, ORIGINAL_STREAMS, ORIGINAL_TEXT
 from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
@@ -84,7 +84,7 @@ ARCHITECTURE = Architecture(
     ),
     metadata_names=("hunyuan_video_1_5", "hunyuan-video-1.5"),
     text_encoders=(QWEN25_VL_7B, BYT5_GLYPH),
-    correspondence=CORRESPONDENCE,
+    correspondence=Correspondence(lambda: CORRESPONDENCE),
     training=Training(
         classes=("MMDoubleStreamBlock",),
         diffusers_classes=("HunyuanVideo15TransformerBlock",),

@@ -3,7 +3,7 @@
 Leaves as in the SingleStreamDiT of the original repository and in the Krea2Transformer2DModel of diffusers.
 """
 
-from .correspondence import same
+from .correspondence import Correspondence, same
 from .record import Architecture, Layout, Size, Training, under
 from .text_encoders import SOME_LANGUAGE_MODEL
 
@@ -55,7 +55,7 @@ ARCHITECTURE = Architecture(
     ),
     metadata_names=("krea2", "krea-2"),
     text_encoders=(SOME_LANGUAGE_MODEL,),
-    correspondence=tuple(map(same, ORIGINAL, DIFFUSERS)),
+    correspondence=Correspondence(lambda: map(same, ORIGINAL, DIFFUSERS)),
     # Its modulation is no Linear, so that nothing is excluded: every Linear of the model is adapted.
     training=Training(
         classes=None,

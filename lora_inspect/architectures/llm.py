@@ -5,7 +5,7 @@ experts those of mixture models stored one by one. Roots: the causal model, its 
 of a multimodal model, which newer and older classes nest differently; the vision tower is that of Qwen-VL.
 """
 
-from .correspondence import below, stack
+from .correspondence import Correspondence, below, stack
 from .record import Architecture, Layout, under
 from .rows import INPUTS
 
@@ -51,7 +51,7 @@ ARCHITECTURE = Architecture(
             kohya_prefix="",
         ),
     ),
-    correspondence=tuple(
-        relation for layers in (f"{root}layers.{{i}}" for root in ROOTS) for relation in below(layers, layers, *FUSED)
+    correspondence=Correspondence(
+        lambda: (r for layers in (f"{root}layers.{{i}}" for root in ROOTS) for r in below(layers, layers, *FUSED))
     ),
 )

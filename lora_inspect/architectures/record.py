@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from .correspondence import Relation
+from .correspondence import UNKNOWN, Correspondence
 from .text_encoders import TextEncoder
 
 # The layers that turn the timestep into shifts and scales; an adapter on them changes every token at once.
@@ -105,7 +105,7 @@ class Architecture(NamedTuple):
     sizes: tuple[Size, ...] = ()
     metadata_names: tuple[str, ...] = ()
     text_encoders: tuple[TextEncoder, ...] = ()
-    correspondence: tuple[Relation, ...] = ()
+    correspondence: Correspondence = UNKNOWN
     training: Training | None = None
 
 

@@ -4,9 +4,10 @@ Leaves as in the UNet2DConditionModel of diffusers, which kohya's files name, an
 repository, which single-file checkpoints name.
 """
 
+from .correspondence import Correspondence
 from .record import Architecture, Layout, Size, under
 from .text_encoders import CLIP_L
-from .unet import DIFFUSERS_RESNET, ORIGINAL_RESNET, TRANSFORMER, correspondence
+from .unet import DIFFUSERS_RESNET, ORIGINAL_RESNET, TRANSFORMER, relations
 
 DIFFUSERS = (
     "conv_in",
@@ -51,7 +52,7 @@ ORIGINAL_BLOCKS = (
     ("output_blocks.{i}.{i}.transformer_blocks", 1),
 )
 # The deepest level has no attention.
-CORRESPONDENCE = correspondence((True, True, True, False))
+CORRESPONDENCE = Correspondence(lambda: relations((True, True, True, False)))
 # The text encoder's width, which the key and value layers of the cross attention take in, tells the generations apart.
 CROSS_ATTENTION = tuple(path for path in DIFFUSERS + ORIGINAL if path.endswith(("attn2.to_k", "attn2.to_v")))
 

@@ -4,11 +4,11 @@ Leaves as in the original repository's UNet, which kohya's files name, and in th
 which some trainers write under the same prefix.
 """
 
-from .correspondence import same
+from .correspondence import Correspondence, same
 from .record import Architecture, Layout, Size, under
 from .sd15 import CROSS_ATTENTION
 from .text_encoders import CLIP_L, OPENCLIP_BIGG
-from .unet import DIFFUSERS_RESNET, ORIGINAL_RESNET, TRANSFORMER, correspondence
+from .unet import DIFFUSERS_RESNET, ORIGINAL_RESNET, TRANSFORMER, relations
 
 ORIGINAL = (
     "time_embed.0",
@@ -74,9 +74,11 @@ ARCHITECTURE = Architecture(
     metadata_names=("sdxl_base_v1-0", "sdxl_1.0", "sdxl_", "stable-diffusion-xl-v1-base"),
     text_encoders=(CLIP_L, OPENCLIP_BIGG),
     # The widest level has no attention.
-    correspondence=(
-        *correspondence((False, True, True)),
-        same("label_emb.0.0", "add_embedding.linear_1"),
-        same("label_emb.0.2", "add_embedding.linear_2"),
+    correspondence=Correspondence(
+        lambda: (
+            *relations((False, True, True)),
+            same("label_emb.0.0", "add_embedding.linear_1"),
+            same("label_emb.0.2", "add_embedding.linear_2"),
+        )
     ),
 )

@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterable
 from lora_inspect.listing import listed
 
 from . import ARCHITECTURES
-from .correspondence import one_to_one
 from .patterns import fill, pattern_of, patterns_of
 from .record import Architecture, Layout, Training
 
@@ -77,7 +76,7 @@ def blocks_of(training: Training, task: str | None) -> tuple[str, ...] | None:
 
 def original_path(architecture: Architecture, path: str) -> str | None:
     """The path in the original layout of the layer at `path` in diffusers' model, where all layers are one to one."""
-    filled = (fill(diffusers, original, path) for original, diffusers in one_to_one(architecture.correspondence))
+    filled = (fill(diffusers, original, path) for original, diffusers in architecture.correspondence.one_to_one)
     return next((found for found in filled if found), None)
 
 

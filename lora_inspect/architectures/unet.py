@@ -28,7 +28,7 @@ _ATTENTION = tuple(map(same, TRANSFORMER, TRANSFORMER))
 _UNITS = 2
 
 
-def correspondence(attention: Sequence[bool]) -> tuple[Relation, ...]:
+def relations(attention: Sequence[bool]) -> tuple[Relation, ...]:
     """The relations of a UNet whose levels, from the widest picture down, have or have no `attention`."""
     return (
         same("time_embed.0", "time_embedding.linear_1"),

@@ -4,7 +4,7 @@ Leaves as in the WanModel of the original repository and in the WanTransformer3D
 diffusers. The two experts of Wan 2.2 14B have the same names; nothing in a file of one says which it is.
 """
 
-from .correspondence import same
+from .correspondence import Correspondence, same
 from .record import MODULATION, Architecture, Layout, Size, Training, under
 from .text_encoders import T5_XXL
 
@@ -59,7 +59,7 @@ ARCHITECTURE = Architecture(
     ),
     metadata_names=("wan", "wan2.1", "wan_2.2_14b", "wan_2.2_5b"),
     text_encoders=(T5_XXL,),
-    correspondence=tuple(map(same, ORIGINAL, DIFFUSERS)),
+    correspondence=Correspondence(lambda: map(same, ORIGINAL, DIFFUSERS)),
     training=Training(
         classes=("WanAttentionBlock",),
         diffusers_classes=("WanTransformerBlock",),

@@ -15,6 +15,7 @@ from lora_inspect.cli.shared_options import (
     transposed_option,
     writing_options,
 )
+from lora_inspect.cli.summaries import VERBS
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.listing import some
 from lora_inspect.matching.orientation import SHAPE, in_words
@@ -36,7 +37,7 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
 """
 
 
-@click.command(help=_HELP, short_help="Rewrite an adapter so that every loader applies the same scale.")
+@click.command(help=_HELP, short_help=VERBS["convert"])
 @click.argument("adapter", type=FilePath(), metavar="ADAPTER[:SETTING,...]")
 @writing_options()
 @click.option(

@@ -12,6 +12,7 @@ from lora_inspect.cli import terminal
 from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.shared_options import parse_without_strength
+from lora_inspect.cli.summaries import VERBS
 from lora_inspect.files.checkpoint import find_checkpoints, is_checkpoint_folder
 from lora_inspect.listing import listed, some
 from lora_inspect.ops.info import as_json, inspect
@@ -32,7 +33,7 @@ Example: lora-inspect info adapter.safetensors --modules
 """
 
 
-@click.command(help=_HELP, short_help="What a file is and means, and on which evidence.")
+@click.command(help=_HELP, short_help=VERBS["info"])
 @click.argument("paths", nargs=-1, required=True, type=FilePath(), metavar="PATH[:SETTING,...]...")
 @click.option("--modules", is_flag=True, help="List every module with its rank, alpha and scale.")
 @click.option("--metadata", is_flag=True, help="Show the file's metadata.")

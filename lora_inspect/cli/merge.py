@@ -9,6 +9,7 @@ from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.shared_options import reading_options, settings, transposed_option, writing_options
+from lora_inspect.cli.summaries import VERBS
 from lora_inspect.listing import some
 from lora_inspect.matching.orientation import SHAPE, in_words
 from lora_inspect.matching.orientation_answers import Answers
@@ -38,7 +39,7 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
 """
 
 
-@click.command(help=_HELP, short_help="Fold adapters into a base.")
+@click.command(help=_HELP, short_help=VERBS["merge"])
 @click.argument("base", type=FilePath())
 @click.argument("adapters", nargs=-1, required=True, type=FilePath(), metavar="ADAPTER[:SETTING,...]...")
 @writing_options(dry_run=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lora_inspect.cli.summaries import VERBS
 from lora_inspect.files.garbage import without_collecting
 from lora_inspect.files.near_names import nearest_name, nearest_path
 from lora_inspect.listing import listed
@@ -13,7 +14,6 @@ from lora_inspect.listing import listed
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-VERBS = ("info", "merge", "convert")
 # The verb that a file without any verb means.
 _OF_FILES = "info"
 # What paths have and verbs have not.
@@ -34,6 +34,11 @@ class Verbs(click.Group):
         with without_collecting():
             command: click.Command = getattr(importlib.import_module(f"lora_inspect.cli.{name}"), name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the verbs as click does."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click does, but for options of `info` that stand before a file."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lora_inspect.algorithms.record import WEIGHT
-from lora_inspect.architectures.correspondence import Relation
+from lora_inspect.architectures.correspondence import Correspondence
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.adapter import Adapter
@@ -21,7 +21,7 @@ class Home(NamedTuple):
 
 
 def find_homes(
-    adapter: Adapter, base: Checkpoint, modules: Sequence[Module], correspondence: tuple[Relation, ...]
+    adapter: Adapter, base: Checkpoint, modules: Sequence[Module], correspondence: Correspondence
 ) -> tuple[list[Home], tuple[Module, ...]]:
     """The home of each module, and the modules without one.
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from lora_inspect import schemes
-from lora_inspect.architectures.correspondence import Link, Relation, links
+from lora_inspect.architectures.correspondence import UNKNOWN, Correspondence, Link
 from lora_inspect.architectures.rows import Arrangement
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
@@ -90,7 +90,7 @@ class NameTable:
     """
 
     def __init__(
-        self, base: Checkpoint, scheme: str, component: str, prefix: str, correspondence: tuple[Relation, ...] = ()
+        self, base: Checkpoint, scheme: str, component: str, prefix: str, correspondence: Correspondence = UNKNOWN
     ) -> None:
         self._spell = schemes.by_name(scheme).module
         self._base, self._component, self._prefix = base, component, prefix
@@ -111,7 +111,7 @@ class NameTable:
         for path in dict.fromkeys(paths):
             for own in own_paths(path, self._component, self._base):
                 self._add(own, Found(path), spellings)
-                for link in links(self._correspondence, own):
+                for link in self._correspondence.links(own):
                     self._add(link.path, Found(path, _piece(link)), spellings)
         return spellings
 

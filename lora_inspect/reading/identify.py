@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Features
-from lora_inspect.architectures.correspondence import Relation
+from lora_inspect.architectures.correspondence import UNKNOWN, Correspondence
 from lora_inspect.architectures.detection import Detection, candidates
 from lora_inspect.architectures.text_encoders import TextEncoder, found_in
 from lora_inspect.files.checkpoint import Checkpoint
@@ -81,10 +81,12 @@ def common_families(ours: Sequence[Detection], theirs: Sequence[Detection]) -> t
     return tuple(candidate for candidate in theirs if candidate.architecture.name in names) or tuple(ours)
 
 
-def common_correspondence(families: Sequence[Detection]) -> tuple[Relation, ...]:
+def common_correspondence(families: Sequence[Detection]) -> Correspondence:
     """How layouts are related in each of the families, as far as that is the same in all of them."""
-    first, *others = [family.architecture.correspondence for family in families] or [()]
-    return tuple(relation for relation in first if all(relation in other for other in others))
+    first, *others = dict.fromkeys(family.architecture.correspondence for family in families) or [UNKNOWN]
+    if not others:
+        return first
+    return Correspondence(lambda: (r for r in first.relations if all(r in other.relations for other in others)))
 
 
 def _is_layer(module: Module) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from lora_inspect import schemes
-from lora_inspect.architectures.correspondence import one_to_one
 from lora_inspect.architectures.patterns import counterparts
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.reading.suffixes import ParsedKey, parse_key
@@ -39,7 +38,7 @@ class KeyPlaces:
 
     def __init__(self, architecture: Architecture, paths: Collection[str], prefix: str) -> None:
         own = {path: module_name(prefix, path) for path in paths}
-        pairs = one_to_one(architecture.correspondence)
+        pairs = architecture.correspondence.one_to_one
         others = [(other, own[path]) for path in paths for other in counterparts(pairs, path)]
         self._names = _unambiguous(own, others)
         flat_own = {path.replace(".", "_"): name for path, name in own.items()}

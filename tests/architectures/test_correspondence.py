@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from lora_inspect.architectures import ARCHITECTURES, by_name
-from lora_inspect.architectures.correspondence import interleaved, links, one_to_one, same, stack, swapped
+from lora_inspect.architectures.correspondence import Correspondence, interleaved, same, stack, swapped
 from lora_inspect.architectures.rows import INPUTS, Interleaved, Runs, Stacked, Swapped
 
-RELATED = [architecture for architecture in ARCHITECTURES if architecture.correspondence]
+RELATED = [architecture for architecture in ARCHITECTURES if architecture.correspondence.relations]
 RELATIONS = [
     pytest.param(architecture, relation, id=f"{architecture.name}-{relation.whole}")
     for architecture in RELATED
-    for relation in architecture.correspondence
+    for relation in architecture.correspondence.relations
 ]
 
 
@@ -28,7 +28,7 @@ def numbered(path, *layouts_):
 
 @pytest.mark.parametrize("architecture", RELATED, ids=lambda architecture: architecture.name)
 def test_relations_are_between_paths_of_the_family(architecture):
-    for relation in architecture.correspondence:
+    for relation in architecture.correspondence.relations:
         assert numbered(relation.whole, *architecture.layouts), relation.whole
         for part in relation.parts:
             assert numbered(part, *architecture.layouts), part
@@ -37,15 +37,15 @@ def test_relations_are_between_paths_of_the_family(architecture):
 
 @pytest.mark.parametrize("architecture", RELATED, ids=lambda architecture: architecture.name)
 def test_every_path_stands_in_one_relation_of_a_side(architecture):
-    wholes = Counter(relation.whole for relation in architecture.correspondence)
-    parts = Counter(part for relation in architecture.correspondence for part in relation.parts)
+    wholes = Counter(relation.whole for relation in architecture.correspondence.relations)
+    parts = Counter(part for relation in architecture.correspondence.relations for part in relation.parts)
     assert set(wholes.values()) == set(parts.values()) == {1}
 
 
 @pytest.mark.parametrize("name", ["flux", "chroma", "wan", "krea2"])
 def test_no_layer_of_either_layout_is_left_out(name):
     original, diffusers, *_ = by_name(name).layouts
-    relations = by_name(name).correspondence
+    relations = by_name(name).correspondence.relations
     assert {relation.whole for relation in relations} == set(original.paths)
     assert {part for relation in relations for part in relation.parts} == set(diffusers.paths)
 
@@ -56,9 +56,9 @@ def carried(architecture, base):
     for name, tensor in base.items():
         path, _, parameter = name.rpartition(".")
         weight = base.get(f"{path}.weight", tensor)
-        if any(relation.whole == path == relation.parts[0] for relation in architecture.correspondence):
+        if any(relation.whole == path == relation.parts[0] for relation in architecture.correspondence.relations):
             found[name] = tensor
-        for link in links(architecture.correspondence, path):
+        for link in architecture.correspondence.links(path):
             assert not link.is_whole
             arrangement = link.relation.arrangement
             if arrangement is None:
@@ -103,12 +103,12 @@ def test_unets_are_as_diffusers_converts_them(name):
     original = layouts.original_unet(name)
     theirs = layouts.unet_names(original, UNETS[name])
     assert theirs.keys() == set(original)
-    found = {path: list(links(by_name(name).correspondence, path)) for path in original}
+    found = {path: list(by_name(name).correspondence.links(path)) for path in original}
     assert {path: [link.path for link in found[path]] for path in original} == {
         path: [other] for path, other in theirs.items()
     }
     # The layers of the blocks are all of them, and nothing of the table is of no use.
-    assert {link.relation for item in found.values() for link in item} == set(by_name(name).correspondence)
+    assert {link.relation for item in found.values() for link in item} == set(by_name(name).correspondence.relations)
 
 
 def test_phi3_computes_what_a_llama_of_its_parts_computes():
@@ -180,23 +180,23 @@ def test_weights_that_are_not_arranged_so(arrangement, rows, inputs):
 
 
 def test_a_relation_is_read_in_both_directions():
-    relations = (stack("a.{i}.qkv", "b.{i}.q", "b.{i}.k"), same("x.0", "y"), swapped("m", "n"))
-    assert [(link.path, link.part, link.is_whole) for link in links(relations, "a.12.qkv")] == [
+    found = Correspondence(lambda: (stack("a.{i}.qkv", "b.{i}.q", "b.{i}.k"), same("x.0", "y"), swapped("m", "n")))
+    assert [(link.path, link.part, link.is_whole) for link in found.links("a.12.qkv")] == [
         ("b.12.q", 0, False),
         ("b.12.k", 1, False),
     ]
-    assert [(link.path, link.part, link.is_whole) for link in links(relations, "b.3.k")] == [("a.3.qkv", 1, True)]
-    assert [link.path for link in links(relations, "x.0")] == ["y"]
-    assert [link.path for link in links(relations, "y")] == ["x.0"]
-    assert [link.relation.arrangement for link in links(relations, "n")] == [Swapped()]
+    assert [(link.path, link.part, link.is_whole) for link in found.links("b.3.k")] == [("a.3.qkv", 1, True)]
+    assert [link.path for link in found.links("x.0")] == ["y"]
+    assert [link.path for link in found.links("y")] == ["x.0"]
+    assert [link.relation.arrangement for link in found.links("n")] == [Swapped()]
     for other in ("x.1", "a.b.qkv", "a.1.qkv.q", ""):
-        assert list(links(relations, other)) == []
+        assert list(found.links(other)) == []
 
 
 def test_pairs_are_of_families_without_any_arrangement():
-    assert one_to_one((same("a", "b"), same("c", "d"))) == (("a", "b"), ("c", "d"))
-    assert one_to_one((same("a", "b"), swapped("c", "d"))) == ()
-    assert one_to_one(()) == ()
+    assert Correspondence(lambda: (same("a", "b"), same("c", "d"))).one_to_one == (("a", "b"), ("c", "d"))
+    assert Correspondence(lambda: (same("a", "b"), swapped("c", "d"))).one_to_one == ()
+    assert Correspondence().one_to_one == ()
 
 
 def test_relations_of_other_arrangements():

@@ -11,7 +11,7 @@ import pytest
 from toy_adapters import base, loras
 
 from lora_inspect import __version__
-from lora_inspect.cli.verbs import VERBS
+from lora_inspect.cli.summaries import VERBS
 
 HEAVY = {"torch", "numpy", "safetensors"}
 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from toy_adapters import lora, split
 
-from lora_inspect.architectures.correspondence import interleaved, same, stack, swapped
+from lora_inspect.architectures.correspondence import Correspondence, interleaved, same, stack, swapped
 from lora_inspect.architectures.rows import Interleaved, Runs, Stacked, Swapped
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
@@ -160,7 +160,7 @@ RELATIONS = (
 )  # fmt: skip
 def test_names_of_another_layout_say_which_piece_they_are(base, name, found, write_safetensors):
     file = write_safetensors({f"{path}.weight": ("F32", (2, 2), 1) for path in base})
-    table = NameTable(open_checkpoint(str(file)), "kohya", "model", "lora_unet_", RELATIONS)
+    table = NameTable(open_checkpoint(str(file)), "kohya", "model", "lora_unet_", Correspondence(lambda: RELATIONS))
     assert table.find(KOHYA.recognise(name)) == found
 
 

@@ -1,0 +1,7 @@
+"""The verbs in the order in which people meet them, and what each does: the help lists them without loading any."""
+
+VERBS = {
+    "info": "What a file is and means, and on which evidence.",
+    "merge": "Fold adapters into a base.",
+    "convert": "Rewrite an adapter so that every loader applies the same scale.",
+}
