@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 KAIMING, ORTHOGONAL, PISSA = "kaiming", "orthogonal", "pissa"
@@ -19,69 +19,6 @@ class Option(NamedTuple):
 
     read: Callable[[str, Any], Any]
     default: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkArguments:
-    """Every option of a network, validated.
-
-    None means that a dropout or LoRA+ is off, and that `conv_dim` and `conv_alpha` are those of Linear layers; a
-    `conv_dim` of 0 leaves convolutions with a kernel alone. `rank_pattern`, `alpha_pattern` and `split_dims` hold a
-    rank, an alpha and the output features of each slice by regular expression. `given` are the names that the user
-    set, `extra` the options that the architecture declared.
-    """
-
-    use_rslora: bool = False
-    use_dora: bool = False
-    dora_conv: bool = False
-    init_lora_weights: str = KAIMING
-    loraplus_lr_ratio: float | None = None
-    neuron_dropout: float | None = None
-    rank_dropout: float | None = None
-    module_dropout: float | None = None
-    conv_dim: int | None = None
-    conv_alpha: float | None = None
-    enable_conv2d: bool = True
-    rank_pattern: Mapping[str, int] | None = None
-    alpha_pattern: Mapping[str, float] | None = None
-    split_dims: Mapping[str, tuple[int, ...]] | None = None
-    split_qkv: bool = False
-    exclude_patterns: tuple[str, ...] = ()
-    include_patterns: tuple[str, ...] = ()
-    save_format: str = NATIVE
-    verbose: bool = False
-    given: frozenset[str] = frozenset()
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-def parse(
-    options: Mapping[str, Any], neuron_dropout: Any = None, extra: Mapping[str, Option] | None = None
-) -> NetworkArguments:
-    """The record of `options`, whose values are strings as a trainer passes them or Python objects.
-
-    `neuron_dropout` is `--network_dropout`; `extra` are options of one architecture. Raises ValueError with the
-    option's name for a value that cannot be what it should, and for an unknown option, with the known name that is
-    near to it, or with all of them.
-    """
-    known = {**_OPTIONS, **(extra or {})}
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            way_out = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
-            raise ValueError(f"unknown network_args option {name!r}; {way_out}")
-    given = {name: value for name, value in options.items() if not _is_absent(value, known[name])}
-    values = {name: known[name].read(name, given[name]) if name in given else known[name].default for name in known}
-    if values["dora_conv"] and not values["use_dora"]:
-        raise ValueError("dora_conv=True has no meaning without use_dora=True")
-    dropout = values.pop("dropout")
-    if neuron_dropout is not None:
-        dropout = read_probability("neuron_dropout (--network_dropout)", neuron_dropout)
-    return NetworkArguments(
-        neuron_dropout=dropout,
-        given=frozenset(given),
-        extra={name: values.pop(name) for name in extra or {}},
-        **values,
-    )
 
 
 def read_bool(name: str, value: Any) -> bool:
@@ -247,25 +184,79 @@ def _refused(name: str, value: Any, expected: str) -> ValueError:
     return ValueError(f"{name}={value!r}: {expected} was expected")
 
 
-_OPTIONS = {
-    "use_rslora": Option(read_bool, False),
-    "use_dora": Option(read_bool, False),
-    "dora_conv": Option(read_bool, False),
-    "init_lora_weights": Option(read_init, KAIMING),
-    "loraplus_lr_ratio": Option(read_positive),
-    "rank_dropout": Option(read_probability),
-    "module_dropout": Option(read_probability),
-    "conv_dim": Option(read_count),
-    "conv_alpha": Option(read_float),
-    "enable_conv2d": Option(read_bool, True),
-    "rank_pattern": Option(read_rank_pattern),
-    "alpha_pattern": Option(read_alpha_pattern),
-    "split_dims": Option(read_split_dims),
-    "split_qkv": Option(read_bool, False),
-    "exclude_patterns": Option(read_patterns, ()),
-    "include_patterns": Option(read_patterns, ()),
-    "save_format": Option(read_save_format, NATIVE),
-    "verbose": Option(read_bool, False),
-    # sd-scripts passes --network_dropout under this name too, for LyCORIS.
-    "dropout": Option(read_probability),
+def _option(read: Callable[[str, Any], Any], default: Any = None) -> Any:
+    return field(default=default, metadata={"option": Option(read, default)})
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkArguments:
+    """Every option of a network, validated.
+
+    None means that a dropout or LoRA+ is off, and that `conv_dim` and `conv_alpha` are those of Linear layers; a
+    `conv_dim` of 0 leaves convolutions with a kernel alone. `rank_pattern`, `alpha_pattern` and `split_dims` hold a
+    rank, an alpha and the output features of each slice by regular expression. `given` are the names that the user
+    set, `extra` the options that the architecture declared.
+    """
+
+    use_rslora: bool = _option(read_bool, False)
+    use_dora: bool = _option(read_bool, False)
+    dora_conv: bool = _option(read_bool, False)
+    init_lora_weights: str = _option(read_init, KAIMING)
+    loraplus_lr_ratio: float | None = _option(read_positive)
+    neuron_dropout: float | None = None
+    rank_dropout: float | None = _option(read_probability)
+    module_dropout: float | None = _option(read_probability)
+    conv_dim: int | None = _option(read_count)
+    conv_alpha: float | None = _option(read_float)
+    enable_conv2d: bool = _option(read_bool, True)
+    rank_pattern: Mapping[str, int] | None = _option(read_rank_pattern)
+    alpha_pattern: Mapping[str, float] | None = _option(read_alpha_pattern)
+    split_dims: Mapping[str, tuple[int, ...]] | None = _option(read_split_dims)
+    split_qkv: bool = _option(read_bool, False)
+    exclude_patterns: tuple[str, ...] = _option(read_patterns, ())
+    include_patterns: tuple[str, ...] = _option(read_patterns, ())
+    save_format: str = _option(read_save_format, NATIVE)
+    verbose: bool = _option(read_bool, False)
+    given: frozenset[str] = frozenset()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def without(self, *names: str) -> "NetworkArguments":
+        """The same with these options as where they are not given."""
+        return replace(self, given=self.given.difference(names), **{name: _OPTIONS[name].default for name in names})
+
+
+_OPTIONS: dict[str, Option] = {
+    known.name: known.metadata["option"] for known in fields(NetworkArguments) if "option" in known.metadata
 }
+# sd-scripts passes --network_dropout under this name too, for LyCORIS.
+_OPTIONS["dropout"] = Option(read_probability)
+
+
+def parse(
+    options: Mapping[str, Any], neuron_dropout: Any = None, extra: Mapping[str, Option] | None = None
+) -> NetworkArguments:
+    """The record of `options`, whose values are strings as a trainer passes them or Python objects.
+
+    `neuron_dropout` is `--network_dropout`; `extra` are options of one architecture. Raises ValueError with the
+    option's name for a value that cannot be what it should, and for an unknown option, with the known name that is
+    near to it, or with all of them.
+    """
+    known = {**_OPTIONS, **(extra or {})}
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            way_out = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+            raise ValueError(f"unknown network_args option {name!r}; {way_out}")
+    given = {name: value for name, value in options.items() if not _is_absent(value, known[name])}
+    values = {name: known[name].read(name, given[name]) if name in given else known[name].default for name in known}
+    if values["dora_conv"] and not values["use_dora"]:
+        raise ValueError("dora_conv=True has no meaning without use_dora=True")
+    dropout = values.pop("dropout")
+    if neuron_dropout is not None:
+        dropout = read_probability("neuron_dropout (--network_dropout)", neuron_dropout)
+    return NetworkArguments(
+        neuron_dropout=dropout,
+        given=frozenset(given),
+        extra={name: values.pop(name) for name in extra or {}},
+        **values,
+    )

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from ..modules.layers import LoRAModule
 from ..modules.merging import LoRAInfModule
 from . import summary
 from .network import LoRANetwork
-from .targets import Splits, named_sizes
+from .targets import Form, Splits, named_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def create_network(
     if isinstance(arguments, str):
         raise ValueError("unknown network_args option 'arguments'")
     options = arguments or parse(kwargs, neuron_dropout)
-    network = LoRANetwork(
+    return LoRANetwork(
         target_replace_modules,
         prefix,
         text_encoders,
@@ -70,31 +71,12 @@ def create_network(
         multiplier,
         DEFAULT_RANK if network_dim is None else network_dim,
         network_alpha,
-        dropout=options.neuron_dropout,
-        rank_dropout=options.rank_dropout,
-        module_dropout=options.module_dropout,
-        conv_lora_dim=options.conv_dim,
-        conv_alpha=options.conv_alpha,
-        enable_conv2d=options.enable_conv2d,
         module_class=module_class or LoRAModule,
         module_kwargs=module_kwargs,
-        exclude_patterns=options.exclude_patterns,
-        include_patterns=options.include_patterns,
-        verbose=options.verbose,
-        use_rslora=options.use_rslora,
-        use_dora=options.use_dora,
-        init_lora_weights=options.init_lora_weights,
-        rank_pattern=options.rank_pattern,
-        alpha_pattern=options.alpha_pattern,
         default_exclude_patterns=default_exclude_patterns,
         default_include_patterns=default_include_patterns,
-        split_dims=options.split_dims,
-        split_qkv=options.split_qkv,
-        dora_conv=options.dora_conv,
+        options=options,
     )
-    network.set_loraplus_lr_ratio(options.loraplus_lr_ratio)
-    network.save_format = options.save_format
-    return network
 
 
 def create_network_from_weights(
@@ -151,23 +133,20 @@ def create_network_from_weights(
         text_encoders,
         unet,
         multiplier,
-        dropout=options.neuron_dropout,
-        rank_dropout=options.rank_dropout,
-        module_dropout=options.module_dropout,
         module_class=module_class or (LoRAInfModule if for_inference else LoRAModule),
         module_kwargs=module_kwargs,
-        modules_dim={name: module.rank for name, module in found.modules.items()},
-        modules_alpha=alphas,
-        modules_split={name: module.split_dims for name, module in found.modules.items()},
-        modules_keywords={name: _keywords(module) for name, module in found.modules.items()},
-        verbose=options.verbose,
-        use_rslora=rslora,
-        use_dora=dora,
-        dora_conv=dora and found.has_conv_magnitude,
+        forms={
+            name: Form(module.rank, alphas[name], module.split_dims, _keywords(module))
+            for name, module in found.modules.items()
+        },
+        options=replace(
+            options.without(*_SETTLED, *_SLICES),
+            use_rslora=rslora,
+            use_dora=dora,
+            dora_conv=dora and found.has_conv_magnitude,
+        ),
     )
     network.rslora_settled = settled or metadata is not None
-    network.set_loraplus_lr_ratio(options.loraplus_lr_ratio)
-    network.save_format = options.save_format
     return network
 
 

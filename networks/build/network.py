@@ -11,6 +11,7 @@ from torch import nn
 from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG
 
 from .. import arguments
+from ..arguments import NetworkArguments
 from ..files import saving
 from ..modules import max_norm
 from ..modules.layers import LoRAModule
@@ -18,7 +19,7 @@ from ..modules.pissa import PissaModule
 from . import construction, optimizer_groups, summary, targets
 from .left_out import LeftOut
 from .network_weights import NetworkWeights
-from .targets import Patterns, Ranks, Splits
+from .targets import Form, Patterns, Ranks, Splits
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +28,11 @@ class LoRANetwork(NetworkWeights):
     """The adapters of one model; text encoders are never adapted.
 
     The layers are those that the patterns let through inside blocks of the classes `target_replace_modules` (None:
-    of the whole model), or, with `modules_dim`, those that it names, wherever in the model they are.
-    `modules_dim`, `modules_alpha`, `modules_split` and `modules_keywords` hold rank, alpha, split_dims and what else a
-    module is made with by module name; default patterns are the architecture's own. `conv_lora_dim` and `conv_alpha`
-    are `lora_dim` and `alpha` where None. The rest are options as in `arguments.NetworkArguments`.
+    of the whole model), or those that `forms` has by module name, wherever in the model they are; `modules_dim` and
+    `modules_alpha` are the same of modules that are whole. Default patterns are the architecture's own.
+
+    `options` are all that is said in `arguments.NetworkArguments`. Without them they are made of the keywords that
+    musubi-tuner has for them, of which `conv_lora_dim` is `conv_dim`, and of `network_args`.
 
     The flags `use_rslora_flag` and `use_dora_flag` are buffers where at least one of them is true. A state dict
     without them loads all the same.
@@ -60,64 +62,66 @@ class LoRANetwork(NetworkWeights):
         exclude_patterns: Sequence[str] | None = None,
         include_patterns: Sequence[str] | None = None,
         verbose: bool = False,
-        use_rslora: bool = False,
-        use_dora: bool = False,
-        init_lora_weights: str = arguments.KAIMING,
-        enable_conv2d: bool = True,
-        rank_pattern: Mapping[str, int] | None = None,
-        alpha_pattern: Mapping[str, float] | None = None,
+        *,
         default_exclude_patterns: Sequence[str] = (),
         default_include_patterns: Sequence[str] = (),
-        modules_split: Mapping[str, Sequence[int] | None] | None = None,
-        modules_keywords: Mapping[str, Mapping[str, Any]] | None = None,
-        split_dims: Mapping[str, Sequence[int]] | None = None,
-        split_qkv: bool = False,
-        dora_conv: bool = False,
+        forms: Mapping[str, Form] | None = None,
+        options: NetworkArguments | None = None,
+        **network_args: Any,
     ) -> None:
         super().__init__()
+        if options is None:
+            named = {
+                "dropout": dropout,
+                "rank_dropout": rank_dropout,
+                "module_dropout": module_dropout,
+                "conv_dim": conv_lora_dim,
+                "conv_alpha": conv_alpha,
+                "exclude_patterns": exclude_patterns,
+                "include_patterns": include_patterns,
+                "verbose": verbose,
+            }
+            options = arguments.parse({**named, **network_args})
+        if modules_dim is not None:
+            forms = {name: Form(rank, (modules_alpha or {}).get(name)) for name, rank in modules_dim.items()}
         self.multiplier = multiplier
         self.lora_dim = lora_dim
         self.alpha = alpha
-        self.use_rslora = use_rslora
-        self.init_lora_weights = arguments.read_init("init_lora_weights", init_lora_weights)
-        self.rank_pattern = arguments.read_rank_pattern("rank_pattern", rank_pattern or {})
-        self.alpha_pattern = arguments.read_alpha_pattern("alpha_pattern", alpha_pattern or {})
-        self.module_class = construction.choose_class(module_class, self.init_lora_weights)
+        self.use_rslora = options.use_rslora
+        self.init_lora_weights = options.init_lora_weights
+        self.rank_pattern = options.rank_pattern or {}
+        self.alpha_pattern = options.alpha_pattern or {}
+        self.save_format = options.save_format
+        self.loraplus_lr_ratio = options.loraplus_lr_ratio
+        self.module_class = construction.choose_class(module_class, options.init_lora_weights)
         self.module_kwargs = arguments.read_keywords("module_kwargs", module_kwargs or {})
-        self.loraplus_lr_ratio: float | None = None
-        if modules_dim is None:
+        if forms is None:
+            defaults = (default_exclude_patterns, default_include_patterns)
             selection = targets.select(
                 unet,
                 target_replace_modules,
-                Patterns(
-                    arguments.read_patterns("exclude_patterns", list(exclude_patterns or ())),
-                    arguments.read_patterns("include_patterns", list(include_patterns or ())),
-                    default_exclude_patterns,
-                    default_include_patterns,
-                ),
+                Patterns(options.exclude_patterns, options.include_patterns, *defaults),
                 Ranks(
                     lora_dim,
                     alpha,
-                    lora_dim if conv_lora_dim is None else conv_lora_dim,
-                    alpha if conv_alpha is None else conv_alpha,
+                    lora_dim if options.conv_dim is None else options.conv_dim,
+                    alpha if options.conv_alpha is None else options.conv_alpha,
                     self.rank_pattern,
                     self.alpha_pattern,
-                    enable_conv2d,
+                    options.enable_conv2d,
                 ),
-                Splits(arguments.read_split_dims("split_dims", split_dims or {}), split_qkv),
+                Splits(options.split_dims or {}, options.split_qkv),
             )
         else:
-            selection = targets.select_named(
-                unet, prefix, modules_dim, modules_alpha or {}, modules_split or {}, modules_keywords or {}
-            )
+            selection = targets.select_named(unet, prefix, forms)
         keywords = {
-            "dropout": dropout,
-            "rank_dropout": rank_dropout,
-            "module_dropout": module_dropout,
-            "use_rslora": use_rslora,
-            "use_dora": use_dora,
+            "dropout": options.neuron_dropout,
+            "rank_dropout": options.rank_dropout,
+            "module_dropout": options.module_dropout,
+            "use_rslora": options.use_rslora,
+            "use_dora": options.use_dora,
             # Only where it is on, as not every class of modules knows it.
-            **({"dora_conv": True} if dora_conv else {}),
+            **({"dora_conv": True} if options.dora_conv else {}),
             **self.module_kwargs,
         }
         create = partial(
@@ -125,7 +129,7 @@ class LoRANetwork(NetworkWeights):
             self.module_class,
             prefix,
             multiplier=multiplier,
-            init_lora_weights=self.init_lora_weights,
+            init_lora_weights=options.init_lora_weights,
             keywords=keywords,
         )
         self.left_out = LeftOut(prefix, selection, create)
@@ -137,14 +141,14 @@ class LoRANetwork(NetworkWeights):
             self.register_buffer(RSLORA_FLAG, torch.tensor(self.use_rslora))
             self.register_buffer(DORA_FLAG, torch.tensor(self.use_dora))
         # What the options were is not known of a network that was made from weights.
-        if modules_dim is None:
+        if forms is None:
             is_lora = self.module_class in (LoRAModule, PissaModule)
             self.option_metadata = saving.option_metadata(
                 self.init_lora_weights if is_lora else None, self.rank_pattern, self.alpha_pattern
             )
-        if use_dora:
+        if options.use_dora:
             summary.log_dora(self.unet_loras)
-        summary.log_selection(self.unet_loras, selection, verbose)
+        summary.log_selection(self.unet_loras, selection, options.verbose)
 
     def prepare_network(self, args: Any) -> None:
         """Called by trainers before `apply_to`; there is nothing to prepare."""

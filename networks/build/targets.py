@@ -31,6 +31,15 @@ class Target(NamedTuple):
     keywords: Mapping[str, Any] = {}
 
 
+class Form(NamedTuple):
+    """What weights say of a module: rank, alpha and slices of its factors, and what else it is made with."""
+
+    rank: int
+    alpha: float | None = None
+    split_dims: tuple[int, ...] | None = None
+    keywords: Mapping[str, Any] = {}
+
+
 class Selection(NamedTuple):
     """The layers that are adapted, and by path why each other one is not.
 
@@ -174,36 +183,19 @@ def select(
     )
 
 
-def select_named(
-    root: nn.Module,
-    prefix: str,
-    ranks: Mapping[str, int],
-    alphas: Mapping[str, float | None],
-    splits: Mapping[str, Sequence[int] | None],
-    keywords: Mapping[str, Mapping[str, Any]],
-) -> Selection:
-    """The layers whose names are in `ranks`, in the order of the model; raises ValueError for names without one."""
+def select_named(root: nn.Module, prefix: str, forms: Mapping[str, Form]) -> Selection:
+    """The layers whose names are in `forms`, in the order of the model; raises ValueError for names without one."""
     chosen: list[Target] = []
-    left = dict(ranks)
+    left = dict(forms)
     for path, module in named_leaves(root):
         name = module_name(prefix, path)
-        if name in ranks:
-            split = splits.get(name)
-            chosen.append(
-                Target(
-                    path,
-                    module,
-                    ranks[name],
-                    alphas.get(name),
-                    tuple(split) if split else None,
-                    keywords=keywords.get(name, {}),
-                )
-            )
+        if form := forms.get(name):
+            chosen.append(Target(path, module, form.rank, form.alpha, form.split_dims, keywords=form.keywords))
             left.pop(name, None)
     if left:
         some = ", ".join(list(left)[:5])
         raise ValueError(
-            f"{len(left)} of the {len(ranks)} modules of the weights have no layer in the model ({some}): "
+            f"{len(left)} of the {len(forms)} modules of the weights have no layer in the model ({some}): "
             "they are for another model or another naming of it"
         )
     return Selection(chosen, {}, [], {})

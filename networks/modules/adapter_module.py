@@ -30,7 +30,10 @@ class AdapterModule(nn.Module):
         multiplier: float = 1.0,
         lora_dim: int = 4,
         alpha: float | Tensor | None = 1,
+        dropout: float | None = None,
+        rank_dropout: float | None = None,
         module_dropout: float | None = None,
+        *,
         use_rslora: bool = False,
     ) -> None:
         super().__init__()
@@ -41,7 +44,9 @@ class AdapterModule(nn.Module):
         self.multiplier = multiplier
         self.enabled = True
         self.use_rslora = use_rslora
-        self.module_dropout = checked_dropout("module_dropout", module_dropout)
+        self.dropout = _probability("dropout", dropout)
+        self.rank_dropout = _probability("rank_dropout", rank_dropout)
+        self.module_dropout = _probability("module_dropout", module_dropout)
         # In a list, so that it does not become a child.
         self.org_module_ref = [org_module]
         self.org_forward: Callable[..., Tensor] | None = None
@@ -133,6 +138,6 @@ class AdapterModule(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def checked_dropout(name: str, probability: float | None) -> float:
+def _probability(name: str, probability: float | None) -> float:
     """The probability, 0 for None; raises ValueError outside [0, 1)."""
     return 0.0 if probability is None else read_probability(name, probability)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..files import reading
 from ..files.stored_alpha import read_alpha
 from ..kernels.base_weight import PLAIN_DTYPES
-from .adapter_module import AdapterModule, checked_dropout
+from .adapter_module import AdapterModule
 from .foldable import FoldableModule
 
 
@@ -30,20 +30,14 @@ class DeltaModule(AdapterModule):
         self,
         lora_name: str,
         org_module: nn.Module,
-        multiplier: float = 1.0,
-        lora_dim: int = 4,
-        alpha: float | Tensor | None = 1,
-        dropout: float | None = None,
-        rank_dropout: float | None = None,
-        module_dropout: float | None = None,
+        *args: Any,
         use_rslora: bool = False,
         use_dora: bool = False,
+        **kwargs: Any,
     ) -> None:
         if use_rslora or use_dora:
             raise ValueError(f"{lora_name}: use_rslora and use_dora are for LoRA, not for {type(self).__name__}")
-        super().__init__(lora_name, org_module, multiplier, lora_dim, alpha, module_dropout)
-        self.dropout = checked_dropout("dropout", dropout)
-        self.rank_dropout = checked_dropout("rank_dropout", rank_dropout)
+        super().__init__(lora_name, org_module, *args, **kwargs)
         if not isinstance(org_module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and not hasattr(org_module, "in_features"):
             raise ValueError(f"{lora_name}: a {type(org_module).__name__} is neither a Linear nor a convolution")
 

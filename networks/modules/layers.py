@@ -20,7 +20,7 @@ from ..kernels.base_weight import PLAIN_DTYPES
 from ..kernels.fused_linear import fused_gain, fused_linear
 from ..kernels.tracing import is_traced
 from . import init
-from .adapter_module import AdapterModule, checked_dropout
+from .adapter_module import AdapterModule
 from .dora_layer import DoRALayer
 from .dropout import drop_ranks
 
@@ -59,9 +59,8 @@ class LoRAModule(AdapterModule):
         init_lora_weights: str = KAIMING,
         dora_conv: bool = False,
     ) -> None:
-        super().__init__(lora_name, org_module, multiplier, lora_dim, alpha, module_dropout, use_rslora)
-        self.dropout = checked_dropout("dropout", dropout)
-        self.rank_dropout = checked_dropout("rank_dropout", rank_dropout)
+        dropouts = (dropout, rank_dropout, module_dropout)
+        super().__init__(lora_name, org_module, multiplier, lora_dim, alpha, *dropouts, use_rslora=use_rslora)
         self.split_dims = list(split_dims) if split_dims else None
         self._build_factors(org_module)
         self._start_factors(init_lora_weights)

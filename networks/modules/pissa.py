@@ -11,7 +11,7 @@ Both terms are as small as the change, so that half precision rounds the change 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -49,50 +49,28 @@ class PissaModule(LoRAModule):
     initial_up: Tensor
 
     def __init__(
-        self,
-        lora_name: str,
-        org_module: nn.Module,
-        multiplier: float = 1.0,
-        lora_dim: int = 4,
-        alpha: float | Tensor | None = 1,
-        dropout: float | None = None,
-        rank_dropout: float | None = None,
-        module_dropout: float | None = None,
-        split_dims: Sequence[int] | None = None,
-        use_rslora: bool = False,
-        use_dora: bool = False,
-        init_lora_weights: str = PISSA,
+        self, lora_name: str, org_module: nn.Module, *args: Any, init_lora_weights: str = PISSA, **kwargs: Any
     ) -> None:
         if not hasattr(org_module, "in_features"):
             raise ValueError(
                 f"{lora_name}: {_OPTION} is for Linear layers, not for {type(org_module).__name__}; "
                 "leave convolutions out with conv_dim=0 or exclude_patterns"
             )
-        if use_dora:
+        super().__init__(lora_name, org_module, *args, **kwargs)
+        if self.use_dora or self.dora_disabled_reason:
             raise ValueError(f"{lora_name}: {_OPTION} cannot be combined with use_dora; leave one of them out")
-        if split_dims:
+        if self.split_dims:
             raise ValueError(
                 f"{lora_name}: {_OPTION} cannot be combined with split_dims and split_qkv; leave one of them out"
             )
-        super().__init__(
-            lora_name,
-            org_module,
-            multiplier,
-            lora_dim,
-            alpha,
-            dropout,
-            rank_dropout,
-            module_dropout,
-            use_rslora=use_rslora,
-        )
-        shape = (self.lora_up.out_features, self.lora_down.in_features)
-        if lora_dim > min(shape):
+        rank, shape = self.lora_dim, (self.lora_up.out_features, self.lora_down.in_features)
+        if rank > min(shape):
             raise ValueError(
-                f"{lora_name}: {_OPTION} finds no {lora_dim} components in a weight of {shape[0]} x {shape[1]}; "
+                f"{lora_name}: {_OPTION} finds no {rank} components in a weight of {shape[0]} x {shape[1]}; "
                 "lower its rank with network_dim or rank_pattern"
             )
         if self.scale <= 0:
-            raise ValueError(f"{lora_name}: {_OPTION} needs an alpha above 0, but it is {alpha}")
+            raise ValueError(f"{lora_name}: {_OPTION} needs an alpha above 0, but it is {float(self.alpha):g}")
         self.iterations = pissa_iterations(init_lora_weights)
         self.initialised = False
         self.register_buffer("initial_down", torch.zeros_like(self.lora_down.weight))
