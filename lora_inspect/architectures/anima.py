@@ -4,6 +4,7 @@ Leaves as in the original transformer with Anima's adapter of the language model
 of diffusers, which has no such adapter.
 """
 
+from .correspondence import Correspondence, Relation, below, same
 from .record import Architecture, Layout, Size, under
 from .text_encoders import QWEN3_06B, T5_11B
 
@@ -47,6 +48,39 @@ DIFFUSERS = (
     "proj_out",
 )
 
+
+def relations() -> tuple[Relation, ...]:
+    """How the original layout is related to that of diffusers."""
+    return (
+        same("x_embedder.proj.1", "patch_embed.proj"),
+        *below("t_embedder.1", "time_embed.t_embedder", same("linear_1", "linear_1"), same("linear_2", "linear_2")),
+        *below(
+            "blocks.{i}",
+            "transformer_blocks.{i}",
+            *(
+                same(f"{original}.{layer}", f"{diffusers}.{other}")
+                for original, diffusers in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+                for layer, other in (
+                    ("q_proj", "to_q"),
+                    ("k_proj", "to_k"),
+                    ("v_proj", "to_v"),
+                    ("output_proj", "to_out.0"),
+                )
+            ),
+            same("mlp.layer1", "ff.net.0.proj"),
+            same("mlp.layer2", "ff.net.2"),
+            *(
+                same(f"adaln_modulation_{part}.{number}", f"norm{norm}.linear_{number}")
+                for norm, part in ((1, "self_attn"), (2, "cross_attn"), (3, "mlp"))
+                for number in (1, 2)
+            ),
+        ),
+        same("final_layer.linear", "proj_out"),
+        same("final_layer.adaln_modulation.1", "norm_out.linear_1"),
+        same("final_layer.adaln_modulation.2", "norm_out.linear_2"),
+    )
+
+
 ARCHITECTURE = Architecture(
     name="anima",
     title="Anima",
@@ -63,4 +97,5 @@ ARCHITECTURE = Architecture(
     ),
     metadata_names=("anima", "anima-preview", "anima-unknown"),
     text_encoders=(QWEN3_06B, T5_11B),
+    correspondence=Correspondence(relations),
 )

@@ -4,6 +4,7 @@ Leaves as in the MMDiT of the original repository, where `w1` serves the text (o
 stream, and in the AuraFlowTransformer2DModel of diffusers.
 """
 
+from .correspondence import Correspondence, Relation, below, same, swapped
 from .record import Architecture, Layout, Size, under
 from .text_encoders import PILE_T5_XL
 
@@ -50,6 +51,51 @@ DIFFUSERS = (
     "proj_out",
 )
 
+
+def relations() -> tuple[Relation, ...]:
+    """How the original layout is related to that of diffusers."""
+    return (
+        same("t_embedder.mlp.0", "time_step_proj.linear_1"),
+        same("t_embedder.mlp.2", "time_step_proj.linear_2"),
+        same("cond_seq_linear", "context_embedder"),
+        same("init_x_linear", "pos_embed.proj"),
+        *(
+            same(f"{blocks}.{{i}}.{original}.{layer}", f"{theirs}.{{i}}.{diffusers}.{other}")
+            for blocks, theirs, original, diffusers in (
+                ("double_layers", "joint_transformer_blocks", "mlpX", "ff"),
+                ("double_layers", "joint_transformer_blocks", "mlpC", "ff_context"),
+                ("single_layers", "single_transformer_blocks", "mlp", "ff"),
+            )
+            for layer, other in (("c_fc1", "linear_1"), ("c_fc2", "linear_2"), ("c_proj", "out_projection"))
+        ),
+        *below(
+            "double_layers.{i}",
+            "joint_transformer_blocks.{i}",
+            same("attn.w1q", "attn.add_q_proj"),
+            same("attn.w1k", "attn.add_k_proj"),
+            same("attn.w1v", "attn.add_v_proj"),
+            same("attn.w1o", "attn.to_add_out"),
+            same("attn.w2q", "attn.to_q"),
+            same("attn.w2k", "attn.to_k"),
+            same("attn.w2v", "attn.to_v"),
+            same("attn.w2o", "attn.to_out.0"),
+            same("modX.1", "norm1.linear"),
+            same("modC.1", "norm1_context.linear"),
+        ),
+        *below(
+            "single_layers.{i}",
+            "single_transformer_blocks.{i}",
+            same("attn.w1q", "attn.to_q"),
+            same("attn.w1k", "attn.to_k"),
+            same("attn.w1v", "attn.to_v"),
+            same("attn.w1o", "attn.to_out.0"),
+            same("modCX.1", "norm1.linear"),
+        ),
+        swapped("modF.1", "norm_out.linear"),
+        same("final_linear", "proj_out"),
+    )
+
+
 ARCHITECTURE = Architecture(
     name="auraflow",
     title="AuraFlow",
@@ -73,4 +119,5 @@ ARCHITECTURE = Architecture(
     ),
     metadata_names=("auraflow",),
     text_encoders=(PILE_T5_XL,),
+    correspondence=Correspondence(relations),
 )

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from .patterns import fill, pattern_of
-from .rows import Arrangement, Interleaved, Share, Stacked, Swapped
+from .rows import Arrangement, Interleaved, PairSwapped, Share, Stacked, Swapped
 
 
 class Relation(NamedTuple):
@@ -59,6 +59,11 @@ def swapped(one: str, other: str) -> Relation:
     return Relation(one, (other,), Swapped())
 
 
+def pair_swapped(one: str, other: str) -> Relation:
+    """A modulation that is swapped where it has shift and scale alone."""
+    return Relation(one, (other,), PairSwapped())
+
+
 def below(whole_parent: str, part_parent: str, *relations: Relation) -> tuple[Relation, ...]:
     """The relations of modules below two parents."""
     return tuple(
@@ -67,6 +72,12 @@ def below(whole_parent: str, part_parent: str, *relations: Relation) -> tuple[Re
         )
         for relation in relations
     )
+
+
+def renamed(relations: Iterable[Relation], names: Iterable[Relation]) -> tuple[Relation, ...]:
+    """The relations of a third layout, which calls the wholes as `names` says: those of the modules that it renames."""
+    found = {relation.whole: relation.parts[0] for relation in names}
+    return tuple(relation._replace(whole=found[relation.whole]) for relation in relations if relation.whole in found)
 
 
 class Correspondence:

@@ -50,17 +50,24 @@ DIFFUSERS = (
 )
 
 # How the layouts share the blocks, modulation apart.
-DOUBLE = below(
+ATTENTION = below(
     "double_blocks.{i}",
     "transformer_blocks.{i}",
     stack("img_attn.qkv", "attn.to_q", "attn.to_k", "attn.to_v"),
     stack("txt_attn.qkv", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
     same("img_attn.proj", "attn.to_out.0"),
     same("txt_attn.proj", "attn.to_add_out"),
-    same("img_mlp.0", "ff.net.0.proj"),
-    same("img_mlp.2", "ff.net.2"),
-    same("txt_mlp.0", "ff_context.net.0.proj"),
-    same("txt_mlp.2", "ff_context.net.2"),
+)
+DOUBLE = (
+    *ATTENTION,
+    *below(
+        "double_blocks.{i}",
+        "transformer_blocks.{i}",
+        same("img_mlp.0", "ff.net.0.proj"),
+        same("img_mlp.2", "ff.net.2"),
+        same("txt_mlp.0", "ff_context.net.0.proj"),
+        same("txt_mlp.2", "ff_context.net.2"),
+    ),
 )
 SINGLE = below(
     "single_blocks.{i}",

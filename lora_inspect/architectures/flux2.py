@@ -4,7 +4,8 @@ Leaves as in the Flux2 class of the original repository and in the Flux2Transfor
 shared by all blocks; the feed-forward is gated, so its first layer is 6 times the hidden width.
 """
 
-from .flux import DIFFUSERS_ATTENTION, ORIGINAL_DOUBLE, ORIGINAL_SINGLE
+from .correspondence import Correspondence, Relation, below, same, swapped
+from .flux import ATTENTION, DIFFUSERS_ATTENTION, ENDS, ORIGINAL_DOUBLE, ORIGINAL_SINGLE
 from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
 from .text_encoders import SOME_LANGUAGE_MODEL
 
@@ -39,6 +40,41 @@ DIFFUSERS = (
     "norm_out.linear",
     "proj_out",
 )
+
+
+def relations() -> tuple[Relation, ...]:
+    """How the original layout is related to that of diffusers."""
+    return (
+        *ENDS,
+        *(
+            same(f"{original}_in.{layer}", f"time_guidance_embed.{diffusers}_embedder.linear_{number}")
+            for original, diffusers in (("time", "timestep"), ("guidance", "guidance"))
+            for number, layer in ((1, "in_layer"), (2, "out_layer"))
+        ),
+        *(
+            same(f"{stream}.lin", f"{stream}.linear")
+            for stream in ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation")
+        ),
+        *ATTENTION,
+        *below(
+            "double_blocks.{i}",
+            "transformer_blocks.{i}",
+            same("img_mlp.0", "ff.linear_in"),
+            same("img_mlp.2", "ff.linear_out"),
+            same("txt_mlp.0", "ff_context.linear_in"),
+            same("txt_mlp.2", "ff_context.linear_out"),
+        ),
+        # diffusers fuses query, key, value and feed-forward as the original does.
+        *below(
+            "single_blocks.{i}",
+            "single_transformer_blocks.{i}",
+            same("linear1", "attn.to_qkv_mlp_proj"),
+            same("linear2", "attn.to_out"),
+        ),
+        swapped("final_layer.adaLN_modulation.1", "norm_out.linear"),
+    )
+
+
 # Multiples of the hidden width: (path, out, in).
 PROPORTIONS = (
     ("double_blocks.{i}.img_attn.qkv", 3, 1),
@@ -92,6 +128,7 @@ ARCHITECTURE = Architecture(
         "flux.2-klein-9b",
     ),
     text_encoders=(SOME_LANGUAGE_MODEL,),
+    correspondence=Correspondence(relations),
     training=Training(
         classes=("DoubleStreamBlock", "SingleStreamBlock"),
         diffusers_classes=("Flux2TransformerBlock", "Flux2SingleTransformerBlock"),

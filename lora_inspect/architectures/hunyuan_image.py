@@ -4,6 +4,7 @@ Leaves as in the HYImageDiffusionTransformer of the original repository, in Comf
 HunyuanImageTransformer2DModel of diffusers.
 """
 
+from .correspondence import Correspondence, Relation, same
 from .flux import DIFFUSERS_DOUBLE, DIFFUSERS_SINGLE, ORIGINAL_DOUBLE, ORIGINAL_SINGLE, PROPORTIONS
 from .hunyuan_video import (
     COMFYUI_TEXT,
@@ -13,6 +14,8 @@ from .hunyuan_video import (
     ORIGINAL_PROPORTIONS,
     ORIGINAL_STREAMS,
     ORIGINAL_TEXT,
+    shared_with_diffusers,
+    with_comfyui,
 )
 from .record import Architecture, Layout, Size, under
 from .text_encoders import BYT5_GLYPH, QWEN25_VL_7B
@@ -22,6 +25,7 @@ ORIGINAL = (
     *under("byt5_in", "fc1", "fc2", "fc3"),
     *ORIGINAL_TEXT,
     *under("time_in.mlp", "0", "2"),
+    *under("guidance_in.mlp", "0", "2"),
     *under(
         "double_blocks.{i}",
         "img_attn_qkv",
@@ -57,6 +61,22 @@ DIFFUSERS = (
     "proj_out",
 )
 
+
+def relations() -> tuple[Relation, ...]:
+    """How the layouts are related, as the conversion script of diffusers has it."""
+    return with_comfyui(
+        (
+            *shared_with_diffusers(),
+            *(same(f"byt5_in.fc{number}", f"context_embedder_2.linear_{number}") for number in (1, 2, 3)),
+            *(
+                same(f"{original}.mlp.{number}", f"time_guidance_embed.{diffusers}.{layer}")
+                for original, diffusers in (("time_in", "timestep_embedder"), ("guidance_in", "guidance_embedder"))
+                for number, layer in ((0, "linear_1"), (2, "linear_2"))
+            ),
+        )
+    )
+
+
 ARCHITECTURE = Architecture(
     name="hunyuan_image",
     title="HunyuanImage 2.1",
@@ -68,4 +88,5 @@ ARCHITECTURE = Architecture(
     sizes=tuple(Size(None, path, out * 3584, in_ * 3584) for path, out, in_ in (*ORIGINAL_PROPORTIONS, *PROPORTIONS)),
     metadata_names=("hunyuan-image-2.1", "hunyuan-image"),
     text_encoders=(QWEN25_VL_7B, BYT5_GLYPH),
+    correspondence=Correspondence(relations),
 )

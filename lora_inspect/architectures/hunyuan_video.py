@@ -4,7 +4,8 @@ Leaves as in the HYVideoDiffusionTransformer of the original repository, in Comf
 built of FLUX.1 blocks, and in the HunyuanVideoTransformer3DModel of diffusers.
 """
 
-from .flux import DIFFUSERS_DOUBLE, DIFFUSERS_SINGLE, ORIGINAL_DOUBLE, ORIGINAL_SINGLE, PROPORTIONS
+from .correspondence import Correspondence, Relation, below, renamed, same, stack, swapped
+from .flux import DIFFUSERS_DOUBLE, DIFFUSERS_SINGLE, ORIGINAL_DOUBLE, ORIGINAL_SINGLE, PROPORTIONS, SINGLE
 from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
 from .text_encoders import CLIP_L, LLAMA_8B
 
@@ -92,6 +93,7 @@ DIFFUSERS = (
     "norm_out.linear",
     "proj_out",
 )
+
 ORIGINAL_PROPORTIONS = (
     ("double_blocks.{i}.img_attn_qkv", 3, 1),
     ("double_blocks.{i}.txt_attn_qkv", 3, 1),
@@ -105,6 +107,104 @@ ORIGINAL_PROPORTIONS = (
 ORIGINAL_BLOCKS = (("double_blocks", 20), ("single_blocks", 40))
 DIFFUSERS_BLOCKS = (("transformer_blocks", 20), ("single_transformer_blocks", 40))
 
+
+def shared_with_diffusers() -> tuple[Relation, ...]:
+    """The layers of the original layout and of diffusers, in what the descendants have too."""
+    return (
+        same("img_in.proj", "x_embedder.proj"),
+        *below(
+            "txt_in",
+            "context_embedder",
+            same("input_embedder", "proj_in"),
+            same("t_embedder.mlp.0", "time_text_embed.timestep_embedder.linear_1"),
+            same("t_embedder.mlp.2", "time_text_embed.timestep_embedder.linear_2"),
+            same("c_embedder.linear_1", "time_text_embed.text_embedder.linear_1"),
+            same("c_embedder.linear_2", "time_text_embed.text_embedder.linear_2"),
+        ),
+        *below(
+            "txt_in.individual_token_refiner.blocks.{i}",
+            "context_embedder.token_refiner.refiner_blocks.{i}",
+            stack("self_attn_qkv", "attn.to_q", "attn.to_k", "attn.to_v"),
+            same("self_attn_proj", "attn.to_out.0"),
+            same("mlp.fc1", "ff.net.0.proj"),
+            same("mlp.fc2", "ff.net.2"),
+            same("adaLN_modulation.1", "norm_out.linear"),
+        ),
+        *below(
+            "double_blocks.{i}",
+            "transformer_blocks.{i}",
+            stack("img_attn_qkv", "attn.to_q", "attn.to_k", "attn.to_v"),
+            stack("txt_attn_qkv", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+            same("img_attn_proj", "attn.to_out.0"),
+            same("txt_attn_proj", "attn.to_add_out"),
+            same("img_mlp.fc1", "ff.net.0.proj"),
+            same("img_mlp.fc2", "ff.net.2"),
+            same("txt_mlp.fc1", "ff_context.net.0.proj"),
+            same("txt_mlp.fc2", "ff_context.net.2"),
+            same("img_mod.linear", "norm1.linear"),
+            same("txt_mod.linear", "norm1_context.linear"),
+        ),
+        *SINGLE,
+        same("single_blocks.{i}.modulation.linear", "single_transformer_blocks.{i}.norm.linear"),
+        same("final_layer.linear", "proj_out"),
+        swapped("final_layer.adaLN_modulation.1", "norm_out.linear"),
+    )
+
+
+def with_comfyui(to_diffusers: tuple[Relation, ...]) -> tuple[Relation, ...]:
+    """The relations of all three layouts: ComfyUI renames the original layers, and keeps the names of some."""
+    to_comfyui = (
+        *(
+            same(f"{parent}.mlp.{number}", f"{parent}.{layer}")
+            for parent in ("txt_in.t_embedder", "time_in", "guidance_in")
+            for number, layer in ((0, "in_layer"), (2, "out_layer"))
+        ),
+        same("txt_in.c_embedder.linear_1", "txt_in.c_embedder.in_layer"),
+        same("txt_in.c_embedder.linear_2", "txt_in.c_embedder.out_layer"),
+        *below(
+            "txt_in.individual_token_refiner.blocks.{i}",
+            "txt_in.individual_token_refiner.blocks.{i}",
+            same("self_attn_qkv", "self_attn.qkv"),
+            same("self_attn_proj", "self_attn.proj"),
+            same("mlp.fc1", "mlp.0"),
+            same("mlp.fc2", "mlp.2"),
+        ),
+        *(
+            same(f"double_blocks.{{i}}.{stream}_{original}", f"double_blocks.{{i}}.{stream}_{comfyui}")
+            for stream in ("img", "txt")
+            for original, comfyui in (
+                ("attn_qkv", "attn.qkv"),
+                ("attn_proj", "attn.proj"),
+                ("mlp.fc1", "mlp.0"),
+                ("mlp.fc2", "mlp.2"),
+                ("mod.linear", "mod.lin"),
+            )
+        ),
+        same("single_blocks.{i}.modulation.linear", "single_blocks.{i}.modulation.lin"),
+    )
+    return (*to_diffusers, *to_comfyui, *renamed(to_diffusers, to_comfyui))
+
+
+def relations() -> tuple[Relation, ...]:
+    """How the layouts are related."""
+    return with_comfyui(
+        (
+            *shared_with_diffusers(),
+            *(
+                same(original, f"time_text_embed.{diffusers}")
+                for original, diffusers in (
+                    ("time_in.mlp.0", "timestep_embedder.linear_1"),
+                    ("time_in.mlp.2", "timestep_embedder.linear_2"),
+                    ("vector_in.in_layer", "text_embedder.linear_1"),
+                    ("vector_in.out_layer", "text_embedder.linear_2"),
+                    ("guidance_in.mlp.0", "guidance_embedder.linear_1"),
+                    ("guidance_in.mlp.2", "guidance_embedder.linear_2"),
+                )
+            ),
+        )
+    )
+
+
 ARCHITECTURE = Architecture(
     name="hunyuan_video",
     title="HunyuanVideo",
@@ -116,6 +216,7 @@ ARCHITECTURE = Architecture(
     sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in (*ORIGINAL_PROPORTIONS, *PROPORTIONS)),
     metadata_names=("hunyuan_video", "hunyuan-video"),
     text_encoders=(LLAMA_8B, CLIP_L),
+    correspondence=Correspondence(relations),
     training=Training(
         classes=("MMDoubleStreamBlock", "MMSingleStreamBlock"),
         diffusers_classes=("HunyuanVideoTransformerBlock", "HunyuanVideoSingleTransformerBlock"),

@@ -4,6 +4,7 @@ Leaves as in the Ideogram4Transformer of the original repository, where query, k
 Ideogram4Transformer2DModel of diffusers.
 """
 
+from .correspondence import Correspondence, Relation, below, same, stack
 from .record import Architecture, Layout, Size, Training, under
 
 FEED_FORWARD = under("feed_forward", "w1", "w2", "w3")
@@ -31,6 +32,17 @@ DIFFUSERS = (
     *FINAL_LAYER,
 )
 
+
+def relations() -> tuple[Relation, ...]:
+    """How the original layout is related to that of diffusers."""
+    return below(
+        "layers.{i}.attention",
+        "layers.{i}.attention",
+        stack("qkv", "to_q", "to_k", "to_v"),
+        same("o", "to_out.0"),
+    )
+
+
 ARCHITECTURE = Architecture(
     name="ideogram4",
     title="Ideogram 4",
@@ -53,6 +65,7 @@ ARCHITECTURE = Architecture(
         )
     ),
     metadata_names=("ideogram4", "ideogram-4"),
+    correspondence=Correspondence(relations),
     training=Training(
         classes=("Ideogram4TransformerBlock",),
         models=("Ideogram4Transformer", "Ideogram4Transformer2DModel"),

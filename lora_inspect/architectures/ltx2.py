@@ -3,7 +3,8 @@
 Leaves as in the LTX2VideoTransformer3DModel of diffusers; the original names are those its LoRA converter reads.
 """
 
-from .ltx_video import ATTENTION, TIMESTEP
+from .correspondence import Correspondence, Relation, same
+from .ltx_video import ATTENTION, TIMESTEP, timestep
 from .record import Architecture, Layout, Size, under
 from .text_encoders import SOME_LANGUAGE_MODEL
 
@@ -52,6 +53,29 @@ DIFFUSERS = (
     *COMMON,
 )
 
+
+def relations() -> tuple[Relation, ...]:
+    """How the original layout is related to that of diffusers."""
+    return (
+        same("patchify_proj", "proj_in"),
+        same("audio_patchify_proj", "audio_proj_in"),
+        *(
+            relation
+            for original, diffusers in (
+                ("adaln_single", "time_embed"),
+                ("audio_adaln_single", "audio_time_embed"),
+                ("prompt_adaln_single", "prompt_adaln"),
+                ("audio_prompt_adaln_single", "audio_prompt_adaln"),
+                ("av_ca_video_scale_shift_adaln_single", "av_cross_attn_video_scale_shift"),
+                ("av_ca_audio_scale_shift_adaln_single", "av_cross_attn_audio_scale_shift"),
+                ("av_ca_a2v_gate_adaln_single", "av_cross_attn_video_a2v_gate"),
+                ("av_ca_v2a_gate_adaln_single", "av_cross_attn_audio_v2a_gate"),
+            )
+            for relation in timestep(original, diffusers)
+        ),
+    )
+
+
 ARCHITECTURE = Architecture(
     name="ltx2",
     title="LTX-2",
@@ -62,4 +86,5 @@ ARCHITECTURE = Architecture(
     sizes=tuple(Size(None, path, 4096, 4096) for path in under("transformer_blocks.{i}", *ATTENTION)),
     metadata_names=("ltx2",),
     text_encoders=(SOME_LANGUAGE_MODEL,),
+    correspondence=Correspondence(relations),
 )

@@ -4,6 +4,7 @@ Leaves as in the original repository's transformer and in the LTXVideoTransforme
 in the embedders alone.
 """
 
+from .correspondence import Correspondence, Relation, below, same
 from .record import Architecture, Layout, Size, under
 from .text_encoders import T5_XXL
 
@@ -17,6 +18,12 @@ COMMON = (
     *under("transformer_blocks.{i}", *ATTENTION, "ff.net.0.proj", "ff.net.2"),
     "proj_out",
 )
+
+
+def timestep(original: str, diffusers: str) -> tuple[Relation, ...]:
+    """The layers that embed a timestep, below two parents."""
+    return below(original, diffusers, *(same(layer, layer) for layer in TIMESTEP))
+
 
 ARCHITECTURE = Architecture(
     name="ltx_video",
@@ -36,4 +43,5 @@ ARCHITECTURE = Architecture(
     ),
     sizes=tuple(Size(None, path, 2048, 2048) for path in under("transformer_blocks.{i}", *ATTENTION)),
     text_encoders=(T5_XXL,),
+    correspondence=Correspondence(lambda: (same("patchify_proj", "proj_in"), *timestep("adaln_single", "time_embed"))),
 )

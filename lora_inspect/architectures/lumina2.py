@@ -3,7 +3,9 @@
 Leaves as in the NextDiT of the original repository and in the Lumina2Transformer2DModel of diffusers.
 """
 
+from .correspondence import Correspondence, Relation, below, same, stack
 from .record import Architecture, Layout, Size, under
+from .rows import INPUTS
 from .text_encoders import GEMMA2_2B
 
 ORIGINAL_BLOCK = (*under("attention", "qkv", "out"), *under("feed_forward", "w1", "w2", "w3"))
@@ -31,6 +33,30 @@ DIFFUSERS = (
     *under("norm_out", "linear_1", "linear_2"),
 )
 
+
+def relations() -> tuple[Relation, ...]:
+    """How the original layout is related to that of diffusers."""
+    block = (
+        # The query's heads are as wide together as the inputs; key and value share the rest.
+        stack("attention.qkv", "attn.to_q", "attn.to_k", "attn.to_v", shares=(INPUTS, 1, 1)),
+        same("attention.out", "attn.to_out.0"),
+        same("feed_forward.w1", "feed_forward.linear_1"),
+        same("feed_forward.w2", "feed_forward.linear_2"),
+        same("feed_forward.w3", "feed_forward.linear_3"),
+    )
+    modulation = same("adaLN_modulation.1", "norm1.linear")
+    return (
+        same("t_embedder.mlp.0", "time_caption_embed.timestep_embedder.linear_1"),
+        same("t_embedder.mlp.2", "time_caption_embed.timestep_embedder.linear_2"),
+        same("cap_embedder.1", "time_caption_embed.caption_embedder.1"),
+        *below("noise_refiner.{i}", "noise_refiner.{i}", *block, modulation),
+        *below("context_refiner.{i}", "context_refiner.{i}", *block),
+        *below("layers.{i}", "layers.{i}", *block, modulation),
+        same("final_layer.adaLN_modulation.1", "norm_out.linear_1"),
+        same("final_layer.linear", "norm_out.linear_2"),
+    )
+
+
 ARCHITECTURE = Architecture(
     name="lumina2",
     title="Lumina-Image 2.0",
@@ -56,4 +82,5 @@ ARCHITECTURE = Architecture(
     ),
     metadata_names=("lumina2", "lumina-2", "lumina"),
     text_encoders=(GEMMA2_2B,),
+    correspondence=Correspondence(relations),
 )

@@ -85,4 +85,15 @@ class Swapped(NamedTuple):
         return None if odd or not half else (Runs(0, half, half, 2, half, -half),)
 
 
-Arrangement = Stacked | Interleaved | Swapped
+class PairSwapped(NamedTuple):
+    """One part, with the halves swapped where there are two rows an input, and else with the rows as they are.
+
+    A modulation of many values is arranged alike everywhere; one of shift and scale alone is not.
+    """
+
+    def runs(self, rows: int, inputs: int) -> tuple[Runs, ...] | None:
+        """Where the rows of the part are in the whole, (rows, inputs); None where there are none."""
+        return Swapped().runs(rows, inputs) if rows == 2 * inputs else (Runs(0, rows),) if rows else None
+
+
+Arrangement = Stacked | Interleaved | Swapped | PairSwapped

@@ -4,6 +4,7 @@ Leaves as in the MMDiT class of the original repository and in the SD3Transforme
 second attention of 3.5 medium.
 """
 
+from .correspondence import Correspondence, Relation, below, pair_swapped, same, stack, swapped
 from .record import Architecture, Layout, Size, under
 from .text_encoders import CLIP_L, OPENCLIP_BIGG, T5_XXL
 
@@ -48,6 +49,38 @@ DIFFUSERS = (
     "proj_out",
 )
 
+
+def relations() -> tuple[Relation, ...]:
+    """How the original layout is related to that of diffusers."""
+    return (
+        same("x_embedder.proj", "pos_embed.proj"),
+        *(
+            same(f"{original}_embedder.mlp.{number}", f"time_text_embed.{diffusers}_embedder.{layer}")
+            for original, diffusers in (("t", "timestep"), ("y", "text"))
+            for number, layer in ((0, "linear_1"), (2, "linear_2"))
+        ),
+        *below(
+            "joint_blocks.{i}",
+            "transformer_blocks.{i}",
+            stack("x_block.attn.qkv", "attn.to_q", "attn.to_k", "attn.to_v"),
+            stack("x_block.attn2.qkv", "attn2.to_q", "attn2.to_k", "attn2.to_v"),
+            stack("context_block.attn.qkv", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+            same("x_block.attn.proj", "attn.to_out.0"),
+            same("x_block.attn2.proj", "attn2.to_out.0"),
+            same("context_block.attn.proj", "attn.to_add_out"),
+            same("x_block.mlp.fc1", "ff.net.0.proj"),
+            same("x_block.mlp.fc2", "ff.net.2"),
+            same("context_block.mlp.fc1", "ff_context.net.0.proj"),
+            same("context_block.mlp.fc2", "ff_context.net.2"),
+            same("x_block.adaLN_modulation.1", "norm1.linear"),
+            # The last block, of whatever number, makes nothing of the text but keys and values.
+            pair_swapped("context_block.adaLN_modulation.1", "norm1_context.linear"),
+        ),
+        same("final_layer.linear", "proj_out"),
+        swapped("final_layer.adaLN_modulation.1", "norm_out.linear"),
+    )
+
+
 # The width is 64 times the number of blocks.
 ARCHITECTURE = Architecture(
     name="sd3",
@@ -83,4 +116,5 @@ ARCHITECTURE = Architecture(
         "stable-diffusion-3-5-large",
     ),
     text_encoders=(CLIP_L, OPENCLIP_BIGG, T5_XXL),
+    correspondence=Correspondence(relations),
 )

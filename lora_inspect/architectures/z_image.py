@@ -4,6 +4,7 @@ Leaves as in the checkpoint of the original repository, where query, key and val
 ZImageTransformer2DModel of diffusers, which musubi-tuner trains too.
 """
 
+from .correspondence import Correspondence, Relation, below, same, stack
 from .record import MODULATION, Architecture, Layout, Size, Switch, Training, under
 from .text_encoders import QWEN3_4B
 
@@ -31,6 +32,29 @@ DIFFUSERS = (
     "all_final_layer.2-1.adaLN_modulation.1",
 )
 
+
+def relations() -> tuple[Relation, ...]:
+    """How the original layout is related to that of diffusers."""
+    attention = (
+        stack("attention.qkv", "attention.to_q", "attention.to_k", "attention.to_v"),
+        same("attention.out", "attention.to_out.0"),
+    )
+    return (
+        same("x_embedder", "all_x_embedder.2-1"),
+        *(
+            relation
+            for blocks in ("noise_refiner.{i}", "context_refiner.{i}", "layers.{i}")
+            for relation in below(blocks, blocks, *attention)
+        ),
+        *below(
+            "final_layer",
+            "all_final_layer.2-1",
+            same("linear", "linear"),
+            same("adaLN_modulation.1", "adaLN_modulation.1"),
+        ),
+    )
+
+
 ARCHITECTURE = Architecture(
     name="z_image",
     title="Z-Image",
@@ -55,6 +79,7 @@ ARCHITECTURE = Architecture(
     ),
     metadata_names=("z_image", "zimage", "z-image"),
     text_encoders=(QWEN3_4B,),
+    correspondence=Correspondence(relations),
     training=Training(
         classes=("ZImageTransformerBlock",),
         models=("ZImageTransformer2DModel",),

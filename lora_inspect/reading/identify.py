@@ -1,12 +1,14 @@
 """The architecture of an adapter and of a base, by the names and widths of their modules."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import product
 
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Features
-from lora_inspect.architectures.correspondence import UNKNOWN, Correspondence
+from lora_inspect.architectures.correspondence import UNKNOWN, Correspondence, Relation
 from lora_inspect.architectures.detection import Detection, candidates
+from lora_inspect.architectures.patterns import pattern_of, patterns_of
+from lora_inspect.architectures.record import Architecture
 from lora_inspect.architectures.text_encoders import TextEncoder, found_in
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
@@ -82,11 +84,24 @@ def common_families(ours: Sequence[Detection], theirs: Sequence[Detection]) -> t
 
 
 def common_correspondence(families: Sequence[Detection]) -> Correspondence:
-    """How layouts are related in each of the families, as far as that is the same in all of them."""
-    first, *others = dict.fromkeys(family.architecture.correspondence for family in families) or [UNKNOWN]
-    if not others:
-        return first
-    return Correspondence(lambda: (r for r in first.relations if all(r in other.relations for other in others)))
+    """How layouts are related in the families: the relations that each has too, unless it has no such layers."""
+    architectures = dict.fromkeys(family.architecture for family in families)
+    if len(architectures) < 2:
+        return next((architecture.correspondence for architecture in architectures), UNKNOWN)
+    return Correspondence(lambda: _common_relations(architectures))
+
+
+def _common_relations(architectures: Collection[Architecture]) -> Collection[Relation]:
+    known = dict.fromkeys(relation for one in architectures for relation in one.correspondence.relations)
+    for architecture in architectures:
+        own = set(architecture.correspondence.relations)
+        paths = patterns_of((path for layout in architecture.layouts for path in layout.paths), ".")
+        known = {relation: None for relation in known if relation in own or not _has_layer_of(relation, paths)}
+    return known
+
+
+def _has_layer_of(relation: Relation, patterns: Collection[str]) -> bool:
+    return any(pattern_of(path, ".") in patterns for path in (relation.whole, *relation.parts))
 
 
 def _is_layer(module: Module) -> bool:

@@ -1,14 +1,21 @@
 """How layouts of one family are related, against the converters of diffusers and the classes of transformers."""
 
 from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import cache
+from types import MappingProxyType
+from typing import NamedTuple
 
 import layouts
 import pytest
 import torch
+from diffusers.loaders import lora_conversion_utils as lora_utils
+from layouts import real
 
 from lora_inspect.architectures import ARCHITECTURES, by_name
-from lora_inspect.architectures.correspondence import Correspondence, interleaved, same, stack, swapped
-from lora_inspect.architectures.rows import INPUTS, Interleaved, Runs, Stacked, Swapped
+from lora_inspect.architectures.correspondence import Correspondence, interleaved, renamed, same, stack, swapped
+from lora_inspect.architectures.patterns import pattern_of, patterns_of
+from lora_inspect.architectures.rows import INPUTS, Interleaved, PairSwapped, Runs, Stacked, Swapped
 
 RELATED = [architecture for architecture in ARCHITECTURES if architecture.correspondence.relations]
 RELATIONS = [
@@ -20,10 +27,12 @@ RELATIONS = [
 
 def numbered(path, *layouts_):
     """Whether a path of a relation, which may have numbers for `{i}`, is one of the layouts'."""
-    known = {p.replace("{i}", "0") for layout in layouts_ for p in layout.paths}
-    given = path.replace("{i}", "0")
-    plain = ".".join("0" if part.isdigit() else part for part in given.split("."))
-    return given in known or plain in {".".join("0" if p.isdigit() else p for p in k.split(".")) for k in known}
+    return any(pattern_of(path, ".") in patterns(layout) for layout in layouts_)
+
+
+@cache
+def patterns(layout):
+    return patterns_of(layout.paths, ".")
 
 
 @pytest.mark.parametrize("architecture", RELATED, ids=lambda architecture: architecture.name)
@@ -36,29 +45,50 @@ def test_relations_are_between_paths_of_the_family(architecture):
 
 
 @pytest.mark.parametrize("architecture", RELATED, ids=lambda architecture: architecture.name)
-def test_every_path_stands_in_one_relation_of_a_side(architecture):
-    wholes = Counter(relation.whole for relation in architecture.correspondence.relations)
-    parts = Counter(part for relation in architecture.correspondence.relations for part in relation.parts)
+def test_every_path_stands_in_one_relation_with_a_layout(architecture):
+    wholes, parts = Counter(), Counter()
+    for relation in architecture.correspondence.relations:
+        for layout in architecture.layouts:
+            if all(numbered(part, layout) for part in relation.parts):
+                wholes[relation.whole, layout.name] += 1
+            if numbered(relation.whole, layout):
+                parts.update((part, layout.name) for part in relation.parts)
     assert set(wholes.values()) == set(parts.values()) == {1}
 
 
-@pytest.mark.parametrize("name", ["flux", "chroma", "wan", "krea2"])
-def test_no_layer_of_either_layout_is_left_out(name):
-    original, diffusers, *_ = by_name(name).layouts
-    relations = by_name(name).correspondence.relations
-    assert {relation.whole for relation in relations} == set(original.paths)
-    assert {part for relation in relations for part in relation.parts} == set(diffusers.paths)
+# Families whose relations are of some layers alone, or whose layers are not written with `{i}`, in tests of their own.
+OTHERS = {"sd15", "sd2", "sdxl", "llm", "hunyuan_video_1_5"}
+# The layers of one layout that the model of the other one does not have.
+ALONE = {"anima": "llm_adapter."}
 
 
-def carried(architecture, base):
-    """The weights and biases of a base of the original layout as the relations have them in the other one."""
+@pytest.mark.parametrize("architecture", [a for a in RELATED if a.name not in OTHERS], ids=lambda a: a.name)
+def test_no_layer_of_either_layout_is_left_out(architecture):
+    original = set(architecture.layouts[0].paths)
+    diffusers = set(in_diffusers(architecture).paths)
+    both = original & diffusers
+    alone = {path for path in original if path.startswith(ALONE.get(architecture.name, "."))}
+    relations = architecture.correspondence.relations
+    assert {relation.whole for relation in relations} >= original - both - alone
+    assert {part for relation in relations for part in relation.parts} >= diffusers - both
+
+
+def in_diffusers(architecture):
+    return next(layout for layout in architecture.layouts if layout.name == "diffusers")
+
+
+def carried(architecture, base, layout=None):
+    """The weights and biases of a base of the original layout as the relations have them in another `layout`."""
     found = {}
     for name, tensor in base.items():
         path, _, parameter = name.rpartition(".")
         weight = base.get(f"{path}.weight", tensor)
-        if any(relation.whole == path == relation.parts[0] for relation in architecture.correspondence.relations):
+        related = any(relation.whole == path == relation.parts[0] for relation in architecture.correspondence.relations)
+        if related or (layout and numbered(path, layout)):
             found[name] = tensor
         for link in architecture.correspondence.links(path):
+            if layout and not numbered(link.path, layout):
+                continue
             assert not link.is_whole
             arrangement = link.relation.arrangement
             if arrangement is None:
@@ -89,6 +119,152 @@ def test_wan_is_as_diffusers_converts_it():
     ours = carried(by_name("wan"), base)
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+class Synthetic(NamedTuple):
+    """A base with one tensor for every layer of the original layout, and diffusers' converter of such a base.
+
+    `rows` are the shapes of the layers at paths that end so; all others are (6, 4). Not every converter knows biases,
+    nor layers outside of the blocks; `more` are names of other tensors that one asks for, and the last of several
+    blocks has none at the ends `not_last`.
+    """
+
+    convert: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+    rows: Mapping[str, tuple[int, int]] = MappingProxyType({})
+    biases: bool = True
+    blocks: int = 2
+    below: str = ""
+    more: tuple[str, ...] = ()
+    not_last: tuple[str, ...] = ()
+
+
+def adapter_of_ideogram4(base):
+    """What the converter of adapters makes of the layers, whose rows are those of `lora_B`."""
+    adapter = {name.replace(".weight", ".lora_B.weight"): value for name, value in base.items()}
+    adapter |= {name.replace(".weight", ".lora_A.weight"): torch.ones(4, 4) for name in base}
+    converted = lora_utils._convert_non_diffusers_ideogram4_lora_to_diffusers(adapter)
+    return {
+        name.removeprefix("transformer.").replace(".lora_B.", "."): value
+        for name, value in converted.items()
+        if ".lora_B." in name
+    }
+
+
+def adapter_of_ltx2(base):
+    """Only the converter of adapters knows the layers of LTX-2.3."""
+    adapter = {f"diffusion_model.{name}": value for name, value in base.items()}
+    converted = lora_utils._convert_non_diffusers_ltx2_lora_to_diffusers(adapter)
+    return {name.removeprefix("transformer."): value for name, value in converted.items()}
+
+
+SYNTHETIC = {
+    # The converter of HunyuanVideo knows one width, and so does that of Lumina, whose query is as wide as the inputs.
+    "hunyuan_video": Synthetic(real.convert_hunyuan_video_transformer_to_diffusers, {"linear1": (7 * 3072, 4)}),
+    "lumina2": Synthetic(real.convert_lumina2_to_diffusers, {"qkv": (3840, 2304)}, blocks=1),
+    "flux2": Synthetic(real.convert_flux2_transformer_checkpoint_to_diffusers, biases=False),
+    "sd3": Synthetic(
+        real.convert_sd3_transformer_checkpoint_to_diffusers,
+        {"adaLN_modulation.1": (24, 4), "1.context_block.adaLN_modulation.1": (8, 4)},
+        more=("pos_embed",),
+        not_last=("context_block.attn.proj", "context_block.mlp.fc1", "context_block.mlp.fc2"),
+    ),
+    "auraflow": Synthetic(
+        real.convert_auraflow_transformer_checkpoint_to_diffusers,
+        biases=False,
+        more=("register_tokens", "positional_encoding", "init_x_linear.bias"),
+    ),
+    "z_image": Synthetic(real.convert_z_image_transformer_checkpoint_to_diffusers, biases=False),
+    "ltx_video": Synthetic(real.convert_ltx_transformer_checkpoint_to_diffusers),
+    "ltx2": Synthetic(adapter_of_ltx2),
+    "anima": Synthetic(real.convert_cosmos_transformer_checkpoint_to_diffusers),
+    "ideogram4": Synthetic(adapter_of_ideogram4, biases=False, below="layers."),
+}
+
+
+def synthetic(name):
+    family, made = by_name(name), SYNTHETIC[name]
+    shapes = dict.fromkeys(made.more, (6,))
+    for template in family.layouts[0].paths:
+        for number in range(made.blocks):
+            path = template.replace("{i}", str(number))
+            is_last = template != path and number == made.blocks - 1
+            if not path.startswith(made.below) or (is_last and path.endswith(made.not_last or ("-",))):
+                continue
+            shape = [(6, 4), *(shape for end, shape in made.rows.items() if path.endswith(end))][-1]
+            shapes[f"{path}.weight"] = shape
+            if made.biases:
+                shapes[f"{path}.bias"] = shape[:1]
+    return layouts.tensors(shapes)
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_layers_are_as_diffusers_converts_them(name):
+    family, made = by_name(name), SYNTHETIC[name]
+    layout = in_diffusers(family)
+    base = synthetic(name)
+    ours = carried(family, base, layout)
+    theirs = {
+        key: value
+        for key, value in made.convert(dict(base)).items()
+        if value is not None and numbered(key.rpartition(".")[0], layout)
+    }
+    assert ours.keys() == theirs.keys()
+    assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
+    paths = {path.replace("{i}", "0") for path in layout.paths if path.startswith(made.below)}
+    assert paths <= {key.rpartition(".")[0] for key in theirs}
+
+
+def test_hunyuan_image_is_hunyuan_video_with_other_embedders():
+    """As in scripts/convert_hunyuan_image_to_diffusers.py, which no function of diffusers stands for."""
+    family = by_name("hunyuan_image")
+    layout = in_diffusers(family)
+    shapes = {
+        f"{path.replace('{i}', '1')}.weight": (7 * 3072 if "linear1" in path else 6, 4)
+        for path in family.layouts[0].paths
+    }
+    base = layouts.tensors(shapes)
+    theirs = real.convert_hunyuan_video_transformer_to_diffusers(
+        {name: value for name, value in base.items() if not name.startswith("byt5_in")}
+    )
+    for name in [name for name in theirs if name.startswith("time_text_embed")]:
+        theirs[name.replace("time_text_embed", "time_guidance_embed")] = theirs.pop(name)
+    theirs |= {f"context_embedder_2.linear_{n}.weight": base[f"byt5_in.fc{n}.weight"] for n in (1, 2, 3)}
+    ours = carried(family, base, layout)
+    assert {pattern_of(name, ".") for name in ours} == {pattern_of(f"{path}.weight", ".") for path in layout.paths}
+    assert ours.keys() == theirs.keys()
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+# What ComfyUI puts in the place of the original names of HunyuanVideo when it loads them.
+COMFYUI_NAMES = (
+    ("t_embedder.mlp.0", "t_embedder.in_layer"), ("t_embedder.mlp.2", "t_embedder.out_layer"),
+    ("c_embedder.linear_1", "c_embedder.in_layer"), ("c_embedder.linear_2", "c_embedder.out_layer"),
+    ("_in.mlp.0", "_in.in_layer"), ("_in.mlp.2", "_in.out_layer"), ("_attn_qkv", "_attn.qkv"),
+    ("_attn_proj", "_attn.proj"), ("mlp.fc1", "mlp.0"), ("mlp.fc2", "mlp.2"), ("_mod.linear", "_mod.lin"),
+    (".modulation.linear", ".modulation.lin"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["hunyuan_video", "hunyuan_image"])
+def test_comfyui_renames_the_original_layers(name):
+    original, comfyui, diffusers = by_name(name).layouts
+    names = {}
+    for path in original.paths:
+        renamed_ = path.replace("{i}", "7")
+        for old, new in COMFYUI_NAMES:
+            renamed_ = renamed_.replace(old, new)
+        names[path.replace("{i}", "7")] = renamed_
+    assert {pattern_of(path, ".") for path in names.values()} == patterns(comfyui)
+
+    def found(path, layout):
+        every = by_name(name).correspondence.links(path)
+        return {link.path: link[1:] for link in every if numbered(link.path, layout)}
+
+    for path, other in names.items():
+        assert found(path, comfyui).keys() == {other} - {path}
+        theirs = {at: (link[0].parts, link[0].arrangement, *link[1:]) for at, link in found(other, diffusers).items()}
+        ours = {at: (link[0].parts, link[0].arrangement, *link[1:]) for at, link in found(path, diffusers).items()}
+        assert theirs == ours != {}
 
 
 UNETS = {
@@ -146,6 +322,8 @@ ARRANGEMENTS = {
     "a query as wide as the inputs": (Stacked((INPUTS, 1, 1)), 8, 4, [[0, 1, 2, 3], [4, 5], [6, 7]]),
     "rows that take turns": (Interleaved(2), 6, 5, [[0, 2, 4], [1, 3, 5]]),
     "heads that take turns": (Interleaved(3, 2), 12, 5, [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]),
+    "halves of a pair": (PairSwapped(), 6, 3, [[3, 4, 5, 0, 1, 2]]),
+    "more than a pair": (PairSwapped(), 6, 2, [[0, 1, 2, 3, 4, 5]]),
     "halves": (Swapped(), 6, 5, [[3, 4, 5, 0, 1, 2]]),
 }
 
@@ -173,6 +351,8 @@ def test_rows_of_the_parts(arrangement, rows, inputs, expected):
         (Interleaved(2), 0, 5),
         (Swapped(), 7, 5),
         (Swapped(), 0, 5),
+        (PairSwapped(), 0, 0),
+        (PairSwapped(), 0, 5),
     ],
 )
 def test_weights_that_are_not_arranged_so(arrangement, rows, inputs):
@@ -197,6 +377,14 @@ def test_pairs_are_of_families_without_any_arrangement():
     assert Correspondence(lambda: (same("a", "b"), same("c", "d"))).one_to_one == (("a", "b"), ("c", "d"))
     assert Correspondence(lambda: (same("a", "b"), swapped("c", "d"))).one_to_one == ()
     assert Correspondence().one_to_one == ()
+
+
+def test_a_third_layout_has_the_relations_of_what_it_renames():
+    relations = (stack("a.{i}.qkv", "b.{i}.q", "b.{i}.k"), same("x", "y"), swapped("m", "n"))
+    assert renamed(relations, (same("a.{i}.qkv", "c.{i}.all"), same("m", "o"))) == (
+        stack("c.{i}.all", "b.{i}.q", "b.{i}.k"),
+        swapped("o", "n"),
+    )
 
 
 def test_relations_of_other_arrangements():

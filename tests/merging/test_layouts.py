@@ -86,9 +86,9 @@ def dotted(prefix, adapter):
 def merged(tmp_path, run):
     """`merged(base, adapter, multiplier)`: the base with the adapter in it, or the refusal."""
 
-    def merge(base, adapter, multiplier=1.0, refused=False, options=(), says=None):
+    def merge(base, adapter, multiplier=1.0, refused=False, options=()):
         save_file({name: value.contiguous() for name, value in base.items()}, tmp_path / "base.safetensors")
-        save_file({name: value.contiguous() for name, value in adapter.items()}, tmp_path / "adapter.safetensors", says)
+        save_file({name: value.contiguous() for name, value in adapter.items()}, tmp_path / "adapter.safetensors")
         out = tmp_path / "out.safetensors"
         ended = run(
             "merge", tmp_path / "base.safetensors", f"{tmp_path / 'adapter.safetensors'}:{multiplier}", "-o", out,
@@ -143,8 +143,6 @@ NAMES = {
     "diffusers": (dotted, "transformer."),
     "comfyui": (dotted, "diffusion_model."),
 }
-# Models as narrow as these are of no published size, which alone would tell FLUX from its descendants.
-SAYS = {"ss_base_model_version": "flux1"}
 MULTIPLIERS = [1.0, 0.5, -1.0]
 
 
@@ -153,6 +151,7 @@ def blocks(request, monkeypatch):
     monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", request.param)
 
 
+# FLUX as narrow as here is of no published size, which alone would tell it from its descendants.
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("multiplier", MULTIPLIERS)
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
@@ -162,7 +161,7 @@ def test_flux_in_diffusers_names_on_the_original_base(names, dora, multiplier, m
     own = layouts.flux_in_diffusers(base)
     adapter = factors(own, SPLIT, dora)
     spell, prefix = NAMES[names]
-    found = layouts.flux_in_diffusers(merged(base, spell(prefix, adapter), multiplier, says=SAYS))
+    found = layouts.flux_in_diffusers(merged(base, spell(prefix, adapter), multiplier))
     assert_within(found, *expected(own, adapter, multiplier, interpolate=spell is kohya))
 
 
@@ -174,7 +173,7 @@ def test_flux_in_original_names_on_the_base_of_diffusers(names, dora, multiplier
     own = layouts.flux(blocks=2, width=4)
     adapter = factors(own, FUSED, dora)
     spell, prefix = NAMES[names]
-    found = merged(layouts.flux_in_diffusers(own), spell(prefix, adapter), multiplier, says=SAYS)
+    found = merged(layouts.flux_in_diffusers(own), spell(prefix, adapter), multiplier)
     values, bounds = expected(own, adapter, multiplier, interpolate=spell is kohya)
     assert_within(found, layouts.flux_in_diffusers(values), layouts.flux_in_diffusers(bounds))
 
@@ -188,11 +187,11 @@ def test_some_layers_of_flux_alone(paths, merged):
     diffusers = layouts.flux_in_diffusers(original)
     if paths[0] in SPLIT:
         adapter = factors(diffusers, paths)
-        found = layouts.flux_in_diffusers(merged(original, kohya("lora_transformer_", adapter), says=SAYS))
+        found = layouts.flux_in_diffusers(merged(original, kohya("lora_transformer_", adapter)))
         assert_within(found, *expected(diffusers, adapter, 1.0, interpolate=False))
     else:
         adapter = factors(original, paths)
-        found = merged(diffusers, kohya("lora_unet_", adapter), says=SAYS)
+        found = merged(diffusers, kohya("lora_unet_", adapter))
         values, bounds = expected(original, adapter, 1.0, interpolate=False)
         assert_within(found, layouts.flux_in_diffusers(values), layouts.flux_in_diffusers(bounds))
 
@@ -205,7 +204,7 @@ def test_the_multiplier_0_leaves_every_bit_as_it_is(dora, merged):
         (original, kohya("lora_transformer_", factors(diffusers, [path for path in SPLIT if ".1." not in path], dora))),
         (diffusers, kohya("lora_unet_", factors(original, ["double_blocks.0.img_attn.qkv", FUSED[8]], dora))),
     ):
-        found = merged(base, adapter, 0.0, says=SAYS)
+        found = merged(base, adapter, 0.0)
         assert found.keys() == base.keys()
         assert all(torch.equal(found[name].view(torch.int16), base[name].view(torch.int16)) for name in base)
 

@@ -7,13 +7,15 @@ from math import prod
 import pytest
 from toy_adapters import lora
 
-from lora_inspect.architectures.detection import candidates
+from lora_inspect.architectures import by_name
+from lora_inspect.architectures.correspondence import same, stack, swapped
+from lora_inspect.architectures.detection import Detection, candidates
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.match import match
 from lora_inspect.ops.info import as_json, inspect
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.identify import may_be_one
+from lora_inspect.reading.identify import common_correspondence, may_be_one
 
 FLUX_OR_CHROMA = ["flux", "chroma"]
 # Expected as the origin of each file states it. Where nothing in a list tells the families apart all of them are right,
@@ -236,3 +238,28 @@ def test_files_of_one_family_are_of_another_size_only_where_both_sizes_are_known
     assert not may_be_one(one, other)
     assert may_be_one(one, unknown)
     assert may_be_one(unknown, other)
+
+
+def detected(*names):
+    return [Detection(by_name(name), by_name(name).layouts[0], None, "") for name in names]
+
+
+def test_one_family_has_its_own_correspondence():
+    assert common_correspondence(detected("flux", "flux")) is by_name("flux").correspondence
+    assert common_correspondence([]).relations == ()
+
+
+def test_several_families_have_the_relations_that_none_of_them_contradicts():
+    qkv = stack("double_blocks.{i}.img_attn.qkv", *(f"transformer_blocks.{{i}}.attn.to_{part}" for part in "qkv"))
+    halves = swapped("final_layer.adaLN_modulation.1", "norm_out.linear")
+    modulation = same("double_blocks.{i}.img_mod.lin", "transformer_blocks.{i}.norm1.linear")
+    found = common_correspondence(detected("flux", "chroma", "hunyuan_video")).relations
+    assert {qkv, halves, modulation, same("img_in", "x_embedder"), same("img_in.proj", "x_embedder.proj")} <= {*found}
+    assert common_correspondence(detected("hunyuan_video", "chroma", "flux")).relations != ()
+    # Both have the layers, and only one of them says how they are related.
+    assert qkv not in common_correspondence(detected("flux", "framepack")).relations
+    # The same fused layer, of other parts.
+    assert not any(
+        relation.whole == "layers.{i}.attention.qkv"
+        for relation in common_correspondence(detected("lumina2", "z_image")).relations
+    )
