@@ -108,8 +108,8 @@ def create_network_from_weights(
     splits = Splits(options.split_dims or {}, options.split_qkv)
     if metadata:
         weights_sd, metadata = saved_in_parts.with_whole_alphas(weights_sd, metadata)
-    native = standard_form.from_standard(weights_sd, named_sizes(unet, PREFIX, splits).get)
-    found = reading.read(native, metadata, getattr(module_class, "reader", None))
+    read = reading.read(weights_sd, metadata, getattr(module_class, "reader", None))
+    found = standard_form.in_slices(read, named_sizes(unet, PREFIX, splits).get)
     settled_options = _SETTLED if any(module.split_dims for module in found.modules.values()) else (*_SETTLED, *_SLICES)
     if unused := sorted(options.given.intersection(settled_options)):
         logger.warning(f"{', '.join(unused)}: no effect, as the weights have settled that")

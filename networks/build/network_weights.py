@@ -14,6 +14,7 @@ from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG
 from ..arguments import NATIVE, STANDARD
 from ..files import loading, reading, saved_in_parts, saving, standard_form
 from ..files.file_names import FileNames, Named
+from ..files.reading import Reading
 from ..modules import base_watch
 from ..modules.pissa import PissaModule
 from . import summary
@@ -55,8 +56,7 @@ class NetworkWeights(nn.Module):
             opened = reading.open_weights(os.fspath(file))
             more = {} if self.is_grouped else self.left_out.modules(self._foreign_names(opened[0]))
             loras = [*self.unet_loras, *more.values()]
-            weights, metadata = self._from_file(*opened, loras)
-            fit = loading.fitted(reading.read(weights, metadata, self._reader), self._expected(loras))
+            fit = loading.fitted(self._read(*opened, loras), self._expected(loras))
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
         if more:
@@ -95,8 +95,7 @@ class NetworkWeights(nn.Module):
         The network is one made by `create_*_from_weights` with `for_inference=True`. See `LoRAInfModule.merge_to`
         for dtype, device and what is refused; the same mismatches raise ValueError as in `load_weights`.
         """
-        weights, metadata = self._from_file(weights_sd, {}, self.unet_loras)
-        fit = loading.fitted(reading.read(weights, metadata, self._reader), self._expected(self.unet_loras))
+        fit = loading.fitted(self._read(weights_sd, {}, self.unet_loras), self._expected(self.unet_loras))
         for lora in self._mergeable_loras():
             if lora.lora_name in fit:
                 lora.merge_to(fit[lora.lora_name], dtype, device, non_blocking, safe_merge)
@@ -144,10 +143,6 @@ class NetworkWeights(nn.Module):
             raise TypeError("a training network does not merge; create one from the weights with for_inference=True")
         return self.unet_loras
 
-    @property
-    def _reader(self) -> reading.FactorReader | None:
-        return getattr(self.module_class, "reader", None)
-
     def name_files(self, names: FileNames) -> None:
         """Uses `names` in files and in weights to merge; inside, modules keep theirs.
 
@@ -162,15 +157,15 @@ class NetworkWeights(nn.Module):
         folded = self._file_names is not None and self._file_names.folds_the_scale(self._file_tensors())
         summary.log_readers(self.unet_loras, self.save_format, folded)
 
-    def _from_file(
-        self, weights: Mapping[str, Tensor], metadata: Mapping[str, str], loras: Sequence[Any]
-    ) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+    def _read(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str], loras: Sequence[Any]) -> Reading:
+        """What weights say in the names and the slices of the modules `loras`."""
         if self._file_names is not None:
             named = self._file_names.from_file(weights, metadata, self._file_tensors(loras), self.use_rslora)
             weights, metadata = named.tensors, named.metadata
-        sizes = {lora.lora_name: getattr(lora, "split_dims", None) for lora in loras}
         weights, metadata = saved_in_parts.with_whole_alphas(weights, metadata)
-        return standard_form.from_standard(weights, sizes.get), metadata
+        sizes = {lora.lora_name: getattr(lora, "split_dims", None) for lora in loras}
+        found = reading.read(weights, metadata, getattr(self.module_class, "reader", None))
+        return standard_form.in_slices(found, sizes.get)
 
     def _foreign_names(self, weights: Mapping[str, Tensor]) -> set[str]:
         """The modules of a file that are not the network's, by the names that it would give them."""

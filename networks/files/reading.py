@@ -216,7 +216,12 @@ def _read_module(module: Module, weights: Mapping[str, Tensor], reader: FactorRe
         for number, part in enumerate(parts)
         for role, info in _tensors(part).items()
     }
-    if MAGNITUDE in tensors:
+    if magnitude := parts[0].magnitude:
+        if magnitude.axis != OUTPUT:
+            raise ValueError(
+                f"{magnitude.info.name} is a magnitude of the inputs, which is another method than the one of the "
+                "outputs that this network trains; merge it with lora-inspect merge"
+            )
         tensors[MAGNITUDE] = tensors[MAGNITUDE].reshape(-1)
     if module.alpha:
         tensors["alpha"] = weights[module.alpha.name]

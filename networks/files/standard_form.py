@@ -9,6 +9,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from lora_inspect.reading.evidence import SCALE_KEY, close, network_args
 from lora_inspect.reading.metadata import one_or_several
 
 from .key_places import DORA_SCALE
-from .reading import MAGNITUDE, Reading, is_factor
+from .reading import MAGNITUDE, ModuleWeights, Reading
 
 TRAINED_KEY = "lora_inspect.trained_as"
 
@@ -113,27 +114,27 @@ def standard_metadata(
     return {**kept, TRAINED_KEY: json.dumps(trained)}
 
 
-def from_standard(weights: Mapping[str, Tensor], sizes: Callable[[str], Sequence[int] | None]) -> dict[str, Tensor]:
-    """The weights with magnitudes as `dora_layer.weight`, and with factors for each slice where the network has them.
+def in_slices(reading: Reading, sizes: Callable[[str], Sequence[int] | None]) -> Reading:
+    """The reading with factors for each slice of a layer where the network has them.
 
     `sizes` are the output features of the slices of a module by its name. A pair of factors whose `up` is not
-    block-diagonal in them stays whole. Raises ValueError for a `dora_scale` that is not one number per output.
+    block-diagonal in them stays whole.
     """
-    native: dict[str, Tensor] = {}
-    for name, module in _by_module(weights).items():
-        if DORA_SCALE in module:
-            module[MAGNITUDE] = _per_output(name, module.pop(DORA_SCALE), module.get("lora_up.weight"))
-        slices, (down, up) = sizes(name), (module.get(f"lora_{role}.weight") for role in ("down", "up"))
-        if slices and down is not None and up is not None and is_factor(down) and is_factor(up):
-            pairs = fusing.part(up, down, slices)
-            if pairs:
-                del module["lora_up.weight"], module["lora_down.weight"]
-                for number, (up, down) in enumerate(pairs):
-                    module |= {f"lora_down.{number}.weight": down, f"lora_up.{number}.weight": up}
-                if "alpha" in module:
-                    module["alpha"] = module["alpha"].float() / len(pairs)
-        native |= {f"{name}.{key}" if key else name: tensor for key, tensor in module.items()}
-    return native
+    modules = {name: _parted(module, sizes(name) or ()) for name, module in reading.modules.items()}
+    return replace(reading, modules=modules)
+
+
+def _parted(module: ModuleWeights, sizes: Sequence[int]) -> ModuleWeights:
+    tensors = dict(module.tensors)
+    down, up = (tensors.pop(f"lora_{role}.weight", None) for role in ("down", "up"))
+    pairs = None if not sizes or down is None or up is None else fusing.part(up, down, sizes)
+    if not pairs:
+        return module
+    for number, (up, down) in enumerate(pairs):
+        tensors |= {f"lora_down.{number}.weight": down, f"lora_up.{number}.weight": up}
+    if "alpha" in tensors:
+        tensors["alpha"] = tensors["alpha"].float() / len(pairs)
+    return module._replace(tensors=tensors, rank=module.rank // len(pairs), split_dims=tuple(sizes))
 
 
 def is_rank_stabilised(reading: Reading, alphas: Mapping[str, float]) -> bool:

@@ -9,7 +9,7 @@ from safetensors.torch import save
 from lora_inspect.algorithms import lora as lora_algorithm
 from lora_inspect.maths import dora
 from networks import lora
-from networks.files import header, reading
+from networks.files import header, reading, standard_form
 from networks.loha import LoHaModule
 from networks.lokr import LoKrModule
 from networks.modules.layers import LoRAModule
@@ -56,6 +56,37 @@ def test_magnitudes_of_the_outputs_are_one_number_for_each(suffix, shape):
     found = read_one(weights_of(pair()) | {NAME + suffix: magnitude})
     assert torch.equal(found.tensors["dora_layer.weight"], magnitude.flatten())
     assert found.facts.magnitude_axis == "output"
+
+
+def test_a_dora_scale_of_the_outputs_is_the_magnitude_and_one_of_the_inputs_is_none():
+    magnitude = torch.randn(6, 1)
+    found = read_one(weights_of(pair()) | {f"{NAME}.dora_scale": magnitude})
+    assert torch.equal(found.tensors["dora_layer.weight"], magnitude[:, 0])
+    with pytest.raises(ValueError, match=rf"{NAME}\.dora_scale is a magnitude of the inputs"):
+        read_one(weights_of(pair()) | {f"{NAME}.dora_scale": torch.randn(1, 5)})
+
+
+@pytest.mark.parametrize("kernel", [(), (1, 1)])
+@pytest.mark.parametrize("dialect", ["kohya", "peft"])
+def test_a_pair_whose_up_has_the_network_s_blocks_is_in_slices(dialect, kernel):
+    ups, downs = [torch.randn(size, 2) for size in (4, 3, 5)], [torch.randn(2, 5) for _ in range(3)]
+    roles = lora_algorithm.DIALECTS[dialect]
+    weights = {
+        NAME + roles["up"]: torch.block_diag(*ups).view(12, 6, *kernel),
+        NAME + roles["down"]: torch.cat(downs).view(6, 5, *kernel),
+        f"{NAME}.alpha": torch.tensor(6.0, dtype=torch.float64),
+    }
+    whole = reading.read(weights)
+    found = standard_form.in_slices(whole, {NAME: (4, 3, 5)}.get).modules[NAME]
+    assert (found.rank, found.alpha, found.split_dims) == (2, 2.0, (4, 3, 5))
+    assert found.tensors.keys() == {
+        "alpha", *(f"lora_{side}.{number}.weight" for side in ("up", "down") for number in range(3))
+    }  # fmt: skip
+    for number in range(3):
+        assert torch.equal(found.tensors[f"lora_up.{number}.weight"].flatten(1), ups[number])
+        assert torch.equal(found.tensors[f"lora_down.{number}.weight"].flatten(1), downs[number])
+    for sizes in (None, (3, 4, 5), (6, 6), (4, 3, 4)):
+        assert standard_form.in_slices(whole, {NAME: sizes}.get) == whole
 
 
 @pytest.mark.numeric
