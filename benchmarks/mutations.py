@@ -1,257 +1,361 @@
 """Whether the tests notice a changed formula: mutations of the mathematics, the places and the scale, one at a time.
 
-    python benchmarks/mutations.py [--count 200] [--seed 0] [--workers 2] [--only TEXT]
+    python benchmarks/mutations.py [--count 200] [--seed 0] [--workers 1] [--only TEXT] [--folder FOLDER] [--again]
 
-Each mutation is one exchanged operator, comparison, constant, branch or argument in one file, drawn with a fixed seed.
-It is loaded in the place of the file in a process of its own, which runs the tests until one fails; first they run on
-the file as it is. Prints a line a mutation that survives, and the share that was killed; exits with 1 where that is
-below 95%.
+Each mutation is one change of one file, drawn with a fixed seed, and loaded in the place of the file in processes of
+its own. First all tests run once on the files as they are, and for each the functions are noted that it calls; a
+mutation is judged by the tests that call its function, one file of tests after another, the quickest first. It is
+killed where a test fails that passes by itself, or where the tests take ten times their time of the processor; one
+that no such test notices is judged by the other tests of these files too.
+
+What is found is kept in FOLDER, so that a run that was cut goes on, and --again judges those anew that survived there.
+--only draws from the mutations with a text in their line, as `maths/dora.py`. Prints a line a mutation that survives
+and the share that was killed; exits with 1 where that is below 95%.
 """
 
 import argparse
-import ast
-import copy
+import gc
 import importlib.abc
 import importlib.util
+import json
 import os
-import random
+import resource
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+import traceback
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from hashlib import md5
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
+
+from mutants import Mutation, drawn, mutations_of, recording, source_of
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lora_inspect"
-FOLDERS = ("maths", "algorithms")
-FILES = (
-    "matching/place.py",
-    "matching/match.py",
-    "matching/target_weight.py",
-    "reading/scales.py",
-    "converting/carried_scale.py",
-    "converting/change_norm.py",
+SOURCES = (
+    "maths/*.py",
+    "algorithms/*.py",
+    *(f"matching/{name}.py" for name in ("place", "match", "target_weight", "landing", "homes")),
+    *(f"architectures/{name}.py" for name in ("rows", "correspondence")),
+    *(f"merging/{name}.py" for name in ("folded_weights", "plan", "decoding")),
+    *(f"reading/{name}.py" for name in ("scales", "module_scales", "coded_weights", "quantisation")),
+    *(f"converting/{name}.py" for name in ("carried_scale", "change_norm", "fused_slices", "scaled_factors")),
+    "converting/settled_magnitude.py",
 )
-# What does not compute a change: how torch is loaded, and names of files without a formula.
-LEFT_OUT = ("torch_threads.py", "__init__.py", "record.py", "recognised.py", "features.py")
-# The fastest and most telling first: a mutation is done with at the first failure.
-TESTS = (
-    "tests/algorithms",
-    "tests/maths",
-    "tests/merging",
-    "tests/matching",
-    "tests/ops/test_merge_dora.py",
-    "tests/ops/test_merge.py",
-    "tests/ops/test_convert.py",
-    "tests/ops/test_convert_losses.py",
-    "tests/ops/test_transposed_weights.py",
-    "tests/converting",
-    "tests/reading",
-    "tests/networks/test_loha.py",
-    "tests/networks/test_lokr.py",
-    "tests/networks/test_layers.py",
-    "tests/networks/test_network.py",
-    "tests/networks/test_base_dtypes.py",
+# What does not compute a change: how torch is loaded, and the names of algorithms that are only recognised.
+LEFT_OUT = ("torch_threads.py", "recognised.py")
+TESTS = tuple(
+    f"tests/{name}"
+    for name in (
+        *("algorithms", "maths", "merging", "matching", "converting", "reading", "architectures", "schemes", "ops"),
+        *("cli/test_info.py", "cli/test_merge_options.py", "cli/test_bad_input.py"),
+        *("networks/test_loha.py", "networks/test_lokr.py", "networks/test_layers.py", "networks/test_numerics.py"),
+        "networks/test_base_dtypes.py",
+    )
 )
-LIMIT_SECONDS = 900
+# Of the processor's time, so that other programs make no difference: so many times the tests', and what loading takes.
+TIMES, LOADING_SECONDS = 10, 60
+MOST_BYTES = 12 << 30
 SHARE = 0.95
-
-_OPERATORS = {
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.Div,
-    ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Mult,
-    ast.Mod: ast.FloorDiv,
-    ast.Pow: ast.Mult,
-    ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd,
-}
-_COMPARISONS = {
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.Lt: ast.LtE,
-    ast.LtE: ast.Lt,
-    ast.Gt: ast.GtE,
-    ast.GtE: ast.Gt,
-    ast.In: ast.NotIn,
-    ast.NotIn: ast.In,
-    ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is,
-}
-_NAMES = {"min": "max", "max": "min", "OUTPUT": "INPUT", "INPUT": "OUTPUT", "any": "all", "all": "any"}
-
-
-class Mutation(NamedTuple):
-    """One change of one file, as its new source."""
-
-    file: Path
-    line: int
-    says: str
-    source: str
-
-
-def mutated(node: ast.AST) -> Iterator[ast.AST]:
-    """What may stand in the place of a node."""
-    new = copy.deepcopy(node)
-    match new:
-        case ast.BinOp(op=operator) if type(operator) in _OPERATORS:
-            new.op = _OPERATORS[type(operator)]()
-            yield new
-        case ast.Compare(ops=[operator]) if type(operator) in _COMPARISONS:
-            new.ops = [_COMPARISONS[type(operator)]()]
-            yield new
-        case ast.BoolOp(op=operator):
-            new.op = ast.Or() if isinstance(operator, ast.And) else ast.And()
-            yield new
-        case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand):
-            yield operand
-        case ast.IfExp():
-            new.body, new.orelse = new.orelse, new.body
-            yield new
-        case ast.Constant(value=bool(value)):
-            yield ast.Constant(not value)
-        case ast.Constant(value=int(value)):
-            yield ast.Constant(value + 1)
-        case ast.Constant(value=float(value)):
-            yield ast.Constant(value * 2 if value else 1.0)
-        case ast.Name(id=name) if name in _NAMES:
-            yield ast.Name(_NAMES[name], new.ctx)
-        case ast.Slice(lower=lower, upper=upper) if lower or upper:
-            yield ast.Slice(None if lower else lower, upper if lower else None, None)
-        case ast.Call(args=[first, second, *rest]) if not any(isinstance(arg, ast.Starred) for arg in new.args):
-            new.args = [second, first, *rest]
-            yield new
-        case ast.If():
-            new.test = ast.UnaryOp(ast.Not(), new.test)
-            yield new
-
-
-def computing(tree: ast.Module) -> Iterator[tuple[ast.AST, str, int | None]]:
-    """The nodes whose change changes what is computed, each as (parent, field, index)."""
-    left_out: set[int] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Raise, ast.JoinedStr)):
-            left_out |= {id(child) for child in ast.walk(node)}
-        for annotation in (getattr(node, "annotation", None), getattr(node, "returns", None)):
-            if annotation is not None:
-                left_out |= {id(child) for child in ast.walk(annotation)}
-        for decorator in getattr(node, "decorator_list", ()):
-            left_out |= {id(child) for child in ast.walk(decorator)}
-        is_typing = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        if is_typing or (isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript)):
-            left_out |= {id(child) for child in ast.walk(node)}
-    for parent in ast.walk(tree):
-        for field, value in ast.iter_fields(parent):
-            children = value if isinstance(value, list) else [value]
-            for index, child in enumerate(children):
-                if isinstance(child, ast.AST) and id(child) not in left_out:
-                    yield parent, field, index if isinstance(value, list) else None
-
-
-def mutations_of(file: Path) -> Iterator[Mutation]:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for parent, field, index in computing(tree):
-        old = getattr(parent, field) if index is None else getattr(parent, field)[index]
-        for new in mutated(old):
-            put(parent, field, index, ast.copy_location(new, old))
-            source = ast.unparse(ast.fix_missing_locations(tree))
-            put(parent, field, index, old)
-            says = f"{shown(old)}  ->  {shown(new)}"
-            yield Mutation(file, getattr(old, "lineno", 0), says, source)
-
-
-def put(parent: ast.AST, field: str, index: int | None, node: ast.AST) -> None:
-    if index is None:
-        setattr(parent, field, node)
-    else:
-        getattr(parent, field)[index] = node
-
-
-def shown(node: ast.AST) -> str:
-    text = ast.unparse(node.test) if isinstance(node, ast.If) else ast.unparse(ast.fix_missing_locations(node))
-    return text if len(text) < 90 else f"{text[:87]}..."
+ENDLESS = -int(signal.SIGPROF)
+PASSED, FAILED, UNREADABLE, NONE_FOUND, STOPPED = 0, 1, 2, 5, 99
 
 
 class Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Loads one module from another source."""
+    """Loads modules from other sources, with `names` known to them."""
 
-    def __init__(self, mutation: Mutation) -> None:
-        self._name = ".".join(mutation.file.relative_to(ROOT).with_suffix("").parts)
-        self._mutation = mutation
+    def __init__(self, sources: dict[Path, str], **names: object) -> None:
+        self._files = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in sources}
+        self._files = {name.removesuffix(".__init__"): file for name, file in self._files.items()}
+        self._sources, self._names = sources, names
 
     def find_spec(self, name, path=None, target=None):
-        return importlib.util.spec_from_loader(name, self) if name == self._name else None
+        if name not in self._files:
+            return None
+        file = self._files[name]
+        folders = [str(file.parent)] if file.name == "__init__.py" else None
+        return importlib.util.spec_from_file_location(name, file, loader=self, submodule_search_locations=folders)
 
     def exec_module(self, module):
-        module.__file__ = str(self._mutation.file)
-        exec(compile(self._mutation.source, module.__file__, "exec"), module.__dict__)
+        file = self._files[module.__name__]
+        module.__dict__.update(self._names)
+        exec(compile(self._sources[file], str(file), "exec"), module.__dict__)
 
 
-def start(mutation: Mutation) -> int:
-    """Runs the tests on a mutation in a process of its own, and returns its number."""
-    child = os.fork()
-    if child:
-        return child
-    signal.alarm(LIMIT_SECONDS)
+class Observer:
+    """A plugin of pytest that runs the tests that are asked for, quickest first, and notes what it sees of them."""
+
+    def __init__(self, wanted: dict[str, float] | None) -> None:
+        self.wanted, self.seen = wanted, set[tuple[str, int]]()
+        self.tests: dict[str, dict[str, Any]] = {}
+        self.failures: list[tuple[str, str]] = []
+        self.imported: list[tuple[str, int]] = []
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        self.imported = sorted(self.seen)
+        if self.wanted is not None:
+            items[:] = sorted((item for item in items if item.nodeid in self.wanted), key=self._seconds)
+
+    def _seconds(self, item: Any) -> float:
+        return self.wanted[item.nodeid]
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.seen.clear()
+        self._began = time.process_time()
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self.tests[nodeid] = {"seconds": time.process_time() - self._began, "seen": sorted(self.seen)}
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            self.failures.append((report.nodeid, str(crash.message if crash else report.longrepr).split("\n")[0][:200]))
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self.failures.append((report.nodeid, str(report.longrepr).strip().split("\n")[-1][:200]))
+
+
+def run(test_file: str, replaced: dict[Path, str], wanted: dict[str, float] | None, seconds: float) -> dict[str, Any]:
+    """What running the tests of a file came to, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        child = os.fork()
+        if not child:
+            try:
+                _observe(test_file, replaced, wanted, seconds, Path(folder))
+            except BaseException:
+                keep(Path(folder) / "found.json", {"failures": [], "error": traceback.format_exc()})
+            os._exit(STOPPED)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        found = Path(folder) / "found.json"
+        return {"status": status, **(json.loads(found.read_text()) if found.exists() else {"failures": []})}
+
+
+def _observe(test_file: str, replaced: dict[Path, str], wanted: Any, seconds: float, folder: Path) -> None:
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)
-    sys.meta_path.insert(0, Replaced(mutation))
     import pytest
+    from hypothesis import HealthCheck, settings
 
-    arguments = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={ROOT}"]
-    os._exit(int(pytest.main([*arguments, *(str(ROOT / test) for test in TESTS)])))
+    # What a busy machine makes of them is no finding.
+    settings.register_profile(
+        "mutations", deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+    settings.load_profile("mutations")
+    observer = Observer(wanted)
+    sys.meta_path.insert(0, Replaced(replaced, __seen__=lambda name, number: observer.seen.add((name, number))))
+    options = [
+        "-q",
+        "-W",
+        "ignore::pytest.PytestAssertRewriteWarning",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        f"--rootdir={ROOT}",
+        f"--basetemp={folder / 'tmp'}",
+    ]
+    status = pytest.main([*options, *(["-x"] if wanted else []), str(ROOT / test_file)], plugins=[observer])
+    found = {"tests": observer.tests, "imported": observer.imported, "failures": observer.failures}
+    keep(folder / "found.json", {**found, "cpu": time.process_time()})
+    os._exit(int(status))
+
+
+class Tests:
+    """All tests as they are without a mutation: their time, and the functions that each calls."""
+
+    def __init__(self, found: dict[str, dict[str, Any]]) -> None:
+        self._files = found
+        # A test that fails without a mutation tells nothing.
+        self._failing = {test for file in found.values() for test, _ in file["failures"]}
+
+    def seconds(self, file: str) -> float:
+        """When a run of the file is endless."""
+        return TIMES * self._files[file]["cpu"] + LOADING_SECONDS
+
+    def calling(self, name: str, scope: int | None) -> dict[str, dict[str, float]]:
+        """The tests that call a function, or any one of the file where it is None, by file, the quickest file first."""
+        found = {}
+        for file, run in self._files.items():
+            at_import = _calls(run["imported"], name, scope)
+            every = self.passing(file)
+            tests = {test: s for test, s in every.items() if at_import or self._test_calls(file, test, name, scope)}
+            if tests:
+                found[file] = tests
+        if scope is None and not found:
+            found = {file: self.passing(file) for file in self._files}
+        return dict(sorted(found.items(), key=lambda item: sum(item[1].values())))
+
+    def passing(self, file: str) -> dict[str, float]:
+        tests = self._files[file]["tests"].items()
+        return {test: found["seconds"] for test, found in tests if test not in self._failing}
+
+    @property
+    def files(self) -> Collection[str]:
+        return sorted(self._files, key=lambda file: sum(self.passing(file).values()))
+
+    def _test_calls(self, file: str, test: str, name: str, scope: int | None) -> bool:
+        return _calls(self._files[file]["tests"][test]["seen"], name, scope)
+
+
+def _calls(seen: Iterable[Any], name: str, scope: int | None) -> bool:
+    return any(file == name and scope in (None, number) for file, number in seen)
+
+
+def observed(sources: Collection[Path], workers: int, folder: Path) -> Tests:
+    """Runs all tests once, without a mutation."""
+    replaced = {file: recording(file, str(file.relative_to(ROOT))) for file in sources}
+    paths = [ROOT / test for test in TESTS]
+    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.glob("test_*.py")))]
+    names = [str(file.relative_to(ROOT)) for file in files]
+
+    def observe(name: str) -> None:
+        found = run(name, replaced, None, 3600)
+        if "cpu" not in found:
+            raise RuntimeError(f"{name}: {found}")
+        keep(folder / "tests" / f"{name.replace('/', '.')}.json", found)
+
+    (folder / "tests").mkdir(exist_ok=True)
+    at = {name: folder / "tests" / f"{name.replace('/', '.')}.json" for name in names}
+    in_processes(observe, [name for name in names if not at[name].exists()], workers)
+    return Tests({name: json.loads(at[name].read_text()) for name in names})
+
+
+def keep(path: Path, found: object) -> None:
+    """All of what was found or nothing."""
+    path.with_suffix(".part").write_text(json.dumps(found))
+    path.with_suffix(".part").replace(path)
+
+
+def in_processes(work: Callable[[Any], None], items: Iterable[Any], workers: int) -> None:
+    """Does the work on each item in a process of its own, as many at a time as there are workers."""
+    running, waiting = set[int](), iter(items)
+    while True:
+        while len(running) < workers and (item := next(waiting, None)) is not None:
+            child = os.fork()
+            if not child:
+                try:
+                    work(item)
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            running.add(child)
+        if not running:
+            return
+        child, status = os.wait()
+        running.discard(child)
+        if status:
+            sys.exit("a process ended by itself; what it says is above")
+
+
+def judged(mutation: Mutation, tests: Tests) -> dict[str, Any]:
+    """Which test notices the mutation, and how."""
+    replaced = {mutation.file: source_of(mutation)}
+    calling = tests.calling(str(mutation.file.relative_to(ROOT)), mutation.scope)
+    began = time.time()
+    others = {file: {t: s for t, s in tests.passing(file).items() if t not in calling[file]} for file in calling}
+    for chosen in (calling, others):
+        for file, wanted in chosen.items():
+            if wanted and (killer := _killer(file, replaced, wanted, tests)):
+                return {"killer": killer[0], "how": killer[1], "seconds": time.time() - began}
+    return {"killer": None, "tests": sum(map(len, calling.values())), "seconds": time.time() - began}
+
+
+def _killer(file: str, replaced: dict[Path, str], wanted: dict[str, float], tests: Tests) -> tuple[str, str] | None:
+    while wanted:
+        found = run(file, replaced, wanted, tests.seconds(file))
+        status, failures = found["status"], found["failures"]
+        if status in (PASSED, NONE_FOUND):
+            return None
+        if status == ENDLESS:
+            return file, "takes ten times as long"
+        if status < 0 and status != -signal.SIGKILL:
+            return file, f"ends by signal {-status}"
+        if status not in (FAILED, UNREADABLE) or not failures:
+            raise RuntimeError(f"{file}: pytest ended with {status}: {found}")
+        test, how = failures[0]
+        if status == UNREADABLE or passes_alone(file, test, tests):
+            return test, how
+        wanted = {name: seconds for name, seconds in wanted.items() if name != test}
+    return None
+
+
+def passes_alone(file: str, test: str, tests: Tests) -> bool:
+    """Whether the test passes without a mutation and without the tests before it."""
+    return run(file, {}, {test: 0.0}, tests.seconds(file))["status"] == PASSED
+
+
+def report(found: dict[Mutation, dict[str, Any]]) -> None:
+    """Prints what survived and how much was killed, by folder and in all; exits with 1 where that is too little."""
+    survivors = [mutation for mutation, result in found.items() if not result["killer"]]
+    for mutation in sorted(survivors):
+        print(f"survived: line {mutation.line} of {mutation.says}")
+    folders = Counter(mutation.file.parent.name for mutation in found)
+    survived = Counter(mutation.file.parent.name for mutation in survivors)
+    for folder, count in sorted(folders.items()):
+        print(f"{folder}: {count - survived[folder]} of {count} killed")
+    share = 1 - len(survivors) / len(found)
+    print(f"{len(found) - len(survivors)} of {len(found)} killed: {share:.1%}")
+    sys.exit(share < SHARE)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", default="", help="mutations of files with this in their path")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--only", default="", help="mutations with this text in their line")
+    parser.add_argument("--folder", type=Path, help="where to keep what is found, and to find it again")
+    parser.add_argument("--again", action="store_true", help="judge those anew that survived")
     options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp())
+    (folder / "mutations").mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     sys.path.insert(0, str(ROOT))
-    found = [file for folder in FOLDERS for file in sorted((PACKAGE / folder).rglob("*.py"))]
-    files = [file for file in (*found, *(PACKAGE / name for name in FILES)) if file.name not in LEFT_OUT]
-    every = [m for file in files if options.only in str(file) for m in mutations_of(file)]
-    drawn = random.Random(options.seed).sample(every, min(options.count, len(every)))
-    print(f"{len(drawn)} of {len(every)} mutations in {len(files)} files", flush=True)
+    sources = [file for name in SOURCES for file in sorted(PACKAGE.glob(name)) if file.name not in LEFT_OUT]
+    every = [mutation for file in sources for mutation in mutations_of(file, PACKAGE) if options.only in mutation.says]
+    chosen = drawn(every, options.count, options.seed)
+    print(f"{len(chosen)} of {len(every)} mutations in {len(sources)} files", flush=True)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    sys.dont_write_bytecode, sys.pycache_prefix = False, str(folder / "compiled")
     # What takes longest to load is loaded once; the package itself is loaded by each process.
+    import _pytest.main  # noqa: F401
     import diffusers  # noqa: F401
     import hypothesis  # noqa: F401
     import lycoris  # noqa: F401
     import peft  # noqa: F401
+    import pytest  # noqa: F401
     import transformers  # noqa: F401
 
     loaded = [name for name in sys.modules if name.partition(".")[0] in ("lora_inspect", "networks")]
     assert not loaded, loaded
-    began, survivors, done = time.time(), [], 0
-    unchanged = Mutation(drawn[0].file, 0, "", drawn[0].file.read_text(encoding="utf-8"))
-    start(unchanged)
-    if os.waitstatus_to_exitcode(os.wait()[1]):
-        sys.exit("the tests fail without any mutation")
-    print(f"the tests pass without any, in {time.time() - began:.0f} s", flush=True)
-    running: dict[int, Mutation] = {}
-    waiting = iter(drawn)
-    while True:
-        while len(running) < options.workers and (mutation := next(waiting, None)):
-            running[start(mutation)] = mutation
-        if not running:
-            break
-        child, status = os.wait()
-        mutation, done = running.pop(child), done + 1
-        if os.waitstatus_to_exitcode(status) == 0:
-            survivors.append(mutation)
-            where = mutation.file.relative_to(ROOT)
-            print(f"survived: {where}:{mutation.line}: {mutation.says}", flush=True)
-        if done % 10 == 0:
-            print(f"{done} done, {len(survivors)} survived, {time.time() - began:.0f} s", flush=True)
-    share = 1 - len(survivors) / len(drawn)
-    print(f"{len(drawn) - len(survivors)} of {len(drawn)} killed: {share:.1%}")
-    sys.exit(share < SHARE)
+    gc.freeze()
+    began = time.time()
+    tests = observed(sources, options.workers, folder)
+    for file in tests.files:
+        for test, how in json.loads((folder / "tests" / f"{file.replace('/', '.')}.json").read_text())["failures"]:
+            print(f"fails without any mutation, and is left out: {test}: {how}", flush=True)
+    print(f"the tests ran without any mutation, {time.time() - began:.0f} s", flush=True)
+
+    at = {mutation: folder / "mutations" / f"{md5(mutation.says.encode()).hexdigest()}.json" for mutation in chosen}
+
+    def judge(mutation: Mutation) -> None:
+        found = judged(mutation, tests)
+        keep(at[mutation], {"says": mutation.says, **found})
+        print(f"{'killed' if found['killer'] else 'SURVIVED'} in {found['seconds']:.0f} s: {mutation.says}", flush=True)
+
+    def is_waiting(mutation: Mutation) -> bool:
+        found = json.loads(at[mutation].read_text()) if at[mutation].exists() else None
+        return not found or (options.again and not found["killer"])
+
+    in_processes(judge, filter(is_waiting, chosen), options.workers)
+    report({mutation: json.loads(at[mutation].read_text()) for mutation in chosen})
 
 
 if __name__ == "__main__":
