@@ -56,6 +56,8 @@ TESTS = tuple(
         "networks/test_base_dtypes.py",
     )
 )
+# They load whole pipelines, or start other processes.
+SLOW = ("test_standard_in_diffusers.py", "test_torch_threads.py")
 # Of the processor's time, so that other programs make no difference: so many times the tests', and what loading takes.
 TIMES, LOADING_SECONDS = 10, 60
 MOST_BYTES = 12 << 30
@@ -93,6 +95,12 @@ class Observer:
         self.tests: dict[str, dict[str, Any]] = {}
         self.failures: list[tuple[str, str]] = []
         self.imported: list[tuple[str, int]] = []
+
+    def pytest_collection(self) -> None:
+        from hypothesis import settings
+
+        settings.register_profile("mutations", settings(), database=None, derandomize=True)
+        settings.load_profile("mutations")
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         self.imported = sorted(self.seen)
@@ -141,27 +149,12 @@ def _observe(test_file: str, replaced: dict[Path, str], wanted: Any, seconds: fl
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)
     import pytest
-    from hypothesis import HealthCheck, settings
 
-    # What a busy machine makes of them is no finding.
-    settings.register_profile(
-        "mutations", deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
-    )
-    settings.load_profile("mutations")
     observer = Observer(wanted)
     sys.meta_path.insert(0, Replaced(replaced, __seen__=lambda name, number: observer.seen.add((name, number))))
-    options = [
-        "-q",
-        "-W",
-        "ignore::pytest.PytestAssertRewriteWarning",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        f"--rootdir={ROOT}",
-        f"--basetemp={folder / 'tmp'}",
-    ]
-    status = pytest.main([*options, *(["-x"] if wanted else []), str(ROOT / test_file)], plugins=[observer])
+    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    options += [f"--rootdir={ROOT}", f"--basetemp={folder / 'tmp'}", *(["-x"] if wanted else [])]
+    status = pytest.main([*options, str(ROOT / test_file)], plugins=[observer])
     found = {"tests": observer.tests, "imported": observer.imported, "failures": observer.failures}
     keep(folder / "found.json", {**found, "cpu": time.process_time()})
     os._exit(int(status))
@@ -213,7 +206,7 @@ def observed(sources: Collection[Path], workers: int, folder: Path) -> Tests:
     replaced = {file: recording(file, str(file.relative_to(ROOT))) for file in sources}
     paths = [ROOT / test for test in TESTS]
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.glob("test_*.py")))]
-    names = [str(file.relative_to(ROOT)) for file in files]
+    names = [str(file.relative_to(ROOT)) for file in files if file.name not in SLOW]
 
     def observe(name: str) -> None:
         found = run(name, replaced, None, 3600)

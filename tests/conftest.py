@@ -13,9 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Tests run in parallel, one process a core: threads on top of that only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # Shifts the seeds of every generator: a bound that holds for the seeds in the tests alone is no bound.
 if SEED_SHIFT := int(os.environ.get("TEST_SEED_SHIFT", "0")):
