@@ -33,8 +33,8 @@ class SpelledModule:
 
     @property
     def folded(self) -> float:
-        """The scale that is in the factors of its first part."""
-        return self.parts[0].folded
+        """The scale that is in the factors of its first part with an alpha: of the others it is 1."""
+        return next((part.folded for part in self.parts if part.algorithm.has_alpha), 1.0)
 
     @property
     def relative_error(self) -> float | None:

@@ -3,23 +3,29 @@
 Source: `LoraConfig` of PEFT; how it finds a module's rank and alpha is in `peft_config`.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from lora_inspect.reading.peft_config import ModuleSettings
+from lora_inspect.reading.peft_config import LORA_TYPE, ModuleSettings
 from lora_inspect.reading.steps import Steps
 
 # What only a LoraConfig has among them.
 _OF_LORA = ("bias", "lora_dropout", "fan_in_fan_out")
+# What the configs of all methods say alike.
+_OF_ALL = (
+    "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "target_modules",
+    "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
+)  # fmt: skip
+# The rank of a config that names none.
+_RANK = 8
 
 Number = TypeVar("Number", int, float)
 
 # What an adapter_config.json says at least.
 BARE: dict[str, Any] = {
-    "peft_type": "LORA",
+    "peft_type": LORA_TYPE,
     "task_type": None,
     "base_model_name_or_path": None,
     "inference_mode": True,
@@ -27,6 +33,13 @@ BARE: dict[str, Any] = {
     "lora_dropout": 0.0,
     "fan_in_fan_out": False,
 }
+
+
+def lora_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config itself where it is one of LoRA, else a bare one that says what those of all methods do."""
+    if config.get("peft_type", LORA_TYPE) == LORA_TYPE:
+        return dict(config)
+    return {**BARE, **{field: config[field] for field in _OF_ALL if field in config}}
 
 
 def standard_config(
@@ -66,21 +79,18 @@ def config_of_method(
     return {field: value for field, value in made.items() if field not in _OF_LORA}
 
 
-def standard_embedded(
-    configs: Mapping[str, Mapping[str, Any]], ranks: Mapping[str, Mapping[str, int]], use_dora: bool
-) -> str | None:
-    """The embedded configs, by component prefix, corrected for modules of scale 1; None where one would be missing.
+def unscaled_config(
+    config: Mapping[str, Any], peft_type: str | None, ranks: Mapping[str, int], use_dora: bool
+) -> dict[str, Any]:
+    """`config` corrected for the modules of a component, of a method of PEFT, whose scale is in their factors.
 
-    diffusers takes no rank from the tensors of a component as soon as another one has a config.
+    A config of another method than LoRA keeps its ranks, from which PEFT also tells which factors are whole; they
+    divide alpha of whole ones too.
     """
-    if not configs or not ranks.keys() <= configs.keys():
-        return None
-    flat: dict[str, Any] = {}
-    for prefix, of_component in ranks.items():
-        alphas = {path: float(rank) for path, rank in of_component.items()}
-        config = standard_config(configs[prefix], of_component, alphas, use_dora)
-        flat |= {prefix + field: value for field, value in config.items()}
-    return json.dumps(flat, indent=2, sort_keys=True)
+    if peft_type in (None, LORA_TYPE):
+        alphas = {path: float(rank) for path, rank in ranks.items()}
+        return standard_config(lora_config(config), ranks, alphas, use_dora)
+    return {**config, "alpha": config.get("r", _RANK), "alpha_pattern": config.get("rank_pattern") or {}}
 
 
 def _commonest(values: Iterable[Number]) -> Number:

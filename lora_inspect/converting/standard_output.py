@@ -7,7 +7,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lora_inspect.converting.naming import CONFIG, FACTORS, PEFT_MAGNITUDES, carrier_of, magnitude_place
-from lora_inspect.converting.standard_config import BARE, config_of_method, standard_config, standard_embedded
+from lora_inspect.converting.standard_config import (
+    BARE,
+    config_of_method,
+    lora_config,
+    standard_config,
+    unscaled_config,
+)
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import ADAPTER_CONFIG, PEFT_WEIGHTS
 from lora_inspect.files.contents import Content, write_contents
@@ -69,14 +75,23 @@ class StandardOutput:
 
     def embedded(self, modules: "Mapping[str, SpelledModule]") -> str | None:
         """The configs that the metadata holds for diffusers, true of the modules; None where there are none to hold."""
-        if self._carriers != {FACTORS}:
-            return None
-        ranks: dict[str, dict[str, int]] = defaultdict(dict)
+        configs = peft_config.embedded_configs(self._adapter.checkpoint.metadata)
+        components: dict[str, dict[str, SpelledModule]] = defaultdict(dict)
         for key, module in modules.items():
             name = self._adapter.modules[key].name
-            ranks[name.prefix][name.body] = module.rank or 0
-        configs = peft_config.embedded_configs(self._adapter.checkpoint.metadata)
-        return standard_embedded(configs, ranks, any(module.magnitude for module in modules.values()))
+            components[name.prefix][name.body] = module
+        # diffusers takes no rank from the tensors of a component as soon as another one has a config.
+        if self._carriers != {FACTORS} or not configs or not components.keys() <= configs.keys():
+            return None
+        use_dora = any(module.magnitude for module in modules.values())
+        flat: dict[str, object] = {}
+        for prefix, own in components.items():
+            methods = _methods(own.values())
+            if len(methods) > 1:
+                return None
+            config = unscaled_config(configs[prefix], next(iter(methods), None), _ranks(own), use_dora)
+            flat |= {prefix + field: value for field, value in config.items()}
+        return json.dumps(flat, indent=2, sort_keys=True)
 
     def folded(self, modules: "Mapping[str, SpelledModule]") -> str | None:
         """The record of the scales in the factors, with what an earlier conversion multiplied in."""
@@ -123,12 +138,26 @@ class StandardOutput:
         checkpoint = self._adapter.checkpoint
         config = checkpoint.config if checkpoint.config and peft_config.is_peft_config(checkpoint.config) else None
         paths = {key: module.name.body for key, module in self._adapter.modules.items()}
-        ranks = {paths[key]: module.rank for key, module in modules.items() if module.rank is not None}
+        ranks = _ranks({paths[key]: module for key, module in modules.items()})
         alphas = {paths[key]: module.alpha for key, module in modules.items() if module.alpha is not None}
-        types = {part.algorithm.peft_type for module in modules.values() for part in module.parts}
-        method = next((found for found in types if found and found != peft_config.LORA_TYPE), None)
-        if method:
-            return config_of_method(config, method, ranks, alphas)
+        methods = _methods(modules.values())
+        if len(methods) > 1:
+            raise LoraInspectError(
+                f"{checkpoint.path}: its output would have modules of {' and '.join(sorted(methods))}, and a config of "
+                "PEFT speaks of one method; write those of each to a file of their own first."
+            )
+        if methods and peft_config.LORA_TYPE not in methods:
+            return config_of_method(config, methods.pop(), ranks, alphas)
         if config is None:
             config = {**BARE, **peft_config.embedded_configs(checkpoint.metadata).get("", {})}
-        return standard_config(config, ranks, alphas, any(module.magnitude for module in modules.values()))
+        return standard_config(lora_config(config), ranks, alphas, any(module.magnitude for module in modules.values()))
+
+
+def _methods(modules: "Iterable[SpelledModule]") -> set[str]:
+    """What PEFT calls the algorithms of the modules that it knows."""
+    return {part.algorithm.peft_type for module in modules for part in module.parts if part.algorithm.peft_type}
+
+
+def _ranks(modules: "Mapping[str, SpelledModule]") -> dict[str, int]:
+    """The ranks of those that have one; the others are no targets of LoRA."""
+    return {path: module.rank for path, module in modules.items() if module.rank is not None}

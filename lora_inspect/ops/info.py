@@ -112,7 +112,9 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
 
 
 def _module_record(module: Module, contribution: Contribution, folded: FoldedScales) -> dict[str, Any]:
-    scale = folded.meant(contribution.module.key, contribution.scale)
+    scale = contribution.scale
+    if contribution.algorithm.has_alpha:
+        scale = folded.meant(contribution.module.key, scale)
     return {
         "module": contribution.module.key,
         "path": module.path,

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from lora_inspect.converting.standard_config import standard_config
+from lora_inspect.converting.standard_config import lora_config, standard_config
 
 # Ends of one another, and letters that mean something in an expression.
 PATHS = [
@@ -24,3 +24,13 @@ def test_every_module_finds_its_own_numbers(turned):
     for pattern, default, numbers in (("rank_pattern", "r", ranks), ("alpha_pattern", "lora_alpha", alphas)):
         found = {path: get_pattern_key(list(config[pattern]), path) for path in paths}
         assert {path: config[pattern].get(key, config[default]) for path, key in found.items()} == numbers
+
+
+def test_a_config_of_another_method_becomes_one_of_lora_with_what_all_of_them_say():
+    common = {"base_model_name_or_path": "base", "task_type": "CAUSAL_LM", "target_modules": ["q"], "revision": "main"}
+    config = lora_config({**common, "peft_type": "LOHA", "alpha": 3, "rank_dropout": 0.5, "use_effective_conv2d": True})
+    peft = importlib.import_module("peft")
+    real = peft.LoraConfig(**{field: value for field, value in config.items() if field != "peft_type"})
+    assert {field: getattr(real, field) for field in common} == {**common, "target_modules": {"q"}}
+    assert config["peft_type"] == real.peft_type == "LORA"
+    assert lora_config({"r": 4, "use_dora": True}) == {"r": 4, "use_dora": True}

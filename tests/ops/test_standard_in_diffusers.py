@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers.training_utils import _collate_lora_metadata
 from diffusers_cases import (
     KINDS,
     LOADERS,
+    Case,
     Models,
     difference,
     models,
@@ -16,8 +19,10 @@ from diffusers_cases import (
     outputs_at,
     with_alphas,
 )
+from peft import LoKrConfig, LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.info import as_json, inspect
@@ -42,9 +47,8 @@ def standard(file: Path, keep_dora: bool = False) -> Path:
     result = convert_to_standard(str(file), str(output), ConvertOptions(keep_dora=keep_dora))
     assert result.exact
     before, after = (as_json(inspect(str(path)), modules=True) for path in (file, output))
-    assert {m["module"]: m["scale"] for m in after["module_list"]} == pytest.approx(
-        {m["module"]: m["scale"] for m in before["module_list"]}, rel=1e-6
-    )
+    scales = [{(m["module"], m["algorithm"]): m["scale"] for m in info["module_list"]} for info in (before, after)]
+    assert scales[1] == pytest.approx(scales[0], rel=1e-6)
     assert after["scales"] == before["scales"]
     return output
 
@@ -145,6 +149,64 @@ def test_metadata_without_a_component_of_the_file_goes(tmp_path, text_encoders):
     transformer = {path: value for path, value in case.meant.items() if path.startswith("transformer.")}
     assert after.keys() == len(tensors)
     assert difference(after, transformer) < 1e-5
+
+
+def embedded(file: Path) -> dict[str, Any]:
+    """The configs that a file has in its metadata, by the names of their fields."""
+    with safe_open(file, "pt") as opened:
+        found: dict[str, Any] = json.loads(opened.metadata()["lora_adapter_metadata"])
+    return found
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("also", ["norm_out.linear", "", "proj_out"], ids=["one more", "all others", "an adapted one"])
+def test_layers_without_a_rank_are_no_targets_of_the_config(also, tmp_path):
+    """diffusers ignores differences beside LoRA. With a rank of 0 the config would be refused by PEFT itself."""
+    case = of_diffusers("flux", "rslora", tmp_path)
+    tensors, metadata = load_file(case.file), {"lora_adapter_metadata": json.dumps(embedded(case.file))}
+    adapted = {key.removeprefix("transformer.").rpartition(".lora_")[0] for key in tensors}
+    layers = case.fresh().networks["transformer"].named_modules()
+    for path, layer in layers:
+        if isinstance(layer, nn.Linear) and (path == also or not (also or path in adapted)):
+            tensors[f"transformer.{path}.diff"] = torch.ones_like(layer.weight)
+    save_file(tensors, case.file, metadata)
+    assert difference(load(case.fresh(), case.file), case.meant) < 1e-5
+    file = standard(case.file)
+    assert difference(load(case.fresh(), file), case.meant) < 1e-5
+    config = {key.removeprefix("transformer."): value for key, value in embedded(file).items()}
+    network = case.fresh().networks["transformer"]
+    network.add_adapter(LoraConfig(**config))
+    made = {
+        name.removesuffix(".lora_A.default.weight"): len(tensor)
+        for name, tensor in network.named_parameters()
+        if ".lora_A." in name
+    }
+    assert made == {path: len(tensors[f"transformer.{path}.lora_A.weight"]) for path in adapted}
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("rank", [2, 64], ids=["products", "whole factors"])
+def test_a_lokr_keeps_its_own_config(rank, tmp_path):
+    trained = models("flux2")
+    network = trained.networks["transformer"]
+    torch.manual_seed(5)
+    config = LoKrConfig(
+        r=rank, alpha=6, target_modules=["to_q", "to_k", "proj_out"], rank_pattern={"to_q": rank - 1},
+        alpha_pattern={"to_k": 5}, init_weights=False,
+    )  # fmt: skip
+    network.add_adapter(config)
+    file = tmp_path / "lokr.safetensors"
+    trained.loader.save_lora_weights(
+        tmp_path,
+        weight_name=file.name,
+        transformer_lora_layers=get_peft_model_state_dict(network),
+        **_collate_lora_metadata(trained.networks),
+    )
+    network.eval()
+    case = Case(file, trained.outputs(), lambda: models("flux2"))
+    assert difference(load(case.fresh(), file), case.meant) < 1e-5
+    assert difference(load(case.fresh(), standard(file)), case.meant) < 1e-5
+    assert difference(case.fresh(), case.meant) > 1e-3
 
 
 @pytest.mark.numeric

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -150,6 +150,54 @@ def test_a_change_of_its_base_is_plain_lora(tmp_path):
     written = config_of(tmp_path / "out")
     assert (written["r"], written["lora_alpha"], written["use_dora"]) == (WIDTH, WIDTH, False)
     assert torch.allclose(loaded(tmp_path / "out"), expected, rtol=1e-4, atol=1e-5)
+
+
+def decomposed_loha(folder, but=()):
+    """A LoHa of PEFT with a magnitude in every module but some, and the output of the model that it makes."""
+    torch.manual_seed(1)
+    get_peft_model(toy(), LoHaConfig(r=2, alpha=3, target_modules=["q", "mlp"], init_weights=False)).save_pretrained(
+        folder
+    )
+    tensors = load_file(folder / "adapter_model.safetensors")
+    model = toy()
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear):
+            key = f"base_model.model.{name}"
+            left, right = (
+                tensors[f"{key}.hada_{w}_a"].double() @ tensors[f"{key}.hada_{w}_b"].double() for w in ("w1", "w2")
+            )
+            combined = layer.weight.double() + 1.5 * left * right
+            if not name.endswith(but or "nothing"):
+                magnitude = 1 + torch.rand(WIDTH)
+                tensors[f"{key}.lora_magnitude_vector"] = magnitude
+                combined = magnitude.double()[:, None] * combined / combined.norm(dim=1, keepdim=True)
+            layer.weight.copy_(combined)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    save_file(toy().state_dict(), folder.parent / "base.safetensors")
+    return output(model)
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("has_config", [True, False])
+def test_the_true_change_of_another_method_has_a_config_of_lora(has_config, tmp_path):
+    expected = decomposed_loha(tmp_path / "in")
+    said = {}
+    if not has_config:
+        (tmp_path / "in" / "adapter_config.json").unlink()
+        said = {"settings": Settings(alpha=3.0), "transposed": {"*": False}}
+    convert(tmp_path / "in", tmp_path / "out", base=str(tmp_path / "base.safetensors"), rank=WIDTH, **said)
+    written = config_of(tmp_path / "out")
+    assert (written["peft_type"], written["r"], written["lora_alpha"]) == ("LORA", WIDTH, WIDTH)
+    assert "alpha" not in written
+    assert torch.allclose(loaded(tmp_path / "out"), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_two_methods_have_no_config_together(tmp_path):
+    decomposed_loha(tmp_path / "in", but="mlp")
+    base, settings = str(tmp_path / "base.safetensors"), Settings(allow_partial_dora=True)
+    with pytest.raises(LoraInspectError, match=r"modules of LOHA and LORA, and a config of PEFT speaks of one method"):
+        convert(tmp_path / "in", tmp_path / "out", base=base, rank=WIDTH, settings=settings)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.numeric
