@@ -28,7 +28,19 @@ def carry_scales(parts: Sequence[Part], carrier: str) -> list[Part]:
             f"{carried[0].file}: {first.module.key} has several algorithms that share one alpha, which would have to "
             f"be {alphas[0]:g} and {alphas[1]:g}; write them to files of their own first."
         )
+    if carrier == ALPHA and alphas and (other := next((part for part in carried if _takes_alpha(part)), None)):
+        bearer = next(part for part in carried if part.alpha is not None)
+        raise LoraInspectError(
+            f"{other.file}: {other.origin.module.key} has {other.algorithm.title} beside {bearer.algorithm.title}, "
+            "whose scale would have to stand in an alpha that is no scale to the first; write them to files of their "
+            "own first."
+        )
     return carried
+
+
+def _takes_alpha(part: Part) -> bool:
+    """Whether the module's alpha is something else than a scale to the part's algorithm."""
+    return part.algorithm.has_alpha and part.algorithm.settings is not None and part.alpha is None
 
 
 def _carry(part: Part, carrier: str) -> Part:

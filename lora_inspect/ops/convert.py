@@ -102,6 +102,7 @@ def convert_to_standard(
     contents = [content for module in modules.values() for content in module.contents] + passed
     magnitudes = sum(module.magnitude is not None for module in modules.values())
     source = _reading(adapter)
+    algorithms = sorted({part.algorithm.name for module in modules.values() for part in module.parts})
     embedded = place.embedded(modules)
     metadata = standard_metadata(
         adapter.checkpoint.metadata,
@@ -109,6 +110,7 @@ def convert_to_standard(
         ranks={module.rank for module in modules.values() if module.rank is not None},
         alphas={module.alpha for module in modules.values() if module.alpha is not None},
         magnitudes=magnitudes,
+        algorithms=algorithms,
         embedded=embedded,
         folded=place.folded(modules),
     )
@@ -118,7 +120,7 @@ def convert_to_standard(
     errors = {key: module.relative_error for key, module in modules.items()}
     target = {
         "scheme": adapter.scheme,
-        "algorithm": "+".join(sorted({part.algorithm.name for m in modules.values() for part in m.parts})),
+        "algorithm": "+".join(algorithms),
         "rslora": False,
         "dora": magnitudes > 0,
         "multiplier": _rules(module.magnitude for module in modules.values()),

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from lora_inspect import __version__
@@ -20,6 +20,9 @@ _STALE_HASHES = (*HASHES, "modelspec.hash_sha256")
 # Options that said how the stored alpha was to be read; in a standard file alpha/rank says it all.
 _SCALE_OPTIONS = ("use_rslora", "rs_lora", "alpha_pattern", "conv_alpha", "split_qkv")
 _DORA_OPTIONS = ("use_dora", "dora_wd", "weight_decompose", "wd_on_output", "wd_on_out")
+# Algorithms that trainers name as their options do, and what only these are told.
+_NAMED_IN_OPTIONS = ("loha", "lokr")
+_OPTIONS_OF_LOKR = ("factor", "decompose_both", "full_matrix", "unbalanced_factorization")
 # What trainers write where modules differ.
 _SEVERAL = "Dynamic"
 
@@ -38,13 +41,14 @@ def standard_metadata(
     ranks: set[int],
     alphas: set[float],
     magnitudes: int,
+    algorithms: Collection[str],
     embedded: str | None = None,
     folded: str | None = None,
 ) -> dict[str, str]:
     """An adapter's metadata after `convert --to-standard`: rank, alpha and options as the tensors now have them.
 
     `embedded` are the configs that are true of them, where they have some, and `folded` is the record of the scales
-    in their factors. `magnitudes` are as many as are kept.
+    in their factors. `magnitudes` are as many as are kept, and `algorithms` are those of its modules by name.
     """
     stale = {*_STALE_HASHES, EMBEDDED_KEY, FOLDED_KEY, MAGNITUDES_KEY, "ss_alpha_pattern"}
     kept = {key: value for key, value in metadata.items() if key not in stale}
@@ -56,13 +60,33 @@ def standard_metadata(
         del kept["ss_rank_pattern"]
     if "ss_network_args" in kept:
         gone = _SCALE_OPTIONS if magnitudes else (*_SCALE_OPTIONS, *_DORA_OPTIONS)
-        kept["ss_network_args"] = json.dumps({k: v for k, v in network_args(metadata).items() if k not in gone})
+        args = {k: v for k, v in network_args(metadata).items() if k not in gone}
+        kept["ss_network_args"] = json.dumps(_without_other_algorithms(args, algorithms))
+    if module := kept.get("ss_network_module"):
+        kept["ss_network_module"] = _module_of(module, algorithms)
     kept |= {key: value for key, value in ((EMBEDDED_KEY, embedded), (FOLDED_KEY, folded)) if value is not None}
     if magnitudes:
         kept[MAGNITUDES_KEY] = str(magnitudes)
     kept[SCALE_KEY] = STANDARD
     kept[CONVERTED_KEY] = json.dumps({"version": __version__, **source})
     return kept
+
+
+def _without_other_algorithms(args: dict[str, Any], algorithms: Collection[str]) -> dict[str, Any]:
+    """LyCORIS's options, which name plain LoRA where the modules are that and none is of their algorithm any more."""
+    if not _is_lora_now(str(args.get("algo", "")).lower(), algorithms):
+        return args
+    return {**{k: v for k, v in args.items() if k not in _OPTIONS_OF_LOKR}, "algo": "lora"}
+
+
+def _module_of(module: str, algorithms: Collection[str]) -> str:
+    """The network that a trainer names, which then is one of plain LoRA as well."""
+    package, dot, name = module.rpartition(".")
+    return f"{package}{dot}lora" if _is_lora_now(name, algorithms) else module
+
+
+def _is_lora_now(named: str, algorithms: Collection[str]) -> bool:
+    return named in _NAMED_IN_OPTIONS and named not in algorithms and "lora" in algorithms
 
 
 def without_scale_options(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -1,13 +1,21 @@
 """convert --base: a plain LoRA of W' - W, whatever the base stores its weights as and in whichever layout."""
 
+import json
+
 import layouts
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.converting import own_weight
+from lora_inspect.converting.landed import find_landed
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.matching.match import match
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
+from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
+from lora_inspect.reading.settings import Settings
 
 pytestmark = pytest.mark.numeric
 
@@ -160,3 +168,116 @@ def test_a_layer_that_has_only_its_bias_there_is_refused(tmp_path):
     base = {f"{Q}.bias": torch.ones(OUT), "blocks.0.attn.k.weight": torch.ones(OUT, IN)}
     with pytest.raises(LoraInspectError, match=rf"1 modules have no weight in .*\({NAME}\)"):
         converted(tmp_path, adapter, base)
+
+
+def beside(kind):
+    """The factors of a module in kohya's names, and the change that they make, in float64."""
+    if kind == "LoRA":
+        down, up = numbers(RANK, IN, seed=6), numbers(OUT, RANK, seed=7)
+        return {"lora_down.weight": down, "lora_up.weight": up}, ALPHA / RANK * up.double() @ down.double()
+    sides = [numbers(*shape, seed=seed) for seed, shape in enumerate([(OUT, RANK), (RANK, IN)] * 2, start=8)]
+    left, right = (sides[at].double() @ sides[at + 1].double() for at in (0, 2))
+    roles = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    return dict(zip(roles, sides, strict=True)), ALPHA / RANK * left * right
+
+
+def module(*parts):
+    return {f"{NAME}.{key}": tensor for part in parts for key, tensor in {**part, "alpha": torch.tensor(ALPHA)}.items()}
+
+
+def merged(folder, base, adapter):
+    plan = plan_merge(str(base), [(str(adapter), 1.0)], MergeOptions())
+    merge(plan, str(folder / "merged.safetensors"), force=True)
+    return load_file(folder / "merged.safetensors")[f"{Q}.weight"].double()
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "LoHa"])
+def test_a_difference_on_the_same_weight_is_in_the_norm_and_stays(kind, tmp_path):
+    weight, difference, scale = numbers(OUT, IN), numbers(OUT, IN, seed=1), numbers(OUT, 1, seed=2).abs() + 1
+    factors, change = beside(kind)
+    adapter = module(factors, {"diff": difference, "dora_scale": scale})
+    found = converted(tmp_path, adapter, {f"{Q}.weight": weight})
+    whole = weight.double() + difference.double() + change
+    decomposed = scale.double() * whole / (whole.norm(dim=1, keepdim=True) + 2.0**-23)
+    assert torch.equal(found[f"{NAME}.diff"], difference)
+    assert_near(weight.double() + found[f"{NAME}.diff"].double() + plain(found)[NAME], decomposed)
+    base = tmp_path / "base.safetensors"
+    assert_near(merged(tmp_path, base, tmp_path / "adapter.safetensors"), decomposed)
+    for options, expected in (({"keep_dora": True}, decomposed), ({"drop_magnitude": True}, whole)):
+        source, output = str(tmp_path / "adapter.safetensors"), str(tmp_path / "out.safetensors")
+        convert_to_standard(source, output, ConvertOptions(**options), force=True)
+        assert_near(merged(tmp_path, base, output), expected)
+
+
+@pytest.fixture
+def in_order(tmp_path, write_safetensors):
+    """Converts an adapter whose tensors stand in this order."""
+
+    def convert(adapter, settings=None):
+        stored = {key: ("F32", tuple(t.shape), t.contiguous().numpy().tobytes()) for key, t in adapter.items()}
+        source = write_safetensors(stored, name="adapter.safetensors")
+        save_file({f"{Q}.weight": numbers(OUT, IN)}, tmp_path / "base.safetensors")
+        options = ConvertOptions(base=str(tmp_path / "base.safetensors"), rank=OUT, settings=settings or Settings())
+        convert_to_standard(str(source), str(tmp_path / "out.safetensors"), options)
+
+    return convert
+
+
+def test_a_second_lora_on_one_module_is_refused(in_order):
+    adapter = module(beside("LoRA")[0], beside("LoHa")[0], {"dora_scale": torch.ones(OUT, 1)})
+    # Of two changes that can have a magnitude it is the first one's.
+    order = sorted(adapter, key=lambda key: "hada" not in key)
+    settings = Settings(allow_partial_dora=True)
+    with pytest.raises(LoraInspectError, match=r"has LoRA beside the LoHa with a magnitude.*choose --keep-dora"):
+        in_order({key: adapter[key] for key in order}, settings)
+
+
+ROTATED = {**beside("LoRA")[0], "dora_scale": torch.ones(OUT, 1), "oft_blocks": 0.1 * numbers(3, 2, 2)}
+
+
+def test_a_rotation_behind_the_magnitude_stays_behind_the_plain_lora(in_order, tmp_path):
+    in_order({f"diffusion_model.{Q}.{key}": tensor for key, tensor in ROTATED.items()})
+    base = tmp_path / "base.safetensors"
+    expected, found = (merged(tmp_path, base, tmp_path / f"{name}.safetensors") for name in ("adapter", "out"))
+    assert_near(found, expected)
+
+
+def test_an_alpha_that_a_rotation_would_take_for_its_own_is_not_added(in_order):
+    with pytest.raises(LoraInspectError, match=rf"{NAME} has OFT.* beside LoRA.*to files of their own first"):
+        in_order({f"{NAME}.{key}": tensor for key, tensor in ROTATED.items()})
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        {"oft_blocks": 0.1 * numbers(3, 2, 2)},
+        {"lora_down.0.weight": torch.ones(RANK, IN), "lora_up.0.weight": torch.ones(OUT, RANK)},
+    ],
+    ids=["OFT", "LoRA"],
+)
+def test_what_is_not_added_to_all_rows_before_the_magnitude_is_refused(before, read, write_safetensors):
+    factors = {**beside("LoHa")[0], "dora_scale": torch.ones(OUT, 1), **before}
+    tensors = {f"{NAME}.{key}": ("F32", tuple(tensor.shape), 0.5) for key, tensor in factors.items()}
+    adapter = read(tensors)
+    base = open_checkpoint(str(write_safetensors({f"{Q}.weight": ("F32", (OUT, IN), 1)}, name="base.safetensors")))
+    matching = match(adapter, base)
+    own = adapter.modules[NAME]
+    turned = sorted(own.contributions, key=lambda contribution: contribution.magnitude is not None)
+    adapter.modules[NAME] = own._replace(contributions=tuple(turned))
+    with pytest.raises(LoraInspectError, match=rf"{NAME} has .* before its magnitude.*choose --keep-dora"):
+        find_landed(adapter, base, matching)
+
+
+def test_metadata_names_the_algorithm_that_it_became(tmp_path):
+    factors, _ = beside("LoHa")
+    save_file(module(factors, {"dora_scale": torch.ones(OUT, 1)}), tmp_path / "in.safetensors", {
+        "ss_network_module": "lycoris.kohya",
+        "ss_network_args": json.dumps({"algo": "loha", "dora_wd": "True", "preset": "attn-mlp"}),
+    })  # fmt: skip
+    save_file({f"{Q}.weight": numbers(OUT, IN)}, tmp_path / "base.safetensors")
+    options = ConvertOptions(base=str(tmp_path / "base.safetensors"), rank=OUT)
+    result = convert_to_standard(str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors"), options)
+    assert (result.source["algorithm"], result.target["algorithm"]) == ("loha", "lora")
+    with safe_open(tmp_path / "out.safetensors", "pt") as opened:
+        assert json.loads(opened.metadata()["ss_network_args"]) == {"algo": "lora", "preset": "attn-mlp"}
+        assert json.loads(opened.metadata()["lora_inspect.converted"])["algorithm"] == "loha"

@@ -28,9 +28,11 @@ TRAINED = {
 }
 
 
-def standard(metadata=TRAINED, ranks=frozenset({16}), alphas=frozenset({32.0}), magnitudes=0):
+def standard(metadata=TRAINED, ranks=frozenset({16}), alphas=frozenset({32.0}), magnitudes=0, algorithms=("lora",)):
     source = {"file": "a.safetensors", "rslora": True}
-    return standard_metadata(metadata, source, ranks=set(ranks), alphas=set(alphas), magnitudes=magnitudes)
+    return standard_metadata(
+        metadata, source, ranks=set(ranks), alphas=set(alphas), magnitudes=magnitudes, algorithms=algorithms
+    )
 
 
 def test_what_described_the_old_tensors_is_corrected_or_gone():
@@ -50,6 +52,25 @@ def test_ranks_and_alphas_that_differ_have_no_single_number():
     found = standard(ranks={4, 16}, alphas={8.0, 32.0})
     assert not {found["ss_network_dim"], found["ss_network_alpha"]} & {"4", "16", "8", "32"}
     assert "ss_rank_pattern" in found
+
+
+@pytest.mark.parametrize(
+    ("module", "algo", "algorithms", "expected"),
+    [
+        ("lycoris.kohya", "LoKr", ["lora"], ("lycoris.kohya", {"algo": "lora", "conv_dim": "4"})),
+        ("lycoris.kohya", "lokr", ["lokr", "lora"], ("lycoris.kohya", {"algo": "lokr", "conv_dim": "4", "factor": 8})),
+        ("lycoris.kohya", "lokr", ["full"], ("lycoris.kohya", {"algo": "lokr", "conv_dim": "4", "factor": 8})),
+        ("lycoris.kohya", "locon", ["lora"], ("lycoris.kohya", {"algo": "locon", "conv_dim": "4", "factor": 8})),
+        ("networks.loha", None, ["lora"], ("networks.lora", {"conv_dim": "4", "factor": 8})),
+        ("networks.loha", None, ["loha"], ("networks.loha", {"conv_dim": "4", "factor": 8})),
+        ("networks.lora_wan", None, ["lora"], ("networks.lora_wan", {"conv_dim": "4", "factor": 8})),
+    ],
+)
+def test_the_algorithm_is_that_of_the_modules(module, algo, algorithms, expected):
+    args = {"conv_dim": "4", "factor": 8, **({"algo": algo} if algo else {})}
+    metadata = {"ss_network_module": module, "ss_network_args": json.dumps(args)}
+    found = standard(metadata, algorithms=algorithms)
+    assert (found["ss_network_module"], json.loads(found["ss_network_args"])) == expected
 
 
 def test_a_kept_magnitude_keeps_the_option_that_asked_for_it():
