@@ -1,7 +1,6 @@
-"""LoKr against its formula and against lycoris-lora, whose forward applies the scale once (its merge does it twice)."""
+"""What LoKr's modules have of their own; what they compute stands in test_delta_modules.py."""
 
 import importlib
-import math
 
 import pytest
 import torch
@@ -9,47 +8,7 @@ from torch import nn
 
 from lora_inspect.algorithms import lokr
 from networks.build.network import LoRANetwork
-from networks.lokr import LoKrInfModule, LoKrModule, merge_weights_to_tensor
-
-pytestmark = pytest.mark.numeric
-
-LAYERS = {
-    "linear": lambda: nn.Linear(48, 64),
-    "linear without bias": lambda: nn.Linear(48, 64, bias=False),
-    "conv": lambda: nn.Conv2d(12, 24, 3, stride=2, padding=1),
-    "1x1": lambda: nn.Conv2d(12, 24, 1),
-    "grouped": lambda: nn.Conv2d(12, 24, 3, groups=2, padding=1),
-    "conv3d": lambda: nn.Conv3d(12, 24, (1, 2, 2), stride=(1, 2, 2)),
-}
-# w2 as a product, and, at a rank of half its longer side, whole.
-RANKS = (2, 64)
-
-
-def input_of(base):
-    if isinstance(base, nn.Linear):
-        return torch.randn(2, 5, base.in_features)
-    return torch.randn(2, base.in_channels, *[8] * len(base.kernel_size))
-
-
-def built(base, module_class=LoKrModule, rank=2, alpha=3.0, **options):
-    """A module that has learned something, on a frozen base."""
-    module = module_class("layer", base.requires_grad_(False), 1.0, rank, alpha, **options)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    module.apply_to()
-    return module
-
-
-def oracle(module):
-    """kron of w1 (o1, i1) and w2 (o2, i2, kernel), entry by entry of the two."""
-    factors = {name.removeprefix("lokr_"): value.detach().double() for name, value in module.named_parameters()}
-    whole = "w2" in factors
-    w2 = factors["w2"].flatten(1) if whole else factors["w2_a"] @ factors["w2_b"]
-    w2 = w2.view(w2.shape[0], -1, math.prod(module.org_module.weight.shape[2:]))
-    delta = torch.einsum("ab,cdk->acbdk", factors["w1"], w2)
-    scale = 1.0 if whole else float(module.alpha) / module.lora_dim
-    return scale * delta.reshape(module.org_module.weight.shape)
+from networks.lokr import LoKrInfModule, LoKrModule
 
 
 @pytest.mark.parametrize(
@@ -80,54 +39,6 @@ def test_factorisation_is_that_of_lycoris():
             assert lokr.factorise(dimension, factor) == tuple(reference(dimension, factor)), (dimension, factor)
 
 
-@pytest.mark.parametrize("rank", RANKS)
-@pytest.mark.parametrize("kind", LAYERS)
-def test_the_first_step_is_the_base(kind, rank):
-    base = LAYERS[kind]()
-    x = input_of(base)
-    before = base(x)
-    LoKrModule("layer", base, lora_dim=rank).apply_to()
-    assert torch.equal(base(x), before)
-
-
-@pytest.mark.parametrize("multiplier", [1.0, -0.4])
-@pytest.mark.parametrize("rank", RANKS)
-@pytest.mark.parametrize("kind", LAYERS)
-def test_forward_delta_and_merge_are_the_formula(kind, rank, multiplier):
-    base = LAYERS[kind]().double()
-    module = built(base, LoKrInfModule, rank).double()
-    module.multiplier = multiplier
-    x = input_of(base).double()
-    runtime = base(x)
-    expected = multiplier * oracle(module)
-    assert torch.allclose(module.get_weight(), expected, rtol=1e-12)
-    before = base.weight.clone()
-    module.merge_to(module.state_dict())
-    assert torch.allclose(base.weight, before + expected, rtol=1e-12)
-    assert torch.allclose(base(x), runtime, rtol=1e-12)
-
-
-@pytest.mark.parametrize("factor", [-1, 4])
-@pytest.mark.parametrize("rank", RANKS)
-@pytest.mark.parametrize("kind", LAYERS)
-def test_lycoris_makes_the_same_of_the_same_factors(kind, rank, factor):
-    lycoris = importlib.import_module("lycoris.modules.lokr")
-    base, other = LAYERS[kind](), LAYERS[kind]()
-    other.load_state_dict(base.state_dict())
-    module = built(base, rank=rank, factor=factor)
-    theirs = lycoris.LokrModule("layer", other.requires_grad_(False), 1.0, rank, 3.0, factor=factor)
-    assert {key: tensor.shape for key, tensor in theirs.state_dict().items()} == {
-        key: tensor.shape for key, tensor in module.state_dict().items()
-    }
-    assert theirs.scale == module.scale
-    assert float(theirs.alpha) == float(module.alpha)
-    theirs.load_state_dict(module.state_dict(), strict=True)
-    theirs.apply_to()
-    x = input_of(base)
-    ours, reference = base(x), other(x)
-    assert torch.allclose(ours, reference, rtol=1e-4, atol=1e-5 * reference.abs().max().item())
-
-
 def test_keys_and_shapes_are_those_of_musubi_and_lycoris():
     def shapes(rank):
         state = LoKrModule("layer", nn.Conv2d(12, 24, 3), lora_dim=rank, alpha=1).state_dict()
@@ -146,27 +57,8 @@ def test_two_whole_factors_have_scale_1_and_store_the_rank_as_alpha():
     assert LoKrModule("layer", nn.Linear(48, 64), lora_dim=2, alpha=1.0).scale == 0.5
 
 
-def test_half_precision_base():
-    base = LAYERS["linear"]().to(torch.bfloat16)
-    module = built(base)
-    x = input_of(base).to(torch.bfloat16)
-    output = base(x)
-    assert output.dtype == torch.bfloat16
-    expected = x.double() @ (base.weight.double() + oracle(module)).t() + base.bias.double()
-    assert (output.double() - expected).abs().max() < 2**-7 * expected.abs().max()
-
-
-def test_max_norm_shrinks_the_delta_to_the_limit():
-    for rank in RANKS:
-        module = built(LAYERS["conv"](), rank=rank)
-        norm = oracle(module).norm()
-        assert math.isclose(module.change_norm(), norm, rel_tol=1e-5)
-        module.shrink(torch.tensor(0.25))
-        assert math.isclose(oracle(module).norm(), norm / 4, rel_tol=1e-5)
-
-
 def test_factors_of_another_weight_are_an_error():
-    module = built(LAYERS["linear"](), LoKrInfModule)
+    module = LoKrInfModule("layer", nn.Linear(48, 64), lora_dim=2)
     with pytest.raises(ValueError, match="layer: either w2 or both w2_a and w2_b are needed"):
         module.merge_to({**module.state_dict(), "lokr_w2": torch.zeros(8, 8)})
     with pytest.raises(ValueError, match=r"layer: its factors change a weight of .*, but the base's is"):
@@ -183,25 +75,6 @@ def test_a_network_with_another_factor_cannot_load(make_model, tmp_path):
     network(2).load_weights(file)
     with pytest.raises(ValueError, match=r"lokr_w1 has shape \[2, 2\], but the network has \[3, 3\]"):
         network(-1).load_weights(file)
-
-
-def test_one_weight_at_a_time():
-    """The call of musubi-tuner's loader: keys that were used leave the set, other weights come back as they are."""
-    module = built(LAYERS["conv"](), LoKrInfModule, alpha=0.75)
-    weight, before = module.org_module.weight, module.org_module.weight.clone()
-    weights = {f"layer.{key}": tensor for key, tensor in module.state_dict().items()}
-    weights["layer_1.alpha"] = torch.tensor(1.0)
-    left = set(weights)
-    assert merge_weights_to_tensor(weight, "other", weights, left, 1.0, "cpu") is weight
-    assert left == set(weights)
-    merged = merge_weights_to_tensor(weight, "layer", weights, left, 0.5, "cpu")
-    assert left == {"layer_1.alpha"}
-    module.multiplier = 0.5
-    module.merge_to(module.state_dict())
-    assert torch.equal(merged, module.org_module.weight)
-    assert torch.allclose(merged - before, 0.5 * oracle(module).view(before.shape).float(), atol=1e-6)
-    half = merge_weights_to_tensor(before.bfloat16(), "layer", weights, set(weights), 0.5, "cpu")
-    assert half.dtype == torch.bfloat16
 
 
 def test_factors_without_dimensions_are_named():
