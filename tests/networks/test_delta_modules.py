@@ -170,7 +170,7 @@ def test_half_precision_bases(kind, variant, dtype, autocast):
     reference = LAYERS[kind]().double()
     reference.load_state_dict({"weight": base.weight.double() + variant.oracle(module), "bias": base.bias.double()})
     # Autocast computes the delta itself in half precision.
-    bound = (4 if autocast else 1) * 2 ** (-7 if dtype == torch.bfloat16 else -10)
+    bound = (8 if autocast else 4) * 2 ** (-7 if dtype == torch.bfloat16 else -10)
     assert furthest(output, reference(x.double())) < bound
     output.float().sum().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in module.parameters())
