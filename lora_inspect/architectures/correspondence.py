@@ -20,11 +20,15 @@ class Relation(NamedTuple):
 
     `arrangement` says which rows those are; None stands for one module with the same rows in the same order. Biases
     are arranged as the rows of the weights are.
+
+    Of `experts`, the whole is one parameter (experts, rows, columns), and each part one module an expert, whose number
+    is the last `{i}` of its path.
     """
 
     whole: str
     parts: tuple[str, ...]
     arrangement: Arrangement | None = None
+    experts: bool = False
 
 
 class Link(NamedTuple):
@@ -62,6 +66,11 @@ def swapped(one: str, other: str) -> Relation:
 def pair_swapped(one: str, other: str) -> Relation:
     """A modulation that is swapped where it has shift and scale alone."""
     return Relation(one, (other,), PairSwapped())
+
+
+def experts(whole: str, *parts: str) -> Relation:
+    """A parameter with a layer of all experts, and the modules of each, from top to bottom where there are several."""
+    return Relation(whole, parts, Stacked((1,) * len(parts)) if len(parts) > 1 else None, experts=True)
 
 
 def below(whole_parent: str, part_parent: str, *relations: Relation) -> tuple[Relation, ...]:
@@ -105,16 +114,32 @@ class Correspondence:
             if found is not None and found != path:
                 yield link._replace(path=found)
 
+    def links_of_experts(self, path: str) -> Iterator[Link]:
+        """What the experts' modules are called whose layers the parameter at `path` has, with `{i}` for the expert."""
+        for relation in self._of_experts.get(pattern_of(path, "."), ()):
+            for number, part in enumerate(relation.parts):
+                parent, mark, leaf = part.rpartition("{i}")
+                if (found := fill(relation.whole, parent, path)) is not None:
+                    yield Link(f"{found}{mark}{leaf}", relation, number, is_whole=False)
+
     @cached_property
     def _by_pattern(self) -> dict[str, list[tuple[str, str, Link]]]:
         """Every path of the relations with the related one, by its pattern."""
         table: dict[str, list[tuple[str, str, Link]]] = defaultdict(list)
-        for relation in self.relations:
+        for relation in (relation for relation in self.relations if not relation.experts):
             for number, part in enumerate(relation.parts):
                 of_whole = relation.whole, part, Link("", relation, number, is_whole=False)
                 of_part = part, relation.whole, Link("", relation, number, is_whole=True)
                 for entry in (of_whole, of_part):
                     table[pattern_of(entry[0], ".")].append(entry)
+        return dict(table)
+
+    @cached_property
+    def _of_experts(self) -> dict[str, list[Relation]]:
+        """The relations of experts by the pattern of the parameter."""
+        table: dict[str, list[Relation]] = defaultdict(list)
+        for relation in (relation for relation in self.relations if relation.experts):
+            table[pattern_of(relation.whole, ".")].append(relation)
         return dict(table)
 
 

@@ -1,18 +1,22 @@
 """Decoder language models of the Llama line: Llama, Mistral, Qwen, Gemma, MiniCPM, Phi-3.
 
 Leaves as in their classes of transformers: `qkv_proj` and `gate_up_proj` are Phi-3's fused layers, the numbered
-experts those of mixture models stored one by one. Roots: the causal model, its bare backbone, and the language part
-of a multimodal model, which newer and older classes nest differently; the vision tower is that of Qwen-VL.
+experts those of mixture models stored one by one, the others parameters of all experts at once. Roots: the causal
+model, its bare backbone, and the language part of a multimodal model, which newer and older classes nest differently;
+the vision tower is that of Qwen-VL.
 """
 
-from .correspondence import Correspondence, below, stack
+from .correspondence import Correspondence, below, experts, same, stack
 from .record import Architecture, Layout, under
 from .rows import INPUTS
 
+# The parameters of all experts: the first layers of their feed-forward, and its last one.
+EXPERT_PARAMETERS = ("gate_up_proj", "down_proj")
 LAYER = (
     *under("self_attn", "q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"),
     *under("mlp", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "gate"),
     *under("mlp.experts.{i}", "gate_proj", "up_proj", "down_proj"),
+    *under("mlp.experts", *EXPERT_PARAMETERS),
     *under("mlp.shared_expert", "gate_proj", "up_proj", "down_proj"),
     "block_sparse_moe.gate",
     *under("block_sparse_moe.experts.{i}", "w1", "w2", "w3"),
@@ -31,6 +35,14 @@ BACKBONE = ("embed_tokens", *under("layers.{i}", *LAYER))
 FUSED = (
     stack("self_attn.qkv_proj", *under("self_attn", "q_proj", "k_proj", "v_proj"), shares=(INPUTS, 1, 1)),
     stack("mlp.gate_up_proj", *under("mlp", "gate_proj", "up_proj")),
+)
+# As transformers converts Mixtral and Qwen2-MoE, whose names most other mixtures have.
+EXPERTS = (
+    experts("mlp.experts.gate_up_proj", *under("mlp.experts.{i}", "gate_proj", "up_proj")),
+    experts("mlp.experts.down_proj", "mlp.experts.{i}.down_proj"),
+    experts("mlp.experts.gate_up_proj", *under("block_sparse_moe.experts.{i}", "w1", "w3")),
+    experts("mlp.experts.down_proj", "block_sparse_moe.experts.{i}.w2"),
+    same("block_sparse_moe.gate", "mlp.gate"),
 )
 ROOTS = ("model.", "", "model.language_model.", "language_model.model.")
 
@@ -52,6 +64,10 @@ ARCHITECTURE = Architecture(
         ),
     ),
     correspondence=Correspondence(
-        lambda: (r for layers in (f"{root}layers.{{i}}" for root in ROOTS) for r in below(layers, layers, *FUSED))
+        lambda: (
+            relation
+            for layers in (f"{root}layers.{{i}}" for root in ROOTS)
+            for relation in below(layers, layers, *FUSED, *EXPERTS)
+        )
     ),
 )

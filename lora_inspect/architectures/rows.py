@@ -31,6 +31,10 @@ class Runs(NamedTuple):
         """The same rows, seen from the other weight."""
         return Runs(self.source, self.length, self.start, self.times, self.source_stride, self.stride)
 
+    def shifted(self, rows: int) -> "Runs":
+        """The same rows, with so many more before them in the one weight."""
+        return self._replace(start=self.start + rows)
+
     def each(self) -> Iterator[tuple[int, int, int]]:
         """(first row, row behind the last one, first row in the other weight) of every run."""
         for run in range(self.times):

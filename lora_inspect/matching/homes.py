@@ -30,20 +30,19 @@ def find_homes(
     kinds = {(module.name.scheme, module.name.component, module.name.prefix) for module in modules}
     tables = {kind: NameTable(base, *kind, correspondence) for kind in kinds}
     homes: list[Home] = []
-    taken: dict[str, list[tuple[Found, Module]]] = defaultdict(list)
+    taken: dict[tuple[str, int | None], list[tuple[Found, Module]]] = defaultdict(list)
     unmatched: list[Module] = []
     for module in modules:
         name = module.name
         found = _one_meaning(module, tables[name.scheme, name.component, name.prefix].find(name), adapter, base)
-        if not found or not any(
-            f"{found[0].path}.{c.algorithm.parameter}" in base.tensors for c in module.contributions
-        ):
+        if not found or not any(found[0].tensor(c.algorithm.parameter) in base.tensors for c in module.contributions):
             unmatched.append(module)
             continue
         for one in found:
-            if other := next((module for earlier, module in taken[one.path] if _share_rows(earlier, one)), None):
+            here = taken[one.path, one.expert]
+            if other := next((module for earlier, module in here if _share_rows(earlier, one)), None):
                 raise LoraInspectError(_both_change(other, module, one.path, adapter, base))
-            taken[one.path].append((one, module))
+            here.append((one, module))
         homes.append(Home(module, found))
     return homes, tuple(unmatched)
 

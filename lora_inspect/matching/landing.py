@@ -1,6 +1,6 @@
 """Which rows of which tensors of its home a contribution changes, and what keeps it from being exact there."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from lora_inspect.algorithms.record import WEIGHT
@@ -8,6 +8,7 @@ from lora_inspect.architectures.rows import Runs
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
+from lora_inspect.matching.expert_weights import as_matrix, check_orientation
 from lora_inspect.matching.homes import Home
 from lora_inspect.matching.orientation import Covered, Layer, Orientation, covered_shape
 from lora_inspect.matching.place import Place
@@ -27,7 +28,7 @@ def layers_of(home: Home, base: Checkpoint) -> Iterator[Layer]:
     """The weights of a home that are matrices or kernels which its module changes."""
     if not any(contribution.algorithm.parameter == WEIGHT for contribution in home.module.contributions):
         return
-    for one in home.found:
+    for one in (one for one in home.found if one.expert is None):
         weight = base.tensors.get(f"{one.path}.{WEIGHT}")
         if weight is not None and is_weight(weight):
             yield Layer(home.module, weight, _covered_of(home, one, weight))
@@ -40,10 +41,12 @@ def land(
 
     Raises LoraInspectError where it cannot be exact there.
     """
-    targets = [base.tensors.get(f"{one.path}.{contribution.algorithm.parameter}") for one in home.found]
+    targets = [base.tensors.get(one.tensor(contribution.algorithm.parameter)) for one in home.found]
     known = [target for target in targets if target is not None]
     if len(known) < len(targets):
         return None
+    if home.found[0].expert is not None:
+        return _land_on_expert(contribution, home, home.found[0].expert, base)
     stored = [_is_transposed(contribution, target, orientations) for target in known]
     if home.found[0].piece is None:
         own = contribution.rows and Runs(contribution.rows[0], contribution.rows[1] - contribution.rows[0])
@@ -53,6 +56,21 @@ def land(
     landing = Landing(
         tuple(Place(*each) for each in zip(known, runs, stored, strict=True)), sum(each.rows for each in runs)
     )
+    _check_exact(contribution, home, landing, base)
+    return landing
+
+
+def _land_on_expert(contribution: Contribution, home: Home, expert: int, base: Checkpoint) -> Landing:
+    """The rows of one expert in the parameter of all of them, seen as the matrix (experts·rows, columns)."""
+    (one,) = home.found
+    check_orientation(one.path, base)
+    parameter = base.tensors[one.path]
+    _, rows, columns = parameter.shape
+    arranged = one.piece.arrangement.runs(rows, columns) if one.piece else (Runs(0, rows),)
+    if arranged is None:
+        raise LoraInspectError(_other_rows(home, [(rows, columns)], base))
+    runs = arranged[one.piece.part if one.piece else 0]
+    landing = Landing((Place(as_matrix(parameter), runs.shifted(expert * rows)),), runs.rows)
     _check_exact(contribution, home, landing, base)
     return landing
 
@@ -85,14 +103,18 @@ def _runs(home: Home, base: Checkpoint, orientations: dict[str, Orientation]) ->
         piece = one.piece
         arranged = piece.arrangement.runs(rows, inputs) if piece else None
         if piece is None or arranged is None or (piece.of_whole and arranged[piece.part].rows != own_rows):
-            shapes = ", ".join(f"{one.path} has {list(size)}" for one, size in zip(home.found, sizes, strict=True))
-            raise LoraInspectError(
-                f"{base.path}: {shapes} as (out, in), which are not the rows that {home.module.name.key} stands for "
-                "in this layout; use a base in the adapter's layout."
-            )
+            raise LoraInspectError(_other_rows(home, sizes, base))
         runs = arranged[piece.part]
         found.append(runs.inverted if piece.of_whole else runs)
     return found
+
+
+def _other_rows(home: Home, sizes: Sequence[tuple[int, int]], base: Checkpoint) -> str:
+    shapes = ", ".join(f"{one.path} has {list(size)}" for one, size in zip(home.found, sizes, strict=True))
+    return (
+        f"{base.path}: {shapes} as (out, in), which are not the rows that {home.module.name.key} stands for in this "
+        "layout; use a base in the adapter's layout."
+    )
 
 
 def _size(one: Found, base: Checkpoint, orientations: dict[str, Orientation]) -> tuple[int, int]:

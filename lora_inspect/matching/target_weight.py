@@ -27,8 +27,8 @@ def check_place(placed: Placed, rows: int, adapter: Adapter, base: Checkpoint, b
         ours = f"the slices of {name} cover {list(covered)}"
     if wrong:
         raise LoraInspectError(
-            f"{adapter.checkpoint.path}: {ours}, but {target.name} of {base.path} has {list(target.shape)}; "
-            f"{_difference(adapter, base)}."
+            f"{adapter.checkpoint.path}: {ours}, but {target.name} of {base.path} has "
+            f"{list(base.tensors[target.name].shape)}; {_difference(adapter, base)}."
         )
     magnitude = contribution.magnitude
     # Factors of a flattened kernel do not tell how many inputs there are.

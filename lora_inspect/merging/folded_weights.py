@@ -100,7 +100,8 @@ def _folded_rows(
     from lora_inspect.maths.chain import folded, settled
 
     decode = decoder(folding.decoded[info.name]) if info.name in folding.decoded else None
-    read = partial(blocks.read, info, decode=decode)
+    # The parameter of all experts of a layer is changed as a matrix.
+    read = partial(blocks.read, folds[0].placed.place.target if folds else info, decode=decode)
     links = settled([(_read_change(fold, folding.dora_rule), fold.multiplier) for fold in folds], read)
     for _, block in folded(links, read):
         data, rounded = blocks.bytes_of(block, dtype)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from lora_inspect import schemes
+from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.architectures.correspondence import UNKNOWN, Correspondence, Link
 from lora_inspect.architectures.rows import Arrangement
 from lora_inspect.files.checkpoint import Checkpoint
@@ -58,6 +59,9 @@ ROOTS = frozenset(
 _DOTTED_ROOTS = tuple(f"{root}." for root in ROOTS)
 _FLAT_ROOTS = tuple(f"{root}_" for root in ROOTS - {"transformer"})
 
+# More than a layer of any model has; the names of all are spelled out.
+_MOST_EXPERTS = 4096
+
 
 class Piece(NamedTuple):
     """How a module of the base shares rows with one of the adapter: as the whole of several parts, or as one of them.
@@ -73,10 +77,18 @@ class Piece(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A module of the base that a name means: its path, and the `piece` that it has of it, None for all of it."""
+    """A module of the base that a name means: its path, and the `piece` that it has of it, None for all of it.
+
+    Where the path is that of a parameter of all experts, (experts, rows, columns), the module is that of one `expert`.
+    """
 
     path: str
     piece: Piece | None = None
+    expert: int | None = None
+
+    def tensor(self, parameter: str) -> str:
+        """The name of the tensor that has a parameter of the module."""
+        return self.path if self.expert is not None and parameter == WEIGHT else f"{self.path}.{parameter}"
 
 
 class NameTable:
@@ -96,6 +108,8 @@ class NameTable:
         self._base, self._component, self._prefix = base, component, prefix
         self._correspondence = correspondence
         self._layers = self._spellings(path_of(info) for info in base.tensors.values() if is_weight(info))
+        for info in filter(_may_be_of_experts, base.tensors.values()):
+            self._add_experts(info, self._layers)
         self._others: _Spellings | None = None
 
     def find(self, name: ModuleName) -> list[Found]:
@@ -114,6 +128,13 @@ class NameTable:
                 for link in self._correspondence.links(own):
                     self._add(link.path, Found(path, _piece(link)), spellings)
         return spellings
+
+    def _add_experts(self, info: TensorInfo, spellings: "_Spellings") -> None:
+        for own in own_paths(info.name, self._component, self._base):
+            for link in self._correspondence.links_of_experts(own):
+                for expert in range(info.shape[0]):
+                    name = link.path.replace("{i}", str(expert))
+                    self._add(name, Found(info.name, _piece(link), expert), spellings)
 
     def _add(self, name: str, found: Found, spellings: "_Spellings") -> None:
         spellings.exact[self._spell(name, self._prefix)][found] = None
@@ -185,3 +206,7 @@ def leaf_of(path: str) -> str:
 def is_weight(info: TensorInfo) -> bool:
     """Whether an adapter can change the tensor: a matrix or a kernel, not a vector."""
     return info.name.endswith(".weight") and len(info.shape) > 1
+
+
+def _may_be_of_experts(info: TensorInfo) -> bool:
+    return len(info.shape) == 3 and info.shape[0] <= _MOST_EXPERTS and not info.name.endswith(".weight")

@@ -13,7 +13,15 @@ from diffusers.loaders import lora_conversion_utils as lora_utils
 from layouts import real
 
 from lora_inspect.architectures import ARCHITECTURES, by_name
-from lora_inspect.architectures.correspondence import Correspondence, interleaved, renamed, same, stack, swapped
+from lora_inspect.architectures.correspondence import (
+    Correspondence,
+    experts,
+    interleaved,
+    renamed,
+    same,
+    stack,
+    swapped,
+)
 from lora_inspect.architectures.patterns import pattern_of, patterns_of
 from lora_inspect.architectures.rows import INPUTS, Interleaved, PairSwapped, Runs, Stacked, Swapped
 
@@ -41,7 +49,7 @@ def test_relations_are_between_paths_of_the_family(architecture):
         assert numbered(relation.whole, *architecture.layouts), relation.whole
         for part in relation.parts:
             assert numbered(part, *architecture.layouts), part
-            assert part.count("{i}") == relation.whole.count("{i}")
+            assert part.count("{i}") == relation.whole.count("{i}") + relation.experts
 
 
 @pytest.mark.parametrize("architecture", RELATED, ids=lambda architecture: architecture.name)
@@ -49,7 +57,8 @@ def test_every_path_stands_in_one_relation_with_a_layout(architecture):
     wholes, parts = Counter(), Counter()
     for relation in architecture.correspondence.relations:
         for layout in architecture.layouts:
-            if all(numbered(part, layout) for part in relation.parts):
+            # Experts are called otherwise in several models of a layout.
+            if not relation.experts and all(numbered(part, layout) for part in relation.parts):
                 wholes[relation.whole, layout.name] += 1
             if numbered(relation.whole, layout):
                 parts.update((part, layout.name) for part in relation.parts)
@@ -373,6 +382,23 @@ def test_a_relation_is_read_in_both_directions():
         assert list(found.links(other)) == []
 
 
+def test_experts_have_the_number_that_the_parameter_does_not_have():
+    relations = Correspondence(
+        lambda: (
+            experts("a.{i}.x", "a.{i}.e.{i}.g", "a.{i}.e.{i}.u"),
+            experts("a.{i}.x", "b.{i}.e.{i}.w"),
+            same("a", "b"),
+        )
+    )
+    assert [(link.path, link.part, link.relation.arrangement) for link in relations.links_of_experts("a.3.x")] == [
+        ("a.3.e.{i}.g", 0, Stacked((1, 1))),
+        ("a.3.e.{i}.u", 1, Stacked((1, 1))),
+        ("b.3.e.{i}.w", 0, None),
+    ]
+    assert list(relations.links_of_experts("a")) == list(relations.links_of_experts("a.3.e.1.g")) == []
+    assert list(relations.links("a.3.x")) == list(relations.links("a.3.e.1.g")) == []
+
+
 def test_pairs_are_of_families_without_any_arrangement():
     assert Correspondence(lambda: (same("a", "b"), same("c", "d"))).one_to_one == (("a", "b"), ("c", "d"))
     assert Correspondence(lambda: (same("a", "b"), swapped("c", "d"))).one_to_one == ()
@@ -389,4 +415,5 @@ def test_a_third_layout_has_the_relations_of_what_it_renames():
 
 def test_relations_of_other_arrangements():
     assert interleaved("a", "b", "c", run=4).arrangement == Interleaved(2, 4)
+    assert list(Runs(1, 2, 3, 2, 5, 6).shifted(10).each()) == [(11, 13, 3), (16, 18, 9)]
     assert Runs(1, 2, 3, 4, 5, 6).inverted == Runs(3, 2, 1, 4, 6, 5)

@@ -1,0 +1,119 @@
+"""Which rows of a parameter of all experts a module of one of them changes, and what is refused."""
+
+import pytest
+from toy_adapters import lora
+
+from lora_inspect.architectures.rows import Runs
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.matching.match import match
+from lora_inspect.matching.unmatched import accept_unmatched
+from lora_inspect.reading.adapter import read_adapter
+
+MLP = "model.layers.0.mlp"
+WIDTH, INNER, EXPERTS = 4, 6, 3
+
+
+def modules(*names, out=INNER, inputs=WIDTH, prefix="base_model.model.", **extra):
+    found = {}
+    for name in names:
+        found |= lora(f"{prefix}{name}", rank=2, out=out, inputs=inputs, spelling="peft", **extra)
+        found[f"{prefix}{name}.alpha"] = ("F32", (), 2.0)
+    return found
+
+
+def base(first=(EXPERTS, 2 * INNER, WIDTH), last=(EXPERTS, WIDTH, INNER), root="model.", **others):
+    tensors = {
+        f"{root}layers.0.self_attn.q_proj.weight": ("F32", (WIDTH, WIDTH), 1),
+        f"{root}layers.0.mlp.gate.weight": ("F32", (EXPERTS, WIDTH), 1),
+    }
+    for name, shape in (("gate_up_proj", first), ("down_proj", last)):
+        if shape:
+            tensors[f"{root}layers.0.mlp.experts.{name}"] = ("F32", shape, 1)
+    return tensors | others
+
+
+@pytest.fixture
+def matched(write_safetensors):
+    """The rows and the shape of the matrix by target and module; or the refusal."""
+
+    def match_tensors(adapter, tensors, refused=False):
+        read = read_adapter(open_checkpoint(str(write_safetensors(adapter, name="adapter.safetensors"))))
+        opened = open_checkpoint(str(write_safetensors(tensors, name="base.safetensors")))
+        if refused:
+            with pytest.raises(LoraInspectError) as error:
+                accept_unmatched(read, opened, match(read, opened), False)
+            return str(error.value)
+        matching = match(read, opened)
+        assert accept_unmatched(read, opened, matching, False) == []
+        return {
+            (name.rpartition(".")[2], placed.contribution.module.body.partition("experts.")[2]): (
+                placed.place.target.shape, placed.place.runs,
+            )
+            for name, found in matching.targets.items()
+            for placed in found
+        }  # fmt: skip
+
+    return match_tensors
+
+
+@pytest.mark.parametrize("root", ["", "model.", "model.language_model.", "language_model.model."])
+@pytest.mark.parametrize("names", [("gate_proj", "up_proj"), ("w1", "w3")])
+def test_first_layers_are_halves_of_the_rows_of_their_expert(names, root, matched):
+    parent = {"gate_proj": f"{MLP}.experts", "w1": "model.layers.0.block_sparse_moe.experts"}[names[0]]
+    found = matched(
+        modules(f"{parent}.0.{names[0]}", f"{parent}.2.{names[0]}", f"{parent}.2.{names[1]}"), base(root=root)
+    )
+    matrix = (EXPERTS * 2 * INNER, WIDTH)
+    assert found == {
+        ("gate_up_proj", f"0.{names[0]}"): (matrix, Runs(0, INNER)),
+        ("gate_up_proj", f"2.{names[0]}"): (matrix, Runs(2 * 2 * INNER, INNER)),
+        ("gate_up_proj", f"2.{names[1]}"): (matrix, Runs(2 * 2 * INNER + INNER, INNER)),
+    }
+
+
+@pytest.mark.parametrize("path", [f"{MLP}.experts.1.down_proj", "model.layers.0.block_sparse_moe.experts.1.w2"])
+def test_a_last_layer_is_all_rows_of_its_expert(path, matched):
+    ((shape, runs),) = matched(modules(path, out=WIDTH, inputs=INNER), base()).values()
+    assert (shape, runs) == ((EXPERTS * WIDTH, INNER), Runs(WIDTH, WIDTH))
+
+
+def test_the_router_of_mixtral_is_renamed(matched):
+    found = matched(modules("model.layers.0.block_sparse_moe.gate", out=EXPERTS), base())
+    assert list(found.values()) == [((EXPERTS, WIDTH), None)]
+
+
+ONE = f"{MLP}.experts.1.gate_proj"
+REFUSED = {
+    "an expert that is not there": (modules(f"{MLP}.experts.3.gate_proj"), base(), ["no module fits"]),
+    "a layer of another width": (
+        modules(ONE, out=INNER + 1), base(), ["[7, 4]", "gate_up_proj", f"has {[EXPERTS, 2 * INNER, WIDTH]}"]),
+    "experts stored as (in, out)": (
+        modules(ONE), base((EXPERTS, WIDTH, 2 * INNER), (EXPERTS, INNER, WIDTH)),
+        ["gate_up_proj [3, 4, 12]", "down_proj [3, 6, 4]", "has the experts one by one"]),
+    "square experts stored as (in, out)": (
+        modules(ONE, out=2, inputs=4), base((EXPERTS, 4, 4), (EXPERTS, 2, 4)), ["[3, 4, 4]", "[3, 2, 4]"]),
+    "the first layers alone": (modules(ONE), base(last=None), ["gate_up_proj [3, 12, 4], but"]),
+    "other numbers of experts": (modules(ONE), base(last=(2, WIDTH, INNER)), ["[2, 4, 6]"]),
+    "the expert twice": (
+        modules(ONE) | modules(ONE, prefix="transformer."), base(), ["both change", "gate_up_proj"]),
+    "the expert by both names": (
+        modules(ONE) | modules("model.layers.0.block_sparse_moe.experts.1.w1"), base(), ["both change"]),
+    "an expert beside all of them": (
+        modules(ONE), base() | {f"{ONE}.weight": ("F32", (INNER, WIDTH), 1)}, ["fits both"]),
+    "quantised": (
+        modules(ONE), base() | {f"{MLP}.experts.gate_up_proj": ("I8", (EXPERTS, 2 * INNER, WIDTH), bytes(144))},
+        ["stored as I8"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("adapter", "tensors", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_is_not_known_is_refused(adapter, tensors, words, matched):
+    sentence = matched(adapter, tensors, refused=True)
+    assert [word for word in words if word not in sentence] == []
+    assert sentence.endswith(".")
+
+
+def test_a_parameter_of_more_experts_than_any_model_has_is_not_spelled_out(matched):
+    many = {f"{MLP}.experts.gate_up_proj": ("F32", (1 << 40, 0, 1), bytes(0))}
+    assert "no module fits" in matched(modules(ONE), base() | many, refused=True)
