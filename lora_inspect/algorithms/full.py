@@ -61,6 +61,7 @@ def difference_of(parameter: str, suffix: str, name: str, title: str) -> Algorit
         parameter=parameter,
         has_alpha=False,
         scaled=(DIFFERENCE,),
+        rows={DIFFERENCE: None},
         common=(DIFFERENCE,),
     )
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
 from lora_inspect.algorithms.tucker import contracted
 from lora_inspect.algorithms.weight_shapes import other_than_told
-from lora_inspect.maths import fusing
 from lora_inspect.maths.products import row_wise
 from lora_inspect.maths.scaling import scale_of
 
@@ -98,20 +97,6 @@ def low_rank(tensors: Tensors) -> tuple[Any, Any]:
     return row_wise(left_a, right_a), down
 
 
-def take_rows(tensors: Tensors, start: int, stop: int) -> Tensors:
-    """The factors of rows `start` to `stop` of the change."""
-    rows = (slice(None), slice(start, stop)) if "t1" in tensors else (slice(start, stop),)
-    return {role: tensor[rows] if role.endswith("_a") else tensor for role, tensor in tensors.items()}
-
-
-def stack(parts: list[Tensors]) -> Tensors:
-    """The factors of several changes below each other, with kernels flattened; the rank is the sum of theirs."""
-    (left_a, left_b), (right_a, right_b) = (
-        fusing.fuse(pairs) for pairs in zip(*(_pairs(part) for part in parts), strict=True)
-    )
-    return {"w1_a": left_a, "w1_b": left_b, "w2_a": right_a, "w2_b": right_b}
-
-
 def _pairs(tensors: Tensors) -> tuple[Pair, Pair]:
     """Both products; a Tucker core is contracted into _b."""
     return _pair(tensors, 1), _pair(tensors, 2)
@@ -141,6 +126,5 @@ ALGORITHM = Algorithm(
     decomposes=True,
     peft_type="LOHA",
     scaled=("w1_a",),
-    take_rows=take_rows,
-    stack=stack,
+    rows={"w1_a": "w1_b", "w2_a": "w2_b"},
 )

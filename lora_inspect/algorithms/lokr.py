@@ -175,15 +175,6 @@ def low_rank(tensors: Tensors) -> tuple[Any, Any] | None:
     return _kronecker(left[0], right[0]), _kronecker(left[1], right[1])
 
 
-def take_rows(tensors: Tensors, start: int, stop: int) -> Tensors:
-    """The factors of rows `start` to `stop` of the change, which begin and end between rows of w1 (else ValueError)."""
-    together = _large_shape({role: tuple(tensor.shape) for role, tensor in tensors.items()})[0]
-    if start % together or stop % together:
-        raise ValueError(f"rows {start} to {stop} of a Kronecker product whose rows come in groups of {together}")
-    role = "w1" if "w1" in tensors else "w1_a"
-    return {**tensors, role: tensors[role][start // together : stop // together]}
-
-
 def _small(tensors: Tensors) -> Any:
     return tensors["w1"] if "w1" in tensors else tensors["w1_a"] @ tensors["w1_b"]
 
@@ -232,5 +223,4 @@ ALGORITHM = Algorithm(
     decomposes=True,
     peft_type="LOKR",
     scaled=("w1", "w1_a"),
-    take_rows=take_rows,
 )

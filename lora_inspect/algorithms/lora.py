@@ -86,4 +86,5 @@ ALGORITHM = Algorithm(
     decomposes=True,
     peft_type="LORA",
     scaled=("up",),
+    rows={"up": "down"},
 )

@@ -54,4 +54,5 @@ ALGORITHM = Algorithm(
     beside="lora",
     peft_type="LORA",
     scaled=("bias",),
+    rows={"bias": None},
 )

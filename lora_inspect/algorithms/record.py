@@ -1,6 +1,7 @@
 """What an algorithm is to the rest of the program."""
 
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -76,8 +77,10 @@ class Algorithm(NamedTuple):
     parameter, so that no multiplier but 0 and 1 means anything.
 
     `scaled` are roles whose factors the change is linear in, the first that is there takes a scale.
-    `take_rows(tensors, start, stop)` are the factors of rows `start` to `stop` of the change, and `stack(parts)` those
-    of several changes below each other; None where that is not exact.
+    `rows` are the roles whose factors have the rows of the change as their own: taken in another order they are the
+    factors of the change so ordered, and zeros those of rows that do not change. Each stands with the role of what it
+    is multiplied by, (rows, rank) by (rank, …), or with None where it is no product. It is empty where rows cannot be
+    arranged so, as they cannot in a module with a factor that is not named, as a Tucker core.
 
     `settings(surroundings)` are what else decides the formula, by name, or the reason why that is unknown, as the end
     of a sentence with a way out.
@@ -103,8 +106,7 @@ class Algorithm(NamedTuple):
     beside: str | None = None
     replaces: bool = False
     scaled: tuple[Role, ...] = ()
-    take_rows: Callable[[Tensors, int, int], Tensors] | None = None
-    stack: Callable[[list[Tensors]], Tensors] | None = None
+    rows: Mapping[Role, Role | None] = MappingProxyType({})
     settings: Callable[[Surroundings], Mapping[str, Any] | str] | None = None
     features: Callable[[Shapes], Features] | None = None
     fits: Callable[[Shapes], bool] | None = None

@@ -96,7 +96,8 @@ class Architecture(NamedTuple):
     not known here, which rules nothing out.
 
     `correspondence` says how the modules of one layout are those of another; empty where that is not known here.
-    `training` is None for families that no network module trains.
+    `training` is None for families that no network module trains. `pipeline_name` is what a pipeline of diffusers calls
+    the model.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Architecture(NamedTuple):
     text_encoders: tuple[TextEncoder, ...] = ()
     correspondence: Correspondence = UNKNOWN
     training: Training | None = None
+    pipeline_name: str = "transformer"
 
 
 def under(parent: str, *leaves: str) -> tuple[str, ...]:

@@ -50,6 +50,14 @@ class Stacked(NamedTuple):
 
     shares: tuple[Share, ...]
 
+    def rows(self, part: int, rows: int, inputs: int) -> int | None:
+        """How many rows the whole has, of whose parts one has so many; None where that part does not tell it."""
+        share = self.shares[part]
+        if not isinstance(share, int) or rows % share:
+            return None
+        numbers = sum(share for share in self.shares if isinstance(share, int))
+        return rows // share * numbers + inputs * self.shares.count(INPUTS)
+
     def runs(self, rows: int, inputs: int) -> tuple[Runs, ...] | None:
         """Where the rows of each part are in the whole, (rows, inputs); None where the shares do not divide it."""
         fixed = inputs * self.shares.count(INPUTS)
@@ -71,6 +79,10 @@ class Interleaved(NamedTuple):
     parts: int
     run: int = 1
 
+    def rows(self, part: int, rows: int, inputs: int) -> int | None:
+        """How many rows the whole has, of whose parts each has so many."""
+        return rows * self.parts
+
     def runs(self, rows: int, inputs: int) -> tuple[Runs, ...] | None:
         """Where the rows of each part are in the whole, (rows, inputs); None where the turns do not fill it."""
         turn = self.parts * self.run
@@ -83,6 +95,10 @@ class Interleaved(NamedTuple):
 class Swapped(NamedTuple):
     """One part, whose upper half of rows is the lower half of the whole."""
 
+    def rows(self, part: int, rows: int, inputs: int) -> int | None:
+        """How many rows the whole has: those of its part."""
+        return rows
+
     def runs(self, rows: int, inputs: int) -> tuple[Runs, ...] | None:
         """Where the rows of the part are in the whole, (rows, inputs); None where it has no halves."""
         half, odd = divmod(rows, 2)
@@ -94,6 +110,10 @@ class PairSwapped(NamedTuple):
 
     A modulation of many values is arranged alike everywhere; one of shift and scale alone is not.
     """
+
+    def rows(self, part: int, rows: int, inputs: int) -> int | None:
+        """How many rows the whole has: those of its part."""
+        return rows
 
     def runs(self, rows: int, inputs: int) -> tuple[Runs, ...] | None:
         """Where the rows of the part are in the whole, (rows, inputs); None where there are none."""

@@ -67,4 +67,5 @@ ARCHITECTURE = Architecture(
     metadata_names=("sd_v1", "sd_v1_v", "sd_1.5", "stable-diffusion-v1"),
     text_encoders=(CLIP_L,),
     correspondence=CORRESPONDENCE,
+    pipeline_name="unet",
 )

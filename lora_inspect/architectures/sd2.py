@@ -15,4 +15,5 @@ ARCHITECTURE = Architecture(
     metadata_names=("sd_v2", "sd_v2_v", "sd_2.1", "stable-diffusion-v2-512", "stable-diffusion-v2-768-v"),
     text_encoders=(OPENCLIP_H,),
     correspondence=CORRESPONDENCE,
+    pipeline_name="unet",
 )

@@ -81,4 +81,5 @@ ARCHITECTURE = Architecture(
             same("label_emb.0.2", "add_embedding.linear_2"),
         )
     ),
+    pipeline_name="unet",
 )

@@ -16,6 +16,7 @@ from lora_inspect.cli.shared_options import (
     writing_options,
 )
 from lora_inspect.cli.summaries import VERBS
+from lora_inspect.converting.relayout import LAYOUTS
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.listing import some
 from lora_inspect.matching.orientation import SHAPE, in_words
@@ -30,7 +31,8 @@ Writes ADAPTER anew so that alpha/rank is its scale: the one rule that every loa
 
 RS-LoRA is exact. DoRA needs one of --keep-dora, --base or --drop-magnitude.
 
-The output has the names of ADAPTER; PEFT's names need a folder, for the config that says their scale.
+The output has the names of ADAPTER, in another layout with --layout; PEFT's names need a folder, for the config that
+says their scale.
 
 \b
 Example: lora-inspect convert rslora.safetensors -o standard.safetensors
@@ -66,6 +68,11 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
 @click.option(
     "--drop-magnitude", is_flag=True, help="DoRA: leave the magnitude out; each row keeps the length of W + delta."
 )
+@click.option(
+    "--layout",
+    type=click.Choice(LAYOUTS),
+    help="Arrange and name the modules as the model's original repository or diffusers has them.",
+)
 @transposed_option("--base stores")
 @reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -81,6 +88,7 @@ def convert(
     lossy: bool,
     drop_magnitude: bool,
     allow_growth: bool,
+    layout: str | None,
     transposed: Answers,
     rslora: str | None,
     alpha: float | None,
@@ -104,6 +112,7 @@ def convert(
         lossy=lossy,
         allow_growth=allow_growth,
         transposed=transposed,
+        layout=layout,
         settings=own.joined(settings(rslora, alpha, allow_partial_dora), adapter),
     )
     length = len(claim(open_checkpoint(adapter).tensors).modules) if base else 0
@@ -150,6 +159,8 @@ def _print(result: ConvertResult, with_errors: bool) -> None:
     if with_errors:
         for module, error in result.relative_errors.items():
             terminal.line(f"  {shortened(module)}: relative error {error:.3g}")
+    if layout := result.target["layout"]:
+        terminal.line(f"layout: {layout}, {result.target['scheme']} names")
     terminal.line(_loss(result))
     if words := in_words(result.orientations):
         terminal.line(f"orientation: {words}")

@@ -7,9 +7,8 @@ from dataclasses import replace
 from lora_inspect.converting.change_norm import lost_share
 from lora_inspect.converting.naming import ALPHA, CONFIG, FACTORS
 from lora_inspect.converting.part import Part
-from lora_inspect.converting.scaled_factors import Factor, read_factor, scaled
+from lora_inspect.converting.scaled_factors import as_factor, scaled
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.header import TensorInfo
 from lora_inspect.maths.scaling import plain_alpha, to_float32
 
 # What rounding to float32 may cost, and nothing else: half a unit in its last place, and room for adding up.
@@ -67,7 +66,7 @@ def _into_factors(part: Part) -> Part:
         return part
     algorithm = part.algorithm
     role = next(role for role in algorithm.scaled if role in part.factors)
-    factors = {role: _read(factor) for role, factor in part.factors.items()}
+    factors = {role: as_factor(factor) for role, factor in part.factors.items()}
     written = scaled(factors[role], part.scale)
     meant = factors[role].values * part.scale
     values = {role: factor.values for role, factor in factors.items()}
@@ -75,10 +74,6 @@ def _into_factors(part: Part) -> Part:
     error = None if part.error is None else part.error + lost
     folded = part.folded * part.scale
     return replace(part, factors={**part.factors, role: written}, scale=1.0, folded=folded, error=error)
-
-
-def _read(factor: TensorInfo | Factor) -> Factor:
-    return factor if isinstance(factor, Factor) else read_factor(factor)
 
 
 def _into_alpha(part: Part, rank: int, carrier: str) -> Part:

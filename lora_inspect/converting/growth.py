@@ -21,9 +21,14 @@ class Growth:
 
     def take(self, nbytes: int, what: str) -> None:
         """Counts `nbytes` for `what`; raises LoraInspectError where that is too much."""
+        self.refuse_more(nbytes, what)
         self._taken += nbytes
-        if self._taken > self._limit:
+
+    def refuse_more(self, nbytes: int, what: str) -> None:
+        """Raises LoraInspectError where `nbytes` more for `what` would be too much."""
+        total = self._taken + nbytes
+        if total > self._limit:
             raise LoraInspectError(
-                f"{self._path}: with {what} the output would hold {self._taken:,} bytes of tensors, over "
+                f"{self._path}: with {what} the output would hold {total:,} bytes of tensors, over "
                 f"{_TIMES} times the {self._input_bytes:,} of the input; accept that with --allow-growth."
             )

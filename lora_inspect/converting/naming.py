@@ -34,21 +34,28 @@ def alpha_key(module: Module) -> str:
     return f"{module.name.key}.alpha"
 
 
-def factor_key(module: Module, source: str) -> str:
-    """The key of a factor that was called `source`: without the name of a PEFT adapter, without a slice's number."""
+def factor_key(module: Module, origin: Contribution, role: Role) -> str:
+    """The key of a factor in `module`: that of `origin` without the name of a PEFT adapter, without a slice's number.
+
+    A module that is called otherwise keeps the suffix, but for that of another scheme, which has a dialect of its own.
+    """
+    if role not in origin.factors:
+        return module.name.key + schemes.by_name(module.name.scheme).suffixes[role]
+    source = origin.factors[role].name
     parsed = parse_key(source)
-    return source if parsed is None or source.endswith(parsed.suffix) else module.name.key + parsed.suffix
-
-
-def new_factor_key(module: Module, role: Role) -> str:
-    """The key of a factor that the input does not have."""
-    return module.name.key + schemes.by_name(module.name.scheme).suffixes[role]
+    if module.name == origin.module:
+        return source if parsed is None or source.endswith(parsed.suffix) else module.name.key + parsed.suffix
+    tail = parsed.suffix if parsed else source.removeprefix(origin.module.key)
+    dialect = origin.algorithm.dialects.get(schemes.by_name(module.name.scheme).dialect, {})
+    if module.name.scheme != origin.module.scheme or tail not in origin.algorithm.suffixes:
+        tail = dialect.get(role, tail)
+    return module.name.key + tail
 
 
 def magnitude_place(
-    module: Module, contribution: Contribution, magnitude: Magnitude
+    module: Module, contribution: Contribution, magnitude: Magnitude, rows: int | None = None
 ) -> tuple[str, str, tuple[int, ...]]:
-    """(key, suffix, shape) of a magnitude that readers of the module's names apply.
+    """(key, suffix, shape) of a magnitude that readers of the module's names apply, of `rows` where rows were arranged.
 
     `dora_scale` is (out, 1, …), or (1, in, …) for inputs; PEFT's vector is (out,), or (1, out, 1, …) of a convolution.
     Raises LoraInspectError where PEFT's spelling is due and the magnitude is one of inputs.
@@ -56,8 +63,8 @@ def magnitude_place(
     scheme = schemes.by_name(module.name.scheme)
     own, due = magnitude.spelling.suffix, scheme.suffixes["magnitude"]
     if own in PEFT_MAGNITUDES and carrier_of(module) != ALPHA:
-        return factor_key(module, magnitude.info.name), own, magnitude.info.shape
-    key, shape = module.name.key + due, contribution.known_shape
+        return module.name.key + own, own, (rows,) if rows else magnitude.info.shape
+    key, shape = module.name.key + due, (rows, 0) if rows else contribution.known_shape
     # Where the factors' kernel is flattened, the magnitude still tells that there is one.
     ones = (1,) * (max(len(shape), len(magnitude.info.shape)) - 2)
     if due not in PEFT_MAGNITUDES:

@@ -17,6 +17,7 @@ class Part:
 
     Readers of the output multiply the change of the factors by `scale`. `alpha` is the number that makes them do so,
     None until a step has found it, or where they need none. `folded` is the scale that is in the factors already.
+    `lengths` are the magnitude's numbers where they are other ones than those of the input, or in another order.
     `replaced` says that the factors are other ones, of the same change or of one near it.
     `error` is the share of the change that was lost, in the Frobenius norm, None where nobody can tell; `dropped` are
     keys whose meaning is in no tensor of the output.
@@ -27,6 +28,7 @@ class Part:
     factors: Mapping[Role, TensorInfo | Factor]
     scale: float
     magnitude: Magnitude | None = None
+    lengths: Factor | None = None
     alpha: float | None = None
     folded: float = 1.0
     replaced: bool = False

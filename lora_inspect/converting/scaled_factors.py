@@ -49,6 +49,11 @@ def read_factor(info: TensorInfo) -> Factor:
     return Factor(check_finite(info).double(), info.dtype)
 
 
+def as_factor(factor: TensorInfo | Factor) -> Factor:
+    """The factor in float64, read from its file or computed before."""
+    return factor._replace(values=factor.values.double()) if isinstance(factor, Factor) else read_factor(factor)
+
+
 def scaled(factor: Factor, scale: float) -> Factor:
     """`scale` times the factor: in its own dtype where each product is one of its numbers, else in float32.
 
@@ -71,9 +76,9 @@ def joined(factors: list[Factor]) -> str:
     return "F64" if "F64" in dtypes else "F32"
 
 
-def zeros(rows: int, columns: int, dtype: str) -> torch.Tensor:
-    """A matrix of zeros in the memory that `dtype` takes."""
-    return torch.zeros(rows, columns, dtype=TORCH_DTYPES.get(dtype) or _EIGHT_BITS[dtype])
+def zeros(shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+    """Zeros in the memory that `dtype` takes."""
+    return torch.zeros(shape, dtype=TORCH_DTYPES.get(dtype) or _EIGHT_BITS[dtype])
 
 
 def rounded(values: torch.Tensor, dtype: str) -> torch.Tensor:

@@ -5,18 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_inspect.converting.growth import Growth
-from lora_inspect.converting.naming import ALPHA, alpha_key, carrier_of, factor_key, magnitude_place, new_factor_key
+from lora_inspect.converting.naming import ALPHA, alpha_key, carrier_of, factor_key, magnitude_place
 from lora_inspect.converting.part import Part
 from lora_inspect.converting.scaled_factors import Factor, content
 from lora_inspect.files.contents import Content, renamed
 from lora_inspect.files.writer import TensorPlan
-from lora_inspect.reading.contribution import Module
+from lora_inspect.reading.contribution import Magnitude, Module
 
 
 @dataclass(frozen=True, slots=True)
 class SpelledModule:
-    """The parts of a module as they are written; `magnitude` is the suffix under which one is kept."""
+    """A module of the output with its parts as they are written; `magnitude` is the suffix under which one is kept."""
 
+    module: Module
     parts: tuple[Part, ...]
     contents: tuple[Content, ...]
     magnitude: str | None = None
@@ -60,16 +61,22 @@ def spell(module: Module, parts: Sequence[Part], growth: Growth) -> SpelledModul
     suffix = None
     for part in parts:
         if part.magnitude:
-            key, suffix, shape = magnitude_place(module, part.origin, part.magnitude)
-            contents.append(renamed(part.magnitude.info, key, shape))
+            rows = part.lengths.shape[0] if part.lengths else None
+            key, suffix, shape = magnitude_place(module, part.origin, part.magnitude, rows)
+            contents.append(_magnitude(part, part.magnitude, key, shape))
     growth.take(sum(item.plan.nbytes for item in contents), module.name.key)
-    return SpelledModule(tuple(parts), tuple(contents), suffix)
+    return SpelledModule(module, tuple(parts), tuple(contents), suffix)
 
 
 def _factor(module: Module, part: Part, role: str) -> Content:
-    factor, source = part.factors[role], part.origin.factors.get(role)
-    key = factor_key(module, source.name) if source else new_factor_key(module, role)
+    factor, key = part.factors[role], factor_key(module, part.origin, role)
     return content(key, factor, part.file) if isinstance(factor, Factor) else renamed(factor, key)
+
+
+def _magnitude(part: Part, magnitude: Magnitude, key: str, shape: tuple[int, ...]) -> Content:
+    if part.lengths is None:
+        return renamed(magnitude.info, key, shape)
+    return content(key, part.lengths._replace(values=part.lengths.values.reshape(shape)), part.file)
 
 
 def _alpha(module: Module, parts: Sequence[Part]) -> list[Content]:

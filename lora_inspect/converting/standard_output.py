@@ -2,11 +2,12 @@
 
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lora_inspect.converting.naming import CONFIG, FACTORS, PEFT_MAGNITUDES, carrier_of, magnitude_place
+from lora_inspect.converting.relayout import Destination
 from lora_inspect.converting.standard_config import (
     BARE,
     config_of_method,
@@ -31,15 +32,19 @@ _WEIGHTS = f"{PEFT_WEIGHTS}.safetensors"
 
 
 class StandardOutput:
-    """The output of one adapter where the user `named` it, and what goes with its tensors; `path` is where it stands.
+    """The output of one adapter where the user `named` it, and what goes with its tensors.
+
+    `path` is where it stands, `scheme` that of most of its names.
 
     Raises LoraInspectError where the adapter needs both a file and a folder, and where the name is for the other one.
     """
 
-    def __init__(self, adapter: Adapter, named: str, inputs: Collection[str]) -> None:
+    def __init__(self, adapter: Adapter, modules: Sequence[Destination], named: str, inputs: Collection[str]) -> None:
         self._adapter = adapter
-        self._carriers = {carrier_of(module) for module in adapter.modules.values()}
+        self._modules = modules
+        self._carriers = {carrier_of(destination.module) for destination in modules}
         self._is_folder = CONFIG in self._carriers
+        self.scheme = Counter(destination.module.name.scheme for destination in modules).most_common(1)[0][0]
         source = adapter.checkpoint
         if self._is_folder and len(self._carriers) > 1:
             raise LoraInspectError(
@@ -62,9 +67,10 @@ class StandardOutput:
         """Raises LoraInspectError where readers would apply a magnitude to modules that have none."""
         without = [c.module for c in self._adapter.contributions if c.algorithm.decomposes and not c.magnitude]
         kept = (
-            magnitude_place(module, c, c.magnitude)[1]
-            for module in self._adapter.modules.values()
-            for c in module.contributions
+            magnitude_place(destination.module, c, c.magnitude)[1]
+            for destination in self._modules
+            for source in destination.sources
+            for c in source.module.contributions
             if c.magnitude
         )
         if without and any(suffix in PEFT_MAGNITUDES for suffix in kept):
@@ -77,8 +83,8 @@ class StandardOutput:
         """The configs that the metadata holds for diffusers, true of the modules; None where there are none to hold."""
         configs = peft_config.embedded_configs(self._adapter.checkpoint.metadata)
         components: dict[str, dict[str, SpelledModule]] = defaultdict(dict)
-        for key, module in modules.items():
-            name = self._adapter.modules[key].name
+        for module in modules.values():
+            name = module.module.name
             components[name.prefix][name.body] = module
         # diffusers takes no rank from the tensors of a component as soon as another one has a config.
         if self._carriers != {FACTORS} or not configs or not components.keys() <= configs.keys():
@@ -97,9 +103,13 @@ class StandardOutput:
         """The record of the scales in the factors, with what an earlier conversion multiplied in."""
         before = FoldedScales(self._adapter.checkpoint.metadata)
         scales = {}
-        for key, module in modules.items():
-            unchanged = all(part.scale == 1.0 for part in self._adapter.modules[key].contributions)
-            scales[key] = before.at(key) if unchanged and not module.is_replaced else module.folded
+        for destination in self._modules:
+            key = destination.module.name.key
+            sources = [source.module for source in destination.sources]
+            unchanged = all(c.scale == 1.0 for source in sources for c in source.contributions)
+            earlier = {before.at(source.name.key) for source in sources}
+            is_kept = unchanged and len(earlier) == 1 and not modules[key].is_replaced
+            scales[key] = earlier.pop() if is_kept else modules[key].folded
         return folded_record(scales)
 
     def write(
@@ -137,7 +147,7 @@ class StandardOutput:
     def _config(self, modules: "Mapping[str, SpelledModule]") -> dict[str, object]:
         checkpoint = self._adapter.checkpoint
         config = checkpoint.config if checkpoint.config and peft_config.is_peft_config(checkpoint.config) else None
-        paths = {key: module.name.body for key, module in self._adapter.modules.items()}
+        paths = {key: module.module.name.body for key, module in modules.items()}
         ranks = _ranks({paths[key]: module for key, module in modules.items()})
         alphas = {paths[key]: module.alpha for key, module in modules.items() if module.alpha is not None}
         methods = _methods(modules.values())

@@ -1,13 +1,14 @@
 """Rewrites an adapter so that alpha/rank, which every loader reads, is its scale."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.converting import account
 from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.landed import Landed, find_landed
 from lora_inspect.converting.naming import carrier_of
+from lora_inspect.converting.relayout import Destination, destinations
 from lora_inspect.converting.standard_output import StandardOutput
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
@@ -17,7 +18,6 @@ from lora_inspect.files.partial import remove_leftovers
 from lora_inspect.matching.match import match
 from lora_inspect.matching.orientation import Orientation, check_answers
 from lora_inspect.matching.orientation_answers import Answers
-from lora_inspect.maths.dora import SPELLINGS
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter, read_adapter
@@ -38,7 +38,8 @@ class ConvertOptions:
 
     With `base`, `rank` or `max_error` says how the true weight change is approximated; `lossy` accepts modules
     whose relative error is above 5%, `allow_growth` an output that is large and over 16 times its input.
-    `transposed` says by globs how the base stores those square weights that the evidence leaves open.
+    `transposed` says by globs how the base stores those square weights that the evidence leaves open. `layout` is that
+    of the output's modules, None for the adapter's own.
     """
 
     keep_dora: bool = False
@@ -49,6 +50,7 @@ class ConvertOptions:
     lossy: bool = False
     allow_growth: bool = False
     transposed: Answers = field(default_factory=dict)
+    layout: str | None = None
     settings: Settings = field(default_factory=Settings)
 
 
@@ -87,7 +89,8 @@ def convert_to_standard(
     adapter.refuse()
     base = _open_base(adapter, options)
     inputs = adapter.checkpoint.inputs | (base.inputs if base else {})
-    place = StandardOutput(adapter, output, inputs)
+    targets = destinations(adapter, options.layout)
+    place = StandardOutput(adapter, targets, output, inputs)
     leftovers = remove_leftovers(place.path)
     place.check(inputs, force)
     if options.keep_dora:
@@ -96,12 +99,12 @@ def convert_to_standard(
     repeats = check_answers([matching.orientations], options.transposed) if matching else []
     landed = find_landed(adapter, base, matching) if base and matching else {}
     load_torch()
-    modules = _convert(adapter, landed, options, progress)
+    modules = _convert(adapter, targets, landed, options, progress)
     _refuse_lossy(path, modules, options)
     passed = [renamed(adapter.checkpoint.tensors[key], key) for key in adapter.unclaimed]
     contents = [content for module in modules.values() for content in module.contents] + passed
     magnitudes = sum(module.magnitude is not None for module in modules.values())
-    source = _reading(adapter)
+    source = account.reading(adapter)
     algorithms = sorted({part.algorithm.name for module in modules.values() for part in module.parts})
     embedded = place.embedded(modules)
     metadata = standard_metadata(
@@ -119,12 +122,13 @@ def convert_to_standard(
     written = place.write(contents, metadata, modules, inputs, force)
     errors = {key: module.relative_error for key, module in modules.items()}
     target = {
-        "scheme": adapter.scheme,
+        "scheme": place.scheme,
+        "layout": options.layout,
         "algorithm": "+".join(algorithms),
         "rslora": False,
         "dora": magnitudes > 0,
-        "multiplier": _rules(module.magnitude for module in modules.values()),
-        "ranks": _counted(module.rank for module in modules.values() if module.rank is not None),
+        "multiplier": account.rules(module.magnitude for module in modules.values()),
+        "ranks": account.counted(module.rank for module in modules.values() if module.rank is not None),
         "bytes": written,
     }
     return ConvertResult(
@@ -132,13 +136,13 @@ def convert_to_standard(
         source=source,
         target=target,
         modules=len(modules),
-        exact=_exact(errors),
+        exact=account.is_exact(errors),
         relative_errors=errors,
-        dropped=_dropped(adapter, modules),
+        dropped=account.dropped(adapter, modules),
         passed_through=adapter.unclaimed,
         notes=(*adapter.notes, *repeats, *leftovers),
         orientations=matching.orientations if matching else {},
-        remarks=(*_strength(source, target), *place.orientation(has_config=embedded is not None)),
+        remarks=(*account.strength(source, target), *place.orientation(has_config=embedded is not None)),
     )
 
 
@@ -164,10 +168,15 @@ def _open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
 
 
 def _convert(
-    adapter: Adapter, landed: Mapping[str, Landed], options: ConvertOptions, progress: Progress
+    adapter: Adapter,
+    targets: Sequence[Destination],
+    landed: Mapping[str, Landed],
+    options: ConvertOptions,
+    progress: Progress,
 ) -> "dict[str, SpelledModule]":
-    """Every module of the output, by its name in the input."""
+    """Every module of the output, by its name there."""
     from lora_inspect.converting import settled_magnitude
+    from lora_inspect.converting.arranged_rows import arrange
     from lora_inspect.converting.carried_scale import carry_scales
     from lora_inspect.converting.fused_slices import fuse_slices
     from lora_inspect.converting.part import read_parts
@@ -177,18 +186,22 @@ def _convert(
     growth = Growth(adapter.checkpoint.path, sum(info.nbytes for info in tensors), options.allow_growth)
     converted = {}
     progress(0)
-    for key, module in adapter.modules.items():
-        carrier = carrier_of(module)
-        parts: Sequence[Part] = read_parts(module)
-        parts = fuse_slices(parts, carrier, growth)
-        if key in landed:
-            parts = settled_magnitude.approximate(parts, landed[key], options.rank, options.max_error)
-        elif options.drop_magnitude:
-            parts = settled_magnitude.drop(parts)
-        else:
-            parts = settled_magnitude.keep(parts)
+    for target in targets:
+        carrier = carrier_of(target.module)
+        found: list[Sequence[Part]] = []
+        for source in target.sources:
+            parts: Sequence[Part] = read_parts(source.module)
+            parts = fuse_slices(parts, carrier, growth)
+            if own := landed.get(source.module.name.key):
+                parts = settled_magnitude.approximate(parts, own, options.rank, options.max_error)
+            elif options.drop_magnitude:
+                parts = settled_magnitude.drop(parts)
+            else:
+                parts = settled_magnitude.keep(parts)
+            found.append(parts)
+        parts = arrange(target, found, carrier, growth)
         parts = carry_scales(parts, carrier)
-        converted[key] = spell(module, parts, growth)
+        converted[target.module.name.key] = spell(target.module, parts, growth)
         progress(1)
     return converted
 
@@ -205,56 +218,13 @@ def _refuse_lossy(path: str, modules: "Mapping[str, SpelledModule]", options: Co
         )
 
 
-def _exact(errors: Mapping[str, float | None]) -> bool:
-    from lora_inspect.converting.carried_scale import EXACT
-
-    return all(error is not None and error <= EXACT for error in errors.values())
-
-
-def _dropped(adapter: Adapter, modules: "Mapping[str, SpelledModule]") -> tuple[str, ...]:
-    flags = [module.rslora_flag.name for module in adapter.modules.values() if module.rslora_flag]
-    return (*adapter.flags, *flags, *(key for module in modules.values() for key in module.dropped))
-
-
-def _strength(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a strength other than 1 does, where the magnitude's new spelling makes readers apply it otherwise."""
-    if not target["dora"] or source["multiplier"] == target["multiplier"]:
-        return ()
-    return (
-        f"a strength other than 1 means something else to readers of the output: {source['multiplier']} in the input, "
-        f"{target['multiplier']} there",
-    )
-
-
-def _reading(adapter: Adapter) -> dict[str, Any]:
-    names = sorted({contribution.algorithm.name for contribution in adapter.contributions})
-    magnitudes = [contribution.magnitude for contribution in adapter.contributions]
-    return {
-        "scheme": adapter.scheme,
-        "algorithm": "+".join(names),
-        "rslora": adapter.rslora.value,
-        "dora": adapter.dora.value,
-        "multiplier": _rules(magnitude and magnitude.spelling.suffix for magnitude in magnitudes),
-        "ranks": _counted(c.rank for c in adapter.contributions if c.rank is not None),
-        "bytes": adapter.checkpoint.bytes,
-    }
-
-
-def _rules(suffixes: Any) -> str | None:
-    """By which rule readers of these magnitudes apply a strength."""
-    found = sorted({SPELLINGS[suffix].multiplier for suffix in suffixes if suffix})
-    return " and ".join(found) or None
-
-
-def _counted(ranks: Any) -> dict[str, int]:
-    return {str(rank): count for rank, count in Counter(ranks).most_common()}
-
-
 def _provenance(
     adapter: Adapter, options: ConvertOptions, source: Mapping[str, Any], modules: "Mapping[str, SpelledModule]"
 ) -> dict[str, Any]:
     said = {key: source[key] for key in ("scheme", "algorithm", "rslora", "dora")}
     said = {"file": describe_file(adapter.checkpoint.path), **said}
+    if options.layout:
+        said["layout"] = options.layout
     if adapter.dora.value:
         if options.base:
             errors = [module.relative_error or 0.0 for module in modules.values()]

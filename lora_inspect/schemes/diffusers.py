@@ -20,4 +20,5 @@ DIFFUSERS = Scheme(
         "magnitude": ".lora_magnitude_vector",
     },
     carries_alpha=False,
+    dialect="peft",
 )

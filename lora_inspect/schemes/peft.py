@@ -13,4 +13,5 @@ PEFT = Scheme(
     },
     carries_alpha=False,
     absent_alpha="config",
+    dialect="peft",
 )

@@ -32,6 +32,7 @@ class Scheme(NamedTuple):
     `prefixes` maps what keys begin with to the component it stands for, the longest first. `flat` schemes join
     the path with underscores. `suffixes` are the spellings by role that `spell` writes. `absent_alpha` says
     what a module without alpha means: the scale is "one", or it stands in a "config" beside the tensors.
+    `dialect` is the one of an algorithm's dialects that they are of, where it has that one.
     `carries_alpha` says whether readers of the scheme honour an alpha tensor.
     """
 
@@ -41,6 +42,7 @@ class Scheme(NamedTuple):
     suffixes: Mapping[str, str]
     carries_alpha: bool
     absent_alpha: str = "one"
+    dialect: str = "kohya"
 
     def module(self, path: str, prefix: str) -> str:
         """The module's name in keys: `prefix` and the dotted `path` as this scheme writes it."""

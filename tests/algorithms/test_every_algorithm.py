@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,19 @@ from library_case import apply
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.algorithms import ALGORITHMS
+from lora_inspect.architectures.rows import Runs
+from lora_inspect.converting.arranged_rows import arrange
+from lora_inspect.converting.growth import Growth
+from lora_inspect.converting.part import read_parts
+from lora_inspect.converting.relayout import Destination, Source
+from lora_inspect.converting.scaled_factors import as_factor
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.maths.dora import SPELLINGS
 from lora_inspect.merging import folded_weights
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.adapter import read_adapter
+from lora_inspect.reading.contribution import Module
 
 pytestmark = pytest.mark.numeric
 HERE = Path(__file__).parent
@@ -122,6 +131,52 @@ def test_its_standard_form_merges_to_the_same(case, tmp_path):
     for name, tensor in before.items():
         # Where alpha goes through a float32, and where programs add another number to a norm.
         assert_close(after[name], tensor, max(case.bound, 1e-6))
+
+
+def parts_with_rows(case, folder):
+    """The parts of a case whose rows can be arranged, each with its change as a matrix."""
+    for module in read_adapter(open_checkpoint(write(case, folder)[1])).modules.values():
+        for part in read_parts(module):
+            by_role = part.algorithm.rows
+            if part.factors.keys() <= by_role.keys() | set(by_role.values()):
+                yield part, changed(part)
+
+
+def changed(part):
+    factors = {role: as_factor(factor).values for role, factor in part.factors.items()}
+    shape = part.formula.shape(part.shapes)
+    matrix = torch.zeros(shape[0], math.prod(shape[1:]), dtype=torch.float64)
+    part.formula.change(factors, part.scale, part.origin.alpha, **part.origin.settings).fold(matrix, 0, 1.0)
+    return matrix
+
+
+def test_rows_of_its_factors_are_rows_of_its_change(tmp_path):
+    found = set()
+    for case in (case for cases in CASES.values() for case in cases):
+        for part, change in parts_with_rows(case, tmp_path):
+            found.add(part.algorithm.name)
+            has_kernel = any(len(part.shapes[other]) > 2 for other in part.algorithm.rows.values() if other)
+            if len(change) < 3 or has_kernel:
+                continue
+            module, growth = Module(part.origin.module, ()), Growth("", 0, allowed=True)
+            part = replace(part, magnitude=None)
+            rows, half = len(change), (len(change) - 1) // 2
+            # The rows from 1 on, in two runs whose order is turned round.
+            runs = Runs(0, half, 1 + half, 2, half, -half)
+            taken = Destination(module, (Source(module, runs),), runs.rows)
+            (few,) = arrange(taken, [[part]], "alpha", growth)
+            order = [source + at for first, last, source in runs.each() for at in range(last - first)]
+            torch.testing.assert_close(changed(few), change[order])
+            # Between rows of zeros, below itself at another scale.
+            both = (Source(module, Runs(2, rows)), Source(module, Runs(rows + 3, rows)))
+            (whole,) = arrange(
+                Destination(module, both, 2 * rows + 4), [[part], [replace(part, scale=-3.0)]], "alpha", growth
+            )
+            expected = torch.zeros(2 * rows + 4, change.shape[1], dtype=torch.float64)
+            expected[2 : rows + 2], expected[rows + 3 : 2 * rows + 3] = change, change * (-3.0 / part.scale)
+            torch.testing.assert_close(changed(whole), expected)
+            assert whole.rank == part.rank
+    assert found == {name for name, algorithm in ALGORITHMS.items() if algorithm.rows}
 
 
 def added(weights, config):

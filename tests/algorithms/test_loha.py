@@ -1,4 +1,4 @@
-"""LoHa's shapes against the weights that LyCORIS made them for, and its exact products, rows and stacks."""
+"""LoHa's shapes against the weights that LyCORIS made them for, and its exact products."""
 
 import re
 
@@ -63,23 +63,6 @@ def test_the_thin_product_is_exact(form):
     up, down = loha.low_rank(tensors)
     assert (up.shape, down.shape) == ((8, RANK**2), (RANK**2, 30))
     torch.testing.assert_close(up @ down, written_out(tensors))
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_rows_are_those_of_the_change(form):
-    tensors = factors(form)
-    taken = loha.take_rows(tensors, 2, 7)
-    assert loha.check({role: tuple(tensor.shape) for role, tensor in taken.items()}) is None
-    torch.testing.assert_close(loha.delta(taken), written_out(tensors)[2:7])
-
-
-def test_a_stack_is_each_below_the_other_whatever_their_forms():
-    parts = [factors(form, seed) for seed, form in enumerate(FORMS)]
-    stacked = loha.stack(parts)
-    shapes = {role: tuple(tensor.shape) for role, tensor in stacked.items()}
-    assert loha.check(shapes) is None
-    assert loha.rank(shapes) == len(FORMS) * RANK
-    torch.testing.assert_close(loha.delta(stacked), torch.cat([written_out(part) for part in parts]))
 
 
 @pytest.mark.parametrize("tucker", [False, True])

@@ -72,17 +72,6 @@ def test_the_thin_product_is_exact(form):
     torch.testing.assert_close(up @ down, written_out(tensors))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_rows_are_those_of_whole_groups(form):
-    tensors = factors(form)
-    taken = lokr.take_rows(tensors, 5, 15)
-    assert lokr.check({role: tuple(tensor.shape) for role, tensor in taken.items()}) is None
-    torch.testing.assert_close(lokr.delta(taken), written_out(tensors)[5:15])
-    for start, stop in ((4, 10), (5, 11)):
-        with pytest.raises(ValueError, match="groups of 5"):
-            lokr.take_rows(tensors, start, stop)
-
-
 @pytest.mark.parametrize("options", [{}, {"factor": 4}, {"decompose_both": True}, {"full_matrix": True}])
 @pytest.mark.parametrize("tucker", [False, True])
 @pytest.mark.parametrize(

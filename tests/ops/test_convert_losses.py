@@ -111,11 +111,11 @@ def many_slices(path, parts, outputs, inputs):
 
 
 def test_blocks_that_outgrow_their_input_are_refused_before_they_are_made(tmp_path, monkeypatch):
-    from lora_inspect.converting import fused_slices
+    from lora_inspect.converting import arranged_rows
 
     many_slices(tmp_path / "in.safetensors", 80, 1350, 1)
-    monkeypatch.setattr(fused_slices, "zeros", lambda *_: pytest.fail("the blocks were made"))
-    with pytest.raises(LoraInspectError, match=rf"the fused slices of {MODULE} .*over 16 times.*--allow-growth"):
+    monkeypatch.setattr(arranged_rows, "zeros", lambda *_: pytest.fail("the blocks were made"))
+    with pytest.raises(LoraInspectError, match=rf"all rows of {MODULE} .*over 16 times.*--allow-growth"):
         convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 

@@ -1,0 +1,60 @@
+"""What a conversion says of itself: what was read, how exact it is, and what differs for the readers of its output."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.maths.dora import SPELLINGS
+from lora_inspect.reading.adapter import Adapter
+
+if TYPE_CHECKING:
+    from lora_inspect.converting.spelling import SpelledModule
+
+
+def reading(adapter: Adapter) -> dict[str, Any]:
+    """What the input is: its names, algorithms, rules and ranks."""
+    names = sorted({contribution.algorithm.name for contribution in adapter.contributions})
+    magnitudes = [contribution.magnitude for contribution in adapter.contributions]
+    return {
+        "scheme": adapter.scheme,
+        "algorithm": "+".join(names),
+        "rslora": adapter.rslora.value,
+        "dora": adapter.dora.value,
+        "multiplier": rules(magnitude and magnitude.spelling.suffix for magnitude in magnitudes),
+        "ranks": counted(c.rank for c in adapter.contributions if c.rank is not None),
+        "bytes": adapter.checkpoint.bytes,
+    }
+
+
+def rules(suffixes: Iterable[str | None]) -> str | None:
+    """By which rule readers of magnitudes with these suffixes apply a strength."""
+    found = sorted({SPELLINGS[suffix].multiplier for suffix in suffixes if suffix})
+    return " and ".join(found) or None
+
+
+def counted(ranks: Iterable[int]) -> dict[str, int]:
+    """How many modules have each rank, the commonest first."""
+    return {str(rank): count for rank, count in Counter(ranks).most_common()}
+
+
+def is_exact(errors: Mapping[str, float | None]) -> bool:
+    """Whether no module lost more than the rounding of a float32."""
+    from lora_inspect.converting.carried_scale import EXACT
+
+    return all(error is not None and error <= EXACT for error in errors.values())
+
+
+def dropped(adapter: Adapter, modules: "Mapping[str, SpelledModule]") -> tuple[str, ...]:
+    """Keys of the input whose meaning is in no tensor of the output."""
+    flags = [module.rslora_flag.name for module in adapter.modules.values() if module.rslora_flag]
+    return (*adapter.flags, *flags, *(key for module in modules.values() for key in module.dropped))
+
+
+def strength(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a strength other than 1 does, where the magnitude's new spelling makes readers apply it otherwise."""
+    if not target["dora"] or source["multiplier"] == target["multiplier"]:
+        return ()
+    return (
+        f"a strength other than 1 means something else to readers of the output: {source['multiplier']} in the input, "
+        f"{target['multiplier']} there",
+    )

@@ -1,0 +1,178 @@
+"""Which modules the output has in another layout of its family, and whose rows each of them is made of.
+
+What relates the layouts is the correspondence of the family, as where a merge folds an adapter of one layout into a
+base of the other.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from lora_inspect import schemes
+from lora_inspect.architectures.correspondence import Correspondence, Link
+from lora_inspect.architectures.detection import Detection
+from lora_inspect.architectures.patterns import pattern_of, patterns_of
+from lora_inspect.architectures.record import Architecture, Layout
+from lora_inspect.architectures.rows import Runs
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.matching.orientation import Covered, covered_shape
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.contribution import Module
+from lora_inspect.reading.identify import adapter_candidates, common_correspondence, described
+from lora_inspect.reading.paths import with_paths
+from lora_inspect.schemes.comfyui import COMFYUI
+from lora_inspect.schemes.diffusers import DIFFUSERS
+from lora_inspect.schemes.record import MODEL, ModuleName
+
+# The layouts that a family may have a correspondence of.
+LAYOUTS = (ORIGINAL, OF_DIFFUSERS) = ("original", "diffusers")
+
+
+class Source(NamedTuple):
+    """A module of the input; `runs` are its rows in the module of the output, None where it has all in their order."""
+
+    module: Module
+    runs: Runs | None = None
+
+
+class Destination(NamedTuple):
+    """A module of the output as it is named there, what it is made of, and its number of rows where they are moved."""
+
+    module: Module
+    sources: tuple[Source, ...]
+    rows: int | None = None
+
+
+def destinations(adapter: Adapter, layout: str | None) -> tuple[Destination, ...]:
+    """The modules of the output in the layout called `layout`; without any as they are in the input.
+
+    Raises LoraInspectError where the family is unknown, or relates no layouts, and for a module without a counterpart.
+    """
+    if layout is None:
+        return tuple(Destination(module, (Source(module),)) for module in adapter.modules.values())
+    families = adapter_candidates(adapter)
+    target = _target(adapter, families, layout)
+    named = with_paths(adapter, families)
+    moved: dict[str, list[_Moved]] = defaultdict(list)
+    for module in named.modules.values():
+        for one in _moves(module, target, adapter):
+            moved[one.module.name.key].append(one)
+    return tuple(_joined(found, adapter) for found in moved.values())
+
+
+class _Target(NamedTuple):
+    family: Architecture
+    layout: Layout
+    correspondence: Correspondence
+
+
+class _Moved(NamedTuple):
+    """One module on its way into another one, by the link that leads there; None where only its name changes."""
+
+    module: Module
+    source: Module
+    link: Link | None
+
+
+def _target(adapter: Adapter, families: Sequence[Detection], layout: str) -> _Target:
+    file = adapter.checkpoint.path
+    if not families:
+        raise LoraInspectError(
+            f"{file}: the names and shapes of its modules are of no model family that is known here, so --layout has "
+            "nothing to go by; leave it out."
+        )
+    correspondence = common_correspondence(families)
+    family = families[0].architecture
+    found = next((one for one in family.layouts if one.name == layout), None)
+    if found is None or not correspondence.relations:
+        raise LoraInspectError(
+            f"{file}: it is of {described(families)}, of which no other layout is known here; leave --layout out."
+        )
+    return _Target(family, found, correspondence)
+
+
+def _moves(module: Module, target: _Target, adapter: Adapter) -> Iterator[_Moved]:
+    """Where a module goes: into one or into several of the target layout, or nowhere."""
+    if module.name.component != MODEL:
+        yield _Moved(module, module, None)
+        return
+    if module.path is None:
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {module.name.key} is no module of {target.family.title}, so what it is in "
+            f"the {target.layout.name} layout is unknown; leave --layout out."
+        )
+    known = patterns_of(target.layout.paths, ".")
+    links = [link for link in target.correspondence.links(module.path) if pattern_of(link.path, ".") in known]
+    if not links and pattern_of(module.path, ".") not in known:
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {module.path} of {target.family.title} has no counterpart in the "
+            f"{target.layout.name} layout that is known here; leave --layout out."
+        )
+    for link in links:
+        yield _Moved(_renamed(module, link.path, target), module, None if link.relation.arrangement is None else link)
+    if not links:
+        yield _Moved(_renamed(module, module.path, target), module, None)
+
+
+def _renamed(module: Module, path: str, target: _Target) -> Module:
+    """The module under the name that the readers of its scheme have for `path` in the target layout."""
+    name = module.name
+    scheme, prefix = schemes.by_name(name.scheme), name.prefix
+    if scheme.flat and prefix.rstrip("_") in {layout.kohya_prefix.rstrip("_") for layout in target.family.layouts}:
+        prefix = target.layout.kohya_prefix
+    elif scheme in (COMFYUI, DIFFUSERS):
+        # ComfyUI's generic names are those of its own model, which has the original layout.
+        scheme = DIFFUSERS if target.layout.name == OF_DIFFUSERS else COMFYUI
+        prefix = f"{target.family.pipeline_name}." if scheme is DIFFUSERS else "diffusion_model."
+    body = scheme.module(path, "")
+    return module._replace(name=ModuleName(scheme.name, name.component, prefix, body, scheme.flat), path=path)
+
+
+def _joined(moved: Sequence[_Moved], adapter: Adapter) -> Destination:
+    """One module of the output from all that goes into it."""
+    first, *others = moved
+    links = [one.link for one in moved if one.link]
+    parts = {link.part for link in links if link.is_whole}
+    if others and len(parts) < len(moved):
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {first.source.name.key} and {others[0].source.name.key} are both of "
+            f"{first.module.path} in the layout that is asked for; write one of them to a file of its own first."
+        )
+    if not links:
+        return Destination(first.module, (Source(first.source),))
+    rows, runs = _arranged(links, [covered_shape(one.source) for one in moved]) or (None, ())
+    if rows is None:
+        shapes = " and ".join(f"{one.source.name.key} {list(covered_shape(one.source))}" for one in moved)
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: the (out, in) of {shapes} do not tell which rows of {first.module.path} they "
+            "are; leave --layout out, or add the modules beside them."
+        )
+    sources = tuple(Source(one.source, found) for one, found in zip(moved, runs, strict=True))
+    alpha = next((one.source.alpha for one in moved if one.source.alpha), None)
+    return Destination(first.module._replace(alpha=alpha), sources, rows)
+
+
+def _arranged(links: Sequence[Link], sizes: Sequence[Covered]) -> tuple[int, list[Runs]] | None:
+    """How many rows the module has that the links lead to, and where those of each source are in it.
+
+    `sizes` are the (out, in) of the sources. None where these do not tell it, or contradict each other.
+    """
+    inputs = next((columns for _, columns in sizes if columns is not None), None)
+    known = [rows for rows, _ in sizes if rows is not None]
+    relation = links[0].relation
+    arrangement = relation.arrangement
+    if arrangement is None or inputs is None or len(known) < len(sizes):
+        return None
+    if not links[0].is_whole:
+        runs = arrangement.runs(known[0], inputs)
+        own = runs and runs[links[0].part].inverted
+        return (own.rows, [own]) if own else None
+    told = {arrangement.rows(link.part, rows, inputs) for link, rows in zip(links, known, strict=True)} - {None}
+    if len(links) == len(relation.parts):
+        told.add(sum(known))
+    whole = told.pop() if len(told) == 1 else None
+    runs = None if whole is None else arrangement.runs(whole, inputs)
+    if whole is None or runs is None:
+        return None
+    found = [runs[link.part] for link in links]
+    return (whole, found) if [one.rows for one in found] == known else None
