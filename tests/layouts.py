@@ -4,7 +4,10 @@ A base is a mapping of tensor names to tensors. Numbers are random, so that a ro
 """
 
 import warnings
+from collections.abc import Callable, Mapping
 from itertools import product
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +16,7 @@ from lora_inspect.architectures import by_name
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    from diffusers.loaders import lora_conversion_utils as lora_utils
     from diffusers.loaders import single_file_utils as real
 
 # diffusers' converter of FLUX knows one width.
@@ -111,3 +115,79 @@ def unet_names(original: list[str], config: dict[str, object]) -> dict[str, str]
     }
     converted = real.convert_ldm_unet_checkpoint(marked, {"layers_per_block": 2, **config})
     return {original[int(value)]: name.rpartition(".")[0] for name, value in converted.items()}
+
+
+class Synthetic(NamedTuple):
+    """A base with one tensor for every layer of the original layout, and diffusers' converter of such a base.
+
+    `rows` are the shapes of the layers at paths that end so; all others are (6, 4). Not every converter knows biases,
+    nor layers outside of the blocks; `more` are names of other tensors that one asks for, and the last of several
+    blocks has none at the ends `not_last`.
+    """
+
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    rows: Mapping[str, tuple[int, int]] = MappingProxyType({})
+    biases: bool = True
+    blocks: int = 2
+    below: str = ""
+    more: tuple[str, ...] = ()
+    not_last: tuple[str, ...] = ()
+
+
+def adapter_of_ideogram4(base):
+    """What the converter of adapters makes of the layers, whose rows are those of `lora_B`."""
+    adapter = {name.replace(".weight", ".lora_B.weight"): value for name, value in base.items()}
+    adapter |= {name.replace(".weight", ".lora_A.weight"): torch.ones(4, 4) for name in base}
+    converted = lora_utils._convert_non_diffusers_ideogram4_lora_to_diffusers(adapter)
+    return {
+        name.removeprefix("transformer.").replace(".lora_B.", "."): value
+        for name, value in converted.items()
+        if ".lora_B." in name
+    }
+
+
+def adapter_of_ltx2(base):
+    """Only the converter of adapters knows the layers of LTX-2.3."""
+    adapter = {f"diffusion_model.{name}": value for name, value in base.items()}
+    converted = lora_utils._convert_non_diffusers_ltx2_lora_to_diffusers(adapter)
+    return {name.removeprefix("transformer."): value for name, value in converted.items()}
+
+
+SYNTHETIC = {
+    # The converter of HunyuanVideo knows one width, and so does that of Lumina, whose query is as wide as the inputs.
+    "hunyuan_video": Synthetic(real.convert_hunyuan_video_transformer_to_diffusers, {"linear1": (7 * 3072, 4)}),
+    "lumina2": Synthetic(real.convert_lumina2_to_diffusers, {"qkv": (3840, 2304)}, blocks=1),
+    "flux2": Synthetic(real.convert_flux2_transformer_checkpoint_to_diffusers, biases=False),
+    "sd3": Synthetic(
+        real.convert_sd3_transformer_checkpoint_to_diffusers,
+        {"adaLN_modulation.1": (24, 4), "1.context_block.adaLN_modulation.1": (8, 4)},
+        more=("pos_embed",),
+        not_last=("context_block.attn.proj", "context_block.mlp.fc1", "context_block.mlp.fc2"),
+    ),
+    "auraflow": Synthetic(
+        real.convert_auraflow_transformer_checkpoint_to_diffusers,
+        biases=False,
+        more=("register_tokens", "positional_encoding", "init_x_linear.bias"),
+    ),
+    "z_image": Synthetic(real.convert_z_image_transformer_checkpoint_to_diffusers, biases=False),
+    "ltx_video": Synthetic(real.convert_ltx_transformer_checkpoint_to_diffusers),
+    "ltx2": Synthetic(adapter_of_ltx2),
+    "anima": Synthetic(real.convert_cosmos_transformer_checkpoint_to_diffusers),
+    "ideogram4": Synthetic(adapter_of_ideogram4, biases=False, below="layers."),
+}
+
+
+def synthetic(name):
+    family, made = by_name(name), SYNTHETIC[name]
+    shapes = dict.fromkeys(made.more, (6,))
+    for template in family.layouts[0].paths:
+        for number in range(made.blocks):
+            path = template.replace("{i}", str(number))
+            is_last = template != path and number == made.blocks - 1
+            if not path.startswith(made.below) or (is_last and path.endswith(made.not_last or ("-",))):
+                continue
+            shape = [(6, 4), *(shape for end, shape in made.rows.items() if path.endswith(end))][-1]
+            shapes[f"{path}.weight"] = shape
+            if made.biases:
+                shapes[f"{path}.bias"] = shape[:1]
+    return tensors(shapes)

@@ -84,7 +84,7 @@ def common_families(ours: Sequence[Detection], theirs: Sequence[Detection]) -> t
 
 
 def common_correspondence(families: Sequence[Detection]) -> Correspondence:
-    """How layouts are related in the families: the relations that each has too, unless it has no such layers."""
+    """How layouts are related in the families: the relations that each has too, unless it lacks one of the layers."""
     architectures = dict.fromkeys(family.architecture for family in families)
     if len(architectures) < 2:
         return next((architecture.correspondence for architecture in architectures), UNKNOWN)
@@ -96,12 +96,13 @@ def _common_relations(architectures: Collection[Architecture]) -> Collection[Rel
     for architecture in architectures:
         own = set(architecture.correspondence.relations)
         paths = patterns_of((path for layout in architecture.layouts for path in layout.paths), ".")
-        known = {relation: None for relation in known if relation in own or not _has_layer_of(relation, paths)}
+        known = {relation: None for relation in known if relation in own or not _is_between(relation, paths)}
     return known
 
 
-def _has_layer_of(relation: Relation, patterns: Collection[str]) -> bool:
-    return any(pattern_of(path, ".") in patterns for path in (relation.whole, *relation.parts))
+def _is_between(relation: Relation, patterns: Collection[str]) -> bool:
+    """Whether a family with layers of these patterns has both sides of the relation."""
+    return pattern_of(relation.whole, ".") in patterns and any(pattern_of(p, ".") in patterns for p in relation.parts)
 
 
 def _is_layer(module: Module) -> bool:

@@ -8,8 +8,9 @@ import pytest
 from toy_adapters import lora
 
 from lora_inspect.architectures import by_name
-from lora_inspect.architectures.correspondence import same, stack, swapped
+from lora_inspect.architectures.correspondence import Correspondence, same, stack, swapped
 from lora_inspect.architectures.detection import Detection, candidates
+from lora_inspect.architectures.record import Architecture, Layout
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.match import match
@@ -255,11 +256,31 @@ def test_several_families_have_the_relations_that_none_of_them_contradicts():
     modulation = same("double_blocks.{i}.img_mod.lin", "transformer_blocks.{i}.norm1.linear")
     found = common_correspondence(detected("flux", "chroma", "hunyuan_video")).relations
     assert {qkv, halves, modulation, same("img_in", "x_embedder"), same("img_in.proj", "x_embedder.proj")} <= {*found}
-    assert common_correspondence(detected("hunyuan_video", "chroma", "flux")).relations != ()
-    # Both have the layers, and only one of them says how they are related.
-    assert qkv not in common_correspondence(detected("flux", "framepack")).relations
-    # The same fused layer, of other parts.
-    assert not any(
-        relation.whole == "layers.{i}.attention.qkv"
-        for relation in common_correspondence(detected("lumina2", "z_image")).relations
-    )
+    assert {qkv, halves, modulation} <= {
+        *common_correspondence(detected("framepack", "hunyuan_image", "flux")).relations
+    }
+
+
+MODEL = Layout("original", ("a.{i}.x", "last")), Layout("diffusers", ("b.{i}.y", "b.{i}.z", "end"))
+WHOLE = stack("a.{i}.x", "b.{i}.y", "b.{i}.z")
+
+
+@pytest.mark.parametrize(
+    ("relations", "paths", "is_common"),
+    [
+        ((WHOLE,), ("a.{i}.x", "b.{i}.y", "b.{i}.z"), True),
+        ((), ("a.{i}.x", "b.{i}.y", "b.{i}.z"), False),
+        ((stack("a.{i}.x", "b.{i}.z", "b.{i}.y"),), ("a.{i}.x", "b.{i}.y", "b.{i}.z"), False),
+        ((), ("a.{i}.x", "b.{i}.z"), False),
+        ((), ("a.{i}.x", "c"), True),
+        ((stack("a.{i}.x", "c", "d"),), ("a.{i}.x", "c", "d"), True),
+        ((), ("b.{i}.y", "b.{i}.z"), True),
+    ],
+)
+def test_a_family_speaks_of_a_relation_whose_layers_it_has(relations, paths, is_common):
+    one = Architecture("one", "One", MODEL, correspondence=Correspondence(lambda: (WHOLE, same("last", "end"))))
+    other = Architecture("other", "Other", (Layout("any", paths),), correspondence=Correspondence(lambda: relations))
+    for families in ((one, other), (other, one)):
+        found = common_correspondence([Detection(family, family.layouts[0], None, "") for family in families]).relations
+        assert (WHOLE in found) is is_common
+        assert same("last", "end") in found
