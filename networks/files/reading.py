@@ -16,7 +16,7 @@ from lora_inspect.maths import fusing
 from lora_inspect.maths.dora import OUTPUT
 from lora_inspect.reading.claim import Claims, claim
 from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG, LoraFacts, RsloraReading
+from lora_inspect.reading.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG, LoraFacts, RsloraReading
 from lora_inspect.reading.rslora_evidence import read_rslora
 from lora_inspect.reading.suffixes import parse_key
 
@@ -25,6 +25,7 @@ from .stored_alpha import check_single, read_alpha
 
 MAGNITUDE = "dora_layer.weight"
 _NAMED = 5
+_FLAGS = (RSLORA_FLAG, DORA_FLAG)
 # Two numbers in a byte, which some versions of torch store but do not turn into others.
 _NOT_COMPUTED = [dtype for name in ("float4_e2m1fn_x2",) if (dtype := getattr(torch, name, None))]
 
@@ -162,11 +163,12 @@ def read(
         raise ValueError(
             f"{count(unusable, 'tensors')} of the weights cannot be used by a {title} network: {some_of(unusable)}"
         )
+    _refuse_hidden_ranks(claims)
     if not claims.modules:
         raise ValueError(f"the weights hold no {title} module")
     return Reading(
         {name: _read_module(module, weights, reader) for name, module in claims.modules.items()},
-        {key: _flag(key, weights[key]) for key in claims.flags},
+        {key: _flag(key, weights[key]) for key in claims.flags if key in _FLAGS},
         metadata or {},
         has_rule=reader.algorithm.formula is not None and reader.algorithm.formula.rslora,
     )
@@ -186,7 +188,9 @@ def _flag(key: str, tensor: Tensor) -> bool:
 
 def _foreign(claims: Claims, reader: FactorReader) -> list[str]:
     """The keys that mean nothing to the algorithm, or what the modules of a network do not have."""
-    found = [key for key in claims.flags if key not in (RSLORA_FLAG, DORA_FLAG)]
+    formula = reader.algorithm.formula
+    known = (*_FLAGS, LOKR_FLAG) if formula and formula.hidden_rank else _FLAGS
+    found = [key for key in claims.flags if key not in known]
     found += [key for key in claims.unclaimed if not _has_meaning(key, reader.algorithm)]
     for module in claims.modules.values():
         found += [module.rslora_flag.name] if module.rslora_flag else []
@@ -195,6 +199,18 @@ def _foreign(claims: Claims, reader: FactorReader) -> list[str]:
             tensors = _tensors(contribution).items()
             found += [info.name for role, info in tensors if not is_own or role not in reader.roles]
     return found
+
+
+def _refuse_hidden_ranks(claims: Claims) -> None:
+    """Raises ValueError where a program divides alpha by a size that is no rank, which no network here does."""
+    if LOKR_FLAG not in claims.flags:
+        return
+    for module, contribution in claims.computed:
+        if contribution.formula.rank(contribution.shapes) is None:
+            raise ValueError(
+                f"{LOKR_FLAG} is there, so the alpha of {module.name.key} is that of blissful-tuner, which divides it "
+                "by a side of w2; write the file anew with lora-inspect convert, which computes that"
+            )
 
 
 def _has_meaning(key: str, algorithm: Algorithm) -> bool:

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save, save_file
 
 from lora_inspect.algorithms import lora as lora_algorithm
 from lora_inspect.maths import dora
-from networks import lora
+from networks import lokr, lora
 from networks.files import header, reading, standard_form
 from networks.loha import LoHaModule
 from networks.lokr import LoKrModule
@@ -117,7 +117,7 @@ def test_a_network_of_weights_in_peft_s_spelling_merges_them(make_model, tmp_pat
         (LoRAModule, pair(), "lora_unet_other.alpha"),
         (LoHaModule, LOHA, f"{NAME}.lora_up.weight"),
         (LoHaModule, LOHA, "lora_unet_other.lokr_w1"),
-        (LoKrModule, LOKR, "lokr_factor"),
+        (LoHaModule, LOHA, "lokr_factor"),
         (LoKrModule, LOKR, f"{NAME}.hada_w1_a"),
     ],
 )
@@ -225,6 +225,30 @@ def test_whole_factors_have_the_rank_that_alpha_tells(alpha, rank):
     found = read_one(weights_of(WHOLE, **more), LoKrModule.reader)
     assert (found.rank, found.alpha) == (rank, float(rank))
     assert found.keywords == {"factor_shapes": {"w1": (2, 5), "w2": (3, 4)}}
+
+
+def test_blissful_s_factor_is_in_the_shapes_of_products_and_divides_the_alpha_of_whole_factors():
+    flags = {"lokr_factor": torch.tensor(-1), "use_rslora_flag": torch.tensor(False)}
+    found = reading.read(weights_of(LOKR, alpha=torch.tensor(3.0)) | flags, reader=LoKrModule.reader)
+    assert (found.modules[NAME].rank, found.modules[NAME].alpha) == (1, 3.0)
+    assert found.flags == {"use_rslora_flag": False}
+    with pytest.raises(ValueError, match=rf"lokr_factor is there, so the alpha of {NAME} .* lora-inspect convert"):
+        reading.read(weights_of(WHOLE, alpha=torch.tensor(3.0)) | flags, reader=LoKrModule.reader)
+
+
+@pytest.mark.numeric
+def test_what_convert_writes_of_blissful_s_whole_factors_merges(make_model, tmp_path, run):
+    """By the formula of blissful-tuner: alpha is divided by the longest side of w2."""
+    w1, w2 = torch.randn(3, 4), torch.randn(4, 3)
+    weights = {f"{NAME}.lokr_w1": w1, f"{NAME}.lokr_w2": w2, f"{NAME}.alpha": torch.tensor(3.0)}
+    save_file(weights | {"lokr_factor": torch.tensor(-1)}, tmp_path / "blissful.safetensors")
+    outcome = run("convert", tmp_path / "blissful.safetensors", "-o", tmp_path / "plain.safetensors")
+    assert outcome.status == 0, outcome.stderr
+    plain, model = load_file(tmp_path / "plain.safetensors"), make_model()
+    expected = model.embed.weight.double() + 3 / 4 * torch.kron(w1.double(), w2.double())
+    network = lokr.create_arch_network_from_weights(1.0, plain, unet=model, for_inference=True, architecture="wan")
+    network.merge_to(None, model, plain)
+    assert torch.allclose(model.embed.weight.double(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("module_class", [LoHaModule, LoKrModule])
