@@ -100,13 +100,6 @@ class Correspondence:
         """Every relation; empty where none is known."""
         return tuple(self._make())
 
-    @cached_property
-    def one_to_one(self) -> tuple[tuple[str, str], ...]:
-        """The pairs of paths of a family whose modules are all the same ones in both layouts; empty for any other."""
-        if any(relation.arrangement is not None for relation in self.relations):
-            return ()
-        return tuple((relation.whole, relation.parts[0]) for relation in self.relations)
-
     def links(self, path: str) -> Iterator[Link]:
         """What the module at `path`, in either layout, is related to in the other one under another path."""
         for template, other, link in self._by_pattern.get(pattern_of(path, "."), ()):

@@ -14,7 +14,8 @@ from .hunyuan_video import (
     ORIGINAL_PROPORTIONS,
     ORIGINAL_STREAMS,
     ORIGINAL_TEXT,
-    shared_with_diffusers,
+    blocks_in_diffusers,
+    ends_in_diffusers,
     with_comfyui,
 )
 from .record import Architecture, Layout, Size, under
@@ -66,7 +67,8 @@ def relations() -> tuple[Relation, ...]:
     """How the layouts are related, as the conversion script of diffusers has it."""
     return with_comfyui(
         (
-            *shared_with_diffusers(),
+            *ends_in_diffusers(),
+            *blocks_in_diffusers(),
             *(same(f"byt5_in.fc{number}", f"context_embedder_2.linear_{number}") for number in (1, 2, 3)),
             *(
                 same(f"{original}.mlp.{number}", f"time_guidance_embed.{diffusers}.{layer}")

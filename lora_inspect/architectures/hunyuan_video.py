@@ -108,8 +108,8 @@ ORIGINAL_BLOCKS = (("double_blocks", 20), ("single_blocks", 40))
 DIFFUSERS_BLOCKS = (("transformer_blocks", 20), ("single_transformer_blocks", 40))
 
 
-def shared_with_diffusers() -> tuple[Relation, ...]:
-    """The layers of the original layout and of diffusers, in what the descendants have too."""
+def ends_in_diffusers() -> tuple[Relation, ...]:
+    """What comes before and after the blocks, as far as the descendants have it too."""
     return (
         same("img_in.proj", "x_embedder.proj"),
         *below(
@@ -130,6 +130,14 @@ def shared_with_diffusers() -> tuple[Relation, ...]:
             same("mlp.fc2", "ff.net.2"),
             same("adaLN_modulation.1", "norm_out.linear"),
         ),
+        same("final_layer.linear", "proj_out"),
+        swapped("final_layer.adaLN_modulation.1", "norm_out.linear"),
+    )
+
+
+def blocks_in_diffusers() -> tuple[Relation, ...]:
+    """The blocks in the original layout and in that of diffusers."""
+    return (
         *below(
             "double_blocks.{i}",
             "transformer_blocks.{i}",
@@ -146,8 +154,6 @@ def shared_with_diffusers() -> tuple[Relation, ...]:
         ),
         *SINGLE,
         same("single_blocks.{i}.modulation.linear", "single_transformer_blocks.{i}.norm.linear"),
-        same("final_layer.linear", "proj_out"),
-        swapped("final_layer.adaLN_modulation.1", "norm_out.linear"),
     )
 
 
@@ -189,7 +195,8 @@ def relations() -> tuple[Relation, ...]:
     """How the layouts are related."""
     return with_comfyui(
         (
-            *shared_with_diffusers(),
+            *ends_in_diffusers(),
+            *blocks_in_diffusers(),
             *(
                 same(original, f"time_text_embed.{diffusers}")
                 for original, diffusers in (

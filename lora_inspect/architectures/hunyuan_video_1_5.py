@@ -5,9 +5,9 @@ HunyuanVideo15Transformer3DModel of diffusers. ComfyUI fuses query, key and valu
 repack are listed.
 """
 
-from .correspondence import Correspondence, below, same
-from .flux import DIFFUSERS_DOUBLE, ORIGINAL_DOUBLE, PROPORTIONS
-from .hunyuan_video import DIFFUSERS_TEXT, ORIGINAL_PROPORTIONS, ORIGINAL_STREAMS, ORIGINAL_TEXT
+from .correspondence import Correspondence, Relation, below, same, stack
+from .flux import DIFFUSERS_DOUBLE, DOUBLE, ORIGINAL_DOUBLE, PROPORTIONS
+from .hunyuan_video import DIFFUSERS_TEXT, ORIGINAL_PROPORTIONS, ORIGINAL_STREAMS, ORIGINAL_TEXT, ends_in_diffusers
 from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
 from .text_encoders import BYT5_GLYPH, QWEN25_VL_7B
 
@@ -45,26 +45,58 @@ DIFFUSERS = (
     "proj_out",
 )
 
-# The refiner of the text is fused in the original and split in diffusers, and the halves of the last modulation are
-# exchanged, so neither is here.
-CORRESPONDENCE = below(
-    "double_blocks.{i}",
-    "transformer_blocks.{i}",
-    same("img_attn_q", "attn.to_q"),
-    same("img_attn_k", "attn.to_k"),
-    same("img_attn_v", "attn.to_v"),
-    same("img_attn_proj", "attn.to_out.0"),
-    same("txt_attn_q", "attn.add_q_proj"),
-    same("txt_attn_k", "attn.add_k_proj"),
-    same("txt_attn_v", "attn.add_v_proj"),
-    same("txt_attn_proj", "attn.to_add_out"),
-    same("img_mlp.fc1", "ff.net.0.proj"),
-    same("img_mlp.fc2", "ff.net.2"),
-    same("txt_mlp.fc1", "ff_context.net.0.proj"),
-    same("txt_mlp.fc2", "ff_context.net.2"),
-    same("img_mod.linear", "norm1.linear"),
-    same("txt_mod.linear", "norm1_context.linear"),
-)
+
+def relations() -> tuple[Relation, ...]:
+    """How the layouts are related; those of ComfyUI and of diffusers have the blocks of FLUX.1's layouts in common."""
+    modulation = (("img_mod", "norm1"), ("txt_mod", "norm1_context"))
+    return (
+        *ends_in_diffusers(),
+        *(same(f"byt5_in.fc{number}", f"context_embedder_2.linear_{number}") for number in (1, 2, 3)),
+        same("vision_in.proj.1", "image_embedder.linear_1"),
+        same("vision_in.proj.3", "image_embedder.linear_2"),
+        *(
+            same(f"time_in.mlp.{layer}", f"time_embed.timestep_embedder.linear_{number}")
+            for layer, number in ((0, 1), (2, 2))
+        ),
+        same("cond_type_embedding", "cond_type_embed"),
+        *below(
+            "double_blocks.{i}",
+            "transformer_blocks.{i}",
+            same("img_attn_q", "attn.to_q"),
+            same("img_attn_k", "attn.to_k"),
+            same("img_attn_v", "attn.to_v"),
+            same("img_attn_proj", "attn.to_out.0"),
+            same("txt_attn_q", "attn.add_q_proj"),
+            same("txt_attn_k", "attn.add_k_proj"),
+            same("txt_attn_v", "attn.add_v_proj"),
+            same("txt_attn_proj", "attn.to_add_out"),
+            same("img_mlp.fc1", "ff.net.0.proj"),
+            same("img_mlp.fc2", "ff.net.2"),
+            same("txt_mlp.fc1", "ff_context.net.0.proj"),
+            same("txt_mlp.fc2", "ff_context.net.2"),
+            *(same(f"{original}.linear", f"{diffusers}.linear") for original, diffusers in modulation),
+        ),
+        *DOUBLE,
+        *below(
+            "double_blocks.{i}",
+            "transformer_blocks.{i}",
+            *(same(f"{comfyui}.lin", f"{diffusers}.linear") for comfyui, diffusers in modulation),
+        ),
+        *(
+            relation
+            for stream in ("img", "txt")
+            for relation in below(
+                "double_blocks.{i}",
+                "double_blocks.{i}",
+                stack(f"{stream}_attn.qkv", *(f"{stream}_attn_{part}" for part in "qkv")),
+                same(f"{stream}_attn.proj", f"{stream}_attn_proj"),
+                same(f"{stream}_mlp.0", f"{stream}_mlp.fc1"),
+                same(f"{stream}_mlp.2", f"{stream}_mlp.fc2"),
+                same(f"{stream}_mod.lin", f"{stream}_mod.linear"),
+            )
+        ),
+    )
+
 
 ARCHITECTURE = Architecture(
     name="hunyuan_video_1_5",
@@ -84,7 +116,7 @@ ARCHITECTURE = Architecture(
     ),
     metadata_names=("hunyuan_video_1_5", "hunyuan-video-1.5"),
     text_encoders=(QWEN25_VL_7B, BYT5_GLYPH),
-    correspondence=Correspondence(lambda: CORRESPONDENCE),
+    correspondence=Correspondence(relations),
     training=Training(
         classes=("MMDoubleStreamBlock",),
         diffusers_classes=("HunyuanVideo15TransformerBlock",),

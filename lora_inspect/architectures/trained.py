@@ -1,6 +1,7 @@
 """Which family and layout a model in memory is, by the classes of its modules and the names of its layers."""
 
 from collections.abc import Collection, Iterable
+from functools import cache
 
 from lora_inspect.listing import listed
 
@@ -74,9 +75,30 @@ def blocks_of(training: Training, task: str | None) -> tuple[str, ...] | None:
     return None if training.classes is None else (*training.classes, *training.diffusers_classes)
 
 
+@cache
+def one_to_one(architecture: Architecture) -> tuple[tuple[str, str], ...]:
+    """The pairs of (original, diffusers') paths of a family whose blocks have the same layers in both layouts.
+
+    Empty for any other; layers outside of the blocks that have their rows in another order are left out.
+    """
+    layouts = {layout.name: layout for layout in architecture.layouts}
+    if not {"original", "diffusers"} <= layouts.keys():
+        return ()
+    original, diffusers = layouts["original"], set(layouts["diffusers"].paths)
+    between = [
+        relation
+        for relation in architecture.correspondence.relations
+        if relation.whole in original.paths and diffusers.issuperset(relation.parts)
+    ]
+    in_blocks = tuple(f"{blocks}." for blocks, _ in original.blocks)
+    if any(relation.arrangement is not None and relation.whole.startswith(in_blocks) for relation in between):
+        return ()
+    return tuple((relation.whole, relation.parts[0]) for relation in between if relation.arrangement is None)
+
+
 def original_path(architecture: Architecture, path: str) -> str | None:
-    """The path in the original layout of the layer at `path` in diffusers' model, where all layers are one to one."""
-    filled = (fill(diffusers, original, path) for original, diffusers in architecture.correspondence.one_to_one)
+    """The path in the original layout of the layer at `path` in diffusers' model, where the blocks are one to one."""
+    filled = (fill(diffusers, original, path) for original, diffusers in one_to_one(architecture))
     return next((found for found in filled if found), None)
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from lora_inspect import schemes
 from lora_inspect.architectures.patterns import counterparts
 from lora_inspect.architectures.record import Architecture
+from lora_inspect.architectures.trained import one_to_one
 from lora_inspect.reading.suffixes import ParsedKey, parse_key
 from lora_inspect.schemes.record import MODEL, Scheme
 
@@ -38,7 +39,7 @@ class KeyPlaces:
 
     def __init__(self, architecture: Architecture, paths: Collection[str], prefix: str) -> None:
         own = {path: module_name(prefix, path) for path in paths}
-        pairs = architecture.correspondence.one_to_one
+        pairs = one_to_one(architecture)
         others = [(other, own[path]) for path in paths for other in counterparts(pairs, path)]
         self._names = _unambiguous(own, others)
         flat_own = {path.replace(".", "_"): name for path, name in own.items()}

@@ -62,7 +62,7 @@ def test_every_path_stands_in_one_relation_with_a_layout(architecture):
 
 
 # Families whose relations are of some layers alone, or whose layers are not written with `{i}`, in tests of their own.
-OTHERS = {"sd15", "sd2", "sdxl", "llm", "hunyuan_video_1_5"}
+OTHERS = {"sd15", "sd2", "sdxl", "llm"}
 # The layers of one layout that the model of the other one does not have.
 ALONE = {"anima": "llm_adapter."}
 
@@ -162,6 +162,48 @@ def test_hunyuan_image_is_hunyuan_video_with_other_embedders():
     assert {pattern_of(name, ".") for name in ours} == {pattern_of(f"{path}.weight", ".") for path in layout.paths}
     assert ours.keys() == theirs.keys()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_hunyuan_video_1_5_is_as_the_script_of_diffusers_converts_it():
+    """As in scripts/convert_hunyuan_video1_5_to_diffusers.py: what it has of HunyuanVideo, and layers of its own."""
+    family = by_name("hunyuan_video_1_5")
+    layout = in_diffusers(family)
+    base = layouts.tensors({f"{path.replace('{i}', '1')}.weight": (6, 4) for path in family.layouts[0].paths})
+    own = {
+        "byt5_in.fc1": "context_embedder_2.linear_1", "byt5_in.fc2": "context_embedder_2.linear_2",
+        "byt5_in.fc3": "context_embedder_2.linear_3", "vision_in.proj.1": "image_embedder.linear_1",
+        "vision_in.proj.3": "image_embedder.linear_2", "cond_type_embedding": "cond_type_embed",
+        "time_in.mlp.0": "time_embed.timestep_embedder.linear_1",
+        "time_in.mlp.2": "time_embed.timestep_embedder.linear_2",
+        **{f"double_blocks.1.img_attn_{part}": f"transformer_blocks.1.attn.to_{part}" for part in "qkv"},
+        **{f"double_blocks.1.txt_attn_{part}": f"transformer_blocks.1.attn.add_{part}_proj" for part in "qkv"},
+    }  # fmt: skip
+    theirs = real.convert_hunyuan_video_transformer_to_diffusers(
+        {name: value for name, value in base.items() if name.removesuffix(".weight") not in own}
+    )
+    theirs |= {f"{diffusers}.weight": base[f"{original}.weight"] for original, diffusers in own.items()}
+    ours = carried(family, base, layout)
+    assert {pattern_of(name, ".") for name in ours} == {pattern_of(f"{path}.weight", ".") for path in layout.paths}
+    assert ours.keys() == theirs.keys()
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_comfyui_fuses_what_hunyuan_video_1_5_has_apart():
+    """Every layer of ComfyUI's is the same rows of diffusers' model, directly and by way of the original ones."""
+    family = by_name("hunyuan_video_1_5")
+    original, comfyui, diffusers = family.layouts
+    for template in comfyui.paths:
+        links = list(family.correspondence.links(template.replace("{i}", "5")))
+        directly = [link for link in links if numbered(link.path, diffusers)]
+        stages = [link for link in links if numbered(link.path, original)]
+        assert len(directly) == len(stages) == (3 if "qkv" in template else 1)
+        for link, stage in zip(directly, stages, strict=True):
+            assert (link.part, link.is_whole, link.relation.arrangement) == (
+                stage.part, stage.is_whole, stage.relation.arrangement,
+            )  # fmt: skip
+            (further,) = (other for other in family.correspondence.links(stage.path) if numbered(other.path, diffusers))
+            assert further.path == link.path
+            assert further.relation.arrangement is None
 
 
 # What ComfyUI puts in the place of the original names of HunyuanVideo when it loads them.
@@ -317,12 +359,6 @@ def test_experts_have_the_number_that_the_parameter_does_not_have():
     ]
     assert list(relations.links_of_experts("a")) == list(relations.links_of_experts("a.3.e.1.g")) == []
     assert list(relations.links("a.3.x")) == list(relations.links("a.3.e.1.g")) == []
-
-
-def test_pairs_are_of_families_without_any_arrangement():
-    assert Correspondence(lambda: (same("a", "b"), same("c", "d"))).one_to_one == (("a", "b"), ("c", "d"))
-    assert Correspondence(lambda: (same("a", "b"), swapped("c", "d"))).one_to_one == ()
-    assert Correspondence().one_to_one == ()
 
 
 def test_a_third_layout_has_the_relations_of_what_it_renames():

@@ -6,7 +6,7 @@ from architecture_models import MODELS, distance, leaves, make, outputs, train
 from safetensors.torch import load_file
 from torch import nn
 
-from lora_inspect.architectures.trained import by_option, family_of, original_path
+from lora_inspect.architectures.trained import by_option, family_of, one_to_one, original_path
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.adapter import read_adapter
 from networks import loha, lokr
@@ -131,10 +131,12 @@ def test_weights_of_lora_are_no_loha(tmp_path):
 
 def test_original_paths_are_one_to_one():
     for family in (by_option(name) for name in ("wan", "hv15", "kr2")):
-        pairs = family.correspondence.one_to_one
+        pairs = one_to_one(family)
         assert pairs
         for side in zip(*pairs, strict=True):
             assert len(set(side)) == len(side)
-    assert by_option("flux").correspondence.one_to_one == ()
+    assert [one_to_one(by_option(name)) for name in ("flux", "flux2", "hv", "zi", "i4", "qi")] == [()] * 6
+    assert original_path(by_option("hv15"), "transformer_blocks.3.attn.add_k_proj") == "double_blocks.3.txt_attn_k"
+    assert original_path(by_option("hv15"), "norm_out.linear") is None
     assert original_path(by_option("wan"), "blocks.17.attn1.to_out.0") == "blocks.17.self_attn.o"
     assert original_path(by_option("wan"), "blocks.17.attn1.norm_q") is None
