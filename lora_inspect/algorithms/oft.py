@@ -43,6 +43,11 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
     return None if len(weight) > 1 and weight[0] == _rows(shapes) else f"rotates {_rows(shapes)} rows"
 
 
+def together(shapes: Shapes) -> int:
+    """The rows of a block."""
+    return shapes["blocks"][1]
+
+
 def settings(around: Surroundings) -> dict[str, Any] | str:
     """None are needed; says why the limit is unknown."""
     if around.alpha is None:
@@ -83,7 +88,7 @@ ALGORITHM = Algorithm(
     dialects={"lycoris": {"blocks": ".oft_blocks", "rescale": ".rescale"}},
     marks=("blocks",),
     common=("rescale",),
-    formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),
+    formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change, together=together),
     multiplies=True,
     settings=settings,
 )

@@ -49,6 +49,8 @@ class Formula(NamedTuple):
       factors; `alpha` is None where there is none, and `settings` are those of the algorithm.
     - `low_rank(tensors)` is the pair (up, down), of shapes (out, rank) and (rank, in·kernel), whose product is exactly
       the unscaled change; None where there is no thin one.
+    - `together(shapes)` is how many neighbouring rows the change has to have at once, groups of which begin with the
+      first one; it is that of the change.
     - `rslora` says whether RS-LoRA's rule can be its own.
     """
 
@@ -60,6 +62,7 @@ class Formula(NamedTuple):
     low_rank: Callable[[Tensors], tuple[Any, Any] | None] | None = None
     rslora: bool = False
     hidden_rank: Callable[[Shapes], int] | None = None
+    together: Callable[[Shapes], int] = lambda shapes: 1
 
 
 class Algorithm(NamedTuple):

@@ -39,8 +39,7 @@ class Placed(NamedTuple):
     def change(self, tensors: Mapping[str, Any], rule: str | None = None) -> "Change":
         """The change of the target as it is stored, from the contribution's tensors by role ("magnitude" for DoRA's).
 
-        `rule` says how a multiplier applies to DoRA; None takes the spelling's own. Raises LoraInspectError for a
-        change of groups of rows that the place does not hold together.
+        `rule` says how a multiplier applies to DoRA; None takes the spelling's own.
         """
         from lora_inspect.maths.change import OnRows
         from lora_inspect.maths.decomposed import Magnitude, decomposed
@@ -55,21 +54,19 @@ class Placed(NamedTuple):
             values = Magnitude(tensors["magnitude"].reshape(-1), rule or spelling.multiplier, spelling.added_eps)
             change = decomposed(change, values, contribution.magnitude.axis, prod(place.shape[2:]))
         if place.runs:
-            self._check_groups(change.together, place.runs)
             change = OnRows(change, tuple(place.runs.each()))
         return change.transposed() if place.transposed else change
 
-    def _check_groups(self, together: int, runs: Runs) -> None:
-        """Raises LoraInspectError where runs of rows begin or end within `together` rows that belong together."""
+    def check_groups(self) -> None:
+        """Raises LoraInspectError where the place begins or ends within rows that belong together."""
         contribution, place = self
-        is_whole = runs.times == 1 and runs.rows == contribution.shape[0]
-        if is_whole or (
-            together and not any((stop - start) % together or source % together for start, stop, source in runs.each())
-        ):
+        together, runs = contribution.formula.together(contribution.shapes), place.runs
+        if runs is None or (runs.times == 1 and runs.rows == contribution.shape[0]):
+            return
+        if not any((stop - start) % together or source % together for start, stop, source in runs.each()):
             return
         first = next(iter(contribution.factors.values()))
-        groups = f"groups of {together} rows" if together else "all rows of its layer at once"
         raise LoraInspectError(
-            f"{first.file}: {contribution.module.key} ({contribution.algorithm.title}) changes {groups}, which "
-            f"{place.target.name} has in another order or only in part; use a base in the adapter's layout."
+            f"{first.file}: {contribution.module.key} ({contribution.algorithm.title}) changes groups of {together} "
+            f"rows, which {place.target.name} has in another order or only in part; use a base in the adapter's layout."
         )

@@ -30,6 +30,7 @@ def check_place(placed: Placed, rows: int, adapter: Adapter, base: Checkpoint, b
             f"{adapter.checkpoint.path}: {ours}, but {target.name} of {base.path} has "
             f"{list(base.tensors[target.name].shape)}; {_difference(adapter, base)}."
         )
+    placed.check_groups()
     magnitude = contribution.magnitude
     # Factors of a flattened kernel do not tell how many inputs there are.
     if magnitude and magnitude.axis == INPUT and magnitude.info.numel != place.shape[1]:

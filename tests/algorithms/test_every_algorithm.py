@@ -114,6 +114,16 @@ def test_blocks_of_any_size_give_the_same(case, merged):
 
 
 @pytest.mark.parametrize("case", EVERY)
+def test_shapes_tell_which_rows_belong_together(case, tmp_path):
+    _, adapter = write(case, tmp_path)
+    for contribution in read_adapter(open_checkpoint(adapter)).contributions:
+        tensors = {role: case.tensors[info.name] for role, info in contribution.factors.items()}
+        formula = contribution.formula
+        change = formula.change(tensors, contribution.known_scale, contribution.alpha, **contribution.settings)
+        assert formula.together(contribution.shapes) == change.together
+
+
+@pytest.mark.parametrize("case", EVERY)
 def test_a_multiplier_of_0_is_no_change_at_all(case, merged):
     found = merged(case, 0.0, 1 << 20)
     assert all(torch.equal(found[name], tensor) for name, tensor in case.base.items())
@@ -179,6 +189,9 @@ def test_rows_of_its_factors_are_rows_of_its_change(tmp_path):
     assert found == {name for name, algorithm in ALGORITHMS.items() if algorithm.rows}
 
 
+SIDES = ("lora_down", "lora_A", "lora_up", "lora_B")
+
+
 def added(weights, config):
     """What a reader of alpha and rank adds to the weight of a file's one module, and the roles that it finds there."""
     tensors = {key.replace("lora_embedding_", "lora_").removesuffix(".weight"): t for key, t in weights.items()}
@@ -191,9 +204,6 @@ def added(weights, config):
     return alpha / len(down) * up.flatten(1) @ down.flatten(1), tensors.keys()
 
 
-SIDES = ("lora_down", "lora_A", "lora_up", "lora_B")
-
-
 @pytest.mark.parametrize("case", DECOMPOSED)
 def test_its_true_change_is_a_plain_lora(case, tmp_path):
     base, adapter = write(case, tmp_path)
@@ -202,11 +212,17 @@ def test_its_true_change_is_a_plain_lora(case, tmp_path):
     folder = Path(result.output)
     if case.config is not None:
         config = json.loads((folder / "adapter_config.json").read_text())
-        change, keys = added(load_file(folder / "adapter_model.safetensors"), config)
+        tensors = load_file(folder / "adapter_model.safetensors")
     else:
-        change, keys = added(load_file(folder), None)
-    assert {key.rpartition(".")[2] for key in keys} <= {*SIDES, "alpha"}
+        tensors, config = load_file(folder), None
+    change, keys = added(tensors, config)
     weight = case.base["layer.weight"]
+    assert {key.rpartition(".")[2] for key in keys} <= {*SIDES, "alpha"}
+    if not isinstance(case.layer, torch.nn.Embedding):
+        ones = (1,) * len(weight.shape[2:])
+        assert {tensor.shape[2:] for key, tensor in tensors.items() if ".lora_up" in key or ".lora_B" in key} == {ones}
+        downs = {tensor.shape[1:] for key, tensor in tensors.items() if ".lora_down" in key or ".lora_A" in key}
+        assert downs == {weight.shape[1:]}
     change = change.T if isinstance(case.layer, torch.nn.Embedding) else change
     changed = {**case.base, "layer.weight": (weight.double() + change.reshape(weight.shape)).to(weight.dtype)}
     # The factors are rounded to float32.

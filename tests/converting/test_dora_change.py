@@ -5,6 +5,7 @@ import json
 import layouts
 import pytest
 import torch
+from layer_factors import dotted, factors, kohya
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -29,31 +30,12 @@ def numbers(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def dora(weight, seed):
-    """The factors and the magnitude of a DoRA of a weight, and W' - W by the paper's formula in float64."""
-    down, up = numbers(RANK, *weight.shape[1:], seed=seed), numbers(weight.shape[0], RANK, seed=seed + 1)
-    magnitude = weight.float().flatten(1).norm(dim=1) * (1 + numbers(len(weight), seed=seed + 2).abs())
-    combined = weight.double().flatten(1) + ALPHA / RANK * up.double() @ down.double().flatten(1)
-    changed = magnitude.double()[:, None] * combined / combined.norm(dim=1, keepdim=True)
-    return {"down": down, "up": up, "magnitude": magnitude}, changed - weight.double().flatten(1)
-
-
-def kohya(prefix, factors):
-    tensors = {}
-    for path, own in factors.items():
-        name = prefix + path.replace(".", "_")
-        tensors |= {f"{name}.lora_down.weight": own["down"], f"{name}.lora_up.weight": own["up"]}
-        tensors |= {f"{name}.alpha": torch.tensor(ALPHA), f"{name}.dora_layer.weight": own["magnitude"]}
-    return tensors
-
-
-def dotted(prefix, factors):
-    tensors = {}
-    for path, own in factors.items():
-        name = prefix + path
-        tensors |= {f"{name}.lora_A.weight": own["down"], f"{name}.lora_B.weight": own["up"] * (ALPHA / RANK)}
-        tensors[f"{name}.lora_magnitude_vector"] = own["magnitude"]
-    return tensors
+def made(base, paths):
+    """DoRA of the layers of a base at the paths, and W' - W by the formula in float64."""
+    adapter = factors(base, paths, dora=True)
+    weights = {path: base[f"{path}.weight"] for path in paths}
+    changes = {path: own.folded(weights[path], 1.0, False)[0] - weights[path].double() for path, own in adapter.items()}
+    return adapter, {path: change.flatten(1) for path, change in changes.items()}
 
 
 def converted(folder, adapter, base, rank=1000, **options):
@@ -105,16 +87,58 @@ def test_either_layout_of_the_base_gives_the_same_change(paths, spell, prefix, e
     original = layouts.flux(width=4)
     diffusers = layouts.flux_in_diffusers(original)
     own, other = (diffusers, original) if paths is SPLIT else (original, diffusers)
-    made = {path: dora(own[f"{path}.weight"], seed) for seed, path in enumerate(paths)}
-    adapter = spell(prefix, {path: factors for path, (factors, _) in made.items()})
+    adapter, expected = made(own, paths)
     for rank in (1, 1000):
-        here, there = (converted(tmp_path, adapter, base, rank) for base in (own, other))
+        here, there = (converted(tmp_path, spell(prefix, adapter), base, rank) for base in (own, other))
         assert here.keys() == there.keys()
         assert all(torch.equal(tensor, there[key]) for key, tensor in here.items())
     changes = plain(there)
     assert len(changes) == len(paths)
-    for path, (_, expected) in made.items():
-        assert_near(changes[prefix + (path.replace(".", "_") if spell is kohya else path)], expected)
+    for path, change in expected.items():
+        assert_near(changes[prefix + (path.replace(".", "_") if spell is kohya else path)], change)
+
+
+LLM = "model.layers.0.self_attn"
+
+
+def test_the_norm_of_inputs_is_that_of_the_rows_of_a_part(tmp_path):
+    """So the part was trained; the whole was not, and parts of it lie in several weights."""
+    whole, scale = numbers(12, 4), numbers(1, 4, seed=1).abs() + 1
+    down, up = numbers(RANK, 4, seed=2), numbers(4, RANK, seed=3)
+    name = f"diffusion_model.{LLM}.k_proj"
+    adapter = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.dora_scale": scale}
+    combined = whole[4:8].double() + up.double() @ down.double()
+    changed = scale.double() * combined / (combined.norm(dim=0, keepdim=True) + 2.0**-23)
+    found = plain(converted(tmp_path, adapter, {f"{LLM}.qkv_proj.weight": whole}))
+    assert_near(found[name], changed - whole[4:8].double())
+    fused = {key.replace("k_proj", "qkv_proj"): tensor for key, tensor in adapter.items()}
+    fused[f"diffusion_model.{LLM}.qkv_proj.lora_up.weight"] = numbers(12, RANK)
+    parts = {f"{LLM}.{part}_proj.weight": whole[4 * at : 4 * at + 4] for at, part in enumerate("qkv")}
+    with pytest.raises(
+        LoraInspectError, match=r"magnitude of inputs, whose norm is over all of its rows.*use a base in"
+    ):
+        converted(tmp_path, fused, parts)
+
+
+def test_single_experts_on_a_base_of_all(tmp_path):
+    mlp = "model.layers.0.mlp.experts"
+    sizes = {"gate_proj": (6, 8), "up_proj": (6, 8), "down_proj": (8, 6)}
+    single = {
+        f"{mlp}.{at}.{leaf}.weight": numbers(*shape, seed=3 * at + number)
+        for at in range(3)
+        for number, (leaf, shape) in enumerate(sizes.items())
+    }
+    experts = [{leaf: single[f"{mlp}.{at}.{leaf}.weight"] for leaf in sizes} for at in range(3)]
+    fused = {
+        f"{mlp}.gate_up_proj": torch.stack([torch.cat([own["gate_proj"], own["up_proj"]]) for own in experts]),
+        f"{mlp}.down_proj": torch.stack([own["down_proj"] for own in experts]),
+    }
+    adapter, expected = made(single, [name.removesuffix(".weight") for name in single])
+    here, there = (converted(tmp_path, dotted("diffusion_model.", adapter), base) for base in (single, fused))
+    assert here.keys() == there.keys()
+    assert all(torch.equal(tensor, there[key]) for key, tensor in here.items())
+    for path, change in expected.items():
+        assert_near(plain(there)[f"diffusion_model.{path}"], change)
 
 
 Q, NAME = "blocks.0.attn.q", "lora_unet_blocks_0_attn_q"
@@ -135,9 +159,9 @@ def test_fp8_weights_are_what_their_codes_stand_for(suffix, shape, dtype, tmp_pa
     scale = torch.rand(shape, generator=torch.Generator().manual_seed(2)) + 0.1
     blocks = scale.reshape(OUT if scale.numel() > 1 else 1, -1)
     stands_for = weight.double() * (blocks.double().repeat_interleave(IN // blocks.shape[1], 1) if suffix else 1.0)
-    factors, expected = dora(stands_for, 5)
+    adapter, expected = made({f"{Q}.weight": stands_for.float()}, [Q])
     base = {f"{Q}.weight": weight} | ({f"{Q}.{suffix}": scale} if suffix else {})
-    assert_near(plain(converted(tmp_path, kohya("lora_unet_", {Q: factors}), base))[NAME], expected)
+    assert_near(plain(converted(tmp_path, kohya("lora_unet_", adapter), base))[NAME], expected[Q])
 
 
 @pytest.mark.parametrize(
@@ -148,23 +172,23 @@ def test_fp8_weights_are_what_their_codes_stand_for(suffix, shape, dtype, tmp_pa
     ],
 )
 def test_codes_of_another_kind_are_refused_with_the_way_out(base, says, tmp_path):
-    factors, _ = dora(numbers(OUT, IN), 5)
+    adapter, _ = made({f"{Q}.weight": numbers(OUT, IN)}, [Q])
     with pytest.raises(LoraInspectError, match=rf"{Q}.weight .*{says}.*use an F32, F16 or BF16 version of the base\."):
-        converted(tmp_path, kohya("lora_unet_", {Q: factors}), base)
+        converted(tmp_path, kohya("lora_unet_", adapter), base)
     assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_codes_that_are_no_numbers_are_refused(tmp_path):
     weight = torch.full((OUT, IN), 0x7F, dtype=torch.uint8).view(E4M3)
-    factors, _ = dora(numbers(OUT, IN), 5)
+    adapter, _ = made({f"{Q}.weight": numbers(OUT, IN)}, [Q])
     with pytest.raises(LoraInspectError, match=r"holds codes in row 0 that stand for no number"):
-        converted(tmp_path, kohya("lora_unet_", {Q: factors}), {f"{Q}.weight": weight})
+        converted(tmp_path, kohya("lora_unet_", adapter), {f"{Q}.weight": weight})
 
 
 def test_a_layer_that_has_only_its_bias_there_is_refused(tmp_path):
     """Its magnitude would stay, and the difference of its bias has a place."""
-    factors, _ = dora(numbers(OUT, IN), 5)
-    adapter = kohya("lora_unet_", {Q: factors}) | {f"{NAME}.diff_b": torch.ones(OUT)}
+    adapter, _ = made({f"{Q}.weight": numbers(OUT, IN)}, [Q])
+    adapter = kohya("lora_unet_", adapter) | {f"{NAME}.diff_b": torch.ones(OUT)}
     base = {f"{Q}.bias": torch.ones(OUT), "blocks.0.attn.k.weight": torch.ones(OUT, IN)}
     with pytest.raises(LoraInspectError, match=rf"1 modules have no weight in .*\({NAME}\)"):
         converted(tmp_path, adapter, base)
@@ -194,8 +218,8 @@ def merged(folder, base, adapter):
 @pytest.mark.parametrize("kind", ["LoRA", "LoHa"])
 def test_a_difference_on_the_same_weight_is_in_the_norm_and_stays(kind, tmp_path):
     weight, difference, scale = numbers(OUT, IN), numbers(OUT, IN, seed=1), numbers(OUT, 1, seed=2).abs() + 1
-    factors, change = beside(kind)
-    adapter = module(factors, {"diff": difference, "dora_scale": scale})
+    own, change = beside(kind)
+    adapter = module(own, {"diff": difference, "dora_scale": scale})
     found = converted(tmp_path, adapter, {f"{Q}.weight": weight})
     whole = weight.double() + difference.double() + change
     decomposed = scale.double() * whole / (whole.norm(dim=1, keepdim=True) + 2.0**-23)
@@ -256,8 +280,8 @@ def test_an_alpha_that_a_rotation_would_take_for_its_own_is_not_added(in_order):
     ids=["OFT", "LoRA"],
 )
 def test_what_is_not_added_to_all_rows_before_the_magnitude_is_refused(before, read, write_safetensors):
-    factors = {**beside("LoHa")[0], "dora_scale": torch.ones(OUT, 1), **before}
-    tensors = {f"{NAME}.{key}": ("F32", tuple(tensor.shape), 0.5) for key, tensor in factors.items()}
+    stored = {**beside("LoHa")[0], "dora_scale": torch.ones(OUT, 1), **before}
+    tensors = {f"{NAME}.{key}": ("F32", tuple(tensor.shape), 0.5) for key, tensor in stored.items()}
     adapter = read(tensors)
     base = open_checkpoint(str(write_safetensors({f"{Q}.weight": ("F32", (OUT, IN), 1)}, name="base.safetensors")))
     matching = match(adapter, base)
@@ -269,8 +293,8 @@ def test_what_is_not_added_to_all_rows_before_the_magnitude_is_refused(before, r
 
 
 def test_metadata_names_the_algorithm_that_it_became(tmp_path):
-    factors, _ = beside("LoHa")
-    save_file(module(factors, {"dora_scale": torch.ones(OUT, 1)}), tmp_path / "in.safetensors", {
+    own, _ = beside("LoHa")
+    save_file(module(own, {"dora_scale": torch.ones(OUT, 1)}), tmp_path / "in.safetensors", {
         "ss_network_module": "lycoris.kohya",
         "ss_network_args": json.dumps({"algo": "loha", "dora_wd": "True", "preset": "attn-mlp"}),
     })  # fmt: skip

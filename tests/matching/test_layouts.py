@@ -164,44 +164,44 @@ def test_names_of_another_layout_say_which_piece_they_are(base, name, found, wri
     assert table.find(KOHYA.recognise(name)) == found
 
 
-class Grouped:
-    """What of a change a place asks."""
-
-    def __init__(self, together):
-        self.together = together
-
-
 @pytest.mark.parametrize(
     ("together", "runs", "fits"),
     [
         (1, Runs(1, 5, 2), True),
         (4, Runs(3, 12), True),
-        (0, Runs(3, 12), True),
+        (5, Runs(3, 12), True),
         (4, Runs(0, 4, 8), True),
         (4, Runs(0, 8, 2), False),
         (4, Runs(0, 6, 4), False),
-        (0, Runs(0, 4, 8), False),
-        (0, Runs(0, 6, 6, 2, 6, -6), False),
         (4, Runs(0, 6, 6, 2, 6, -6), False),
         (3, Runs(0, 6, 6, 2, 6, -6), True),
+        (4, None, True),
     ],
 )
 def test_rows_that_belong_together_are_not_torn_apart(together, runs, fits, read):
     (contribution,) = read(modules(QKV, out=12)).contributions
-    contribution = contribution._replace(
-        algorithm=contribution.algorithm._replace(
-            formula=contribution.formula._replace(change=lambda *_: Grouped(together))
-        ),
-        scale=1.0,
-    )
+    formula = contribution.formula._replace(together=lambda shapes: together)
+    contribution = contribution._replace(algorithm=contribution.algorithm._replace(formula=formula))
     placed = Placed(contribution, Place(contribution.factors["up"], runs))
     if fits:
-        assert placed.change({"down": None, "up": None}).runs == tuple(runs.each())
+        placed.check_groups()
     else:
         with pytest.raises(
-            LoraInspectError, match=r"qkv_proj \(LoRA\) changes .*; use a base in the adapter's layout\."
+            LoraInspectError, match=r"qkv_proj \(LoRA\) changes groups of 4 .*; use a base in the adapter's layout\."
         ):
-            placed.change({"down": None, "up": None})
+            placed.check_groups()
+
+
+def test_a_dry_run_finds_blocks_of_a_rotation_torn_apart(tmp_path, run):
+    save_file({key: torch.ones(shape) for key, (_, shape, _) in SPLIT_BASE.items()}, tmp_path / "base.safetensors")
+    for count, refused in ((3, False), (2, True)):
+        size = 3 * WIDTH // count
+        save_file(
+            {f"diffusion_model.{QKV}.oft_blocks": torch.zeros(count, size, size)}, tmp_path / "adapter.safetensors"
+        )
+        planned = run("merge", tmp_path / "base.safetensors", tmp_path / "adapter.safetensors", "--dry-run")
+        assert planned.status == refused
+        assert not refused or f"changes groups of {size} rows" in planned.refusal
 
 
 def test_modules_are_counted_once_whatever_number_of_weights_they_change(tmp_path, run):
