@@ -163,8 +163,8 @@ def _observe(test_file: str, replaced: dict[Path, str], wanted: Any, seconds: fl
 class Tests:
     """All tests as they are without a mutation: their time, and the functions that each calls."""
 
-    def __init__(self, found: dict[str, dict[str, Any]]) -> None:
-        self._files = found
+    def __init__(self, found: dict[str, dict[str, Any]], folder: Path) -> None:
+        self._files, self.folder = found, folder
         # A test that fails without a mutation tells nothing.
         self._failing = {test for file in found.values() for test, _ in file["failures"]}
 
@@ -214,16 +214,16 @@ def observed(sources: Collection[Path], workers: int, folder: Path) -> Tests:
             raise RuntimeError(f"{name}: {found}")
         keep(folder / "tests" / f"{name.replace('/', '.')}.json", found)
 
-    (folder / "tests").mkdir(exist_ok=True)
     at = {name: folder / "tests" / f"{name.replace('/', '.')}.json" for name in names}
     in_processes(observe, [name for name in names if not at[name].exists()], workers)
-    return Tests({name: json.loads(at[name].read_text()) for name in names})
+    return Tests({name: json.loads(at[name].read_text()) for name in names}, folder)
 
 
 def keep(path: Path, found: object) -> None:
     """All of what was found or nothing."""
-    path.with_suffix(".part").write_text(json.dumps(found))
-    path.with_suffix(".part").replace(path)
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_text(json.dumps(found))
+    part.replace(path)
 
 
 def in_processes(work: Callable[[Any], None], items: Iterable[Any], workers: int) -> None:
@@ -280,8 +280,11 @@ def _killer(file: str, replaced: dict[Path, str], wanted: dict[str, float], test
 
 
 def passes_alone(file: str, test: str, tests: Tests) -> bool:
-    """Whether the test passes without a mutation and without the tests before it."""
-    return run(file, {}, {test: 0.0}, tests.seconds(file))["status"] == PASSED
+    """Whether the test passes without a mutation and without the tests before it; asked once for each."""
+    at = tests.folder / "alone" / md5(test.encode()).hexdigest()
+    if not at.exists():
+        keep(at, run(file, {}, {test: 0.0}, tests.seconds(file))["status"] == PASSED)
+    return bool(json.loads(at.read_text()))
 
 
 def report(found: dict[Mutation, dict[str, Any]]) -> None:
@@ -308,7 +311,8 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="judge those anew that survived")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp())
-    (folder / "mutations").mkdir(parents=True, exist_ok=True)
+    for kind in ("tests", "alone", "mutations"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     sys.path.insert(0, str(ROOT))
     sources = [file for name in SOURCES for file in sorted(PACKAGE.glob(name)) if file.name not in LEFT_OUT]
