@@ -5,8 +5,7 @@
 Each mutation is one change of one file, drawn with a fixed seed, and loaded in the place of the file in processes of
 its own. First all tests run once on the files as they are, and for each the functions are noted that it calls; a
 mutation is judged by the tests that call its function, one file of tests after another, the quickest first. It is
-killed where a test fails that passes by itself, or where the tests take ten times their time of the processor; one
-that no such test notices is judged by the other tests of these files too.
+killed where a test fails that passes by itself, or where the tests take ten times their time of the processor.
 
 What is found is kept in FOLDER, so that a run that was cut goes on, and --again judges those anew that survived there.
 --only draws from the mutations with a text in their line, as `maths/dora.py`. Prints a line a mutation that survives
@@ -252,11 +251,9 @@ def judged(mutation: Mutation, tests: Tests) -> dict[str, Any]:
     replaced = {mutation.file: source_of(mutation)}
     calling = tests.calling(str(mutation.file.relative_to(ROOT)), mutation.scope)
     began = time.time()
-    others = {file: {t: s for t, s in tests.passing(file).items() if t not in calling[file]} for file in calling}
-    for chosen in (calling, others):
-        for file, wanted in chosen.items():
-            if wanted and (killer := _killer(file, replaced, wanted, tests)):
-                return {"killer": killer[0], "how": killer[1], "seconds": time.time() - began}
+    for file, wanted in calling.items():
+        if killer := _killer(file, replaced, wanted, tests):
+            return {"killer": killer[0], "how": killer[1], "seconds": time.time() - began}
     return {"killer": None, "tests": sum(map(len, calling.values())), "seconds": time.time() - began}
 
 

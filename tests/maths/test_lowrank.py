@@ -135,6 +135,23 @@ def test_the_size_of_the_numbers_does_not_matter(size, choice):
     assert found.relative_error == pytest.approx(error_of(matrix, found), rel=1e-6)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("size", [1e-150, 1e150])
+def test_numbers_of_one_sign_and_zeros_beside_them_are_of_that_size_too(size, sign):
+    matrix = sign * size * noise(40, 50, 4).abs()
+    matrix[0, 0] = 0.0
+    found = approximate(matrix, rank=6)
+    assert error_of(matrix, found) <= BOUND * least_error(matrix, 6)
+    assert found.relative_error == pytest.approx(error_of(matrix, found), rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "rank"), [("flat", 8), ("tall", 2), ("low rank and noise", 8), ("dora", 4)])
+def test_a_small_rank_is_found_without_all_eigenvectors(name, rank, monkeypatch):
+    matrix = MATRICES[name](0)
+    monkeypatch.delattr(lowrank, "_by_eigenvectors")
+    assert error_of(matrix, approximate(matrix, rank=rank)) <= BOUND * least_error(matrix, rank)
+
+
 @pytest.mark.parametrize("rank", [8, 200])
 def test_the_factors_share_the_singular_values_evenly(rank):
     found = approximate(MATRICES["dora"](2), rank=rank)
@@ -155,6 +172,12 @@ def test_a_rank_beyond_the_matrix_gives_what_there_is(choice):
     found = approximate(matrix, **choice)
     assert found.rank == 3
     assert found.relative_error < 1e-5
+
+
+@pytest.mark.parametrize("choice", [{"rank": 16}, {"rank": 60}, {"max_error": 1e-12}], ids=str)
+def test_values_below_the_rounding_of_float32_beside_the_largest_are_none(choice):
+    matrix = spectrum(torch.tensor([1.0, 1e-6, 1e-9]), 200, 210, 0)
+    assert approximate(matrix, **choice).rank == 2
 
 
 def test_gives_the_same_factors_each_time():

@@ -221,6 +221,12 @@ def test_scale_is_alpha_over_rank_or_its_root_for_any_adapter(tmp_path_factory, 
     assert contribution.scale == pytest.approx(alpha / (rank**0.5 if rslora else rank), rel=1e-15)
 
 
+@pytest.mark.parametrize(("setting", "says"), [({}, "8/16"), ({"use_rslora": True}, "8/sqrt(16)")])
+def test_a_scale_is_said_as_the_quotient_that_it_is(setting, says, read):
+    assert only(read(PEFT, config={**CONFIG, **setting}, name="adapter_model.safetensors")).why == says
+    assert only(read(lora("lora_unet_a", rank=16, alpha=8.0), rslora=bool(setting))).why == says
+
+
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
