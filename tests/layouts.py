@@ -191,3 +191,18 @@ def synthetic(name):
             if made.biases:
                 shapes[f"{path}.bias"] = shape[:1]
     return tensors(shapes)
+
+
+# Lumina's query is as wide as its inputs, of which its converter knows one number.
+NARROW = [name for name in SYNTHETIC if name != "lumina2"]
+
+
+def in_diffusers(name: str, base: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What diffusers makes of a base like that of `synthetic`."""
+    return {key: value for key, value in SYNTHETIC[name].convert(dict(base)).items() if value is not None}
+
+
+def matrices(base: dict[str, Tensor]) -> list[str]:
+    """The layers, but for Anima's adapter of the language model, which is no part of diffusers' model."""
+    paths = [key.removesuffix(".weight") for key, value in base.items() if value.dim() == 2]
+    return [path for path in paths if not path.startswith("llm_adapter")]

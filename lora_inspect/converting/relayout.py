@@ -18,7 +18,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.matching.orientation import Covered, covered_shape
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Module
-from lora_inspect.reading.identify import adapter_candidates, common_correspondence, described
+from lora_inspect.reading.identify import adapter_candidates, certain_correspondence, described
 from lora_inspect.reading.paths import with_paths
 from lora_inspect.schemes.comfyui import COMFYUI
 from lora_inspect.schemes.diffusers import DIFFUSERS
@@ -81,7 +81,7 @@ def _target(adapter: Adapter, families: Sequence[Detection], layout: str) -> _Ta
             f"{file}: the names and shapes of its modules are of no model family that is known here, so --layout has "
             "nothing to go by; leave it out."
         )
-    correspondence = common_correspondence(families)
+    correspondence = certain_correspondence(families)
     family = families[0].architecture
     found = next((one for one in family.layouts if one.name == layout), None)
     if found is None or not correspondence.relations:

@@ -1,7 +1,7 @@
 """The architecture of an adapter and of a base, by the names and widths of their modules."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import product
 
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Features
@@ -84,25 +84,47 @@ def common_families(ours: Sequence[Detection], theirs: Sequence[Detection]) -> t
 
 
 def common_correspondence(families: Sequence[Detection]) -> Correspondence:
-    """How layouts are related in the families: the relations that each has too, unless it lacks one of the layers."""
+    """How layouts are related in the families, for names of both of which it is known that they are a file's.
+
+    Those are the relations that each family has that has layers of both names.
+    """
+    return _common(families, _has_both_sides)
+
+
+def certain_correspondence(families: Sequence[Detection]) -> Correspondence:
+    """How layouts are related whichever of the families it is, for names of one layout whose others are looked for.
+
+    Those are the relations that each family has that has a layer of either name.
+    """
+    return _common(families, _has_a_side)
+
+
+# Whether a family with layers of these patterns has what a relation is about.
+_Has = Callable[[Relation, Collection[str]], bool]
+
+
+def _common(families: Sequence[Detection], has: _Has) -> Correspondence:
     architectures = dict.fromkeys(family.architecture for family in families)
     if len(architectures) < 2:
         return next((architecture.correspondence for architecture in architectures), UNKNOWN)
-    return Correspondence(lambda: _common_relations(architectures))
+    return Correspondence(lambda: _common_relations(architectures, has))
 
 
-def _common_relations(architectures: Collection[Architecture]) -> Collection[Relation]:
+def _common_relations(architectures: Collection[Architecture], has: _Has) -> Collection[Relation]:
     known = dict.fromkeys(relation for one in architectures for relation in one.correspondence.relations)
     for architecture in architectures:
         own = set(architecture.correspondence.relations)
         paths = patterns_of((path for layout in architecture.layouts for path in layout.paths), ".")
-        known = {relation: None for relation in known if relation in own or not _is_between(relation, paths)}
+        known = {relation: None for relation in known if relation in own or not has(relation, paths)}
     return known
 
 
-def _is_between(relation: Relation, patterns: Collection[str]) -> bool:
-    """Whether a family with layers of these patterns has both sides of the relation."""
+def _has_both_sides(relation: Relation, patterns: Collection[str]) -> bool:
     return pattern_of(relation.whole, ".") in patterns and any(pattern_of(p, ".") in patterns for p in relation.parts)
+
+
+def _has_a_side(relation: Relation, patterns: Collection[str]) -> bool:
+    return any(pattern_of(path, ".") in patterns for path in (relation.whole, *relation.parts))
 
 
 def _is_layer(module: Module) -> bool:

@@ -4,9 +4,11 @@ import layouts
 import pytest
 import torch
 from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
-from layer_factors import assert_within, expected, factors, kohya
+from layer_factors import assert_within, dotted, expected, factors, kohya
 from layout_adapters import FUSED, NAMES, SAYS, SPLIT, sdxl
 from safetensors.torch import load_file, save_file
+
+from lora_inspect.architectures import by_name
 
 pytestmark = pytest.mark.numeric
 
@@ -32,8 +34,8 @@ def converted(tmp_path, run):
 def carried(tmp_path, run, converted):
     """`carried(base, adapter, layout)`: the base with the adapter in it, which was converted to the layout first."""
 
-    def carry(base, adapter, layout, *options):
-        converted(adapter, layout, *options)
+    def carry(base, adapter, layout, *options, says=SAYS):
+        converted(adapter, layout, *options, says=says)
         save_file({name: value.contiguous() for name, value in base.items()}, tmp_path / "base.safetensors")
         file, out = tmp_path / "converted.safetensors", tmp_path / "out.safetensors"
         ended = run("merge", tmp_path / "base.safetensors", f"{file}:{MULTIPLIER}", "-o", out)
@@ -66,6 +68,29 @@ def test_flux_in_original_names_becomes_that_of_diffusers(names, dora, carried):
     found = carried(base, spell(prefix, adapter), "diffusers", *options)
     values, bounds = expected(own, adapter, MULTIPLIER, interpolate=spell is kohya)
     assert_within(found, layouts.flux_in_diffusers(values), layouts.flux_in_diffusers(bounds))
+
+
+def says(name):
+    """What a file of a model of no published size says, whose names alone may be of several families."""
+    return {"ss_base_model_version": (*by_name(name).metadata_names, "")[0]}
+
+
+@pytest.mark.parametrize("name", layouts.NARROW)
+def test_original_names_become_those_of_diffusers(name, carried):
+    own = layouts.synthetic(name)
+    adapter = factors(own, layouts.matrices(own))
+    found = carried(layouts.in_diffusers(name, own), dotted("diffusion_model.", adapter), "diffusers", says=says(name))
+    values, bounds = expected(own, adapter, MULTIPLIER, interpolate=False)
+    assert_within(found, layouts.in_diffusers(name, values), layouts.in_diffusers(name, bounds))
+
+
+@pytest.mark.parametrize("name", layouts.NARROW)
+def test_diffusers_names_become_original(name, carried):
+    base = layouts.synthetic(name)
+    own = layouts.in_diffusers(name, base)
+    adapter = factors(own, layouts.matrices(own))
+    found = layouts.in_diffusers(name, carried(base, dotted("transformer.", adapter), "original", says=says(name)))
+    assert_within(found, *expected(own, adapter, MULTIPLIER, interpolate=False))
 
 
 @pytest.mark.parametrize("is_original", [False, True], ids=["diffusers' names", "LDM's names"])

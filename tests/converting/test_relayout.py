@@ -192,6 +192,17 @@ def test_what_is_refused(case, refusal):
     assert sentence in refusal(tensors, layout, *options)
 
 
+def test_a_layer_that_possible_families_call_otherwise_is_not_guessed(refusal):
+    """HunyuanVideo and HunyuanImage have these names, and diffusers two names for the layer of the timestep."""
+    blocks = {
+        key: tensor
+        for at in range(10)
+        for key, tensor in module(f"diffusion_model.double_blocks.{at}.img_attn_qkv", 3 * WIDTH).items()
+    }
+    tensors = blocks | module("diffusion_model.time_in.mlp.0")
+    assert "time_in.mlp.0 of HunyuanVideo has no counterpart" in refusal(tensors, "diffusers", says=None)
+
+
 def test_an_adapter_in_the_layout_already_is_only_made_standard(run, write_safetensors, tmp_path):
     tensors = module(f"lora_unet_{QKV.replace('.', '_')}", 3 * WIDTH, spelling="kohya", alpha=1.0)
     file, out = write_safetensors(tensors, FLUX), tmp_path / "out.safetensors"

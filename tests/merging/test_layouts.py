@@ -126,39 +126,24 @@ def test_wan_across_its_layouts(is_original, merged):
     assert_within(found, values, bounds)
 
 
-# Lumina's query is as wide as its inputs, of which its converter knows one number; Phi-3 has such a layer too.
-OTHERS = [name for name in layouts.SYNTHETIC if name != "lumina2"]
-
-
-def in_diffusers(name, base):
-    converted = layouts.SYNTHETIC[name].convert(dict(base))
-    return {key: value for key, value in converted.items() if value is not None}
-
-
-def layers(base):
-    """All matrices, but for Anima's adapter of the language model, which is no part of diffusers' model."""
-    paths = [key.removesuffix(".weight") for key, value in base.items() if value.dim() == 2]
-    return [path for path in paths if not path.startswith("llm_adapter")]
-
-
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", layouts.NARROW)
 def test_diffusers_names_on_an_original_base(name, dora, merged):
     base = layouts.synthetic(name)
-    own = in_diffusers(name, base)
-    adapter = factors(own, layers(own), dora)
-    found = in_diffusers(name, merged(base, dotted("transformer.", adapter), 0.5))
+    own = layouts.in_diffusers(name, base)
+    adapter = factors(own, layouts.matrices(own), dora)
+    found = layouts.in_diffusers(name, merged(base, dotted("transformer.", adapter), 0.5))
     assert_within(found, *expected(own, adapter, 0.5, interpolate=False))
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", layouts.NARROW)
 def test_original_names_on_a_base_of_diffusers(name, dora, merged):
     own = layouts.synthetic(name)
-    adapter = factors(own, layers(own), dora)
-    found = merged(in_diffusers(name, own), dotted("diffusion_model.", adapter), 0.5)
+    adapter = factors(own, layouts.matrices(own), dora)
+    found = merged(layouts.in_diffusers(name, own), dotted("diffusion_model.", adapter), 0.5)
     values, bounds = expected(own, adapter, 0.5, interpolate=False)
-    assert_within(found, in_diffusers(name, values), in_diffusers(name, bounds))
+    assert_within(found, layouts.in_diffusers(name, values), layouts.in_diffusers(name, bounds))
 
 
 def tiny(name):

@@ -16,7 +16,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.match import match
 from lora_inspect.ops.info import as_json, inspect
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.identify import common_correspondence, may_be_one
+from lora_inspect.reading.identify import certain_correspondence, common_correspondence, may_be_one
 
 FLUX_OR_CHROMA = ["flux", "chroma"]
 # Expected as the origin of each file states it. Where nothing in a list tells the families apart all of them are right,
@@ -266,21 +266,23 @@ WHOLE = stack("a.{i}.x", "b.{i}.y", "b.{i}.z")
 
 
 @pytest.mark.parametrize(
-    ("relations", "paths", "is_common"),
+    ("relations", "paths", "is_common", "is_certain"),
     [
-        ((WHOLE,), ("a.{i}.x", "b.{i}.y", "b.{i}.z"), True),
-        ((), ("a.{i}.x", "b.{i}.y", "b.{i}.z"), False),
-        ((stack("a.{i}.x", "b.{i}.z", "b.{i}.y"),), ("a.{i}.x", "b.{i}.y", "b.{i}.z"), False),
-        ((), ("a.{i}.x", "b.{i}.z"), False),
-        ((), ("a.{i}.x", "c"), True),
-        ((stack("a.{i}.x", "c", "d"),), ("a.{i}.x", "c", "d"), True),
-        ((), ("b.{i}.y", "b.{i}.z"), True),
+        ((WHOLE,), ("a.{i}.x", "b.{i}.y", "b.{i}.z"), True, True),
+        ((), ("a.{i}.x", "b.{i}.y", "b.{i}.z"), False, False),
+        ((stack("a.{i}.x", "b.{i}.z", "b.{i}.y"),), ("a.{i}.x", "b.{i}.y", "b.{i}.z"), False, False),
+        ((), ("a.{i}.x", "b.{i}.z"), False, False),
+        ((), ("a.{i}.x", "c"), True, False),
+        ((stack("a.{i}.x", "c", "d"),), ("a.{i}.x", "c", "d"), True, False),
+        ((), ("b.{i}.y", "b.{i}.z"), True, False),
+        ((), ("c", "a.{i}.y"), True, True),
     ],
 )
-def test_a_family_speaks_of_a_relation_whose_layers_it_has(relations, paths, is_common):
+def test_a_family_speaks_of_a_relation_whose_layers_it_has(relations, paths, is_common, is_certain):
     one = Architecture("one", "One", MODEL, correspondence=Correspondence(lambda: (WHOLE, same("last", "end"))))
     other = Architecture("other", "Other", (Layout("any", paths),), correspondence=Correspondence(lambda: relations))
     for families in ((one, other), (other, one)):
-        found = common_correspondence([Detection(family, family.layouts[0], None, "") for family in families]).relations
-        assert (WHOLE in found) is is_common
-        assert same("last", "end") in found
+        detections = [Detection(family, family.layouts[0], None, "") for family in families]
+        for of, expected in ((common_correspondence, is_common), (certain_correspondence, is_certain)):
+            assert (WHOLE in of(detections).relations) is expected
+            assert same("last", "end") in of(detections).relations
