@@ -128,6 +128,12 @@ def test_a_tensor_that_no_module_of_the_network_has_is_named(reader, shapes, key
     assert str(error.value).endswith(f"by a {title} network: {key}")
 
 
+@pytest.mark.parametrize(("odd", "says"), [(2, "odd.0, odd.1$"), (5, "odd.4$"), (6, r"odd.4, …$")])
+def test_the_first_of_many_are_named(odd, says):
+    with pytest.raises(ValueError, match=rf"^{odd} tensors of the weights cannot be used .*{says}"):
+        reading.read(weights_of(pair()) | {f"odd.{number}": torch.ones(1) for number in range(odd)})
+
+
 @pytest.mark.parametrize(
     ("reader", "shapes", "key", "shape"),
     [
