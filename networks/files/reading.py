@@ -16,7 +16,7 @@ from lora_inspect.maths import fusing
 from lora_inspect.maths.dora import OUTPUT
 from lora_inspect.reading.claim import Claims, claim
 from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG, LoraFacts, RsloraReading
+from lora_inspect.reading.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG, LoraFacts, RsloraReading, read_flag
 from lora_inspect.reading.rslora_evidence import read_rslora
 from lora_inspect.reading.suffixes import parse_key
 
@@ -183,7 +183,10 @@ def _refuse_odd_numbers(weights: Mapping[str, Tensor]) -> None:
 
 def _flag(key: str, tensor: Tensor) -> bool:
     check_single(key, tensor)
-    return bool(tensor)
+    value = read_flag(tensor.item())
+    if value is None:
+        raise ValueError(f"{key} is NaN, which says neither yes nor no; store True or False")
+    return value
 
 
 def _foreign(claims: Claims, reader: FactorReader) -> list[str]:

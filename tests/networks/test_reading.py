@@ -283,6 +283,20 @@ def test_a_flag_may_be_of_any_dtype(flag):
     assert found.flags == {"use_dora_flag": True}
 
 
+@pytest.mark.parametrize("key", ["use_rslora_flag", "use_dora_flag"])
+def test_a_flag_that_is_no_number_is_named(key):
+    with pytest.raises(ValueError, match=f"{key} is NaN"):
+        reading.read(weights_of(pair()) | {key: torch.tensor(torch.nan)})
+
+
+def test_one_slice_under_two_numbers_is_named():
+    weights = weights_of(pair(part=".0") | {"lora_down.00.weight": (2, 5)})
+    with pytest.raises(ValueError, match=r"lora_down\.00\.weight is a second tensor for the same role"):
+        read_one(weights)
+    renamed = {key.replace("down.0.", "down.00."): tensor for key, tensor in weights_of(pair(part=".0")).items()}
+    assert read_one(renamed).tensors.keys() == pair(part=".0").keys()
+
+
 def test_integers_and_booleans_are_factors_as_their_numbers():
     weights = {
         f"{NAME}.lora_down.weight": torch.ones(2, 5, dtype=torch.int64),
