@@ -3,6 +3,7 @@
 Imports nothing that takes time, so that there is little before its first moment.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a command in the background ignores it
         signal.signal(signal.SIGINT, interrupt)
     _open_streams()
+    gc.disable()  # what is loaded stays, and looking for garbage among it takes longer than loading some of it
     try:
         from lora_inspect.cli import main as run
         from lora_inspect.files.system import ENDING_SIGNALS
@@ -34,6 +36,8 @@ def main() -> None:
     except MemoryError:
         sys.exit("Error: there is not enough memory; close other programs, or use a machine that has more.")
 
+    gc.freeze()
+    gc.enable()
     try:
         interrupt.may_unwind = True
         run()
