@@ -112,8 +112,11 @@ def stack(pieces: Sequence[Piece], rows: int, scale: float | None, growth: Growt
     common = (max(own, key=abs) or 1.0) if scale is None else scale
     meant = [{role: as_factor(factor) for role, factor in part.factors.items()} for part in parts]
     shares = [mine / common for mine in own]
-    role = next(role for role in parts[0].algorithm.scaled if role in meant[0])
-    written = [{**values, role: scaled(values[role], share)} for values, share in zip(meant, shares, strict=True)]
+    role = next((role for role in parts[0].algorithm.scaled if role in meant[0]), None)
+    written = [
+        {**values, role: scaled(values[role], share)} if role else values
+        for values, share in zip(meant, shares, strict=True)
+    ]
     errors = [part.error for part in parts]
     known = [error for error in errors if error is not None]
     return Part(
@@ -195,8 +198,12 @@ def _needs_all_rows(part: Part) -> LoraInspectError:
     )
 
 
-def _lost(part: Part, role: Role, meant: Sequence[Values], written: Sequence[Values], shares: Sequence[float]) -> float:
-    """‖what rounding the scaled factors loses‖ / ‖the change‖, of all pieces together."""
+def _lost(
+    part: Part, role: Role | None, meant: Sequence[Values], written: Sequence[Values], shares: Sequence[float]
+) -> float:
+    """‖what rounding the factors of `role` loses‖ / ‖the change‖, of all pieces; without a role none was scaled."""
+    if role is None:
+        return 0.0
     norm_of = partial(change_norm, part.formula)
     due = [values[role].values * share for values, share in zip(meant, shares, strict=True)]
     off = [rounded[role].values - exact for rounded, exact in zip(written, due, strict=True)]

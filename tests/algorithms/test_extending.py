@@ -84,3 +84,20 @@ def test_afterwards_it_is_gone(hira):
 def test_nothing_of_it_is_left_behind():
     assert "hira" not in algorithms.ALGORITHMS
     assert ".hira_A" not in algorithms.CANDIDATES
+
+
+def test_its_rows_are_arranged_as_any_others(hira, run, tmp_path):
+    """Query and key of FLUX become rows of one fused layer, and come back as they were."""
+    parts = [f"lora_transformer_transformer_blocks_0_attn_to_{leaf}" for leaf in "qk"]
+    tensors = {f"{part}.hira_A": torch.randn(2, 8) for part in parts}
+    tensors |= {f"{part}.hira_B": torch.randn(8, 2) for part in parts}
+    fused, back = tmp_path / "fused.safetensors", tmp_path / "back.safetensors"
+    save_file(tensors, tmp_path / "in.safetensors", {"ss_base_model_version": "flux1"})
+    assert run("convert", tmp_path / "in.safetensors", "--layout", "original", "-o", fused).status == 0
+    assert run("convert", fused, "--layout", "diffusers", "-o", back).status == 0
+    joined, found = load_file(fused), load_file(back)
+    name = "lora_unet_double_blocks_0_img_attn_qkv"
+    product = joined[f"{name}.hira_B"] @ joined[f"{name}.hira_A"]
+    expected = [tensors[f"{part}.hira_B"] @ tensors[f"{part}.hira_A"] for part in parts]
+    torch.testing.assert_close(product, torch.cat([*expected, torch.zeros(8, 8)]))
+    assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
