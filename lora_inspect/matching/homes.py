@@ -19,22 +19,39 @@ class Home(NamedTuple):
     module: Module
     found: tuple[Found, ...]
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all parts are there of a module that is several."""
+        piece = self.found[0].piece
+        return len(self.found) == (piece.parts if piece and piece.of_whole else 1)
 
-def find_homes(
-    adapter: Adapter, base: Checkpoint, modules: Sequence[Module], correspondence: Correspondence
-) -> tuple[list[Home], tuple[Module, ...]]:
-    """The home of each module, and the modules without one.
+
+class Homes(NamedTuple):
+    """The modules with a home, those that are `homeless`, and of these what is found of one that is there in part."""
+
+    complete: list[Home]
+    homeless: tuple[Module, ...]
+    partial: tuple[Home, ...]
+
+
+def find_homes(adapter: Adapter, base: Checkpoint, modules: Sequence[Module], correspondence: Correspondence) -> Homes:
+    """The home of each module.
 
     Raises LoraInspectError where a name means two modules of the base, and where two modules change the same rows.
     """
     kinds = {(module.name.scheme, module.name.component, module.name.prefix) for module in modules}
     tables = {kind: NameTable(base, *kind, correspondence) for kind in kinds}
     homes: list[Home] = []
+    partial: list[Home] = []
     taken: dict[tuple[str, int | None], list[tuple[Found, Module]]] = defaultdict(list)
     unmatched: list[Module] = []
     for module in modules:
         name = module.name
         found = _one_meaning(module, tables[name.scheme, name.component, name.prefix].find(name), adapter, base)
+        if found and not Home(module, found).is_complete:
+            partial.append(Home(module, found))
+            unmatched.append(module)
+            continue
         if not found or not any(found[0].tensor(c.algorithm.parameter) in base.tensors for c in module.contributions):
             unmatched.append(module)
             continue
@@ -44,11 +61,11 @@ def find_homes(
                 raise LoraInspectError(_both_change(other, module, one.path, adapter, base))
             here.append((one, module))
         homes.append(Home(module, found))
-    return homes, tuple(unmatched)
+    return Homes(homes, tuple(unmatched), tuple(partial))
 
 
 def _one_meaning(module: Module, found: Iterable[Found], adapter: Adapter, base: Checkpoint) -> tuple[Found, ...]:
-    """The one module that is meant, or all parts of it in their order; empty where there is none, or a part lacks.
+    """The one module that is meant, or the parts of it in their order; empty where there is none.
 
     Raises LoraInspectError where several are meant.
     """
@@ -64,9 +81,7 @@ def _one_meaning(module: Module, found: Iterable[Found], adapter: Adapter, base:
     if len(meanings) > 1:
         first, second, *_ = (next(iter(meaning.values())) for meaning in meanings.values())
         raise LoraInspectError(_ambiguous(module, first, second, adapter, base))
-    parts = tuple(one for meaning in meanings.values() for _, one in sorted(meaning.items()))
-    expected = parts[0].piece.parts if parts and parts[0].piece and parts[0].piece.of_whole else 1
-    return parts if len(parts) == expected else ()
+    return tuple(one for meaning in meanings.values() for _, one in sorted(meaning.items()))
 
 
 def _share_rows(one: Found, other: Found) -> bool:

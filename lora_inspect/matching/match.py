@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.matching.homes import find_homes
+from lora_inspect.matching.homes import Home, find_homes
 from lora_inspect.matching.landing import land, layers_of
 from lora_inspect.matching.orientation import Orientation, orient
 from lora_inspect.matching.orientation_answers import UNANSWERED, Answers
@@ -22,13 +22,14 @@ from lora_inspect.reading.identify import adapter_candidates, base_candidates, c
 class Matching:
     """Contributions by the name of the base tensor that they change, each with its place there.
 
-    `unmatched` are the modules without a target, `left_out` those of components that were not asked for, `absent` the
-    contributions whose layer is there without the parameter that they change. `orientations` say by target how each
-    Linear weight is stored, and what decided it.
+    `unmatched` are the modules without a target, and `partial` is what is there of those that the base has in part.
+    `left_out` are those of components that were not asked for, `absent` the contributions whose layer is there without
+    the parameter that they change. `orientations` say by target how each Linear weight is stored, and what decided it.
     """
 
     targets: dict[str, list[Placed]]
     unmatched: tuple[Module, ...]
+    partial: tuple[Home, ...] = ()
     left_out: tuple[Module, ...] = ()
     absent: tuple[Contribution, ...] = ()
     orientations: dict[str, Orientation] = field(default_factory=dict)
@@ -43,13 +44,13 @@ def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transp
     """
     modules, left_out = _chosen(adapter, only)
     families = common_families(adapter_candidates(adapter), base_candidates(base))
-    homes, unmatched = find_homes(adapter, base, modules, common_correspondence(families))
-    layers = [layer for home in homes for layer in layers_of(home, base)]
+    homes = find_homes(adapter, base, modules, common_correspondence(families))
+    layers = [layer for home in homes.complete for layer in layers_of(home, base)]
     orientations = orient(layers, base, [family.layout for family in families], transposed)
     targets: dict[str, list[Placed]] = defaultdict(list)
     absent: list[Contribution] = []
     base_codecs = BaseCodecs(base)
-    for home in homes:
+    for home in homes.complete:
         for contribution in home.module.contributions:
             landing = land(contribution, home, base, orientations)
             if landing is None:
@@ -58,7 +59,7 @@ def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transp
             for place in landing.places:
                 check_place(Placed(contribution, place), landing.rows, adapter, base, base_codecs)
                 targets[place.target.name].append(Placed(contribution, place))
-    return Matching(dict(targets), unmatched, left_out, tuple(absent), orientations)
+    return Matching(dict(targets), homes.homeless, homes.partial, left_out, tuple(absent), orientations)
 
 
 def _chosen(adapter: Adapter, only: Collection[str]) -> tuple[list[Module], tuple[Module, ...]]:

@@ -23,7 +23,7 @@ def accept_unmatched(adapter: Adapter, base: Checkpoint, matching: Matching, all
     """The keys of the adapter that change nothing; raises LoraInspectError where they must not be."""
     path = adapter.checkpoint.path
     if not matching.targets:
-        why = _why(matching.unmatched[0], adapter, base)
+        why = _why(matching, adapter, base)
         raise LoraInspectError(f"{path}: no module fits {base.path}; {why}.")
     if allowed:
         absent = [f"{c.module.key} ({c.algorithm.title})" for c in matching.absent]
@@ -52,7 +52,7 @@ def accept_unmatched(adapter: Adapter, base: Checkpoint, matching: Matching, all
     count = len(matching.unmatched) + fitting.total()
     raise LoraInspectError(
         f"{path}: {len(matching.unmatched)} of {count} modules have no target in {base.path}; "
-        f"{_why(matching.unmatched[0], adapter, base)}; --allow-unmatched leaves out {in_components(missing)}."
+        f"{_why(matching, adapter, base)}; --allow-unmatched leaves out {in_components(missing)}."
     )
 
 
@@ -100,8 +100,14 @@ def _other_layout(component: str, adapter: Adapter, base: Checkpoint) -> str | N
     return None
 
 
-def _why(module: Module, adapter: Adapter, base: Checkpoint) -> str:
-    """Why the module has no target: the base's weights are packed, in another layout, or of another model."""
+def _why(matching: Matching, adapter: Adapter, base: Checkpoint) -> str:
+    """Why the first module has no target: a part of it lacks, or weights are packed, or of another layout or model."""
+    module = matching.unmatched[0]
+    if there := next((home.found for home in matching.partial if home.module is module), None):
+        return (
+            f"{module.name.key} is several layers there, of which {base.path} has "
+            f"{' and '.join(one.path for one in there)} alone; use a base that holds all of them"
+        )
     if all(contribution.algorithm.replaces for contribution in module.contributions):
         return f"{module.name.key} is saved whole to take the place of one that is there, so name a base that has it"
     if packed := _packed(base):

@@ -106,7 +106,11 @@ REFUSED = {
         modules(f"{LLM}.self_attn.q_proj"), FUSED_BASE | weights({f"{LLM}.self_attn.q_proj": WIDTH}), ["fits both"]),
     "a part that lacks": (
         modules(QKV, out=3 * WIDTH), {key: t for key, t in SPLIT_BASE.items() if "v_proj" not in key},
-        ["no module fits"]),
+        ["no module fits", f"{QKV} is several layers", "q_proj and ", "k_proj alone; use a base that holds all"]),
+    "a part that lacks beside others": (
+        modules(QKV, out=3 * WIDTH) | modules(f"{LLM}.self_attn.o_proj"),
+        {key: t for key, t in SPLIT_BASE.items() if "q_proj" not in key},
+        ["1 of 2 modules", "k_proj and ", "v_proj alone; use a base that holds all of them", "--allow-unmatched"]),
     "a part of another width": (modules(f"{LLM}.self_attn.q_proj", out=5), FUSED_BASE, ["[5, 4]", QKV, "[12, 4]"]),
     "a whole of another width": (modules(QKV, out=3 * WIDTH + 1), SPLIT_BASE, ["[13, 4]", "q_proj", "[4, 4]"]),
     "parts of other sizes than the family's": (
