@@ -7,10 +7,12 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.base_copies import equal_copies
 from lora_inspect.matching.match import Matching
+from lora_inspect.matching.tied_head import HEADS, shared_embedding
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import BASE_PREFIXES, FOREIGN_PREFIXES, is_weight
 from lora_inspect.reading.contribution import Module
 from lora_inspect.reading.identify import adapter_candidates, base_candidates, described, may_be_one
+from lora_inspect.reading.saved_tensors import BaseTensor
 from lora_inspect.schemes.record import MODEL
 
 # What stands in a base instead of weights where several of them share a number.
@@ -29,7 +31,8 @@ def accept_unmatched(adapter: Adapter, base: Checkpoint, matching: Matching, all
         absent = [f"{c.module.key} ({c.algorithm.title})" for c in matching.absent]
         return [module.name.key for module in matching.unmatched] + absent + list(adapter.unclaimed)
     used = equal_copies(adapter, base, matching)
-    if keys := [key for key in adapter.unclaimed if key not in used]:
+    homeless = {module.name.key for module in matching.unmatched}
+    if keys := [key for key in adapter.unclaimed if key not in used and BaseTensor.of(key).module not in homeless]:
         raise LoraInspectError(
             f"{path}: {len(keys)} tensors belong to no known algorithm ({keys[0]}); --allow-unmatched leaves them out."
         )
@@ -107,6 +110,11 @@ def _why(matching: Matching, adapter: Adapter, base: Checkpoint) -> str:
         return (
             f"{module.name.key} is several layers there, of which {base.path} has "
             f"{' and '.join(one.path for one in there)} alone; use a base that holds all of them"
+        )
+    if module.name.body.endswith(HEADS) and (shared := shared_embedding(base)):
+        return (
+            f"{module.name.key} has no weight of its own there, as the head shares {shared}; save the base with "
+            "tie_word_embeddings false"
         )
     if all(contribution.algorithm.replaces for contribution in module.contributions):
         return f"{module.name.key} is saved whole to take the place of one that is there, so name a base that has it"

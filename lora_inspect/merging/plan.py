@@ -17,6 +17,7 @@ from lora_inspect.matching.orientation_answers import Answers
 from lora_inspect.matching.unmatched import accept_unmatched
 from lora_inspect.merging.decoding import Decoding, plan_decoding
 from lora_inspect.merging.folded_weights import Fold
+from lora_inspect.merging.tied_head import check_tied
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.settings import Settings
@@ -44,8 +45,8 @@ class MergePlan:
     """What will be folded where, known before a byte of a weight is read.
 
     `left_out` are the modules by component that the option `only` keeps out, `orientations` the ways in which the
-    changed Linear weights are stored. `transposed_notes` are what is said of answers that were not needed, `decoding`
-    says what of the base is not written as it is stored.
+    changed Linear weights are stored. `transposed_notes` are what is said of answers that were not needed, `tied` of
+    a head that shares a changed embedding, `decoding` says what of the base is not written as it is stored.
     """
 
     base: Checkpoint
@@ -57,6 +58,7 @@ class MergePlan:
     left_out: dict[str, int]
     orientations: dict[str, Orientation]
     transposed_notes: list[str]
+    tied: list[str]
     decoding: Decoding
 
     @property
@@ -91,7 +93,7 @@ class MergePlan:
     @property
     def notes(self) -> list[str]:
         """What was said without need."""
-        return [*(note for adapter, _ in self.adapters for note in adapter.notes), *self.transposed_notes]
+        return [*(note for adapter, _ in self.adapters for note in adapter.notes), *self.transposed_notes, *self.tied]
 
     @property
     def bytes(self) -> int:
@@ -162,6 +164,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         left_out=dict(left_out),
         orientations=together(orientations, base),
         transposed_notes=check_answers(orientations, options.transposed),
+        tied=check_tied(base, side_files, folds),
         decoding=decoding,
     )
 

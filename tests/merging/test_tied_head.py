@@ -1,0 +1,109 @@
+"""Bases whose head shares the weight of the embedding: what PEFT's own model computes, or a refusal."""
+
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+
+pytestmark = pytest.mark.numeric
+
+IDS = torch.arange(1, 9).reshape(1, 8)
+SIZES = {
+    "vocab_size": 32, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+def llama(tied=True, kind=LlamaForCausalLM):
+    """The same numbers in every one, so that an untied head begins as the tied one is."""
+    torch.manual_seed(0)
+    model = kind(LlamaConfig(**SIZES, tie_word_embeddings=tied)).eval()
+    if not tied:
+        model.lm_head.weight.data.copy_(model.model.embed_tokens.weight)
+    return model
+
+
+def outputs(model):
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def trained(folder, **config):
+    """An adapter of a tied model, and the logits of PEFT's own model with it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(1)
+        model = get_peft_model(llama(), LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, **config)).eval()
+        for name, parameter in model.named_parameters():
+            if "modules_to_save" in name:
+                parameter.data += torch.randn_like(parameter)
+        model.save_pretrained(folder)
+    return outputs(model)
+
+
+def assert_same(found, expected):
+    assert float((found - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+
+
+EMBEDDINGS = {
+    "LoRA": {"target_modules": ["embed_tokens"]},
+    "saved whole": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+}
+every_embedding = pytest.mark.parametrize("config", EMBEDDINGS.values(), ids=EMBEDDINGS)
+
+
+@every_embedding
+def test_a_head_that_would_change_too_is_refused_and_one_of_its_own_stays(config, tmp_path, run):
+    expected = trained(tmp_path / "adapter", **config)
+    for tied in (True, False):
+        llama(tied).save_pretrained(tmp_path / f"base {tied}")
+    words = tmp_path / "adapter", "-o", tmp_path / "merged"
+    refusal = run("merge", tmp_path / "base True", *words).refusal
+    assert "was trained without the head" in refusal
+    assert "would change with model.embed_tokens.weight" in refusal
+    assert run("merge", tmp_path / "base False", *words).status == 0
+    assert_same(outputs(LlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()), expected)
+
+
+def test_the_way_out_of_leaving_it_out_is_one(tmp_path, run):
+    trained(tmp_path / "adapter", target_modules=["embed_tokens", "q_proj"])
+    llama().save_pretrained(tmp_path / "base")
+    refusal = run("merge", tmp_path / "base", tmp_path / "adapter", "-o", tmp_path / "merged").refusal
+    setting = refusal.rpartition("leave it out with ")[2].rstrip(".")
+    assert setting == f"{tmp_path / 'adapter'}:model.embed_tokens=0"
+    assert run("merge", tmp_path / "base", setting, "-o", tmp_path / "merged").status == 0
+
+
+def test_an_adapter_of_the_head_alone_is_told_why_there_is_none(tmp_path, run):
+    expected = trained(tmp_path / "adapter", target_modules=["lm_head"])
+    for tied in (True, False):
+        llama(tied).save_pretrained(tmp_path / f"base {tied}")
+    words = tmp_path / "adapter", "-o", tmp_path / "merged"
+    refusal = run("merge", tmp_path / "base True", *words).refusal
+    assert "lm_head has no weight of its own there, as the head shares model.embed_tokens.weight" in refusal
+    assert run("merge", tmp_path / "base False", *words).status == 0
+    assert_same(outputs(LlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()), expected)
+
+
+def test_what_peft_has_tied_changes_both(tmp_path, run):
+    expected = trained(tmp_path / "adapter", target_modules=["embed_tokens"], ensure_weight_tying=True)
+    llama().save_pretrained(tmp_path / "base")
+    words = "merge", tmp_path / "base", tmp_path / "adapter", "-o", tmp_path / "merged"
+    assert "lm_head has no weight of its own" in run(*words).refusal
+    assert run(*words, "--allow-unmatched").status == 0
+    assert_same(outputs(LlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()), expected)
+
+
+@pytest.mark.parametrize("has_config", [True, False])
+def test_a_model_that_may_have_no_head_at_all_gets_a_note(has_config, tmp_path, run):
+    trained(tmp_path / "adapter", target_modules=["embed_tokens"])
+    base = tmp_path / "base"
+    llama(kind=LlamaModel).save_pretrained(base)
+    if not has_config:
+        save_file(llama(kind=LlamaModel).state_dict(), base := tmp_path / "base.safetensors")
+    ended = run("merge", base, tmp_path / "adapter", "-o", tmp_path / f"merged{base.suffix}")
+    assert ended.status == 0
+    assert "has no head: one that shares embed_tokens.weight changes with it" in ended.stderr
