@@ -331,6 +331,17 @@ def test_what_contradicts_itself_is_refused_by_name(beside, words, changed, fold
     assert f"{name}.weight" in refusal or f"{name}.comfy_quant" in refusal
 
 
+@pytest.mark.parametrize(("dtype", "largest"), [(E4M3, 448.0), (E5M2, 57344.0)])
+def test_a_scale_is_too_large_only_where_the_largest_code_leaves_float32(dtype, largest, fold):
+    """Whatever codes there are: 1 is one that any scale leaves in the range."""
+    base = {f"{OTHER}.weight": torch.ones(2, 2).to(dtype), f"{Q}.weight": numbers(OUT, IN)}
+    most = torch.finfo(torch.float32).max / largest
+    found, _ = fold({**base, f"{OTHER}.scale_weight": torch.tensor(most * 0.99)}, lora())
+    assert torch.equal(found[f"{OTHER}.weight"], torch.tensor(most * 0.99).expand(2, 2))
+    refusal = fold({**base, f"{OTHER}.scale_weight": torch.tensor(most * 1.01)}, lora(), refused=True)
+    assert f"scale_weight holds a number that is not finite or too large to scale {OTHER}.weight" in refusal
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"layers": []}', "3", '{"layers": {"blocks.0.attn.q": 3}}'])
 def test_metadata_that_cannot_be_read_is_refused(text, fold):
     refusal = fold({f"{Q}.weight": codes(OUT, IN)}, lora(), "bf16", {"_quantization_metadata": text}, refused=True)
