@@ -215,6 +215,8 @@ def observed(sources: Collection[Path], workers: int, folder: Path) -> Tests:
 
     at = {name: folder / "tests" / f"{name.replace('/', '.')}.json" for name in names}
     in_processes(observe, [name for name in names if not at[name].exists()], workers)
+    if failed := [name for name in names if not at[name].exists()]:
+        sys.exit(f"{failed[0]} did not run; what went wrong is above")
     return Tests({name: json.loads(at[name].read_text()) for name in names}, folder)
 
 
@@ -234,16 +236,14 @@ def in_processes(work: Callable[[Any], None], items: Iterable[Any], workers: int
             if not child:
                 try:
                     work(item)
-                    os._exit(0)
-                finally:
+                except BaseException:
+                    traceback.print_exc()
                     os._exit(1)
+                os._exit(0)
             running.add(child)
         if not running:
             return
-        child, status = os.wait()
-        running.discard(child)
-        if status:
-            sys.exit("a process ended by itself; what it says is above")
+        running.discard(os.wait()[0])
 
 
 def judged(mutation: Mutation, tests: Tests) -> dict[str, Any]:
@@ -349,6 +349,8 @@ def main() -> None:
         return not found or (options.again and not found["killer"])
 
     in_processes(judge, filter(is_waiting, chosen), options.workers)
+    if open_ := [mutation.says for mutation in chosen if not at[mutation].exists()]:
+        sys.exit(f"{len(open_)} are not judged, as {open_[0]}; what went wrong is above")
     report({mutation: json.loads(at[mutation].read_text()) for mutation in chosen})
 
 
