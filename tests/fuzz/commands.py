@@ -14,7 +14,7 @@ from lora_inspect.cli import cli
 # How often an option is there; without some of them a command says only that they are missing.
 _OFTEN = {
     "output": 0.97, "force": 0.3, "dry_run": 0.1, "as_json": 0.3, "as_json_": 0.4, "allow_unmatched": 0.3, "base": 0.2,
-    "keep_dora": 0.25, "modules": 0.3, "metadata": 0.3, "rank": 0.02, "max_error": 0.02,
+    "keep_dora": 0.25, "layout": 0.25, "modules": 0.3, "metadata": 0.3, "rank": 0.02, "max_error": 0.02,
 }  # fmt: skip
 _SELDOM = 0.05
 # Options that mostly come with another one.
