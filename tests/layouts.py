@@ -206,3 +206,36 @@ def matrices(base: dict[str, Tensor]) -> list[str]:
     """The layers, but for Anima's adapter of the language model, which is no part of diffusers' model."""
     paths = [key.removesuffix(".weight") for key, value in base.items() if value.dim() == 2]
     return [path for path in paths if not path.startswith("llm_adapter")]
+
+
+def tiny(name: str) -> torch.nn.Module:
+    """A language model with fewer key-value heads than heads."""
+    import transformers
+
+    sizes = {
+        "vocab_size": 16, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1, "rms_norm_eps": 1e-5,
+        "attn_implementation": "eager", "tie_word_embeddings": False,
+    }  # fmt: skip
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    torch.manual_seed(0)
+    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
+
+
+# How Phi3Attention and Phi3MLP of transformers take their outputs apart: 4 heads and twice 2 of them, 4 rows each.
+PHI3 = {
+    "self_attn.q_proj": ("self_attn.qkv_proj", 0, 16),
+    "self_attn.k_proj": ("self_attn.qkv_proj", 16, 24),
+    "self_attn.v_proj": ("self_attn.qkv_proj", 24, 32),
+    "mlp.gate_proj": ("mlp.gate_up_proj", 0, 12),
+    "mlp.up_proj": ("mlp.gate_up_proj", 12, 24),
+}
+
+
+def split_phi3(fused: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a Llama that computes the same."""
+    state = {name: value for name, value in fused.items() if "qkv_proj" not in name and "gate_up" not in name}
+    for layer in ("model.layers.0", "model.layers.1"):
+        for part, (whole, start, stop) in PHI3.items():
+            state[f"{layer}.{part}.weight"] = fused[f"{layer}.{whole}.weight"][start:stop].clone()
+    return state

@@ -71,7 +71,8 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
 @click.option(
     "--layout",
     type=click.Choice(LAYOUTS),
-    help="Arrange and name the modules as the model's original repository or diffusers has them.",
+    help="Arrange and name the modules as the model's original repository or diffusers has them, or only fuse or split "
+    "layers as Phi-3 does.",
 )
 @transposed_option("--base stores")
 @reading_options

@@ -15,6 +15,7 @@ from lora_inspect.architectures.patterns import pattern_of, patterns_of
 from lora_inspect.architectures.record import Architecture, Layout
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.listing import listed
 from lora_inspect.matching.orientation import Covered, covered_shape
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Module
@@ -24,8 +25,10 @@ from lora_inspect.schemes.comfyui import COMFYUI
 from lora_inspect.schemes.diffusers import DIFFUSERS
 from lora_inspect.schemes.record import MODEL, ModuleName
 
-# The layouts that a family may have a correspondence of.
-LAYOUTS = (ORIGINAL, OF_DIFFUSERS) = ("original", "diffusers")
+# Layouts that have names of their own, and what modules are in a family that only fuses some of them.
+NAMED = (ORIGINAL, OF_DIFFUSERS) = ("original", "diffusers")
+ARRANGED = (FUSED, SPLIT) = ("fused", "split")
+LAYOUTS = (*NAMED, *ARRANGED)
 
 
 class Source(NamedTuple):
@@ -61,9 +64,24 @@ def destinations(adapter: Adapter, layout: str | None) -> tuple[Destination, ...
 
 
 class _Target(NamedTuple):
+    """The layout that is asked for: `paths` are the patterns of its modules where it has names of its own."""
+
     family: Architecture
-    layout: Layout
+    name: str
+    layout: Layout | None
     correspondence: Correspondence
+    paths: frozenset[str] = frozenset()
+
+    def links(self, path: str) -> list[Link]:
+        """What leads from the module at `path` into the layout."""
+        links = self.correspondence.links(path)
+        if self.layout is None:
+            return [link for link in links if link.relation.arrangement and link.is_whole == (self.name == FUSED)]
+        return [link for link in links if self.has(link.path)]
+
+    def has(self, path: str) -> bool:
+        """Whether the layout has a module at `path`; one without names of its own has whatever is there."""
+        return self.layout is None or pattern_of(path, ".") in self.paths
 
 
 class _Moved(NamedTuple):
@@ -83,12 +101,18 @@ def _target(adapter: Adapter, families: Sequence[Detection], layout: str) -> _Ta
         )
     correspondence = certain_correspondence(families)
     family = families[0].architecture
-    found = next((one for one in family.layouts if one.name == layout), None)
-    if found is None or not correspondence.relations:
+    named = {one.name: one for one in family.layouts if one.name in NAMED}
+    choices: Sequence[str] = list(named) if len(named) > 1 else ARRANGED
+    if not correspondence.relations:
         raise LoraInspectError(
             f"{file}: it is of {described(families)}, of which no other layout is known here; leave --layout out."
         )
-    return _Target(family, found, correspondence)
+    if layout not in choices:
+        raise LoraInspectError(
+            f"{file}: it is of {described(families)}, whose layouts are {listed(choices, 'and')}; choose one of them."
+        )
+    found = named.get(layout)
+    return _Target(family, layout, found, correspondence, patterns_of(found.paths, ".") if found else frozenset())
 
 
 def _moves(module: Module, target: _Target, adapter: Adapter) -> Iterator[_Moved]:
@@ -99,14 +123,13 @@ def _moves(module: Module, target: _Target, adapter: Adapter) -> Iterator[_Moved
     if module.path is None:
         raise LoraInspectError(
             f"{adapter.checkpoint.path}: {module.name.key} is no module of {target.family.title}, so what it is in "
-            f"the {target.layout.name} layout is unknown; leave --layout out."
+            f"the {target.name} layout is unknown; leave --layout out."
         )
-    known = patterns_of(target.layout.paths, ".")
-    links = [link for link in target.correspondence.links(module.path) if pattern_of(link.path, ".") in known]
-    if not links and pattern_of(module.path, ".") not in known:
+    links = target.links(module.path)
+    if not links and not target.has(module.path):
         raise LoraInspectError(
             f"{adapter.checkpoint.path}: {module.path} of {target.family.title} has no counterpart in the "
-            f"{target.layout.name} layout that is known here; leave --layout out."
+            f"{target.name} layout that is known here; leave --layout out."
         )
     for link in links:
         yield _Moved(_renamed(module, link.path, target), module, None if link.relation.arrangement is None else link)
@@ -118,6 +141,8 @@ def _renamed(module: Module, path: str, target: _Target) -> Module:
     """The module under the name that the readers of its scheme have for `path` in the target layout."""
     name = module.name
     scheme, prefix = schemes.by_name(name.scheme), name.prefix
+    if target.layout is None:
+        return module._replace(name=name._replace(body=scheme.module(path, "")), path=path)
     if scheme.flat and prefix.rstrip("_") in {layout.kohya_prefix.rstrip("_") for layout in target.family.layouts}:
         prefix = target.layout.kohya_prefix
     elif scheme in (COMFYUI, DIFFUSERS):

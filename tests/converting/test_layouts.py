@@ -141,3 +141,21 @@ def test_there_and_back_every_factor_is_the_same_to_the_last_bit(converted):
     # The rows beside them in a fused layer are zeros now.
     for name in back.keys() - file.keys():
         assert name.endswith((".lora_down.weight", ".alpha")) or not back[name].any()
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("is_fused", [True, False], ids=["a fused adapter", "an adapter of the parts"])
+def test_phi3_across_its_layouts(is_fused, dora, carried):
+    fused = {name: value.clone() for name, value in layouts.tiny("Phi3").state_dict().items()}
+    split = layouts.split_phi3(fused)
+    own, other = (fused, split) if is_fused else (split, fused)
+    paths = [name.removesuffix(".weight") for name in own if ".layers." in name and own[name].dim() == 2]
+    adapter = factors(own, paths, dora)
+    options = ["--keep-dora"] if dora else []
+    found = carried(other, dotted("diffusion_model.", adapter), "split" if is_fused else "fused", *options, says={})
+    # Readers of these names interpolate with what is written as `dora_scale`.
+    values, bounds = expected(own, adapter, MULTIPLIER, interpolate=dora)
+    if is_fused:
+        assert_within(found, layouts.split_phi3(values), layouts.split_phi3(bounds))
+    else:
+        assert_within(layouts.split_phi3(found), values, bounds)

@@ -152,7 +152,9 @@ MANY = {
 }
 REFUSED = {
     "no family": (module("transformer.a.b"), "original", (), "no model family"),
-    "no layouts": (module("model.layers.0.mlp.down_proj"), "original", (), "no other layout"),
+    "no layouts": (module("bert.encoder.layer.0.attention.self.query"), "original", (), "no other layout"),
+    "layouts without names": (module("model.layers.0.mlp.down_proj"), "original", (), "fused and split; choose one"),
+    "layouts of other names": (module("transformer.proj_out"), "fused", (), "original and diffusers; choose one"),
     "both layouts": (
         {**MANY, **module(f"transformer.{Q}"), **module(f"transformer.{QKV}", 3 * WIDTH)},
         "original",

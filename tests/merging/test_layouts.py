@@ -146,39 +146,6 @@ def test_original_names_on_a_base_of_diffusers(name, dora, merged):
     assert_within(found, layouts.in_diffusers(name, values), layouts.in_diffusers(name, bounds))
 
 
-def tiny(name):
-    """A language model with fewer key-value heads than heads."""
-    import transformers
-
-    sizes = {
-        "vocab_size": 16, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1, "rms_norm_eps": 1e-5,
-        "attn_implementation": "eager", "tie_word_embeddings": False,
-    }  # fmt: skip
-    config = getattr(transformers, f"{name}Config")(**sizes)
-    torch.manual_seed(0)
-    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
-
-
-# How Phi3Attention and Phi3MLP of transformers take their outputs apart: 4 heads and twice 2 of them, 4 rows each.
-PHI3 = {
-    "self_attn.q_proj": ("self_attn.qkv_proj", 0, 16),
-    "self_attn.k_proj": ("self_attn.qkv_proj", 16, 24),
-    "self_attn.v_proj": ("self_attn.qkv_proj", 24, 32),
-    "mlp.gate_proj": ("mlp.gate_up_proj", 0, 12),
-    "mlp.up_proj": ("mlp.gate_up_proj", 12, 24),
-}
-
-
-def split_phi3(fused):
-    """The state of a Llama that computes the same."""
-    state = {name: value for name, value in fused.items() if "qkv_proj" not in name and "gate_up" not in name}
-    for layer in ("model.layers.0", "model.layers.1"):
-        for part, (whole, start, stop) in PHI3.items():
-            state[f"{layer}.{part}.weight"] = fused[f"{layer}.{whole}.weight"][start:stop].clone()
-    return state
-
-
 def logits(model, state):
     model.load_state_dict(state)
     with torch.no_grad():
@@ -189,9 +156,9 @@ def logits(model, state):
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("is_fused", [True, False], ids=["a fused adapter", "an adapter of the parts"])
 def test_phi3_across_its_layouts(is_fused, dora, multiplier, merged):
-    phi3, llama = tiny("Phi3"), tiny("Llama")
+    phi3, llama = layouts.tiny("Phi3"), layouts.tiny("Llama")
     fused = {name: value.clone() for name, value in phi3.state_dict().items()}
-    split = split_phi3(fused)
+    split = layouts.split_phi3(fused)
     before = logits(phi3, fused)
     assert (before - logits(llama, split)).abs().max() < 1e-12 * before.abs().max()
     own, other = (fused, split) if is_fused else (split, fused)
@@ -200,9 +167,9 @@ def test_phi3_across_its_layouts(is_fused, dora, multiplier, merged):
     found = merged(other, dotted("diffusion_model.", adapter), multiplier)
     values, bounds = expected(own, adapter, multiplier, interpolate=False)
     if is_fused:
-        assert_within(found, split_phi3(values), split_phi3(bounds))
+        assert_within(found, layouts.split_phi3(values), layouts.split_phi3(bounds))
     else:
-        assert_within(split_phi3(found), values, bounds)
+        assert_within(layouts.split_phi3(found), values, bounds)
     merged_logits = logits(*((llama, found) if is_fused else (phi3, found)))
     meant = logits(*((phi3, values) if is_fused else (llama, values)))
     assert (meant - before).abs().max() > 1e-2 * before.abs().max()
