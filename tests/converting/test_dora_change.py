@@ -98,6 +98,20 @@ def test_either_layout_of_the_base_gives_the_same_change(paths, spell, prefix, e
         assert_near(changes[prefix + (path.replace(".", "_") if spell is kohya else path)], change)
 
 
+@pytest.mark.parametrize("of_base", ["original", "diffusers"])
+def test_the_plain_lora_can_be_written_in_the_other_layout(of_base, tmp_path):
+    original = layouts.flux(width=4)
+    adapter, expected = made(original, FUSED)
+    zeros = {name: torch.zeros_like(tensor).double() for name, tensor in original.items()}
+    changes = layouts.flux_in_diffusers(zeros | {f"{path}.weight": change for path, change in expected.items()})
+    base = original if of_base == "original" else layouts.flux_in_diffusers(original)
+    found = plain(converted(tmp_path, dotted("diffusion_model.", adapter), base, layout="diffusers"))
+    assert len(found) == 3 + 1 + 4 + 2
+    for key, change in found.items():
+        assert_near(change, changes.pop(f"{key.removeprefix('transformer.')}.weight"))
+    assert not any(map(torch.any, changes.values()))
+
+
 LLM = "model.layers.0.self_attn"
 
 
