@@ -78,7 +78,7 @@ def _check_alone(landed: Landed, of_module: Sequence[Contribution]) -> None:
 def _before(contribution: Contribution, of_module: Sequence[Contribution]) -> tuple[Contribution, ...]:
     """What the module changes before it is decomposed; raises LoraInspectError for what is not added to all rows."""
     before = tuple(of_module[: of_module.index(contribution)])
-    if other := next((c for c in before if c.multiplies or c.algorithm.replaces or c.rows is not None), None):
+    if other := next((c for c in before if c.multiplies or c.rows is not None), None):
         raise LoraInspectError(
             f"{next(iter(contribution.factors.values())).file}: {contribution.module.key} has "
             f"{other.algorithm.title} before its magnitude, so that a plain LoRA of the true change would not come "
