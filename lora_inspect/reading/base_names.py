@@ -209,4 +209,4 @@ def is_weight(info: TensorInfo) -> bool:
 
 
 def _may_be_of_experts(info: TensorInfo) -> bool:
-    return len(info.shape) == 3 and info.shape[0] <= _MOST_EXPERTS and not info.name.endswith(".weight")
+    return len(info.shape) == 3 and info.shape[0] <= _MOST_EXPERTS
