@@ -1,0 +1,97 @@
+"""carry_scales: whatever carries the scale, what readers compute is the scale times the change that was read."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lora_inspect.converting.carried_scale import carry_scales
+from lora_inspect.converting.naming import ALPHA, CONFIG, FACTORS
+from lora_inspect.converting.part import read_parts
+from lora_inspect.converting.scaled_factors import Factor, read_factor
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.maths.scaling import to_float32
+from lora_inspect.reading.adapter import read_adapter
+from lora_inspect.reading.settings import Settings
+
+NAME, OUT, IN, RANK = "lora_unet_blocks_0_attn_q", 6, 5, 4
+SCALES = [1.0, 2.0, 0.5, -1.0, 0.0, 0.3]
+
+
+def noise(*shape, seed, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def lora(dtype=torch.float32, bias=False):
+    up = {f"{NAME}.lora_up.bias": noise(OUT, seed=2, dtype=dtype)} if bias else {}
+    return {
+        f"{NAME}.lora_down.weight": noise(RANK, IN, seed=0, dtype=dtype),
+        f"{NAME}.lora_up.weight": noise(OUT, RANK, seed=1, dtype=dtype),
+        **up,
+    }
+
+
+@pytest.fixture
+def carried(tmp_path):
+    """`carried(tensors, scale, carrier)`: the parts by the name of their algorithm, and their factors as numbers."""
+
+    def run(tensors, scale, carrier):
+        save_file(tensors, tmp_path / "adapter.safetensors")
+        # A stored alpha of 0 would be no number to go by.
+        adapter = read_adapter(open_checkpoint(str(tmp_path / "adapter.safetensors")), Settings(alpha=scale * RANK))
+        (module,) = adapter.modules.values()
+        scaled = [c._replace(scale=scale, alpha=scale * RANK) for c in module.contributions]
+        parts = carry_scales(read_parts(module._replace(contributions=tuple(scaled))), carrier)
+        return {part.algorithm.name: part for part in parts}
+
+    return run
+
+
+def numbers(part, role):
+    factor = part.factors[role]
+    return (factor if isinstance(factor, Factor) else read_factor(factor)).values
+
+
+def product(part):
+    return numbers(part, "up") @ numbers(part, "down")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("carrier", [ALPHA, CONFIG, FACTORS])
+def test_readers_find_the_scale_in_one_place(carrier, scale, carried):
+    tensors = lora()
+    part = carried(tensors, scale, carrier)["lora"]
+    whole = tensors[f"{NAME}.lora_up.weight"].double() @ tensors[f"{NAME}.lora_down.weight"].double()
+    torch.testing.assert_close(part.alpha / RANK * product(part), scale * whole, rtol=1e-6, atol=1e-7)
+    in_alpha = carrier == CONFIG or (carrier == ALPHA and scale != 0.0)
+    assert (part.scale, part.folded) == ((scale, 1.0) if in_alpha else (1.0, scale))
+    expected = (scale * RANK if carrier == CONFIG else to_float32(scale * RANK)) if in_alpha else RANK
+    assert part.alpha == expected
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("carrier", [ALPHA, CONFIG, FACTORS])
+def test_a_bias_of_the_up_layer_has_the_scale_that_readers_give_the_lora(carrier, scale, carried):
+    tensors = lora(bias=True)
+    parts = carried(tensors, scale, carrier)
+    theirs = parts["lora"].alpha / RANK
+    found = theirs * numbers(parts["lora_bias"], "bias")
+    torch.testing.assert_close(found, scale * tensors[f"{NAME}.lora_up.bias"].double(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_rounding_to_the_wider_type_loses_is_measured(dtype, carried):
+    tensors, scale = lora(dtype), 0.3
+    part = carried(tensors, scale, FACTORS)["lora"]
+    down, up = (tensors[f"{NAME}.lora_{role}.weight"].double() for role in ("down", "up"))
+    lost = (product(part) - scale * up @ down).norm() / (scale * up @ down).norm()
+    assert part.error == pytest.approx(float(lost), rel=1e-3, abs=1e-16)
+    assert (part.error > 1e-10) == (dtype == torch.float32)
+
+
+def test_an_alpha_that_a_float32_cannot_hold_is_refused_and_json_holds_it(carried):
+    with pytest.raises(LoraInspectError, match=rf"alpha of {NAME} is beyond float32 \(4e\+38\); scale its factors"):
+        carried(lora(), 1e38, ALPHA)
+    assert json.loads(json.dumps(carried(lora(), 1e38, CONFIG)["lora"].alpha)) == 4e38
