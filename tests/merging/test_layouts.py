@@ -16,35 +16,34 @@ pytestmark = pytest.mark.numeric
 MULTIPLIERS = [1.0, 0.5, -1.0]
 
 
-@pytest.fixture(params=[1 << 20, 24], ids=["in one block", "in tiny blocks"])
-def blocks(request, monkeypatch):
-    monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", request.param)
+@pytest.fixture(params=[*((multiplier, 1 << 20) for multiplier in MULTIPLIERS), (0.5, 24)], ids=str)
+def strength(request, monkeypatch):
+    """Every multiplier with a weight in one block, and one of them with weights in tiny blocks."""
+    multiplier, elements = request.param
+    monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", elements)
+    return multiplier
 
 
 # FLUX as narrow as here is of no published size, which alone would tell it from its descendants.
-@pytest.mark.usefixtures("blocks")
-@pytest.mark.parametrize("multiplier", MULTIPLIERS)
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("names", ["OneTrainer", "diffusers"])
-def test_flux_in_diffusers_names_on_the_original_base(names, dora, multiplier, merged):
+def test_flux_in_diffusers_names_on_the_original_base(names, dora, strength, merged):
     base = layouts.flux(blocks=2, width=4)
     own = layouts.flux_in_diffusers(base)
     adapter = factors(own, SPLIT, dora)
     spell, prefix = NAMES[names]
-    found = layouts.flux_in_diffusers(merged(base, spell(prefix, adapter), multiplier))
-    assert_within(found, *expected(own, adapter, multiplier, interpolate=spell is kohya))
+    found = layouts.flux_in_diffusers(merged(base, spell(prefix, adapter), strength))
+    assert_within(found, *expected(own, adapter, strength, interpolate=spell is kohya))
 
 
-@pytest.mark.usefixtures("blocks")
-@pytest.mark.parametrize("multiplier", MULTIPLIERS)
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("names", ["kohya", "comfyui"])
-def test_flux_in_original_names_on_the_base_of_diffusers(names, dora, multiplier, merged):
+def test_flux_in_original_names_on_the_base_of_diffusers(names, dora, strength, merged):
     own = layouts.flux(blocks=2, width=4)
     adapter = factors(own, FUSED, dora)
     spell, prefix = NAMES[names]
-    found = merged(layouts.flux_in_diffusers(own), spell(prefix, adapter), multiplier)
-    values, bounds = expected(own, adapter, multiplier, interpolate=spell is kohya)
+    found = merged(layouts.flux_in_diffusers(own), spell(prefix, adapter), strength)
+    values, bounds = expected(own, adapter, strength, interpolate=spell is kohya)
     assert_within(found, layouts.flux_in_diffusers(values), layouts.flux_in_diffusers(bounds))
 
 
