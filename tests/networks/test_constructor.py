@@ -136,3 +136,10 @@ def test_a_pissa_module_has_neither_magnitude_nor_slices(keywords, message):
         PissaModule("layer", torch.nn.Linear(6, 12), 1.0, 2, 1.0, **keywords)
     with pytest.raises(ValueError, match="cannot be combined with split_dims"):
         PissaModule("layer", torch.nn.Linear(6, 12), 1.0, 2, 1.0, None, None, None, [4, 8])
+
+
+def test_what_is_left_out_is_as_musubi_has_it(make_model):
+    network = LoRANetwork(["Block"], "lora_unet", None, make_model())
+    assert {(module.lora_dim, module.scale, module.multiplier) for module in network.unet_loras} == {(4, 0.25, 1.0)}
+    assert {module.dropout for module in network.unet_loras} == {0.0}
+    assert (network.lora_dim, network.alpha, network.loraplus_lr_ratio, network.save_format) == (4, 1, None, "native")
