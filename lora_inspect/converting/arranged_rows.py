@@ -49,7 +49,12 @@ def arrange(destination: Destination, found: Sequence[Sequence[Part]], carrier: 
         for part in parts:
             pieces[part.algorithm.name].append(Piece(part, source.runs or Runs(0, rows)))
     scale = 1.0 if carrier == FACTORS else None
-    return [_arranged(of_algorithm, rows, scale, growth) for of_algorithm in pieces.values()]
+    arranged: dict[str, Part] = {}
+    for name, of_algorithm in pieces.items():
+        # What stands beside another change, which comes before it, is multiplied by the scale of that.
+        bearer = of_algorithm[0].part.algorithm.beside
+        arranged[name] = _arranged(of_algorithm, rows, arranged[bearer].scale if bearer in arranged else scale, growth)
+    return list(arranged.values())
 
 
 def _arranged(pieces: Sequence[Piece], rows: int, scale: float | None, growth: Growth) -> Part:
