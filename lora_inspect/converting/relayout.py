@@ -18,6 +18,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.listing import listed
 from lora_inspect.matching.orientation import Covered, covered_shape
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.base_names import EXPERTS
 from lora_inspect.reading.contribution import Module
 from lora_inspect.reading.identify import adapter_candidates, certain_correspondence, described
 from lora_inspect.reading.paths import with_paths
@@ -56,10 +57,11 @@ def destinations(adapter: Adapter, layout: str | None) -> tuple[Destination, ...
     families = adapter_candidates(adapter)
     target = _target(adapter, families, layout)
     named = with_paths(adapter, families)
-    moved: dict[str, list[_Moved]] = defaultdict(list)
+    moved: dict[tuple[str, str], list[_Moved]] = defaultdict(list)
     for module in named.modules.values():
         for one in _moves(module, target, adapter):
-            moved[one.module.name.key].append(one)
+            name, path = one.module.name, one.module.path
+            moved[name.component, path if name.component == MODEL and path else name.key].append(one)
     return tuple(_joined(found, adapter) for found in moved.values())
 
 
@@ -117,6 +119,12 @@ def _target(adapter: Adapter, families: Sequence[Detection], layout: str) -> _Ta
 
 def _moves(module: Module, target: _Target, adapter: Adapter) -> Iterator[_Moved]:
     """Where a module goes: into one or into several of the target layout, or nowhere."""
+    if module.name.component in EXPERTS and target.layout.name != OF_DIFFUSERS:
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {module.name.key} is of a second expert, which the names of the "
+            f"{target.layout.name} layout do not tell from the first; write its modules to a file of their own, named "
+            "as those of the first."
+        )
     if module.name.component != MODEL:
         yield _Moved(module, module, None)
         return
@@ -158,7 +166,8 @@ def _joined(moved: Sequence[_Moved], adapter: Adapter) -> Destination:
     first, *others = moved
     links = [one.link for one in moved if one.link]
     parts = {link.part for link in links if link.is_whole}
-    if others and len(parts) < len(moved):
+    names = {one.module.name.key for one in moved}
+    if others and (len(parts) < len(moved) or len(names) > 1):
         raise LoraInspectError(
             f"{adapter.checkpoint.path}: {first.source.name.key} and {others[0].source.name.key} are both of "
             f"{first.module.path} in the layout that is asked for; write one of them to a file of its own first."

@@ -128,6 +128,19 @@ def test_rows_of_the_whole_from_those_of_one_part(arrangement, part, rows, input
         assert arrangement.runs(whole, inputs)[part].rows == rows
 
 
+def test_what_a_second_expert_is_called_in_the_original_layout_is_not_known(refusal):
+    tensors = {**module("transformer.blocks.0.attn1.to_q"), **module("transformer_2.blocks.0.attn1.to_q")}
+    assert "transformer_2.blocks.0.attn1.to_q is of a second expert" in refusal(
+        tensors, "original", says={"ss_base_model_version": "wan"}
+    )
+
+
+def test_a_second_expert_keeps_the_names_that_diffusers_has(planned):
+    name = "transformer_2.blocks.0.attn1.to_q"
+    tensors = {**module("transformer.blocks.0.attn1.to_q"), **module(name)}
+    assert name in shown(planned(tensors, "diffusers", {"ss_base_model_version": "wan"}))
+
+
 @pytest.fixture
 def refusal(run, write_safetensors, tmp_path):
     def convert(tensors, layout, *options, says=FLUX):
@@ -163,6 +176,12 @@ REFUSED = {
     ),
     "both names": (
         {**MANY, **module("transformer.proj_out"), **module("diffusion_model.final_layer.linear")},
+        "original",
+        (),
+        "write one of them to a file of its own",
+    ),
+    "two schemes": (
+        {**module(f"transformer.{Q}"), **module(f"lora_transformer_{K.replace('.', '_')}", spelling="kohya", alpha=1)},
         "original",
         (),
         "write one of them to a file of its own",
@@ -280,3 +299,29 @@ def test_what_a_lora_adds_to_the_bias_goes_along(run, tmp_path):
         assert torch.equal(found[f"{part}.diff"], tensors[f"{name}.diff"][rows])
         assert float(found[f"{part}.alpha"]) == 1.0
     assert len(found) == 15
+
+
+def test_a_bias_on_the_up_layer_has_the_scale_of_the_lora_beside_it_where_parts_have_others(run, tmp_path):
+    generator = torch.Generator().manual_seed(2)
+    tensors, weights, biases = {}, [], []
+    for path, alpha, has_bias in ((Q, 1.0, True), (K, 6.0, True), (V, -8.0, False)):
+        name = "lora_transformer_" + path.replace(".", "_")
+        down, up = torch.randn(2, WIDTH, generator=generator), torch.randn(WIDTH, 2, generator=generator)
+        bias = torch.randn(WIDTH, generator=generator) if has_bias else torch.zeros(WIDTH)
+        tensors |= {
+            f"{name}.lora_down.weight": down,
+            f"{name}.lora_up.weight": up,
+            f"{name}.alpha": torch.tensor(alpha),
+        }
+        tensors |= {f"{name}.lora_up.bias": bias} if has_bias else {}
+        weights.append(alpha / 2 * up.double() @ down.double())
+        biases.append(alpha / 2 * bias.double())
+    file, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    save_file(tensors, file, FLUX)
+    assert run("convert", file, "--layout", "original", "-o", out).status == 0
+    found = load_file(out)
+    name = "lora_unet_" + QKV.replace(".", "_")
+    down, up, bias = (found[f"{name}.{end}"].double() for end in ("lora_down.weight", "lora_up.weight", "lora_up.bias"))
+    scale = float(found[f"{name}.alpha"]) / len(down)
+    torch.testing.assert_close(scale * up @ down, torch.cat(weights), rtol=2**-20, atol=1e-6)
+    torch.testing.assert_close(scale * bias, torch.cat(biases), rtol=2**-20, atol=1e-6)
