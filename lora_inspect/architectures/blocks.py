@@ -1,12 +1,15 @@
 """Which blocks of a family a file's modules stand in: the indices below each module list."""
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 
 from . import ARCHITECTURES
-from .patterns import INDEX, pattern_of, separator_of
+from .patterns import pattern_of, separator_of
 from .record import Layout
 
+# An `{i}` in the names of a file is no number.
+_NUMBER = re.compile("[0-9]+")
 # Ten digits are past any block count, and int() of thousands of digits is an error.
 _DIGITS = 10
 
@@ -20,7 +23,7 @@ def used_indices(paths: Iterable[str]) -> dict[str, set[int]]:
         separator = separator_of(path)
         above = ""
         for segment in path.split(separator):
-            if INDEX["."].fullmatch(segment):
+            if _NUMBER.fullmatch(segment):
                 if above in lists:
                     used.setdefault(above, set()).add(int(segment[:_DIGITS]))
                 segment = "#"

@@ -45,6 +45,10 @@ def blocks(count: int, *leaves: str) -> list[str]:
     return [leaf.replace("{i}", str(index)) for index in range(count) for leaf in leaves]
 
 
+def test_a_place_for_an_index_in_the_names_of_a_file_counts_no_blocks():
+    assert names_of([("double_blocks.{i}.img_attn.qkv", 12, 4)], {"ss_base_model_version": "flux1"}) == {"flux"}
+
+
 @pytest.mark.parametrize("flat", [False, True], ids=["dotted", "flattened"])
 @pytest.mark.parametrize(("architecture", "layout"), LAYOUTS)
 def test_a_whole_layout_is_detected_as_itself(architecture: Architecture, layout: Layout, flat: bool):
