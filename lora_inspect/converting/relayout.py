@@ -174,6 +174,8 @@ def _joined(moved: Sequence[_Moved], adapter: Adapter) -> Destination:
         )
     if not links:
         return Destination(first.module, (Source(first.source),))
+    for one in moved:
+        _check_agreement(one.source, adapter)
     rows, runs = _arranged(links, [covered_shape(one.source) for one in moved]) or (None, ())
     if rows is None:
         shapes = " and ".join(f"{one.source.name.key} {list(covered_shape(one.source))}" for one in moved)
@@ -186,17 +188,30 @@ def _joined(moved: Sequence[_Moved], adapter: Adapter) -> Destination:
     return Destination(first.module._replace(alpha=alpha), sources, rows)
 
 
+def _check_agreement(module: Module, adapter: Adapter) -> None:
+    """Raises LoraInspectError where the tensors of a module are of layers of several shapes."""
+    covered = covered_shape(module)
+    for whole in (contribution for contribution in module.contributions if contribution.rows is None):
+        own = covered_shape(module._replace(contributions=(whole,)))
+        if any(None not in sizes and len(set(sizes)) > 1 for sizes in zip(own, covered, strict=True)):
+            raise LoraInspectError(
+                f"{adapter.checkpoint.path}: {module.name.key} has tensors of a layer of {list(covered)} as (out, in) "
+                f"and of one of {list(own)}; fetch the file again, or write it anew with the program that trained it."
+            )
+
+
 def _arranged(links: Sequence[Link], sizes: Sequence[Covered]) -> tuple[int, list[Runs]] | None:
     """How many rows the module has that the links lead to, and where those of each source are in it.
 
     `sizes` are the (out, in) of the sources. None where these do not tell it, or contradict each other.
     """
-    inputs = next((columns for _, columns in sizes if columns is not None), None)
+    columns = {inputs for _, inputs in sizes if inputs is not None}
     known = [rows for rows, _ in sizes if rows is not None]
     relation = links[0].relation
     arrangement = relation.arrangement
-    if arrangement is None or inputs is None or len(known) < len(sizes):
+    if arrangement is None or len(columns) != 1 or len(known) < len(sizes):
         return None
+    (inputs,) = columns
     if not links[0].is_whole:
         runs = arrangement.runs(known[0], inputs)
         own = runs and runs[links[0].part].inverted

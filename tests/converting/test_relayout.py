@@ -192,6 +192,17 @@ REFUSED = {
     "a part that tells no rows": (
         {**module(f"transformer.{Q}"), **module(f"transformer.{K}", out=5)}, "original", (), "do not tell which"
     ),
+    "parts of other inputs": (
+        {**module(f"transformer.{Q}"), **module(f"transformer.{K}", inputs=5)}, "original", (), "do not tell which"
+    ),
+    "two layers in one": (
+        {**module(f"transformer.{Q}"), f"transformer.{Q}.diff": ("F32", (5, WIDTH), 1.0)},
+        "original", (), "has tensors of a layer of",
+    ),
+    "a bias of another layer": (
+        {**module(f"diffusion_model.{QKV}", 3 * WIDTH), f"diffusion_model.{QKV}.diff_b": ("F32", (5,), 1.0)},
+        "diffusers", (), "and of one of [5, None]",
+    ),
     "some magnitudes": (
         module(f"transformer.{Q}", **magnitude(WIDTH)), "original", ("--keep-dora",), "not all rows of the layer"
     ),
