@@ -119,10 +119,10 @@ def _target(adapter: Adapter, families: Sequence[Detection], layout: str) -> _Ta
 
 def _moves(module: Module, target: _Target, adapter: Adapter) -> Iterator[_Moved]:
     """Where a module goes: into one or into several of the target layout, or nowhere."""
-    if module.name.component in EXPERTS and target.layout.name != OF_DIFFUSERS:
+    if module.name.component in EXPERTS and target.name == ORIGINAL:
         raise LoraInspectError(
             f"{adapter.checkpoint.path}: {module.name.key} is of a second expert, which the names of the "
-            f"{target.layout.name} layout do not tell from the first; write its modules to a file of their own, named "
+            f"{target.name} layout do not tell from the first; write its modules to a file of their own, named "
             "as those of the first."
         )
     if module.name.component != MODEL:
