@@ -218,12 +218,16 @@ def test_its_true_change_is_a_plain_lora(case, tmp_path):
     change, keys = added(tensors, config)
     weight = case.base["layer.weight"]
     assert {key.rpartition(".")[2] for key in keys} <= {*SIDES, "alpha"}
-    if not isinstance(case.layer, torch.nn.Embedding):
+    # PEFT looks for the factors of an Embedding under names of their own.
+    is_embedding = isinstance(case.layer, torch.nn.Embedding)
+    assert len([key for key in tensors if ".lora_embedding_" in key]) == (2 if is_embedding else 0)
+    assert result.target["algorithm"] == ("lora_embedding" if is_embedding else "lora")
+    if not is_embedding:
         ones = (1,) * len(weight.shape[2:])
         assert {tensor.shape[2:] for key, tensor in tensors.items() if ".lora_up" in key or ".lora_B" in key} == {ones}
         downs = {tensor.shape[1:] for key, tensor in tensors.items() if ".lora_down" in key or ".lora_A" in key}
         assert downs == {weight.shape[1:]}
-    change = change.T if isinstance(case.layer, torch.nn.Embedding) else change
+    change = change.T if is_embedding else change
     changed = {**case.base, "layer.weight": (weight.double() + change.reshape(weight.shape)).to(weight.dtype)}
     # The factors are rounded to float32.
     assert_close(changed["layer.weight"], case.oracle(1.0)["layer.weight"], max(case.bound, 1e-5))
