@@ -341,7 +341,15 @@ def test_numbers_that_are_no_factor_s_are_named(make_model, saved, name):
         lora.create_network_from_weights(1.0, file, None, None, make_model())
 
 
-@pytest.mark.parametrize("wrap", [list, lambda weights: {"state_dict": weights}, lambda weights: {1: torch.ones(1)}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        list,
+        lambda weights: {"state_dict": weights},
+        lambda weights: {1: torch.ones(1)},
+        lambda weights: weights | {"epoch": 3},
+    ],
+)
 def test_a_pickle_of_anything_but_weights_is_named(make_model, tmp_path, wrap):
     torch.save(wrap({"lora_unet_embed.alpha": torch.ones(1)}), tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="holds no tensors by name"):
