@@ -66,24 +66,36 @@ def destinations(adapter: Adapter, layout: str | None) -> tuple[Destination, ...
 
 
 class _Target(NamedTuple):
-    """The layout that is asked for: `paths` are the patterns of its modules where it has names of its own."""
+    """The layout that is asked for: `paths` are the patterns of its modules where it has names of its own.
+
+    `possible` are the correspondences of all families that the file may be of.
+    """
 
     family: Architecture
     name: str
     layout: Layout | None
     correspondence: Correspondence
+    possible: tuple[Correspondence, ...]
     paths: frozenset[str] = frozenset()
 
     def links(self, path: str) -> list[Link]:
         """What leads from the module at `path` into the layout."""
-        links = self.correspondence.links(path)
+        return self._links(self.correspondence, path)
+
+    def has(self, path: str) -> bool:
+        """Whether the layout has a module at `path`.
+
+        One without names of its own has what is there, but for what is fused or split in a family that it may be of.
+        """
+        if self.layout is None:
+            return not any(self._links(one, path) for one in self.possible)
+        return pattern_of(path, ".") in self.paths
+
+    def _links(self, correspondence: Correspondence, path: str) -> list[Link]:
+        links = correspondence.links(path)
         if self.layout is None:
             return [link for link in links if link.relation.arrangement and link.is_whole == (self.name == FUSED)]
         return [link for link in links if self.has(link.path)]
-
-    def has(self, path: str) -> bool:
-        """Whether the layout has a module at `path`; one without names of its own has whatever is there."""
-        return self.layout is None or pattern_of(path, ".") in self.paths
 
 
 class _Moved(NamedTuple):
@@ -114,7 +126,9 @@ def _target(adapter: Adapter, families: Sequence[Detection], layout: str) -> _Ta
             f"{file}: it is of {described(families)}, whose layouts are {listed(choices, 'and')}; choose one of them."
         )
     found = named.get(layout)
-    return _Target(family, layout, found, correspondence, patterns_of(found.paths, ".") if found else frozenset())
+    possible = tuple(one.architecture.correspondence for one in families)
+    paths = patterns_of(found.paths, ".") if found else frozenset[str]()
+    return _Target(family, layout, found, correspondence, possible, paths)
 
 
 def _moves(module: Module, target: _Target, adapter: Adapter) -> Iterator[_Moved]:

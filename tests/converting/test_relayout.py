@@ -235,6 +235,14 @@ def test_a_layer_that_possible_families_call_otherwise_is_not_guessed(refusal):
     assert "time_in.mlp.0 of HunyuanVideo has no counterpart" in refusal(tensors, "diffusers", says=None)
 
 
+def test_layers_that_not_all_possible_families_fuse_are_not_left_apart(refusal):
+    """HiDream-O1 has a language model with these names, whose layers are never fused."""
+    tensors = module("diffusion_model.model.language_model.layers.1.self_attn.q_proj")
+    assert "q_proj of Language model (Llama line) has no counterpart in the fused" in refusal(
+        tensors, "fused", says=None
+    )
+
+
 def test_an_adapter_in_the_layout_already_is_only_made_standard(run, write_safetensors, tmp_path):
     tensors = module(f"lora_unet_{QKV.replace('.', '_')}", 3 * WIDTH, spelling="kohya", alpha=1.0)
     file, out = write_safetensors(tensors, FLUX), tmp_path / "out.safetensors"
