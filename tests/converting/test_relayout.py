@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy_adapters import lora
 
-from lora_inspect.architectures.rows import Interleaved, Runs, Stacked
+from lora_inspect.architectures.rows import Interleaved, PairSwapped, Runs, Stacked, Swapped
 from lora_inspect.converting.relayout import Destination, Source, destinations
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.adapter import read_adapter
@@ -141,6 +141,19 @@ def test_a_second_expert_keeps_the_names_that_diffusers_has(planned):
     assert name in shown(planned(tensors, "diffusers", {"ss_base_model_version": "wan"}))
 
 
+@pytest.mark.parametrize(("arrangement", "rows"), [
+    (Stacked(("inputs", 1, 1)), 5), (Stacked((1, 1)), 0), (Stacked((1, 2)), 4), (Interleaved(2), 0),
+    (Interleaved(2, run=2), 6), (Swapped(), 0), (Swapped(), 3), (PairSwapped(), 0),
+])  # fmt: skip
+def test_rows_that_are_no_whole(arrangement, rows):
+    assert arrangement.runs(rows, 5) is None
+
+
+def test_a_fused_layer_stays_where_layers_are_to_be_fused(planned):
+    name = "diffusion_model.model.layers.0.mlp.gate_up_proj"
+    assert shown(planned(module(name, 2 * WIDTH), "fused", None)) == {name: [("model.layers.0.mlp.gate_up_proj", None)]}
+
+
 @pytest.fixture
 def refusal(run, write_safetensors, tmp_path):
     def convert(tensors, layout, *options, says=FLUX):
@@ -206,6 +219,24 @@ REFUSED = {
     "some magnitudes": (
         module(f"transformer.{Q}", **magnitude(WIDTH)), "original", ("--keep-dora",), "not all rows of the layer"
     ),
+    "magnitudes of two spellings": (
+        {
+            **module(f"transformer.{Q}", **magnitude(WIDTH)),
+            **module(f"transformer.{K}", **{"lora_magnitude_vector.weight": ("F32", (WIDTH,), 1.0)}),
+            **module(f"transformer.{V}", **magnitude(WIDTH)),
+        },
+        "original", ("--keep-dora",), "spelled alike",
+    ),
+    "magnitudes of inputs": (
+        {
+            key: tensor
+            for path in (Q, K, V)
+            for key, tensor in module(
+                f"lora_transformer_{path.replace('.', '_')}", WIDTH, 5, "kohya", 1.0, dora_scale=("F32", (1, 5), 1.0)
+            ).items()
+        },
+        "original", ("--keep-dora",), "norm is over all rows",
+    ),
     "a magnitude of inputs": (
         module("lora_unet_double_blocks_0_img_attn_qkv", 3 * WIDTH, 5, "kohya", 1.0,
                dora_scale=("F32", (1, 5), 1.0)),
@@ -233,6 +264,12 @@ def test_a_layer_that_possible_families_call_otherwise_is_not_guessed(refusal):
     }
     tensors = blocks | module("diffusion_model.time_in.mlp.0")
     assert "time_in.mlp.0 of HunyuanVideo has no counterpart" in refusal(tensors, "diffusers", says=None)
+
+
+def test_a_query_of_other_rows_than_inputs_is_no_part_of_a_fused_layer(refusal):
+    attention = "diffusion_model.model.layers.0.self_attn"
+    tensors = {**module(f"{attention}.q_proj", 2 * WIDTH), **module(f"{attention}.k_proj", 2)}
+    assert "do not tell which" in refusal(tensors, "fused", says=None)
 
 
 def test_layers_that_not_all_possible_families_fuse_are_not_left_apart(refusal):
@@ -344,3 +381,26 @@ def test_a_bias_on_the_up_layer_has_the_scale_of_the_lora_beside_it_where_parts_
     scale = float(found[f"{name}.alpha"]) / len(down)
     torch.testing.assert_close(scale * up @ down, torch.cat(weights), rtol=2**-20, atol=1e-6)
     torch.testing.assert_close(scale * bias, torch.cat(biases), rtol=2**-20, atol=1e-6)
+
+
+def test_parts_of_loha_that_share_one_of_two_factors_keep_the_other_one(run, tmp_path):
+    generator = torch.Generator().manual_seed(3)
+    shared, tensors, deltas = torch.randn(2, WIDTH, generator=generator), {}, []
+    for path in (Q, K, V):
+        name = "lora_transformer_" + path.replace(".", "_")
+        one, other = (torch.randn(WIDTH, 2, generator=generator) for _ in range(2))
+        below = torch.randn(2, WIDTH, generator=generator)
+        factors = {"w1_a": one, "w1_b": shared.clone(), "w2_a": other, "w2_b": below}
+        tensors |= {f"{name}.hada_{role}": factor for role, factor in factors.items()}
+        tensors[f"{name}.alpha"] = torch.tensor(2.0)
+        deltas.append((one.double() @ shared.double()) * (other.double() @ below.double()))
+    file, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    save_file(tensors, file, FLUX)
+    assert run("convert", file, "--layout", "original", "-o", out).status == 0
+    found = load_file(out)
+    name = "lora_unet_" + QKV.replace(".", "_")
+    first, below_first, second, below_second = (
+        found[f"{name}.hada_{role}"].double() for role in ("w1_a", "w1_b", "w2_a", "w2_b")
+    )
+    change = float(found[f"{name}.alpha"]) / len(below_first) * (first @ below_first) * (second @ below_second)
+    torch.testing.assert_close(change, torch.cat(deltas), rtol=2**-20, atol=1e-6)
