@@ -134,6 +134,19 @@ def test_the_norm_of_inputs_is_that_of_the_rows_of_a_part(tmp_path):
         converted(tmp_path, fused, parts)
 
 
+def test_a_loha_of_a_fused_layer_on_a_base_of_its_parts(tmp_path):
+    name, whole, scale = f"diffusion_model.{LLM}.qkv_proj", numbers(12, 4), numbers(12, 1, seed=1).abs() + 1
+    sides = [numbers(*shape, seed=seed) for seed, shape in enumerate([(12, RANK), (RANK, 4)] * 2, start=2)]
+    roles = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    adapter = {f"{name}.{role}": side for role, side in zip(roles, sides, strict=True)}
+    left, right = (sides[at].double() @ sides[at + 1].double() for at in (0, 2))
+    combined = whole.double() + left * right
+    changed = scale.double() * combined / (combined.norm(dim=1, keepdim=True) + 2.0**-23)
+    parts = {f"{LLM}.{part}_proj.weight": whole[4 * at : 4 * at + 4] for at, part in enumerate("qkv")}
+    found = plain(converted(tmp_path, {**adapter, f"{name}.dora_scale": scale}, parts))
+    assert_near(found[name], changed - whole.double())
+
+
 def test_single_experts_on_a_base_of_all(tmp_path):
     mlp = "model.layers.0.mlp.experts"
     sizes = {"gate_proj": (6, 8), "up_proj": (6, 8), "down_proj": (8, 6)}
