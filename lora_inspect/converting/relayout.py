@@ -94,7 +94,11 @@ class _Target(NamedTuple):
     def _links(self, correspondence: Correspondence, path: str) -> list[Link]:
         links = correspondence.links(path)
         if self.layout is None:
-            return [link for link in links if link.relation.arrangement and link.is_whole == (self.name == FUSED)]
+            return [
+                link
+                for link in links
+                if link.relation.arrangement is not None and link.is_whole == (self.name == FUSED)
+            ]
         return [link for link in links if self.has(link.path)]
 
 
