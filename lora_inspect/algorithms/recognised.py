@@ -29,7 +29,6 @@ RECOGNISED = (
     ),
     _named("glora", "GLoRA", ".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".bm.weight", features=told.glora),
     _named("lycoris_boft", "BOFT", ".oft_blocks", ".rescale", features=told.boft, fits=told.is_boft),
-    _named("old_peft_oft", "OFT of PEFT before 0.16", ".oft_r", ".oft_s"),
     _named("peft_oft_embedding", "OFT of PEFT on an Embedding", ".oft_embedding_R.weight"),
     _named("boft", "PEFT BOFT", ".boft_R", ".boft_s"),
     _named("ia3", "(IA)3", ".ia3_l", ".on_input", features=told.ia3),

@@ -56,7 +56,7 @@ def limited(skew: Any, most: Any) -> Any:
 class RotatedRows:
     """Wₖ' = (multiplier · (Rₖ - I) + I)ᵀ Wₖ for each block of rows, and where there is a `gain` each row times its own.
 
-    `blocks` R are (count, size, size), `gain` is (count · size, 1); a multiplier does not act on it.
+    `blocks` R are (count, size, size), or one for all blocks of rows, `gain` is (out, 1). No multiplier acts on it.
     """
 
     blocks: Any
@@ -76,7 +76,8 @@ class RotatedRows:
         """Turns whole blocks."""
         last, size = first + rows.shape[0], self.together
         one = identity(self.blocks)
-        turned = multiplier * (self.blocks[first // size : last // size] - one) + one
+        own = self.blocks if self.blocks.shape[0] == 1 else self.blocks[first // size : last // size]
+        turned = multiplier * (own - one) + one
         result = (turned.transpose(1, 2) @ rows.reshape(-1, size, rows.shape[1])).reshape(rows.shape)
         rows.copy_(result if self.gain is None else result * self.gain[first:last])
 
@@ -87,9 +88,13 @@ class RotatedRows:
 
 @dataclass(frozen=True, slots=True)
 class RotatedColumns:
-    """W' = W · diag(R₁, R₂, …)ᵀ with `blocks` R (count, size, size), or one for all blocks of columns."""
+    """W' = W · diag(R₁, R₂, …)ᵀ, and where there is a `gain` (out, 1) each row times its own.
+
+    `blocks` R are (count, size, size), or one for all blocks of columns; a multiplier does not act on the gain.
+    """
 
     blocks: Any
+    gain: Any = None
     together: int = 1
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
@@ -101,7 +106,8 @@ class RotatedColumns:
         one = identity(self.blocks)
         turned = multiplier * (self.blocks - one) + one
         by_block = rows.reshape(rows.shape[0], -1, self.blocks.shape[-1]).transpose(0, 1)
-        rows.copy_((by_block @ turned.transpose(1, 2)).transpose(0, 1).reshape(rows.shape))
+        result = (by_block @ turned.transpose(1, 2)).transpose(0, 1).reshape(rows.shape)
+        rows.copy_(result if self.gain is None else result * self.gain[first : first + rows.shape[0]])
 
     def transposed(self) -> Change:
         """All rows at once."""

@@ -226,7 +226,11 @@ MEANINGLESS = {
     "scaled OFT of OneTrainer": (
         {f"{Q}.oft_R.weight": ("F32", (2, 3), 1), f"{Q}.oft_R.scaled_oft": ("F32", (), 1)}, {}, "formula-unknown",
         ["OneTrainer", Q]),
-    "OFT of old PEFT": ({f"{Q}.oft_r": ("F32", (2, 3, 3), 1)}, {}, "algorithm", ["before 0.16", Q]),
+    "OFT of old PEFT without config": (
+        {f"{Q}.oft_r": ("F32", (2, 3, 3), 1)}, {}, "formula-unknown", ["adapter_config.json", "beside", Q]),
+    "OFT of old PEFT of no squares": ({f"{Q}.oft_r": ("F32", (2, 3, 4), 1)}, {}, "shape", ["oft_r [2, 3, 4]", Q]),
+    "OFT of PEFT 0.15 with a row of lengths": (
+        {f"{Q}.oft_r": ("F32", (2, 3, 3), 1), f"{Q}.oft_s": ("F32", (1, 6), 1)}, {}, "shape", ["oft_s [1, 6]", Q]),
     "GLoRA": ({f"{Q}.{n}.weight": ("F32", (4, 4), 1) for n in ("a1", "a2", "b1", "b2")}, {}, "algorithm", ["GLoRA"]),
     "replaced weight": ({f"{Q}.set_weight": ("F32", (OUT, IN), 1)}, {}, "algorithm", ["replaced", Q]),
     "LoRA beside a replaced weight": (loras(1, set_weight=("F32", (OUT, IN), 1)), {}, "algorithm", ["replaced", Q]),
