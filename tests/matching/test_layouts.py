@@ -69,6 +69,13 @@ def test_a_fused_module_lands_on_every_part(matched):
     assert found == {(f"{path}.weight", QKV): Runs(0, WIDTH, at * WIDTH) for at, path in enumerate(PARTS)}
 
 
+def test_parts_that_are_stored_turned_are_told_as_out_and_in(matched):
+    base = {f"{LLM}.mlp.{part}_proj.weight": ("F32", (WIDTH, rows), 1) for part, rows in (("gate", 3), ("up", 5))}
+    refusal = matched(modules(f"{LLM}.mlp.gate_up_proj", out=8), base, refused=True)
+    assert "gate_proj has [3, 4]" in refusal
+    assert "up_proj has [5, 4]" in refusal
+
+
 def test_a_bias_is_arranged_as_the_weight_is(matched):
     base = {**FUSED_BASE, f"{QKV}.bias": ("F32", (3 * WIDTH,), 1)}
     path = f"{LLM}.self_attn.k_proj"

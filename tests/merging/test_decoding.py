@@ -366,6 +366,18 @@ def test_without_a_dtype_it_says_which_one_to_choose(dtype, fold):
     assert "--dtype bf16" in fold(base, lora(), None, refused=True, options=("--dry-run",))
 
 
+def test_one_adapter_that_changes_codes_is_enough(tmp_path, run):
+    """Another one on the same weight has the multiplier 0."""
+    base, _ = scaled("scale_weight", (OUT, 1))
+    save_file(base, tmp_path / "base.safetensors")
+    for name, seed in (("one", 5), ("two", 6)):
+        save_file(lora(seed=seed), tmp_path / f"{name}.safetensors")
+    files = f"{tmp_path / 'one.safetensors'}:0", f"{tmp_path / 'two.safetensors'}:1"
+    for order in (files, files[::-1]):
+        ended = run("merge", tmp_path / "base.safetensors", *order, "-o", tmp_path / "out.safetensors")
+        assert "--dtype bf16" in ended.refusal
+
+
 def test_codes_stay_bit_for_bit_where_nothing_changes_them(fold):
     base, _ = scaled("scale_weight", (OUT, 1))
     base |= {f"{OTHER}.weight": numbers(OUT, IN), **MARKED}
