@@ -225,8 +225,7 @@ def _arranged(links: Sequence[Link], sizes: Sequence[Covered]) -> tuple[int, lis
     """
     columns = {inputs for _, inputs in sizes if inputs is not None}
     known = [rows for rows, _ in sizes if rows is not None]
-    relation = links[0].relation
-    arrangement = relation.arrangement
+    arrangement = links[0].relation.arrangement
     if arrangement is None or len(columns) != 1 or len(known) < len(sizes):
         return None
     (inputs,) = columns
@@ -235,8 +234,6 @@ def _arranged(links: Sequence[Link], sizes: Sequence[Covered]) -> tuple[int, lis
         own = runs and runs[links[0].part].inverted
         return (own.rows, [own]) if own else None
     told = {arrangement.rows(link.part, rows, inputs) for link, rows in zip(links, known, strict=True)} - {None}
-    if len(links) == len(relation.parts):
-        told.add(sum(known))
     whole = told.pop() if len(told) == 1 else None
     runs = None if whole is None else arrangement.runs(whole, inputs)
     if whole is None or runs is None:

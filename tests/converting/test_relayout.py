@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from toy_adapters import lora
 
@@ -192,6 +193,27 @@ REFUSED = {
         "original",
         (),
         "write one of them to a file of its own",
+    ),
+    "a name of no module": (
+        {**MANY, **module("lora_transformer_time_embed_x", spelling="kohya", alpha=1)},
+        "original",
+        (),
+        "lora_transformer_time_embed_x is no module of FLUX.1",
+    ),
+    "factors of a kernel": (
+        module(f"diffusion_model.{QKV}", 3 * WIDTH, kernel=(1, 1)), "diffusers", (), "cannot be taken apart"
+    ),
+    "a magnitude of one part of three": (
+        {
+            key: tensor
+            for path, extra in ((Q, {"dora_scale": ("F32", (WIDTH, 1), 1.0)}), (K, {}), (V, {}))
+            for key, tensor in module(
+                f"lora_transformer_{path.replace('.', '_')}", spelling="kohya", alpha=1.0, **extra
+            ).items()
+        },
+        "original",
+        ("--keep-dora", "--allow-partial-dora"),
+        "not all rows of the layer",
     ),
     "two schemes": (
         {**module(f"transformer.{Q}"), **module(f"lora_transformer_{K.replace('.', '_')}", spelling="kohya", alpha=1)},
@@ -404,3 +426,23 @@ def test_parts_of_loha_that_share_one_of_two_factors_keep_the_other_one(run, tmp
     )
     change = float(found[f"{name}.alpha"]) / len(below_first) * (first @ below_first) * (second @ below_second)
     torch.testing.assert_close(change, torch.cat(deltas), rtol=2**-20, atol=1e-6)
+
+
+def test_the_scale_that_goes_into_the_factors_of_a_fused_layer_is_recorded(run, tmp_path):
+    says = {"lora_adapter_metadata": json.dumps({"transformer.r": 2, "transformer.lora_alpha": 6}), **FLUX}
+    tensors = {}
+    for path in (Q, K, V):
+        tensors[f"transformer.{path}.lora_A.weight"] = torch.randn(2, WIDTH)
+        tensors[f"transformer.{path}.lora_B.weight"] = torch.randn(WIDTH, 2)
+    file, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    save_file(tensors, file, says)
+    assert run("convert", file, "--layout", "original", "-o", out).status == 0
+    with safe_open(out, "pt") as opened:
+        assert json.loads(opened.metadata()["lora_inspect.folded"]) == {"scale": 3.0}
+    found = load_file(out)
+    name = f"diffusion_model.{QKV}"
+    change = found[f"{name}.lora_up.weight"] @ found[f"{name}.lora_down.weight"]
+    parts = [
+        3 * tensors[f"transformer.{p}.lora_B.weight"] @ tensors[f"transformer.{p}.lora_A.weight"] for p in (Q, K, V)
+    ]
+    torch.testing.assert_close(change, torch.cat(parts))
