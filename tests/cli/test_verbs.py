@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 
-from lora_inspect.cli.verbs import VERBS
+from lora_inspect.cli.summaries import VERBS
+from lora_inspect.listing import listed
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ NEITHER = {
     "Convert": "There is no command 'Convert'; did you mean convert?",
     "inof": "There is no command 'inof'; did you mean info?",
     "lroas": "There is no command or file 'lroas'; did you mean loras?",
-    "melt": f"There is no command or file 'melt'; the commands are {', '.join(VERBS[:-1])} and {VERBS[-1]}.",
+    "melt": f"There is no command or file 'melt'; the commands are {listed(list(VERBS))}.",
     "": "There is no command or file ''; the commands are info, merge and convert.",
 }
 
