@@ -4,11 +4,6 @@ import pytest
 from toy_adapters import lora
 
 from lora_inspect.architectures.rows import Runs
-from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.matching.match import match
-from lora_inspect.matching.unmatched import accept_unmatched
-from lora_inspect.reading.adapter import read_adapter
 
 MLP = "model.layers.0.mlp"
 WIDTH, INNER, EXPERTS = 4, 6, 3
@@ -34,24 +29,18 @@ def base(first=(EXPERTS, 2 * INNER, WIDTH), last=(EXPERTS, WIDTH, INNER), root="
 
 
 @pytest.fixture
-def matched(write_safetensors):
+def matched(places_of):
     """The rows and the shape of the matrix by target and module; or the refusal."""
 
     def match_tensors(adapter, tensors, refused=False):
-        read = read_adapter(open_checkpoint(str(write_safetensors(adapter, name="adapter.safetensors"))))
-        opened = open_checkpoint(str(write_safetensors(tensors, name="base.safetensors")))
+        found = places_of(adapter, tensors, refused)
         if refused:
-            with pytest.raises(LoraInspectError) as error:
-                accept_unmatched(read, opened, match(read, opened), False)
-            return str(error.value)
-        matching = match(read, opened)
-        assert accept_unmatched(read, opened, matching, False) == []
+            return found
         return {
             (name.rpartition(".")[2], placed.contribution.module.body.partition("experts.")[2]): (
                 placed.place.target.shape, placed.place.runs,
             )
-            for name, found in matching.targets.items()
-            for placed in found
+            for name, placed in found
         }  # fmt: skip
 
     return match_tensors

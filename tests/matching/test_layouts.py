@@ -9,10 +9,7 @@ from lora_inspect.architectures.correspondence import Correspondence, interleave
 from lora_inspect.architectures.rows import Interleaved, Runs, Stacked, Swapped
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.matching.match import match
 from lora_inspect.matching.place import Place, Placed
-from lora_inspect.matching.unmatched import accept_unmatched
-from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.base_names import Found, NameTable, Piece
 from lora_inspect.schemes.kohya import KOHYA
 
@@ -38,23 +35,14 @@ QKV = f"{LLM}.self_attn.qkv_proj"
 
 
 @pytest.fixture
-def matched(write_safetensors):
+def matched(places_of):
     """The places by target and module, with the rows of each; or the refusal."""
 
     def match_tensors(adapter, base, refused=False):
-        read = read_adapter(open_checkpoint(str(write_safetensors(adapter, name="adapter.safetensors"))))
-        opened = open_checkpoint(str(write_safetensors(base, name="base.safetensors")))
+        found = places_of(adapter, base, refused)
         if refused:
-            with pytest.raises(LoraInspectError) as error:
-                accept_unmatched(read, opened, match(read, opened), False)
-            return str(error.value)
-        matching = match(read, opened)
-        assert accept_unmatched(read, opened, matching, False) == []
-        return {
-            (name, placed.contribution.module.body): placed.place.runs
-            for name, found in matching.targets.items()
-            for placed in found
-        }
+            return found
+        return {(name, placed.contribution.module.body): placed.place.runs for name, placed in found}
 
     return match_tensors
 
