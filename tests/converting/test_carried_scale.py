@@ -42,7 +42,7 @@ def carried(tmp_path):
         # A stored alpha of 0 would be no number to go by.
         adapter = read_adapter(open_checkpoint(str(tmp_path / "adapter.safetensors")), Settings(alpha=scale * RANK))
         (module,) = adapter.modules.values()
-        scaled = [c._replace(scale=scale, alpha=scale * RANK) for c in module.contributions]
+        scaled = [c._replace(scale=scale, alpha=scale * (c.rank or RANK)) for c in module.contributions]
         parts = carry_scales(read_parts(module._replace(contributions=tuple(scaled))), carrier)
         return {part.algorithm.name: part for part in parts}
 
@@ -95,3 +95,11 @@ def test_an_alpha_that_a_float32_cannot_hold_is_refused_and_json_holds_it(carrie
     with pytest.raises(LoraInspectError, match=rf"alpha of {NAME} is beyond float32 \(4e\+38\); scale its factors"):
         carried(lora(), 1e38, ALPHA)
     assert json.loads(json.dumps(carried(lora(), 1e38, CONFIG)["lora"].alpha)) == 4e38
+
+
+def test_two_algorithms_whose_ranks_differ_cannot_share_one_alpha(carried):
+    """alpha/rank of both would be the scale: 2 · 4 for one and 2 · 3 for the other."""
+    shapes = {"w1_a": (OUT, 3), "w1_b": (3, IN), "w2_a": (OUT, 3), "w2_b": (3, IN)}
+    loha = {f"{NAME}.hada_{role}": noise(*shape, seed=seed) for seed, (role, shape) in enumerate(shapes.items(), 3)}
+    with pytest.raises(LoraInspectError, match=rf"{NAME} has several algorithms that share one alpha.* be 6 and 8;"):
+        carried({**lora(), **loha}, 2.0, ALPHA)
