@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # As many paths as expressions are compared with, and the letters of a key: no name in a file is longer.
 _MOST_PATHS, _LONGEST_KEY = 10_000, 1 << 16
 # Letters, dots, and what `re.escape` makes of other characters; anchored at either end or not.
-_PLAIN = re.compile(r"(\^?)((?:[^\\^$*+?{}\[\]|()]|\\[^0-9A-Za-z])*)(\$?)")
+_PLAIN = re.compile(r"(\^?)([^\\^$*+?{}\[\]|()]*(?:\\[^0-9A-Za-z][^\\^$*+?{}\[\]|()]*)*)(\$?)")
 _ESCAPE, _DOT = re.compile(r"\\(.)", re.DOTALL), re.compile(r"\.")
 
 

@@ -45,7 +45,7 @@ KINDS = ("traceback", "hang", "growth", "leftover", "exit", "audit", "input", "o
 class Limits(NamedTuple):
     """What a case may take. A pipe that is waited for takes no processor time, a busy neighbour much of the clock's."""
 
-    cpu_seconds: float = 2.0
+    cpu_seconds: float = 5.0
     wall_seconds: float = 60.0
     peak_bytes: int = 100 * MEGABYTE
 

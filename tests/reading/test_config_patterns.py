@@ -85,13 +85,17 @@ MODULES = [f"model.layers.{layer}.mlp.experts.{expert}.up_proj" for layer in ran
     ],
     ids=["paths", "anchored", "none that fits", "ends"],
 )
-def test_a_key_for_each_of_many_modules_is_found_in_no_time(pattern):
+def test_a_key_for_each_of_many_modules_is_found_in_time(pattern):
     started = time.process_time()
-    found = PatternMap(pattern, Steps())
-    values = [found.value(path, None) for path in MODULES]
-    assert time.process_time() - started < 2
+    found = values(pattern, MODULES)
+    assert time.process_time() - started < 20
     by_path = {re.sub(r"^\^|\\", "", key): value for key, value in pattern.items()}
-    assert values == [by_path.get(path, by_path.get(path[6:])) for path in MODULES]
+    assert found == [by_path.get(path, by_path.get(path[6:])) for path in MODULES]
+
+
+def values(pattern, paths):
+    found = PatternMap(pattern, Steps())
+    return [found.value(path, None) for path in paths]
 
 
 HOSTILE = {
@@ -104,15 +108,12 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("pattern", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_keys_are_looked_up_or_given_up_in_time(pattern):
+def test_hostile_keys_are_given_up_in_time(pattern):
     started = time.process_time()
-    try:
-        found = PatternMap(pattern, Steps())
-        for path in [*MODULES, *("." * 30_000 + str(number) for number in range(300))]:
-            found.value(path, None)
-    except RefusedKey:
-        pass
-    assert time.process_time() - started < 2
+    with pytest.raises(RefusedKey):
+        values(pattern, [*MODULES, *("." * 30_000 + str(number) for number in range(300))])
+    # A processor that is shared is slow; what goes wrong takes minutes.
+    assert time.process_time() - started < 20
 
 
 def test_expressions_are_compared_with_ten_thousand_modules():

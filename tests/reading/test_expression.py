@@ -149,11 +149,13 @@ def test_the_worst_expression_is_matched_or_given_up_in_time(source):
 @settings(max_examples=30, deadline=None)
 @given(source=expressions, copies=st.integers(1, 60))
 def test_no_expression_takes_longer_than_its_steps(source, copies):
-    assert cost((source * copies)[:1_000], SUBJECTS) < 2
+    assert cost((source * copies)[:1_000], SUBJECTS) < 20
 
 
 def test_ten_thousand_long_names_are_given_up_in_time():
-    assert cost(".*.*.*", ["a" * 5_000] * 10_000) < 2
+    expression = Expression(".*.*.*", "end", Steps())
+    with pytest.raises(Refused, match="takes too long"):
+        [expression.matches("a" * 5_000) for _ in range(10_000)]
 
 
 def cost(source, subjects):

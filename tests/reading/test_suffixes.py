@@ -90,4 +90,5 @@ def test_a_key_of_dots_takes_no_longer_than_any_other():
     started = time.process_time()
     assert parse_key("." * 300_000 + "q.alpha")[:2] == ("." * 300_000 + "q", ".alpha")
     assert parse_key("." * 300_000) is None
-    assert time.process_time() - started < 1
+    # A processor that is shared is slow; what goes wrong takes hours.
+    assert time.process_time() - started < 20
