@@ -1,7 +1,6 @@
 """What `--transposed [GLOB=]yes|no` says of the weights whose orientation the evidence leaves open."""
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 from lora_inspect.reading.base_names import leaf_of
@@ -31,6 +30,8 @@ def parse_answers(texts: Sequence[str]) -> Answers:
 
 def deciding_glob(answers: Answers, path: str) -> str | None:
     """The glob whose answer speaks of the weight of a path, None where none does."""
+    from fnmatch import fnmatchcase  # most modules are asked of no glob
+
     return next((glob for glob in answers if fnmatchcase(path, glob) or fnmatchcase(leaf_of(path), glob)), None)
 
 

@@ -17,12 +17,12 @@ _RSLORA, _ALPHA = "rslora", "alpha"
 # How the plain multiplier is called where modules have their own beside it: a glob that every module fits.
 _ALL = "*"
 # How people write a number who do not know that it takes a point and nothing else.
-_LIKE_A_NUMBER = re.compile(r"[x*]?([+-]?[0-9]*[.,]?[0-9]+)([x%]?)")
+_LIKE_A_NUMBER = r"[x*]?([+-]?[0-9]*[.,]?[0-9]+)([x%]?)"
 # What people write between a path and its multiplier for a colon; what could be meant is short.
-_LIKE_A_MULTIPLIER = re.compile(r"\s*[\s=@*]\s*([^\s=@*]+)$")
+_LIKE_A_MULTIPLIER = r"\s*[\s=@*]\s*([^\s=@*]+)$"
 _LONGEST = 40
 # Digits, a comma and digits: two settings as they are counted, and one number as half of the world writes it.
-_DECIMAL_COMMA = re.compile(r"(?:(?<=,)|^)((?:[^,]*=)?[+-]?[0-9]+),([0-9]+(?:[eE][+-]?[0-9]+)?)(?=,|$)")
+_DECIMAL_COMMA = r"(?:(?<=,)|^)((?:[^,]*=)?[+-]?[0-9]+),([0-9]+(?:[eE][+-]?[0-9]+)?)(?=,|$)"
 # How many colons of an argument are looked at for a file before them.
 _COLONS = 10
 _FORMS = "a number (the multiplier), COMPONENT=number, GLOB=number, alpha=N or rslora=yes|no"
@@ -177,11 +177,11 @@ def _settings_of(file: str, argument: str) -> Settings:
 
 def _without_decimal_comma(text: str) -> list[str]:
     """How settings are written that have a comma for a point, and how those where it stands before a multiplier."""
-    found = _DECIMAL_COMMA.search(text)
+    found = re.search(_DECIMAL_COMMA, text)
     if found is None:
         return []
-    with_points = _DECIMAL_COMMA.sub(r"\1.\2", text)
-    in_front = _DECIMAL_COMMA.sub(r"\1", text, count=1)
+    with_points = re.sub(_DECIMAL_COMMA, r"\1.\2", text)
+    in_front = re.sub(_DECIMAL_COMMA, r"\1", text, count=1)
     return [form for form in (with_points, f"{found[2]},{in_front}") if _is_settings(form)]
 
 
@@ -195,7 +195,7 @@ def _is_settings(text: str) -> bool:
 
 def _refuse_other_separators(argument: str) -> None:
     """Raises LoraInspectError for a path that exists and a multiplier behind anything but a colon."""
-    behind = _LIKE_A_MULTIPLIER.search(argument[-_LONGEST:])
+    behind = re.search(_LIKE_A_MULTIPLIER, argument[-_LONGEST:])
     number = _meant(behind[1]) if behind else None
     path = argument.removesuffix(behind[0]) if behind else argument
     if number is not None and os.path.lexists(path):
@@ -206,7 +206,7 @@ def _refuse_other_separators(argument: str) -> None:
 
 def _meant(text: str) -> float | None:
     """The number that somebody wrote who took a comma for the point, or with a percent sign or an x; None for none."""
-    found = _LIKE_A_NUMBER.fullmatch(text.strip().lower()) if len(text) <= _LONGEST else None
+    found = re.fullmatch(_LIKE_A_NUMBER, text.strip().lower()) if len(text) <= _LONGEST else None
     return float(found[1].replace(",", ".")) / (100 if found[2] == "%" else 1) if found else None
 
 
@@ -216,7 +216,7 @@ def parse_settings(text: str) -> Settings:
     Raises ValueError where a part is none, or says again what one said, and where two whole numbers in a row may be
     one with a comma for its point.
     """
-    if found := _DECIMAL_COMMA.search(text):
+    if found := re.search(_DECIMAL_COMMA, text):
         raise ValueError(f"the comma of {found[0]!r} may stand for a point")
     settings, said = Settings(), set[str]()
     for item in text.split(","):
