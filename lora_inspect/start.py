@@ -45,6 +45,7 @@ def main() -> None:
         interrupt.end()
     finally:
         interrupt.is_over = True
+        gc.freeze()  # all ends with the process, and its last look for garbage takes longer than many a command
         for number in (signal.SIGINT, *ENDING_SIGNALS):
             signal.signal(number, signal.SIG_IGN)  # of all settings the one that Python's own end leaves alone
 

@@ -3,16 +3,16 @@
 An adapter of the blocks alone has the names and widths of a FLUX.1 adapter without modulation.
 """
 
-from .correspondence import Correspondence, below, same
+from .correspondence import Correspondence, Relation, below, same
 from .flux import (
     DIFFUSERS_DOUBLE,
     DIFFUSERS_SINGLE,
-    DOUBLE,
-    ENDS,
     ORIGINAL_DOUBLE,
     ORIGINAL_SINGLE,
     PROPORTIONS,
-    SINGLE,
+    double_relations,
+    end_relations,
+    single_relations,
 )
 from .record import Architecture, Layout, Size, under
 from .text_encoders import T5_XXL
@@ -39,18 +39,23 @@ DIFFUSERS = (
 )
 
 GUIDANCE = "distilled_guidance_layer"
-CORRESPONDENCE = (
-    *ENDS,
-    *below(GUIDANCE, GUIDANCE, same("in_proj", "in_proj"), same("out_proj", "out_proj")),
-    *below(
-        f"{GUIDANCE}.layers.{{i}}",
-        f"{GUIDANCE}.layers.{{i}}",
-        same("in_layer", "linear_1"),
-        same("out_layer", "linear_2"),
-    ),
-    *DOUBLE,
-    *SINGLE,
-)
+
+
+def relations() -> tuple[Relation, ...]:
+    """How the original layout is related to that of diffusers."""
+    return (
+        *end_relations(),
+        *below(GUIDANCE, GUIDANCE, same("in_proj", "in_proj"), same("out_proj", "out_proj")),
+        *below(
+            f"{GUIDANCE}.layers.{{i}}",
+            f"{GUIDANCE}.layers.{{i}}",
+            same("in_layer", "linear_1"),
+            same("out_layer", "linear_2"),
+        ),
+        *double_relations(),
+        *single_relations(),
+    )
+
 
 ARCHITECTURE = Architecture(
     name="chroma",
@@ -67,5 +72,5 @@ ARCHITECTURE = Architecture(
     sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in PROPORTIONS),
     metadata_names=("chroma",),
     text_encoders=(T5_XXL,),
-    correspondence=Correspondence(lambda: CORRESPONDENCE),
+    correspondence=Correspondence(relations),
 )

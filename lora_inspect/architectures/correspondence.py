@@ -9,10 +9,12 @@ Paths are written as in a `Layout`, with `{i}` for an index, which is the same o
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .patterns import fill, pattern_of
-from .rows import Arrangement, Interleaved, PairSwapped, Share, Stacked, Swapped
+
+if TYPE_CHECKING:  # where something is arranged, and most runs ask for no relation
+    from .rows import Arrangement, Share
 
 
 class Relation(NamedTuple):
@@ -27,7 +29,7 @@ class Relation(NamedTuple):
 
     whole: str
     parts: tuple[str, ...]
-    arrangement: Arrangement | None = None
+    arrangement: "Arrangement | None" = None
     experts: bool = False
 
 
@@ -48,28 +50,38 @@ def same(one: str, other: str) -> Relation:
     return Relation(one, (other,))
 
 
-def stack(whole: str, *parts: str, shares: tuple[Share, ...] = ()) -> Relation:
+def stack(whole: str, *parts: str, shares: "tuple[Share, ...]" = ()) -> Relation:
     """A fused module and its parts from top to bottom, of as many rows each unless `shares` say otherwise."""
+    from .rows import Stacked
+
     return Relation(whole, parts, Stacked(shares or (1,) * len(parts)))
 
 
 def interleaved(whole: str, *parts: str, run: int = 1) -> Relation:
     """A fused module whose parts take turns, `run` rows of each at a time, as heads of a query, key and value may."""
+    from .rows import Interleaved
+
     return Relation(whole, parts, Interleaved(len(parts), run))
 
 
 def swapped(one: str, other: str) -> Relation:
     """One module with the halves of its rows in either order, as shift and scale of a modulation."""
+    from .rows import Swapped
+
     return Relation(one, (other,), Swapped())
 
 
 def pair_swapped(one: str, other: str) -> Relation:
     """A modulation that is swapped where it has shift and scale alone."""
+    from .rows import PairSwapped
+
     return Relation(one, (other,), PairSwapped())
 
 
 def experts(whole: str, *parts: str) -> Relation:
     """A parameter with a layer of all experts, and the modules of each, from top to bottom where there are several."""
+    from .rows import Stacked
+
     return Relation(whole, parts, Stacked((1,) * len(parts)) if len(parts) > 1 else None, experts=True)
 
 

@@ -4,7 +4,7 @@ Leaves as in the Flux class of the original repository and in the FluxTransforme
 leaves are shared by the families that descend from it.
 """
 
-from .correspondence import Correspondence, below, same, stack, swapped
+from .correspondence import Correspondence, Relation, below, same, stack, swapped
 from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
 from .text_encoders import CLIP_L, T5_XXL
 
@@ -49,60 +49,79 @@ DIFFUSERS = (
     "proj_out",
 )
 
-# How the layouts share the blocks, modulation apart.
-ATTENTION = below(
-    "double_blocks.{i}",
-    "transformer_blocks.{i}",
-    stack("img_attn.qkv", "attn.to_q", "attn.to_k", "attn.to_v"),
-    stack("txt_attn.qkv", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    same("img_attn.proj", "attn.to_out.0"),
-    same("txt_attn.proj", "attn.to_add_out"),
-)
-DOUBLE = (
-    *ATTENTION,
-    *below(
+
+def attention_relations() -> tuple[Relation, ...]:
+    """How the original layout of a double-stream block's attention is related to that of diffusers."""
+    return below(
         "double_blocks.{i}",
         "transformer_blocks.{i}",
-        same("img_mlp.0", "ff.net.0.proj"),
-        same("img_mlp.2", "ff.net.2"),
-        same("txt_mlp.0", "ff_context.net.0.proj"),
-        same("txt_mlp.2", "ff_context.net.2"),
-    ),
-)
-SINGLE = below(
-    "single_blocks.{i}",
-    "single_transformer_blocks.{i}",
-    stack("linear1", "attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", shares=(1, 1, 1, 4)),
-    same("linear2", "proj_out"),
-)
-ENDS = (
-    same("img_in", "x_embedder"),
-    same("txt_in", "context_embedder"),
-    same("final_layer.linear", "proj_out"),
-)
-CORRESPONDENCE = (
-    *ENDS,
-    *(
-        same(f"{original}.{layer}", f"time_text_embed.{diffusers}.linear_{number}")
-        for original, diffusers in (
-            ("time_in", "timestep_embedder"),
-            ("vector_in", "text_embedder"),
-            ("guidance_in", "guidance_embedder"),
-        )
-        for number, layer in ((1, "in_layer"), (2, "out_layer"))
-    ),
-    *DOUBLE,
-    *below(
-        "double_blocks.{i}",
-        "transformer_blocks.{i}",
-        same("img_mod.lin", "norm1.linear"),
-        same("txt_mod.lin", "norm1_context.linear"),
-    ),
-    *SINGLE,
-    *below("single_blocks.{i}", "single_transformer_blocks.{i}", same("modulation.lin", "norm.linear")),
-    # Shift above scale in the original, scale above shift in diffusers.
-    swapped("final_layer.adaLN_modulation.1", "norm_out.linear"),
-)
+        stack("img_attn.qkv", "attn.to_q", "attn.to_k", "attn.to_v"),
+        stack("txt_attn.qkv", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+        same("img_attn.proj", "attn.to_out.0"),
+        same("txt_attn.proj", "attn.to_add_out"),
+    )
+
+
+def double_relations() -> tuple[Relation, ...]:
+    """The same of a whole double-stream block, modulation apart."""
+    return (
+        *attention_relations(),
+        *below(
+            "double_blocks.{i}",
+            "transformer_blocks.{i}",
+            same("img_mlp.0", "ff.net.0.proj"),
+            same("img_mlp.2", "ff.net.2"),
+            same("txt_mlp.0", "ff_context.net.0.proj"),
+            same("txt_mlp.2", "ff_context.net.2"),
+        ),
+    )
+
+
+def single_relations() -> tuple[Relation, ...]:
+    """The same of a single-stream block, modulation apart."""
+    return below(
+        "single_blocks.{i}",
+        "single_transformer_blocks.{i}",
+        stack("linear1", "attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", shares=(1, 1, 1, 4)),
+        same("linear2", "proj_out"),
+    )
+
+
+def end_relations() -> tuple[Relation, ...]:
+    """The same of what stands before and behind the blocks."""
+    return (
+        same("img_in", "x_embedder"),
+        same("txt_in", "context_embedder"),
+        same("final_layer.linear", "proj_out"),
+    )
+
+
+def relations() -> tuple[Relation, ...]:
+    """How the original layout is related to that of diffusers."""
+    return (
+        *end_relations(),
+        *(
+            same(f"{original}.{layer}", f"time_text_embed.{diffusers}.linear_{number}")
+            for original, diffusers in (
+                ("time_in", "timestep_embedder"),
+                ("vector_in", "text_embedder"),
+                ("guidance_in", "guidance_embedder"),
+            )
+            for number, layer in ((1, "in_layer"), (2, "out_layer"))
+        ),
+        *double_relations(),
+        *below(
+            "double_blocks.{i}",
+            "transformer_blocks.{i}",
+            same("img_mod.lin", "norm1.linear"),
+            same("txt_mod.lin", "norm1_context.linear"),
+        ),
+        *single_relations(),
+        *below("single_blocks.{i}", "single_transformer_blocks.{i}", same("modulation.lin", "norm.linear")),
+        # Shift above scale in the original, scale above shift in diffusers.
+        swapped("final_layer.adaLN_modulation.1", "norm_out.linear"),
+    )
+
 
 # XLabs's own training hangs the factors of a whole block below it (`double_blocks.0.processor.qkv_lora1…`).
 XLABS = ("double_blocks.{i}", "single_blocks.{i}")
@@ -158,7 +177,7 @@ ARCHITECTURE = Architecture(
         "flux-1-schnell",
     ),
     text_encoders=(CLIP_L, T5_XXL),
-    correspondence=Correspondence(lambda: CORRESPONDENCE),
+    correspondence=Correspondence(relations),
     training=Training(
         classes=("DoubleStreamBlock", "SingleStreamBlock"),
         diffusers_classes=("FluxTransformerBlock", "FluxSingleTransformerBlock"),

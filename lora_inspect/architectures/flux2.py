@@ -5,7 +5,7 @@ shared by all blocks; the feed-forward is gated, so its first layer is 6 times t
 """
 
 from .correspondence import Correspondence, Relation, below, same, swapped
-from .flux import ATTENTION, DIFFUSERS_ATTENTION, ENDS, ORIGINAL_DOUBLE, ORIGINAL_SINGLE
+from .flux import DIFFUSERS_ATTENTION, ORIGINAL_DOUBLE, ORIGINAL_SINGLE, attention_relations, end_relations
 from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
 from .text_encoders import SOME_LANGUAGE_MODEL
 
@@ -45,7 +45,7 @@ DIFFUSERS = (
 def relations() -> tuple[Relation, ...]:
     """How the original layout is related to that of diffusers."""
     return (
-        *ENDS,
+        *end_relations(),
         *(
             same(f"{original}_in.{layer}", f"time_guidance_embed.{diffusers}_embedder.linear_{number}")
             for original, diffusers in (("time", "timestep"), ("guidance", "guidance"))
@@ -55,7 +55,7 @@ def relations() -> tuple[Relation, ...]:
             same(f"{stream}.lin", f"{stream}.linear")
             for stream in ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation")
         ),
-        *ATTENTION,
+        *attention_relations(),
         *below(
             "double_blocks.{i}",
             "transformer_blocks.{i}",

@@ -5,7 +5,7 @@ built of FLUX.1 blocks, and in the HunyuanVideoTransformer3DModel of diffusers.
 """
 
 from .correspondence import Correspondence, Relation, below, renamed, same, stack, swapped
-from .flux import DIFFUSERS_DOUBLE, DIFFUSERS_SINGLE, ORIGINAL_DOUBLE, ORIGINAL_SINGLE, PROPORTIONS, SINGLE
+from .flux import DIFFUSERS_DOUBLE, DIFFUSERS_SINGLE, ORIGINAL_DOUBLE, ORIGINAL_SINGLE, PROPORTIONS, single_relations
 from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
 from .text_encoders import CLIP_L, LLAMA_8B
 
@@ -152,7 +152,7 @@ def blocks_in_diffusers() -> tuple[Relation, ...]:
             same("img_mod.linear", "norm1.linear"),
             same("txt_mod.linear", "norm1_context.linear"),
         ),
-        *SINGLE,
+        *single_relations(),
         same("single_blocks.{i}.modulation.linear", "single_transformer_blocks.{i}.norm.linear"),
     )
 

@@ -6,7 +6,7 @@ repack are listed.
 """
 
 from .correspondence import Correspondence, Relation, below, same, stack
-from .flux import DIFFUSERS_DOUBLE, DOUBLE, ORIGINAL_DOUBLE, PROPORTIONS
+from .flux import DIFFUSERS_DOUBLE, ORIGINAL_DOUBLE, PROPORTIONS, double_relations
 from .hunyuan_video import DIFFUSERS_TEXT, ORIGINAL_PROPORTIONS, ORIGINAL_STREAMS, ORIGINAL_TEXT, ends_in_diffusers
 from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
 from .text_encoders import BYT5_GLYPH, QWEN25_VL_7B
@@ -76,7 +76,7 @@ def relations() -> tuple[Relation, ...]:
             same("txt_mlp.fc2", "ff_context.net.2"),
             *(same(f"{original}.linear", f"{diffusers}.linear") for original, diffusers in modulation),
         ),
-        *DOUBLE,
+        *double_relations(),
         *below(
             "double_blocks.{i}",
             "transformer_blocks.{i}",

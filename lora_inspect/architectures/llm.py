@@ -6,9 +6,10 @@ model, its bare backbone, and the language part of a multimodal model, which new
 the vision tower is that of Qwen-VL.
 """
 
-from .correspondence import Correspondence, below, experts, same, stack
+from collections.abc import Iterator
+
+from .correspondence import Correspondence, Relation, below, experts, same, stack
 from .record import Architecture, Layout, under
-from .rows import INPUTS
 
 # The parameters of all experts: the first layers of their feed-forward, and its last one.
 EXPERT_PARAMETERS = ("gate_up_proj", "down_proj")
@@ -31,20 +32,25 @@ VISION = (
 )
 BACKBONE = ("embed_tokens", *under("layers.{i}", *LAYER))
 
-# Phi-3's fused layers. The query has as many rows as the layer has inputs; key and value share the rest.
-FUSED = (
-    stack("self_attn.qkv_proj", *under("self_attn", "q_proj", "k_proj", "v_proj"), shares=(INPUTS, 1, 1)),
-    stack("mlp.gate_up_proj", *under("mlp", "gate_proj", "up_proj")),
-)
-# As transformers converts Mixtral and Qwen2-MoE, whose names most other mixtures have.
-EXPERTS = (
-    experts("mlp.experts.gate_up_proj", *under("mlp.experts.{i}", "gate_proj", "up_proj")),
-    experts("mlp.experts.down_proj", "mlp.experts.{i}.down_proj"),
-    experts("mlp.experts.gate_up_proj", *under("block_sparse_moe.experts.{i}", "w1", "w3")),
-    experts("mlp.experts.down_proj", "block_sparse_moe.experts.{i}.w2"),
-    same("block_sparse_moe.gate", "mlp.gate"),
-)
 ROOTS = ("model.", "", "model.language_model.", "language_model.model.")
+
+
+def relations() -> Iterator[Relation]:
+    """How fused layers, experts one by one and the parameters of all of them are related, below every root."""
+    layer = (
+        # Phi-3's. The query has as many rows as the layer has inputs; key and value share the rest.
+        stack("self_attn.qkv_proj", *under("self_attn", "q_proj", "k_proj", "v_proj"), shares=("inputs", 1, 1)),
+        stack("mlp.gate_up_proj", *under("mlp", "gate_proj", "up_proj")),
+        # As transformers converts Mixtral and Qwen2-MoE, whose names most other mixtures have.
+        experts("mlp.experts.gate_up_proj", *under("mlp.experts.{i}", "gate_proj", "up_proj")),
+        experts("mlp.experts.down_proj", "mlp.experts.{i}.down_proj"),
+        experts("mlp.experts.gate_up_proj", *under("block_sparse_moe.experts.{i}", "w1", "w3")),
+        experts("mlp.experts.down_proj", "block_sparse_moe.experts.{i}.w2"),
+        same("block_sparse_moe.gate", "mlp.gate"),
+    )
+    for root in ROOTS:
+        yield from below(f"{root}layers.{{i}}", f"{root}layers.{{i}}", *layer)
+
 
 ARCHITECTURE = Architecture(
     name="llm",
@@ -63,11 +69,5 @@ ARCHITECTURE = Architecture(
             kohya_prefix="",
         ),
     ),
-    correspondence=Correspondence(
-        lambda: (
-            relation
-            for layers in (f"{root}layers.{{i}}" for root in ROOTS)
-            for relation in below(layers, layers, *FUSED, *EXPERTS)
-        )
-    ),
+    correspondence=Correspondence(relations),
 )

@@ -5,7 +5,6 @@ Leaves as in the NextDiT of the original repository and in the Lumina2Transforme
 
 from .correspondence import Correspondence, Relation, below, same, stack
 from .record import Architecture, Layout, Size, under
-from .rows import INPUTS
 from .text_encoders import GEMMA2_2B
 
 ORIGINAL_BLOCK = (*under("attention", "qkv", "out"), *under("feed_forward", "w1", "w2", "w3"))
@@ -38,7 +37,7 @@ def relations() -> tuple[Relation, ...]:
     """How the original layout is related to that of diffusers."""
     block = (
         # The query's heads are as wide together as the inputs; key and value share the rest.
-        stack("attention.qkv", "attn.to_q", "attn.to_k", "attn.to_v", shares=(INPUTS, 1, 1)),
+        stack("attention.qkv", "attn.to_q", "attn.to_k", "attn.to_v", shares=("inputs", 1, 1)),
         same("attention.out", "attn.to_out.0"),
         same("feed_forward.w1", "feed_forward.linear_1"),
         same("feed_forward.w2", "feed_forward.linear_2"),

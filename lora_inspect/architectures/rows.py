@@ -1,11 +1,11 @@
 """Which rows of one weight are which rows of another one, where two layouts arrange a layer's rows differently."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
 
 # A share of as many rows as the weight has inputs: the query's, where keys and values have fewer heads.
-INPUTS = "inputs"
-Share = int | str
+INPUTS: Final = "inputs"
+Share = int | Literal["inputs"]
 
 
 class Runs(NamedTuple):

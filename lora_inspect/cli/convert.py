@@ -6,10 +6,10 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
+from lora_inspect.cli.path_settings import parse_without_strength
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.shared_options import (
     finite,
-    parse_without_strength,
     reading_options,
     settings,
     transposed_option,

@@ -11,7 +11,7 @@ from lora_inspect.architectures import by_name
 from lora_inspect.cli import terminal
 from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.file_paths import FilePath
-from lora_inspect.cli.shared_options import parse_without_strength
+from lora_inspect.cli.path_settings import parse_without_strength
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.files.checkpoint import find_checkpoints, is_checkpoint_folder
 from lora_inspect.listing import listed, some

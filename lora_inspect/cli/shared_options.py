@@ -8,7 +8,7 @@ import click
 
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.matching.orientation_answers import Answers, parse_answers
-from lora_inspect.reading.settings import Settings, bare_number, parse_argument
+from lora_inspect.reading.settings import Settings
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -91,11 +91,3 @@ def settings(rslora: str | None, alpha: float | None, allow_partial_dora: bool) 
     """What the reading options amount to."""
     rule = None if rslora is None else rslora == "yes"
     return Settings(rslora=rule, alpha=alpha, allow_partial_dora=allow_partial_dora)
-
-
-def parse_without_strength(argument: str, verb: str) -> tuple[str, Settings]:
-    """The path and the settings of an argument to a verb that applies nothing, for which a multiplier means nothing."""
-    path, own = parse_argument(argument)
-    if own.has_strength or bare_number(argument) is not None:
-        raise click.UsageError(f"{argument}: {verb} applies no adapter, so a multiplier means nothing; leave it out.")
-    return path, own

@@ -8,8 +8,6 @@ import click
 
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.files.garbage import without_collecting
-from lora_inspect.files.near_names import nearest_name, nearest_path
-from lora_inspect.listing import listed
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -76,6 +74,9 @@ class Verbs(click.Group):
 
 
 def _no_verb(word: str) -> str:
+    from lora_inspect.files.near_names import nearest_name, nearest_path
+    from lora_inspect.listing import listed
+
     if verb := nearest_name(word, VERBS):
         return f"There is no command '{word}'; did you mean {verb}?"
     if path := nearest_path(word):

@@ -2,15 +2,17 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lora_inspect import schemes
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.architectures.correspondence import UNKNOWN, Correspondence, Link
-from lora_inspect.architectures.rows import Arrangement
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.schemes.record import MODEL, ModuleName
+
+if TYPE_CHECKING:
+    from lora_inspect.architectures.rows import Arrangement
 
 BASE_PREFIXES = {
     MODEL: (
@@ -70,7 +72,7 @@ class Piece(NamedTuple):
     adapter's, is the whole; else it is the adapter's module.
     """
 
-    arrangement: Arrangement
+    arrangement: "Arrangement"
     part: int
     parts: int
     of_whole: bool
