@@ -99,7 +99,7 @@ try:
     main(sys.argv[1:])
 except SystemExit as ended:
     assert not ended.code, ended.code
-print("IMPORTED", *sorted(name for name in sys.modules if "." not in name))
+print("IMPORTED", *sorted(sys.modules))
 """
 
 
@@ -116,6 +116,14 @@ def test_reading_and_help_import_neither_torch_nor_numpy(words, run_process, fix
     imported = shown.stdout.rsplit("IMPORTED", 1)[1].split()
     assert "click" in imported
     assert HEAVY & set(imported) == set()
+
+
+def test_info_loads_what_it_reads_with_alone(run_process, fixtures):
+    shown = run_process("-c", WATCH, "info", fixtures / "synthetic" / "dora_and_rslora_flags.safetensors")
+    parts = {".".join(name.split(".")[1:]) for name in shown.stdout.split() if name.startswith("lora_inspect.")}
+    assert {"reading.adapter", "architectures.flux"} <= parts
+    assert {part.split(".")[0] for part in parts} & {"converting", "matching", "merging", "networks"} == set()
+    assert parts & {"architectures.rows", "files.writer", "cli.shared_options"} == set()
 
 
 def test_every_command_works_from_a_folder_with_a_foreign_networks_package(run_process, pair, tmp_path):
