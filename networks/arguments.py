@@ -92,6 +92,12 @@ def read_alpha_pattern(name: str, value: Any) -> dict[str, float]:
     return {pattern: float(alpha) for pattern, alpha in found.items()}
 
 
+def read_lr_pattern(name: str, value: Any) -> dict[str, float]:
+    """Learning rates by regular expression, the first match first: a dict or its literal, finite numbers from 0 on."""
+    found = _by_pattern(name, value, _is_rate, "{'.*attn.*': 5e-5}, numbers of at least 0")
+    return {pattern: float(rate) for pattern, rate in found.items()}
+
+
 def read_split_dims(name: str, value: Any) -> dict[str, tuple[int, ...]]:
     """The output features of each slice by regular expression: a dict or its literal, at least two per layer."""
     found = _by_pattern(name, value, _are_slices, r"{'.*\.qkv': [64, 64, 64]}, two sizes or more")
@@ -146,8 +152,12 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 and math.isfinite(value)
+
+
 def _is_alpha(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0 and math.isfinite(value)
+    return _is_rate(value) and value > 0
 
 
 def _are_slices(value: Any) -> bool:
@@ -193,9 +203,9 @@ class NetworkArguments:
     """Every option of a network, validated.
 
     None means that a dropout or LoRA+ is off, and that `conv_dim` and `conv_alpha` are those of Linear layers; a
-    `conv_dim` of 0 leaves convolutions with a kernel alone. `rank_pattern`, `alpha_pattern` and `split_dims` hold a
-    rank, an alpha and the output features of each slice by regular expression. `given` are the names that the user
-    set, `extra` the options that the architecture declared.
+    `conv_dim` of 0 leaves convolutions with a kernel alone. `rank_pattern`, `alpha_pattern`, `lr_pattern` and
+    `split_dims` hold a rank, an alpha, a learning rate and the output features of each slice by regular expression.
+    `given` are the names that the user set, `extra` the options that the architecture declared.
     """
 
     use_rslora: bool = _option(read_bool, False)
@@ -211,6 +221,7 @@ class NetworkArguments:
     enable_conv2d: bool = _option(read_bool, True)
     rank_pattern: Mapping[str, int] | None = _option(read_rank_pattern)
     alpha_pattern: Mapping[str, float] | None = _option(read_alpha_pattern)
+    lr_pattern: Mapping[str, float] | None = _option(read_lr_pattern)
     split_dims: Mapping[str, tuple[int, ...]] | None = _option(read_split_dims)
     split_qkv: bool = _option(read_bool, False)
     exclude_patterns: tuple[str, ...] = _option(read_patterns, ())

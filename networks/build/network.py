@@ -13,12 +13,14 @@ from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG
 from .. import arguments
 from ..arguments import NetworkArguments
 from ..files import saving
+from ..files.module_names import module_name
 from ..modules import max_norm
 from ..modules.layers import LoRAModule
 from ..modules.pissa import PissaModule
 from . import construction, optimizer_groups, summary, targets
 from .left_out import LeftOut
 from .network_weights import NetworkWeights
+from .optimizer_groups import Rates
 from .targets import Form, Patterns, Ranks, Splits
 
 logger = logging.getLogger(__name__)
@@ -91,6 +93,7 @@ class LoRANetwork(NetworkWeights):
         self.init_lora_weights = options.init_lora_weights
         self.rank_pattern = options.rank_pattern or {}
         self.alpha_pattern = options.alpha_pattern or {}
+        self.lr_pattern = options.lr_pattern or {}
         self.save_format = options.save_format
         self.loraplus_lr_ratio = options.loraplus_lr_ratio
         self.module_class = construction.choose_class(module_class, options.init_lora_weights)
@@ -114,6 +117,11 @@ class LoRANetwork(NetworkWeights):
             )
         else:
             selection = targets.select_named(unet, prefix, forms)
+        if never := targets.unmatched(self.lr_pattern, [target.path for target in selection.targets]):
+            selection.unmatched["lr_pattern"] = never
+        self._paths = {
+            module_name(prefix, target.path): target.path for target in (*selection.targets, *selection.optional)
+        }
         keywords = {
             "dropout": options.neuron_dropout,
             "rank_dropout": options.rank_dropout,
@@ -133,6 +141,7 @@ class LoRANetwork(NetworkWeights):
             keywords=keywords,
         )
         self.left_out = LeftOut(prefix, selection, create)
+        self._frozen: list[Any] = []
         self.text_encoder_loras: list[Any] = []
         self.unet_loras: list[Any] = []
         self.take(create(selection.targets))
@@ -187,10 +196,12 @@ class LoRANetwork(NetworkWeights):
     def prepare_optimizer_params(
         self, unet_lr: float | None = 1e-4, **kwargs: Any
     ) -> tuple[list[dict[str, Any]], list[str]]:
-        """(parameter groups, their descriptions), of equal length; makes every parameter trainable."""
-        self.requires_grad_(True)
+        """(parameter groups, their descriptions), of equal length; makes every parameter trainable that has a rate."""
         self.is_grouped = True
-        return optimizer_groups.build_groups(self.unet_loras, "unet", unet_lr, self.loraplus_lr_ratio)
+        rates = Rates(unet_lr, self.lr_pattern, self._paths)
+        self._frozen = [lora for lora in self.unet_loras if not rates.of(lora.lora_name)]
+        self.prepare_grad_etc()
+        return optimizer_groups.build_groups(self.unet_loras, "unet", rates, self.loraplus_lr_ratio)
 
     def prepare_optimizer_params_with_multiple_te_lrs(
         self, text_encoder_lr: Any, unet_lr: float | None, default_lr: float | None
@@ -202,8 +213,13 @@ class LoRANetwork(NetworkWeights):
         """Nothing to do: the factors keep only the small hidden activations."""
 
     def prepare_grad_etc(self, *args: Any) -> None:
-        """Makes every parameter trainable; the models that trainers pass are not touched."""
+        """Makes every parameter trainable, but for those that `prepare_optimizer_params` has left out.
+
+        Nothing would reset their gradients, which clipping counts. The models that trainers pass are not touched.
+        """
         self.requires_grad_(True)
+        for lora in self._frozen:
+            lora.requires_grad_(False)
 
     def on_epoch_start(self, *args: Any) -> None:
         """Training mode."""
@@ -213,12 +229,12 @@ class LoRANetwork(NetworkWeights):
         """Nothing to do."""
 
     def get_trainable_params(self) -> list[nn.Parameter]:
-        """Every parameter."""
-        return list(self.parameters())
+        """Every parameter that is trained."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def apply_max_norm_regularization(self, max_norm_value: float, device: Any = None) -> tuple[int, float, float]:
-        """(modules shrunk, mean norm, largest norm); see `max_norm.limit_norms`."""
-        return max_norm.limit_norms(self.unet_loras, max_norm_value)
+        """(modules shrunk, mean norm, largest norm) of the modules that are trained; see `max_norm.limit_norms`."""
+        return max_norm.limit_norms([lora for lora in self.unet_loras if lora not in self._frozen], max_norm_value)
 
 
 def _as_list(encoders: Any) -> Sequence[Any]:

@@ -13,6 +13,7 @@ from ..files.module_names import module_name
 LEAF_CLASSES = ("Linear", "Conv2d", "Conv3d")
 
 _Value = TypeVar("_Value")
+_Default = TypeVar("_Default")
 
 
 class Target(NamedTuple):
@@ -114,7 +115,7 @@ class Ranks:
             rank, source = self.rank_pattern[pattern], f"rank_pattern {pattern!r}"
         if rank == 0 and kernel:
             return None
-        alpha = _value_at(self.alpha_pattern, path, self.conv_alpha if kernel else self.alpha)
+        alpha = value_at(self.alpha_pattern, path, self.conv_alpha if kernel else self.alpha)
         return Target(path, module, rank, alpha, rank_source=source)
 
 
@@ -166,19 +167,19 @@ def select(
                 skipped[path] = excluded
             (optional if excluded else chosen).append(target)
     adapted = [target.path for target in chosen]
-    unmatched = {
-        "exclude_patterns": _unmatched(patterns.excludes, leaves),
-        "include_patterns": _unmatched(patterns.includes, leaves),
-        "rank_pattern": _unmatched(ranks.rank_pattern, adapted),
-        "alpha_pattern": _unmatched(ranks.alpha_pattern, adapted),
-        "split_dims": _unmatched(splits.by_pattern, adapted),
-        "split_qkv": _unmatched([".*qkv"] if splits.qkv else [], adapted),
+    found_nothing = {
+        "exclude_patterns": unmatched(patterns.excludes, leaves),
+        "include_patterns": unmatched(patterns.includes, leaves),
+        "rank_pattern": unmatched(ranks.rank_pattern, adapted),
+        "alpha_pattern": unmatched(ranks.alpha_pattern, adapted),
+        "split_dims": unmatched(splits.by_pattern, adapted),
+        "split_qkv": unmatched([".*qkv"] if splits.qkv else [], adapted),
     }
     return Selection(
         chosen,
         skipped,
         rescued=[path for path in adapted if patterns.is_rescued(path)],
-        unmatched={option: left for option, left in unmatched.items() if left},
+        unmatched={option: left for option, left in found_nothing.items() if left},
         optional=optional,
     )
 
@@ -232,14 +233,16 @@ def has_kernel(module: nn.Module) -> bool:
     return any(size != 1 for size in getattr(module, "kernel_size", ()))
 
 
-def _first_match(patterns: Iterable[str], path: str) -> str | None:
-    return next((pattern for pattern in patterns if re.fullmatch(pattern, path)), None)
-
-
-def _value_at(values: Mapping[str, _Value], path: str, default: _Value) -> _Value:
+def value_at(values: Mapping[str, _Value], path: str, default: _Default) -> _Value | _Default:
+    """The value of the first regular expression that matches the whole `path`, `default` where none does."""
     pattern = _first_match(values, path)
     return default if pattern is None else values[pattern]
 
 
-def _unmatched(patterns: Iterable[str], paths: Collection[str]) -> list[str]:
+def unmatched(patterns: Iterable[str], paths: Collection[str]) -> list[str]:
+    """The regular expressions that match none of the `paths` as a whole."""
     return [pattern for pattern in patterns if not any(re.fullmatch(pattern, path) for path in paths)]
+
+
+def _first_match(patterns: Iterable[str], path: str) -> str | None:
+    return next((pattern for pattern in patterns if re.fullmatch(pattern, path)), None)

@@ -19,7 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from networks.lora import create_network
 
-KINDS = {"lora": {}, "rslora+dora": {"use_rslora": "True", "use_dora": "True"}}
+KINDS = {
+    "lora": {},
+    "rslora+dora": {"use_rslora": "True", "use_dora": "True"},
+    "frozen": {"lr_pattern": "{'.*out': 0}"},
+}
 WIDTH, BATCH, STEPS = 16, 8, 5
 
 
@@ -65,6 +69,7 @@ def adapt(model: nn.Module, kind: str) -> Any:
     torch.manual_seed(1)
     network = create_network(["Block"], "lora_unet", 1.0, 4, 2.0, None, None, model, **KINDS[kind])
     network.apply_to(None, model)
+    network.prepare_optimizer_params()
     network.prepare_grad_etc(model)
     return network
 
@@ -102,7 +107,7 @@ def ddp_never_called(kind: str, rank: int, world: int) -> list[float]:
     """As trainers do it: the wrapped network is never called, and they average the gradients themselves."""
     model = make_model()
     wrapped = DistributedDataParallel(adapt(model, kind))
-    return train(model, list(wrapped.parameters()), rank, world, average=True)
+    return train(model, wrapped.module.get_trainable_params(), rank, world, average=True)
 
 
 def ddp_called(kind: str, rank: int, world: int) -> list[float]:

@@ -13,6 +13,7 @@ OPTIONS = {
     "dora": {"use_dora": "True"},
     "all": {"use_rslora": "True", "use_dora": "True", "loraplus_lr_ratio": "8", "exclude_patterns": "['.*ffn.*']"},
     "pissa": {"init_lora_weights": "pissa"},
+    "rates": {"use_dora": "True", "loraplus_lr_ratio": "4", "lr_pattern": "{'.*ffn.*': 5e-3, '.*attn2.*': 0}"},
 }
 
 

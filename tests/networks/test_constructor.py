@@ -20,6 +20,7 @@ OPTIONS = {
     "conv_alpha": "5",
     "rank_pattern": "{'.*to_q': 8}",
     "alpha_pattern": "{'.*to_out': 7.0}",
+    "lr_pattern": "{'.*to_out': 5e-5}",
     "split_dims": r"{'.*img_mod': [4, 8]}",
     "exclude_patterns": "['blocks.1.*']",
     "include_patterns": "['blocks.1.point']",
@@ -46,7 +47,8 @@ def facts(network):
         for lora in network.unet_loras
     ]
     more = (network.init_lora_weights, network.rank_pattern, network.alpha_pattern, network.option_metadata)
-    return modules, more, network.save_format, network.loraplus_lr_ratio, sorted(network.state_dict())
+    rates = (network.loraplus_lr_ratio, network.lr_pattern)
+    return modules, more, network.save_format, rates, sorted(network.state_dict())
 
 
 def test_musubi_s_arguments_in_their_order(make_model):

@@ -51,7 +51,7 @@ def of(results, case, kind):
     return results[f"{case}-{kind}"]
 
 
-@pytest.mark.parametrize("kind", ["lora", "rslora+dora"])
+@pytest.mark.parametrize("kind", ["lora", "rslora+dora", "frozen"])
 @pytest.mark.parametrize(
     "case",
     ["ddp_never_called", "ddp_called", "fsdp_of_an_adapted_base", "fsdp_before_the_network", "fsdp_of_both"],
