@@ -1,6 +1,7 @@
 """carry_scales: whatever carries the scale, what readers compute is the scale times the change that was read."""
 
 import json
+from fractions import Fraction
 
 import pytest
 import torch
@@ -69,6 +70,14 @@ def test_readers_find_the_scale_in_one_place(carrier, scale, carried):
     assert (part.scale, part.folded) == ((scale, 1.0) if in_alpha else (1.0, scale))
     expected = (scale * RANK if carrier == CONFIG else to_float32(scale * RANK)) if in_alpha else RANK
     assert part.alpha == expected
+
+
+@pytest.mark.parametrize("scale", [0.3, -0.7])
+def test_what_rounding_the_alpha_loses_is_counted(scale, carried):
+    part = carried(lora(), scale, ALPHA)["lora"]
+    lost = abs(Fraction(to_float32(scale * RANK)) / RANK - Fraction(scale)) / abs(Fraction(scale))
+    assert lost > 0
+    assert part.error == pytest.approx(float(lost), rel=1e-6)
 
 
 @pytest.mark.parametrize("scale", SCALES)
