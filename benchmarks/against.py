@@ -35,23 +35,35 @@ finally:
     print([line for line in open("/proc/self/status") if line.startswith("VmHWM")][0].split()[1], file=sys.stderr)
 """
 
-# Steps of LoRA and DoRA at the word of the parent: a line with both times for a line that is read.
+# Steps of LoRA and DoRA at the word of the parent: a line with all times for a line that is read.
 _STEPS = """
-import argparse, json, sys
+import json, sys, time
 import torch
+from torch import nn
+from networks.lora import LoRAModule
 torch.set_num_threads(1)
-sys.path.insert(0, "benchmarks")
-import train_step
-arguments = argparse.Namespace(layers=8, width=1024, tokens=512, rank=32, dtype=torch.float32)
-shape = (train_step.BATCH, arguments.tokens // train_step.BATCH, arguments.width)
-input, gradient = torch.randn(shape), torch.randn(shape)
-steps = {}
-for kind, options in train_step.KINDS.items():
-    steps[kind] = train_step.make_step(*train_step.ours(arguments, options), input, gradient)
-    steps[kind](), steps[kind]()
+KINDS = {"LoRA": {}, "DoRA": {"use_dora": True}, "RS-LoRA + DoRA": {"use_dora": True, "use_rslora": True}}
+input, gradient = torch.randn(8, 64, 1024), torch.randn(8, 64, 1024)
+def step(options):
+    torch.manual_seed(0)
+    base = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(8))).requires_grad_(False)
+    modules = [LoRAModule("layer", layer, 1.0, 32, 32, **options) for layer in base]
+    for module in modules:
+        module.apply_to()
+    optimizer = torch.optim.AdamW([parameter for module in modules for parameter in module.parameters()], lr=1e-5)
+    def run():
+        start = time.process_time()
+        base(input.detach().requires_grad_()).backward(gradient)
+        optimizer.step()
+        optimizer.zero_grad()
+        return time.process_time() - start
+    return run
+steps = {kind: step(options) for kind, options in KINDS.items()}
+for run in (*steps.values(), *steps.values()):
+    run()
 print("ready", flush=True)
 for line in sys.stdin:
-    print(json.dumps({kind: step()[0] for kind, step in steps.items()}), flush=True)
+    print(json.dumps({kind: run() for kind, run in steps.items()}), flush=True)
 """
 
 Found = dict[str, float]

@@ -1,65 +1,139 @@
-"""What a training step costs: ours and PEFT's LoRA and DoRA, beside the frozen base alone.
+"""What a training step costs: ours, PEFT's and LyCORIS's LoRA, DoRA, LoHa, LoKr and OFT, beside the frozen base alone.
 
-    python benchmarks/train_step.py [--rounds 40] [--threads N] [--bf16]
-                                    [--layers 8] [--width 1024] [--tokens 2048] [--rank 32]
+    python benchmarks/train_step.py [--rounds 15] [--rank 16] [--dtype float32|bfloat16] [--kinds LoRA DoRA …]
+                                    [--shapes 1x512x3072 …]
 
-A step is forward, backward and AdamW over a chain of Linear layers, in float32 with a batch of 8; the base alone
-is its forward and the gradient of its input. Every round runs each of them once, in an order that rotates, and
-ratios are taken within a round: the machine may drift, the medians of the ratios hardly do. With one thread it is
-the process's own time that counts, which neighbours on a busy machine leave alone; two threads wait for each other.
-Prints the table, and what is kept for the backward pass. Exits with 1 where a limit, which is for float32, is
-exceeded.
+A step is forward, backward and AdamW over a chain of Linear layers (layers x tokens x width), the factors in float32;
+the base alone is its forward and the gradient of its input. Every round runs each of them once, in an order that
+rotates, and ratios are taken within a round: the machine may drift, the medians of the ratios hardly do. It is the
+processor's time of one thread that counts, which neighbours on a busy machine leave alone. Kept bytes are those of the
+tensors that autograd saves for the backward pass, parameters apart.
+
+Prints a table of Markdown, and exits with 1 where a limit is exceeded.
 """
 
 import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+import lycoris.modules as lycoris
 import peft
 import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from networks.loha import LoHaModule
+from networks.lokr import LoKrModule
 from networks.lora import LoRAModule
 
-BATCH = 8
-KINDS: dict[str, dict[str, bool]] = {
-    "LoRA": {},
-    "DoRA": {"use_dora": True},
-    "RS-LoRA + DoRA": {"use_dora": True, "use_rslora": True},
+SHAPES = ("1x512x3072", "8x512x2048", "1x4096x3072")
+# The first parameters of all of them: a name, the layer, the multiplier, the rank and alpha.
+Wrap = Callable[..., nn.Module]
+
+
+class Kind(NamedTuple):
+    """One algorithm, as each of the three has it: modules that wrap a layer, and a config of PEFT by its keywords.
+
+    `limits` are what our step may cost at most, in float32 and in bfloat16, over another's step; `kept` the same of
+    the kept bytes.
+    """
+
+    ours: Wrap
+    peft: Callable[[int, list[str]], Any]
+    lycoris: Wrap
+    limits: Mapping[tuple[str, torch.dtype], float]
+    kept: Mapping[str, float] = MappingProxyType({})
+
+
+def wrapped(module: Any, **options: Any) -> Wrap:
+    return lambda layer, rank: module("layer", layer, 1.0, rank, rank, **options)
+
+
+def lora_config(**options: Any) -> Callable[[int, list[str]], Any]:
+    return lambda rank, names: peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=names, **options)
+
+
+BOTH = (torch.float32, torch.bfloat16)
+LOW_RANK = {("PEFT", torch.float32): 1.05, ("PEFT", torch.bfloat16): 1.15}
+PRODUCTS = {("LyCORIS", dtype): 0.8 for dtype in BOTH}
+KINDS = {
+    "LoRA": Kind(wrapped(LoRAModule), lora_config(), wrapped(lycoris.LoConModule), LOW_RANK),
+    "RS-LoRA": Kind(
+        wrapped(LoRAModule, use_rslora=True),
+        lora_config(use_rslora=True),
+        wrapped(lycoris.LoConModule, rs_lora=True),
+        LOW_RANK,
+    ),
+    "DoRA": Kind(
+        wrapped(LoRAModule, use_dora=True),
+        lora_config(use_dora=True),
+        wrapped(lycoris.LoConModule, weight_decompose=True),
+        LOW_RANK,
+    ),
+    "LoHa": Kind(
+        wrapped(LoHaModule),
+        lambda rank, names: peft.LoHaConfig(r=rank, alpha=rank, target_modules=names),
+        wrapped(lycoris.LohaModule),
+        PRODUCTS,
+        {"LyCORIS": 0.8},
+    ),
+    "LoKr": Kind(
+        wrapped(LoKrModule),
+        lambda rank, names: peft.LoKrConfig(r=rank, alpha=rank, target_modules=names),
+        wrapped(lycoris.LokrModule),
+        PRODUCTS,
+        {"LyCORIS": 0.8},
+    ),
 }
+OURS, *OTHERS = ("ours", "PEFT", "LyCORIS")
 
 
-def base_model(arguments: argparse.Namespace) -> nn.Sequential:
+class Shape(NamedTuple):
+    """A chain of `layers` square Linear layers of a `width`, and the tokens that go through it."""
+
+    layers: int
+    tokens: int
+    width: int
+
+
+class Measured(NamedTuple):
+    """Seconds of each round, and the bytes that one step keeps."""
+
+    seconds: list[float]
+    kept: int
+
+
+def base_model(shape: Shape, dtype: torch.dtype) -> nn.Sequential:
     torch.manual_seed(0)
-    layers = [nn.Linear(arguments.width, arguments.width) for _ in range(arguments.layers)]
-    return nn.Sequential(*layers).requires_grad_(False).to(arguments.dtype)
+    layers = [nn.Linear(shape.width, shape.width) for _ in range(shape.layers)]
+    return nn.Sequential(*layers).requires_grad_(False).to(dtype)
 
 
-def ours(arguments: argparse.Namespace, options: dict[str, bool]) -> tuple[nn.Module, list[nn.Parameter]]:
-    base = base_model(arguments)
+def with_modules(base: nn.Sequential, wrap: Wrap, rank: int) -> tuple[nn.Module, list[nn.Parameter]]:
     parameters: list[nn.Parameter] = []
     for layer in base:
-        module = LoRAModule("layer", layer, 1.0, arguments.rank, arguments.rank, **options)
+        module: Any = wrap(layer, rank)
         module.apply_to()
         parameters.extend(module.parameters())
     return base, parameters
 
 
-def theirs(arguments: argparse.Namespace, options: dict[str, bool]) -> tuple[nn.Module, list[nn.Parameter]]:
-    names = [str(number) for number in range(arguments.layers)]
-    config = peft.LoraConfig(r=arguments.rank, lora_alpha=arguments.rank, target_modules=names, **options)
-    model = peft.get_peft_model(base_model(arguments), config)
+def with_peft(base: nn.Sequential, config: Any) -> tuple[nn.Module, list[nn.Parameter]]:
+    model = peft.get_peft_model(base, config)
     return model, [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def clock() -> float:
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+def started(parameters: Sequence[nn.Parameter]) -> None:
+    """Leaves no factor at the zero that it starts with, which some products would make free."""
+    for parameter in parameters:
+        if not parameter.any():
+            nn.init.normal_(parameter, std=1e-3)
 
 
 def make_step(
@@ -67,8 +141,7 @@ def make_step(
 ) -> Callable[[], tuple[float, int]]:
     """A step that returns its seconds, and the bytes that autograd kept for it apart from parameters."""
     optimizer = torch.optim.AdamW(parameters, lr=1e-5) if parameters else None
-    own = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
-    own |= {tensor.untyped_storage().data_ptr() for tensor in parameters}
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *parameters)}
 
     def step(count: bool = False) -> tuple[float, int]:
         kept: dict[int, int] = {}
@@ -78,7 +151,7 @@ def make_step(
             kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        start = clock()
+        start = time.process_time()
         leaf = input.detach().requires_grad_()
         if count:
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -89,66 +162,85 @@ def make_step(
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad()
-        return clock() - start, sum(size for place, size in kept.items() if place not in own)
+        return time.process_time() - start, sum(size for place, size in kept.items() if place not in own)
 
     return step
 
 
-def measure(arguments: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds of each round and kept bytes, by what was run."""
-    models: dict[str, tuple[nn.Module, list[nn.Parameter]]] = {"base": (base_model(arguments), [])}
-    for kind, options in KINDS.items():
-        models[f"PEFT {kind}"] = theirs(arguments, options)
-        models[f"our {kind}"] = ours(arguments, options)
-    shape = (BATCH, arguments.tokens // BATCH, arguments.width)
-    input, gradient = (torch.randn(shape).to(arguments.dtype) for _ in range(2))
-    steps: dict[str, Any] = {name: make_step(*model, input, gradient) for name, model in models.items()}
-    kept = {name: step(count=True)[1] for name, step in steps.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
-    for turn in range(arguments.rounds):
+def measure(shape: Shape, dtype: torch.dtype, rank: int, kinds: Sequence[str], rounds: int) -> dict[str, Measured]:
+    """What every step cost, by kind and name, and by "base"."""
+    models: dict[str, tuple[nn.Module, list[nn.Parameter]]] = {"base": (base_model(shape, dtype), [])}
+    layers = [str(number) for number in range(shape.layers)]
+    for kind in kinds:
+        one = KINDS[kind]
+        models[f"{kind} ours"] = with_modules(base_model(shape, dtype), one.ours, rank)
+        models[f"{kind} PEFT"] = with_peft(base_model(shape, dtype), one.peft(rank, layers))
+        models[f"{kind} LyCORIS"] = with_modules(base_model(shape, dtype), one.lycoris, rank)
+    input, gradient = (torch.randn(1, shape.tokens, shape.width).to(dtype) for _ in range(2))
+    steps: dict[str, Any] = {}
+    for name, (model, parameters) in models.items():
+        started(parameters)
+        steps[name] = make_step(model, parameters, input, gradient)
+    found: dict[str, Measured] = {}
+    for name, step in steps.items():
+        try:
+            found[name] = Measured([], step(count=True)[1])
+        except RuntimeError as error:
+            if name.endswith(OURS):
+                raise
+            print(f"{name} does not run in {dtype}: {str(error).splitlines()[0]}", file=sys.stderr)
+    names = list(found)
+    for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            seconds[name].append(steps[name]()[0])
-    return seconds, kept
+            found[name].seconds.append(steps[name]()[0])
+    return found
 
 
-def ratio(above: list[float], below: list[float]) -> float:
-    return statistics.median(one / other for one, other in zip(above, below, strict=True))
+def ratio(above: Measured, below: Measured) -> float:
+    return statistics.median(one / other for one, other in zip(above.seconds, below.seconds, strict=True))
 
 
-def overhead(above: list[float], below: list[float], base: list[float]) -> float:
-    """The median of (above - base) / (below - base)."""
-    return ratio(
-        [one - floor for one, floor in zip(above, base, strict=True)],
-        [one - floor for one, floor in zip(below, base, strict=True)],
-    )
+def table(found: dict[str, Measured], kinds: Sequence[str], shape: Shape, dtype: torch.dtype) -> list[str]:
+    """Prints a line a kind; returns what is beyond a limit."""
+    wrong = []
+    where = f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
+    for kind in kinds:
+        ours, others = found[f"{kind} {OURS}"], {name: found.get(f"{kind} {name}") for name in OTHERS}
+        cells = [where, kind, f"{1000 * statistics.median(ours.seconds):.0f}", f"{ratio(ours, found['base']):.2f}"]
+        cells += [f"{ratio(ours, other):.2f}" if other else "" for other in others.values()]
+        cells += [f"{one.kept / 2**20:.1f}" if one else "" for one in (ours, *others.values())]
+        for name, other in others.items():
+            if other is None:
+                continue
+            for limit, taken, what in (
+                (KINDS[kind].limits.get((name, dtype)), ratio(ours, other), "step"),
+                (KINDS[kind].kept.get(name), ours.kept / other.kept, "bytes"),
+            ):
+                if limit is not None and taken > limit:
+                    wrong.append(f"{where} {kind}: {taken:.2f} of {name}'s {what} (limit {limit})")
+        print(f"| {' | '.join(cells)} |", flush=True)
+    return wrong
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--bf16", dest="dtype", action="store_const", const=torch.bfloat16, default=torch.float32)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=("float32", "bfloat16"))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="LAYERSxTOKENSxWIDTH")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    seconds, kept = measure(arguments)
-    base = seconds["base"]
-    print(f"{'':20s} {'ms':>7s} {'/ base':>7s} {'kept MB':>8s}")
-    for name, times in seconds.items():
-        milliseconds = 1000 * statistics.median(times)
-        print(f"{name:20s} {milliseconds:7.1f} {ratio(times, base):7.3f} {kept[name] / 1e6:8.1f}")
-    limits = [
-        ("our LoRA step / PEFT's", ratio(seconds["our LoRA"], seconds["PEFT LoRA"]), 1.05),
-        ("our DoRA step / our LoRA step", ratio(seconds["our DoRA"], seconds["our LoRA"]), 1.15),
-        ("our DoRA's overhead / PEFT's", overhead(seconds["our DoRA"], seconds["PEFT DoRA"], base), 0.6),
-    ]
-    for name, found, limit in limits:
-        print(f"{name}: {found:.3f} (limit {limit})")
-    sys.exit(arguments.dtype == torch.float32 and any(found > limit for _, found, limit in limits))
+    torch.set_num_threads(1)
+    print("| layers x tokens x width | | ms | / base | / PEFT | / LyCORIS | kept MiB | PEFT | LyCORIS |")
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    wrong = []
+    for text in arguments.shapes:
+        shape = Shape(*map(int, text.split("x")))
+        for dtype in (getattr(torch, name) for name in arguments.dtype):
+            found = measure(shape, dtype, arguments.rank, arguments.kinds, arguments.rounds)
+            wrong += table(found, arguments.kinds, shape, dtype)
+    print("", *wrong, sep="\n")
+    sys.exit(bool(wrong))
 
 
 if __name__ == "__main__":
