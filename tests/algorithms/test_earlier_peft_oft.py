@@ -58,3 +58,15 @@ def test_what_leaves_the_limit_open(config, words):
 def test_the_weights_that_are_turned(formula, shapes, weight, fits):
     assert formula.check(shapes) is None
     assert (formula.misfit(shapes, weight) is None) == fits
+
+
+@pytest.mark.parametrize("formula", [ROWS, COLUMNS], ids=["rows", "columns"])
+@pytest.mark.parametrize("generators", [(2, 3), (2, 3, 4), (2, 4, 3), (0, 3, 3), (2, 0, 0), (2, 3, 3, 1)])
+def test_what_is_no_stack_of_square_blocks_is_refused(formula, generators):
+    lengths = {} if formula is ROWS else {"lengths": (5, 1)}
+    assert str(list(generators)) in formula.check({"generators": generators, **lengths})
+
+
+@pytest.mark.parametrize("lengths", [(5,), (5, 2), (0, 1), (5, 1, 1), (1, 5)])
+def test_what_is_no_number_for_each_row_is_refused(lengths):
+    assert str(list(lengths)) in COLUMNS.check({"generators": (2, 3, 3), "lengths": lengths})

@@ -72,6 +72,18 @@ def test_readers_find_the_scale_in_one_place(carrier, scale, carried):
     assert part.alpha == expected
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_config_without_a_rule_holds_the_alpha_of_the_scale(scale, carried):
+    sides = {"w1_a": OUT, "w1_b": IN, "w2_a": OUT, "w2_b": IN}
+    tensors = {
+        f"{NAME}.hada_{role}": noise(*((size, RANK) if role.endswith("a") else (RANK, size)), seed=at)
+        for at, (role, size) in enumerate(sides.items())
+    }
+    part = carried(tensors, scale, CONFIG)["loha"]
+    assert (part.alpha, part.scale) == (scale * RANK, scale)
+    assert all(torch.equal(numbers(part, role), tensors[f"{NAME}.hada_{role}"].double()) for role in sides)
+
+
 @pytest.mark.parametrize("scale", [0.3, -0.7])
 def test_what_rounding_the_alpha_loses_is_counted(scale, carried):
     part = carried(lora(), scale, ALPHA)["lora"]

@@ -64,6 +64,15 @@ def test_parts_that_are_stored_turned_are_told_as_out_and_in(matched):
     assert "up_proj has [5, 4]" in refusal
 
 
+def test_parts_land_on_their_rows_of_a_fused_weight_that_is_stored_turned(places_of):
+    base = {f"{QKV}.weight": ("F32", (WIDTH, 3 * WIDTH), 1)}
+    found = {placed.contribution.module.body: placed.place for _, placed in places_of(modules(*PARTS), base)}
+    assert {path: place.runs for path, place in found.items()} == {
+        path: Runs(at * WIDTH, WIDTH) for at, path in enumerate(PARTS)
+    }
+    assert all(place.transposed for place in found.values())
+
+
 def test_a_bias_is_arranged_as_the_weight_is(matched):
     base = {**FUSED_BASE, f"{QKV}.bias": ("F32", (3 * WIDTH,), 1)}
     path = f"{LLM}.self_attn.k_proj"

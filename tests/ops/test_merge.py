@@ -194,10 +194,10 @@ class TestDora:
             tensors = load_file(tmp_path / "adapter.safetensors")
             tensors[f"lora_unet_layer.{spelling}"] = magnitude.reshape(-1).clone()
             save_file(tensors, tmp_path / "adapter.safetensors")
-        plan = plan_merge(
-            str(tmp_path / "base.safetensors"), [(str(tmp_path / "adapter.safetensors"), 0.5)], MergeOptions()
-        )
-        assert plan.dora_rules == {rule}
+        for multiplier, rules in ((0.5, {rule}), (-1.0, {rule}), (2.0, {rule}), (1.0, set()), (0.0, set())):
+            adapters = [(str(tmp_path / "adapter.safetensors"), multiplier)]
+            plan = plan_merge(str(tmp_path / "base.safetensors"), adapters, MergeOptions())
+            assert plan.dora_rules == rules
         adapter = (str(tmp_path / "adapter.safetensors"), 0.5)
         found = merged(tmp_path, tmp_path / "base.safetensors", adapter)["layer.weight"]
         expected = self.expected(base, down, up, magnitude, "output", 0.5, rule, 0.0)
