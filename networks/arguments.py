@@ -69,6 +69,14 @@ def read_count(name: str, value: Any) -> int:
     return number
 
 
+def read_rank(name: str, value: Any) -> int:
+    """A whole number above 0."""
+    number = read_count(name, value)
+    if number == 0:
+        raise _refused(name, value, "a whole number above 0")
+    return number
+
+
 def read_patterns(name: str, value: Any) -> tuple[str, ...]:
     """Regular expressions: a list or tuple of strings, one string, or the Python literal of any of them."""
     found = _literal(value)
@@ -211,6 +219,9 @@ class NetworkArguments:
     use_rslora: bool = _option(read_bool, False)
     use_dora: bool = _option(read_bool, False)
     dora_conv: bool = _option(read_bool, False)
+    use_tlora: bool = _option(read_bool, False)
+    tlora_min_rank: int = _option(read_rank, 1)
+    tlora_alpha: float = _option(read_positive, 1.0)
     init_lora_weights: str = _option(read_init, KAIMING)
     loraplus_lr_ratio: float | None = _option(read_positive)
     neuron_dropout: float | None = None
@@ -239,6 +250,8 @@ class NetworkArguments:
 _OPTIONS: dict[str, Option] = {
     known.name: known.metadata["option"] for known in fields(NetworkArguments) if "option" in known.metadata
 }
+# What says more about another option.
+_PARTS = {"dora_conv": "use_dora", "tlora_min_rank": "use_tlora", "tlora_alpha": "use_tlora"}
 # sd-scripts passes --network_dropout under this name too, for LyCORIS.
 _OPTIONS["dropout"] = Option(read_probability)
 
@@ -260,8 +273,9 @@ def parse(
             raise ValueError(f"unknown network_args option {name!r}; {way_out}")
     given = {name: value for name, value in options.items() if not _is_absent(value, known[name])}
     values = {name: known[name].read(name, given[name]) if name in given else known[name].default for name in known}
-    if values["dora_conv"] and not values["use_dora"]:
-        raise ValueError("dora_conv=True has no meaning without use_dora=True")
+    for name, switch in _PARTS.items():
+        if values[name] != known[name].default and not values[switch]:
+            raise ValueError(f"{name}={values[name]} has no meaning without {switch}=True")
     dropout = values.pop("dropout")
     if neuron_dropout is not None:
         dropout = read_probability("neuron_dropout (--network_dropout)", neuron_dropout)

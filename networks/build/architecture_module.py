@@ -29,6 +29,7 @@ _LORA_ALONE = (
     "use_rslora",
     "use_dora",
     "dora_conv",
+    "use_tlora",
     "loraplus_lr_ratio",
     "init_lora_weights",
     "split_dims",

@@ -17,6 +17,7 @@ from ..files.module_names import module_name
 from ..modules import max_norm
 from ..modules.layers import LoRAModule
 from ..modules.pissa import PissaModule
+from ..modules.rank_mask import RankMask
 from . import construction, optimizer_groups, summary, targets
 from .left_out import LeftOut
 from .network_weights import NetworkWeights
@@ -98,6 +99,7 @@ class LoRANetwork(NetworkWeights):
         self.loraplus_lr_ratio = options.loraplus_lr_ratio
         self.module_class = construction.choose_class(module_class, options.init_lora_weights)
         self.module_kwargs = arguments.read_keywords("module_kwargs", module_kwargs or {})
+        self.rank_mask = RankMask(options.tlora_min_rank, options.tlora_alpha) if options.use_tlora else None
         if forms is None:
             defaults = (default_exclude_patterns, default_include_patterns)
             selection = targets.select(
@@ -128,8 +130,9 @@ class LoRANetwork(NetworkWeights):
             "module_dropout": options.module_dropout,
             "use_rslora": options.use_rslora,
             "use_dora": options.use_dora,
-            # Only where it is on, as not every class of modules knows it.
+            # Only where they are on, as not every class of modules knows them.
             **({"dora_conv": True} if options.dora_conv else {}),
+            **({"rank_mask": self.rank_mask} if self.rank_mask else {}),
             **self.module_kwargs,
         }
         create = partial(
@@ -155,6 +158,9 @@ class LoRANetwork(NetworkWeights):
             self.option_metadata = saving.option_metadata(
                 self.init_lora_weights if is_lora else None, self.rank_pattern, self.alpha_pattern
             )
+        if self.rank_mask:
+            self.option_metadata |= saving.tlora_metadata(options.tlora_min_rank, options.tlora_alpha)
+            summary.log_tlora(self.unet_loras, options.tlora_min_rank)
         if options.use_dora:
             summary.log_dora(self.unet_loras)
         summary.log_selection(self.unet_loras, selection, options.verbose)
@@ -227,6 +233,34 @@ class LoRANetwork(NetworkWeights):
 
     def on_step_start(self, *args: Any) -> None:
         """Nothing to do."""
+
+    def train(self, mode: bool = True) -> "LoRANetwork":
+        """Training or evaluation mode; the timesteps of the one say nothing of the other."""
+        if mode != self.training:
+            self.clear_timestep_mask()
+        super().train(mode)
+        return self
+
+    def set_timestep_mask(self, timesteps: Any, max_timestep: float = 1.0) -> None:
+        """The timesteps of the next forward, one for each sample, for `use_tlora`; without it nothing to do.
+
+        Raises ValueError for timesteps that are not from 0 to `max_timestep`.
+        """
+        if self.rank_mask is not None:
+            self.rank_mask.set(timesteps, max_timestep)
+
+    def clear_timestep_mask(self) -> None:
+        """Forgets the timesteps: in evaluation mode all ranks act."""
+        if self.rank_mask is not None:
+            self.rank_mask.clear()
+
+    def update_rank_mask_from_timesteps(self, timesteps: Any, max_timestep: float = 1000, device: Any = None) -> None:
+        """`set_timestep_mask`, as Takenoko calls it."""
+        self.set_timestep_mask(timesteps, max_timestep)
+
+    def clear_rank_mask(self) -> None:
+        """`clear_timestep_mask`, as Takenoko calls it."""
+        self.clear_timestep_mask()
 
     def get_trainable_params(self) -> list[nn.Parameter]:
         """Every parameter that is trained."""

@@ -17,6 +17,7 @@ from ..files.file_names import FileNames, Named
 from ..files.reading import Reading
 from ..modules import base_watch
 from ..modules.pissa import PissaModule
+from ..modules.rank_mask import RankMask
 from . import summary
 from .left_out import LeftOut
 
@@ -34,6 +35,7 @@ class NetworkWeights(nn.Module):
     left_out: LeftOut
     multiplier: float
     module_class: Any
+    rank_mask: RankMask | None
     use_rslora: bool
 
     def __init__(self) -> None:
@@ -59,6 +61,8 @@ class NetworkWeights(nn.Module):
             fit = loading.fitted(self._read(*opened, loras), self._expected(loras))
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
+        if saving.TLORA_KEY in opened[1] and self.rank_mask is None:
+            logger.warning(f"{file} was trained with use_tlora=True; without it all ranks act at every timestep")
         if more:
             options = " and ".join(self.left_out.ways_in(more))
             logger.info(

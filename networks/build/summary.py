@@ -36,6 +36,15 @@ def log_dora(loras: Sequence[Any]) -> None:
         logger.info(f"DoRA disabled for {sum(disabled.values())} modules, which are standard LoRA")
 
 
+def log_tlora(loras: Sequence[Any], min_rank: int) -> None:
+    """On how many modules the timestep decides which ranks act, and how many have too few for that."""
+    whole = sum(lora.lora_dim <= min_rank for lora in loras)
+    text = f"T-LoRA enabled on {len(loras) - whole} modules"
+    if whole:
+        text += f", all ranks at every timestep on: {whole} of rank {min_rank} or less (tlora_min_rank)"
+    logger.info(f"{text}; programs that load the files apply all ranks at every timestep, and so do samples")
+
+
 def log_selection(loras: Sequence[Any], selection: Selection, verbose: bool) -> None:
     """What the user's patterns did and did not do; with `verbose` every layer, adapted or not, and why."""
     for option, patterns in selection.unmatched.items():

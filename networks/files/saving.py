@@ -27,6 +27,7 @@ from .header import dtype_name
 logger = logging.getLogger(__name__)
 
 _OWN_INIT = "lora_inspect.init_lora_weights"
+TLORA_KEY = "lora_inspect.tlora"
 _INIT, _RANK_PATTERN, _ALPHA_PATTERN = "ss_init_lora_weights", "ss_rank_pattern", "ss_alpha_pattern"
 
 # A magnitude rounded to half precision would move a whole row by up to 0.2%, as much as training moves it.
@@ -43,6 +44,11 @@ def option_metadata(
             record[key] = json.dumps(pattern)
             record["ss_rank_pattern_match_semantics"] = "original_name_fullmatch_first_match"
     return record
+
+
+def tlora_metadata(min_rank: int, alpha: float) -> dict[str, str]:
+    """What T-LoRA leaves no trace of in the tensors."""
+    return {TLORA_KEY: json.dumps({"min_rank": min_rank, "alpha": alpha})}
 
 
 def at_twice_the_rank(metadata: Mapping[str, Any], rslora: bool) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from ..kernels.tracing import is_traced
 from . import init
 from .adapter_module import AdapterModule
 from .dora_layer import DoRALayer
-from .dropout import drop_ranks
+from .dropout import drop_ranks, is_training_step
+from .rank_mask import RankMask
 
 
 class Factor(NamedTuple):
@@ -41,6 +42,8 @@ class LoRAModule(AdapterModule):
 
     DoRA is for nn.Linear, and with `dora_conv` for convolutions, whose rows are their output channels; without
     split_dims, dropout and rank_dropout. Elsewhere it stays off, and `dora_disabled_reason` says which of these it was.
+
+    With a `rank_mask` the timestep decides which ranks act: in training steps, and in evaluation mode where one is set.
     """
 
     def __init__(
@@ -58,10 +61,15 @@ class LoRAModule(AdapterModule):
         use_dora: bool = False,
         init_lora_weights: str = KAIMING,
         dora_conv: bool = False,
+        rank_mask: RankMask | None = None,
     ) -> None:
         dropouts = (dropout, rank_dropout, module_dropout)
         super().__init__(lora_name, org_module, multiplier, lora_dim, alpha, *dropouts, use_rslora=use_rslora)
         self.split_dims = list(split_dims) if split_dims else None
+        self.rank_mask = rank_mask
+        if rank_mask is not None:
+            self._check_mask(use_dora, init_lora_weights)
+            rank_mask.ranks.add(lora_dim)
         self._build_factors(org_module)
         self._start_factors(init_lora_weights)
         self.dora_disabled_reason = self._find_dora_obstacle(org_module, dora_conv) if use_dora else None
@@ -99,6 +107,18 @@ class LoRAModule(AdapterModule):
         if init_lora_weights == ORTHOGONAL and not self._is_convolution:
             for down, up in self.factors:
                 init.start_orthogonal(down, up)
+
+    def _check_mask(self, use_dora: bool, init_lora_weights: str) -> None:
+        if use_dora:
+            raise ValueError(
+                f"{self.lora_name}: use_tlora cannot be combined with use_dora, whose norm is that of all ranks; "
+                "leave one of them out"
+            )
+        if init_lora_weights == ORTHOGONAL:
+            raise ValueError(
+                f"{self.lora_name}: use_tlora cannot be combined with init_lora_weights=orthogonal, whose factors "
+                "cancel where all ranks act alone; leave it out, or start from pissa"
+            )
 
     @property
     def _is_convolution(self) -> bool:
@@ -173,7 +193,18 @@ class LoRAModule(AdapterModule):
 
     @property
     def _is_one_product(self) -> bool:
-        return not self.split_dims and not ((self.dropout or self.rank_dropout) and self.is_dropping)
+        is_dropping = bool(self.dropout or self.rank_dropout) and self.is_dropping
+        return not self.split_dims and not is_dropping and not self._is_masked
+
+    @property
+    def _is_masked(self) -> bool:
+        """Whether the timestep decides which ranks act.
+
+        Not in the samples of a trainer, which show what other programs make of its files: all ranks act there.
+        """
+        if self.rank_mask is None:
+            return False
+        return is_training_step() if self.training else self.rank_mask.is_set
 
     def _change(self, input: Tensor, cast: bool) -> Tensor:
         """The scaled change of the output, in the adapter's dtype."""
@@ -195,6 +226,8 @@ class LoRAModule(AdapterModule):
                 hidden = F.dropout(hidden, self.dropout)
             if self.rank_dropout:
                 hidden = drop_ranks(hidden, self.rank_dropout, self._rank_axis)
+        if self.rank_mask is not None and self._is_masked:
+            hidden = self.rank_mask.masked(hidden, self.lora_dim, self._rank_axis)
         return hidden * (self.scale * self.multiplier)
 
     def _gain(self) -> Tensor:

@@ -26,7 +26,12 @@ OPTIONS = {
     "include_patterns": "['blocks.1.point']",
     "save_format": "standard",
     "dropout": "0.1",
+    "use_tlora": "True",
+    "tlora_min_rank": "2",
+    "tlora_alpha": "2",
 }
+# What says more of another option, which has to be there.
+NEEDED = {"include_patterns": "exclude_patterns", "tlora_min_rank": "use_tlora", "tlora_alpha": "use_tlora"}
 
 
 def facts(network):
@@ -46,7 +51,8 @@ def facts(network):
         )
         for lora in network.unet_loras
     ]
-    more = (network.init_lora_weights, network.rank_pattern, network.alpha_pattern, network.option_metadata)
+    mask = network.rank_mask and (network.rank_mask.min_rank, network.rank_mask.alpha)
+    more = (mask, network.init_lora_weights, network.rank_pattern, network.alpha_pattern, network.option_metadata)
     rates = (network.loraplus_lr_ratio, network.lr_pattern)
     return modules, more, network.save_format, rates, sorted(network.state_dict())
 
@@ -84,12 +90,12 @@ def test_an_option_has_one_effect_in_every_way_to_say_it(name, make_model):
         torch.manual_seed(0)
         return LoRANetwork(["Block"], "lora_unet", None, make_model(), 1.0, 4, 2.0, **keywords)
 
-    given = {"exclude_patterns": OPTIONS["exclude_patterns"]} if name == "include_patterns" else {}
-    given[name] = OPTIONS[name]
+    needed = {NEEDED[name]: OPTIONS[NEEDED[name]]} if name in NEEDED else {}
+    given = {**needed, name: OPTIONS[name]}
     read = parse(given)
     keywords = {"conv_lora_dim" if key == "conv_dim" else key: value for key, value in given.items()}
     made = lora.create_network(["Block"], "lora_unet", 1.0, 4, 2.0, None, None, make_model(), **given)
-    assert facts(network(options=read)) == facts(network(**keywords)) == facts(made) != facts(network())
+    assert facts(network(options=read)) == facts(network(**keywords)) == facts(made) != facts(network(**needed))
 
 
 def test_every_option_is_in_that_test():

@@ -1,0 +1,81 @@
+"""T-LoRA: the noisier the input, the fewer ranks act, so that the later ones learn from inputs of little noise alone.
+
+Source: Soboleva et al. 2025. At timestep t of T the first min_rank + ⌊((T - t) / T)^alpha · (rank - min_rank)⌋ ranks
+act. The trainer says what t is, before each forward.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Trainers that count 1000 timesteps from 1 go to 1001.
+_TOLERANCE = 1.01
+
+
+class RankMask:
+    """Which ranks act, for each sample of a batch: shared by the modules of a network, which add their `ranks`."""
+
+    def __init__(self, min_rank: int, alpha: float) -> None:
+        self.min_rank = min_rank
+        self.alpha = alpha
+        self.ranks: set[int] = set()
+        self._masks: dict[int, Tensor] = {}
+
+    @property
+    def is_set(self) -> bool:
+        """Whether timesteps have come."""
+        return bool(self._masks)
+
+    def set(self, timesteps: Tensor | Sequence[float] | float, max_timestep: float) -> None:
+        """Takes the timesteps of a batch, (samples,) or one for all, from 0 for no noise to `max_timestep`.
+
+        Raises ValueError for timesteps of another shape or beyond that.
+        """
+        given = torch.as_tensor(timesteps).detach()
+        values: list[float] = given.reshape(-1).tolist()
+        if given.dim() > 1 or not values:
+            raise ValueError(f"timesteps of shape {list(given.shape)}, but one for each sample was expected")
+        if not all(0 <= value <= max_timestep * _TOLERANCE for value in values):
+            raise ValueError(
+                f"timesteps from {min(values):g} to {max(values):g}, but numbers from 0 to max_timestep="
+                f"{max_timestep:g} were expected"
+            )
+        shares = [(max(max_timestep - value, 0) / max_timestep) ** self.alpha for value in values]
+        # All at once and in eager mode: what is compiled only looks them up.
+        self._masks = {rank: self._mask(shares, rank).to(given.device) for rank in self.ranks}
+
+    def clear(self) -> None:
+        """Forgets the timesteps."""
+        self._masks = {}
+
+    def masked(self, hidden: Tensor, rank: int, rank_axis: int) -> Tensor:
+        """`hidden` with 0 for the ranks that do not act.
+
+        `rank_axis` is negative, and holds the `rank` ranks once or several times; the first axis holds the samples.
+        Raises RuntimeError where no timestep has come, and where they are those of other samples.
+        """
+        if not self._masks:
+            raise RuntimeError(
+                "use_tlora=True needs the timesteps of each step, and none have come: the trainer has to call "
+                "set_timestep_mask(timesteps, max_timestep) of the network before the forward"
+            )
+        mask = self._masks[rank].to(hidden.device, hidden.dtype)
+        samples = mask.shape[0]
+        shape = [1] * hidden.dim()
+        shape[rank_axis] = hidden.shape[rank_axis]
+        if samples > 1:
+            if hidden.dim() == -rank_axis or hidden.shape[0] != samples:
+                raise RuntimeError(
+                    f"{samples} different timesteps came for a layer whose input is {list(hidden.shape[:rank_axis])}: "
+                    "T-LoRA needs the samples on its first axis, or a batch of one"
+                )
+            shape[0] = samples
+        return hidden * mask.repeat(1, hidden.shape[rank_axis] // rank).view(shape)
+
+    def _mask(self, shares: Sequence[float], rank: int) -> Tensor:
+        """1 where a rank acts and 0 elsewhere, (samples, rank), or (1, rank) where that is one for all samples."""
+        least = min(self.min_rank, rank)
+        active = [int(share * (rank - least)) + least for share in shares]
+        active = active[:1] if len(set(active)) == 1 else active
+        return (torch.arange(rank) < torch.tensor(active)[:, None]).float()
