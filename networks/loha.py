@@ -1,15 +1,21 @@
 """LoHa, as a network module for every architecture: `architecture` names it, else the model tells it."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lora_inspect.algorithms import loha
 
 from .build.architecture_module import Algorithm, functions_of
 from .files.reading import FactorReader
-from .modules.delta_module import DeltaModule, FoldableDelta, merge_into
+from .kernels import hadamard
+from .kernels.adapted_linear import Kernel
+from .modules.convolutions import convolve_pointwise
+from .modules.delta_folding import FoldableDelta, merge_into
+from .modules.delta_module import DeltaModule
 
 
 class LoHaModule(DeltaModule):
@@ -27,6 +33,35 @@ class LoHaModule(DeltaModule):
         for role, factor in self.factors.items():
             nn.init.normal_(factor, std=0.1 if role.endswith("a") else 1.0)
         nn.init.zeros_(self.factors["w2_a"])
+
+    def kernel(self, tokens: int, dtype: torch.dtype, shares_base: bool) -> tuple[Kernel, Sequence[Tensor]]:
+        """One product of rank², or rows of the delta one block at a time."""
+        kernel = hadamard.kernel(tokens, self.matrix_shape, self.lora_dim, self._strength, dtype, shares_base)
+        return kernel, self._ordered
+
+    def convolved(self, input: Tensor, positions: int) -> Tensor:
+        """As two convolutions of rank² where that takes fewer multiplications, else with the delta.
+
+        Rows of a delta with a kernel would each need the input unfolded, which is larger than the delta.
+        """
+        base, dtype = self.org_module, input.dtype
+        by_rank = hadamard.kernel(positions, self.matrix_shape, self.lora_dim, self._strength, dtype, False)
+        # Another group of inputs would meet the same rows of the first convolution.
+        if base.groups > 1 or not isinstance(by_rank, hadamard.LowRank):
+            delta = hadamard.delta(self._ordered, self._strength)
+            changed: Tensor = base._conv_forward(input, delta.to(dtype).view(base.weight.shape), None)
+            return changed
+        up, down = loha.low_rank({role: factor.to(dtype) for role, factor in self.factors.items()})
+        hidden = base._conv_forward(input, down.reshape(-1, *base.weight.shape[1:]), None)
+        return convolve_pointwise(hidden * self._strength, up)
+
+    @property
+    def _strength(self) -> float:
+        return self.scale * self.multiplier
+
+    @property
+    def _ordered(self) -> list[nn.Parameter]:
+        return [self.factors[role] for role in loha.ROLES]
 
 
 class LoHaInfModule(FoldableDelta, LoHaModule):

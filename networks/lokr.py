@@ -4,11 +4,12 @@ Option: `factor`, one side of the small factor; -1, the default, makes both fact
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lora_inspect.algorithms import lokr
 from lora_inspect.algorithms.record import Shapes
@@ -16,7 +17,11 @@ from lora_inspect.algorithms.record import Shapes
 from .arguments import Option
 from .build.architecture_module import Algorithm, functions_of
 from .files.reading import FactorReader, ModuleWeights
-from .modules.delta_module import DeltaModule, FoldableDelta, merge_into
+from .kernels import kronecker
+from .kernels.adapted_linear import Kernel
+from .modules.convolutions import convolve_pointwise
+from .modules.delta_folding import FoldableDelta, merge_into
+from .modules.delta_module import DeltaModule
 
 
 def _settle(module: ModuleWeights, shapes: Shapes) -> ModuleWeights:
@@ -67,6 +72,32 @@ class LoKrModule(DeltaModule):
             else:
                 nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
         self._set_alpha(self._alpha_value)
+
+    def kernel(self, tokens: int, dtype: torch.dtype, shares_base: bool) -> tuple[Kernel, Sequence[Tensor]]:
+        """Products with the small factor and the large one, in the order that takes fewer multiplications."""
+        factors = self.factors
+        return kronecker.chain(tokens, lokr.small(factors), lokr.large(factors), self.scale * self.multiplier, dtype)
+
+    def convolved(self, input: Tensor, positions: int) -> Tensor:
+        """As a convolution of every group of w2's inputs, and w1 over the groups."""
+        base, dtype = self.org_module, input.dtype
+        w1 = lokr.small(self.factors).to(dtype) * (self.scale * self.multiplier)
+        w2 = [factor.to(dtype) for factor in lokr.large(self.factors)]
+        inputs, *kernel = base.weight.shape[1:]
+        # Files of 2023 part in·kernel; and the inputs of one group of a convolution are no groups of w2's.
+        if base.groups > 1 or inputs % w1.shape[1]:
+            delta = torch.kron(w1, w2[0] if len(w2) == 1 else w2[0] @ w2[1])
+            changed: Tensor = base._conv_forward(input, delta.view(base.weight.shape), None)
+            return changed
+        if len(w2) == 2 and w2[1].shape[0] > w2[0].shape[0]:
+            w2 = [w2[0] @ w2[1]]
+        groups = input.reshape(-1, inputs // w1.shape[1], *input.shape[2:])
+        hidden = base._conv_forward(groups, w2[-1].view(w2[-1].shape[0], -1, *kernel), None)
+        middle = w1 @ hidden.reshape(len(input), w1.shape[1], math.prod(hidden.shape[1:]))
+        change: Tensor = middle.view(-1, *hidden.shape[1:])
+        if len(w2) == 2:
+            change = convolve_pointwise(change, w2[0])
+        return change.view(len(input), base.weight.shape[0], *hidden.shape[2:])
 
     def _set_alpha(self, alpha: float) -> None:
         super()._set_alpha(float(self.lora_dim) if lokr.is_whole(self.factors) else alpha)

@@ -78,11 +78,6 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
     return other_than_told(weight_shape(shapes), weight)
 
 
-def delta(factors: Tensors) -> Any:
-    """The unscaled change (out, in·kernel)."""
-    return _product(*_pairs(factors))
-
-
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """scale · (w1_a @ w1_b) ⊙ (w2_a @ w2_b), computed for the rows that are asked for."""
     from lora_inspect.maths.change import Additive

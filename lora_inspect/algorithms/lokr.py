@@ -148,19 +148,14 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
     return other_than_told(weight_shape(shapes), weight)
 
 
-def delta(factors: Tensors) -> Any:
-    """The unscaled change (out, in·kernel).
+def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
+    """scale · w1 ⊗ w2, computed for the rows that are asked for.
 
     With the kernel as part of w2's columns, (i1, i2·kernel) are the columns of a flattened (in, *kernel).
     """
-    return _kronecker(_small(factors), _large(factors))
-
-
-def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """scale · w1 ⊗ w2, computed for the rows that are asked for."""
     from lora_inspect.maths.change import Additive
 
-    return Additive(partial(_rows, _small(tensors), _large(tensors)), scale)
+    return Additive(partial(_rows, small(tensors), _large(tensors)), scale)
 
 
 def low_rank(tensors: Tensors) -> tuple[Any, Any] | None:
@@ -175,16 +170,19 @@ def low_rank(tensors: Tensors) -> tuple[Any, Any] | None:
     return _kronecker(left[0], right[0]), _kronecker(left[1], right[1])
 
 
-def _small(tensors: Tensors) -> Any:
+def small(tensors: Tensors) -> Any:
+    """w1 as a matrix (o1, i1)."""
     return tensors["w1"] if "w1" in tensors else tensors["w1_a"] @ tensors["w1_b"]
 
 
+def large(tensors: Tensors) -> tuple[Any, ...]:
+    """w2 as a matrix (o2, i2·kernel), or as a pair (o2, rank) and (rank, i2·kernel) whose product it is."""
+    return (tensors["w2"].flatten(1),) if "w2" in tensors else _large_pair(tensors)
+
+
 def _large(tensors: Tensors) -> Any:
-    """w2 as a matrix (o2, i2·kernel)."""
-    if "w2" in tensors:
-        return tensors["w2"].flatten(1)
-    left, right = _large_pair(tensors)
-    return left @ right
+    left, *right = large(tensors)
+    return left @ right[0] if right else left
 
 
 def _large_pair(tensors: Tensors) -> tuple[Any, Any]:

@@ -1,17 +1,22 @@
-"""What LoHa and LoKr share: a change of the weight that is computed as a whole, and added beside the base's forward."""
+"""What LoHa and LoKr share: a change of the weight that is computed with, beside the base or within it, not built."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lora_inspect.maths.change import Change
+
 from ..files import reading
-from ..files.stored_alpha import read_alpha
+from ..kernels.adapted_linear import Kernel, adapted_linear
 from ..kernels.base_weight import PLAIN_DTYPES
+from ..kernels.row_blocks import rows_at_once
+from ..kernels.tracing import is_traced
 from .adapter_module import AdapterModule
-from .foldable import FoldableModule
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class DeltaModule(AdapterModule):
@@ -38,8 +43,9 @@ class DeltaModule(AdapterModule):
         if use_rslora or use_dora:
             raise ValueError(f"{lora_name}: use_rslora and use_dora are for LoRA, not for {type(self).__name__}")
         super().__init__(lora_name, org_module, *args, **kwargs)
-        if not isinstance(org_module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and not hasattr(org_module, "in_features"):
+        if not isinstance(org_module, _CONVOLUTIONS) and not hasattr(org_module, "in_features"):
             raise ValueError(f"{lora_name}: a {type(org_module).__name__} is neither a Linear nor a convolution")
+        self._base_is_plain = False
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -55,96 +61,107 @@ class DeltaModule(AdapterModule):
     @property
     def factors(self) -> dict[str, nn.Parameter]:
         """The factors by role."""
-        return {name.removeprefix(self.prefix): factor for name, factor in self.named_parameters()}
+        named = self.named_parameters(recurse=False)
+        return {name.removeprefix(self.prefix): factor for name, factor in named}
+
+    def apply_to(self) -> None:
+        """Wraps the base's forward."""
+        if self.org_forward is None:
+            # Only torch's own forward may be computed here; a hook, another adapter or a patch has to be called.
+            self._base_is_plain = type(self.org_module) is nn.Linear and "forward" not in vars(self.org_module)
+        super().apply_to()
+
+    def kernel(self, tokens: int, dtype: torch.dtype, shares_base: bool) -> tuple[Kernel, Sequence[Tensor]]:
+        """What computes the scaled change of a Linear in `dtype`, and its factors, for an input of so many tokens.
+
+        `shares_base` says that the base's products are its task too.
+        """
+        raise NotImplementedError
+
+    def convolved(self, input: Tensor, positions: int) -> Tensor:
+        """The scaled change of a convolution's output (samples, out, …), which has so many positions in all.
+
+        Computed in the dtype of the input (samples, in, …), or in autocast's.
+        """
+        raise NotImplementedError
 
     def adapted(self, input: Tensor) -> Tensor:
-        """The output with the change in it: added in the wider dtype, rounded once to the base's own."""
+        """The output with the change in it: computed in the wider dtype, rounded once to the base's own."""
         base = self.org_module
+        if self._may_share_base(input):
+            tokens = input.reshape(-1, input.shape[-1])
+            kernel, factors = self.kernel(tokens.shape[0], self._dtype(input), shares_base=True)
+            output = adapted_linear(kernel, tokens, base.weight, base.bias, None, factors)
+            return output.view(*input.shape[:-1], output.shape[-1])
         assert self.org_forward is not None
         output = self.org_forward(input)
-        delta = self.formula.delta(self.factors) * (self.scale * self.multiplier)
-        if self.rank_dropout and self.is_dropping:
-            delta = delta * F.dropout(delta.new_ones(delta.shape[0], 1), self.rank_dropout)
-        # Under autocast the product below chooses its dtype itself.
-        if not torch.is_autocast_enabled(input.device.type) and input.is_floating_point():
-            input = input.to(delta.dtype)
+        return (output + self._change(input, output)).to(output.dtype)
+
+    def _may_share_base(self, input: Tensor) -> bool:
+        """Whether base and change may be one product, of the same input and with nothing in between."""
+        dtype = self.org_module.weight.dtype
+        dropping = (self.dropout or self.rank_dropout) and self.is_dropping
+        plain = self._base_is_plain and not torch.is_autocast_enabled(input.device.type) and not is_traced()
+        return plain and not dropping and input.dtype == dtype and dtype in PLAIN_DTYPES
+
+    def _change(self, input: Tensor, output: Tensor) -> Tensor:
+        """The scaled change of the base's output for this input, with its dropouts."""
         if self.dropout and self.is_dropping:
             input = F.dropout(input, self.dropout)
-        if hasattr(base, "in_features"):
-            change = F.linear(input, delta)
+        dtype = self._dtype(input)
+        if isinstance(self.org_module, _CONVOLUTIONS):
+            channel = -1 - len(self.org_module.kernel_size)
+            samples = input.to(dtype).view(-1, *input.shape[channel:])
+            change = self.convolved(samples, output.numel() // max(1, output.shape[channel]))
         else:
-            # The convolution's own way of padding and grouping, with another weight.
-            change = base._conv_forward(input, delta.view(base.weight.shape), None)
-        return (output + change).to(output.dtype)
+            channel = -1
+            tokens = input.reshape(-1, input.shape[-1])
+            kernel, factors = self.kernel(tokens.shape[0], dtype, shares_base=False)
+            if is_traced():
+                change = kernel.composed(tokens, factors)
+            else:
+                change = adapted_linear(kernel, tokens, None, None, None, factors)
+            change = change.view(output.shape)
+        if self.rank_dropout and self.is_dropping:
+            kept = F.dropout(change.new_ones(change.shape[channel]), self.rank_dropout)
+            change = change * kept.view(-1, *[1] * (-1 - channel))
+        return change
+
+    def _dtype(self, input: Tensor) -> torch.dtype:
+        """What the change is computed in: autocast's choice, else the wider of factors and base, at least float32."""
+        dtype = torch.promote_types(torch.float32, next(iter(self.factors.values())).dtype)
+        if torch.is_autocast_enabled(input.device.type) and dtype != torch.float64:
+            return torch.get_autocast_dtype(input.device.type)
+        weight: Tensor = self.org_module.weight
+        return torch.promote_types(dtype, weight.dtype) if weight.dtype in PLAIN_DTYPES else dtype
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """All factors alike: LoRA+ says nothing of these products."""
-        return {"": list(self.parameters())}
+        return {"": list(self.factors.values())}
+
+    def weight_change(self, dtype: torch.dtype) -> Change:
+        """The scaled change of the base's weight, of detached factors in `dtype`."""
+        tensors = {role: factor.detach().to(dtype) for role, factor in self.factors.items()}
+        change: Change = self.formula.change(tensors, self.scale, None)
+        return change
 
     @torch.no_grad()
     def change_norm(self) -> Tensor:
-        """‖scale · delta‖."""
-        delta: Tensor = self.formula.delta({role: factor.float() for role, factor in self.factors.items()})
-        norm: Tensor = delta.norm() * abs(self.scale)
+        """‖scale · delta‖, a few rows at a time."""
+        change, (out_features, columns) = self.weight_change(torch.float32), self.matrix_shape
+        device = next(iter(self.factors.values())).device
+        step = rows_at_once(columns, device)
+        norms = []
+        for first in range(0, out_features, step):
+            rows = torch.zeros(min(step, out_features - first), columns, device=device)
+            change.fold(rows, first, 1.0)
+            norms.append(torch.linalg.vector_norm(rows))
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         return norm
 
     @torch.no_grad()
     def shrink(self, ratio: Tensor) -> None:
         """Shares the ratio evenly between the factors, each of which the delta is linear in."""
-        factors = list(self.parameters())
+        factors = self.factors.values()
         for factor in factors:
             factor.mul_(ratio ** (1 / len(factors)))
-
-
-class FoldableDelta(FoldableModule, DeltaModule):
-    """DeltaModule for inference and merging."""
-
-    def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
-        """Adds the delta."""
-        _add_delta(self, self.lora_name, tensors, rows, self.lora_dim, multiplier)
-
-
-def merge_into(
-    module_class: type[DeltaModule],
-    model_weight: Tensor,
-    lora_name: str,
-    lora_sd: Mapping[str, Tensor],
-    lora_weight_keys: set[str],
-    multiplier: float,
-    calc_device: torch.device | str,
-) -> Tensor:
-    """The weight with the module called `lora_name` merged, in its own dtype; as it is where there is no such module.
-
-    The keys that were used are removed from `lora_weight_keys`. Computed on `calc_device` in float32 or better. Raises
-    ValueError for a weight that is no plain float, for what is no factor of the algorithm, and for factors that do not
-    fit the weight.
-    """
-    keys = [key for key in lora_sd if key.partition(".")[0] == lora_name and key in lora_weight_keys]
-    if multiplier == 0 or not any(key.startswith(f"{lora_name}.{module_class.prefix}") for key in keys):
-        return model_weight
-    if model_weight.dtype not in PLAIN_DTYPES:
-        raise ValueError(f"{lora_name}: the base is stored as {model_weight.dtype}, which no change can be added to")
-    working = torch.promote_types(model_weight.dtype, torch.float32)
-    merged = model_weight.to(calc_device, working, copy=True)
-    read = reading.read({key: lora_sd[key] for key in keys}, reader=module_class.reader.with_every_role)
-    module = read.modules[lora_name]
-    _add_delta(module_class, lora_name, module.tensors, merged.view(merged.shape[0], -1), module.rank, multiplier)
-    lora_weight_keys.difference_update(keys)
-    return merged.to(model_weight.device, model_weight.dtype)
-
-
-def _add_delta(
-    algorithm: Any, name: str, tensors: Mapping[str, Tensor], rows: Tensor, rank: int, multiplier: float
-) -> None:
-    """Adds the delta of `tensors` to `rows` (out, in·kernel) in place, in their dtype."""
-    prefix = algorithm.prefix
-    shapes = {key.removeprefix(prefix): tuple(tensors[key].shape) for key in tensors if key.startswith(prefix)}
-    if wrong := algorithm.formula.check(shapes):
-        raise ValueError(f"{name}: {wrong}")
-    delta = algorithm.formula.delta({role: tensors[prefix + role].to(rows) for role in shapes})
-    if delta.shape != rows.shape:
-        raise ValueError(
-            f"{name}: its factors change a weight of {list(delta.shape)}, but the base's is {list(rows.shape)}"
-        )
-    alpha = read_alpha(name, tensors.get("alpha"), rank, rslora=False)
-    rows.add_(delta, alpha=algorithm.formula.scale(alpha, shapes) * multiplier)

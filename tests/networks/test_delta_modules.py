@@ -176,6 +176,60 @@ def test_half_precision_bases(kind, variant, dtype, autocast):
     assert all(torch.isfinite(parameter.grad).all() for parameter in module.parameters())
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@every_variant
+def test_a_base_in_scaled_fp8_is_called_and_not_computed(variant, autocast):
+    base = nn.Linear(48, 64)
+    stored = base.weight.detach().to(torch.float8_e4m3fn)
+    base.weight = nn.Parameter(stored, requires_grad=False)
+    base.bias = nn.Parameter(base.bias.detach().bfloat16(), requires_grad=False)
+    base.forward = lambda x: nn.functional.linear(x, 0.5 * base.weight.to(x.dtype), base.bias)
+    module = variant.built(base)
+    x = input_of(base).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = base(x)
+    assert output.dtype == torch.bfloat16
+    weight = 0.5 * stored.double() + variant.oracle(module)
+    assert furthest(output, nn.functional.linear(x.double(), weight, base.bias.double())) < 8 * 2**-7
+    output.float().square().sum().backward()
+    for tensor in (x, *module.parameters()):
+        assert tensor.grad.dtype == tensor.dtype
+        assert torch.isfinite(tensor.grad).all()
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv", "grouped"])
+@every_variant
+def test_layers_of_one_sample_and_of_none(kind, variant):
+    base = LAYERS[kind]()
+    x = input_of(base)
+    variant.built(base)
+    whole = base(x)
+    assert torch.allclose(base(x[0]), whole[0], atol=1e-6)
+    if kind == "linear":
+        assert torch.allclose(base(x[0, 0]), whole[0, 0], atol=1e-6)
+    empty = base(x[:0].requires_grad_())
+    assert empty.shape == whole[:0].shape
+    empty.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+@every_variant
+def test_forward_and_backward_compile_to_one_graph(kind, variant, backend):
+    torch._dynamo.reset()
+    base = LAYERS[kind]()
+    module = variant.built(base)
+    compiled = torch.compile(base, backend=backend, fullgraph=True)
+    results = []
+    for run in (base, compiled):
+        x = input_of(base).fill_(0.5).requires_grad_()
+        output = run(x)
+        results.append([output, *torch.autograd.grad(output.square().sum(), [x, *module.parameters()])])
+    for ours, compiled_ours in zip(*results, strict=True):
+        assert furthest(compiled_ours, ours) < 1e-5
+
+
 @every_variant
 def test_switches(variant):
     base = LAYERS["linear"]()

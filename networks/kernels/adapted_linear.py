@@ -1,0 +1,148 @@
+"""A Linear with any change that need not be built, whose backward pass autograd does not make up by itself.
+
+A kernel knows one way to compute with the change. What is kept for the backward pass is the input as it is and the
+factors; products of theirs are made again. With a gain, one tensor of the output's size and dtype is kept as well.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import linear_product
+from .row_blocks import rows_at_once
+
+_HALF = (torch.bfloat16, torch.float16)
+_CUDA_LEAVES_UNROUNDED = hasattr(torch.ops.aten.mm, "dtype") and torch.version.hip is None
+
+
+class Needed(NamedTuple):
+    """Which gradients are asked for: of the input, of the base's weight, and of the factors, all or none."""
+
+    input: bool
+    weight: bool
+    factors: bool
+
+
+class Gradients(NamedTuple):
+    """The gradients of what was asked for."""
+
+    input: Tensor | None
+    weight: Tensor | None
+    factors: Sequence[Tensor | None]
+
+
+class Kernel(Protocol):
+    """One way to compute with delta (out, in), as a function of its factors; products are in the kernel's dtype."""
+
+    def output(self, input: Tensor, weight: Tensor | None, bias: Tensor | None, factors: Sequence[Tensor]) -> Tensor:
+        """input @ (weight + delta)ᵀ + bias, a new tensor (tokens, out) in the kernel's dtype; None counts as 0."""
+
+    def gradients(
+        self, gradient: Tensor, input: Tensor, weight: Tensor | None, factors: Sequence[Tensor], needed: Needed
+    ) -> Gradients:
+        """Those of `output` from the gradient (tokens, out) of it."""
+
+    def composed(self, input: Tensor, factors: Sequence[Tensor]) -> Tensor:
+        """input @ deltaᵀ as single operations, for what records or transforms them."""
+
+
+def adapted_linear(
+    kernel: Kernel,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    factors: Sequence[Tensor],
+) -> Tensor:
+    """gain · (input @ (weight + delta)ᵀ) + bias, rounded once to the weight's dtype.
+
+    `input` is (tokens, in), `weight` (out, in) of one plain dtype with it, or None for the change alone, which is not
+    rounded; `gain` is (out,) or None for 1. Differentiable once, in all of them.
+    """
+    output: Tensor = _AdaptedLinear.apply(kernel, input, weight, bias, gain, *factors)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kernel: Kernel,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        gain: Tensor | None,
+        *factors: Tensor,
+    ) -> Tensor:
+        ctx.kernel = kernel
+        with torch.autocast(input.device.type, enabled=False):
+            total = kernel.output(input, weight, bias if gain is None else None, factors)
+            dtype = total.dtype if weight is None else weight.dtype
+            kept = None
+            if gain is not None:
+                kept = total.to(dtype)
+                total = linear_product.rescale(total, gain, bias, None if kept is total else total)
+            ctx.save_for_backward(input, weight, bias, gain, kept, *factors)
+            return total.to(dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, bias, gain, kept, *factors = ctx.saved_tensors
+        _, needs_input, needs_weight, needs_bias, needs_gain, *needs_factors = ctx.needs_input_grad
+        of_bias = of_gain = None
+        # A trainer may run backward inside autocast; the forward was computed outside of it.
+        with torch.autocast(gradient.device.type, enabled=False):
+            gradient = gradient.contiguous()
+            if needs_bias:
+                of_bias = gradient.sum(0).to(bias.dtype)
+            if needs_gain:
+                of_gain = _column_products(gradient, kept, gain.dtype)
+            if gain is not None:
+                gradient = gradient * gain
+            needed = Needed(needs_input, needs_weight, any(needs_factors))
+            found = ctx.kernel.gradients(gradient, input, weight, factors, needed)
+        operands, gradients = (input, weight, *factors), (found.input, found.weight, *found.factors)
+        of_input, of_weight, *of_factors = (
+            None if result is None else result.to(operand.dtype)
+            for operand, result in zip(operands, gradients, strict=True)
+        )
+        return None, of_input, of_weight, of_bias, of_gain, *of_factors
+
+
+def base_output(input: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """input @ weightᵀ + bias (tokens, out) in `dtype`; of half-precision operands unrounded, as linear_product's."""
+    if input.dtype not in _HALF or input.device.type == "cpu":
+        return F.linear(input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    product = _half_product(input, weight.t()).to(dtype)
+    return product if bias is None else product.add_(bias)
+
+
+def base_gradient(gradient: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """gradient @ weight (tokens, in) in `dtype`."""
+    if weight.dtype not in _HALF or weight.device.type == "cpu":
+        return gradient.to(dtype) @ weight.to(dtype)
+    return _half_product(gradient.to(weight.dtype), weight).to(dtype)
+
+
+def weight_gradient(gradient: Tensor, input: Tensor, dtype: torch.dtype) -> Tensor:
+    """gradientᵀ @ input (out, in) in `dtype`."""
+    return gradient.to(dtype).t() @ input.to(dtype)
+
+
+def _half_product(left: Tensor, right: Tensor) -> Tensor:
+    if left.device.type == "cuda" and _CUDA_LEAVES_UNROUNDED:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left @ right
+
+
+def _column_products(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Σ left · right over the rows, in `dtype`; the products exist a few rows at a time."""
+    result = left.new_zeros(left.shape[1], dtype=dtype)
+    step = rows_at_once(left.shape[1], left.device)
+    for first in range(0, left.shape[0], step):
+        result += (left[first : first + step].to(dtype) * right[first : first + step].to(dtype)).sum(0)
+    return result

@@ -1,0 +1,197 @@
+"""(w1_a @ w1_b) ⊙ (w2_a @ w2_b) beside a Linear: as one product of rank², or a block of its rows at a time.
+
+The product of rank² costs (in + out) · rank² multiplications for each token. A block of rows costs as many as the rows
+of the base, with which it shares its products: the base's rows and the change's are added first.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lora_inspect.algorithms import loha
+
+from .adapted_linear import Gradients, Needed, base_gradient, base_output, weight_gradient
+from .row_blocks import rows_at_once
+from .tracing import is_traced
+
+# Six operations pass over each number of a delta, or of its sides, in memory: each takes as long as 16 multiplications
+# of a product.
+_PASSES = 6 * 16
+# Blocks smaller than this make products of which most of the work is to read the tokens.
+_LEAST_ROWS = 256
+
+
+class LowRank(NamedTuple):
+    """scale · up @ down with up (out, rank²) and down (rank², in), a Kernel; its factors are LoHa's in their order."""
+
+    dtype: torch.dtype
+    scale: float
+
+    def output(self, input: Tensor, weight: Tensor | None, bias: Tensor | None, factors: Sequence[Tensor]) -> Tensor:
+        """See Kernel; added to the base's output inside the product of `up`."""
+        if weight is None:
+            return self.composed(input, factors)
+        up, down = self._pair(factors)
+        hidden = (input.to(self.dtype) @ down.t()).mul_(self.scale)
+        return base_output(input, weight, bias, self.dtype).addmm_(hidden, up.t())
+
+    def composed(self, input: Tensor, factors: Sequence[Tensor]) -> Tensor:
+        """See Kernel."""
+        up, down = self._pair(factors)
+        return ((input.to(self.dtype) @ down.t()) * self.scale) @ up.t()
+
+    def gradients(
+        self, gradient: Tensor, input: Tensor, weight: Tensor | None, factors: Sequence[Tensor], needed: Needed
+    ) -> Gradients:
+        """See Kernel; `up`, `down` and the hidden product are made again."""
+        up, down = self._pair(factors)
+        wide = gradient.to(self.dtype)
+        of_hidden = (wide @ up).mul_(self.scale)
+        of_input = None
+        of_factors: Sequence[Tensor | None] = [None] * len(factors)
+        if needed.input and weight is None:
+            of_input = of_hidden @ down
+        elif needed.input and weight is not None:
+            of_input = base_gradient(gradient, weight, self.dtype).addmm_(of_hidden, down)
+        if needed.factors:
+            tokens = input.to(self.dtype)
+            of_up = wide.t() @ (tokens @ down.t()).mul_(self.scale)
+            of_factors = _pair_gradients(of_up, of_hidden.t() @ tokens, factors)
+        of_weight = weight_gradient(gradient, input, self.dtype) if needed.weight else None
+        return Gradients(of_input, of_weight, of_factors)
+
+    def _pair(self, factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        cast = [factor.to(self.dtype) for factor in factors]
+        up, down = loha.low_rank(dict(zip(loha.ROLES, cast, strict=True)))
+        return up, down
+
+
+class RowBlocks(NamedTuple):
+    """scale · delta in blocks of rows, which are made for their products and again for their gradients; a Kernel."""
+
+    dtype: torch.dtype
+    scale: float
+
+    def output(self, input: Tensor, weight: Tensor | None, bias: Tensor | None, factors: Sequence[Tensor]) -> Tensor:
+        """See Kernel; one product with the rows of weight + delta."""
+        tokens, out_features = input.to(self.dtype), factors[0].shape[0]
+        total = tokens.new_empty(tokens.shape[0], out_features)
+        for rows, left, right in self._blocks(factors):
+            combined = self._combined(left, right, weight, rows)
+            if bias is None:
+                torch.mm(tokens, combined.t(), out=total[:, rows])
+            else:
+                torch.addmm(bias[rows].to(self.dtype), tokens, combined.t(), out=total[:, rows])
+        return total
+
+    def composed(self, input: Tensor, factors: Sequence[Tensor]) -> Tensor:
+        """See Kernel. What records single operations plans itself what it makes again, so delta is built."""
+        return input.to(self.dtype) @ delta([factor.to(self.dtype) for factor in factors], self.scale).t()
+
+    def gradients(
+        self, gradient: Tensor, input: Tensor, weight: Tensor | None, factors: Sequence[Tensor], needed: Needed
+    ) -> Gradients:
+        """See Kernel."""
+        wide, tokens = gradient.to(self.dtype), input.to(self.dtype)
+        w1_a, w1_b, w2_a, w2_b = self._wide(factors)
+        of_input = torch.zeros_like(tokens, dtype=w1_a.dtype) if needed.input else None
+        of_weight = w1_a.new_empty(w1_a.shape[0], w1_b.shape[1]) if needed.weight else None
+        of_factors = [torch.zeros_like(factor) for factor in (w1_a, w1_b, w2_a, w2_b)]
+        for rows, left, right in self._blocks(factors):
+            if of_input is not None:
+                combined = self._combined(left, right, weight, rows, keep=True)
+                _accumulate(of_input, wide[:, rows], combined)
+            if not needed.factors and of_weight is None:
+                continue
+            of_rows = (wide[:, rows].t() @ tokens).to(w1_a.dtype)
+            if of_weight is not None:
+                of_weight[rows] = of_rows
+            if needed.factors:
+                # Each product's gradient is that of delta, multiplied by the other product.
+                of_left, of_right = right.mul_(of_rows).mul_(self.scale), left.mul_(of_rows).mul_(self.scale)
+                of_factors[0][rows], of_factors[2][rows] = of_left @ w1_b.t(), of_right @ w2_b.t()
+                of_factors[1].addmm_(w1_a[rows].t(), of_left)
+                of_factors[3].addmm_(w2_a[rows].t(), of_right)
+        return Gradients(of_input, of_weight, of_factors if needed.factors else [None] * len(factors))
+
+    def _wide(self, factors: Sequence[Tensor]) -> list[Tensor]:
+        """The factors in float32 or better, which autocast's dtype is not."""
+        return [factor.to(torch.promote_types(self.dtype, torch.float32)) for factor in factors]
+
+    def _blocks(self, factors: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Some rows, and both products in them."""
+        w1_a, w1_b, w2_a, w2_b = self._wide(factors)
+        step = max(_LEAST_ROWS, rows_at_once(w1_b.shape[1], w1_b.device))
+        for first in range(0, w1_a.shape[0], step):
+            rows = slice(first, first + step)
+            yield rows, w1_a[rows] @ w1_b, w2_a[rows] @ w2_b
+
+    def _combined(self, left: Tensor, right: Tensor, weight: Tensor | None, rows: slice, keep: bool = False) -> Tensor:
+        """weight + scale · left ⊙ right in the kernel's dtype; in the memory of `left` unless that is to be kept."""
+        delta = left * right if keep else left.mul_(right)
+        delta.mul_(self.scale)
+        return (delta if weight is None else delta.add_(weight[rows])).to(self.dtype)
+
+
+class _Delta(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scale: float, w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor) -> Tensor:
+        ctx.save_for_backward(w1_a, w1_b, w2_a, w2_b)
+        ctx.scale = scale
+        return (w1_a @ w1_b).mul_(w2_a @ w2_b).mul_(scale)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        w1_a, w1_b, w2_a, w2_b = ctx.saved_tensors
+        with torch.autocast(gradient.device.type, enabled=False):
+            gradient = gradient.to(w1_a.dtype) * ctx.scale
+            of_left, of_right = (w2_a @ w2_b).mul_(gradient), (w1_a @ w1_b).mul_(gradient)
+            return None, of_left @ w1_b.t(), w1_a.t() @ of_left, of_right @ w2_b.t(), w2_a.t() @ of_right
+
+
+def delta(factors: Sequence[Tensor], scale: float) -> Tensor:
+    """scale · (w1_a @ w1_b) ⊙ (w2_a @ w2_b), (out, in·kernel), which keeps nothing but the factors."""
+    if is_traced():
+        w1_a, w1_b, w2_a, w2_b = factors
+        return (w1_a @ w1_b) * (w2_a @ w2_b) * scale
+    result: Tensor = _Delta.apply(scale, *factors)  # type: ignore[no-untyped-call]
+    return result
+
+
+def kernel(
+    tokens: int, shape: tuple[int, int], rank: int, scale: float, dtype: torch.dtype, shares_base: bool
+) -> LowRank | RowBlocks:
+    """The kernel for a weight of `shape` (out, in) that takes fewer multiplications in a training step.
+
+    `shares_base` says that the base's own products are computed by the kernel too.
+    """
+    out_features, in_features = shape
+    # Three products of each side, and the hidden one again; both sides are made twice, as their gradients are.
+    sides = tokens * (4 * in_features + 3 * out_features) + _PASSES * (in_features + out_features)
+    by_rank = rank * rank * sides
+    # Both products are made twice, and each has two gradients; the base's two products are there anyhow.
+    by_rows = in_features * out_features * (tokens * (1 if shares_base else 3) + 8 * rank + _PASSES)
+    return LowRank(dtype, scale) if by_rank <= by_rows else RowBlocks(dtype, scale)
+
+
+def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)
+
+
+def _pair_gradients(of_up: Tensor, of_down: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
+    """From the gradients of both row-wise products to those of their factors."""
+    w1_a, w1_b, w2_a, w2_b = (factor.to(of_up.dtype) for factor in factors)
+    rank = w1_b.shape[0]
+    up, down = of_up.view(-1, rank, rank), of_down.view(rank, rank, -1)
+    return [
+        (up * w2_a[:, None, :]).sum(2),
+        (down * w2_b[None, :, :]).sum(1),
+        (up * w1_a[:, :, None]).sum(1),
+        (down * w1_b[:, None, :]).sum(0),
+    ]

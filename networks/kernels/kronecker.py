@@ -1,0 +1,119 @@
+"""w1 ⊗ w2 beside a Linear by two or three small products, of which no side is larger than the input or the output.
+
+(w1 ⊗ w2) x is w1 X w2ᵀ, where X (i1, i2) is the input x, one row of w1's columns after the other. Where w2 is a
+product w2_a @ w2_b of a low rank, w2_b comes first and w2_a last: x → w2_b → w1 → w2_a. A whole w2 comes first or last.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .adapted_linear import Gradients, Needed, base_gradient, base_output, weight_gradient
+
+
+class Chain(NamedTuple):
+    """scale · w1 X (last @ first)ᵀ, a Kernel; factors are w1 (o1, i1), first (p, i2) and last (o2, p).
+
+    `leads` and `closes` say whether there are a first and a last; what is not there is the identity.
+    """
+
+    dtype: torch.dtype
+    scale: float
+    leads: bool
+    closes: bool
+
+    def output(self, input: Tensor, weight: Tensor | None, bias: Tensor | None, factors: Sequence[Tensor]) -> Tensor:
+        """See Kernel; added to the base's output inside the last product."""
+        if weight is None:
+            return self.composed(input, factors)
+        w1, first, last = self._operands(factors)
+        total = base_output(input, weight, bias, self.dtype)
+        hidden = _hidden(input.to(self.dtype), w1, first)
+        if last is None:
+            total.view(-1, w1.shape[0], hidden.shape[2]).baddbmm_(w1.expand(len(hidden), *w1.shape), hidden)
+        else:
+            total.view(-1, last.shape[0]).addmm_((w1 @ hidden).view(-1, last.shape[1]), last.t())
+        return total
+
+    def composed(self, input: Tensor, factors: Sequence[Tensor]) -> Tensor:
+        """See Kernel."""
+        w1, first, last = self._operands(factors)
+        middle = w1 @ _hidden(input.to(self.dtype), w1, first)
+        change = middle if last is None else middle @ last.t()
+        return change.reshape(input.shape[0], change.shape[1] * change.shape[2])
+
+    def gradients(
+        self, gradient: Tensor, input: Tensor, weight: Tensor | None, factors: Sequence[Tensor], needed: Needed
+    ) -> Gradients:
+        """See Kernel; both products of the forward are made again."""
+        w1, first, last = self._operands(factors)
+        of_factors: list[Tensor | None] = [None] * len(factors)
+        of_rows = gradient.to(self.dtype).view(len(gradient), w1.shape[0], gradient.shape[1] // w1.shape[0])
+        of_middle = of_rows if last is None else of_rows @ last
+        of_hidden = w1.t() @ of_middle
+        if needed.factors:
+            tokens = input.to(self.dtype)
+            hidden = _hidden(tokens, w1, first)
+            found = [torch.tensordot(of_middle, hidden, ([0, 2], [0, 2])).mul_(self.scale)]
+            if first is not None:
+                found.append(_matrix(of_hidden).t() @ tokens.reshape(-1, first.shape[1]))
+            if last is not None:
+                found.append(_matrix(of_rows).t() @ _matrix(w1 @ hidden))
+            of_factors = [*found]
+        return Gradients(
+            _of_input(gradient, weight, of_hidden, first, self.dtype) if needed.input else None,
+            weight_gradient(gradient, input, self.dtype) if needed.weight else None,
+            of_factors,
+        )
+
+    def _operands(self, factors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """w1 with the scale, first and last."""
+        w1, *others = (factor.to(self.dtype) for factor in factors)
+        return w1 * self.scale, others[0] if self.leads else None, others[-1] if self.closes else None
+
+
+def chain(
+    tokens: int, w1: Tensor, w2: Sequence[Tensor], scale: float, dtype: torch.dtype
+) -> tuple[Chain, list[Tensor]]:
+    """The kernel that takes the fewest multiplications, and its factors; `w2` is (w2,) or the pair (w2_a, w2_b)."""
+    (o1, i1), o2, i2 = w1.shape, w2[0].shape[0], w2[-1].shape[1]
+    rank = w2[-1].shape[0]
+    w2_first, w2_last = i1 * o2 * (i2 + o1), o1 * i2 * (i1 + o2)
+    whole = min(w2_first, w2_last) * tokens
+    if len(w2) == 2:
+        if rank * (i1 * i2 + o1 * i1 + o1 * o2) * tokens <= whole + o2 * rank * i2:
+            return Chain(dtype, scale, leads=True, closes=True), [w1, w2[1], w2[0]]
+        w2 = [w2[0] @ w2[1]]
+    return Chain(dtype, scale, leads=w2_first <= w2_last, closes=w2_first > w2_last), [w1, *w2]
+
+
+def _hidden(input: Tensor, w1: Tensor, first: Tensor | None) -> Tensor:
+    """X firstᵀ (tokens, i1, p)."""
+    i1 = w1.shape[1]
+    if first is None:
+        return input.reshape(input.shape[0], i1, input.shape[1] // i1)
+    return (input.reshape(-1, first.shape[1]) @ first.t()).view(input.shape[0], i1, first.shape[0])
+
+
+def _matrix(rows: Tensor) -> Tensor:
+    """(tokens · groups, width) of (tokens, groups, width)."""
+    return rows.reshape(-1, rows.shape[2])
+
+
+def _of_input(
+    gradient: Tensor, weight: Tensor | None, of_hidden: Tensor, first: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """gradient @ weight + of_hidden @ first, (tokens, in)."""
+    hidden = _matrix(of_hidden)
+    width = hidden.shape[1] if first is None else first.shape[1]
+    if weight is None:
+        change = hidden if first is None else hidden @ first
+        return change.view(len(gradient), of_hidden.shape[1] * width)
+    total = base_gradient(gradient, weight, dtype)
+    if first is None:
+        total.view(-1, width).add_(hidden)
+    else:
+        total.view(-1, width).addmm_(hidden, first)
+    return total

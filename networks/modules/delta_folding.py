@@ -1,0 +1,69 @@
+"""LoHa and LoKr put into a weight: by modules for inference and merging, or one weight of a checkpoint at a time."""
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_inspect.maths.change import Change
+
+from ..files import reading
+from ..files.stored_alpha import read_alpha
+from ..kernels.base_weight import PLAIN_DTYPES
+from .delta_module import DeltaModule
+from .foldable import FoldableModule
+
+
+class FoldableDelta(FoldableModule, DeltaModule):
+    """DeltaModule for inference and merging."""
+
+    def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
+        """Adds the delta."""
+        _change(self, self.lora_name, tensors, rows, self.lora_dim).fold(rows, 0, multiplier)
+
+
+def merge_into(
+    module_class: type[DeltaModule],
+    model_weight: Tensor,
+    lora_name: str,
+    lora_sd: Mapping[str, Tensor],
+    lora_weight_keys: set[str],
+    multiplier: float,
+    calc_device: torch.device | str,
+) -> Tensor:
+    """The weight with the module called `lora_name` merged, in its own dtype; as it is where there is no such module.
+
+    The keys that were used are removed from `lora_weight_keys`. Computed on `calc_device` in float32 or better. Raises
+    ValueError for a weight that is no plain float, for what is no factor of the algorithm, and for factors that do not
+    fit the weight.
+    """
+    keys = [key for key in lora_sd if key.partition(".")[0] == lora_name and key in lora_weight_keys]
+    if multiplier == 0 or not any(key.startswith(f"{lora_name}.{module_class.prefix}") for key in keys):
+        return model_weight
+    if model_weight.dtype not in PLAIN_DTYPES:
+        raise ValueError(f"{lora_name}: the base is stored as {model_weight.dtype}, which no change can be added to")
+    working = torch.promote_types(model_weight.dtype, torch.float32)
+    merged = model_weight.to(calc_device, working, copy=True)
+    read = reading.read({key: lora_sd[key] for key in keys}, reader=module_class.reader.with_every_role)
+    module, rows = read.modules[lora_name], merged.view(merged.shape[0], -1)
+    _change(module_class, lora_name, module.tensors, rows, module.rank).fold(rows, 0, multiplier)
+    lora_weight_keys.difference_update(keys)
+    return merged.to(model_weight.device, model_weight.dtype)
+
+
+def _change(algorithm: Any, name: str, tensors: Mapping[str, Tensor], rows: Tensor, rank: int) -> Change:
+    """The change of a weight `rows` (out, in·kernel) that the `tensors` of a module are, in the dtype of the rows."""
+    prefix = algorithm.prefix
+    shapes = {key.removeprefix(prefix): tuple(tensors[key].shape) for key in tensors if key.startswith(prefix)}
+    formula = algorithm.formula
+    if wrong := formula.check(shapes):
+        raise ValueError(f"{name}: {wrong}")
+    out_features, *columns = formula.weight_shape(shapes)
+    if (changed := [out_features, prod(columns)]) != list(rows.shape):
+        raise ValueError(f"{name}: its factors change a weight of {changed}, but the base's is {list(rows.shape)}")
+    alpha = read_alpha(name, tensors.get("alpha"), rank, rslora=False)
+    factors = {role: tensors[prefix + role].to(rows) for role in shapes}
+    change: Change = formula.change(factors, formula.scale(alpha, shapes), None)
+    return change
