@@ -107,6 +107,11 @@ class LoKrModule(DeltaModule):
             state_dict[prefix + "alpha"] = torch.tensor(float(self.lora_dim))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether neither factor is a product, so that there is no rank, and no scale."""
+        return lokr.is_whole(self.factors)
+
 
 class LoKrInfModule(FoldableDelta, LoKrModule):
     """LoKrModule for inference and merging."""

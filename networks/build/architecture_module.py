@@ -25,17 +25,6 @@ from .creation import PREFIX
 from .network import LoRANetwork
 from .targets import class_name, named_leaves
 
-_LORA_ALONE = (
-    "use_rslora",
-    "use_dora",
-    "dora_conv",
-    "use_tlora",
-    "loraplus_lr_ratio",
-    "init_lora_weights",
-    "split_dims",
-    "split_qkv",
-)
-
 
 class Algorithm(NamedTuple):
     """What a network module trains with: the classes of its modules, and its own options."""
@@ -225,13 +214,7 @@ def _parse(
     training: Training, algorithm: Algorithm, kwargs: Mapping[str, Any], neuron_dropout: float | None
 ) -> NetworkArguments:
     switches = {switch.name: Option(arguments.read_bool, switch.default) for switch in training.switches}
-    options = arguments.parse(kwargs, neuron_dropout, extra={**switches, **algorithm.options})
-    if algorithm is not LORA:
-        plain = NetworkArguments()
-        for name in _LORA_ALONE:
-            if getattr(options, name) != getattr(plain, name):
-                raise ValueError(f"{name} is for LoRA, not for {algorithm.name}; leave it out")
-    return options
+    return arguments.parse(kwargs, neuron_dropout, extra={**switches, **algorithm.options})
 
 
 def _with_chosen_excludes(training: Training, options: NetworkArguments) -> NetworkArguments:

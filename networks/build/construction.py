@@ -6,13 +6,29 @@ from typing import Any
 
 from torch import nn
 
-from ..arguments import KAIMING, ORTHOGONAL, PISSA
+from ..arguments import KAIMING, ORTHOGONAL, PISSA, NetworkArguments
 from ..files.module_names import module_name
 from ..modules.layers import LoRAModule
 from ..modules.pissa import PissaModule
 from .targets import Target
 
 logger = logging.getLogger(__name__)
+
+
+_PLAIN = NetworkArguments()
+
+
+def refuse_options(module_class: Any, options: NetworkArguments) -> None:
+    """Raises ValueError for an option of LoRA that is not one of `module_class.options`.
+
+    A class that says nothing of them gets all of them.
+    """
+    foreign = LoRAModule.options - getattr(module_class, "options", LoRAModule.options)
+    for name in sorted(foreign):
+        if getattr(options, name) != getattr(_PLAIN, name):
+            reader = getattr(module_class, "reader", None)
+            title = reader.algorithm.title if reader else module_class.__name__
+            raise ValueError(f"{name} is for LoRA, not for {title}; leave it out")
 
 
 def choose_class(module_class: Any, init_lora_weights: str) -> Any:

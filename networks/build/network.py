@@ -22,6 +22,7 @@ from . import construction, optimizer_groups, summary, targets
 from .left_out import LeftOut
 from .network_weights import NetworkWeights
 from .optimizer_groups import Rates
+from .patterns import never_first, unmatched
 from .targets import Form, Patterns, Ranks, Splits
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class LoRANetwork(NetworkWeights):
         self.lr_pattern = options.lr_pattern or {}
         self.save_format = options.save_format
         self.loraplus_lr_ratio = options.loraplus_lr_ratio
+        construction.refuse_options(module_class, options)
         self.module_class = construction.choose_class(module_class, options.init_lora_weights)
         self.module_kwargs = arguments.read_keywords("module_kwargs", module_kwargs or {})
         self.rank_mask = RankMask(options.tlora_min_rank, options.tlora_alpha) if options.use_tlora else None
@@ -119,8 +121,10 @@ class LoRANetwork(NetworkWeights):
             )
         else:
             selection = targets.select_named(unet, prefix, forms)
-        if never := targets.unmatched(self.lr_pattern, [target.path for target in selection.targets]):
-            selection.unmatched["lr_pattern"] = never
+        adapted = [target.path for target in selection.targets]
+        for found, patterns_that in ((selection.unmatched, unmatched), (selection.idle, never_first)):
+            if without_effect := patterns_that(self.lr_pattern, adapted):
+                found["lr_pattern"] = without_effect
         self._paths = {
             module_name(prefix, target.path): target.path for target in (*selection.targets, *selection.optional)
         }
@@ -164,6 +168,7 @@ class LoRANetwork(NetworkWeights):
         if options.use_dora:
             summary.log_dora(self.unet_loras)
         summary.log_selection(self.unet_loras, selection, options.verbose)
+        summary.log_idle(self.unet_loras, selection, options)
 
     def prepare_network(self, args: Any) -> None:
         """Called by trainers before `apply_to`; there is nothing to prepare."""
@@ -196,7 +201,11 @@ class LoRANetwork(NetworkWeights):
         logger.info(f"{len(self.unet_loras)} LoRA modules applied")
 
     def set_loraplus_lr_ratio(self, loraplus_lr_ratio: float | None) -> None:
-        """The learning rate of the up factors as a multiple of the others'; None for the same."""
+        """The learning rate of the up factors as a multiple of the others'; None for the same.
+
+        Raises ValueError for a ratio where the algorithm has no such factors.
+        """
+        construction.refuse_options(self.module_class, NetworkArguments(loraplus_lr_ratio=loraplus_lr_ratio))
         self.loraplus_lr_ratio = loraplus_lr_ratio
 
     def prepare_optimizer_params(

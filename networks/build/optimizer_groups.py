@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..modules.adapter_module import AdapterModule
-from .targets import value_at
+from .patterns import value_at
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from lora_inspect import __version__
 
-from ..arguments import NATIVE, STANDARD
-from .targets import Selection
+from ..arguments import NATIVE, STANDARD, NetworkArguments
+from .targets import Selection, has_kernel
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,13 @@ def log_selection(loras: Sequence[Any], selection: Selection, verbose: bool) -> 
             f"{option}: {', '.join(map(repr, patterns))} matches no layer that could be adapted; "
             "a pattern has to match the whole dotted name"
         )
+    for option, patterns in selection.idle.items():
+        reason = (
+            "none of the layers that it matches is excluded, and it leaves out no others"
+            if option == "include_patterns"
+            else "a pattern before it matches all of its layers"
+        )
+        logger.warning(f"{option}: {', '.join(map(repr, patterns))} has no effect, as {reason}")
     if selection.rescued:
         logger.info(f"include_patterns keeps {len(selection.rescued)} excluded layers: {', '.join(selection.rescued)}")
     if not verbose:
@@ -63,6 +70,19 @@ def log_selection(loras: Sequence[Any], selection: Selection, verbose: bool) -> 
         logger.info(f"{path}: not adapted, because {reason}")
     total = sum(parameter.numel() for lora in loras for parameter in lora.parameters())
     logger.info(f"{len(loras)} modules adapted, {total} parameters; {len(selection.skipped)} left out")
+
+
+def log_idle(loras: Sequence[Any], selection: Selection, options: NetworkArguments) -> None:
+    """Which options of a network have no effect, as none of its layers is of their kind."""
+    convolutions = [target.module for target in selection.targets if hasattr(target.module, "kernel_size")]
+    if "dora_conv" in options.given and options.dora_conv and not convolutions:
+        logger.warning("dora_conv: no effect, as no convolution is adapted")
+    names = [name for name in ("conv_dim", "conv_alpha") if name in options.given and getattr(options, name)]
+    if names and not any(map(has_kernel, convolutions)):
+        logger.warning(f"{', '.join(names)}: no effect, as no convolution with a kernel above 1 is adapted")
+    whole = sum(getattr(lora, "is_whole", False) for lora in loras)
+    if whole:
+        logger.info(f"rank and alpha have no effect on {whole} of {len(loras)} modules, whose factors are whole")
 
 
 def log_readers(loras: Sequence[Any], save_format: str, scale_is_folded: bool) -> None:

@@ -1,19 +1,16 @@
 """Which layers of a model are adapted, with which rank, alpha and slices, and why the others are not."""
 
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from ..files.module_names import module_name
+from .patterns import first_match, never_first, unmatched, value_at
 
 # By name and not by type: a quantised subclass is no layer to adapt, and a trainer's replacement for one is.
 LEAF_CLASSES = ("Linear", "Conv2d", "Conv3d")
-
-_Value = TypeVar("_Value")
-_Default = TypeVar("_Default")
 
 
 class Target(NamedTuple):
@@ -44,15 +41,16 @@ class Form(NamedTuple):
 class Selection(NamedTuple):
     """The layers that are adapted, and by path why each other one is not.
 
-    `rescued` are the paths that an exclude matches and an include of the user keeps. `unmatched` are the user's
-    patterns that no layer in reach matches, by option. `optional` are the skipped layers that no pattern of the user's
-    excludes, as they would be adapted.
+    `rescued` are the paths that an exclude matches and an include of the user keeps. By option, `unmatched` are the
+    user's patterns that no layer in reach matches, and `idle` those that change nothing at the layers that they match.
+    `optional` are the skipped layers that no pattern of the user's excludes, as they would be adapted.
     """
 
     targets: list[Target]
     skipped: dict[str, str]
     rescued: list[str]
     unmatched: dict[str, list[str]]
+    idle: dict[str, list[str]]
     optional: Sequence[Target] = ()
 
 
@@ -71,21 +69,21 @@ class Patterns:
 
     def reason_to_skip(self, path: str) -> str | None:
         """Why the layer at `path` is left out, or None where it is adapted."""
-        return None if _first_match(self.includes, path) else self._exclusion(path)
+        return None if first_match(self.includes, path) else self._exclusion(path)
 
     def is_rescued(self, path: str) -> bool:
         """Whether only an include of the user keeps the layer at `path`."""
-        return bool(_first_match(self.includes, path) and self._exclusion(path))
+        return bool(first_match(self.includes, path) and self._exclusion(path))
 
     def are_the_user_s(self, path: str) -> bool:
         """Whether it is an exclude of the user's that leaves the layer at `path` out."""
-        return _first_match(self.excludes, path) is not None
+        return first_match(self.excludes, path) is not None
 
     def _exclusion(self, path: str) -> str | None:
-        if pattern := _first_match(self.excludes, path):
+        if pattern := first_match(self.excludes, path):
             return f"it matches the exclude pattern {pattern!r}"
-        pattern = _first_match(self.default_excludes, path)
-        if pattern and not _first_match(self.default_includes, path):
+        pattern = first_match(self.default_excludes, path)
+        if pattern and not first_match(self.default_includes, path):
             return f"it matches the default exclude pattern {pattern!r}"
         return None
 
@@ -111,7 +109,7 @@ class Ranks:
         """The layer at `path` with its rank and alpha, or None where conv_dim leaves it alone."""
         kernel = has_kernel(module)
         rank, source = (self.conv_dim, "conv_dim") if kernel else (self.dim, "network_dim")
-        if pattern := _first_match(self.rank_pattern, path):
+        if pattern := first_match(self.rank_pattern, path):
             rank, source = self.rank_pattern[pattern], f"rank_pattern {pattern!r}"
         if rank == 0 and kernel:
             return None
@@ -128,7 +126,7 @@ class Splits:
 
     def sizes(self, path: str, module: Any) -> tuple[int, ...] | None:
         """The output features of each slice of the layer at `path`, None where it is not split."""
-        if pattern := _first_match(self.by_pattern, path):
+        if pattern := first_match(self.by_pattern, path):
             return tuple(self.by_pattern[pattern])
         if not (self.qkv and path.endswith("qkv") and hasattr(module, "out_features")):
             return None
@@ -167,19 +165,28 @@ def select(
                 skipped[path] = excluded
             (optional if excluded else chosen).append(target)
     adapted = [target.path for target in chosen]
+    rescued = [path for path in adapted if patterns.is_rescued(path)]
+    valued = {"rank_pattern": ranks.rank_pattern, "alpha_pattern": ranks.alpha_pattern, "split_dims": splits.by_pattern}
     found_nothing = {
         "exclude_patterns": unmatched(patterns.excludes, leaves),
         "include_patterns": unmatched(patterns.includes, leaves),
-        "rank_pattern": unmatched(ranks.rank_pattern, adapted),
-        "alpha_pattern": unmatched(ranks.alpha_pattern, adapted),
-        "split_dims": unmatched(splits.by_pattern, adapted),
+        **{option: unmatched(values, adapted) for option, values in valued.items()},
         "split_qkv": unmatched([".*qkv"] if splits.qkv else [], adapted),
+    }
+    idle = {
+        "include_patterns": [
+            pattern
+            for pattern in unmatched(patterns.includes, rescued)
+            if pattern not in found_nothing["include_patterns"]
+        ],
+        **{option: never_first(values, adapted) for option, values in valued.items()},
     }
     return Selection(
         chosen,
         skipped,
-        rescued=[path for path in adapted if patterns.is_rescued(path)],
-        unmatched={option: left for option, left in found_nothing.items() if left},
+        rescued,
+        {option: left for option, left in found_nothing.items() if left},
+        {option: left for option, left in idle.items() if left},
         optional=optional,
     )
 
@@ -199,7 +206,7 @@ def select_named(root: nn.Module, prefix: str, forms: Mapping[str, Form]) -> Sel
             f"{len(left)} of the {len(forms)} modules of the weights have no layer in the model ({some}): "
             "they are for another model or another naming of it"
         )
-    return Selection(chosen, {}, [], {})
+    return Selection(chosen, {}, [], {}, {})
 
 
 def named_sizes(root: nn.Module, prefix: str, splits: Splits) -> dict[str, tuple[int, ...]]:
@@ -231,18 +238,3 @@ def class_name(module: nn.Module) -> str:
 def has_kernel(module: nn.Module) -> bool:
     """Whether the layer is a convolution with a kernel larger than 1."""
     return any(size != 1 for size in getattr(module, "kernel_size", ()))
-
-
-def value_at(values: Mapping[str, _Value], path: str, default: _Default) -> _Value | _Default:
-    """The value of the first regular expression that matches the whole `path`, `default` where none does."""
-    pattern = _first_match(values, path)
-    return default if pattern is None else values[pattern]
-
-
-def unmatched(patterns: Iterable[str], paths: Collection[str]) -> list[str]:
-    """The regular expressions that match none of the `paths` as a whole."""
-    return [pattern for pattern in patterns if not any(re.fullmatch(pattern, path) for path in paths)]
-
-
-def _first_match(patterns: Iterable[str], path: str) -> str | None:
-    return next((pattern for pattern in patterns if re.fullmatch(pattern, path)), None)

@@ -1,7 +1,7 @@
 """What the module of every algorithm shares: its base layer, its scale, its switches, and its place in the forward."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ class AdapterModule(nn.Module):
     """
 
     alpha: Tensor
+    # What it has of the options of LoRA that do not follow from what is here.
+    options: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,

@@ -46,6 +46,19 @@ class LoRAModule(AdapterModule):
     With a `rank_mask` the timestep decides which ranks act: in training steps, and in evaluation mode where one is set.
     """
 
+    options = frozenset(
+        {
+            "use_rslora",
+            "use_dora",
+            "dora_conv",
+            "use_tlora",
+            "loraplus_lr_ratio",
+            "init_lora_weights",
+            "split_dims",
+            "split_qkv",
+        }
+    )
+
     def __init__(
         self,
         lora_name: str,

@@ -63,7 +63,10 @@ def test_includes_do_not_reach_beyond_the_blocks_and_say_so(make_model, caplog):
     network = create(make_model(), include_patterns=["embed", ".*to_q"])
     assert "embed" not in modules_of(network)
     assert "include_patterns: 'embed' matches no layer that could be adapted" in caplog.text
-    assert "to_q" not in caplog.text
+    assert "include_patterns: '.*to_q' has no effect, as none of the layers that it matches is excluded" in caplog.text
+    caplog.clear()
+    create(make_model(), exclude_patterns=[".*attn.*"], include_patterns=[".*to_q"])
+    assert "no effect" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -81,6 +84,30 @@ def test_a_pattern_that_matches_nothing_is_a_warning(make_model, caplog, options
     assert len(create(make_model(), **options).unet_loras) == 10
     assert f"{next(iter(options))}: " in caplog.text
     assert "has to match the whole dotted name" in caplog.text
+
+
+@pytest.mark.parametrize("option", ["rank_pattern", "alpha_pattern", "lr_pattern"])
+def test_a_pattern_behind_one_that_matches_all_of_its_layers_is_a_warning(make_model, caplog, option):
+    create(make_model(), **{option: {".*to_q": 2, ".*attn.*": 4, "blocks.0.attn.to_.*": 6}})
+    expected = f"{option}: 'blocks.0.attn.to_.*' has no effect, as a pattern before it matches all of its layers"
+    assert [message for message in caplog.messages if "no effect" in message] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"conv_dim": 3, "conv_alpha": 5}, "conv_dim, conv_alpha: no effect, as no convolution with a kernel above 1"),
+        ({"conv_alpha": 5, "exclude_patterns": None}, None),
+        ({"conv_dim": 3, "enable_conv2d": "False", "exclude_patterns": None}, "conv_dim: no effect, as no convolution"),
+        ({"conv_dim": 0}, None),
+        ({"use_dora": True, "dora_conv": True}, None),
+        ({"use_dora": True, "dora_conv": True, "enable_conv2d": False}, "dora_conv: no effect, as no convolution is"),
+    ],
+)
+def test_an_option_of_convolutions_without_any_is_a_warning(make_model, caplog, options, expected):
+    create(make_model(), **{"exclude_patterns": [".*conv"]} | options)
+    told = [message for message in caplog.messages if "no effect" in message]
+    assert [message.startswith(expected or "-") for message in told] == ([True] if expected else [])
 
 
 def test_rank_and_alpha_patterns(make_model):
