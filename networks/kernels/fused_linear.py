@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import linear_product
+from . import half_product, linear_product
 from .linear_product import Product
 from .row_blocks import rows_at_once
 
@@ -108,9 +108,9 @@ class _FusedLinear(torch.autograd.Function):
             if needs_down:
                 of_down = of_hidden.t() @ input.to(of_hidden.dtype)
             if needs_input:
-                of_input = _input_gradient(gradient, weight, gain, of_hidden, down)
+                of_input = _input_gradient(gradient, wide, weight, gain, of_hidden, down)
             if needs_weight:
-                of_weight = gradient.t() @ input
+                of_weight = half_product.rounded(gradient.t(), input, weight.dtype)
                 of_weight = of_weight if gain is None else of_weight.mul_(gain.to(weight.dtype)[:, None])
         return of_input, of_weight, of_bias, of_down, of_up, of_gain, None
 
@@ -174,8 +174,13 @@ class _FusedGain(torch.autograd.Function):
         )
 
 
-def _input_gradient(gradient: Tensor, weight: Tensor, gain: Tensor | None, of_hidden: Tensor, down: Tensor) -> Tensor:
-    """gradient · gain @ weight + of_hidden @ down, (tokens, in)."""
+def _input_gradient(
+    gradient: Tensor, wide: Tensor, weight: Tensor, gain: Tensor | None, of_hidden: Tensor, down: Tensor
+) -> Tensor:
+    """gradient · gain @ weight + of_hidden @ down, (tokens, in), rounded to the weight's dtype."""
+    dtype = weight.dtype
+    if not half_product.is_served(weight.device, dtype):
+        gradient, weight = wide, weight.to(wide.dtype)
     if gain is not None:
         gain = gain.to(weight.dtype)
         if gradient.shape[0] < weight.shape[1]:
@@ -183,9 +188,9 @@ def _input_gradient(gradient: Tensor, weight: Tensor, gain: Tensor | None, of_hi
         else:
             weight = weight * gain[:, None]
     if of_hidden.dtype == weight.dtype:
-        return (gradient @ weight).addmm_(of_hidden, down)
+        return (gradient @ weight).addmm_(of_hidden, down).to(dtype)
     # The change is small beside the product, which is accumulated upon it and rounded last.
-    return torch.addmm((of_hidden @ down).to(weight.dtype), gradient, weight)
+    return (of_hidden @ down).to(dtype).addmm_(gradient, weight)
 
 
 def _gain_gradient(gradient: Tensor, output: Tensor | None, operands: _Operands) -> Tensor:

@@ -4,18 +4,18 @@ In float32 the change is added inside the matrix product of its last factor, so 
 
 A half-precision Linear rounds its own output. To add to that a change computed in float32, and to round again,
 makes the mean error 1.37 times that of the Linear alone. So the product is kept in float32 until everything has
-been added: for the products of bfloat16 and float16 numbers, which float32 holds exactly, CUDA has a kernel that
-accumulates as always and leaves out the rounding, and the CPU multiplies in float32.
+been added, or everything is accumulated in one product: `half_product` and `prolonged_product` say on which device.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_HALF = (torch.bfloat16, torch.float16)
-_CUDA_LEAVES_UNROUNDED = hasattr(torch.ops.aten.mm, "dtype") and torch.version.hip is None
+from . import half_product
+from .half_product import HALF
+from .prolonged_product import FEWEST_TOKENS, prolonged_linear
 
 
 class Product(NamedTuple):
@@ -30,9 +30,11 @@ def lora_linear(input: Tensor, weight: Tensor, bias: Tensor | None, products: li
 
     `input` is (tokens, in), `weight` (out, in), both of one dtype. Several products fill the output side by side.
     """
-    if weight.dtype not in _HALF:
+    if weight.dtype not in HALF:
         return _add(F.linear(input, weight, bias), products)
-    if not _keeps_float32(input):
+    if half_product.accumulates_fast(input) and input.shape[0] >= FEWEST_TOKENS:
+        return prolonged_linear(input, weight, bias, products)
+    if not half_product.keeps_float32(input):
         # What is rounded here is small beside the product, which is accumulated upon it and rounded last.
         change = _sum_with_bias(products, bias).to(weight.dtype)
         return torch.addmm(change, input, weight.t())
@@ -79,9 +81,9 @@ def rescale(total: Tensor, gain: Tensor, bias: Tensor | None, out: Tensor | None
 
 def unrounded(input: Tensor, weight: Tensor, products: list[Product]) -> Tensor:
     """input @ weightᵀ + change in float32, or in float64 where the operands are."""
-    if weight.dtype not in _HALF:
+    if weight.dtype not in HALF:
         return _add(F.linear(input, weight), products)
-    return _add(_HalfProduct.apply(input, weight), products)  # type: ignore[no-untyped-call]
+    return _add(half_product.unrounded(input, weight), products)
 
 
 def _add(total: Tensor, products: list[Product]) -> Tensor:
@@ -96,27 +98,3 @@ def _sum_with_bias(products: list[Product], bias: Tensor | None) -> Tensor:
     total = torch.cat([hidden @ up.t() for hidden, up in products], dim=1)
     return total if bias is None else total + bias
 
-
-def _keeps_float32(input: Tensor) -> bool:
-    return input.device.type == "cpu" or (input.device.type == "cuda" and _CUDA_LEAVES_UNROUNDED)
-
-
-class _HalfProduct(torch.autograd.Function):
-    """input @ weightᵀ of half-precision operands, unrounded in float32; saves the operands as they are."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(input, weight)
-        if input.device.type == "cuda" and _CUDA_LEAVES_UNROUNDED:
-            return torch.mm(input, weight.t(), out_dtype=torch.float32)
-        return input.float() @ weight.float().t()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        input, weight = ctx.saved_tensors
-        gradient = gradient.to(weight.dtype)
-        return (
-            gradient @ weight if ctx.needs_input_grad[0] else None,
-            gradient.t() @ input if ctx.needs_input_grad[1] else None,
-        )

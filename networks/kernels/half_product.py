@@ -1,0 +1,83 @@
+"""Products of half-precision matrices: which ones a device computes well, and how to get them unrounded.
+
+The products of bfloat16 and float16 numbers are exact in float32. CUDA has a kernel that accumulates as always and
+leaves out the rounding. torch has none on the CPU, where it depends on the processor:
+
+- with instructions for bfloat16 (AVX512_BF16, AMX), oneDNN accumulates in float32 and rounds the sum, a few times
+  faster than a float32 product. A second product, accumulated upon the negative of the first, is what the rounding
+  has left out;
+- elsewhere the operands are widened. torch's own loops over half-precision numbers round once as well, but take ten
+  to two hundred times as long as a float32 product where oneDNN does not serve the processor.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+HALF = (torch.bfloat16, torch.float16)
+_CUDA_LEAVES_UNROUNDED = hasattr(torch.ops.aten.mm, "dtype") and torch.version.hip is None
+
+
+def _asks(module: Any, *names: str) -> bool:
+    """Whether one of these questions to torch exists and is answered with yes."""
+    return any(getattr(module, name, lambda: False)() for name in names)
+
+
+_ONEDNN = {
+    torch.bfloat16: _asks(torch.ops.mkldnn, "_is_mkldnn_bf16_supported"),
+    torch.float16: _asks(torch.ops.mkldnn, "_is_mkldnn_fp16_supported"),
+}
+_BFLOAT16_INSTRUCTIONS = _ONEDNN[torch.bfloat16] and _asks(
+    torch.cpu, "_is_avx512_bf16_supported", "_is_amx_tile_supported"
+)
+
+
+def keeps_float32(input: Tensor) -> bool:
+    """Whether `unrounded` holds for the device of `input`."""
+    return input.device.type == "cpu" or (input.device.type == "cuda" and _CUDA_LEAVES_UNROUNDED)
+
+
+def accumulates_fast(input: Tensor) -> bool:
+    """Whether the processor multiplies numbers of this dtype faster than float32, and accumulates in float32."""
+    return input.device.type == "cpu" and input.dtype == torch.bfloat16 and _BFLOAT16_INSTRUCTIONS
+
+
+def is_served(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a product of matrices of this dtype is best computed in it."""
+    return device.type != "cpu" or _ONEDNN.get(dtype, True)
+
+
+def rounded(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """left @ right in `dtype`, of operands that have it or are wider."""
+    if is_served(left.device, dtype):
+        return left.to(dtype) @ right.to(dtype)
+    return (left.float() @ right.float()).to(dtype)
+
+
+def unrounded(input: Tensor, weight: Tensor) -> Tensor:
+    """input @ weightᵀ of half-precision operands in float32; keeps the operands as they are for the backward pass."""
+    result: Tensor = _Unrounded.apply(input, weight)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Unrounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        if input.device.type == "cuda" and _CUDA_LEAVES_UNROUNDED:
+            return torch.mm(input, weight.t(), out_dtype=torch.float32)
+        if not accumulates_fast(input):
+            return input.float() @ weight.float().t()
+        product = input @ weight.t()
+        left_out = product.neg().addmm_(input, weight.t())
+        return product.float().add_(left_out)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        input, weight = ctx.saved_tensors
+        return (
+            rounded(gradient, weight, weight.dtype) if ctx.needs_input_grad[0] else None,
+            rounded(gradient.t(), input, weight.dtype) if ctx.needs_input_grad[1] else None,
+        )
