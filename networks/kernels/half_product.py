@@ -1,13 +1,13 @@
-"""Products of half-precision matrices: which ones a device computes well, and how to get them unrounded.
+"""Products of half-precision matrices, unrounded or rounded once, by the fastest way that a device has.
 
 The products of bfloat16 and float16 numbers are exact in float32. CUDA has a kernel that accumulates as always and
-leaves out the rounding. torch has none on the CPU, where it depends on the processor:
+leaves out the rounding. torch offers none on the CPU, where it depends on the processor:
 
-- with instructions for bfloat16 (AVX512_BF16, AMX), oneDNN accumulates in float32 and rounds the sum, a few times
-  faster than a float32 product. A second product, accumulated upon the negative of the first, is what the rounding
-  has left out;
-- elsewhere the operands are widened. torch's own loops over half-precision numbers round once as well, but take ten
-  to two hundred times as long as a float32 product where oneDNN does not serve the processor.
+- with instructions for bfloat16, a product is a few times as fast as in float32, is accumulated in float32 and
+  rounded. A second one, accumulated upon the negative of the first, is what the rounding has left out: both are
+  within 2⁻¹⁶ of the sum;
+- elsewhere the operands are widened. Without a kernel of oneDNN, torch's loops over half-precision numbers take ten
+  to two hundred times as long as a float32 product.
 """
 
 from typing import Any
@@ -15,22 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import processor
+
 HALF = (torch.bfloat16, torch.float16)
 _CUDA_LEAVES_UNROUNDED = hasattr(torch.ops.aten.mm, "dtype") and torch.version.hip is None
-
-
-def _asks(module: Any, *names: str) -> bool:
-    """Whether one of these questions to torch exists and is answered with yes."""
-    return any(getattr(module, name, lambda: False)() for name in names)
-
-
-_ONEDNN = {
-    torch.bfloat16: _asks(torch.ops.mkldnn, "_is_mkldnn_bf16_supported"),
-    torch.float16: _asks(torch.ops.mkldnn, "_is_mkldnn_fp16_supported"),
-}
-_BFLOAT16_INSTRUCTIONS = _ONEDNN[torch.bfloat16] and _asks(
-    torch.cpu, "_is_avx512_bf16_supported", "_is_amx_tile_supported"
-)
 
 
 def keeps_float32(input: Tensor) -> bool:
@@ -40,12 +28,12 @@ def keeps_float32(input: Tensor) -> bool:
 
 def accumulates_fast(input: Tensor) -> bool:
     """Whether the processor multiplies numbers of this dtype faster than float32, and accumulates in float32."""
-    return input.device.type == "cpu" and input.dtype == torch.bfloat16 and _BFLOAT16_INSTRUCTIONS
+    return input.device.type == "cpu" and input.dtype == torch.bfloat16 and processor.MULTIPLIES_BFLOAT16
 
 
 def is_served(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a product of matrices of this dtype is best computed in it."""
-    return device.type != "cpu" or _ONEDNN.get(dtype, True)
+    return device.type != "cpu" or processor.SERVES.get(dtype, True)
 
 
 def rounded(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:

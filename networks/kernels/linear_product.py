@@ -97,4 +97,3 @@ def _add(total: Tensor, products: list[Product]) -> Tensor:
 def _sum_with_bias(products: list[Product], bias: Tensor | None) -> Tensor:
     total = torch.cat([hidden @ up.t() for hidden, up in products], dim=1)
     return total if bias is None else total + bias
-

@@ -5,8 +5,8 @@ The sum of two products is one product of prolonged matrices,
     input @ weightᵀ + hidden @ upᵀ = [input | hidden] @ [weight | up]ᵀ,
 
 which leaves the processor one rounding to do. The float32 factors are split into bfloat16 numbers, x = x₁ + x₂ + δ
-with |δ| ≤ 2⁻¹⁸ |x|, of which [x₁ x₁ x₂] and [y₁ y₂ y₁] give x · y but for 3 · 2⁻¹⁸ |x · y|: next to the rounding of
-the output, 2⁻⁹ of it, that is nothing unless the change is far larger than what it adds up to.
+with |δ| ≤ 2⁻¹⁶ |x|, of which [x₁ x₁ x₂] and [y₁ y₂ y₁] give x · y but for 3 · 2⁻¹⁶ |x · y|. The rounding of the
+output, up to 2⁻⁸ of it, hides that: errors of both kinds add up in squares.
 """
 
 from collections.abc import Sequence
@@ -81,8 +81,10 @@ class _Prolonged(torch.autograd.Function):
 
 def _split(values: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest bfloat16 numbers, and those nearest to what they leave out."""
-    high = values.bfloat16()
-    return high, (values - high).bfloat16()
+    # Rounded in the bits: a compiler that fuses both lines takes a conversion there and back for none at all.
+    wide = values.float()
+    high = (wide.view(torch.int32) + 0x8000).bitwise_and_(-0x10000).view(torch.float32)
+    return high.bfloat16(), (wide - high).bfloat16()
 
 
 def _between_zeros(rows: Tensor, first: int, height: int) -> Tensor:
