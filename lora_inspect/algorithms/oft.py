@@ -14,8 +14,9 @@ from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundi
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change
 
-# What sd-scripts calls its networks and begins their names with.
+# What sd-scripts calls its networks and begins their names with. Our own network has the first name too, and says so.
 _NETWORK, _PREFIX = "networks.oft", "oft_unet_"
+_OWN = "lora_inspect.network"
 _TINY = 1e-8
 
 
@@ -31,6 +32,14 @@ def check(shapes: Shapes) -> str | None:
 
 def _rows(shapes: Shapes) -> int:
     return shapes["blocks"][0] * shapes["blocks"][1]
+
+
+def block_shape(out_features: int, rank: int) -> tuple[int, int, int]:
+    """The shape of new blocks for a network's rank: their size is at most that, and never more than their count."""
+    from lora_inspect.algorithms.lokr import factorise
+
+    size, count = factorise(out_features, rank)
+    return count, size, size
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
@@ -59,7 +68,7 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
         )
     if not isfinite(around.alpha):
         return "the limit of its rotation, the stored alpha, is no finite number; fetch the file again"
-    is_of_sd_scripts = around.metadata.get("ss_network_module", "").startswith(_NETWORK)
+    is_of_sd_scripts = around.metadata.get("ss_network_module", "").startswith(_NETWORK) and _OWN not in around.metadata
     if around.alpha <= 0 and (is_of_sd_scripts or around.key.startswith(_PREFIX)):
         return (
             f"an alpha of {around.alpha:g} leaves no rotation in sd-scripts, which wrote it, and any in others; "
@@ -68,18 +77,19 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
     return {}
 
 
+def skew(blocks: Any, alpha: float | None) -> Any:
+    """Q of the stored blocks (count, size, size), shrunk to the limit of the norm of all of them; differentiable."""
+    generators = blocks - blocks.transpose(1, 2)
+    limit = (alpha or 0.0) * blocks.shape[0] * blocks.shape[1]
+    return generators * (limit / (generators.norm() + _TINY).clamp(min=limit)) if limit > 0 else generators
+
+
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """The rotation of blocks of rows."""
     from lora_inspect.maths.rotation import RotatedRows, cayley
 
-    blocks = tensors["blocks"]
-    skew = blocks - blocks.transpose(1, 2)
-    limit = (alpha or 0.0) * blocks.shape[0] * blocks.shape[1]
-    norm = skew.square().sum().sqrt() + _TINY
-    if 0 < limit < norm:
-        skew = skew * (limit / norm)
     gain = tensors.get("rescale")
-    return RotatedRows(cayley(skew), None if gain is None else gain.reshape(-1, 1))
+    return RotatedRows(cayley(skew(tensors["blocks"], alpha)), None if gain is None else gain.reshape(-1, 1))
 
 
 ALGORITHM = Algorithm(

@@ -1,4 +1,4 @@
-"""Rotations of blocks of rows or columns of a weight, made from skew-symmetric generators. Tensor methods alone.
+"""Rotations of blocks of rows or columns of a weight, made from skew-symmetric generators.
 
 Sources: Qiu et al. 2023 (OFT) for Cayley's transform, Qiu et al. 2025 (OFTv2) for its Neumann series.
 """
@@ -24,8 +24,16 @@ def from_upper(entries: Any, size: int) -> Any:
 
 def cayley(skew: Any) -> Any:
     """(I + Q)(I - Q)^-1 of skew-symmetric matrices (count, size, size)."""
-    one = identity(skew)
-    return (one + skew) @ (one - skew).inverse()
+    return identity(skew) + turn(skew)
+
+
+def turn(skew: Any) -> Any:
+    """R - I for R = `cayley(skew)`, as (I - Q)^-1 2Q, which keeps the digits of a small Q; differentiable."""
+    import torch
+
+    # I - Q has no singular value below 1: the check that would wait for the device is not needed.
+    result, _ = torch.linalg.solve_ex(identity(skew) - skew, 2.0 * skew)
+    return result
 
 
 def neumann(skew: Any, terms: int) -> Any:

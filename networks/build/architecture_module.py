@@ -4,6 +4,7 @@ An algorithm that serves every architecture, `loha` and `lokr`, gets the archite
 or finds it by the classes and layers of the model.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,14 +26,22 @@ from .creation import PREFIX
 from .network import LoRANetwork
 from .targets import class_name, named_leaves
 
+logger = logging.getLogger(__name__)
+
+_ALPHAS = ("conv_alpha", "alpha_pattern")
+
 
 class Algorithm(NamedTuple):
-    """What a network module trains with: the classes of its modules, and its own options."""
+    """What a network module trains with: the classes of its modules, and its own options.
+
+    `has_scale` says whether alpha is a scale of its change.
+    """
 
     name: str
     module_class: Any
     inference_class: Any
     options: Mapping[str, Option] = {}
+    has_scale: bool = True
 
 
 LORA = Algorithm("LoRA", LoRAModule, LoRAInfModule)
@@ -114,6 +123,8 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Algo
         module_class = kwargs.pop("module_class", None) or algorithm.module_class
         module_kwargs = kwargs.pop("module_kwargs", {})
         options = _with_chosen_excludes(training, _parse(training, algorithm, kwargs, neuron_dropout))
+        if not algorithm.has_scale:
+            options = _without_alphas(algorithm, network_alpha, options)
         own = {name: options.extra[name] for name in algorithm.options}
         network = creation.create_network(
             blocks_of(training, getattr(unet, training.task_attribute or "", None)),
@@ -150,6 +161,8 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Algo
         """
         if unet is None:
             raise ValueError("unet is None, but the model that the weights are for was expected")
+        if settled := [name for name in algorithm.options if kwargs.pop(name, None) is not None]:
+            logger.warning(f"{', '.join(settled)}: no effect, as the weights have settled that")
         names = _file_names(architecture or _pop_architecture(kwargs, unet), unet)
         named = names.from_file(weights_sd, kwargs.pop("metadata", None) or {})
         default = algorithm.inference_class if for_inference else algorithm.module_class
@@ -215,6 +228,14 @@ def _parse(
 ) -> NetworkArguments:
     switches = {switch.name: Option(arguments.read_bool, switch.default) for switch in training.switches}
     return arguments.parse(kwargs, neuron_dropout, extra={**switches, **algorithm.options})
+
+
+def _without_alphas(algorithm: Algorithm, network_alpha: float | None, options: NetworkArguments) -> NetworkArguments:
+    """The options without those of a scale, which a line in the log names where they are given."""
+    given = [*(["network_alpha"] if network_alpha else []), *(name for name in _ALPHAS if name in options.given)]
+    if given:
+        logger.info(f"{', '.join(given)}: no effect, as {algorithm.name} has no scale")
+    return options.without(*_ALPHAS)
 
 
 def _with_chosen_excludes(training: Training, options: NetworkArguments) -> NetworkArguments:

@@ -184,6 +184,8 @@ def _shaped(key: str, tensor: Tensor, rank: int, expected: Expected) -> Tensor:
     if not torch.isfinite(tensor.float()).all():
         raise ValueError(f"{key} holds NaN or infinity: training broke before it was saved; use an earlier checkpoint")
     own = expected.shapes.get(key)
+    if own is None and key.endswith(".rescale"):
+        raise ValueError(f"{key} is not in the network; set rescaled=True")
     if own is None:
         raise ValueError(f"{key} is not in the network, which splits the module in another way")
     if own == tensor.shape:
@@ -195,6 +197,11 @@ def _shaped(key: str, tensor: Tensor, rank: int, expected: Expected) -> Tensor:
         raise ValueError(
             f"{key} has rank {found}, but the network has rank {wanted}; "
             f"set network_dim, conv_dim or rank_pattern to {found}"
+        )
+    if key.endswith(".oft_blocks") and tensor.shape[0] * rank == own[0] * own[1]:
+        raise ValueError(
+            f"{key} has blocks of {rank} outputs, but the network has blocks of {own[1]}; "
+            f"set network_dim, conv_dim or rank_pattern to {rank}"
         )
     raise ValueError(f"{key} has shape {list(tensor.shape)}, but the network has {list(own)}: it is for another model")
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lora_inspect.algorithms import lora
-from lora_inspect.algorithms.record import Algorithm, Role, Shapes
+from lora_inspect.algorithms.record import Algorithm, Role, Shapes, Surroundings
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.maths import fusing
 from lora_inspect.maths.dora import OUTPUT
@@ -69,13 +69,15 @@ class ModuleWeights(NamedTuple):
 class FactorReader(NamedTuple):
     """What the modules of a network have of an algorithm: the tensors with these `roles`, in the keys of a `dialect`.
 
-    `settle(module, shapes)` adds what is settled by the shapes of the factors by role.
+    `settle(module, shapes)` adds what is settled by the shapes of the factors by role. `scaled` says whether alpha is
+    a scale, which has to be there or be left out.
     """
 
     algorithm: Algorithm
     dialect: str
     roles: Collection[Role]
     settle: Callable[[ModuleWeights, Shapes], ModuleWeights] = lambda module, shapes: module
+    scaled: bool = True
 
     @property
     def with_every_role(self) -> "FactorReader":
@@ -167,7 +169,7 @@ def read(
     if not claims.modules:
         raise ValueError(f"the weights hold no {title} module")
     return Reading(
-        {name: _read_module(module, weights, reader) for name, module in claims.modules.items()},
+        {name: _read_module(module, weights, reader, metadata or {}) for name, module in claims.modules.items()},
         {key: _flag(key, weights[key]) for key in claims.flags if key in _FLAGS},
         metadata or {},
         has_rule=reader.algorithm.formula is not None and reader.algorithm.formula.rslora,
@@ -227,7 +229,9 @@ def _tensors(contribution: Contribution) -> dict[Role, TensorInfo]:
     return contribution.factors | ({"magnitude": magnitude.info} if magnitude else {})
 
 
-def _read_module(module: Module, weights: Mapping[str, Tensor], reader: FactorReader) -> ModuleWeights:
+def _read_module(
+    module: Module, weights: Mapping[str, Tensor], reader: FactorReader, metadata: Mapping[str, str]
+) -> ModuleWeights:
     name, parts = module.name.key, module.contributions
     is_split = parts[0].rows is not None
     tensors = {
@@ -253,16 +257,26 @@ def _read_module(module: Module, weights: Mapping[str, Tensor], reader: FactorRe
         ModuleWeights(name, tensors, ranks.pop(), parts[0].is_linear, split_dims),
         parts[0].shapes,
     )
-    read_alpha(name, read.tensors.get("alpha"), read.rank, rslora=False)
+    if reader.scaled:
+        read_alpha(name, read.tensors.get("alpha"), read.rank, rslora=False)
+    _check_settings(read, parts[0], metadata)
     return read
 
 
+def _check_settings(module: ModuleWeights, contribution: Contribution, metadata: Mapping[str, str]) -> None:
+    """Raises ValueError where nothing says how the algorithm computes these factors."""
+    settings = contribution.algorithm.settings
+    around = Surroundings(module.name, contribution.factors, None, metadata, module.alpha, shares_alpha=False)
+    if settings and isinstance(found := settings(around), str):
+        raise ValueError(f"{module.name}: {found}")
+
+
 def _rank(contribution: Contribution) -> int:
-    """The rank of the factors, or what stands for one where both are whole."""
+    """The rank of the factors, or what stands for one: a side where both are whole, the rows of a block."""
     shapes, formula = contribution.shapes, contribution.formula
-    if formula.hidden_rank and formula.rank(shapes) is None:
-        return formula.hidden_rank(shapes)
-    return contribution.known_rank
+    if formula.rank(shapes) is not None:
+        return contribution.known_rank
+    return formula.hidden_rank(shapes) if formula.hidden_rank else formula.together(shapes)
 
 
 LORA = FactorReader(lora.ALGORITHM, "kohya", ("down", "up", "magnitude"))

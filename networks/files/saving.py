@@ -30,8 +30,8 @@ _OWN_INIT = "lora_inspect.init_lora_weights"
 TLORA_KEY = "lora_inspect.tlora"
 _INIT, _RANK_PATTERN, _ALPHA_PATTERN = "ss_init_lora_weights", "ss_rank_pattern", "ss_alpha_pattern"
 
-# A magnitude rounded to half precision would move a whole row by up to 0.2%, as much as training moves it.
-_FLOAT32 = (".alpha", ".dora_layer.weight", ".lora_magnitude_vector", ".dora_scale")
+# A magnitude rounded to half precision would move a whole row by up to 0.2%, as much as training moves it; a gain too.
+_FLOAT32 = (".alpha", ".dora_layer.weight", ".lora_magnitude_vector", ".dora_scale", ".rescale")
 
 
 def option_metadata(

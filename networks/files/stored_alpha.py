@@ -21,6 +21,21 @@ def read_alpha(name: str, stored: Tensor | None, rank: int, rslora: bool) -> flo
     return alpha
 
 
+def read_limit(name: str, stored: Tensor | None) -> float:
+    """The alpha of a rotation: the limit of its norm for each output. 0, which a missing one stands for, is none.
+
+    Raises ValueError for what is no finite number.
+    """
+    if stored is None:
+        return 0.0
+    check_single(f"{name}.alpha", stored)
+    if not math.isfinite(float(stored)):
+        raise ValueError(
+            f"{name}.alpha is {float(stored):g}, which is no limit of a rotation; store the one that was meant"
+        )
+    return float(stored)
+
+
 def check_single(key: str, tensor: Tensor) -> None:
     """Raises ValueError where the tensor called `key` is not one number."""
     if tensor.numel() != 1:

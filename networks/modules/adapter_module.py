@@ -119,6 +119,10 @@ class AdapterModule(nn.Module):
         """The state dict of what `file_tensors` made."""
         return dict(tensors)
 
+    def read_alpha(self, stored: Tensor | None) -> float:
+        """What a stored alpha says, or its absence; raises ValueError for what is no usable number."""
+        return read_alpha(self.lora_name, stored, self.lora_dim, self.use_rslora)
+
     def _set_alpha(self, alpha: float) -> None:
         self._alpha_value = alpha
         self.alpha = torch.tensor(alpha, dtype=torch.float32, device=self.alpha.device)
@@ -134,7 +138,7 @@ class AdapterModule(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         own = [key for key in state_dict if key.startswith(prefix)]
         if own:
-            alpha = read_alpha(self.lora_name, state_dict.get(prefix + "alpha"), self.lora_dim, self.use_rslora)
+            alpha = self.read_alpha(state_dict.get(prefix + "alpha"))
             state_dict[prefix + "alpha"] = torch.tensor(alpha, dtype=torch.float32)
             self._set_alpha(alpha)
         super()._load_from_state_dict(state_dict, prefix, *args)

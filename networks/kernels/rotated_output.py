@@ -1,0 +1,97 @@
+"""Block-diagonal turns of a layer's output channels: y = z + z @ M for each block of them, where z is y without a bias.
+
+M is R - I, so that a rotation by nothing gives the output back, bit for bit. Everything is computed in M's dtype, a few
+samples at a time, and rounded once: nothing of the output's size exists in it, and the backward pass keeps nothing of
+that size but the output of the base.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .row_blocks import rows_at_once
+
+
+def turned(output: Tensor, turn: Tensor, bias: Tensor | None, axis: int) -> Tensor:
+    """output + (output - bias) @ turn, in the output's dtype, as single operations of torch.
+
+    `turn` is (count, size, size), for the count · size channels of the output at `axis`, which is negative; `bias` is
+    (channels,).
+    """
+    blocks = _in_blocks(output, turn, axis)
+    return _turned(blocks, turn, _in_blocks_of_one(bias, turn)).to(output.dtype).view(output.shape)
+
+
+def fused_turn(output: Tensor, turn: Tensor, bias: Tensor | None, axis: int) -> Tensor:
+    """`turned` with a backward pass of its own. Differentiable once, in all tensors."""
+    result: Tensor = _Turned.apply(output, turn, bias, axis)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Turned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, turn: Tensor, bias: Tensor | None, axis: int) -> Tensor:
+        ctx.save_for_backward(output, turn, bias)
+        ctx.axis = axis
+        blocks, offset = _in_blocks(output, turn, axis), _in_blocks_of_one(bias, turn)
+        result = torch.empty_like(blocks)
+        for part in _parts(blocks):
+            result[part] = _turned(blocks[part], turn, offset)
+        return result.view(output.shape)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        output, turn, bias = ctx.saved_tensors
+        needs_output, needs_turn, needs_bias, _ = ctx.needs_input_grad
+        blocks, gradients = _in_blocks(output, turn, ctx.axis), _in_blocks(gradient, turn, ctx.axis)
+        offset = _in_blocks_of_one(bias, turn)
+        of_output = torch.empty_like(blocks) if needs_output else None
+        of_turn = torch.zeros_like(turn) if needs_turn else None
+        of_bias = turn.new_zeros(turn.shape[:2]) if needs_bias else None
+        # A trainer may run backward inside autocast.
+        with torch.autocast(gradient.device.type, enabled=False):
+            for part in _parts(blocks):
+                wide = gradients[part].to(turn.dtype)
+                if of_turn is not None:
+                    of_turn += torch.einsum("nksp,nkmp->ksm", _unbiased(blocks[part], turn.dtype, offset), wide)
+                if of_output is None and of_bias is None:
+                    continue
+                change = torch.einsum("nkmp,ksm->nksp", wide, turn)
+                if of_bias is not None:
+                    of_bias -= change.sum((0, 3))
+                if of_output is not None:
+                    of_output[part] = wide + change
+        return (
+            None if of_output is None else of_output.view(output.shape),
+            of_turn,
+            None if of_bias is None or bias is None else of_bias.reshape(-1).to(bias.dtype),
+            None,
+        )
+
+
+def _turned(blocks: Tensor, turn: Tensor, offset: Tensor | None) -> Tensor:
+    return blocks + torch.einsum("nksp,ksm->nkmp", _unbiased(blocks, turn.dtype, offset), turn)
+
+
+def _unbiased(blocks: Tensor, dtype: torch.dtype, offset: Tensor | None) -> Tensor:
+    return blocks.to(dtype) if offset is None else blocks.to(dtype) - offset
+
+
+def _in_blocks(output: Tensor, turn: Tensor, axis: int) -> Tensor:
+    """The output as (samples, count, size, positions)."""
+    count, size, _ = turn.shape
+    positions = output.shape[output.dim() + axis + 1 :].numel()
+    return output.reshape(-1, count, size, positions)
+
+
+def _in_blocks_of_one(bias: Tensor | None, turn: Tensor) -> Tensor | None:
+    """The bias as (count, size, 1), in the dtype of `turn`."""
+    return None if bias is None else bias.to(turn.dtype).view(*turn.shape[:2], 1)
+
+
+def _parts(blocks: Tensor) -> Iterator[slice]:
+    step = rows_at_once(blocks[0].numel() if len(blocks) else 1, blocks.device)
+    return (slice(first, first + step) for first in range(0, blocks.shape[0], step))

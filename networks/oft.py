@@ -1,0 +1,215 @@
+"""OFT, as a network module for every architecture: `architecture` names it, else the model tells it.
+
+Options: `constraint`, the limit of the norm of all generators of a layer for each of its outputs, and `rescaled`, a
+factor of its own for each output. Sources: Qiu et al. 2023, and the `DiagOFTModule` of lycoris-lora, which has both.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_inspect.algorithms import oft
+from lora_inspect.algorithms.record import Shapes
+from lora_inspect.maths import rotation
+
+from .arguments import Option, read_bool, read_float
+from .build.architecture_module import Algorithm, functions_of
+from .files import reading
+from .files.reading import FactorReader, ModuleWeights
+from .files.stored_alpha import read_limit
+from .kernels import rotated_output
+from .kernels.base_weight import PLAIN_DTYPES
+from .kernels.tracing import is_traced
+from .modules.adapter_module import AdapterModule
+from .modules.foldable import FoldableModule
+
+logger = logging.getLogger(__name__)
+
+
+def _settle(module: ModuleWeights, shapes: Shapes) -> ModuleWeights:
+    """The module with the shapes of its factors, and with its limit as alpha."""
+    alpha = read_limit(module.name, module.tensors.get("alpha"))
+    return module._replace(
+        tensors={**module.tensors, "alpha": torch.tensor(alpha)},
+        keywords={"factor_shapes": shapes, "constraint": alpha},
+    )
+
+
+class OFTModule(AdapterModule):
+    """y = rescale · R(W x) + b, where R turns each block of outputs; W itself is never changed.
+
+    State dict: `oft_blocks` (count, size, size), `alpha` (), which is `constraint`, and with `rescaled` `rescale`
+    (out, 1, …). The blocks follow from the rank, or with `factor_shapes`, by role, are those of a file. The `alpha` of
+    other algorithms has no meaning here, and neither have a scale and dropouts of parts of a rotation.
+    """
+
+    reader = FactorReader(oft.ALGORITHM, "lycoris", ("blocks", "rescale"), _settle, scaled=False)
+
+    def __init__(
+        self,
+        lora_name: str,
+        org_module: nn.Module,
+        multiplier: float = 1.0,
+        lora_dim: int = 4,
+        alpha: float | Tensor | None = 1,
+        dropout: float | None = None,
+        rank_dropout: float | None = None,
+        module_dropout: float | None = None,
+        *,
+        constraint: float = 0.0,
+        rescaled: bool = False,
+        factor_shapes: Shapes | None = None,
+        use_rslora: bool = False,
+        use_dora: bool = False,
+    ) -> None:
+        if use_rslora or use_dora:
+            raise ValueError(f"{lora_name}: use_rslora and use_dora are for LoRA, not for {type(self).__name__}")
+        if dropout or rank_dropout:
+            raise ValueError(
+                f"{lora_name}: what dropout and rank_dropout leave of a rotation is none; leave them out, or use "
+                "module_dropout"
+            )
+        super().__init__(lora_name, org_module, multiplier, lora_dim, None, module_dropout=module_dropout)
+        # Behind the channels of a convolution's output stand its positions.
+        self._axis = -1
+        if isinstance(org_module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            self._axis -= len(org_module.kernel_size)
+        elif not hasattr(org_module, "in_features"):
+            raise ValueError(f"{lora_name}: a {type(org_module).__name__} is neither a Linear nor a convolution")
+        weight: Tensor = self.org_module.weight
+        if factor_shapes and (misfit := oft.misfit(factor_shapes, tuple(weight.shape))):
+            raise ValueError(f"{lora_name}: its factors change a weight that {misfit}, but the base has {len(weight)}")
+        shape = factor_shapes["blocks"] if factor_shapes else oft.block_shape(weight.shape[0], lora_dim)
+        # Where Q is 0 the rotation is none.
+        self.oft_blocks = nn.Parameter(torch.zeros(shape))
+        if "rescale" in factor_shapes if factor_shapes else rescaled:
+            self.rescale = nn.Parameter(torch.ones(weight.shape[0], *[1] * (weight.dim() - 1)))
+        self.lora_dim = shape[1]
+        if self.lora_dim == 1:
+            logger.warning(
+                f"{lora_name}: its {shape[0]} outputs make no blocks of 2 to {lora_dim}; nothing turns there"
+            )
+        self._set_alpha(constraint)
+
+    @property
+    def _gain(self) -> Tensor | None:
+        return getattr(self, "rescale", None)
+
+    def adapted(self, input: Tensor) -> Tensor:
+        """The base's output, turned in float32 or better and rounded once to its own dtype."""
+        assert self.org_forward is not None
+        output = self.org_forward(input)
+        with torch.autocast(output.device.type, enabled=False):
+            turn = self._turn(
+                torch.promote_types(output.dtype, torch.promote_types(self.oft_blocks.dtype, torch.float32))
+            )
+            combine = rotated_output.turned if is_traced() else rotated_output.fused_turn
+            return combine(output, turn, self.org_module.bias, self._axis)
+
+    def _turn(self, dtype: torch.dtype) -> Tensor:
+        """What is added to each block of outputs: (m · (R - I) + I) · rescale - I, (count, size, size)."""
+        turn: Tensor = rotation.turn(oft.skew(self.oft_blocks.to(dtype), self._alpha_value)) * self.multiplier
+        if self._gain is None:
+            return turn
+        gain = self._gain.to(dtype).view(turn.shape[0], 1, -1)
+        scaled: Tensor = turn * gain + rotation.identity(turn) * (gain - 1.0)
+        return scaled
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """All factors alike: LoRA+ says nothing of them."""
+        return {"": list(self.parameters())}
+
+    @torch.no_grad()
+    def change_norm(self) -> Tensor:
+        """‖blocks‖, the norm that lycoris-lora limits: that of the change is not linear in anything."""
+        norm: Tensor = torch.linalg.vector_norm(self.oft_blocks, dtype=torch.float32)
+        return norm
+
+    @torch.no_grad()
+    def shrink(self, ratio: Tensor) -> None:
+        """Multiplies the generators."""
+        self.oft_blocks.mul_(ratio)
+
+    def read_alpha(self, stored: Tensor | None) -> float:
+        """The limit; none where there is no alpha."""
+        return read_limit(self.lora_name, stored)
+
+    def _set_alpha(self, alpha: float) -> None:
+        super()._set_alpha(alpha)
+        self.scale = 1.0
+
+
+class OFTInfModule(FoldableModule, OFTModule):
+    """OFTModule for inference and merging."""
+
+    @torch.no_grad()
+    def get_weight(self, multiplier: float | None = None) -> Tensor:
+        """Merged minus base at `multiplier` (the module's own where None), in float32 or better."""
+        multiplier = self.multiplier if multiplier is None else multiplier
+        base = self._base()
+        folded = base.clone()
+        if multiplier != 0:
+            self.fold(self.state_dict(), folded.view(folded.shape[0], -1), multiplier)
+        return folded - base
+
+    def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
+        """Turns the rows."""
+        _turn_rows(self.lora_name, tensors, rows, multiplier)
+
+
+def merge_weights_to_tensor(
+    model_weight: Tensor,
+    lora_name: str,
+    lora_sd: Mapping[str, Tensor],
+    lora_weight_keys: set[str],
+    multiplier: float,
+    calc_device: torch.device | str,
+) -> Tensor:
+    """The weight with the module called `lora_name` merged, in its own dtype; as it is where there is no such module.
+
+    What programs that merge while they load a checkpoint call, one weight at a time. The keys that were used are
+    removed from `lora_weight_keys`. Computed on `calc_device` in float32 or better. Raises ValueError for a weight that
+    is no plain float, for what is no factor of the algorithm, and for factors that do not fit the weight.
+    """
+    keys = [key for key in lora_sd if key.partition(".")[0] == lora_name and key in lora_weight_keys]
+    if multiplier == 0 or f"{lora_name}.oft_blocks" not in keys:
+        return model_weight
+    if model_weight.dtype not in PLAIN_DTYPES:
+        raise ValueError(f"{lora_name}: the base is stored as {model_weight.dtype}, which no change can be added to")
+    merged = model_weight.to(calc_device, torch.promote_types(model_weight.dtype, torch.float32), copy=True)
+    module = reading.read({key: lora_sd[key] for key in keys}, reader=OFTModule.reader).modules[lora_name]
+    _turn_rows(lora_name, module.tensors, merged.view(merged.shape[0], -1), multiplier)
+    lora_weight_keys.difference_update(keys)
+    return merged.to(model_weight.device, model_weight.dtype)
+
+
+def _turn_rows(name: str, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
+    """Folds the rotation of `tensors` into `rows` (out, in·kernel) in place, in their dtype."""
+    keys = {role: OFTModule.reader.key(role, None) for role in OFTModule.reader.roles}
+    shapes = {role: tuple(tensors[key].shape) for role, key in keys.items() if key in tensors}
+    if "blocks" not in shapes:
+        raise ValueError(f"{name}.{keys['blocks']} is missing")
+    if wrong := oft.check(shapes):
+        raise ValueError(f"{name}: {wrong}")
+    if misfit := oft.misfit(shapes, tuple(rows.shape)):
+        raise ValueError(f"{name}: it {misfit}, but the base has {len(rows)}")
+    alpha = read_limit(name, tensors.get("alpha"))
+    oft.change({role: tensors[keys[role]].to(rows) for role in shapes}, 1.0, alpha).fold(rows, 0, multiplier)
+
+
+def read_constraint(name: str, value: Any) -> float:
+    """A finite number of at least 0, which is no limit."""
+    number = read_float(name, value)
+    if number < 0:
+        raise ValueError(f"{name}={value!r}: a number of at least 0 was expected")
+    return number
+
+
+_OPTIONS = {"constraint": Option(read_constraint, 0.0), "rescaled": Option(read_bool, False)}
+_functions = functions_of(__name__, None, Algorithm("OFT", OFTModule, OFTInfModule, _OPTIONS, has_scale=False))
+create_arch_network = create_network = _functions.create_arch_network
+create_arch_network_from_weights = _functions.create_arch_network_from_weights
+create_network_from_weights = _functions.create_network_from_file
