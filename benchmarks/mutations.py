@@ -51,7 +51,7 @@ TESTS = tuple(
     for name in (
         *("algorithms", "maths", "merging", "matching", "converting", "reading", "architectures", "schemes", "ops"),
         *("cli/test_info.py", "cli/test_merge_options.py", "cli/test_bad_input.py"),
-        *("networks/test_delta_modules.py", "networks/test_loha.py", "networks/test_lokr.py"),
+        *("networks/test_delta_modules.py", "networks/test_loha.py", "networks/test_lokr.py", "networks/test_oft.py"),
         *("networks/test_layers.py", "networks/test_numerics.py", "networks/test_base_dtypes.py"),
     )
 )

@@ -90,7 +90,7 @@ class OFTModule(AdapterModule):
         self.lora_dim = shape[1]
         if self.lora_dim == 1:
             logger.warning(
-                f"{lora_name}: its {shape[0]} outputs make no blocks of 2 to {lora_dim}; nothing turns there"
+                f"{lora_name}: its {shape[0]} outputs fall into blocks of 1 at rank {lora_dim}; nothing turns there"
             )
         self._set_alpha(constraint)
 

@@ -1,7 +1,7 @@
 """The functions of a network module, from what is known of an architecture: `lora_wan` and the others are their names.
 
-An algorithm that serves every architecture, `loha` and `lokr`, gets the architecture from the option `architecture`,
-or finds it by the classes and layers of the model.
+An algorithm that serves every architecture, `loha`, `lokr` and `oft`, gets the architecture from the option
+`architecture`, or finds it by the classes and layers of the model.
 """
 
 import logging

@@ -36,10 +36,12 @@ class _Turned(torch.autograd.Function):
         ctx.save_for_backward(output, turn, bias)
         ctx.axis = axis
         blocks, offset = _in_blocks(output, turn, axis), _in_blocks_of_one(bias, turn)
-        result = torch.empty_like(blocks)
+        # No view: layers behind this one may write over it.
+        result = torch.empty(output.shape, dtype=output.dtype, device=output.device)
+        results = _in_blocks(result, turn, axis)
         for part in _parts(blocks):
-            result[part] = _turned(blocks[part], turn, offset)
-        return result.view(output.shape)
+            results[part] = _turned(blocks[part], turn, offset)
+        return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -9,6 +9,7 @@ from networks.loha import LoHaModule
 from networks.lokr import LoKrModule
 from networks.modules.layers import LoRAModule
 from networks.modules.pissa import PissaModule
+from networks.oft import OFTModule
 
 pytestmark = pytest.mark.numeric
 
@@ -17,6 +18,7 @@ DROPOUTS = ("dropout", "rank_dropout", "module_dropout")
 # A module with DoRA has the last of them only.
 COMBINATIONS = [(cls, name, {}) for cls in CLASSES for name in DROPOUTS] + [
     (LoRAModule, "module_dropout", {"use_dora": True}),
+    (OFTModule, "module_dropout", {}),
     (LoRAModule, "dropout", {"split_dims": [6, 18]}),
     (LoRAModule, "rank_dropout", {"split_dims": [6, 18]}),
 ]

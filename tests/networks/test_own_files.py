@@ -1,4 +1,4 @@
-"""Files of our own LoHa and LoKr networks: `merge` and Python make of them what the network's forward makes."""
+"""Files of our own LoHa, LoKr and OFT networks: `merge` and Python make of them what the network's forward makes."""
 
 import importlib
 import re
@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[2]
-ALGORITHMS = ("loha", "lokr")
+ALGORITHMS = ("loha", "lokr", "oft")
 
 
 @pytest.fixture(params=ALGORITHMS)
@@ -23,7 +23,8 @@ def trained(request, wan, wan_input, tmp_path):
         for parameter in network.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     file = tmp_path / f"{request.param}.safetensors"
-    network.save_weights(file, torch.float32, {})
+    # A trainer names the module, as sd-scripts has it for one of its own.
+    network.save_weights(file, torch.float32, {"ss_network_module": f"networks.{request.param}"})
     return request.param, file, model(**wan_input).sample
 
 

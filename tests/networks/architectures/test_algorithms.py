@@ -1,4 +1,4 @@
-"""LoHa and LoKr on every architecture, which they find themselves."""
+"""LoHa, LoKr and OFT on every architecture, which they find themselves."""
 
 import pytest
 import torch
@@ -9,10 +9,10 @@ from torch import nn
 from lora_inspect.architectures.trained import by_option, family_of, one_to_one, original_path
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.adapter import read_adapter
-from networks import loha, lokr
+from networks import loha, lokr, oft
 from networks.build.targets import named_leaves
 
-ALGORITHMS = {"loha": loha, "lokr": lokr}
+ALGORITHMS = {"loha": loha, "lokr": lokr, "oft": oft}
 FUSED = ("flux", "flux2", "hunyuan_video", "ideogram4")
 
 
@@ -111,7 +111,7 @@ def test_an_unknown_model_is_an_error():
 )
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_options_of_lora_are_refused(algorithm, option):
-    with pytest.raises(ValueError, match=f"{next(iter(option))} is for LoRA, not for Lo"):
+    with pytest.raises(ValueError, match=f"{next(iter(option))} is for LoRA, not for (Lo|OFT)"):
         create(algorithm, make("wan", "original"), **option)
 
 

@@ -102,7 +102,7 @@ def test_an_option_of_another_architecture_is_unknown():
         create("flux", make("flux", "original"), exclude_mod="False")
 
 
-@pytest.mark.parametrize("name", [*MODULES.values(), "loha", "lokr"])
+@pytest.mark.parametrize("name", [*MODULES.values(), "loha", "lokr", "oft"])
 def test_each_module_has_the_functions_that_trainers_call(name):
     module = import_module(f"{networks.__name__}.{name}")
     created = inspect.signature(module.create_arch_network).parameters

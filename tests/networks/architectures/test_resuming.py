@@ -215,8 +215,8 @@ def test_names_of_the_family_s_other_layout_do_not_resume(tmp_path):
             assert distance(outputs_at(list(factors), model), wanted) < 1e-5
 
 
-@pytest.mark.parametrize("algorithm", ["loha", "lokr"])
-def test_loha_and_lokr_under_comfyui_s_names_do_not_resume(algorithm, tmp_path):
+@pytest.mark.parametrize("algorithm", ["loha", "lokr", "oft"])
+def test_loha_lokr_and_oft_under_comfyui_s_names_do_not_resume(algorithm, tmp_path):
     module = import_module(f"{networks.__name__}.{algorithm}")
     model, other = make("wan", "original"), make("wan", "original")
     network, again = (module.create_arch_network(1.0, 4, 2.0, None, None, m) for m in (model, other))
