@@ -4,6 +4,7 @@ import pytest
 
 from lora_inspect.algorithms.oft import settings
 from lora_inspect.algorithms.record import Surroundings
+from lora_inspect.reading.trainers import NETWORK_KEY
 
 SD_SCRIPTS = {"ss_network_module": "networks.oft_flux"}
 
@@ -22,6 +23,8 @@ def around(alpha, key="lora_unet_x", metadata=None, shares_alpha=False):
         around(0.0),
         around(-1.0),
         around(0.0, metadata={"ss_network_module": "lycoris.kohya"}),
+        # Our own network has the name of one of theirs.
+        around(0.0, metadata={"ss_network_module": "networks.oft", NETWORK_KEY: "0.1.0"}),
     ],
 )
 def test_an_alpha_that_is_the_limit_everywhere(place):
