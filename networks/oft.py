@@ -111,7 +111,7 @@ class OFTModule(AdapterModule):
 
     def _turn(self, dtype: torch.dtype) -> Tensor:
         """What is added to each block of outputs: (m · (R - I) + I) · rescale - I, (count, size, size)."""
-        turn: Tensor = rotation.turn(oft.skew(self.oft_blocks.to(dtype), self._alpha_value)) * self.multiplier
+        turn: Tensor = rotation.turn(oft.skew(self.oft_blocks.to(dtype), self._alpha_value), _solved) * self.multiplier
         if self._gain is None:
             return turn
         gain = self._gain.to(dtype).view(turn.shape[0], 1, -1)
@@ -184,6 +184,12 @@ def merge_weights_to_tensor(
     _turn_rows(lora_name, module.tensors, merged.view(merged.shape[0], -1), multiplier)
     lora_weight_keys.difference_update(keys)
     return merged.to(model_weight.device, model_weight.dtype)
+
+
+def _solved(matrices: Tensor, right: Tensor) -> Tensor:
+    """matrices^-1 right, without the check for singular ones, which would wait for the device."""
+    result: Tensor = torch.linalg.solve_ex(matrices, right)[0]
+    return result
 
 
 def _turn_rows(name: str, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:

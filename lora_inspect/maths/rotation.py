@@ -1,8 +1,9 @@
-"""Rotations of blocks of rows or columns of a weight, made from skew-symmetric generators.
+"""Rotations of blocks of rows or columns of a weight, made from skew-symmetric generators. Tensor methods alone.
 
 Sources: Qiu et al. 2023 (OFT) for Cayley's transform, Qiu et al. 2025 (OFTv2) for its Neumann series.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +28,16 @@ def cayley(skew: Any) -> Any:
     return identity(skew) + turn(skew)
 
 
-def turn(skew: Any) -> Any:
-    """R - I for R = `cayley(skew)`, as (I - Q)^-1 2Q, which keeps the digits of a small Q; differentiable."""
-    import torch
+def _solved(matrices: Any, right: Any) -> Any:
+    return matrices.inverse() @ right
 
-    # I - Q has no singular value below 1: the check that would wait for the device is not needed.
-    result, _ = torch.linalg.solve_ex(identity(skew) - skew, 2.0 * skew)
-    return result
+
+def turn(skew: Any, solved: Callable[[Any, Any], Any] = _solved) -> Any:
+    """R - I for R = `cayley(skew)`, as (I - Q)^-1 2Q, which keeps the digits of a small Q.
+
+    `solved(matrices, right)` is matrices^-1 right; no singular value of the matrices is below 1.
+    """
+    return solved(identity(skew) - skew, 2.0 * skew)
 
 
 def neumann(skew: Any, terms: int) -> Any:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft.tuners.oft.layer import OFTRotationModule
 
-from lora_inspect.maths.rotation import RotatedColumns, RotatedRows, cayley, from_upper, limited, neumann
+from lora_inspect.maths.rotation import RotatedColumns, RotatedRows, cayley, from_upper, limited, neumann, turn
 
 pytestmark = pytest.mark.numeric
 
@@ -85,3 +85,9 @@ def test_columns_are_turned_by_the_block_matrix_of_as_many_blocks(multiplier, co
     turned_round = weight.T.clone()
     RotatedColumns(blocks).transposed().fold(turned_round, 0, multiplier)
     torch.testing.assert_close(turned_round, (weight @ turned.T).T)
+
+
+def test_a_small_turn_keeps_its_digits():
+    skew = 1e-12 * from_upper(noise(3, 6), 4)
+    torch.testing.assert_close(turn(skew), 2 * skew + 2 * skew @ skew, rtol=1e-12, atol=1e-26)
+    assert not turn(0 * skew).any()

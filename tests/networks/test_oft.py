@@ -12,6 +12,7 @@ from torch import nn
 
 from networks import lora, oft
 from networks.build.network import LoRANetwork
+from networks.modules.max_norm import limit_norms
 from networks.oft import OFTInfModule, OFTModule
 
 pytestmark = pytest.mark.numeric
@@ -397,9 +398,7 @@ def test_max_norm_is_that_of_lycoris(limit):
     module = built(base)
     theirs = of_lycoris(LAYERS["conv"](), module)
     _, norm = theirs.apply_max_norm(limit, "cpu")
-    network = nn.Module()
-    network.unet_loras = [module]
-    shrunk, mean, largest = LoRANetwork.apply_max_norm_regularization(network, limit)
+    shrunk, mean, largest = limit_norms([module], limit)
     assert shrunk == (limit == 0.5)
     assert mean == pytest.approx(largest) == pytest.approx(norm.item(), rel=1e-5)
     assert torch.allclose(module.oft_blocks, theirs.oft_blocks, rtol=1e-5)
