@@ -23,7 +23,7 @@ class LoHaModule(DeltaModule):
 
     prefix = "hada_"
     formula = loha
-    reader = FactorReader(loha.ALGORITHM, "lycoris", loha.ROLES)
+    reader = FactorReader(loha.ALGORITHM, "lycoris", (*loha.ROLES, "magnitude"))
 
     def __init__(self, lora_name: str, org_module: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(lora_name, org_module, *args, **kwargs)
@@ -32,7 +32,12 @@ class LoHaModule(DeltaModule):
         # As lycoris-lora starts: one factor is zero, and so the change.
         for role, factor in self.factors.items():
             nn.init.normal_(factor, std=0.1 if role.endswith("a") else 1.0)
-        nn.init.zeros_(self.factors["w2_a"])
+        nn.init.zeros_(self.zero_factor)
+
+    @property
+    def zero_factor(self) -> Tensor:
+        """w2_a."""
+        return self.factors["w2_a"]
 
     def kernel(self, tokens: int, dtype: torch.dtype, shares_base: bool) -> tuple[Kernel, Sequence[Tensor]]:
         """One product of rank², or rows of the delta one block at a time."""

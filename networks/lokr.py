@@ -23,6 +23,8 @@ from .modules.convolutions import convolve_pointwise
 from .modules.delta_folding import FoldableDelta, merge_into
 from .modules.delta_module import DeltaModule
 
+_ROLES = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")
+
 
 def _settle(module: ModuleWeights, shapes: Shapes) -> ModuleWeights:
     """The module with the shapes of its factors, and with the rank that was asked for where both are whole.
@@ -45,7 +47,7 @@ class LoKrModule(DeltaModule):
 
     prefix = "lokr_"
     formula = lokr
-    reader = FactorReader(lokr.ALGORITHM, "lycoris", ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b"), _settle)
+    reader = FactorReader(lokr.ALGORITHM, "lycoris", (*_ROLES, "magnitude"), _settle)
 
     def __init__(
         self,
@@ -66,12 +68,17 @@ class LoKrModule(DeltaModule):
             )
         self.add_factors(shapes)
         # As lycoris-lora starts: one factor is zero, and so the change.
-        for role, parameter in self.factors.items():
-            if role in ("w2", "w2_b"):
+        for parameter in self.factors.values():
+            if parameter is self.zero_factor:
                 nn.init.zeros_(parameter)
             else:
                 nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
         self._set_alpha(self._alpha_value)
+
+    @property
+    def zero_factor(self) -> Tensor:
+        """w2, or the second factor of it."""
+        return self.factors["w2" if "w2" in self.factors else "w2_b"]
 
     def kernel(self, tokens: int, dtype: torch.dtype, shares_base: bool) -> tuple[Kernel, Sequence[Tensor]]:
         """Products with the small factor and the large one, in the order that takes fewer multiplications."""

@@ -136,7 +136,7 @@ def create_network_from_weights(
         module_class=module_class or (LoRAInfModule if for_inference else LoRAModule),
         module_kwargs=module_kwargs,
         forms={
-            name: Form(module.rank, alphas[name], module.split_dims, _keywords(module))
+            name: Form(module.rank, alphas[name], module.split_dims, _keywords(module, dora and not found.has_rule))
             for name, module in found.modules.items()
         },
         options=replace(
@@ -150,6 +150,11 @@ def create_network_from_weights(
     return network
 
 
-def _keywords(module: reading.ModuleWeights) -> Mapping[str, Any]:
-    """What else a module is made with: slices have no magnitude, in one pair of factors as little as apart."""
+def _keywords(module: reading.ModuleWeights, dora_by_module: bool) -> Mapping[str, Any]:
+    """What else a module is made with: slices have no magnitude, in one pair of factors as little as apart.
+
+    `dora_by_module` says that the tensors do not tell which modules are of convolutions, and so may have none.
+    """
+    if dora_by_module:
+        return {**module.keywords, "use_dora": module.has_magnitude, "dora_conv": True}
     return {**module.keywords, "use_dora": False} if module.has_slices else module.keywords

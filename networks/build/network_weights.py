@@ -118,13 +118,18 @@ class NetworkWeights(nn.Module):
             native, tensors = tensors, standard_form.to_standard(tensors, rslora)
             complete = standard_form.standard_metadata(complete, native, tensors, rslora)
             rslora = False
+        lycoris = {
+            lora.lora_name: lora.dora_scale_axes for lora in self.unet_loras if getattr(lora, "dora_scale_axes", 0)
+        }
+        if lycoris:
+            tensors = standard_form.with_dora_scale(tensors, lycoris)
         named = Named(tensors, complete)
         if self._file_names is not None:
             named = self._file_names.to_file(tensors, complete, rslora)
         tensors, complete = named.tensors, named.metadata
         if self.save_format == STANDARD:
-            tensors = standard_form.with_dora_scale(tensors)
-            complete |= standard_form.magnitude_record(tensors)
+            tensors = standard_form.with_dora_scale(tensors, {})
+        complete |= standard_form.magnitude_record(tensors)
         saving.write_weights(os.fspath(file), tensors, dtype, complete, rslora and not named.folded)
 
     def backup_weights(self) -> None:

@@ -99,7 +99,8 @@ def log_readers(loras: Sequence[Any], save_format: str, scale_is_folded: bool) -
     if not plain and sliced:
         misread.append(f"leave out the {sliced} layers that have slices")
     way_out = "; save_format=standard is for them" if misread else ""
-    if dora and (save_format == NATIVE or scale_is_folded):
+    has_scales = any(getattr(lora, "dora_scale_axes", 0) for lora in loras)
+    if dora and not has_scales and (save_format == NATIVE or scale_is_folded):
         misread.append(f"leave out the magnitudes of the {dora} DoRA layers")
     elif dora:
         misread.append(

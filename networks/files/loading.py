@@ -81,11 +81,14 @@ def has_dora(reading: Reading) -> bool:
 
     Convolutions have none, or all of them have one.
     """
-    if not any(module.has_magnitude for module in reading.modules.values()):
+    present = {name for name, module in reading.modules.items() if module.has_magnitude}
+    if not present:
         check_dora(reading, ())
         return False
     convolutions = reading.has_conv_magnitude
-    check_dora(reading, {facts.module for facts in reading.facts if not facts.split and (facts.linear or convolutions)})
+    # Factors of other algorithms do not tell a Linear from a convolution.
+    of_lora = [facts for facts in reading.facts if not facts.split and (facts.linear or convolutions)]
+    check_dora(reading, present.union(facts.module for facts in of_lora))
     return True
 
 
@@ -100,7 +103,7 @@ def magnitude_errors(state_dict: Collection[str], prefix: str, modules: Iterable
         name, key = f"{prefix}{module.lora_name}", f"{prefix}{module.lora_name}.{MAGNITUDE}"
         if getattr(module, "use_dora", False):
             expected.add(key)
-            if f"{name}.lora_up.weight" in state_dict and key not in state_dict:
+            if f"{name}.alpha" in state_dict and key not in state_dict:
                 missing.append(key)
     present = {key for key in state_dict if key.startswith(prefix) and key.endswith(f".{MAGNITUDE}")}
     if present - expected:

@@ -82,7 +82,8 @@ class FactorReader(NamedTuple):
     @property
     def with_every_role(self) -> "FactorReader":
         """The same for modules that have all factors which the algorithm knows."""
-        return self._replace(roles=tuple(self.algorithm.dialects[self.dialect]))
+        magnitude = ("magnitude",) if self.algorithm.decomposes else ()
+        return self._replace(roles=(*self.algorithm.dialects[self.dialect], *magnitude))
 
     def key(self, role: Role, part: int | None) -> str:
         """The key of a tensor in its module, or in the slice of it that `part` numbers."""

@@ -62,14 +62,17 @@ def to_standard(tensors: Mapping[str, Tensor], rslora: bool) -> dict[str, Tensor
     return standard
 
 
-def with_dora_scale(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file with every `dora_layer.weight` (out,) as a `dora_scale` (out, 1, …)."""
+def with_dora_scale(tensors: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
+    """The tensors with every `dora_layer.weight` (out,) as a `dora_scale` (out, 1, …).
+
+    `axes` are those of the weight by module; where it is not there, they are those of LoRA's up.
+    """
     spelled: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         name, _, tail = key.partition(".")
         if tail == MAGNITUDE:
-            axes = tensors[f"{name}.lora_up.weight"].dim()
-            spelled[f"{name}.{DORA_SCALE}"] = tensor.reshape(-1, *[1] * (axes - 1))
+            count = axes.get(name) or tensors[f"{name}.lora_up.weight"].dim()
+            spelled[f"{name}.{DORA_SCALE}"] = tensor.reshape(-1, *[1] * (count - 1))
         else:
             spelled[key] = tensor
     return spelled

@@ -11,12 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import linear_product
+from . import half_product, linear_product
+from .half_product import HALF
 from .row_blocks import rows_at_once
-
-_HALF = (torch.bfloat16, torch.float16)
-_CUDA_LEAVES_UNROUNDED = hasattr(torch.ops.aten.mm, "dtype") and torch.version.hip is None
-
 
 class Needed(NamedTuple):
     """Which gradients are asked for: of the input, of the base's weight, and of the factors, all or none."""
@@ -114,18 +111,18 @@ class _AdaptedLinear(torch.autograd.Function):
 
 
 def base_output(input: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """input @ weightᵀ + bias (tokens, out) in `dtype`; of half-precision operands unrounded, as linear_product's."""
-    if input.dtype not in _HALF or input.device.type == "cpu":
+    """input @ weightᵀ + bias (tokens, out) in `dtype`, of half-precision operands unrounded."""
+    if input.dtype not in HALF:
         return F.linear(input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-    product = _half_product(input, weight.t()).to(dtype)
+    product = _half_product(input, weight).to(dtype)
     return product if bias is None else product.add_(bias)
 
 
 def base_gradient(gradient: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """gradient @ weight (tokens, in) in `dtype`."""
-    if weight.dtype not in _HALF or weight.device.type == "cpu":
-        return gradient.to(dtype) @ weight.to(dtype)
-    return _half_product(gradient.to(weight.dtype), weight).to(dtype)
+    if weight.dtype in HALF and half_product.is_served(weight.device, weight.dtype):
+        return _half_product(gradient.to(weight.dtype), weight.t()).to(dtype)
+    return gradient.to(dtype) @ weight.to(dtype)
 
 
 def weight_gradient(gradient: Tensor, input: Tensor, dtype: torch.dtype) -> Tensor:
@@ -134,9 +131,8 @@ def weight_gradient(gradient: Tensor, input: Tensor, dtype: torch.dtype) -> Tens
 
 
 def _half_product(left: Tensor, right: Tensor) -> Tensor:
-    if left.device.type == "cuda" and _CUDA_LEAVES_UNROUNDED:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left @ right
+    """left @ rightᵀ, unrounded where the device has a way to."""
+    return half_product.unrounded(left, right) if half_product.keeps_float32(left) else left @ right.t()
 
 
 def _column_products(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:

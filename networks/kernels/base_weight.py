@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_inspect.maths import codecs
+from lora_inspect.maths.change import Change
 
 from .row_blocks import rows_at_once
 
@@ -39,12 +40,31 @@ def squares_and_products(base: nn.Module, matrix: Tensor) -> tuple[Tensor, Tenso
 
     In the dtype of `matrix` (rank, in·kernel), in one pass over W; errors as `true_weight`.
     """
-    if torch.compiler.is_compiling():  # a graph plans its own passes
-        blocks = iter([true_weight(base, matrix.dtype).flatten(1)])
-    else:
-        blocks = _row_blocks(base, matrix.dtype)
-    results = [(_row_squares(rows), rows @ matrix.t()) for rows in blocks]
+    results = [(_row_squares(rows), rows @ matrix.t()) for rows in _blocks(base, matrix.dtype)]
     return torch.cat([squares for squares, _ in results]), torch.cat([products for _, products in results])
+
+
+def squares_with_change(
+    base: nn.Module, change: Change, multiplier: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The sums of squares (out,) of the rows of W, and of those of W with `change` in it.
+
+    In `dtype`, in one pass over W; errors as `true_weight`.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+    first = 0
+    for rows in _blocks(base, dtype):
+        combined = rows.clone()
+        change.fold(combined, first, multiplier)
+        found.append((_row_squares(rows), _row_squares(combined)))
+        first += rows.shape[0]
+    return torch.cat([squares for squares, _ in found]), torch.cat([squares for _, squares in found])
+
+
+def _blocks(base: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
+    if torch.compiler.is_compiling():  # a graph plans its own passes
+        return iter([true_weight(base, dtype).flatten(1)])
+    return _row_blocks(base, dtype)
 
 
 def _row_squares(rows: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ class AdapterModule(nn.Module):
     alpha: Tensor
     # What it has of the options of LoRA that do not follow from what is here.
     options: ClassVar[frozenset[str]] = frozenset()
+    # How many axes DoRA's magnitude has as a file's `dora_scale`, where every file is to have that for it; else 0.
+    dora_scale_axes = 0
 
     def __init__(
         self,

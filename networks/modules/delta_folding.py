@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_inspect.maths import dora
 from lora_inspect.maths.change import Change
+from lora_inspect.maths.decomposed import DecomposedRows, Magnitude
 
 from ..files import reading
+from ..files.reading import MAGNITUDE
 from ..files.stored_alpha import read_alpha
 from ..kernels.base_weight import PLAIN_DTYPES
 from .delta_module import DeltaModule
@@ -20,8 +23,21 @@ class FoldableDelta(FoldableModule, DeltaModule):
     """DeltaModule for inference and merging."""
 
     def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
-        """Adds the delta."""
+        """Adds the delta; with DoRA the magnitude has to be among the tensors."""
+        if self.use_dora and MAGNITUDE not in tensors:
+            raise ValueError(f"{self.lora_name}.{MAGNITUDE} is missing: without the magnitude DoRA cannot be merged")
         _change(self, self.lora_name, tensors, rows, self.lora_dim).fold(rows, 0, multiplier)
+
+    @torch.no_grad()
+    def get_weight(self, multiplier: float | None = None) -> Tensor:
+        """The change of the base's weight at `multiplier` (the module's own where None), in float32 or better.
+
+        With DoRA that is merged minus base.
+        """
+        multiplier = self.multiplier if multiplier is None else multiplier
+        if not self.use_dora or multiplier == 0:
+            return super().get_weight(multiplier)
+        return self.merged_minus_base(multiplier)
 
 
 def merge_into(
@@ -54,7 +70,10 @@ def merge_into(
 
 
 def _change(algorithm: Any, name: str, tensors: Mapping[str, Tensor], rows: Tensor, rank: int) -> Change:
-    """The change of a weight `rows` (out, in·kernel) that the `tensors` of a module are, in the dtype of the rows."""
+    """The change of a weight `rows` (out, in·kernel) that the `tensors` of a module are, in the dtype of the rows.
+
+    A magnitude among them makes it DoRA's.
+    """
     prefix = algorithm.prefix
     shapes = {key.removeprefix(prefix): tuple(tensors[key].shape) for key in tensors if key.startswith(prefix)}
     formula = algorithm.formula
@@ -66,4 +85,9 @@ def _change(algorithm: Any, name: str, tensors: Mapping[str, Tensor], rows: Tens
     alpha = read_alpha(name, tensors.get("alpha"), rank, rslora=False)
     factors = {role: tensors[prefix + role].to(rows) for role in shapes}
     change: Change = formula.change(factors, formula.scale(alpha, shapes), None)
-    return change
+    if MAGNITUDE not in tensors:
+        return change
+    magnitude = tensors[MAGNITUDE].to(rows)
+    if magnitude.shape != rows.shape[:1]:
+        raise ValueError(f"{name}.{MAGNITUDE} has shape {list(magnitude.shape)}, but the base has {rows.shape[0]} rows")
+    return DecomposedRows(change, Magnitude(magnitude, dora.INSIDE))

@@ -7,14 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lora_inspect.maths import dora
 from lora_inspect.maths.change import Change
 
 from ..files import reading
+from ..kernels import linear_product
 from ..kernels.adapted_linear import Kernel, adapted_linear
-from ..kernels.base_weight import PLAIN_DTYPES
+from ..kernels.base_weight import PLAIN_DTYPES, squares_with_change
+from ..kernels.fused_linear import fused_gain
 from ..kernels.row_blocks import rows_at_once
 from ..kernels.tracing import is_traced
 from .adapter_module import AdapterModule
+from .dora_layer import DoRALayer, Norms
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -25,11 +29,15 @@ class DeltaModule(AdapterModule):
     The factors are parameters called `prefix` and role; `formula` is the file of `lora_inspect.algorithms` that
     knows what they mean. `dropout` drops inputs of the change, `rank_dropout` outputs of it, for all samples alike:
     there are no activations of a rank.
+
+    With DoRA each row of the sum is scaled by magnitude / ‖V‖, V = W + multiplier · scale · delta, and the bias is not;
+    the magnitude is `dora_layer.weight` (out,). It is for the layers that LoRA has it on, see LoRAModule.
     """
 
     prefix: str
     formula: Any
     reader: reading.FactorReader
+    options = frozenset({"use_dora", "dora_conv"})
 
     def __init__(
         self,
@@ -38,14 +46,36 @@ class DeltaModule(AdapterModule):
         *args: Any,
         use_rslora: bool = False,
         use_dora: bool = False,
+        dora_conv: bool = False,
         **kwargs: Any,
     ) -> None:
-        if use_rslora or use_dora:
-            raise ValueError(f"{lora_name}: use_rslora and use_dora are for LoRA, not for {type(self).__name__}")
+        if use_rslora:
+            raise ValueError(
+                f"{lora_name}: use_rslora is for LoRA, not for {type(self).__name__}, whose files have alpha/rank in "
+                "every program; an alpha that is sqrt(rank) times larger makes the same change"
+            )
         super().__init__(lora_name, org_module, *args, **kwargs)
         if not isinstance(org_module, _CONVOLUTIONS) and not hasattr(org_module, "in_features"):
             raise ValueError(f"{lora_name}: a {type(org_module).__name__} is neither a Linear nor a convolution")
         self._base_is_plain = False
+        self.dora_disabled_reason = self._find_dora_obstacle(dora_conv) if use_dora else None
+        self.use_dora = use_dora and self.dora_disabled_reason is None
+        if self.use_dora:
+            self.dora_layer = DoRALayer(self.matrix_shape[0])
+            # LyCORIS and the programs that read its files know no other spelling.
+            self.dora_scale_axes = org_module.weight.dim()  # type: ignore[operator]
+
+    def _find_dora_obstacle(self, dora_conv: bool) -> str | None:
+        if not isinstance(self.org_module, (nn.Linear, *(_CONVOLUTIONS if dora_conv else ()))):
+            return "non-Linear"
+        if self.dropout:
+            return "dropout"
+        return "rank_dropout" if self.rank_dropout else None
+
+    @property
+    def zero_factor(self) -> Tensor:
+        """The factor that is zero before the first step, and makes the delta so."""
+        raise NotImplementedError
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -65,8 +95,10 @@ class DeltaModule(AdapterModule):
         return {name.removeprefix(self.prefix): factor for name, factor in named}
 
     def apply_to(self) -> None:
-        """Wraps the base's forward."""
+        """Wraps the base's forward, and gives DoRA its magnitude unless one has been loaded."""
         if self.org_forward is None:
+            if self.use_dora and not self.dora_layer.initialised:
+                self.dora_layer.start(self.org_module, self._norms)
             # Only torch's own forward may be computed here; a hook, another adapter or a patch has to be called.
             self._base_is_plain = type(self.org_module) is nn.Linear and "forward" not in vars(self.org_module)
         super().apply_to()
@@ -91,11 +123,36 @@ class DeltaModule(AdapterModule):
         if self._may_share_base(input):
             tokens = input.reshape(-1, input.shape[-1])
             kernel, factors = self.kernel(tokens.shape[0], self._dtype(input), shares_base=True)
-            output = adapted_linear(kernel, tokens, base.weight, base.bias, None, factors)
+            gain = self._gain() if self.use_dora else None
+            output = adapted_linear(kernel, tokens, base.weight, base.bias, gain, factors)
             return output.view(*input.shape[:-1], output.shape[-1])
         assert self.org_forward is not None
         output = self.org_forward(input)
-        return (output + self._change(input, output)).to(output.dtype)
+        change = self._change(input, output)
+        if not self.use_dora:
+            return (output + change).to(output.dtype)
+        # Over the positions of a convolution's output, which stand behind its channels.
+        per_output = (-1, *[1] * len(getattr(base, "kernel_size", ())))
+        bias = None if base.bias is None else base.bias.view(per_output)
+        combine = linear_product.scaled_sum if is_traced() else fused_gain
+        return combine(output, change, self._gain().view(per_output), bias)
+
+    def _gain(self) -> Tensor:
+        return self.dora_layer.gain_of(self.org_module, self._norms(), self.zero_factor)
+
+    @torch.no_grad()
+    def _norms(self) -> Norms:
+        """See DoRALayer, where the multiplier is inside the norm too."""
+        weight: Tensor = self.org_module.weight
+        dtype = torch.promote_types(torch.float32, self.zero_factor.dtype)
+        if weight.dtype == torch.float64:
+            dtype = torch.float64
+        multiplier = dora.inner_multiplier(self.multiplier, dora.INSIDE)
+        # Autocast would compute the delta in half precision, float32 factors or not.
+        with torch.autocast(weight.device.type, enabled=False):
+            change = self.weight_change(dtype, weight.device)
+            base_squares, squares = squares_with_change(self.org_module, change, multiplier, dtype)
+        return Norms(base_squares, dora.norm_from_square(squares))
 
     def _may_share_base(self, input: Tensor) -> bool:
         """Whether base and change may be one product, of the same input and with nothing in between."""
@@ -129,27 +186,28 @@ class DeltaModule(AdapterModule):
 
     def _dtype(self, input: Tensor) -> torch.dtype:
         """What the change is computed in: autocast's choice, else the wider of factors and base, at least float32."""
-        dtype = torch.promote_types(torch.float32, next(iter(self.factors.values())).dtype)
+        dtype = torch.promote_types(torch.float32, self.zero_factor.dtype)
         if torch.is_autocast_enabled(input.device.type) and dtype != torch.float64:
             return torch.get_autocast_dtype(input.device.type)
         weight: Tensor = self.org_module.weight
         return torch.promote_types(dtype, weight.dtype) if weight.dtype in PLAIN_DTYPES else dtype
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """All factors alike: LoRA+ says nothing of these products."""
-        return {"": list(self.factors.values())}
+        """All factors alike, as LoRA+ says nothing of these products, and the magnitude as "dora"."""
+        groups = {"": list(self.factors.values())}
+        return groups | {"dora": list(self.dora_layer.parameters())} if self.use_dora else groups
 
-    def weight_change(self, dtype: torch.dtype) -> Change:
-        """The scaled change of the base's weight, of detached factors in `dtype`."""
-        tensors = {role: factor.detach().to(dtype) for role, factor in self.factors.items()}
+    def weight_change(self, dtype: torch.dtype, device: torch.device) -> Change:
+        """The scaled delta as a change of the base's weight, of detached factors in `dtype`."""
+        tensors = {role: factor.detach().to(device, dtype) for role, factor in self.factors.items()}
         change: Change = self.formula.change(tensors, self.scale, None)
         return change
 
     @torch.no_grad()
     def change_norm(self) -> Tensor:
-        """‖scale · delta‖, a few rows at a time."""
-        change, (out_features, columns) = self.weight_change(torch.float32), self.matrix_shape
-        device = next(iter(self.factors.values())).device
+        """‖scale · delta‖, a few rows at a time; DoRA's magnitude is no part of it."""
+        device, (out_features, columns) = self.zero_factor.device, self.matrix_shape
+        change = self.weight_change(torch.float32, device)
         step = rows_at_once(columns, device)
         norms = []
         for first in range(0, out_features, step):

@@ -3,7 +3,9 @@
 Source: Liu et al. 2024 (DoRA). The norm is held constant in the backward pass, as the paper's section 4.3 proposes.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,13 @@ from lora_inspect.maths import dora
 from ..kernels.base_weight import squares_and_products
 from ..kernels.tracing import is_traced
 from .base_watch import BaseWatch
+
+
+class Norms(NamedTuple):
+    """The squared row norms (out,) of W, and the row norms (out,) of W with a change in it."""
+
+    base_squares: Tensor
+    combined: Tensor
 
 
 class DoRALayer(nn.Module):
@@ -28,23 +37,31 @@ class DoRALayer(nn.Module):
         self._start: Tensor | None = None
         self.watch = BaseWatch()
 
-    @torch.no_grad()
     def initialise(self, base: nn.Module, up: Tensor, down: Tensor, scale: float) -> None:
         """Sets the magnitude to the norms that `gain` divides by, so that every gain is 1.
 
         Raises ValueError while the base's weight is on the meta device.
         """
+        self.start(base, partial(self._norms, base, up, down, scale))
+
+    @torch.no_grad()
+    def start(self, base: nn.Module, norms: Callable[[], Norms]) -> None:
+        """`initialise` for any change; `norms` are asked for once the base is known to have a weight."""
         if base.weight.is_meta:
             raise ValueError("DoRA needs the weights of the base, which are not loaded yet (device meta)")
-        self.weight.copy_(self.norm(base, up, down, scale))
+        self.weight.copy_(norms().combined)
         self._start = self.weight.detach().clone()
         self.initialised = True
 
     def gain(self, base: nn.Module, up: Tensor, down: Tensor, scale: float) -> Tensor:
         """magnitude / norm (out,): what each output of W + scale · up @ down is multiplied by."""
-        squares, norm = self._norms(base, up, down, scale)
+        return self.gain_of(base, self._norms(base, up, down, scale), up)
+
+    def gain_of(self, base: nn.Module, norms: Norms, zero: Tensor) -> Tensor:
+        """`gain` for any change; `zero` is the factor that is zero before the first step."""
+        squares, norm = norms
         if not is_traced():
-            self._follow_base(norm, up)
+            self._follow_base(norm, zero)
             if torch.is_grad_enabled():
                 self._watch_base(base, squares)
         gain: Tensor = dora.gain(self.weight, norm)
@@ -52,11 +69,11 @@ class DoRALayer(nn.Module):
 
     def norm(self, base: nn.Module, up: Tensor, down: Tensor, scale: float) -> Tensor:
         """The row norms (out,) of W + scale · up @ down, in float32 or better, without a gradient."""
-        return self._norms(base, up, down, scale)[1]
+        return self._norms(base, up, down, scale).combined
 
     @torch.no_grad()
-    def _norms(self, base: nn.Module, up: Tensor, down: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """The squared row norms of W and the row norms of W + scale · up @ down.
+    def _norms(self, base: nn.Module, up: Tensor, down: Tensor, scale: float) -> Norms:
+        """Those of W + scale · up @ down.
 
         Both anew each time: trainers swap, cast and overwrite a weight in ways that leave no trace, and W has to be
         read anyhow, for W @ downᵀ.
@@ -70,17 +87,17 @@ class DoRALayer(nn.Module):
             up, down = up.to(weight.device, dtype).flatten(1), down.to(weight.device, dtype).flatten(1)
             squares, base_down = squares_and_products(base, down)
             norm: Tensor = dora.norm_from_square(dora.expanded_squared_norm(squares, base_down, up, down, scale))
-        return squares, norm
+        return Norms(squares, norm)
 
     @torch.no_grad()
-    def _follow_base(self, norm: Tensor, up: Tensor) -> None:
+    def _follow_base(self, norm: Tensor, zero: Tensor) -> None:
         """Starts again from a base that was changed after `initialise` and before the first step.
 
         Trainers cast the base to fp8 after `apply_to`. Training has to begin at the model as it then is.
         """
         if self._start is None:
             return
-        if up.any() or not torch.equal(self._start.to(self.weight), self.weight):
+        if zero.any() or not torch.equal(self._start.to(self.weight), self.weight):
             self._start = None
         elif not torch.equal(norm.to(self.weight), self.weight):
             self.weight.copy_(norm)

@@ -67,6 +67,13 @@ class FoldableModule(AdapterModule):
             self.fold(self.state_dict(), change.view(change.shape[0], -1), multiplier)
         return change
 
+    def merged_minus_base(self, multiplier: float) -> Tensor:
+        """The change of the base's weight where it is not a sum with it, as a difference."""
+        base = self._base()
+        folded = base.clone()
+        self.fold(self.state_dict(), folded.view(folded.shape[0], -1), multiplier)
+        return folded - base
+
     def _base(self) -> Tensor:
         return true_weight(self.org_module, torch.promote_types(torch.float32, next(self.parameters()).dtype))
 

@@ -34,10 +34,7 @@ class LoRAInfModule(FoldableModule, LoRAModule):
             return super().get_weight(multiplier)
         if not self.dora_layer.initialised:
             logger.warning(f"{self.lora_name}: DoRA magnitude appears uninitialized; load the weights first")
-        base = self._base()
-        folded = base.clone()
-        self.fold(self.state_dict(), folded.view(folded.shape[0], -1), multiplier)
-        return folded - base
+        return self.merged_minus_base(multiplier)
 
     def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
         """Slice by slice; with DoRA the magnitude has to be among the tensors."""

@@ -1,5 +1,7 @@
 """LoHa, LoKr and OFT on every architecture, which they find themselves."""
 
+import logging
+
 import pytest
 import torch
 from architecture_models import MODELS, distance, leaves, make, outputs, train
@@ -50,6 +52,44 @@ def test_what_is_saved_merges_to_what_was_trained(name, layout, algorithm, tmp_p
     assert distance(outputs(merging, fresh), runtime) < 1e-5 < 1e-4 < distance(base, runtime)
     prefix = "lycoris_" if layout == "diffusers" and name in FUSED else "lora_unet_"
     assert all(key.startswith(prefix) for key in weights)
+
+
+@pytest.mark.parametrize("save_format", ["native", "standard"])
+@pytest.mark.parametrize("algorithm", ["loha", "lokr"])
+@pytest.mark.parametrize(("name", "layout"), [("flux", "diffusers"), ("wan", "original"), ("wan", "diffusers")])
+def test_dora_is_saved_for_lycoris_and_merged_and_trained_further(name, layout, algorithm, save_format, tmp_path):
+    model = make(name, layout)
+    network = create(algorithm, model, use_dora="True", save_format=save_format)
+    assert all(lora.use_dora for lora in network.unet_loras)
+    train(network)
+    with torch.no_grad():
+        for lora in network.unet_loras:
+            lora.dora_layer.weight.mul_(0.5 + torch.rand_like(lora.dora_layer.weight))
+    runtime = outputs(network.eval(), model)
+    file = str(tmp_path / "adapter.safetensors")
+    network.save_weights(file, None, None)
+    weights, resumed, fresh = load_file(file), make(name, layout), make(name, layout)
+    assert sum(key.endswith(".dora_scale") for key in weights) == len(network.unet_loras)
+    again = create(algorithm, resumed, use_dora="True")
+    again.load_weights(file)
+    assert distance(outputs(again.eval(), resumed), runtime) == 0
+    merging = ALGORITHMS[algorithm].create_arch_network_from_weights(1.0, weights, unet=fresh, for_inference=True)
+    merging.merge_to(None, fresh, weights, safe_merge=True)
+    assert distance(outputs(merging, fresh), runtime) < 1e-5
+    adapter = read_adapter(open_checkpoint(file))
+    assert not adapter.unclaimed
+    assert {contribution.magnitude.axis for contribution in adapter.contributions} == {"output"}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"), [({"dropout": "0.1"}, "dropout"), ({"rank_dropout": "0.1"}, "rank_dropout")]
+)
+@pytest.mark.parametrize("algorithm", ["loha", "lokr"])
+def test_what_keeps_dora_off_is_counted_as_for_lora(algorithm, options, reason, caplog):
+    with caplog.at_level(logging.INFO):
+        network = create(algorithm, make("wan", "original"), use_dora="True", **options)
+    assert {lora.dora_disabled_reason for lora in network.unet_loras} == {reason}
+    assert f"DoRA enabled on 0 modules, disabled on: {len(network.unet_loras)} {reason}" in caplog.text
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -106,9 +146,7 @@ def test_an_unknown_model_is_an_error():
         create("lokr", nn.Sequential(nn.Linear(2, 2)))
 
 
-@pytest.mark.parametrize(
-    "option", [{"use_rslora": "True"}, {"use_dora": "1"}, {"loraplus_lr_ratio": "4"}, {"init_lora_weights": "pissa"}]
-)
+@pytest.mark.parametrize("option", [{"use_rslora": "True"}, {"loraplus_lr_ratio": "4"}, {"init_lora_weights": "pissa"}])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_options_of_lora_are_refused(algorithm, option):
     with pytest.raises(ValueError, match=f"{next(iter(option))} is for LoRA, not for (Lo|OFT)"):
