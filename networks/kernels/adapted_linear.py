@@ -15,6 +15,7 @@ from . import half_product, linear_product
 from .half_product import HALF
 from .row_blocks import rows_at_once
 
+
 class Needed(NamedTuple):
     """Which gradients are asked for: of the input, of the base's weight, and of the factors, all or none."""
 

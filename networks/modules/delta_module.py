@@ -15,6 +15,7 @@ from ..kernels import linear_product
 from ..kernels.adapted_linear import Kernel, adapted_linear
 from ..kernels.base_weight import PLAIN_DTYPES, squares_with_change
 from ..kernels.fused_linear import fused_gain
+from ..kernels.half_product import is_served
 from ..kernels.row_blocks import rows_at_once
 from ..kernels.tracing import is_traced
 from .adapter_module import AdapterModule
@@ -185,10 +186,14 @@ class DeltaModule(AdapterModule):
         return change
 
     def _dtype(self, input: Tensor) -> torch.dtype:
-        """What the change is computed in: autocast's choice, else the wider of factors and base, at least float32."""
+        """What the change is computed in: the wider of factors and base, at least float32.
+
+        Under autocast it is autocast's choice, where the device has products in it.
+        """
         dtype = torch.promote_types(torch.float32, self.zero_factor.dtype)
         if torch.is_autocast_enabled(input.device.type) and dtype != torch.float64:
-            return torch.get_autocast_dtype(input.device.type)
+            chosen = torch.get_autocast_dtype(input.device.type)
+            return chosen if is_served(input.device, chosen) else dtype
         weight: Tensor = self.org_module.weight
         return torch.promote_types(dtype, weight.dtype) if weight.dtype in PLAIN_DTYPES else dtype
 
