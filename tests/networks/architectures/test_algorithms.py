@@ -153,6 +153,11 @@ def test_options_of_lora_are_refused(algorithm, option):
         create(algorithm, make("wan", "original"), **option)
 
 
+def test_dora_is_no_option_of_a_rotation():
+    with pytest.raises(ValueError, match="use_dora is for LoRA, not for OFT"):
+        create("oft", make("wan", "original"), use_dora="True")
+
+
 @pytest.mark.parametrize("factor", ["0", "-2", "two", "1.5", True])
 def test_a_factor_has_to_be_one(factor):
     with pytest.raises(ValueError, match=r"factor=.*: a whole number above 0, or -1, was expected"):
