@@ -16,7 +16,7 @@ from ..files import saving
 from ..files.module_names import module_name
 from ..modules import max_norm
 from ..modules.layers import LoRAModule
-from ..modules.pissa import PissaModule
+from ..modules.pissa import NO_NORM, PissaModule
 from ..modules.rank_mask import RankMask
 from . import construction, optimizer_groups, summary, targets
 from .left_out import LeftOut
@@ -171,7 +171,12 @@ class LoRANetwork(NetworkWeights):
         summary.log_idle(self.unet_loras, selection, options)
 
     def prepare_network(self, args: Any) -> None:
-        """Called by trainers before `apply_to`; there is nothing to prepare."""
+        """Called by trainers before `apply_to`, with their own options, of which one has to fit.
+
+        Raises ValueError for `scale_weight_norms` with PiSSA, which is else found out after the first step.
+        """
+        if self._is_pissa and getattr(args, "scale_weight_norms", None):
+            raise ValueError(NO_NORM)
 
     def set_multiplier(self, multiplier: float) -> None:
         """The strength of every module; at 0 the model is the base, bit for bit."""

@@ -24,6 +24,7 @@ from ..kernels.base_weight import true_weight
 from .layers import Factor, LoRAModule
 
 _OPTION = f"init_lora_weights={PISSA}"
+NO_NORM = f"{_OPTION} cannot be combined with scale_weight_norms; leave one of them out"
 
 
 class _Linear(NamedTuple):
@@ -105,7 +106,7 @@ class PissaModule(LoRAModule):
 
     def change_norm(self) -> Tensor:
         """Refused: the change is a difference, which no factor of the trained product makes smaller."""
-        raise ValueError(f"{_OPTION} cannot be combined with scale_weight_norms; leave one of them out")
+        raise ValueError(NO_NORM)
 
     def file_tensors(self) -> dict[str, Tensor]:
         """A plain LoRA of twice the rank, on the untouched base."""

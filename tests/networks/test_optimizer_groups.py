@@ -11,8 +11,8 @@ from networks import lora, lora_wan
 
 MODULES = [
     importlib.import_module(f"networks.{file.stem}")
-    for file in sorted(Path(networks.__file__).parent.glob("lo*.py"))
-    if file.stem == "lora" or not file.stem.startswith("lora_")
+    for file in sorted(Path(networks.__file__).parent.glob("*.py"))
+    if "functions_of(" in file.read_text() and not file.stem.startswith("lora_")
 ]
 PATTERNS = {r".*0\.attn\..*": 5e-5, ".*conv": 2e-4, ".*attn.*": 5e-5, r".*\.point": 0}
 

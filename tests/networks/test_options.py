@@ -13,7 +13,9 @@ from torch import nn
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops import merge as merge_command
 from lora_inspect.reading.adapter import read_adapter
-from networks import lora
+from networks import loha, lora
+from networks.loha import LoHaModule
+from networks.lokr import LoKrModule
 from networks.modules.adapter_module import AdapterModule
 from networks.modules.layers import LoRAModule
 
@@ -251,6 +253,40 @@ def test_values_that_cannot_be_used(options, message):
 
     with pytest.raises(ValueError, match=message):
         create(nn.Sequential(QkvBlock()), classes=["QkvBlock"], **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_rslora": True},
+        {"use_tlora": True},
+        {"loraplus_lr_ratio": 4},
+        {"split_qkv": True},
+        {"split_dims": {".*": [4, 8]}},
+    ],
+)
+def test_options_of_lora_are_refused_however_a_network_is_made(make_model, options):
+    (name,) = options
+    message = f"{name} is for LoRA, not for LoHa; leave it out"
+    with pytest.raises(ValueError, match=message):
+        create(make_model(), module_class=LoHaModule, **options)
+    network = create(make_model(), module_class=LoHaModule)
+    network.set_loraplus_lr_ratio(None)
+    if name == "loraplus_lr_ratio":
+        with pytest.raises(ValueError, match=message):
+            network.set_loraplus_lr_ratio(4)
+        with pytest.raises(ValueError, match=message):
+            loha.create_network_from_weights(
+                1.0, None, None, None, make_model(), network.state_dict(), architecture="wan", **options
+            )
+
+
+def test_whole_factors_say_that_rank_and_alpha_have_no_effect(make_model, caplog):
+    caplog.set_level("INFO")
+    create(make_model(), module_class=LoKrModule, dim=1)
+    assert "rank and alpha have no effect" not in caplog.text
+    create(make_model(), module_class=LoKrModule, dim=100)
+    assert "rank and alpha have no effect on 10 of 10 modules, whose factors are whole" in caplog.text
 
 
 def test_module_class_and_its_keywords(make_model):

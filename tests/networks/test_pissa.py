@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,6 +39,17 @@ def train(network, model, x, steps=4):
         nn.functional.mse_loss(model(x), target).backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("start", ["kaiming", *STARTS])
+def test_a_limit_of_norms_is_refused_before_the_first_step(make_model, start):
+    network = create(make_model(), start)
+    network.prepare_network(SimpleNamespace(scale_weight_norms=None))
+    if start == "kaiming":
+        network.prepare_network(SimpleNamespace(scale_weight_norms=1.0))
+    else:
+        with pytest.raises(ValueError, match="cannot be combined with scale_weight_norms"):
+            network.prepare_network(SimpleNamespace(scale_weight_norms=1.0))
 
 
 @pytest.mark.parametrize("iterations", [None, 8])
