@@ -28,7 +28,7 @@ def refuse_options(module_class: Any, options: NetworkArguments) -> None:
         if getattr(options, name) != getattr(_PLAIN, name):
             reader = getattr(module_class, "reader", None)
             title = reader.algorithm.title if reader else module_class.__name__
-            raise ValueError(f"{name} is for LoRA, not for {title}; leave it out")
+            raise ValueError(f"{name} is not for {title}; leave it out")
 
 
 def choose_class(module_class: Any, init_lora_weights: str) -> Any:

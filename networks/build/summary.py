@@ -33,7 +33,7 @@ def log_dora(loras: Sequence[Any]) -> None:
         text += f", disabled on: {', '.join(f'{count} {reason}' for reason, count in disabled.items())}"
     logger.info(text)
     if disabled:
-        logger.info(f"DoRA disabled for {sum(disabled.values())} modules, which are standard LoRA")
+        logger.info(f"DoRA disabled for {sum(disabled.values())} modules, which are trained without it")
 
 
 def log_tlora(loras: Sequence[Any], min_rank: int) -> None:

@@ -239,7 +239,7 @@ def test_split_layers_train_save_and_merge(tmp_path):
         ({"lr_pattern": ".*=1e-4"}, "lr_pattern"),
         ({"split_qkv": "ture"}, "split_qkv"),
         ({"dora_conv": "True"}, "dora_conv=True has no meaning without use_dora=True"),
-        ({"init_lora_weights": "pissa", "module_class": AdapterModule}, "is for LoRA, not for AdapterModule"),
+        ({"init_lora_weights": "pissa", "module_class": AdapterModule}, "is not for AdapterModule"),
         ({"module_kwargs": "[1]"}, "module_kwargs"),
         ({"arguments": "x"}, "unknown network_args option 'arguments'"),
     ],
@@ -267,7 +267,7 @@ def test_values_that_cannot_be_used(options, message):
 )
 def test_options_of_lora_are_refused_however_a_network_is_made(make_model, options):
     (name,) = options
-    message = f"{name} is for LoRA, not for LoHa; leave it out"
+    message = f"{name} is not for LoHa; leave it out"
     with pytest.raises(ValueError, match=message):
         create(make_model(), module_class=LoHaModule, **options)
     network = create(make_model(), module_class=LoHaModule)
