@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from networks import lora
+from networks import lora, lora_wan
 from networks.modules.layers import LoRAModule
 from networks.modules.pissa import PissaModule
 from networks.modules.rank_mask import RankMask
@@ -119,6 +119,27 @@ def test_with_pissa_it_is_lycoris_s_module(timestep):
         clear_timestep_mask()
     torch.testing.assert_close(ours(x) - base.double()(x), change)
     assert change.abs().max() > 0.01
+
+
+def test_a_batch_of_timesteps_on_wan_is_each_sample_at_its_own(wan):
+    model = wan()
+    network = lora_wan.create_arch_network(1.0, 6, 3.0, None, None, model, use_tlora="True")
+    network.apply_to(None, model)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    inputs = {"hidden_states": torch.randn(2, 4, 2, 8, 8), "encoder_hidden_states": torch.randn(2, 7, 16)}
+    timesteps = torch.tensor([300.0, 900.0])
+    network.set_timestep_mask(timesteps, 1000)
+    batch = model(**inputs, timestep=timesteps).sample
+    for index in range(2):
+        one = slice(index, index + 1)
+        sample = {name: tensor[one] for name, tensor in inputs.items()} | {"timestep": timesteps[one]}
+        network.set_timestep_mask(timesteps[one], 1000)
+        alone = model(**sample).sample
+        assert torch.allclose(batch[one], alone, rtol=1e-4, atol=1e-5)
+        network.set_timestep_mask(0.0, 1000)
+        assert not torch.allclose(batch[one], model(**sample).sample, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("start", ["kaiming", "pissa"])
