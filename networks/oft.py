@@ -20,8 +20,8 @@ from .build.architecture_module import Algorithm, functions_of
 from .files import reading
 from .files.reading import FactorReader, ModuleWeights
 from .files.stored_alpha import read_limit
-from .kernels import rotated_output
 from .kernels.base_weight import PLAIN_DTYPES
+from .kernels.rotated_output import fused_turn, rotated_linear, turned
 from .kernels.tracing import is_traced
 from .modules.adapter_module import AdapterModule
 from .modules.foldable import FoldableModule
@@ -73,6 +73,7 @@ class OFTModule(AdapterModule):
                 "module_dropout"
             )
         super().__init__(lora_name, org_module, multiplier, lora_dim, None, module_dropout=module_dropout)
+        self._base_is_plain = False
         # Behind the channels of a convolution's output stand its positions.
         self._axis = -1
         if isinstance(org_module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -98,19 +99,43 @@ class OFTModule(AdapterModule):
     def _gain(self) -> Tensor | None:
         return getattr(self, "rescale", None)
 
+    def apply_to(self) -> None:
+        """Wraps the base's forward."""
+        if self.org_forward is None:
+            # Only torch's own forward may be computed here; a hook, another adapter or a patch has to be called.
+            self._base_is_plain = type(self.org_module) is nn.Linear and "forward" not in vars(self.org_module)
+        super().apply_to()
+
     def adapted(self, input: Tensor) -> Tensor:
         """The base's output, turned in float32 or better and rounded once to its own dtype."""
+        base, device = self.org_module, input.device.type
+        tokens = self._tokens(input)
+        if tokens is not None:
+            with torch.autocast(device, enabled=False):
+                output = rotated_linear(tokens, base.weight, base.bias, self._turn(tokens.dtype))
+            return output.view(*input.shape[:-1], output.shape[-1])
         assert self.org_forward is not None
         output = self.org_forward(input)
-        with torch.autocast(output.device.type, enabled=False):
-            turn = self._turn(
-                torch.promote_types(output.dtype, torch.promote_types(self.oft_blocks.dtype, torch.float32))
-            )
-            combine = rotated_output.turned if is_traced() else rotated_output.fused_turn
-            return combine(output, turn, self.org_module.bias, self._axis)
+        with torch.autocast(device, enabled=False):
+            combine = turned if is_traced() else fused_turn
+            return combine(output, self._turn(output.dtype), base.bias, self._axis)
 
-    def _turn(self, dtype: torch.dtype) -> Tensor:
+    def _tokens(self, input: Tensor) -> Tensor | None:
+        """The input (tokens, in) as a plain frozen Linear takes it; None for other layers, and where R is not all."""
+        base, device = self.org_module, input.device.type
+        if not self._base_is_plain or self.multiplier != 1 or self._gain is not None or is_traced():
+            return None
+        if torch.is_autocast_enabled(device):
+            if base.weight.dtype != torch.get_autocast_dtype(device):
+                return None
+            input = input.to(base.weight.dtype)
+        is_frozen = not any(parameter.requires_grad for parameter in base.parameters())
+        fits = all(parameter.dtype == input.dtype for parameter in base.parameters())
+        return input.reshape(-1, input.shape[-1]) if is_frozen and fits and input.dtype in PLAIN_DTYPES else None
+
+    def _turn(self, output_dtype: torch.dtype) -> Tensor:
         """What is added to each block of outputs: (m · (R - I) + I) · rescale - I, (count, size, size)."""
+        dtype = torch.promote_types(output_dtype, torch.promote_types(self.oft_blocks.dtype, torch.float32))
         turn: Tensor = rotation.turn(oft.skew(self.oft_blocks.to(dtype), self._alpha_value), _solved) * self.multiplier
         if self._gain is None:
             return turn

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import half_product, linear_product
+from .kept_output import keep_output
 from .linear_product import Product
 from .row_blocks import rows_at_once
 
@@ -38,7 +39,7 @@ def fused_linear(
     """
     output: Tensor = _FusedLinear.apply(input, weight, bias, down, up, gain, scale)  # type: ignore[no-untyped-call]
     if gain is not None and output.requires_grad:
-        output = _KeptOutput.apply(output)  # type: ignore[no-untyped-call]
+        output = keep_output(output)
     return output
 
 
@@ -79,7 +80,7 @@ class _FusedLinear(torch.autograd.Function):
         products = [Product(hidden, up)]
         ctx.save_for_backward(*_Operands(input, weight, bias, hidden, down, up, gain))
         ctx.scale = scale
-        ctx.output = None  # _KeptOutput puts it here, on the way back
+        ctx.output = None  # keep_output puts it here, on the way back
         if gain is None:
             return linear_product.lora_linear(input, weight, bias, products)
         return linear_product.dora_linear(input, weight, bias, products, gain, differentiable=False)
@@ -113,34 +114,6 @@ class _FusedLinear(torch.autograd.Function):
                 of_weight = half_product.rounded(gradient.t(), input, weight.dtype)
                 of_weight = of_weight if gain is None else of_weight.mul_(gain.to(weight.dtype)[:, None])
         return of_input, of_weight, of_bias, of_down, of_up, of_gain, None
-
-
-class _KeptOutput(torch.autograd.Function):
-    """Hands a DoRA output on, and in the backward pass to the node before, if nothing has written over it.
-
-    A plain Linear may be followed by what works in place, an activation for one. Autograd would refuse the whole
-    backward pass then, if _FusedLinear kept the output among its own tensors.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor) -> Tensor:
-        ctx.mark_dirty(output)
-        ctx.save_for_backward(output)
-        ctx.version = output._version + 1  # the mark counts as a write
-        return output
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        fused = ctx.next_functions[0][0]
-        try:
-            (output,) = ctx.saved_tensors
-        except RuntimeError:  # written over, or a second backward pass, which the node before refuses as well
-            return gradient
-        # Where checkpointing or offloading kept the output, it is for us to compare versions.
-        if output._version <= ctx.version:
-            fused.output = output.detach()
-        return gradient
 
 
 class _FusedGain(torch.autograd.Function):

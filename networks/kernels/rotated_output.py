@@ -1,16 +1,19 @@
 """Block-diagonal turns of a layer's output channels: y = z + z @ M for each block of them, where z is y without a bias.
 
 M is R - I, so that a rotation by nothing gives the output back, bit for bit. Everything is computed in M's dtype, a few
-samples at a time, and rounded once: nothing of the output's size exists in it, and the backward pass keeps nothing of
-that size but the output of the base.
+samples at a time, and rounded once: nothing of the output's size exists in it. Nothing of that size is kept for the
+backward pass but the output of the base, and not even that behind a plain Linear that is rotated: an output is z R + b,
+so z is read back from it by Rᵀ. The output itself is alive anyhow, in whatever reads it next.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from .kept_output import keep_output
 from .row_blocks import rows_at_once
 
 
@@ -28,6 +31,63 @@ def fused_turn(output: Tensor, turn: Tensor, bias: Tensor | None, axis: int) -> 
     """`turned` with a backward pass of its own. Differentiable once, in all tensors."""
     result: Tensor = _Turned.apply(output, turn, bias, axis)  # type: ignore[no-untyped-call]
     return result
+
+
+def rotated_linear(input: Tensor, weight: Tensor, bias: Tensor | None, turn: Tensor) -> Tensor:
+    """`fused_turn` of a Linear's output (tokens, out) by I + `turn`, which has to be a rotation.
+
+    `input` is (tokens, in), `weight` (out, in), both of one plain dtype. Differentiable once, in `input` and `turn`.
+    Another layer may write over the output.
+    """
+    output: Tensor = _RotatedLinear.apply(input, weight, bias, turn)  # type: ignore[no-untyped-call]
+    return keep_output(output) if output.requires_grad else output
+
+
+class _RotatedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, turn: Tensor) -> Tensor:
+        ctx.save_for_backward(input, weight, bias, turn)
+        ctx.output = None  # keep_output puts it here, on the way back
+        output = F.linear(input, weight, bias)
+        blocks, offset = _in_blocks(output, turn, -1), _in_blocks_of_one(bias, turn)
+        for part in _parts(blocks):
+            blocks[part] = _turned(blocks[part], turn, offset)
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, bias, turn = ctx.saved_tensors
+        output, ctx.output = ctx.output, None
+        needs_input, _, _, needs_turn = ctx.needs_input_grad
+        of_input = None
+        # A trainer may run backward inside autocast.
+        with torch.autocast(gradient.device.type, enabled=False):
+            of_turn = _turn_gradient(gradient, output, input, weight, bias, turn) if needs_turn else None
+            if needs_input:
+                turned_back = torch.empty(gradient.shape, dtype=gradient.dtype, device=gradient.device)
+                blocks, gradients = _in_blocks(turned_back, turn, -1), _in_blocks(gradient, turn, -1)
+                for part in _parts(blocks):
+                    blocks[part] = _turned(gradients[part], turn.mT, None)
+                of_input = turned_back @ weight
+        return of_input, None, None, of_turn
+
+
+def _turn_gradient(
+    gradient: Tensor, output: Tensor | None, input: Tensor, weight: Tensor, bias: Tensor | None, turn: Tensor
+) -> Tensor:
+    """Σ zᵀ gradient over the tokens; z is (output - bias) Rᵀ, or computed again where the output is lost."""
+    is_turned = output is not None
+    outputs = F.linear(input, weight, bias) if output is None else output
+    blocks, gradients = _in_blocks(outputs, turn, -1), _in_blocks(gradient, turn, -1)
+    offset = _in_blocks_of_one(bias, turn)
+    total = torch.zeros_like(turn)
+    for part in _parts(blocks):
+        unturned = _unbiased(blocks[part], turn.dtype, offset)
+        if is_turned:
+            unturned = _turned(unturned, turn.mT, None)
+        total += _products(unturned, gradients[part].to(turn.dtype))
+    return total
 
 
 class _Turned(torch.autograd.Function):
@@ -58,7 +118,7 @@ class _Turned(torch.autograd.Function):
             for part in _parts(blocks):
                 wide = gradients[part].to(turn.dtype)
                 if of_turn is not None:
-                    of_turn += torch.einsum("nksp,nkmp->ksm", _unbiased(blocks[part], turn.dtype, offset), wide)
+                    of_turn += _products(_unbiased(blocks[part], turn.dtype, offset), wide)
                 if of_output is None and of_bias is None:
                     continue
                 change = torch.einsum("nkmp,ksm->nksp", wide, turn)
@@ -76,6 +136,12 @@ class _Turned(torch.autograd.Function):
 
 def _turned(blocks: Tensor, turn: Tensor, offset: Tensor | None) -> Tensor:
     return blocks + torch.einsum("nksp,ksm->nkmp", _unbiased(blocks, turn.dtype, offset), turn)
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """The sums (count, size, size) over samples and positions."""
+    result: Tensor = torch.einsum("nksp,nkmp->ksm", left, right)
+    return result
 
 
 def _unbiased(blocks: Tensor, dtype: torch.dtype, offset: Tensor | None) -> Tensor:
