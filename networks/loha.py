@@ -1,6 +1,6 @@
 """LoHa, as a network module for every architecture: `architecture` names it, else the model tells it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from .build.architecture_module import Algorithm, functions_of
 from .files.reading import FactorReader
 from .kernels import hadamard
 from .kernels.adapted_linear import Kernel
+from .kernels.base_weight import CombinedSquares
 from .modules.convolutions import convolve_pointwise
 from .modules.delta_folding import FoldableDelta, merge_into
 from .modules.delta_module import DeltaModule
@@ -59,6 +60,10 @@ class LoHaModule(DeltaModule):
         up, down = loha.low_rank({role: factor.to(dtype) for role, factor in self.factors.items()})
         hidden = base._conv_forward(input, down.reshape(-1, *base.weight.shape[1:]), None)
         return convolve_pointwise(hidden * self._strength, up)
+
+    def combined_squares(self, factors: Mapping[str, Tensor], scale: float) -> CombinedSquares:
+        """Of rows of the delta, which are made for it."""
+        return hadamard.combined_squares([factors[role] for role in loha.ROLES], scale)
 
     @property
     def _strength(self) -> float:

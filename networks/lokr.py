@@ -4,7 +4,7 @@ Option: `factor`, one side of the small factor; -1, the default, makes both fact
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from .build.architecture_module import Algorithm, functions_of
 from .files.reading import FactorReader, ModuleWeights
 from .kernels import kronecker
 from .kernels.adapted_linear import Kernel
+from .kernels.base_weight import CombinedSquares
 from .modules.convolutions import convolve_pointwise
 from .modules.delta_folding import FoldableDelta, merge_into
 from .modules.delta_module import DeltaModule
@@ -84,6 +85,11 @@ class LoKrModule(DeltaModule):
         """Products with the small factor and the large one, in the order that takes fewer multiplications."""
         factors = self.factors
         return kronecker.chain(tokens, lokr.small(factors), lokr.large(factors), self.scale * self.multiplier, dtype)
+
+    def combined_squares(self, factors: Mapping[str, Tensor], scale: float) -> CombinedSquares:
+        """Of the small factors alone."""
+        left, *right = lokr.large(factors)
+        return partial(kronecker.combined_squares, lokr.small(factors) * scale, left @ right[0] if right else left)
 
     def convolved(self, input: Tensor, positions: int) -> Tensor:
         """As a convolution of every group of w2's inputs, and w1 over the groups."""

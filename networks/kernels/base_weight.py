@@ -3,16 +3,18 @@
 Sums over it are computed block by block: a half-precision or fp8 weight never exists in float32 as a whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lora_inspect.maths import codecs
-from lora_inspect.maths.change import Change
 
 from .row_blocks import rows_at_once
+
+# From some rows of W, the number of the first and their sums of squares to the sums of squares of the changed rows.
+CombinedSquares = Callable[[Tensor, int, Tensor], Tensor]
 
 PLAIN_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -40,23 +42,22 @@ def squares_and_products(base: nn.Module, matrix: Tensor) -> tuple[Tensor, Tenso
 
     In the dtype of `matrix` (rank, in·kernel), in one pass over W; errors as `true_weight`.
     """
-    results = [(_row_squares(rows), rows @ matrix.t()) for rows in _blocks(base, matrix.dtype)]
+    results = [(row_squares(rows), rows @ matrix.t()) for rows in _blocks(base, matrix.dtype)]
     return torch.cat([squares for squares, _ in results]), torch.cat([products for _, products in results])
 
 
 def squares_with_change(
-    base: nn.Module, change: Change, multiplier: float, dtype: torch.dtype
+    base: nn.Module, combined_squares: CombinedSquares, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The sums of squares (out,) of the rows of W, and of those of W with `change` in it.
+    """The sums of squares (out,) of the rows of W, and of those of W with a change in it.
 
     In `dtype`, in one pass over W; errors as `true_weight`.
     """
     found: list[tuple[Tensor, Tensor]] = []
     first = 0
     for rows in _blocks(base, dtype):
-        combined = rows.clone()
-        change.fold(combined, first, multiplier)
-        found.append((_row_squares(rows), _row_squares(combined)))
+        squares = row_squares(rows)
+        found.append((squares, combined_squares(rows, first, squares)))
         first += rows.shape[0]
     return torch.cat([squares for squares, _ in found]), torch.cat([squares for _, squares in found])
 
@@ -67,7 +68,7 @@ def _blocks(base: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
     return _row_blocks(base, dtype)
 
 
-def _row_squares(rows: Tensor) -> Tensor:
+def row_squares(rows: Tensor) -> Tensor:
     """The sums of squares (out,) of the rows (out, columns), without a copy of them; in pieces, as CPUs add in turn."""
     whole = rows.shape[1] - rows.shape[1] % _PIECE
     pieces = rows[:, :whole].view(rows.shape[0], whole // _PIECE, _PIECE)

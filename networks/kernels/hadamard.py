@@ -13,6 +13,7 @@ from torch import Tensor
 from lora_inspect.algorithms import loha
 
 from .adapted_linear import Gradients, Needed, base_gradient, base_output, weight_gradient
+from .base_weight import CombinedSquares, row_squares
 from .row_blocks import rows_at_once
 from .tracing import is_traced
 
@@ -20,7 +21,7 @@ from .tracing import is_traced
 # of a product.
 _PASSES = 6 * 16
 # Blocks smaller than this make products of which most of the work is to read the tokens.
-_LEAST_ROWS = 256
+_LEAST_ROWS = 512
 
 
 class LowRank(NamedTuple):
@@ -78,8 +79,8 @@ class RowBlocks(NamedTuple):
         """See Kernel; one product with the rows of weight + delta."""
         tokens, out_features = input.to(self.dtype), factors[0].shape[0]
         total = tokens.new_empty(tokens.shape[0], out_features)
-        for rows, left, right in self._blocks(factors):
-            combined = self._combined(left, right, weight, rows)
+        for rows, left, right, room in self._blocks(factors):
+            combined = self._combined(left, right, weight, rows, room)
             if bias is None:
                 torch.mm(tokens, combined.t(), out=total[:, rows])
             else:
@@ -99,18 +100,18 @@ class RowBlocks(NamedTuple):
         of_input = torch.zeros_like(tokens, dtype=w1_a.dtype) if needed.input else None
         of_weight = w1_a.new_empty(w1_a.shape[0], w1_b.shape[1]) if needed.weight else None
         of_factors = [torch.zeros_like(factor) for factor in (w1_a, w1_b, w2_a, w2_b)]
-        for rows, left, right in self._blocks(factors):
+        for rows, left, right, room in self._blocks(factors):
             if of_input is not None:
-                combined = self._combined(left, right, weight, rows, keep=True)
-                _accumulate(of_input, wide[:, rows], combined)
+                _accumulate(of_input, wide[:, rows], self._combined(left, right, weight, rows, room))
             if not needed.factors and of_weight is None:
                 continue
-            of_rows = (wide[:, rows].t() @ tokens).to(w1_a.dtype)
+            of_rows = _product(wide[:, rows].t(), tokens, room)
             if of_weight is not None:
                 of_weight[rows] = of_rows
             if needed.factors:
                 # Each product's gradient is that of delta, multiplied by the other product.
-                of_left, of_right = right.mul_(of_rows).mul_(self.scale), left.mul_(of_rows).mul_(self.scale)
+                of_rows.mul_(self.scale)
+                of_left, of_right = right.mul_(of_rows), left.mul_(of_rows)
                 of_factors[0][rows], of_factors[2][rows] = of_left @ w1_b.t(), of_right @ w2_b.t()
                 of_factors[1].addmm_(w1_a[rows].t(), of_left)
                 of_factors[3].addmm_(w2_a[rows].t(), of_right)
@@ -120,19 +121,42 @@ class RowBlocks(NamedTuple):
         """The factors in float32 or better, which autocast's dtype is not."""
         return [factor.to(torch.promote_types(self.dtype, torch.float32)) for factor in factors]
 
-    def _blocks(self, factors: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Some rows, and both products in them."""
+    def _blocks(self, factors: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Some rows, both products in them, and room for a third block; the next block is in the same memory.
+
+        New memory for each block would cost more than to fill it.
+        """
         w1_a, w1_b, w2_a, w2_b = self._wide(factors)
         step = max(_LEAST_ROWS, rows_at_once(w1_b.shape[1], w1_b.device))
+        memory = w1_b.new_empty(3, min(step, w1_a.shape[0]), w1_b.shape[1])
         for first in range(0, w1_a.shape[0], step):
             rows = slice(first, first + step)
-            yield rows, w1_a[rows] @ w1_b, w2_a[rows] @ w2_b
+            left, right, room = memory[:, : w1_a[rows].shape[0]]
+            yield rows, torch.mm(w1_a[rows], w1_b, out=left), torch.mm(w2_a[rows], w2_b, out=right), room
 
-    def _combined(self, left: Tensor, right: Tensor, weight: Tensor | None, rows: slice, keep: bool = False) -> Tensor:
-        """weight + scale · left ⊙ right in the kernel's dtype; in the memory of `left` unless that is to be kept."""
-        delta = left * right if keep else left.mul_(right)
-        delta.mul_(self.scale)
+    def _combined(self, left: Tensor, right: Tensor, weight: Tensor | None, rows: slice, out: Tensor) -> Tensor:
+        """weight + scale · left ⊙ right in the kernel's dtype, and in `out` where it has that."""
+        delta = torch.mul(left, right, out=out).mul_(self.scale)
         return (delta if weight is None else delta.add_(weight[rows])).to(self.dtype)
+
+
+def combined_squares(factors: Sequence[Tensor], scale: float) -> CombinedSquares:
+    """The sums of squares of rows of W + scale · delta, made a block at a time in the same memory."""
+    w1_a, w1_b, w2_a, w2_b = factors
+    memory: list[Tensor] = []
+
+    def of_rows(rows: Tensor, first: int, squares: Tensor) -> Tensor:
+        own = slice(first, first + rows.shape[0])
+        if is_traced():
+            return row_squares(torch.addcmul(rows, w1_a[own] @ w1_b, w2_a[own] @ w2_b, value=scale))
+        if not memory:  # no later block is larger than the first
+            memory.extend(rows.new_empty(3, *rows.shape))
+        left, right, combined = (block[: rows.shape[0]] for block in memory)
+        torch.mm(w1_a[own], w1_b, out=left)
+        torch.mm(w2_a[own], w2_b, out=right)
+        return row_squares(torch.addcmul(rows, left, right, value=scale, out=combined))
+
+    return of_rows
 
 
 class _Delta(torch.autograd.Function):
@@ -175,6 +199,11 @@ def kernel(
     # Both products are made twice, and each has two gradients; the base's two products are there anyhow.
     by_rows = in_features * out_features * (tokens * (1 if shares_base else 3) + 8 * rank + _PASSES)
     return LowRank(dtype, scale) if by_rank <= by_rows else RowBlocks(dtype, scale)
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """left @ right in `out`, whose dtype may be wider than theirs."""
+    return torch.mm(left, right, out=out) if left.dtype == out.dtype else out.copy_(left @ right)
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -89,6 +89,18 @@ def chain(
     return Chain(dtype, scale, leads=w2_first <= w2_last, closes=w2_first > w2_last), [w1, *w2]
 
 
+def combined_squares(w1: Tensor, w2: Tensor, rows: Tensor, first: int, squares: Tensor) -> Tensor:
+    """The sums of squares (n,) of the rows from `first` on of W + w1 ⊗ w2, of which W's are `rows` and `squares`.
+
+    ‖W_i‖² + 2⟨W_i, delta_i⟩ + ‖w1_a‖²‖w2_c‖², where row i is row c of group a.
+    """
+    number = torch.arange(first, first + rows.shape[0], device=rows.device)
+    left, right = w1[number // w2.shape[0]], w2[number % w2.shape[0]]
+    products = left.unsqueeze(1) @ rows.reshape(-1, w1.shape[1], w2.shape[1])
+    crossed = (products.squeeze(1) * right).sum(1)
+    return (squares + 2.0 * crossed + left.square().sum(1) * right.square().sum(1)).clamp(min=0.0)
+
+
 def _hidden(input: Tensor, w1: Tensor, first: Tensor | None) -> Tensor:
     """X firstᵀ (tokens, i1, p)."""
     i1 = w1.shape[1]

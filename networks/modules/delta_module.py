@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_inspect.maths import dora
-from lora_inspect.maths.change import Change
 
 from ..files import reading
 from ..kernels import linear_product
 from ..kernels.adapted_linear import Kernel, adapted_linear
-from ..kernels.base_weight import PLAIN_DTYPES, squares_with_change
+from ..kernels.base_weight import PLAIN_DTYPES, CombinedSquares, squares_with_change
 from ..kernels.fused_linear import fused_gain
 from ..kernels.half_product import is_served
 from ..kernels.row_blocks import rows_at_once
@@ -118,6 +117,10 @@ class DeltaModule(AdapterModule):
         """
         raise NotImplementedError
 
+    def combined_squares(self, factors: Mapping[str, Tensor], scale: float) -> CombinedSquares:
+        """The sums of squares of rows of the base's weight with scale · delta in them, of detached factors by role."""
+        raise NotImplementedError
+
     def adapted(self, input: Tensor) -> Tensor:
         """The output with the change in it: computed in the wider dtype, rounded once to the base's own."""
         base = self.org_module
@@ -148,11 +151,12 @@ class DeltaModule(AdapterModule):
         dtype = torch.promote_types(torch.float32, self.zero_factor.dtype)
         if weight.dtype == torch.float64:
             dtype = torch.float64
-        multiplier = dora.inner_multiplier(self.multiplier, dora.INSIDE)
+        scale = self.scale * dora.inner_multiplier(self.multiplier, dora.INSIDE)
+        factors = {role: factor.detach().to(weight.device, dtype) for role, factor in self.factors.items()}
         # Autocast would compute the delta in half precision, float32 factors or not.
         with torch.autocast(weight.device.type, enabled=False):
-            change = self.weight_change(dtype, weight.device)
-            base_squares, squares = squares_with_change(self.org_module, change, multiplier, dtype)
+            combined = self.combined_squares(factors, scale)
+            base_squares, squares = squares_with_change(self.org_module, combined, dtype)
         return Norms(base_squares, dora.norm_from_square(squares))
 
     def _may_share_base(self, input: Tensor) -> bool:
@@ -202,17 +206,11 @@ class DeltaModule(AdapterModule):
         groups = {"": list(self.factors.values())}
         return groups | {"dora": list(self.dora_layer.parameters())} if self.use_dora else groups
 
-    def weight_change(self, dtype: torch.dtype, device: torch.device) -> Change:
-        """The scaled delta as a change of the base's weight, of detached factors in `dtype`."""
-        tensors = {role: factor.detach().to(device, dtype) for role, factor in self.factors.items()}
-        change: Change = self.formula.change(tensors, self.scale, None)
-        return change
-
     @torch.no_grad()
     def change_norm(self) -> Tensor:
         """‖scale · delta‖, a few rows at a time; DoRA's magnitude is no part of it."""
         device, (out_features, columns) = self.zero_factor.device, self.matrix_shape
-        change = self.weight_change(torch.float32, device)
+        change = self.formula.change({role: factor.float() for role, factor in self.factors.items()}, self.scale, None)
         step = rows_at_once(columns, device)
         norms = []
         for first in range(0, out_features, step):
