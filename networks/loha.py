@@ -1,7 +1,6 @@
 """LoHa, as a network module for every architecture: `architecture` names it, else the model tells it."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from .kernels import hadamard
 from .kernels.adapted_linear import Kernel
 from .kernels.base_weight import CombinedSquares
 from .modules.convolutions import convolve_pointwise
-from .modules.delta_folding import FoldableDelta, merge_into
+from .modules.delta_folding import FoldableDelta, merging
 from .modules.delta_module import DeltaModule
 
 
@@ -83,4 +82,4 @@ create_arch_network = create_network = _functions.create_arch_network
 create_arch_network_from_weights = _functions.create_arch_network_from_weights
 create_network_from_weights = _functions.create_network_from_file
 # What programs that merge while they load a checkpoint call, one weight at a time.
-merge_weights_to_tensor = partial(merge_into, LoHaModule)
+merge_weights_to_tensor = merging(LoHaModule)

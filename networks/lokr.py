@@ -21,7 +21,7 @@ from .kernels import kronecker
 from .kernels.adapted_linear import Kernel
 from .kernels.base_weight import CombinedSquares
 from .modules.convolutions import convolve_pointwise
-from .modules.delta_folding import FoldableDelta, merge_into
+from .modules.delta_folding import FoldableDelta, merging
 from .modules.delta_module import DeltaModule
 
 _ROLES = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")
@@ -148,4 +148,4 @@ create_arch_network = create_network = _functions.create_arch_network
 create_arch_network_from_weights = _functions.create_arch_network_from_weights
 create_network_from_weights = _functions.create_network_from_file
 # What programs that merge while they load a checkpoint call, one weight at a time.
-merge_weights_to_tensor = partial(merge_into, LoKrModule)
+merge_weights_to_tensor = merging(LoKrModule)

@@ -6,6 +6,7 @@ factor of its own for each output. Sources: Qiu et al. 2023, and the `DiagOFTMod
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 from lora_inspect.algorithms import oft
 from lora_inspect.algorithms.record import Shapes
 from lora_inspect.maths import rotation
+from lora_inspect.maths.change import Change
 
 from .arguments import Option, read_bool, read_float
 from .build.architecture_module import Algorithm, functions_of
-from .files import reading
 from .files.reading import FactorReader, ModuleWeights
 from .files.stored_alpha import read_limit
 from .kernels.base_weight import PLAIN_DTYPES
@@ -25,6 +26,7 @@ from .kernels.rotated_output import fused_turn, rotated_linear, turned
 from .kernels.tracing import is_traced
 from .modules.adapter_module import AdapterModule
 from .modules.foldable import FoldableModule
+from .modules.merge_weight import merge_into
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class OFTModule(AdapterModule):
     other algorithms has no meaning here, and neither have a scale and dropouts of parts of a rotation.
     """
 
+    prefix = "oft_"
     reader = FactorReader(oft.ALGORITHM, "lycoris", ("blocks", "rescale"), _settle, scaled=False)
 
     def __init__(
@@ -174,41 +177,11 @@ class OFTInfModule(FoldableModule, OFTModule):
     def get_weight(self, multiplier: float | None = None) -> Tensor:
         """Merged minus base at `multiplier` (the module's own where None), in float32 or better."""
         multiplier = self.multiplier if multiplier is None else multiplier
-        base = self._base()
-        folded = base.clone()
-        if multiplier != 0:
-            self.fold(self.state_dict(), folded.view(folded.shape[0], -1), multiplier)
-        return folded - base
+        return self.merged_minus_base(multiplier) if multiplier != 0 else super().get_weight(multiplier)
 
     def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
         """Turns the rows."""
-        _turn_rows(self.lora_name, tensors, rows, multiplier)
-
-
-def merge_weights_to_tensor(
-    model_weight: Tensor,
-    lora_name: str,
-    lora_sd: Mapping[str, Tensor],
-    lora_weight_keys: set[str],
-    multiplier: float,
-    calc_device: torch.device | str,
-) -> Tensor:
-    """The weight with the module called `lora_name` merged, in its own dtype; as it is where there is no such module.
-
-    What programs that merge while they load a checkpoint call, one weight at a time. The keys that were used are
-    removed from `lora_weight_keys`. Computed on `calc_device` in float32 or better. Raises ValueError for a weight that
-    is no plain float, for what is no factor of the algorithm, and for factors that do not fit the weight.
-    """
-    keys = [key for key in lora_sd if key.partition(".")[0] == lora_name and key in lora_weight_keys]
-    if multiplier == 0 or f"{lora_name}.oft_blocks" not in keys:
-        return model_weight
-    if model_weight.dtype not in PLAIN_DTYPES:
-        raise ValueError(f"{lora_name}: the base is stored as {model_weight.dtype}, which no change can be added to")
-    merged = model_weight.to(calc_device, torch.promote_types(model_weight.dtype, torch.float32), copy=True)
-    module = reading.read({key: lora_sd[key] for key in keys}, reader=OFTModule.reader).modules[lora_name]
-    _turn_rows(lora_name, module.tensors, merged.view(merged.shape[0], -1), multiplier)
-    lora_weight_keys.difference_update(keys)
-    return merged.to(model_weight.device, model_weight.dtype)
+        _change(self.lora_name, tensors, rows, self.lora_dim).fold(rows, 0, multiplier)
 
 
 def _solved(matrices: Tensor, right: Tensor) -> Tensor:
@@ -217,8 +190,8 @@ def _solved(matrices: Tensor, right: Tensor) -> Tensor:
     return result
 
 
-def _turn_rows(name: str, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
-    """Folds the rotation of `tensors` into `rows` (out, in·kernel) in place, in their dtype."""
+def _change(name: str, tensors: Mapping[str, Tensor], rows: Tensor, rank: int) -> Change:
+    """The rotation of rows (out, in·kernel) that the `tensors` of a module are, in the dtype of the rows."""
     keys = {role: OFTModule.reader.key(role, None) for role in OFTModule.reader.roles}
     shapes = {role: tuple(tensors[key].shape) for role, key in keys.items() if key in tensors}
     if "blocks" not in shapes:
@@ -228,7 +201,7 @@ def _turn_rows(name: str, tensors: Mapping[str, Tensor], rows: Tensor, multiplie
     if misfit := oft.misfit(shapes, tuple(rows.shape)):
         raise ValueError(f"{name}: it {misfit}, but the base has {len(rows)}")
     alpha = read_limit(name, tensors.get("alpha"))
-    oft.change({role: tensors[keys[role]].to(rows) for role in shapes}, 1.0, alpha).fold(rows, 0, multiplier)
+    return oft.change({role: tensors[keys[role]].to(rows) for role in shapes}, 1.0, alpha)
 
 
 def read_constraint(name: str, value: Any) -> float:
@@ -244,3 +217,5 @@ _functions = functions_of(__name__, None, Algorithm("OFT", OFTModule, OFTInfModu
 create_arch_network = create_network = _functions.create_arch_network
 create_arch_network_from_weights = _functions.create_arch_network_from_weights
 create_network_from_weights = _functions.create_network_from_file
+# What programs that merge while they load a checkpoint call, one weight at a time.
+merge_weights_to_tensor = partial(merge_into, OFTModule, _change)

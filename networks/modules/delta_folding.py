@@ -1,6 +1,7 @@
 """LoHa and LoKr put into a weight: by modules for inference and merging, or one weight of a checkpoint at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -11,12 +12,11 @@ from lora_inspect.maths import dora
 from lora_inspect.maths.change import Change
 from lora_inspect.maths.decomposed import DecomposedRows, Magnitude
 
-from ..files import reading
 from ..files.reading import MAGNITUDE
 from ..files.stored_alpha import read_alpha
-from ..kernels.base_weight import PLAIN_DTYPES
 from .delta_module import DeltaModule
 from .foldable import FoldableModule
+from .merge_weight import merge_into
 
 
 class FoldableDelta(FoldableModule, DeltaModule):
@@ -40,33 +40,9 @@ class FoldableDelta(FoldableModule, DeltaModule):
         return self.merged_minus_base(multiplier)
 
 
-def merge_into(
-    module_class: type[DeltaModule],
-    model_weight: Tensor,
-    lora_name: str,
-    lora_sd: Mapping[str, Tensor],
-    lora_weight_keys: set[str],
-    multiplier: float,
-    calc_device: torch.device | str,
-) -> Tensor:
-    """The weight with the module called `lora_name` merged, in its own dtype; as it is where there is no such module.
-
-    The keys that were used are removed from `lora_weight_keys`. Computed on `calc_device` in float32 or better. Raises
-    ValueError for a weight that is no plain float, for what is no factor of the algorithm, and for factors that do not
-    fit the weight.
-    """
-    keys = [key for key in lora_sd if key.partition(".")[0] == lora_name and key in lora_weight_keys]
-    if multiplier == 0 or not any(key.startswith(f"{lora_name}.{module_class.prefix}") for key in keys):
-        return model_weight
-    if model_weight.dtype not in PLAIN_DTYPES:
-        raise ValueError(f"{lora_name}: the base is stored as {model_weight.dtype}, which no change can be added to")
-    working = torch.promote_types(model_weight.dtype, torch.float32)
-    merged = model_weight.to(calc_device, working, copy=True)
-    read = reading.read({key: lora_sd[key] for key in keys}, reader=module_class.reader.with_every_role)
-    module, rows = read.modules[lora_name], merged.view(merged.shape[0], -1)
-    _change(module_class, lora_name, module.tensors, rows, module.rank).fold(rows, 0, multiplier)
-    lora_weight_keys.difference_update(keys)
-    return merged.to(model_weight.device, model_weight.dtype)
+def merging(module_class: type[DeltaModule]) -> Callable[..., Tensor]:
+    """The `merge_weights_to_tensor` of an algorithm."""
+    return partial(merge_into, module_class, partial(_change, module_class))
 
 
 def _change(algorithm: Any, name: str, tensors: Mapping[str, Tensor], rows: Tensor, rank: int) -> Change:
