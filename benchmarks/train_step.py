@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from networks.loha import LoHaModule
 from networks.lokr import LoKrModule
 from networks.lora import LoRAModule
+from networks.oft import OFTModule
 
 SHAPES = ("1x512x3072", "8x512x2048", "1x4096x3072")
 # The first parameters of all of them: a name, the layer, the multiplier, the rank and alpha.
@@ -89,6 +90,12 @@ KINDS = {
         wrapped(lycoris.LokrModule),
         PRODUCTS,
         {"LyCORIS": 0.8},
+    ),
+    "OFT": Kind(
+        wrapped(OFTModule),
+        lambda rank, names: peft.OFTConfig(r=0, oft_block_size=rank, target_modules=names),
+        wrapped(lycoris.DiagOFTModule),
+        {},
     ),
 }
 OURS, *OTHERS = ("ours", "PEFT", "LyCORIS")
