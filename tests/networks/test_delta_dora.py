@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
+from fp8_bases import FP8, dequantised, quantise
 from lycoris.modules.loha import LohaModule
 from lycoris.modules.lokr import LokrModule
 from safetensors.torch import load_file
@@ -266,3 +267,26 @@ def test_groups_norms_and_the_exchange_of_a_base(variant, caplog):
         base.weight.mul_(2.0)
     base(input_of(base))
     assert "the weights of the base are others" in caplog.text
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("shape", [(), (64, 1), (64, 4, 1)], ids=["number", "rows", "blocks"])
+@pytest.mark.parametrize("dtype", FP8)
+@every_variant
+def test_scaled_fp8_bases(variant, dtype, shape, autocast):
+    base = nn.Linear(48, 64).bfloat16().requires_grad_(False)
+    quantise(base, dtype, shape, torch.bfloat16)
+    x = input_of(base).bfloat16().requires_grad_()
+    module_class, _, _, rank, own = VARIANTS[variant]
+    module = module_class("layer", base, 1.0, rank, 1.5, use_dora=True, **own)
+    module.apply_to()
+    assert torch.equal(module._gain(), torch.ones(64))
+    learn(module)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = base(x)
+    assert output.dtype == torch.bfloat16
+    wanted = computed_with(base, expected_weight(module, dequantised(base)), x)
+    # The forward of the base rounds its weight and its output, and autocast the change.
+    assert furthest(output, wanted) < 2.0**-5
+    output.float().square().sum().backward()
+    assert all(torch.isfinite(tensor.grad).all() and tensor.grad.any() for tensor in (x, *module.parameters()))

@@ -6,6 +6,7 @@ import math
 import lycoris.kohya
 import pytest
 import torch
+from fp8_bases import FP8, dequantised, quantise
 from lycoris.modules.diag_oft import DiagOFTModule
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -593,3 +594,27 @@ def test_an_input_of_another_dtype_than_the_base_s_is_the_base_s_own_affair():
             assert output.dtype == plain.dtype
             module._base_is_plain = False
             assert furthest(base(x), output) < 2**-7
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("shape", [(), (64, 1), (64, 4, 1)], ids=["number", "rows", "blocks"])
+@pytest.mark.parametrize("dtype", FP8)
+def test_scaled_fp8_bases(dtype, shape, autocast):
+    base = nn.Linear(48, 64).bfloat16().requires_grad_(False)
+    quantise(base, dtype, shape, torch.bfloat16)
+    x = input_of(base).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        before = base(x)
+        module = OFTModule("layer", base, 1.0, RANK, rescaled=True, constraint=0.1)
+        module.apply_to()
+        assert torch.equal(base(x), before)
+    moved(module)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = base(x)
+    weight = rotated(module, dequantised(base).float())
+    expected = nn.functional.linear(x.double(), weight.double(), base.bias.double())
+    assert output.dtype == torch.bfloat16
+    # Once by the base's own layer, and once by ours.
+    assert furthest(output, expected) < 2 * 2**-8
+    output.float().square().sum().backward()
+    assert all(torch.isfinite(tensor.grad).all() and tensor.grad.any() for tensor in (x, *module.parameters()))
