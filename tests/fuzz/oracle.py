@@ -26,6 +26,7 @@ from fuzz import hostile, networks_target
 from fuzz.case import NETWORKS, Case
 from fuzz.contents import Link, write
 from fuzz.watch import Allowed, Forbidden, watched
+from lora_inspect.files.garbage import without_collecting
 
 MEGABYTE = 1 << 20
 # Some disks take longer for a folder than a command for its work.
@@ -181,6 +182,8 @@ def _outputs(parsed: dict[str, Any]) -> tuple[str, ...] | None:
     return output, *(os.path.join(output, name) for name in names)
 
 
+# What others have left open may be closed as garbage at any moment; what a case leaves open may not count on it.
+@without_collecting()
 def _run(case: Case, folder: str, outputs: tuple[str, ...] | None, limits: Limits, is_watched: bool = True) -> _Ended:
     ended = _Ended()
     links = [os.path.join(folder, name) for name, content in case.contents.items() if isinstance(content, Link)]

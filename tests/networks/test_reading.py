@@ -139,8 +139,6 @@ def test_the_first_of_many_are_named(odd, says):
     [
         (None, {"lora_down.weight": (2, 5, 1, 1), "lora_up.weight": (6, 2, 1, 1)}, "lora_mid.weight", (2, 2, 3, 3)),
         (LoKrModule.reader, {"lokr_w1": (2, 5), "lokr_w2_a": (1, 3), "lokr_w2_b": (1, 4)}, "lokr_t2", (1, 1, 3, 3)),
-        (LoHaModule.reader, LOHA, "dora_scale", (6, 1)),
-        (LoKrModule.reader, LOKR, "dora_layer.weight", (6,)),
     ],
 )
 def test_what_the_algorithm_knows_and_the_network_does_not_train_is_named(reader, shapes, key, shape):
