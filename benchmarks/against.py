@@ -1,12 +1,13 @@
 """What merge, info and a training step cost against another checkout of this project, run in turn.
 
-    python benchmarks/against.py OTHER [--rounds 10] [--blocks 4] [--rank 64] [--steps 25] [--only merge|info|step]
+    python benchmarks/against.py OTHER [--rounds 10] [--blocks 4] [--rank 64] [--steps 10] [--starts 8]
+                                       [--only merge|info|step]
 
 OTHER is the other checkout's folder (`git worktree add OTHER REVISION`). Every round runs each thing once in both
 trees, the order turning from round to round; ratios, this tree's over the other's, are taken within a round, and their
 medians printed beside the ratio of the minima. Merges are timed by the processor time of one thread and by the peak of
 resident memory, commands by processor time, steps (8 layers of 1024, float32, 512 tokens) by that of a worker process
-in each tree.
+in each tree. Where a process has its memory makes up to 3% of a step, so that the workers are started several times.
 """
 
 import argparse
@@ -67,6 +68,7 @@ for line in sys.stdin:
 """
 
 Found = dict[str, float]
+Pairs = dict[str, list[tuple[float, float]]]
 
 
 def processor_seconds(command: list[str], tree: Path) -> tuple[float, str]:
@@ -120,8 +122,9 @@ def worker(tree: Path) -> Callable[[], Found]:
     return ask
 
 
-def compare(here: Callable[[], Found], other: Callable[[], Found], rounds: int) -> None:
-    found: dict[str, list[tuple[float, float]]] = {}
+def compare(here: Callable[[], Found], other: Callable[[], Found], rounds: int) -> Pairs:
+    """What both took in every round, by name."""
+    found: Pairs = {}
     for turn in range(rounds + 1):
         if turn % 2:
             theirs, ours = other(), here()
@@ -130,6 +133,10 @@ def compare(here: Callable[[], Found], other: Callable[[], Found], rounds: int) 
         if turn:  # The first fills the caches.
             for name, value in ours.items():
                 found.setdefault(name, []).append((value, theirs[name]))
+    return found
+
+
+def show(found: Pairs) -> None:
     for name, pairs in found.items():
         ratios = [one / two for one, two in pairs]
         minima = min(one for one, _ in pairs), min(two for _, two in pairs)
@@ -146,18 +153,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--rank", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--starts", type=int, default=8)
     parser.add_argument("--only", choices=("merge", "info", "step"))
     arguments = parser.parse_args()
     other = arguments.other.resolve()
     if arguments.only in (None, "info"):
-        compare(lambda: info(HERE), lambda: info(other), 2 * arguments.rounds)
+        show(compare(lambda: info(HERE), lambda: info(other), 2 * arguments.rounds))
     if arguments.only in (None, "step"):
-        compare(worker(HERE), worker(other), arguments.steps)
+        steps: Pairs = {}
+        for _ in range(arguments.starts):
+            for name, pairs in compare(worker(HERE), worker(other), arguments.steps).items():
+                steps.setdefault(name, []).extend(pairs)
+        show(steps)
     if arguments.only in (None, "merge"):
         with tempfile.TemporaryDirectory() as scratch:
             files = write_all(scratch, arguments.blocks, arguments.rank)
-            compare(lambda: merge(HERE, scratch, files), lambda: merge(other, scratch, files), arguments.rounds)
+            show(compare(lambda: merge(HERE, scratch, files), lambda: merge(other, scratch, files), arguments.rounds))
 
 
 if __name__ == "__main__":
