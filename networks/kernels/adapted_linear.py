@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import half_product, linear_product
 from .half_product import HALF
-from .row_blocks import rows_at_once
+from .row_blocks import column_products
 
 
 class Needed(NamedTuple):
@@ -98,7 +98,7 @@ class _AdaptedLinear(torch.autograd.Function):
             if needs_bias:
                 of_bias = gradient.sum(0).to(bias.dtype)
             if needs_gain:
-                of_gain = _column_products(gradient, kept, gain.dtype)
+                of_gain = column_products(gradient, kept, None, gain.dtype)
             if gain is not None:
                 gradient = gradient * gain
             needed = Needed(needs_input, needs_weight, any(needs_factors))
@@ -134,12 +134,3 @@ def weight_gradient(gradient: Tensor, input: Tensor, dtype: torch.dtype) -> Tens
 def _half_product(left: Tensor, right: Tensor) -> Tensor:
     """left @ rightᵀ, unrounded where the device has a way to."""
     return half_product.unrounded(left, right) if half_product.keeps_float32(left) else left @ right.t()
-
-
-def _column_products(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """Σ left · right over the rows, in `dtype`; the products exist a few rows at a time."""
-    result = left.new_zeros(left.shape[1], dtype=dtype)
-    step = rows_at_once(left.shape[1], left.device)
-    for first in range(0, left.shape[0], step):
-        result += (left[first : first + step].to(dtype) * right[first : first + step].to(dtype)).sum(0)
-    return result

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import half_product, linear_product
 from .kept_output import keep_output
 from .linear_product import Product
-from .row_blocks import rows_at_once
+from .row_blocks import column_products
 
 # Rows whose gain is smaller are computed again: (output - bias) / gain would magnify the rounding of the output.
 _MIN_GAIN = 1 / 16
@@ -135,7 +135,7 @@ class _FusedGain(torch.autograd.Function):
         needs_output, needs_change, needs_gain, needs_bias = ctx.needs_input_grad
         if needs_gain and gain.dim() == 1:
             width = gain.shape[0]
-            of_gain = _column_products(gradient.reshape(-1, width), total.reshape(-1, width), None, gain.dtype)
+            of_gain = column_products(gradient.reshape(-1, width), total.reshape(-1, width), None, gain.dtype)
         elif needs_gain:
             of_gain = (gradient.to(gain.dtype) * total).sum_to_size(gain.shape)
         scaled = gradient * gain
@@ -172,22 +172,10 @@ def _gain_gradient(gradient: Tensor, output: Tensor | None, operands: _Operands)
     assert gain is not None
     if output is None:
         total = linear_product.unrounded(input, weight, [Product(hidden, up)])
-        return _column_products(gradient, total, None, gain.dtype)
-    result = _column_products(gradient, output, bias, gain.dtype) / gain
+        return column_products(gradient, total, None, gain.dtype)
+    result = column_products(gradient, output, bias, gain.dtype) / gain
     small = (gain.abs() < _MIN_GAIN).nonzero().squeeze(1)
     if small.numel():
         total = linear_product.unrounded(input, weight[small], [Product(hidden, up[small])])
-        result[small] = _column_products(gradient[:, small], total, None, gain.dtype)
-    return result
-
-
-def _column_products(left: Tensor, right: Tensor, offset: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Σ left · (right - offset) over the rows, in `dtype`; the products exist a few rows at a time."""
-    result = left.new_zeros(left.shape[1], dtype=dtype)
-    step = rows_at_once(left.shape[1], left.device)
-    for first in range(0, left.shape[0], step):
-        values = right[first : first + step].to(dtype)
-        if offset is not None:
-            values = values - offset.to(dtype)
-        result += (values * left[first : first + step].to(dtype)).sum(0)
+        result[small] = column_products(gradient[:, small], total, None, gain.dtype)
     return result
