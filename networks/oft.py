@@ -76,7 +76,6 @@ class OFTModule(AdapterModule):
                 "module_dropout"
             )
         super().__init__(lora_name, org_module, multiplier, lora_dim, None, module_dropout=module_dropout)
-        self._base_is_plain = False
         # Behind the channels of a convolution's output stand its positions.
         self._axis = -1
         if isinstance(org_module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -101,13 +100,6 @@ class OFTModule(AdapterModule):
     @property
     def _gain(self) -> Tensor | None:
         return getattr(self, "rescale", None)
-
-    def apply_to(self) -> None:
-        """Wraps the base's forward."""
-        if self.org_forward is None:
-            # Only torch's own forward may be computed here; a hook, another adapter or a patch has to be called.
-            self._base_is_plain = type(self.org_module) is nn.Linear and "forward" not in vars(self.org_module)
-        super().apply_to()
 
     def adapted(self, input: Tensor) -> Tensor:
         """The base's output, turned in float32 or better and rounded once to its own dtype."""
@@ -173,11 +165,10 @@ class OFTModule(AdapterModule):
 class OFTInfModule(FoldableModule, OFTModule):
     """OFTModule for inference and merging."""
 
-    @torch.no_grad()
-    def get_weight(self, multiplier: float | None = None) -> Tensor:
-        """Merged minus base at `multiplier` (the module's own where None), in float32 or better."""
-        multiplier = self.multiplier if multiplier is None else multiplier
-        return self.merged_minus_base(multiplier) if multiplier != 0 else super().get_weight(multiplier)
+    @property
+    def is_sum(self) -> bool:
+        """A rotation is none."""
+        return False
 
     def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
         """Turns the rows."""

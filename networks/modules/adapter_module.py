@@ -54,6 +54,7 @@ class AdapterModule(nn.Module):
         # In a list, so that it does not become a child.
         self.org_module_ref = [org_module]
         self.org_forward: Callable[..., Tensor] | None = None
+        self._base_is_plain = False
         self.register_buffer("alpha", torch.tensor(float(alpha or 0.0)))
         self._set_alpha(float(alpha or 0.0) or neutral_alpha(lora_dim, use_rslora))
 
@@ -70,6 +71,8 @@ class AdapterModule(nn.Module):
     def apply_to(self) -> None:
         """Puts `forward` in the place of the base's forward; what stands there already is wrapped. Once only."""
         if self.org_forward is None:
+            # Only torch's own forward may be computed here; a hook, another adapter or a patch has to be called.
+            self._base_is_plain = type(self.org_module) is nn.Linear and "forward" not in vars(self.org_module)
             self.org_forward = self.org_module.forward
             self.org_module.forward = self.forward
 

@@ -5,7 +5,6 @@ from functools import partial
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lora_inspect.maths import dora
@@ -27,17 +26,6 @@ class FoldableDelta(FoldableModule, DeltaModule):
         if self.use_dora and MAGNITUDE not in tensors:
             raise ValueError(f"{self.lora_name}.{MAGNITUDE} is missing: without the magnitude DoRA cannot be merged")
         _change(self, self.lora_name, tensors, rows, self.lora_dim).fold(rows, 0, multiplier)
-
-    @torch.no_grad()
-    def get_weight(self, multiplier: float | None = None) -> Tensor:
-        """The change of the base's weight at `multiplier` (the module's own where None), in float32 or better.
-
-        With DoRA that is merged minus base.
-        """
-        multiplier = self.multiplier if multiplier is None else multiplier
-        if not self.use_dora or multiplier == 0:
-            return super().get_weight(multiplier)
-        return self.merged_minus_base(multiplier)
 
 
 def merging(module_class: type[DeltaModule]) -> Callable[..., Tensor]:

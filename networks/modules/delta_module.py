@@ -57,7 +57,6 @@ class DeltaModule(AdapterModule):
         super().__init__(lora_name, org_module, *args, **kwargs)
         if not isinstance(org_module, _CONVOLUTIONS) and not hasattr(org_module, "in_features"):
             raise ValueError(f"{lora_name}: a {type(org_module).__name__} is neither a Linear nor a convolution")
-        self._base_is_plain = False
         self.dora_disabled_reason = self._find_dora_obstacle(dora_conv) if use_dora else None
         self.use_dora = use_dora and self.dora_disabled_reason is None
         if self.use_dora:
@@ -96,11 +95,8 @@ class DeltaModule(AdapterModule):
 
     def apply_to(self) -> None:
         """Wraps the base's forward, and gives DoRA its magnitude unless one has been loaded."""
-        if self.org_forward is None:
-            if self.use_dora and not self.dora_layer.initialised:
-                self.dora_layer.start(self.org_module, self._norms)
-            # Only torch's own forward may be computed here; a hook, another adapter or a patch has to be called.
-            self._base_is_plain = type(self.org_module) is nn.Linear and "forward" not in vars(self.org_module)
+        if self.org_forward is None and self.use_dora and not self.dora_layer.initialised:
+            self.dora_layer.start(self.org_module, self._norms)
         super().apply_to()
 
     def kernel(self, tokens: int, dtype: torch.dtype, shares_base: bool) -> tuple[Kernel, Sequence[Tensor]]:

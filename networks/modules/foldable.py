@@ -58,21 +58,22 @@ class FoldableModule(AdapterModule):
         weight.copy_(merged)
         self.enabled = False
 
+    @property
+    def is_sum(self) -> bool:
+        """Whether the merged weight is the base's and a delta that does not depend on it; not so with DoRA."""
+        return not getattr(self, "use_dora", False)
+
     @torch.no_grad()
     def get_weight(self, multiplier: float | None = None) -> Tensor:
-        """The change of the base's weight at `multiplier` (the module's own where None), in float32 or better."""
+        """Merged minus base at `multiplier` (the module's own where None), in float32 or better."""
         multiplier = self.multiplier if multiplier is None else multiplier
-        change = torch.zeros_like(self._base())
-        if multiplier != 0:
-            self.fold(self.state_dict(), change.view(change.shape[0], -1), multiplier)
-        return change
-
-    def merged_minus_base(self, multiplier: float) -> Tensor:
-        """The change of the base's weight where it is not a sum with it, as a difference."""
         base = self._base()
-        folded = base.clone()
-        self.fold(self.state_dict(), folded.view(folded.shape[0], -1), multiplier)
-        return folded - base
+        # The delta itself, where there is one, and not a difference that has lost its digits to the base's.
+        is_delta = self.is_sum or multiplier == 0
+        folded = torch.zeros_like(base) if is_delta else base.clone()
+        if multiplier != 0:
+            self.fold(self.state_dict(), folded.view(folded.shape[0], -1), multiplier)
+        return folded if is_delta else folded - base
 
     def _base(self) -> Tensor:
         return true_weight(self.org_module, torch.promote_types(torch.float32, next(self.parameters()).dtype))

@@ -89,7 +89,6 @@ class LoRAModule(AdapterModule):
         self.use_dora = use_dora and self.dora_disabled_reason is None
         if self.use_dora:
             self.dora_layer = DoRALayer(org_module.weight.shape[0])  # type: ignore[index,arg-type]
-        self._base_is_plain = False
 
     def _build_factors(self, base: Any) -> None:
         # Negative: the rank axis is the last after a Linear, and stands before the positions after a convolution.
@@ -161,8 +160,6 @@ class LoRAModule(AdapterModule):
         if self.use_dora and not self.dora_layer.initialised:
             down, up = self.factors[0]
             self.dora_layer.initialise(base, up.weight, down.weight, self._inner_scale())
-        # Only torch's own forward may be computed here; a hook, another adapter or a patch has to be called.
-        self._base_is_plain = type(base) is nn.Linear and "forward" not in vars(base)
         super().apply_to()
 
     def adapted(self, input: Tensor) -> Tensor:

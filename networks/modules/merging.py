@@ -24,17 +24,11 @@ class LoRAInfModule(FoldableModule, LoRAModule):
 
     @torch.no_grad()
     def get_weight(self, multiplier: float | None = None) -> Tensor:
-        """The change of the base's weight at `multiplier` (the module's own where None), in float32 or better.
-
-        With DoRA that is merged minus base.
-        """
+        """As for every algorithm; a magnitude that was never set is a warning."""
         multiplier = self.multiplier if multiplier is None else multiplier
-        if not self.use_dora or multiplier == 0:
-            # The delta itself, and not a difference that has lost its digits to the base's.
-            return super().get_weight(multiplier)
-        if not self.dora_layer.initialised:
+        if self.use_dora and multiplier != 0 and not self.dora_layer.initialised:
             logger.warning(f"{self.lora_name}: DoRA magnitude appears uninitialized; load the weights first")
-        return self.merged_minus_base(multiplier)
+        return super().get_weight(multiplier)
 
     def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
         """Slice by slice; with DoRA the magnitude has to be among the tensors."""
