@@ -5,7 +5,7 @@ import struct
 
 from hypothesis import strategies as st
 
-from lora_inspect.algorithms import ALGORITHMS
+from lora_inspect.algorithms import every
 from lora_inspect.files.dtypes import BITS
 from lora_inspect.files.writer import TensorPlan
 from lora_inspect.reading.settings import Settings
@@ -69,7 +69,7 @@ _MODULES = (
     (".lora_down.weight", ".lora_up.weight", ".lora_mid.weight", ".dora_scale"),
     (".lora_down.0.weight", ".lora_up.0.weight", ".lora_down.1.weight", ".lora_up.1.weight", ".alpha"),
 )
-_SUFFIXES = sorted({*SHARED, *(suffix for algorithm in ALGORITHMS.values() for suffix in algorithm.suffixes)})
+_SUFFIXES = sorted({*SHARED, *(suffix for algorithm in every().values() for suffix in algorithm.suffixes)})
 _PREFIXES = sorted({prefix for scheme in SCHEMES for prefix in scheme.prefixes})
 
 

@@ -1,10 +1,12 @@
 """The registry of algorithms: every file of this folder that has a record `ALGORITHM`, and what is only recognised.
 
-A file of several algorithms that have one formula has them in `ALGORITHMS`.
+A file of several algorithms that have one formula has them in `ALGORITHMS`. What is met in most adapters is imported at
+once. The files in `on_demand` wait until a key or a config has their name: `hira.py` for a key with a part that begins
+with `hira_`, or for the `peft_type` HIRA. `info` pays for every import.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 
@@ -16,6 +18,17 @@ ALGORITHMS: dict[str, Algorithm] = {}
 LONGEST_SUFFIX = 64
 # What each suffix can be, as the name of an algorithm and the role in it, in the order in which it is tried.
 CANDIDATES: dict[Suffix, tuple[tuple[str, Role], ...]] = {}
+_FOLDER = os.path.dirname(__file__)
+_ON_DEMAND = "on_demand"
+
+
+def _files(folder: str) -> list[str]:
+    found = sorted(os.path.splitext(name) for name in os.listdir(folder))
+    return [name for name, ending in found if ending == ".py" and name != "__init__"]
+
+
+# The files that have not been asked for yet.
+_WAITING = set(_files(os.path.join(_FOLDER, _ON_DEMAND)))
 
 
 def add(algorithm: Algorithm) -> None:
@@ -47,15 +60,46 @@ def by_name(name: str) -> Algorithm:
     return ALGORITHMS[name]
 
 
-def _add_all() -> None:
-    for name in sorted(os.listdir(os.path.dirname(__file__))):
-        file, ending = os.path.splitext(name)
-        if ending == ".py" and file != "__init__":
-            module = import_module(f"{__name__}.{file}")
-            for found in getattr(module, "ALGORITHMS", None) or filter(None, [getattr(module, "ALGORITHM", None)]):
-                add(found)
-    for algorithm in RECOGNISED:
-        add(algorithm)
+def every() -> Mapping[str, Algorithm]:
+    """All algorithms by name, those on demand as well."""
+    for name in sorted(_WAITING):
+        _load(name)
+    return ALGORITHMS
 
 
-_add_all()
+def of_peft_type(method: str) -> list[Algorithm]:
+    """The algorithms of a `peft_type`."""
+    if method.lower() in _WAITING:
+        _load(method.lower())
+    return [algorithm for algorithm in ALGORITHMS.values() if algorithm.peft_type == method]
+
+
+def load_for(key: str) -> bool:
+    """Has the algorithm known whose name a key has at its end; False where there is none that was not known before."""
+    for part in key[-LONGEST_SUFFIX:].split("."):
+        name = part
+        while name not in _WAITING:
+            name, underscore, _ = name.rpartition("_")
+            if not underscore:
+                break
+        else:
+            _load(name)
+            return True
+    return False
+
+
+def _load(name: str) -> None:
+    _WAITING.discard(name)
+    _add_file(f"{__name__}.{_ON_DEMAND}.{name}")
+
+
+def _add_file(path: str) -> None:
+    module = import_module(path)
+    for found in getattr(module, "ALGORITHMS", None) or filter(None, [getattr(module, "ALGORITHM", None)]):
+        add(found)
+
+
+for _name in _files(_FOLDER):
+    _add_file(f"{__name__}.{_name}")
+for _algorithm in RECOGNISED:
+    add(_algorithm)

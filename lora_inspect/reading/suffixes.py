@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from lora_inspect.algorithms import CANDIDATES, LONGEST_SUFFIX
+from lora_inspect.algorithms import CANDIDATES, LONGEST_SUFFIX, load_for
 from lora_inspect.maths import dora
 
 # The names of algorithms, None for what belongs to none in particular, each with the role of the tensor in it.
@@ -69,4 +69,4 @@ def parse_key(key: str) -> ParsedKey | None:
             side, tail = found
             return ParsedKey(module + tail, suffix, (("lora", side),), part)
         position = key.find(".", position + 1)
-    return None
+    return parse_key(key) if load_for(key) else None

@@ -15,7 +15,7 @@ def unbuilt_configs(reading: FileReading) -> Iterator[Finding]:
     """Algorithms and settings of configs that make the tensors something else than factors that are computed."""
     for found in reading.configs:
         method = found.peft_type
-        if not any(known.formula and known.peft_type == method for known in algorithms.ALGORITHMS.values()):
+        if not any(known.formula for known in algorithms.of_peft_type(str(method))):
             message = f"{found.where} says {method}, an algorithm that is not built yet; {_OWN_PROGRAM}"
             yield Finding("algorithm", message)
         for says in peft_config.foreign_settings(found.config):

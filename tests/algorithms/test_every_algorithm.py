@@ -11,7 +11,7 @@ import torch
 from library_case import apply
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.algorithms import ALGORITHMS
+from lora_inspect.algorithms import every
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.arranged_rows import arrange
 from lora_inspect.converting.growth import Growth
@@ -28,7 +28,7 @@ from lora_inspect.reading.contribution import Module
 
 pytestmark = pytest.mark.numeric
 HERE = Path(__file__).parent
-COMPUTED = {name for name, algorithm in ALGORITHMS.items() if algorithm.formula}
+COMPUTED = {name for name, algorithm in every().items() if algorithm.formula}
 
 
 def load(path):
@@ -186,7 +186,7 @@ def test_rows_of_its_factors_are_rows_of_its_change(tmp_path):
             expected[2 : rows + 2], expected[rows + 3 : 2 * rows + 3] = change, change * (-3.0 / part.scale)
             torch.testing.assert_close(changed(whole), expected)
             assert whole.rank == part.rank
-    assert found == {name for name, algorithm in ALGORITHMS.items() if algorithm.rows}
+    assert found == {name for name, algorithm in every().items() if algorithm.rows}
 
 
 SIDES = ("lora_down", "lora_A", "lora_up", "lora_B")

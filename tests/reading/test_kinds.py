@@ -3,7 +3,7 @@
 import pytest
 from toy_adapters import base, lora, loras
 
-from lora_inspect.algorithms import ALGORITHMS, CANDIDATES
+from lora_inspect.algorithms import CANDIDATES, every
 from lora_inspect.algorithms.recognised import RECOGNISED
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.info import as_json, inspect
@@ -21,11 +21,11 @@ def kind(write_safetensors):
     return tell
 
 
-COMMON = [found for found in ALGORITHMS.values() if found.common and set(found.common) == set(found.suffixes.values())]
+COMMON = [found for found in every().values() if found.common and set(found.common) == set(found.suffixes.values())]
 # What a built algorithm alone calls its tensors makes an adapter of a file.
 OWN = {
     suffix
-    for algorithm in ALGORITHMS.values()
+    for algorithm in every().values()
     for suffix, role in algorithm.suffixes.items()
     if algorithm.formula and role not in algorithm.common
 }

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import paths
 
-from lora_inspect.algorithms import ALGORITHMS, by_name
+from lora_inspect.algorithms import by_name, every
 from lora_inspect.maths.dora import SPELLINGS
 from lora_inspect.reading.suffixes import parse_key
 
-EVERY_SUFFIX = [(algorithm, suffix) for algorithm in ALGORITHMS.values() for suffix in algorithm.suffixes]
+EVERY_SUFFIX = [(algorithm, suffix) for algorithm in every().values() for suffix in algorithm.suffixes]
 MODULES = ("lora_unet_blocks_0_attn_q", "base_model.model.blocks.0.attn.q")
 
 
@@ -23,7 +23,7 @@ def test_every_suffix_of_every_algorithm_is_parsed(algorithm, suffix, module):
     assert (algorithm.name, algorithm.suffixes[suffix]) in parsed.meanings
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=lambda algorithm: algorithm.name)
+@pytest.mark.parametrize("algorithm", every().values(), ids=lambda algorithm: algorithm.name)
 def test_every_algorithm_is_found_by_its_name_and_spells_what_it_requires(algorithm):
     assert by_name(algorithm.name) is algorithm
     assert set(algorithm.marks) <= set(algorithm.suffixes.values())
