@@ -34,14 +34,6 @@ def boft(shapes: Shapes) -> Features:
     return (shape[1] * shape[2], None) if is_boft(shapes) and shape[3] == shape[2] else UNKNOWN
 
 
-def ia3(shapes: Shapes) -> Features:
-    """A factor for each row, as (out, 1), or for each column, as (1, in)."""
-    shape = _shape(shapes, "ia3_l")
-    if len(shape) != 2 or shape.count(1) != 1:
-        return UNKNOWN
-    return (shape[0], None) if shape[1] == 1 else (None, shape[1])
-
-
 def replaced(shapes: Shapes) -> Features:
     """A tensor in the place of the weight."""
     return _size(shapes, "set_weight", 0), _columns(shapes, "set_weight", 1)

@@ -24,6 +24,9 @@ class Surroundings(NamedTuple):
     `key` is the module's name, `roles` are the factors that are there. `config` is the `adapter_config.json` that
     speaks of the module, None where there is none; `metadata` are the file's. `alpha` is the module's stored number,
     NaN where it is none, and `shares_alpha` says that another change of the module may be the one it belongs to.
+
+    `shapes` are those of the factors. `chooses(field)` says whether the module is one of those that a field of the
+    config names, by the ends of their paths or by one expression for all; None where nothing tells.
     """
 
     key: str
@@ -32,6 +35,8 @@ class Surroundings(NamedTuple):
     metadata: Mapping[str, str]
     alpha: float | None
     shares_alpha: bool
+    shapes: Shapes = MappingProxyType({})
+    chooses: Callable[[str], bool | None] = lambda field: None
 
 
 class Formula(NamedTuple):
@@ -86,7 +91,10 @@ class Algorithm(NamedTuple):
     arranged so, as they cannot in a module with a factor that is not named, as a Tucker core.
 
     `settings(surroundings)` are what else decides the formula, by name, or the reason why that is unknown, as the end
-    of a sentence with a way out.
+    of a sentence with a way out. Where they decide more than the change, `variant(surroundings)` is the algorithm with
+    everything decided, or such a reason; what only needs names and ranks of it takes the undecided one.
+
+    `bias` is how the same factors, scale and settings change the layer's bias, of shape (out,), where it has one.
 
     An algorithm without a formula is recognised by its tensors, so that a file is refused by the right name, but not
     computed; `features(shapes)` says what the shapes tell of the weight that it changes, and `fits(shapes)` whether
@@ -111,6 +119,8 @@ class Algorithm(NamedTuple):
     scaled: tuple[Role, ...] = ()
     rows: Mapping[Role, Role | None] = MappingProxyType({})
     settings: Callable[[Surroundings], Mapping[str, Any] | str] | None = None
+    variant: Callable[[Surroundings], "Algorithm | str"] | None = None
+    bias: Formula | None = None
     features: Callable[[Shapes], Features] | None = None
     fits: Callable[[Shapes], bool] | None = None
 

@@ -39,23 +39,25 @@ def land(
 ) -> Landing | None:
     """The places of a contribution; None where a layer of its home lacks the parameter that it changes.
 
-    Raises LoraInspectError where it cannot be exact there.
+    One that is optional lands where the parameter is there. Raises LoraInspectError where it cannot be exact there.
     """
     targets = [base.tensors.get(one.tensor(contribution.algorithm.parameter)) for one in home.found]
     known = [target for target in targets if target is not None]
-    if len(known) < len(targets):
+    if not known or (len(known) < len(targets) and not contribution.is_optional):
         return None
     if home.found[0].expert is not None:
         return _land_on_expert(contribution, home, home.found[0].expert, base)
-    stored = [_is_transposed(contribution, target, orientations) for target in known]
     if home.found[0].piece is None:
         own = contribution.rows and Runs(contribution.rows[0], contribution.rows[1] - contribution.rows[0])
-        place = Place(known[0], own or None, stored[0])
+        place = Place(known[0], own or None, _is_transposed(contribution, known[0], orientations))
         return Landing((place,), place.shape[0] if place.shape else 1)
     runs = _runs(home, base, orientations)
-    landing = Landing(
-        tuple(Place(*each) for each in zip(known, runs, stored, strict=True)), sum(each.rows for each in runs)
+    places = (
+        Place(target, own, _is_transposed(contribution, target, orientations))
+        for target, own in zip(targets, runs, strict=True)
+        if target is not None
     )
+    landing = Landing(tuple(places), sum(each.rows for each in runs))
     _check_exact(contribution, home, landing, base)
     return landing
 

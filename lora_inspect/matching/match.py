@@ -51,10 +51,10 @@ def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transp
     absent: list[Contribution] = []
     base_codecs = BaseCodecs(base)
     for home in homes.complete:
-        for contribution in home.module.contributions:
+        for contribution in home.module.changes:
             landing = land(contribution, home, base, orientations)
             if landing is None:
-                absent.append(contribution)
+                absent += [] if contribution.is_optional else [contribution]
                 continue
             for place in landing.places:
                 check_place(Placed(contribution, place), landing.rows, adapter, base, base_codecs)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lora_inspect import algorithms, schemes
-from lora_inspect.algorithms.record import WEIGHT, Algorithm
+from lora_inspect.algorithms.record import Algorithm
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.maths import dora
 from lora_inspect.reading.contribution import Contribution, Magnitude, Module
@@ -145,7 +145,7 @@ def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], l
         if remarks:
             left.append(group.shared["magnitude"][0].name)
     alpha, flag = group.shared.get("alpha"), group.shared.get("rslora_flag")
-    contributions.sort(key=turn)
+    contributions.sort(key=lambda contribution: contribution.turn)
     return Module(name, tuple(contributions), alpha and alpha[0], flag and flag[0]), left, findings
 
 
@@ -170,11 +170,6 @@ def _with_bearers(contributions: list[Contribution], is_decomposed: bool) -> tup
         )
         findings.append(Finding("incomplete", f"{key} {wrong}; {_MEND}", (key,)))
     return kept, findings
-
-
-def turn(contribution: Contribution) -> tuple[bool, bool]:
-    """What comes before what: the weight before other parameters, what is added to it before what multiplies it."""
-    return contribution.algorithm.parameter != WEIGHT, contribution.multiplies
 
 
 def _claim_part(name: ModuleName, tensors: Sequence[_Tensor]) -> _Found:

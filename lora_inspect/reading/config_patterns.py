@@ -114,6 +114,34 @@ class Targets:
         return False
 
 
+class EndNames:
+    """Modules as a config names them by any letters at the end of their paths, or by one expression for whole paths.
+
+    That is PEFT's rule for `feedforward_modules`. Raises RefusedKey where the expression is not compared, when made
+    and when a path is looked up.
+    """
+
+    def __init__(self, names: Any, steps: Steps) -> None:
+        self._steps = steps
+        self._text = names if isinstance(names, str) else ""
+        self._ends = tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+        self._letters = sum(map(len, self._ends))
+        try:
+            self._expression = _expression(names, "whole", steps) if isinstance(names, str) else None
+        except Refused as why:
+            raise RefusedKey(self._text, why) from None
+
+    def choose(self, path: str) -> bool:
+        """Whether the module at the dotted `path` is one of them."""
+        try:
+            if self._expression is not None:
+                return self._expression.matches(path)
+            self._steps.take(_LOOK_UP * len(self._ends) + self._letters)
+        except Refused as why:
+            raise RefusedKey(self._text or "the list", why) from None
+        return path.endswith(self._ends)
+
+
 class _PlainKeys:
     """Numbers of keys whose one metacharacter is the dot, which stands for any character.
 

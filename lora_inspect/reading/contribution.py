@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from lora_inspect.algorithms.record import Algorithm, Formula, Shapes
+from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Formula, Shapes
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.maths.dora import DoraSpelling
 from lora_inspect.schemes.record import ModuleName
@@ -25,6 +25,7 @@ class Contribution(NamedTuple):
     `fan_in_fan_out` is what a config says of the way in which the base stores the weight, None where none does.
     `alpha`, the rule `rslora` and `scale` are None where unknown; `why` is the reason for the scale, or for its
     absence. `settings` are what else the formula needs, and `unsettled` is the reason why it is unknown, or empty.
+    `is_optional` says that a layer without the parameter is none that lacks something.
     """
 
     module: ModuleName
@@ -40,6 +41,7 @@ class Contribution(NamedTuple):
     why: str = ""
     settings: Mapping[str, Any] = MappingProxyType({})
     unsettled: str = ""
+    is_optional: bool = False
 
     @property
     def formula(self) -> Formula:
@@ -62,6 +64,19 @@ class Contribution(NamedTuple):
     def multiplies(self) -> bool:
         """Whether what it does to a weight depends on the weight, so that it matters what was folded before."""
         return self.magnitude is not None or self.algorithm.multiplies
+
+    @property
+    def turn(self) -> tuple[bool, bool]:
+        """What comes before what: the weight before other parameters, what is added to it before what multiplies it."""
+        return self.algorithm.parameter != WEIGHT, self.multiplies
+
+    @property
+    def of_bias(self) -> "Contribution | None":
+        """What the same factors do to the layer's bias; None for nothing."""
+        if self.algorithm.bias is None:
+            return None
+        of_bias = self.algorithm._replace(formula=self.algorithm.bias, parameter=BIAS, transposed=False, bias=None)
+        return self._replace(algorithm=of_bias, magnitude=None, is_optional=True)
 
     @property
     def is_common(self) -> bool:
@@ -109,6 +124,12 @@ class Module(NamedTuple):
     alpha: TensorInfo | None = None
     rslora_flag: TensorInfo | None = None
     path: str | None = None
+
+    @property
+    def changes(self) -> list[Contribution]:
+        """The contributions and what their factors do to a bias as well, in the order in which they are folded."""
+        of_biases = filter(None, (contribution.of_bias for contribution in self.contributions))
+        return sorted((*self.contributions, *of_biases), key=lambda change: change.turn)
 
     @property
     def tensors(self) -> Iterable[TensorInfo]:

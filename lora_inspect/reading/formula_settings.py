@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
-from lora_inspect.algorithms.record import Surroundings
+from lora_inspect.algorithms.record import Algorithm, Surroundings
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.found_configs import FoundConfig, Speakers
@@ -13,15 +14,18 @@ from lora_inspect.reading.problem import Finding
 def with_settings(
     modules: Mapping[str, Module], configs: Sequence[FoundConfig], metadata: Mapping[str, str]
 ) -> dict[str, Module]:
-    """The modules with the settings of every contribution whose algorithm asks for some."""
+    """The modules with the settings of every contribution whose algorithm asks for some, or has variants."""
     speakers = Speakers(configs)
 
     def settled(contribution: Contribution, module: Module) -> Contribution:
-        if not contribution.algorithm.settings:
+        asked = contribution.algorithm.variant or contribution.algorithm.settings
+        if not asked:
             return contribution
-        found = contribution.algorithm.settings(_around(contribution, module, speakers.of(contribution), metadata))
+        found = asked(_around(contribution, module, speakers.of(contribution), metadata))
         if isinstance(found, str):
             return contribution._replace(unsettled=found)
+        if isinstance(found, Algorithm):
+            return contribution._replace(algorithm=found)
         return contribution._replace(settings=found)
 
     return {
@@ -41,6 +45,8 @@ def _around(
         metadata=metadata,
         alpha=math.nan if module.alpha and alpha is None else alpha,
         shares_alpha=sum(other.algorithm.has_alpha for other in module.contributions) > 1,
+        shapes=contribution.shapes,
+        chooses=partial(configs[0].modules.chooses, path=module.name.body) if configs else lambda field: None,
     )
 
 

@@ -8,7 +8,7 @@ from lora_inspect.files.json_text import parse_json
 from lora_inspect.reading.steps import Steps
 
 if TYPE_CHECKING:
-    from lora_inspect.reading.config_patterns import PatternMap, Targets
+    from lora_inspect.reading.config_patterns import EndNames, PatternMap, Targets
 
 EMBEDDED_KEY = "lora_adapter_metadata"
 # The `peft_type` of LoRA, which a config without one is of.
@@ -63,6 +63,7 @@ class ModuleSettings:
         self._config, self._steps = config, steps
         self._maps: dict[str, PatternMap] = {}
         self._targets: Targets | None = None
+        self._named: dict[str, EndNames] = {}
         self.refused: str | None = None
 
     def rank(self, path: str) -> int | None:
@@ -89,6 +90,21 @@ class ModuleSettings:
         except RefusedKey as key:
             self.refused = f"target_modules {key}"
             return False
+
+    def chooses(self, field: str, path: str) -> bool | None:
+        """Whether `field` names the module at the dotted `path` by its end or by an expression; None for neither."""
+        names = self._config.get(field)
+        if self.refused or not isinstance(names, (str, list)):
+            return None
+        from lora_inspect.reading.config_patterns import EndNames, RefusedKey
+
+        try:
+            if field not in self._named:
+                self._named[field] = EndNames(names, self._steps)
+            return self._named[field].choose(path)
+        except RefusedKey as key:
+            self.refused = f"{field} {key}"
+            return None
 
     def _value(self, field: str, path: str, default: Any) -> Any:
         if self.refused:

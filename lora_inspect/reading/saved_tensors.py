@@ -12,7 +12,7 @@ from lora_inspect import schemes
 from lora_inspect.algorithms.saved import ORIGINAL, SAVED, TWIN, saved
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.listing import some
-from lora_inspect.reading.claim import Claims, turn
+from lora_inspect.reading.claim import Claims
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.evidence import Evidence
 from lora_inspect.reading.file_reading import FileReading
@@ -111,7 +111,8 @@ def claim_saved(
         if SAVED not in factors or (parameter != "bias" and parameter in changed):
             continue
         contribution = Contribution(module.name, saved(parameter), factors)
-        modules[path] = module._replace(contributions=tuple(sorted((contribution, *module.contributions), key=turn)))
+        together = sorted((contribution, *module.contributions), key=lambda one: one.turn)
+        modules[path] = module._replace(contributions=tuple(together))
         claimed.update(info.name for info in factors.values())
     unclaimed = tuple(key for key in claims.unclaimed if key not in claimed)
     return claims._replace(modules=modules, unclaimed=unclaimed, findings=tuple(findings))

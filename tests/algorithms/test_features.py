@@ -36,17 +36,12 @@ def test_replaced_weights():
     assert features("replaced", {"set_weight": (24, 40, 3, 3)}) == (24, 360)
 
 
-@pytest.mark.parametrize(("shape", "expected"), [((24, 1), (24, None)), ((1, 40), (None, 40)), ((1, 1), (None, None))])
-def test_ia3(shape, expected):
-    assert features("ia3", {"ia3_l": shape}) == expected
-
-
 def test_mlx_is_transposed():
     factors = {"lora_a": (40, 8), "lora_b": (8, 24)}
     assert features("mlx", factors) == (24, 40)
 
 
-TOLD = ["glora", "lycoris_boft", "ia3", "replaced", "mlx"]
+TOLD = ["glora", "lycoris_boft", "replaced", "mlx"]
 
 
 @pytest.mark.parametrize("name", TOLD)

@@ -200,7 +200,9 @@ MEANINGLESS = {
     "LoKr on some rows": (
         {f"{Q}.lokr_w1": ("F32", (2, 2), 1), f"{Q}.lokr_w2": ("F32", (6, 3), 1), f"{Q}.row_offset": ("F32", (), 1)},
         {}, "algorithm", ["LoKr on some rows", Q]),
-    "(IA)3": ({f"{Q}.ia3_l": ("F32", (OUT, 1), 1)}, {}, "algorithm", ["(IA)3", Q]),
+    "(IA)3 of either axis": (
+        {f"{Q}.ia3_l": ("F32", (1, OUT, 1, 1), 1)}, {}, "formula-unknown", [Q, "feedforward_modules"]),
+    "(IA)3 of both axes": ({f"{Q}.ia3_l": ("F32", (OUT, 2), 1)}, {}, "shape", [f"{Q}: ia3_l [", "not one number"]),
     "BOFT": ({f"{Q}.oft_blocks": ("F32", (2, 2, 3, 3), 1)}, {}, "algorithm", ["BOFT is not built", Q]),
     "BOFT with rescale": (
         {f"{Q}.oft_blocks": ("F32", (2, 2, 3, 3), 1), f"{Q}.rescale": ("F32", (OUT, 1), 1)}, {}, "algorithm",

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import expressions
 
-from lora_inspect.reading.config_patterns import PatternMap, RefusedKey, Targets
+from lora_inspect.reading.config_patterns import EndNames, PatternMap, RefusedKey, Targets
 from lora_inspect.reading.steps import Steps
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -70,6 +70,37 @@ def test_targets_that_are_none_choose_nothing(targets):
 
 def test_all_linear_chooses_all():
     assert Targets("all-linear", Steps()).choose("any.path")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    names=st.one_of(expressions, st.lists(plain_keys, max_size=4)),
+    paths=st.lists(paths, min_size=1, max_size=6),
+)
+def test_end_names_are_those_of_peft(names, paths):
+    peft = importlib.import_module("peft")
+    check = importlib.import_module("peft.tuners.ia3.model").IA3Model._check_target_module_feedforward
+    targets = names if isinstance(names, list) else "any"
+    config = peft.IA3Config(target_modules=targets, feedforward_modules=names)
+    try:
+        chosen = EndNames(names, Steps())
+    except RefusedKey:
+        return
+    for path in paths:
+        assert chosen.choose(path) == check(config, path)
+
+
+def chosen_of(names):
+    chosen = EndNames(names, Steps())
+    return [path for path in MODULES if chosen.choose(path)]
+
+
+@pytest.mark.parametrize("names", [["q" * 3_000] * 1_000, ["q"] * 2_000_000, "(.*)*x" * 100])
+def test_hostile_end_names_are_given_up_in_time(names):
+    started = time.process_time()
+    with pytest.raises(RefusedKey):
+        chosen_of(names)
+    assert time.process_time() - started < 20
 
 
 MODULES = [f"model.layers.{layer}.mlp.experts.{expert}.up_proj" for layer in range(40) for expert in range(250)]

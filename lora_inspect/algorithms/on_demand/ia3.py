@@ -1,0 +1,107 @@
+"""(IA)³ of PEFT: W' = gains · W, one of the gains for each output, or in feedforward layers for each input.
+
+Gains of outputs multiply the output of the layer, so that its bias is multiplied as well. The gains of a Linear layer
+show by their shape which they are, those of a convolution do not: there the `feedforward_modules` of the config decide.
+PEFT has no strengths for them. Sources: Liu et al. 2022; the `IA3Layer` of PEFT 0.21.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
+from lora_inspect.maths.gains import COLUMNS, ROWS
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+
+def check(shapes: Shapes) -> str | None:
+    """What is wrong with the shape of the gains, (out, 1) or (1, in), of convolutions (1, out or in, 1, …)."""
+    shape = shapes["gains"]
+    others = shape[:1] + shape[2:] if len(shape) > 2 else (min(shape, default=0),)
+    if len(shape) < 2 or 0 in shape or any(size != 1 for size in others):
+        return f"ia3_l {list(shape)} is not one number for each output or each input"
+    return None
+
+
+def _count(shapes: Shapes) -> int:
+    return max(shapes["gains"])
+
+
+def _axis(shapes: Shapes) -> int | None:
+    """Which numbers the shape shows to be multiplied; None where it may be either."""
+    shape = shapes["gains"]
+    return None if len(shape) > 2 or shape == (1, 1) else ROWS if shape[1] == 1 else COLUMNS
+
+
+def shape(shapes: Shapes) -> tuple[int | None, ...]:
+    """(out, in) as far as the shape tells."""
+    axis = _axis(shapes)
+    return _count(shapes) if axis == ROWS else None, _count(shapes) if axis == COLUMNS else None
+
+
+def misfit(shapes: Shapes, weight: tuple[int, ...], axis: int | None = None) -> str | None:
+    """What is multiplied where that is no weight of this shape, or None."""
+    known = (ROWS, COLUMNS) if axis is None else (axis,)
+    if len(weight) > 1 and _count(shapes) in [weight[one] for one in known]:
+        return None
+    what = {None: "outputs or inputs", ROWS: "outputs", COLUMNS: "inputs"}[axis]
+    return f"multiplies {_count(shapes)} {what}"
+
+
+def misfit_of_bias(shapes: Shapes, bias: tuple[int, ...]) -> str | None:
+    """What is multiplied instead of a bias of this shape, or None."""
+    return None if bias == (_count(shapes),) else f"multiplies a bias of {_count(shapes)} numbers"
+
+
+def change(tensors: Tensors, scale: float, alpha: float | None, axis: int = ROWS) -> "Change":
+    """The gains along an axis."""
+    from lora_inspect.maths.gains import Gains
+
+    return Gains(tensors["gains"].flatten(), axis)
+
+
+def variant(around: Surroundings) -> Algorithm | str:
+    """Which of both it is, or why that is not known."""
+    told, said = _axis(around.shapes), around.chooses("feedforward_modules")
+    if told is None and said is None:
+        return (
+            "the feedforward_modules in adapter_config.json say whether it multiplies inputs or outputs, and there are "
+            "none for this module; put the config beside the file"
+        )
+    axis = told if said is None else (COLUMNS if said else ROWS)
+    if told not in (None, axis):
+        return (
+            f"it multiplies {'inputs' if told == COLUMNS else 'outputs'} by its shape and the others by the "
+            "feedforward_modules in adapter_config.json; put the config beside the file that it was saved with"
+        )
+    return _OF_INPUTS if axis == COLUMNS else _OF_OUTPUTS
+
+
+def _formula(axis: int) -> Formula:
+    return Formula(
+        check,
+        shape=lambda shapes: (_count(shapes), None) if axis == ROWS else (None, _count(shapes)),
+        misfit=partial(misfit, axis=axis),
+        rank=lambda shapes: None,
+        change=partial(change, axis=axis),
+    )
+
+
+ALGORITHM = Algorithm(
+    name="ia3",
+    title="(IA)3",
+    dialects={"peft": {"gains": ".ia3_l"}},
+    marks=("gains",),
+    formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),
+    multiplies=True,
+    blends=False,
+    has_alpha=False,
+    peft_type="IA3",
+    variant=variant,
+)
+_OF_INPUTS = ALGORITHM._replace(formula=_formula(COLUMNS))
+_OF_OUTPUTS = ALGORITHM._replace(
+    formula=_formula(ROWS),
+    bias=Formula(check, lambda shapes: (_count(shapes),), misfit_of_bias, rank=lambda shapes: None, change=change),
+)
