@@ -6,9 +6,10 @@ rotation. `coft` limits the norm of each Q. PEFT has no strengths for it. Source
 """
 
 from collections.abc import Mapping
-from math import isfinite, isqrt, prod
+from math import isqrt, prod
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.algorithms.config_fields import is_count, is_number, is_switch, read_fields
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
 
 if TYPE_CHECKING:
@@ -52,24 +53,20 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
     return f"rotates {count} blocks of {size} inputs"
 
 
-def _is_switch(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MOST_TERMS
+def _is_count_of_terms(value: Any) -> bool:
+    return is_count(value) and value <= _MOST_TERMS
 
 
 def _is_limit(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value) and value > 0
+    return is_number(value) and value > 0
 
 
 # What of the config decides the formula, and what it must be.
 _FIELDS = {
-    "use_cayley_neumann": _is_switch,
-    "num_cayley_neumann_terms": _is_count,
-    "block_share": _is_switch,
-    "coft": _is_switch,
+    "use_cayley_neumann": is_switch,
+    "num_cayley_neumann_terms": _is_count_of_terms,
+    "block_share": is_switch,
+    "coft": is_switch,
     "eps": _is_limit,
 }
 
@@ -81,20 +78,10 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
             "versions of OneTrainer divide the numbers of its scaled OFT differently, and the file names none; "
             "merge it with the program that trained it"
         )
-    config = around.config
-    if config is None:
-        return (
-            "PEFT says in adapter_config.json how its rotation is computed, and there is none for this module; put it "
-            "beside the file"
-        )
-    for name, is_usable in _FIELDS.items():
-        if not is_usable(config.get(name)):
-            return (
-                f"its adapter_config.json does not say the {name} that decides the rotation; "
-                "merge it with the version of PEFT that trained it"
-            )
-    found = {name: config[name] for name in _FIELDS}
-    if found["use_cayley_neumann"] and not _has_series_of_today(config):
+    found = read_fields(around.config, _FIELDS, "its rotation")
+    if isinstance(found, str):
+        return found
+    if found["use_cayley_neumann"] and not _has_series_of_today(around.config or {}):
         return (
             "PEFT before 0.18, which wrote its adapter_config.json, ended its series otherwise; "
             "merge it with the version of PEFT that trained it"

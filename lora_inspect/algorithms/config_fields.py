@@ -1,0 +1,50 @@
+"""Fields of an `adapter_config.json` that decide a formula: each of the kind it has to be, or the reason why not."""
+
+from collections.abc import Callable, Mapping
+from math import isfinite
+from typing import Any
+
+# What a field's value must be.
+Fields = Mapping[str, Callable[[Any], bool]]
+
+
+def is_switch(value: Any) -> bool:
+    """Whether it is a yes or no."""
+    return isinstance(value, bool)
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is a whole number above 0; JSON's yes and no are none, though Python counts with them."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value)
+
+
+def _is_finite(value: float) -> bool:
+    """JSON spells infinities, and whole numbers beyond every float."""
+    try:
+        return isfinite(value)
+    except OverflowError:
+        return False
+
+
+def read_fields(config: Mapping[str, Any] | None, fields: Fields, decided: str) -> dict[str, Any] | str:
+    """The values of the `fields`, or why one is unknown, as the end of a sentence with a way out.
+
+    `decided` is what they decide ("its rotation"). `config` is None where none speaks of the module.
+    """
+    if config is None:
+        return (
+            f"PEFT says in adapter_config.json how {decided} is computed, and there is none for this module; put it "
+            "beside the file"
+        )
+    for name, is_usable in fields.items():
+        if not is_usable(config.get(name)):
+            return (
+                f"its adapter_config.json does not say the {name} that decides {decided}; "
+                "merge it with the version of PEFT that trained it"
+            )
+    return {name: config[name] for name in fields}

@@ -1,0 +1,42 @@
+"""What methods of PEFT say of shapes and configurations that are not theirs. Their formulas are in `cases/`."""
+
+import pytest
+
+from lora_inspect.algorithms import every
+from lora_inspect.algorithms.record import Surroundings
+
+CHECKS = [
+    ("hra", {"vectors": (12,)}, "are no vectors"),
+    ("hra", {"vectors": (12, 0)}, "are no vectors"),
+    ("hra", {"vectors": (3, 4)}, "at most as many"),
+]
+MISFITS = [
+    ("hra", {"vectors": (12, 2)}, (20, 13), "reflects rows of 12 numbers"),
+    ("hra", {"vectors": (12, 2)}, (12,), "reflects rows of 12 numbers"),
+]
+CONFIGS = [
+    ("hra", None, "there is none for this module"),
+    ("hra", {}, "does not say the apply_GS"),
+    ("hra", {"apply_GS": 1}, "does not say the apply_GS"),
+]
+
+
+def found(name):
+    return every()[name]
+
+
+@pytest.mark.parametrize(("name", "shapes", "says"), CHECKS)
+def test_shapes_of_no_such_factors(name, shapes, says):
+    assert says in found(name).formula.check(shapes)
+
+
+@pytest.mark.parametrize(("name", "shapes", "weight", "says"), MISFITS)
+def test_weights_of_another_shape(name, shapes, weight, says):
+    assert says in found(name).formula.misfit(shapes, weight)
+
+
+@pytest.mark.parametrize(("name", "config", "says"), CONFIGS)
+def test_configs_that_do_not_say_the_formula(name, config, says):
+    algorithm = found(name)
+    around = Surroundings("layer", list(algorithm.suffixes.values()), config, {}, None, False)
+    assert says in algorithm.settings(around)
