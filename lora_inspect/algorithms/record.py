@@ -54,6 +54,8 @@ class Formula(NamedTuple):
       factors; `alpha` is None where there is none, and `settings` are those of the algorithm.
     - `low_rank(tensors)` is the pair (up, down), of shapes (out, rank) and (rank, in·kernel), whose product is exactly
       the unscaled change; None where there is no thin one.
+    - `outside(tensors, weight, **settings)` says of the numbers in the factors and settings what is not inside a weight
+      of the shape `weight`, as `misfit` does of their shapes; None where all is, or where numbers cannot be outside.
     - `together(shapes)` is how many neighbouring rows the change has to have at once, groups of which begin with the
       first one; it is that of the change.
     - `rslora` says whether RS-LoRA's rule can be its own.
@@ -68,6 +70,7 @@ class Formula(NamedTuple):
     rslora: bool = False
     hidden_rank: Callable[[Shapes], int] | None = None
     together: Callable[[Shapes], int] = lambda shapes: 1
+    outside: Callable[..., str | None] | None = None
 
 
 class Algorithm(NamedTuple):
@@ -84,6 +87,7 @@ class Algorithm(NamedTuple):
     which it means nothing, and whose scale is its own. `replaces` says that a tensor takes the place of the
     parameter, so that no multiplier but 0 and 1 means anything.
 
+    `positions` are roles whose tensors are whole numbers that say where in the weight the others belong.
     `scaled` are roles whose factors the change is linear in, the first that is there takes a scale.
     `rows` are the roles whose factors have the rows of the change as their own: taken in another order they are the
     factors of the change so ordered, and zeros those of rows that do not change. Each stands with the role of what it
@@ -116,6 +120,7 @@ class Algorithm(NamedTuple):
     common: tuple[Role, ...] = ()
     beside: str | None = None
     replaces: bool = False
+    positions: tuple[Role, ...] = ()
     scaled: tuple[Role, ...] = ()
     rows: Mapping[Role, Role | None] = MappingProxyType({})
     settings: Callable[[Surroundings], Mapping[str, Any] | str] | None = None

@@ -44,7 +44,7 @@ def find_landed(adapter: Adapter, base: Checkpoint, matching: Matching) -> dict[
     """Every module with a magnitude by its name; raises LoraInspectError where its true change is not to be had."""
     places: dict[str, list[Place]] = defaultdict(list)
     for found in matching.targets.values():
-        for contribution, place in found:
+        for contribution, place, _ in found:
             if contribution.magnitude:
                 places[contribution.module.key].append(place)
     decomposed = {c.module.key: c for c in adapter.contributions if c.magnitude}

@@ -63,6 +63,7 @@ Step = Callable[[Sequence[Part]], Sequence[Part]]
 def read_parts(module: Module) -> list[Part]:
     """The parts of a module as it was read; raises LoraInspectError where a factor is not finite."""
     for contribution in module.contributions:
-        for info in contribution.factors.values():
-            check_finite(info)
+        for role, info in contribution.factors.items():
+            if role not in contribution.algorithm.positions:
+                check_finite(info)
     return [Part(c, c.algorithm, c.factors, c.known_scale, c.magnitude) for c in module.contributions]

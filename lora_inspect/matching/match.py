@@ -57,8 +57,9 @@ def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transp
                 absent += [] if contribution.is_optional else [contribution]
                 continue
             for place in landing.places:
-                check_place(Placed(contribution, place), landing.rows, adapter, base, base_codecs)
-                targets[place.target.name].append(Placed(contribution, place))
+                placed = Placed(contribution, place, landing.rows)
+                check_place(placed, adapter, base, base_codecs)
+                targets[place.target.name].append(placed)
     return Matching(dict(targets), homes.homeless, homes.partial, left_out, tuple(absent), orientations)
 
 

@@ -31,21 +31,29 @@ class Place(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """A contribution and its place."""
+    """A contribution and its place; `rows` are those that all of its places have together, None for one place."""
 
     contribution: Contribution
     place: Place
+    rows: int | None = None
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """(out, in, *kernel) of what the contribution changes in all of its places together."""
+        return (self.rows, *self.place.shape[1:]) if self.rows and self.place.shape else self.place.shape
 
     def change(self, tensors: Mapping[str, Any], rule: str | None = None) -> "Change":
         """The change of the target as it is stored, from the contribution's tensors by role ("magnitude" for DoRA's).
 
-        `rule` says how a multiplier applies to DoRA; None takes the spelling's own.
+        `rule` says how a multiplier applies to DoRA; None takes the spelling's own. Raises LoraInspectError where
+        numbers in the tensors stand for what is outside the target.
         """
         from lora_inspect.maths.change import OnRows
         from lora_inspect.maths.decomposed import Magnitude, decomposed
 
-        contribution, place = self
+        contribution, place, _ = self
         factors = {role: tensors[role] for role in contribution.factors}
+        self._check_inside(factors)
         change = contribution.formula.change(
             factors, contribution.known_scale, contribution.alpha, **contribution.settings
         )
@@ -57,9 +65,19 @@ class Placed(NamedTuple):
             change = OnRows(change, tuple(place.runs.each()))
         return change.transposed() if place.transposed else change
 
+    def _check_inside(self, factors: Mapping[str, Any]) -> None:
+        contribution = self.contribution
+        outside = contribution.formula.outside
+        if outside and (wrong := outside(factors, self.whole, **contribution.settings)):
+            first = next(iter(contribution.factors.values()))
+            raise LoraInspectError(
+                f"{first.file}: {contribution.module.key} {wrong}, and {self.place.target.name} is {list(self.whole)}; "
+                "the adapter is for another model or size, or the file is damaged."
+            )
+
     def check_groups(self) -> None:
         """Raises LoraInspectError where the place begins or ends within rows that belong together."""
-        contribution, place = self
+        contribution, place, _ = self
         together, runs = contribution.formula.together(contribution.shapes), place.runs
         if runs is None or (runs.times == 1 and runs.rows == contribution.shape[0]):
             return

@@ -11,15 +11,15 @@ from lora_inspect.reading.coded_weights import BaseCodecs
 from lora_inspect.reading.identify import adapter_candidates, base_candidates, described, may_be_one
 
 
-def check_place(placed: Placed, rows: int, adapter: Adapter, base: Checkpoint, base_codecs: BaseCodecs) -> None:
-    """Raises LoraInspectError where the contribution, whose places have so many `rows`, cannot be folded into one."""
-    contribution, place = placed
+def check_place(placed: Placed, adapter: Adapter, base: Checkpoint, base_codecs: BaseCodecs) -> None:
+    """Raises LoraInspectError where the contribution cannot be folded into the place."""
+    contribution, place, _ = placed
     target = place.target
     base_codecs.of(target)
     module = adapter.modules[contribution.module.key]
     name = module.name.key
     if contribution.rows is None:
-        wrong = contribution.formula.misfit(contribution.shapes, (rows, *place.shape[1:]) if place.shape else ())
+        wrong = contribution.formula.misfit(contribution.shapes, placed.whole)
         ours = f"{name} {wrong}"
     else:
         covered = tuple(size or 0 for size in covered_shape(module))

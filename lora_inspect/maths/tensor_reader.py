@@ -12,6 +12,7 @@ from lora_inspect.files.input_file import InputFile
 from lora_inspect.maths.fp8 import widen
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_WHOLE_DTYPES = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
 _STORED_DTYPES = TORCH_DTYPES | {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
 # Turns a block of values into the weight that they stand for, in place: (block, its first row).
@@ -26,6 +27,21 @@ def load(info: TensorInfo) -> torch.Tensor:
         )
     stored = load_stored(info, TORCH_DTYPES[info.dtype])
     return stored if info.dtype == "F64" else stored.float()
+
+
+def load_whole(info: TensorInfo) -> torch.Tensor:
+    """Whole numbers in int64, also where they are stored as F32; LoraInspectError where they are none."""
+    if info.dtype in _WHOLE_DTYPES:
+        return load_stored(info, _WHOLE_DTYPES[info.dtype]).long()
+    if info.dtype == "F32":
+        stored = load_stored(info, torch.float32)
+        whole = stored.nan_to_num().long()
+        if torch.equal(whole.float(), stored):
+            return whole
+    raise LoraInspectError(
+        f"{info.file}: {info.name} says where in a weight numbers belong, and holds no whole numbers; fetch the file "
+        "again."
+    )
 
 
 def load_stored(info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:

@@ -113,11 +113,14 @@ def _folded_rows(
 
 
 def _read_change(fold: Fold, rule: str | None) -> "Change":
-    from lora_inspect.maths.tensor_reader import load, working_dtype
+    from lora_inspect.maths.tensor_reader import load, load_whole, working_dtype
 
-    contribution, place = fold.placed
-    dtype = working_dtype(place.target)
-    tensors = {role: load(info).to(dtype) for role, info in contribution.factors.items()}
+    contribution, place, _ = fold.placed
+    dtype, positions = working_dtype(place.target), contribution.algorithm.positions
+    tensors = {
+        role: load_whole(info) if role in positions else load(info).to(dtype)
+        for role, info in contribution.factors.items()
+    }
     if contribution.magnitude:
         tensors["magnitude"] = load(contribution.magnitude.info).to(dtype)
     return fold.placed.change(tensors, rule)

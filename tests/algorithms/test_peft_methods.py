@@ -9,10 +9,16 @@ CHECKS = [
     ("hra", {"vectors": (12,)}, "are no vectors"),
     ("hra", {"vectors": (12, 0)}, "are no vectors"),
     ("hra", {"vectors": (3, 4)}, "at most as many"),
+    ("shira", {"values": (), "entries": (2,)}, "are no values"),
+    ("shira", {"values": (0,), "entries": (2, 0)}, "are no values"),
+    ("shira", {"values": (3,), "entries": (2, 4)}, "are no values"),
+    ("shira", {"values": (3,), "entries": (3, 3)}, "are no values"),
 ]
 MISFITS = [
     ("hra", {"vectors": (12, 2)}, (20, 13), "reflects rows of 12 numbers"),
     ("hra", {"vectors": (12, 2)}, (12,), "reflects rows of 12 numbers"),
+    ("shira", {"values": (3,), "entries": (2, 3)}, (12,), "entries of a matrix"),
+    ("shira", {"values": (3,), "entries": (2, 3)}, (12, 3, 3, 3), "entries of a matrix"),
 ]
 CONFIGS = [
     ("hra", None, "there is none for this module"),

@@ -55,6 +55,7 @@ ALGORITHM = Algorithm(
     dialects={"peft": {"vectors": ".hra_u"}},
     marks=("vectors",),
     formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),
+    transposed=False,
     multiplies=True,
     blends=False,
     has_alpha=False,
