@@ -44,6 +44,5 @@ RECOGNISED = (
             for side in ("down", "up")
         ),
     ),
-    _named("vera", "VeRA", ".vera_lambda_b", ".vera_lambda_d", ".vera_A", ".vera_B"),
     _named("adalora", "AdaLoRA", ".lora_E", ".ranknum"),
 )

@@ -39,6 +39,20 @@ class Surroundings(NamedTuple):
     chooses: Callable[[str], bool | None] = lambda field: None
 
 
+class Shared(NamedTuple):
+    """A tensor that the modules of a file have in common: PEFT keeps it beside the model, under no module's name.
+
+    `name` is what its key has there behind `base_model.`. Where there are several of the name, as `name.PART`,
+    `part(path, parts)` is the one of the module at a dotted path, None where that is unknown. `missing` is the reason
+    why a module has none, and `alone` why no module has one that is there: ends of sentences with a way out.
+    """
+
+    name: str
+    missing: str
+    alone: str = "fetch the file again, or write it anew with the program that trained it"
+    part: Callable[[str, Collection[str]], str | None] | None = None
+
+
 class Formula(NamedTuple):
     """How an algorithm is computed.
 
@@ -87,12 +101,16 @@ class Algorithm(NamedTuple):
     which it means nothing, and whose scale is its own. `replaces` says that a tensor takes the place of the
     parameter, so that no multiplier but 0 and 1 means anything.
 
-    `positions` are roles whose tensors are whole numbers that say where in the weight the others belong.
+    `positions` are roles whose tensors are whole numbers that say where the others belong.
     `scaled` are roles whose factors the change is linear in, the first that is there takes a scale.
     `rows` are the roles whose factors have the rows of the change as their own: taken in another order they are the
     factors of the change so ordered, and zeros those of rows that do not change. Each stands with the role of what it
     is multiplied by, (rows, rank) by (rank, …), or with None where it is no product. It is empty where rows cannot be
     arranged so, as they cannot in a module with a factor that is not named, as a Tucker core.
+
+    `shared` are the roles of tensors that all modules of a file have in common, in no dialect; `check` has to do
+    without them as long as the others are looked at alone. `idle` are roles of tensors that the program writes and
+    does not compute with, which `change` does not get.
 
     `settings(surroundings)` are what else decides the formula, by name, or the reason why that is unknown, as the end
     of a sentence with a way out. Where they decide more than the change, `variant(surroundings)` is the algorithm with
@@ -123,6 +141,8 @@ class Algorithm(NamedTuple):
     positions: tuple[Role, ...] = ()
     scaled: tuple[Role, ...] = ()
     rows: Mapping[Role, Role | None] = MappingProxyType({})
+    shared: Mapping[Role, Shared] = MappingProxyType({})
+    idle: tuple[Role, ...] = ()
     settings: Callable[[Surroundings], Mapping[str, Any] | str] | None = None
     variant: Callable[[Surroundings], "Algorithm | str"] | None = None
     bias: Formula | None = None

@@ -51,6 +51,7 @@ ALGORITHM = Algorithm(
     transposed=False,
     has_alpha=False,
     replaces=True,
+    idle=(TWIN, ORIGINAL),
 )
 
 

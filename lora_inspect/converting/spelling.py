@@ -55,8 +55,9 @@ class SpelledModule:
 
 
 def spell(module: Module, parts: Sequence[Part], growth: Growth) -> SpelledModule:
-    """The module's tensors; LoraInspectError where a number is beyond its type or the output grows too much."""
-    contents = [_factor(module, part, role) for part in parts for role in part.factors]
+    """The module's own tensors; LoraInspectError where a number is beyond its type or the output grows too much."""
+    own = ((part, role) for part in parts for role in part.factors if role not in part.algorithm.shared)
+    contents = [_factor(module, part, role) for part, role in own]
     contents += _alpha(module, parts)
     suffix = None
     for part in parts:

@@ -52,7 +52,7 @@ class Placed(NamedTuple):
         from lora_inspect.maths.decomposed import Magnitude, decomposed
 
         contribution, place, _ = self
-        factors = {role: tensors[role] for role in contribution.factors}
+        factors = {role: tensors[role] for role in contribution.operands}
         self._check_inside(factors)
         change = contribution.formula.change(
             factors, contribution.known_scale, contribution.alpha, **contribution.settings

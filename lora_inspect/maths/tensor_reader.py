@@ -39,8 +39,7 @@ def load_whole(info: TensorInfo) -> torch.Tensor:
         if torch.equal(whole.float(), stored):
             return whole
     raise LoraInspectError(
-        f"{info.file}: {info.name} says where in a weight numbers belong, and holds no whole numbers; fetch the file "
-        "again."
+        f"{info.file}: {info.name} says where numbers belong, and holds no whole numbers; fetch the file again."
     )
 
 

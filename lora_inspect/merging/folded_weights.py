@@ -21,6 +21,7 @@ from lora_inspect.reading.decoder import decoder
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change
     from lora_inspect.maths.tensor_reader import RowBlocks
+    from lora_inspect.merging.factor_reader import FactorReader
 
 # A block of rows that stays in the second-level cache while it is folded: 4 MB in float32.
 BLOCK_ELEMENTS = 1 << 20
@@ -76,8 +77,9 @@ def write_folded(
     the file any more that was read.
     """
     from lora_inspect.maths.tensor_reader import RowBlocks
+    from lora_inspect.merging.factor_reader import FactorReader
 
-    blocks = RowBlocks(BLOCK_ELEMENTS)
+    blocks, factors = RowBlocks(BLOCK_ELEMENTS), FactorReader()
     by_name = {info.name: info for info in infos}
     plans = in_file_order(folding.output(info) for info in by_name.values())
     with Writer(output, plans, metadata, inputs, force) as writer:
@@ -88,13 +90,18 @@ def write_folded(
             if not folds and target.dtype == info.dtype:
                 writer.copy(info)
             else:
-                writer.write(info.name, _folded_rows(info, folds, folding, target.dtype, blocks))
+                writer.write(info.name, _folded_rows(info, folds, folding, target.dtype, blocks, factors))
             progress(info.nbytes)
     return Counter(target.dtype for target in plans)
 
 
 def _folded_rows(
-    info: TensorInfo, folds: Sequence[Fold], folding: Folding, dtype: str, blocks: "RowBlocks"
+    info: TensorInfo,
+    folds: Sequence[Fold],
+    folding: Folding,
+    dtype: str,
+    blocks: "RowBlocks",
+    factors: "FactorReader",
 ) -> Iterator[memoryview]:
     """The rows of a weight with every change folded in, in the order of the `folds`, rounded once, as bytes."""
     from lora_inspect.maths.chain import folded, settled
@@ -102,7 +109,7 @@ def _folded_rows(
     decode = decoder(folding.decoded[info.name]) if info.name in folding.decoded else None
     # The parameter of all experts of a layer is changed as a matrix.
     read = partial(blocks.read, folds[0].placed.place.target if folds else info, decode=decode)
-    links = settled([(_read_change(fold, folding.dora_rule), fold.multiplier) for fold in folds], read)
+    links = settled([(_read_change(fold, folding.dora_rule, factors), fold.multiplier) for fold in folds], read)
     for _, block in folded(links, read):
         data, rounded = blocks.bytes_of(block, dtype)
         if folds:
@@ -112,15 +119,12 @@ def _folded_rows(
         yield data
 
 
-def _read_change(fold: Fold, rule: str | None) -> "Change":
-    from lora_inspect.maths.tensor_reader import load, load_whole, working_dtype
+def _read_change(fold: Fold, rule: str | None, factors: "FactorReader") -> "Change":
+    from lora_inspect.maths.tensor_reader import load, working_dtype
 
     contribution, place, _ = fold.placed
-    dtype, positions = working_dtype(place.target), contribution.algorithm.positions
-    tensors = {
-        role: load_whole(info) if role in positions else load(info).to(dtype)
-        for role, info in contribution.factors.items()
-    }
+    dtype = working_dtype(place.target)
+    tensors = factors.read(contribution, dtype)
     if contribution.magnitude:
         tensors["magnitude"] = load(contribution.magnitude.info).to(dtype)
     return fold.placed.change(tensors, rule)

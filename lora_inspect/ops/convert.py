@@ -99,10 +99,13 @@ def convert_to_standard(
     repeats = check_answers([matching.orientations], options.transposed) if matching else []
     landed = find_landed(adapter, base, matching) if base and matching else {}
     load_torch()
+    from lora_inspect.converting.shared_contents import shared_contents
+
     modules = _convert(adapter, targets, landed, options, progress)
     _refuse_lossy(path, modules, options)
     passed = [renamed(adapter.checkpoint.tensors[key], key) for key in adapter.unclaimed]
-    contents = [content for module in modules.values() for content in module.contents] + passed
+    own = [content for module in modules.values() for content in module.contents]
+    contents = own + shared_contents(part for module in modules.values() for part in module.parts) + passed
     magnitudes = sum(module.magnitude is not None for module in modules.values())
     source = account.reading(adapter)
     algorithms = sorted({part.algorithm.name for module in modules.values() for part in module.parts})

@@ -140,12 +140,15 @@ def _parameters(info: FileInfo) -> int:
     if info.kind != ADAPTER:
         return sum(tensor.numel for tensor in info.checkpoint.tensors.values())
     alphas = {module.alpha.name for module in info.adapter.modules.values() if module.alpha}
-    return sum(
-        tensor.numel
-        for module in info.adapter.modules.values()
-        for tensor in module.tensors
-        if tensor.name not in alphas
-    )
+    idle = {
+        contribution.factors[role].name
+        for contribution in info.adapter.contributions
+        for role in contribution.algorithm.idle
+        if role in contribution.factors
+    }
+    # What several modules share is counted once.
+    tensors = {tensor.name: tensor for module in info.adapter.modules.values() for tensor in module.tensors}
+    return sum(tensor.numel for name, tensor in tensors.items() if name not in alphas | idle)
 
 
 def _alpha(contribution: Contribution) -> str:

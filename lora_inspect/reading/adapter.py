@@ -21,6 +21,7 @@ from lora_inspect.reading.scale_problems import REPEATS, open_settings
 from lora_inspect.reading.scale_rules import facts_of, read_groups, read_ruled, sum_up
 from lora_inspect.reading.scales import Counted, about_hidden_ranks, about_parts
 from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.shared_tensors import claim_shared
 from lora_inspect.reading.steps import Steps
 from lora_inspect.reading.stored_numbers import read_numbers
 from lora_inspect.reading.trainers import find_trainer
@@ -75,7 +76,7 @@ class Adapter(NamedTuple):
 
 def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Adapter:  # noqa: B008 (frozen)
     """Reads the meaning of every tensor. Problems are listed, not raised; unreadable numbers raise LoraInspectError."""
-    claims = claim(checkpoint.tensors)
+    claims = claim_shared(claim(checkpoint.tensors), checkpoint.tensors)
     numbers = read_numbers(checkpoint, claims)
     steps = Steps()
     configs = find_configs(checkpoint, [contribution for _, contribution in claims.computed], steps)

@@ -82,7 +82,7 @@ def claim(tensors: dict[str, TensorInfo]) -> Claims:
     for key, info in tensors.items():
         if key in NETWORK_FLAGS:
             flags.append(key)
-        elif parsed := parse_key(key):
+        elif (parsed := parse_key(key)) and not parsed.is_of_all:
             group = groups.setdefault(parsed.module, _Group())
             if parsed.algorithm:
                 group.parts.setdefault(parsed.part, []).append(_Tensor(info, parsed))

@@ -56,6 +56,11 @@ class Contribution(NamedTuple):
         return {role: info.shape for role, info in self.factors.items()}
 
     @property
+    def operands(self) -> dict[str, TensorInfo]:
+        """The factors that the change is computed from."""
+        return {role: info for role, info in self.factors.items() if role not in self.algorithm.idle}
+
+    @property
     def shape(self) -> tuple[int | None, ...]:
         """(out, in, *kernel) of the change as far as the factors tell; of one slice where the layer is split."""
         return self.formula.shape(self.shapes)

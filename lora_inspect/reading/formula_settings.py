@@ -9,6 +9,7 @@ from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.found_configs import FoundConfig, Speakers
 from lora_inspect.reading.problem import Finding
+from lora_inspect.reading.shared_tensors import missing_shared
 
 
 def with_settings(
@@ -18,6 +19,8 @@ def with_settings(
     speakers = Speakers(configs)
 
     def settled(contribution: Contribution, module: Module) -> Contribution:
+        if missing := missing_shared(contribution):
+            return contribution._replace(unsettled=missing)
         asked = contribution.algorithm.variant or contribution.algorithm.settings
         if not asked:
             return contribution

@@ -22,7 +22,7 @@ def kind_of(adapter: Adapter) -> tuple[str, Adapter]:
     said = tuple(problem for problem in adapter.problems if problem.code == CONTRADICTS)
     found = (problem for problem in adapter.problems if problem not in said)
     wrong = any(problem.code not in _OF_CHANCE or not problem.keys for problem in found)
-    claimed = sum(1 for module in adapter.modules.values() for _ in module.tensors)
+    claimed = len({tensor.name for module in adapter.modules.values() for tensor in module.tensors})
     if built or wrong or (claimed and 2 * claimed >= len(tensors)):
         return ADAPTER, adapter
     kind = BASE if any(map(is_weight, tensors.values())) else OTHER

@@ -3,11 +3,14 @@
 import re
 from typing import NamedTuple
 
-from lora_inspect.algorithms import CANDIDATES, LONGEST_SUFFIX, load_for
+from lora_inspect.algorithms import CANDIDATES, LONGEST_SUFFIX, by_name, load_for
 from lora_inspect.maths import dora
 
 # The names of algorithms, None for what belongs to none in particular, each with the role of the tensor in it.
 Meanings = tuple[tuple[str | None, str], ...]
+
+# What stands in the place of a module's name in the keys of tensors that all modules of PEFT's model have in common.
+ROOT = "base_model"
 
 SHARED: dict[str, Meanings] = {
     ".alpha": ((None, "alpha"),),
@@ -49,6 +52,14 @@ class ParsedKey(NamedTuple):
     def role(self) -> str:
         """The role in the first of them."""
         return self.meanings[0][1]
+
+    @property
+    def is_of_all(self) -> bool:
+        """Whether it is of no module, but one of the tensors that an algorithm's modules have in common."""
+        if self.module != ROOT:
+            return False
+        shared = (one for name, _ in self.meanings if name for one in by_name(name).shared.values())
+        return any(self.suffix == f".{one.name}" for one in shared)
 
 
 def parse_key(key: str) -> ParsedKey | None:

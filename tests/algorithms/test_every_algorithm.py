@@ -117,7 +117,7 @@ def test_blocks_of_any_size_give_the_same(case, merged):
 def test_shapes_tell_which_rows_belong_together(case, tmp_path):
     _, adapter = write(case, tmp_path)
     for contribution in read_adapter(open_checkpoint(adapter)).contributions:
-        tensors = {role: case.tensors[info.name] for role, info in contribution.factors.items()}
+        tensors = {role: case.tensors[info.name] for role, info in contribution.operands.items()}
         formula = contribution.formula
         change = formula.change(tensors, contribution.known_scale, contribution.alpha, **contribution.settings)
         assert formula.together(contribution.shapes) == change.together

@@ -245,7 +245,7 @@ def test_a_scale_is_said_as_the_quotient_that_it_is(setting, says, read):
         ({"target_parameters": ["experts"]}, "target_parameters"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
-        ({"peft_type": "VERA"}, "VERA"),
+        ({"peft_type": "POLY"}, "POLY"),
     ],
 )  # fmt: skip
 def test_a_config_that_means_more_than_factors_is_an_error_by_name(setting, says, read):

@@ -1,0 +1,78 @@
+"""VeRA: W' = W + diag(b) · B · diag(d) · A, with A and B drawn once for all modules and never trained.
+
+Each module takes the first rows of B and columns of A that its layer has. PEFT has no strength for it. Sources:
+Kopiczko et al. 2024; the `VeraLayer` of PEFT.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Shared, Tensors
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+_NOT_SAVED = (
+    "its projections were not saved (save_projection: false), and PEFT draws them anew for the widest layers of its "
+    "model, which the file does not name; merge it with PEFT on its own base, or train it with save_projection: true"
+)
+
+
+def shape(shapes: Shapes) -> tuple[int | None, ...]:
+    """The rows are known; A tells no more than how many columns there are at most."""
+    b = shapes["b"]
+    return b[0] if b else 1, None
+
+
+def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What is changed where that is no matrix of as many rows, and of no more columns than A has; else None."""
+    rows, columns = shapes["b"][0], shapes["A"][1]
+    if len(weight) == 2 and weight[0] == rows and weight[1] <= columns:
+        return None
+    return f"changes a weight of {rows} rows and at most {columns} columns"
+
+
+def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
+    """The product cut to the layer, whose rank is that of B; both vectors go into the copy of B that it takes."""
+    from lora_inspect.maths.leading import Leading
+
+    b, d, projection = tensors["b"], tensors["d"], tensors["B"]
+    rank = projection.shape[1]
+    return Leading(projection[: b.shape[0]] * d[:rank] * b.unsqueeze(1), tensors["A"][:rank])
+
+
+def checked(name: str, halves: int) -> Callable[[Shapes], str | None]:
+    """`check` of vectors b (out,) and d (halves·rank,) for A (halves·rank, in or more) and B (out or more, rank)."""
+
+    def check(shapes: Shapes) -> str | None:
+        b, d = shapes["b"], shapes["d"]
+        if len(b) != 1 or len(d) != 1:
+            return f"{name}_lambda_b {list(b)} and {name}_lambda_d {list(d)} are no two vectors"
+        for role in ("A", "B"):
+            if role in shapes and len(shapes[role]) != 2:
+                return f"{name}_{role} {list(shapes[role])} is no matrix"
+        if "A" in shapes and shapes["A"][0] != d[0]:
+            return f"{name}_lambda_d {list(d)} does not fit {name}_A {list(shapes['A'])}"
+        if "B" in shapes and (shapes["B"][0] < b[0] or shapes["B"][1] * halves != d[0]):
+            return f"{name}_lambda_b {list(b)} and {name}_lambda_d {list(d)} do not fit {name}_B {list(shapes['B'])}"
+        return None
+
+    return check
+
+
+def projected(name: str, title: str, halves: int) -> Algorithm:
+    """The algorithm whose vector d and A are of so many halves, the first of which counts."""
+    return Algorithm(
+        name=name,
+        title=title,
+        dialects={"peft": {"b": f".{name}_lambda_b", "d": f".{name}_lambda_d"}},
+        marks=("b", "d"),
+        formula=Formula(checked(name, halves), shape, misfit, rank=lambda shapes: None, change=change),
+        shared={role: Shared(f"{name}_{role}", _NOT_SAVED) for role in ("A", "B")},
+        blends=False,
+        has_alpha=False,
+        peft_type=name.upper(),
+    )
+
+
+ALGORITHM = projected("vera", "VeRA", 1)

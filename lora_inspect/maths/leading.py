@@ -1,0 +1,27 @@
+"""The first rows and columns of a product whose factors serve weights of several shapes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lora_inspect.maths.change import Blocks, Change
+
+
+@dataclass(frozen=True, slots=True)
+class Leading:
+    """W + multiplier · (up @ down) cut to the shape of W, with up (out or more, rank) and down (rank, in or more)."""
+
+    up: Any
+    down: Any
+    together: int = 1
+
+    def settled(self, blocks: Blocks, multiplier: float) -> Change:
+        """Needs nothing of the weight."""
+        return self
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Adds the product's rows."""
+        rows.addmm_(self.up[first : first + rows.shape[0]] * multiplier, self.down[:, : rows.shape[1]])
+
+    def transposed(self) -> Change:
+        """The factors change places."""
+        return Leading(self.down.transpose(0, 1), self.up.transpose(0, 1))

@@ -1,0 +1,41 @@
+"""The factors of contributions as torch tensors; what modules share is read from the file once."""
+
+import torch
+
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.maths.tensor_reader import load, load_whole
+from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.shared_tensors import shared_tensors
+
+
+class FactorReader:
+    """Reads the factors of one contribution after the other.
+
+    It keeps what several modules have in common for as long as it lives, which is no more than the file holds, in the
+    working dtype. The tensors that it gives are not to be changed.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, str, torch.dtype], torch.Tensor] = {}
+
+    def read(self, contribution: Contribution, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """The tensors that the change is computed from, by role: numbers in `dtype`, whole ones in int64.
+
+        Raises LoraInspectError for one of an element type that is not expected there.
+        """
+        shared, positions = shared_tensors(contribution), contribution.algorithm.positions
+        found = {}
+        for role, info in contribution.operands.items():
+            read = self._shared if role in shared else _read
+            found[role] = read(info, dtype, role in positions)
+        return found
+
+    def _shared(self, info: TensorInfo, dtype: torch.dtype, is_whole: bool) -> torch.Tensor:
+        key = (info.file, info.name, dtype)
+        if key not in self._kept:
+            self._kept[key] = _read(info, dtype, is_whole)
+        return self._kept[key]
+
+
+def _read(info: TensorInfo, dtype: torch.dtype, is_whole: bool) -> torch.Tensor:
+    return load_whole(info) if is_whole else load(info).to(dtype)

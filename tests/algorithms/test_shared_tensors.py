@@ -1,0 +1,154 @@
+"""Methods of PEFT whose modules share tensors: layers of several shapes against PEFT's own merge, and odd files."""
+
+import json
+import warnings
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.maths import tensor_reader
+from lora_inspect.merging import factor_reader
+from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
+from lora_inspect.ops.info import as_json, inspect
+from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
+
+TARGETS = ["wide", "tall", "small", "turned"]
+
+
+class Net(nn.Module):
+    """Layers of several shapes, one of which stores its weight as (in, out)."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide = nn.Linear(24, 12)
+        self.tall = nn.Linear(12, 20)
+        self.small = nn.Linear(20, 8)
+        self.turned = Conv1D(16, 8)
+
+    def forward(self, input):
+        return self.turned(self.small(self.tall(self.wide(input))))
+
+
+METHODS = {
+    "VeRA": (lambda: peft.VeraConfig(r=3, target_modules=TARGETS), ("vera_A", "vera_B")),
+}
+EVERY = [pytest.param(*method, id=name) for name, method in METHODS.items()]
+
+
+def train(make_config):
+    """A model of PEFT with random numbers in all that it trains, its base and its saved tensors."""
+    torch.manual_seed(5)
+    base = Net().double()
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(base, make_config())
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    model.double()
+    tensors = {key: value.detach().clone().contiguous() for key, value in peft.get_peft_model_state_dict(model).items()}
+    config = json.loads(json.dumps(model.peft_config["default"].to_dict(), default=sorted))
+    return model, before, tensors, config
+
+
+def write(folder, base, tensors, config):
+    save_file(base, folder / "base.safetensors")
+    (folder / "adapter").mkdir(exist_ok=True)
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "adapter" / "adapter_model.safetensors")
+    return str(folder / "base.safetensors"), str(folder / "adapter")
+
+
+def merged(base, adapter, folder):
+    output = str(folder / "merged.safetensors")
+    merge(plan_merge(base, [(adapter, 1.0)], MergeOptions()), output, force=True)
+    return load_file(output)
+
+
+@pytest.mark.parametrize(("make_config", "shared"), EVERY)
+def test_layers_of_several_shapes_are_merged_as_by_peft(make_config, shared, tmp_path):
+    model, base, tensors, config = train(make_config)
+    found = merged(*write(tmp_path, base, tensors, config), tmp_path)
+    expected = model.eval().merge_and_unload().state_dict()
+    changed = [name for name, tensor in base.items() if not torch.equal(found[name], tensor)]
+    assert sorted(changed) == sorted(f"{name}.weight" for name in TARGETS)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("make_config", "shared"), EVERY)
+def test_what_is_shared_is_counted_and_converted_once(make_config, shared, tmp_path):
+    _, base, tensors, config = train(make_config)
+    base, adapter = write(tmp_path, base, tensors, config)
+    record = as_json(inspect(adapter))
+    idle = [key for key in tensors if key.startswith("base_model.model.") and key.rpartition(".")[2] in shared]
+    assert (record["kind"], record["unclaimed"], record["problems"]) == ("adapter", [], [])
+    assert record["parameters"] == sum(tensor.numel() for key, tensor in tensors.items() if key not in idle)
+    output = str(tmp_path / "standard")
+    assert convert_to_standard(adapter, output, ConvertOptions()).exact
+    written = load_file(tmp_path / "standard" / "adapter_model.safetensors")
+    assert written.keys() == tensors.keys()
+    assert all(torch.equal(written[key], tensor) for key, tensor in tensors.items())
+    assert json.loads((tmp_path / "standard" / "adapter_config.json").read_text()) == config
+
+
+@pytest.mark.parametrize(("make_config", "shared"), EVERY)
+def test_what_is_shared_is_read_once(make_config, shared, tmp_path, monkeypatch):
+    _, base, tensors, config = train(make_config)
+    base, adapter = write(tmp_path, base, tensors, config)
+    read = []
+
+    def counted(load):
+        return lambda info: read.append(info.name) or load(info)
+
+    monkeypatch.setattr(factor_reader, "load", counted(tensor_reader.load))
+    monkeypatch.setattr(factor_reader, "load_whole", counted(tensor_reader.load_whole))
+    merged(base, adapter, tmp_path)
+    at_root = [key for key in tensors if not key.startswith("base_model.model.")]
+    assert sorted(key for key in read if key in at_root) == sorted(at_root)
+
+
+@pytest.mark.parametrize(("make_config", "shared"), EVERY)
+def test_without_what_is_shared_the_reason_is_said(make_config, shared, tmp_path):
+    _, base, tensors, config = train(make_config)
+    for name in shared:
+        rest = {key: tensor for key, tensor in tensors.items() if not key.startswith(f"base_model.{name}")}
+        base_file, adapter = write(tmp_path, base, rest, config)
+        (problem,) = (one for one in as_json(inspect(adapter))["problems"] if one["severity"] == "error")
+        assert problem["code"] == "formula-unknown"
+        with pytest.raises(LoraInspectError, match=r"merge it with PEFT|fetch the file"):
+            plan_merge(base_file, [(adapter, 1.0)], MergeOptions())
+
+
+@pytest.mark.parametrize(("make_config", "shared"), EVERY)
+def test_what_is_shared_without_a_module_is_an_error(make_config, shared, tmp_path):
+    _, base, tensors, config = train(make_config)
+    rest = {key: tensor for key, tensor in tensors.items() if not key.startswith("base_model.model.")}
+    base_file, adapter = write(tmp_path, base, rest, config)
+    record = as_json(inspect(adapter))
+    assert (record["kind"], record["problems"][0]["code"]) == ("adapter", "incomplete")
+    with pytest.raises(LoraInspectError, match="no module is there"):
+        plan_merge(base_file, [(adapter, 1.0)], MergeOptions())
+
+
+@pytest.mark.parametrize(("make_config", "shared"), EVERY)
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (1, 1), (2, 3, 4), (0, 7)])
+def test_odd_shapes_of_what_is_shared_are_errors(make_config, shared, shape, tmp_path):
+    _, base, tensors, config = train(make_config)
+    for key in list(tensors):
+        if key.startswith(tuple(f"base_model.{name}" for name in shared)):
+            odd = {**tensors, key: torch.zeros(shape, dtype=tensors[key].dtype)}
+            if odd[key].shape == tensors[key].shape:
+                continue
+            base_file, adapter = write(tmp_path, base, odd, config)
+            as_json(inspect(adapter), modules=True)
+            with pytest.raises(LoraInspectError):
+                merged(base_file, adapter, tmp_path)
