@@ -1,0 +1,17 @@
+"""Bone, as PEFT 0.14 to 0.18 called MiSS: the same two formulas under another name, without the mini form.
+
+Source: the `BoneLayer` of PEFT 0.14 and 0.17, whose files MiSS reads once their keys are renamed.
+"""
+
+from lora_inspect.algorithms.on_demand import miss
+
+ALGORITHMS = tuple(
+    algorithm._replace(
+        name=algorithm.name.replace("miss", "bone"),
+        title=algorithm.title.replace("MiSS", "Bone"),
+        dialects={"peft": {"block": ".bone_block"}},
+        peft_type="BONE",
+        variant=None,
+    )
+    for algorithm in (miss.DEFAULT, miss.BAT)
+)

@@ -1,0 +1,128 @@
+"""MiSS of PEFT, which was called Bone before: one small matrix that all shards of a row's inputs have in common.
+
+A shard is r neighbouring inputs. Of a block B of shape (r, out) row i of the weight gets column i of B in every shard,
+also in a last one that is narrower; of `init_weights="mini"`, whose block (r, mini_r) is repeated along the outputs,
+it gets column i modulo mini_r. `init_weights="bat"` has a matrix (r, r) for each block of r rows, and each tile V of
+the weight becomes V + V @ B + B. Shapes tell the last one apart, and `adapter_config.json` the mini one. PEFT's forward
+and its merge are the same, and it has no strengths. Source: the `MissLayer` of PEFT 0.21, Kang & Yin 2024.
+"""
+
+from functools import partial
+from math import prod
+from typing import TYPE_CHECKING
+
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+
+def check(shapes: Shapes) -> str | None:
+    """What is wrong with the shape of the block (r, out or mini_r), or None."""
+    block = shapes["block"]
+    if len(block) != 2 or 0 in block:
+        return f"a block {list(block)} is neither (r, outputs) nor (blocks, r, r)"
+    return None
+
+
+def shape(shapes: Shapes) -> tuple[int | None, ...]:
+    """The block tells the rows."""
+    return shapes["block"][1], None
+
+
+def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What is changed where that is not a weight of this shape, or None."""
+    rank, rows = shapes["block"]
+    if _is_linear(weight) and weight[0] == rows and rank <= weight[1]:
+        return None
+    return f"changes a Linear weight of {rows} rows and of at least {rank} columns"
+
+
+def misfit_of_mini(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What is changed where that is not a weight of this shape, or None."""
+    rank, period = shapes["block"]
+    if _is_linear(weight) and weight[0] % period == 0 and rank <= weight[1]:
+        return None
+    return f"changes a Linear weight of a multiple of {period} rows and of at least {rank} columns"
+
+
+def variant(around: Surroundings) -> Algorithm:
+    """The mini form, where the config says so."""
+    return MINI if around.config is not None and around.config.get("init_weights") == "mini" else DEFAULT
+
+
+def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
+    """The block in every shard."""
+    from lora_inspect.maths.tiled import Tiled
+
+    return Tiled(tensors["block"].transpose(0, 1).contiguous())
+
+
+def check_bat(shapes: Shapes) -> str | None:
+    """What is wrong with the shape of the blocks (out / r, r, r), or None."""
+    block = shapes["block"]
+    if len(block) != 3 or 0 in block or block[1] != block[2]:
+        return f"a block {list(block)} is neither (r, outputs) nor (blocks, r, r)"
+    return None
+
+
+def shape_of_bat(shapes: Shapes) -> tuple[int | None, ...]:
+    """The blocks tell the rows."""
+    count, size, _ = shapes["block"]
+    return count * size, None
+
+
+def misfit_of_bat(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What is changed where that is not a weight of this shape, or None."""
+    count, size, _ = shapes["block"]
+    if _is_linear(weight) and weight[0] == count * size and weight[1] % size == 0:
+        return None
+    return f"changes tiles of {size} rows and columns of a Linear weight of {count * size} rows"
+
+
+def change_of_bat(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
+    """The tiles of each block of rows."""
+    from lora_inspect.maths.tiled import TurnedTiles
+
+    return TurnedTiles(tensors["block"])
+
+
+def _is_linear(weight: tuple[int, ...]) -> bool:
+    """PEFT has MiSS for Linear layers alone."""
+    return len(weight) > 1 and prod(weight[2:]) == 1
+
+
+_of_peft = partial(
+    Algorithm,
+    dialects={"peft": {"block": ".miss_block"}},
+    marks=("block",),
+    blends=False,
+    has_alpha=False,
+    peft_type="MISS",
+)
+MINI = _of_peft(
+    name="miss_mini",
+    title="MiSS with init_weights mini",
+    formula=Formula(check, lambda shapes: (None, None), misfit_of_mini, rank=lambda shapes: None, change=change),
+)
+DEFAULT = _of_peft(
+    name="miss",
+    title="MiSS",
+    formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),
+    variant=variant,
+)
+BAT = _of_peft(
+    name="miss_bat",
+    title="MiSS with init_weights bat",
+    formula=Formula(
+        check_bat,
+        shape_of_bat,
+        misfit_of_bat,
+        rank=lambda shapes: None,
+        change=change_of_bat,
+        together=lambda shapes: shapes["block"][1],
+    ),
+    multiplies=True,
+)
+# The first one that fits the shapes is taken, and says itself where it is another one.
+ALGORITHMS = (DEFAULT, MINI, BAT)
