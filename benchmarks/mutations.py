@@ -37,6 +37,7 @@ PACKAGE = ROOT / "lora_inspect"
 SOURCES = (
     "maths/*.py",
     "algorithms/*.py",
+    "algorithms/on_demand/*.py",
     *(f"matching/{name}.py" for name in ("place", "match", "target_weight", "landing", "homes")),
     *(f"architectures/{name}.py" for name in ("rows", "correspondence")),
     *(f"merging/{name}.py" for name in ("folded_weights", "plan", "decoding")),

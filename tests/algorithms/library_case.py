@@ -90,6 +90,12 @@ def make(kind: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[
     return layer, torch.randn(BATCH, *shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
+def embedding(rows: int, columns: int) -> tuple[nn.Module, Tensor]:
+    """An Embedding with random numbers in it, and an input that takes each row once."""
+    layer = fill(nn.Embedding(rows, columns).double(), torch.Generator().manual_seed(rows))
+    return layer, torch.arange(rows).reshape(2, -1)
+
+
 def fill(module: nn.Module, generator: torch.Generator, scale: float = 0.3) -> nn.Module:
     """Random numbers in every parameter."""
     with torch.no_grad():

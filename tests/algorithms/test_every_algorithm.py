@@ -18,6 +18,7 @@ from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.part import read_parts
 from lora_inspect.converting.relayout import Destination, Source
 from lora_inspect.converting.scaled_factors import as_factor
+from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.maths.dora import SPELLINGS
 from lora_inspect.merging import folded_weights
@@ -121,6 +122,39 @@ def test_shapes_tell_which_rows_belong_together(case, tmp_path):
         formula = contribution.formula
         change = formula.change(tensors, contribution.known_scale, contribution.alpha, **contribution.settings)
         assert formula.together(contribution.shapes) == change.together
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_an_algorithm_says_whether_its_change_depends_on_the_weight(case, tmp_path):
+    _, adapter = write(case, tmp_path)
+    for contribution in read_adapter(open_checkpoint(adapter)).contributions:
+        algorithm, weight = contribution.algorithm, case.base[f"layer.{contribution.algorithm.parameter}"]
+        weight = weight.flatten(1) if weight.dim() > 1 else weight.unsqueeze(1)
+        weight = weight.T if algorithm.transposed else weight
+        differences = []
+        for whole in (weight, 2 * weight):
+            # A part of its own for each: what is folded into it does not reach the other one.
+            rows = whole.clone()
+            tensors = {role: case.tensors[info.name].to(rows.dtype) for role, info in contribution.factors.items()}
+            change = contribution.formula.change(
+                tensors, contribution.known_scale, contribution.alpha, **contribution.settings
+            )
+            change.settled(lambda whole=whole: iter([(0, whole.clone())]), 1.0).fold(rows, 0, 1.0)
+            differences.append(rows - whole)
+        same = float((differences[0] - differences[1]).abs().max()) <= case.bound * float(weight.abs().max())
+        assert same is not (algorithm.multiplies or algorithm.replaces)
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_a_multiplier_that_no_program_defines_is_refused(case, tmp_path):
+    base, adapter = write(case, tmp_path)
+    algorithms = [contribution.algorithm for contribution in read_adapter(open_checkpoint(adapter)).contributions]
+    if all(algorithm.blends and not algorithm.replaces for algorithm in algorithms):
+        plan_merge(base, [(adapter, 0.5)], MergeOptions(dora_rule=case.dora_rule))
+    else:
+        assert case.multipliers == (1.0,)
+        with pytest.raises(LoraInspectError, match="give 1, or 0|give it 1 or 0"):
+            plan_merge(base, [(adapter, 0.5)], MergeOptions())
 
 
 @pytest.mark.parametrize("case", EVERY)

@@ -96,6 +96,7 @@ _of_peft = partial(
     Algorithm,
     dialects={"peft": {"block": ".miss_block"}},
     marks=("block",),
+    transposed=False,
     blends=False,
     has_alpha=False,
     peft_type="MISS",

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import peft
 import torch
 from libraries import of_peft
-from library_case import Case, decomposed, fill
+from library_case import Case, decomposed, embedding
 from torch import Tensor, nn
 
 RANK, ALPHA = 4, 3.0
@@ -23,11 +23,6 @@ def of_keys(scale: float):
         return {"layer.weight": decomposed(weight, change, magnitude, 1, multiplier, "inside")}
 
     return oracle
-
-
-def embedding(rows: int, columns: int) -> tuple[nn.Module, Tensor]:
-    layer = fill(nn.Embedding(rows, columns).double(), torch.Generator().manual_seed(rows))
-    return layer, torch.arange(rows).reshape(2, -1)
 
 
 def cases() -> Iterator[Case]:
