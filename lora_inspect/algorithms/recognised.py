@@ -31,7 +31,6 @@ RECOGNISED = (
     _named("lycoris_boft", "BOFT", ".oft_blocks", ".rescale", features=told.boft, fits=told.is_boft),
     _named("peft_oft_embedding", "OFT of PEFT on an Embedding", ".oft_embedding_R.weight"),
     _named("boft", "PEFT BOFT", ".boft_R", ".boft_s"),
-    _named("lycoris_ia3", "(IA)3 of LyCORIS", ".on_input"),
     _named("tlora", "T-LoRA", ".q_layer.weight", ".p_layer.weight", ".lambda_layer"),
     _named("replaced", "a replaced or reshaped weight", ".set_weight", ".reshape_weight", features=told.replaced),
     _named("mlx", "MLX LoRA", ".lora_a", ".lora_b", features=told.mlx),

@@ -26,7 +26,8 @@ class Surroundings(NamedTuple):
     NaN where it is none, and `shares_alpha` says that another change of the module may be the one it belongs to.
 
     `shapes` are those of the factors. `chooses(field)` says whether the module is one of those that a field of the
-    config names, by the ends of their paths or by one expression for all; None where nothing tells.
+    config names, by the ends of their paths or by one expression for all; None where nothing tells. `numbers` are the
+    values of the factors that are single numbers, None for what is no plain one.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Surroundings(NamedTuple):
     shares_alpha: bool
     shapes: Shapes = MappingProxyType({})
     chooses: Callable[[str], bool | None] = lambda field: None
+    numbers: Mapping[Role, float | int | bool | None] = MappingProxyType({})
 
 
 class Shared(NamedTuple):
@@ -97,9 +99,11 @@ class Algorithm(NamedTuple):
     has a meaning in its program, `has_alpha` whether an alpha beside its tensors can be its own, and `peft_type` is
     what PEFT calls it in an `adapter_config.json`. `transposed` says whether its layers store their weight as
     (in, out); None where that depends on the base. `common` are roles whose suffixes are common words: alone they make
-    an adapter of a file only where most of its tensors have them. `beside` is the algorithm on the same module without
-    which it means nothing, and whose scale is its own. `replaces` says that a tensor takes the place of the
-    parameter, so that no multiplier but 0 and 1 means anything.
+    an adapter of a file only where most of its tensors have them. `unmarked` are roles whose suffixes a base has as
+    well, as `.weight` is one: they are taken only of a module that has another role. `numbers` are roles that hold one
+    number, which decides what the others mean and which `change` does not get. `beside` is the algorithm on the same
+    module without which it means nothing, and whose scale is its own. `replaces` says that a tensor takes the place of
+    the parameter, so that no multiplier but 0 and 1 means anything.
 
     `positions` are roles whose tensors are whole numbers that say where the others belong.
     `scaled` are roles whose factors the change is linear in, the first that is there takes a scale.
@@ -136,6 +140,8 @@ class Algorithm(NamedTuple):
     has_alpha: bool = True
     peft_type: str | None = None
     common: tuple[Role, ...] = ()
+    unmarked: Mapping[Role, Suffix] = MappingProxyType({})
+    numbers: tuple[Role, ...] = ()
     beside: str | None = None
     replaces: bool = False
     positions: tuple[Role, ...] = ()

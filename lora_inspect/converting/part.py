@@ -63,7 +63,7 @@ Step = Callable[[Sequence[Part]], Sequence[Part]]
 def read_parts(module: Module) -> list[Part]:
     """The parts of a module as it was read; raises LoraInspectError where a factor of its own is not finite."""
     for contribution in module.contributions:
-        for role, info in contribution.factors.items():
+        for role, info in contribution.operands.items():
             if role not in contribution.algorithm.shared and role not in contribution.algorithm.positions:
                 check_finite(info)
     return [Part(c, c.algorithm, c.factors, c.known_scale, c.magnitude) for c in module.contributions]

@@ -1,6 +1,6 @@
 """The changes that an adapter makes, taken from its keys and shapes: every tensor is claimed once or left unclaimed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lora_inspect import algorithms, schemes
@@ -93,6 +93,12 @@ def claim(tensors: dict[str, TensorInfo]) -> Claims:
                 group.shared[parsed.role] = (info, parsed.suffix)
         else:
             unclaimed.append(key)
+    unmarked = [tensor for name, group in groups.items() for tensor in _unmarked(name, group, tensors)]
+    for tensor in unmarked:
+        groups[tensor.parsed.module].parts[None].append(tensor)
+    if unmarked:
+        taken = {tensor.info.name for tensor in unmarked}
+        unclaimed = [key for key in unclaimed if key not in taken]
     modules: dict[str, Module] = {}
     for name, group in groups.items():
         module, left, found = _build(schemes.recognise(name), group)
@@ -101,6 +107,15 @@ def claim(tensors: dict[str, TensorInfo]) -> Claims:
         if module:
             modules[name] = module
     return Claims(modules, tuple(flags), tuple(unclaimed), tuple(findings))
+
+
+def _unmarked(name: str, group: _Group, tensors: Mapping[str, TensorInfo]) -> Iterable[_Tensor]:
+    """The tensors of a module whose suffixes a base has as well, by the algorithms that its other tensors may be of."""
+    for algorithm in map(algorithms.by_name, list(_possible(group.parts.get(None, ())))):
+        for role, suffix in algorithm.unmarked.items():
+            key = name + suffix
+            if key in tensors and parse_key(key) is None:
+                yield _Tensor(tensors[key], ParsedKey(name, suffix, ((algorithm.name, role),)))
 
 
 def _second(key: str) -> Finding:

@@ -51,14 +51,15 @@ class Contribution(NamedTuple):
         return self.algorithm.formula
 
     @property
+    def operands(self) -> dict[str, TensorInfo]:
+        """The factors that the change is computed from."""
+        others = (*self.algorithm.idle, *self.algorithm.numbers)
+        return {role: info for role, info in self.factors.items() if role not in others}
+
+    @property
     def shapes(self) -> Shapes:
         """The shapes of the factors by role."""
         return {role: info.shape for role, info in self.factors.items()}
-
-    @property
-    def operands(self) -> dict[str, TensorInfo]:
-        """The factors that the change is computed from."""
-        return {role: info for role, info in self.factors.items() if role not in self.algorithm.idle}
 
     @property
     def shape(self) -> tuple[int | None, ...]:

@@ -10,10 +10,11 @@ from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.found_configs import FoundConfig, Speakers
 from lora_inspect.reading.problem import Finding
 from lora_inspect.reading.shared_tensors import missing_shared
+from lora_inspect.reading.stored_numbers import StoredNumbers
 
 
 def with_settings(
-    modules: Mapping[str, Module], configs: Sequence[FoundConfig], metadata: Mapping[str, str]
+    modules: Mapping[str, Module], configs: Sequence[FoundConfig], metadata: Mapping[str, str], numbers: StoredNumbers
 ) -> dict[str, Module]:
     """The modules with the settings of every contribution whose algorithm asks for some, or has variants."""
     speakers = Speakers(configs)
@@ -24,7 +25,13 @@ def with_settings(
         asked = contribution.algorithm.variant or contribution.algorithm.settings
         if not asked:
             return contribution
-        found = asked(_around(contribution, module, speakers.of(contribution), metadata))
+        around = _around(contribution, module, speakers.of(contribution), metadata)
+        own = {
+            role: numbers.factors[info.name]
+            for role, info in contribution.factors.items()
+            if info.name in numbers.factors
+        }
+        found = asked(around._replace(numbers=own))
         if isinstance(found, str):
             return contribution._replace(unsettled=found)
         if isinstance(found, Algorithm):

@@ -1,0 +1,70 @@
+"""(IA)³ of LyCORIS: W' = (1 + multiplier · gains) · W, one of the gains for each input or for each output.
+
+The gains are stored as `.weight`, and the number `on_input` beside them says which they are. The bias is as it was.
+Source: the `IA3Module` of lycoris-lora.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from lora_inspect.algorithms.on_demand.ia3 import misfit
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
+from lora_inspect.maths.gains import COLUMNS, ROWS
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+
+def check(shapes: Shapes) -> str | None:
+    """What is wrong with the shapes of the gains, (n,) or of a convolution (1, n, 1, …), and of the number."""
+    gains, switch = shapes["gains"], shapes["on_input"]
+    others = gains[:1] + gains[2:] if len(gains) > 1 else ()
+    if not gains or 0 in gains or any(size != 1 for size in others):
+        return f"the gains {list(gains)} are not one number for each input or each output"
+    return None if switch in ((), (1,)) else f"on_input {list(switch)} is no single number"
+
+
+def _change(tensors: Tensors, scale: float, alpha: float | None, axis: int = ROWS) -> "Change":
+    """The gains along an axis, as what a weight is multiplied by."""
+    from lora_inspect.maths.gains import Gains
+
+    return Gains(1 + tensors["gains"].flatten(), axis)
+
+
+def _shape(shapes: Shapes, axis: int | None = None) -> tuple[int | None, ...]:
+    """(out, in), of which one is known where it is known which."""
+    count = max(shapes["gains"])
+    return count if axis == ROWS else None, count if axis == COLUMNS else None
+
+
+def variant(around: Surroundings) -> Algorithm | str:
+    """The gains of inputs or of outputs, or why that is not known."""
+    says = around.numbers.get("on_input")
+    if says not in (0, 1):
+        return "its on_input is neither 0 nor 1; fetch the file again"
+    return ALGORITHM._replace(formula=_formula(COLUMNS if says else ROWS))
+
+
+def _formula(axis: int | None) -> Formula:
+    return Formula(
+        check,
+        shape=partial(_shape, axis=axis),
+        misfit=partial(misfit, axis=axis),
+        rank=lambda shapes: None,
+        change=partial(_change, axis=ROWS if axis is None else axis),
+    )
+
+
+ALGORITHM = Algorithm(
+    name="lycoris_ia3",
+    title="(IA)3 of LyCORIS",
+    dialects={"lycoris": {"on_input": ".on_input"}},
+    unmarked={"gains": ".weight"},
+    marks=("gains", "on_input"),
+    common=("gains", "on_input"),
+    numbers=("on_input",),
+    formula=_formula(None),
+    multiplies=True,
+    has_alpha=False,
+    variant=variant,
+)
