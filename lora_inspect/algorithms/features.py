@@ -13,16 +13,6 @@ from lora_inspect.algorithms.record import Features, Shapes
 UNKNOWN: Features = (None, None)
 
 
-def glora(shapes: Shapes) -> Features:
-    """b1 (out, r) and b2 (r, in·kernel), or in older files b2 (out, r) and b1 (r, in·kernel)."""
-    forms = [
-        (_size(shapes, up, 0), _columns(shapes, down, 1))
-        for up, down in (("b1.weight", "b2.weight"), ("b2.weight", "b1.weight"))
-        if _size(shapes, up, 1) == _size(shapes, down, 0)
-    ]
-    return forms[0] if len(forms) == 1 else UNKNOWN
-
-
 def is_boft(shapes: Shapes) -> bool:
     """Whether the blocks have stages, as those of OFT have not."""
     return len(_shape(shapes, "oft_blocks")) == 4

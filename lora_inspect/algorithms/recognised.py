@@ -27,7 +27,6 @@ RECOGNISED = (
         *(f".lokr_{role}" for role in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b", "t2")),
         marks=("row_offset",),
     ),
-    _named("glora", "GLoRA", ".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".bm.weight", features=told.glora),
     _named("lycoris_boft", "BOFT", ".oft_blocks", ".rescale", features=told.boft, fits=told.is_boft),
     _named("peft_oft_embedding", "OFT of PEFT on an Embedding", ".oft_embedding_R.weight"),
     _named("boft", "PEFT BOFT", ".boft_R", ".boft_s"),

@@ -65,7 +65,12 @@ def _into_factors(part: Part) -> Part:
     if part.scale == 1.0:
         return part
     algorithm = part.algorithm
-    role = next(role for role in algorithm.scaled if role in part.factors)
+    role = next((role for role in algorithm.scaled if role in part.factors), None)
+    if role is None:
+        raise LoraInspectError(
+            f"{part.file}: {part.origin.module.key} has {algorithm.title}, of which no one factor takes its scale of "
+            f"{part.scale:g}, and readers of its names go by no alpha; merge it, which needs no such file."
+        )
     factors = {role: as_factor(factor) for role, factor in part.factors.items()}
     written = scaled(factors[role], part.scale)
     meant = factors[role].values * part.scale

@@ -90,6 +90,11 @@ class Contribution(NamedTuple):
         return all(role in self.algorithm.common for role in self.factors)
 
     @property
+    def is_scaled(self) -> bool:
+        """Whether an alpha beside its factors is, or would be, the scale of its change."""
+        return self.algorithm.has_alpha and (self.rank is not None or bool(self.algorithm.scaled))
+
+    @property
     def is_linear(self) -> bool:
         """Whether nothing in the factors speaks against a Linear layer."""
         return self.algorithm.transposed is None and len(self.shape) == 2

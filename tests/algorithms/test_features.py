@@ -2,13 +2,9 @@
 
 import pytest
 import torch
-from lycoris.modules import glora
 from lycoris.modules.boft import ButterflyOFTModule
 
 from lora_inspect.algorithms import by_name
-
-LINEAR = torch.nn.Linear(40, 24)
-CONV = torch.nn.Conv2d(40, 24, 3)
 
 
 def tensors(module):
@@ -19,12 +15,6 @@ def features(name, factors):
     told = by_name(name).features
     assert told is not None
     return told(factors)
-
-
-def test_glora():
-    assert features("glora", tensors(glora.GLoRAModule("x", LINEAR, lora_dim=2, alpha=1))) == (24, 40)
-    old = {"a1.weight": (2, 40), "a2.weight": (40, 2), "b1.weight": (2, 40), "b2.weight": (24, 2)}
-    assert features("glora", old) == (24, 40)
 
 
 def test_boft_tells_the_rows():
@@ -41,7 +31,7 @@ def test_mlx_is_transposed():
     assert features("mlx", factors) == (24, 40)
 
 
-TOLD = ["glora", "lycoris_boft", "replaced", "mlx"]
+TOLD = ["lycoris_boft", "replaced", "mlx"]
 
 
 @pytest.mark.parametrize("name", TOLD)

@@ -233,7 +233,9 @@ MEANINGLESS = {
     "OFT of old PEFT of no squares": ({f"{Q}.oft_r": ("F32", (2, 3, 4), 1)}, {}, "shape", ["oft_r [2, 3, 4]", Q]),
     "OFT of PEFT 0.15 with a row of lengths": (
         {f"{Q}.oft_r": ("F32", (2, 3, 3), 1), f"{Q}.oft_s": ("F32", (1, 6), 1)}, {}, "shape", ["oft_s [1, 6]", Q]),
-    "GLoRA": ({f"{Q}.{n}.weight": ("F32", (4, 4), 1) for n in ("a1", "a2", "b1", "b2")}, {}, "algorithm", ["GLoRA"]),
+    "GLoRA of either order": (
+        {f"{Q}.{n}.weight": ("F32", (4, 4), 1) for n in ("a1", "a2", "b1", "b2")}, {}, "formula-unknown",
+        [Q, "before 3"]),
     "replaced weight": ({f"{Q}.set_weight": ("F32", (OUT, IN), 1)}, {}, "algorithm", ["replaced", Q]),
     "LoRA beside a replaced weight": (loras(1, set_weight=("F32", (OUT, IN), 1)), {}, "algorithm", ["replaced", Q]),
     "a bias on no up layer": ({f"{Q}.lora_up.bias": ("F32", (OUT,), 1)}, {}, "incomplete", [f"{Q}.lora_up.bias"]),

@@ -22,6 +22,12 @@ def kind(write_safetensors):
 
 
 COMMON = [found for found in every().values() if found.common and set(found.common) == set(found.suffixes.values())]
+# Of the others any matrix is one.
+LEFT, RIGHT = ("F32", (4, 2), 1), ("F32", (2, 4), 1)
+PRODUCTS = {
+    name: dict(zip((".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"), shapes, strict=True))
+    for name, shapes in {"glora": (LEFT, RIGHT, LEFT, RIGHT), "old_glora": (RIGHT, LEFT, RIGHT, LEFT)}.items()
+}
 # What a built algorithm alone calls its tensors makes an adapter of a file.
 OWN = {
     suffix
@@ -50,8 +56,9 @@ def test_real_adapters_of_every_recognised_algorithm_stay_adapters(algorithm, ki
 
 @pytest.mark.parametrize("algorithm", COMMON, ids=lambda algorithm: algorithm.name)
 def test_files_of_common_words_alone_are_adapters(algorithm, kind):
+    factors = PRODUCTS.get(algorithm.name) or dict.fromkeys(algorithm.suffixes, MATRIX)
     found, reading = kind(
-        {f"lora_unet_blocks_{i}_q{suffix}": MATRIX for i in range(3) for suffix in algorithm.suffixes}
+        {f"lora_unet_blocks_{i}_q{suffix}": factor for i in range(3) for suffix, factor in factors.items()}
     )
     assert (found, reading.problems) == ("adapter", ())
 

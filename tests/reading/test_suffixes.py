@@ -26,7 +26,7 @@ def test_every_suffix_of_every_algorithm_is_parsed(algorithm, suffix, module):
 @pytest.mark.parametrize("algorithm", every().values(), ids=lambda algorithm: algorithm.name)
 def test_every_algorithm_is_found_by_its_name_and_spells_what_it_requires(algorithm):
     assert by_name(algorithm.name) is algorithm
-    assert set(algorithm.marks) <= set(algorithm.suffixes.values())
+    assert set(algorithm.marks) <= {*algorithm.suffixes.values(), *algorithm.unmarked}
     assert algorithm.title
 
 
