@@ -119,6 +119,7 @@ def test_shapes_tell_which_rows_belong_together(case, tmp_path):
     _, adapter = write(case, tmp_path)
     for contribution in read_adapter(open_checkpoint(adapter)).contributions:
         tensors = {role: case.tensors[info.name] for role, info in contribution.operands.items()}
+        tensors |= {role: tensors[role].long() for role in contribution.algorithm.positions if role in tensors}
         formula = contribution.formula
         change = formula.change(tensors, contribution.known_scale, contribution.alpha, **contribution.settings)
         assert formula.together(contribution.shapes) == change.together

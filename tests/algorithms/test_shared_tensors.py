@@ -36,6 +36,12 @@ class Net(nn.Module):
 
 METHODS = {
     "VeRA": (lambda: peft.VeraConfig(r=3, target_modules=TARGETS), ("vera_A", "vera_B")),
+    "PVeRA": (lambda: peft.PveraConfig(r=3, target_modules=TARGETS), ("pvera_A", "pvera_B")),
+    "VB-LoRA": (lambda: peft.VBLoRAConfig(r=2, vector_length=4, target_modules=TARGETS), ("vblora_vector_bank",)),
+    "VB-LoRA of the largest weights": (
+        lambda: peft.VBLoRAConfig(r=2, vector_length=4, save_only_topk_weights=True, target_modules=TARGETS),
+        ("vblora_vector_bank",),
+    ),
 }
 EVERY = [pytest.param(*method, id=name) for name, method in METHODS.items()]
 
