@@ -263,8 +263,10 @@ def _open_question(undecided: Sequence[TensorInfo], base: Checkpoint) -> str:
     leaves = sorted({leaf_of(path_of(target)) for target in undecided})
     others = f" (and {len(undecided) - 1} more: {', '.join(leaves[:5])})" if len(undecided) > 1 else ""
     each = " ".join(f"--transposed {leaf}=yes|no" for leaf in leaves[:5])
+    rows, columns = undecided[0].shape[:2]
+    what = "is square" if rows == columns else "is changed by what tells neither its inputs nor its outputs"
     return (
-        f"{base.path}: {undecided[0].name}{others} is square, and nothing says whether it is stored as (out, in) or as "
+        f"{base.path}: {undecided[0].name}{others} {what}, and nothing says whether it is stored as (out, in) or as "
         "(in, out); settle it with --transposed no or --transposed yes"
         f"{f', or name by name with {each}' if len(leaves) > 1 else ''}."
     )

@@ -42,6 +42,11 @@ METHODS = {
         lambda: peft.VBLoRAConfig(r=2, vector_length=4, save_only_topk_weights=True, target_modules=TARGETS),
         ("vblora_vector_bank",),
     ),
+    "RandLoRA": (lambda: peft.RandLoraConfig(r=3, target_modules=TARGETS), ("randlora_A", "randlora_B")),
+    "Uni-LoRA": (
+        lambda: peft.UniLoraConfig(r=2, theta_d_length=50, save_indices=True, target_modules=TARGETS),
+        ("unilora_theta_d",),
+    ),
 }
 EVERY = [pytest.param(*method, id=name) for name, method in METHODS.items()]
 
@@ -75,7 +80,10 @@ def write(folder, base, tensors, config):
 
 def merged(base, adapter, folder):
     output = str(folder / "merged.safetensors")
-    merge(plan_merge(base, [(adapter, 1.0)], MergeOptions()), output, force=True)
+    # RandLoRA alone does not tell outputs from inputs, and the config has one answer for layers of both kinds.
+    is_open = any("randlora" in key for key in load_file(f"{adapter}/adapter_model.safetensors"))
+    answers = {"turned": True, "*": False} if is_open else {}
+    merge(plan_merge(base, [(adapter, 1.0)], MergeOptions(transposed=answers)), output, force=True)
     return load_file(output)
 
 

@@ -264,7 +264,7 @@ SETTINGS = {
     **{init: {"init_lora_weights": init} for init in ("pissa", "pissa_niter_4", "olora", "corda", "loftq")},
     "modules_to_save": {"modules_to_save": ["head"]},
     "bias": {"bias": "some"},
-    "UNILORA": {"peft_type": "UNILORA"},
+    "POLY": {"peft_type": "POLY"},
 }
 
 
@@ -308,7 +308,7 @@ def test_an_expression_that_is_not_compared_is_refused_with_its_key(place, run, 
 
 
 STORED = {
-    "peft-unilora-unsupported": ["UNILORA"],
+    "peft-unilora-unsupported": ["Uni-LoRA", "save_indices"],
     "lfs-pointer": ["git lfs pull"],
     "pickle": ["pickle"],
     "two-bytes": ["2 bytes"],
