@@ -104,7 +104,7 @@ def of_peft(
     model.eval()
 
     def library(multiplier: float) -> Tensor:
-        if hasattr(wrapper, "set_scale"):  # some methods of PEFT know no strength
+        if hasattr(wrapper, "scaling") and hasattr(wrapper, "set_scale"):  # some methods of PEFT know no strength
             wrapper.set_scale("default", multiplier)
         with torch.no_grad():
             return model(input)

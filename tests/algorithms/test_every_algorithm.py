@@ -114,13 +114,18 @@ def test_blocks_of_any_size_give_the_same(case, merged):
             assert_close(tensor, whole[name], case.bound)
 
 
+def operands(case, contribution):
+    """What the change is computed from, as a merge gives it."""
+    positions = contribution.algorithm.positions
+    tensors = {role: case.tensors[info.name] for role, info in contribution.operands.items()}
+    return {role: tensor.long() if role in positions else tensor for role, tensor in tensors.items()}
+
+
 @pytest.mark.parametrize("case", EVERY)
 def test_shapes_tell_which_rows_belong_together(case, tmp_path):
     _, adapter = write(case, tmp_path)
     for contribution in read_adapter(open_checkpoint(adapter)).contributions:
-        tensors = {role: case.tensors[info.name] for role, info in contribution.operands.items()}
-        tensors |= {role: tensors[role].long() for role in contribution.algorithm.positions if role in tensors}
-        formula = contribution.formula
+        formula, tensors = contribution.formula, operands(case, contribution)
         change = formula.change(tensors, contribution.known_scale, contribution.alpha, **contribution.settings)
         assert formula.together(contribution.shapes) == change.together
 
@@ -136,9 +141,8 @@ def test_an_algorithm_says_whether_its_change_depends_on_the_weight(case, tmp_pa
         for whole in (weight, 2 * weight):
             # A part of its own for each: what is folded into it does not reach the other one.
             rows = whole.clone()
-            tensors = {role: case.tensors[info.name] for role, info in contribution.factors.items()}
             change = contribution.formula.change(
-                tensors, contribution.known_scale, contribution.alpha, **contribution.settings
+                operands(case, contribution), contribution.known_scale, contribution.alpha, **contribution.settings
             )
             change.settled(lambda whole=whole: iter([(0, whole.clone())]), 1.0).fold(rows, 0, 1.0)
             differences.append(rows - whole)
