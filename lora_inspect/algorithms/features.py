@@ -13,17 +13,6 @@ from lora_inspect.algorithms.record import Features, Shapes
 UNKNOWN: Features = (None, None)
 
 
-def is_boft(shapes: Shapes) -> bool:
-    """Whether the blocks have stages, as those of OFT have not."""
-    return len(_shape(shapes, "oft_blocks")) == 4
-
-
-def boft(shapes: Shapes) -> Features:
-    """Stages of blocks (m, n, b, b) that rotate the rows; out = n·b."""
-    shape = _shape(shapes, "oft_blocks")
-    return (shape[1] * shape[2], None) if is_boft(shapes) and shape[3] == shape[2] else UNKNOWN
-
-
 def replaced(shapes: Shapes) -> Features:
     """A tensor in the place of the weight."""
     return _size(shapes, "set_weight", 0), _columns(shapes, "set_weight", 1)

@@ -78,9 +78,9 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 
 def skew(blocks: Any, alpha: float | None) -> Any:
-    """Q of the stored blocks (count, size, size), shrunk to the limit of the norm of all of them; differentiable."""
-    generators = blocks - blocks.transpose(1, 2)
-    limit = (alpha or 0.0) * blocks.shape[0] * blocks.shape[1]
+    """Q of the stored blocks (…, count, size, size), shrunk to the limit of the norm of all of them; differentiable."""
+    generators = blocks - blocks.transpose(-2, -1)
+    limit = (alpha or 0.0) * blocks.shape[-3] * blocks.shape[-2]
     return generators * (limit / (generators.norm() + _TINY).clamp(min=limit)) if limit > 0 else generators
 
 
@@ -101,4 +101,6 @@ ALGORITHM = Algorithm(
     formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change, together=together),
     multiplies=True,
     settings=settings,
+    # Those with stages are BOFT's.
+    fits=lambda shapes: len(shapes.get("blocks", ())) != 4,
 )

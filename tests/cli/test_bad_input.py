@@ -203,10 +203,23 @@ MEANINGLESS = {
     "(IA)3 of either axis": (
         {f"{Q}.ia3_l": ("F32", (1, OUT, 1, 1), 1)}, {}, "formula-unknown", [Q, "feedforward_modules"]),
     "(IA)3 of both axes": ({f"{Q}.ia3_l": ("F32", (OUT, 2), 1)}, {}, "shape", [f"{Q}: ia3_l [", "not one number"]),
-    "BOFT": ({f"{Q}.oft_blocks": ("F32", (2, 2, 3, 3), 1)}, {}, "algorithm", ["BOFT is not built", Q]),
-    "BOFT with rescale": (
-        {f"{Q}.oft_blocks": ("F32", (2, 2, 3, 3), 1), f"{Q}.rescale": ("F32", (OUT, 1), 1)}, {}, "algorithm",
-        ["BOFT is not built", Q]),
+    "BOFT of odd blocks": (
+        {f"{Q}.oft_blocks": ("F32", (2, 2, 3, 3), 1)}, {}, "shape", [f"{Q}: oft_blocks [", "no 2 stages"]),
+    "BOFT of more stages than its blocks have": (
+        {f"{Q}.oft_blocks": ("F32", (3, 2, 2, 2), 1)}, {}, "shape", [f"{Q}: oft_blocks [", "no 3 stages"]),
+    "BOFT of groups that do not fit": (
+        {f"{Q}.oft_blocks": ("F32", (3, 6, 2, 2), 1)}, {}, "shape", [f"{Q}: oft_blocks [", "no 3 stages"]),
+    "BOFT with too many gains": (
+        {f"{Q}.oft_blocks": ("F32", (2, 2, 2, 2), 1), f"{Q}.rescale": ("F32", (5, 1), 1)}, {}, "shape",
+        [f"{Q}: rescale [5, 1]"]),
+    "BOFT of PEFT without lengths": (
+        {f"{Q}.boft_R": ("F32", (1, 2, 2, 2), 1)}, {}, "incomplete", [Q, "no lengths factor"]),
+    "BOFT of PEFT of odd blocks": (
+        {f"{Q}.boft_R": ("F32", (2, 2, 3, 3), 1), f"{Q}.boft_s": ("F32", (OUT, 1), 1)}, {}, "shape",
+        [f"{Q}: boft_R [", "no 2 stages"]),
+    "BOFT of PEFT with lengths of two axes": (
+        {f"{Q}.boft_R": ("F32", (1, 2, 3, 3), 1), f"{Q}.boft_s": ("F32", (OUT, 2), 1)}, {}, "shape",
+        [f"{Q}: boft_s [", "not one number"]),
     "OFT of blocks that are not square": ({f"{Q}.oft_blocks": ("F32", (2, 3, 4), 1)}, {}, "shape", ["oft_blocks", Q]),
     "OFT with too many gains": (
         {f"{Q}.oft_blocks": ("F32", (2, 3, 3), 1), f"{Q}.rescale": ("F32", (OUT + 1, 1), 1)}, {}, "shape",
