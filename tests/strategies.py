@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from lora_inspect.algorithms import every
 from lora_inspect.files.dtypes import BITS
 from lora_inspect.files.writer import TensorPlan
+from lora_inspect.maths.expert_packing import PACKINGS
 from lora_inspect.reading.settings import Settings
 from lora_inspect.reading.suffixes import SHARED
 from lora_inspect.schemes import SCHEMES
@@ -117,6 +118,7 @@ settings = st.builds(
     rslora=st.none() | st.booleans(),
     alpha=st.none() | _strengths,
     allow_partial_dora=st.just(False),
+    expert_packing=st.none() | st.sampled_from(PACKINGS),
 )
 
 

@@ -122,6 +122,9 @@ class Algorithm(NamedTuple):
 
     `bias` is how the same factors, scale and settings change the layer's bias, of shape (out,), where it has one.
 
+    `experts` is of how many experts' layers its factors are, which a base has in one parameter or one by one; it is 0
+    for those of one layer.
+
     An algorithm without a formula is recognised by its tensors, so that a file is refused by the right name, but not
     computed; `features(shapes)` says what the shapes tell of the weight that it changes, and `fits(shapes)` whether
     they can be its own where others have its suffixes.
@@ -154,6 +157,7 @@ class Algorithm(NamedTuple):
     bias: Formula | None = None
     features: Callable[[Shapes], Features] | None = None
     fits: Callable[[Shapes], bool] | None = None
+    experts: int = 0
 
     @property
     def suffixes(self) -> dict[Suffix, Role]:

@@ -127,6 +127,12 @@ class Correspondence:
                 if (found := fill(relation.whole, parent, path)) is not None:
                     yield Link(f"{found}{mark}{leaf}", relation, number, is_whole=False)
 
+    def links_of_expert(self, path: str) -> Iterator[Link]:
+        """What the parameter is called that has the layer at `path`, one of an expert, beside those of the others."""
+        for relation, number in self._of_single_experts.get(pattern_of(path, "."), ()):
+            if (found := fill(relation.parts[number], relation.whole, path)) is not None:
+                yield Link(found, relation, number, is_whole=True)
+
     @cached_property
     def _by_pattern(self) -> dict[str, list[tuple[str, str, Link]]]:
         """Every path of the relations with the related one, by its pattern."""
@@ -145,6 +151,15 @@ class Correspondence:
         table: dict[str, list[Relation]] = defaultdict(list)
         for relation in (relation for relation in self.relations if relation.experts):
             table[pattern_of(relation.whole, ".")].append(relation)
+        return dict(table)
+
+    @cached_property
+    def _of_single_experts(self) -> dict[str, list[tuple[Relation, int]]]:
+        """The relations of experts by the pattern of each part, with its number."""
+        table: dict[str, list[tuple[Relation, int]]] = defaultdict(list)
+        for relation in (relation for relation in self.relations if relation.experts):
+            for number, part in enumerate(relation.parts):
+                table[pattern_of(part, ".")].append((relation, number))
         return dict(table)
 
 

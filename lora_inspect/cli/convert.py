@@ -94,6 +94,7 @@ def convert(
     rslora: str | None,
     alpha: float | None,
     allow_partial_dora: bool,
+    expert_packing: str | None,
     as_json: bool,
 ) -> None:
     """Converts and prints."""
@@ -114,7 +115,7 @@ def convert(
         allow_growth=allow_growth,
         transposed=transposed,
         layout=layout,
-        settings=own.joined(settings(rslora, alpha, allow_partial_dora), adapter),
+        settings=own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing), adapter),
     )
     length = len(claim(open_checkpoint(adapter).tensors).modules) if base else 0
     with progress_bar("Converting", length) as progress:

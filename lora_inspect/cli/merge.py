@@ -29,7 +29,7 @@ Folds each ADAPTER, with its own multiplier (default 1), into BASE and writes th
 
 BASE is a file, a sharded set or a folder; the output has the same form. What follows the colon of an ADAPTER are
 its settings: a number (the multiplier; 0 changes nothing), COMPONENT=number or GLOB=number (multipliers of a part
-of its modules), alpha=N and rslora=yes|no (what the file leaves open).
+of its modules), alpha=N, rslora=yes|no and expert-packing=rank_major|grouped_by_expert (what the file leaves open).
 
 Adapters are folded in the order in which they are named. It matters only where DoRA or OFT meets another change of the
 same weight, which the summary says.
@@ -77,6 +77,7 @@ def merge(
     rslora: str | None,
     alpha: float | None,
     allow_partial_dora: bool,
+    expert_packing: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -87,7 +88,7 @@ def merge(
         transposed=transposed,
         allow_unmatched=allow_unmatched,
         dora_rule=dora_multiplier,
-        settings=settings(rslora, alpha, allow_partial_dora),
+        settings=settings(rslora, alpha, allow_partial_dora, expert_packing),
     )
     plan = plan_merge(base, parse_arguments(adapters), options)
     for note in plan.notes:

@@ -8,6 +8,7 @@ import click
 
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.matching.orientation_answers import Answers, parse_answers
+from lora_inspect.maths.expert_packing import PACKINGS
 from lora_inspect.reading.settings import Settings
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -21,8 +22,13 @@ def finite(context: click.Context, parameter: click.Parameter, value: float | No
 
 
 def reading_options(function: Decorated) -> Decorated:
-    """--rslora, --alpha and --allow-partial-dora, which become `Settings`."""
+    """--rslora, --alpha, --expert-packing and --allow-partial-dora, which become `Settings`."""
     for option in (
+        click.option(
+            "--expert-packing",
+            type=click.Choice(PACKINGS),
+            help="How the factors of all experts of a layer lie in lora_B, where the file does not say.",
+        ),
         click.option(
             "--allow-partial-dora", is_flag=True, help="Accept magnitudes on a part of the Linear modules only."
         ),
@@ -87,7 +93,7 @@ def writing_options(dry_run: bool = False) -> Callable[[Decorated], Decorated]:
     return decorate
 
 
-def settings(rslora: str | None, alpha: float | None, allow_partial_dora: bool) -> Settings:
+def settings(rslora: str | None, alpha: float | None, allow_partial_dora: bool, expert_packing: str | None) -> Settings:
     """What the reading options amount to."""
     rule = None if rslora is None else rslora == "yes"
-    return Settings(rslora=rule, alpha=alpha, allow_partial_dora=allow_partial_dora)
+    return Settings(rslora=rule, alpha=alpha, allow_partial_dora=allow_partial_dora, expert_packing=expert_packing)

@@ -6,7 +6,7 @@ from lora_inspect.converting.landed import Landed
 from lora_inspect.converting.own_weight import own_weight
 from lora_inspect.converting.scaled_factors import read_factor
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.matching.place import Placed
+from lora_inspect.matching.place import Place, Placed
 from lora_inspect.maths.chain import folded, settled
 from lora_inspect.maths.change import Change
 from lora_inspect.maths.lowrank import Approximation, approximate
@@ -41,7 +41,7 @@ def _change(contribution: Contribution, landed: Landed, dtype: torch.dtype) -> C
     tensors = {role: read_factor(info).values.to(dtype) for role, info in contribution.factors.items()}
     if contribution.magnitude:
         tensors["magnitude"] = load(contribution.magnitude.info).to(dtype)
-    return Placed(contribution, place._replace(runs=None, transposed=False)).change(tensors)
+    return Placed(contribution, Place(place.target)).change(tensors)
 
 
 def _fold(change: Change, matrix: torch.Tensor) -> None:

@@ -34,6 +34,10 @@ def own_weight(places: Sequence[tuple[Place, CodedWeight]]) -> torch.Tensor:
 
 def _take(own: torch.Tensor, block: torch.Tensor, first: int, place: Place) -> None:
     """Copies what is its own of a block of the weight as it is stored, whose first row is `first`."""
+    if place.block:
+        start, rows = place.block
+        begin, end = max(first, start), min(first + block.shape[0], start + rows)
+        block, first = block[max(begin - first, 0) : max(end - first, 0)], begin - start
     last = first + block.shape[0]
     for start, stop, source in _runs(place):
         if place.transposed:

@@ -1,8 +1,11 @@
-"""Parameters that have a layer of all experts of a mixture, (experts, out, in), and which way round they are.
+"""Parameters that have a layer of all experts of a mixture, and how they store the matrix of each.
 
-An expert is a gated feed-forward, so that its two parameters, (experts, 2·n, m) and (experts, m, n), show it together:
-stored as (experts, in, out) they are (m, 2·n) and (n, m), and no sizes are both.
+An expert is a gated feed-forward, so that its two parameters show together which way round they are: (experts, 2·n, m)
+and (experts, m, n) are stored as (experts, out, in), (experts, m, 2·n) and (experts, n, m) as (experts, in, out). No
+sizes are both.
 """
+
+from typing import NamedTuple
 
 from lora_inspect.architectures.llm import EXPERT_PARAMETERS
 from lora_inspect.errors import LoraInspectError
@@ -10,25 +13,38 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
 
 
+class Storage(NamedTuple):
+    """How the parameters of a layer's experts are stored: as (experts, in, out), and with gate and up taking turns."""
+
+    transposed: bool
+    interleaved: bool = False
+
+
 def as_matrix(info: TensorInfo) -> TensorInfo:
-    """The parameter as a matrix (experts·out, in), where expert e has `out` rows from e·out on."""
+    """The parameter as a matrix (experts·d1, d2), where expert e has d1 rows from e·d1 on."""
     experts, rows, columns = info.shape
     return info._replace(shape=(experts * rows, columns))
 
 
-def check_orientation(path: str, base: Checkpoint) -> None:
-    """Raises LoraInspectError where the parameter at `path` and its sibling are not stored as (experts, out, in)."""
+def storage_of(path: str, base: Checkpoint) -> Storage:
+    """How the parameter at `path` is stored; raises LoraInspectError where it and its sibling do not show it.
+
+    Gate and up take turns in gpt-oss, whose experts alone have biases and store (experts, in, out).
+    """
     parent = path.rpartition(".")[0]
     shapes = {
         name: base.tensors[f"{parent}.{name}"].shape for name in EXPERT_PARAMETERS if f"{parent}.{name}" in base.tensors
     }
     if len(shapes) == len(EXPERT_PARAMETERS):
         first, last = shapes.values()
-        if len(last) == 3 and first == (last[0], 2 * last[2], last[1]):
-            return
+        if len(first) == 3 and len(last) == 3:
+            if first == (last[0], 2 * last[2], last[1]):
+                return Storage(transposed=False)
+            if first == (last[0], last[2], 2 * last[1]):
+                return Storage(transposed=True, interleaved=f"{parent}.{EXPERT_PARAMETERS[0]}_bias" in base.tensors)
     found = " and ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
     raise LoraInspectError(
         f"{base.path}: {parent} has {found}, but {' and '.join(EXPERT_PARAMETERS)} of (experts, 2·n, m) and "
-        "(experts, m, n) were expected, so that it is not known which rows an expert has; use a base that has the "
-        "experts one by one."
+        "(experts, m, n), or of (experts, m, 2·n) and (experts, n, m), were expected, so that it is not known which "
+        "rows an expert has; use a base that has the experts one by one."
     )

@@ -23,7 +23,11 @@ class Home(NamedTuple):
     def is_complete(self) -> bool:
         """Whether all parts are there of a module that is several."""
         piece = self.found[0].piece
-        return len(self.found) == (piece.parts if piece and piece.of_whole else 1)
+        parts = piece.parts if piece and piece.of_whole else 1
+        if self.found[0].single is None:
+            return len(self.found) == parts
+        experts = len(self.found) // parts
+        return [one.single for one in self.found] == [expert for expert in range(experts) for _ in range(parts)]
 
 
 class Homes(NamedTuple):
@@ -69,12 +73,12 @@ def _one_meaning(module: Module, found: Iterable[Found], adapter: Adapter, base:
 
     Raises LoraInspectError where several are meant.
     """
-    meanings: dict[object, dict[int, Found]] = {}
+    meanings: dict[object, dict[tuple[int, int], Found]] = {}
     for one in found:
         piece = one.piece
-        is_part = piece is not None and piece.of_whole
+        is_part = one.single is not None or (piece is not None and piece.of_whole)
         meaning = meanings.setdefault((piece and piece.arrangement) if is_part else one, {})
-        number = piece.part if is_part and piece else 0
+        number = one.single or 0, piece.part if is_part and piece else 0
         if number in meaning:
             raise LoraInspectError(_ambiguous(module, meaning[number], one, adapter, base))
         meaning[number] = one

@@ -8,7 +8,7 @@ from lora_inspect.architectures.rows import Runs
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
-from lora_inspect.matching.expert_weights import as_matrix, check_orientation
+from lora_inspect.matching.expert_landing import of_all, of_one
 from lora_inspect.matching.homes import Home
 from lora_inspect.matching.orientation import Covered, Layer, Orientation, covered_shape
 from lora_inspect.matching.place import Place
@@ -23,12 +23,16 @@ class Landing(NamedTuple):
     places: tuple[Place, ...]
     rows: int
 
+    def of_expert(self, experts: int) -> tuple[int, int]:
+        """(d1, d2) of the matrix of one expert, of which all have as many rows."""
+        return self.rows // experts, self.places[0].target.shape[1]
+
 
 def layers_of(home: Home, base: Checkpoint) -> Iterator[Layer]:
     """The weights of a home that are matrices or kernels which its module changes."""
     if not any(contribution.algorithm.parameter == WEIGHT for contribution in home.module.contributions):
         return
-    for one in (one for one in home.found if one.expert is None):
+    for one in (one for one in home.found if one.expert is None and one.single is None):
         weight = base.tensors.get(f"{one.path}.{WEIGHT}")
         if weight is not None and is_weight(weight):
             yield Layer(home.module, weight, _covered_of(home, one, weight))
@@ -45,8 +49,9 @@ def land(
     known = [target for target in targets if target is not None]
     if not known or (len(known) < len(targets) and not contribution.is_optional):
         return None
-    if home.found[0].expert is not None:
-        return _land_on_expert(contribution, home, home.found[0].expert, base)
+    one = home.found[0]
+    if contribution.algorithm.experts or one.expert is not None or one.parameter or one.single is not None:
+        return _land_on_experts(contribution, home, base)
     if home.found[0].piece is None:
         own = contribution.rows and Runs(contribution.rows[0], contribution.rows[1] - contribution.rows[0])
         place = Place(known[0], own or None, _is_transposed(contribution, known[0], orientations))
@@ -62,19 +67,29 @@ def land(
     return landing
 
 
-def _land_on_expert(contribution: Contribution, home: Home, expert: int, base: Checkpoint) -> Landing:
-    """The rows of one expert in the parameter of all of them, seen as the matrix (experts·rows, columns)."""
-    (one,) = home.found
-    check_orientation(one.path, base)
-    parameter = base.tensors[one.path]
-    _, rows, columns = parameter.shape
-    arranged = one.piece.arrangement.runs(rows, columns) if one.piece else (Runs(0, rows),)
-    if arranged is None:
-        raise LoraInspectError(_other_rows(home, [(rows, columns)], base))
-    runs = arranged[one.piece.part if one.piece else 0]
-    landing = Landing((Place(as_matrix(parameter), runs.shifted(expert * rows)),), runs.rows)
+def _land_on_experts(contribution: Contribution, home: Home, base: Checkpoint) -> Landing:
+    """The rows of one expert in the parameter of all of them; or of all, wherever they are."""
+    one = home.found[0]
+    if one.expert is not None and not contribution.algorithm.experts:
+        found = of_one(home, one.expert, base)
+    elif contribution.algorithm.experts and one.expert is None:
+        found = of_all(home, contribution.algorithm.experts, base)
+    else:
+        raise LoraInspectError(_other_factors(contribution, home, base))
+    if found is None:
+        rows, inputs = base.tensors[one.tensor(WEIGHT)].shape[-2:]
+        raise LoraInspectError(_other_rows(home, [(rows, inputs)], base))
+    landing = Landing(*found)
     _check_exact(contribution, home, landing, base)
     return landing
+
+
+def _other_factors(contribution: Contribution, home: Home, base: Checkpoint) -> str:
+    return (
+        f"{next(iter(contribution.factors.values())).file}: {home.module.name.key} has the factors of "
+        f"{contribution.algorithm.experts or 1} layers, and {home.found[0].path} of {base.path} is not what they "
+        "change; put the adapter_config.json that was saved with the adapter beside it."
+    )
 
 
 def _is_transposed(contribution: Contribution, target: TensorInfo, decided: dict[str, Orientation]) -> bool:
@@ -112,7 +127,7 @@ def _runs(home: Home, base: Checkpoint, orientations: dict[str, Orientation]) ->
 
 
 def _other_rows(home: Home, sizes: Sequence[tuple[int, int]], base: Checkpoint) -> str:
-    shapes = ", ".join(f"{one.path} has {list(size)}" for one, size in zip(home.found, sizes, strict=True))
+    shapes = ", ".join(f"{one.path} has {list(size)}" for one, size in zip(home.found, sizes, strict=False))
     return (
         f"{base.path}: {shapes} as (out, in), which are not the rows that {home.module.name.key} stands for in this "
         "layout; use a base in the adapter's layout."

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.matching.expert_landing import Turns, turned
 from lora_inspect.matching.homes import Home, find_homes
 from lora_inspect.matching.landing import land, layers_of
 from lora_inspect.matching.orientation import Orientation, orient
@@ -50,16 +51,26 @@ def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transp
     targets: dict[str, list[Placed]] = defaultdict(list)
     absent: list[Contribution] = []
     base_codecs = BaseCodecs(base)
-    for home in homes.complete:
-        for contribution in home.module.changes:
-            landing = land(contribution, home, base, orientations)
-            if landing is None:
-                absent += [] if contribution.is_optional else [contribution]
-                continue
-            for place in landing.places:
-                placed = Placed(contribution, place, landing.rows)
-                check_place(placed, adapter, base, base_codecs)
-                targets[place.target.name].append(placed)
+    turns = Turns(base)
+    landed = [
+        (home, contribution, land(contribution, home, base, orientations))
+        for home in homes.complete
+        for contribution in home.module.changes
+    ]
+    for _, contribution, landing in landed:
+        if landing and contribution.algorithm.experts:
+            turns.see(contribution, landing.of_expert(contribution.algorithm.experts))
+    for home, contribution, landing in landed:
+        if landing is None:
+            absent += [] if contribution.is_optional else [contribution]
+            continue
+        own = contribution
+        if experts := contribution.algorithm.experts:
+            own = turned(contribution, turns.of(contribution, landing.of_expert(experts), home))
+        for place in landing.places:
+            placed = Placed(own, place, landing.rows)
+            check_place(placed, adapter, base, base_codecs)
+            targets[place.target.name].append(placed)
     return Matching(dict(targets), homes.homeless, homes.partial, left_out, tuple(absent), orientations)
 
 

@@ -16,17 +16,20 @@ if TYPE_CHECKING:
 class Place(NamedTuple):
     """Rows of a tensor of the base, and which rows of a contribution land in them; all in their order without `runs`.
 
-    Rows are counted in the weight as (out, in, *kernel). `transposed` says that the base stores it as (in, out).
+    Rows are counted in the weight as (out, in, *kernel). `transposed` says that the base stores it as (in, out). Where
+    the weight is a `block` of the rows of the tensor as it is stored, that is the first one and how many they are.
     """
 
     target: TensorInfo
     runs: Runs | None = None
     transposed: bool = False
+    block: tuple[int, int] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(out, in, *kernel) of the part of the weight that is changed."""
-        whole = self.target.shape[::-1] if self.transposed else self.target.shape
+        stored = (self.block[1], *self.target.shape[1:]) if self.block else self.target.shape
+        whole = stored[::-1] if self.transposed else stored
         return whole if self.runs is None else (self.runs.rows, *whole[1:])
 
 
@@ -48,7 +51,7 @@ class Placed(NamedTuple):
         `rule` says how a multiplier applies to DoRA; None takes the spelling's own. Raises LoraInspectError where
         numbers in the tensors stand for what is outside the target.
         """
-        from lora_inspect.maths.change import OnRows
+        from lora_inspect.maths.change import OnBlock, OnRows
         from lora_inspect.maths.decomposed import Magnitude, decomposed
 
         contribution, place, _ = self
@@ -63,7 +66,8 @@ class Placed(NamedTuple):
             change = decomposed(change, values, contribution.magnitude.axis, prod(place.shape[2:]))
         if place.runs:
             change = OnRows(change, tuple(place.runs.each()))
-        return change.transposed() if place.transposed else change
+        change = change.transposed() if place.transposed else change
+        return OnBlock(change, *place.block) if place.block else change
 
     def _check_inside(self, factors: Mapping[str, Any]) -> None:
         contribution = self.contribution

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.listing import listed
 from lora_inspect.matching.base_copies import equal_copies
 from lora_inspect.matching.match import Matching
 from lora_inspect.matching.tied_head import HEADS, shared_embedding
@@ -17,6 +18,9 @@ from lora_inspect.schemes.record import MODEL
 
 # What stands in a base instead of weights where several of them share a number.
 _PACKED_SUFFIXES = (".qweight", ".weight_packed")
+# How transformers stores the experts of gpt-oss in mxfp4: two codes a byte, and a scale for each block of them.
+_BLOCKS, _SCALES = "_blocks", "_scales"
+_SHOWN = 3
 # Comparing takes longer than the product of two lengths; real names have some hundred characters.
 _COMPARED_CHARACTERS = 500
 
@@ -107,9 +111,11 @@ def _why(matching: Matching, adapter: Adapter, base: Checkpoint) -> str:
     """Why the first module has no target: a part of it lacks, or weights are packed, or of another layout or model."""
     module = matching.unmatched[0]
     if there := next((home.found for home in matching.partial if home.module is module), None):
+        names = [one.path for one in there]
+        has = listed(names) if len(names) <= _SHOWN else f"{len(names)} ({', '.join(names[:_SHOWN])}, …)"
         return (
-            f"{module.name.key} is several layers there, of which {base.path} has "
-            f"{' and '.join(one.path for one in there)} alone; use a base that holds all of them"
+            f"{module.name.key} is several layers there, of which {base.path} has {has} alone; use a base that holds "
+            "all of them"
         )
     if module.name.body.endswith(HEADS) and (shared := shared_embedding(base)):
         return (
@@ -132,7 +138,12 @@ def _why(matching: Matching, adapter: Adapter, base: Checkpoint) -> str:
 
 
 def _packed(base: Checkpoint) -> str | None:
-    return next((name for name in base.tensors if name.endswith(_PACKED_SUFFIXES)), None)
+    """A packed weight of the base, with the name of its code where that is known; None where there is none."""
+    if packed := next((name for name in base.tensors if name.endswith(_PACKED_SUFFIXES)), None):
+        return packed
+    blocks = (name for name in base.tensors if name.endswith(_BLOCKS))
+    mxfp4 = next((name for name in blocks if f"{name.removesuffix(_BLOCKS)}{_SCALES}" in base.tensors), None)
+    return mxfp4 and f"{mxfp4}, in mxfp4"
 
 
 def _first_prefix(prefixes: Iterable[str], base: Checkpoint) -> str | None:

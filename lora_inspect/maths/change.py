@@ -139,6 +139,33 @@ class OnRows:
 
 
 @dataclass(frozen=True, slots=True)
+class OnBlock:
+    """`change` on the rows from `first` on of a tensor of weights of `together` rows each, all of them at once."""
+
+    change: Change
+    first: int
+    together: int
+
+    def settled(self, blocks: Blocks, multiplier: float) -> Change:
+        """The change settles on its own rows."""
+        return replace(self, change=self.change.settled(partial(self._own_blocks, blocks), multiplier))
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Folds where its own rows are among them."""
+        for _, own in self._own_blocks(lambda: iter([(first, rows)])):
+            self.change.fold(own, 0, multiplier)
+
+    def transposed(self) -> Change:
+        """All rows at once."""
+        return Transposed(self)
+
+    def _own_blocks(self, blocks: Blocks) -> Iterator[tuple[int, Any]]:
+        for first, rows in blocks():
+            if first <= self.first < first + rows.shape[0]:
+                yield 0, rows[self.first - first : self.first - first + self.together]
+
+
+@dataclass(frozen=True, slots=True)
 class Transposed:
     """Any change, of a weight that is stored as (in, out): the whole weight is turned round and back."""
 

@@ -10,6 +10,8 @@ from lora_inspect.reading.claim import claim
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.dora_evidence import dora_claims, read_dora
 from lora_inspect.reading.evidence import DoraReading, Evidence, RsloraReading
+from lora_inspect.reading.expert_packing import about_experts, with_packing
+from lora_inspect.reading.expert_parameters import claim_experts
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.formula_settings import with_settings
 from lora_inspect.reading.found_configs import find_configs
@@ -53,8 +55,9 @@ class Adapter(NamedTuple):
 
     @property
     def open(self) -> tuple[str, ...]:
-        """What a user has to settle before every scale is known: "alpha", "rslora", both or neither."""
-        return open_settings(self.contributions)
+        """What a user has to settle before every change is known, of "alpha", "rslora" and "expert_packing"."""
+        packing = any(contribution.algorithm.experts and contribution.unsettled for contribution in self.contributions)
+        return (*open_settings(self.contributions), *(("expert_packing",) if packing else ()))
 
     @property
     def notes(self) -> list[str]:
@@ -79,7 +82,8 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
     claims = claim_shared(claim(checkpoint.tensors), checkpoint.tensors)
     numbers = read_numbers(checkpoint, claims)
     steps = Steps()
-    configs = find_configs(checkpoint, [contribution for _, contribution in claims.computed], steps)
+    configs = find_configs(checkpoint, lambda found: [c for _, c in claim_experts(claims, [found]).computed], steps)
+    claims = claim_experts(claims, configs)
     claims = claim_saved(claims, checkpoint.tensors, configs, steps)
     ruled = read_ruled(claims, numbers, configs, _counting(checkpoint, steps))
     groups = read_groups(ruled, claims, numbers, configs, checkpoint.metadata)
@@ -95,7 +99,12 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         settings=settings,
         claims=claims,
         configs=configs,
-        modules=with_settings(scaled(settings), configs, checkpoint.metadata, numbers),
+        modules=with_packing(
+            with_settings(scaled(settings), configs, checkpoint.metadata, numbers),
+            configs,
+            checkpoint.metadata,
+            settings.expert_packing,
+        ),
         scaled=scaled,
         stated=[group.reading for group in groups.values()],
         rslora=rslora,
@@ -114,6 +123,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
             *about_dora,
             *about_parts(one.counted for one in ruled),
             *about_saved(claims, configs),
+            *about_experts(list(reading.contributions), configs, checkpoint.metadata, settings.expert_packing),
             *about_hidden_ranks(reading.contributions, claims.flags),
         ),
         flags=claims.flags,

@@ -81,16 +81,20 @@ class Piece(NamedTuple):
 class Found(NamedTuple):
     """A module of the base that a name means: its path, and the `piece` that it has of it, None for all of it.
 
-    Where the path is that of a parameter of all experts, (experts, rows, columns), the module is that of one `expert`.
+    Where the path is that of a parameter of all experts, (experts, rows, columns), the module is that of one `expert`,
+    or the `parameter` itself. Of a `single` expert the path is that of a module, and the name is the parameter's.
     """
 
     path: str
     piece: Piece | None = None
     expert: int | None = None
+    parameter: bool = False
+    single: int | None = None
 
     def tensor(self, parameter: str) -> str:
         """The name of the tensor that has a parameter of the module."""
-        return self.path if self.expert is not None and parameter == WEIGHT else f"{self.path}.{parameter}"
+        is_tensor = self.parameter or self.expert is not None
+        return self.path if is_tensor and parameter == WEIGHT else f"{self.path}.{parameter}"
 
 
 class NameTable:
@@ -129,10 +133,15 @@ class NameTable:
                 self._add(own, Found(path), spellings)
                 for link in self._correspondence.links(own):
                     self._add(link.path, Found(path, _piece(link)), spellings)
+                for link in self._correspondence.links_of_expert(own):
+                    expert = int(next(filter(str.isdigit, reversed(own.split(".")))))
+                    self._add(link.path, Found(path, _piece(link), single=expert), spellings)
         return spellings
 
     def _add_experts(self, info: TensorInfo, spellings: "_Spellings") -> None:
         for own in own_paths(info.name, self._component, self._base):
+            if not is_weight(info):
+                self._add(own, Found(info.name, parameter=True), spellings)
             for link in self._correspondence.links_of_experts(own):
                 for expert in range(info.shape[0]):
                     name = link.path.replace("{i}", str(expert))

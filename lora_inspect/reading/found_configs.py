@@ -1,7 +1,7 @@
 """Which LoraConfigs belong to a file, and which of them speaks of a module."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from lora_inspect.files.checkpoint import PEFT_WEIGHTS, Checkpoint
@@ -38,8 +38,13 @@ class FoundConfig(NamedTuple):
         return rank is None or self.modules.rank(contribution.module.body) == rank
 
 
-def find_configs(checkpoint: Checkpoint, contributions: Sequence[Contribution], steps: Steps) -> list[FoundConfig]:
-    """The LoraConfigs that belong to the file: those embedded in it, and the one beside it."""
+def find_configs(
+    checkpoint: Checkpoint, read: Callable[[FoundConfig], Iterable[Contribution]], steps: Steps
+) -> list[FoundConfig]:
+    """The LoraConfigs that belong to the file: those embedded in it, and the one beside it.
+
+    `read` gives the contributions of the file where a config is its own.
+    """
     found = [
         FoundConfig(
             f"metadata {peft_config.EMBEDDED_KEY} {prefix}".rstrip(),
@@ -55,7 +60,7 @@ def find_configs(checkpoint: Checkpoint, contributions: Sequence[Contribution], 
         beside = FoundConfig(path, "", config, embedded=False, modules=ModuleSettings(config, steps))
         named = os.path.basename(checkpoint.files[0]).startswith(PEFT_WEIGHTS)
         # One that cannot be compared with the tensors may be theirs.
-        if named or _fits(beside, contributions) or beside.modules.refused:
+        if named or _fits(beside, list(read(beside))) or beside.modules.refused:
             found.append(beside)
     return found
 
@@ -93,5 +98,6 @@ def _fits(found: FoundConfig, contributions: Sequence[Contribution]) -> bool:
         return False
     # Targets that are not compared with modules are no matter where ranks differ already.
     return all(map(found.gives_rank, contributions)) and all(
-        found.modules.is_target(contribution.module.body) for contribution in contributions
+        found.modules.is_target(contribution.module.body) or contribution.algorithm.experts
+        for contribution in contributions
     )

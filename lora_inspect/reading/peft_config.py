@@ -26,7 +26,6 @@ FOREIGN_SETTINGS = {
     "arrow_config": "Arrow routes between several adapters",
     "layer_replication": "layer_replication repeats layers of the base",
     "alora_invocation_tokens": "aLoRA acts from an invocation token on",
-    "target_parameters": "target_parameters adapts stacked expert weights",
     "trainable_token_indices": "trainable_token_indices replaces rows of the embedding",
     "monteclora_config": "MonteCLoRA samples the factors",
 }
@@ -64,6 +63,7 @@ class ModuleSettings:
         self._maps: dict[str, PatternMap] = {}
         self._targets: Targets | None = None
         self._named: dict[str, EndNames] = {}
+        self._parameters: tuple[Targets, Targets] | None = None
         self.refused: str | None = None
 
     def rank(self, path: str) -> int | None:
@@ -105,6 +105,28 @@ class ModuleSettings:
         except RefusedKey as key:
             self.refused = f"{field} {key}"
             return None
+
+    def is_parameter(self, path: str, without_parent: bool = True) -> bool:
+        """Whether the config's `target_parameters` choose the parameter at the dotted `path`.
+
+        A name without its module's, which is the end of many paths, counts only where that is `without_parent`.
+        """
+        from lora_inspect.reading.config_patterns import RefusedKey, Targets
+
+        try:
+            if self._parameters is None:
+                names = self._config.get("target_parameters")
+                named = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+                bare = [name for name in named if "." not in name]
+                self._parameters = (
+                    Targets([name for name in named if "." in name], self._steps),
+                    Targets(bare, self._steps),
+                )
+            dotted, bare_ones = self._parameters
+            return dotted.choose(path) or (without_parent and bare_ones.choose(path))
+        except RefusedKey as key:
+            self.refused = f"target_parameters {key}"
+            return False
 
     def _value(self, field: str, path: str, default: Any) -> Any:
         if self.refused:

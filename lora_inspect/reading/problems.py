@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from lora_inspect.reading.config_problems import contradicting_shards, refused_patterns, residual_bases
+from lora_inspect.reading.expert_packing import packing_setting
+from lora_inspect.reading.expert_parameters import lost_parameters
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.formula_settings import unknown_formulas
 from lora_inspect.reading.key_problems import magnitudes, several_schemes, unclaimed_tensors, unfit_tensors
@@ -34,6 +36,7 @@ PROBLEMS = (
     Entry("shape", ERROR, (unfit_tensors,)),
     Entry("incomplete", ERROR, (unfit_tensors, missing_saved)),
     Entry("magnitude-shape", ERROR, (unfit_tensors,)),
+    Entry("experts", ERROR, (unfit_tensors, lost_parameters)),
     Entry("peft-setting", ERROR, (unbuilt_configs,)),
     Entry("algorithm", ERROR, (unbuilt_configs, unbuilt_algorithms)),
     Entry("residual-base", ERROR, (residual_bases,)),
@@ -43,8 +46,8 @@ PROBLEMS = (
     Entry("dora-missing", ERROR, (magnitudes,)),
     Entry("dora-partial", ERROR, (magnitudes,)),
     Entry("dora-stripped", WARNING, (magnitudes,)),
-    Entry("setting-contradicts", ERROR, (rule_setting, alpha_setting)),
-    Entry("setting-repeats", NOTE, (rule_setting, alpha_setting)),
+    Entry("setting-contradicts", ERROR, (rule_setting, alpha_setting, packing_setting)),
+    Entry("setting-repeats", NOTE, (rule_setting, alpha_setting, packing_setting)),
     Entry("scale-unknown", ERROR, (unknown_scales,)),
     Entry("formula-unknown", ERROR, (unknown_formulas,)),
     Entry("mixed-schemes", WARNING, (several_schemes,)),

@@ -7,13 +7,16 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.maths.expert_packing import PACKINGS
 from lora_inspect.schemes.record import ModuleName
 
 _NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 # A component or a glob over module paths, in which files and addresses have no place.
 _PATTERN = r"[^\s/\\:;,=]+"
 _WORDS = {"yes": True, "no": False}
-_RSLORA, _ALPHA = "rslora", "alpha"
+# What may be settled by an option as well.
+_OPEN = ("alpha", "rslora", "expert_packing")
+_RSLORA, _ALPHA, _PACKING = "rslora", "alpha", "expert-packing"
 # How the plain multiplier is called where modules have their own beside it: a glob that every module fits.
 _ALL = "*"
 # How people write a number who do not know that it takes a point and nothing else.
@@ -25,7 +28,10 @@ _LONGEST = 40
 _DECIMAL_COMMA = r"(?:(?<=,)|^)((?:[^,]*=)?[+-]?[0-9]+),([0-9]+(?:[eE][+-]?[0-9]+)?)(?=,|$)"
 # How many colons of an argument are looked at for a file before them.
 _COLONS = 10
-_FORMS = "a number (the multiplier), COMPONENT=number, GLOB=number, alpha=N or rslora=yes|no"
+_FORMS = (
+    "a number (the multiplier), COMPONENT=number, GLOB=number, alpha=N, rslora=yes|no or "
+    f"{_PACKING}={'|'.join(PACKINGS)}"
+)
 _NAMED = 3
 
 
@@ -33,7 +39,8 @@ class Settings(NamedTuple):
     """What the user settles about one adapter: its strength, and what its evidence leaves open.
 
     `multiplier` is the plain number, None where there is none (which means 1); `strengths` are multipliers by
-    component or by glob, as they were written. `rslora` and `alpha` count where the file leaves them open.
+    component or by glob, as they were written. `rslora`, `alpha` and `expert_packing` count where the file leaves them
+    open.
     """
 
     multiplier: float | None = None
@@ -41,6 +48,7 @@ class Settings(NamedTuple):
     rslora: bool | None = None
     alpha: float | None = None
     allow_partial_dora: bool = False
+    expert_packing: str | None = None
 
     @property
     def has_strength(self) -> bool:
@@ -50,7 +58,7 @@ class Settings(NamedTuple):
     def joined(self, options: "Settings", path: str) -> "Settings":
         """The settings on a `path` with those of options; raises LoraInspectError where they contradict each other."""
         together = self._replace(allow_partial_dora=self.allow_partial_dora or options.allow_partial_dora)
-        for name in (_ALPHA, _RSLORA):
+        for name in _OPEN:
             own, other = getattr(self, name), getattr(options, name)
             if None not in (own, other) and own != other:
                 says, contradicts = (spell_settings(Settings()._replace(**{name: value})) for value in (own, other))
@@ -227,7 +235,9 @@ def parse_settings(text: str) -> Settings:
             settings = settings._replace(rslora=_WORDS[value])
         elif name == _ALPHA:
             settings = settings._replace(alpha=_number(value, item))
-        elif name != _RSLORA and re.fullmatch(_PATTERN, name):
+        elif name == _PACKING and value in PACKINGS:
+            settings = settings._replace(expert_packing=value)
+        elif name not in (_RSLORA, _PACKING) and re.fullmatch(_PATTERN, name):
             settings = settings._replace(strengths=(*settings.strengths, (name, _number(value, item))))
         else:
             raise ValueError(f"{item!r} is no setting")
@@ -243,6 +253,7 @@ def spell_settings(settings: Settings) -> str:
     parts += [f"{name}={_spell(number)}" for name, number in settings.strengths]
     parts += [] if settings.alpha is None else [f"{_ALPHA}={_spell(settings.alpha)}"]
     parts += [] if settings.rslora is None else [f"{_RSLORA}={'yes' if settings.rslora else 'no'}"]
+    parts += [] if settings.expert_packing is None else [f"{_PACKING}={settings.expert_packing}"]
     return ",".join(parts)
 
 

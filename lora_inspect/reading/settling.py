@@ -4,11 +4,16 @@ from collections.abc import Sequence
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.maths.expert_packing import PACKINGS
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.settings import Settings, spell_settings
 
 # How an open setting is written on a path where nothing says its value.
-_PLACEHOLDERS = {"alpha": "alpha=N", "rslora": "rslora=yes|no"}
+_PLACEHOLDERS = {
+    "alpha": "alpha=N",
+    "rslora": "rslora=yes|no",
+    "expert_packing": f"expert-packing={'|'.join(PACKINGS)}",
+}
 
 
 def read_settled(opened: Sequence[tuple[Checkpoint, Settings]], options: Settings) -> list[Adapter]:
@@ -35,8 +40,10 @@ def read_settled(opened: Sequence[tuple[Checkpoint, Settings]], options: Setting
             adapters[index] = read_adapter(checkpoint, own.joined(option, checkpoint.path))
     unsettled = [adapter for adapter in adapters if adapter.open]
     if len(unsettled) > 1:
+        packing = all(adapter.open == ("expert_packing",) for adapter in unsettled)
+        what = "how experts are packed" if packing else "the scale"
         raise LoraInspectError(
-            f"the scale is unknown in {len(unsettled)} adapters, which `lora-inspect info` explains; "
+            f"{what} is unknown in {len(unsettled)} adapters, which `lora-inspect info` explains; "
             f"settle each on its path: {_forms(unsettled)}."
         )
     return adapters
@@ -51,7 +58,9 @@ def _takers(adapters: Sequence[Adapter], name: str) -> list[int]:
 
 
 def _havers(adapters: Sequence[Adapter], name: str) -> list[int]:
-    """The adapters in which alpha, or the rule that reads it, makes a difference."""
+    """The adapters in which alpha, the rule that reads it, or how experts are packed makes a difference."""
+    if name == "expert_packing":
+        return [index for index, one in enumerate(adapters) if any(c.algorithm.experts for c in one.contributions)]
     least_rank, of_rule = (2, True) if name == "rslora" else (1, False)
     return [
         index

@@ -67,6 +67,41 @@ def test_a_last_layer_is_all_rows_of_its_expert(path, matched):
     assert (shape, runs) == ((EXPERTS * WIDTH, INNER), Runs(WIDTH, WIDTH))
 
 
+def placed_turned(places_of, *names, bias=None, out=INNER, inputs=WIDTH):
+    """The places in a base that stores (experts, in, out), by module."""
+    stored = base((EXPERTS, WIDTH, 2 * INNER), (EXPERTS, INNER, WIDTH), **(bias or {}))
+    found = places_of(modules(*names, out=out, inputs=inputs), stored)
+    return {placed.contribution.module.body.partition("experts.")[2]: placed.place for _, placed in found}
+
+
+def test_a_last_layer_is_a_block_of_a_base_that_stores_it_as_in_out(places_of):
+    (place,) = placed_turned(places_of, f"{MLP}.experts.1.down_proj", out=WIDTH, inputs=INNER).values()
+    assert place.transposed
+    assert place.block == (INNER, INNER)
+    assert place.target.shape == (EXPERTS * INNER, WIDTH)
+    assert (place.runs, place.shape) == (Runs(0, WIDTH), (WIDTH, INNER))
+
+
+BIASES = {f"{MLP}.experts.gate_up_proj_bias": ("F32", (EXPERTS, 2 * INNER), 1)}
+
+
+@pytest.mark.parametrize(
+    ("bias", "gate", "up"),
+    [
+        (None, Runs(0, INNER), Runs(INNER, INNER)),
+        (BIASES, Runs(0, 1, 0, INNER, 2, 1), Runs(1, 1, 0, INNER, 2, 1)),
+    ],
+    ids=["gate before up", "taking turns"],
+)
+def test_first_layers_are_columns_of_a_base_that_stores_them_as_in_out(bias, gate, up, places_of):
+    names = [f"{MLP}.experts.2.{part}" for part in ("gate_proj", "up_proj")]
+    found = placed_turned(places_of, *names, bias=bias)
+    assert {name: (place.runs, place.block, place.transposed) for name, place in found.items()} == {
+        "2.gate_proj": (gate, (2 * WIDTH, WIDTH), True),
+        "2.up_proj": (up, (2 * WIDTH, WIDTH), True),
+    }
+
+
 def test_the_router_of_mixtral_is_renamed(matched):
     found = matched(modules("model.layers.0.block_sparse_moe.gate", out=EXPERTS), base())
     assert list(found.values()) == [((EXPERTS, WIDTH), None)]
@@ -77,11 +112,9 @@ REFUSED = {
     "an expert that is not there": (modules(f"{MLP}.experts.3.gate_proj"), base(), ["no module fits"]),
     "a layer of another width": (
         modules(ONE, out=INNER + 1), base(), ["[7, 4]", "gate_up_proj", f"has {[EXPERTS, 2 * INNER, WIDTH]}"]),
-    "experts stored as (in, out)": (
-        modules(ONE), base((EXPERTS, WIDTH, 2 * INNER), (EXPERTS, INNER, WIDTH)),
-        ["gate_up_proj [3, 4, 12]", "down_proj [3, 6, 4]", "has the experts one by one"]),
-    "square experts stored as (in, out)": (
-        modules(ONE, out=2, inputs=4), base((EXPERTS, 4, 4), (EXPERTS, 2, 4)), ["[3, 4, 4]", "[3, 2, 4]"]),
+    "experts of sizes that do not go together": (
+        modules(ONE), base((EXPERTS, WIDTH, 2 * INNER), (EXPERTS, INNER, WIDTH + 1)),
+        ["gate_up_proj [3, 4, 12]", "down_proj [3, 6, 5]", "has the experts one by one"]),
     "the first layers alone": (modules(ONE), base(last=None), ["gate_up_proj [3, 12, 4], but"]),
     "other numbers of experts": (modules(ONE), base(last=(2, WIDTH, INNER)), ["[2, 4, 6]"]),
     "the expert twice": (

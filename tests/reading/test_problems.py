@@ -30,6 +30,7 @@ TOYS = {
     "shape": {"tensors": lora("a") | {"a.lora_up.weight": ("F32", (OUT, 5), 1)}},
     "incomplete": {"tensors": {"a.lora_down.weight": ("F32", (16, IN), 1)}},
     "magnitude-shape": {"tensors": lora("a", dora_scale=("F32", (OUT + 1, 1), 1))},
+    "experts": peft(target_parameters=["mlp.experts.gate_up_proj"]),
     "peft-setting": peft(use_qalora=True),
     "algorithm": peft(peft_type="OF_NO_FILE_HERE"),
     "residual-base": {"tensors": loras(), "metadata": {"ss_init_lora_weights": "pissa"}},

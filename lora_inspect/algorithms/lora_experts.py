@@ -1,0 +1,87 @@
+"""LoRA on a parameter that has a layer of all experts of a mixture, (experts, d1, d2), as PEFT's `target_parameters`.
+
+The factors of all experts lie side by side, A (experts·rank, a) and B (b, rank·experts), packed as
+`maths/expert_packing` says.
+
+delta of expert e = scale · B_e @ A_e where that is (d1, d2), else its transpose: versions of PEFT differ in which of
+the two dimensions A is along. Source: `ParamWrapper` of PEFT.
+
+No suffix tells such factors from those of a Linear layer, so that reading takes them on the evidence of a config.
+"""
+
+from functools import cache, partial
+from typing import TYPE_CHECKING
+
+from lora_inspect.algorithms import lora
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+
+def rank(experts: int, shapes: Shapes) -> int:
+    """That of one expert, by which alpha is divided."""
+    return shapes["down"][0] // experts
+
+
+def widths(shapes: Shapes) -> tuple[int, int]:
+    """(b, a): the sizes of one expert's matrix that B and A are along."""
+    return shapes["up"][0], shapes["down"][1]
+
+
+def check(experts: int, shapes: Shapes) -> str | None:
+    """What is wrong with the shapes of A (experts·rank, a) and B (b, rank·experts), or None."""
+    if len(shapes["down"]) != 2 or len(shapes["up"]) != 2:
+        return f"A {list(shapes['down'])} and B {list(shapes['up'])} of all experts are no matrices"
+    if wrong := lora.check(shapes):
+        return wrong
+    if shapes["down"][0] % experts:
+        return f"A {list(shapes['down'])} has rows that are no multiple of its {experts} experts"
+    return None
+
+
+def shape(shapes: Shapes) -> tuple[None, None]:
+    """Which of the two sizes is that of the outputs, only the base tells."""
+    return None, None
+
+
+def misfit(experts: int, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What is changed instead of a weight (experts·d1, d2), or None."""
+    b, a = widths(shapes)
+    if weight in ((experts * b, a), (experts * a, b)):
+        return None
+    return f"changes {experts} experts of [{b}, {a}] or [{a}, {b}]"
+
+
+def change(experts: int, tensors: Tensors, scale: float, alpha: float | None, packing: str, turned: bool) -> "Change":
+    """The products of all experts, below each other; those of the transposed matrices where they are `turned`."""
+    from lora_inspect.maths.expert_packing import per_expert
+    from lora_inspect.maths.expert_products import ExpertProducts
+
+    up, down = per_expert(tensors["up"], tensors["down"], experts, packing)
+    if turned:
+        up, down = down.transpose(1, 2), up.transpose(1, 2)
+    return ExpertProducts(up.contiguous(), down.contiguous(), scale)
+
+
+@cache
+def lora_experts(experts: int) -> Algorithm:
+    """The algorithm of a parameter of so many experts."""
+    return Algorithm(
+        name="lora_experts",
+        title="LoRA of experts",
+        dialects={"peft": lora.DIALECTS["peft"]},
+        marks=lora.ALGORITHM.marks,
+        formula=Formula(
+            check=partial(check, experts),
+            shape=shape,
+            misfit=partial(misfit, experts),
+            rank=partial(rank, experts),
+            change=partial(change, experts),
+            rslora=True,
+        ),
+        transposed=False,
+        peft_type=lora.ALGORITHM.peft_type,
+        scaled=("up",),
+        experts=experts,
+    )
