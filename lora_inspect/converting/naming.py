@@ -44,7 +44,7 @@ def factor_key(module: Module, origin: Contribution, role: Role) -> str:
     source = origin.factors[role].name
     parsed = parse_key(source)
     if module.name == origin.module:
-        return source if parsed is None or source.endswith(parsed.suffix) else module.name.key + parsed.suffix
+        return source if parsed is None or source.endswith(parsed.suffix) else parsed.module + parsed.suffix
     tail = parsed.suffix if parsed else source.removeprefix(origin.module.key)
     dialect = origin.algorithm.dialects.get(schemes.by_name(module.name.scheme).dialect, {})
     if module.name.scheme != origin.module.scheme or tail not in origin.algorithm.suffixes:

@@ -5,9 +5,11 @@ Source: `LoraConfig` of PEFT; how it finds a module's rank and alpha is in `peft
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
+from lora_inspect.maths.expert_packing import RANK_MAJOR
+from lora_inspect.reading.expert_packing import LAYOUT, MARKS, is_of_unsloth
 from lora_inspect.reading.peft_config import LORA_TYPE, ModuleSettings
 from lora_inspect.reading.steps import Steps
 
@@ -43,23 +45,44 @@ def lora_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def standard_config(
-    config: Mapping[str, Any], ranks: Mapping[str, int], alphas: Mapping[str, float], use_dora: bool
+    config: Mapping[str, Any],
+    ranks: Mapping[str, int],
+    alphas: Mapping[str, float],
+    use_dora: bool,
+    experts: Collection[str] = (),
 ) -> dict[str, Any]:
-    """`config` corrected for modules with `ranks` and `alphas` by dotted path; without any it speaks of nothing."""
+    """`config` corrected for modules with `ranks` and `alphas` by dotted path; without any it speaks of nothing.
+
+    Of these `experts` are parameters of all experts of a layer, whose factors are packed as PEFT does.
+    """
     if not ranks:
         return dict(config)
     rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
-    covers = all(map(ModuleSettings(config, Steps()).is_target, ranks))
+    says = ModuleSettings(config, Steps())
+    modules = [path for path in ranks if path not in experts]
+    covers = all(map(says.is_target, modules)) and (modules or not experts or "target_modules" in config)
+    config = _of_experts(config) if experts else config
+    if not all(map(says.is_parameter, experts)):
+        config = {**config, "target_parameters": sorted(experts)}
     return {
         **config,
         "r": rank,
         "lora_alpha": _number(alpha),
         "rank_pattern": _pattern(ranks, rank),
         "alpha_pattern": {path: _number(value) for path, value in _pattern(alphas, alpha).items()},
-        "target_modules": config["target_modules"] if covers else sorted(ranks),
+        "target_modules": config["target_modules"] if covers else sorted(modules),
         "use_rslora": False,
         "use_dora": use_dora,
     }
+
+
+def _of_experts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with PEFT's packing where it says, or Unsloth left open, how the factors of experts are packed."""
+    mapping = config.get("auto_mapping")
+    own = {key: value for key, value in config.items() if key not in MARKS}
+    if isinstance(mapping, dict):
+        own["auto_mapping"] = {key: value for key, value in mapping.items() if key not in MARKS}
+    return {**own, LAYOUT: RANK_MAJOR} if own != config or is_of_unsloth(config) else own
 
 
 def config_of_method(

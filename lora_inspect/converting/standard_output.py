@@ -160,7 +160,9 @@ class StandardOutput:
             return config_of_method(config, methods.pop(), ranks, alphas)
         if config is None:
             config = {**BARE, **peft_config.embedded_configs(checkpoint.metadata).get("", {})}
-        return standard_config(lora_config(config), ranks, alphas, any(module.magnitude for module in modules.values()))
+        use_dora = any(module.magnitude for module in modules.values())
+        experts = {paths[key] for key, module in modules.items() if any(p.algorithm.experts for p in module.parts)}
+        return standard_config(lora_config(config), ranks, alphas, use_dora, experts)
 
 
 def _methods(modules: "Iterable[SpelledModule]") -> set[str]:

@@ -182,6 +182,7 @@ def _convert(
     from lora_inspect.converting.arranged_rows import arrange
     from lora_inspect.converting.carried_scale import carry_scales
     from lora_inspect.converting.fused_slices import fuse_slices
+    from lora_inspect.converting.packed_experts import repack
     from lora_inspect.converting.part import read_parts
     from lora_inspect.converting.spelling import spell
 
@@ -193,7 +194,7 @@ def _convert(
         carrier = carrier_of(target.module)
         found: list[Sequence[Part]] = []
         for source in target.sources:
-            parts: Sequence[Part] = read_parts(source.module)
+            parts: Sequence[Part] = repack(read_parts(source.module))
             parts = fuse_slices(parts, carrier, growth)
             if own := landed.get(source.module.name.key):
                 parts = settled_magnitude.approximate(parts, own, options.rank, options.max_error)
