@@ -17,6 +17,9 @@ from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.info import as_json, inspect
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 
+# PEFT makes sparse tensors, about whose checks torch warns unless they are asked for.
+torch.sparse.check_sparse_tensor_invariants.enable()
+
 TARGETS = ["wide", "tall", "small", "turned"]
 
 
@@ -46,6 +49,11 @@ METHODS = {
     "Uni-LoRA": (
         lambda: peft.UniLoraConfig(r=2, theta_d_length=50, save_indices=True, target_modules=TARGETS),
         ("unilora_theta_d",),
+    ),
+    "TinyLoRA": (lambda: peft.TinyLoraConfig(r=3, u=4, weight_tying=1.0, target_modules=TARGETS), ("tinylora_v",)),
+    "FRoD": (
+        lambda: peft.FrodConfig(sparse_rate=0.05, progressbar=False, target_modules=TARGETS),
+        ("frod_V", "frod_s_indices", "frod_s_size"),
     ),
 }
 EVERY = [pytest.param(*method, id=name) for name, method in METHODS.items()]
@@ -166,3 +174,74 @@ def test_odd_shapes_of_what_is_shared_are_errors(make_config, shared, shape, tmp
             as_json(inspect(adapter), modules=True)
             with pytest.raises(LoraInspectError):
                 merged(base_file, adapter, tmp_path)
+
+
+def test_several_vectors_of_tinylora_are_refused(tmp_path):
+    _, base, tensors, config = train(lambda: peft.TinyLoraConfig(r=3, u=4, target_modules=TARGETS))
+    base_file, adapter = write(tmp_path, base, tensors, config)
+    with pytest.raises(LoraInspectError, match="order of the modules"):
+        plan_merge(base_file, [(adapter, 1.0)], MergeOptions())
+
+
+OUTSIDE = {
+    "VB-LoRA": (METHODS["VB-LoRA of the largest weights"][0], "vblora_logits_A_topk_indices", "beyond the 256"),
+    "Uni-LoRA": (METHODS["Uni-LoRA"][0], "unilora_indices_B", "beyond the 50"),
+    "FRoD": (METHODS["FRoD"][0], "frod_s_indices.wide", "beyond the 24"),
+    "the size of FRoD": (METHODS["FRoD"][0], "frod_s_size.wide", "for a basis of 24"),
+}
+
+
+@pytest.mark.parametrize(("make_config", "name", "says"), OUTSIDE.values(), ids=OUTSIDE)
+@pytest.mark.parametrize("number", [-1, 300])
+def test_an_index_beyond_what_is_shared_is_an_error(make_config, name, says, number, tmp_path):
+    _, base, tensors, config = train(make_config)
+    key = next(key for key in tensors if key.endswith(name))
+    odd = tensors[key].to(torch.int16)
+    odd.view(-1)[0] = number
+    files = write(tmp_path, base, {**tensors, key: odd}, config)
+    with pytest.raises(LoraInspectError, match=says):
+        merged(*files, tmp_path)
+
+
+NOT_SAVED = {
+    "VeRA": lambda: peft.VeraConfig(r=3, save_projection=False, target_modules=TARGETS),
+    "PVeRA": lambda: peft.PveraConfig(r=3, save_projection=False, target_modules=TARGETS),
+    "RandLoRA": lambda: peft.RandLoraConfig(r=3, save_projection=False, target_modules=TARGETS),
+    "TinyLoRA": lambda: peft.TinyLoraConfig(r=3, u=4, weight_tying=1.0, save_projection=False, target_modules=TARGETS),
+    "FRoD": lambda: peft.FrodConfig(save_projection=False, progressbar=False, target_modules=TARGETS),
+    "Uni-LoRA": lambda: peft.UniLoraConfig(r=2, theta_d_length=50, target_modules=TARGETS),
+}
+
+
+@pytest.mark.parametrize("make_config", NOT_SAVED.values(), ids=NOT_SAVED)
+def test_what_was_not_saved_is_said(make_config, tmp_path):
+    _, base, tensors, config = train(make_config)
+    base_file, adapter = write(tmp_path, base, tensors, config)
+    assert as_json(inspect(adapter))["kind"] == "adapter"
+    with pytest.raises(LoraInspectError, match=r"not saved \(save_(projection|indices): false\).*merge it with PEFT"):
+        plan_merge(base_file, [(adapter, 1.0)], MergeOptions())
+
+
+def test_without_a_config_what_it_decides_is_asked_for(tmp_path):
+    for name in ("RandLoRA", "VB-LoRA"):
+        _, base, tensors, _ = train(METHODS[name][0])
+        base_file, adapter = write(tmp_path, base, tensors, {})
+        with pytest.raises(LoraInspectError, match=r"adapter_config\.json.*put it beside the file"):
+            plan_merge(base_file, [(adapter, 1.0)], MergeOptions())
+
+
+@pytest.mark.parametrize("said", [None, True, "8", [1], float("inf")])
+def test_settings_that_are_no_numbers_are_no_settings(said, tmp_path):
+    for name, field in (("RandLoRA", "randlora_alpha"), ("VB-LoRA", "topk")):
+        _, base, tensors, config = train(METHODS[name][0])
+        base_file, adapter = write(tmp_path, base, tensors, {**config, field: said})
+        with pytest.raises(LoraInspectError, match=field):
+            plan_merge(base_file, [(adapter, 1.0)], MergeOptions())
+
+
+def test_a_config_of_other_counts_is_not_theirs(tmp_path):
+    for name, count in (("VB-LoRA", 257), ("VB-LoRA", 0), ("VB-LoRA of the largest weights", 1)):
+        _, base, tensors, config = train(METHODS[name][0])
+        base_file, adapter = write(tmp_path, base, tensors, {**config, "topk": count})
+        with pytest.raises(LoraInspectError, match="belongs to it"):
+            plan_merge(base_file, [(adapter, 1.0)], MergeOptions())

@@ -1,0 +1,92 @@
+"""FRoD: W = U · diag(n) · Vᵀ becomes U · (S + diag(l)) · Vᵀ, with one V and one place of S's entries for a category.
+
+A category is made of the modules of one name in all blocks; V is saved for each. The columns of U are those of W · V⁻ᵀ
+at length 1. PEFT has no strength for it. Source: the `FrodLayer` and `FrodModel` of PEFT.
+"""
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Shared, Tensors
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+_NOT_SAVED = (
+    "its projections were not saved (save_projection: false), and PEFT finds and draws them anew from the weights of "
+    "its base; merge it with PEFT on its own base, or train it with save_projection: true"
+)
+
+
+def category(path: str, parts: Collection[str]) -> str | None:
+    """What PEFT calls the kind of a module: its name, with that of what it is in unless this is a number."""
+    *above, name = path.split(".")
+    if not above or above[-1].isdigit():
+        found = name
+    elif above[-1] == "output" and name == "dense" and above[-2:-1] == ["attention"]:
+        found = "attention_output"
+    else:
+        found = f"{above[-1]}_{name}"
+    return found if found in parts else None
+
+
+def check(shapes: Shapes) -> str | None:
+    """What is wrong with l (in,), the entries of S (count,), V (in, in) and the places (2, count) of the entries."""
+    diagonal, entries = shapes["l"], shapes["s"]
+    if len(diagonal) != 1 or len(entries) != 1 or 0 in diagonal:
+        return f"frod_lambda_l {list(diagonal)} and frod_lambda_s_values {list(entries)} are no two vectors"
+    basis, places, size = shapes.get("V"), shapes.get("places"), shapes.get("size")
+    if basis is not None and basis != (*diagonal, *diagonal):
+        return f"frod_V {list(basis)} is no basis of {diagonal[0]} inputs"
+    if places is not None and places != (2, *entries):
+        return f"frod_s_indices {list(places)} are no places of {entries[0]} entries"
+    return None if size in (None, (2,)) else f"frod_s_size {list(size)} is no pair of sizes"
+
+
+def shape(shapes: Shapes) -> tuple[int | None, ...]:
+    """The inputs are known; any number of rows is recombined alike."""
+    return None, shapes["l"][0]
+
+
+def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What is recombined where that is no matrix of as many columns, or None."""
+    inputs = shapes["l"][0]
+    return None if len(weight) == 2 and weight[1] == inputs else f"recombines weights of {inputs} inputs"
+
+
+def outside(tensors: Tensors, weight: tuple[int, ...]) -> str | None:
+    """Another size of S than that of the basis, or an entry of S that is beyond it; else None."""
+    places, inputs = tensors["places"], tensors["l"].shape[0]
+    if tensors["size"].tolist() != [inputs, inputs]:
+        return f"says that S is {tensors['size'].tolist()} for a basis of {inputs} inputs"
+    if places.numel() and (int(places.min()) < 0 or int(places.max()) >= inputs):
+        return f"has entries beyond the {inputs} rows and columns of S"
+    return None
+
+
+def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
+    """The weight with another middle between its two bases."""
+    from lora_inspect.maths.joint_factors import Basis, Recombined
+
+    middle = tensors["l"].double().diag()
+    middle.index_put_(tuple(tensors["places"]), tensors["s"].double(), accumulate=True)
+    return Recombined(Basis(tensors["V"]), middle)
+
+
+ALGORITHM = Algorithm(
+    name="frod",
+    title="FRoD",
+    dialects={"peft": {"l": ".frod_lambda_l", "s": ".frod_lambda_s_values"}},
+    marks=("l", "s"),
+    formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change, outside=outside),
+    multiplies=True,
+    blends=False,
+    has_alpha=False,
+    shared={
+        "V": Shared("frod_V", _NOT_SAVED, part=category),
+        "places": Shared("frod_s_indices", _NOT_SAVED, part=category),
+        "size": Shared("frod_s_size", _NOT_SAVED, part=category),
+    },
+    positions=("places", "size"),
+    peft_type="FROD",
+)
