@@ -40,5 +40,4 @@ RECOGNISED = (
             for side in ("down", "up")
         ),
     ),
-    _named("adalora", "AdaLoRA", ".lora_E", ".ranknum"),
 )

@@ -28,7 +28,7 @@ _PROCESSORS = {
 # No layer is split into more slices than nine digits count, and int() of thousands of digits is an error.
 _PART = re.compile(r"\.(lora_down|lora_up)\.([0-9]{1,9})\.weight$")
 _ADAPTER_INFIX = re.compile(
-    r"\.(lora_[AB]|lora_magnitude_vector|lora_embedding_[AB])\.(?!weight$|bias$)[^.]+(\.weight|\.bias|)$"
+    r"\.(lora_[ABE]|ranknum|lora_magnitude_vector|lora_embedding_[AB])\.(?!weight$|bias$)[^.]+(\.weight|\.bias|)$"
 )
 
 

@@ -66,7 +66,7 @@ def _inner_key(parsed: ParsedKey) -> str | None:
         return "alpha"
     if parsed.role == "magnitude":
         return DORA_SCALE if parsed.suffix == f".{DORA_SCALE}" else MAGNITUDE
-    if parsed.algorithm != "lora":
+    if all(name != "lora" for name, _ in parsed.meanings):
         return parsed.suffix.removeprefix(".") if parsed.algorithm else None
     if parsed.role not in ("down", "up"):
         return None

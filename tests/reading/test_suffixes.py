@@ -48,7 +48,10 @@ SPECIAL = {
     "a.b.lora_A.default.weight": ("a.b", "lora", "down", None),
     "a.b.lora_B.my-style_2.weight": ("a.b", "lora", "up", None),
     "a.b.lora_B.default.bias": ("a.b", "lora_bias", "bias", None),
-    "a.b.lora_A.default": ("a.b", "lora", "down", None),
+    "a.b.lora_E.default": ("a.b", "adalora", "values", None),
+    "a.b.ranknum.default": ("a.b", "adalora", "ranknum", None),
+    # AdaLoRA's before LoRA's, which is the same role.
+    "a.b.lora_A.default": ("a.b", "adalora", "down", None),
     "a.b.lora_magnitude_vector.default.weight": ("a.b", None, "magnitude", None),
     "a.b.lora_magnitude_vector.default": ("a.b", None, "magnitude", None),
     "a.lora_embedding_A.default": ("a", "lora_embedding", "down", None),

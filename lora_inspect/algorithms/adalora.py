@@ -1,0 +1,83 @@
+"""AdaLoRA of PEFT: delta = lora_alpha / (init_r + 10^-5) · B @ (E ⊙ A), with A as (rank, in·kernel) and E as (rank, 1).
+
+The rank that training left a module does not count: the divisor is the rank that it began with, which
+`adapter_config.json` has. A module may be left with none. Sources: Zhang et al. 2023; the `AdaLoraLayer` of PEFT 0.21.
+"""
+
+from math import isfinite
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
+from lora_inspect.algorithms.weight_shapes import flattened_other_than
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+# What PEFT adds to the rank that it divides by.
+_TINY = 1e-5
+
+
+def check(shapes: Shapes) -> str | None:
+    """What is wrong with the shapes of down (rank, in·kernel), values (rank, 1) and up (out, rank), or None."""
+    down, values, up = (shapes[role] for role in ("down", "values", "up"))
+    if any(len(shape) != 2 for shape in (down, values, up)) or values != (down[0], 1) or up[1] != down[0]:
+        return f"lora_A {list(down)}, lora_E {list(values)} and lora_B {list(up)} make no product"
+    if 0 in (up[0], down[1]):
+        return f"lora_A {list(down)} or lora_B {list(up)} is empty"
+    return None
+
+
+def shape(shapes: Shapes) -> tuple[int, int]:
+    """(out, in·kernel) of the weight."""
+    return shapes["up"][0], shapes["down"][1]
+
+
+def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What is changed instead of a weight of this shape, or None."""
+    return flattened_other_than(*shape(shapes), weight) if len(weight) > 1 else "changes a matrix"
+
+
+def settings(around: Surroundings) -> dict[str, Any] | str:
+    """The factor of the product that the config says, or why that is unknown."""
+    config = around.config
+    if config is None:
+        return (
+            "PEFT keeps its lora_alpha and init_r in adapter_config.json, and there is none for this module; put it "
+            "beside the file"
+        )
+    alpha, rank = config.get("lora_alpha"), config.get("init_r")
+    if not _is_number(alpha) or not _is_number(rank) or rank != int(rank) or rank < 1:
+        return (
+            "its adapter_config.json does not say the lora_alpha and init_r that its scale is made of; "
+            "put the config beside the file that it was saved with"
+        )
+    if around.numbers.get("ranknum", rank) != rank:
+        return f"its ranknum is not the init_r of {rank} in adapter_config.json; merge it with the PEFT that trained it"
+    # Without an alpha PEFT takes the rank that is there.
+    return {"factor": (alpha if alpha > 0 else around.shapes["down"][0]) / (rank + _TINY)}
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+def change(tensors: Tensors, scale: float, alpha: float | None, *, factor: float) -> "Change":
+    """factor · B @ (E ⊙ A)."""
+    from lora_inspect.maths.change import LowRank
+
+    return LowRank(tensors["up"], tensors["values"] * tensors["down"], scale * factor)
+
+
+ALGORITHM = Algorithm(
+    name="adalora",
+    title="AdaLoRA",
+    dialects={"peft": {"down": ".lora_A", "up": ".lora_B", "values": ".lora_E", "ranknum": ".ranknum"}},
+    marks=("down", "up", "values"),
+    formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),
+    has_alpha=False,
+    numbers=("ranknum",),
+    peft_type="ADALORA",
+    settings=settings,
+    # Those without singular values are LoRA's.
+    fits=lambda shapes: "values" in shapes,
+)
