@@ -1,0 +1,63 @@
+"""C3A of PEFT: a change of circulant blocks, of which the first row alone is stored.
+
+Block (m, n) has size b, and its entry (i, j) is `c3a_kernel`[m, n, (j - i) mod b] / in; it is added to the weight. PEFT
+computes it by Fourier transforms in float32, in its forward as in its merge; here the numbers are put where they
+belong, which is the same but for that rounding. It has no strengths. Sources: Chen et al. 2024, and the `C3ALayer` of
+PEFT 0.21.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
+from lora_inspect.algorithms.weight_shapes import other_than
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+
+def check(shapes: Shapes) -> str | None:
+    """What is wrong with the shape of the kernel (out / b, in / b, b), or None."""
+    kernel = shapes["kernel"]
+    return f"c3a_kernel {list(kernel)} are no rows of circulant blocks" if len(kernel) != 3 or 0 in kernel else None
+
+
+def shape(shapes: Shapes) -> tuple[int, int]:
+    """(out, in) of the weight."""
+    down, across, size = shapes["kernel"]
+    return down * size, across * size
+
+
+def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What is changed where that is not a weight of this shape, or None."""
+    return other_than(shape(shapes), weight)
+
+
+def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
+    """The blocks, row by row."""
+    from lora_inspect.maths.change import Additive
+
+    _, across, size = tensors["kernel"].shape
+    # Window t of a row that is repeated begins with its entry t: row i of the block is window size - i.
+    windows = tensors["kernel"].repeat(1, 1, 2).unfold(2, size, 1)
+    return Additive(partial(_rows, windows), 1.0 / (across * size))
+
+
+def _rows(windows: Any, first: int, last: int) -> Any:
+    """The rows `first` to `last` of the change without its scale."""
+    size = windows.shape[3]
+    down, starts = [row // size for row in range(first, last)], [size - row % size for row in range(first, last)]
+    return windows[down, :, starts].flatten(1)
+
+
+ALGORITHM = Algorithm(
+    name="c3a",
+    title="C3A",
+    dialects={"peft": {"kernel": ".c3a_kernel"}},
+    marks=("kernel",),
+    formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),
+    transposed=False,
+    blends=False,
+    has_alpha=False,
+    peft_type="C3A",
+)

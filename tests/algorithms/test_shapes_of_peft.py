@@ -1,0 +1,87 @@
+"""Shapes that are those of no factors of PEFT's methods, each of which is told by its keys."""
+
+import pytest
+
+from lora_inspect.algorithms import by_name, every
+from lora_inspect.algorithms.record import Surroundings
+
+every()
+
+DELORA = {"down": (4, 12), "up": (20, 4), "strength": (1,), "norms": (12,)}
+GRALORA = {"down": (2, 6, 4), "up": (2, 4, 10)}
+HYBRID = {**GRALORA, "general_down": (3, 12), "general_up": (20, 3)}
+FITTING = {
+    "miss": [{"block": (4, 20)}],
+    "miss_mini": [{"block": (4, 20)}],
+    "miss_bat": [{"block": (5, 4, 4)}],
+    "delora": [DELORA],
+    "gralora": [GRALORA, HYBRID],
+    "c3a": [{"kernel": (5, 3, 4)}],
+}
+# What is changed in the shapes that fit, one at a time.
+REFUSED = {
+    "miss": [{"block": shape} for shape in ((), (4,), (4, 0), (0, 4), (2, 3, 4), (2, 2, 2, 2))],
+    "miss_mini": [{"block": shape} for shape in ((), (4,), (4, 0), (0, 4), (2, 3, 4), (2, 2, 2, 2))],
+    "miss_bat": [{"block": shape} for shape in ((), (4,), (4, 4), (0, 2, 2), (2, 0, 0), (2, 3, 4), (2, 2, 2, 2))],
+    "delora": [
+        *({"down": shape} for shape in ((4,), (3, 12), (0, 12), (4, 12, 1))),
+        {"down": (0, 12), "up": (20, 0)},
+        {"down": (4, 0), "norms": (0,)},
+        *({"up": shape} for shape in ((20,), (20, 3), (0, 4), (20, 4, 1))),
+        *({"strength": shape} for shape in ((), (2,), (1, 1))),
+        *({"norms": shape} for shape in ((), (11,), (20,), (1, 12))),
+    ],
+    "gralora": [
+        *({"down": shape} for shape in ((2, 6), (2, 6, 4, 1), (3, 6, 4), (2, 6, 3), (2, 0, 4))),
+        *({"up": shape} for shape in ((2, 4), (2, 4, 10, 1), (3, 4, 10), (2, 3, 10), (2, 4, 0))),
+        {"down": (2, 6, 3), "up": (2, 3, 10)},
+        {"down": (2, 6, 0), "up": (2, 0, 10)},
+        {"general_down": (3, 12)},
+        {"general_up": (20, 3)},
+        {"general_down": (3, 12), "general_up": (20, 2)},
+        {"general_down": (3, 12), "general_up": (12, 3)},
+        {"general_down": (3, 11), "general_up": (20, 3)},
+        {"general_down": (3, 12, 1), "general_up": (20, 3)},
+        {"general_down": (0, 12), "general_up": (20, 0)},
+    ],
+    "c3a": [{"kernel": shape} for shape in ((5, 3), (5, 3, 4, 1), (0, 3, 4), (5, 0, 4), (5, 3, 0))],
+}
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_shapes_that_are_theirs(name):
+    assert [by_name(name).formula.check(shapes) for shapes in FITTING[name]] == [None] * len(FITTING[name])
+
+
+@pytest.mark.parametrize(("name", "changed"), [(name, each) for name, own in REFUSED.items() for each in own])
+def test_shapes_that_are_not(name, changed):
+    assert by_name(name).formula.check({**FITTING[name][0], **changed})
+
+
+@pytest.mark.parametrize("name", sorted({"delora", "gralora", "c3a"}))
+@pytest.mark.parametrize("weight", [(12, 20), (20, 13), (19, 12), (20, 12, 3)])
+def test_weights_that_they_do_not_fit(name, weight):
+    formula = by_name(name).formula
+    assert formula.misfit(FITTING[name][0], (20, 12)) is None
+    assert "changes a weight of [20, 12]" in formula.misfit(FITTING[name][0], weight)
+
+
+def is_settled(name, config):
+    around = Surroundings("layer", set(), config, {}, None, False)
+    return not isinstance(by_name(name).settings(around), str)
+
+
+NOT_NUMBERS = (None, "4", True, [], {}, float("nan"), float("inf"), 10**400)
+# An algorithm, a config, and whether it says enough.
+SETTINGS = [
+    ("gralora", None, False),
+    ("gralora", {}, False),
+    ("gralora", {"alpha": 4}, True),
+    ("gralora", {"alpha": -0.5}, True),
+    *(("gralora", {"alpha": value}, False) for value in NOT_NUMBERS),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "is_enough"), SETTINGS)
+def test_configs_that_say_enough(name, config, is_enough):
+    assert is_settled(name, config) is is_enough
