@@ -23,6 +23,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value)
 
 
+def is_seed(value: Any) -> bool:
+    """Whether it is a whole number that torch takes for a seed."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**64
+
+
 def _is_finite(value: float) -> bool:
     """JSON spells infinities, and whole numbers beyond every float."""
     try:

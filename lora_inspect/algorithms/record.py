@@ -74,6 +74,8 @@ class Formula(NamedTuple):
       of the shape `weight`, as `misfit` does of their shapes; None where all is, or where numbers cannot be outside.
     - `together(shapes)` is how many neighbouring rows the change has to have at once, groups of which begin with the
       first one; it is that of the change.
+    - `sized` says that `change` also gets `weight`, the shape (out, in, *kernel) of the weight, because the factors do
+      not tell it and the formula needs it.
     - `rslora` says whether RS-LoRA's rule can be its own.
     """
 
@@ -87,6 +89,7 @@ class Formula(NamedTuple):
     hidden_rank: Callable[[Shapes], int] | None = None
     together: Callable[[Shapes], int] = lambda shapes: 1
     outside: Callable[..., str | None] | None = None
+    sized: bool = False
 
 
 class Algorithm(NamedTuple):

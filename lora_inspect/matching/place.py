@@ -57,9 +57,9 @@ class Placed(NamedTuple):
         contribution, place, _ = self
         factors = {role: tensors[role] for role in contribution.operands}
         self._check_inside(factors)
-        change = contribution.formula.change(
-            factors, contribution.known_scale, contribution.alpha, **contribution.settings
-        )
+        formula = contribution.formula
+        settings = {**contribution.settings, "weight": self.whole} if formula.sized else contribution.settings
+        change = formula.change(factors, contribution.known_scale, contribution.alpha, **settings)
         if contribution.magnitude:
             spelling = contribution.magnitude.spelling
             values = Magnitude(tensors["magnitude"].reshape(-1), rule or spelling.multiplier, spelling.added_eps)

@@ -76,6 +76,9 @@ WIDE: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
     "wide conv3d": (lambda: nn.Conv3d(6, 30, (1, 3, 3), padding=(0, 1, 1)), (6, 2, 5, 5)),
 }
 
+# A layer without an even size, for transforms that go by halves.
+ODD: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {"odd": (lambda: nn.Linear(9, 7), (9,))}
+
 NORMS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
     "layer norm": (lambda: nn.LayerNorm(12), (12,)),
     "group norm": (lambda: nn.GroupNorm(2, 6), (6, 5, 5)),
@@ -85,7 +88,7 @@ NORMS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
 def make(kind: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[nn.Module, Tensor]:
     """A layer of this kind with random numbers in it, and an input."""
     generator = torch.Generator().manual_seed(seed)
-    module, shape = (LAYERS | WIDE | NORMS)[kind]
+    module, shape = (LAYERS | WIDE | ODD | NORMS)[kind]
     layer = fill(module().to(dtype), generator)
     return layer, torch.randn(BATCH, *shape, generator=generator, dtype=torch.float64).to(dtype)
 

@@ -20,6 +20,7 @@ from lora_inspect.converting.relayout import Destination, Source
 from lora_inspect.converting.scaled_factors import as_factor
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.matching.place import Place, Placed
 from lora_inspect.maths.dora import SPELLINGS
 from lora_inspect.merging import folded_weights
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
@@ -114,40 +115,44 @@ def test_blocks_of_any_size_give_the_same(case, merged):
             assert_close(tensor, whole[name], case.bound)
 
 
-def operands(case, contribution):
-    """What the change is computed from, as a merge gives it."""
-    positions = contribution.algorithm.positions
-    tensors = {role: case.tensors[info.name] for role, info in contribution.operands.items()}
-    return {role: tensor.long() if role in positions else tensor for role, tensor in tensors.items()}
+def placed_alone(case, folder):
+    """Each contribution of a case in its place, with the tensors that its change is made of."""
+    base, adapter = write(case, folder)
+    targets = open_checkpoint(base).tensors
+    for contribution in read_adapter(open_checkpoint(adapter)).contributions:
+        place = Place(
+            targets[f"layer.{contribution.algorithm.parameter}"], None, bool(contribution.algorithm.transposed)
+        )
+        infos = dict(contribution.operands)
+        if contribution.magnitude:
+            infos["magnitude"] = contribution.magnitude.info
+        tensors = {role: case.tensors[info.name] for role, info in infos.items()}
+        positions = {role: tensors[role].long() for role in tensors if role in contribution.algorithm.positions}
+        yield Placed(contribution, place), tensors | positions
 
 
 @pytest.mark.parametrize("case", EVERY)
 def test_shapes_tell_which_rows_belong_together(case, tmp_path):
-    _, adapter = write(case, tmp_path)
-    for contribution in read_adapter(open_checkpoint(adapter)).contributions:
-        formula, tensors = contribution.formula, operands(case, contribution)
-        change = formula.change(tensors, contribution.known_scale, contribution.alpha, **contribution.settings)
-        assert formula.together(contribution.shapes) == change.together
+    for placed, tensors in placed_alone(case, tmp_path):
+        contribution = placed.contribution._replace(magnitude=None)
+        change = placed._replace(contribution=contribution, place=placed.place._replace(transposed=False))
+        if not placed.place.transposed:
+            assert contribution.formula.together(contribution.shapes) == change.change(tensors).together
 
 
 @pytest.mark.parametrize("case", EVERY)
 def test_an_algorithm_says_whether_its_change_depends_on_the_weight(case, tmp_path):
-    _, adapter = write(case, tmp_path)
-    for contribution in read_adapter(open_checkpoint(adapter)).contributions:
-        algorithm, weight = contribution.algorithm, case.base[f"layer.{contribution.algorithm.parameter}"]
+    for placed, tensors in placed_alone(case, tmp_path):
+        weight = case.base[placed.place.target.name]
         weight = weight.flatten(1) if weight.dim() > 1 else weight.unsqueeze(1)
-        weight = weight.T if algorithm.transposed else weight
         differences = []
         for whole in (weight, 2 * weight):
-            # A part of its own for each: what is folded into it does not reach the other one.
             rows = whole.clone()
-            change = contribution.formula.change(
-                operands(case, contribution), contribution.known_scale, contribution.alpha, **contribution.settings
-            )
-            change.settled(lambda whole=whole: iter([(0, whole.clone())]), 1.0).fold(rows, 0, 1.0)
+            change = placed.change(tensors).settled(lambda whole=whole: iter([(0, whole.clone())]), 1.0)
+            change.fold(rows, 0, 1.0)
             differences.append(rows - whole)
         same = float((differences[0] - differences[1]).abs().max()) <= case.bound * float(weight.abs().max())
-        assert same is not (algorithm.multiplies or algorithm.replaces)
+        assert same is not (placed.contribution.multiplies or placed.contribution.algorithm.replaces)
 
 
 @pytest.mark.parametrize("case", EVERY)

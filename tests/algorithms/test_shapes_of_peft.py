@@ -17,6 +17,7 @@ FITTING = {
     "delora": [DELORA],
     "gralora": [GRALORA, HYBRID],
     "c3a": [{"kernel": (5, 3, 4)}],
+    "fourierft": [{"spectrum": (240,)}, {"spectrum": (1,)}],
 }
 # What is changed in the shapes that fit, one at a time.
 REFUSED = {
@@ -45,6 +46,7 @@ REFUSED = {
         {"general_down": (0, 12), "general_up": (20, 0)},
     ],
     "c3a": [{"kernel": shape} for shape in ((5, 3), (5, 3, 4, 1), (0, 3, 4), (5, 0, 4), (5, 3, 0))],
+    "fourierft": [{"spectrum": shape} for shape in ((), (0,), (240, 1), (1, 240))],
 }
 
 
@@ -72,6 +74,8 @@ def is_settled(name, config):
 
 
 NOT_NUMBERS = (None, "4", True, [], {}, float("nan"), float("inf"), 10**400)
+NOT_SEEDS = (None, "777", True, [], 1.0, 2**64, -(2**63) - 1)
+DRAWN = {"scaling": 150.0, "random_loc_seed": 777}
 # An algorithm, a config, and whether it says enough.
 SETTINGS = [
     ("gralora", None, False),
@@ -79,9 +83,34 @@ SETTINGS = [
     ("gralora", {"alpha": 4}, True),
     ("gralora", {"alpha": -0.5}, True),
     *(("gralora", {"alpha": value}, False) for value in NOT_NUMBERS),
+    ("fourierft", None, False),
+    ("fourierft", DRAWN, True),
+    *(("fourierft", {**DRAWN, "scaling": value}, False) for value in NOT_NUMBERS),
+    *(("fourierft", {**DRAWN, "random_loc_seed": value}, False) for value in NOT_SEEDS),
+    *(("fourierft", {**DRAWN, "random_loc_seed": value}, True) for value in (-(2**63), 0, 2**64 - 1)),
 ]
 
 
 @pytest.mark.parametrize(("name", "config", "is_enough"), SETTINGS)
 def test_configs_that_say_enough(name, config, is_enough):
     assert is_settled(name, config) is is_enough
+
+
+@pytest.mark.parametrize("name", ["fourierft"])
+@pytest.mark.parametrize(
+    ("weight", "fits"),
+    [
+        ((20, 12), True),
+        ((20, 12, 1, 1), True),
+        ((19, 12), False),
+        ((20, 12, 3), False),
+        ((240,), False),
+        ((), False),
+        ((2, 107374181), True),
+        ((2, 107374182), False),
+    ],
+)
+def test_weights_whose_entries_are_drawn(name, weight, fits):
+    wrong = by_name(name).formula.misfit({"spectrum": (240,)}, weight)
+    assert (wrong is None) is fits
+    assert fits or "entries" in wrong

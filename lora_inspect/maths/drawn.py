@@ -1,0 +1,19 @@
+"""Entries of a weight that PEFT draws by a seed instead of saving where they are.
+
+Source: the `FourierFTLayer` and the `WaveFTLayer` of PEFT, which take the first ones of `torch.randperm`.
+"""
+
+from functools import lru_cache
+
+import torch
+
+
+# Layers of a model have few shapes.
+@lru_cache(maxsize=4)
+def first_drawn(count: int, entries: int, seed: int) -> torch.Tensor:
+    """The first `count` of the numbers below `entries` in the order of the `seed`.
+
+    The order is that of torch's generator on the CPU, whose type of number makes no difference to it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(entries, generator=generator, dtype=torch.int32)[:count].long()
