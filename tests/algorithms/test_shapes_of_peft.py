@@ -18,6 +18,7 @@ FITTING = {
     "gralora": [GRALORA, HYBRID],
     "c3a": [{"kernel": (5, 3, 4)}],
     "fourierft": [{"spectrum": (240,)}, {"spectrum": (1,)}],
+    "waveft": [{"spectrum": (240,)}, {"spectrum": (1,)}],
 }
 # What is changed in the shapes that fit, one at a time.
 REFUSED = {
@@ -47,6 +48,7 @@ REFUSED = {
     ],
     "c3a": [{"kernel": shape} for shape in ((5, 3), (5, 3, 4, 1), (0, 3, 4), (5, 0, 4), (5, 3, 0))],
     "fourierft": [{"spectrum": shape} for shape in ((), (0,), (240, 1), (1, 240))],
+    "waveft": [{"spectrum": shape} for shape in ((), (0,), (240, 1), (1, 240))],
 }
 
 
@@ -76,6 +78,7 @@ def is_settled(name, config):
 NOT_NUMBERS = (None, "4", True, [], {}, float("nan"), float("inf"), 10**400)
 NOT_SEEDS = (None, "777", True, [], 1.0, 2**64, -(2**63) - 1)
 DRAWN = {"scaling": 150.0, "random_loc_seed": 777}
+WAVES = {**DRAWN, "use_idwt": True, "wavelet_family": "db1"}
 # An algorithm, a config, and whether it says enough.
 SETTINGS = [
     ("gralora", None, False),
@@ -88,6 +91,13 @@ SETTINGS = [
     *(("fourierft", {**DRAWN, "scaling": value}, False) for value in NOT_NUMBERS),
     *(("fourierft", {**DRAWN, "random_loc_seed": value}, False) for value in NOT_SEEDS),
     *(("fourierft", {**DRAWN, "random_loc_seed": value}, True) for value in (-(2**63), 0, 2**64 - 1)),
+    ("waveft", None, False),
+    *(("waveft", {**WAVES, "wavelet_family": value}, True) for value in ("db1", "db2", "sym2")),
+    *(("waveft", {**WAVES, "wavelet_family": value}, False) for value in (None, "db3", "sym4", 1, [], {})),
+    ("waveft", {**WAVES, "use_idwt": False, "wavelet_family": "db3"}, True),
+    *(("waveft", {**WAVES, "use_idwt": value}, False) for value in (None, 1, "yes")),
+    *(("waveft", {**WAVES, "scaling": value}, False) for value in NOT_NUMBERS),
+    *(("waveft", {**WAVES, "random_loc_seed": value}, False) for value in NOT_SEEDS),
 ]
 
 
@@ -96,7 +106,7 @@ def test_configs_that_say_enough(name, config, is_enough):
     assert is_settled(name, config) is is_enough
 
 
-@pytest.mark.parametrize("name", ["fourierft"])
+@pytest.mark.parametrize("name", ["fourierft", "waveft"])
 @pytest.mark.parametrize(
     ("weight", "fits"),
     [
