@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import half_product, linear_product
@@ -35,8 +34,13 @@ class Gradients(NamedTuple):
 class Kernel(Protocol):
     """One way to compute with delta (out, in), as a function of its factors; products are in the kernel's dtype."""
 
-    def output(self, input: Tensor, weight: Tensor | None, bias: Tensor | None, factors: Sequence[Tensor]) -> Tensor:
-        """input @ (weight + delta)ᵀ + bias, a new tensor (tokens, out) in the kernel's dtype; None counts as 0."""
+    def output(
+        self, input: Tensor, weight: Tensor | None, bias: Tensor | None, factors: Sequence[Tensor], rounds: bool
+    ) -> Tensor:
+        """input @ (weight + delta)ᵀ + bias, a new tensor (tokens, out) in the kernel's dtype; None counts as 0.
+
+        `rounds` says that it may be rounded once already, to the dtype of `weight`.
+        """
 
     def gradients(
         self, gradient: Tensor, input: Tensor, weight: Tensor | None, factors: Sequence[Tensor], needed: Needed
@@ -77,7 +81,7 @@ class _AdaptedLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.kernel = kernel
         with torch.autocast(input.device.type, enabled=False):
-            total = kernel.output(input, weight, bias if gain is None else None, factors)
+            total = kernel.output(input, weight, bias if gain is None else None, factors, rounds=gain is None)
             dtype = total.dtype if weight is None else weight.dtype
             kept = None
             if gain is not None:
@@ -111,19 +115,29 @@ class _AdaptedLinear(torch.autograd.Function):
         return None, of_input, of_weight, of_bias, of_gain, *of_factors
 
 
-def base_output(input: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """input @ weightᵀ + bias (tokens, out) in `dtype`, of half-precision operands unrounded."""
-    if input.dtype not in HALF:
-        return F.linear(input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-    product = _half_product(input, weight).to(dtype)
-    return product if bias is None else product.add_(bias)
+def base_upon(change: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, rounds: bool) -> Tensor:
+    """change + input @ weightᵀ + bias (tokens, out), in the memory of `change`, or in the dtype of the weight.
+
+    Where half precision is accumulated fast it `rounds` the change first and the sum of all afterwards: what the
+    change has lost is as small to the output's rounding as it is itself to the output.
+    """
+    if bias is not None:
+        change = change.add_(bias)
+    if rounds and half_product.accumulates_fast(input):
+        return change.to(weight.dtype).addmm_(input, weight.t())
+    if input.dtype in HALF:
+        return change.add_(_half_product(input, weight))
+    return change.addmm_(input.to(change.dtype), weight.to(change.dtype).t())
 
 
-def base_gradient(gradient: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """gradient @ weight (tokens, in) in `dtype`."""
+def base_gradient_upon(change: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
+    """change + gradient @ weight (tokens, in), in the memory of `change`, or rounded as by `base_upon`."""
     if weight.dtype in HALF and half_product.is_served(weight.device, weight.dtype):
-        return _half_product(gradient.to(weight.dtype), weight.t()).to(dtype)
-    return gradient.to(dtype) @ weight.to(dtype)
+        gradient = gradient.to(weight.dtype)
+        if half_product.accumulates_fast(gradient):
+            return change.to(weight.dtype).addmm_(gradient, weight)
+        return change.add_(_half_product(gradient, weight.t()))
+    return change.addmm_(gradient.to(change.dtype), weight.to(change.dtype))
 
 
 def weight_gradient(gradient: Tensor, input: Tensor, dtype: torch.dtype) -> Tensor:

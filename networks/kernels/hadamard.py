@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lora_inspect.algorithms import loha
 
-from .adapted_linear import Gradients, Needed, base_gradient, base_output, weight_gradient
+from . import half_product
+from .adapted_linear import Gradients, Needed, base_gradient_upon, base_upon, weight_gradient
 from .base_weight import CombinedSquares, row_squares
 from .row_blocks import rows_at_once
 from .tracing import is_traced
@@ -30,13 +31,17 @@ class LowRank(NamedTuple):
     dtype: torch.dtype
     scale: float
 
-    def output(self, input: Tensor, weight: Tensor | None, bias: Tensor | None, factors: Sequence[Tensor]) -> Tensor:
-        """See Kernel; added to the base's output inside the product of `up`."""
+    def output(
+        self, input: Tensor, weight: Tensor | None, bias: Tensor | None, factors: Sequence[Tensor], rounds: bool
+    ) -> Tensor:
+        """See Kernel; the base is added to the product of `up`."""
         if weight is None:
             return self.composed(input, factors)
         up, down = self._pair(factors)
-        hidden = (input.to(self.dtype) @ down.t()).mul_(self.scale)
-        return base_output(input, weight, bias, self.dtype).addmm_(hidden, up.t())
+        hidden = half_product.factor_product(input, down).mul_(self.scale)
+        if rounds and self._splits(input):
+            return base_upon(half_product.rounded_product(hidden, up, bias), input, weight, None, rounds)
+        return base_upon(hidden @ up.t(), input, weight, bias, rounds)
 
     def composed(self, input: Tensor, factors: Sequence[Tensor]) -> Tensor:
         """See Kernel."""
@@ -48,20 +53,26 @@ class LowRank(NamedTuple):
     ) -> Gradients:
         """See Kernel; `up`, `down` and the hidden product are made again."""
         up, down = self._pair(factors)
-        wide = gradient.to(self.dtype)
-        of_hidden = (wide @ up).mul_(self.scale)
+        of_hidden = half_product.factor_product(gradient, up.t()).mul_(self.scale)
         of_input = None
         of_factors: Sequence[Tensor | None] = [None] * len(factors)
         if needed.input and weight is None:
             of_input = of_hidden @ down
         elif needed.input and weight is not None:
-            of_input = base_gradient(gradient, weight, self.dtype).addmm_(of_hidden, down)
+            splits = self._splits(gradient)
+            change = half_product.rounded_product(of_hidden, down.t()) if splits else of_hidden @ down
+            of_input = base_gradient_upon(change, gradient, weight)
         if needed.factors:
-            tokens = input.to(self.dtype)
-            of_up = wide.t() @ (tokens @ down.t()).mul_(self.scale)
-            of_factors = _pair_gradients(of_up, of_hidden.t() @ tokens, factors)
+            hidden = half_product.factor_product(input, down).mul_(self.scale)
+            of_up = half_product.factor_product(gradient.t(), hidden.t())
+            of_down = half_product.factor_product(input.t(), of_hidden.t()).t()
+            of_factors = _pair_gradients(of_up, of_down, factors)
         of_weight = weight_gradient(gradient, input, self.dtype) if needed.weight else None
         return Gradients(of_input, of_weight, of_factors)
+
+    def _splits(self, input: Tensor) -> bool:
+        """Whether products that are rounded with those of `input` are best computed in parts."""
+        return self.dtype == torch.float32 and half_product.accumulates_fast(input)
 
     def _pair(self, factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         cast = [factor.to(self.dtype) for factor in factors]
@@ -75,7 +86,9 @@ class RowBlocks(NamedTuple):
     dtype: torch.dtype
     scale: float
 
-    def output(self, input: Tensor, weight: Tensor | None, bias: Tensor | None, factors: Sequence[Tensor]) -> Tensor:
+    def output(
+        self, input: Tensor, weight: Tensor | None, bias: Tensor | None, factors: Sequence[Tensor], rounds: bool
+    ) -> Tensor:
         """See Kernel; one product with the rows of weight + delta."""
         tokens, out_features = input.to(self.dtype), factors[0].shape[0]
         total = tokens.new_empty(tokens.shape[0], out_features)
@@ -217,7 +230,7 @@ def _pair_gradients(of_up: Tensor, of_down: Tensor, factors: Sequence[Tensor]) -
     """From the gradients of both row-wise products to those of their factors."""
     w1_a, w1_b, w2_a, w2_b = (factor.to(of_up.dtype) for factor in factors)
     rank = w1_b.shape[0]
-    up, down = of_up.view(-1, rank, rank), of_down.view(rank, rank, -1)
+    up, down = of_up.view(-1, rank, rank), of_down.reshape(rank, rank, -1)
     return [
         (up * w2_a[:, None, :]).sum(2),
         (down * w2_b[None, :, :]).sum(1),

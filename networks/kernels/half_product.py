@@ -6,6 +6,7 @@ leaves out the rounding. torch offers none on the CPU, where it depends on the p
 - with instructions for bfloat16, a product is a few times as fast as in float32, is accumulated in float32 and
   rounded. A second one, accumulated upon the negative of the first, is what the rounding has left out: both are
   within 2⁻¹⁶ of the sum;
+  float32 factors are split into bfloat16 numbers, x = x₁ + x₂ + δ with |δ| ≤ 2⁻¹⁶ |x|;
 - elsewhere the operands are widened. Without a kernel of oneDNN, torch's loops over half-precision numbers take ten
   to two hundred times as long as a float32 product.
 """
@@ -43,6 +44,35 @@ def rounded(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     return (left.float() @ right.float()).to(dtype)
 
 
+def split(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest bfloat16 numbers, and those nearest to what they leave out."""
+    # Rounded in the bits: a compiler that fuses both lines takes a conversion there and back for none at all.
+    wide = values.float()
+    high = (wide.view(torch.int32) + 0x8000).bitwise_and_(-0x10000).view(torch.float32)
+    return high.bfloat16(), (wide - high).bfloat16()
+
+
+def factor_product(input: Tensor, factor: Tensor) -> Tensor:
+    """input @ factorᵀ in the dtype of `factor` (n, in), which is wider than that of `input` or the same."""
+    if not accumulates_fast(input) or factor.dtype != torch.float32:
+        return input.to(factor.dtype) @ factor.t()
+    both = _accumulated(input, torch.cat(split(factor)))
+    return both[:, : factor.shape[0]] + both[:, factor.shape[0] :]
+
+
+def rounded_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """left @ rightᵀ + bias of float32 matrices, rounded to bfloat16, where the processor is fast with that.
+
+    Of x · y the parts [x₁ x₁ x₂] and [y₁ y₂ y₁] leave out 3 · 2⁻¹⁶ |x · y|, which the rounding hides.
+    """
+    (first, second), (high, low) = split(left), split(right)
+    lefts, rights = [first, first, second], [high, low, high]
+    if bias is not None:
+        lefts.append(first.new_ones(first.shape[0], 2))
+        rights.append(torch.stack(split(bias), dim=1))
+    return torch.cat(lefts, dim=1) @ torch.cat(rights, dim=1).t()
+
+
 def unrounded(input: Tensor, weight: Tensor) -> Tensor:
     """input @ weightᵀ of half-precision operands in float32; keeps the operands as they are for the backward pass."""
     result: Tensor = _Unrounded.apply(input, weight)  # type: ignore[no-untyped-call]
@@ -57,9 +87,7 @@ class _Unrounded(torch.autograd.Function):
             return torch.mm(input, weight.t(), out_dtype=torch.float32)
         if not accumulates_fast(input):
             return input.float() @ weight.float().t()
-        product = input @ weight.t()
-        left_out = product.neg().addmm_(input, weight.t())
-        return product.float().add_(left_out)
+        return _accumulated(input, weight)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -69,3 +97,10 @@ class _Unrounded(torch.autograd.Function):
             rounded(gradient, weight, weight.dtype) if ctx.needs_input_grad[0] else None,
             rounded(gradient.t(), input, weight.dtype) if ctx.needs_input_grad[1] else None,
         )
+
+
+def _accumulated(input: Tensor, weight: Tensor) -> Tensor:
+    """input @ weightᵀ of bfloat16 numbers in float32: the rounded product, and what it has left out."""
+    product = input @ weight.t()
+    left_out = product.neg().addmm_(input, weight.t())
+    return product.float().add_(left_out)

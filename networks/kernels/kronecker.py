@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .adapted_linear import Gradients, Needed, base_gradient, base_output, weight_gradient
+from .adapted_linear import Gradients, Needed, base_gradient_upon, base_upon, weight_gradient
 
 
 class Chain(NamedTuple):
@@ -24,18 +24,12 @@ class Chain(NamedTuple):
     leads: bool
     closes: bool
 
-    def output(self, input: Tensor, weight: Tensor | None, bias: Tensor | None, factors: Sequence[Tensor]) -> Tensor:
-        """See Kernel; added to the base's output inside the last product."""
-        if weight is None:
-            return self.composed(input, factors)
-        w1, first, last = self._operands(factors)
-        total = base_output(input, weight, bias, self.dtype)
-        hidden = _hidden(input.to(self.dtype), w1, first)
-        if last is None:
-            total.view(-1, w1.shape[0], hidden.shape[2]).baddbmm_(w1.expand(len(hidden), *w1.shape), hidden)
-        else:
-            total.view(-1, last.shape[0]).addmm_((w1 @ hidden).view(-1, last.shape[1]), last.t())
-        return total
+    def output(
+        self, input: Tensor, weight: Tensor | None, bias: Tensor | None, factors: Sequence[Tensor], rounds: bool
+    ) -> Tensor:
+        """See Kernel; the base is added to the last product."""
+        change = self.composed(input, factors)
+        return change if weight is None else base_upon(change, input, weight, bias, rounds)
 
     def composed(self, input: Tensor, factors: Sequence[Tensor]) -> Tensor:
         """See Kernel."""
@@ -63,7 +57,7 @@ class Chain(NamedTuple):
                 found.append(_matrix(of_rows).t() @ _matrix(w1 @ hidden))
             of_factors = [*found]
         return Gradients(
-            _of_input(gradient, weight, of_hidden, first, self.dtype) if needed.input else None,
+            _of_input(gradient, weight, of_hidden, first) if needed.input else None,
             weight_gradient(gradient, input, self.dtype) if needed.weight else None,
             of_factors,
         )
@@ -114,18 +108,9 @@ def _matrix(rows: Tensor) -> Tensor:
     return rows.reshape(-1, rows.shape[2])
 
 
-def _of_input(
-    gradient: Tensor, weight: Tensor | None, of_hidden: Tensor, first: Tensor | None, dtype: torch.dtype
-) -> Tensor:
+def _of_input(gradient: Tensor, weight: Tensor | None, of_hidden: Tensor, first: Tensor | None) -> Tensor:
     """gradient @ weight + of_hidden @ first, (tokens, in)."""
     hidden = _matrix(of_hidden)
-    width = hidden.shape[1] if first is None else first.shape[1]
-    if weight is None:
-        change = hidden if first is None else hidden @ first
-        return change.view(len(gradient), of_hidden.shape[1] * width)
-    total = base_gradient(gradient, weight, dtype)
-    if first is None:
-        total.view(-1, width).add_(hidden)
-    else:
-        total.view(-1, width).addmm_(hidden, first)
-    return total
+    change = hidden if first is None else hidden @ first
+    change = change.view(len(gradient), of_hidden.shape[1] * change.shape[1])
+    return change if weight is None else base_gradient_upon(change, gradient, weight)

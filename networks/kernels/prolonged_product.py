@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .half_product import rounded
+from .half_product import rounded, split
 
 _MULTIPLE = 32  # of columns: rows that begin at a cache line
 # Below, a second product costs less than a copy of the weight.
@@ -43,16 +43,16 @@ class _Prolonged(torch.autograd.Function):
         left, right = [input], [weight]
         first = 0
         for hidden, up in zip(hiddens, ups, strict=True):
-            high, low = _split(hidden)
+            high, low = split(hidden)
             left += [high, high, low]
-            high, low = _split(up)
+            high, low = split(up)
             rows = torch.cat([high, low, high], dim=1)
             right.append(_between_zeros(rows, first, weight.shape[0]))
             first += up.shape[0]
         if bias is not None:
             ones = input.new_ones(input.shape[0], 1)
             left += [ones, ones]
-            right += [part[:, None] for part in _split(bias)]
+            right += [part[:, None] for part in split(bias)]
         rest = -sum(part.shape[1] for part in left) % _MULTIPLE
         left.append(input.new_zeros(input.shape[0], rest))
         right.append(input.new_zeros(weight.shape[0], rest))
@@ -77,14 +77,6 @@ class _Prolonged(torch.autograd.Function):
             found.append((columns.t() @ hidden.float()).to(up.dtype) if needs[number + 1] else None)
             first += up.shape[0]
         return tuple(found)
-
-
-def _split(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest bfloat16 numbers, and those nearest to what they leave out."""
-    # Rounded in the bits: a compiler that fuses both lines takes a conversion there and back for none at all.
-    wide = values.float()
-    high = (wide.view(torch.int32) + 0x8000).bitwise_and_(-0x10000).view(torch.float32)
-    return high.bfloat16(), (wide - high).bfloat16()
 
 
 def _between_zeros(rows: Tensor, first: int, height: int) -> Tensor:

@@ -213,13 +213,13 @@ def test_no_processor_keeps_more_for_the_backward_pass(kind_of_processor, option
 
 def test_the_parts_of_a_factor():
     values = torch.cat([torch.randn(1000), torch.tensor([0.0, -0.0, 1e-30, -1e30, 1.00390625])])
-    high, low = prolonged_product._split(values)
+    high, low = half_product.split(values)
     assert ((values - high).abs() <= 2.0**-8 * values.abs()).all()
     assert ((values.double() - high.double() - low.double()).abs() <= 2.0**-16 * values.abs()).all()
 
 
 def test_a_compiler_finds_no_conversion_there_and_back_to_leave_out():
-    graph = make_fx(prolonged_product._split)(torch.randn(4)).graph
+    graph = make_fx(half_product.split)(torch.randn(4)).graph
     halves = [node for node in graph.nodes if node.op == "call_function" and node.meta["val"].dtype == torch.bfloat16]
     assert len(halves) == 2
     assert all(user.op == "output" for node in halves for user in node.users)
