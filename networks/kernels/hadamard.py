@@ -39,7 +39,7 @@ class LowRank(NamedTuple):
             return self.composed(input, factors)
         up, down = self._pair(factors)
         hidden = half_product.factor_product(input, down).mul_(self.scale)
-        if rounds and self._splits(input):
+        if rounds and _splits(self.dtype, input):
             return base_upon(half_product.rounded_product(hidden, up, bias), input, weight, None, rounds)
         return base_upon(hidden @ up.t(), input, weight, bias, rounds)
 
@@ -59,7 +59,7 @@ class LowRank(NamedTuple):
         if needed.input and weight is None:
             of_input = of_hidden @ down
         elif needed.input and weight is not None:
-            splits = self._splits(gradient)
+            splits = _splits(self.dtype, gradient)
             change = half_product.rounded_product(of_hidden, down.t()) if splits else of_hidden @ down
             of_input = base_gradient_upon(change, gradient, weight)
         if needed.factors:
@@ -69,10 +69,6 @@ class LowRank(NamedTuple):
             of_factors = _pair_gradients(of_up, of_down, factors)
         of_weight = weight_gradient(gradient, input, self.dtype) if needed.weight else None
         return Gradients(of_input, of_weight, of_factors)
-
-    def _splits(self, input: Tensor) -> bool:
-        """Whether products that are rounded with those of `input` are best computed in parts."""
-        return self.dtype == torch.float32 and half_product.accumulates_fast(input)
 
     def _pair(self, factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         cast = [factor.to(self.dtype) for factor in factors]
@@ -90,14 +86,17 @@ class RowBlocks(NamedTuple):
         self, input: Tensor, weight: Tensor | None, bias: Tensor | None, factors: Sequence[Tensor], rounds: bool
     ) -> Tensor:
         """See Kernel; one product with the rows of weight + delta."""
-        tokens, out_features = input.to(self.dtype), factors[0].shape[0]
+        splits = rounds and weight is not None and _splits(self.dtype, input)
+        tokens, out_features = input if splits else input.to(self.dtype), factors[0].shape[0]
         total = tokens.new_empty(tokens.shape[0], out_features)
         for rows, left, right, room in self._blocks(factors):
-            combined = self._combined(left, right, weight, rows, room)
-            if bias is None:
-                torch.mm(tokens, combined.t(), out=total[:, rows])
+            combined, own_bias = self._combined(left, right, weight, rows, room), None if bias is None else bias[rows]
+            if splits:
+                total[:, rows] = half_product.linear_of_parts(tokens, combined, own_bias)
+            elif own_bias is None:
+                torch.mm(tokens, combined.to(self.dtype).t(), out=total[:, rows])
             else:
-                torch.addmm(bias[rows].to(self.dtype), tokens, combined.t(), out=total[:, rows])
+                torch.addmm(own_bias.to(self.dtype), tokens, combined.to(self.dtype).t(), out=total[:, rows])
         return total
 
     def composed(self, input: Tensor, factors: Sequence[Tensor]) -> Tensor:
@@ -107,15 +106,16 @@ class RowBlocks(NamedTuple):
     def gradients(
         self, gradient: Tensor, input: Tensor, weight: Tensor | None, factors: Sequence[Tensor], needed: Needed
     ) -> Gradients:
-        """See Kernel."""
-        wide, tokens = gradient.to(self.dtype), input.to(self.dtype)
+        """See Kernel; with fast bfloat16 they are those of the rounded sum, and rounded before they are gathered."""
+        dtype = input.dtype if weight is not None and _splits(self.dtype, input) else self.dtype
+        wide, tokens = gradient.to(dtype), input.to(dtype)
         w1_a, w1_b, w2_a, w2_b = self._wide(factors)
         of_input = torch.zeros_like(tokens, dtype=w1_a.dtype) if needed.input else None
         of_weight = w1_a.new_empty(w1_a.shape[0], w1_b.shape[1]) if needed.weight else None
         of_factors = [torch.zeros_like(factor) for factor in (w1_a, w1_b, w2_a, w2_b)]
         for rows, left, right, room in self._blocks(factors):
             if of_input is not None:
-                _accumulate(of_input, wide[:, rows], self._combined(left, right, weight, rows, room))
+                _accumulate(of_input, wide[:, rows], self._combined(left, right, weight, rows, room).to(dtype))
             if not needed.factors and of_weight is None:
                 continue
             of_rows = _product(wide[:, rows].t(), tokens, room)
@@ -148,9 +148,9 @@ class RowBlocks(NamedTuple):
             yield rows, torch.mm(w1_a[rows], w1_b, out=left), torch.mm(w2_a[rows], w2_b, out=right), room
 
     def _combined(self, left: Tensor, right: Tensor, weight: Tensor | None, rows: slice, out: Tensor) -> Tensor:
-        """weight + scale · left ⊙ right in the kernel's dtype, and in `out` where it has that."""
+        """weight + scale · left ⊙ right, in `out`."""
         delta = torch.mul(left, right, out=out).mul_(self.scale)
-        return (delta if weight is None else delta.add_(weight[rows])).to(self.dtype)
+        return delta if weight is None else delta.add_(weight[rows])
 
 
 def combined_squares(factors: Sequence[Tensor], scale: float) -> CombinedSquares:
@@ -212,6 +212,11 @@ def kernel(
     # Both products are made twice, and each has two gradients; the base's two products are there anyhow.
     by_rows = in_features * out_features * (tokens * (1 if shares_base else 3) + 8 * rank + _PASSES)
     return LowRank(dtype, scale) if by_rank <= by_rows else RowBlocks(dtype, scale)
+
+
+def _splits(dtype: torch.dtype, input: Tensor) -> bool:
+    """Whether products in `dtype` that are rounded with those of `input` are best computed in parts."""
+    return dtype == torch.float32 and half_product.accumulates_fast(input)
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:

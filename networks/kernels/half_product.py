@@ -52,11 +52,21 @@ def split(values: Tensor) -> tuple[Tensor, Tensor]:
     return high.bfloat16(), (wide - high).bfloat16()
 
 
+def accumulated(input: Tensor, weight: Tensor) -> Tensor:
+    """input @ weightᵀ of bfloat16 numbers in float32: the rounded product, and what it has left out.
+
+    For processors that accumulate it fast.
+    """
+    product = input @ weight.t()
+    left_out = product.neg().addmm_(input, weight.t())
+    return product.float().add_(left_out)
+
+
 def factor_product(input: Tensor, factor: Tensor) -> Tensor:
     """input @ factorᵀ in the dtype of `factor` (n, in), which is wider than that of `input` or the same."""
     if not accumulates_fast(input) or factor.dtype != torch.float32:
         return input.to(factor.dtype) @ factor.t()
-    both = _accumulated(input, torch.cat(split(factor)))
+    both = accumulated(input, torch.cat(split(factor)))
     return both[:, : factor.shape[0]] + both[:, factor.shape[0] :]
 
 
@@ -73,6 +83,13 @@ def rounded_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> 
     return torch.cat(lefts, dim=1) @ torch.cat(rights, dim=1).t()
 
 
+def linear_of_parts(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """input @ weightᵀ + bias of bfloat16 tokens with a float32 weight, rounded to bfloat16; for the same processors."""
+    high, low = split(weight)
+    small = input @ low.t() if bias is None else torch.addmm(bias.to(input.dtype), input, low.t())
+    return small.addmm_(input, high.t())
+
+
 def unrounded(input: Tensor, weight: Tensor) -> Tensor:
     """input @ weightᵀ of half-precision operands in float32; keeps the operands as they are for the backward pass."""
     result: Tensor = _Unrounded.apply(input, weight)  # type: ignore[no-untyped-call]
@@ -87,7 +104,7 @@ class _Unrounded(torch.autograd.Function):
             return torch.mm(input, weight.t(), out_dtype=torch.float32)
         if not accumulates_fast(input):
             return input.float() @ weight.float().t()
-        return _accumulated(input, weight)
+        return accumulated(input, weight)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -97,10 +114,3 @@ class _Unrounded(torch.autograd.Function):
             rounded(gradient, weight, weight.dtype) if ctx.needs_input_grad[0] else None,
             rounded(gradient.t(), input, weight.dtype) if ctx.needs_input_grad[1] else None,
         )
-
-
-def _accumulated(input: Tensor, weight: Tensor) -> Tensor:
-    """input @ weightᵀ of bfloat16 numbers in float32: the rounded product, and what it has left out."""
-    product = input @ weight.t()
-    left_out = product.neg().addmm_(input, weight.t())
-    return product.float().add_(left_out)

@@ -143,10 +143,12 @@ def test_half_precision_is_rounded_once(way, dtype):
     assert output.dtype == dtype
     # No entry is further off than half a unit of its own last place, but for float32's own error before the rounding.
     bound = 0.5001 * units(wanted, dtype) + 1e-5 * wanted.abs().max()
-    if way != "rows" and accumulates_fast(half["input"]):  # what is added to the base has been rounded as well
+    if accumulates_fast(half["input"]):
+        # What the base's product is added to has been rounded as well: the change, or for rows the bias.
         base = half["input"].double() @ half["weight"].double().t()
+        first = half["bias"].double().expand_as(wanted) if way == "rows" else wanted - base
         # Products of parts leave out 3 · 2⁻¹⁶ of each term, of which there are few here.
-        bound += 0.5001 * units(wanted - base, dtype) + 12 * 2**-16 * wanted.abs().max()
+        bound += 0.5001 * units(first, dtype) + 12 * 2**-16 * wanted.abs().max()
     assert ((output.double() - wanted).abs() <= bound).all()
 
 
