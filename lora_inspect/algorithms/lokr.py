@@ -221,4 +221,6 @@ ALGORITHM = Algorithm(
     decomposes=True,
     peft_type="LOKR",
     scaled=("w1", "w1_a"),
+    # LoKr on some rows has its own file.
+    fits=lambda shapes: "row_offset" not in shapes,
 )

@@ -13,23 +13,36 @@ def _named(
     marks: tuple[str, ...] = (),
     features: Callable[[Shapes], Features] | None = None,
     fits: Callable[[Shapes], bool] | None = None,
+    why: str = "",
 ) -> Algorithm:
     roles = {suffix.lstrip("."): suffix for suffix in suffixes}
-    return Algorithm(name=name, title=title, dialects={"": roles}, marks=marks, features=features, fits=fits)
+    return Algorithm(name=name, title=title, dialects={"": roles}, marks=marks, features=features, fits=fits, why=why)
 
 
 RECOGNISED = (
-    # Its factors are LoKr's, which takes them without the row.
-    _named(
-        "lokr_rows",
-        "LoKr on some rows of its product",
-        ".row_offset",
-        *(f".lokr_{role}" for role in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b", "t2")),
-        marks=("row_offset",),
-    ),
     _named("peft_oft_embedding", "OFT of PEFT on an Embedding", ".oft_embedding_R.weight"),
-    _named("tlora", "T-LoRA", ".q_layer.weight", ".p_layer.weight", ".lambda_layer"),
-    _named("replaced", "a replaced or reshaped weight", ".set_weight", ".reshape_weight", features=told.replaced),
+    _named(
+        "tlora",
+        "T-LoRA",
+        ".q_layer.weight",
+        ".p_layer.weight",
+        ".lambda_layer",
+        why="is measured from singular vectors of the base that its file does not hold; merge it with LyCORIS on the "
+        "base that it was trained on",
+    ),
+    _named(
+        "oft_flux",
+        "OFT of sd-scripts in slices",
+        *(f".oft_blocks.{number}" for number in range(4)),
+        why="turns slices of a layer, which sd-scripts alone does, while it runs the layer; use the file there",
+    ),
+    _named(
+        "reshaped",
+        "a weight that ComfyUI widens",
+        ".reshape_weight",
+        why="is to be padded with zeros before what is beside it is added, and a merge keeps the shapes of its base; "
+        "write a base with the wider weight, and the adapter without its reshape_weight",
+    ),
     _named("mlx", "MLX LoRA", ".lora_a", ".lora_b", features=told.mlx),
     _named(
         "xlabs",

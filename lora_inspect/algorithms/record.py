@@ -27,7 +27,8 @@ class Surroundings(NamedTuple):
 
     `shapes` are those of the factors. `chooses(field)` says whether the module is one of those that a field of the
     config names, by the ends of their paths or by one expression for all; None where nothing tells. `numbers` are the
-    values of the factors that are single numbers, None for what is no plain one.
+    values of the factors that are single numbers, None for what is no plain one. `beside` are the titles of what else
+    of the module changes the same parameter.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Surroundings(NamedTuple):
     shapes: Shapes = MappingProxyType({})
     chooses: Callable[[str], bool | None] = lambda field: None
     numbers: Mapping[Role, float | int | bool | None] = MappingProxyType({})
+    beside: tuple[str, ...] = ()
 
 
 class Shared(NamedTuple):
@@ -129,8 +131,9 @@ class Algorithm(NamedTuple):
     for those of one layer.
 
     An algorithm without a formula is recognised by its tensors, so that a file is refused by the right name, but not
-    computed; `features(shapes)` says what the shapes tell of the weight that it changes, and `fits(shapes)` whether
-    they can be its own where others have its suffixes.
+    computed; `why` not, and the way out, is the end of a sentence where there is more to say than that it is not built.
+    `features(shapes)` says what the shapes tell of the weight that it changes, and `fits(shapes)` whether they can be
+    its own where others have its suffixes.
     """
 
     name: str
@@ -161,6 +164,7 @@ class Algorithm(NamedTuple):
     features: Callable[[Shapes], Features] | None = None
     fits: Callable[[Shapes], bool] | None = None
     experts: int = 0
+    why: str = ""
 
     @property
     def suffixes(self) -> dict[Suffix, Role]:

@@ -56,6 +56,11 @@ def _around(
         alpha=math.nan if module.alpha and alpha is None else alpha,
         shares_alpha=sum(other.algorithm.has_alpha for other in module.contributions) > 1,
         shapes=contribution.shapes,
+        beside=tuple(
+            other.algorithm.title
+            for other in module.contributions
+            if other is not contribution and other.algorithm.parameter == contribution.algorithm.parameter
+        ),
         chooses=partial(configs[0].modules.chooses, path=module.name.body) if configs else lambda field: None,
     )
 

@@ -39,5 +39,7 @@ def unbuilt_algorithms(reading: FileReading) -> Iterator[Finding]:
             keys = by_name.setdefault(contribution.algorithm.name, [])
             keys.append(next(iter(contribution.factors.values())).name)
     for name, keys in by_name.items():
-        message = f"{algorithms.by_name(name).title} is not built yet ({len(keys)} modules, {keys[0]}); "
-        yield Finding("algorithm", message + _OWN_PROGRAM, tuple(keys[:5]))
+        algorithm = algorithms.by_name(name)
+        why = algorithm.why or f"is not built yet; {_OWN_PROGRAM}"
+        message = f"{algorithm.title} ({len(keys)} modules, {keys[0]}) {why}"
+        yield Finding("algorithm", message, tuple(keys[:5]))

@@ -11,16 +11,12 @@ def features(name, factors):
     return told(factors)
 
 
-def test_replaced_weights():
-    assert features("replaced", {"set_weight": (24, 40, 3, 3)}) == (24, 360)
-
-
 def test_mlx_is_transposed():
     factors = {"lora_a": (40, 8), "lora_b": (8, 24)}
     assert features("mlx", factors) == (24, 40)
 
 
-TOLD = ["replaced", "mlx"]
+TOLD = ["mlx"]
 
 
 @pytest.mark.parametrize("name", TOLD)

@@ -197,9 +197,21 @@ MEANINGLESS = {
         {}, "shape", [f"{Q}: t2 missing"]),
     "LoKr without its large factor": (
         {f"{Q}.lokr_w1": ("F32", (2, 2), 1)}, {}, "shape", [f"{Q}: either w2 or both w2_a and w2_b are needed"]),
-    "LoKr on some rows": (
-        {f"{Q}.lokr_w1": ("F32", (2, 2), 1), f"{Q}.lokr_w2": ("F32", (6, 3), 1), f"{Q}.row_offset": ("F32", (), 1)},
-        {}, "algorithm", ["LoKr on some rows", Q]),
+    "LoKr on rows that it has not": (
+        {f"{Q}.lokr_w1": ("F32", (2, 2), 1), f"{Q}.lokr_w2": ("F32", (6, 3), 1), f"{Q}.row_offset": ("F32", (), 12)},
+        {}, "formula-unknown", [Q, "row_offset is none of the 12 rows"]),
+    "LoKr on half a row": (
+        {f"{Q}.lokr_w1": ("F32", (2, 2), 1), f"{Q}.lokr_w2": ("F32", (6, 3), 1), f"{Q}.row_offset": ("F32", (), 0.5)},
+        {}, "formula-unknown", [Q, "row_offset is none of the 12 rows"]),
+    "LoKr on rows of one factor": (
+        {f"{Q}.lokr_w1": ("F32", (2, 2), 1), f"{Q}.row_offset": ("F32", (), 0)}, {}, "shape",
+        [f"{Q}: either w2 or both"]),
+    "T-LoRA": (
+        {f"{Q}.q_layer.weight": ("F32", (4, IN), 1), f"{Q}.p_layer.weight": ("F32", (OUT, 4), 1)}, {}, "algorithm",
+        ["T-LoRA", Q, "singular vectors of the base"]),
+    "OFT of sd-scripts on FLUX": (
+        {f"{Q}.oft_blocks.{number}": ("F32", (2, 3, 3), 1) for number in range(3)}, {}, "algorithm",
+        ["OFT of sd-scripts in slices", Q]),
     "(IA)3 of either axis": (
         {f"{Q}.ia3_l": ("F32", (1, OUT, 1, 1), 1)}, {}, "formula-unknown", [Q, "feedforward_modules"]),
     "(IA)3 of both axes": ({f"{Q}.ia3_l": ("F32", (OUT, 2), 1)}, {}, "shape", [f"{Q}: ia3_l [", "not one number"]),
@@ -249,8 +261,11 @@ MEANINGLESS = {
     "GLoRA of either order": (
         {f"{Q}.{n}.weight": ("F32", (4, 4), 1) for n in ("a1", "a2", "b1", "b2")}, {}, "formula-unknown",
         [Q, "before 3"]),
-    "replaced weight": ({f"{Q}.set_weight": ("F32", (OUT, IN), 1)}, {}, "algorithm", ["replaced", Q]),
-    "LoRA beside a replaced weight": (loras(1, set_weight=("F32", (OUT, IN), 1)), {}, "algorithm", ["replaced", Q]),
+    "LoRA on a weight that is widened": (
+        loras(1, reshape_weight=("F32", (2,), 1)), {}, "algorithm", ["a weight that ComfyUI widens", Q, "with zeros"]),
+    "an empty weight": ({f"{Q}.set_weight": ("F32", (0, IN), 1)}, {}, "shape", [Q, "is no weight"]),
+    "LoRA beside a replaced weight": (
+        loras(1, set_weight=("F32", (OUT, IN), 1)), {}, "formula-unknown", [Q, "ComfyUI drops the LoRA"]),
     "a bias on no up layer": ({f"{Q}.lora_up.bias": ("F32", (OUT,), 1)}, {}, "incomplete", [f"{Q}.lora_up.bias"]),
     "half an embedding": ({f"{Q}.lora_embedding_A": ("F32", (4, 9), 1)}, {}, "incomplete", ["lora_embedding_A", "up"]),
     "an embedding of three dimensions": (

@@ -1,0 +1,40 @@
+"""A weight in the place of the base's own, whole, as ComfyUI reads it under `.set_weight`.
+
+ComfyUI ignores the strength of such a tensor, and drops what else changes the weight of its module. Source:
+`calculate_weight` and `load_lora` of ComfyUI.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lora_inspect.algorithms import saved
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings
+
+
+def check(shapes: Shapes) -> str | None:
+    """A single number or an empty tensor is no weight."""
+    shape = shapes[saved.SAVED]
+    return None if shape and 0 not in shape else f"set_weight {list(shape)} is no weight"
+
+
+def settings(around: Surroundings) -> Mapping[str, Any] | str:
+    """None are needed; says what ComfyUI would drop."""
+    if around.beside:
+        return (
+            f"ComfyUI drops the {' and the '.join(around.beside)} of its module, which others would add; write "
+            "the two to files of their own"
+        )
+    return {}
+
+
+ALGORITHM = Algorithm(
+    name="set_weight",
+    title="a replaced weight",
+    dialects={"comfyui": {saved.SAVED: ".set_weight"}},
+    marks=(saved.SAVED,),
+    formula=Formula(check, saved.shape, saved.misfit, saved.rank, saved.change),
+    transposed=False,
+    has_alpha=False,
+    replaces=True,
+    settings=settings,
+)
