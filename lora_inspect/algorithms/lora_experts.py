@@ -61,7 +61,7 @@ def change(experts: int, tensors: Tensors, scale: float, alpha: float | None, pa
     up, down = per_expert(tensors["up"], tensors["down"], experts, packing)
     if turned:
         up, down = down.transpose(1, 2), up.transpose(1, 2)
-    return ExpertProducts(up.contiguous(), down.contiguous(), scale)
+    return ExpertProducts(up, down, scale)
 
 
 @cache

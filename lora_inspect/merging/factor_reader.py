@@ -8,15 +8,23 @@ from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.shared_tensors import shared_tensors
 
 
+_Key = tuple[str, str, torch.dtype]
+
+# Factors of all experts that are kept: those of the two parameters of a layer, in two adapters.
+_MOST_OF_EXPERTS = 8
+
+
 class FactorReader:
     """Reads the factors of one contribution after the other.
 
     It keeps what several modules have in common for as long as it lives, which is no more than the file holds, in the
-    working dtype. The tensors that it gives are not to be changed.
+    working dtype. The factors of all experts, which land in as many weights where a base has the experts one by one,
+    are kept until those of other layers come. The tensors that it gives are not to be changed.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, str, torch.dtype], torch.Tensor] = {}
+        self._kept: dict[_Key, torch.Tensor] = {}
+        self._of_experts: dict[_Key, torch.Tensor] = {}
 
     def read(self, contribution: Contribution, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The tensors that the change is computed from, by role: numbers in `dtype`, whole ones in int64.
@@ -26,9 +34,17 @@ class FactorReader:
         shared, positions = shared_tensors(contribution), contribution.algorithm.positions
         found = {}
         for role, info in contribution.operands.items():
-            read = self._shared if role in shared else _read
+            read = self._shared if role in shared else self._of_all if contribution.algorithm.experts else _read
             found[role] = read(info, dtype, role in positions)
         return found
+
+    def _of_all(self, info: TensorInfo, dtype: torch.dtype, is_whole: bool) -> torch.Tensor:
+        key = (info.file, info.name, dtype)
+        if key not in self._of_experts:
+            if len(self._of_experts) >= _MOST_OF_EXPERTS:
+                del self._of_experts[next(iter(self._of_experts))]
+            self._of_experts[key] = _read(info, dtype, is_whole)
+        return self._of_experts[key]
 
     def _shared(self, info: TensorInfo, dtype: torch.dtype, is_whole: bool) -> torch.Tensor:
         key = (info.file, info.name, dtype)
