@@ -16,6 +16,7 @@ from lora_inspect.cli.shared_options import (
     writing_options,
 )
 from lora_inspect.cli.summaries import VERBS
+from lora_inspect.converting.expert_layouts import EXPERT_LAYOUTS, SINGLE_EXPERTS
 from lora_inspect.converting.relayout import LAYOUTS
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.listing import some
@@ -70,9 +71,9 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
 )
 @click.option(
     "--layout",
-    type=click.Choice(LAYOUTS),
-    help="Arrange and name the modules as the model's original repository or diffusers has them, or only fuse or split "
-    "layers as Phi-3 does.",
+    type=click.Choice((*LAYOUTS, *EXPERT_LAYOUTS)),
+    help="Arrange and name the modules as the model's original repository or diffusers has them, only fuse or split "
+    "layers as Phi-3 does, or put the experts of a mixture in one module or take them apart (with --base).",
 )
 @transposed_option("--base stores")
 @reading_options
@@ -100,7 +101,8 @@ def convert(
     """Converts and prints."""
     if keep_dora + drop_magnitude + (base is not None) > 1:
         raise click.UsageError("--keep-dora, --base and --drop-magnitude exclude each other.")
-    if (base is None) != (rank is None and max_error is None) or (rank is not None and max_error is not None):
+    is_approximated = base is not None and layout != SINGLE_EXPERTS
+    if is_approximated == (rank is None and max_error is None) or None not in (rank, max_error):
         raise click.UsageError("--base takes exactly one of --rank and --max-error.")
     if transposed and base is None:
         raise click.UsageError("--transposed speaks of the weights of --base.")
@@ -117,7 +119,7 @@ def convert(
         layout=layout,
         settings=own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing), adapter),
     )
-    length = len(claim(open_checkpoint(adapter).tensors).modules) if base else 0
+    length = len(claim(open_checkpoint(adapter).tensors).modules) if is_approximated else 0
     with progress_bar("Converting", length) as progress:
         result = convert_to_standard(adapter, output, options, force, progress)
     for note in result.notes:

@@ -39,12 +39,35 @@ class Source(NamedTuple):
     runs: Runs | None = None
 
 
+class OneLayer(NamedTuple):
+    """A layer of one `expert`, and where its rows are in the matrix of its layers, which is (in, out) if `turned`."""
+
+    expert: int
+    runs: Runs
+    turned: bool
+
+
+class ManyLayers(NamedTuple):
+    """A parameter of all experts, each with a matrix of so many `rows`.
+
+    `places` are by source its expert, the number of its part of that one's matrix, and its rows there.
+    """
+
+    experts: int
+    rows: int
+    places: tuple[tuple[int, int, Runs], ...]
+
+
 class Destination(NamedTuple):
-    """A module of the output as it is named there, what it is made of, and its number of rows where they are moved."""
+    """A module of the output as it is named there, what it is made of, and its number of rows where they are moved.
+
+    `experts` says how layers of experts are taken apart or put together; None where they are not.
+    """
 
     module: Module
     sources: tuple[Source, ...]
     rows: int | None = None
+    experts: OneLayer | ManyLayers | None = None
 
 
 def destinations(adapter: Adapter, layout: str | None) -> tuple[Destination, ...]:

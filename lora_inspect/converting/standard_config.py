@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from lora_inspect.maths.expert_packing import RANK_MAJOR
-from lora_inspect.reading.expert_packing import LAYOUT, MARKS, is_of_unsloth
+from lora_inspect.reading.expert_packing import INPUT, LAYOUT, MARKS, along, is_of_unsloth
 from lora_inspect.reading.peft_config import LORA_TYPE, ModuleSettings
 from lora_inspect.reading.steps import Steps
 
@@ -20,6 +20,8 @@ _OF_ALL = (
     "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "target_modules",
     "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
 )  # fmt: skip
+# The first version of PEFT whose factors of all experts have A along the inputs.
+_ALONG_INPUTS = "0.19.1"
 # The rank of a config that names none.
 _RANK = 8
 
@@ -73,6 +75,20 @@ def standard_config(
         "target_modules": config["target_modules"] if covers else sorted(modules),
         "use_rslora": False,
         "use_dora": use_dora,
+    }
+
+
+def moved_experts(config: Mapping[str, Any], modules: Collection[str], experts: Collection[str]) -> dict[str, Any]:
+    """The config where layers of experts were taken apart or put together: of other `modules` than it names.
+
+    A of all experts is along the inputs, as in PEFT since 0.19.1.
+    """
+    version = config.get("peft_version") if along(config) == INPUT else _ALONG_INPUTS
+    return {
+        **config,
+        "target_modules": sorted(path for path in modules if path not in experts),
+        "target_parameters": sorted(experts) or None,
+        **({"peft_version": version} if experts else {}),
     }
 
 

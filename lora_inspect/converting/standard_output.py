@@ -12,6 +12,7 @@ from lora_inspect.converting.standard_config import (
     BARE,
     config_of_method,
     lora_config,
+    moved_experts,
     standard_config,
     unscaled_config,
 )
@@ -162,6 +163,8 @@ class StandardOutput:
             config = {**BARE, **peft_config.embedded_configs(checkpoint.metadata).get("", {})}
         use_dora = any(module.magnitude for module in modules.values())
         experts = {paths[key] for key, module in modules.items() if any(p.algorithm.experts for p in module.parts)}
+        if any(destination.experts for destination in self._modules):
+            config = moved_experts(config, ranks, experts)
         return standard_config(lora_config(config), ranks, alphas, use_dora, experts)
 
 

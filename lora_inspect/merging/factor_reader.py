@@ -7,7 +7,6 @@ from lora_inspect.maths.tensor_reader import load, load_whole
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.shared_tensors import shared_tensors
 
-
 _Key = tuple[str, str, torch.dtype]
 
 # Factors of all experts that are kept: those of the two parameters of a layer, in two adapters.

@@ -5,6 +5,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.converting import account
+from lora_inspect.converting.expert_layouts import (
+    ALL_EXPERTS,
+    SINGLE_EXPERTS,
+    with_all_experts,
+    with_single_experts,
+)
 from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.landed import Landed, find_landed
 from lora_inspect.converting.naming import carrier_of
@@ -15,7 +21,7 @@ from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.contents import renamed
 from lora_inspect.files.hashes import sshs_hashes
 from lora_inspect.files.partial import remove_leftovers
-from lora_inspect.matching.match import match
+from lora_inspect.matching.match import Matching, match
 from lora_inspect.matching.orientation import Orientation, check_answers
 from lora_inspect.matching.orientation_answers import Answers
 from lora_inspect.maths.torch_threads import load_torch
@@ -89,13 +95,13 @@ def convert_to_standard(
     adapter.refuse()
     base = _open_base(adapter, options)
     inputs = adapter.checkpoint.inputs | (base.inputs if base else {})
-    targets = destinations(adapter, options.layout)
+    matching = match(adapter, base, transposed=options.transposed) if base else None
+    targets = _targets(adapter, base, matching, options)
     place = StandardOutput(adapter, targets, output, inputs)
     leftovers = remove_leftovers(place.path)
     place.check(inputs, force)
     if options.keep_dora:
         place.check_magnitudes()
-    matching = match(adapter, base, transposed=options.transposed) if base else None
     repeats = check_answers([matching.orientations], options.transposed) if matching else []
     landed = find_landed(adapter, base, matching) if base and matching else {}
     load_torch()
@@ -149,14 +155,26 @@ def convert_to_standard(
     )
 
 
+def _targets(
+    adapter: Adapter, base: Checkpoint | None, matching: Matching | None, options: ConvertOptions
+) -> tuple[Destination, ...]:
+    """The modules of the output; raises LoraInspectError where the layout that is asked for has none."""
+    if options.layout == SINGLE_EXPERTS:
+        return with_single_experts(adapter, base, matching)
+    if options.layout == ALL_EXPERTS:
+        return with_all_experts(adapter)
+    return destinations(adapter, options.layout)
+
+
 def _open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
     """The base for DoRA's true weight change; raises LoraInspectError where the options do not settle the magnitude."""
     path = adapter.checkpoint.path
-    if not adapter.dora.value:
+    is_for_experts = options.layout == SINGLE_EXPERTS
+    if not adapter.dora.value and not (is_for_experts and options.base):
         if options.base:
             raise LoraInspectError(f"{path}: it has no DoRA magnitude, so --base has nothing to do; leave it out.")
         return None
-    if not (options.base or options.keep_dora or options.drop_magnitude):
+    if adapter.dora.value and not (options.base or options.keep_dora or options.drop_magnitude):
         raise LoraInspectError(
             f"{path}: it is DoRA ({adapter.dora.modules} magnitudes), which alpha/rank alone cannot express; "
             "choose --keep-dora (exact for readers of its magnitude), --base BASE with --rank N or --max-error E "
@@ -179,6 +197,7 @@ def _convert(
 ) -> "dict[str, SpelledModule]":
     """Every module of the output, by its name there."""
     from lora_inspect.converting import settled_magnitude
+    from lora_inspect.converting.arranged_experts import ExpertArranger
     from lora_inspect.converting.arranged_rows import arrange
     from lora_inspect.converting.carried_scale import carry_scales
     from lora_inspect.converting.fused_slices import fuse_slices
@@ -188,6 +207,7 @@ def _convert(
 
     tensors = adapter.checkpoint.tensors.values()
     growth = Growth(adapter.checkpoint.path, sum(info.nbytes for info in tensors), options.allow_growth)
+    experts = ExpertArranger()
     converted = {}
     progress(0)
     for target in targets:
@@ -203,7 +223,7 @@ def _convert(
             else:
                 parts = settled_magnitude.keep(parts)
             found.append(parts)
-        parts = arrange(target, found, carrier, growth)
+        parts = experts.arrange(target, found, growth) if target.experts else arrange(target, found, carrier, growth)
         parts = carry_scales(parts, carrier)
         converted[target.module.name.key] = spell(target.module, parts, growth)
         progress(1)
