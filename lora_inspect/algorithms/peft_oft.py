@@ -1,6 +1,7 @@
 """OFT of PEFT since 0.16 (OFTv2): rotations of blocks of inputs, whose formula its `adapter_config.json` decides.
 
-The stored numbers of a block are what stands above the diagonal of Q, and W' = W · diag(R₁, R₂, …)ᵀ. With
+The stored numbers of a block are what stands above the diagonal of Q, and W' = W · diag(R₁, R₂, …)ᵀ. An Embedding has
+its outputs turned, W' = W · diag(R₁, R₂, …) of a weight (num, dim). With
 `use_cayley_neumann` R is a series, (I + Q)(I - Q)^-1 cut short; without it R is (I - Q)(I + Q)^-1, the opposite
 rotation. `coft` limits the norm of each Q. PEFT has no strengths for it. Source: the `OFTLayer` of PEFT 0.21.
 """
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 # Before it the last term of the series counted twice, as the others do.
 _SERIES_SINCE = (0, 18)
+# What OneTrainer writes into the metadata of its files: COFT and another series are of versions that have no mark.
+_ONETRAINER = "ot_revision"
 # Beyond it a term is below the rounding of a float64 in every rotation that the series is good for.
 _MOST_TERMS = 1000
 
@@ -24,12 +27,12 @@ _MOST_TERMS = 1000
 def check(shapes: Shapes) -> str | None:
     """What is wrong with the shape of the generators (count, size·(size - 1)/2), or None."""
     shape = shapes["generators"]
-    if len(shape) != 2 or 0 in shape or _size(shapes) * (_size(shapes) - 1) // 2 != shape[1]:
+    if len(shape) != 2 or 0 in shape or block_size(shapes) * (block_size(shapes) - 1) // 2 != shape[1]:
         return f"oft_R {list(shape)} are no numbers above the diagonals of blocks"
     return None
 
 
-def _size(shapes: Shapes) -> int:
+def block_size(shapes: Shapes) -> int:
     """The inputs of a block."""
     return (1 + isqrt(1 + 8 * shapes["generators"][1])) // 2
 
@@ -37,7 +40,12 @@ def _size(shapes: Shapes) -> int:
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
     """One block may serve all inputs: of several the inputs are known, and the rows never."""
     count = shapes["generators"][0]
-    return None, count * _size(shapes) if count > 1 else None
+    return None, count * block_size(shapes) if count > 1 else None
+
+
+def misfit_of_embedding(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What is rotated where that is no weight (num, dim) of this shape, or None."""
+    return misfit(shapes, weight) if len(weight) == 2 else "turns the vectors of an embedding"
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
@@ -45,7 +53,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
     PEFT turns windows of the input of a larger kernel and adds them up, which no weight does.
     """
-    count, size = shapes["generators"][0], _size(shapes)
+    count, size = shapes["generators"][0], block_size(shapes)
     if prod(weight[2:]) > 1:
         return "turns windows of the input in PEFT, which is a layer with a larger kernel than this one's"
     if len(weight) > 1 and (weight[1] == count * size or (count == 1 and weight[1] % size == 0)):
@@ -73,10 +81,10 @@ _FIELDS = {
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
     """What the config says of the formula, or why that is not known."""
-    if "scaled" in around.roles:
+    if around.config is None and _ONETRAINER in around.metadata:
         return (
-            "versions of OneTrainer divide the numbers of its scaled OFT differently, and the file names none; "
-            "merge it with the program that trained it"
+            "versions of OneTrainer, which wrote it, compute its rotation differently, and the file does not say "
+            "which; merge it with the version that trained it"
         )
     found = read_fields(around.config, _FIELDS, "its rotation")
     if isinstance(found, str):
@@ -95,31 +103,43 @@ def _has_series_of_today(config: Mapping[str, Any]) -> bool:
     return len(numbers) == 2 and all(n.isdigit() for n in numbers) and tuple(map(int, numbers)) >= _SERIES_SINCE
 
 
-def change(
+def _blocks(
     tensors: Tensors,
-    scale: float,
-    alpha: float | None,
     *,
     use_cayley_neumann: bool,
     num_cayley_neumann_terms: int,
     block_share: bool,
     coft: bool,
     eps: float,
-) -> "Change":
-    """The rotation of blocks of columns; `block_share` says that one block serves all, as its count does."""
-    from lora_inspect.maths.rotation import RotatedColumns, cayley, from_upper, limited, neumann
+) -> Any:
+    """R (count, size, size); `block_share` says that one block serves all, as its count does."""
+    from lora_inspect.maths.rotation import cayley, from_upper, limited, neumann
 
     generators = tensors["generators"]
-    skew = from_upper(generators, _size({"generators": tuple(generators.shape)}))
+    skew = from_upper(generators, block_size({"generators": tuple(generators.shape)}))
     if coft:
         skew = limited(skew, eps / generators.shape[0] ** 0.5)
-    return RotatedColumns(neumann(skew, num_cayley_neumann_terms) if use_cayley_neumann else cayley(-skew))
+    return neumann(skew, num_cayley_neumann_terms) if use_cayley_neumann else cayley(-skew)
+
+
+def change(tensors: Tensors, scale: float, alpha: float | None, **found: Any) -> "Change":
+    """The rotation of blocks of columns."""
+    from lora_inspect.maths.rotation import RotatedColumns
+
+    return RotatedColumns(_blocks(tensors, **found))
+
+
+def change_of_embedding(tensors: Tensors, scale: float, alpha: float | None, **found: Any) -> "Change":
+    """The rotation of blocks of the numbers of every vector, which is the opposite one."""
+    from lora_inspect.maths.rotation import RotatedColumns
+
+    return RotatedColumns(_blocks(tensors, **found).transpose(1, 2))
 
 
 ALGORITHM = Algorithm(
     name="peft_oft",
     title="OFT of PEFT",
-    dialects={"peft": {"generators": ".oft_R.weight", "scaled": ".oft_R.scaled_oft"}},
+    dialects={"peft": {"generators": ".oft_R.weight"}},
     marks=("generators",),
     formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),
     multiplies=True,
@@ -127,4 +147,14 @@ ALGORITHM = Algorithm(
     has_alpha=False,
     peft_type="OFT",
     settings=settings,
+)
+ALGORITHMS = (
+    ALGORITHM,
+    ALGORITHM._replace(
+        name="peft_oft_embedding",
+        title="OFT of PEFT on an Embedding",
+        dialects={"peft": {"generators": ".oft_embedding_R.weight"}},
+        formula=Formula(check, shape, misfit_of_embedding, rank=lambda shapes: None, change=change_of_embedding),
+        transposed=False,
+    ),
 )

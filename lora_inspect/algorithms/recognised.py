@@ -20,7 +20,6 @@ def _named(
 
 
 RECOGNISED = (
-    _named("peft_oft_embedding", "OFT of PEFT on an Embedding", ".oft_embedding_R.weight"),
     _named(
         "tlora",
         "T-LoRA",

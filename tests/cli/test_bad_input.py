@@ -250,9 +250,18 @@ MEANINGLESS = {
     "OFT of PEFT without config": (
         {f"{Q}.oft_R.weight": ("F32", (2, 3), 1)}, {}, "formula-unknown", ["adapter_config.json", "beside", Q]),
     "OFT of PEFT of half a block": ({f"{Q}.oft_R.weight": ("F32", (2, 4), 1)}, {}, "shape", ["oft_R [2, 4]", Q]),
-    "scaled OFT of OneTrainer": (
+    "scaled OFT of a branch of OneTrainer": (
+        {f"{Q}.oft_R.weight": ("F32", (2, 3), 1), f"{Q}.oft_R.scaled_oft": ("F32", (), 1)},
+        {"ot_branch": "scaled_oft"}, "formula-unknown", ["branches of OneTrainer", Q]),
+    "scaled OFT of no branch": (
         {f"{Q}.oft_R.weight": ("F32", (2, 3), 1), f"{Q}.oft_R.scaled_oft": ("F32", (), 1)}, {}, "formula-unknown",
-        ["OneTrainer", Q]),
+        ["branches of OneTrainer", Q]),
+    "scaled OFT that is none": (
+        {f"{Q}.oft_R.weight": ("F32", (2, 3), 1), f"{Q}.oft_R.scaled_oft": ("F32", (), 0)},
+        {"ot_branch": "master"}, "formula-unknown", ["scaled_oft is no yes", Q]),
+    "OFT of OneTrainer": (
+        {f"{Q}.oft_R.weight": ("F32", (2, 3), 1)}, {"ot_branch": "master", "ot_revision": "c063836"},
+        "formula-unknown", ["versions of OneTrainer", Q]),
     "OFT of old PEFT without config": (
         {f"{Q}.oft_r": ("F32", (2, 3, 3), 1)}, {}, "formula-unknown", ["adapter_config.json", "beside", Q]),
     "OFT of old PEFT of no squares": ({f"{Q}.oft_r": ("F32", (2, 3, 4), 1)}, {}, "shape", ["oft_r [2, 3, 4]", Q]),

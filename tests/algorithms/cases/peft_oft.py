@@ -6,7 +6,7 @@ from typing import Any
 import peft
 import torch
 from libraries import of_peft
-from library_case import Case
+from library_case import Case, embedding
 from torch import Tensor, nn
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -24,10 +24,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def formula(options: dict[str, Any]):
+def formula(options: dict[str, Any], key: str = "layer.oft_R.weight"):
     def oracle(tensors: dict[str, Tensor], layer: nn.Module, multiplier: float) -> dict[str, Tensor]:
         assert multiplier == 1.0
-        weight, entries = layer.weight.detach().flatten(1), tensors["layer.oft_R.weight"]
+        weight, entries = layer.weight.detach().flatten(1), tensors[key]
         size, columns = 3, weight.shape[1]
         above = [(i, j) for i in range(size) for j in range(i + 1, size)]
         blocks = []
@@ -40,7 +40,10 @@ def formula(options: dict[str, Any]):
                 skew = skew / skew.norm() * limit
             blocks.append(rotation(skew, options))
         blocks = blocks * (columns // size) if options.get("block_share") else blocks
-        return {"layer.weight": (weight @ torch.block_diag(*blocks).T).view_as(layer.weight)}
+        # What an Embedding gives is turned, and what other layers get.
+        whole = torch.block_diag(*blocks)
+        turned = weight @ (whole if isinstance(layer, nn.Embedding) else whole.T)
+        return {"layer.weight": turned.view_as(layer.weight)}
 
     return oracle
 
@@ -63,3 +66,10 @@ def cases() -> Iterator[Case]:
             # PEFT divides the limit by a float32.
             dtype = torch.float32 if options.get("coft") else torch.float64
             yield of_peft(f"OFT, {name},", config, kind, formula(options), dtype=dtype, multipliers=(1.0,))
+    for name in ("series", "exact", "one block for all", "a limit that binds some"):
+        layer, input = embedding(14, 9)
+        config = peft.OFTConfig(oft_block_size=3, target_modules=["layer"], **OPTIONS[name])
+        dtype = torch.float32 if OPTIONS[name].get("coft") else torch.float64
+        of_embedding = formula(OPTIONS[name], key="layer.oft_embedding_R.weight")
+        title, layer = f"OFT, {name},", layer.to(dtype)
+        yield of_peft(title, config, layer, of_embedding, input=input, dtype=dtype, multipliers=(1.0,))
