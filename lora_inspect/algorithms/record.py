@@ -111,6 +111,7 @@ class Algorithm(NamedTuple):
     the parameter, so that no multiplier but 0 and 1 means anything.
 
     `positions` are roles whose tensors are whole numbers that say where the others belong.
+    `ties` says that in its program a head that shares the weight of an embedding takes part in the change of that.
     `scaled` are roles whose factors the change is linear in, the first that is there takes a scale.
     `rows` are the roles whose factors have the rows of the change as their own: taken in another order they are the
     factors of the change so ordered, and zeros those of rows that do not change. Each stands with the role of what it
@@ -153,6 +154,7 @@ class Algorithm(NamedTuple):
     numbers: tuple[Role, ...] = ()
     beside: str | None = None
     replaces: bool = False
+    ties: bool = False
     positions: tuple[Role, ...] = ()
     scaled: tuple[Role, ...] = ()
     rows: Mapping[Role, Role | None] = MappingProxyType({})

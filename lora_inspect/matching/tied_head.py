@@ -5,7 +5,11 @@ A change of the one weight is one of both, while the adapter of PEFT is at work 
 """
 
 from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.input_file import InputFile
+from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import leaf_of, path_of
+from lora_inspect.reading.contribution import Module
 
 HEADS = ("lm_head", "embed_out")
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "shared")
@@ -24,3 +28,30 @@ def is_embedding(name: str) -> bool:
 def shared_embedding(base: Checkpoint) -> str | None:
     """The weight of the embedding where no head has its own; None where there is a head, or no such embedding."""
     return None if has_head(base) else next(filter(is_embedding, base.tensors), None)
+
+
+def repeats_embedding(module: Module, adapter: Adapter, base: Checkpoint) -> bool:
+    """Whether a module of a head says once more what another one says of the embedding whose weight the head shares."""
+    if not module.name.body.endswith(HEADS) or not shared_embedding(base):
+        return False
+    return any(_says_same(module, other) for other in adapter.modules.values() if other.name.body.endswith(EMBEDDINGS))
+
+
+def _says_same(module: Module, other: Module) -> bool:
+    """Whether both have one change of an algorithm that ties heads, with the same settings and numbers."""
+    if len(module.contributions) != 1 or len(other.contributions) != 1:
+        return False
+    (ours,), (theirs,) = module.contributions, other.contributions
+    if not ours.algorithm.ties or ours.algorithm is not theirs.algorithm or ours.settings != theirs.settings:
+        return False
+    pairs = ((info, theirs.factors.get(role)) for role, info in ours.factors.items())
+    return all(one is not None and _same_numbers(info, one) for info, one in pairs)
+
+
+def _same_numbers(info: TensorInfo, other: TensorInfo) -> bool:
+    return (info.dtype, info.shape) == (other.dtype, other.shape) and _bytes_of(info) == _bytes_of(other)
+
+
+def _bytes_of(info: TensorInfo) -> bytes:
+    with InputFile(info.file, info.identity) as source:
+        return bytes(source.read(info.start, info.nbytes))

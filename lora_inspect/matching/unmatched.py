@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.listing import listed
 from lora_inspect.matching.base_copies import equal_copies
 from lora_inspect.matching.match import Matching
-from lora_inspect.matching.tied_head import HEADS, shared_embedding
+from lora_inspect.matching.tied_head import HEADS, repeats_embedding, shared_embedding
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import BASE_PREFIXES, FOREIGN_PREFIXES, is_weight
 from lora_inspect.reading.contribution import Module
@@ -28,6 +29,8 @@ _COMPARED_CHARACTERS = 500
 def accept_unmatched(adapter: Adapter, base: Checkpoint, matching: Matching, allowed: bool) -> list[str]:
     """The keys of the adapter that change nothing; raises LoraInspectError where they must not be."""
     path = adapter.checkpoint.path
+    unmatched = tuple(one for one in matching.unmatched if not repeats_embedding(one, adapter, base))
+    matching = replace(matching, unmatched=unmatched)
     if not matching.targets:
         why = _why(matching, adapter, base)
         raise LoraInspectError(f"{path}: no module fits {base.path}; {why}.")

@@ -4,7 +4,7 @@ A weight is a matrix (out, columns) here, where the columns of a convolution are
 between calls, so that rows may come in any blocks and in any order. Written with tensor methods alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -94,6 +94,34 @@ class Replaced:
     def transposed(self) -> Change:
         """The values turned round."""
         return replace(self, values=self.values.transpose(0, 1).contiguous())
+
+
+@dataclass(frozen=True, slots=True)
+class ReplacedRows:
+    """`values` (count, columns) in the place of some rows of the weight, whose numbers are `rows`, each once.
+
+    There is no multiplier but 1.
+    """
+
+    rows: Sequence[int]
+    values: Any
+    together: int = 1
+
+    def settled(self, blocks: Blocks, multiplier: float) -> Change:
+        """Needs nothing of the weight."""
+        return self
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Writes the values over their rows; raises ValueError for a multiplier that means nothing."""
+        if multiplier != 1:
+            raise ValueError(f"rows are replaced or not, which a multiplier of {multiplier:g} does not say")
+        for number, values in zip(self.rows, self.values, strict=True):
+            if first <= number < first + rows.shape[0]:
+                rows[number - first].copy_(values)
+
+    def transposed(self) -> Change:
+        """All rows at once."""
+        return Transposed(self)
 
 
 @dataclass(frozen=True, slots=True)

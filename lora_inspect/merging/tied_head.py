@@ -33,6 +33,8 @@ def check_tied(base: Checkpoint, side_files: SideFiles, folds: Mapping[str, Sequ
 def _trains_one(fold: Fold) -> bool:
     """Whether the change is one of the embedding alone: PEFT may tie it to that of the head, and says so."""
     config = fold.adapter.checkpoint.config or {}
+    if fold.contribution.algorithm.ties:
+        return False
     return bool(fold.multiplier) and config.get("ensure_weight_tying") is not True
 
 

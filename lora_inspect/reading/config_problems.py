@@ -10,6 +10,9 @@ from lora_inspect.reading.residual_base import residual_init
 # How the keys of metadata begin that say how alpha and rank are to be read.
 _DECIDING_METADATA = ("lora_inspect.", "lora_adapter_metadata", "ss_network_", "ss_alpha_", "ss_rank_", "ss_init_")
 
+# The field in which a config names tokens whose rows were trained beside its factors.
+_TOKENS = "trainable_token_indices"
+
 
 def residual_bases(reading: FileReading) -> Iterator[Finding]:
     """Initialisations that leave the adapter on another base than the original one."""
@@ -21,6 +24,20 @@ def residual_bases(reading: FileReading) -> Iterator[Finding]:
                 "residual-base",
                 f"{where} says the {init} initialisation, so the tensors change a residual base, not the original "
                 "one; convert the adapter to plain LoRA with the program that trained it",
+            )
+
+
+def missing_tokens(reading: FileReading) -> Iterator[Finding]:
+    """Configs of a LoRA that name tokens whose rows were trained beside its factors, of which the file has nothing."""
+    if any(c.algorithm.ties for c in reading.contributions):
+        return
+    for found in reading.configs:
+        if found.config.get(_TOKENS):
+            yield Finding(
+                "incomplete",
+                f"{found.where} says {_TOKENS}, but no rows of tokens are there: they were lost, and the rest is not "
+                "the adapter; fetch the file that the trainer saved, or take them out of the config where there were "
+                "none",
             )
 
 

@@ -26,7 +26,6 @@ FOREIGN_SETTINGS = {
     "arrow_config": "Arrow routes between several adapters",
     "layer_replication": "layer_replication repeats layers of the base",
     "alora_invocation_tokens": "aLoRA acts from an invocation token on",
-    "trainable_token_indices": "trainable_token_indices replaces rows of the embedding",
     "monteclora_config": "MonteCLoRA samples the factors",
 }
 

@@ -6,7 +6,7 @@ To add one is to add its entry here, its row to the table in docs/reading.md, an
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from lora_inspect.reading.config_problems import contradicting_shards, refused_patterns, residual_bases
+from lora_inspect.reading.config_problems import contradicting_shards, missing_tokens, refused_patterns, residual_bases
 from lora_inspect.reading.expert_packing import packing_setting
 from lora_inspect.reading.expert_parameters import lost_parameters
 from lora_inspect.reading.file_reading import FileReading
@@ -34,7 +34,7 @@ class Entry(NamedTuple):
 PROBLEMS = (
     Entry("twice", ERROR, (unfit_tensors,)),
     Entry("shape", ERROR, (unfit_tensors,)),
-    Entry("incomplete", ERROR, (unfit_tensors, missing_saved)),
+    Entry("incomplete", ERROR, (unfit_tensors, missing_saved, missing_tokens)),
     Entry("magnitude-shape", ERROR, (unfit_tensors,)),
     Entry("experts", ERROR, (unfit_tensors, lost_parameters)),
     Entry("peft-setting", ERROR, (unbuilt_configs,)),

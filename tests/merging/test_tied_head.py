@@ -4,8 +4,8 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
+from peft import LoraConfig, TrainableTokensConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 pytestmark = pytest.mark.numeric
@@ -32,13 +32,18 @@ def outputs(model):
 
 
 def trained(folder, **config):
-    """An adapter of a tied model, and the logits of PEFT's own model with it."""
+    """A LoRA of a tied model, and the logits of PEFT's own model with it."""
+    return trained_by(LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, **config), folder)
+
+
+def trained_by(config, folder, tied=True):
+    """An adapter of a model, and the logits of PEFT's own model with it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(1)
-        model = get_peft_model(llama(), LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, **config)).eval()
+        model = get_peft_model(llama(tied), config).eval()
         for name, parameter in model.named_parameters():
-            if "modules_to_save" in name:
+            if "modules_to_save" in name or "trainable_tokens" in name:
                 parameter.data += torch.randn_like(parameter)
         model.save_pretrained(folder)
     return outputs(model)
@@ -107,3 +112,47 @@ def test_a_model_that_may_have_no_head_at_all_gets_a_note(has_config, tmp_path, 
     ended = run("merge", base, tmp_path / "adapter", "-o", tmp_path / f"merged{base.suffix}")
     assert ended.status == 0
     assert "has no head: one that shares embed_tokens.weight changes with it" in ended.stderr
+
+
+TOKENS = [5, 2]
+OF_TOKENS = {
+    "alone": TrainableTokensConfig(token_indices=TOKENS),
+    "beside LoRA": LoraConfig(target_modules=["q_proj"], trainable_token_indices=TOKENS),
+    "beside LoRA, of both": LoraConfig(
+        target_modules=["q_proj"], trainable_token_indices={"embed_tokens": TOKENS, "lm_head": TOKENS}
+    ),
+}
+
+
+@pytest.mark.parametrize("config", OF_TOKENS.values(), ids=OF_TOKENS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_tokens_change_a_head_as_they_do_in_peft(config, tied, tmp_path, run):
+    expected = trained_by(config, tmp_path / "adapter", tied)
+    llama(tied).save_pretrained(tmp_path / "base")
+    assert run("merge", tmp_path / "base", tmp_path / "adapter", "-o", tmp_path / "merged").status == 0
+    assert_same(outputs(LlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()), expected)
+
+
+def test_other_rows_for_the_head_than_for_the_embedding_whose_weight_it_shares(tmp_path, run):
+    trained_by(OF_TOKENS["beside LoRA, of both"], tmp_path / "adapter", tied=False)
+    llama().save_pretrained(tmp_path / "base")
+    refusal = run("merge", tmp_path / "base", tmp_path / "adapter", "-o", tmp_path / "merged").refusal
+    assert "lm_head has no weight of its own there" in refusal
+
+
+def test_tokens_beyond_the_embedding(tmp_path, run):
+    trained_by(TrainableTokensConfig(token_indices=[1, 31]), tmp_path / "adapter")
+    base = llama()
+    base.resize_token_embeddings(31)
+    base.save_pretrained(tmp_path / "base")
+    refusal = run("merge", tmp_path / "base", tmp_path / "adapter", "-o", tmp_path / "merged").refusal
+    assert "embed_tokens replaces the row of token 31, and model.embed_tokens.weight is [31, 16]" in refusal
+
+
+def test_rows_of_tokens_that_were_lost(tmp_path, run):
+    trained_by(OF_TOKENS["beside LoRA"], tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({key: tensor for key, tensor in load_file(path).items() if "token" not in key}, path)
+    llama().save_pretrained(tmp_path / "base")
+    refusal = run("merge", tmp_path / "base", tmp_path / "adapter", "-o", tmp_path / "merged").refusal
+    assert "says trainable_token_indices, but no rows of tokens are there" in refusal
