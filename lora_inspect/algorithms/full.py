@@ -5,8 +5,7 @@ W + multiplier · diff; there is no rank, and an alpha beside it belongs to anot
 parameter `modulation` of a block.
 """
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Formula, Shapes, Tensors
 from lora_inspect.algorithms.weight_shapes import other_than
@@ -40,14 +39,10 @@ def rank(shapes: Shapes) -> None:
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """The difference as a matrix (rows, columns); one of a vector has a single column."""
-    from lora_inspect.maths.change import Additive
+    from lora_inspect.maths.change import added
 
     difference = tensors[DIFFERENCE]
-    return Additive(partial(_rows, difference.reshape(difference.shape[0], -1)), scale)
-
-
-def _rows(matrix: Any, first: int, last: int) -> Any:
-    return matrix[first:last]
+    return added(difference.reshape(difference.shape[0], -1), scale)
 
 
 def difference_of(parameter: str, suffix: str, name: str, title: str) -> Algorithm:

@@ -4,8 +4,7 @@ The up layer computes up @ (down @ x) + bias, and the LoRA's scale multiplies al
 `Linear.merge` of PEFT's LoRA.
 """
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_inspect.algorithms.record import BIAS, Algorithm, Formula, Shapes, Tensors
 
@@ -35,13 +34,9 @@ def rank(shapes: Shapes) -> None:
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """scale · bias, as a matrix of one column."""
-    from lora_inspect.maths.change import Additive
+    from lora_inspect.maths.change import added
 
-    return Additive(partial(_rows, tensors["bias"].reshape(-1, 1)), scale)
-
-
-def _rows(column: Any, first: int, last: int) -> Any:
-    return column[first:last]
+    return added(tensors["bias"].reshape(-1, 1), scale)
 
 
 ALGORITHM = Algorithm(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # The tensor that counts, and what PEFT writes beside it and does not run: the same once more, and the base's own.
 SAVED, TWIN, ORIGINAL = "saved", "twin", "original"
+NAME = "saved"
 
 
 def check(shapes: Shapes) -> str | None:
@@ -44,7 +45,7 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 
 
 ALGORITHM = Algorithm(
-    name="saved",
+    name=NAME,
     title="a tensor saved whole",
     dialects={},
     formula=Formula(check, shape, misfit, rank, change),

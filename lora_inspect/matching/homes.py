@@ -31,11 +31,15 @@ class Home(NamedTuple):
 
 
 class Homes(NamedTuple):
-    """The modules with a home, those that are `homeless`, and of these what is found of one that is there in part."""
+    """The modules with a home, those that are `homeless`, and of these what is found of one that is there in part.
+
+    `lacking` are homes of homeless modules that have nothing of what these change.
+    """
 
     complete: list[Home]
     homeless: tuple[Module, ...]
     partial: tuple[Home, ...]
+    lacking: tuple[Home, ...]
 
 
 def find_homes(adapter: Adapter, base: Checkpoint, modules: Sequence[Module], correspondence: Correspondence) -> Homes:
@@ -47,6 +51,7 @@ def find_homes(adapter: Adapter, base: Checkpoint, modules: Sequence[Module], co
     tables = {kind: NameTable(base, *kind, correspondence) for kind in kinds}
     homes: list[Home] = []
     partial: list[Home] = []
+    lacking: list[Home] = []
     taken: dict[tuple[str, int | None], list[tuple[Found, Module]]] = defaultdict(list)
     unmatched: list[Module] = []
     for module in modules:
@@ -57,6 +62,7 @@ def find_homes(adapter: Adapter, base: Checkpoint, modules: Sequence[Module], co
             unmatched.append(module)
             continue
         if not found or not any(found[0].tensor(c.algorithm.parameter) in base.tensors for c in module.contributions):
+            lacking += [Home(module, found)] if found else []
             unmatched.append(module)
             continue
         for one in found:
@@ -65,7 +71,7 @@ def find_homes(adapter: Adapter, base: Checkpoint, modules: Sequence[Module], co
                 raise LoraInspectError(_both_change(other, module, one.path, adapter, base))
             here.append((one, module))
         homes.append(Home(module, found))
-    return Homes(homes, tuple(unmatched), tuple(partial))
+    return Homes(homes, tuple(unmatched), tuple(partial), tuple(lacking))
 
 
 def _one_meaning(module: Module, found: Iterable[Found], adapter: Adapter, base: Checkpoint) -> tuple[Found, ...]:

@@ -23,7 +23,8 @@ from lora_inspect.reading.identify import adapter_candidates, base_candidates, c
 class Matching:
     """Contributions by the name of the base tensor that they change, each with its place there.
 
-    `unmatched` are the modules without a target, and `partial` is what is there of those that the base has in part.
+    `unmatched` are the modules without a target, `partial` is what is there of those that the base has in part, and
+    `lacking` are the layers of those that change what their layer has not.
     `left_out` are those of components that were not asked for, `absent` the contributions whose layer is there without
     the parameter that they change. `orientations` say by target how each Linear weight is stored, and what decided it.
     """
@@ -34,6 +35,7 @@ class Matching:
     left_out: tuple[Module, ...] = ()
     absent: tuple[Contribution, ...] = ()
     orientations: dict[str, Orientation] = field(default_factory=dict)
+    lacking: tuple[Home, ...] = ()
 
 
 def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transposed: Answers = UNANSWERED) -> Matching:
@@ -71,7 +73,7 @@ def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transp
             placed = Placed(own, place, landing.rows)
             check_place(placed, adapter, base, base_codecs)
             targets[place.target.name].append(placed)
-    return Matching(dict(targets), homes.homeless, homes.partial, left_out, tuple(absent), orientations)
+    return Matching(dict(targets), homes.homeless, homes.partial, left_out, tuple(absent), orientations, homes.lacking)
 
 
 def _chosen(adapter: Adapter, only: Collection[str]) -> tuple[list[Module], tuple[Module, ...]]:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.listing import listed
@@ -119,6 +120,13 @@ def _why(matching: Matching, adapter: Adapter, base: Checkpoint) -> str:
         return (
             f"{module.name.key} is several layers there, of which {base.path} has {has} alone; use a base that holds "
             "all of them"
+        )
+    parameter = module.contributions[0].algorithm.parameter
+    lacking = next((home for home in matching.lacking if home.module is module), None)
+    if lacking and parameter != WEIGHT:
+        return (
+            f"{module.name.key} changes the {parameter} of {lacking.found[0].path}, which has none there, and a weight "
+            "cannot do that in its place; run the adapter in the program that trained it"
         )
     if module.name.body.endswith(HEADS) and (shared := shared_embedding(base)):
         return (

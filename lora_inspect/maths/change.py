@@ -74,6 +74,15 @@ class Additive:
         return Transposed(self)
 
 
+def added(matrix: Any, scale: float) -> Additive:
+    """W + multiplier · scale · matrix, of which all rows (out, columns) are there."""
+    return Additive(partial(_rows, matrix), scale)
+
+
+def _rows(matrix: Any, first: int, last: int) -> Any:
+    return matrix[first:last]
+
+
 @dataclass(frozen=True, slots=True)
 class Replaced:
     """`values` (out, columns) in the place of the weight, whole: there is no multiplier but 1."""

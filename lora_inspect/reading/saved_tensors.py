@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lora_inspect import schemes
-from lora_inspect.algorithms.saved import ORIGINAL, SAVED, TWIN, saved
+from lora_inspect.algorithms.saved import NAME, ORIGINAL, SAVED, TWIN, saved
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.listing import some
 from lora_inspect.reading.claim import Claims
@@ -120,7 +120,7 @@ def claim_saved(
 
 def about_saved(claims: Claims, configs: Sequence[FoundConfig]) -> Iterator[Evidence]:
     """What is saved whole, and which config says so."""
-    found = [c for module in claims.modules.values() for c in module.contributions if c.algorithm.replaces]
+    found = [c for module in claims.modules.values() for c in module.contributions if c.algorithm.name == NAME]
     where = [one.where for one in configs if _says(one.config)]
     biases = [c.module.key for c in found if c.algorithm.parameter == "bias"]
     others = [c.module.key for c in found if c.algorithm.parameter != "bias"]
@@ -131,7 +131,7 @@ def about_saved(claims: Claims, configs: Sequence[FoundConfig]) -> Iterator[Evid
 
 def missing_saved(reading: FileReading) -> Iterator[Finding]:
     """Configs that name modules of which the file has nothing."""
-    parameters = {c.algorithm.parameter for c in reading.contributions if c.algorithm.replaces}
+    parameters = {c.algorithm.parameter for c in reading.contributions if c.algorithm.name == NAME}
     for found in reading.configs:
         names = saved_modules(found.config)
         if names and not parameters and not found.modules.refused:

@@ -10,6 +10,9 @@ CHECKS = [
     ("hra", {"vectors": (12,)}, "are no vectors"),
     ("hra", {"vectors": (12, 0)}, "are no vectors"),
     ("hra", {"vectors": (3, 4)}, "at most as many"),
+    ("beft", {"added": (12,)}, "is no vector"),
+    ("beft", {"added": (1, 0)}, "is no vector"),
+    ("beft", {"added": (2, 12)}, "is no vector"),
     ("trainable_tokens", {"rows": (12,)}, "are no rows"),
     ("trainable_tokens", {"rows": (0, 12)}, "are no rows"),
     ("shira", {"values": (), "entries": (2,)}, "are no values"),
@@ -20,6 +23,7 @@ CHECKS = [
 MISFITS = [
     ("hra", {"vectors": (12, 2)}, (20, 13), "reflects rows of 12 numbers"),
     ("hra", {"vectors": (12, 2)}, (12,), "reflects rows of 12 numbers"),
+    ("beft", {"added": (1, 12)}, (13,), "changes a bias of 12 numbers"),
     ("trainable_tokens", {"rows": (2, 12)}, (20, 13), "replaces rows of 12 numbers"),
     ("trainable_tokens", {"rows": (2, 12)}, (20, 12, 3), "replaces rows of 12 numbers"),
     ("shira", {"values": (3,), "entries": (2, 3)}, (12,), "entries of a matrix"),
