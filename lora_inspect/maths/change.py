@@ -7,6 +7,7 @@ between calls, so that rows may come in any blocks and in any order. Written wit
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import lcm
 from typing import Any, Protocol
 
 # Reads the weight: (first row, rows) for all of it, in blocks that begin and end where they may, in memory that is
@@ -81,6 +82,32 @@ def added(matrix: Any, scale: float) -> Additive:
 
 def _rows(matrix: Any, first: int, last: int) -> Any:
     return matrix[first:last]
+
+
+@dataclass(frozen=True, slots=True)
+class Both:
+    """Two changes of one weight that need nothing of it, one after the other."""
+
+    first: Change
+    second: Change
+
+    @property
+    def together(self) -> int:
+        """Groups of rows that are groups of both."""
+        return lcm(self.first.together, self.second.together)
+
+    def settled(self, blocks: Blocks, multiplier: float) -> Change:
+        """Needs nothing of the weight."""
+        return self
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Folds both."""
+        self.first.fold(rows, first, multiplier)
+        self.second.fold(rows, first, multiplier)
+
+    def transposed(self) -> Change:
+        """Both of them."""
+        return Both(self.first.transposed(), self.second.transposed())
 
 
 @dataclass(frozen=True, slots=True)

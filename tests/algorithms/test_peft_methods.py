@@ -1,12 +1,32 @@
 """What methods of PEFT say of shapes and configurations that are not theirs. Their formulas are in `cases/`."""
 
 import pytest
+import torch
 
 from lora_inspect.algorithms import every
 from lora_inspect.algorithms.record import Surroundings
 
 TOKENS = {"rows": (2, 12)}
+VALUES = {"values": (3,), "entries": (3,)}
+SUPRA = {**VALUES, "down": (2, 12), "up": (20, 2)}
+THIN = {"down": (3, 20), "up": (20, 3)}
+DEEP = {**THIN, "encoder 0": (3, 3), "decoder 0": (3, 3)}
+NETWORK = {"act_fn": "relu", "scaling": 1.0, "depth": 1}
 CHECKS = [
+    ("supertuning", {"values": (0,), "entries": (0,)}, "are no values"),
+    ("supertuning", {"values": (3,), "entries": (4,)}, "are no values"),
+    ("supertuning", {"values": (3, 1), "entries": (3, 1)}, "are no values"),
+    ("supertuning", {**VALUES, "down": (2, 12)}, "one is there alone"),
+    ("supertuning", {**VALUES, "up": (2, 12)}, "one is there alone"),
+    ("supertuning", {**SUPRA, "up": (20, 3)}, "make no product"),
+    ("supertuning", {**SUPRA, "down": (0, 12), "up": (20, 0)}, "make no product"),
+    ("supertuning", {**SUPRA, "down": (12,)}, "make no product"),
+    ("peanut", {"down": (3, 20), "up": (20, 4)}, "are not (r, outputs) and (outputs, r)"),
+    ("peanut", {"down": (20,), "up": (20,)}, "are not (r, outputs) and (outputs, r)"),
+    ("peanut", {"down": (0, 20), "up": (20, 0)}, "are not (r, outputs) and (outputs, r)"),
+    ("peanut", {**THIN, "encoder 1": (3, 3), "decoder 1": (3, 3)}, "some are missing"),
+    ("peanut", {**THIN, "encoder 0": (3, 3)}, "1 encoders and 0 decoders"),
+    ("peanut", {**DEEP, "decoder 0": (3, 4)}, "decoder 0 [3, 4] is not (3, 3)"),
     ("hra", {"vectors": (12,)}, "are no vectors"),
     ("hra", {"vectors": (12, 0)}, "are no vectors"),
     ("hra", {"vectors": (3, 4)}, "at most as many"),
@@ -21,6 +41,10 @@ CHECKS = [
     ("shira", {"values": (3,), "entries": (3, 3)}, "are no values"),
 ]
 MISFITS = [
+    ("supertuning", VALUES, (12, 3, 3, 3), "entries of a matrix"),
+    ("supertuning", SUPRA, (20, 13), "changes a weight of [20, 12]"),
+    ("peanut", THIN, (21, 12), "changes a matrix of 20 rows"),
+    ("peanut", THIN, (20, 12, 3), "changes a matrix of 20 rows"),
     ("hra", {"vectors": (12, 2)}, (20, 13), "reflects rows of 12 numbers"),
     ("hra", {"vectors": (12, 2)}, (12,), "reflects rows of 12 numbers"),
     ("beft", {"added": (1, 12)}, (13,), "changes a bias of 12 numbers"),
@@ -30,6 +54,18 @@ MISFITS = [
     ("shira", {"values": (3,), "entries": (2, 3)}, (12, 3, 3, 3), "entries of a matrix"),
 ]
 CONFIGS = [
+    ("supertuning", {"values": (3,)}, {}, "its entries were not saved"),
+    ("supertuning", SUPRA, None, "there is none for this module"),
+    ("supertuning", SUPRA, {"lora_alpha": None}, "does not say the lora_alpha"),
+    ("supertuning", SUPRA, {"lora_alpha": float("inf")}, "does not say the lora_alpha"),
+    ("peanut", DEEP, None, "there is none for this module"),
+    ("peanut", DEEP, {**NETWORK, "depth": 2}, "does not say the depth"),
+    ("peanut", THIN, {**NETWORK, "depth": False}, "does not say the depth"),
+    ("peanut", DEEP, {**NETWORK, "depth": True}, "does not say the depth"),
+    ("peanut", DEEP, {**NETWORK, "scaling": "1"}, "does not say the scaling"),
+    ("peanut", DEEP, {**NETWORK, "scaling": 10**400}, "does not say the scaling"),
+    ("peanut", DEEP, {**NETWORK, "act_fn": "laplace"}, "its act_fn 'laplace' is not built in"),
+    ("peanut", DEEP, {**NETWORK, "act_fn": ["relu"]}, "does not say the act_fn"),
     ("hra", {}, None, "there is none for this module"),
     ("hra", {}, {}, "does not say the apply_GS"),
     ("hra", {}, {"apply_GS": 1}, "does not say the apply_GS"),
@@ -65,3 +101,12 @@ def test_weights_of_another_shape(name, shapes, weight, says):
 def test_configs_that_do_not_say_the_formula(name, shapes, config, says):
     around = Surroundings("model.layer", list(shapes), config, {}, None, False, shapes)
     assert says in found(name).settings(around)
+
+
+@pytest.mark.parametrize("odd", [-1, 60, 2**40])
+def test_entries_beyond_the_weight(odd):
+    outside = found("supertuning").formula.outside
+    inside = {"entries": torch.tensor([0, 59])}
+    assert outside(inside, (5, 12), lora_scale=0.0) is None
+    beyond = {"entries": torch.tensor([0, odd])}
+    assert outside(beyond, (5, 12), lora_scale=0.0) == f"changes the entry {odd} of a weight"
