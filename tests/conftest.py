@@ -141,18 +141,21 @@ def write_safetensors(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def read(write_safetensors: Callable[..., Path]) -> Callable[..., Any]:
-    """`read(tensors, metadata, config, **settings)`: the adapter of such a file, with a config beside it if given."""
+def read(write_safetensors: Callable[..., Path], tmp_path: Path) -> Callable[..., Any]:
+    """`read(tensors, metadata, config, **settings)`: the adapter of such a file, with a config beside it if given.
+
+    Without tensors it is that of a folder with the config alone.
+    """
     from lora_inspect.files.checkpoint import open_checkpoint
     from lora_inspect.reading.adapter import read_adapter
     from lora_inspect.reading.settings import Settings
 
     def read_tensors(
-        tensors: Any, metadata: Any = None, config: Any = None, name: str = "file.safetensors", **settings: Any
+        tensors: Any = None, metadata: Any = None, config: Any = None, name: str = "file.safetensors", **settings: Any
     ) -> Any:
-        path = write_safetensors(tensors, metadata, name)
+        path = tmp_path if tensors is None else write_safetensors(tensors, metadata, name)
         if config is not None:
-            (path.parent / "adapter_config.json").write_text(json.dumps(config))
+            (tmp_path / "adapter_config.json").write_text(json.dumps(config))
         return read_adapter(open_checkpoint(str(path)), Settings(**settings))
 
     return read_tensors

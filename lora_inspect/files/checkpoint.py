@@ -33,8 +33,9 @@ class Checkpoint(NamedTuple):
 
     `path` is what the user named; `root` is the folder that holds a sharded or folder checkpoint and None for
     a single file. `config` is an `adapter_config.json` found beside the file; whether it belongs to the file
-    is for the reader of the tensors to say. `metadata` is the union over the files. `inputs` are all files that
-    were read, by path: the weights, the index and the config, each as it was when it was opened.
+    is for the reader of the tensors to say; `files` are none where it is there alone. `metadata` is the union over the
+    files. `inputs` are all files that were read, by path: the weights, the index and the config, each as it was when it
+    was opened.
     """
 
     path: str
@@ -55,7 +56,10 @@ class Checkpoint(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of its file, and of a sharded set the one that a single file would have."""
+        """The name of its file, and of a sharded set the one that a single file would have.
+
+        Raises IndexError where there are no files.
+        """
         name = os.path.basename(self.files[0])
         whole = _set_of(name)
         return whole.stem + whole.ending if whole and len(self.files) > 1 else name
@@ -137,7 +141,15 @@ def find_checkpoints(folder: str) -> Iterator[str]:
             if group not in seen:
                 seen.add(group)
                 yield os.path.join(parent, name)
+        if not seen and is_config_alone(names):
+            yield parent
     yield from unreadable
+
+
+def is_config_alone(names: Iterable[str]) -> bool:
+    """Whether of an adapter in a folder of files with these names the configuration is there, and no weights at all."""
+    endings = (".safetensors", *PICKLE_ENDINGS)
+    return ADAPTER_CONFIG in names and not any(name.lower().endswith(endings) for name in names)
 
 
 def is_checkpoint_folder(folder: str) -> bool:
@@ -146,6 +158,8 @@ def is_checkpoint_folder(folder: str) -> bool:
     weights = [name for name in names if is_weights(os.path.join(folder, name))]
     sets = {_set_of(name) or name for name in weights}
     has_subfolders = any(os.path.isdir(os.path.join(folder, name)) for name in names)
+    if is_config_alone(names) and not has_subfolders:
+        return True
     if PEFT_WEIGHTS + ".safetensors" in names or any(name.endswith(".safetensors.index.json") for name in names):
         return True
     return len(sets) == 1 and not has_subfolders
@@ -182,6 +196,8 @@ def _open_folder(folder: str) -> Checkpoint:
     pickles = [name for name in names if name.lower().endswith(PICKLE_ENDINGS)]
     if not weights and pickles:
         read_header(os.path.join(folder, likely_weights(pickles)))
+    if is_config_alone(names):
+        return _config_alone(folder)
     found = f"{len(weights)} .safetensors files" if weights else "no .safetensors file"
     raise LoraInspectError(
         f"{folder}: the folder holds {found}, but one checkpoint was expected; name the file itself."
@@ -200,6 +216,23 @@ def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
         metadata=metadata,
         inputs=inputs,
         root=root,
+        config=config,
+        config_path=config_path,
+    )
+
+
+def _config_alone(folder: str) -> Checkpoint:
+    """An adapter of which the configuration is there without the weights: a checkpoint of no files."""
+    inputs: dict[str, Identity] = {}
+    config, config_path = _config_beside(os.path.join(folder, ADAPTER_CONFIG), inputs)
+    return Checkpoint(
+        path=folder,
+        files=(),
+        tensors={},
+        file_metadata={},
+        metadata={},
+        inputs=inputs,
+        root=folder,
         config=config,
         config_path=config_path,
     )

@@ -206,7 +206,7 @@ def _check_named_once(adapters: Sequence[Checkpoint]) -> None:
     """Raises LoraInspectError where two paths lead to the same files: two spellings, or two shards of one set."""
     named: dict[tuple[str, ...], str] = {}
     for adapter in adapters:
-        files = tuple(map(os.path.realpath, adapter.files))
+        files = tuple(map(os.path.realpath, adapter.files or [adapter.path]))
         if files in named:
             also = "" if named[files] == adapter.path else f", also as {named[files]}"
             raise LoraInspectError(
@@ -233,8 +233,8 @@ def _as_settings(given: Settings | float) -> Settings:
 def _check_kinds(base: Checkpoint, adapters: Sequence[Adapter]) -> None:
     base_is_adapter = kind_of(read_adapter(base))[0] == ADAPTER
     for adapter in adapters:
-        _, reading = kind_of(adapter)
-        if base_is_adapter and not reading.modules:
+        kind, reading = kind_of(adapter)
+        if base_is_adapter and kind != ADAPTER:
             raise LoraInspectError(
                 f"{base.path} is an adapter and {adapter.checkpoint.path} is none; name the base first, then the "
                 "adapters."

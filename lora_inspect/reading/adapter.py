@@ -7,6 +7,7 @@ from typing import NamedTuple
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, read_row
 from lora_inspect.reading.claim import claim
+from lora_inspect.reading.config_alone import about_method
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.dora_evidence import dora_claims, read_dora
 from lora_inspect.reading.evidence import DoraReading, Evidence, RsloraReading
@@ -119,6 +120,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         rslora=rslora,
         dora=dora,
         evidence=(
+            *about_method(configs, bool(claims.modules)),
             *about_rules,
             *about_dora,
             *about_parts(one.counted for one in ruled),

@@ -58,7 +58,7 @@ def find_configs(
     config, path = checkpoint.config, checkpoint.config_path
     if config is not None and path is not None and peft_config.is_peft_config(config):
         beside = FoundConfig(path, "", config, embedded=False, modules=ModuleSettings(config, steps))
-        named = os.path.basename(checkpoint.files[0]).startswith(PEFT_WEIGHTS)
+        named = not checkpoint.files or os.path.basename(checkpoint.files[0]).startswith(PEFT_WEIGHTS)
         # One that cannot be compared with the tensors may be theirs.
         if named or _fits(beside, list(read(beside))) or beside.modules.refused:
             found.append(beside)

@@ -6,6 +6,7 @@ To add one is to add its entry here, its row to the table in docs/reading.md, an
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from lora_inspect.reading.config_alone import missing_weights
 from lora_inspect.reading.config_problems import contradicting_shards, missing_tokens, refused_patterns, residual_bases
 from lora_inspect.reading.expert_packing import packing_setting
 from lora_inspect.reading.expert_parameters import lost_parameters
@@ -16,6 +17,7 @@ from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Finding, Problem
 from lora_inspect.reading.saved_tensors import missing_saved
 from lora_inspect.reading.scale_problems import alpha_setting, rslora_hint, rule_setting, unknown_scales
 from lora_inspect.reading.unbuilt import unbuilt_algorithms, unbuilt_configs
+from lora_inspect.reading.weightless import weightless
 
 Look = Callable[[FileReading], Iterable[Finding]]
 
@@ -32,6 +34,8 @@ class Entry(NamedTuple):
 
 
 PROBLEMS = (
+    Entry("weights-missing", ERROR, (missing_weights,)),
+    Entry("no-weight", ERROR, (weightless,)),
     Entry("twice", ERROR, (unfit_tensors,)),
     Entry("shape", ERROR, (unfit_tensors,)),
     Entry("incomplete", ERROR, (unfit_tensors, missing_saved, missing_tokens)),

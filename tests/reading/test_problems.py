@@ -26,6 +26,8 @@ def peft(**config):
 
 # What `read` makes of each problem's own file; `beside` is what `write_safetensors` puts beside it.
 TOYS = {
+    "weights-missing": {"config": CONFIG},
+    "no-weight": {"tensors": {"prompt_embeddings": ("F32", (4, IN), 1)}},
     "twice": {"tensors": {**lora("a"), "a.lora_A.weight": ("F32", (16, IN), 1)}},
     "shape": {"tensors": lora("a") | {"a.lora_up.weight": ("F32", (OUT, 5), 1)}},
     "incomplete": {"tensors": {"a.lora_down.weight": ("F32", (16, IN), 1)}},
