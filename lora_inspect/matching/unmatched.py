@@ -121,12 +121,13 @@ def _why(matching: Matching, adapter: Adapter, base: Checkpoint) -> str:
             f"{module.name.key} is several layers there, of which {base.path} has {has} alone; use a base that holds "
             "all of them"
         )
-    parameter = module.contributions[0].algorithm.parameter
+    algorithm = module.contributions[0].algorithm
     lacking = next((home for home in matching.lacking if home.module is module), None)
-    if lacking and parameter != WEIGHT:
+    if lacking and algorithm.parameter != WEIGHT:
         return (
-            f"{module.name.key} changes the {parameter} of {lacking.found[0].path}, which has none there, and a weight "
-            "cannot do that in its place; run the adapter in the program that trained it"
+            f"{module.name.key} ({algorithm.title}) changes the {algorithm.parameter} of {lacking.found[0].path}, "
+            "which has none there, and a weight cannot do that in its place; run the adapter in the program that "
+            "trained it"
         )
     if module.name.body.endswith(HEADS) and (shared := shared_embedding(base)):
         return (

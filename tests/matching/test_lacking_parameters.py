@@ -29,13 +29,17 @@ def files(tmp_path):
 
 
 def test_a_bias_that_is_nowhere(files):
-    with pytest.raises(LoraInspectError, match=r"no module fits .*first changes the bias of first, which has none"):
+    with pytest.raises(
+        LoraInspectError, match=r"no module fits .*first \(BEFT\) changes the bias of first, which has none"
+    ):
         plan_merge(*files(), MergeOptions())
 
 
 def test_a_bias_that_one_of_two_layers_has(files, tmp_path):
     base, adapters = files("first")
-    with pytest.raises(LoraInspectError, match=r"1 of 2 modules .*second changes the bias of second, which has none"):
+    with pytest.raises(
+        LoraInspectError, match=r"1 of 2 modules .*second \(BEFT\) changes the bias of second, which has none"
+    ):
         plan_merge(base, adapters, MergeOptions())
     plan = plan_merge(base, adapters, MergeOptions(allow_unmatched=True))
     assert plan.unmatched == ("base_model.model.second",)
