@@ -12,7 +12,11 @@ SUPRA = {**VALUES, "down": (2, 12), "up": (20, 2)}
 THIN = {"down": (3, 20), "up": (20, 3)}
 DEEP = {**THIN, "encoder 0": (3, 3), "decoder 0": (3, 3)}
 NETWORK = {"act_fn": "relu", "scaling": 1.0, "depth": 1}
+TURNS = {"angles": (20,), "factors": (20,)}
 CHECKS = [
+    ("road", {"angles": (20,), "factors": (10,)}, "are not as many angles as factors"),
+    ("road", {"angles": (0,), "factors": (0,)}, "are not as many angles as factors"),
+    ("road", {"angles": (20, 1), "factors": (20, 1)}, "are not as many angles as factors"),
     ("supertuning", {"values": (0,), "entries": (0,)}, "are no values"),
     ("supertuning", {"values": (3,), "entries": (4,)}, "are no values"),
     ("supertuning", {"values": (3, 1), "entries": (3, 1)}, "are no values"),
@@ -54,6 +58,14 @@ MISFITS = [
     ("shira", {"values": (3,), "entries": (2, 3)}, (12, 3, 3, 3), "entries of a matrix"),
 ]
 CONFIGS = [
+    ("road", TURNS, None, "there is none for this module"),
+    ("road", TURNS, {"variant": "road_3", "group_size": 4}, "does not say the variant"),
+    ("road", TURNS, {"variant": ["road_1"], "group_size": 4}, "does not say the variant"),
+    ("road", TURNS, {"variant": "road_1", "group_size": True}, "does not say the group_size"),
+    ("road", TURNS, {"variant": "road_1", "group_size": 0}, "does not say the group_size"),
+    ("road", TURNS, {"variant": "road_2", "group_size": 5}, "groups of 5 outputs for 20 of them in the variant road_2"),
+    ("road", TURNS, {"variant": "road_1", "group_size": 16}, "groups of 16 outputs for 40 of them"),
+    ("road", {"angles": (21,), "factors": (21,)}, {"variant": "road_4", "group_size": 2}, "outputs for 10.5 of them"),
     ("supertuning", {"values": (3,)}, {}, "its entries were not saved"),
     ("supertuning", SUPRA, None, "there is none for this module"),
     ("supertuning", SUPRA, {"lora_alpha": None}, "does not say the lora_alpha"),
@@ -100,7 +112,8 @@ def test_weights_of_another_shape(name, shapes, weight, says):
 @pytest.mark.parametrize(("name", "shapes", "config", "says"), CONFIGS)
 def test_configs_that_do_not_say_the_formula(name, shapes, config, says):
     around = Surroundings("model.layer", list(shapes), config, {}, None, False, shapes)
-    assert says in found(name).settings(around)
+    algorithm = found(name)
+    assert says in (algorithm.variant or algorithm.settings)(around)
 
 
 @pytest.mark.parametrize("odd", [-1, 60, 2**40])
@@ -110,3 +123,16 @@ def test_entries_beyond_the_weight(odd):
     assert outside(inside, (5, 12), lora_scale=0.0) is None
     beyond = {"entries": torch.tensor([0, odd])}
     assert outside(beyond, (5, 12), lora_scale=0.0) == f"changes the entry {odd} of a weight"
+
+
+@pytest.mark.parametrize(("variant", "rows"), [("road_1", 40), ("road_2", 20), ("road_4", 10)])
+def test_the_variant_of_road_says_how_many_outputs_it_turns(variant, rows):
+    config = {"variant": variant, "group_size": 10}
+    road = found("road").variant(Surroundings("layer", list(TURNS), config, {}, None, False, TURNS))
+    assert road.formula.shape(TURNS) == (rows, None)
+    assert road.formula.together(TURNS) == road.bias.together(TURNS) == 10
+    assert road.formula.misfit(TURNS, (rows, 12)) is None
+    for odd in ((rows + 1, 12), (rows,), (rows, 12, 1)):
+        assert f"turns {rows} outputs" in road.formula.misfit(TURNS, odd)
+    assert road.bias.misfit(TURNS, (rows,)) is None
+    assert f"turns a bias of {rows} numbers" in road.bias.misfit(TURNS, (rows + 1,))

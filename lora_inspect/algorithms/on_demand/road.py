@@ -1,0 +1,104 @@
+"""RoAd: the outputs of a layer are turned and stretched in pairs, and with the weight the bias.
+
+The output x of a pair (x, y) becomes α cos θ · x - α sin θ · y, and y becomes α cos θ · y + α sin θ · x. The config
+says how many outputs are a group, whose first half is paired with the second one, and the `variant` how many numbers
+there are: road_1 has one angle and one factor for each pair, road_2 for each output, and road_4 two for each output,
+one of them for its cosine and one for its sine. PEFT has no strengths for it. Sources: Liao et al. 2024; the
+`RoadLayer` of PEFT.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.algorithms.config_fields import is_count, read_fields
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+# How many outputs each number of a variant is for.
+_OUTPUTS = {"road_1": 2, "road_2": 1, "road_4": 0.5}
+
+
+def check(shapes: Shapes) -> str | None:
+    """What is wrong with the shapes of the angles and factors, each (count,), or None."""
+    angles, factors = shapes["angles"], shapes["factors"]
+    if len(angles) != 1 or factors != angles or not angles[0]:
+        return f"road_theta {list(angles)} and road_alpha {list(factors)} are not as many angles as factors"
+    return None
+
+
+def _rows(shapes: Shapes, variant: str) -> int:
+    return int(shapes["angles"][0] * _OUTPUTS[variant])
+
+
+def misfit(shapes: Shapes, weight: tuple[int, ...], *, variant: str) -> str | None:
+    """What is turned where that is not a weight of this shape, or None."""
+    rows = _rows(shapes, variant)
+    return None if len(weight) == 2 and weight[0] == rows else f"turns {rows} outputs of a Linear layer"
+
+
+def misfit_of_bias(shapes: Shapes, bias: tuple[int, ...], *, variant: str) -> str | None:
+    """What is turned where that is not a bias of this shape, or None."""
+    rows = _rows(shapes, variant)
+    return None if bias == (rows,) else f"turns a bias of {rows} numbers"
+
+
+def change(tensors: Tensors, scale: float, alpha: float | None, *, variant: str, group: int) -> "Change":
+    """The turned pairs of outputs."""
+    from lora_inspect.maths.turned_pairs import TurnedPairs
+
+    angles, factors = tensors["angles"], tensors["factors"]
+    if variant == "road_4":
+        angles, factors = angles.reshape(-1, 2, group), factors.reshape(-1, 2, group)
+        own, other = factors[:, 0] * angles[:, 0].cos(), factors[:, 1] * angles[:, 1].sin()
+        return TurnedPairs(own.flatten(), other.flatten(), group)
+    if variant == "road_1":
+        angles, factors = (one.reshape(-1, 1, group // 2).expand(-1, 2, -1).flatten() for one in (angles, factors))
+    return TurnedPairs(factors * angles.cos(), factors * angles.sin(), group)
+
+
+def variant(around: Surroundings) -> Algorithm | str:
+    """The algorithm in the variant and the groups of the config, or why these are unknown."""
+    fields = {"variant": lambda value: isinstance(value, str) and value in _OUTPUTS, "group_size": is_count}
+    found = read_fields(around.config, fields, "its turn of outputs")
+    if isinstance(found, str):
+        return found
+    name, group = found["variant"], found["group_size"]
+    rows = around.shapes["angles"][0] * _OUTPUTS[name]
+    if group % 2 or rows % group:
+        return (
+            f"its adapter_config.json says groups of {group} outputs for {rows:g} of them in the variant {name}, which "
+            "are no such groups; put the config beside the file that it was saved with"
+        )
+    return ALGORITHM._replace(
+        formula=_formula(name, group, misfit, lambda shapes: (_rows(shapes, name), None)),
+        bias=_formula(name, group, misfit_of_bias, lambda shapes: (_rows(shapes, name),)),
+    )
+
+
+def _formula(variant: str, group: int, misfit: Any, shape: Any) -> Formula:
+    return Formula(
+        check,
+        shape,
+        misfit=partial(misfit, variant=variant),
+        rank=lambda shapes: None,
+        change=partial(change, variant=variant, group=group),
+        together=lambda shapes: group,
+    )
+
+
+ALGORITHM = Algorithm(
+    name="road",
+    title="RoAd",
+    dialects={"peft": {"angles": ".road_theta", "factors": ".road_alpha"}},
+    marks=("angles", "factors"),
+    # What it is of a config that says nothing is never computed.
+    formula=_formula("road_1", 2, misfit, lambda shapes: (None, None)),
+    transposed=False,
+    multiplies=True,
+    blends=False,
+    has_alpha=False,
+    peft_type="ROAD",
+    variant=variant,
+)
