@@ -13,7 +13,7 @@ from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.path_settings import parse_without_strength
 from lora_inspect.cli.summaries import VERBS
-from lora_inspect.files.checkpoint import find_checkpoints, is_checkpoint_folder
+from lora_inspect.files.found_checkpoints import find_checkpoints, is_checkpoint_folder
 from lora_inspect.listing import listed, some
 from lora_inspect.ops.info import as_json, inspect
 from lora_inspect.reading.settings import Settings

@@ -17,8 +17,8 @@ from lora_inspect.converting.standard_config import (
     unscaled_config,
 )
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.checkpoint import ADAPTER_CONFIG, PEFT_WEIGHTS
 from lora_inspect.files.contents import Content, write_contents
+from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG, PEFT_WEIGHTS
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.output_names import file_output, folder_output
 from lora_inspect.files.outputs import check_output, check_replaceable, new_folder

@@ -1,31 +1,19 @@
 """The header-only view of a checkpoint: one file, a sharded set, or a folder. Standard library only."""
 
 import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.bounds import JSON_BYTES, JSON_ITEMS, TENSORS
 from lora_inspect.files.dtypes import decode_number
 from lora_inspect.files.foreign import PICKLE_ENDINGS, START_BYTES, is_weights, likely_weights, refuse_format
+from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG, PEFT_WEIGHTS, ShardSet, is_config_alone, set_of
 from lora_inspect.files.header import TensorInfo, identified_header, read_header
 from lora_inspect.files.header_text import too_many_tensors
 from lora_inspect.files.input_file import Identity, InputFile, read_whole
 from lora_inspect.files.json_text import parse_json
 from lora_inspect.files.near_names import nearest_path
-
-_SHARD = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)(?P<ending>\.[a-z]+)")
-ADAPTER_CONFIG = "adapter_config.json"
-PEFT_WEIGHTS = "adapter_model"
-
-
-class ShardSet(NamedTuple):
-    """What the names of the shards of one set have in common."""
-
-    stem: str
-    shards: int
-    ending: str
 
 
 class Checkpoint(NamedTuple):
@@ -61,7 +49,7 @@ class Checkpoint(NamedTuple):
         Raises IndexError where there are no files.
         """
         name = os.path.basename(self.files[0])
-        whole = _set_of(name)
+        whole = set_of(name)
         return whole.stem + whole.ending if whole and len(self.files) > 1 else name
 
     @property
@@ -118,51 +106,10 @@ def open_checkpoint(path: str) -> Checkpoint:
     folder, name = os.path.split(path)
     if name.endswith(".index.json"):
         return _open_index(path, named=path)
-    whole = _set_of(name)
+    whole = set_of(name)
     if whole and whole.shards > 1 and is_weights(path):
         return _open_shards(folder, whole, named=path)
     return _single_file(path, named=path)
-
-
-def find_checkpoints(folder: str) -> Iterator[str]:
-    """What there is to open below `folder`: PEFT folders and sharded sets as one path each, other files singly.
-
-    Folders that cannot be read come last, so that opening them says why.
-    """
-    unreadable: list[str] = []
-    for parent, folders, names in os.walk(folder, onerror=lambda error: unreadable.append(error.filename)):
-        folders.sort()
-        seen: set[str | ShardSet] = set()
-        for name in sorted(names):
-            if not is_weights(os.path.join(parent, name)):
-                continue
-            whole = _set_of(name)
-            group = whole if whole and whole.shards > 1 else name
-            if group not in seen:
-                seen.add(group)
-                yield os.path.join(parent, name)
-        if not seen and is_config_alone(names):
-            yield parent
-    yield from unreadable
-
-
-def is_config_alone(names: Iterable[str]) -> bool:
-    """Whether of an adapter in a folder of files with these names the configuration is there, and no weights at all."""
-    endings = (".safetensors", *PICKLE_ENDINGS)
-    return ADAPTER_CONFIG in names and not any(name.lower().endswith(endings) for name in names)
-
-
-def is_checkpoint_folder(folder: str) -> bool:
-    """Whether `folder` is one checkpoint (a PEFT folder, a sharded set, one file) and not a collection of several."""
-    names = os.listdir(folder)
-    weights = [name for name in names if is_weights(os.path.join(folder, name))]
-    sets = {_set_of(name) or name for name in weights}
-    has_subfolders = any(os.path.isdir(os.path.join(folder, name)) for name in names)
-    if is_config_alone(names) and not has_subfolders:
-        return True
-    if PEFT_WEIGHTS + ".safetensors" in names or any(name.endswith(".safetensors.index.json") for name in names):
-        return True
-    return len(sets) == 1 and not has_subfolders
 
 
 def read_json(file: str, identity: Identity | None = None) -> tuple[Any, Identity]:
@@ -188,7 +135,7 @@ def _open_folder(folder: str) -> Checkpoint:
     if len(indexes) == 1:
         return _open_index(os.path.join(folder, indexes[0]), named=folder)
     weights = [name for name in names if is_weights(os.path.join(folder, name))]
-    sets = {_set_of(name) for name in weights}
+    sets = {set_of(name) for name in weights}
     if len(sets) == 1 and (whole := sets.pop()):
         return _open_shards(folder, whole, named=folder)
     if len(weights) == 1:
@@ -274,16 +221,10 @@ def read_index(file: str, identity: Identity | None = None) -> tuple[dict[str, A
     return content, identity
 
 
-def _set_of(name: str) -> ShardSet | None:
-    """The set of which a file of this name is a shard."""
-    shard = _SHARD.fullmatch(name)
-    return ShardSet(shard["stem"], int(shard["count"]), shard["ending"]) if shard else None
-
-
 def _open_shards(folder: str, whole: ShardSet, named: str) -> Checkpoint:
     # In a folder of many sets the names are gone through for each of them.
     names = sorted(name for name in os.listdir(folder or ".") if name.startswith(f"{whole.stem}-"))
-    files = [os.path.join(folder, name) for name in names if _set_of(name) == whole]
+    files = [os.path.join(folder, name) for name in names if set_of(name) == whole]
     if len(files) != whole.shards:
         raise LoraInspectError(
             f"{os.path.join(folder, whole.stem)}: {len(files)} of {whole.shards} shards are there; "

@@ -25,8 +25,9 @@ from PIL import Image
 from toy_adapters import base, loras
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.checkpoint import find_checkpoints, is_checkpoint_folder, open_checkpoint
+from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.foreign import PICKLE_ENDINGS, START_BYTES, is_safetensors
+from lora_inspect.files.found_checkpoints import find_checkpoints, is_checkpoint_folder
 from lora_inspect.files.header import read_header
 from lora_inspect.files.input_file import InputFile
 

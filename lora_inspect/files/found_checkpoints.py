@@ -1,0 +1,67 @@
+"""What there is to open in a folder, told by the names of its files alone. Standard library only."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from lora_inspect.files.foreign import PICKLE_ENDINGS, is_weights
+
+ADAPTER_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model"
+_SHARD = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)(?P<ending>\.[a-z]+)")
+
+
+class ShardSet(NamedTuple):
+    """What the names of the shards of one set have in common."""
+
+    stem: str
+    shards: int
+    ending: str
+
+
+def set_of(name: str) -> ShardSet | None:
+    """The set of which a file of this name is a shard."""
+    shard = _SHARD.fullmatch(name)
+    return ShardSet(shard["stem"], int(shard["count"]), shard["ending"]) if shard else None
+
+
+def find_checkpoints(folder: str) -> Iterator[str]:
+    """What there is to open below `folder`: PEFT folders and sharded sets as one path each, other files singly.
+
+    Folders that cannot be read come last, so that opening them says why.
+    """
+    unreadable: list[str] = []
+    for parent, folders, names in os.walk(folder, onerror=lambda error: unreadable.append(error.filename)):
+        folders.sort()
+        seen: set[str | ShardSet] = set()
+        for name in sorted(names):
+            if not is_weights(os.path.join(parent, name)):
+                continue
+            whole = set_of(name)
+            group = whole if whole and whole.shards > 1 else name
+            if group not in seen:
+                seen.add(group)
+                yield os.path.join(parent, name)
+        if not seen and is_config_alone(names):
+            yield parent
+    yield from unreadable
+
+
+def is_config_alone(names: Iterable[str]) -> bool:
+    """Whether of an adapter in a folder of files with these names the configuration is there, and no weights at all."""
+    endings = (".safetensors", *PICKLE_ENDINGS)
+    return ADAPTER_CONFIG in names and not any(name.lower().endswith(endings) for name in names)
+
+
+def is_checkpoint_folder(folder: str) -> bool:
+    """Whether `folder` is one checkpoint (a PEFT folder, a sharded set, one file) and not a collection of several."""
+    names = os.listdir(folder)
+    weights = [name for name in names if is_weights(os.path.join(folder, name))]
+    sets = {set_of(name) or name for name in weights}
+    has_subfolders = any(os.path.isdir(os.path.join(folder, name)) for name in names)
+    if is_config_alone(names) and not has_subfolders:
+        return True
+    if PEFT_WEIGHTS + ".safetensors" in names or any(name.endswith(".safetensors.index.json") for name in names):
+        return True
+    return len(sets) == 1 and not has_subfolders
