@@ -1,6 +1,6 @@
 """What an algorithm is to the rest of the program."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +16,8 @@ Tensors = Mapping[Role, Any]
 Features = tuple[int | None, int | None]
 
 WEIGHT, BIAS = "weight", "bias"
+# What a formula finds among the tensors beside the factors.
+SEEN = "seen"
 
 
 class Surroundings(NamedTuple):
@@ -74,6 +76,8 @@ class Formula(NamedTuple):
       the unscaled change; None where there is no thin one.
     - `outside(tensors, weight, **settings)` says of the numbers in the factors and settings what is not inside a weight
       of the shape `weight`, as `misfit` does of their shapes; None where all is, or where numbers cannot be outside.
+    - `seen(tensors, blocks)` is what the change of a bias needs of the layer's weight, of which `blocks` gives the rows
+      as the base has them: (first, rows); `change` finds it among the tensors, as SEEN. None where it needs nothing.
     - `together(shapes)` is how many neighbouring rows the change has to have at once, groups of which begin with the
       first one; it is that of the change.
     - `sized` says that `change` also gets `weight`, the shape (out, in, *kernel) of the weight, because the factors do
@@ -92,6 +96,7 @@ class Formula(NamedTuple):
     together: Callable[[Shapes], int] = lambda shapes: 1
     outside: Callable[..., str | None] | None = None
     sized: bool = False
+    seen: Callable[[Tensors, Iterable[tuple[int, Any]]], Any] | None = None
 
 
 class Algorithm(NamedTuple):
@@ -126,7 +131,8 @@ class Algorithm(NamedTuple):
     of a sentence with a way out. Where they decide more than the change, `variant(surroundings)` is the algorithm with
     everything decided, or such a reason; what only needs names and ranks of it takes the undecided one.
 
-    `bias` is how the same factors, scale and settings change the layer's bias, of shape (out,), where it has one.
+    `bias` is how the same factors, scale and settings change the layer's bias, of shape (out,), where it has one;
+    `needs_bias` says that a layer without one lacks it.
 
     `experts` is of how many experts' layers its factors are, which a base has in one parameter or one by one; it is 0
     for those of one layer.
@@ -163,6 +169,7 @@ class Algorithm(NamedTuple):
     settings: Callable[[Surroundings], Mapping[str, Any] | str] | None = None
     variant: Callable[[Surroundings], "Algorithm | str"] | None = None
     bias: Formula | None = None
+    needs_bias: bool = False
     features: Callable[[Shapes], Features] | None = None
     fits: Callable[[Shapes], bool] | None = None
     experts: int = 0

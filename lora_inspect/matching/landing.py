@@ -55,6 +55,10 @@ def land(
     if home.found[0].piece is None:
         own = contribution.rows and Runs(contribution.rows[0], contribution.rows[1] - contribution.rows[0])
         place = Place(known[0], own or None, _is_transposed(contribution, known[0], orientations))
+        if contribution.formula.seen:
+            place = place._replace(seen=base.tensors.get(one.tensor(WEIGHT)))
+            if place.seen is None:
+                return None
         return Landing((place,), place.shape[0] if place.shape else 1)
     runs = _runs(home, base, orientations)
     places = (
@@ -145,6 +149,11 @@ def _size(one: Found, base: Checkpoint, orientations: dict[str, Orientation]) ->
 def _check_exact(contribution: Contribution, home: Home, landing: Landing, base: Checkpoint) -> None:
     name, file = contribution.module.key, next(iter(contribution.factors.values())).file
     paths = " and ".join(one.path for one in home.found)
+    if contribution.formula.seen:
+        raise LoraInspectError(
+            f"{file}: {name} ({contribution.algorithm.title}) changes a bias by what the weight is, and {base.path} "
+            f"has both in {paths}; use a base in the adapter's layout."
+        )
     if contribution.rows is not None:
         raise LoraInspectError(
             f"{file}: {name} is in slices, and {base.path} has its rows in {paths}; convert the adapter first, which "

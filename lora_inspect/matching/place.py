@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lora_inspect.algorithms.record import SEEN
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.header import TensorInfo
@@ -18,12 +19,14 @@ class Place(NamedTuple):
 
     Rows are counted in the weight as (out, in, *kernel). `transposed` says that the base stores it as (in, out). Where
     the weight is a `block` of the rows of the tensor as it is stored, that is the first one and how many they are.
+    `seen` is the weight of the layer that the change of its bias depends on.
     """
 
     target: TensorInfo
     runs: Runs | None = None
     transposed: bool = False
     block: tuple[int, int] | None = None
+    seen: TensorInfo | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,7 +58,8 @@ class Placed(NamedTuple):
         from lora_inspect.maths.decomposed import Magnitude, decomposed
 
         contribution, place, _ = self
-        factors = {role: tensors[role] for role in contribution.operands}
+        roles = [*contribution.operands, *([SEEN] if place.seen else [])]
+        factors = {role: tensors[role] for role in roles}
         self._check_inside(factors)
         formula = contribution.formula
         settings = {**contribution.settings, "weight": self.whole} if formula.sized else contribution.settings

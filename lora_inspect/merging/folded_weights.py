@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.algorithms.record import SEEN
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.dtypes import PLAIN_FLOATS
 from lora_inspect.files.header import TensorInfo
@@ -20,7 +21,7 @@ from lora_inspect.reading.decoder import decoder
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change
-    from lora_inspect.maths.tensor_reader import RowBlocks
+    from lora_inspect.maths.tensor_reader import Decode, RowBlocks
     from lora_inspect.merging.factor_reader import FactorReader
 
 # A block of rows that stays in the second-level cache while it is folded: 4 MB in float32.
@@ -106,10 +107,9 @@ def _folded_rows(
     """The rows of a weight with every change folded in, in the order of the `folds`, rounded once, as bytes."""
     from lora_inspect.maths.chain import folded, settled
 
-    decode = decoder(folding.decoded[info.name]) if info.name in folding.decoded else None
     # The parameter of all experts of a layer is changed as a matrix.
-    read = partial(blocks.read, folds[0].placed.place.target if folds else info, decode=decode)
-    links = settled([(_read_change(fold, folding.dora_rule, factors), fold.multiplier) for fold in folds], read)
+    read = partial(blocks.read, folds[0].placed.place.target if folds else info, decode=_decode(info, folding))
+    links = settled([(_read_change(fold, folding, blocks, factors), fold.multiplier) for fold in folds], read)
     for _, block in folded(links, read):
         data, rounded = blocks.bytes_of(block, dtype)
         if folds:
@@ -119,7 +119,11 @@ def _folded_rows(
         yield data
 
 
-def _read_change(fold: Fold, rule: str | None, factors: "FactorReader") -> "Change":
+def _decode(info: TensorInfo, folding: Folding) -> "Decode | None":
+    return decoder(folding.decoded[info.name]) if info.name in folding.decoded else None
+
+
+def _read_change(fold: Fold, folding: Folding, blocks: "RowBlocks", factors: "FactorReader") -> "Change":
     from lora_inspect.maths.tensor_reader import load, working_dtype
 
     contribution, place, _ = fold.placed
@@ -127,7 +131,10 @@ def _read_change(fold: Fold, rule: str | None, factors: "FactorReader") -> "Chan
     tensors = factors.read(contribution, dtype)
     if contribution.magnitude:
         tensors["magnitude"] = load(contribution.magnitude.info).to(dtype)
-    return fold.placed.change(tensors, rule)
+    if place.seen and contribution.formula.seen:
+        rows = blocks.read(place.seen, decode=_decode(place.seen, folding))
+        tensors[SEEN] = contribution.formula.seen(tensors, rows)
+    return fold.placed.change(tensors, folding.dora_rule)
 
 
 def _check_finite(rounded: Any, info: TensorInfo, fold: Fold, dtype: str) -> None:

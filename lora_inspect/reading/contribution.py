@@ -82,7 +82,7 @@ class Contribution(NamedTuple):
         if self.algorithm.bias is None:
             return None
         of_bias = self.algorithm._replace(formula=self.algorithm.bias, parameter=BIAS, transposed=False, bias=None)
-        return self._replace(algorithm=of_bias, magnitude=None, is_optional=True)
+        return self._replace(algorithm=of_bias, magnitude=None, is_optional=not self.algorithm.needs_bias)
 
     @property
     def is_common(self) -> bool:

@@ -13,7 +13,31 @@ THIN = {"down": (3, 20), "up": (20, 3)}
 DEEP = {**THIN, "encoder 0": (3, 3), "decoder 0": (3, 3)}
 NETWORK = {"act_fn": "relu", "scaling": 1.0, "depth": 1}
 TURNS = {"angles": (20,), "factors": (20,)}
+ZEROS = {"A.zeros": (20, 12), "B.zeros": (20, 12), "C.zeros": (12, 1), "D.zeros": (20,), "E.zeros": (20,)}
+PATHS = {
+    "A.Xd": (20, 2), "A.Xu": (2, 12), "B.X": (20, 1), "C.Xd": (12, 2), "C.Xu": (2, 1), "D.X": (20,), "E.X": (1,),
+}  # fmt: skip
+
+
+def without(*roles, **added):
+    return {role: shape for role, shape in PATHS.items() if role not in roles} | added
+
+
 CHECKS = [
+    ("peft_glora", without("B.X"), "its path glora_B is nothing"),
+    ("peft_glora", without("A.Xu"), "its path glora_A is Xd, and no product"),
+    ("peft_glora", PATHS | {"A.X": (1,)}, "its path glora_A is Xd and Xu and X"),
+    ("peft_glora", PATHS | {"A.Xu": (3, 12)}, "make no product"),
+    ("peft_glora", PATHS | {"A.Xd": (20, 0), "A.Xu": (0, 12)}, "make no product"),
+    ("peft_glora", PATHS | {"B.X": (0, 1)}, "which is empty"),
+    ("peft_glora", PATHS | {"B.X": (20, 2)}, "glora_B has a shape that is none of its own"),
+    ("peft_glora", PATHS | {"B.X": (20,)}, "glora_B has a shape that is none of its own"),
+    ("peft_glora", PATHS | {"C.Xu": (2, 3)}, "glora_C has a shape that is none of its own"),
+    ("peft_glora", without("C.Xd", "C.Xu") | {"C.X": (1,)}, "glora_C has a shape that is none of its own"),
+    ("peft_glora", PATHS | {"D.X": (20, 1)}, "glora_D has a shape that is none of its own"),
+    ("peft_glora", PATHS | {"D.X": (21,)}, "its paths are of 20 and 21 outputs"),
+    ("peft_glora", PATHS | {"C.Xd": (13, 2)}, "its paths are of 12 and 13 inputs"),
+    ("peft_glora", ZEROS | {"B.zeros": (20, 13)}, "its paths are of 12 and 13 inputs"),
     ("road", {"angles": (20,), "factors": (10,)}, "are not as many angles as factors"),
     ("road", {"angles": (0,), "factors": (0,)}, "are not as many angles as factors"),
     ("road", {"angles": (20, 1), "factors": (20, 1)}, "are not as many angles as factors"),
@@ -45,6 +69,9 @@ CHECKS = [
     ("shira", {"values": (3,), "entries": (3, 3)}, "are no values"),
 ]
 MISFITS = [
+    ("peft_glora", PATHS, (20, 13), "changes a matrix of 20 by 12"),
+    ("peft_glora", PATHS, (20,), "changes a matrix of 20 by 12"),
+    ("peft_glora", PATHS, (20, 12, 1), "changes a matrix of 20 by 12"),
     ("supertuning", VALUES, (12, 3, 3, 3), "entries of a matrix"),
     ("supertuning", SUPRA, (20, 13), "changes a weight of [20, 12]"),
     ("peanut", THIN, (21, 12), "changes a matrix of 20 rows"),
@@ -136,3 +163,15 @@ def test_the_variant_of_road_says_how_many_outputs_it_turns(variant, rows):
         assert f"turns {rows} outputs" in road.formula.misfit(TURNS, odd)
     assert road.bias.misfit(TURNS, (rows,)) is None
     assert f"turns a bias of {rows} numbers" in road.bias.misfit(TURNS, (rows + 1,))
+
+
+def test_glora_of_a_layer_without_a_bias_has_zeros_for_it():
+    algorithm = found("peft_glora")
+    with_bias, without_bias = (
+        algorithm.variant(Surroundings("layer", list(shapes), {}, {}, None, False, shapes))
+        for shapes in (PATHS, ZEROS | {"A.zeros": (20, 12)})
+    )
+    assert with_bias.needs_bias
+    assert with_bias.bias.misfit(PATHS, (20,)) is None
+    assert "changes a bias of 20 numbers" in with_bias.bias.misfit(PATHS, (21,))
+    assert without_bias.bias is None

@@ -1,0 +1,162 @@
+"""GLoRA of PEFT: W' = W + W ⊙ A + B, and of a layer with a bias b' = b + b ⊙ D + E + W C.
+
+Each of the five paths is a product `Xd` @ `Xu`, a vector `X` with a number for each output (of C for each input), a
+single number `X`, or nothing, for which PEFT writes `zeros`. W and b are those of the base. PEFT has no strengths for
+it. Sources: Chavan et al. 2023; the `GloraLayer` of PEFT.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.algorithms.record import SEEN, Algorithm, Formula, Shapes, Surroundings, Tensors
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+    from lora_inspect.maths.scaled_and_moved import Rows
+
+_OF_WEIGHT, _OF_BIAS = ("A", "B"), ("C", "D", "E")
+_PARTS = ("Xd", "Xu", "X", "zeros")
+_KINDS = (("Xd", "Xu"), ("X",), ("zeros",))
+
+
+def _kind(path: str, shapes: Shapes) -> tuple[str, ...]:
+    """The parts of a path that are there."""
+    return tuple(part for part in _PARTS if f"{path}.{part}" in shapes)
+
+
+def check(shapes: Shapes) -> str | None:
+    """What is wrong with the shapes of the paths, or None."""
+    for path in (*_OF_WEIGHT, *_OF_BIAS):
+        kind = _kind(path, shapes)
+        if kind not in _KINDS:
+            return f"its path glora_{path} is {' and '.join(kind) or 'nothing'}, and no product, vector or zeros"
+        if kind == _KINDS[0]:
+            up, down = shapes[f"{path}.Xd"], shapes[f"{path}.Xu"]
+            if len(up) != 2 or len(down) != 2 or up[1] != down[0] or 0 in (*up, *down):
+                return f"glora_{path} has Xd {list(up)} and Xu {list(down)}, which make no product"
+        elif 0 in shapes[f"{path}.{kind[0]}"]:
+            return f"glora_{path} is {list(shapes[f'{path}.{kind[0]}'])}, which is empty"
+    sizes = {path: _size(path, shapes) for path in (*_OF_WEIGHT, *_OF_BIAS)}
+    if odd := next((path for path, size in sizes.items() if size is None), None):
+        return f"glora_{odd} has a shape that is none of its own"
+    for what, told in (("outputs", _outputs(shapes)), ("inputs", _inputs(shapes))):
+        if len(told) > 1:
+            return f"its paths are of {' and '.join(map(str, sorted(told)))} {what}"
+    return None
+
+
+def _size(path: str, shapes: Shapes) -> tuple[int | None, int | None] | None:
+    """(rows, columns) of what a path makes, None for what it leaves open; nothing where it has no shape of its own."""
+    kind = _kind(path, shapes)
+    if kind == _KINDS[0]:
+        rows, columns = shapes[f"{path}.Xd"][0], shapes[f"{path}.Xu"][1]
+        return (rows, columns) if path in _OF_WEIGHT or (path == "C" and columns == 1) else None
+    shape = shapes[f"{path}.{kind[0]}"]
+    if shape == (1,) and path != "C":
+        return None, None
+    if path in ("D", "E"):
+        return (shape[0], 1) if len(shape) == 1 else None
+    if len(shape) != 2:
+        return None
+    if path in _OF_WEIGHT and kind == ("zeros",):
+        return shape[0], shape[1]
+    return (shape[0], None) if shape[1] == 1 else None
+
+
+def _outputs(shapes: Shapes) -> set[int]:
+    sizes = (_size(path, shapes) or (None, None) for path in ("A", "B", "D", "E"))
+    return {rows for rows, _ in sizes if rows is not None}
+
+
+def _inputs(shapes: Shapes) -> set[int]:
+    sizes = (_size(path, shapes) or (None, None) for path in _OF_WEIGHT)
+    mixed, _ = _size("C", shapes) or (None, None)
+    return {columns for _, columns in sizes if columns is not None} | ({mixed} if mixed is not None else set())
+
+
+def shape(shapes: Shapes) -> tuple[int | None, ...]:
+    """(out, in) as far as the paths tell."""
+    return next(iter(_outputs(shapes)), None), next(iter(_inputs(shapes)), None)
+
+
+def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What is changed where that is not a weight of this shape, or None."""
+    told = shape(shapes)
+    if len(weight) == 2 and all(size in (None, own) for size, own in zip(told, weight, strict=True)):
+        return None
+    sizes = " by ".join("any" if size is None else str(size) for size in told)
+    return f"changes a matrix of {sizes}"
+
+
+def misfit_of_bias(shapes: Shapes, bias: tuple[int, ...]) -> str | None:
+    """What is changed where that is not a bias of this shape, or None."""
+    rows, _ = shape(shapes)
+    return None if len(bias) == 1 and rows in (None, bias[0]) else f"changes a bias of {rows} numbers"
+
+
+def _path(name: str, tensors: Tensors) -> "tuple[Rows, ...]":
+    """What a path makes, as rows of a matrix; nothing for zeros."""
+    from lora_inspect.maths.scaled_and_moved import of_matrix, of_product
+
+    if f"{name}.Xd" in tensors:
+        return (of_product(tensors[f"{name}.Xd"], tensors[f"{name}.Xu"]),)
+    return (of_matrix(tensors[f"{name}.X"].reshape(-1, 1)),) if f"{name}.X" in tensors else ()
+
+
+def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
+    """W ⊙ A + B."""
+    from lora_inspect.maths.scaled_and_moved import ScaledAndMoved
+
+    return ScaledAndMoved(_path("A", tensors), _path("B", tensors))
+
+
+def seen(tensors: Tensors, blocks: Iterable[tuple[int, Any]]) -> Any:
+    """W C (out, 1) from the rows of the base's weight; nothing where C is."""
+    if "C.X" not in tensors and "C.Xd" not in tensors:
+        return None
+    import torch
+
+    column = tensors["C.X"] if "C.X" in tensors else tensors["C.Xd"] @ tensors["C.Xu"]
+    return torch.cat([rows.to(column.dtype) @ column for _, rows in blocks])
+
+
+def change_of_bias(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
+    """b ⊙ D + E + W C, as a matrix of one column."""
+    from lora_inspect.maths.scaled_and_moved import ScaledAndMoved, of_matrix
+
+    mixed = tensors[SEEN]
+    terms = (*_path("E", tensors), *(() if mixed is None else (of_matrix(mixed),)))
+    return ScaledAndMoved(_path("D", tensors), terms)
+
+
+def variant(around: Surroundings) -> Algorithm:
+    """Whether the bias takes part: PEFT has zeros for it in a layer that has none."""
+    return ALGORITHM if all(_kind(path, around.shapes) == ("zeros",) for path in _OF_BIAS) else _WITH_BIAS
+
+
+ALGORITHM = Algorithm(
+    name="peft_glora",
+    title="GLoRA of PEFT",
+    dialects={
+        "peft": {f"{path}.{part}": f".glora_{path}.{part}" for path in (*_OF_WEIGHT, *_OF_BIAS) for part in _PARTS}
+    },
+    formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),
+    transposed=False,
+    multiplies=True,
+    blends=False,
+    has_alpha=False,
+    peft_type="GLORA",
+    idle=tuple(f"{path}.zeros" for path in (*_OF_WEIGHT, *_OF_BIAS)),
+    variant=variant,
+)
+_WITH_BIAS = ALGORITHM._replace(
+    bias=Formula(
+        check,
+        shape=lambda shapes: shape(shapes)[:1],
+        misfit=misfit_of_bias,
+        rank=lambda shapes: None,
+        change=change_of_bias,
+        seen=seen,
+    ),
+    needs_bias=True,
+)
