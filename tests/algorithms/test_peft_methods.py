@@ -23,7 +23,14 @@ def without(*roles, **added):
     return {role: shape for role, shape in PATHS.items() if role not in roles} | added
 
 
+DIRECTIONS = {"left": (20, 3), "values": (3,), "right": (3, 12)}
 CHECKS = [
+    ("osf", DIRECTIONS | {"left": (20, 4)}, "are no directions of a matrix"),
+    ("osf", DIRECTIONS | {"values": (4,)}, "are no directions of a matrix"),
+    ("osf", DIRECTIONS | {"values": (3, 1)}, "are no directions of a matrix"),
+    ("osf", DIRECTIONS | {"right": (4, 12)}, "are no directions of a matrix"),
+    ("osf", DIRECTIONS | {"right": (3, 0)}, "are no directions of a matrix"),
+    ("osf", {"left": (20, 13), "values": (13,), "right": (13, 12)}, "13 directions are more than a matrix of 20 by 12"),
     ("peft_glora", without("B.X"), "its path glora_B is nothing"),
     ("peft_glora", without("A.Xu"), "its path glora_A is Xd, and no product"),
     ("peft_glora", PATHS | {"A.X": (1,)}, "its path glora_A is Xd and Xu and X"),
@@ -69,6 +76,8 @@ CHECKS = [
     ("shira", {"values": (3,), "entries": (3, 3)}, "are no values"),
 ]
 MISFITS = [
+    ("osf", DIRECTIONS, (20, 13), "changes a matrix of [20, 12]"),
+    ("osf", DIRECTIONS, (20, 12, 1), "changes a matrix of [20, 12]"),
     ("peft_glora", PATHS, (20, 13), "changes a matrix of 20 by 12"),
     ("peft_glora", PATHS, (20,), "changes a matrix of 20 by 12"),
     ("peft_glora", PATHS, (20, 12, 1), "changes a matrix of 20 by 12"),
