@@ -1,10 +1,12 @@
 """The documentation names every option that there is, and no other."""
 
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
+from lora_inspect.algorithms import every
 from lora_inspect.cli import cli
 from lora_inspect.files import bounds
 
@@ -50,3 +52,21 @@ def test_every_bound_is_documented():
     numbers = {f"{value:,}" for name, value in vars(bounds).items() if name.isupper()}
     assert len(numbers) >= 7
     assert [number for number in numbers if number not in page] == []
+
+
+def write_algorithms():
+    spec = importlib.util.spec_from_file_location("write_algorithms", ROOT / "docs" / "write_algorithms.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_algorithms_is_that_of_the_registry():
+    written = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    assert written == write_algorithms().page(), "run python docs/write_algorithms.py"
+
+
+@pytest.mark.parametrize("algorithm", [one for one in every().values() if one.formula], ids=lambda one: one.name)
+def test_every_algorithm_has_an_equation_and_somebody_who_writes_it(algorithm):
+    assert algorithm.equation
+    assert algorithm.writers

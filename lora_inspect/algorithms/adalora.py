@@ -71,6 +71,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None, *, factor: float
 ALGORITHM = Algorithm(
     name="adalora",
     title="AdaLoRA",
+    equation="W + m · s · B @ (E ⊙ A)",
+    writers="PEFT",
     dialects={"peft": {"down": ".lora_A", "up": ".lora_B", "values": ".lora_E", "ranknum": ".ranknum"}},
     marks=("down", "up", "values"),
     formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),

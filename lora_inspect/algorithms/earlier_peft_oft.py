@@ -131,6 +131,8 @@ ALGORITHMS = (
     _of_peft(
         name="peft_oft_lengths",
         title="OFT of PEFT 0.14 and 0.15",
+        equation="lengths · W · diag(R₁, R₂, …)ᵀ",
+        writers="PEFT 0.14 and 0.15",
         dialects={"peft": {"generators": ".oft_r", "lengths": ".oft_s"}},
         marks=("generators", "lengths"),
         formula=Formula(check, shape_of_columns, misfit_of_columns, rank=lambda shapes: None, change=change_of_columns),
@@ -138,6 +140,8 @@ ALGORITHMS = (
     _of_peft(
         name="peft_oft_rows",
         title="OFT of PEFT before 0.14",
+        equation="each block of rows: Rᵀ W",
+        writers="PEFT before 0.14",
         dialects={"peft": {"generators": ".oft_r", "lengths": ".oft_s"}},
         marks=("generators",),
         formula=Formula(

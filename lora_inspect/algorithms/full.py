@@ -45,11 +45,13 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     return added(difference.reshape(difference.shape[0], -1), scale)
 
 
-def difference_of(parameter: str, suffix: str, name: str, title: str) -> Algorithm:
+def difference_of(parameter: str, suffix: str, name: str, title: str, writers: str = "LyCORIS") -> Algorithm:
     """The algorithm that adds the tensor with this suffix to the `parameter` of a layer."""
     return Algorithm(
         name=name,
         title=title,
+        equation=f"{parameter} + m · {suffix[1:]}",
+        writers=writers,
         dialects={"lycoris": {DIFFERENCE: suffix}},
         marks=(DIFFERENCE,),
         formula=Formula(check, shape, misfit, rank, change),
@@ -62,7 +64,7 @@ def difference_of(parameter: str, suffix: str, name: str, title: str) -> Algorit
 
 
 ALGORITHMS = (
-    difference_of(WEIGHT, ".diff", "full", "a full weight difference"),
-    difference_of(BIAS, ".diff_b", "full_bias", "a full bias difference"),
-    difference_of("modulation", ".diff_m", "full_modulation", "a full modulation difference"),
+    difference_of(WEIGHT, ".diff", "full", "a full weight difference", "LyCORIS, distillers of Wan"),
+    difference_of(BIAS, ".diff_b", "full_bias", "a full bias difference", "LyCORIS, distillers of Wan"),
+    difference_of("modulation", ".diff_m", "full_modulation", "a full modulation difference", "distillers of Wan"),
 )

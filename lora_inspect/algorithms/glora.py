@@ -98,6 +98,8 @@ def _layout(name: str, title: str, products: Products) -> Algorithm:
     return Algorithm(
         name=name,
         title=title,
+        equation="W + m · s · (W · {} @ {} + {} @ {})".format(*products),
+        writers="LyCORIS",
         dialects={"lycoris": _SUFFIXES},
         marks=products,
         common=tuple(_SUFFIXES),

@@ -115,6 +115,8 @@ def _product(left: Pair, right: Pair) -> Any:
 ALGORITHM = Algorithm(
     name="loha",
     title="LoHa",
+    equation="W + m · s · (w1_a @ w1_b) ⊙ (w2_a @ w2_b)",
+    writers="LyCORIS, musubi-tuner, OneTrainer, PEFT, `networks`",
     dialects=DIALECTS,
     marks=ROLES,
     formula=Formula(check, weight_shape, misfit, rank, change, low_rank),

@@ -216,6 +216,8 @@ def _with_identity(matrix: Any) -> tuple[Any, Any]:
 ALGORITHM = Algorithm(
     name="lokr",
     title="LoKr",
+    equation="W + m · s · w1 ⊗ w2",
+    writers="LyCORIS, musubi-tuner, OneTrainer, ai-toolkit, PEFT, blissful-tuner, `networks`",
     dialects=DIALECTS,
     formula=Formula(check, weight_shape, misfit, rank, change, low_rank, hidden_rank=largest_side),
     decomposes=True,

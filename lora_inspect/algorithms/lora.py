@@ -80,6 +80,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 ALGORITHM = Algorithm(
     name="lora",
     title="LoRA",
+    equation="W + m · s · up @ down",
+    writers="sd-scripts, musubi-tuner, PEFT, diffusers, LyCORIS, OneTrainer, ai-toolkit, blissful-tuner, `networks`",
     dialects=DIALECTS,
     marks=("down", "up"),
     formula=Formula(check, weight_shape, misfit, rank, change, low_rank=matrices, rslora=True),

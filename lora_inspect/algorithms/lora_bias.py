@@ -42,6 +42,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 ALGORITHM = Algorithm(
     name="lora_bias",
     title="a bias on LoRA's up layer",
+    equation="b + m · s · bias",
+    writers="PEFT (lora_bias), ai-toolkit",
     dialects={"kohya": {"bias": ".lora_up.bias"}, "peft": {"bias": ".lora_B.bias"}},
     marks=("bias",),
     formula=Formula(check, shape, misfit, rank, change),

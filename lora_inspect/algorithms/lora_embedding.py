@@ -25,6 +25,8 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 ALGORITHM = Algorithm(
     name="lora_embedding",
     title="LoRA on an Embedding",
+    equation="W + m · s · (B @ A)ᵀ",
+    writers="PEFT",
     dialects={"peft": {"down": ".lora_embedding_A", "up": ".lora_embedding_B"}},
     marks=("down", "up"),
     formula=Formula(check, lora.weight_shape, misfit, lora.rank, lora.change, low_rank=lora.matrices, rslora=True),

@@ -70,6 +70,8 @@ def lora_experts(experts: int) -> Algorithm:
     return Algorithm(
         name="lora_experts",
         title="LoRA of experts",
+        equation="of each expert e: W + m · s · B_e @ A_e",
+        writers="PEFT (target_parameters)",
         dialects={"peft": lora.DIALECTS["peft"]},
         marks=lora.ALGORITHM.marks,
         formula=Formula(

@@ -63,6 +63,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 ALGORITHM = Algorithm(
     name="lycoris_boft",
     title="BOFT of LyCORIS",
+    equation="rescale · Bₘ … B₁ · W, each stage with m · (R - I) + I",
+    writers="LyCORIS",
     dialects=oft.ALGORITHM.dialects,
     marks=("blocks",),
     common=("rescale",),

@@ -95,6 +95,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 ALGORITHM = Algorithm(
     name="oft",
     title="OFT",
+    equation="rescale · (m · (R - I) + I)ᵀ W, by blocks of rows",
+    writers="LyCORIS, sd-scripts, `networks`",
     dialects={"lycoris": {"blocks": ".oft_blocks", "rescale": ".rescale"}},
     marks=("blocks",),
     common=("rescale",),

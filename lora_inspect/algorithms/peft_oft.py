@@ -139,6 +139,8 @@ def change_of_embedding(tensors: Tensors, scale: float, alpha: float | None, **f
 ALGORITHM = Algorithm(
     name="peft_oft",
     title="OFT of PEFT",
+    equation="W · diag(R₁, R₂, …)ᵀ",
+    writers="PEFT since 0.16",
     dialects={"peft": {"generators": ".oft_R.weight"}},
     marks=("generators",),
     formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),

@@ -134,6 +134,9 @@ class Algorithm(NamedTuple):
     `bias` is how the same factors, scale and settings change the layer's bias, of shape (out,), where it has one;
     `needs_bias` says that a layer without one lacks it.
 
+    `equation` is what becomes of a weight W, with m for the multiplier and s for the scale, and `writers` are the
+    programs whose files have it, both as the page docs/algorithms.md says it.
+
     `experts` is of how many experts' layers its factors are, which a base has in one parameter or one by one; it is 0
     for those of one layer.
 
@@ -174,6 +177,8 @@ class Algorithm(NamedTuple):
     fits: Callable[[Shapes], bool] | None = None
     experts: int = 0
     why: str = ""
+    equation: str = ""
+    writers: str = ""
 
     @property
     def suffixes(self) -> dict[Suffix, Role]:

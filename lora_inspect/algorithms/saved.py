@@ -47,6 +47,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 ALGORITHM = Algorithm(
     name=NAME,
     title="a tensor saved whole",
+    equation="the tensor in the place of W",
+    writers="PEFT (modules_to_save, bias)",
     dialects={},
     formula=Formula(check, shape, misfit, rank, change),
     transposed=False,

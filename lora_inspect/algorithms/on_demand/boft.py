@@ -56,6 +56,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 ALGORITHM = Algorithm(
     name="boft",
     title="BOFT of PEFT",
+    equation="lengths · W · (B … B₁ B₀)ᵀ",
+    writers="PEFT",
     dialects={"peft": {"blocks": ".boft_R", "lengths": ".boft_s"}},
     marks=("blocks", "lengths"),
     formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),

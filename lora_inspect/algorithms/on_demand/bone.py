@@ -11,6 +11,7 @@ ALGORITHMS = tuple(
         title=algorithm.title.replace("MiSS", "Bone"),
         dialects={"peft": {"block": ".bone_block"}},
         peft_type="BONE",
+        writers="PEFT 0.14 to 0.18",
         variant=None,
     )
     for algorithm in (miss.DEFAULT, miss.BAT)

@@ -53,6 +53,8 @@ def _rows(windows: Any, first: int, last: int) -> Any:
 ALGORITHM = Algorithm(
     name="c3a",
     title="C3A",
+    equation="W + circulant blocks of c3a_kernel / in",
+    writers="PEFT",
     dialects={"peft": {"kernel": ".c3a_kernel"}},
     marks=("kernel",),
     formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),

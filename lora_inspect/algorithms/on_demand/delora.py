@@ -55,6 +55,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 ALGORITHM = Algorithm(
     name="delora",
     title="DeLoRA",
+    equation="W + B · diag(λ / (r · ‖aᵢ‖ · ‖bᵢ‖)) · A · diag(w_norm)",
+    writers="PEFT",
     dialects={
         "peft": {"down": ".delora_A", "up": ".delora_B", "strength": ".delora_lambda", "norms": ".delora_w_norm"}
     },

@@ -51,6 +51,8 @@ def change(
 ALGORITHM = Algorithm(
     name="fourierft",
     title="FourierFT",
+    equation="W + scaling · Re(ifft2(spectrum at drawn places))",
+    writers="PEFT",
     dialects={"peft": {"spectrum": ".fourierft_spectrum"}},
     marks=("spectrum",),
     formula=Formula(check, lambda shapes: (None, None), misfit, rank=lambda shapes: None, change=change, sized=True),

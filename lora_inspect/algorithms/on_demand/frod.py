@@ -76,6 +76,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 ALGORITHM = Algorithm(
     name="frod",
     title="FRoD",
+    equation="U · (S + diag(l)) · Vᵀ of W = U · diag(n) · Vᵀ",
+    writers="PEFT",
     dialects={"peft": {"l": ".frod_lambda_l", "s": ".frod_lambda_s_values"}},
     marks=("l", "s"),
     formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change, outside=outside),

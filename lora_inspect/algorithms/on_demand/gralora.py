@@ -80,6 +80,8 @@ def _rows(tensors: Tensors, first: int, last: int) -> Any:
 ALGORITHM = Algorithm(
     name="gralora",
     title="GraLoRA",
+    equation="W + s · a product for each of k · k blocks + s · B @ A",
+    writers="PEFT",
     dialects={
         "peft": {
             "down": ".gralora_A",

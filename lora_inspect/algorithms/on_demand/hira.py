@@ -45,6 +45,8 @@ ALGORITHMS = (
     _hira(
         name="hira",
         title="HiRA",
+        equation="W ⊙ (1 + B @ A)",
+        writers="PEFT",
         dialects={"peft": {"down": ".hira_A", "up": ".hira_B"}},
         formula=Formula(lora.check, lora.weight_shape, lora.misfit, rank=lambda shapes: None, change=change),
         rows={"up": "down"},
@@ -52,6 +54,8 @@ ALGORITHMS = (
     _hira(
         name="hira_embedding",
         title="HiRA on an Embedding",
+        equation="W ⊙ (1 + (B @ A)ᵀ)",
+        writers="PEFT",
         dialects={"peft": {"down": ".hira_embedding_A", "up": ".hira_embedding_B"}},
         formula=Formula(
             lora_embedding.check, lora.weight_shape, lora_embedding.misfit, rank=lambda shapes: None, change=change

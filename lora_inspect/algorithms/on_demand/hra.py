@@ -52,6 +52,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None, *, apply_GS: boo
 ALGORITHM = Algorithm(
     name="hra",
     title="HRA",
+    equation="W · (I - 2u₁u₁ᵀ) · (I - 2u₂u₂ᵀ) …",
+    writers="PEFT",
     dialects={"peft": {"vectors": ".hra_u"}},
     marks=("vectors",),
     formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),

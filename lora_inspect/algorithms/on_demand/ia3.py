@@ -91,6 +91,8 @@ def _formula(axis: int) -> Formula:
 ALGORITHM = Algorithm(
     name="ia3",
     title="(IA)3",
+    equation="gains · W, and the bias of gains of outputs",
+    writers="PEFT",
     dialects={"peft": {"gains": ".ia3_l"}},
     marks=("gains",),
     formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),

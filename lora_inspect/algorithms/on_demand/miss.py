@@ -104,17 +104,23 @@ _of_peft = partial(
 MINI = _of_peft(
     name="miss_mini",
     title="MiSS with init_weights mini",
+    equation="W + the block's column of each row, repeated, in all of its shards",
+    writers="PEFT",
     formula=Formula(check, lambda shapes: (None, None), misfit_of_mini, rank=lambda shapes: None, change=change),
 )
 DEFAULT = _of_peft(
     name="miss",
     title="MiSS",
+    equation="W + the block's column of each row in all of its shards",
+    writers="PEFT",
     formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),
     variant=variant,
 )
 BAT = _of_peft(
     name="miss_bat",
     title="MiSS with init_weights bat",
+    equation="of each tile V: V + V @ B + B",
+    writers="PEFT",
     formula=Formula(
         check_bat,
         shape_of_bat,

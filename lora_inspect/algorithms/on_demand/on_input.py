@@ -58,6 +58,8 @@ def _formula(axis: int | None) -> Formula:
 ALGORITHM = Algorithm(
     name="lycoris_ia3",
     title="(IA)3 of LyCORIS",
+    equation="(1 + m · gains) · W",
+    writers="LyCORIS",
     dialects={"lycoris": {"on_input": ".on_input"}},
     unmarked={"gains": ".weight"},
     marks=("gains", "on_input"),

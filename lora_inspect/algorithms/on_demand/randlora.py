@@ -103,6 +103,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None, *, randlora_alph
 ALGORITHM = Algorithm(
     name="randlora",
     title="RandLoRA",
+    equation="W + s · Σ B_j · diag(λ_j) · A · diag(g_j)",
+    writers="PEFT",
     dialects={"peft": {"lambda": ".randlora_lambda", "gamma": ".randlora_gamma", **_COPIES}},
     marks=("lambda", "gamma"),
     formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),

@@ -49,6 +49,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 ALGORITHM = Algorithm(
     name="shira",
     title="SHiRA",
+    equation="W + m · values at (row, column)",
+    writers="PEFT",
     dialects={"peft": {"values": ".shira_weight", "entries": ".shira_indices"}},
     marks=("values", "entries"),
     formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change, outside=outside),

@@ -62,6 +62,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 ALGORITHM = Algorithm(
     name="tinylora",
     title="TinyLoRA",
+    equation="W + B · (Σ vᵢ · Pᵢ) · A",
+    writers="PEFT",
     dialects={"peft": {role: f".tinylora_{role}" for role in ("A", "B", "P")}},
     marks=("A", "B"),
     formula=Formula(

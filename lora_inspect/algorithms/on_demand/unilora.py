@@ -61,6 +61,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 ALGORITHM = Algorithm(
     name="unilora",
     title="Uni-LoRA",
+    equation="W + B · A, of entries of one vector",
+    writers="PEFT",
     dialects={"peft": _ROLES},
     marks=tuple(_ROLES),
     formula=Formula(

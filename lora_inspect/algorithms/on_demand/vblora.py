@@ -118,6 +118,8 @@ def _mixed(tensors: Tensors, side: str, topk: int) -> Any:
 ALGORITHM = Algorithm(
     name="vblora",
     title="VB-LoRA",
+    equation="W + B · A, of vectors of one bank",
+    writers="PEFT",
     dialects={"peft": _LOGITS | _INDICES | _WEIGHTS},
     formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change, outside=outside),
     shared={"bank": Shared("vblora_vector_bank", _MISSING)},

@@ -65,6 +65,8 @@ def projected(name: str, title: str, halves: int) -> Algorithm:
     return Algorithm(
         name=name,
         title=title,
+        equation="W + diag(b) · B · diag(d) · A",
+        writers="PEFT",
         dialects={"peft": {"b": f".{name}_lambda_b", "d": f".{name}_lambda_d"}},
         marks=("b", "d"),
         formula=Formula(checked(name, halves), shape, misfit, rank=lambda shapes: None, change=change),

@@ -72,6 +72,8 @@ def change(
 ALGORITHM = Algorithm(
     name="waveft",
     title="WaveFT",
+    equation="W + scaling · inverse wavelet transform of the spectrum at drawn places",
+    writers="PEFT",
     dialects={"peft": {"spectrum": ".waveft_spectrum"}},
     marks=("spectrum",),
     formula=Formula(check, lambda shapes: (None, None), misfit, rank=lambda shapes: None, change=change, sized=True),

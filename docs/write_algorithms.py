@@ -1,0 +1,56 @@
+"""Writes docs/algorithms.md from the registry of algorithms: `python docs/write_algorithms.py`."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from lora_inspect import algorithms  # noqa: E402
+from lora_inspect.algorithms.record import Algorithm  # noqa: E402
+
+PAGE = ROOT / "docs" / "algorithms.md"
+HEAD = """# Every algorithm
+
+Written by `docs/write_algorithms.py` from the registry in `lora_inspect/algorithms/`, of which each file says more: the
+shapes of the factors, where the formula comes from, and what of it is special.
+
+W is the weight (out, in·kernel) of a layer, m the multiplier, s the scale, alpha/rank or what the file's program has in
+its place. "0, 1" are the multipliers of an algorithm that has no strength in its own program. DoRA is said where a
+magnitude may be around the change.
+
+## Merged
+"""
+REFUSED = """
+## Recognised and refused
+
+"""
+
+
+def tensors(algorithm: Algorithm) -> str:
+    """Every spelling of the factors, and the names of what modules share."""
+    names = [suffix.removeprefix(".") for suffix in algorithm.suffixes]
+    names += [f"base_model.{shared.name}" for shared in algorithm.shared.values()]
+    return ", ".join(f"`{name}`" for name in dict.fromkeys(names)) or "any"
+
+
+def cell(text: str) -> str:
+    """Text in a table."""
+    return text.replace("|", "\\|")
+
+
+def page() -> str:
+    """The page as it should be."""
+    every = sorted(algorithms.every().values(), key=lambda algorithm: algorithm.title.casefold())
+    lines = ["| | becomes | multipliers | written by | tensors |", "|---|---|---|---|---|"]
+    for algorithm in (one for one in every if one.formula):
+        multipliers = "0, 1" if algorithm.replaces or not algorithm.blends else "any"
+        title = f"{algorithm.title}, DoRA" if algorithm.decomposes else algorithm.title
+        cells = (title, algorithm.equation, multipliers, algorithm.writers, tensors(algorithm))
+        lines.append(f"| {' | '.join(map(cell, cells))} |")
+    refused = [f"- **{one.title}**: {tensors(one)}" for one in every if not one.formula]
+    return HEAD + "\n" + "\n".join(lines) + "\n" + REFUSED + "\n".join(refused) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
