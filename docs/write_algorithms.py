@@ -1,5 +1,6 @@
 """Writes docs/algorithms.md from the registry of algorithms: `python docs/write_algorithms.py`."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ sys.path.insert(0, str(ROOT))
 
 from lora_inspect import algorithms  # noqa: E402
 from lora_inspect.algorithms.record import Algorithm  # noqa: E402
+from lora_inspect.reading.weightless import METHODS  # noqa: E402
 
 PAGE = ROOT / "docs" / "algorithms.md"
 HEAD = """# Every algorithm
@@ -20,16 +22,23 @@ its place. "0, 1" are the multipliers of an algorithm that has no strength in it
 magnitude may be around the change.
 
 ## Merged
+
 """
 REFUSED = """
 ## Recognised and refused
 
 """
+WEIGHTLESS = """
+## Methods of PEFT that change no weight
+
+Their files are named by `info` and refused by all that needs a change.
+
+"""
 
 
 def tensors(algorithm: Algorithm) -> str:
-    """Every spelling of the factors, and the names of what modules share."""
-    names = [suffix.removeprefix(".") for suffix in algorithm.suffixes]
+    """Every spelling of the factors, and the names of what modules share; N is a number."""
+    names = [re.sub(r"\.\d+\b", ".N", suffix.removeprefix(".")) for suffix in algorithm.suffixes]
     names += [f"base_model.{shared.name}" for shared in algorithm.shared.values()]
     return ", ".join(f"`{name}`" for name in dict.fromkeys(names)) or "any"
 
@@ -48,8 +57,12 @@ def page() -> str:
         title = f"{algorithm.title}, DoRA" if algorithm.decomposes else algorithm.title
         cells = (title, algorithm.equation, multipliers, algorithm.writers, tensors(algorithm))
         lines.append(f"| {' | '.join(map(cell, cells))} |")
-    refused = [f"- **{one.title}**: {tensors(one)}" for one in every if not one.formula]
-    return HEAD + "\n" + "\n".join(lines) + "\n" + REFUSED + "\n".join(refused) + "\n"
+    refused = [
+        f"- **{one.title}** ({tensors(one)}) {one.why or 'is not built yet'}." for one in every if not one.formula
+    ]
+    weightless = [f"- **{method.title}** (`{name}`) {method.does}." for name, method in METHODS.items()]
+    parts = ((HEAD, lines), (REFUSED, refused), (WEIGHTLESS, weightless))
+    return "".join(head + "\n".join(body) + "\n" for head, body in parts)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,8 @@ def _formula(first: int) -> Formula:
 ALGORITHM = Algorithm(
     name="lokr_rows",
     title="LoKr on some rows of its product",
+    equation="W + m · s · (w1 ⊗ w2)[row_offset : row_offset + out]",
+    writers="ComfyUI, while it loads Krea 2",
     dialects={"lycoris": {**lokr.DIALECTS["lycoris"], FIRST: ".row_offset"}},
     marks=(FIRST,),
     formula=_formula(0),

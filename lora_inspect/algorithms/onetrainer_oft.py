@@ -56,6 +56,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 ALGORITHM = Algorithm(
     name="onetrainer_oft",
     title="scaled OFT of OneTrainer",
+    equation="W · diag(R₁, R₂, …)ᵀ",
+    writers="OneTrainer",
     dialects={"peft": {"generators": ".oft_R.weight", "mark": ".oft_R.scaled_oft"}},
     marks=("generators", "mark"),
     formula=Formula(check, peft_oft.shape, misfit, rank=lambda shapes: None, change=change),

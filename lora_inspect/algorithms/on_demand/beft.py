@@ -38,6 +38,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 ALGORITHM = Algorithm(
     name="beft",
     title="BEFT",
+    equation="b + beft_bias",
+    writers="PEFT",
     dialects={"peft": {"added": ".beft_bias"}},
     marks=("added",),
     formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),

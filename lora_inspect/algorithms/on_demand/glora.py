@@ -137,6 +137,8 @@ def variant(around: Surroundings) -> Algorithm:
 ALGORITHM = Algorithm(
     name="peft_glora",
     title="GLoRA of PEFT",
+    equation="W + W ⊙ A + B, and the bias + bias ⊙ D + E + W · C",
+    writers="PEFT",
     dialects={
         "peft": {f"{path}.{part}": f".glora_{path}.{part}" for path in (*_OF_WEIGHT, *_OF_BIAS) for part in _PARTS}
     },

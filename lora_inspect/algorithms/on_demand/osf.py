@@ -43,6 +43,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 ALGORITHM = Algorithm(
     name="osf",
     title="OSF",
+    equation="W with U_low · diag(S_low) · V_low for its smallest directions",
+    writers="PEFT",
     dialects={
         "peft": {
             "left": ".osf_svd_params.U_low",

@@ -79,6 +79,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None, *, act_fn: str, 
 ALGORITHM = Algorithm(
     name="peanut",
     title="PEANuT",
+    equation="W + scaling · B f(A W)",
+    writers="PEFT",
     dialects={
         "peft": {
             "down": ".peanut_A.weight",

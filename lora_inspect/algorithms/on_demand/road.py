@@ -91,6 +91,8 @@ def _formula(variant: str, group: int, misfit: Any, shape: Any) -> Formula:
 ALGORITHM = Algorithm(
     name="road",
     title="RoAd",
+    equation="pairs of outputs turned by θ and stretched by α, and the bias with them",
+    writers="PEFT",
     dialects={"peft": {"angles": ".road_theta", "factors": ".road_alpha"}},
     marks=("angles", "factors"),
     # What it is of a config that says nothing is never computed.

@@ -30,6 +30,8 @@ def settings(around: Surroundings) -> Mapping[str, Any] | str:
 ALGORITHM = Algorithm(
     name="set_weight",
     title="a replaced weight",
+    equation="set_weight in the place of W",
+    writers="ComfyUI, while it loads FLUX.1's control adapters",
     dialects={"comfyui": {saved.SAVED: ".set_weight"}},
     marks=(saved.SAVED,),
     formula=Formula(check, saved.shape, saved.misfit, saved.rank, saved.change),

@@ -75,6 +75,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None, *, lora_scale: f
 ALGORITHM = Algorithm(
     name="supertuning",
     title="Super-Tuning",
+    equation="W + values at the entries + alpha/r · B @ A",
+    writers="PEFT",
     dialects={
         "peft": {
             "values": ".supertuning_values",

@@ -89,6 +89,8 @@ def _is_token(value: Any) -> bool:
 ALGORITHM = Algorithm(
     name="trainable_tokens",
     title="trainable tokens",
+    equation="rows of W replaced",
+    writers="PEFT",
     dialects={"peft": {ROWS: ".trainable_tokens_delta"}},
     marks=(ROWS,),
     formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change, outside=outside),
@@ -105,6 +107,8 @@ ALGORITHMS = (
     ALGORITHM._replace(
         name="lora_tokens",
         title="trainable tokens beside LoRA",
+        equation="rows of W replaced",
+        writers="PEFT (trainable_token_indices)",
         dialects={"peft": {ROWS: ".token_adapter.trainable_tokens_delta"}},
         peft_type="LORA",
         settings=settings_beside_lora,
