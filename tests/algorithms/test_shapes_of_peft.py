@@ -19,6 +19,7 @@ FITTING = {
     "c3a": [{"kernel": (5, 3, 4)}],
     "fourierft": [{"spectrum": (240,)}, {"spectrum": (1,)}],
     "waveft": [{"spectrum": (240,)}, {"spectrum": (1,)}],
+    "deft": [{"directions": (20, 4), "put": (4, 12)}, {"directions": (20, 20)}],
 }
 # What is changed in the shapes that fit, one at a time.
 REFUSED = {
@@ -49,6 +50,13 @@ REFUSED = {
     "c3a": [{"kernel": shape} for shape in ((5, 3), (5, 3, 4, 1), (0, 3, 4), (5, 0, 4), (5, 3, 0))],
     "fourierft": [{"spectrum": shape} for shape in ((), (0,), (240, 1), (1, 240))],
     "waveft": [{"spectrum": shape} for shape in ((), (0,), (240, 1), (1, 240))],
+    "deft": [
+        *({"directions": shape} for shape in ((20,), (20, 3), (20, 4, 1))),
+        {"directions": (3, 4)},
+        {"directions": (0, 4)},
+        {"directions": (20, 0), "put": (0, 12)},
+        *({"put": shape} for shape in ((4,), (3, 12), (4, 0), (4, 12, 1))),
+    ],
 }
 
 
@@ -71,7 +79,7 @@ def test_weights_that_they_do_not_fit(name, weight):
 
 
 def is_settled(name, config):
-    around = Surroundings("layer", set(), config, {}, None, False)
+    around = Surroundings("layer", set(FITTING[name][0]), config, {}, None, False)
     return not isinstance(by_name(name).settings(around), str)
 
 
@@ -79,6 +87,7 @@ NOT_NUMBERS = (None, "4", True, [], {}, float("nan"), float("inf"), 10**400)
 NOT_SEEDS = (None, "777", True, [], 1.0, 2**64, -(2**63) - 1)
 DRAWN = {"scaling": 150.0, "random_loc_seed": 777}
 WAVES = {**DRAWN, "use_idwt": True, "wavelet_family": "db1"}
+DEFT = {"decomposition_method": "relu", "para": False, "alpha": None}
 # An algorithm, a config, and whether it says enough.
 SETTINGS = [
     ("gralora", None, False),
@@ -98,6 +107,13 @@ SETTINGS = [
     *(("waveft", {**WAVES, "use_idwt": value}, False) for value in (None, 1, "yes")),
     *(("waveft", {**WAVES, "scaling": value}, False) for value in NOT_NUMBERS),
     *(("waveft", {**WAVES, "random_loc_seed": value}, False) for value in NOT_SEEDS),
+    ("deft", None, False),
+    ("deft", DEFT, True),
+    ("deft", {**DEFT, "decomposition_method": "qr", "alpha": 4}, True),
+    ("deft", {**DEFT, "para": True}, False),
+    *(("deft", {**DEFT, "alpha": value}, value is None) for value in NOT_NUMBERS),
+    *(("deft", {**DEFT, "decomposition_method": value}, False) for value in (None, "svd", ["qr"], 1, {})),
+    *(("deft", {**DEFT, "para": value}, False) for value in (None, 0, "no")),
 ]
 
 
@@ -124,3 +140,24 @@ def test_weights_whose_entries_are_drawn(name, weight, fits):
     wrong = by_name(name).formula.misfit({"spectrum": (240,)}, weight)
     assert (wrong is None) is fits
     assert fits or "entries" in wrong
+
+
+@pytest.mark.parametrize(
+    ("shapes", "weight"),
+    [
+        (FITTING["deft"][0], (19, 12)),
+        (FITTING["deft"][0], (20, 13)),
+        (FITTING["deft"][0], (20, 12, 3)),
+        (FITTING["deft"][0], (20,)),
+        (FITTING["deft"][1], (21, 12)),
+    ],
+)
+def test_weights_that_deft_does_not_fit(shapes, weight):
+    formula = by_name("deft").formula
+    assert formula.misfit(FITTING["deft"][0], (20, 12, 1)) is None
+    assert formula.misfit(FITTING["deft"][1], (20, 30)) is None
+    assert "changes a Linear weight of 20 rows" in formula.misfit(shapes, weight)
+
+
+def test_what_deft_tells_of_the_weight():
+    assert [by_name("deft").formula.shape(shapes) for shapes in FITTING["deft"]] == [(20, 12), (20, None)]

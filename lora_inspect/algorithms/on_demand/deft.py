@@ -1,0 +1,86 @@
+"""DEFT of PEFT: what the weight has along a few directions is taken out and, unless `para` says so, put in anew.
+
+W' = W + Q (scale · R - Sᵀ W) with Q and S from P, `deft_P` (out, r): both are the orthonormal factor of its QR
+decomposition for "qr", with LAPACK's signs, and for "relu" Q is P itself and S its positive part. R is `deft_R`
+(r, in), and there is none for `para`. The scale is alpha/r, or 1 where the config's alpha is none or 0. PEFT computes
+in float32, in its forward as in its merge; here it is the type that weights are folded in. It has no strengths. Source:
+the `DeftLayer` of PEFT 0.21.
+"""
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.algorithms.config_fields import is_number, is_switch, read_fields
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+
+def check(shapes: Shapes) -> str | None:
+    """What is wrong with the shapes of P (out, r) and R (r, in), or None."""
+    directions, put = shapes["directions"], shapes.get("put")
+    if len(directions) != 2 or 0 in directions or directions[1] > directions[0]:
+        return f"deft_P {list(directions)} are no directions of outputs"
+    if put is not None and (len(put) != 2 or put[0] != directions[1] or not put[1]):
+        return f"deft_P {list(directions)} and deft_R {list(put)} make no product"
+    return None
+
+
+def shape(shapes: Shapes) -> tuple[int | None, ...]:
+    """(out, in) of the weight; P alone tells the outputs."""
+    return shapes["directions"][0], shapes["put"][1] if "put" in shapes else None
+
+
+def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What is changed where that is not a Linear weight of this shape, or None."""
+    rows, columns = shape(shapes)
+    if len(weight) > 1 and weight[0] == rows and columns in (None, weight[1]) and prod(weight[2:]) == 1:
+        return None
+    return f"changes a Linear weight of {rows} rows" + (f" and {columns} columns" if columns else "")
+
+
+def settings(around: Surroundings) -> dict[str, Any] | str:
+    """What the config says of the directions and of the scale, or why that is not known."""
+    fields = {"decomposition_method": lambda value: value in ("relu", "qr"), "para": is_switch, "alpha": _is_alpha}
+    found = read_fields(around.config, fields, "its change")
+    if isinstance(found, str):
+        return found
+    if found.pop("para") is ("put" in around.roles):
+        return (
+            "its adapter_config.json says para where deft_R is there, or does not where there is none; put the config "
+            "beside the file that it was saved with"
+        )
+    return {"by_qr": found["decomposition_method"] == "qr", "strength": found["alpha"] or None}
+
+
+def _is_alpha(value: Any) -> bool:
+    return value is None or is_number(value)
+
+
+def change(tensors: Tensors, scale: float, alpha: float | None, *, by_qr: bool, strength: float | None) -> "Change":
+    """The exchange of what the weight has along the directions."""
+    from torch import linalg
+
+    from lora_inspect.maths.reprojected import Reprojected
+
+    left = tensors["directions"]
+    taken = left.clamp(min=0.0)
+    if by_qr:
+        left = taken = linalg.qr(left)[0]
+    factor = 1.0 if strength is None else strength / left.shape[1]
+    return Reprojected(left, taken, tensors["put"] * factor if "put" in tensors else None)
+
+
+ALGORITHM = Algorithm(
+    name="deft",
+    title="DEFT",
+    dialects={"peft": {"directions": ".deft_P", "put": ".deft_R"}},
+    marks=("directions",),
+    formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),
+    multiplies=True,
+    blends=False,
+    has_alpha=False,
+    peft_type="DEFT",
+    settings=settings,
+)
