@@ -18,8 +18,9 @@ def unbuilt_configs(reading: FileReading) -> Iterator[Finding]:
         method = found.peft_type
         known = algorithms.of_peft_type(str(method))
         if str(method) not in METHODS and not any(algorithm.formula for algorithm in known):
-            message = f"{found.where} says {method}, an algorithm that is not built yet; {_OWN_PROGRAM}"
-            yield Finding("algorithm", message)
+            why = next((f": {each.title} {each.why}" for each in known if each.why), "")
+            unbuilt = f", an algorithm that is not built yet; {_OWN_PROGRAM}"
+            yield Finding("algorithm", f"{found.where} says {method}{why or unbuilt}")
         for says in peft_config.foreign_settings(found.config):
             yield Finding("peft-setting", f"{found.where}: {says}, which is not built yet; {_OWN_PROGRAM}")
         if method == algorithms.by_name("lokr").peft_type and (keys := _whole_of_conv1d(reading)):
