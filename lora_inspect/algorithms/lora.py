@@ -13,9 +13,19 @@ from lora_inspect.algorithms.weight_shapes import other_than
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change
 
+# What PEFT's MonteCLoRA and VeLoRA keep for further training: the one samples around the factors only then, the other
+# saves memory in the backward pass.
+IDLE = {
+    "std_prior": ".lora_monteclora_sampler.std_prior",
+    "expert_weights_prior": ".lora_monteclora_sampler.expert_weights_prior",
+    "gaussian_var_prior": ".lora_monteclora_sampler.gaussian_var_prior",
+    "expert_weights": ".lora_monteclora_sampler.expert_weights",
+    "velora_embed": ".lora_velora_embed",
+}
 DIALECTS = {
     "kohya": {"down": ".lora_down.weight", "up": ".lora_up.weight", "mid": ".lora_mid.weight"},
     "peft": {"down": ".lora_A.weight", "up": ".lora_B.weight"},
+    "peft-training": IDLE,
     "diffusers-unet": {"down": ".lora.down.weight", "up": ".lora.up.weight"},
     "diffusers-text": {"down": ".lora_linear_layer.down.weight", "up": ".lora_linear_layer.up.weight"},
     "bare": {"down": ".lora_A", "up": ".lora_B"},
@@ -87,6 +97,7 @@ ALGORITHM = Algorithm(
     formula=Formula(check, weight_shape, misfit, rank, change, low_rank=matrices, rslora=True),
     decomposes=True,
     peft_type="LORA",
+    idle=tuple(IDLE),
     scaled=("up",),
     rows={"up": "down"},
 )

@@ -44,7 +44,9 @@ def missing_weights(reading: FileReading) -> Iterator[Finding]:
 
 def _method(peft_type: str) -> str:
     """The method in words, with its name in configs."""
-    known = next((algorithm.title for algorithm in algorithms.of_peft_type(peft_type)), None)
+    # Several algorithms may be of one type, as those that are options of LoRA are.
+    titles = {algorithm.name: algorithm.title for algorithm in algorithms.of_peft_type(peft_type)}
+    known = titles.get(peft_type.lower()) or next(iter(titles.values()), None)
     title = METHODS[peft_type].title if peft_type in METHODS else known
     return f"{title} ({peft_type[:_LETTERS]})" if title else peft_type[:_LETTERS]
 

@@ -22,10 +22,18 @@ def unbuilt_configs(reading: FileReading) -> Iterator[Finding]:
             unbuilt = f", an algorithm that is not built yet; {_OWN_PROGRAM}"
             yield Finding("algorithm", f"{found.where} says {method}{why or unbuilt}")
         for says in peft_config.foreign_settings(found.config):
-            yield Finding("peft-setting", f"{found.where}: {says}, which is not built yet; {_OWN_PROGRAM}")
+            yield Finding("peft-setting", f"{found.where}: {says}")
+        if found.config.get("kasa_config") and (keys := _names(reading, "lora", "down")):
+            says = f"it says kasa_config, and {keys[0]} has no lora_diag beside it"
+            yield Finding("incomplete", f"{found.where}: {says}; put the config beside the file that it was saved with")
         if method == algorithms.by_name("lokr").peft_type and (keys := _whole_of_conv1d(reading)):
             says = f"PEFT makes another product of w1 and a whole w2 of a Conv1d ({keys[0]})"
             yield Finding("peft-setting", f"{found.where}: {says}, which is not built yet; {_OWN_PROGRAM}", keys[:5])
+
+
+def _names(reading: FileReading, algorithm: str, role: str) -> tuple[str, ...]:
+    """The tensors of one role in the modules of an algorithm."""
+    return tuple(c.factors[role].name for c in reading.contributions if c.algorithm.name == algorithm)
 
 
 def _whole_of_conv1d(reading: FileReading) -> tuple[str, ...]:

@@ -7,11 +7,12 @@ import pytest
 import torch
 from libraries import Net
 from library_case import make
+from peft.tuners.lora.config import KasaConfig
 from safetensors.torch import save_file
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.info import as_json, inspect
-from lora_inspect.ops.merge import MergeOptions, plan_merge
+from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 
 pytestmark = pytest.mark.numeric
 ADAMSS = {"r": 8, "num_subspaces": 2, "subspace_rank": 2}
@@ -59,6 +60,28 @@ def test_other_signs_of_singular_vectors_are_another_change_by_psoft():
     layer._set_psoft_ab_cache_buffers("default", signs[:, None] * a, b * signs)
     torch.testing.assert_close((b * signs) @ (signs[:, None] * a), b @ a)
     assert float((layer.get_delta_weight("default").detach() - before).norm()) > 0.01 * float(before.norm())
+
+
+def test_kasa_without_its_diagonal_is_refused(tmp_path):
+    tensors = {"base_model.model.layer.lora_A.weight": torch.ones(4, 12)}
+    tensors["base_model.model.layer.lora_B.weight"] = torch.ones(20, 4)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    said = {"peft_type": "LORA", "r": 4, "target_modules": ["layer"], "kasa_config": {"beta": 1e-4}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(said))
+    problems = as_json(inspect(str(tmp_path)))["problems"]
+    assert [problem["code"] for problem in problems] == ["incomplete"]
+    assert "layer.lora_A.weight has no lora_diag beside it" in problems[0]["message"]
+
+
+def test_kasa_on_a_base_with_numbers_that_are_not_finite_is_refused(tmp_path):
+    layer, _ = make("linear", torch.float32)
+    weight = layer.weight.detach().clone()
+    weight[3, 4] = torch.inf
+    save_file({"layer.weight": weight}, tmp_path / "base.safetensors")
+    trained(peft.LoraConfig(r=4, target_modules=["layer"], kasa_config=KasaConfig())).save_pretrained(tmp_path / "a")
+    plan = plan_merge(str(tmp_path / "base.safetensors"), [(str(tmp_path / "a"), 1.0)], MergeOptions())
+    with pytest.raises(LoraInspectError, match="repair the file that holds non-finite numbers"):
+        merge(plan, str(tmp_path / "merged.safetensors"))
 
 
 def test_adamss_saves_no_rows():

@@ -20,6 +20,7 @@ FITTING = {
     "fourierft": [{"spectrum": (240,)}, {"spectrum": (1,)}],
     "waveft": [{"spectrum": (240,)}, {"spectrum": (1,)}],
     "deft": [{"directions": (20, 4), "put": (4, 12)}, {"directions": (20, 20)}],
+    "kasa": [{"down": (4, 12), "up": (20, 4), "diagonal": (4,)}],
 }
 # What is changed in the shapes that fit, one at a time.
 REFUSED = {
@@ -56,6 +57,11 @@ REFUSED = {
         {"directions": (0, 4)},
         {"directions": (20, 0), "put": (0, 12)},
         *({"put": shape} for shape in ((4,), (3, 12), (4, 0), (4, 12, 1))),
+    ],
+    "kasa": [
+        *({"down": shape} for shape in ((4,), (3, 12), (4, 0), (4, 12, 1))),
+        *({"up": shape} for shape in ((20,), (20, 3), (0, 4), (20, 4, 1))),
+        *({"diagonal": shape} for shape in ((), (3,), (4, 1))),
     ],
 }
 
@@ -114,6 +120,8 @@ SETTINGS = [
     *(("deft", {**DEFT, "alpha": value}, value is None) for value in NOT_NUMBERS),
     *(("deft", {**DEFT, "decomposition_method": value}, False) for value in (None, "svd", ["qr"], 1, {})),
     *(("deft", {**DEFT, "para": value}, False) for value in (None, 0, "no")),
+    ("kasa", {"kasa_config": {"beta": 1e-4}}, True),
+    *(("kasa", config, False) for config in (None, {}, {"kasa_config": None}, {"kasa_config": True})),
 ]
 
 
@@ -161,3 +169,20 @@ def test_weights_that_deft_does_not_fit(shapes, weight):
 
 def test_what_deft_tells_of_the_weight():
     assert [by_name("deft").formula.shape(shapes) for shapes in FITTING["deft"]] == [(20, 12), (20, None)]
+
+
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [
+        ((20, 12), None),
+        ((20, 5), "changes a weight of [20, 12]"),
+        ((19, 12), "changes a weight of [20, 12]"),
+        ((20, 4), "takes 4 singular triples away"),
+        ((4, 12), "takes 4 singular triples away"),
+        ((20,), "changes a weight of [20, 12]"),
+        ((20, 12, 3), "changes a weight of [20, 12]"),
+    ],
+)
+def test_weights_that_kasa_does_not_fit(weight, words):
+    wrong = by_name("kasa").formula.misfit(FITTING["kasa"][0], weight)
+    assert (wrong is None) if words is None else words in wrong

@@ -7,6 +7,7 @@ import torch
 from libraries import of_lycoris, of_peft
 from library_case import LAYERS, Case, decomposed
 from lycoris.modules.locon import LoConModule
+from peft.tuners.lora.config import MontecloraConfig, VeloraConfig
 from torch import Tensor, nn
 
 from networks.modules.layers import LoRAModule
@@ -76,3 +77,9 @@ def cases() -> Iterator[Case]:
         yield of_peft("LoRA", peft.LoraConfig(**options), kind, of_peft_keys(ALPHA / RANK))
         yield of_peft("RS-LoRA", peft.LoraConfig(**options, use_rslora=True), kind, of_peft_keys(ALPHA / RANK**0.5))
         yield of_peft("DoRA", peft.LoraConfig(**options, use_dora=True), kind, of_peft_keys(ALPHA / RANK))
+    # What these two keep for further training makes no difference to what was trained.
+    monteclora = peft.LoraConfig(**options, monteclora_config=MontecloraConfig())
+    velora = peft.LoraConfig(**options, velora_config=VeloraConfig(num_groups=4))
+    for kind in ("linear", "square"):
+        yield of_peft("MonteCLoRA", monteclora, kind, of_peft_keys(ALPHA / RANK))
+        yield of_peft("VeLoRA", velora, kind, of_peft_keys(ALPHA / RANK))

@@ -1,0 +1,61 @@
+"""KaSA of PEFT, an option of its LoRA: the r least singular triples of the weight give way to a product.
+
+W' = W without them + scale · B · diag(d) · A, with `lora_diag` d (r,) and the scale of LoRA. PEFT truncates the weight
+whenever it loads the file, in float32, and rounds it to the base's type before the product is added; here it is rounded
+once. A strength acts on the product alone. Sources: Wang et al. 2024, and the `KasaLinearVariant` of PEFT 0.21.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.algorithms import lora
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+
+def check(shapes: Shapes) -> str | None:
+    """What is wrong with the shapes of down (r, in), up (out, r) and the diagonal (r,), or None."""
+    down, up, diagonal = shapes["down"], shapes["up"], shapes["diagonal"]
+    if len(down) != 2 or len(up) != 2 or diagonal != down[:1]:
+        return f"lora_A {list(down)}, lora_diag {list(diagonal)} and lora_B {list(up)} make no product"
+    return lora.check(shapes)
+
+
+def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What is changed instead of a weight of this shape, which has to keep a singular triple; or None."""
+    rank = lora.rank(shapes)
+    if len(weight) > 1 and min(weight[:2]) <= rank:
+        return f"takes {rank} singular triples away and leaves one at least"
+    return lora.misfit(shapes, weight)
+
+
+def settings(around: Surroundings) -> dict[str, Any] | str:
+    """Nothing, or why it is not known whether the base is truncated."""
+    if around.config is None or not isinstance(around.config.get("kasa_config"), dict):
+        return (
+            "no adapter_config.json with a kasa_config speaks of it; put the one beside the file that it was saved with"
+        )
+    return {}
+
+
+def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
+    """The truncation and the product."""
+    from lora_inspect.maths.truncated import Truncated
+
+    return Truncated(tensors["up"] * tensors["diagonal"], tensors["down"], scale)
+
+
+ALGORITHM = Algorithm(
+    name="kasa",
+    title="KaSA",
+    dialects={"peft": {"down": ".lora_A.weight", "up": ".lora_B.weight", "diagonal": ".lora_diag"}},
+    marks=("down", "up", "diagonal"),
+    formula=Formula(check, lora.weight_shape, misfit, lora.rank, change, rslora=True),
+    transposed=False,
+    multiplies=True,
+    peft_type="LORA",
+    settings=settings,
+    # Those without a diagonal are LoRA's.
+    fits=lambda shapes: "diagonal" in shapes,
+)
