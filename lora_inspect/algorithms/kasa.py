@@ -49,6 +49,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 ALGORITHM = Algorithm(
     name="kasa",
     title="KaSA",
+    equation="W without its r least singular triples + m · s · B · diag(lora_diag) · A",
+    writers="PEFT",
     dialects={"peft": {"down": ".lora_A.weight", "up": ".lora_B.weight", "diagonal": ".lora_diag"}},
     marks=("down", "up", "diagonal"),
     formula=Formula(check, lora.weight_shape, misfit, lora.rank, change, rslora=True),

@@ -75,6 +75,8 @@ def change(tensors: Tensors, scale: float, alpha: float | None, *, by_qr: bool, 
 ALGORITHM = Algorithm(
     name="deft",
     title="DEFT",
+    equation="W + Q · (alpha/r · R - Sᵀ W), with Q and S from P",
+    writers="PEFT",
     dialects={"peft": {"directions": ".deft_P", "put": ".deft_R"}},
     marks=("directions",),
     formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),

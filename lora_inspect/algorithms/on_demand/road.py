@@ -91,7 +91,7 @@ def _formula(variant: str, group: int, misfit: Any, shape: Any) -> Formula:
 ALGORITHM = Algorithm(
     name="road",
     title="RoAd",
-    equation="pairs of outputs turned by θ and stretched by α, and the bias with them",
+    equation="pairs of outputs turned by road_theta and stretched by road_alpha, and the bias with them",
     writers="PEFT",
     dialects={"peft": {"angles": ".road_theta", "factors": ".road_alpha"}},
     marks=("angles", "factors"),
