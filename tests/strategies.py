@@ -110,7 +110,9 @@ lora_configs = st.dictionaries(
 _strengths = st.floats(allow_nan=False, allow_infinity=False)
 # Components and globs: whatever has no sign of the grammar, nor of a file's address, and is no setting of its own.
 _pattern_letters = st.characters(exclude_categories=("Cs", "Z", "Cc"), exclude_characters=r"/\:;,=")
-_patterns = st.text(_pattern_letters, min_size=1, max_size=8).filter(lambda text: text not in ("alpha", "rslora"))
+_patterns = st.text(_pattern_letters, min_size=1, max_size=8).filter(
+    lambda text: text not in ("alpha", "rslora", "residual")
+)
 settings = st.builds(
     Settings,
     multiplier=st.none() | _strengths,
@@ -119,6 +121,7 @@ settings = st.builds(
     alpha=st.none() | _strengths,
     allow_partial_dora=st.just(False),
     expert_packing=st.none() | st.sampled_from(PACKINGS),
+    residual=st.none() | st.booleans(),
 )
 
 

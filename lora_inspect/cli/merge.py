@@ -29,7 +29,8 @@ Folds each ADAPTER, with its own multiplier (default 1), into BASE and writes th
 
 BASE is a file, a sharded set or a folder; the output has the same form. What follows the colon of an ADAPTER are
 its settings: a number (the multiplier; 0 changes nothing), COMPONENT=number or GLOB=number (multipliers of a part
-of its modules), alpha=N, rslora=yes|no and expert-packing=rank_major|grouped_by_expert (what the file leaves open).
+of its modules), alpha=N, rslora=yes|no and expert-packing=rank_major|grouped_by_expert (what the file leaves open),
+residual=yes|no (whether BASE is what PiSSA or another initialisation left of the original one).
 
 Adapters are folded in the order in which they are named. It matters only where DoRA or OFT meets another change of the
 same weight, which the summary says.

@@ -1,6 +1,7 @@
 """Where a contribution lands in a base, and the change that it makes there."""
 
 from collections.abc import Mapping
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,6 +10,7 @@ from lora_inspect.architectures.rows import Runs
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.residual_init import PISSA
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change
@@ -54,7 +56,6 @@ class Placed(NamedTuple):
         `rule` says how a multiplier applies to DoRA; None takes the spelling's own. Raises LoraInspectError where
         numbers in the tensors stand for what is outside the target.
         """
-        from lora_inspect.maths.change import OnBlock, OnRows
         from lora_inspect.maths.decomposed import Magnitude, decomposed
 
         contribution, place, _ = self
@@ -68,6 +69,28 @@ class Placed(NamedTuple):
             spelling = contribution.magnitude.spelling
             values = Magnitude(tensors["magnitude"].reshape(-1), rule or spelling.multiplier, spelling.added_eps)
             change = decomposed(change, values, contribution.magnitude.axis, prod(place.shape[2:]))
+        return self._on_target(change)
+
+    @property
+    def has_residual(self) -> bool:
+        """Whether a part of the target was moved into the factors and is still in the target."""
+        return bool(self.contribution.residual) and not self.contribution.on_residual
+
+    def residual(self) -> "Change":
+        """What takes the part out of the target that was moved into the factors, once it has seen the target."""
+        from lora_inspect.maths.initial_factors import orthogonal_factors, principal_factors
+        from lora_inspect.maths.residual import Residual
+
+        rank = self.contribution.known_rank
+        if self.contribution.residual == PISSA:
+            # Whatever the scale is, the factors were made for the product with it.
+            return self._on_target(Residual(partial(principal_factors, rank=rank), 1.0))
+        return self._on_target(Residual(partial(orthogonal_factors, rank=rank), self.contribution.known_scale))
+
+    def _on_target(self, change: "Change") -> "Change":
+        from lora_inspect.maths.change import OnBlock, OnRows
+
+        place = self.place
         if place.runs:
             change = OnRows(change, tuple(place.runs.each()))
         change = change.transposed() if place.transposed else change

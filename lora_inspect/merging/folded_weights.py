@@ -20,6 +20,7 @@ from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.decoder import decoder
 
 if TYPE_CHECKING:
+    from lora_inspect.maths.chain import Link, Read
     from lora_inspect.maths.change import Change
     from lora_inspect.maths.tensor_reader import Decode, RowBlocks
     from lora_inspect.merging.factor_reader import FactorReader
@@ -109,7 +110,8 @@ def _folded_rows(
 
     # The parameter of all experts of a layer is changed as a matrix.
     read = partial(blocks.read, folds[0].placed.place.target if folds else info, decode=_decode(info, folding))
-    links = settled([(_read_change(fold, folding, blocks, factors), fold.multiplier) for fold in folds], read)
+    links = [link for fold in folds for link in _links(fold, folding, blocks, factors, read)]
+    links = settled(links, read)
     for _, block in folded(links, read):
         data, rounded = blocks.bytes_of(block, dtype)
         if folds:
@@ -121,6 +123,17 @@ def _folded_rows(
 
 def _decode(info: TensorInfo, folding: Folding) -> "Decode | None":
     return decoder(folding.decoded[info.name]) if info.name in folding.decoded else None
+
+
+def _links(
+    fold: Fold, folding: Folding, blocks: "RowBlocks", factors: "FactorReader", read: "Read"
+) -> "Iterator[Link]":
+    """The change of one contribution, behind that of what its initialisation took from the base as it is stored."""
+    from lora_inspect.maths.chain import settled
+
+    if fold.placed.has_residual:
+        yield from settled([(fold.placed.residual(), 1.0)], read)
+    yield _read_change(fold, folding, blocks, factors), fold.multiplier
 
 
 def _read_change(fold: Fold, folding: Folding, blocks: "RowBlocks", factors: "FactorReader") -> "Change":

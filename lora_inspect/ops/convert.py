@@ -93,6 +93,7 @@ def convert_to_standard(
     """
     adapter = read_adapter(open_checkpoint(path), options.settings)
     adapter.refuse()
+    _refuse_residual(adapter)
     base = _open_base(adapter, options)
     inputs = adapter.checkpoint.inputs | (base.inputs if base else {})
     matching = match(adapter, base, transposed=options.transposed) if base else None
@@ -164,6 +165,15 @@ def _targets(
     if options.layout == ALL_EXPERTS:
         return with_all_experts(adapter)
     return destinations(adapter, options.layout)
+
+
+def _refuse_residual(adapter: Adapter) -> None:
+    """Raises LoraInspectError where no alpha says what the factors change."""
+    if one := next((c for c in adapter.contributions if c.residual), None):
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {one.module.key} changes what the {one.residual} initialisation left of the "
+            "base, which no standard file says; merge it, or convert it to plain LoRA with the program that trained it."
+        )
 
 
 def _open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:

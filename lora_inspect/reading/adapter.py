@@ -19,6 +19,7 @@ from lora_inspect.reading.found_configs import find_configs
 from lora_inspect.reading.module_scales import scaled_modules
 from lora_inspect.reading.problem import ERROR, Problem
 from lora_inspect.reading.problems import find_problems
+from lora_inspect.reading.residual_base import about_residuals, with_residual_bases
 from lora_inspect.reading.saved_tensors import about_saved, claim_saved
 from lora_inspect.reading.scale_problems import REPEATS, open_settings
 from lora_inspect.reading.scale_rules import facts_of, read_groups, read_ruled, sum_up
@@ -95,17 +96,15 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
     ]
     dora, about_dora, about_magnitudes = read_dora(facts, dora_claims(ruled, facts, numbers.flags), checkpoint.metadata)
     scaled = partial(scaled_modules, claims, numbers, configs, ruled, settled)
+    modules = with_settings(scaled(settings), configs, checkpoint.metadata, numbers)
+    modules = with_packing(modules, configs, checkpoint.metadata, settings.expert_packing)
+    modules = with_residual_bases(modules, configs, checkpoint.metadata, settings.residual)
     reading = FileReading(
         checkpoint=checkpoint,
         settings=settings,
         claims=claims,
         configs=configs,
-        modules=with_packing(
-            with_settings(scaled(settings), configs, checkpoint.metadata, numbers),
-            configs,
-            checkpoint.metadata,
-            settings.expert_packing,
-        ),
+        modules=modules,
         scaled=scaled,
         stated=[group.reading for group in groups.values()],
         rslora=rslora,
@@ -126,6 +125,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
             *about_parts(one.counted for one in ruled),
             *about_saved(claims, configs),
             *about_experts(list(reading.contributions), configs, checkpoint.metadata, settings.expert_packing),
+            *about_residuals(reading),
             *about_hidden_ranks(reading.contributions, claims.flags),
         ),
         flags=claims.flags,

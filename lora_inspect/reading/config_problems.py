@@ -2,29 +2,14 @@
 
 from collections.abc import Iterator
 
-from lora_inspect.reading import peft_config
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.problem import Finding
-from lora_inspect.reading.residual_base import residual_init
 
 # How the keys of metadata begin that say how alpha and rank are to be read.
 _DECIDING_METADATA = ("lora_inspect.", "lora_adapter_metadata", "ss_network_", "ss_alpha_", "ss_rank_", "ss_init_")
 
 # The field in which a config names tokens whose rows were trained beside its factors.
 _TOKENS = "trainable_token_indices"
-
-
-def residual_bases(reading: FileReading) -> Iterator[Finding]:
-    """Initialisations that leave the adapter on another base than the original one."""
-    inits = [(found.where, peft_config.residual_init(found.config)) for found in reading.configs]
-    inits.append(("metadata ss_init_lora_weights", residual_init(reading.checkpoint.metadata)))
-    for where, init in inits:
-        if init:
-            yield Finding(
-                "residual-base",
-                f"{where} says the {init} initialisation, so the tensors change a residual base, not the original "
-                "one; convert the adapter to plain LoRA with the program that trained it",
-            )
 
 
 def missing_tokens(reading: FileReading) -> Iterator[Finding]:

@@ -25,6 +25,9 @@ class Contribution(NamedTuple):
     `fan_in_fan_out` is what a config says of the way in which the base stores the weight, None where none does.
     `alpha`, the rule `rslora` and `scale` are None where unknown; `why` is the reason for the scale, or for its
     absence. `settings` are what else the formula needs, and `unsettled` is the reason why it is unknown, or empty.
+
+    `residual` is the initialisation that moved a part of the base into the factors, or empty; `on_residual` says that
+    the base is given without that part.
     `is_optional` says that a layer without the parameter is none that lacks something.
     """
 
@@ -41,6 +44,8 @@ class Contribution(NamedTuple):
     why: str = ""
     settings: Mapping[str, Any] = MappingProxyType({})
     unsettled: str = ""
+    residual: str = ""
+    on_residual: bool = False
     is_optional: bool = False
 
     @property

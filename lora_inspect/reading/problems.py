@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from lora_inspect.reading.config_alone import missing_weights
-from lora_inspect.reading.config_problems import contradicting_shards, missing_tokens, refused_patterns, residual_bases
+from lora_inspect.reading.config_problems import contradicting_shards, missing_tokens, refused_patterns
 from lora_inspect.reading.expert_packing import packing_setting
 from lora_inspect.reading.expert_parameters import lost_parameters
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.formula_settings import unknown_formulas
 from lora_inspect.reading.key_problems import magnitudes, several_schemes, unclaimed_tensors, unfit_tensors
 from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Finding, Problem
+from lora_inspect.reading.residual_base import residual_bases, residual_setting
 from lora_inspect.reading.saved_tensors import missing_saved
 from lora_inspect.reading.scale_problems import alpha_setting, rslora_hint, rule_setting, unknown_scales
 from lora_inspect.reading.unbuilt import unbuilt_algorithms, unbuilt_configs
@@ -50,7 +51,7 @@ PROBLEMS = (
     Entry("dora-missing", ERROR, (magnitudes,)),
     Entry("dora-partial", ERROR, (magnitudes,)),
     Entry("dora-stripped", WARNING, (magnitudes,)),
-    Entry("setting-contradicts", ERROR, (rule_setting, alpha_setting, packing_setting)),
+    Entry("setting-contradicts", ERROR, (rule_setting, alpha_setting, packing_setting, residual_setting)),
     Entry("setting-repeats", NOTE, (rule_setting, alpha_setting, packing_setting)),
     Entry("scale-unknown", ERROR, (unknown_scales,)),
     Entry("formula-unknown", ERROR, (unknown_formulas,)),

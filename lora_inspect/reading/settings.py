@@ -16,7 +16,7 @@ _PATTERN = r"[^\s/\\:;,=]+"
 _WORDS = {"yes": True, "no": False}
 # What may be settled by an option as well.
 _OPEN = ("alpha", "rslora", "expert_packing")
-_RSLORA, _ALPHA, _PACKING = "rslora", "alpha", "expert-packing"
+_RSLORA, _ALPHA, _PACKING, _RESIDUAL = "rslora", "alpha", "expert-packing", "residual"
 # How the plain multiplier is called where modules have their own beside it: a glob that every module fits.
 _ALL = "*"
 # How people write a number who do not know that it takes a point and nothing else.
@@ -29,7 +29,7 @@ _DECIMAL_COMMA = r"(?:(?<=,)|^)((?:[^,]*=)?[+-]?[0-9]+),([0-9]+(?:[eE][+-]?[0-9]
 # How many colons of an argument are looked at for a file before them.
 _COLONS = 10
 _FORMS = (
-    "a number (the multiplier), COMPONENT=number, GLOB=number, alpha=N, rslora=yes|no or "
+    "a number (the multiplier), COMPONENT=number, GLOB=number, alpha=N, rslora=yes|no, residual=yes|no or "
     f"{_PACKING}={'|'.join(PACKINGS)}"
 )
 _NAMED = 3
@@ -40,7 +40,7 @@ class Settings(NamedTuple):
 
     `multiplier` is the plain number, None where there is none (which means 1); `strengths` are multipliers by
     component or by glob, as they were written. `rslora`, `alpha` and `expert_packing` count where the file leaves them
-    open.
+    open. `residual` says whether the base is the one that an initialisation left; None stands for the original one.
     """
 
     multiplier: float | None = None
@@ -49,6 +49,7 @@ class Settings(NamedTuple):
     alpha: float | None = None
     allow_partial_dora: bool = False
     expert_packing: str | None = None
+    residual: bool | None = None
 
     @property
     def has_strength(self) -> bool:
@@ -235,9 +236,11 @@ def parse_settings(text: str) -> Settings:
             settings = settings._replace(rslora=_WORDS[value])
         elif name == _ALPHA:
             settings = settings._replace(alpha=_number(value, item))
+        elif name == _RESIDUAL and value in _WORDS:
+            settings = settings._replace(residual=_WORDS[value])
         elif name == _PACKING and value in PACKINGS:
             settings = settings._replace(expert_packing=value)
-        elif name not in (_RSLORA, _PACKING) and re.fullmatch(_PATTERN, name):
+        elif name not in (_RSLORA, _PACKING, _RESIDUAL) and re.fullmatch(_PATTERN, name):
             settings = settings._replace(strengths=(*settings.strengths, (name, _number(value, item))))
         else:
             raise ValueError(f"{item!r} is no setting")
@@ -253,6 +256,7 @@ def spell_settings(settings: Settings) -> str:
     parts += [f"{name}={_spell(number)}" for name, number in settings.strengths]
     parts += [] if settings.alpha is None else [f"{_ALPHA}={_spell(settings.alpha)}"]
     parts += [] if settings.rslora is None else [f"{_RSLORA}={'yes' if settings.rslora else 'no'}"]
+    parts += [] if settings.residual is None else [f"{_RESIDUAL}={'yes' if settings.residual else 'no'}"]
     parts += [] if settings.expert_packing is None else [f"{_PACKING}={settings.expert_packing}"]
     return ",".join(parts)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lora_inspect.reading.evidence import DORA_FLAG
-from lora_inspect.reading.residual_base import INITIAL_FACTORS_KEY, residual_init
+from lora_inspect.reading.residual_init import INITIAL_FACTORS_KEY, residual_init
 
 from . import standard_form
 from .reading import MAGNITUDE, Reading, count, some_of

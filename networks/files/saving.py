@@ -18,7 +18,7 @@ from lora_inspect.files.partial import remove_leftovers
 from lora_inspect.files.writer import TensorPlan
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD, alpha_growth
 from lora_inspect.reading.evidence import SCALE_KEY
-from lora_inspect.reading.residual_base import INCLUDED, INITIAL_FACTORS_KEY
+from lora_inspect.reading.residual_init import INCLUDED, INITIAL_FACTORS_KEY
 from lora_inspect.reading.trainers import NETWORK_KEY
 
 from ..kernels.base_weight import is_sharded

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lora_inspect.maths.initial_factors import principal_factors
 from lora_inspect.maths.scaling import alpha_growth
 
 from ..arguments import PISSA, pissa_iterations
@@ -129,18 +130,3 @@ class PissaModule(LoRAModule):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.initialised = self.initialised or prefix + "initial_up" in state_dict
-
-
-def principal_factors(weight: Tensor, rank: int, iterations: int | None) -> tuple[Tensor, Tensor]:
-    """up (out, rank) and down (rank, in), whose product is the best approximation of `weight` (out, in).
-
-    They share the singular values evenly. None for `iterations` is a full decomposition; a number is that of the
-    power iterations of a randomised one, which is much faster and close to it.
-    """
-    if iterations is None:
-        left, values, right = torch.linalg.svd(weight, full_matrices=False)
-    else:
-        left, values, transposed = torch.svd_lowrank(weight, rank, niter=iterations)
-        right = transposed.t()
-    roots = values[:rank].sqrt()
-    return left[:, :rank] * roots, roots[:, None] * right[:rank]

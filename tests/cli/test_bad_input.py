@@ -298,7 +298,7 @@ def test_an_adapter_without_a_safe_meaning_is_shown_and_refused(
 
 
 SETTINGS = {
-    **{init: {"init_lora_weights": init} for init in ("pissa", "pissa_niter_4", "olora", "corda", "loftq")},
+    **{init: {"init_lora_weights": init} for init in ("pissa_niter_4", "corda", "loftq")},
     "modules_to_save": {"modules_to_save": ["head"]},
     "bias": {"bias": "some"},
     "POLY": {"peft_type": "POLY"},

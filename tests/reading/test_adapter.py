@@ -230,9 +230,7 @@ def test_a_scale_is_said_as_the_quotient_that_it_is(setting, says, read):
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ({"init_lora_weights": "pissa"}, "pissa"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
-        ({"init_lora_weights": "olora"}, "olora"),
         ({"init_lora_weights": "corda"}, "corda"),
         ({"init_lora_weights": "loftq"}, "loftq"),
         ({"init_lora_weights": "lora_ga"}, "lora_ga"),

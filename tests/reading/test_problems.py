@@ -35,7 +35,7 @@ TOYS = {
     "experts": peft(target_parameters=["mlp.experts.gate_up_proj"]),
     "peft-setting": peft(use_qalora=True),
     "algorithm": peft(peft_type="OF_NO_FILE_HERE"),
-    "residual-base": {"tensors": loras(), "metadata": {"ss_init_lora_weights": "pissa"}},
+    "residual-base": {"tensors": loras(), "metadata": {"ss_init_lora_weights": "pissa_niter_4"}},
     "pattern": peft(alpha_pattern={"(a+)+": 4}),
     "shards-contradict": {
         "tensors": lora("a"),

@@ -22,6 +22,9 @@ ARGUMENTS = {
     "a.safetensors:+.5": ("a.safetensors", Settings(multiplier=0.5)),
     "a:b:1e-1": ("a:b", Settings(multiplier=0.1)),
     "a:alpha=4,rslora=yes": ("a", Settings(alpha=4.0, rslora=True)),
+    "a:residual=yes": ("a", Settings(residual=True)),
+    "a:1,residual=no": ("a", Settings(multiplier=1.0, residual=False)),
+    "a:residual=0.5": ("a:residual=0.5", Settings()),
     "a:0.8,text_encoder=0,*attn*=0.5,rslora=no": (
         "a", Settings(multiplier=0.8, strengths=(("text_encoder", 0.0), ("*attn*", 0.5)), rslora=False)),
     "a:*.[0-9].q=1,?=2": ("a", Settings(strengths=(("*.[0-9].q", 1.0), ("?", 2.0)))),
