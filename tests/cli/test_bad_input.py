@@ -301,7 +301,7 @@ SETTINGS = {
     **{init: {"init_lora_weights": init} for init in ("pissa_niter_4", "corda", "loftq")},
     "modules_to_save": {"modules_to_save": ["head"]},
     "bias": {"bias": "some"},
-    "POLY": {"peft_type": "POLY"},
+    "OF_NO_FILE_HERE": {"peft_type": "OF_NO_FILE_HERE"},
 }
 
 
