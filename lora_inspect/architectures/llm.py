@@ -1,9 +1,9 @@
 """Decoder language models of the Llama line: Llama, Mistral, Qwen, Gemma, MiniCPM, Phi-3.
 
 Leaves as in their classes of transformers: `qkv_proj` and `gate_up_proj` are Phi-3's fused layers, the numbered
-experts those of mixture models stored one by one, the others parameters of all experts at once. Roots: the causal
-model, its bare backbone, and the language part of a multimodal model, which newer and older classes nest differently;
-the vision tower is that of Qwen-VL.
+experts those of mixture models stored one by one, the others parameters of all experts at once, and `router` that of
+gpt-oss. Roots: the causal model, its bare backbone, and the language part of a multimodal model, which newer and older
+classes nest differently; the vision tower is that of Qwen-VL.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,8 @@ LAYER = (
     *under("self_attn", "q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"),
     *under("mlp", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "gate"),
     *under("mlp.experts.{i}", "gate_proj", "up_proj", "down_proj"),
-    *under("mlp.experts", *EXPERT_PARAMETERS),
+    *under("mlp.experts", *EXPERT_PARAMETERS, "gate_up_projs.{i}", "down_projs.{i}"),
+    "mlp.router",
     *under("mlp.shared_expert", "gate_proj", "up_proj", "down_proj"),
     "block_sparse_moe.gate",
     *under("block_sparse_moe.experts.{i}", "w1", "w2", "w3"),
@@ -44,6 +45,9 @@ def relations() -> Iterator[Relation]:
         # As transformers converts Mixtral and Qwen2-MoE, whose names most other mixtures have.
         experts("mlp.experts.gate_up_proj", *under("mlp.experts.{i}", "gate_proj", "up_proj")),
         experts("mlp.experts.down_proj", "mlp.experts.{i}.down_proj"),
+        # As Unsloth has the experts of gpt-oss where it loads them in 4 bits.
+        experts("mlp.experts.gate_up_proj", "mlp.experts.gate_up_projs.{i}"),
+        experts("mlp.experts.down_proj", "mlp.experts.down_projs.{i}"),
         experts("mlp.experts.gate_up_proj", *under("block_sparse_moe.experts.{i}", "w1", "w3")),
         experts("mlp.experts.down_proj", "block_sparse_moe.experts.{i}.w2"),
         same("block_sparse_moe.gate", "mlp.gate"),

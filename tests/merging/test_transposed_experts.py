@@ -92,6 +92,32 @@ def test_all_else_stays_bit_for_bit(has_biases, part, merged):
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("multiplier", [1.0, 0.25])
+def test_layers_that_unsloth_makes_of_gpt_oss(multiplier, merged):
+    """A Linear (out, in) of each expert is the transposed matrix of it: gate and up take turns in its rows already."""
+    whole = together(single(), has_biases=True)
+    linear = {
+        f"{MLP}.experts.{part}s.{expert}.weight": whole[f"{MLP}.experts.{part}"][expert].T
+        for part in ("gate_up_proj", "down_proj")
+        for expert in range(EXPERTS)
+    }
+    adapter = factors(linear, [name.removesuffix(".weight") for name in linear])
+    values, bounds = expected(linear, adapter, multiplier, interpolate=False)
+
+    def stacked(tensors):
+        return {
+            f"{MLP}.experts.{part}": torch.stack(
+                [tensors[f"{MLP}.experts.{part}s.{expert}.weight"].T for expert in range(EXPERTS)]
+            )
+            for part in ("gate_up_proj", "down_proj")
+        }
+
+    found = merged(whole, dotted("diffusion_model.", adapter), multiplier)
+    rest = {key: torch.zeros_like(value).double() for key, value in whole.items()}
+    assert_within(found, {**whole, **stacked(values)}, {**rest, **stacked(bounds)})
+
+
 @pytest.mark.parametrize("has_biases", [True, False], ids=["taking turns", "gate before up"])
 def test_the_true_change_of_an_expert_is_known(has_biases, tmp_path, run, merged):
     """A plain LoRA of full rank, made of DoRA and the base, does to the single expert what DoRA does."""

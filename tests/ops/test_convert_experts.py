@@ -237,6 +237,27 @@ def test_each_version_of_peft_is_taken_apart_as_it_was_meant(case, fixtures, run
         assert float((found[key] - value).abs().max()) <= 2e-6 * float(value.abs().max()), key
 
 
+def test_layers_that_unsloth_makes_of_gpt_oss_become_parameters(fixtures, run, tmp_path):
+    base, generator = fixtures / "experts" / "gpt-oss.safetensors", torch.Generator().manual_seed(4)
+    tensors = {}
+    for part, (out, inputs) in {"gate_up_projs": (8, 4), "down_projs": (4, 4)}.items():
+        for expert in range(EXPERTS):
+            name = f"base_model.model.model.layers.0.mlp.experts.{part}.{expert}"
+            tensors[f"{name}.lora_A.weight"] = torch.randn(RANK, inputs, generator=generator)
+            tensors[f"{name}.lora_B.weight"] = torch.randn(out, RANK, generator=generator)
+    adapter, together = tmp_path / "single", tmp_path / "all"
+    adapter.mkdir()
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 3, "target_modules": list(map(str, range(EXPERTS)))}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    assert run("convert", adapter, "--layout", "all-experts", "-o", together).status == 0
+    assert config_of(together)["peft_version"] == "0.19.1"
+    found = merged_here(run, base, together, tmp_path / "after.safetensors")
+    before = merged_here(run, base, adapter, tmp_path / "before.safetensors")
+    assert found.keys() == before.keys()
+    assert all(float((found[key] - before[key]).abs().max()) <= 2e-6 * float(before[key].abs().max()) for key in found)
+
+
 def renamed(folder):
     tensors = load_file(folder / "adapter_model.safetensors")
     (folder / "adapter_model.safetensors").unlink()
