@@ -17,6 +17,10 @@ if TYPE_CHECKING:  # where something is arranged, and most runs ask for no relat
     from .rows import Arrangement, Share
 
 
+# No model has more experts than nine digits count, and int() of thousands of digits is an error.
+_MOST_DIGITS = 9
+
+
 class Relation(NamedTuple):
     """The module `whole` of one layout, and the modules of another one that have its rows.
 
@@ -127,11 +131,13 @@ class Correspondence:
                 if (found := fill(relation.whole, parent, path)) is not None:
                     yield Link(f"{found}{mark}{leaf}", relation, number, is_whole=False)
 
-    def links_of_expert(self, path: str) -> Iterator[Link]:
-        """What the parameter is called that has the layer at `path`, one of an expert, beside those of the others."""
+    def links_of_expert(self, path: str) -> Iterator[tuple[Link, int]]:
+        """What the parameter is called that has the layer at `path`, and the number of the expert that it is of."""
         for relation, number in self._of_single_experts.get(pattern_of(path, "."), ()):
             if (found := fill(relation.parts[number], relation.whole, path)) is not None:
-                yield Link(found, relation, number, is_whole=True)
+                expert = next(part for part in reversed(path.split(".")) if part.isdigit())
+                if len(expert) <= _MOST_DIGITS:
+                    yield Link(found, relation, number, is_whole=True), int(expert)
 
     @cached_property
     def _by_pattern(self) -> dict[str, list[tuple[str, str, Link]]]:

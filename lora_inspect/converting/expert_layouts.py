@@ -75,8 +75,8 @@ def with_all_experts(adapter: Adapter) -> tuple[Destination, ...]:
     groups: dict[str, list[_Layer]] = defaultdict(list)
     kept: list[Destination] = []
     for module in adapter.modules.values():
-        link = next(correspondence.links_of_expert(module.name.body), None)
-        if link is None:
+        found = next(correspondence.links_of_expert(module.name.body), None)
+        if found is None:
             kept.append(Destination(module, (Source(module),)))
             continue
         if module.name.scheme != _PEFT:
@@ -84,7 +84,7 @@ def with_all_experts(adapter: Adapter) -> tuple[Destination, ...]:
                 f"{path}: {module.name.key} is of the {module.name.scheme} scheme, and only the names of PEFT have a "
                 "form for all experts at once; leave --layout out."
             )
-        expert = next(int(part) for part in reversed(module.name.body.split(".")) if part.isdigit())
+        link, expert = found
         groups[module.name.prefix + link.path].append(_Layer(module, link, expert))
     if not groups:
         raise LoraInspectError(f"{path}: none of its modules is the layer of one expert; leave --layout out.")

@@ -133,8 +133,7 @@ class NameTable:
                 self._add(own, Found(path), spellings)
                 for link in self._correspondence.links(own):
                     self._add(link.path, Found(path, _piece(link)), spellings)
-                for link in self._correspondence.links_of_expert(own):
-                    expert = int(next(filter(str.isdigit, reversed(own.split(".")))))
+                for link, expert in self._correspondence.links_of_expert(own):
                     self._add(link.path, Found(path, _piece(link), single=expert), spellings)
         return spellings
 

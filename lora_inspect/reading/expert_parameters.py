@@ -27,8 +27,6 @@ PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")
 # What the module with these parameters is called, and those of it that vLLM's flat names speak of.
 _PARENT, _FLAT = "experts", ("gate_up_proj", "down_proj")
 _WEIGHT = "weight"
-# More names of parameters than any model has, and how many a sentence shows.
-_MOST_NAMES = 16
 _SHOWN = 3
 _WAY_OUT = "fetch the file that the trainer saved, or merge it with the program that trained it"
 
@@ -69,10 +67,11 @@ def claim_experts(claims: "Claims", configs: "Sequence[FoundConfig]") -> "Claims
     """The claims with the parameters of all experts in the place of the wrappers around them."""
     renamed: dict[str, Module] = {}
     findings = list(claims.findings)
+    wrong: dict[str, list[_Wrapped]] = defaultdict(list)
     for wrapped in _wrappers(claims.modules):
         found = _parameters(wrapped, [found for found in configs if _speaks(found, wrapped)])
         if isinstance(found, str):
-            findings.append(Finding("experts", f"{wrapped.path}: {found}", wrapped.keys[:5]))
+            wrong[found].append(wrapped)
             continue
         for module, parameter in found:
             if parameter.name != module.name and parameter.name.key in claims.modules:
@@ -80,6 +79,9 @@ def claim_experts(claims: "Claims", configs: "Sequence[FoundConfig]") -> "Claims
                 findings.append(Finding("twice", message, wrapped.keys[:5]))
             else:
                 renamed[module.name.key] = parameter
+    for why, (first, *others) in wrong.items():
+        more = f" and {len(others)} more modules" if others else ""
+        findings.append(Finding("experts", f"{first.path}{more}: {why}", first.keys[:5]))
     modules = [renamed.get(name, module) for name, module in claims.modules.items()]
     return claims._replace(modules={module.name.key: module for module in modules}, findings=tuple(findings))
 
@@ -154,11 +156,11 @@ def _parameters(wrapped: _Wrapped, configs: "Sequence[FoundConfig]") -> list[tup
 
 def _chosen(wrapped: _Wrapped, body: str, found: "FoundConfig") -> list[str]:
     """The parameters of the module that the config chooses, in the order in which its class has them."""
-    named = dict.fromkeys(name.rpartition(".")[2] for name in names_parameters(found.config))
-    known = [name for name in PARAMETERS if name in named]
-    others = [name for name in list(named)[:_MOST_NAMES] if name not in known]
-    is_one = wrapped.is_experts or wrapped.is_nested
-    return [name for name in (*known, *others) if found.modules.is_parameter(f"{body}.{name}", without_parent=is_one)]
+    if not found.config.get("target_parameters"):
+        return []
+    chosen = found.modules.parameters_of(body, without_parent=wrapped.is_experts or wrapped.is_nested)
+    known = [name for name in PARAMETERS if name in chosen]
+    return [*known, *(name for name in chosen if name not in known)]
 
 
 def _renamed(
@@ -174,8 +176,8 @@ def _renamed(
         if rank is None or isinstance(rank, bool) or rank < 1 or rows % rank:
             says = "no whole number" if rank is None or isinstance(rank, bool) else rank
             return (
-                f"{lora.factors['down'].name} has {rows} rows, rank times experts, but the rank of {path} in "
-                f"{found.where} is {says}; put the config that was saved with the file beside it"
+                f"A of {name} has {rows} rows, rank times experts, but its rank in {found.where} is {says}; put the "
+                "config that was saved with the file beside it"
             )
         if name == _WEIGHT and rows == rank:
             continue

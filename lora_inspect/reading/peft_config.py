@@ -9,6 +9,7 @@ from lora_inspect.reading.steps import Steps
 
 if TYPE_CHECKING:
     from lora_inspect.reading.config_patterns import EndNames, PatternMap, Targets
+    from lora_inspect.reading.parameter_targets import ParameterTargets
 
 EMBEDDED_KEY = "lora_adapter_metadata"
 # The `peft_type` of LoRA, which a config without one is of.
@@ -68,7 +69,7 @@ class ModuleSettings:
         self._maps: dict[str, PatternMap] = {}
         self._targets: Targets | None = None
         self._named: dict[str, EndNames] = {}
-        self._parameters: tuple[Targets, Targets] | None = None
+        self._parameters: ParameterTargets | None = None
         self.refused: str | None = None
 
     def rank(self, path: str) -> int | None:
@@ -111,27 +112,35 @@ class ModuleSettings:
             self.refused = f"{field} {key}"
             return None
 
-    def is_parameter(self, path: str, without_parent: bool = True) -> bool:
-        """Whether the config's `target_parameters` choose the parameter at the dotted `path`.
+    def parameters_of(self, path: str, without_parent: bool) -> list[str]:
+        """The parameters of the module at the dotted `path` that the config's `target_parameters` choose.
 
-        A name without its module's, which is the end of many paths, counts only where that is `without_parent`.
+        A name without its module's counts only where that is `without_parent`.
         """
-        from lora_inspect.reading.config_patterns import RefusedKey, Targets
+        from lora_inspect.reading.config_patterns import RefusedKey
 
         try:
-            if self._parameters is None:
-                names = self._config.get("target_parameters")
-                named = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-                bare = [name for name in named if "." not in name]
-                self._parameters = (
-                    Targets([name for name in named if "." in name], self._steps),
-                    Targets(bare, self._steps),
-                )
-            dotted, bare_ones = self._parameters
-            return dotted.choose(path) or (without_parent and bare_ones.choose(path))
+            return self._parameter_targets().of(path, without_parent)
+        except RefusedKey as key:
+            self.refused = f"target_parameters {key}"
+            return []
+
+    def is_parameter(self, path: str) -> bool:
+        """Whether the config's `target_parameters` choose the parameter at the dotted `path`."""
+        from lora_inspect.reading.config_patterns import RefusedKey
+
+        try:
+            return self._parameter_targets().choose(path)
         except RefusedKey as key:
             self.refused = f"target_parameters {key}"
             return False
+
+    def _parameter_targets(self) -> "ParameterTargets":
+        from lora_inspect.reading.parameter_targets import ParameterTargets
+
+        if self._parameters is None:
+            self._parameters = ParameterTargets(self._config.get("target_parameters"), self._steps)
+        return self._parameters
 
     def _value(self, field: str, path: str, default: Any) -> Any:
         if self.refused:
