@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lora_inspect import algorithms  # noqa: E402
+from lora_inspect.algorithms.lora_experts import lora_experts  # noqa: E402
 from lora_inspect.algorithms.record import Algorithm  # noqa: E402
 from lora_inspect.reading.weightless import METHODS  # noqa: E402
 
@@ -50,7 +51,9 @@ def cell(text: str) -> str:
 
 def page() -> str:
     """The page as it should be."""
-    every = sorted(algorithms.every().values(), key=lambda algorithm: algorithm.title.casefold())
+    # Factors of all experts have the suffixes of LoRA, and are in no registry of suffixes.
+    known = [*algorithms.every().values(), lora_experts(1)]
+    every = sorted(known, key=lambda algorithm: algorithm.title.casefold())
     lines = ["| | becomes | multipliers | written by | tensors |", "|---|---|---|---|---|"]
     for algorithm in (one for one in every if one.formula):
         multipliers = "0, 1" if algorithm.replaces or not algorithm.blends else "any"

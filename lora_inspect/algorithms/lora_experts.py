@@ -69,9 +69,9 @@ def lora_experts(experts: int) -> Algorithm:
     """The algorithm of a parameter of so many experts."""
     return Algorithm(
         name="lora_experts",
-        title="LoRA of experts",
+        title="LoRA of all experts of a layer",
         equation="of each expert e: W + m · s · B_e @ A_e",
-        writers="PEFT (target_parameters)",
+        writers="PEFT (target_parameters), Unsloth",
         dialects={"peft": lora.DIALECTS["peft"]},
         marks=lora.ALGORITHM.marks,
         formula=Formula(

@@ -347,8 +347,18 @@ def one_single_lost(own):
     save_file({k: v for k, v in base.items() if ".experts.1.up" not in k}, own.fused)
 
 
+def contradicting_marks(own):
+    rewritten(own.adapter, lora_B_layout="rank_major", auto_mapping={"lora_B_layout": "grouped_by_expert"})
+
+
+def one_mark_unknown(own):
+    rewritten(own.adapter, lora_B_layout="rank_major", auto_mapping={"lora_B_layout": "mixed"})
+
+
 REFUSED = {
     "a mark that is no packing": (other_mark, ["'mixed'", "--expert-packing"]),
+    "marks that contradict each other": (contradicting_marks, ["'rank_major' and 'grouped_by_expert'", "is open"]),
+    "a mark beside one that is no packing": (one_mark_unknown, ["'rank_major' and 'mixed'", "--expert-packing"]),
     "no config": (without_config, ["all experts", "adapter_config.json"]),
     "another rank": (without_rank, ["6 rows", "is 5"]),
     "fewer names than factors": (without_names, ["names 1 parameters", "2 have factors"]),
