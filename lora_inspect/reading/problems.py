@@ -17,6 +17,7 @@ from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Finding, Problem
 from lora_inspect.reading.residual_base import residual_bases, residual_setting
 from lora_inspect.reading.saved_tensors import missing_saved
 from lora_inspect.reading.scale_problems import alpha_setting, rslora_hint, rule_setting, unknown_scales
+from lora_inspect.reading.trained_scales import dylora_scale
 from lora_inspect.reading.unbuilt import unbuilt_algorithms, unbuilt_configs
 from lora_inspect.reading.weightless import weightless
 
@@ -58,6 +59,7 @@ PROBLEMS = (
     Entry("mixed-schemes", WARNING, (several_schemes,)),
     Entry("unclaimed", WARNING, (unclaimed_tensors,)),
     Entry("rslora-hint", NOTE, (rslora_hint,)),
+    Entry("trained-scale", NOTE, (dylora_scale,)),
 )
 
 

@@ -5,6 +5,8 @@ sd-scripts that is the scale at the whole rank: alpha/rank · sqrt(rank/rank). L
 alpha/blocks, which is alpha/rank where a block is one rank, and as many times that as a block has ranks.
 """
 
+import json
+
 import pytest
 import torch
 from library_case import LAYERS, fill, make
@@ -36,3 +38,26 @@ def test_its_files_are_read_as_every_program_reads_them(kind, block_size, tmp_pa
     torch.testing.assert_close(found * block_size, trained)
     up, down = (tensors[f"lora_unet_layer.lora_{side}.weight"].flatten(1) for side in ("up", "down"))
     torch.testing.assert_close(found, (ALPHA / RANK * up @ down).view_as(weight))
+
+
+@pytest.mark.parametrize(
+    ("module", "args", "says"),
+    [
+        ("lycoris.kohya", {"algo": "dylora"}, 4),
+        ("lycoris.kohya", {"algo": "DyLoRA", "block_size": "8"}, 8),
+        ("lycoris.kohya", {"algo": "dylora", "block_size": 1}, None),
+        ("lycoris.kohya", {"algo": "dylora", "block_size": "none"}, 4),
+        ("lycoris.kohya", {"algo": "locon", "block_size": 8}, None),
+        ("networks.dylora", {"unit": 4}, None),
+        ("networks.lora", {"algo": "dylora"}, None),
+    ],
+)
+def test_what_lycoris_trained_is_told(module, args, says, tmp_path, run):
+    tensors = {"lora_unet_q.lora_down.weight": torch.ones(8, 4), "lora_unet_q.lora_up.weight": torch.ones(4, 8)}
+    metadata = {"ss_network_module": module, "ss_network_args": json.dumps(args)}
+    save_file(tensors, tmp_path / "adapter.safetensors", metadata)
+    problems = run("info", tmp_path / "adapter.safetensors", "--json").json["problems"]
+    told = [problem["message"] for problem in problems if problem["code"] == "trained-scale"]
+    assert [message.rpartition("; ")[2] for message in told] == (
+        [f"a multiplier of {says} is what was trained"] if says else []
+    )

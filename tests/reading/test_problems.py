@@ -54,6 +54,10 @@ TOYS = {
     "mixed-schemes": {"tensors": {**loras(1), **lora("transformer.blocks.1.q")}},
     "unclaimed": {"tensors": {**loras(1), "odd.tensor": ("F32", (1,), 1)}},
     "rslora-hint": {"tensors": loras(alpha=4.0)},
+    "trained-scale": {
+        "tensors": loras(),
+        "metadata": {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "dylora"}'},
+    },
 }
 
 
