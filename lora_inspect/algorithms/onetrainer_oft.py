@@ -34,7 +34,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
     """None are needed; says why the divisor is unknown."""
-    if not around.numbers.get("mark"):
+    if around.numbers.get("mark") != 1:
         return "its scaled_oft is no yes; fetch the file again"
     if around.metadata.get(_BRANCH) != _MAIN:
         return (
