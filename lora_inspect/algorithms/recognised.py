@@ -21,15 +21,6 @@ def _named(
 
 RECOGNISED = (
     _named(
-        "tlora",
-        "T-LoRA",
-        ".q_layer.weight",
-        ".p_layer.weight",
-        ".lambda_layer",
-        why="is measured from singular vectors of the base that its file does not hold; merge it with LyCORIS on the "
-        "base that it was trained on",
-    ),
-    _named(
         "oft_flux",
         "OFT of sd-scripts in slices",
         *(f".oft_blocks.{number}" for number in range(4)),

@@ -206,9 +206,12 @@ MEANINGLESS = {
     "LoKr on rows of one factor": (
         {f"{Q}.lokr_w1": ("F32", (2, 2), 1), f"{Q}.row_offset": ("F32", (), 0)}, {}, "shape",
         [f"{Q}: either w2 or both"]),
-    "T-LoRA": (
-        {f"{Q}.q_layer.weight": ("F32", (4, IN), 1), f"{Q}.p_layer.weight": ("F32", (OUT, 4), 1)}, {}, "algorithm",
-        ["T-LoRA", Q, "singular vectors of the base"]),
+    "T-LoRA of two ranks": (
+        {f"{Q}.q_layer.weight": ("F32", (4, IN), 1), f"{Q}.p_layer.weight": ("F32", (OUT, 3), 1),
+         f"{Q}.lambda_layer": ("F32", (1, 4), 1)}, {}, "shape", [Q, "have different ranks"]),
+    "T-LoRA with a kernel": (
+        {f"{Q}.q_layer.weight": ("F32", (4, IN, 3, 3), 1), f"{Q}.p_layer.weight": ("F32", (OUT, 4, 1, 1), 1),
+         f"{Q}.lambda_layer": ("F32", (1, 4), 1)}, {}, "shape", [Q, "make no product"]),
     "OFT of sd-scripts on FLUX": (
         {f"{Q}.oft_blocks.{number}": ("F32", (2, 3, 3), 1) for number in range(3)}, {}, "algorithm",
         ["OFT of sd-scripts in slices", Q]),

@@ -1,0 +1,62 @@
+"""T-LoRA of LyCORIS: W' = W + multiplier · scale · (P · diag(λ) · Q - Wᵣ), with P as (out, rank) and Q as (rank, in).
+
+It begins with the singular vectors and values of the weight, and counts only what training changed of them. Its file
+does not hold where it began: LyCORIS takes the largest ones of the weight that it is loaded on, whatever `sig_type` and
+`use_data_init` were in training, so that Wᵣ is the best approximation of W of that rank. The scale is alpha/rank. On a
+larger kernel than 1 its 1x1 kernels take steps and margins of the layer's own, which no weight does. Source: the
+`TLoraModule` of lycoris-lora 4.1, without its mask of timesteps.
+"""
+
+from typing import TYPE_CHECKING
+
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
+from lora_inspect.algorithms.weight_shapes import other_than
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+
+def check(shapes: Shapes) -> str | None:
+    """What is wrong with the shapes of q (rank, in, 1, …), p (out, rank, 1, …) and the values (1, rank), or None."""
+    q, p, values = (shapes[role] for role in ("q", "p", "values"))
+    if min(len(q), len(p)) < 2 or 0 in q or 0 in p or any(size != 1 for size in q[2:] + p[2:]):
+        return f"q_layer {list(q)} and p_layer {list(p)} make no product"
+    if p[1] != q[0] or values != (1, q[0]):
+        return f"q_layer {list(q)}, lambda_layer {list(values)} and p_layer {list(p)} have different ranks"
+    return None
+
+
+def shape(shapes: Shapes) -> tuple[int, ...]:
+    """(out, in) of the weight."""
+    return shapes["p"][0], shapes["q"][1]
+
+
+def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What the factors change instead of a weight of this shape, or None."""
+    return other_than(shape(shapes), weight)
+
+
+def rank(shapes: Shapes) -> int:
+    """The inner size of the product."""
+    return shapes["q"][0]
+
+
+def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
+    """The product beside the weight's own largest part."""
+    from lora_inspect.maths.principal import BesidePrincipal
+
+    return BesidePrincipal(tensors["p"].flatten(1) * tensors["values"], tensors["q"].flatten(1), scale)
+
+
+ALGORITHM = Algorithm(
+    name="tlora",
+    title="T-LoRA",
+    equation="W + m · s · (P · diag(λ) · Q - Wᵣ), with the best approximation Wᵣ of W of the rank",
+    writers="LyCORIS",
+    dialects={"lycoris": {"q": ".q_layer.weight", "p": ".p_layer.weight", "values": ".lambda_layer"}},
+    marks=("q", "p", "values"),
+    common=("q", "p"),
+    # The weight is decomposed as a whole.
+    formula=Formula(check, shape, misfit, rank, change, together=lambda shapes: shapes["p"][0]),
+    multiplies=True,
+)
