@@ -56,6 +56,22 @@ def test_what_is_added_to_a_bias_comes_first(merged):
     assert found["layer.bias"].tolist() == [3.0, 30.75]
 
 
+def test_what_a_lora_adds_to_a_bias_comes_first(tmp_path):
+    """Whatever the algorithms are called."""
+    name = "lora_unet_layer"
+    tensors = {
+        f"{name}.lora_down.weight": torch.zeros(1, 1),
+        f"{name}.lora_up.weight": torch.zeros(2, 1),
+        f"{name}.lora_up.bias": torch.tensor([0.5, 0.25]),
+        f"{name}.ia3_l": torch.tensor([[2.0], [3.0]]),
+    }
+    save_file(tensors, tmp_path / "adapter.safetensors")
+    save_file({"layer.weight": torch.ones(2, 1), "layer.bias": torch.ones(2)}, tmp_path / "base.safetensors")
+    paths = str(tmp_path / "base.safetensors"), [(str(tmp_path / "adapter.safetensors"), 1.0)]
+    merge(plan_merge(*paths, MergeOptions()), str(tmp_path / "merged.safetensors"))
+    assert load_file(tmp_path / "merged.safetensors")["layer.bias"].tolist() == [3.0, 3.75]
+
+
 def test_a_fused_layer_has_its_gains_where_its_parts_have_them(merged):
     """Query and value have a bias, as in Whisper, and the key has none."""
     parts = {"q": 2, "k": 1, "v": 1}

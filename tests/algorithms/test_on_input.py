@@ -40,6 +40,13 @@ def test_a_base_with_such_a_name_stays_a_base(shape, info):
     assert (record["kind"], record["modules"], record["problems"]) == ("base", 0, [])
 
 
+def test_a_factor_of_another_algorithm_is_not_taken_twice(info):
+    lora = {f"{NAME}.lora_down.weight": torch.ones(1, 3), f"{NAME}.lora_up.weight": torch.ones(2, 1)}
+    record = info({**lora, f"{NAME}.lora_up.on_input": torch.tensor(1)})
+    assert (record["algorithms"], record["parameters"]) == ({"lora": 1}, 5)
+    assert record["unclaimed"] == [f"{NAME}.lora_up.on_input"]
+
+
 def test_a_number_alone_belongs_to_nobody(info):
     record = info({f"{NAME}.on_input": torch.tensor(1), **gains("lycoris_other")})
     assert (record["algorithms"], record["unclaimed"]) == ({"lycoris_ia3": 1}, [f"{NAME}.on_input"])
