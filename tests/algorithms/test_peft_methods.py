@@ -64,7 +64,7 @@ CHECKS = [
     ("peanut", {**DEEP, "decoder 0": (3, 4)}, "decoder 0 [3, 4] is not (3, 3)"),
     ("hra", {"vectors": (12,)}, "are no vectors"),
     ("hra", {"vectors": (12, 0)}, "are no vectors"),
-    ("hra", {"vectors": (3, 4)}, "at most as many"),
+    ("hra", {"vectors": (3, 4097)}, "are 4097 reflections of 3 numbers"),
     ("beft", {"added": (12,)}, "is no vector"),
     ("beft", {"added": (1, 0)}, "is no vector"),
     ("beft", {"added": (2, 12)}, "is no vector"),
@@ -83,6 +83,7 @@ MISFITS = [
     ("peft_glora", PATHS, (20, 12, 1), "changes a matrix of 20 by 12"),
     ("supertuning", VALUES, (12, 3, 3, 3), "entries of a matrix"),
     ("supertuning", SUPRA, (20, 13), "changes a weight of [20, 12]"),
+    ("peanut", {"down": (2**23, 20), "up": (20, 2**23)}, (20, 12), "has a network of 8388608 numbers"),
     ("peanut", THIN, (21, 12), "changes a matrix of 20 rows"),
     ("peanut", THIN, (20, 12, 3), "changes a matrix of 20 rows"),
     ("hra", {"vectors": (12, 2)}, (20, 13), "reflects rows of 12 numbers"),
@@ -114,9 +115,10 @@ CONFIGS = [
     ("peanut", DEEP, {**NETWORK, "scaling": 10**400}, "does not say the scaling"),
     ("peanut", DEEP, {**NETWORK, "act_fn": "laplace"}, "its act_fn 'laplace' is not built in"),
     ("peanut", DEEP, {**NETWORK, "act_fn": ["relu"]}, "does not say the act_fn"),
-    ("hra", {}, None, "there is none for this module"),
-    ("hra", {}, {}, "does not say the apply_GS"),
-    ("hra", {}, {"apply_GS": 1}, "does not say the apply_GS"),
+    ("hra", {"vectors": (12, 2)}, None, "there is none for this module"),
+    ("hra", {"vectors": (12, 2)}, {}, "does not say the apply_GS"),
+    ("hra", {"vectors": (12, 2)}, {"apply_GS": 1}, "does not say the apply_GS"),
+    ("hra", {"vectors": (12, 13)}, {"apply_GS": True}, "of 13 vectors of 12 numbers only 12 can be orthonormal"),
     ("trainable_tokens", TOKENS, None, "there is none for this module"),
     *(
         ("trainable_tokens", TOKENS, {"token_indices": odd}, "are no list of 2 tokens")
@@ -133,6 +135,12 @@ CONFIGS = [
 
 def found(name):
     return every()[name]
+
+
+def test_small_layers_may_have_more_vectors_than_inputs():
+    hra, peanut = found("hra").formula, found("peanut").formula
+    assert hra.check({"vectors": (3, 4096)}) is hra.check({"vectors": (5000, 5000)}) is None
+    assert peanut.misfit({"down": (32, 2), "up": (2, 32)}, (2, 4096)) is None
 
 
 @pytest.mark.parametrize(("name", "shapes", "says"), CHECKS)

@@ -14,11 +14,17 @@ if TYPE_CHECKING:
     from lora_inspect.maths.change import Change
 
 
+# So many are taken together without asking whether that is many for a layer; they make a square matrix.
+_MOST_VECTORS = 1 << 12
+
+
 def check(shapes: Shapes) -> str | None:
     """What is wrong with the shape of the vectors (in·kernel, count), or None."""
     vectors = shapes["vectors"]
-    if len(vectors) != 2 or 0 in vectors or vectors[1] > vectors[0]:
-        return f"hra_u {list(vectors)} are no vectors of reflections, at most as many as they have numbers"
+    if len(vectors) != 2 or 0 in vectors:
+        return f"hra_u {list(vectors)} are no vectors of reflections"
+    if vectors[1] > max(vectors[0], _MOST_VECTORS):
+        return f"hra_u {list(vectors)} are {vectors[1]} reflections of {vectors[0]} numbers, which no layer needs"
     return None
 
 
@@ -35,7 +41,14 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
     """What the config says of the vectors, or why that is not known."""
-    return read_fields(around.config, {"apply_GS": is_switch}, "its reflections")
+    found = read_fields(around.config, {"apply_GS": is_switch}, "its reflections")
+    columns, count = around.shapes["vectors"]
+    if not isinstance(found, str) and found["apply_GS"] and count > columns:
+        return (
+            f"of {count} vectors of {columns} numbers only {columns} can be orthonormal, and of the others PEFT takes "
+            "what rounding leaves; merge it with PEFT"
+        )
+    return found
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, apply_GS: bool) -> "Change":

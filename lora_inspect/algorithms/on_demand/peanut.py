@@ -5,6 +5,7 @@ residual connections. What the network sees is the weight as the changes before 
 it. Sources: Zhong et al. 2024; the `PeanutLayer` of PEFT.
 """
 
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algorithms.config_fields import is_number, read_fields
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 # No network that was trained is deeper; of one that is the config and the file do not agree.
 _DEEPEST = 16
+# What a network of any layer may make of its weight; beyond it no more than the weight itself has.
+_MOST_NUMBERS = 1 << 24
 _SIDES = ("encoder", "decoder")
 
 
@@ -46,8 +49,12 @@ def shape(shapes: Shapes) -> tuple[int | None, ...]:
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
     """What is changed where that is not a weight of this shape, or None."""
-    rows = shapes["up"][0]
-    return None if len(weight) == 2 and weight[0] == rows else f"changes a matrix of {rows} rows"
+    rows, rank = shapes["up"]
+    if len(weight) != 2 or weight[0] != rows:
+        return f"changes a matrix of {rows} rows"
+    if rank * weight[1] > max(prod(weight), _MOST_NUMBERS):
+        return f"has a network of {rank} numbers for each column, which is more than a weight of {rows} rows needs"
+    return None
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:

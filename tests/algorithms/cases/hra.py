@@ -25,8 +25,9 @@ def formula(orthonormal: bool):
 
 def cases() -> Iterator[Case]:
     for kind in ("linear", "square", "conv 1x1", "conv 3x3"):
-        for rank in (1, 2, 5):
-            for orthonormal in (False, True):
+        for rank in (1, 2, 5, 14):
+            # Of more vectors than inputs those that are left have no direction.
+            for orthonormal in (False, True) if rank < 6 else (False,):
                 config = peft.HRAConfig(r=rank, apply_GS=orthonormal, init_weights=False, target_modules=["layer"])
                 name = f"HRA of {rank}{', orthonormal' if orthonormal else ''}"
                 yield of_peft(name, config, kind, formula(orthonormal), multipliers=(1.0,))
