@@ -126,7 +126,7 @@ def _why(matching: Matching, adapter: Adapter, base: Checkpoint) -> str:
     if lacking and algorithm.parameter != WEIGHT:
         return (
             f"{module.name.key} ({algorithm.title}) changes the {algorithm.parameter} of {lacking.found[0].path}, "
-            "which has none there, and a weight cannot do that in its place; run the adapter in the program that "
+            "which has none there, and a weight cannot do that in its place; use the adapter in the program that "
             "trained it"
         )
     if module.name.body.endswith(HEADS) and (shared := shared_embedding(base)):

@@ -38,12 +38,13 @@ class Entry(NamedTuple):
 PROBLEMS = (
     Entry("weights-missing", ERROR, (missing_weights,)),
     Entry("no-weight", ERROR, (weightless,)),
+    # What explains shapes that fit nothing comes before these.
+    Entry("peft-setting", ERROR, (unbuilt_configs,)),
     Entry("twice", ERROR, (unfit_tensors,)),
     Entry("shape", ERROR, (unfit_tensors,)),
     Entry("incomplete", ERROR, (unfit_tensors, missing_saved, missing_tokens)),
     Entry("magnitude-shape", ERROR, (unfit_tensors,)),
     Entry("experts", ERROR, (unfit_tensors, lost_parameters)),
-    Entry("peft-setting", ERROR, (unbuilt_configs,)),
     Entry("algorithm", ERROR, (unbuilt_configs, unbuilt_algorithms)),
     Entry("residual-base", ERROR, (residual_bases,)),
     Entry("pattern", ERROR, (refused_patterns,)),

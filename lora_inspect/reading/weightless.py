@@ -81,7 +81,7 @@ def weightless(reading: FileReading) -> Iterator[Finding]:
 
 
 def _does(method: Method) -> str:
-    return f"{method.does}; that is no change of a weight, so use it with PEFT"
+    return f"{method.does}, and changes no weight; use the adapter with PEFT"
 
 
 def _by_keys(unclaimed: Collection[str]) -> Iterator[tuple[Method, list[str]]]:

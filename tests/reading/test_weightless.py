@@ -16,7 +16,7 @@ BY_KEYS = {
     "ShadowPEFT": [f"{PATH}.shadow_up.default.weight", "base_model.shadow_backbone.default.norm.weight"],
     "X-LoRA": ["base_model.internal_xlora_classifier.layers.weight"],
 }
-REFUSED = r"that is no change of a weight, so use it with PEFT"
+REFUSED = r", and changes no weight; use the adapter with PEFT"
 
 
 def refusal(adapter):
