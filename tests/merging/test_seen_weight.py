@@ -56,3 +56,15 @@ def test_a_bias_whose_weight_is_nowhere(adapter, tmp_path):
     for allowed in (True, False):
         with pytest.raises(LoraInspectError, match=r"no module fits|changes a weight"):
             plan_merge(str(tmp_path / "base.safetensors"), [(adapter, 1.0)], MergeOptions(allow_unmatched=allowed))
+
+
+def test_a_base_that_has_the_layer_in_parts_is_refused(tmp_path):
+    path = "model.layers.0.self_attn"
+    parts = {"q": COLUMNS, "k": 2, "v": 2}
+    base = {f"{path}.{name}_proj.weight": torch.ones(rows, COLUMNS) for name, rows in parts.items()}
+    base |= {f"{path}.{name}_proj.bias": torch.ones(rows) for name, rows in parts.items()}
+    save_file(base, tmp_path / "base.safetensors")
+    tensors = {f"base_model.model.{path}.qkv_proj.glora_{name}": tensor for name, tensor in PATHS.items()}
+    save_file(tensors, tmp_path / "adapter.safetensors")
+    with pytest.raises(LoraInspectError, match=r"qkv_proj \(GLoRA of PEFT\) changes a bias by what the weight is"):
+        plan_merge(str(tmp_path / "base.safetensors"), [(str(tmp_path / "adapter.safetensors"), 1.0)], MergeOptions())
