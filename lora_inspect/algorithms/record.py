@@ -131,6 +131,9 @@ class Algorithm(NamedTuple):
     of a sentence with a way out. Where they decide more than the change, `variant(surroundings)` is the algorithm with
     everything decided, or such a reason; what only needs names and ranks of it takes the undecided one.
 
+    `option_of` is another algorithm and the setting of a PEFT config under which its tensors may be those of this one:
+    `variant` is asked of them then.
+
     `bias` is how the same factors, scale and settings change the layer's bias, of shape (out,), where it has one;
     `needs_bias` says that a layer without one lacks it.
 
@@ -171,6 +174,7 @@ class Algorithm(NamedTuple):
     idle: tuple[Role, ...] = ()
     settings: Callable[[Surroundings], Mapping[str, Any] | str] | None = None
     variant: Callable[[Surroundings], "Algorithm | str"] | None = None
+    option_of: tuple[str, str] | None = None
     bias: Formula | None = None
     needs_bias: bool = False
     features: Callable[[Shapes], Features] | None = None

@@ -19,6 +19,10 @@ NETWORK_FLAGS = (RSLORA_FLAG, DORA_FLAG, LOKR_FLAG)
 _MEND = "fetch the file again, or write it anew with the program that trained it"
 
 
+# Of shapes that are those of another algorithm with the same suffixes, which is no complaint.
+_OTHER = Finding("shape", "", ())
+
+
 class _Tensor(NamedTuple):
     """A tensor of a module whose algorithm is not known yet, and what its suffix can mean."""
 
@@ -197,11 +201,12 @@ def _claim_part(name: ModuleName, tensors: Sequence[_Tensor]) -> _Found:
     failures: list[tuple[Sequence[_Tensor], Finding]] = []
     left = list(tensors)
     for algorithm in map(algorithms.by_name, _possible(tensors)):
-        own = [tensor for tensor in left if tensor.role_in(algorithm.name)]
-        factors: dict[str, TensorInfo] = {}
-        taken = [t for t in own if factors.setdefault(t.role_in(algorithm.name) or "", t.info) is t.info]
-        if not own:
+        roles = [(tensor, role) for tensor in left if (role := tensor.role_in(algorithm.name))]
+        if not roles:
             continue
+        own = [tensor for tensor, _ in roles]
+        factors: dict[str, TensorInfo] = {}
+        taken = [tensor for tensor, role in roles if factors.setdefault(role, tensor.info) is tensor.info]
         if wrong := _misses(name, algorithm, factors):
             failures.append((own, wrong))
             continue
@@ -222,11 +227,11 @@ def _misses(name: ModuleName, algorithm: Algorithm, factors: dict[str, TensorInf
 
     One without a formula, or with common words for the names of all that is there, is never complained about.
     """
-    keys = tuple(info.name for info in factors.values())
     shapes = {role: info.shape for role, info in factors.items()}
-    is_common = all(role in algorithm.common for role in factors)
     if algorithm.fits and not algorithm.fits(shapes):
-        return Finding("shape", "", keys)
+        return _OTHER
+    keys = tuple(info.name for info in factors.values())
+    is_common = all(role in algorithm.common for role in factors)
     missing = [role for role in algorithm.marks if role not in factors]
     if missing:
         message = f"{keys[0]} is there, but its module has no {' and no '.join(missing)} factor; {_MEND}"

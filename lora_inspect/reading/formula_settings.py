@@ -1,9 +1,10 @@
 """What stands beside the factors of a module and decides how they are computed: settings, or why they are unknown."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
+from lora_inspect import algorithms
 from lora_inspect.algorithms.record import Algorithm, Surroundings
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.file_reading import FileReading
@@ -18,11 +19,13 @@ def with_settings(
 ) -> dict[str, Module]:
     """The modules with the settings of every contribution whose algorithm asks for some, or has variants."""
     speakers = Speakers(configs)
+    options = dict(_options(configs))
 
     def settled(contribution: Contribution, module: Module) -> Contribution:
         if missing := missing_shared(contribution):
             return contribution._replace(unsettled=missing)
-        asked = contribution.algorithm.variant or contribution.algorithm.settings
+        algorithm = contribution.algorithm
+        asked = options.get(algorithm.name) or algorithm.variant or algorithm.settings
         if not asked:
             return contribution
         around = _around(contribution, module, speakers.of(contribution), metadata)
@@ -42,6 +45,15 @@ def with_settings(
         name: module._replace(contributions=tuple(settled(c, module) for c in module.contributions))
         for name, module in modules.items()
     }
+
+
+def _options(configs: Sequence[FoundConfig]) -> Iterator[tuple[str, Callable[[Surroundings], Algorithm | str]]]:
+    """What is asked of the contributions of an algorithm that a setting of a config may make those of another one."""
+    for algorithm in algorithms.ALGORITHMS.values() if configs else ():
+        if algorithm.option_of and algorithm.variant:
+            name, setting = algorithm.option_of
+            if any(found.config.get(setting) for found in configs):
+                yield name, algorithm.variant
 
 
 def _around(

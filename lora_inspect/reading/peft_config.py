@@ -25,7 +25,6 @@ _UNBUILT = "which is not built yet; merge it with the program that trained it"
 # then, and the way out. Sources: the variants of LoRA and `replicate_layers` in PEFT 0.21.
 FOREIGN_SETTINGS = {
     "use_qalora": f"QA-LoRA pools the input of lora_A on GPTQ layers, into which PEFT merges nothing; {_WITH_PEFT}",
-    "use_bdlora": f"BD-LoRA makes the factors block-diagonal, {_UNBUILT}",
     "arrow_config": f"Arrow mixes several adapters anew for each token, which is no change of a weight; {_WITH_PEFT}",
     "layer_replication": (
         "layer_replication repeats layers of the base, so that the adapter is of a model with more of them, into which "

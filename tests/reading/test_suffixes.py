@@ -45,9 +45,9 @@ def test_every_spelling_of_the_magnitude_is_parsed(suffix, module):
 SPECIAL = {
     "lora_unet_a.lora_down.0.weight": ("lora_unet_a", "lora", "down", 0),
     "lora_unet_a.lora_up.12.weight": ("lora_unet_a", "lora", "up", 12),
-    # KaSA's before LoRA's, which is the same role.
-    "a.b.lora_A.default.weight": ("a.b", "kasa", "down", None),
-    "a.b.lora_B.my-style_2.weight": ("a.b", "kasa", "up", None),
+    # BD-LoRA's before LoRA's, which is the same role.
+    "a.b.lora_A.default.weight": ("a.b", "bdlora", "down", None),
+    "a.b.lora_B.my-style_2.weight": ("a.b", "bdlora", "up", None),
     "a.b.lora_B.default.bias": ("a.b", "lora_bias", "bias", None),
     "a.b.lora_E.default": ("a.b", "adalora", "values", None),
     "a.b.ranknum.default": ("a.b", "adalora", "ranknum", None),
