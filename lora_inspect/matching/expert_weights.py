@@ -12,6 +12,9 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
 
+# The head of a model that gives a class to every token.
+_CLASSIFIER = "score.weight"
+
 
 class Storage(NamedTuple):
     """How the parameters of a layer's experts are stored: as (experts, in, out), and with gate and up taking turns."""
@@ -29,7 +32,8 @@ def as_matrix(info: TensorInfo) -> TensorInfo:
 def storage_of(path: str, base: Checkpoint) -> Storage:
     """How the parameter at `path` is stored; raises LoraInspectError where it and its sibling do not show it.
 
-    Gate and up take turns in gpt-oss, whose experts alone have biases and store (experts, in, out).
+    Gate and up take turns in gpt-oss, which stores (experts, in, out) and has biases. The one other class that does, of
+    OpenAI's privacy filter, has the head of a classifier, and gate before up.
     """
     parent = path.rpartition(".")[0]
     shapes = {
@@ -41,7 +45,8 @@ def storage_of(path: str, base: Checkpoint) -> Storage:
             if first == (last[0], 2 * last[2], last[1]):
                 return Storage(transposed=False)
             if first == (last[0], last[2], 2 * last[1]):
-                return Storage(transposed=True, interleaved=f"{parent}.{EXPERT_PARAMETERS[0]}_bias" in base.tensors)
+                has_biases = f"{parent}.{EXPERT_PARAMETERS[0]}_bias" in base.tensors
+                return Storage(transposed=True, interleaved=has_biases and _CLASSIFIER not in base.tensors)
     found = " and ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
     raise LoraInspectError(
         f"{base.path}: {parent} has {found}, but {' and '.join(EXPERT_PARAMETERS)} of (experts, 2·n, m) and "

@@ -177,13 +177,11 @@ def _refuse_residual(adapter: Adapter) -> None:
 
 
 def _open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
-    """The base for DoRA's true weight change; raises LoraInspectError where the options do not settle the magnitude."""
-    path = adapter.checkpoint.path
-    is_for_experts = options.layout == SINGLE_EXPERTS
-    if not adapter.dora.value and not (is_for_experts and options.base):
-        if options.base:
-            raise LoraInspectError(f"{path}: it has no DoRA magnitude, so --base has nothing to do; leave it out.")
-        return None
+    """The base for DoRA's true weight change, or for the layers of single experts.
+
+    Raises LoraInspectError where the options do not settle the magnitude, and where there is nothing to do for a base.
+    """
+    path, is_for_experts = adapter.checkpoint.path, options.layout == SINGLE_EXPERTS
     if adapter.dora.value and not (options.base or options.keep_dora or options.drop_magnitude):
         raise LoraInspectError(
             f"{path}: it is DoRA ({adapter.dora.modules} magnitudes), which alpha/rank alone cannot express; "
@@ -192,6 +190,13 @@ def _open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
         )
     if not options.base:
         return None
+    if not adapter.dora.value and not is_for_experts:
+        raise LoraInspectError(f"{path}: it has no DoRA magnitude, so --base has nothing to do; leave it out.")
+    if adapter.dora.value and is_for_experts:
+        raise LoraInspectError(
+            f"{path}: it is DoRA ({adapter.dora.modules} magnitudes), which is settled first; make it plain without "
+            "--layout, then give that to the output."
+        )
     base = open_checkpoint(options.base)
     if kind_of(read_adapter(base))[0] == ADAPTER:
         raise LoraInspectError(f"{base.path}: it is an adapter itself, not a base; name the model's own weights.")

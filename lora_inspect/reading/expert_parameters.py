@@ -181,7 +181,8 @@ def _renamed(
             )
         if name == _WEIGHT and rows == rank:
             continue
-        if len(module.contributions) > 1 or lora.magnitude or lora.rows or module.alpha:
+        has_more = lora.factors.keys() != {"down", "up"} or lora.magnitude or lora.rows or module.alpha
+        if len(module.contributions) > 1 or has_more:
             return f"{name} has more than the factors of LoRA, which PEFT does not train on a parameter; {_WAY_OUT}"
         algorithm = lora_experts(rows // rank)
         if algorithm.formula and (wrong := algorithm.formula.check(lora.shapes)):

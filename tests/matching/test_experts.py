@@ -90,8 +90,9 @@ BIASES = {f"{MLP}.experts.gate_up_proj_bias": ("F32", (EXPERTS, 2 * INNER), 1)}
     [
         (None, Runs(0, INNER), Runs(INNER, INNER)),
         (BIASES, Runs(0, 1, 0, INNER, 2, 1), Runs(1, 1, 0, INNER, 2, 1)),
+        (BIASES | {"score.weight": ("F32", (2, WIDTH), 1)}, Runs(0, INNER), Runs(INNER, INNER)),
     ],
-    ids=["gate before up", "taking turns"],
+    ids=["gate before up", "taking turns", "gate before up of a classifier"],
 )
 def test_first_layers_are_columns_of_a_base_that_stores_them_as_in_out(bias, gate, up, places_of):
     names = [f"{MLP}.experts.2.{part}" for part in ("gate_proj", "up_proj")]

@@ -314,3 +314,16 @@ def test_an_adapter_without_experts_has_nothing_to_arrange(adapter, run, tmp_pat
     base = fixtures / "experts" / "gpt-oss.safetensors"
     refusal = run("convert", folder, "--layout", "single-experts", "--base", base, "-o", tmp_path / "out").refusal
     assert "base_model.model" in refusal
+
+
+def test_magnitudes_are_settled_before_experts_are_taken_apart(adapter, run, tmp_path):
+    folder, _ = adapter()
+    saved, _ = base_files(tmp_path)
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    for layer in range(2):
+        tensors[f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_magnitude_vector"] = torch.ones(8)
+    save_file(tensors, path)
+    rewrite(folder, use_dora=True)
+    refusal = run("convert", folder, "--layout", "single-experts", "--base", saved, "-o", tmp_path / "out").refusal
+    assert "DoRA" in refusal
