@@ -151,9 +151,10 @@ class ReplacedRows:
         """Writes the values over their rows; raises ValueError for a multiplier that means nothing."""
         if multiplier != 1:
             raise ValueError(f"rows are replaced or not, which a multiplier of {multiplier:g} does not say")
-        for number, values in zip(self.rows, self.values, strict=True):
-            if first <= number < first + rows.shape[0]:
-                rows[number - first].copy_(values)
+        last = first + rows.shape[0]
+        for at, number in enumerate(self.rows):
+            if first <= number < last:
+                rows[number - first].copy_(self.values[at])
 
     def transposed(self) -> Change:
         """All rows at once."""
