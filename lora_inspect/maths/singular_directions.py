@@ -29,9 +29,8 @@ class ReplacedDirections:
         weight = torch.cat([rows.clone() for _, rows in blocks()])
         if not weight.isfinite().all():
             return LowRank(self.up * float("nan"), self.down, self.scale)
-        left, values, right = torch.linalg.svd(weight, full_matrices=False)
-        up = torch.cat([self.up, -left[:, -count:] * values[-count:]], 1)
-        return LowRank(up, torch.cat([self.down, right[-count:]]), self.scale)
+        left, right = _last_directions(weight, count)
+        return LowRank(torch.cat([self.up, -left], 1), torch.cat([self.down, right]), self.scale)
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Raises ValueError: it has to see the whole weight first."""
@@ -40,3 +39,20 @@ class ReplacedDirections:
     def transposed(self) -> Change:
         """The weight is turned round first."""
         return Transposed(self)
+
+
+def _last_directions(weight: Any, count: int) -> tuple[Any, Any]:
+    """(out, count) and (count, columns) whose product is the part of the weight in its last directions.
+
+    They are the eigenvectors of its Gram matrix of the smaller side, which cost less than its singular vectors. It is
+    taken in float64, as squares of singular values need twice the digits.
+    """
+    import torch
+
+    wide = weight.double()
+    is_tall = wide.shape[0] > wide.shape[1]
+    gram = wide.transpose(0, 1) @ wide if is_tall else wide @ wide.transpose(0, 1)
+    directions = torch.linalg.eigh(gram).eigenvectors[:, :count]
+    turned = directions.transpose(0, 1)
+    parts = (wide @ directions, turned) if is_tall else (directions, turned @ wide)
+    return parts[0].to(weight.dtype), parts[1].to(weight.dtype)
