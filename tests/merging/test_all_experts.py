@@ -26,6 +26,7 @@ SIZES = {
 # Of the last one every matrix of the second parameter is square.
 MODELS = {
     "qwen3": ("Qwen3Moe", {"intermediate_size": 12, "moe_intermediate_size": 6, "num_experts": EXPERTS}),
+    "mixtral": ("Mixtral", {"intermediate_size": 6, "num_local_experts": EXPERTS}),
     "gpt-oss": ("GptOss", {"intermediate_size": 6, "num_local_experts": EXPERTS}),
     "gpt-oss of square matrices": ("GptOss", {"intermediate_size": 8, "num_local_experts": EXPERTS}),
 }
@@ -35,8 +36,8 @@ BOTH = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 class Trained:
     """A tiny model and an adapter of it, saved by transformers and by PEFT, and what PEFT's merge makes of them.
 
-    `saved` is the folder of transformers, which has the experts of Qwen3-MoE one by one, and `fused` a file of the
-    tensors as the class has them.
+    `saved` is the folder of transformers, which has the experts of Qwen3-MoE and Mixtral one by one, and `fused` a
+    file of the tensors as the class has them.
     """
 
     def __init__(self, name, folder, targets=BOTH, **config):
@@ -115,7 +116,7 @@ def test_it_is_what_peft_merges(name, form, trained, merge):
     own = trained(name)
     found = merge(own.base(form), own.adapter)
     base = load_file(own.base(form) / "model.safetensors" if form == "saved" else own.base(form))
-    single = name == "qwen3" and form == "saved"
+    single = name in ("qwen3", "mixtral") and form == "saved"
     assert count_changed(found, base) == 2 * (1 + (3 * EXPERTS if single else 2))
     assert_equal(found, load_file(own.theirs[form]), changed=True)
 
@@ -239,6 +240,13 @@ def test_unsloths_packing_is_known_by_its_mark(name, form, config, trained, merg
     own = trained(name)
     adapter = rewritten(grouped(own), **config)
     assert_equal(merge(own.base(form), adapter), load_file(own.theirs[form]), changed=True)
+
+
+def test_the_mark_may_stand_in_the_metadata(trained, merge):
+    own = trained("qwen3")
+    path = grouped(own) / "adapter_model.safetensors"
+    save_file(load_file(path), path, metadata={"lora_B_layout": "grouped_by_expert"})
+    assert_equal(merge(own.fused, own.adapter), load_file(own.theirs["fused"]), changed=True)
 
 
 def test_each_parameter_has_the_packing_that_is_said_of_it(trained, merge):
