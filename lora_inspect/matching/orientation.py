@@ -136,9 +136,9 @@ def covered_shape(module: Module) -> Covered:
 
     None stands for what the factors do not tell.
     """
-    first = module.contributions[0]
-    rows = max((part.rows[1] for part in module.contributions if part.rows), default=first.shape[0])
-    return rows, first.shape[1] if len(first.shape) > 1 else None
+    # What is saved whole may be a single number.
+    rows, inputs = (*module.contributions[0].shape, None, None)[:2]
+    return max((part.rows[1] for part in module.contributions if part.rows), default=rows), inputs
 
 
 def _is_linear(module: Module, target: TensorInfo) -> bool:

@@ -192,7 +192,7 @@ def test_saved_modules_that_were_lost_are_an_error(bert, tmp_path):
         merged(bert, tmp_path / "adapter", tmp_path / "merged")
 
 
-@pytest.mark.parametrize("shape", [(31, 16), (16, 30), (480,)], ids=["resized", "turned round", "flat"])
+@pytest.mark.parametrize("shape", [(31, 16), (16, 30), (480,), ()], ids=["resized", "turned round", "flat", "a number"])
 def test_an_embedding_of_another_shape_is_refused_by_name(shape, bert, tmp_path):
     trained(bert, tmp_path / "adapter", modules_to_save=["word_embeddings"])
     name = "bert.embeddings.word_embeddings"
