@@ -4,9 +4,9 @@ The rank that training left a module does not count: the divisor is the rank tha
 `adapter_config.json` has. A module may be left with none. Sources: Zhang et al. 2023; the `AdaLoraLayer` of PEFT 0.21.
 """
 
-from math import isfinite
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
+from lora_inspect.algorithms.config_fields import is_number
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
 from lora_inspect.algorithms.weight_shapes import flattened_other_than
 
@@ -46,7 +46,7 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
             "beside the file"
         )
     alpha, rank = config.get("lora_alpha"), config.get("init_r")
-    if not _is_number(alpha) or not _is_number(rank) or rank != int(rank) or rank < 1:
+    if not is_number(alpha) or not is_number(rank) or rank != int(rank) or rank < 1:
         return (
             "its adapter_config.json does not say the lora_alpha and init_r that its scale is made of; "
             "put the config beside the file that it was saved with"
@@ -55,10 +55,6 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
         return f"its ranknum is not the init_r of {rank} in adapter_config.json; merge it with the PEFT that trained it"
     # Without an alpha PEFT takes the rank that is there.
     return {"factor": (alpha if alpha > 0 else around.shapes["down"][0]) / (rank + _TINY)}
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, factor: float) -> "Change":

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from math import isfinite
-from typing import Any
+from typing import Any, TypeGuard
 
 # What a field's value must be.
 Fields = Mapping[str, Callable[[Any], bool]]
@@ -14,12 +14,12 @@ def is_switch(value: Any) -> bool:
 
 
 def is_count(value: Any) -> bool:
-    """Whether it is a whole number above 0; JSON's yes and no are none, though Python counts with them."""
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    """Whether it is a whole number above 0 that a size may be; yes and no are none, though Python counts with them."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is a finite number, and no whole one beyond every float."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value)
 
 

@@ -6,9 +6,10 @@ Rᵀ W; since then W' = lengths · W · diag(R₁, R₂, …)ᵀ, over the colum
 """
 
 from functools import partial
-from math import ceil, isfinite, prod
+from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.algorithms.config_fields import is_number
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
 
 if TYPE_CHECKING:
@@ -85,8 +86,7 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
     coft, eps, block_share = (config.get(name) for name in ("coft", "eps", "block_share"))
     if coft is False:
         return {"eps": None}
-    is_limit = isinstance(eps, (int, float)) and not isinstance(eps, bool) and isfinite(eps) and eps > 0
-    if coft is not True or not is_limit:
+    if coft is not True or not is_number(eps) or eps <= 0:
         return (
             "its adapter_config.json does not say the coft and eps that limit the rotation; merge it with the version "
             "of PEFT that trained it"

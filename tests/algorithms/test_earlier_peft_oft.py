@@ -30,6 +30,7 @@ def test_the_config_says_the_limit(config, expected):
         ({**LIMITED, "eps": "0.1"}, "coft and eps"),
         ({**LIMITED, "eps": 0.0}, "coft and eps"),
         ({**LIMITED, "eps": float("inf")}, "coft and eps"),
+        ({**LIMITED, "eps": 10**400}, "coft and eps"),
         ({**LIMITED, "block_share": True}, "how many blocks"),
         ({**LIMITED, "block_share": None}, "how many blocks"),
     ],

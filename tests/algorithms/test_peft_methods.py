@@ -100,6 +100,7 @@ CONFIGS = [
     ("road", TURNS, {"variant": ["road_1"], "group_size": 4}, "does not say the variant"),
     ("road", TURNS, {"variant": "road_1", "group_size": True}, "does not say the group_size"),
     ("road", TURNS, {"variant": "road_1", "group_size": 0}, "does not say the group_size"),
+    ("road", TURNS, {"variant": "road_4", "group_size": 10**400}, "does not say the group_size"),
     ("road", TURNS, {"variant": "road_2", "group_size": 5}, "groups of 5 outputs for 20 of them in the variant road_2"),
     ("road", TURNS, {"variant": "road_1", "group_size": 16}, "groups of 16 outputs for 40 of them"),
     ("road", {"angles": (21,), "factors": (21,)}, {"variant": "road_4", "group_size": 2}, "outputs for 10.5 of them"),

@@ -230,7 +230,7 @@ def test_without_a_config_what_it_decides_is_asked_for(tmp_path):
             plan_merge(base_file, [(adapter, 1.0)], MergeOptions())
 
 
-@pytest.mark.parametrize("said", [None, True, "8", [1], float("inf")])
+@pytest.mark.parametrize("said", [None, True, "8", [1], float("inf"), 10**400])
 def test_settings_that_are_no_numbers_are_no_settings(said, tmp_path):
     for name, field in (("RandLoRA", "randlora_alpha"), ("VB-LoRA", "topk")):
         _, base, tensors, config = train(METHODS[name][0])

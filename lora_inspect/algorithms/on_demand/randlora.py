@@ -7,9 +7,9 @@ the other; its files mean that. PEFT has no strength for it. Sources: Albert et 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.algorithms.config_fields import is_number
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Shared, Surroundings, Tensors
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 def settings(around: Surroundings) -> Mapping[str, Any] | str:
     """The alpha that the config says, which PEFT divides by the rank."""
     said = around.config.get("randlora_alpha") if around.config else None
-    if isinstance(said, bool) or not isinstance(said, (int, float)) or not isfinite(said):
+    if not is_number(said):
         return (
             "PEFT says its scale in adapter_config.json (randlora_alpha), and nothing says it here; put it beside the "
             "file"
