@@ -6,7 +6,7 @@ from typing import Any
 import peft
 import torch
 from libraries import of_peft
-from library_case import Case
+from library_case import Case, make
 from peft.tuners.lora.config import KasaConfig
 from torch import Tensor, nn
 
@@ -24,6 +24,15 @@ def of(scale: float):
     return oracle
 
 
+def separated(kind: str) -> tuple[nn.Module, Tensor]:
+    """A layer whose singular values are far enough from each other for float32 to tell which are the least."""
+    layer, input = make(kind, torch.float32)
+    with torch.no_grad():
+        left, values, right = torch.linalg.svd(layer.weight.double(), full_matrices=False)
+        layer.weight.copy_(left * torch.linspace(2.0, 0.5, len(values)) @ right)
+    return layer, input
+
+
 def cases() -> Iterator[Case]:
     options: dict[str, tuple[dict[str, Any], float]] = {
         "": ({"r": 4, "lora_alpha": 3}, 3 / 4),
@@ -34,4 +43,5 @@ def cases() -> Iterator[Case]:
     for kind in ("linear", "square"):
         for name, (fields, scale) in options.items():
             config = peft.LoraConfig(target_modules=["layer"], kasa_config=KasaConfig(), **fields)
-            yield of_peft(f"KaSA{name}", config, kind, of(scale), dtype=torch.float32)
+            layer, input = separated(kind)
+            yield of_peft(f"KaSA{name} {kind}", config, layer, of(scale), input=input, dtype=torch.float32)
