@@ -23,9 +23,10 @@ def principal_factors(weight: Any, rank: int, iterations: int | None = None) -> 
 def orthogonal_factors(weight: Any, rank: int) -> tuple[Any, Any]:
     """up (out, rank) and down (rank, in): the first columns and rows of `weight` (out, in) = Q @ R, which OLoRA takes.
 
-    Source: Büyükakyüz 2024; `olora_init` of PEFT.
+    The first columns of Q are those of the first columns of the weight alone. Source: Büyükakyüz 2024; `olora_init` of
+    PEFT.
     """
     import torch
 
-    up, down = torch.linalg.qr(weight)
-    return up[:, :rank], down[:rank]
+    up = torch.linalg.qr(weight[:, :rank]).Q
+    return up, up.transpose(0, 1) @ weight

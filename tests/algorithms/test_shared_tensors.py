@@ -20,6 +20,7 @@ from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 # PEFT makes sparse tensors, about whose checks torch warns unless they are asked for.
 torch.sparse.check_sparse_tensor_invariants.enable()
 
+pytestmark = pytest.mark.numeric
 TARGETS = ["wide", "tall", "small", "turned"]
 
 
@@ -184,23 +185,87 @@ def test_several_vectors_of_tinylora_are_refused(tmp_path):
 
 
 OUTSIDE = {
-    "VB-LoRA": (METHODS["VB-LoRA of the largest weights"][0], "vblora_logits_A_topk_indices", "beyond the 256"),
-    "Uni-LoRA": (METHODS["Uni-LoRA"][0], "unilora_indices_B", "beyond the 50"),
-    "FRoD": (METHODS["FRoD"][0], "frod_s_indices.wide", "beyond the 24"),
-    "the size of FRoD": (METHODS["FRoD"][0], "frod_s_size.wide", "for a basis of 24"),
+    "VB-LoRA": (METHODS["VB-LoRA of the largest weights"][0], "vblora_logits_A_topk_indices", 256, "beyond the 256"),
+    "Uni-LoRA": (METHODS["Uni-LoRA"][0], "unilora_indices_B", 50, "beyond the 50"),
+    "FRoD": (METHODS["FRoD"][0], "frod_s_indices.wide", 24, "beyond the 24"),
+    "the size of FRoD": (METHODS["FRoD"][0], "frod_s_size.wide", 25, "for a basis of 24"),
 }
 
 
-@pytest.mark.parametrize(("make_config", "name", "says"), OUTSIDE.values(), ids=OUTSIDE)
-@pytest.mark.parametrize("number", [-1, 300])
-def test_an_index_beyond_what_is_shared_is_an_error(make_config, name, says, number, tmp_path):
+@pytest.mark.parametrize(("make_config", "name", "count", "says"), OUTSIDE.values(), ids=OUTSIDE)
+def test_an_index_beyond_what_is_shared_is_an_error(make_config, name, count, says, tmp_path):
     _, base, tensors, config = train(make_config)
     key = next(key for key in tensors if key.endswith(name))
-    odd = tensors[key].to(torch.int16)
-    odd.view(-1)[0] = number
-    files = write(tmp_path, base, {**tensors, key: odd}, config)
-    with pytest.raises(LoraInspectError, match=says):
+    for number in (-1, count):
+        odd = tensors[key].to(torch.int16)
+        odd.view(-1)[0] = number
+        files = write(tmp_path, base, {**tensors, key: odd}, config)
+        with pytest.raises(LoraInspectError, match=says):
+            merged(*files, tmp_path)
+
+
+@pytest.mark.parametrize(("make_config", "shared"), EVERY)
+def test_a_weight_of_another_size_is_an_error(make_config, shared, tmp_path):
+    _, base, tensors, config = train(make_config)
+    rows, columns = base["wide.weight"].shape
+    for shape in ((rows + 1, columns), (rows, columns + 40)):
+        # FRoD puts any rows together anew.
+        if shape[0] > rows and "frod_V" in shared:
+            continue
+        files = write(tmp_path, {**base, "wide.weight": torch.zeros(shape).double()}, tensors, config)
+        with pytest.raises(LoraInspectError, match=r"changes a weight|recombines weights"):
+            merged(*files, tmp_path)
+
+
+@pytest.mark.parametrize(("make_config", "shared"), EVERY)
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (1, 1), (2, 3, 4), (0, 7)])
+def test_odd_shapes_of_a_module_are_errors(make_config, shared, shape, tmp_path):
+    _, base, tensors, config = train(make_config)
+    own = [key for key in tensors if ".wide." in key and not key.endswith(shared) and tensors[key].shape != shape]
+    for key in own:
+        odd = {**tensors, key: torch.zeros(shape, dtype=tensors[key].dtype)}
+        files = write(tmp_path, base, odd, config)
+        as_json(inspect(files[1]), modules=True)
+        with pytest.raises(LoraInspectError):
+            merged(*files, tmp_path)
+
+
+# Shapes that other tensors contradict: the method, the end of the key and the shape.
+UNLIKE = [
+    ("VB-LoRA", "wide.vblora_logits_B", (3, 5, 256)),
+    ("VB-LoRA", "vblora_vector_bank", (255, 4)),
+    ("Uni-LoRA", "wide.unilora_indices_B", (12, 3)),
+    ("Uni-LoRA", "wide.unilora_scales_A", (2, 23)),
+    ("TinyLoRA", "wide.tinylora_P", (4, 3, 2)),
+    ("TinyLoRA", "wide.tinylora_P", (5, 3, 3)),
+    ("RandLoRA", "wide.randlora_lambda", (3, 5)),
+    ("RandLoRA", "wide.randlora_gamma", (3, 12)),
+    ("FRoD", "wide.frod_lambda_s_values", (3,)),
+]
+
+
+@pytest.mark.parametrize(("method", "name", "shape"), UNLIKE)
+def test_shapes_that_contradict_each_other_are_errors(method, name, shape, tmp_path):
+    _, base, tensors, config = train(METHODS[method][0])
+    key = next(key for key in tensors if key.endswith(name))
+    files = write(tmp_path, base, {**tensors, key: torch.zeros(shape, dtype=tensors[key].dtype)}, config)
+    assert {one["code"] for one in as_json(inspect(files[1]))["problems"]} >= {"shape"}
+    with pytest.raises(LoraInspectError):
         merged(*files, tmp_path)
+
+
+def test_the_categories_of_frod_are_those_of_peft():
+    from peft.tuners.frod.model import _category_from_key
+
+    from lora_inspect.algorithms.on_demand.frod import category
+
+    for path in (
+        "dense", "model.layers.3.self_attn.q_proj", "encoder.layer.0.attention.output.dense", "output.dense",
+        "encoder.layer.0.output.dense", "h.0.dense", "0.dense", "attention.output.dense", "a.attention.b.output.dense",
+    ):  # fmt: skip
+        found = _category_from_key(path)
+        assert category(path, [found]) == found
+        assert category(path, [f"{found}_"]) is None
 
 
 NOT_SAVED = {
