@@ -12,6 +12,7 @@ SUPRA = {**VALUES, "down": (2, 12), "up": (20, 2)}
 THIN = {"down": (3, 20), "up": (20, 3)}
 DEEP = {**THIN, "encoder 0": (3, 3), "decoder 0": (3, 3)}
 NETWORK = {"act_fn": "relu", "scaling": 1.0, "depth": 1}
+MIXED = {"logits_A": (12, 3, 9), "logits_B": (5, 12, 9)}
 TURNS = {"angles": (20,), "factors": (20,)}
 ZEROS = {"A.zeros": (20, 12), "B.zeros": (20, 12), "C.zeros": (12, 1), "D.zeros": (20,), "E.zeros": (20,)}
 PATHS = {
@@ -91,6 +92,9 @@ MISFITS = [
     ("beft", {"added": (1, 12)}, (13,), "changes a bias of 12 numbers"),
     ("trainable_tokens", {"rows": (2, 12)}, (20, 13), "replaces rows of 12 numbers"),
     ("trainable_tokens", {"rows": (2, 12)}, (20, 12, 3), "replaces rows of 12 numbers"),
+    ("vblora", {**MIXED, "bank": (9, 4)}, (20, 13), "changes a weight of [20, 12]"),
+    ("vblora", {**MIXED, "bank": (9, 4)}, (20, 12, 3), "changes a weight of [20, 12]"),
+    ("vblora", {"logits_A": (13, 3, 9), "logits_B": (5, 13, 9), "bank": (9, 4)}, (20, 12), "is of rank 13, above"),
     ("shira", {"values": (3,), "entries": (2, 3)}, (12,), "entries of a matrix"),
     ("shira", {"values": (3,), "entries": (2, 3)}, (12, 3, 3, 3), "entries of a matrix"),
 ]

@@ -58,9 +58,11 @@ def shape(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is no weight of this shape, or None."""
-    length = shapes["bank"][1]
-    return other_than((_pieces(shapes, "B")[0] * length, _pieces(shapes, "A")[1] * length), weight)
+    """What is changed where that is no weight of this shape, or of a lower rank than the factors; else None."""
+    length, rank = shapes["bank"][1], _rank(shapes, "A", 0)
+    changed = _pieces(shapes, "B")[0] * length, _pieces(shapes, "A")[1] * length
+    # A few bytes of indices make a whole row of a factor.
+    return f"is of rank {rank}, above that of any weight of it," if rank > min(changed) else other_than(changed, weight)
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
