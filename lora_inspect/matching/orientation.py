@@ -136,8 +136,7 @@ def covered_shape(module: Module) -> Covered:
 
     None stands for what the factors do not tell.
     """
-    # What is saved whole may be a single number.
-    rows, inputs = (*module.contributions[0].shape, None, None)[:2]
+    rows, inputs = module.contributions[0].features
     return max((part.rows[1] for part in module.contributions if part.rows), default=rows), inputs
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Formula, Shapes
+from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Features, Formula, Shapes
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.maths.dora import DoraSpelling
 from lora_inspect.schemes.record import ModuleName
@@ -70,6 +70,12 @@ class Contribution(NamedTuple):
     def shape(self) -> tuple[int | None, ...]:
         """(out, in, *kernel) of the change as far as the factors tell; of one slice where the layer is split."""
         return self.formula.shape(self.shapes)
+
+    @property
+    def features(self) -> Features:
+        """(out, in) of the shape, where a vector tells no inputs and a single number nothing."""
+        out_features, in_features = (*self.shape, None, None)[:2]
+        return out_features, in_features
 
     @property
     def multiplies(self) -> bool:

@@ -147,7 +147,7 @@ def _features_of(contribution: Contribution) -> Features:
     if contribution.algorithm.formula:
         if contribution.algorithm.parameter not in (WEIGHT, BIAS):
             return None, None
-        shape = contribution.shape
-        return contribution.rows[1] if contribution.rows else shape[0], shape[1] if len(shape) > 1 else None
+        out_features, in_features = contribution.features
+        return contribution.rows[1] if contribution.rows else out_features, in_features
     features = contribution.algorithm.features
     return features(contribution.shapes) if features else (None, None)

@@ -11,6 +11,7 @@ from toy_adapters import IN, OUT, lora
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.maths.change import Replaced
 from lora_inspect.reading.adapter import read_adapter
+from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.problem import ERROR
 from lora_inspect.reading.saved_tensors import BaseTensor
 
@@ -85,6 +86,12 @@ def test_a_config_that_is_embedded_speaks_of_its_component(write_safetensors):
     for component in ("text_encoder", "transformer"):
         adapter = read_tensors(component)
         assert [c.module.prefix for c in adapter.contributions if c.algorithm.name == "saved"] == [f"{component}."]
+
+
+def test_a_single_number_tells_no_sizes(read):
+    adapter = read({f"{Q}.base_layer.bias": ("F32", (), 2.0)}, bias="lora_only")
+    assert [c.features for c in adapter.contributions] == [(OUT, IN), (None, None)]
+    assert adapter_candidates(adapter) == ()
 
 
 def test_a_second_tensor_for_the_same_bias_is_an_error(read):
