@@ -25,7 +25,7 @@ class Basis:
         import torch
 
         factors, pivots, info = torch.linalg.lu_factor_ex(self.values)
-        if int(info):
+        if int(info) and self.values.isfinite().all():
             inverse = torch.linalg.pinv(self.values, rtol=_CUT).transpose(0, 1)
             return lambda rows: rows.double() @ inverse
         return lambda rows: torch.linalg.lu_solve(factors, pivots, rows.double().transpose(0, 1)).transpose(0, 1)

@@ -27,7 +27,11 @@ class Residual:
         import torch
 
         rows = sorted(((first, rows.clone()) for first, rows in blocks()), key=lambda block: block[0])
-        return replace(self, factors=self.take(torch.cat([block for _, block in rows])))
+        weight = torch.cat([block for _, block in rows])
+        if not weight.isfinite().all():
+            # Nothing can be taken from it, which shows in what is left as in the weight.
+            return replace(self, factors=(weight[:, :1] * torch.nan, weight[:1]))
+        return replace(self, factors=self.take(weight))
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Takes the product's rows away; raises ValueError before the weight was seen."""

@@ -254,6 +254,24 @@ def test_shapes_that_contradict_each_other_are_errors(method, name, shape, tmp_p
         merged(*files, tmp_path)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.0])
+def test_a_basis_of_frod_without_an_inverse(bad, tmp_path):
+    _, base, tensors, config = train(METHODS["FRoD"][0])
+    basis = tensors["base_model.frod_V.wide"].clone()
+    basis[:, 0] = bad
+    files = write(tmp_path, base, {**tensors, "base_model.frod_V.wide": basis}, config)
+    if bad:
+        with pytest.raises(LoraInspectError, match=r"folding .*wide.*gives"):
+            merged(*files, tmp_path)
+        return
+    parts = base["wide.weight"] @ torch.linalg.pinv(basis, rtol=1e-6).T
+    lengths = parts.norm(dim=0)
+    units = torch.where(lengths > 1e-12, parts / lengths, 0)
+    middle = tensors["base_model.model.wide.frod_lambda_l"].diag()
+    middle[tuple(tensors["base_model.frod_s_indices.wide"])] += tensors["base_model.model.wide.frod_lambda_s_values"]
+    torch.testing.assert_close(merged(*files, tmp_path)["wide.weight"], units @ middle @ basis.T)
+
+
 def test_the_categories_of_frod_are_those_of_peft():
     from peft.tuners.frod.model import _category_from_key
 

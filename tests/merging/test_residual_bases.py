@@ -214,6 +214,17 @@ def test_it_is_said_which_base_the_factors_change(tmp_path):
         assert says in evidence
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nothing_is_taken_from_a_base_that_is_not_finite(bad, tmp_path):
+    for init in ("pissa", "olora"):
+        _, original, _, tensors, config = train({"init_lora_weights": init}, ["wide"])
+        weight = original["wide.weight"].clone()
+        weight[3, 4] = bad
+        base, adapter = write(tmp_path, {**original, "wide.weight": weight}, tensors, config)
+        with pytest.raises(LoraInspectError, match=r"folding .*wide.*gives"):
+            merged(base, [(adapter, 1.0)], tmp_path)
+
+
 LOST = {
     "pissa_niter_16": "random numbers",
     "corda": "depends on data",
