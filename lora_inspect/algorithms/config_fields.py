@@ -52,4 +52,4 @@ def read_fields(config: Mapping[str, Any] | None, fields: Fields, decided: str) 
                 f"its adapter_config.json does not say the {name} that decides {decided}; "
                 "merge it with the version of PEFT that trained it"
             )
-    return {name: config[name] for name in fields}
+    return {name: config.get(name) for name in fields}

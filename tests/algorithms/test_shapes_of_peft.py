@@ -115,6 +115,7 @@ SETTINGS = [
     *(("waveft", {**WAVES, "random_loc_seed": value}, False) for value in NOT_SEEDS),
     ("deft", None, False),
     ("deft", DEFT, True),
+    ("deft", {name: value for name, value in DEFT.items() if name != "alpha"}, True),
     ("deft", {**DEFT, "decomposition_method": "qr", "alpha": 4}, True),
     ("deft", {**DEFT, "para": True}, False),
     *(("deft", {**DEFT, "alpha": value}, value is None) for value in NOT_NUMBERS),
