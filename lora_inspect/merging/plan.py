@@ -17,10 +17,10 @@ from lora_inspect.matching.orientation_answers import Answers
 from lora_inspect.matching.unmatched import accept_unmatched
 from lora_inspect.merging.decoding import Decoding, plan_decoding
 from lora_inspect.merging.folded_weights import Fold
+from lora_inspect.merging.residual_bases import check_residual, residual_notes
 from lora_inspect.merging.tied_head import check_tied
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.kinds import ADAPTER, kind_of
-from lora_inspect.reading.residual_init import OLORA
 from lora_inspect.reading.settings import Settings
 from lora_inspect.reading.settling import read_settled
 
@@ -94,7 +94,8 @@ class MergePlan:
     @property
     def notes(self) -> list[str]:
         """What was said without need."""
-        return [*(note for adapter, _ in self.adapters for note in adapter.notes), *self.transposed_notes, *self.tied]
+        of_adapters = (note for adapter, _ in self.adapters for note in adapter.notes)
+        return [*of_adapters, *residual_notes(self._all(), self.base), *self.transposed_notes, *self.tied]
 
     @property
     def bytes(self) -> int:
@@ -149,7 +150,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         for name, found in matching.targets.items():
             own = [Fold(p, settings.multiplier_of(p.contribution.module), adapter) for p in found]
             _check_multipliers(own)
-            _check_residual(own, base)
+            check_residual(own, base)
             folds[name] += own
     _check_replaced(folds)
     side_files = find_side_files(base)
@@ -225,31 +226,6 @@ def _check_multipliers(folds: Sequence[Fold]) -> None:
             raise LoraInspectError(
                 f"{fold.adapter.checkpoint.path}: {algorithm.title} has no multiplier between or beyond 0 and 1, but "
                 f"{fold.multiplier:g} is given for {fold.contribution.module.key}; give 1, or 0 to leave it out."
-            )
-
-
-def _check_residual(folds: Sequence[Fold], base: Checkpoint) -> None:
-    """Raises LoraInspectError where what an initialisation took from a weight cannot be computed from the base."""
-    for fold in folds:
-        if not fold.placed.has_residual or not fold.multiplier:
-            continue
-        contribution, place, rows = fold.placed
-        name, init, path = contribution.module.key, contribution.residual, fold.adapter.checkpoint.path
-        if fold.multiplier != 1:
-            raise LoraInspectError(
-                f"{path}: {name} has no multiplier between or beyond 0 and 1 on the original base, as the {init} "
-                f"initialisation took a part of it, but {fold.multiplier:g} is given; give 1 or 0, or residual=yes "
-                "on the residual base."
-            )
-        if place.block or (rows is not None and place.runs and place.runs.rows != rows):
-            raise LoraInspectError(
-                f"{path}: {name} took its {init} initialisation from a whole layer, of which {place.target.name} of "
-                f"{base.path} is a part; use a base in the adapter's layout."
-            )
-        if place.transposed and init == OLORA:
-            raise LoraInspectError(
-                f"{path}: {place.target.name} of {base.path} is stored as (in, out), for which no program has the "
-                f"{init} initialisation; give residual=yes where the base is the residual one."
             )
 
 

@@ -225,6 +225,15 @@ def test_nothing_is_taken_from_a_base_that_is_not_finite(bad, tmp_path):
             merged(base, [(adapter, 1.0)], tmp_path)
 
 
+def test_it_is_said_which_base_it_is_taken_for(tmp_path):
+    _, original, _, tensors, config = train({"init_lora_weights": "pissa"}, ["wide"])
+    base, adapter = write(tmp_path, original, tensors, config)
+    (note,) = plan_merge(base, [(adapter, 1.0)], MergeOptions()).notes
+    assert f"from {base} as the original base" in note
+    for settings in (Settings(0.0), Settings(residual=True)):
+        assert plan_merge(base, [(adapter, settings)], MergeOptions()).notes == []
+
+
 LOST = {
     "pissa_niter_16": "random numbers",
     "corda": "depends on data",
