@@ -164,6 +164,9 @@ def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], l
         if remarks:
             left.append(group.shared["magnitude"][0].name)
     alpha, flag = group.shared.get("alpha"), group.shared.get("rslora_flag")
+    if alpha and not any(contribution.algorithm.has_alpha for contribution in contributions):
+        left.append(alpha[0].name)
+        alpha = None
     contributions.sort(key=lambda contribution: contribution.turn)
     return Module(name, tuple(contributions), alpha and alpha[0], flag and flag[0]), left, findings
 

@@ -162,11 +162,29 @@ def test_a_multiplier_that_no_program_defines_is_refused(case, tmp_path):
     base, adapter = write(case, tmp_path)
     algorithms = [contribution.algorithm for contribution in read_adapter(open_checkpoint(adapter)).contributions]
     if all(algorithm.blends and not algorithm.replaces for algorithm in algorithms):
+        assert case.multipliers != (1.0,)
         plan_merge(base, [(adapter, 0.5)], MergeOptions(dora_rule=case.dora_rule))
     else:
         assert case.multipliers == (1.0,)
         with pytest.raises(LoraInspectError, match=r"give 1, or 0|give it 1 or 0"):
             plan_merge(base, [(adapter, 0.5)], MergeOptions())
+
+
+# Those beside whose tensors some program writes an alpha.
+WITH_ALPHA = {"glora", "old_glora", "loha", "lokr", "lokr_rows", "lora", "lora_bias", "lora_embedding"}
+WITH_ALPHA |= {"oft", "lycoris_boft", "tlora", "bdlora", "kasa", "lora_experts"}
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_an_alpha_that_nothing_takes_is_left_and_named(case, tmp_path):
+    adapter = read_adapter(open_checkpoint(write(case, tmp_path)[1]))
+    for module in adapter.modules.values():
+        if module.contributions[0].algorithm.name == "saved":  # where it would be one more parameter of the base
+            continue
+        alone = {contribution.algorithm.name for contribution in module.contributions}.isdisjoint(WITH_ALPHA)
+        key = f"{module.name.key}.alpha"
+        again = replace(case, tensors={**case.tensors, key: torch.tensor(3.0)})
+        assert (key in read_adapter(open_checkpoint(write(again, tmp_path)[1])).unclaimed) == alone
 
 
 @pytest.mark.parametrize("case", EVERY)
