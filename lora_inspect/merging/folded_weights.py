@@ -75,9 +75,11 @@ def write_folded(
     """Writes the tensors of one file of the base to `output` and returns how many there are of each element type.
 
     `progress` is told the bytes of each tensor that is done. With `force` the file replaces one of its name. Raises
-    LoraInspectError where a result is not finite, where something has the name, and where one of the `inputs` is not
-    the file any more that was read.
+    LoraInspectError where a result is not finite or cannot be computed, where something has the name, and where one of
+    the `inputs` is not the file any more that was read.
     """
+    from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
     from lora_inspect.maths.tensor_reader import RowBlocks
     from lora_inspect.merging.factor_reader import FactorReader
 
@@ -92,7 +94,10 @@ def write_folded(
             if not folds and target.dtype == info.dtype:
                 writer.copy(info)
             else:
-                writer.write(info.name, _folded_rows(info, folds, folding, target.dtype, blocks, factors))
+                try:
+                    writer.write(info.name, _folded_rows(info, folds, folding, target.dtype, blocks, factors))
+                except LinAlgError as error:
+                    raise _no_numbers_of_a_change(info, folds[-1]) from error
             progress(info.nbytes)
     return Counter(target.dtype for target in plans)
 
@@ -160,6 +165,13 @@ def _check_finite(rounded: Any, info: TensorInfo, fold: Fold, dtype: str) -> Non
     raise LoraInspectError(
         f"{source}: folding {module} into {info.name} gives {value} in {dtype}; lower the multiplier, choose another "
         "--dtype, or repair the file that holds non-finite numbers."
+    )
+
+
+def _no_numbers_of_a_change(info: TensorInfo, fold: Fold) -> LoraInspectError:
+    return LoraInspectError(
+        f"{fold.adapter.checkpoint.path}: folding {fold.contribution.module.key} into {info.name} meets a matrix that "
+        "cannot be inverted or taken apart; repair the file that holds numbers too large for that, or not finite."
     )
 
 

@@ -134,3 +134,13 @@ def test_infinity_in_a_weight_that_is_changed_is_an_error_only_where_it_changes(
         assert f"folding {MODULE} into {Q}.weight gives -inf in BF16" in ended.refusal
     else:
         assert torch.equal(load_file(out)[f"{Q}.weight"].float(), torch.full((6, 5), -math.inf))
+
+
+def test_numbers_that_no_rotation_can_be_made_of_are_an_error(tmp_path, run):
+    base, adapter, out = (tmp_path / f"{name}.safetensors" for name in ("base", "adapter", "out"))
+    save_file({f"{Q}.weight": torch.ones(3, 3)}, base)
+    # Beside numbers so large the identity of I - Q is rounded away, and Q of an odd size has no inverse.
+    save_file({f"{MODULE}.oft_blocks": torch.full((1, 3, 3), 2.0**60).triu(1)}, adapter)
+    ended = run("merge", base, adapter, "-o", out)
+    assert f"{adapter}: folding {MODULE} into {Q}.weight meets a matrix that cannot be inverted" in ended.refusal
+    assert sorted(tmp_path.iterdir()) == [adapter, base]
