@@ -16,6 +16,8 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.place import Place, Placed
 from lora_inspect.maths.chain import folded, settled
 from lora_inspect.merging import folded_weights
+from lora_inspect.merging.folded_weights import Fold
+from lora_inspect.merging.residual_bases import check_residual
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.info import as_json, inspect
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
@@ -223,6 +225,21 @@ def test_nothing_is_taken_from_a_base_that_is_not_finite(bad, tmp_path):
         base, adapter = write(tmp_path, {**original, "wide.weight": weight}, tensors, config)
         with pytest.raises(LoraInspectError, match=r"folding .*wide.*gives"):
             merged(base, [(adapter, 1.0)], tmp_path)
+
+
+def test_a_layer_that_the_base_has_in_several_weights_is_an_error(tmp_path):
+    _, original, _, tensors, config = train({"init_lora_weights": "pissa"}, ["wide"])
+    base, adapter = write(tmp_path, original, tensors, config)
+    base, adapter = open_checkpoint(base), read_adapter(open_checkpoint(adapter))
+    (contribution,) = adapter.contributions
+    info = base.tensors["wide.weight"]
+    for runs, is_whole in ((Runs(0, 6), False), (Runs(5, 12), True), (None, True)):
+        folds = [Fold(Placed(contribution, Place(info, runs), 12), 1.0, adapter)]
+        if is_whole:
+            check_residual(folds, base)
+            continue
+        with pytest.raises(LoraInspectError, match="from a whole layer"):
+            check_residual(folds, base)
 
 
 def test_it_is_said_which_base_it_is_taken_for(tmp_path):
