@@ -187,6 +187,16 @@ def test_the_variant_of_road_says_how_many_outputs_it_turns(variant, rows):
     assert f"turns a bias of {rows} numbers" in road.bias.misfit(TURNS, (rows + 1,))
 
 
+@pytest.mark.parametrize("path", ["A", "E"])
+@pytest.mark.parametrize("odd", [1.0, float("nan")])
+def test_zeros_of_glora_that_are_none(path, odd):
+    outside = found("peft_glora").formula.outside
+    zeros = {role: torch.zeros(shape) for role, shape in ZEROS.items()}
+    assert outside(zeros, (20, 12)) is None
+    zeros[f"{path}.zeros"].view(-1)[-1] = odd
+    assert outside(zeros, (20, 12)) == f"has numbers in glora_{path}.zeros that are not 0"
+
+
 def test_glora_of_a_layer_without_a_bias_has_zeros_for_it():
     algorithm = found("peft_glora")
     with_bias, without_bias = (

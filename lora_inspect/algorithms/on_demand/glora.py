@@ -94,6 +94,13 @@ def misfit_of_bias(shapes: Shapes, bias: tuple[int, ...]) -> str | None:
     return None if len(bias) == 1 and rows in (None, bias[0]) else f"changes a bias of {rows} numbers"
 
 
+def outside(tensors: Tensors, weight: tuple[int, ...]) -> str | None:
+    """Which path that is nothing has other numbers than zeros, with which PEFT would compute; or None."""
+    empty = [f"{path}.zeros" for path in (*_OF_WEIGHT, *_OF_BIAS) if f"{path}.zeros" in tensors]
+    odd = next((role for role in empty if tensors[role].any()), None)
+    return f"has numbers in glora_{odd} that are not 0" if odd else None
+
+
 def _path(name: str, tensors: Tensors) -> "tuple[Rows, ...]":
     """What a path makes, as rows of a matrix; nothing for zeros."""
     from lora_inspect.maths.scaled_and_moved import of_matrix, of_product
@@ -142,13 +149,12 @@ ALGORITHM = Algorithm(
     dialects={
         "peft": {f"{path}.{part}": f".glora_{path}.{part}" for path in (*_OF_WEIGHT, *_OF_BIAS) for part in _PARTS}
     },
-    formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),
+    formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change, outside=outside),
     transposed=False,
     multiplies=True,
     blends=False,
     has_alpha=False,
     peft_type="GLORA",
-    idle=tuple(f"{path}.zeros" for path in (*_OF_WEIGHT, *_OF_BIAS)),
     variant=variant,
 )
 _WITH_BIAS = ALGORITHM._replace(
