@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from lora_inspect.reading.config_alone import missing_weights
 from lora_inspect.reading.config_problems import contradicting_shards, missing_tokens, refused_patterns
+from lora_inspect.reading.expert_coherence import packing_hint
 from lora_inspect.reading.expert_packing import packing_setting
 from lora_inspect.reading.expert_parameters import lost_parameters
 from lora_inspect.reading.file_reading import FileReading
@@ -60,6 +61,7 @@ PROBLEMS = (
     Entry("mixed-schemes", WARNING, (several_schemes,)),
     Entry("unclaimed", WARNING, (unclaimed_tensors,)),
     Entry("rslora-hint", NOTE, (rslora_hint,)),
+    Entry("expert-hint", NOTE, (packing_hint,)),
     Entry("trained-scale", NOTE, (dylora_scale,)),
 )
 

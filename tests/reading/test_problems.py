@@ -2,6 +2,7 @@
 
 import json
 import re
+import struct
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,20 @@ TOYS = {
     "mixed-schemes": {"tensors": {**loras(1), **lora("transformer.blocks.1.q")}},
     "unclaimed": {"tensors": {**loras(1), "odd.tensor": ("F32", (1,), 1)}},
     "rslora-hint": {"tensors": loras(alpha=4.0)},
+    "expert-hint": {
+        "tensors": {
+            "base_model.model.mlp.experts.lora_A.weight": ("F32", (4, IN), 1),
+            # Two experts of rank 2, whose columns have a direction each.
+            "base_model.model.mlp.experts.lora_B.weight": ("F32", (2, 4), struct.pack("<8f", 1, 1, 0, 0, 0, 0, 1, 1)),
+        },
+        "config": {
+            **CONFIG,
+            "r": 2,
+            "target_parameters": ["mlp.experts.down_proj"],
+            "auto_mapping": {"unsloth_fixed": True},
+        },
+        "name": "adapter_model.safetensors",
+    },
     "trained-scale": {
         "tensors": loras(),
         "metadata": {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "dylora"}'},
