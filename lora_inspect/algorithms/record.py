@@ -185,6 +185,11 @@ class Algorithm(NamedTuple):
     writers: str = ""
 
     @property
+    def bearer(self) -> str:
+        """What the algorithms are `beside` that have its scale: the one that it is an option of, or itself."""
+        return self.option_of[0] if self.option_of else self.name
+
+    @property
     def suffixes(self) -> dict[Suffix, Role]:
         """The role of every suffix, in any dialect."""
         return {suffix: role for dialect in self.dialects.values() for role, suffix in dialect.items()}

@@ -18,7 +18,7 @@ EXACT = 2.0**-22
 def carry_scales(parts: Sequence[Part], carrier: str) -> list[Part]:
     """The parts of one module with their scales in what the `carrier` says; LoraInspectError where one cannot be."""
     own = [part if part.algorithm.beside else _carry(part, carrier) for part in parts]
-    scales = {part.algorithm.name: part.scale for part in own}
+    scales = {part.algorithm.bearer: part.scale for part in own}
     carried = [_carry_beside(part, scales) if part.algorithm.beside else part for part in own]
     alphas = sorted({part.alpha for part in carried if part.alpha is not None})
     if len(alphas) > 1:

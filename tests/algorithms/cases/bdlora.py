@@ -23,7 +23,10 @@ def of(side: str, count: int, scale: float):
                 block = row * count // rows
                 whole[row, block * columns : (block + 1) * columns] = factors[side][row]
             factors[side] = whole
-        return {"layer.weight": weight + multiplier * scale * factors["B"] @ factors["A"]}
+        changed = {"layer.weight": weight + multiplier * scale * factors["B"] @ factors["A"]}
+        if (bias := tensors.get("layer.lora_B.bias")) is not None:
+            changed["layer.bias"] = layer.bias.detach() + multiplier * scale * bias
+        return changed
 
     return oracle
 
@@ -38,6 +41,10 @@ def cases() -> Iterator[Case]:
     blocks = BdLoraConfig(nblocks=2, target_modules_bd_b=["layer"])
     config = peft.LoraConfig(r=4, lora_alpha=3, target_modules=["layer"], use_bdlora=blocks, use_rslora=True)
     yield of_peft("BD-LoRA, RS-LoRA,", config, "linear", of("B", 2, 3 / 2))
+    # PEFT leaves the bias of a B that has blocks out.
+    blocks = BdLoraConfig(nblocks=2, target_modules_bd_a=["layer"])
+    config = peft.LoraConfig(r=4, lora_alpha=3, target_modules=["layer"], use_bdlora=blocks, lora_bias=True)
+    yield of_peft("BD-LoRA with a bias,", config, "linear", of("A", 2, 3 / 4))
     # Modules without blocks, one block, and pieces of names of others.
     for count, field, pieces in ((2, SIDES["A"], ["other"]), (1, SIDES["B"], ["layer"])):
         blocks = BdLoraConfig(nblocks=count, match_strict=False, **{field: pieces})
