@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lora_inspect.maths.change import Blocks, Change, Transposed
+from lora_inspect.maths.change import Change
 from lora_inspect.maths.gains import ROWS
 from lora_inspect.maths.rotation import identity
 
@@ -30,7 +30,7 @@ def half_blocks(numbers: Any, group: int, size: int) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Butterfly:
+class Butterfly(Change):
     """W' = B … B₁ B₀ W of rows, or W (B … B₁ B₀)ᵀ of columns, and with a `gain` (out, 1) each row times its own.
 
     B are the stages of `blocks` R (stages, count, size, size), each with m · (R - I) + I for a multiplier m, which
@@ -49,10 +49,6 @@ class Butterfly:
         largest: int = size << (stages - 1)
         return largest if self.axis == ROWS else 1
 
-    def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Needs nothing of the weight."""
-        return self
-
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Turns whole groups of rows, or each row."""
         last, size = first + rows.shape[0], self.blocks.shape[-1]
@@ -61,10 +57,6 @@ class Butterfly:
         else:
             result = self._turned(rows.transpose(0, 1), self.blocks, multiplier).transpose(0, 1)
         rows.copy_(result if self.gain is None else result * self.gain[first:last])
-
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)
 
     def _turned(self, vectors: Any, blocks: Any, multiplier: float) -> Any:
         """`vectors` (n, others) with each stage applied to their first axis."""

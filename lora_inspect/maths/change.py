@@ -16,7 +16,12 @@ Blocks = Callable[[], Iterator[tuple[int, Any]]]
 
 
 class Change(Protocol):
-    """A change of one weight, in blocks of rows that begin and end at multiples of `together`; 0: all at once."""
+    """A change of one weight, in blocks of rows that begin and end at multiples of `together`; 0: all at once.
+
+    One that needs nothing of the weight and knows no better way to change a transposed one is `fold` alone.
+    """
+
+    __slots__ = ()
 
     @property
     def together(self) -> int:
@@ -24,26 +29,24 @@ class Change(Protocol):
 
     def settled(self, blocks: Blocks, multiplier: float) -> "Change":
         """The change once it has seen what it needs of the whole weight, to be folded with this `multiplier`."""
+        return self
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Folds it into `rows` (n, columns), the rows `first` to `first` + n of the weight."""
 
     def transposed(self) -> "Change":
         """The same change of the weight that is stored as (in, out)."""
+        return Transposed(self)
 
 
 @dataclass(frozen=True, slots=True)
-class LowRank:
+class LowRank(Change):
     """W + multiplier · scale · up @ down, with up (out, rank) and down (rank, columns)."""
 
     up: Any
     down: Any
     scale: float
     together: int = 1
-
-    def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Needs nothing of the weight."""
-        return self
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Adds the product's rows."""
@@ -55,24 +58,16 @@ class LowRank:
 
 
 @dataclass(frozen=True, slots=True)
-class Additive:
+class Additive(Change):
     """W + multiplier · scale · delta, of which `delta_rows(first, last)` computes the rows `first` to `last`."""
 
     delta_rows: Callable[[int, int], Any]
     scale: float
     together: int = 1
 
-    def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Needs nothing of the weight."""
-        return self
-
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Adds the rows of delta."""
         rows.add_(self.delta_rows(first, first + rows.shape[0]) * (self.scale * multiplier))
-
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)
 
 
 def added(matrix: Any, scale: float) -> Additive:
@@ -85,7 +80,7 @@ def _rows(matrix: Any, first: int, last: int) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Both:
+class Both(Change):
     """Two changes of one weight that need nothing of it, one after the other."""
 
     first: Change
@@ -95,10 +90,6 @@ class Both:
     def together(self) -> int:
         """Groups of rows that are groups of both."""
         return lcm(self.first.together, self.second.together)
-
-    def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Needs nothing of the weight."""
-        return self
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Folds both."""
@@ -111,15 +102,11 @@ class Both:
 
 
 @dataclass(frozen=True, slots=True)
-class Replaced:
+class Replaced(Change):
     """`values` (out, columns) in the place of the weight, whole: there is no multiplier but 1."""
 
     values: Any
     together: int = 1
-
-    def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Needs nothing of the weight."""
-        return self
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Writes the values over the rows; raises ValueError for a multiplier that means nothing."""
@@ -133,7 +120,7 @@ class Replaced:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplacedRows:
+class ReplacedRows(Change):
     """`values` (count, columns) in the place of some rows of the weight, whose numbers are `rows`, each once.
 
     There is no multiplier but 1.
@@ -142,10 +129,6 @@ class ReplacedRows:
     rows: Sequence[int]
     values: Any
     together: int = 1
-
-    def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Needs nothing of the weight."""
-        return self
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Writes the values over their rows; raises ValueError for a multiplier that means nothing."""
@@ -156,13 +139,9 @@ class ReplacedRows:
             if first <= number < last:
                 rows[number - first].copy_(self.values[at])
 
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)
-
 
 @dataclass(frozen=True, slots=True)
-class OnRows:
+class OnRows(Change):
     """`change` on some rows of another weight: each of the `runs` (start, stop, source) are its rows from `source` on.
 
     Serves a slice of a fused weight, the part of a fused adapter that one of several weights gets, and rows in another
@@ -187,10 +166,6 @@ class OnRows:
         for own_first, own in self._own(first, rows):
             self.change.fold(own, own_first, multiplier)
 
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)
-
     def _own_blocks(self, blocks: Blocks) -> Iterator[tuple[int, Any]]:
         for first, rows in blocks():
             yield from self._own(first, rows)
@@ -204,7 +179,7 @@ class OnRows:
 
 
 @dataclass(frozen=True, slots=True)
-class OnBlock:
+class OnBlock(Change):
     """`change` on the rows from `first` on of a tensor of weights of `together` rows each, all of them at once."""
 
     change: Change
@@ -220,10 +195,6 @@ class OnBlock:
         for _, own in self._own_blocks(lambda: iter([(first, rows)])):
             self.change.fold(own, 0, multiplier)
 
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)
-
     def _own_blocks(self, blocks: Blocks) -> Iterator[tuple[int, Any]]:
         for first, rows in blocks():
             if first <= self.first < first + rows.shape[0]:
@@ -231,7 +202,7 @@ class OnBlock:
 
 
 @dataclass(frozen=True, slots=True)
-class Transposed:
+class Transposed(Change):
     """Any change, of a weight that is stored as (in, out): the whole weight is turned round and back."""
 
     change: Change

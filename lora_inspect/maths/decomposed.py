@@ -35,7 +35,7 @@ class Magnitude:
 
 
 @dataclass(frozen=True, slots=True)
-class DecomposedRows:
+class DecomposedRows(Change):
     """W' = magnitude · V / ‖V‖ over output rows."""
 
     change: Change
@@ -64,7 +64,7 @@ class DecomposedRows:
 
 
 @dataclass(frozen=True, slots=True)
-class DecomposedColumns:
+class DecomposedColumns(Change):
     """W' = magnitude · V / ‖V‖ over inputs; a convolution has `columns_per_input` neighbouring columns for each.
 
     `squares` are the squared norms, known once the change has settled.

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lora_inspect.maths.change import Blocks, Change, Transposed
+from lora_inspect.maths.change import Change
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertProducts:
+class ExpertProducts(Change):
     """W_e + multiplier · scale · up_e @ down_e, where expert e has the rows from e·out on of W, (experts·out, columns).
 
     `up` is (experts, out, rank) and `down` (experts, rank, columns).
@@ -19,20 +19,12 @@ class ExpertProducts:
     scale: float
     together: int = 1
 
-    def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Needs nothing of the weight."""
-        return self
-
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Adds to the rows of each expert those of its product."""
         for expert, begin, end in self._of_experts(first, first + rows.shape[0]):
             start = expert * self.up.shape[1]
             up = self.up[expert, begin - start : end - start]
             rows[begin - first : end - first].addmm_(up * (self.scale * multiplier), self.down[expert])
-
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)
 
     def _of_experts(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         """(expert, its first row, the row behind its last one) among the rows `first` to `last`."""

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lora_inspect.maths.change import Blocks, Change
+from lora_inspect.maths.change import Change
 
 ROWS, COLUMNS = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
-class Gains:
+class Gains(Change):
     """W times 1 + multiplier · (gains - 1), with one of the gains (n,) for each row, or for each input along `axis`.
 
     The columns of an input, of which a kernel has several, share its gain.
@@ -18,10 +18,6 @@ class Gains:
     gains: Any
     axis: int
     together: int = 1
-
-    def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Needs nothing of the weight."""
-        return self
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Multiplies the rows."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from lora_inspect.maths.change import Blocks, Change, Transposed
+from lora_inspect.maths.change import Blocks, Change
 
 # Below it PEFT takes a column for zero.
 _LEAST_NORM = 1e-12
@@ -32,7 +32,7 @@ class Basis:
 
 
 @dataclass(frozen=True, slots=True)
-class Recombined:
+class Recombined(Change):
     """W = U · diag(n) · Vᵀ with columns of U of length 1 becomes U · middle · Vᵀ, whole: there is no multiplier but 1.
 
     `middle` (in, in) is in float64, as everything is computed. `lengths` are n, None until the weight has been seen.
@@ -55,7 +55,3 @@ class Recombined:
         known = self.lengths > _LEAST_NORM
         units = self.basis.apart(rows) * known / self.lengths.where(known, 1.0)
         rows.copy_(units @ self.middle @ self.basis.values.transpose(0, 1))
-
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)

@@ -3,20 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lora_inspect.maths.change import Blocks, Change
+from lora_inspect.maths.change import Change
 
 
 @dataclass(frozen=True, slots=True)
-class Leading:
+class Leading(Change):
     """W + multiplier · (up @ down) cut to the shape of W, with up (out or more, rank) and down (rank, in or more)."""
 
     up: Any
     down: Any
     together: int = 1
-
-    def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Needs nothing of the weight."""
-        return self
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Adds the product's rows."""

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lora_inspect.maths.change import Blocks, Change, Transposed
+from lora_inspect.maths.change import Blocks, Change
 
 
 @dataclass(frozen=True, slots=True)
-class MixedInputs:
+class MixedInputs(Change):
     """W + multiplier · scale · (W · left @ right + up @ down).
 
     `left` (in, rank) and `right` (rank, in) mix the inputs at each place of a kernel alike; `up` is (out, rank) and
@@ -31,7 +31,3 @@ class MixedInputs:
         mixed = (by_place @ self.left @ self.right).transpose(1, 2).reshape(rows.shape)
         added = mixed + self.up[first : first + rows.shape[0]] @ self.down
         rows.add_(added * (self.scale * multiplier))
-
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)

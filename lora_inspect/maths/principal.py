@@ -7,7 +7,7 @@ from lora_inspect.maths.change import Blocks, Change, LowRank, Transposed
 
 
 @dataclass(frozen=True, slots=True)
-class BesidePrincipal:
+class BesidePrincipal(Change):
     """W + multiplier · scale · (up @ down - Wᵣ), where Wᵣ is the best approximation of W that has the rank of the pair.
 
     `up` is (out, rank) and `down` (rank, columns). Wᵣ is computed from all of W, which takes as long as its singular

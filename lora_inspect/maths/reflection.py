@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lora_inspect.maths.change import Blocks, Change, Transposed
+from lora_inspect.maths.change import Change
 
 
 def unit(vectors: Any) -> Any:
@@ -35,23 +35,15 @@ def couplings(units: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class ReflectedColumns:
+class ReflectedColumns(Change):
     """W' = W - W U T Uᵀ, with the vectors U (columns, count) and T (count, count). There is no multiplier but 1."""
 
     vectors: Any
     coupled: Any
     together: int = 1
 
-    def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Needs nothing of the weight."""
-        return self
-
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Reflects each row; raises ValueError for a multiplier that means nothing."""
         if multiplier != 1:
             raise ValueError(f"a weight is reflected or not, which a multiplier of {multiplier:g} does not say")
         rows.sub_(rows @ self.vectors @ self.coupled @ self.vectors.transpose(0, 1))
-
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)

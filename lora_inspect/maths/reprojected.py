@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lora_inspect.maths.change import Blocks, Change, LowRank, Transposed
+from lora_inspect.maths.change import Blocks, Change, LowRank
 
 
 @dataclass(frozen=True, slots=True)
-class Reprojected:
+class Reprojected(Change):
     """W' = W + multiplier · left @ (put - takenᵀ @ W), with left and taken (out, rank) and put (rank, columns).
 
     A `put` of None puts nothing in.
@@ -27,7 +27,3 @@ class Reprojected:
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Raises ValueError: it has to see the whole weight before."""
         raise ValueError("a part of a weight is not known before all of its rows are seen")
-
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)

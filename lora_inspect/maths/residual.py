@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lora_inspect.maths.change import Blocks, Change, Transposed
+from lora_inspect.maths.change import Blocks, Change
 
 
 @dataclass(frozen=True, slots=True)
-class Residual:
+class Residual(Change):
     """W - multiplier · scale · up @ down, with the factors that `take(weight)` takes from the whole weight (out, in).
 
     `factors` are these, None until the weight has been seen; from then on it stays what it is whatever it is folded
@@ -39,7 +39,3 @@ class Residual:
             raise ValueError("what is left of a weight is not known before the weight was seen")
         up, down = self.factors
         rows.addmm_(up[first : first + rows.shape[0]] * -(self.scale * multiplier), down)
-
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)

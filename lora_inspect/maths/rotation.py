@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lora_inspect.maths.change import Blocks, Change, Transposed
+from lora_inspect.maths.change import Change
 
 
 def identity(blocks: Any) -> Any:
@@ -65,7 +65,7 @@ def limited(skew: Any, most: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class RotatedRows:
+class RotatedRows(Change):
     """Wₖ' = (multiplier · (Rₖ - I) + I)ᵀ Wₖ for each block of rows, and where there is a `gain` each row times its own.
 
     `blocks` R are (count, size, size), or one for all blocks of rows, `gain` is (out, 1). No multiplier acts on it.
@@ -80,10 +80,6 @@ class RotatedRows:
         size: int = self.blocks.shape[-1]
         return size
 
-    def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Needs nothing of the weight."""
-        return self
-
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Turns whole blocks."""
         last, size = first + rows.shape[0], self.together
@@ -93,13 +89,9 @@ class RotatedRows:
         result = (turned.transpose(1, 2) @ rows.reshape(-1, size, rows.shape[1])).reshape(rows.shape)
         rows.copy_(result if self.gain is None else result * self.gain[first:last])
 
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)
-
 
 @dataclass(frozen=True, slots=True)
-class RotatedColumns:
+class RotatedColumns(Change):
     """W' = W · diag(R₁, R₂, …)ᵀ, and where there is a `gain` (out, 1) each row times its own.
 
     `blocks` R are (count, size, size), or one for all blocks of columns; a multiplier does not act on the gain.
@@ -109,10 +101,6 @@ class RotatedColumns:
     gain: Any = None
     together: int = 1
 
-    def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Needs nothing of the weight."""
-        return self
-
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Turns each row."""
         one = identity(self.blocks)
@@ -120,7 +108,3 @@ class RotatedColumns:
         by_block = rows.reshape(rows.shape[0], -1, self.blocks.shape[-1]).transpose(0, 1)
         result = (by_block @ turned.transpose(1, 2)).transpose(0, 1).reshape(rows.shape)
         rows.copy_(result if self.gain is None else result * self.gain[first : first + rows.shape[0]])
-
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)

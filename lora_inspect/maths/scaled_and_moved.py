@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lora_inspect.maths.change import Blocks, Change, Transposed
+from lora_inspect.maths.change import Change
 
 # The rows `first` to `last` of a matrix, which may have one row or one column for all.
 Rows = Callable[[int, int], Any]
@@ -21,16 +21,12 @@ def of_product(up: Any, down: Any) -> Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class ScaledAndMoved:
+class ScaledAndMoved(Change):
     """W + W ⊙ factors + terms, each the sum of the given matrices. There is no multiplier but 1."""
 
     factors: tuple[Rows, ...]
     terms: tuple[Rows, ...]
     together: int = 1
-
-    def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Needs nothing of the weight."""
-        return self
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Multiplies and moves; raises ValueError for a multiplier that means nothing."""
@@ -41,7 +37,3 @@ class ScaledAndMoved:
             rows.mul_(1 + sum(factor(first, last) for factor in self.factors))
         for term in self.terms:
             rows.add_(term(first, last))
-
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)

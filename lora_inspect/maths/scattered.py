@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lora_inspect.maths.change import Blocks, Change, Transposed
+from lora_inspect.maths.change import Change
 
 
 @dataclass(frozen=True, slots=True)
-class Scattered:
+class Scattered(Change):
     """W + multiplier · scale · `values` (count,) at the entries (`rows`, `columns`), each (count,), of W.
 
     Columns may go on into the next rows, so that entries counted from the first one of W have the rows 0. Several
@@ -20,16 +20,8 @@ class Scattered:
     scale: float
     together: int = 1
 
-    def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Needs nothing of the weight."""
-        return self
-
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Adds the values whose entries are in the rows."""
         entries = (self.rows - first) * rows.shape[1] + self.columns
         inside = (entries >= 0) & (entries < rows.numel())
         rows.view(-1).index_add_(0, entries[inside], self.values[inside] * (self.scale * multiplier))
-
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)

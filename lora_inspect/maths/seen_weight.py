@@ -8,7 +8,7 @@ from lora_inspect.maths.change import Blocks, Change, LowRank, Transposed
 
 
 @dataclass(frozen=True, slots=True)
-class SeenByNetwork:
+class SeenByNetwork(Change):
     """W + scale · B f(A W), with `down` A (r, out) and `up` B (out, r), and a network f of each column of A W.
 
     f is `activation`, then as many `encoders` (r, r) and `decoders` (r, r) as there are, each with it after them; what

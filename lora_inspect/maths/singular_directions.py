@@ -7,7 +7,7 @@ from lora_inspect.maths.change import Blocks, Change, LowRank, Transposed
 
 
 @dataclass(frozen=True, slots=True)
-class ReplacedDirections:
+class ReplacedDirections(Change):
     """The last directions of W's singular value decomposition give way to up @ down.
 
     `up` is (out, count) and `down` (count, columns): as many directions, those of the smallest singular values, as

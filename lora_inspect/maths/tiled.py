@@ -6,11 +6,11 @@ A shard is `rank` neighbouring columns of the weight. Source: Kang & Yin 2024 (M
 from dataclasses import dataclass
 from typing import Any
 
-from lora_inspect.maths.change import Blocks, Change, Transposed
+from lora_inspect.maths.change import Change
 
 
 @dataclass(frozen=True, slots=True)
-class Tiled:
+class Tiled(Change):
     """W + multiplier · delta, where delta[row, column] = tile[row % period, column % rank].
 
     `tile` is (period, rank). A last shard that is narrower than the others gets the first columns of the tile.
@@ -18,10 +18,6 @@ class Tiled:
 
     tile: Any
     together: int = 1
-
-    def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Needs nothing of the weight."""
-        return self
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Adds the tile to each shard of the rows."""
@@ -31,13 +27,9 @@ class Tiled:
         rows[:, :whole].unflatten(1, (-1, rank)).add_(own.unsqueeze(1))
         rows[:, whole:].add_(own[:, : rows.shape[1] - whole])
 
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)
-
 
 @dataclass(frozen=True, slots=True)
-class TurnedTiles:
+class TurnedTiles(Change):
     """Each (rank, rank) tile V of the weight becomes V + multiplier · (V @ B + B), with one B for each block of rows.
 
     `blocks` B are (out / rank, rank, rank).
@@ -51,10 +43,6 @@ class TurnedTiles:
         size: int = self.blocks.shape[-1]
         return size
 
-    def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Needs nothing of the weight."""
-        return self
-
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Changes whole blocks of rows."""
         size, columns = self.together, rows.shape[1]
@@ -63,7 +51,3 @@ class TurnedTiles:
         tiles = rows.reshape(own.shape[0], size, columns // size, size)
         change = (tiles.flatten(1, 2) @ own).view_as(tiles) + own.unsqueeze(2)
         rows.add_(change.reshape(rows.shape), alpha=multiplier)
-
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from lora_inspect.maths.change import Blocks, Change, Transposed
+from lora_inspect.maths.change import Blocks, Change
 
 
 @dataclass(frozen=True, slots=True)
-class Truncated:
+class Truncated(Change):
     """W' = W without its `rank` least singular triples + multiplier · scale · up @ down, of that rank.
 
     A multiplier does not act on what is taken out. The whole weight is held while it is decomposed.
@@ -36,7 +36,3 @@ class Truncated:
         last = first + rows.shape[0]
         rows.addmm_(self.taken[0][first:last], self.taken[1], alpha=-1)
         rows.addmm_(self.up[first:last] * (self.scale * multiplier), self.down)
-
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)

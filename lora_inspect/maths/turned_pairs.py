@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lora_inspect.maths.change import Blocks, Change, Transposed
+from lora_inspect.maths.change import Change
 
 
 @dataclass(frozen=True, slots=True)
-class TurnedPairs:
+class TurnedPairs(Change):
     """Rows in pairs (x, y), each row becoming `own` times itself and `other` times the other one of its pair.
 
     x' = own · x - other · y and y' = own · y + other · x, with numbers (out,) of each row's own. In each group of
@@ -19,10 +19,6 @@ class TurnedPairs:
     other: Any
     together: int
 
-    def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Needs nothing of the weight."""
-        return self
-
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Turns whole groups; raises ValueError for a multiplier that means nothing."""
         if multiplier != 1:
@@ -33,7 +29,3 @@ class TurnedPairs:
         swapped[:, 0] *= -1
         own, other = self.own[first:last].unsqueeze(1), self.other[first:last].unsqueeze(1)
         rows.copy_(rows * own + swapped.reshape(rows.shape) * other)
-
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)

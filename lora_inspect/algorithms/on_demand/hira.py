@@ -11,28 +11,20 @@ from typing import Any
 
 from lora_inspect.algorithms import lora, lora_embedding
 from lora_inspect.algorithms.record import Algorithm, Formula, Tensors
-from lora_inspect.maths.change import Blocks, Change, Transposed
+from lora_inspect.maths.change import Change
 
 
 @dataclass(frozen=True, slots=True)
-class Modulated:
+class Modulated(Change):
     """Each entry of the weight times 1 + multiplier · (its entry of up @ down)."""
 
     up: Any  # (out, rank)
     down: Any  # (rank, in·kernel)
     together: int = 1
 
-    def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Needs nothing of the weight."""
-        return self
-
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Multiplies the rows."""
         rows.mul_(1 + multiplier * (self.up[first : first + rows.shape[0]] @ self.down))
-
-    def transposed(self) -> Change:
-        """All rows at once."""
-        return Transposed(self)
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> Change:

@@ -7,13 +7,11 @@ the other; its files mean that. PEFT has no strength for it. Sources: Albert et 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_inspect.algorithms.config_fields import is_number
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Shared, Surroundings, Tensors
-
-if TYPE_CHECKING:
-    from lora_inspect.maths.change import Blocks, Change
+from lora_inspect.maths.change import Change
 
 _NOT_SAVED = (
     "its projections were not saved (save_projection: false), and PEFT draws them anew for the largest layers of its "
@@ -24,7 +22,7 @@ _COPIES = {"copy_A": ".randlora_A", "copy_B": ".randlora_B"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Bases:
+class _Bases(Change):
     """The product of the shared B (long or more, bases or more, rank) and a scaled A (rank·bases, short)."""
 
     long: Any
@@ -32,10 +30,6 @@ class _Bases:
     bases: int
     scale: float
     together: int = 1
-
-    def settled(self, blocks: "Blocks", multiplier: float) -> "Change":
-        """Needs nothing of the weight."""
-        return self
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Adds the product's rows: those of B where the inputs are the shorter side, else those of A turned round."""
@@ -48,12 +42,6 @@ class _Bases:
 
     def _of_long(self, first: int, last: int) -> Any:
         return self.long[first:last, : self.bases].flatten(1)
-
-    def transposed(self) -> "Change":
-        """All rows at once."""
-        from lora_inspect.maths.change import Transposed
-
-        return Transposed(self)
 
 
 def check(shapes: Shapes) -> str | None:
@@ -93,7 +81,7 @@ def settings(around: Surroundings) -> Mapping[str, Any] | str:
     return {"randlora_alpha": said}
 
 
-def change(tensors: Tensors, scale: float, alpha: float | None, *, randlora_alpha: float) -> "Change":
+def change(tensors: Tensors, scale: float, alpha: float | None, *, randlora_alpha: float) -> Change:
     """The bases, with both trained tensors in A."""
     own, gains = tensors["lambda"], tensors["gamma"]
     short = own.unsqueeze(2) * tensors["A"][:, :, : gains.shape[1]] * gains
