@@ -36,6 +36,11 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
         return (
             "no adapter_config.json with a kasa_config speaks of it; put the one beside the file that it was saved with"
         )
+    if init := lora.residual_init(around.config):
+        return (
+            f"PEFT truncates the base and takes the {init} part out of it one after the other, which is not built yet; "
+            "merge it with PEFT"
+        )
     return {}
 
 

@@ -4,6 +4,7 @@ delta = scale · up @ down, with down as (rank, in·kernel). Sources: Hu et al. 
 `rebuild_tucker` of lycoris-lora.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
@@ -30,6 +31,16 @@ DIALECTS = {
     "diffusers-text": {"down": ".lora_linear_layer.down.weight", "up": ".lora_linear_layer.up.weight"},
     "bare": {"down": ".lora_A", "up": ".lora_B"},
 }
+
+# Initialisations that move part of the base into the factors, which are a change of the residual base then.
+# Source: `LoraLayer.reset_lora_parameters` and its callees in PEFT.
+_RESIDUAL_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def residual_init(config: Mapping[str, Any]) -> str | None:
+    """The initialisation in a config of PEFT that needs a residual base, or None."""
+    init = config.get("init_lora_weights")
+    return init if isinstance(init, str) and init.lower().startswith(_RESIDUAL_INITS) else None
 
 
 def check(shapes: Shapes) -> str | None:

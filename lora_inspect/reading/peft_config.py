@@ -15,10 +15,6 @@ EMBEDDED_KEY = "lora_adapter_metadata"
 # The `peft_type` of LoRA, which a config without one is of.
 LORA_TYPE = "LORA"
 
-# Initialisations that move part of the base into the adapter: the file is a change of the residual base.
-# Source: `LoraLayer.reset_lora_parameters` and its callees in PEFT.
-RESIDUAL_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
 _WITH_PEFT = "use it with PEFT"
 _UNBUILT = "which is not built yet; merge it with the program that trained it"
 # Settings under which lora_A and lora_B are not (only) factors of an additive change of the named modules: what they do
@@ -161,12 +157,6 @@ def fan_in_fan_out(config: Mapping[str, Any]) -> bool | None:
     """Whether the config says that weights are stored as (in, out); PEFT's default is no, None is no yes or no."""
     says = config.get("fan_in_fan_out", False)
     return says if isinstance(says, bool) else None
-
-
-def residual_init(config: Mapping[str, Any]) -> str | None:
-    """The initialisation that needs a residual base, or None."""
-    init = config.get("init_lora_weights")
-    return init if isinstance(init, str) and init.lower().startswith(RESIDUAL_INITS) else None
 
 
 def foreign_settings(config: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ Source: `LoraLayer.reset_lora_parameters` and its callees in PEFT.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from lora_inspect.reading import peft_config
+from lora_inspect.algorithms import lora
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.evidence import Evidence
 from lora_inspect.reading.file_reading import FileReading
@@ -35,14 +35,14 @@ def with_residual_bases(
     of_all = residual_init(metadata)
 
     def told(contribution: Contribution) -> Contribution:
-        said = next((peft_config.residual_init(found.config) for found in speakers.of(contribution)), None)
+        said = next((lora.residual_init(found.config) for found in speakers.of(contribution)), None)
         init = said or of_all
         # The factors of an Embedding start as always.
         if not init or contribution.algorithm.name != "lora":
             return contribution
         return contribution._replace(residual=computed_init(init) or init, on_residual=bool(is_given))
 
-    if not of_all and not any(peft_config.residual_init(found.config) for found in configs):
+    if not of_all and not any(lora.residual_init(found.config) for found in configs):
         return dict(modules)
     return {
         name: module._replace(contributions=tuple(map(told, module.contributions))) for name, module in modules.items()
@@ -51,7 +51,7 @@ def with_residual_bases(
 
 def _said(reading: FileReading) -> list[tuple[str, str]]:
     """Which initialisations are said, and where."""
-    inits = [(found.where, peft_config.residual_init(found.config)) for found in reading.configs]
+    inits = [(found.where, lora.residual_init(found.config)) for found in reading.configs]
     inits.append((_METADATA, residual_init(reading.checkpoint.metadata)))
     return [(where, init) for where, init in inits if init]
 

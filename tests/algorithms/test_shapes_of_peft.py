@@ -123,6 +123,8 @@ SETTINGS = [
     *(("deft", {**DEFT, "para": value}, False) for value in (None, 0, "no")),
     ("kasa", {"kasa_config": {"beta": 1e-4}}, True),
     *(("kasa", config, False) for config in (None, {}, {"kasa_config": None}, {"kasa_config": True})),
+    *(("kasa", {"kasa_config": {}, "init_lora_weights": init}, True) for init in (True, "gaussian", "orthogonal")),
+    *(("kasa", {"kasa_config": {}, "init_lora_weights": init}, False) for init in ("pissa", "OLoRA", "pissa_niter_4")),
 ]
 
 

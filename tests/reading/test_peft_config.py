@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import paths
 
+from lora_inspect.algorithms.lora import residual_init
 from lora_inspect.reading.peft_config import (
     EMBEDDED_KEY,
     FOREIGN_SETTINGS,
@@ -15,7 +16,6 @@ from lora_inspect.reading.peft_config import (
     embedded_configs,
     foreign_settings,
     is_peft_config,
-    residual_init,
 )
 from lora_inspect.reading.steps import Steps
 
