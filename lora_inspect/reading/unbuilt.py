@@ -14,10 +14,13 @@ _OWN_PROGRAM = "merge it with the program that trained it"
 
 def unbuilt_configs(reading: FileReading) -> Iterator[Finding]:
     """Algorithms and settings of configs that make the tensors something else than factors that are computed."""
+    present = {contribution.algorithm.name for contribution in reading.contributions}
     for found in reading.configs:
         method = found.peft_type
         known = algorithms.of_peft_type(str(method))
-        if str(method) not in METHODS and not any(algorithm.formula for algorithm in known):
+        # What the keys name as well is told by them.
+        is_told = any(algorithm.formula or algorithm.name in present for algorithm in known)
+        if str(method) not in METHODS and not is_told:
             why = next((f": {each.title} {each.why}" for each in known if each.why), "")
             unbuilt = f", an algorithm that is not built yet; {_OWN_PROGRAM}"
             yield Finding("algorithm", f"{found.where} says {method}{why or unbuilt}")
