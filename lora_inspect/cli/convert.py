@@ -1,5 +1,6 @@
 """`lora-inspect convert`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -19,7 +20,7 @@ from lora_inspect.cli.summaries import VERBS
 from lora_inspect.converting.expert_layouts import EXPERT_LAYOUTS, SINGLE_EXPERTS
 from lora_inspect.converting.relayout import LAYOUTS
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.listing import some
+from lora_inspect.listing import listed, some
 from lora_inspect.matching.orientation import SHAPE, in_words
 from lora_inspect.matching.orientation_answers import Answers
 from lora_inspect.ops.convert import ConvertOptions, ConvertResult, convert_to_standard
@@ -155,10 +156,12 @@ def _record(result: ConvertResult) -> dict[str, Any]:
 
 
 def _print(result: ConvertResult, with_errors: bool) -> None:
-    was = "RS-LoRA" if result.source["rslora"] else "LoRA"
+    was = _kinds(result.was, "RS-LoRA" if result.source["rslora"] else "LoRA")
     was += " with DoRA" if result.source["dora"] else ""
-    becomes = "LoRA with its magnitudes" if result.target["dora"] else "plain LoRA"
-    terminal.line(f"{result.output}: {result.modules} modules of {result.source['scheme']} names, {was} to {becomes}")
+    becomes = _kinds(result.becomes, "LoRA" if result.target["dora"] else "plain LoRA")
+    becomes += " with its magnitudes" if result.target["dora"] else ""
+    kinds = was if was == becomes else f"{was} to {becomes}"
+    terminal.line(f"{result.output}: {result.modules} modules of {result.source['scheme']} names, {kinds}")
     terminal.line(f"{_size(result.source)} to {_size(result.target)}")
     if with_errors:
         for module, error in result.relative_errors.items():
@@ -176,10 +179,15 @@ def _print(result: ConvertResult, with_errors: bool) -> None:
         terminal.aside(f"passed through as they are: {some(result.passed_through, 5)}")
 
 
+def _kinds(titles: Sequence[str], lora: str) -> str:
+    """The algorithms in words, with what LoRA is to be called."""
+    return listed([lora if title == "LoRA" else title for title in titles], "and")
+
+
 def _size(described: dict[str, Any]) -> str:
     ranks = described["ranks"]
     shown = "/".join(list(ranks)[:8]) + ("/…" if len(ranks) > 8 else "")
-    return f"rank {shown}, {described['bytes']:,} bytes"
+    return f"rank {shown}, {described['bytes']:,} bytes" if ranks else f"{described['bytes']:,} bytes"
 
 
 def _loss(result: ConvertResult) -> str:

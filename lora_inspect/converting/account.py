@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.algorithms.record import WEIGHT, Algorithm
 from lora_inspect.maths.dora import SPELLINGS
 from lora_inspect.reading.adapter import Adapter
 
@@ -58,3 +59,10 @@ def strength(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[str,
         f"a strength other than 1 means something else to readers of the output: {source['multiplier']} in the input, "
         f"{target['multiplier']} there",
     )
+
+
+def titles(algorithms: Iterable[Algorithm]) -> tuple[str, ...]:
+    """The titles of those that change a weight; of all where none does."""
+    known = list(algorithms)
+    own = [algorithm for algorithm in known if algorithm.parameter == WEIGHT and not algorithm.replaces]
+    return tuple(sorted({algorithm.title for algorithm in own or known}))

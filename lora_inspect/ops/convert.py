@@ -62,8 +62,9 @@ class ConvertOptions:
 
 @dataclass(frozen=True, slots=True)
 class ConvertResult:
-    """What a conversion did. `relative_errors` are per module, None where a magnitude was dropped without a base.
+    """What a conversion did. `was` and `becomes` are titles of algorithms.
 
+    `relative_errors` are per module, None where a magnitude was dropped without a base.
     `orientations` say by base weight how it is stored, where a base was looked at.
     `exact` says that no module lost more than the rounding of a float32. `dropped` are keys whose meaning is in no
     tensor of the output, `remarks` are sentences on what its readers do differently.
@@ -72,6 +73,8 @@ class ConvertResult:
     output: str
     source: dict[str, Any]
     target: dict[str, Any]
+    was: tuple[str, ...]
+    becomes: tuple[str, ...]
     modules: int
     exact: bool
     relative_errors: dict[str, float | None]
@@ -145,6 +148,8 @@ def convert_to_standard(
         output=place.path,
         source=source,
         target=target,
+        was=account.titles(contribution.algorithm for contribution in adapter.contributions),
+        becomes=account.titles(part.algorithm for module in modules.values() for part in module.parts),
         modules=len(modules),
         exact=account.is_exact(errors),
         relative_errors=errors,
