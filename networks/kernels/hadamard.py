@@ -53,7 +53,10 @@ class LowRank(NamedTuple):
     ) -> Gradients:
         """See Kernel; `up`, `down` and the hidden product are made again."""
         up, down = self._pair(factors)
-        of_hidden = half_product.factor_product(gradient, up.t()).mul_(self.scale)
+        # Cast once for the products that they are in.
+        wide = gradient if _splits(self.dtype, gradient) else gradient.to(self.dtype)
+        tokens = input if _splits(self.dtype, input) else input.to(self.dtype)
+        of_hidden = half_product.factor_product(wide, up.t()).mul_(self.scale)
         of_input = None
         of_factors: Sequence[Tensor | None] = [None] * len(factors)
         if needed.input and weight is None:
@@ -63,9 +66,9 @@ class LowRank(NamedTuple):
             change = half_product.rounded_product(of_hidden, down.t()) if splits else of_hidden @ down
             of_input = base_gradient_upon(change, gradient, weight)
         if needed.factors:
-            hidden = half_product.factor_product(input, down).mul_(self.scale)
-            of_up = half_product.factor_product(gradient.t(), hidden.t())
-            of_down = half_product.factor_product(input.t(), of_hidden.t()).t()
+            hidden = half_product.factor_product(tokens, down).mul_(self.scale)
+            of_up = half_product.factor_product(wide.t(), hidden.t())
+            of_down = half_product.factor_product(tokens.t(), of_hidden.t()).t()
             of_factors = _pair_gradients(of_up, of_down, factors)
         of_weight = weight_gradient(gradient, input, self.dtype) if needed.weight else None
         return Gradients(of_input, of_weight, of_factors)
