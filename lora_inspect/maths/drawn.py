@@ -17,3 +17,10 @@ def first_drawn(count: int, entries: int, seed: int) -> torch.Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(entries, generator=generator, dtype=torch.int32)[:count].long()
+
+
+def drawn_places(count: int, shape: tuple[int, int], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows and the columns of the first entries that the seed draws of a matrix of this shape."""
+    rows, columns = shape
+    entries = first_drawn(count, rows * columns, seed)
+    return entries // columns, entries % columns

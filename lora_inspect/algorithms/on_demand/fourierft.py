@@ -39,13 +39,12 @@ def change(
 ) -> "Change":
     """The transform of what is stored, at the entries of the seed."""
     from lora_inspect.maths.change import Additive
-    from lora_inspect.maths.drawn import first_drawn
+    from lora_inspect.maths.drawn import drawn_places
     from lora_inspect.maths.fourier import InverseTransform
 
-    spectrum, rows, columns = tensors["spectrum"], weight[0], prod(weight[1:])
-    entries = first_drawn(len(spectrum), rows * columns, random_loc_seed)
-    transform = InverseTransform.of(spectrum, (entries // columns, entries % columns), (rows, columns))
-    return Additive(transform, scaling)
+    spectrum, shape = tensors["spectrum"], (weight[0], prod(weight[1:]))
+    at = drawn_places(len(spectrum), shape, random_loc_seed)
+    return Additive(InverseTransform.of(spectrum, at, shape), scaling)
 
 
 ALGORITHM = Algorithm(

@@ -57,16 +57,15 @@ def change(
     weight: tuple[int, ...],
 ) -> "Change":
     """The transform of what is stored, at the entries of the seed."""
-    from lora_inspect.maths.drawn import first_drawn
+    from lora_inspect.maths.drawn import drawn_places
     from lora_inspect.maths.scattered import Scattered
     from lora_inspect.maths.wavelets import synthesis
 
-    spectrum, rows, columns = tensors["spectrum"], weight[0], prod(weight[1:])
-    entries = first_drawn(len(spectrum), rows * columns, random_loc_seed)
-    at = entries // columns, entries % columns
+    spectrum, shape = tensors["spectrum"], (weight[0], prod(weight[1:]))
+    at = drawn_places(len(spectrum), shape, random_loc_seed)
     if lowpass is None:
         return Scattered(*at, spectrum, scaling)
-    return synthesis(spectrum, at, (rows, columns), lowpass, scaling)
+    return synthesis(spectrum, at, shape, lowpass, scaling)
 
 
 ALGORITHM = Algorithm(
