@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lora_inspect.architectures.hunyuan_video import ARCHITECTURE
+from lora_inspect.architectures.families.hunyuan_video import ARCHITECTURE
 
 from .build import creation
 from .build.architecture_module import functions_of, target_classes

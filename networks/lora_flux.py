@@ -1,6 +1,6 @@
 """The network module of FLUX.1, Kontext among it."""
 
-from lora_inspect.architectures.flux import ARCHITECTURE
+from lora_inspect.architectures.families.flux import ARCHITECTURE
 
 from .build.architecture_module import functions_of, target_classes
 

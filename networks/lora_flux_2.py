@@ -1,6 +1,6 @@
 """The network module of FLUX.2."""
 
-from lora_inspect.architectures.flux2 import ARCHITECTURE
+from lora_inspect.architectures.families.flux2 import ARCHITECTURE
 
 from .build.architecture_module import functions_of, target_classes
 

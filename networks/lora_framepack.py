@@ -1,6 +1,6 @@
 """The network module of FramePack."""
 
-from lora_inspect.architectures.framepack import ARCHITECTURE
+from lora_inspect.architectures.families.framepack import ARCHITECTURE
 
 from .build.architecture_module import functions_of, target_classes
 

@@ -3,8 +3,8 @@
 Which layers are adapted depends on the task, t2i or i2i, that the trainer sets as `hidream_o1_task` on the model.
 """
 
-from lora_inspect.architectures import hidream_o1
-from lora_inspect.architectures.hidream_o1 import ARCHITECTURE
+from lora_inspect.architectures.families import hidream_o1
+from lora_inspect.architectures.families.hidream_o1 import ARCHITECTURE
 
 from .build.architecture_module import functions_of, target_classes
 

@@ -1,6 +1,6 @@
 """The network module of HunyuanVideo 1.5."""
 
-from lora_inspect.architectures.hunyuan_video_1_5 import ARCHITECTURE
+from lora_inspect.architectures.families.hunyuan_video_1_5 import ARCHITECTURE
 
 from .build.architecture_module import functions_of, target_classes
 

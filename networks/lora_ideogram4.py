@@ -1,6 +1,6 @@
 """The network module of Ideogram 4."""
 
-from lora_inspect.architectures.ideogram4 import ARCHITECTURE
+from lora_inspect.architectures.families.ideogram4 import ARCHITECTURE
 
 from .build.architecture_module import functions_of, target_classes
 

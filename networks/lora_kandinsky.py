@@ -1,6 +1,6 @@
 """The network module of Kandinsky 5."""
 
-from lora_inspect.architectures.kandinsky5 import ARCHITECTURE
+from lora_inspect.architectures.families.kandinsky5 import ARCHITECTURE
 
 from .build.architecture_module import functions_of, target_classes
 

@@ -1,6 +1,6 @@
 """The network module of Krea 2: every Linear of the model."""
 
-from lora_inspect.architectures.krea2 import ARCHITECTURE
+from lora_inspect.architectures.families.krea2 import ARCHITECTURE
 
 from .build.architecture_module import functions_of, target_classes
 

@@ -1,6 +1,6 @@
 """The network module of Qwen-Image. Option: `exclude_mod`, True by default, leaves the modulation layers out."""
 
-from lora_inspect.architectures.qwen_image import ARCHITECTURE
+from lora_inspect.architectures.families.qwen_image import ARCHITECTURE
 
 from .build.architecture_module import functions_of, target_classes
 

@@ -1,6 +1,6 @@
 """The network module of Wan 2.1 and 2.2."""
 
-from lora_inspect.architectures.wan import ARCHITECTURE
+from lora_inspect.architectures.families.wan import ARCHITECTURE
 
 from .build.architecture_module import functions_of, target_classes
 

@@ -1,6 +1,6 @@
 """The network module of Z-Image. Option: `include_refiner`, False by default, adapts the refiner blocks too."""
 
-from lora_inspect.architectures.z_image import ARCHITECTURE
+from lora_inspect.architectures.families.z_image import ARCHITECTURE
 
 from .build.architecture_module import functions_of, target_classes
 

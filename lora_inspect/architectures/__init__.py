@@ -1,56 +1,58 @@
-"""The model families the toolkit knows.
+"""The registry of model families: every file of `families`, which has a record named `ARCHITECTURE`."""
 
-To add one is to add its file, with a record named `ARCHITECTURE`, and its line below.
-"""
-
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 from .record import Architecture, Layout, Size
 
-# A family stands after the one that it descends from: candidates are named in this order.
-FILES = (
-    "anima",
-    "auraflow",
-    "bert",
-    "distilbert",
-    "flux",
-    "chroma",
-    "flux2",
-    "gpt2",
-    "gpt_neox",
-    "hidream_i1",
-    "hunyuan_video",
-    "framepack",
-    "hunyuan_image",
-    "hunyuan_video_1_5",
-    "ideogram4",
-    "kandinsky5",
-    "krea2",
-    "llm",
-    "hidream_o1",
-    "ltx_video",
-    "ltx2",
-    "lumina2",
-    "qwen_image",
-    "sd15",
-    "sd2",
-    "sd3",
-    "sdxl",
-    "t5",
-    "wan",
-    "z_image",
-)
+# In the order in which candidates are named: by their names, and a family behind the one that it descends from.
+ARCHITECTURES: list[Architecture] = []
 
-ARCHITECTURES: tuple[Architecture, ...] = tuple(import_module(f".{file}", __name__).ARCHITECTURE for file in FILES)
 
-_BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
+def add(architecture: Architecture) -> None:
+    """Makes a family known to all that reads, merges and converts.
+
+    Raises ValueError for a name that is taken, and where the family that it descends from is not known.
+    """
+    names = {known.name for known in ARCHITECTURES}
+    if architecture.name in names:
+        raise ValueError(f"there is a family called {architecture.name} already")
+    if architecture.descends_from and architecture.descends_from not in names:
+        raise ValueError(f"{architecture.name} descends from {architecture.descends_from}, which is not known")
+    ARCHITECTURES.append(architecture)
+    ARCHITECTURES[:] = sorted(ARCHITECTURES, key=_lineage)
+
+
+@contextmanager
+def added(architecture: Architecture) -> Iterator[None]:
+    """Has a family known for as long as the block runs."""
+    add(architecture)
+    try:
+        yield
+    finally:
+        ARCHITECTURES.remove(architecture)
 
 
 def by_name(name: str) -> Architecture:
     """The family of that name; KeyError, which lists the known names, for any other."""
-    if name not in _BY_NAME:
-        raise KeyError(f"no architecture is named {name!r}; known are {', '.join(_BY_NAME)}")
-    return _BY_NAME[name]
+    for architecture in ARCHITECTURES:
+        if architecture.name == name:
+            return architecture
+    raise KeyError(f"no architecture is named {name!r}; known are {', '.join(one.name for one in ARCHITECTURES)}")
 
 
-__all__ = ["ARCHITECTURES", "Architecture", "Layout", "Size", "by_name"]
+def _lineage(architecture: Architecture) -> tuple[str, ...]:
+    """The names of the families that it descends from, the oldest first, and its own."""
+    above = architecture.descends_from
+    return (*(_lineage(by_name(above)) if above else ()), architecture.name)
+
+
+for _file in os.listdir(os.path.join(os.path.dirname(__file__), "families")):
+    if _file.endswith(".py") and not _file.startswith("_"):
+        ARCHITECTURES.append(import_module(f".families.{_file[:-3]}", __name__).ARCHITECTURE)
+ARCHITECTURES[:] = sorted(ARCHITECTURES, key=_lineage)
+
+
+__all__ = ["ARCHITECTURES", "Architecture", "Layout", "Size", "add", "added", "by_name"]

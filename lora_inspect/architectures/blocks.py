@@ -16,7 +16,8 @@ _DIGITS = 10
 
 def used_indices(paths: Iterable[str]) -> dict[str, set[int]]:
     """The indices below each module list of any family, by the pattern of the list's path."""
-    lists = _lists()
+    layouts = (layout for architecture in ARCHITECTURES for layout in architecture.layouts)
+    lists = frozenset[str]().union(*(_lists(layout.blocks) for layout in layouts))
     longest = max(map(len, lists))
     used: dict[str, set[int]] = {}
     for path in paths:
@@ -34,10 +35,9 @@ def used_indices(paths: Iterable[str]) -> dict[str, set[int]]:
 
 
 @cache
-def _lists() -> frozenset[str]:
-    """The patterns of the paths of all module lists."""
-    layouts = (layout for architecture in ARCHITECTURES for layout in architecture.layouts)
-    return frozenset(pattern_of(at, separator) for layout in layouts for at, _ in layout.blocks for separator in "._")
+def _lists(blocks: tuple[tuple[str, int], ...]) -> frozenset[str]:
+    """The patterns of the paths of a layout's module lists."""
+    return frozenset(pattern_of(at, separator) for at, _ in blocks for separator in "._")
 
 
 def holds(layout: Layout, used: Mapping[str, set[int]]) -> bool:

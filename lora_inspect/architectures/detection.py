@@ -8,7 +8,6 @@ metadata says; families that even then fit alike are all candidates, and no one 
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from typing import NamedTuple
 
 from lora_inspect.listing import listed
@@ -16,7 +15,7 @@ from lora_inspect.listing import listed
 from . import ARCHITECTURES
 from .blocks import fills, holds, used_indices
 from .claims import METADATA_KEYS, agrees_with_v2, named_by
-from .patterns import pattern_of, patterns_of, separator_of
+from .patterns import layout_patterns, pattern_of, separator_of
 from .record import Architecture, Layout, Size
 from .text_encoders import TextEncoder, has
 from .widths import agreeing_sizes
@@ -113,20 +112,12 @@ def settled_by(found: Sequence[Detection]) -> str:
     return f"it is open which of {listed([str(one) for one in found])} it is{settles}"
 
 
-@cache
-def _patterns(separator: str) -> tuple[frozenset[str], ...]:
-    """The patterns of every layout, in the registry's order."""
-    return tuple(
-        patterns_of(layout.paths, separator) for architecture in ARCHITECTURES for layout in architecture.layouts
-    )
-
-
 def _matching_layouts(counts: Mapping[str, int]) -> dict[str, tuple[int, Architecture, Layout]]:
     """By family how many names its best layout matches, and that layout, the first of those that match so many."""
-    tables = [_patterns(separator) for separator in {separator_of(pattern) for pattern in counts}]
-    layouts = ((architecture, layout) for architecture in ARCHITECTURES for layout in architecture.layouts)
+    separators = {separator_of(pattern) for pattern in counts}
     found: dict[str, tuple[int, Architecture, Layout]] = {}
-    for (architecture, layout), *known in zip(layouts, *tables, strict=True):
+    for architecture, layout in ((family, layout) for family in ARCHITECTURES for layout in family.layouts):
+        known = [layout_patterns(layout.paths, separator) for separator in separators]
         matched = sum(count for pattern, count in counts.items() if any(pattern in patterns for patterns in known))
         if matched > found.get(architecture.name, (0,))[0]:
             found[architecture.name] = (matched, architecture, layout)

@@ -45,5 +45,11 @@ def counterparts(pairs: Iterable[tuple[str, str]], path: str) -> Iterator[str]:
 
 
 @cache
+def layout_patterns(paths: tuple[str, ...], separator: str) -> frozenset[str]:
+    """The patterns of the paths of a layout, which are asked for again and again."""
+    return patterns_of(paths, separator)
+
+
+@cache
 def _compiled(template: str) -> re.Pattern[str]:
     return re.compile(re.escape(template).replace(r"\{i\}", "([0-9]+)"))

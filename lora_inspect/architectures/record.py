@@ -97,7 +97,7 @@ class Architecture(NamedTuple):
 
     `correspondence` says how the modules of one layout are those of another; empty where that is not known here.
     `training` is None for families that no network module trains. `pipeline_name` is what a pipeline of diffusers calls
-    the model.
+    the model. `descends_from` is the family that it was made of, before which it is never named.
     """
 
     name: str
@@ -109,6 +109,7 @@ class Architecture(NamedTuple):
     correspondence: Correspondence = UNKNOWN
     training: Training | None = None
     pipeline_name: str = "transformer"
+    descends_from: str = ""
 
 
 def under(parent: str, *leaves: str) -> tuple[str, ...]:

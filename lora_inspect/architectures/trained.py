@@ -6,13 +6,16 @@ from functools import cache
 from lora_inspect.listing import listed
 
 from . import ARCHITECTURES
-from .patterns import fill, pattern_of, patterns_of
+from .patterns import fill, layout_patterns, pattern_of
 from .record import Architecture, Layout, Training
-
-TRAINED = tuple(architecture for architecture in ARCHITECTURES if architecture.training)
 
 # Below it a model with blocks of a known class is none of the families.
 _SHARE = 0.5
+
+
+def trained() -> list[Architecture]:
+    """The families that a network module trains."""
+    return [architecture for architecture in ARCHITECTURES if architecture.training]
 
 
 def training_of(architecture: Architecture) -> Training:
@@ -28,7 +31,7 @@ def by_option(name: str) -> Architecture:
     Raises ValueError, which lists the names, for any other.
     """
     wanted = name.strip().lower()
-    for architecture in TRAINED:
+    for architecture in trained():
         others = (*training_of(architecture).keys, *architecture.metadata_names)
         if wanted in (architecture.name, *(other.lower() for other in others)):
             return architecture
@@ -43,7 +46,7 @@ def family_of(classes: Collection[str], paths: Collection[str]) -> Architecture:
     Raises ValueError, which lists the classes, where none is possible or the best holds less than half.
     """
     best = max(
-        (architecture for architecture in TRAINED if _class_names(training_of(architecture)).intersection(classes)),
+        (architecture for architecture in trained() if _class_names(training_of(architecture)).intersection(classes)),
         key=lambda architecture: _fit(architecture, paths),
         default=None,
     )
@@ -109,7 +112,7 @@ def _fit(architecture: Architecture, paths: Collection[str]) -> tuple[int, int]:
 
 
 def _held(layout: Layout, paths: Iterable[str]) -> int:
-    known = patterns_of(layout.paths, ".")
+    known = layout_patterns(layout.paths, ".")
     return sum(pattern_of(path, ".") in known for path in paths)
 
 
@@ -118,4 +121,4 @@ def _class_names(training: Training) -> set[str]:
 
 
 def _known() -> str:
-    return listed([architecture.name for architecture in TRAINED], "or")
+    return listed([architecture.name for architecture in trained()], "or")

@@ -7,7 +7,7 @@ sizes are both.
 
 from typing import NamedTuple
 
-from lora_inspect.architectures.llm import EXPERT_PARAMETERS
+from lora_inspect.architectures.families.llm import EXPERT_PARAMETERS
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo

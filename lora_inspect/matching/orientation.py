@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lora_inspect import schemes
-from lora_inspect.architectures.gpt2 import CONV1D
+from lora_inspect.architectures.families.gpt2 import CONV1D
 from lora_inspect.architectures.record import Layout
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint

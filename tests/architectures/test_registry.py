@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from lora_inspect.architectures import ARCHITECTURES, FILES, Architecture, Layout, by_name
+from lora_inspect.architectures import ARCHITECTURES, Architecture, Layout, by_name, families
 from lora_inspect.architectures.record import under
 
 LAYOUTS = [
@@ -11,7 +13,21 @@ LAYOUTS = [
 
 
 def test_each_file_holds_the_family_of_its_name():
-    assert [architecture.name for architecture in ARCHITECTURES] == list(FILES)
+    files = {file.stem for file in Path(families.__file__).parent.glob("*.py")} - {"__init__"}
+    names = [architecture.name for architecture in ARCHITECTURES]
+    assert len(names) == len(set(names)) >= 30
+    assert set(names) == files
+
+
+def test_a_family_stands_behind_the_one_that_it_descends_from():
+    names = [architecture.name for architecture in ARCHITECTURES]
+    descended = [architecture for architecture in ARCHITECTURES if architecture.descends_from]
+    assert all(names.index(one.descends_from) < names.index(one.name) for one in descended)
+    eldest = [architecture.name for architecture in ARCHITECTURES if not architecture.descends_from]
+    assert eldest == sorted(eldest)
+    assert names[names.index("hunyuan_video") :][:4] == [
+        "hunyuan_video", "framepack", "hunyuan_image", "hunyuan_video_1_5",
+    ]  # fmt: skip
 
 
 def test_by_name_finds_every_family():

@@ -121,7 +121,7 @@ def test_reading_and_help_import_neither_torch_nor_numpy(words, run_process, fix
 def test_info_loads_what_it_reads_with_alone(run_process, fixtures):
     shown = run_process("-c", WATCH, "info", fixtures / "synthetic" / "dora_and_rslora_flags.safetensors")
     parts = {".".join(name.split(".")[1:]) for name in shown.stdout.split() if name.startswith("lora_inspect.")}
-    assert {"reading.adapter", "architectures.flux"} <= parts
+    assert {"reading.adapter", "architectures.families.flux"} <= parts
     assert {part.split(".")[0] for part in parts} & {"converting", "matching", "merging", "networks"} == set()
     assert parts & {"architectures.rows", "files.writer", "cli.shared_options"} == set()
 

@@ -4,8 +4,8 @@ Leaves as in the DiffusionTransformer3D of the original repository, whose names 
 diffusers keeps.
 """
 
-from .record import Architecture, Layout, Size, Training, under
-from .text_encoders import CLIP_L, QWEN25_VL_7B
+from ..record import Architecture, Layout, Size, Training, under
+from ..text_encoders import CLIP_L, QWEN25_VL_7B
 
 ATTENTION = ("to_query", "to_key", "to_value", "out_layer")
 FEED_FORWARD = under("feed_forward", "in_layer", "out_layer")

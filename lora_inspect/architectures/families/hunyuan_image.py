@@ -4,7 +4,9 @@ Leaves as in the HYImageDiffusionTransformer of the original repository, in Comf
 HunyuanImageTransformer2DModel of diffusers.
 """
 
-from .correspondence import Correspondence, Relation, same
+from ..correspondence import Correspondence, Relation, same
+from ..record import Architecture, Layout, Size, under
+from ..text_encoders import BYT5_GLYPH, QWEN25_VL_7B
 from .flux import DIFFUSERS_DOUBLE, DIFFUSERS_SINGLE, ORIGINAL_DOUBLE, ORIGINAL_SINGLE, PROPORTIONS
 from .hunyuan_video import (
     COMFYUI_TEXT,
@@ -18,8 +20,6 @@ from .hunyuan_video import (
     ends_in_diffusers,
     with_comfyui,
 )
-from .record import Architecture, Layout, Size, under
-from .text_encoders import BYT5_GLYPH, QWEN25_VL_7B
 
 ORIGINAL = (
     "img_in.proj",
@@ -82,6 +82,7 @@ def relations() -> tuple[Relation, ...]:
 ARCHITECTURE = Architecture(
     name="hunyuan_image",
     title="HunyuanImage 2.1",
+    descends_from="hunyuan_video",
     layouts=(
         Layout("original", ORIGINAL, blocks=ORIGINAL_BLOCKS),
         Layout("comfyui", COMFYUI, blocks=ORIGINAL_BLOCKS),

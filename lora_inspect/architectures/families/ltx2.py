@@ -3,10 +3,10 @@
 Leaves as in the LTX2VideoTransformer3DModel of diffusers; the original names are those its LoRA converter reads.
 """
 
-from .correspondence import Correspondence, Relation, same
+from ..correspondence import Correspondence, Relation, same
+from ..record import Architecture, Layout, Size, under
+from ..text_encoders import SOME_LANGUAGE_MODEL
 from .ltx_video import ATTENTION, TIMESTEP, timestep
-from .record import Architecture, Layout, Size, under
-from .text_encoders import SOME_LANGUAGE_MODEL
 
 GATED_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "to_gate_logits")
 COMMON = (
@@ -79,6 +79,7 @@ def relations() -> tuple[Relation, ...]:
 ARCHITECTURE = Architecture(
     name="ltx2",
     title="LTX-2",
+    descends_from="ltx_video",
     layouts=(
         Layout("original", ORIGINAL, blocks=(("transformer_blocks", 48),)),
         Layout("diffusers", DIFFUSERS, kohya_prefix="lora_transformer_", blocks=(("transformer_blocks", 48),)),

@@ -4,7 +4,7 @@ Leaves as in the Qwen3VLForConditionalGeneration of the original repository; Com
 of the root. An adapter of the decoder layers alone has the names of a Qwen3-VL adapter.
 """
 
-from .record import MODULATION, Architecture, Layout, Training, under
+from ..record import MODULATION, Architecture, Layout, Training, under
 
 LANGUAGE_LAYER = (
     *under("self_attn", "q_proj", "k_proj", "v_proj", "o_proj"),
@@ -34,6 +34,7 @@ IMAGE_TO_IMAGE = (*TEXT_TO_IMAGE, *VISUAL_CLASSES)
 ARCHITECTURE = Architecture(
     name="hidream_o1",
     title="HiDream-O1",
+    descends_from="llm",
     layouts=(Layout("original", under("model", *COMFYUI)), Layout("comfyui", COMFYUI)),
     metadata_names=("hidream_o1_image", "hidream-o1-image"),
     training=Training(

@@ -8,8 +8,8 @@ classes nest differently; the vision tower is that of Qwen-VL.
 
 from collections.abc import Iterator
 
-from .correspondence import Correspondence, Relation, below, experts, same, stack
-from .record import Architecture, Layout, under
+from ..correspondence import Correspondence, Relation, below, experts, same, stack
+from ..record import Architecture, Layout, under
 
 # The parameters of all experts: the first layers of their feed-forward, and its last one.
 EXPERT_PARAMETERS = ("gate_up_proj", "down_proj")

@@ -4,9 +4,9 @@ Leaves as in the checkpoint of the original repository, where query, key and val
 ZImageTransformer2DModel of diffusers, which musubi-tuner trains too.
 """
 
-from .correspondence import Correspondence, Relation, below, same, stack
-from .record import MODULATION, Architecture, Layout, Size, Switch, Training, under
-from .text_encoders import QWEN3_4B
+from ..correspondence import Correspondence, Relation, below, same, stack
+from ..record import MODULATION, Architecture, Layout, Size, Switch, Training, under
+from ..text_encoders import QWEN3_4B
 
 FEED_FORWARD = under("feed_forward", "w1", "w2", "w3")
 ORIGINAL_BLOCK = (*under("attention", "qkv", "out"), *FEED_FORWARD)

@@ -4,9 +4,9 @@ Leaves as in the MMDiT of the original repository, where `w1` serves the text (o
 stream, and in the AuraFlowTransformer2DModel of diffusers.
 """
 
-from .correspondence import Correspondence, Relation, below, same, swapped
-from .record import Architecture, Layout, Size, under
-from .text_encoders import PILE_T5_XL
+from ..correspondence import Correspondence, Relation, below, same, swapped
+from ..record import Architecture, Layout, Size, under
+from ..text_encoders import PILE_T5_XL
 
 ORIGINAL = (
     *under("t_embedder.mlp", "0", "2"),

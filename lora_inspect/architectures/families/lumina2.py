@@ -3,9 +3,9 @@
 Leaves as in the NextDiT of the original repository and in the Lumina2Transformer2DModel of diffusers.
 """
 
-from .correspondence import Correspondence, Relation, below, same, stack
-from .record import Architecture, Layout, Size, under
-from .text_encoders import GEMMA2_2B
+from ..correspondence import Correspondence, Relation, below, same, stack
+from ..record import Architecture, Layout, Size, under
+from ..text_encoders import GEMMA2_2B
 
 ORIGINAL_BLOCK = (*under("attention", "qkv", "out"), *under("feed_forward", "w1", "w2", "w3"))
 DIFFUSERS_BLOCK = (

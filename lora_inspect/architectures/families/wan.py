@@ -4,9 +4,9 @@ Leaves as in the WanModel of the original repository and in the WanTransformer3D
 diffusers. The two experts of Wan 2.2 14B have the same names; nothing in a file of one says which it is.
 """
 
-from .correspondence import Correspondence, same
-from .record import MODULATION, Architecture, Layout, Size, Training, under
-from .text_encoders import T5_XXL
+from ..correspondence import Correspondence, same
+from ..record import MODULATION, Architecture, Layout, Size, Training, under
+from ..text_encoders import T5_XXL
 
 ORIGINAL_ATTENTION = (
     *under("self_attn", "q", "k", "v", "o"),

@@ -4,7 +4,7 @@ Leaves as in its classes of transformers, with and without a head. All block lea
 (in, out), the transpose of a Linear's.
 """
 
-from .record import Architecture, Layout, under
+from ..record import Architecture, Layout, under
 
 BACKBONE = (
     "wte",

@@ -4,8 +4,8 @@ Leaves as in the Ideogram4Transformer of the original repository, where query, k
 Ideogram4Transformer2DModel of diffusers.
 """
 
-from .correspondence import Correspondence, Relation, below, same, stack
-from .record import Architecture, Layout, Size, Training, under
+from ..correspondence import Correspondence, Relation, below, same, stack
+from ..record import Architecture, Layout, Size, Training, under
 
 FEED_FORWARD = under("feed_forward", "w1", "w2", "w3")
 EMBEDDERS = (

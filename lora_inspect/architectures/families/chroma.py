@@ -3,7 +3,9 @@
 An adapter of the blocks alone has the names and widths of a FLUX.1 adapter without modulation.
 """
 
-from .correspondence import Correspondence, Relation, below, same
+from ..correspondence import Correspondence, Relation, below, same
+from ..record import Architecture, Layout, Size, under
+from ..text_encoders import T5_XXL
 from .flux import (
     DIFFUSERS_DOUBLE,
     DIFFUSERS_SINGLE,
@@ -14,8 +16,6 @@ from .flux import (
     end_relations,
     single_relations,
 )
-from .record import Architecture, Layout, Size, under
-from .text_encoders import T5_XXL
 
 ORIGINAL = (
     "img_in",
@@ -60,6 +60,7 @@ def relations() -> tuple[Relation, ...]:
 ARCHITECTURE = Architecture(
     name="chroma",
     title="Chroma",
+    descends_from="flux",
     layouts=(
         Layout("original", ORIGINAL, blocks=(("double_blocks", 19), ("single_blocks", 38))),
         Layout(

@@ -4,7 +4,7 @@ Leaves as in its classes of transformers, with and without a head. `query_key_va
 per head.
 """
 
-from .record import Architecture, Layout, under
+from ..record import Architecture, Layout, under
 
 BACKBONE = (
     "embed_in",

@@ -3,9 +3,9 @@
 Leaves as in the QwenImageTransformer2DModel of diffusers, whose names the original checkpoint has.
 """
 
+from ..record import MODULATION, Architecture, Layout, Size, Switch, Training, under
+from ..text_encoders import QWEN25_VL_7B
 from .flux import DIFFUSERS_ATTENTION
-from .record import MODULATION, Architecture, Layout, Size, Switch, Training, under
-from .text_encoders import QWEN25_VL_7B
 
 PATHS = (
     "img_in",

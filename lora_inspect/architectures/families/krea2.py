@@ -3,9 +3,9 @@
 Leaves as in the SingleStreamDiT of the original repository and in the Krea2Transformer2DModel of diffusers.
 """
 
-from .correspondence import Correspondence, same
-from .record import Architecture, Layout, Size, Training, under
-from .text_encoders import SOME_LANGUAGE_MODEL
+from ..correspondence import Correspondence, same
+from ..record import Architecture, Layout, Size, Training, under
+from ..text_encoders import SOME_LANGUAGE_MODEL
 
 ORIGINAL_BLOCK = (*under("attn", "wq", "wk", "wv", "wo", "gate"), *under("mlp", "gate", "up", "down"))
 DIFFUSERS_BLOCK = (

@@ -4,9 +4,9 @@ Leaves as in the original transformer with Anima's adapter of the language model
 of diffusers, which has no such adapter.
 """
 
-from .correspondence import Correspondence, Relation, below, same
-from .record import Architecture, Layout, Size, under
-from .text_encoders import QWEN3_06B, T5_11B
+from ..correspondence import Correspondence, Relation, below, same
+from ..record import Architecture, Layout, Size, under
+from ..text_encoders import QWEN3_06B, T5_11B
 
 ORIGINAL = (
     "x_embedder.proj.1",

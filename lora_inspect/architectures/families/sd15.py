@@ -4,10 +4,10 @@ Leaves as in the UNet2DConditionModel of diffusers, which kohya's files name, an
 repository, which single-file checkpoints name.
 """
 
-from .correspondence import Correspondence
-from .record import Architecture, Layout, Size, under
-from .text_encoders import CLIP_L
-from .unet import DIFFUSERS_RESNET, ORIGINAL_RESNET, TRANSFORMER, relations
+from ..correspondence import Correspondence
+from ..record import Architecture, Layout, Size, under
+from ..text_encoders import CLIP_L
+from ..unet import DIFFUSERS_RESNET, ORIGINAL_RESNET, TRANSFORMER, relations
 
 DIFFUSERS = (
     "conv_in",

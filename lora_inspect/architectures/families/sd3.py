@@ -4,9 +4,9 @@ Leaves as in the MMDiT class of the original repository and in the SD3Transforme
 second attention of 3.5 medium.
 """
 
-from .correspondence import Correspondence, Relation, below, pair_swapped, same, stack, swapped
-from .record import Architecture, Layout, Size, under
-from .text_encoders import CLIP_L, OPENCLIP_BIGG, T5_XXL
+from ..correspondence import Correspondence, Relation, below, pair_swapped, same, stack, swapped
+from ..record import Architecture, Layout, Size, under
+from ..text_encoders import CLIP_L, OPENCLIP_BIGG, T5_XXL
 
 ORIGINAL = (
     "x_embedder.proj",

@@ -4,9 +4,9 @@ Leaves as in the Flux class of the original repository and in the FluxTransforme
 leaves are shared by the families that descend from it.
 """
 
-from .correspondence import Correspondence, Relation, below, same, stack, swapped
-from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
-from .text_encoders import CLIP_L, T5_XXL
+from ..correspondence import Correspondence, Relation, below, same, stack, swapped
+from ..record import MODULATION, NORM, Architecture, Layout, Size, Training, under
+from ..text_encoders import CLIP_L, T5_XXL
 
 # One double-stream block without modulation, which Chroma and FLUX.2 do not have per block.
 ORIGINAL_DOUBLE = (

@@ -5,10 +5,10 @@ HunyuanVideoFramepackTransformer3DModel of diffusers shares. An adapter of the b
 of a HunyuanVideo adapter in the diffusers layout.
 """
 
+from ..record import MODULATION, NORM, Architecture, Layout, Size, Training, under
+from ..text_encoders import CLIP_L, LLAMA_8B
 from .flux import PROPORTIONS
 from .hunyuan_video import DIFFUSERS, DIFFUSERS_BLOCKS
-from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
-from .text_encoders import CLIP_L, LLAMA_8B
 
 PATHS = (
     *DIFFUSERS,
@@ -19,6 +19,7 @@ PATHS = (
 ARCHITECTURE = Architecture(
     name="framepack",
     title="FramePack",
+    descends_from="hunyuan_video",
     layouts=(Layout("diffusers", PATHS, blocks=DIFFUSERS_BLOCKS),),
     sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in PROPORTIONS if path in PATHS),
     metadata_names=("framepack",),

@@ -4,8 +4,8 @@ Leaves as in the HiDreamImageTransformer2DModel of diffusers, whose names the or
 `ff_i.gate` is a bare parameter, which adapters leave alone.
 """
 
-from .record import Architecture, Layout, Size, under
-from .text_encoders import CLIP_L, LLAMA_8B, OPENCLIP_BIGG, T5_XXL
+from ..record import Architecture, Layout, Size, under
+from ..text_encoders import CLIP_L, LLAMA_8B, OPENCLIP_BIGG, T5_XXL
 
 ATTENTION = under("attn1", "to_q", "to_k", "to_v", "to_out")
 TEXT_ATTENTION = under("attn1", "to_q_t", "to_k_t", "to_v_t", "to_out_t")

@@ -4,11 +4,11 @@ Leaves as in the original repository's UNet, which kohya's files name, and in th
 which some trainers write under the same prefix.
 """
 
-from .correspondence import Correspondence, same
-from .record import Architecture, Layout, Size, under
+from ..correspondence import Correspondence, same
+from ..record import Architecture, Layout, Size, under
+from ..text_encoders import CLIP_L, OPENCLIP_BIGG
+from ..unet import DIFFUSERS_RESNET, ORIGINAL_RESNET, TRANSFORMER, relations
 from .sd15 import CROSS_ATTENTION
-from .text_encoders import CLIP_L, OPENCLIP_BIGG
-from .unet import DIFFUSERS_RESNET, ORIGINAL_RESNET, TRANSFORMER, relations
 
 ORIGINAL = (
     "time_embed.0",

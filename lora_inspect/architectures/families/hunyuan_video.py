@@ -4,10 +4,10 @@ Leaves as in the HYVideoDiffusionTransformer of the original repository, in Comf
 built of FLUX.1 blocks, and in the HunyuanVideoTransformer3DModel of diffusers.
 """
 
-from .correspondence import Correspondence, Relation, below, renamed, same, stack, swapped
+from ..correspondence import Correspondence, Relation, below, renamed, same, stack, swapped
+from ..record import MODULATION, NORM, Architecture, Layout, Size, Training, under
+from ..text_encoders import CLIP_L, LLAMA_8B
 from .flux import DIFFUSERS_DOUBLE, DIFFUSERS_SINGLE, ORIGINAL_DOUBLE, ORIGINAL_SINGLE, PROPORTIONS, single_relations
-from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
-from .text_encoders import CLIP_L, LLAMA_8B
 
 ORIGINAL_TEXT = (
     "txt_in.input_embedder",

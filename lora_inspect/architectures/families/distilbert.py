@@ -3,7 +3,7 @@
 Leaves as in its classes of transformers, with and without a head.
 """
 
-from .record import Architecture, Layout, under
+from ..record import Architecture, Layout, under
 
 BACKBONE = (
     *under("embeddings", "word_embeddings", "position_embeddings"),

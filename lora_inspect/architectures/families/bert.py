@@ -3,7 +3,7 @@
 Leaves as in their classes of transformers: the bare encoder, as sentence encoders use it, and the models with a head.
 """
 
-from .record import Architecture, Layout, under
+from ..record import Architecture, Layout, under
 
 BACKBONE = (
     *under("embeddings", "word_embeddings", "position_embeddings", "token_type_embeddings"),

@@ -1,12 +1,13 @@
 """Stable Diffusion 2.x: the names of Stable Diffusion 1.x with a wider text encoder."""
 
-from .record import Architecture, Layout, Size
+from ..record import Architecture, Layout, Size
+from ..text_encoders import OPENCLIP_H
 from .sd15 import CORRESPONDENCE, CROSS_ATTENTION, DIFFUSERS, DIFFUSERS_BLOCKS, ORIGINAL, ORIGINAL_BLOCKS
-from .text_encoders import OPENCLIP_H
 
 ARCHITECTURE = Architecture(
     name="sd2",
     title="Stable Diffusion 2.x",
+    descends_from="sd15",
     layouts=(
         Layout("diffusers", DIFFUSERS, blocks=DIFFUSERS_BLOCKS),
         Layout("original", ORIGINAL, blocks=ORIGINAL_BLOCKS),

@@ -4,10 +4,10 @@ Leaves as in the Flux2 class of the original repository and in the Flux2Transfor
 shared by all blocks; the feed-forward is gated, so its first layer is 6 times the hidden width.
 """
 
-from .correspondence import Correspondence, Relation, below, same, swapped
+from ..correspondence import Correspondence, Relation, below, same, swapped
+from ..record import MODULATION, NORM, Architecture, Layout, Size, Training, under
+from ..text_encoders import SOME_LANGUAGE_MODEL
 from .flux import DIFFUSERS_ATTENTION, ORIGINAL_DOUBLE, ORIGINAL_SINGLE, attention_relations, end_relations
-from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
-from .text_encoders import SOME_LANGUAGE_MODEL
 
 ORIGINAL = (
     "img_in",
@@ -102,6 +102,7 @@ PROPORTIONS = (
 ARCHITECTURE = Architecture(
     name="flux2",
     title="FLUX.2",
+    descends_from="flux",
     layouts=(
         Layout("original", ORIGINAL, blocks=(("double_blocks", 8), ("single_blocks", 48))),
         Layout(

@@ -5,7 +5,7 @@ below `layer` counts the sublayers of a block: 0 self attention, then, in the de
 feed-forward.
 """
 
-from .record import Architecture, Layout, under
+from ..record import Architecture, Layout, under
 
 SELF_ATTENTION = under("layer.0.SelfAttention", "q", "k", "v", "o", "relative_attention_bias")
 FEED_FORWARD = ("wi", "wi_0", "wi_1", "wo")

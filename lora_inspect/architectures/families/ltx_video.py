@@ -4,9 +4,9 @@ Leaves as in the original repository's transformer and in the LTXVideoTransforme
 in the embedders alone.
 """
 
-from .correspondence import Correspondence, Relation, below, same
-from .record import Architecture, Layout, Size, under
-from .text_encoders import T5_XXL
+from ..correspondence import Correspondence, Relation, below, same
+from ..record import Architecture, Layout, Size, under
+from ..text_encoders import T5_XXL
 
 ATTENTION = (
     *under("attn1", "to_q", "to_k", "to_v", "to_out.0"),

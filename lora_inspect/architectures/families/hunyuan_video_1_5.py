@@ -5,11 +5,11 @@ HunyuanVideo15Transformer3DModel of diffusers. ComfyUI fuses query, key and valu
 repack are listed.
 """
 
-from .correspondence import Correspondence, Relation, below, same, stack
+from ..correspondence import Correspondence, Relation, below, same, stack
+from ..record import MODULATION, NORM, Architecture, Layout, Size, Training, under
+from ..text_encoders import BYT5_GLYPH, QWEN25_VL_7B
 from .flux import DIFFUSERS_DOUBLE, ORIGINAL_DOUBLE, PROPORTIONS, double_relations
 from .hunyuan_video import DIFFUSERS_TEXT, ORIGINAL_PROPORTIONS, ORIGINAL_STREAMS, ORIGINAL_TEXT, ends_in_diffusers
-from .record import MODULATION, NORM, Architecture, Layout, Size, Training, under
-from .text_encoders import BYT5_GLYPH, QWEN25_VL_7B
 
 SPLIT_ATTENTION = (
     "img_attn_q",
@@ -101,6 +101,7 @@ def relations() -> tuple[Relation, ...]:
 ARCHITECTURE = Architecture(
     name="hunyuan_video_1_5",
     title="HunyuanVideo 1.5",
+    descends_from="hunyuan_video",
     layouts=(
         Layout("original", ORIGINAL, blocks=(("double_blocks", 54),)),
         Layout("comfyui", COMFYUI, blocks=(("double_blocks", 54),)),
