@@ -71,7 +71,7 @@ _MODULES = (
     (".lora_down.0.weight", ".lora_up.0.weight", ".lora_down.1.weight", ".lora_up.1.weight", ".alpha"),
 )
 _SUFFIXES = sorted({*SHARED, *(suffix for algorithm in every().values() for suffix in algorithm.suffixes)})
-_PREFIXES = sorted({prefix for scheme in SCHEMES for prefix in scheme.prefixes})
+_PREFIXES = sorted({prefix for scheme in SCHEMES.values() for prefix in scheme.prefixes})
 
 
 @st.composite

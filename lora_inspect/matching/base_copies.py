@@ -7,6 +7,7 @@ it. Equal to the base's tensor the others say nothing new; else they are a part 
 
 from collections.abc import Iterator
 
+from lora_inspect import schemes
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.dtypes import PLAIN_FLOATS
@@ -60,7 +61,7 @@ def _copies(adapter: Adapter, base: Checkpoint, matching: Matching) -> Iterator[
             not wrapper
             and parameter == "weight"
             and adapter.scheme == PEFT.name
-            and (recognised := PEFT.recognise(module))
+            and (recognised := schemes.recognise(module)).scheme == PEFT.name
         ):
             table = table or NameTable(base, PEFT.name, recognised.component, recognised.prefix)
             found = table.find(recognised)

@@ -43,6 +43,11 @@ class _Group:
         self.parts: dict[int | None, list[_Tensor]] = {}
         self.shared: dict[str, tuple[TensorInfo, str]] = {}
 
+    @property
+    def suffixes(self) -> list[str]:
+        """Those of the factors' keys."""
+        return [tensor.parsed.suffix for tensors in self.parts.values() for tensor in tensors]
+
 
 class Claims(NamedTuple):
     """What a file's keys amount to: its modules, its network-level flags, and what nobody claims."""
@@ -105,7 +110,7 @@ def claim(tensors: dict[str, TensorInfo]) -> Claims:
         unclaimed = [key for key in unclaimed if key not in taken]
     modules: dict[str, Module] = {}
     for name, group in groups.items():
-        module, left, found = _build(schemes.recognise(name), group)
+        module, left, found = _build(schemes.recognise(name, group.suffixes), group)
         unclaimed.extend(left)
         findings.extend(found)
         if module:

@@ -1,27 +1,73 @@
-"""The registry of naming schemes, in the order in which they are tried. To add one: write its file, name it here."""
+"""The registry of naming schemes: every file of this folder with a record that is called as the file is, in capitals.
 
-from lora_inspect.schemes.comfyui import COMFYUI
-from lora_inspect.schemes.diffusers import DIFFUSERS
-from lora_inspect.schemes.dotted import DOTTED
-from lora_inspect.schemes.kohya import KOHYA
-from lora_inspect.schemes.lycoris import LYCORIS
-from lora_inspect.schemes.peft import PEFT
+What a module is called is of the scheme with the longest prefix that it begins with, but of one whose suffixes its
+keys have before any other. The scheme without a prefix takes what is left.
+"""
+
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+
 from lora_inspect.schemes.record import ModuleName, Scheme
 
-SCHEMES: tuple[Scheme, ...] = (KOHYA, LYCORIS, PEFT, COMFYUI, DIFFUSERS, DOTTED)
+SCHEMES: dict[str, Scheme] = {}
+# Every prefix with its scheme, in the order in which they are tried.
+_PREFIXES: list[tuple[str, Scheme]] = []
+
+
+def add(scheme: Scheme) -> None:
+    """Makes a scheme known to all that reads, merges and converts.
+
+    Raises ValueError for a name that is taken, and for a prefix that is another scheme's where no suffix tells them
+    apart.
+    """
+    if scheme.name in SCHEMES:
+        raise ValueError(f"there is a scheme called {scheme.name} already")
+    for prefix, other in _PREFIXES:
+        if prefix in scheme.prefixes and bool(other.marks) == bool(scheme.marks):
+            raise ValueError(f"{prefix!r} is a prefix of {other.name} already")
+    SCHEMES[scheme.name] = scheme
+    _PREFIXES.extend((prefix, scheme) for prefix in scheme.prefixes)
+    _PREFIXES.sort(key=lambda found: (not found[1].marks, -len(found[0]), found[1].name))
+
+
+@contextmanager
+def added(scheme: Scheme) -> Iterator[None]:
+    """Has a scheme known for as long as the block runs."""
+    add(scheme)
+    try:
+        yield
+    finally:
+        del SCHEMES[scheme.name]
+        _PREFIXES[:] = [found for found in _PREFIXES if found[1] is not scheme]
 
 
 def by_name(name: str) -> Scheme:
     """The scheme called `name`; raises KeyError."""
-    return _BY_NAME[name]
+    return SCHEMES[name]
 
 
-def recognise(module: str) -> ModuleName:
-    """The parts of a module's name in the first scheme that spells it so; `dotted` takes whatever is left."""
-    for scheme in SCHEMES:
-        if name := scheme.recognise(module):
-            return name
+def readings(module: str, suffixes: Collection[str] = ()) -> Iterator[ModuleName]:
+    """The parts of a module's name in every scheme that spells it so, beginning with the one that is meant.
+
+    `suffixes` are those of its keys.
+    """
+    for prefix, scheme in _PREFIXES:
+        if module.startswith(prefix) and (found := scheme.parts(module, prefix, suffixes)):
+            yield found
+
+
+def recognise(module: str, suffixes: Collection[str] = ()) -> ModuleName:
+    """The parts of a module's name, of whose keys these are the suffixes; raises ValueError for an empty one."""
+    for name in readings(module, suffixes):
+        return name
     raise ValueError(f"{module!r} is no module name")
 
 
-_BY_NAME = {scheme.name: scheme for scheme in SCHEMES}
+for _file in sorted(os.listdir(os.path.dirname(__file__))):
+    _name, _ending = os.path.splitext(_file)
+    if _ending == ".py" and _name != "__init__":
+        _scheme = getattr(import_module(f"{__name__}.{_name}"), _name.upper(), None)
+        if _scheme is not None:
+            add(_scheme)

@@ -1,6 +1,6 @@
 """What a naming scheme is, and the one direction in which it is written: from a path to a key."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from lora_inspect.errors import LoraInspectError
@@ -29,11 +29,11 @@ class ModuleName(NamedTuple):
 class Scheme(NamedTuple):
     """A naming convention.
 
-    `prefixes` maps what keys begin with to the component it stands for, the longest first. `flat` schemes join
-    the path with underscores. `suffixes` are the spellings by role that `spell` writes. `absent_alpha` says
-    what a module without alpha means: the scale is "one", or it stands in a "config" beside the tensors.
-    `dialect` is the one of an algorithm's dialects that they are of, where it has that one.
-    `carries_alpha` says whether readers of the scheme honour an alpha tensor.
+    `prefixes` maps what keys begin with to the component it stands for. `flat` schemes join the path with underscores.
+    `suffixes` are the spellings by role that `spell` writes. `absent_alpha` says what a module without alpha means: the
+    scale is "one", or it stands in a "config" beside the tensors. `dialect` is the one of an algorithm's dialects that
+    they are of, where it has that one. `carries_alpha` says whether readers of the scheme honour an alpha tensor.
+    `marks` are suffixes of which only modules of this scheme have one, where others have its prefixes too.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Scheme(NamedTuple):
     carries_alpha: bool
     absent_alpha: str = "one"
     dialect: str = "kohya"
+    marks: tuple[str, ...] = ()
 
     def module(self, path: str, prefix: str) -> str:
         """The module's name in keys: `prefix` and the dotted `path` as this scheme writes it."""
@@ -64,11 +65,13 @@ class Scheme(NamedTuple):
                 )
         return inverted
 
-    def recognise(self, module: str) -> ModuleName | None:
-        """The parts of a module's name where it begins with a prefix of this scheme, else None."""
-        if self.flat and "." in module:
+    def parts(self, module: str, prefix: str, suffixes: Collection[str] = ()) -> ModuleName | None:
+        """The parts of a module's name that begins with a `prefix`, where it is one of this scheme, else None.
+
+        `suffixes` are those of its keys.
+        """
+        if len(module) == len(prefix) or (self.flat and "." in module):
             return None
-        for prefix, component in self.prefixes.items():
-            if module.startswith(prefix) and len(module) > len(prefix):
-                return ModuleName(self.name, component, prefix, module[len(prefix) :], self.flat)
-        return None
+        if self.marks and not any(suffix in self.marks for suffix in suffixes):
+            return None
+        return ModuleName(self.name, self.prefixes[prefix], prefix, module[len(prefix) :], self.flat)

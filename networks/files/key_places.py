@@ -51,12 +51,11 @@ class KeyPlaces:
         inner = _inner_key(parsed) if parsed else None
         if parsed is None or inner is None:
             return None
-        for scheme in schemes.SCHEMES:
-            module = scheme.recognise(parsed.module)
-            if module is None or module.component != MODEL:
+        for module in schemes.readings(parsed.module, (parsed.suffix,)):
+            if module.component != MODEL:
                 continue
-            if name := (self._flat_names if scheme.flat else self._names).get(module.body):
-                return Place(name, inner, parsed.role, scheme, module.body)
+            if name := (self._flat_names if module.flat else self._names).get(module.body):
+                return Place(name, inner, parsed.role, schemes.by_name(module.scheme), module.body)
         return None
 
 

@@ -5,13 +5,13 @@ import torch
 from safetensors.torch import save_file
 from toy_adapters import lora, split
 
+from lora_inspect import schemes
 from lora_inspect.architectures.correspondence import Correspondence, interleaved, same, stack, swapped
 from lora_inspect.architectures.rows import Interleaved, Runs, Stacked, Swapped
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.place import Place, Placed
 from lora_inspect.reading.base_names import Found, NameTable, Piece
-from lora_inspect.schemes.kohya import KOHYA
 
 WIDTH = 4
 LLM = "model.layers.0"
@@ -169,7 +169,7 @@ RELATIONS = (
 def test_names_of_another_layout_say_which_piece_they_are(base, name, found, write_safetensors):
     file = write_safetensors({f"{path}.weight": ("F32", (2, 2), 1) for path in base})
     table = NameTable(open_checkpoint(str(file)), "kohya", "model", "lora_unet_", Correspondence(lambda: RELATIONS))
-    assert table.find(KOHYA.recognise(name)) == found
+    assert table.find(schemes.recognise(name)) == found
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from lora_inspect.reading.suffixes import parse_key
 from lora_inspect.schemes import SCHEMES, by_name, recognise
 from lora_inspect.schemes.kohya import text_encoder_prefix
 
-EVERY_PREFIX = [(scheme, prefix) for scheme in SCHEMES for prefix in scheme.prefixes]
+EVERY = tuple(SCHEMES.values())
+EVERY_PREFIX = [(scheme, prefix) for scheme in EVERY for prefix in scheme.prefixes]
 IDS = [f"{scheme.name} {prefix}" for scheme, prefix in EVERY_PREFIX]
 
 
@@ -40,23 +41,23 @@ def test_what_is_spelled_is_recognised_by_scheme_and_prefix(scheme, prefix, path
     assert name.flat == scheme.flat
 
 
-@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme.flat], ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("scheme", [scheme for scheme in EVERY if scheme.flat], ids=lambda scheme: scheme.name)
 def test_two_paths_of_one_spelling_make_no_table(scheme):
     with pytest.raises(LoraInspectError, match=r"a\.b_c and a_b\.c are both spelled"):
         scheme.table(["a.b_c", "x", "a_b.c"], "")
 
 
-@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if not scheme.flat], ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("scheme", [scheme for scheme in EVERY if not scheme.flat], ids=lambda scheme: scheme.name)
 def test_dotted_schemes_tell_them_apart(scheme):
     assert len(scheme.table(["a.b_c", "a_b.c"], "")) == 2
 
 
-@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("scheme", EVERY, ids=lambda scheme: scheme.name)
 def test_the_same_path_twice_is_no_collision(scheme):
     assert scheme.table(["a.b", "a.b"], "p") == {scheme.module("a.b", "p"): "a.b"}
 
 
-@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("scheme", EVERY, ids=lambda scheme: scheme.name)
 def test_every_scheme_is_found_by_its_name_and_says_what_it_carries(scheme):
     assert by_name(scheme.name) is scheme
     assert {"down", "up", "magnitude"} <= scheme.suffixes.keys()

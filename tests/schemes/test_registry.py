@@ -1,0 +1,54 @@
+"""The registry finds its files by itself, and the longest prefix decides whose a name is."""
+
+from pathlib import Path
+
+import pytest
+
+import lora_inspect.schemes as folder
+from lora_inspect.schemes import SCHEMES, add, added, readings, recognise
+from lora_inspect.schemes.record import MODEL, Scheme
+
+FILES = {path.stem for path in Path(folder.__file__).parent.glob("*.py")} - {"__init__", "record"}
+SUFFIXES = {"down": ".lora_down.weight", "up": ".lora_up.weight", "magnitude": ".dora_scale"}
+
+
+def scheme(name="own", prefixes=("own_unet_",), marks=(), flat=True):
+    return Scheme(name, dict.fromkeys(prefixes, MODEL), flat, SUFFIXES, carries_alpha=False, marks=marks)
+
+
+def test_every_file_is_a_scheme_of_its_name():
+    assert SCHEMES.keys() == FILES
+
+
+def test_the_longest_prefix_decides_whatever_the_order():
+    for prefixes in (("lora_", "lora_unet_own_"), ("lora_unet_own_", "lora_")):
+        with added(scheme(prefixes=prefixes)):
+            assert recognise("lora_unet_own_x").scheme == "own"
+            assert recognise("lora_unet_x").scheme == "kohya"
+            assert recognise("lora_x").body == "x"
+    assert recognise("lora_unet_own_x").scheme == "kohya"
+    assert recognise("lora_x").scheme == "dotted"
+
+
+def test_a_name_has_a_reading_in_every_scheme_that_spells_it_so():
+    assert [name.body for name in readings("lora_unet__a")] == ["a", "_a", "lora_unet__a"]
+    assert [name.body for name in readings("lora_unet__a.b")] == ["lora_unet__a.b"]
+    assert [name.body for name in readings("lora_unet_")] == ["lora_unet_"]
+
+
+def test_suffixes_of_a_scheme_tell_its_modules_before_any_prefix():
+    with added(scheme(prefixes=("",), marks=(".own", ".mine"), flat=False)):
+        assert recognise("diffusion_model.x", (".mine", ".alpha")).scheme == "own"
+        assert recognise("diffusion_model.x", (".alpha",)).scheme == "comfyui"
+        assert recognise("diffusion_model.x").scheme == "comfyui"
+
+
+def test_a_name_and_a_prefix_are_taken_once():
+    with added(scheme()):
+        with pytest.raises(ValueError, match="there is a scheme called own already"):
+            add(scheme(prefixes=("other_",)))
+        with pytest.raises(ValueError, match="'own_unet_' is a prefix of own already"):
+            add(scheme("other"))
+    assert "own" not in SCHEMES
+    with added(scheme("other")):
+        assert recognise("own_unet_x").scheme == "other"
