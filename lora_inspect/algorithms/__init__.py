@@ -12,10 +12,9 @@ from importlib import import_module
 
 from lora_inspect.algorithms.recognised import RECOGNISED
 from lora_inspect.algorithms.record import Algorithm, Role, Suffix
+from lora_inspect.schemes.record import LONGEST_SUFFIX
 
 ALGORITHMS: dict[str, Algorithm] = {}
-# No suffix is longer: a key may have as many letters as a file has room for.
-LONGEST_SUFFIX = 64
 # What each suffix can be, as the name of an algorithm and the role in it, in the order in which it is tried.
 CANDIDATES: dict[Suffix, tuple[tuple[str, Role], ...]] = {}
 _FOLDER = os.path.dirname(__file__)

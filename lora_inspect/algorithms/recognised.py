@@ -34,13 +34,4 @@ RECOGNISED = (
         "write a base with the wider weight, and the adapter without its reshape_weight",
     ),
     _named("mlx", "MLX LoRA", ".lora_a", ".lora_b", features=told.mlx),
-    _named(
-        "xlabs",
-        "XLabs Flux LoRA",
-        *(
-            f".processor.{part}.{side}.weight"
-            for part in ("qkv_lora", "qkv_lora1", "qkv_lora2", "proj_lora", "proj_lora1", "proj_lora2")
-            for side in ("down", "up")
-        ),
-    ),
 )

@@ -55,7 +55,10 @@ def same(one: str, other: str) -> Relation:
 
 
 def stack(whole: str, *parts: str, shares: "tuple[Share, ...]" = ()) -> Relation:
-    """A fused module and its parts from top to bottom, of as many rows each unless `shares` say otherwise."""
+    """A fused module and its parts from top to bottom, of as many rows each unless `shares` say otherwise.
+
+    More shares than parts are rows at the bottom that none of them has.
+    """
     from .rows import Stacked
 
     return Relation(whole, parts, Stacked(shares or (1,) * len(parts)))

@@ -194,7 +194,7 @@ def _renamed(module: Module, path: str, target: _Target) -> Module:
         return module._replace(name=name._replace(body=scheme.module(path, "")), path=path)
     if scheme.flat and prefix.rstrip("_") in {layout.kohya_prefix.rstrip("_") for layout in target.family.layouts}:
         prefix = target.layout.kohya_prefix
-    elif scheme in (COMFYUI, DIFFUSERS):
+    elif scheme in (COMFYUI, DIFFUSERS) or not scheme.suffixes:
         # ComfyUI's generic names are those of its own model, which has the original layout.
         scheme = DIFFUSERS if target.layout.name == OF_DIFFUSERS else COMFYUI
         prefix = f"{target.family.pipeline_name}." if scheme is DIFFUSERS else "diffusion_model."

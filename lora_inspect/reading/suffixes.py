@@ -1,10 +1,12 @@
-"""From a key to its module and the role of its tensor: the suffix tables of all algorithms, read from the right."""
+"""From a key to its module and its tensor's role: the suffixes of all algorithms and schemes, read from the right."""
 
 import re
 from typing import NamedTuple
 
-from lora_inspect.algorithms import CANDIDATES, LONGEST_SUFFIX, by_name, load_for
+from lora_inspect.algorithms import CANDIDATES, by_name, load_for
 from lora_inspect.maths import dora
+from lora_inspect.schemes import HIDING
+from lora_inspect.schemes.record import LONGEST_SUFFIX
 
 # The names of algorithms, None for what belongs to none in particular, each with the role of the tensor in it.
 Meanings = tuple[tuple[str | None, str], ...]
@@ -16,13 +18,6 @@ SHARED: dict[str, Meanings] = {
     ".alpha": ((None, "alpha"),),
     ".use_rslora_flag": ((None, "rslora_flag"),),
     **dict.fromkeys(dora.SPELLINGS, ((None, "magnitude"),)),
-}
-
-# Old diffusers UNets hung their layers under a processor: the suffix hides the end of the module's path.
-_PROCESSORS = {
-    f".processor.{leaf}_lora.{side}.weight": (side, tail)
-    for leaf, tail in {"to_q": ".to_q", "to_k": ".to_k", "to_v": ".to_v", "to_out": ".to_out.0"}.items()
-    for side in ("down", "up")
 }
 
 # No layer is split into more slices than nine digits count, and int() of thousands of digits is an error.
@@ -76,8 +71,8 @@ def parse_key(key: str) -> ParsedKey | None:
         suffix, module = key[position:], key[:position]
         if meanings := CANDIDATES.get(suffix) or SHARED.get(suffix):
             return ParsedKey(module, suffix, meanings, part)
-        if found := _PROCESSORS.get(suffix):
-            side, tail = found
-            return ParsedKey(module + tail, suffix, (("lora", side),), part)
+        if found := HIDING.get(suffix):
+            role, end = found
+            return ParsedKey(module + end, suffix, (("lora", role),), part)
         position = key.find(".", position + 1)
     return parse_key(key) if load_for(key) else None

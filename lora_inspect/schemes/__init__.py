@@ -9,25 +9,30 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-from lora_inspect.schemes.record import ModuleName, Scheme
+from lora_inspect.schemes.record import LONGEST_SUFFIX, ModuleName, Scheme
 
 SCHEMES: dict[str, Scheme] = {}
 # Every prefix with its scheme, in the order in which they are tried.
 _PREFIXES: list[tuple[str, Scheme]] = []
+# The suffixes of all schemes in which a module's path ends: the role, and that end.
+HIDING: dict[str, tuple[str, str]] = {}
 
 
 def add(scheme: Scheme) -> None:
     """Makes a scheme known to all that reads, merges and converts.
 
-    Raises ValueError for a name that is taken, and for a prefix that is another scheme's where no suffix tells them
-    apart.
+    Raises ValueError for a name that is taken, for a prefix that is another scheme's where no suffix tells them apart,
+    and for a suffix that is longer than any that is looked for.
     """
     if scheme.name in SCHEMES:
         raise ValueError(f"there is a scheme called {scheme.name} already")
     for prefix, other in _PREFIXES:
-        if prefix in scheme.prefixes and bool(other.marks) == bool(scheme.marks):
+        if prefix in scheme.prefixes and (set(other.marks) & set(scheme.marks) or not (other.marks or scheme.marks)):
             raise ValueError(f"{prefix!r} is a prefix of {other.name} already")
+    if wrong := [suffix for suffix in scheme.hiding if len(suffix) > LONGEST_SUFFIX or suffix[:1] != "."]:
+        raise ValueError(f"{wrong[0]!r} is no suffix: a dot and at most {LONGEST_SUFFIX - 1} letters")
     SCHEMES[scheme.name] = scheme
+    HIDING.update(scheme.hiding)
     _PREFIXES.extend((prefix, scheme) for prefix in scheme.prefixes)
     _PREFIXES.sort(key=lambda found: (not found[1].marks, -len(found[0]), found[1].name))
 
@@ -40,6 +45,8 @@ def added(scheme: Scheme) -> Iterator[None]:
         yield
     finally:
         del SCHEMES[scheme.name]
+        for suffix in scheme.hiding:
+            del HIDING[suffix]
         _PREFIXES[:] = [found for found in _PREFIXES if found[1] is not scheme]
 
 

@@ -2,6 +2,13 @@
 
 from lora_inspect.schemes.record import MODEL, Scheme
 
+# Before 0.20 the attention processors of a UNet held the factors, so that a suffix hides which layer they are of.
+_PROCESSORS = {
+    f".processor.{layer}_lora.{side}.weight": (side, end)
+    for layer, end in {"to_q": ".to_q", "to_k": ".to_k", "to_v": ".to_v", "to_out": ".to_out.0"}.items()
+    for side in ("down", "up")
+}
+
 DIFFUSERS = Scheme(
     name="diffusers",
     prefixes={
@@ -21,4 +28,5 @@ DIFFUSERS = Scheme(
     },
     carries_alpha=False,
     dialect="peft",
+    hiding=_PROCESSORS,
 )

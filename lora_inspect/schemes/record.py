@@ -1,11 +1,14 @@
 """What a naming scheme is, and the one direction in which it is written: from a path to a key."""
 
 from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from lora_inspect.errors import LoraInspectError
 
 MODEL = "model"
+# No suffix is longer: a key may have as many letters as a file has room for.
+LONGEST_SUFFIX = 64
 
 
 class ModuleName(NamedTuple):
@@ -30,10 +33,13 @@ class Scheme(NamedTuple):
     """A naming convention.
 
     `prefixes` maps what keys begin with to the component it stands for. `flat` schemes join the path with underscores.
-    `suffixes` are the spellings by role that `spell` writes. `absent_alpha` says what a module without alpha means: the
-    scale is "one", or it stands in a "config" beside the tensors. `dialect` is the one of an algorithm's dialects that
-    they are of, where it has that one. `carries_alpha` says whether readers of the scheme honour an alpha tensor.
-    `marks` are suffixes of which only modules of this scheme have one, where others have its prefixes too.
+    `suffixes` are the spellings by role that `spell` writes, none of a scheme that is only read. `absent_alpha` says
+    what a module without alpha means: the scale is "one", or it stands in a "config" beside the tensors. `dialect` is
+    the one of an algorithm's dialects that they are of, where it has that one. `carries_alpha` says whether readers of
+    the scheme honour an alpha tensor.
+
+    `marks` are suffixes of which only modules of this scheme have one, where others have its prefixes too. `hiding` are
+    suffixes of LoRA's factors in which the module's own path ends: the role of each, and that end.
     """
 
     name: str
@@ -44,6 +50,7 @@ class Scheme(NamedTuple):
     absent_alpha: str = "one"
     dialect: str = "kohya"
     marks: tuple[str, ...] = ()
+    hiding: Mapping[str, tuple[str, str]] = MappingProxyType({})
 
     def module(self, path: str, prefix: str) -> str:
         """The module's name in keys: `prefix` and the dotted `path` as this scheme writes it."""

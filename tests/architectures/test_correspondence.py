@@ -109,7 +109,8 @@ def carried(architecture, base, layout=None):
 
 def test_flux_is_as_diffusers_converts_it():
     base = layouts.flux(blocks=2, width=4)
-    ours, theirs = carried(by_name("flux"), base), layouts.flux_in_diffusers(base)
+    family = by_name("flux")
+    ours, theirs = carried(family, base, in_diffusers(family)), layouts.flux_in_diffusers(base)
     assert ours.keys() == {
         name for name in theirs if "norm_q" not in name and "norm_k" not in name and "norm_added" not in name
     }

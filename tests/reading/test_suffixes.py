@@ -60,7 +60,7 @@ SPECIAL = {
     "unet.a.attn1.processor.to_out_lora.up.weight": ("unet.a.attn1.to_out.0", "lora", "up", None),
     "text_encoder.q_proj.lora_linear_layer.up.weight": ("text_encoder.q_proj", "lora", "up", None),
     "double_blocks.0.processor.qkv_lora1.down.weight": (
-        "double_blocks.0", "xlabs", "processor.qkv_lora1.down.weight", None),
+        "double_blocks.0.processor.qkv_lora1", "lora", "down", None),
     "net.alpha.lora_down.weight": ("net.alpha", "lora", "down", None),
     "net.diff.lora.lora_up.weight": ("net.diff.lora", "lora", "up", None),
 }  # fmt: skip

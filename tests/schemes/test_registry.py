@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import lora_inspect.schemes as folder
+from lora_inspect.reading.suffixes import parse_key
 from lora_inspect.schemes import SCHEMES, add, added, readings, recognise
 from lora_inspect.schemes.record import MODEL, Scheme
 
@@ -12,8 +13,8 @@ FILES = {path.stem for path in Path(folder.__file__).parent.glob("*.py")} - {"__
 SUFFIXES = {"down": ".lora_down.weight", "up": ".lora_up.weight", "magnitude": ".dora_scale"}
 
 
-def scheme(name="own", prefixes=("own_unet_",), marks=(), flat=True):
-    return Scheme(name, dict.fromkeys(prefixes, MODEL), flat, SUFFIXES, carries_alpha=False, marks=marks)
+def scheme(name="own", prefixes=("own_unet_",), flat=True, **fields):
+    return Scheme(name, dict.fromkeys(prefixes, MODEL), flat, SUFFIXES, carries_alpha=False, **fields)
 
 
 def test_every_file_is_a_scheme_of_its_name():
@@ -49,6 +50,20 @@ def test_a_name_and_a_prefix_are_taken_once():
             add(scheme(prefixes=("other_",)))
         with pytest.raises(ValueError, match="'own_unet_' is a prefix of own already"):
             add(scheme("other"))
+    with added(scheme(prefixes=("",), marks=(".own",))):
+        with pytest.raises(ValueError, match="'' is a prefix of own already"):
+            add(scheme("other", prefixes=("",), marks=(".own", ".other")))
+        with added(scheme("other", prefixes=("",), marks=(".other",))):
+            assert recognise("x", (".other",)).scheme == "other"
     assert "own" not in SCHEMES
     with added(scheme("other")):
         assert recognise("own_unet_x").scheme == "other"
+
+
+def test_a_suffix_can_hide_the_end_of_a_path():
+    key = "own.blocks.0.held.by_q.down"
+    with added(scheme(prefixes=("own.",), flat=False, hiding={".held.by_q.down": ("down", ".to_q")})):
+        assert parse_key(key) == ("own.blocks.0.to_q", ".held.by_q.down", (("lora", "down"),), None)
+    assert parse_key(key) is None
+    with pytest.raises(ValueError, match="is no suffix: a dot and at most 63 letters"):
+        add(scheme(hiding={"." + 64 * "x": ("down", "")}))

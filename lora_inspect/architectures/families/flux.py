@@ -123,8 +123,46 @@ def relations() -> tuple[Relation, ...]:
     )
 
 
-# XLabs's own training hangs the factors of a whole block below it (`double_blocks.0.processor.qkv_lora1…`).
-XLABS = ("double_blocks.{i}", "single_blocks.{i}")
+# XLabs's own training hangs the factors below the attention processors of a block.
+XLABS = (
+    *under("double_blocks.{i}.processor", "qkv_lora1", "qkv_lora2", "proj_lora1", "proj_lora2"),
+    *under("single_blocks.{i}.processor", "qkv_lora", "proj_lora"),
+)
+
+
+def xlabs_relations() -> tuple[Relation, ...]:
+    """How the two layouts are related to XLabs's: 1 is the picture, 2 the text, and a single block has no MLP there."""
+    return (
+        *below(
+            "double_blocks.{i}",
+            "double_blocks.{i}.processor",
+            same("img_attn.qkv", "qkv_lora1"),
+            same("txt_attn.qkv", "qkv_lora2"),
+            same("img_attn.proj", "proj_lora1"),
+            same("txt_attn.proj", "proj_lora2"),
+        ),
+        *below(
+            "single_blocks.{i}",
+            "single_blocks.{i}.processor",
+            stack("linear1", "qkv_lora", shares=(3, 4)),
+            same("linear2", "proj_lora"),
+        ),
+        *below(
+            "double_blocks.{i}.processor",
+            "transformer_blocks.{i}.attn",
+            stack("qkv_lora1", "to_q", "to_k", "to_v"),
+            stack("qkv_lora2", "add_q_proj", "add_k_proj", "add_v_proj"),
+            same("proj_lora1", "to_out.0"),
+            same("proj_lora2", "to_add_out"),
+        ),
+        *below(
+            "single_blocks.{i}.processor",
+            "single_transformer_blocks.{i}",
+            stack("qkv_lora", "attn.to_q", "attn.to_k", "attn.to_v"),
+            same("proj_lora", "proj_out"),
+        ),
+    )
+
 
 # Multiples of the hidden width: (path, out, in). Chroma, HunyuanVideo and HunyuanImage have the same proportions.
 PROPORTIONS = (
@@ -177,7 +215,7 @@ ARCHITECTURE = Architecture(
         "flux-1-schnell",
     ),
     text_encoders=(CLIP_L, T5_XXL),
-    correspondence=Correspondence(relations),
+    correspondence=Correspondence(lambda: (*relations(), *xlabs_relations())),
     training=Training(
         classes=("DoubleStreamBlock", "SingleStreamBlock"),
         diffusers_classes=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
