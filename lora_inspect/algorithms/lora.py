@@ -30,6 +30,7 @@ DIALECTS = {
     "diffusers-unet": {"down": ".lora.down.weight", "up": ".lora.up.weight"},
     "diffusers-text": {"down": ".lora_linear_layer.down.weight", "up": ".lora_linear_layer.up.weight"},
     "bare": {"down": ".lora_A", "up": ".lora_B"},
+    "gguf": {"down": ".weight.lora_a", "up": ".weight.lora_b"},
 }
 
 # Initialisations that move part of the base into the factors, which are a change of the residual base then.
@@ -102,7 +103,10 @@ ALGORITHM = Algorithm(
     name="lora",
     title="LoRA",
     equation="W + m · s · up @ down",
-    writers="sd-scripts, musubi-tuner, PEFT, diffusers, LyCORIS, OneTrainer, ai-toolkit, blissful-tuner, `networks`",
+    writers=(
+        "sd-scripts, musubi-tuner, PEFT, diffusers, LyCORIS, OneTrainer, ai-toolkit, blissful-tuner, llama.cpp, "
+        "`networks`"
+    ),
     dialects=DIALECTS,
     marks=("down", "up"),
     formula=Formula(check, weight_shape, misfit, rank, change, low_rank=matrices, rslora=True),

@@ -1,12 +1,18 @@
 """LoRA on an Embedding, as PEFT has it.
 
 An Embedding is a Linear layer that is applied to one-hot vectors: it maps (num) inputs to (dim) outputs and stores its
-weight as (num, dim). delta = scale · B @ A is (dim, num), with A as (rank, num) and B as (dim, rank). Source: the
-`Embedding` of PEFT's LoRA.
+weight as (num, dim). delta = scale · B @ A is (dim, num), with A as (rank, num) and B as (dim, rank). llama.cpp, which
+looks rows of A up, has it as (num, rank). Sources: the `Embedding` of PEFT's LoRA; `build_inp_embd` of llama.cpp.
 """
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 from lora_inspect.algorithms import lora
-from lora_inspect.algorithms.record import Algorithm, Formula, Shapes
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
 
 
 def check(shapes: Shapes) -> str | None:
@@ -22,15 +28,50 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
     return None if (dimension, rows) == weight else f"changes an embedding of {rows} rows of {dimension} numbers"
 
 
-ALGORITHM = Algorithm(
-    name="lora_embedding",
-    title="LoRA on an Embedding",
-    equation="W + m · s · (B @ A)ᵀ",
-    writers="PEFT",
-    dialects={"peft": {"down": ".lora_embedding_A", "up": ".lora_embedding_B"}},
-    marks=("down", "up"),
-    formula=Formula(check, lora.weight_shape, misfit, lora.rank, lora.change, low_rank=lora.matrices, rslora=True),
-    decomposes=True,
-    transposed=True,
-    peft_type="LORA",
+def check_along_tokens(shapes: Shapes) -> str | None:
+    """What is wrong with the shapes of down (num, rank) and up (dim, rank)."""
+    return check(_turned(shapes)) if len(shapes["down"]) == 2 else f"down {list(shapes['down'])} is no matrix"
+
+
+def change_along_tokens(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
+    """scale · B @ Aᵀ."""
+    return lora.change(turned(tensors), scale, alpha)
+
+
+def turned(tensors: Tensors) -> Tensors:
+    """The factors of llama.cpp as PEFT has them, or those of PEFT as llama.cpp has them."""
+    return {**tensors, "down": tensors["down"].transpose(0, 1)}
+
+
+def _turned(shapes: Shapes) -> Shapes:
+    return {**shapes, "down": shapes["down"][::-1]}
+
+
+_embedding = partial(Algorithm, marks=("down", "up"), decomposes=True, transposed=True, peft_type="LORA")
+ALGORITHMS = (
+    _embedding(
+        name="lora_embedding",
+        title="LoRA on an Embedding",
+        equation="W + m · s · (B @ A)ᵀ",
+        writers="PEFT",
+        dialects={"peft": {"down": ".lora_embedding_A", "up": ".lora_embedding_B"}},
+        formula=Formula(check, lora.weight_shape, misfit, lora.rank, lora.change, low_rank=lora.matrices, rslora=True),
+    ),
+    # Its suffixes are those of LoRA, which is tried first: the shapes tell.
+    _embedding(
+        name="lora_embedding_along_tokens",
+        title="LoRA on an Embedding, with A along the tokens",
+        equation="W + m · s · (B @ Aᵀ)ᵀ",
+        writers="llama.cpp",
+        dialects={"gguf": lora.DIALECTS["gguf"]},
+        formula=Formula(
+            check_along_tokens,
+            shape=lambda shapes: lora.weight_shape(_turned(shapes)),
+            misfit=lambda shapes, weight: misfit(_turned(shapes), weight),
+            rank=lambda shapes: lora.rank(_turned(shapes)),
+            change=change_along_tokens,
+            low_rank=lambda tensors: lora.matrices(turned(tensors)),
+        ),
+        decomposes=False,
+    ),
 )

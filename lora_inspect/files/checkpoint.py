@@ -9,6 +9,7 @@ from lora_inspect.files.bounds import JSON_BYTES, JSON_ITEMS, TENSORS
 from lora_inspect.files.dtypes import decode_number
 from lora_inspect.files.foreign import PICKLE_ENDINGS, START_BYTES, is_weights, likely_weights, refuse_format
 from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG, PEFT_WEIGHTS, ShardSet, is_config_alone, set_of
+from lora_inspect.files.gguf_format import MAGIC
 from lora_inspect.files.header import TensorInfo, identified_header, read_header
 from lora_inspect.files.header_text import too_many_tensors
 from lora_inspect.files.input_file import Identity, InputFile, read_whole
@@ -23,7 +24,7 @@ class Checkpoint(NamedTuple):
     a single file. `config` is an `adapter_config.json` found beside the file; whether it belongs to the file
     is for the reader of the tensors to say; `files` are none where it is there alone. `metadata` is the union over the
     files. `inputs` are all files that were read, by path: the weights, the index and the config, each as it was when it
-    was opened.
+    was opened. `alpha` is where a GGUF header says that of all modules, which no tensor does.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Checkpoint(NamedTuple):
     index_path: str | None = None
     config: dict[str, Any] | None = None
     config_path: str | None = None
+    alpha: TensorInfo | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -64,7 +66,7 @@ class Checkpoint(NamedTuple):
         """
         wanted: dict[str, list[TensorInfo]] = {}
         for name in names:
-            info = self.tensors[name]
+            info = self.alpha if self.alpha and name == self.alpha.name else self.tensors[name]
             if info.numel != 1:
                 raise LoraInspectError(
                     f"{info.file}: {name} has shape {list(info.shape)}, but a single number was expected there; "
@@ -152,7 +154,7 @@ def _open_folder(folder: str) -> Checkpoint:
 
 
 def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
-    tensors, metadata, identity = identified_header(file)
+    tensors, metadata, identity, alpha = _read(file)
     inputs = {file: identity}
     config, config_path = _config_beside(file, inputs)
     return Checkpoint(
@@ -165,7 +167,19 @@ def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
         root=root,
         config=config,
         config_path=config_path,
+        alpha=alpha,
     )
+
+
+def _read(file: str) -> tuple[dict[str, TensorInfo], dict[str, str], Identity, TensorInfo | None]:
+    """The header of a .safetensors or a GGUF file: tensors, metadata, which file it was, and the alpha of all."""
+    with InputFile(file) as source:
+        is_gguf = source.identity.bytes >= len(MAGIC) and source.read(0, len(MAGIC)) == MAGIC
+    if not is_gguf:
+        return *identified_header(file), None
+    from lora_inspect.files.gguf_header import read_gguf
+
+    return read_gguf(file)
 
 
 def _config_alone(folder: str) -> Checkpoint:

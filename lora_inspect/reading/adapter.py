@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, read_row
+from lora_inspect.reading.alpha_of_all import about_alpha_of_all, claim_alpha_of_all
 from lora_inspect.reading.claim import claim
 from lora_inspect.reading.config_alone import about_method
 from lora_inspect.reading.contribution import Contribution, Module
@@ -82,6 +83,7 @@ class Adapter(NamedTuple):
 def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Adapter:  # noqa: B008 (frozen)
     """Reads the meaning of every tensor. Problems are listed, not raised; unreadable numbers raise LoraInspectError."""
     claims = claim_shared(claim(checkpoint.tensors), checkpoint.tensors)
+    claims = claim_alpha_of_all(claims, checkpoint.alpha)
     numbers = read_numbers(checkpoint, claims)
     steps = Steps()
     configs = find_configs(checkpoint, lambda found: [c for _, c in claim_experts(claims, [found]).computed], steps)
@@ -122,6 +124,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
             *about_method(configs, bool(claims.modules)),
             *about_rules,
             *about_dora,
+            *about_alpha_of_all(checkpoint),
             *about_parts(one.counted for one in ruled),
             *about_saved(claims, configs),
             *about_experts(list(reading.contributions), configs, checkpoint.metadata, settings.expert_packing),

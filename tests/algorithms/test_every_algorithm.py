@@ -172,7 +172,7 @@ def test_a_multiplier_that_no_program_defines_is_refused(case, tmp_path):
 
 # Those beside whose tensors some program writes an alpha.
 WITH_ALPHA = {"glora", "old_glora", "loha", "lokr", "lokr_rows", "lora", "lora_bias", "lora_embedding"}
-WITH_ALPHA |= {"oft", "lycoris_boft", "tlora", "bdlora", "kasa", "lora_experts"}
+WITH_ALPHA |= {"oft", "lycoris_boft", "tlora", "bdlora", "kasa", "lora_experts", "lora_embedding_along_tokens"}
 
 
 @pytest.mark.parametrize("case", EVERY)

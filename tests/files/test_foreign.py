@@ -16,6 +16,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import gguf_files
 import numpy as np
 import pytest
 from hypothesis import given
@@ -72,7 +73,7 @@ FOREIGN = {
     **{f"pickled dict {n}": (pickle.dumps({"x.alpha": 4.0}, n), PICKLE) for n in range(6)},
     **{f"pickled OrderedDict {n}": (pickle.dumps(collections.OrderedDict(a=1), n), PICKLE) for n in range(6)},
     **{f"pickled list {n}": (pickle.dumps([1, 2], n), PICKLE) for n in range(6)},
-    "GGUF": (b"GGUF" + struct.pack("<IQQ", 3, 1, 1), ["GGUF", *OTHER]),
+    "GGUF": (gguf_files.header([gguf_files.string("general.type", "model")]), ["GGUF", *OTHER]),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(40), ["HDF5", *OTHER]),
     # ir_version 8, producer_name "pytorch"; and ir_version 10 with no more than a graph
     "ONNX": (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0", ["ONNX", *OTHER]),

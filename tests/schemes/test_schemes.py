@@ -35,7 +35,7 @@ def test_what_is_spelled_is_parsed_back_to_the_same_path_and_role(scheme, prefix
 def test_what_is_spelled_is_recognised_by_scheme_and_prefix(scheme, prefix, path):
     if scheme.name == "dotted":  # it takes what no other scheme claims
         assume(not path.startswith(("transformer.", "unet.", "lora_unet", "lora_te")))
-    name = recognise(scheme.module(path, prefix))
+    name = recognise(scheme.module(path, prefix), scheme.marks)
     assert (name.scheme, name.prefix, name.component) == (scheme.name, prefix, scheme.prefixes[prefix])
     assert name.body == scheme.module(path, "")
     assert name.key == scheme.module(path, prefix)
@@ -61,7 +61,7 @@ def test_the_same_path_twice_is_no_collision(scheme):
 @pytest.mark.parametrize("scheme", EVERY, ids=lambda scheme: scheme.name)
 def test_every_scheme_is_found_by_its_name_and_says_what_it_carries(scheme):
     assert by_name(scheme.name) is scheme
-    assert not scheme.suffixes or {"down", "up", "magnitude"} <= scheme.suffixes.keys()
+    assert not scheme.suffixes or {"down", "up"} <= scheme.suffixes.keys()
     assert ("alpha" in scheme.suffixes) == scheme.carries_alpha
     assert scheme.absent_alpha in ("one", "config")
     assert scheme.prefixes

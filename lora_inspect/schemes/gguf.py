@@ -1,0 +1,16 @@
+"""The names of llama.cpp's adapters: its name of a weight, and which factor of it the tensor is.
+
+Alpha stands in the header of the file, once for all modules. Source: `convert_lora_to_gguf.py` of llama.cpp.
+"""
+
+from lora_inspect.schemes.record import MODEL, Scheme
+
+GGUF = Scheme(
+    name="gguf",
+    prefixes={"": MODEL},
+    flat=False,
+    suffixes={"down": ".weight.lora_a", "up": ".weight.lora_b"},
+    carries_alpha=False,
+    dialect="gguf",
+    marks=(".weight.lora_a", ".weight.lora_b"),
+)
