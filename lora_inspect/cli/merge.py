@@ -134,6 +134,7 @@ def _print(record: dict[str, Any], plan: MergePlan, as_json: bool) -> None:
         if item.source != SHAPE
     }
     record["left_out"] = plan.left_out
+    record["embeddings"] = plan.embeddings
     record["order_matters"] = plan.order_matters
     if as_json:
         terminal.json_text(record)

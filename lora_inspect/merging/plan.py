@@ -20,6 +20,7 @@ from lora_inspect.merging.folded_weights import Fold
 from lora_inspect.merging.residual_bases import check_residual, residual_notes
 from lora_inspect.merging.tied_head import check_tied
 from lora_inspect.reading.adapter import Adapter, read_adapter
+from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.settings import Settings
 from lora_inspect.reading.settling import read_settled
@@ -68,6 +69,11 @@ class MergePlan:
         return len({(fold.adapter.checkpoint.path, fold.contribution.module.key) for fold in self._all()})
 
     @property
+    def embeddings(self) -> list[str]:
+        """The keys of embeddings, which change no weight."""
+        return [key for adapter, _ in self.adapters for one in adapter.embeddings for key in one.keys]
+
+    @property
     def dora_rules(self) -> set[str]:
         """The multiplier rules of the DoRA modules whose multiplier is neither 0 nor 1."""
         return {
@@ -93,8 +99,14 @@ class MergePlan:
 
     @property
     def notes(self) -> list[str]:
-        """What was said without need."""
-        of_adapters = (note for adapter, _ in self.adapters for note in adapter.notes)
+        """What was said without need, and what is not merged."""
+        of_adapters = [note for adapter, _ in self.adapters for note in adapter.notes]
+        of_adapters += [
+            f"{adapter.checkpoint.path}: {in_words(adapter.embeddings)} are not merged, as they change no weight; load "
+            "them beside the merged base."
+            for adapter, _ in self.adapters
+            if adapter.embeddings
+        ]
         return [*of_adapters, *residual_notes(self._all(), self.base), *self.transposed_notes, *self.tied]
 
     @property

@@ -113,7 +113,7 @@ def convert_to_standard(
 
     modules = _convert(adapter, targets, landed, options, progress)
     _refuse_lossy(path, modules, options)
-    passed = [renamed(adapter.checkpoint.tensors[key], key) for key in adapter.unclaimed]
+    passed = [renamed(adapter.checkpoint.tensors[key], key) for key in adapter.beside]
     own = [content for module in modules.values() for content in module.contents]
     contents = own + shared_contents(part for module in modules.values() for part in module.parts) + passed
     magnitudes = sum(module.magnitude is not None for module in modules.values())
@@ -154,7 +154,7 @@ def convert_to_standard(
         exact=account.is_exact(errors),
         relative_errors=errors,
         dropped=account.dropped(adapter, modules),
-        passed_through=adapter.unclaimed,
+        passed_through=adapter.beside,
         notes=(*adapter.notes, *repeats, *leftovers),
         orientations=matching.orientations if matching else {},
         remarks=(*account.strength(source, target), *place.orientation(has_config=embedded is not None)),

@@ -92,6 +92,7 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
         },
         "evidence": [{"about": item.about, "says": item.says, "where": item.where} for item in adapter.evidence],
         "metadata": checkpoint.metadata,
+        "embeddings": [{"token": one.token, "keys": list(one.keys)} for one in adapter.embeddings],
         "unclaimed": list(adapter.unclaimed) if info.kind == ADAPTER else [],
         "problems": [
             {"code": item.code, "severity": item.severity, "message": item.message, "keys": list(item.keys)}

@@ -11,6 +11,7 @@ from lora_inspect.reading.claim import claim
 from lora_inspect.reading.config_alone import about_method
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.dora_evidence import dora_claims, read_dora
+from lora_inspect.reading.embeddings import Embedding, claim_embeddings, in_words
 from lora_inspect.reading.evidence import DoraReading, Evidence, RsloraReading
 from lora_inspect.reading.expert_packing import about_experts, with_packing
 from lora_inspect.reading.expert_parameters import claim_experts
@@ -36,7 +37,7 @@ class Adapter(NamedTuple):
     """A file read: modules by name, readings with their evidence, problems, and the keys that nobody claims.
 
     `rslora` sums up the modules: where settled rules differ between them its value is None, and each
-    contribution has its own. `settings` are what the user settled.
+    contribution has its own. `settings` are what the user settled. `embeddings` are of tokens, and of no module.
     """
 
     checkpoint: Checkpoint
@@ -50,6 +51,12 @@ class Adapter(NamedTuple):
     unclaimed: tuple[str, ...]
     problems: tuple[Problem, ...]
     settings: Settings = Settings()
+    embeddings: tuple[Embedding, ...] = ()
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The keys beside the modules: embeddings, and what nobody claims."""
+        return (*(key for embedding in self.embeddings for key in embedding.keys), *self.unclaimed)
 
     @property
     def contributions(self) -> Iterable[Contribution]:
@@ -73,6 +80,11 @@ class Adapter(NamedTuple):
         for problem in self.problems:
             if problem.severity == ERROR:
                 raise LoraInspectError(f"{self.checkpoint.path}: {problem.message}.")
+        if not self.modules and self.embeddings:
+            raise LoraInspectError(
+                f"{self.checkpoint.path}: it holds {in_words(self.embeddings)} and no adapter: an embedding changes no "
+                "weight, so leave it as it is and load it beside the model."
+            )
         if not self.modules:
             tensors = len(self.checkpoint.tensors)
             raise LoraInspectError(
@@ -89,6 +101,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
     configs = find_configs(checkpoint, lambda found: [c for _, c in claim_experts(claims, [found]).computed], steps)
     claims = claim_experts(claims, configs)
     claims = claim_saved(claims, checkpoint.tensors, configs, steps)
+    claims, embeddings = claim_embeddings(claims, checkpoint.tensors, checkpoint.metadata)
     ruled = read_ruled(claims, numbers, configs, _counting(checkpoint, steps))
     groups = read_groups(ruled, claims, numbers, configs, checkpoint.metadata)
     settled = {voice: group.settled(settings.rslora) for voice, group in groups.items()}
@@ -111,6 +124,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         stated=[group.reading for group in groups.values()],
         rslora=rslora,
         about_magnitudes=about_magnitudes,
+        embeddings=embeddings,
     )
     about_rules = dict.fromkeys(evidence for group in settled.values() for evidence in group.evidence)
     return Adapter(
@@ -135,6 +149,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         unclaimed=claims.unclaimed,
         problems=find_problems(reading),
         settings=settings,
+        embeddings=embeddings,
     )
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.claim import Claims
 from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.embeddings import Embedding
 from lora_inspect.reading.evidence import RsloraReading
 from lora_inspect.reading.found_configs import FoundConfig
 from lora_inspect.reading.problem import Finding
@@ -17,7 +18,7 @@ class FileReading(NamedTuple):
 
     `scaled` gives the modules with their scales under any settings, `modules` are those under the file's own.
     `stated` are the scale rules as the file states them, `rslora` is what they and the settings amount to.
-    `about_magnitudes` is what was found while the evidence for DoRA was read.
+    `about_magnitudes` is what was found while the evidence for DoRA was read. `embeddings` are none of the claims.
     """
 
     checkpoint: Checkpoint
@@ -29,6 +30,7 @@ class FileReading(NamedTuple):
     stated: Sequence[RsloraReading]
     rslora: RsloraReading
     about_magnitudes: Sequence[Finding]
+    embeddings: Sequence[Embedding] = ()
 
     @property
     def contributions(self) -> Iterable[Contribution]:

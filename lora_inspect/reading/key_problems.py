@@ -1,7 +1,8 @@
-"""Keys that do not fit together: within a module, between naming schemes, and with any algorithm at all."""
+"""Keys that do not fit together, within a module and between naming schemes, and keys that are of no module."""
 
 from collections.abc import Iterable, Iterator
 
+from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.problem import Finding
 
@@ -24,6 +25,13 @@ def unclaimed_tensors(reading: FileReading) -> Iterator[Finding]:
     if keys and reading.claims.modules:
         message = f"{len(keys)} tensors belong to no known algorithm ({keys[0]}{', …' if len(keys) > 1 else ''})"
         yield Finding("unclaimed", message, tuple(keys[:5]))
+
+
+def embeddings(reading: FileReading) -> Iterator[Finding]:
+    """Embeddings of tokens, beside the modules or alone."""
+    if reading.embeddings:
+        message = f"{in_words(reading.embeddings)} change no weight: merge leaves them out, and convert passes them on"
+        yield Finding("embeddings", message, tuple(key for one in reading.embeddings for key in one.keys)[:5])
 
 
 def magnitudes(reading: FileReading) -> Iterable[Finding]:

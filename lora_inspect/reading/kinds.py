@@ -7,7 +7,7 @@ from lora_inspect.reading.scale_problems import CONTRADICTS
 ADAPTER, BASE, OTHER = "adapter", "base", "other"
 
 # What is said of modules that a base may have by chance.
-_OF_CHANCE = ("algorithm", "unclaimed", "mixed-schemes")
+_OF_CHANCE = ("algorithm", "unclaimed", "mixed-schemes", "embeddings")
 
 
 def kind_of(adapter: Adapter) -> tuple[str, Adapter]:
@@ -28,5 +28,6 @@ def kind_of(adapter: Adapter) -> tuple[str, Adapter]:
     kind = BASE if any(map(is_weight, tensors.values())) else OTHER
     if not adapter.modules:
         return kind, adapter
-    unclaimed = tuple(key for key in tensors if key not in adapter.flags)
+    known = {*adapter.flags, *(key for embedding in adapter.embeddings for key in embedding.keys)}
+    unclaimed = tuple(key for key in tensors if key not in known)
     return kind, adapter._replace(modules={}, scheme=None, unclaimed=unclaimed, problems=said)

@@ -13,7 +13,7 @@ from lora_inspect.reading.expert_packing import packing_setting
 from lora_inspect.reading.expert_parameters import lost_parameters
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.formula_settings import unknown_formulas
-from lora_inspect.reading.key_problems import magnitudes, several_schemes, unclaimed_tensors, unfit_tensors
+from lora_inspect.reading.key_problems import embeddings, magnitudes, several_schemes, unclaimed_tensors, unfit_tensors
 from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Finding, Problem
 from lora_inspect.reading.residual_base import residual_bases, residual_setting
 from lora_inspect.reading.saved_tensors import missing_saved
@@ -60,6 +60,7 @@ PROBLEMS = (
     Entry("formula-unknown", ERROR, (unknown_formulas,)),
     Entry("mixed-schemes", WARNING, (several_schemes,)),
     Entry("unclaimed", WARNING, (unclaimed_tensors,)),
+    Entry("embeddings", NOTE, (embeddings,)),
     Entry("rslora-hint", NOTE, (rslora_hint,)),
     Entry("expert-hint", NOTE, (packing_hint,)),
     Entry("trained-scale", NOTE, (dylora_scale,)),

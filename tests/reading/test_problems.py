@@ -54,6 +54,7 @@ TOYS = {
     "formula-unknown": {"tensors": {"base_model.model.a.oft_R.weight": ("F32", (2, 3), 1)}},
     "mixed-schemes": {"tensors": {**loras(1), **lora("transformer.blocks.1.q")}},
     "unclaimed": {"tensors": {**loras(1), "odd.tensor": ("F32", (1,), 1)}},
+    "embeddings": {"tensors": {**loras(1), "bundle_emb.<own>.clip_l": ("F32", (2, IN), 1)}},
     "rslora-hint": {"tensors": loras(alpha=4.0)},
     "expert-hint": {
         "tensors": {

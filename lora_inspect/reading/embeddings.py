@@ -1,0 +1,67 @@
+"""Textual inversion: vectors that stand for a token in a prompt, in a file of their own or bundled with an adapter.
+
+They are put behind the text encoder's vocabulary when a prompt has the token, so that no weight of the model is theirs
+to change. Sources of the names: the bundles of OneTrainer and LyCORIS, `save_safeloras_with_embeds` of cloneofsimo's
+lora, textual inversion of sd-scripts, A1111 and diffusers.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.listing import some
+from lora_inspect.reading.claim import Claims
+
+# `bundle_emb.TOKEN.` and the text encoder, or what a file of textual inversion calls its tensor.
+_BUNDLE = "bundle_emb."
+_NAMES_WITH_DOTS = (".string_to_param.*", ".string_to_token.*")
+# cloneofsimo's metadata of a token.
+_EMBED = "<embed>"
+# The text encoders in files of one token, which is what the file is called, and the names from before there were two.
+_ENCODERS = ("clip_l", "clip_g", "clip_h", "t5", "t5xxl", "llama")
+_OF_ONE_TOKEN = frozenset(
+    (
+        "emb_params", "string_to_param.*", "text_encoders_0", "text_encoders_1",
+        *_ENCODERS, *(f"{encoder}_out" for encoder in _ENCODERS),
+    )
+)  # fmt: skip
+
+
+class Embedding(NamedTuple):
+    """The vectors of one `token`, which is empty where the file does not say it, by the keys of its tensors."""
+
+    token: str
+    keys: tuple[str, ...]
+
+
+def claim_embeddings(
+    claims: Claims, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
+) -> tuple[Claims, tuple[Embedding, ...]]:
+    """The claims without the tensors that are embeddings, and these by their tokens."""
+    found: dict[str, list[str]] = {}
+    for key in claims.unclaimed:
+        token = _token_of(key, metadata)
+        if token is not None and 1 <= len(tensors[key].shape) <= 2:
+            found.setdefault(token, []).append(key)
+    if not found:
+        return claims, ()
+    taken = {key for keys in found.values() for key in keys}
+    unclaimed = tuple(key for key in claims.unclaimed if key not in taken)
+    return claims._replace(unclaimed=unclaimed), tuple(Embedding(token, tuple(keys)) for token, keys in found.items())
+
+
+def _token_of(key: str, metadata: Mapping[str, str]) -> str | None:
+    """The token that a key is of; empty where its name says none, and None where it is no embedding's."""
+    if key.startswith(_BUNDLE):
+        name = next((name for name in _NAMES_WITH_DOTS if key.endswith(name)), "")
+        token = key[len(_BUNDLE) : -len(name)] if name else key[len(_BUNDLE) :].rpartition(".")[0]
+        return token or None
+    if metadata.get(key) == _EMBED or (key[:1] == "<" and key[-1:] == ">" and len(key) > 2):
+        return key
+    return "" if key in _OF_ONE_TOKEN else None
+
+
+def in_words(embeddings: Sequence[Embedding]) -> str:
+    """The embeddings as a sentence names them, by their tokens or by their keys."""
+    names = [embedding.token for embedding in embeddings if embedding.token] or embeddings[0].keys
+    return f"textual-inversion embeddings ({some(names, 5)})"
