@@ -17,8 +17,9 @@ from lora_inspect.cli.shared_options import (
     writing_options,
 )
 from lora_inspect.cli.summaries import VERBS
+from lora_inspect.converting.asked_layout import LAYOUTS
+from lora_inspect.converting.asked_scheme import written
 from lora_inspect.converting.expert_layouts import EXPERT_LAYOUTS, SINGLE_EXPERTS
-from lora_inspect.converting.relayout import LAYOUTS
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.listing import listed, some
 from lora_inspect.matching.orientation import SHAPE, in_words
@@ -76,6 +77,18 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
     help="Arrange and name the modules as the model's original repository or diffusers has them, only fuse or split "
     "layers as Phi-3 does, or put the experts of a mixture in one module or take them apart (with --base).",
 )
+@click.option(
+    "--to",
+    "scheme",
+    type=click.Choice(written()),
+    help="Spell everything as the programs that load such files do, in the layout that they have of the model.",
+)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="COMPONENT",
+    help="Write this component of the adapter alone: model, text_encoder, …; may be repeated.",
+)
 @transposed_option("--base stores")
 @reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -92,6 +105,8 @@ def convert(
     drop_magnitude: bool,
     allow_growth: bool,
     layout: str | None,
+    scheme: str | None,
+    only: tuple[str, ...],
     transposed: Answers,
     rslora: str | None,
     alpha: float | None,
@@ -105,6 +120,8 @@ def convert(
     is_approximated = base is not None and layout != SINGLE_EXPERTS
     if is_approximated == (rank is None and max_error is None) or None not in (rank, max_error):
         raise click.UsageError("--base takes exactly one of --rank and --max-error.")
+    if scheme and layout:
+        raise click.UsageError("--to has its own layouts; leave --layout out.")
     if transposed and base is None:
         raise click.UsageError("--transposed speaks of the weights of --base.")
     adapter, own = parse_without_strength(adapter, "convert")
@@ -118,6 +135,8 @@ def convert(
         allow_growth=allow_growth,
         transposed=transposed,
         layout=layout,
+        scheme=scheme,
+        only=only,
         settings=own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing), adapter),
     )
     length = len(claim(open_checkpoint(adapter).tensors).modules) if is_approximated else 0

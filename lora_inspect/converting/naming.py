@@ -26,7 +26,7 @@ def carrier_of(module: Module) -> str:
     scheme = schemes.by_name(module.name.scheme)
     if scheme.absent_alpha == "config":
         return CONFIG
-    return ALPHA if scheme.carries_alpha and (scheme.flat or module.alpha) else FACTORS
+    return ALPHA if scheme.carries_alpha and (scheme.flat or module.alpha or module.respelled) else FACTORS
 
 
 def alpha_key(module: Module) -> str:
@@ -43,11 +43,12 @@ def factor_key(module: Module, origin: Contribution, role: Role) -> str:
         return module.name.key + schemes.by_name(module.name.scheme).suffixes[role]
     source = origin.factors[role].name
     parsed = parse_key(source)
-    if module.name == origin.module:
+    if module.name == origin.module and not module.respelled:
         return source if parsed is None or source.endswith(parsed.suffix) else parsed.module + parsed.suffix
     tail = parsed.suffix if parsed else source.removeprefix(origin.module.key)
     dialect = origin.algorithm.dialects.get(schemes.by_name(module.name.scheme).dialect, {})
-    if module.name.scheme != origin.module.scheme or tail not in origin.algorithm.suffixes:
+    is_other = module.respelled or module.name.scheme != origin.module.scheme
+    if is_other or tail not in origin.algorithm.suffixes:
         tail = dialect.get(role, tail)
     return module.name.key + tail
 

@@ -5,31 +5,19 @@ base of the other.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from lora_inspect import schemes
-from lora_inspect.architectures.correspondence import Correspondence, Link
+from lora_inspect.architectures.correspondence import Link
 from lora_inspect.architectures.detection import Detection
-from lora_inspect.architectures.patterns import pattern_of, patterns_of
-from lora_inspect.architectures.record import Architecture, Layout
 from lora_inspect.architectures.rows import Runs
+from lora_inspect.converting.target_layouts import TargetLayout
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.listing import listed
 from lora_inspect.matching.orientation import Covered, covered_shape
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base_names import EXPERTS
 from lora_inspect.reading.contribution import Module
-from lora_inspect.reading.identify import adapter_candidates, certain_correspondence, described
-from lora_inspect.reading.paths import with_paths
-from lora_inspect.schemes.comfyui import COMFYUI
-from lora_inspect.schemes.diffusers import DIFFUSERS
+from lora_inspect.reading.paths import MODELS, with_paths
 from lora_inspect.schemes.record import MODEL, ModuleName
-
-# Layouts that have names of their own, and what modules are in a family that only fuses some of them.
-NAMED = (ORIGINAL, OF_DIFFUSERS) = ("original", "diffusers")
-ARRANGED = (FUSED, SPLIT) = ("fused", "split")
-LAYOUTS = (*NAMED, *ARRANGED)
 
 
 class Source(NamedTuple):
@@ -70,59 +58,41 @@ class Destination(NamedTuple):
     experts: OneLayer | ManyLayers | None = None
 
 
-def destinations(adapter: Adapter, layout: str | None) -> tuple[Destination, ...]:
-    """The modules of the output in the layout called `layout`; without any as they are in the input.
+class Target(NamedTuple):
+    """Where the modules of an adapter go: into `layout`, which `family` has.
 
-    Raises LoraInspectError where the family is unknown, or relates no layouts, and for a module without a counterpart.
+    `rename` gives a module of the model the name of that at a path of the layout, and `rename_encoder` one of a text
+    encoder its own; `respells` says that the suffixes are to be those of the names too. `title` names the target in
+    sentences, and `way_out` says what else the user can ask for.
     """
-    if layout is None:
+
+    family: str
+    title: str
+    layout: TargetLayout
+    respells: bool
+    rename: Callable[[Module, str], ModuleName]
+    rename_encoder: Callable[[Module], ModuleName]
+    way_out: str
+
+
+def destinations(
+    adapter: Adapter, target: Target | None, families: Sequence[Detection] = ()
+) -> tuple[Destination, ...]:
+    """The modules of the output that goes to the `target`; without any as they are in the input.
+
+    Raises LoraInspectError for a module without a counterpart, and where two have one name.
+    """
+    if target is None:
         return tuple(Destination(module, (Source(module),)) for module in adapter.modules.values())
-    families = adapter_candidates(adapter)
-    target = _target(adapter, families, layout)
     named = with_paths(adapter, families)
     moved: dict[tuple[str, str], list[_Moved]] = defaultdict(list)
     for module in named.modules.values():
         for one in _moves(module, target, adapter):
             name, path = one.module.name, one.module.path
             moved[name.component, path if name.component == MODEL and path else name.key].append(one)
-    return tuple(_joined(found, adapter) for found in moved.values())
-
-
-class _Target(NamedTuple):
-    """The layout that is asked for: `paths` are the patterns of its modules where it has names of its own.
-
-    `possible` are the correspondences of all families that the file may be of.
-    """
-
-    family: Architecture
-    name: str
-    layout: Layout | None
-    correspondence: Correspondence
-    possible: tuple[Correspondence, ...]
-    paths: frozenset[str] = frozenset()
-
-    def links(self, path: str) -> list[Link]:
-        """What leads from the module at `path` into the layout."""
-        return self._links(self.correspondence, path)
-
-    def has(self, path: str) -> bool:
-        """Whether the layout has a module at `path`.
-
-        One without names of its own has what is there, but for what is fused or split in a family that it may be of.
-        """
-        if self.layout is None:
-            return not any(self._links(one, path) for one in self.possible)
-        return pattern_of(path, ".") in self.paths
-
-    def _links(self, correspondence: Correspondence, path: str) -> list[Link]:
-        links = correspondence.links(path)
-        if self.layout is None:
-            return [
-                link
-                for link in links
-                if link.relation.arrangement is not None and link.is_whole == (self.name == FUSED)
-            ]
-        return [link for link in links if self.has(link.path)]
+    found = tuple(_joined(together, target, adapter) for together in moved.values())
+    _check_names(found, adapter)
+    return found
 
 
 class _Moved(NamedTuple):
@@ -133,76 +103,47 @@ class _Moved(NamedTuple):
     link: Link | None
 
 
-def _target(adapter: Adapter, families: Sequence[Detection], layout: str) -> _Target:
-    file = adapter.checkpoint.path
-    if not families:
-        raise LoraInspectError(
-            f"{file}: the names and shapes of its modules are of no model family that is known here, so --layout has "
-            "nothing to go by; leave it out."
-        )
-    correspondence = certain_correspondence(families)
-    family = families[0].architecture
-    named = {one.name: one for one in family.layouts if one.name in NAMED}
-    choices: Sequence[str] = list(named) if len(named) > 1 else ARRANGED
-    if not correspondence.relations:
-        raise LoraInspectError(
-            f"{file}: it is of {described(families)}, of which no other layout is known here; leave --layout out."
-        )
-    if layout not in choices:
-        raise LoraInspectError(
-            f"{file}: it is of {described(families)}, whose layouts are {listed(choices, 'and')}; choose one of them."
-        )
-    found = named.get(layout)
-    possible = tuple(one.architecture.correspondence for one in families)
-    paths = patterns_of(found.paths, ".") if found else frozenset[str]()
-    return _Target(family, layout, found, correspondence, possible, paths)
-
-
-def _moves(module: Module, target: _Target, adapter: Adapter) -> Iterator[_Moved]:
-    """Where a module goes: into one or into several of the target layout, or nowhere."""
-    if module.name.component in EXPERTS and target.name == ORIGINAL:
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: {module.name.key} is of a second expert, which the names of the "
-            f"{target.name} layout do not tell from the first; write its modules to a file of their own, named "
-            "as those of the first."
-        )
-    if module.name.component != MODEL:
-        yield _Moved(module, module, None)
+def _moves(module: Module, target: Target, adapter: Adapter) -> Iterator[_Moved]:
+    """Where a module goes: into one or into several of the target's, or nowhere."""
+    if module.name.component not in MODELS:
+        yield _Moved(module._replace(name=target.rename_encoder(module), respelled=target.respells), module, None)
         return
-    if module.path is None:
+    path = module.path
+    if path is None:
         raise LoraInspectError(
-            f"{adapter.checkpoint.path}: {module.name.key} is no module of {target.family.title}, so what it is in "
-            f"the {target.name} layout is unknown; leave --layout out."
+            f"{adapter.checkpoint.path}: {module.name.key} is no module of {target.family}, so what it is in "
+            f"{target.title} is unknown; {target.way_out}."
         )
-    links = target.links(module.path)
-    if not links and not target.has(module.path):
+    links = target.layout.links(path)
+    if not links and not target.layout.has(path):
         raise LoraInspectError(
-            f"{adapter.checkpoint.path}: {module.path} of {target.family.title} has no counterpart in the "
-            f"{target.name} layout that is known here; leave --layout out."
+            f"{adapter.checkpoint.path}: {path} of {target.family} has no counterpart in {target.title} that is known "
+            f"here; {target.way_out}."
         )
     for link in links:
         yield _Moved(_renamed(module, link.path, target), module, None if link.relation.arrangement is None else link)
     if not links:
-        yield _Moved(_renamed(module, module.path, target), module, None)
+        yield _Moved(_renamed(module, path, target), module, None)
 
 
-def _renamed(module: Module, path: str, target: _Target) -> Module:
-    """The module under the name that the readers of its scheme have for `path` in the target layout."""
-    name = module.name
-    scheme, prefix = schemes.by_name(name.scheme), name.prefix
-    if target.layout is None:
-        return module._replace(name=name._replace(body=scheme.module(path, "")), path=path)
-    if scheme.flat and prefix.rstrip("_") in {layout.kohya_prefix.rstrip("_") for layout in target.family.layouts}:
-        prefix = target.layout.kohya_prefix
-    elif scheme in (COMFYUI, DIFFUSERS) or not scheme.suffixes:
-        # ComfyUI's generic names are those of its own model, which has the original layout.
-        scheme = DIFFUSERS if target.layout.name == OF_DIFFUSERS else COMFYUI
-        prefix = f"{target.family.pipeline_name}." if scheme is DIFFUSERS else "diffusion_model."
-    body = scheme.module(path, "")
-    return module._replace(name=ModuleName(scheme.name, name.component, prefix, body, scheme.flat), path=path)
+def _renamed(module: Module, path: str, target: Target) -> Module:
+    return module._replace(name=target.rename(module, path), path=path, respelled=target.respells)
 
 
-def _joined(moved: Sequence[_Moved], adapter: Adapter) -> Destination:
+def _check_names(found: Sequence[Destination], adapter: Adapter) -> None:
+    """Raises LoraInspectError where two modules of the output have one name."""
+    sources: dict[str, Module] = {}
+    for destination in found:
+        own = destination.sources[0].module
+        other = sources.setdefault(destination.module.name.key, own)
+        if other is not own:
+            raise LoraInspectError(
+                f"{adapter.checkpoint.path}: {other.name.key} and {own.name.key} would both be called "
+                f"{destination.module.name.key}; write one of them to a file of its own first."
+            )
+
+
+def _joined(moved: Sequence[_Moved], target: Target, adapter: Adapter) -> Destination:
     """One module of the output from all that goes into it."""
     first, *others = moved
     links = [one.link for one in moved if one.link]
@@ -211,7 +152,7 @@ def _joined(moved: Sequence[_Moved], adapter: Adapter) -> Destination:
     if others and (len(parts) < len(moved) or len(names) > 1):
         raise LoraInspectError(
             f"{adapter.checkpoint.path}: {first.source.name.key} and {others[0].source.name.key} are both of "
-            f"{first.module.path} in the layout that is asked for; write one of them to a file of its own first."
+            f"{first.module.path} in {target.title}; write one of them to a file of its own first."
         )
     if not links:
         return Destination(first.module, (Source(first.source),))
@@ -222,7 +163,7 @@ def _joined(moved: Sequence[_Moved], adapter: Adapter) -> Destination:
         shapes = " and ".join(f"{one.source.name.key} {list(covered_shape(one.source))}" for one in moved)
         raise LoraInspectError(
             f"{adapter.checkpoint.path}: the (out, in) of {shapes} do not tell which rows of {first.module.path} they "
-            "are; leave --layout out, or add the modules beside them."
+            f"are; {target.way_out}, or add the modules beside them."
         )
     sources = tuple(Source(one.source, found) for one, found in zip(moved, runs, strict=True))
     alpha = next((one.source.alpha for one in moved if one.source.alpha), None)

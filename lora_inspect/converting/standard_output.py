@@ -25,6 +25,7 @@ from lora_inspect.files.outputs import check_output, check_replaceable, new_fold
 from lora_inspect.reading import peft_config
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.folded_scales import FoldedScales, folded_record
+from lora_inspect.schemes.diffusers import DIFFUSERS
 
 if TYPE_CHECKING:
     from lora_inspect.converting.spelling import SpelledModule
@@ -35,13 +36,21 @@ _WEIGHTS = f"{PEFT_WEIGHTS}.safetensors"
 class StandardOutput:
     """The output of one adapter where the user `named` it, and what goes with its tensors.
 
-    `path` is where it stands, `scheme` that of most of its names.
+    `path` is where it stands, `scheme` that of most of its names, and `asked` the one that was asked for.
 
     Raises LoraInspectError where the adapter needs both a file and a folder, and where the name is for the other one.
     """
 
-    def __init__(self, adapter: Adapter, modules: Sequence[Destination], named: str, inputs: Collection[str]) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        modules: Sequence[Destination],
+        named: str,
+        inputs: Collection[str],
+        asked: str | None = None,
+    ) -> None:
         self._adapter = adapter
+        self._asked = asked
         self._modules = modules
         self._carriers = {carrier_of(destination.module) for destination in modules}
         self._is_folder = CONFIG in self._carriers
@@ -82,11 +91,13 @@ class StandardOutput:
 
     def embedded(self, modules: "Mapping[str, SpelledModule]") -> str | None:
         """The configs that the metadata holds for diffusers, true of the modules; None where there are none to hold."""
-        configs = peft_config.embedded_configs(self._adapter.checkpoint.metadata)
+        configs: Mapping[str, Mapping[str, object]] = peft_config.embedded_configs(self._adapter.checkpoint.metadata)
         components: dict[str, dict[str, SpelledModule]] = defaultdict(dict)
         for module in modules.values():
             name = module.module.name
             components[name.prefix][name.body] = module
+        if self._asked == DIFFUSERS.name:
+            configs = {prefix: configs.get(prefix, BARE) for prefix in components}
         # diffusers takes no rank from the tensors of a component as soon as another one has a config.
         if self._carriers != {FACTORS} or not configs or not components.keys() <= configs.keys():
             return None

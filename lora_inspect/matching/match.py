@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.expert_landing import Turns, turned
 from lora_inspect.matching.homes import Home, find_homes
@@ -15,6 +14,7 @@ from lora_inspect.matching.place import Placed
 from lora_inspect.matching.target_weight import check_place
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.coded_weights import BaseCodecs
+from lora_inspect.reading.components import chosen
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.identify import adapter_candidates, base_candidates, common_correspondence, common_families
 
@@ -45,7 +45,7 @@ def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transp
     LoraInspectError where a module fits two of the base or a tensor of another shape or kind, where it cannot be exact
     in the base's layout, or where an orientation stays open.
     """
-    modules, left_out = _chosen(adapter, only)
+    modules, left_out = chosen(adapter, only)
     families = common_families(adapter_candidates(adapter), base_candidates(base))
     homes = find_homes(adapter, base, modules, common_correspondence(families))
     layers = [layer for home in homes.complete for layer in layers_of(home, base)]
@@ -74,15 +74,3 @@ def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transp
             check_place(placed, adapter, base, base_codecs)
             targets[place.target.name].append(placed)
     return Matching(dict(targets), homes.homeless, homes.partial, left_out, tuple(absent), orientations, homes.lacking)
-
-
-def _chosen(adapter: Adapter, only: Collection[str]) -> tuple[list[Module], tuple[Module, ...]]:
-    """The modules of the components that are asked for, and the others."""
-    modules = list(adapter.modules.values())
-    if not only:
-        return modules, ()
-    chosen = [module for module in modules if module.name.component in only]
-    if not chosen:
-        present = ", ".join(sorted({module.name.component for module in modules}))
-        raise LoraInspectError(f"{adapter.checkpoint.path}: it has no component {' or '.join(only)}; it has {present}.")
-    return chosen, tuple(module for module in modules if module.name.component not in only)

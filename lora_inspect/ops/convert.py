@@ -5,59 +5,36 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.converting import account
-from lora_inspect.converting.expert_layouts import (
-    ALL_EXPERTS,
-    SINGLE_EXPERTS,
-    with_all_experts,
-    with_single_experts,
-)
+from lora_inspect.converting.expert_layouts import SINGLE_EXPERTS
 from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.landed import Landed, find_landed
 from lora_inspect.converting.naming import carrier_of
-from lora_inspect.converting.relayout import Destination, destinations
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.converting.relayout import Destination
 from lora_inspect.converting.standard_output import StandardOutput
+from lora_inspect.converting.targets import targets, with_magnitudes
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.contents import renamed
 from lora_inspect.files.hashes import sshs_hashes
 from lora_inspect.files.partial import remove_leftovers
-from lora_inspect.matching.match import Matching, match
+from lora_inspect.matching.match import match
 from lora_inspect.matching.orientation import Orientation, check_answers
-from lora_inspect.matching.orientation_answers import Answers
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter, read_adapter
+from lora_inspect.reading.components import chosen
+from lora_inspect.reading.contribution import Module
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.metadata import HASHES, describe_file, standard_metadata
-from lora_inspect.reading.settings import Settings
 
 if TYPE_CHECKING:
     from lora_inspect.converting.part import Part
     from lora_inspect.converting.spelling import SpelledModule
 
+__all__ = ["ConvertOptions", "ConvertResult", "convert_to_standard"]
+
 _LOSSY = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class ConvertOptions:
-    """What the user may choose. For DoRA one of `keep_dora`, `drop_magnitude` or `base` must be given.
-
-    With `base`, `rank` or `max_error` says how the true weight change is approximated; `lossy` accepts modules
-    whose relative error is above 5%, `allow_growth` an output that is large and over 16 times its input.
-    `transposed` says by globs how the base stores those square weights that the evidence leaves open. `layout` is that
-    of the output's modules, None for the adapter's own.
-    """
-
-    keep_dora: bool = False
-    drop_magnitude: bool = False
-    base: str | None = None
-    rank: int | None = None
-    max_error: float | None = None
-    lossy: bool = False
-    allow_growth: bool = False
-    transposed: Answers = field(default_factory=dict)
-    layout: str | None = None
-    settings: Settings = field(default_factory=Settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +73,15 @@ def convert_to_standard(
     """
     adapter = read_adapter(open_checkpoint(path), options.settings)
     adapter.refuse()
+    modules_asked, left_out = chosen(adapter, options.only)
+    adapter = adapter._replace(modules={module.name.key: module for module in modules_asked})
     _refuse_residual(adapter)
+    options = with_magnitudes(adapter, options)
     base = _open_base(adapter, options)
     inputs = adapter.checkpoint.inputs | (base.inputs if base else {})
     matching = match(adapter, base, transposed=options.transposed) if base else None
-    targets = _targets(adapter, base, matching, options)
-    place = StandardOutput(adapter, targets, output, inputs)
+    destinations = targets(adapter, base, matching, options)
+    place = StandardOutput(adapter, destinations, output, inputs, options.scheme)
     leftovers = remove_leftovers(place.path)
     place.check(inputs, force)
     if options.keep_dora:
@@ -111,7 +91,7 @@ def convert_to_standard(
     load_torch()
     from lora_inspect.converting.shared_contents import shared_contents
 
-    modules = _convert(adapter, targets, landed, options, progress)
+    modules = _convert(adapter, destinations, landed, options, progress)
     _refuse_lossy(path, modules, options)
     passed = [renamed(adapter.checkpoint.tensors[key], key) for key in adapter.beside]
     own = [content for module in modules.values() for content in module.contents]
@@ -153,7 +133,7 @@ def convert_to_standard(
         modules=len(modules),
         exact=account.is_exact(errors),
         relative_errors=errors,
-        dropped=account.dropped(adapter, modules),
+        dropped=(*account.dropped(adapter, modules), *_keys(left_out)),
         passed_through=adapter.beside,
         notes=(*adapter.notes, *repeats, *leftovers),
         orientations=matching.orientations if matching else {},
@@ -161,15 +141,9 @@ def convert_to_standard(
     )
 
 
-def _targets(
-    adapter: Adapter, base: Checkpoint | None, matching: Matching | None, options: ConvertOptions
-) -> tuple[Destination, ...]:
-    """The modules of the output; raises LoraInspectError where the layout that is asked for has none."""
-    if options.layout == SINGLE_EXPERTS:
-        return with_single_experts(adapter, base, matching)
-    if options.layout == ALL_EXPERTS:
-        return with_all_experts(adapter)
-    return destinations(adapter, options.layout)
+def _keys(left_out: Sequence[Module]) -> list[str]:
+    """The tensors of components that were not asked for."""
+    return [info.name for module in left_out for info in module.tensors]
 
 
 def _refuse_residual(adapter: Adapter) -> None:

@@ -138,7 +138,8 @@ class Module(NamedTuple):
     """One adapted layer: its contributions in the order in which they are folded, and the tensors that they share.
 
     Those of the weight come first, and of these what is added to it. `path` is the layer's dotted path, None where
-    that is not known.
+    that is not known. `respelled` says that its keys are to be in every respect as its scheme has them, whatever they
+    were: the suffixes, and an alpha where readers look for one.
     """
 
     name: ModuleName
@@ -146,6 +147,7 @@ class Module(NamedTuple):
     alpha: TensorInfo | None = None
     rslora_flag: TensorInfo | None = None
     path: str | None = None
+    respelled: bool = False
 
     @property
     def changes(self) -> list[Contribution]:

@@ -1,6 +1,6 @@
 """The architecture of an adapter and of a base, by the names and widths of their modules."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import product
 
@@ -26,15 +26,19 @@ _MODELS = (MODEL, "model_2")
 
 def adapter_candidates(adapter: Adapter) -> tuple[Detection, ...]:
     """Every family that an adapter may be of, by its model's modules and by the text encoders that it adapts."""
-    modules: list[tuple[str, int | None, int | None]] = []
-    others: dict[str, list[tuple[str, int | None, int | None]]] = {}
-    for module in filter(_is_layer, adapter.modules.values()):
-        of_component = modules if module.name.component in _MODELS else others.setdefault(module.name.component, [])
-        of_component.append((module.name.body, *_features(module)))
-    encoders: dict[TextEncoder, None] = {}
-    for of_component in others.values():
-        encoders.update(dict.fromkeys(found_in(of_component)))
+    layers = filter(_is_layer, adapter.modules.values())
+    modules = [(module.name.body, *_features(module)) for module in layers if module.name.component in _MODELS]
+    encoders = {encoder: None for shown in text_encoders(adapter).values() for encoder in shown}
     return candidates(modules, adapter.checkpoint.metadata, encoders=encoders)
+
+
+def text_encoders(adapter: Adapter) -> dict[str, tuple[TextEncoder, ...]]:
+    """What the modules of each component show of the text encoder that it is."""
+    others: dict[str, list[tuple[str, int | None, int | None]]] = defaultdict(list)
+    for module in filter(_is_layer, adapter.modules.values()):
+        if module.name.component not in _MODELS:
+            others[module.name.component].append((module.name.body, *_features(module)))
+    return {component: found_in(modules) for component, modules in others.items()}
 
 
 def base_candidates(checkpoint: Checkpoint) -> tuple[Detection, ...]:

@@ -15,7 +15,8 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import EXPERTS
 from lora_inspect.schemes.record import MODEL, ModuleName
 
-_MODELS = (MODEL, *EXPERTS)
+# The model of a pipeline, and its second expert.
+MODELS = (MODEL, *EXPERTS)
 
 # The paths of a layout by the patterns of their underscored spellings, each after its own.
 Table = Mapping[str, Sequence[tuple[str, str]]]
@@ -36,7 +37,7 @@ def path_of(name: ModuleName, *groups: Iterable[Table]) -> str | None:
     if not name.flat:
         return name.body
     pattern = pattern_of(name.body, "_")
-    for group in groups if name.component in _MODELS else ([table_of(ENCODER_PATHS)],):
+    for group in groups if name.component in MODELS else ([table_of(ENCODER_PATHS)],):
         templates = {template for table in group for template in table.get(pattern, ())}
         spelled = (fill(flat, path, name.body) for flat, path in templates)
         if found := {path for path in spelled if path}:

@@ -1,6 +1,41 @@
 """ComfyUI's generic names: `diffusion_model.` and the model's own dotted path. Its loader honours alpha there."""
 
+from lora_inspect.architectures.record import Architecture
+from lora_inspect.architectures.text_encoders import (
+    CLIP_L,
+    GEMMA2_2B,
+    LLAMA_8B,
+    OPENCLIP_BIGG,
+    OPENCLIP_H,
+    PILE_T5_XL,
+    QWEN3_06B,
+    QWEN3_4B,
+    QWEN25_VL_7B,
+    T5_XXL,
+)
 from lora_inspect.schemes.record import MODEL, Scheme
+from lora_inspect.schemes.writing import Writing, first_of
+
+# What ComfyUI calls the text encoders, of which Wan has another T5 than the others.
+_ENCODERS = {
+    CLIP_L: "clip_l",
+    GEMMA2_2B: "gemma2_2b",
+    LLAMA_8B: "llama",
+    OPENCLIP_BIGG: "clip_g",
+    OPENCLIP_H: "clip_h",
+    PILE_T5_XL: "pile_t5xl",
+    QWEN25_VL_7B: "qwen25_7b",
+    QWEN3_06B: "qwen3_06b",
+    QWEN3_4B: "qwen3_4b",
+    T5_XXL: "t5xxl",
+}
+_OF_WAN = {T5_XXL: "umt5xxl"}
+
+
+def _encoders(family: Architecture) -> tuple[str, ...]:
+    names = {**_ENCODERS, **(_OF_WAN if family.name == "wan" else {})}
+    return tuple(f"text_encoders.{names[one]}.transformer." if one in names else "" for one in family.text_encoders)
+
 
 COMFYUI = Scheme(
     name="comfyui",
@@ -19,4 +54,12 @@ COMFYUI = Scheme(
         "magnitude": ".dora_scale",
     },
     carries_alpha=True,
+    writing=Writing(
+        title="ComfyUI",
+        layout=lambda family: first_of(family, "comfyui", "original", "diffusers"),
+        prefix="diffusion_model.",
+        encoders=_encoders,
+        dialects=("kohya", "lycoris", "comfyui"),
+        extras=True,
+    ),
 )

@@ -1,6 +1,14 @@
 """diffusers' `save_lora_weights`: the pipeline's component and the dotted path. Its loaders have no use for alpha."""
 
+from lora_inspect.architectures.record import Architecture
 from lora_inspect.schemes.record import MODEL, Scheme
+from lora_inspect.schemes.writing import EXACT, Writing, first_of
+
+
+def _encoders(family: Architecture) -> tuple[str, ...]:
+    numbers = range(1, len(family.text_encoders) + 1)
+    return tuple("text_encoder." if number == 1 else f"text_encoder_{number}." for number in numbers)
+
 
 # Before 0.20 the attention processors of a UNet held the factors, so that a suffix hides which layer they are of.
 _PROCESSORS = {
@@ -29,4 +37,13 @@ DIFFUSERS = Scheme(
     carries_alpha=False,
     dialect="peft",
     hiding=_PROCESSORS,
+    writing=Writing(
+        title="diffusers",
+        layout=lambda family: first_of(family, "diffusers"),
+        prefix="{pipeline}.",
+        encoders=_encoders,
+        dialects=("peft",),
+        algorithms=frozenset(("lora", "lora_bias")),
+        magnitudes=EXACT,
+    ),
 )

@@ -1,6 +1,19 @@
 """The underscored names of sd-scripts and musubi-tuner, which most programs of the field read."""
 
 from lora_inspect.schemes.record import MODEL, Scheme
+from lora_inspect.schemes.writing import Writing, of_trainers
+
+# What sd-scripts puts before the text encoders of the families that it trains, in the order that the families have
+# them in. It numbers FLUX's T5 as SD3's, as ComfyUI does.
+_ENCODERS = {
+    "sd15": ("lora_te_",),
+    "sd2": ("lora_te_",),
+    "sdxl": ("lora_te1_", "lora_te2_"),
+    "sd3": ("lora_te1_", "lora_te2_", "lora_te3_"),
+    "flux": ("lora_te1_", "lora_te3_"),
+    "lumina2": ("lora_te_",),
+    "anima": ("lora_te_",),
+}
 
 KOHYA = Scheme(
     name="kohya",
@@ -25,6 +38,13 @@ KOHYA = Scheme(
         "magnitude": ".dora_scale",
     },
     carries_alpha=True,
+    writing=Writing(
+        title="programs that read kohya's names",
+        layout=of_trainers,
+        prefix="lora_unet_",
+        encoders=lambda family: _ENCODERS.get(family.name, ()),
+        dialects=("kohya", "lycoris", "comfyui"),
+    ),
 )
 
 # sd-scripts numbers the text encoders of models that have several.

@@ -2,6 +2,7 @@
 
 from lora_inspect.schemes.kohya import KOHYA
 from lora_inspect.schemes.record import MODEL, Scheme
+from lora_inspect.schemes.writing import Writing, of_diffusers_or_own
 
 LYCORIS = Scheme(
     name="lycoris",
@@ -9,4 +10,9 @@ LYCORIS = Scheme(
     flat=True,
     suffixes=KOHYA.suffixes,
     carries_alpha=True,
+    writing=Writing(
+        title="LyCORIS's wrapper",
+        layout=of_diffusers_or_own,
+        prefix="lycoris_",
+    ),
 )

@@ -1,6 +1,7 @@
 """The names of PEFT's `adapter_model.safetensors`; alpha and the scale rule stand in `adapter_config.json`."""
 
 from lora_inspect.schemes.record import MODEL, Scheme
+from lora_inspect.schemes.writing import EXACT, Writing, of_diffusers_or_own
 
 PEFT = Scheme(
     name="peft",
@@ -14,4 +15,12 @@ PEFT = Scheme(
     carries_alpha=False,
     absent_alpha="config",
     dialect="peft",
+    writing=Writing(
+        title="PEFT",
+        layout=of_diffusers_or_own,
+        prefix="base_model.model.",
+        dialects=("peft",),
+        magnitudes=EXACT,
+        extras=True,
+    ),
 )

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.schemes.writing import Writing
 
 MODEL = "model"
 # No suffix is longer: a key may have as many letters as a file has room for.
@@ -40,6 +41,7 @@ class Scheme(NamedTuple):
 
     `marks` are suffixes of which only modules of this scheme have one, where others have its prefixes too. `hiding` are
     suffixes of LoRA's factors in which the module's own path ends: the role of each, and that end.
+    `writing` is what a file needs for its programs; None where nothing is written under these names.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Scheme(NamedTuple):
     dialect: str = "kohya"
     marks: tuple[str, ...] = ()
     hiding: Mapping[str, tuple[str, str]] = MappingProxyType({})
+    writing: Writing | None = None
 
     def module(self, path: str, prefix: str) -> str:
         """The module's name in keys: `prefix` and the dotted `path` as this scheme writes it."""
@@ -59,6 +62,10 @@ class Scheme(NamedTuple):
     def spell(self, path: str, role: str, prefix: str) -> str:
         """The key of the tensor with `role` of the module at the dotted `path`."""
         return self.module(path, prefix) + self.suffixes[role]
+
+    def prefix_of(self, component: str) -> str | None:
+        """What the names of a component begin with; None for one that the scheme has no names for."""
+        return next((prefix for prefix, own in self.prefixes.items() if own == component), None)
 
     def table(self, paths: Iterable[str], prefix: str) -> dict[str, str]:
         """Module name -> dotted path, the inverse of `module`; raises LoraInspectError where two paths spell alike."""

@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 from toy_adapters import lora
 
 from lora_inspect.architectures.rows import Interleaved, PairSwapped, Runs, Stacked, Swapped
-from lora_inspect.converting.relayout import Destination, Source, destinations
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.converting.relayout import Destination, Source
+from lora_inspect.converting.targets import targets
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.adapter import read_adapter
 
@@ -31,7 +33,8 @@ def planned(write_safetensors):
 
     def plan(tensors, layout, says=FLUX):
         file = write_safetensors(tensors, says)
-        return destinations(read_adapter(open_checkpoint(str(file))), layout)
+        adapter = read_adapter(open_checkpoint(str(file)))
+        return targets(adapter, None, None, ConvertOptions(layout=layout))
 
     return plan
 

@@ -9,7 +9,7 @@ from lora_inspect.reading.suffixes import parse_key
 from lora_inspect.schemes import SCHEMES, add, added, readings, recognise
 from lora_inspect.schemes.record import MODEL, Scheme
 
-FILES = {path.stem for path in Path(folder.__file__).parent.glob("*.py")} - {"__init__", "record"}
+FILES = {path.stem for path in Path(folder.__file__).parent.glob("*.py")} - {"__init__", "record", "writing"}
 SUFFIXES = {"down": ".lora_down.weight", "up": ".lora_up.weight", "magnitude": ".dora_scale"}
 
 

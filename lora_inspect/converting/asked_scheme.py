@@ -1,0 +1,177 @@
+"""What `--to` asks for: the names of a scheme, in the layout that the programs which load these names have."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from lora_inspect import schemes
+from lora_inspect.architectures.detection import Detection
+from lora_inspect.architectures.record import Architecture
+from lora_inspect.architectures.text_encoders import TextEncoder, has
+from lora_inspect.converting.relayout import Target
+from lora_inspect.converting.target_layouts import NamedLayout, OwnLayout, TargetLayout
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.listing import listed, some
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.base_names import EXPERTS
+from lora_inspect.reading.contribution import Module
+from lora_inspect.reading.identify import described, text_encoders
+from lora_inspect.reading.paths import MODELS
+from lora_inspect.schemes.record import MODEL, ModuleName, Scheme
+from lora_inspect.schemes.writing import OWN, Writing
+
+# Which of a pipeline's text encoders a component is, where nothing but its name tells.
+_NUMBERS = {"text_encoder": 0, "text_encoder_2": 1, "text_encoder_3": 2}
+_WAY_OUT = "choose another scheme, or leave --to out"
+
+
+def scheme_target(adapter: Adapter, families: Sequence[Detection], scheme: Scheme) -> Target:
+    """The names of `scheme`; LoraInspectError where its programs know no such file."""
+    writing = writing_of(scheme)
+    _check_algorithms(adapter, scheme)
+    asked = _Asked(adapter, families, scheme, writing)
+    return Target(
+        family=described(families) if families else "a model of no known family",
+        title=f"{scheme.name} names",
+        layout=asked.layout,
+        respells=True,
+        rename=asked.rename,
+        rename_encoder=asked.rename_encoder,
+        way_out=_WAY_OUT,
+    )
+
+
+def written() -> tuple[str, ...]:
+    """The names of the schemes that can be asked for."""
+    return tuple(sorted(scheme.name for scheme in schemes.SCHEMES.values() if scheme.writing))
+
+
+def writing_of(scheme: Scheme) -> Writing:
+    """How files of the scheme are written; ValueError where it is only read."""
+    if scheme.writing is None:
+        raise ValueError(f"{scheme.name} is no scheme that is written")
+    return scheme.writing
+
+
+def _check_algorithms(adapter: Adapter, scheme: Scheme) -> None:
+    """Raises LoraInspectError where the programs of the scheme do not compute what a module has."""
+    writing, path = writing_of(scheme), adapter.checkpoint.path
+    for contribution in adapter.contributions:
+        algorithm = contribution.algorithm
+        is_spelled = any(name in algorithm.dialects for name in writing.dialects)
+        is_read = is_spelled and (writing.algorithms is None or algorithm.name in writing.algorithms)
+        if not is_read and contribution.module.scheme != scheme.name:
+            raise LoraInspectError(
+                f"{path}: {contribution.module.key} is {algorithm.title}, which {writing.title} cannot load under "
+                f"{scheme.name} names; {_WAY_OUT}."
+            )
+    if adapter.unclaimed and not writing.extras:
+        raise LoraInspectError(
+            f"{path}: {some(adapter.unclaimed, 3)} belong to no algorithm that is known here, and {writing.title} may "
+            f"refuse a file with them; leave them out of the file first, or {_WAY_OUT}."
+        )
+
+
+class _Asked:
+    """The names of one adapter's modules in the `scheme`."""
+
+    def __init__(self, adapter: Adapter, families: Sequence[Detection], scheme: Scheme, writing: Writing) -> None:
+        self._adapter = adapter
+        self._file = adapter.checkpoint.path
+        self._families = families
+        self._scheme, self._writing = scheme, writing
+        self._components = {module.name.component for module in adapter.modules.values()}
+        self._prefixes: dict[str, str] = {}
+        self.layout = self._found_layout()
+
+    def rename(self, module: Module, path: str) -> ModuleName:
+        """The name of a module of the model, at `path` of the layout."""
+        component = module.name.component
+        prefix: str | None = self._model_prefix
+        if component in EXPERTS and self._components & {MODEL}:
+            prefix = self._scheme.prefix_of(component)
+        if prefix is None:
+            raise LoraInspectError(
+                f"{self._file}: {module.name.key} is of a second expert, which {self._scheme.name} names do not tell "
+                "from the first; write each to a file of its own, with --only model and --only model_2."
+            )
+        return self._named(module, prefix, path)
+
+    def rename_encoder(self, module: Module) -> ModuleName:
+        """The name of a module of a text encoder."""
+        component = module.name.component
+        if module.path is None:
+            raise LoraInspectError(
+                f"{self._file}: {module.name.key} is no module of a text encoder that is known here; {_WAY_OUT}."
+            )
+        if component not in self._prefixes:
+            self._prefixes[component] = self._encoder_prefix(component)
+        return self._named(module, self._prefixes[component], module.path)
+
+    def _named(self, module: Module, prefix: str, path: str) -> ModuleName:
+        scheme = self._scheme
+        return ModuleName(scheme.name, module.name.component, prefix, scheme.module(path, ""), scheme.flat)
+
+    def _found_layout(self) -> TargetLayout:
+        if not self._components & set(MODELS):
+            return OwnLayout()
+        if not self._families and self._writing.layout(None) is None:
+            raise LoraInspectError(
+                f"{self._file}: the names and shapes of its modules are of no model family that is known here, so what "
+                f"{self._scheme.name} names call them is unknown; {_WAY_OUT}."
+            )
+        families = [family.architecture for family in self._families]
+        names = dict.fromkeys(map(self._writing.layout, families or (None,)))
+        name = next(iter(names))
+        if len(names) > 1:
+            raise LoraInspectError(
+                f"{self._file}: it is of {described(self._families)}, which have other {self._scheme.name} names each; "
+                f"{_WAY_OUT}."
+            )
+        if name is None:
+            raise LoraInspectError(
+                f"{self._file}: it is of {described(self._families)}, for which {self._writing.title} has no names; "
+                f"{_WAY_OUT}."
+            )
+        if name == OWN:
+            return OwnLayout()
+        return NamedLayout(self._families, next(one for one in families[0].layouts if one.name == name))
+
+    @property
+    def _model_prefix(self) -> str:
+        pipelines = {family.architecture.pipeline_name for family in self._families} or {""}
+        prefixes = {self._writing.prefix.format(pipeline=pipeline) for pipeline in pipelines}
+        if len(prefixes) > 1:
+            raise LoraInspectError(
+                f"{self._file}: it is of {described(self._families)}, whose names begin otherwise; {_WAY_OUT}."
+            )
+        return prefixes.pop()
+
+    def _encoder_prefix(self, component: str) -> str:
+        """What the modules of a text encoder begin with; LoraInspectError where the scheme has no names for it."""
+        if len(self._components) == 1 and self._writing.layout(None) == OWN:
+            return self._model_prefix
+        found = {self._prefix_in(family.architecture, component) for family in self._families}
+        if len(found) == 1 and (prefix := found.pop()):
+            return prefix
+        choices = listed([f"--only {one}" for one in sorted(self._components)], "or")
+        raise LoraInspectError(
+            f"{self._file}: {self._scheme.name} names have none for its {component}, so {self._writing.title} cannot "
+            f"load it with the rest; choose with {choices}, or choose another scheme."
+            if len(self._components) > 1
+            else f"{self._file}: {self._scheme.name} names have none for its {component}; {_WAY_OUT}."
+        )
+
+    def _prefix_in(self, family: Architecture, component: str) -> str:
+        """The prefix of the text encoder that the component is in a family; empty for none."""
+        prefixes = self._writing.encoders(family)
+        own, shown = family.text_encoders, self._encoders.get(component, ())
+        # A width tells encoders of one kind apart; without it the kind alone may do.
+        fitting = [at for at, one in enumerate(own) if any(has([one], found) for found in shown)]
+        fitting = fitting or [at for at, one in enumerate(own) if any(one.kind == found.kind for found in shown)]
+        # Programs number them in different ways, so what they are comes before what they are called.
+        at = fitting[0] if len(fitting) == 1 else _NUMBERS.get(component, -1)
+        return prefixes[at] if 0 <= at < len(prefixes) and (not shown or at in fitting) else ""
+
+    @cached_property
+    def _encoders(self) -> Mapping[str, tuple[TextEncoder, ...]]:
+        return text_encoders(self._adapter)

@@ -1,0 +1,31 @@
+"""What the user of a conversion may choose."""
+
+from dataclasses import dataclass, field
+
+from lora_inspect.matching.orientation_answers import Answers
+from lora_inspect.reading.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertOptions:
+    """What the user may choose. For DoRA one of `keep_dora`, `drop_magnitude` or `base` must be given.
+
+    With `base`, `rank` or `max_error` says how the true weight change is approximated; `lossy` accepts modules
+    whose relative error is above 5%, `allow_growth` an output that is large and over 16 times its input.
+    `transposed` says by globs how the base stores those square weights that the evidence leaves open. `layout` is that
+    of the output's modules, None for the adapter's own; `scheme` is the name of the scheme that they are spelled in,
+    which has its own layouts. `only` are the components that are written; without any, all are.
+    """
+
+    keep_dora: bool = False
+    drop_magnitude: bool = False
+    base: str | None = None
+    rank: int | None = None
+    max_error: float | None = None
+    lossy: bool = False
+    allow_growth: bool = False
+    transposed: Answers = field(default_factory=dict)
+    layout: str | None = None
+    scheme: str | None = None
+    only: tuple[str, ...] = ()
+    settings: Settings = field(default_factory=Settings)

@@ -1,0 +1,54 @@
+"""What the options ask of a conversion: the modules of its output, and what becomes of magnitudes."""
+
+from dataclasses import replace
+
+from lora_inspect import schemes
+from lora_inspect.converting.asked_layout import layout_target
+from lora_inspect.converting.asked_scheme import scheme_target, writing_of
+from lora_inspect.converting.expert_layouts import (
+    ALL_EXPERTS,
+    SINGLE_EXPERTS,
+    with_all_experts,
+    with_single_experts,
+)
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.converting.relayout import Destination, destinations
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.matching.match import Matching
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.identify import adapter_candidates
+from lora_inspect.schemes.writing import EXACT, LOST
+
+
+def targets(
+    adapter: Adapter, base: Checkpoint | None, matching: Matching | None, options: ConvertOptions
+) -> tuple[Destination, ...]:
+    """The modules of the output; raises LoraInspectError where the layout that is asked for has none."""
+    if options.layout == SINGLE_EXPERTS:
+        return with_single_experts(adapter, base, matching)
+    if options.layout == ALL_EXPERTS:
+        return with_all_experts(adapter)
+    if options.layout is None and options.scheme is None:
+        return destinations(adapter, None)
+    families = adapter_candidates(adapter)
+    if options.scheme:
+        return destinations(adapter, scheme_target(adapter, families, schemes.by_name(options.scheme)), families)
+    return destinations(adapter, layout_target(adapter, families, options.layout or ""), families)
+
+
+def with_magnitudes(adapter: Adapter, options: ConvertOptions) -> ConvertOptions:
+    """The options with magnitudes kept where all programs that load the output apply them as they were trained.
+
+    Raises LoraInspectError where they are to be kept and none of these programs applies one.
+    """
+    if options.scheme is None or not adapter.dora.value:
+        return options
+    writing = writing_of(schemes.by_name(options.scheme))
+    if writing.magnitudes == LOST and options.keep_dora:
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {writing.title} applies no magnitude, so --keep-dora would lose it there; "
+            "choose --base BASE with --rank N or --max-error E, or --drop-magnitude."
+        )
+    is_settled = options.keep_dora or options.drop_magnitude or options.base is not None
+    return options if is_settled or writing.magnitudes != EXACT else replace(options, keep_dora=True)

@@ -1,0 +1,56 @@
+"""What a file needs, beside its names, for the programs that load them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from lora_inspect.architectures.record import Architecture
+
+# The layout that a file has already, where programs load the modules of any.
+OWN = "own"
+# What the programs of a scheme make of DoRA: all of them apply the magnitude as it was trained, some do, or none does.
+EXACT, DEPENDS, LOST = "exact", "depends", "lost"
+
+
+def no_encoders(family: Architecture) -> tuple[str, ...]:
+    """The prefixes of a scheme that has names for one network alone."""
+    return ()
+
+
+class Writing(NamedTuple):
+    """How a file has to be written for the programs that load the names of a scheme, which `title` calls.
+
+    `layout` gives the name of the layout that they have of a family: OWN where they load any layout, None where they
+    know no such family. It is asked with None for a model of no known family. `prefix` stands before the paths of the
+    model, with `{pipeline}` for what a pipeline of diffusers calls it, and `encoders` gives those of the text encoders
+    in the order in which the family has them, empty for one that has none.
+
+    `dialects` are those of algorithms that they read, and `algorithms` the names of those that they compute, None for
+    all that have such a dialect. `magnitudes` says what they make of DoRA's, and `extras` whether they load a file with
+    tensors that they do not know.
+    """
+
+    title: str
+    layout: Callable[[Architecture | None], str | None]
+    prefix: str
+    encoders: Callable[[Architecture], tuple[str, ...]] = no_encoders
+    dialects: tuple[str, ...] = ("kohya", "lycoris")
+    algorithms: frozenset[str] | None = None
+    magnitudes: str = DEPENDS
+    extras: bool = False
+
+
+def first_of(family: Architecture | None, *names: str) -> str | None:
+    """The first of these layouts that the family has."""
+    own = {layout.name for layout in family.layouts} if family else ()
+    return next((name for name in names if name in own), None)
+
+
+def of_diffusers_or_own(family: Architecture | None) -> str:
+    """The layout of those who load the classes of diffusers and of transformers, and any other model as it is."""
+    return first_of(family, "diffusers") or OWN
+
+
+def of_trainers(family: Architecture | None) -> str | None:
+    """The layout of a family that underscored files of most programs name: the one that its own trainers train."""
+    first = family.layouts[0] if family else None
+    return first.name if first and first.kohya_prefix == "lora_unet_" else None

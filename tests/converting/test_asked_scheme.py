@@ -1,0 +1,283 @@
+"""What modules are called in the schemes that programs load, and what is refused in one sentence."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from toy_adapters import lora
+
+from lora_inspect.architectures import by_name
+from lora_inspect.converting.asked_scheme import written
+
+HIDDEN = 8
+
+
+def tensors_of(described):
+    numbers = torch.Generator().manual_seed(3)
+    return {
+        key: torch.tensor(number) if shape == () else torch.randn(shape, generator=numbers)
+        for key, (_, shape, number) in described.items()
+    }
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A file of these modules, which says of which family it is."""
+
+    def save(modules, family=None, out=HIDDEN, inputs=HIDDEN, says=None, **options):
+        described = {}
+        for module in modules:
+            spelling = "kohya" if "." not in module else "peft"
+            alpha = 4.0 if spelling == "kohya" else None
+            described |= lora(module, rank=4, out=out, inputs=inputs, spelling=spelling, alpha=alpha, **options)
+        metadata = dict(says or {})
+        if family:
+            metadata["ss_base_model_version"] = by_name(family).metadata_names[0]
+        of_peft = any(module.startswith("base_model.") for module in modules)
+        file = tmp_path / ("adapter_model.safetensors" if of_peft else "adapter.safetensors")
+        if of_peft:
+            config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": "all-linear"}
+            (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        save_file(tensors_of(described), file, metadata or None)
+        return file
+
+    return save
+
+
+@pytest.fixture
+def modules_in(tmp_path, run):
+    """`modules_in(file, scheme)`: what the modules of the output are called."""
+
+    def convert(file, scheme, *options):
+        out = tmp_path / ("out" if scheme == "peft" else "out.safetensors")
+        ended = run("convert", file, "--to", scheme, "-o", out, "--force", *options)
+        assert ended.status == 0, ended.stderr
+        found = load_file(out / "adapter_model.safetensors" if scheme == "peft" else out)
+        return {
+            key.removesuffix(".lora_A.weight").removesuffix(".lora_down.weight")
+            for key in found
+            if "lora_A" in key or "lora_down" in key
+        }
+
+    return convert
+
+
+# A layer that is called otherwise in every layout of the family: what each scheme calls it.
+WAN = {
+    "kohya": "lora_unet_blocks_0_cross_attn_o",
+    "musubi": "lora_unet_blocks_0_cross_attn_o",
+    "peft": "base_model.model.blocks.0.attn2.to_out.0",
+    "diffusers": "transformer.blocks.0.attn2.to_out.0",
+    "comfyui": "diffusion_model.blocks.0.cross_attn.o",
+    "lycoris": "lycoris_blocks_0_attn2_to_out_0",
+    "onetrainer": "lora_transformer_blocks_0_attn2_to_out_0",
+}
+SDXL = {
+    "kohya": "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
+    "peft": "base_model.model.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+    "diffusers": "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+    "comfyui": "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q",
+    "lycoris": "lycoris_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q",
+    "onetrainer": "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q",
+}
+SD15 = {
+    "kohya": "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0",
+    "diffusers": "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0",
+    "comfyui": "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_out.0",
+    "onetrainer": "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0",
+}
+# ComfyUI has names of its own for HunyuanVideo's, and musubi-tuner trains Z-Image under those of diffusers.
+HUNYUAN = {
+    "kohya": "lora_unet_double_blocks_0_img_mlp_fc1",
+    "musubi": "lora_unet_double_blocks_0_img_mlp_fc1",
+    "comfyui": "diffusion_model.double_blocks.0.img_mlp.0",
+    "diffusers": "transformer.transformer_blocks.0.ff.net.0.proj",
+}
+Z_IMAGE = {
+    "kohya": "lora_unet_layers_0_attention_out",
+    "musubi": "lora_unet_layers_0_attention_to_out_0",
+    "comfyui": "diffusion_model.layers.0.attention.out",
+    "diffusers": "transformer.layers.0.attention.to_out.0",
+    "onetrainer": "lora_transformer_layers_0_attention_to_out_0",
+}
+# The same in every layout.
+QWEN = {
+    "kohya": "lora_unet_transformer_blocks_0_attn_to_add_out",
+    "musubi": "lora_unet_transformer_blocks_0_attn_to_add_out",
+    "comfyui": "diffusion_model.transformer_blocks.0.attn.to_add_out",
+    "diffusers": "transformer.transformer_blocks.0.attn.to_add_out",
+    "peft": "base_model.model.transformer_blocks.0.attn.to_add_out",
+    "lycoris": "lycoris_transformer_blocks_0_attn_to_add_out",
+}
+FAMILIES = {
+    "wan": WAN, "sdxl": SDXL, "sd15": SD15, "hunyuan_video": HUNYUAN, "z_image": Z_IMAGE, "qwen_image": QWEN,
+}  # fmt: skip
+PAIRS = [(family, source, target) for family, names in FAMILIES.items() for source in names for target in names]
+
+
+@pytest.mark.parametrize(("family", "source", "target"), PAIRS)
+def test_each_scheme_has_its_name_for_a_layer(family, source, target, write, modules_in):
+    names = FAMILIES[family]
+    # The width of SDXL's and SD1.5's text, which tells them.
+    inputs = {"sd15": 768}.get(family, HIDDEN)
+    assert modules_in(write([names[source]], family, inputs=inputs), target) == {names[target]}
+
+
+# What each scheme calls a layer of CLIP and one of T5, where they are the first and the second or third of a pipeline.
+CLIP, T5 = "text_model.encoder.layers.0.mlp.fc1", "encoder.block.0.layer.0.SelfAttention.q"
+FLUX_ENCODERS = {
+    "kohya": ("lora_te1_", "lora_te3_"),
+    "diffusers": ("text_encoder.", "text_encoder_2."),
+    "comfyui": ("text_encoders.clip_l.transformer.", "text_encoders.t5xxl.transformer."),
+    "onetrainer": ("lora_te1_", "lora_te2_"),
+}
+
+
+def encoders(scheme, prefixes):
+    flat = scheme in ("kohya", "onetrainer")
+    return [
+        prefix + (path.replace(".", "_") if flat else path) for prefix, path in zip(prefixes, (CLIP, T5), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("target", FLUX_ENCODERS)
+@pytest.mark.parametrize("source", FLUX_ENCODERS)
+def test_text_encoders_are_told_by_what_they_are(source, target, write, modules_in):
+    # T5 has another number in each program: what it is decides, not what it is called.
+    model = {
+        "kohya": "lora_unet_double_blocks_0_img_attn_proj",
+        "diffusers": "transformer.transformer_blocks.0.attn.to_out.0",
+        "comfyui": "diffusion_model.double_blocks.0.img_attn.proj",
+        "onetrainer": "lora_transformer_transformer_blocks_0_attn_to_out_0",
+    }
+    file = write([model[source], *encoders(source, FLUX_ENCODERS[source])], "flux")
+    assert modules_in(file, target) == {model[target], *encoders(target, FLUX_ENCODERS[target])}
+
+
+def test_a_text_encoder_alone_becomes_a_folder_of_peft(write, modules_in):
+    file = write(["lora_unet_mid_block_attentions_0_proj_in", "lora_te_text_model_encoder_layers_0_mlp_fc1"], "sd15")
+    assert modules_in(file, "peft", "--only", "text_encoder") == {f"base_model.model.{CLIP}"}
+
+
+def test_components_that_are_left_out_are_named(write, run, tmp_path):
+    file = write(["lora_unet_mid_block_attentions_0_proj_in", "lora_te_text_model_encoder_layers_0_mlp_fc1"], "sd15")
+    ended = run("convert", file, "--to", "comfyui", "--only", "model", "-o", tmp_path / "o.safetensors", "--json")
+    assert ended.status == 0, ended.stderr
+    assert {key.partition(".")[0] for key in json.loads(ended.stdout)["dropped"]} == {
+        "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    }
+
+
+def test_the_second_expert_of_wan_is_a_file_of_its_own(write, run, tmp_path, modules_in):
+    first, second = (f"transformer{number}.blocks.0.attn1.to_q" for number in ("", "_2"))
+    file = write([first, second], "wan")
+    ended = run("convert", file, "--to", "kohya", "-o", tmp_path / "o.safetensors")
+    assert (ended.status, "--only model_2" in ended.stderr) == (1, True)
+    assert modules_in(file, "kohya", "--only", "model_2") == {"lora_unet_blocks_0_self_attn_q"}
+    assert modules_in(file, "diffusers") == {first, second}
+
+
+def test_suffixes_and_alpha_are_those_of_the_scheme(write, run, tmp_path):
+    # A file of kohya's names with the factors of PEFT, which most of their readers do not know.
+    described = lora("lora_unet_blocks_0_cross_attn_o", rank=4, out=8, inputs=8, spelling="peft", alpha=None)
+    save_file(tensors_of(described), tmp_path / "a.safetensors", {"ss_base_model_version": "wan"})
+    expected = {
+        "kohya": {".lora_down.weight", ".lora_up.weight", ".alpha"},
+        "comfyui": {".lora_down.weight", ".lora_up.weight", ".alpha"},
+        "diffusers": {".lora_A.weight", ".lora_B.weight"},
+    }
+    for scheme, suffixes in expected.items():
+        out = tmp_path / f"{scheme}.safetensors"
+        assert run("convert", tmp_path / "a.safetensors", "--to", scheme, "-o", out).status == 0
+        assert {key.removeprefix(WAN[scheme]) for key in load_file(out)} == suffixes
+
+
+def test_diffusers_gets_the_config_that_its_pipelines_read(write, run, tmp_path):
+    file = write([WAN["kohya"]], "wan")
+    out = tmp_path / "out.safetensors"
+    assert run("convert", file, "--to", "diffusers", "-o", out).status == 0
+    with safe_open(out, "pt") as opened:
+        config = json.loads(opened.metadata()["lora_adapter_metadata"])
+    assert config["transformer.target_modules"] == ["blocks.0.attn2.to_out.0"]
+    assert (config["transformer.r"], config["transformer.lora_alpha"]) == (4, 4)
+    assert config["transformer.use_dora"] is False
+
+
+def test_peft_gets_a_config_that_says_everything(write, run, tmp_path):
+    file = write([WAN["kohya"]], "wan")
+    assert run("convert", file, "--to", "peft", "-o", tmp_path / "out").status == 0
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["blocks.0.attn2.to_out.0"]
+    assert (config["r"], config["lora_alpha"], config["use_rslora"], config["use_dora"]) == (4, 4, False, False)
+
+
+def test_dora_goes_where_it_is_exact_and_is_asked_for_elsewhere(write, run, tmp_path):
+    magnitude = {"dora_scale": ("F32", (HIDDEN, 1), 1.0)}
+    file = write([WAN["kohya"]], "wan", **magnitude)
+    out = tmp_path / "out.safetensors"
+    assert run("convert", file, "--to", "diffusers", "-o", out).status == 0
+    assert f"{WAN['diffusers']}.lora_magnitude_vector" in load_file(out)
+    for scheme in ("comfyui", "kohya", "onetrainer", "lycoris", "musubi"):
+        ended = run("convert", file, "--to", scheme, "-o", out, "--force")
+        assert (ended.status, "--keep-dora" in ended.stderr) == (1, True)
+    assert run("convert", file, "--to", "comfyui", "--keep-dora", "-o", out, "--force").status == 0
+    ended = run("convert", file, "--to", "musubi", "--keep-dora", "-o", out, "--force")
+    assert (ended.status, "applies no magnitude" in ended.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("modules", "family", "scheme", "says"),
+    [
+        (["lora_unet_joint_blocks_0_x_block_attn_proj"], "sd3", "musubi", "musubi-tuner has no names"),
+        (
+            [*(f"lora_unet_blocks_{at}_self_attn_q" for at in range(12)), "lora_unet_blocks_0_what_q"],
+            "wan",
+            "diffusers",
+            "is no module of Wan",
+        ),
+        (["diffusion_model.blocks.0.whatever.q"], None, "kohya", "of no model family that is known here"),
+        (["base_model.model.model.layers.0.self_attn.q_proj"], None, "kohya", "has no names"),
+        (
+            ["lora_unet_blocks_0_self_attn_q", "lora_te1_encoder_block_0_layer_0_SelfAttention_q"],
+            "wan",
+            "kohya",
+            "--only",
+        ),
+    ],
+)
+def test_what_a_scheme_has_no_names_for(modules, family, scheme, says, write, run, tmp_path):
+    ended = run("convert", write(modules, family), "--to", scheme, "-o", tmp_path / "o.safetensors")
+    assert (ended.status, says in ended.stderr) == (1, True), ended.stderr
+    assert not (tmp_path / "o.safetensors").exists()
+
+
+def test_what_the_programs_of_a_scheme_do_not_compute(write, run, tmp_path):
+    described = {f"{WAN['kohya']}.diff": ("F32", (HIDDEN, HIDDEN), 1.0)}
+    save_file(tensors_of(described), tmp_path / "a.safetensors", {"ss_base_model_version": "wan"})
+    for scheme in ("diffusers", "peft", "musubi", "onetrainer"):
+        ended = run("convert", tmp_path / "a.safetensors", "--to", scheme, "-o", tmp_path / "o")
+        assert (ended.status, "cannot load" in ended.stderr) == (1, True), ended.stderr
+    assert run("convert", tmp_path / "a.safetensors", "--to", "comfyui", "-o", tmp_path / "o.safetensors").status == 0
+
+
+def test_models_of_no_known_family_keep_their_paths_where_any_is_loaded(write, modules_in):
+    file = write(["base_model.model.encoder.thing.query"])
+    assert modules_in(file, "lycoris") == {"lycoris_encoder_thing_query"}
+    assert modules_in(file, "peft") == {"base_model.model.encoder.thing.query"}
+
+
+def test_two_modules_with_one_name_are_refused(write, run, tmp_path):
+    file = write(["base_model.model.a.b_c", "base_model.model.a_b.c"])
+    ended = run("convert", file, "--to", "lycoris", "-o", tmp_path / "o.safetensors")
+    assert (ended.status, "would both be called lycoris_a_b_c" in ended.stderr) == (1, True)
+
+
+def test_a_layout_is_the_schemes_own(write, run, tmp_path):
+    options = ("--to", "kohya", "--layout", "original", "-o", tmp_path / "o.safetensors")
+    assert run("convert", write([WAN["kohya"]], "wan"), *options).status == 2
+
+
+def test_every_scheme_that_is_written_is_tried_here():
+    assert set(written()) == set(WAN)
