@@ -172,6 +172,7 @@ SYNTHETIC = {
     "z_image": Synthetic(real.convert_z_image_transformer_checkpoint_to_diffusers, biases=False),
     "ltx_video": Synthetic(real.convert_ltx_transformer_checkpoint_to_diffusers),
     "ltx2": Synthetic(adapter_of_ltx2),
+    "cosmos": Synthetic(real.convert_cosmos_transformer_checkpoint_to_diffusers),
     "anima": Synthetic(real.convert_cosmos_transformer_checkpoint_to_diffusers),
     "ideogram4": Synthetic(adapter_of_ideogram4, biases=False, below="layers."),
 }

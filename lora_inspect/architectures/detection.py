@@ -163,12 +163,21 @@ _Says = Callable[[_Fit], bool | None]
 
 def _shown(used: Mapping[str, set[int]], encoders: Sequence[TextEncoder]) -> Iterator[tuple[str, _Says]]:
     """What the tensors show of families whose names fit alike, strongest first."""
-    yield "the widths rule out", lambda fit: None if fit.sizes is None else bool(fit.sizes)
+    # A family without any published size may be as wide as it likes.
+    yield "the widths rule out", lambda fit: None if fit.sizes is None and fit.architecture.sizes else fit.sizes != ()
     if encoders:
         yield "the text encoders rule out", lambda fit: _has_all(fit.architecture, encoders)
     # How many blocks there are is known of the published sizes alone.
     yield "the block indices rule out", lambda fit: None if fit.sizes == () else holds(fit.layout, used)
-    yield "the block count rules out", lambda fit: None if fit.sizes == () else fills(fit.layout, used)
+    yield "the block count rules out", lambda fit: None if fit.sizes == () else _is_full(fit, used)
+
+
+def _is_full(fit: _Fit, used: Mapping[str, set[int]]) -> bool | None:
+    """Whether every block is used; None for a family whose smaller sizes have fewer, or of which none are known."""
+    if fills(fit.layout, used):
+        return True
+    has_smaller = len({size.name for size in fit.architecture.sizes}) > 1
+    return None if has_smaller or not fit.layout.blocks else False
 
 
 def _said(metadata: Mapping[str, str], named: Mapping[str, str]) -> Iterator[tuple[str, _Says]]:

@@ -181,7 +181,8 @@ def _by_base(
     if len(siblings) == 1:
         return Orientation(next(iter(siblings)), SIBLINGS)
     if module.name.component in _MODELS:
-        says = {_by_table(leaf, layout, known) for layout in layouts}
+        # A family that the base contradicts, or that has no such layer, is not that of the base.
+        says = {_by_table(leaf, layout, known) for layout in layouts} - {None}
         if len(says) == 1 and (stored := says.pop()) is not None:
             return Orientation(stored, ARCHITECTURE)
     return None

@@ -15,6 +15,8 @@ SHALLOW = {
     ("wan", "1.3B"): 30,
     ("wan", "5B"): 30,
     ("sd3", "2B"): 24,
+    ("cosmos", "2B"): 28,
+    ("cosmos1", "7B"): 28,
     ("flux2", "klein 4B"): 20,
     ("flux2", "klein 9B"): 24,
 }

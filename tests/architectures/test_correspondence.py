@@ -6,6 +6,7 @@ from functools import cache
 import layouts
 import pytest
 import torch
+from layouts import lora_utils as real_adapters
 from layouts import real
 
 from lora_inspect.architectures import ARCHITECTURES, by_name
@@ -142,6 +143,26 @@ def test_layers_are_as_diffusers_converts_them(name):
     assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
     paths = {path.replace("{i}", "0") for path in layout.paths if path.startswith(made.below)}
     assert paths <= {key.rpartition(".")[0] for key in theirs}
+
+
+def test_ace_step_is_as_diffusers_converts_its_adapters():
+    """The attention, as the converter of diffusers has it; what it leaves alone is called alike."""
+    family = by_name("ace_step_1_5")
+    original, comfyui, diffusers = family.layouts
+    paths = [path.replace("{i}", "3") for path in original.paths if "layers" in path]
+    converted = real_adapters._convert_non_diffusers_ace_step_lora_to_diffusers(
+        {f"base_model.model.{path}.lora_A.weight": torch.tensor(at) for at, path in enumerate(paths)}
+    )
+    theirs = {
+        paths[int(at)]: name.removeprefix("transformer.").removesuffix(".lora_A.weight")
+        for name, at in converted.items()
+    }
+    for path, other in theirs.items():
+        links = [link.path for link in family.correspondence.links(path)]
+        assert {found for found in links if numbered(found, diffusers)} == {other} - {path}
+        assert [found for found in links if numbered(found, comfyui)] == [f"decoder.{path}"]
+        whole = [link.path for link in family.correspondence.links(f"decoder.{path}")]
+        assert set(whole) == {path, other}
 
 
 def test_hunyuan_image_is_hunyuan_video_with_other_embedders():

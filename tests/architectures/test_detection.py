@@ -17,7 +17,10 @@ LAYOUTS = [
 ]
 
 # Families whose whole list of names another family has too, at the same widths.
-NAMESAKES = {("hunyuan_video", "diffusers"): {"framepack", "hunyuan_video"}}
+NAMESAKES = {
+    ("hunyuan_video", "diffusers"): {"framepack", "hunyuan_video"},
+    ("anima", "diffusers"): {"anima", "cosmos"},
+}
 
 
 def whole(architecture: Architecture, layout: Layout) -> list[Module]:
@@ -76,8 +79,6 @@ def test_every_single_path_fits_its_family(architecture: Architecture, layout: L
 @pytest.mark.parametrize(
     ("keys", "architecture", "layout"),
     [
-        ("anima_kohya", "anima", "original"),
-        ("anima_peft", "anima", "original"),
         ("flux_control", "flux", "original"),
         ("flux_kohya", "flux", "original"),
         ("flux_diffusers", "flux", "diffusers"),
@@ -108,6 +109,44 @@ def test_flux_without_modulation_may_be_chroma(keys: str):
         assert found is not None
         assert found.architecture.name == name
         assert "the metadata rules out" in found.says
+
+
+def test_the_adapter_of_the_language_model_is_anima_s_alone():
+    modules: list[Module] = [("blocks.0.self_attn.q_proj", 2048, 2048), ("llm_adapter.out_proj", 1024, 1024)]
+    assert names_of(modules[:1]) == {"anima", "cosmos"}
+    assert names_of(modules) == {"anima"}
+
+
+def test_what_is_as_wide_as_no_decoder_of_music_is_a_language_model():
+    attention = [f"layers.{index}.self_attn.{leaf}" for index in range(24) for leaf in ("q_proj", "o_proj")]
+    assert names_of((path, 4096, 4096) for path in attention) == {"llm"}
+    assert names_of((path, 2048, 2048) for path in attention) == {"llm", "ace_step_1_5"}
+    assert names_of([("layers.24.self_attn.q_proj", 2048, 2048)]) == {"llm"}
+    assert names_of([("layers.0.self_attn.q_proj", 2048, 2048), ("layers.0.cross_attn.q_proj", 2048, 2048)]) == {
+        "ace_step_1_5"
+    }
+
+
+@pytest.mark.parametrize(
+    ("width", "rows", "family", "size"),
+    [
+        (768, 2304, "gpt2", "small"),
+        (1600, 4800, "gpt2", "XL"),
+        (2048, 2304, "gpt_bigcode", "1B"),
+        (6144, 6400, "gpt_bigcode", "15B"),
+    ],
+)
+def test_bigcode_is_told_from_gpt2_by_its_one_head_of_keys(width: int, rows: int, family: str, size: str):
+    found = detect([("transformer.h.0.attn.c_attn", rows, width)], {})
+    assert found is not None
+    assert (found.architecture.name, found.size) == (family, size)
+
+
+@pytest.mark.parametrize("keys", ["anima_kohya", "anima_peft"])
+def test_blocks_of_anima_may_be_those_of_cosmos(keys: str):
+    modules = read_keys(keys)
+    assert names_of(modules) == {"anima", "cosmos"}
+    assert names_of(modules, {"ss_base_model_version": "anima-preview"}) == {"anima"}
 
 
 @pytest.mark.parametrize(
@@ -239,7 +278,7 @@ def test_ambiguity_is_none_and_metadata_settles_it():
 
 @pytest.mark.parametrize("key", ["ss_base_model_version", "modelspec.architecture"])
 def test_metadata_does_not_win_over_the_names(key: str):
-    modules: list[Module] = [("blocks.0.cross_attn.k_img", 5120, 5120)]
+    modules: list[Module] = [("blocks.0.cross_attn.k", 5120, 5120)]
     found = detect(modules, {key: "flux1" if key.startswith("ss_") else "Flux.1-dev/lora"})
     assert found is not None
     assert (found.architecture.name, found.size) == ("wan", "14B")
@@ -317,18 +356,26 @@ def test_a_width_of_one_family_beyond_its_blocks_is_not_that_family():
 
 def test_a_depth_of_one_family_is_no_evidence_for_a_model_of_unknown_widths():
     modules: list[Module] = [(f"transformer_blocks.{index}.attn1.to_q", 1920, 1920) for index in range(30)]
-    assert names_of(modules) == {"anima", "ltx_video", "ltx2"}
+    assert names_of(modules) == {"cosmos1", "cosmos", "anima", "ltx_video", "ltx2"}
 
 
 def test_a_layer_of_one_family_among_those_of_all_is_no_evidence_against_every_width():
     modules: list[Module] = [(f"transformer_blocks.{index}.attn1.to_q", 1152, 1152) for index in range(28)]
-    assert names_of([*modules, ("caption_projection.linear_1", 1152, 4096)]) == {"anima", "ltx_video", "ltx2"}
+    assert names_of([*modules, ("caption_projection.linear_1", 1152, 4096)]) == {
+        "cosmos1",
+        "cosmos",
+        "anima",
+        "ltx_video",
+        "ltx2",
+    }
 
 
 def test_each_sentence_has_the_share_of_its_own_family():
     modules: list[Module] = [(f"transformer_blocks.{index}.attn1.to_q", 1152, 1152) for index in range(28)]
     found = candidates([*modules, ("transformer_blocks.0.audio_attn1.to_q", 1, 1)], {})
     assert {one.architecture.name: one.says.split(" module")[0] for one in found} == {
+        "cosmos1": "28 of 29",
+        "cosmos": "28 of 29",
         "anima": "28 of 29",
         "ltx_video": "28 of 29",
         "ltx2": "29 of 29",

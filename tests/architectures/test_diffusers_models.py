@@ -6,6 +6,14 @@ import torch
 
 from lora_inspect.architectures.detection import Detection, candidates
 
+LAYERS = (
+    torch.nn.Linear,
+    torch.nn.Conv1d,
+    torch.nn.Conv2d,
+    torch.nn.Conv3d,
+    torch.nn.ConvTranspose1d,
+    torch.nn.Embedding,
+)
 HEADS = {"num_attention_heads": 2}
 STREAMS = {**HEADS, "attention_head_dim": 16, "num_layers": 1, "num_single_layers": 1}
 HUNYUAN = {**HEADS, "attention_head_dim": 10, "num_layers": 1, "num_refiner_layers": 1, "text_embed_dim": 16}
@@ -66,6 +74,11 @@ MODELS = [
     ),
     ("QwenImageTransformer2DModel", {**HEADS, "attention_head_dim": 16, "num_layers": 2}, {"qwen_image"}),
     (
+        "QwenImageTransformer2DModel",
+        {**HEADS, "attention_head_dim": 16, "num_layers": 1, "use_additional_t_cond": True},
+        {"qwen_image"},
+    ),
+    (
         "ZImageTransformer2DModel",
         {"dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "axes_dims": [4, 6, 6]},
         {"z_image"},
@@ -97,18 +110,42 @@ MODELS = [
         {"ltx2"},
     ),
     ("AuraFlowTransformer2DModel", {"num_mmdit_layers": 1, "num_single_dit_layers": 1}, {"auraflow"}),
-    ("CosmosTransformer3DModel", {**HEADS, "attention_head_dim": 16, "num_layers": 1}, {"anima"}),
+    ("CosmosTransformer3DModel", {**HEADS, "attention_head_dim": 16, "num_layers": 1}, {"cosmos1", "cosmos", "anima"}),
+    (
+        "CosmosTransformer3DModel",
+        {
+            **HEADS,
+            "attention_head_dim": 16,
+            "num_layers": 1,
+            "use_crossattn_projection": True,
+            "img_context_dim_in": 16,
+            "img_context_dim_out": 16,
+        },
+        {"cosmos"},
+    ),
+    (
+        "AceStepTransformer1DModel",
+        {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+        },
+        {"ace_step_1_5"},
+    ),
     ("Ideogram4Transformer2DModel", {**HEADS, "attention_head_dim": 16, "num_layers": 1}, {"ideogram4"}),
     ("Krea2Transformer2DModel", {"num_layers": 1}, {"krea2"}),
 ]
 
 
 def layers(name: str, arguments: dict[str, object]) -> Iterator[tuple[str, int, int]]:
-    """The Linear and convolution layers of a model without storage: (path, out features, in features)."""
+    """The Linear, convolution and embedding layers of a model without storage: (path, out features, in features)."""
     with torch.device("meta"):
         model = getattr(diffusers, name)(**arguments)
     for path, module in model.named_modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv3d)):
+        if isinstance(module, LAYERS):
             yield path, module.weight.shape[0], module.weight.shape[1]
 
 

@@ -54,9 +54,9 @@ FOUND = {
     "GPT-2's table, where the other layers bear it out": (
         ["h.0.attn.c_proj"], weight("h.0.attn.c_proj", N, N) | weight("h.0.attn.c_attn", N, 3 * N, bias=3 * N), False,
         (True, "architecture")),
-    "the config, where GPT-2's table is belied": (
-        ["h.0.attn.c_proj"], weight("h.0.attn.c_proj", N, N) | weight("h.0.attn.c_attn", 3 * N, N, bias=3 * N), False,
-        (False, "config")),
+    "BigCode's table, where GPT-2's is belied": (
+        ["h.0.attn.c_proj"], weight("h.0.attn.c_proj", N, N) | weight("h.0.attn.c_attn", 3 * N, N, bias=3 * N), True,
+        (False, "architecture")),
     "the config's yes, for one leaf": (["a.odd"], weight("a.odd", N, N), True, (True, "config")),
     "the config's yes, that others bear out": (["a.odd"], weight("a.odd", N, N) | CONV1D, True, (True, "config")),
     "the config's no": (["a.odd"], weight("a.odd", N, N) | LINEAR, False, (False, "config")),

@@ -40,7 +40,7 @@ def test_every_tensor_is_claimed_once_or_left(modules, rank, alpha, magnitude, p
         name = prefix + (path.replace(".", "_") if prefix.endswith("_") else path)
         more = {"dora_scale": ("F32", (OUT, 1), 1.0)} if magnitude else {}
         tensors |= lora(name, rank, 1.0 if alpha else None, spelling=spelling, **more)
-    stray = {f"stray {text}": ("F32", (2,), 0) for text in junk}
+    stray = {f"stray {text} tensor": ("F32", (2,), 0) for text in junk}
     claims = claim(infos({**tensors, **stray, "use_dora_flag": ("BOOL", (), 1)}))
     assert sorted(claimed(claims)) == sorted(tensors)
     assert sorted(claims.unclaimed) == sorted(stray)

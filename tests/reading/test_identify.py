@@ -22,10 +22,10 @@ FLUX_OR_CHROMA = ["flux", "chroma"]
 # Expected as the origin of each file states it. Where nothing in a list tells the families apart all of them are right,
 # and the true one is among them. The samples of two or three layers have widths of no published model.
 REAL = {
-    "anima-lora-kohya": ["anima"],
+    "anima-lora-kohya": ["cosmos", "anima"],
     "anima-lora-kohya-with-te": ["anima"],
-    "anima-lora-lokr": ["anima"],
-    "anima-lora-peft": ["anima"],
+    "anima-lora-lokr": ["cosmos", "anima"],
+    "anima-lora-peft": ["cosmos", "anima"],
     "flux-control-lora": ["flux"],
     "flux-dora-onetrainer": ["flux"],
     "flux-lokr-bfl": ["flux", "chroma", "flux2", "hunyuan_video", "hunyuan_image"],

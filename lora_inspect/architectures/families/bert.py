@@ -23,6 +23,9 @@ HEADS = (
     "qa_outputs",
     "cls.predictions.transform.dense",
     "cls.predictions.decoder",
+    "cls.seq_relationship",
+    "lm_head.dense",
+    "lm_head.decoder",
 )
 
 ARCHITECTURE = Architecture(

@@ -14,11 +14,13 @@ BACKBONE = (
     ),
 )
 
+HEADS = ("pre_classifier", "classifier", "qa_outputs", "vocab_transform", "vocab_projector")
+
 ARCHITECTURE = Architecture(
     name="distilbert",
     title="DistilBERT",
     layouts=(
-        Layout("hf", (*under("distilbert", *BACKBONE), "pre_classifier", "classifier"), kohya_prefix=""),
+        Layout("hf", (*under("distilbert", *BACKBONE), *HEADS), kohya_prefix=""),
         Layout("hf-backbone", BACKBONE, kohya_prefix=""),
     ),
 )

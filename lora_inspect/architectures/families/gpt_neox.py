@@ -19,7 +19,11 @@ ARCHITECTURE = Architecture(
     name="gpt_neox",
     title="GPT-NeoX",
     layouts=(
-        Layout("hf", (*under("gpt_neox", *BACKBONE), "embed_out", "lm_head"), kohya_prefix=""),
+        Layout(
+            "hf",
+            (*under("gpt_neox", *BACKBONE), "embed_out", "lm_head", "score", "classifier", "qa_outputs"),
+            kohya_prefix="",
+        ),
         Layout("hf-backbone", BACKBONE, kohya_prefix=""),
     ),
 )

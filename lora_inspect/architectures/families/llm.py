@@ -1,9 +1,9 @@
-"""Decoder language models of the Llama line: Llama, Mistral, Qwen, Gemma, MiniCPM, Phi-3.
+"""Decoder language models of the Llama line: Llama, Mistral, Qwen, Gemma, MiniCPM, Phi, DeepSeek, StarCoder 2.
 
 Leaves as in their classes of transformers: `qkv_proj` and `gate_up_proj` are Phi-3's fused layers, the numbered
 experts those of mixture models stored one by one, the others parameters of all experts at once, and `router` that of
-gpt-oss. Roots: the causal model, its bare backbone, and the language part of a multimodal model, which newer and older
-classes nest differently; the vision tower is that of Qwen-VL.
+gpt-oss. Roots: the causal model, its bare backbone, and the language part of a multimodal model with its vision tower,
+which newer and older classes nest differently.
 """
 
 from collections.abc import Iterator
@@ -20,18 +20,49 @@ LAYER = (
     *under("mlp.experts", *EXPERT_PARAMETERS, "gate_up_projs.{i}", "down_projs.{i}"),
     "mlp.router",
     *under("mlp.shared_expert", "gate_proj", "up_proj", "down_proj"),
+    "mlp.shared_expert_gate",
     "block_sparse_moe.gate",
     *under("block_sparse_moe.experts.{i}", "w1", "w2", "w3"),
+    # Phi 1 and 2, and StarCoder 2.
+    "self_attn.dense",
+    *under("mlp", "fc1", "fc2", "c_fc", "c_proj"),
+    # DeepSeek.
+    *under("self_attn", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
+    *under("mlp.shared_experts", "gate_proj", "up_proj", "down_proj"),
+    # Qwen3-Next and Qwen 3.5.
+    *under("linear_attn", "in_proj_qkvz", "in_proj_ba", "conv1d", "out_proj"),
+    *under("linear_attn", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
+    # Gemma 4.
+    "per_layer_input_gate",
+    "per_layer_projection",
 )
+# Of Qwen-VL.
 VISION = (
     "patch_embed.proj",
     "pos_embed",
     *under("blocks.{i}.attn", "qkv", "proj"),
-    *under("blocks.{i}.mlp", "linear_fc1", "linear_fc2", "gate_proj", "up_proj", "down_proj"),
+    *under("blocks.{i}.mlp", "linear_fc1", "linear_fc2", "gate_proj", "up_proj", "down_proj", "fc1", "fc2"),
     *under("merger", "linear_fc1", "linear_fc2", "mlp.0", "mlp.2"),
     *under("deepstack_merger_list.{i}", "linear_fc1", "linear_fc2"),
 )
-BACKBONE = ("embed_tokens", *under("layers.{i}", *LAYER))
+# Of Gemma 3 and Llava (SigLIP and CLIP), and of Mistral 3 (Pixtral).
+TOWER = (
+    *under("embeddings", "patch_embedding", "position_embedding"),
+    *under("encoder.layers.{i}.self_attn", "q_proj", "k_proj", "v_proj", "out_proj"),
+    *under("encoder.layers.{i}.mlp", "fc1", "fc2"),
+    *under("head", "attention.out_proj", "mlp.fc1", "mlp.fc2"),
+    "patch_conv",
+    *under("transformer.layers.{i}.attention", "q_proj", "k_proj", "v_proj", "o_proj"),
+    *under("transformer.layers.{i}.feed_forward", "gate_proj", "up_proj", "down_proj"),
+)
+PROJECTOR = under("multi_modal_projector", "linear_1", "linear_2", "patch_merger.merging_layer")
+BACKBONE = (
+    "embed_tokens",
+    "embed_tokens_per_layer",
+    "per_layer_model_projection",
+    *under("layers.{i}", *LAYER),
+)
+HEADS = ("lm_head", "score")
 
 ROOTS = ("model.", "", "model.language_model.", "language_model.model.")
 
@@ -60,16 +91,28 @@ ARCHITECTURE = Architecture(
     name="llm",
     title="Language model (Llama line)",
     layouts=(
-        Layout("hf", (*under("model", *BACKBONE), "lm_head"), kohya_prefix=""),
+        Layout("hf", (*under("model", *BACKBONE), *HEADS), kohya_prefix=""),
         Layout("hf-backbone", BACKBONE, kohya_prefix=""),
         Layout(
             "hf-multimodal",
-            (*under("model.language_model", *BACKBONE), *under("model.visual", *VISION), "lm_head"),
+            (
+                *under("model.language_model", *BACKBONE),
+                *under("model.visual", *VISION),
+                *under("model.vision_tower", *TOWER),
+                *under("model", *PROJECTOR),
+                *HEADS,
+            ),
             kohya_prefix="",
         ),
         Layout(
             "hf-multimodal-nested",
-            (*under("language_model.model", *BACKBONE), "language_model.lm_head"),
+            (
+                *under("language_model.model", *BACKBONE),
+                "language_model.lm_head",
+                *under("vision_tower.vision_model", *TOWER),
+                *under("vision_tower", *TOWER),
+                *PROJECTOR,
+            ),
             kohya_prefix="",
         ),
     ),

@@ -11,6 +11,7 @@ PATHS = (
     "img_in",
     "txt_in",
     *under("time_text_embed.timestep_embedder", "linear_1", "linear_2"),
+    "time_text_embed.addition_t_embedding",  # of Layered
     *under(
         "transformer_blocks.{i}",
         *DIFFUSERS_ATTENTION,

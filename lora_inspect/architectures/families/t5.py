@@ -9,7 +9,7 @@ from ..record import Architecture, Layout, under
 
 SELF_ATTENTION = under("layer.0.SelfAttention", "q", "k", "v", "o", "relative_attention_bias")
 FEED_FORWARD = ("wi", "wi_0", "wi_1", "wo")
-PATHS = (
+BACKBONE = (
     "shared",
     "encoder.embed_tokens",
     *under("encoder.block.{i}", *SELF_ATTENTION, *under("layer.1.DenseReluDense", *FEED_FORWARD)),
@@ -20,11 +20,16 @@ PATHS = (
         *under("layer.1.EncDecAttention", "q", "k", "v", "o"),
         *under("layer.2.DenseReluDense", *FEED_FORWARD),
     ),
-    "lm_head",
 )
+PATHS = (*BACKBONE, "lm_head")
+# What the models that classify have beside a `transformer.`, the backbone.
+CLASSIFIERS = ("classification_head.dense", "classification_head.out_proj", "classifier")
 
 ARCHITECTURE = Architecture(
     name="t5",
     title="T5",
-    layouts=(Layout("hf", PATHS, kohya_prefix=""),),
+    layouts=(
+        Layout("hf", PATHS, kohya_prefix=""),
+        Layout("hf-classifier", (*under("transformer", *BACKBONE), *CLASSIFIERS), kohya_prefix=""),
+    ),
 )
