@@ -1,6 +1,8 @@
 """Which rows of one weight are which rows of another one, where two layouts arrange a layer's rows differently."""
 
 from collections.abc import Iterator
+from itertools import product
+from math import prod
 from typing import Final, Literal, NamedTuple
 
 # A share of as many rows as the weight has inputs: the query's, where keys and values have fewer heads.
@@ -8,10 +10,19 @@ INPUTS: Final = "inputs"
 Share = int | Literal["inputs"]
 
 
+class Again(NamedTuple):
+    """The same rows `times` times, each time so many rows further in either weight."""
+
+    times: int
+    stride: int
+    source_stride: int
+
+
 class Runs(NamedTuple):
     """`times` runs of `length` neighbouring rows each, the same ones in two weights.
 
     Run j begins at row `start` + j·`stride` of the one weight and at row `source` + j·`source_stride` of the other.
+    Where there is more than one such row of runs, `again` says how they go on, in any order.
     """
 
     start: int
@@ -20,16 +31,18 @@ class Runs(NamedTuple):
     times: int = 1
     stride: int = 0
     source_stride: int = 0
+    again: tuple[Again, ...] = ()
 
     @property
     def rows(self) -> int:
         """How many rows they are."""
-        return self.length * self.times
+        return self.length * self.times * prod(more.times for more in self.again)
 
     @property
     def inverted(self) -> "Runs":
         """The same rows, seen from the other weight."""
-        return Runs(self.source, self.length, self.start, self.times, self.source_stride, self.stride)
+        again = tuple(Again(times, source_stride, stride) for times, stride, source_stride in self.again)
+        return Runs(self.source, self.length, self.start, self.times, self.source_stride, self.stride, again)
 
     def shifted(self, rows: int) -> "Runs":
         """The same rows, with so many more before them in the one weight."""
@@ -37,9 +50,11 @@ class Runs(NamedTuple):
 
     def each(self) -> Iterator[tuple[int, int, int]]:
         """(first row, row behind the last one, first row in the other weight) of every run."""
-        for run in range(self.times):
-            start = self.start + run * self.stride
-            yield start, start + self.length, self.source + run * self.source_stride
+        levels = (*self.again, Again(self.times, self.stride, self.source_stride))
+        for turns in product(*(range(level.times) for level in levels)):
+            start = self.start + sum(turn * level.stride for turn, level in zip(turns, levels, strict=True))
+            source = self.source + sum(turn * level.source_stride for turn, level in zip(turns, levels, strict=True))
+            yield start, start + self.length, source
 
 
 class Stacked(NamedTuple):
@@ -120,4 +135,42 @@ class PairSwapped(NamedTuple):
         return Swapped().runs(rows, inputs) if rows == 2 * inputs else (Runs(0, rows),) if rows else None
 
 
-Arrangement = Stacked | Interleaved | Swapped | PairSwapped
+class PairedHalves(NamedTuple):
+    """One part, which has in turns a row of each half of a head, of so many `heads`, where the whole stacks the halves.
+
+    Both are ways to have the pairs of numbers that a rotary embedding turns.
+    """
+
+    heads: int
+
+    def rows(self, part: int, rows: int, inputs: int) -> int | None:
+        """How many rows the whole has: those of its part."""
+        return rows
+
+    def runs(self, rows: int, inputs: int) -> tuple[Runs, ...] | None:
+        """Where the rows of the part are in the whole, (rows, inputs); None where they are no pairs for every head."""
+        half, odd = divmod(rows, 2 * self.heads)
+        if odd or not half:
+            return None
+        return (Runs(0, 1, 0, 2, half, 1, (Again(self.heads, 2 * half, 2 * half), Again(half, 1, 2))),)
+
+
+class PartsOfHeads(NamedTuple):
+    """One part, which has each of the `parts` of all `heads` together, where the whole has all of each head so."""
+
+    heads: int
+    parts: int
+
+    def rows(self, part: int, rows: int, inputs: int) -> int | None:
+        """How many rows the whole has: those of its part."""
+        return rows
+
+    def runs(self, rows: int, inputs: int) -> tuple[Runs, ...] | None:
+        """Where the rows of the part are in the whole, (rows, inputs); None where the heads do not divide them."""
+        size, odd = divmod(rows, self.parts * self.heads)
+        if odd or not size:
+            return None
+        return (Runs(0, size, 0, self.parts, size, self.heads * size, (Again(self.heads, self.parts * size, size),)),)
+
+
+Arrangement = Stacked | Interleaved | Swapped | PairSwapped | PairedHalves | PartsOfHeads

@@ -16,7 +16,9 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.coded_weights import BaseCodecs
 from lora_inspect.reading.components import chosen
 from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.gguf_layout import gguf_correspondence
 from lora_inspect.reading.identify import adapter_candidates, base_candidates, common_correspondence, common_families
+from lora_inspect.schemes.gguf import GGUF
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,11 @@ def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transp
     """
     modules, left_out = chosen(adapter, only)
     families = common_families(adapter_candidates(adapter), base_candidates(base))
-    homes = find_homes(adapter, base, modules, common_correspondence(families))
+    if adapter.scheme == GGUF.name:
+        correspondence = gguf_correspondence(adapter.checkpoint, modules, base)
+    else:
+        correspondence = common_correspondence(families)
+    homes = find_homes(adapter, base, modules, correspondence)
     layers = [layer for home in homes.complete for layer in layers_of(home, base)]
     orientations = orient(layers, base, [family.layout for family in families], transposed)
     targets: dict[str, list[Placed]] = defaultdict(list)

@@ -16,6 +16,7 @@ from lora_inspect.reading.base_names import BASE_PREFIXES, FOREIGN_PREFIXES, is_
 from lora_inspect.reading.contribution import Module
 from lora_inspect.reading.identify import adapter_candidates, base_candidates, described, may_be_one
 from lora_inspect.reading.saved_tensors import BaseTensor
+from lora_inspect.schemes.gguf import GGUF
 from lora_inspect.schemes.record import MODEL
 
 # What stands in a base instead of weights where several of them share a number.
@@ -104,7 +105,8 @@ def _other_layout(component: str, adapter: Adapter, base: Checkpoint) -> str | N
     if component != MODEL:
         prefix = _first_prefix(FOREIGN_PREFIXES.get(component, ()), base)
         return prefix and f"in another layout ({prefix}…)"
-    for ours in adapter_candidates(adapter):
+    # The names of llama.cpp are looked for under those of every layout.
+    for ours in () if adapter.scheme == GGUF.name else adapter_candidates(adapter):
         for theirs in base_candidates(base):
             if ours.architecture is theirs.architecture and ours.layout is not theirs.layout:
                 return f"in the {theirs.layout.name} layout of {theirs}, not in the adapter's {ours.layout.name} one"

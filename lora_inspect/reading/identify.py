@@ -16,6 +16,8 @@ from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import BASE_PREFIXES, is_weight
 from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.gguf_layout import gguf_families
+from lora_inspect.schemes.gguf import GGUF
 from lora_inspect.schemes.record import MODEL
 
 # A base has embeddings, norms and heads beside the layers that the tables of architectures list.
@@ -25,7 +27,12 @@ _MODELS = (MODEL, "model_2")
 
 
 def adapter_candidates(adapter: Adapter) -> tuple[Detection, ...]:
-    """Every family that an adapter may be of, by its model's modules and by the text encoders that it adapts."""
+    """Every family that an adapter may be of, by its model's modules and by the text encoders that it adapts.
+
+    A GGUF header names it.
+    """
+    if adapter.scheme == GGUF.name:
+        return gguf_families(adapter.checkpoint)
     layers = filter(_is_layer, adapter.modules.values())
     modules = [(module.name.body, *_features(module)) for module in layers if module.name.component in _MODELS]
     encoders = {encoder: None for shown in text_encoders(adapter).values() for encoder in shown}
