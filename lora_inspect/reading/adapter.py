@@ -7,7 +7,7 @@ from typing import NamedTuple
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, read_row
 from lora_inspect.reading.alpha_of_all import about_alpha_of_all, claim_alpha_of_all
-from lora_inspect.reading.claim import claim
+from lora_inspect.reading.claim import Claims, claim
 from lora_inspect.reading.config_alone import about_method
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.dora_evidence import dora_claims, read_dora
@@ -31,6 +31,9 @@ from lora_inspect.reading.shared_tensors import claim_shared
 from lora_inspect.reading.steps import Steps
 from lora_inspect.reading.stored_numbers import read_numbers
 from lora_inspect.reading.trainers import find_trainer
+from lora_inspect.schemes.cloneofsimo import CLONEOFSIMO
+
+_NUMBERED = tuple(CLONEOFSIMO.prefixes)
 
 
 class Adapter(NamedTuple):
@@ -94,7 +97,7 @@ class Adapter(NamedTuple):
 
 def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Adapter:  # noqa: B008 (frozen)
     """Reads the meaning of every tensor. Problems are listed, not raised; unreadable numbers raise LoraInspectError."""
-    claims = claim_shared(claim(checkpoint.tensors), checkpoint.tensors)
+    claims = claim_shared(_claimed(checkpoint), checkpoint.tensors)
     claims = claim_alpha_of_all(claims, checkpoint.alpha)
     numbers = read_numbers(checkpoint, claims)
     steps = Steps()
@@ -151,6 +154,17 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         settings=settings,
         embeddings=embeddings,
     )
+
+
+def _claimed(checkpoint: Checkpoint) -> Claims:
+    """The modules of a file, and what is wrong with layers that it numbers instead of naming them, as few files do."""
+    if not any(key.startswith(_NUMBERED) for key in checkpoint.tensors):
+        return claim(checkpoint.tensors)
+    from lora_inspect.reading.numbered_layers import numbered_keys
+
+    known, findings = numbered_keys(checkpoint.tensors, checkpoint.metadata)
+    claims = claim(checkpoint.tensors, known)
+    return claims._replace(findings=(*findings, *claims.findings))
 
 
 def _counting(checkpoint: Checkpoint, steps: Steps) -> Callable[[Contribution, float | None], Counted]:

@@ -1,6 +1,7 @@
 """The changes that an adapter makes, taken from its keys and shapes: every tensor is claimed once or left unclaimed."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from lora_inspect import algorithms, schemes
@@ -17,7 +18,6 @@ from lora_inspect.schemes.record import ModuleName
 NETWORK_FLAGS = (RSLORA_FLAG, DORA_FLAG, LOKR_FLAG)
 # The way out for a file whose tensors do not fit together.
 _MEND = "fetch the file again, or write it anew with the program that trained it"
-
 
 # Of shapes that are those of another algorithm with the same suffixes, which is no complaint.
 _OTHER = Finding("shape", "", ())
@@ -82,8 +82,8 @@ class _Found(NamedTuple):
     findings: list[Finding]
 
 
-def claim(tensors: dict[str, TensorInfo]) -> Claims:
-    """Modules from the keys and shapes of a file."""
+def claim(tensors: dict[str, TensorInfo], known: Mapping[str, ParsedKey] = MappingProxyType({})) -> Claims:
+    """Modules from the keys and shapes of a file; `known` are keys that mean what they do not spell."""
     groups: dict[str, _Group] = {}
     flags: list[str] = []
     unclaimed: list[str] = []
@@ -91,7 +91,7 @@ def claim(tensors: dict[str, TensorInfo]) -> Claims:
     for key, info in tensors.items():
         if key in NETWORK_FLAGS:
             flags.append(key)
-        elif (parsed := parse_key(key)) and not parsed.is_of_all:
+        elif (parsed := known.get(key) or parse_key(key)) and not parsed.is_of_all:
             group = groups.setdefault(parsed.module, _Group())
             if parsed.algorithm:
                 group.parts.setdefault(parsed.part, []).append(_Tensor(info, parsed))

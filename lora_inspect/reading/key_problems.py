@@ -1,10 +1,28 @@
 """Keys that do not fit together, within a module and between naming schemes, and keys that are of no module."""
 
+import re
 from collections.abc import Iterable, Iterator
 
+from lora_inspect.listing import some
 from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.problem import Finding
+from lora_inspect.reading.suffixes import ROOT, parse_key
+from lora_inspect.schemes.peft import PEFT
+
+# Names in which at least half of a file's tensors are, and what is said of them.
+_FOREIGN = (
+    (
+        re.compile("w_[ab]_[0-9]{3}"),
+        "are named as Sam_LoRA names them, which counts the queries and values of SAM's blocks that it adapted and "
+        "does not say which blocks those are; merge it with the program that trained it",
+    ),
+    (
+        re.compile(".*lora.*", re.IGNORECASE | re.DOTALL),
+        "speak of LoRA in no naming scheme that is known here; write the file anew with the program that trained it, "
+        "in the names of kohya, PEFT, diffusers or ComfyUI",
+    ),
+)
 
 
 def unfit_tensors(reading: FileReading) -> Iterable[Finding]:
@@ -17,6 +35,24 @@ def several_schemes(reading: FileReading) -> Iterator[Finding]:
     names = sorted({module.name.scheme for module in reading.claims.modules.values()})
     if len(names) > 1:
         yield Finding("mixed-schemes", f"the keys follow {len(names)} naming schemes: {', '.join(names)}")
+
+
+def foreign_schemes(reading: FileReading) -> Iterator[Finding]:
+    """Names of an adapter in no naming scheme that is known, in a file of little else."""
+    keys = reading.claims.unclaimed
+    if reading.claims.modules or not keys:
+        return
+    for names, says in _FOREIGN:
+        own = tuple(key for key in keys if names.fullmatch(key) and not parse_key(key) and not _is_shared(key))
+        if 2 * len(own) >= len(reading.checkpoint.tensors):
+            message = f"{len(own)} tensors ({some(own, 2)}) {says}"
+            yield Finding("scheme", message, own[:5])
+            return
+
+
+def _is_shared(key: str) -> bool:
+    """Whether PEFT keeps the tensor beside its model, of which others say what it is."""
+    return key.startswith(f"{ROOT}.") and not key.startswith(tuple(PEFT.prefixes))
 
 
 def unclaimed_tensors(reading: FileReading) -> Iterator[Finding]:

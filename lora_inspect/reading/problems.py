@@ -13,7 +13,14 @@ from lora_inspect.reading.expert_packing import packing_setting
 from lora_inspect.reading.expert_parameters import lost_parameters
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.formula_settings import unknown_formulas
-from lora_inspect.reading.key_problems import embeddings, magnitudes, several_schemes, unclaimed_tensors, unfit_tensors
+from lora_inspect.reading.key_problems import (
+    embeddings,
+    foreign_schemes,
+    magnitudes,
+    several_schemes,
+    unclaimed_tensors,
+    unfit_tensors,
+)
 from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Finding, Problem
 from lora_inspect.reading.residual_base import residual_bases, residual_setting
 from lora_inspect.reading.saved_tensors import missing_saved
@@ -40,6 +47,7 @@ PROBLEMS = (
     Entry("weights-missing", ERROR, (missing_weights,)),
     Entry("no-weight", ERROR, (weightless,)),
     # What explains shapes that fit nothing comes before these.
+    Entry("scheme", ERROR, (unfit_tensors, foreign_schemes)),
     Entry("peft-setting", ERROR, (unbuilt_configs,)),
     Entry("twice", ERROR, (unfit_tensors,)),
     Entry("shape", ERROR, (unfit_tensors,)),

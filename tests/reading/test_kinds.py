@@ -5,6 +5,7 @@ from toy_adapters import base, lora, loras
 
 from lora_inspect.algorithms import CANDIDATES, every
 from lora_inspect.algorithms.recognised import RECOGNISED
+from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.info import as_json, inspect
 from lora_inspect.reading.adapter import read_adapter
@@ -91,3 +92,39 @@ def test_such_a_base_is_merged_into_and_refused_as_an_adapter(write_safetensors,
     assert run("merge", odd, adapter, "-o", tmp_path / "out.safetensors", "--json").json["modules_merged"] == 3
     assert "none of its 4 tensors belongs to a known adapter" in run("merge", odd, odd, "-o", tmp_path / "o").refusal
     assert "base.safetensors" in run("merge", adapter, odd, "-o", tmp_path / "o").refusal
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (["w_a_000", "w_b_000", "w_a_001", "w_b_001"], "named as Sam_LoRA names them"),
+        (["lora_unet_a_lora_down.weight", "lora_unet_a_lora_up.weight"], "speak of LoRA in no naming scheme"),
+        (["x.Lora.weight", "odd.weight"], "speak of LoRA in no naming scheme"),
+    ],
+)
+def test_an_adapter_of_no_known_scheme_is_refused_by_its_names(keys, says, kind):
+    found, adapter = kind(dict.fromkeys(keys, MATRIX))
+    (problem,) = (one for one in adapter.problems if one.code == "scheme")
+    assert (found, problem.severity) == ("adapter", "error")
+    assert says in problem.message
+    with pytest.raises(LoraInspectError, match=says):
+        adapter.refuse()
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        base(),
+        {**base(), "lora.weight": MATRIX},
+        {**loras(1), "x.lora_odd": MATRIX},
+        dict.fromkeys(["w_a_00", "w_c_000"], MATRIX),
+    ],
+)
+def test_a_few_odd_names_are_no_scheme(tensors, kind):
+    assert "scheme" not in {problem.code for problem in kind(tensors)[1].problems}
+
+
+def test_what_is_told_already_is_no_scheme(kind):
+    found, adapter = kind({"base_model.unilora_theta_d": ("F32", (4,), 1)})
+    assert found == "adapter"
+    assert "scheme" not in {problem.code for problem in adapter.problems}

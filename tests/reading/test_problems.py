@@ -29,6 +29,7 @@ def peft(**config):
 TOYS = {
     "weights-missing": {"config": CONFIG},
     "no-weight": {"tensors": {"prompt_embeddings": ("F32", (4, IN), 1)}},
+    "scheme": {"tensors": {f"w_{side}_000": ("F32", (4, 4), 1) for side in "ab"}},
     "twice": {"tensors": {**lora("a"), "a.lora_A.weight": ("F32", (16, IN), 1)}},
     "shape": {"tensors": lora("a") | {"a.lora_up.weight": ("F32", (OUT, 5), 1)}},
     "incomplete": {"tensors": {"a.lora_down.weight": ("F32", (16, IN), 1)}},
