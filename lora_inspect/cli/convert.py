@@ -89,6 +89,9 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
     metavar="COMPONENT",
     help="Write this component of the adapter alone: model, text_encoder, …; may be repeated.",
 )
+@click.option(
+    "--no-verify", is_flag=True, help="Do not read the output anew and compare every module with that of ADAPTER."
+)
 @transposed_option("--base stores")
 @reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -107,6 +110,7 @@ def convert(
     layout: str | None,
     scheme: str | None,
     only: tuple[str, ...],
+    no_verify: bool,
     transposed: Answers,
     rslora: str | None,
     alpha: float | None,
@@ -137,6 +141,7 @@ def convert(
         layout=layout,
         scheme=scheme,
         only=only,
+        verify=not no_verify,
         settings=own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing), adapter),
     )
     length = len(claim(open_checkpoint(adapter).tensors).modules) if is_approximated else 0
@@ -166,6 +171,7 @@ def _record(result: ConvertResult) -> dict[str, Any]:
         "dropped": list(result.dropped),
         "passed_through": list(result.passed_through),
         "remarks": list(result.remarks),
+        "verified": result.verified and result.verified._asdict(),
         "orientation": {
             name: {"transposed": item.transposed, "from": item.source}
             for name, item in result.orientations.items()
@@ -188,6 +194,11 @@ def _print(result: ConvertResult, with_errors: bool) -> None:
     if layout := result.target["layout"]:
         terminal.line(f"layout: {layout}, {result.target['scheme']} names")
     terminal.line(_loss(result))
+    if result.verified:
+        terminal.line(
+            f"verified: the changes of all {result.verified.modules} modules, read anew, differ from the input's by "
+            f"{result.verified.max_relative_error:.1g} at most"
+        )
     if words := in_words(result.orientations):
         terminal.line(f"orientation: {words}")
     for remark in result.remarks:

@@ -15,10 +15,12 @@ from lora_inspect.reading.contribution import Contribution
 
 
 def approximate_change(landed: Landed, rank: int | None, max_error: float | None) -> Approximation:
-    """The low-rank approximation of W' - W as (out, in·kernel), where W has what the module adds to it before.
+    """The low-rank approximation of the true change, with factors in float32; raises as `true_change` does."""
+    return approximate(true_change(landed), rank, max_error, torch.float32)
 
-    Its factors are float32. Raises LoraInspectError where the change is not finite.
-    """
+
+def true_change(landed: Landed) -> torch.Tensor:
+    """W' - W as (out, in·kernel), where W has what the module adds to it before; LoraInspectError if not finite."""
     weight = own_weight(landed.places)
     for other in landed.before:
         _fold(_change(other, landed, weight.dtype), weight)
@@ -32,7 +34,7 @@ def approximate_change(landed: Landed, rank: int | None, max_error: float | None
             f"{place.target.name} is not finite or too large to take its norm; lower its alpha, or repair the file "
             "that holds such numbers."
         )
-    return approximate(difference, rank, max_error, torch.float32)
+    return difference
 
 
 def _change(contribution: Contribution, landed: Landed, dtype: torch.dtype) -> Change:

@@ -14,7 +14,8 @@ class ConvertOptions:
     whose relative error is above 5%, `allow_growth` an output that is large and over 16 times its input.
     `transposed` says by globs how the base stores those square weights that the evidence leaves open. `layout` is that
     of the output's modules, None for the adapter's own; `scheme` is the name of the scheme that they are spelled in,
-    which has its own layouts. `only` are the components that are written; without any, all are.
+    which has its own layouts. `only` are the components that are written; without any, all are. `verify` has the output
+    read anew and compared with the input.
     """
 
     keep_dora: bool = False
@@ -28,4 +29,5 @@ class ConvertOptions:
     layout: str | None = None
     scheme: str | None = None
     only: tuple[str, ...] = ()
+    verify: bool = True
     settings: Settings = field(default_factory=Settings)

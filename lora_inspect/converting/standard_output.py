@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lora_inspect.converting.naming import CONFIG, FACTORS, PEFT_MAGNITUDES, carrier_of, magnitude_place
@@ -131,13 +131,15 @@ class StandardOutput:
         modules: "Mapping[str, SpelledModule]",
         inputs: Mapping[str, Identity],
         force: bool,
+        prove: Callable[[str], None] | None = None,
     ) -> int:
         """Writes the adapter made of `inputs`; returns the size of its weights in bytes.
 
-        With `force` it replaces what `check` lets it replace.
+        With `force` it replaces what `check` lets it replace. `prove` is called with the path where the adapter is
+        complete, before it appears.
         """
         if not self._is_folder:
-            write_contents(self.path, contents, metadata, inputs, force)
+            write_contents(self.path, contents, metadata, inputs, force, prove)
             return os.path.getsize(self.path)
         config = self._config(modules)
         with new_folder(self.path, inputs, force) as folder:
@@ -145,6 +147,8 @@ class StandardOutput:
             with open(os.path.join(folder, ADAPTER_CONFIG), "x", encoding="utf-8") as handle:
                 json.dump(config, handle, indent=2, sort_keys=True)
                 handle.write("\n")
+            if prove:
+                prove(folder)
         return os.path.getsize(os.path.join(self.path, _WEIGHTS))
 
     def orientation(self, has_config: bool) -> Iterable[str]:

@@ -1,6 +1,6 @@
 """Tensors on their way into a small file: each either a range of an input or bytes in memory."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_inspect.errors import LoraInspectError
@@ -39,11 +39,12 @@ def write_contents(
     metadata: Mapping[str, str],
     inputs: Mapping[str, Identity] | None = None,
     force: bool = False,
+    prove: Callable[[str], None] | None = None,
 ) -> None:
     """Writes all of them to `path`, atomically; raises LoraInspectError where two have the same name.
 
     `inputs` are the files that the contents were made of, and have to be those still when the output is complete.
-    With `force` it replaces a file of its name.
+    With `force` it replaces a file of its name. `prove` is called with the path of the complete file before it appears.
     """
     by_name = {content.plan.name: content for content in contents}
     if len(by_name) != len(contents):
@@ -51,7 +52,7 @@ def write_contents(
         twice = next(name for name in names if names.count(name) > 1)
         raise LoraInspectError(f"{path}: two tensors would both be called {twice}; convert the file in another scheme.")
     plans = in_file_order(content.plan for content in contents)
-    with Writer(path, plans, metadata, inputs, force) as writer:
+    with Writer(path, plans, metadata, inputs, force, prove) as writer:
         for plan in plans:
             content = by_name[plan.name]
             if isinstance(content.source, bytes):

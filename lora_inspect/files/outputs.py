@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from lora_inspect.errors import LoraInspectError
@@ -75,12 +75,18 @@ def _check_lost(output: str, written: set[str]) -> None:
 
 
 @contextmanager
-def new_file(output: str, inputs: Mapping[str, Identity] | None = None, force: bool = False) -> Iterator[int]:
+def new_file(
+    output: str,
+    inputs: Mapping[str, Identity] | None = None,
+    force: bool = False,
+    prove: Callable[[str], None] | None = None,
+) -> Iterator[int]:
     """The descriptor of a file that takes the name `output` when the block ends well, and vanishes otherwise.
 
     With `force` it replaces a file that has the name, and a link where there are no `inputs`: a save in the course of a
-    training must not fail for it. Raises LoraInspectError where something else has the name, where the disk refuses,
-    and where one of the `inputs` is not the file any more that was read.
+    training must not fail for it. `prove` is called with the path of the whole file before it takes the name, and
+    what it raises keeps it from that. Raises LoraInspectError where something else has the name, where the disk
+    refuses, and where one of the `inputs` is not the file any more that was read.
     """
     with _refusing(output), claimed(output) as partial:
         descriptor = create(partial)
@@ -90,9 +96,11 @@ def new_file(output: str, inputs: Mapping[str, Identity] | None = None, force: b
             is_whole = is_at(descriptor, partial)
         finally:
             os.close(descriptor)
-        check_unchanged(inputs or {})
         if not is_whole:
             raise LoraInspectError(f"{output}: {partial} was taken away while it was written; run the command again.")
+        if prove:
+            prove(partial)
+        check_unchanged(inputs or {})
         if force:
             if inputs:
                 check_output(output, inputs, force)

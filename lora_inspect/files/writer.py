@@ -1,7 +1,7 @@
 """A streaming, atomic writer of .safetensors files: header, tensors, rename. Standard library only."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -59,8 +59,9 @@ class Writer:
         metadata: Mapping[str, str],
         inputs: Mapping[str, Identity] | None = None,
         force: bool = False,
+        prove: Callable[[str], None] | None = None,
     ) -> None:
-        self._file = new_file(path, inputs, force)
+        self._file = new_file(path, inputs, force, prove)
         self._source: InputFile | None = None
         self._plans = iter(plans)
         self._header = encode_header(plans, metadata)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_inspect.converting import account
 from lora_inspect.converting.expert_layouts import SINGLE_EXPERTS
@@ -37,6 +37,13 @@ __all__ = ["ConvertOptions", "ConvertResult", "convert_to_standard"]
 _LOSSY = 0.05
 
 
+class Verified(NamedTuple):
+    """How many modules were compared, and the largest relative error that was found."""
+
+    modules: int
+    max_relative_error: float
+
+
 @dataclass(frozen=True, slots=True)
 class ConvertResult:
     """What a conversion did. `was` and `becomes` are titles of algorithms.
@@ -45,6 +52,7 @@ class ConvertResult:
     `orientations` say by base weight how it is stored, where a base was looked at.
     `exact` says that no module lost more than the rounding of a float32. `dropped` are keys whose meaning is in no
     tensor of the output, `remarks` are sentences on what its readers do differently.
+    `verified` says of how many modules the output, read anew, was compared, and by how much they differ at most.
     """
 
     output: str
@@ -60,6 +68,7 @@ class ConvertResult:
     notes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     orientations: dict[str, Orientation] = field(default_factory=dict)
+    verified: Verified | None = None
 
 
 def convert_to_standard(
@@ -89,6 +98,7 @@ def convert_to_standard(
     repeats = check_answers([matching.orientations], options.transposed) if matching else []
     landed = find_landed(adapter, base, matching) if base and matching else {}
     load_torch()
+    from lora_inspect.converting.proof import Proof
     from lora_inspect.converting.shared_contents import shared_contents
 
     modules = _convert(adapter, destinations, landed, options, progress)
@@ -112,8 +122,11 @@ def convert_to_standard(
     )
     if any(key in adapter.checkpoint.metadata for key in HASHES):
         metadata |= sshs_hashes(contents, metadata)
-    written = place.write(contents, metadata, modules, inputs, force)
     errors = {key: module.relative_error for key, module in modules.items()}
+    proof = (
+        Proof(adapter, destinations, landed, errors, not options.drop_magnitude, place.path) if options.verify else None
+    )
+    written = place.write(contents, metadata, modules, inputs, force, proof)
     target = {
         "scheme": place.scheme,
         "layout": options.layout,
@@ -137,6 +150,7 @@ def convert_to_standard(
         passed_through=adapter.beside,
         notes=(*adapter.notes, *repeats, *leftovers),
         orientations=matching.orientations if matching else {},
+        verified=Verified(proof.modules, proof.max_relative_error) if proof else None,
         remarks=(*account.strength(source, target), *place.orientation(has_config=embedded is not None)),
     )
 
