@@ -20,7 +20,7 @@ from lora_inspect.schemes.record import MODEL, ModuleName, Scheme
 from lora_inspect.schemes.writing import OWN, Writing
 
 # Which of a pipeline's text encoders a component is, where nothing but its name tells.
-_NUMBERS = {"text_encoder": 0, "text_encoder_2": 1, "text_encoder_3": 2}
+_NUMBERS = {"text_encoder": 0, "text_encoder_2": 1, "text_encoder_3": 2, "text_encoder_4": 3}
 _WAY_OUT = "choose another scheme, or leave --to out"
 
 

@@ -66,6 +66,7 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
         "kind": info.kind,
         "algorithms": _counted(contribution.algorithm.name for contribution in contributions),
         "scheme": adapter.scheme,
+        "schemes": _counted(module.name.scheme for module in adapter.modules.values()),
         "architecture": info.detection.architecture.name if info.detection else None,
         "architectures": [candidate.architecture.name for candidate in info.candidates],
         "layout": _layout(info.candidates),
@@ -121,6 +122,7 @@ def _module_record(module: Module, contribution: Contribution, folded: FoldedSca
     return {
         "module": contribution.module.key,
         "path": module.path,
+        "scheme": module.name.scheme,
         "component": contribution.module.component,
         "algorithm": contribution.algorithm.name,
         "shape": list(contribution.shape) if contribution.algorithm.formula else None,

@@ -9,10 +9,17 @@ from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.architectures.correspondence import UNKNOWN, Correspondence, Link
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
+from lora_inspect.schemes.comfyui import COMFYUI
 from lora_inspect.schemes.record import MODEL, ModuleName
 
 if TYPE_CHECKING:
     from lora_inspect.architectures.rows import Arrangement
+
+
+def _of_comfyui(component: str) -> tuple[str, ...]:
+    """How ComfyUI's checkpoints of a whole pipeline begin the names of a text encoder: as its adapters do."""
+    return tuple(prefix for prefix, own in COMFYUI.prefixes.items() if own == component)
+
 
 BASE_PREFIXES = {
     MODEL: (
@@ -31,11 +38,12 @@ BASE_PREFIXES = {
         "",
         "cond_stage_model.transformer.",
         "conditioner.embedders.0.transformer.",
-        "text_encoders.clip_l.transformer.",
+        *_of_comfyui("text_encoder"),
         "text_encoder.",
     ),
-    "text_encoder_2": ("", "text_encoders.clip_g.transformer.", "text_encoder_2."),
-    "text_encoder_3": ("", "text_encoders.t5xxl.transformer.", "text_encoder_3."),
+    "text_encoder_2": ("", *_of_comfyui("text_encoder_2"), "text_encoder_2."),
+    "text_encoder_3": ("", *_of_comfyui("text_encoder_3"), "text_encoder_3."),
+    "text_encoder_4": ("", *_of_comfyui("text_encoder_4"), "text_encoder_4."),
 }
 # Where whole checkpoints keep a component under the names of another layout.
 FOREIGN_PREFIXES = {

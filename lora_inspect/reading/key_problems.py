@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 
-from lora_inspect.listing import some
+from lora_inspect.listing import listed, some
 from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.problem import Finding
@@ -31,10 +31,14 @@ def unfit_tensors(reading: FileReading) -> Iterable[Finding]:
 
 
 def several_schemes(reading: FileReading) -> Iterator[Finding]:
-    """Keys that follow several naming schemes."""
-    names = sorted({module.name.scheme for module in reading.claims.modules.values()})
-    if len(names) > 1:
-        yield Finding("mixed-schemes", f"the keys follow {len(names)} naming schemes: {', '.join(names)}")
+    """Keys that follow several naming schemes, with the modules of each."""
+    modules: dict[str, list[str]] = {}
+    for module in reading.claims.modules.values():
+        modules.setdefault(module.name.scheme, []).append(module.name.key)
+    if len(modules) > 1:
+        told = [f"{name} ({len(keys)}: {some(keys, 1)})" for name, keys in sorted(modules.items())]
+        firsts = tuple(keys[0] for _, keys in sorted(modules.items()))
+        yield Finding("mixed-schemes", f"the modules follow {len(told)} naming schemes: {listed(told)}", firsts)
 
 
 def foreign_schemes(reading: FileReading) -> Iterator[Finding]:

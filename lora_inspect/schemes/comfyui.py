@@ -30,20 +30,33 @@ _ENCODERS = {
     T5_XXL: "t5xxl",
 }
 _OF_WAN = {T5_XXL: "umt5xxl"}
+# Which component each stands for: no two of one pipeline are the same. All others are a pipeline's only one.
+_COMPONENTS = {
+    "clip_l": "text_encoder",
+    "clip_g": "text_encoder_2",
+    "qwen25_7b": "text_encoder_2",
+    "t5xxl": "text_encoder_3",
+    "llama": "text_encoder_4",
+}
+
+
+def _prefix(encoder: str) -> str:
+    return f"text_encoders.{encoder}.transformer."
 
 
 def _encoders(family: Architecture) -> tuple[str, ...]:
     names = {**_ENCODERS, **(_OF_WAN if family.name == "wan" else {})}
-    return tuple(f"text_encoders.{names[one]}.transformer." if one in names else "" for one in family.text_encoders)
+    return tuple(_prefix(names[one]) if one in names else "" for one in family.text_encoders)
 
 
 COMFYUI = Scheme(
     name="comfyui",
     prefixes={
         "diffusion_model.": MODEL,
-        "text_encoders.clip_l.transformer.": "text_encoder",
-        "text_encoders.clip_g.transformer.": "text_encoder_2",
-        "text_encoders.t5xxl.transformer.": "text_encoder_3",
+        **{
+            _prefix(encoder): _COMPONENTS.get(encoder, "text_encoder")
+            for encoder in (*_ENCODERS.values(), *_OF_WAN.values())
+        },
     },
     flat=False,
     suffixes={

@@ -26,6 +26,7 @@ DIFFUSERS = Scheme(
         "text_encoder.": "text_encoder",
         "text_encoder_2.": "text_encoder_2",
         "text_encoder_3.": "text_encoder_3",
+        "text_encoder_4.": "text_encoder_4",
         "conditional_transformer.": MODEL,
     },
     flat=False,

@@ -23,6 +23,7 @@ KOHYA = Scheme(
         "lora_te1_": "text_encoder",
         "lora_te2_": "text_encoder_2",
         "lora_te3_": "text_encoder_3",
+        "lora_te4_": "text_encoder_4",  # OneTrainer, of HiDream
         "lora_te_": "text_encoder",
         "lora_transformer_": MODEL,  # OneTrainer, over diffusers' names
         "lora_prior_unet_": MODEL,

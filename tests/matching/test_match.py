@@ -73,6 +73,8 @@ def test_names_are_found_whatever_underscores_they_have(tmp_path_factory, module
         ("lora_te1_layers_0_q", "conditioner.embedders.0.transformer.layers.0.q.weight"),
         ("lora_te1_layers_0_q", "text_encoders.clip_l.transformer.layers.0.q.weight"),
         ("lora_te2_layers_0_q", "text_encoders.clip_g.transformer.layers.0.q.weight"),
+        ("lora_te_layers_0_q", "text_encoders.qwen3_4b.transformer.layers.0.q.weight"),
+        ("text_encoders.llama.transformer.layers.0.q", "text_encoders.llama.transformer.layers.0.q.weight"),
         ("text_encoder.layers.0.q", "text_encoder.layers.0.q.weight"),
         ("text_encoder_2.layers.0.q", "layers.0.q.weight"),
     ],

@@ -5,6 +5,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import paths
 
+from lora_inspect.architectures import ARCHITECTURES
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.reading.suffixes import parse_key
 from lora_inspect.schemes import SCHEMES, by_name, recognise
@@ -82,6 +83,9 @@ REAL = {
     "diffusion_model.blocks.0.q": ("comfyui", "model", "blocks.0.q"),
     "text_encoders.clip_l.transformer.text_model.x": ("comfyui", "text_encoder", "text_model.x"),
     "transformer.transformer_blocks.0.attn.to_q": ("diffusers", "model", "transformer_blocks.0.attn.to_q"),
+    "text_encoders.qwen3_4b.transformer.model.x": ("comfyui", "text_encoder", "model.x"),
+    "text_encoders.llama.transformer.model.x": ("comfyui", "text_encoder_4", "model.x"),
+    "lora_te4_model_layers_0": ("kohya", "text_encoder_4", "model_layers_0"),
     "text_encoder_2.text_model.x": ("diffusers", "text_encoder_2", "text_model.x"),
     "transformer_2.blocks.0": ("diffusers", "model_2", "blocks.0"),
     "double_blocks.0.processor.x": ("dotted", "model", "double_blocks.0.processor.x"),
@@ -95,6 +99,24 @@ def test_modules_of_real_files_are_recognised(key, expected):
     name = recognise(key)
     assert (name.scheme, name.component, name.body) == expected
     assert name.key == key
+
+
+# What reads the names of schemes that are only written.
+READ_BY = {"musubi": "kohya", "onetrainer": "kohya"}
+
+
+@pytest.mark.parametrize("scheme", [one for one in WRITTEN if one.writing], ids=lambda scheme: scheme.name)
+def test_what_is_written_of_a_pipeline_is_read_as_its_own_components(scheme):
+    for family in ARCHITECTURES:
+        prefixes = [prefix for prefix in scheme.writing.encoders(family) if prefix]
+        found = [recognise(scheme.module("model.layers.0.q", prefix)) for prefix in prefixes]
+        assert all(name.scheme == READ_BY.get(scheme.name, scheme.name) for name in found), family.name
+        assert [name.prefix for name in found] == prefixes, family.name
+        components = {name.component for name in found}
+        assert len(components) == len(prefixes), family.name
+        assert all(component.startswith("text_encoder") for component in components), family.name
+        model = scheme.module("blocks.0.q", scheme.writing.prefix.format(pipeline=family.pipeline_name))
+        assert recognise(model).component == "model", family.name
 
 
 def test_a_module_without_a_name_is_refused():
