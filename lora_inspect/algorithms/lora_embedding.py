@@ -5,6 +5,7 @@ weight as (num, dim). delta = scale · B @ A is (dim, num), with A as (rank, num
 looks rows of A up, has it as (num, rank). Sources: the `Embedding` of PEFT's LoRA; `build_inp_embd` of llama.cpp.
 """
 
+from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,9 @@ def _turned(shapes: Shapes) -> Shapes:
     return {**shapes, "down": shapes["down"][::-1]}
 
 
-_embedding = partial(Algorithm, marks=("down", "up"), decomposes=True, transposed=True, peft_type="LORA")
+_embedding = partial(
+    Algorithm, marks=("down", "up"), decomposes=True, transposed=True, peft_type="LORA", scaled=("up",)
+)
 ALGORITHMS = (
     _embedding(
         name="lora_embedding",
@@ -75,3 +78,10 @@ ALGORITHMS = (
         decomposes=False,
     ),
 )
+
+
+def spelled_in(algorithm: Algorithm, dialects: Collection[str]) -> Algorithm:
+    """The algorithm itself, or that of its factors turned round where only this one has one of the dialects."""
+    if algorithm not in ALGORITHMS or not algorithm.dialects.keys().isdisjoint(dialects):
+        return algorithm
+    return next((one for one in ALGORITHMS if not one.dialects.keys().isdisjoint(dialects)), algorithm)

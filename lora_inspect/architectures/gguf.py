@@ -47,10 +47,9 @@ class GgufNames(NamedTuple):
         own = (*self.outside.values(), *(("output",) if self.heads else ()))
         return Layout(LAYOUT, (*own, *under("blk.{i}", *self.layer.values())), kohya_prefix="")
 
-    @property
-    def arranged_names(self) -> frozenset[str]:
-        """The last names of the modules, as llama.cpp has them, whose rows are in another order."""
-        return frozenset(self.layer[leaf] for leaf in self.arranged)
+    def is_arranged(self, path: str) -> bool:
+        """Whether the rows of the module, by its path in either layout, are in another order in the other one."""
+        return any(path.endswith((f".{leaf}", f".{self.layer[leaf]}")) for leaf in self.arranged)
 
     def relations(self, heads: Heads | None) -> Iterator[Relation]:
         """How the modules are called under every root; without a number of heads those whose rows stay in order."""
@@ -166,4 +165,29 @@ GGUF_NAMES: Mapping[str, GgufNames] = {
         outside={"embeddings.word_embeddings": "token_embd"},
         roots=("", "bert.", "roberta."),
     ),
+}
+
+# What llama.cpp calls the models of a `model_type` of transformers.
+MODEL_TYPES: Mapping[str, str] = {
+    "llama": "llama",
+    "mistral": "llama",
+    "mixtral": "llama",
+    "mistral3": "mistral3",
+    "ministral3": "mistral3",
+    "granite": "granite",
+    "minicpm": "minicpm",
+    "smollm3": "smollm3",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3",
+    "gemma3_text": "gemma3",
+    "olmo2": "olmo2",
+    "phi3": "phi3",
+    "gpt2": "gpt2",
+    "gpt_neox": "gptneox",
+    "bert": "bert",
 }

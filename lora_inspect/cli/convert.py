@@ -84,6 +84,12 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
     help="Spell everything as the programs that load such files do, in the layout that they have of the model.",
 )
 @click.option(
+    "--model-config",
+    type=FilePath(),
+    metavar="CONFIG",
+    help="GGUF: the model's config.json, or its folder, for what llama.cpp calls it and for its number of heads.",
+)
+@click.option(
     "--only",
     multiple=True,
     metavar="COMPONENT",
@@ -109,6 +115,7 @@ def convert(
     allow_growth: bool,
     layout: str | None,
     scheme: str | None,
+    model_config: str | None,
     only: tuple[str, ...],
     no_verify: bool,
     transposed: Answers,
@@ -140,6 +147,7 @@ def convert(
         transposed=transposed,
         layout=layout,
         scheme=scheme,
+        model_config=model_config,
         only=only,
         verify=not no_verify,
         settings=own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing), adapter),

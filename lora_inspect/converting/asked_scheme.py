@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from lora_inspect import schemes
+from lora_inspect.algorithms.lora_embedding import spelled_in
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.architectures.text_encoders import TextEncoder, has
+from lora_inspect.converting.gguf_layouts import llama_cpp_layout, transformers_layout
+from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.relayout import Target
 from lora_inspect.converting.target_layouts import NamedLayout, OwnLayout, TargetLayout
 from lora_inspect.errors import LoraInspectError
@@ -16,19 +19,23 @@ from lora_inspect.reading.base_names import EXPERTS
 from lora_inspect.reading.contribution import Module
 from lora_inspect.reading.identify import described, text_encoders
 from lora_inspect.reading.paths import MODELS
+from lora_inspect.schemes.gguf import GGUF
 from lora_inspect.schemes.record import MODEL, ModuleName, Scheme
 from lora_inspect.schemes.writing import OWN, Writing
 
 # Which of a pipeline's text encoders a component is, where nothing but its name tells.
 _NUMBERS = {"text_encoder": 0, "text_encoder_2": 1, "text_encoder_3": 2, "text_encoder_4": 3}
+_NOTHING_MORE = ConvertOptions()
 _WAY_OUT = "choose another scheme, or leave --to out"
 
 
-def scheme_target(adapter: Adapter, families: Sequence[Detection], scheme: Scheme) -> Target:
+def scheme_target(
+    adapter: Adapter, families: Sequence[Detection], scheme: Scheme, options: ConvertOptions = _NOTHING_MORE
+) -> Target:
     """The names of `scheme`; LoraInspectError where its programs know no such file."""
     writing = writing_of(scheme)
     _check_algorithms(adapter, scheme)
-    asked = _Asked(adapter, families, scheme, writing)
+    asked = _Asked(adapter, families, scheme, writing, options)
     return Target(
         family=described(families) if families else "a model of no known family",
         title=f"{scheme.name} names",
@@ -56,7 +63,7 @@ def _check_algorithms(adapter: Adapter, scheme: Scheme) -> None:
     """Raises LoraInspectError where the programs of the scheme do not compute what a module has."""
     writing, path = writing_of(scheme), adapter.checkpoint.path
     for contribution in adapter.contributions:
-        algorithm = contribution.algorithm
+        algorithm = spelled_in(contribution.algorithm, writing.dialects)
         is_spelled = any(name in algorithm.dialects for name in writing.dialects)
         is_read = is_spelled and (writing.algorithms is None or algorithm.name in writing.algorithms)
         if not is_read and contribution.module.scheme != scheme.name:
@@ -74,8 +81,16 @@ def _check_algorithms(adapter: Adapter, scheme: Scheme) -> None:
 class _Asked:
     """The names of one adapter's modules in the `scheme`."""
 
-    def __init__(self, adapter: Adapter, families: Sequence[Detection], scheme: Scheme, writing: Writing) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        families: Sequence[Detection],
+        scheme: Scheme,
+        writing: Writing,
+        options: ConvertOptions,
+    ) -> None:
         self._adapter = adapter
+        self._options = options
         self._file = adapter.checkpoint.path
         self._families = families
         self._scheme, self._writing = scheme, writing
@@ -133,8 +148,15 @@ class _Asked:
                 f"{_WAY_OUT}."
             )
         if name == OWN:
-            return OwnLayout()
+            return self._own_layout()
         return NamedLayout(self._families, next(one for one in families[0].layouts if one.name == name))
+
+    def _own_layout(self) -> TargetLayout:
+        """The layout that the file has; but llama.cpp has names of its own, and no other program has these."""
+        is_gguf, to_gguf = self._adapter.scheme == GGUF.name, self._scheme.name == GGUF.name
+        if is_gguf == to_gguf:
+            return OwnLayout()
+        return (llama_cpp_layout if to_gguf else transformers_layout)(self._adapter, self._options)
 
     @property
     def _model_prefix(self) -> str:

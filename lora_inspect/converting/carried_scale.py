@@ -1,23 +1,35 @@
 """The step that puts a scale where readers look for it: into an alpha of alpha/rank, or into the factors."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from lora_inspect.converting.change_norm import lost_share
-from lora_inspect.converting.naming import ALPHA, CONFIG, FACTORS
+from lora_inspect.converting.naming import ALPHA, CONFIG, FACTORS, HEADER
 from lora_inspect.converting.part import Part
 from lora_inspect.converting.scaled_factors import as_factor, scaled
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.scaling import plain_alpha, to_float32
+from lora_inspect.reading.contribution import Contribution
 
 # What rounding to float32 may cost, and nothing else: half a unit in its last place, and room for adding up.
 EXACT = 2.0**-22
 
 
-def carry_scales(parts: Sequence[Part], carrier: str) -> list[Part]:
-    """The parts of one module with their scales in what the `carrier` says; LoraInspectError where one cannot be."""
-    own = [part if part.algorithm.beside else _carry(part, carrier) for part in parts]
+def alpha_of_all(contributions: Iterable[Contribution]) -> float:
+    """The alpha that a header says once, as a float32 in which it stands: that of most modules, and never 0."""
+    alphas = (_as_float32(_plain(c, c.known_scale, rank)) for c in contributions if (rank := c.rank))
+    held = Counter(alpha for alpha in alphas if alpha and math.isfinite(alpha))
+    return held.most_common(1)[0][0] if held else 1.0
+
+
+def carry_scales(parts: Sequence[Part], carrier: str, common: float = 1.0) -> list[Part]:
+    """The parts of one module with their scales in what the `carrier` says; LoraInspectError where one cannot be.
+
+    `common` is the alpha of all modules, where a header says it.
+    """
+    own = [part if part.algorithm.beside else _carry(part, carrier, common) for part in parts]
     scales = {part.algorithm.bearer: part.scale for part in own}
     carried = [_carry_beside(part, scales) if part.algorithm.beside else part for part in own]
     alphas = sorted({part.alpha for part in carried if part.alpha is not None})
@@ -42,7 +54,7 @@ def _takes_alpha(part: Part) -> bool:
     return part.algorithm.has_alpha and part.algorithm.settings is not None and part.alpha is None
 
 
-def _carry(part: Part, carrier: str) -> Part:
+def _carry(part: Part, carrier: str, common: float) -> Part:
     rank = part.rank
     if carrier == CONFIG and not part.formula.rslora:
         # The config of such a method has one rule, and goes on as it is.
@@ -52,6 +64,9 @@ def _carry(part: Part, carrier: str) -> Part:
     # A stored alpha of 0 is read as rank by some programs: factors of zeros say the same to all of them.
     if carrier == FACTORS or (part.scale == 0.0 and carrier == ALPHA):
         return replace(_into_factors(part), alpha=float(rank))
+    if carrier == HEADER and _as_float32(_plain(part.origin, part.scale, rank)) != common:
+        rest = _into_factors(replace(part, scale=part.scale * rank / common))
+        return replace(rest, scale=common / rank, alpha=common, folded=part.folded)
     return _into_alpha(part, rank, carrier)
 
 
@@ -83,15 +98,25 @@ def _into_factors(part: Part) -> Part:
 
 def _into_alpha(part: Part, rank: int, carrier: str) -> Part:
     """The alpha whose quotient by `rank` is the scale, as its carrier holds it: a float32, or a number of JSON."""
-    origin = part.origin
-    alpha = part.scale * rank if origin.alpha is None else plain_alpha(origin.alpha, rank, origin.rslora is True)
-    try:
-        held = alpha if carrier == CONFIG else to_float32(alpha)
-    except OverflowError:
-        held = math.inf
+    alpha = _plain(part.origin, part.scale, rank)
+    held = alpha if carrier == CONFIG else _as_float32(alpha)
     error = abs(held / rank - part.scale) / abs(part.scale) if part.scale else 0.0
     if error > EXACT:
         raise LoraInspectError(
-            f"{part.file}: the alpha of {origin.module.key} is beyond float32 ({alpha:.3g}); scale its factors instead."
+            f"{part.file}: the alpha of {part.origin.module.key} is beyond float32 ({alpha:.3g}); scale its factors "
+            "instead."
         )
     return replace(part, alpha=held, error=None if part.error is None else part.error + error)
+
+
+def _plain(origin: Contribution, scale: float, rank: int) -> float:
+    """The alpha whose quotient by `rank` is the scale."""
+    return scale * rank if origin.alpha is None else plain_alpha(origin.alpha, rank, origin.rslora is True)
+
+
+def _as_float32(number: float) -> float:
+    """The nearest float32, infinity beyond them."""
+    try:
+        return to_float32(number)
+    except OverflowError:
+        return math.copysign(math.inf, number)

@@ -1,7 +1,7 @@
 """The names of a standard file, which are those of the input, and what says the scale under them.
 
-A standard file says its scale where the readers of its names look for it: in an alpha tensor, in PEFT's config, or
-nowhere, so that the factors carry it themselves.
+A standard file says its scale where the readers of its names look for it: in an alpha tensor, in PEFT's config, in
+llama.cpp's header, or nowhere, so that the factors carry it themselves.
 """
 
 from lora_inspect import schemes
@@ -11,7 +11,7 @@ from lora_inspect.maths.dora import INPUT
 from lora_inspect.reading.contribution import Contribution, Magnitude, Module
 from lora_inspect.reading.suffixes import parse_key
 
-ALPHA, CONFIG, FACTORS = "alpha", "config", "factors"
+ALPHA, CONFIG, FACTORS, HEADER = "alpha", "config", "factors", "header"
 
 # How PEFT and diffusers spell a magnitude.
 PEFT_MAGNITUDES = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
@@ -26,6 +26,8 @@ def carrier_of(module: Module) -> str:
     scheme = schemes.by_name(module.name.scheme)
     if scheme.absent_alpha == "config":
         return CONFIG
+    if scheme.alpha_of_all:
+        return HEADER
     return ALPHA if scheme.carries_alpha and (scheme.flat or module.alpha or module.respelled) else FACTORS
 
 

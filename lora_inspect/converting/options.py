@@ -14,7 +14,8 @@ class ConvertOptions:
     whose relative error is above 5%, `allow_growth` an output that is large and over 16 times its input.
     `transposed` says by globs how the base stores those square weights that the evidence leaves open. `layout` is that
     of the output's modules, None for the adapter's own; `scheme` is the name of the scheme that they are spelled in,
-    which has its own layouts. `only` are the components that are written; without any, all are. `verify` has the output
+    which has its own layouts. `model_config` is the path of the model's `config.json`, or of its folder, for what
+    llama.cpp does by it. `only` are the components that are written; without any, all are. `verify` has the output
     read anew and compared with the input.
     """
 
@@ -28,6 +29,7 @@ class ConvertOptions:
     transposed: Answers = field(default_factory=dict)
     layout: str | None = None
     scheme: str | None = None
+    model_config: str | None = None
     only: tuple[str, ...] = ()
     verify: bool = True
     settings: Settings = field(default_factory=Settings)

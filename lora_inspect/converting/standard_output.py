@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from lora_inspect.converting.naming import CONFIG, FACTORS, PEFT_MAGNITUDES, carrier_of, magnitude_place
+from lora_inspect.converting.naming import CONFIG, FACTORS, HEADER, PEFT_MAGNITUDES, carrier_of, magnitude_place
 from lora_inspect.converting.relayout import Destination
 from lora_inspect.converting.standard_config import (
     BARE,
@@ -19,8 +19,10 @@ from lora_inspect.converting.standard_config import (
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.contents import Content, write_contents
 from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG, PEFT_WEIGHTS
+from lora_inspect.files.gguf_format import OF_FORMAT
+from lora_inspect.files.gguf_writer import write_gguf
 from lora_inspect.files.input_file import Identity
-from lora_inspect.files.output_names import file_output, folder_output
+from lora_inspect.files.output_names import GGUF_ENDING, SAFETENSORS_ENDING, file_output, folder_output
 from lora_inspect.files.outputs import check_output, check_replaceable, new_folder
 from lora_inspect.reading import peft_config
 from lora_inspect.reading.adapter import Adapter
@@ -37,6 +39,7 @@ class StandardOutput:
     """The output of one adapter where the user `named` it, and what goes with its tensors.
 
     `path` is where it stands, `scheme` that of most of its names, and `asked` the one that was asked for.
+    `architecture` is what llama.cpp calls the model, for a file of it.
 
     Raises LoraInspectError where the adapter needs both a file and a folder, and where the name is for the other one.
     """
@@ -48,8 +51,10 @@ class StandardOutput:
         named: str,
         inputs: Collection[str],
         asked: str | None = None,
+        architecture: str | None = None,
     ) -> None:
         self._adapter = adapter
+        self._architecture = architecture
         self._asked = asked
         self._modules = modules
         self._carriers = {carrier_of(destination.module) for destination in modules}
@@ -65,7 +70,12 @@ class StandardOutput:
             because = f"{source.path} has PEFT's names, whose scale stands in an {ADAPTER_CONFIG} beside the tensors"
             self.path = folder_output(named, because, inputs)
         else:
-            self.path = file_output(named, source.name, inputs)
+            ending = GGUF_ENDING if self._is_gguf else SAFETENSORS_ENDING
+            self.path = file_output(named, source.name, inputs, ending)
+
+    @property
+    def _is_gguf(self) -> bool:
+        return HEADER in self._carriers
 
     def check(self, inputs: Collection[str], force: bool) -> None:
         """Raises LoraInspectError where the adapter cannot be written to the path."""
@@ -138,6 +148,11 @@ class StandardOutput:
         With `force` it replaces what `check` lets it replace. `prove` is called with the path where the adapter is
         complete, before it appears.
         """
+        if self._is_gguf:
+            alpha = next(module.alpha for module in modules.values() if module.alpha is not None)
+            strings = {key: value for key, value in metadata.items() if not key.startswith(OF_FORMAT)}
+            write_gguf(self.path, self._architecture or "", alpha, contents, strings, inputs, force, prove)
+            return os.path.getsize(self.path)
         if not self._is_folder:
             write_contents(self.path, contents, metadata, inputs, force, prove)
             return os.path.getsize(self.path)

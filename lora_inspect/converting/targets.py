@@ -18,6 +18,8 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.match import Matching
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates
+from lora_inspect.schemes.gguf import GGUF
+from lora_inspect.schemes.peft import PEFT
 from lora_inspect.schemes.writing import EXACT, LOST
 
 
@@ -33,8 +35,16 @@ def targets(
         return destinations(adapter, None)
     families = adapter_candidates(adapter)
     if options.scheme:
-        return destinations(adapter, scheme_target(adapter, families, schemes.by_name(options.scheme)), families)
+        return destinations(
+            adapter, scheme_target(adapter, families, schemes.by_name(options.scheme), options), families
+        )
     return destinations(adapter, layout_target(adapter, families, options.layout or ""), families)
+
+
+def with_scheme(adapter: Adapter, options: ConvertOptions) -> ConvertOptions:
+    """The options with PEFT's names for what has llama.cpp's, of which no safetensors file has any."""
+    is_open = options.scheme is None and options.layout is None
+    return replace(options, scheme=PEFT.name) if is_open and adapter.scheme == GGUF.name else options
 
 
 def with_magnitudes(adapter: Adapter, options: ConvertOptions) -> ConvertOptions:

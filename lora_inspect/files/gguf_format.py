@@ -37,6 +37,8 @@ ARCHITECTURE_KEY: Final = "general.architecture"
 ADAPTER_TYPE_KEY: Final = "adapter.type"
 ALPHA_KEY: Final = "adapter.lora.alpha"
 INVOCATION_KEY: Final = "adapter.alora.invocation_tokens"
+# With which the keys begin that only programs of the format understand.
+OF_FORMAT: Final = ("general.", "adapter.")
 ADAPTER, LORA = "adapter", "lora"
 
 

@@ -1,7 +1,7 @@
 """Writes a GGUF file with a LoRA adapter, atomically, as llama.cpp loads it. Standard library only."""
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.byte_copy import write_all
@@ -35,20 +35,21 @@ def write_gguf(
     metadata: Mapping[str, str] | None = None,
     inputs: Mapping[str, Identity] | None = None,
     force: bool = False,
+    prove: Callable[[str], None] | None = None,
 ) -> None:
     """Writes the factors of an adapter, named as llama.cpp names them, for models of an `architecture` of its.
 
     llama.cpp multiplies each product by `alpha`/rank, where alpha, a float32, is not 0. `metadata` are strings under
     keys of their own. `inputs` are the files that the contents were made of, and have to be those still when the output
-    is complete; with `force` it replaces a file of its name. Raises LoraInspectError for what the format has no place
-    for, and where the disk refuses.
+    is complete; with `force` it replaces a file of its name. `prove` is called with the path of the complete file
+    before it appears. Raises LoraInspectError for what the format has no place for, and where the disk refuses.
     """
     for content in contents:
         _check(path, content)
     names = [content.plan.name for content in contents]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise LoraInspectError(f"{path}: two tensors would both be called {twice}; write one to a file of its own.")
-    with new_file(path, inputs, force) as descriptor:
+    with new_file(path, inputs, force, prove) as descriptor:
         write_all(descriptor, encode_gguf(architecture, alpha, contents, metadata or {}))
         for content in contents:
             for chunk in content.chunks():

@@ -10,33 +10,46 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.foreign import PICKLE_ENDINGS
 from lora_inspect.files.outputs import is_input
 
-_ENDING = ".safetensors"
+SAFETENSORS_ENDING, GGUF_ENDING = ".safetensors", ".gguf"
 # With which names end that are meant for a file of weights. What follows the last dot of others, as a version number
 # does, is a part of the name.
-_ENDINGS = (_ENDING, *PICKLE_ENDINGS, ".sft", ".gguf", ".h5", ".json", ".msgpack", ".npz", ".onnx", ".zip")
+_ENDINGS = (
+    SAFETENSORS_ENDING,
+    *PICKLE_ENDINGS,
+    ".sft",
+    GGUF_ENDING,
+    ".h5",
+    ".json",
+    ".msgpack",
+    ".npz",
+    ".onnx",
+    ".zip",
+)
+
+_FORMATS = {SAFETENSORS_ENDING: "safetensors", GGUF_ENDING: "GGUF"}
 
 # What programs that write to their standard output call it.
 _STREAM = "-"
 
 
-def file_output(named: str, name: str, inputs: Collection[str]) -> str:
-    """The path of an output that is a file: `named`, or `name` with the right ending where that is a folder.
+def file_output(named: str, name: str, inputs: Collection[str], ending: str = SAFETENSORS_ENDING) -> str:
+    """The path of an output that is a file: `named`, or `name` with the right `ending` where that is a folder.
 
     Raises LoraInspectError where it is a folder that does not exist, and for a name with another ending than that of
     what is written. An input, a device and the like stay as they are named, to be refused as what they are.
     """
     _refuse_nothing(named)
     if os.path.isdir(named):
-        return os.path.join(named, _bare(name) + _ENDING)
-    if os.path.basename(named) == _ENDING:
+        return os.path.join(named, _bare(name) + ending)
+    if os.path.basename(named) == ending:
         raise LoraInspectError(f"{named}: it is an ending without a name; put the name of the file before it.")
     if _ends_with_slash(named):
         raise LoraInspectError(f"{named}: there is no such folder; make it first, or name a file.")
-    if named.endswith(_ENDING) or is_input(named, inputs) or _is_no_file(named):
+    if named.endswith(ending) or is_input(named, inputs) or _is_no_file(named):
         return named
-    proper = _bare(named) + _ENDING
-    way_out = f"name it {proper}" if not os.path.lexists(proper) else f"choose a name that ends in {_ENDING}"
-    raise LoraInspectError(f"{named}: what is written is a safetensors file; {way_out}.")
+    proper = _bare(named) + ending
+    way_out = f"name it {proper}" if not os.path.lexists(proper) else f"choose a name that ends in {ending}"
+    raise LoraInspectError(f"{named}: what is written is a {_FORMATS[ending]} file; {way_out}.")
 
 
 def folder_output(named: str, because: str, inputs: Collection[str]) -> str:

@@ -4,15 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lora_inspect import schemes
 from lora_inspect.converting import account
+from lora_inspect.converting.asked_scheme import writing_of
 from lora_inspect.converting.expert_layouts import SINGLE_EXPERTS
+from lora_inspect.converting.gguf_layouts import architecture_of
 from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.landed import Landed, find_landed
 from lora_inspect.converting.naming import carrier_of
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.relayout import Destination
 from lora_inspect.converting.standard_output import StandardOutput
-from lora_inspect.converting.targets import targets, with_magnitudes
+from lora_inspect.converting.targets import targets, with_magnitudes, with_scheme
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.contents import renamed
@@ -27,6 +30,7 @@ from lora_inspect.reading.components import chosen
 from lora_inspect.reading.contribution import Module
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.metadata import HASHES, describe_file, standard_metadata
+from lora_inspect.schemes.gguf import GGUF
 
 if TYPE_CHECKING:
     from lora_inspect.converting.part import Part
@@ -85,12 +89,13 @@ def convert_to_standard(
     modules_asked, left_out = chosen(adapter, options.only)
     adapter = adapter._replace(modules={module.name.key: module for module in modules_asked})
     _refuse_residual(adapter)
-    options = with_magnitudes(adapter, options)
+    options = with_magnitudes(adapter, with_scheme(adapter, options))
     base = _open_base(adapter, options)
     inputs = adapter.checkpoint.inputs | (base.inputs if base else {})
     matching = match(adapter, base, transposed=options.transposed) if base else None
     destinations = targets(adapter, base, matching, options)
-    place = StandardOutput(adapter, destinations, output, inputs, options.scheme)
+    architecture = architecture_of(adapter, options) if GGUF.name == (options.scheme or adapter.scheme) else None
+    place = StandardOutput(adapter, destinations, output, inputs, options.scheme, architecture)
     leftovers = remove_leftovers(place.path)
     place.check(inputs, force)
     if options.keep_dora:
@@ -207,15 +212,18 @@ def _convert(
     from lora_inspect.converting import settled_magnitude
     from lora_inspect.converting.arranged_experts import ExpertArranger
     from lora_inspect.converting.arranged_rows import arrange
-    from lora_inspect.converting.carried_scale import carry_scales
+    from lora_inspect.converting.carried_scale import alpha_of_all, carry_scales
     from lora_inspect.converting.fused_slices import fuse_slices
     from lora_inspect.converting.packed_experts import repack
     from lora_inspect.converting.part import read_parts
     from lora_inspect.converting.spelling import spell
+    from lora_inspect.converting.turned_embeddings import turn_embeddings
 
     tensors = adapter.checkpoint.tensors.values()
     growth = Growth(adapter.checkpoint.path, sum(info.nbytes for info in tensors), options.allow_growth)
     experts = ExpertArranger()
+    common = alpha_of_all(adapter.contributions)
+    dialects = writing_of(schemes.by_name(options.scheme)).dialects if options.scheme else ()
     converted = {}
     progress(0)
     for target in targets:
@@ -230,9 +238,9 @@ def _convert(
                 parts = settled_magnitude.drop(parts)
             else:
                 parts = settled_magnitude.keep(parts)
-            found.append(parts)
+            found.append(turn_embeddings(parts, dialects))
         parts = experts.arrange(target, found, growth) if target.experts else arrange(target, found, carrier, growth)
-        parts = carry_scales(parts, carrier)
+        parts = carry_scales(parts, carrier, common)
         converted[target.module.name.key] = spell(target.module, parts, growth)
         progress(1)
     return converted

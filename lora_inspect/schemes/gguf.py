@@ -4,6 +4,7 @@ Alpha stands in the header of the file, once for all modules. Source: `convert_l
 """
 
 from lora_inspect.schemes.record import MODEL, Scheme
+from lora_inspect.schemes.writing import LOST, OWN, Writing
 
 GGUF = Scheme(
     name="gguf",
@@ -13,4 +14,12 @@ GGUF = Scheme(
     carries_alpha=False,
     dialect="gguf",
     marks=(".weight.lora_a", ".weight.lora_b"),
+    alpha_of_all=True,
+    writing=Writing(
+        title="llama.cpp",
+        layout=lambda family: OWN,
+        prefix="",
+        dialects=("gguf",),
+        magnitudes=LOST,
+    ),
 )

@@ -41,7 +41,8 @@ class Scheme(NamedTuple):
 
     `marks` are suffixes of which only modules of this scheme have one, where others have its prefixes too. `hiding` are
     suffixes of LoRA's factors in which the module's own path ends: the role of each, and that end.
-    `writing` is what a file needs for its programs; None where nothing is written under these names.
+    `alpha_of_all` says that the file has one alpha for all modules, beside its tensors. `writing` is what a file needs
+    for its programs; None where nothing is written under these names.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Scheme(NamedTuple):
     dialect: str = "kohya"
     marks: tuple[str, ...] = ()
     hiding: Mapping[str, tuple[str, str]] = MappingProxyType({})
+    alpha_of_all: bool = False
     writing: Writing | None = None
 
     def module(self, path: str, prefix: str) -> str:
