@@ -116,7 +116,8 @@ def _matching_layouts(counts: Mapping[str, int]) -> dict[str, tuple[int, Archite
     """By family how many names its best layout matches, and that layout, the first of those that match so many."""
     separators = {separator_of(pattern) for pattern in counts}
     found: dict[str, tuple[int, Architecture, Layout]] = {}
-    for architecture, layout in ((family, layout) for family in ARCHITECTURES for layout in family.layouts):
+    every = ((family, layout) for family in ARCHITECTURES for layout in family.layouts if not layout.borrowed)
+    for architecture, layout in every:
         known = [layout_patterns(layout.paths, separator) for separator in separators]
         matched = sum(count for pattern, count in counts.items() if any(pattern in patterns for patterns in known))
         if matched > found.get(architecture.name, (0,))[0]:

@@ -30,6 +30,9 @@ class Layout(NamedTuple):
     beyond it rules the family out, and a file that reaches the last index of every list speaks for it.
 
     `transposed` are the last names of modules whose weights are stored as (in, out): the Conv1D of transformers.
+
+    `borrowed` says that the names are those of the family that this one descends from, whose programs load its adapters
+    too: what has them is of that family, but can be converted to this one.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Layout(NamedTuple):
     kohya_prefix: str = "lora_unet_"
     blocks: tuple[tuple[str, int], ...] = ()
     transposed: tuple[str, ...] = ()
+    borrowed: bool = False
 
 
 class Size(NamedTuple):

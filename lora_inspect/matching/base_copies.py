@@ -66,7 +66,7 @@ def _copies(adapter: Adapter, base: Checkpoint, matching: Matching) -> Iterator[
             table = table or NameTable(base, PEFT.name, recognised.component, recognised.prefix)
             found = table.find(recognised)
             if len(found) == 1:
-                yield key, base.tensors[f"{found[0].path}.weight"]
+                yield key, base.tensors[found[0].tensor(parameter)]
 
 
 def _equal(copy: TensorInfo, original: TensorInfo) -> bool:

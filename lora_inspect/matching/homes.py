@@ -5,12 +5,14 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lora_inspect.algorithms.record import WEIGHT
+from lora_inspect.architectures import open_clip
 from lora_inspect.architectures.correspondence import Correspondence
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import Found, NameTable
 from lora_inspect.reading.contribution import Module
+from lora_inspect.reading.paths import MODELS
 
 
 class Home(NamedTuple):
@@ -43,12 +45,17 @@ class Homes(NamedTuple):
 
 
 def find_homes(adapter: Adapter, base: Checkpoint, modules: Sequence[Module], correspondence: Correspondence) -> Homes:
-    """The home of each module.
+    """The home of each module; the `correspondence` is that of the model, not of its text encoders.
 
     Raises LoraInspectError where a name means two modules of the base, and where two modules change the same rows.
     """
     kinds = {(module.name.scheme, module.name.component, module.name.prefix) for module in modules}
-    tables = {kind: NameTable(base, *kind, correspondence) for kind in kinds}
+    tables = {
+        (scheme, component, prefix): NameTable(
+            base, scheme, component, prefix, correspondence if component in MODELS else open_clip.CORRESPONDENCE
+        )
+        for scheme, component, prefix in kinds
+    }
     homes: list[Home] = []
     partial: list[Home] = []
     lacking: list[Home] = []
@@ -68,7 +75,7 @@ def find_homes(adapter: Adapter, base: Checkpoint, modules: Sequence[Module], co
         for one in found:
             here = taken[one.path, one.expert]
             if other := next((module for earlier, module in here if _share_rows(earlier, one)), None):
-                raise LoraInspectError(_both_change(other, module, one.path, adapter, base))
+                raise LoraInspectError(_both_change(other, module, one, adapter, base))
             here.append((one, module))
         homes.append(Home(module, found))
     return Homes(homes, tuple(unmatched), tuple(partial), tuple(lacking))
@@ -103,13 +110,13 @@ def _share_rows(one: Found, other: Found) -> bool:
 
 def _ambiguous(module: Module, first: Found, second: Found, adapter: Adapter, base: Checkpoint) -> str:
     return (
-        f"{adapter.checkpoint.path}: {module.name.key} fits both {_shown(first.path, base)} and "
-        f"{_shown(second.path, base)} of {base.path}; use a base that holds one of them."
+        f"{adapter.checkpoint.path}: {module.name.key} fits both {_shown(first, base)} and "
+        f"{_shown(second, base)} of {base.path}; use a base that holds one of them."
     )
 
 
-def _both_change(first: Module, second: Module, path: str, adapter: Adapter, base: Checkpoint) -> str:
-    what = f"{_shown(path, base)} of {base.path}"
+def _both_change(first: Module, second: Module, found: Found, adapter: Adapter, base: Checkpoint) -> str:
+    what = f"{_shown(found, base)} of {base.path}"
     both = f"{adapter.checkpoint.path}: {first.name.key} and {second.name.key} both change {what}"
     components = sorted({first.name.component, second.name.component})
     if len(components) == 1:
@@ -118,6 +125,6 @@ def _both_change(first: Module, second: Module, path: str, adapter: Adapter, bas
     return f"{both}, which holds one of {' and '.join(components)}; say which one it is with {choices}."
 
 
-def _shown(path: str, base: Checkpoint) -> str:
+def _shown(found: Found, base: Checkpoint) -> str:
     """The weight of the base's module, or where it has none the module."""
-    return weight if (weight := f"{path}.{WEIGHT}") in base.tensors else path
+    return weight if (weight := found.tensor(WEIGHT)) in base.tensors else found.path

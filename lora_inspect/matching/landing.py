@@ -33,7 +33,7 @@ def layers_of(home: Home, base: Checkpoint) -> Iterator[Layer]:
     if not any(contribution.algorithm.parameter == WEIGHT for contribution in home.module.contributions):
         return
     for one in (one for one in home.found if one.expert is None and one.single is None):
-        weight = base.tensors.get(f"{one.path}.{WEIGHT}")
+        weight = base.tensors.get(one.tensor(WEIGHT))
         if weight is not None and is_weight(weight):
             yield Layer(home.module, weight, _covered_of(home, one, weight))
 
@@ -140,7 +140,7 @@ def _other_rows(home: Home, sizes: Sequence[tuple[int, int]], base: Checkpoint) 
 
 def _size(one: Found, base: Checkpoint, orientations: dict[str, Orientation]) -> tuple[int, int]:
     """(out, in) of a layer's weight."""
-    name = f"{one.path}.{WEIGHT}"
+    name = one.tensor(WEIGHT)
     shape = base.tensors[name].shape if name in base.tensors else (0, 0)
     decided = orientations.get(name)
     return (shape[1], shape[0]) if decided and decided.transposed else (shape[0], shape[1])

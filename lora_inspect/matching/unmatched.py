@@ -12,7 +12,7 @@ from lora_inspect.matching.base_copies import equal_copies
 from lora_inspect.matching.match import Matching
 from lora_inspect.matching.tied_head import HEADS, repeats_embedding, shared_embedding
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base_names import BASE_PREFIXES, FOREIGN_PREFIXES, is_weight
+from lora_inspect.reading.base_names import BASE_PREFIXES, is_weight
 from lora_inspect.reading.contribution import Module
 from lora_inspect.reading.identify import adapter_candidates, base_candidates, described, may_be_one
 from lora_inspect.reading.saved_tensors import BaseTensor
@@ -103,8 +103,7 @@ def _how_held(component: str, adapter: Adapter, base: Checkpoint) -> str | None:
 def _other_layout(component: str, adapter: Adapter, base: Checkpoint) -> str | None:
     """Which other layout of the adapter's own family the base holds a component in; None where that is not shown."""
     if component != MODEL:
-        prefix = _first_prefix(FOREIGN_PREFIXES.get(component, ()), base)
-        return prefix and f"in another layout ({prefix}…)"
+        return None
     # The names of llama.cpp are looked for under those of every layout.
     for ours in () if adapter.scheme == GGUF.name else adapter_candidates(adapter):
         for theirs in base_candidates(base):

@@ -38,19 +38,20 @@ BASE_PREFIXES = {
         "",
         "cond_stage_model.transformer.",
         "conditioner.embedders.0.transformer.",
+        "cond_stage_model.model.",
         *_of_comfyui("text_encoder"),
         "text_encoder.",
     ),
-    "text_encoder_2": ("", *_of_comfyui("text_encoder_2"), "text_encoder_2."),
+    "text_encoder_2": (
+        "",
+        "conditioner.embedders.1.model.",
+        "conditioner.embedders.0.model.",
+        *_of_comfyui("text_encoder_2"),
+        "text_encoder_2.",
+    ),
     "text_encoder_3": ("", *_of_comfyui("text_encoder_3"), "text_encoder_3."),
     "text_encoder_4": ("", *_of_comfyui("text_encoder_4"), "text_encoder_4."),
 }
-# Where whole checkpoints keep a component under the names of another layout.
-FOREIGN_PREFIXES = {
-    "text_encoder": ("cond_stage_model.model.",),
-    "text_encoder_2": ("conditioner.embedders.1.model.", "conditioner.embedders.0.model."),
-}
-
 # A component that files of one expert hold under the names of the main one.
 EXPERTS = {"model_2": MODEL}
 
@@ -73,6 +74,10 @@ _FLAT_ROOTS = tuple(f"{root}_" for root in ROOTS - {"transformer"})
 _MOST_EXPERTS = 4096
 
 
+# torch's MultiheadAttention has the parameters of its fused layer itself, as if of a layer `in_proj`.
+_FUSED_WEIGHT = ".in_proj_weight"
+
+
 class Piece(NamedTuple):
     """How a module of the base shares rows with one of the adapter: as the whole of several parts, or as one of them.
 
@@ -91,6 +96,7 @@ class Found(NamedTuple):
 
     Where the path is that of a parameter of all experts, (experts, rows, columns), the module is that of one `expert`,
     or the `parameter` itself. Of a `single` expert the path is that of a module, and the name is the parameter's.
+    `joint` stands between the path and the parameters' own names.
     """
 
     path: str
@@ -98,11 +104,12 @@ class Found(NamedTuple):
     expert: int | None = None
     parameter: bool = False
     single: int | None = None
+    joint: str = "."
 
     def tensor(self, parameter: str) -> str:
         """The name of the tensor that has a parameter of the module."""
         is_tensor = self.parameter or self.expert is not None
-        return self.path if is_tensor and parameter == WEIGHT else f"{self.path}.{parameter}"
+        return self.path if is_tensor and parameter == WEIGHT else f"{self.path}{self.joint}{parameter}"
 
 
 class NameTable:
@@ -121,7 +128,7 @@ class NameTable:
         self._spell = schemes.by_name(scheme).module
         self._base, self._component, self._prefix = base, component, prefix
         self._correspondence = correspondence
-        self._layers = self._spellings(path_of(info) for info in base.tensors.values() if is_weight(info))
+        self._layers = self._spellings(_layer(info) for info in base.tensors.values() if is_weight(info))
         for info in filter(_may_be_of_experts, base.tensors.values()):
             self._add_experts(info, self._layers)
         self._others: _Spellings | None = None
@@ -131,18 +138,18 @@ class NameTable:
         if found := self._layers.find(name):
             return found
         if self._others is None:
-            self._others = self._spellings(info.name.rpartition(".")[0] for info in self._base.tensors.values())
+            self._others = self._spellings(Found(info.name.rpartition(".")[0]) for info in self._base.tensors.values())
         return self._others.find(name)
 
-    def _spellings(self, paths: Iterable[str]) -> "_Spellings":
+    def _spellings(self, modules: Iterable[Found]) -> "_Spellings":
         spellings = _Spellings()
-        for path in dict.fromkeys(paths):
-            for own in own_paths(path, self._component, self._base):
-                self._add(own, Found(path), spellings)
+        for module in dict.fromkeys(modules):
+            for own in own_paths(module.path, self._component, self._base):
+                self._add(own, module, spellings)
                 for link in self._correspondence.links(own):
-                    self._add(link.path, Found(path, _piece(link)), spellings)
+                    self._add(link.path, module._replace(piece=_piece(link)), spellings)
                 for link, expert in self._correspondence.links_of_expert(own):
-                    self._add(link.path, Found(path, _piece(link), single=expert), spellings)
+                    self._add(link.path, module._replace(piece=_piece(link), single=expert), spellings)
         return spellings
 
     def _add_experts(self, info: TensorInfo, spellings: "_Spellings") -> None:
@@ -158,6 +165,10 @@ class NameTable:
         spellings.exact[self._spell(name, self._prefix)][found] = None
         roots, rest = without_roots(name)
         spellings.rooted[self._spell(rest, "")].append((roots, found))
+
+
+def _layer(info: TensorInfo) -> Found:
+    return Found(path_of(info), joint="_" if info.name.endswith(_FUSED_WEIGHT) else ".")
 
 
 def _piece(link: Link) -> Piece | None:
@@ -211,7 +222,8 @@ def without_roots(path: str, flat: bool = False) -> tuple[frozenset[str], str]:
 
 def path_of(info: TensorInfo) -> str:
     """The dotted path of the module that a weight belongs to."""
-    return info.name.removesuffix(".weight")
+    name = info.name
+    return name.removesuffix("_weight") if name.endswith(_FUSED_WEIGHT) else name.removesuffix(".weight")
 
 
 def leaf_of(path: str) -> str:
@@ -223,7 +235,7 @@ def leaf_of(path: str) -> str:
 
 def is_weight(info: TensorInfo) -> bool:
     """Whether an adapter can change the tensor: a matrix or a kernel, not a vector."""
-    return info.name.endswith(".weight") and len(info.shape) > 1
+    return info.name.endswith((".weight", _FUSED_WEIGHT)) and len(info.shape) > 1
 
 
 def _may_be_of_experts(info: TensorInfo) -> bool:

@@ -14,7 +14,7 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base_names import BASE_PREFIXES, is_weight
+from lora_inspect.reading.base_names import BASE_PREFIXES, is_weight, path_of
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.gguf_layout import gguf_families
 from lora_inspect.schemes.gguf import GGUF
@@ -62,9 +62,7 @@ def base_candidates(checkpoint: Checkpoint) -> tuple[Detection, ...]:
 
 def _candidates_below(prefix: str, weights: Sequence[TensorInfo], checkpoint: Checkpoint) -> tuple[Detection, ...]:
     modules = [
-        (info.name[len(prefix) : -len(".weight")], info.shape[0], info.shape[1])
-        for info in weights
-        if info.name.startswith(prefix)
+        (path_of(info)[len(prefix) :], info.shape[0], info.shape[1]) for info in weights if info.name.startswith(prefix)
     ]
     return candidates(modules, checkpoint.metadata, minimum_share=_BASE_SHARE)
 

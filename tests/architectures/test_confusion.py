@@ -30,7 +30,7 @@ def overlapping(architecture: Architecture, layout: Layout, separator: str) -> l
         for other in ARCHITECTURES
         if other is not architecture
         for theirs in other.layouts
-        if (shared := own & patterns_of(theirs.paths, separator))
+        if not theirs.borrowed and (shared := own & patterns_of(theirs.paths, separator))
     ]
 
 
@@ -39,7 +39,7 @@ CONFUSABLE = [
     for separator in "._"
     for architecture in ARCHITECTURES
     for layout in architecture.layouts
-    if overlapping(architecture, layout, separator)
+    if not layout.borrowed and overlapping(architecture, layout, separator)
 ]
 
 

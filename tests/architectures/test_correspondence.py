@@ -165,6 +165,19 @@ def test_ace_step_is_as_diffusers_converts_its_adapters():
         assert set(whole) == {path, other}
 
 
+def test_framepack_has_the_relations_of_hunyuan_video():
+    base = layouts.synthetic("hunyuan_video")
+    found = carried(by_name("framepack"), base, by_name("framepack").layouts[0])
+    theirs = layouts.in_diffusers("hunyuan_video", base)
+    meant = {
+        name: value
+        for name, value in theirs.items()
+        if numbered(name.rpartition(".")[0], by_name("framepack").layouts[0])
+    }
+    assert found.keys() == meant.keys() != set()
+    assert all(torch.equal(found[name], meant[name]) for name in meant)
+
+
 def test_hunyuan_image_is_hunyuan_video_with_other_embedders():
     """As in scripts/convert_hunyuan_image_to_diffusers.py, which no function of diffusers stands for."""
     family = by_name("hunyuan_image")

@@ -14,6 +14,7 @@ LAYOUTS = [
     pytest.param(architecture, layout, id=f"{architecture.name}-{layout.name}")
     for architecture in ARCHITECTURES
     for layout in architecture.layouts
+    if not layout.borrowed
 ]
 
 # Families whose whole list of names another family has too, at the same widths.
@@ -46,6 +47,16 @@ def names_of(modules: Iterable[Module], metadata: dict[str, str] | None = None) 
 
 def blocks(count: int, *leaves: str) -> list[str]:
     return [leaf.replace("{i}", str(index)) for index in range(count) for leaf in leaves]
+
+
+def test_borrowed_names_are_those_of_the_family_that_they_are_borrowed_from():
+    borrowed = [(one, layout) for one in ARCHITECTURES for layout in one.layouts if layout.borrowed]
+    assert [(one.name, layout.name) for one, layout in borrowed] == [("framepack", "original")]
+    for architecture, layout in borrowed:
+        theirs = by_name(architecture.descends_from)
+        (own,) = (other for other in theirs.layouts if other.name == layout.name)
+        assert set(own.paths) <= set(layout.paths)
+        assert {found.architecture.name for found in candidates(whole(theirs, own), {})} == {theirs.name}
 
 
 def test_a_place_for_an_index_in_the_names_of_a_file_counts_no_blocks():

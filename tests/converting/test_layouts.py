@@ -159,3 +159,16 @@ def test_phi3_across_its_layouts(is_fused, dora, carried):
         assert_within(found, layouts.split_phi3(values), layouts.split_phi3(bounds))
     else:
         assert_within(layouts.split_phi3(found), values, bounds)
+
+
+def test_framepack_becomes_hunyuan_video_s_original_names(converted):
+    own = layouts.in_diffusers("hunyuan_video", layouts.synthetic("hunyuan_video"))
+    paths = [path for path in layouts.matrices(own) if path.startswith(("transformer_blocks", "single_transformer"))]
+    file = kohya("lora_unet_", factors(own, paths))
+    found = {
+        name: converted(file, "original", says=says(name), out=f"{name}.safetensors")
+        for name in ("framepack", "hunyuan_video")
+    }
+    assert any("double_blocks_0_img_attn_qkv" in key for key in found["framepack"])
+    assert found["framepack"].keys() == found["hunyuan_video"].keys()
+    assert all(torch.equal(found["framepack"][key], value) for key, value in found["hunyuan_video"].items())

@@ -191,24 +191,22 @@ def with_comfyui(to_diffusers: tuple[Relation, ...]) -> tuple[Relation, ...]:
     return (*to_diffusers, *to_comfyui, *renamed(to_diffusers, to_comfyui))
 
 
-def relations() -> tuple[Relation, ...]:
-    """How the layouts are related."""
-    return with_comfyui(
-        (
-            *ends_in_diffusers(),
-            *blocks_in_diffusers(),
-            *(
-                same(original, f"time_text_embed.{diffusers}")
-                for original, diffusers in (
-                    ("time_in.mlp.0", "timestep_embedder.linear_1"),
-                    ("time_in.mlp.2", "timestep_embedder.linear_2"),
-                    ("vector_in.in_layer", "text_embedder.linear_1"),
-                    ("vector_in.out_layer", "text_embedder.linear_2"),
-                    ("guidance_in.mlp.0", "guidance_embedder.linear_1"),
-                    ("guidance_in.mlp.2", "guidance_embedder.linear_2"),
-                )
-            ),
-        )
+def in_diffusers() -> tuple[Relation, ...]:
+    """How the original layout is related to that of diffusers."""
+    return (
+        *ends_in_diffusers(),
+        *blocks_in_diffusers(),
+        *(
+            same(original, f"time_text_embed.{diffusers}")
+            for original, diffusers in (
+                ("time_in.mlp.0", "timestep_embedder.linear_1"),
+                ("time_in.mlp.2", "timestep_embedder.linear_2"),
+                ("vector_in.in_layer", "text_embedder.linear_1"),
+                ("vector_in.out_layer", "text_embedder.linear_2"),
+                ("guidance_in.mlp.0", "guidance_embedder.linear_1"),
+                ("guidance_in.mlp.2", "guidance_embedder.linear_2"),
+            )
+        ),
     )
 
 
@@ -223,7 +221,7 @@ ARCHITECTURE = Architecture(
     sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in (*ORIGINAL_PROPORTIONS, *PROPORTIONS)),
     metadata_names=("hunyuan_video", "hunyuan-video"),
     text_encoders=(LLAMA_8B, CLIP_L),
-    correspondence=Correspondence(relations),
+    correspondence=Correspondence(lambda: with_comfyui(in_diffusers())),
     training=Training(
         classes=("MMDoubleStreamBlock", "MMSingleStreamBlock"),
         diffusers_classes=("HunyuanVideoTransformerBlock", "HunyuanVideoSingleTransformerBlock"),
