@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lora_inspect.architectures import by_name
+from lora_inspect.architectures import ARCHITECTURES, by_name
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -115,6 +115,16 @@ def unet_names(original: list[str], config: dict[str, object]) -> dict[str, str]
     }
     converted = real.convert_ldm_unet_checkpoint(marked, {"layers_per_block": 2, **config})
     return {original[int(value)]: name.rpartition(".")[0] for name, value in converted.items()}
+
+
+def alike() -> list[str]:
+    """The families whose modules all programs call alike."""
+    return [family.name for family in ARCHITECTURES if any(layout.also for layout in family.layouts)]
+
+
+def first_layout(name: str) -> dict[str, Tensor]:
+    """A narrow base of the first layout of a family, with every `{i}` at 0."""
+    return tensors({f"{path.replace('{i}', '0')}.weight": (6, 4) for path in by_name(name).layouts[0].paths})
 
 
 class Synthetic(NamedTuple):

@@ -31,6 +31,8 @@ class Layout(NamedTuple):
 
     `transposed` are the last names of modules whose weights are stored as (in, out): the Conv1D of transformers.
 
+    `also` are other names of the layout, of programs that call the modules alike.
+
     `borrowed` says that the names are those of the family that this one descends from, whose programs load its adapters
     too: what has them is of that family, but can be converted to this one.
     """
@@ -40,7 +42,13 @@ class Layout(NamedTuple):
     kohya_prefix: str = "lora_unet_"
     blocks: tuple[tuple[str, int], ...] = ()
     transposed: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     borrowed: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name of the layout."""
+        return (self.name, *self.also)
 
 
 class Size(NamedTuple):

@@ -33,9 +33,10 @@ def layout_target(adapter: Adapter, families: Sequence[Detection], layout: str) 
             "nothing to go by; leave it out."
         )
     family = families[0].architecture
-    named = {one.name: one for one in family.layouts if one.name in NAMED}
+    named = {name: one for one in family.layouts for name in one.names if name in NAMED}
     choices: Sequence[str] = list(named) if len(named) > 1 else ARRANGED
-    if not certain_correspondence(families).relations:
+    called_alike = all(any(one.also for one in known.architecture.layouts) for known in families)
+    if not called_alike and not certain_correspondence(families).relations:
         raise LoraInspectError(
             f"{file}: it is of {described(families)}, of which no other layout is known here; {_WAY_OUT}."
         )
@@ -52,7 +53,7 @@ def layout_target(adapter: Adapter, families: Sequence[Detection], layout: str) 
                 "from the first; write its modules to a file of their own, named as those of the first."
             )
         # Only diffusers has names for a second expert, and they are of its layout.
-        return module.name if module.name.component in EXPERTS else _renamed(module.name, path, family, found)
+        return module.name if module.name.component in EXPERTS else _renamed(module.name, path, family, found, layout)
 
     return Target(
         family=family.title,
@@ -65,8 +66,11 @@ def layout_target(adapter: Adapter, families: Sequence[Detection], layout: str) 
     )
 
 
-def _renamed(name: ModuleName, path: str, family: Architecture, layout: Layout | None) -> ModuleName:
-    """The name that the readers of its scheme have for `path` in the layout; without any, they have but one."""
+def _renamed(name: ModuleName, path: str, family: Architecture, layout: Layout | None, asked: str) -> ModuleName:
+    """The name that the readers of its scheme have for `path` in the layout, which was `asked` for by that name.
+
+    Without any layout they have but one.
+    """
     scheme, prefix = schemes.by_name(name.scheme), name.prefix
     if layout is None:
         return name._replace(body=scheme.module(path, ""))
@@ -74,6 +78,6 @@ def _renamed(name: ModuleName, path: str, family: Architecture, layout: Layout |
         prefix = layout.kohya_prefix
     elif scheme in (COMFYUI, DIFFUSERS) or not scheme.suffixes:
         # ComfyUI's generic names are those of its own model, which has the original layout.
-        scheme = DIFFUSERS if layout.name == OF_DIFFUSERS else COMFYUI
+        scheme = DIFFUSERS if asked == OF_DIFFUSERS else COMFYUI
         prefix = f"{family.pipeline_name}." if scheme is DIFFUSERS else "diffusion_model."
     return ModuleName(scheme.name, name.component, prefix, scheme.module(path, ""), scheme.flat)

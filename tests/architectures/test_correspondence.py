@@ -63,7 +63,7 @@ def test_every_path_stands_in_one_relation_with_a_layout(architecture):
 
 
 # Families whose relations are of some layers alone, or whose layers are not written with `{i}`, in tests of their own.
-OTHERS = {"sd15", "sd2", "sdxl", "llm"}
+OTHERS = {"sd15", "sd2", "sdxl", "llm", "hidream_o1"}
 # The layers of one layout that the model of the other one does not have.
 ALONE = {"anima": "llm_adapter."}
 
@@ -291,6 +291,16 @@ def test_unets_are_as_diffusers_converts_them(name):
     }
     # The layers of the blocks are all of them, and nothing of the table is of no use.
     assert {link.relation for item in found.values() for link in item} == set(by_name(name).correspondence.relations)
+
+
+def test_every_layer_of_hidream_o1_has_its_root_in_one_layout():
+    """As ComfyUI loads adapters of it: `model.` and the path of a layer in its own checkpoint."""
+    family = by_name("hidream_o1")
+    original, comfyui = family.layouts
+    for path in (path.replace("{i}", "3") for path in comfyui.paths):
+        assert [link.path for link in family.correspondence.links(path)] == [f"model.{path}"]
+        assert [link.path for link in family.correspondence.links(f"model.{path}")] == [path]
+    assert len(original.paths) == len(family.correspondence.relations)
 
 
 def test_phi3_computes_what_a_llama_of_its_parts_computes():

@@ -74,7 +74,7 @@ def test_sizes_are_told_by_modules_of_the_family(architecture: Architecture):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
 def test_layout_names_are_unique_and_known(architecture: Architecture):
-    names = [layout.name for layout in architecture.layouts]
+    names = [name for layout in architecture.layouts for name in layout.names]
     assert len(set(names)) == len(names)
     assert all(name in {"original", "diffusers", "comfyui", "xlabs"} or name.startswith("hf") for name in names)
 

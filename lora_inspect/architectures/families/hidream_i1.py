@@ -31,7 +31,11 @@ PATHS = (
 ARCHITECTURE = Architecture(
     name="hidream_i1",
     title="HiDream-I1",
-    layouts=(Layout("diffusers", PATHS, blocks=(("double_stream_blocks", 16), ("single_stream_blocks", 32))),),
+    layouts=(
+        Layout(
+            "diffusers", PATHS, blocks=(("double_stream_blocks", 16), ("single_stream_blocks", 32)), also=("original",)
+        ),
+    ),
     sizes=tuple(
         Size(None, path, 2560, 2560)
         for path in (

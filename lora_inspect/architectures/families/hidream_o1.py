@@ -4,6 +4,7 @@ Leaves as in the Qwen3VLForConditionalGeneration of the original repository; Com
 of the root. An adapter of the decoder layers alone has the names of a Qwen3-VL adapter.
 """
 
+from ..correspondence import Correspondence, same
 from ..record import MODULATION, Architecture, Layout, Training, under
 
 LANGUAGE_LAYER = (
@@ -36,6 +37,7 @@ ARCHITECTURE = Architecture(
     title="HiDream-O1",
     descends_from="llm",
     layouts=(Layout("original", under("model", *COMFYUI)), Layout("comfyui", COMFYUI)),
+    correspondence=Correspondence(lambda: (same(f"model.{path}", path) for path in COMFYUI)),
     metadata_names=("hidream_o1_image", "hidream-o1-image"),
     training=Training(
         classes=(*IMAGE_TO_IMAGE, "TimestepEmbedder"),

@@ -34,7 +34,14 @@ PATHS = (
 ARCHITECTURE = Architecture(
     name="kandinsky5",
     title="Kandinsky 5",
-    layouts=(Layout("diffusers", PATHS, blocks=(("visual_transformer_blocks", 60), ("text_transformer_blocks", 4))),),
+    layouts=(
+        Layout(
+            "diffusers",
+            PATHS,
+            blocks=(("visual_transformer_blocks", 60), ("text_transformer_blocks", 4)),
+            also=("original",),
+        ),
+    ),
     sizes=tuple(
         Size(name, path, width, width)
         for name, width in (("lite video", 1792), ("lite image", 2560), ("pro", 4096))

@@ -27,7 +27,7 @@ PATHS = (
 ARCHITECTURE = Architecture(
     name="qwen_image",
     title="Qwen-Image",
-    layouts=(Layout("diffusers", PATHS, blocks=(("transformer_blocks", 60),)),),
+    layouts=(Layout("diffusers", PATHS, blocks=(("transformer_blocks", 60),), also=("original",)),),
     sizes=tuple(Size(None, path, 3072, 3072) for path in under("transformer_blocks.{i}", *DIFFUSERS_ATTENTION)),
     metadata_names=(
         "qwen_image",
