@@ -14,47 +14,34 @@ from lora_inspect.reading.model_config import ModelConfig, read_model_config
 from lora_inspect.schemes.gguf import GGUF
 
 
-class LlamaCppLayout(NamedTuple):
-    """The names of llama.cpp, of modules that have those of transformers."""
+class RelatedLayout(NamedTuple):
+    """The names of the one program, of modules that have those of the other."""
 
     correspondence: Correspondence
 
     def links(self, path: str) -> list[Link]:
-        """What llama.cpp calls the module."""
-        return [link for link in self.correspondence.links(path) if not link.is_whole]
+        """What the module is called there."""
+        return list(self.correspondence.links(path))
 
     def has(self, path: str) -> bool:
         """Nothing has its name already."""
         return False
 
 
-class TransformersLayout(NamedTuple):
-    """The names of the causal model in transformers, of modules that have those of llama.cpp."""
-
-    correspondence: Correspondence
-
-    def links(self, path: str) -> list[Link]:
-        """What transformers calls the module."""
-        return [link for link in self.correspondence.links(path) if link.is_whole]
-
-    def has(self, path: str) -> bool:
-        """Nothing has its name already."""
-        return False
-
-
-def llama_cpp_layout(adapter: Adapter, options: ConvertOptions) -> LlamaCppLayout:
-    """Raises LoraInspectError where nothing says which model of llama.cpp it is, or how many heads it has."""
+def llama_cpp_layout(adapter: Adapter, options: ConvertOptions) -> RelatedLayout:
+    """That of llama.cpp; LoraInspectError where nothing says which model of it that is, or how many heads it has."""
     names = GGUF_NAMES[architecture_of(adapter, options)]
     heads = _heads(adapter, names, options)
-    return LlamaCppLayout(Correspondence(lambda: names.relations(heads)))
+    return RelatedLayout(Correspondence(lambda: names.relations(heads)))
 
 
-def transformers_layout(adapter: Adapter, options: ConvertOptions) -> TransformersLayout:
-    """Raises LoraInspectError where the names of the header are not known, or the number of heads is needed."""
+def transformers_layout(adapter: Adapter, options: ConvertOptions) -> RelatedLayout:
+    """That of the causal model in transformers; LoraInspectError where the names of the header are not known, or
+    nothing says how many heads there are."""
     names = gguf_names(adapter.checkpoint)
     heads = _heads(adapter, names, options)
     of_causal_model = names._replace(roots=names.roots[:1], heads=names.heads[:1])
-    return TransformersLayout(Correspondence(lambda: of_causal_model.relations(heads)))
+    return RelatedLayout(Correspondence(lambda: of_causal_model.relations(heads)))
 
 
 def architecture_of(adapter: Adapter, options: ConvertOptions) -> str:

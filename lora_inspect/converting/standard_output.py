@@ -169,7 +169,7 @@ class StandardOutput:
     def orientation(self, has_config: bool) -> Iterable[str]:
         """What the output does not say of weights that the base stores as (in, out), where it has no config."""
         transposed = [c.module.key for c in self._adapter.contributions if c.fan_in_fan_out]
-        if transposed and not self._is_folder and not has_config:
+        if transposed and not (self._is_folder or self._is_gguf or has_config):
             yield (
                 f"fan_in_fan_out is said of {len(transposed)} modules ({transposed[0]}), for which the output has no "
                 "place: its readers go by the shape of the weight"

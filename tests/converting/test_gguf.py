@@ -255,6 +255,21 @@ def test_without_its_magnitude_dora_is_written(changed, to_gguf, fixtures):
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
+def test_gpt2_is_written_as_llama_cpp_stores_its_weights(run, tmp_path):
+    """Its Conv1D layers are (in, out) in transformers and (out, in) there, where A has the inputs."""
+    path = "base_model.model.transformer.h.0.attn.c_attn"
+    tensors = {f"{path}.lora_A.weight": torch.randn(2, 4), f"{path}.lora_B.weight": torch.randn(12, 2)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["c_attn"], "fan_in_fan_out": True}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    arguments = ("--to", "gguf", "--model-config", tmp_path, "-o", tmp_path / "a.gguf", "--json")
+    assert run("convert", tmp_path, *arguments).json["remarks"] == []
+    found = arrays_of(tmp_path / "a.gguf")
+    assert np.array_equal(found["blk.0.attn_qkv.weight.lora_a"], tensors[f"{path}.lora_A.weight"].numpy())
+    assert np.array_equal(found["blk.0.attn_qkv.weight.lora_b"], tensors[f"{path}.lora_B.weight"].numpy())
+
+
 def test_the_name_of_the_output_ends_as_its_format(run, fixtures, tmp_path):
     folder = fixtures / "gguf" / "qwen3"
     arguments = ("--to", "gguf", "--model-config", folder)
