@@ -74,6 +74,7 @@ ALGORITHMS = (
             rank=lambda shapes: lora.rank(_turned(shapes)),
             change=change_along_tokens,
             low_rank=lambda tensors: lora.matrices(turned(tensors)),
+            rslora=True,
         ),
         decomposes=False,
     ),

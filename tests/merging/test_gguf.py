@@ -19,7 +19,6 @@ pytestmark = pytest.mark.numeric
 MODELS = ("llama", "granite", "smollm3", "qwen3", "qwen2moe", "gemma3", "phi3", "gptneox", "bert")
 NO_HEADS = (
     {},
-    [],
     {"num_attention_heads": True},
     {"num_attention_heads": "4"},
     {"num_attention_heads": 0},
@@ -87,6 +86,12 @@ def test_rows_in_another_order_need_the_number_of_heads(fixtures, tmp_path, mode
     base = base_of(folder, tmp_path, config)
     with pytest.raises(LoraInspectError, match=r"depends on the number of heads; put the model's config\.json beside"):
         merged(base, folder / "adapter.gguf", tmp_path)
+
+
+def test_a_config_that_is_no_object_is_refused_as_what_it_is(fixtures, tmp_path):
+    folder = fixtures / "gguf" / "llama"
+    with pytest.raises(LoraInspectError, match=r"config\.json: it is JSON but not an object"):
+        merged(base_of(folder, tmp_path, []), folder / "adapter.gguf", tmp_path)
 
 
 def test_without_a_config_at_all_other_models_merge(fixtures, tmp_path):
@@ -180,6 +185,14 @@ def test_info_names_the_family(run, fixtures):
     record = run("info", fixtures / "gguf" / "llama" / "adapter.gguf", "--json").json
     assert (record["architecture"], record["layout"]) == ("llm", "gguf")
     assert any("general.architecture is llama" in one["says"] for one in record["evidence"])
+
+
+def test_what_was_rslora_before_it_was_converted_is_so_where_the_user_says_it(run, fixtures, tmp_path):
+    adapter = f"{fixtures / 'gguf' / 'llama' / 'adapter.gguf'}"
+    assert run("info", f"{adapter}:rslora=yes", "--json").json["scales"] == {f"{3 / 2**0.5:.6g}": 9}
+    options = ("--to", "gguf", "-o", tmp_path / "right.gguf")
+    assert run("convert", f"{adapter}:rslora=yes", *options).status == 0
+    assert run("info", tmp_path / "right.gguf", "--json").json["scales"] == {f"{3 / 2**0.5:.6g}": 9}
 
 
 def test_a_gguf_file_beside_a_peft_config_is_not_read_by_it(fixtures, tmp_path):
