@@ -86,4 +86,5 @@ def lora_experts(experts: int) -> Algorithm:
         peft_type=lora.ALGORITHM.peft_type,
         scaled=("up",),
         experts=experts,
+        packed=True,
     )

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from lora_inspect.algorithms import features as told
-from lora_inspect.algorithms.record import Algorithm, Features, Shapes
+from lora_inspect.algorithms.record import Algorithm, Shapes
 
 
 def _named(
@@ -11,12 +10,11 @@ def _named(
     title: str,
     *suffixes: str,
     marks: tuple[str, ...] = (),
-    features: Callable[[Shapes], Features] | None = None,
     fits: Callable[[Shapes], bool] | None = None,
     why: str = "",
 ) -> Algorithm:
     roles = {suffix.lstrip("."): suffix for suffix in suffixes}
-    return Algorithm(name=name, title=title, dialects={"": roles}, marks=marks, features=features, fits=fits, why=why)
+    return Algorithm(name=name, title=title, dialects={"": roles}, marks=marks, fits=fits, why=why)
 
 
 RECOGNISED = (
@@ -33,5 +31,4 @@ RECOGNISED = (
         why="is to be padded with zeros before what is beside it is added, and a merge keeps the shapes of its base; "
         "write a base with the wider weight, and the adapter without its reshape_weight",
     ),
-    _named("mlx", "MLX LoRA", ".lora_a", ".lora_b", features=told.mlx),
 )

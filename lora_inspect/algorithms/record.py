@@ -141,12 +141,12 @@ class Algorithm(NamedTuple):
     programs whose files have it, both as the page docs/algorithms.md says it.
 
     `experts` is of how many experts' layers its factors are, which a base has in one parameter or one by one; it is 0
-    for those of one layer.
+    for those of one layer. `packed` says that they lie side by side in two matrices, so that it is to be found out how
+    they do, and which way round they are.
 
     An algorithm without a formula is recognised by its tensors, so that a file is refused by the right name, but not
     computed; `why` not, and the way out, is the end of a sentence where there is more to say than that it is not built.
-    `features(shapes)` says what the shapes tell of the weight that it changes, and `fits(shapes)` whether they can be
-    its own where others have its suffixes.
+    `fits(shapes)` says whether shapes can be its own where others have its suffixes.
     """
 
     name: str
@@ -177,9 +177,9 @@ class Algorithm(NamedTuple):
     option_of: tuple[str, str] | None = None
     bias: Formula | None = None
     needs_bias: bool = False
-    features: Callable[[Shapes], Features] | None = None
     fits: Callable[[Shapes], bool] | None = None
     experts: int = 0
+    packed: bool = False
     why: str = ""
     equation: str = ""
     writers: str = ""

@@ -28,13 +28,15 @@ class Relation(NamedTuple):
     are arranged as the rows of the weights are.
 
     Of `experts`, the whole is one parameter (experts, rows, columns), and each part one module an expert, whose number
-    is the last `{i}` of its path.
+    is the last `{i}` of its path. Of `alike`, the whole and its parts are such parameters all of them, and the rows are
+    those of each expert.
     """
 
     whole: str
     parts: tuple[str, ...]
     arrangement: "Arrangement | None" = None
     experts: bool = False
+    alike: bool = False
 
 
 class Link(NamedTuple):
@@ -92,6 +94,11 @@ def experts(whole: str, *parts: str) -> Relation:
     return Relation(whole, parts, Stacked((1,) * len(parts)) if len(parts) > 1 else None, experts=True)
 
 
+def parameters(whole: str, *parts: str) -> Relation:
+    """A parameter with a layer of all experts, and those that each have a part of the rows of every expert."""
+    return experts(whole, *parts)._replace(experts=False, alike=True)
+
+
 def below(whole_parent: str, part_parent: str, *relations: Relation) -> tuple[Relation, ...]:
     """The relations of modules below two parents."""
     return tuple(
@@ -142,11 +149,18 @@ class Correspondence:
                 if len(expert) <= _MOST_DIGITS:
                     yield Link(found, relation, number, is_whole=True), int(expert)
 
+    def links_of_parameters(self, path: str) -> Iterator[Link]:
+        """What the parameters of all experts are called that have rows of the one at `path`."""
+        for relation in (relation for relation in self.relations if relation.alike):
+            for number, part in enumerate(relation.parts):
+                if (found := fill(relation.whole, part, path)) is not None:
+                    yield Link(found, relation, number, is_whole=False)
+
     @cached_property
     def _by_pattern(self) -> dict[str, list[tuple[str, str, Link]]]:
         """Every path of the relations with the related one, by its pattern."""
         table: dict[str, list[tuple[str, str, Link]]] = defaultdict(list)
-        for relation in (relation for relation in self.relations if not relation.experts):
+        for relation in (one for one in self.relations if not (one.experts or one.alike)):
             for number, part in enumerate(relation.parts):
                 of_whole = relation.whole, part, Link("", relation, number, is_whole=False)
                 of_part = part, relation.whole, Link("", relation, number, is_whole=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect.algorithms.record import WEIGHT, Algorithm
 from lora_inspect.maths.dora import SPELLINGS
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.trained_scales import TRAINED_SCALE
 
 if TYPE_CHECKING:
     from lora_inspect.converting.spelling import SpelledModule
@@ -59,6 +60,11 @@ def strength(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[str,
         f"a strength other than 1 means something else to readers of the output: {source['multiplier']} in the input, "
         f"{target['multiplier']} there",
     )
+
+
+def trained_otherwise(adapter: Adapter) -> tuple[str, ...]:
+    """What is known of another scale than that of the file, which a converted one does not tell any more."""
+    return tuple(problem.message for problem in adapter.problems if problem.code == TRAINED_SCALE)
 
 
 def titles(algorithms: Iterable[Algorithm]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from lora_inspect.converting.change_norm import lost_share
-from lora_inspect.converting.naming import ALPHA, CONFIG, FACTORS, HEADER
+from lora_inspect.converting.naming import ALPHA, CONFIG, FACTORS, HEADER, ONE_SCALE
 from lora_inspect.converting.part import Part
 from lora_inspect.converting.scaled_factors import as_factor, scaled
 from lora_inspect.errors import LoraInspectError
@@ -56,27 +56,30 @@ def _takes_alpha(part: Part) -> bool:
 
 def _carry(part: Part, carrier: str, common: float) -> Part:
     rank = part.rank
-    if carrier == CONFIG and not part.formula.rslora:
-        # The config of such a method has one rule, and goes on as it is.
+    if carrier == ONE_SCALE or (carrier == CONFIG and not part.formula.rslora):
+        # The config has one rule, and says the scale itself or goes on as it is.
         return replace(part, alpha=None if rank is None else part.scale * rank)
     if rank is None:
-        return _into_factors(part)
+        return into_factors(part)
     # A stored alpha of 0 is read as rank by some programs: factors of zeros say the same to all of them.
     if carrier == FACTORS or (part.scale == 0.0 and carrier == ALPHA):
-        return replace(_into_factors(part), alpha=float(rank))
+        return replace(into_factors(part), alpha=float(rank))
     if carrier == HEADER and _as_float32(_plain(part.origin, part.scale, rank)) != common:
-        rest = _into_factors(replace(part, scale=part.scale * rank / common))
+        rest = into_factors(replace(part, scale=part.scale * rank / common))
         return replace(rest, scale=common / rank, alpha=common, folded=part.folded)
     return _into_alpha(part, rank, carrier)
 
 
 def _carry_beside(part: Part, scales: Mapping[str, float]) -> Part:
     """A part whose scale is that of another one: into its own factors where readers do not find it there any more."""
-    return part if part.scale == scales[part.algorithm.beside or ""] else _into_factors(part)
+    return part if part.scale == scales[part.algorithm.beside or ""] else into_factors(part)
 
 
-def _into_factors(part: Part) -> Part:
-    """The scale multiplied into the first factor that takes one; readers multiply by 1."""
+def into_factors(part: Part) -> Part:
+    """The part with its scale multiplied into the first factor that takes one; readers multiply by 1.
+
+    Raises LoraInspectError where none does.
+    """
     if part.scale == 1.0:
         return part
     algorithm = part.algorithm

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from lora_inspect.algorithms import mlx
 from lora_inspect.converting.compared import FactorCache
 from lora_inspect.converting.relayout import Destination, OneLayer
 from lora_inspect.maths.expert_packing import per_expert
@@ -44,8 +45,11 @@ def _of_one(contribution: Contribution, read: FactorCache) -> Product:
 
 def _of_all(contribution: Contribution, read: FactorCache) -> Iterator[Product]:
     """The product of each expert."""
-    one, experts = _of_one(contribution, read), contribution.algorithm.experts
-    yield from map(Product, *per_expert(one.up, one.down, experts, contribution.settings["packing"]))
+    one, algorithm = _of_one(contribution, read), contribution.algorithm
+    if algorithm.packed:
+        yield from map(Product, *per_expert(one.up, one.down, algorithm.experts, contribution.settings["packing"]))
+    else:
+        yield from map(Product, *mlx.per_expert(one.up, one.down))
 
 
 def _over_all(meant: Sequence[list[Product]], written: Contribution, read: FactorCache) -> Distance:

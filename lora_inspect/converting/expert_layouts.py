@@ -101,8 +101,8 @@ class _Layer(NamedTuple):
     expert: int
 
 
-def _of_experts(module: Module) -> int:
-    return module.contributions[0].algorithm.experts
+def _of_experts(module: Module) -> bool:
+    return module.contributions[0].algorithm.packed
 
 
 def _parameter(key: str, layers: Sequence[_Layer], keys: set[str], adapter: Adapter) -> Destination:

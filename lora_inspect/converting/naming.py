@@ -1,20 +1,23 @@
 """The names of a standard file, which are those of the input, and what says the scale under them.
 
-A standard file says its scale where the readers of its names look for it: in an alpha tensor, in PEFT's config, in
-llama.cpp's header, or nowhere, so that the factors carry it themselves.
+A standard file says its scale where the readers of its names look for it: in an alpha tensor, in the config of PEFT or
+of mlx-lm, in llama.cpp's header, or nowhere, so that the factors carry it themselves.
 """
 
 from lora_inspect import schemes
 from lora_inspect.algorithms.record import Role
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.maths.dora import INPUT
+from lora_inspect.maths.dora import INPUT, OF_STORED_ROWS
 from lora_inspect.reading.contribution import Contribution, Magnitude, Module
 from lora_inspect.reading.suffixes import parse_key
 
-ALPHA, CONFIG, FACTORS, HEADER = "alpha", "config", "factors", "header"
+# The config is one of PEFT, which has an alpha for each module, or of mlx-lm, which has one scale for all.
+ALPHA, CONFIG, ONE_SCALE, FACTORS, HEADER = "alpha", "config", "one scale", "factors", "header"
 
 # How PEFT and diffusers spell a magnitude.
 PEFT_MAGNITUDES = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
+# The spellings whose readers expect one of every module as soon as one has it.
+OF_ALL_MODULES = (*PEFT_MAGNITUDES, OF_STORED_ROWS)
 
 
 def carrier_of(module: Module) -> str:
@@ -24,8 +27,8 @@ def carrier_of(module: Module) -> str:
     no use for it or refuse it, so that only the factors reach all of them.
     """
     scheme = schemes.by_name(module.name.scheme)
-    if scheme.absent_alpha == "config":
-        return CONFIG
+    if scheme.absent_alpha != "one":
+        return CONFIG if scheme.absent_alpha == "config" else ONE_SCALE
     if scheme.alpha_of_all:
         return HEADER
     return ALPHA if scheme.carries_alpha and (scheme.flat or module.alpha or module.respelled) else FACTORS
@@ -60,13 +63,22 @@ def magnitude_place(
 ) -> tuple[str, str, tuple[int, ...]]:
     """(key, suffix, shape) of a magnitude that readers of the module's names apply, of `rows` where rows were arranged.
 
-    `dora_scale` is (out, 1, …), or (1, in, …) for inputs; PEFT's vector is (out,), or (1, out, 1, …) of a convolution.
-    Raises LoraInspectError where PEFT's spelling is due and the magnitude is one of inputs.
+    `dora_scale` is (out, 1, …), or (1, in, …) for inputs; PEFT's vector is (out,), or (1, out, 1, …) of a convolution;
+    mlx-lm's is (out,), and (in,) of an Embedding.
+    Raises LoraInspectError where PEFT's spelling is due and the magnitude is one of inputs, or mlx-lm's and it is not
+    of the rows of the weight as that is stored.
     """
     scheme = schemes.by_name(module.name.scheme)
     own, due = magnitude.spelling.suffix, scheme.suffixes["magnitude"]
     if own in PEFT_MAGNITUDES and carrier_of(module) != ALPHA:
         return module.name.key + own, own, (rows,) if rows else magnitude.info.shape
+    if due == OF_STORED_ROWS:
+        if (magnitude.axis == INPUT) != (contribution.algorithm.transposed is True):
+            raise LoraInspectError(
+                f"{magnitude.info.file}: {magnitude.info.name} is a magnitude of the columns of its weight, and mlx-lm "
+                "has those of rows alone; choose --base BASE or --drop-magnitude."
+            )
+        return module.name.key + due, due, (rows or magnitude.info.numel,)
     key, shape = module.name.key + due, (rows, 0) if rows else contribution.known_shape
     # Where the factors' kernel is flattened, the magnitude still tells that there is one.
     ones = (1,) * (max(len(shape), len(magnitude.info.shape)) - 2)

@@ -10,7 +10,7 @@ from lora_inspect.maths.expert_packing import RANK_MAJOR, per_expert
 
 def repack(parts: Sequence[Part]) -> list[Part]:
     """The parts with the columns of B in PEFT's order: the same numbers, and the same change."""
-    return [_repacked(part) if part.algorithm.experts else part for part in parts]
+    return [_repacked(part) if part.algorithm.packed else part for part in parts]
 
 
 def _repacked(part: Part) -> Part:

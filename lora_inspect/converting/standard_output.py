@@ -1,4 +1,4 @@
-"""Where a standard adapter goes: one file, or for PEFT's names the folder whose config says rank and scale."""
+"""Where a standard adapter goes: one file, or the folder whose config says rank and scale, as PEFT and mlx-lm do."""
 
 import json
 import os
@@ -6,7 +6,16 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from lora_inspect.converting.naming import CONFIG, FACTORS, HEADER, PEFT_MAGNITUDES, carrier_of, magnitude_place
+from lora_inspect.converting.mlx_config import mlx_config
+from lora_inspect.converting.naming import (
+    CONFIG,
+    FACTORS,
+    HEADER,
+    OF_ALL_MODULES,
+    ONE_SCALE,
+    carrier_of,
+    magnitude_place,
+)
 from lora_inspect.converting.relayout import Destination
 from lora_inspect.converting.standard_config import (
     BARE,
@@ -18,7 +27,7 @@ from lora_inspect.converting.standard_config import (
 )
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.contents import Content, write_contents
-from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG, PEFT_WEIGHTS
+from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS
 from lora_inspect.files.gguf_format import OF_FORMAT
 from lora_inspect.files.gguf_writer import write_gguf
 from lora_inspect.files.input_file import Identity
@@ -32,7 +41,8 @@ from lora_inspect.schemes.diffusers import DIFFUSERS
 if TYPE_CHECKING:
     from lora_inspect.converting.spelling import SpelledModule
 
-_WEIGHTS = f"{PEFT_WEIGHTS}.safetensors"
+# Whose names are those of a folder, and what the weights in it are called.
+_FOLDERS = {CONFIG: ("PEFT", PEFT_WEIGHTS), ONE_SCALE: ("mlx-lm", MLX_WEIGHTS)}
 
 
 class StandardOutput:
@@ -58,16 +68,22 @@ class StandardOutput:
         self._asked = asked
         self._modules = modules
         self._carriers = {carrier_of(destination.module) for destination in modules}
-        self._is_folder = CONFIG in self._carriers
+        programs = [_FOLDERS[carrier] for carrier in sorted(self._carriers & _FOLDERS.keys())]
+        self._is_folder = bool(programs)
         self.scheme = Counter(destination.module.name.scheme for destination in modules).most_common(1)[0][0]
         source = adapter.checkpoint
         if self._is_folder and len(self._carriers) > 1:
             raise LoraInspectError(
-                f"{source.path}: some of its keys have PEFT's names, whose scale stands in a config, and some have "
-                "others, so no program reads all of them; write PEFT's modules to a file of their own first."
+                f"{source.path}: some of its keys have {programs[0][0]}'s names, whose scale stands in a config, and "
+                f"some have others, so no program reads all of them; write {programs[0][0]}'s modules to a file of "
+                "their own first."
             )
         if self._is_folder:
-            because = f"{source.path} has PEFT's names, whose scale stands in an {ADAPTER_CONFIG} beside the tensors"
+            program, weights = programs[0]
+            self._weights = f"{weights}.safetensors"
+            because = (
+                f"{source.path} has {program}'s names, whose scale stands in an {ADAPTER_CONFIG} beside the tensors"
+            )
             self.path = folder_output(named, because, inputs)
         else:
             ending = GGUF_ENDING if self._is_gguf else SAFETENSORS_ENDING
@@ -81,7 +97,7 @@ class StandardOutput:
         """Raises LoraInspectError where the adapter cannot be written to the path."""
         check_output(self.path, inputs, force, folder=self._is_folder)
         if self._is_folder:
-            check_replaceable(self.path, (_WEIGHTS, ADAPTER_CONFIG))
+            check_replaceable(self.path, (self._weights, ADAPTER_CONFIG))
 
     def check_magnitudes(self) -> None:
         """Raises LoraInspectError where readers would apply a magnitude to modules that have none."""
@@ -93,10 +109,11 @@ class StandardOutput:
             for c in source.module.contributions
             if c.magnitude
         )
-        if without and any(suffix in PEFT_MAGNITUDES for suffix in kept):
+        if without and any(suffix in OF_ALL_MODULES for suffix in kept):
             raise LoraInspectError(
                 f"{self._adapter.checkpoint.path}: {len(without)} modules have no magnitude ({without[0].key}), but "
-                "PEFT and diffusers apply one to all as soon as one has it; choose --base BASE or --drop-magnitude."
+                "PEFT, diffusers and mlx-lm apply one to all as soon as one has it; choose --base BASE or "
+                "--drop-magnitude."
             )
 
     def embedded(self, modules: "Mapping[str, SpelledModule]") -> str | None:
@@ -156,15 +173,15 @@ class StandardOutput:
         if not self._is_folder:
             write_contents(self.path, contents, metadata, inputs, force, prove)
             return os.path.getsize(self.path)
-        config = self._config(modules)
+        config = self._mlx_config(modules) if ONE_SCALE in self._carriers else self._config(modules)
         with new_folder(self.path, inputs, force) as folder:
-            write_contents(os.path.join(folder, _WEIGHTS), contents, metadata)
+            write_contents(os.path.join(folder, self._weights), contents, metadata)
             with open(os.path.join(folder, ADAPTER_CONFIG), "x", encoding="utf-8") as handle:
                 json.dump(config, handle, indent=2, sort_keys=True)
                 handle.write("\n")
             if prove:
                 prove(folder)
-        return os.path.getsize(os.path.join(self.path, _WEIGHTS))
+        return os.path.getsize(os.path.join(self.path, self._weights))
 
     def orientation(self, has_config: bool) -> Iterable[str]:
         """What the output does not say of weights that the base stores as (in, out), where it has no config."""
@@ -174,6 +191,20 @@ class StandardOutput:
                 f"fan_in_fan_out is said of {len(transposed)} modules ({transposed[0]}), for which the output has no "
                 "place: its readers go by the shape of the weight"
             )
+
+    def _mlx_config(self, modules: "Mapping[str, SpelledModule]") -> dict[str, object]:
+        parts = [part for module in modules.values() for part in module.parts]
+        experts = next((part for part in parts if part.algorithm.experts), None)
+        use_dora = any(module.magnitude for module in modules.values())
+        if use_dora and experts:
+            raise LoraInspectError(
+                f"{self._adapter.checkpoint.path}: {experts.origin.module.key} has all experts of a layer and other "
+                "modules have magnitudes, and mlx-lm makes DoRA of all or none and of experts none; write the experts "
+                "to a file of their own first."
+            )
+        paths = [module.module.name.body for module in modules.values()]
+        # All parts are of one rank and scale by now.
+        return mlx_config(self._adapter.checkpoint.config, paths, parts[0].rank or 0, parts[0].scale, use_dora)
 
     def _config(self, modules: "Mapping[str, SpelledModule]") -> dict[str, object]:
         checkpoint = self._adapter.checkpoint

@@ -8,7 +8,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.bounds import JSON_BYTES, JSON_ITEMS, TENSORS
 from lora_inspect.files.dtypes import decode_number
 from lora_inspect.files.foreign import PICKLE_ENDINGS, START_BYTES, is_weights, likely_weights, refuse_format
-from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG, PEFT_WEIGHTS, ShardSet, is_config_alone, set_of
+from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG, ShardSet, is_config_alone, read_weights, set_of
 from lora_inspect.files.gguf_format import MAGIC
 from lora_inspect.files.header import TensorInfo, identified_header, read_header
 from lora_inspect.files.header_text import too_many_tensors
@@ -131,8 +131,8 @@ def read_json(file: str, identity: Identity | None = None) -> tuple[Any, Identit
 
 def _open_folder(folder: str) -> Checkpoint:
     names = sorted(os.listdir(folder))
-    if PEFT_WEIGHTS + ".safetensors" in names:
-        return _single_file(os.path.join(folder, PEFT_WEIGHTS + ".safetensors"), named=folder, root=folder)
+    if own := read_weights(names):
+        return _single_file(os.path.join(folder, own), named=folder, root=folder)
     indexes = [name for name in names if name.endswith(".safetensors.index.json")]
     if len(indexes) == 1:
         return _open_index(os.path.join(folder, indexes[0]), named=folder)

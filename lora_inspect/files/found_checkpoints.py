@@ -2,13 +2,16 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from lora_inspect.files.foreign import PICKLE_ENDINGS, is_weights
 
 ADAPTER_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model"
+# What mlx-lm reads, and what it has saved on the way beside it.
+MLX_WEIGHTS = "adapters"
+_ON_THE_WAY = re.compile(rf"[0-9]+_{MLX_WEIGHTS}\.safetensors")
 _SHARD = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)(?P<ending>\.[a-z]+)")
 
 
@@ -48,6 +51,18 @@ def find_checkpoints(folder: str) -> Iterator[str]:
     yield from unreadable
 
 
+def read_weights(names: Collection[str]) -> str | None:
+    """The file that its program reads in a folder of files with these names; None where there is no such one.
+
+    What mlx-lm saved on the way counts for nothing beside its last weights.
+    """
+    if PEFT_WEIGHTS + ".safetensors" in names:
+        return PEFT_WEIGHTS + ".safetensors"
+    last = MLX_WEIGHTS + ".safetensors"
+    others = [name for name in names if name.endswith(".safetensors") and not _ON_THE_WAY.fullmatch(name)]
+    return last if others == [last] else None
+
+
 def is_config_alone(names: Iterable[str]) -> bool:
     """Whether of an adapter in a folder of files with these names the configuration is there, and no weights at all."""
     endings = (".safetensors", *PICKLE_ENDINGS)
@@ -62,6 +77,6 @@ def is_checkpoint_folder(folder: str) -> bool:
     has_subfolders = any(os.path.isdir(os.path.join(folder, name)) for name in names)
     if is_config_alone(names) and not has_subfolders:
         return True
-    if PEFT_WEIGHTS + ".safetensors" in names or any(name.endswith(".safetensors.index.json") for name in names):
+    if read_weights(names) or any(name.endswith(".safetensors.index.json") for name in names):
         return True
     return len(sets) == 1 and not has_subfolders

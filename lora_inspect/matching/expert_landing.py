@@ -6,12 +6,14 @@ Factors of all experts tell two sizes of an expert's matrix, and the base says w
 from typing import NamedTuple
 
 from lora_inspect.algorithms.lora_experts import widths
+from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.architectures.rows import Interleaved, Runs
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.expert_weights import as_matrix, storage_of
 from lora_inspect.matching.homes import Home
 from lora_inspect.matching.place import Place
+from lora_inspect.reading.base_names import Piece
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.expert_packing import FIRST, INPUT
 
@@ -51,12 +53,14 @@ def of_all(home: Home, experts: int, base: Checkpoint) -> ExpertRows | None:
     """
     first = home.found[0]
     if first.single is None:
-        parameter = base.tensors[first.tensor("weight")]
+        parameter = base.tensors[first.tensor(WEIGHT)]
         if len(parameter.shape) != 3 or parameter.shape[0] != experts:
             raise LoraInspectError(_other_number(home, f"{parameter.name} is {list(parameter.shape)}", base))
+        if first.piece:
+            return _of_part(first.path, first.piece, base)
         matrix = as_matrix(parameter)
         return ExpertRows((Place(matrix),), matrix.shape[0])
-    layers = [base.tensors[one.tensor("weight")] for one in home.found]
+    layers = [base.tensors[one.tensor(WEIGHT)] for one in home.found]
     parts = first.piece.parts if first.piece else 1
     if len(layers) != experts * parts:
         raise LoraInspectError(_other_number(home, f"it has {len(layers) // parts} experts", base))
@@ -71,6 +75,38 @@ def of_all(home: Home, experts: int, base: Checkpoint) -> ExpertRows | None:
         expert, part = divmod(number, parts)
         places.append(Place(layer, arranged[part].shifted(expert * rows * parts).inverted))
     return ExpertRows(tuple(places), experts * rows * parts)
+
+
+def _of_part(path: str, piece: Piece, base: Checkpoint) -> ExpertRows | None:
+    """The rows of one layer of every expert in a parameter that has those of several."""
+    storage, parameter = storage_of(path, base), base.tensors[path]
+    experts, stored_rows, columns = parameter.shape
+    rows, inputs = (columns, stored_rows) if storage.transposed else (stored_rows, columns)
+    arrangement = Interleaved(piece.parts) if storage.interleaved else piece.arrangement
+    arranged = arrangement.runs(rows, inputs)
+    if arranged is None:
+        return None
+    runs = arranged[piece.part]
+    matrix, count = as_matrix(parameter), experts * runs.rows
+    if not storage.transposed:
+        return ExpertRows((Place(matrix, runs._replace(times=experts, stride=rows, source_stride=runs.rows)),), count)
+    # Where inputs are rows, those of one expert are a block.
+    places = (
+        Place(
+            matrix,
+            runs._replace(source=expert * runs.rows),
+            transposed=True,
+            block=(expert * stored_rows, stored_rows),
+        )
+        for expert in range(experts)
+    )
+    return ExpertRows(tuple(places), count)
+
+
+def stands_turned(home: Home, base: Checkpoint) -> bool:
+    """Whether the home is one whole parameter of all experts that is stored as (experts, in, out)."""
+    one = home.found[0]
+    return one.single is None and one.piece is None and storage_of(one.tensor(WEIGHT), base).transposed
 
 
 class Turns:
@@ -111,7 +147,8 @@ class Turns:
 
 def turned(contribution: Contribution, is_turned: bool) -> Contribution:
     """The contribution with what its formula needs, once it is known which way round the base has its matrices."""
-    return contribution._replace(settings={"packing": contribution.settings["packing"], "turned": is_turned})
+    own = {name: value for name, value in contribution.settings.items() if name != "along"}
+    return contribution._replace(settings={**own, "turned": is_turned})
 
 
 def _shown(contribution: Contribution, shape: tuple[int, int]) -> bool | None:

@@ -2,11 +2,12 @@
 
 An expert is a gated feed-forward, so that its two parameters show together which way round they are: (experts, 2·n, m)
 and (experts, m, n) are stored as (experts, out, in), (experts, m, 2·n) and (experts, n, m) as (experts, in, out). No
-sizes are both.
+sizes are both. Where each of the layers has a module of its own, as in mlx-lm, its weight is (experts, out, in).
 """
 
 from typing import NamedTuple
 
+from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.architectures.families.llm import EXPERT_PARAMETERS
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
@@ -35,7 +36,9 @@ def storage_of(path: str, base: Checkpoint) -> Storage:
     Gate and up take turns in gpt-oss, which stores (experts, in, out) and has biases. The one other class that does, of
     OpenAI's privacy filter, has the head of a classifier, and gate before up.
     """
-    parent = path.rpartition(".")[0]
+    parent, _, leaf = path.rpartition(".")
+    if leaf == WEIGHT:
+        return Storage(transposed=False)
     shapes = {
         name: base.tensors[f"{parent}.{name}"].shape for name in EXPERT_PARAMETERS if f"{parent}.{name}" in base.tensors
     }

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.matching.expert_landing import Turns, turned
+from lora_inspect.matching.expert_landing import Turns, stands_turned, turned
 from lora_inspect.matching.homes import Home, find_homes
 from lora_inspect.matching.landing import land, layers_of
 from lora_inspect.matching.orientation import Orientation, orient
@@ -66,15 +66,18 @@ def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transp
         for contribution in home.module.changes
     ]
     for _, contribution, landing in landed:
-        if landing and contribution.algorithm.experts:
+        if landing and contribution.algorithm.packed:
             turns.see(contribution, landing.of_expert(contribution.algorithm.experts))
     for home, contribution, landing in landed:
         if landing is None:
             absent += [] if contribution.is_optional else [contribution]
             continue
         own = contribution
-        if experts := contribution.algorithm.experts:
-            own = turned(contribution, turns.of(contribution, landing.of_expert(experts), home))
+        if contribution.algorithm.packed:
+            shape = landing.of_expert(contribution.algorithm.experts)
+            own = turned(contribution, turns.of(contribution, shape, home))
+        elif contribution.algorithm.experts:
+            own = turned(contribution, stands_turned(home, base))
         for place in landing.places:
             placed = Placed(own, place, landing.rows)
             check_place(placed, adapter, base, base_codecs)

@@ -26,6 +26,9 @@ class DoraSpelling(NamedTuple):
     added_eps: float | None = None
 
 
+# The spelling of a magnitude of the rows of a weight as it is stored, which of an Embedding are its inputs.
+OF_STORED_ROWS = ".m"
+
 # finfo(float32).eps, which LyCORIS and OneTrainer add to the norm; the magnitudes are float32 there.
 _FLOAT32_EPS = 2.0**-23
 
@@ -37,6 +40,8 @@ SPELLINGS = {
         DoraSpelling(".lora_magnitude_vector.weight", INSIDE),
         DoraSpelling(".magnitude", INSIDE),
         DoraSpelling(".dora_scale", INTERPOLATE, added_eps=_FLOAT32_EPS),
+        # mlx-lm's, which divides by the norm as it is.
+        DoraSpelling(OF_STORED_ROWS, INSIDE, added_eps=0.0),
     )
 }
 
@@ -45,10 +50,12 @@ def axis_of(spelling: DoraSpelling, shape: tuple[int, ...], changed: Sequence[in
     """The axis that a magnitude of `shape` belongs to, or None where it fits neither.
 
     One-dimensional magnitudes and those shaped (1, out, 1, …) of PEFT convolutions are per output row. A
-    `dora_scale` is per output as (out, 1, …) and per input as (1, in, …). `changed` is (out, in, *kernel) of the
-    weight, or (out, in·kernel) where the factors do not tell more.
+    `dora_scale` is per output as (out, 1, …) and per input as (1, in, …), and `m` as (out,) and as (in,). `changed` is
+    (out, in, *kernel) of the weight, or (out, in·kernel) where the factors do not tell more.
     """
     out_features, in_features = changed[:2]
+    if spelling.suffix == OF_STORED_ROWS:
+        return OUTPUT if shape == (out_features,) else INPUT if shape == (in_features,) else None
     long = [size for size in shape if size != 1]
     if spelling.suffix != ".dora_scale":
         return OUTPUT if long in ([out_features], [] if out_features == 1 else None) else None

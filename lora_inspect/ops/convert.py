@@ -11,7 +11,7 @@ from lora_inspect.converting.expert_layouts import SINGLE_EXPERTS
 from lora_inspect.converting.gguf_layouts import architecture_of
 from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.landed import Landed, find_landed
-from lora_inspect.converting.naming import carrier_of
+from lora_inspect.converting.naming import ONE_SCALE, carrier_of
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.relayout import Destination
 from lora_inspect.converting.standard_output import StandardOutput
@@ -156,7 +156,11 @@ def convert_to_standard(
         notes=(*adapter.notes, *repeats, *leftovers),
         orientations=matching.orientations if matching else {},
         verified=Verified(proof.modules, proof.max_relative_error) if proof else None,
-        remarks=(*account.strength(source, target), *place.orientation(has_config=embedded is not None)),
+        remarks=(
+            *account.strength(source, target),
+            *account.trained_otherwise(adapter),
+            *place.orientation(has_config=embedded is not None),
+        ),
     )
 
 
@@ -214,6 +218,7 @@ def _convert(
     from lora_inspect.converting.arranged_rows import arrange
     from lora_inspect.converting.carried_scale import alpha_of_all, carry_scales
     from lora_inspect.converting.fused_slices import fuse_slices
+    from lora_inspect.converting.mlx_factors import as_lora, as_mlx, of_one_config
     from lora_inspect.converting.packed_experts import repack
     from lora_inspect.converting.part import read_parts
     from lora_inspect.converting.spelling import spell
@@ -225,12 +230,13 @@ def _convert(
     common = alpha_of_all(adapter.contributions)
     dialects = writing_of(schemes.by_name(options.scheme)).dialects if options.scheme else ()
     converted = {}
+    of_one: list[tuple[Module, Sequence[Part]]] = []
     progress(0)
     for target in targets:
         carrier = carrier_of(target.module)
         found: list[Sequence[Part]] = []
         for source in target.sources:
-            parts: Sequence[Part] = repack(read_parts(source.module))
+            parts: Sequence[Part] = as_lora(repack(read_parts(source.module)))
             parts = fuse_slices(parts, carrier, growth)
             if own := landed.get(source.module.name.key):
                 parts = settled_magnitude.approximate(parts, own, options.rank, options.max_error)
@@ -241,8 +247,13 @@ def _convert(
             found.append(turn_embeddings(parts, dialects))
         parts = experts.arrange(target, found, growth) if target.experts else arrange(target, found, carrier, growth)
         parts = carry_scales(parts, carrier, common)
-        converted[target.module.name.key] = spell(target.module, parts, growth)
+        if carrier == ONE_SCALE:
+            of_one.append((target.module, as_mlx(parts)))
+        else:
+            converted[target.module.name.key] = spell(target.module, parts, growth)
         progress(1)
+    for (module, _), parts in zip(of_one, of_one_config(parts for _, parts in of_one), strict=True):
+        converted[module.name.key] = spell(module, parts, growth)
     return converted
 
 

@@ -76,9 +76,7 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
         "parameters": _parameters(info),
         "ranks": _counted(str(contribution.rank) for contribution in contributions if contribution.rank),
         "alphas": _counted(_alpha(contribution) for contribution in contributions if contribution.rank),
-        "scales": _counted(
-            _scale(c, folded) for c in contributions if c.algorithm.has_alpha and (c.rank or c.algorithm.scaled)
-        ),
+        "scales": _counted(_scale(c, folded) for c in contributions if c.has_scale),
         "rslora": {
             "value": adapter.rslora.value,
             "source": adapter.rslora.source,

@@ -18,6 +18,8 @@ from lora_inspect.reading.expert_parameters import claim_experts
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.formula_settings import with_settings
 from lora_inspect.reading.found_configs import find_configs
+from lora_inspect.reading.mlx_config import find_mlx_config
+from lora_inspect.reading.mlx_modules import about_mlx, claim_mlx, mlx_dora, with_mlx_scales
 from lora_inspect.reading.module_scales import scaled_modules
 from lora_inspect.reading.problem import ERROR, Problem
 from lora_inspect.reading.problems import find_problems
@@ -69,7 +71,7 @@ class Adapter(NamedTuple):
     @property
     def open(self) -> tuple[str, ...]:
         """What a user has to settle before every change is known, of "alpha", "rslora" and "expert_packing"."""
-        packing = any(contribution.algorithm.experts and contribution.unsettled for contribution in self.contributions)
+        packing = any(contribution.algorithm.packed and contribution.unsettled for contribution in self.contributions)
         return (*open_settings(self.contributions), *(("expert_packing",) if packing else ()))
 
     @property
@@ -98,7 +100,8 @@ class Adapter(NamedTuple):
 def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Adapter:  # noqa: B008 (frozen)
     """Reads the meaning of every tensor. Problems are listed, not raised; unreadable numbers raise LoraInspectError."""
     claims = claim_shared(_claimed(checkpoint), checkpoint.tensors)
-    claims = claim_alpha_of_all(claims, checkpoint.alpha)
+    claims = claim_mlx(claim_alpha_of_all(claims, checkpoint.alpha))
+    mlx = find_mlx_config(checkpoint)
     numbers = read_numbers(checkpoint, claims)
     steps = Steps()
     configs = find_configs(checkpoint, lambda found: [c for _, c in claim_experts(claims, [found]).computed], steps)
@@ -112,8 +115,12 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
     facts = [
         facts_of(contribution, numbers) for _, contribution in claims.computed if contribution.algorithm.decomposes
     ]
-    dora, about_dora, about_magnitudes = read_dora(facts, dora_claims(ruled, facts, numbers.flags), checkpoint.metadata)
-    scaled = partial(scaled_modules, claims, numbers, configs, ruled, settled)
+    said = [*dora_claims(ruled, facts, numbers.flags), *mlx_dora(mlx, facts, claims)]
+    dora, about_dora, about_magnitudes = read_dora(facts, said, checkpoint.metadata)
+
+    def scaled(settings: Settings) -> dict[str, Module]:
+        return with_mlx_scales(scaled_modules(claims, numbers, configs, ruled, settled, settings), mlx, settings)
+
     modules = with_settings(scaled(settings), configs, checkpoint.metadata, numbers)
     modules = with_packing(modules, configs, checkpoint.metadata, settings.expert_packing)
     modules = with_residual_bases(modules, configs, checkpoint.metadata, settings.residual)
@@ -122,6 +129,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         settings=settings,
         claims=claims,
         configs=configs,
+        mlx=mlx,
         modules=modules,
         scaled=scaled,
         stated=[group.reading for group in groups.values()],
@@ -134,7 +142,9 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         checkpoint=checkpoint,
         modules=reading.modules,
         scheme=claims.scheme,
-        trainer=find_trainer(checkpoint.metadata, checkpoint.tensors, has_peft_config=bool(configs)),
+        trainer=find_trainer(
+            checkpoint.metadata, checkpoint.tensors, has_peft_config=bool(configs), is_of_mlx=mlx is not None
+        ),
         rslora=rslora,
         dora=dora,
         evidence=(
@@ -144,6 +154,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
             *about_alpha_of_all(checkpoint),
             *about_parts(one.counted for one in ruled),
             *about_saved(claims, configs),
+            *about_mlx(mlx, reading.contributions),
             *about_experts(list(reading.contributions), configs, checkpoint.metadata, settings.expert_packing),
             *about_residuals(reading),
             *about_hidden_ranks(reading.contributions, claims.flags),

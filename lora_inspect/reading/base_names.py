@@ -156,7 +156,10 @@ class NameTable:
         for own in own_paths(info.name, self._component, self._base):
             if not is_weight(info):
                 self._add(own, Found(info.name, parameter=True), spellings)
-            for link in self._correspondence.links_of_experts(own):
+            for link in self._correspondence.links_of_parameters(own):
+                self._add(link.path, Found(info.name, _piece(link), parameter=True), spellings)
+            # What is a module of a base that has all experts in it has them in its weight.
+            for link in self._correspondence.links_of_experts(own.removesuffix(f".{WEIGHT}")):
                 for expert in range(info.shape[0]):
                     name = link.path.replace("{i}", str(expert))
                     self._add(name, Found(info.name, _piece(link), expert), spellings)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lora_inspect import algorithms
-from lora_inspect.files.found_checkpoints import PEFT_WEIGHTS
+from lora_inspect.files.found_checkpoints import MLX_WEIGHTS, PEFT_WEIGHTS
 from lora_inspect.listing import some
 from lora_inspect.reading.evidence import Evidence
 from lora_inspect.reading.file_reading import FileReading
@@ -35,10 +35,13 @@ def missing_weights(reading: FileReading) -> Iterator[Finding]:
     if checkpoint.files or not checkpoint.config_path:
         return
     methods = [_method(str(found.peft_type)) for found in reading.configs]
+    if reading.mlx:
+        methods.append(reading.mlx.method)
+    weights = MLX_WEIGHTS if reading.mlx else PEFT_WEIGHTS
     yield Finding(
         "weights-missing",
         f"it holds {checkpoint.config_path}{''.join(f' of {method}' for method in methods)} without the weights; fetch "
-        f"the {PEFT_WEIGHTS}.safetensors that belongs to it",
+        f"the {weights}.safetensors that belongs to it",
     )
 
 

@@ -106,6 +106,11 @@ class Contribution(NamedTuple):
         return self.algorithm.has_alpha and (self.rank is not None or bool(self.algorithm.scaled))
 
     @property
+    def has_scale(self) -> bool:
+        """Whether its change has a scale that its file, or a program for it, states."""
+        return self.is_scaled or bool(self.rank and self.algorithm.scaled)
+
+    @property
     def is_linear(self) -> bool:
         """Whether nothing in the factors speaks against a Linear layer."""
         return self.algorithm.transposed is None and len(self.shape) == 2

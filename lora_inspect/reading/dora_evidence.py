@@ -19,12 +19,16 @@ MAGNITUDES_KEY = "lora_inspect.magnitudes"
 
 
 class DoraClaim(NamedTuple):
-    """What one voice says of DoRA: yes, no, or None for neither; `facts` are the modules that it speaks of."""
+    """What one voice says of DoRA: yes, no, or None for neither; `facts` are the modules that it speaks of.
+
+    `says` are its words, where these are not those of a flag or of PEFT's config.
+    """
 
     source: str
     where: str
     value: bool | None
     facts: Sequence[LoraFacts]
+    says: str = ""
 
 
 def dora_claims(
@@ -77,6 +81,8 @@ def read_dora(
 
 
 def _says(claim: DoraClaim) -> str:
+    if claim.says:
+        return claim.says
     if claim.value is None:
         return "the flag is no number" if claim.source == "flag" else "use_dora is neither yes nor no"
     return f"the flag is {claim.value}" if claim.source == "flag" else f"use_dora is {claim.value}"

@@ -49,7 +49,12 @@ def _open(reading: FileReading) -> Iterator[tuple[TensorInfo, int]]:
     """B and the number of experts of each parameter whose packing nothing tells, not even the user."""
     speakers = Speakers(reading.configs)
     for contribution in reading.contributions:
-        if contribution.algorithm.experts > 1 and contribution.unsettled and _is_small(contribution):
+        if (
+            contribution.algorithm.packed
+            and contribution.algorithm.experts > 1
+            and contribution.unsettled
+            and _is_small(contribution)
+        ):
             config = next((found.config for found in speakers.of(contribution)), {})
             if packing_of(contribution, config, reading.checkpoint.metadata)[0] is None:
                 yield contribution.factors["up"], contribution.algorithm.experts

@@ -43,7 +43,7 @@ def with_packing(
     speakers = Speakers(configs)
 
     def packed(contribution: Contribution) -> Contribution:
-        if not contribution.algorithm.experts:
+        if not contribution.algorithm.packed:
             return contribution
         config = next((found.config for found in speakers.of(contribution)), {})
         packing, _ = packing_of(contribution, config, metadata)
@@ -97,7 +97,7 @@ def packing_setting(reading: FileReading) -> Iterator[Finding]:
     if chosen is None:
         return
     setting, speakers = f"{OPTION}={chosen}", Speakers(reading.configs)
-    own = [contribution for contribution in reading.contributions if contribution.algorithm.experts]
+    own = [contribution for contribution in reading.contributions if contribution.algorithm.packed]
     if not own:
         message = f"{setting} cannot apply, as no module has the factors of all experts of a layer; leave it out"
         yield Finding("setting-contradicts", message)
@@ -125,7 +125,7 @@ def about_experts(
     """How many parameters of how many experts there are, and how their factors are packed."""
     speakers, counts = Speakers(configs), Counter[tuple[int, str, str]]()
     for contribution in contributions:
-        if contribution.algorithm.experts and contribution.settings:
+        if contribution.algorithm.packed and contribution.settings:
             found = next(iter(speakers.of(contribution)), None)
             packing, source = packing_of(contribution, found.config if found else {}, metadata)
             where = found.where if found and packing and source != "shapes" else source

@@ -94,7 +94,7 @@ def names_parameters(config: Mapping[str, Any]) -> list[str]:
 
 def lost_parameters(reading: "FileReading") -> Iterator[Finding]:
     """Configs whose parameters of experts the file has nothing of."""
-    known = any(contribution.algorithm.experts for contribution in reading.contributions)
+    known = any(contribution.algorithm.packed for contribution in reading.contributions)
     if known or any(finding.code == "experts" for finding in reading.claims.findings):
         return
     bodies = [module.name.body for module in reading.modules.values()]

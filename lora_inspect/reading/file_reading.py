@@ -9,6 +9,7 @@ from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.embeddings import Embedding
 from lora_inspect.reading.evidence import RsloraReading
 from lora_inspect.reading.found_configs import FoundConfig
+from lora_inspect.reading.mlx_config import MlxConfig
 from lora_inspect.reading.problem import Finding
 from lora_inspect.reading.settings import Settings
 
@@ -16,6 +17,7 @@ from lora_inspect.reading.settings import Settings
 class FileReading(NamedTuple):
     """What problems are looked for in.
 
+    `configs` are those of PEFT, and `mlx` is that of mlx-lm, None where there is none.
     `scaled` gives the modules with their scales under any settings, `modules` are those under the file's own.
     `stated` are the scale rules as the file states them, `rslora` is what they and the settings amount to.
     `about_magnitudes` is what was found while the evidence for DoRA was read. `embeddings` are none of the claims.
@@ -25,6 +27,7 @@ class FileReading(NamedTuple):
     settings: Settings
     claims: Claims
     configs: Sequence[FoundConfig]
+    mlx: MlxConfig | None
     modules: dict[str, Module]
     scaled: Callable[[Settings], dict[str, Module]]
     stated: Sequence[RsloraReading]

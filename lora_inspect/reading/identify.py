@@ -153,10 +153,7 @@ def _features(module: Module) -> Features:
 
 
 def _features_of(contribution: Contribution) -> Features:
-    if contribution.algorithm.formula:
-        if contribution.algorithm.parameter not in (WEIGHT, BIAS):
-            return None, None
-        out_features, in_features = contribution.features
-        return contribution.rows[1] if contribution.rows else out_features, in_features
-    features = contribution.algorithm.features
-    return features(contribution.shapes) if features else (None, None)
+    if contribution.algorithm.formula is None or contribution.algorithm.parameter not in (WEIGHT, BIAS):
+        return None, None
+    out_features, in_features = contribution.features
+    return contribution.rows[1] if contribution.rows else out_features, in_features

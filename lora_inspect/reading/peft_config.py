@@ -33,7 +33,7 @@ FOREIGN_SETTINGS = {
 
 
 def is_peft_config(config: Mapping[str, Any]) -> bool:
-    """Whether an `adapter_config.json` is PEFT's (MLX writes one of the same name)."""
+    """Whether an `adapter_config.json` is PEFT's (mlx-lm writes one of the same name)."""
     return "peft_type" in config
 
 

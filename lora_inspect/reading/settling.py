@@ -60,7 +60,7 @@ def _takers(adapters: Sequence[Adapter], name: str) -> list[int]:
 def _havers(adapters: Sequence[Adapter], name: str) -> list[int]:
     """The adapters in which alpha, the rule that reads it, or how experts are packed makes a difference."""
     if name == "expert_packing":
-        return [index for index, one in enumerate(adapters) if any(c.algorithm.experts for c in one.contributions)]
+        return [index for index, one in enumerate(adapters) if any(c.algorithm.packed for c in one.contributions)]
     least_rank, of_rule = (2, True) if name == "rslora" else (1, False)
     return [
         index

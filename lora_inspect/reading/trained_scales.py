@@ -6,6 +6,7 @@ from lora_inspect.reading.evidence import is_lycoris, network_args
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.problem import Finding
 
+TRAINED_SCALE = "trained-scale"
 # What LyCORIS takes where no size is asked.
 _BLOCK = 4
 
@@ -23,7 +24,7 @@ def dylora_scale(reading: FileReading) -> Iterator[Finding]:
     keys = [c.module.key for c in reading.contributions if c.algorithm.name == "lora"]
     if size > 1 and keys:
         yield Finding(
-            "trained-scale",
+            TRAINED_SCALE,
             f"LyCORIS trained its DyLoRA at {size} · alpha/rank in blocks of {size} ranks, and every program reads "
             f"alpha/rank from its file; a multiplier of {size} is what was trained",
             tuple(keys[:5]),

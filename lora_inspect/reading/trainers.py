@@ -21,7 +21,9 @@ def is_musubi(metadata: Mapping[str, str]) -> bool:
     return metadata.get("ss_base_model_version", "").startswith(_MUSUBI_MODELS)
 
 
-def find_trainer(metadata: Mapping[str, str], keys: Collection[str], has_peft_config: bool) -> str | None:
+def find_trainer(
+    metadata: Mapping[str, str], keys: Collection[str], has_peft_config: bool, is_of_mlx: bool = False
+) -> str | None:
     """The name of the program, or None where nothing tells."""
     if metadata.get(NETWORK_KEY):
         return "lora-inspect networks"
@@ -40,6 +42,8 @@ def find_trainer(metadata: Mapping[str, str], keys: Collection[str], has_peft_co
         return "sd-scripts"
     if EMBEDDED_KEY in metadata:
         return "diffusers"
+    if is_of_mlx:
+        return "mlx-lm"
     return "PEFT" if has_peft_config else None
 
 

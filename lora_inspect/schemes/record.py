@@ -35,9 +35,9 @@ class Scheme(NamedTuple):
 
     `prefixes` maps what keys begin with to the component it stands for. `flat` schemes join the path with underscores.
     `suffixes` are the spellings by role that `spell` writes, none of a scheme that is only read. `absent_alpha` says
-    what a module without alpha means: the scale is "one", or it stands in a "config" beside the tensors. `dialect` is
-    the one of an algorithm's dialects that they are of, where it has that one. `carries_alpha` says whether readers of
-    the scheme honour an alpha tensor.
+    what a module without alpha means: the scale is "one", alpha stands in a "config" beside the tensors, or the "scale"
+    itself does. `dialect` is the one of an algorithm's dialects that they are of, where it has that one.
+    `carries_alpha` says whether readers of the scheme honour an alpha tensor.
 
     `marks` are suffixes of which only modules of this scheme have one, where others have its prefixes too. `hiding` are
     suffixes of LoRA's factors in which the module's own path ends: the role of each, and that end.

@@ -55,10 +55,12 @@ def test_every_path_stands_in_one_relation_with_a_layout(architecture):
     for relation in architecture.correspondence.relations:
         for layout in architecture.layouts:
             # Experts are called otherwise in several models of a layout.
-            if not relation.experts and all(numbered(part, layout) for part in relation.parts):
+            if not (relation.experts or relation.alike) and all(numbered(part, layout) for part in relation.parts):
                 wholes[relation.whole, layout.name] += 1
+            # mlx-lm has the layers of all experts, of which other programs have some in one parameter.
+            kind = relation.alike or "switch_mlp" in relation.whole
             if numbered(relation.whole, layout):
-                parts.update((part, layout.name) for part in relation.parts)
+                parts.update((part, layout.name, kind) for part in relation.parts)
     assert set(wholes.values()) == set(parts.values()) == {1}
 
 
@@ -77,6 +79,22 @@ def test_no_layer_of_either_layout_is_left_out(architecture):
     relations = architecture.correspondence.relations
     assert {relation.whole for relation in relations} >= original - both - alone
     assert {part for relation in relations for part in relation.parts} >= diffusers - both
+
+
+def test_layers_of_mlx_are_parts_of_the_parameters_of_all_experts():
+    correspondence = by_name("llm").correspondence
+    found = {
+        link.path: (link.part, len(link.relation.parts))
+        for link in correspondence.links_of_parameters("model.layers.7.mlp.experts.gate_up_proj")
+    }
+    of_layers = ("mlp.switch_mlp", "mlp.experts", "block_sparse_moe.switch_mlp")
+    assert found == {
+        f"model.layers.7.{parent}.{name}": (part, 2)
+        for parent in of_layers
+        for part, name in enumerate(("gate_proj", "up_proj"))
+    }
+    # No layout is asked for by which PEFT's modules would become those of mlx-lm.
+    assert list(correspondence.links("model.layers.7.mlp.experts.gate_up_proj")) == []
 
 
 def in_diffusers(architecture):

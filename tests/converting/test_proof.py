@@ -179,7 +179,7 @@ PLANTED = {
     "rows in another order": ("parts", arranged_rows, "stack", flip_rows, "qkv differs by"),
     "rows of slices in another order": ("slices", "fuse", "stack", flip_rows, "lora_unet_qkv differs by"),
     "half of the scale": ("rslora", carried_scale, "_into_alpha", halve_alpha, "differs by 0.5 of its change"),
-    "a scale that is lost in factors": ("diffusers", carried_scale, "_into_factors", forget_the_scale, "to_q differs"),
+    "a scale that is lost in factors": ("diffusers", carried_scale, "into_factors", forget_the_scale, "to_q differs"),
     "another scale of parts": ("two of three parts", arranged_rows, "stack", double_scale, "qkv differs by 1 of"),
     "a transposed factor": ("square", spelling, "renamed", transpose, "lora_unet_a differs by"),
     "a lost module": ("plain", spelling, "spell", lose(""), "lora_unet_a is missing|belongs to a known adapter"),

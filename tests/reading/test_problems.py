@@ -30,6 +30,11 @@ TOYS = {
     "weights-missing": {"config": CONFIG},
     "no-weight": {"tensors": {"prompt_embeddings": ("F32", (4, IN), 1)}},
     "scheme": {"tensors": {f"w_{side}_000": ("F32", (4, 4), 1) for side in "ab"}},
+    "no-adapter": {
+        "tensors": {"a.weight": ("F32", (OUT, IN), 1)},
+        "config": {"fine_tune_type": "full"},
+        "name": "adapters.safetensors",
+    },
     "twice": {"tensors": {**lora("a"), "a.lora_A.weight": ("F32", (16, IN), 1)}},
     "shape": {"tensors": lora("a") | {"a.lora_up.weight": ("F32", (OUT, 5), 1)}},
     "incomplete": {"tensors": {"a.lora_down.weight": ("F32", (16, IN), 1)}},

@@ -23,6 +23,8 @@ IDS = [f"{scheme.name} {prefix}" for scheme, prefix in EVERY_PREFIX]
 def test_what_is_spelled_is_parsed_back_to_the_same_path_and_role(scheme, prefix, data):
     modules = data.draw(st.lists(paths, min_size=1, max_size=6, unique_by=lambda path: scheme.module(path, "")))
     role = data.draw(st.sampled_from(sorted(scheme.suffixes)))
+    # With that before them, the suffixes of mlx-lm are those of GGUF.
+    assume(scheme.name != "mlx" or not any(path.endswith("weight") for path in modules))
     table = scheme.table(modules, prefix)
     for path in modules:
         parsed = parse_key(scheme.spell(path, role, prefix))
@@ -64,7 +66,7 @@ def test_every_scheme_is_found_by_its_name_and_says_what_it_carries(scheme):
     assert by_name(scheme.name) is scheme
     assert not scheme.suffixes or {"down", "up"} <= scheme.suffixes.keys()
     assert ("alpha" in scheme.suffixes) == scheme.carries_alpha
-    assert scheme.absent_alpha in ("one", "config")
+    assert scheme.absent_alpha in ("one", "config", "scale")
     assert scheme.prefixes or scheme.writing
 
 
@@ -117,6 +119,12 @@ def test_what_is_written_of_a_pipeline_is_read_as_its_own_components(scheme):
         assert all(component.startswith("text_encoder") for component in components), family.name
         model = scheme.module("blocks.0.q", scheme.writing.prefix.format(pipeline=family.pipeline_name))
         assert recognise(model).component == "model", family.name
+
+
+def test_only_their_suffixes_tell_modules_of_mlx():
+    name = "model.layers.0.self_attn.q_proj"
+    assert recognise(name).scheme == "dotted"
+    assert recognise(name, {".lora_a", ".lora_b", ".m"}) == ("mlx", "model", "", name, False)
 
 
 def test_a_module_without_a_name_is_refused():

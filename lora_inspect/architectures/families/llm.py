@@ -2,13 +2,14 @@
 
 Leaves as in their classes of transformers: `qkv_proj` and `gate_up_proj` are Phi-3's fused layers, the numbered
 experts those of mixture models stored one by one, the others parameters of all experts at once, and `router` that of
-gpt-oss. Roots: the causal model, its bare backbone, and the language part of a multimodal model with its vision tower,
+gpt-oss. `switch_mlp`, and in gpt-oss `experts.gate_proj` and `experts.up_proj`, are what mlx-lm calls its layers of all
+experts. Roots: the causal model, its bare backbone, and the language part of a multimodal model with its vision tower,
 which newer and older classes nest differently.
 """
 
 from collections.abc import Iterator
 
-from ..correspondence import Correspondence, Relation, below, experts, same, stack
+from ..correspondence import Correspondence, Relation, below, experts, parameters, same, stack
 from ..record import Architecture, Layout, under
 
 # The parameters of all experts: the first layers of their feed-forward, and its last one.
@@ -17,12 +18,14 @@ LAYER = (
     *under("self_attn", "q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"),
     *under("mlp", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "gate"),
     *under("mlp.experts.{i}", "gate_proj", "up_proj", "down_proj"),
-    *under("mlp.experts", *EXPERT_PARAMETERS, "gate_up_projs.{i}", "down_projs.{i}"),
+    *under("mlp.experts", *EXPERT_PARAMETERS, "gate_up_projs.{i}", "down_projs.{i}", "gate_proj", "up_proj"),
+    *under("mlp.switch_mlp", "gate_proj", "up_proj", "down_proj"),
     "mlp.router",
     *under("mlp.shared_expert", "gate_proj", "up_proj", "down_proj"),
     "mlp.shared_expert_gate",
     "block_sparse_moe.gate",
     *under("block_sparse_moe.experts.{i}", "w1", "w2", "w3"),
+    *under("block_sparse_moe.switch_mlp", "gate_proj", "up_proj", "down_proj"),
     # Phi 1 and 2, and StarCoder 2.
     "self_attn.dense",
     *under("mlp", "fc1", "fc2", "c_fc", "c_proj"),
@@ -82,6 +85,18 @@ def relations() -> Iterator[Relation]:
         experts("mlp.experts.gate_up_proj", *under("block_sparse_moe.experts.{i}", "w1", "w3")),
         experts("mlp.experts.down_proj", "block_sparse_moe.experts.{i}.w2"),
         same("block_sparse_moe.gate", "mlp.gate"),
+        # As the models of mlx-lm put the experts together.
+        experts("mlp.switch_mlp.gate_proj", "mlp.experts.{i}.gate_proj"),
+        experts("mlp.switch_mlp.up_proj", "mlp.experts.{i}.up_proj"),
+        experts("mlp.switch_mlp.down_proj", "mlp.experts.{i}.down_proj"),
+        parameters("mlp.experts.gate_up_proj", *under("mlp.switch_mlp", "gate_proj", "up_proj")),
+        parameters("mlp.experts.down_proj", "mlp.switch_mlp.down_proj"),
+        parameters("mlp.experts.gate_up_proj", *under("mlp.experts", "gate_proj", "up_proj")),
+        experts("block_sparse_moe.switch_mlp.gate_proj", "block_sparse_moe.experts.{i}.w1"),
+        experts("block_sparse_moe.switch_mlp.up_proj", "block_sparse_moe.experts.{i}.w3"),
+        experts("block_sparse_moe.switch_mlp.down_proj", "block_sparse_moe.experts.{i}.w2"),
+        parameters("mlp.experts.gate_up_proj", *under("block_sparse_moe.switch_mlp", "gate_proj", "up_proj")),
+        parameters("mlp.experts.down_proj", "block_sparse_moe.switch_mlp.down_proj"),
     )
     for root in ROOTS:
         yield from below(f"{root}layers.{{i}}", f"{root}layers.{{i}}", *layer)

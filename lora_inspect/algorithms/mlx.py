@@ -1,0 +1,137 @@
+"""LoRA as Apple's mlx-lm has it, whose factors stand the other way round and whose scale is no alpha/rank.
+
+- of a Linear: lora_a (in, rank) and lora_b (rank, out); delta = scale · (lora_a @ lora_b)ᵀ of the weight (out, in).
+- of an Embedding: lora_a (num, rank) and lora_b (rank, dim), which are those of a Linear that is applied to one-hot
+  vectors, with its weight stored as (num, dim).
+- of all experts of a layer: lora_a (experts, rank, in), up to mlx-lm 0.28 (experts·rank, in), and lora_b
+  (experts, out, rank); delta of expert e = scale · lora_b_e @ lora_a_e.
+
+A magnitude `m` is that of the rows of a weight as it is stored: the outputs of a Linear, the (num) rows of an
+Embedding. No suffix tells which of these it is. Sources: `LoRALinear`, `LoRAEmbedding`, `LoRASwitchLinear`,
+`DoRALinear` and `DoRAEmbedding` of mlx-lm 0.32.2.
+"""
+
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
+from lora_inspect.algorithms.weight_shapes import other_than
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.change import Change
+
+NAME = "mlx"
+SUFFIXES = {"down": ".lora_a", "up": ".lora_b"}
+
+
+def check(shapes: Shapes) -> str | None:
+    """What is wrong with the shapes of lora_a and lora_b, whichever kind of layer they are of; None for nothing."""
+    down, up = shapes["down"], shapes["up"]
+    if 0 in down or 0 in up:
+        return f"lora_a {list(down)} or lora_b {list(up)} is empty"
+    if len(up) == 3:
+        return _check_experts(down, up)
+    if len(down) != 2 or len(up) != 2:
+        return f"lora_a {list(down)} and lora_b {list(up)} are no matrices"
+    if down[1] != up[0]:
+        return f"lora_a {list(down)} has rank {down[1]} and lora_b {list(up)} has rank {up[0]}"
+    return None
+
+
+def _check_experts(down: tuple[int, ...], up: tuple[int, ...]) -> str | None:
+    experts, _, rank = up
+    if len(down) not in (2, 3) or down[:-1] not in ((experts, rank), (experts * rank,)):
+        return f"lora_a {list(down)} does not fit to {experts} experts of rank {rank}, as lora_b {list(up)} has them"
+    return None
+
+
+def rank(shapes: Shapes) -> int:
+    """The inner size of the product; that of one expert where there are several."""
+    return shapes["up"][2 if len(shapes["up"]) == 3 else 0]
+
+
+def weight_shape(shapes: Shapes) -> tuple[int, ...]:
+    """(out, in) of the weight that the factors change, as a Linear has it; that of one expert of several."""
+    if len(shapes["up"]) == 3:
+        return shapes["up"][1], shapes["down"][-1]
+    return shapes["up"][1], shapes["down"][0]
+
+
+def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What the factors change instead of a weight of this shape, or None."""
+    return other_than(weight_shape(shapes), weight)
+
+
+def matrices(tensors: Tensors) -> tuple[Any, Any]:
+    """(up, down) as matrices (out, rank) and (rank, in)."""
+    return tensors["up"].transpose(0, 1).contiguous(), tensors["down"].transpose(0, 1).contiguous()
+
+
+def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
+    """scale · (lora_a @ lora_b)ᵀ."""
+    from lora_inspect.maths.change import LowRank
+
+    return LowRank(*matrices(tensors), scale)
+
+
+ALGORITHM = Algorithm(
+    name=NAME,
+    title="LoRA of MLX",
+    equation="W + m · s · (lora_a @ lora_b)ᵀ, of each expert W + m · s · lora_b @ lora_a",
+    writers="mlx-lm",
+    dialects={"mlx": SUFFIXES},
+    marks=("down", "up"),
+    formula=Formula(check, weight_shape, misfit, rank, change, low_rank=matrices),
+    decomposes=True,
+    has_alpha=False,
+    scaled=("up",),
+)
+EMBEDDING = ALGORITHM._replace(transposed=True)
+
+
+def shape_of_experts(shapes: Shapes) -> tuple[None, None]:
+    """Of several layers at once nothing is that of one Linear."""
+    return None, None
+
+
+def misfit_of_experts(experts: int, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    """What is changed instead of a weight (experts·out, in), or (experts·in, out) as it is stored; None for nothing."""
+    out, inputs = weight_shape(shapes)
+    if weight in ((experts * out, inputs), (experts * inputs, out)):
+        return None
+    return f"changes {experts} experts of [{out}, {inputs}]"
+
+
+def per_expert(up: Any, down: Any) -> tuple[Any, Any]:
+    """lora_b as (experts, out, rank) and lora_a as (experts, rank, in), whichever version wrote them."""
+    return up, down.reshape(up.shape[0], -1, down.shape[-1])
+
+
+def change_of_experts(tensors: Tensors, scale: float, alpha: float | None, turned: bool) -> "Change":
+    """The products of all experts, below each other; those of the transposed matrices where they are `turned`."""
+    from lora_inspect.maths.expert_products import ExpertProducts
+
+    up, down = per_expert(tensors["up"], tensors["down"])
+    if turned:
+        up, down = down.transpose(1, 2), up.transpose(1, 2)
+    return ExpertProducts(up, down, scale)
+
+
+@cache
+def mlx_experts(experts: int) -> Algorithm:
+    """The algorithm of a layer of so many experts, which has a name of its own."""
+    formula = Formula(
+        check=check,
+        shape=shape_of_experts,
+        misfit=partial(misfit_of_experts, experts),
+        rank=rank,
+        change=change_of_experts,
+    )
+    return ALGORITHM._replace(
+        name="mlx_experts",
+        title="LoRA of MLX on all experts of a layer",
+        formula=formula,
+        decomposes=False,
+        transposed=False,
+        experts=experts,
+    )

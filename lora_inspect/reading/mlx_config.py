@@ -1,0 +1,108 @@
+"""The `adapter_config.json` of mlx-lm, which is one of another program than PEFT's and gives one scale to all modules.
+
+Source: `load_adapters` and `linear_to_lora_layers` of mlx-lm 0.32.2, and what its versions before that save. An `alpha`
+stands in the configs of versions up to 0.21 and is used by those up to 0.14.1 alone, which compute with
+scale · alpha/rank; no later one reads it.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.reading.peft_config import is_peft_config
+
+PARAMETERS, TYPE = "lora_parameters", "fine_tune_type"
+LORA, DORA, FULL = _TYPES = ("lora", "dora", "full")
+_MISSING = (
+    "mlx-lm keeps it as lora_parameters.scale in adapter_config.json, which is not there: put it beside the file, or "
+    "take its rank times the scale that it was trained with for alpha"
+)
+
+
+class MlxConfig(NamedTuple):
+    """A config of mlx-lm, and `where` it stands."""
+
+    where: str
+    config: Mapping[str, Any]
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Its `lora_parameters`; empty where they are no object."""
+        found = self.config.get(PARAMETERS)
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def method(self) -> str:
+        """What was trained, in words."""
+        return (
+            "whole weights of mlx-lm"
+            if self.is_full
+            else f"{'DoRA' if self.dora and self.dora[0] else 'LoRA'} of mlx-lm"
+        )
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it says that weights were trained themselves."""
+        return self.config.get(TYPE) == FULL
+
+    @property
+    def dora(self) -> tuple[bool, str] | None:
+        """Whether it says that the modules have magnitudes, and its words, which changed in version 0.17; or None."""
+        kind, switch = self.config.get(TYPE), self.config.get("use_dora")
+        if kind in _TYPES:
+            return kind == DORA, f"{TYPE} is {kind}"
+        return (switch, f"use_dora is {switch}") if isinstance(switch, bool) else None
+
+    @property
+    def trained_ratio(self) -> float | None:
+        """What an early version multiplied the scale by that trained the file, or may have; None for none."""
+        alpha, rank = number(self.parameters.get("alpha")), number(self.parameters.get("rank"))
+        if TYPE in self.config or not alpha or not rank or alpha == rank:
+            return None
+        return alpha / rank
+
+    @property
+    def is_early(self) -> bool:
+        """Whether a version before 0.13.1 wrote it, since which there is a switch for DoRA."""
+        return TYPE not in self.config and "use_dora" not in self.config
+
+    def scale(self, rank: int) -> tuple[float | None, str]:
+        """The scale of modules of this rank and where it stands, or None and why it is unknown."""
+        own = self.parameters.get("rank", rank)
+        if isinstance(own, bool) or own != rank:
+            shown = own if isinstance(own, (int, float)) and not isinstance(own, bool) else "no number"
+            return (
+                None,
+                f"the rank in {self.where} is {str(shown)[:40]} and the tensors' is {rank}, so it is not theirs",
+            )
+        if (scale := number(self.parameters.get("scale"))) is None:
+            return None, f"{PARAMETERS}.scale of {self.where} is no number"
+        return scale, f"{PARAMETERS}.scale {scale:g} in {self.where}"
+
+
+def find_mlx_config(checkpoint: Checkpoint) -> MlxConfig | None:
+    """The config of mlx-lm beside a file; None where there is none."""
+    config, where = checkpoint.config, checkpoint.config_path
+    return MlxConfig(where, config) if config is not None and where is not None and is_mlx_config(config) else None
+
+
+def is_mlx_config(config: Mapping[str, Any]) -> bool:
+    """Whether an `adapter_config.json` is one of mlx-lm."""
+    return not is_peft_config(config) and (PARAMETERS in config or TYPE in config)
+
+
+def scale_of(config: MlxConfig | None, rank: int) -> tuple[float | None, str]:
+    """The scale of modules of this rank and where it stands, or None and why it is unknown."""
+    return config.scale(rank) if config else (None, _MISSING)
+
+
+def number(value: Any) -> float | None:
+    """A finite number as JSON has it; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
