@@ -154,7 +154,9 @@ def _open_folder(folder: str) -> Checkpoint:
 
 
 def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
-    tensors, metadata, identity, alpha = _read(file)
+    if _is_gguf(file):
+        return _gguf_file(file, named, root)
+    tensors, metadata, identity = identified_header(file)
     inputs = {file: identity}
     config, config_path = _config_beside(file, inputs)
     return Checkpoint(
@@ -167,19 +169,29 @@ def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
         root=root,
         config=config,
         config_path=config_path,
-        alpha=alpha,
     )
 
 
-def _read(file: str) -> tuple[dict[str, TensorInfo], dict[str, str], Identity, TensorInfo | None]:
-    """The header of a .safetensors or a GGUF file: tensors, metadata, which file it was, and the alpha of all."""
+def _is_gguf(file: str) -> bool:
     with InputFile(file) as source:
-        is_gguf = source.identity.bytes >= len(MAGIC) and source.read(0, len(MAGIC)) == MAGIC
-    if not is_gguf:
-        return *identified_header(file), None
+        return source.identity.bytes >= len(MAGIC) and source.read(0, len(MAGIC)) == MAGIC
+
+
+def _gguf_file(file: str, named: str, root: str | None) -> Checkpoint:
+    """An adapter of llama.cpp, whose header says all: a config beside it is that of what it was converted from."""
     from lora_inspect.files.gguf_header import read_gguf
 
-    return read_gguf(file)
+    tensors, metadata, identity, alpha = read_gguf(file)
+    return Checkpoint(
+        path=named,
+        files=(file,),
+        tensors=tensors,
+        file_metadata={file: metadata},
+        metadata=metadata,
+        inputs={file: identity},
+        root=root,
+        alpha=alpha,
+    )
 
 
 def _config_alone(folder: str) -> Checkpoint:

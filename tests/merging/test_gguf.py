@@ -195,11 +195,13 @@ def test_what_was_rslora_before_it_was_converted_is_so_where_the_user_says_it(ru
     assert run("info", tmp_path / "right.gguf", "--json").json["scales"] == {f"{3 / 2**0.5:.6g}": 9}
 
 
-def test_a_gguf_file_beside_a_peft_config_is_not_read_by_it(fixtures, tmp_path):
+@pytest.mark.parametrize("name", ["adapter.gguf", "adapter_model.gguf"])
+def test_a_gguf_file_beside_a_peft_config_is_not_read_by_it(fixtures, tmp_path, name):
     shutil.copytree(fixtures / "gguf" / "llama", tmp_path / "both")
+    (tmp_path / "both" / "adapter.gguf").rename(tmp_path / "both" / name)
     config = json.loads((tmp_path / "both" / "adapter_config.json").read_text())
     (tmp_path / "both" / "adapter_config.json").write_text(json.dumps({**config, "use_rslora": True}))
     base = base_of(fixtures / "gguf" / "llama", tmp_path)
     expected = merged(base, fixtures / "gguf" / "llama", tmp_path)
-    found = merged(base, tmp_path / "both" / "adapter.gguf", tmp_path)
+    found = merged(base, tmp_path / "both" / name, tmp_path)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
