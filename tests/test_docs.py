@@ -54,8 +54,8 @@ def test_every_bound_is_documented():
     assert [number for number in numbers if number not in page] == []
 
 
-def write_algorithms():
-    spec = importlib.util.spec_from_file_location("write_algorithms", ROOT / "docs" / "write_algorithms.py")
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -63,7 +63,19 @@ def write_algorithms():
 
 def test_the_page_of_algorithms_is_that_of_the_registry():
     written = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
-    assert written == write_algorithms().page(), "run python docs/write_algorithms.py"
+    assert written == script("write_algorithms").page(), "run python docs/write_algorithms.py"
+
+
+def test_the_page_of_architectures_is_that_of_the_registry():
+    written = (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8")
+    assert written == script("write_architectures").page(), "run python docs/write_architectures.py"
+
+
+def test_the_page_of_architectures_says_what_is_known():
+    page = (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8")
+    assert "not known" not in page
+    unconfirmed = re.findall(r"^\| \*\*([^*]+)\*\*.* names only \|$", page, re.MULTILINE)
+    assert unconfirmed == ["ACE-Step", "HiDream-O1"]
 
 
 @pytest.mark.parametrize("algorithm", [one for one in every().values() if one.formula], ids=lambda one: one.name)

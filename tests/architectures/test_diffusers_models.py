@@ -3,6 +3,7 @@ from collections.abc import Iterator
 import diffusers
 import pytest
 import torch
+from real_models import DIFFUSERS
 
 from lora_inspect.architectures.detection import Detection, candidates
 
@@ -14,130 +15,6 @@ LAYERS = (
     torch.nn.ConvTranspose1d,
     torch.nn.Embedding,
 )
-HEADS = {"num_attention_heads": 2}
-STREAMS = {**HEADS, "attention_head_dim": 16, "num_layers": 1, "num_single_layers": 1}
-HUNYUAN = {**HEADS, "attention_head_dim": 10, "num_layers": 1, "num_refiner_layers": 1, "text_embed_dim": 16}
-UNET = {
-    "block_out_channels": (32, 32),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": 8,
-}
-SDXL = {
-    **UNET,
-    "transformer_layers_per_block": (1, 2),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 8,
-    "projection_class_embeddings_input_dim": 80,
-}
-WAN = {**HEADS, "attention_head_dim": 12, "text_dim": 16, "freq_dim": 16, "ffn_dim": 32, "num_layers": 2}
-
-# Class, arguments of a tiny model, and the families whose names it has: more than one where another family has all
-# of its names, which widths, indices or metadata then have to tell apart.
-MODELS = [
-    ("UNet2DConditionModel", {**UNET, "cross_attention_dim": 768}, {"sd15"}),
-    ("UNet2DConditionModel", {**UNET, "cross_attention_dim": 1024}, {"sd2"}),
-    ("UNet2DConditionModel", {**SDXL, "cross_attention_dim": 2048}, {"sdxl"}),
-    (
-        "SD3Transformer2DModel",
-        {
-            **HEADS,
-            "attention_head_dim": 8,
-            "num_layers": 2,
-            "caption_projection_dim": 16,
-            "dual_attention_layers": (0,),
-        },
-        {"sd3"},
-    ),
-    ("FluxTransformer2DModel", {**STREAMS, "guidance_embeds": True}, {"flux"}),
-    ("ChromaTransformer2DModel", {**STREAMS, "approximator_hidden_dim": 32}, {"chroma"}),
-    ("Flux2Transformer2DModel", STREAMS, {"flux2"}),
-    ("WanTransformer3DModel", WAN, {"wan"}),
-    ("WanTransformer3DModel", {**WAN, "added_kv_proj_dim": 24, "image_dim": 16}, {"wan"}),
-    ("WanVACETransformer3DModel", {**WAN, "vace_layers": [0, 1]}, {"wan"}),
-    (
-        "HunyuanVideoTransformer3DModel",
-        {**HUNYUAN, "num_single_layers": 1, "guidance_embeds": True, "rope_axes_dim": (2, 4, 4)},
-        {"hunyuan_video", "framepack"},
-    ),
-    ("HunyuanVideo15Transformer3DModel", HUNYUAN, {"hunyuan_video_1_5"}),
-    (
-        "HunyuanVideoFramepackTransformer3DModel",
-        {**HUNYUAN, "num_single_layers": 1, "has_image_proj": True, "has_clean_x_embedder": True},
-        {"framepack"},
-    ),
-    (
-        "HunyuanImageTransformer2DModel",
-        {**HUNYUAN, "num_single_layers": 1, "text_embed_2_dim": 16, "guidance_embeds": True},
-        {"hunyuan_image"},
-    ),
-    ("QwenImageTransformer2DModel", {**HEADS, "attention_head_dim": 16, "num_layers": 2}, {"qwen_image"}),
-    (
-        "QwenImageTransformer2DModel",
-        {**HEADS, "attention_head_dim": 16, "num_layers": 1, "use_additional_t_cond": True},
-        {"qwen_image"},
-    ),
-    (
-        "ZImageTransformer2DModel",
-        {"dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "axes_dims": [4, 6, 6]},
-        {"z_image"},
-    ),
-    ("Lumina2Transformer2DModel", {"hidden_size": 96, "num_layers": 2, "num_attention_heads": 1}, {"lumina2"}),
-    (
-        "Kandinsky5Transformer3DModel",
-        {"model_dim": 32, "ff_dim": 64, "num_text_blocks": 1, "num_visual_blocks": 1, "axes_dims": (4, 6, 6)},
-        {"kandinsky5"},
-    ),
-    (
-        "HiDreamImageTransformer2DModel",
-        {
-            **STREAMS,
-            "patch_size": 2,
-            "in_channels": 4,
-            "caption_channels": [16, 16],
-            "text_emb_dim": 16,
-            "num_routed_experts": 2,
-            "max_resolution": (16, 16),
-            "llama_layers": [0, 1],
-        },
-        {"hidream_i1"},
-    ),
-    ("LTXVideoTransformer3DModel", {**HEADS, "attention_head_dim": 16, "num_layers": 1}, {"ltx_video", "ltx2"}),
-    (
-        "LTX2VideoTransformer3DModel",
-        {"num_layers": 1, "gated_attn": True, "audio_gated_attn": True, "cross_attn_mod": True},
-        {"ltx2"},
-    ),
-    ("AuraFlowTransformer2DModel", {"num_mmdit_layers": 1, "num_single_dit_layers": 1}, {"auraflow"}),
-    ("CosmosTransformer3DModel", {**HEADS, "attention_head_dim": 16, "num_layers": 1}, {"cosmos1", "cosmos", "anima"}),
-    (
-        "CosmosTransformer3DModel",
-        {
-            **HEADS,
-            "attention_head_dim": 16,
-            "num_layers": 1,
-            "use_crossattn_projection": True,
-            "img_context_dim_in": 16,
-            "img_context_dim_out": 16,
-        },
-        {"cosmos"},
-    ),
-    (
-        "AceStepTransformer1DModel",
-        {
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 16,
-        },
-        {"ace_step_1_5"},
-    ),
-    ("Ideogram4Transformer2DModel", {**HEADS, "attention_head_dim": 16, "num_layers": 1}, {"ideogram4"}),
-    ("Krea2Transformer2DModel", {"num_layers": 1}, {"krea2"}),
-]
 
 
 def layers(name: str, arguments: dict[str, object]) -> Iterator[tuple[str, int, int]]:
@@ -153,8 +30,8 @@ def layers(name: str, arguments: dict[str, object]) -> Iterator[tuple[str, int, 
 @pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     ("name", "arguments", "expected"),
-    MODELS,
-    ids=[f"{'-'.join(sorted(expected))}-{name}" for name, _, expected in MODELS],
+    DIFFUSERS,
+    ids=[f"{'-'.join(sorted(expected))}-{name}" for name, _, expected in DIFFUSERS],
 )
 def test_every_layer_of_a_diffusers_model_is_a_path_of_its_family(
     name: str, arguments: dict[str, object], expected: set[str]

@@ -6,87 +6,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 import transformers
+from real_models import BIGCODE, GPT2, MULTIMODAL, TRANSFORMERS
 from transformers.pytorch_utils import Conv1D
 
 from lora_inspect.architectures.detection import candidates
 
 LAYERS = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, Conv1D)
-DECODER = {
-    "vocab_size": 16,
-    "hidden_size": 16,
-    "intermediate_size": 12,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-}
-EXPERTS = {
-    "moe_intermediate_size": 8,
-    "shared_expert_intermediate_size": 8,
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "num_experts_per_tok": 2,
-    "decoder_sparse_step": 1,
-}
-DEEPSEEK = {**EXPERTS, "n_routed_experts": 4, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
-MIXED = {**EXPERTS, "layer_types": ["linear_attention", "full_attention"]}
-GPT2 = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 16, "add_cross_attention": True}
-BIGCODE = {**GPT2, "add_cross_attention": False}
-NEOX = {**DECODER, "num_key_value_heads": 4}
-BERT = {name: DECODER[name] for name in DECODER if name != "num_key_value_heads"}
-DISTILBERT = {"vocab_size": 16, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 12}
-T5 = {"vocab_size": 16, "d_model": 16, "d_kv": 4, "d_ff": 12, "num_layers": 1, "num_heads": 2}
-
-# Class, arguments of a tiny model, and the family and layout that hold every layer of it.
-MODELS = [
-    *((f"{name}ForCausalLM", DECODER, "llm", "hf") for name in (
-        "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi", "Phi3", "Olmo2", "Cohere", "Glm4",
-        "Granite", "SmolLM3", "Starcoder2", "StableLm",
-    )),
-    *((f"{name}ForCausalLM", {**DECODER, **EXPERTS}, "llm", "hf") for name in (
-        "Mixtral", "Qwen2Moe", "Qwen3Moe", "GptOss", "Olmoe", "Phimoe",
-    )),
-    *((f"{name}ForCausalLM", {**DECODER, **DEEPSEEK}, "llm", "hf") for name in ("DeepseekV2", "DeepseekV3")),
-    ("Qwen3NextForCausalLM", {**DECODER, **MIXED}, "llm", "hf"),
-    ("Qwen3_5ForCausalLM", {**DECODER, **MIXED}, "llm", "hf"),
-    *((f"{name}Model", DECODER, "llm", "hf-backbone") for name in ("Llama", "Qwen3", "Gemma3Text", "Phi3")),
-    ("LlamaForSequenceClassification", DECODER, "llm", "hf"),
-    ("GPT2LMHeadModel", GPT2, "gpt2", "hf"),
-    ("GPT2Model", GPT2, "gpt2", "hf-backbone"),
-    ("GPT2ForSequenceClassification", GPT2, "gpt2", "hf"),
-    ("GPT2DoubleHeadsModel", GPT2, "gpt2", "hf"),
-    ("GPTBigCodeForCausalLM", BIGCODE, "gpt_bigcode", "hf"),
-    ("GPTBigCodeModel", BIGCODE, "gpt_bigcode", "hf-backbone"),
-    ("GPTNeoXForCausalLM", NEOX, "gpt_neox", "hf"),
-    ("GPTNeoXModel", NEOX, "gpt_neox", "hf-backbone"),
-    ("GPTNeoXForSequenceClassification", NEOX, "gpt_neox", "hf"),
-    *((f"Bert{end}", BERT, "bert", "hf") for end in (
-        "ForMaskedLM", "ForPreTraining", "ForSequenceClassification", "ForQuestionAnswering",
-    )),
-    *((f"{name}ForMaskedLM", BERT, "bert", "hf") for name in ("Roberta", "XLMRoberta")),
-    *((f"{name}Model", BERT, "bert", "hf-backbone") for name in ("Bert", "Roberta")),
-    ("RobertaForSequenceClassification", BERT, "bert", "hf"),
-    *((f"DistilBert{end}", DISTILBERT, "distilbert", "hf") for end in (
-        "ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering",
-    )),
-    ("DistilBertModel", DISTILBERT, "distilbert", "hf-backbone"),
-    *((name, T5, "t5", "hf") for name in (
-        "T5Model", "T5EncoderModel", "T5ForConditionalGeneration", "UMT5EncoderModel", "MT5ForConditionalGeneration",
-    )),
-    ("T5ForSequenceClassification", {**T5, "decoder_start_token_id": 0}, "t5", "hf-classifier"),
-]  # fmt: skip
-
-# Multimodal models, of which the configuration of each part is made small.
-MULTIMODAL = [
-    "Gemma3ForConditionalGeneration",
-    "Gemma4ForConditionalGeneration",
-    "LlavaForConditionalGeneration",
-    "Mistral3ForConditionalGeneration",
-    "Qwen2VLForConditionalGeneration",
-    "Qwen2_5_VLForConditionalGeneration",
-    "Qwen3VLForConditionalGeneration",
-    "Qwen3VLMoeForConditionalGeneration",
-]
 
 
 def built(name: str, arguments: dict[str, object]) -> torch.nn.Module:
@@ -111,7 +36,9 @@ def families_of(model: torch.nn.Module) -> dict[str, str]:
     return {found.architecture.name: found.layout.name for found in candidates(layers(model), {}, minimum_share=1.0)}
 
 
-@pytest.mark.parametrize(("name", "arguments", "family", "layout"), MODELS, ids=[model[0] for model in MODELS])
+@pytest.mark.parametrize(
+    ("name", "arguments", "family", "layout"), TRANSFORMERS, ids=[model[0] for model in TRANSFORMERS]
+)
 def test_every_layer_of_a_language_model_is_a_path_of_its_family(name, arguments, family, layout):
     found = families_of(built(name, arguments))
     assert found[family] == layout

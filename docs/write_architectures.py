@@ -1,0 +1,97 @@
+"""Writes docs/architectures.md from the registry of architectures: `python docs/write_architectures.py`."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from real_models import DIFFUSERS, MULTIMODAL, TRANSFORMERS  # noqa: E402
+
+from lora_inspect.architectures import ARCHITECTURES  # noqa: E402
+from lora_inspect.architectures.patterns import pattern_of, patterns_of  # noqa: E402
+from lora_inspect.architectures.record import Architecture, Layout  # noqa: E402
+from lora_inspect.reading.base_names import without_roots  # noqa: E402
+
+PAGE = ROOT / "docs" / "architectures.md"
+HEAD = """# Every architecture
+
+Written by `docs/write_architectures.py` from the registry in `lora_inspect/architectures/families/`, of which each file
+says more: where the names come from, the published sizes, and how each module is related to those of another layout.
+
+A layout is one naming of a family's modules. Dotted files have its paths as they are, after `diffusion_model.` those of
+the family's own program, after the prefix in the table those of diffusers, after `base_model.model.` any; underscored
+files have the prefix of the table. What relates a layout to the first one of its family:
+
+- **related**: `merge` folds an adapter of one into a base of the other, and `convert` writes it, by relations that say
+  which rows of which module are which;
+- **roots**: the paths are the same below `model.`, `transformer.` and their like, which `merge` sees through;
+- **same names**: one naming, which two kinds of program have;
+- **fused and split**: the layout has layers that are fused in some models of the family and split in others, or
+  experts one by one and all in one, and they are related.
+
+The last column names the real class, built tiny by the tests, of which every layer is a path of the layout. The names
+of a family without one are taken from its own program: `names only`.
+
+| family | layout | a module of it | prefixes | to the first layout | held to |
+|---|---|---|---|---|---|
+"""
+
+
+def models_of(family: Architecture, layout: Layout) -> list[str]:
+    """The classes that confirm the layout."""
+    found = [f"`{name}`" for name, _, families in DIFFUSERS if layout.name == "diffusers" and family.name in families]
+    found += [f"`{name}`" for name, _, *where in TRANSFORMERS if where == [family.name, layout.name]]
+    found += [f"`{name}`" for name in MULTIMODAL if (family.name, layout.name) == ("llm", "hf-multimodal")]
+    return list(dict.fromkeys(found))
+
+
+def relation(family: Architecture, layout: Layout) -> str:
+    """What relates a layout to the first one of its family."""
+    first = family.layouts[0]
+    ours, theirs = (patterns_of(one.paths, ".") for one in (layout, first))
+    if layout is first:
+        inside = any(
+            pattern_of(path, ".") in ours
+            for one in family.correspondence.relations
+            for path in one.parts
+            if pattern_of(one.whole, ".") in ours
+        )
+        return f"same names: {', '.join(layout.also)}" if layout.also else "fused and split" if inside else ""
+    for one in family.correspondence.relations:
+        for path in one.parts:
+            sides = {pattern_of(one.whole, "."), pattern_of(path, ".")}
+            if len(sides) > 1 and sides & ours and sides & theirs and not sides <= ours & theirs:
+                return "related"
+    bare = [{without_roots(path)[1] for path in one.paths} for one in (layout, first)]
+    return "roots" if len(bare[0] & bare[1]) > 1 else "not known"
+
+
+def prefixes(family: Architecture, layout: Layout) -> str:
+    """What files put before the paths of a layout, apart from what any scheme puts before any."""
+    dotted = f"{family.pipeline_name}." if layout.name == "diffusers" else ""
+    return ", ".join(f"`{one}`" for one in (layout.kohya_prefix, dotted) if one)
+
+
+def rows(family: Architecture) -> Iterator[str]:
+    """The lines of the table for one family."""
+    sizes = list(dict.fromkeys(size.name for size in family.sizes if size.name))
+    title = f"**{family.title}** `{family.name}`" + (f", {', '.join(sizes)}" if sizes else "")
+    confirmed = {layout.name: models_of(family, layout) for layout in family.layouts}
+    for layout in family.layouts:
+        module = next((path for path in layout.paths if "{i}." in path), layout.paths[0])
+        name = f"{layout.name} (of the family that it descends from)" if layout.borrowed else layout.name
+        held = ", ".join(confirmed[layout.name]) or ("" if any(confirmed.values()) else "names only")
+        cells = (title, name, f"`{module}`", prefixes(family, layout), relation(family, layout), held)
+        yield f"| {' | '.join(cells)} |"
+        title = ""
+
+
+def page() -> str:
+    """The page as it should be."""
+    return HEAD + "\n".join(line for family in ARCHITECTURES for line in rows(family)) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
