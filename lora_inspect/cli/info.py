@@ -176,7 +176,8 @@ def _architecture(record: dict[str, Any]) -> str:
     size = f" {record['size']}" if record["size"] else ""
     titles = listed([by_name(name).title for name in record["architectures"]], "or")
     names = f" ({record['layout']} names)" if record["layout"] else ""
-    return f"{record['architecture'] or titles or 'unknown'}{size}{names}"
+    expert = f", {record['expert']} expert" if record["expert"] else ""
+    return f"{record['architecture'] or titles or 'unknown'}{size}{names}{expert}"
 
 
 def _answer(reading: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from lora_inspect.matching.orientation_answers import Answers
 from lora_inspect.matching.unmatched import accept_unmatched
 from lora_inspect.merging.decoding import Decoding, plan_decoding
 from lora_inspect.merging.folded_weights import Fold
+from lora_inspect.merging.other_expert import other_expert_notes
 from lora_inspect.merging.residual_bases import check_residual, residual_notes
 from lora_inspect.merging.tied_head import check_tied
 from lora_inspect.reading.adapter import Adapter, read_adapter
@@ -107,6 +108,7 @@ class MergePlan:
             for adapter, _ in self.adapters
             if adapter.embeddings
         ]
+        of_adapters += other_expert_notes(self.base, [adapter for adapter, _ in self.adapters], self.options.only)
         return [*of_adapters, *residual_notes(self._all(), self.base), *self.transposed_notes, *self.tied]
 
     @property

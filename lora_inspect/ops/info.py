@@ -12,6 +12,7 @@ from lora_inspect.reading.folded_scales import FOLDED_KEY, FoldedScales
 from lora_inspect.reading.identify import adapter_candidates, base_candidates
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.paths import with_paths
+from lora_inspect.reading.pipeline_expert import PipelineExpert, pipeline_expert
 from lora_inspect.reading.settings import Settings
 
 SCHEMA = 1
@@ -37,6 +38,12 @@ class FileInfo(NamedTuple):
         """The architecture, None where there is no candidate or more than one."""
         return self.candidates[0] if len(self.candidates) == 1 else None
 
+    @property
+    def expert(self) -> PipelineExpert | None:
+        """The expert that it is of, where a pipeline of its family has several models."""
+        components = {module.name.component for module in self.adapter.modules.values()}
+        return pipeline_expert(self.checkpoint, components, self.candidates)
+
 
 def inspect(path: str, settings: Settings = Settings()) -> FileInfo:  # noqa: B008 (frozen)
     """Reads the headers, alphas and flags of `path`; raises LoraInspectError where it is no readable checkpoint."""
@@ -57,6 +64,7 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
     adapter, checkpoint = info.adapter, info.checkpoint
     contributions = list(adapter.contributions)
     folded = FoldedScales(checkpoint.metadata)
+    expert = info.expert
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "path": checkpoint.path,
@@ -71,6 +79,7 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
         "architectures": [candidate.architecture.name for candidate in info.candidates],
         "layout": _layout(info.candidates),
         "size": info.detection.size if info.detection else None,
+        "expert": expert.name if expert else None,
         "trainer": adapter.trainer,
         "modules": len(adapter.modules),
         "parameters": _parameters(info),
@@ -102,6 +111,8 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
     if len(says) > 1:
         says.append(settled_by(info.candidates))
     record["evidence"] += [{"about": "architecture", "says": one, "where": "module names"} for one in says]
+    if expert:
+        record["evidence"].append({"about": "expert", "says": expert.says, "where": expert.where})
     if inside := folded.says(contribution.module.key for contribution in contributions if contribution.scale == 1.0):
         record["evidence"].append({"about": "scale", "says": inside, "where": f"metadata {FOLDED_KEY}"})
     if modules:

@@ -1,7 +1,7 @@
 """Wan 2.1 and 2.2, with the image-to-video and VACE layers.
 
 Leaves as in the WanModel of the original repository and in the WanTransformer3DModel and WanVACETransformer3DModel of
-diffusers. The two experts of Wan 2.2 14B have the same names; nothing in a file of one says which it is.
+diffusers. The two experts of Wan 2.2 14B have the same names; no tensor of a file of one says which it is.
 """
 
 from ..correspondence import Correspondence, same
@@ -59,6 +59,7 @@ ARCHITECTURE = Architecture(
     ),
     metadata_names=("wan", "wan2.1", "wan_2.2_14b", "wan_2.2_5b"),
     text_encoders=(T5_XXL,),
+    experts=("high noise", "low noise"),
     correspondence=Correspondence(lambda: map(same, ORIGINAL, DIFFUSERS)),
     training=Training(
         classes=("WanAttentionBlock",),

@@ -1,0 +1,83 @@
+"""Which expert of a pipeline a file is of, where one has several models of the same names, as Wan 2.2.
+
+No tensor tells it, nor does a trainer write it by a key of its own. What people and programs go by is how a file is
+called: the file itself, the folder that it is alone in, or what metadata says of the output and the base.
+"""
+
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
+
+from lora_inspect.architectures.detection import Detection
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.reading.base_names import EXPERTS
+from lora_inspect.schemes.record import MODEL
+
+# Names in metadata, of the output and, last, of the checkpoint that was trained on.
+_NAMES = ("ss_output_name", "modelspec.title", "name", "ss_sd_model_name")
+# Behind one word alone stands nothing but what says how a file is stored or trained.
+_TECHNICAL = r"(?=$|[ _.-](?:fp\d|bf16|rank|r\d|e\d|\d))"
+_LONGEST_NAME = 1000
+
+
+class PipelineExpert(NamedTuple):
+    """The expert of a file, None where what names it contradicts itself; what that `says`, and `where` it stands."""
+
+    name: str | None
+    says: str
+    where: str
+
+
+def pipeline_expert(
+    checkpoint: Checkpoint, components: Collection[str], families: Sequence[Detection]
+) -> PipelineExpert | None:
+    """The expert that a file of these families is of; None where they have but one model, or nothing tells.
+
+    `components` are those of an adapter; a base, or none, has none. A file that names both experts' modules is of both.
+    """
+    known = {family.architecture.experts for family in families}
+    experts = known.pop() if len(known) == 1 else ()
+    second = [component for component in components if component in EXPERTS]
+    if not experts or (second and MODEL in components):
+        return None
+    if second:
+        return PipelineExpert(experts[1], f"it is of the {experts[1]} expert", "prefix of its keys")
+    told: dict[str, str] = {}
+    for where, text in _names(checkpoint):
+        if found := _named(text, experts):
+            told.setdefault(found, where)
+    if not told:
+        return None
+    where = " and ".join(told.values())
+    if len(told) > 1:
+        return PipelineExpert(None, f"the names contradict each other: {' and '.join(told)} expert", where)
+    (name,) = told
+    return PipelineExpert(name, f"it is of the {name} expert", where)
+
+
+def _names(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    for key in _NAMES:
+        yield f"metadata {key}", checkpoint.metadata.get(key, "")
+    first = os.path.abspath(next(iter(checkpoint.files), checkpoint.path))
+    yield "file name", os.path.splitext(os.path.basename(first))[0]
+    if checkpoint.root is not None:
+        yield "folder name", os.path.basename(os.path.dirname(first))
+
+
+def _named(text: str, experts: Sequence[str]) -> str | None:
+    """The one expert that a name has both words of, `high_noise` or `HighNoise`; or else the one word of one of them.
+
+    A word alone counts at the end or before what is technical: `_HIGH_fp16`.
+    """
+    text = text[:_LONGEST_NAME]
+    words = {name: name.split() for name in experts}
+    whole = [name for name, (first, second) in words.items() if _has(text, rf"{first}[ _.-]?{second}")]
+    if whole:
+        return whole[0] if len(whole) == 1 else None
+    alone = [name for name, (first, _) in words.items() if _has(text, rf"{first}(?![a-z])")]
+    return alone[0] if len(alone) == 1 and _has(text, words[alone[0]][0] + _TECHNICAL) else None
+
+
+def _has(text: str, words: str) -> bool:
+    return re.search(rf"(?<![a-z]){words}", text, re.IGNORECASE) is not None
