@@ -10,6 +10,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.match import Matching
 from lora_inspect.matching.place import Place
+from lora_inspect.matching.tied_head import HEADS, shared_embedding
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.coded_weights import BaseCodecs, CodedWeight
 from lora_inspect.reading.contribution import Contribution, Magnitude
@@ -49,9 +50,15 @@ def find_landed(adapter: Adapter, base: Checkpoint, matching: Matching) -> dict[
                 places[contribution.module.key].append(place)
     decomposed = {c.module.key: c for c in adapter.contributions if c.magnitude}
     if missing := [key for key in decomposed if key not in places]:
+        shared = shared_embedding(base) if missing[0].endswith(HEADS) else None
+        way_out = (
+            f"the head shares {shared}, so save the base with tie_word_embeddings false"
+            if shared
+            else "name the base that the adapter was trained on"
+        )
         raise LoraInspectError(
             f"{adapter.checkpoint.path}: {len(missing)} modules have no weight in {base.path} ({missing[0]}); "
-            "name the base that the adapter was trained on."
+            f"{way_out}."
         )
     base_codecs = BaseCodecs(base)
     landed = {}

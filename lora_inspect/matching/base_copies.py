@@ -5,7 +5,7 @@ PEFT writes `X.base_layer.weight` where an embedding or a head is a target, and 
 it. Equal to the base's tensor the others say nothing new; else they are a part of the model that the merge would lose.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from lora_inspect import schemes
 from lora_inspect.errors import LoraInspectError
@@ -22,13 +22,14 @@ from lora_inspect.schemes.peft import PEFT
 _COMPARED_ELEMENTS = 1 << 20
 
 
-def equal_copies(adapter: Adapter, base: Checkpoint, matching: Matching) -> set[str]:
+def equal_copies(adapter: Adapter, base: Checkpoint, matching: Matching, tied: Mapping[str, str]) -> set[str]:
     """The unclaimed keys of the adapter whose tensors are those of the base, by value.
 
+    `tied` are the weights of the base by the modules of heads that share them with an embedding.
     Raises LoraInspectError for one that stands for a tensor of the base and has other numbers.
     """
     equal: set[str] = set()
-    for key, original in _copies(adapter, base, matching):
+    for key, original in _copies(adapter, base, matching, tied):
         if not _equal(adapter.checkpoint.tensors[key], original):
             raise LoraInspectError(
                 f"{adapter.checkpoint.path}: {key} differs from {original.name} of {base.path}, so the adapter was "
@@ -39,9 +40,11 @@ def equal_copies(adapter: Adapter, base: Checkpoint, matching: Matching) -> set[
     return equal
 
 
-def _copies(adapter: Adapter, base: Checkpoint, matching: Matching) -> Iterator[tuple[str, TensorInfo]]:
+def _copies(
+    adapter: Adapter, base: Checkpoint, matching: Matching, tied: Mapping[str, str]
+) -> Iterator[tuple[str, TensorInfo]]:
     """Each unclaimed key that stands for a tensor of the base, with that tensor."""
-    targets = {
+    targets = dict(tied) | {
         placed.contribution.module.key: name
         for name, found in matching.targets.items()
         for placed in found

@@ -1,7 +1,8 @@
 """Language models whose head has no weight of its own but that of their embedding, and bases that hold it once.
 
-A change of the one weight is one of both, while the adapter of PEFT is at work in one of them. Source: transformers'
-`tie_word_embeddings`, PEFT's `ensure_weight_tying`.
+A change of the one weight is one of both, while the adapter of PEFT is at work in one of them; but with
+`ensure_weight_tying` PEFT gives both the same factors, each the other way round. Source: transformers'
+`tie_word_embeddings`, the `_add_adapter` and `update_layer` of PEFT's LoRA.
 """
 
 from lora_inspect.files.checkpoint import Checkpoint
@@ -9,7 +10,7 @@ from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import leaf_of, path_of
-from lora_inspect.reading.contribution import Module
+from lora_inspect.reading.contribution import Contribution, Module
 
 HEADS = ("lm_head", "embed_out")
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "shared")
@@ -38,14 +39,28 @@ def repeats_embedding(module: Module, adapter: Adapter, base: Checkpoint) -> boo
 
 
 def _says_same(module: Module, other: Module) -> bool:
-    """Whether both have one change of an algorithm that ties heads, with the same settings and numbers."""
+    """Whether both have one change that is the same: of an algorithm that ties heads, or of LoRA, turned round."""
     if len(module.contributions) != 1 or len(other.contributions) != 1:
         return False
     (ours,), (theirs,) = module.contributions, other.contributions
+    if (ours.algorithm.name, theirs.algorithm.name) == ("lora", "lora_embedding"):
+        return _is_turned(ours, theirs)
     if not ours.algorithm.ties or ours.algorithm is not theirs.algorithm or ours.settings != theirs.settings:
         return False
     pairs = ((info, theirs.factors.get(role)) for role, info in ours.factors.items())
     return all(one is not None and _same_numbers(info, one) for info, one in pairs)
+
+
+def _is_turned(head: Contribution, embedding: Contribution) -> bool:
+    """Whether a LoRA of a head has the factors of the embedding's, as (out, in) is the turned (in, out)."""
+    from lora_inspect.maths.tensor_reader import load
+
+    if head.magnitude or embedding.magnitude or head.rows or head.scale is None or head.scale != embedding.scale:
+        return False
+    pairs = [(head.factors[ours], embedding.factors[theirs]) for ours, theirs in (("down", "up"), ("up", "down"))]
+    if any((one.dtype, one.shape) != (other.dtype, other.shape[::-1]) for one, other in pairs):
+        return False
+    return all(bool((load(one) == load(other).transpose(0, 1)).all()) for one, other in pairs)
 
 
 def _same_numbers(info: TensorInfo, other: TensorInfo) -> bool:

@@ -31,15 +31,15 @@ _COMPARED_CHARACTERS = 500
 def accept_unmatched(adapter: Adapter, base: Checkpoint, matching: Matching, allowed: bool) -> list[str]:
     """The keys of the adapter that change nothing; raises LoraInspectError where they must not be."""
     path = adapter.checkpoint.path
-    unmatched = tuple(one for one in matching.unmatched if not repeats_embedding(one, adapter, base))
-    matching = replace(matching, unmatched=unmatched)
+    repeated = tuple(one for one in matching.unmatched if repeats_embedding(one, adapter, base))
+    matching = replace(matching, unmatched=tuple(one for one in matching.unmatched if one not in repeated))
     if not matching.targets:
         why = _why(matching, adapter, base)
         raise LoraInspectError(f"{path}: no module fits {base.path}; {why}.")
     if allowed:
         absent = [f"{c.module.key} ({c.algorithm.title})" for c in matching.absent]
         return [module.name.key for module in matching.unmatched] + absent + list(adapter.unclaimed)
-    used = equal_copies(adapter, base, matching)
+    used = equal_copies(adapter, base, matching, {one.name.key: shared_embedding(base) or "" for one in repeated})
     homeless = {module.name.key for module in matching.unmatched}
     if keys := [key for key in adapter.unclaimed if key not in used and BaseTensor.of(key).module not in homeless]:
         raise LoraInspectError(
