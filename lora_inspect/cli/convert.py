@@ -98,6 +98,11 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
 @click.option(
     "--no-verify", is_flag=True, help="Do not read the output anew and compare every module with that of ADAPTER."
 )
+@click.option(
+    "--architecture",
+    metavar="NAME",
+    help="Of which model family the adapter is, where its names may be of several: flux, chroma, ….",
+)
 @transposed_option("--base stores")
 @reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -118,6 +123,7 @@ def convert(
     model_config: str | None,
     only: tuple[str, ...],
     no_verify: bool,
+    architecture: str | None,
     transposed: Answers,
     rslora: str | None,
     alpha: float | None,
@@ -133,6 +139,8 @@ def convert(
         raise click.UsageError("--base takes exactly one of --rank and --max-error.")
     if scheme and layout:
         raise click.UsageError("--to has its own layouts; leave --layout out.")
+    if architecture and not (scheme or layout in LAYOUTS):
+        raise click.UsageError("--architecture says what --to and --layout have to know; leave it out.")
     if transposed and base is None:
         raise click.UsageError("--transposed speaks of the weights of --base.")
     adapter, own = parse_without_strength(adapter, "convert")
@@ -150,6 +158,7 @@ def convert(
         model_config=model_config,
         only=only,
         verify=not no_verify,
+        architecture=architecture,
         settings=own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing), adapter),
     )
     length = len(claim(open_checkpoint(adapter).tensors).modules) if is_approximated else 0

@@ -71,7 +71,7 @@ def _check(part: Part) -> None:
     if has_kernel or not part.factors.keys() <= algorithm.rows.keys() | set(products.values()):
         raise LoraInspectError(
             f"{part.file}: {key} is {algorithm.title} whose rows cannot be taken apart or put together; merge it into "
-            "a base, which may have either layout, or leave --layout out."
+            "a base, which may have either layout, or keep its layout."
         )
 
 
@@ -186,7 +186,7 @@ def _joined_lengths(pieces: Sequence[Piece], rows: int) -> Factor | None:
     if len(magnitudes) < len(pieces) or len(rules) > 1 or sum(runs.rows for _, runs in pieces) < rows:
         raise LoraInspectError(
             f"{first.file}: {first.origin.module.key} has a magnitude, but not all rows of the layer that it "
-            "becomes a part of have one, spelled alike; choose --base BASE or --drop-magnitude, or leave --layout out."
+            "becomes a part of have one, spelled alike; choose --base BASE or --drop-magnitude, or keep its layout."
         )
     values = [read_factor(magnitude.info) for magnitude in magnitudes]
     whole = zeros((rows,), joined(values))
@@ -199,7 +199,7 @@ def _joined_lengths(pieces: Sequence[Piece], rows: int) -> Factor | None:
 def _needs_all_rows(part: Part) -> LoraInspectError:
     return LoraInspectError(
         f"{part.file}: {part.origin.module.key} has a magnitude of inputs, whose norm is over all rows of its layer; "
-        "choose --base BASE or --drop-magnitude, or leave --layout out."
+        "choose --base BASE or --drop-magnitude, or keep its layout."
     )
 
 

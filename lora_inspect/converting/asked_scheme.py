@@ -5,6 +5,7 @@ from functools import cached_property
 
 from lora_inspect import schemes
 from lora_inspect.algorithms.lora_embedding import spelled_in
+from lora_inspect.algorithms.record import Algorithm
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.architectures.text_encoders import TextEncoder, has
@@ -17,6 +18,7 @@ from lora_inspect.listing import listed, some
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import EXPERTS
 from lora_inspect.reading.contribution import Module
+from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.identify import described, text_encoders
 from lora_inspect.reading.paths import MODELS
 from lora_inspect.schemes.gguf import GGUF
@@ -64,9 +66,7 @@ def _check_algorithms(adapter: Adapter, scheme: Scheme) -> None:
     writing, path = writing_of(scheme), adapter.checkpoint.path
     for contribution in adapter.contributions:
         algorithm = spelled_in(contribution.algorithm, writing.dialects)
-        is_spelled = any(name in algorithm.dialects for name in writing.dialects)
-        is_read = is_spelled and (writing.algorithms is None or algorithm.name in writing.algorithms)
-        if not is_read and contribution.module.scheme != scheme.name:
+        if contribution.module.scheme != scheme.name and not _is_loaded(algorithm, writing):
             raise LoraInspectError(
                 f"{path}: {contribution.module.key} is {algorithm.title}, which {writing.title} cannot load under "
                 f"{scheme.name} names; {_WAY_OUT}."
@@ -76,6 +76,19 @@ def _check_algorithms(adapter: Adapter, scheme: Scheme) -> None:
             f"{path}: {some(adapter.unclaimed, 3)} belong to no algorithm that is known here, and {writing.title} may "
             f"refuse a file with them; leave them out of the file first, or {_WAY_OUT}."
         )
+    if adapter.embeddings and not (writing.embeddings or writing.extras):
+        raise LoraInspectError(
+            f"{path}: it holds {in_words(adapter.embeddings)} beside the adapter, and {writing.title} may refuse a "
+            f"file with them; --only model leaves them out, or {_WAY_OUT}."
+        )
+
+
+def _is_loaded(algorithm: Algorithm, writing: Writing) -> bool:
+    """Whether the programs compute the algorithm, as it is or as another one."""
+    if algorithm.name in writing.instead:
+        return True
+    is_read = algorithm.name in writing.alike or any(name in algorithm.dialects for name in writing.dialects)
+    return is_read and (writing.algorithms is None or algorithm.name in writing.algorithms)
 
 
 class _Asked:
@@ -92,7 +105,9 @@ class _Asked:
         self._adapter = adapter
         self._options = options
         self._file = adapter.checkpoint.path
-        self._families = families
+        # Whoever names a program means a family that it loads.
+        loaded = [family for family in families if writing.layout(family.architecture) is not None]
+        self._families = loaded or families
         self._scheme, self._writing = scheme, writing
         self._components = {module.name.component for module in adapter.modules.values()}
         self._prefixes: dict[str, str] = {}
@@ -140,7 +155,7 @@ class _Asked:
         if len(names) > 1:
             raise LoraInspectError(
                 f"{self._file}: it is of {described(self._families)}, which have other {self._scheme.name} names each; "
-                f"{_WAY_OUT}."
+                f"say which with --architecture {families[0].name}."
             )
         if name is None:
             raise LoraInspectError(
@@ -164,7 +179,8 @@ class _Asked:
         prefixes = {self._writing.prefix.format(pipeline=pipeline) for pipeline in pipelines}
         if len(prefixes) > 1:
             raise LoraInspectError(
-                f"{self._file}: it is of {described(self._families)}, whose names begin otherwise; {_WAY_OUT}."
+                f"{self._file}: it is of {described(self._families)}, whose {self._scheme.name} names begin otherwise "
+                f"each; say which with --architecture {self._families[0].architecture.name}."
             )
         return prefixes.pop()
 

@@ -5,7 +5,7 @@ of mlx-lm, in llama.cpp's header, or nowhere, so that the factors carry it thems
 """
 
 from lora_inspect import schemes
-from lora_inspect.algorithms.record import Role
+from lora_inspect.algorithms.record import Algorithm, Role
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.dora import INPUT, OF_STORED_ROWS
 from lora_inspect.reading.contribution import Contribution, Magnitude, Module
@@ -39,13 +39,16 @@ def alpha_key(module: Module) -> str:
     return f"{module.name.key}.alpha"
 
 
-def factor_key(module: Module, origin: Contribution, role: Role) -> str:
+def factor_key(module: Module, origin: Contribution, algorithm: Algorithm, role: Role) -> str:
     """The key of a factor in `module`: that of `origin` without the name of a PEFT adapter, without a slice's number.
+
+    One of another `algorithm` than that of the origin has the suffix that the scheme has for it.
 
     A module that is called otherwise keeps the suffix, but for that of another scheme, which has a dialect of its own.
     """
-    if role not in origin.factors:
-        return module.name.key + schemes.by_name(module.name.scheme).suffixes[role]
+    if role not in origin.factors or algorithm is not origin.algorithm:
+        own = algorithm.dialects
+        return module.name.key + own.get(schemes.by_name(module.name.scheme).dialect, next(iter(own.values())))[role]
     source = origin.factors[role].name
     parsed = parse_key(source)
     if module.name == origin.module and not module.respelled:

@@ -16,7 +16,7 @@ class ConvertOptions:
     of the output's modules, None for the adapter's own; `scheme` is the name of the scheme that they are spelled in,
     which has its own layouts. `model_config` is the path of the model's `config.json`, or of its folder, for what
     llama.cpp does by it. `only` are the components that are written; without any, all are. `verify` has the output
-    read anew and compared with the input.
+    read anew and compared with the input. `architecture` is the name of the family, where the file may be of several.
     """
 
     keep_dora: bool = False
@@ -32,4 +32,5 @@ class ConvertOptions:
     model_config: str | None = None
     only: tuple[str, ...] = ()
     verify: bool = True
+    architecture: str | None = None
     settings: Settings = field(default_factory=Settings)

@@ -70,7 +70,7 @@ def spell(module: Module, parts: Sequence[Part], growth: Growth) -> SpelledModul
 
 
 def _factor(module: Module, part: Part, role: str) -> Content:
-    factor, key = part.factors[role], factor_key(module, part.origin, role)
+    factor, key = part.factors[role], factor_key(module, part.origin, part.algorithm, role)
     return content(key, factor, part.file) if isinstance(factor, Factor) else renamed(factor, key)
 
 

@@ -135,6 +135,7 @@ class StandardOutput:
             if len(methods) > 1:
                 return None
             config = unscaled_config(configs[prefix], next(iter(methods), None), _ranks(own), use_dora)
+            config |= _of_biases(own.values())
             flat |= {prefix + field: value for field, value in config.items()}
         return json.dumps(flat, indent=2, sort_keys=True)
 
@@ -219,14 +220,27 @@ class StandardOutput:
                 "PEFT speaks of one method; write those of each to a file of their own first."
             )
         if methods and peft_config.LORA_TYPE not in methods:
-            return config_of_method(config, methods.pop(), ranks, alphas)
+            method = config_of_method(config, methods.pop(), ranks, alphas)
+            return method if config else method | _of_cores(modules.values())
         if config is None:
             config = {**BARE, **peft_config.embedded_configs(checkpoint.metadata).get("", {})}
         use_dora = any(module.magnitude for module in modules.values())
         experts = {paths[key] for key, module in modules.items() if any(p.algorithm.experts for p in module.parts)}
         if any(destination.experts for destination in self._modules):
             config = moved_experts(config, ranks, experts)
-        return standard_config(lora_config(config), ranks, alphas, use_dora, experts)
+        return standard_config(lora_config(config), ranks, alphas, use_dora, experts) | _of_biases(modules.values())
+
+
+def _of_cores(modules: "Iterable[SpelledModule]") -> dict[str, object]:
+    """What a config of LoHa says where convolutions have the core that holds their kernel."""
+    found = any("t1" in part.factors for module in modules for part in module.parts)
+    return {"use_effective_conv2d": True} if found else {}
+
+
+def _of_biases(modules: "Iterable[SpelledModule]") -> dict[str, object]:
+    """What a config says of biases on LoRA's up layers, where there are some."""
+    found = any(part.algorithm.name == "lora_bias" for module in modules for part in module.parts)
+    return {"lora_bias": True} if found else {}
 
 
 def _methods(modules: "Iterable[SpelledModule]") -> set[str]:

@@ -1,8 +1,10 @@
 """What the options ask of a conversion: the modules of its output, and what becomes of magnitudes."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lora_inspect import schemes
+from lora_inspect.architectures.detection import Detection
 from lora_inspect.converting.asked_layout import layout_target
 from lora_inspect.converting.asked_scheme import scheme_target, writing_of
 from lora_inspect.converting.expert_layouts import (
@@ -17,7 +19,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.match import Matching
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.identify import adapter_candidates
+from lora_inspect.reading.identify import adapter_candidates, described
 from lora_inspect.schemes.gguf import GGUF
 from lora_inspect.schemes.peft import PEFT
 from lora_inspect.schemes.writing import EXACT, LOST
@@ -33,7 +35,7 @@ def targets(
         return with_all_experts(adapter)
     if options.layout is None and options.scheme is None:
         return destinations(adapter, None)
-    families = adapter_candidates(adapter)
+    families = _families(adapter, options.architecture)
     if options.scheme:
         return destinations(
             adapter, scheme_target(adapter, families, schemes.by_name(options.scheme), options), families
@@ -45,6 +47,26 @@ def with_scheme(adapter: Adapter, options: ConvertOptions) -> ConvertOptions:
     """The options with PEFT's names for what has llama.cpp's, of which no safetensors file has any."""
     is_open = options.scheme is None and options.layout is None
     return replace(options, scheme=PEFT.name) if is_open and adapter.scheme == GGUF.name else options
+
+
+def _families(adapter: Adapter, named: str | None) -> Sequence[Detection]:
+    """The families that the adapter may be of, or the `named` one; LoraInspectError where it is none of them."""
+    found = adapter_candidates(adapter)
+    if named is None:
+        return found
+    chosen = [family for family in found if family.architecture.name == named]
+    if not chosen:
+        fits = f"fit {described(found)}" if found else "fit no model family that is known here"
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: the names and shapes of its modules {fits}, so it is not of {named}; leave "
+            "--architecture out."
+        )
+    return chosen
+
+
+def instead(options: ConvertOptions) -> Mapping[str, str]:
+    """As which other algorithms the programs that load the output have some."""
+    return writing_of(schemes.by_name(options.scheme)).instead if options.scheme else {}
 
 
 def with_magnitudes(adapter: Adapter, options: ConvertOptions) -> ConvertOptions:

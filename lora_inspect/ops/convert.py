@@ -15,7 +15,7 @@ from lora_inspect.converting.naming import ONE_SCALE, carrier_of
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.relayout import Destination
 from lora_inspect.converting.standard_output import StandardOutput
-from lora_inspect.converting.targets import targets, with_magnitudes, with_scheme
+from lora_inspect.converting.targets import instead, targets, with_magnitudes, with_scheme
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.contents import renamed
@@ -87,7 +87,10 @@ def convert_to_standard(
     adapter = read_adapter(open_checkpoint(path), options.settings)
     adapter.refuse()
     modules_asked, left_out = chosen(adapter, options.only)
-    adapter = adapter._replace(modules={module.name.key: module for module in modules_asked})
+    # Embeddings are of no component.
+    embeddings = () if options.only else adapter.embeddings
+    left_keys = (*_keys(left_out), *(key for one in adapter.embeddings for key in one.keys if not embeddings))
+    adapter = adapter._replace(modules={module.name.key: module for module in modules_asked}, embeddings=embeddings)
     _refuse_residual(adapter)
     options = with_magnitudes(adapter, with_scheme(adapter, options))
     base = _open_base(adapter, options)
@@ -151,7 +154,7 @@ def convert_to_standard(
         modules=len(modules),
         exact=account.is_exact(errors),
         relative_errors=errors,
-        dropped=(*account.dropped(adapter, modules), *_keys(left_out)),
+        dropped=(*account.dropped(adapter, modules), *left_keys),
         passed_through=adapter.beside,
         notes=(*adapter.notes, *repeats, *leftovers),
         orientations=matching.orientations if matching else {},
@@ -223,6 +226,7 @@ def _convert(
     from lora_inspect.converting.part import read_parts
     from lora_inspect.converting.spelling import spell
     from lora_inspect.converting.turned_embeddings import turn_embeddings
+    from lora_inspect.converting.written_instead import write_instead
 
     tensors = adapter.checkpoint.tensors.values()
     growth = Growth(adapter.checkpoint.path, sum(info.nbytes for info in tensors), options.allow_growth)
@@ -236,7 +240,7 @@ def _convert(
         carrier = carrier_of(target.module)
         found: list[Sequence[Part]] = []
         for source in target.sources:
-            parts: Sequence[Part] = as_lora(repack(read_parts(source.module)))
+            parts: Sequence[Part] = as_lora(write_instead(repack(read_parts(source.module)), instead(options)))
             parts = fuse_slices(parts, carrier, growth)
             if own := landed.get(source.module.name.key):
                 parts = settled_magnitude.approximate(parts, own, options.rank, options.max_error)

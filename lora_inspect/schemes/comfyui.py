@@ -73,6 +73,9 @@ COMFYUI = Scheme(
         prefix="diffusion_model.",
         encoders=_encoders,
         dialects=("kohya", "lycoris", "comfyui"),
+        # What a program adds to a bias it does not scale.
+        instead={"lora_bias": "full_bias"},
+        embeddings=True,
         extras=True,
     ),
 )

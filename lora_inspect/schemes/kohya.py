@@ -45,6 +45,9 @@ KOHYA = Scheme(
         prefix="lora_unet_",
         encoders=lambda family: _ENCODERS.get(family.name, ()),
         dialects=("kohya", "lycoris", "comfyui"),
+        # What a program adds to a bias it does not scale.
+        instead={"lora_bias": "full_bias"},
+        embeddings=True,
     ),
 )
 

@@ -14,5 +14,8 @@ LYCORIS = Scheme(
         title="LyCORIS's wrapper",
         layout=of_diffusers_or_own,
         prefix="lycoris_",
+        algorithms=frozenset(
+            ("lora", "loha", "lokr", "glora", "full", "full_bias", "norm", "norm_bias", "oft", "lycoris_boft", "tlora")
+        ),
     ),
 )

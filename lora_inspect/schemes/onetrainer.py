@@ -25,5 +25,6 @@ ONETRAINER = Scheme(
         prefix="lora_{pipeline}_",
         encoders=_encoders,
         algorithms=frozenset(("lora", "loha", "lokr")),
+        embeddings=True,
     ),
 )

@@ -20,6 +20,7 @@ PEFT = Scheme(
         layout=of_diffusers_or_own,
         prefix="base_model.model.",
         dialects=("peft",),
+        alike=frozenset(("loha",)),
         magnitudes=EXACT,
         extras=True,
     ),

@@ -1,6 +1,7 @@
 """What a file needs, beside its names, for the programs that load them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from lora_inspect.architectures.record import Architecture
@@ -24,9 +25,11 @@ class Writing(NamedTuple):
     model, with `{pipeline}` for what a pipeline of diffusers calls it, and `encoders` gives those of the text encoders
     in the order in which the family has them, empty for one that has none.
 
-    `dialects` are those of algorithms that they read, and `algorithms` the names of those that they compute, None for
-    all that have such a dialect. `magnitudes` says what they make of DoRA's, and `extras` whether they load a file with
-    tensors that they do not know.
+    `dialects` are those of algorithms that they read, `alike` the names of algorithms that have none of these and are
+    spelled as they read them, and `algorithms` the names of all that they compute, None for every one of both.
+    `instead` says by algorithm as which other one the same change is written. `magnitudes` says what they make of
+    DoRA's. `extras` says whether they load a file with tensors that they do not know, and `embeddings` whether one with
+    embeddings of tokens.
     """
 
     title: str
@@ -34,9 +37,12 @@ class Writing(NamedTuple):
     prefix: str
     encoders: Callable[[Architecture], tuple[str, ...]] = no_encoders
     dialects: tuple[str, ...] = ("kohya", "lycoris")
+    alike: frozenset[str] = frozenset()
     algorithms: frozenset[str] | None = None
+    instead: Mapping[str, str] = MappingProxyType({})
     magnitudes: str = DEPENDS
     extras: bool = False
+    embeddings: bool = False
 
 
 def first_of(family: Architecture | None, *names: str) -> str | None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from toy_adapters import lora
@@ -260,6 +261,99 @@ def test_what_the_programs_of_a_scheme_do_not_compute(write, run, tmp_path):
         ended = run("convert", tmp_path / "a.safetensors", "--to", scheme, "-o", tmp_path / "o")
         assert (ended.status, "cannot load" in ended.stderr) == (1, True), ended.stderr
     assert run("convert", tmp_path / "a.safetensors", "--to", "comfyui", "-o", tmp_path / "o.safetensors").status == 0
+
+
+@pytest.mark.parametrize("with_core", [False, True], ids=["flat", "core"])
+def test_loha_is_what_peft_computes_of_it(with_core, run, tmp_path):
+    generator = torch.Generator().manual_seed(5)
+
+    def numbers(*shape):
+        return torch.randn(shape, generator=generator)
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = torch.nn.Conv2d(3, 5, 3), torch.nn.Linear(4, 6)
+
+    kernel = (
+        {f"hada_w{at}_a": numbers(2, 5) for at in (1, 2)}
+        | {f"hada_w{at}_b": numbers(2, 3) for at in (1, 2)}
+        | {f"hada_t{at}": numbers(2, 2, 3, 3) for at in (1, 2)}
+    )
+    flat = {f"hada_w{at}_a": numbers(5, 2) for at in (1, 2)} | {f"hada_w{at}_b": numbers(2, 27) for at in (1, 2)}
+    linear = {f"hada_w{at}_a": numbers(6, 2) for at in (1, 2)} | {f"hada_w{at}_b": numbers(2, 4) for at in (1, 2)}
+    conv = kernel if with_core else flat
+    tensors = {f"diffusion_model.conv.{role}": value for role, value in conv.items()}
+    tensors |= {f"diffusion_model.fc.{role}": value for role, value in linear.items()}
+    tensors |= {"diffusion_model.conv.alpha": torch.tensor(3.0), "diffusion_model.fc.alpha": torch.tensor(1.0)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    ended = run("convert", tmp_path / "a.safetensors", "--to", "peft", "-o", tmp_path / "out")
+    assert ended.status == 0, ended.stderr
+    model = Model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    merged = PeftModel.from_pretrained(model, tmp_path / "out").merge_and_unload()
+    if with_core:
+        product = [
+            torch.einsum(
+                "pqxy,po,qi->oixy",
+                *(conv[f"hada_{one}{at}{end}"] for one, end in (("t", ""), ("w", "_a"), ("w", "_b"))),
+            )
+            for at in (1, 2)
+        ]
+    else:
+        product = [(conv[f"hada_w{at}_a"] @ conv[f"hada_w{at}_b"]).reshape(5, 3, 3, 3) for at in (1, 2)]
+    expected = {"conv": 3 / 2 * product[0] * product[1]}
+    expected["fc"] = 1 / 2 * (linear["hada_w1_a"] @ linear["hada_w1_b"]) * (linear["hada_w2_a"] @ linear["hada_w2_b"])
+    for name, delta in expected.items():
+        change = merged.state_dict()[f"{name}.weight"] - before[f"{name}.weight"]
+        torch.testing.assert_close(change, delta, rtol=1e-5, atol=1e-5)
+
+
+def test_a_bias_of_the_up_layer_is_one_that_nobody_scales(run, tmp_path):
+    described = lora(WAN["diffusers"], rank=4, out=8, inputs=8, spelling="peft", alpha=None)
+    tensors = tensors_of(described) | {f"{WAN['diffusers']}.lora_B.bias": torch.arange(8.0)}
+    metadata = {"ss_base_model_version": "wan"}
+    config = {"r": 4, "lora_alpha": 12, "target_modules": ["attn2.to_out.0"], "lora_bias": True}
+    metadata["lora_adapter_metadata"] = json.dumps({f"transformer.{field}": value for field, value in config.items()})
+    save_file(tensors, tmp_path / "a.safetensors", metadata)
+    for scheme in ("kohya", "comfyui"):
+        out = tmp_path / f"{scheme}.safetensors"
+        assert run("convert", tmp_path / "a.safetensors", "--to", scheme, "-o", out).status == 0
+        found = load_file(out)
+        assert torch.equal(found[f"{WAN[scheme]}.diff_b"], 3 * torch.arange(8.0))
+        assert float(found[f"{WAN[scheme]}.alpha"]) == 12
+    assert run("convert", tmp_path / "a.safetensors", "--to", "peft", "-o", tmp_path / "out").status == 0
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["lora_bias"] is True
+    assert torch.equal(
+        load_file(tmp_path / "out" / "adapter_model.safetensors")[f"{WAN['peft']}.lora_B.bias"], torch.arange(8.0)
+    )
+
+
+def test_a_family_is_named_where_the_names_are_of_several(write, run, tmp_path):
+    file = write(["diffusion_model.double_blocks.0.img_mlp.0"])
+    options = ("convert", file, "-o", tmp_path / "o.safetensors", "--to", "comfyui")
+    ended = run(*options)
+    assert (ended.status, "say which with --architecture" in ended.stderr) == (1, True), ended.stderr
+    assert run(*options, "--architecture", "flux").status == 0
+    ended = run(*options, "--architecture", "wan", "--force")
+    assert (ended.status, "it is not of wan" in ended.stderr) == (1, True)
+    assert run("convert", file, "-o", tmp_path / "p.safetensors", "--architecture", "flux").status == 2
+
+
+def test_embeddings_go_where_they_are_read(write, run, tmp_path):
+    modules = ["lora_unet_mid_block_attentions_0_proj_in", "lora_te_text_model_encoder_layers_0_mlp_fc1"]
+    file = write(modules, "sd15")
+    tensors = load_file(file) | {"bundle_emb.cat.string_to_param.*": torch.ones(2, 768)}
+    save_file(tensors, file, {"ss_base_model_version": by_name("sd15").metadata_names[0]})
+    out = tmp_path / "o.safetensors"
+    assert run("convert", file, "--to", "comfyui", "-o", out).status == 0
+    assert "bundle_emb.cat.string_to_param.*" in load_file(out)
+    ended = run("convert", file, "--to", "diffusers", "-o", out, "--force")
+    assert (ended.status, "--only model leaves them out" in ended.stderr) == (1, True), ended.stderr
+    ended = run("convert", file, "--to", "diffusers", "-o", out, "--force", "--only", "model", "--json")
+    assert ended.status == 0, ended.stderr
+    assert "bundle_emb.cat.string_to_param.*" in json.loads(ended.stdout)["dropped"]
+    assert all(key.startswith("unet.") for key in load_file(out))
 
 
 def test_models_of_no_known_family_keep_their_paths_where_any_is_loaded(write, modules_in):
