@@ -1,11 +1,11 @@
 """`lora-inspect convert`."""
 
-from collections.abc import Sequence
-from typing import Any
+import os
 
 import click
 
-from lora_inspect.cli import terminal
+from lora_inspect.cli import conversion_told, terminal
+from lora_inspect.cli.convert_folder import convert_folder
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.path_settings import parse_without_strength
 from lora_inspect.cli.progress_bar import progress_bar
@@ -21,11 +21,9 @@ from lora_inspect.converting.asked_layout import LAYOUTS
 from lora_inspect.converting.asked_scheme import written
 from lora_inspect.converting.expert_layouts import EXPERT_LAYOUTS, SINGLE_EXPERTS
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.listing import listed, some
-from lora_inspect.matching.orientation import SHAPE, in_words
+from lora_inspect.files.found_checkpoints import is_checkpoint_folder
 from lora_inspect.matching.orientation_answers import Answers
-from lora_inspect.ops.convert import ConvertOptions, ConvertResult, convert_to_standard
-from lora_inspect.printable import shortened
+from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.reading.claim import claim
 
 # No docstring: python -OO leaves those out.
@@ -35,7 +33,7 @@ Writes ADAPTER anew so that alpha/rank is its scale: the one rule that every loa
 RS-LoRA is exact. DoRA needs one of --keep-dora, --base or --drop-magnitude.
 
 The output has the names of ADAPTER, in another layout with --layout; PEFT's names need a folder, for the config that
-says their scale.
+says their scale. Of a folder of adapters each file is converted into the folder OUT, under its name.
 
 \b
 Example: lora-inspect convert rslora.safetensors -o standard.safetensors
@@ -161,88 +159,15 @@ def convert(
         architecture=architecture,
         settings=own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing), adapter),
     )
+    if os.path.isdir(adapter) and not is_checkpoint_folder(adapter):
+        convert_folder(adapter, output, options, force, as_json)
+        return
     length = len(claim(open_checkpoint(adapter).tensors).modules) if is_approximated else 0
     with progress_bar("Converting", length) as progress:
         result = convert_to_standard(adapter, output, options, force, progress)
     for note in result.notes:
         terminal.note(note)
     if as_json:
-        terminal.json_text(_record(result))
+        terminal.json_text(conversion_told.record(result))
         return
-    _print(result, with_errors=base is not None)
-
-
-def _record(result: ConvertResult) -> dict[str, Any]:
-    known = [error for error in result.relative_errors.values() if error is not None]
-    return {
-        "output": result.output,
-        "from": result.source,
-        "to": result.target,
-        "modules": result.modules,
-        "exact": result.exact,
-        "relative_error": {
-            "max": max(known, default=None),
-            "mean": sum(known) / len(known) if known else None,
-            "per_module": result.relative_errors,
-        },
-        "dropped": list(result.dropped),
-        "passed_through": list(result.passed_through),
-        "remarks": list(result.remarks),
-        "verified": result.verified and result.verified._asdict(),
-        "orientation": {
-            name: {"transposed": item.transposed, "from": item.source}
-            for name, item in result.orientations.items()
-            if item.source != SHAPE
-        },
-    }
-
-
-def _print(result: ConvertResult, with_errors: bool) -> None:
-    was = _kinds(result.was, "RS-LoRA" if result.source["rslora"] else "LoRA")
-    was += " with DoRA" if result.source["dora"] else ""
-    becomes = _kinds(result.becomes, "LoRA" if result.target["dora"] else "plain LoRA")
-    becomes += " with its magnitudes" if result.target["dora"] else ""
-    kinds = was if was == becomes else f"{was} to {becomes}"
-    terminal.line(f"{result.output}: {result.modules} modules of {result.source['scheme']} names, {kinds}")
-    terminal.line(f"{_size(result.source)} to {_size(result.target)}")
-    if with_errors:
-        for module, error in result.relative_errors.items():
-            terminal.line(f"  {shortened(module)}: relative error {error:.3g}")
-    if layout := result.target["layout"]:
-        terminal.line(f"layout: {layout}, {result.target['scheme']} names")
-    terminal.line(_loss(result))
-    if result.verified:
-        terminal.line(
-            f"verified: the changes of all {result.verified.modules} modules, read anew, differ from the input's by "
-            f"{result.verified.max_relative_error:.1g} at most"
-        )
-    if words := in_words(result.orientations):
-        terminal.line(f"orientation: {words}")
-    for remark in result.remarks:
-        terminal.line(remark)
-    if result.dropped:
-        terminal.line(f"left out: {some(result.dropped, 5)}")
-    if result.passed_through:
-        terminal.aside(f"passed through as they are: {some(result.passed_through, 5)}")
-
-
-def _kinds(titles: Sequence[str], lora: str) -> str:
-    """The algorithms in words, with what LoRA is to be called."""
-    return listed([lora if title == "LoRA" else title for title in titles], "and")
-
-
-def _size(described: dict[str, Any]) -> str:
-    ranks = described["ranks"]
-    shown = "/".join(list(ranks)[:8]) + ("/…" if len(ranks) > 8 else "")
-    return f"rank {shown}, {described['bytes']:,} bytes" if ranks else f"{described['bytes']:,} bytes"
-
-
-def _loss(result: ConvertResult) -> str:
-    known = [error for error in result.relative_errors.values() if error is not None]
-    if len(known) < len(result.relative_errors):
-        lost = len(result.relative_errors) - len(known)
-        return f"not exact: {lost} magnitudes are lost; each row now has the length of W + delta"
-    worst = max(known)
-    if not result.exact:
-        return f"not exact: relative error at most {worst:.3g}"
-    return "exact" if worst == 0 else f"exact but for the rounding of float32: relative error at most {worst:.1g}"
+    conversion_told.tell(result, with_errors=base is not None)

@@ -1,0 +1,17 @@
+"""How the name of a converted adapter ends, before anything of it is made."""
+
+from lora_inspect import schemes
+from lora_inspect.files.output_names import GGUF_ENDING, SAFETENSORS_ENDING
+from lora_inspect.reading.adapter import Adapter
+
+# What a scheme without alphas says of a scale where that stands in a config, so that a folder is written.
+_IN_CONFIG = ("config", "scale")
+
+
+def output_ending(adapter: Adapter, asked: str | None) -> str:
+    """That of the scheme that was asked for, or of its own ones; empty where the output is a folder."""
+    named = [asked] if asked else [module.name.scheme for module in adapter.modules.values()]
+    found = [schemes.by_name(name) for name in named]
+    if any(scheme.absent_alpha in _IN_CONFIG for scheme in found):
+        return ""
+    return GGUF_ENDING if any(scheme.alpha_of_all for scheme in found) else SAFETENSORS_ENDING

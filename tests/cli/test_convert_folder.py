@@ -1,0 +1,174 @@
+"""convert FOLDER -o FOLDER: each adapter to its own place, whatever becomes of the others."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from toy_adapters import base, lora, loras
+
+if sys.platform != "win32":
+    from pseudo_terminal import on_a_terminal
+
+RSLORA = {"use_rslora_flag": ("F32", (), 1)}
+DORA = loras(1, dora_scale=("F32", (6, 1), 1.0))
+PATH = "base_model.model.encoder.layer.0.attention.self.query"
+CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["query"]}
+
+
+@pytest.fixture
+def folder(write_safetensors, tmp_path):
+    """Two good files, one of them in a subfolder, a PEFT folder, a base, a DoRA that nothing settles, a broken file."""
+    write_safetensors(loras(2), name="in/a.safetensors")
+    write_safetensors({**loras(1), **RSLORA}, name="in/sub/b.v2.safetensors")
+    write_safetensors(lora(PATH, rank=4, alpha=None, spelling="peft"), name="in/sub/peft/adapter_model.safetensors")
+    (tmp_path / "in/sub/peft/adapter_config.json").write_text(json.dumps(CONFIG))
+    write_safetensors(base(), name="in/model.safetensors")
+    write_safetensors(DORA, name="in/dora.safetensors")
+    (tmp_path / "in/broken.safetensors").write_bytes(b"\x00" * 20)
+    (tmp_path / "in/readme.txt").write_text("hello")
+    return tmp_path / "in"
+
+
+def files_below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+MADE = ["a.safetensors", "sub/b.v2.safetensors", "sub/peft/adapter_config.json", "sub/peft/adapter_model.safetensors"]
+
+
+def test_every_adapter_goes_to_its_place_and_the_bad_ones_are_named_at_the_end(folder, tmp_path, run):
+    ended = run("convert", folder, "-o", tmp_path / "new" / "out")
+    assert ended.status == 1
+    assert files_below(tmp_path / "new" / "out") == MADE
+    lines = ended.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines[:3]] == [
+        str(tmp_path / "new" / "out" / name) for name in ("a.safetensors", "sub/b.v2.safetensors", "sub/peft")
+    ]
+    assert lines[1].endswith("1 modules of kohya names, RS-LoRA to plain LoRA; exact")
+    assert lines[3] == "3 converted, 1 skipped, 2 failed"
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("Error: ")]
+    assert [Path(line.removeprefix("Error: ").partition(":")[0]).name for line in errors] == [
+        "broken.safetensors", "dora.safetensors",
+    ]  # fmt: skip
+    assert f"Note: {folder / 'model.safetensors'}: skipped, as it is a base." in ended.stderr
+
+
+def test_what_each_becomes_is_what_it_becomes_alone(folder, tmp_path, run):
+    run("convert", folder, "-o", tmp_path / "out", "--keep-dora")
+    assert files_below(tmp_path / "out") == sorted([*MADE, "dora.safetensors"])
+    assert run("convert", folder / "dora.safetensors", "-o", tmp_path / "d.safetensors", "--keep-dora").status == 0
+    assert (tmp_path / "d.safetensors").read_bytes() == (tmp_path / "out" / "dora.safetensors").read_bytes()
+    assert run("convert", folder / "sub" / "peft", "-o", tmp_path / "p").status == 0
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "p" / name).read_bytes() == (tmp_path / "out" / "sub" / "peft" / name).read_bytes()
+
+
+def test_json_is_a_list_of_all(folder, tmp_path, run):
+    ended = run("convert", folder, "-o", tmp_path / "out", "--json")
+    assert ended.status == 1
+    found = {Path(item["path"]).relative_to(folder).as_posix(): item for item in json.loads(ended.stdout)}
+    assert set(found) == {
+        "a.safetensors", "broken.safetensors", "dora.safetensors", "model.safetensors", "sub/b.v2.safetensors",
+        "sub/peft",
+    }  # fmt: skip
+    assert found["a.safetensors"]["output"] == str(tmp_path / "out" / "a.safetensors")
+    assert found["a.safetensors"]["verified"]["modules"] == 2
+    assert found["model.safetensors"]["skipped"] == "it is a base"
+    assert "choose --keep-dora" in found["dora.safetensors"]["error"]
+
+
+def test_what_is_there_stays_without_force(folder, tmp_path, run):
+    (folder / "broken.safetensors").unlink()
+    first = run("convert", folder, "-o", tmp_path / "out", "--keep-dora")
+    assert first.status == 0, first.stderr
+    (tmp_path / "out" / "a.safetensors").write_bytes(b"mine")
+    again = run("convert", folder, "-o", tmp_path / "out", "--keep-dora")
+    assert again.status == 1
+    assert again.stderr.count("it exists; choose another output or add --force.") == 4
+    assert (tmp_path / "out" / "a.safetensors").read_bytes() == b"mine"
+    forced = run("convert", folder, "-o", tmp_path / "out", "--keep-dora", "--force")
+    assert forced.status == 0, forced.stderr
+    assert (tmp_path / "out" / "a.safetensors").read_bytes() != b"mine"
+
+
+def test_the_output_below_the_input_is_no_input_of_the_next_time(folder, tmp_path, run):
+    (folder / "broken.safetensors").unlink()
+    for extra in ([], ["--force"]):
+        assert run("convert", folder, "-o", folder / "out", "--keep-dora", *extra).status == 0
+    assert files_below(folder / "out") == sorted([*MADE, "dora.safetensors"])
+
+
+def test_two_of_one_name_are_not_written_over_each_other(write_safetensors, tmp_path, run):
+    layer = "text_model.encoder.layers.0.self_attn.q_proj"
+    write_safetensors(lora("lora_te_" + layer.replace(".", "_")), name="in/x.safetensors")
+    of_peft = lora(f"base_model.model.{layer}", rank=4, alpha=None, spelling="peft")
+    write_safetensors(of_peft, name="in/x/adapter_model.safetensors")
+    (tmp_path / "in/x/adapter_config.json").write_text(json.dumps({**CONFIG, "target_modules": ["q_proj"]}))
+    ended = run("convert", tmp_path / "in", "-o", tmp_path / "out", "--to", "peft", "--force")
+    assert ended.status == 1
+    says = f"{tmp_path / 'in' / 'x.safetensors'} is written to {tmp_path / 'out' / 'x'} already"
+    assert says in ended.stderr
+    assert json.loads((tmp_path / "out/x/adapter_config.json").read_text())["r"] == 16
+
+
+def test_a_scheme_with_a_config_makes_a_folder_of_each_file(write_safetensors, tmp_path, run):
+    for name in "ab":
+        write_safetensors(lora("lora_te_text_model_encoder_layers_0_self_attn_q_proj"), name=f"in/{name}.safetensors")
+    ended = run("convert", tmp_path / "in", "-o", tmp_path / "out", "--to", "peft")
+    places = files_below(tmp_path / "out")
+    assert places == [f"{n}/{file}" for n in "ab" for file in ("adapter_config.json", "adapter_model.safetensors")], (
+        ended.stderr
+    )
+
+
+def test_a_file_of_llama_cpp_has_its_own_ending(write_safetensors, tmp_path, run):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 4}')
+    tensors = lora("base_model.model.model.layers.0.mlp.up_proj", rank=4, alpha=None, spelling="peft")
+    for name in "ab":
+        write_safetensors(tensors, name=f"in/{name}/adapter_model.safetensors")
+        (tmp_path / f"in/{name}/adapter_config.json").write_text(json.dumps({**CONFIG, "target_modules": ["up_proj"]}))
+    config = ["--to", "gguf", "--model-config", tmp_path / "config.json"]
+    ended = run("convert", tmp_path / "in", "-o", tmp_path / "out", *config)
+    assert ended.status == 0, ended.stderr
+    assert files_below(tmp_path / "out") == ["a.gguf", "b.gguf"]
+
+
+def test_shards_of_one_set_are_one_adapter(write_safetensors, tmp_path, run):
+    for at in (1, 2):
+        write_safetensors(lora(f"lora_unet_blocks_{at}_attn_q"), name=f"in/x-0000{at}-of-00002.safetensors")
+    write_safetensors(loras(1), name="in/y.safetensors")
+    assert run("convert", tmp_path / "in", "-o", tmp_path / "out").status == 0
+    assert files_below(tmp_path / "out") == ["x.safetensors", "y.safetensors"]
+
+
+@pytest.mark.parametrize("case", ["the folder itself", "a file", "nothing in it"])
+def test_refused_as_a_whole(case, folder, write_safetensors, tmp_path, run):
+    if case == "nothing in it":
+        for at in (1, 2):
+            write_safetensors(base(), name=f"bases/{at}.safetensors")
+    before = files_below(tmp_path)
+    source = tmp_path / "bases" if case == "nothing in it" else folder
+    output = {"the folder itself": folder, "a file": folder / "a.safetensors"}.get(case, tmp_path / "out")
+    says = {"the folder itself": "folder of the inputs", "a file": "a folder is written"}.get(case, "holds no adapter")
+    ended = run("convert", source, "-o", output)
+    assert ended.status == 1
+    assert says in ended.refusal
+    assert ended.stdout == ""
+    assert files_below(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_of_what_failed_are_not_left(write_safetensors, tmp_path, run):
+    write_safetensors(DORA, name="in/deep/er/dora.safetensors")
+    write_safetensors(DORA, name="in/other/dora.safetensors")
+    assert run("convert", tmp_path / "in", "-o", tmp_path / "out").status == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_a_bar_goes_over_the_files(folder, tmp_path):
+    ((status, output),) = on_a_terminal([["convert", folder, "-o", tmp_path / "out"]], tmp_path)
+    assert status == 1
+    assert b"Converting  [" in output
+    assert b"100%" in output
