@@ -17,6 +17,7 @@ from lora_inspect.cli.shared_options import (
     writing_options,
 )
 from lora_inspect.cli.summaries import VERBS
+from lora_inspect.converting.asked_algorithm import ALGORITHMS
 from lora_inspect.converting.asked_layout import LAYOUTS
 from lora_inspect.converting.asked_scheme import written
 from lora_inspect.converting.expert_layouts import EXPERT_LAYOUTS, SINGLE_EXPERTS
@@ -55,12 +56,12 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
     metavar="BASE",
     help="DoRA: approximate the true change of BASE's weights by plain LoRA.",
 )
-@click.option("--rank", type=click.IntRange(min=1), help="With --base: the rank of the approximation.")
+@click.option("--rank", type=click.IntRange(min=1), help="With --base or --algorithm: the rank of the approximation.")
 @click.option(
     "--max-error",
     type=click.FloatRange(0, 1, max_open=True),
     callback=finite,
-    help="With --base: the least rank whose relative error is at most this, per module.",
+    help="With --base or --algorithm: the least rank whose relative error is at most this, per module.",
 )
 @click.option("--lossy", is_flag=True, help="Accept modules that lose more than 5% of their change.")
 @click.option(
@@ -101,6 +102,11 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
     metavar="NAME",
     help="Of which model family the adapter is, where its names may be of several: flux, chroma, ….",
 )
+@click.option(
+    "--algorithm",
+    type=click.Choice(ALGORITHMS),
+    help="Make plain LoRA of LoHa, LoKr, OFT and the like: exact where it can be, else of a --rank or a --max-error.",
+)
 @transposed_option("--base stores")
 @reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -122,6 +128,7 @@ def convert(
     only: tuple[str, ...],
     no_verify: bool,
     architecture: str | None,
+    algorithm: str | None,
     transposed: Answers,
     rslora: str | None,
     alpha: float | None,
@@ -133,7 +140,8 @@ def convert(
     if keep_dora + drop_magnitude + (base is not None) > 1:
         raise click.UsageError("--keep-dora, --base and --drop-magnitude exclude each other.")
     is_approximated = base is not None and layout != SINGLE_EXPERTS
-    if is_approximated == (rank is None and max_error is None) or None not in (rank, max_error):
+    is_limited = rank is not None or max_error is not None
+    if None not in (rank, max_error) or (is_approximated != is_limited and not algorithm):
         raise click.UsageError("--base takes exactly one of --rank and --max-error.")
     if scheme and layout:
         raise click.UsageError("--to has its own layouts; leave --layout out.")
@@ -157,6 +165,7 @@ def convert(
         only=only,
         verify=not no_verify,
         architecture=architecture,
+        algorithm=algorithm,
         settings=own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing), adapter),
     )
     if os.path.isdir(adapter) and not is_checkpoint_folder(adapter):
@@ -170,4 +179,4 @@ def convert(
     if as_json:
         terminal.json_text(conversion_told.record(result))
         return
-    conversion_told.tell(result, with_errors=base is not None)
+    conversion_told.tell(result, with_errors=base is not None or algorithm is not None)

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from lora_inspect import schemes
+from lora_inspect.algorithms import lora
 from lora_inspect.algorithms.lora_embedding import spelled_in
 from lora_inspect.algorithms.record import Algorithm
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.architectures.text_encoders import TextEncoder, has
+from lora_inspect.converting.asked_algorithm import becomes_lora
 from lora_inspect.converting.gguf_layouts import llama_cpp_layout, transformers_layout
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.relayout import Target
@@ -36,7 +38,7 @@ def scheme_target(
 ) -> Target:
     """The names of `scheme`; LoraInspectError where its programs know no such file."""
     writing = writing_of(scheme)
-    _check_algorithms(adapter, scheme)
+    _check_algorithms(adapter, scheme, options)
     asked = _Asked(adapter, families, scheme, writing, options)
     return Target(
         family=described(families) if families else "a model of no known family",
@@ -61,11 +63,13 @@ def writing_of(scheme: Scheme) -> Writing:
     return scheme.writing
 
 
-def _check_algorithms(adapter: Adapter, scheme: Scheme) -> None:
+def _check_algorithms(adapter: Adapter, scheme: Scheme, options: ConvertOptions) -> None:
     """Raises LoraInspectError where the programs of the scheme do not compute what a module has."""
     writing, path = writing_of(scheme), adapter.checkpoint.path
     for contribution in adapter.contributions:
         algorithm = spelled_in(contribution.algorithm, writing.dialects)
+        if options.algorithm and becomes_lora(algorithm, contribution.shapes):
+            algorithm = lora.ALGORITHM
         if contribution.module.scheme != scheme.name and not _is_loaded(algorithm, writing):
             raise LoraInspectError(
                 f"{path}: {contribution.module.key} is {algorithm.title}, which {writing.title} cannot load under "

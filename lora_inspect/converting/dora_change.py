@@ -1,4 +1,4 @@
-"""The change that a DoRA module makes to its base weight, as a plain LoRA of a chosen rank or error."""
+"""The change that a module makes to its base weight, as a plain LoRA of a chosen rank or error: DoRA's, or OFT's."""
 
 import torch
 
@@ -10,7 +10,7 @@ from lora_inspect.matching.place import Place, Placed
 from lora_inspect.maths.chain import folded, settled
 from lora_inspect.maths.change import Change
 from lora_inspect.maths.lowrank import Approximation, approximate
-from lora_inspect.maths.tensor_reader import first_non_finite, load
+from lora_inspect.maths.tensor_reader import first_non_finite, load, load_whole
 from lora_inspect.reading.contribution import Contribution
 
 
@@ -30,7 +30,7 @@ def true_change(landed: Landed) -> torch.Tensor:
     if first_non_finite(difference) is not None:
         place, _ = landed.places[0]
         raise LoraInspectError(
-            f"{landed.magnitude.info.file}: the change that {landed.contribution.module.key} makes to "
+            f"{landed.file}: the change that {landed.contribution.module.key} makes to "
             f"{place.target.name} is not finite or too large to take its norm; lower its alpha, or repair the file "
             "that holds such numbers."
         )
@@ -40,7 +40,11 @@ def true_change(landed: Landed) -> torch.Tensor:
 def _change(contribution: Contribution, landed: Landed, dtype: torch.dtype) -> Change:
     """The change of the module's own rows as (out, in·kernel)."""
     place, _ = landed.places[0]
-    tensors = {role: read_factor(info).values.to(dtype) for role, info in contribution.factors.items()}
+    positions = contribution.algorithm.positions
+    tensors = {
+        role: load_whole(info) if role in positions else read_factor(info).values.to(dtype)
+        for role, info in contribution.operands.items()
+    }
     if contribution.magnitude:
         tensors["magnitude"] = load(contribution.magnitude.info).to(dtype)
     return Placed(contribution, Place(place.target)).change(tensors)

@@ -1,7 +1,7 @@
-"""Where the modules with a magnitude land in the base that tells their true change."""
+"""Where modules whose change depends on the weight, as under a magnitude, land in the base that tells it."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from lora_inspect.algorithms import lora
@@ -13,18 +13,17 @@ from lora_inspect.matching.place import Place
 from lora_inspect.matching.tied_head import HEADS, shared_embedding
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.coded_weights import BaseCodecs, CodedWeight
-from lora_inspect.reading.contribution import Contribution, Magnitude
+from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.peft_config import LORA_TYPE
 
 
 class Landed(NamedTuple):
-    """A contribution with a magnitude, and the rows of the base that it changes, each with its weight.
+    """A contribution whose change depends on the base, and the rows of it that it changes, each with its weight.
 
     `before` are the changes that its module adds to the same weight first, so that their sum is in the norm.
     """
 
     contribution: Contribution
-    magnitude: Magnitude
     places: tuple[tuple[Place, CodedWeight], ...]
     before: tuple[Contribution, ...] = ()
 
@@ -35,20 +34,33 @@ class Landed(NamedTuple):
         return own if own.peft_type == LORA_TYPE else lora.ALGORITHM
 
     @property
+    def file(self) -> str:
+        """The file that it is from."""
+        return next(iter(self.contribution.factors.values())).file
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """(out, in, *kernel) of the weight that the module changes, as the base has its kernel."""
         shapes = [place.shape for place, _ in self.places]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
-def find_landed(adapter: Adapter, base: Checkpoint, matching: Matching) -> dict[str, Landed]:
-    """Every module with a magnitude by its name; raises LoraInspectError where its true change is not to be had."""
+def find_landed(
+    adapter: Adapter,
+    base: Checkpoint,
+    matching: Matching,
+    wanted: Callable[[Contribution], bool] = lambda contribution: contribution.magnitude is not None,
+) -> dict[str, Landed]:
+    """The `wanted` contribution of every module that has one, by its name; those with a magnitude by themselves.
+
+    Raises LoraInspectError where its true change is not to be had.
+    """
     places: dict[str, list[Place]] = defaultdict(list)
     for found in matching.targets.values():
         for contribution, place, _ in found:
-            if contribution.magnitude:
+            if wanted(contribution):
                 places[contribution.module.key].append(place)
-    decomposed = {c.module.key: c for c in adapter.contributions if c.magnitude}
+    decomposed = {c.module.key: c for c in adapter.contributions if wanted(c)}
     if missing := [key for key in decomposed if key not in places]:
         shared = shared_embedding(base) if missing[0].endswith(HEADS) else None
         way_out = (
@@ -64,10 +76,9 @@ def find_landed(adapter: Adapter, base: Checkpoint, matching: Matching) -> dict[
     landed = {}
     for key, contribution in decomposed.items():
         own = tuple((place, base_codecs.of(place.target)) for place in places[key])
-        if contribution.magnitude:
-            before = _before(contribution, adapter.modules[key].contributions)
-            landed[key] = Landed(contribution, contribution.magnitude, own, before)
-            _check_alone(landed[key], adapter.modules[key].contributions)
+        before = _before(contribution, adapter.modules[key].contributions)
+        landed[key] = Landed(contribution, own, before)
+        _check_alone(landed[key], adapter.modules[key].contributions)
     return landed
 
 
@@ -76,19 +87,24 @@ def _check_alone(landed: Landed, of_module: Sequence[Contribution]) -> None:
     own = landed.contribution
     if any(c.algorithm.name == landed.algorithm.name for c in of_module if c is not own):
         raise LoraInspectError(
-            f"{landed.magnitude.info.file}: {own.module.key} has {landed.algorithm.title} beside the "
-            f"{own.algorithm.title} with a magnitude, and the plain LoRA of the true change would be a second one; "
-            "choose --keep-dora or --drop-magnitude."
+            f"{landed.file}: {own.module.key} has {landed.algorithm.title} beside the "
+            f"{own.algorithm.title}{' with a magnitude' if own.magnitude else ''}, and the plain LoRA of the true "
+            f"change would be a second one; {_ways_out(own, '--keep-dora or --drop-magnitude')}."
         )
 
 
 def _before(contribution: Contribution, of_module: Sequence[Contribution]) -> tuple[Contribution, ...]:
     """What the module changes before it is decomposed; raises LoraInspectError for what is not added to all rows."""
     before = tuple(of_module[: of_module.index(contribution)])
+    own = "magnitude" if contribution.magnitude else contribution.algorithm.title
     if other := next((c for c in before if c.multiplies or c.rows is not None), None):
         raise LoraInspectError(
             f"{next(iter(contribution.factors.values())).file}: {contribution.module.key} has "
-            f"{other.algorithm.title} before its magnitude, so that a plain LoRA of the true change would not come "
-            "where it belongs; choose --keep-dora."
+            f"{other.algorithm.title} before its {own}, so that a plain LoRA of the true change would not come "
+            f"where it belongs; {_ways_out(contribution, '--keep-dora')}."
         )
     return before
+
+
+def _ways_out(contribution: Contribution, kept: str) -> str:
+    return f"choose {kept}" if contribution.magnitude else "leave --algorithm out, or merge the adapter"

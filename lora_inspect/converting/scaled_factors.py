@@ -55,17 +55,21 @@ def as_factor(factor: TensorInfo | Factor) -> Factor:
 
 
 def scaled(factor: Factor, scale: float) -> Factor:
-    """`scale` times the factor: in its own dtype where each product is one of its numbers, else in float32.
-
-    A factor of float64 stays in float64. Products beyond float32 become infinities, those below it zeros.
-    """
+    """`scale` times the factor: in its own dtype where each product is one of its numbers, else as `fitting` says."""
     if scale == 1.0:
         return factor
-    product = factor.values * scale
-    if factor.dtype in TORCH_DTYPES and torch.equal(rounded(product, factor.dtype), product):
-        return Factor(product, factor.dtype)
-    wide = "F64" if factor.dtype == "F64" else "F32"
-    return Factor(rounded(product, wide), wide)
+    return fitting(factor.values * scale, factor.dtype)
+
+
+def fitting(values: torch.Tensor, dtype: str) -> Factor:
+    """Values in float64 as a factor: of `dtype` where each is one of its numbers, else rounded to float32.
+
+    Those of float64 stay. Values beyond float32 become infinities, those below it zeros.
+    """
+    if dtype in TORCH_DTYPES and torch.equal(rounded(values, dtype), values):
+        return Factor(values, dtype)
+    wide = "F64" if dtype == "F64" else "F32"
+    return Factor(rounded(values, wide), wide)
 
 
 def joined(factors: list[Factor]) -> str:

@@ -26,8 +26,14 @@ def drop(parts: Sequence[Part]) -> list[Part]:
 
 
 def approximate(parts: Sequence[Part], landed: Landed, rank: int | None, max_error: float | None) -> list[Part]:
-    """A plain LoRA of the true change in the place of the part with a magnitude, where it lands."""
-    return [_of(part, landed, rank, max_error) if part.magnitude else part for part in parts]
+    """A plain LoRA of the true change in the place of the part whose change depends on the base, where it lands."""
+    own = landed.contribution
+    return [
+        _of(part, landed, rank, max_error)
+        if (part.magnitude if own.magnitude else part.algorithm is own.algorithm)
+        else part
+        for part in parts
+    ]
 
 
 def _of(part: Part, landed: Landed, rank: int | None, max_error: float | None) -> Part:

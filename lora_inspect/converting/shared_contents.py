@@ -11,7 +11,7 @@ from lora_inspect.reading.shared_tensors import shared_tensors
 def shared_contents(parts: Iterable[Part]) -> list[Content]:
     """The tensors that the parts share, as they are in the input; raises LoraInspectError where one is not finite."""
     found = {}
-    for part in parts:
+    for part in (part for part in parts if part.algorithm.name == part.origin.algorithm.name):
         for role, info in shared_tensors(part.origin).items():
             if info.name not in found and role not in part.algorithm.positions:
                 check_finite(info)

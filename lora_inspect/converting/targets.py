@@ -37,9 +37,8 @@ def targets(
         return destinations(adapter, None)
     families = _families(adapter, options.architecture)
     if options.scheme:
-        return destinations(
-            adapter, scheme_target(adapter, families, schemes.by_name(options.scheme), options), families
-        )
+        asked = scheme_target(adapter, families, schemes.by_name(options.scheme), options)
+        return destinations(adapter, asked, families)
     return destinations(adapter, layout_target(adapter, families, options.layout or ""), families)
 
 

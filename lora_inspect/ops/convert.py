@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_inspect import schemes
 from lora_inspect.converting import account
+from lora_inspect.converting.asked_algorithm import check_algorithm, check_biases, needs_base, shapes_in_base
 from lora_inspect.converting.asked_scheme import writing_of
 from lora_inspect.converting.expert_layouts import SINGLE_EXPERTS
 from lora_inspect.converting.gguf_layouts import architecture_of
@@ -93,9 +95,11 @@ def convert_to_standard(
     adapter = adapter._replace(modules={module.name.key: module for module in modules_asked}, embeddings=embeddings)
     _refuse_residual(adapter)
     options = with_magnitudes(adapter, with_scheme(adapter, options))
+    check_algorithm(adapter, options)
     base = _open_base(adapter, options)
     inputs = adapter.checkpoint.inputs | (base.inputs if base else {})
     matching = match(adapter, base, transposed=options.transposed) if base else None
+    check_biases(adapter, matching, options)
     destinations = targets(adapter, base, matching, options)
     architecture = architecture_of(adapter, options) if GGUF.name == (options.scheme or adapter.scheme) else None
     place = StandardOutput(adapter, destinations, output, inputs, options.scheme, architecture)
@@ -104,12 +108,13 @@ def convert_to_standard(
     if options.keep_dora:
         place.check_magnitudes()
     repeats = check_answers([matching.orientations], options.transposed) if matching else []
-    landed = find_landed(adapter, base, matching) if base and matching else {}
+    wanted = partial(needs_base, options=options)
+    landed = find_landed(adapter, base, matching, wanted) if base and matching else {}
     load_torch()
     from lora_inspect.converting.proof import Proof
     from lora_inspect.converting.shared_contents import shared_contents
 
-    modules = _convert(adapter, destinations, landed, options, progress)
+    modules = _convert(adapter, destinations, landed, shapes_in_base(matching), options, progress)
     _refuse_lossy(path, modules, options)
     passed = [renamed(adapter.checkpoint.tensors[key], key) for key in adapter.beside]
     own = [content for module in modules.values() for content in module.contents]
@@ -195,7 +200,7 @@ def _open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
         )
     if not options.base:
         return None
-    if not adapter.dora.value and not is_for_experts:
+    if not adapter.dora.value and not is_for_experts and options.algorithm is None:
         raise LoraInspectError(f"{path}: it has no DoRA magnitude, so --base has nothing to do; leave it out.")
     if adapter.dora.value and is_for_experts:
         raise LoraInspectError(
@@ -212,6 +217,7 @@ def _convert(
     adapter: Adapter,
     targets: Sequence[Destination],
     landed: Mapping[str, Landed],
+    inner: dict[str, tuple[int, ...]],
     options: ConvertOptions,
     progress: Progress,
 ) -> "dict[str, SpelledModule]":
@@ -224,6 +230,7 @@ def _convert(
     from lora_inspect.converting.mlx_factors import as_lora, as_mlx, of_one_config
     from lora_inspect.converting.packed_experts import repack
     from lora_inspect.converting.part import read_parts
+    from lora_inspect.converting.plain_lora import LoraMaker
     from lora_inspect.converting.spelling import spell
     from lora_inspect.converting.turned_embeddings import turn_embeddings
     from lora_inspect.converting.written_instead import write_instead
@@ -233,6 +240,7 @@ def _convert(
     experts = ExpertArranger()
     common = alpha_of_all(adapter.contributions)
     dialects = writing_of(schemes.by_name(options.scheme)).dialects if options.scheme else ()
+    maker = LoraMaker(options.rank, options.max_error, inner, growth) if options.algorithm else None
     converted = {}
     of_one: list[tuple[Module, Sequence[Part]]] = []
     progress(0)
@@ -248,7 +256,7 @@ def _convert(
                 parts = settled_magnitude.drop(parts)
             else:
                 parts = settled_magnitude.keep(parts)
-            found.append(turn_embeddings(parts, dialects))
+            found.append(turn_embeddings(maker.made(parts) if maker else parts, dialects))
         parts = experts.arrange(target, found, growth) if target.experts else arrange(target, found, carrier, growth)
         parts = carry_scales(parts, carrier, common)
         if carrier == ONE_SCALE:
@@ -266,7 +274,8 @@ def _refuse_lossy(path: str, modules: "Mapping[str, SpelledModule]", options: Co
     lossy = [key for key, error in errors.items() if error > _LOSSY]
     if lossy and not options.lossy:
         worst = max(lossy, key=lambda key: errors[key])
-        way = "raise --rank, lower --max-error, or accept the loss" if options.base else "accept the loss"
+        is_limited = options.rank is not None or options.max_error is not None
+        way = "raise --rank, lower --max-error, or accept the loss" if is_limited else "accept the loss"
         raise LoraInspectError(
             f"{path}: {len(lossy)} of {len(modules)} modules would lose over {_LOSSY:.0%} of their change, "
             f"{worst} {errors[worst]:.1%}; {way} with --lossy."

@@ -20,8 +20,9 @@ _STALE_HASHES = (*HASHES, "modelspec.hash_sha256")
 # Options that said how the stored alpha was to be read; in a standard file alpha/rank says it all.
 _SCALE_OPTIONS = ("use_rslora", "rs_lora", "alpha_pattern", "conv_alpha", "split_qkv")
 _DORA_OPTIONS = ("use_dora", "dora_wd", "weight_decompose", "wd_on_output", "wd_on_out")
-# Algorithms that trainers name as their options do, and what only these are told.
+# Algorithms that trainers name as their options do, those of which one may be several here, and what LoKr is told.
 _NAMED_IN_OPTIONS = ("loha", "lokr")
+_OF_SEVERAL = ("glora", "full", "oft", "diag-oft", "boft", "ia3", "tlora")
 _OPTIONS_OF_LOKR = ("factor", "decompose_both", "full_matrix", "unbalanced_factorization")
 # What trainers write where modules differ.
 _SEVERAL = "Dynamic"
@@ -86,6 +87,8 @@ def _module_of(module: str, algorithms: Collection[str]) -> str:
 
 
 def _is_lora_now(named: str, algorithms: Collection[str]) -> bool:
+    if named in _OF_SEVERAL:
+        return set(algorithms) == {"lora"}
     return named in _NAMED_IN_OPTIONS and named not in algorithms and "lora" in algorithms
 
 

@@ -1,0 +1,82 @@
+"""What `--algorithm lora` asks for: which changes become plain LoRA, and which of them only a base tells."""
+
+from lora_inspect.algorithms import lora
+from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Shapes
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.matching.match import Matching
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.peft_config import LORA_TYPE
+
+ALGORITHMS = (lora.ALGORITHM.name,)
+# LoRA as mlx-lm stores it.
+_OF_MLX = ("mlx", "mlx_experts")
+
+
+def becomes_lora(algorithm: Algorithm, shapes: Shapes) -> bool:
+    """Whether factors of these shapes change a matrix otherwise than LoRA does, and one could.
+
+    The difference of a norm is a vector, and a saved weight no change; what PEFT calls LoRA stays, and mlx-lm's.
+    """
+    if algorithm.parameter != WEIGHT or algorithm.replaces or algorithm.formula is None or algorithm.name in _OF_MLX:
+        return False
+    if algorithm.name == lora.ALGORITHM.name:
+        return "mid" in shapes
+    return algorithm.peft_type != LORA_TYPE and (algorithm.multiplies or len(algorithm.formula.shape(shapes)) > 1)
+
+
+def needs_base(contribution: Contribution, options: ConvertOptions) -> bool:
+    """Whether what it becomes depends on the weight: under DoRA's magnitude, and LoRA of what multiplies a weight."""
+    if contribution.magnitude is not None:
+        return not (options.keep_dora or options.drop_magnitude)
+    is_made = bool(options.algorithm) and becomes_lora(contribution.algorithm, contribution.shapes)
+    return is_made and (contribution.algorithm.multiplies or None in contribution.shape)
+
+
+def check_algorithm(adapter: Adapter, options: ConvertOptions) -> None:
+    """Raises LoraInspectError where nothing becomes LoRA, and where it takes a base or a rank that is not given."""
+    if options.algorithm is None:
+        return
+    file, limit = adapter.checkpoint.path, "with --rank N or --max-error E"
+    made = [c for c in adapter.contributions if becomes_lora(c.algorithm, c.shapes)]
+    if not made:
+        raise LoraInspectError(f"{file}: it holds nothing that --algorithm lora changes; leave that out.")
+    if turned := next((c for c in made if c.algorithm.transposed), None):
+        raise LoraInspectError(
+            f"{file}: {turned.module.key} is {turned.algorithm.title} of a weight stored as (in, out), as that of an "
+            "embedding is, and no plain LoRA says that; merge it, or leave --algorithm out."
+        )
+    told = next((c for c in adapter.contributions if needs_base(c, options)), None)
+    if told and told.magnitude is None and options.base is None:
+        raise LoraInspectError(
+            f"{file}: {told.module.key} is {told.algorithm.title}, whose change only the weight tells; name "
+            f"the base that it was trained on as --base BASE, {limit}."
+        )
+    if told and options.base and options.rank is None and options.max_error is None:
+        raise LoraInspectError(
+            f"{file}: what {told.module.key} changes in its weight has the rank of the layer; say how close LoRA is to "
+            f"come to it, {limit}."
+        )
+
+
+def check_biases(adapter: Adapter, matching: Matching | None, options: ConvertOptions) -> None:
+    """Raises LoraInspectError where factors that become LoRA change the bias of their layer, too, or may do so."""
+    found = [one.contribution for own in matching.targets.values() for one in own] if matching else []
+    biases = {(c.module.key, c.algorithm.name) for c in found if c.algorithm.parameter == BIAS}
+    for contribution in adapter.contributions if options.algorithm else ():
+        if not becomes_lora(contribution.algorithm, contribution.shapes) or contribution.algorithm.bias is None:
+            continue
+        if matching is None or (contribution.module.key, contribution.algorithm.name) in biases:
+            raise LoraInspectError(
+                f"{adapter.checkpoint.path}: {contribution.module.key} is {contribution.algorithm.title}, which "
+                "changes the bias of its layer as well, and LoRA does not; merge it, or leave --algorithm out."
+            )
+
+
+def shapes_in_base(matching: Matching | None) -> dict[str, tuple[int, ...]]:
+    """(in, *kernel) of the weights that the modules change in a base, by their names."""
+    if matching is None:
+        return {}
+    placed = (one for found in matching.targets.values() for one in found)
+    return {one.contribution.module.key: one.place.shape[1:] for one in placed if len(one.place.shape) > 1}
