@@ -5,9 +5,12 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algorithms.record import WEIGHT, Algorithm
+from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG
 from lora_inspect.maths.dora import SPELLINGS
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.peft_config import EMBEDDED_KEY, is_peft_config
 from lora_inspect.reading.trained_scales import TRAINED_SCALE
+from lora_inspect.schemes.peft import PEFT
 
 if TYPE_CHECKING:
     from lora_inspect.converting.spelling import SpelledModule
@@ -65,6 +68,18 @@ def strength(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[str,
 def trained_otherwise(adapter: Adapter) -> tuple[str, ...]:
     """What is known of another scale than that of the file, which a converted one does not tell any more."""
     return tuple(problem.message for problem in adapter.problems if problem.code == TRAINED_SCALE)
+
+
+def configs(adapter: Adapter, written: Mapping[str, str], has_config: bool) -> tuple[str, ...]:
+    """Which configs of the input the output does not have, as its tensors say what they said of rank and scale.
+
+    `written` is the output's metadata, and `has_config` says whether a config is beside its tensors.
+    """
+    checkpoint = adapter.checkpoint
+    gone = [EMBEDDED_KEY] if EMBEDDED_KEY in checkpoint.metadata and EMBEDDED_KEY not in written else []
+    if adapter.scheme == PEFT.name and checkpoint.config and not has_config and is_peft_config(checkpoint.config):
+        gone.append(ADAPTER_CONFIG)
+    return tuple(f"{name} of the input has no place in the output, whose tensors say rank and scale" for name in gone)
 
 
 def titles(algorithms: Iterable[Algorithm]) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ class ConvertOptions:
     which has its own layouts. `model_config` is the path of the model's `config.json`, or of its folder, for what
     llama.cpp does by it. `only` are the components that are written; without any, all are. `verify` has the output
     read anew and compared with the input. `architecture` is the name of the family, where the file may be of several.
-    `algorithm` is what all changes of weights become that could, "lora" or
-    None; `rank` and `max_error` speak of these as well.
+    `algorithm` is what all changes of weights become that could, "lora" or None; `rank` and `max_error` speak of these
+    as well.
     """
 
     keep_dora: bool = False

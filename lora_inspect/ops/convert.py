@@ -1,5 +1,6 @@
 """Rewrites an adapter so that alpha/rank, which every loader reads, is its scale."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -167,6 +168,7 @@ def convert_to_standard(
         remarks=(
             *account.strength(source, target),
             *account.trained_otherwise(adapter),
+            *account.configs(adapter, metadata, has_config=os.path.isdir(place.path)),
             *place.orientation(has_config=embedded is not None),
         ),
     )
