@@ -68,7 +68,9 @@ def dotted(prefix, adapter):
         tensors |= {f"{prefix}{path}.lora_A.weight": own.down, f"{prefix}{path}.lora_B.weight": own.up}
         tensors[f"{prefix}{path}.alpha"] = torch.tensor(own.alpha)
         if own.magnitude is not None:
-            tensors[f"{prefix}{path}.lora_magnitude_vector"] = own.magnitude
+            ones = (1,) * (own.down.dim() - 2)
+            shape = (1, -1, *ones) if ones else (-1,)
+            tensors[f"{prefix}{path}.lora_magnitude_vector"] = own.magnitude.reshape(shape)
     return tensors
 
 
