@@ -189,6 +189,19 @@ def model(family: str) -> nn.Module:
     return made.eval()
 
 
+def text_encoder(number: int) -> nn.Module:
+    """A tiny CLIP, frozen; another one for another number."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(40 + number)
+    config = CLIPTextConfig(
+        hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2, vocab_size=20,
+        projection_dim=8, max_position_embeddings=8,
+    )  # fmt: skip
+    encoder: nn.Module = CLIPTextModel(config)
+    return encoder.requires_grad_(False).eval()
+
+
 def layers(network: nn.Module) -> dict[str, nn.Module]:
     """The layers that adapters change, by path."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -119,16 +119,12 @@ class _Asked:
 
     def rename(self, module: Module, path: str) -> ModuleName:
         """The name of a module of the model, at `path` of the layout."""
-        component = module.name.component
-        prefix: str | None = self._model_prefix
-        if component in EXPERTS and self._components & {MODEL}:
-            prefix = self._scheme.prefix_of(component)
-        if prefix is None:
+        if module.name.component in EXPERTS and MODEL in self._components:
             raise LoraInspectError(
-                f"{self._file}: {module.name.key} is of a second expert, which {self._scheme.name} names do not tell "
-                "from the first; write each to a file of its own, with --only model and --only model_2."
+                f"{self._file}: {module.name.key} is of a second expert, and files of {self._scheme.name} names are of "
+                "one alone; write each to a file of its own, with --only model and --only model_2."
             )
-        return self._named(module, prefix, path)
+        return self._named(module, self._model_prefix, path)
 
     def rename_encoder(self, module: Module) -> ModuleName:
         """The name of a module of a text encoder."""

@@ -4,10 +4,12 @@ from lora_inspect.architectures.record import Architecture
 from lora_inspect.schemes.record import MODEL, Scheme
 from lora_inspect.schemes.writing import EXACT, Writing, first_of
 
+# How many text encoders the loader of a pipeline reads: those of CLIP. It leaves out others in a file silently.
+_ENCODERS = {"sd15": 1, "sd2": 1, "sdxl": 2, "sd3": 2, "flux": 1}
+
 
 def _encoders(family: Architecture) -> tuple[str, ...]:
-    numbers = range(1, len(family.text_encoders) + 1)
-    return tuple("text_encoder." if number == 1 else f"text_encoder_{number}." for number in numbers)
+    return ("text_encoder.", "text_encoder_2.")[: _ENCODERS.get(family.name, 0)]
 
 
 # Before 0.20 the attention processors of a UNet held the factors, so that a suffix hides which layer they are of.

@@ -65,10 +65,6 @@ class Scheme(NamedTuple):
         """The key of the tensor with `role` of the module at the dotted `path`."""
         return self.module(path, prefix) + self.suffixes[role]
 
-    def prefix_of(self, component: str) -> str | None:
-        """What the names of a component begin with; None for one that the scheme has no names for."""
-        return next((prefix for prefix, own in self.prefixes.items() if own == component), None)
-
     def table(self, paths: Iterable[str], prefix: str) -> dict[str, str]:
         """Module name -> dotted path, the inverse of `module`; raises LoraInspectError where two paths spell alike."""
         inverted: dict[str, str] = {}

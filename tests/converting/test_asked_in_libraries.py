@@ -1,11 +1,26 @@
 """convert --to, loaded by the real libraries: every key, and the layers that a merge of the input makes."""
 
+import copy
+
 import pytest
 from diffusers_cases import distance
-from diffusers_families import adapted, layers, merged_into, model, outputs, says
-from loaders import LIBRARIES, tensors_in
+from diffusers_families import (
+    COMPONENTS,
+    adapted,
+    layers,
+    load,
+    merged_into,
+    model,
+    outputs,
+    says,
+    text_encoder,
+)
+from layer_factors import dotted, kohya
+from loaders import LIBRARIES, adapter_parameters, tensors_in
 from safetensors.torch import save_file
-from whole_adapters import rotated, write
+from whole_adapters import NAMES, factors_of, rotated, shapes_in, write
+
+from lora_inspect.architectures import by_name
 
 pytestmark = pytest.mark.numeric
 
@@ -36,3 +51,56 @@ def test_every_layer_of_a_model(target, family, scheme, kind, run, tmp_path):
     before, after = outputs(plain, layers(plain)), outputs(meant, layers(meant))
     assert distance(outputs(loaded, layers(plain)), after) < 1e-5
     assert all(distance({path: before[path]}, {path: after[path]}) > 1e-3 for path in shapes)
+
+
+# The CLIP encoders whose adapters the pipelines of diffusers read, and what files call them.
+ENCODERS = {"sd15": 1, "sdxl": 2, "sd3": 2, "flux": 1}
+PREFIXES = {
+    "kohya": (kohya, "lora_unet_", ("lora_te1_", "lora_te2_")),
+    "onetrainer": (kohya, "lora_{pipeline}_", ("lora_te1_", "lora_te2_")),
+    "diffusers": (dotted, "{pipeline}.", ("text_encoder.", "text_encoder_2.")),
+    "comfyui": (dotted, "diffusion_model.", ("text_encoders.clip_l.transformer.", "text_encoders.clip_g.transformer.")),
+}
+
+
+@pytest.fixture
+def any_peft(monkeypatch):
+    """transformers asks for a later PEFT than the one that diffusers is tested with; the loading itself is the same."""
+    import transformers.integrations.peft as integration
+
+    monkeypatch.setattr(integration, "check_peft_version", lambda *_, **__: None)
+
+
+@pytest.mark.parametrize("scheme", PREFIXES)
+@pytest.mark.parametrize("family", ENCODERS)
+def test_text_encoders_beside_the_model(family, scheme, run, tmp_path, any_peft):
+    spell, of_model, of_encoders = PREFIXES[scheme]
+    pipeline = by_name(family).pipeline_name
+    fresh = {pipeline: model(family)}
+    fresh |= {name: text_encoder(at) for at, name in zip(range(ENCODERS[family]), COMPONENTS, strict=False)}
+    tensors = {}
+    for (component, network), prefix in zip(fresh.items(), (of_model, *of_encoders), strict=False):
+        shapes = adapted(network)
+        if component == pipeline:
+            shapes = shapes_in(NAMES[scheme].layout(by_name(family)), family, dict(list(shapes.items())[:20]))
+        tensors |= spell(prefix.format(pipeline=pipeline), factors_of(shapes, seed=len(tensors)))
+    file = tmp_path / "in.safetensors"
+    if (family, scheme) == ("sd15", "kohya"):
+        tensors = {name.replace("lora_te1_", "lora_te_"): value for name, value in tensors.items()}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, file, says(family))
+    ended = run("convert", file, "--to", "diffusers", "-o", tmp_path / "out.safetensors")
+    assert ended.status == 0, ended.stderr
+    loaded = {component: copy.deepcopy(network) for component, network in fresh.items()}
+    load(family, loaded, tmp_path / "out.safetensors")
+    assert sum(map(adapter_parameters, loaded.values())) == len(tensors_in(tmp_path / "out.safetensors"))
+    for component, network in fresh.items():
+        only = "model" if component == pipeline else component
+        save_file(network.state_dict(), tmp_path / "base.safetensors", says(family) if only == "model" else None)
+        merged = tmp_path / f"{component}.safetensors"
+        ended = run("merge", tmp_path / "base.safetensors", file, "--only", only, "-o", merged)
+        assert ended.status == 0, ended.stderr
+        before = outputs(network, layers(network))
+        merged_into(network, merged)
+        after = outputs(network, layers(network))
+        assert distance(outputs(loaded[component], after), after) < 1e-5
+        assert distance(before, after) > 1e-3

@@ -143,7 +143,7 @@ def encoders(scheme, prefixes):
     ]
 
 
-@pytest.mark.parametrize("target", FLUX_ENCODERS)
+@pytest.mark.parametrize("target", FLUX_ENCODERS.keys() - {"diffusers"})
 @pytest.mark.parametrize("source", FLUX_ENCODERS)
 def test_text_encoders_are_told_by_what_they_are(source, target, write, modules_in):
     # T5 has another number in each program: what it is decides, not what it is called.
@@ -155,6 +155,17 @@ def test_text_encoders_are_told_by_what_they_are(source, target, write, modules_
     }
     file = write([model[source], *encoders(source, FLUX_ENCODERS[source])], "flux")
     assert modules_in(file, target) == {model[target], *encoders(target, FLUX_ENCODERS[target])}
+
+
+def test_what_a_pipeline_of_diffusers_leaves_out_silently_is_refused(write, run, tmp_path, modules_in):
+    """Of text encoders it reads those of CLIP; test_asked_in_libraries.py loads such files."""
+    names = {scheme: encoders(scheme, FLUX_ENCODERS[scheme]) for scheme in ("kohya", "diffusers")}
+    file = write(["lora_unet_double_blocks_0_img_attn_proj", *names["kohya"]], "flux")
+    ended = run("convert", file, "--to", "diffusers", "-o", tmp_path / "o.safetensors")
+    assert (ended.status, "have none for its text_encoder_3" in ended.stderr) == (1, True), ended.stderr
+    chosen = ("--only", "model", "--only", "text_encoder")
+    transformer = "transformer.transformer_blocks.0.attn.to_out.0"
+    assert modules_in(file, "diffusers", *chosen) == {transformer, names["diffusers"][0]}
 
 
 def test_a_text_encoder_alone_becomes_a_folder_of_peft(write, modules_in):
@@ -174,10 +185,10 @@ def test_components_that_are_left_out_are_named(write, run, tmp_path):
 def test_the_second_expert_of_wan_is_a_file_of_its_own(write, run, tmp_path, modules_in):
     first, second = (f"transformer{number}.blocks.0.attn1.to_q" for number in ("", "_2"))
     file = write([first, second], "wan")
-    ended = run("convert", file, "--to", "kohya", "-o", tmp_path / "o.safetensors")
-    assert (ended.status, "--only model_2" in ended.stderr) == (1, True)
-    assert modules_in(file, "kohya", "--only", "model_2") == {"lora_unet_blocks_0_self_attn_q"}
-    assert modules_in(file, "diffusers") == {first, second}
+    for scheme, name in (("kohya", "lora_unet_blocks_0_self_attn_q"), ("diffusers", first)):
+        ended = run("convert", file, "--to", scheme, "-o", tmp_path / "o.safetensors")
+        assert (ended.status, "--only model_2" in ended.stderr) == (1, True)
+        assert modules_in(file, scheme, "--only", "model_2") == {name}
 
 
 def test_suffixes_and_alpha_are_those_of_the_scheme(write, run, tmp_path):
