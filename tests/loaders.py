@@ -37,7 +37,8 @@ def in_peft(family: str, network: nn.Module, folder: Path) -> int:
     """As PEFT; it only warns of keys that are missing or unexpected."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        # PEFT itself uses what torch deprecates.
+        # PEFT itself uses what transformers deprecates.
+        warnings.simplefilter("ignore", FutureWarning)
         PeftModel.from_pretrained(network, str(folder)).eval()
     return adapter_parameters(network)
 
