@@ -23,9 +23,11 @@ with warnings.catch_warnings():
 # The pipelines of HunyuanVideo 1.5 and HunyuanImage load no adapters.
 LOADERS = {
     **TRAINED_LOADERS,
+    "ace_step_1_5": "AceStepLoraLoaderMixin",
     "anima": "AnimaLoraLoaderMixin",
     "auraflow": "AuraFlowLoraLoaderMixin",
     "chroma": "FluxLoraLoaderMixin",
+    "cosmos": "CosmosLoraLoaderMixin",
     "hidream_i1": "HiDreamImageLoraLoaderMixin",
     "ltx2": "LTX2LoraLoaderMixin",
     "ltx_video": "LTXVideoLoraLoaderMixin",
@@ -57,12 +59,28 @@ SDXL = {
     "projection_class_embeddings_input_dim": 80,
     "cross_attention_dim": 2048,
 }
+COSMOS = {
+    **HEADS,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 1,
+    "text_embed_dim": 16,
+    "adaln_lora_dim": 8,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     **DIFFUSERS,
-    "anima": (
-        "CosmosTransformer3DModel",
-        {**HEADS, "in_channels": 4, "out_channels": 4, "num_layers": 1, "text_embed_dim": 16, "adaln_lora_dim": 8},
+    "ace_step_1_5": (
+        "AceStepTransformer1DModel",
+        {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+        },
     ),
+    "anima": ("CosmosTransformer3DModel", COSMOS),
     "auraflow": (
         "AuraFlowTransformer2DModel",
         {
@@ -87,6 +105,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "approximator_hidden_dim": 32,
             "approximator_layers": 1,
         },
+    ),
+    # What Cosmos 1 and Anima have not tells the family, of which files do not speak.
+    "cosmos": (
+        "CosmosTransformer3DModel",
+        {**COSMOS, "use_crossattn_projection": True, "img_context_dim_in": 16, "img_context_dim_out": 16},
     ),
     "hidream_i1": (
         "HiDreamImageTransformer2DModel",

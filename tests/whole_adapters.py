@@ -28,7 +28,8 @@ class Names(NamedTuple):
     def knows(self, family: str) -> bool:
         """Whether it has a name for every layer of the family."""
         known = by_name(family)
-        return (known.name, self.layout(known)) not in ((known.name, None), BLOCKS_ALONE)
+        own = {layout.name for layout in known.layouts if not layout.borrowed}
+        return self.layout(known) in own and (family, self.layout(known)) != BLOCKS_ALONE
 
 
 # The family and the layout of which the blocks alone are listed.
