@@ -18,8 +18,7 @@ def other_expert_notes(base: Checkpoint, adapters: Iterable[Adapter], only: Coll
         return
     for adapter in adapters:
         components = {module.name.component for module in adapter.modules.values()}
-        merged = components & set(only) if only else components
-        ours = pipeline_expert(adapter.checkpoint, merged, adapter_candidates(adapter))
+        ours = pipeline_expert(adapter.checkpoint, components, adapter_candidates(adapter), only)
         if ours and ours.name and ours.name != theirs.name:
             yield (
                 f"{adapter.checkpoint.path} is called an adapter of the {ours.name} expert ({ours.where}), and "

@@ -30,19 +30,26 @@ class PipelineExpert(NamedTuple):
 
 
 def pipeline_expert(
-    checkpoint: Checkpoint, components: Collection[str], families: Sequence[Detection]
+    checkpoint: Checkpoint,
+    components: Collection[str],
+    families: Sequence[Detection],
+    only: Collection[str] = (),
 ) -> PipelineExpert | None:
     """The expert that a file of these families is of; None where they have but one model, or nothing tells.
 
-    `components` are those of an adapter; a base, or none, has none. A file that names both experts' modules is of both.
+    `components` are those of an adapter, none of a base, and `only` those that are meant of them where some are named.
+    What names the modules of both experts is of both.
     """
     known = {family.architecture.experts for family in families}
     experts = known.pop() if len(known) == 1 else ()
-    second = [component for component in components if component in EXPERTS]
-    if not experts or (second and MODEL in components):
+    if not experts:
         return None
-    if second:
-        return PipelineExpert(experts[1], f"it is of the {experts[1]} expert", "prefix of its keys")
+    if not EXPERTS.keys().isdisjoint(components):
+        meant = {component in EXPERTS for component in only or components if component in (MODEL, *EXPERTS)}
+        if len(meant) != 1:
+            return None
+        name = experts[meant.pop()]
+        return PipelineExpert(name, f"it is of the {name} expert", "prefix of its keys")
     told: dict[str, str] = {}
     for where, text in _names(checkpoint):
         if found := _named(text, experts):
@@ -52,7 +59,7 @@ def pipeline_expert(
     where = " and ".join(told.values())
     if len(told) > 1:
         return PipelineExpert(None, f"the names contradict each other: {' and '.join(told)} expert", where)
-    (name,) = told
+    name = next(iter(told))
     return PipelineExpert(name, f"it is of the {name} expert", where)
 
 

@@ -37,6 +37,16 @@ def test_a_folder_of_the_original_repository_has_the_name_of_its_expert(said):
     assert "the low noise one (folder name)" in stderr
 
 
+def test_what_is_merged_of_an_adapter_of_both_decides(tmp_path, run):
+    own = layouts.tensors({f"{path}.weight": (6, 4) for path in PATHS})
+    save_file(own, tmp_path / "low_noise.safetensors")
+    both = {**dotted("transformer.", factors(own, PATHS)), **dotted("transformer_2.", factors(own, PATHS))}
+    save_file(both, tmp_path / "style.safetensors")
+    words = "merge", tmp_path / "low_noise.safetensors", tmp_path / "style.safetensors", "--dry-run", "--only"
+    assert "expert" not in run(*words, "model_2").stderr
+    assert "the high noise expert (prefix of its keys), and" in run(*words, "model").stderr
+
+
 @pytest.mark.parametrize(("base", "adapter"), [
     ("low_noise.safetensors", "style_low_noise.safetensors"), ("wan.safetensors", "style_low_noise.safetensors"),
     ("low_noise.safetensors", "style.safetensors"),

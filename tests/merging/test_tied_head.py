@@ -1,5 +1,6 @@
 """Bases whose head shares the weight of the embedding: what PEFT's own model computes, or a refusal."""
 
+import json
 import warnings
 
 import pytest
@@ -113,6 +114,16 @@ def test_a_head_that_says_anything_else_than_its_embedding_is_refused(changed, t
     assert (
         "differs from model.embed_tokens.weight" if "base_layer" in changed else "has no weight of its own"
     ) in refusal
+
+
+def test_a_head_of_another_scale_than_its_embedding_is_refused(tmp_path, run):
+    trained(tmp_path / "adapter", target_modules=["embed_tokens"], ensure_weight_tying=True)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    said = json.loads(config.read_text())
+    config.write_text(json.dumps({**said, "alpha_pattern": {"lm_head": 16}}))
+    llama().save_pretrained(tmp_path / "base")
+    refusal = run("merge", tmp_path / "base", tmp_path / "adapter", "-o", tmp_path / "merged").refusal
+    assert "lm_head has no weight of its own there" in refusal
 
 
 @pytest.mark.parametrize("tied", [True, False])
