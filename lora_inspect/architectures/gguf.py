@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from .correspondence import Relation
+from .correspondence import Relation, experts, parameters
 from .record import Layout, under
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class GgufNames(NamedTuple):
     `layer` are leaves of transformers below `parent` with those of llama.cpp below `blk.{i}`, `outside` the modules
     beside the layers. Both are below any of the `roots` of classes of transformers, the first of which is that of the
     causal model; `heads` are the paths of the output layer. `arranged` are the leaves whose rows are in another order,
-    which depends on the number of heads.
+    which depends on the number of heads. `experts` are the modules of single experts below a layer, with the parameter
+    that llama.cpp makes of those of all, and `parameters` those of transformers with the ones that have their rows.
     """
 
     family: str
@@ -40,12 +41,15 @@ class GgufNames(NamedTuple):
     roots: tuple[str, ...]
     heads: tuple[str, ...] = ()
     arranged: "Mapping[str, Callable[[Heads], Arrangement]]" = MappingProxyType({})
+    experts: Mapping[str, str] = MappingProxyType({})
+    parameters: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     @property
     def layout(self) -> Layout:
         """The layout of llama.cpp's names."""
         own = (*self.outside.values(), *(("output",) if self.heads else ()))
-        return Layout(LAYOUT, (*own, *under("blk.{i}", *self.layer.values())), kohya_prefix="")
+        layer = (*self.layer.values(), *self.experts.values())
+        return Layout(LAYOUT, (*own, *under("blk.{i}", *layer)), kohya_prefix="")
 
     def is_arranged(self, path: str) -> bool:
         """Whether the rows of the module, by its path in either layout, are in another order in the other one."""
@@ -60,6 +64,10 @@ class GgufNames(NamedTuple):
                 if arrange is None or heads is not None:
                     rows = arrange(heads) if arrange and heads else None
                     yield Relation(f"{root}{self.parent}.{{i}}.{leaf}", (f"blk.{{i}}.{name}",), rows)
+            for leaf, name in self.experts.items():
+                yield experts(f"blk.{{i}}.{name}", f"{root}{self.parent}.{{i}}.{leaf}")
+            for leaf, names in self.parameters.items():
+                yield parameters(f"{root}{self.parent}.{{i}}.{leaf}", *under("blk.{i}", *names))
         yield from (Relation(path, ("output",)) for path in self.heads)
 
 
@@ -90,6 +98,14 @@ _ATTENTION = {
 _GATED = {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
 _ROUTER = {"mlp.gate": "ffn_gate_inp"}
 _SHARED_EXPERT = {f"mlp.shared_expert.{leaf}_proj": f"ffn_{leaf}_shexp" for leaf in ("gate", "up", "down")}
+_PARAMETERS = {
+    "mlp.experts.gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"),
+    "mlp.experts.down_proj": ("ffn_down_exps",),
+}
+_MIXTRAL = {
+    f"block_sparse_moe.experts.{{i}}.w{n}": f"ffn_{leaf}_exps" for n, leaf in ((1, "gate"), (3, "up"), (2, "down"))
+}
+_QWEN = {f"mlp.experts.{{i}}.{leaf}_proj": f"ffn_{leaf}_exps" for leaf in ("gate", "up", "down")}
 
 _LLM = GgufNames(
     family="llm",
@@ -103,15 +119,17 @@ _LLM = GgufNames(
 _ROTATED = _LLM._replace(arranged={"self_attn.q_proj": _pairs_of_queries, "self_attn.k_proj": _pairs_of_keys})
 
 GGUF_NAMES: Mapping[str, GgufNames] = {
-    "llama": _ROTATED._replace(layer={**_LLM.layer, "block_sparse_moe.gate": "ffn_gate_inp"}),
+    "llama": _ROTATED._replace(
+        layer={**_LLM.layer, "block_sparse_moe.gate": "ffn_gate_inp"}, experts=_MIXTRAL, parameters=_PARAMETERS
+    ),
     "mistral3": _ROTATED,
     "granite": _ROTATED,
     "minicpm": _ROTATED,
     "smollm3": _ROTATED,
     "qwen2": _LLM,
     "qwen3": _LLM,
-    "qwen2moe": _LLM._replace(layer=_ATTENTION | _ROUTER | _SHARED_EXPERT),
-    "qwen3moe": _LLM._replace(layer=_ATTENTION | _ROUTER),
+    "qwen2moe": _LLM._replace(layer=_ATTENTION | _ROUTER | _SHARED_EXPERT, experts=_QWEN, parameters=_PARAMETERS),
+    "qwen3moe": _LLM._replace(layer=_ATTENTION | _ROUTER, experts=_QWEN, parameters=_PARAMETERS),
     "gemma": _LLM._replace(heads=()),
     "gemma2": _LLM._replace(heads=()),
     "gemma3": _LLM,

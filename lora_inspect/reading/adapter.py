@@ -30,6 +30,7 @@ from lora_inspect.reading.scale_rules import facts_of, read_groups, read_ruled, 
 from lora_inspect.reading.scales import Counted, about_hidden_ranks, about_parts
 from lora_inspect.reading.settings import Settings
 from lora_inspect.reading.shared_tensors import claim_shared
+from lora_inspect.reading.stacked_factors import claim_stacked
 from lora_inspect.reading.steps import Steps
 from lora_inspect.reading.stored_numbers import read_numbers
 from lora_inspect.reading.trainers import find_trainer
@@ -100,7 +101,7 @@ class Adapter(NamedTuple):
 def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Adapter:  # noqa: B008 (frozen)
     """Reads the meaning of every tensor. Problems are listed, not raised; unreadable numbers raise LoraInspectError."""
     claims = claim_shared(_claimed(checkpoint), checkpoint.tensors)
-    claims = claim_mlx(claim_alpha_of_all(claims, checkpoint.alpha))
+    claims = claim_mlx(claim_stacked(claim_alpha_of_all(claims, checkpoint.alpha)))
     mlx = find_mlx_config(checkpoint)
     numbers = read_numbers(checkpoint, claims)
     steps = Steps()

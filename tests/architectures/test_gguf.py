@@ -33,6 +33,12 @@ def test_names_are_those_of_the_library(name):
     root = names.roots[0]
     for path, expected in names.outside.items():
         assert known.get_name(f"{root}{path}") == expected
+    stacked = {leaf.replace(".{i}", ""): expected for leaf, expected in names.experts.items()}
+    stacked = {leaf.replace("block_sparse_moe", "feed_forward"): expected for leaf, expected in stacked.items()}
+    for leaf, expected in stacked.items():
+        # As the library calls what the converter has stacked.
+        parent = "layers" if "feed_forward" in leaf else f"{root}{names.parent}"
+        assert known.get_name(f"{parent}.5.{leaf}") == f"blk.5.{expected}", leaf
     for leaf, expected in names.layer.items():
         assert known.get_name(f"{root}{names.parent}.5.{leaf}") == f"blk.5.{expected}", leaf
     assert [known.get_name(path) for path in names.heads[:1]] == ["output" for _ in names.heads[:1]]
@@ -41,12 +47,15 @@ def test_names_are_those_of_the_library(name):
 @pytest.mark.parametrize("name", GGUF_NAMES)
 def test_a_name_means_one_module_below_a_root_and_is_in_the_layout(name):
     names = GGUF_NAMES[name]
-    own = [*names.outside.values(), *names.layer.values()]
+    own = [*names.outside.values(), *names.layer.values(), *names.experts.values()]
     assert len(set(own)) == len(own)
     patterns = patterns_of(names.layout.paths, ".")
     relations = list(names.relations(HEADS))
-    assert {pattern_of(part, ".") for relation in relations for part in relation.parts} == patterns
-    assert len({relation.whole for relation in relations}) == len(relations)
+    ours = {part for relation in relations if not relation.experts for part in relation.parts}
+    ours |= {relation.whole for relation in relations if relation.experts}
+    assert {pattern_of(path, ".") for path in ours} == patterns
+    theirs = [(r.parts if r.experts else (r.whole,)) for r in relations]
+    assert len(set(theirs)) == len(theirs)
 
 
 @pytest.mark.parametrize("name", GGUF_NAMES)
@@ -63,7 +72,7 @@ def test_without_a_number_of_heads_the_rows_that_depend_on_it_have_no_place(name
     names = GGUF_NAMES[name]
     left = {relation.whole for relation in names.relations(HEADS)} - {r.whole for r in names.relations(None)}
     assert {path.rpartition(".")[2] for path in left} == {leaf.rpartition(".")[2] for leaf in names.arranged}
-    assert all(relation.arrangement is None for relation in names.relations(None))
+    assert all(relation.arrangement is None or relation.alike for relation in names.relations(None))
 
 
 def test_queries_and_keys_have_their_own_number_of_heads():

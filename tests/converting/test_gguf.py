@@ -287,6 +287,15 @@ def test_schemes_of_diffusion_models_have_no_such_file(run, fixtures, tmp_path, 
     assert "has no names" in run("convert", source, "--to", scheme, "-o", tmp_path / "a.safetensors").refusal
 
 
+@pytest.mark.parametrize("model", ["qwen3moe", "mixtral"])
+def test_stacked_experts_are_merged_and_not_converted(run, fixtures, tmp_path, model):
+    folder = fixtures / "gguf" / model
+    options = ("--model-config", folder, "-o", tmp_path / "back")
+    assert "stacked, which PEFT cannot load" in run("convert", folder / "adapter.gguf", *options).refusal
+    options = ("--to", "gguf", "--model-config", folder, "-o", tmp_path / "a.gguf")
+    assert "has no counterpart in gguf names" in run("convert", folder, *options).refusal
+
+
 def test_names_that_are_not_known_are_refused(run, tmp_path):
     file = write_adapter(tmp_path / "a.gguf", pair("blk.0.attn_q", 8, 8, 2), architecture="mamba")
     assert "general.architecture is mamba" in run("convert", file, "-o", tmp_path / "back").refusal

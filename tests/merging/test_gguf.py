@@ -25,6 +25,10 @@ NO_HEADS = (
     {"num_attention_heads": 4, "num_key_value_heads": -1},
     {"text_config": {}, "num_attention_heads": 4},
 )
+EXPERTS = {
+    "qwen3moe": ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj"),
+    "mixtral": ("block_sparse_moe.experts.{}.w1", "block_sparse_moe.experts.{}.w3", "block_sparse_moe.experts.{}.w2"),
+}
 ARRANGED = ("llama", "granite", "smollm3", "gptneox")
 
 
@@ -56,7 +60,7 @@ def merged(base, adapter, tmp_path, multiplier=1.0):
 
 
 @pytest.mark.parametrize("multiplier", [1.0, -0.5])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, *EXPERTS])
 def test_merges_as_what_it_was_converted_from(fixtures, tmp_path, model, multiplier):
     folder = fixtures / "gguf" / model
     base = base_of(folder, tmp_path)
@@ -67,6 +71,53 @@ def test_merges_as_what_it_was_converted_from(fixtures, tmp_path, model, multipl
         assert not torch.allclose(tensor, before[key])
         # Products of rank 2 in float32.
         torch.testing.assert_close(tensor, expected[key], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", EXPERTS)
+def test_stacked_experts_in_the_parameters_of_all(fixtures, tmp_path, model):
+    """Gate and up of each expert in one parameter, as transformers has them since 5.0, by the formula of each."""
+    tensors = load_file(fixtures / "gguf" / model / "adapter_model.safetensors")
+    prefix = "base_model.model.model.layers.0."
+
+    def deltas(leaf):
+        names = [f"{prefix}{leaf.format(expert)}.lora" for expert in range(3)]
+        pairs = [(tensors[f"{name}_A.weight"].double(), tensors[f"{name}_B.weight"].double()) for name in names]
+        return torch.stack([3 / 2 * b @ a for a, b in pairs])
+
+    gate, up, down = map(deltas, EXPERTS[model])
+    expected = {"gate_up_proj": torch.cat([gate, up], 1), "down_proj": down}
+    base = {f"model.layers.0.mlp.experts.{leaf}": torch.zeros(values.shape) for leaf, values in expected.items()}
+    (tmp_path / "fused").mkdir()
+    save_file(base, tmp_path / "fused" / "model.safetensors")
+    found = merged(str(tmp_path / "fused"), fixtures / "gguf" / model / "adapter.gguf", tmp_path)
+    for leaf, values in expected.items():
+        torch.testing.assert_close(found[f"model.layers.0.mlp.experts.{leaf}"].double(), values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "words"),
+    [
+        ((3, 2, 16), (4, 8, 2), "3 experts of rank 2 and B"),
+        ((3, 2, 16), (3, 8, 4), "rank 2 and B"),
+        ((3, 0, 16), (3, 8, 0), "is empty"),
+        ((3, 2, 16), (8, 2), "no matrix"),
+    ],
+)
+def test_stacked_factors_that_do_not_fit_together_are_refused(run, tmp_path, a, b, words):
+    name = "blk.0.ffn_gate_exps.weight.lora"
+    tensors = {f"{name}_a": np.zeros(a, np.float32), f"{name}_b": np.zeros(b, np.float32)}
+    file = write_adapter(tmp_path / "a.gguf", tensors, architecture="qwen3moe")
+    said = " ".join(problem["message"] for problem in run("info", file, "--json").json["problems"])
+    assert words in said
+
+
+def test_another_number_of_experts_is_refused(fixtures, tmp_path):
+    base = {f"model.layers.0.mlp.experts.{leaf}": torch.zeros(4, *shape) for leaf, shape in
+            (("gate_up_proj", (16, 16)), ("down_proj", (16, 8)))}  # fmt: skip
+    (tmp_path / "fused").mkdir()
+    save_file(base, tmp_path / "fused" / "model.safetensors")
+    with pytest.raises(LoraInspectError, match="3 experts"):
+        merged(str(tmp_path / "fused"), fixtures / "gguf" / "qwen3moe" / "adapter.gguf", tmp_path)
 
 
 def test_the_formula_written_out(fixtures, tmp_path):
