@@ -12,6 +12,7 @@ import torch
 
 from lora_inspect.algorithms.record import Role
 from lora_inspect.converting.change_norm import lost_share
+from lora_inspect.converting.thin_rank import thin_rank
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.same_bytes import are_same_bytes
 from lora_inspect.maths.chain import folded, settled
@@ -164,8 +165,11 @@ def _products(terms: Sequence[Term], shape: tuple[int, int], read: FactorCache) 
         contribution = term.contribution
         if term.matrix is not None or contribution.formula.low_rank is None or contribution.algorithm.multiplies:
             return None
+        rank = thin_rank(contribution.formula, {role: info.shape for role, info in contribution.operands.items()})
+        if rank is None or rank * _THIN * len(terms) > min(shape) * 2:
+            return None
         pair = contribution.formula.low_rank(read.operands(contribution))
-        if pair is None or pair[1].shape[0] * _THIN * len(terms) > min(shape) * 2:
+        if pair is None:
             return None
         up = pair[0] * contribution.known_scale
         found.append(Product(up if term.runs is None else _placed(up, term.runs, shape[0]), pair[1]))

@@ -17,6 +17,7 @@ from lora_inspect.converting.asked_algorithm import becomes_lora
 from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.part import Part
 from lora_inspect.converting.scaled_factors import Factor, as_factor, fitting, joined, scaled
+from lora_inspect.converting.thin_rank import thin_rank
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.writer import TensorPlan
 from lora_inspect.maths.lowrank import approximate
@@ -97,11 +98,11 @@ class LoraMaker:
 
     def _thin(self, part: Part, shape: tuple[int, ...]) -> Product | None:
         """The change as a product whose rank is below that of the layer, unscaled; None where it is none."""
-        if part.formula.low_rank is None:
+        rank = thin_rank(part.formula, {role: part.shapes[role] for role in _numbers(part)})
+        if part.formula.low_rank is None or rank is None or rank >= min(shape[0], prod(shape[1:])):
             return None
         found = part.formula.low_rank(_tensors(part))
-        thin = found and found[1].shape[0] < min(shape[0], prod(shape[1:]))
-        return Product(*found) if found and thin else None
+        return Product(*found) if found else None
 
     def _whole(self, part: Part, shape: tuple[int, ...]) -> torch.Tensor:
         """The unscaled change as a matrix."""

@@ -1,0 +1,28 @@
+"""The rank of a change as a product, of factors that nobody could hold."""
+
+import pytest
+import torch
+
+from lora_inspect.algorithms import full, loha, lokr, lora
+from lora_inspect.converting.thin_rank import thin_rank
+
+HUGE = 1 << 25
+CASES = {
+    "LoRA": (lora.ALGORITHM, {"down": (8, HUGE), "up": (HUGE, 8)}, 8),
+    "a Tucker core": (lora.ALGORITHM, {"down": (8, HUGE, 1, 1), "mid": (5, 8, 3, 3), "up": (HUGE, 5, 1, 1)}, 5),
+    "LoHa": (loha.ALGORITHM, loha.factor_shapes(HUGE, HUGE, 4096), 4096**2),
+    "LoKr": (lokr.ALGORITHM, {"w1": (4, 6), "w2_a": (HUGE, 7), "w2_b": (7, HUGE)}, 28),
+    "LoKr of whole factors": (lokr.ALGORITHM, {"w1": (4, 6), "w2": (HUGE, HUGE)}, None),
+    "a full difference": (full.ALGORITHMS[0], {"difference": (HUGE, HUGE)}, None),
+}
+
+
+@pytest.mark.parametrize(("algorithm", "shapes", "rank"), CASES.values(), ids=CASES)
+def test_shapes_tell_it(algorithm, shapes, rank):
+    assert thin_rank(algorithm.formula, shapes) == rank
+
+
+def test_it_is_that_of_the_product():
+    shapes = {"w1": (4, 6), "w2_a": (9, 7), "w2_b": (7, 5)}
+    tensors = {role: torch.ones(shape) for role, shape in shapes.items()}
+    assert lokr.low_rank(tensors)[1].shape[0] == thin_rank(lokr.ALGORITHM.formula, shapes)
