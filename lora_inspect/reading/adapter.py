@@ -1,6 +1,6 @@
 """From a checkpoint to an adapter: what every tensor means, on which evidence, and what is wrong with the file."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ from lora_inspect.reading.shared_tensors import claim_shared
 from lora_inspect.reading.stacked_factors import claim_stacked
 from lora_inspect.reading.steps import Steps
 from lora_inspect.reading.stored_numbers import read_numbers
-from lora_inspect.reading.trainers import find_trainer
+from lora_inspect.reading.trainers import find_trainer, is_musubi
 from lora_inspect.schemes.cloneofsimo import CLONEOFSIMO
 
 _NUMBERED = tuple(CLONEOFSIMO.prefixes)
@@ -100,7 +100,8 @@ class Adapter(NamedTuple):
 
 def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Adapter:  # noqa: B008 (frozen)
     """Reads the meaning of every tensor. Problems are listed, not raised; unreadable numbers raise LoraInspectError."""
-    claims = claim_shared(_claimed(checkpoint), checkpoint.tensors)
+    claims, about_names = _named(_claimed(checkpoint), checkpoint.metadata)
+    claims = claim_shared(claims, checkpoint.tensors)
     claims = claim_mlx(claim_stacked(claim_alpha_of_all(claims, checkpoint.alpha)))
     mlx = find_mlx_config(checkpoint)
     numbers = read_numbers(checkpoint, claims)
@@ -149,6 +150,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         rslora=rslora,
         dora=dora,
         evidence=(
+            *about_names,
             *about_method(configs, bool(claims.modules)),
             *about_rules,
             *about_dora,
@@ -177,6 +179,15 @@ def _claimed(checkpoint: Checkpoint) -> Claims:
     known, findings = numbered_keys(checkpoint.tensors, checkpoint.metadata)
     claims = claim(checkpoint.tensors, known)
     return claims._replace(findings=(*findings, *claims.findings))
+
+
+def _named(claims: Claims, metadata: Mapping[str, str]) -> tuple[Claims, tuple[Evidence, ...]]:
+    """The claims under the names of the model, where a program is known to write others, and what is said of that."""
+    if not is_musubi(metadata) or all(module.name.flat for module in claims.modules.values()):
+        return claims, ()
+    from lora_inspect.reading.guessed_dots import with_true_dots
+
+    return with_true_dots(claims, metadata)
 
 
 def _counting(checkpoint: Checkpoint, steps: Steps) -> Callable[[Contribution, float | None], Counted]:

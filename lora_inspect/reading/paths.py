@@ -1,25 +1,10 @@
-"""The canonical dotted path of every module: as it is written, or what alone can be meant by an underscored name.
+"""The canonical dotted path of every module: as it is written, or what alone can be meant by an underscored name."""
 
-No underscore is guessed to be a dot: the paths of the families that the file may be of are written with underscores,
-and a name is looked up among them.
-"""
-
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
 
 from lora_inspect.architectures.detection import Detection
-from lora_inspect.architectures.patterns import fill, pattern_of
-from lora_inspect.architectures.text_encoders import PATHS as ENCODER_PATHS
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base_names import EXPERTS
-from lora_inspect.schemes.record import MODEL, ModuleName
-
-# The model of a pipeline, and its second expert.
-MODELS = (MODEL, *EXPERTS)
-
-# The paths of a layout by the patterns of their underscored spellings, each after its own.
-Table = Mapping[str, Sequence[tuple[str, str]]]
+from lora_inspect.reading.written_paths import path_of, table_of
 
 
 def with_paths(adapter: Adapter, families: Sequence[Detection]) -> Adapter:
@@ -30,25 +15,3 @@ def with_paths(adapter: Adapter, families: Sequence[Detection]) -> Adapter:
         key: module._replace(path=path_of(module.name, tables, others)) for key, module in adapter.modules.items()
     }
     return adapter._replace(modules=modules)
-
-
-def path_of(name: ModuleName, *groups: Iterable[Table]) -> str | None:
-    """The dotted path of a module: the one that is spelled so in the first of the groups of layouts with any such."""
-    if not name.flat:
-        return name.body
-    pattern = pattern_of(name.body, "_")
-    for group in groups if name.component in MODELS else ([table_of(ENCODER_PATHS)],):
-        templates = {template for table in group for template in table.get(pattern, ())}
-        spelled = (fill(flat, path, name.body) for flat, path in templates)
-        if found := {path for path in spelled if path}:
-            return found.pop() if len(found) == 1 else None
-    return None
-
-
-@cache
-def table_of(paths: tuple[str, ...]) -> Table:
-    """The table of a layout's paths."""
-    table: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for path in paths:
-        table[pattern_of(path, "_")].append((path.replace(".", "_"), path))
-    return dict(table)

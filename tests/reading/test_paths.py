@@ -5,7 +5,7 @@ from toy_adapters import lora
 
 from lora_inspect import schemes
 from lora_inspect.architectures import ARCHITECTURES, by_name
-from lora_inspect.reading.paths import path_of, table_of
+from lora_inspect.reading.written_paths import path_of, table_of
 
 LAYOUTS = [
     pytest.param(layout, id=f"{architecture.name}-{layout.name}")
