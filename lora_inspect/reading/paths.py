@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.written_paths import path_of, table_of
+from lora_inspect.reading.written_paths import MODELS, path_of, table_of
+
+# What a path is of stands beside the paths.
+__all__ = ["MODELS", "with_paths"]
 
 
 def with_paths(adapter: Adapter, families: Sequence[Detection]) -> Adapter:
