@@ -97,3 +97,10 @@ def test_nothing_is_guessed_where_nothing_says_who_wrote_it(metadata, write_safe
     ).json
     assert [item["module"] for item in record["module_list"]] == [name]
     assert not [item for item in record["evidence"] if item["about"] == "names"]
+
+
+@pytest.mark.parametrize("prefix", ["text_encoder.", "base_model.model."])
+def test_names_that_it_does_not_write_are_left(prefix, write_safetensors, run):
+    name = f"{prefix}double_blocks.0.img_attn_qkv"
+    file = write_safetensors(lora(name, spelling="peft"), {"ss_base_model_version": "flux_kontext"})
+    assert [item["module"] for item in run("info", file, "--json", "--modules").json["module_list"]] == [name]
