@@ -10,15 +10,15 @@ from lora_inspect.reading.problem import Finding
 from lora_inspect.reading.suffixes import ROOT, parse_key
 from lora_inspect.schemes.peft import PEFT
 
-# Names in which at least half of a file's tensors are, and what is said of them.
+# Names in which at least half of a file's tensors are, as expressions that few files need, and what is said of them.
 _FOREIGN = (
     (
-        re.compile("w_[ab]_[0-9]{3}"),
+        "w_[ab]_[0-9]{3}",
         "are named as Sam_LoRA names them, which counts the queries and values of SAM's blocks that it adapted and "
         "does not say which blocks those are; merge it with the program that trained it",
     ),
     (
-        re.compile(".*lora.*", re.IGNORECASE | re.DOTALL),
+        "(?is).*lora.*",
         "speak of LoRA in no naming scheme that is known here; write the file anew with the program that trained it, "
         "in the names of kohya, PEFT, diffusers or ComfyUI",
     ),
@@ -47,7 +47,7 @@ def foreign_schemes(reading: FileReading) -> Iterator[Finding]:
     if reading.claims.modules or not keys:
         return
     for names, says in _FOREIGN:
-        own = tuple(key for key in keys if names.fullmatch(key) and not parse_key(key) and not _is_shared(key))
+        own = tuple(key for key in keys if re.fullmatch(names, key) and not parse_key(key) and not _is_shared(key))
         if 2 * len(own) >= len(reading.checkpoint.tensors):
             message = f"{len(own)} tensors ({some(own, 2)}) {says}"
             yield Finding("scheme", message, own[:5])
