@@ -130,7 +130,55 @@ READING = {
 }
 
 # What is written: the names and numbers that other programs read.
-WRITING: dict[int, tuple[str, ...]] = {}
+WRITING: dict[int, tuple[str, ...]] = {
+    1: ("a flag that is dropped takes sqrt(rank) along", "ops/test_convert.py::test_rslora_becomes_the_same_delta"),
+    4: (
+        "a magnitude is lost in a spelling that the reader does not know",
+        "converting/test_asked_scheme.py::test_dora_goes_where_it_is_exact_and_is_asked_for_elsewhere",
+    ),
+    5: (
+        "a magnitude needs a dimension for the inputs",
+        "converting/test_naming.py::test_where_a_magnitude_of_outputs_goes",
+    ),
+    13: (
+        "factors of a fused layer are taken for block-diagonal ones",
+        "converting/test_layouts.py::test_flux_in_original_names_becomes_that_of_diffusers",
+        "converting/test_layouts.py::test_flux_is_what_diffusers_own_converter_of_adapters_makes_of_it",
+    ),
+    14: (
+        "parts of a fused layer have alphas of their own",
+        "converting/test_layouts.py::test_flux_in_diffusers_names_becomes_original",
+    ),
+    16: (
+        "ComfyUI has names of its own for HunyuanVideo",
+        "converting/test_asked_scheme.py::test_each_scheme_has_its_name_for_a_layer",
+    ),
+    17: (
+        "the attention of Z-Image is fused in ComfyUI",
+        "converting/test_asked_scheme.py::test_each_scheme_has_its_name_for_a_layer",
+    ),
+    20: (
+        "halves are swapped in the rows of the last modulation, and not in the ranks",
+        "converting/test_layouts.py::test_flux_in_diffusers_names_becomes_original",
+        "converting/test_relayout.py::test_halves_change_places",
+    ),
+    22: (
+        "an alpha beside names of diffusers is discarded",
+        "converting/test_asked_scheme.py::test_suffixes_and_alpha_are_those_of_the_scheme",
+    ),
+    24: (
+        "one foreign key keeps diffusers from a whole file",
+        "converting/test_asked_scheme.py::test_embeddings_go_where_they_are_read",
+    ),
+    32: (
+        "an embedded config is stale once the tensors are others",
+        "ops/test_convert.py::test_stale_metadata_is_corrected_and_the_rest_kept",
+    ),
+    33: (
+        "parts of LoHa are all of its ranks",
+        "converting/test_relayout.py::test_parts_of_loha_that_share_one_of_two_factors_keep_the_other_one",
+    ),
+}
 
 NAMED = [(number, name) for traps in (READING, WRITING) for number, (_, *names) in traps.items() for name in names]
 
