@@ -14,6 +14,7 @@ Embedding. No suffix tells which of these it is. Sources: `LoRALinear`, `LoRAEmb
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.algorithms import lora, lora_embedding
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
 from lora_inspect.algorithms.weight_shapes import other_than
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from lora_inspect.maths.change import Change
 
 NAME = "mlx"
+# PEFT's.
+_LORA_EMBEDDING = lora_embedding.ALGORITHMS[0]
 SUFFIXES = {"down": ".lora_a", "up": ".lora_b"}
 
 
@@ -87,6 +90,13 @@ ALGORITHM = Algorithm(
     scaled=("up",),
 )
 EMBEDDING = ALGORITHM._replace(transposed=True)
+
+
+def in_lora(algorithm: Algorithm) -> Algorithm:
+    """What the algorithm of one layer is with its factors turned round: LoRA's own, or that of an Embedding."""
+    if algorithm.name != NAME:
+        return algorithm
+    return _LORA_EMBEDDING if algorithm.transposed else lora.ALGORITHM
 
 
 def shape_of_experts(shapes: Shapes) -> tuple[None, None]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from lora_inspect import schemes
-from lora_inspect.algorithms import lora
+from lora_inspect.algorithms import lora, mlx
 from lora_inspect.algorithms.lora_embedding import spelled_in
 from lora_inspect.algorithms.record import Algorithm
 from lora_inspect.architectures.detection import Detection
@@ -67,7 +67,7 @@ def _check_algorithms(adapter: Adapter, scheme: Scheme, options: ConvertOptions)
     """Raises LoraInspectError where the programs of the scheme do not compute what a module has."""
     writing, path = writing_of(scheme), adapter.checkpoint.path
     for contribution in adapter.contributions:
-        algorithm = spelled_in(contribution.algorithm, writing.dialects)
+        algorithm = spelled_in(mlx.in_lora(contribution.algorithm), writing.dialects)
         if options.algorithm and becomes_lora(algorithm, contribution.shapes):
             algorithm = lora.ALGORITHM
         if contribution.module.scheme != scheme.name and not _is_loaded(algorithm, writing):

@@ -48,8 +48,7 @@ def of_one_config(modules: Iterable[Sequence[Part]]) -> list[list[Part]]:
 
 
 def _as_lora(part: Part) -> Part:
-    algorithm = _EMBEDDING if part.algorithm.transposed else lora.ALGORITHM
-    return replace(part, algorithm=algorithm, factors=_turned(part.factors))
+    return replace(part, algorithm=mlx.in_lora(part.algorithm), factors=_turned(part.factors))
 
 
 def _as_mlx(part: Part) -> Part:

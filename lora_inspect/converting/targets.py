@@ -71,15 +71,16 @@ def instead(options: ConvertOptions) -> Mapping[str, str]:
 def with_magnitudes(adapter: Adapter, options: ConvertOptions) -> ConvertOptions:
     """The options with magnitudes kept where all programs that load the output apply them as they were trained.
 
-    Raises LoraInspectError where they are to be kept and none of these programs applies one.
+    Raises LoraInspectError where none of these programs applies one and nothing settles them.
     """
     if options.scheme is None or not adapter.dora.value:
         return options
     writing = writing_of(schemes.by_name(options.scheme))
-    if writing.magnitudes == LOST and options.keep_dora:
+    if writing.magnitudes == LOST and not (options.drop_magnitude or options.base):
         raise LoraInspectError(
-            f"{adapter.checkpoint.path}: {writing.title} applies no magnitude, so --keep-dora would lose it there; "
-            "choose --base BASE with --rank N or --max-error E, or --drop-magnitude."
+            f"{adapter.checkpoint.path}: it is DoRA ({adapter.dora.modules} magnitudes), and {writing.title} applies "
+            "none; choose --base BASE with --rank N or --max-error E (a plain LoRA of the true change), or "
+            "--drop-magnitude (loses the magnitude)."
         )
     is_settled = options.keep_dora or options.drop_magnitude or options.base is not None
     return options if is_settled or writing.magnitudes != EXACT else replace(options, keep_dora=True)

@@ -3,7 +3,15 @@
 The scale is a number of its `adapter_config.json`, one for all modules. Source: `load_adapters` of mlx-lm.
 """
 
+from lora_inspect.architectures.record import Architecture
 from lora_inspect.schemes.record import MODEL, Scheme
+from lora_inspect.schemes.writing import EXACT, OWN, Writing
+
+
+def _layout(family: Architecture | None) -> str | None:
+    """Language models alone, which have no names of kohya's."""
+    return OWN if family is None or not family.layouts[0].kohya_prefix else None
+
 
 MLX = Scheme(
     name="mlx",
@@ -14,4 +22,12 @@ MLX = Scheme(
     absent_alpha="scale",
     dialect="mlx",
     marks=(".lora_a", ".lora_b"),
+    writing=Writing(
+        title="mlx-lm",
+        layout=_layout,
+        prefix="",
+        dialects=("mlx", "kohya", "peft"),
+        algorithms=frozenset(("lora", "lora_embedding", "mlx", "mlx_experts")),
+        magnitudes=EXACT,
+    ),
 )

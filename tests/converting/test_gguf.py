@@ -230,7 +230,7 @@ def foreign(tensors):
 
 REFUSED = {
     "DoRA": (magnitudes, {"use_dora": True}, (), ["--drop-magnitude"]),
-    "DoRA kept": (magnitudes, {"use_dora": True}, ("--keep-dora",), ["llama.cpp applies no magnitude"]),
+    "DoRA kept": (magnitudes, {"use_dora": True}, ("--keep-dora",), ["llama.cpp applies none"]),
     "a bias": (bias, {"lora_bias": True}, (), ["llama.cpp cannot load"]),
     "a head saved whole": (head, {"modules_to_save": ["lm_head"]}, (), ["llama.cpp cannot load"]),
     "a module without a name": (foreign, {}, (), ["model.layers.0.vision", "no counterpart in gguf names"]),

@@ -251,3 +251,52 @@ def test_layers_of_experts_stay_together(folder, convert):
 def test_a_file_is_no_place_for_them(folder, run, tmp_path):
     says = run("convert", folder / "lora", "-o", tmp_path / "x.safetensors").refusal
     assert "has mlx-lm's names, whose scale stands in an adapter_config.json" in says
+
+
+def delta(down, up, scale):
+    return scale * up.double() @ down.double()
+
+
+@pytest.mark.parametrize("case", ["lora", "square-lora"])
+def test_to_peft_and_back_every_number_is_the_same(case, folder, tmp_path, run):
+    assert run("convert", folder / case, "--to", "peft", "-o", tmp_path / "peft").status == 0
+    config, theirs = config_of(tmp_path / "peft"), load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    assert config["lora_alpha"] / config["r"] == SCALE
+    own = weights(folder / case)
+    name = f"base_model.model.{Q}"
+    found = delta(theirs[f"{name}.lora_A.weight"], theirs[f"{name}.lora_B.weight"], SCALE)
+    assert torch.equal(found, SCALE * (own[f"{Q}.lora_a"].double() @ own[f"{Q}.lora_b"].double()).T)
+    assert run("convert", tmp_path / "peft", "--to", "mlx", "-o", tmp_path / "back").status == 0
+    back = weights(tmp_path / "back")
+    assert back.keys() == own.keys()
+    assert all(torch.equal(back[key], own[key]) for key in own)
+    assert config_of(tmp_path / "back")["lora_parameters"]["scale"] == SCALE
+
+
+def test_alphas_and_ranks_of_peft_become_one_scale_and_one_rank(tmp_path, run):
+    generator = torch.Generator().manual_seed(4)
+    paths = {f"model.layers.0.self_attn.{name}_proj": rank for name, rank in (("q", 2), ("k", 3))}
+    factors = {
+        path: (torch.randn(rank, 8, generator=generator), torch.randn(6, rank, generator=generator))
+        for path, rank in paths.items()
+    }
+    tensors = {f"base_model.model.{path}.lora_A.weight": down for path, (down, _) in factors.items()}
+    tensors |= {f"base_model.model.{path}.lora_B.weight": up for path, (_, up) in factors.items()}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 5, "target_modules": ["q_proj", "k_proj"]}
+    config |= {"rank_pattern": {"k_proj": 3}, "use_rslora": True}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert run("convert", tmp_path, "--to", "mlx", "-o", tmp_path / "out").status == 0
+    found, said = weights(tmp_path / "out"), config_of(tmp_path / "out")["lora_parameters"]
+    assert said["rank"] == 3
+    for path, (down, up) in factors.items():
+        own = said["scale"] * (found[f"{path}.lora_a"].double() @ found[f"{path}.lora_b"].double()).T
+        torch.testing.assert_close(own, delta(down, up, 5 / paths[path] ** 0.5), rtol=1e-6, atol=1e-6)
+
+
+def test_only_language_models_have_names_of_mlx(tmp_path, run):
+    tensors = {"lora_unet_blocks_0_cross_attn_o.lora_down.weight": torch.ones(2, 8)}
+    tensors["lora_unet_blocks_0_cross_attn_o.lora_up.weight"] = torch.ones(8, 2)
+    save_file(tensors, tmp_path / "wan.safetensors", {"ss_base_model_version": "wan"})
+    ended = run("convert", tmp_path / "wan.safetensors", "--to", "mlx", "-o", tmp_path / "out")
+    assert "for which mlx-lm has no names" in ended.refusal
