@@ -34,14 +34,14 @@ def needs_base(contribution: Contribution, options: ConvertOptions) -> bool:
     return is_made and (contribution.algorithm.multiplies or None in contribution.shape)
 
 
-def check_algorithm(adapter: Adapter, options: ConvertOptions) -> None:
-    """Raises LoraInspectError where nothing becomes LoRA, and where it takes a base or a rank that is not given."""
+def check_algorithm(adapter: Adapter, options: ConvertOptions) -> list[str]:
+    """Raises LoraInspectError where a base or a rank is needed that is not given; a note where all is LoRA already."""
     if options.algorithm is None:
-        return
+        return []
     file, limit = adapter.checkpoint.path, "with --rank N or --max-error E"
     made = [c for c in adapter.contributions if becomes_lora(c.algorithm, c.shapes)]
     if not made:
-        raise LoraInspectError(f"{file}: it holds nothing that --algorithm lora changes; leave that out.")
+        return [f"{file}: it holds nothing that --algorithm lora changes."]
     if turned := next((c for c in made if c.algorithm.transposed), None):
         raise LoraInspectError(
             f"{file}: {turned.module.key} is {turned.algorithm.title} of a weight stored as (in, out), as that of an "
@@ -58,6 +58,7 @@ def check_algorithm(adapter: Adapter, options: ConvertOptions) -> None:
             f"{file}: what {told.module.key} changes in its weight has the rank of the layer; say how close LoRA is to "
             f"come to it, {limit}."
         )
+    return []
 
 
 def check_biases(adapter: Adapter, matching: Matching | None, options: ConvertOptions) -> None:

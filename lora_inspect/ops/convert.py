@@ -96,7 +96,7 @@ def convert_to_standard(
     adapter = adapter._replace(modules={module.name.key: module for module in modules_asked}, embeddings=embeddings)
     _refuse_residual(adapter)
     options = with_magnitudes(adapter, with_scheme(adapter, options))
-    check_algorithm(adapter, options)
+    already = check_algorithm(adapter, options)
     base = _open_base(adapter, options)
     inputs = adapter.checkpoint.inputs | (base.inputs if base else {})
     matching = match(adapter, base, transposed=options.transposed) if base else None
@@ -162,7 +162,7 @@ def convert_to_standard(
         relative_errors=errors,
         dropped=(*account.dropped(adapter, modules), *left_keys),
         passed_through=adapter.beside,
-        notes=(*adapter.notes, *repeats, *leftovers),
+        notes=(*adapter.notes, *already, *repeats, *leftovers),
         orientations=matching.orientations if matching else {},
         verified=Verified(proof.modules, proof.max_relative_error) if proof else None,
         remarks=(

@@ -204,10 +204,13 @@ def test_what_multiplies_the_weight_takes_a_base_and_a_rank(made):
     assert min(off(delta_of(found), expected), off(delta_of(found), turned)) <= 2e-5
 
 
-def test_a_file_of_plain_lora_alone_is_refused(made):
-    plain = {"lora_down.weight": normal(2, IN), "lora_up.weight": normal(OUT, 2)}
-    with pytest.raises(LoraInspectError, match=r"holds nothing that --algorithm lora changes"):
-        made(module(plain))
+def test_of_a_file_of_plain_lora_a_note_says_that_it_is_already(made):
+    plain = module({"lora_down.weight": normal(2, IN), "lora_up.weight": normal(OUT, 2)})
+    result, found = made(plain)
+    assert [note for note in result.notes if note.endswith("it holds nothing that --algorithm lora changes.")]
+    assert all(torch.equal(found[key], value) for key, value in plain.items())
+    result, _ = made(module(loha()))
+    assert not result.notes
 
 
 def test_a_layer_too_large_to_build_is_refused_before_memory_is_taken(made):
