@@ -258,6 +258,31 @@ def test_a_folder_of_peft_gets_a_config_of_lora(tmp_path):
     assert off(written["lora_alpha"] / 9 * up @ down, 2 * loha_delta(loha())) <= EXACT
 
 
+@pytest.mark.parametrize("scheme", ["diffusers", "comfyui"])
+def test_programs_that_know_no_loha_get_lora_in_their_names(scheme, tmp_path):
+    own = loha(rank=2, out=36, columns=(12,))
+    name = "lora_unet_double_blocks_0_img_attn_qkv"
+    save_file(module(own, name=name), tmp_path / "in.safetensors", {"ss_base_model_version": "flux1"})
+    options = ConvertOptions(algorithm="lora", scheme=scheme)
+    result = convert_to_standard(str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors"), options)
+    assert result.verified is not None
+    assert result.verified.max_relative_error <= EXACT
+    found = load_file(tmp_path / "out.safetensors")
+    stems = {
+        "diffusers": [f"transformer.transformer_blocks.0.attn.to_{part}" for part in "qkv"],
+        "comfyui": ["diffusion_model.double_blocks.0.img_attn.qkv"],
+    }[scheme]
+    deltas = []
+    for stem in stems:
+        up, down = (
+            next(value for key, value in found.items() if key.startswith(stem) and key.endswith(tails)).double()
+            for tails in ((".lora_B.weight", ".lora_up.weight"), (".lora_A.weight", ".lora_down.weight"))
+        )
+        scale = float(found[f"{stem}.alpha"]) / len(down) if f"{stem}.alpha" in found else 1.0
+        deltas.append(scale * up @ down)
+    assert off(torch.cat(deltas), loha_delta(own)) <= EXACT
+
+
 def test_the_command_prints_the_error_of_each_module(tmp_path, run):
     save_file(module(loha()), tmp_path / "in.safetensors")
     ended = run("convert", tmp_path / "in.safetensors", "--algorithm", "lora", "-o", tmp_path / "out.safetensors")
