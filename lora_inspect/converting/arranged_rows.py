@@ -71,7 +71,7 @@ def _check(part: Part) -> None:
     if has_kernel or not part.factors.keys() <= algorithm.rows.keys() | set(products.values()):
         raise LoraInspectError(
             f"{part.file}: {key} is {algorithm.title} whose rows cannot be taken apart or put together; merge it into "
-            "a base, which may have either layout, or keep its layout."
+            "a base, which may have either layout, make plain LoRA of it with --algorithm lora, or keep its layout."
         )
 
 

@@ -68,12 +68,14 @@ def _check_algorithms(adapter: Adapter, scheme: Scheme, options: ConvertOptions)
     writing, path = writing_of(scheme), adapter.checkpoint.path
     for contribution in adapter.contributions:
         algorithm = spelled_in(mlx.in_lora(contribution.algorithm), writing.dialects)
-        if options.algorithm and becomes_lora(algorithm, contribution.shapes):
+        can_be_lora = becomes_lora(algorithm, contribution.shapes)
+        if options.algorithm and can_be_lora:
             algorithm = lora.ALGORITHM
         if contribution.module.scheme != scheme.name and not _is_loaded(algorithm, writing):
+            instead = "make plain LoRA of it with --algorithm lora, " if can_be_lora else ""
             raise LoraInspectError(
                 f"{path}: {contribution.module.key} is {algorithm.title}, which {writing.title} cannot load under "
-                f"{scheme.name} names; {_WAY_OUT}."
+                f"{scheme.name} names; {instead}{_WAY_OUT}."
             )
     if adapter.unclaimed and not writing.extras:
         raise LoraInspectError(
