@@ -87,4 +87,13 @@ def _alpha(module: Module, parts: Sequence[Part]) -> list[Content]:
     stored = next((part.alpha for part in parts if part.alpha is not None), None)
     if stored is not None:
         return [Content(TensorPlan(alpha_key(module), "F32", ()), struct.pack("<f", stored))]
-    return [renamed(module.alpha, alpha_key(module))] if module.alpha else []
+    if module.alpha:
+        return [renamed(module.alpha, alpha_key(module))]
+    # LyCORIS loads no module without one, whatever it says of factors without a rank.
+    is_asked = module.respelled and any(_has_whole_factors(part) for part in parts)
+    return [Content(TensorPlan(alpha_key(module), "F32", ()), struct.pack("<f", 1.0))] if is_asked else []
+
+
+def _has_whole_factors(part: Part) -> bool:
+    """Whether files have an alpha of the part that scales nothing, as of LoKr where no factor is a product."""
+    return part.algorithm.has_alpha and part.algorithm.settings is None and part.rank is None

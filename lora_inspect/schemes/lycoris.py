@@ -17,5 +17,6 @@ LYCORIS = Scheme(
         algorithms=frozenset(
             ("lora", "loha", "lokr", "glora", "full", "full_bias", "norm", "norm_bias", "oft", "lycoris_boft", "tlora")
         ),
+        input_magnitudes=False,
     ),
 )

@@ -28,8 +28,8 @@ class Writing(NamedTuple):
     `dialects` are those of algorithms that they read, `alike` the names of algorithms that have none of these and are
     spelled as they read them, and `algorithms` the names of all that they compute, None for every one of both.
     `instead` says by algorithm as which other one the same change is written. `magnitudes` says what they make of
-    DoRA's. `extras` says whether they load a file with tensors that they do not know, and `embeddings` whether one with
-    embeddings of tokens.
+    DoRA's, and `input_magnitudes` whether they take those of inputs. `extras` says whether they load a file with
+    tensors that they do not know, and `embeddings` whether one with embeddings of tokens.
     """
 
     title: str
@@ -41,6 +41,7 @@ class Writing(NamedTuple):
     algorithms: frozenset[str] | None = None
     instead: Mapping[str, str] = MappingProxyType({})
     magnitudes: str = DEPENDS
+    input_magnitudes: bool = True
     extras: bool = False
     embeddings: bool = False
 
