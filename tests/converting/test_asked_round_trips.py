@@ -96,7 +96,8 @@ def says(family: str) -> dict[str, str]:
 
 
 def ending(scheme: str) -> str:
-    return "" if schemes.by_name(scheme).absent_alpha == "config" else ".safetensors"
+    """What an output is called: a folder where the scale stands in a file beside the tensors."""
+    return ".safetensors" if schemes.by_name(scheme).absent_alpha == "one" else ""
 
 
 def assert_same(found: Mapping[str, Tensor], meant: Mapping[str, Tensor], names: Sequence[str] | None = None) -> None:
