@@ -1,0 +1,62 @@
+"""The adapter that is converted, as far as it was asked for, and the base beside it."""
+
+from lora_inspect.converting.expert_layouts import SINGLE_EXPERTS
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
+from lora_inspect.reading.adapter import Adapter, read_adapter
+from lora_inspect.reading.components import chosen
+from lora_inspect.reading.kinds import ADAPTER, kind_of
+
+
+def read_input(path: str, options: ConvertOptions) -> tuple[Adapter, list[str]]:
+    """The adapter with the components that were asked for, and the keys of what was not, embeddings included.
+
+    Raises LoraInspectError where its meaning is unknown, and where no alpha says what the factors change.
+    """
+    adapter = read_adapter(open_checkpoint(path), options.settings)
+    adapter.refuse()
+    asked, others = chosen(adapter, options.only)
+    # Embeddings are of no component.
+    embeddings = () if options.only else adapter.embeddings
+    left_out = [info.name for module in others for info in module.tensors]
+    left_out += [key for one in adapter.embeddings if one not in embeddings for key in one.keys]
+    adapter = adapter._replace(modules={module.name.key: module for module in asked}, embeddings=embeddings)
+    _refuse_residual(adapter)
+    return adapter, left_out
+
+
+def _refuse_residual(adapter: Adapter) -> None:
+    """Raises LoraInspectError where no alpha says what the factors change."""
+    if one := next((c for c in adapter.contributions if c.residual), None):
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {one.module.key} changes what the {one.residual} initialisation left of the "
+            "base, which no standard file says; merge it, or convert it to plain LoRA with the program that trained it."
+        )
+
+
+def open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
+    """The base for DoRA's true weight change, or for the layers of single experts.
+
+    Raises LoraInspectError where the options do not settle the magnitude, and where there is nothing to do for a base.
+    """
+    path, is_for_experts = adapter.checkpoint.path, options.layout == SINGLE_EXPERTS
+    if adapter.dora.value and not (options.base or options.keep_dora or options.drop_magnitude):
+        raise LoraInspectError(
+            f"{path}: it is DoRA ({adapter.dora.modules} magnitudes), which alpha/rank alone cannot express; "
+            "choose --keep-dora (exact for readers of its magnitude), --base BASE with --rank N or --max-error E "
+            "(a plain LoRA of the true change), or --drop-magnitude (loses the magnitude)."
+        )
+    if not options.base:
+        return None
+    if not adapter.dora.value and not is_for_experts and options.algorithm is None:
+        raise LoraInspectError(f"{path}: it has no DoRA magnitude, so --base has nothing to do; leave it out.")
+    if adapter.dora.value and is_for_experts:
+        raise LoraInspectError(
+            f"{path}: it is DoRA ({adapter.dora.modules} magnitudes), which is settled first; make it plain without "
+            "--layout, then give that to the output."
+        )
+    base = open_checkpoint(options.base)
+    if kind_of(read_adapter(base))[0] == ADAPTER:
+        raise LoraInspectError(f"{base.path}: it is an adapter itself, not a base; name the model's own weights.")
+    return base

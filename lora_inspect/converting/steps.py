@@ -1,0 +1,73 @@
+"""A module's way through a conversion, from the tensors that were read to those that are written."""
+
+from collections.abc import Mapping, Sequence
+
+from lora_inspect import schemes
+from lora_inspect.converting import settled_magnitude
+from lora_inspect.converting.arranged_experts import ExpertArranger
+from lora_inspect.converting.arranged_rows import arrange
+from lora_inspect.converting.asked_scheme import writing_of
+from lora_inspect.converting.carried_scale import alpha_of_all, carry_scales
+from lora_inspect.converting.fused_slices import fuse_slices
+from lora_inspect.converting.growth import Growth
+from lora_inspect.converting.landed import Landed
+from lora_inspect.converting.mlx_factors import as_lora, as_mlx, of_one_config
+from lora_inspect.converting.naming import ONE_SCALE, carrier_of
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.converting.packed_experts import repack
+from lora_inspect.converting.part import Part, read_parts
+from lora_inspect.converting.plain_lora import LoraMaker
+from lora_inspect.converting.relayout import Destination
+from lora_inspect.converting.spelling import SpelledModule, spell
+from lora_inspect.converting.targets import instead
+from lora_inspect.converting.turned_embeddings import turn_embeddings
+from lora_inspect.converting.written_instead import write_instead
+from lora_inspect.progress import Progress
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.contribution import Module
+
+
+def convert_modules(
+    adapter: Adapter,
+    targets: Sequence[Destination],
+    landed: Mapping[str, Landed],
+    inner: dict[str, tuple[int, ...]],
+    options: ConvertOptions,
+    progress: Progress,
+) -> dict[str, SpelledModule]:
+    """Every module of the output, by its name there.
+
+    `landed` are the true changes of modules that a base tells, and `inner` the (in, *kernel) of its weights.
+    """
+    tensors = adapter.checkpoint.tensors.values()
+    growth = Growth(adapter.checkpoint.path, sum(info.nbytes for info in tensors), options.allow_growth)
+    experts = ExpertArranger()
+    common = alpha_of_all(adapter.contributions)
+    dialects = writing_of(schemes.by_name(options.scheme)).dialects if options.scheme else ()
+    maker = LoraMaker(options.rank, options.max_error, inner, growth) if options.algorithm else None
+    converted = {}
+    of_one: list[tuple[Module, Sequence[Part]]] = []
+    progress(0)
+    for target in targets:
+        carrier = carrier_of(target.module)
+        found: list[Sequence[Part]] = []
+        for source in target.sources:
+            parts: Sequence[Part] = as_lora(write_instead(repack(read_parts(source.module)), instead(options)))
+            parts = fuse_slices(parts, carrier, growth)
+            if own := landed.get(source.module.name.key):
+                parts = settled_magnitude.approximate(parts, own, options.rank, options.max_error)
+            elif options.drop_magnitude:
+                parts = settled_magnitude.drop(parts)
+            else:
+                parts = settled_magnitude.keep(parts)
+            found.append(turn_embeddings(maker.made(parts) if maker else parts, dialects))
+        parts = experts.arrange(target, found, growth) if target.experts else arrange(target, found, carrier, growth)
+        parts = carry_scales(parts, carrier, common)
+        if carrier == ONE_SCALE:
+            of_one.append((target.module, as_mlx(parts)))
+        else:
+            converted[target.module.name.key] = spell(target.module, parts, growth)
+        progress(1)
+    for (module, _), parts in zip(of_one, of_one_config(parts for _, parts in of_one), strict=True):
+        converted[module.name.key] = spell(module, parts, growth)
+    return converted
