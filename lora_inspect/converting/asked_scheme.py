@@ -126,6 +126,11 @@ class _Asked:
                 f"{self._file}: {module.name.key} is of a second expert, and files of {self._scheme.name} names are of "
                 "one alone; write each to a file of its own, with --only model and --only model_2."
             )
+        writing = self._writing
+        if not path.startswith(writing.roots) or any(part in path for part in writing.lacks):
+            raise LoraInspectError(
+                f"{self._file}: {module.name.key} would be {path}, which {writing.title} has no module of; {_WAY_OUT}."
+            )
         return self._named(module, self._model_prefix, path)
 
     def rename_encoder(self, module: Module) -> ModuleName:

@@ -9,8 +9,8 @@ from lora_inspect.schemes.writing import EXACT, OWN, Writing
 
 
 def _layout(family: Architecture | None) -> str | None:
-    """Language models alone, which have no names of kohya's."""
-    return OWN if family is None or not family.layouts[0].kohya_prefix else None
+    """The names of transformers of the Llama line; of others it has names of its own, or does not know them."""
+    return OWN if family is None or family.name == "llm" else None
 
 
 MLX = Scheme(
@@ -29,5 +29,7 @@ MLX = Scheme(
         dialects=("mlx", "kohya", "peft"),
         algorithms=frozenset(("lora", "lora_embedding", "mlx", "mlx_experts")),
         magnitudes=EXACT,
+        roots=("model.", "lm_head"),
+        lacks=(".experts.",),
     ),
 )

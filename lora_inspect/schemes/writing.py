@@ -29,7 +29,8 @@ class Writing(NamedTuple):
     spelled as they read them, and `algorithms` the names of all that they compute, None for every one of both.
     `instead` says by algorithm as which other one the same change is written. `magnitudes` says what they make of
     DoRA's, and `input_magnitudes` whether they take those of inputs. `extras` says whether they load a file with
-    tensors that they do not know, and `embeddings` whether one with embeddings of tokens.
+    tensors that they do not know, and `embeddings` whether one with embeddings of tokens. All their
+    modules' paths begin with one of the `roots`, and none has a part of `lacks`.
     """
 
     title: str
@@ -44,6 +45,8 @@ class Writing(NamedTuple):
     input_magnitudes: bool = True
     extras: bool = False
     embeddings: bool = False
+    roots: tuple[str, ...] = ("",)
+    lacks: tuple[str, ...] = ()
 
 
 def first_of(family: Architecture | None, *names: str) -> str | None:

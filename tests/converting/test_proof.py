@@ -12,6 +12,7 @@ import lora_inspect.converting.carried_scale as carried_scale
 import lora_inspect.converting.scaled_factors as scaled_factors
 import lora_inspect.converting.spelling as spelling
 import lora_inspect.converting.standard_output as standard_output
+import lora_inspect.converting.steps as steps
 import lora_inspect.ops.convert as op
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.contents import renamed
@@ -182,10 +183,10 @@ PLANTED = {
     "a scale that is lost in factors": ("diffusers", carried_scale, "into_factors", forget_the_scale, "to_q differs"),
     "another scale of parts": ("two of three parts", arranged_rows, "stack", double_scale, "qkv differs by 1 of"),
     "a transposed factor": ("square", spelling, "renamed", transpose, "lora_unet_a differs by"),
-    "a lost module": ("plain", spelling, "spell", lose(""), "lora_unet_a is missing|belongs to a known adapter"),
-    "a lost alpha": ("plain", spelling, "spell", lose(".alpha"), "lora_unet_a differs by"),
-    "a lost bias": ("dotted", spelling, "spell", lose(".diff_b"), "blocks.0.q differs by inf"),
-    "a lost magnitude": ("magnitudes", spelling, "spell", lose(".dora_scale"), "qkv differs by inf"),
+    "a lost module": ("plain", steps, "spell", lose(""), "lora_unet_a is missing|belongs to a known adapter"),
+    "a lost alpha": ("plain", steps, "spell", lose(".alpha"), "lora_unet_a differs by"),
+    "a lost bias": ("dotted", steps, "spell", lose(".diff_b"), "blocks.0.q differs by inf"),
+    "a lost magnitude": ("magnitudes", steps, "spell", lose(".dora_scale"), "qkv differs by inf"),
     "magnitudes one row off": ("magnitudes", arranged_rows, "_joined_lengths", one_off, "qkv differs by"),
 }
 FILES_TO_SPOIL = FILES | {"square": (pair("lora_unet_a", rank=WIDTH), {})}

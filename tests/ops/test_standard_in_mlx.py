@@ -300,3 +300,14 @@ def test_only_language_models_have_names_of_mlx(tmp_path, run):
     save_file(tensors, tmp_path / "wan.safetensors", {"ss_base_model_version": "wan"})
     ended = run("convert", tmp_path / "wan.safetensors", "--to", "mlx", "-o", tmp_path / "out")
     assert "for which mlx-lm has no names" in ended.refusal
+
+
+@pytest.mark.parametrize("path", ["model.layers.0.mlp.experts.3.gate_proj", "layers.0.mlp.gate_proj"])
+def test_what_mlx_lm_would_not_find_is_refused(path, tmp_path, run):
+    tensors = {f"base_model.model.{path}.lora_A.weight": torch.ones(2, 8)}
+    tensors[f"base_model.model.{path}.lora_B.weight"] = torch.ones(8, 2)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 5, "target_modules": ["gate_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    refusal = run("convert", tmp_path, "--to", "mlx", "-o", tmp_path / "out").refusal
+    assert f"would be {path}, which mlx-lm has no module of" in refusal
