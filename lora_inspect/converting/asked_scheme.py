@@ -6,7 +6,7 @@ from functools import cached_property
 from lora_inspect import schemes
 from lora_inspect.algorithms import lora, mlx
 from lora_inspect.algorithms.lora_embedding import spelled_in
-from lora_inspect.algorithms.record import Algorithm
+from lora_inspect.algorithms.record import Algorithm, Role
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.architectures.text_encoders import TextEncoder, has
@@ -71,10 +71,12 @@ def _check_algorithms(adapter: Adapter, scheme: Scheme, options: ConvertOptions)
         can_be_lora = becomes_lora(algorithm, contribution.shapes)
         if options.algorithm and can_be_lora:
             algorithm = lora.ALGORITHM
-        if contribution.module.scheme != scheme.name and not _is_loaded(algorithm, writing):
+        has_core = "mid" in contribution.shapes and not options.algorithm and not _spells(algorithm, "mid", writing)
+        if contribution.module.scheme != scheme.name and (has_core or not _is_loaded(algorithm, writing)):
+            title = f"{algorithm.title} with a Tucker core" if has_core else algorithm.title
             instead = "make plain LoRA of it with --algorithm lora, " if can_be_lora else ""
             raise LoraInspectError(
-                f"{path}: {contribution.module.key} is {algorithm.title}, which {writing.title} cannot load under "
+                f"{path}: {contribution.module.key} is {title}, which {writing.title} cannot load under "
                 f"{scheme.name} names; {instead}{_WAY_OUT}."
             )
     if adapter.unclaimed and not writing.extras:
@@ -95,6 +97,11 @@ def _is_loaded(algorithm: Algorithm, writing: Writing) -> bool:
         return True
     is_read = algorithm.name in writing.alike or any(name in algorithm.dialects for name in writing.dialects)
     return is_read and (writing.algorithms is None or algorithm.name in writing.algorithms)
+
+
+def _spells(algorithm: Algorithm, role: Role, writing: Writing) -> bool:
+    """Whether the programs read a factor with the role."""
+    return any(role in algorithm.dialects.get(name, {}) for name in writing.dialects)
 
 
 class _Asked:

@@ -368,6 +368,21 @@ def test_embeddings_go_where_they_are_read(write, run, tmp_path):
     assert all(key.startswith("unet.") for key in load_file(out))
 
 
+def test_a_core_between_the_factors_is_no_lora_of_peft(write, run, tmp_path):
+    module, out = "lora_unet_down_blocks_0_resnets_0_conv1", tmp_path / "o.safetensors"
+    shapes = {"lora_down": (4, 8, 1, 1), "lora_mid": (4, 4, 3, 3), "lora_up": (8, 4, 1, 1)}
+    described = {f"{module}.{name}.weight": ("F32", shape, 1.0) for name, shape in shapes.items()}
+    save_file(tensors_of(described), tmp_path / "a.safetensors", {"ss_base_model_version": "sd_v1"})
+    for scheme in ("diffusers", "peft"):
+        refusal = run("convert", tmp_path / "a.safetensors", "--to", scheme, "-o", tmp_path / "o").refusal
+        assert "is LoRA with a Tucker core" in refusal
+        assert "--algorithm lora" in refusal
+    assert run("convert", tmp_path / "a.safetensors", "--to", "comfyui", "-o", out).status == 0
+    options = ("--to", "diffusers", "--algorithm", "lora", "--force")
+    assert run("convert", tmp_path / "a.safetensors", *options, "-o", out).status == 0
+    assert {tuple(value.shape) for value in load_file(out).values()} == {(4, 8, 3, 3), (8, 4, 1, 1)}
+
+
 def test_models_of_no_known_family_keep_their_paths_where_any_is_loaded(write, modules_in):
     file = write(["base_model.model.encoder.thing.query"])
     assert modules_in(file, "lycoris") == {"lycoris_encoder_thing_query"}
