@@ -28,8 +28,12 @@ class Library(NamedTuple):
 
 
 def in_diffusers(family: str, network: nn.Module, file: Path) -> int:
-    """As the pipeline of the family."""
-    diffusers_families.load(family, {by_name(family).pipeline_name: network}, file)
+    """As the pipeline of the family, or as the model itself where no pipeline loads adapters of it."""
+    name = by_name(family).pipeline_name
+    if family in diffusers_families.LOADERS:
+        diffusers_families.load(family, {name: network}, file)
+    else:
+        network.load_lora_adapter(str(file), prefix=name, use_safetensors=True)  # type: ignore[operator]
     return adapter_parameters(network)
 
 
@@ -65,7 +69,7 @@ def tensors_in(output: Path) -> dict[str, Any]:
 
 
 LIBRARIES = {
-    "diffusers": Library(sorted(diffusers_families.LOADERS), in_diffusers),
+    "diffusers": Library(sorted(diffusers_families.FAMILIES), in_diffusers),
     "peft": Library(sorted(diffusers_families.FAMILIES), in_peft, suffix=""),
     "lycoris": Library(sorted(diffusers_families.FAMILIES), in_lycoris, options=("--keep-dora",)),
 }

@@ -1,8 +1,10 @@
 """convert --to, loaded by the real libraries: every key, and the layers that a merge of the input makes."""
 
 import copy
+import json
 
 import pytest
+import torch
 from diffusers_cases import distance
 from diffusers_families import (
     COMPONENTS,
@@ -18,7 +20,7 @@ from diffusers_families import (
 from layer_factors import dotted, kohya
 from loaders import LIBRARIES, adapter_parameters, tensors_in
 from safetensors.torch import save_file
-from whole_adapters import NAMES, factors_of, rotated, shapes_in, write
+from whole_adapters import NAMES, factors_of, rotated, save, shapes_in, write
 
 from lora_inspect.architectures import by_name
 
@@ -51,6 +53,38 @@ def test_every_layer_of_a_model(target, family, scheme, kind, run, tmp_path):
     before, after = outputs(plain, layers(plain)), outputs(meant, layers(meant))
     assert distance(outputs(loaded, layers(plain)), after) < 1e-5
     assert all(distance({path: before[path]}, {path: after[path]}) > 1e-3 for path in shapes)
+
+
+@pytest.mark.parametrize("target", ["diffusers", "peft"])
+@pytest.mark.parametrize(("family", "scheme"), [("flux", "diffusers"), ("wan", "peft"), ("sd3", "kohya")])
+def test_biases_of_up_layers(family, scheme, target, run, tmp_path):
+    """Each with the scale of its own module, which goes elsewhere in every one of these names."""
+    plain, library = model(family), LIBRARIES[target]
+    shapes = {path: shape for path, shape in adapted(plain).items() if layers(plain)[path].bias is not None}
+    names = NAMES[scheme]
+    adapter = factors_of(shapes_in(names.layout(by_name(family)), family, shapes))
+    prefix = names.prefix.format(pipeline=by_name(family).pipeline_name)
+    tensors = names.spell(prefix, adapter)
+    suffix = ".lora_up.bias" if names.spell is kohya else ".lora_B.bias"
+    for path, own in adapter.items():
+        tensors[prefix + (path.replace(".", "_") if names.spell is kohya else path) + suffix] = torch.randn(len(own.up))
+    file = save(scheme, adapter, tensors, "lora", tmp_path / "in", says(family))
+    if scheme == "peft":
+        config = file / "adapter_config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "lora_bias": True}))
+    save_file(plain.state_dict(), tmp_path / "base.safetensors", says(family))
+    out = tmp_path / f"out{library.suffix}"
+    for command in (
+        ("convert", file, "--to", target, "-o", out),
+        ("merge", tmp_path / "base.safetensors", file, "-o", tmp_path / "merged.safetensors"),
+    ):
+        ended = run(*command)
+        assert ended.status == 0, ended.stderr
+    meant, loaded = model(family), model(family)
+    merged_into(meant, tmp_path / "merged.safetensors")
+    assert library.load(family, loaded, out) == len(tensors_in(out)) == 3 * len(shapes)
+    assert distance(outputs(loaded, shapes), outputs(meant, shapes)) < 1e-5
+    assert all(not torch.equal(layers(plain)[path].bias, layers(meant)[path].bias) for path in shapes)
 
 
 # The CLIP encoders whose adapters the pipelines of diffusers read, and what files call them.
