@@ -6,7 +6,7 @@ A file that adapts an encoder which a family does not have is no file of that fa
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from .patterns import pattern_of, separator_of
+from .patterns import fill, pattern_of, separator_of
 
 INPUT, OUTPUT = 1, 0
 
@@ -113,6 +113,20 @@ def has(encoders: Iterable[TextEncoder], shown: TextEncoder) -> bool:
     return any(
         shown.kind == own.kind and (None in (shown.width, own.width) or shown.width == own.width) for own in encoders
     )
+
+
+def below(path: str, roots: Mapping[str, str]) -> str:
+    """The path of an encoder's layer below the root that `roots` has for its kind, with `{i}` for the block's number.
+
+    Programs call the same layers by whatever class of transformers they hold. A path of another kind stays.
+    """
+    for kind, root in roots.items():
+        for own in _KINDS[kind].roots:
+            for leaf, _ in _KINDS[kind].layers:
+                found = fill(f"{own.replace('#', '{i}')}.{leaf}", f"{root}.{leaf}", path)
+                if found is not None:
+                    return found
+    return path
 
 
 def _table(separator: str) -> dict[str, tuple[str, int]]:

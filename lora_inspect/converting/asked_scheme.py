@@ -4,23 +4,19 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from lora_inspect import schemes
-from lora_inspect.algorithms import lora, mlx
-from lora_inspect.algorithms.lora_embedding import spelled_in
-from lora_inspect.algorithms.record import Algorithm, Role
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.record import Architecture
-from lora_inspect.architectures.text_encoders import TextEncoder, has
-from lora_inspect.converting.asked_algorithm import becomes_lora
+from lora_inspect.architectures.text_encoders import TextEncoder, below, has
 from lora_inspect.converting.gguf_layouts import llama_cpp_layout, transformers_layout
+from lora_inspect.converting.loadable import WAY_OUT, check_loadable, writing_of
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.relayout import Target
 from lora_inspect.converting.target_layouts import NamedLayout, OwnLayout, TargetLayout
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.listing import listed, some
+from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import EXPERTS
 from lora_inspect.reading.contribution import Module
-from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.identify import described, text_encoders
 from lora_inspect.reading.paths import MODELS
 from lora_inspect.schemes.gguf import GGUF
@@ -30,7 +26,6 @@ from lora_inspect.schemes.writing import OWN, Writing
 # Which of a pipeline's text encoders a component is, where nothing but its name tells.
 _NUMBERS = {"text_encoder": 0, "text_encoder_2": 1, "text_encoder_3": 2, "text_encoder_4": 3}
 _NOTHING_MORE = ConvertOptions()
-_WAY_OUT = "choose another scheme, or leave --to out"
 
 
 def scheme_target(
@@ -38,7 +33,7 @@ def scheme_target(
 ) -> Target:
     """The names of `scheme`; LoraInspectError where its programs know no such file."""
     writing = writing_of(scheme)
-    _check_algorithms(adapter, scheme, options)
+    check_loadable(adapter, scheme, options)
     asked = _Asked(adapter, families, scheme, writing, options)
     return Target(
         family=described(families) if families else "a model of no known family",
@@ -47,61 +42,13 @@ def scheme_target(
         respells=True,
         rename=asked.rename,
         rename_encoder=asked.rename_encoder,
-        way_out=_WAY_OUT,
+        way_out=WAY_OUT,
     )
 
 
 def written() -> tuple[str, ...]:
     """The names of the schemes that can be asked for."""
     return tuple(sorted(scheme.name for scheme in schemes.SCHEMES.values() if scheme.writing))
-
-
-def writing_of(scheme: Scheme) -> Writing:
-    """How files of the scheme are written; ValueError where it is only read."""
-    if scheme.writing is None:
-        raise ValueError(f"{scheme.name} is no scheme that is written")
-    return scheme.writing
-
-
-def _check_algorithms(adapter: Adapter, scheme: Scheme, options: ConvertOptions) -> None:
-    """Raises LoraInspectError where the programs of the scheme do not compute what a module has."""
-    writing, path = writing_of(scheme), adapter.checkpoint.path
-    for contribution in adapter.contributions:
-        algorithm = spelled_in(mlx.in_lora(contribution.algorithm), writing.dialects)
-        can_be_lora = becomes_lora(algorithm, contribution.shapes)
-        if options.algorithm and can_be_lora:
-            algorithm = lora.ALGORITHM
-        has_core = "mid" in contribution.shapes and not options.algorithm and not _spells(algorithm, "mid", writing)
-        if contribution.module.scheme != scheme.name and (has_core or not _is_loaded(algorithm, writing)):
-            title = f"{algorithm.title} with a Tucker core" if has_core else algorithm.title
-            instead = "make plain LoRA of it with --algorithm lora, " if can_be_lora else ""
-            raise LoraInspectError(
-                f"{path}: {contribution.module.key} is {title}, which {writing.title} cannot load under "
-                f"{scheme.name} names; {instead}{_WAY_OUT}."
-            )
-    if adapter.unclaimed and not writing.extras:
-        raise LoraInspectError(
-            f"{path}: {some(adapter.unclaimed, 3)} belong to no algorithm that is known here, and {writing.title} may "
-            f"refuse a file with them; leave them out of the file first, or {_WAY_OUT}."
-        )
-    if adapter.embeddings and not (writing.embeddings or writing.extras):
-        raise LoraInspectError(
-            f"{path}: it holds {in_words(adapter.embeddings)} beside the adapter, and {writing.title} may refuse a "
-            f"file with them; --only model leaves them out, or {_WAY_OUT}."
-        )
-
-
-def _is_loaded(algorithm: Algorithm, writing: Writing) -> bool:
-    """Whether the programs compute the algorithm, as it is or as another one."""
-    if algorithm.name in writing.instead:
-        return True
-    is_read = algorithm.name in writing.alike or any(name in algorithm.dialects for name in writing.dialects)
-    return is_read and (writing.algorithms is None or algorithm.name in writing.algorithms)
-
-
-def _spells(algorithm: Algorithm, role: Role, writing: Writing) -> bool:
-    """Whether the programs read a factor with the role."""
-    return any(role in algorithm.dialects.get(name, {}) for name in writing.dialects)
 
 
 class _Asked:
@@ -136,7 +83,7 @@ class _Asked:
         writing = self._writing
         if not path.startswith(writing.roots) or any(part in path for part in writing.lacks):
             raise LoraInspectError(
-                f"{self._file}: {module.name.key} would be {path}, which {writing.title} has no module of; {_WAY_OUT}."
+                f"{self._file}: {module.name.key} would be {path}, which {writing.title} has no module of; {WAY_OUT}."
             )
         return self._named(module, self._model_prefix, path)
 
@@ -145,11 +92,16 @@ class _Asked:
         component = module.name.component
         if module.path is None:
             raise LoraInspectError(
-                f"{self._file}: {module.name.key} is no module of a text encoder that is known here; {_WAY_OUT}."
+                f"{self._file}: {module.name.key} is no module of a text encoder that is known here; {WAY_OUT}."
             )
         if component not in self._prefixes:
             self._prefixes[component] = self._encoder_prefix(component)
-        return self._named(module, self._prefixes[component], module.path)
+        return self._named(module, self._prefixes[component], self._rooted(module.path))
+
+    def _rooted(self, path: str) -> str:
+        """The path of an encoder's layer in the class of it that the programs hold."""
+        found = {below(path, self._writing.encoder_roots(family.architecture)) for family in self._families} or {path}
+        return found.pop() if len(found) == 1 else path
 
     def _named(self, module: Module, prefix: str, path: str) -> ModuleName:
         scheme = self._scheme
@@ -161,7 +113,7 @@ class _Asked:
         if not self._families and self._writing.layout(None) is None:
             raise LoraInspectError(
                 f"{self._file}: the names and shapes of its modules are of no model family that is known here, so what "
-                f"{self._scheme.name} names call them is unknown; {_WAY_OUT}."
+                f"{self._scheme.name} names call them is unknown; {WAY_OUT}."
             )
         families = [family.architecture for family in self._families]
         names = dict.fromkeys(map(self._writing.layout, families or (None,)))
@@ -174,7 +126,7 @@ class _Asked:
         if name is None:
             raise LoraInspectError(
                 f"{self._file}: it is of {described(self._families)}, for which {self._writing.title} has no names; "
-                f"{_WAY_OUT}."
+                f"{WAY_OUT}."
             )
         if name == OWN:
             return self._own_layout()
@@ -189,8 +141,11 @@ class _Asked:
 
     @property
     def _model_prefix(self) -> str:
-        pipelines = {family.architecture.pipeline_name for family in self._families} or {""}
-        prefixes = {self._writing.prefix.format(pipeline=pipeline) for pipeline in pipelines}
+        writing, families = self._writing, [family.architecture for family in self._families]
+        prefixes = {
+            writing.prefixes.get(family.name, writing.prefix).format(pipeline=family.pipeline_name)
+            for family in families
+        } or {writing.prefix.format(pipeline="")}
         if len(prefixes) > 1:
             raise LoraInspectError(
                 f"{self._file}: it is of {described(self._families)}, whose {self._scheme.name} names begin otherwise "
@@ -210,7 +165,7 @@ class _Asked:
             f"{self._file}: {self._scheme.name} names have none for its {component}, so {self._writing.title} cannot "
             f"load it with the rest; choose with {choices}, or choose another scheme."
             if len(self._components) > 1
-            else f"{self._file}: {self._scheme.name} names have none for its {component}; {_WAY_OUT}."
+            else f"{self._file}: {self._scheme.name} names have none for its {component}; {WAY_OUT}."
         )
 
     def _prefix_in(self, family: Architecture, component: str) -> str:

@@ -6,11 +6,11 @@ from lora_inspect import schemes
 from lora_inspect.converting import settled_magnitude
 from lora_inspect.converting.arranged_experts import ExpertArranger
 from lora_inspect.converting.arranged_rows import arrange
-from lora_inspect.converting.asked_scheme import writing_of
 from lora_inspect.converting.carried_scale import alpha_of_all, carry_scales
 from lora_inspect.converting.fused_slices import fuse_slices
 from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.landed import Landed
+from lora_inspect.converting.loadable import writing_of
 from lora_inspect.converting.mlx_factors import as_lora, as_mlx, of_one_config
 from lora_inspect.converting.naming import ONE_SCALE, carrier_of
 from lora_inspect.converting.options import ConvertOptions

@@ -6,13 +6,14 @@ from dataclasses import replace
 from lora_inspect import schemes
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.converting.asked_layout import layout_target
-from lora_inspect.converting.asked_scheme import scheme_target, writing_of
+from lora_inspect.converting.asked_scheme import scheme_target
 from lora_inspect.converting.expert_layouts import (
     ALL_EXPERTS,
     SINGLE_EXPERTS,
     with_all_experts,
     with_single_experts,
 )
+from lora_inspect.converting.loadable import writing_of
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.relayout import Destination, destinations
 from lora_inspect.errors import LoraInspectError

@@ -2,8 +2,10 @@
 
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.architectures.text_encoders import (
+    CLIP,
     CLIP_L,
     GEMMA2_2B,
+    LANGUAGE_MODEL,
     LLAMA_8B,
     OPENCLIP_BIGG,
     OPENCLIP_H,
@@ -38,6 +40,15 @@ _COMPONENTS = {
     "t5xxl": "text_encoder_3",
     "llama": "text_encoder_4",
 }
+# Where its classes of them have the blocks.
+_ROOTS = {CLIP: "text_model.encoder.layers.{i}", LANGUAGE_MODEL: "model.layers.{i}"}
+# What its weight adapters compute. They read no (IA)3 and no T-LoRA, and nothing of what has no layer of its own.
+ALGORITHMS = frozenset(
+    (
+        *("lora", "loha", "lokr", "glora", "old_glora", "oft", "lycoris_boft"),
+        *("full", "full_bias", "norm", "norm_bias", "set_weight"),
+    )
+)
 
 
 def _prefix(encoder: str) -> str:
@@ -72,9 +83,13 @@ COMFYUI = Scheme(
         layout=lambda family: first_of(family, "comfyui", "original", "diffusers"),
         prefix="diffusion_model.",
         encoders=_encoders,
+        encoder_roots=lambda family: _ROOTS,
         dialects=("kohya", "lycoris", "comfyui"),
+        algorithms=ALGORITHMS,
         # What a program adds to a bias it does not scale.
         instead={"lora_bias": "full_bias"},
+        # It takes alpha itself for the limit of a rotation, not alpha times the rows, and passes over OFT's gains.
+        misread={"oft": frozenset(("alpha", "rescale")), "lycoris_boft": frozenset(("alpha",))},
         embeddings=True,
         extras=True,
     ),

@@ -1,7 +1,10 @@
 """The underscored names of sd-scripts and musubi-tuner, which most programs of the field read."""
 
+from lora_inspect.architectures.record import Architecture
+from lora_inspect.architectures.text_encoders import CLIP, LANGUAGE_MODEL
+from lora_inspect.schemes import comfyui
 from lora_inspect.schemes.record import MODEL, Scheme
-from lora_inspect.schemes.writing import Writing, of_trainers
+from lora_inspect.schemes.writing import Writing, first_of, of_trainers
 
 # What sd-scripts puts before the text encoders of the families that it trains, in the order that the families have
 # them in. It numbers FLUX's T5 as SD3's, as ComfyUI does.
@@ -14,6 +17,16 @@ _ENCODERS = {
     "lumina2": ("lora_te_",),
     "anima": ("lora_te_",),
 }
+# It trains the models of Gemma and Qwen without their heads, and ComfyUI reads them so.
+_ROOTS = {CLIP: "text_model.encoder.layers.{i}", LANGUAGE_MODEL: "layers.{i}"}
+_OF_SD_SCRIPTS = frozenset((*_ENCODERS, "chroma", "hunyuan_image"))
+
+
+def _layout(family: Architecture | None) -> str | None:
+    """The layout that sd-scripts trains; of families that it does not know, ComfyUI's, which nobody else reads so."""
+    own = family is not None and family.name in _OF_SD_SCRIPTS
+    return of_trainers(family) if own else first_of(family, "comfyui") or of_trainers(family)
+
 
 KOHYA = Scheme(
     name="kohya",
@@ -41,10 +54,13 @@ KOHYA = Scheme(
     carries_alpha=True,
     writing=Writing(
         title="programs that read kohya's names",
-        layout=of_trainers,
+        layout=_layout,
         prefix="lora_unet_",
         encoders=lambda family: _ENCODERS.get(family.name, ()),
+        encoder_roots=lambda family: _ROOTS,
         dialects=("kohya", "lycoris", "comfyui"),
+        # Most of them compute (IA)3, which ComfyUI and sd-scripts leave.
+        algorithms=comfyui.ALGORITHMS | {"lycoris_ia3"},
         # What a program adds to a bias it does not scale.
         instead={"lora_bias": "full_bias"},
         embeddings=True,

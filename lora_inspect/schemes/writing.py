@@ -17,30 +17,40 @@ def no_encoders(family: Architecture) -> tuple[str, ...]:
     return ()
 
 
+def own_roots(family: Architecture) -> Mapping[str, str]:
+    """The roots of a scheme that leaves the layers of text encoders below those that a file has."""
+    return {}
+
+
 class Writing(NamedTuple):
     """How a file has to be written for the programs that load the names of a scheme, which `title` calls.
 
     `layout` gives the name of the layout that they have of a family: OWN where they load any layout, None where they
     know no such family. It is asked with None for a model of no known family. `prefix` stands before the paths of the
-    model, with `{pipeline}` for what a pipeline of diffusers calls it, and `encoders` gives those of the text encoders
-    in the order in which the family has them, empty for one that has none.
+    model, with `{pipeline}` for what a pipeline of diffusers calls it, but for the families in `prefixes`. `encoders`
+    gives those of the text encoders in the order in which the family has them, empty for one that has none, and
+    `encoder_roots` by kind of encoder where its blocks are, with `{i}` for the number: `model.layers.{i}`.
 
     `dialects` are those of algorithms that they read, `alike` the names of algorithms that have none of these and are
     spelled as they read them, and `algorithms` the names of all that they compute, None for every one of both.
-    `instead` says by algorithm as which other one the same change is written. `magnitudes` says what they make of
-    DoRA's, and `input_magnitudes` whether they take those of inputs. `extras` says whether they load a file with
-    tensors that they do not know, and `embeddings` whether one with embeddings of tokens. All their
+    `instead` says by algorithm as which other one the same change is written, and `misread` names by algorithm the
+    factors that they pass over or have another rule for, `alpha` among them where it is one. `magnitudes` says what
+    they make of DoRA's, and `input_magnitudes` whether they take those of inputs. `extras` says whether they load a
+    file with tensors that they do not know, and `embeddings` whether one with embeddings of tokens. All their
     modules' paths begin with one of the `roots`, and none has a part of `lacks`.
     """
 
     title: str
     layout: Callable[[Architecture | None], str | None]
     prefix: str
+    prefixes: Mapping[str, str] = MappingProxyType({})
     encoders: Callable[[Architecture], tuple[str, ...]] = no_encoders
+    encoder_roots: Callable[[Architecture], Mapping[str, str]] = own_roots
     dialects: tuple[str, ...] = ("kohya", "lycoris")
     alike: frozenset[str] = frozenset()
     algorithms: frozenset[str] | None = None
     instead: Mapping[str, str] = MappingProxyType({})
+    misread: Mapping[str, frozenset[str]] = MappingProxyType({})
     magnitudes: str = DEPENDS
     input_magnitudes: bool = True
     extras: bool = False

@@ -17,7 +17,8 @@ from whole_adapters import Shapes, factors_of, shapes_in
 
 from lora_inspect import schemes
 from lora_inspect.architectures import ARCHITECTURES, by_name
-from lora_inspect.converting.asked_scheme import writing_of, written
+from lora_inspect.converting.asked_scheme import written
+from lora_inspect.converting.loadable import writing_of
 from lora_inspect.schemes.writing import LOST
 
 pytestmark = pytest.mark.numeric
@@ -50,10 +51,7 @@ def taking(family: str, dora: bool = False) -> list[str]:
 def shapes_of(family: str) -> Shapes:
     """(out, in, *kernel) of layers of the family by path in its last layout, that of diffusers where it has one."""
     if family in diffusers_families.FAMILIES:
-        shapes = diffusers_families.adapted(diffusers_families.model(family))
-        # ComfyUI's names of other layers than those of the blocks are not known.
-        only = "transformer_blocks." if family == "hunyuan_video_1_5" else ""
-        return {path: shape for path, shape in shapes.items() if path.startswith(only)}
+        return diffusers_families.adapted(diffusers_families.model(family))
     if family in LANGUAGE:
         return language_models.shapes(language_models.model(LANGUAGE[family]))
     # No layout of the others has rows in another order.

@@ -73,7 +73,6 @@ WAN = {
     "diffusers": "transformer.blocks.0.attn2.to_out.0",
     "comfyui": "diffusion_model.blocks.0.cross_attn.o",
     "lycoris": "lycoris_blocks_0_attn2_to_out_0",
-    "onetrainer": "lora_transformer_blocks_0_attn2_to_out_0",
 }
 SDXL = {
     "kohya": "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
@@ -89,9 +88,10 @@ SD15 = {
     "comfyui": "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_out.0",
     "onetrainer": "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0",
 }
-# ComfyUI has names of its own for HunyuanVideo's, and musubi-tuner trains Z-Image under those of diffusers.
+# ComfyUI has names of its own for HunyuanVideo's, which nobody else reads below kohya's prefix but musubi-tuner. That
+# trains Z-Image under the names of diffusers.
 HUNYUAN = {
-    "kohya": "lora_unet_double_blocks_0_img_mlp_fc1",
+    "kohya": "lora_unet_double_blocks_0_img_mlp_0",
     "musubi": "lora_unet_double_blocks_0_img_mlp_fc1",
     "comfyui": "diffusion_model.double_blocks.0.img_mlp.0",
     "diffusers": "transformer.transformer_blocks.0.ff.net.0.proj",
@@ -101,7 +101,36 @@ Z_IMAGE = {
     "musubi": "lora_unet_layers_0_attention_to_out_0",
     "comfyui": "diffusion_model.layers.0.attention.out",
     "diffusers": "transformer.layers.0.attention.to_out.0",
-    "onetrainer": "lora_transformer_layers_0_attention_to_out_0",
+    "onetrainer": "lora_unet_layers_0_attention_to_out_0",
+}
+FLUX = {
+    "kohya": "lora_unet_single_blocks_0_linear2",
+    "comfyui": "diffusion_model.single_blocks.0.linear2",
+    "diffusers": "transformer.single_transformer_blocks.0.proj_out",
+    "onetrainer": "lora_transformer_single_transformer_blocks_0_proj_out",
+}
+HUNYUAN_1_5 = {
+    "kohya": "lora_unet_time_in_in_layer",
+    "musubi": "lora_unet_time_in_mlp_0",
+    "comfyui": "diffusion_model.time_in.in_layer",
+    "diffusers": "transformer.time_embed.timestep_embedder.linear_1",
+}
+HUNYUAN_IMAGE = {  # sd-scripts trains it, under other names than ComfyUI has
+    "kohya": "lora_unet_double_blocks_0_img_mlp_fc1",
+    "comfyui": "diffusion_model.double_blocks.0.img_mlp.0",
+    "diffusers": "transformer.transformer_blocks.0.ff.net.0.proj",
+}
+KREA = {
+    "kohya": "lora_unet_txtfusion_layerwise_blocks_0_attn_wo",
+    "musubi": "lora_unet_txtfusion_layerwise_blocks_0_attn_wo",
+    "comfyui": "diffusion_model.txtfusion.layerwise_blocks.0.attn.wo",
+    "diffusers": "transformer.text_fusion.layerwise_blocks.0.attn.to_out.0",
+    "onetrainer": "lora_unet_text_fusion_layerwise_blocks_0_attn_to_out_0",
+}
+HIDREAM_O1 = {
+    "kohya": "lora_unet_language_model_layers_0_mlp_up_proj",
+    "musubi": "lora_unet_model_language_model_layers_0_mlp_up_proj",
+    "comfyui": "diffusion_model.language_model.layers.0.mlp.up_proj",
 }
 # The same in every layout.
 QWEN = {
@@ -111,9 +140,12 @@ QWEN = {
     "diffusers": "transformer.transformer_blocks.0.attn.to_add_out",
     "peft": "base_model.model.transformer_blocks.0.attn.to_add_out",
     "lycoris": "lycoris_transformer_blocks_0_attn_to_add_out",
+    "onetrainer": "lora_unet_transformer_blocks_0_attn_to_add_out",
 }
 FAMILIES = {
     "wan": WAN, "sdxl": SDXL, "sd15": SD15, "hunyuan_video": HUNYUAN, "z_image": Z_IMAGE, "qwen_image": QWEN,
+    "flux": FLUX, "hunyuan_video_1_5": HUNYUAN_1_5, "hunyuan_image": HUNYUAN_IMAGE, "krea2": KREA,
+    "hidream_o1": HIDREAM_O1,
 }  # fmt: skip
 PAIRS = [(family, source, target) for family, names in FAMILIES.items() for source in names for target in names]
 
@@ -166,6 +198,56 @@ def test_what_a_pipeline_of_diffusers_leaves_out_silently_is_refused(write, run,
     chosen = ("--only", "model", "--only", "text_encoder")
     transformer = "transformer.transformer_blocks.0.attn.to_out.0"
     assert modules_in(file, "diffusers", *chosen) == {transformer, names["diffusers"][0]}
+
+
+# A layer of each model, and what files call one of its text encoder, which classes of transformers have elsewhere.
+MODELS = {
+    "sd15": "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k",
+    "lumina2": "transformer.layers.0.feed_forward.linear_1",
+    "anima": "transformer.transformer_blocks.0.attn1.to_q",
+    "hunyuan_video": "transformer.transformer_blocks.0.attn.to_q",
+    "hidream_i1": "transformer.double_stream_blocks.0.block.attn1.to_q",
+    "qwen_image": "transformer.transformer_blocks.0.attn.to_q",
+}
+WIDTHS = {"sd15": 768, "lumina2": 2304, "anima": 1024, "hunyuan_video": 4096, "hidream_i1": 4096, "qwen_image": 3584}
+GEMMA = "text_encoders.gemma2_2b.transformer.model.layers.3.mlp.up_proj"
+QWEN_06B = "text_encoders.qwen3_06b.transformer.model.layers.3.mlp.up_proj"
+CLIP_OF_COMFYUI = "text_encoders.clip_l.transformer.text_model.encoder.layers.3.mlp.fc1"
+
+
+@pytest.mark.parametrize(
+    ("family", "found", "scheme", "written"),
+    [
+        ("lumina2", GEMMA, "kohya", "lora_te_layers_3_mlp_up_proj"),
+        ("lumina2", "text_encoder.layers.3.mlp.up_proj", "comfyui", GEMMA),
+        ("lumina2", "lora_te_layers_3_mlp_up_proj", "comfyui", GEMMA),
+        ("anima", QWEN_06B, "kohya", "lora_te_layers_3_mlp_up_proj"),
+        ("anima", "lora_te_layers_3_mlp_up_proj", "comfyui", QWEN_06B),
+        # CLIPTextModel has lost its root in later transformers.
+        ("sd15", "text_encoder.encoder.layers.3.mlp.fc1", "comfyui", CLIP_OF_COMFYUI),
+        ("sd15", "text_encoder.encoder.layers.3.mlp.fc1", "kohya", "lora_te_text_model_encoder_layers_3_mlp_fc1"),
+        ("sd15", CLIP_OF_COMFYUI, "onetrainer", "lora_te1_text_model_encoder_layers_3_mlp_fc1"),
+        ("hunyuan_video", "text_encoder.model.layers.3.mlp.up_proj", "onetrainer", "lora_te1_layers_3_mlp_up_proj"),
+        ("hidream_i1", "text_encoder_4.layers.3.mlp.up_proj", "onetrainer", "lora_te4_model_layers_3_mlp_up_proj"),
+        (
+            "qwen_image",
+            "text_encoder.model.layers.3.mlp.up_proj",
+            "onetrainer",
+            "lora_te_model_language_model_layers_3_mlp_up_proj",
+        ),
+    ],
+)
+def test_layers_of_a_text_encoder_stand_where_the_programs_have_them(
+    family, found, scheme, written, modules_in, tmp_path
+):
+    described = {}
+    # The width of a text encoder tells which it is, and that of SD1.5's layer the family.
+    for module, inputs in ((MODELS[family], 768 if family == "sd15" else HIDDEN), (found, WIDTHS[family])):
+        spelling = "kohya" if "." not in module else "peft"
+        described |= lora(module, rank=4, out=HIDDEN, inputs=inputs, spelling=spelling, alpha=None)
+    metadata = {"ss_base_model_version": by_name(family).metadata_names[0]}
+    save_file(tensors_of(described), tmp_path / "a.safetensors", metadata)
+    assert written in modules_in(tmp_path / "a.safetensors", scheme)
 
 
 def test_a_text_encoder_alone_becomes_a_folder_of_peft(write, modules_in):
@@ -231,7 +313,7 @@ def test_dora_goes_where_it_is_exact_and_is_asked_for_elsewhere(write, run, tmp_
     out = tmp_path / "out.safetensors"
     assert run("convert", file, "--to", "diffusers", "-o", out).status == 0
     assert f"{WAN['diffusers']}.lora_magnitude_vector" in load_file(out)
-    for scheme in ("comfyui", "kohya", "onetrainer", "lycoris"):
+    for scheme in ("comfyui", "kohya", "lycoris"):
         ended = run("convert", file, "--to", scheme, "-o", out, "--force")
         assert (ended.status, "--keep-dora" in ended.stderr) == (1, True)
     assert run("convert", file, "--to", "comfyui", "--keep-dora", "-o", out, "--force").status == 0
@@ -250,6 +332,7 @@ def test_dora_goes_where_it_is_exact_and_is_asked_for_elsewhere(write, run, tmp_
             "diffusers",
             "is no module of Wan",
         ),
+        ([WAN["kohya"]], "wan", "onetrainer", "OneTrainer has no names"),
         (["diffusion_model.blocks.0.whatever.q"], None, "kohya", "of no model family that is known here"),
         (["base_model.model.model.layers.0.self_attn.q_proj"], None, "kohya", "has no names"),
         (
@@ -269,7 +352,7 @@ def test_what_a_scheme_has_no_names_for(modules, family, scheme, says, write, ru
 def test_what_the_programs_of_a_scheme_do_not_compute(write, run, tmp_path):
     described = {f"{WAN['kohya']}.diff": ("F32", (HIDDEN, HIDDEN), 1.0)}
     save_file(tensors_of(described), tmp_path / "a.safetensors", {"ss_base_model_version": "wan"})
-    for scheme in ("diffusers", "peft", "musubi", "onetrainer"):
+    for scheme in ("diffusers", "peft", "musubi"):
         ended = run("convert", tmp_path / "a.safetensors", "--to", scheme, "-o", tmp_path / "o")
         assert (ended.status, "cannot load" in ended.stderr) == (1, True), ended.stderr
     assert run("convert", tmp_path / "a.safetensors", "--to", "comfyui", "-o", tmp_path / "o.safetensors").status == 0
@@ -401,4 +484,5 @@ def test_a_layout_is_the_schemes_own(write, run, tmp_path):
 
 
 def test_every_scheme_that_is_written_is_tried_here():
-    assert set(written()) == {*WAN, "gguf", "mlx"}  # which are for language models, and have tests of their own
+    tried = {scheme for names in FAMILIES.values() for scheme in names}
+    assert set(written()) == {*tried, "gguf", "mlx"}  # which are for language models, and have tests of their own

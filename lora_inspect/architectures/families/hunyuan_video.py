@@ -157,12 +157,12 @@ def blocks_in_diffusers() -> tuple[Relation, ...]:
     )
 
 
-def with_comfyui(to_diffusers: tuple[Relation, ...]) -> tuple[Relation, ...]:
-    """The relations of all three layouts: ComfyUI renames the original layers, and keeps the names of some."""
-    to_comfyui = (
+def ends_in_comfyui(*embedders: str) -> tuple[Relation, ...]:
+    """What ComfyUI renames before the blocks, these embedders of the timestep and of guidance among them."""
+    return (
         *(
             same(f"{parent}.mlp.{number}", f"{parent}.{layer}")
-            for parent in ("txt_in.t_embedder", "time_in", "guidance_in")
+            for parent in ("txt_in.t_embedder", *embedders)
             for number, layer in ((0, "in_layer"), (2, "out_layer"))
         ),
         same("txt_in.c_embedder.linear_1", "txt_in.c_embedder.in_layer"),
@@ -175,6 +175,13 @@ def with_comfyui(to_diffusers: tuple[Relation, ...]) -> tuple[Relation, ...]:
             same("mlp.fc1", "mlp.0"),
             same("mlp.fc2", "mlp.2"),
         ),
+    )
+
+
+def with_comfyui(to_diffusers: tuple[Relation, ...]) -> tuple[Relation, ...]:
+    """The relations of all three layouts: ComfyUI renames the original layers, and keeps the names of some."""
+    to_comfyui = (
+        *ends_in_comfyui("time_in", "guidance_in"),
         *(
             same(f"double_blocks.{{i}}.{stream}_{original}", f"double_blocks.{{i}}.{stream}_{comfyui}")
             for stream in ("img", "txt")

@@ -1,15 +1,22 @@
 """HunyuanVideo 1.5: double-stream blocks alone, with separate query, key and value layers.
 
 Leaves as in the HunyuanVideo_1_5_DiffusionTransformer of the original repository and in the
-HunyuanVideo15Transformer3DModel of diffusers. ComfyUI fuses query, key and value; only the block leaves of its
-repack are listed.
+HunyuanVideo15Transformer3DModel of diffusers. ComfyUI fuses query, key and value.
 """
 
-from ..correspondence import Correspondence, Relation, below, same, stack
+from ..correspondence import Correspondence, Relation, below, renamed, same, stack
 from ..record import MODULATION, NORM, Architecture, Layout, Size, Training, under
 from ..text_encoders import BYT5_GLYPH, QWEN25_VL_7B
 from .flux import DIFFUSERS_DOUBLE, ORIGINAL_DOUBLE, PROPORTIONS, double_relations
-from .hunyuan_video import DIFFUSERS_TEXT, ORIGINAL_PROPORTIONS, ORIGINAL_STREAMS, ORIGINAL_TEXT, ends_in_diffusers
+from .hunyuan_video import (
+    COMFYUI_TEXT,
+    DIFFUSERS_TEXT,
+    ORIGINAL_PROPORTIONS,
+    ORIGINAL_STREAMS,
+    ORIGINAL_TEXT,
+    ends_in_comfyui,
+    ends_in_diffusers,
+)
 
 SPLIT_ATTENTION = (
     "img_attn_q",
@@ -32,7 +39,17 @@ ORIGINAL = (
     "final_layer.linear",
     "final_layer.adaLN_modulation.1",
 )
-COMFYUI = under("double_blocks.{i}", *ORIGINAL_DOUBLE, "img_mod.lin", "txt_mod.lin")
+COMFYUI = (
+    "img_in.proj",
+    *under("byt5_in", "fc1", "fc2", "fc3"),
+    *under("vision_in.proj", "1", "3"),
+    "cond_type_embedding",
+    *COMFYUI_TEXT,
+    *under("time_in", "in_layer", "out_layer"),
+    *under("double_blocks.{i}", *ORIGINAL_DOUBLE, "img_mod.lin", "txt_mod.lin"),
+    "final_layer.linear",
+    "final_layer.adaLN_modulation.1",
+)
 DIFFUSERS = (
     "x_embedder.proj",
     *under("image_embedder", "linear_1", "linear_2"),
@@ -49,15 +66,21 @@ DIFFUSERS = (
 def relations() -> tuple[Relation, ...]:
     """How the layouts are related; those of ComfyUI and of diffusers have the blocks of FLUX.1's layouts in common."""
     modulation = (("img_mod", "norm1"), ("txt_mod", "norm1_context"))
-    return (
+    ends = (
         *ends_in_diffusers(),
-        *(same(f"byt5_in.fc{number}", f"context_embedder_2.linear_{number}") for number in (1, 2, 3)),
-        same("vision_in.proj.1", "image_embedder.linear_1"),
-        same("vision_in.proj.3", "image_embedder.linear_2"),
         *(
             same(f"time_in.mlp.{layer}", f"time_embed.timestep_embedder.linear_{number}")
             for layer, number in ((0, 1), (2, 2))
         ),
+    )
+    in_comfyui = ends_in_comfyui("time_in")
+    return (
+        *ends,
+        *in_comfyui,
+        *renamed(ends, in_comfyui),
+        *(same(f"byt5_in.fc{number}", f"context_embedder_2.linear_{number}") for number in (1, 2, 3)),
+        same("vision_in.proj.1", "image_embedder.linear_1"),
+        same("vision_in.proj.3", "image_embedder.linear_2"),
         same("cond_type_embedding", "cond_type_embed"),
         *below(
             "double_blocks.{i}",
