@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, read_row
@@ -11,16 +11,15 @@ from lora_inspect.reading.claim import Claims, claim
 from lora_inspect.reading.config_alone import about_method
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.dora_evidence import dora_claims, read_dora
-from lora_inspect.reading.embeddings import Embedding, claim_embeddings, in_words
 from lora_inspect.reading.evidence import DoraReading, Evidence, RsloraReading
 from lora_inspect.reading.expert_packing import about_experts, with_packing
 from lora_inspect.reading.expert_parameters import claim_experts
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.formula_settings import with_settings
 from lora_inspect.reading.found_configs import find_configs
-from lora_inspect.reading.mlx_config import find_mlx_config
-from lora_inspect.reading.mlx_modules import about_mlx, claim_mlx, mlx_dora, with_mlx_scales
 from lora_inspect.reading.module_scales import scaled_modules
+from lora_inspect.reading.own_rules import NoRules, OwnRules
+from lora_inspect.reading.peft_config import is_peft_config
 from lora_inspect.reading.problem import ERROR, Problem
 from lora_inspect.reading.problems import find_problems
 from lora_inspect.reading.residual_base import about_residuals, with_residual_bases
@@ -35,6 +34,10 @@ from lora_inspect.reading.steps import Steps
 from lora_inspect.reading.stored_numbers import read_numbers
 from lora_inspect.reading.trainers import find_trainer, is_musubi
 from lora_inspect.schemes.cloneofsimo import CLONEOFSIMO
+from lora_inspect.schemes.mlx import MLX
+
+if TYPE_CHECKING:  # where a file has some, and few have
+    from lora_inspect.reading.embeddings import Embedding
 
 _NUMBERED = tuple(CLONEOFSIMO.prefixes)
 
@@ -57,7 +60,7 @@ class Adapter(NamedTuple):
     unclaimed: tuple[str, ...]
     problems: tuple[Problem, ...]
     settings: Settings = Settings()
-    embeddings: tuple[Embedding, ...] = ()
+    embeddings: "tuple[Embedding, ...]" = ()
 
     @property
     def beside(self) -> tuple[str, ...]:
@@ -87,6 +90,8 @@ class Adapter(NamedTuple):
             if problem.severity == ERROR:
                 raise LoraInspectError(f"{self.checkpoint.path}: {problem.message}.")
         if not self.modules and self.embeddings:
+            from lora_inspect.reading.embeddings import in_words
+
             raise LoraInspectError(
                 f"{self.checkpoint.path}: it holds {in_words(self.embeddings)} and no adapter: an embedding changes no "
                 "weight, so leave it as it is and load it beside the model."
@@ -102,14 +107,15 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
     """Reads the meaning of every tensor. Problems are listed, not raised; unreadable numbers raise LoraInspectError."""
     claims, about_names = _named(_claimed(checkpoint), checkpoint.metadata)
     claims = claim_shared(claims, checkpoint.tensors)
-    claims = claim_mlx(claim_stacked(claim_alpha_of_all(claims, checkpoint.alpha)))
-    mlx = find_mlx_config(checkpoint)
+    claims = claim_stacked(claim_alpha_of_all(claims, checkpoint.alpha))
+    rules = _rules_of(checkpoint, claims)
+    claims = rules.claimed(claims)
     numbers = read_numbers(checkpoint, claims)
     steps = Steps()
     configs = find_configs(checkpoint, lambda found: [c for _, c in claim_experts(claims, [found]).computed], steps)
     claims = claim_experts(claims, configs)
     claims = claim_saved(claims, checkpoint.tensors, configs, steps)
-    claims, embeddings = claim_embeddings(claims, checkpoint.tensors, checkpoint.metadata)
+    claims, embeddings = _without_embeddings(claims, checkpoint)
     ruled = read_ruled(claims, numbers, configs, _counting(checkpoint, steps))
     groups = read_groups(ruled, claims, numbers, configs, checkpoint.metadata)
     settled = {voice: group.settled(settings.rslora) for voice, group in groups.items()}
@@ -117,11 +123,11 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
     facts = [
         facts_of(contribution, numbers) for _, contribution in claims.computed if contribution.algorithm.decomposes
     ]
-    said = [*dora_claims(ruled, facts, numbers.flags), *mlx_dora(mlx, facts, claims)]
+    said = [*dora_claims(ruled, facts, numbers.flags), *rules.dora(facts, claims)]
     dora, about_dora, about_magnitudes = read_dora(facts, said, checkpoint.metadata)
 
     def scaled(settings: Settings) -> dict[str, Module]:
-        return with_mlx_scales(scaled_modules(claims, numbers, configs, ruled, settled, settings), mlx, settings)
+        return dict(rules.scaled(scaled_modules(claims, numbers, configs, ruled, settled, settings), settings))
 
     modules = with_settings(scaled(settings), configs, checkpoint.metadata, numbers)
     modules = with_packing(modules, configs, checkpoint.metadata, settings.expert_packing)
@@ -131,7 +137,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         settings=settings,
         claims=claims,
         configs=configs,
-        mlx=mlx,
+        rules=rules,
         modules=modules,
         scaled=scaled,
         stated=[group.reading for group in groups.values()],
@@ -145,7 +151,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         modules=reading.modules,
         scheme=claims.scheme,
         trainer=find_trainer(
-            checkpoint.metadata, checkpoint.tensors, has_peft_config=bool(configs), is_of_mlx=mlx is not None
+            checkpoint.metadata, checkpoint.tensors, has_peft_config=bool(configs), is_of_mlx=rules.config is not None
         ),
         rslora=rslora,
         dora=dora,
@@ -157,7 +163,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
             *about_alpha_of_all(checkpoint),
             *about_parts(one.counted for one in ruled),
             *about_saved(claims, configs),
-            *about_mlx(mlx, reading.contributions),
+            *rules.about(reading.contributions),
             *about_experts(list(reading.contributions), configs, checkpoint.metadata, settings.expert_packing),
             *about_residuals(reading),
             *about_hidden_ranks(reading.contributions, claims.flags),
@@ -188,6 +194,26 @@ def _named(claims: Claims, metadata: Mapping[str, str]) -> tuple[Claims, tuple[E
     from lora_inspect.reading.guessed_dots import with_true_dots
 
     return with_true_dots(claims, metadata)
+
+
+def _rules_of(checkpoint: Checkpoint, claims: Claims) -> OwnRules:
+    """The rules of the program that wrote the file, where those are its own."""
+    config = checkpoint.config
+    has_names = any(module.name.scheme == MLX.name for module in claims.modules.values())
+    if not has_names and (config is None or is_peft_config(config)):
+        return NoRules()
+    from lora_inspect.reading.mlx_modules import MlxRules
+
+    return MlxRules(checkpoint)
+
+
+def _without_embeddings(claims: Claims, checkpoint: Checkpoint) -> tuple[Claims, "tuple[Embedding, ...]"]:
+    """The claims without embeddings of tokens, which are among the keys that no module has, and these."""
+    if not claims.unclaimed:
+        return claims, ()
+    from lora_inspect.reading.embeddings import claim_embeddings
+
+    return claim_embeddings(claims, checkpoint.tensors, checkpoint.metadata)
 
 
 def _counting(checkpoint: Checkpoint, steps: Steps) -> Callable[[Contribution, float | None], Counted]:

@@ -35,9 +35,9 @@ def missing_weights(reading: FileReading) -> Iterator[Finding]:
     if checkpoint.files or not checkpoint.config_path:
         return
     methods = [_method(str(found.peft_type)) for found in reading.configs]
-    if reading.mlx:
-        methods.append(reading.mlx.method)
-    weights = MLX_WEIGHTS if reading.mlx else PEFT_WEIGHTS
+    if reading.rules.config:
+        methods.append(reading.rules.config.method)
+    weights = MLX_WEIGHTS if reading.rules.config else PEFT_WEIGHTS
     yield Finding(
         "weights-missing",
         f"it holds {checkpoint.config_path}{''.join(f' of {method}' for method in methods)} without the weights; fetch "

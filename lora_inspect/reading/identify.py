@@ -16,7 +16,6 @@ from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import BASE_PREFIXES, is_weight, path_of
 from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.gguf_layout import gguf_families
 from lora_inspect.schemes.gguf import GGUF
 from lora_inspect.schemes.record import MODEL
 
@@ -32,6 +31,8 @@ def adapter_candidates(adapter: Adapter) -> tuple[Detection, ...]:
     A GGUF header names it.
     """
     if adapter.scheme == GGUF.name:
+        from lora_inspect.reading.gguf_layout import gguf_families
+
         return gguf_families(adapter.checkpoint)
     layers = filter(_is_layer, adapter.modules.values())
     modules = [(module.name.body, *_features(module)) for module in layers if module.name.component in _MODELS]

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable, Iterator
 
 from lora_inspect.listing import listed, some
-from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.problem import Finding
 from lora_inspect.reading.suffixes import ROOT, parse_key
@@ -70,6 +69,8 @@ def unclaimed_tensors(reading: FileReading) -> Iterator[Finding]:
 def embeddings(reading: FileReading) -> Iterator[Finding]:
     """Embeddings of tokens, beside the modules or alone."""
     if reading.embeddings:
+        from lora_inspect.reading.embeddings import in_words
+
         message = f"{in_words(reading.embeddings)} change no weight: merge leaves them out, and convert passes them on"
         yield Finding("embeddings", message, tuple(key for one in reading.embeddings for key in one.keys)[:5])
 

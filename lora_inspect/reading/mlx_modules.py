@@ -9,13 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lora_inspect.algorithms.mlx import EMBEDDING, NAME, mlx_experts
+from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.found_checkpoints import MLX_WEIGHTS
 from lora_inspect.maths.dora import INPUT
 from lora_inspect.maths.scaling import scale_of as scale_of_alpha
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.dora_evidence import DoraClaim
 from lora_inspect.reading.evidence import Evidence, LoraFacts
-from lora_inspect.reading.mlx_config import PARAMETERS, TYPE, MlxConfig, number, scale_of
+from lora_inspect.reading.mlx_config import PARAMETERS, TYPE, MlxConfig, find_mlx_config, number, scale_of
+from lora_inspect.reading.own_rules import OwnRules
 from lora_inspect.reading.problem import Finding
 from lora_inspect.reading.settings import Settings
 from lora_inspect.reading.trained_scales import TRAINED_SCALE
@@ -23,7 +25,6 @@ from lora_inspect.schemes.mlx import MLX
 
 if TYPE_CHECKING:
     from lora_inspect.reading.claim import Claims
-    from lora_inspect.reading.file_reading import FileReading
 
 # What the models of mlx-lm 0.32.2 call their Embeddings.
 _EMBEDDINGS = frozenset(
@@ -36,17 +37,96 @@ _NAMES = (NAME, mlx_experts(1).name)
 _WAY_OUT = "fetch the file again, or write it anew with the program that trained it"
 
 
-def claim_mlx(claims: "Claims") -> "Claims":
-    """The claims with each module of MLX as one of its kind of layer."""
-    if not any(contribution.algorithm.name == NAME for _, contribution in claims.computed):
-        return claims
-    modules: dict[str, Module] = {}
-    findings = list(claims.findings)
-    for key, module in claims.modules.items():
-        kinds = [_of_its_kind(c) if c.algorithm.name == NAME else c for c in module.contributions]
-        findings += _misplaced(key, kinds)
-        modules[key] = module._replace(contributions=tuple(kinds))
-    return claims._replace(modules=modules, findings=tuple(findings))
+class MlxRules(OwnRules):
+    """The rules of mlx-lm for one file."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._config = find_mlx_config(checkpoint)
+
+    @property
+    def config(self) -> MlxConfig | None:
+        """The config of mlx-lm beside the file."""
+        return self._config
+
+    def claimed(self, claims: "Claims") -> "Claims":
+        """The claims with each module of MLX as one of its kind of layer."""
+        if not any(contribution.algorithm.name == NAME for _, contribution in claims.computed):
+            return claims
+        modules: dict[str, Module] = {}
+        findings = list(claims.findings)
+        for key, module in claims.modules.items():
+            kinds = [_of_its_kind(c) if c.algorithm.name == NAME else c for c in module.contributions]
+            findings += _misplaced(key, kinds)
+            modules[key] = module._replace(contributions=tuple(kinds))
+        return claims._replace(modules=modules, findings=tuple(findings))
+
+    def scaled(self, modules: Mapping[str, Module], settings: Settings) -> dict[str, Module]:
+        """The modules with the scales of those of MLX, which stand in no alpha; the others as they are."""
+
+        def of_config(contribution: Contribution) -> Contribution:
+            if contribution.algorithm.name not in _NAMES:
+                return contribution
+            rank = contribution.known_rank
+            scale, why = scale_of(self._config, rank)
+            alpha = settings.alpha if scale is None else None
+            if alpha is not None:
+                scale, why = scale_of_alpha(alpha, rank, False), f"{alpha:g}/{rank}"
+            return contribution._replace(rank=rank, alpha=alpha, scale=scale, rslora=False, why=why)
+
+        return {
+            name: module._replace(contributions=tuple(map(of_config, module.contributions)))
+            for name, module in modules.items()
+        }
+
+    def dora(self, facts: Sequence[LoraFacts], claims: "Claims") -> list[DoraClaim]:
+        """What the config says of DoRA of the modules of MLX."""
+        config = self._config
+        keys = {key for key, module in claims.modules.items() if module.name.scheme == MLX.name}
+        if config is None or config.dora is None or not keys:
+            return []
+        value, says = config.dora
+        return [DoraClaim("adapter_config", config.where, value, [one for one in facts if one.module in keys], says)]
+
+    def about(self, contributions: Iterable[Contribution]) -> Iterator[Evidence]:
+        """What the config says of the scale, and how many layers have experts."""
+        config = self._config
+        own = [contribution for contribution in contributions if contribution.algorithm.name in _NAMES]
+        if config and own and (scale := number(config.parameters.get("scale"))) is not None:
+            alpha = number(config.parameters.get("alpha"))
+            unused = f"; mlx-lm has no use for the alpha of {alpha:g} there" if alpha is not None else ""
+            yield Evidence("scale", f"{PARAMETERS}.scale is {scale:g}{unused}", config.where)
+        counts: dict[int, int] = {}
+        for experts in (contribution.algorithm.experts for contribution in own if contribution.algorithm.experts):
+            counts[experts] = counts.get(experts, 0) + 1
+        for experts, count in counts.items():
+            yield Evidence("experts", f"{count} layers have the factors of {experts} experts each", "shapes")
+
+    def trained_otherwise(self, contributions: Iterable[Contribution]) -> Iterator[Finding]:
+        """Scales that early versions of mlx-lm multiplied by alpha/rank, as no later one does."""
+        config = self._config
+        own = [contribution for contribution in contributions if contribution.algorithm.name in _NAMES]
+        if config is None or not own or own[0].scale is None or (ratio := config.trained_ratio) is None:
+            return
+        trained = "trained" if config.is_early else "would have trained"
+        yield Finding(
+            TRAINED_SCALE,
+            f"mlx-lm up to 0.14.1 {trained} this at scale · alpha/rank, {own[0].scale * ratio:g}, and every later "
+            f"version reads {own[0].scale:g} from its config; a multiplier of {ratio:g} is "
+            + ("what was trained" if config.is_early else "what was trained if it was one of those"),
+            tuple(contribution.module.key for contribution in own[:5]),
+        )
+
+    def no_adapter(self, files: Sequence[str]) -> Iterator[Finding]:
+        """Files of mlx-lm that hold weights as they are after training, and no adapter."""
+        config = self._config
+        name = os.path.basename(files[0]) if files else ""
+        if config is None or not config.is_full or not name.endswith(f"{MLX_WEIGHTS}.safetensors"):
+            return
+        yield Finding(
+            "no-adapter",
+            f"{config.where} says {TYPE} full: the file has the weights of trained layers whole, to take the place of "
+            "the base's own, and no adapter; put them into the base with mlx_lm.fuse",
+        )
 
 
 def _of_its_kind(contribution: Contribution) -> Contribution:
@@ -73,74 +153,3 @@ def _misplaced(key: str, contributions: Sequence[Contribution]) -> Iterator[Find
     for magnitude in (one.magnitude for one in contributions if one.algorithm.experts and one.magnitude):
         says = f"{magnitude.info.name} is a magnitude of experts, for which mlx-lm has none; {_WAY_OUT}"
         yield Finding("magnitude-shape", says, (magnitude.info.name,))
-
-
-def with_mlx_scales(modules: Mapping[str, Module], config: MlxConfig | None, settings: Settings) -> dict[str, Module]:
-    """The modules with the scales of those of MLX, which stand in no alpha; the others as they are."""
-
-    def scaled(contribution: Contribution) -> Contribution:
-        if contribution.algorithm.name not in _NAMES:
-            return contribution
-        rank = contribution.known_rank
-        scale, why = scale_of(config, rank)
-        alpha = settings.alpha if scale is None else None
-        if alpha is not None:
-            scale, why = scale_of_alpha(alpha, rank, False), f"{alpha:g}/{rank}"
-        return contribution._replace(rank=rank, alpha=alpha, scale=scale, rslora=False, why=why)
-
-    return {
-        name: module._replace(contributions=tuple(map(scaled, module.contributions)))
-        for name, module in modules.items()
-    }
-
-
-def mlx_dora(config: MlxConfig | None, facts: Sequence[LoraFacts], claims: "Claims") -> list[DoraClaim]:
-    """What the config says of DoRA of the modules of MLX."""
-    keys = {key for key, module in claims.modules.items() if module.name.scheme == MLX.name}
-    if config is None or config.dora is None or not keys:
-        return []
-    value, says = config.dora
-    return [DoraClaim("adapter_config", config.where, value, [one for one in facts if one.module in keys], says)]
-
-
-def about_mlx(config: MlxConfig | None, contributions: Iterable[Contribution]) -> Iterator[Evidence]:
-    """What the config says of the scale, and how many layers have experts."""
-    own = [contribution for contribution in contributions if contribution.algorithm.name in _NAMES]
-    if config and own and (scale := number(config.parameters.get("scale"))) is not None:
-        alpha = number(config.parameters.get("alpha"))
-        unused = f"; mlx-lm has no use for the alpha of {alpha:g} there" if alpha is not None else ""
-        yield Evidence("scale", f"{PARAMETERS}.scale is {scale:g}{unused}", config.where)
-    counts: dict[int, int] = {}
-    for experts in (contribution.algorithm.experts for contribution in own if contribution.algorithm.experts):
-        counts[experts] = counts.get(experts, 0) + 1
-    for experts, count in counts.items():
-        yield Evidence("experts", f"{count} layers have the factors of {experts} experts each", "shapes")
-
-
-def trained_otherwise(reading: "FileReading") -> Iterator[Finding]:
-    """Scales that early versions of mlx-lm trained with, which multiplied them by alpha/rank and no later one does."""
-    config = reading.mlx
-    own = [contribution for contribution in reading.contributions if contribution.algorithm.name in _NAMES]
-    if config is None or not own or own[0].scale is None or (ratio := config.trained_ratio) is None:
-        return
-    trained = "trained" if config.is_early else "would have trained"
-    yield Finding(
-        TRAINED_SCALE,
-        f"mlx-lm up to 0.14.1 {trained} this at scale · alpha/rank, {own[0].scale * ratio:g}, and every later version "
-        f"reads {own[0].scale:g} from its config; a multiplier of {ratio:g} is "
-        + ("what was trained" if config.is_early else "what was trained if it was one of those"),
-        tuple(contribution.module.key for contribution in own[:5]),
-    )
-
-
-def whole_weights(reading: "FileReading") -> Iterator[Finding]:
-    """Files of mlx-lm that hold weights as they are after training, and no adapter."""
-    config = reading.mlx
-    name = os.path.basename(reading.checkpoint.files[0]) if reading.checkpoint.files else ""
-    if config is None or not config.is_full or not name.endswith(f"{MLX_WEIGHTS}.safetensors"):
-        return
-    yield Finding(
-        "no-adapter",
-        f"{config.where} says {TYPE} full: the file has the weights of trained layers whole, to take the place of the "
-        "base's own, and no adapter; put them into the base with mlx_lm.fuse",
-    )

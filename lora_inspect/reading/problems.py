@@ -21,7 +21,6 @@ from lora_inspect.reading.key_problems import (
     unclaimed_tensors,
     unfit_tensors,
 )
-from lora_inspect.reading.mlx_modules import trained_otherwise, whole_weights
 from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Finding, Problem
 from lora_inspect.reading.residual_base import residual_bases, residual_setting
 from lora_inspect.reading.saved_tensors import missing_saved
@@ -47,7 +46,7 @@ class Entry(NamedTuple):
 PROBLEMS = (
     Entry("weights-missing", ERROR, (missing_weights,)),
     Entry("no-weight", ERROR, (weightless,)),
-    Entry("no-adapter", ERROR, (whole_weights,)),
+    Entry("no-adapter", ERROR, (lambda reading: reading.rules.no_adapter(reading.checkpoint.files),)),
     # What explains shapes that fit nothing comes before these.
     Entry("scheme", ERROR, (unfit_tensors, foreign_schemes)),
     Entry("peft-setting", ERROR, (unbuilt_configs,)),
@@ -73,7 +72,9 @@ PROBLEMS = (
     Entry("embeddings", NOTE, (embeddings,)),
     Entry("rslora-hint", NOTE, (rslora_hint,)),
     Entry("expert-hint", NOTE, (packing_hint,)),
-    Entry("trained-scale", NOTE, (dylora_scale, trained_otherwise)),
+    Entry(
+        "trained-scale", NOTE, (dylora_scale, lambda reading: reading.rules.trained_otherwise(reading.contributions))
+    ),
 )
 
 

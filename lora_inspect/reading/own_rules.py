@@ -1,0 +1,51 @@
+"""What the files of a program mean by rules of its own, which are loaded for these files alone."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.dora_evidence import DoraClaim
+from lora_inspect.reading.evidence import Evidence, LoraFacts
+from lora_inspect.reading.problem import Finding
+from lora_inspect.reading.settings import Settings
+
+if TYPE_CHECKING:
+    from lora_inspect.reading.claim import Claims
+    from lora_inspect.reading.mlx_config import MlxConfig
+
+
+class OwnRules(Protocol):
+    """The rules of a program; by default there are none, and everything stays as it is."""
+
+    @property
+    def config(self) -> "MlxConfig | None":
+        """The config of the program, where its files have one."""
+        return None
+
+    def claimed(self, claims: "Claims") -> "Claims":
+        """The claims with each module as what it is to the program."""
+        return claims
+
+    def dora(self, facts: Sequence[LoraFacts], claims: "Claims") -> Sequence[DoraClaim]:
+        """What its config says of DoRA."""
+        return ()
+
+    def scaled(self, modules: Mapping[str, Module], settings: Settings) -> Mapping[str, Module]:
+        """The modules with the scales that it has."""
+        return modules
+
+    def about(self, contributions: Iterable[Contribution]) -> Iterable[Evidence]:
+        """What its config says."""
+        return ()
+
+    def no_adapter(self, files: Sequence[str]) -> Iterable[Finding]:
+        """Why the `files` of it are no adapter."""
+        return ()
+
+    def trained_otherwise(self, contributions: Iterable[Contribution]) -> Iterable[Finding]:
+        """With which other scale it was trained."""
+        return ()
+
+
+class NoRules(OwnRules):
+    """Those of most programs."""
