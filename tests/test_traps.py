@@ -149,6 +149,10 @@ WRITING: dict[int, tuple[str, ...]] = {
         "parts of a fused layer have alphas of their own",
         "converting/test_layouts.py::test_flux_in_diffusers_names_becomes_original",
     ),
+    15: (
+        "a layer's own underscores are no dots",
+        "converting/test_asked_scheme.py::test_each_scheme_has_its_name_for_a_layer",
+    ),
     16: (
         "ComfyUI has names of its own for HunyuanVideo",
         "converting/test_asked_scheme.py::test_each_scheme_has_its_name_for_a_layer",
@@ -166,9 +170,21 @@ WRITING: dict[int, tuple[str, ...]] = {
         "an alpha beside names of diffusers is discarded",
         "converting/test_asked_scheme.py::test_suffixes_and_alpha_are_those_of_the_scheme",
     ),
+    23: (
+        "diffusers reads no alpha of FLUX's last layers, nor their names under kohya's prefix",
+        "converting/test_asked_scheme.py::test_the_last_layers_of_flux_are_diffusers_own",
+    ),
     24: (
         "one foreign key keeps diffusers from a whole file",
         "converting/test_asked_scheme.py::test_embeddings_go_where_they_are_read",
+    ),
+    25: (
+        "a difference beside LoRA is all that programs apply",
+        "converting/test_loadable.py::test_two_changes_of_one_weight_are_named",
+    ),
+    26: (
+        "ComfyUI takes another limit for a rotation",
+        "converting/test_loadable.py::test_what_the_programs_compute",
     ),
     32: (
         "an embedded config is stale once the tensors are others",

@@ -16,7 +16,7 @@ from lora_inspect.architectures.text_encoders import (
     T5_XXL,
 )
 from lora_inspect.schemes.record import MODEL, Scheme
-from lora_inspect.schemes.writing import Writing, first_of
+from lora_inspect.schemes.writing import Writing, first_of, of_trainers
 
 # What ComfyUI calls the text encoders, of which Wan has another T5 than the others.
 _ENCODERS = {
@@ -60,6 +60,12 @@ def _encoders(family: Architecture) -> tuple[str, ...]:
     return tuple(_prefix(names[one]) if one in names else "" for one in family.text_encoders)
 
 
+def _layout(family: Architecture | None) -> str | None:
+    """That of its own class; it has none of FramePack's."""
+    known = family is not None and family.name != "framepack"
+    return first_of(family, "comfyui", "original") or of_trainers(family) if known else None
+
+
 COMFYUI = Scheme(
     name="comfyui",
     prefixes={
@@ -80,7 +86,7 @@ COMFYUI = Scheme(
     carries_alpha=True,
     writing=Writing(
         title="ComfyUI",
-        layout=lambda family: first_of(family, "comfyui", "original", "diffusers"),
+        layout=_layout,
         prefix="diffusion_model.",
         encoders=_encoders,
         encoder_roots=lambda family: _ROOTS,

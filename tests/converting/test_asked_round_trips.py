@@ -32,8 +32,6 @@ LANGUAGE = {
     "llm": "Phi3ForCausalLM",
     "t5": "T5ForConditionalGeneration",
 }
-# Schemes whose names of a family's layers are those of others too, as which they are read back.
-SHARED = {"cosmos1": ("comfyui", "kohya"), "framepack": ("comfyui",)}
 # A relative difference of whole matrices; the scale is rounded to float32 on the way.
 BOUND = 1e-6
 
@@ -45,7 +43,7 @@ def taking(family: str, dora: bool = False) -> list[str]:
         writing = writing_of(schemes.by_name(name))
         if writing.layout(by_name(family)) and not (dora and writing.magnitudes == LOST):
             found.append(name)
-    return [name for name in found if name != "gguf" and name not in SHARED.get(family, ())]
+    return [name for name in found if name != "gguf"]
 
 
 def shapes_of(family: str) -> Shapes:

@@ -288,6 +288,34 @@ def test_suffixes_and_alpha_are_those_of_the_scheme(write, run, tmp_path):
         assert {key.removeprefix(WAN[scheme]) for key in load_file(out)} == suffixes
 
 
+def test_the_last_layers_of_flux_are_diffusers_own(run, tmp_path):
+    """Trap 23: its alpha, here twice the rank, is in the factors; and the halves of the modulation change places."""
+    factors = {}
+    for layer, out in (
+        ("final_layer_linear", HIDDEN),
+        ("final_layer_adaLN_modulation_1", 2 * HIDDEN),
+        ("img_in", HIDDEN),
+    ):
+        described = lora(f"lora_unet_{layer}", rank=4, out=out, inputs=HIDDEN, alpha=8.0)
+        factors |= tensors_of(described)
+    save_file(factors, tmp_path / "a.safetensors", {"ss_base_model_version": "flux1"})
+    ended = run("convert", tmp_path / "a.safetensors", "--to", "diffusers", "-o", tmp_path / "o.safetensors")
+    assert ended.status == 0, ended.stderr
+    found = load_file(tmp_path / "o.safetensors")
+    names = {
+        "proj_out": "final_layer_linear",
+        "norm_out.linear": "final_layer_adaLN_modulation_1",
+        "x_embedder": "img_in",
+    }
+    assert found.keys() == {f"transformer.{name}.lora_{side}.weight" for name in names for side in "AB"}
+    for name, layer in names.items():
+        up, down = (factors[f"lora_unet_{layer}.lora_{side}.weight"] for side in ("up", "down"))
+        if name == "norm_out.linear":
+            up = torch.cat((up[HIDDEN:], up[:HIDDEN]))
+        written = found[f"transformer.{name}.lora_B.weight"] @ found[f"transformer.{name}.lora_A.weight"]
+        torch.testing.assert_close(written, 2 * up @ down, rtol=1e-5, atol=1e-5)
+
+
 def test_diffusers_gets_the_config_that_its_pipelines_read(write, run, tmp_path):
     file = write([WAN["kohya"]], "wan")
     out = tmp_path / "out.safetensors"
@@ -333,6 +361,7 @@ def test_dora_goes_where_it_is_exact_and_is_asked_for_elsewhere(write, run, tmp_
             "is no module of Wan",
         ),
         ([WAN["kohya"]], "wan", "onetrainer", "OneTrainer has no names"),
+        (["lora_unet_transformer_blocks_0_attn_to_q"], "framepack", "comfyui", "ComfyUI has no names"),
         (["diffusion_model.blocks.0.whatever.q"], None, "kohya", "of no model family that is known here"),
         (["base_model.model.model.layers.0.self_attn.q_proj"], None, "kohya", "has no names"),
         (
