@@ -53,7 +53,7 @@ KOHYA = Scheme(
     },
     carries_alpha=True,
     writing=Writing(
-        title="programs that read kohya's names",
+        title="a reader of kohya's names",
         layout=_layout,
         prefix="lora_unet_",
         encoders=lambda family: _ENCODERS.get(family.name, ()),

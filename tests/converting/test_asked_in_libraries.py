@@ -87,6 +87,37 @@ def test_biases_of_up_layers(family, scheme, target, run, tmp_path):
     assert all(not torch.equal(layers(plain)[path].bias, layers(meant)[path].bias) for path in shapes)
 
 
+# A fused layer that sd-scripts saves in slices, and the layers of diffusers that they are.
+SLICED = {
+    "lora_unet_double_blocks_0_txt_attn_qkv": [
+        f"transformer_blocks.0.attn.add_{part}_proj" for part in ("q", "k", "v")
+    ],
+    "lora_unet_single_blocks_0_linear1": [
+        f"single_transformer_blocks.0.{part}" for part in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
+    ],
+}
+
+
+@pytest.mark.parametrize("target", LIBRARIES)
+def test_slices_of_a_fused_layer(target, run, tmp_path):
+    meant, loaded, library = model("flux"), model("flux"), LIBRARIES[target]
+    numbers, tensors, rank = torch.Generator().manual_seed(4), {}, 2
+    for alpha, (name, paths) in enumerate(SLICED.items(), 3):
+        tensors[f"{name}.alpha"] = torch.tensor(float(alpha))
+        for number, path in enumerate(paths):
+            weight = layers(meant)[path].weight
+            down = torch.randn((rank, weight.shape[1]), generator=numbers)
+            up = 0.1 * torch.randn((weight.shape[0], rank), generator=numbers)
+            tensors |= {f"{name}.lora_down.{number}.weight": down, f"{name}.lora_up.{number}.weight": up}
+            weight.add_(alpha / rank * up @ down)
+    save_file(tensors, tmp_path / "in.safetensors", says("flux"))
+    out = tmp_path / f"out{library.suffix}"
+    ended = run("convert", tmp_path / "in.safetensors", "--to", target, "-o", out)
+    assert ended.status == 0, ended.stderr
+    assert library.load("flux", loaded, out) == len(tensors_in(out)) > 0
+    assert distance(outputs(loaded, layers(meant)), outputs(meant, layers(meant))) < 1e-5
+
+
 # The CLIP encoders whose adapters the pipelines of diffusers read, and what files call them.
 ENCODERS = {"sd15": 1, "sdxl": 2, "sd3": 2, "flux": 1}
 PREFIXES = {
