@@ -31,7 +31,9 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
     for contribution in adapter.contributions:
         algorithm = _written(contribution, writing, options)
         has_core = "mid" in contribution.shapes and not options.algorithm and not _spells(algorithm, "mid", writing)
-        if has_core or not _is_loaded(algorithm, writing):
+        # Who computes whatever its names can spell has it from there.
+        is_own = contribution.module.scheme == scheme.name and writing.algorithms is None
+        if not is_own and (has_core or not _is_loaded(algorithm, writing)):
             title = f"{algorithm.title} with a Tucker core" if has_core else algorithm.title
             can_be_lora = becomes_lora(algorithm, contribution.shapes)
             instead = "make plain LoRA of it with --algorithm lora, " if can_be_lora else ""

@@ -1,5 +1,7 @@
 """What the programs of each scheme compute, as each of them did with such files; all else is refused by its name."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -73,6 +75,24 @@ def test_two_changes_of_one_weight_are_named(write, run, tmp_path):
     assert (ended.status, "has a full weight difference and LoRA for one weight" in ended.stderr) == (1, True), (
         ended.stderr
     )
+
+
+def test_layers_that_peft_saved_whole_stay_with_peft(run, tmp_path):
+    layer, head = "base_model.model.model.layers.0.self_attn.q_proj", "base_model.model.lm_head.weight"
+    tensors = {f"{layer}.lora_A.weight": torch.ones(2, 8), f"{layer}.lora_B.weight": torch.ones(8, 2)}
+    config = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 4,
+        "target_modules": ["q_proj"],
+        "modules_to_save": ["lm_head"],
+    }
+    (tmp_path / "in").mkdir()
+    save_file(tensors | {head: torch.ones(10, 8)}, tmp_path / "in" / "adapter_model.safetensors")
+    (tmp_path / "in" / "adapter_config.json").write_text(json.dumps(config))
+    ended = run("convert", tmp_path / "in", "--to", "peft", "-o", tmp_path / "out")
+    assert ended.status == 0, ended.stderr
+    assert load_file(tmp_path / "out" / "adapter_model.safetensors").keys() == tensors.keys() | {head}
 
 
 def test_a_bias_of_the_up_layer_is_in_no_file_of_theirs(write, run, tmp_path):
