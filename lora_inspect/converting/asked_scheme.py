@@ -125,8 +125,8 @@ class _Asked:
             )
         if name is None:
             raise LoraInspectError(
-                f"{self._file}: it is of {described(self._families)}, for which {self._writing.title} has no names; "
-                f"{WAY_OUT}."
+                f"{self._file}: it is of {described(self._families)}, for which there are no "
+                f"{self._scheme.name} names; {WAY_OUT}."
             )
         if name == OWN:
             return self._own_layout()
@@ -157,15 +157,26 @@ class _Asked:
         """What the modules of a text encoder begin with; LoraInspectError where the scheme has no names for it."""
         if len(self._components) == 1 and self._writing.layout(None) == OWN:
             return self._model_prefix
-        found = {self._prefix_in(family.architecture, component) for family in self._families}
-        if len(found) == 1 and (prefix := found.pop()):
+        found = {family.architecture: self._prefix_in(family.architecture, component) for family in self._families}
+        prefixes = set(found.values())
+        if len(prefixes) > 1:
+            first = next(family.name for family, prefix in found.items() if prefix)
+            raise LoraInspectError(
+                f"{self._file}: it is of {described(self._families)}, which have other {self._scheme.name} names each "
+                f"for its {component}; say which with --architecture {first}."
+            )
+        if prefix := "".join(prefixes):
             return prefix
-        choices = listed([f"--only {one}" for one in sorted(self._components)], "or")
+        lacks = f"{self._file}: {self._scheme.name} names have none for its {component}"
+        if len(self._components) == 1:
+            raise LoraInspectError(f"{lacks}; {WAY_OUT}.")
+        if self._writing.layout(None) == OWN:
+            choice = "choose with " + listed([f"--only {one}" for one in sorted(self._components)], "or")
+        else:
+            others = sorted(self._components - {component})
+            choice = "leave it out with " + " ".join(f"--only {one}" for one in others)
         raise LoraInspectError(
-            f"{self._file}: {self._scheme.name} names have none for its {component}, so {self._writing.title} cannot "
-            f"load it with the rest; choose with {choices}, or choose another scheme."
-            if len(self._components) > 1
-            else f"{self._file}: {self._scheme.name} names have none for its {component}; {WAY_OUT}."
+            f"{lacks}, so {self._writing.title} cannot load it with the rest; {choice}, or choose another scheme."
         )
 
     def _prefix_in(self, family: Architecture, component: str) -> str:

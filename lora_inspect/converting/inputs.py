@@ -1,5 +1,7 @@
 """The adapter that is converted, as far as it was asked for, and the base beside it."""
 
+from typing import NamedTuple
+
 from lora_inspect.converting.expert_layouts import SINGLE_EXPERTS
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
@@ -9,12 +11,23 @@ from lora_inspect.reading.components import chosen
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 
 
-def read_input(path: str, options: ConvertOptions) -> tuple[Adapter, list[str]]:
-    """The adapter with the components that were asked for, and the keys of what was not, embeddings included.
+class Input(NamedTuple):
+    """The `adapter` with the components that were asked for, and the keys of what was not, embeddings included.
+
+    `whole` is all of the file: of which family a component is, the others tell as well.
+    """
+
+    adapter: Adapter
+    left_out: list[str]
+    whole: Adapter
+
+
+def read_input(path: str, options: ConvertOptions) -> Input:
+    """The adapter, as far as it was asked for.
 
     Raises LoraInspectError where its meaning is unknown, and where no alpha says what the factors change.
     """
-    adapter = read_adapter(open_checkpoint(path), options.settings)
+    adapter = whole = read_adapter(open_checkpoint(path), options.settings)
     adapter.refuse()
     asked, others = chosen(adapter, options.only)
     # Embeddings are of no component.
@@ -23,7 +36,7 @@ def read_input(path: str, options: ConvertOptions) -> tuple[Adapter, list[str]]:
     left_out += [key for one in adapter.embeddings if one not in embeddings for key in one.keys]
     adapter = adapter._replace(modules={module.name.key: module for module in asked}, embeddings=embeddings)
     _refuse_residual(adapter)
-    return adapter, left_out
+    return Input(adapter, left_out, whole)
 
 
 def _refuse_residual(adapter: Adapter) -> None:

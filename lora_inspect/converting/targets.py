@@ -28,16 +28,19 @@ from lora_inspect.schemes.writing import EXACT, LOST
 
 
 def targets(
-    adapter: Adapter, base: Checkpoint | None, matching: Matching | None, options: ConvertOptions
+    adapter: Adapter, whole: Adapter, base: Checkpoint | None, matching: Matching | None, options: ConvertOptions
 ) -> tuple[Destination, ...]:
-    """The modules of the output; raises LoraInspectError where the layout that is asked for has none."""
+    """The modules of the output that the `adapter` goes to, which is that of the `whole` file or a part of it.
+
+    Raises LoraInspectError where the layout that is asked for has none.
+    """
     if options.layout == SINGLE_EXPERTS:
         return with_single_experts(adapter, base, matching)
     if options.layout == ALL_EXPERTS:
         return with_all_experts(adapter)
     if options.layout is None and options.scheme is None:
         return destinations(adapter, None)
-    families = _families(adapter, options.architecture)
+    families = _families(whole, options.architecture)
     if options.scheme:
         asked = scheme_target(adapter, families, schemes.by_name(options.scheme), options)
         return destinations(adapter, asked, families)

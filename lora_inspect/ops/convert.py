@@ -77,14 +77,14 @@ def convert_to_standard(
     that is done. Raises LoraInspectError, and writes nothing, where the meaning of the file is unknown, where DoRA has
     no agreed way out, or where the loss is above 5%.
     """
-    adapter, left_out = read_input(path, options)
+    adapter, left_out, whole = read_input(path, options)
     options = with_magnitudes(adapter, with_scheme(adapter, options))
     already = check_algorithm(adapter, options)
     base = open_base(adapter, options)
     inputs = adapter.checkpoint.inputs | (base.inputs if base else {})
     matching = match(adapter, base, transposed=options.transposed) if base else None
     check_biases(adapter, matching, options)
-    destinations = targets(adapter, base, matching, options)
+    destinations = targets(adapter, whole, base, matching, options)
     architecture = architecture_of(adapter, options) if GGUF.name == (options.scheme or adapter.scheme) else None
     place = StandardOutput(adapter, destinations, output, inputs, options.scheme, architecture)
     leftovers = remove_leftovers(place.path)

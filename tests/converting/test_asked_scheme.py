@@ -194,10 +194,31 @@ def test_what_a_pipeline_of_diffusers_leaves_out_silently_is_refused(write, run,
     names = {scheme: encoders(scheme, FLUX_ENCODERS[scheme]) for scheme in ("kohya", "diffusers")}
     file = write(["lora_unet_double_blocks_0_img_attn_proj", *names["kohya"]], "flux")
     ended = run("convert", file, "--to", "diffusers", "-o", tmp_path / "o.safetensors")
-    assert (ended.status, "have none for its text_encoder_3" in ended.stderr) == (1, True), ended.stderr
+    assert "have none for its text_encoder_3" in ended.refusal
+    assert "leave it out with --only model --only text_encoder, or" in ended.refusal
     chosen = ("--only", "model", "--only", "text_encoder")
     transformer = "transformer.transformer_blocks.0.attn.to_out.0"
     assert modules_in(file, "diffusers", *chosen) == {transformer, names["diffusers"][0]}
+
+
+SDXL_ENCODERS = ["lora_te1_" + CLIP.replace(".", "_"), "lora_te2_" + CLIP.replace(".", "_")]
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2"])
+def test_what_is_left_out_tells_the_family_as_well(component, write, modules_in):
+    """A text encoder alone may be of several families, which call it otherwise."""
+    file = write([SDXL["kohya"], *SDXL_ENCODERS], "sdxl")
+    name = SDXL_ENCODERS[("text_encoder", "text_encoder_2").index(component)]
+    assert modules_in(file, "kohya", "--only", component) == {name}
+    assert modules_in(file, "onetrainer", "--only", component) == {name}
+
+
+def test_families_that_call_a_text_encoder_otherwise_are_told_by_the_user(write, run, tmp_path, modules_in):
+    file = write([SDXL_ENCODERS[0]], inputs=768)
+    refusal = run("convert", file, "--to", "kohya", "-o", tmp_path / "o.safetensors").refusal
+    assert "have other kohya names each for its text_encoder; say which with --architecture" in refusal
+    for family, prefix in (("sd15", "lora_te_"), ("sdxl", "lora_te1_")):
+        assert modules_in(file, "kohya", "--architecture", family) == {prefix + CLIP.replace(".", "_")}
 
 
 # A layer of each model, and what files call one of its text encoder, which classes of transformers have elsewhere.
@@ -353,17 +374,17 @@ def test_dora_goes_where_it_is_exact_and_is_asked_for_elsewhere(write, run, tmp_
 @pytest.mark.parametrize(
     ("modules", "family", "scheme", "says"),
     [
-        (["lora_unet_joint_blocks_0_x_block_attn_proj"], "sd3", "musubi", "musubi-tuner has no names"),
+        (["lora_unet_joint_blocks_0_x_block_attn_proj"], "sd3", "musubi", "no musubi names"),
         (
             [*(f"lora_unet_blocks_{at}_self_attn_q" for at in range(12)), "lora_unet_blocks_0_what_q"],
             "wan",
             "diffusers",
             "is no module of Wan",
         ),
-        ([WAN["kohya"]], "wan", "onetrainer", "OneTrainer has no names"),
-        (["lora_unet_transformer_blocks_0_attn_to_q"], "framepack", "comfyui", "ComfyUI has no names"),
+        ([WAN["kohya"]], "wan", "onetrainer", "no onetrainer names"),
+        (["lora_unet_transformer_blocks_0_attn_to_q"], "framepack", "comfyui", "no comfyui names"),
         (["diffusion_model.blocks.0.whatever.q"], None, "kohya", "of no model family that is known here"),
-        (["base_model.model.model.layers.0.self_attn.q_proj"], None, "kohya", "has no names"),
+        (["base_model.model.model.layers.0.self_attn.q_proj"], None, "kohya", "no kohya names"),
         (
             ["lora_unet_blocks_0_self_attn_q", "lora_te1_encoder_block_0_layer_0_SelfAttention_q"],
             "wan",

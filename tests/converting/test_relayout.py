@@ -34,7 +34,7 @@ def planned(write_safetensors):
     def plan(tensors, layout, says=FLUX):
         file = write_safetensors(tensors, says)
         adapter = read_adapter(open_checkpoint(str(file)))
-        return targets(adapter, None, None, ConvertOptions(layout=layout))
+        return targets(adapter, adapter, None, None, ConvertOptions(layout=layout))
 
     return plan
 

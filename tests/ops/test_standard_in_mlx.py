@@ -299,7 +299,7 @@ def test_only_language_models_have_names_of_mlx(tmp_path, run):
     tensors["lora_unet_blocks_0_cross_attn_o.lora_up.weight"] = torch.ones(8, 2)
     save_file(tensors, tmp_path / "wan.safetensors", {"ss_base_model_version": "wan"})
     ended = run("convert", tmp_path / "wan.safetensors", "--to", "mlx", "-o", tmp_path / "out")
-    assert "for which mlx-lm has no names" in ended.refusal
+    assert "for which there are no mlx names" in ended.refusal
 
 
 @pytest.mark.parametrize("path", ["model.layers.0.mlp.experts.3.gate_proj", "layers.0.mlp.gate_proj"])
