@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import click
@@ -63,6 +64,8 @@ def _check(folder: str, output: str) -> None:
         raise LoraInspectError(f"{output}: {folder} is a folder of adapters, so a folder is written; choose another.")
     if os.path.isdir(output) and os.path.samefile(folder, output):
         raise LoraInspectError(f"{output}: it is the folder of the inputs; choose another output.")
+    if os.path.join(os.path.realpath(folder), "").startswith(os.path.join(os.path.realpath(output), "")):
+        raise LoraInspectError(f"{output}: the folder of the inputs is in it; choose another output.")
 
 
 def _converted(one: Mirrored, output: str, options: ConvertOptions, force: bool, before: list[_Outcome]) -> _Outcome:
@@ -73,6 +76,9 @@ def _converted(one: Mirrored, output: str, options: ConvertOptions, force: bool,
         target = os.path.join(output, one.stem + output_ending(adapter, options.scheme))
         if taken := next((done.path for done in before if done.result and done.result.output == target), None):
             raise LoraInspectError(f"{one.path}: {taken} is written to {target} already; give one another name.")
+        present = {module.name.component for module in adapter.modules.values()}
+        own = tuple(component for component in options.only if component in present)
+        options = replace(options, only=own or options.only)
         with _made(os.path.dirname(target)):
             return _Outcome(one.path, convert_to_standard(one.path, target, options, force))
     except click.ClickException:

@@ -69,9 +69,10 @@ def _heads(adapter: Adapter, names: GgufNames, options: ConvertOptions) -> Heads
     first = next(filter(names.is_arranged, bodies), None)
     config = _config(options) if first else None
     if first and (config is None or config.heads is None):
+        lacks = f", and {config.path} tells none" if config else ""
         raise LoraInspectError(
             f"{adapter.checkpoint.path}: llama.cpp has the rows of {first} in another order than transformers, which "
-            "depends on the number of heads; name the model's config.json, which says it, with --model-config."
+            f"depends on the number of heads{lacks}; name the model's config.json, which says it, with --model-config."
         )
     return config.heads if config else None
 

@@ -30,6 +30,9 @@ def read_input(path: str, options: ConvertOptions) -> Input:
     adapter = whole = read_adapter(open_checkpoint(path), options.settings)
     adapter.refuse()
     asked, others = chosen(adapter, options.only)
+    present = dict.fromkeys(module.name.component for module in asked)
+    if absent := [component for component in options.only if component not in present]:
+        raise LoraInspectError(f"{adapter.checkpoint.path}: it has no component {absent[0]}; leave its --only out.")
     # Embeddings are of no component.
     embeddings = () if options.only else adapter.embeddings
     left_out = [info.name for module in others for info in module.tensors]

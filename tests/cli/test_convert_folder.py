@@ -99,6 +99,22 @@ def test_the_output_below_the_input_is_no_input_of_the_next_time(folder, tmp_pat
     assert files_below(folder / "out") == sorted([*MADE, "dora.safetensors"])
 
 
+def test_an_output_that_has_the_inputs_in_it_is_refused(folder, tmp_path, run):
+    """Outputs might take the place of inputs, and what lies in the output is no input."""
+    before = files_below(tmp_path)
+    refusal = run("convert", folder, "-o", tmp_path, "--keep-dora", "--force").refusal
+    assert refusal == f"{tmp_path}: the folder of the inputs is in it; choose another output."
+    assert files_below(tmp_path) == before
+
+
+def test_a_component_need_not_be_in_every_file(write_safetensors, tmp_path, run):
+    encoder = lora("lora_te_text_model_encoder_layers_0_self_attn_q_proj")
+    write_safetensors({**loras(1), **encoder}, name="in/both.safetensors")
+    write_safetensors(loras(1), name="in/model.safetensors")
+    ended = run("convert", tmp_path / "in", "-o", tmp_path / "out", "--only", "model", "--only", "text_encoder")
+    assert (ended.status, files_below(tmp_path / "out")) == (0, ["both.safetensors", "model.safetensors"])
+
+
 def test_two_of_one_name_are_not_written_over_each_other(write_safetensors, tmp_path, run):
     layer = "text_model.encoder.layers.0.self_attn.q_proj"
     write_safetensors(lora("lora_te_" + layer.replace(".", "_")), name="in/x.safetensors")

@@ -213,6 +213,13 @@ def test_what_is_left_out_tells_the_family_as_well(component, write, modules_in)
     assert modules_in(file, "onetrainer", "--only", component) == {name}
 
 
+def test_every_component_that_is_asked_for_has_to_be_there(write, run, tmp_path):
+    """A slip of the pen would leave out what was meant."""
+    file = write([SDXL["kohya"], *SDXL_ENCODERS], "sdxl")
+    ended = run("convert", file, "--only", "model", "--only", "text_encodr", "-o", tmp_path / "o.safetensors")
+    assert "it has no component text_encodr; leave its --only out" in ended.refusal
+
+
 def test_families_that_call_a_text_encoder_otherwise_are_told_by_the_user(write, run, tmp_path, modules_in):
     file = write([SDXL_ENCODERS[0]], inputs=768)
     refusal = run("convert", file, "--to", "kohya", "-o", tmp_path / "o.safetensors").refusal

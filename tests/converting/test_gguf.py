@@ -179,7 +179,7 @@ CONFIGS = {
     "nothing": (None, ["does not say", "--model-config"]),
     "another model": ({"model_type": "t5"}, ["model_type is t5", "known here for"]),
     "no model_type": ({"num_attention_heads": 4}, ["model_type is missing"]),
-    "no heads": ({"model_type": "llama"}, ["blk.", "number of heads"]),
+    "no heads": ({"model_type": "llama"}, ["blk.", "number of heads, and ", "config.json tells none;"]),
     "heads that do not fit": ({"model_type": "llama", "num_attention_heads": 3}, ["do not tell which rows"]),
     "no object": ([], ["not an object"]),
 }
