@@ -141,8 +141,12 @@ def convert(
         raise click.UsageError("--keep-dora, --base and --drop-magnitude exclude each other.")
     is_approximated = base is not None and layout != SINGLE_EXPERTS
     is_limited = rank is not None or max_error is not None
-    if None not in (rank, max_error) or (is_approximated != is_limited and not algorithm):
-        raise click.UsageError("--base takes exactly one of --rank and --max-error.")
+    if None not in (rank, max_error):
+        raise click.UsageError("--rank and --max-error exclude each other.")
+    if is_limited and not (is_approximated or algorithm):
+        raise click.UsageError("--rank and --max-error speak of what --base or --algorithm approximates.")
+    if is_approximated and not (is_limited or algorithm):
+        raise click.UsageError("--base takes one of --rank and --max-error.")
     if scheme and layout:
         raise click.UsageError("--to has its own layouts; leave --layout out.")
     if architecture and not (scheme or layout in LAYOUTS):

@@ -176,10 +176,11 @@ def _distinct(tensors: Sequence[Sequence[torch.Tensor]]) -> tuple[list[int], lis
 
 
 def _joined_lengths(pieces: Sequence[Piece], rows: int) -> Factor | None:
-    magnitudes = [part.magnitude for part, _ in pieces if part.magnitude]
+    decomposed = [part for part, _ in pieces if part.magnitude]
+    magnitudes = [part.magnitude for part in decomposed if part.magnitude]
     if not magnitudes:
         return None
-    first = pieces[0].part
+    first = decomposed[0]
     if any(magnitude.axis != OUTPUT for magnitude in magnitudes):
         raise _needs_all_rows(first)
     rules = {magnitude.spelling.suffix for magnitude in magnitudes}

@@ -31,3 +31,16 @@ def test_the_first_line_names_the_algorithms(tensors, options, said, write_safet
     first, second, *_ = ended.stdout.splitlines()
     assert first.endswith(said)
     assert second.startswith("rank ") == any("lora_down" in key or "hada" in key for key in tensors)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--algorithm", "lora", "--rank", "2", "--max-error", "0.1"], "--rank and --max-error exclude each other."),
+        (["--rank", "2"], "--rank and --max-error speak of what --base or --algorithm approximates."),
+        (["--base", "BASE"], "--base takes one of --rank and --max-error."),
+    ],
+)
+def test_wrong_usage_is_told_by_the_options_that_were_given(run, options, says):
+    ended = run("convert", "ADAPTER", "-o", "OUT", *options)
+    assert (ended.status, ended.stderr.splitlines()[-1]) == (2, f"Error: {says}")

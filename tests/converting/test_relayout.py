@@ -209,14 +209,14 @@ REFUSED = {
     "a magnitude of one part of three": (
         {
             key: tensor
-            for path, extra in ((Q, {"dora_scale": ("F32", (WIDTH, 1), 1.0)}), (K, {}), (V, {}))
+            for path, extra in ((K, {}), (Q, {"dora_scale": ("F32", (WIDTH, 1), 1.0)}), (V, {}))
             for key, tensor in module(
                 f"lora_transformer_{path.replace('.', '_')}", spelling="kohya", alpha=1.0, **extra
             ).items()
         },
         "original",
         ("--keep-dora", "--allow-partial-dora"),
-        "not all rows of the layer",
+        "attn_to_q has a magnitude, but not all rows of the layer",
     ),
     "two schemes": (
         {**module(f"transformer.{Q}"), **module(f"lora_transformer_{K.replace('.', '_')}", spelling="kohya", alpha=1)},
