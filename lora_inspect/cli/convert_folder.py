@@ -2,8 +2,6 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,6 +15,7 @@ from lora_inspect.converting.output_endings import output_ending
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.mirrored_folder import Mirrored, mirrored
+from lora_inspect.files.outputs import folder_of_outputs
 from lora_inspect.ops.convert import ConvertResult, convert_to_standard
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.kinds import ADAPTER, kind_of
@@ -41,7 +40,7 @@ def convert_folder(folder: str, output: str, options: ConvertOptions, force: boo
     if not found:
         open_checkpoint(folder)  # which says what there is instead
     outcomes: list[_Outcome] = []
-    with progress_bar("Converting", len(found)) as progress, _made(output):
+    with progress_bar("Converting", len(found)) as progress, folder_of_outputs(output):
         progress(0)
         for one in found:
             outcomes.append(_converted(one, output, options, force, outcomes))
@@ -79,30 +78,13 @@ def _converted(one: Mirrored, output: str, options: ConvertOptions, force: bool,
         present = {module.name.component for module in adapter.modules.values()}
         own = tuple(component for component in options.only if component in present)
         options = replace(options, only=own or options.only)
-        with _made(os.path.dirname(target)):
+        with folder_of_outputs(os.path.dirname(target)):
             return _Outcome(one.path, convert_to_standard(one.path, target, options, force))
     except click.ClickException:
         raise
     except Exception as error:
         show_defect(error)
         return _Outcome(one.path, error=sentence_of(error, one.path))
-
-
-@contextmanager
-def _made(folder: str) -> Iterator[None]:
-    """The folder with those above it, of which what is made and stays empty is removed again."""
-    missing: list[str] = []
-    path = os.path.abspath(folder)
-    while not os.path.lexists(path):
-        missing.append(path)
-        path = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            for made in missing:
-                os.rmdir(made)
 
 
 def _record(outcome: _Outcome) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import EXPERTS
 from lora_inspect.reading.contribution import Module
+from lora_inspect.reading.gguf_layout import has_header
 from lora_inspect.reading.identify import described, text_encoders
 from lora_inspect.reading.paths import MODELS
 from lora_inspect.schemes.gguf import GGUF
@@ -134,7 +135,7 @@ class _Asked:
 
     def _own_layout(self) -> TargetLayout:
         """The layout that the file has; but llama.cpp has names of its own, and no other program has these."""
-        is_gguf, to_gguf = self._adapter.scheme == GGUF.name, self._scheme.name == GGUF.name
+        is_gguf, to_gguf = has_header(self._adapter.checkpoint), self._scheme.name == GGUF.name
         if is_gguf == to_gguf:
             return OwnLayout()
         return (llama_cpp_layout if to_gguf else transformers_layout)(self._adapter, self._options)

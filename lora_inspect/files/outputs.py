@@ -4,7 +4,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.input_file import Identity, check_unchanged
@@ -191,3 +191,20 @@ def _entries(folder: str) -> set[str]:
 
 def _lies_in(path: str, folder: str) -> bool:
     return os.path.isdir(folder) and os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep)
+
+
+@contextmanager
+def folder_of_outputs(folder: str) -> Iterator[None]:
+    """The folder with those above it, of which what is made and stays empty is removed again."""
+    missing: list[str] = []
+    path = os.path.abspath(folder)
+    while not os.path.lexists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            for made in missing:
+                os.rmdir(made)

@@ -16,7 +16,7 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.coded_weights import BaseCodecs
 from lora_inspect.reading.components import chosen
 from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.gguf_layout import gguf_correspondence
+from lora_inspect.reading.gguf_layout import gguf_correspondence, has_header
 from lora_inspect.reading.identify import adapter_candidates, base_candidates, common_correspondence, common_families
 from lora_inspect.schemes.gguf import GGUF
 
@@ -49,7 +49,7 @@ def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transp
     """
     modules, left_out = chosen(adapter, only)
     families = common_families(adapter_candidates(adapter), base_candidates(base))
-    if adapter.scheme == GGUF.name:
+    if adapter.scheme == GGUF.name and has_header(adapter.checkpoint):
         correspondence = gguf_correspondence(adapter.checkpoint, modules, base)
     else:
         correspondence = common_correspondence(families)

@@ -9,10 +9,15 @@ from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.gguf import GGUF_NAMES, GgufNames, Heads
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.gguf_format import ARCHITECTURE_KEY
+from lora_inspect.files.gguf_format import ARCHITECTURE_KEY, TYPE_KEY
 from lora_inspect.listing import listed
 from lora_inspect.reading.contribution import Module
 from lora_inspect.reading.model_config import NAME, read_model_config
+
+
+def has_header(checkpoint: Checkpoint) -> bool:
+    """Whether the file is one of llama.cpp's, and not a safetensors file that has its names."""
+    return TYPE_KEY in checkpoint.metadata
 
 
 def gguf_families(checkpoint: Checkpoint) -> tuple[Detection, ...]:
