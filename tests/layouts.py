@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lora_inspect.architectures import ARCHITECTURES, by_name
+from lora_inspect.architectures.record import is_parameter
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -26,6 +27,30 @@ FLUX_WIDTH = 3072
 def tensors(shapes: dict[str, tuple[int, ...]], seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+
+
+def split(name: str) -> tuple[str, str]:
+    """The path of a tensor's module, and what stands behind it; a parameter that is no module's is its own path."""
+    path, _, parameter = name.rpartition(".")
+    return (path, ".weight" if parameter == "scale" else f".{parameter}") if parameter in _OF_MODULES else (name, "")
+
+
+# What modules have; the RMSNorm of FLUX and its descendants calls its weight `scale`.
+_OF_MODULES = ("weight", "bias", "scale")
+_SCALES = ("query_norm", "key_norm")
+
+
+def norms(layout, blocks: int = 2, biases: bool = True) -> dict[str, tuple[int, ...]]:
+    """The shapes of a tensor or two of every norm and parameter of a layout."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in (path.replace("{i}", str(number)) for path in layout.norms for number in range(blocks)):
+        if is_parameter(path):
+            shapes[path] = (1, 6, 4)
+        elif path.endswith(_SCALES):
+            shapes[f"{path}.scale"] = (6,)
+        else:
+            shapes |= {f"{path}.weight": (6,), **({f"{path}.bias": (6,)} if biases else {})}
+    return shapes
 
 
 def flux(blocks: int = 1, width: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -201,7 +226,7 @@ def synthetic(name):
             shapes[f"{path}.weight"] = shape
             if made.biases:
                 shapes[f"{path}.bias"] = shape[:1]
-    return tensors(shapes)
+    return tensors(shapes | norms(family.layouts[0], made.blocks, made.biases))
 
 
 # Lumina's query is as wide as its inputs, of which its converter knows one number.

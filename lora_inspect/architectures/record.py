@@ -8,6 +8,8 @@ from .text_encoders import TextEncoder
 # The layers that turn the timestep into shifts and scales; an adapter on them changes every token at once.
 MODULATION = r".*(img_mod|txt_mod|modulation).*"
 NORM = r".*norm.*"
+# What shifts and scales are called that are a parameter of a block or of the model itself, and no layer.
+_PARAMETERS = ("scale_shift_table", "modulation")
 
 
 class Layout(NamedTuple):
@@ -19,6 +21,10 @@ class Layout(NamedTuple):
 
     `paths` are dotted module paths from the model's root, with `{i}` for a running index. They are the layers an
     adapter can sit on: Linear, convolution, and embeddings of language models.
+
+    `norms` are the paths of norms, and of parameters that are no module's weight, as `blocks.{i}.scale_shift_table`:
+    what differences alone change. They speak for no family, and stand here as far as they are related to those of
+    another layout.
 
     `kohya_prefix` is what the underscored schemes put in front of a path of this layout:
     `lora_unet_` for the layout that kohya's trainers (sd-scripts, musubi-tuner) train, which is the original one, or
@@ -44,11 +50,17 @@ class Layout(NamedTuple):
     transposed: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     borrowed: bool = False
+    norms: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every name of the layout."""
         return (self.name, *self.also)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Every path that something is called by: the layers, and the norms and parameters."""
+        return self.paths + self.norms
 
 
 class Size(NamedTuple):
@@ -125,6 +137,11 @@ class Architecture(NamedTuple):
     pipeline_name: str = "transformer"
     experts: tuple[str, ...] = ()
     descends_from: str = ""
+
+
+def is_parameter(path: str) -> bool:
+    """Whether the path is that of a parameter of a block or of a model, which is a path as that of a module is."""
+    return path.rpartition(".")[2] in _PARAMETERS
 
 
 def under(parent: str, *leaves: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from functools import cached_property
 
 from lora_inspect import schemes
 from lora_inspect.architectures.detection import Detection
-from lora_inspect.architectures.record import Architecture
+from lora_inspect.architectures.record import Architecture, is_parameter
 from lora_inspect.architectures.text_encoders import TextEncoder, below, has
 from lora_inspect.converting.gguf_layouts import llama_cpp_layout, transformers_layout
 from lora_inspect.converting.loadable import WAY_OUT, check_loadable, writing_of
@@ -82,7 +82,8 @@ class _Asked:
                 "one alone; write each to a file of its own, with --only model and --only model_2."
             )
         writing = self._writing
-        if not path.startswith(writing.roots) or any(part in path for part in writing.lacks):
+        is_nameless = is_parameter(path) and not writing.parameters
+        if is_nameless or not path.startswith(writing.roots) or any(part in path for part in writing.lacks):
             raise LoraInspectError(
                 f"{self._file}: {module.name.key} would be {path}, which {writing.title} has no module of; {WAY_OUT}."
             )

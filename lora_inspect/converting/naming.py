@@ -56,7 +56,9 @@ def factor_key(module: Module, origin: Contribution, algorithm: Algorithm, role:
     tail = parsed.suffix if parsed else source.removeprefix(origin.module.key)
     dialect = origin.algorithm.dialects.get(schemes.by_name(module.name.scheme).dialect, {})
     is_other = module.respelled or module.name.scheme != origin.module.scheme
-    if is_other or tail not in origin.algorithm.suffixes:
+    if tail not in origin.algorithm.suffixes:
+        tail = next((own[role] for own in (dialect, *origin.algorithm.dialects.values()) if role in own), tail)
+    elif is_other:
         tail = dialect.get(role, tail)
     return module.name.key + tail
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from lora_inspect.architectures.correspondence import Link
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.rows import Runs
+from lora_inspect.converting.own_parameters import by_its_name, of_its_owner
 from lora_inspect.converting.target_layouts import TargetLayout
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.matching.orientation import Covered, covered_shape
@@ -115,13 +116,17 @@ def _moves(module: Module, target: Target, adapter: Adapter) -> Iterator[_Moved]
             f"{target.title} is unknown; {target.way_out}."
         )
     links = target.layout.links(path)
+    if (parameter := by_its_name(module)) and (target.respells or target.layout.links(parameter[1])):
+        module, path = parameter
+        links = target.layout.links(path)
     if not links and not target.layout.has(path):
         raise LoraInspectError(
             f"{adapter.checkpoint.path}: {path} of {target.family} has no counterpart in {target.title} that is known "
             f"here; {target.way_out}."
         )
     for link in links:
-        yield _Moved(_renamed(module, link.path, target), module, None if link.relation.arrangement is None else link)
+        own, there = (module, link.path) if target.respells else of_its_owner(module, link.path)
+        yield _Moved(_renamed(own, there, target), own, None if link.relation.arrangement is None else link)
     if not links:
         yield _Moved(_renamed(module, path, target), module, None)
 

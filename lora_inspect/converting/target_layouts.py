@@ -25,8 +25,8 @@ class NamedLayout:
 
     def __init__(self, families: Sequence[Detection], layout: Layout) -> None:
         self._correspondence = certain_correspondence(families)
-        self._patterns = patterns_of(layout.paths, ".")
-        # What the tables do not list, as norms, has its name in the layout that the file has already.
+        self._patterns = patterns_of(layout.named, ".")
+        # What the tables do not list, as buffers, has its name in the layout that the file has already.
         self._is_own = all(family.layout.name == layout.name for family in families)
 
     def links(self, path: str) -> list[Link]:

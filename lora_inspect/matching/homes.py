@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from lora_inspect.algorithms.record import WEIGHT
+from lora_inspect.algorithms.record import BIAS, WEIGHT
 from lora_inspect.architectures import open_clip
 from lora_inspect.architectures.correspondence import Correspondence
 from lora_inspect.errors import LoraInspectError
@@ -63,7 +63,8 @@ def find_homes(adapter: Adapter, base: Checkpoint, modules: Sequence[Module], co
     unmatched: list[Module] = []
     for module in modules:
         name = module.name
-        found = _one_meaning(module, tables[name.scheme, name.component, name.prefix].find(name), adapter, base)
+        table = tables[name.scheme, name.component, name.prefix]
+        found = _one_meaning(module, _of_parameter(module, table) or table.find(name), adapter, base)
         if found and not Home(module, found).is_complete:
             partial.append(Home(module, found))
             unmatched.append(module)
@@ -79,6 +80,15 @@ def find_homes(adapter: Adapter, base: Checkpoint, modules: Sequence[Module], co
             here.append((one, module))
         homes.append(Home(module, found))
     return Homes(homes, tuple(unmatched), tuple(partial), tuple(lacking))
+
+
+def _of_parameter(module: Module, table: NameTable) -> list[Found]:
+    """What has the parameter that alone the module changes, under a name that is no weight's or bias's."""
+    parameters = {contribution.algorithm.parameter for contribution in module.contributions}
+    if len(parameters) > 1 or parameters <= {WEIGHT, BIAS}:
+        return []
+    (parameter,) = parameters
+    return table.find_parameter(module.name, parameter)
 
 
 def _one_meaning(module: Module, found: Iterable[Found], adapter: Adapter, base: Checkpoint) -> tuple[Found, ...]:

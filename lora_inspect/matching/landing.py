@@ -50,7 +50,8 @@ def land(
     if not known or (len(known) < len(targets) and not contribution.is_optional):
         return None
     one = home.found[0]
-    if contribution.algorithm.experts or one.expert is not None or one.parameter or one.single is not None:
+    is_parameter = one.parameter and (one.piece is not None or contribution.shape != known[0].shape)
+    if contribution.algorithm.experts or one.expert is not None or is_parameter or one.single is not None:
         return _land_on_experts(contribution, home, base)
     if home.found[0].piece is None:
         own = contribution.rows and Runs(contribution.rows[0], contribution.rows[1] - contribution.rows[0])

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from lora_inspect import schemes
-from lora_inspect.algorithms.record import WEIGHT
+from lora_inspect.algorithms.record import BIAS, WEIGHT
 from lora_inspect.architectures.correspondence import UNKNOWN, Correspondence, Link
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
@@ -97,6 +97,7 @@ class Found(NamedTuple):
     Where the path is that of a parameter of all experts, (experts, rows, columns), the module is that of one `expert`,
     or the `parameter` itself. Of a `single` expert the path is that of a module, and the name is the parameter's.
     `joint` stands between the path and the parameters' own names.
+    `called` are a parameter of the module and the tensor that has it under a name of its own.
     """
 
     path: str
@@ -105,9 +106,12 @@ class Found(NamedTuple):
     parameter: bool = False
     single: int | None = None
     joint: str = "."
+    called: tuple[str, str] | None = None
 
     def tensor(self, parameter: str) -> str:
         """The name of the tensor that has a parameter of the module."""
+        if self.called and self.called[0] == parameter:
+            return self.called[1]
         is_tensor = self.parameter or self.expert is not None
         return self.path if is_tensor and parameter == WEIGHT else f"{self.path}{self.joint}{parameter}"
 
@@ -132,14 +136,32 @@ class NameTable:
         for info in filter(_may_be_of_experts, base.tensors.values()):
             self._add_experts(info, self._layers)
         self._others: _Spellings | None = None
+        self._parameters: dict[str, _Spellings] = {}
 
     def find(self, name: ModuleName) -> list[Found]:
         """The modules that the name can mean: none, one, the parts of one, or several where it is ambiguous."""
         if found := self._layers.find(name):
             return found
         if self._others is None:
-            self._others = self._spellings(Found(info.name.rpartition(".")[0]) for info in self._base.tensors.values())
+            names = self._base.tensors
+            modules = (_owner(name, self._base) for name in names)
+            self._others = self._spellings((*modules, *(_alone(name, WEIGHT) for name in filter(_is_parameter, names))))
         return self._others.find(name)
+
+    def find_parameter(self, name: ModuleName, parameter: str) -> list[Found]:
+        """What has the `parameter` of the module that is named, where the base has it under the name of another one.
+
+        `modulation` of `blocks.0` is found in a tensor `blocks.0.scale_shift_table`.
+        """
+        if parameter not in self._parameters:
+            self._parameters[parameter] = spellings = _Spellings()
+            for tensor in filter(_is_parameter, self._base.tensors):
+                for own in own_paths(tensor, self._component, self._base):
+                    for link in self._correspondence.links(own):
+                        owner, _, leaf = link.path.rpartition(".")
+                        if leaf == parameter and link.relation.arrangement is None:
+                            self._add(owner, _alone(tensor, parameter), spellings)
+        return self._parameters[parameter].find(name)
 
     def _spellings(self, modules: Iterable[Found]) -> "_Spellings":
         spellings = _Spellings()
@@ -172,6 +194,24 @@ class NameTable:
 
 def _layer(info: TensorInfo) -> Found:
     return Found(path_of(info), joint="_" if info.name.endswith(_FUSED_WEIGHT) else ".")
+
+
+def _owner(name: str, base: Checkpoint) -> Found:
+    """The module that a tensor is of. An RMSNorm of some programs calls its weight `scale`."""
+    path = name.rpartition(".")[0]
+    scale = f"{path}.scale"
+    is_called_so = scale in base.tensors and f"{path}.{WEIGHT}" not in base.tensors
+    return Found(path, called=(WEIGHT, scale) if is_called_so else None)
+
+
+def _alone(tensor: str, parameter: str) -> Found:
+    """A tensor that is what a name calls a module, or one of its parameters."""
+    return Found(tensor, called=(parameter, tensor))
+
+
+def _is_parameter(name: str) -> bool:
+    """Whether a tensor is none of those that the modules of all programs have."""
+    return not name.endswith((f".{WEIGHT}", f".{BIAS}"))
 
 
 def _piece(link: Link) -> Piece | None:

@@ -8,7 +8,7 @@ from lora_inspect.algorithms.record import BIAS, WEIGHT, Features
 from lora_inspect.architectures.correspondence import UNKNOWN, Correspondence, Relation
 from lora_inspect.architectures.detection import Detection, candidates
 from lora_inspect.architectures.patterns import pattern_of, patterns_of
-from lora_inspect.architectures.record import Architecture
+from lora_inspect.architectures.record import Architecture, is_parameter
 from lora_inspect.architectures.text_encoders import TextEncoder, found_in
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
@@ -124,7 +124,7 @@ def _common_relations(architectures: Collection[Architecture], has: _Has) -> Col
     known = dict.fromkeys(relation for one in architectures for relation in one.correspondence.relations)
     for architecture in architectures:
         own = set(architecture.correspondence.relations)
-        paths = patterns_of((path for layout in architecture.layouts for path in layout.paths), ".")
+        paths = patterns_of((path for layout in architecture.layouts for path in layout.named), ".")
         known = {relation: None for relation in known if relation in own or not has(relation, paths)}
     return known
 
@@ -139,7 +139,7 @@ def _has_a_side(relation: Relation, patterns: Collection[str]) -> bool:
 
 def _is_layer(module: Module) -> bool:
     """Whether it changes what the tables of architectures list: matrices and kernels, not norms or heads."""
-    return any(
+    return not is_parameter(module.name.body) and any(
         c.algorithm.formula is None
         or (c.algorithm.parameter == WEIGHT and len(c.shape) > 1 and not c.algorithm.replaces)
         for c in module.contributions

@@ -12,8 +12,8 @@ __all__ = ["MODELS", "with_paths"]
 
 def with_paths(adapter: Adapter, families: Sequence[Detection]) -> Adapter:
     """The adapter with the path of each module, which may be of any of the `families`; None where that stays open."""
-    tables = [table_of(family.layout.paths) for family in families]
-    others = [table_of(layout.paths) for family in families for layout in family.architecture.layouts]
+    tables = [table_of(family.layout.named) for family in families]
+    others = [table_of(layout.named) for family in families for layout in family.architecture.layouts]
     modules = {
         key: module._replace(path=path_of(module.name, tables, others)) for key, module in adapter.modules.items()
     }

@@ -37,7 +37,8 @@ class Writing(NamedTuple):
     factors that they pass over or have another rule for, `alpha` among them where it is one. `magnitudes` says what
     they make of DoRA's, and `input_magnitudes` whether they take those of inputs. `extras` says whether they load a
     file with tensors that they do not know, and `embeddings` whether one with embeddings of tokens. All their
-    modules' paths begin with one of the `roots`, and none has a part of `lacks`.
+    modules' paths begin with one of the `roots`, and none has a part of `lacks`. `parameters` says whether a parameter
+    that is no layer's has a name there, its own.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Writing(NamedTuple):
     embeddings: bool = False
     roots: tuple[str, ...] = ("",)
     lacks: tuple[str, ...] = ()
+    parameters: bool = False
 
 
 def first_of(family: Architecture | None, *names: str) -> str | None:

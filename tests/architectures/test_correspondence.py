@@ -37,7 +37,7 @@ def numbered(path, *layouts_):
 
 @cache
 def patterns(layout):
-    return patterns_of(layout.paths, ".")
+    return patterns_of(layout.named, ".")
 
 
 @pytest.mark.parametrize("architecture", RELATED, ids=lambda architecture: architecture.name)
@@ -72,8 +72,8 @@ ALONE = {"anima": "llm_adapter."}
 
 @pytest.mark.parametrize("architecture", [a for a in RELATED if a.name not in OTHERS], ids=lambda a: a.name)
 def test_no_layer_of_either_layout_is_left_out(architecture):
-    original = set(architecture.layouts[0].paths)
-    diffusers = set(in_diffusers(architecture).paths)
+    original = set(architecture.layouts[0].named)
+    diffusers = set(in_diffusers(architecture).named)
     both = original & diffusers
     alone = {path for path in original if path.startswith(ALONE.get(architecture.name, "."))}
     relations = architecture.correspondence.relations
@@ -105,7 +105,7 @@ def carried(architecture, base, layout=None):
     """The weights and biases of a base of the original layout as the relations have them in another `layout`."""
     found = {}
     for name, tensor in base.items():
-        path, _, parameter = name.rpartition(".")
+        path, parameter = layouts.split(name)
         weight = base.get(f"{path}.weight", tensor)
         related = any(relation.whole == path == relation.parts[0] for relation in architecture.correspondence.relations)
         if related or (layout and numbered(path, layout)):
@@ -116,13 +116,13 @@ def carried(architecture, base, layout=None):
             assert not link.is_whole
             arrangement = link.relation.arrangement
             if arrangement is None:
-                found[f"{link.path}.{parameter}"] = tensor
+                found[f"{link.path}{parameter}"] = tensor
                 continue
             runs = arrangement.runs(weight.shape[0], weight.shape[1])[link.part]
             part = torch.full((runs.rows, *tensor.shape[1:]), torch.nan)
             for start, stop, source in runs.each():
                 part[source : source + stop - start] = tensor[start:stop]
-            found[f"{link.path}.{parameter}"] = part
+            found[f"{link.path}{parameter}"] = part
     return found
 
 
@@ -139,7 +139,7 @@ def test_flux_is_as_diffusers_converts_it():
 def test_wan_is_as_diffusers_converts_it():
     original, _ = by_name("wan").layouts
     paths = [path.replace("{i}", str(number)) for path in original.paths for number in (0, 1)]
-    base = layouts.tensors({f"{path}.weight": (2, 3) for path in paths})
+    base = layouts.tensors({f"{path}.weight": (2, 3) for path in paths} | layouts.norms(original))
     theirs = layouts.real.convert_wan_transformer_to_diffusers(dict(base))
     ours = carried(by_name("wan"), base)
     assert ours.keys() == theirs.keys()
@@ -155,12 +155,12 @@ def test_layers_are_as_diffusers_converts_them(name):
     theirs = {
         key: value
         for key, value in made.convert(dict(base)).items()
-        if value is not None and numbered(key.rpartition(".")[0], layout)
+        if value is not None and numbered(layouts.split(key)[0], layout)
     }
     assert ours.keys() == theirs.keys()
     assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
-    paths = {path.replace("{i}", "0") for path in layout.paths if path.startswith(made.below)}
-    assert paths <= {key.rpartition(".")[0] for key in theirs}
+    paths = {path.replace("{i}", "0") for path in layout.named if path.startswith(made.below)}
+    assert paths <= {layouts.split(key)[0] for key in theirs}
 
 
 def test_ace_step_is_as_diffusers_converts_its_adapters():

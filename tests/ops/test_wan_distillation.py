@@ -1,5 +1,6 @@
 """The files of step-distilled Wan models: LoRA without alpha, and differences of norms, biases and modulations."""
 
+import layouts
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -125,3 +126,100 @@ def test_its_standard_form_merges_as_it_does(files, run, tmp_path):
         merged.append(load_file(tmp_path / f"merged_{number}.safetensors"))
     assert merged[0].keys() == changes.keys()
     assert all(torch.equal(merged[0][name], merged[1][name]) for name in changes)
+
+
+def in_diffusers(tensors):
+    return {
+        name: value.contiguous() for name, value in layouts.real.convert_wan_transformer_to_diffusers(tensors).items()
+    }
+
+
+def merged(run, base, adapter, tmp_path):
+    record = run("merge", base, adapter, "-o", tmp_path / "merged.safetensors", "--force", "--json").json
+    assert (record["unmatched"], record["tensors_copied"]) == ([], 0)
+    return load_file(tmp_path / "merged.safetensors")
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+@pytest.fixture
+def renamed(files, run, tmp_path):
+    """(base, adapter) in the names of diffusers, the base as its own converter has it."""
+    base, adapter, _ = files
+    save_file(in_diffusers(load_file(base)), tmp_path / "base.safetensors")
+    out = tmp_path / "diffusers.safetensors"
+    record = run("convert", adapter, "--to-standard", "--layout", "diffusers", "-o", out, "--json").json
+    assert record["exact"]
+    return tmp_path / "base.safetensors", out
+
+
+def test_it_merges_into_a_base_in_the_names_of_diffusers(files, renamed, run, tmp_path):
+    base, adapter, _ = files
+    expected = in_diffusers(merged(run, base, adapter, tmp_path))
+    assert_equal(merged(run, renamed[0], adapter, tmp_path), expected)
+    assert_equal(merged(run, renamed[0], renamed[1], tmp_path), expected)
+
+
+def test_the_names_of_diffusers_merge_into_an_original_base(files, renamed, run, tmp_path):
+    base, adapter, _ = files
+    assert_equal(merged(run, base, renamed[1], tmp_path), merged(run, base, adapter, tmp_path))
+
+
+def test_every_tensor_is_in_either_layout_and_comes_back(files, renamed, run, tmp_path):
+    adapter, out = load_file(files[1]), load_file(renamed[1])
+    differences = {key.removeprefix("diffusion_model."): value for key, value in adapter.items() if ".diff" in key}
+    # The names of diffusers' converter for the weights, biases and tables that are changed.
+    suffixes = {".diff": ".weight", ".diff_b": ".bias", ".diff_m": ".modulation"}
+    theirs = in_diffusers(
+        {key[: key.rindex(".")] + suffixes[key[key.rindex(".") :]]: v for key, v in differences.items()}
+    )
+    ends = {"weight": ".diff", "bias": ".diff_b"}
+    expected = {}
+    for name, value in theirs.items():
+        path, _, parameter = name.rpartition(".")
+        key = path + ends[parameter] if parameter in ends else f"{name}.diff"
+        expected[f"transformer.{key}"] = value
+    assert_equal({key: value for key, value in out.items() if ".diff" in key}, expected)
+    back = tmp_path / "back.safetensors"
+    run("convert", renamed[1], "--to-standard", "--layout", "original", "-o", back)
+    found = load_file(back)
+    assert_equal({key: value for key, value in found.items() if key in adapter}, adapter)
+    assert found.keys() == adapter.keys()
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["original", "diffusers"])
+def test_comfyui_has_a_modulation_under_its_own_name(number, files, renamed, run, tmp_path):
+    """As `model_lora_keys_unet` of ComfyUI calls a parameter that is no weight."""
+    base, adapter, _ = files
+    out, own = tmp_path / "comfyui.safetensors", (adapter, renamed[1])[number]
+    run("convert", own, "--to", "comfyui", "-o", out)
+    found = load_file(out)
+    source = load_file(adapter)
+    for path in MODULATIONS:
+        assert torch.equal(found[f"diffusion_model.{path}.modulation.diff"], source[f"diffusion_model.{path}.diff_m"])
+    assert not any(key.endswith(".diff_m") for key in found)
+    assert_equal(merged(run, base, out, tmp_path), merged(run, base, adapter, tmp_path))
+
+
+def test_kohya_has_no_name_of_a_modulation(files, renamed, run, tmp_path):
+    refusal = run("convert", renamed[1], "--to", "kohya", "-o", tmp_path / "kohya.safetensors").refusal
+    assert "would be blocks.0.modulation, which a reader of kohya's names has no module of" in refusal
+
+
+def test_kohyas_names_of_norms_are_those_of_either_layout(files, renamed, run, tmp_path):
+    base, adapter, _ = files
+    tensors = {key: value for key, value in load_file(adapter).items() if not key.endswith(".diff_m")}
+    save_file(tensors, tmp_path / "adapter.safetensors")
+    out, back = tmp_path / "kohya.safetensors", tmp_path / "back.safetensors"
+    run("convert", tmp_path / "adapter.safetensors", "--to", "kohya", "-o", out)
+    assert "lora_unet_blocks_0_self_attn_norm_q.diff" in load_file(out)
+    run("convert", out, "--to", "comfyui", "-o", back)
+    found = load_file(back)
+    assert [key for key in tensors if not torch.equal(found[key], tensors[key])] == []
+    run("merge", base, tmp_path / "adapter.safetensors", "-o", tmp_path / "merged.safetensors")
+    run("merge", renamed[0], out, "-o", tmp_path / "across.safetensors")
+    expected = in_diffusers(load_file(tmp_path / "merged.safetensors"))
+    assert_equal(load_file(tmp_path / "across.safetensors"), expected)

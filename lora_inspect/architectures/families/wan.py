@@ -40,13 +40,45 @@ DIFFUSERS = (
     *under("vace_blocks.{i}", *DIFFUSERS_BLOCK, "proj_in", "proj_out"),
     "proj_out",
 )
+# The norm before the cross-attention is the only one of a block with numbers of its own. The modulation of the head is
+# one of the model itself in diffusers.
+ORIGINAL_BLOCK_NORMS = (
+    "norm3",
+    *under("self_attn", "norm_q", "norm_k"),
+    *under("cross_attn", "norm_q", "norm_k", "norm_k_img"),
+    "modulation",
+)
+DIFFUSERS_BLOCK_NORMS = (
+    "norm2",
+    *under("attn1", "norm_q", "norm_k"),
+    *under("attn2", "norm_q", "norm_k", "norm_added_k"),
+    "scale_shift_table",
+)
+ORIGINAL_NORMS = (
+    *under("blocks.{i}", *ORIGINAL_BLOCK_NORMS),
+    *under("vace_blocks.{i}", *ORIGINAL_BLOCK_NORMS),
+    *under("img_emb.proj", "0", "4"),
+    "head.modulation",
+)
+DIFFUSERS_NORMS = (
+    *under("blocks.{i}", *DIFFUSERS_BLOCK_NORMS),
+    *under("vace_blocks.{i}", *DIFFUSERS_BLOCK_NORMS),
+    *under("condition_embedder.image_embedder", "norm1", "norm2"),
+    "scale_shift_table",
+)
 
 ARCHITECTURE = Architecture(
     name="wan",
     title="Wan 2.1 / 2.2",
     layouts=(
-        Layout("original", ORIGINAL, blocks=(("blocks", 40),)),
-        Layout("diffusers", DIFFUSERS, kohya_prefix="lora_transformer_", blocks=(("blocks", 40),)),
+        Layout("original", ORIGINAL, blocks=(("blocks", 40),), norms=ORIGINAL_NORMS),
+        Layout(
+            "diffusers",
+            DIFFUSERS,
+            kohya_prefix="lora_transformer_",
+            blocks=(("blocks", 40),),
+            norms=DIFFUSERS_NORMS,
+        ),
     ),
     sizes=tuple(
         Size(name, path, out_features, in_features)
@@ -60,7 +92,7 @@ ARCHITECTURE = Architecture(
     metadata_names=("wan", "wan2.1", "wan_2.2_14b", "wan_2.2_5b"),
     text_encoders=(T5_XXL,),
     experts=("high noise", "low noise"),
-    correspondence=Correspondence(lambda: map(same, ORIGINAL, DIFFUSERS)),
+    correspondence=Correspondence(lambda: map(same, (*ORIGINAL, *ORIGINAL_NORMS), (*DIFFUSERS, *DIFFUSERS_NORMS))),
     training=Training(
         classes=("WanAttentionBlock",),
         diffusers_classes=("WanTransformerBlock",),
