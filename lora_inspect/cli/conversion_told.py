@@ -68,7 +68,9 @@ def headline(result: ConvertResult) -> str:
     becomes = _kinds(result.becomes, "LoRA" if result.target["dora"] else "plain LoRA")
     becomes += " with its magnitudes" if result.target["dora"] else ""
     kinds = was if was == becomes else f"{was} to {becomes}"
-    return f"{result.output}: {result.modules} modules of {result.source['scheme']} names, {kinds}"
+    before, after = (f"{side['scheme']} names" for side in (result.source, result.target))
+    names = f" of {before}" if before == after else f", {before} to {after}"
+    return f"{result.output}: {result.modules} modules{names}, {kinds}"
 
 
 def _kinds(titles: Sequence[str], lora: str) -> str:

@@ -535,6 +535,14 @@ def test_two_modules_with_one_name_are_refused(write, run, tmp_path):
     assert (ended.status, "would both be called lycoris_a_b_c" in ended.stderr) == (1, True)
 
 
+def test_the_summary_says_which_names_became_which(write, run, tmp_path):
+    file = write([WAN["kohya"]], "wan")
+    told = run("convert", file, "--to", "diffusers", "-o", tmp_path / "o.safetensors").stdout
+    assert "1 modules, kohya names to diffusers names, LoRA to plain LoRA" in told
+    told = run("convert", file, "--to", "kohya", "-o", tmp_path / "k.safetensors").stdout
+    assert "1 modules of kohya names, LoRA to plain LoRA" in told
+
+
 def test_a_layout_is_the_schemes_own(write, run, tmp_path):
     options = ("--to", "kohya", "--layout", "original", "-o", tmp_path / "o.safetensors")
     assert run("convert", write([WAN["kohya"]], "wan"), *options).status == 2
