@@ -23,7 +23,9 @@ from lora_inspect.matching.orientation import Orientation, check_answers
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.metadata import HASHES, describe_file, standard_metadata
+from lora_inspect.reading.pipeline_expert import EXPERT_KEY, pipeline_expert
 from lora_inspect.schemes.gguf import GGUF
 
 if TYPE_CHECKING:
@@ -118,6 +120,8 @@ def convert_to_standard(
         embedded=embedded,
         folded=place.folded(modules),
     )
+    if expert := _expert(whole, options):
+        metadata[EXPERT_KEY] = expert
     if any(key in adapter.checkpoint.metadata for key in HASHES):
         metadata |= sshs_hashes(contents, metadata)
     errors = {key: module.relative_error for key, module in modules.items()}
@@ -169,6 +173,13 @@ def _refuse_lossy(path: str, modules: "Mapping[str, SpelledModule]", options: Co
             f"{path}: {len(lossy)} of {len(modules)} modules would lose over {_LOSSY:.0%} of their change, "
             f"{worst} {errors[worst]:.1%}; {way} with --lossy."
         )
+
+
+def _expert(whole: Adapter, options: ConvertOptions) -> str | None:
+    """The expert of a pipeline that the output is of, as far as the prefixes, names or metadata of the input tell."""
+    components = {module.name.component for module in whole.modules.values()}
+    expert = pipeline_expert(whole.checkpoint, components, adapter_candidates(whole), options.only)
+    return expert.name if expert else None
 
 
 def _provenance(

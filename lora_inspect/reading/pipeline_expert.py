@@ -14,8 +14,10 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.base_names import EXPERTS
 from lora_inspect.schemes.record import MODEL
 
+# What `convert` writes into its outputs, whose names tell it no longer.
+EXPERT_KEY = "lora_inspect.expert"
 # Names in metadata, of the output and, last, of the checkpoint that was trained on.
-_NAMES = ("ss_output_name", "modelspec.title", "name", "ss_sd_model_name")
+_NAMES = (EXPERT_KEY, "ss_output_name", "modelspec.title", "name", "ss_sd_model_name")
 # Behind one word alone stands nothing but what says how a file is stored or trained.
 _TECHNICAL = r"(?=$|[ _.-](?:fp\d|bf16|rank|r\d|e\d|\d))"
 _LONGEST_NAME = 1000

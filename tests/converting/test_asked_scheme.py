@@ -301,6 +301,22 @@ def test_the_second_expert_of_wan_is_a_file_of_its_own(write, run, tmp_path, mod
         assert modules_in(file, scheme, "--only", "model_2") == {name}
 
 
+def test_the_output_says_of_which_expert_of_wan_it_is(write, run, tmp_path):
+    """Neither its keys nor its name tell it any longer."""
+
+    def told_of_output(file, *options):
+        out = tmp_path / "o.safetensors"
+        assert run("convert", file, "--to", "kohya", "-o", out, "--force", *options).status == 0
+        return run("info", out, "--json").json["expert"]
+
+    both = write(["transformer.blocks.0.attn1.to_q", "transformer_2.blocks.0.attn1.to_q"], "wan")
+    assert told_of_output(both, "--only", "model_2") == "low noise"
+    assert told_of_output(both, "--only", "model") == "high noise"
+    named = write([WAN["diffusers"]], "wan").rename(tmp_path / "style_high_noise.safetensors")
+    assert told_of_output(named) == "high noise"
+    assert told_of_output(write([WAN["diffusers"]], "wan")) is None
+
+
 def test_suffixes_and_alpha_are_those_of_the_scheme(write, run, tmp_path):
     # A file of kohya's names with the factors of PEFT, which most of their readers do not know.
     described = lora("lora_unet_blocks_0_cross_attn_o", rank=4, out=8, inputs=8, spelling="peft", alpha=None)
