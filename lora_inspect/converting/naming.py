@@ -51,7 +51,8 @@ def factor_key(module: Module, origin: Contribution, algorithm: Algorithm, role:
         return module.name.key + own.get(schemes.by_name(module.name.scheme).dialect, next(iter(own.values())))[role]
     source = origin.factors[role].name
     parsed = parse_key(source)
-    if module.name == origin.module and not module.respelled:
+    # Factors of all experts stand under the layer that holds them, which no suffix tells.
+    if module.name == origin.module and (not module.respelled or algorithm.experts):
         return source if parsed is None or source.endswith(parsed.suffix) else parsed.module + parsed.suffix
     tail = parsed.suffix if parsed else source.removeprefix(origin.module.key)
     dialect = origin.algorithm.dialects.get(schemes.by_name(module.name.scheme).dialect, {})

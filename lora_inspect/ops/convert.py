@@ -90,7 +90,7 @@ def convert_to_standard(
     architecture = architecture_of(adapter, options) if GGUF.name == (options.scheme or adapter.scheme) else None
     place = StandardOutput(adapter, destinations, output, inputs, options.scheme, architecture)
     leftovers = remove_leftovers(place.path)
-    place.check(inputs, force)
+    place.check([*inputs, *([options.model_config] if options.model_config else [])], force)
     if options.keep_dora:
         place.check_magnitudes()
     repeats = check_answers([matching.orientations], options.transposed) if matching else []

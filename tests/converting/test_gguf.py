@@ -202,6 +202,14 @@ def test_a_config_that_is_not_there_is_named(run, fixtures, tmp_path):
         assert "there is no config.json" in run("convert", folder, *options).refusal
 
 
+def test_the_config_is_an_input_that_no_output_replaces(run, fixtures, tmp_path):
+    folder, config = fixtures / "gguf" / "llama", tmp_path / "config.gguf"
+    config.write_bytes((folder / "config.json").read_bytes())
+    ended = run("convert", folder, "--to", "gguf", "--model-config", config, "-o", config, "--force")
+    assert ended.refusal == f"{config}: it is an input of the command; choose another output."
+    assert config.read_bytes() == (folder / "config.json").read_bytes()
+
+
 def test_the_language_part_of_a_multimodal_model_counts(fixtures, changed, to_gguf):
     folder = changed("llama")
     config = {"model_type": "llava", "text_config": json.loads((folder / "config.json").read_text())}

@@ -304,6 +304,16 @@ def test_what_makes_no_parameter_is_refused(change, words, run, tmp_path):
     assert [word for word in words if word not in refusal] == []
 
 
+@pytest.mark.parametrize("name", ["0.17.1-gpt-oss", "0.18.1-qwen3-moe", "0.19.0-gpt-oss-square"])
+def test_layers_of_all_experts_that_are_asked_for_in_peft_s_names_keep_them(name, run, tmp_path, fixtures):
+    folder = fixtures / "experts" / f"peft-{name}"
+    ended = run("convert", folder, "--to", "peft", "-o", tmp_path / "out")
+    assert ended.status == 0, ended.stderr
+    saved, found = (load_file(path / "adapter_model.safetensors") for path in (folder, tmp_path / "out"))
+    assert found.keys() == saved.keys()
+    assert all(torch.equal(found[key], saved[key]) for key in saved)
+
+
 def test_an_adapter_without_experts_has_nothing_to_arrange(adapter, run, tmp_path, fixtures):
     plain = fixtures / "minilm-peft-lora-r8"
     for layout in ("all-experts", "single-experts"):
