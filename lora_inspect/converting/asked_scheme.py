@@ -44,6 +44,7 @@ def scheme_target(
         rename=asked.rename,
         rename_encoder=asked.rename_encoder,
         way_out=WAY_OUT,
+        keeps=scheme.name if isinstance(asked.layout, OwnLayout) else None,
     )
 
 

@@ -64,7 +64,8 @@ class Target(NamedTuple):
 
     `rename` gives a module of the model the name of that at a path of the layout, and `rename_encoder` one of a text
     encoder its own; `respells` says that the suffixes are to be those of the names too. `title` names the target in
-    sentences, and `way_out` says what else the user can ask for.
+    sentences, and `way_out` says what else the user can ask for. `keeps` is the scheme of which modules whose paths
+    nobody knows keep their names, where that is the one that is asked for and no layout.
     """
 
     family: str
@@ -74,6 +75,7 @@ class Target(NamedTuple):
     rename: Callable[[Module, str], ModuleName]
     rename_encoder: Callable[[Module], ModuleName]
     way_out: str
+    keeps: str | None = None
 
 
 def destinations(
@@ -110,6 +112,9 @@ def _moves(module: Module, target: Target, adapter: Adapter) -> Iterator[_Moved]
         yield _Moved(module._replace(name=target.rename_encoder(module), respelled=target.respells), module, None)
         return
     path = module.path
+    if path is None and module.name.scheme == target.keeps:
+        yield _Moved(module._replace(respelled=target.respells), module, None)
+        return
     if path is None:
         raise LoraInspectError(
             f"{adapter.checkpoint.path}: {module.name.key} is no module of {target.family}, so what it is in "

@@ -567,3 +567,12 @@ def test_a_layout_is_the_schemes_own(write, run, tmp_path):
 def test_every_scheme_that_is_written_is_tried_here():
     tried = {scheme for names in FAMILIES.values() for scheme in names}
     assert set(written()) == {*tried, "gguf", "mlx"}  # which are for language models, and have tests of their own
+
+
+def test_names_of_no_known_model_are_those_of_the_scheme_already(write_safetensors, run, tmp_path):
+    """Nobody can tell the path behind a name of LyCORIS there, and nobody has to."""
+    file = write_safetensors(lora("lycoris_lin_0", rank=4))
+    ended = run("convert", file, "--to", "lycoris", "-o", tmp_path / "o.safetensors")
+    assert ended.status == 0, ended.stderr
+    assert load_file(tmp_path / "o.safetensors").keys() == lora("lycoris_lin_0").keys()
+    assert "what it is in peft names is unknown" in run("convert", file, "--to", "peft", "-o", tmp_path / "p").refusal
