@@ -35,7 +35,7 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
         is_own = contribution.module.scheme == scheme.name and writing.algorithms is None
         if not is_own and (has_core or not _is_loaded(algorithm, writing)):
             title = f"{algorithm.title} with a Tucker core" if has_core else algorithm.title
-            can_be_lora = becomes_lora(algorithm, contribution.shapes)
+            can_be_lora = becomes_lora(algorithm, contribution.shapes) and not algorithm.transposed
             instead = "make plain LoRA of it with --algorithm lora, " if can_be_lora else ""
             raise LoraInspectError(
                 f"{path}: {contribution.module.key} is {title}, which {writing.title} cannot load under "

@@ -99,3 +99,20 @@ def test_a_bias_of_the_up_layer_is_in_no_file_of_theirs(write, run, tmp_path):
     ended = run("convert", write(LORA | {"lora_up.bias": (12,)}), "--to", "kohya", "-o", tmp_path / "o.safetensors")
     assert ended.status == 0, ended.stderr
     assert not any("lora_up.bias" in key for key in load_file(tmp_path / "o.safetensors"))
+
+
+def test_the_way_out_to_plain_lora_is_named_where_it_leads_there(run, tmp_path):
+    """No plain LoRA is on an embedding, whose weight is stored as (in, out)."""
+    config = {"peft_type": "HIRA", "r": 4, "hira_alpha": 4, "target_modules": ["layer"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    named = {}
+    for kind, sides in (("hira_A hira_B", ((4, 8), (12, 4))), ("hira_embedding_A hira_embedding_B", ((4, 12), (8, 4)))):
+        keys = (f"base_model.model.layer.{suffix}" for suffix in kind.split())
+        save_file(
+            {key: torch.ones(shape) for key, shape in zip(keys, sides, strict=True)},
+            tmp_path / "adapter_model.safetensors",
+        )
+        refusal = run("convert", tmp_path, "--to", "lycoris", "-o", tmp_path / "o.safetensors").refusal
+        assert "HiRA" in refusal
+        named[kind] = "--algorithm lora" in refusal
+    assert list(named.values()) == [True, False]
