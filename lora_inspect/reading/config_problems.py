@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from lora_inspect.reading.file_reading import FileReading
+from lora_inspect.reading.peft_config import EMBEDDED_KEY, embedded_object
 from lora_inspect.reading.problem import Finding
 
 # How the keys of metadata begin that say how alpha and rank are to be read.
@@ -24,6 +25,16 @@ def missing_tokens(reading: FileReading) -> Iterator[Finding]:
                 "the adapter; fetch the file that the trainer saved, or take them out of the config where there were "
                 "none",
             )
+
+
+def damaged_metadata(reading: FileReading) -> Iterator[Finding]:
+    """An embedded config that nobody can read: rank, alpha and rule that it said are lost."""
+    if embedded_object(reading.checkpoint.metadata) is None:
+        yield Finding(
+            "config-damaged",
+            f"metadata {EMBEDDED_KEY} is no JSON object, so that what it said of alphas is lost, and scales are those "
+            "of names without an alpha; fetch the file again",
+        )
 
 
 def refused_patterns(reading: FileReading) -> Iterator[Finding]:

@@ -37,14 +37,18 @@ def is_peft_config(config: Mapping[str, Any]) -> bool:
     return "peft_type" in config
 
 
+def embedded_object(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """What diffusers embeds, empty where nothing is; None where it is no JSON object."""
+    try:
+        found = parse_json(metadata.get(EMBEDDED_KEY) or "{}")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def embedded_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """LoraConfigs that diffusers embeds, by component prefix ("transformer.", …; "" where it wrote none)."""
-    try:
-        flat = parse_json(metadata.get(EMBEDDED_KEY, "{}"))
-    except ValueError:
-        return {}
-    if not isinstance(flat, dict):
-        return {}
+    flat = embedded_object(metadata) or {}
     configs: dict[str, dict[str, Any]] = {}
     for key, value in flat.items():
         component, dot, field = key.rpartition(".")

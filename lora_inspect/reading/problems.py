@@ -7,7 +7,12 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from lora_inspect.reading.config_alone import missing_weights
-from lora_inspect.reading.config_problems import contradicting_shards, missing_tokens, refused_patterns
+from lora_inspect.reading.config_problems import (
+    contradicting_shards,
+    damaged_metadata,
+    missing_tokens,
+    refused_patterns,
+)
 from lora_inspect.reading.expert_coherence import packing_hint
 from lora_inspect.reading.expert_packing import packing_setting
 from lora_inspect.reading.expert_parameters import lost_parameters
@@ -67,6 +72,7 @@ PROBLEMS = (
     Entry("setting-repeats", NOTE, (rule_setting, alpha_setting, packing_setting)),
     Entry("scale-unknown", ERROR, (unknown_scales,)),
     Entry("formula-unknown", ERROR, (unknown_formulas,)),
+    Entry("config-damaged", WARNING, (damaged_metadata,)),
     Entry("mixed-schemes", WARNING, (several_schemes,)),
     Entry("unclaimed", WARNING, (unclaimed_tensors,)),
     Entry("embeddings", NOTE, (embeddings,)),

@@ -57,6 +57,7 @@ TOYS = {
     "setting-contradicts": {"tensors": loras(), "alpha": 4.0},
     "setting-repeats": {"tensors": loras(), "alpha": 8.0},
     "scale-unknown": {"tensors": PEFT},
+    "config-damaged": {"tensors": loras(), "metadata": {"lora_adapter_metadata": "{"}},
     "formula-unknown": {"tensors": {"base_model.model.a.oft_R.weight": ("F32", (2, 3), 1)}},
     "mixed-schemes": {"tensors": {**loras(1), **lora("transformer.blocks.1.q")}},
     "unclaimed": {"tensors": {**loras(1), "odd.tensor": ("F32", (1,), 1)}},
