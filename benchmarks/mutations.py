@@ -43,6 +43,7 @@ SOURCES = (
     *(f"merging/{name}.py" for name in ("folded_weights", "plan", "decoding")),
     *(f"reading/{name}.py" for name in ("scales", "module_scales", "coded_weights", "quantisation")),
     *(f"converting/{name}.py" for name in ("carried_scale", "change_norm", "fused_slices", "scaled_factors")),
+    *(f"converting/{name}.py" for name in ("arranged_rows", "compared", "mlx_factors", "plain_lora", "relayout")),
     "converting/settled_magnitude.py",
 )
 # What does not compute a change: how torch is loaded, and the names of algorithms that are only recognised.

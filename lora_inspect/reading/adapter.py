@@ -9,6 +9,7 @@ from lora_inspect.files.checkpoint import Checkpoint, read_row
 from lora_inspect.reading.alpha_of_all import about_alpha_of_all, claim_alpha_of_all
 from lora_inspect.reading.claim import Claims, claim
 from lora_inspect.reading.config_alone import about_method
+from lora_inspect.reading.config_problems import DAMAGED
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.dora_evidence import dora_claims, read_dora
 from lora_inspect.reading.evidence import DoraReading, Evidence, RsloraReading
@@ -80,8 +81,8 @@ class Adapter(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """What the settings said without need, a sentence each."""
-        told = [problem for problem in self.problems if problem.code == REPEATS]
+        """What the settings said without need, and what was lost of the evidence, a sentence each."""
+        told = [problem for problem in self.problems if problem.code in (REPEATS, DAMAGED)]
         return [f"{self.checkpoint.path}: {problem.message}." for problem in told]
 
     def refuse(self) -> None:

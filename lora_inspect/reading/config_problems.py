@@ -9,6 +9,7 @@ from lora_inspect.reading.problem import Finding
 # How the keys of metadata begin that say how alpha and rank are to be read.
 _DECIDING_METADATA = ("lora_inspect.", "lora_adapter_metadata", "ss_network_", "ss_alpha_", "ss_rank_", "ss_init_")
 
+DAMAGED = "config-damaged"
 # The field in which a config names tokens whose rows were trained beside its factors.
 _TOKENS = "trainable_token_indices"
 
@@ -31,7 +32,7 @@ def damaged_metadata(reading: FileReading) -> Iterator[Finding]:
     """An embedded config that nobody can read: rank, alpha and rule that it said are lost."""
     if embedded_object(reading.checkpoint.metadata) is None:
         yield Finding(
-            "config-damaged",
+            DAMAGED,
             f"metadata {EMBEDDED_KEY} is no JSON object, so that what it said of alphas is lost, and scales are those "
             "of names without an alpha; fetch the file again",
         )

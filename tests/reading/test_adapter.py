@@ -268,3 +268,9 @@ def test_an_initialisation_in_the_metadata_that_changes_the_base_is_an_error(rea
     assert errors(read(loras(1), {"ss_init_lora_weights": "pissa_niter_4"})) == ["residual-base"]
     included = {"ss_init_lora_weights": "pissa", "lora_inspect.initial_factors": "included"}
     assert errors(read(loras(1), included)) == []
+
+
+def test_evidence_that_was_lost_is_told_by_every_command(write_safetensors):
+    file = write_safetensors(loras(), {"lora_adapter_metadata": "{"})
+    (note,) = read_adapter(open_checkpoint(str(file))).notes
+    assert "lora_adapter_metadata is no JSON object" in note
