@@ -37,7 +37,11 @@ def split(name: str) -> tuple[str, str]:
 
 # What modules have; the RMSNorm of FLUX and its descendants calls its weight `scale`.
 _OF_MODULES = ("weight", "bias", "scale")
-_SCALES = ("query_norm", "key_norm")
+_OF_QUERY_AND_KEY = ("_q", "_k", "q_norm", "k_norm")
+_SCALES = (
+    *("query_norm", "key_norm", "distilled_guidance_layer.norms.0", "distilled_guidance_layer.norms.1"),
+    *("qnorm", "knorm", "prenorm", "postnorm", "txtmlp.0", "last.norm"),
+)
 
 
 def norms(layout, blocks: int = 2, biases: bool = True) -> dict[str, tuple[int, ...]]:
@@ -49,7 +53,9 @@ def norms(layout, blocks: int = 2, biases: bool = True) -> dict[str, tuple[int, 
         elif path.endswith(_SCALES):
             shapes[f"{path}.scale"] = (6,)
         else:
-            shapes |= {f"{path}.weight": (6,), **({f"{path}.bias": (6,)} if biases else {})}
+            shapes[f"{path}.weight"] = (6,)
+            if biases and not path.endswith(_OF_QUERY_AND_KEY):
+                shapes[f"{path}.bias"] = (6,)
     return shapes
 
 
@@ -100,14 +106,14 @@ def original_unet(name: str) -> list[str]:
     family = by_name(name)
     levels = {"sdxl": (0, 2, 10), "sd15": (1, 1, 1, 0), "sd2": (1, 1, 1, 0)}[name]
     (original,) = (layout for layout in family.layouts if layout.name == "original")
-    transformer = [p.split("input_blocks.{i}.1.")[1] for p in original.paths if p.startswith("input_blocks.{i}.1.")]
-    resnet = ("in_layers.2", "out_layers.3", "emb_layers.1", "skip_connection")
+    transformer = [p.split("input_blocks.{i}.1.")[1] for p in original.named if p.startswith("input_blocks.{i}.1.")]
+    resnet = ("in_layers.0", "in_layers.2", "out_layers.0", "out_layers.3", "emb_layers.1", "skip_connection")
 
     def attention(block: str, depth: int) -> set[str]:
-        leaves = [leaf for leaf in transformer if "{i}" in leaf or leaf.startswith("proj")]
+        leaves = [leaf for leaf in transformer if "{i}" in leaf or leaf.startswith(("proj", "norm"))]
         return {f"{block}.{leaf.replace('{i}', str(at))}" for leaf, at in product(leaves, range(depth))}
 
-    paths = {"time_embed.0", "time_embed.2", "input_blocks.0.0", "out.2"}
+    paths = {"time_embed.0", "time_embed.2", "input_blocks.0.0", "out.0", "out.2"}
     paths |= {"label_emb.0.0", "label_emb.0.2"} if name == "sdxl" else set()
     at = 1
     for level, depth in enumerate(levels):
@@ -196,19 +202,19 @@ SYNTHETIC = {
     "sd3": Synthetic(
         real.convert_sd3_transformer_checkpoint_to_diffusers,
         {"adaLN_modulation.1": (24, 4), "1.context_block.adaLN_modulation.1": (8, 4)},
-        more=("pos_embed",),
         not_last=("context_block.attn.proj", "context_block.mlp.fc1", "context_block.mlp.fc2"),
     ),
     "auraflow": Synthetic(
         real.convert_auraflow_transformer_checkpoint_to_diffusers,
         biases=False,
-        more=("register_tokens", "positional_encoding", "init_x_linear.bias"),
+        more=("init_x_linear.bias",),
     ),
     "z_image": Synthetic(real.convert_z_image_transformer_checkpoint_to_diffusers, biases=False),
     "ltx_video": Synthetic(real.convert_ltx_transformer_checkpoint_to_diffusers),
     "ltx2": Synthetic(adapter_of_ltx2),
     "cosmos": Synthetic(real.convert_cosmos_transformer_checkpoint_to_diffusers),
     "anima": Synthetic(real.convert_cosmos_transformer_checkpoint_to_diffusers),
+    "krea2": Synthetic(real.convert_krea2_transformer_checkpoint_to_diffusers, biases=False),
     "ideogram4": Synthetic(adapter_of_ideogram4, biases=False, below="layers."),
 }
 

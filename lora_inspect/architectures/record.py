@@ -8,8 +8,12 @@ from .text_encoders import TextEncoder
 # The layers that turn the timestep into shifts and scales; an adapter on them changes every token at once.
 MODULATION = r".*(img_mod|txt_mod|modulation).*"
 NORM = r".*norm.*"
-# What shifts and scales are called that are a parameter of a block or of the model itself, and no layer.
-_PARAMETERS = ("scale_shift_table", "modulation")
+# Parameters that are no layers: of a model, by their paths, and the shifts and scales of a block, by their names.
+_OF_MODELS = (
+    *("pos_embed", "pos_embed.pos_embed", "positional_encoding"),
+    *("register_tokens", "x_pad_token", "cap_pad_token"),
+)
+_MODULATION, _TABLE = "modulation", "scale_shift_table"
 
 
 class Layout(NamedTuple):
@@ -141,7 +145,8 @@ class Architecture(NamedTuple):
 
 def is_parameter(path: str) -> bool:
     """Whether the path is that of a parameter of a block or of a model, which is a path as that of a module is."""
-    return path.rpartition(".")[2] in _PARAMETERS
+    name = path.rpartition(".")[2]
+    return path in _OF_MODELS or name == _MODULATION or _TABLE in name
 
 
 def under(parent: str, *leaves: str) -> tuple[str, ...]:

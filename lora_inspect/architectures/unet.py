@@ -22,8 +22,31 @@ TRANSFORMER = (
 DIFFUSERS_RESNET = ("conv1", "conv2", "time_emb_proj", "conv_shortcut")
 ORIGINAL_RESNET = ("in_layers.2", "out_layers.3", "emb_layers.1", "skip_connection")
 
-_RESNET = tuple(map(same, ORIGINAL_RESNET, DIFFUSERS_RESNET))
-_ATTENTION = tuple(map(same, TRANSFORMER, TRANSFORMER))
+TRANSFORMER_NORMS = ("norm", *under("transformer_blocks.{i}", "norm1", "norm2", "norm3"))
+DIFFUSERS_RESNET_NORMS = ("norm1", "norm2")
+ORIGINAL_RESNET_NORMS = ("in_layers.0", "out_layers.0")
+ORIGINAL_NORMS = (
+    *under("input_blocks.{i}.0", *ORIGINAL_RESNET_NORMS),
+    *under("input_blocks.{i}.1", *TRANSFORMER_NORMS),
+    *under("middle_block.0", *ORIGINAL_RESNET_NORMS),
+    *under("middle_block.1", *TRANSFORMER_NORMS),
+    *under("middle_block.2", *ORIGINAL_RESNET_NORMS),
+    *under("output_blocks.{i}.0", *ORIGINAL_RESNET_NORMS),
+    *under("output_blocks.{i}.1", *TRANSFORMER_NORMS),
+    "out.0",
+)
+DIFFUSERS_NORMS = (
+    *under("down_blocks.{i}.attentions.{i}", *TRANSFORMER_NORMS),
+    *under("down_blocks.{i}.resnets.{i}", *DIFFUSERS_RESNET_NORMS),
+    *under("mid_block.attentions.0", *TRANSFORMER_NORMS),
+    *under("mid_block.resnets.{i}", *DIFFUSERS_RESNET_NORMS),
+    *under("up_blocks.{i}.attentions.{i}", *TRANSFORMER_NORMS),
+    *under("up_blocks.{i}.resnets.{i}", *DIFFUSERS_RESNET_NORMS),
+    "conv_norm_out",
+)
+
+_RESNET = tuple(map(same, (*ORIGINAL_RESNET, *ORIGINAL_RESNET_NORMS), (*DIFFUSERS_RESNET, *DIFFUSERS_RESNET_NORMS)))
+_ATTENTION = tuple(same(path, path) for path in (*TRANSFORMER, *TRANSFORMER_NORMS))
 # Units of a level on the way down; on the way up there is one more.
 _UNITS = 2
 
@@ -40,6 +63,7 @@ def relations(attention: Sequence[bool]) -> tuple[Relation, ...]:
         *below("middle_block.2", "mid_block.resnets.1", *_RESNET),
         *_up(attention[::-1]),
         same("out.2", "conv_out"),
+        same("out.0", "conv_norm_out"),
     )
 
 

@@ -123,7 +123,8 @@ class NameTable:
     another layout. Where no path is spelled so, one that differs by roots of transformers counts, as long as roots are
     only added or only dropped: `bert.` is never taken for `roberta.`.
 
-    A module that has a matrix or a kernel comes before one that has vectors or parameters of its own alone.
+    A module that has a matrix or a kernel comes before a parameter that is called so itself, and that before a module
+    that has vectors or parameters of its own alone.
     """
 
     def __init__(
@@ -135,18 +136,18 @@ class NameTable:
         self._layers = self._spellings(_layer(info) for info in base.tensors.values() if is_weight(info))
         for info in filter(_may_be_of_experts, base.tensors.values()):
             self._add_experts(info, self._layers)
-        self._others: _Spellings | None = None
+        self._others: tuple[_Spellings, ...] = ()
         self._parameters: dict[str, _Spellings] = {}
 
     def find(self, name: ModuleName) -> list[Found]:
         """The modules that the name can mean: none, one, the parts of one, or several where it is ambiguous."""
         if found := self._layers.find(name):
             return found
-        if self._others is None:
+        if not self._others:
             names = self._base.tensors
-            modules = (_owner(name, self._base) for name in names)
-            self._others = self._spellings((*modules, *(_alone(name, WEIGHT) for name in filter(_is_parameter, names))))
-        return self._others.find(name)
+            parameters = self._spellings(_alone(name, WEIGHT) for name in names if _is_parameter(name))
+            self._others = parameters, self._spellings(_owner(name, self._base) for name in names)
+        return next((found for spellings in self._others if (found := spellings.find(name))), [])
 
     def find_parameter(self, name: ModuleName, parameter: str) -> list[Found]:
         """What has the `parameter` of the module that is named, where the base has it under the name of another one.

@@ -109,7 +109,7 @@ def carried(architecture, base, layout=None):
         weight = base.get(f"{path}.weight", tensor)
         related = any(relation.whole == path == relation.parts[0] for relation in architecture.correspondence.relations)
         if related or (layout and numbered(path, layout)):
-            found[name] = tensor
+            found[f"{path}{parameter}"] = tensor
         for link in architecture.correspondence.links(path):
             if layout and not numbered(link.path, layout):
                 continue
@@ -130,9 +130,7 @@ def test_flux_is_as_diffusers_converts_it():
     base = layouts.flux(blocks=2, width=4)
     family = by_name("flux")
     ours, theirs = carried(family, base, in_diffusers(family)), layouts.flux_in_diffusers(base)
-    assert ours.keys() == {
-        name for name in theirs if "norm_q" not in name and "norm_k" not in name and "norm_added" not in name
-    }
+    assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
@@ -204,15 +202,16 @@ def test_hunyuan_image_is_hunyuan_video_with_other_embedders():
         f"{path.replace('{i}', '1')}.weight": (7 * 3072 if "linear1" in path else 6, 4)
         for path in family.layouts[0].paths
     }
-    base = layouts.tensors(shapes)
+    base = layouts.tensors(shapes | layouts.norms(family.layouts[0], blocks=1, biases=False))
     theirs = real.convert_hunyuan_video_transformer_to_diffusers(
         {name: value for name, value in base.items() if not name.startswith("byt5_in")}
     )
     for name in [name for name in theirs if name.startswith("time_text_embed")]:
         theirs[name.replace("time_text_embed", "time_guidance_embed")] = theirs.pop(name)
     theirs |= {f"context_embedder_2.linear_{n}.weight": base[f"byt5_in.fc{n}.weight"] for n in (1, 2, 3)}
+    theirs["context_embedder_2.norm.weight"] = base["byt5_in.layernorm.weight"]
     ours = carried(family, base, layout)
-    assert {pattern_of(name, ".") for name in ours} == {pattern_of(f"{path}.weight", ".") for path in layout.paths}
+    assert {pattern_of(name, ".") for name in ours} == {pattern_of(f"{path}.weight", ".") for path in layout.named}
     assert ours.keys() == theirs.keys()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
 
@@ -221,12 +220,14 @@ def test_hunyuan_video_1_5_is_as_the_script_of_diffusers_converts_it():
     """As in scripts/convert_hunyuan_video1_5_to_diffusers.py: what it has of HunyuanVideo, and layers of its own."""
     family = by_name("hunyuan_video_1_5")
     layout = in_diffusers(family)
-    base = layouts.tensors({f"{path.replace('{i}', '1')}.weight": (6, 4) for path in family.layouts[0].paths})
+    shapes = {f"{path.replace('{i}', '1')}.weight": (6, 4) for path in family.layouts[0].paths}
+    base = layouts.tensors(shapes | layouts.norms(family.layouts[0], biases=False))
     own = {
         "byt5_in.fc1": "context_embedder_2.linear_1", "byt5_in.fc2": "context_embedder_2.linear_2",
         "byt5_in.fc3": "context_embedder_2.linear_3", "vision_in.proj.1": "image_embedder.linear_1",
         "vision_in.proj.3": "image_embedder.linear_2", "cond_type_embedding": "cond_type_embed",
-        "time_in.mlp.0": "time_embed.timestep_embedder.linear_1",
+        "byt5_in.layernorm": "context_embedder_2.norm", "vision_in.proj.0": "image_embedder.norm_in",
+        "vision_in.proj.4": "image_embedder.norm_out", "time_in.mlp.0": "time_embed.timestep_embedder.linear_1",
         "time_in.mlp.2": "time_embed.timestep_embedder.linear_2",
         **{f"double_blocks.1.img_attn_{part}": f"transformer_blocks.1.attn.to_{part}" for part in "qkv"},
         **{f"double_blocks.1.txt_attn_{part}": f"transformer_blocks.1.attn.add_{part}_proj" for part in "qkv"},
@@ -236,7 +237,7 @@ def test_hunyuan_video_1_5_is_as_the_script_of_diffusers_converts_it():
     )
     theirs |= {f"{diffusers}.weight": base[f"{original}.weight"] for original, diffusers in own.items()}
     ours = carried(family, base, layout)
-    assert {pattern_of(name, ".") for name in ours} == {pattern_of(f"{path}.weight", ".") for path in layout.paths}
+    assert {pattern_of(name, ".") for name in ours} == {pattern_of(f"{path}.weight", ".") for path in layout.named}
     assert ours.keys() == theirs.keys()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
 
@@ -249,7 +250,7 @@ def test_comfyui_fuses_what_hunyuan_video_1_5_has_apart():
     """Every layer of ComfyUI's blocks is the same rows of diffusers' model, directly and by way of the original."""
     family = by_name("hunyuan_video_1_5")
     original, comfyui, diffusers = family.layouts
-    for template in filter(is_in_blocks, comfyui.paths):
+    for template in filter(is_in_blocks, comfyui.named):
         links = list(family.correspondence.links(template.replace("{i}", "5")))
         directly = [link for link in links if numbered(link.path, diffusers)]
         stages = [link for link in links if numbered(link.path, original)]
@@ -269,7 +270,8 @@ COMFYUI_NAMES = (
     ("c_embedder.linear_1", "c_embedder.in_layer"), ("c_embedder.linear_2", "c_embedder.out_layer"),
     ("_in.mlp.0", "_in.in_layer"), ("_in.mlp.2", "_in.out_layer"), ("_attn_qkv", "_attn.qkv"),
     ("_attn_proj", "_attn.proj"), ("mlp.fc1", "mlp.0"), ("mlp.fc2", "mlp.2"), ("_mod.linear", "_mod.lin"),
-    (".modulation.linear", ".modulation.lin"),
+    (".modulation.linear", ".modulation.lin"), ("_attn_q_norm", "_attn.norm.query_norm"),
+    ("_attn_k_norm", "_attn.norm.key_norm"), (".q_norm", ".norm.query_norm"), (".k_norm", ".norm.key_norm"),
 )  # fmt: skip
 
 
@@ -278,13 +280,13 @@ def test_comfyui_renames_the_original_layers(name):
     original, comfyui, diffusers = by_name(name).layouts
     names = {}
     # The blocks of 1.5 are no renaming.
-    renaming = [path for path in original.paths if name != "hunyuan_video_1_5" or not is_in_blocks(path)]
+    renaming = [path for path in original.named if name != "hunyuan_video_1_5" or not is_in_blocks(path)]
     for path in renaming:
         renamed_ = path.replace("{i}", "7")
         for old, new in COMFYUI_NAMES:
             renamed_ = renamed_.replace(old, new)
         names[path.replace("{i}", "7")] = renamed_
-    blocks = {path for path in comfyui.paths if is_in_blocks(path)} if len(renaming) < len(original.paths) else set()
+    blocks = {path for path in comfyui.named if is_in_blocks(path)} if len(renaming) < len(original.named) else set()
     assert {pattern_of(path, ".") for path in (*names.values(), *blocks)} == patterns(comfyui)
 
     def found(path, layout):

@@ -3,9 +3,12 @@ from collections.abc import Iterator
 import diffusers
 import pytest
 import torch
+from layouts import split
 from real_models import DIFFUSERS
 
+from lora_inspect.architectures import by_name
 from lora_inspect.architectures.detection import Detection, candidates
+from lora_inspect.architectures.patterns import pattern_of
 
 LAYERS = (
     torch.nn.Linear,
@@ -40,6 +43,35 @@ def test_every_layer_of_a_diffusers_model_is_a_path_of_its_family(
     found: tuple[Detection, ...] = candidates(modules, {}, minimum_share=1.0)
     assert {detection.architecture.name for detection in found} == expected
     assert {detection.layout.name for detection in found} == {"diffusers"}
+
+
+# diffusers converts adapters of these alone, and leaves what their norms are called open.
+WITHOUT_NORMS = {"ace_step_1_5", "ideogram4"}
+# Parameters that no relation has: those of Cosmos 1.0 alone, and one that has another shape in the original model.
+NOT_RELATED = {
+    "CosmosTransformer3DModel": {f"learnable_pos_embed.pos_emb_{axis}" for axis in "thw"},
+    "Krea2Transformer2DModel": {"transformer_blocks.#.scale_shift_table", "final_layer.scale_shift_table"},
+}
+
+
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [case for case in DIFFUSERS if any(by_name(f).correspondence.relations for f in case[2] - WITHOUT_NORMS)],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_norm_and_parameter_of_a_diffusers_model_is_one_of_its_family(name, arguments, expected):
+    with torch.device("meta"):
+        model = getattr(diffusers, name)(**arguments)
+    named = {
+        pattern_of(path, ".")
+        for family in expected
+        for layout in by_name(family).layouts
+        if layout.name == "diffusers"
+        for path in layout.named
+    }
+    found = {pattern_of(path, ".") for parameter, _ in model.named_parameters() for path in [split(parameter)[0]]}
+    assert found - named == NOT_RELATED.get(name, set())
 
 
 # Models of no family that is known here, whose attention has the names of one that is.

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from lora_inspect.architectures import ARCHITECTURES, Architecture, Layout, by_name, families
-from lora_inspect.architectures.record import under
+from lora_inspect.architectures.record import is_parameter, under
 
 LAYOUTS = [
     pytest.param(architecture, layout, id=f"{architecture.name}-{layout.name}")
@@ -94,3 +94,20 @@ def test_kohya_prefix_follows_the_rule(architecture: Architecture, layout: Layou
 def test_metadata_names_belong_to_one_family_each():
     names = [name.lower() for architecture in ARCHITECTURES for name in set(architecture.metadata_names)]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(("architecture", "layout"), LAYOUTS)
+def test_no_layer_is_a_norm_or_a_parameter(architecture, layout):
+    assert not set(layout.paths) & set(layout.norms)
+    assert len(set(layout.norms)) == len(layout.norms)
+    assert not any(map(is_parameter, layout.paths))
+
+
+@pytest.mark.parametrize("path", ["blocks.7.modulation", "scale_shift_table", "pos_embed.pos_embed", "register_tokens"])
+def test_parameters_of_models_and_blocks(path):
+    assert is_parameter(path)
+
+
+@pytest.mark.parametrize("path", ["single_blocks.7.modulation.lin", "layers.0.adaln_modulation", "visual.pos_embed"])
+def test_layers_that_are_called_much_as_parameters(path):
+    assert not is_parameter(path)

@@ -7,7 +7,7 @@ file of the blocks alone may be one of Cosmos, which they are shared with.
 from ..correspondence import Correspondence
 from ..record import Architecture, Layout, under
 from ..text_encoders import QWEN3_06B, T5_11B
-from .cosmos import DIFFUSERS, PREDICT2, relations, sizes
+from .cosmos import DIFFUSERS, DIFFUSERS_NORMS, PREDICT2, PREDICT2_NORMS, relations, sizes
 
 LANGUAGE_MODEL_ADAPTER = under(
     "llm_adapter",
@@ -27,8 +27,14 @@ ARCHITECTURE = Architecture(
     title="Anima",
     descends_from="cosmos",
     layouts=(
-        Layout("original", (*PREDICT2, *LANGUAGE_MODEL_ADAPTER), blocks=(("blocks", 28),)),
-        Layout("diffusers", DIFFUSERS, kohya_prefix="lora_transformer_", blocks=(("transformer_blocks", 28),)),
+        Layout("original", (*PREDICT2, *LANGUAGE_MODEL_ADAPTER), blocks=(("blocks", 28),), norms=PREDICT2_NORMS),
+        Layout(
+            "diffusers",
+            DIFFUSERS,
+            kohya_prefix="lora_transformer_",
+            blocks=(("transformer_blocks", 28),),
+            norms=DIFFUSERS_NORMS,
+        ),
     ),
     sizes=sizes(None, 2048),
     metadata_names=("anima", "anima-preview", "anima-unknown"),

@@ -50,6 +50,9 @@ DIFFUSERS = (
     "norm_out.linear",
     "proj_out",
 )
+# Its norms have no numbers of their own.
+ORIGINAL_PARAMETERS = ("register_tokens", "positional_encoding")
+DIFFUSERS_PARAMETERS = ("register_tokens", "pos_embed.pos_embed")
 
 
 def relations() -> tuple[Relation, ...]:
@@ -93,6 +96,7 @@ def relations() -> tuple[Relation, ...]:
         ),
         swapped("modF.1", "norm_out.linear"),
         same("final_linear", "proj_out"),
+        *map(same, ORIGINAL_PARAMETERS, DIFFUSERS_PARAMETERS),
     )
 
 
@@ -100,12 +104,18 @@ ARCHITECTURE = Architecture(
     name="auraflow",
     title="AuraFlow",
     layouts=(
-        Layout("original", ORIGINAL, blocks=(("double_layers", 4), ("single_layers", 32))),
+        Layout(
+            "original",
+            ORIGINAL,
+            blocks=(("double_layers", 4), ("single_layers", 32)),
+            norms=ORIGINAL_PARAMETERS,
+        ),
         Layout(
             "diffusers",
             DIFFUSERS,
             kohya_prefix="lora_transformer_",
             blocks=(("joint_transformer_blocks", 4), ("single_transformer_blocks", 32)),
+            norms=DIFFUSERS_PARAMETERS,
         ),
     ),
     sizes=tuple(

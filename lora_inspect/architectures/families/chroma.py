@@ -8,12 +8,15 @@ from ..record import Architecture, Layout, Size, under
 from ..text_encoders import T5_XXL
 from .flux import (
     DIFFUSERS_DOUBLE,
+    DIFFUSERS_NORMS,
     DIFFUSERS_SINGLE,
     ORIGINAL_DOUBLE,
+    ORIGINAL_NORMS,
     ORIGINAL_SINGLE,
     PROPORTIONS,
     double_relations,
     end_relations,
+    norm_relations,
     single_relations,
 )
 
@@ -39,6 +42,7 @@ DIFFUSERS = (
 )
 
 GUIDANCE = "distilled_guidance_layer"
+GUIDANCE_NORMS = f"{GUIDANCE}.norms.{{i}}"
 
 
 def relations() -> tuple[Relation, ...]:
@@ -54,6 +58,7 @@ def relations() -> tuple[Relation, ...]:
         ),
         *double_relations(),
         *single_relations(),
+        *norm_relations(),
     )
 
 
@@ -62,12 +67,18 @@ ARCHITECTURE = Architecture(
     title="Chroma",
     descends_from="flux",
     layouts=(
-        Layout("original", ORIGINAL, blocks=(("double_blocks", 19), ("single_blocks", 38))),
+        Layout(
+            "original",
+            ORIGINAL,
+            blocks=(("double_blocks", 19), ("single_blocks", 38)),
+            norms=(*ORIGINAL_NORMS, GUIDANCE_NORMS),
+        ),
         Layout(
             "diffusers",
             DIFFUSERS,
             kohya_prefix="lora_transformer_",
             blocks=(("transformer_blocks", 19), ("single_transformer_blocks", 38)),
+            norms=(*DIFFUSERS_NORMS, GUIDANCE_NORMS),
         ),
     ),
     sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in PROPORTIONS),

@@ -38,7 +38,18 @@ DIFFUSERS = (
     *under("norm_out", "linear_1", "linear_2"),
     "proj_out",
 )
+PREDICT2_NORMS = (
+    *under("blocks.{i}.self_attn", "q_norm", "k_norm"),
+    *under("blocks.{i}.cross_attn", "q_norm", "k_norm"),
+    "t_embedding_norm",
+)
+DIFFUSERS_NORMS = (
+    *under("transformer_blocks.{i}.attn1", "norm_q", "norm_k"),
+    *under("transformer_blocks.{i}.attn2", "norm_q", "norm_k"),
+    "time_embed.norm",
+)
 IMAGE_ATTENTION = ("q_img", "k_img", "v_img")
+IMAGE_NORMS = ("q_img_norm", "k_img_norm")
 CONTEXT = ("crossattn_proj.0", "img_context_proj.0")
 
 
@@ -71,6 +82,7 @@ def relations() -> tuple[Relation, ...]:
         same("final_layer.linear", "proj_out"),
         same("final_layer.adaln_modulation.1", "norm_out.linear_1"),
         same("final_layer.adaln_modulation.2", "norm_out.linear_2"),
+        *map(same, PREDICT2_NORMS, DIFFUSERS_NORMS),
     )
 
 
@@ -93,12 +105,14 @@ ARCHITECTURE = Architecture(
             "original",
             (*PREDICT2, *under("blocks.{i}.cross_attn", *IMAGE_ATTENTION), *CONTEXT),
             blocks=(("blocks", 36),),
+            norms=(*PREDICT2_NORMS, *under("blocks.{i}.cross_attn", *IMAGE_NORMS)),
         ),
         Layout(
             "diffusers",
             (*DIFFUSERS, *under("transformer_blocks.{i}.attn2", *IMAGE_ATTENTION), *CONTEXT),
             kohya_prefix="lora_transformer_",
             blocks=(("transformer_blocks", 36),),
+            norms=(*DIFFUSERS_NORMS, *under("transformer_blocks.{i}.attn2", *IMAGE_NORMS)),
         ),
     ),
     sizes=(*sizes("2B", 2048), *sizes("14B", 5120)),
@@ -109,7 +123,7 @@ ARCHITECTURE = Architecture(
             *below(
                 "blocks.{i}.cross_attn",
                 "transformer_blocks.{i}.attn2",
-                *(same(layer, layer) for layer in IMAGE_ATTENTION),
+                *(same(layer, layer) for layer in (*IMAGE_ATTENTION, *IMAGE_NORMS)),
             ),
         )
     ),

@@ -48,6 +48,21 @@ DIFFUSERS = (
     "norm_out.linear",
     "proj_out",
 )
+# The RMSNorms of queries and keys call their weight `scale` in the original repository.
+ORIGINAL_NORMS = (
+    *under("double_blocks.{i}.img_attn.norm", "query_norm", "key_norm"),
+    *under("double_blocks.{i}.txt_attn.norm", "query_norm", "key_norm"),
+    *under("single_blocks.{i}.norm", "query_norm", "key_norm"),
+)
+DIFFUSERS_NORMS = (
+    *under("transformer_blocks.{i}.attn", "norm_q", "norm_k", "norm_added_q", "norm_added_k"),
+    *under("single_transformer_blocks.{i}.attn", "norm_q", "norm_k"),
+)
+
+
+def norm_relations() -> tuple[Relation, ...]:
+    """How the norms of the original layout are related to those of diffusers."""
+    return tuple(map(same, ORIGINAL_NORMS, DIFFUSERS_NORMS))
 
 
 def attention_relations() -> tuple[Relation, ...]:
@@ -118,6 +133,7 @@ def relations() -> tuple[Relation, ...]:
         ),
         *single_relations(),
         *below("single_blocks.{i}", "single_transformer_blocks.{i}", same("modulation.lin", "norm.linear")),
+        *norm_relations(),
         # Shift above scale in the original, scale above shift in diffusers.
         swapped("final_layer.adaLN_modulation.1", "norm_out.linear"),
     )
@@ -195,12 +211,18 @@ ARCHITECTURE = Architecture(
     name="flux",
     title="FLUX.1",
     layouts=(
-        Layout("original", ORIGINAL, blocks=(("double_blocks", 19), ("single_blocks", 38))),
+        Layout(
+            "original",
+            ORIGINAL,
+            blocks=(("double_blocks", 19), ("single_blocks", 38)),
+            norms=ORIGINAL_NORMS,
+        ),
         Layout(
             "diffusers",
             DIFFUSERS,
             kohya_prefix="lora_transformer_",
             blocks=(("transformer_blocks", 19), ("single_transformer_blocks", 38)),
+            norms=DIFFUSERS_NORMS,
         ),
         Layout("xlabs", XLABS, kohya_prefix=""),
     ),

@@ -7,7 +7,16 @@ shared by all blocks; the feed-forward is gated, so its first layer is 6 times t
 from ..correspondence import Correspondence, Relation, below, same, swapped
 from ..record import MODULATION, NORM, Architecture, Layout, Size, Training, under
 from ..text_encoders import SOME_LANGUAGE_MODEL
-from .flux import DIFFUSERS_ATTENTION, ORIGINAL_DOUBLE, ORIGINAL_SINGLE, attention_relations, end_relations
+from .flux import (
+    DIFFUSERS_ATTENTION,
+    DIFFUSERS_NORMS,
+    ORIGINAL_DOUBLE,
+    ORIGINAL_NORMS,
+    ORIGINAL_SINGLE,
+    attention_relations,
+    end_relations,
+    norm_relations,
+)
 
 ORIGINAL = (
     "img_in",
@@ -72,6 +81,7 @@ def relations() -> tuple[Relation, ...]:
             same("linear2", "attn.to_out"),
         ),
         swapped("final_layer.adaLN_modulation.1", "norm_out.linear"),
+        *norm_relations(),
     )
 
 
@@ -104,12 +114,18 @@ ARCHITECTURE = Architecture(
     title="FLUX.2",
     descends_from="flux",
     layouts=(
-        Layout("original", ORIGINAL, blocks=(("double_blocks", 8), ("single_blocks", 48))),
+        Layout(
+            "original",
+            ORIGINAL,
+            blocks=(("double_blocks", 8), ("single_blocks", 48)),
+            norms=ORIGINAL_NORMS,
+        ),
         Layout(
             "diffusers",
             DIFFUSERS,
             kohya_prefix="lora_transformer_",
             blocks=(("transformer_blocks", 8), ("single_transformer_blocks", 48)),
+            norms=DIFFUSERS_NORMS,
         ),
     ),
     sizes=tuple(

@@ -10,7 +10,15 @@ from ..correspondence import Correspondence
 from ..record import MODULATION, NORM, Architecture, Layout, Size, Training, under
 from ..text_encoders import CLIP_L, LLAMA_8B
 from .flux import PROPORTIONS
-from .hunyuan_video import DIFFUSERS, DIFFUSERS_BLOCKS, ORIGINAL, ORIGINAL_BLOCKS, in_diffusers
+from .hunyuan_video import (
+    DIFFUSERS,
+    DIFFUSERS_BLOCKS,
+    DIFFUSERS_NORMS,
+    ORIGINAL,
+    ORIGINAL_BLOCKS,
+    ORIGINAL_NORMS,
+    in_diffusers,
+)
 
 OWN = (
     *under("image_projection", "up", "down"),
@@ -23,8 +31,8 @@ ARCHITECTURE = Architecture(
     title="FramePack",
     descends_from="hunyuan_video",
     layouts=(
-        Layout("diffusers", PATHS, blocks=DIFFUSERS_BLOCKS),
-        Layout("original", (*ORIGINAL, *OWN), blocks=ORIGINAL_BLOCKS, borrowed=True),
+        Layout("diffusers", PATHS, blocks=DIFFUSERS_BLOCKS, norms=DIFFUSERS_NORMS),
+        Layout("original", (*ORIGINAL, *OWN), blocks=ORIGINAL_BLOCKS, borrowed=True, norms=ORIGINAL_NORMS),
     ),
     sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in PROPORTIONS if path in PATHS),
     metadata_names=("framepack",),

@@ -9,10 +9,13 @@ from ..record import Architecture, Layout, Size, under
 from ..text_encoders import BYT5_GLYPH, QWEN25_VL_7B
 from .flux import DIFFUSERS_DOUBLE, DIFFUSERS_SINGLE, ORIGINAL_DOUBLE, ORIGINAL_SINGLE, PROPORTIONS
 from .hunyuan_video import (
+    COMFYUI_NORMS,
     COMFYUI_TEXT,
     DIFFUSERS_BLOCKS,
+    DIFFUSERS_NORMS,
     DIFFUSERS_TEXT,
     ORIGINAL_BLOCKS,
+    ORIGINAL_NORMS,
     ORIGINAL_PROPORTIONS,
     ORIGINAL_STREAMS,
     ORIGINAL_TEXT,
@@ -61,6 +64,7 @@ DIFFUSERS = (
     "norm_out.linear",
     "proj_out",
 )
+GLYPH_NORM = "byt5_in.layernorm"
 
 
 def relations() -> tuple[Relation, ...]:
@@ -70,6 +74,7 @@ def relations() -> tuple[Relation, ...]:
             *ends_in_diffusers(),
             *blocks_in_diffusers(),
             *(same(f"byt5_in.fc{number}", f"context_embedder_2.linear_{number}") for number in (1, 2, 3)),
+            same(GLYPH_NORM, "context_embedder_2.norm"),
             *(
                 same(f"{original}.mlp.{number}", f"time_guidance_embed.{diffusers}.{layer}")
                 for original, diffusers in (("time_in", "timestep_embedder"), ("guidance_in", "guidance_embedder"))
@@ -84,9 +89,15 @@ ARCHITECTURE = Architecture(
     title="HunyuanImage 2.1",
     descends_from="hunyuan_video",
     layouts=(
-        Layout("original", ORIGINAL, blocks=ORIGINAL_BLOCKS),
-        Layout("comfyui", COMFYUI, blocks=ORIGINAL_BLOCKS),
-        Layout("diffusers", DIFFUSERS, kohya_prefix="lora_transformer_", blocks=DIFFUSERS_BLOCKS),
+        Layout("original", ORIGINAL, blocks=ORIGINAL_BLOCKS, norms=(*ORIGINAL_NORMS, GLYPH_NORM)),
+        Layout("comfyui", COMFYUI, blocks=ORIGINAL_BLOCKS, norms=(*COMFYUI_NORMS, GLYPH_NORM)),
+        Layout(
+            "diffusers",
+            DIFFUSERS,
+            kohya_prefix="lora_transformer_",
+            blocks=DIFFUSERS_BLOCKS,
+            norms=(*DIFFUSERS_NORMS, "context_embedder_2.norm"),
+        ),
     ),
     sizes=tuple(Size(None, path, out * 3584, in_ * 3584) for path, out, in_ in (*ORIGINAL_PROPORTIONS, *PROPORTIONS)),
     metadata_names=("hunyuan-image-2.1", "hunyuan-image"),

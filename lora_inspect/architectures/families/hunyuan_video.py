@@ -8,6 +8,8 @@ from ..correspondence import Correspondence, Relation, below, renamed, same, sta
 from ..record import MODULATION, NORM, Architecture, Layout, Size, Training, under
 from ..text_encoders import CLIP_L, LLAMA_8B
 from .flux import DIFFUSERS_DOUBLE, DIFFUSERS_SINGLE, ORIGINAL_DOUBLE, ORIGINAL_SINGLE, PROPORTIONS, single_relations
+from .flux import DIFFUSERS_NORMS as NORMS
+from .flux import ORIGINAL_NORMS as FLUX_NORMS
 
 ORIGINAL_TEXT = (
     "txt_in.input_embedder",
@@ -106,6 +108,17 @@ ORIGINAL_PROPORTIONS = (
 )
 ORIGINAL_BLOCKS = (("double_blocks", 20), ("single_blocks", 40))
 DIFFUSERS_BLOCKS = (("transformer_blocks", 20), ("single_transformer_blocks", 40))
+# Norms of queries and keys, and those of the refiner of the text's tokens.
+TEXT_BLOCK_NORMS = ("norm1", "norm2")
+ORIGINAL_TEXT_NORMS = under("txt_in.individual_token_refiner.blocks.{i}", *TEXT_BLOCK_NORMS)
+DIFFUSERS_TEXT_NORMS = under("context_embedder.token_refiner.refiner_blocks.{i}", *TEXT_BLOCK_NORMS)
+ORIGINAL_DOUBLE_NORMS = under(
+    "double_blocks.{i}", "img_attn_q_norm", "img_attn_k_norm", "txt_attn_q_norm", "txt_attn_k_norm"
+)
+ORIGINAL_STREAM_NORMS = (*ORIGINAL_DOUBLE_NORMS, *under("single_blocks.{i}", "q_norm", "k_norm"))
+ORIGINAL_NORMS = (*ORIGINAL_STREAM_NORMS, *ORIGINAL_TEXT_NORMS)
+COMFYUI_NORMS = (*FLUX_NORMS, *ORIGINAL_TEXT_NORMS)
+DIFFUSERS_NORMS = (*NORMS, *DIFFUSERS_TEXT_NORMS)
 
 
 def ends_in_diffusers() -> tuple[Relation, ...]:
@@ -154,6 +167,7 @@ def blocks_in_diffusers() -> tuple[Relation, ...]:
         ),
         *single_relations(),
         same("single_blocks.{i}.modulation.linear", "single_transformer_blocks.{i}.norm.linear"),
+        *map(same, ORIGINAL_NORMS, DIFFUSERS_NORMS),
     )
 
 
@@ -194,6 +208,7 @@ def with_comfyui(to_diffusers: tuple[Relation, ...]) -> tuple[Relation, ...]:
             )
         ),
         same("single_blocks.{i}.modulation.linear", "single_blocks.{i}.modulation.lin"),
+        *map(same, ORIGINAL_STREAM_NORMS, FLUX_NORMS),
     )
     return (*to_diffusers, *to_comfyui, *renamed(to_diffusers, to_comfyui))
 
@@ -221,9 +236,15 @@ ARCHITECTURE = Architecture(
     name="hunyuan_video",
     title="HunyuanVideo",
     layouts=(
-        Layout("original", ORIGINAL, blocks=ORIGINAL_BLOCKS),
-        Layout("comfyui", COMFYUI, blocks=ORIGINAL_BLOCKS),
-        Layout("diffusers", DIFFUSERS, kohya_prefix="lora_transformer_", blocks=DIFFUSERS_BLOCKS),
+        Layout("original", ORIGINAL, blocks=ORIGINAL_BLOCKS, norms=ORIGINAL_NORMS),
+        Layout("comfyui", COMFYUI, blocks=ORIGINAL_BLOCKS, norms=COMFYUI_NORMS),
+        Layout(
+            "diffusers",
+            DIFFUSERS,
+            kohya_prefix="lora_transformer_",
+            blocks=DIFFUSERS_BLOCKS,
+            norms=DIFFUSERS_NORMS,
+        ),
     ),
     sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in (*ORIGINAL_PROPORTIONS, *PROPORTIONS)),
     metadata_names=("hunyuan_video", "hunyuan-video"),

@@ -8,12 +8,17 @@ from ..correspondence import Correspondence, Relation, below, renamed, same, sta
 from ..record import MODULATION, NORM, Architecture, Layout, Size, Training, under
 from ..text_encoders import BYT5_GLYPH, QWEN25_VL_7B
 from .flux import DIFFUSERS_DOUBLE, ORIGINAL_DOUBLE, PROPORTIONS, double_relations
+from .flux import DIFFUSERS_NORMS as NORMS
+from .flux import ORIGINAL_NORMS as FLUX_NORMS
 from .hunyuan_video import (
     COMFYUI_TEXT,
     DIFFUSERS_TEXT,
+    DIFFUSERS_TEXT_NORMS,
+    ORIGINAL_DOUBLE_NORMS,
     ORIGINAL_PROPORTIONS,
     ORIGINAL_STREAMS,
     ORIGINAL_TEXT,
+    ORIGINAL_TEXT_NORMS,
     ends_in_comfyui,
     ends_in_diffusers,
 )
@@ -61,6 +66,15 @@ DIFFUSERS = (
     "norm_out.linear",
     "proj_out",
 )
+# Beside the blocks of text and picture there are none of one stream.
+ORIGINAL_END_NORMS = ("byt5_in.layernorm", *under("vision_in.proj", "0", "4"), *ORIGINAL_TEXT_NORMS)
+DIFFUSERS_END_NORMS = (
+    "context_embedder_2.norm",
+    *under("image_embedder", "norm_in", "norm_out"),
+    *DIFFUSERS_TEXT_NORMS,
+)
+COMFYUI_DOUBLE_NORMS = tuple(path for path in FLUX_NORMS if path.startswith("double"))
+DIFFUSERS_DOUBLE_NORMS = tuple(path for path in NORMS if path.startswith("transformer"))
 
 
 def relations() -> tuple[Relation, ...]:
@@ -99,6 +113,10 @@ def relations() -> tuple[Relation, ...]:
             same("txt_mlp.fc2", "ff_context.net.2"),
             *(same(f"{original}.linear", f"{diffusers}.linear") for original, diffusers in modulation),
         ),
+        *map(same, ORIGINAL_END_NORMS, DIFFUSERS_END_NORMS),
+        *map(same, ORIGINAL_DOUBLE_NORMS, DIFFUSERS_DOUBLE_NORMS),
+        *map(same, COMFYUI_DOUBLE_NORMS, ORIGINAL_DOUBLE_NORMS),
+        *map(same, COMFYUI_DOUBLE_NORMS, DIFFUSERS_DOUBLE_NORMS),
         *double_relations(),
         *below(
             "double_blocks.{i}",
@@ -126,9 +144,25 @@ ARCHITECTURE = Architecture(
     title="HunyuanVideo 1.5",
     descends_from="hunyuan_video",
     layouts=(
-        Layout("original", ORIGINAL, blocks=(("double_blocks", 54),)),
-        Layout("comfyui", COMFYUI, blocks=(("double_blocks", 54),)),
-        Layout("diffusers", DIFFUSERS, kohya_prefix="lora_transformer_", blocks=(("transformer_blocks", 54),)),
+        Layout(
+            "original",
+            ORIGINAL,
+            blocks=(("double_blocks", 54),),
+            norms=(*ORIGINAL_DOUBLE_NORMS, *ORIGINAL_END_NORMS),
+        ),
+        Layout(
+            "comfyui",
+            COMFYUI,
+            blocks=(("double_blocks", 54),),
+            norms=(*COMFYUI_DOUBLE_NORMS, *ORIGINAL_END_NORMS),
+        ),
+        Layout(
+            "diffusers",
+            DIFFUSERS,
+            kohya_prefix="lora_transformer_",
+            blocks=(("transformer_blocks", 54),),
+            norms=(*DIFFUSERS_DOUBLE_NORMS, *DIFFUSERS_END_NORMS),
+        ),
     ),
     sizes=(
         *(Size(None, path, 2048, 2048) for path in under("double_blocks.{i}", *SPLIT_ATTENTION)),

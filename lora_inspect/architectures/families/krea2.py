@@ -34,13 +34,36 @@ DIFFUSERS = (
     *under("transformer_blocks.{i}", *DIFFUSERS_BLOCK),
     "final_layer.linear",
 )
+# The six vectors of a block's modulation are one in the original repository, which no relation of names says.
+ORIGINAL_BLOCK_NORMS = ("attn.qknorm.qnorm", "attn.qknorm.knorm", "prenorm", "postnorm")
+DIFFUSERS_BLOCK_NORMS = ("attn.norm_q", "attn.norm_k", "norm1", "norm2")
+ORIGINAL_NORMS = (
+    *under("txtfusion.layerwise_blocks.{i}", *ORIGINAL_BLOCK_NORMS),
+    *under("txtfusion.refiner_blocks.{i}", *ORIGINAL_BLOCK_NORMS),
+    "txtmlp.0",
+    *under("blocks.{i}", *ORIGINAL_BLOCK_NORMS),
+    "last.norm",
+)
+DIFFUSERS_NORMS = (
+    *under("text_fusion.layerwise_blocks.{i}", *DIFFUSERS_BLOCK_NORMS),
+    *under("text_fusion.refiner_blocks.{i}", *DIFFUSERS_BLOCK_NORMS),
+    "txt_in.norm",
+    *under("transformer_blocks.{i}", *DIFFUSERS_BLOCK_NORMS),
+    "final_layer.norm",
+)
 
 ARCHITECTURE = Architecture(
     name="krea2",
     title="Krea 2",
     layouts=(
-        Layout("original", ORIGINAL, blocks=(("blocks", 28),)),
-        Layout("diffusers", DIFFUSERS, kohya_prefix="lora_transformer_", blocks=(("transformer_blocks", 28),)),
+        Layout("original", ORIGINAL, blocks=(("blocks", 28),), norms=ORIGINAL_NORMS),
+        Layout(
+            "diffusers",
+            DIFFUSERS,
+            kohya_prefix="lora_transformer_",
+            blocks=(("transformer_blocks", 28),),
+            norms=DIFFUSERS_NORMS,
+        ),
     ),
     # Grouped-query attention: 48 heads of the query, 12 of key and value, 128 wide each.
     sizes=(
@@ -55,7 +78,7 @@ ARCHITECTURE = Architecture(
     ),
     metadata_names=("krea2", "krea-2"),
     text_encoders=(SOME_LANGUAGE_MODEL,),
-    correspondence=Correspondence(lambda: map(same, ORIGINAL, DIFFUSERS)),
+    correspondence=Correspondence(lambda: map(same, (*ORIGINAL, *ORIGINAL_NORMS), (*DIFFUSERS, *DIFFUSERS_NORMS))),
     # Its modulation is no Linear, so that nothing is excluded: every Linear of the model is adapted.
     training=Training(
         classes=None,

@@ -6,7 +6,7 @@ Leaves as in the LTX2VideoTransformer3DModel of diffusers; the original names ar
 from ..correspondence import Correspondence, Relation, same
 from ..record import Architecture, Layout, Size, under
 from ..text_encoders import SOME_LANGUAGE_MODEL
-from .ltx_video import ATTENTION, TIMESTEP, timestep
+from .ltx_video import ATTENTION, TIMESTEP, norms_of, timestep
 
 GATED_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "to_gate_logits")
 COMMON = (
@@ -52,6 +52,27 @@ DIFFUSERS = (
     *under("av_cross_attn_audio_v2a_gate", *TIMESTEP),
     *COMMON,
 )
+ATTENTIONS = ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
+TABLES = (
+    *under("transformer_blocks.{i}", "scale_shift_table", "audio_scale_shift_table"),
+    *under("transformer_blocks.{i}", "prompt_scale_shift_table", "audio_prompt_scale_shift_table"),
+    "scale_shift_table",
+    "audio_scale_shift_table",
+)
+ORIGINAL_NORMS = (
+    *norms_of("q_norm", "k_norm", *ATTENTIONS),
+    *TABLES,
+    *under("transformer_blocks.{i}", "scale_shift_table_a2v_ca_video", "scale_shift_table_a2v_ca_audio"),
+)
+DIFFUSERS_NORMS = (
+    *norms_of("norm_q", "norm_k", *ATTENTIONS),
+    *TABLES,
+    *under(
+        "transformer_blocks.{i}",
+        "video_a2v_cross_attn_scale_shift_table",
+        "audio_a2v_cross_attn_scale_shift_table",
+    ),
+)
 
 
 def relations() -> tuple[Relation, ...]:
@@ -73,6 +94,7 @@ def relations() -> tuple[Relation, ...]:
             )
             for relation in timestep(original, diffusers)
         ),
+        *map(same, ORIGINAL_NORMS, DIFFUSERS_NORMS),
     )
 
 
@@ -81,8 +103,14 @@ ARCHITECTURE = Architecture(
     title="LTX-2",
     descends_from="ltx_video",
     layouts=(
-        Layout("original", ORIGINAL, blocks=(("transformer_blocks", 48),)),
-        Layout("diffusers", DIFFUSERS, kohya_prefix="lora_transformer_", blocks=(("transformer_blocks", 48),)),
+        Layout("original", ORIGINAL, blocks=(("transformer_blocks", 48),), norms=ORIGINAL_NORMS),
+        Layout(
+            "diffusers",
+            DIFFUSERS,
+            kohya_prefix="lora_transformer_",
+            blocks=(("transformer_blocks", 48),),
+            norms=DIFFUSERS_NORMS,
+        ),
     ),
     sizes=tuple(Size(None, path, 4096, 4096) for path in under("transformer_blocks.{i}", *ATTENTION)),
     metadata_names=("ltx2",),

@@ -31,6 +31,24 @@ DIFFUSERS = (
     *under("layers.{i}", *DIFFUSERS_BLOCK, "norm1.linear"),
     *under("norm_out", "linear_1", "linear_2"),
 )
+ORIGINAL_BLOCK_NORMS = (
+    *under("attention", "q_norm", "k_norm"),
+    *("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2"),
+)
+DIFFUSERS_BLOCK_NORMS = (*under("attn", "norm_q", "norm_k"), "norm1.norm", "norm2", "ffn_norm1", "ffn_norm2")
+ORIGINAL_NORMS = (
+    *under("noise_refiner.{i}", *ORIGINAL_BLOCK_NORMS),
+    *under("context_refiner.{i}", *ORIGINAL_BLOCK_NORMS),
+    *under("layers.{i}", *ORIGINAL_BLOCK_NORMS),
+    "cap_embedder.0",
+)
+# Blocks without modulation have the norm itself where the others have one with the modulation.
+DIFFUSERS_NORMS = (
+    *under("noise_refiner.{i}", *DIFFUSERS_BLOCK_NORMS),
+    *under("context_refiner.{i}", *(norm.removesuffix(".norm") for norm in DIFFUSERS_BLOCK_NORMS)),
+    *under("layers.{i}", *DIFFUSERS_BLOCK_NORMS),
+    "time_caption_embed.caption_embedder.0",
+)
 
 
 def relations() -> tuple[Relation, ...]:
@@ -53,6 +71,7 @@ def relations() -> tuple[Relation, ...]:
         *below("layers.{i}", "layers.{i}", *block, modulation),
         same("final_layer.adaLN_modulation.1", "norm_out.linear_1"),
         same("final_layer.linear", "norm_out.linear_2"),
+        *map(same, ORIGINAL_NORMS, DIFFUSERS_NORMS),
     )
 
 
@@ -60,8 +79,14 @@ ARCHITECTURE = Architecture(
     name="lumina2",
     title="Lumina-Image 2.0",
     layouts=(
-        Layout("original", ORIGINAL, blocks=(("layers", 26),)),
-        Layout("diffusers", DIFFUSERS, kohya_prefix="lora_transformer_", blocks=(("layers", 26),)),
+        Layout("original", ORIGINAL, blocks=(("layers", 26),), norms=ORIGINAL_NORMS),
+        Layout(
+            "diffusers",
+            DIFFUSERS,
+            kohya_prefix="lora_transformer_",
+            blocks=(("layers", 26),),
+            norms=DIFFUSERS_NORMS,
+        ),
     ),
     # Grouped-query attention: 24 heads of the query, 8 of key and value, 96 wide each.
     sizes=tuple(

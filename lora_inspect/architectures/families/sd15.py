@@ -7,7 +7,7 @@ repository, which single-file checkpoints name.
 from ..correspondence import Correspondence
 from ..record import Architecture, Layout, Size, under
 from ..text_encoders import CLIP_L
-from ..unet import DIFFUSERS_RESNET, ORIGINAL_RESNET, TRANSFORMER, relations
+from ..unet import DIFFUSERS_NORMS, DIFFUSERS_RESNET, ORIGINAL_NORMS, ORIGINAL_RESNET, TRANSFORMER, relations
 
 DIFFUSERS = (
     "conv_in",
@@ -60,8 +60,8 @@ ARCHITECTURE = Architecture(
     name="sd15",
     title="Stable Diffusion 1.x",
     layouts=(
-        Layout("diffusers", DIFFUSERS, blocks=DIFFUSERS_BLOCKS),
-        Layout("original", ORIGINAL, blocks=ORIGINAL_BLOCKS),
+        Layout("diffusers", DIFFUSERS, blocks=DIFFUSERS_BLOCKS, norms=DIFFUSERS_NORMS),
+        Layout("original", ORIGINAL, blocks=ORIGINAL_BLOCKS, norms=ORIGINAL_NORMS),
     ),
     sizes=tuple(Size(None, path, None, 768) for path in CROSS_ATTENTION),
     metadata_names=("sd_v1", "sd_v1_v", "sd_1.5", "stable-diffusion-v1"),

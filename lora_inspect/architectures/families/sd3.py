@@ -48,6 +48,17 @@ DIFFUSERS = (
     "norm_out.linear",
     "proj_out",
 )
+# The embedded positions are a parameter of another module in diffusers.
+ORIGINAL_NORMS = (
+    *under("joint_blocks.{i}.x_block", "attn.ln_q", "attn.ln_k", "attn2.ln_q", "attn2.ln_k"),
+    *under("joint_blocks.{i}.context_block.attn", "ln_q", "ln_k"),
+    "pos_embed",
+)
+DIFFUSERS_NORMS = (
+    *under("transformer_blocks.{i}", "attn.norm_q", "attn.norm_k", "attn2.norm_q", "attn2.norm_k"),
+    *under("transformer_blocks.{i}.attn", "norm_added_q", "norm_added_k"),
+    "pos_embed.pos_embed",
+)
 
 
 def relations() -> tuple[Relation, ...]:
@@ -78,6 +89,7 @@ def relations() -> tuple[Relation, ...]:
         ),
         same("final_layer.linear", "proj_out"),
         swapped("final_layer.adaLN_modulation.1", "norm_out.linear"),
+        *map(same, ORIGINAL_NORMS, DIFFUSERS_NORMS),
     )
 
 
@@ -86,8 +98,14 @@ ARCHITECTURE = Architecture(
     name="sd3",
     title="Stable Diffusion 3",
     layouts=(
-        Layout("original", ORIGINAL, blocks=(("joint_blocks", 38),)),
-        Layout("diffusers", DIFFUSERS, kohya_prefix="lora_transformer_", blocks=(("transformer_blocks", 38),)),
+        Layout("original", ORIGINAL, blocks=(("joint_blocks", 38),), norms=ORIGINAL_NORMS),
+        Layout(
+            "diffusers",
+            DIFFUSERS,
+            kohya_prefix="lora_transformer_",
+            blocks=(("transformer_blocks", 38),),
+            norms=DIFFUSERS_NORMS,
+        ),
     ),
     sizes=tuple(
         Size(name, path, out_features, width)

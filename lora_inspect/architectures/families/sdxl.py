@@ -7,7 +7,7 @@ which some trainers write under the same prefix.
 from ..correspondence import Correspondence, same
 from ..record import Architecture, Layout, Size, under
 from ..text_encoders import CLIP_L, OPENCLIP_BIGG
-from ..unet import DIFFUSERS_RESNET, ORIGINAL_RESNET, TRANSFORMER, relations
+from ..unet import DIFFUSERS_NORMS, DIFFUSERS_RESNET, ORIGINAL_NORMS, ORIGINAL_RESNET, TRANSFORMER, relations
 from .sd15 import CROSS_ATTENTION
 
 ORIGINAL = (
@@ -57,6 +57,7 @@ ARCHITECTURE = Architecture(
                 ("middle_block.{i}.transformer_blocks", 10),
                 ("output_blocks.{i}.{i}.transformer_blocks", 10),
             ),
+            norms=ORIGINAL_NORMS,
         ),
         Layout(
             "diffusers",
@@ -68,6 +69,7 @@ ARCHITECTURE = Architecture(
                 ("mid_block.attentions.{i}.transformer_blocks", 10),
                 ("up_blocks.{i}.attentions.{i}.transformer_blocks", 10),
             ),
+            norms=DIFFUSERS_NORMS,
         ),
     ),
     sizes=tuple(Size(None, path, None, 2048) for path in CROSS_ATTENTION),

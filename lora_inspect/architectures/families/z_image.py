@@ -31,6 +31,17 @@ DIFFUSERS = (
     "all_final_layer.2-1.linear",
     "all_final_layer.2-1.adaLN_modulation.1",
 )
+BLOCKS = ("noise_refiner.{i}", "context_refiner.{i}", "layers.{i}")
+BLOCK_NORMS = ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")
+END_NORMS = ("cap_embedder.0", "x_pad_token", "cap_pad_token")
+ORIGINAL_NORMS = (
+    *(path for block in BLOCKS for path in under(block, "attention.q_norm", "attention.k_norm", *BLOCK_NORMS)),
+    *END_NORMS,
+)
+DIFFUSERS_NORMS = (
+    *(path for block in BLOCKS for path in under(block, "attention.norm_q", "attention.norm_k", *BLOCK_NORMS)),
+    *END_NORMS,
+)
 
 
 def relations() -> tuple[Relation, ...]:
@@ -41,17 +52,14 @@ def relations() -> tuple[Relation, ...]:
     )
     return (
         same("x_embedder", "all_x_embedder.2-1"),
-        *(
-            relation
-            for blocks in ("noise_refiner.{i}", "context_refiner.{i}", "layers.{i}")
-            for relation in below(blocks, blocks, *attention)
-        ),
+        *(relation for blocks in BLOCKS for relation in below(blocks, blocks, *attention)),
         *below(
             "final_layer",
             "all_final_layer.2-1",
             same("linear", "linear"),
             same("adaLN_modulation.1", "adaLN_modulation.1"),
         ),
+        *map(same, ORIGINAL_NORMS, DIFFUSERS_NORMS),
     )
 
 
@@ -59,8 +67,8 @@ ARCHITECTURE = Architecture(
     name="z_image",
     title="Z-Image",
     layouts=(
-        Layout("original", ORIGINAL, blocks=(("layers", 30),)),
-        Layout("diffusers", DIFFUSERS, blocks=(("layers", 30),)),
+        Layout("original", ORIGINAL, blocks=(("layers", 30),), norms=ORIGINAL_NORMS),
+        Layout("diffusers", DIFFUSERS, blocks=(("layers", 30),), norms=DIFFUSERS_NORMS),
     ),
     sizes=tuple(
         Size(None, f"{parent}.{{i}}.{leaf}", out, in_)

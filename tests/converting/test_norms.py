@@ -1,0 +1,48 @@
+"""convert --layout of differences of norms and parameters: into a base of that layout, and back."""
+
+import layer_norms
+import layouts
+import pytest
+import torch
+from layer_factors import assert_within, dotted, expected, factors
+from safetensors.torch import load_file, save_file
+
+from lora_inspect.architectures import by_name
+
+pytestmark = pytest.mark.numeric
+
+MULTIPLIER = 0.5
+NAMES = [name for name in (*layouts.NARROW, "flux") if by_name(name).layouts[0].norms]
+
+
+def says(name):
+    """What a file of a model of no published size says, whose names alone may be of several families."""
+    return {"ss_base_model_version": (*by_name(name).metadata_names, "")[0]}
+
+
+def save(tensors, path, metadata=None):
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata)
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_there_into_a_base_of_diffusers_and_back(name, run, tmp_path):
+    own = layouts.flux(blocks=2, width=4) if name == "flux" else layouts.synthetic(name)
+
+    def in_diffusers(base):
+        return layouts.flux_in_diffusers(base) if name == "flux" else layouts.in_diffusers(name, base)
+
+    original = next(layout for layout in by_name(name).layouts if layout.name == "original")
+    layers, differences = factors(own, layouts.matrices(own)), layer_norms.of(own, original)
+    norms = layer_norms.spelled(differences, lambda path: f"diffusion_model.{path}")
+    adapter = save(dotted("diffusion_model.", layers) | norms, tmp_path / "adapter.safetensors", says(name))
+    there, back = tmp_path / "there.safetensors", tmp_path / "back.safetensors"
+    run("convert", adapter, "--layout", "diffusers", "-o", there)
+    base = save(in_diffusers(own), tmp_path / "base.safetensors")
+    run("merge", base, f"{there}:{MULTIPLIER}", "-o", tmp_path / "out.safetensors")
+    values, bounds = expected(own, layers, MULTIPLIER, interpolate=False)
+    values, bounds = layer_norms.added(values, bounds, differences, MULTIPLIER)
+    assert_within(load_file(tmp_path / "out.safetensors"), in_diffusers(values), in_diffusers(bounds))
+    run("convert", there, "--layout", "original", "-o", back)
+    found = load_file(back)
+    assert [key for key in norms if not torch.equal(found[key], norms[key])] == []
