@@ -48,7 +48,15 @@ def targets(
 
 
 def with_scheme(adapter: Adapter, options: ConvertOptions) -> ConvertOptions:
-    """The options with PEFT's names for what has llama.cpp's, of which no safetensors file has any."""
+    """The options with PEFT's names for what has llama.cpp's, of which no safetensors file has any.
+
+    Raises LoraInspectError for a model's config where nothing depends on it.
+    """
+    if options.model_config is not None and GGUF.name not in (options.scheme, adapter.scheme):
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: --model-config says what only llama.cpp's names depend on, and neither the "
+            "file nor the output has these; leave it out."
+        )
     is_open = options.scheme is None and options.layout is None
     return replace(options, scheme=PEFT.name) if is_open and adapter.scheme == GGUF.name else options
 

@@ -551,6 +551,13 @@ def test_two_modules_with_one_name_are_refused(write, run, tmp_path):
     assert (ended.status, "would both be called lycoris_a_b_c" in ended.stderr) == (1, True)
 
 
+def test_a_config_of_the_model_is_for_llama_cpp_alone(write, run, tmp_path):
+    file = write([WAN["kohya"]], "wan")
+    options = ("--model-config", tmp_path / "config.json", "-o", tmp_path / "o.safetensors")
+    assert "--model-config says what only llama.cpp's names depend on" in run("convert", file, *options).refusal
+    assert "leave it out" in run("convert", file, "--to", "diffusers", *options).refusal
+
+
 def test_the_summary_says_which_names_became_which(write, run, tmp_path):
     file = write([WAN["kohya"]], "wan")
     told = run("convert", file, "--to", "diffusers", "-o", tmp_path / "o.safetensors").stdout
