@@ -56,7 +56,7 @@ def relation(family: Architecture, layout: Layout) -> str:
             pattern_of(path, ".") in ours
             for one in family.correspondence.relations
             for path in one.parts
-            if pattern_of(one.whole, ".") in ours
+            if one.whole not in one.parts and pattern_of(one.whole, ".") in ours
         )
         return f"same names: {', '.join(layout.also)}" if layout.also else "fused and split" if inside else ""
     for one in family.correspondence.relations:

@@ -25,15 +25,22 @@ def save(tensors, path, metadata=None):
     return path
 
 
+def base_of(name):
+    return layouts.flux(blocks=2, width=4) if name == "flux" else layouts.synthetic(name)
+
+
+def layout_of(name, called):
+    return next(layout for layout in by_name(name).layouts if layout.name == called)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_there_into_a_base_of_diffusers_and_back(name, run, tmp_path):
-    own = layouts.flux(blocks=2, width=4) if name == "flux" else layouts.synthetic(name)
+    own = base_of(name)
 
     def in_diffusers(base):
         return layouts.flux_in_diffusers(base) if name == "flux" else layouts.in_diffusers(name, base)
 
-    original = next(layout for layout in by_name(name).layouts if layout.name == "original")
-    layers, differences = factors(own, layouts.matrices(own)), layer_norms.of(own, original)
+    layers, differences = factors(own, layouts.matrices(own)), layer_norms.of(own, layout_of(name, "original"))
     norms = layer_norms.spelled(differences, lambda path: f"diffusion_model.{path}")
     adapter = save(dotted("diffusion_model.", layers) | norms, tmp_path / "adapter.safetensors", says(name))
     there, back = tmp_path / "there.safetensors", tmp_path / "back.safetensors"
@@ -46,3 +53,32 @@ def test_there_into_a_base_of_diffusers_and_back(name, run, tmp_path):
     run("convert", there, "--layout", "original", "-o", back)
     found = load_file(back)
     assert [key for key in norms if not torch.equal(found[key], norms[key])] == []
+
+
+# Underscored names have none for a parameter, which is all that AuraFlow has.
+PROGRAMS = [
+    (name, scheme) for name in NAMES for scheme in ("comfyui", "kohya") if (name, scheme) != ("auraflow", "kohya")
+]
+
+
+@pytest.mark.parametrize(("name", "scheme"), PROGRAMS)
+def test_names_of_diffusers_for_a_program_and_back(name, scheme, run, tmp_path):
+    base = base_of(name)
+    own = layouts.flux_in_diffusers(base) if name == "flux" else layouts.in_diffusers(name, base)
+    layout = layout_of(name, "diffusers")
+    differences = layer_norms.of(own, layout)
+    if scheme == "kohya":
+        differences = {key: value for key, value in differences.items() if layouts.split(key)[1]}
+    adapter = dotted("transformer.", factors(own, layouts.matrices(own)))
+    adapter |= layer_norms.spelled(differences, lambda path: f"transformer.{path}")
+    source = save(adapter, tmp_path / "adapter.safetensors", says(name))
+    there, back = tmp_path / "there.safetensors", tmp_path / "back.safetensors"
+    run("convert", source, "--to", scheme, "-o", there)
+    run("convert", there, "--layout", "diffusers", "-o", back)
+    found = load_file(back)
+
+    def named(path):
+        return f"transformer.{path}" if scheme == "comfyui" else layout.kohya_prefix + path.replace(".", "_")
+
+    expected_norms = layer_norms.spelled(differences, named)
+    assert [key for key, value in expected_norms.items() if not torch.equal(found[key], value)] == []
