@@ -5,6 +5,7 @@ from lora_inspect.algorithms.lora_embedding import spelled_in
 from lora_inspect.algorithms.record import WEIGHT, Algorithm, Role
 from lora_inspect.converting.asked_algorithm import becomes_lora
 from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.converting.own_parameters import is_own_parameter
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.listing import listed, some
 from lora_inspect.reading.adapter import Adapter
@@ -28,12 +29,13 @@ def writing_of(scheme: Scheme) -> Writing:
 def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) -> None:
     """Raises LoraInspectError where the programs of the scheme do not compute what a module has."""
     writing, path = writing_of(scheme), adapter.checkpoint.path
-    for contribution in adapter.contributions:
+    for module, contribution in ((one, own) for one in adapter.modules.values() for own in one.contributions):
         algorithm = _written(contribution, writing, options)
         has_core = "mid" in contribution.shapes and not options.algorithm and not _spells(algorithm, "mid", writing)
         # Who computes whatever its names can spell has it from there.
         is_own = contribution.module.scheme == scheme.name and writing.algorithms is None
-        if not is_own and (has_core or not _is_loaded(algorithm, writing)):
+        is_named = writing.parameters and is_own_parameter(module)
+        if not is_own and (has_core or not (is_named or _is_loaded(algorithm, writing))):
             title = f"{algorithm.title} with a Tucker core" if has_core else algorithm.title
             can_be_lora = becomes_lora(algorithm, contribution.shapes) and not algorithm.transposed
             instead = "make plain LoRA of it with --algorithm lora, " if can_be_lora else ""

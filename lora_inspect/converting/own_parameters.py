@@ -7,10 +7,16 @@ diffusers, where `.diff` of that name is the difference.
 from lora_inspect.algorithms.full import ALGORITHMS
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm
 from lora_inspect.reading.contribution import Module
+from lora_inspect.reading.written_paths import MODELS
 
 # The difference of a weight, and by parameter those that are none of weights and biases.
 _OF_WEIGHT = next(one for one in ALGORITHMS if one.parameter == WEIGHT)
 _OF_OTHERS = {one.parameter: one for one in ALGORITHMS if one.parameter not in (WEIGHT, BIAS)}
+
+
+def is_own_parameter(module: Module) -> bool:
+    """Whether a module of the model changes a parameter alone that is no weight and no bias."""
+    return module.name.component in MODELS and _changed(module) in _OF_OTHERS
 
 
 def by_its_name(module: Module) -> tuple[Module, str] | None:

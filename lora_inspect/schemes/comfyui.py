@@ -92,8 +92,8 @@ COMFYUI = Scheme(
         encoder_roots=lambda family: _ROOTS,
         dialects=("kohya", "lycoris", "comfyui"),
         algorithms=ALGORITHMS,
-        # What a program adds to a bias it does not scale. A modulation is a parameter under its own name.
-        instead={"lora_bias": "full_bias", "full_modulation": "full"},
+        # What a program adds to a bias it does not scale.
+        instead={"lora_bias": "full_bias"},
         parameters=True,
         # It takes alpha itself for the limit of a rotation, not alpha times the rows, and passes over OFT's gains.
         misread={"oft": frozenset(("alpha", "rescale")), "lycoris_boft": frozenset(("alpha",))},

@@ -204,6 +204,14 @@ def test_comfyui_has_a_modulation_under_its_own_name(number, files, renamed, run
     assert_equal(merged(run, base, out, tmp_path), merged(run, base, adapter, tmp_path))
 
 
+def test_a_modulation_beside_a_layer_of_one_name_is_none_that_comfyui_loads(files, run, tmp_path):
+    tensors = load_file(files[1])
+    tensors["diffusion_model.head.head.diff_m"] = torch.ones(1, 2, DIM)
+    save_file(tensors, tmp_path / "adapter.safetensors")
+    refusal = run("convert", tmp_path / "adapter.safetensors", "--to", "comfyui", "-o", tmp_path / "out").refusal
+    assert "diffusion_model.head.head is a full modulation difference, which ComfyUI cannot load" in refusal
+
+
 def test_kohya_has_no_name_of_a_modulation(files, renamed, run, tmp_path):
     refusal = run("convert", renamed[1], "--to", "kohya", "-o", tmp_path / "kohya.safetensors").refusal
     assert "would be blocks.0.modulation, which a reader of kohya's names has no module of" in refusal
