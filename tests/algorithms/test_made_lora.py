@@ -4,7 +4,7 @@ import pytest
 from safetensors.torch import load_file
 from test_every_algorithm import EVERY, assert_close, merge_files, write
 
-from lora_inspect.converting.asked_algorithm import becomes_lora
+from lora_inspect.converting.asked_algorithm import becomes_lora, check_algorithm
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
@@ -20,9 +20,12 @@ FULL = 4e-7
 @pytest.mark.parametrize("case", EVERY)
 def test_what_is_made_of_each_algorithm_is_merged_as_the_library_computes_it(case, tmp_path):
     base, adapter = write(case, tmp_path)
-    found = list(read_adapter(open_checkpoint(adapter)).contributions)
+    read = read_adapter(open_checkpoint(adapter))
+    found = list(read.contributions)
     if not any(becomes_lora(c.algorithm, c.shapes) for c in found):
-        pytest.skip("nothing of it becomes LoRA")
+        (note,) = check_algorithm(read, ConvertOptions(algorithm="lora"))
+        assert "it holds nothing that --algorithm lora changes" in note
+        return
     turned = any(becomes_lora(c.algorithm, c.shapes) and c.algorithm.transposed for c in found)
     biased = any(becomes_lora(c.algorithm, c.shapes) and c.algorithm.bias for c in found)
     output = tmp_path / ("made" if case.config is not None else "made.safetensors")
