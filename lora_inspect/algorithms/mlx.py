@@ -21,7 +21,7 @@ from lora_inspect.algorithms.weight_shapes import other_than
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change
 
-NAME = "mlx"
+NAME, EXPERTS = NAMES = ("mlx", "mlx_experts")
 # PEFT's.
 _LORA_EMBEDDING = lora_embedding.ALGORITHMS[0]
 SUFFIXES = {"down": ".lora_a", "up": ".lora_b"}
@@ -138,7 +138,7 @@ def mlx_experts(experts: int) -> Algorithm:
         change=change_of_experts,
     )
     return ALGORITHM._replace(
-        name="mlx_experts",
+        name=EXPERTS,
         title="LoRA of MLX on all experts of a layer",
         formula=formula,
         decomposes=False,

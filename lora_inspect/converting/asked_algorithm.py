@@ -1,6 +1,6 @@
 """What `--algorithm lora` asks for: which changes become plain LoRA, and which of them only a base tells."""
 
-from lora_inspect.algorithms import lora
+from lora_inspect.algorithms import lora, mlx
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Shapes
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
@@ -10,8 +10,6 @@ from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.peft_config import LORA_TYPE
 
 ALGORITHMS = (lora.ALGORITHM.name,)
-# LoRA as mlx-lm stores it.
-_OF_MLX = ("mlx", "mlx_experts")
 
 
 def becomes_lora(algorithm: Algorithm, shapes: Shapes) -> bool:
@@ -19,7 +17,7 @@ def becomes_lora(algorithm: Algorithm, shapes: Shapes) -> bool:
 
     The difference of a norm is a vector, and a saved weight no change; what PEFT calls LoRA stays, and mlx-lm's.
     """
-    if algorithm.parameter != WEIGHT or algorithm.replaces or algorithm.formula is None or algorithm.name in _OF_MLX:
+    if algorithm.parameter != WEIGHT or algorithm.replaces or algorithm.formula is None or algorithm.name in mlx.NAMES:
         return False
     if algorithm.name == lora.ALGORITHM.name:
         return "mid" in shapes

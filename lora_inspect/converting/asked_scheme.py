@@ -26,12 +26,9 @@ from lora_inspect.schemes.writing import OWN, Writing
 
 # Which of a pipeline's text encoders a component is, where nothing but its name tells.
 _NUMBERS = {"text_encoder": 0, "text_encoder_2": 1, "text_encoder_3": 2, "text_encoder_4": 3}
-_NOTHING_MORE = ConvertOptions()
 
 
-def scheme_target(
-    adapter: Adapter, families: Sequence[Detection], scheme: Scheme, options: ConvertOptions = _NOTHING_MORE
-) -> Target:
+def scheme_target(adapter: Adapter, families: Sequence[Detection], scheme: Scheme, options: ConvertOptions) -> Target:
     """The names of `scheme`; LoraInspectError where its programs know no such file."""
     writing = writing_of(scheme)
     check_loadable(adapter, scheme, options)

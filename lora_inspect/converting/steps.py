@@ -19,7 +19,6 @@ from lora_inspect.converting.part import Part, read_parts
 from lora_inspect.converting.plain_lora import LoraMaker
 from lora_inspect.converting.relayout import Destination
 from lora_inspect.converting.spelling import SpelledModule, spell
-from lora_inspect.converting.targets import instead
 from lora_inspect.converting.turned_embeddings import turn_embeddings
 from lora_inspect.converting.written_instead import write_instead
 from lora_inspect.progress import Progress
@@ -43,7 +42,9 @@ def convert_modules(
     growth = Growth(adapter.checkpoint.path, sum(info.nbytes for info in tensors), options.allow_growth)
     experts = ExpertArranger()
     common = alpha_of_all(adapter.contributions)
-    dialects = writing_of(schemes.by_name(options.scheme)).dialects if options.scheme else ()
+    writing = writing_of(schemes.by_name(options.scheme)) if options.scheme else None
+    dialects = writing.dialects if writing else ()
+    instead = writing.instead if writing else {}
     maker = LoraMaker(options.rank, options.max_error, inner, growth) if options.algorithm else None
     converted = {}
     of_one: list[tuple[Module, Sequence[Part]]] = []
@@ -52,7 +53,7 @@ def convert_modules(
         carrier = carrier_of(target.module)
         found: list[Sequence[Part]] = []
         for source in target.sources:
-            parts: Sequence[Part] = as_lora(write_instead(repack(read_parts(source.module)), instead(options)))
+            parts: Sequence[Part] = as_lora(write_instead(repack(read_parts(source.module)), instead))
             parts = fuse_slices(parts, carrier, growth)
             if own := landed.get(source.module.name.key):
                 parts = settled_magnitude.approximate(parts, own, options.rank, options.max_error)

@@ -1,6 +1,6 @@
 """What the options ask of a conversion: the modules of its output, and what becomes of magnitudes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from lora_inspect import schemes
@@ -74,11 +74,6 @@ def _families(adapter: Adapter, named: str | None) -> Sequence[Detection]:
             "--architecture out."
         )
     return chosen
-
-
-def instead(options: ConvertOptions) -> Mapping[str, str]:
-    """As which other algorithms the programs that load the output have some."""
-    return writing_of(schemes.by_name(options.scheme)).instead if options.scheme else {}
 
 
 def with_magnitudes(adapter: Adapter, options: ConvertOptions) -> ConvertOptions:

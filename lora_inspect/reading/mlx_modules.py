@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from lora_inspect.algorithms.mlx import EMBEDDING, NAME, mlx_experts
+from lora_inspect.algorithms.mlx import EMBEDDING, NAME, NAMES, mlx_experts
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.found_checkpoints import MLX_WEIGHTS
 from lora_inspect.maths.dora import INPUT
@@ -33,7 +33,6 @@ _EMBEDDINGS = frozenset(
         "position_embedding_table", "tok_embeddings", "token_embeddings", "word_embeddings", "wpe", "wte",
     )
 )  # fmt: skip
-_NAMES = (NAME, mlx_experts(1).name)
 _WAY_OUT = "fetch the file again, or write it anew with the program that trained it"
 
 
@@ -64,7 +63,7 @@ class MlxRules(OwnRules):
         """The modules with the scales of those of MLX, which stand in no alpha; the others as they are."""
 
         def of_config(contribution: Contribution) -> Contribution:
-            if contribution.algorithm.name not in _NAMES:
+            if contribution.algorithm.name not in NAMES:
                 return contribution
             rank = contribution.known_rank
             scale, why = scale_of(self._config, rank)
@@ -90,7 +89,7 @@ class MlxRules(OwnRules):
     def about(self, contributions: Iterable[Contribution]) -> Iterator[Evidence]:
         """What the config says of the scale, and how many layers have experts."""
         config = self._config
-        own = [contribution for contribution in contributions if contribution.algorithm.name in _NAMES]
+        own = [contribution for contribution in contributions if contribution.algorithm.name in NAMES]
         if config and own and (scale := number(config.parameters.get("scale"))) is not None:
             alpha = number(config.parameters.get("alpha"))
             unused = f"; mlx-lm has no use for the alpha of {alpha:g} there" if alpha is not None else ""
@@ -104,7 +103,7 @@ class MlxRules(OwnRules):
     def trained_otherwise(self, contributions: Iterable[Contribution]) -> Iterator[Finding]:
         """Scales that early versions of mlx-lm multiplied by alpha/rank, as no later one does."""
         config = self._config
-        own = [contribution for contribution in contributions if contribution.algorithm.name in _NAMES]
+        own = [contribution for contribution in contributions if contribution.algorithm.name in NAMES]
         if config is None or not own or own[0].scale is None or (ratio := config.trained_ratio) is None:
             return
         trained = "trained" if config.is_early else "would have trained"
@@ -144,7 +143,7 @@ def _of_its_kind(contribution: Contribution) -> Contribution:
 
 def _misplaced(key: str, contributions: Sequence[Contribution]) -> Iterator[Finding]:
     """What stands beside factors of MLX and has no place there."""
-    others = [contribution for contribution in contributions if contribution.algorithm.name not in _NAMES]
+    others = [contribution for contribution in contributions if contribution.algorithm.name not in NAMES]
     if others and len(others) < len(contributions):
         keys = tuple(info.name for info in others[0].factors.values())
         yield Finding(
