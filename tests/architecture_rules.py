@@ -17,7 +17,7 @@ ORDER = {
         ("cli",),
         ("ops",),
         ("merging", "converting"),
-        ("matching",),
+        ("consumers", "matching"),
         ("reading",),
         ("algorithms",),
         ("maths", "schemes"),

@@ -4,4 +4,5 @@ VERBS = {
     "info": "What a file is and means, and on which evidence.",
     "merge": "Fold adapters into a base.",
     "convert": "Rewrite an adapter so that every loader applies the same scale.",
+    "compat": "What each program that loads adapters makes of one.",
 }

@@ -1,0 +1,73 @@
+"""`lora-inspect compat`."""
+
+import sys
+
+import click
+
+from lora_inspect.cli import terminal
+from lora_inspect.cli.file_paths import FilePath
+from lora_inspect.cli.path_settings import parse_without_strength
+from lora_inspect.cli.shared_options import reading_options, settings
+from lora_inspect.cli.summaries import VERBS
+from lora_inspect.consumers import CONSUMERS
+from lora_inspect.consumers.record import READ
+from lora_inspect.consumers.verdict import STRENGTH, UNKNOWN, Verdict, needs_mending
+from lora_inspect.ops.compat import as_json
+from lora_inspect.ops.compat import compat as judged
+
+# No docstring: python -OO leaves those out.
+_HELP = """\
+Says what every program that loads adapters will make of ADAPTER, and which command mends it.
+
+With --for the exit status is 1 where the file would be wrong in that program.
+
+\b
+Example: lora-inspect compat adapter.safetensors --for comfyui
+"""
+
+
+@click.command(help=_HELP, short_help=VERBS["compat"])
+@click.argument("adapter", type=FilePath(), metavar="ADAPTER[:SETTING,...]")
+@click.option("--for", "named", type=click.Choice(sorted(CONSUMERS)), help="Only this program.")
+@reading_options
+@click.option("--json", "as_json_", is_flag=True, help="Print the result as JSON.")
+def compat(
+    adapter: str,
+    named: str | None,
+    rslora: str | None,
+    alpha: float | None,
+    allow_partial_dora: bool,
+    expert_packing: str | None,
+    as_json_: bool,
+) -> None:
+    """Judges and prints."""
+    adapter, own = parse_without_strength(adapter, "compat")
+    result = judged(adapter, named, own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing), adapter))
+    if as_json_:
+        terminal.json_text(as_json(result))
+    else:
+        _print(result.verdicts)
+    if named and any(needs_mending(one) for one in result.verdicts):
+        sys.exit(1)
+
+
+def _print(verdicts: tuple[Verdict, ...]) -> None:
+    """A row per program, and below them what mends which; the unknown ones are one line."""
+    known = [one for one in verdicts if one.verdict != UNKNOWN]
+    if known:
+        terminal.table([(one.consumer.title, _in_short(one), one.says) for one in known])
+    if unknown := [one.consumer.title for one in verdicts if one.verdict == UNKNOWN]:
+        terminal.line(f"unknown: {', '.join(unknown)}")
+    fixes: dict[str, list[str]] = {}
+    for one in known:
+        if one.fix:
+            fixes.setdefault(one.fix, []).append(one.consumer.title)
+    for fix, titles in fixes.items():
+        terminal.line("")
+        terminal.line(f"For {', '.join(titles)}:")
+        terminal.line(f"  {fix}")
+
+
+def _in_short(one: Verdict) -> str:
+    strength = f" x{one.factor:g}" if one.verdict == STRENGTH and one.factor is not None else ""
+    return f"{one.verdict}{strength}{' (read)' if one.by == READ else ''}"

@@ -1,0 +1,94 @@
+"""How a module looks to a program: what of its names and spellings decides whether and how it is loaded."""
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import NamedTuple
+
+from lora_inspect import algorithms
+from lora_inspect.architectures.patterns import layout_patterns, pattern_of
+from lora_inspect.architectures.record import Architecture
+from lora_inspect.architectures.text_encoders import PATHS
+from lora_inspect.consumers.record import HIDING, INFIXED, SLICED, TEXT_ENCODERS
+from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.suffixes import parse_key
+
+
+class Look(NamedTuple):
+    """What a program sees of a module's contribution, alike in most modules of a file.
+
+    `pattern` is the body of the name up to its numbers, `separator` what its segments are joined by. `dialects` are
+    those that all factors are spelled in, `has_alpha` says that an alpha tensor stands beside them, and `magnitude` is
+    the suffix and the axis of the magnitude, empty without one.
+    """
+
+    prefix: str
+    pattern: str
+    separator: str
+    algorithm: str
+    roles: tuple[str, ...]
+    dialects: tuple[str, ...]
+    has_alpha: bool
+    magnitude: str
+
+
+def looks(module: Module) -> Iterator[tuple[Contribution, Look]]:
+    """The contributions of a module as a program sees them."""
+    separator = "_" if module.name.flat else "."
+    pattern = pattern_of(module.name.body, separator)
+    for contribution in module.contributions:
+        magnitude = contribution.magnitude
+        yield (
+            contribution,
+            Look(
+                prefix=module.name.prefix,
+                pattern=pattern,
+                separator=separator,
+                algorithm=contribution.algorithm.name,
+                roles=tuple(sorted(contribution.factors)),
+                dialects=_dialects(module, contribution),
+                has_alpha=module.alpha is not None,
+                magnitude=f"{magnitude.spelling.suffix} {magnitude.axis}" if magnitude else "",
+            ),
+        )
+
+
+def is_of_layout(look: Look, family: Architecture | None, layout: str) -> bool:
+    """Whether the path is one of the family's layout called so, or of any text encoder for TEXT_ENCODERS."""
+    if layout == TEXT_ENCODERS:
+        return look.pattern in layout_patterns(PATHS, look.separator)
+    own = (one for one in (family.layouts if family else ()) if layout in one.names)
+    return any(look.pattern in layout_patterns(one.named, look.separator) for one in own)
+
+
+def is_path(look: Look, path: str) -> bool:
+    """Whether it is the module at `path`, with `{i}` for numbers."""
+    return look.pattern == pattern_of(path, look.separator)
+
+
+def _dialects(module: Module, contribution: Contribution) -> tuple[str, ...]:
+    key = module.name.key
+    names = ((role, info.name) for role, info in contribution.factors.items())
+    shared = contribution.algorithm.shared
+    # A key that hides a part of its module's path does not begin with the module's name.
+    suffixes = frozenset(
+        (role, name.removeprefix(key) if name.startswith(key) else "") for role, name in names if role not in shared
+    )
+    return _dialects_of(contribution.algorithm.name, suffixes)
+
+
+@cache
+def _dialects_of(name: str, suffixes: frozenset[tuple[str, str]]) -> tuple[str, ...]:
+    dialects = algorithms.by_name(name).dialects.items()
+    spelled = tuple(own for own, known in dialects if all(known.get(role) == suffix for role, suffix in suffixes))
+    return spelled or (_odd(suffix for _, suffix in suffixes),)
+
+
+def _odd(suffixes: Iterable[str]) -> str:
+    """What is odd about suffixes of no dialect: SLICED, INFIXED or HIDING, and empty for a mixture of dialects."""
+    for suffix in suffixes:
+        if not suffix:
+            return HIDING
+        parsed = parse_key(f"module{suffix}")
+        if parsed and parsed.suffix != suffix:
+            return INFIXED if parsed.part is None else SLICED
+    return ""

@@ -1,0 +1,188 @@
+"""What a program makes of an adapter by the rules of its loader: what it takes, passes over and refuses."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import NamedTuple
+
+from lora_inspect.architectures.record import Architecture
+from lora_inspect.consumers.looks import Look, is_of_layout, is_path, looks
+from lora_inspect.consumers.record import (
+    COMPUTES,
+    FAILS,
+    LEAVES,
+    ODD,
+    READ,
+    RUN,
+    Consumer,
+    Given,
+    Loader,
+    Rule,
+    Strangers,
+)
+from lora_inspect.listing import some
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.contribution import Contribution, Module
+
+
+class Taken(NamedTuple):
+    """A contribution that the program loads, at the `scale` it applies, None where that is unknown.
+
+    `does` is COMPUTES or MISREADS, ODD, and `magnitude` what it does with the module's magnitude, empty without one.
+    """
+
+    module: Module
+    contribution: Contribution
+    scale: float | None
+    does: str
+    magnitude: str
+
+
+class Left(NamedTuple):
+    """Tensors that the program has no use for, of a `contribution` or of none, and what it does about them."""
+
+    keys: tuple[str, ...]
+    does: str
+    says: str
+    contribution: Contribution | None = None
+
+
+class Unknown(NamedTuple):
+    """Tensors of which no rule speaks, and why."""
+
+    keys: tuple[str, ...]
+    why: str
+
+
+@dataclass(slots=True)
+class Reception:
+    """What a program makes of an adapter. `refusal` is what it says where it loads nothing of the file, else empty.
+
+    `by` is RUN where its own code ran on such files for every rule that counted, else READ.
+    """
+
+    taken: list[Taken] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+    unknown: list[Unknown] = field(default_factory=list)
+    refusal: str = ""
+    by: str = RUN
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the program loads nothing of the file, with an error."""
+        return bool(self.refusal)
+
+
+def receive(adapter: Adapter, family: Architecture | None, consumer: Consumer) -> Reception:
+    """What the consumer makes of an adapter of the family, None for one of no known family."""
+    name = family.name if family else ""
+    loader = next((one for one in consumer.loaders if not one.families or name in one.families), None)
+    reception = Reception()
+    if loader is None:
+        whose = f"models of {family.title}" if family else "models of families that are not known here"
+        reception.unknown.append(Unknown(tuple(adapter.checkpoint.tensors), f"{whose} were not tried"))
+        return reception
+    # Modules of one look are treated alike, and there are few looks.
+    rule_of = cache(partial(_rule_of, loader, family))
+    for module in adapter.modules.values():
+        for contribution, look in looks(module):
+            _place(reception, Given(adapter, module, contribution), look, rule_of(look), loader)
+    _place_others(reception, adapter, loader)
+    if refusal := loader.refuses(adapter):
+        reception.refusal = refusal
+    _limit(reception, loader.strangers)
+    return reception
+
+
+def _rule_of(loader: Loader, family: Architecture | None, look: Look) -> Rule | None:
+    """The first rule that speaks of such modules."""
+    return next((rule for rule in loader.rules if _speaks_of(rule, look, family)), None)
+
+
+def _speaks_of(rule: Rule, look: Look, family: Architecture | None) -> bool:
+    if rule.families and (family is None or family.name not in rule.families):
+        return False
+    if rule.prefixes and look.prefix not in rule.prefixes:
+        return False
+    if rule.alpha is not None and rule.alpha != look.has_alpha:
+        return False
+    if not _is_spelled(rule, look):
+        return False
+    return not rule.layouts or any(is_of_layout(look, family, layout) for layout in rule.layouts)
+
+
+def _is_spelled(rule: Rule, look: Look) -> bool:
+    """Whether the factors are spelled in a dialect of the rule; odd ones only where it names them."""
+    is_odd = any(own in ODD for own in look.dialects)
+    if not rule.dialects:
+        return not (is_odd and rule.kinds)
+    return any(own in rule.dialects for own in look.dialects)
+
+
+def _place(reception: Reception, given: Given, look: Look, rule: Rule | None, loader: Loader) -> None:
+    """Notes what becomes of one contribution of a module."""
+    module, contribution = given.module, given.contribution
+    keys = tuple(info.name for info in contribution.factors.values())
+    if rule is None:
+        reception.unknown.append(Unknown(keys, f"names such as {module.name.key} were not tried"))
+        return
+    if rule.by == READ:
+        reception.by = READ
+    if any(is_path(look, path) for path in rule.lacks) or not rule.kinds:
+        if rule.says:
+            reception.refusal = rule.says
+        _leave(reception, [info.name for info in module.tensors], loader.strangers, contribution)
+        return
+    does = rule.kinds.get(look.algorithm, rule.kinds.get("", ""))
+    parts = {part: rule.parts[part] for role in look.roles if (part := f"{look.algorithm}.{role}") in rule.parts}
+    for part in parts.values():
+        does = part if does == COMPUTES else does
+    if not does:
+        reception.unknown.append(Unknown(keys, f"{contribution.algorithm.title} was not tried"))
+    elif does == FAILS:
+        reception.refusal = rule.says or f"it fails on {keys[0]}"
+    elif does == LEAVES:
+        _leave(reception, keys, loader.strangers, contribution)
+    else:
+        _take(reception, given, look, rule, loader, does)
+
+
+def _take(reception: Reception, given: Given, look: Look, rule: Rule, loader: Loader, does: str) -> None:
+    contribution = given.contribution
+    magnitude = rule.magnitudes.get(look.magnitude, "") if contribution.magnitude else ""
+    if contribution.magnitude:
+        key = contribution.magnitude.info.name
+        if not magnitude:
+            reception.unknown.append(Unknown((key,), f"magnitudes such as {key} were not tried"))
+            return
+        if magnitude == FAILS:
+            reception.refusal = rule.says or f"it fails on {key}"
+        if magnitude == LEAVES:
+            _leave(reception, (key,), loader.strangers, None)
+    scale = rule.scale(given)
+    if scale is None:
+        keys = tuple(info.name for info in contribution.factors.values())
+        reception.unknown.append(Unknown(keys, f"the scale that it applies to {given.module.name.key} is not known"))
+    reception.taken.append(Taken(given.module, contribution, scale, does, magnitude))
+
+
+def _leave(reception: Reception, keys: Iterable[str], strangers: Strangers, of: Contribution | None) -> None:
+    names = tuple(keys)
+    if strangers.does == FAILS:
+        reception.refusal = strangers.says or f"it fails on {some(names, 1)}"
+    reception.left.append(Left(names, strangers.does, strangers.says, of))
+
+
+def _place_others(reception: Reception, adapter: Adapter, loader: Loader) -> None:
+    """Notes what becomes of what is no module's: flags, embeddings, and what nobody claims."""
+    others = loader.others or loader.strangers
+    embedded = [] if loader.embeddings else [key for one in adapter.embeddings for key in one.keys]
+    flags = [module.rslora_flag.name for module in adapter.modules.values() if module.rslora_flag]
+    if keys := [*adapter.flags, *flags, *embedded, *adapter.unclaimed]:
+        _leave(reception, keys, others, None)
+
+
+def _limit(reception: Reception, strangers: Strangers) -> None:
+    """Has the file refused where more tensors have no use than the program puts up with."""
+    if strangers.most is not None and sum(len(left.keys) for left in reception.left) > strangers.most:
+        reception.refusal = strangers.beyond

@@ -1,0 +1,142 @@
+"""What a program that loads adapters does with a file, as data: names, kinds, scale, magnitudes and limits."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.contribution import Contribution, Module
+
+# How a rule is known: the program's own code ran on such files, or was read.
+RUN, READ = "run", "read"
+# What a program does with an algorithm, or with a part of one: it computes what the trainer meant, passes over the
+# tensors as over any that it does not know, makes another change of them, or refuses the whole file.
+COMPUTES, LEAVES, MISREADS, FAILS = "computes", "leaves", "misreads", "fails"
+# What it does with DoRA's magnitude beside that: it divides by the norms of the base's weight instead of the changed
+# one's, or by those of the other axis.
+BASE_NORM, OTHER_AXIS = "base norm", "other axis"
+# Whether a program says something of what it passes over.
+SILENT, WARNS = "silently", "warns"
+# The paths of text encoders, in the place of a layout's name.
+TEXT_ENCODERS = "text encoders"
+# What stands in the place of a dialect for factors of slices, `lora_up.0.weight`, for those with an adapter's name
+# inside, `lora_A.default.weight`, and for those that hide a part of the path, `attn1.processor.to_q_lora.up.weight`.
+SLICED, INFIXED, HIDING = "sliced", "infixed", "hiding"
+ODD = (SLICED, INFIXED, HIDING)
+
+
+class Given(NamedTuple):
+    """A module's contribution in the file that a program loads."""
+
+    adapter: Adapter
+    module: Module
+    contribution: Contribution
+
+
+# The scale that a program applies to a contribution; None where that is not known.
+ScaleRule = Callable[[Given], float | None]
+
+
+def alpha_over_rank(given: Given) -> float | None:
+    """alpha/rank of what stands in the file, 1 without an alpha: the rule of nearly all programs.
+
+    What has no rank, or no alpha that is divided by one, is applied as its tensors stand.
+    """
+    contribution = given.contribution
+    if contribution.rank is None:
+        return contribution.scale
+    if contribution.alpha is None:
+        return 1.0
+    return contribution.alpha / contribution.rank
+
+
+def as_meant(given: Given) -> float | None:
+    """The scale that the file means, whatever says it: the rule of a program that reads all of that."""
+    return given.contribution.scale
+
+
+def one(given: Given) -> float | None:
+    """The factors as they stand, whatever alpha says."""
+    return 1.0
+
+
+class Rule(NamedTuple):
+    """What a program does with the modules of certain names.
+
+    It speaks of modules of the `families` (of any without any), whose prefix is one of `prefixes`, whose path is one of
+    the `layouts` of the family, and whose factors are spelled in one of the `dialects` of their algorithm; those of
+    ODD have to be named. What is empty is not asked for. `alpha` True or False asks for modules with or without an
+    alpha tensor. Of several rules the first that speaks of a module counts; where none does, nothing is known.
+
+    `kinds` says by algorithm what it does with it, one of COMPUTES, LEAVES, MISREADS and FAILS; an algorithm that is
+    not there is unknown, and "" stands for all others. Without any kind the program does not find these modules: their
+    tensors are strangers to it. `lacks` are paths, with `{i}` for numbers, that it does not find of a layout.
+    `parts` says of single roles by "algorithm.role" what it does otherwise, as of a Tucker core: {"lora.mid": LEAVES}.
+    `scale` is the scale that it applies. `magnitudes` says what it does with a magnitude by "suffix axis", as
+    ".dora_scale output": COMPUTES, LEAVES, BASE_NORM, OTHER_AXIS or FAILS, and is unknown for what is not there.
+    `by` says how the rule is known, RUN or READ, `says` what the program says of it, where it FAILS.
+    """
+
+    families: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
+    layouts: tuple[str, ...] = ()
+    dialects: tuple[str, ...] = ()
+    alpha: bool | None = None
+    kinds: Mapping[str, str] = MappingProxyType({})
+    lacks: tuple[str, ...] = ()
+    parts: Mapping[str, str] = MappingProxyType({})
+    scale: ScaleRule = alpha_over_rank
+    magnitudes: Mapping[str, str] = MappingProxyType({})
+    by: str = RUN
+    says: str = ""
+
+
+class Strangers(NamedTuple):
+    """What a program does with tensors that it has no use for: `does` is SILENT, WARNS or FAILS, and it `says` so.
+
+    More than `most` of them make it refuse the file, for the reason `beyond`.
+    """
+
+    does: str
+    says: str = ""
+    most: int | None = None
+    beyond: str = ""
+
+
+# What a program refuses a file for as a whole, in its own words where it has any; None for nothing.
+Refusal = Callable[[Adapter], str | None]
+
+
+def nothing_refused(adapter: Adapter) -> str | None:
+    """The refusal of a program that looks at tensors alone."""
+    return None
+
+
+class Loader(NamedTuple):
+    """One way in which a program reads files, that of the models of some `families`, of all without any.
+
+    `strangers` is what it does with tensors of modules that it does not find and of algorithms that it LEAVES, `others`
+    with those that belong to no module, as flags do; None for the same. `embeddings` says whether it takes those of
+    tokens out of an adapter's file.
+    """
+
+    rules: tuple[Rule, ...]
+    strangers: Strangers
+    families: tuple[str, ...] = ()
+    others: Strangers | None = None
+    refuses: Refusal = nothing_refused
+    embeddings: bool = False
+
+
+class Consumer(NamedTuple):
+    """A program that loads adapters, in the `version` that its rules were taken from.
+
+    The first of the `loaders` counts that is of a file's family. `schemes` gives by family the naming scheme whose
+    files it loads best, with "" for every other family, and for files of no known one.
+    """
+
+    name: str
+    title: str
+    version: str
+    loaders: tuple[Loader, ...]
+    schemes: Mapping[str, str]

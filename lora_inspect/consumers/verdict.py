@@ -1,0 +1,131 @@
+"""From what a program makes of an adapter to one verdict: the same meaning, or what is wrong and by how much."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lora_inspect.architectures.detection import Detection
+from lora_inspect.consumers.reception import Left, Reception, Taken, receive
+from lora_inspect.consumers.record import BASE_NORM, LEAVES, MISREADS, OTHER_AXIS, SILENT, Consumer
+from lora_inspect.listing import listed
+from lora_inspect.reading.adapter import Adapter
+
+SAME, STRENGTH, LOST, WRONG = "same meaning", "wrong strength", "DoRA lost", "DoRA wrong"
+OTHER = "wrong change"
+PARTLY, NOTHING, REFUSED, UNKNOWN = "partly loaded", "nothing loaded", "refused", "unknown"
+VERDICTS = (SAME, STRENGTH, LOST, WRONG, OTHER, PARTLY, NOTHING, REFUSED, UNKNOWN)
+# Scales that are read from half-precision alphas are as near as that to the true ones.
+_ALIKE = 2.0**-10
+
+
+class Verdict(NamedTuple):
+    """What a program will make of a file.
+
+    `factor` is what it applies over what is right, the commonest among the modules, None where nothing is applied or
+    known; `factors` counts the modules by it. `silent` says that the program gives no message, `ignored` are the keys
+    that it passes over, `says` is one sentence on what happens, `by` how it is known: RUN or READ, and `fix` a command
+    that mends it.
+    """
+
+    consumer: Consumer
+    verdict: str
+    factor: float | None = None
+    factors: tuple[tuple[float, int], ...] = ()
+    silent: bool = False
+    ignored: tuple[str, ...] = ()
+    says: str = ""
+    by: str = ""
+    fix: str | None = None
+
+
+def judge(adapter: Adapter, families: Sequence[Detection], consumer: Consumer) -> Verdict:
+    """The verdict on an adapter that may be of any of the `families`; unknown where these differ in it."""
+    if not families:
+        return _judged(consumer, receive(adapter, None, consumer))
+    found = [_judged(consumer, receive(adapter, family.architecture, consumer)) for family in families]
+    if len({(one.verdict, one.factor) for one in found}) == 1:
+        return found[0]
+    differ = listed([f"{one.verdict} as {family}" for one, family in zip(found, families, strict=True)], "or")
+    return Verdict(consumer, UNKNOWN, says=f"it depends on which model the file is of: {differ}")
+
+
+def _judged(consumer: Consumer, reception: Reception) -> Verdict:
+    verdict, says, told = _verdict(reception)
+    factors = _factors(reception.taken) if verdict not in (REFUSED, UNKNOWN) else ()
+    is_silent = verdict in (STRENGTH, WRONG, OTHER) or (bool(told) and all(left.does == SILENT for left in told))
+    return Verdict(
+        consumer,
+        verdict,
+        factor=factors[0][0] if factors else None,
+        factors=factors,
+        silent=is_silent and verdict not in (SAME, REFUSED, UNKNOWN),
+        ignored=tuple(dict.fromkeys(key for left in reception.left for key in left.keys)),
+        says=says,
+        by="" if verdict == UNKNOWN else reception.by,
+    )
+
+
+def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
+    """The verdict, a sentence, and what the program tells of it."""
+    if reception.refusal:
+        return REFUSED, reception.refusal, ()
+    if reception.unknown:
+        return UNKNOWN, reception.unknown[0].why, ()
+    lost = [left for left in reception.left if left.contribution is not None]
+    if lost and not reception.taken:
+        return NOTHING, _told(lost), lost
+    if lost:
+        count = len(lost) + len(reception.taken)
+        return PARTLY, f"{len(lost)} of {count} changes are not applied, {_told(lost)}", lost
+    if wrong := [one for one in reception.taken if one.does == MISREADS]:
+        return OTHER, f"it makes another change of {wrong[0].contribution.algorithm.title}", ()
+    bearing = [one for one in reception.taken if one.magnitude]
+    if any(one.magnitude in (BASE_NORM, OTHER_AXIS) for one in bearing):
+        norm = "the base's norms" if bearing[0].magnitude == BASE_NORM else "norms along the other axis"
+        return WRONG, f"it divides the magnitudes by {norm}", ()
+    if any(one.magnitude == LEAVES for one in bearing):
+        magnitudes = {one.contribution.magnitude.info.name for one in bearing if one.contribution.magnitude}
+        told = [left for left in reception.left if magnitudes & set(left.keys)]
+        return LOST, f"it applies plain LoRA, without the magnitudes, {_told(told)}", told
+    factors = _factors(reception.taken)
+    if any(not _is_one(factor) for factor, _ in factors):
+        return STRENGTH, f"it applies {_strengths(factors)} of what is right", ()
+    return SAME, "", ()
+
+
+def _told(lefts: Sequence[Left]) -> str:
+    """How the program passes over it: silently, or with a message."""
+    says = next((left.says for left in lefts if left.says), "")
+    if all(left.does == SILENT for left in lefts):
+        return "silently"
+    return f"with a message: {says}" if says else "with a message"
+
+
+def _factors(taken: Sequence[Taken]) -> tuple[tuple[float, int], ...]:
+    """What is applied over what is right, with the number of changes, the commonest first."""
+    counts: Counter[float] = Counter()
+    for one in taken:
+        true = one.contribution.scale
+        if one.scale is not None and true:
+            counts[_rounded(one.scale / true)] += 1
+    return tuple(counts.most_common())
+
+
+def _rounded(factor: float) -> float:
+    return 1.0 if _is_one(factor) else float(f"{factor:.4g}")
+
+
+def _is_one(factor: float) -> bool:
+    return math.isclose(factor, 1.0, rel_tol=_ALIKE)
+
+
+def _strengths(factors: Sequence[tuple[float, int]]) -> str:
+    if len(factors) == 1:
+        return f"{factors[0][0]:g} times"
+    return listed([f"{factor:g} times ({count})" for factor, count in factors[:4]])
+
+
+def needs_mending(verdict: Verdict) -> bool:
+    """Whether the file is wrong there for certain."""
+    return verdict.verdict not in (SAME, UNKNOWN)

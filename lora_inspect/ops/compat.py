@@ -1,0 +1,71 @@
+"""What every program that loads adapters will make of a file."""
+
+from typing import Any, NamedTuple
+
+from lora_inspect import consumers
+from lora_inspect.consumers.record import Consumer
+from lora_inspect.consumers.verdict import Verdict, judge
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.listing import listed
+from lora_inspect.reading.adapter import Adapter, read_adapter
+from lora_inspect.reading.identify import adapter_candidates
+from lora_inspect.reading.kinds import ADAPTER, kind_of
+from lora_inspect.reading.paths import with_paths
+from lora_inspect.reading.settings import Settings
+
+
+class CompatResult(NamedTuple):
+    """The adapter, and a verdict per program, in the order of their titles."""
+
+    adapter: Adapter
+    verdicts: tuple[Verdict, ...]
+
+
+def compat(path: str, named: str | None = None, settings: Settings = Settings()) -> CompatResult:  # noqa: B008 (frozen)
+    """What the programs make of the adapter at `path`, or the one that is `named`.
+
+    Raises LoraInspectError where the file is no adapter, where its own meaning is open, and for a name of no program.
+    """
+    asked = _asked(named)
+    kind, adapter = kind_of(read_adapter(open_checkpoint(path), settings))
+    if kind != ADAPTER:
+        raise LoraInspectError(f"{path}: it is no adapter, so no program loads it as one; name an adapter.")
+    adapter.refuse()
+    families = adapter_candidates(adapter)
+    adapter = with_paths(adapter, families)
+    return CompatResult(adapter, tuple(judge(adapter, families, consumer) for consumer in asked))
+
+
+def as_json(result: CompatResult) -> dict[str, Any]:
+    """The record that scripts rely on."""
+    return {
+        "path": result.adapter.checkpoint.path,
+        "consumers": [
+            {
+                "name": one.consumer.name,
+                "title": one.consumer.title,
+                "versions": one.consumer.version,
+                "verdict": one.verdict,
+                "factor": one.factor,
+                "factors": {f"{factor:g}": modules for factor, modules in one.factors},
+                "silent": one.silent,
+                "ignored": list(one.ignored),
+                "says": one.says,
+                "by": one.by,
+                "fix": one.fix,
+            }
+            for one in result.verdicts
+        ],
+    }
+
+
+def _asked(named: str | None) -> list[Consumer]:
+    known = sorted(consumers.CONSUMERS.values(), key=lambda one: (one.title.lower(), one.name))
+    if named is None:
+        return known
+    found = [one for one in known if one.name == named]
+    if not found:
+        names = listed([one.name for one in known], "and")
+        raise LoraInspectError(f"there is no program called {named} here; known are {names}.")
+    return found

@@ -1,0 +1,33 @@
+"""`lora-inspect compat`: what it prints, its exit status and its refusals."""
+
+import pytest
+
+from lora_inspect.consumers import CONSUMERS
+
+
+def test_each_program_has_a_verdict(run, fixtures):
+    outcome = run("compat", fixtures / "synthetic/rslora_flag.safetensors", "--json")
+    record = outcome.json
+    assert {one["name"] for one in record["consumers"]} == set(CONSUMERS)
+    comfyui = next(one for one in record["consumers"] if one["name"] == "comfyui")
+    assert (comfyui["verdict"], comfyui["factor"], comfyui["silent"]) == ("wrong strength", 0.5, True)
+    assert comfyui["ignored"] == ["use_rslora_flag"]
+
+
+def test_a_file_that_is_wrong_in_the_program_fails_for_it(run, fixtures):
+    assert run("compat", fixtures / "synthetic/rslora_flag.safetensors", "--for", "comfyui").status == 1
+    assert run("compat", fixtures / "synthetic/comfyui_alpha.safetensors", "--for", "comfyui").status == 0
+
+
+def test_the_table_names_the_strength(run, fixtures):
+    outcome = run("compat", fixtures / "synthetic/rslora_flag.safetensors", "--for", "comfyui")
+    assert "ComfyUI  wrong strength x0.5" in outcome.stdout
+
+
+@pytest.mark.parametrize(("name", "says"), [("base_f32", "it is no adapter"), ("missing", "no such file")])
+def test_what_is_no_adapter_is_refused(run, fixtures, name, says):
+    assert says in run("compat", fixtures / f"synthetic/{name}.safetensors").refusal.lower()
+
+
+def test_a_program_that_is_not_known_is_wrong_usage(run, fixtures):
+    assert run("compat", fixtures / "synthetic/comfyui_alpha.safetensors", "--for", "paint").status == 2

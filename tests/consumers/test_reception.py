@@ -1,0 +1,214 @@
+"""What a program's rules make of a file: on toy programs, so that each field of a rule decides something."""
+
+import pytest
+from toy_adapters import lora, split
+
+from lora_inspect.consumers import added
+from lora_inspect.consumers.record import (
+    BASE_NORM,
+    COMPUTES,
+    FAILS,
+    INFIXED,
+    LEAVES,
+    MISREADS,
+    OTHER_AXIS,
+    READ,
+    SILENT,
+    SLICED,
+    TEXT_ENCODERS,
+    WARNS,
+    Consumer,
+    Loader,
+    Rule,
+    Strangers,
+    one,
+)
+from lora_inspect.ops.compat import compat
+
+LORA = Rule(kinds={"lora": COMPUTES})
+WAN_Q, WAN_K = "lora_unet_blocks_0_self_attn_q", "lora_unet_blocks_0_self_attn_k"
+SAYS = "key not loaded"
+
+
+TALKS = Strangers(WARNS, SAYS)
+
+
+def program(*rules, strangers=TALKS, **fields):
+    loader = Loader(rules=rules, strangers=strangers, **fields)
+    return Consumer("toy", "Toy", "1.0", (loader,), {})
+
+
+@pytest.fixture
+def judged(write_safetensors):
+    def judge(consumer, tensors):
+        with added(consumer):
+            (found,) = compat(str(write_safetensors(tensors)), "toy").verdicts
+        return found
+
+    return judge
+
+
+def wan(*modules, **options):
+    found = {}
+    for module in modules or (WAN_Q, WAN_K):
+        found |= lora(module, out=8, inputs=8, **options)
+    return found
+
+
+def test_a_plain_file_has_the_same_meaning(judged):
+    found = judged(program(LORA), wan())
+    assert (found.verdict, found.factor, found.silent, found.ignored, found.by) == (
+        "same meaning",
+        1.0,
+        False,
+        (),
+        "run",
+    )
+
+
+def test_a_rule_that_was_only_read_says_so(judged):
+    assert judged(program(LORA._replace(by=READ)), wan()).by == "read"
+
+
+def test_a_program_without_the_flag_applies_less(judged):
+    found = judged(program(LORA), {**wan(), "use_rslora_flag": ("F32", (), 1.0)})
+    assert (found.verdict, found.factor, found.silent) == ("wrong strength", 0.25, True)
+    assert found.ignored == ("use_rslora_flag",)
+
+
+def test_a_program_that_fails_on_flags_refuses_the_file(judged):
+    strict = program(LORA, others=Strangers(FAILS, "ValueError"))
+    found = judged(strict, {**wan(), "use_rslora_flag": ("F32", (), 1.0)})
+    assert (found.verdict, found.says, found.factor) == ("refused", "ValueError", None)
+
+
+def test_a_scale_rule_is_asked_for_each_change(judged):
+    tensors = {**wan(WAN_Q, alpha=8.0), **wan(WAN_K, alpha=32.0)}
+    found = judged(program(LORA._replace(scale=one)), tensors)
+    assert found.verdict == "wrong strength"
+    assert sorted(found.factors) == [(0.5, 1), (2.0, 1)]
+
+
+def test_an_unknown_scale_is_unknown(judged):
+    assert judged(program(LORA._replace(scale=lambda given: None)), wan()).verdict == "unknown"
+
+
+def test_names_that_no_rule_speaks_of_are_unknown(judged):
+    found = judged(program(LORA._replace(prefixes=("diffusion_model.",))), wan())
+    assert (found.verdict, found.by) == ("unknown", "")
+    assert WAN_Q in found.says
+
+
+@pytest.mark.parametrize(
+    ("strangers", "verdict", "silent"),
+    [
+        (Strangers(SILENT), "nothing loaded", True),
+        (Strangers(WARNS, SAYS), "nothing loaded", False),
+        (Strangers(FAILS, SAYS), "refused", False),
+        (Strangers(WARNS, SAYS, most=5, beyond="too many"), "refused", False),
+        (Strangers(WARNS, SAYS, most=6, beyond="too many"), "nothing loaded", False),
+    ],
+)
+def test_names_without_a_layer_are_left(judged, strangers, verdict, silent):
+    found = judged(program(Rule(), strangers=strangers), wan())
+    assert (found.verdict, found.silent) == (verdict, silent)
+    assert verdict == "refused" or len(found.ignored) == 6
+
+
+def test_names_that_the_program_trips_over_refuse_the_file(judged):
+    rules = (Rule(alpha=True, says="KeyError"), LORA)
+    assert judged(program(*rules), wan()).verdict == "refused"
+    assert judged(program(*rules), wan(alpha=None)).verdict == "same meaning"
+    assert judged(program(rules[0]._replace(alpha=False), LORA), wan(alpha=None)).says == "KeyError"
+
+
+def test_a_part_of_the_layout_may_be_lacking(judged):
+    found = judged(program(LORA._replace(lacks=("blocks.{i}.self_attn.k",))), wan())
+    assert (found.verdict, found.factor) == ("partly loaded", 1.0)
+    assert all(key.startswith(WAN_K) for key in found.ignored)
+    assert SAYS in found.says
+
+
+def test_rules_speak_of_families_and_layouts(judged):
+    plain = wan(
+        *(f"lora_unet_blocks_{i}_{leaf}" for i in range(2) for leaf in ("self_attn_q", "cross_attn_v", "ffn_0"))
+    )
+    assert judged(program(LORA._replace(families=("wan",), layouts=("original",))), plain).verdict == "same meaning"
+    assert judged(program(LORA._replace(families=("flux",))), plain).verdict == "unknown"
+    assert judged(program(LORA._replace(families=("wan",), layouts=("diffusers",))), plain).verdict == "unknown"
+    assert judged(program(LORA, families=("flux",)), plain).says.endswith("were not tried")
+
+
+def test_text_encoders_are_a_layout_of_their_own(judged):
+    encoder = lora("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", out=768, inputs=768)
+    rule = LORA._replace(prefixes=("lora_te1_",), layouts=(TEXT_ENCODERS,))
+    assert judged(program(rule), encoder).verdict == "same meaning"
+    assert judged(program(rule._replace(prefixes=("lora_te2_",))), encoder).verdict == "unknown"
+
+
+def test_the_spelling_of_factors_decides(judged):
+    peft = wan(spelling="peft")
+    assert judged(program(LORA._replace(dialects=("peft",))), peft).verdict == "same meaning"
+    assert judged(program(LORA._replace(dialects=("kohya",))), peft).verdict == "unknown"
+
+
+def test_slices_and_infixes_have_to_be_named(judged):
+    sliced = split("lora_unet_blocks_0_self_attn_q", out=8, inputs=8)
+    infixed = {key.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default."): tensor
+               for key, tensor in wan(spelling="peft").items()}  # fmt: skip
+    for tensors, name in ((sliced, SLICED), (infixed, INFIXED)):
+        assert judged(program(LORA), tensors).verdict == "unknown"
+        assert judged(program(LORA._replace(dialects=(name,))), tensors).verdict == "same meaning"
+
+
+@pytest.mark.parametrize(
+    ("does", "verdict"),
+    [(LEAVES, "partly loaded"), (MISREADS, "wrong change"), (FAILS, "refused"), ("", "unknown")],
+)
+def test_kinds_are_treated_each_in_its_way(judged, does, verdict):
+    tensors = {**wan(WAN_K), f"{WAN_Q}.diff": ("F32", (8, 8), 0.5)}
+    assert judged(program(Rule(kinds={"lora": COMPUTES, "full": does})), tensors).verdict == verdict
+    assert judged(program(Rule(kinds={"lora": COMPUTES, "": does})), tensors).verdict == verdict
+
+
+def test_a_single_role_may_be_treated_otherwise(judged):
+    tucker = wan(kernel=(1, 1)) | {f"{WAN_Q}.lora_mid.weight": ("F32", (16, 16, 3, 3), 0.5)}
+    assert judged(program(LORA._replace(parts={"lora.mid": LEAVES})), tucker).verdict == "partly loaded"
+
+
+@pytest.mark.parametrize(
+    ("does", "verdict", "silent"),
+    [
+        (COMPUTES, "same meaning", False),
+        (LEAVES, "DoRA lost", False),
+        (BASE_NORM, "DoRA wrong", True),
+        (OTHER_AXIS, "DoRA wrong", True),
+        (FAILS, "refused", False),
+        ("", "unknown", False),
+    ],
+)
+def test_magnitudes_are_treated_each_in_its_way(judged, does, verdict, silent):
+    tensors = wan()
+    tensors |= {f"{module}.dora_scale": ("F32", (8, 1), 1.0) for module in (WAN_Q, WAN_K)}
+    found = judged(program(LORA._replace(magnitudes={".dora_scale output": does})), tensors)
+    assert (found.verdict, found.silent) == (verdict, silent)
+    if does == LEAVES:
+        assert len(found.ignored) == 2
+
+
+def test_a_file_of_several_families_is_judged_as_each(judged):
+    # Names that FLUX and Chroma have in common.
+    names = [f"lora_unet_double_blocks_0_img_attn_{leaf}" for leaf in ("qkv", "proj")]
+    tensors = {key: tensor for name in names for key, tensor in lora(name, out=3072, inputs=3072).items()}
+    found = judged(program(LORA._replace(families=("flux",))), tensors)
+    assert found.verdict == "unknown"
+    assert "depends on which model" in found.says
+    assert judged(program(LORA), tensors).verdict == "same meaning"
+
+
+def test_what_refuses_a_whole_file_is_asked(judged):
+    def limited(adapter):
+        return "rank above 8" if any((c.rank or 0) > 8 for c in adapter.contributions) else None
+
+    assert judged(program(LORA, refuses=limited), wan()).says == "rank above 8"
+    assert judged(program(LORA, refuses=limited), wan(rank=8)).verdict == "same meaning"
