@@ -40,7 +40,7 @@ SOURCES = (
     "algorithms/on_demand/*.py",
     *(f"matching/{name}.py" for name in ("place", "match", "target_weight", "landing", "homes")),
     *(f"architectures/{name}.py" for name in ("rows", "correspondence")),
-    *(f"merging/{name}.py" for name in ("folded_weights", "plan", "decoding")),
+    *(f"merging/{name}.py" for name in ("folded_weights", "links", "plan", "decoding")),
     *(f"reading/{name}.py" for name in ("scales", "module_scales", "coded_weights", "quantisation")),
     *(f"converting/{name}.py" for name in ("carried_scale", "change_norm", "fused_slices", "scaled_factors")),
     *(f"converting/{name}.py" for name in ("arranged_rows", "compared", "mlx_factors", "plain_lora", "relayout")),

@@ -6,41 +6,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lora_inspect.algorithms.record import SEEN
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.dtypes import PLAIN_FLOATS
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.writer import TensorPlan, Writer, in_file_order
-from lora_inspect.matching.place import Placed
+from lora_inspect.merging.links import Fold, LinkReader, decode_of, no_numbers_of_a_change
 from lora_inspect.progress import Progress
-from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.coded_weights import CodedWeight
-from lora_inspect.reading.contribution import Contribution
-from lora_inspect.reading.decoder import decoder
 
 if TYPE_CHECKING:
-    from lora_inspect.maths.chain import Link, Read
-    from lora_inspect.maths.change import Change
-    from lora_inspect.maths.tensor_reader import Decode, RowBlocks
+    from lora_inspect.maths.tensor_reader import RowBlocks
     from lora_inspect.merging.factor_reader import FactorReader
 
 # A block of rows that stays in the second-level cache while it is folded: 4 MB in float32.
 BLOCK_ELEMENTS = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Fold:
-    """One contribution in its place, with the strength and the source that it comes with."""
-
-    placed: Placed
-    multiplier: float
-    adapter: Adapter
-
-    @property
-    def contribution(self) -> Contribution:
-        """What is folded."""
-        return self.placed.contribution
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +77,7 @@ def write_folded(
                 try:
                     writer.write(info.name, _folded_rows(info, folds, folding, target.dtype, blocks, factors))
                 except LinAlgError as error:
-                    raise _no_numbers_of_a_change(info, folds[-1]) from error
+                    raise no_numbers_of_a_change(info, folds[-1]) from error
             progress(info.nbytes)
     return Counter(target.dtype for target in plans)
 
@@ -114,9 +94,10 @@ def _folded_rows(
     from lora_inspect.maths.chain import folded, settled
 
     # The parameter of all experts of a layer is changed as a matrix.
-    read = partial(blocks.read, folds[0].placed.place.target if folds else info, decode=_decode(info, folding))
-    links = [link for fold in folds for link in _links(fold, folding, blocks, factors, read)]
-    links = settled(links, read)
+    decode = decode_of(info, folding.decoded)
+    read = partial(blocks.read, folds[0].placed.place.target if folds else info, decode=decode)
+    reader = LinkReader(blocks, factors, folding.decoded)
+    links = settled([link for fold in folds for link in reader.links(fold, read, folding.dora_rule)], read)
     for _, block in folded(links, read):
         data, rounded = blocks.bytes_of(block, dtype)
         if folds:
@@ -124,35 +105,6 @@ def _folded_rows(
         else:
             _check_cast(block, rounded, info, dtype)
         yield data
-
-
-def _decode(info: TensorInfo, folding: Folding) -> "Decode | None":
-    return decoder(folding.decoded[info.name]) if info.name in folding.decoded else None
-
-
-def _links(
-    fold: Fold, folding: Folding, blocks: "RowBlocks", factors: "FactorReader", read: "Read"
-) -> "Iterator[Link]":
-    """The change of one contribution, behind that of what its initialisation took from the base as it is stored."""
-    from lora_inspect.maths.chain import settled
-
-    if fold.placed.has_residual:
-        yield from settled([(fold.placed.residual(), 1.0)], read)
-    yield _read_change(fold, folding, blocks, factors), fold.multiplier
-
-
-def _read_change(fold: Fold, folding: Folding, blocks: "RowBlocks", factors: "FactorReader") -> "Change":
-    from lora_inspect.maths.tensor_reader import load, working_dtype
-
-    contribution, place, _ = fold.placed
-    dtype = working_dtype(place.target)
-    tensors = factors.read(contribution, dtype)
-    if contribution.magnitude:
-        tensors["magnitude"] = load(contribution.magnitude.info).to(dtype)
-    if place.seen and contribution.formula.seen:
-        rows = blocks.read(place.seen, decode=_decode(place.seen, folding))
-        tensors[SEEN] = contribution.formula.seen(tensors, rows)
-    return fold.placed.change(tensors, folding.dora_rule)
 
 
 def _check_finite(rounded: Any, info: TensorInfo, fold: Fold, dtype: str) -> None:
@@ -165,13 +117,6 @@ def _check_finite(rounded: Any, info: TensorInfo, fold: Fold, dtype: str) -> Non
     raise LoraInspectError(
         f"{source}: folding {module} into {info.name} gives {value} in {dtype}; lower the multiplier, choose another "
         "--dtype, or repair the file that holds non-finite numbers."
-    )
-
-
-def _no_numbers_of_a_change(info: TensorInfo, fold: Fold) -> LoraInspectError:
-    return LoraInspectError(
-        f"{fold.adapter.checkpoint.path}: folding {fold.contribution.module.key} into {info.name} meets a matrix that "
-        "cannot be inverted or taken apart; repair the file that holds numbers too large for that, or not finite."
     )
 
 

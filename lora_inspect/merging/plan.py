@@ -16,7 +16,7 @@ from lora_inspect.matching.orientation import Orientation, check_answers, togeth
 from lora_inspect.matching.orientation_answers import Answers
 from lora_inspect.matching.unmatched import accept_unmatched
 from lora_inspect.merging.decoding import Decoding, plan_decoding
-from lora_inspect.merging.folded_weights import Fold
+from lora_inspect.merging.links import Fold
 from lora_inspect.merging.other_expert import other_expert_notes
 from lora_inspect.merging.residual_bases import check_residual, residual_notes
 from lora_inspect.merging.tied_head import check_tied

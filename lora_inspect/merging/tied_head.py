@@ -8,7 +8,7 @@ from lora_inspect.files.base_folder import SideFiles
 from lora_inspect.files.checkpoint import Checkpoint, read_json
 from lora_inspect.matching.tied_head import has_head, is_embedding
 from lora_inspect.merging.decoding import CONFIG
-from lora_inspect.merging.folded_weights import Fold
+from lora_inspect.merging.links import Fold
 
 # What transformers calls models with a head.
 _CLASSES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")

@@ -16,7 +16,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.place import Place, Placed
 from lora_inspect.maths.chain import folded, settled
 from lora_inspect.merging import folded_weights
-from lora_inspect.merging.folded_weights import Fold
+from lora_inspect.merging.links import Fold
 from lora_inspect.merging.residual_bases import check_residual
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.info import as_json, inspect

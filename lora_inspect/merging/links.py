@@ -1,0 +1,80 @@
+"""What is folded into a weight, as a chain of changes whose factors are read."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_inspect.algorithms.record import SEEN
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.matching.place import Placed
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.coded_weights import CodedWeight
+from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.decoder import decoder
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.chain import Link, Read
+    from lora_inspect.maths.change import Change
+    from lora_inspect.maths.tensor_reader import Decode, RowBlocks
+    from lora_inspect.merging.factor_reader import FactorReader
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """One contribution in its place, with the strength and the source that it comes with."""
+
+    placed: Placed
+    multiplier: float
+    adapter: Adapter
+
+    @property
+    def contribution(self) -> Contribution:
+        """What is folded."""
+        return self.placed.contribution
+
+
+@dataclass(frozen=True, slots=True)
+class LinkReader:
+    """Reads the factors of one fold after the other. `decoded` are the weights that are codes in the base, by name."""
+
+    blocks: "RowBlocks"
+    factors: "FactorReader"
+    decoded: Mapping[str, CodedWeight]
+
+    def links(self, fold: Fold, read: "Read", rule: str | None) -> "Iterator[Link]":
+        """The change of one contribution, behind that of what its initialisation took from the base as it is stored.
+
+        `read` reads the weight of the base; `rule` is the rule for DoRA, None for the file's own.
+        """
+        from lora_inspect.maths.chain import settled
+
+        if fold.placed.has_residual:
+            yield from settled([(fold.placed.residual(), 1.0)], read)
+        yield self._change(fold, rule), fold.multiplier
+
+    def _change(self, fold: Fold, rule: str | None) -> "Change":
+        from lora_inspect.maths.tensor_reader import load, working_dtype
+
+        contribution, place, _ = fold.placed
+        dtype = working_dtype(place.target)
+        tensors = self.factors.read(contribution, dtype)
+        if contribution.magnitude:
+            tensors["magnitude"] = load(contribution.magnitude.info).to(dtype)
+        if place.seen and contribution.formula.seen:
+            rows = self.blocks.read(place.seen, decode=decode_of(place.seen, self.decoded))
+            tensors[SEEN] = contribution.formula.seen(tensors, rows)
+        return fold.placed.change(tensors, rule)
+
+
+def decode_of(info: TensorInfo, decoded: Mapping[str, CodedWeight]) -> "Decode | None":
+    """What makes the weight from its codes, None where it is none of those that are `decoded`."""
+    return decoder(decoded[info.name]) if info.name in decoded else None
+
+
+def no_numbers_of_a_change(info: TensorInfo, fold: Fold) -> LoraInspectError:
+    """The error for a change whose numbers no factorisation takes."""
+    return LoraInspectError(
+        f"{fold.adapter.checkpoint.path}: folding {fold.contribution.module.key} into {info.name} meets a matrix that "
+        "cannot be inverted or taken apart; repair the file that holds numbers too large for that, or not finite."
+    )
