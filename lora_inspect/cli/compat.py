@@ -46,6 +46,7 @@ def compat(
     if as_json_:
         terminal.json_text(as_json(result))
     else:
+        terminal.line(result.adapter.checkpoint.path)
         _print(result.verdicts)
     if named and any(needs_mending(one) for one in result.verdicts):
         sys.exit(1)

@@ -17,6 +17,7 @@ from lora_inspect.cli.shared_options import (
     writing_options,
 )
 from lora_inspect.cli.summaries import VERBS
+from lora_inspect.consumers import CONSUMERS
 from lora_inspect.converting.asked_algorithm import ALGORITHMS
 from lora_inspect.converting.asked_layout import LAYOUTS
 from lora_inspect.converting.asked_scheme import written
@@ -78,9 +79,11 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
 )
 @click.option(
     "--to",
-    "scheme",
-    type=click.Choice(written()),
-    help="Spell everything as the programs that load such files do, in the layout that they have of the model.",
+    "target",
+    type=click.Choice(sorted({*written(), *CONSUMERS})),
+    metavar="NAME",
+    help="Spell everything as a program, or the programs of a naming scheme, load it, in the layout that they have of "
+    f"the model. Programs: {', '.join(sorted(CONSUMERS))}; schemes: {', '.join(sorted({*written()} - {*CONSUMERS}))}.",
 )
 @click.option(
     "--model-config",
@@ -123,7 +126,7 @@ def convert(
     drop_magnitude: bool,
     allow_growth: bool,
     layout: str | None,
-    scheme: str | None,
+    target: str | None,
     model_config: str | None,
     only: tuple[str, ...],
     no_verify: bool,
@@ -147,9 +150,9 @@ def convert(
         raise click.UsageError("--rank and --max-error speak of what --base or --algorithm approximates.")
     if is_approximated and not (is_limited or algorithm):
         raise click.UsageError("--base takes one of --rank and --max-error.")
-    if scheme and layout:
+    if target and layout:
         raise click.UsageError("--to has its own layouts; leave --layout out.")
-    if architecture and not (scheme or layout in LAYOUTS):
+    if architecture and not (target or layout in LAYOUTS):
         raise click.UsageError("--architecture says what --to and --layout have to know; leave it out.")
     if transposed and base is None:
         raise click.UsageError("--transposed speaks of the weights of --base.")
@@ -164,7 +167,8 @@ def convert(
         allow_growth=allow_growth,
         transposed=transposed,
         layout=layout,
-        scheme=scheme,
+        scheme=None if target in CONSUMERS else target,
+        consumer=target if target in CONSUMERS else None,
         model_config=model_config,
         only=only,
         verify=not no_verify,

@@ -10,6 +10,7 @@ import click
 from lora_inspect.cli import conversion_told, terminal
 from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.progress_bar import progress_bar
+from lora_inspect.converting.asked_consumer import scheme_for
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.output_endings import output_ending
 from lora_inspect.errors import LoraInspectError
@@ -72,7 +73,7 @@ def _converted(one: Mirrored, output: str, options: ConvertOptions, force: bool,
         kind, adapter = kind_of(read_adapter(open_checkpoint(one.path), options.settings))
         if kind != ADAPTER:
             return _Outcome(one.path, skipped="it is a base" if kind == "base" else "it is no adapter")
-        target = os.path.join(output, one.stem + output_ending(adapter, options.scheme))
+        target = os.path.join(output, one.stem + output_ending(adapter, scheme_for(adapter, options)))
         if taken := next((done.path for done in before if done.result and done.result.output == target), None):
             raise LoraInspectError(f"{one.path}: {taken} is written to {target} already; give one another name.")
         present = {module.name.component for module in adapter.modules.values()}

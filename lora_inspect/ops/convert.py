@@ -1,32 +1,27 @@
 """Rewrites an adapter so that alpha/rank, which every loader reads, is its scale."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lora_inspect import consumers
 from lora_inspect.converting import account
-from lora_inspect.converting.asked_algorithm import check_algorithm, check_biases, needs_base, shapes_in_base
-from lora_inspect.converting.gguf_layouts import architecture_of
-from lora_inspect.converting.inputs import open_base, read_input
-from lora_inspect.converting.landed import find_landed
 from lora_inspect.converting.options import ConvertOptions
-from lora_inspect.converting.standard_output import StandardOutput
-from lora_inspect.converting.targets import targets, with_magnitudes, with_scheme
+from lora_inspect.converting.plan import plan_conversion
+from lora_inspect.converting.received import Received
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.contents import renamed
 from lora_inspect.files.hashes import sshs_hashes
 from lora_inspect.files.partial import remove_leftovers
-from lora_inspect.matching.match import match
-from lora_inspect.matching.orientation import Orientation, check_answers
+from lora_inspect.matching.orientation import Orientation
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.metadata import HASHES, describe_file, standard_metadata
 from lora_inspect.reading.pipeline_expert import EXPERT_KEY, pipeline_expert
-from lora_inspect.schemes.gguf import GGUF
 
 if TYPE_CHECKING:
     from lora_inspect.converting.spelling import SpelledModule
@@ -79,29 +74,17 @@ def convert_to_standard(
     that is done. Raises LoraInspectError, and writes nothing, where the meaning of the file is unknown, where DoRA has
     no agreed way out, or where the loss is above 5%.
     """
-    adapter, left_out, whole = read_input(path, options)
-    options = with_magnitudes(adapter, with_scheme(adapter, options))
-    already = check_algorithm(adapter, options)
-    base = open_base(adapter, options)
-    inputs = adapter.checkpoint.inputs | (base.inputs if base else {})
-    matching = match(adapter, base, transposed=options.transposed) if base else None
-    check_biases(adapter, matching, options)
-    destinations = targets(adapter, whole, base, matching, options)
-    architecture = architecture_of(adapter, options) if GGUF.name == (options.scheme or adapter.scheme) else None
-    place = StandardOutput(adapter, destinations, output, inputs, options.scheme, architecture)
+    plan = plan_conversion(path, output, options)
+    adapter, options, place, inputs = plan.adapter, plan.options, plan.place, plan.inputs
     leftovers = remove_leftovers(place.path)
     place.check([*inputs, *([options.model_config] if options.model_config else [])], force)
-    if options.keep_dora:
-        place.check_magnitudes()
-    repeats = check_answers([matching.orientations], options.transposed) if matching else []
-    wanted = partial(needs_base, options=options)
-    landed = find_landed(adapter, base, matching, wanted) if base and matching else {}
+    landed = plan.landed
     load_torch()
     from lora_inspect.converting.proof import Proof
     from lora_inspect.converting.shared_contents import shared_contents
     from lora_inspect.converting.steps import convert_modules
 
-    modules = convert_modules(adapter, destinations, landed, shapes_in_base(matching), options, progress)
+    modules = convert_modules(adapter, plan.destinations, landed, plan.inner, options, progress)
     _refuse_lossy(path, modules, options)
     passed = [renamed(adapter.checkpoint.tensors[key], key) for key in adapter.beside]
     own = [content for module in modules.values() for content in module.contents]
@@ -120,18 +103,19 @@ def convert_to_standard(
         embedded=embedded,
         folded=place.folded(modules),
     )
-    if expert := _expert(whole, options):
+    if expert := _expert(plan.whole, options):
         metadata[EXPERT_KEY] = expert
     if any(key in adapter.checkpoint.metadata for key in HASHES):
         metadata |= sshs_hashes(contents, metadata)
     errors = {key: module.relative_error for key, module in modules.items()}
-    proof = (
-        Proof(adapter, destinations, landed, errors, not options.drop_magnitude, place.path) if options.verify else None
-    )
-    written = place.write(contents, metadata, modules, inputs, force, proof)
+    keeps = not options.drop_magnitude
+    proof = Proof(adapter, plan.destinations, landed, errors, keeps, place.path) if options.verify else None
+    received = Received(consumers.by_name(options.consumer), place.path, options) if options.consumer else None
+    written = place.write(contents, metadata, modules, inputs, force, partial(_looked_at, looks=(proof, received)))
     target = {
         "scheme": place.scheme,
         "layout": options.layout,
+        "consumer": options.consumer,
         "algorithm": "+".join(algorithms),
         "rslora": False,
         "dora": magnitudes > 0,
@@ -148,18 +132,25 @@ def convert_to_standard(
         modules=len(modules),
         exact=account.is_exact(errors),
         relative_errors=errors,
-        dropped=(*account.dropped(adapter, modules), *left_out),
+        dropped=(*account.dropped(adapter, modules), *plan.left_out),
         passed_through=adapter.beside,
-        notes=(*adapter.notes, *already, *repeats, *leftovers),
-        orientations=matching.orientations if matching else {},
+        notes=(*plan.notes, *leftovers),
+        orientations=plan.orientations,
         verified=Verified(proof.modules, proof.max_relative_error) if proof else None,
         remarks=(
             *account.strength(source, target),
             *account.trained_otherwise(adapter),
             *account.configs(adapter, metadata, has_config=os.path.isdir(place.path)),
             *place.orientation(has_config=embedded is not None),
+            *(received.remarks if received else ()),
         ),
     )
+
+
+def _looked_at(path: str, looks: Sequence[Callable[[str], None] | None]) -> None:
+    """Has the output looked at before it appears."""
+    for look in filter(None, looks):
+        look(path)
 
 
 def _refuse_lossy(path: str, modules: "Mapping[str, SpelledModule]", options: ConvertOptions) -> None:

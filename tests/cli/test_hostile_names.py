@@ -134,8 +134,19 @@ def of_convert(write, folder):
     yield ["convert", rslora, EVIL, "-o", output]
 
 
+def of_compat(write, folder):
+    stray = {EVIL: ("F32", (1,), 0), f"{WORDS}.use_rslora_flag": ("BOOL", (), 1)}
+    adapter = write({**lora(WORDS), **stray}, METADATA, name=f"{EVIL_FILE}.safetensors")
+    yield ["compat", adapter]
+    yield ["compat", adapter, "--json"]
+    yield ["compat", adapter, "--for", "comfyui"]
+    yield ["compat", adapter, "--for", EVIL]
+    yield ["compat", f"{adapter}:0.5"]
+    yield ["compat", write(base(), name="other.safetensors")]
+
+
 # A verb without an entry here fails.
-COMMANDS = {"info": of_info, "merge": of_merge, "convert": of_convert}
+COMMANDS = {"info": of_info, "merge": of_merge, "convert": of_convert, "compat": of_compat}
 
 
 def lines_of(output):

@@ -67,7 +67,7 @@ NEITHER = {
     "inof": "There is no command 'inof'; did you mean info?",
     "lroas": "There is no command or file 'lroas'; did you mean loras?",
     "melt": f"There is no command or file 'melt'; the commands are {listed(list(VERBS))}.",
-    "": "There is no command or file ''; the commands are info, merge and convert.",
+    "": f"There is no command or file ''; the commands are {listed(list(VERBS))}.",
 }
 
 

@@ -385,10 +385,13 @@ def test_dora_goes_where_it_is_exact_and_is_asked_for_elsewhere(write, run, tmp_
     out = tmp_path / "out.safetensors"
     assert run("convert", file, "--to", "diffusers", "-o", out).status == 0
     assert f"{WAN['diffusers']}.lora_magnitude_vector" in load_file(out)
-    for scheme in ("comfyui", "kohya", "lycoris"):
+    ended = run("convert", file, "--to", "comfyui", "-o", out, "--force")
+    assert (ended.status, "divides magnitudes by the norms of the base's weights" in ended.stderr) == (1, True)
+    for scheme in ("kohya", "onetrainer"):
         ended = run("convert", file, "--to", scheme, "-o", out, "--force")
         assert (ended.status, "--keep-dora" in ended.stderr) == (1, True)
-    assert run("convert", file, "--to", "comfyui", "--keep-dora", "-o", out, "--force").status == 0
+    kept = run("convert", file, "--to", "comfyui", "--keep-dora", "-o", out, "--force")
+    assert (kept.status, "does not apply its magnitudes as they were trained" in kept.stdout) == (0, True)
     for option in ([], ["--keep-dora"]):
         ended = run("convert", file, "--to", "musubi", *option, "-o", out, "--force")
         assert (ended.status, "applies none" in ended.stderr) == (1, True)

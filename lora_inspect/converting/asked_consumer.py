@@ -1,0 +1,93 @@
+"""What `--to` asks for where it names a program: the names that it loads best, and what becomes of magnitudes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lora_inspect import consumers, schemes
+from lora_inspect.architectures.detection import Detection
+from lora_inspect.consumers.record import BASE_NORM, COMPUTES, OTHER_AXIS, Consumer
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.identify import adapter_candidates, described
+from lora_inspect.schemes.record import Scheme
+
+_PLAIN = "--base BASE with --rank N or --max-error E (a plain LoRA of the true change)"
+_DROP = "--drop-magnitude (loses the magnitude)"
+# What is offered for DoRA, by what a program does with the magnitudes of its names.
+_OFFERS = {
+    BASE_NORM: (
+        "divides magnitudes by the norms of the base's weights",
+        f"--base BASE (magnitudes corrected for that, right in programs that do so alone), {_PLAIN}, or {_DROP}",
+    ),
+    OTHER_AXIS: (
+        "divides magnitudes by norms along the other axis",
+        f"--base BASE with --algorithm full (the exact difference of every weight), {_PLAIN}, or {_DROP}",
+    ),
+}
+_LOST = ("applies none", f"{_PLAIN}, or {_DROP}")
+
+
+def for_consumer(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> ConvertOptions:
+    """The options with the scheme that the program loads best, and with magnitudes kept where it applies them right.
+
+    Raises LoraInspectError where no names are known that it loads for the family of the `whole` file, and for DoRA that
+    it does not apply as it was trained where no other option settles it.
+    """
+    if options.consumer is None:
+        return options
+    consumer, families = consumers.by_name(options.consumer), _families(whole, options)
+    scheme = _scheme(adapter, consumer, families)
+    options = replace(options, scheme=scheme)
+    is_settled = options.keep_dora or options.drop_magnitude or options.base is not None
+    if not adapter.dora.value or is_settled:
+        return options
+    does = _treatments(adapter, consumer, families, schemes.by_name(scheme))
+    if does == {COMPUTES}:
+        return replace(options, keep_dora=True)
+    what, offers = next((_OFFERS[one] for one in _OFFERS if one in does), _LOST)
+    raise LoraInspectError(
+        f"{adapter.checkpoint.path}: it is DoRA ({adapter.dora.modules} magnitudes), and {consumer.title} {what}; "
+        f"choose {offers}."
+    )
+
+
+def scheme_for(adapter: Adapter, options: ConvertOptions) -> str | None:
+    """The scheme that the output is to have, None for the adapter's own."""
+    if options.consumer is None:
+        return options.scheme
+    return _scheme(adapter, consumers.by_name(options.consumer), _families(adapter, options))
+
+
+def _families(whole: Adapter, options: ConvertOptions) -> Sequence[Detection]:
+    found = adapter_candidates(whole)
+    return tuple(one for one in found if one.architecture.name == options.architecture) or found
+
+
+def _scheme(adapter: Adapter, consumer: Consumer, families: Sequence[Detection]) -> str:
+    names = [family.architecture.name for family in families] or [""]
+    found = {consumer.schemes.get(name, consumer.schemes.get("", "")) for name in names}
+    if len(found) > 1:
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: it is of {described(families)}, which have other names each in "
+            f"{consumer.title}; say which with --architecture {names[0]}."
+        )
+    if scheme := found.pop():
+        return scheme
+    raise LoraInspectError(
+        f"{adapter.checkpoint.path}: it is of {described(families) or 'a model of no known family'}, and no names are "
+        f"known by which {consumer.title} loads adapters of that; choose a naming scheme for --to."
+    )
+
+
+def _treatments(adapter: Adapter, consumer: Consumer, families: Sequence[Detection], scheme: Scheme) -> set[str]:
+    """What the program does with magnitudes as the scheme spells them, of every axis that the file has."""
+    axes = {c.magnitude.axis for c in adapter.contributions if c.magnitude}
+    spelled = [f"{scheme.suffixes.get('magnitude', '')} {axis}" for axis in axes]
+    found: set[str] = set()
+    for name in [family.architecture.name for family in families] or [""]:
+        loader = next((one for one in consumer.loaders if not one.families or name in one.families), None)
+        rules = loader.rules if loader else ()
+        rule = next((one for one in rules if one.magnitudes and (not one.families or name in one.families)), None)
+        found.update(rule.magnitudes.get(one, "") if rule else "" for one in spelled)
+    return found

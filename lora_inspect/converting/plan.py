@@ -1,0 +1,94 @@
+"""What a conversion will write, planned from headers before a tensor is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from lora_inspect.converting.asked_algorithm import check_algorithm, check_biases, needs_base, shapes_in_base
+from lora_inspect.converting.asked_consumer import for_consumer
+from lora_inspect.converting.gguf_layouts import architecture_of
+from lora_inspect.converting.inputs import open_base, read_input
+from lora_inspect.converting.landed import Landed, find_landed
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.converting.relayout import Destination
+from lora_inspect.converting.standard_output import StandardOutput
+from lora_inspect.converting.targets import targets, with_magnitudes, with_scheme
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.input_file import Identity
+from lora_inspect.matching.match import Matching, match
+from lora_inspect.matching.orientation import Orientation, check_answers
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.schemes.gguf import GGUF
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionPlan:
+    """What goes where: the `adapter` as far as it was asked for, of the `whole` file, into `destinations` at `place`.
+
+    `options` are those that were given with what the program or the scheme of the output settles. `left_out` are the
+    keys of components that were not asked for. `notes` are on what was asked without need.
+    """
+
+    adapter: Adapter
+    whole: Adapter
+    left_out: list[str]
+    options: ConvertOptions
+    base: Checkpoint | None
+    matching: Matching | None
+    destinations: tuple[Destination, ...]
+    place: StandardOutput
+    notes: tuple[str, ...]
+
+    @property
+    def inputs(self) -> dict[str, Identity]:
+        """Every file that is read, by path, as it was when the plan was made."""
+        return self.adapter.checkpoint.inputs | (self.base.inputs if self.base else {})
+
+    @property
+    def landed(self) -> Mapping[str, Landed]:
+        """The changes that a base tells; LoraInspectError where it lacks one's weight."""
+        if self.base is None or self.matching is None:
+            return {}
+        return find_landed(self.adapter, self.base, self.matching, partial(needs_base, options=self.options))
+
+    @property
+    def inner(self) -> dict[str, tuple[int, ...]]:
+        """(in, *kernel) of the base's weights, by the module that changes them."""
+        return shapes_in_base(self.matching)
+
+    @property
+    def orientations(self) -> dict[str, Orientation]:
+        """How the base stores the weights that were looked at."""
+        return self.matching.orientations if self.matching else {}
+
+
+def plan_conversion(path: str, output: str, options: ConvertOptions) -> ConversionPlan:
+    """Plans what becomes of `path` at `output`, of which it looks at nothing but the name.
+
+    Raises LoraInspectError where the meaning of the file is unknown, where DoRA has no agreed way out, and where the
+    output could not have what is asked for.
+    """
+    adapter, left_out, whole = read_input(path, options)
+    options = with_magnitudes(adapter, with_scheme(adapter, for_consumer(adapter, whole, options)))
+    already = check_algorithm(adapter, options)
+    base = open_base(adapter, options)
+    matching = match(adapter, base, transposed=options.transposed) if base else None
+    check_biases(adapter, matching, options)
+    destinations = targets(adapter, whole, base, matching, options)
+    architecture = architecture_of(adapter, options) if GGUF.name == (options.scheme or adapter.scheme) else None
+    inputs = adapter.checkpoint.inputs | (base.inputs if base else {})
+    place = StandardOutput(adapter, destinations, output, inputs, options.scheme, architecture)
+    if options.keep_dora:
+        place.check_magnitudes()
+    repeats = check_answers([matching.orientations], options.transposed) if matching else []
+    return ConversionPlan(
+        adapter=adapter,
+        whole=whole,
+        left_out=left_out,
+        options=options,
+        base=base,
+        matching=matching,
+        destinations=destinations,
+        place=place,
+        notes=(*adapter.notes, *already, *repeats),
+    )
