@@ -29,11 +29,13 @@ Example: lora-inspect compat adapter.safetensors --for comfyui
 @click.command(help=_HELP, short_help=VERBS["compat"])
 @click.argument("adapter", type=FilePath(), metavar="ADAPTER[:SETTING,...]")
 @click.option("--for", "named", type=click.Choice(sorted(CONSUMERS)), help="Only this program.")
+@click.option("--base", type=FilePath(), metavar="BASE", help="The model's own weights, for commands that need them.")
 @reading_options
 @click.option("--json", "as_json_", is_flag=True, help="Print the result as JSON.")
 def compat(
     adapter: str,
     named: str | None,
+    base: str | None,
     rslora: str | None,
     alpha: float | None,
     allow_partial_dora: bool,
@@ -42,7 +44,8 @@ def compat(
 ) -> None:
     """Judges and prints."""
     adapter, own = parse_without_strength(adapter, "compat")
-    result = judged(adapter, named, own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing), adapter))
+    told = own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing), adapter)
+    result = judged(adapter, named, told, base)
     if as_json_:
         terminal.json_text(as_json(result))
     else:

@@ -1,7 +1,8 @@
 """What `--to` asks for where it names a program: the names that it loads best, and what becomes of magnitudes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from lora_inspect import consumers, schemes
 from lora_inspect.architectures.detection import Detection
@@ -14,6 +15,10 @@ from lora_inspect.schemes.record import Scheme
 
 _PLAIN = "--base BASE with --rank N or --max-error E (a plain LoRA of the true change)"
 _DROP = "--drop-magnitude (loses the magnitude)"
+# What says how the true change of the base is written, by what a program does with the magnitudes of its names: by
+# corrected magnitudes, as differences, or else as a plain LoRA that comes so near.
+_NEAR = 0.01
+_WAYS: Mapping[str, Mapping[str, Any]] = {BASE_NORM: {}, OTHER_AXIS: {"algorithm": "full"}}
 # What is offered for DoRA, by what a program does with the magnitudes of its names.
 _OFFERS = {
     BASE_NORM: (
@@ -50,6 +55,14 @@ def for_consumer(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> C
         f"{adapter.checkpoint.path}: it is DoRA ({adapter.dora.modules} magnitudes), and {consumer.title} {what}; "
         f"choose {offers}."
     )
+
+
+def with_base(adapter: Adapter, base: str, options: ConvertOptions) -> ConvertOptions:
+    """The options for DoRA whose true change `base` tells, as the program of the options can have it."""
+    consumer, families = consumers.by_name(options.consumer or ""), _families(adapter, options)
+    scheme = schemes.by_name(_scheme(adapter, consumer, families))
+    does = _treatments(adapter, consumer, families, scheme)
+    return replace(options, base=base, **next((way for one, way in _WAYS.items() if one in does), {"max_error": _NEAR}))
 
 
 def scheme_for(adapter: Adapter, options: ConvertOptions) -> str | None:

@@ -12,22 +12,18 @@ from lora_inspect.reading.kinds import ADAPTER, kind_of
 
 
 class Input(NamedTuple):
-    """The `adapter` with the components that were asked for, and the keys of what was not, embeddings included.
-
-    `whole` is all of the file: of which family a component is, the others tell as well.
-    """
+    """The `adapter` with the components that were asked for, and the keys of what was not, embeddings included."""
 
     adapter: Adapter
     left_out: list[str]
-    whole: Adapter
 
 
-def read_input(path: str, options: ConvertOptions) -> Input:
-    """The adapter, as far as it was asked for.
+def chosen_input(whole: Adapter, options: ConvertOptions) -> Input:
+    """The adapter of a `whole` file, as far as it was asked for.
 
     Raises LoraInspectError where its meaning is unknown, and where no alpha says what the factors change.
     """
-    adapter = whole = read_adapter(open_checkpoint(path), options.settings)
+    adapter = whole
     adapter.refuse()
     asked, others = chosen(adapter, options.only)
     present = dict.fromkeys(module.name.component for module in asked)
@@ -39,7 +35,7 @@ def read_input(path: str, options: ConvertOptions) -> Input:
     left_out += [key for one in adapter.embeddings if one not in embeddings for key in one.keys]
     adapter = adapter._replace(modules={module.name.key: module for module in asked}, embeddings=embeddings)
     _refuse_residual(adapter)
-    return Input(adapter, left_out, whole)
+    return Input(adapter, left_out)
 
 
 def _refuse_residual(adapter: Adapter) -> None:

@@ -7,17 +7,17 @@ from functools import partial
 from lora_inspect.converting.asked_algorithm import check_algorithm, check_biases, needs_base, shapes_in_base
 from lora_inspect.converting.asked_consumer import for_consumer
 from lora_inspect.converting.gguf_layouts import architecture_of
-from lora_inspect.converting.inputs import open_base, read_input
+from lora_inspect.converting.inputs import chosen_input, open_base
 from lora_inspect.converting.landed import Landed, find_landed
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.relayout import Destination
 from lora_inspect.converting.standard_output import StandardOutput
 from lora_inspect.converting.targets import targets, with_magnitudes, with_scheme
-from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.input_file import Identity
 from lora_inspect.matching.match import Matching, match
 from lora_inspect.matching.orientation import Orientation, check_answers
-from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.schemes.gguf import GGUF
 
 
@@ -68,7 +68,12 @@ def plan_conversion(path: str, output: str, options: ConvertOptions) -> Conversi
     Raises LoraInspectError where the meaning of the file is unknown, where DoRA has no agreed way out, and where the
     output could not have what is asked for.
     """
-    adapter, left_out, whole = read_input(path, options)
+    return plan_for(read_adapter(open_checkpoint(path), options.settings), output, options)
+
+
+def plan_for(whole: Adapter, output: str, options: ConvertOptions) -> ConversionPlan:
+    """Plans, as `plan_conversion` does, what becomes of an adapter that was read."""
+    adapter, left_out = chosen_input(whole, options)
     options = with_magnitudes(adapter, with_scheme(adapter, for_consumer(adapter, whole, options)))
     already = check_algorithm(adapter, options)
     base = open_base(adapter, options)

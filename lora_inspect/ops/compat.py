@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 from lora_inspect import consumers
 from lora_inspect.consumers.record import Consumer
-from lora_inspect.consumers.verdict import Verdict, judge
+from lora_inspect.consumers.verdict import Verdict, judge, needs_mending
+from lora_inspect.converting.mending import mending
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.listing import listed
@@ -12,7 +13,7 @@ from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.paths import with_paths
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.settings import Settings, spell_settings
 
 
 class CompatResult(NamedTuple):
@@ -22,7 +23,12 @@ class CompatResult(NamedTuple):
     verdicts: tuple[Verdict, ...]
 
 
-def compat(path: str, named: str | None = None, settings: Settings = Settings()) -> CompatResult:  # noqa: B008 (frozen)
+def compat(
+    path: str,
+    named: str | None = None,
+    settings: Settings = Settings(),  # noqa: B008 (frozen)
+    base: str | None = None,
+) -> CompatResult:
     """What the programs make of the adapter at `path`, or the one that is `named`.
 
     Raises LoraInspectError where the file is no adapter, where its own meaning is open, and for a name of no program.
@@ -34,7 +40,16 @@ def compat(path: str, named: str | None = None, settings: Settings = Settings())
     adapter.refuse()
     families = adapter_candidates(adapter)
     adapter = with_paths(adapter, families)
-    return CompatResult(adapter, tuple(judge(adapter, families, consumer) for consumer in asked))
+    said = spell_settings(settings)
+    given = f"{path}:{said}" if said else path
+    verdicts = [judge(adapter, families, consumer) for consumer in asked]
+    return CompatResult(
+        adapter,
+        tuple(
+            one._replace(fix=mending(adapter, given, one.consumer, base)) if needs_mending(one) else one
+            for one in verdicts
+        ),
+    )
 
 
 def as_json(result: CompatResult) -> dict[str, Any]:
