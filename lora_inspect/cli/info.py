@@ -147,6 +147,8 @@ def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "DoRA", _answer(record["dora"]) + axis
         yield "scheme", record["scheme"] or "unknown"
         yield "trainer", record["trainer"] or "unknown"
+        if record["read_by"] is not None:
+            yield "read by", ", ".join(record["read_by"]) or "no program that is known here, as it means it"
     yield "architecture", _architecture(record)
     for item in record["evidence"]:
         yield "evidence", f"{item['about']}: {item['says']} [{item['where']}]"

@@ -13,6 +13,7 @@ from lora_inspect.reading.identify import adapter_candidates, base_candidates
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.paths import with_paths
 from lora_inspect.reading.pipeline_expert import PipelineExpert, pipeline_expert
+from lora_inspect.reading.problem import ERROR
 from lora_inspect.reading.settings import Settings
 
 SCHEMA = 1
@@ -100,6 +101,7 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
         },
         "evidence": [{"about": item.about, "says": item.says, "where": item.where} for item in adapter.evidence],
         "metadata": checkpoint.metadata,
+        "read_by": _read_by(info),
         "embeddings": [{"token": one.token, "keys": list(one.keys)} for one in adapter.embeddings],
         "unclaimed": list(adapter.unclaimed) if info.kind == ADAPTER else [],
         "problems": [
@@ -122,6 +124,20 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
             for contribution in module.contributions
         ]
     return record
+
+
+def _read_by(info: FileInfo) -> list[str] | None:
+    """The titles of the programs that make of the file what it means; None where its own meaning is open."""
+    if info.kind != ADAPTER or any(problem.severity == ERROR for problem in info.adapter.problems):
+        return None
+    from lora_inspect.consumers import CONSUMERS
+    from lora_inspect.consumers.verdict import SAME, judge
+
+    return [
+        consumer.title
+        for consumer in CONSUMERS.values()
+        if judge(info.adapter, info.candidates, consumer).verdict == SAME
+    ]
 
 
 def _module_record(module: Module, contribution: Contribution, folded: FoldedScales) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from toy_adapters import base, lora, loras
 FIELDS = {
     "schema", "path", "bytes", "tensors", "dtypes", "kind", "algorithms", "scheme", "architecture", "trainer",
     "modules", "parameters", "ranks", "alphas", "scales", "rslora", "dora", "evidence", "metadata", "unclaimed",
-    "problems",
+    "problems", "read_by",
 }  # fmt: skip
 
 
@@ -290,3 +290,17 @@ def test_names_in_other_scripts_and_control_characters_are_shown(run, write_safe
     assert "lora_unet_日本\\x1b[31m" in shown.stdout
     assert "\x1b" not in shown.stdout
     assert run("info", file, "--json").json["metadata"] == {"ключ": "значение\n"}
+
+
+def test_the_programs_that_read_a_file_as_it_means_are_named(synthetic, run):
+    plain = run("info", synthetic / "comfyui_alpha.safetensors")
+    assert any(line.startswith("read by") and "ComfyUI" in line for line in plain.stdout.splitlines())
+    assert "ComfyUI" in run("info", synthetic / "comfyui_alpha.safetensors", "--json").json["read_by"]
+    assert "ComfyUI" not in run("info", synthetic / "rslora_flag.safetensors", "--json").json["read_by"]
+    assert run("info", synthetic / "base_f32.safetensors", "--json").json["read_by"] is None
+
+
+def test_a_file_whose_meaning_is_open_is_read_by_nobody_in_particular(write_safetensors, run):
+    file = write_safetensors(lora("base_model.model.q_proj", spelling="peft", alpha=None))
+    assert run("info", file, "--json").json["read_by"] is None
+    assert "read by" not in run("info", file).stdout
