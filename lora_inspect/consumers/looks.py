@@ -9,6 +9,7 @@ from lora_inspect.architectures.patterns import layout_patterns, pattern_of
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.architectures.text_encoders import PATHS
 from lora_inspect.consumers.record import HIDING, INFIXED, SLICED, TEXT_ENCODERS
+from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.suffixes import parse_key
 
@@ -31,15 +32,22 @@ class Look(NamedTuple):
     magnitude: str
 
 
-def looks(module: Module) -> Iterator[tuple[Contribution, Look]]:
-    """The contributions of a module as a program sees them."""
-    separator = "_" if module.name.flat else "."
-    pattern = pattern_of(module.name.body, separator)
-    for contribution in module.contributions:
-        magnitude = contribution.magnitude
-        yield (
-            contribution,
-            Look(
+class Seen(NamedTuple):
+    """A module's contribution, and how it looks."""
+
+    module: Module
+    contribution: Contribution
+    look: Look
+
+
+def looks(adapter: Adapter) -> Iterator[Seen]:
+    """The contributions of every module as a program sees them."""
+    for module in adapter.modules.values():
+        separator = "_" if module.name.flat else "."
+        pattern = pattern_of(module.name.body, separator)
+        for contribution in module.contributions:
+            magnitude = contribution.magnitude
+            look = Look(
                 prefix=module.name.prefix,
                 pattern=pattern,
                 separator=separator,
@@ -48,8 +56,8 @@ def looks(module: Module) -> Iterator[tuple[Contribution, Look]]:
                 dialects=_dialects(module, contribution),
                 has_alpha=module.alpha is not None,
                 magnitude=f"{magnitude.spelling.suffix} {magnitude.axis}" if magnitude else "",
-            ),
-        )
+            )
+            yield Seen(module, contribution, look)
 
 
 def is_of_layout(look: Look, family: Architecture | None, layout: str) -> bool:

@@ -1,12 +1,12 @@
 """What a program makes of an adapter by the rules of its loader: what it takes, passes over and refuses."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import NamedTuple
 
 from lora_inspect.architectures.record import Architecture
-from lora_inspect.consumers.looks import Look, is_of_layout, is_path, looks
+from lora_inspect.consumers.looks import Look, Seen, is_of_layout, is_path, looks
 from lora_inspect.consumers.record import (
     COMPUTES,
     FAILS,
@@ -73,8 +73,13 @@ class Reception:
         return bool(self.refusal)
 
 
-def receive(adapter: Adapter, family: Architecture | None, consumer: Consumer) -> Reception:
-    """What the consumer makes of an adapter of the family, None for one of no known family."""
+def receive(
+    adapter: Adapter, family: Architecture | None, consumer: Consumer, seen: Sequence[Seen] | None = None
+) -> Reception:
+    """What the consumer makes of an adapter of the family, None for one of no known family.
+
+    `seen` is how its modules look, where that is at hand already.
+    """
     name = family.name if family else ""
     loader = next((one for one in consumer.loaders if not one.families or name in one.families), None)
     reception = Reception()
@@ -84,9 +89,8 @@ def receive(adapter: Adapter, family: Architecture | None, consumer: Consumer) -
         return reception
     # Modules of one look are treated alike, and there are few looks.
     rule_of = cache(partial(_rule_of, loader, family))
-    for module in adapter.modules.values():
-        for contribution, look in looks(module):
-            _place(reception, Given(adapter, module, contribution), look, rule_of(look), loader)
+    for module, contribution, look in looks(adapter) if seen is None else seen:
+        _place(reception, Given(adapter, module, contribution), look, rule_of(look), loader)
     _place_others(reception, adapter, loader)
     if refusal := loader.refuses(adapter):
         reception.refusal = refusal

@@ -2,10 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from lora_inspect.architectures.detection import Detection
+from lora_inspect.consumers.looks import Seen, looks
 from lora_inspect.consumers.reception import Left, Reception, Taken, receive
 from lora_inspect.consumers.record import BASE_NORM, LEAVES, MISREADS, OTHER_AXIS, SILENT, Consumer
 from lora_inspect.listing import listed
@@ -41,9 +42,20 @@ class Verdict(NamedTuple):
 
 def judge(adapter: Adapter, families: Sequence[Detection], consumer: Consumer) -> Verdict:
     """The verdict on an adapter that may be of any of the `families`; unknown where these differ in it."""
+    return next(judge_each(adapter, families, [consumer]))
+
+
+def judge_each(adapter: Adapter, families: Sequence[Detection], consumers: Iterable[Consumer]) -> Iterator[Verdict]:
+    """The verdicts of several programs, each as `judge` has it."""
+    seen = tuple(looks(adapter))
+    for consumer in consumers:
+        yield _agreed(adapter, families, consumer, seen)
+
+
+def _agreed(adapter: Adapter, families: Sequence[Detection], consumer: Consumer, seen: Sequence[Seen]) -> Verdict:
     if not families:
-        return _judged(consumer, receive(adapter, None, consumer))
-    found = [_judged(consumer, receive(adapter, family.architecture, consumer)) for family in families]
+        return _judged(consumer, receive(adapter, None, consumer, seen))
+    found = [_judged(consumer, receive(adapter, family.architecture, consumer, seen)) for family in families]
     if len({(one.verdict, one.factor) for one in found}) == 1:
         return found[0]
     differ = listed([f"{one.verdict} as {family}" for one, family in zip(found, families, strict=True)], "or")

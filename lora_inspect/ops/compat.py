@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from lora_inspect import consumers
 from lora_inspect.consumers.record import Consumer
-from lora_inspect.consumers.verdict import Verdict, judge, needs_mending
+from lora_inspect.consumers.verdict import Verdict, judge_each, needs_mending
 from lora_inspect.converting.mending import mending
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
@@ -42,7 +42,7 @@ def compat(
     adapter = with_paths(adapter, families)
     said = spell_settings(settings)
     given = f"{path}:{said}" if said else path
-    verdicts = [judge(adapter, families, consumer) for consumer in asked]
+    verdicts = list(judge_each(adapter, families, asked))
     return CompatResult(
         adapter,
         tuple(

@@ -131,13 +131,10 @@ def _read_by(info: FileInfo) -> list[str] | None:
     if info.kind != ADAPTER or any(problem.severity == ERROR for problem in info.adapter.problems):
         return None
     from lora_inspect.consumers import CONSUMERS
-    from lora_inspect.consumers.verdict import SAME, judge
+    from lora_inspect.consumers.verdict import SAME, judge_each
 
-    return [
-        consumer.title
-        for consumer in CONSUMERS.values()
-        if judge(info.adapter, info.candidates, consumer).verdict == SAME
-    ]
+    verdicts = judge_each(info.adapter, info.candidates, CONSUMERS.values())
+    return [one.consumer.title for one in verdicts if one.verdict == SAME]
 
 
 def _module_record(module: Module, contribution: Contribution, folded: FoldedScales) -> dict[str, Any]:
