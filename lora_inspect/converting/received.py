@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from lora_inspect.consumers.record import Consumer
+from lora_inspect.consumers.record import READ, Consumer
 from lora_inspect.consumers.verdict import LOST, UNKNOWN, WRONG, judge, needs_mending
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
@@ -40,5 +40,7 @@ class Received:
                 f"{self.output}: {program} would not read it as it is meant: {found.verdict}{says}; nothing is "
                 "written. Choose --algorithm lora where it is of another algorithm, or another program."
             )
+        elif found.by == READ:
+            self.remarks.append(f"that {program} reads it as it is meant was read in its code, and not run")
         elif found.verdict == UNKNOWN:
             self.remarks.append(f"what {program} makes of it is not known here: {found.says}")

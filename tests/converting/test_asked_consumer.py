@@ -12,6 +12,7 @@ from lora_inspect.consumers.record import (
     FAILS,
     LEAVES,
     OTHER_AXIS,
+    READ,
     WARNS,
     Consumer,
     Loader,
@@ -78,6 +79,11 @@ def test_what_is_not_known_of_the_output_is_said(wan, tmp_path):
     with added(program(LOADS_COMFYUI._replace(prefixes=("other.",)))):
         result = to_toy(wan(), tmp_path / "out.safetensors")
         assert any("what Toy 1.0 makes of it is not known here" in remark for remark in result.remarks)
+
+
+def test_a_rule_that_was_only_read_is_said_to_be(wan, tmp_path):
+    with added(program(LOADS_COMFYUI._replace(by=READ))):
+        assert any("not run" in remark for remark in to_toy(wan(), tmp_path / "out.safetensors").remarks)
 
 
 def test_a_program_without_names_for_the_family_is_refused(wan, tmp_path):

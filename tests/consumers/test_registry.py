@@ -1,0 +1,86 @@
+"""What every program's record says exists: families, layouts, schemes, dialects, algorithms, magnitudes."""
+
+import pytest
+
+from lora_inspect import algorithms, consumers, schemes
+from lora_inspect.architectures import ARCHITECTURES
+from lora_inspect.consumers.record import (
+    BASE_NORM,
+    COMPUTES,
+    FAILS,
+    LEAVES,
+    MISREADS,
+    ODD,
+    OTHER_AXIS,
+    READ,
+    RUN,
+    SILENT,
+    TEXT_ENCODERS,
+    WARNS,
+)
+from lora_inspect.maths.dora import INPUT, OUTPUT, SPELLINGS
+
+PROGRAMS = sorted(consumers.CONSUMERS)
+FAMILIES = {architecture.name: architecture for architecture in ARCHITECTURES}
+LAYOUTS = {name for family in ARCHITECTURES for layout in family.layouts for name in layout.names}
+ALGORITHMS = algorithms.every()
+DIALECTS = {name for one in ALGORITHMS.values() for name in one.dialects} | set(ODD)
+
+
+@pytest.fixture(params=PROGRAMS)
+def consumer(request):
+    return consumers.by_name(request.param)
+
+
+def rules(consumer):
+    return [rule for loader in consumer.loaders for rule in loader.rules]
+
+
+def test_a_record_is_found_by_its_name(consumer):
+    assert consumers.by_name(consumer.name) is consumer
+    assert consumer.title
+    assert consumer.version
+
+
+def test_families_and_layouts_exist(consumer):
+    for loader in consumer.loaders:
+        assert set(loader.families) <= FAMILIES.keys()
+    for rule in rules(consumer):
+        assert set(rule.families) <= FAMILIES.keys()
+        assert set(rule.layouts) <= LAYOUTS | {TEXT_ENCODERS}
+        own = [FAMILIES[name] for name in rule.families]
+        paths = {path for family in own or ARCHITECTURES for layout in family.layouts for path in layout.named}
+        assert set(rule.lacks) <= paths
+
+
+def test_what_it_loads_best_is_written(consumer):
+    assert consumer.schemes.keys() <= FAMILIES.keys() | {""}
+    assert all(schemes.by_name(scheme).writing for scheme in consumer.schemes.values() if scheme)
+
+
+def test_spellings_exist(consumer):
+    magnitudes = {f"{suffix} {axis}" for suffix in SPELLINGS for axis in (OUTPUT, INPUT)}
+    for rule in rules(consumer):
+        assert set(rule.dialects) <= DIALECTS
+        assert rule.kinds.keys() <= ALGORITHMS.keys() | {""}
+        assert set(rule.kinds.values()) <= {COMPUTES, LEAVES, MISREADS, FAILS}
+        assert rule.magnitudes.keys() <= magnitudes
+        assert set(rule.magnitudes.values()) <= {COMPUTES, LEAVES, BASE_NORM, OTHER_AXIS, FAILS}
+        assert rule.by in (RUN, READ)
+        for part in rule.parts:
+            name, _, role = part.partition(".")
+            known = ALGORITHMS[name]
+            roles = {role for dialect in known.dialects.values() for role in dialect}
+            assert role in {*roles, *known.unmarked, *known.numbers, *known.shared}
+
+
+def test_what_it_does_with_strangers_is_one_of_three(consumer):
+    for loader in consumer.loaders:
+        for strangers in filter(None, (loader.strangers, loader.others)):
+            assert strangers.does in (SILENT, WARNS, FAILS)
+            assert bool(strangers.beyond) == (strangers.most is not None)
+
+
+def test_a_name_is_given_once():
+    with pytest.raises(ValueError, match="already"):
+        consumers.add(consumers.by_name(PROGRAMS[0]))
