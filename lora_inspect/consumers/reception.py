@@ -11,6 +11,7 @@ from lora_inspect.consumers.record import (
     COMPUTES,
     FAILS,
     LEAVES,
+    MISREADS,
     ODD,
     READ,
     RUN,
@@ -139,6 +140,8 @@ def _place(reception: Reception, given: Given, look: Look, rule: Rule | None, lo
         return
     does = rule.kinds.get(look.algorithm, rule.kinds.get("", ""))
     parts = {part: rule.parts[part] for role in look.roles if (part := f"{look.algorithm}.{role}") in rule.parts}
+    if contribution.residual and not (contribution.on_residual or rule.residual) and does == COMPUTES:
+        does = MISREADS
     for part in parts.values():
         does = part if does == COMPUTES else does
     if not does:

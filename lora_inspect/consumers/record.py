@@ -74,6 +74,7 @@ class Rule(NamedTuple):
     `parts` says of single roles by "algorithm.role" what it does otherwise, as of a Tucker core: {"lora.mid": LEAVES}.
     `scale` is the scale that it applies. `magnitudes` says what it does with a magnitude by "suffix axis", as
     ".dora_scale output": COMPUTES, LEAVES, BASE_NORM, OTHER_AXIS or FAILS, and is unknown for what is not there.
+    `residual` says whether it takes the first values of factors off the base where their initialisation put them in.
     `by` says how the rule is known, RUN or READ, `says` what the program says of it, where it FAILS.
     """
 
@@ -87,6 +88,7 @@ class Rule(NamedTuple):
     parts: Mapping[str, str] = MappingProxyType({})
     scale: ScaleRule = alpha_over_rank
     magnitudes: Mapping[str, str] = MappingProxyType({})
+    residual: bool = False
     by: str = RUN
     says: str = ""
 

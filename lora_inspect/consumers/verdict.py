@@ -11,6 +11,7 @@ from lora_inspect.consumers.reception import Left, Reception, Taken, receive
 from lora_inspect.consumers.record import BASE_NORM, LEAVES, MISREADS, OTHER_AXIS, SILENT, Consumer
 from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.contribution import Contribution
 
 SAME, STRENGTH, LOST, WRONG = "same meaning", "wrong strength", "DoRA lost", "DoRA wrong"
 OTHER = "wrong change"
@@ -91,7 +92,7 @@ def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
         count = len(lost) + len(reception.taken)
         return PARTLY, f"{len(lost)} of {count} changes are not applied, {_told(lost)}", lost
     if wrong := [one for one in reception.taken if one.does == MISREADS]:
-        return OTHER, f"it makes another change of {wrong[0].contribution.algorithm.title}", ()
+        return OTHER, f"it makes another change of {_what(wrong[0].contribution)}", ()
     bearing = [one for one in reception.taken if one.magnitude]
     if any(one.magnitude in (BASE_NORM, OTHER_AXIS) for one in bearing):
         norm = "the base's norms" if bearing[0].magnitude == BASE_NORM else "norms along the other axis"
@@ -104,6 +105,16 @@ def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
     if any(not _is_one(factor) for factor, _ in factors):
         return STRENGTH, f"it applies {_strengths(factors)} of what is right", ()
     return SAME, "", ()
+
+
+def _what(contribution: Contribution) -> str:
+    """What a contribution is, as far as programs make something else of it."""
+    title = contribution.algorithm.title
+    return (
+        f"{title}, whose first values ({contribution.residual}) it leaves in the base"
+        if contribution.residual
+        else title
+    )
 
 
 def _told(lefts: Sequence[Left]) -> str:

@@ -40,9 +40,9 @@ def program(*rules, strangers=TALKS, **fields):
 
 @pytest.fixture
 def judged(write_safetensors):
-    def judge(consumer, tensors):
+    def judge(consumer, tensors, metadata=None):
         with added(consumer):
-            (found,) = compat(str(write_safetensors(tensors)), "toy").verdicts
+            (found,) = compat(str(write_safetensors(tensors, metadata)), "toy").verdicts
         return found
 
     return judge
@@ -212,3 +212,10 @@ def test_what_refuses_a_whole_file_is_asked(judged):
 
     assert judged(program(LORA, refuses=limited), wan()).says == "rank above 8"
     assert judged(program(LORA, refuses=limited), wan(rank=8)).verdict == "same meaning"
+
+
+def test_factors_whose_first_values_are_in_the_base_are_misread(judged):
+    pissa = {"ss_init_lora_weights": "pissa"}
+    assert judged(program(LORA), wan(), pissa).verdict == "wrong change"
+    assert "pissa" in judged(program(LORA), wan(), pissa).says
+    assert judged(program(LORA._replace(residual=True)), wan(), pissa).verdict == "same meaning"
