@@ -34,6 +34,11 @@ READING = {
         "reading/test_evidence_dora.py::test_the_scan_knows_every_spelling_and_its_axis",
     ),
     5: ("a dora_scale of one dimension has no axis", "maths/test_dora.py::test_the_axis_of_a_magnitude"),
+    6: (
+        "a magnitude over the norms of the base is read as one over those of the changed weight",
+        "converting/test_other_norms.py::test_a_merge_of_the_output_is_that_of_the_input",
+        "converting/test_other_norms.py::test_the_file_says_for_which_base_it_is_and_is_read_so",
+    ),
     7: (
         "magnitudes of outputs and of inputs are told apart by shape alone",
         "maths/test_dora.py::test_the_axis_of_a_magnitude",
@@ -139,6 +144,11 @@ WRITING: dict[int, tuple[str, ...]] = {
     5: (
         "a magnitude needs a dimension for the inputs",
         "converting/test_naming.py::test_where_a_magnitude_of_outputs_goes",
+    ),
+    6: (
+        "ComfyUI divides magnitudes of outputs by the norms of the base's rows",
+        "converting/test_other_norms.py::test_comfyui_makes_what_was_trained",
+        "converting/test_other_norms.py::test_it_does_not_become_a_trainers_dora_without_the_base",
     ),
     13: (
         "factors of a fused layer are taken for block-diagonal ones",

@@ -55,7 +55,8 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
     "--base",
     type=FilePath(),
     metavar="BASE",
-    help="DoRA: approximate the true change of BASE's weights by plain LoRA.",
+    help="DoRA: approximate the true change of BASE's weights by plain LoRA; without --rank and --max-error write the "
+    "magnitudes that make it in programs that divide by BASE's norms (--to comfyui).",
 )
 @click.option("--rank", type=click.IntRange(min=1), help="With --base or --algorithm: the rank of the approximation.")
 @click.option(
@@ -140,16 +141,18 @@ def convert(
     as_json: bool,
 ) -> None:
     """Converts and prints."""
-    if keep_dora + drop_magnitude + (base is not None) > 1:
-        raise click.UsageError("--keep-dora, --base and --drop-magnitude exclude each other.")
+    if drop_magnitude + (keep_dora or base is not None) > 1:
+        raise click.UsageError("--drop-magnitude excludes --keep-dora and --base.")
     is_approximated = base is not None and layout != SINGLE_EXPERTS
     is_limited = rank is not None or max_error is not None
     if None not in (rank, max_error):
         raise click.UsageError("--rank and --max-error exclude each other.")
     if is_limited and not (is_approximated or algorithm):
         raise click.UsageError("--rank and --max-error speak of what --base or --algorithm approximates.")
-    if is_approximated and not (is_limited or algorithm):
-        raise click.UsageError("--base takes one of --rank and --max-error.")
+    if keep_dora and is_limited and base is not None:
+        raise click.UsageError("--keep-dora keeps the magnitude, and --rank and --max-error make plain LoRA of it.")
+    if is_approximated and not (is_limited or algorithm or keep_dora or target):
+        raise click.UsageError("--base takes one of --rank, --max-error, --keep-dora and --to.")
     if target and layout:
         raise click.UsageError("--to has its own layouts; leave --layout out.")
     if architecture and not (target or layout in LAYOUTS):

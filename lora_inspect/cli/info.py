@@ -15,6 +15,7 @@ from lora_inspect.cli.path_settings import parse_without_strength
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.files.found_checkpoints import find_checkpoints, is_checkpoint_folder
 from lora_inspect.listing import listed, some
+from lora_inspect.maths.dora import OF_BASE
 from lora_inspect.ops.info import as_json, inspect
 from lora_inspect.reading.settings import Settings
 
@@ -144,7 +145,8 @@ def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
         axis = (
             f", {record['dora']['modules']} modules, {record['dora']['axis']} axis" if record["dora"]["modules"] else ""
         )
-        yield "DoRA", _answer(record["dora"]) + axis
+        over = ", over the norms of the base" if record["dora"]["norms"] == OF_BASE else ""
+        yield "DoRA", _answer(record["dora"]) + axis + over
         yield "scheme", record["scheme"] or "unknown"
         yield "trainer", record["trainer"] or "unknown"
         if record["read_by"] is not None:

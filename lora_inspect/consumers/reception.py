@@ -20,6 +20,7 @@ from lora_inspect.consumers.record import (
     Loader,
     Rule,
     Strangers,
+    treatment,
 )
 from lora_inspect.listing import some
 from lora_inspect.reading.adapter import Adapter
@@ -156,8 +157,9 @@ def _place(reception: Reception, given: Given, look: Look, rule: Rule | None, lo
 
 def _take(reception: Reception, given: Given, look: Look, rule: Rule, loader: Loader, does: str) -> None:
     contribution = given.contribution
-    magnitude = rule.magnitudes.get(look.magnitude, "") if contribution.magnitude else ""
+    magnitude = ""
     if contribution.magnitude:
+        magnitude = treatment(rule, look.magnitude, contribution.magnitude.spelling.norms)
         key = contribution.magnitude.info.name
         if not magnitude:
             reception.unknown.append(Unknown((key,), f"magnitudes such as {key} were not tried"))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from lora_inspect.maths.dora import OF_BASE
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution, Module
 
@@ -13,8 +14,8 @@ RUN, READ = "run", "read"
 # tensors as over any that it does not know, makes another change of them, or refuses the whole file.
 COMPUTES, LEAVES, MISREADS, FAILS = "computes", "leaves", "misreads", "fails"
 # What it does with DoRA's magnitude beside that: it divides by the norms of the base's weight instead of the changed
-# one's, or by those of the other axis.
-BASE_NORM, OTHER_AXIS = "base norm", "other axis"
+# one's, by those of the other axis, or by the changed one's where the magnitude is over the base's.
+BASE_NORM, OTHER_AXIS, SUM_NORM = "base norm", "other axis", "sum norm"
 # Whether a program says something of what it passes over.
 SILENT, WARNS = "silently", "warns"
 # The paths of text encoders, in the place of a layout's name.
@@ -91,6 +92,18 @@ class Rule(NamedTuple):
     residual: bool = False
     by: str = RUN
     says: str = ""
+
+
+def treatment(rule: Rule, spelled: str, norms: str) -> str:
+    """What a program does with a magnitude of a "suffix axis" that is over the `norms`; empty where nobody knows.
+
+    One over the norms of the base is right where that is what divides, and wrong where it is not.
+    """
+    does = rule.magnitudes.get(spelled, "")
+    return _OF_BASE.get(does, does) if norms == OF_BASE else does
+
+
+_OF_BASE = {BASE_NORM: COMPUTES, COMPUTES: SUM_NORM}
 
 
 class Strangers(NamedTuple):

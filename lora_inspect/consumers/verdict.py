@@ -8,7 +8,7 @@ from typing import NamedTuple
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.consumers.looks import Seen, looks
 from lora_inspect.consumers.reception import Left, Reception, Taken, receive
-from lora_inspect.consumers.record import BASE_NORM, LEAVES, MISREADS, OTHER_AXIS, SILENT, Consumer
+from lora_inspect.consumers.record import BASE_NORM, LEAVES, MISREADS, OTHER_AXIS, SILENT, SUM_NORM, Consumer
 from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution
@@ -17,6 +17,12 @@ SAME, STRENGTH, LOST, WRONG = "same meaning", "wrong strength", "DoRA lost", "Do
 OTHER = "wrong change"
 PARTLY, NOTHING, REFUSED, UNKNOWN = "partly loaded", "nothing loaded", "refused", "unknown"
 VERDICTS = (SAME, STRENGTH, LOST, WRONG, OTHER, PARTLY, NOTHING, REFUSED, UNKNOWN)
+# What a program divides magnitudes by that are over other norms.
+_NORMS = {
+    BASE_NORM: "the base's norms",
+    OTHER_AXIS: "norms along the other axis",
+    SUM_NORM: "the norms of the changed weight, and they are over the base's",
+}
 # Scales that are read from half-precision alphas are as near as that to the true ones.
 _ALIKE = 2.0**-10
 
@@ -94,8 +100,7 @@ def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
     if wrong := [one for one in reception.taken if one.does == MISREADS]:
         return OTHER, f"it makes another change of {_what(wrong[0].contribution)}", ()
     bearing = [one for one in reception.taken if one.magnitude]
-    if any(one.magnitude in (BASE_NORM, OTHER_AXIS) for one in bearing):
-        norm = "the base's norms" if bearing[0].magnitude == BASE_NORM else "norms along the other axis"
+    if norm := next((_NORMS[one.magnitude] for one in bearing if one.magnitude in _NORMS), None):
         return WRONG, f"it divides the magnitudes by {norm}", ()
     if any(one.magnitude == LEAVES for one in bearing):
         magnitudes = {one.contribution.magnitude.info.name for one in bearing if one.contribution.magnitude}

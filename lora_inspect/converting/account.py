@@ -25,6 +25,7 @@ def reading(adapter: Adapter) -> dict[str, Any]:
         "algorithm": "+".join(names),
         "rslora": adapter.rslora.value,
         "dora": adapter.dora.value,
+        "norms": adapter.dora.norms,
         "multiplier": rules(magnitude and magnitude.spelling.suffix for magnitude in magnitudes),
         "ranks": counted(c.rank for c in adapter.contributions if c.rank is not None),
         "bytes": adapter.checkpoint.bytes,
@@ -35,6 +36,11 @@ def rules(suffixes: Iterable[str | None]) -> str | None:
     """By which rule readers of magnitudes with these suffixes apply a strength."""
     found = sorted({SPELLINGS[suffix].multiplier for suffix in suffixes if suffix})
     return " and ".join(found) or None
+
+
+def norms(modules: "Iterable[SpelledModule]") -> str | None:
+    """Whose norms the magnitudes of outputs are over; None where there are none."""
+    return next((module.norms for module in modules if module.norms), None)
 
 
 def counted(ranks: Iterable[int]) -> dict[str, int]:

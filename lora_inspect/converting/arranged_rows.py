@@ -85,7 +85,7 @@ def _reordered(part: Part, runs: Runs) -> Part:
     taken = {role: Factor(factor.values[order], factor.dtype) for role, factor in own.items()}
     lengths = part.lengths
     if part.magnitude and part.magnitude.axis == OUTPUT:
-        values = read_factor(part.magnitude.info)
+        values = part.lengths or read_factor(part.magnitude.info)
         lengths = Factor(values.values.flatten()[order], values.dtype)
     elif part.magnitude and runs.rows < next(iter(own.values())).shape[0]:
         raise _needs_all_rows(part)
@@ -183,13 +183,13 @@ def _joined_lengths(pieces: Sequence[Piece], rows: int) -> Factor | None:
     first = decomposed[0]
     if any(magnitude.axis != OUTPUT for magnitude in magnitudes):
         raise _needs_all_rows(first)
-    rules = {magnitude.spelling.suffix for magnitude in magnitudes}
+    rules = {magnitude.spelling for magnitude in magnitudes}
     if len(magnitudes) < len(pieces) or len(rules) > 1 or sum(runs.rows for _, runs in pieces) < rows:
         raise LoraInspectError(
             f"{first.file}: {first.origin.module.key} has a magnitude, but not all rows of the layer that it "
             "becomes a part of have one, spelled alike; choose --base BASE or --drop-magnitude, or keep its layout."
         )
-    values = [read_factor(magnitude.info) for magnitude in magnitudes]
+    values = [part.lengths or read_factor(own.info) for part, own in zip(decomposed, magnitudes, strict=True)]
     whole = zeros((rows,), joined(values))
     for lengths, (_, runs) in zip(values, pieces, strict=True):
         for start, stop, source in runs.each():

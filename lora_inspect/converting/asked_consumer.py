@@ -6,9 +6,10 @@ from typing import Any
 
 from lora_inspect import consumers, schemes
 from lora_inspect.architectures.detection import Detection
-from lora_inspect.consumers.record import BASE_NORM, COMPUTES, OTHER_AXIS, Consumer
+from lora_inspect.consumers.record import BASE_NORM, COMPUTES, OTHER_AXIS, Consumer, Rule, treatment
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.maths.dora import OF_BASE, OF_SUM, OUTPUT
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates, described
 from lora_inspect.schemes.record import Scheme
@@ -30,6 +31,7 @@ _OFFERS = {
         f"--base BASE with --algorithm full (the exact difference of every weight), {_PLAIN}, or {_DROP}",
     ),
 }
+_OVER = {BASE_NORM: OF_BASE, COMPUTES: OF_SUM}
 _LOST = ("applies none", f"{_PLAIN}, or {_DROP}")
 
 
@@ -43,7 +45,7 @@ def for_consumer(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> C
         return options
     consumer, families = consumers.by_name(options.consumer), _families(whole, options)
     scheme = _scheme(adapter, consumer, families)
-    options = replace(options, scheme=scheme)
+    options = replace(options, scheme=scheme, norms=_norms(consumer, families, schemes.by_name(scheme)))
     is_settled = options.keep_dora or options.drop_magnitude or options.base is not None
     if not adapter.dora.value or is_settled:
         return options
@@ -95,12 +97,26 @@ def _scheme(adapter: Adapter, consumer: Consumer, families: Sequence[Detection])
 
 def _treatments(adapter: Adapter, consumer: Consumer, families: Sequence[Detection], scheme: Scheme) -> set[str]:
     """What the program does with magnitudes as the scheme spells them, of every axis that the file has."""
-    axes = {c.magnitude.axis for c in adapter.contributions if c.magnitude}
-    spelled = [f"{scheme.suffixes.get('magnitude', '')} {axis}" for axis in axes]
-    found: set[str] = set()
+    own = {(c.magnitude.axis, c.magnitude.spelling.norms) for c in adapter.contributions if c.magnitude}
+    suffix = scheme.suffixes.get("magnitude", "")
+    rules = _rules(consumer, families)
+    return {treatment(rule, f"{suffix} {axis}", norms) if rule else "" for rule in rules for axis, norms in own}
+
+
+def _norms(consumer: Consumer, families: Sequence[Detection], scheme: Scheme) -> str | None:
+    """Whose norms the program divides magnitudes of outputs by; None where it does something else, or nobody knows."""
+    spelled = f"{scheme.suffixes.get('magnitude', '')} {OUTPUT}"
+    does = {treatment(rule, spelled, OF_SUM) if rule else "" for rule in _rules(consumer, families)}
+    return _OVER.get(does.pop()) if len(does) == 1 else None
+
+
+def _rules(consumer: Consumer, families: Sequence[Detection]) -> list[Rule | None]:
+    """By family the rule that speaks of magnitudes; None where there is none."""
+    found: list[Rule | None] = []
     for name in [family.architecture.name for family in families] or [""]:
         loader = next((one for one in consumer.loaders if not one.families or name in one.families), None)
         rules = loader.rules if loader else ()
-        rule = next((one for one in rules if one.magnitudes and (not one.families or name in one.families)), None)
-        found.update(rule.magnitudes.get(one, "") if rule else "" for one in spelled)
+        found.append(
+            next((one for one in rules if one.magnitudes and (not one.families or name in one.families)), None)
+        )
     return found

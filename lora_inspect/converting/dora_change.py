@@ -23,9 +23,9 @@ def true_change(landed: Landed) -> torch.Tensor:
     """W' - W as (out, in·kernel), where W has what the module adds to it before; LoraInspectError if not finite."""
     weight = own_weight(landed.places)
     for other in landed.before:
-        _fold(_change(other, landed, weight.dtype), weight)
+        _fold(module_change(other, landed, weight.dtype), weight)
     changed = weight.clone()
-    _fold(_change(landed.contribution, landed, weight.dtype), changed)
+    _fold(module_change(landed.contribution, landed, weight.dtype), changed)
     difference = changed.sub_(weight)
     if first_non_finite(difference) is not None:
         place, _ = landed.places[0]
@@ -37,8 +37,8 @@ def true_change(landed: Landed) -> torch.Tensor:
     return difference
 
 
-def _change(contribution: Contribution, landed: Landed, dtype: torch.dtype) -> Change:
-    """The change of the module's own rows as (out, in·kernel)."""
+def module_change(contribution: Contribution, landed: Landed, dtype: torch.dtype) -> Change:
+    """The change of the module's own rows as (out, in·kernel), with factors in `dtype`."""
     place, _ = landed.places[0]
     positions = contribution.algorithm.positions
     tensors = {
@@ -47,7 +47,7 @@ def _change(contribution: Contribution, landed: Landed, dtype: torch.dtype) -> C
     }
     if contribution.magnitude:
         tensors["magnitude"] = load(contribution.magnitude.info).to(dtype)
-    return Placed(contribution, Place(place.target)).change(tensors)
+    return Placed(contribution, Place(place.target._replace(shape=landed.shape))).change(tensors)
 
 
 def _fold(change: Change, matrix: torch.Tensor) -> None:

@@ -10,15 +10,16 @@ from lora_inspect.reading.settings import Settings
 class ConvertOptions:
     """What the user may choose. For DoRA one of `keep_dora`, `drop_magnitude` or `base` must be given.
 
-    With `base`, `rank` or `max_error` says how the true weight change is approximated; `lossy` accepts modules whose
-    relative error is above 5%, `allow_growth` an output that is large and over 16 times its input. `transposed` says by
-    globs how the base stores those square weights that the evidence leaves open. `layout` is that of the output's
-    modules, None for the adapter's own; `scheme` is the name of the scheme that they are spelled in, which has its own
-    layouts, and `consumer` that of a program that it is for. `model_config` is the path of the model's `config.json`,
-    or of its folder, for what llama.cpp does by it. `only` are the components that are written; without any, all are.
-    `verify` has the output read anew and compared with the input. `architecture` is the name of the family, where the
-    file may be of several. `algorithm` is what all changes of weights become that could, "lora" or None; `rank` and
-    `max_error` speak of these as well.
+    With `base`, `rank` or `max_error` says how the true weight change is approximated, and `keep_dora` that magnitudes
+    will be over the norms that the programs of the output divide by: `norms`, which the scheme or the program settles.
+    `lossy` accepts modules whose relative error is above 5%, `allow_growth` an output that is large and over 16 times
+    its input. `transposed` says by globs how the base stores those square weights that the evidence leaves open.
+    `layout` is that of the output's modules, None for the adapter's own; `scheme` is the name of the scheme that they
+    are spelled in, which has its own layouts, and `consumer` that of a program that it is for. `model_config` is the
+    path of the model's `config.json`, or of its folder, for what llama.cpp does by it. `only` are the components that
+    are written; without any, all are. `verify` has the output read anew and compared with the input. `architecture` is
+    the name of the family, where the file may be of several. `algorithm` is what all changes of weights become that
+    could, "lora" or None; `rank` and `max_error` speak of these as well.
     """
 
     keep_dora: bool = False
@@ -37,4 +38,5 @@ class ConvertOptions:
     verify: bool = True
     architecture: str | None = None
     algorithm: str | None = None
+    norms: str | None = None
     settings: Settings = field(default_factory=Settings)

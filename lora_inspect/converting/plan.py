@@ -1,23 +1,24 @@
 """What a conversion will write, planned from headers before a tensor is read."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from lora_inspect.converting.asked_algorithm import check_algorithm, check_biases, needs_base, shapes_in_base
 from lora_inspect.converting.asked_consumer import for_consumer
+from lora_inspect.converting.asked_magnitudes import is_remeasured, with_magnitudes
 from lora_inspect.converting.gguf_layouts import architecture_of
 from lora_inspect.converting.inputs import chosen_input, open_base
 from lora_inspect.converting.landed import Landed, find_landed
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.relayout import Destination
 from lora_inspect.converting.standard_output import StandardOutput
-from lora_inspect.converting.targets import targets, with_magnitudes, with_scheme
+from lora_inspect.converting.targets import targets, with_scheme
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.input_file import Identity
 from lora_inspect.matching.match import Matching, match
 from lora_inspect.matching.orientation import Orientation, check_answers
 from lora_inspect.reading.adapter import Adapter, read_adapter
+from lora_inspect.reading.contribution import Contribution
 from lora_inspect.schemes.gguf import GGUF
 
 
@@ -47,9 +48,17 @@ class ConversionPlan:
     @property
     def landed(self) -> Mapping[str, Landed]:
         """The changes that a base tells; LoraInspectError where it lacks one's weight."""
+        return self._landed(needs_base)
+
+    @property
+    def remeasured(self) -> Mapping[str, Landed]:
+        """The modules whose magnitudes a base puts over other norms; LoraInspectError where it lacks one's weight."""
+        return self._landed(is_remeasured)
+
+    def _landed(self, wanted: Callable[[Contribution, ConvertOptions], bool]) -> Mapping[str, Landed]:
         if self.base is None or self.matching is None:
             return {}
-        return find_landed(self.adapter, self.base, self.matching, partial(needs_base, options=self.options))
+        return find_landed(self.adapter, self.base, self.matching, lambda one: wanted(one, self.options))
 
     @property
     def inner(self) -> dict[str, tuple[int, ...]]:

@@ -15,6 +15,7 @@ from lora_inspect.converting.compared import FactorCache, Runs, Term, relative_d
 from lora_inspect.converting.compared_experts import expert_distance
 from lora_inspect.converting.dora_change import true_change
 from lora_inspect.converting.landed import Landed
+from lora_inspect.converting.other_norms import other_magnitude
 from lora_inspect.converting.relayout import Destination, Source
 from lora_inspect.converting.scaled_factors import read_factor
 from lora_inspect.errors import LoraInspectError
@@ -30,13 +31,15 @@ class Proof:
     """Compares the output of `targets` with the `adapter` that it is made of, when it is called with its path.
 
     `stated` are the relative errors that the conversion itself states, by module, None where it cannot. `landed` are
-    the changes that a base tells. `keeps_magnitudes` says whether those of the others are in the output. `output` is
+    the changes that a base tells, and `remeasured` the modules whose magnitudes are over other norms by one.
+    `keeps_magnitudes` says whether those of the others are in the output. `output` is
     the path that sentences name. `modules` and `max_relative_error` are what was found.
     """
 
     adapter: Adapter
     targets: Sequence[Destination]
     landed: Mapping[str, Landed]
+    remeasured: Mapping[str, Landed]
     stated: Mapping[str, float | None]
     keeps_magnitudes: bool
     output: str
@@ -105,19 +108,25 @@ class Proof:
     def _magnitude_error(self, target: Destination, written: Module) -> float:
         found = [c.magnitude for c in written.contributions if c.magnitude]
         meant = [
-            (c.magnitude, source.runs)
+            (c, c.magnitude, source.runs)
             for source in target.sources
             for c in source.module.contributions
             if c.magnitude and self.keeps_magnitudes and c.module.key not in self.landed
         ]
         if not found and not meant:
             return 0.0
-        if len(found) != 1 or {magnitude.axis for magnitude, _ in meant} != {found[0].axis}:
+        if len(found) != 1 or {magnitude.axis for _, magnitude, _ in meant} != {found[0].axis}:
             return float("inf")
         values = read_factor(found[0].info).values.flatten()
         due = torch.zeros_like(values)
-        for magnitude, runs in meant:
-            own = read_factor(magnitude.info).values.flatten()
+        for contribution, magnitude, runs in meant:
+            if contribution.module.key in self.remeasured:
+                # As the output itself says whose norms it is over.
+                own = other_magnitude(self.remeasured[contribution.module.key], found[0].spelling)
+            elif magnitude.spelling.norms == found[0].spelling.norms:
+                own = read_factor(magnitude.info).values.flatten()
+            else:
+                return float("inf")
             for first, last, at in runs.each() if runs and magnitude.axis == OUTPUT else [(0, own.shape[0], 0)]:
                 if last > due.shape[0]:
                     return float("inf")

@@ -1,12 +1,21 @@
-"""The step that settles DoRA's magnitude, which alpha/rank cannot say: kept, dropped, or in a plain LoRA near it."""
+"""The step that settles DoRA's magnitude, which alpha/rank cannot say.
+
+It is kept, over other norms or not, dropped, or in a plain LoRA near the true change.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
+from lora_inspect import schemes
+from lora_inspect.converting.asked_magnitudes import due_norms
 from lora_inspect.converting.dora_change import approximate_change
 from lora_inspect.converting.landed import Landed
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.converting.other_norms import other_magnitude
 from lora_inspect.converting.part import Part
-from lora_inspect.converting.scaled_factors import Factor, check_finite
+from lora_inspect.converting.scaled_factors import Factor, check_finite, relative, rounded
+from lora_inspect.maths.dora import OF_BASE, OVER_BASE, SPELLINGS, DoraSpelling
+from lora_inspect.reading.contribution import Module
 
 
 def keep(parts: Sequence[Part]) -> Sequence[Part]:
@@ -23,6 +32,29 @@ def drop(parts: Sequence[Part]) -> list[Part]:
         replace(part, magnitude=None, dropped=(part.magnitude.info.name,), error=None) if part.magnitude else part
         for part in parts
     ]
+
+
+def remeasure(parts: Sequence[Part], landed: Landed, module: Module, options: ConvertOptions) -> list[Part]:
+    """The same DoRA with a magnitude over the norms that are due, in float32, for a `module` of the output.
+
+    The parts are those of the module that has `landed`.
+    """
+    suffix = schemes.by_name(module.name.scheme).suffixes["magnitude"]
+    spelling = OVER_BASE if due_norms(options) == OF_BASE else SPELLINGS[suffix]
+    return [_remeasured(part, landed, spelling) if part.magnitude else part for part in parts]
+
+
+def _remeasured(part: Part, landed: Landed, spelling: DoraSpelling) -> Part:
+    meant = other_magnitude(landed, spelling)
+    written = rounded(meant, "F32")
+    lost = relative(float((written - meant).norm()), float(meant.norm()))
+    own = part.magnitude
+    if own is not None:
+        # The base tells a kernel that factors may have flattened.
+        shape = (len(meant), *(1 for _ in landed.shape[1:]))
+        own = own._replace(info=own.info._replace(shape=shape), spelling=own.spelling._replace(norms=spelling.norms))
+    error = None if part.error is None else part.error + lost
+    return replace(part, magnitude=own, lengths=Factor(written, "F32"), error=error)
 
 
 def approximate(parts: Sequence[Part], landed: Landed, rank: int | None, max_error: float | None) -> list[Part]:

@@ -10,6 +10,7 @@ from lora_inspect.converting.part import Part
 from lora_inspect.converting.scaled_factors import Factor, content
 from lora_inspect.files.contents import Content, renamed
 from lora_inspect.files.writer import TensorPlan
+from lora_inspect.maths.dora import OUTPUT
 from lora_inspect.reading.contribution import Magnitude, Module
 
 
@@ -42,6 +43,12 @@ class SpelledModule:
         """What its change lost at most; None where nobody can tell."""
         errors = [part.error for part in self.parts]
         return max(error for error in errors if error is not None) if None not in errors else None
+
+    @property
+    def norms(self) -> str | None:
+        """Whose norms its magnitude of outputs is over; None where it has none."""
+        outputs = (part.magnitude for part in self.parts if part.magnitude and part.magnitude.axis == OUTPUT)
+        return next((magnitude.spelling.norms for magnitude in outputs), None)
 
     @property
     def dropped(self) -> tuple[str, ...]:

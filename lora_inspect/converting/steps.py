@@ -30,13 +30,15 @@ def convert_modules(
     adapter: Adapter,
     targets: Sequence[Destination],
     landed: Mapping[str, Landed],
+    remeasured: Mapping[str, Landed],
     inner: dict[str, tuple[int, ...]],
     options: ConvertOptions,
     progress: Progress,
 ) -> dict[str, SpelledModule]:
     """Every module of the output, by its name there.
 
-    `landed` are the true changes of modules that a base tells, and `inner` the (in, *kernel) of its weights.
+    `landed` are the true changes of modules that a base tells, `remeasured` the modules whose magnitudes will be over
+    other norms, and `inner` the (in, *kernel) of its weights.
     """
     tensors = adapter.checkpoint.tensors.values()
     growth = Growth(adapter.checkpoint.path, sum(info.nbytes for info in tensors), options.allow_growth)
@@ -57,6 +59,8 @@ def convert_modules(
             parts = fuse_slices(parts, carrier, growth)
             if own := landed.get(source.module.name.key):
                 parts = settled_magnitude.approximate(parts, own, options.rank, options.max_error)
+            elif own := remeasured.get(source.module.name.key):
+                parts = settled_magnitude.remeasure(parts, own, target.module, options)
             elif options.drop_magnitude:
                 parts = settled_magnitude.drop(parts)
             else:

@@ -1,4 +1,4 @@
-"""What the options ask of a conversion: the modules of its output, and what becomes of magnitudes."""
+"""What the options ask of a conversion: the modules of its output."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,18 +13,15 @@ from lora_inspect.converting.expert_layouts import (
     with_all_experts,
     with_single_experts,
 )
-from lora_inspect.converting.loadable import writing_of
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.relayout import Destination, destinations
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.match import Matching
-from lora_inspect.maths.dora import INPUT
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates, described
 from lora_inspect.schemes.gguf import GGUF
 from lora_inspect.schemes.peft import PEFT
-from lora_inspect.schemes.writing import EXACT, LOST
 
 
 def targets(
@@ -74,27 +71,3 @@ def _families(adapter: Adapter, named: str | None) -> Sequence[Detection]:
             "--architecture out."
         )
     return chosen
-
-
-def with_magnitudes(adapter: Adapter, options: ConvertOptions) -> ConvertOptions:
-    """The options with magnitudes kept where all programs that load the output apply them as they were trained.
-
-    Raises LoraInspectError where these programs apply none such as it has and nothing else settles them.
-    """
-    if options.scheme is None or not adapter.dora.value:
-        return options
-    writing = writing_of(schemes.by_name(options.scheme))
-    if writing.magnitudes == LOST and not (options.drop_magnitude or options.base):
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: it is DoRA ({adapter.dora.modules} magnitudes), and {writing.title} applies "
-            "none; choose --base BASE with --rank N or --max-error E (a plain LoRA of the true change), or "
-            "--drop-magnitude (loses the magnitude)."
-        )
-    inputs = [c.magnitude for c in adapter.contributions if c.magnitude and c.magnitude.axis == INPUT]
-    if inputs and options.keep_dora and not writing.input_magnitudes:
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: {inputs[0].info.name} is a magnitude of inputs, and {writing.title} takes it "
-            "for one of outputs, which fails; choose --base BASE with --rank N or --max-error E, or --drop-magnitude."
-        )
-    is_settled = options.keep_dora or options.drop_magnitude or options.base is not None
-    return options if is_settled or writing.magnitudes != EXACT else replace(options, keep_dora=True)

@@ -1,4 +1,4 @@
-"""The hashes that loaders of the ecosystem look up: `sshs_model_hash` and `sshs_legacy_hash`.
+"""The hashes that loaders of the ecosystem look up, `sshs_model_hash` and `sshs_legacy_hash`, and that of a tensor.
 
 Source: `precalculate_safetensors_hashes` of sd-scripts. Both are taken of the file as the safetensors library
 would write it, with only the metadata that begins with `ss_`.
@@ -7,8 +7,9 @@ would write it, with only the metadata that begins with `ss_`.
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from lora_inspect.files.contents import Content
+from lora_inspect.files.contents import Content, renamed
 from lora_inspect.files.dtypes import BITS
+from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.writer import encode_header
 
 _LEGACY_START, _LEGACY_BYTES, _LEGACY_DIGITS = 0x100000, 0x10000, 8
@@ -30,3 +31,11 @@ def sshs_hashes(contents: Sequence[Content], metadata: Mapping[str, str]) -> dic
                 legacy.update(chunk[max(first, 0) : last])
             position += len(chunk)
     return {"sshs_model_hash": model.hexdigest(), "sshs_legacy_hash": legacy.hexdigest()[:_LEGACY_DIGITS]}
+
+
+def sha256(info: TensorInfo) -> str:
+    """That of the bytes of a tensor as it is stored."""
+    digest = hashlib.sha256()
+    for chunk in renamed(info, info.name).chunks():
+        digest.update(chunk)
+    return digest.hexdigest()

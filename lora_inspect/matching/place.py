@@ -56,7 +56,7 @@ class Placed(NamedTuple):
         `rule` says how a multiplier applies to DoRA; None takes the spelling's own. Raises LoraInspectError where
         numbers in the tensors stand for what is outside the target.
         """
-        from lora_inspect.maths.decomposed import Magnitude, decomposed
+        from lora_inspect.maths.decomposed import decomposed, magnitude_of
 
         contribution, place, _ = self
         roles = [*contribution.operands, *([SEEN] if place.seen else [])]
@@ -67,7 +67,7 @@ class Placed(NamedTuple):
         change = formula.change(factors, contribution.known_scale, contribution.alpha, **settings)
         if contribution.magnitude:
             spelling = contribution.magnitude.spelling
-            values = Magnitude(tensors["magnitude"].reshape(-1), rule or spelling.multiplier, spelling.added_eps)
+            values = magnitude_of(spelling, tensors["magnitude"].reshape(-1), rule)
             change = decomposed(change, values, contribution.magnitude.axis, prod(place.shape[2:]))
         return self._on_target(change)
 

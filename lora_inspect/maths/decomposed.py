@@ -1,4 +1,4 @@
-"""DoRA around any change that is added to a weight: V = W + change, each row or column scaled to its magnitude.
+"""DoRA around any change that is added to a weight: V = W + change, each row or column scaled by its magnitude.
 
 Tensor methods alone; the formulas are in `dora`.
 """
@@ -16,16 +16,26 @@ class Magnitude:
     """The vector `values` over output rows or inputs, and what the program that wrote it does with it.
 
     `rule` says how a multiplier applies, `added_eps` what is added to the norm; None stands for max(norm, 1e-6).
+    `norms` says whether they are those of V or of W.
     """
 
     values: Any
     rule: str
     added_eps: float | None = None
+    norms: str = dora.OF_SUM
+
+    def squared_norms(self, rows: Any, combined: Any, axis: str) -> Any:
+        """The squares of the norms that divide, of some rows of W and the same of V, which is `combined`."""
+        return dora.squared_norm(rows if self.norms == dora.OF_BASE else combined, axis)
+
+    def divisors(self, squared_norms: Any) -> Any:
+        """The norms that divide; NaN, and not an infinity, where a square is more than the type can hold."""
+        norm = dora.norm_from_square(squared_norms, self.added_eps)
+        return norm.masked_fill(norm.isinf(), math.nan)
 
     def gains(self, squared_norms: Any, values: Any) -> Any:
-        """What V is multiplied by; NaN, and not 0, where the square of a norm is more than the type can hold."""
-        norm = dora.norm_from_square(squared_norms, self.added_eps)
-        return dora.gain(values, norm.masked_fill(norm.isinf(), math.nan))
+        """What V is multiplied by."""
+        return dora.gain(values, self.divisors(squared_norms))
 
     def combined(self, change: Change, rows: Any, first: int, multiplier: float) -> Any:
         """The rows of V."""
@@ -36,7 +46,7 @@ class Magnitude:
 
 @dataclass(frozen=True, slots=True)
 class DecomposedRows(Change):
-    """W' = magnitude · V / ‖V‖ over output rows."""
+    """W' = magnitude · V / ‖V‖, or V / ‖W‖, over output rows."""
 
     change: Change
     magnitude: Magnitude
@@ -52,11 +62,20 @@ class DecomposedRows(Change):
         return replace(self, change=self.change.settled(blocks, inner))
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Scales each row of V by the norm of that row."""
+        """Scales each row of V by its magnitude over the norm of that row."""
         combined = self.magnitude.combined(self.change, rows, first, multiplier)
-        values = self.magnitude.values[first : first + rows.shape[0]]
-        gains = self.magnitude.gains(dora.squared_norm(combined, dora.OUTPUT), values).reshape(-1, 1)
+        gains = self._gains(rows, combined, first).reshape(-1, 1)
         rows.copy_(dora.apply_gain(rows, combined, gains, multiplier, self.magnitude.rule))
+
+    def values_of(self, other: Magnitude, rows: Any, first: int) -> Any:
+        """The magnitudes with which `other`, by its own norms, makes the same of the `rows` of W at multiplier 1."""
+        combined = self.magnitude.combined(self.change, rows, first, 1.0)
+        norms = other.divisors(other.squared_norms(rows, combined, dora.OUTPUT))
+        return self._gains(rows, combined, first) * norms
+
+    def _gains(self, rows: Any, combined: Any, first: int) -> Any:
+        values = self.magnitude.values[first : first + rows.shape[0]]
+        return self.magnitude.gains(self.magnitude.squared_norms(rows, combined, dora.OUTPUT), values)
 
     def transposed(self) -> Change:
         """What were rows are columns in the weight as it is stored."""
@@ -65,9 +84,10 @@ class DecomposedRows(Change):
 
 @dataclass(frozen=True, slots=True)
 class DecomposedColumns(Change):
-    """W' = magnitude · V / ‖V‖ over inputs; a convolution has `columns_per_input` neighbouring columns for each.
+    """W' = magnitude · V / ‖V‖, or V / ‖W‖, over inputs.
 
-    `squares` are the squared norms, known once the change has settled.
+    A convolution has `columns_per_input` neighbouring columns for each. `squares` are the squared norms, known once the
+    change has settled.
     """
 
     change: Change
@@ -81,12 +101,13 @@ class DecomposedColumns(Change):
         return self.change.together
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Sums up the squares of V over all rows."""
+        """Sums up the squares over all rows."""
         inner = dora.inner_multiplier(multiplier, self.magnitude.rule)
         change = self.change.settled(blocks, inner)
         squares: Any = None
         for first, rows in blocks():
-            own = dora.squared_norm(self.magnitude.combined(change, rows, first, multiplier), dora.INPUT)
+            combined = self.magnitude.combined(change, rows, first, multiplier)
+            own = self.magnitude.squared_norms(rows, combined, dora.INPUT)
             squares = own if squares is None else squares + own
         per_input = squares.reshape(-1, self.columns_per_input).sum(1)
         return replace(self, change=change, squares=per_input)
@@ -103,6 +124,11 @@ class DecomposedColumns(Change):
         if self.columns_per_input > 1:
             return Transposed(self)
         return DecomposedRows(self.change.transposed(), self.magnitude)
+
+
+def magnitude_of(spelling: dora.DoraSpelling, values: Any, rule: str | None = None) -> Magnitude:
+    """The `values` as those who write the spelling mean them; `rule` says how a multiplier applies instead."""
+    return Magnitude(values, rule or spelling.multiplier, spelling.added_eps, spelling.norms)
 
 
 def decomposed(change: Change, magnitude: Magnitude, axis: str, columns_per_input: int) -> Change:

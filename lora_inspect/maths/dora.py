@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 OUTPUT, INPUT = "output", "input"
 INSIDE, INTERPOLATE, LYCORIS = "inside", "interpolate", "lycoris"
+# Whose norms a magnitude is divided by: those of V = W + delta, as trainers mean it, or those of W, the base.
+OF_SUM, OF_BASE = "sum", "base"
 MULTIPLIER_RULES = (INSIDE, INTERPOLATE, LYCORIS)
 
 MIN_NORM = 1e-6
@@ -18,12 +20,13 @@ class DoraSpelling(NamedTuple):
     """One spelling of the magnitude, and what the programs that write it mean by it.
 
     `multiplier` is the rule by which they apply a strength. `added_eps` is what they add to the norm; None
-    stands for ours, max(norm, 1e-6).
+    stands for ours, max(norm, 1e-6). `norms` says whose they are.
     """
 
     suffix: str
     multiplier: str
     added_eps: float | None = None
+    norms: str = OF_SUM
 
 
 # The spelling of a magnitude of the rows of a weight as it is stored, which of an Embedding are its inputs.
@@ -44,6 +47,10 @@ SPELLINGS = {
         DoraSpelling(OF_STORED_ROWS, INSIDE, added_eps=0.0),
     )
 }
+
+# How ComfyUI and Forge apply a `dora_scale` of outputs, whoever wrote it (`weight_decompose`): the rows of V are
+# multiplied by it over the norms of the rows of W. Their eps is that of the type that they compute in, float32.
+OVER_BASE = SPELLINGS[".dora_scale"]._replace(norms=OF_BASE)
 
 
 def axis_of(spelling: DoraSpelling, shape: tuple[int, ...], changed: Sequence[int | None]) -> str | None:

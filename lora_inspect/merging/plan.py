@@ -14,6 +14,7 @@ from lora_inspect.files.input_file import Identity
 from lora_inspect.matching.match import match
 from lora_inspect.matching.orientation import Orientation, check_answers, together
 from lora_inspect.matching.orientation_answers import Answers
+from lora_inspect.matching.recorded_base import other_base_notes
 from lora_inspect.matching.unmatched import accept_unmatched
 from lora_inspect.merging.decoding import Decoding, plan_decoding
 from lora_inspect.merging.links import Fold
@@ -109,6 +110,7 @@ class MergePlan:
             if adapter.embeddings
         ]
         of_adapters += other_expert_notes(self.base, [adapter for adapter, _ in self.adapters], self.options.only)
+        of_adapters += other_base_notes((adapter for adapter, _ in self.adapters), self.base)
         return [*of_adapters, *residual_notes(self._all(), self.base), *self.transposed_notes, *self.tied]
 
     @property

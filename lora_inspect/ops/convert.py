@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_inspect import consumers
 from lora_inspect.converting import account
+from lora_inspect.converting.asked_magnitudes import norms_remarks
+from lora_inspect.converting.landed import Landed
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.plan import plan_conversion
 from lora_inspect.converting.received import Received
@@ -16,10 +18,13 @@ from lora_inspect.files.contents import renamed
 from lora_inspect.files.hashes import sshs_hashes
 from lora_inspect.files.partial import remove_leftovers
 from lora_inspect.matching.orientation import Orientation
+from lora_inspect.matching.recorded_base import other_base_notes
+from lora_inspect.maths.dora import OF_BASE
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates
+from lora_inspect.reading.magnitude_norms import NORMS_KEY
 from lora_inspect.reading.metadata import HASHES, describe_file, standard_metadata
 from lora_inspect.reading.pipeline_expert import EXPERT_KEY, pipeline_expert
 
@@ -78,19 +83,19 @@ def convert_to_standard(
     adapter, options, place, inputs = plan.adapter, plan.options, plan.place, plan.inputs
     leftovers = remove_leftovers(place.path)
     place.check([*inputs, *([options.model_config] if options.model_config else [])], force)
-    landed = plan.landed
+    landed, remeasured = plan.landed, plan.remeasured
     load_torch()
     from lora_inspect.converting.proof import Proof
     from lora_inspect.converting.shared_contents import shared_contents
     from lora_inspect.converting.steps import convert_modules
 
-    modules = convert_modules(adapter, plan.destinations, landed, plan.inner, options, progress)
+    modules = convert_modules(adapter, plan.destinations, landed, remeasured, plan.inner, options, progress)
     _refuse_lossy(path, modules, options)
     passed = [renamed(adapter.checkpoint.tensors[key], key) for key in adapter.beside]
     own = [content for module in modules.values() for content in module.contents]
     contents = own + shared_contents(part for module in modules.values() for part in module.parts) + passed
     magnitudes = sum(module.magnitude is not None for module in modules.values())
-    source = account.reading(adapter)
+    source, norms = account.reading(adapter), account.norms(modules.values())
     algorithms = sorted({part.algorithm.name for module in modules.values() for part in module.parts})
     embedded = place.embedded(modules)
     metadata = standard_metadata(
@@ -102,6 +107,7 @@ def convert_to_standard(
         algorithms=algorithms,
         embedded=embedded,
         folded=place.folded(modules),
+        norms=_norms(adapter, options, norms, remeasured),
     )
     if expert := _expert(plan.whole, options):
         metadata[EXPERT_KEY] = expert
@@ -109,7 +115,9 @@ def convert_to_standard(
         metadata |= sshs_hashes(contents, metadata)
     errors = {key: module.relative_error for key, module in modules.items()}
     keeps = not options.drop_magnitude
-    proof = Proof(adapter, plan.destinations, landed, errors, keeps, place.path) if options.verify else None
+    proof = None
+    if options.verify:
+        proof = Proof(adapter, plan.destinations, landed, remeasured, errors, keeps, place.path)
     received = Received(consumers.by_name(options.consumer), place.path, options) if options.consumer else None
     written = place.write(contents, metadata, modules, inputs, force, partial(_looked_at, looks=(proof, received)))
     target = {
@@ -119,6 +127,7 @@ def convert_to_standard(
         "algorithm": "+".join(algorithms),
         "rslora": False,
         "dora": magnitudes > 0,
+        "norms": norms,
         "multiplier": account.rules(module.magnitude for module in modules.values()),
         "ranks": account.counted(module.rank for module in modules.values() if module.rank is not None),
         "bytes": written,
@@ -134,11 +143,12 @@ def convert_to_standard(
         relative_errors=errors,
         dropped=(*account.dropped(adapter, modules), *plan.left_out),
         passed_through=adapter.beside,
-        notes=(*plan.notes, *leftovers),
+        notes=(*plan.notes, *(other_base_notes([adapter], plan.base) if plan.base else ()), *leftovers),
         orientations=plan.orientations,
         verified=Verified(proof.modules, proof.max_relative_error) if proof else None,
         remarks=(
             *account.strength(source, target),
+            *norms_remarks(adapter, options, norms),
             *account.trained_otherwise(adapter),
             *account.configs(adapter, metadata, has_config=os.path.isdir(place.path)),
             *place.orientation(has_config=embedded is not None),
@@ -166,6 +176,19 @@ def _refuse_lossy(path: str, modules: "Mapping[str, SpelledModule]", options: Co
         )
 
 
+def _norms(
+    adapter: Adapter, options: ConvertOptions, norms: str | None, remeasured: Mapping[str, Landed]
+) -> str | None:
+    """The record of the base whose norms the output's magnitudes are over; None where they are over no base's."""
+    if norms != OF_BASE:
+        return None
+    if not (remeasured and options.base):
+        return adapter.checkpoint.metadata.get(NORMS_KEY)
+    from lora_inspect.converting.other_norms import norms_record_of
+
+    return norms_record_of(remeasured, options.base).text()
+
+
 def _expert(whole: Adapter, options: ConvertOptions) -> str | None:
     """The expert of a pipeline that the output is of, as far as the prefixes, names or metadata of the input tell."""
     components = {module.name.component for module in whole.modules.values()}
@@ -184,6 +207,6 @@ def _provenance(
         if options.base:
             errors = [module.relative_error or 0.0 for module in modules.values()]
             said |= {"base": describe_file(options.base), "max_relative_error": max(errors)}
-        else:
+        if options.keep_dora or options.drop_magnitude:
             said["magnitude"] = "kept" if options.keep_dora else "dropped"
     return said

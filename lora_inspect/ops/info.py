@@ -98,6 +98,7 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
             "source": adapter.dora.source,
             "modules": adapter.dora.modules,
             "axis": adapter.dora.axis,
+            "norms": adapter.dora.norms,
         },
         "evidence": [{"about": item.about, "says": item.says, "where": item.where} for item in adapter.evidence],
         "metadata": checkpoint.metadata,

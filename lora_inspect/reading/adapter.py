@@ -18,6 +18,7 @@ from lora_inspect.reading.expert_parameters import claim_experts
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.formula_settings import with_settings
 from lora_inspect.reading.found_configs import find_configs
+from lora_inspect.reading.magnitude_norms import with_stated_norms
 from lora_inspect.reading.module_scales import scaled_modules
 from lora_inspect.reading.own_rules import NoRules, OwnRules
 from lora_inspect.reading.peft_config import is_peft_config
@@ -117,6 +118,8 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
     claims = claim_experts(claims, configs)
     claims = claim_saved(claims, checkpoint.tensors, configs, steps)
     claims, embeddings = _without_embeddings(claims, checkpoint)
+    stated = with_stated_norms(claims, checkpoint.metadata)
+    claims = stated.claims
     ruled = read_ruled(claims, numbers, configs, _counting(checkpoint, steps))
     groups = read_groups(ruled, claims, numbers, configs, checkpoint.metadata)
     settled = {voice: group.settled(settings.rslora) for voice, group in groups.items()}
@@ -143,7 +146,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         scaled=scaled,
         stated=[group.reading for group in groups.values()],
         rslora=rslora,
-        about_magnitudes=about_magnitudes,
+        about_magnitudes=[*about_magnitudes, *stated.findings],
         embeddings=embeddings,
     )
     about_rules = dict.fromkeys(evidence for group in settled.values() for evidence in group.evidence)
@@ -155,12 +158,13 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
             checkpoint.metadata, checkpoint.tensors, has_peft_config=bool(configs), is_of_mlx=rules.config is not None
         ),
         rslora=rslora,
-        dora=dora,
+        dora=dora._replace(norms=stated.norms),
         evidence=(
             *about_names,
             *about_method(configs, bool(claims.modules)),
             *about_rules,
             *about_dora,
+            *stated.evidence,
             *about_alpha_of_all(checkpoint),
             *about_parts(one.counted for one in ruled),
             *about_saved(claims, configs),

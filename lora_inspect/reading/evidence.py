@@ -62,12 +62,16 @@ class RsloraReading(NamedTuple):
 
 
 class DoraReading(NamedTuple):
-    """Whether magnitudes apply (None = unknown), by which kind of evidence, on how many modules and which axis."""
+    """Whether magnitudes apply (None = unknown), by which kind of evidence, on how many modules and which axis.
+
+    `norms` says whose norms those of outputs are over, None where there are none or that is unknown.
+    """
 
     value: bool | None
     source: str
     modules: int
     axis: str | None
+    norms: str | None = None
 
 
 class LoraFacts(NamedTuple):

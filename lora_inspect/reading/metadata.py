@@ -10,6 +10,7 @@ from lora_inspect.maths.scaling import STANDARD
 from lora_inspect.reading.dora_evidence import MAGNITUDES_KEY
 from lora_inspect.reading.evidence import SCALE_KEY, network_args
 from lora_inspect.reading.folded_scales import FOLDED_KEY
+from lora_inspect.reading.magnitude_norms import NORMS_KEY
 from lora_inspect.reading.peft_config import EMBEDDED_KEY
 
 HASHES = ("sshs_model_hash", "sshs_legacy_hash")
@@ -45,13 +46,15 @@ def standard_metadata(
     algorithms: Collection[str],
     embedded: str | None = None,
     folded: str | None = None,
+    norms: str | None = None,
 ) -> dict[str, str]:
     """An adapter's metadata after `convert --to-standard`: rank, alpha and options as the tensors now have them.
 
     `embedded` are the configs that are true of them, where they have some, and `folded` is the record of the scales
-    in their factors. `magnitudes` are as many as are kept, and `algorithms` are those of its modules by name.
+    in their factors; `norms` is that of a base that magnitudes are over. `magnitudes` are as many as are kept, and
+    `algorithms` are those of its modules by name.
     """
-    stale = {*_STALE_HASHES, EMBEDDED_KEY, FOLDED_KEY, MAGNITUDES_KEY, "ss_alpha_pattern"}
+    stale = {*_STALE_HASHES, EMBEDDED_KEY, FOLDED_KEY, MAGNITUDES_KEY, NORMS_KEY, "ss_alpha_pattern"}
     kept = {key: value for key, value in metadata.items() if key not in stale}
     if "ss_network_dim" in kept:
         kept["ss_network_dim"] = one_or_several(ranks)
@@ -65,7 +68,8 @@ def standard_metadata(
         kept["ss_network_args"] = json.dumps(_without_other_algorithms(args, algorithms))
     if module := kept.get("ss_network_module"):
         kept["ss_network_module"] = _module_of(module, algorithms)
-    kept |= {key: value for key, value in ((EMBEDDED_KEY, embedded), (FOLDED_KEY, folded)) if value is not None}
+    records = ((EMBEDDED_KEY, embedded), (FOLDED_KEY, folded), (NORMS_KEY, norms))
+    kept |= {key: value for key, value in records if value is not None}
     if magnitudes:
         kept[MAGNITUDES_KEY] = str(magnitudes)
     kept[SCALE_KEY] = STANDARD

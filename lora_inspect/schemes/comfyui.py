@@ -95,6 +95,8 @@ COMFYUI = Scheme(
         # What a program adds to a bias it does not scale.
         instead={"lora_bias": "full_bias"},
         parameters=True,
+        # Its `weight_decompose`, whatever the file is.
+        over_base=True,
         # It takes alpha itself for the limit of a rotation, not alpha times the rows, and passes over OFT's gains.
         misread={"oft": frozenset(("alpha", "rescale")), "lycoris_boft": frozenset(("alpha",))},
         embeddings=True,

@@ -63,6 +63,8 @@ KOHYA = Scheme(
         algorithms=comfyui.ALGORITHMS | {"lycoris_ia3"},
         # What a program adds to a bias it does not scale.
         instead={"lora_bias": "full_bias"},
+        # ComfyUI and Forge do, OneTrainer does not.
+        over_base=None,
         embeddings=True,
     ),
 )

@@ -35,10 +35,11 @@ class Writing(NamedTuple):
     spelled as they read them, and `algorithms` the names of all that they compute, None for every one of both.
     `instead` says by algorithm as which other one the same change is written, and `misread` names by algorithm the
     factors that they pass over or have another rule for, `alpha` among them where it is one. `magnitudes` says what
-    they make of DoRA's, and `input_magnitudes` whether they take those of inputs. `extras` says whether they load a
-    file with tensors that they do not know, and `embeddings` whether one with embeddings of tokens. All their
-    modules' paths begin with one of the `roots`, and none has a part of `lacks`. `parameters` says whether a parameter
-    that is no layer's has a name there, its own.
+    they make of DoRA's, `input_magnitudes` whether they take those of inputs, and `over_base` whether they divide those
+    of outputs by the norms of the base's rows in the place of the changed ones, None where some do. `extras` says
+    whether they load a file with tensors that they do not know, and `embeddings` whether one with embeddings of tokens.
+    All their modules' paths begin with one of the `roots`, and none has a part of `lacks`. `parameters` says whether a
+    parameter that is no layer's has a name there, its own.
     """
 
     title: str
@@ -54,6 +55,7 @@ class Writing(NamedTuple):
     misread: Mapping[str, frozenset[str]] = MappingProxyType({})
     magnitudes: str = DEPENDS
     input_magnitudes: bool = True
+    over_base: bool | None = False
     extras: bool = False
     embeddings: bool = False
     roots: tuple[str, ...] = ("",)

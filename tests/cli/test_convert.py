@@ -38,7 +38,12 @@ def test_the_first_line_names_the_algorithms(tensors, options, said, write_safet
     [
         (["--algorithm", "lora", "--rank", "2", "--max-error", "0.1"], "--rank and --max-error exclude each other."),
         (["--rank", "2"], "--rank and --max-error speak of what --base or --algorithm approximates."),
-        (["--base", "BASE"], "--base takes one of --rank and --max-error."),
+        (["--base", "BASE"], "--base takes one of --rank, --max-error, --keep-dora and --to."),
+        (["--base", "BASE", "--drop-magnitude"], "--drop-magnitude excludes --keep-dora and --base."),
+        (
+            ["--base", "BASE", "--keep-dora", "--rank", "2"],
+            "--keep-dora keeps the magnitude, and --rank and --max-error make plain LoRA of it.",
+        ),
     ],
 )
 def test_wrong_usage_is_told_by_the_options_that_were_given(run, options, says):

@@ -24,6 +24,7 @@ from lora_inspect.consumers.record import (
     one,
 )
 from lora_inspect.ops.compat import compat
+from lora_inspect.reading.magnitude_norms import NORMS_KEY, NormsRecord
 
 LORA = Rule(kinds={"lora": COMPUTES})
 WAN_Q, WAN_K = "lora_unet_blocks_0_self_attn_q", "lora_unet_blocks_0_self_attn_k"
@@ -194,6 +195,26 @@ def test_magnitudes_are_treated_each_in_its_way(judged, does, verdict, silent):
     assert (found.verdict, found.silent) == (verdict, silent)
     if does == LEAVES:
         assert len(found.ignored) == 2
+
+
+@pytest.mark.parametrize(
+    ("does", "axis", "verdict", "says"),
+    [
+        (BASE_NORM, "output", "same meaning", ""),
+        (COMPUTES, "output", "DoRA wrong", "by the norms of the changed weight, and they are over the base's"),
+        (OTHER_AXIS, "output", "DoRA wrong", "by norms along the other axis"),
+        (LEAVES, "output", "DoRA lost", "without the magnitudes"),
+        # Of inputs there is one rule alone.
+        (COMPUTES, "input", "same meaning", ""),
+    ],
+)
+def test_magnitudes_over_the_norms_of_the_base_are_right_where_those_divide(judged, does, axis, verdict, says):
+    shape = (8, 1) if axis == "output" else (1, 8)
+    tensors = wan() | {f"{module}.dora_scale": ("F32", shape, 1.0) for module in (WAN_Q, WAN_K)}
+    rule = LORA._replace(magnitudes={f".dora_scale {axis}": does})
+    found = judged(program(rule), tensors, {NORMS_KEY: NormsRecord("base", "w", "").text()})
+    assert found.verdict == verdict
+    assert says in found.says
 
 
 def test_a_file_of_several_families_is_judged_as_each(judged):

@@ -124,7 +124,7 @@ SPELLINGS = [
 def test_the_scan_knows_every_spelling_and_its_axis(suffix, linear, conv, axis, kernel, read):
     shape = conv if kernel else linear
     adapter = read(lora("lora_unet_a", kernel=kernel, **{suffix: ("F32", shape, 1.0)}))
-    assert adapter.dora == (True, "key-scan", 1, axis)
+    assert adapter.dora == (True, "key-scan", 1, axis, "sum" if axis == "output" else None)
     assert (errors(adapter), adapter.unclaimed) == ([], ())
 
 
