@@ -84,13 +84,13 @@ _KINDS: Mapping[str, _Names] = {
     ),
 }
 
-# The paths of the layers of all of them.
-PATHS = tuple(
-    f"{root.replace('#', '{i}')}.{leaf}"
+# The paths of the layers of all of them, by the roots of their blocks and together.
+ROOTS: Mapping[str, tuple[str, ...]] = {
+    root.replace("#", "{i}"): tuple(f"{root.replace('#', '{i}')}.{leaf}" for leaf, _ in names.layers)
     for names in _KINDS.values()
     for root in names.roots
-    for leaf, _ in names.layers
-)
+}
+PATHS = tuple(path for paths in ROOTS.values() for path in paths)
 
 
 def found_in(modules: Iterable[tuple[str, int | None, int | None]]) -> tuple[TextEncoder, ...]:

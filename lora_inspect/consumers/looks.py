@@ -7,7 +7,7 @@ from typing import NamedTuple
 from lora_inspect import algorithms
 from lora_inspect.architectures.patterns import layout_patterns, pattern_of
 from lora_inspect.architectures.record import Architecture
-from lora_inspect.architectures.text_encoders import PATHS
+from lora_inspect.architectures.text_encoders import PATHS, ROOTS
 from lora_inspect.consumers.record import HIDING, INFIXED, SLICED, TEXT_ENCODERS
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution, Module
@@ -61,9 +61,11 @@ def looks(adapter: Adapter) -> Iterator[Seen]:
 
 
 def is_of_layout(look: Look, family: Architecture | None, layout: str) -> bool:
-    """Whether the path is one of the family's layout called so, or of any text encoder for TEXT_ENCODERS."""
+    """Whether the path is one of the family's layout called so, or of the text encoders that stand in its place."""
     if layout == TEXT_ENCODERS:
         return look.pattern in layout_patterns(PATHS, look.separator)
+    if layout in ROOTS:
+        return look.pattern in layout_patterns(ROOTS[layout], look.separator)
     own = (one for one in (family.layouts if family else ()) if layout in one.names)
     return any(look.pattern in layout_patterns(one.named, look.separator) for one in own)
 

@@ -90,7 +90,8 @@ def receive(
         reception.unknown.append(Unknown(tuple(adapter.checkpoint.tensors), f"{whose} were not tried"))
         return reception
     # Modules of one look are treated alike, and there are few looks.
-    rule_of = cache(partial(_rule_of, loader, family))
+    rules = [rule for rule in loader.rules if rule.where is None or rule.where(adapter)]
+    rule_of = cache(partial(_rule_of, rules, family))
     for module, contribution, look in looks(adapter) if seen is None else seen:
         _place(reception, Given(adapter, module, contribution), look, rule_of(look), loader)
     _place_others(reception, adapter, loader)
@@ -100,9 +101,9 @@ def receive(
     return reception
 
 
-def _rule_of(loader: Loader, family: Architecture | None, look: Look) -> Rule | None:
+def _rule_of(rules: Sequence[Rule], family: Architecture | None, look: Look) -> Rule | None:
     """The first rule that speaks of such modules."""
-    return next((rule for rule in loader.rules if _speaks_of(rule, look, family)), None)
+    return next((rule for rule in rules if _speaks_of(rule, look, family)), None)
 
 
 def _speaks_of(rule: Rule, look: Look, family: Architecture | None) -> bool:
@@ -145,6 +146,8 @@ def _place(reception: Reception, given: Given, look: Look, rule: Rule | None, lo
         does = MISREADS
     for part in parts.values():
         does = part if does == COMPUTES else does
+    if does == COMPUTES and rule.exceptions and (other := rule.exceptions(given)) is not None:
+        does = other
     if not does:
         reception.unknown.append(Unknown(keys, f"{contribution.algorithm.title} was not tried"))
     elif does == FAILS:
@@ -193,5 +196,5 @@ def _place_others(reception: Reception, adapter: Adapter, loader: Loader) -> Non
 
 def _limit(reception: Reception, strangers: Strangers) -> None:
     """Has the file refused where more tensors have no use than the program puts up with."""
-    if strangers.most is not None and sum(len(left.keys) for left in reception.left) > strangers.most:
+    if strangers.most is not None and len({key for left in reception.left for key in left.keys}) > strangers.most:
         reception.refusal = strangers.beyond

@@ -18,7 +18,7 @@ COMPUTES, LEAVES, MISREADS, FAILS = "computes", "leaves", "misreads", "fails"
 BASE_NORM, OTHER_AXIS, SUM_NORM = "base norm", "other axis", "sum norm"
 # Whether a program says something of what it passes over.
 SILENT, WARNS = "silently", "warns"
-# The paths of text encoders, in the place of a layout's name.
+# The paths of text encoders, in the place of a layout's name. Those of one kind have the root of its blocks there.
 TEXT_ENCODERS = "text encoders"
 # What stands in the place of a dialect for factors of slices, `lora_up.0.weight`, for those with an adapter's name
 # inside, `lora_A.default.weight`, and for those that hide a part of the path, `attn1.processor.to_q_lora.up.weight`.
@@ -46,9 +46,9 @@ def alpha_over_rank(given: Given) -> float | None:
     contribution = given.contribution
     if contribution.rank is None:
         return contribution.scale
-    if contribution.alpha is None:
+    if given.module.alpha is None:
         return 1.0
-    return contribution.alpha / contribution.rank
+    return None if contribution.alpha is None else contribution.alpha / contribution.rank
 
 
 def as_meant(given: Given) -> float | None:
@@ -61,18 +61,27 @@ def one(given: Given) -> float | None:
     return 1.0
 
 
+# What a rule asks of a whole file.
+FileTest = Callable[[Adapter], bool]
+# What a program does with one contribution otherwise than its algorithm tells: one of the words for that, empty for
+# unknown. None where it is no exception.
+Exceptions = Callable[[Given], str | None]
+
+
 class Rule(NamedTuple):
     """What a program does with the modules of certain names.
 
     It speaks of modules of the `families` (of any without any), whose prefix is one of `prefixes`, whose path is one of
     the `layouts` of the family, and whose factors are spelled in one of the `dialects` of their algorithm; those of
     ODD have to be named. What is empty is not asked for. `alpha` True or False asks for modules with or without an
-    alpha tensor. Of several rules the first that speaks of a module counts; where none does, nothing is known.
+    alpha tensor, and `where` for files of which it holds, as for those with a key by which the program knows them. Of
+    several rules the first that speaks of a module counts; where none does, nothing is known.
 
     `kinds` says by algorithm what it does with it, one of COMPUTES, LEAVES, MISREADS and FAILS; an algorithm that is
     not there is unknown, and "" stands for all others. Without any kind the program does not find these modules: their
     tensors are strangers to it. `lacks` are paths, with `{i}` for numbers, that it does not find of a layout.
-    `parts` says of single roles by "algorithm.role" what it does otherwise, as of a Tucker core: {"lora.mid": LEAVES}.
+    `parts` says of single roles by "algorithm.role" what it does otherwise, as of a Tucker core: {"lora.mid": LEAVES},
+    and `exceptions` of single contributions that it COMPUTES as a rule, where numbers, shapes or neighbours decide.
     `scale` is the scale that it applies. `magnitudes` says what it does with a magnitude by "suffix axis", as
     ".dora_scale output": COMPUTES, LEAVES, BASE_NORM, OTHER_AXIS or FAILS, and is unknown for what is not there.
     `residual` says whether it takes the first values of factors off the base where their initialisation put them in.
@@ -84,9 +93,11 @@ class Rule(NamedTuple):
     layouts: tuple[str, ...] = ()
     dialects: tuple[str, ...] = ()
     alpha: bool | None = None
+    where: FileTest | None = None
     kinds: Mapping[str, str] = MappingProxyType({})
     lacks: tuple[str, ...] = ()
     parts: Mapping[str, str] = MappingProxyType({})
+    exceptions: Exceptions | None = None
     scale: ScaleRule = alpha_over_rank
     magnitudes: Mapping[str, str] = MappingProxyType({})
     residual: bool = False

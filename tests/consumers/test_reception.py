@@ -147,6 +147,27 @@ def test_text_encoders_are_a_layout_of_their_own(judged):
     assert judged(program(rule._replace(prefixes=("lora_te2_",))), encoder).verdict == "unknown"
 
 
+def test_text_encoders_of_one_kind_have_the_root_of_their_blocks(judged):
+    encoder = lora("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", out=768, inputs=768)
+    clip, t5 = "text_model.encoder.layers.{i}", "encoder.block.{i}.layer.{i}"
+    assert judged(program(LORA._replace(layouts=(clip,))), encoder).verdict == "same meaning"
+    assert judged(program(LORA._replace(layouts=(t5,))), encoder).verdict == "unknown"
+
+
+def test_a_rule_may_ask_for_a_key_of_the_file(judged):
+    key = f"{WAN_K}.lora_down.weight"
+    rule = LORA._replace(where=lambda adapter: key in adapter.checkpoint.tensors)
+    assert judged(program(rule), wan()).verdict == "same meaning"
+    assert judged(program(rule), wan(WAN_Q)).verdict == "unknown"
+
+
+def test_a_scale_that_no_tensor_has_is_not_applied(judged):
+    metadata = {"lora_adapter_metadata": '{"transformer.r": 16, "transformer.lora_alpha": 32}'}
+    modules = ("transformer.blocks.0.attn1.to_q", "transformer.blocks.0.attn1.to_k")
+    found = judged(program(LORA), wan(*modules, spelling="peft", alpha=None), metadata)
+    assert (found.verdict, found.factor) == ("wrong strength", 0.5)
+
+
 def test_the_spelling_of_factors_decides(judged):
     peft = wan(spelling="peft")
     assert judged(program(LORA._replace(dialects=("peft",))), peft).verdict == "same meaning"
@@ -162,6 +183,13 @@ def test_slices_and_infixes_have_to_be_named(judged):
         assert judged(program(LORA._replace(dialects=(name,))), tensors).verdict == "same meaning"
 
 
+def test_tensors_of_a_module_count_once_towards_the_limit(judged):
+    tensors = wan(WAN_Q) | {f"{WAN_Q}.diff_b": ("F32", (8,), 0.5)}
+    limited = Strangers(WARNS, SAYS, most=4, beyond="too many")
+    assert judged(program(Rule(), strangers=limited), tensors).verdict == "nothing loaded"
+    assert judged(program(Rule(), strangers=limited._replace(most=3)), tensors).verdict == "refused"
+
+
 @pytest.mark.parametrize(
     ("does", "verdict"),
     [(LEAVES, "partly loaded"), (MISREADS, "wrong change"), (FAILS, "refused"), ("", "unknown")],
@@ -175,6 +203,25 @@ def test_kinds_are_treated_each_in_its_way(judged, does, verdict):
 def test_a_single_role_may_be_treated_otherwise(judged):
     tucker = wan(kernel=(1, 1)) | {f"{WAN_Q}.lora_mid.weight": ("F32", (16, 16, 3, 3), 0.5)}
     assert judged(program(LORA._replace(parts={"lora.mid": LEAVES})), tucker).verdict == "partly loaded"
+
+
+@pytest.mark.parametrize(
+    ("does", "verdict"),
+    [
+        (LEAVES, "partly loaded"),
+        (MISREADS, "wrong change"),
+        (FAILS, "refused"),
+        ("", "unknown"),
+        (None, "same meaning"),
+    ],
+)
+def test_a_single_contribution_may_be_an_exception(judged, does, verdict):
+    def of_high_rank(given):
+        return does if given.contribution.rank == 16 else None
+
+    tensors = {**wan(WAN_Q), **wan(WAN_K, rank=4)}
+    assert judged(program(LORA._replace(exceptions=of_high_rank)), tensors).verdict == verdict
+    assert judged(program(LORA._replace(exceptions=of_high_rank)), wan(rank=4)).verdict == "same meaning"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 
 from lora_inspect import algorithms, consumers, schemes
 from lora_inspect.architectures import ARCHITECTURES
+from lora_inspect.architectures.text_encoders import ROOTS
 from lora_inspect.consumers.record import (
     BASE_NORM,
     COMPUTES,
@@ -47,7 +48,7 @@ def test_families_and_layouts_exist(consumer):
         assert set(loader.families) <= FAMILIES.keys()
     for rule in rules(consumer):
         assert set(rule.families) <= FAMILIES.keys()
-        assert set(rule.layouts) <= LAYOUTS | {TEXT_ENCODERS}
+        assert set(rule.layouts) <= LAYOUTS | {TEXT_ENCODERS} | ROOTS.keys()
         own = [FAMILIES[name] for name in rule.families]
         paths = {path for family in own or ARCHITECTURES for layout in family.layouts for path in layout.named}
         assert set(rule.lacks) <= paths
