@@ -1,0 +1,215 @@
+"""Writes docs/consumers.md from the rules of the programs that load adapters: `python docs/write_consumers.py`."""
+
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+from consumer_files.folders import FOLDERS  # noqa: E402
+from consumer_files.judged import Judged, own_scheme  # noqa: E402
+from consumer_files.kinds import KINDS  # noqa: E402
+from consumer_files.spellings import SPELLINGS  # noqa: E402
+
+from lora_inspect.architectures import ARCHITECTURES  # noqa: E402
+from lora_inspect.consumers import CONSUMERS  # noqa: E402
+from lora_inspect.consumers.record import FAILS, SILENT, Consumer, Strangers  # noqa: E402
+
+PAGE = ROOT / "docs" / "consumers.md"
+HEAD = """# What every program makes of a file
+
+Written by `docs/write_consumers.py` from the rules in `lora_inspect/consumers/`, one file for each program, by what
+`lora-inspect compat` says of small adapters in every naming scheme and of every kind. A rule was seen by running the
+program's own loading code, of the version that stands here, over a small model, and comparing every weight with what
+the trainer meant; a cell with `°` was read in its source alone. What nobody tried is unknown, which is a gap of this
+page and no fault of the program. Of how many families each knows any names, how many of their files are in the tables,
+and of how many of these the verdict is unknown:
+
+"""
+LEGEND = """
+| cell | `compat` says | the program |
+|---|---|---|
+| `=` | same meaning | applies what the file means; `=+`: with an option of its own, named [below](#messages) |
+| `x0.5` | wrong strength | applies so much of it; several strengths where modules differ |
+| `lost` | DoRA lost | applies plain LoRA, without the magnitudes; `lost x0.5` at that strength |
+| `norm` | DoRA wrong | divides the magnitudes by the base's norms, or by those of the other axis |
+| `other` | wrong change | makes another change of it |
+| `part 50%` | partly loaded | applies so many of the changes |
+| `none` | nothing loaded | applies nothing |
+| `ref` | refused | stops with an error |
+| `?` | unknown | was not tried on such files |
+
+All but `ref` happen without a word, but for those with a `!`, of which the program gives a message. Two cells with a
+stroke are files with an alpha tensor in every module, and files without any.
+
+"""
+NAMES = """
+## Names
+
+Plain LoRA of every layer that the names of a family have, of the model alone. The columns are the
+[naming schemes](converting.md#for-the-programs-that-load-it), over the layout that their programs load: `bare` has no
+prefix, `dif` the paths of diffusers instead. `A/B` has factors spelled `lora_A` and not `lora_down`, and `d/u` the
+other way round; `diffusers`, `bare` and `peft` are A/B, and `peft` has its config. An empty cell is of families without
+such names. A column or a family that is not there is unknown.
+"""
+KINDS_HEAD = """
+## Kinds
+
+Each program in the names that `convert --to` writes for it, of the family that stands below. An alpha tensor stands in
+each module where these names have one.
+
+"""
+FOLDERS_HEAD = """
+## PEFT folders of language models
+
+Of a model of the Llama line: every dense layer in two blocks, rank 4 where nothing else is said.
+
+"""
+MESSAGES = """
+## Messages
+
+What programs do with keys that they have no use for, and what they say of the files above. KEY is one of a file's.
+
+"""
+# Those that programs for pictures, videos and sound have models of.
+FAMILIES = [one for one in ARCHITECTURES if any(layout.kohya_prefix for layout in one.layouts)]
+# The families that stand for the others, as far as a program knows them.
+REFERENCES = ("wan", "flux", "sdxl", "qwen_image", "z_image")
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, as wide as its cells, so that it reads well as it is written."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    head, *body = (" | ".join(map(str.ljust, row, widths)) for row in rows)
+    return [f"| {head} |", "|" + "|".join("-" * (width + 2) for width in widths) + "|", *(f"| {row} |" for row in body)]
+
+
+def grouped(rows: Mapping[str, tuple[str, ...]]) -> list[tuple[list[str], tuple[str, ...]]]:
+    """Families with rows that agree wherever both have a file, and what they have together."""
+    groups: list[tuple[list[str], tuple[str, ...]]] = []
+    for name, row in rows.items():
+        for at, (names, own) in enumerate(groups):
+            if all(not a or not b or a == b for a, b in zip(own, row, strict=True)):
+                groups[at] = ([*names, name], tuple(a or b for a, b in zip(own, row, strict=True)))
+                break
+        else:
+            groups.append(([name], row))
+    return groups
+
+
+def names_of(judged: Judged, program: Consumer) -> Iterator[str]:
+    """The section of a program on names; nothing where none are known."""
+    rows = judged.names(program)
+    if not rows:
+        return
+    kept = [at for at in range(len(SPELLINGS)) if any(set(row[at]) - set("?/") for row in rows.values())]
+    yield from ("", f"### {program.title} {program.version} (`{program.name}`)", "")
+    cells = [(_listed(judged, names), *(row[at] for at in kept)) for names, row in grouped(rows)]
+    yield from table([("", *(SPELLINGS[at].title for at in kept)), *cells])
+
+
+def _listed(judged: Judged, names: Sequence[str]) -> str:
+    return "every family" if len(names) == len(judged.families) else ", ".join(names)
+
+
+def kinds_of(judged: Judged) -> Iterator[str]:
+    """The table of kinds, and where other families differ from those in its head."""
+    columns, elsewhere = [], []
+    for program in judged.programs:
+        if rows := judged.kinds(program):
+            first = next((name for name in REFERENCES if name in rows), next(iter(rows)))
+            columns.append((program.title, program.version, own_scheme(program, first), first, *rows[first]))
+            elsewhere.extend(_differences(program, rows, first))
+    if columns:
+        heads = ("", "version", "names", "family", *(kind.title for kind in KINDS))
+        yield from table(list(zip(heads, *columns, strict=True)))
+        yield from ("", "What other families have otherwise:", "", *elsewhere)
+
+
+def _differences(program: Consumer, rows: Mapping[str, tuple[str, ...]], first: str) -> Iterator[str]:
+    """The other families of a program, with what they have otherwise than the first."""
+    others = {
+        name: tuple(cell if cell != own else "" for cell, own in zip(row, rows[first], strict=True))
+        for name, row in rows.items()
+        if name != first
+    }
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, row in others.items():
+        groups.setdefault(row, []).append(name)
+    for row, names in groups.items():
+        differ = "; ".join(f"{kind.title} {cell}" for kind, cell in zip(KINDS, row, strict=True) if cell)
+        yield f"- {program.title} {program.version}, {', '.join(names)}: {differ or 'nothing'}."
+
+
+def folders_of(judged: Judged) -> list[str]:
+    """The table of folders, of the programs that load any."""
+    columns = [(one.title, one.version, *cells) for one in judged.programs if (cells := judged.folders(one))]
+    return table(list(zip(("", "version", *FOLDERS), *columns, strict=True))) if columns else []
+
+
+def counts_of(judged: Judged) -> list[str]:
+    """How many files were judged for each program and in all, and of how many the verdict is unknown."""
+    rows = [("", "families", "files", "unknown"), *(_counted(judged, one) for one in judged.programs)]
+    whole = sum(map(judged.counts, judged.programs), Counter())
+    return table([*rows, ("in all", "", *_of_files(whole))])
+
+
+def _counted(judged: Judged, program: Consumer) -> tuple[str, ...]:
+    known = len(judged.names(program))
+    families = f"{known} of {len(judged.families)}" if known else "language models"
+    return (f"{program.title} {program.version}", families, *_of_files(judged.counts(program)))
+
+
+def _of_files(count: Counter[bool]) -> tuple[str, str]:
+    return str(count.total()), f"{count[True]} ({count[True] / max(count.total(), 1):.0%})"
+
+
+def messages_of(judged: Judged) -> Iterator[str]:
+    """What each program does with strangers, and says where it refuses a file or needs an option."""
+    for program in judged.programs:
+        yield f"- **{program.title} {program.version}**: {'; '.join(_strangers_of(program))}."
+        if says := judged.says[program.name]:
+            yield f"  It says: {'; '.join(f'`{one}`' for one in sorted(says))}."
+
+
+def _strangers_of(program: Consumer) -> Iterator[str]:
+    """What it does with keys that it has no use for, and of which families."""
+    ways: dict[str, list[str]] = {}
+    for loader in program.loaders:
+        does = _in_words(loader.strangers)
+        others = _in_words(loader.others) if loader.others else does
+        way = does if others == does else f"{does}, of no module {others}"
+        ways.setdefault(way, []).extend(loader.families or ("others",))
+    for way, families in ways.items():
+        yield f"{way} ({', '.join(dict.fromkeys(families))})" if len(ways) > 1 else way
+
+
+def _in_words(strangers: Strangers) -> str:
+    what = {SILENT: "passed over silently", FAILS: "refused"}.get(strangers.does, "passed over with a message")
+    says = f" `{strangers.says}`" if strangers.says else ""
+    beyond = f"; refused where they are more than {strangers.most}" if strangers.most is not None else ""
+    return what + says + (f"{beyond} `{strangers.beyond}`" if beyond and strangers.beyond else beyond)
+
+
+def page() -> str:
+    """The page as it should be."""
+    with tempfile.TemporaryDirectory() as folder:
+        judged = Judged(Path(folder), CONSUMERS.values(), FAMILIES)
+        names = [line for program in judged.programs for line in names_of(judged, program)]
+        kinds, folders = list(kinds_of(judged)), folders_of(judged)
+    parts = (
+        (HEAD, counts_of(judged)),
+        (LEGEND, ()),
+        (NAMES, names),
+        (KINDS_HEAD, kinds),
+        (FOLDERS_HEAD, folders),
+        (MESSAGES, messages_of(judged)),
+    )
+    return "".join(head + "".join(f"{line}\n" for line in lines) for head, lines in parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
