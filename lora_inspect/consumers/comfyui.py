@@ -1,45 +1,288 @@
 """ComfyUI: its own names of the model, kohya's, and diffusers' where it has a map of them; alpha/rank everywhere.
 
-Sources: `comfy/lora.py`, `comfy/lora_convert.py`, `comfy/weight_adapter/` and `comfy/utils.py` of ComfyUI.
+A name counts where it is in a dictionary that the loader makes of the model, whatever the spelling of the factors: what
+is not there is passed over with a warning. Sources: `comfy/lora.py`, `comfy/lora_convert.py`, `comfy/weight_adapter/`
+and `comfy/utils.py` of ComfyUI, run on a small model of every family here.
 """
 
-from lora_inspect.consumers.record import BASE_NORM, COMPUTES, LEAVES, WARNS, Consumer, Loader, Rule, Strangers
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import product
+from typing import NamedTuple
 
-_KINDS = {
-    **dict.fromkeys(("lora", "loha", "lokr", "full", "full_bias", "norm", "norm_bias"), COMPUTES),
-    **dict.fromkeys(("lora_bias", "lycoris_ia3", "ia3"), LEAVES),
+from lora_inspect.architectures import by_name
+from lora_inspect.architectures.record import is_parameter
+from lora_inspect.architectures.text_encoders import ROOTS
+from lora_inspect.consumers.record import (
+    BASE_NORM,
+    COMPUTES,
+    FAILS,
+    HIDING,
+    INFIXED,
+    LEAVES,
+    MISREADS,
+    SLICED,
+    TEXT_ENCODERS,
+    WARNS,
+    Consumer,
+    Given,
+    Loader,
+    Rule,
+    Strangers,
+)
+from lora_inspect.reading.adapter import Adapter
+
+KINDS: Mapping[str, str] = {
+    **dict.fromkeys(("lora", "loha", "lokr", "glora", "old_glora", "oft", "lycoris_boft", "set_weight"), COMPUTES),
+    **dict.fromkeys(("full", "full_bias", "norm", "norm_bias", "reshaped"), COMPUTES),
+    # It multiplies their two factors as LoRA's, without the third.
+    **dict.fromkeys(("adalora", "kasa"), MISREADS),
+    # Its factors are spelled as LoRA's.
+    "bdlora": "",
+    # All else has suffixes that it never looks up.
+    "": LEAVES,
 }
-_MAGNITUDES = {
+MAGNITUDES: Mapping[str, str] = {
     ".dora_scale output": BASE_NORM,
     ".dora_scale input": COMPUTES,
-    **dict.fromkeys(
-        (
-            ".dora_layer.weight output",
-            ".lora_magnitude_vector output",
-            ".lora_magnitude_vector.weight output",
-            ".magnitude output",
-        ),
-        LEAVES,
-    ),
+    **dict.fromkeys((".dora_layer.weight output", ".magnitude output", ".m output", ".m input"), LEAVES),
+    **dict.fromkeys((".lora_magnitude_vector output", ".lora_magnitude_vector.weight output"), LEAVES),
 }
-_LOADED = Rule(kinds=_KINDS, magnitudes=_MAGNITUDES)
-# The layers that its class has under the names of the model's own repository.
-_OWN = ("original", "comfyui")
+PARTS: Mapping[str, str] = {
+    # It logs an error and leaves the weight, as it says of a Tucker core between LoKr's factors with PyTorch 2.13.
+    "lokr.t2": LEAVES,
+    "lokr.t1": MISREADS,
+    "oft.rescale": MISREADS,
+    "glora.bm": MISREADS,
+}
+# What changes a weight, in the order in which it is looked up: the last of a module takes the place of all before.
+_OF_WEIGHTS = ("lora", "loha", "lokr", "glora", "old_glora", "oft", "lycoris_boft", "norm", "full", "set_weight")
+# The core of a Tucker form in two dimensions, of which it computes no other.
+_CORES = {"lora": "mid", "loha": "t1"}
+_CORE_OF_CONV2D = 4
 
-CONSUMER = Consumer(
+
+def exceptions(given: Given) -> str | None:
+    """What becomes of a contribution for what stands beside it, its shapes and its alpha."""
+    algorithm, factors = given.contribution.algorithm.name, given.contribution.factors
+    beside = {one.algorithm.name for one in given.module.contributions}
+    if algorithm in _OF_WEIGHTS and beside.intersection(_OF_WEIGHTS[_OF_WEIGHTS.index(algorithm) + 1 :]):
+        return MISREADS
+    if algorithm == "norm_bias" and "norm" not in beside:
+        return LEAVES
+    if algorithm == "lycoris_boft" and given.module.alpha is None:
+        return LEAVES
+    if algorithm in ("oft", "lycoris_boft"):
+        return _of_rotation(given)
+    core = factors.get(_CORES.get(algorithm, ""))
+    return FAILS if core and len(core.shape) != _CORE_OF_CONV2D else None
+
+
+def _of_rotation(given: Given) -> str | None:
+    """It takes alpha itself for the limit of a norm, not alpha times the rows: the numbers decide what that does."""
+    is_limited = bool(given.contribution.alpha)
+    return "" if is_limited or given.contribution.magnitude else None
+
+
+LOADED = Rule(kinds=KINDS, magnitudes=MAGNITUDES, parts=PARTS, exceptions=exceptions)
+# Factors of slices, those with an adapter's name inside and those of GGUF are not looked up.
+PASSED = Rule(dialects=(SLICED, INFIXED, "gguf"), kinds={"": LEAVES})
+# Of names inside there is one exception.
+_DEFAULTS = (".lora_A.default.weight", ".lora_B.default.weight")
+
+
+def _has_defaults(adapter: Adapter) -> bool:
+    infixed = (key for key in adapter.checkpoint.tensors if ".lora_A." in key and not key.endswith(".lora_A.weight"))
+    return all(key.endswith(_DEFAULTS) for key in infixed)
+
+
+class Names(NamedTuple):
+    """Names of the `families` that are in the dictionary: `prefixes` before the paths of a `layout`.
+
+    `lacks` are the paths that are not there.
+    """
+
+    families: tuple[str, ...]
+    layout: str
+    prefixes: tuple[str, ...]
+    lacks: tuple[str, ...] = ()
+
+
+OWN = ("diffusion_model.", "lora_unet_")
+UNETS = ("sd15", "sd2", "sdxl")
+# The attentions of a UNet in diffusers' names, which are in the dictionary by the names of their processors alone.
+_PLACES = ("down_blocks.{i}.attentions.{i}", "mid_block.attentions.0", "up_blocks.{i}.attentions.{i}")
+ATTENTIONS = tuple(
+    f"{place}.transformer_blocks.{{i}}.{attention}.{leaf}"
+    for place, attention, leaf in product(_PLACES, ("attn1", "attn2"), ("to_q", "to_k", "to_v", "to_out.0"))
+)
+OF_UNETS = (
+    Names(UNETS, "original", OWN),
+    Names(UNETS, "diffusers", ("lora_unet_", "lycoris_")),
+    Names(UNETS, "diffusers", ("", "unet."), ATTENTIONS),
+)
+_OF_DIFFUSERS = ("transformer.", "lycoris_", "lora_transformer_")
+_OF_CHROMA = (
+    *("distilled_guidance_layer.in_proj", "distilled_guidance_layer.out_proj", "distilled_guidance_layer.norms.{i}"),
+    *("distilled_guidance_layer.layers.{i}.linear_1", "distilled_guidance_layer.layers.{i}.linear_2"),
+)
+_OF_FLUX2 = (
+    *(f"{which}.linear" for which in ("double_stream_modulation_img", "double_stream_modulation_txt")),
+    "single_stream_modulation.linear",
+    *(
+        f"time_guidance_embed.{which}_embedder.{linear}"
+        for which in ("guidance", "timestep")
+        for linear in ("linear_1", "linear_2")
+    ),
+)
+# The older names of HunyuanVideo's embedders and norms, which it does not know.
+_EMBEDDERS = (
+    *("time_in.mlp.0", "time_in.mlp.2", "txt_in.t_embedder.mlp.0", "txt_in.t_embedder.mlp.2"),
+    *("txt_in.c_embedder.linear_1", "txt_in.c_embedder.linear_2"),
+    *(f"double_blocks.{{i}}.{side}_attn_{which}_norm" for side in ("img", "txt") for which in ("q", "k")),
+)
+_GUIDANCE = (*("guidance_in.mlp.0", "guidance_in.mlp.2"), *("single_blocks.{i}.q_norm", "single_blocks.{i}.k_norm"))
+_SPLIT = tuple(f"double_blocks.{{i}}.{side}_attn_{which}" for side in ("img", "txt") for which in ("q", "k", "v"))
+# Its own names of these, which it knows under its own prefixes alone.
+_RENAMED = (
+    *(f"double_blocks.{{i}}.{side}_attn.{leaf}" for side in ("img", "txt") for leaf in ("qkv", "proj")),
+    *(f"double_blocks.{{i}}.{side}_{leaf}" for side in ("img", "txt") for leaf in ("mlp.0", "mlp.2", "mod.lin")),
+    *(
+        f"txt_in.individual_token_refiner.blocks.{{i}}.{leaf}"
+        for leaf in ("mlp.0", "mlp.2", "self_attn.qkv", "self_attn.proj")
+    ),
+)
+# What Lumina's names have in common with the names of Z-Image, which it takes them for.
+_NOT_OF_Z_IMAGE = (
+    *("x_embedder", "final_layer.linear", "final_layer.adaLN_modulation.1"),
+    *("layers.{i}.adaLN_modulation.1", "noise_refiner.{i}.adaLN_modulation.1"),
+    *(
+        f"{block}.{{i}}.attention.{leaf}"
+        for block in ("layers", "noise_refiner", "context_refiner")
+        for leaf in ("qkv", "out", "q_norm", "k_norm")
+    ),
+)
+# In both versions.
+_COMMON = (
+    *OF_UNETS,
+    Names(("sd3", "flux", "chroma", "wan", "lumina2", "auraflow", "ltx_video", "cosmos", "ace_step"), "original", OWN),
+    Names(("hunyuan_video", "hunyuan_image"), "comfyui", OWN),
+    Names(("qwen_image", "hidream_i1"), "diffusers", (*OWN, "transformer.", "lycoris_")),
+    Names(("sd3",), "diffusers", ("base_model.model.", *_OF_DIFFUSERS)),
+    Names(("flux",), "diffusers", _OF_DIFFUSERS),
+    Names(("chroma",), "diffusers", _OF_DIFFUSERS, _OF_CHROMA),
+    Names(("qwen_image", "ace_step"), "original", ("",)),
+    Names(("auraflow",), "diffusers", ("transformer.",)),
+    Names(("hunyuan_video",), "original", ("transformer.", "diffusion_model."), (*_EMBEDDERS, *_GUIDANCE)),
+    Names(("hunyuan_video",), "comfyui", ("transformer.",), (*_RENAMED, "single_blocks.{i}.modulation.lin")),
+)
+_SINCE = (
+    Names(("flux2", "z_image", "kandinsky5", "ltx2", "anima", "ideogram4", "krea2"), "original", OWN),
+    Names(("hunyuan_video_1_5", "hidream_o1", "ace_step_1_5"), "comfyui", OWN),
+    Names(("flux",), "diffusers", ("",)),
+    Names(("chroma",), "diffusers", ("",), _OF_CHROMA),
+    Names(("flux2",), "diffusers", ("", *_OF_DIFFUSERS), _OF_FLUX2),
+    Names(("kandinsky5",), "diffusers", ("", "transformer.")),
+    Names(("ltx_video", "ltx2"), "original", ("",)),
+    Names(("z_image", "krea2"), "diffusers", ("", "diffusion_model.", "transformer.", "lycoris_")),
+    Names(("lumina2",), "original", ("", "transformer.", "lycoris_"), _NOT_OF_Z_IMAGE),
+    Names(("hunyuan_video_1_5",), "original", ("transformer.", "diffusion_model."), (*_EMBEDDERS, *_SPLIT)),
+    Names(("hunyuan_video_1_5",), "comfyui", ("transformer.",), _RENAMED),
+    Names(("ace_step_1_5",), "original", ("base_model.model.", "lycoris_")),
+)
+
+
+# Text encoders, by the root of their blocks in place of a layout.
+CLIP, T5 = "text_model.encoder.layers.{i}", "encoder.block.{i}.layer.{i}"
+_MODEL, _BARE_MODEL = "model.layers.{i}", "layers.{i}"
+FIRST = ("lora_te_", "lora_te1_", "text_encoder.")
+SECOND = ("lora_te2_", "text_encoder_2.")
+_CLIP_L, _CLIP_G, _T5XXL = (f"text_encoders.{name}.transformer." for name in ("clip_l", "clip_g", "t5xxl"))
+_ENCODERS = (
+    Names(("sd15", "flux", "hunyuan_video"), CLIP, (*FIRST, _CLIP_L)),
+    Names(("sd2",), CLIP, (*FIRST, "text_encoders.clip_h.transformer.")),
+    Names(("sdxl", "sd3", "hidream_i1"), CLIP, (*FIRST, *SECOND, _CLIP_L, _CLIP_G)),
+    Names(("sd3", "hidream_i1"), T5, ("lora_te3_", _T5XXL)),
+    Names(("flux",), T5, ("lora_te2_", "lora_te3_", _T5XXL)),
+    Names(("chroma", "ltx_video"), T5, ("lora_te1_", _T5XXL)),
+    Names(("wan",), T5, ("text_encoders.umt5xxl.transformer.",)),
+    Names(("auraflow",), T5, ("text_encoders.pile_t5xl.transformer.",)),
+    Names(("hidream_i1", "hunyuan_video"), _MODEL, ("text_encoders.llama.transformer.",)),
+    Names(("qwen_image", "hunyuan_image"), _MODEL, ("text_encoders.qwen25_7b.transformer.",)),
+    Names(("lumina2",), _MODEL, ("text_encoders.gemma2_2b.transformer.",)),
+)
+_ENCODERS_SINCE = (
+    Names(("kandinsky5",), CLIP, (*FIRST, _CLIP_L)),
+    Names(("kandinsky5", "hunyuan_video_1_5"), _MODEL, ("text_encoders.qwen25_7b.transformer.",)),
+    Names(("z_image",), _MODEL, ("text_encoders.qwen3_4b.transformer.",)),
+    Names(("anima",), _MODEL, ("text_encoders.qwen3_06b.transformer.",)),
+    # Where the language model is the only encoder, without the name of its root.
+    Names(("qwen_image", "lumina2", "z_image", "anima", "flux2", "krea2", "ideogram4"), _BARE_MODEL, ("lora_te_",)),
+)
+
+
+def rules_of(names: Iterable[Names], loaded: Rule = LOADED) -> Iterator[Rule]:
+    """The rules of these names. Parameters that are no weights have one under ComfyUI's own prefix alone."""
+    for families, layout, prefixes, lacks in names:
+        for family, prefix in product(families, prefixes):
+            norms = (path for one in by_name(family).layouts if layout in one.names for path in one.norms)
+            parameters = () if prefix == "diffusion_model." else tuple(path for path in norms if is_parameter(path))
+            yield loaded._replace(
+                families=(family,), layouts=(layout,), prefixes=(prefix,), lacks=(*lacks, *parameters)
+            )
+
+
+def left_of(names: Iterable[Names]) -> Iterator[Rule]:
+    """The rules of what is not in the dictionary, though it is a path of the model or of an encoder that was tried."""
+    families = tuple(dict.fromkeys(family for one in names if one.layout not in ROOTS for family in one.families))
+    encoders = tuple(dict.fromkeys(family for one in names if one.layout in ROOTS for family in one.families))
+    yield Rule(families=families, layouts=("original", "comfyui", "diffusers", "xlabs"))
+    yield Rule(families=encoders, layouts=(TEXT_ENCODERS,))
+
+
+# Keys by which it knows the files of a program, and renames all keys of them.
+_WAN_FUN = "lora_unet__blocks_0_cross_attn_k.lora_down.weight"
+_USO = ("single_blocks.37.processor.qkv_lora.up.weight", "double_blocks.18.processor.qkv_lora2.up.weight")
+BFL_CONTROL = ("img_in.lora_A.weight", "single_blocks.0.norm.key_norm.scale")
+
+
+def _holds(*keys: str) -> Callable[[Adapter], bool]:
+    return lambda adapter: all(key in adapter.checkpoint.tensors for key in keys)
+
+
+_RECOGNISED = (
+    LOADED._replace(families=("wan",), layouts=("original",), prefixes=("lora_unet__",), where=_holds(_WAN_FUN)),
+    LOADED._replace(families=("flux",), layouts=("xlabs",), prefixes=("",), where=_holds(*_USO)),
+    # Its other names, and an input that it widens, were not tried.
+    Rule(families=("flux",), layouts=("original",), prefixes=("",), where=_holds(*BFL_CONTROL), kinds={"": ""}),
+    # The processors of old files are in the dictionary, where the attentions of new ones are not.
+    LOADED._replace(families=UNETS, layouts=("diffusers",), prefixes=("", "unet."), dialects=(HIDING,)),
+)
+
+
+def _rules(names: tuple[Names, ...]) -> tuple[Rule, ...]:
+    named = LOADED._replace(dialects=(INFIXED,), where=_has_defaults)
+    return (*_RECOGNISED, *rules_of(names, named), PASSED, *rules_of(names), *left_of(names))
+
+
+def _families(names: Iterable[Names]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(family for one in names for family in one.families))
+
+
+_NAMES = (*_COMMON, *_ENCODERS)
+_NAMES_NOW = (*_NAMES, *_SINCE, *_ENCODERS_SINCE)
+STRANGERS = Strangers(WARNS, "lora key not loaded")
+_NOW = Consumer(
     name="comfyui",
     title="ComfyUI",
     version="0.33.0",
-    loaders=(
-        Loader(
-            families=("flux", "qwen_image", "sdxl", "wan", "z_image"),
-            rules=(
-                _LOADED._replace(
-                    families=("flux", "sdxl", "wan"), layouts=_OWN, prefixes=("lora_unet_", "diffusion_model.")
-                ),
-            ),
-            strangers=Strangers(WARNS, "lora key not loaded"),
-        ),
-    ),
+    loaders=(Loader(families=_families(_NAMES_NOW), rules=_rules(_NAMES_NOW), strangers=STRANGERS),),
     schemes={"": "comfyui"},
+)
+CONSUMERS = (
+    _NOW,
+    _NOW._replace(
+        name="comfyui-0.3.64",
+        version="0.3.64",
+        loaders=(Loader(families=_families(_COMMON), rules=_rules(_NAMES), strangers=STRANGERS),),
+    ),
 )

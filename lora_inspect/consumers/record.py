@@ -78,8 +78,9 @@ class Rule(NamedTuple):
     several rules the first that speaks of a module counts; where none does, nothing is known.
 
     `kinds` says by algorithm what it does with it, one of COMPUTES, LEAVES, MISREADS and FAILS; an algorithm that is
-    not there is unknown, and "" stands for all others. Without any kind the program does not find these modules: their
-    tensors are strangers to it. `lacks` are paths, with `{i}` for numbers, that it does not find of a layout.
+    not there, or has an empty word, is unknown, and "" stands for all others. Without any kind the program does not
+    find these modules: their tensors are strangers to it. `lacks` are paths, with `{i}` for numbers, that it does not
+    find of a layout.
     `parts` says of single roles by "algorithm.role" what it does otherwise, as of a Tucker core: {"lora.mid": LEAVES},
     and `exceptions` of single contributions that it COMPUTES as a rule, where numbers, shapes or neighbours decide.
     `scale` is the scale that it applies. `magnitudes` says what it does with a magnitude by "suffix axis", as

@@ -3,6 +3,7 @@
 import pytest
 
 from lora_inspect import algorithms, consumers, schemes
+from lora_inspect.algorithms.recognised import RECOGNISED
 from lora_inspect.architectures import ARCHITECTURES
 from lora_inspect.architectures.text_encoders import ROOTS
 from lora_inspect.consumers.record import (
@@ -24,7 +25,7 @@ from lora_inspect.maths.dora import INPUT, OUTPUT, SPELLINGS
 PROGRAMS = sorted(consumers.CONSUMERS)
 FAMILIES = {architecture.name: architecture for architecture in ARCHITECTURES}
 LAYOUTS = {name for family in ARCHITECTURES for layout in family.layouts for name in layout.names}
-ALGORITHMS = algorithms.every()
+ALGORITHMS = algorithms.every() | {one.name: one for one in RECOGNISED}
 DIALECTS = {name for one in ALGORITHMS.values() for name in one.dialects} | set(ODD)
 
 
@@ -64,7 +65,7 @@ def test_spellings_exist(consumer):
     for rule in rules(consumer):
         assert set(rule.dialects) <= DIALECTS
         assert rule.kinds.keys() <= ALGORITHMS.keys() | {""}
-        assert set(rule.kinds.values()) <= {COMPUTES, LEAVES, MISREADS, FAILS}
+        assert set(rule.kinds.values()) <= {COMPUTES, LEAVES, MISREADS, FAILS, ""}
         assert rule.magnitudes.keys() <= magnitudes
         assert set(rule.magnitudes.values()) <= {COMPUTES, LEAVES, BASE_NORM, OTHER_AXIS, FAILS}
         assert rule.by in (RUN, READ)
