@@ -109,7 +109,8 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
 @click.option(
     "--algorithm",
     type=click.Choice(ALGORITHMS),
-    help="Make plain LoRA of LoHa, LoKr, OFT and the like: exact where it can be, else of a --rank or a --max-error.",
+    help="lora: make plain LoRA of LoHa, LoKr, OFT and the like, exact where it can be, else of a --rank or a "
+    "--max-error. full: write the difference of every weight of --base, exact for any algorithm and large.",
 )
 @transposed_option("--base stores")
 @reading_options

@@ -1,7 +1,8 @@
-"""What `--algorithm lora` asks for: which changes become plain LoRA, and which of them only a base tells."""
+"""What `--algorithm` asks for: which changes become plain LoRA, and which of them only a base tells."""
 
 from lora_inspect.algorithms import lora, mlx
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Shapes
+from lora_inspect.converting.asked_full import FULL, check_full
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.matching.match import Matching
@@ -9,7 +10,7 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.peft_config import LORA_TYPE
 
-ALGORITHMS = (lora.ALGORITHM.name,)
+ALGORITHMS = (lora.ALGORITHM.name, FULL)
 
 
 def becomes_lora(algorithm: Algorithm, shapes: Shapes) -> bool:
@@ -26,6 +27,8 @@ def becomes_lora(algorithm: Algorithm, shapes: Shapes) -> bool:
 
 def needs_base(contribution: Contribution, options: ConvertOptions) -> bool:
     """Whether what it becomes depends on the weight: under DoRA's magnitude, and LoRA of what multiplies a weight."""
+    if options.algorithm == FULL:
+        return False
     if contribution.magnitude is not None:
         return not (options.keep_dora or options.drop_magnitude)
     is_made = bool(options.algorithm) and becomes_lora(contribution.algorithm, contribution.shapes)
@@ -36,6 +39,8 @@ def check_algorithm(adapter: Adapter, options: ConvertOptions) -> list[str]:
     """Raises LoraInspectError where a base or a rank is needed that is not given; a note where all is LoRA already."""
     if options.algorithm is None:
         return []
+    if options.algorithm == FULL:
+        return check_full(adapter, options)
     file, limit = adapter.checkpoint.path, "with --rank N or --max-error E"
     made = [c for c in adapter.contributions if becomes_lora(c.algorithm, c.shapes)]
     if not made:
@@ -63,7 +68,7 @@ def check_biases(adapter: Adapter, matching: Matching | None, options: ConvertOp
     """Raises LoraInspectError where factors that become LoRA change the bias of their layer, too, or may do so."""
     found = [one.contribution for own in matching.targets.values() for one in own] if matching else []
     biases = {(c.module.key, c.algorithm.name) for c in found if c.algorithm.parameter == BIAS}
-    for contribution in adapter.contributions if options.algorithm else ():
+    for contribution in adapter.contributions if options.algorithm == lora.ALGORITHM.name else ():
         if not becomes_lora(contribution.algorithm, contribution.shapes) or contribution.algorithm.bias is None:
             continue
         if matching is None or (contribution.module.key, contribution.algorithm.name) in biases:

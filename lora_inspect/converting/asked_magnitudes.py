@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lora_inspect import consumers, schemes
+from lora_inspect.converting.asked_full import FULL
 from lora_inspect.converting.loadable import writing_of
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
@@ -33,7 +34,7 @@ def with_magnitudes(adapter: Adapter, options: ConvertOptions) -> ConvertOptions
     They then say whose norms these programs divide by, where all of them do alike. Raises LoraInspectError where they
     apply none such as it has and nothing else settles them.
     """
-    if not adapter.dora.value:
+    if not adapter.dora.value or options.algorithm == FULL:
         return options
     path, is_limited = adapter.checkpoint.path, options.rank is not None or options.max_error is not None
     magnitudes = [c.magnitude for c in adapter.contributions if c.magnitude]

@@ -4,6 +4,7 @@ from lora_inspect.algorithms import lora, mlx
 from lora_inspect.algorithms.lora_embedding import spelled_in
 from lora_inspect.algorithms.record import WEIGHT, Algorithm, Role
 from lora_inspect.converting.asked_algorithm import becomes_lora
+from lora_inspect.converting.asked_full import DIFFERENCES, FULL, becomes_full
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.own_parameters import is_own_parameter
 from lora_inspect.errors import LoraInspectError
@@ -67,6 +68,8 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
 def _written(contribution: Contribution, writing: Writing, options: ConvertOptions) -> Algorithm:
     """The algorithm that the output has."""
     algorithm = spelled_in(mlx.in_lora(contribution.algorithm), writing.dialects)
+    if options.algorithm == FULL:
+        return DIFFERENCES.get(algorithm.parameter, algorithm) if becomes_full(algorithm) else algorithm
     return lora.ALGORITHM if options.algorithm and becomes_lora(algorithm, contribution.shapes) else algorithm
 
 

@@ -19,7 +19,7 @@ class ConvertOptions:
     path of the model's `config.json`, or of its folder, for what llama.cpp does by it. `only` are the components that
     are written; without any, all are. `verify` has the output read anew and compared with the input. `architecture` is
     the name of the family, where the file may be of several. `algorithm` is what all changes of weights become that
-    could, "lora" or None; `rank` and `max_error` speak of these as well.
+    could, "lora", of which `rank` and `max_error` speak as well, "full", or None.
     """
 
     keep_dora: bool = False

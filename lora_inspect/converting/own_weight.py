@@ -28,11 +28,11 @@ def own_weight(places: Sequence[tuple[Place, CodedWeight]]) -> torch.Tensor:
     for place, weight in places:
         decode = None if weight.codec is codecs.PLAIN else decoder(weight)
         for first, block in blocks.read(weight.info, decode=decode):
-            _take(own, block, first, place)
+            take_rows(own, block, first, place)
     return own
 
 
-def _take(own: torch.Tensor, block: torch.Tensor, first: int, place: Place) -> None:
+def take_rows(own: torch.Tensor, block: torch.Tensor, first: int, place: Place) -> None:
     """Copies what is its own of a block of the weight as it is stored, whose first row is `first`."""
     if place.block:
         start, rows = place.block

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lora_inspect.converting.asked_algorithm import check_algorithm, check_biases, needs_base, shapes_in_base
 from lora_inspect.converting.asked_consumer import for_consumer
+from lora_inspect.converting.asked_full import FULL
 from lora_inspect.converting.asked_magnitudes import is_remeasured, with_magnitudes
 from lora_inspect.converting.gguf_layouts import architecture_of
 from lora_inspect.converting.inputs import chosen_input, open_base
@@ -20,6 +22,9 @@ from lora_inspect.matching.orientation import Orientation, check_answers
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.schemes.gguf import GGUF
+
+if TYPE_CHECKING:
+    from lora_inspect.converting.found_changes import WholeChanges
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,15 @@ class ConversionPlan:
     def remeasured(self) -> Mapping[str, Landed]:
         """The modules whose magnitudes a base puts over other norms; LoraInspectError where it lacks one's weight."""
         return self._landed(is_remeasured)
+
+    @property
+    def changes(self) -> "WholeChanges":
+        """The changes that become differences of whole parameters; LoraInspectError where the base lacks one."""
+        if self.base is None or self.matching is None or self.options.algorithm != FULL:
+            return {}
+        from lora_inspect.converting.found_changes import find_changes
+
+        return find_changes(self.adapter, self.base, self.matching)
 
     def _landed(self, wanted: Callable[[Contribution, ConvertOptions], bool]) -> Mapping[str, Landed]:
         if self.base is None or self.matching is None:

@@ -14,6 +14,7 @@ from lora_inspect.converting.carried_scale import EXACT
 from lora_inspect.converting.compared import FactorCache, Runs, Term, relative_distance
 from lora_inspect.converting.compared_experts import expert_distance
 from lora_inspect.converting.dora_change import true_change
+from lora_inspect.converting.found_changes import WholeChanges
 from lora_inspect.converting.landed import Landed
 from lora_inspect.converting.other_norms import other_magnitude
 from lora_inspect.converting.relayout import Destination, Source
@@ -31,15 +32,16 @@ class Proof:
     """Compares the output of `targets` with the `adapter` that it is made of, when it is called with its path.
 
     `stated` are the relative errors that the conversion itself states, by module, None where it cannot. `landed` are
-    the changes that a base tells, and `remeasured` the modules whose magnitudes are over other norms by one.
-    `keeps_magnitudes` says whether those of the others are in the output. `output` is
-    the path that sentences name. `modules` and `max_relative_error` are what was found.
+    the changes that a base tells, `remeasured` the modules whose magnitudes are over other norms by one, and `changes`
+    what it tells of modules that are differences in the output. `keeps_magnitudes` says whether those of the others are
+    in the output. `output` is the path that sentences name. `modules` and `max_relative_error` are what was found.
     """
 
     adapter: Adapter
     targets: Sequence[Destination]
     landed: Mapping[str, Landed]
     remeasured: Mapping[str, Landed]
+    changes: WholeChanges
     stated: Mapping[str, float | None]
     keeps_magnitudes: bool
     output: str
@@ -88,7 +90,11 @@ class Proof:
             return expert_distance(target, (of_experts or written.contributions)[0], self._read).share
         ones, others = defaultdict[str, list[Term]](list), defaultdict[str, list[Term]](list)
         for source in target.sources:
-            for contribution in source.module.contributions:
+            whole = self.changes.get(source.module.name.key)
+            for parameter, change in whole.items() if whole else ():
+                runs = tuple(source.runs.each()) if source.runs else None
+                ones[parameter].append(Term(change.first, runs, change.matrix()))
+            for contribution in () if whole else source.module.contributions:
                 ones[contribution.algorithm.parameter].append(self._term(contribution, source))
         for contribution in written.contributions:
             runs = _runs(contribution, None)
@@ -111,7 +117,7 @@ class Proof:
             (c, c.magnitude, source.runs)
             for source in target.sources
             for c in source.module.contributions
-            if c.magnitude and self.keeps_magnitudes and c.module.key not in self.landed
+            if c.magnitude and self.keeps_magnitudes and c.module.key not in self.landed.keys() | self.changes.keys()
         ]
         if not found and not meant:
             return 0.0

@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 from lora_inspect import schemes
+from lora_inspect.algorithms import lora
 from lora_inspect.converting import settled_magnitude
 from lora_inspect.converting.arranged_experts import ExpertArranger
 from lora_inspect.converting.arranged_rows import arrange
 from lora_inspect.converting.carried_scale import alpha_of_all, carry_scales
+from lora_inspect.converting.found_changes import WholeChanges
+from lora_inspect.converting.full_differences import spell_differences
 from lora_inspect.converting.fused_slices import fuse_slices
 from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.landed import Landed
@@ -31,6 +34,7 @@ def convert_modules(
     targets: Sequence[Destination],
     landed: Mapping[str, Landed],
     remeasured: Mapping[str, Landed],
+    changes: WholeChanges,
     inner: dict[str, tuple[int, ...]],
     options: ConvertOptions,
     progress: Progress,
@@ -38,7 +42,8 @@ def convert_modules(
     """Every module of the output, by its name there.
 
     `landed` are the true changes of modules that a base tells, `remeasured` the modules whose magnitudes will be over
-    other norms, and `inner` the (in, *kernel) of its weights.
+    other norms, `changes` those that become differences of whole parameters, and `inner` the (in, *kernel) of its
+    weights.
     """
     tensors = adapter.checkpoint.tensors.values()
     growth = Growth(adapter.checkpoint.path, sum(info.nbytes for info in tensors), options.allow_growth)
@@ -47,11 +52,16 @@ def convert_modules(
     writing = writing_of(schemes.by_name(options.scheme)) if options.scheme else None
     dialects = writing.dialects if writing else ()
     instead = writing.instead if writing else {}
-    maker = LoraMaker(options.rank, options.max_error, inner, growth) if options.algorithm else None
+    is_lora = options.algorithm == lora.ALGORITHM.name
+    maker = LoraMaker(options.rank, options.max_error, inner, growth) if is_lora else None
     converted = {}
     of_one: list[tuple[Module, Sequence[Part]]] = []
     progress(0)
     for target in targets:
+        if all(source.module.name.key in changes for source in target.sources):
+            converted[target.module.name.key] = spell_differences(target, changes, growth)
+            progress(1)
+            continue
         carrier = carrier_of(target.module)
         found: list[Sequence[Part]] = []
         for source in target.sources:

@@ -1,4 +1,4 @@
-"""Tensors on their way into a small file: each either a range of an input or bytes in memory."""
+"""Tensors on their way into a file: each a range of an input, bytes in memory, or bytes that are yet to be made."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +12,23 @@ _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
+class Computed:
+    """Bytes that are made once they are written, where all of them together would take too much memory."""
+
+    make: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class Content:
     """What will be written under a name, and where its bytes come from."""
 
     plan: TensorPlan
-    source: TensorInfo | bytes
+    source: "TensorInfo | bytes | Computed"
 
     def chunks(self) -> Iterator[bytes]:
         """The bytes, a few megabytes at a time."""
-        if isinstance(self.source, bytes):
-            yield self.source
+        if not isinstance(self.source, TensorInfo):
+            yield self.source.make() if isinstance(self.source, Computed) else self.source
             return
         with InputFile(self.source.file, self.source.identity) as source:
             for start in range(self.source.start, self.source.stop, _CHUNK):
@@ -55,7 +62,7 @@ def write_contents(
     with Writer(path, plans, metadata, inputs, force, prove) as writer:
         for plan in plans:
             content = by_name[plan.name]
-            if isinstance(content.source, bytes):
-                writer.write(plan.name, [content.source])
-            else:
+            if isinstance(content.source, TensorInfo):
                 writer.copy(content.source, plan.name)
+            else:
+                writer.write(plan.name, content.chunks())

@@ -89,7 +89,8 @@ def convert_to_standard(
     from lora_inspect.converting.shared_contents import shared_contents
     from lora_inspect.converting.steps import convert_modules
 
-    modules = convert_modules(adapter, plan.destinations, landed, remeasured, plan.inner, options, progress)
+    changes = plan.changes
+    modules = convert_modules(adapter, plan.destinations, landed, remeasured, changes, plan.inner, options, progress)
     _refuse_lossy(path, modules, options)
     passed = [renamed(adapter.checkpoint.tensors[key], key) for key in adapter.beside]
     own = [content for module in modules.values() for content in module.contents]
@@ -117,7 +118,7 @@ def convert_to_standard(
     keeps = not options.drop_magnitude
     proof = None
     if options.verify:
-        proof = Proof(adapter, plan.destinations, landed, remeasured, errors, keeps, place.path)
+        proof = Proof(adapter, plan.destinations, landed, remeasured, changes, errors, keeps, place.path)
     received = Received(consumers.by_name(options.consumer), place.path, options) if options.consumer else None
     written = place.write(contents, metadata, modules, inputs, force, partial(_looked_at, looks=(proof, received)))
     target = {
@@ -203,10 +204,9 @@ def _provenance(
     said = {"file": describe_file(adapter.checkpoint.path), **said}
     if options.layout:
         said["layout"] = options.layout
-    if adapter.dora.value:
-        if options.base:
-            errors = [module.relative_error or 0.0 for module in modules.values()]
-            said |= {"base": describe_file(options.base), "max_relative_error": max(errors)}
-        if options.keep_dora or options.drop_magnitude:
-            said["magnitude"] = "kept" if options.keep_dora else "dropped"
+    if options.base:
+        errors = [module.relative_error or 0.0 for module in modules.values()]
+        said |= {"base": describe_file(options.base), "max_relative_error": max(errors)}
+    if adapter.dora.value and (options.keep_dora or options.drop_magnitude):
+        said["magnitude"] = "kept" if options.keep_dora else "dropped"
     return said

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from lora_inspect.algorithms import every
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.arranged_rows import arrange
+from lora_inspect.converting.asked_full import becomes_full
 from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.part import read_parts
 from lora_inspect.converting.relayout import Destination, Source
@@ -300,3 +301,36 @@ def test_its_true_change_is_a_plain_lora(case, tmp_path):
     # The factors are rounded to float32.
     assert_close(changed["layer.weight"], case.oracle(1.0)["layer.weight"], max(case.bound, 1e-5))
     assert_close(apply(case.layer, changed, case.input), case.library(1.0), max(case.bound, 1e-5))
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_its_full_difference_is_what_becomes_of_the_layer(case, tmp_path):
+    base, adapter = write(case, tmp_path)
+    contributions = list(read_adapter(open_checkpoint(adapter)).contributions)
+    # Underscored names of no known family stay as they are; of others LyCORIS's take any.
+    scheme = None if any(key.startswith("lora_transformer_") for key in case.tensors) else "lycoris"
+    options = ConvertOptions(base=base, algorithm="full", scheme=scheme, allow_growth=True)
+    output = tmp_path / "full.safetensors"
+    if any(one.algorithm.experts or one.algorithm.transposed for one in contributions):
+        with pytest.raises(LoraInspectError, match="of which no program reads a full difference; merge it"):
+            convert_to_standard(adapter, str(output), options)
+        return
+    if not any(becomes_full(one.algorithm) for one in contributions):
+        return
+    result = convert_to_standard(adapter, str(output), options)
+    assert result.exact
+    assert result.verified.modules == result.modules == 1
+    differences = load_file(output)
+    prefix = "lycoris_" if scheme else "lora_transformer_"
+    ends = {f"{prefix}layer{suffix}": f"layer.{name}" for suffix, name in ((".diff", "weight"), (".diff_b", "bias"))}
+    assert differences.keys() <= ends.keys()
+    assert {tensor.dtype for tensor in differences.values()} == {torch.float32}
+    expected = case.oracle(1.0)
+    for key, name in ends.items():
+        if key not in differences:
+            assert name not in expected or torch.equal(expected[name].double(), case.base[name].double())
+            continue
+        due = expected[name].double() - case.base[name].double()
+        # The difference is rounded once, and the oracle has the bound of its library.
+        bound = 2.0**-23 * float(due.abs().max()) + case.bound * float(expected[name].abs().max())
+        assert float((differences[key].double() - due).abs().max()) <= bound
