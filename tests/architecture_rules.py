@@ -16,6 +16,7 @@ ORDER = {
         ("__main__", "networks"),
         ("cli",),
         ("ops",),
+        ("verifying",),
         ("merging", "converting"),
         ("consumers", "matching"),
         ("reading",),

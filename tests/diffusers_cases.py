@@ -65,16 +65,20 @@ class Models(NamedTuple):
         """How many tensors of adapters the networks hold."""
         return sum("lora_" in name for network in self.networks.values() for name, _ in network.named_parameters())
 
-    def load(self, file: Path) -> None:
-        """Loads an adapter as the pipeline of these networks does; raises whatever that raises."""
-        pipeline = type("Pipeline", (self.loader,), {"hf_device_map": None, "components": {}})()
+    def pipeline(self) -> Any:
+        """What loads adapters in the pipeline of these networks."""
+        pipeline = type("Pipeline", (self.loader,), {"hf_device_map": None, "components": self.networks})()
         for name in ("text_encoder", "text_encoder_2"):
             setattr(pipeline, name, None)
         for name, network in self.networks.items():
             setattr(pipeline, name, network)
+        return pipeline
+
+    def load(self, file: Path) -> None:
+        """Loads an adapter as the pipeline of these networks does; raises whatever that raises."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pipeline.load_lora_weights(str(file))
+            self.pipeline().load_lora_weights(str(file))
 
 
 class Case(NamedTuple):

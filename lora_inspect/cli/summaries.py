@@ -3,6 +3,7 @@
 VERBS = {
     "info": "What a file is and means, and on which evidence.",
     "merge": "Fold adapters into a base.",
+    "verify": "Prove how much of each adapter a merged model carries.",
     "convert": "Rewrite an adapter so that every loader applies the same scale.",
     "compat": "What each program that loads adapters makes of one.",
 }

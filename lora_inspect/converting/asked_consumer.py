@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_inspect import consumers, schemes
 from lora_inspect.architectures.detection import Detection
-from lora_inspect.consumers.record import BASE_NORM, COMPUTES, OTHER_AXIS, SUM_NORM, Consumer, Rule, treatment
+from lora_inspect.consumers.record import BASE_NORM, COMPUTES, OTHER_AXIS, Consumer, Rule, treatment
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.dora import OF_BASE, OF_SUM, OUTPUT
@@ -19,11 +19,7 @@ _DROP = "--drop-magnitude (loses the magnitude)"
 # What says how the true change of the base is written, by what a program does with the magnitudes of its names: by
 # corrected magnitudes, as differences, or else as a plain LoRA that comes so near.
 _NEAR = 0.01
-_WAYS: Mapping[str, Mapping[str, Any]] = {
-    BASE_NORM: {},
-    SUM_NORM: {"keep_dora": True},
-    OTHER_AXIS: {"algorithm": "full"},
-}
+_WAYS: Mapping[str, Mapping[str, Any]] = {BASE_NORM: {}, OTHER_AXIS: {"algorithm": "full"}}
 # What is offered for DoRA, by what a program does with the magnitudes of its names.
 _OFFERS = {
     BASE_NORM: (

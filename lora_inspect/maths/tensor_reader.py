@@ -13,7 +13,7 @@ from lora_inspect.maths.fp8 import widen
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WHOLE_DTYPES = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
-_STORED_DTYPES = TORCH_DTYPES | {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+STORED_DTYPES = TORCH_DTYPES | {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
 # Turns a block of values into the weight that they stand for, in place: (block, its first row).
 Decode = Callable[[torch.Tensor, int], None]
@@ -100,7 +100,7 @@ class RowBlocks:
             for start in range(0, rows, count):
                 taken = min(count, rows - start)
                 source.read_into(info.start + start * row_bytes, memoryview(self._stored)[: taken * row_bytes])
-                stored = torch.frombuffer(self._stored, dtype=_STORED_DTYPES[info.dtype], count=taken * columns)
+                stored = torch.frombuffer(self._stored, dtype=STORED_DTYPES[info.dtype], count=taken * columns)
                 block = self._scratch[: taken * columns].view(taken, columns)
                 if info.dtype in FP8:
                     widen(stored.view(taken, columns), block)

@@ -110,6 +110,22 @@ def of_merge(write, folder):
     yield ["merge", whole, adapter, "-o", output, f"--{EVIL}"]
 
 
+def of_verify(write, folder):
+    adapter = write(lora(WORDS), METADATA, name=f"{EVIL_FILE}.safetensors")
+    weights = {f"{WORDS}.weight": ("F32", (6, 5), 1), f"{EVIL}.weight": ("F32", (6, 5), 1)}
+    whole = write(weights, name="base.safetensors")
+    other = write({f"{WORDS}.weight": ("F32", (6, 5), 2), EVIL: ("F32", (1,), 0)}, name="other.safetensors")
+    yield ["verify", whole, whole, adapter]
+    yield ["verify", other, whole, adapter]
+    yield ["verify", other, whole, adapter, "--json"]
+    yield ["verify", write({EVIL: ("F32", (6, 5), 1)}, name="none.safetensors"), whole, adapter]
+    yield ["verify", adapter, whole, adapter]
+    yield ["verify", whole, adapter, adapter]
+    yield ["verify", folder / f"no{EVIL_FILE}", whole, adapter]
+    yield ["verify", whole, whole, f"{adapter}:*nothing{EVIL.strip()}*=2"]
+    yield ["verify", whole, whole, adapter, "--only", EVIL]
+
+
 def of_convert(write, folder):
     stray = {EVIL: ("F32", (1,), 0), f"{WORDS}.use_rslora_flag": ("BOOL", (), 1)}
     rslora = write({**lora(WORDS), **stray}, name=f"{EVIL_FILE}.safetensors")
@@ -146,7 +162,7 @@ def of_compat(write, folder):
 
 
 # A verb without an entry here fails.
-COMMANDS = {"info": of_info, "merge": of_merge, "convert": of_convert, "compat": of_compat}
+COMMANDS = {"info": of_info, "merge": of_merge, "verify": of_verify, "convert": of_convert, "compat": of_compat}
 
 
 def lines_of(output):

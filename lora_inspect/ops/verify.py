@@ -1,0 +1,177 @@
+"""Proves, weight by weight, how much of each adapter a merged model carries, and names what is wrong."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.files.input_file import check_unchanged
+from lora_inspect.maths.torch_threads import load_torch
+from lora_inspect.merging.plan import MergeOptions, MergePlan, plan_merge
+from lora_inspect.progress import Progress, silent
+from lora_inspect.reading.settings import Settings
+from lora_inspect.verifying.models import Model, check_kinds, check_names
+
+if TYPE_CHECKING:
+    from lora_inspect.verifying.findings import Finding
+    from lora_inspect.verifying.weigher import Weighed
+
+# What is called for a verification stands here.
+__all__ = ["MergeOptions", "VerifyPlan", "VerifyResult", "plan_verify", "verify"]
+
+# How many weights show whether the two models stand in each other's place.
+_LOOKED_AT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyPlan:
+    """What is to be in a merged model, known from headers: a plan of the merge, and the two models."""
+
+    merge: MergePlan
+    merged: Model
+    base: Model
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of the adapters and their targets."""
+        return [note for note in self.merge.notes if note not in self.merge.tied]
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of the base: what `verify` tells its progress of."""
+        return sum(info.nbytes for info in self.base.tensors.values())
+
+
+class VerifyResult(NamedTuple):
+    """What a merged model carries.
+
+    `modules` are the shares by weight and adapter, `share` those over all weights; None where there is none or it
+    cannot be told. `noise` and `module_noise` say how far rounding may move them. `residual` is what nothing explains,
+    over the size of what was expected, of all weights together; `residuals` are those of the weights. `missing` are
+    the modules that have nothing of an adapter. `beside` are tensors that no adapter changes and what is different in
+    them, `absent` those of the base that are not there, `extra` those that only the merged model has. `ok` is whether
+    no finding is an error.
+    """
+
+    ok: bool
+    share: dict[str, float | None]
+    noise: dict[str, float | None]
+    residual: float | None
+    missing: list[str]
+    findings: "list[Finding]"
+    modules: dict[str, dict[str, float | None]]
+    module_noise: dict[str, dict[str, float | None]]
+    residuals: dict[str, float | None]
+    beside: dict[str, str]
+    absent: list[str]
+    extra: list[str]
+
+
+def plan_verify(
+    merged_path: str, base_path: str, adapters: Sequence[tuple[str, Settings]], options: MergeOptions
+) -> VerifyPlan:
+    """Reads headers; raises LoraInspectError for whatever stands in the way, as `plan_merge` does."""
+    merged, base = open_checkpoint(merged_path), open_checkpoint(base_path)
+    check_kinds(merged, base)
+    # Every weight is compared as numbers, codes of the base too.
+    plan = plan_merge(base_path, adapters, replace(options, dtype="F32"))
+    check_names(merged, base, plan.folds)
+    return VerifyPlan(plan, Model(merged), Model(plan.base))
+
+
+def verify(plan: VerifyPlan, progress: Progress = silent) -> VerifyResult:
+    """Reads both models once, a block of rows at a time, and twice or more the weights that no share explains.
+
+    `progress` is told the bytes of each tensor of the base that is done. Raises LoraInspectError where a change is not
+    finite or cannot be computed, or a file is not the one any more that was planned for.
+    """
+    load_torch()
+    from lora_inspect.verifying.untouched import difference
+    from lora_inspect.verifying.weigher import Weigher
+
+    weigher = Weigher(plan.merged, plan.base, plan.merge.decoding.weights, plan.merge.options.dora_rule)
+    weighed: list[Weighed] = []
+    beside: dict[str, str] = {}
+    untouched, absent = 0, []
+    progress(0)
+    for name, info in plan.base.tensors.items():
+        folds = plan.merge.folds.get(name, ())
+        other = plan.merged.tensors.get(name)
+        if other is None:
+            absent.append(name)
+        elif any(fold.multiplier for fold in folds):
+            weighed.append(weigher.weighed(info, folds))
+        else:
+            untouched += 1
+            what = difference(plan.base, info, plan.merged, other, weigher.blocks)
+            if what and info.shape == other.shape and folds:
+                found = weigher.weighed(info, folds)
+                weighed += [found] if found.instead else []
+                what = None if found.instead else what
+            if what:
+                beside[name] = what
+        progress(info.nbytes)
+    swapped = _are_swapped(plan, weighed)
+    check_unchanged(plan.merge.inputs | plan.merged.checkpoint.inputs)
+    return _result(plan, weighed, beside, untouched, absent, swapped)
+
+
+def _are_swapped(plan: VerifyPlan, weighed: "Sequence[Weighed]") -> bool:
+    """Whether the first weights show that the model which is named as the base carries the adapters, and not MERGED."""
+    from lora_inspect.verifying.weigher import Weigher
+
+    told = [weight for weight in weighed if not any(weight.shares.why)]
+    if not told or not all(value < 0 for weight in told for value in weight.shares.values):
+        return False
+    weigher = Weigher(plan.base, plan.merged, {}, plan.merge.options.dora_rule)
+    found = [weigher.weighed(plan.base.tensors[one.name], plan.merge.folds[one.name]) for one in told[:_LOOKED_AT]]
+    return all(one.is_explained and min(one.shares.values) > 0 for one in found)
+
+
+def _result(
+    plan: VerifyPlan,
+    weighed: "Sequence[Weighed]",
+    beside: dict[str, str],
+    untouched: int,
+    absent: list[str],
+    swapped: bool,
+) -> VerifyResult:
+    from lora_inspect.verifying.findings import SWAPPED, about_alike, about_models, about_shares, about_weights
+    from lora_inspect.verifying.shares import NOT_FINITE, pooled
+    from lora_inspect.verifying.told import MISSING, told_of
+
+    adapters = [adapter.checkpoint.path for adapter, _ in plan.merge.adapters]
+    total = pooled([(w.shares, [adapters.index(term.adapter) for term in w.terms]) for w in weighed], len(adapters))
+    told = told_of(weighed, adapters)
+    extra = [name for name in plan.merged.tensors if name not in plan.base.checkpoint.tensors]
+    broken = [w.name for w in weighed if NOT_FINITE in w.shares.why]
+    findings = [
+        *([SWAPPED] if swapped else [*about_shares(told, total), *about_alike(weighed), *about_weights(weighed)]),
+        *about_models(beside, untouched, absent, extra, broken),
+    ]
+    modules = {name: dict.fromkeys(_adapters_of(plan, name), None) for name in plan.merge.folds}
+    noise = {name: dict(shares) for name, shares in modules.items()}
+    for weight in weighed:
+        for number, term in enumerate(weight.terms):
+            if not weight.shares.why[number]:
+                modules[weight.name][term.adapter] = weight.shares.values[number]
+                noise[weight.name][term.adapter] = weight.shares.noise[number]
+    told_of_all = [not why for why in total.why]
+    return VerifyResult(
+        ok=not any(finding.is_error for finding in findings),
+        share={a: total.values[n] if told_of_all[n] else None for n, a in enumerate(adapters)},
+        noise={a: total.noise[n] if told_of_all[n] else None for n, a in enumerate(adapters)},
+        residual=total.residual,
+        missing=list(dict.fromkeys(unit.label for one in told for unit in one.of(MISSING))),
+        findings=findings,
+        modules=modules,
+        module_noise=noise,
+        residuals={weight.name: weight.shares.residual for weight in weighed},
+        beside=beside,
+        absent=absent,
+        extra=extra,
+    )
+
+
+def _adapters_of(plan: VerifyPlan, name: str) -> list[str]:
+    return [fold.adapter.checkpoint.path for fold in plan.merge.folds[name]]

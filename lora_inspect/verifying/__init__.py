@@ -1,0 +1,1 @@
+"""How much of each adapter a merged model carries, and what is wrong with the rest."""

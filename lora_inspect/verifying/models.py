@@ -1,0 +1,82 @@
+"""MERGED beside BASE: the same names and shapes, and the codecs of both."""
+
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.dtypes import FP8, PLAIN_FLOATS
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.near_names import nearest_name
+from lora_inspect.reading.adapter import read_adapter
+from lora_inspect.reading.coded_weights import BaseCodecs, CodedWeight, UnknownCodec
+from lora_inspect.reading.kinds import ADAPTER, kind_of
+from lora_inspect.reading.quantisation import quantisation_settings
+
+
+class Model:
+    """One of the two models: its tensors, and what says only how codes are read."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.settings = quantisation_settings(checkpoint.tensors)
+        self._codecs = BaseCodecs(checkpoint)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The tensors by name, without those that say only how codes of a known codec are read."""
+        decoded = {
+            name
+            for info in self.checkpoint.tensors.values()
+            if info.dtype in FP8 and (weight := self.coded(info))
+            for name in (*weight.settings, *self._codecs.markers_of(info.name))
+        }
+        return {name: info for name, info in self.checkpoint.tensors.items() if name not in decoded}
+
+    def coded(self, info: TensorInfo) -> CodedWeight | None:
+        """A tensor of numbers with its codec, or None for one of whole numbers or of codes that are not known."""
+        if info.dtype not in PLAIN_FLOATS | FP8 or info.name in self.settings:
+            return None
+        try:
+            return self._codecs.of(info)
+        except UnknownCodec:
+            return None
+
+    def weight(self, info: TensorInfo) -> CodedWeight:
+        """A tensor that is changed, with its codec; raises LoraInspectError where that is not known."""
+        return self._codecs.of(info)
+
+
+def check_kinds(merged: Checkpoint, base: Checkpoint) -> None:
+    """Raises LoraInspectError where one of the two models is an adapter."""
+    for checkpoint, name in ((merged, "MERGED"), (base, "BASE")):
+        if kind_of(read_adapter(checkpoint))[0] == ADAPTER:
+            raise LoraInspectError(
+                f"{checkpoint.path}: it is an adapter, not a model; name the merged model first, then its base, then "
+                f"the adapters: it stands where {name} belongs."
+            )
+
+
+def check_names(merged: Checkpoint, base: Checkpoint, changed: Collection[str]) -> None:
+    """Raises LoraInspectError where MERGED has none of the `changed` weights of BASE, or one in another shape."""
+    there = [name for name in changed if name in merged.tensors]
+    if not there:
+        first = next(iter(changed))
+        near = nearest_name(first, _alike(first, merged.tensors))
+        hint = f"the nearest name that it has is {near}" if near else "no name that it has is like it"
+        raise LoraInspectError(
+            f"{merged.path}: it has none of the {len(changed)} weights of {base.path} that the adapters change, such "
+            f"as {first}; {hint}; give a merged model and a base of the same layout."
+        )
+    for name in there:
+        if merged.tensors[name].shape != base.tensors[name].shape:
+            raise LoraInspectError(
+                f"{merged.path}: {name} has shape {list(merged.tensors[name].shape)}, but "
+                f"{list(base.tensors[name].shape)} in {base.path}; give the base that it was merged from."
+            )
+
+
+def _alike(name: str, names: Iterable[str]) -> list[str]:
+    """The names that end as `name` does, or all where none does; only so many of them are compared."""
+    leaf = ".".join(name.split(".")[-2:])
+    return [other for other in names if other.endswith(leaf)] or list(names)

@@ -1,0 +1,77 @@
+"""A weight of a model, a block of rows at a time, and what its element type makes of numbers."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lora_inspect.files.dtypes import FP8
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.maths.tensor_reader import RowBlocks
+from lora_inspect.reading.coded_weights import CodedWeight
+from lora_inspect.reading.decoder import decoder
+from lora_inspect.verifying.spacing import grid_of, rounded, spacing
+
+# The variance of what rounding adds to a number, in squares of the distance between two numbers: that of a number
+# anywhere between them.
+ROUNDING = 1 / 12
+# A merge in float32 rounds sums, norms and products on its way; as many roundings of the working type are its own.
+_STEPS = 4
+
+
+class StoredRows(NamedTuple):
+    """Rows of a weight as they are stored, `first` the number of the first one.
+
+    `values` (n, columns) are in the working type, `dtype` is the type that they are stored in, and `scale` (n, columns)
+    what the codes of that type are multiplied by, None where they are the numbers themselves.
+    """
+
+    first: int
+    values: Tensor
+    dtype: str
+    scale: Tensor | None = None
+
+    def as_found(self) -> "StoredRows":
+        """The rows as those of the coarsest type whose numbers they are, which must be finite."""
+        return self if self.dtype in FP8 else self._replace(dtype=grid_of(self.values, self.dtype))
+
+    def units(self) -> Tensor:
+        """The distance between neighbouring numbers at each value."""
+        if self.scale is None:
+            return spacing(self.values, self.dtype)
+        return spacing(self.values / self.scale, self.dtype) * self.scale.abs()
+
+    def noise(self) -> Tensor:
+        """The variance that rounding to the type gives each entry, with that of the arithmetic before."""
+        working = "F64" if self.values.dtype == torch.float64 else "F32"
+        own, arithmetic = self.units(), spacing(self.values, working)
+        return own.square_().add_(arithmetic.square_(), alpha=_STEPS).mul_(ROUNDING)
+
+    def rounded(self, wanted: Tensor) -> Tensor:
+        """What the same type, with the same scale, makes of other numbers for these rows."""
+        if self.scale is None:
+            return rounded(wanted, self.dtype)
+        return rounded(wanted / self.scale, self.dtype) * self.scale
+
+
+class StoredWeight(NamedTuple):
+    """A weight whose rows are read in blocks by `blocks`; `coded` says how, in the shape in which they are read."""
+
+    info: TensorInfo
+    coded: CodedWeight
+    blocks: RowBlocks
+
+    def rows(self, together: int = 1) -> Iterator[StoredRows]:
+        """All rows in blocks of a multiple of `together`, 0 for all at once; the memory is used again."""
+        decode = decoder(self.coded) if self.info.dtype in FP8 else None
+        for first, values in self.blocks.read(self.info, together, decode):
+            scale = None
+            if decode and self.coded.scale is not None:
+                scale = torch.ones_like(values)
+                decode(scale, first)
+            yield StoredRows(first, values, self.info.dtype, scale)
+
+    def read(self, together: int = 1) -> Iterator[tuple[int, Tensor]]:
+        """(first row, values) of the same blocks."""
+        return ((rows.first, rows.values) for rows in self.rows(together))
