@@ -5,15 +5,27 @@ is not there is passed over with a warning. Sources: `comfy/lora.py`, `comfy/lor
 and `comfy/utils.py` of ComfyUI, run on a small model of every family here.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import product
-from typing import NamedTuple
+from collections.abc import Mapping
 
-from lora_inspect.architectures import by_name
-from lora_inspect.architectures.record import is_parameter
-from lora_inspect.architectures.text_encoders import ROOTS
+from lora_inspect.consumers.dictionary import (
+    BFL_CONTROL,
+    CLIP,
+    FIRST,
+    MAGNITUDES,
+    NORMS,
+    OF_UNETS,
+    OWN,
+    SECOND,
+    T5,
+    UNETS,
+    Names,
+    families_of,
+    holds,
+    is_replaced,
+    left_of,
+    rules_of,
+)
 from lora_inspect.consumers.record import (
-    BASE_NORM,
     COMPUTES,
     FAILS,
     HIDING,
@@ -21,7 +33,6 @@ from lora_inspect.consumers.record import (
     LEAVES,
     MISREADS,
     SLICED,
-    TEXT_ENCODERS,
     WARNS,
     Consumer,
     Given,
@@ -31,7 +42,7 @@ from lora_inspect.consumers.record import (
 )
 from lora_inspect.reading.adapter import Adapter
 
-KINDS: Mapping[str, str] = {
+_KINDS: Mapping[str, str] = {
     **dict.fromkeys(("lora", "loha", "lokr", "glora", "old_glora", "oft", "lycoris_boft", "set_weight"), COMPUTES),
     **dict.fromkeys(("full", "full_bias", "norm", "norm_bias", "reshaped"), COMPUTES),
     # It multiplies their two factors as LoRA's, without the third.
@@ -41,18 +52,13 @@ KINDS: Mapping[str, str] = {
     # All else has suffixes that it never looks up.
     "": LEAVES,
 }
-MAGNITUDES: Mapping[str, str] = {
-    ".dora_scale output": BASE_NORM,
-    ".dora_scale input": COMPUTES,
-    **dict.fromkeys((".dora_layer.weight output", ".magnitude output", ".m output", ".m input"), LEAVES),
-    **dict.fromkeys((".lora_magnitude_vector output", ".lora_magnitude_vector.weight output"), LEAVES),
-}
-PARTS: Mapping[str, str] = {
+_PARTS: Mapping[str, str] = {
     # It logs an error and leaves the weight, as it says of a Tucker core between LoKr's factors with PyTorch 2.13.
     "lokr.t2": LEAVES,
     "lokr.t1": MISREADS,
     "oft.rescale": MISREADS,
     "glora.bm": MISREADS,
+    "old_glora.bm": MISREADS,
 }
 # What changes a weight, in the order in which it is looked up: the last of a module takes the place of all before.
 _OF_WEIGHTS = ("lora", "loha", "lokr", "glora", "old_glora", "oft", "lycoris_boft", "norm", "full", "set_weight")
@@ -61,11 +67,11 @@ _CORES = {"lora": "mid", "loha": "t1"}
 _CORE_OF_CONV2D = 4
 
 
-def exceptions(given: Given) -> str | None:
+def _exceptions(given: Given) -> str | None:
     """What becomes of a contribution for what stands beside it, its shapes and its alpha."""
     algorithm, factors = given.contribution.algorithm.name, given.contribution.factors
     beside = {one.algorithm.name for one in given.module.contributions}
-    if algorithm in _OF_WEIGHTS and beside.intersection(_OF_WEIGHTS[_OF_WEIGHTS.index(algorithm) + 1 :]):
+    if is_replaced(given, _OF_WEIGHTS):
         return MISREADS
     if algorithm == "norm_bias" and "norm" not in beside:
         return LEAVES
@@ -83,9 +89,9 @@ def _of_rotation(given: Given) -> str | None:
     return "" if is_limited or given.contribution.magnitude else None
 
 
-LOADED = Rule(kinds=KINDS, magnitudes=MAGNITUDES, parts=PARTS, exceptions=exceptions)
+_LOADED = Rule(kinds=_KINDS, magnitudes=MAGNITUDES, parts=_PARTS, exceptions=_exceptions)
 # Factors of slices, those with an adapter's name inside and those of GGUF are not looked up.
-PASSED = Rule(dialects=(SLICED, INFIXED, "gguf"), kinds={"": LEAVES})
+_PASSED = Rule(dialects=(SLICED, INFIXED, "gguf"), kinds={"": LEAVES})
 # Of names inside there is one exception.
 _DEFAULTS = (".lora_A.default.weight", ".lora_B.default.weight")
 
@@ -95,31 +101,6 @@ def _has_defaults(adapter: Adapter) -> bool:
     return all(key.endswith(_DEFAULTS) for key in infixed)
 
 
-class Names(NamedTuple):
-    """Names of the `families` that are in the dictionary: `prefixes` before the paths of a `layout`.
-
-    `lacks` are the paths that are not there.
-    """
-
-    families: tuple[str, ...]
-    layout: str
-    prefixes: tuple[str, ...]
-    lacks: tuple[str, ...] = ()
-
-
-OWN = ("diffusion_model.", "lora_unet_")
-UNETS = ("sd15", "sd2", "sdxl")
-# The attentions of a UNet in diffusers' names, which are in the dictionary by the names of their processors alone.
-_PLACES = ("down_blocks.{i}.attentions.{i}", "mid_block.attentions.0", "up_blocks.{i}.attentions.{i}")
-ATTENTIONS = tuple(
-    f"{place}.transformer_blocks.{{i}}.{attention}.{leaf}"
-    for place, attention, leaf in product(_PLACES, ("attn1", "attn2"), ("to_q", "to_k", "to_v", "to_out.0"))
-)
-OF_UNETS = (
-    Names(UNETS, "original", OWN),
-    Names(UNETS, "diffusers", ("lora_unet_", "lycoris_")),
-    Names(UNETS, "diffusers", ("", "unet."), ATTENTIONS),
-)
 _OF_DIFFUSERS = ("transformer.", "lycoris_", "lora_transformer_")
 _OF_CHROMA = (
     *("distilled_guidance_layer.in_proj", "distilled_guidance_layer.out_proj", "distilled_guidance_layer.norms.{i}"),
@@ -161,11 +142,10 @@ _NOT_OF_Z_IMAGE = (
         for leaf in ("qkv", "out", "q_norm", "k_norm")
     ),
 )
-# In both versions.
+# In both versions, though not all norms are in the earlier one.
 _COMMON = (
     *OF_UNETS,
-    Names(("sd3", "flux", "chroma", "wan", "lumina2", "auraflow", "ltx_video", "cosmos", "ace_step"), "original", OWN),
-    Names(("hunyuan_video", "hunyuan_image"), "comfyui", OWN),
+    Names(("sd3", "wan", "lumina2", "auraflow", "ltx_video", "cosmos", "ace_step"), "original", OWN),
     Names(("qwen_image", "hidream_i1"), "diffusers", (*OWN, "transformer.", "lycoris_")),
     Names(("sd3",), "diffusers", ("base_model.model.", *_OF_DIFFUSERS)),
     Names(("flux",), "diffusers", _OF_DIFFUSERS),
@@ -175,7 +155,13 @@ _COMMON = (
     Names(("hunyuan_video",), "original", ("transformer.", "diffusion_model."), (*_EMBEDDERS, *_GUIDANCE)),
     Names(("hunyuan_video",), "comfyui", ("transformer.",), (*_RENAMED, "single_blocks.{i}.modulation.lin")),
 )
+_BEFORE = (
+    Names(("flux", "chroma"), "original", OWN, NORMS),
+    Names(("hunyuan_video", "hunyuan_image"), "comfyui", OWN, NORMS),
+)
 _SINCE = (
+    Names(("flux", "chroma"), "original", OWN),
+    Names(("hunyuan_video", "hunyuan_image"), "comfyui", OWN),
     Names(("flux2", "z_image", "kandinsky5", "ltx2", "anima", "ideogram4", "krea2"), "original", OWN),
     Names(("hunyuan_video_1_5", "hidream_o1", "ace_step_1_5"), "comfyui", OWN),
     Names(("flux",), "diffusers", ("",)),
@@ -191,11 +177,7 @@ _SINCE = (
 )
 
 
-# Text encoders, by the root of their blocks in place of a layout.
-CLIP, T5 = "text_model.encoder.layers.{i}", "encoder.block.{i}.layer.{i}"
 _MODEL, _BARE_MODEL = "model.layers.{i}", "layers.{i}"
-FIRST = ("lora_te_", "lora_te1_", "text_encoder.")
-SECOND = ("lora_te2_", "text_encoder_2.")
 _CLIP_L, _CLIP_G, _T5XXL = (f"text_encoders.{name}.transformer." for name in ("clip_l", "clip_g", "t5xxl"))
 _ENCODERS = (
     Names(("sd15", "flux", "hunyuan_video"), CLIP, (*FIRST, _CLIP_L)),
@@ -218,64 +200,32 @@ _ENCODERS_SINCE = (
     # Where the language model is the only encoder, without the name of its root.
     Names(("qwen_image", "lumina2", "z_image", "anima", "flux2", "krea2", "ideogram4"), _BARE_MODEL, ("lora_te_",)),
 )
-
-
-def rules_of(names: Iterable[Names], loaded: Rule = LOADED) -> Iterator[Rule]:
-    """The rules of these names. Parameters that are no weights have one under ComfyUI's own prefix alone."""
-    for families, layout, prefixes, lacks in names:
-        for family, prefix in product(families, prefixes):
-            norms = (path for one in by_name(family).layouts if layout in one.names for path in one.norms)
-            parameters = () if prefix == "diffusion_model." else tuple(path for path in norms if is_parameter(path))
-            yield loaded._replace(
-                families=(family,), layouts=(layout,), prefixes=(prefix,), lacks=(*lacks, *parameters)
-            )
-
-
-def left_of(names: Iterable[Names]) -> Iterator[Rule]:
-    """The rules of what is not in the dictionary, though it is a path of the model or of an encoder that was tried."""
-    families = tuple(dict.fromkeys(family for one in names if one.layout not in ROOTS for family in one.families))
-    encoders = tuple(dict.fromkeys(family for one in names if one.layout in ROOTS for family in one.families))
-    yield Rule(families=families, layouts=("original", "comfyui", "diffusers", "xlabs"))
-    yield Rule(families=encoders, layouts=(TEXT_ENCODERS,))
-
-
 # Keys by which it knows the files of a program, and renames all keys of them.
 _WAN_FUN = "lora_unet__blocks_0_cross_attn_k.lora_down.weight"
 _USO = ("single_blocks.37.processor.qkv_lora.up.weight", "double_blocks.18.processor.qkv_lora2.up.weight")
-BFL_CONTROL = ("img_in.lora_A.weight", "single_blocks.0.norm.key_norm.scale")
-
-
-def _holds(*keys: str) -> Callable[[Adapter], bool]:
-    return lambda adapter: all(key in adapter.checkpoint.tensors for key in keys)
-
-
 _RECOGNISED = (
-    LOADED._replace(families=("wan",), layouts=("original",), prefixes=("lora_unet__",), where=_holds(_WAN_FUN)),
-    LOADED._replace(families=("flux",), layouts=("xlabs",), prefixes=("",), where=_holds(*_USO)),
+    _LOADED._replace(families=("wan",), layouts=("original",), prefixes=("lora_unet__",), where=holds(_WAN_FUN)),
+    _LOADED._replace(families=("flux",), layouts=("xlabs",), prefixes=("",), where=holds(*_USO)),
     # Its other names, and an input that it widens, were not tried.
-    Rule(families=("flux",), layouts=("original",), prefixes=("",), where=_holds(*BFL_CONTROL), kinds={"": ""}),
+    Rule(families=("flux",), layouts=("original",), prefixes=("",), where=holds(*BFL_CONTROL), kinds={"": ""}),
     # The processors of old files are in the dictionary, where the attentions of new ones are not.
-    LOADED._replace(families=UNETS, layouts=("diffusers",), prefixes=("", "unet."), dialects=(HIDING,)),
+    _LOADED._replace(families=UNETS, layouts=("diffusers",), prefixes=("", "unet."), dialects=(HIDING,)),
 )
 
 
 def _rules(names: tuple[Names, ...]) -> tuple[Rule, ...]:
-    named = LOADED._replace(dialects=(INFIXED,), where=_has_defaults)
-    return (*_RECOGNISED, *rules_of(names, named), PASSED, *rules_of(names), *left_of(names))
+    named = _LOADED._replace(dialects=(INFIXED,), where=_has_defaults)
+    return (*_RECOGNISED, *rules_of(names, named), _PASSED, *rules_of(names, _LOADED), *left_of(names))
 
 
-def _families(names: Iterable[Names]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(family for one in names for family in one.families))
-
-
-_NAMES = (*_COMMON, *_ENCODERS)
-_NAMES_NOW = (*_NAMES, *_SINCE, *_ENCODERS_SINCE)
-STRANGERS = Strangers(WARNS, "lora key not loaded")
+_NAMES_BEFORE = (*_COMMON, *_BEFORE, *_ENCODERS)
+_NAMES_NOW = (*_COMMON, *_SINCE, *_ENCODERS, *_ENCODERS_SINCE)
+_STRANGERS = Strangers(WARNS, "lora key not loaded")
 _NOW = Consumer(
     name="comfyui",
     title="ComfyUI",
     version="0.33.0",
-    loaders=(Loader(families=_families(_NAMES_NOW), rules=_rules(_NAMES_NOW), strangers=STRANGERS),),
+    loaders=(Loader(families=families_of(_NAMES_NOW), rules=_rules(_NAMES_NOW), strangers=_STRANGERS),),
     schemes={"": "comfyui"},
 )
 CONSUMERS = (
@@ -283,6 +233,6 @@ CONSUMERS = (
     _NOW._replace(
         name="comfyui-0.3.64",
         version="0.3.64",
-        loaders=(Loader(families=_families(_COMMON), rules=_rules(_NAMES), strangers=STRANGERS),),
+        loaders=(Loader(families=families_of(_NAMES_BEFORE), rules=_rules(_NAMES_BEFORE), strangers=_STRANGERS),),
     ),
 )
