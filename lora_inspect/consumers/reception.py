@@ -16,6 +16,7 @@ from lora_inspect.consumers.record import (
     READ,
     RUN,
     Consumer,
+    Finder,
     Given,
     Loader,
     Rule,
@@ -60,7 +61,8 @@ class Unknown(NamedTuple):
 class Reception:
     """What a program makes of an adapter. `refusal` is what it says where it loads nothing of the file, else empty.
 
-    `by` is RUN where its own code ran on such files for every rule that counted, else READ.
+    `by` is RUN where its own code ran on such files for every rule that counted, else READ. `needs` is what the program
+    has to be told beside the file, empty for nothing.
     """
 
     taken: list[Taken] = field(default_factory=list)
@@ -68,11 +70,19 @@ class Reception:
     unknown: list[Unknown] = field(default_factory=list)
     refusal: str = ""
     by: str = RUN
+    needs: str = ""
 
     @property
     def is_refused(self) -> bool:
         """Whether the program loads nothing of the file, with an error."""
         return bool(self.refusal)
+
+
+class _Bound(NamedTuple):
+    """A rule, and which modules of the file it finds, where more than their names decides that."""
+
+    rule: Rule
+    finds: Finder | None
 
 
 def receive(
@@ -89,21 +99,23 @@ def receive(
         whose = f"models of {family.title}" if family else "models of families that are not known here"
         reception.unknown.append(Unknown(tuple(adapter.checkpoint.tensors), f"{whose} were not tried"))
         return reception
+    asked = [rule for rule in loader.rules if rule.where is None or rule.where(adapter)]
+    rules = [_Bound(rule, rule.finds(adapter) if rule.finds else None) for rule in asked]
     # Modules of one look are treated alike, and there are few looks.
-    rules = [rule for rule in loader.rules if rule.where is None or rule.where(adapter)]
     rule_of = cache(partial(_rule_of, rules, family))
     for module, contribution, look in looks(adapter) if seen is None else seen:
         _place(reception, Given(adapter, module, contribution), look, rule_of(look), loader)
     _place_others(reception, adapter, loader)
     if refusal := loader.refuses(adapter):
         reception.refusal = refusal
+    reception.needs = loader.needs(adapter) or ""
     _limit(reception, loader.strangers)
     return reception
 
 
-def _rule_of(rules: Sequence[Rule], family: Architecture | None, look: Look) -> Rule | None:
+def _rule_of(rules: Sequence[_Bound], family: Architecture | None, look: Look) -> _Bound | None:
     """The first rule that speaks of such modules."""
-    return next((rule for rule in rules if _speaks_of(rule, look, family)), None)
+    return next((bound for bound in rules if _speaks_of(bound.rule, look, family)), None)
 
 
 def _speaks_of(rule: Rule, look: Look, family: Architecture | None) -> bool:
@@ -126,19 +138,26 @@ def _is_spelled(rule: Rule, look: Look) -> bool:
     return any(own in rule.dialects for own in look.dialects)
 
 
-def _place(reception: Reception, given: Given, look: Look, rule: Rule | None, loader: Loader) -> None:
+def _place(reception: Reception, given: Given, look: Look, bound: _Bound | None, loader: Loader) -> None:
     """Notes what becomes of one contribution of a module."""
     module, contribution = given.module, given.contribution
     keys = tuple(info.name for info in contribution.factors.values())
-    if rule is None:
+    if bound is None:
         reception.unknown.append(Unknown(keys, f"names such as {module.name.key} were not tried"))
         return
+    rule = bound.rule
     if rule.by == READ:
         reception.by = READ
-    if any(is_path(look, path) for path in rule.lacks) or not rule.kinds:
+    is_found = bound.finds(given) if bound.finds else True
+    if is_found is None:
+        reception.unknown.append(
+            Unknown(keys, f"whether it has a layer for {module.name.key} depends on more than the file tells")
+        )
+        return
+    if not is_found or any(is_path(look, path) for path in rule.lacks) or not rule.kinds:
         if rule.says:
             reception.refusal = rule.says
-        _leave(reception, [info.name for info in module.tensors], loader.strangers, contribution)
+        _leave(reception, [info.name for info in module.tensors], rule.unfound or loader.strangers, contribution)
         return
     does = rule.kinds.get(look.algorithm, rule.kinds.get("", ""))
     parts = {part: rule.parts[part] for role in look.roles if (part := f"{look.algorithm}.{role}") in rule.parts}

@@ -66,6 +66,21 @@ FileTest = Callable[[Adapter], bool]
 # What a program does with one contribution otherwise than its algorithm tells: one of the words for that, empty for
 # unknown. None where it is no exception.
 Exceptions = Callable[[Given], str | None]
+# Whether a program finds a module in the model; None where that depends on what the file does not tell. Made once for
+# each file, as what a config says of modules is read once.
+Finder = Callable[[Given], bool | None]
+
+
+class Strangers(NamedTuple):
+    """What a program does with tensors that it has no use for: `does` is SILENT, WARNS or FAILS, and it `says` so.
+
+    More than `most` of them make it refuse the file, for the reason `beyond`.
+    """
+
+    does: str
+    says: str = ""
+    most: int | None = None
+    beyond: str = ""
 
 
 class Rule(NamedTuple):
@@ -80,7 +95,8 @@ class Rule(NamedTuple):
     `kinds` says by algorithm what it does with it, one of COMPUTES, LEAVES, MISREADS and FAILS; an algorithm that is
     not there, or has an empty word, is unknown, and "" stands for all others. Without any kind the program does not
     find these modules: their tensors are strangers to it. `lacks` are paths, with `{i}` for numbers, that it does not
-    find of a layout.
+    find of a layout. `finds` says of a file which modules it finds, where more than their names decides that, and
+    `unfound` what it does with the tensors of those that it does not find, None for what it does with all strangers.
     `parts` says of single roles by "algorithm.role" what it does otherwise, as of a Tucker core: {"lora.mid": LEAVES},
     and `exceptions` of single contributions that it COMPUTES as a rule, where numbers, shapes or neighbours decide.
     `scale` is the scale that it applies. `magnitudes` says what it does with a magnitude by "suffix axis", as
@@ -97,6 +113,8 @@ class Rule(NamedTuple):
     where: FileTest | None = None
     kinds: Mapping[str, str] = MappingProxyType({})
     lacks: tuple[str, ...] = ()
+    finds: Callable[[Adapter], Finder] | None = None
+    unfound: Strangers | None = None
     parts: Mapping[str, str] = MappingProxyType({})
     exceptions: Exceptions | None = None
     scale: ScaleRule = alpha_over_rank
@@ -118,18 +136,6 @@ def treatment(rule: Rule, spelled: str, norms: str) -> str:
 _OF_BASE = {BASE_NORM: COMPUTES, COMPUTES: SUM_NORM}
 
 
-class Strangers(NamedTuple):
-    """What a program does with tensors that it has no use for: `does` is SILENT, WARNS or FAILS, and it `says` so.
-
-    More than `most` of them make it refuse the file, for the reason `beyond`.
-    """
-
-    does: str
-    says: str = ""
-    most: int | None = None
-    beyond: str = ""
-
-
 # What a program refuses a file for as a whole, in its own words where it has any; None for nothing.
 Refusal = Callable[[Adapter], str | None]
 
@@ -144,7 +150,7 @@ class Loader(NamedTuple):
 
     `strangers` is what it does with tensors of modules that it does not find and of algorithms that it LEAVES, `others`
     with those that belong to no module, as flags do; None for the same. `embeddings` says whether it takes those of
-    tokens out of an adapter's file.
+    tokens out of an adapter's file. `needs` says what it has to be told beside the file, so that it loads it.
     """
 
     rules: tuple[Rule, ...]
@@ -152,6 +158,7 @@ class Loader(NamedTuple):
     families: tuple[str, ...] = ()
     others: Strangers | None = None
     refuses: Refusal = nothing_refused
+    needs: Refusal = nothing_refused
     embeddings: bool = False
 
 

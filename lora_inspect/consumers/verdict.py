@@ -97,7 +97,10 @@ def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
     if lost:
         count = len(lost) + len(reception.taken)
         return PARTLY, f"{len(lost)} of {count} changes are not applied, {_told(lost)}", lost
-    if wrong := [one for one in reception.taken if one.does == MISREADS]:
+    # What a scale of 0 switches off has no strength that another one could be a multiple of.
+    if wrong := [
+        one for one in reception.taken if one.does == MISREADS or (one.scale and one.contribution.scale == 0.0)
+    ]:
         return OTHER, f"it makes another change of {_what(wrong[0].contribution)}", ()
     bearing = [one for one in reception.taken if one.magnitude]
     if norm := next((_NORMS[one.magnitude] for one in bearing if one.magnitude in _NORMS), None):
@@ -109,7 +112,7 @@ def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
     factors = _factors(reception.taken)
     if any(not _is_one(factor) for factor, _ in factors):
         return STRENGTH, f"it applies {_strengths(factors)} of what is right", ()
-    return SAME, "", ()
+    return SAME, reception.needs, ()
 
 
 def _what(contribution: Contribution) -> str:
