@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_inspect import consumers, schemes
 from lora_inspect.architectures.detection import Detection
-from lora_inspect.consumers.record import BASE_NORM, COMPUTES, OTHER_AXIS, Consumer, Rule, treatment
+from lora_inspect.consumers.record import BASE_NORM, COMPUTES, OTHER_AXIS, SUM_NORM, Consumer, Rule, treatment
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.dora import OF_BASE, OF_SUM, OUTPUT
@@ -29,6 +29,10 @@ _OFFERS = {
     OTHER_AXIS: (
         "divides magnitudes by norms along the other axis",
         f"--base BASE with --algorithm full (the exact difference of every weight), {_PLAIN}, or {_DROP}",
+    ),
+    SUM_NORM: (
+        "divides magnitudes by the norms of the changed weights, where these are over those of the base's",
+        f"--keep-dora with --base BASE (the trainer's magnitudes again), {_PLAIN}, or {_DROP}",
     ),
 }
 _OVER = {BASE_NORM: OF_BASE, COMPUTES: OF_SUM}

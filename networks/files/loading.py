@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lora_inspect.reading.evidence import DORA_FLAG
+from lora_inspect.reading.magnitude_norms import NORMS_KEY
 from lora_inspect.reading.residual_init import INITIAL_FACTORS_KEY, residual_init
 
 from . import standard_form
@@ -114,7 +115,15 @@ def magnitude_errors(state_dict: Collection[str], prefix: str, modules: Iterable
 
 
 def check_base(reading: Reading, pissa: bool) -> None:
-    """Raises ValueError for weights on another base than the original one, and for those a PiSSA network cannot use."""
+    """Raises ValueError for weights on another base than the original one, and for those a network cannot go on with.
+
+    Those are magnitudes over the norms of the base, and without their initial factors those of a PiSSA network.
+    """
+    if NORMS_KEY in reading.metadata and any(module.has_magnitude for module in reading.modules.values()):
+        raise ValueError(
+            "the magnitudes are over the norms of the base, as ComfyUI divides them; make those of training of them "
+            "first, with lora-inspect convert FILE --keep-dora --base BASE"
+        )
     if init := residual_init(reading.metadata):
         raise ValueError(
             f"ss_init_lora_weights is {init}, so the weights change a residual base and not the original one; "

@@ -13,13 +13,24 @@ from layer_factors import dotted, factors, kohya
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.converting import own_weight
+from lora_inspect.consumers import added
+from lora_inspect.consumers.record import (
+    BASE_NORM,
+    COMPUTES,
+    OTHER_AXIS,
+    SILENT,
+    Consumer,
+    Loader,
+    Rule,
+    Strangers,
+)
+from lora_inspect.converting import other_norms, own_weight
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.info import as_json, inspect
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
-from lora_inspect.reading.magnitude_norms import NORMS_KEY
+from lora_inspect.reading.magnitude_norms import NORMS_KEY, NormsRecord
 
 pytestmark = pytest.mark.numeric
 
@@ -97,6 +108,7 @@ def assert_near(found, expected, weight):
 @pytest.mark.parametrize(("paths", "spell", "prefix"), SPELLINGS.values(), ids=SPELLINGS)
 def test_comfyui_makes_what_was_trained(paths, spell, prefix, of_base, elements, tmp_path, monkeypatch):
     monkeypatch.setattr(own_weight, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(other_norms, "BLOCK_ELEMENTS", elements)
     original = layouts.flux(width=4)
     diffusers = layouts.flux_in_diffusers(original)
     own = diffusers if paths is SPLIT else original
@@ -198,6 +210,9 @@ def test_another_base_is_noted(corrected, tmp_path):
     (note,) = plan_merge(other, [(output, 1.0)], MergeOptions()).notes
     assert "over the norms of base.safetensors, whose double_blocks.0.img_attn.qkv.weight has other bytes" in note
     assert not plan_merge(other, [(adapter, 1.0)], MergeOptions()).notes
+    plain = {key: tensor for key, tensor in load_file(output).items() if "dora" not in key}
+    plain = written(tmp_path, "plain.safetensors", plain, metadata_of(output))
+    assert not plan_merge(other, [(plain, 1.0)], MergeOptions()).notes
     result = convert_to_standard(output, str(tmp_path / "o.safetensors"), ConvertOptions(base=other, rank=1000))
     assert [note] == [one for one in result.notes if "other bytes" in one]
 
@@ -225,6 +240,67 @@ def test_it_does_not_become_a_trainers_dora_without_the_base(scheme, corrected, 
     assert any("of the changed weight again" in remark for remark in result.remarks)
     meant, found = merged(tmp_path, base, adapter), merged(tmp_path, base, path)
     assert all(float((found[name] - value).norm()) <= 1e-6 * float(value.norm()) for name, value in meant.items())
+
+
+def toy(does, scheme):
+    rule = Rule(kinds={"lora": COMPUTES}, magnitudes={".dora_scale output": does})
+    return Consumer("toy", "Toy", "1.0", (Loader((rule,), Strangers(SILENT)),), {"": scheme})
+
+
+def test_a_program_that_divides_so_under_names_of_others(tmp_path):
+    base = layouts.flux(width=4)
+    adapter = factors(base, FUSED, dora=True)
+    source = written(tmp_path, "adapter.safetensors", dotted("diffusion_model.", adapter), FLUX)
+    given, output = written(tmp_path, "base.safetensors", base), str(tmp_path / "toy.safetensors")
+    with added(toy(BASE_NORM, "kohya")):
+        with pytest.raises(LoraInspectError, match=r"norms of the base's weights; choose --base BASE"):
+            convert_to_standard(source, output, ConvertOptions(consumer="toy"))
+        result = convert_to_standard(source, output, ConvertOptions(consumer="toy", base=given))
+    assert (result.target["scheme"], result.target["norms"]) == ("kohya", "base")
+    for path, layer in adapter.items():
+        weight = base[f"{path}.weight"]
+        found = comfyui(weight, load_file(output), f"lora_unet_{path.replace('.', '_')}", 1.0)
+        assert_near(found, layer.folded(weight, 1.0, False)[0], weight.double())
+
+
+def test_a_program_that_divides_as_trainers_do_is_offered_their_magnitudes(corrected, tmp_path):
+    base, _, output = corrected
+    back = str(tmp_path / "back.safetensors")
+    with added(toy(COMPUTES, "kohya")):
+        with pytest.raises(LoraInspectError, match=r"over those of the base's; choose --keep-dora with --base BASE"):
+            convert_to_standard(output, back, ConvertOptions(consumer="toy"))
+        result = convert_to_standard(output, back, ConvertOptions(consumer="toy", base=base, keep_dora=True))
+    assert (result.target["norms"], result.exact, NORMS_KEY in metadata_of(back)) == ("sum", True, False)
+
+
+def test_a_program_that_takes_the_other_axis_has_full_differences(tmp_path):
+    base = layouts.flux(width=4)
+    source = written(tmp_path, "adapter.safetensors", kohya("lora_unet_", factors(base, FUSED, dora=True)), FLUX)
+    given, output = written(tmp_path, "base.safetensors", base), str(tmp_path / "toy.safetensors")
+    with added(toy(OTHER_AXIS, "kohya")):
+        with pytest.raises(LoraInspectError, match="--base BASE with --algorithm full"):
+            convert_to_standard(source, output, ConvertOptions(consumer="toy"))
+        convert_to_standard(source, output, ConvertOptions(consumer="toy", base=given, algorithm="full"))
+    assert {key.rpartition(".")[2] for key in load_file(output)} == {"diff"}
+
+
+def test_a_difference_beside_it_is_in_either_norm(tmp_path):
+    """What is added to the weight comes first, so that the base of the norms is W + diff."""
+    base, path = layouts.flux(width=4), "final_layer.linear"
+    tensors = kohya("lora_unet_", factors(base, [path], dora=True))
+    tensors["lora_unet_final_layer_linear.diff"] = torch.randn(4, 4, generator=torch.Generator().manual_seed(2))
+    given = written(tmp_path, "base.safetensors", base)
+    marked = written(tmp_path, "a.safetensors", tensors, FLUX | {NORMS_KEY: NormsRecord("", "", "").text()})
+    output = str(tmp_path / "back.safetensors")
+    result = convert_to_standard(marked, output, ConvertOptions(base=given, keep_dora=True))
+    assert (result.source["norms"], result.target["norms"], result.exact) == ("base", "sum", True)
+    weight = base[f"{path}.weight"].double() + tensors["lora_unet_final_layer_linear.diff"].double()
+    as_one = {f"{path}.weight": weight}
+    name = "lora_unet_final_layer_linear"
+    meant = comfyui(as_one[f"{path}.weight"], tensors, name, 1.0)
+    for file in (marked, output):
+        found = merged(tmp_path, given, file)[f"{path}.weight"].double()
+        assert float((found - meant).norm()) <= 1e-6 * float(meant.norm())
 
 
 def verdicts(printed):
@@ -258,6 +334,8 @@ def test_without_a_base_the_output_says_that_comfyui_makes_something_else(tmp_pa
     base = layouts.flux(width=4)
     adapter = written(tmp_path, "a.safetensors", kohya("lora_unet_", factors(base, FUSED, dora=True)), FLUX)
     output = str(tmp_path / "out.safetensors")
+    with pytest.raises(LoraInspectError, match=r"it is DoRA .* choose --keep-dora"):
+        convert_to_standard(adapter, output, ConvertOptions(scheme="comfyui"))
     result = convert_to_standard(adapter, output, ConvertOptions(scheme="comfyui", keep_dora=True))
     assert any("its change is not the trained one; --base BASE" in remark for remark in result.remarks)
     assert (result.target["norms"], NORMS_KEY in metadata_of(output)) == ("sum", False)
@@ -322,10 +400,12 @@ def test_a_base_is_asked_for_more_than_plain_names_can_use(corrected, tmp_path):
 
 
 def test_the_proof_finds_a_mark_that_is_lost(corrected, tmp_path, monkeypatch):
-    base, adapter, _ = corrected
+    base, adapter, output = corrected
     monkeypatch.setattr("lora_inspect.ops.convert._norms", lambda *_: None)
     with pytest.raises(LoraInspectError, match=r"is not what .* says, as .* differs by"):
         converted(tmp_path, adapter, base)
+    with pytest.raises(LoraInspectError, match=r"is not what .* says, as .* differs by inf"):
+        convert_to_standard(output, str(tmp_path / "kept.safetensors"), ConvertOptions(keep_dora=True))
 
 
 @pytest.mark.parametrize("layout", ["diffusers", None])

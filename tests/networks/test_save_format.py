@@ -11,6 +11,7 @@ from torch import nn
 
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.adapter import read_adapter
+from lora_inspect.reading.magnitude_norms import NORMS_KEY, NormsRecord
 from networks import lora
 from networks.arguments import parse
 
@@ -334,6 +335,19 @@ def test_a_magnitude_of_the_other_axis_is_taken_for_ours(shape, message, tmp_pat
     save_file(load_file(file) | {"lora_unet_0_out.dora_scale": torch.ones(shape)}, file)
     with pytest.raises(ValueError, match=rf"lora_unet_0_out\.dora_scale {message}"):
         network_on(fused(), use_dora="True").load_weights(file)
+
+
+def test_magnitudes_over_the_norms_of_the_base_are_not_trained_on(tmp_path):
+    file, _, _ = saved(tmp_path, "dora")
+    record = {NORMS_KEY: NormsRecord("base.safetensors", "", "").text()}
+    save_file(load_file(file), file, record)
+    with pytest.raises(
+        ValueError, match=r"over the norms of the base.*lora-inspect convert FILE --keep-dora --base BASE"
+    ):
+        network_on(fused(), use_dora="True").load_weights(file)
+    # Of a file without magnitudes it says nothing.
+    save_file({key: tensor for key, tensor in load_file(file).items() if "dora" not in key}, file, record)
+    network_on(fused()).load_weights(file)
 
 
 @pytest.mark.parametrize(
