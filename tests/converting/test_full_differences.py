@@ -16,7 +16,6 @@ from lora_inspect.converting import own_weight, whole_changes
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
-from lora_inspect.reading.settings import Settings
 
 pytestmark = pytest.mark.numeric
 
@@ -93,8 +92,8 @@ def test_biases_and_differences_of_a_module_are_in_its_own(tmp_path):
     tensors = kohya("lora_unet_", {path: own})
     tensors |= {f"{name}.diff": diff, f"{name}.diff_b": diff_b, f"{name}.lora_up.bias": bias}
     scale = own.alpha / len(own.down)
-    _, found = converted(tmp_path, tensors, base)
-    assert found.keys() == {f"{name}.diff", f"{name}.diff_b"}
+    result, found = converted(tmp_path, tensors, base)
+    assert (found.keys(), result.target["algorithm"]) == ({f"{name}.diff", f"{name}.diff_b"}, "full+full_bias")
     assert_near(found[f"{name}.diff"], scale * own.up.double() @ own.down.double() + diff.double())
     assert_near(found[f"{name}.diff_b"], scale * bias.double() + diff_b.double())
 
@@ -113,54 +112,51 @@ def test_differences_that_are_some_stay_as_they_are(tmp_path):
     assert any("it holds nothing that --algorithm full changes" in note for note in result.notes)
 
 
-def test_slices_and_convolutions_and_codes(tmp_path):
-    """A split layer, DoRA of inputs over a kernel, and a weight in fp8."""
+def lora(name, out, inputs, generator, part="", kernel=()):
+    """Factors of rank 2 without an alpha, and their product in float64."""
+    down = torch.randn(2, inputs, *kernel, generator=generator)
+    up = torch.randn(out, 2, *(1 for _ in kernel), generator=generator)
+    suffix = f"{part}.weight" if part else "weight"
+    tensors = {f"{name}.lora_down.{suffix}": down, f"{name}.lora_up.{suffix}": up}
+    return tensors, (up.double().flatten(1) @ down.double().flatten(1)).reshape(out, inputs, *kernel)
+
+
+def test_the_slices_of_a_layer_are_one_difference(tmp_path):
     generator = torch.Generator().manual_seed(1)
+    slices = [lora("lora_unet_a_qkv", 4, 6, generator, f"{part}") for part in range(3)]
+    tensors = {key: tensor for own, _ in slices for key, tensor in own.items()}
+    base = {"a.qkv.weight": torch.randn(12, 6, generator=generator)}
+    result, found = converted(tmp_path, tensors, base, None)
+    assert_near(found.pop("lora_unet_a_qkv.diff"), torch.cat([product for _, product in slices]))
+    assert (found, result.verified.modules) == ({}, 1)
 
-    def numbers(*shape):
-        return torch.randn(*shape, generator=generator)
 
-    base = {
-        "a.qkv.weight": numbers(12, 6),
-        "a.conv.weight": numbers(4, 3, 3, 3),
-        "a.q.weight": numbers(6, 8).to(torch.float8_e4m3fn),
-    }
-    base["a.q.scale_weight"] = torch.tensor(0.37)
-    tensors = {
-        f"lora_unet_a_qkv.lora_{side}.{part}.weight": numbers(*shape)
-        for part in range(3)
-        for side, shape in (("down", (2, 6)), ("up", (4, 2)))
-    }
-    tensors |= {
-        "lora_unet_a_conv.lora_down.weight": numbers(2, 3, 3, 3),
-        "lora_unet_a_conv.lora_up.weight": numbers(4, 2, 1, 1),
-    }
-    tensors |= {"lora_unet_a_conv.dora_scale": numbers(1, 3, 1, 1).abs() + 2}
-    tensors |= {"lora_unet_a_q.lora_down.weight": numbers(2, 8), "lora_unet_a_q.lora_up.weight": numbers(6, 2)}
-    result, found = converted(tmp_path, tensors, base, None, settings=Settings(allow_partial_dora=True))
-    assert {key: tuple(tensor.shape) for key, tensor in found.items()} == {
-        "lora_unet_a_qkv.diff": (12, 6), "lora_unet_a_conv.diff": (4, 3, 3, 3), "lora_unet_a_q.diff": (6, 8),
-    }  # fmt: skip
-    parts = [
-        tensors[f"lora_unet_a_qkv.lora_up.{part}.weight"].double()
-        @ tensors[f"lora_unet_a_qkv.lora_down.{part}.weight"].double()
-        for part in range(3)
-    ]
-    assert_near(found["lora_unet_a_qkv.diff"], torch.cat(parts))
-    assert_near(
-        found["lora_unet_a_q.diff"],
-        tensors["lora_unet_a_q.lora_up.weight"].double() @ tensors["lora_unet_a_q.lora_down.weight"].double(),
-    )
-    weight = base["a.conv.weight"].double()
-    delta = tensors["lora_unet_a_conv.lora_up.weight"].double().flatten(1) @ tensors[
-        "lora_unet_a_conv.lora_down.weight"
-    ].double().flatten(1)
-    combined = weight + delta.reshape(weight.shape)
-    norm = combined.square().sum((0, 2, 3), keepdim=True).sqrt() + 2.0**-23
-    assert_near(
-        found["lora_unet_a_conv.diff"], tensors["lora_unet_a_conv.dora_scale"].double() * combined / norm - weight
-    )
-    assert result.verified.modules == 3
+@pytest.mark.parametrize("kernel", [(), (3, 3)])
+def test_dora_of_inputs(kernel, tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    tensors, delta = lora("lora_unet_a_q", 4, 3, generator, kernel=kernel)
+    ones = (1,) * len(kernel)
+    tensors["lora_unet_a_q.dora_scale"] = scale = torch.randn(1, 3, *ones, generator=generator).abs() + 2
+    base = {"a.q.weight": torch.randn(4, 3, *kernel, generator=generator)}
+    _, found = converted(tmp_path, tensors, base, None)
+    weight = base["a.q.weight"].double()
+    combined = weight + delta
+    norm = combined.transpose(0, 1).flatten(1).norm(dim=1).reshape(1, 3, *ones) + 2.0**-23
+    assert_near(found["lora_unet_a_q.diff"], scale.double() * combined / norm - weight)
+
+
+def test_the_base_is_what_its_codes_stand_for(tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    tensors, delta = lora("lora_unet_a_q", 6, 8, generator)
+    tensors["lora_unet_a_q.dora_scale"] = scale = torch.randn(6, 1, generator=generator).abs() + 2
+    codes = torch.randn(6, 8, generator=generator).mul(20).to(torch.float8_e4m3fn)
+    base = {"a.q.weight": codes, "a.q.scale_weight": torch.tensor(0.37)}
+    _, found = converted(tmp_path, tensors, base, None)
+    # The product of code and scale is a float32.
+    weight = (codes.float() * base["a.q.scale_weight"]).double()
+    combined = weight + delta
+    norm = combined.norm(dim=1, keepdim=True) + 2.0**-23
+    assert_near(found["lora_unet_a_q.diff"], scale.double() * combined / norm - weight)
 
 
 def test_a_merge_of_the_output_is_that_of_the_input(tmp_path):
