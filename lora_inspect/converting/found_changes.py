@@ -3,11 +3,11 @@
 from collections import defaultdict
 
 from lora_inspect.converting.asked_full import changes_otherwise
-from lora_inspect.converting.whole_changes import Folded, WholeChange, whole_places
+from lora_inspect.converting.whole_changes import Folded, WholeChange, whole_place
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.match import Matching
-from lora_inspect.matching.place import Placed
+from lora_inspect.matching.place import Place, Placed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.coded_weights import BaseCodecs
 
@@ -28,21 +28,18 @@ def find_changes(adapter: Adapter, base: Checkpoint, matching: Matching) -> Whol
             "base that the adapter was trained on."
         )
     base_codecs = BaseCodecs(base)
-    found: dict[str, dict[str, dict[object, list[Placed]]]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(list))
-    )
+    found: dict[str, dict[str, dict[Place, list[Placed]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for placed in (one for own in matching.targets.values() for one in own):
-        contribution, place, _ = placed
-        if contribution.module.key in wanted:
-            where = place.target.name, place.block
-            found[contribution.module.key][contribution.algorithm.parameter][where].append(placed)
+        key = placed.contribution.module.key
+        if key in wanted:
+            found[key][placed.contribution.algorithm.parameter][whole_place(placed)].append(placed)
     return {
-        key: {parameter: _whole(list(own.values()), base_codecs) for parameter, own in parameters.items()}
+        key: {parameter: _whole(own, base_codecs) for parameter, own in parameters.items()}
         for key, parameters in found.items()
     }
 
 
-def _whole(tensors: list[list[Placed]], base_codecs: BaseCodecs) -> WholeChange:
-    folded = tuple(Folded(base_codecs.of(own[0].place.target), tuple(own), whole_places(own)) for own in tensors)
-    seen = (placed.place.seen for own in tensors for placed in own if placed.place.seen)
+def _whole(places: dict[Place, list[Placed]], base_codecs: BaseCodecs) -> WholeChange:
+    folded = tuple(Folded(base_codecs.of(place.target), tuple(own), place) for place, own in places.items())
+    seen = (placed.place.seen for own in places.values() for placed in own if placed.place.seen)
     return WholeChange(folded, {info.name: base_codecs.of(info) for info in seen})

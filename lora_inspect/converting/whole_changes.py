@@ -1,6 +1,6 @@
 """The true change of every parameter that a module changes, as a base tells it: what a merge would fold, all of it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from math import lcm, prod
 from typing import NamedTuple
@@ -102,7 +102,6 @@ def _read(weight: CodedWeight, place: Place, together: int) -> Iterator[tuple[in
         yield first, rows.double() if rows.dtype != torch.float64 else rows.clone()
 
 
-def whole_places(changes: Sequence[Placed]) -> Place:
+def whole_place(placed: Placed) -> Place:
     """The rows of a tensor that are the module's: of slices all of them together, which is the whole tensor."""
-    place = changes[0].place
-    return place if changes[0].contribution.rows is None else place._replace(runs=None)
+    return placed.place if placed.contribution.rows is None else placed.place._replace(runs=None)

@@ -250,6 +250,37 @@ def test_what_the_base_lacks_is_refused(tmp_path):
         converted(tmp_path, adapter, base)
 
 
+def test_a_bias_that_the_base_lacks_is_refused(tmp_path):
+    base = layouts.flux(width=4)
+    adapter = kohya("lora_unet_", factors(base, ["final_layer.linear"]))
+    adapter["lora_unet_final_layer_linear.lora_up.bias"] = torch.ones(4)
+    del base["final_layer.linear.bias"]
+    with pytest.raises(LoraInspectError, match=r"1 modules change what .* lacks \(lora_unet_final_layer_linear\)"):
+        converted(tmp_path, adapter, base)
+
+
+def test_single_experts_on_a_base_of_all(tmp_path):
+    mlp, generator = "model.layers.0.mlp.experts", torch.Generator().manual_seed(0)
+    sizes = {"gate_proj": (6, 8), "up_proj": (6, 8), "down_proj": (8, 6)}
+    single = {
+        f"{mlp}.{at}.{leaf}.weight": torch.randn(shape, generator=generator)
+        for at in range(3)
+        for leaf, shape in sizes.items()
+    }
+    experts = [{leaf: single[f"{mlp}.{at}.{leaf}.weight"] for leaf in sizes} for at in range(3)]
+    fused = {
+        f"{mlp}.gate_up_proj": torch.stack([torch.cat([own["gate_proj"], own["up_proj"]]) for own in experts]),
+        f"{mlp}.down_proj": torch.stack([own["down_proj"] for own in experts]),
+    }
+    adapter = factors(single, [name.removesuffix(".weight") for name in single], dora=True)
+    _, found = converted(tmp_path, dotted("diffusion_model.", adapter), fused, None)
+    for path, own in adapter.items():
+        weight = single[f"{path}.weight"]
+        change = own.folded(weight, 1.0, False)[0] - weight.double()
+        assert_near(found.pop(f"diffusion_model.{path}.diff"), change)
+    assert not found
+
+
 def test_parts_of_a_layer_that_change_its_bias_each(tmp_path):
     base = layouts.flux_in_diffusers(layouts.flux(width=4))
     paths = [f"transformer_blocks.0.attn.to_{part}" for part in "qkv"]
