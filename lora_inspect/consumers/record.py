@@ -166,7 +166,8 @@ class Consumer(NamedTuple):
     """A program that loads adapters, in the `version` that its rules were taken from.
 
     The first of the `loaders` counts that is of a file's family. `schemes` gives by family the naming scheme whose
-    files it loads best, with "" for every other family, and for files of no known one.
+    files it loads best, with "" for every other family, and for files of no known one. `uniform` says that it takes one
+    rank and one scale for those of all modules.
     """
 
     name: str
@@ -174,3 +175,4 @@ class Consumer(NamedTuple):
     version: str
     loaders: tuple[Loader, ...]
     schemes: Mapping[str, str]
+    uniform: bool = False

@@ -136,4 +136,5 @@ CONSUMER = Consumer(
         ),
     ),
     schemes={"": "peft"},
+    uniform=True,
 )

@@ -49,7 +49,8 @@ def for_consumer(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> C
         return options
     consumer, families = consumers.by_name(options.consumer), _families(whole, options)
     scheme = _scheme(adapter, consumer, families)
-    options = replace(options, scheme=scheme, norms=_norms(consumer, families, schemes.by_name(scheme)))
+    norms = _norms(consumer, families, schemes.by_name(scheme))
+    options = replace(options, scheme=scheme, norms=norms, uniform=consumer.uniform)
     is_settled = options.keep_dora or options.drop_magnitude or options.base is not None
     if not adapter.dora.value or is_settled:
         return options

@@ -1,24 +1,18 @@
-"""The steps between LoRA's factors and those of mlx-lm, which stand the other way round and have one rank and scale.
+"""The steps between LoRA's factors and those of mlx-lm, which stand the other way round.
 
 `as_lora` and `as_mlx` undo each other. Source: `linear_to_lora_layers` and `load_adapters` of mlx-lm.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-
-import torch
 
 from lora_inspect.algorithms import by_name, lora, mlx
 from lora_inspect.algorithms.record import Role
-from lora_inspect.converting.carried_scale import into_factors
 from lora_inspect.converting.part import Part
 from lora_inspect.converting.scaled_factors import Factor, as_factor
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.header import TensorInfo
 
-# The dimension of each factor that is the rank: of one layer, and of all experts of one.
-_RANKS = {"down": 1, "up": 0}
-_RANKS_OF_EXPERTS = {"down": 1, "up": 2}
 _EMBEDDING = by_name("lora_embedding")
 
 
@@ -33,18 +27,6 @@ def as_mlx(parts: Sequence[Part]) -> list[Part]:
     Raises LoraInspectError for what mlx-lm has not.
     """
     return [_as_mlx(part) for part in parts]
-
-
-def of_one_config(modules: Iterable[Sequence[Part]]) -> list[list[Part]]:
-    """The parts of all modules, with mlx-lm's factors, at one scale and one rank, which is all that its config says.
-
-    Scales that differ go into the factors, and smaller ranks get zeros.
-    """
-    own = [list(parts) for parts in modules]
-    if len({part.scale for parts in own for part in parts}) > 1:
-        own = [[into_factors(part) for part in parts] for parts in own]
-    rank = max((part.rank or 0 for parts in own for part in parts), default=0)
-    return [[_padded(part, rank) for part in parts] for parts in own]
 
 
 def _as_lora(part: Part) -> Part:
@@ -72,20 +54,3 @@ def _as_mlx(part: Part) -> Part:
 def _turned(factors: Mapping[Role, TensorInfo | Factor]) -> dict[Role, Factor]:
     read = {role: as_factor(factor) for role, factor in factors.items()}
     return {role: factor._replace(values=factor.values.T.contiguous()) for role, factor in read.items()}
-
-
-def _padded(part: Part, rank: int) -> Part:
-    """The part with zeros up to the rank, and the alpha of its scale."""
-    own = replace(part, alpha=part.scale * rank)
-    missing = rank - (part.rank or 0)
-    if not missing:
-        return own
-    ranks = _RANKS_OF_EXPERTS if part.algorithm.experts else _RANKS
-    read = {role: as_factor(factor) for role, factor in part.factors.items()}
-    return replace(own, factors={role: _with_zeros(factor, ranks[role], missing) for role, factor in read.items()})
-
-
-def _with_zeros(factor: Factor, dimension: int, missing: int) -> Factor:
-    shape = list(factor.values.shape)
-    shape[dimension] = missing
-    return factor._replace(values=torch.cat([factor.values, factor.values.new_zeros(shape)], dimension))

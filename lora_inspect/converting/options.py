@@ -19,7 +19,8 @@ class ConvertOptions:
     path of the model's `config.json`, or of its folder, for what llama.cpp does by it. `only` are the components that
     are written; without any, all are. `verify` has the output read anew and compared with the input. `architecture` is
     the name of the family, where the file may be of several. `algorithm` is what all changes of weights become that
-    could, "lora", of which `rank` and `max_error` speak as well, "full", or None.
+    could, "lora", of which `rank` and `max_error` speak as well, "full", or None. `uniform` says that the program takes
+    one rank and one scale for those of all modules, which it settles itself.
     """
 
     keep_dora: bool = False
@@ -39,4 +40,5 @@ class ConvertOptions:
     architecture: str | None = None
     algorithm: str | None = None
     norms: str | None = None
+    uniform: bool = False
     settings: Settings = field(default_factory=Settings)

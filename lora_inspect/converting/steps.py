@@ -14,8 +14,9 @@ from lora_inspect.converting.fused_slices import fuse_slices
 from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.landed import Landed
 from lora_inspect.converting.loadable import writing_of
-from lora_inspect.converting.mlx_factors import as_lora, as_mlx, of_one_config
+from lora_inspect.converting.mlx_factors import as_lora, as_mlx
 from lora_inspect.converting.naming import ONE_SCALE, carrier_of
+from lora_inspect.converting.one_scale import of_one_scale
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.packed_experts import repack
 from lora_inspect.converting.part import Part, read_parts
@@ -80,9 +81,11 @@ def convert_modules(
         parts = carry_scales(parts, carrier, common)
         if carrier == ONE_SCALE:
             of_one.append((target.module, as_mlx(parts)))
+        elif options.uniform:
+            of_one.append((target.module, parts))
         else:
             converted[target.module.name.key] = spell(target.module, parts, growth)
         progress(1)
-    for (module, _), parts in zip(of_one, of_one_config(parts for _, parts in of_one), strict=True):
+    for (module, _), parts in zip(of_one, of_one_scale(parts for _, parts in of_one), strict=True):
         converted[module.name.key] = spell(module, parts, growth)
     return converted
