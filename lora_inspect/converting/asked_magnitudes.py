@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from lora_inspect import consumers, schemes
 from lora_inspect.converting.asked_full import FULL
+from lora_inspect.converting.expert_layouts import SINGLE_EXPERTS
 from lora_inspect.converting.loadable import writing_of
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
@@ -74,7 +75,8 @@ def _check_norms(adapter: Adapter, options: ConvertOptions) -> None:
     path = adapter.checkpoint.path
     if not options.keep_dora:
         is_limited = options.rank is not None or options.max_error is not None
-        if options.base and not (is_limited or options.drop_magnitude or options.layout):
+        is_of_experts = options.layout == SINGLE_EXPERTS
+        if options.base and not (is_limited or options.drop_magnitude or is_of_experts):
             raise LoraInspectError(
                 f"{path}: it is DoRA ({adapter.dora.modules} magnitudes), of which --base makes plain LoRA near the "
                 "true change; say how close it is to come, with --rank N or --max-error E."

@@ -16,6 +16,7 @@ from lora_inspect.matching.orientation import Orientation, check_answers, togeth
 from lora_inspect.matching.orientation_answers import Answers
 from lora_inspect.matching.recorded_base import other_base_notes
 from lora_inspect.matching.unmatched import accept_unmatched
+from lora_inspect.maths import dora
 from lora_inspect.merging.decoding import Decoding, plan_decoding
 from lora_inspect.merging.links import Fold
 from lora_inspect.merging.other_expert import other_expert_notes
@@ -276,4 +277,10 @@ def _check_rule(rule: str | None, adapters: Sequence[Adapter]) -> None:
     if rule and not any(contribution.magnitude for adapter in adapters for contribution in adapter.contributions):
         raise LoraInspectError(
             f"--dora-multiplier {rule} has nothing to rule, as no adapter has a DoRA magnitude; leave it out."
+        )
+    over_base = next((one for one in adapters if one.dora.norms == dora.OF_BASE), None)
+    if rule == dora.INSIDE and over_base:
+        raise LoraInspectError(
+            f"{over_base.checkpoint.path}: its magnitudes are over the norms of the base, which a strength inside the "
+            "norm does not change; make the trainer's of them first, with convert --keep-dora --base BASE."
         )

@@ -172,6 +172,23 @@ def test_a_merge_of_the_output_is_that_of_the_input(multiplier, corrected, tmp_p
     )
 
 
+@pytest.mark.parametrize("rule", ["lycoris", "interpolate", "inside"])
+def test_the_rule_of_a_multiplier_can_be_chosen_but_for_that_of_a_norm_nobody_knows(rule, corrected, tmp_path):
+    base, adapter, output = corrected
+    options, found = MergeOptions(dora_rule=rule), []
+    if rule == "inside":
+        with pytest.raises(
+            LoraInspectError, match=r"comfyui\.safetensors: its magnitudes are over the norms of the base"
+        ):
+            plan_merge(base, [(output, 0.5)], options)
+        return
+    for one in (adapter, output):
+        merge(plan_merge(base, [(one, 0.5)], options), str(tmp_path / "merged.safetensors"), force=True)
+        found.append(load_file(tmp_path / "merged.safetensors"))
+    for name, value in found[0].items():
+        assert float((found[1][name] - value).norm()) <= 1e-6 * float(value.norm())
+
+
 def test_the_plain_lora_of_the_output_is_that_of_the_input(corrected, tmp_path):
     base, adapter, output = corrected
     plain = []
