@@ -1,19 +1,23 @@
 """`lora-inspect compat`."""
 
 import sys
+from collections import Counter
 
 import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.path_settings import parse_without_strength
+from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.shared_options import reading_options, settings
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.consumers import CONSUMERS
-from lora_inspect.consumers.record import READ
+from lora_inspect.consumers.record import READ, Consumer
 from lora_inspect.consumers.verdict import STRENGTH, UNKNOWN, Verdict, needs_mending
+from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.compat import as_json
 from lora_inspect.ops.compat import compat as judged
+from lora_inspect.reading.claim import claim
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -45,7 +49,9 @@ def compat(
     """Judges and prints."""
     adapter, own = parse_without_strength(adapter, "compat")
     told = own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing), adapter)
-    result = judged(adapter, named, told, base)
+    length = len(claim(open_checkpoint(adapter).tensors).modules) if base else 0
+    with progress_bar("Comparing", length) as progress:
+        result = judged(adapter, named, told, base, progress)
     if as_json_:
         terminal.json_text(as_json(result))
     else:
@@ -57,19 +63,29 @@ def compat(
 
 def _print(verdicts: tuple[Verdict, ...]) -> None:
     """A row per program, and below them what mends which; the unknown ones are one line."""
+    titles = Counter(one.consumer.title for one in verdicts)
     known = [one for one in verdicts if one.verdict != UNKNOWN]
     if known:
-        terminal.table([(one.consumer.title, _in_short(one), one.says) for one in known])
-    if unknown := [one.consumer.title for one in verdicts if one.verdict == UNKNOWN]:
+        terminal.table([(_name(one.consumer, titles), _in_short(one), _says(one)) for one in known])
+    if unknown := [_name(one.consumer, titles) for one in verdicts if one.verdict == UNKNOWN]:
         terminal.line(f"unknown: {', '.join(unknown)}")
     fixes: dict[str, list[str]] = {}
     for one in known:
         if one.fix:
-            fixes.setdefault(one.fix, []).append(one.consumer.title)
-    for fix, titles in fixes.items():
+            fixes.setdefault(one.fix, []).append(_name(one.consumer, titles))
+    for fix, names in fixes.items():
         terminal.line("")
-        terminal.line(f"For {', '.join(titles)}:")
+        terminal.line(f"For {', '.join(names)}:")
         terminal.line(f"  {fix}")
+
+
+def _name(consumer: Consumer, titles: Counter[str]) -> str:
+    """Its title, with the version where several of one program are there."""
+    return f"{consumer.title} {consumer.version}" if titles[consumer.title] > 1 else consumer.title
+
+
+def _says(one: Verdict) -> str:
+    return one.says if one.error is None else f"{one.says}: the change is {one.error:.1%} off on this base"
 
 
 def _in_short(one: Verdict) -> str:

@@ -33,7 +33,8 @@ class Verdict(NamedTuple):
     `factor` is what it applies over what is right, the commonest among the modules, None where nothing is applied or
     known; `factors` counts the modules by it. `silent` says that the program gives no message, `ignored` are the keys
     that it passes over, `says` is one sentence on what happens, `by` how it is known: RUN or READ, and `fix` a command
-    that mends it.
+    that mends it. `taken` are the changes that it applies, and `error` is how far they are from what was trained,
+    relatively, where a base has told that.
     """
 
     consumer: Consumer
@@ -45,6 +46,8 @@ class Verdict(NamedTuple):
     says: str = ""
     by: str = ""
     fix: str | None = None
+    taken: tuple[Taken, ...] = ()
+    error: float | None = None
 
 
 def judge(adapter: Adapter, families: Sequence[Detection], consumer: Consumer) -> Verdict:
@@ -82,6 +85,7 @@ def _judged(consumer: Consumer, reception: Reception) -> Verdict:
         ignored=tuple(dict.fromkeys(key for left in reception.left for key in left.keys)),
         says=says,
         by="" if verdict == UNKNOWN else reception.by,
+        taken=tuple(reception.taken),
     )
 
 

@@ -19,7 +19,11 @@ _DROP = "--drop-magnitude (loses the magnitude)"
 # What says how the true change of the base is written, by what a program does with the magnitudes of its names: by
 # corrected magnitudes, as differences, or else as a plain LoRA that comes so near.
 _NEAR = 0.01
-_WAYS: Mapping[str, Mapping[str, Any]] = {BASE_NORM: {}, OTHER_AXIS: {"algorithm": "full"}}
+_WAYS: Mapping[str, Mapping[str, Any]] = {
+    BASE_NORM: {},
+    SUM_NORM: {"keep_dora": True},
+    OTHER_AXIS: {"algorithm": "full"},
+}
 # What is offered for DoRA, by what a program does with the magnitudes of its names.
 _OFFERS = {
     BASE_NORM: (

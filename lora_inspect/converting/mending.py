@@ -92,6 +92,8 @@ def _words(options: ConvertOptions) -> Iterator[str]:
         yield from ("--to", options.consumer)
     if options.base:
         yield from ("--base", options.base)
+    if options.keep_dora:
+        yield "--keep-dora"
     if options.algorithm:
         yield from ("--algorithm", options.algorithm)
     if options.max_error is not None:

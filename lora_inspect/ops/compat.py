@@ -1,14 +1,19 @@
 """What every program that loads adapters will make of a file."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lora_inspect import consumers
 from lora_inspect.consumers.record import Consumer
-from lora_inspect.consumers.verdict import Verdict, judge_each, needs_mending
+from lora_inspect.consumers.verdict import LOST, WRONG, Verdict, judge_each, needs_mending
+from lora_inspect.converting.landed import find_landed
 from lora_inspect.converting.mending import mending
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.listing import listed
+from lora_inspect.matching.match import match
+from lora_inspect.maths.torch_threads import load_torch
+from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.kinds import ADAPTER, kind_of
@@ -28,9 +33,12 @@ def compat(
     named: str | None = None,
     settings: Settings = Settings(),  # noqa: B008 (frozen)
     base: str | None = None,
+    progress: Progress = silent,
 ) -> CompatResult:
     """What the programs make of the adapter at `path`, or the one that is `named`.
 
+    With the model's own weights at `base`, commands that need one name it, and of DoRA that is lost or wrong the error
+    is computed; `progress` is told of every module that is done.
     Raises LoraInspectError where the file is no adapter, where its own meaning is open, and for a name of no program.
     """
     asked = _asked(named)
@@ -42,14 +50,28 @@ def compat(
     adapter = with_paths(adapter, families)
     said = spell_settings(settings)
     given = f"{path}:{said}" if said else path
-    verdicts = list(judge_each(adapter, families, asked))
-    return CompatResult(
-        adapter,
-        tuple(
-            one._replace(fix=mending(adapter, given, one.consumer, base)) if needs_mending(one) else one
-            for one in verdicts
-        ),
-    )
+    verdicts = [
+        one._replace(fix=mending(adapter, given, one.consumer, base)) if needs_mending(one) else one
+        for one in judge_each(adapter, families, asked)
+    ]
+    return CompatResult(adapter, tuple(_with_errors(adapter, base, verdicts, progress) if base else verdicts))
+
+
+def _with_errors(adapter: Adapter, base: str, verdicts: Sequence[Verdict], progress: Progress) -> list[Verdict]:
+    """The verdicts with the error that each program makes of DoRA on this base."""
+    wrong = {one.consumer.name: one.taken for one in verdicts if one.verdict in (LOST, WRONG)}
+    if not wrong and not any(one.fix and "--base" in one.fix for one in verdicts):
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: no program is known to make another change of its magnitudes, so --base has "
+            "nothing to do; leave it out."
+        )
+    weights = open_checkpoint(base)
+    landed = find_landed(adapter, weights, match(adapter, weights))
+    load_torch()
+    from lora_inspect.converting.misapplied import dora_errors
+
+    errors = dora_errors(landed, wrong, progress)
+    return [one._replace(error=errors.get(one.consumer.name)) for one in verdicts]
 
 
 def as_json(result: CompatResult) -> dict[str, Any]:
@@ -68,6 +90,7 @@ def as_json(result: CompatResult) -> dict[str, Any]:
                 "ignored": list(one.ignored),
                 "says": one.says,
                 "by": one.by,
+                "error": one.error,
                 "fix": one.fix,
             }
             for one in result.verdicts
