@@ -1,7 +1,7 @@
 """What a conversion says of itself: what was read, how exact it is, and what differs for the readers of its output."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algorithms.record import WEIGHT, Algorithm
@@ -13,6 +13,7 @@ from lora_inspect.reading.trained_scales import TRAINED_SCALE
 from lora_inspect.schemes.peft import PEFT
 
 if TYPE_CHECKING:
+    from lora_inspect.converting.relayout import Destination
     from lora_inspect.converting.spelling import SpelledModule
 
 
@@ -86,6 +87,14 @@ def configs(adapter: Adapter, written: Mapping[str, str], has_config: bool) -> t
     if adapter.scheme == PEFT.name and checkpoint.config and not has_config and is_peft_config(checkpoint.config):
         gone.append(ADAPTER_CONFIG)
     return tuple(f"{name} of the input has no place in the output, whose tensors say rank and scale" for name in gone)
+
+
+def unchanged(targets: "Sequence[Destination]", modules: "Mapping[str, SpelledModule]") -> Iterator[str]:
+    """What is said of the modules that are not in the output, of which nothing is lost."""
+    for target in targets:
+        if target.module.name.key not in modules:
+            names = " and ".join(source.module.name.key for source in target.sources)
+            yield f"{names} was saved as the base has it, so nothing of it is written"
 
 
 def titles(algorithms: Iterable[Algorithm]) -> tuple[str, ...]:

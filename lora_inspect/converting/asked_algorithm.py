@@ -1,6 +1,6 @@
 """What `--algorithm` asks for: which changes become plain LoRA, and which of them only a base tells."""
 
-from lora_inspect.algorithms import lora, mlx
+from lora_inspect.algorithms import lora, mlx, saved
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Shapes
 from lora_inspect.converting.asked_full import FULL, check_full
 from lora_inspect.converting.options import ConvertOptions
@@ -25,14 +25,28 @@ def becomes_lora(algorithm: Algorithm, shapes: Shapes) -> bool:
     return algorithm.peft_type != LORA_TYPE and (algorithm.multiplies or len(algorithm.formula.shape(shapes)) > 1)
 
 
+def is_saved_weight(algorithm: Algorithm, shapes: Shapes) -> bool:
+    """Whether it is a matrix that is saved whole, whose difference from the base's LoRA could be."""
+    return algorithm.name == saved.NAME and algorithm.parameter == WEIGHT and len(shapes[saved.SAVED]) > 1
+
+
+def is_made_lora(contribution: Contribution, options: ConvertOptions) -> bool:
+    """Whether `--algorithm lora` makes LoRA of it: of a saved weight where a base is given, else it stays as it is."""
+    algorithm, shapes = contribution.algorithm, contribution.shapes
+    if options.algorithm != lora.ALGORITHM.name:
+        return False
+    return becomes_lora(algorithm, shapes) or (options.base is not None and is_saved_weight(algorithm, shapes))
+
+
 def needs_base(contribution: Contribution, options: ConvertOptions) -> bool:
     """Whether what it becomes depends on the weight: under DoRA's magnitude, and LoRA of what multiplies a weight."""
     if options.algorithm == FULL:
         return False
     if contribution.magnitude is not None:
         return not (options.keep_dora or options.drop_magnitude)
-    is_made = bool(options.algorithm) and becomes_lora(contribution.algorithm, contribution.shapes)
-    return is_made and (contribution.algorithm.multiplies or None in contribution.shape)
+    algorithm = contribution.algorithm
+    depends = algorithm.multiplies or algorithm.replaces or None in contribution.shape
+    return is_made_lora(contribution, options) and depends
 
 
 def check_algorithm(adapter: Adapter, options: ConvertOptions) -> list[str]:
@@ -42,7 +56,13 @@ def check_algorithm(adapter: Adapter, options: ConvertOptions) -> list[str]:
     if options.algorithm == FULL:
         return check_full(adapter, options)
     file, limit = adapter.checkpoint.path, "with --rank N or --max-error E"
-    made = [c for c in adapter.contributions if becomes_lora(c.algorithm, c.shapes)]
+    made = [c for c in adapter.contributions if is_made_lora(c, options)]
+    whole = next((c for c in adapter.contributions if is_saved_weight(c.algorithm, c.shapes)), None)
+    if not made and whole:
+        raise LoraInspectError(
+            f"{file}: {whole.module.key} is {whole.algorithm.title}, of which only the weight that it replaces tells "
+            f"the change; name the base that it was trained on as --base BASE, {limit}."
+        )
     if not made:
         return [f"{file}: it holds nothing that --algorithm lora changes."]
     if turned := next((c for c in made if c.algorithm.transposed), None):

@@ -4,13 +4,13 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from lora_inspect.algorithms import lora
+from lora_inspect.algorithms import by_name, lora
 from lora_inspect.algorithms.record import Algorithm
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.match import Matching
 from lora_inspect.matching.place import Place
-from lora_inspect.matching.tied_head import HEADS, shared_embedding
+from lora_inspect.matching.tied_head import EMBEDDINGS, HEADS, shared_embedding
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.coded_weights import BaseCodecs, CodedWeight
 from lora_inspect.reading.contribution import Contribution
@@ -30,8 +30,12 @@ class Landed(NamedTuple):
     @property
     def algorithm(self) -> Algorithm:
         """What the true change becomes: the LoRA that it is, or a plain one."""
-        own = self.contribution.algorithm
-        return own if own.peft_type == LORA_TYPE else lora.ALGORITHM
+        return lora_of(self.contribution)
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether its factors are those of the transposed change, as those of an Embedding that was saved whole."""
+        return bool(self.algorithm.transposed) and not self.contribution.algorithm.transposed
 
     @property
     def file(self) -> str:
@@ -43,6 +47,15 @@ class Landed(NamedTuple):
         """(out, in, *kernel) of the weight that the module changes, as the base has its kernel."""
         shapes = [place.shape for place, _ in self.places]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def lora_of(contribution: Contribution) -> Algorithm:
+    """What a true change becomes: the LoRA that it is, that of an Embedding which was saved whole, or a plain one."""
+    own = contribution.algorithm
+    if own.peft_type == LORA_TYPE:
+        return own
+    is_embedding = own.replaces and contribution.module.body.rpartition(".")[2] in EMBEDDINGS
+    return by_name("lora_embedding") if is_embedding else lora.ALGORITHM
 
 
 def find_landed(

@@ -1,10 +1,11 @@
 """Whether the programs of a naming scheme compute what an adapter has."""
 
-from lora_inspect.algorithms import lora, mlx
+from lora_inspect.algorithms import mlx
 from lora_inspect.algorithms.lora_embedding import spelled_in
 from lora_inspect.algorithms.record import WEIGHT, Algorithm, Role
-from lora_inspect.converting.asked_algorithm import becomes_lora
+from lora_inspect.converting.asked_algorithm import becomes_lora, is_made_lora, is_saved_weight
 from lora_inspect.converting.asked_full import DIFFERENCES, FULL, becomes_full
+from lora_inspect.converting.landed import lora_of
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.own_parameters import is_own_parameter
 from lora_inspect.errors import LoraInspectError
@@ -40,6 +41,8 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
             title = f"{algorithm.title} with a Tucker core" if has_core else algorithm.title
             can_be_lora = becomes_lora(algorithm, contribution.shapes) and not algorithm.transposed
             instead = "make plain LoRA of it with --algorithm lora, " if can_be_lora else ""
+            if is_saved_weight(algorithm, contribution.shapes):
+                instead = "make plain LoRA of it with --algorithm lora --base BASE, "
             raise LoraInspectError(
                 f"{path}: {contribution.module.key} is {title}, which {writing.title} cannot load under "
                 f"{scheme.name} names; {instead}{WAY_OUT}."
@@ -70,7 +73,9 @@ def _written(contribution: Contribution, writing: Writing, options: ConvertOptio
     algorithm = spelled_in(mlx.in_lora(contribution.algorithm), writing.dialects)
     if options.algorithm == FULL:
         return DIFFERENCES.get(algorithm.parameter, algorithm) if becomes_full(algorithm) else algorithm
-    return lora.ALGORITHM if options.algorithm and becomes_lora(algorithm, contribution.shapes) else algorithm
+    if is_made_lora(contribution, options):
+        return spelled_in(lora_of(contribution), writing.dialects)
+    return algorithm
 
 
 def _check_read_alike(path: str, contribution: Contribution, algorithm: Algorithm, writing: Writing) -> None:

@@ -108,7 +108,8 @@ class Proof:
         own = self.landed.get(contribution.module.key)
         runs = _runs(contribution, source)
         if own and own.contribution is contribution:
-            return Term(contribution, runs, true_change(own).double())
+            change = true_change(own).double()
+            return Term(contribution, runs, change.T if own.is_turned else change)
         return Term(contribution._replace(magnitude=None), runs)
 
     def _magnitude_error(self, target: Destination, written: Module) -> float:

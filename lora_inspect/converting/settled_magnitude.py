@@ -72,6 +72,9 @@ def _of(part: Part, landed: Landed, rank: int | None, max_error: float | None) -
     """The approximation in the form in which the part has its factors, else in that of the base's weight."""
     found = approximate_change(landed, rank, max_error)
     origin = part.origin
+    if landed.is_turned:
+        factors = {"down": Factor(found.up.T.contiguous(), "F32"), "up": Factor(found.down.T.contiguous(), "F32")}
+        return Part(origin, landed.algorithm, factors, 1.0, replaced=True, error=found.relative_error)
     is_kept = origin.algorithm is landed.algorithm
     shape = origin.known_shape if is_kept else landed.shape
     kernel = origin.factors["up"].shape[2:] if is_kept else (1,) * len(shape[2:])

@@ -78,6 +78,18 @@ def standard_config(
     }
 
 
+def saved_config(config: Mapping[str, Any], saved: Collection[str]) -> dict[str, Any]:
+    """The config with those of its `modules_to_save` alone of which modules at `saved` paths are some, None for none.
+
+    PEFT adapts no module of that list.
+    """
+    names = config.get("modules_to_save")
+    if not isinstance(names, list):
+        return dict(config)
+    kept = [name for name in names if any(f".{name}." in f".{path}." for path in saved)]
+    return {**config, "modules_to_save": kept or None}
+
+
 def moved_experts(config: Mapping[str, Any], modules: Collection[str], experts: Collection[str]) -> dict[str, Any]:
     """The config where layers of experts were taken apart or put together: of other `modules` than it names.
 

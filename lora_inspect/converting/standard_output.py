@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from lora_inspect.algorithms import saved
+from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.converting.mlx_config import mlx_config
 from lora_inspect.converting.naming import (
     CONFIG,
@@ -22,6 +24,7 @@ from lora_inspect.converting.standard_config import (
     config_of_method,
     lora_config,
     moved_experts,
+    saved_config,
     standard_config,
     unscaled_config,
 )
@@ -145,6 +148,8 @@ class StandardOutput:
         scales = {}
         for destination in self._modules:
             key = destination.module.name.key
+            if key not in modules:
+                continue
             sources = [source.module for source in destination.sources]
             unchanged = all(c.scale == 1.0 for source in sources for c in source.contributions)
             earlier = {before.at(source.name.key) for source in sources}
@@ -228,6 +233,7 @@ class StandardOutput:
         experts = {paths[key] for key, module in modules.items() if any(p.algorithm.experts for p in module.parts)}
         if any(destination.experts for destination in self._modules):
             config = moved_experts(config, ranks, experts)
+        config = saved_config(config, [paths[key] for key, module in modules.items() if _has_saved(module)])
         return standard_config(lora_config(config), ranks, alphas, use_dora, experts) | _of_biases(modules.values())
 
 
@@ -241,6 +247,11 @@ def _of_biases(modules: "Iterable[SpelledModule]") -> dict[str, object]:
     """What a config says of biases on LoRA's up layers, where there are some."""
     found = any(part.algorithm.name == "lora_bias" for module in modules for part in module.parts)
     return {"lora_bias": True} if found else {}
+
+
+def _has_saved(module: "SpelledModule") -> bool:
+    """Whether a weight of the module is saved whole."""
+    return any(part.algorithm.name == saved.NAME and part.algorithm.parameter == WEIGHT for part in module.parts)
 
 
 def _methods(modules: "Iterable[SpelledModule]") -> set[str]:

@@ -24,6 +24,7 @@ from lora_inspect.converting.plain_lora import LoraMaker
 from lora_inspect.converting.relayout import Destination
 from lora_inspect.converting.spelling import SpelledModule, spell
 from lora_inspect.converting.turned_embeddings import turn_embeddings
+from lora_inspect.converting.unchanged_weights import without_unchanged
 from lora_inspect.converting.written_instead import write_instead
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter
@@ -40,7 +41,7 @@ def convert_modules(
     options: ConvertOptions,
     progress: Progress,
 ) -> dict[str, SpelledModule]:
-    """Every module of the output, by its name there.
+    """Every module of the output, by its name there; none for what was saved whole as the base has it.
 
     `landed` are the true changes of modules that a base tells, `remeasured` the modules whose magnitudes will be over
     other norms, `changes` those that become differences of whole parameters, and `inner` the (in, *kernel) of its
@@ -70,6 +71,7 @@ def convert_modules(
             parts = fuse_slices(parts, carrier, growth)
             if own := landed.get(source.module.name.key):
                 parts = settled_magnitude.approximate(parts, own, options.rank, options.max_error)
+                parts = without_unchanged(parts, own)
             elif own := remeasured.get(source.module.name.key):
                 parts = settled_magnitude.remeasure(parts, own, target.module, options)
             elif options.drop_magnitude:
@@ -77,6 +79,9 @@ def convert_modules(
             else:
                 parts = settled_magnitude.keep(parts)
             found.append(turn_embeddings(maker.made(parts) if maker else parts, dialects))
+        if not any(found):
+            progress(1)
+            continue
         parts = experts.arrange(target, found, growth) if target.experts else arrange(target, found, carrier, growth)
         parts = carry_scales(parts, carrier, common)
         if carrier == ONE_SCALE:

@@ -118,7 +118,8 @@ def convert_to_standard(
     keeps = not options.drop_magnitude
     proof = None
     if options.verify:
-        proof = Proof(adapter, plan.destinations, landed, remeasured, changes, errors, keeps, place.path)
+        made = [target for target in plan.destinations if target.module.name.key in modules]
+        proof = Proof(adapter, made, landed, remeasured, changes, errors, keeps, place.path)
     received = Received(consumers.by_name(options.consumer), place.path, options) if options.consumer else None
     written = place.write(contents, metadata, modules, inputs, force, partial(_looked_at, looks=(proof, received)))
     target = {
@@ -150,6 +151,7 @@ def convert_to_standard(
         remarks=(
             *account.strength(source, target),
             *norms_remarks(adapter, options, norms),
+            *account.unchanged(plan.destinations, modules),
             *account.trained_otherwise(adapter),
             *account.configs(adapter, metadata, has_config=os.path.isdir(place.path)),
             *place.orientation(has_config=embedded is not None),
