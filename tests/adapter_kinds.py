@@ -78,7 +78,7 @@ def dora(suffix: str, axis: int = 0, is_vector: bool = False, suffixes: tuple[st
     def make(weight: Tensor, bias: Tensor | None, has_alpha: bool, generator: torch.Generator) -> Made:
         tensors, delta = _lora(weight, has_alpha, generator, suffixes)
         plain = weight + delta
-        norm = plain.norm(dim=[dim for dim in range(plain.dim()) if dim != axis], keepdim=True)
+        norm = plain.square().sum([dim for dim in range(plain.dim()) if dim != axis], keepdim=True).sqrt()
         magnitude = (norm * (0.5 + torch.rand(norm.shape, generator=generator))).float()
         tensors[suffix] = magnitude.flatten() if is_vector else magnitude
         return Made(tensors, magnitude.double() * plain / norm, plain)

@@ -16,6 +16,7 @@ from lora_inspect.consumers.record import (
     READ,
     RUN,
     Consumer,
+    Failure,
     Finder,
     Given,
     Loader,
@@ -166,6 +167,9 @@ def _place(reception: Reception, given: Given, look: Look, bound: _Bound | None,
     for part in parts.values():
         does = part if does == COMPUTES else does
     if does == COMPUTES and rule.exceptions and (other := rule.exceptions(given)) is not None:
+        if isinstance(other, Failure):
+            reception.refusal = other.says
+            return
         does = other
     if not does:
         reception.unknown.append(Unknown(keys, f"{contribution.algorithm.title} was not tried"))

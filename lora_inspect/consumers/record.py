@@ -63,9 +63,17 @@ def one(given: Given) -> float | None:
 
 # What a rule asks of a whole file.
 FileTest = Callable[[Adapter], bool]
+
+
+class Failure(NamedTuple):
+    """FAILS, with what the program `says` of one contribution."""
+
+    says: str
+
+
 # What a program does with one contribution otherwise than its algorithm tells: one of the words for that, empty for
-# unknown. None where it is no exception.
-Exceptions = Callable[[Given], str | None]
+# unknown, or a failure. None where it is no exception.
+Exceptions = Callable[[Given], str | Failure | None]
 # Whether a program finds a module in the model; None where that depends on what the file does not tell. Made once for
 # each file, as what a config says of modules is read once.
 Finder = Callable[[Given], bool | None]

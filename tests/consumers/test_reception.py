@@ -18,6 +18,7 @@ from lora_inspect.consumers.record import (
     TEXT_ENCODERS,
     WARNS,
     Consumer,
+    Failure,
     Loader,
     Rule,
     Strangers,
@@ -222,6 +223,12 @@ def test_a_single_contribution_may_be_an_exception(judged, does, verdict):
     tensors = {**wan(WAN_Q), **wan(WAN_K, rank=4)}
     assert judged(program(LORA._replace(exceptions=of_high_rank)), tensors).verdict == verdict
     assert judged(program(LORA._replace(exceptions=of_high_rank)), wan(rank=4)).verdict == "same meaning"
+
+
+def test_what_a_program_says_of_one_contribution_is_the_refusal(judged):
+    rule = LORA._replace(exceptions=lambda given: Failure("TypeError") if given.contribution.rank == 16 else None)
+    found = judged(program(rule._replace(says="other")), {**wan(WAN_Q), **wan(WAN_K, rank=4)})
+    assert (found.verdict, found.says) == ("refused", "TypeError")
 
 
 @pytest.mark.parametrize(
