@@ -1,6 +1,6 @@
 """How a module looks to a program: what of its names and spellings decides whether and how it is loaded."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import NamedTuple
 
@@ -83,13 +83,20 @@ def _dialects(module: Module, contribution: Contribution) -> tuple[str, ...]:
     suffixes = frozenset(
         (role, name.removeprefix(key) if name.startswith(key) else "") for role, name in names if role not in shared
     )
+    # That of all experts of a layer is made for each number of them, and in no registry.
+    if contribution.algorithm.name not in algorithms.ALGORITHMS:
+        return _spelled_in(contribution.algorithm.dialects, suffixes)
     return _dialects_of(contribution.algorithm.name, suffixes)
 
 
 @cache
 def _dialects_of(name: str, suffixes: frozenset[tuple[str, str]]) -> tuple[str, ...]:
-    dialects = algorithms.by_name(name).dialects.items()
-    spelled = tuple(own for own, known in dialects if all(known.get(role) == suffix for role, suffix in suffixes))
+    return _spelled_in(algorithms.by_name(name).dialects, suffixes)
+
+
+def _spelled_in(dialects: Mapping[str, Mapping[str, str]], suffixes: frozenset[tuple[str, str]]) -> tuple[str, ...]:
+    known = dialects.items()
+    spelled = tuple(own for own, roles in known if all(roles.get(role) == suffix for role, suffix in suffixes))
     return spelled or (_odd(suffix for _, suffix in suffixes),)
 
 
