@@ -1,7 +1,6 @@
 """What a program makes of an adapter by the rules of its loader: what it takes, passes over and refuses."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -58,7 +57,6 @@ class Unknown(NamedTuple):
     why: str
 
 
-@dataclass(slots=True)
 class Reception:
     """What a program makes of an adapter. `refusal` is what it says where it loads nothing of the file, else empty.
 
@@ -66,12 +64,13 @@ class Reception:
     has to be told beside the file, empty for nothing.
     """
 
-    taken: list[Taken] = field(default_factory=list)
-    left: list[Left] = field(default_factory=list)
-    unknown: list[Unknown] = field(default_factory=list)
-    refusal: str = ""
-    by: str = RUN
-    needs: str = ""
+    __slots__ = ("by", "left", "needs", "refusal", "taken", "unknown")
+
+    def __init__(self) -> None:
+        self.taken: list[Taken] = []
+        self.left: list[Left] = []
+        self.unknown: list[Unknown] = []
+        self.refusal, self.needs, self.by = "", "", RUN
 
     @property
     def is_refused(self) -> bool:
@@ -100,7 +99,10 @@ def receive(
         whose = f"models of {family.title}" if family else "models of families that are not known here"
         reception.unknown.append(Unknown(tuple(adapter.checkpoint.tensors), f"{whose} were not tried"))
         return reception
-    asked = [rule for rule in loader.rules if rule.where is None or rule.where(adapter)]
+    # What a file is asked, many rules ask.
+    holds = cache(lambda test: test(adapter))
+    of_family = (rule for rule in loader.rules if not rule.families or name in rule.families)
+    asked = [rule for rule in of_family if rule.where is None or holds(rule.where)]
     rules = [_Bound(rule, rule.finds(adapter) if rule.finds else None) for rule in asked]
     # Modules of one look are treated alike, and there are few looks.
     rule_of = cache(partial(_rule_of, rules, family))
@@ -120,8 +122,6 @@ def _rule_of(rules: Sequence[_Bound], family: Architecture | None, look: Look) -
 
 
 def _speaks_of(rule: Rule, look: Look, family: Architecture | None) -> bool:
-    if rule.families and (family is None or family.name not in rule.families):
-        return False
     if rule.prefixes and look.prefix not in rule.prefixes:
         return False
     if rule.alpha is not None and rule.alpha != look.has_alpha:
