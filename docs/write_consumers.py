@@ -5,6 +5,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
@@ -44,7 +45,6 @@ LEGEND = """
 
 All but `ref` happen without a word, but for those with a `!`, of which the program gives a message. Two cells with a
 stroke are files with an alpha tensor in every module, and files without any.
-
 """
 NAMES = """
 ## Names
@@ -141,7 +141,12 @@ def _differences(program: Consumer, rows: Mapping[str, tuple[str, ...]], first: 
         groups.setdefault(row, []).append(name)
     for row, names in groups.items():
         differ = "; ".join(f"{kind.title} {cell}" for kind, cell in zip(KINDS, row, strict=True) if cell)
-        yield f"- {program.title} {program.version}, {', '.join(names)}: {differ or 'nothing'}."
+        yield from _item(f"{program.title} {program.version}, {', '.join(names)}: {differ or 'nothing'}.")
+
+
+def _item(text: str) -> list[str]:
+    """An item of a list, in lines of the length of all others."""
+    return wrap(f"- {text}", 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def folders_of(judged: Judged) -> list[str]:
@@ -170,9 +175,9 @@ def _of_files(count: Counter[bool]) -> tuple[str, str]:
 def messages_of(judged: Judged) -> Iterator[str]:
     """What each program does with strangers, and says where it refuses a file or needs an option."""
     for program in judged.programs:
-        yield f"- **{program.title} {program.version}**: {'; '.join(_strangers_of(program))}."
-        if says := judged.says[program.name]:
-            yield f"  It says: {'; '.join(f'`{one}`' for one in sorted(says))}."
+        says = "; ".join(f"`{one}`" for one in sorted(judged.says[program.name]))
+        told = f" It says {says}." if says else ""
+        yield from _item(f"**{program.title} {program.version}**: {'; '.join(_strangers_of(program))}.{told}")
 
 
 def _strangers_of(program: Consumer) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from consumer_files.written import A_B, ALPHA, DOWN_UP, RANK, WIDTH, File, Shape, Tensors, named, plain
 from lora_inspect.architectures.record import Architecture, Layout, is_parameter
 from lora_inspect.architectures.text_encoders import CLIP
+from lora_inspect.reading.magnitude_norms import NORMS_KEY, NormsRecord
 from lora_inspect.schemes.record import Scheme
 
 Suffixes = Mapping[str, tuple[Shape, float]]
@@ -49,7 +50,7 @@ class Kind(NamedTuple):
 
     `on` gives the paths of the modules. An alpha tensor stands in each where the scheme carries one, in any case where
     `has_alpha` is True, and in none where it is False. `beside` are tensors of no module, and `others` those of other
-    modules, without which there is no such file. `stabilised` says that the metadata tells of RS-LoRA.
+    modules, without which there is no such file. `tells` gives the metadata, if any.
     """
 
     title: str
@@ -59,7 +60,7 @@ class Kind(NamedTuple):
     has_alpha: bool | None = None
     beside: Suffixes = NOTHING
     others: Callable[[Scheme, Architecture], Tensors] | None = None
-    stabilised: bool = False
+    tells: Callable[[Scheme, Architecture], Mapping[str, str]] | None = None
 
     def file(self, scheme: Scheme, family: Architecture) -> File | None:
         """One for a family in the names of a scheme, None where it has no such modules, or a config says its scale."""
@@ -75,10 +76,15 @@ class Kind(NamedTuple):
         if has_alpha:
             own = {f"{module}.alpha": ((), ALPHA) for module in modules} | own
         own |= {module + suffix: tensor for module in modules for suffix, tensor in self.suffixes.items()}
-        return File({**self.beside, **own, **others}, _metadata(scheme, family) if self.stabilised else {})
+        return File({**self.beside, **own, **others}, self.tells(scheme, family) if self.tells else {})
 
 
-def _metadata(scheme: Scheme, family: Architecture) -> dict[str, str]:
+def _over_base(scheme: Scheme, family: Architecture) -> dict[str, str]:
+    """What says that magnitudes are over the norms of the base."""
+    return {NORMS_KEY: NormsRecord("base.safetensors", "", "").text()}
+
+
+def _stabilised(scheme: Scheme, family: Architecture) -> dict[str, str]:
     """What says RS-LoRA where no tensor does: diffusers' config, or the options of a trainer."""
     if scheme.carries_alpha:
         return {
@@ -110,8 +116,9 @@ _VECTOR = _of((WIDTH,))
 KINDS = (
     Kind("LoRA"),
     Kind("RS-LoRA, `use_rslora_flag`", has_alpha=True, beside={"use_rslora_flag": ((), 1.0)}),
-    Kind("RS-LoRA, metadata", stabilised=True),
+    Kind("RS-LoRA, metadata", tells=_stabilised),
     Kind("DoRA, `dora_scale` (out, 1)", {".dora_scale": _of((WIDTH, 1))}),
+    Kind("the same, written for the base's norms", {".dora_scale": _of((WIDTH, 1))}, tells=_over_base),
     Kind("DoRA, `dora_scale` (1, in)", {".dora_scale": _of((1, WIDTH))}),
     Kind("DoRA, `dora_layer.weight`", {".dora_layer.weight": _VECTOR}),
     Kind("DoRA, `lora_magnitude_vector`", {".lora_magnitude_vector": _VECTOR}),
