@@ -108,24 +108,29 @@ def _treatments(adapter: Adapter, consumer: Consumer, families: Sequence[Detecti
     """What the program does with magnitudes as the scheme spells them, of every axis that the file has."""
     own = {(c.magnitude.axis, c.magnitude.spelling.norms) for c in adapter.contributions if c.magnitude}
     suffix = scheme.suffixes.get("magnitude", "")
-    rules = _rules(consumer, families)
+    rules = _rules(consumer, families, scheme)
     return {treatment(rule, f"{suffix} {axis}", norms) if rule else "" for rule in rules for axis, norms in own}
 
 
 def _norms(consumer: Consumer, families: Sequence[Detection], scheme: Scheme) -> str | None:
     """Whose norms the program divides magnitudes of outputs by; None where it does something else, or nobody knows."""
     spelled = f"{scheme.suffixes.get('magnitude', '')} {OUTPUT}"
-    does = {treatment(rule, spelled, OF_SUM) if rule else "" for rule in _rules(consumer, families)}
+    does = {treatment(rule, spelled, OF_SUM) if rule else "" for rule in _rules(consumer, families, scheme)}
     return _OVER.get(does.pop()) if len(does) == 1 else None
 
 
-def _rules(consumer: Consumer, families: Sequence[Detection]) -> list[Rule | None]:
-    """By family the rule that speaks of magnitudes; None where there is none."""
+def _rules(consumer: Consumer, families: Sequence[Detection], scheme: Scheme) -> list[Rule | None]:
+    """By family the rule that speaks of magnitudes as the scheme has them; None where there is none."""
     found: list[Rule | None] = []
     for name in [family.architecture.name for family in families] or [""]:
         loader = next((one for one in consumer.loaders if not one.families or name in one.families), None)
         rules = loader.rules if loader else ()
-        found.append(
-            next((one for one in rules if one.magnitudes and (not one.families or name in one.families)), None)
-        )
+        own = (one for one in rules if one.magnitudes and (not one.families or name in one.families))
+        found.append(next((one for one in own if _is_of(scheme, one)), None))
     return found
+
+
+def _is_of(scheme: Scheme, rule: Rule) -> bool:
+    """Whether a rule speaks of the names and of the dialect of a scheme."""
+    is_named = not rule.prefixes or any(prefix in rule.prefixes for prefix in scheme.prefixes)
+    return is_named and (not rule.dialects or scheme.dialect in rule.dialects)

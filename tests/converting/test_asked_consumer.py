@@ -106,6 +106,16 @@ def test_dora_is_refused_with_what_the_program_can_have(wan, tmp_path, does, off
         to_toy(wan(dora_scale=("F32", (8, 1), 1.0)), tmp_path / "out.safetensors")
 
 
+def test_what_a_program_makes_of_magnitudes_under_other_names_decides_nothing(wan, tmp_path):
+    rule = LOADS_COMFYUI._replace(magnitudes={".dora_scale output": OTHER_AXIS})
+    others = [
+        rule._replace(dialects=("peft",), magnitudes={".dora_scale output": COMPUTES}),
+        rule._replace(prefixes=("lora_unet_",), magnitudes={".dora_scale output": LEAVES}),
+    ]
+    with added(program(*others, rule, REST)), pytest.raises(LoraInspectError, match="--algorithm full"):
+        to_toy(wan(dora_scale=("F32", (8, 1), 1.0)), tmp_path / "out.safetensors")
+
+
 def test_dora_is_kept_where_the_program_computes_it(wan, tmp_path):
     rule = LOADS_COMFYUI._replace(magnitudes={".dora_scale output": COMPUTES})
     with added(program(rule, REST)):
