@@ -8,6 +8,7 @@ import re
 from lora_inspect.consumers.peft_folders import config_of, is_of_blocks, leaf_of
 from lora_inspect.consumers.record import (
     COMPUTES,
+    FAILS,
     LEAVES,
     SILENT,
     Consumer,
@@ -87,12 +88,12 @@ CONSUMER = Consumer(
                     prefixes=("base_model.model.", ""),
                     layouts=("hf", "hf-backbone"),
                     dialects=("peft",),
-                    kinds={"lora": COMPUTES, "lora_embedding": COMPUTES},
+                    kinds={"lora": COMPUTES, "lora_embedding": COMPUTES, "": FAILS},
                     finds=_finds,
                     scale=_scale_of_folder,
                 ),
                 # What is saved whole has no suffix of its own.
-                Rule(prefixes=("base_model.model.", ""), kinds={"saved": LEAVES}),
+                Rule(prefixes=("base_model.model.", ""), kinds={"saved": LEAVES, "": FAILS}),
             ),
             strangers=Strangers(SILENT),
             refuses=_refused,

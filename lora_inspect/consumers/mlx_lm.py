@@ -63,7 +63,11 @@ CONSUMER = Consumer(
                     dialects=("mlx",),
                     kinds={"mlx": COMPUTES},
                     scale=as_meant,
-                    magnitudes={".m output": COMPUTES, ".m input": COMPUTES},
+                    magnitudes={
+                        **dict.fromkeys((".m output", ".m input"), COMPUTES),
+                        **dict.fromkeys((".lora_magnitude_vector output", ".dora_scale output"), FAILS),
+                    },
+                    says=f"ValueError: {_FOREIGN}",
                 ),
             ),
             strangers=Strangers(FAILS, f"ValueError: {_FOREIGN}"),

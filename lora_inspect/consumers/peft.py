@@ -4,9 +4,7 @@ Modules that the config does not choose are passed over without a word, and so i
 Sources: `PeftModel.from_pretrained`, `set_peft_model_state_dict` and `check_target_module_exists` of PEFT.
 """
 
-import re
-
-from lora_inspect.consumers.peft_folders import config_of, names_in, settings_of
+from lora_inspect.consumers.peft_folders import config_of, settings_of
 from lora_inspect.consumers.record import (
     COMPUTES,
     INFIXED,
@@ -20,16 +18,14 @@ from lora_inspect.consumers.record import (
     Strangers,
     as_meant,
 )
+from lora_inspect.reading.adapted_modules import adapted_modules
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.peft_config import ModuleSettings
 from lora_inspect.reading.steps import Steps
 
 # Embeddings of single tokens, which no target_modules choose.
 _TOKENS = ("lora_tokens", "trainable_tokens")
 _LORA = ("lora", "lora_bias", "lora_embedding")
 _OTHERS = ("ia3", "peft_oft", "vera")
-# The first number of a path that is no part of a name, as of a block.
-_BLOCK = re.compile(r".*?\.[^.]*\.([0-9]+)\.")
 
 
 def _refused(adapter: Adapter) -> str | None:
@@ -48,29 +44,14 @@ def _refused(adapter: Adapter) -> str | None:
 
 
 def _finds(adapter: Adapter) -> Finder:
-    """The modules that `target_modules`, `exclude_modules` and `layers_to_transform` choose together."""
+    """The modules that the config chooses."""
     config = config_of(adapter)
     if isinstance(config, str):
         return lambda given: False
-    targets, steps = config.get("target_modules"), Steps()
-    chosen = ModuleSettings(config, steps)
-    excluded = ModuleSettings({"target_modules": config.get("exclude_modules")}, steps)
-    layers, named = config.get("layers_to_transform"), names_in(config, "target_modules")
-    wanted = {layer for layer in (layers if isinstance(layers, list) else [layers]) if isinstance(layer, int)}
+    adapts = adapted_modules(config, Steps())
 
     def finds(given: Given) -> bool | None:
-        path = given.module.name.body
-        if given.contribution.algorithm.name in _TOKENS:
-            return True
-        # Which of the layers are Linear, and which one the head is, only the model says.
-        if targets == "all-linear" or (layers not in (None, []) and config.get("layers_pattern")):
-            return None
-        if excluded.is_target(path) or not chosen.is_target(path):
-            return None if chosen.refused or excluded.refused else False
-        if isinstance(targets, str) or layers in (None, []) or path in named:
-            return True
-        block = _BLOCK.match(path)
-        return block is not None and int(block[1]) in wanted
+        return True if given.contribution.algorithm.name in _TOKENS else adapts(given.module.name.body)
 
     return finds
 

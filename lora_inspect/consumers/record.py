@@ -158,7 +158,8 @@ class Loader(NamedTuple):
 
     `strangers` is what it does with tensors of modules that it does not find and of algorithms that it LEAVES, `others`
     with those that belong to no module, as flags do; None for the same. `embeddings` says whether it takes those of
-    tokens out of an adapter's file. `needs` says what it has to be told beside the file, so that it loads it.
+    tokens out of an adapter's file. `needs` says what it has to be told beside the file, so that it loads it,
+    and `never` what it does with a file that no conversion for it changes.
     """
 
     rules: tuple[Rule, ...]
@@ -166,6 +167,7 @@ class Loader(NamedTuple):
     families: tuple[str, ...] = ()
     others: Strangers | None = None
     refuses: Refusal = nothing_refused
+    never: Refusal = nothing_refused
     needs: Refusal = nothing_refused
     embeddings: bool = False
 

@@ -12,6 +12,7 @@ from typing import Any
 from lora_inspect.consumers.peft_folders import config_of, is_of_blocks, leaf_of, names_in
 from lora_inspect.consumers.record import (
     COMPUTES,
+    FAILS,
     INFIXED,
     LEAVES,
     READ,
@@ -57,6 +58,16 @@ def _refused(adapter: Adapter) -> str | None:
     for parent, leaves in _siblings(adapter).items():
         if "q_proj" in leaves and "v_proj" not in leaves:
             return f"KeyError: '{parent}.v_proj.lora_A.weight', as q_proj needs v_proj beside it"
+    return None
+
+
+def _never(adapter: Adapter) -> str | None:
+    """What it does with parts of fused layers that lack others."""
+    for parent, leaves in _siblings(adapter).items():
+        if "q_proj" in leaves and "v_proj" not in leaves:
+            return f"fails on {parent}.q_proj, which has no v_proj beside it"
+        if lonely := next((leaf for leaf in sorted(leaves) if _NEEDED.get(leaf, leaf) not in leaves), None):
+            return f"passes over {parent}.{lonely}, which has no {_NEEDED[lonely]} beside it"
     return None
 
 
@@ -115,7 +126,7 @@ _FILE = Rule(
     prefixes=("base_model.model.", ""),
     layouts=("hf", "hf-backbone"),
     dialects=("peft", INFIXED),
-    kinds={"lora": COMPUTES, "lora_embedding": COMPUTES, "lora_bias": LEAVES, "lora_tokens": LEAVES},
+    kinds={"lora": COMPUTES, "lora_embedding": COMPUTES, "lora_bias": LEAVES, "lora_tokens": LEAVES, "": FAILS},
     finds=_finds,
     unfound=Strangers(WARNS, "weight(s) skipped because they did not match any target module"),
     scale=_scale,
@@ -130,9 +141,10 @@ CONSUMER = Consumer(
         Loader(
             families=("llm",),
             # What is saved whole has no suffix of its own.
-            rules=(_FILE, Rule(prefixes=_FILE.prefixes, kinds={"saved": LEAVES}, finds=_finds, by=READ)),
+            rules=(_FILE, Rule(prefixes=_FILE.prefixes, kinds={"saved": LEAVES, "": FAILS}, finds=_finds, by=READ)),
             strangers=Strangers(SILENT),
             refuses=_refused,
+            never=_never,
         ),
     ),
     schemes={"": "peft"},

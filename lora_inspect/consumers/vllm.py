@@ -3,9 +3,12 @@
 Sources: `vllm/lora/peft_helper.py`, `lora_model.py`, `utils.py` and `vllm/config/lora.py` of vLLM.
 """
 
-from lora_inspect.consumers.peft_folders import config_of, is_of_blocks, settings_of
+from collections.abc import Iterable
+
+from lora_inspect.consumers.peft_folders import config_of, is_of_blocks, leaf_of, settings_of
 from lora_inspect.consumers.record import (
     COMPUTES,
+    FAILS,
     SILENT,
     Consumer,
     Finder,
@@ -28,6 +31,7 @@ _PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 _FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
 # Copies of the base that PEFT saves beside adapted embeddings, which it skips.
 _COPIES = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
+_SAVED = "ValueError: Unsupported modules_to_save"
 _UNSUPPORTED = {
     "use_dora": "vLLM does not yet support DoRA",
     "lora_bias": "vLLM does not support LoRA bias (lora_bias)",
@@ -47,7 +51,7 @@ def _refused(adapter: Adapter) -> str | None:
         return f"ValueError: Missing required configuration fields: {set(missing)}"
     saved = config.get("modules_to_save")
     if isinstance(saved, list) and (others := [name for name in saved if name not in _HEADS]):
-        return f"ValueError: Unsupported modules_to_save: {others}"
+        return f"{_SAVED}: {others}"
     if field := next((field for field in _UNSUPPORTED if config.get(field)), None):
         return f"ValueError: {_UNSUPPORTED[field]}"
     init = config.get("init_lora_weights")
@@ -57,10 +61,20 @@ def _refused(adapter: Adapter) -> str | None:
         return f"ValueError: LoRA rank {rank} is greater than max_lora_rank {MAX_RANKS[-1]}"
     if config.get("bias", "none") != "none":
         return "ValueError: Adapter bias is not supported"
-    for key in adapter.checkpoint.tensors:
-        if not key.endswith((*_FACTORS, *_COPIES, *(f".{head}.weight" for head in _HEADS))):
-            return f"ValueError: {key} is unsupported LoRA weight"
-    return None
+    odd = _odd(adapter.checkpoint.tensors)
+    return f"ValueError: {odd} is unsupported LoRA weight" if odd else None
+
+
+def _odd(keys: Iterable[str]) -> str | None:
+    """The first key that it has no use for."""
+    known = (*_FACTORS, *_COPIES, *(f".{head}.weight" for head in _HEADS))
+    return next((key for key in keys if not key.endswith(known)), None)
+
+
+def _never(adapter: Adapter) -> str | None:
+    """What goes on through a conversion as it is."""
+    odd = _odd(adapter.beside)
+    return f"refuses a file with {odd}" if odd else None
 
 
 def _largest_rank(adapter: Adapter) -> int:
@@ -82,10 +96,15 @@ def _finds(adapter: Adapter) -> Finder:
 
     def finds(given: Given) -> bool | None:
         path = given.module.name.body
-        is_ranked = settings.rank(path) == given.contribution.rank
+        is_ranked = given.contribution.rank is None or settings.rank(path) == given.contribution.rank
         return True if is_of_blocks(path) and is_ranked else None
 
     return finds
+
+
+def _finds_no_head(adapter: Adapter) -> Finder:
+    """All but the head of a classifier, which it takes where it serves the model as one."""
+    return lambda given: None if leaf_of(given.module.name.body) in _HEADS else True
 
 
 _NAMES = Rule(families=("llm",), prefixes=("base_model.model.", ""), dialects=("peft",))
@@ -98,12 +117,20 @@ CONSUMER = Consumer(
         Loader(
             families=("llm",),
             rules=(
-                _NAMES._replace(layouts=("hf",), kinds={"lora": COMPUTES}, finds=_finds, scale=as_meant),
+                _NAMES._replace(
+                    layouts=("hf",),
+                    kinds={"lora": COMPUTES, "lora_embedding": COMPUTES, "": FAILS},
+                    finds=_finds,
+                    scale=as_meant,
+                ),
+                # What is saved whole has no suffix of its own.
+                Rule(prefixes=_NAMES.prefixes, kinds={"": FAILS}, finds=_finds_no_head),
                 # Its layers stand below `model.`, and nothing tells that none has these names.
                 _NAMES._replace(layouts=("hf-backbone",)),
             ),
             strangers=Strangers(SILENT),
             refuses=_refused,
+            never=_never,
             needs=_needs,
         ),
     ),

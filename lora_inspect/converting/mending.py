@@ -6,9 +6,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from lora_inspect import consumers, schemes
+from lora_inspect.algorithms import lokr
 from lora_inspect.consumers.record import Consumer
 from lora_inspect.consumers.verdict import SAME, judge
+from lora_inspect.converting.asked_algorithm import check_algorithm
 from lora_inspect.converting.asked_consumer import for_consumer, scheme_for, with_base
+from lora_inspect.converting.asked_kinds import check_kinds
+from lora_inspect.converting.asked_magnitudes import with_magnitudes
+from lora_inspect.converting.inputs import chosen_input
+from lora_inspect.converting.loadable import check_loadable
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.output_endings import output_ending
 from lora_inspect.converting.plan import plan_for
@@ -17,9 +23,10 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Module
 from lora_inspect.reading.identify import adapter_candidates
+from lora_inspect.schemes.gguf import GGUF
 
-# What stands in a command for the base that only the user knows.
-BASE = "BASE"
+# What stands in a command for the base, and for the config of the model, which only the user knows.
+BASE, CONFIG = "BASE", "CONFIG"
 # How near a LoRA is to come of what has no exact place in the program's files.
 _NEAR = 0.01
 
@@ -27,9 +34,12 @@ _NEAR = 0.01
 def mending(adapter: Adapter, given: str, consumer: Consumer, base: str | None) -> str | None:
     """The command line that converts the adapter, which the user called `given`, for the program; None for none.
 
-    Where only a base tells what is to be written and none was given, the command has BASE in its place.
+    Where only a base tells what is to be written and none was given, the command has BASE in its place, and CONFIG in
+    that of the config of a model that the names of llama.cpp depend on.
     """
     asked = ConvertOptions(consumer=consumer.name, settings=adapter.settings)
+    if _is_for_llama_cpp(adapter, asked):
+        asked = replace(asked, model_config=base if base and os.path.isdir(base) else CONFIG)
     for make in (_standard, _exact, _with_base, _as_lora, _near):
         try:
             options = make(adapter, asked, base)
@@ -41,6 +51,14 @@ def mending(adapter: Adapter, given: str, consumer: Consumer, base: str | None) 
             continue
         return shlex.join(["lora-inspect", "convert", given, *_words(options), "-o", output])
     return None
+
+
+def _is_for_llama_cpp(adapter: Adapter, asked: ConvertOptions) -> bool:
+    """Whether names of another program become those of llama.cpp."""
+    try:
+        return adapter.scheme != GGUF.name and scheme_for(adapter, asked) == GGUF.name
+    except LoraInspectError:
+        return False
 
 
 def _standard(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
@@ -71,7 +89,9 @@ def _with_base(adapter: Adapter, asked: ConvertOptions, base: str | None) -> Con
 
 
 def _as_lora(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
-    return replace(asked, algorithm="lora")
+    # What is no product of thin factors shows as its numbers are read; LoKr's may be one or not.
+    is_open = any(contribution.algorithm.name == lokr.ALGORITHM.name for contribution in adapter.contributions)
+    return replace(asked, algorithm="lora", max_error=_NEAR if is_open else None)
 
 
 def _near(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
@@ -80,11 +100,20 @@ def _near(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertO
 
 def _check(adapter: Adapter, output: str, options: ConvertOptions) -> None:
     """Raises LoraInspectError where the conversion cannot be; what a base tells that is not given is taken for told."""
-    if options.base != BASE:
+    if options.base != BASE and options.model_config != CONFIG:
         plan_for(adapter, output, options)
         return
-    told = for_consumer(adapter, adapter, options)
-    targets(adapter, adapter, None, None, replace(told, base=None))
+    chosen_input(adapter, options)
+    told = with_magnitudes(adapter, for_consumer(adapter, adapter, options))
+    if check_algorithm(adapter, told):
+        raise LoraInspectError(f"{adapter.checkpoint.path}: nothing of it becomes anything else.")
+    check_kinds(adapter, [family.architecture.name for family in adapter_candidates(adapter)], told)
+    if options.model_config == CONFIG:
+        if not all(c.algorithm.rows or c.algorithm.replaces for c in adapter.contributions):
+            raise LoraInspectError(f"{adapter.checkpoint.path}: the config tells whether rows move that cannot.")
+        check_loadable(adapter, schemes.by_name(told.scheme or ""), told)
+    else:
+        targets(adapter, adapter, None, None, told)
 
 
 def _words(options: ConvertOptions) -> Iterator[str]:
@@ -94,6 +123,8 @@ def _words(options: ConvertOptions) -> Iterator[str]:
         yield from ("--base", options.base)
     if options.keep_dora:
         yield "--keep-dora"
+    if options.model_config:
+        yield from ("--model-config", options.model_config)
     if options.algorithm:
         yield from ("--algorithm", options.algorithm)
     if options.max_error is not None:

@@ -76,8 +76,6 @@ def magnitude_place(
     """
     scheme = schemes.by_name(module.name.scheme)
     own, due = magnitude.spelling.suffix, scheme.suffixes["magnitude"]
-    if own in PEFT_MAGNITUDES and carrier_of(module) != ALPHA:
-        return module.name.key + own, own, (rows,) if rows else magnitude.info.shape
     if due == OF_STORED_ROWS:
         if (magnitude.axis == INPUT) != (contribution.algorithm.transposed is True):
             raise LoraInspectError(
@@ -85,6 +83,8 @@ def magnitude_place(
                 "has those of rows alone; choose --base BASE or --drop-magnitude."
             )
         return module.name.key + due, due, (rows or magnitude.info.numel,)
+    if own in PEFT_MAGNITUDES and carrier_of(module) != ALPHA:
+        return module.name.key + own, own, (rows,) if rows else magnitude.info.shape
     key, shape = module.name.key + due, (rows, 0) if rows else contribution.known_shape
     # Where the factors' kernel is flattened, the magnitude still tells that there is one.
     ones = (1,) * (max(len(shape), len(magnitude.info.shape)) - 2)

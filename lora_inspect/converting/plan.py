@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from lora_inspect.converting.asked_algorithm import check_algorithm, check_biases, needs_base, shapes_in_base
 from lora_inspect.converting.asked_consumer import for_consumer
 from lora_inspect.converting.asked_full import FULL
+from lora_inspect.converting.asked_kinds import check_kinds
 from lora_inspect.converting.asked_magnitudes import is_remeasured, with_magnitudes
 from lora_inspect.converting.gguf_layouts import architecture_of
 from lora_inspect.converting.inputs import chosen_input, open_base
@@ -21,6 +22,7 @@ from lora_inspect.matching.match import Matching, match
 from lora_inspect.matching.orientation import Orientation, check_answers
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.schemes.gguf import GGUF
 
 if TYPE_CHECKING:
@@ -99,6 +101,7 @@ def plan_for(whole: Adapter, output: str, options: ConvertOptions) -> Conversion
     adapter, left_out = chosen_input(whole, options)
     options = with_magnitudes(adapter, with_scheme(adapter, for_consumer(adapter, whole, options)))
     already = check_algorithm(adapter, options)
+    check_kinds(adapter, [family.architecture.name for family in adapter_candidates(whole)], options)
     base = open_base(adapter, options)
     matching = match(adapter, base, transposed=options.transposed) if base else None
     check_biases(adapter, matching, options)

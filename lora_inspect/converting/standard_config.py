@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from lora_inspect.maths.expert_packing import RANK_MAJOR
+from lora_inspect.reading.adapted_modules import NARROWING, adapted_modules
 from lora_inspect.reading.expert_packing import INPUT, LAYOUT, MARKS, along, is_of_unsloth
 from lora_inspect.reading.peft_config import LORA_TYPE, ModuleSettings
 from lora_inspect.reading.steps import Steps
@@ -52,17 +53,24 @@ def standard_config(
     alphas: Mapping[str, float],
     use_dora: bool,
     experts: Collection[str] = (),
+    listed: bool = False,
 ) -> dict[str, Any]:
     """`config` corrected for modules with `ranks` and `alphas` by dotted path; without any it speaks of nothing.
 
-    Of these `experts` are parameters of all experts of a layer, whose factors are packed as PEFT does.
+    Of these `experts` are parameters of all experts of a layer, whose factors are packed as PEFT does. `listed` has it
+    name the modules where it has an expression for them, which other programs than PEFT do not read.
     """
     if not ranks:
         return dict(config)
     rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
     says = ModuleSettings(config, Steps())
     modules = [path for path in ranks if path not in experts]
-    covers = all(map(says.is_target, modules)) and (modules or not experts or "target_modules" in config)
+    adapts = adapted_modules(config, Steps())
+    covers = all(adapts(path) is not False for path in modules) and all(map(says.is_target, modules))
+    covers = covers and bool(modules or not experts or "target_modules" in config)
+    covers = covers and not (listed and isinstance(config.get("target_modules"), str))
+    if not covers:
+        config = {field: value for field, value in config.items() if field not in NARROWING}
     config = _of_experts(config) if experts else config
     if not all(map(says.is_parameter, experts)):
         config = {**config, "target_parameters": sorted(experts)}

@@ -234,7 +234,8 @@ class StandardOutput:
         if any(destination.experts for destination in self._modules):
             config = moved_experts(config, ranks, experts)
         config = saved_config(config, [paths[key] for key, module in modules.items() if _has_saved(module)])
-        return standard_config(lora_config(config), ranks, alphas, use_dora, experts) | _of_biases(modules.values())
+        own, listed = lora_config(config), self._asked is not None
+        return standard_config(own, ranks, alphas, use_dora, experts, listed) | _of_biases(modules.values())
 
 
 def _of_cores(modules: "Iterable[SpelledModule]") -> dict[str, object]:
