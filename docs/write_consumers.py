@@ -4,6 +4,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from textwrap import wrap
 
@@ -187,6 +188,8 @@ def _strangers_of(program: Consumer) -> Iterator[str]:
         does = _in_words(loader.strangers)
         others = _in_words(loader.others) if loader.others else does
         way = does if others == does else f"{does}, of no module {others}"
+        unfound = dict.fromkeys(_in_words(rule.unfound) for rule in loader.rules if rule.unfound)
+        way += "".join(f", of modules that it does not find {one}" for one in unfound)
         ways.setdefault(way, []).extend(loader.families or ("others",))
     for way, families in ways.items():
         yield f"{way} ({', '.join(dict.fromkeys(families))})" if len(ways) > 1 else way
@@ -199,6 +202,7 @@ def _in_words(strangers: Strangers) -> str:
     return what + says + (f"{beyond} `{strangers.beyond}`" if beyond and strangers.beyond else beyond)
 
 
+@cache
 def page() -> str:
     """The page as it should be."""
     with tempfile.TemporaryDirectory() as folder:
