@@ -27,7 +27,6 @@ from lora_inspect.consumers.dictionary import (
 )
 from lora_inspect.consumers.record import (
     COMPUTES,
-    FAILS,
     HIDING,
     INFIXED,
     LEAVES,
@@ -35,6 +34,7 @@ from lora_inspect.consumers.record import (
     SLICED,
     WARNS,
     Consumer,
+    Failure,
     Given,
     Loader,
     Rule,
@@ -45,6 +45,8 @@ from lora_inspect.reading.adapter import Adapter
 _KINDS: Mapping[str, str] = {
     **dict.fromkeys(("lora", "loha", "lokr", "glora", "old_glora", "oft", "lycoris_boft", "set_weight"), COMPUTES),
     **dict.fromkeys(("full", "full_bias", "norm", "norm_bias", "reshaped"), COMPUTES),
+    # It makes the whole product, which is one of the exceptions.
+    "lokr_rows": COMPUTES,
     # It multiplies their two factors as LoRA's, without the third.
     **dict.fromkeys(("adalora", "kasa"), MISREADS),
     # Its factors are spelled as LoRA's.
@@ -53,8 +55,6 @@ _KINDS: Mapping[str, str] = {
     "": LEAVES,
 }
 _PARTS: Mapping[str, str] = {
-    # It logs an error and leaves the weight, as it says of a Tucker core between LoKr's factors with PyTorch 2.13.
-    "lokr.t2": LEAVES,
     "lokr.t1": MISREADS,
     "oft.rescale": MISREADS,
     "glora.bm": MISREADS,
@@ -65,9 +65,18 @@ _OF_WEIGHTS = ("lora", "loha", "lokr", "glora", "old_glora", "oft", "lycoris_bof
 # The core of a Tucker form in two dimensions, of which it computes no other.
 _CORES = {"lora": "mid", "loha": "t1"}
 _CORE_OF_CONV2D = 4
+_OTHER_CORE = "RuntimeError: the shape of a core is invalid, which has to be of two dimensions"
 
 
-def _exceptions(given: Given) -> str | None:
+# It logs an error where a change fails, and leaves the weight.
+_LOGGED = {
+    "lokr": "ERROR lokr, the weight and what PyTorch 2.13 says: view size is not compatible",
+    "lokr_rows": "ERROR lokr, the weight and what PyTorch says of its shape",
+    "lycoris_boft": "ERROR boft, the weight and '>' not supported between instances of 'NoneType' and 'int'",
+}
+
+
+def _exceptions(given: Given) -> str | Failure | Strangers | None:
     """What becomes of a contribution for what stands beside it, its shapes and its alpha."""
     algorithm, factors = given.contribution.algorithm.name, given.contribution.factors
     beside = {one.algorithm.name for one in given.module.contributions}
@@ -75,12 +84,20 @@ def _exceptions(given: Given) -> str | None:
         return MISREADS
     if algorithm == "norm_bias" and "norm" not in beside:
         return LEAVES
-    if algorithm == "lycoris_boft" and given.module.alpha is None:
-        return LEAVES
+    if _is_logged(given):
+        return Strangers(WARNS, _LOGGED[algorithm])
     if algorithm in ("oft", "lycoris_boft"):
         return _of_rotation(given)
     core = factors.get(_CORES.get(algorithm, ""))
-    return FAILS if core and len(core.shape) != _CORE_OF_CONV2D else None
+    return Failure(_OTHER_CORE) if core and len(core.shape) != _CORE_OF_CONV2D else None
+
+
+def _is_logged(given: Given) -> bool:
+    """Whether its change of the weight fails: of rows of a product, LoKr with a core, BOFT without alpha."""
+    algorithm = given.contribution.algorithm.name
+    if algorithm == "lycoris_boft":
+        return given.module.alpha is None
+    return algorithm == "lokr_rows" or (algorithm == "lokr" and "t2" in given.contribution.factors)
 
 
 def _of_rotation(given: Given) -> str | None:

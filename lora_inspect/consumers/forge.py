@@ -53,8 +53,10 @@ def _exceptions(given: Given) -> str | None:
 _LOADED = Rule(
     kinds={
         **dict.fromkeys((*_OF_WEIGHTS, "full_bias", "norm_bias"), COMPUTES),
-        # It multiplies their two factors as LoRA's, without the third.
+        # It multiplies two factors as LoRA's, without the third.
         "kasa": MISREADS,
+        # It makes the whole product, of another shape than the weight.
+        "lokr_rows": FAILS,
         # Its factors are spelled as LoRA's.
         "bdlora": "",
         # All else has suffixes that it never looks up.

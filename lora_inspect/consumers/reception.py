@@ -170,6 +170,9 @@ def _place(reception: Reception, given: Given, look: Look, bound: _Bound | None,
         if isinstance(other, Failure):
             reception.refusal = other.says
             return
+        if isinstance(other, Strangers):
+            _leave(reception, keys, other, contribution)
+            return
         does = other
     if not does:
         reception.unknown.append(Unknown(keys, f"{contribution.algorithm.title} was not tried"))

@@ -71,14 +71,6 @@ class Failure(NamedTuple):
     says: str
 
 
-# What a program does with one contribution otherwise than its algorithm tells: one of the words for that, empty for
-# unknown, or a failure. None where it is no exception.
-Exceptions = Callable[[Given], str | Failure | None]
-# Whether a program finds a module in the model; None where that depends on what the file does not tell. Made once for
-# each file, as what a config says of modules is read once.
-Finder = Callable[[Given], bool | None]
-
-
 class Strangers(NamedTuple):
     """What a program does with tensors that it has no use for: `does` is SILENT, WARNS or FAILS, and it `says` so.
 
@@ -89,6 +81,15 @@ class Strangers(NamedTuple):
     says: str = ""
     most: int | None = None
     beyond: str = ""
+
+
+# What a program does with one contribution otherwise than its algorithm tells: one of the words for that, empty for
+# unknown, a failure, or how it passes over it where it says something else of it than of strangers. None where it is no
+# exception.
+Exceptions = Callable[[Given], str | Failure | Strangers | None]
+# Whether a program finds a module in the model; None where that depends on what the file does not tell. Made once for
+# each file, as what a config says of modules is read once.
+Finder = Callable[[Given], bool | None]
 
 
 class Rule(NamedTuple):

@@ -188,6 +188,24 @@ def test_kinds(judged, tensors, verdict):
     assert judged({**layers(Q), **tensors}).verdict == (PARTLY if verdict == NOTHING else verdict)
 
 
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        STAGES,
+        {
+            f"{F}.lokr_w1": ("F32", (4, 4), 0.5),
+            f"{F}.lokr_w2_a": ("F32", (2, 2), 0.5),
+            f"{F}.lokr_w2_b": ("F32", (2, 2), 0.5),
+            f"{F}.lokr_t2": ("F32", (2, 2, 3, 3), 0.5),
+        },
+    ],
+)
+def test_what_fails_in_one_weight_is_logged_and_left(judged, tensors):
+    found = judged({**layers(Q), **tensors})
+    assert (found.verdict, found.silent) == (PARTLY, False)
+    assert "ERROR" in found.says
+
+
 def test_rslora_is_too_weak(judged):
     for flag in ("use_rslora_flag", f"{Q}.use_rslora_flag"):
         found = judged({**layers(Q), flag: ("F32", (), 1.0)})

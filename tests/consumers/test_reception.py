@@ -231,6 +231,15 @@ def test_what_a_program_says_of_one_contribution_is_the_refusal(judged):
     assert (found.verdict, found.says) == ("refused", "TypeError")
 
 
+def test_a_single_contribution_may_be_passed_over_with_words_of_its_own(judged):
+    def of_high_rank(given):
+        return Strangers(WARNS, "ERROR") if given.contribution.rank == 16 else None
+
+    found = judged(program(LORA._replace(exceptions=of_high_rank)), {**wan(WAN_Q), **wan(WAN_K, rank=4)})
+    assert (found.verdict, found.silent) == ("partly loaded", False)
+    assert found.says.endswith("with a message: ERROR")
+
+
 @pytest.mark.parametrize(
     ("does", "verdict", "silent"),
     [
