@@ -1,0 +1,233 @@
+"""SD.Next: native loaders of its own for some families, whose names differ with the family, and alpha/rank.
+
+Names that it does not find are counted in a warning, and what else a layer has is passed over silently. Models that are
+none of the families here go through diffusers, in the revision that it installs. Sources: `lora_load.py`,
+`lora_convert.py`, `native_adapter.py` and `network*.py` in `modules/lora`, and `pipelines/z_image/zimage_lora.py`, run
+on small models of SD 1.5, SDXL and Z-Image, and on FLUX in its own widths, with its options as they are set first.
+"""
+
+from collections.abc import Iterator
+
+from lora_inspect.architectures import by_name
+from lora_inspect.consumers import webui_networks
+from lora_inspect.consumers.record import (
+    COMPUTES,
+    FAILS,
+    INFIXED,
+    LEAVES,
+    MISREADS,
+    SILENT,
+    TEXT_ENCODERS,
+    WARNS,
+    Consumer,
+    Given,
+    Loader,
+    Rule,
+    Strangers,
+    alpha_over_rank,
+)
+from lora_inspect.reading.adapter import Adapter
+
+_UNMATCHED = Strangers(WARNS, "Network load: type=LoRA unmatched keys")
+_PASSED = Strangers(SILENT)
+_MAGNITUDES = {
+    **dict.fromkeys((".dora_scale output", ".dora_scale input"), COMPUTES),
+    **dict.fromkeys((".dora_layer.weight output", ".magnitude output", ".m output", ".m input"), LEAVES),
+    **dict.fromkeys((".lora_magnitude_vector output", ".lora_magnitude_vector.weight output"), LEAVES),
+}
+_ROTATIONS = ("oft", "lycoris_boft")
+
+
+def _rotation(given: Given) -> float | None:
+    """Of OFT alpha limits the norm of a rotation, also where it is 0, which leaves none."""
+    contribution = given.contribution
+    if contribution.algorithm.name == "oft" and given.module.alpha is not None and not contribution.alpha:
+        return 0.0
+    return _scale(given)
+
+
+_scale = webui_networks.scale(of_glora=alpha_over_rank)
+
+
+def exceptions(given: Given) -> str | None:
+    """What becomes of a contribution in the loader of UNets and of FLUX's own names in diffusers."""
+    name = given.contribution.algorithm.name
+    beside = {one.algorithm.name for one in given.module.contributions}
+    if name == "full_bias":
+        return _of_bias(beside)
+    # It gives up at the fifth layer that fails.
+    if name in ("lycoris_boft", "glora") or (name == "oft" and given.module.alpha is None):
+        return FAILS
+    if name in ("lycoris_ia3", "norm", "norm_bias"):
+        return ""
+    return webui_networks.exceptions(given, alone=LEAVES)
+
+
+def _of_bias(beside: set[str]) -> str:
+    """A layer whose bias is to change gets its weight for a bias; alone the difference is nobody's."""
+    return MISREADS if beside.intersection(("lora", "full")) else LEAVES
+
+
+# A layer of which it has no kind of network is left with an error in the log.
+_LOADED = Rule(
+    kinds={**webui_networks.KINDS, "": LEAVES},
+    parts={"oft.rescale": MISREADS},
+    exceptions=exceptions,
+    scale=_rotation,
+    magnitudes=_MAGNITUDES,
+)
+# It knows kohya's spelling of the factors alone behind dotted names, and no more of a layer than these and alpha.
+_PAIR = Rule(
+    dialects=("kohya",),
+    kinds={"lora": COMPUTES, "lora_bias": LEAVES},
+    parts={"lora.mid": MISREADS},
+    magnitudes=dict.fromkeys(_MAGNITUDES, LEAVES),
+)
+_UNKNOWN_SPELLING = Rule(dialects=("peft",), unfound=_UNMATCHED)
+_CLIP = "text_model.encoder.layers.{i}"
+
+
+def _of_unet(layouts: tuple[str, ...], *encoders: str) -> Iterator[Rule]:
+    for prefixes, paths in ((("lora_unet_",), layouts), (encoders, (_CLIP,))):
+        yield _UNKNOWN_SPELLING._replace(prefixes=prefixes, layouts=paths)
+        yield _LOADED._replace(prefixes=prefixes, layouts=paths)
+    yield from _dotted("unet.")
+    yield from _unfound("diffusion_model.", "", "base_model.model.", "lycoris_", "lora_transformer_")
+
+
+def _dotted(prefix: str) -> Iterator[Rule]:
+    yield _UNKNOWN_SPELLING._replace(prefixes=(prefix,), layouts=("diffusers",))
+    yield _PAIR._replace(prefixes=(prefix,), layouts=("diffusers",))
+
+
+def _unfound(*prefixes: str) -> Iterator[Rule]:
+    yield Rule(prefixes=prefixes, layouts=("original", "diffusers"), unfound=_UNMATCHED)
+
+
+# What it turns into diffusers' names of a file in kohya's names of FLUX, which has to hold nothing else.
+_CONVERTED = (
+    *(f"double_blocks.{{i}}.{side}_attn.{leaf}" for side in ("img", "txt") for leaf in ("qkv", "proj")),
+    *(f"double_blocks.{{i}}.{side}_{leaf}" for side in ("img", "txt") for leaf in ("mlp.0", "mlp.2", "mod.lin")),
+    *(f"single_blocks.{{i}}.{leaf}" for leaf in ("linear1", "linear2", "modulation.lin")),
+)
+_FLAT = frozenset(path.replace(".", "_").replace("{i}", "0") for path in _CONVERTED)
+_ROWS_OF_LINEAR1 = 21504
+_PARTS = (".lora_down.weight", ".lora_up.weight", ".alpha")
+
+
+def _name(key: str) -> str:
+    """The name of a key of kohya's, with every number of a block as 0."""
+    blocks, _, rest = key.partition(".")[0].removeprefix("lora_unet_").partition("_blocks_")
+    return f"{blocks}_blocks_0_{rest.partition('_')[2]}"
+
+
+def _is_converted(key: str) -> bool:
+    return key.startswith("lora_unet_") and f".{key.partition('.')[2]}" in _PARTS and _name(key) in _FLAT
+
+
+def _is_all_converted(adapter: Adapter) -> bool:
+    return all(map(_is_converted, adapter.checkpoint.tensors))
+
+
+def _no_dot(adapter: Adapter) -> str | None:
+    """A key without a dot is more than it can take apart."""
+    has_none = any("." not in key for key in adapter.checkpoint.tensors)
+    return "not enough values to unpack (expected 2, got 1)" if has_none else None
+
+
+def _of_flux(adapter: Adapter) -> str | None:
+    """It asks for the alpha of every layer that it turns into others, and knows one width of single blocks."""
+    tensors = adapter.checkpoint.tensors
+    for key, info in tensors.items():
+        if not _is_converted(key):
+            continue
+        module = key.partition(".")[0]
+        if key.endswith(".lora_down.weight") and f"{module}.alpha" not in tensors:
+            return f"'{module}.alpha'"
+        if key.endswith("_linear1.lora_up.weight") and info.shape[0] != _ROWS_OF_LINEAR1:
+            return f"assertion: {module} has {info.shape[0]} rows"
+    return _no_dot(adapter)
+
+
+def _flux() -> Iterator[Rule]:
+    paths = next(layout.paths for layout in by_name("flux").layouts if layout.name == "diffusers")
+    yield Rule(prefixes=("lora_unet_",), layouts=("original",), kinds={"lora": COMPUTES}, where=_is_all_converted)
+    yield from _unfound("lora_unet_", "diffusion_model.", "", "base_model.model.")
+    yield from _dotted("transformer.")
+    yield _UNKNOWN_SPELLING._replace(prefixes=("lora_te1_",), layouts=(_CLIP,))
+    yield _LOADED._replace(prefixes=("lora_te1_",), layouts=(_CLIP,))
+    for prefix in ("lora_transformer_", "lycoris_"):
+        yield _UNKNOWN_SPELLING._replace(prefixes=(prefix,), layouts=("diffusers",))
+        # It tells these by a word in their names.
+        lacks = tuple(path for path in paths if "transformer" not in path) if prefix == "lycoris_" else ()
+        yield _LOADED._replace(prefixes=(prefix,), layouts=("diffusers",), lacks=lacks, unfound=_UNMATCHED)
+
+
+# In the order in which Z-Image's loaders of kinds take a layer, of which the last one counts.
+_IN_TURN = ("lora", "lokr", "loha", "oft", "lycoris_boft", "lycoris_ia3", "old_glora", "full")
+_WHOLE = ("oft", "lycoris_boft", "lycoris_ia3", "old_glora", "full")
+_FUSED = ("attention.qkv", "attention_qkv")
+
+
+def _of_z_image(given: Given) -> str | None:
+    """What becomes of a contribution: most kinds are not cut into the parts of a fused layer."""
+    name, module, magnitude = given.contribution.algorithm.name, given.module, given.contribution.magnitude
+    beside = {one.algorithm.name for one in module.contributions}
+    if name == "full_bias":
+        return _of_bias(beside)
+    if name == "glora":
+        return FAILS
+    if name in _ROTATIONS and module.alpha is None:
+        return FAILS
+    if name not in _IN_TURN:
+        return ""
+    if beside.intersection(_IN_TURN[_IN_TURN.index(name) + 1 :]):
+        return LEAVES
+    is_fused = module.name.body.endswith(_FUSED)
+    return LEAVES if is_fused and (name in _WHOLE or (magnitude and magnitude.axis == "input")) else None
+
+
+_Z_IMAGE = Rule(
+    dialects=("", "kohya", "peft", "lycoris", INFIXED),
+    kinds={**_LOADED.kinds, "norm": "", "norm_bias": ""},
+    parts={"oft.rescale": MISREADS, "lycoris_boft.rescale": MISREADS},
+    exceptions=_of_z_image,
+    scale=_rotation,
+    magnitudes={**_MAGNITUDES, ".lora_magnitude_vector output": COMPUTES, ".magnitude output": COMPUTES},
+)
+
+
+def _z_image() -> Iterator[Rule]:
+    paths = next(layout.paths for layout in by_name("z_image").layouts if layout.name == "diffusers")
+    bare = tuple(path for path in paths if not path.startswith(("layers.", "noise_refiner.", "context_refiner.")))
+    for prefixes, layouts, lacks in (
+        (("lora_unet_", "diffusion_model."), ("original", "diffusers"), ()),
+        (("transformer.", "lora_transformer_", "lycoris_"), ("diffusers",), ()),
+        (("", "base_model.model."), ("diffusers",), bare),
+    ):
+        yield _Z_IMAGE._replace(prefixes=prefixes, layouts=layouts, lacks=lacks)
+
+
+_ENCODERS = Rule(layouts=(TEXT_ENCODERS,), unfound=_UNMATCHED)
+
+CONSUMER = Consumer(
+    name="sdnext",
+    title="SD.Next",
+    version="2026-07-23",
+    loaders=(
+        Loader(
+            (*_of_unet(("diffusers",), "lora_te_"), _ENCODERS), _PASSED, ("sd15",), _UNMATCHED, _no_dot, embeddings=True
+        ),
+        Loader(
+            (*_of_unet(("original", "diffusers"), "lora_te1_", "lora_te2_"), _ENCODERS),
+            _PASSED,
+            ("sdxl",),
+            _UNMATCHED,
+            _no_dot,
+            embeddings=True,
+        ),
+        Loader((*_flux(), _ENCODERS), _PASSED, ("flux",), _UNMATCHED, _of_flux, embeddings=True),
+        Loader((*_z_image(), Rule(layouts=(TEXT_ENCODERS,))), _PASSED, ("z_image",), embeddings=True),
+    ),
+    schemes={"sd15": "kohya", "sdxl": "kohya", "flux": "onetrainer", "z_image": "comfyui"},
+)

@@ -1,0 +1,203 @@
+"""What InvokeAI 6.14.0-alpha of 2026-08-19 makes of files, as its own code did on small models.
+
+The code cannot be installed here, so what it did is written out.
+"""
+
+import pytest
+from toy_adapters import lora
+
+from lora_inspect.ops.compat import compat
+
+SD15, SDXL, WAN, QWEN, Z_IMAGE = (
+    {"ss_base_model_version": name} for name in ("sd_v1", "sdxl_base_v1-0", "wan", "qwen_image", "z_image")
+)
+SAME, NOTHING, PARTLY, REFUSED, UNKNOWN = "same meaning", "nothing loaded", "partly loaded", "refused", "unknown"
+OF_SDXL = ("input_blocks.4.1.transformer_blocks.0.attn2.to_k", "input_blocks.1.0.emb_layers.1")
+OF_UNET = ("down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k", "down_blocks.0.resnets.0.time_emb_proj")
+OF_WAN = ("blocks.0.self_attn.q", "blocks.0.cross_attn.o", "blocks.1.ffn.0")
+OF_WAN_DIFFUSERS = ("blocks.0.attn1.to_q", "blocks.0.attn2.to_out.0", "blocks.1.ffn.net.0.proj")
+OF_QWEN = ("transformer_blocks.0.attn.add_q_proj", "transformer_blocks.1.img_mod.1")
+OF_Z_IMAGE = ("layers.0.attention.to_q", "layers.0.attention.to_out.0", "layers.1.feed_forward.w1")
+UNPACK, UNSUPPORTED = "not enough values to unpack (expected 2, got 1)", "Unsupported lora format"
+WIDTHS = {"attn2.to_k": 2048, "time_emb_proj": 1280}
+FLAG = {"use_rslora_flag": ("F32", (), 1.0)}
+
+
+@pytest.fixture
+def judged(write_safetensors):
+    def judge(tensors, metadata):
+        (found,) = compat(str(write_safetensors(tensors, metadata)), "invokeai").verdicts
+        return found
+
+    return judge
+
+
+def named(prefix, *paths, **options):
+    separator = "_" if prefix.endswith("_") else "."
+    made = {}
+    for path in paths:
+        width = next((width for end, width in WIDTHS.items() if path.endswith(end)), 8)
+        made |= lora(prefix + path.replace(".", separator), **{"out": 8, "inputs": width, **options})
+    return made
+
+
+@pytest.mark.parametrize(
+    ("metadata", "prefix", "paths", "kohya", "peft"),
+    [
+        (SDXL, "lora_unet_", OF_SDXL, SAME, REFUSED),
+        (SDXL, "lora_unet_", OF_UNET, SAME, REFUSED),
+        (SDXL, "unet.", OF_UNET, REFUSED, REFUSED),
+        (SDXL, "diffusion_model.", OF_SDXL, REFUSED, REFUSED),
+        (SDXL, "lycoris_", OF_UNET, REFUSED, REFUSED),
+        (WAN, "lora_unet_", OF_WAN, SAME, SAME),
+        (WAN, "lora_unet_", OF_WAN_DIFFUSERS, SAME, SAME),
+        (WAN, "diffusion_model.", OF_WAN, SAME, SAME),
+        (WAN, "diffusion_model.", OF_WAN_DIFFUSERS, SAME, SAME),
+        (WAN, "transformer.", OF_WAN_DIFFUSERS, SAME, SAME),
+        (QWEN, "lora_unet_", OF_QWEN, SAME, REFUSED),
+        (QWEN, "transformer.", OF_QWEN, SAME, "wrong strength"),
+        (QWEN, "", OF_QWEN, SAME, "wrong strength"),
+        (QWEN, "diffusion_model.", OF_QWEN, REFUSED, REFUSED),
+        (QWEN, "lycoris_", OF_QWEN, REFUSED, REFUSED),
+        (Z_IMAGE, "transformer.", OF_Z_IMAGE, SAME, "wrong strength"),
+        (Z_IMAGE, "diffusion_model.", OF_Z_IMAGE, SAME, "wrong strength"),
+        (Z_IMAGE, "lora_unet_", OF_Z_IMAGE, REFUSED, REFUSED),
+        (Z_IMAGE, "", OF_Z_IMAGE, REFUSED, REFUSED),
+    ],
+)
+def test_names_and_spellings(judged, metadata, prefix, paths, kohya, peft):
+    for spelling, verdict in (("kohya", kohya), ("peft", peft)):
+        found = judged(named(prefix, *paths, spelling=spelling), metadata)
+        assert found.verdict == verdict
+        if verdict == "wrong strength":
+            assert (found.factor, found.silent) == (2.0, True)
+
+
+def test_alpha_may_be_missing(judged):
+    for metadata, prefix, paths in (
+        (SDXL, "lora_unet_", OF_SDXL),
+        (WAN, "diffusion_model.", OF_WAN),
+        (QWEN, "transformer.", OF_QWEN),
+        (Z_IMAGE, "transformer.", OF_Z_IMAGE),
+    ):
+        assert judged(named(prefix, *paths, alpha=None), metadata).verdict == SAME
+    for spelled in ("transformer.",):
+        assert judged(named(spelled, *OF_QWEN, alpha=None, spelling="peft"), QWEN).verdict == SAME
+
+
+def test_fused_layers_of_z_image_are_not_found(judged):
+    found = judged(named("diffusion_model.", "layers.0.attention.qkv", OF_Z_IMAGE[2]), Z_IMAGE)
+    assert (found.verdict, found.silent) == (PARTLY, False)
+
+
+def test_layers_outside_of_blocks_are_passed_over(judged):
+    for prefix in ("lora_unet_", "diffusion_model."):
+        found = judged(named(prefix, *OF_WAN, "patch_embedding"), WAN)
+        assert (found.verdict, found.silent) == (PARTLY, True)
+    assert judged(named("lora_unet_", *OF_QWEN, "txt_in"), QWEN).verdict == PARTLY
+    assert judged(named("transformer.", *OF_QWEN, "txt_in"), QWEN).verdict == SAME
+
+
+def test_the_width_of_the_text_encoder_tells_the_model(judged):
+    path = OF_UNET[0]
+    assert judged(named("lora_unet_", path, inputs=768), SD15).verdict == SAME
+    assert judged(named("lora_unet_", path, inputs=512), SDXL).says == "unrecognized token vector length 512"
+    one = path.replace("attn2.to_k", "attn1.to_q")
+    assert judged(named("lora_unet_", one), SDXL).says == "unrecognized token vector length None"
+    deep = one.replace("transformer_blocks.0", "transformer_blocks.2")
+    assert judged(named("lora_unet_", deep), SDXL).verdict == SAME
+
+
+@pytest.mark.parametrize(
+    ("metadata", "prefix", "paths", "says"),
+    [
+        (SDXL, "lora_unet_", OF_SDXL, "Unrecognized SDXL LoRA key prefix: 'use_rslora_flag'."),
+        (QWEN, "lora_unet_", OF_QWEN, UNPACK),
+        (Z_IMAGE, "transformer.", OF_Z_IMAGE, UNSUPPORTED),
+    ],
+)
+def test_flags_make_it_refuse_the_file(judged, metadata, prefix, paths, says):
+    assert judged({**named(prefix, *paths), **FLAG}, metadata).says == says
+
+
+def test_words_behind_dotted_names_make_it_refuse_the_file(judged):
+    for suffix in ("scale", "use_rslora_flag"):
+        for prefix, verdict in (("diffusion_model.", REFUSED), ("lora_unet_", None)):
+            tensors = named(prefix, OF_WAN[0])
+            module = next(iter(tensors)).removesuffix(".lora_down.weight")
+            found = judged({**tensors, f"{module}.{suffix}": ("F32", (), 1.0)}, WAN)
+            assert (found.verdict == REFUSED) == (verdict == REFUSED)
+
+
+def test_flags_in_a_file_of_wan_are_passed_over(judged):
+    found = judged({**named("lora_unet_", *OF_WAN), **FLAG}, WAN)
+    assert (found.verdict, found.factor, found.silent) == ("wrong strength", 0.25, True)
+
+
+def test_bundled_embeddings_are_taken_out(judged):
+    bundle = {"bundle_emb.word.string_to_param.*": ("F32", (2, 768), 0.5)}
+    assert judged({**named("lora_unet_", *OF_SDXL), **bundle}, SDXL).verdict == SAME
+
+
+@pytest.mark.parametrize(
+    ("suffix", "shape", "flat", "dotted"),
+    [
+        ("dora_scale", (8, 1), "DoRA wrong", "DoRA wrong"),
+        ("dora_scale", (1, 8), SAME, SAME),
+        ("dora_layer.weight", (8,), "DoRA lost", "DoRA lost"),
+        ("lora_magnitude_vector", (8,), "DoRA lost", REFUSED),
+        ("lora_magnitude_vector.weight", (8,), "DoRA lost", "DoRA lost"),
+        ("magnitude", (8,), "DoRA lost", REFUSED),
+    ],
+)
+def test_magnitudes_are_along_the_inputs(judged, suffix, shape, flat, dotted):
+    for prefix, verdict in (("lora_unet_", flat), ("diffusion_model.", dotted)):
+        tensors = named(prefix, OF_WAN[0])
+        module = next(iter(tensors)).removesuffix(".lora_down.weight")
+        found = judged({**tensors, f"{module}.{suffix}": ("F32", shape, 1)}, WAN)
+        assert (found.verdict, found.silent) == (verdict, verdict == "DoRA wrong")
+
+
+def test_magnitudes_beside_the_factors_of_peft(judged):
+    for metadata, path, verdict in ((WAN, OF_WAN_DIFFUSERS[0], SAME), (QWEN, OF_QWEN[0], "DoRA lost")):
+        key = f"transformer.{path}.dora_scale"
+        tensors = named("transformer.", path, spelling="peft", alpha=None)
+        assert judged({**tensors, key: ("F32", (1, 8), 1)}, metadata).verdict == verdict
+
+
+ALPHA, BIAS = {"alpha": ("F32", (), 4.0)}, {"diff_b": ("F32", (8,), 0.5)}
+LOHA = {f"hada_w{number}_{side}": ("F32", (8, 8), 0.5) for number in "12" for side in "ab"} | ALPHA
+LOKR = {"lokr_w1": ("F32", (2, 2), 0.5), "lokr_w2": ("F32", (4, 4), 0.5)} | ALPHA
+FULL = {"diff": ("F32", (8, 8), 0.5)}
+ROTATION = {"oft_blocks": ("F32", (2, 4, 4), 0.5)} | ALPHA
+GAINS = {"weight": ("F32", (8,), 0.5), "on_input": ("BOOL", (), True)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "alone", "beside", "dotted"),
+    [
+        (LOHA, REFUSED, SAME, REFUSED),
+        (LOKR, SAME, SAME, REFUSED),
+        (FULL, REFUSED, SAME, REFUSED),
+        ({**FULL, **BIAS}, REFUSED, SAME, REFUSED),
+        (GAINS, REFUSED, SAME, REFUSED),
+        (ROTATION, REFUSED, REFUSED, REFUSED),
+        (BIAS, UNKNOWN, REFUSED, REFUSED),
+    ],
+)
+def test_kinds_of_patches(judged, kind, alone, beside, dotted):
+    def made(prefix):
+        module = prefix + OF_WAN[0].replace(".", "_" if prefix.endswith("_") else ".")
+        return {f"{module}.{suffix}": tensor for suffix, tensor in kind.items()}
+
+    assert judged(made("lora_unet_"), WAN).verdict == alone
+    assert judged({**named("lora_unet_", OF_WAN[1]), **made("lora_unet_")}, WAN).verdict == beside
+    assert judged({**named("diffusion_model.", OF_WAN[1]), **made("diffusion_model.")}, WAN).verdict == dotted
+
+
+def test_a_bias_beside_lora_is_dropped(judged):
+    for suffix in ("diff_b", "lora_up.bias"):
+        found = judged(
+            {**named("lora_unet_", OF_WAN[0]), f"lora_unet_blocks_0_self_attn_q.{suffix}": BIAS["diff_b"]}, WAN
+        )
+        assert (found.verdict, found.silent) == (PARTLY, False)
