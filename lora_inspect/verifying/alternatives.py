@@ -12,17 +12,13 @@ from lora_inspect.verifying.terms import Term
 
 
 class Alternative(NamedTuple):
-    """Other terms for a weight, of which those of `adapter` are what `says` it in words; `rule` is one for DoRA.
-
-    One that `is_right` is the change as a program rounds it: it means the same.
-    """
+    """Other terms for a weight, of which those of `adapter` are what `says` it in words; `rule` is one for DoRA."""
 
     code: str
     adapter: str
     says: str
     terms: tuple[Term, ...]
     rule: str | None = None
-    is_right: bool = False
 
 
 Other = Callable[[Fold], Fold | None]
@@ -39,7 +35,7 @@ def alternatives(terms: Sequence[Term], idle: Sequence[Term], rule: str | None) 
             if any(changed is not None for _, changed in folds):
                 own = Term(term.adapter, tuple(changed or fold for fold, changed in folds))
                 others = (*terms[:number], own, *terms[number + 1 :])
-                yield Alternative(code, term.adapter, says, others, rule, code == _ROUNDED_NORMS)
+                yield Alternative(code, term.adapter, says, others, rule)
         if any(fold.contribution.magnitude for fold in term.folds):
             own = Term(term.adapter, term.folds * 2)
             others = (*terms[:number], own, *terms[number + 1 :])
@@ -53,6 +49,20 @@ def alternatives(terms: Sequence[Term], idle: Sequence[Term], rule: str | None) 
     if len(terms) > 1:
         says = "is merged in another order"
         yield Alternative("order", terms[0].adapter, says, tuple(reversed(terms)), rule)
+
+
+def rounded_norms(terms: Sequence[Term], rule: str | None) -> Iterator[Alternative]:
+    """DoRA with the eps of a type added to all norms, as LyCORIS does: the same change, rounded in that type."""
+    for dtype, power in (("bfloat16", -7), ("float16", -10)):
+        folds = [[(fold, _with_eps(fold, 2.0**power)) for fold in term.folds] for term in terms]
+        changed = [term.adapter for term, own in zip(terms, folds, strict=True) if any(other for _, other in own)]
+        if changed:
+            others = (
+                Term(term.adapter, tuple(other or fold for fold, other in own))
+                for term, own in zip(terms, folds, strict=True)
+            )
+            says = f"is there with DoRA norms to which the program added 2^{power}, as LyCORIS does in {dtype}"
+            yield Alternative("rounded-norms", changed[0], says, tuple(others), rule)
 
 
 def at_other_multipliers(terms: Sequence[Term], idle: Sequence[Term], rule: str | None) -> Iterator[Alternative]:
@@ -126,16 +136,11 @@ def _other_norms(fold: Fold) -> Fold | None:
     return _spelled(fold, magnitude.spelling._replace(norms=norms))
 
 
-def _rounded_norms(eps: float) -> Other:
-    """The norms as a program has them that adds the eps of the type that it works in."""
-
-    def other(fold: Fold) -> Fold | None:
-        magnitude = fold.contribution.magnitude
-        if magnitude is None or not magnitude.spelling.added_eps:
-            return None
-        return _spelled(fold, magnitude.spelling._replace(added_eps=eps))
-
-    return other
+def _with_eps(fold: Fold, eps: float) -> Fold | None:
+    magnitude = fold.contribution.magnitude
+    if magnitude is None or not magnitude.spelling.added_eps:
+        return None
+    return _spelled(fold, magnitude.spelling._replace(added_eps=eps))
 
 
 def _spelled(fold: Fold, spelling: DoraSpelling) -> Fold | None:
@@ -143,18 +148,9 @@ def _spelled(fold: Fold, spelling: DoraSpelling) -> Fold | None:
     return magnitude and _with(fold, fold.contribution._replace(magnitude=magnitude._replace(spelling=spelling)))
 
 
-_ROUNDED_NORMS = "rounded-norms"
 _NORMS_OF_BASE = "has its DoRA magnitude over other norms (ComfyUI and Forge divide by those of the base's rows)"
 
 _OTHERS: tuple[tuple[str, str, Other], ...] = (
-    *(
-        (
-            _ROUNDED_NORMS,
-            f"is there with 2^-{bits} added to its DoRA norms, as LyCORIS does in {dtype}",
-            _rounded_norms(2.0**-bits),
-        )
-        for dtype, bits in (("bfloat16", 7), ("float16", 10))
-    ),
     ("dora-dropped", "is there as plain LoRA, without its DoRA magnitude", _plain),
     ("dora-norms", _NORMS_OF_BASE, _other_norms),
     ("dora-axis", "has its DoRA magnitude over the other axis", _other_axis),

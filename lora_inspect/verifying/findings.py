@@ -38,7 +38,9 @@ def about_shares(told: Sequence[Told], total: Shares) -> Iterator[Finding]:
         for kind in (DOUBLED, OPPOSITE, SCALED):
             if units := one.of(kind):
                 yield Finding(kind, _says_scaled(one, units), _labels(units), one.adapter)
-        if one.is_right and not total.why[number] and abs(total.values[number] - 1) > total.tolerance(number):
+        # What one adapter lacks in some weights moves the shares of others over all of them.
+        are_right = all(other.is_right for other in told)
+        if are_right and not total.why[number] and abs(total.values[number] - 1) > total.tolerance(number):
             share = f"{total.values[number]:.3g} (± {total.tolerance(number):.2g})"
             yield Finding(
                 SCALED, f"all modules together have {share} of {one.adapter}", _labels(one.units), one.adapter

@@ -8,6 +8,7 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.dtypes import FP8, PLAIN_FLOATS
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.near_names import nearest_name
+from lora_inspect.maths import codecs
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.coded_weights import BaseCodecs, CodedWeight, UnknownCodec
 from lora_inspect.reading.kinds import ADAPTER, kind_of
@@ -35,8 +36,10 @@ class Model:
 
     def coded(self, info: TensorInfo) -> CodedWeight | None:
         """A tensor of numbers with its codec, or None for one of whole numbers or of codes that are not known."""
-        if info.dtype not in PLAIN_FLOATS | FP8 or info.name in self.settings:
+        if info.name in self.settings or info.dtype not in PLAIN_FLOATS | FP8:
             return None
+        if info.dtype in PLAIN_FLOATS:
+            return CodedWeight(info, codecs.PLAIN)
         try:
             return self._codecs.of(info)
         except UnknownCodec:

@@ -36,6 +36,12 @@ class StoredRows(NamedTuple):
         """The rows as those of the coarsest type whose numbers they are, which must be finite."""
         return self if self.dtype in FP8 else self._replace(dtype=grid_of(self.values, self.dtype))
 
+    def every(self, step: int) -> "StoredRows":
+        """Each `step`th of the rows."""
+        return self._replace(
+            values=self.values[::step].contiguous(), scale=None if self.scale is None else self.scale[::step]
+        )
+
     def units(self) -> Tensor:
         """The distance between neighbouring numbers at each value."""
         if self.scale is None:

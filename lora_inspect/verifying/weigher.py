@@ -1,6 +1,5 @@
 """Weighs what a weight of the merged model carries: its shares, and where these explain too little, what does."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +12,13 @@ from lora_inspect.maths.tensor_reader import RowBlocks
 from lora_inspect.merging.factor_reader import FactorReader
 from lora_inspect.merging.links import Fold, LinkReader, no_numbers_of_a_change
 from lora_inspect.reading.coded_weights import CodedWeight
-from lora_inspect.verifying.alternatives import Alternative, alternatives, at_other_multipliers, rescaled
+from lora_inspect.verifying.alternatives import (
+    Alternative,
+    alternatives,
+    at_other_multipliers,
+    rescaled,
+    rounded_norms,
+)
 from lora_inspect.verifying.models import Model
 from lora_inspect.verifying.rows import InRows, in_rows
 from lora_inspect.verifying.shares import Shares, shares_in
@@ -23,7 +28,7 @@ from lora_inspect.verifying.terms import Term, are_across, idle_terms_of, terms_
 
 # A block of rows of which as many copies as a weight needs stay in the second-level cache: 1 MB in float32.
 BLOCK_ELEMENTS = 1 << 18
-# After as many weights that something else explains, only what explained one of them is tried on.
+# After as many weights that shares do not explain, only what explained one of them is tried on.
 _TRIED_ON_ALL = 8
 # How often a multiplier is corrected by the share that is found with it.
 _STEPS = 5
@@ -67,8 +72,8 @@ class Weigher:
         default_factory=lambda: (RowBlocks(BLOCK_ELEMENTS), RowBlocks(BLOCK_ELEMENTS))
     )
     _factors: FactorReader = field(default_factory=FactorReader)
-    _explained: int = 0
-    _by: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _tried: int = 0
+    _by: set[str] = field(default_factory=set)
 
     def weighed(self, info: TensorInfo, folds: Sequence[Fold]) -> Weighed:
         """What of its `folds` is in a weight of the base.
@@ -80,20 +85,31 @@ class Weigher:
         shares = shares_in(sums)
         rows = in_rows(terms, sums, shares)
         found = Weighed(info.name, terms, idle, shares, rows)
-        if found.is_explained or sums.broken:
+        if sums.broken or (found.is_explained and not shares.off):
             return found
-        instead = self._instead(info, found)
-        if instead and instead[0].is_right:
-            sums = self._sums(info, instead[0].terms, instead[0].rule, folds)
+        if rounded := self._rounded(info, terms):
+            other = rounded.terms
+            sums = self._sums(info, other, rounded.rule, folds)
             shares = shares_in(sums)
-            return Weighed(info.name, terms, idle, shares, in_rows(terms, sums, shares), rounded=instead[0])
-        return Weighed(info.name, terms, idle, shares, rows, instead)
+            return Weighed(info.name, terms, idle, shares, in_rows(other, sums, shares), rounded=rounded)
+        if found.is_explained:
+            return found
+        return Weighed(info.name, terms, idle, shares, rows, self._instead(info, found))
+
+    def _rounded(self, info: TensorInfo, terms: Sequence[Term]) -> Alternative | None:
+        """The same change as a program rounds it, where all of that is there."""
+        for one in rounded_norms(terms, self.rule):
+            shares = self._shares(info, one.terms, one.rule)
+            if shares.is_explained and not shares.off:
+                return one
+        return None
 
     def _instead(self, info: TensorInfo, found: Weighed) -> tuple[Alternative, float] | None:
         """What explains what was found: one that needs no share but 1 before all others."""
         fitting: list[tuple[float, Alternative, float]] = []
+        self._tried += 1
         for one in alternatives(found.terms, found.idle, self.rule):
-            if self._explained >= _TRIED_ON_ALL and not self._by[one.code, one.adapter]:
+            if not self._is_tried(one.code):
                 continue
             shares = self._shares(info, one.terms, one.rule)
             number = next(at for at, term in enumerate(one.terms) if term.adapter == one.adapter)
@@ -106,15 +122,19 @@ class Weigher:
         if not fitting:
             return None
         _, best, share = min(fitting, key=lambda one: one[0])
-        self._explained += 1
-        self._by[best.code, best.adapter] += 1
+        self._by.add(best.code)
         return best, share
+
+    def _is_tried(self, code: str) -> bool:
+        return self._tried <= _TRIED_ON_ALL or code in self._by
 
     def _at_other_multipliers(self, info: TensorInfo, found: Weighed) -> Iterator[tuple[float, Alternative, float]]:
         """What multipliers explain it, where a change is not in proportion to them, or what comes after it is not."""
         if not any(fold.contribution.multiplies for term in found.terms for fold in term.folds):
             return
         for one in at_other_multipliers(found.terms, found.idle, self.rule):
+            if not self._is_tried(one.code):
+                continue
             terms, times = one.terms, [1.0 for _ in one.terms]
             for _ in range(_STEPS):
                 shares = self._shares(info, terms, one.rule)
