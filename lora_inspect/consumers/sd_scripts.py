@@ -2,9 +2,10 @@
 
 Its scripts that generate or go on with a training build a network of the file. Those of SD 1.5 and SDXL do without an
 alpha, those of later families fail; SDXL's takes the names of diffusers' UNet behind `lora_unet_` too. LoHa, LoKr and
-whatever else is not LoRA is passed over.
+whatever else is not LoRA is passed over. `flux_merge_lora.py` goes by the names in the base instead, which makes it a
+program of its own here: it takes every layer, needs no alpha, and warns of the rest.
 
-Sources: `networks/` of sd-scripts, merged into a small model of each family.
+Sources: `networks/` of sd-scripts, merged into a small model of each family, and its merge of FLUX.1.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from lora_inspect.consumers.record import (
     READ,
     SILENT,
     TEXT_ENCODERS,
+    WARNS,
     Consumer,
     Failure,
     Finder,
@@ -126,7 +128,7 @@ def _of(family: str) -> tuple[Rule, ...]:
     )
 
 
-CONSUMER = Consumer(
+_NETWORKS = Consumer(
     name="sd-scripts",
     title="sd-scripts",
     version="2026-02-16",
@@ -142,3 +144,26 @@ CONSUMER = Consumer(
     ),
     schemes={"": "kohya"},
 )
+_IN_BASE = Rule(
+    prefixes=(PREFIX,),
+    layouts=("original",),
+    kinds={"lora": COMPUTES, "": LEAVES},
+    exceptions=_with_cores,
+    magnitudes=_MAGNITUDES,
+)
+_FLUX_MERGE = _NETWORKS._replace(
+    name="sd-scripts-flux-merge",
+    title="sd-scripts, flux_merge_lora",
+    loaders=(
+        Loader(
+            families=("flux",),
+            rules=(
+                _IN_BASE._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None),
+                _IN_BASE,
+                Rule(prefixes=_OTHER_PREFIXES),
+            ),
+            strangers=Strangers(WARNS, "Unused keys in LoRA model"),
+        ),
+    ),
+)
+CONSUMERS = (_NETWORKS, _FLUX_MERGE)

@@ -1,7 +1,7 @@
 """What sd-scripts made of files on small models, with its own code of 2026-02-16.
 
 That code cannot be installed here, so what it did is written out: `create_network_from_weights` and `merge_to` of the
-networks of SD 1.5, SDXL, SD 3, FLUX.1, Chroma, Lumina and Anima.
+networks of SD 1.5, SDXL, SD 3, FLUX.1, Chroma, Lumina and Anima, and `flux_merge_lora.py`.
 """
 
 import pytest
@@ -64,7 +64,7 @@ def spelled(prefix):
 
 @pytest.fixture
 def judged(tmp_path):
-    def judge(family, kind="lora", has_alpha=True, prefix="lora_unet_", paths=None, more=None):
+    def judge(family, kind="lora", has_alpha=True, prefix="lora_unet_", paths=None, more=None, program="sd-scripts"):
         numbers = torch.Generator().manual_seed(2)
         layers = {
             path: {"weight": torch.randn(16, 16, generator=numbers), "bias": torch.randn(16, generator=numbers)}
@@ -73,7 +73,7 @@ def judged(tmp_path):
         tensors, _ = adapter(KINDS[kind], layers, spelled(prefix), has_alpha)
         file = tmp_path / "adapter.safetensors"
         save_file({**tensors, **(more or {})}, file, {"ss_base_model_version": by_name(family).metadata_names[0]})
-        (found,) = compat(str(file), "sd-scripts").verdicts
+        (found,) = compat(str(file), program).verdicts
         return found
 
     return judge
@@ -121,3 +121,25 @@ def test_text_encoders_were_read_alone(judged):
     pair = {f"{encoder}.lora_down.weight": torch.ones(4, 768), f"{encoder}.lora_up.weight": torch.ones(768, 4)}
     found = judged("sdxl", more={**pair, f"{encoder}.alpha": torch.tensor(2.0)})
     assert (found.verdict, found.by) == (SAME, "read")
+
+
+MERGE = "sd-scripts-flux-merge"
+
+
+@pytest.mark.parametrize("has_alpha", [True, False], ids=["alpha", "none"])
+@pytest.mark.parametrize("kind", KINDS_OF)
+def test_the_merge_of_flux_takes_every_layer_of_the_base(judged, kind, has_alpha):
+    paths = (*LAYERS["flux"], OUTSIDE["flux"])
+    found = judged("flux", kind, has_alpha, paths=paths, program=MERGE)
+    verdict = SAME if KINDS_OF[kind] == STRENGTH and not has_alpha else KINDS_OF[kind]
+    assert (found.verdict, found.by) == (verdict, "run")
+    assert found.silent == (verdict == STRENGTH)
+
+
+@pytest.mark.parametrize("kind", ["lora", "lora A/B", "rslora flag"])
+@pytest.mark.parametrize(
+    "prefix", ["diffusion_model.", "transformer.", "base_model.model.", "lycoris_", "lora_transformer_"]
+)
+def test_the_merge_of_flux_finds_no_other_names(judged, prefix, kind):
+    found = judged("flux", kind, prefix=prefix, program=MERGE)
+    assert (found.verdict, found.silent) == (NOTHING, False)
