@@ -73,7 +73,8 @@ def about_weights(weights: Sequence[Weighed]) -> Iterator[Finding]:
         if lacking:
             first, ranges = next(iter(lacking.items()))
             spans = some([f"{start} to {stop - 1}" for start, stop in ranges], 3)
-            says = f"{_modules(lacking)} lack a part of {adapter}: rows {spans} of {first} have nothing of it"
+            lack = "lacks" if len(lacking) == 1 else "lack"
+            says = f"{_modules(lacking)} {lack} a part of {adapter}: rows {spans} of {first} have nothing of it"
             yield Finding("rows-missing", says, tuple(lacking), adapter)
     instead: dict[tuple[str, str, str], dict[str, float]] = {}
     for weight in weights:
@@ -119,7 +120,7 @@ def about_models(
 def _says_missing(one: Told, units: Sequence[Unit]) -> str:
     if len(units) == len(one.units):
         return f"nothing of {one.adapter} is there ({_modules(units)})"
-    return f"{len(units)} of {_modules(one.units)} have nothing of {one.adapter}"
+    return f"{len(units)} of {_modules(one.units)} {'has' if len(units) == 1 else 'have'} nothing of {one.adapter}"
 
 
 def _says_scaled(one: Told, units: Sequence[Unit]) -> str:

@@ -61,8 +61,9 @@ class Shares:
 
     @property
     def off(self) -> float:
-        """How far beyond its tolerance the worst share is from 1; 0 where all are right."""
-        beyond = (abs(value - 1) - self.tolerance(term) for term, value in enumerate(self.values))
+        """How far beyond its tolerance the worst share that is told is from 1; 0 where all are right."""
+        told = (term for term, why in enumerate(self.why) if not why)
+        beyond = (abs(self.values[term] - 1) - self.tolerance(term) for term in told)
         return max((0.0, *beyond))
 
     @property

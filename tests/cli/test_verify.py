@@ -32,7 +32,7 @@ def test_a_wrong_one_says_what_is_wrong_and_shows_the_worst_modules_first_and_en
     lines = ended.stdout.splitlines()
     assert lines[0].startswith(f"not ok: {files['a']} 0.")
     assert lines[1:3] == [
-        f"1 of 4 modules have nothing of {files['a']}",
+        f"1 of 4 modules has nothing of {files['a']}",
         f"1 of 4 modules has 0.5 of {files['a']}",
     ]
     assert lines[3:] == [

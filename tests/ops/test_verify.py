@@ -37,7 +37,7 @@ def test_a_lost_block_is_named(folder):
     found = folder.verified(merged(base, lambda n, w: w if n == 2 else w + delta(a, n)), base, (a, ""))
     assert not found.ok
     assert found.codes == [("missing", "a")]
-    assert found.messages == ["1 of 4 modules have nothing of a"]
+    assert found.messages == ["1 of 4 modules has nothing of a"]
     assert found.found.missing == found.modules("missing") == [weight(2)]
     assert found.of(2) == pytest.approx(0, abs=1e-5)
     assert found.of(1) == pytest.approx(1, abs=1e-5)
@@ -254,6 +254,42 @@ def test_rows_that_a_fused_adapter_lost_are_named(folder):
     )
     assert found.codes == [("rows-missing", "a")]
     assert found.messages == [f"4 modules lack a part of a: rows 8 to 15 of {weight(0)} have nothing of it"]
+
+
+def test_columns_that_a_conv1d_lost_are_named_as_rows_of_the_layer(folder):
+    """Its weight is stored as (in, out)."""
+    name, size = "h.0.attn.c_attn", 16
+    base = {f"{name}.weight": 0.1 * drawn(0, size, 3 * size), f"{name}.bias": drawn(1, 3 * size)}
+    down, up = drawn(2, 2, size), 0.2 * drawn(3, 3 * size, 2)
+    a = {f"base_model.model.{name}.lora_A.weight": down, f"base_model.model.{name}.lora_B.weight": up}
+    change = (up @ down).t().contiguous()
+    assert folder.verified(
+        base | {f"{name}.weight": base[f"{name}.weight"] + change}, base, (a, "alpha=2,rslora=no")
+    ).ok
+    change[:, size : 2 * size] = 0
+    found = folder.verified(base | {f"{name}.weight": base[f"{name}.weight"] + change}, base, (a, "alpha=2,rslora=no"))
+    assert found.messages == [f"1 module lacks a part of a: rows 16 to 31 of {name}.weight have nothing of it"]
+
+
+def test_a_merge_in_shards_is_compared_with_a_base_in_one_file(folder, tmp_path):
+    base, a = base_of(), lora()
+    made = merged(base, lambda n, w: w + delta(a, n))
+    names = sorted(made)
+    (tmp_path / "shards").mkdir()
+    for number in (1, 2):
+        own = {name: made[name] for name in names[number - 1 :: 2]}
+        folder.file(f"shards/m-0000{number}-of-00002", own)
+    assert folder.verified(tmp_path / "shards", base, (a, "")).ok
+    assert folder.verified(made, tmp_path / "shards", (a, -1)).codes == [("missing", "a")]
+
+
+def test_a_module_that_changes_nothing_beside_one_of_dora_is_no_reason_to_look_further(folder):
+    base = base_of()
+    a, b = with_dora(lora(), base), lora(2)
+    b[f"{key(1)}.lora_up.weight"].zero_()
+    found = folder.verified(merged(base, lambda n, w: decomposed(a, w, n) + delta(b, n)), base, (a, ""), (b, ""))
+    assert found.ok
+    assert found.codes == []
 
 
 def test_tensors_beside_are_compared_but_for_their_types(folder):
