@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from typing import NamedTuple
 
+from lora_inspect.architectures.patterns import fill
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.consumers.looks import Look, Seen, is_of_layout, is_path, looks
 from lora_inspect.consumers.record import (
@@ -21,6 +22,7 @@ from lora_inspect.consumers.record import (
     Loader,
     Rule,
     Strangers,
+    loader_for,
     treatment,
 )
 from lora_inspect.listing import some
@@ -93,7 +95,7 @@ def receive(
     `seen` is how its modules look, where that is at hand already.
     """
     name = family.name if family else ""
-    loader = next((one for one in consumer.loaders if not one.families or name in one.families), None)
+    loader = loader_for(consumer, name, adapter.checkpoint.tensors)
     reception = Reception()
     if loader is None:
         whose = f"models of {family.title}" if family else "models of families that are not known here"
@@ -109,7 +111,9 @@ def receive(
     for module, contribution, look in looks(adapter) if seen is None else seen:
         _place(reception, Given(adapter, module, contribution), look, rule_of(look), loader)
     _place_others(reception, adapter, loader)
-    if refusal := loader.refuses(adapter):
+    if why := loader.unsure(adapter):
+        reception.unknown.append(Unknown(tuple(adapter.checkpoint.tensors), f"it is not known {why}"))
+    if refusal := loader.refuses(adapter) or _missing(adapter, loader.complete):
         reception.refusal = refusal
     reception.needs = loader.needs(adapter) or ""
     _limit(reception, loader.strangers)
@@ -126,9 +130,13 @@ def _speaks_of(rule: Rule, look: Look, family: Architecture | None) -> bool:
         return False
     if rule.alpha is not None and rule.alpha != look.has_alpha:
         return False
-    if not _is_spelled(rule, look):
+    if not _is_spelled(rule, look) or (rule.paths and not _is_at(look, rule.paths)):
         return False
     return not rule.layouts or any(is_of_layout(look, family, layout) for layout in rule.layouts)
+
+
+def _is_at(look: Look, paths: Iterable[str]) -> bool:
+    return any(is_path(look, path) for path in paths)
 
 
 def _is_spelled(rule: Rule, look: Look) -> bool:
@@ -155,7 +163,7 @@ def _place(reception: Reception, given: Given, look: Look, bound: _Bound | None,
             Unknown(keys, f"whether it has a layer for {module.name.key} depends on more than the file tells")
         )
         return
-    if not is_found or any(is_path(look, path) for path in rule.lacks) or not rule.kinds:
+    if not is_found or _is_at(look, rule.lacks) or not rule.kinds:
         if rule.says:
             reception.refusal = rule.says
         _leave(reception, [info.name for info in module.tensors], rule.unfound or loader.strangers, contribution)
@@ -179,7 +187,7 @@ def _place(reception: Reception, given: Given, look: Look, bound: _Bound | None,
     elif does == FAILS:
         reception.refusal = rule.says or f"it fails on {keys[0]}"
     elif does == LEAVES:
-        _leave(reception, keys, loader.strangers, contribution)
+        _leave(reception, keys, loader.leaves or loader.strangers, contribution)
     else:
         _take(reception, given, look, rule, loader, does)
 
@@ -196,7 +204,7 @@ def _take(reception: Reception, given: Given, look: Look, rule: Rule, loader: Lo
         if magnitude == FAILS:
             reception.refusal = rule.says or f"it fails on {key}"
         if magnitude == LEAVES:
-            _leave(reception, (key,), loader.strangers, None)
+            _leave(reception, (key,), loader.leaves or loader.strangers, None)
     scale = rule.scale(given)
     if scale is None:
         keys = tuple(info.name for info in contribution.factors.values())
@@ -215,9 +223,25 @@ def _place_others(reception: Reception, adapter: Adapter, loader: Loader) -> Non
     """Notes what becomes of what is no module's: flags, embeddings, and what nobody claims."""
     others = loader.others or loader.strangers
     embedded = [] if loader.embeddings else [key for one in adapter.embeddings for key in one.keys]
-    flags = [module.rslora_flag.name for module in adapter.modules.values() if module.rslora_flag]
-    if keys := [*adapter.flags, *flags, *embedded, *adapter.unclaimed]:
-        _leave(reception, keys, others, None)
+    of_modules = (module.rslora_flag.name for module in adapter.modules.values() if module.rslora_flag)
+    for keys, does in (
+        ([*adapter.flags, *of_modules], loader.flags or others),
+        ([*embedded, *adapter.unclaimed], others),
+    ):
+        if keys:
+            _leave(reception, keys, does, None)
+
+
+def _missing(adapter: Adapter, complete: Sequence[str]) -> str | None:
+    """Which module the program looks for in vain, of those that every block of a file has to have."""
+    if not complete:
+        return None
+    templates = [spelled for path in complete for spelled in {path, path.replace(".", "_")}]
+    names = {module.name.body for module in adapter.modules.values()}
+    blocks = {fill(template, "{i}", name) for name in names for template in templates} - {None}
+    wanted = (path.replace("{i}", str(at)) for at in range(len(blocks)) for path in complete)
+    missing = next((path for path in wanted if names.isdisjoint({path, path.replace(".", "_")})), None)
+    return f"it has nothing for {missing}" if missing else None
 
 
 def _limit(reception: Reception, strangers: Strangers) -> None:

@@ -1,6 +1,6 @@
 """What a program that loads adapters does with a file, as data: names, kinds, scale, magnitudes and limits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -101,6 +101,8 @@ class Rule(NamedTuple):
     alpha tensor, and `where` for files of which it holds, as for those with a key by which the program knows them. Of
     several rules the first that speaks of a module counts; where none does, nothing is known.
 
+    `paths` are those that it speaks of, with `{i}` for numbers, all without any.
+
     `kinds` says by algorithm what it does with it, one of COMPUTES, LEAVES, MISREADS and FAILS; an algorithm that is
     not there, or has an empty word, is unknown, and "" stands for all others. Without any kind the program does not
     find these modules: their tensors are strangers to it. `lacks` are paths, with `{i}` for numbers, that it does not
@@ -120,6 +122,7 @@ class Rule(NamedTuple):
     dialects: tuple[str, ...] = ()
     alpha: bool | None = None
     where: FileTest | None = None
+    paths: tuple[str, ...] = ()
     kinds: Mapping[str, str] = MappingProxyType({})
     lacks: tuple[str, ...] = ()
     finds: Callable[[Adapter], Finder] | None = None
@@ -157,10 +160,18 @@ def nothing_refused(adapter: Adapter) -> str | None:
 class Loader(NamedTuple):
     """One way in which a program reads files, that of the models of some `families`, of all without any.
 
-    `strangers` is what it does with tensors of modules that it does not find and of algorithms that it LEAVES, `others`
-    with those that belong to no module, as flags do; None for the same. `embeddings` says whether it takes those of
-    tokens out of an adapter's file. `needs` says what it has to be told beside the file, so that it loads it,
-    and `never` what it does with a file that no conversion for it changes.
+    A program may have several for a family and ask which a file is for by its keys: `marks` are parts of a key, one of
+    which has to be in one of them, or in each where `all_marked`, behind `^` at its beginning and before `$` at its
+    end. No marks are every file's.
+
+    `strangers` is what it does with tensors of modules that it does not find, `leaves` with those of what rules LEAVE,
+    `others` with those that belong to no module, and `flags` with flags of RS-LoRA among them; None for the same as the
+    one before. `embeddings` says whether it takes those of tokens out of an adapter's file. `needs` says what it has to
+    be told beside the file, so that it loads it, and `never` what it does with a file that no conversion for it
+    changes.
+
+    `complete` are paths, with `{i}` for numbers, of which every block of a file from the first on has to have a module.
+    `unsure` says why nobody knows what becomes of a file as a whole, in words that go on after "it is not known".
     """
 
     rules: tuple[Rule, ...]
@@ -171,14 +182,20 @@ class Loader(NamedTuple):
     never: Refusal = nothing_refused
     needs: Refusal = nothing_refused
     embeddings: bool = False
+    marks: tuple[str, ...] = ()
+    all_marked: bool = False
+    leaves: Strangers | None = None
+    flags: Strangers | None = None
+    complete: tuple[str, ...] = ()
+    unsure: Refusal = nothing_refused
 
 
 class Consumer(NamedTuple):
     """A program that loads adapters, in the `version` that its rules were taken from.
 
-    The first of the `loaders` counts that is of a file's family. `schemes` gives by family the naming scheme whose
-    files it loads best, with "" for every other family, and for files of no known one. `uniform` says that it takes one
-    rank and one scale for those of all modules.
+    The first of the `loaders` counts that is of a file's family and finds a mark in it. `schemes` gives by family the
+    naming scheme whose files it loads best, with "" for every other family, and for files of no known one.
+    `uniform` says that it takes one rank and one scale for those of all modules.
     """
 
     name: str
@@ -187,3 +204,16 @@ class Consumer(NamedTuple):
     loaders: tuple[Loader, ...]
     schemes: Mapping[str, str]
     uniform: bool = False
+
+
+def loader_for(consumer: Consumer, family: str, keys: Iterable[str]) -> Loader | None:
+    """The loader that reads a file with these keys into a model of the family, "" for an unknown one."""
+    framed = [f"^{key}$" for key in keys]
+    return next((one for one in consumer.loaders if _reads(one, family, framed)), None)
+
+
+def _reads(loader: Loader, family: str, framed: Iterable[str]) -> bool:
+    if loader.families and family not in loader.families:
+        return False
+    found = (any(mark in key for mark in loader.marks) for key in framed)
+    return not loader.marks or (all(found) if loader.all_marked else any(found))

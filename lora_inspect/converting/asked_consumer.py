@@ -6,7 +6,16 @@ from typing import Any
 
 from lora_inspect import consumers, schemes
 from lora_inspect.architectures.detection import Detection
-from lora_inspect.consumers.record import BASE_NORM, COMPUTES, OTHER_AXIS, SUM_NORM, Consumer, Rule, treatment
+from lora_inspect.consumers.record import (
+    BASE_NORM,
+    COMPUTES,
+    OTHER_AXIS,
+    SUM_NORM,
+    Consumer,
+    Rule,
+    loader_for,
+    treatment,
+)
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.dora import OF_BASE, OF_SUM, OUTPUT
@@ -122,12 +131,18 @@ def _norms(consumer: Consumer, families: Sequence[Detection], scheme: Scheme) ->
 def _rules(consumer: Consumer, families: Sequence[Detection], scheme: Scheme) -> list[Rule | None]:
     """By family the rule that speaks of magnitudes as the scheme has them; None where there is none."""
     found: list[Rule | None] = []
-    for name in [family.architecture.name for family in families] or [""]:
-        loader = next((one for one in consumer.loaders if not one.families or name in one.families), None)
-        rules = loader.rules if loader else ()
-        own = (one for one in rules if one.magnitudes and (not one.families or name in one.families))
-        found.append(next((one for one in own if _is_of(scheme, one)), None))
-    return found
+    for family in (one.architecture for one in families):
+        prefix = scheme.writing.prefix.format(pipeline=family.pipeline_name) if scheme.writing else ""
+        found.append(_of_magnitudes(consumer, family.name, prefix, scheme))
+    return found or [_of_magnitudes(consumer, "", "", scheme)]
+
+
+def _of_magnitudes(consumer: Consumer, family: str, prefix: str, scheme: Scheme) -> Rule | None:
+    """The rule of the loader that reads files with keys that begin so."""
+    loader = loader_for(consumer, family, [prefix])
+    rules = loader.rules if loader else ()
+    own = (one for one in rules if one.magnitudes and (not one.families or family in one.families))
+    return next((one for one in own if _is_of(scheme, one)), None)
 
 
 def _is_of(scheme: Scheme, rule: Rule) -> bool:

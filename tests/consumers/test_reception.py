@@ -303,3 +303,64 @@ def test_factors_whose_first_values_are_in_the_base_are_misread(judged):
     assert judged(program(LORA), wan(), pissa).verdict == "wrong change"
     assert "pissa" in judged(program(LORA), wan(), pissa).says
     assert judged(program(LORA._replace(residual=True)), wan(), pissa).verdict == "same meaning"
+
+
+def loading(*loaders):
+    return Consumer("toy", "Toy", "1.0", tuple(loaders), {})
+
+
+@pytest.mark.parametrize(
+    ("mark", "verdict"),
+    [
+        ("lora_down", "same meaning"),
+        ("^lora_unet_", "same meaning"),
+        (".alpha$", "same meaning"),
+        ("^unet_", "refused"),
+        ("lora_down$", "refused"),
+    ],
+)
+def test_the_loader_is_the_first_that_finds_its_mark(judged, mark, verdict):
+    refuses = Loader(rules=(), strangers=TALKS, refuses=lambda adapter: "another file")
+    marked = Loader(rules=(LORA,), strangers=TALKS, marks=(mark, "no such key"))
+    assert judged(loading(marked, refuses), wan()).verdict == verdict
+
+
+def test_a_loader_may_want_a_mark_in_every_key(judged):
+    marked = Loader(rules=(LORA,), strangers=TALKS, marks=("lora_down", "lora_up"), all_marked=True)
+    assert judged(loading(marked), wan(alpha=None)).verdict == "same meaning"
+    assert judged(loading(marked), wan()).verdict == "unknown"
+
+
+def test_what_rules_leave_and_flags_are_told_from_strangers(judged):
+    strict = program(
+        LORA._replace(magnitudes={".dora_scale output": LEAVES}),
+        strangers=Strangers(FAILS, "left over"),
+        leaves=Strangers(WARNS, "no DoRA"),
+        flags=Strangers(SILENT),
+    )
+    decomposed = wan() | {f"{module}.dora_scale": ("F32", (8, 1), 1.0) for module in (WAN_Q, WAN_K)}
+    found = judged(strict, decomposed)
+    assert (found.verdict, found.silent) == ("DoRA lost", False)
+    assert "no DoRA" in found.says
+    assert judged(strict, {**wan(), "use_rslora_flag": ("F32", (), 1.0)}).verdict == "wrong strength"
+    assert judged(strict, {**wan(), "extra": ("F32", (), 1.0)}).says == "left over"
+
+
+def test_blocks_may_have_to_be_complete(judged):
+    complete = program(LORA, complete=("blocks.{i}.self_attn.q", "blocks.{i}.self_attn.k"))
+    assert judged(complete, wan()).verdict == "same meaning"
+    assert judged(complete, wan(WAN_Q)).says == "it has nothing for blocks.0.self_attn.k"
+    second = wan(*(name.replace("_0_", "_1_") for name in (WAN_Q, WAN_K)))
+    assert judged(complete, wan() | second).verdict == "same meaning"
+    assert judged(complete, second).says == "it has nothing for blocks.0.self_attn.q"
+
+
+def test_what_depends_on_a_whole_file_is_unknown(judged):
+    found = judged(program(LORA, unsure=lambda adapter: "which of two scales counts"), wan())
+    assert (found.verdict, found.says) == ("unknown", "it is not known which of two scales counts")
+
+
+def test_a_rule_may_speak_of_some_paths(judged):
+    rules = (LORA._replace(paths=("blocks.{i}.self_attn.q",)), Rule(paths=("blocks.{i}.self_attn.k",)))
+    assert judged(program(*rules), wan()).verdict == "partly loaded"
+    assert judged(program(rules[0]), wan()).verdict == "unknown"

@@ -337,7 +337,7 @@ def test_as_a_user_has_it(tmp_path, run):
     assert verdicts(run("compat", output, "--json").stdout)["comfyui"] == "same meaning"
     told = run("convert", output, "--to", "comfyui", "-o", tmp_path / "again.safetensors", "--json").json
     assert (told["from"]["norms"], told["to"]["norms"], told["exact"]) == ("base", "base", True)
-    assert "over the norms of the base" in run("convert", output, "--to", "diffusers", "-o", tmp_path / "no").refusal
+    assert "over those of the base" in run("convert", output, "--to", "diffusers", "-o", tmp_path / "no").refusal
 
 
 def test_the_magnitude_can_be_dropped(corrected, tmp_path):

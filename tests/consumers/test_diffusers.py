@@ -1,0 +1,87 @@
+"""What `compat` says of files for pipelines of diffusers is what the real pipelines do: every scheme, kind and alpha.
+
+A verdict that is `unknown` where the pipeline shows what becomes of the file is a gap, listed in GAPS.
+"""
+
+import pytest
+from adapter_files import KINDS, NAMES, adapter_file, layout_of
+from consumer_grid import Weight, differs, is_gap, observe
+from diffusers_pipelines import bias_of, loaded, weights
+from safetensors.torch import save_file
+
+from lora_inspect.architectures import by_name
+from lora_inspect.ops.compat import compat
+
+pytestmark = pytest.mark.numeric
+
+FAMILIES = ("flux", "qwen_image", "sdxl", "wan", "z_image")
+# Names that pipelines have a use for meet every kind; the other ones the kinds that loaders tell apart by their keys.
+_FEW = ("lora", "rslora flag", "dora_scale output", "dora_layer", "magnitude", "loha", "lora bias", "stranger")
+_ALL_KINDS = ("kohya", "comfyui", "comfyui, down and up", "diffusers")
+_KRONECKER = {(kind, has_alpha) for kind in ("lokr full", "lokr low") for has_alpha in (True, False)}
+GAPS = {
+    ("flux", "onetrainer"): {("loha", False), ("loha", True)},
+    ("flux", "diffusers"): {("uneven", True)},
+    ("flux", "diffusers, down and up"): {("lora bias", True), ("magnitude", True)},
+    ("qwen_image", "kohya"): {("ia3", True)},
+    ("qwen_image", "comfyui"): {("ia3", True)},
+    ("qwen_image", "comfyui, down and up"): {("ia3", True)},
+    ("sdxl", "kohya"): {("ia3", True), ("uneven", True)},
+    ("wan", "comfyui"): {("diff", True)},
+    ("wan", "comfyui, down and up"): {("diff", True)},
+    ("z_image", "kohya"): {("ia3", True), *_KRONECKER},
+    ("z_image", "comfyui"): {("ia3", True), *_KRONECKER},
+    ("z_image", "comfyui, down and up"): {("ia3", True), *_KRONECKER},
+    ("z_image", "diffusers"): _KRONECKER,
+}
+
+
+def files(family, names):
+    """(kind, whether an alpha stands in it) of every file whose meaning its own program tells."""
+    for kind, made in KINDS.items():
+        if names not in _ALL_KINDS and kind not in _FEW:
+            continue
+        # Configs are of diffusers' own names, and RS-LoRA without an alpha means nothing.
+        if made.config and not names.startswith("diffusers"):
+            continue
+        alphas = (True, False) if made.has_alpha and not made.config and kind != "rslora flag" else (True,)
+        for has_alpha in alphas:
+            # PEFT's names without alpha need a config.
+            if has_alpha or not names.startswith("peft"):
+                yield kind, has_alpha
+
+
+CELLS = [(family, names) for family in FAMILIES for names in NAMES if layout_of(family, names)]
+
+
+def judged(family, names, kind, has_alpha, file):
+    """(the verdict of `compat`, what the pipeline did)."""
+    base = weights(family)
+    made = adapter_file(family, names, kind, has_alpha, base, says=by_name(family).metadata_names[0])
+    save_file({key: tensor.contiguous() for key, tensor in made.tensors.items()}, file, made.metadata)
+    meant = {}
+    for path, weight in made.meant.items():
+        plain = made.plain[path] if KINDS[kind].is_dora else None
+        meant[path] = Weight(base[path].double(), weight, plain)
+    for path, change in made.biases.items():
+        bias = bias_of(family, path).double()
+        meant[f"{path}.bias"] = Weight(bias, bias + change)
+    (verdict,) = compat(str(file), "diffusers").verdicts
+    return verdict, observe(meant, lambda: loaded(family, file))
+
+
+def test_the_grid_is_as_large_as_it_has_to_be():
+    assert sum(len(list(files(family, names))) for family, names in CELLS) >= 240
+
+
+@pytest.mark.parametrize(("family", "names"), CELLS)
+def test_pipelines_do_what_is_said(family, names, tmp_path):
+    wrong, gaps = [], set()
+    for kind, has_alpha in files(family, names):
+        verdict, seen = judged(family, names, kind, has_alpha, tmp_path / "adapter.safetensors")
+        if why := differs(verdict, seen):
+            wrong.append((kind, has_alpha, why))
+        if is_gap(verdict):
+            gaps.add((kind, has_alpha))
+    assert not wrong
+    assert gaps == GAPS.get((family, names), set())
