@@ -2,8 +2,9 @@
 
 Names that it does not find are counted in a warning, and what else a layer has is passed over silently. Models that are
 none of the families here go through diffusers, in the revision that it installs. Sources: `lora_load.py`,
-`lora_convert.py`, `native_adapter.py` and `network*.py` in `modules/lora`, and `pipelines/z_image/zimage_lora.py`, run
-on small models of SD 1.5, SDXL and Z-Image, and on FLUX in its own widths, with its options as they are set first.
+`lora_convert.py`, `native_adapter.py` and `network*.py` in `modules/lora`, and `zimage_lora.py` and `flux2_lora.py` in
+`pipelines`, run on small models of SD 1.5, SDXL, SD3, FLUX.2 and Z-Image, and on FLUX in its own widths, with its
+options as they are set first.
 """
 
 from collections.abc import Iterator
@@ -149,18 +150,27 @@ def _of_flux(adapter: Adapter) -> str | None:
     return _no_dot(adapter)
 
 
-def _flux() -> Iterator[Rule]:
-    paths = next(layout.paths for layout in by_name("flux").layouts if layout.name == "diffusers")
-    yield Rule(prefixes=("lora_unet_",), layouts=("original",), kinds={"lora": COMPUTES}, where=_is_all_converted)
-    yield from _unfound("lora_unet_", "diffusion_model.", "", "base_model.model.")
+def _in_diffusers(family: str) -> Iterator[Rule]:
+    """The rules of a transformer by the names that diffusers has for it."""
     yield from _dotted("transformer.")
-    yield _UNKNOWN_SPELLING._replace(prefixes=("lora_te1_",), layouts=(_CLIP,))
-    yield _LOADED._replace(prefixes=("lora_te1_",), layouts=(_CLIP,))
+    yield from _unfound("diffusion_model.", "", "base_model.model.")
     for prefix in ("lora_transformer_", "lycoris_"):
         yield _UNKNOWN_SPELLING._replace(prefixes=(prefix,), layouts=("diffusers",))
         # It tells these by a word in their names.
-        lacks = tuple(path for path in paths if "transformer" not in path) if prefix == "lycoris_" else ()
+        lacks = tuple(path for path in _paths(family) if "transformer" not in path) if prefix == "lycoris_" else ()
         yield _LOADED._replace(prefixes=(prefix,), layouts=("diffusers",), lacks=lacks, unfound=_UNMATCHED)
+
+
+def _paths(family: str) -> tuple[str, ...]:
+    return next(layout.paths for layout in by_name(family).layouts if layout.name == "diffusers")
+
+
+def _flux() -> Iterator[Rule]:
+    yield Rule(prefixes=("lora_unet_",), layouts=("original",), kinds={"lora": COMPUTES}, where=_is_all_converted)
+    yield from _unfound("lora_unet_")
+    yield _UNKNOWN_SPELLING._replace(prefixes=("lora_te1_",), layouts=(_CLIP,))
+    yield _LOADED._replace(prefixes=("lora_te1_",), layouts=(_CLIP,))
+    yield from _in_diffusers("flux")
 
 
 # In the order in which Z-Image's loaders of kinds take a layer, of which the last one counts.
@@ -198,14 +208,36 @@ _Z_IMAGE = Rule(
 
 
 def _z_image() -> Iterator[Rule]:
-    paths = next(layout.paths for layout in by_name("z_image").layouts if layout.name == "diffusers")
-    bare = tuple(path for path in paths if not path.startswith(("layers.", "noise_refiner.", "context_refiner.")))
+    blocks = ("layers.", "noise_refiner.", "context_refiner.")
+    bare = tuple(path for path in _paths("z_image") if not path.startswith(blocks))
     for prefixes, layouts, lacks in (
         (("lora_unet_", "diffusion_model."), ("original", "diffusers"), ()),
         (("transformer.", "lora_transformer_", "lycoris_"), ("diffusers",), ()),
         (("", "base_model.model."), ("diffusers",), bare),
     ):
         yield _Z_IMAGE._replace(prefixes=prefixes, layouts=layouts, lacks=lacks)
+
+
+def _of_flux2(given: Given) -> str | None:
+    is_fused = given.module.name.body.endswith(("attn.qkv", "attn_qkv"))
+    return LEAVES if is_fused and given.contribution.algorithm.name == "full" else None
+
+
+# The same loaders as Z-Image's, of which other kinds were not tried.
+_FLUX2 = _Z_IMAGE._replace(
+    kinds=dict.fromkeys(("lora", "lokr", "full"), COMPUTES),
+    exceptions=_of_flux2,
+    magnitudes={".dora_scale output": COMPUTES},
+)
+
+
+def _flux2() -> Iterator[Rule]:
+    blocks = ("transformer_blocks.", "single_transformer_blocks.")
+    bare = tuple(path for path in _paths("flux2") if not path.startswith(blocks))
+    yield _FLUX2._replace(prefixes=("lora_unet_", "diffusion_model."), layouts=("original",))
+    yield _FLUX2._replace(prefixes=("transformer.", "lora_transformer_", "lycoris_"), layouts=("diffusers",))
+    yield _FLUX2._replace(prefixes=("", "base_model.model."), layouts=("diffusers",), lacks=bare)
+    yield Rule(prefixes=("lora_unet_", "diffusion_model."), layouts=("diffusers",), unfound=_UNMATCHED)
 
 
 _ENCODERS = Rule(layouts=(TEXT_ENCODERS,), unfound=_UNMATCHED)
@@ -227,7 +259,13 @@ CONSUMER = Consumer(
             embeddings=True,
         ),
         Loader((*_flux(), _ENCODERS), _PASSED, ("flux",), _UNMATCHED, _of_flux, embeddings=True),
+        Loader(tuple(_in_diffusers("sd3")), _PASSED, ("sd3",), _UNMATCHED, _no_dot, embeddings=True),
+        Loader(tuple(_flux2()), _PASSED, ("flux2",), embeddings=True),
         Loader((*_z_image(), Rule(layouts=(TEXT_ENCODERS,))), _PASSED, ("z_image",), embeddings=True),
     ),
-    schemes={"sd15": "kohya", "sdxl": "kohya", "flux": "onetrainer", "z_image": "comfyui"},
+    schemes={
+        **dict.fromkeys(("sd15", "sdxl"), "kohya"),
+        **dict.fromkeys(("sd3", "flux"), "onetrainer"),
+        **dict.fromkeys(("flux2", "z_image"), "comfyui"),
+    },
 )

@@ -8,9 +8,12 @@ from toy_adapters import lora
 
 from lora_inspect.ops.compat import compat
 
-SD15, SDXL, FLUX, Z_IMAGE = (
-    {"ss_base_model_version": name} for name in ("sd_v1", "sdxl_base_v1-0", "flux1", "z_image")
+SD15, SDXL, SD3, FLUX, FLUX2, Z_IMAGE = (
+    {"ss_base_model_version": name} for name in ("sd_v1", "sdxl_base_v1-0", "sd_3", "flux1", "flux_2_dev", "z_image")
 )
+OF_SD3 = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff_context.net.2")
+OF_FLUX2 = ("double_blocks.0.img_attn.qkv", "single_blocks.1.linear2")
+OF_FLUX2_DIFFUSERS = ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.attn.to_qkv_mlp_proj")
 SAME, NOTHING, PARTLY, REFUSED = "same meaning", "nothing loaded", "partly loaded", "refused"
 OF_SDXL = ("input_blocks.4.1.transformer_blocks.0.attn1.to_q", "input_blocks.1.0.emb_layers.1")
 OF_UNET = ("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", "down_blocks.0.resnets.0.time_emb_proj")
@@ -62,6 +65,14 @@ def with_magnitudes(tensors, shape):
         (FLUX, "lora_unet_", OF_FLUX_DIFFUSERS, NOTHING, NOTHING),
         (FLUX, "diffusion_model.", OF_FLUX, NOTHING, NOTHING),
         (FLUX, "diffusion_model.", OF_FLUX_DIFFUSERS, NOTHING, NOTHING),
+        (SD3, "transformer.", OF_SD3, SAME, NOTHING),
+        (SD3, "lora_transformer_", OF_SD3, SAME, NOTHING),
+        (SD3, "lycoris_", OF_SD3, SAME, NOTHING),
+        (FLUX2, "lora_unet_", OF_FLUX2, SAME, SAME),
+        (FLUX2, "diffusion_model.", OF_FLUX2, SAME, SAME),
+        (FLUX2, "transformer.", OF_FLUX2_DIFFUSERS, SAME, SAME),
+        (FLUX2, "lycoris_", OF_FLUX2_DIFFUSERS, SAME, SAME),
+        (FLUX2, "diffusion_model.", OF_FLUX2_DIFFUSERS, NOTHING, NOTHING),
         (Z_IMAGE, "lora_unet_", OF_Z_IMAGE, SAME, SAME),
         (Z_IMAGE, "lora_unet_", OF_Z_IMAGE_DIFFUSERS, SAME, SAME),
         (Z_IMAGE, "diffusion_model.", OF_Z_IMAGE, SAME, SAME),
@@ -110,6 +121,15 @@ def test_bare_names_of_z_image_are_those_of_blocks(judged):
     assert judged(named("", *OF_Z_IMAGE_DIFFUSERS), Z_IMAGE).verdict == SAME
     found = judged(named("", *OF_Z_IMAGE_DIFFUSERS, "cap_embedder.1"), Z_IMAGE)
     assert (found.verdict, found.silent) == (PARTLY, True)
+
+
+def test_other_kinds_of_flux2(judged):
+    for suffix, shape, verdict in (("diff", (24, 8), PARTLY), ("hada_w1_a", (8, 8), "unknown")):
+        kinds = {suffix: ("F32", shape, 0.5)}
+        if suffix != "diff":
+            kinds = {f"hada_w{number}_{side}": ("F32", (8, 8), 0.5) for number in "12" for side in "ab"}
+        tensors = {f"diffusion_model.{OF_FLUX2[0]}.{name}": tensor for name, tensor in kinds.items()}
+        assert judged({**named("diffusion_model.", OF_FLUX2[1]), **tensors}, FLUX2).verdict == verdict
 
 
 def test_keys_without_a_dot_make_it_refuse_the_file(judged):
