@@ -89,6 +89,8 @@ def loss(result: ConvertResult) -> str:
     known = [error for error in result.relative_errors.values() if error is not None]
     if len(known) < len(result.relative_errors):
         lost = len(result.relative_errors) - len(known)
+        if result.biased:
+            return f"not exact: the biases of {result.biased} modules are left out"
         return f"not exact: {lost} magnitudes are lost; each row now has the length of W + delta"
     worst = max(known)
     if not result.exact:

@@ -72,6 +72,7 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
 @click.option(
     "--drop-magnitude", is_flag=True, help="DoRA: leave the magnitude out; each row keeps the length of W + delta."
 )
+@click.option("--drop-biases", is_flag=True, help="Leave out what changes biases; what that loses is not measured.")
 @click.option(
     "--layout",
     type=click.Choice((*LAYOUTS, *EXPERT_LAYOUTS)),
@@ -126,6 +127,7 @@ def convert(
     max_error: float | None,
     lossy: bool,
     drop_magnitude: bool,
+    drop_biases: bool,
     allow_growth: bool,
     layout: str | None,
     target: str | None,
@@ -164,6 +166,7 @@ def convert(
     options = ConvertOptions(
         keep_dora=keep_dora,
         drop_magnitude=drop_magnitude,
+        drop_biases=drop_biases,
         base=base,
         rank=rank,
         max_error=max_error,

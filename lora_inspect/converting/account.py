@@ -1,7 +1,7 @@
 """What a conversion says of itself: what was read, how exact it is, and what differs for the readers of its output."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algorithms.record import WEIGHT, Algorithm
@@ -87,6 +87,15 @@ def configs(adapter: Adapter, written: Mapping[str, str], has_config: bool) -> t
     if adapter.scheme == PEFT.name and checkpoint.config and not has_config and is_peft_config(checkpoint.config):
         gone.append(ADAPTER_CONFIG)
     return tuple(f"{name} of the input has no place in the output, whose tensors say rank and scale" for name in gone)
+
+
+def without_biases(
+    targets: "Sequence[Destination]", modules: "Mapping[str, SpelledModule]", biased: Collection[str]
+) -> Iterator[str]:
+    """The modules of the output that are of some whose biases were left out."""
+    for target in targets:
+        if target.module.name.key in modules and any(source.module.name.key in biased for source in target.sources):
+            yield target.module.name.key
 
 
 def unchanged(targets: "Sequence[Destination]", modules: "Mapping[str, SpelledModule]") -> Iterator[str]:

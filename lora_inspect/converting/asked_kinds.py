@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from lora_inspect import consumers, schemes
-from lora_inspect.algorithms.record import Algorithm
+from lora_inspect.algorithms.record import BIAS, Algorithm
 from lora_inspect.consumers.record import FAILS, LEAVES, Consumer, Loader
 from lora_inspect.converting.asked_algorithm import becomes_lora, is_made_lora, is_saved_weight
 from lora_inspect.converting.options import ConvertOptions
@@ -39,6 +39,8 @@ def check_kinds(adapter: Adapter, families: Iterable[str], options: ConvertOptio
             shapes = contribution.shapes
             can_be_lora = becomes_lora(algorithm, shapes) or is_saved_weight(algorithm, shapes)
             way = "make LoRA of it with --algorithm lora (and --base BASE), " if can_be_lora else ""
+            if algorithm.parameter == BIAS:
+                way = "leave the biases out with --drop-biases (loses them), "
             raise LoraInspectError(
                 f"{adapter.checkpoint.path}: {contribution.module.key} is {algorithm.title}, which {consumer.title} "
                 f"{word}; {way}merge it, or choose another program."

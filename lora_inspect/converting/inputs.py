@@ -1,21 +1,28 @@
 """The adapter that is converted, as far as it was asked for, and the base beside it."""
 
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
+from lora_inspect.algorithms.record import BIAS
 from lora_inspect.converting.expert_layouts import SINGLE_EXPERTS
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.components import chosen
+from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 
 
 class Input(NamedTuple):
-    """The `adapter` with the components that were asked for, and the keys of what was not, embeddings included."""
+    """The `adapter` with the components that were asked for, and the keys of what was not, embeddings included.
+
+    `biased` are the modules of it whose biases were left out.
+    """
 
     adapter: Adapter
     left_out: list[str]
+    biased: frozenset[str] = frozenset()
 
 
 def chosen_input(whole: Adapter, options: ConvertOptions) -> Input:
@@ -33,9 +40,33 @@ def chosen_input(whole: Adapter, options: ConvertOptions) -> Input:
     embeddings = () if options.only else adapter.embeddings
     left_out = [info.name for module in others for info in module.tensors]
     left_out += [key for one in adapter.embeddings if one not in embeddings for key in one.keys]
-    adapter = adapter._replace(modules={module.name.key: module for module in asked}, embeddings=embeddings)
+    modules = {module.name.key: module for module in asked}
+    biases = _biases(adapter, modules) if options.drop_biases else []
+    left_out += [info.name for contribution in biases for info in contribution.factors.values()]
+    adapter = adapter._replace(modules=_without(modules, biases), embeddings=embeddings)
     _refuse_residual(adapter)
-    return Input(adapter, left_out)
+    return Input(adapter, left_out, frozenset(contribution.module.key for contribution in biases))
+
+
+def _biases(adapter: Adapter, modules: Mapping[str, Module]) -> list[Contribution]:
+    """What changes biases alone; LoraInspectError where nothing does, or nothing else."""
+    changes = [contribution for module in modules.values() for contribution in module.contributions]
+    found = [contribution for contribution in changes if contribution.algorithm.parameter == BIAS]
+    if not found or len(found) == len(changes):
+        what = "nothing but biases" if found else "no biases"
+        raise LoraInspectError(f"{adapter.checkpoint.path}: it changes {what}; leave --drop-biases out.")
+    return found
+
+
+def _without(modules: Mapping[str, Module], biases: Collection[Contribution]) -> dict[str, Module]:
+    """The modules without what changes biases; none of those that change nothing else."""
+    if not biases:
+        return dict(modules)
+    left = {
+        key: tuple(one for one in module.contributions if one.algorithm.parameter != BIAS)
+        for key, module in modules.items()
+    }
+    return {key: modules[key]._replace(contributions=own) for key, own in left.items() if own}
 
 
 def _refuse_residual(adapter: Adapter) -> None:

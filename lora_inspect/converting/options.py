@@ -10,6 +10,8 @@ from lora_inspect.reading.settings import Settings
 class ConvertOptions:
     """What the user may choose. For DoRA one of `keep_dora`, `drop_magnitude` or `base` must be given.
 
+    `drop_biases` leaves out what changes biases.
+
     With `base`, `rank` or `max_error` says how the true weight change is approximated, and `keep_dora` that magnitudes
     will be over the norms that the programs of the output divide by: `norms`, which the scheme or the program settles.
     `lossy` accepts modules whose relative error is above 5%, `allow_growth` an output that is large and over 16 times
@@ -25,6 +27,7 @@ class ConvertOptions:
 
     keep_dora: bool = False
     drop_magnitude: bool = False
+    drop_biases: bool = False
     base: str | None = None
     rank: int | None = None
     max_error: float | None = None

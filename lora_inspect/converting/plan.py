@@ -34,12 +34,14 @@ class ConversionPlan:
     """What goes where: the `adapter` as far as it was asked for, of the `whole` file, into `destinations` at `place`.
 
     `options` are those that were given with what the program or the scheme of the output settles. `left_out` are the
-    keys of components that were not asked for. `notes` are on what was asked without need.
+    keys of components that were not asked for, `biased` the modules whose biases are left out. `notes` are
+    on what was asked without need.
     """
 
     adapter: Adapter
     whole: Adapter
     left_out: list[str]
+    biased: frozenset[str]
     options: ConvertOptions
     base: Checkpoint | None
     matching: Matching | None
@@ -98,7 +100,7 @@ def plan_conversion(path: str, output: str, options: ConvertOptions) -> Conversi
 
 def plan_for(whole: Adapter, output: str, options: ConvertOptions) -> ConversionPlan:
     """Plans, as `plan_conversion` does, what becomes of an adapter that was read."""
-    adapter, left_out = chosen_input(whole, options)
+    adapter, left_out, biased = chosen_input(whole, options)
     options = with_magnitudes(adapter, with_scheme(adapter, for_consumer(adapter, whole, options)))
     already = check_algorithm(adapter, options)
     check_kinds(adapter, [family.architecture.name for family in adapter_candidates(whole)], options)
@@ -108,7 +110,7 @@ def plan_for(whole: Adapter, output: str, options: ConvertOptions) -> Conversion
     destinations = targets(adapter, whole, base, matching, options)
     architecture = architecture_of(adapter, options) if GGUF.name == (options.scheme or adapter.scheme) else None
     inputs = adapter.checkpoint.inputs | (base.inputs if base else {})
-    place = StandardOutput(adapter, destinations, output, inputs, options.scheme, architecture)
+    place = StandardOutput(adapter, destinations, output, inputs, options.scheme, architecture, bool(biased))
     if options.keep_dora:
         place.check_magnitudes()
     repeats = check_answers([matching.orientations], options.transposed) if matching else []
@@ -116,6 +118,7 @@ def plan_for(whole: Adapter, output: str, options: ConvertOptions) -> Conversion
         adapter=adapter,
         whole=whole,
         left_out=left_out,
+        biased=biased,
         options=options,
         base=base,
         matching=matching,

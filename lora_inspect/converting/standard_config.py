@@ -86,11 +86,13 @@ def standard_config(
     }
 
 
-def saved_config(config: Mapping[str, Any], saved: Collection[str]) -> dict[str, Any]:
-    """The config with those of its `modules_to_save` alone of which modules at `saved` paths are some, None for none.
+def saved_config(config: Mapping[str, Any], saved: Collection[str], biases: bool = True) -> dict[str, Any]:
+    """The config without biases unless there are some, and with those of its `modules_to_save` alone that are left.
 
-    PEFT adapts no module of that list.
+    These are names of which modules at `saved` paths are some; None for none, as PEFT adapts no module of that list.
     """
+    if not biases:
+        config = {**config, "lora_bias": False, "bias": "none"} if "lora_bias" in config else {**config, "bias": "none"}
     names = config.get("modules_to_save")
     if not isinstance(names, list):
         return dict(config)

@@ -52,7 +52,8 @@ class StandardOutput:
     """The output of one adapter where the user `named` it, and what goes with its tensors.
 
     `path` is where it stands, `scheme` that of most of its names, and `asked` the one that was asked for.
-    `architecture` is what llama.cpp calls the model, for a file of it.
+    `architecture` is what llama.cpp calls the model, for a file of it. `without_biases` says that those of the input
+    were left out.
 
     Raises LoraInspectError where the adapter needs both a file and a folder, and where the name is for the other one.
     """
@@ -65,8 +66,10 @@ class StandardOutput:
         inputs: Collection[str],
         asked: str | None = None,
         architecture: str | None = None,
+        without_biases: bool = False,
     ) -> None:
         self._adapter = adapter
+        self._without_biases = without_biases
         self._architecture = architecture
         self._asked = asked
         self._modules = modules
@@ -233,7 +236,8 @@ class StandardOutput:
         experts = {paths[key] for key, module in modules.items() if any(p.algorithm.experts for p in module.parts)}
         if any(destination.experts for destination in self._modules):
             config = moved_experts(config, ranks, experts)
-        config = saved_config(config, [paths[key] for key, module in modules.items() if _has_saved(module)])
+        saved_whole = [paths[key] for key, module in modules.items() if _has_saved(module)]
+        config = saved_config(config, saved_whole, not self._without_biases)
         own, listed = lora_config(config), self._asked is not None
         return standard_config(own, ranks, alphas, use_dora, experts, listed) | _of_biases(modules.values())
 

@@ -51,6 +51,7 @@ class ConvertResult:
     `orientations` say by base weight how it is stored, where a base was looked at.
     `exact` says that no module lost more than the rounding of a float32. `dropped` are keys whose meaning is in no
     tensor of the output, `remarks` are sentences on what its readers do differently.
+    `biased` is how many modules lost their biases.
     `verified` says of how many modules the output, read anew, was compared, and by how much they differ at most.
     """
 
@@ -68,6 +69,7 @@ class ConvertResult:
     remarks: tuple[str, ...] = ()
     orientations: dict[str, Orientation] = field(default_factory=dict)
     verified: Verified | None = None
+    biased: int = 0
 
 
 def convert_to_standard(
@@ -115,6 +117,8 @@ def convert_to_standard(
     if any(key in adapter.checkpoint.metadata for key in HASHES):
         metadata |= sshs_hashes(contents, metadata)
     errors = {key: module.relative_error for key, module in modules.items()}
+    # What a bias was worth, beside the weight, nobody can tell.
+    errors |= dict.fromkeys(account.without_biases(plan.destinations, modules, plan.biased))
     keeps = not options.drop_magnitude
     proof = None
     if options.verify:
@@ -147,6 +151,7 @@ def convert_to_standard(
         passed_through=adapter.beside,
         notes=(*plan.notes, *(other_base_notes([adapter], plan.base) if plan.base else ()), *leftovers),
         orientations=plan.orientations,
+        biased=len(plan.biased),
         verified=Verified(proof.modules, proof.max_relative_error) if proof else None,
         remarks=(
             *account.strength(source, target),
