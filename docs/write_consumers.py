@@ -3,7 +3,7 @@
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from textwrap import wrap
@@ -45,12 +45,13 @@ LEGEND = """
 | `?` | unknown | was not tried on such files |
 
 All but `ref` happen without a word, but for those with a `!`, of which the program gives a message. Two cells with a
-stroke are files with an alpha tensor in every module, and files without any.
+stroke are files with an alpha tensor in every module, and files without any. Rank is 4 and alpha 3, so that `x0.5` is
+RS-LoRA without its root, and `x1.333` a LoRA without its alpha.
 """
 NAMES = """
 ## Names
 
-Plain LoRA of every layer that the names of a family have, of the model alone. The columns are the
+Plain LoRA of every layer in the blocks of the model, and of nothing else. The columns are the
 [naming schemes](converting.md#for-the-programs-that-load-it), over the layout that their programs load: `bare` has no
 prefix, `dif` the paths of diffusers instead. `A/B` has factors spelled `lora_A` and not `lora_down`, and `d/u` the
 other way round; `diffusers`, `bare` and `peft` are A/B, and `peft` has its config. An empty cell is of families without
@@ -108,12 +109,15 @@ def names_of(judged: Judged, program: Consumer) -> Iterator[str]:
         return
     kept = [at for at in range(len(SPELLINGS)) if any(set(row[at]) - set("?/") for row in rows.values())]
     yield from ("", f"### {program.title} {program.version} (`{program.name}`)", "")
-    cells = [(_listed(judged, names), *(row[at] for at in kept)) for names, row in grouped(rows)]
+    cells = [(_listed(names, rows, judged), *(row[at] for at in kept)) for names, row in grouped(rows)]
     yield from table([("", *(SPELLINGS[at].title for at in kept)), *cells])
 
 
-def _listed(judged: Judged, names: Sequence[str]) -> str:
-    return "every family" if len(names) == len(judged.families) else ", ".join(names)
+def _listed(names: Sequence[str], rows: Collection[str], judged: Judged) -> str:
+    """Families by name, but for most of them all."""
+    if len(names) <= len(rows) / 2 or len(rows) < len(judged.families):
+        return ", ".join(names)
+    return f"every {'other ' if len(names) < len(rows) else ''}family"
 
 
 def kinds_of(judged: Judged) -> Iterator[str]:
@@ -141,7 +145,11 @@ def _differences(program: Consumer, rows: Mapping[str, tuple[str, ...]], first: 
     for name, row in others.items():
         groups.setdefault(row, []).append(name)
     for row, names in groups.items():
-        differ = "; ".join(f"{kind.title} {cell}" for kind, cell in zip(KINDS, row, strict=True) if cell)
+        alike: dict[str, list[str]] = {}
+        for kind, cell in zip(KINDS, row, strict=True):
+            alike.setdefault(cell, []).append(kind.title)
+        alike.pop("", None)
+        differ = "; ".join(f"{cell} for {', '.join(titles)}" for cell, titles in alike.items())
         yield from _item(f"{program.title} {program.version}, {', '.join(names)}: {differ or 'nothing'}.")
 
 

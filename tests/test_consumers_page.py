@@ -15,6 +15,7 @@ from consumer_files.folders import FOLDERS  # noqa: E402
 from consumer_files.judged import Judged, shown  # noqa: E402
 from consumer_files.kinds import KINDS  # noqa: E402
 from consumer_files.spellings import SPELLINGS, spelled  # noqa: E402
+from consumer_files.written import layers, named  # noqa: E402
 
 from lora_inspect import architectures, schemes  # noqa: E402
 from lora_inspect.consumers import CONSUMERS  # noqa: E402
@@ -93,13 +94,13 @@ def test_kinds_are_judged_in_the_programs_own_names(judged):
     assert list(kinds) == ["wan", "flux"]
     assert kinds["wan"]["LoRA"] == "="
     # Rank 4.
-    assert kinds["wan"]["RS-LoRA, `use_rslora_flag`"] == kinds["wan"]["RS-LoRA, metadata"] == "x0.5"
-    assert kinds["wan"]["DoRA, `dora_scale` (out, 1)"] == "norm"
-    assert kinds["wan"]["the same, written for the base's norms"] == "="
-    assert kinds["wan"]["DoRA, `dora_scale` (1, in)"] == "?"
-    assert kinds["wan"]["DoRA, `dora_layer.weight`"] == "lost!"
-    assert (kinds["wan"]["LoHa"], kinds["wan"]["OFT, `oft_blocks`"]) == ("none!", "?")
-    assert (kinds["wan"]["LoRA, and of a CLIP"], kinds["flux"]["LoRA, and of a CLIP"]) == ("", "?")
+    assert kinds["wan"]["RS-LoRA by `use_rslora_flag`"] == kinds["wan"]["RS-LoRA by metadata"] == "x0.5"
+    assert kinds["wan"]["DoRA `dora_scale` (out, 1)"] == "norm"
+    assert kinds["wan"]["that written for the base's norms"] == "="
+    assert kinds["wan"]["DoRA `dora_scale` (1, in)"] == "?"
+    assert kinds["wan"]["DoRA `dora_layer.weight`"] == "lost!"
+    assert (kinds["wan"]["LoHa"], kinds["wan"]["OFT `oft_blocks`"]) == ("none!", "?")
+    assert (kinds["wan"]["LoRA with one of a CLIP"], kinds["flux"]["LoRA with one of a CLIP"]) == ("", "?")
 
 
 def test_folders_are_judged(judged):
@@ -160,6 +161,20 @@ def test_the_legend_has_every_verdict():
     assert re.findall(r"^\| `[^|]*` \| ([^|]*) \|", write_consumers.LEGEND, re.MULTILINE) == list(VERDICTS)
 
 
+def test_the_layers_are_those_in_blocks_that_most_models_have():
+    wan, sdxl = (list(layers(FAMILIES[name].layouts[0])) for name in ("wan", "sdxl"))
+    assert "blocks.{i}.cross_attn.k" in wan
+    assert not [path for path in wan if "vace" in path or path.endswith("_img") or "{i}" not in path]
+    assert all(".transformer_blocks.{i}." in path for path in sdxl)
+    assert len(wan) == 10
+
+
+def test_the_width_of_tokens_tells_a_family():
+    modules = named(schemes.by_name("kohya"), FAMILIES["sdxl"], layers(FAMILIES["sdxl"].layouts[0]))
+    wide = {module for module, inputs in modules.items() if inputs == 2048}
+    assert wide == {module for module in modules if module.endswith(("attn2_to_k", "attn2_to_v"))}
+
+
 def test_rows_that_agree_are_one():
     rows = {"a": ("=", ""), "b": ("=", "?"), "c": ("ref", "?"), "d": ("", "?")}
     assert write_consumers.grouped(rows) == [(["a", "b", "d"], ("=", "?")), (["c"], ("ref", "?"))]
@@ -179,7 +194,7 @@ def test_every_kind_is_one_in_some_family(kind):
 
 
 def test_a_config_tells_of_a_scale_without_alpha():
-    (kind,) = (kind for kind in KINDS if kind.title == "RS-LoRA, metadata")
+    (kind,) = (kind for kind in KINDS if kind.title == "RS-LoRA by metadata")
     file = kind.file(schemes.by_name("diffusers"), FAMILIES["sdxl"])
     assert json.loads(file.metadata["lora_adapter_metadata"])["unet.use_rslora"] is True
     assert not any(key.endswith(".alpha") for key in file.tensors)

@@ -12,7 +12,7 @@ LEAVES = (
     *(f"mlp.{leaf}_proj" for leaf in ("gate", "up", "down")),
 )
 PREFIX = "base_model.model."
-MODULES = tuple(f"{PREFIX}model.layers.{block}.{leaf}" for block in range(BLOCKS) for leaf in LEAVES)
+MODULES = {f"{PREFIX}model.layers.{block}.{leaf}": WIDTH for block in range(BLOCKS) for leaf in LEAVES}
 _HEAD = f"{PREFIX}lm_head.weight"
 # The other rank and the other alpha, of a pattern.
 _MORE = 2 * RANK
@@ -37,7 +37,7 @@ def _saved(**fields: object) -> File:
 
 def _patterned() -> File:
     """Values have another rank than the rest."""
-    values = [module for module in MODULES if module.endswith("v_proj")]
+    values = {module: inputs for module, inputs in MODULES.items() if module.endswith("v_proj")}
     return folder(_plain() | plain(values, A_B, rank=_MORE), rank_pattern={"v_proj": _MORE})
 
 

@@ -5,19 +5,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from consumer_files.written import A_B, ALPHA, DOWN_UP, RANK, WIDTH, File, Shape, Tensors, named, plain
+from consumer_files.written import A_B, ALPHA, DOWN_UP, RANK, WIDTH, File, Modules, Shape, Tensors, layers, named, plain
 from lora_inspect.architectures.record import Architecture, Layout, is_parameter
 from lora_inspect.architectures.text_encoders import CLIP
 from lora_inspect.reading.magnitude_norms import NORMS_KEY, NormsRecord
 from lora_inspect.schemes.record import Scheme
 
 Suffixes = Mapping[str, tuple[Shape, float]]
+# What stands in a shape for the number of inputs, and for half of it.
+_IN, _HALF_IN = -1, -2
 NOTHING: Suffixes = MappingProxyType({})
-
-
-def _layers(layout: Layout) -> Iterator[str]:
-    """Those in blocks, which every adapter has."""
-    yield from (path for path in layout.paths if "{i}" in path)
 
 
 def _convolutions(layout: Layout) -> Iterator[str]:
@@ -38,10 +35,10 @@ def _encoder(scheme: Scheme, family: Architecture) -> Tensors:
     writing, first = scheme.writing, family.text_encoders[:1]
     prefix = next(iter(writing.encoders(family)), "") if writing and [one.kind for one in first] == [CLIP] else ""
     module = prefix + scheme.module("text_model.encoder.layers.0.self_attn.q_proj", "")
-    return _lora(scheme, [module], scheme.carries_alpha) if prefix else {}
+    return _lora(scheme, {module: WIDTH}, scheme.carries_alpha) if prefix else {}
 
 
-def _lora(scheme: Scheme, modules: Iterable[str], has_alpha: bool) -> Tensors:
+def _lora(scheme: Scheme, modules: Modules, has_alpha: bool) -> Tensors:
     return plain(modules, A_B if scheme.dialect == "peft" else DOWN_UP, ALPHA if has_alpha else None)
 
 
@@ -55,7 +52,7 @@ class Kind(NamedTuple):
 
     title: str
     suffixes: Suffixes = NOTHING
-    on: Callable[[Layout], Iterable[str]] = _layers
+    on: Callable[[Layout], Iterable[str]] = layers
     is_plain: bool = True
     has_alpha: bool | None = None
     beside: Suffixes = NOTHING
@@ -67,7 +64,7 @@ class Kind(NamedTuple):
         writing = scheme.writing
         name = writing.layout(family) if writing and scheme.absent_alpha == "one" else None
         layout = next((one for one in family.layouts if name in one.names), None)
-        modules = named(scheme, family, self.on(layout)) if layout else ()
+        modules = named(scheme, family, self.on(layout)) if layout else {}
         others = self.others(scheme, family) if self.others else {}
         if not modules or bool(self.others) != bool(others):
             return None
@@ -75,7 +72,8 @@ class Kind(NamedTuple):
         own = _lora(scheme, modules, has_alpha) if self.is_plain else {}
         if has_alpha:
             own = {f"{module}.alpha": ((), ALPHA) for module in modules} | own
-        own |= {module + suffix: tensor for module in modules for suffix, tensor in self.suffixes.items()}
+        for module, inputs in modules.items():
+            own |= {module + suffix: (_fitted(shape, inputs), one) for suffix, (shape, one) in self.suffixes.items()}
         return File({**self.beside, **own, **others}, self.tells(scheme, family) if self.tells else {})
 
 
@@ -97,54 +95,58 @@ def _stabilised(scheme: Scheme, family: Architecture) -> dict[str, str]:
     return {"lora_adapter_metadata": json.dumps({f"{family.pipeline_name}.{key}": one for key, one in config.items()})}
 
 
+def _fitted(shape: Shape, inputs: int) -> Shape:
+    return tuple({_IN: inputs, _HALF_IN: inputs // 2}.get(size, size) for size in shape)
+
+
 def _of(shape: Shape) -> tuple[Shape, float]:
     return shape, 0.0
 
 
 def _glora(*products: str) -> Suffixes:
     """The factors of two products, left and right of each."""
-    shapes = ((WIDTH, RANK), (RANK, WIDTH)) * 2
+    shapes = ((_IN, RANK), (RANK, _IN), (WIDTH, RANK), (RANK, _IN))
     return {f".{name}.weight": _of(shape) for name, shape in zip(products, shapes, strict=True)}
 
 
 _HALF = WIDTH // 2
 _LOHA = {f".hada_w{number}_a": _of((WIDTH, RANK)) for number in (1, 2)}
-_LOHA |= {f".hada_w{number}_b": _of((RANK, WIDTH)) for number in (1, 2)}
+_LOHA |= {f".hada_w{number}_b": _of((RANK, _IN)) for number in (1, 2)}
 _CONVOLUTION = {".lora_down.weight": _of((RANK, WIDTH, 3, 3)), ".lora_up.weight": _of((WIDTH, RANK, 1, 1))}
 _TUCKER = {**_CONVOLUTION, ".lora_down.weight": _of((RANK, WIDTH, 1, 1)), ".lora_mid.weight": _of((RANK, RANK, 3, 3))}
 _VECTOR = _of((WIDTH,))
 KINDS = (
     Kind("LoRA"),
-    Kind("RS-LoRA, `use_rslora_flag`", has_alpha=True, beside={"use_rslora_flag": ((), 1.0)}),
-    Kind("RS-LoRA, metadata", tells=_stabilised),
-    Kind("DoRA, `dora_scale` (out, 1)", {".dora_scale": _of((WIDTH, 1))}),
-    Kind("the same, written for the base's norms", {".dora_scale": _of((WIDTH, 1))}, tells=_over_base),
-    Kind("DoRA, `dora_scale` (1, in)", {".dora_scale": _of((1, WIDTH))}),
-    Kind("DoRA, `dora_layer.weight`", {".dora_layer.weight": _VECTOR}),
-    Kind("DoRA, `lora_magnitude_vector`", {".lora_magnitude_vector": _VECTOR}),
-    Kind("DoRA, `lora_magnitude_vector.weight`", {".lora_magnitude_vector.weight": _VECTOR}),
-    Kind("DoRA, `magnitude`", {".magnitude": _VECTOR}),
+    Kind("RS-LoRA by `use_rslora_flag`", has_alpha=True, beside={"use_rslora_flag": ((), 1.0)}),
+    Kind("RS-LoRA by metadata", tells=_stabilised),
+    Kind("DoRA `dora_scale` (out, 1)", {".dora_scale": _of((WIDTH, 1))}),
+    Kind("that written for the base's norms", {".dora_scale": _of((WIDTH, 1))}, tells=_over_base),
+    Kind("DoRA `dora_scale` (1, in)", {".dora_scale": _of((1, _IN))}),
+    Kind("DoRA `dora_layer.weight`", {".dora_layer.weight": _VECTOR}),
+    Kind("DoRA `lora_magnitude_vector`", {".lora_magnitude_vector": _VECTOR}),
+    Kind("DoRA `lora_magnitude_vector.weight`", {".lora_magnitude_vector.weight": _VECTOR}),
+    Kind("DoRA `magnitude`", {".magnitude": _VECTOR}),
     Kind("LoHa", _LOHA, is_plain=False),
-    Kind("LoKr, two whole factors", {".lokr_w1": _of((2, 2)), ".lokr_w2": _of((_HALF, _HALF))}, is_plain=False),
+    Kind("LoKr of two whole factors", {".lokr_w1": _of((2, 2)), ".lokr_w2": _of((_HALF, _HALF_IN))}, is_plain=False),
     Kind(
-        "LoKr, one thin factor",
-        {".lokr_w1": _of((2, 2)), ".lokr_w2_a": _of((_HALF, RANK)), ".lokr_w2_b": _of((RANK, _HALF))},
+        "LoKr with a thin factor",
+        {".lokr_w1": _of((2, 2)), ".lokr_w2_a": _of((_HALF, RANK)), ".lokr_w2_b": _of((RANK, _HALF_IN))},
         is_plain=False,
     ),
-    Kind("OFT, `oft_blocks`", {".oft_blocks": _of((4, 4, 4)), ".alpha": ((), 0.0)}, is_plain=False),
-    Kind("BOFT, `oft_blocks`", {".oft_blocks": _of((2, 4, 4, 4)), ".alpha": ((), 0.0)}, is_plain=False),
-    Kind("(IA)3, `on_input`", {".weight": _VECTOR, ".on_input": ((), 0.0)}, is_plain=False, has_alpha=False),
+    Kind("OFT `oft_blocks`", {".oft_blocks": _of((4, 4, 4)), ".alpha": ((), 0.0)}, is_plain=False),
+    Kind("BOFT `oft_blocks`", {".oft_blocks": _of((2, 4, 4, 4)), ".alpha": ((), 0.0)}, is_plain=False),
+    Kind("(IA)3 `on_input`", {".weight": _VECTOR, ".on_input": ((), 0.0)}, is_plain=False, has_alpha=False),
     Kind("GLoRA", _glora("a1", "a2", "b1", "b2"), is_plain=False),
-    Kind("GLoRA, LyCORIS before 3", _glora("a2", "a1", "b2", "b1"), is_plain=False),
-    Kind("`diff`", {".diff": _of((WIDTH, WIDTH))}, is_plain=False, has_alpha=False),
-    Kind("`diff` and `diff_b`", {".diff": _of((WIDTH, WIDTH)), ".diff_b": _VECTOR}, is_plain=False, has_alpha=False),
-    Kind("LoRA and `diff_b`", {".diff_b": _VECTOR}),
-    Kind("LoRA, `lora_up.bias`", {".lora_up.bias": _VECTOR}),
-    Kind("`w_norm` and `b_norm`", {".w_norm": _VECTOR, ".b_norm": _VECTOR}, _norms, is_plain=False, has_alpha=False),
+    Kind("GLoRA before LyCORIS 3", _glora("a2", "a1", "b2", "b1"), is_plain=False),
+    Kind("`diff`", {".diff": _of((WIDTH, _IN))}, is_plain=False, has_alpha=False),
+    Kind("`diff` with `diff_b`", {".diff": _of((WIDTH, _IN)), ".diff_b": _VECTOR}, is_plain=False, has_alpha=False),
+    Kind("LoRA with `diff_b`", {".diff_b": _VECTOR}),
+    Kind("LoRA with `lora_up.bias`", {".lora_up.bias": _VECTOR}),
+    Kind("`w_norm` with `b_norm`", {".w_norm": _VECTOR, ".b_norm": _VECTOR}, _norms, is_plain=False, has_alpha=False),
     Kind("`diff` of a parameter", {".diff": _VECTOR}, _parameters, is_plain=False, has_alpha=False),
     Kind("LoRA of a 3x3 convolution", _CONVOLUTION, _convolutions, is_plain=False),
-    Kind("the same with a Tucker core", _TUCKER, _convolutions, is_plain=False),
-    Kind("LoRA, and of a CLIP", others=_encoder),
-    Kind("LoRA and a key of nobody", beside={"unknown": _VECTOR}),
-    Kind("LoRA and 20 keys of nobody", beside={f"other.{number}.weight": _VECTOR for number in range(20)}),
+    Kind("that with a Tucker core", _TUCKER, _convolutions, is_plain=False),
+    Kind("LoRA with one of a CLIP", others=_encoder),
+    Kind("LoRA with a key of nobody", beside={"unknown": _VECTOR}),
+    Kind("LoRA with 20 keys of nobody", beside={f"other.{number}.weight": _VECTOR for number in range(20)}),
 )

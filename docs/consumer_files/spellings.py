@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from consumer_files.written import A_B, ALPHA, DOWN_UP, File, folder, named, plain
+from consumer_files.written import A_B, ALPHA, DOWN_UP, File, Modules, folder, layers, named, plain
 from lora_inspect import schemes
 from lora_inspect.architectures.record import Architecture, Layout
 from lora_inspect.schemes.writing import OWN, first_of
@@ -31,10 +31,10 @@ class Spelling(NamedTuple):
             return family.layouts[0]
         return next((layout for layout in family.layouts if name and name in layout.names), None)
 
-    def modules(self, family: Architecture) -> tuple[str, ...]:
-        """A module for each path of the layout, as a key names it; none where there are no such names."""
+    def modules(self, family: Architecture) -> Modules:
+        """A module for each layer of the blocks; none where there are no such names."""
         layout = self.layout(family)
-        return named(schemes.by_name(self.scheme), family, layout.paths) if layout else ()
+        return named(schemes.by_name(self.scheme), family, layers(layout)) if layout else {}
 
 
 def _of_diffusers(family: Architecture) -> str | None:
@@ -63,7 +63,7 @@ SPELLINGS = (
 
 
 def spelled(spelling: Spelling, family: Architecture, has_alpha: bool) -> File | None:
-    """A plain LoRA of every path; None where there are no such names."""
+    """A plain LoRA of every layer; None where there are no such names."""
     modules = spelling.modules(family)
     if not modules:
         return None

@@ -5,7 +5,7 @@ What a program makes of a file depends on its names, on shapes, and on the numbe
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -16,12 +16,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "fixtures")]
 
 from make_synthetic import element, encode  # noqa: E402
 
-from lora_inspect.architectures.record import Architecture  # noqa: E402
+from lora_inspect.architectures.patterns import pattern_of  # noqa: E402
+from lora_inspect.architectures.record import Architecture, Layout  # noqa: E402
 from lora_inspect.reading.settings import Settings  # noqa: E402
 from lora_inspect.schemes.record import Scheme  # noqa: E402
 
 WIDTH, RANK, ALPHA = 16, 4, 3.0
 Shape = tuple[int, ...]
+# How many inputs modules have, by what they are called in keys.
+Modules = Mapping[str, int]
 # Tensors by name, each all of one number.
 Tensors = dict[str, tuple[Shape, float]]
 
@@ -51,23 +54,38 @@ class File(NamedTuple):
         return str(folder)
 
 
-def named(scheme: Scheme, family: Architecture, paths: Iterable[str]) -> tuple[str, ...]:
-    """The modules at these paths as keys name them, each of the first block."""
+def layers(layout: Layout) -> Iterator[str]:
+    """The paths of layers in the innermost blocks, which adapters are trained on, but for those of few models."""
+    lists = [name.replace("{i}", "#") for name, _ in layout.blocks]
+    inner = tuple(f"{one}." for one in lists if not any(other.startswith(f"{one}.") for other in lists))
+    for path in layout.paths:
+        is_inside = pattern_of(path, ".").startswith(inner) if inner else "{i}" in path
+        # Wan's models of text to video have none of those.
+        if is_inside and not path.endswith("_img"):
+            yield path
+
+
+def named(scheme: Scheme, family: Architecture, paths: Iterable[str]) -> Modules:
+    """The modules at these paths as keys name them, each of the first block.
+
+    Their inputs are as wide as tells the family where nothing else does: the tokens of a text encoder.
+    """
+    told = {size.path: size.in_features for size in family.sizes if size.out_features is None}
     writing = scheme.writing
     prefix = writing.prefixes.get(family.name, writing.prefix).format(pipeline=family.pipeline_name) if writing else ""
-    return tuple(scheme.module(path.replace("{i}", "0"), prefix) for path in paths)
+    return {scheme.module(path.replace("{i}", "0"), prefix): told.get(path) or WIDTH for path in paths}
 
 
 A_B, DOWN_UP = "A/B", "down/up"
 _FACTORS = {A_B: (".lora_A.weight", ".lora_B.weight"), DOWN_UP: (".lora_down.weight", ".lora_up.weight")}
 
 
-def plain(modules: Iterable[str], factors: str, alpha: float | None = None, rank: int = RANK) -> Tensors:
+def plain(modules: Modules, factors: str, alpha: float | None = None, rank: int = RANK) -> Tensors:
     """The factors of LoRA for each module, with an alpha tensor where there is one."""
     down, up = _FACTORS[factors]
     found: Tensors = {}
-    for module in modules:
-        found |= {module + down: ((rank, WIDTH), 0.0), module + up: ((WIDTH, rank), 0.0)}
+    for module, inputs in modules.items():
+        found |= {module + down: ((rank, inputs), 0.0), module + up: ((WIDTH, rank), 0.0)}
         if alpha is not None:
             found[f"{module}.alpha"] = ((), alpha)
     return found
