@@ -1,7 +1,8 @@
 """InvokeAI: it first tells by a file's keys and shapes what model it is of, and loads none that it does not tell.
 
 Behind that each family has a conversion of its own. Sources: `configs/lora.py` in `invokeai/backend/model_manager`, and
-`lora_conversions/` in `invokeai/backend/patches`, run on small models of SD 1.5, SDXL, Wan, Qwen-Image and Z-Image.
+`lora_conversions/` in `invokeai/backend/patches`, run on small models of SD 1.5, SDXL, Wan, Qwen-Image and
+Z-Image, and on FLUX in its own widths.
 """
 
 import re
@@ -11,6 +12,7 @@ from lora_inspect.architectures import by_name
 from lora_inspect.consumers.invokeai_kinds import BESIDE, DOTTED, DOTTED_PEFT, FLAT, FLAT_PEFT, NOT_FOUND
 from lora_inspect.consumers.record import (
     COMPUTES,
+    FAILS,
     OTHER_AXIS,
     SILENT,
     Consumer,
@@ -192,6 +194,39 @@ def _z_image() -> Iterator[Rule]:
     yield Rule(prefixes=("diffusion_model.",), layouts=("original",), unfound=NOT_FOUND)
 
 
+# FLUX: every key of a file in kohya's names has to begin as one of these, and its widths are not those of FLUX.2.
+_FLUX = re.compile(
+    r"lora_unet_\w+_blocks_\d+_(?:(?:img|txt)_(?:attn|mlp|mod)|linear[12]|modulation)|lora_unet_final_layer_linear"
+    r"|lora_te1_text_model_encoder_layers_\d+_(?:mlp|self_attn)_"
+    r"|lora_te2_encoder_block_\d+_layer_\d+_(?:DenseReluDense|SelfAttention)_"
+)
+_UNLIKE_FLUX = "LoRA model is in unsupported FLUX format"
+_WIDTH = 3072
+_OF_WIDTH = ("_img_attn_proj.lora_down.weight", ".img_attn.proj.lora_A.weight")
+_OF_ROWS = ("_img_mlp_0.lora_up.weight", ".img_mlp.0.lora_B.weight")
+
+
+def _of_flux(adapter: Adapter) -> str | None:
+    tensors = adapter.checkpoint.tensors
+    if any(key.startswith("lora_unet_") for key in tensors) and not all(map(_FLUX.match, tensors)):
+        return _UNLIKE_FLUX
+    for key, info in tensors.items():
+        is_wider = key.endswith(_OF_WIDTH) and info.shape[1:] != (_WIDTH,)
+        if is_wider or (key.endswith(_OF_ROWS) and info.shape[0] != 4 * _WIDTH):
+            return "the file is taken for one of FLUX.2"
+    return None
+
+
+def _flux() -> Iterator[Rule]:
+    for rule in (FLAT_PEFT, FLAT._replace(lacks=("final_layer.linear",), unfound=_PASSED, says="")):
+        yield rule._replace(prefixes=("lora_unet_",), layouts=("original",))
+    own = Rule(prefixes=("diffusion_model.",), layouts=("original",))
+    yield own._replace(dialects=("peft",), alpha=False, kinds={"lora": COMPUTES})
+    yield own._replace(dialects=("peft",), alpha=True, kinds={"lora": FAILS}, says=DOTTED.says)
+    yield own._replace(dialects=("kohya",), says=_UNLIKE_FLUX)
+    yield Rule(prefixes=("lora_unet_", "diffusion_model.", "lycoris_"), layouts=("diffusers",), says=_UNLIKE_FLUX)
+
+
 def _loader(family: str, rules: Iterable[Rule], refuses: Refusal) -> Loader:
     return Loader(tuple(rules), BESIDE, (family,), others=_PASSED, refuses=refuses)
 
@@ -203,9 +238,17 @@ CONSUMER = Consumer(
     loaders=(
         _loader("sd15", _unet(("diffusers",)), _of_sd15),
         _loader("sdxl", _unet(_EITHER), _of_sdxl),
+        _loader("flux", _flux(), _of_flux),
         _loader("wan", _wan(), _of_wan),
         _loader("qwen_image", _qwen_image(), _of_qwen_image),
         _loader("z_image", _z_image(), _of_z_image),
     ),
-    schemes={"sd15": "kohya", "sdxl": "kohya", "wan": "comfyui", "qwen_image": "kohya", "z_image": "diffusers"},
+    schemes={
+        "sd15": "kohya",
+        "sdxl": "kohya",
+        "flux": "kohya",
+        "wan": "comfyui",
+        "qwen_image": "kohya",
+        "z_image": "diffusers",
+    },
 )

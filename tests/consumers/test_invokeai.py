@@ -8,9 +8,11 @@ from toy_adapters import lora
 
 from lora_inspect.ops.compat import compat
 
-SD15, SDXL, WAN, QWEN, Z_IMAGE = (
-    {"ss_base_model_version": name} for name in ("sd_v1", "sdxl_base_v1-0", "wan", "qwen_image", "z_image")
+SD15, SDXL, FLUX, WAN, QWEN, Z_IMAGE = (
+    {"ss_base_model_version": name} for name in ("sd_v1", "sdxl_base_v1-0", "flux1", "wan", "qwen_image", "z_image")
 )
+OF_FLUX = ("double_blocks.0.txt_attn.proj", "single_blocks.1.modulation.lin")
+OF_FLUX_DIFFUSERS = ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.proj_mlp")
 SAME, NOTHING, PARTLY, REFUSED, UNKNOWN = "same meaning", "nothing loaded", "partly loaded", "refused", "unknown"
 OF_SDXL = ("input_blocks.4.1.transformer_blocks.0.attn2.to_k", "input_blocks.1.0.emb_layers.1")
 OF_UNET = ("down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k", "down_blocks.0.resnets.0.time_emb_proj")
@@ -49,6 +51,11 @@ def named(prefix, *paths, **options):
         (SDXL, "unet.", OF_UNET, REFUSED, REFUSED),
         (SDXL, "diffusion_model.", OF_SDXL, REFUSED, REFUSED),
         (SDXL, "lycoris_", OF_UNET, REFUSED, REFUSED),
+        (FLUX, "lora_unet_", OF_FLUX, SAME, REFUSED),
+        (FLUX, "lora_unet_", OF_FLUX_DIFFUSERS, REFUSED, REFUSED),
+        (FLUX, "diffusion_model.", OF_FLUX, REFUSED, REFUSED),
+        (FLUX, "diffusion_model.", OF_FLUX_DIFFUSERS, REFUSED, REFUSED),
+        (FLUX, "lycoris_", OF_FLUX_DIFFUSERS, REFUSED, REFUSED),
         (WAN, "lora_unet_", OF_WAN, SAME, SAME),
         (WAN, "lora_unet_", OF_WAN_DIFFUSERS, SAME, SAME),
         (WAN, "diffusion_model.", OF_WAN, SAME, SAME),
@@ -83,6 +90,25 @@ def test_alpha_may_be_missing(judged):
         assert judged(named(prefix, *paths, alpha=None), metadata).verdict == SAME
     for spelled in ("transformer.",):
         assert judged(named(spelled, *OF_QWEN, alpha=None, spelling="peft"), QWEN).verdict == SAME
+
+
+def test_factors_of_peft_in_the_own_names_of_flux_have_no_alpha(judged):
+    assert judged(named("diffusion_model.", *OF_FLUX, alpha=None, spelling="peft"), FLUX).verdict == SAME
+    assert judged(named("diffusion_model.", *OF_FLUX, alpha=None), FLUX).verdict == REFUSED
+
+
+def test_every_key_of_flux_is_of_its_blocks(judged):
+    tensors = named("lora_unet_", *OF_FLUX)
+    assert judged({**tensors, **FLAG}, FLUX).says == "LoRA model is in unsupported FLUX format"
+    assert judged({**tensors, **named("lora_unet_", "img_in")}, FLUX).verdict == REFUSED
+    found = judged({**tensors, **named("lora_unet_", "final_layer.linear")}, FLUX)
+    assert (found.verdict, found.silent) == (PARTLY, True)
+
+
+def test_the_widths_of_flux_tell_it_from_flux2(judged):
+    path = "double_blocks.0.img_attn.proj"
+    assert judged(named("lora_unet_", path, out=3072, inputs=3072), FLUX).verdict == SAME
+    assert judged(named("lora_unet_", path), FLUX).says == "the file is taken for one of FLUX.2"
 
 
 def test_fused_layers_of_z_image_are_not_found(judged):
