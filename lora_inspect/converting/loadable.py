@@ -32,7 +32,7 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
     """Raises LoraInspectError where the programs of the scheme do not compute what a module has."""
     writing, path = writing_of(scheme), adapter.checkpoint.path
     for module, contribution in ((one, own) for one in adapter.modules.values() for own in one.contributions):
-        algorithm = _written(contribution, writing, options)
+        algorithm = written_algorithm(contribution, writing, options)
         has_core = "mid" in contribution.shapes and not options.algorithm and not _spells(algorithm, "mid", writing)
         # Who computes whatever its names can spell has it from there.
         is_own = contribution.module.scheme == scheme.name and writing.algorithms is None
@@ -50,7 +50,7 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
         _check_read_alike(path, contribution, algorithm, writing)
     for module in adapter.modules.values():
         of_weight = [one for one in module.contributions if one.algorithm.parameter == WEIGHT]
-        titles = list(dict.fromkeys(_written(one, writing, options).title for one in of_weight))
+        titles = list(dict.fromkeys(written_algorithm(one, writing, options).title for one in of_weight))
         if len(titles) > 1:
             raise LoraInspectError(
                 f"{path}: {module.name.key} has {listed(titles)} for one weight, and {writing.title} would apply one "
@@ -68,7 +68,7 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
         )
 
 
-def _written(contribution: Contribution, writing: Writing, options: ConvertOptions) -> Algorithm:
+def written_algorithm(contribution: Contribution, writing: Writing, options: ConvertOptions) -> Algorithm:
     """The algorithm that the output has."""
     algorithm = spelled_in(mlx.in_lora(contribution.algorithm), writing.dialects)
     if options.algorithm == FULL:

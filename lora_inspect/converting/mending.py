@@ -2,10 +2,10 @@
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from lora_inspect import consumers, schemes
+from lora_inspect import schemes
 from lora_inspect.algorithms import lokr
 from lora_inspect.consumers.record import Consumer
 from lora_inspect.consumers.verdict import SAME, judge
@@ -13,15 +13,16 @@ from lora_inspect.converting.asked_algorithm import check_algorithm
 from lora_inspect.converting.asked_consumer import for_consumer, scheme_for, with_base
 from lora_inspect.converting.asked_kinds import check_kinds
 from lora_inspect.converting.asked_magnitudes import with_magnitudes
+from lora_inspect.converting.foreseen import foreseen
 from lora_inspect.converting.inputs import chosen_input
 from lora_inspect.converting.loadable import check_loadable
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.output_endings import output_ending
 from lora_inspect.converting.plan import plan_for
+from lora_inspect.converting.relayout import Destination
 from lora_inspect.converting.targets import targets
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.contribution import Module
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.schemes.gguf import GGUF
 
@@ -40,13 +41,14 @@ def mending(adapter: Adapter, given: str, consumer: Consumer, base: str | None) 
     asked = ConvertOptions(consumer=consumer.name, settings=adapter.settings)
     if _is_for_llama_cpp(adapter, asked):
         asked = replace(asked, model_config=base if base and os.path.isdir(base) else CONFIG)
-    for make in (_standard, _exact, _with_base, _as_lora, _near):
+    for make in (_standard, _exact, _with_base, _as_lora, _near, _as_full):
         try:
             options = make(adapter, asked, base)
             if options is None:
                 continue
             output = _output(adapter, options)
-            _check(adapter, output, options)
+            if not _is_right(adapter, output, options, consumer):
+                continue
         except LoraInspectError:
             continue
         return shlex.join(["lora-inspect", "convert", given, *_words(options), "-o", output])
@@ -63,21 +65,7 @@ def _is_for_llama_cpp(adapter: Adapter, asked: ConvertOptions) -> bool:
 
 def _standard(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
     """The file under its own names, for all programs that read those, where alpha/rank is all that it lacks."""
-    if adapter.dora.value or not all(schemes.by_name(c.module.scheme).carries_alpha for c in adapter.contributions):
-        return None
-    modules = {key: _with_alpha(module) for key, module in adapter.modules.items()}
-    written = adapter._replace(modules=modules, flags=())
-    found = judge(written, adapter_candidates(adapter), consumers.by_name(asked.consumer or ""))
-    return replace(asked, consumer=None) if found.verdict == SAME else None
-
-
-def _with_alpha(module: Module) -> Module:
-    """The module as a standard file has it."""
-    contributions = tuple(
-        c._replace(alpha=c.scale * c.rank, rslora=False) if c.rank and c.scale is not None else c
-        for c in module.contributions
-    )
-    return module._replace(contributions=contributions, rslora_flag=None)
+    return None if adapter.dora.value else replace(asked, consumer=None, model_config=None)
 
 
 def _exact(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
@@ -98,22 +86,39 @@ def _near(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertO
     return replace(asked, algorithm="lora", base=base or BASE, max_error=_NEAR)
 
 
-def _check(adapter: Adapter, output: str, options: ConvertOptions) -> None:
-    """Raises LoraInspectError where the conversion cannot be; what a base tells that is not given is taken for told."""
+def _as_full(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
+    return replace(asked, algorithm="full", base=base or BASE)
+
+
+def _is_right(adapter: Adapter, output: str, options: ConvertOptions, consumer: Consumer) -> bool:
+    """Whether the program will make of the output what is meant, as far as that can be foreseen.
+
+    Raises LoraInspectError where the conversion cannot be; what is told by files that are not given is taken for told.
+    """
     if options.base != BASE and options.model_config != CONFIG:
-        plan_for(adapter, output, options)
-        return
+        plan = plan_for(adapter, output, options)
+        return _is_read(adapter, plan.destinations, plan.options, consumer)
     chosen_input(adapter, options)
     told = with_magnitudes(adapter, for_consumer(adapter, adapter, options))
     if check_algorithm(adapter, told):
         raise LoraInspectError(f"{adapter.checkpoint.path}: nothing of it becomes anything else.")
     check_kinds(adapter, [family.architecture.name for family in adapter_candidates(adapter)], told)
-    if options.model_config == CONFIG:
-        if not all(c.algorithm.rows or c.algorithm.replaces for c in adapter.contributions):
-            raise LoraInspectError(f"{adapter.checkpoint.path}: the config tells whether rows move that cannot.")
-        check_loadable(adapter, schemes.by_name(told.scheme or ""), told)
-    else:
-        targets(adapter, adapter, None, None, told)
+    if options.model_config != CONFIG:
+        return _is_read(adapter, targets(adapter, adapter, None, None, told), told, consumer)
+    if not all(c.algorithm.rows or c.algorithm.replaces for c in adapter.contributions):
+        raise LoraInspectError(f"{adapter.checkpoint.path}: the config tells whether rows move that cannot.")
+    check_loadable(adapter, schemes.by_name(told.scheme or ""), told)
+    return True
+
+
+def _is_read(
+    adapter: Adapter, destinations: Sequence[Destination], options: ConvertOptions, consumer: Consumer
+) -> bool:
+    written = foreseen(adapter, destinations, options)
+    if written is None:
+        # A folder is as its config says, but only programs that read such folders are given one.
+        return options.consumer is not None
+    return judge(written, adapter_candidates(adapter), consumer).verdict == SAME
 
 
 def _words(options: ConvertOptions) -> Iterator[str]:

@@ -5,6 +5,7 @@ Where the rules say nothing of a file, that is a gap, and stands in a list here.
 
 import copy
 import logging
+import shlex
 from functools import cache
 
 import pytest
@@ -196,3 +197,35 @@ def test_only_the_forward_is_right_where_the_scale_is_not_one(kind, tmp_path):
     (_, said, seen), (_, of_merge, in_merge) = judged(tensors, weights, "wan", found, tmp_path)
     assert (said.factor, seen.factor) == (1.0, 1.0)
     assert (of_merge.factor, in_merge.factor) == (ALPHA / RANK, ALPHA / RANK)
+
+
+def base_of(family, tmp_path):
+    file = tmp_path / "base.safetensors"
+    save_file({key: value.contiguous() for key, value in model(family).state_dict().items()}, file)
+    return str(file)
+
+
+@pytest.mark.parametrize(("family", "scheme", "kind", "has_alpha"), GRID)
+def test_every_fix_makes_the_file_right(family, scheme, kind, has_alpha, tmp_path, run):
+    found = layers(model(family), kind)
+    tensors, weights = adapter(KINDS[kind], own_tensors(found), spelled(scheme), has_alpha)
+    file = tmp_path / "adapter.safetensors"
+    save_file(tensors, file, says(family))
+    (said,) = compat(str(file), "lycoris").verdicts
+    if said.fix is None:
+        assert said.verdict in ("same meaning", "unknown"), said.says
+        return
+    fix = said.fix.replace("BASE", base_of(family, tmp_path))
+    ended = run(*shlex.split(fix)[1:])
+    assert ended.status == 0, ended.stderr
+    output = shlex.split(fix)[-1]
+    (mended,) = compat(output, "lycoris").verdicts
+    assert mended.verdict == "same meaning", mended.says
+    meant = in_outputs(weights, found)
+    if "--max-error" in fix:
+        after = applied(family, output, weights, found)
+        wrong = sum(float((after[name].double() - one.meant).square().sum()) for name, one in meant.items())
+        right = sum(float((one.meant - one.base).square().sum()) for one in meant.values())
+        assert wrong < 0.011**2 * right
+    else:
+        assert observe(meant, lambda: applied(family, output, weights, found)).verdict == "same meaning"

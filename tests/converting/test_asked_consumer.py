@@ -153,7 +153,8 @@ def test_the_fix_of_names_is_for_the_program(wan, tmp_path, run):
     [(BASE_NORM, "--base BASE -o"), (OTHER_AXIS, "--algorithm full -o"), (LEAVES, "--base BASE --max-error 0.01 -o")],
 )
 def test_the_fix_of_dora_names_the_base(wan, does, words):
-    rule = LOADS_COMFYUI._replace(prefixes=(), magnitudes={".dora_scale output": does})
+    kinds = {"lora": COMPUTES, "full": COMPUTES}
+    rule = LOADS_COMFYUI._replace(prefixes=(), kinds=kinds, magnitudes={".dora_scale output": does})
     with added(program(rule, REST)):
         assert words in verdict(wan(dora_scale=("F32", (8, 1), 1.0))).fix
 
