@@ -39,7 +39,7 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
         is_named = writing.parameters and is_own_parameter(module)
         if not is_own and (has_core or not (is_named or _is_loaded(algorithm, writing))):
             title = f"{algorithm.title} with a Tucker core" if has_core else algorithm.title
-            can_be_lora = becomes_lora(algorithm, contribution.shapes) and not algorithm.transposed
+            can_be_lora = becomes_lora(contribution.algorithm, contribution.shapes) and not algorithm.transposed
             instead = "make plain LoRA of it with --algorithm lora, " if can_be_lora else ""
             if is_saved_weight(algorithm, contribution.shapes):
                 instead = "make plain LoRA of it with --algorithm lora --base BASE, "
