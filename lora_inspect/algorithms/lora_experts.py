@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from lora_inspect.maths.change import Change
 
 
+# Of what no registry has, as no suffix tells it.
+NAME = "lora_experts"
+
+
 def rank(experts: int, shapes: Shapes) -> int:
     """That of one expert, by which alpha is divided."""
     return shapes["down"][0] // experts
@@ -68,7 +72,7 @@ def change(experts: int, tensors: Tensors, scale: float, alpha: float | None, pa
 def lora_experts(experts: int) -> Algorithm:
     """The algorithm of a parameter of so many experts."""
     return Algorithm(
-        name="lora_experts",
+        name=NAME,
         title="LoRA of all experts of a layer",
         equation="of each expert e: W + m · s · B_e @ A_e",
         writers="PEFT (target_parameters), Unsloth",

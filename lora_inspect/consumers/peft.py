@@ -7,6 +7,7 @@ Sources: `PeftModel.from_pretrained`, `set_peft_model_state_dict` and `check_tar
 from lora_inspect.consumers.peft_folders import config_of, settings_of
 from lora_inspect.consumers.record import (
     COMPUTES,
+    HIDING,
     INFIXED,
     SILENT,
     WARNS,
@@ -75,6 +76,8 @@ CONSUMER = Consumer(
             rules=(
                 _FILE,
                 _FILE._replace(dialects=("lycoris",), kinds={"loha": COMPUTES, "lokr": COMPUTES}),
+                # Factors of all experts stand under the layer that holds them.
+                _FILE._replace(dialects=(HIDING,), kinds={"lora_experts": COMPUTES}, finds=None),
                 # What is saved whole has no suffix of its own.
                 Rule(prefixes=_FILE.prefixes, kinds={"saved": COMPUTES}),
                 Rule(unfound=Strangers(WARNS, "Found missing adapter keys while loading the checkpoint")),

@@ -6,6 +6,7 @@ from lora_inspect import consumers, schemes
 from lora_inspect.algorithms.record import BIAS, Algorithm
 from lora_inspect.consumers.record import FAILS, LEAVES, Consumer, Loader
 from lora_inspect.converting.asked_algorithm import becomes_lora, is_made_lora, is_saved_weight
+from lora_inspect.converting.asked_full import FULL, becomes_full
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.reading.adapter import Adapter
@@ -32,7 +33,8 @@ def check_kinds(adapter: Adapter, families: Iterable[str], options: ConvertOptio
     for contribution in adapter.contributions:
         algorithm = contribution.algorithm
         # Under other names it may become something else, of which the scheme itself knows.
-        if contribution.module.scheme != scheme.name or is_made_lora(contribution, options):
+        becomes = is_made_lora(contribution, options) or (options.algorithm == FULL and becomes_full(algorithm))
+        if becomes or contribution.module.scheme != scheme.name:
             continue
         does = {_does(algorithm, consumer, name, scheme) for name in names}
         if len(does) == 1 and (word := _DOES.get(does.pop())):

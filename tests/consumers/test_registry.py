@@ -3,6 +3,7 @@
 import pytest
 
 from lora_inspect import algorithms, consumers, schemes
+from lora_inspect.algorithms import lora_experts
 from lora_inspect.algorithms.recognised import RECOGNISED
 from lora_inspect.architectures import ARCHITECTURES
 from lora_inspect.architectures.text_encoders import ROOTS
@@ -64,7 +65,7 @@ def test_spellings_exist(consumer):
     magnitudes = {f"{suffix} {axis}" for suffix in SPELLINGS for axis in (OUTPUT, INPUT)}
     for rule in rules(consumer):
         assert set(rule.dialects) <= DIALECTS
-        assert rule.kinds.keys() <= ALGORITHMS.keys() | {""}
+        assert rule.kinds.keys() <= ALGORITHMS.keys() | {"", lora_experts.NAME}
         assert set(rule.kinds.values()) <= {COMPUTES, LEAVES, MISREADS, FAILS, ""}
         assert rule.magnitudes.keys() <= magnitudes
         assert set(rule.magnitudes.values()) <= {COMPUTES, LEAVES, BASE_NORM, OTHER_AXIS, FAILS}
