@@ -41,9 +41,13 @@ ScaleRule = Callable[[Given], float | None]
 def alpha_over_rank(given: Given) -> float | None:
     """alpha/rank of what stands in the file, 1 without an alpha: the rule of nearly all programs.
 
-    What has no rank, or no alpha that is divided by one, is applied as its tensors stand.
+    What has no rank, or no alpha that is divided by one, is applied as its tensors stand: LoKr of whole factors, too,
+    of which the program that trained it may have divided alpha by something else.
     """
     contribution = given.contribution
+    formula = contribution.algorithm.formula
+    if contribution.scale is not None and formula and formula.rank(contribution.shapes) is None:
+        return 1.0
     if contribution.rank is None:
         return contribution.scale
     if given.module.alpha is None:

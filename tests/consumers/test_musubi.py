@@ -137,3 +137,14 @@ def test_a_file_of_several_kinds_is_read_as_one_of_them(judged, tmp_path):
         tensors |= made
     save_file(tensors, tmp_path / "a.safetensors", {"ss_base_model_version": "wan2.1"})
     assert compat(str(tmp_path / "a.safetensors"), "musubi").verdicts[0].verdict == "unknown"
+
+
+def test_whole_factors_of_lokr_are_applied_as_they_stand(judged, tmp_path):
+    """blissful-tuner, which stores `lokr_factor`, divides alpha by the largest side of w2."""
+    made, _ = adapter(
+        KINDS["lokr whole"], {"blocks.0.self_attn.q": {"weight": torch.randn(16, 16)}}, spelled("lora_unet_"), True
+    )
+    tensors = {**made, "lokr_factor": torch.tensor(2)}
+    save_file(tensors, tmp_path / "a.safetensors", {"ss_base_model_version": "wan2.1"})
+    (found,) = compat(str(tmp_path / "a.safetensors"), "musubi").verdicts
+    assert (found.verdict, found.factor) == (STRENGTH, 2.667)
