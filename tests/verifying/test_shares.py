@@ -127,6 +127,14 @@ def test_more_than_eight_roundings_are_not_explained():
         assert shares_in(sums(x, one)).is_explained == explained
 
 
+def test_the_residual_is_what_rounding_does_not_explain():
+    one, rest = drawn(1, 50, 50), drawn(2, 50, 50)
+    rest = rest - one * float((one * rest).sum() / one.square().sum())
+    x = one + rest * (3 * 2500 * 0.01) ** 0.5 / rest.norm()
+    found = shares_in(sums(x, one, noise=0.01))
+    assert found.residual == pytest.approx((2 * 2500 * 0.01) ** 0.5 / float(one.norm()), rel=1e-4)
+
+
 def test_rows_have_shares_of_their_own():
     one = drawn(1, 6, 9)
     rows = torch.tensor([1.0, 1, 0, 0, 2, 1])
