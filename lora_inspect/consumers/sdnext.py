@@ -11,12 +11,14 @@ from collections.abc import Iterator
 
 from lora_inspect.architectures import by_name
 from lora_inspect.consumers import webui_networks
+from lora_inspect.consumers.diffusers import CONSUMER as DIFFUSERS
 from lora_inspect.consumers.record import (
     COMPUTES,
     FAILS,
     INFIXED,
     LEAVES,
     MISREADS,
+    READ,
     SILENT,
     TEXT_ENCODERS,
     WARNS,
@@ -240,6 +242,13 @@ def _flux2() -> Iterator[Rule]:
     yield Rule(prefixes=("lora_unet_", "diffusion_model."), layouts=("diffusers",), unfound=_UNMATCHED)
 
 
+# It loads these with the pipelines of diffusers, whose errors it logs, in another revision than that of their rules.
+_THROUGH_DIFFUSERS = tuple(
+    loader._replace(rules=tuple(rule._replace(by=READ) for rule in loader.rules))
+    for loader in DIFFUSERS.loaders
+    if set(loader.families) <= {"wan", "qwen_image"}
+)
+
 _ENCODERS = Rule(layouts=(TEXT_ENCODERS,), unfound=_UNMATCHED)
 
 CONSUMER = Consumer(
@@ -259,6 +268,7 @@ CONSUMER = Consumer(
             embeddings=True,
         ),
         Loader((*_flux(), _ENCODERS), _PASSED, ("flux",), _UNMATCHED, _of_flux, embeddings=True),
+        *_THROUGH_DIFFUSERS,
         Loader(tuple(_in_diffusers("sd3")), _PASSED, ("sd3",), _UNMATCHED, _no_dot, embeddings=True),
         Loader(tuple(_flux2()), _PASSED, ("flux2",), embeddings=True),
         Loader((*_z_image(), Rule(layouts=(TEXT_ENCODERS,))), _PASSED, ("z_image",), embeddings=True),
@@ -267,5 +277,6 @@ CONSUMER = Consumer(
         **dict.fromkeys(("sd15", "sdxl"), "kohya"),
         **dict.fromkeys(("sd3", "flux"), "onetrainer"),
         **dict.fromkeys(("flux2", "z_image"), "comfyui"),
+        **dict.fromkeys(("wan", "qwen_image"), "diffusers"),
     },
 )

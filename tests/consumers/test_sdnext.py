@@ -212,3 +212,19 @@ def test_text_encoders(judged):
 def test_a_layer_gets_its_weight_for_a_bias(judged):
     found = judged({**named("lora_unet_", OF_SDXL[0]), f"{Q}.diff_b": ("F32", (8,), 0.5)})
     assert (found.verdict, found.silent) == ("wrong change", True)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "prefix", "path", "spelling", "alpha"),
+    [
+        ({"ss_base_model_version": "wan"}, "transformer.", "blocks.0.attn1.to_q", "peft", None),
+        ({"ss_base_model_version": "wan"}, "lora_unet_", "blocks.0.self_attn.q", "kohya", 8.0),
+        ({"ss_base_model_version": "qwen_image"}, "transformer.", "transformer_blocks.0.attn.to_q", "peft", None),
+        ({"ss_base_model_version": "qwen_image"}, "lora_unet_", "transformer_blocks.0.attn.to_q", "kohya", 8.0),
+    ],
+)
+def test_other_models_go_through_diffusers(write_safetensors, metadata, prefix, path, spelling, alpha):
+    file = write_safetensors(named(prefix, path, spelling=spelling, alpha=alpha), metadata)
+    (own,), (theirs,) = (compat(str(file), name).verdicts for name in ("sdnext", "diffusers"))
+    assert (own.verdict, own.factor, own.by) == (theirs.verdict, theirs.factor, "read")
+    assert own.verdict != "unknown"
