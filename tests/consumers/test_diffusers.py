@@ -4,12 +4,15 @@ A verdict that is `unknown` where the pipeline shows what becomes of the file is
 """
 
 import pytest
+import torch
 from adapter_files import KINDS, NAMES, adapter_file, layout_of
 from consumer_grid import Weight, differs, is_gap, observe
+from diffusers.loaders import lora_pipeline
 from diffusers_pipelines import bias_of, loaded, weights
 from safetensors.torch import save_file
 
 from lora_inspect.architectures import by_name
+from lora_inspect.consumers.verdict import needs_mending
 from lora_inspect.ops.compat import compat
 
 pytestmark = pytest.mark.numeric
@@ -54,11 +57,10 @@ def files(family, names):
 CELLS = [(family, names) for family in FAMILIES for names in NAMES if layout_of(family, names)]
 
 
-def judged(family, names, kind, has_alpha, file):
-    """(the verdict of `compat`, what the pipeline did)."""
+def meaning(family, names, kind, has_alpha):
+    """(a file, the weights that its trainer means by it)."""
     base = weights(family)
     made = adapter_file(family, names, kind, has_alpha, base, says=by_name(family).metadata_names[0])
-    save_file({key: tensor.contiguous() for key, tensor in made.tensors.items()}, file, made.metadata)
     meant = {}
     for path, weight in made.meant.items():
         plain = made.plain[path] if KINDS[kind].is_dora else None
@@ -66,6 +68,13 @@ def judged(family, names, kind, has_alpha, file):
     for path, change in made.biases.items():
         bias = bias_of(family, path).double()
         meant[f"{path}.bias"] = Weight(bias, bias + change)
+    return made, meant
+
+
+def judged(family, names, kind, has_alpha, file):
+    """(the verdict of `compat`, what the pipeline did)."""
+    made, meant = meaning(family, names, kind, has_alpha)
+    save_file({key: tensor.contiguous() for key, tensor in made.tensors.items()}, file, made.metadata)
     (verdict,) = compat(str(file), "diffusers").verdicts
     return verdict, observe(meant, lambda: loaded(family, file))
 
@@ -85,3 +94,34 @@ def test_pipelines_do_what_is_said(family, names, tmp_path):
             gaps.add((kind, has_alpha))
     assert not wrong
     assert gaps == GAPS.get((family, names), set())
+
+
+@pytest.mark.parametrize("kind", ["rslora flag", "dora_layer", "lora bias"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_written_for_them_loads_as_it_was_trained(family, kind, tmp_path, run):
+    source, output = tmp_path / "adapter.safetensors", tmp_path / "written.safetensors"
+    verdict, _ = judged(family, "kohya", kind, True, source)
+    assert needs_mending(verdict)
+    run("convert", source, "--to", "diffusers", "--architecture", family, "-o", output)
+    (written,) = compat(str(output), "diffusers").verdicts
+    assert written.verdict == "same meaning"
+    assert observe(meaning(family, "kohya", kind, True)[1], lambda: loaded(family, output)).verdict == "same meaning"
+
+
+@pytest.mark.parametrize("rank", [4, 3])
+def test_the_fused_layer_of_flux_has_one_width(rank, tmp_path):
+    """The real width, as the pipeline hands it to PEFT: the product of the factors, with alpha/rank in them."""
+    layer, path = "lora_unet_single_blocks_0_linear1", "single_transformer_blocks.0"
+    numbers = torch.Generator().manual_seed(3)
+    down, up = torch.randn(rank, 3072, generator=numbers), torch.randn(21504, rank, generator=numbers)
+    tensors = {f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up, f"{layer}.alpha": torch.tensor(2.0)}
+    file = tmp_path / "wide.safetensors"
+    save_file(tensors, file, {"ss_base_model_version": "flux1"})
+    (verdict,) = compat(str(file), "diffusers").verdicts
+    assert verdict.verdict == "same meaning"
+    handed = lora_pipeline.FluxLoraLoaderMixin.lora_state_dict(str(file))
+    probe = torch.randn(3072, 2, generator=numbers)
+    meant = (2.0 / rank * up.double() @ (down.double() @ probe.double())).split((3072, 3072, 3072, 12288))
+    for part, change in zip(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), meant, strict=True):
+        a, b = (handed[f"transformer.{path}.{part}.lora_{side}.weight"].double() for side in "AB")
+        assert float((b @ (a @ probe.double()) - change).norm()) <= 1e-5 * float(change.norm())
