@@ -184,7 +184,7 @@ def _of_files(count: Counter[bool]) -> tuple[str, str]:
 def messages_of(judged: Judged) -> Iterator[str]:
     """What each program does with strangers, and says where it refuses a file or needs an option."""
     for program in judged.programs:
-        says = "; ".join(f"`{one}`" for one in sorted(judged.says[program.name]))
+        says = "; ".join(_code(one) for one in sorted(judged.says[program.name]))
         told = f" It says {says}." if says else ""
         yield from _item(f"**{program.title} {program.version}**: {'; '.join(_strangers_of(program))}.{told}")
 
@@ -193,21 +193,25 @@ def _strangers_of(program: Consumer) -> Iterator[str]:
     """What it does with keys that it has no use for, and of which families."""
     ways: dict[str, list[str]] = {}
     for loader in program.loaders:
-        does = _in_words(loader.strangers)
-        others = _in_words(loader.others) if loader.others else does
-        way = does if others == does else f"{does}, of no module {others}"
-        unfound = dict.fromkeys(_in_words(rule.unfound) for rule in loader.rules if rule.unfound)
-        way += "".join(f", of modules that it does not find {one}" for one in unfound)
-        ways.setdefault(way, []).extend(loader.families or ("others",))
+        told = {"": [loader.strangers], "those of no module": [loader.others or loader.strangers]}
+        told["modules that it does not find"] = [rule.unfound for rule in loader.rules if rule.unfound]
+        words = {which: list(dict.fromkeys(map(_in_words, own))) for which, own in told.items()}
+        others = [f"{which} {' or '.join(own)}" for which, own in words.items() if which and own not in ([], words[""])]
+        ways.setdefault(", ".join([*words[""], *others]), []).extend(loader.families or ("others",))
     for way, families in ways.items():
         yield f"{way} ({', '.join(dict.fromkeys(families))})" if len(ways) > 1 else way
 
 
+def _code(text: str) -> str:
+    """Text as a program prints it, which may have backticks of its own."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
 def _in_words(strangers: Strangers) -> str:
     what = {SILENT: "passed over silently", FAILS: "refused"}.get(strangers.does, "passed over with a message")
-    says = f" `{strangers.says}`" if strangers.says else ""
+    says = f" {_code(strangers.says)}" if strangers.says else ""
     beyond = f"; refused where they are more than {strangers.most}" if strangers.most is not None else ""
-    return what + says + (f"{beyond} `{strangers.beyond}`" if beyond and strangers.beyond else beyond)
+    return what + says + (f"{beyond} {_code(strangers.beyond)}" if beyond and strangers.beyond else beyond)
 
 
 @cache

@@ -139,7 +139,9 @@ class Judged:
         families = (Detection(family, family.layouts[0], None, ""),)
         adapter = with_paths(adapter, families)
         verdicts = judge_each(adapter, families, self.programs)
-        return Seen({one.consumer.name: one for one in verdicts}, frozenset((*file.tensors, *adapter.modules)))
+        # A program that misses an alpha names it.
+        names = (*file.tensors, *adapter.modules, *(f"{module}.alpha" for module in adapter.modules))
+        return Seen({one.consumer.name: one for one in verdicts}, frozenset(names))
 
 
 def own_scheme(program: Consumer, family: str) -> str:
