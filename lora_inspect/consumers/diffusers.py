@@ -185,10 +185,23 @@ _SDXL_LOADERS = (
     own("sdxl", "unet"),
 )
 
+# Families of which the names of diffusers alone were tried, each with what its pipeline calls the model.
+_OTHERS = {
+    **dict.fromkeys(("sd15", "sd2"), "unet"),
+    **dict.fromkeys(
+        (
+            *("anima", "auraflow", "cosmos", "framepack", "hidream_i1", "hunyuan_video", "ideogram4", "kandinsky5"),
+            *("krea2", "ltx2", "ltx_video", "lumina2", "sd3"),
+        ),
+        "transformer",
+    ),
+}
+_OTHER_LOADERS = tuple(own(family, pipeline, marks=(f"^{pipeline}.",)) for family, pipeline in _OTHERS.items())
+
 CONSUMER = Consumer(
     name="diffusers",
     title="diffusers",
     version="0.42.0 with PEFT 0.21.2",
-    loaders=(*_WAN_LOADERS, *FLUX_LOADERS, *_QWEN_LOADERS, *_Z_LOADERS, *_SDXL_LOADERS),
+    loaders=(*_WAN_LOADERS, *FLUX_LOADERS, *_QWEN_LOADERS, *_Z_LOADERS, *_SDXL_LOADERS, *_OTHER_LOADERS),
     schemes={"": "diffusers"},
 )

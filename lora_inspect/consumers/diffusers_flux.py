@@ -65,6 +65,7 @@ FLUX_LOADERS = (
     # Its own names under kohya's suffixes are renamed, and the alphas beside them dropped.
     own(
         "flux",
+        families=("chroma", "flux"),
         marks=("^transformer.",),
         rules=(
             _FLUX_OWN,

@@ -26,6 +26,8 @@ GAPS = {
     ("flux", "onetrainer"): {("loha", False), ("loha", True)},
     ("flux", "diffusers"): {("uneven", True)},
     ("flux", "diffusers, down and up"): {("lora bias", True), ("magnitude", True)},
+    ("chroma", "diffusers"): {("uneven", True)},
+    ("chroma", "diffusers, down and up"): {("lora bias", True), ("magnitude", True)},
     ("qwen_image", "kohya"): {("ia3", True)},
     ("qwen_image", "comfyui"): {("ia3", True)},
     ("qwen_image", "comfyui, down and up"): {("ia3", True)},
@@ -42,6 +44,8 @@ GAPS = {
 def files(family, names):
     """(kind, whether an alpha stands in it) of every file whose meaning its own program tells."""
     for kind, made in KINDS.items():
+        if family in OTHERS and kind not in (*_FEW, "uneven", "rslora config"):
+            continue
         if names not in _ALL_KINDS and kind not in _FEW:
             continue
         # Configs are of diffusers' own names, and RS-LoRA without an alpha means nothing.
@@ -54,13 +58,19 @@ def files(family, names):
                 yield kind, has_alpha
 
 
+# Families whose loaders were tried with the names of diffusers alone.
+OTHERS = (
+    *("anima", "auraflow", "chroma", "cosmos", "framepack", "hidream_i1", "hunyuan_video", "ideogram4", "kandinsky5"),
+    *("krea2", "ltx2", "ltx_video", "lumina2", "sd15", "sd2", "sd3"),
+)
 CELLS = [(family, names) for family in FAMILIES for names in NAMES if layout_of(family, names)]
+CELLS += [(family, names) for family in OTHERS for names in ("diffusers", "diffusers, down and up")]
 
 
 def meaning(family, names, kind, has_alpha):
     """(a file, the weights that its trainer means by it)."""
     base = weights(family)
-    made = adapter_file(family, names, kind, has_alpha, base, says=by_name(family).metadata_names[0])
+    made = adapter_file(family, names, kind, has_alpha, base, says=(*by_name(family).metadata_names, "")[0])
     meant = {}
     for path, weight in made.meant.items():
         plain = made.plain[path] if KINDS[kind].is_dora else None
