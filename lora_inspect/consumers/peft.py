@@ -63,7 +63,7 @@ _FILE = Rule(
     kinds=dict.fromkeys((*_LORA, *_TOKENS, *_OTHERS), COMPUTES),
     finds=_finds,
     scale=as_meant,
-    magnitudes={".lora_magnitude_vector output": COMPUTES},
+    magnitudes={".lora_magnitude_vector output": COMPUTES, ".lora_magnitude_vector.weight output": COMPUTES},
     residual=True,
 )
 

@@ -73,8 +73,9 @@ def _odd(keys: Iterable[str]) -> str | None:
 
 def _never(adapter: Adapter) -> str | None:
     """What goes on through a conversion as it is."""
-    odd = _odd(adapter.beside)
-    return f"refuses a file with {odd}" if odd else None
+    if odd := _odd(adapter.beside):
+        return f"refuses a file with {odd}"
+    return f"refuses rank {rank}" if (rank := _largest_rank(adapter)) > MAX_RANKS[-1] else None
 
 
 def _largest_rank(adapter: Adapter) -> int:

@@ -18,6 +18,7 @@ from lora_inspect.algorithms.record import Role
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.change_norm import change_norm
 from lora_inspect.converting.growth import Growth
+from lora_inspect.converting.movable_rows import are_movable
 from lora_inspect.converting.naming import FACTORS
 from lora_inspect.converting.part import Part
 from lora_inspect.converting.relayout import Destination
@@ -65,13 +66,11 @@ def _arranged(pieces: Sequence[Piece], rows: int, scale: float | None, growth: G
 
 
 def _check(part: Part) -> None:
-    algorithm, key = part.algorithm, part.origin.module.key
-    products = {role: other for role, other in algorithm.rows.items() if other}
-    has_kernel = any(len(part.shapes[role]) > 2 for pair in products.items() for role in pair)
-    if has_kernel or not part.factors.keys() <= algorithm.rows.keys() | set(products.values()):
+    if not are_movable(part.algorithm, {role: part.shapes[role] for role in part.factors}):
         raise LoraInspectError(
-            f"{part.file}: {key} is {algorithm.title} whose rows cannot be taken apart or put together; merge it into "
-            "a base, which may have either layout, make plain LoRA of it with --algorithm lora, or keep its layout."
+            f"{part.file}: {part.origin.module.key} is {part.algorithm.title} whose rows cannot be taken apart or put "
+            "together; merge it into a base, which may have either layout, make plain LoRA of it with --algorithm "
+            "lora, or keep its layout."
         )
 
 

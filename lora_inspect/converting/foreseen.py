@@ -6,24 +6,28 @@ from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms.record import WEIGHT, Algorithm
 from lora_inspect.converting.asked_magnitudes import due_norms
 from lora_inspect.converting.loadable import written_algorithm
+from lora_inspect.converting.movable_rows import are_magnitudes_movable, are_movable
 from lora_inspect.converting.naming import ALPHA, FACTORS, alpha_key, carrier_of, factor_key, magnitude_place
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.relayout import Destination
+from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.maths.dora import OUTPUT, SPELLINGS
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution, Magnitude, Module
 from lora_inspect.reading.peft_config import EMBEDDED_KEY
-from lora_inspect.schemes.writing import Writing
 
 
 def foreseen(adapter: Adapter, destinations: Sequence[Destination], options: ConvertOptions) -> Adapter | None:
     """What will be written of the `adapter`; None where a config will say the scale, or layers of experts move.
 
     Its tensors have the names that they will have, and lie nowhere.
+    Raises LoraInspectError where rows have to be moved that cannot.
     """
     if any(carrier_of(one.module) not in (ALPHA, FACTORS) or one.experts for one in destinations):
         return None
+    if not all(_is_arrangeable(one, options) for one in destinations):
+        raise LoraInspectError(f"{adapter.checkpoint.path}: the rows of some layer cannot be taken apart or together.")
     modules = {one.module.name.key: _module(one, options) for one in destinations}
     tensors = {info.name: info for module in modules.values() for info in module.tensors}
     tensors |= {key: adapter.checkpoint.tensors[key] for key in adapter.beside}
@@ -32,11 +36,32 @@ def foreseen(adapter: Adapter, destinations: Sequence[Destination], options: Con
     return adapter._replace(checkpoint=checkpoint, modules=modules, flags=())
 
 
+def _is_arrangeable(destination: Destination, options: ConvertOptions) -> bool:
+    """Whether the rows of its sources can be put together, or taken apart, as the layer has them."""
+    if destination.rows is None:
+        return True
+    own = [c for source in destination.sources for c in source.module.contributions]
+    moved = [c for c in own if _written(c, options) is c.algorithm and not _becomes_near(c, options)]
+    keeps = any(_keeps_magnitude(c, c.algorithm, options) for c in moved)
+    return all(are_movable(c.algorithm, c.shapes) for c in moved) and (not keeps or are_magnitudes_movable(destination))
+
+
+def _becomes_near(origin: Contribution, options: ConvertOptions) -> bool:
+    """Whether the true change of the base is written in its place."""
+    return origin.magnitude is not None and bool(options.base) and not options.keep_dora
+
+
+def _keeps_magnitude(origin: Contribution, algorithm: Algorithm, options: ConvertOptions) -> bool:
+    is_kept = algorithm.decomposes and not (_becomes_near(origin, options) or options.drop_magnitude)
+    return is_kept and origin.magnitude is not None
+
+
 def _module(destination: Destination, options: ConvertOptions) -> Module:
     module = destination.module
     own = [c for source in destination.sources for c in source.module.contributions]
     # Parts that are put together become one change of each kind.
-    found = {one.algorithm.name: one for one in (_contribution(module, c, options) for c in own)}
+    rows = destination.rows
+    found = {one.algorithm.name: one for one in (_contribution(module, c, rows, options) for c in own)}
     contributions = tuple(found.values())
     has_alpha = carrier_of(module) == ALPHA and any(_has_alpha(module, one) for one in contributions)
     alpha = TensorInfo(alpha_key(module), "F32", (), "", 0, 4) if has_alpha else None
@@ -50,17 +75,18 @@ def _has_alpha(module: Module, contribution: Contribution) -> bool:
     return algorithm.has_alpha and (contribution.rank is not None or module.alpha is not None or is_asked)
 
 
-def _contribution(module: Module, origin: Contribution, options: ConvertOptions) -> Contribution:
-    writing = schemes.by_name(options.scheme).writing if options.scheme else None
-    algorithm = _algorithm(origin, writing, options)
-    is_near = origin.magnitude is not None and bool(options.base) and not options.keep_dora
+def _contribution(module: Module, origin: Contribution, rows: int | None, options: ConvertOptions) -> Contribution:
+    algorithm = _written(origin, options)
     factors = {
-        role: info._replace(name=factor_key(module, origin, algorithm, role))
+        role: info._replace(
+            name=factor_key(module, origin, algorithm, role),
+            shape=(rows, *info.shape[1:]) if rows is not None and role in algorithm.rows else info.shape,
+        )
         for role, info in _roles(origin, algorithm)
     }
     is_scaled = algorithm is origin.algorithm or algorithm.has_alpha
     scale = origin.scale if carrier_of(module) == ALPHA and is_scaled else 1.0
-    is_kept = algorithm.decomposes and not (is_near or options.drop_magnitude)
+    is_kept = _keeps_magnitude(origin, algorithm, options)
     rank = origin.rank if is_scaled else None
     return origin._replace(
         module=module.name,
@@ -68,14 +94,15 @@ def _contribution(module: Module, origin: Contribution, options: ConvertOptions)
         factors=factors,
         rows=None,
         rank=rank,
-        magnitude=_magnitude(module, origin, options) if is_kept and origin.magnitude else None,
+        magnitude=_magnitude(module, origin, rows, options) if is_kept else None,
         alpha=scale * rank if rank and scale is not None else origin.alpha,
         scale=scale,
         rslora=False,
     )
 
 
-def _algorithm(origin: Contribution, writing: Writing | None, options: ConvertOptions) -> Algorithm:
+def _written(origin: Contribution, options: ConvertOptions) -> Algorithm:
+    writing = schemes.by_name(options.scheme).writing if options.scheme else None
     if writing is None:
         return origin.algorithm
     algorithm = written_algorithm(origin, writing, options)
@@ -90,15 +117,16 @@ def _roles(origin: Contribution, algorithm: Algorithm) -> Iterator[tuple[str, Te
         return
     info = next(iter(origin.factors.values()))
     out, inputs = (size or 1 for size in (*origin.features,))
-    shapes = {"down": (1, inputs), "up": (out, 1)} if algorithm.parameter == WEIGHT else {}
-    yield from ((role, info._replace(shape=shapes.get(role, (out,)))) for role in algorithm.marks or ("down", "up"))
+    shapes = {"down": (1, inputs), "up": (out, 1)}
+    whole = (out, inputs) if algorithm.parameter == WEIGHT else (out,)
+    yield from ((role, info._replace(shape=shapes.get(role, whole))) for role in algorithm.marks or ("down", "up"))
 
 
-def _magnitude(module: Module, origin: Contribution, options: ConvertOptions) -> Magnitude | None:
+def _magnitude(module: Module, origin: Contribution, rows: int | None, options: ConvertOptions) -> Magnitude | None:
     magnitude = origin.magnitude
     if magnitude is None:
         return None
-    key, suffix, shape = magnitude_place(module, origin, magnitude)
+    key, suffix, shape = magnitude_place(module, origin, magnitude, rows)
     norms = (due_norms(options) if magnitude.axis == OUTPUT else None) or magnitude.spelling.norms
     spelling = SPELLINGS[suffix]._replace(norms=norms)
     return Magnitude(magnitude.info._replace(name=key, shape=shape), spelling, magnitude.axis)

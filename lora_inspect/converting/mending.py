@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from lora_inspect import schemes
-from lora_inspect.algorithms import lokr
 from lora_inspect.consumers.record import Consumer
 from lora_inspect.consumers.verdict import SAME, judge
-from lora_inspect.converting.asked_algorithm import check_algorithm
+from lora_inspect.converting.asked_algorithm import becomes_lora, check_algorithm
 from lora_inspect.converting.asked_consumer import for_consumer, scheme_for, with_base
 from lora_inspect.converting.asked_kinds import check_kinds
 from lora_inspect.converting.asked_magnitudes import with_magnitudes
@@ -21,6 +20,7 @@ from lora_inspect.converting.output_endings import output_ending
 from lora_inspect.converting.plan import plan_for
 from lora_inspect.converting.relayout import Destination
 from lora_inspect.converting.targets import targets
+from lora_inspect.converting.thin_changes import is_kernel_open, is_thin
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates
@@ -77,9 +77,12 @@ def _with_base(adapter: Adapter, asked: ConvertOptions, base: str | None) -> Con
 
 
 def _as_lora(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
-    # What is no product of thin factors shows as its numbers are read; LoKr's may be one or not.
-    is_open = any(contribution.algorithm.name == lokr.ALGORITHM.name for contribution in adapter.contributions)
-    return replace(asked, algorithm="lora", max_error=_NEAR if is_open else None)
+    made = [c for c in adapter.contributions if becomes_lora(c.algorithm, c.shapes)]
+    if any(is_kernel_open(c.algorithm, c.shapes) for c in made):
+        return None
+    return replace(
+        asked, algorithm="lora", max_error=None if all(is_thin(c.algorithm, c.shapes) for c in made) else _NEAR
+    )
 
 
 def _near(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
@@ -118,7 +121,9 @@ def _is_read(
     if written is None:
         # A folder is as its config says, but only programs that read such folders are given one.
         return options.consumer is not None
-    return judge(written, adapter_candidates(adapter), consumer).verdict == SAME
+    # Under other names it may be of more families, which widths tell apart where factors tell those.
+    told = written if all(None not in c.shape for c in adapter.contributions if c.algorithm.formula) else adapter
+    return judge(written, adapter_candidates(told), consumer).verdict == SAME
 
 
 def _words(options: ConvertOptions) -> Iterator[str]:

@@ -17,6 +17,7 @@ from lora_inspect.converting.asked_algorithm import becomes_lora
 from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.part import Part
 from lora_inspect.converting.scaled_factors import Factor, as_factor, fitting, joined, scaled
+from lora_inspect.converting.thin_changes import is_kernel_open
 from lora_inspect.converting.thin_rank import thin_rank
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.writer import TensorPlan
@@ -26,8 +27,6 @@ from lora_inspect.maths.tensor_reader import load_whole
 
 # A change that is built whole takes 8 bytes an element: 8 GB at most.
 _ELEMENTS = 1 << 30
-# What (in·kernel) of a 3x3 convolution is a multiple of.
-_KERNEL = 9
 
 
 class LoraMaker:
@@ -88,8 +87,7 @@ class LoraMaker:
         known = tuple(size for size in shape if size is not None)
         if len(known) == 2 and prod(inner) == known[1]:
             return (known[0], *inner)
-        is_told = "mid" in part.shapes or len(known) > 2
-        if len(known) < 2 or (not is_told and known[1] % _KERNEL == 0 and part.algorithm.name in _FLATTENED):
+        if len(known) < 2 or is_kernel_open(part.algorithm, part.shapes):
             raise LoraInspectError(
                 f"{part.file}: the factors of {part.origin.module.key} ({part.algorithm.title}) do not tell whether "
                 "its layer is a Linear or a convolution; name the base that it was trained on as --base BASE."
@@ -157,10 +155,6 @@ class LoraMaker:
         made = self._part(replace(first, scale=scale, error=0.0), up, down, shape, 0.0)
         dropped = tuple(key for part in parts for key in part.dropped)
         return replace(made, error=error, dropped=dropped)
-
-
-# Those whose factors may have the kernel of a convolution flattened.
-_FLATTENED = ("loha", "lokr")
 
 
 def _shortened(exact: Product, rank: int | None, max_error: float | None) -> tuple[Factor, Factor]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lora_inspect.algorithms import saved
-from lora_inspect.algorithms.record import WEIGHT
+from lora_inspect.algorithms.record import BIAS, WEIGHT
 from lora_inspect.converting.mlx_config import mlx_config
 from lora_inspect.converting.naming import (
     CONFIG,
@@ -237,7 +237,9 @@ class StandardOutput:
         if any(destination.experts for destination in self._modules):
             config = moved_experts(config, ranks, experts)
         saved_whole = [paths[key] for key, module in modules.items() if _has_saved(module)]
-        config = saved_config(config, saved_whole, not self._without_biases)
+        # A config that speaks of biases which are not there has programs refuse the folder.
+        has_none = config.get("bias", "none") != "none" and not any(map(_has_saved_bias, modules.values()))
+        config = saved_config(config, saved_whole, not (self._without_biases or has_none))
         own, listed = lora_config(config), self._asked is not None
         return standard_config(own, ranks, alphas, use_dora, experts, listed) | _of_biases(modules.values())
 
@@ -257,6 +259,11 @@ def _of_biases(modules: "Iterable[SpelledModule]") -> dict[str, object]:
 def _has_saved(module: "SpelledModule") -> bool:
     """Whether a weight of the module is saved whole."""
     return any(part.algorithm.name == saved.NAME and part.algorithm.parameter == WEIGHT for part in module.parts)
+
+
+def _has_saved_bias(module: "SpelledModule") -> bool:
+    """Whether a bias of the module is saved whole."""
+    return any(part.algorithm.name == saved.NAME and part.algorithm.parameter == BIAS for part in module.parts)
 
 
 def _methods(modules: "Iterable[SpelledModule]") -> set[str]:

@@ -4,6 +4,7 @@ import language_models
 import peft_kinds
 import pytest
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from lora_inspect.consumers.verdict import NOTHING, OTHER, PARTLY, REFUSED, SAME, STRENGTH, UNKNOWN
 from lora_inspect.ops.compat import compat
@@ -37,3 +38,14 @@ def test_the_verdict_is_what_peft_does(model, kind, tmp_path):
     assert (verdict.verdict == SAME) == folder.is_like_trained(logits), verdict
     if verdict.verdict != SAME:
         assert verdict.verdict in (NOTHING, OTHER, PARTLY, STRENGTH)
+
+
+def test_magnitudes_may_end_in_weight(tmp_path):
+    """PEFT gives its own spelling that end as it reads it."""
+    folder = peft_kinds.make("LlamaForCausalLM", peft_kinds.KINDS["dora"], tmp_path)
+    file = f"{folder.path}/adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({key + ".weight" if key.endswith("_vector") else key: one for key, one in tensors.items()}, file)
+    assert compat(str(folder.path), "peft").verdicts[0].verdict == SAME
+    network = PeftModel.from_pretrained(language_models.model("LlamaForCausalLM"), str(folder.path)).eval()
+    assert folder.is_like_trained(language_models.output(network))
