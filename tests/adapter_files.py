@@ -213,7 +213,7 @@ def _oft(layer: Layer) -> Made:
     skew = (blocks - blocks.transpose(1, 2)).double()
     eye = torch.eye(rows // count, dtype=torch.float64)
     turns = torch.block_diag(*((eye + one) @ torch.linalg.inv(eye - one) for one in skew))
-    meant = (turns @ layer.weight.double().flatten(1)).reshape(layer.weight.shape)
+    meant = (turns.T @ layer.weight.double().flatten(1)).reshape(layer.weight.shape)
     return {".oft_blocks": blocks}, meant - layer.weight.double(), meant
 
 

@@ -72,6 +72,9 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
 @click.option(
     "--drop-magnitude", is_flag=True, help="DoRA: leave the magnitude out; each row keeps the length of W + delta."
 )
+@click.option(
+    "--drop-unclaimed", is_flag=True, help="Leave out tensors that belong to no known algorithm, and list them."
+)
 @click.option("--drop-biases", is_flag=True, help="Leave out what changes biases; what that loses is not measured.")
 @click.option(
     "--layout",
@@ -128,6 +131,7 @@ def convert(
     lossy: bool,
     drop_magnitude: bool,
     drop_biases: bool,
+    drop_unclaimed: bool,
     allow_growth: bool,
     layout: str | None,
     target: str | None,
@@ -167,6 +171,7 @@ def convert(
         keep_dora=keep_dora,
         drop_magnitude=drop_magnitude,
         drop_biases=drop_biases,
+        drop_unclaimed=drop_unclaimed,
         base=base,
         rank=rank,
         max_error=max_error,

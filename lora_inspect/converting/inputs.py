@@ -43,6 +43,9 @@ def chosen_input(whole: Adapter, options: ConvertOptions) -> Input:
     modules = {module.name.key: module for module in asked}
     biases = _biases(adapter, modules) if options.drop_biases else []
     left_out += [info.name for contribution in biases for info in contribution.factors.values()]
+    if options.drop_unclaimed:
+        left_out += _unclaimed(adapter)
+        adapter = adapter._replace(unclaimed=())
     adapter = adapter._replace(modules=_without(modules, biases), embeddings=embeddings)
     _refuse_residual(adapter)
     return Input(adapter, left_out, frozenset(contribution.module.key for contribution in biases))
@@ -56,6 +59,15 @@ def _biases(adapter: Adapter, modules: Mapping[str, Module]) -> list[Contributio
         what = "nothing but biases" if found else "no biases"
         raise LoraInspectError(f"{adapter.checkpoint.path}: it changes {what}; leave --drop-biases out.")
     return found
+
+
+def _unclaimed(adapter: Adapter) -> tuple[str, ...]:
+    """The keys that no algorithm claims; LoraInspectError where there is none."""
+    if not adapter.unclaimed:
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: all its tensors belong to known algorithms; leave --drop-unclaimed out."
+        )
+    return adapter.unclaimed
 
 
 def _without(modules: Mapping[str, Module], biases: Collection[Contribution]) -> dict[str, Module]:

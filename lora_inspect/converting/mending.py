@@ -41,17 +41,18 @@ def mending(adapter: Adapter, given: str, consumer: Consumer, base: str | None) 
     asked = ConvertOptions(consumer=consumer.name, settings=adapter.settings)
     if _is_for_llama_cpp(adapter, asked):
         asked = replace(asked, model_config=base if base and os.path.isdir(base) else CONFIG)
-    for make in (_standard, _exact, _with_base, _as_lora, _near, _as_full):
-        try:
-            options = make(adapter, asked, base)
-            if options is None:
+    for drops in (False, True) if adapter.unclaimed else (False,):
+        for make in (_standard, _exact, _with_base, _as_lora, _near, _as_full):
+            try:
+                options = make(adapter, replace(asked, drop_unclaimed=drops), base)
+                if options is None:
+                    continue
+                output = _output(adapter, options)
+                if not _is_right(adapter, output, options, consumer):
+                    continue
+            except LoraInspectError:
                 continue
-            output = _output(adapter, options)
-            if not _is_right(adapter, output, options, consumer):
-                continue
-        except LoraInspectError:
-            continue
-        return shlex.join(["lora-inspect", "convert", given, *_words(options), "-o", output])
+            return shlex.join(["lora-inspect", "convert", given, *_words(options), "-o", output])
     return None
 
 
@@ -100,8 +101,8 @@ def _is_right(adapter: Adapter, output: str, options: ConvertOptions, consumer: 
     """
     if options.base != BASE and options.model_config != CONFIG:
         plan = plan_for(adapter, output, options)
-        return _is_read(adapter, plan.destinations, plan.options, consumer)
-    chosen_input(adapter, options)
+        return _is_read(plan.adapter, plan.destinations, plan.options, consumer)
+    adapter = chosen_input(adapter, options).adapter
     told = with_magnitudes(adapter, for_consumer(adapter, adapter, options))
     if check_algorithm(adapter, told):
         raise LoraInspectError(f"{adapter.checkpoint.path}: nothing of it becomes anything else.")
@@ -139,6 +140,8 @@ def _words(options: ConvertOptions) -> Iterator[str]:
         yield from ("--algorithm", options.algorithm)
     if options.max_error is not None:
         yield from ("--max-error", f"{options.max_error:g}")
+    if options.drop_unclaimed:
+        yield "--drop-unclaimed"
     if options.settings.allow_partial_dora:
         yield "--allow-partial-dora"
 

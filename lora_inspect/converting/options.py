@@ -10,7 +10,7 @@ from lora_inspect.reading.settings import Settings
 class ConvertOptions:
     """What the user may choose. For DoRA one of `keep_dora`, `drop_magnitude` or `base` must be given.
 
-    `drop_biases` leaves out what changes biases.
+    `drop_biases` leaves out what changes biases, `drop_unclaimed` what belongs to no known algorithm.
 
     With `base`, `rank` or `max_error` says how the true weight change is approximated, and `keep_dora` that magnitudes
     will be over the norms that the programs of the output divide by: `norms`, which the scheme or the program settles.
@@ -28,6 +28,7 @@ class ConvertOptions:
     keep_dora: bool = False
     drop_magnitude: bool = False
     drop_biases: bool = False
+    drop_unclaimed: bool = False
     base: str | None = None
     rank: int | None = None
     max_error: float | None = None
