@@ -87,7 +87,8 @@ def _contribution(module: Module, origin: Contribution, rows: int | None, option
     is_scaled = algorithm is origin.algorithm or algorithm.has_alpha
     scale = origin.scale if carrier_of(module) == ALPHA and is_scaled else 1.0
     is_kept = _keeps_magnitude(origin, algorithm, options)
-    rank = origin.rank if is_scaled else None
+    # What becomes LoRA has the rank of the factors that are foreseen of it.
+    rank = origin.rank if algorithm is origin.algorithm else 1 if algorithm.has_alpha else None
     return origin._replace(
         module=module.name,
         algorithm=algorithm,
