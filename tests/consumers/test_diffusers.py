@@ -139,14 +139,14 @@ def test_the_fused_layer_of_flux_has_one_width(rank, tmp_path):
         assert float((b @ (a @ probe.double()) - change).norm()) <= 1e-5 * float(change.norm())
 
 
-# Rows of a fused layer that only the other half of a program's file would tell.
+# What multiplies the rows of a fused layer, which the layers of diffusers have in parts.
 UNMENDED = {"flux": ("ia3", "oft"), "z_image": ("oft",)}
 
 
 def mends(family, names, kind, has_alpha, tmp_path, run):
     """What is wrong with the command that is offered for a file; empty where it makes the file right, or none is."""
     file, base = tmp_path / "adapter.safetensors", weights(family)
-    made = adapter_file(family, names, kind, has_alpha, base, says=by_name(family).metadata_names[0])
+    made = adapter_file(family, names, kind, has_alpha, base, says=(*by_name(family).metadata_names, "")[0])
     save_file({key: tensor.contiguous() for key, tensor in made.tensors.items()}, file, made.metadata)
     (said,) = compat(str(file), "diffusers").verdicts
     if said.fix is None:
