@@ -17,8 +17,6 @@ from lora_inspect.architectures import by_name
 from lora_inspect.consumers.verdict import needs_mending
 from lora_inspect.ops.compat import compat
 
-pytestmark = pytest.mark.numeric
-
 FAMILIES = ("flux", "qwen_image", "sdxl", "wan", "z_image")
 # Names that pipelines have a use for meet every kind; the other ones the kinds that loaders tell apart by their keys.
 _FEW = ("lora", "rslora flag", "dora_scale output", "dora_layer", "magnitude", "loha", "lora bias", "stranger")
@@ -95,7 +93,11 @@ def test_the_grid_is_as_large_as_it_has_to_be():
     assert sum(len(list(files(family, names))) for family, names in CELLS) >= 240
 
 
-@pytest.mark.parametrize(("family", "names"), CELLS)
+# Two families are enough to see that another processor's rounding changes no verdict.
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [pytest.param(*cell, marks=[pytest.mark.numeric] if cell[0] in ("flux", "wan") else []) for cell in CELLS],
+)
 def test_pipelines_do_what_is_said(family, names, tmp_path):
     wrong, gaps = [], set()
     for kind, has_alpha in files(family, names):

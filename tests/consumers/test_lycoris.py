@@ -20,8 +20,6 @@ from torch import nn
 
 from lora_inspect.ops.compat import compat
 
-pytestmark = pytest.mark.numeric
-
 FAMILIES = ("flux", "sdxl", "wan")
 LAYERS, NORMS = (nn.Linear, nn.Conv2d, nn.Conv3d), (nn.LayerNorm, nn.GroupNorm)
 # The layers of a model that have an adapter.
@@ -165,6 +163,7 @@ def judged(tensors, weights, family, own, tmp_path):
         yield name, said, seen
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("family", "scheme", "kind", "has_alpha"), GRID)
 def test_what_the_rules_say_is_what_it_does(family, scheme, kind, has_alpha, tmp_path):
     found = layers(model(family), kind)
@@ -178,6 +177,7 @@ def own_tensors(layers):
     return {path: dict(layer.named_parameters(recurse=False)) for path, layer in layers.items()}
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", ["sdxl", "wan"])
 def test_norms_beside_layers(family, tmp_path):
     tensors, weights, own = {}, {}, {}
@@ -189,6 +189,7 @@ def test_norms_beside_layers(family, tmp_path):
         assert (said.verdict, seen.verdict) == ("same meaning", "same meaning"), name
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("kind", ["loha", "lokr low-rank"])
 def test_only_the_forward_is_right_where_the_scale_is_not_one(kind, tmp_path):
     """The merge multiplies by the scale once more."""
