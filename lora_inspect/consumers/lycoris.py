@@ -136,7 +136,7 @@ _LYCORIS = Consumer(
 )
 _MERGE = _LYCORIS._replace(
     name="lycoris-merge",
-    title="LyCORIS, merge_to",
+    title="LyCORIS (merge_to)",
     loaders=(
         Loader(
             rules=(_OTHER_KEYS, _FOUND._replace(exceptions=_merged_exceptions, scale=_merged_scale), _OTHER_NAMES),

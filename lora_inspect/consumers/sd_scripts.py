@@ -153,7 +153,7 @@ _IN_BASE = Rule(
 )
 _FLUX_MERGE = _NETWORKS._replace(
     name="sd-scripts-flux-merge",
-    title="sd-scripts, flux_merge_lora",
+    title="sd-scripts (flux_merge_lora)",
     loaders=(
         Loader(
             families=("flux",),
