@@ -18,7 +18,7 @@ from lora_inspect.consumers.diffusers_rules import (
     converted,
     own,
 )
-from lora_inspect.consumers.record import COMPUTES, FAILS, INFIXED, Consumer, Rule, Strangers
+from lora_inspect.consumers.record import COMPUTES, FAILS, INFIXED, Consumer, Rule, ScaleOfFile, Strangers
 from lora_inspect.reading.adapter import Adapter
 
 _WAN_BLOCKS = tuple(
@@ -160,7 +160,7 @@ _SDXL_LOADERS = (
                 dialects=("kohya", "lycoris"),
                 kinds=ONLY_LORA,
                 magnitudes=SCALES_LEFT,
-                scale=alphas_by_pattern,
+                scale=ScaleOfFile(alphas_by_pattern),
                 says=_SDXL_FAILS,
             ),
             Rule(
@@ -175,7 +175,7 @@ _SDXL_LOADERS = (
                 dialects=("kohya", "lycoris"),
                 kinds=ONLY_LORA,
                 magnitudes=SCALES_LEFT,
-                scale=alphas_by_pattern,
+                scale=ScaleOfFile(alphas_by_pattern),
                 says=_SDXL_FAILS,
             ),
         ),

@@ -1,8 +1,9 @@
 """What diffusers' loaders ask of a whole adapter file: its embedded config, its alphas, and what all keys have."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 
-from lora_inspect.consumers.record import Given
+from lora_inspect.consumers.record import Given, ScaleRule
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.peft_config import EMBEDDED_KEY, embedded_configs
@@ -21,12 +22,13 @@ def stored(given: Given) -> float | None:
     return None if given.contribution.alpha is None else given.contribution.alpha / given.contribution.rank
 
 
-def alphas_by_pattern(given: Given) -> float | None:
+def alphas_by_pattern(adapter: Adapter) -> ScaleRule:
     """alpha/rank where all modules have one alpha; alphas that differ go by patterns, which not all layers match."""
-    component = given.module.name.component
-    own = [module for module in given.adapter.modules.values() if module.name.component == component]
-    alphas = {one.alpha if module.alpha else None for module in own for one in module.contributions if one.rank}
-    return stored(given) if len(alphas) == 1 else None
+    alphas: dict[str, set[float | None]] = defaultdict(set)
+    for module in adapter.modules.values():
+        own = {one.alpha if module.alpha else None for one in module.contributions if one.rank}
+        alphas[module.name.component] |= own
+    return lambda given: stored(given) if len(alphas[given.module.name.component]) == 1 else None
 
 
 def without_lora(pipeline: str, adapter: Adapter) -> str | None:

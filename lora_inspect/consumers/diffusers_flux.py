@@ -18,7 +18,18 @@ from lora_inspect.consumers.diffusers_rules import (
     converted,
     own,
 )
-from lora_inspect.consumers.record import COMPUTES, FAILS, INFIXED, LEAVES, SILENT, Given, Rule, Strangers, one
+from lora_inspect.consumers.record import (
+    COMPUTES,
+    FAILS,
+    INFIXED,
+    LEAVES,
+    SILENT,
+    Given,
+    Rule,
+    ScaleOfFile,
+    Strangers,
+    one,
+)
 
 # What the conversion of kohya's FLUX takes for granted of `linear1`.
 _FLUX_ROWS = 21504
@@ -58,7 +69,7 @@ _FLUX_OWN = Rule(
     dialects=("peft", "lycoris"),
     kinds={"lora": COMPUTES, "lora_bias": COMPUTES, "full_bias": LEAVES},
     magnitudes={**PEFT_DORA, LAYER_SCALE: LEAVES},
-    scale=alphas_by_pattern,
+    scale=ScaleOfFile(alphas_by_pattern),
 )
 _BIASES_LEFT = {"lora": COMPUTES, "lora_bias": LEAVES, "full_bias": LEAVES}
 FLUX_LOADERS = (

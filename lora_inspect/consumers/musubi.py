@@ -59,10 +59,13 @@ _MAGNITUDES = dict.fromkeys(
 )
 
 
+def _has_several_kinds(adapter: Adapter) -> bool:
+    """It takes the kind of a whole file from the first of its keys that it knows."""
+    return len({one.algorithm.name for one in adapter.contributions} & set(_KINDS)) > 1
+
+
 def _exceptions(given: Given) -> str | None:
-    """It takes the kind of a whole file from the first of its keys that it knows, and knows no cores and kernels."""
-    if len({one.algorithm.name for one in given.adapter.contributions} & set(_KINDS)) > 1:
-        return ""
+    """It knows no cores and kernels."""
     shapes = given.contribution.shapes
     if given.contribution.algorithm.name == "lokr" and "w1_a" in shapes:
         return LEAVES
@@ -95,6 +98,7 @@ _MERGES = tuple(
     for rule in (
         own._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None),
         own._replace(dialects=(SLICED, INFIXED), kinds={"": LEAVES}, exceptions=None, by=READ),
+        own._replace(where=_has_several_kinds, kinds={**dict.fromkeys(_KINDS, ""), "": LEAVES}),
         own,
     )
 )

@@ -21,6 +21,8 @@ from lora_inspect.consumers.record import (
     Given,
     Loader,
     Rule,
+    ScaleOfFile,
+    ScaleRule,
     Strangers,
     loader_for,
     treatment,
@@ -81,10 +83,11 @@ class Reception:
 
 
 class _Bound(NamedTuple):
-    """A rule, and which modules of the file it finds, where more than their names decides that."""
+    """A rule, and which modules of the file it finds, where more than their names decides that, and at which scale."""
 
     rule: Rule
     finds: Finder | None
+    scale: ScaleRule
 
 
 def receive(
@@ -105,7 +108,7 @@ def receive(
     holds = cache(lambda test: test(adapter))
     of_family = (rule for rule in loader.rules if not rule.families or name in rule.families)
     asked = [rule for rule in of_family if rule.where is None or holds(rule.where)]
-    rules = [_Bound(rule, rule.finds(adapter) if rule.finds else None) for rule in asked]
+    rules = [_bound(rule, adapter) for rule in asked]
     # Modules of one look are treated alike, and there are few looks.
     rule_of = cache(partial(_rule_of, rules, family))
     for module, contribution, look in looks(adapter) if seen is None else seen:
@@ -118,6 +121,11 @@ def receive(
     reception.needs = loader.needs(adapter) or ""
     _limit(reception, loader.strangers)
     return reception
+
+
+def _bound(rule: Rule, adapter: Adapter) -> _Bound:
+    finds = rule.finds(adapter) if rule.finds else None
+    return _Bound(rule, finds, rule.scale.make(adapter) if isinstance(rule.scale, ScaleOfFile) else rule.scale)
 
 
 def _rule_of(rules: Sequence[_Bound], family: Architecture | None, look: Look) -> _Bound | None:
@@ -189,11 +197,11 @@ def _place(reception: Reception, given: Given, look: Look, bound: _Bound | None,
     elif does == LEAVES:
         _leave(reception, keys, loader.leaves or loader.strangers, contribution)
     else:
-        _take(reception, given, look, rule, loader, does)
+        _take(reception, given, look, bound, loader, does)
 
 
-def _take(reception: Reception, given: Given, look: Look, rule: Rule, loader: Loader, does: str) -> None:
-    contribution = given.contribution
+def _take(reception: Reception, given: Given, look: Look, bound: _Bound, loader: Loader, does: str) -> None:
+    rule, contribution = bound.rule, given.contribution
     magnitude = ""
     if contribution.magnitude:
         magnitude = treatment(rule, look.magnitude, contribution.magnitude.spelling.norms)
@@ -205,7 +213,7 @@ def _take(reception: Reception, given: Given, look: Look, rule: Rule, loader: Lo
             reception.refusal = rule.says or f"it fails on {key}"
         if magnitude == LEAVES:
             _leave(reception, (key,), loader.leaves or loader.strangers, None)
-    scale = rule.scale(given)
+    scale = bound.scale(given)
     if scale is None:
         keys = tuple(info.name for info in contribution.factors.values())
         reception.unknown.append(Unknown(keys, f"the scale that it applies to {given.module.name.key} is not known"))

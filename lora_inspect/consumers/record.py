@@ -38,6 +38,12 @@ class Given(NamedTuple):
 ScaleRule = Callable[[Given], float | None]
 
 
+class ScaleOfFile(NamedTuple):
+    """A scale rule that is made of a whole file, where a module's scale depends on the others."""
+
+    make: Callable[[Adapter], ScaleRule]
+
+
 def alpha_over_rank(given: Given) -> float | None:
     """alpha/rank of what stands in the file, 1 without an alpha: the rule of nearly all programs.
 
@@ -133,7 +139,7 @@ class Rule(NamedTuple):
     unfound: Strangers | None = None
     parts: Mapping[str, str] = MappingProxyType({})
     exceptions: Exceptions | None = None
-    scale: ScaleRule = alpha_over_rank
+    scale: ScaleRule | ScaleOfFile = alpha_over_rank
     magnitudes: Mapping[str, str] = MappingProxyType({})
     residual: bool = False
     by: str = RUN

@@ -21,6 +21,7 @@ from lora_inspect.consumers.record import (
     Failure,
     Loader,
     Rule,
+    ScaleOfFile,
     Strangers,
     one,
 )
@@ -160,6 +161,18 @@ def test_a_rule_may_ask_for_a_key_of_the_file(judged):
     rule = LORA._replace(where=lambda adapter: key in adapter.checkpoint.tensors)
     assert judged(program(rule), wan()).verdict == "same meaning"
     assert judged(program(rule), wan(WAN_Q)).verdict == "unknown"
+
+
+def test_a_scale_that_depends_on_the_other_modules_is_made_once_for_a_file(judged):
+    made = []
+
+    def scale_of(adapter):
+        made.append(adapter)
+        return lambda given: given.contribution.scale * len(adapter.modules)
+
+    found = judged(program(LORA._replace(scale=ScaleOfFile(scale_of))), wan())
+    assert (found.verdict, found.factor) == ("wrong strength", 2.0)
+    assert len({id(adapter) for adapter in made}) == len(made)
 
 
 def test_a_scale_that_no_tensor_has_is_not_applied(judged):
