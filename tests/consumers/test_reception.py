@@ -8,6 +8,7 @@ from lora_inspect.consumers.record import (
     BASE_NORM,
     COMPUTES,
     FAILS,
+    HIDING,
     INFIXED,
     LEAVES,
     MISREADS,
@@ -25,8 +26,10 @@ from lora_inspect.consumers.record import (
     Strangers,
     one,
 )
+from lora_inspect.consumers.verdict import needs_mending
 from lora_inspect.ops.compat import compat
 from lora_inspect.reading.magnitude_norms import NORMS_KEY, NormsRecord
+from lora_inspect.reading.settings import Settings
 
 LORA = Rule(kinds={"lora": COMPUTES})
 WAN_Q, WAN_K = "lora_unet_blocks_0_self_attn_q", "lora_unet_blocks_0_self_attn_k"
@@ -377,3 +380,41 @@ def test_a_rule_may_speak_of_some_paths(judged):
     rules = (LORA._replace(paths=("blocks.{i}.self_attn.q",)), Rule(paths=("blocks.{i}.self_attn.k",)))
     assert judged(program(*rules), wan()).verdict == "partly loaded"
     assert judged(program(rules[0]), wan()).verdict == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("times", "verdict"), [(1.0009, "same meaning"), (1.01, "wrong strength"), (0.99, "wrong strength")]
+)
+def test_a_strength_is_right_to_the_rounding_of_half_precision(judged, times, verdict):
+    found = judged(program(LORA._replace(scale=lambda given: given.contribution.scale * times)), wan())
+    assert found.verdict == verdict
+
+
+def test_a_residual_base_that_is_given_has_no_first_values_left(write_safetensors):
+    path = str(write_safetensors(wan(), {"ss_init_lora_weights": "pissa"}))
+    with added(program(LORA)):
+        (found,) = compat(path, "toy", Settings(residual=True)).verdicts
+    assert found.verdict == "same meaning"
+
+
+@pytest.mark.parametrize(("takes", "ignored"), [(True, 0), (False, 1)])
+def test_embeddings_are_strangers_where_nothing_takes_them(judged, takes, ignored):
+    bundle = {"bundle_emb.token.string_to_param.*": ("F32", (2, 768), 0.5)}
+    found = judged(program(LORA, embeddings=takes), wan() | bundle)
+    assert (found.verdict, len(found.ignored)) == ("same meaning", ignored)
+
+
+def test_nothing_is_offered_for_what_is_unknown(judged):
+    found = judged(program(LORA._replace(prefixes=("diffusion_model.",))), wan())
+    assert (found.fix, needs_mending(found)) == (None, False)
+
+
+def test_keys_that_hide_a_part_of_the_path_have_to_be_named(judged):
+    attention = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor"
+    tensors = {
+        f"{attention}.to_{leaf}_lora.{side}.weight": ("F32", shape, 0.5)
+        for leaf in "qkv"
+        for side, shape in (("down", (4, 320)), ("up", (320, 4)))
+    }
+    assert judged(program(LORA), tensors).verdict == "unknown"
+    assert judged(program(LORA._replace(dialects=(HIDING,))), tensors).verdict == "same meaning"
