@@ -24,6 +24,7 @@ from lora_inspect.consumers.record import (
     INFIXED,
     LEAVES,
     SILENT,
+    Failure,
     Given,
     Rule,
     ScaleOfFile,
@@ -40,7 +41,10 @@ _FLUX_ENDS = (
 )
 
 
-def _of_other_width(given: Given) -> str | None:
+def _exceptions(given: Given) -> str | Failure | None:
+    """It halves and doubles two shares of the scale until they are alike, which those of a negative one never are."""
+    if given.module.alpha and (given.contribution.alpha or 0.0) < 0:
+        return Failure("it never ends, as an alpha is negative")
     body = given.module.name.body.replace("_", ".")
     return FAILS if body.endswith(".linear1") and given.contribution.shape[0] != _FLUX_ROWS else None
 
@@ -59,7 +63,7 @@ _FLUX_KOHYA = Rule(
     dialects=("kohya", "lycoris"),
     kinds={"lora": COMPUTES, "lora_bias": FAILS, "full_bias": LEAVES},
     magnitudes=SCALES_LEFT,
-    exceptions=_of_other_width,
+    exceptions=_exceptions,
     scale=stored,
     says=_INCOMPATIBLE,
 )

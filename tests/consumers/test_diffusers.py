@@ -178,3 +178,13 @@ def mends(family, names, kind, has_alpha, tmp_path, run):
 def test_every_fix_makes_the_file_right(family, names, tmp_path, run):
     found = {cell: mends(family, names, *cell, tmp_path, run) for cell in files(family, names)}
     assert {cell: why for cell, why in found.items() if why} == {}
+
+
+def test_a_negative_alpha_keeps_the_pipeline_of_flux_busy_forever(tmp_path):
+    """Its conversion is not run here, as it does not come back."""
+    file = tmp_path / "adapter.safetensors"
+    made = adapter_file("flux", "kohya", "lora", True, weights("flux"), says=by_name("flux").metadata_names[0])
+    tensors = {key: -tensor if key.endswith(".alpha") else tensor.contiguous() for key, tensor in made.tensors.items()}
+    save_file(tensors, file, made.metadata)
+    (verdict,) = compat(str(file), "diffusers").verdicts
+    assert (verdict.verdict, verdict.says) == ("refused", "it never ends, as an alpha is negative")
