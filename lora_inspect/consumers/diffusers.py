@@ -6,7 +6,7 @@ into the factors and fails on a key that it leaves over. An embedded config deci
 Sources: `loaders/lora_pipeline.py`, `loaders/lora_conversion_utils.py` and `loaders/peft.py` of diffusers.
 """
 
-from lora_inspect.consumers.diffusers_files import alphas_by_pattern, stored
+from lora_inspect.consumers.diffusers_files import alphas_by_pattern, endless, stored
 from lora_inspect.consumers.diffusers_flux import FLUX_LOADERS
 from lora_inspect.consumers.diffusers_rules import (
     ALL_FAIL,
@@ -29,7 +29,9 @@ _WAN_ENDS = (
     *("time_projection.1", "head.head", "text_embedding.0", "text_embedding.2"),
     *("time_embedding.0", "time_embedding.2"),
 )
-_WAN = Rule(layouts=("original",), kinds=ONLY_LORA, magnitudes=NO_DORA, scale=stored, says=LEFT_OVER)
+_WAN = Rule(
+    layouts=("original",), kinds=ONLY_LORA, magnitudes=NO_DORA, exceptions=endless, scale=stored, says=LEFT_OVER
+)
 _WAN_LOADERS = (
     converted(
         "wan",
@@ -81,6 +83,7 @@ _QWEN = Rule(
     dialects=("kohya", "peft", "lycoris"),
     kinds=ONLY_LORA,
     magnitudes=SCALES_LEFT,
+    exceptions=endless,
     scale=stored,
     says=LEFT_OVER,
 )

@@ -3,12 +3,18 @@
 from collections import defaultdict
 from collections.abc import Mapping
 
-from lora_inspect.consumers.record import Given, ScaleRule
+from lora_inspect.consumers.record import Failure, Given, ScaleRule
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.peft_config import EMBEDDED_KEY, embedded_configs
 
 NOT_LORA = "ValueError: Invalid LoRA checkpoint"
+
+
+def endless(given: Given) -> Failure | None:
+    """Conversions halve and double shares of the scale until they are alike, which those of a negative one never are."""
+    is_negative = given.module.alpha is not None and (given.contribution.alpha or 0.0) < 0
+    return Failure("it never ends, as an alpha is negative") if is_negative else None
 
 
 def stored(given: Given) -> float | None:

@@ -5,7 +5,7 @@ Sources: `_convert_kohya_flux_lora_to_diffusers` and `FluxLoraLoaderMixin` of di
 
 from functools import partial
 
-from lora_inspect.consumers.diffusers_files import NOT_LORA, alphas_by_pattern, no_lora, stored
+from lora_inspect.consumers.diffusers_files import NOT_LORA, alphas_by_pattern, endless, no_lora, stored
 from lora_inspect.consumers.diffusers_rules import (
     ALL_FAIL,
     DORA_SCALES,
@@ -42,9 +42,8 @@ _FLUX_ENDS = (
 
 
 def _exceptions(given: Given) -> str | Failure | None:
-    """It halves and doubles two shares of the scale until they are alike, which those of a negative one never are."""
-    if given.module.alpha and (given.contribution.alpha or 0.0) < 0:
-        return Failure("it never ends, as an alpha is negative")
+    if never := endless(given):
+        return never
     body = given.module.name.body.replace("_", ".")
     return FAILS if body.endswith(".linear1") and given.contribution.shape[0] != _FLUX_ROWS else None
 
@@ -113,6 +112,7 @@ FLUX_LOADERS = (
                 alpha=True,
                 kinds={"lora": COMPUTES, "lora_bias": FAILS, "full_bias": FAILS},
                 magnitudes=SCALES_LEFT,
+                exceptions=endless,
                 scale=stored,
                 says="KeyError: it is not implemented",
             ),

@@ -115,7 +115,7 @@ def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
         return LOST, f"it applies plain LoRA, without the magnitudes, {_told(told)}", told
     factors = _factors(reception.taken)
     if any(not _is_one(factor) for factor, _ in factors):
-        return STRENGTH, f"it applies {_strengths(factors)} of what is right", ()
+        return STRENGTH, f"it applies {_strengths(factors)} what is right", ()
     return SAME, reception.needs, ()
 
 

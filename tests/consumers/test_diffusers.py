@@ -180,10 +180,14 @@ def test_every_fix_makes_the_file_right(family, names, tmp_path, run):
     assert {cell: why for cell, why in found.items() if why} == {}
 
 
-def test_a_negative_alpha_keeps_the_pipeline_of_flux_busy_forever(tmp_path):
-    """Its conversion is not run here, as it does not come back."""
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [("flux", "kohya"), ("wan", "kohya"), ("wan", "comfyui"), ("qwen_image", "kohya"), ("z_image", "kohya")],
+)
+def test_a_negative_alpha_keeps_a_conversion_busy_forever(family, names, tmp_path):
+    """It is not run here, as it does not come back."""
     file = tmp_path / "adapter.safetensors"
-    made = adapter_file("flux", "kohya", "lora", True, weights("flux"), says=by_name("flux").metadata_names[0])
+    made = adapter_file(family, names, "lora", True, weights(family), says=by_name(family).metadata_names[0])
     tensors = {key: -tensor if key.endswith(".alpha") else tensor.contiguous() for key, tensor in made.tensors.items()}
     save_file(tensors, file, made.metadata)
     (verdict,) = compat(str(file), "diffusers").verdicts
