@@ -12,7 +12,7 @@ NOT_LORA = "ValueError: Invalid LoRA checkpoint"
 
 
 def endless(given: Given) -> Failure | None:
-    """Conversions halve and double shares of the scale until they are alike, which those of a negative one never are."""
+    """Conversions halve and double shares of a scale until they are alike, and those of a negative one never are."""
     is_negative = given.module.alpha is not None and (given.contribution.alpha or 0.0) < 0
     return Failure("it never ends, as an alpha is negative") if is_negative else None
 

@@ -126,6 +126,7 @@ _FILE = Rule(
     prefixes=("base_model.model.", ""),
     layouts=("hf", "hf-backbone"),
     dialects=("peft", INFIXED),
+    magnitudes={".lora_magnitude_vector output": FAILS},
     kinds={"lora": COMPUTES, "lora_embedding": COMPUTES, "lora_bias": LEAVES, "lora_tokens": LEAVES, "": FAILS},
     finds=_finds,
     unfound=Strangers(WARNS, "weight(s) skipped because they did not match any target module"),

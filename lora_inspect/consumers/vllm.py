@@ -108,7 +108,12 @@ def _finds_no_head(adapter: Adapter) -> Finder:
     return lambda given: None if leaf_of(given.module.name.body) in _HEADS else True
 
 
-_NAMES = Rule(families=("llm",), prefixes=("base_model.model.", ""), dialects=("peft",))
+_NAMES = Rule(
+    families=("llm",),
+    prefixes=("base_model.model.", ""),
+    dialects=("peft",),
+    magnitudes={".lora_magnitude_vector output": FAILS},
+)
 
 CONSUMER = Consumer(
     name="vllm",

@@ -70,6 +70,9 @@ def for_consumer(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> C
     does = _treatments(adapter, consumer, families, schemes.by_name(scheme))
     if does == {COMPUTES}:
         return replace(options, keep_dora=True)
+    if "" in does:
+        # What nobody knows of the program, its names decide.
+        return options
     what, offers = next((_OFFERS[one] for one in _OFFERS if one in does), _LOST)
     raise LoraInspectError(
         f"{adapter.checkpoint.path}: it is DoRA ({adapter.dora.modules} magnitudes), and {consumer.title} {what}; "

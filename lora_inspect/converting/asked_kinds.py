@@ -8,6 +8,7 @@ from lora_inspect.consumers.record import FAILS, LEAVES, Consumer, Loader
 from lora_inspect.converting.asked_algorithm import becomes_lora, is_made_lora, is_saved_weight
 from lora_inspect.converting.asked_full import FULL, becomes_full
 from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.converting.own_parameters import is_own_parameter
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.schemes.record import Scheme
@@ -34,7 +35,10 @@ def check_kinds(adapter: Adapter, families: Iterable[str], options: ConvertOptio
         algorithm = contribution.algorithm
         # Under other names it may become something else, of which the scheme itself knows.
         becomes = is_made_lora(contribution, options) or (options.algorithm == FULL and becomes_full(algorithm))
-        if becomes or contribution.module.scheme != scheme.name:
+        is_named = bool(scheme.writing and scheme.writing.parameters) and is_own_parameter(
+            adapter.modules[contribution.module.key]
+        )
+        if becomes or is_named or contribution.module.scheme != scheme.name:
             continue
         does = {_does(algorithm, consumer, name, scheme) for name in names}
         if len(does) == 1 and (word := _DOES.get(does.pop())):

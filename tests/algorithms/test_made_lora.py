@@ -4,7 +4,7 @@ import pytest
 from safetensors.torch import load_file
 from test_every_algorithm import EVERY, assert_close, merge_files, write
 
-from lora_inspect.converting.asked_algorithm import becomes_lora, check_algorithm
+from lora_inspect.converting.asked_algorithm import becomes_lora, check_algorithm, is_saved_weight
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
@@ -22,6 +22,10 @@ def test_what_is_made_of_each_algorithm_is_merged_as_the_library_computes_it(cas
     base, adapter = write(case, tmp_path)
     read = read_adapter(open_checkpoint(adapter))
     found = list(read.contributions)
+    if any(is_saved_weight(c.algorithm, c.shapes) for c in found):
+        with pytest.raises(LoraInspectError, match="of which only the weight that it replaces tells the change"):
+            check_algorithm(read, ConvertOptions(algorithm="lora"))
+        return
     if not any(becomes_lora(c.algorithm, c.shapes) for c in found):
         (note,) = check_algorithm(read, ConvertOptions(algorithm="lora"))
         assert "it holds nothing that --algorithm lora changes" in note

@@ -43,7 +43,9 @@ def taking(family: str, dora: bool = False) -> list[str]:
         writing = writing_of(schemes.by_name(name))
         if writing.layout(by_name(family)) and not (dora and writing.magnitudes == LOST):
             found.append(name)
-    return [name for name in found if name != "gguf"]
+    # Of some families musubi-tuner has layers in the blocks alone, and is given no file with more.
+    left_out = ("gguf", "musubi") if family in ("flux", "hunyuan_video") else ("gguf",)
+    return [name for name in found if name not in left_out]
 
 
 def shapes_of(family: str) -> Shapes:

@@ -21,10 +21,10 @@ MODEL = "LlamaForCausalLM"
 PROGRAMS = ("peft", "vllm", "sglang", "llama-cpp", "mlx-lm")
 # What no command mends: it has no place in the program's files, or nothing but a merge says it.
 LEFT = {
-    "vllm": {"saved norms", "tokens", "lora_bias", "pissa", "unknown key"},
+    "vllm": {"saved norms", "tokens", "lora_bias", "pissa"},
     "sglang": {"saved norms", "tokens", "lora_bias", "pissa", "one layer", "two layers", "vera"},
-    "llama-cpp": {"saved norms", "tokens", "lora_bias", "pissa", "unknown key", "ia3", "oft", "vera", "lokr"},
-    "mlx-lm": {"saved norms", "tokens", "lora_bias", "pissa", "unknown key", "copies of embeddings"},
+    "llama-cpp": {"saved norms", "tokens", "lora_bias", "pissa", "ia3", "oft", "vera", "lokr"},
+    "mlx-lm": {"saved norms", "tokens", "lora_bias", "pissa"},
     "peft": set(),
 }
 

@@ -107,7 +107,7 @@ def _arguments(source: random.Random, verb: click.Command, files: Files) -> list
 
 def _operands(source: random.Random, argument: click.Argument, files: Files) -> list[str]:
     count = 1 if argument.nargs == 1 else source.choice((1, 1, 1, 1, 2, 3))
-    wants_base = argument.name == "base"
+    wants_base = argument.name in ("base", "merged")
     usual = (
         files.bases if wants_base else files.adapters if argument.name != "paths" else [*files.adapters, *files.bases]
     )

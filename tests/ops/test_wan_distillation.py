@@ -209,7 +209,7 @@ def test_a_modulation_beside_a_layer_of_one_name_is_none_that_comfyui_loads(file
     tensors["diffusion_model.head.head.diff_m"] = torch.ones(1, 2, DIM)
     save_file(tensors, tmp_path / "adapter.safetensors")
     refusal = run("convert", tmp_path / "adapter.safetensors", "--to", "comfyui", "-o", tmp_path / "out").refusal
-    assert "diffusion_model.head.head is a full modulation difference, which ComfyUI cannot load" in refusal
+    assert "diffusion_model.head.head is a full modulation difference, which ComfyUI passes over" in refusal
 
 
 def test_kohya_has_no_name_of_a_modulation(files, renamed, run, tmp_path):
