@@ -65,12 +65,13 @@ SECOND = ("lora_te2_", "text_encoder_2.")
 def rules_of(names: Iterable[Names], loaded: Rule) -> Iterator[Rule]:
     """The rules of these names. Parameters that are no weights have one under ComfyUI's own prefix alone."""
     for families, layout, prefixes, lacks in names:
-        for family, prefix in product(families, prefixes):
+        for family in families:
             norms = (path for one in by_name(family).layouts if layout in one.names for path in one.norms)
-            parameters = () if prefix == "diffusion_model." else tuple(path for path in norms if is_parameter(path))
-            yield loaded._replace(
-                families=(family,), layouts=(layout,), prefixes=(prefix,), lacks=(*lacks, *parameters)
-            )
+            parameters = tuple(path for path in norms if is_parameter(path))
+            of_layout = loaded._replace(families=(family,), layouts=(layout,))
+            for prefix in prefixes:
+                own = () if prefix == "diffusion_model." else parameters
+                yield of_layout._replace(prefixes=(prefix,), lacks=(*lacks, *own))
 
 
 def left_of(names: Iterable[Names]) -> Iterator[Rule]:
