@@ -8,13 +8,18 @@ import click
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.shared_options import reading_options, settings, transposed_option, writing_options
+from lora_inspect.cli.shared_options import (
+    dora_multiplier_option,
+    reading_options,
+    settings,
+    transposed_option,
+    writing_options,
+)
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.listing import some
 from lora_inspect.matching.orientation import SHAPE, in_words
 from lora_inspect.matching.orientation_answers import Answers
 from lora_inspect.matching.unmatched import in_components
-from lora_inspect.maths.dora import MULTIPLIER_RULES
 from lora_inspect.ops.merge import MergeOptions, MergePlan, check_merge_output, merge_output, plan_merge
 from lora_inspect.ops.merge import merge as merge_files
 from lora_inspect.printable import shortened
@@ -54,11 +59,7 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
     help="Merge this component of the adapters: model, text_encoder, …; may be repeated.",
 )
 @click.option("--allow-unmatched", is_flag=True, help="Leave out modules and tensors without a target, and list them.")
-@click.option(
-    "--dora-multiplier",
-    type=click.Choice(MULTIPLIER_RULES),
-    help="What a multiplier does to DoRA; by default what the file's own program does.",
-)
+@dora_multiplier_option
 @transposed_option("the base stores")
 @reading_options
 @click.option(

@@ -8,6 +8,7 @@ import click
 
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.matching.orientation_answers import Answers, parse_answers
+from lora_inspect.maths.dora import MULTIPLIER_RULES
 from lora_inspect.maths.expert_packing import PACKINGS
 from lora_inspect.reading.settings import Settings
 
@@ -47,6 +48,15 @@ def reading_options(function: Decorated) -> Decorated:
     ):
         function = option(function)
     return function
+
+
+def dora_multiplier_option(function: Decorated) -> Decorated:
+    """--dora-multiplier, the name of a rule or None."""
+    return click.option(
+        "--dora-multiplier",
+        type=click.Choice(MULTIPLIER_RULES),
+        help="What a multiplier does to DoRA; by default what the file's own program does.",
+    )(function)
 
 
 def transposed_option(of: str) -> Callable[[Decorated], Decorated]:

@@ -8,10 +8,9 @@ import click
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.shared_options import reading_options, settings, transposed_option
+from lora_inspect.cli.shared_options import dora_multiplier_option, reading_options, settings, transposed_option
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.matching.orientation_answers import Answers
-from lora_inspect.maths.dora import MULTIPLIER_RULES
 from lora_inspect.ops.verify import MergeOptions, VerifyResult, plan_verify
 from lora_inspect.ops.verify import verify as verify_files
 from lora_inspect.reading.settings import parse_arguments
@@ -44,11 +43,7 @@ Example: lora-inspect verify merged.safetensors base.safetensors style.safetenso
     help="Verify this component of the adapters: model, text_encoder, …; may be repeated.",
 )
 @click.option("--allow-unmatched", is_flag=True, help="Leave out modules and tensors without a target.")
-@click.option(
-    "--dora-multiplier",
-    type=click.Choice(MULTIPLIER_RULES),
-    help="What a multiplier does to DoRA; by default what the file's own program does.",
-)
+@dora_multiplier_option
 @transposed_option("the base stores")
 @reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
