@@ -76,11 +76,6 @@ class Reception:
         self.unknown: list[Unknown] = []
         self.refusal, self.needs, self.by = "", "", RUN
 
-    @property
-    def is_refused(self) -> bool:
-        """Whether the program loads nothing of the file, with an error."""
-        return bool(self.refusal)
-
 
 class _Bound(NamedTuple):
     """A rule, and which modules of the file it finds, where more than their names decides that, and at which scale."""

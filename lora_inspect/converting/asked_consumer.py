@@ -16,6 +16,7 @@ from lora_inspect.consumers.record import (
     loader_for,
     treatment,
 )
+from lora_inspect.converting.asked_magnitudes import DROPPED, PLAIN
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.dora import OF_BASE, OF_SUM, OUTPUT
@@ -23,8 +24,6 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates, described
 from lora_inspect.schemes.record import Scheme
 
-_PLAIN = "--base BASE with --rank N or --max-error E (a plain LoRA of the true change)"
-_DROP = "--drop-magnitude (loses the magnitude)"
 # What says how the true change of the base is written, by what a program does with the magnitudes of its names: by
 # corrected magnitudes, as differences, or else as a plain LoRA that comes so near.
 _NEAR = 0.01
@@ -37,19 +36,19 @@ _WAYS: Mapping[str, Mapping[str, Any]] = {
 _OFFERS = {
     BASE_NORM: (
         "divides magnitudes by the norms of the base's weights",
-        f"--base BASE (magnitudes corrected for that, right in programs that do so alone), {_PLAIN}, or {_DROP}",
+        f"--base BASE (magnitudes corrected for that, right in programs that do so alone), {PLAIN}, or {DROPPED}",
     ),
     OTHER_AXIS: (
         "divides magnitudes by norms along the other axis",
-        f"--base BASE with --algorithm full (the exact difference of every weight), {_PLAIN}, or {_DROP}",
+        f"--base BASE with --algorithm full (the exact difference of every weight), {PLAIN}, or {DROPPED}",
     ),
     SUM_NORM: (
         "divides magnitudes by the norms of the changed weights, where these are over those of the base's",
-        f"--keep-dora with --base BASE (the trainer's magnitudes again), {_PLAIN}, or {_DROP}",
+        f"--keep-dora with --base BASE (the trainer's magnitudes again), {PLAIN}, or {DROPPED}",
     ),
 }
 _OVER = {BASE_NORM: OF_BASE, COMPUTES: OF_SUM}
-_LOST = ("applies none", f"{_PLAIN}, or {_DROP}")
+_LOST = ("applies none", f"{PLAIN}, or {DROPPED}")
 
 
 def for_consumer(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> ConvertOptions:

@@ -14,8 +14,8 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution, Magnitude
 from lora_inspect.schemes.writing import EXACT, LOST
 
-_PLAIN = "--base BASE with --rank N or --max-error E (a plain LoRA of the true change)"
-_DROPPED = "--drop-magnitude (loses the magnitude)"
+PLAIN = "--base BASE with --rank N or --max-error E (a plain LoRA of the true change)"
+DROPPED = "--drop-magnitude (loses the magnitude)"
 
 
 def due_norms(options: ConvertOptions) -> str | None:
@@ -47,7 +47,7 @@ def with_magnitudes(adapter: Adapter, options: ConvertOptions) -> ConvertOptions
         if writing.magnitudes == LOST and not (options.drop_magnitude or (options.base and is_limited)):
             raise LoraInspectError(
                 f"{path}: it is DoRA ({adapter.dora.modules} magnitudes), and {writing.title} applies none; choose "
-                f"{_PLAIN}, or {_DROPPED}."
+                f"{PLAIN}, or {DROPPED}."
             )
         inputs = [magnitude for magnitude in magnitudes if magnitude.axis == INPUT]
         if inputs and options.keep_dora and not writing.input_magnitudes:
@@ -87,7 +87,7 @@ def _check_norms(adapter: Adapter, options: ConvertOptions) -> None:
             title = program or writing_of(schemes.by_name(options.scheme)).title
             raise LoraInspectError(
                 f"{path}: its magnitudes are over the norms of the base, and {title} divides them by those of the "
-                f"changed weight; choose --keep-dora with --base BASE (exact), {_PLAIN}, or {_DROPPED}."
+                f"changed weight; choose --keep-dora with --base BASE (exact), {PLAIN}, or {DROPPED}."
             )
     elif not any(is_remeasured(contribution, options) for contribution in adapter.contributions):
         raise LoraInspectError(
