@@ -1,27 +1,21 @@
 """`lora-inspect info`."""
 
-import os
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
 from lora_inspect.architectures import by_name
 from lora_inspect.cli import terminal
-from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.file_paths import FilePath
-from lora_inspect.cli.path_settings import parse_without_strength
+from lora_inspect.cli.info_paths import ERROR, Asked, asked, broken
 from lora_inspect.cli.summaries import VERBS
-from lora_inspect.files.found_checkpoints import find_checkpoints, is_checkpoint_folder
 from lora_inspect.listing import listed, some
 from lora_inspect.maths.dora import OF_BASE
-from lora_inspect.ops.info import as_json, inspect
+from lora_inspect.ops.info import as_json
+from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.settings import Settings
-
-# The field of a record that stands for a file that could not be read.
-_ERROR = "error"
-
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -43,90 +37,56 @@ Example: lora-inspect info adapter.safetensors --modules
 )
 def info(paths: tuple[str, ...], modules: bool, metadata: bool, as_json_: bool) -> None:
     """Reads each path and prints what it is."""
-    read = [_read(path, modules) for path in paths]
-    several = len(paths) > 1 or read[0].is_collection
-    records = [record for item in read for record in item.records]
-    if as_json_:
-        terminal.json_text(records if several else records[0])
+    arguments = [asked(path) for path in paths]
+    if len(arguments) > 1 or arguments[0].is_collection:
+        from lora_inspect.cli.info_folder import info_of_several
+
+        info_of_several(arguments, modules, as_json_)
     else:
-        _print_tables([record for record in records if _ERROR not in record], several, modules, metadata)
-    errors = [record[_ERROR] for record in records if _ERROR in record]
-    for error in errors:
-        terminal.error(error)
-    if errors:
+        _info_of_one(arguments[0], modules, metadata, as_json_)
+
+
+def _info_of_one(argument: Asked, modules: bool, metadata: bool, json: bool) -> None:
+    """Reads one checkpoint, prints what it is, and exits 1 where it cannot be read."""
+    record = argument.broken or _record(argument.files[0], argument.settings, modules)
+    if json:
+        terminal.json_text(record)
+    elif ERROR not in record:
+        _print(record, modules, metadata)
+    if ERROR in record:
+        terminal.error(record[ERROR])
         sys.exit(1)
-
-
-class _Read(NamedTuple):
-    """The records of what an argument stands for, and whether that is a folder of several checkpoints."""
-
-    records: list[dict[str, Any]]
-    is_collection: bool = False
-
-
-def _read(argument: str, modules: bool) -> _Read:
-    """Each file of a folder is read with the settings on the folder's path; one without any is named in its error."""
-    try:
-        path, settings = parse_without_strength(argument, "info")
-        files = list(find_checkpoints(path)) if os.path.isdir(path) and not is_checkpoint_folder(path) else []
-    except click.ClickException:
-        raise
-    except Exception as error:
-        return _Read([_broken(argument, error)])
-    return _Read([_record(file, settings, modules) for file in files or [path]], bool(files))
 
 
 def _record(path: str, settings: Settings, modules: bool) -> dict[str, Any]:
     try:
         return as_json(inspect(path, settings), modules)
     except Exception as error:
-        return _broken(path, error)
+        return broken(path, error)
 
 
-def _broken(path: str, error: Exception) -> dict[str, Any]:
-    show_defect(error)
-    return {"path": path, _ERROR: sentence_of(error, path)}
-
-
-def _print_tables(records: list[dict[str, Any]], several: bool, modules: bool, metadata: bool) -> None:
-    if several and records:
-        columns = (
-            "file",
-            "kind",
-            "algorithm",
-            "architecture",
-            "modules",
-            "rank",
-            "alpha",
-            "scale",
-            "rslora",
-            "dora",
-            "problems",
-        )
-        terminal.table(map(_line, records), columns)
-    for record in records:
-        if not several:
-            terminal.facts(_lines(record))
-        if modules and record["module_list"]:
-            rows = [
-                (
-                    m["module"],
-                    m["algorithm"],
-                    _shape(m["shape"]),
-                    m["rank"],
-                    m["alpha"],
-                    m["scale"],
-                    m["dora"] or "",
-                    m["why"],
-                )
-                for m in record["module_list"]
-            ]
-            headers = ("module", "algorithm", "shape", "rank", "alpha", "scale", "dora", "because")
-            terminal.line("")
-            terminal.table(rows, headers)
-        if metadata and record["metadata"]:
-            terminal.line("")
-            terminal.table(sorted(record["metadata"].items()))
+def _print(record: dict[str, Any], modules: bool, metadata: bool) -> None:
+    terminal.facts(_lines(record))
+    if modules and record["module_list"]:
+        rows = [
+            (
+                m["module"],
+                m["algorithm"],
+                _shape(m["shape"]),
+                m["rank"],
+                m["alpha"],
+                m["scale"],
+                m["dora"] or "",
+                m["why"],
+            )
+            for m in record["module_list"]
+        ]
+        headers = ("module", "algorithm", "shape", "rank", "alpha", "scale", "dora", "because")
+        terminal.line("")
+        terminal.table(rows, headers)
+    if metadata and record["metadata"]:
+        terminal.line("")
+        terminal.table(sorted(record["metadata"].items()))
 
 
 def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -158,22 +118,6 @@ def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "unclaimed", f"{len(record['unclaimed'])}: {some(record['unclaimed'], 3)}"
     for item in record["problems"]:
         yield item["severity"], item["message"]
-
-
-def _line(record: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        record["path"],
-        record["kind"],
-        _listed(record["algorithms"]),
-        " or ".join(record["architectures"]),
-        str(record["modules"]),
-        "/".join(record["ranks"]),
-        "/".join(record["alphas"]),
-        "/".join(record["scales"]),
-        _word(record["rslora"]["value"]) if record["kind"] == "adapter" else "",
-        _word(record["dora"]["value"]) if record["kind"] == "adapter" else "",
-        ", ".join(sorted({item["code"] for item in record["problems"] if item["severity"] != "note"})),
-    )
 
 
 def _architecture(record: dict[str, Any]) -> str:

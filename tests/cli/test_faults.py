@@ -61,12 +61,12 @@ def test_the_traceback_is_shown_where_it_is_asked_for(run, files, monkeypatch):
 
 
 def test_info_goes_on_after_a_file_that_nobody_foresaw(run, files, monkeypatch):
-    from lora_inspect.ops.info import inspect
+    from lora_inspect.reading.file_info import inspect
 
     def fail_at_the_first(path, settings):
         return raiser(TypeError("odd"))() if path == str(files[0]) else inspect(path, settings)
 
-    monkeypatch.setattr("lora_inspect.cli.info.inspect", fail_at_the_first)
+    monkeypatch.setattr("lora_inspect.cli.info_folder.inspect", fail_at_the_first)
     shown = run("info", *files, "--json")
     broken, whole = json.loads(shown.stdout)
     assert (shown.status, broken["path"], whole["kind"]) == (1, str(files[0]), "adapter")
@@ -82,7 +82,7 @@ def test_a_file_that_shrinks_after_its_header_was_read_is_refused(run, files, mo
         os.truncate(path, os.path.getsize(path) - 4)
         return opened
 
-    monkeypatch.setattr("lora_inspect.ops.info.open_checkpoint", open_and_cut)
+    monkeypatch.setattr("lora_inspect.reading.file_info.open_checkpoint", open_and_cut)
     sentence = run("info", files[1]).refusal
     assert str(files[1]) in sentence
     assert "defect" not in sentence

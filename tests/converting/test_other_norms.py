@@ -28,8 +28,9 @@ from lora_inspect.converting import other_norms, own_weight
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
-from lora_inspect.ops.info import as_json, inspect
+from lora_inspect.ops.info import as_json
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
+from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.magnitude_norms import NORMS_KEY, NormsRecord
 
 pytestmark = pytest.mark.numeric

@@ -442,7 +442,8 @@ def _judge_weights(path: str) -> Iterator[Violation]:
 
 def _judge_reading(path: str) -> Iterator[Violation]:
     from lora_inspect.errors import LoraInspectError
-    from lora_inspect.ops.info import as_json, inspect
+    from lora_inspect.ops.info import as_json
+    from lora_inspect.reading.file_info import inspect
 
     try:
         as_json(inspect(path), modules=True)

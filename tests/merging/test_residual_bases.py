@@ -19,9 +19,10 @@ from lora_inspect.merging import folded_weights
 from lora_inspect.merging.links import Fold
 from lora_inspect.merging.residual_bases import check_residual
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
-from lora_inspect.ops.info import as_json, inspect
+from lora_inspect.ops.info import as_json
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.adapter import read_adapter
+from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.settings import Settings
 
 pytestmark = pytest.mark.numeric

@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
-from lora_inspect.ops.info import as_json, inspect
+from lora_inspect.ops.info import as_json
+from lora_inspect.reading.file_info import inspect
 from networks import train_example
 
 # Families whose adapters the network saves under diffusers' own names.

@@ -12,7 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
-from lora_inspect.ops.info import as_json, inspect
+from lora_inspect.ops.info import as_json
+from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.settings import Settings
 
 WIDTH = 12

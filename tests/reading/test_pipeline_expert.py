@@ -3,7 +3,8 @@
 import pytest
 from toy_adapters import lora
 
-from lora_inspect.ops.info import as_json, inspect
+from lora_inspect.ops.info import as_json
+from lora_inspect.reading.file_info import inspect
 
 LOW, HIGH = "low noise", "high noise"
 

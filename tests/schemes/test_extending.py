@@ -13,8 +13,9 @@ import lora_inspect.schemes.lycoris as shown
 from lora_inspect import schemes
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.ops.convert import convert_to_standard
-from lora_inspect.ops.info import as_json, inspect
+from lora_inspect.ops.info import as_json
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
+from lora_inspect.reading.file_info import inspect
 from lora_inspect.schemes.kohya import KOHYA
 from lora_inspect.schemes.record import MODEL, Scheme
 from lora_inspect.schemes.writing import Writing, first_of

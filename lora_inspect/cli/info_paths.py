@@ -1,0 +1,44 @@
+"""What the arguments of `info` stand for: one checkpoint, or the files of a folder."""
+
+import os
+from typing import Any, NamedTuple
+
+import click
+
+from lora_inspect.cli.failures import sentence_of, show_defect
+from lora_inspect.cli.path_settings import parse_without_strength
+from lora_inspect.files.found_checkpoints import find_checkpoints, is_checkpoint_folder
+from lora_inspect.reading.settings import Settings
+
+# The field of a record that stands for a file that could not be read.
+ERROR = "error"
+
+
+class Asked(NamedTuple):
+    """What an argument stands for: the files to read and their settings, or why they cannot be told.
+
+    `is_collection` says that it is a folder of several checkpoints.
+    """
+
+    files: tuple[str, ...]
+    settings: Settings = Settings()
+    is_collection: bool = False
+    broken: dict[str, Any] | None = None
+
+
+def asked(argument: str) -> Asked:
+    """The files that an argument of `info` names; the settings on a folder's path are those of each file in it."""
+    try:
+        path, settings = parse_without_strength(argument, "info")
+        files = tuple(find_checkpoints(path)) if os.path.isdir(path) and not is_checkpoint_folder(path) else ()
+    except click.ClickException:
+        raise
+    except Exception as error:
+        return Asked((), broken=broken(argument, error))
+    return Asked(files or (path,), settings, bool(files))
+
+
+def broken(path: str, error: Exception) -> dict[str, Any]:
+    """The record of a file that cannot be read."""
+    show_defect(error)
+    return {"path": path, ERROR: sentence_of(error, path)}
