@@ -1,0 +1,98 @@
+"""What the names of files in the pages stand for: small adapters over one small base, made when a page names them."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+SYNTHETIC = FIXTURES / "synthetic"
+RANK = 4
+# Layers that the base has, as kohya's names call them.
+LAYERS = tuple(f"lora_unet_blocks_{block}_self_attn_{part}" for block in range(3) for part in "qkvo")
+
+Make = Callable[[Path], None]
+
+
+def copy(fixture: str) -> Make:
+    """A fixture, a file or a folder."""
+
+    def make(path: Path) -> None:
+        source = FIXTURES / fixture
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, path)
+
+    return make
+
+
+def link(fixture: str) -> Make:
+    """A folder of the checkout, as it is."""
+    return lambda path: path.symlink_to(FIXTURES.parent / fixture)
+
+
+def drawn(seed: int, **metadata: str) -> Make:
+    """LoRA of drawn numbers on layers of the base, which are 24 wide."""
+    from safetensors.numpy import save_file
+
+    def make(path: Path) -> None:
+        numbers = np.random.default_rng(seed)
+        tensors: dict[str, np.ndarray] = {}
+        for layer in LAYERS:
+            tensors[f"{layer}.lora_down.weight"] = numbers.normal(size=(RANK, 24)).astype(np.float32)
+            tensors[f"{layer}.lora_up.weight"] = (0.02 * numbers.normal(size=(24, RANK))).astype(np.float32)
+            tensors[f"{layer}.alpha"] = np.array(RANK, np.float32)
+        save_file(tensors, path, metadata)
+
+    return make
+
+
+def folder(*names: str) -> Make:
+    """A folder of files that have names of their own in the pages."""
+
+    def make(path: Path) -> None:
+        path.mkdir()
+        for name in names:
+            FILES[name](path / name)
+
+    return make
+
+
+def pickled(path: Path) -> None:
+    """A pickle of tensors alone, as PEFT wrote them before it wrote safetensors."""
+    import torch
+
+    torch.save({"base_model.model.q.lora_A.weight": torch.ones(2, 3)}, path)
+
+
+def config(path: Path) -> None:
+    """The folder of a model with its configuration."""
+    path.mkdir()
+    shutil.copyfile(FIXTURES / "gguf/llama/config.json", path / "config.json")
+
+
+def peft(path: Path) -> None:
+    """A PEFT adapter of a language model."""
+    path.mkdir()
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        shutil.copyfile(FIXTURES / "gguf/llama" / name, path / name)
+
+
+FILES: dict[str, Make] = {
+    "fixtures": link("fixtures"),
+    "base.safetensors": copy("synthetic/base_f32.safetensors"),
+    "adapter.safetensors": copy("synthetic/comfyui_alpha.safetensors"),
+    "rslora.safetensors": copy("synthetic/rslora_flag.safetensors"),
+    "dora.safetensors": copy("synthetic/dora_without_flag.safetensors"),
+    "diffusers.safetensors": copy("synthetic/diffusers_without_alpha.safetensors"),
+    "wan.safetensors": copy("synthetic/rslora_flag.safetensors"),
+    "style.safetensors": drawn(1, ss_output_name="style"),
+    "face.safetensors": drawn(2, ss_output_name="face"),
+    "lora.bin": pickled,
+    "adapter": peft,
+    "model": config,
+    "folder": folder("rslora.safetensors", "dora.safetensors", "face.safetensors"),
+}
+# Those that a command makes of the others.
+MERGED = {
+    "merged.safetensors": "merge base.safetensors style.safetensors:0.8 face.safetensors -o",
+}
