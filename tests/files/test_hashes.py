@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import _TYPES, load, save, save_file
 
 from lora_inspect.files.contents import renamed
-from lora_inspect.files.hashes import sshs_hashes
+from lora_inspect.files.hashes import data_sha256, in_library_order, sshs_hashes
 from lora_inspect.files.header import read_header
 
 METADATA = {"ss_network_dim": "4", "ss_é": "ü", "modelspec.title": "x", "sshs_model_hash": "old", "format": "pt"}
@@ -63,3 +63,13 @@ def test_bytes_in_memory_count_like_ranges_of_a_file(tmp_path):
     content = Content(TensorPlan("a", "F32", (400_000,)), tensor.numpy().tobytes())
     assert load(save({"a": tensor}))["a"].equal(tensor)
     assert sshs_hashes([content], {}) == by_sd_scripts({"a": tensor}, {})
+
+
+def test_the_hash_of_the_data_is_that_of_the_file_behind_its_header(tmp_path):
+    file = tmp_path / "a.safetensors"
+    save_file({"a": torch.arange(9.0), "b": torch.arange(7).half(), "c": torch.arange(5)}, str(file))
+    content = file.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    contents = [renamed(info, info.name) for info in read_header(str(file))[0].values()]
+    assert data_sha256(contents) == hashlib.sha256(content[8 + length :]).hexdigest()
+    assert in_library_order(reversed(contents)) == contents
