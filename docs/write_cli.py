@@ -1,0 +1,124 @@
+"""Writes docs/cli.md from the help of every command: `python docs/write_cli.py`."""
+
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import wrap
+
+import click
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from lora_inspect.cli import cli  # noqa: E402
+
+PAGE = ROOT / "docs" / "cli.md"
+PROGRAM = "lora-inspect"
+HEAD = """# Every command
+
+Written by `docs/write_cli.py` from what `lora-inspect COMMAND --help` says. [The index](index.md) names the page that
+says more of each. `python -m lora_inspect` is the same program.
+
+Results go to the standard output, warnings, progress and errors to the standard error. `--json` prints the result for
+scripts. An output is never written over an input, and over anything else only with `--force`; it appears complete or
+not at all.
+
+## Exit status
+
+| status | |
+|---|---|
+| 0 | done |
+| 1 | refused or failed, with one sentence that names the file, what is wrong with it and the way out; nothing was written. Also the answer no: of `verify` where the model does not carry the adapters, of `compat --for` where the file would be wrong in that program, of `check` where it finds problems |
+| 2 | wrong usage: an unknown command or option, a value that does not parse |
+| 130 | interrupted by Ctrl-C; 143 by SIGTERM, 129 by SIGHUP. Nothing half-written is left |
+
+A folder of adapters goes on past a file that is refused; the status is 1 if there was one.
+
+## What follows a path
+
+Every adapter may carry settings: `PATH[:SETTING,SETTING...]`. The colon counts only where all that follows is settings
+and no file has the whole for its name.
+
+| setting | |
+|---|---|
+| a number | the multiplier, 1 by default |
+| `COMPONENT=number`, `GLOB=number` | the multiplier of a component (`text_encoder=0`), or of the modules that a glob fits (`*attn*=0.5`) |
+| `alpha=N`, `rslora=yes`, `rslora=no` | what the file leaves open; an error where it contradicts the file |
+| `expert-packing=rank_major`, `expert-packing=grouped_by_expert` | the same for [adapters of all experts](merging.md#experts) |
+| `residual=yes`, `residual=no` | whether the base is what [PiSSA or another start](merging.md#residual-bases) left of the original one |
+
+Which settings a command takes stands with it.
+
+## Completion
+
+The shell completes files, commands and options after one of these, which may stand in its startup file:
+
+```sh
+eval "$(_LORA_INSPECT_COMPLETE=bash_source lora-inspect)"    # bash
+eval "$(_LORA_INSPECT_COMPLETE=zsh_source lora-inspect)"     # zsh
+_LORA_INSPECT_COMPLETE=fish_source lora-inspect | source     # fish
+```
+"""
+
+
+def commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    """A command, and those below it, by the words that call them."""
+    yield name, command
+    if isinstance(command, click.Group):
+        context = click.Context(command, info_name=name)
+        for verb in command.list_commands(context):
+            below = command.get_command(context, verb)
+            if below is not None and not below.hidden:
+                yield from commands(f"{name} {verb}", below)
+
+
+def section(name: str, command: click.Command) -> Iterator[str]:
+    """The lines of one command: how it is called, what its help says, its examples, its options."""
+    context = click.Context(command, info_name=name)
+    depth = "#" * min(name.count(" ") + 1, 3)
+    yield from ("", f"{depth if name != PROGRAM else '##'} {name}", "", "```text")
+    yield from (f"{name} {' '.join(command.collect_usage_pieces(context))}", "```")
+    examples: list[str] = []
+    for paragraph in inspect.cleandoc(command.help or "").replace("\f", "").split("\n\n"):
+        lines = paragraph.strip("\n").splitlines()
+        if lines and lines[0].strip() == "\b":
+            bare = [line.removeprefix("Example:").removeprefix("Examples:").strip() for line in lines[1:]]
+            examples += [line for line in bare if line.startswith(PROGRAM)]
+            lines = [line for line, own in zip(lines[1:], bare, strict=True) if own and not own.startswith(PROGRAM)]
+        elif all(line.strip().startswith(("Example:", PROGRAM)) for line in lines):
+            examples += [line.replace("Example:", "").strip() for line in lines]
+            lines = []
+        if lines:
+            yield from ("", *wrap(" ".join(lines), 120, break_long_words=False, break_on_hyphens=False))
+    if examples:
+        yield from ("", "```sh", *examples, "```")
+    yield from _options(command, context)
+
+
+def _options(command: click.Command, context: click.Context) -> Iterator[str]:
+    records = [
+        record
+        for parameter in command.get_params(context)
+        if isinstance(parameter, click.Option)
+        and "--help" not in parameter.opts
+        and (record := parameter.get_help_record(context))
+    ]
+    if records:
+        yield from ("", "| option | |", "|---|---|")
+    for names, says in records:
+        yield f"| `{_cell(names)}` | {_cell(says)} |"
+
+
+def _cell(text: str) -> str:
+    """Text in a table, where a stroke would end the cell."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def page() -> str:
+    """The page as it should be."""
+    return HEAD + "".join(f"{line}\n" for name, command in commands(PROGRAM, cli) for line in section(name, command))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

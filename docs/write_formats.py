@@ -1,0 +1,200 @@
+"""Writes docs/formats.md from the registries, and from what convert writes of them: `python docs/write_formats.py`."""
+
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+from consumer_files.folders import FOLDERS  # noqa: E402
+from consumer_files.kinds import KINDS  # noqa: E402
+from consumer_files.written import File  # noqa: E402
+
+from lora_inspect import algorithms  # noqa: E402
+from lora_inspect.architectures import by_name  # noqa: E402
+from lora_inspect.errors import LoraInspectError  # noqa: E402
+from lora_inspect.files.checkpoint import open_checkpoint  # noqa: E402
+from lora_inspect.ops.convert import ConvertOptions, convert_to_standard  # noqa: E402
+from lora_inspect.schemes import SCHEMES  # noqa: E402
+from lora_inspect.schemes.record import Scheme  # noqa: E402
+
+PAGE = ROOT / "docs" / "formats.md"
+HEAD = """# The names in files
+
+Written by `docs/write_formats.py` from the registries in `lora_inspect/schemes/` and `lora_inspect/algorithms/`, and from
+what `convert` writes. How files, headers and configurations are read stands in [reading](reading.md), what is computed
+of each algorithm in [algorithms](algorithms.md), what the models call their layers in [architectures](architectures.md).
+
+A key is the name of a module and a suffix. The suffix says the algorithm and the role of the tensor in it. The name is
+a prefix, which a naming scheme has for each network of a pipeline, and the path of the layer in the model, with dots or
+with underscores:
+
+```text
+lora_unet_    blocks_0_self_attn_q    .lora_down.weight
+prefix        path                    suffix
+```
+
+## Schemes
+
+A module is of the scheme with the longest prefix that its name begins with. `gguf`, `mlx` and `xlabs` are tried before:
+they have prefixes of others, and suffixes of their own. `dotted` takes what is left. `convert --to` takes the names of
+those with a yes in the last column, and of [programs](cli.md#lora-inspect-convert).
+
+"""
+SCHEME_HEAD = ("", "prefixes, and the network", "path", "where alpha is", "written")
+WRITTEN = """
+## What is written
+
+The module of one layer, of each kind that `convert --to SCHEME --keep-dora` writes of small files, found by doing so.
+What it refused can mostly be written by `--algorithm lora` or `--algorithm full`, or for one program: see
+[converting](converting.md#for-the-programs-that-load-it).
+"""
+SUFFIXES = """
+## What is read
+
+Every spelling of every algorithm that is merged, by dialect. A file may mix them. A suffix that several algorithms have
+is told by what stands beside it. N is a number. Some of PEFT's methods have tensors that all modules share, which stand
+under [algorithms](algorithms.md).
+
+"""
+SUFFIX_HEAD = ("", "dialect", "suffixes")
+# What a module without an alpha tensor means.
+ALPHA = {"one": "a tensor; scale 1 without", "config": "in the config", "scale": "the scale itself, in the config"}
+# The family that stands for the others, where a scheme knows it not: another one.
+FAMILY, OTHER_FAMILY = "wan", "flux"
+# The kinds of files that are shown, by their titles.
+SHOWN = (
+    "LoRA",
+    "DoRA `dora_scale` (out, 1)",
+    "DoRA `dora_scale` (1, in)",
+    "LoRA with `lora_up.bias`",
+    "LoHa",
+    "LoKr with a thin factor",
+    "OFT `oft_blocks`",
+    "BOFT `oft_blocks`",
+    "GLoRA",
+    "(IA)3 `on_input`",
+    "`diff` with `diff_b`",
+    "`diff` of a parameter",
+)
+# The same for schemes of language models.
+SHOWN_OF_LANGUAGE_MODELS = ("plain LoRA", "`use_dora`", "`lora_bias`")
+CONFIG = ROOT / "fixtures" / "gguf" / "llama"
+
+
+def sources(scheme: Scheme) -> tuple[str, Iterator[tuple[str, File]]]:
+    """The family, and files of each kind, that are written in a scheme."""
+    knows = scheme.writing.layout if scheme.writing else None
+    for name in (FAMILY, OTHER_FAMILY):
+        family = by_name(name)
+        if knows and knows(family) in [own for layout in family.layouts for own in layout.names]:
+            kinds = (kind for kind in KINDS if kind.title in SHOWN)
+            files = ((kind.title, kind.file(SCHEMES["kohya"], family)) for kind in kinds)
+            return name, ((title, file) for title, file in files if file)
+    return "llm", ((title, FOLDERS[title]) for title in SHOWN_OF_LANGUAGE_MODELS)
+
+
+def written(scheme: Scheme) -> Iterator[str]:
+    """The lines on one scheme: the keys of a module of each kind, and the kinds that are refused."""
+    name, files = sources(scheme)
+    family = by_name(name)
+    options = ConvertOptions(
+        keep_dora=True,
+        scheme=scheme.name,
+        architecture=None if name == "llm" else name,
+        model_config=str(CONFIG) if scheme.name == "gguf" else None,
+    )
+    rows, refused, module = [], [], ""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (title, file) in enumerate(files):
+            source = file.write(Path(folder) / str(number))
+            is_plain = title.removeprefix("plain ") == "LoRA"
+            own = options if "DoRA" in title or "dora" in title else _without_dora(options)
+            keys = _keys(source, Path(folder), scheme, own)
+            if keys is None:
+                refused.append(title)
+                continue
+            module = module or _module_of(keys)
+            names = [key.removeprefix(module) for key in keys if key.startswith(f"{module}.") or not is_plain]
+            of_other = next((key for key in names if not key.startswith(".")), None)
+            shown = [key for key in names if key.startswith(".")] or [of_other or ""]
+            rows.append((title, ", ".join(f"`{key}`" for key in shown)))
+    yield f"\n### `{scheme.name}`\n\n{family.title}, `{module}`\n\n"
+    yield table(("", "suffixes"), rows)
+    if refused:
+        yield f"\nRefused: {', '.join(refused)}.\n"
+
+
+def _without_dora(options: ConvertOptions) -> ConvertOptions:
+    return ConvertOptions(scheme=options.scheme, architecture=options.architecture, model_config=options.model_config)
+
+
+def _keys(source: str, folder: Path, scheme: Scheme, options: ConvertOptions) -> list[str] | None:
+    """The keys that are written; None where the conversion is refused."""
+    ending = {"gguf": ".gguf", "peft": "", "mlx": ""}.get(scheme.name, ".safetensors")
+    output = folder / f"out{ending}"
+    try:
+        convert_to_standard(source, str(output), options, force=True)
+    except LoraInspectError:
+        return None
+    return sorted(open_checkpoint(str(output)).tensors)
+
+
+def _module_of(keys: Sequence[str]) -> str:
+    """The first module's name."""
+    suffixes = [suffix for one in algorithms.every().values() for suffix in one.suffixes]
+    key = next(key for key in keys if "attn" in key)
+    suffix = max((one for one in suffixes if key.endswith(one)), key=len, default=".alpha")
+    return key.removesuffix(suffix)
+
+
+def scheme_rows() -> Iterator[tuple[str, ...]]:
+    """The table of schemes."""
+    for scheme in SCHEMES.values():
+        prefixes = [f"`{prefix}` {part}" if prefix else "none" for prefix, part in scheme.prefixes.items()]
+        alpha = ALPHA[scheme.absent_alpha]
+        if scheme.alpha_of_all:
+            alpha = "one for all, in the header"
+        elif scheme.absent_alpha == "one" and not scheme.carries_alpha:
+            alpha = "nowhere: scale 1"
+        yield (
+            f"`{scheme.name}`",
+            ", ".join(prefixes) or "read as those of `kohya`",
+            "underscores" if scheme.flat else "dots",
+            alpha,
+            f"yes, for {scheme.writing.title}" if scheme.writing else "",
+        )
+
+
+def suffix_rows() -> Iterator[tuple[str, ...]]:
+    """The table of suffixes: a row for each dialect of each algorithm."""
+    known = sorted((one for one in algorithms.every().values() if one.formula), key=lambda one: one.title.casefold())
+    for algorithm in known:
+        title = algorithm.title
+        for dialect, suffixes in algorithm.dialects.items():
+            numbered = dict.fromkeys(re.sub(r"\.\d+\b", ".N", suffix) for suffix in suffixes.values())
+            yield title, dialect, ", ".join(f"`{suffix}`" for suffix in numbered)
+            title = ""
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """The lines of a table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+@cache
+def page() -> str:
+    """The page as it should be."""
+    of_schemes = "".join(line for scheme in SCHEMES.values() if scheme.writing for line in written(scheme))
+    return (
+        HEAD + table(SCHEME_HEAD, scheme_rows()) + WRITTEN + of_schemes + SUFFIXES + table(SUFFIX_HEAD, suffix_rows())
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
