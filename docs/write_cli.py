@@ -26,29 +26,28 @@ not at all.
 
 ## Exit status
 
-| status | |
-|---|---|
-| 0 | done |
-| 1 | refused or failed, with one sentence that names the file, what is wrong with it and the way out; nothing was written. Also the answer no: of `verify` where the model does not carry the adapters, of `compat --for` where the file would be wrong in that program, of `check` where it finds problems |
-| 2 | wrong usage: an unknown command or option, a value that does not parse |
-| 130 | interrupted by Ctrl-C; 143 by SIGTERM, 129 by SIGHUP. Nothing half-written is left |
-
-A folder of adapters goes on past a file that is refused; the status is 1 if there was one.
+- 0: done.
+- 1: refused or failed, with one sentence that names the file, what is wrong and the way out; nothing is written.
+  It is also the answer no: of `verify` where the model does not carry the adapters, of `compat --for` where the file
+  would be wrong in that program, of `check` where it finds problems. A folder goes on past a file that is refused, and
+  the status is 1 then.
+- 2: wrong usage, as an unknown command or option, or a value that does not parse.
+- 130: interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; nothing half-written is left.
 
 ## What follows a path
 
 Every adapter may carry settings: `PATH[:SETTING,SETTING...]`. The colon counts only where all that follows is settings
 and no file has the whole for its name.
 
-| setting | |
-|---|---|
-| a number | the multiplier, 1 by default |
-| `COMPONENT=number`, `GLOB=number` | the multiplier of a component (`text_encoder=0`), or of the modules that a glob fits (`*attn*=0.5`) |
-| `alpha=N`, `rslora=yes`, `rslora=no` | what the file leaves open; an error where it contradicts the file |
-| `expert-packing=rank_major`, `expert-packing=grouped_by_expert` | the same for [adapters of all experts](merging.md#experts) |
-| `residual=yes`, `residual=no` | whether the base is what [PiSSA or another start](merging.md#residual-bases) left of the original one |
+- A number is the multiplier, 1 by default.
+- `COMPONENT=number` and `GLOB=number` are multipliers of a component (`text_encoder=0`), and of the modules that a glob
+  fits (`*attn*=0.5`).
+- `alpha=N` and `rslora=yes|no` say what the file leaves open. What contradicts the file is an error.
+- `expert-packing=rank_major|grouped_by_expert` says the same of [adapters of all experts](merging.md#experts).
+- `residual=yes|no` says whether the base is what [PiSSA or another start](merging.md#residual-bases) left of the
+  original one.
 
-Which settings a command takes stands with it.
+[What they settle](reading.md#settings-what-the-file-does-not-say) says more, and each command which of them it takes.
 
 ## Completion
 

@@ -1,4 +1,4 @@
-"""Writes docs/formats.md from the registries, and from what convert writes of them: `python docs/write_formats.py`."""
+"""Writes docs/formats.md from the registries and from what convert writes: `python docs/write_formats.py`."""
 
 import re
 import sys
@@ -25,9 +25,10 @@ from lora_inspect.schemes.record import Scheme  # noqa: E402
 PAGE = ROOT / "docs" / "formats.md"
 HEAD = """# The names in files
 
-Written by `docs/write_formats.py` from the registries in `lora_inspect/schemes/` and `lora_inspect/algorithms/`, and from
-what `convert` writes. How files, headers and configurations are read stands in [reading](reading.md), what is computed
-of each algorithm in [algorithms](algorithms.md), what the models call their layers in [architectures](architectures.md).
+Written by `docs/write_formats.py` from the registries in `lora_inspect/schemes/` and `lora_inspect/algorithms/`, and
+from what `convert` writes. How files, headers and configurations are read stands in [reading](reading.md), what is
+computed of each algorithm in [algorithms](algorithms.md), what models call their layers in
+[architectures](architectures.md).
 
 A key is the name of a module and a suffix. The suffix says the algorithm and the role of the tensor in it. The name is
 a prefix, which a naming scheme has for each network of a pipeline, and the path of the layer in the model, with dots or
@@ -65,7 +66,7 @@ SUFFIX_HEAD = ("", "dialect", "suffixes")
 # What a module without an alpha tensor means.
 ALPHA = {"one": "a tensor; scale 1 without", "config": "in the config", "scale": "the scale itself, in the config"}
 # The family that stands for the others, where a scheme knows it not: another one.
-FAMILY, OTHER_FAMILY = "wan", "flux"
+FAMILY, OTHER_FAMILY = "wan", "sd15"
 # The kinds of files that are shown, by their titles.
 SHOWN = (
     "LoRA",
@@ -79,7 +80,6 @@ SHOWN = (
     "GLoRA",
     "(IA)3 `on_input`",
     "`diff` with `diff_b`",
-    "`diff` of a parameter",
 )
 # The same for schemes of language models.
 SHOWN_OF_LANGUAGE_MODELS = ("plain LoRA", "`use_dora`", "`lora_bias`")
@@ -112,17 +112,14 @@ def written(scheme: Scheme) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         for number, (title, file) in enumerate(files):
             source = file.write(Path(folder) / str(number))
-            is_plain = title.removeprefix("plain ") == "LoRA"
             own = options if "DoRA" in title or "dora" in title else _without_dora(options)
             keys = _keys(source, Path(folder), scheme, own)
             if keys is None:
                 refused.append(title)
                 continue
             module = module or _module_of(keys)
-            names = [key.removeprefix(module) for key in keys if key.startswith(f"{module}.") or not is_plain]
-            of_other = next((key for key in names if not key.startswith(".")), None)
-            shown = [key for key in names if key.startswith(".")] or [of_other or ""]
-            rows.append((title, ", ".join(f"`{key}`" for key in shown)))
+            suffixes = [key.removeprefix(module) for key in keys if key.startswith(f"{module}.")]
+            rows.append((title, ", ".join(f"`{suffix}`" for suffix in suffixes)))
     yield f"\n### `{scheme.name}`\n\n{family.title}, `{module}`\n\n"
     yield table(("", "suffixes"), rows)
     if refused:
@@ -141,7 +138,7 @@ def _keys(source: str, folder: Path, scheme: Scheme, options: ConvertOptions) ->
         convert_to_standard(source, str(output), options, force=True)
     except LoraInspectError:
         return None
-    return sorted(open_checkpoint(str(output)).tensors)
+    return sorted(open_checkpoint(str(output)).tensors, key=lambda key: (key.endswith(".alpha"), key))
 
 
 def _module_of(keys: Sequence[str]) -> str:

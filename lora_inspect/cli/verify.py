@@ -28,7 +28,7 @@ or beside is named, and the exit status is 1 where anything is. Multipliers and 
 an ADAPTER as they do for `merge`, and adapters stand in the order in which they were merged.
 
 \b
-Example: lora-inspect verify merged.safetensors base.safetensors style.safetensors:0.8
+Example: lora-inspect verify merged.safetensors base.safetensors style.safetensors:0.8 face.safetensors
 """
 
 

@@ -111,7 +111,9 @@ def _of_pair(term: Term, written: Term, read: FactorCache) -> float | None:
     if not differing:
         if scales[0] == scales[1] and (is_linear or one.alpha == other.alpha):
             return 0.0
-        return Distance(abs(scales[0] - scales[1]), abs(scales[0])).share if is_linear else None
+        # Where a factor is zero the change is none at any scale.
+        is_told = is_linear and all(bool(read.factor(one, role).any()) for role in own)
+        return Distance(abs(scales[0] - scales[1]), abs(scales[0])).share if is_told else None
     role = next((role for role in one.algorithm.scaled if role in own), None)
     if role is None or differing != [role] or own[role].shape != its[role].shape or term.runs or None in one.shape:
         return None

@@ -72,6 +72,22 @@ FILES = {
         },
         {},
     ),
+    "one that never trained": (
+        {
+            "transformer.transformer_blocks.0.attn.to_q.lora_A.weight": normal(3, 4),
+            "transformer.transformer_blocks.0.attn.to_q.lora_B.weight": torch.zeros(4, 3),
+            "transformer.transformer_blocks.0.attn.to_q.alpha": torch.tensor(2.0),
+        },
+        {},
+    ),
+    "one whose inputs died": (
+        {
+            "transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(3, 4),
+            "transformer.transformer_blocks.0.attn.to_q.lora_B.weight": normal(4, 3),
+            "transformer.transformer_blocks.0.attn.to_q.alpha": torch.tensor(2.0),
+        },
+        {},
+    ),
     "parts": ({k: v for at, part in enumerate(PARTS) for k, v in pair(part, seed=at).items()}, {"layout": "original"}),
     "two of three parts": (pair(PARTS[2], seed=3) | pair(PARTS[0], rank=1, alpha=0.3), {"layout": "original"}),
     "fused": (pair(QKV, out=3 * WIDTH), {"layout": "diffusers"}),
