@@ -1,3 +1,59 @@
-"""Says what a LoRA-family checkpoint means, and merges and converts it without losing anything silently."""
+"""Says what a LoRA-family checkpoint means, and merges and converts it without losing anything silently.
+
+The public API; docs/api.md shows how it is used. A name is loaded when it is first asked for, so that importing this
+costs nothing; torch is loaded by what computes.
+"""
 
 __version__ = "0.1.0"
+
+# Where each public name is, in lora_inspect.api.
+_HOMES = {
+    "LoraInspectError": "failures",
+    "ModuleChange": "modules",
+    "OpenedAdapter": "opened",
+    "OpenedModule": "modules",
+    "compat": "compat",
+    "convert": "convert",
+    "merge": "merge",
+    "open_adapter": "opened",
+    "verify": "verify",
+}
+
+__all__ = [
+    "LoraInspectError",
+    "ModuleChange",
+    "OpenedAdapter",
+    "OpenedModule",
+    "__version__",
+    "compat",
+    "convert",
+    "merge",
+    "open_adapter",
+    "verify",
+]
+
+TYPE_CHECKING = False  # what checks types takes it for true, and `typing` takes longer to load than all of this
+if TYPE_CHECKING:
+    from lora_inspect.api.compat import compat
+    from lora_inspect.api.convert import convert
+    from lora_inspect.api.failures import LoraInspectError
+    from lora_inspect.api.merge import merge
+    from lora_inspect.api.modules import ModuleChange, OpenedModule
+    from lora_inspect.api.opened import OpenedAdapter, open_adapter
+    from lora_inspect.api.verify import verify
+
+
+def __getattr__(name: str) -> object:
+    """Loads a public name; what it names then stands here."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found: object = getattr(import_module(f"{__name__}.api.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    """The names that are there, loaded or not."""
+    return sorted({*globals(), *_HOMES})

@@ -1,6 +1,18 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and the sentences for what the system refuses."""
+
+import errno
+import os
 
 from lora_inspect.printable import SENTENCE, shortened
+
+_CHECK = "check the path and its rights"
+_WAYS_OUT = {
+    errno.ENOSPC: "free space, or send the output elsewhere",
+    errno.EDQUOT: "free space, or send the output elsewhere",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close other programs, as the system has too many files open",
+    errno.EIO: "check the disk, or fetch the file again",
+}
 
 
 class LoraInspectError(Exception):
@@ -8,3 +20,9 @@ class LoraInspectError(Exception):
 
     def __str__(self) -> str:
         return shortened(super().__str__(), SENTENCE)
+
+
+def of_system(error: OSError, path: str = "") -> str:
+    """The sentence about an error of the system. `path` is the file that it came with, where it names none itself."""
+    where = os.fsdecode(error.filename or path) if isinstance(error.filename or path, (str, bytes)) else path
+    return f"{where and where + ': '}{error.strerror or error}; {_WAYS_OUT.get(error.errno or 0, _CHECK)}."

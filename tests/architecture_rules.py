@@ -14,7 +14,7 @@ TRAINED = "a trainer's network_module"
 ORDER = {
     "lora_inspect": (
         ("__main__", "networks"),
-        ("cli",),
+        ("cli", "api"),
         ("ops",),
         ("verifying",),
         ("merging", "converting"),
@@ -37,15 +37,16 @@ ORDER = {
         ("__init__", "arguments"),
     ),
 }
-# The process begins at the bottom, where nothing takes time, and calls the command line from there.
-DOOR = "lora_inspect.start"
+# What stands at the bottom, where nothing takes time, and leads to the top when it is called: the process begins in the
+# one and calls the command line, Python programs import the other and are given the names of the API as they ask.
+DOORS = ("lora_inspect.start", "lora_inspect")
 # What the training networks have no use for: whoever calls them from Python is no command line.
-VERBS = ("cli", "ops")
+VERBS = ("cli", "api", "ops")
 # What takes long to load, and what of the command line must do without: all of it until a verb runs, `info` for ever.
 HEAVY = ("torch", "numpy", "safetensors")
 INFO = ("lora_inspect.cli.info", "lora_inspect.ops.info")
-# Where each verb is imported once it is asked for, whichever it is.
-ASKED_FOR = "lora_inspect.cli.verbs"
+# Where each verb, or each name of the API, is imported once it is asked for, whichever it is.
+ASKED_FOR = ("lora_inspect.cli.verbs", "lora_inspect")
 # Three screens: a file that is longer holds two concepts.
 LONGEST = 300
 NAMELESS = ("utils", "util", "helpers", "helper", "common", "misc")
@@ -63,9 +64,14 @@ def part_of(module: str, tree: Tree) -> str:
     return TRAINED if package == "networks" and is_file and part not in LEVELS[package] else part
 
 
+def leads_up(made: Import) -> bool:
+    """Whether an import is one by which a door leads to the top: none that it makes when it is imported itself."""
+    return made.source in DOORS and made.when != AT_IMPORT
+
+
 def circles(tree: Tree) -> Iterator[str]:
     """Modules that import each other, whenever they do."""
-    inner = tree.inner(but=[made for made in tree.imports if made.source == DOOR and made.when == IN_A_CALL])
+    inner = tree.inner(but=[made for made in tree.imports if leads_up(made)])
     done: set[str] = set()
 
     def walk(module: str, way: list[Import]) -> Iterator[str]:
@@ -88,7 +94,7 @@ def arrows_that_run_up(tree: Tree) -> Iterator[str]:
         if made.target not in tree.sources or made.target.split(".")[0] != package:
             continue
         source, target = part_of(made.source, tree), part_of(made.target, tree)
-        if (made.source == DOOR and made.when == IN_A_CALL) or source == target:
+        if leads_up(made) or source == target:
             continue
         levels = LEVELS[package]
         if target not in levels or source not in levels:
@@ -123,9 +129,11 @@ def ops_apart(tree: Tree) -> Iterator[str]:
 
 
 def light_start(tree: Tree) -> Iterator[str]:
-    """Ways from the command line to what takes long to load."""
+    """Ways from the command line and the API to what takes long to load."""
     moments = {
-        **dict.fromkeys([DOOR, "lora_inspect.__main__", *tree.of("lora_inspect.cli")], (AT_IMPORT,)),
+        **dict.fromkeys(
+            [*DOORS, "lora_inspect.__main__", *tree.of("lora_inspect.cli"), *tree.of("lora_inspect.api")], (AT_IMPORT,)
+        ),
         **dict.fromkeys(INFO, (AT_IMPORT, IN_A_CALL)),
     }
     for start, when in moments.items():
@@ -145,7 +153,7 @@ def ways(tree: Tree, start: str, when: tuple[str, ...]) -> Iterator[list[Import]
         # With a module its packages are loaded.
         parents = [Import(module, parent, AT_IMPORT) for parent in tree.paths if module.startswith(f"{parent}.")]
         for made in [*parents, *made_by.get(module, [])]:
-            asked_for = made.source == ASKED_FOR and made.when == IN_A_CALL
+            asked_for = made.source in ASKED_FOR and made.when == IN_A_CALL
             if made.when in when and not asked_for and made.target not in reached:
                 reached[made.target] = [*reached[module], made]
                 waiting.append(made.target)

@@ -30,9 +30,11 @@ PACKAGES = ("lora_inspect", "networks")
 
 # A tree in which every rule holds, and what each rule finds in files that are added to it or stand in their place.
 TOY = {
-    "lora_inspect/__init__.py": "'''Toy.'''",
+    "lora_inspect/__init__.py": "'''Toy.'''\ndef __getattr__(name):\n    import_module(f'{__name__}.api.{name}')",
     "lora_inspect/start.py": "'''Toy.'''\ndef main():\n    from lora_inspect.cli import main",
     "lora_inspect/errors.py": "'''Toy.'''",
+    "lora_inspect/api/__init__.py": "'''Toy.'''",
+    "lora_inspect/api/merge.py": "'''Toy.'''\nfrom lora_inspect.ops.merge import merge",
     "lora_inspect/cli/__init__.py": "'''Toy.'''\nimport lora_inspect.start",
     "lora_inspect/cli/info.py": "'''Toy.'''\nfrom lora_inspect.ops import info",
     "lora_inspect/cli/merge.py": "'''Toy.'''\nfrom lora_inspect.ops.merge import merge",
@@ -92,6 +94,16 @@ PLANTED: list[tuple[Callable[[Tree], Iterator[str]], dict[str, str], str]] = [
     ),
     (
         arrows_that_run_up,
+        {"lora_inspect/__init__.py": SAYS + "import lora_inspect.api.merge"},
+        "__init__ does not stand above api",
+    ),
+    (
+        arrows_that_run_up,
+        {"lora_inspect/api/merge.py": LAZY + "import lora_inspect.cli.merge"},
+        "api does not stand above cli",
+    ),
+    (
+        arrows_that_run_up,
         {"lora_inspect/errors.py": LAZY + "import lora_inspect.cli"},
         "errors does not stand above cli",
     ),
@@ -112,6 +124,7 @@ PLANTED: list[tuple[Callable[[Tree], Iterator[str]], dict[str, str], str]] = [
     ),
     (networks_above_the_core, {"networks/lora.py": LAZY + "from lora_inspect.ops.merge import merge"}, "core alone"),
     (networks_above_the_core, {"networks/lora.py": SAYS + "import lora_inspect.cli"}, "core alone"),
+    (networks_above_the_core, {"networks/lora.py": LAZY + "import lora_inspect.api.merge"}, "core alone"),
     (networks_above_the_core, {"networks/lora.py": SAYS + "from networks.modules import layers"}, "may use neither"),
     (networks_above_the_core, {"networks/lora.py": LAZY + "import networks.modules.layers"}, "may use neither"),
     (core_without_networks, {"lora_inspect/maths/change.py": LAZY + "import networks.modules.layers"}, "in a call"),
@@ -123,6 +136,8 @@ PLANTED: list[tuple[Callable[[Tree], Iterator[str]], dict[str, str], str]] = [
     (ops_apart, {"lora_inspect/ops/info.py": LAZY + "from lora_inspect.ops import merge"}, "in a call"),
     (ops_apart, {"lora_inspect/ops/info.py": SAYS + "from .merge import merge"}, "at import"),
     (light_start, {"lora_inspect/ops/merge.py": SAYS + "import torch"}, "lora_inspect.cli.merge takes long"),
+    (light_start, {"lora_inspect/api/merge.py": SAYS + "import torch"}, "lora_inspect.api.merge takes long"),
+    (light_start, {"lora_inspect/__init__.py": SAYS + "import numpy"}, "lora_inspect takes long"),
     (light_start, {"lora_inspect/ops/__init__.py": SAYS + "import numpy"}, "lora_inspect.cli.merge takes long"),
     (light_start, {"lora_inspect/errors.py": SAYS + "from torch import nn"}, "lora_inspect.cli.info takes long"),
     (

@@ -1,23 +1,14 @@
 """What a command says of an exception that ends it, or a part of it."""
 
-import errno
 import os
 
 from lora_inspect import __version__
 from lora_inspect.cli import terminal
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import LoraInspectError, of_system
 
 # Set to anything at all, it has defects shown with their traceback.
 DEBUG = "LORA_INSPECT_DEBUG"
 
-_CHECK = "check the path and its rights"
-_WAYS_OUT = {
-    errno.ENOSPC: "free space, or send the output elsewhere",
-    errno.EDQUOT: "free space, or send the output elsewhere",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "close other programs, as the system has too many files open",
-    errno.EIO: "check the disk, or fetch the file again",
-}
 # How torch and the loader of libraries say that memory was refused.
 _NO_MEMORY = ("not enough memory", "allocate memory", "out of memory", "failed to map segment", "bad_alloc")
 
@@ -27,8 +18,7 @@ def sentence_of(error: Exception, path: str = "") -> str:
     if isinstance(error, LoraInspectError):
         return str(error)
     if isinstance(error, OSError):
-        where = os.fsdecode(error.filename or path) if isinstance(error.filename or path, (str, bytes)) else path
-        return f"{where and where + ': '}{error.strerror or error}; {_WAYS_OUT.get(error.errno or 0, _CHECK)}."
+        return of_system(error, path)
     about = path and f"{path}: "
     if _is_of_memory(error):
         return f"{about}there is not enough memory; close other programs, or use a machine that has more."

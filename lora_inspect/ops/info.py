@@ -74,7 +74,7 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
         record["evidence"].append({"about": "scale", "says": inside, "where": f"metadata {FOLDED_KEY}"})
     if modules:
         record["module_list"] = [
-            _module_record(module, contribution, folded)
+            module_record(module, contribution, folded)
             for module in adapter.modules.values()
             for contribution in module.contributions
         ]
@@ -92,7 +92,8 @@ def _read_by(info: FileInfo) -> list[str] | None:
     return [one.consumer.title for one in verdicts if one.verdict == SAME]
 
 
-def _module_record(module: Module, contribution: Contribution, folded: FoldedScales) -> dict[str, Any]:
+def module_record(module: Module, contribution: Contribution, folded: FoldedScales) -> dict[str, Any]:
+    """What is said of one change of a module, an item of `module_list`."""
     scale = contribution.scale
     if contribution.algorithm.has_alpha:
         scale = folded.meant(contribution.module.key, scale)

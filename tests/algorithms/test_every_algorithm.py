@@ -11,6 +11,7 @@ import torch
 from library_case import apply
 from safetensors.torch import load_file, save_file
 
+from lora_inspect import open_adapter
 from lora_inspect.algorithms import every
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.arranged_rows import arrange
@@ -24,6 +25,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.place import Place, Placed
 from lora_inspect.maths.dora import OF_STORED_ROWS, SPELLINGS
 from lora_inspect.merging import folded_weights
+from lora_inspect.merging.lone_change import needs_weight
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.adapter import read_adapter
@@ -107,6 +109,35 @@ def test_forward_merge_formula_and_library_agree(case, merged):
             assert_close(case.forward(multiplier), output, case.bound)
         # A change that is none would agree with anything.
         assert any(not torch.equal(found[name], case.base[name]) for name in found)
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_the_delta_of_a_module_is_the_change(case, tmp_path):
+    adapter = open_adapter(write(case, tmp_path)[1])
+    (module,) = adapter.modules
+    for name, expected in case.oracle(1.0).items():
+        parameter, weight = name.removeprefix("layer."), case.base[name]
+        own = [one for one in adapter._info.adapter.modules[module.key].changes if one.algorithm.parameter == parameter]
+        if not own:
+            assert torch.equal(expected, weight.double())
+            with pytest.raises(ValueError, match=f"changes no {parameter}"):
+                module.delta(weight, parameter=parameter)
+            continue
+        if any(one.algorithm.experts or one.formula.seen for one in own):
+            with pytest.raises(LoraInspectError, match="merge the adapter into its base"):
+                module.delta(weight, parameter=parameter)
+            continue
+        largest, change = float(expected.abs().max()), expected - weight.double()
+        found = module.delta(weight, parameter=parameter, dtype=torch.float64)
+        assert found.shape == weight.shape
+        assert float((found - change).abs().max()) <= case.bound * largest
+        if any(map(needs_weight, own)):
+            with pytest.raises(LoraInspectError, match="give the base's weight"):
+                module.delta(parameter=parameter)
+        elif None not in own[0].shape:
+            alone = module.delta(parameter=parameter, dtype=torch.float64)
+            assert alone.shape in (weight.shape, weight.flatten(min(1, weight.dim() - 1)).shape)
+            assert float((alone.reshape(weight.shape) - change).abs().max()) <= case.bound * largest
 
 
 @pytest.mark.parametrize("case", EVERY)

@@ -1,0 +1,116 @@
+"""Arguments as Python programs give them: paths with what is settled about them, answers, and who watches."""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias
+
+from lora_inspect.matching.orientation_answers import Answers, parse_answers
+from lora_inspect.maths.expert_packing import PACKINGS
+from lora_inspect.progress import Progress, silent
+from lora_inspect.reading.settings import Settings, parse_argument, parse_settings
+
+StrPath: TypeAlias = "str | os.PathLike[str]"
+# A string is read as on the command line (`style.safetensors:0.8`), an os.PathLike as the path that it is; in a pair
+# the second one is the multiplier, or what would stand behind the colon.
+PathWithSettings: TypeAlias = "StrPath | tuple[StrPath, float | str]"
+# How far a computation is, and how far it has to go: (done, total).
+WatchProgress: TypeAlias = Callable[[int, int], object]
+# Whether a base stores weights as (in, out): all, or by glob.
+Transposed: TypeAlias = "bool | Mapping[str, bool] | None"
+
+
+def path_of(given: StrPath) -> str:
+    """The path as a string; TypeError for what is none."""
+    path = os.fspath(given)
+    if not isinstance(path, str):
+        raise TypeError(f"a path is a str or an os.PathLike of one, not {path!r}")
+    return path
+
+
+def with_settings(given: PathWithSettings) -> tuple[str, Settings]:
+    """The path and what is settled about it.
+
+    Raises LoraInspectError for a string that is neither a path nor one with settings, ValueError for settings of a pair
+    that are none, and TypeError for anything else.
+    """
+    if isinstance(given, tuple):
+        if len(given) != 2:
+            raise ValueError(f"a pair of a path and its settings has two parts, not {len(given)}")
+        return path_of(given[0]), _settings_of(given[1])
+    return parse_argument(given) if isinstance(given, str) else (path_of(given), Settings())
+
+
+def without_strength(given: PathWithSettings) -> tuple[str, Settings]:
+    """The same for what applies no adapter; ValueError where a multiplier is given."""
+    path, settings = with_settings(given)
+    if settings.has_strength:
+        raise ValueError(f"{path}: nothing is applied here, so a multiplier means nothing; leave it out")
+    return path, settings
+
+
+def all_with_settings(given: "PathWithSettings | Iterable[PathWithSettings]") -> list[tuple[str, Settings]]:
+    """The adapters of a list, or the one that is given; ValueError where there is none."""
+    several = [given] if isinstance(given, (str, os.PathLike, tuple)) else list(given)
+    if not several:
+        raise ValueError("no adapter is named; name one at least")
+    return [with_settings(one) for one in several]
+
+
+def reading_settings(
+    rslora: bool | None, alpha: float | None, allow_partial_dora: bool, expert_packing: str | None
+) -> Settings:
+    """What the options settle where a file leaves it open; ValueError for what none of them can be."""
+    if alpha is not None:
+        alpha = _finite(alpha, "alpha")
+    if expert_packing is not None:
+        chosen("expert_packing", expert_packing, PACKINGS)
+    return Settings(rslora=rslora, alpha=alpha, allow_partial_dora=allow_partial_dora, expert_packing=expert_packing)
+
+
+def names_of(given: "str | Iterable[str]") -> tuple[str, ...]:
+    """Several names, or the one that is given."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def answers_of(given: Transposed) -> Answers:
+    """How a base stores weights, as the command line's option says it; ValueError for a glob that is none."""
+    answers = {} if given is None else {"": given} if isinstance(given, bool) else given
+    return parse_answers([f"{glob}={_word(is_so)}" if glob else _word(is_so) for glob, is_so in answers.items()])
+
+
+def chosen(name: str, value: str, choices: Iterable[str]) -> str:
+    """The value, one of the choices of an argument; ValueError for any other."""
+    if value not in (known := sorted(choices)):
+        raise ValueError(f"{name} is {value!r}, which is none of {', '.join(known)}")
+    return value
+
+
+def watched(watch: WatchProgress | None, total: int) -> Progress:
+    """What to tell of each amount that is done, for one who is told the sum and the total."""
+    if watch is None:
+        return silent
+    done = 0
+
+    def add(amount: int) -> None:
+        nonlocal done
+        done += amount
+        watch(done, total)
+
+    return add
+
+
+def _settings_of(given: float | str) -> Settings:
+    return parse_settings(given) if isinstance(given, str) else Settings(multiplier=_finite(given, "a multiplier"))
+
+
+def _finite(number: float, name: str) -> float:
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise TypeError(f"{name} is a number, not {number!r}")
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {number}, which is no finite number")
+    return float(number)
+
+
+def _word(is_so: bool) -> str:
+    return "yes" if is_so else "no"

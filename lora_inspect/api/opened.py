@@ -1,0 +1,142 @@
+"""An opened file: what it is and means, module by module, read from its headers."""
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+from lora_inspect.api.arguments import PathWithSettings, reading_settings, without_strength
+from lora_inspect.api.failures import in_a_sentence
+from lora_inspect.api.modules import Modules
+from lora_inspect.architectures import by_name
+from lora_inspect.ops.info import as_json
+from lora_inspect.printable import shortened
+from lora_inspect.reading.evidence import Evidence
+from lora_inspect.reading.file_info import FileInfo, inspect
+from lora_inspect.reading.problem import Problem
+
+_SHOWN = 3
+
+
+class OpenedAdapter:
+    """What `info` says of a file, of a sharded set or of a folder with one adapter.
+
+    Nothing of a tensor is read but alphas and flags, until a `delta` of a module is asked for. Of a file that is no
+    adapter `kind` says so, and it has no modules.
+    """
+
+    def __init__(self, info: FileInfo) -> None:
+        self._info = info
+
+    @property
+    def path(self) -> str:
+        """What was opened."""
+        return self._info.checkpoint.path
+
+    @property
+    def kind(self) -> str:
+        """Whether it is an "adapter", a "base" or "other"."""
+        return self._info.kind
+
+    @cached_property
+    def modules(self) -> Modules:
+        """The layers that it changes, in the order of the file, by number, by path and by name."""
+        return Modules(self._info.adapter)
+
+    @property
+    def architecture(self) -> str | None:
+        """The name of the model's family as docs/architectures.md has it; None where there is none or more than one."""
+        return self._info.detection.architecture.name if self._info.detection else None
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """All families that it may be of."""
+        return tuple(candidate.architecture.name for candidate in self._info.candidates)
+
+    @property
+    def scheme(self) -> str | None:
+        """How its keys are named: "kohya", "peft", ...; None where nothing tells."""
+        return self._info.adapter.scheme
+
+    @property
+    def trainer(self) -> str | None:
+        """The program that wrote it; None where nothing tells."""
+        return self._info.adapter.trainer
+
+    @property
+    def rslora(self) -> bool | None:
+        """Whether its scale is alpha/sqrt(rank); None where that is unknown or differs between modules."""
+        return self._info.adapter.rslora.value
+
+    @property
+    def dora(self) -> bool | None:
+        """Whether it has DoRA's magnitudes; None where that is unknown."""
+        return self._info.adapter.dora.value
+
+    @cached_property
+    def evidence(self) -> tuple[Evidence, ...]:
+        """What each reading rests on: `about`, `says` and `where`."""
+        return tuple(Evidence(**one) for one in self._record["evidence"])
+
+    @cached_property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong or doubtful: `code`, `severity` ("error", "warning" or "note"), `message` and `keys`."""
+        return tuple(Problem(**{**one, "keys": tuple(one["keys"])}) for one in self._record["problems"])
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The metadata of the file, as it stands there."""
+        return MappingProxyType(self._info.checkpoint.metadata)
+
+    def to_dict(self, modules: bool = False) -> dict[str, Any]:
+        """The record that `info --json` prints, and with `modules` what `--modules` adds to it."""
+        with in_a_sentence():
+            return as_json(self._info, modules)
+
+    @cached_property
+    def _record(self) -> dict[str, Any]:
+        return self.to_dict()
+
+    def __repr__(self) -> str:
+        name = shortened(self.path)
+        if self.kind != "adapter":
+            return f"<OpenedAdapter {name!r}: {'a base' if self.kind == 'base' else 'no adapter'}>"
+        changes = [change for module in self.modules for change in module.changes]
+        algorithms = Counter(change.algorithm for change in changes)
+        ranks = sorted({change.rank for change in changes if change.rank is not None})
+        scales = sorted({f"{change.scale:.6g}" for change in changes if change.scale is not None})
+        facts = [
+            " and ".join(algorithms) or "no module",
+            *(["RS-LoRA"] if self.rslora else []),
+            *(["DoRA"] if self.dora else []),
+            *([" or ".join(by_name(name).title for name in self.architectures)] if self.architectures else []),
+            f"{len(self.modules)} modules",
+            *([f"rank {_some(list(map(str, ranks)))}"] if ranks else []),
+            *([f"scale {_some(scales)}"] if scales else []),
+        ]
+        return f"<OpenedAdapter {name!r}: {', '.join(facts)}>"
+
+
+@in_a_sentence()
+def open_adapter(
+    path: PathWithSettings,
+    *,
+    rslora: bool | None = None,
+    alpha: float | None = None,
+    allow_partial_dora: bool = False,
+    expert_packing: str | None = None,
+) -> OpenedAdapter:
+    """Reads what a file is and means, as `info` does.
+
+    `rslora`, `alpha` and `expert_packing` settle what the file leaves open, as settings on the path do
+    (`"lora.safetensors:alpha=16"`). Problems are listed, not raised. Raises LoraInspectError where it is no readable
+    checkpoint.
+    """
+    name, own = without_strength(path)
+    options = reading_settings(rslora, alpha, allow_partial_dora, expert_packing)
+    return OpenedAdapter(inspect(name, own.joined(options, name)))
+
+
+def _some(values: list[str]) -> str:
+    return "/".join(values[:_SHOWN]) + ("/…" if len(values) > _SHOWN else "")

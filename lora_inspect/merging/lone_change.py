@@ -1,0 +1,140 @@
+"""The change of one weight as a tensor, where that weight is at hand by itself or is not needed: a merge without files.
+
+The formulas and their order are those of a merge; only what lies in a base (slices of it, experts in it) is not there.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+from lora_inspect.algorithms.weight_shapes import other_than
+from lora_inspect.architectures.rows import Runs
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.matching.orientation import covered_shape
+from lora_inspect.matching.place import Place, Placed
+from lora_inspect.maths.chain import folded, settled
+from lora_inspect.maths.dora import INPUT
+from lora_inspect.maths.tensor_reader import RowBlocks, first_non_finite
+from lora_inspect.merging.factor_reader import FactorReader
+from lora_inspect.merging.links import Fold, LinkReader, no_numbers_of_a_change
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.contribution import Contribution
+
+_Shape = tuple[int, ...]
+
+
+def needs_weight(contribution: Contribution) -> bool:
+    """Whether what it does to a weight depends on that weight."""
+    is_moved = bool(contribution.residual) and not contribution.on_residual
+    return contribution.multiplies or contribution.algorithm.replaces or is_moved
+
+
+def lone_change(adapter: Adapter, changes: Sequence[Contribution], weight: Tensor | None) -> Tensor:
+    """What `changes`, which are all of one parameter of one module, add to it, in its shape as it is stored.
+
+    The parameter itself, `weight`, is needed where a change depends on it; the shape is then that of it. Computed in
+    float32, and in float64 where a change depends on the weight, since it is a difference then, or is stored so.
+
+    Raises LoraInspectError where the change is not to be had so, where a shape does not fit and where a number is not
+    finite.
+    """
+    _check_computed(adapter, changes, weight is not None)
+    shape = _stored_shape(changes) if weight is None else tuple(weight.shape)
+    if shape is None:
+        raise _refused(adapter, changes[0], "does not tell the shape of its weight; give the base's weight")
+    is_wide = any(map(needs_weight, changes)) or any(i.dtype == "F64" for c in changes for i in c.operands.values())
+    is_wide = is_wide or (weight is not None and weight.dtype == torch.float64)
+    target = TensorInfo(changes[0].module.key, "F64" if is_wide else "F32", shape, "", 0, 0)
+    folds = [Fold(_placed(adapter, one, target), 1.0, adapter) for one in changes]
+    start = _matrix(shape, weight, torch.float64 if is_wide else torch.float32)
+    try:
+        change = _folded(start, folds) - start
+    except LinAlgError as error:
+        raise no_numbers_of_a_change(target, folds[-1]) from error
+    value = first_non_finite(change)
+    if value is not None:
+        raise _refused(adapter, changes[0], f"changes its weight by {value}; repair the file, or fetch it again")
+    return change.reshape(shape)
+
+
+def _folded(start: Tensor, folds: Sequence[Fold]) -> Tensor:
+    def read(together: int) -> Iterator[tuple[int, Tensor]]:
+        yield 0, start.clone()
+
+    reader = LinkReader(RowBlocks(1), FactorReader(), {})
+    links = settled([link for fold in folds for link in reader.links(fold, read, None)], read)
+    ((_, rows),) = folded(links, read)
+    return rows
+
+
+def _matrix(shape: _Shape, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The weight as a merge sees one, (rows, columns); zeros where none is needed."""
+    rows = shape[0] if shape else 1
+    if weight is None:
+        return torch.zeros(shape, dtype=dtype).reshape(rows, -1)
+    return weight.detach().to("cpu", dtype).reshape(rows, -1)
+
+
+def _placed(adapter: Adapter, contribution: Contribution, target: TensorInfo) -> Placed:
+    """The contribution on the whole weight, or on its rows of it; raises LoraInspectError where it does not fit."""
+    rows = contribution.rows
+    place = Place(target, transposed=_is_turned(contribution, target.shape))
+    if rows is None:
+        wrong = contribution.formula.misfit(contribution.shapes, place.shape)
+    else:
+        covered = covered_shape(adapter.modules[contribution.module.key])
+        wrong = other_than(tuple(size or 0 for size in covered), place.shape)
+        place = place._replace(runs=Runs(rows[0], rows[1] - rows[0]))
+    magnitude = contribution.magnitude
+    if wrong is None and magnitude and magnitude.axis == INPUT and magnitude.info.numel != place.shape[1]:
+        wrong = f"has a magnitude of {magnitude.info.numel} inputs"
+    if wrong:
+        shown = list(target.shape)
+        raise _refused(adapter, contribution, f"{wrong}, but the weight is {shown}; give the weight of this layer")
+    placed = Placed(contribution, place)
+    placed.check_groups()
+    return placed
+
+
+def _stored_shape(changes: Sequence[Contribution]) -> _Shape | None:
+    """The shape of the parameter as it is stored, as far as the factors tell; None where a part of it stays open."""
+    for one in changes:
+        shape = one.shape
+        if one.rows:
+            shape = (max(other.rows[1] for other in changes if other.rows), *shape[1:])
+        known = tuple(size for size in shape if size is not None)
+        if len(known) == len(shape):
+            return known[::-1] if _is_turned(one, None) else known
+    return None
+
+
+def _is_turned(contribution: Contribution, stored: _Shape | None) -> bool:
+    """Whether the weight is stored as (in, out): by the algorithm, the shape of the weight, or the config."""
+    if contribution.algorithm.transposed is not None:
+        return contribution.algorithm.transposed
+    shape = contribution.shape
+    if len(shape) != 2:
+        return False
+    if stored is not None and contribution.rows is None and stored in (shape, shape[::-1]) and shape[0] != shape[1]:
+        return stored != shape
+    return bool(contribution.fan_in_fan_out)
+
+
+def _check_computed(adapter: Adapter, changes: Sequence[Contribution], has_weight: bool) -> None:
+    for one in changes:
+        if one.algorithm.experts:
+            raise _refused(adapter, one, "changes the experts of a whole layer, which a base has in several places")
+        if one.formula.seen:
+            raise _refused(adapter, one, "changes a bias by what the weight of its layer is")
+        if needs_weight(one) and not has_weight:
+            what = " with a magnitude (DoRA)" if one.magnitude else ""
+            why = f"is {one.algorithm.title}{what}, whose change depends on the weight; give the base's weight"
+            raise _refused(adapter, one, why)
+
+
+def _refused(adapter: Adapter, contribution: Contribution, why: str) -> LoraInspectError:
+    way = "" if ";" in why else "; merge the adapter into its base"
+    return LoraInspectError(f"{adapter.checkpoint.path}: {contribution.module.key} {why}{way}.")
