@@ -3,21 +3,25 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
+from lora_inspect.files.dtypes import DTYPE_NAMES
 from lora_inspect.matching.orientation_answers import Answers, parse_answers
 from lora_inspect.maths.expert_packing import PACKINGS
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.settings import Settings, parse_argument, parse_settings
 
-StrPath: TypeAlias = "str | os.PathLike[str]"
+if TYPE_CHECKING:
+    import torch
+
+StrPath: TypeAlias = str | os.PathLike[str]
 # A string is read as on the command line (`style.safetensors:0.8`), an os.PathLike as the path that it is; in a pair
 # the second one is the multiplier, or what would stand behind the colon.
-PathWithSettings: TypeAlias = "StrPath | tuple[StrPath, float | str]"
+PathWithSettings: TypeAlias = StrPath | tuple[StrPath, float | str]
 # How far a computation is, and how far it has to go: (done, total).
 WatchProgress: TypeAlias = Callable[[int, int], object]
 # Whether a base stores weights as (in, out): all, or by glob.
-Transposed: TypeAlias = "bool | Mapping[str, bool] | None"
+Transposed: TypeAlias = bool | Mapping[str, bool] | None
 
 
 def path_of(given: StrPath) -> str:
@@ -49,7 +53,7 @@ def without_strength(given: PathWithSettings) -> tuple[str, Settings]:
     return path, settings
 
 
-def all_with_settings(given: "PathWithSettings | Iterable[PathWithSettings]") -> list[tuple[str, Settings]]:
+def all_with_settings(given: PathWithSettings | Iterable[PathWithSettings]) -> list[tuple[str, Settings]]:
     """The adapters of a list, or the one that is given; ValueError where there is none."""
     several = [given] if isinstance(given, (str, os.PathLike, tuple)) else list(given)
     if not several:
@@ -68,15 +72,16 @@ def reading_settings(
     return Settings(rslora=rslora, alpha=alpha, allow_partial_dora=allow_partial_dora, expert_packing=expert_packing)
 
 
-def names_of(given: "str | Iterable[str]") -> tuple[str, ...]:
+def names_of(given: str | Iterable[str]) -> tuple[str, ...]:
     """Several names, or the one that is given."""
     return (given,) if isinstance(given, str) else tuple(given)
 
 
 def answers_of(given: Transposed) -> Answers:
     """How a base stores weights, as the command line's option says it; ValueError for a glob that is none."""
-    answers = {} if given is None else {"": given} if isinstance(given, bool) else given
-    return parse_answers([f"{glob}={_word(is_so)}" if glob else _word(is_so) for glob, is_so in answers.items()])
+    if given is None or isinstance(given, bool):
+        return parse_answers([] if given is None else [_word(given)])
+    return parse_answers([f"{glob}={_word(is_so)}" for glob, is_so in given.items()])
 
 
 def chosen(name: str, value: str, choices: Iterable[str]) -> str:
@@ -84,6 +89,31 @@ def chosen(name: str, value: str, choices: Iterable[str]) -> str:
     if value not in (known := sorted(choices)):
         raise ValueError(f"{name} is {value!r}, which is none of {', '.join(known)}")
     return value
+
+
+def dtype_of(given: "str | torch.dtype | None") -> str | None:
+    """The name that the format has for "bf16", "bfloat16", torch.bfloat16 and so on; ValueError for any other type."""
+    if given is None:
+        return None
+    name = str(given).removeprefix("torch.")
+    return DTYPE_NAMES[chosen("dtype", name, DTYPE_NAMES)]
+
+
+def rank_of(given: int) -> int:
+    """A rank, 1 at least."""
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise TypeError(f"rank is a whole number, not {given!r}")
+    if given < 1:
+        raise ValueError(f"rank is {given}, which is less than 1")
+    return given
+
+
+def limit_of(given: float) -> float:
+    """A relative error, from 0 to below 1."""
+    limit = _finite(given, "max_error")
+    if not 0 <= limit < 1:
+        raise ValueError(f"max_error is {limit}, which is not from 0 to below 1")
+    return limit
 
 
 def watched(watch: WatchProgress | None, total: int) -> Progress:

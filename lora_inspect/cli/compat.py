@@ -15,7 +15,6 @@ from lora_inspect.consumers import CONSUMERS
 from lora_inspect.consumers.record import READ, Consumer
 from lora_inspect.consumers.verdict import STRENGTH, UNKNOWN, Verdict, needs_mending
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.ops.compat import as_json
 from lora_inspect.ops.compat import compat as judged
 from lora_inspect.reading.claim import claim
 
@@ -53,7 +52,7 @@ def compat(
     with progress_bar("Comparing", length) as progress:
         result = judged(adapter, named, told, base, progress)
     if as_json_:
-        terminal.json_text(as_json(result))
+        terminal.json_text(result.to_dict())
     else:
         terminal.line(result.adapter.checkpoint.path)
         _print(result.verdicts)

@@ -1,39 +1,13 @@
-"""What a conversion is told as: lines for people, a record for programs."""
+"""What a conversion is told as to people."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from lora_inspect.cli import terminal
 from lora_inspect.listing import listed, some
-from lora_inspect.matching.orientation import SHAPE, in_words
+from lora_inspect.matching.orientation import in_words
 from lora_inspect.ops.convert import ConvertResult
 from lora_inspect.printable import shortened
-
-
-def record(result: ConvertResult) -> dict[str, Any]:
-    """The fields that scripts rely on."""
-    known = [error for error in result.relative_errors.values() if error is not None]
-    return {
-        "output": result.output,
-        "from": result.source,
-        "to": result.target,
-        "modules": result.modules,
-        "exact": result.exact,
-        "relative_error": {
-            "max": max(known, default=None),
-            "mean": sum(known) / len(known) if known else None,
-            "per_module": result.relative_errors,
-        },
-        "dropped": list(result.dropped),
-        "passed_through": list(result.passed_through),
-        "remarks": list(result.remarks),
-        "verified": result.verified and result.verified._asdict(),
-        "orientation": {
-            name: {"transposed": item.transposed, "from": item.source}
-            for name, item in result.orientations.items()
-            if item.source != SHAPE
-        },
-    }
 
 
 def tell(result: ConvertResult, with_errors: bool) -> None:

@@ -21,12 +21,11 @@ from lora_inspect.consumers import CONSUMERS
 from lora_inspect.converting.asked_algorithm import ALGORITHMS
 from lora_inspect.converting.asked_layout import LAYOUTS
 from lora_inspect.converting.asked_scheme import written
-from lora_inspect.converting.expert_layouts import EXPERT_LAYOUTS, SINGLE_EXPERTS
-from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.converting.contradictions import contradiction
+from lora_inspect.converting.expert_layouts import EXPERT_LAYOUTS
 from lora_inspect.files.found_checkpoints import is_checkpoint_folder
 from lora_inspect.matching.orientation_answers import Answers
-from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
-from lora_inspect.reading.claim import claim
+from lora_inspect.ops.convert import ConvertOptions, convert_planned, plan_conversion
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -148,24 +147,6 @@ def convert(
     as_json: bool,
 ) -> None:
     """Converts and prints."""
-    if drop_magnitude + (keep_dora or base is not None) > 1:
-        raise click.UsageError("--drop-magnitude excludes --keep-dora and --base.")
-    is_approximated = base is not None and layout != SINGLE_EXPERTS
-    is_limited = rank is not None or max_error is not None
-    if None not in (rank, max_error):
-        raise click.UsageError("--rank and --max-error exclude each other.")
-    if is_limited and not (is_approximated or algorithm):
-        raise click.UsageError("--rank and --max-error speak of what --base or --algorithm approximates.")
-    if keep_dora and is_limited and base is not None:
-        raise click.UsageError("--keep-dora keeps the magnitude, and --rank and --max-error make plain LoRA of it.")
-    if is_approximated and not (is_limited or algorithm or keep_dora or target):
-        raise click.UsageError("--base takes one of --rank, --max-error, --keep-dora and --to.")
-    if target and layout:
-        raise click.UsageError("--to has its own layouts; leave --layout out.")
-    if architecture and not (target or layout in LAYOUTS):
-        raise click.UsageError("--architecture says what --to and --layout have to know; leave it out.")
-    if transposed and base is None:
-        raise click.UsageError("--transposed speaks of the weights of --base.")
     adapter, own = parse_without_strength(adapter, "convert")
     options = ConvertOptions(
         keep_dora=keep_dora,
@@ -188,15 +169,17 @@ def convert(
         algorithm=algorithm,
         settings=own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing), adapter),
     )
+    if wrong := contradiction(options):
+        raise click.UsageError(wrong)
     if os.path.isdir(adapter) and not is_checkpoint_folder(adapter):
         convert_folder(adapter, output, options, force, as_json)
         return
-    length = len(claim(open_checkpoint(adapter).tensors).modules) if is_approximated else 0
-    with progress_bar("Converting", length) as progress:
-        result = convert_to_standard(adapter, output, options, force, progress)
+    plan = plan_conversion(adapter, output, options)
+    with progress_bar("Converting", len(plan.destinations)) as progress:
+        result = convert_planned(plan, force, progress)
     for note in result.notes:
         terminal.note(note)
     if as_json:
-        terminal.json_text(conversion_told.record(result))
+        terminal.json_text(result.to_dict())
         return
     conversion_told.tell(result, with_errors=base is not None or algorithm is not None)

@@ -90,7 +90,7 @@ def _converted(one: Mirrored, output: str, options: ConvertOptions, force: bool,
 
 def _record(outcome: _Outcome) -> dict[str, Any]:
     if outcome.result:
-        return {"path": outcome.path, **conversion_told.record(outcome.result)}
+        return {"path": outcome.path, **outcome.result.to_dict()}
     return {"path": outcome.path, **({"error": outcome.error} if outcome.error else {"skipped": outcome.skipped})}
 
 

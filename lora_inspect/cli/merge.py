@@ -1,6 +1,5 @@
 """`lora-inspect merge`."""
 
-from dataclasses import asdict
 from typing import Any
 
 import click
@@ -16,17 +15,22 @@ from lora_inspect.cli.shared_options import (
     writing_options,
 )
 from lora_inspect.cli.summaries import VERBS
+from lora_inspect.files.dtypes import DTYPE_NAMES
 from lora_inspect.listing import some
-from lora_inspect.matching.orientation import SHAPE, in_words
+from lora_inspect.matching.orientation import in_words
 from lora_inspect.matching.orientation_answers import Answers
 from lora_inspect.matching.unmatched import in_components
-from lora_inspect.ops.merge import MergeOptions, MergePlan, check_merge_output, merge_output, plan_merge
+from lora_inspect.ops.merge import (
+    MergeOptions,
+    MergePlan,
+    check_merge_output,
+    merge_output,
+    plan_merge,
+    planned_record,
+)
 from lora_inspect.ops.merge import merge as merge_files
 from lora_inspect.printable import shortened
 from lora_inspect.reading.settings import parse_arguments
-
-_DTYPES = {"float32": "F32", "fp32": "F32", "float16": "F16", "fp16": "F16", "bfloat16": "BF16", "bf16": "BF16"}
-
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -50,7 +54,7 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
 @click.argument("adapters", nargs=-1, required=True, type=FilePath(), metavar="ADAPTER[:SETTING,...]...")
 @writing_options(dry_run=True)
 @click.option(
-    "--dtype", type=click.Choice(list(_DTYPES)), help="Element type of floating tensors; the base's by default."
+    "--dtype", type=click.Choice(list(DTYPE_NAMES)), help="Element type of floating tensors; the base's by default."
 )
 @click.option(
     "--only",
@@ -85,7 +89,7 @@ def merge(
 ) -> None:
     """Plans, merges and prints."""
     options = MergeOptions(
-        dtype=_DTYPES[dtype] if dtype else None,
+        dtype=DTYPE_NAMES[dtype] if dtype else None,
         only=only,
         transposed=transposed,
         allow_unmatched=allow_unmatched,
@@ -99,44 +103,17 @@ def merge(
         if output is not None:
             output = merge_output(plan, output)
             check_merge_output(plan, output, force)
-        _print(_planned(plan, output), plan, as_json)
+        _print(planned_record(plan, output), plan, as_json)
         return
     assert output is not None  # the option asks for it where there is no dry run
     with progress_bar("Merging", plan.bytes) as progress:
         result = merge_files(plan, output, force, progress)
-    record = asdict(result)
-    for note in record.pop("notes"):
+    for note in result.notes[len(plan.notes) :]:
         terminal.note(note)
-    if plan.dora_rules:
-        record["dora_multiplier"] = ", ".join(sorted(plan.dora_rules))
-    _print(record, plan, as_json)
-
-
-def _planned(plan: MergePlan, output: str | None) -> dict[str, Any]:
-    return {
-        "output": output,
-        "modules_merged": plan.modules,
-        "tensors_copied": plan.tensors_copied,
-        "multipliers": plan.multipliers,
-        "decoded": list(plan.decoding.weights),
-        "dropped": plan.decoding.said,
-        "unmatched": list(plan.unmatched),
-        "files_copied": list(plan.side_files.copied),
-        "left_behind": list(plan.side_files.left_behind),
-        "targets": {name: [fold.contribution.module.key for fold in folds] for name, folds in plan.folds.items()},
-        "dry_run": True,
-    }
+    _print(result.to_dict(), plan, as_json)
 
 
 def _print(record: dict[str, Any], plan: MergePlan, as_json: bool) -> None:
-    record["orientation"] = {
-        name: {"transposed": item.transposed, "from": item.source}
-        for name, item in plan.orientations.items()
-        if item.source != SHAPE
-    }
-    record["left_out"] = plan.left_out
-    record["embeddings"] = plan.embeddings
-    record["order_matters"] = plan.order_matters
     if as_json:
         terminal.json_text(record)
         return

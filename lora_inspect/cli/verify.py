@@ -1,7 +1,6 @@
 """`lora-inspect verify`."""
 
 import sys
-from typing import Any
 
 import click
 
@@ -75,15 +74,11 @@ def verify(
     with progress_bar("Verifying", plan.bytes) as progress:
         result = verify_files(plan, progress)
     if as_json:
-        terminal.json_text(_record(result))
+        terminal.json_text(result.to_dict())
     else:
         _print(result)
     if not result.ok:
         sys.exit(1)
-
-
-def _record(result: VerifyResult) -> dict[str, Any]:
-    return {**result._asdict(), "findings": [finding._asdict() for finding in result.findings]}
 
 
 def _print(result: VerifyResult) -> None:

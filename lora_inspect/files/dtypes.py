@@ -31,6 +31,13 @@ BITS = {
 # What a weight may be stored in for its entries to be the weight itself, not codes that need a scale.
 PLAIN_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
+# What people call the types that a floating weight is written in, and what the format does.
+DTYPE_NAMES = {
+    **dict.fromkeys(("float32", "fp32"), "F32"),
+    **dict.fromkeys(("float16", "fp16"), "F16"),
+    **dict.fromkeys(("bfloat16", "bf16"), "BF16"),
+}
+
 # Eight bits whose codes are numbers by themselves; a weight of them may have a scale beside it.
 FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
 

@@ -8,7 +8,7 @@ one; the naming scheme, where only Linear layers have such names. What none of t
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lora_inspect import schemes
 from lora_inspect.architectures.families.gpt2 import CONV1D
@@ -129,6 +129,15 @@ def in_words(orientations: Mapping[str, Orientation]) -> str:
     return "; ".join(
         f"from {item.source} {count} as {_written(item.transposed)}" for item, count in sorted(counts.items())
     )
+
+
+def in_record(orientations: Mapping[str, Orientation]) -> dict[str, dict[str, Any]]:
+    """The same for programs: by weight how it is stored and what decided it, where that was not the shape itself."""
+    return {
+        name: {"transposed": item.transposed, "from": item.source}
+        for name, item in orientations.items()
+        if item.source != SHAPE
+    }
 
 
 def covered_shape(module: Module) -> Covered:

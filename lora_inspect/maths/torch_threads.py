@@ -17,15 +17,23 @@ _CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 def load_torch() -> None:
     """Imports torch; a signal that ends the process is answered when that is done.
 
-    Raises LoraInspectError where there is no working folder: torch's libraries would end the process.
+    Raises LoraInspectError where torch is not installed, and where there is no working folder: torch's libraries would
+    end the process.
     """
     try:
         os.getcwd()
     except OSError:
         raise LoraInspectError("the working folder is not there any more; change to another one.") from None
     wait_briefly()
-    with held_signals():
-        import torch  # noqa: F401
+    try:
+        with held_signals():
+            import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise LoraInspectError(
+            "this computes with tensors, and torch is not installed; install it, for instance with pip install torch."
+        ) from error
 
 
 def wait_briefly() -> None:

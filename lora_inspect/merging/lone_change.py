@@ -67,7 +67,8 @@ def _folded(start: Tensor, folds: Sequence[Fold]) -> Tensor:
     reader = LinkReader(RowBlocks(1), FactorReader(), {})
     links = settled([link for fold in folds for link in reader.links(fold, read, None)], read)
     ((_, rows),) = folded(links, read)
-    return rows
+    whole: Tensor = rows
+    return whole
 
 
 def _matrix(shape: _Shape, weight: Tensor | None, dtype: torch.dtype) -> Tensor:

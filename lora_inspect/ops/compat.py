@@ -27,6 +27,29 @@ class CompatResult(NamedTuple):
     adapter: Adapter
     verdicts: tuple[Verdict, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """The record that `compat --json` prints."""
+        return {
+            "path": self.adapter.checkpoint.path,
+            "consumers": [
+                {
+                    "name": one.consumer.name,
+                    "title": one.consumer.title,
+                    "versions": one.consumer.version,
+                    "verdict": one.verdict,
+                    "factor": one.factor,
+                    "factors": {f"{factor:g}": modules for factor, modules in one.factors},
+                    "silent": one.silent,
+                    "ignored": list(one.ignored),
+                    "says": one.says,
+                    "by": one.by,
+                    "error": one.error,
+                    "fix": one.fix,
+                }
+                for one in self.verdicts
+            ],
+        }
+
 
 def compat(
     path: str,
@@ -72,30 +95,6 @@ def _with_errors(adapter: Adapter, base: str, verdicts: Sequence[Verdict], progr
 
     errors = dora_errors(landed, wrong, progress)
     return [one._replace(error=errors.get(one.consumer.name)) for one in verdicts]
-
-
-def as_json(result: CompatResult) -> dict[str, Any]:
-    """The record that scripts rely on."""
-    return {
-        "path": result.adapter.checkpoint.path,
-        "consumers": [
-            {
-                "name": one.consumer.name,
-                "title": one.consumer.title,
-                "versions": one.consumer.version,
-                "verdict": one.verdict,
-                "factor": one.factor,
-                "factors": {f"{factor:g}": modules for factor, modules in one.factors},
-                "silent": one.silent,
-                "ignored": list(one.ignored),
-                "says": one.says,
-                "by": one.by,
-                "error": one.error,
-                "fix": one.fix,
-            }
-            for one in result.verdicts
-        ],
-    }
 
 
 def _asked(named: str | None) -> list[Consumer]:

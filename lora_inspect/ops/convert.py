@@ -11,13 +11,13 @@ from lora_inspect.converting import account
 from lora_inspect.converting.asked_magnitudes import norms_remarks
 from lora_inspect.converting.landed import Landed
 from lora_inspect.converting.options import ConvertOptions
-from lora_inspect.converting.plan import plan_conversion
+from lora_inspect.converting.plan import ConversionPlan, plan_conversion
 from lora_inspect.converting.received import Received
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.contents import renamed
 from lora_inspect.files.hashes import sshs_hashes
 from lora_inspect.files.partial import remove_leftovers
-from lora_inspect.matching.orientation import Orientation
+from lora_inspect.matching.orientation import Orientation, in_record
 from lora_inspect.matching.recorded_base import other_base_notes
 from lora_inspect.maths.dora import OF_BASE
 from lora_inspect.maths.torch_threads import load_torch
@@ -31,7 +31,7 @@ from lora_inspect.reading.pipeline_expert import EXPERT_KEY, pipeline_expert
 if TYPE_CHECKING:
     from lora_inspect.converting.spelling import SpelledModule
 
-__all__ = ["ConvertOptions", "ConvertResult", "convert_to_standard"]
+__all__ = ["ConvertOptions", "ConvertResult", "convert_planned", "convert_to_standard", "plan_conversion"]
 
 _LOSSY = 0.05
 
@@ -71,6 +71,27 @@ class ConvertResult:
     verified: Verified | None = None
     biased: int = 0
 
+    def to_dict(self) -> dict[str, Any]:
+        """The record that `convert --json` prints."""
+        known = [error for error in self.relative_errors.values() if error is not None]
+        return {
+            "output": self.output,
+            "from": self.source,
+            "to": self.target,
+            "modules": self.modules,
+            "exact": self.exact,
+            "relative_error": {
+                "max": max(known, default=None),
+                "mean": sum(known) / len(known) if known else None,
+                "per_module": self.relative_errors,
+            },
+            "dropped": list(self.dropped),
+            "passed_through": list(self.passed_through),
+            "remarks": list(self.remarks),
+            "verified": self.verified and self.verified._asdict(),
+            "orientation": in_record(self.orientations),
+        }
+
 
 def convert_to_standard(
     path: str, output: str, options: ConvertOptions, force: bool = False, progress: Progress = silent
@@ -81,7 +102,11 @@ def convert_to_standard(
     that is done. Raises LoraInspectError, and writes nothing, where the meaning of the file is unknown, where DoRA has
     no agreed way out, or where the loss is above 5%.
     """
-    plan = plan_conversion(path, output, options)
+    return convert_planned(plan_conversion(path, output, options), force, progress)
+
+
+def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progress = silent) -> ConvertResult:
+    """Writes what was planned; `progress` is told of each destination that is done."""
     adapter, options, place, inputs = plan.adapter, plan.options, plan.place, plan.inputs
     leftovers = remove_leftovers(place.path)
     place.check([*inputs, *([options.model_config] if options.model_config else [])], force)
@@ -93,7 +118,7 @@ def convert_to_standard(
 
     changes = plan.changes
     modules = convert_modules(adapter, plan.destinations, landed, remeasured, changes, plan.inner, options, progress)
-    _refuse_lossy(path, modules, options)
+    _refuse_lossy(adapter.checkpoint.path, modules, options)
     passed = [renamed(adapter.checkpoint.tensors[key], key) for key in adapter.beside]
     own = [content for module in modules.values() for content in module.contents]
     contents = own + shared_contents(part for module in modules.values() for part in module.parts) + passed

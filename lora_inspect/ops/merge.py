@@ -4,7 +4,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lora_inspect.files.base_folder import copy_side_files
@@ -12,6 +12,7 @@ from lora_inspect.files.input_file import Identity
 from lora_inspect.files.output_names import file_output, folder_output
 from lora_inspect.files.outputs import check_output, check_replaceable, new_folder
 from lora_inspect.files.partial import remove_leftovers
+from lora_inspect.matching.orientation import Orientation, in_record
 from lora_inspect.maths import dora
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.maths.torch_threads import load_torch
@@ -23,7 +24,16 @@ from lora_inspect.reading.metadata import describe_file, merged_metadata
 from lora_inspect.reading.quantisation import quantisation_settings
 
 # A merge is planned and then made: what calls it finds both here.
-__all__ = ["MergeOptions", "MergePlan", "MergeResult", "check_merge_output", "merge", "merge_output", "plan_merge"]
+__all__ = [
+    "MergeOptions",
+    "MergePlan",
+    "MergeResult",
+    "check_merge_output",
+    "merge",
+    "merge_output",
+    "plan_merge",
+    "planned_record",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +43,12 @@ class MergeResult:
     `decoded` are the weights that are codes in the base and floats in the output, `dropped` the tensors, metadata
     keys and part of a config that said what those codes mean.
 
-    `files_copied` and `left_behind` are what lies beside the weights of a folder, by paths relative to it. `notes` are
-    about what other runs have left beside the output.
+    `files_copied` and `left_behind` are what lies beside the weights of a folder, by paths relative to it.
+    `unmatched` are keys without a target that were left out, `left_out` counts the modules of components that were not
+    asked for, and `embeddings` are keys that change no weight. `orientations` say by weight how the base stores it,
+    `order_matters` are the weights that another order of the adapters would leave different, and `dora_multiplier` is
+    what a multiplier that is neither 0 nor 1 did to DoRA. `notes` are sentences on what was said without need, on what
+    may surprise, and on what other runs have left beside the output.
     """
 
     output: str
@@ -49,7 +63,58 @@ class MergeResult:
     left_behind: tuple[str, ...]
     seconds: float
     bytes: int
+    orientations: dict[str, Orientation] = field(default_factory=dict, repr=False)
+    left_out: dict[str, int] = field(default_factory=dict)
+    embeddings: tuple[str, ...] = ()
+    order_matters: tuple[str, ...] = field(default=(), repr=False)
+    dora_multiplier: str | None = None
     notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record that `merge --json` prints."""
+        record: dict[str, Any] = {
+            "output": self.output,
+            "modules_merged": self.modules_merged,
+            "tensors_copied": self.tensors_copied,
+            "multipliers": self.multipliers,
+            "dtype_counts": self.dtype_counts,
+            "decoded": list(self.decoded),
+            "dropped": list(self.dropped),
+            "unmatched": list(self.unmatched),
+            "files_copied": list(self.files_copied),
+            "left_behind": list(self.left_behind),
+            "seconds": self.seconds,
+            "bytes": self.bytes,
+        }
+        if self.dora_multiplier:
+            record["dora_multiplier"] = self.dora_multiplier
+        return record | {
+            "orientation": in_record(self.orientations),
+            "left_out": self.left_out,
+            "embeddings": list(self.embeddings),
+            "order_matters": list(self.order_matters),
+        }
+
+
+def planned_record(plan: MergePlan, output: str | None) -> dict[str, Any]:
+    """The record of a merge that is planned and not made, to `output` where that is known."""
+    return {
+        "output": output,
+        "modules_merged": plan.modules,
+        "tensors_copied": plan.tensors_copied,
+        "multipliers": plan.multipliers,
+        "decoded": list(plan.decoding.weights),
+        "dropped": plan.decoding.said,
+        "unmatched": list(plan.unmatched),
+        "files_copied": list(plan.side_files.copied),
+        "left_behind": list(plan.side_files.left_behind),
+        "targets": {name: [fold.contribution.module.key for fold in folds] for name, folds in plan.folds.items()},
+        "dry_run": True,
+        "orientation": in_record(plan.orientations),
+        "left_out": plan.left_out,
+        "embeddings": plan.embeddings,
+        "order_matters": plan.order_matters,
+    }
 
 
 def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress = silent) -> MergeResult:
@@ -84,7 +149,12 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
         left_behind=plan.side_files.left_behind,
         seconds=round(time.perf_counter() - started, 3),
         bytes=_size(output),
-        notes=leftovers,
+        orientations=plan.orientations,
+        left_out=plan.left_out,
+        embeddings=tuple(plan.embeddings),
+        order_matters=tuple(plan.order_matters),
+        dora_multiplier=", ".join(sorted(plan.dora_rules)) or None,
+        notes=(*plan.notes, *leftovers),
     )
 
 

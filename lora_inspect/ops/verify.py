@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.input_file import check_unchanged
@@ -50,7 +50,7 @@ class VerifyResult(NamedTuple):
     over the size of what was expected, of all weights together; `residuals` are those of the weights. `missing` are
     the modules that have nothing of an adapter. `beside` are tensors that no adapter changes and what is different in
     them, `absent` those of the base that are not there, `extra` those that only the merged model has. `ok` is whether
-    no finding is an error.
+    no finding is an error. `notes` are sentences on the adapters and their targets.
     """
 
     ok: bool
@@ -65,6 +65,13 @@ class VerifyResult(NamedTuple):
     beside: dict[str, str]
     absent: list[str]
     extra: list[str]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record that `verify --json` prints."""
+        record = {**self._asdict(), "findings": [finding._asdict() for finding in self.findings]}
+        del record["notes"]  # which are no result
+        return record
 
 
 def plan_verify(
@@ -170,6 +177,7 @@ def _result(
         beside=beside,
         absent=absent,
         extra=extra,
+        notes=tuple(plan.notes),
     )
 
 
