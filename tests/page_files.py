@@ -85,6 +85,7 @@ FILES: dict[str, Make] = {
     "dora.safetensors": copy("synthetic/dora_without_flag.safetensors"),
     "diffusers.safetensors": copy("synthetic/diffusers_without_alpha.safetensors"),
     "wan.safetensors": copy("synthetic/rslora_flag.safetensors"),
+    "wan-style.safetensors": copy("synthetic/dora_and_rslora_flags.safetensors"),
     "style.safetensors": drawn(1, ss_output_name="style"),
     "face.safetensors": drawn(2, ss_output_name="face"),
     "lora.bin": pickled,

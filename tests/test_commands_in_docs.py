@@ -15,6 +15,9 @@ ONLY_PARSED = {
     'eval "$(_LORA_INSPECT_COMPLETE=': "belongs into a startup file: tests/cli/test_completion.py asks as shells do",
     "_LORA_INSPECT_COMPLETE=fish_source": "the same for fish, which is not everywhere",
     'pip install ".[example]"': "installs packages: tests/networks/test_train_example.py runs the rest",
+    "pip install path/to/lora-inspect": "installs packages, into a trainer's environment",
+    "python src/musubi_tuner/": "needs the trainer: tests/test_training_page.py parses it",
+    "accelerate launch ": "needs the trainer, a model and a GPU: tests/test_training_page.py parses it",
     "python benchmarks/": "takes minutes",
 }
 # Blocks of Python that begin so are compiled and not run.
