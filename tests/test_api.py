@@ -357,3 +357,10 @@ def test_deltas_are_what_merge_adds(file, tmp_path):
         largest = float(after[f"{module.path}.weight"].abs().max())
         assert float((weight + delta - after[f"{module.path}.weight"]).abs().max()) <= 1e-6 * largest
         assert delta.any()
+
+
+@pytest.mark.numeric
+def test_a_program_with_types_runs(tmp_path):
+    import typed_program
+
+    assert all(map(os.path.exists, typed_program.use(BASE, RSLORA, tmp_path)))

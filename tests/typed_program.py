@@ -1,0 +1,61 @@
+"""A program that uses all of the API with types: `.ci/run` has mypy look at it, and a test runs it.
+
+What is assigned to a name with a type is of that type for those who use the package, or mypy refuses it.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lora_inspect
+from lora_inspect import LoraInspectError, ModuleChange, OpenedAdapter, OpenedModule, open_adapter
+
+
+def told(done: int, total: int) -> None:
+    """What watches."""
+    assert 0 <= done <= total
+
+
+def use(base: Path, adapter: "os.PathLike[str]", folder: Path) -> list[str]:
+    """Calls every function; the names of what it wrote."""
+    opened: OpenedAdapter = open_adapter(adapter, rslora=None)
+    module: OpenedModule = opened.modules[0]
+    change: ModuleChange = module.changes[0]
+    found: OpenedModule = opened.modules[module.path or module.key]
+    scale: float | None = change.scale
+    rule: bool | None = opened.rslora
+    says: list[str] = [one.says for one in opened.evidence]
+    severities: list[str] = [problem.severity for problem in opened.problems]
+    metadata: Mapping[str, str] = opened.metadata
+    record: dict[str, Any] = opened.to_dict(modules=True)
+    delta: torch.Tensor = found.delta(dtype=torch.float64)
+    assert (scale, rule, severities, delta.dtype) == (1.5, True, [], torch.float64)
+    assert len(says) >= 1
+    assert record["metadata"] == metadata
+
+    merged = lora_inspect.merge(base, [(adapter, 0.5)], folder / "merged.safetensors", dtype="bf16", progress=told)
+    count: int = merged.modules_merged
+    checked = lora_inspect.verify(merged.output, base, (adapter, 0.5), progress=told)
+    share: float | None = checked.share[os.fspath(adapter)]
+    converted = lora_inspect.convert(adapter, folder / "converted.safetensors", to="diffusers", progress=told)
+    exact: bool = converted.exact
+    verdicts: list[str] = [one.verdict for one in lora_inspect.compat(adapter).verdicts]
+    assert checked.ok
+    assert exact
+    assert share
+    assert count == 20
+    assert verdicts
+    try:
+        open_adapter(folder / "nowhere")
+    except LoraInspectError as error:
+        sentence: str = str(error)
+        assert sentence
+    return [merged.output, converted.output]
+
+
+if __name__ == "__main__":
+    use(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))

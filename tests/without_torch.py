@@ -1,0 +1,158 @@
+"""Goes through all fixtures in a Python that has no torch: what does not compute works, what does says what is missing.
+
+Run as a script; needs neither torch nor pytest. Prints what is wrong, and ends with 1 where anything is.
+"""
+
+import contextlib
+import io
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+SYNTHETIC = FIXTURES / "synthetic"
+BASE, RSLORA, DORA = (SYNTHETIC / f"{name}.safetensors" for name in ("base_f32", "rslora_flag", "dora_without_flag"))
+MISSING = (
+    "Error: this computes with tensors, and torch is not installed; install it, for instance with pip install torch.\n"
+)
+# What is not to be loaded, and of which torch alone is not there.
+HEAVY = ("torch", "numpy")
+
+
+class Ended(NamedTuple):
+    """How a command ended and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run(*words: str | Path) -> Ended:
+    """The command line, in this process."""
+    from lora_inspect.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main([str(word) for word in words])
+        except SystemExit as ended:
+            return Ended(int(ended.code or 0), out.getvalue(), err.getvalue())
+    raise AssertionError("a command ends its process")
+
+
+def paths() -> list[Path]:
+    """Everything there is to open below the fixtures, and what is found there instead."""
+    from lora_inspect.files.found_checkpoints import find_checkpoints
+
+    refused = [path for path in (FIXTURES / "refused").iterdir() if path.is_dir()]
+    return [*(Path(path) for path in find_checkpoints(str(FIXTURES)) if "refused" not in path), *refused]
+
+
+def wrong_of_reading(path: Path) -> Iterator[str]:
+    """What is wrong with the commands that read, on one path: each ends well, or refuses in a sentence of its own."""
+    shown = run("info", path, "--json", "--modules")
+    is_refused = "refused" in path.parts
+    if shown.status and not is_refused:
+        yield f"info: {shown.err}"
+        return
+    records = json.loads(shown.out)
+    record: dict[str, Any] = records[0] if isinstance(records, list) else records
+    is_adapter = record.get("kind") == "adapter"
+    is_open = any(problem["severity"] == "error" for problem in record.get("problems", []))
+    for words in reading(path):
+        ended = run(*words)
+        must_do = words[0] == "info" or (words[0] == "compat" and is_adapter and not is_open)
+        if must_do and ended.status and not is_refused:
+            yield f"{' '.join(map(str, words))}: {ended.err}"
+        elif ended.status not in (0, 1) or MISSING in ended.err or "defect of lora-inspect" in ended.err:
+            yield f"{' '.join(map(str, words))} ends with {ended.status}: {ended.err}"
+        elif ended.status and not ended.out and not ended.err.startswith("Error: "):
+            yield f"{' '.join(map(str, words))} refuses without a sentence"
+    yield from wrong_of_opening(path, None if is_refused else record)
+
+
+def reading(path: Path) -> Iterator[list[str | Path]]:
+    """The commands that read one path."""
+    from lora_inspect.cli.summaries import VERBS
+
+    yield ["info", path]
+    yield ["info", path, "--metadata"]
+    yield ["compat", path]
+    yield ["compat", path, "--json"]
+    if "check" in VERBS:
+        yield ["check", path]
+    if "metadata" in VERBS:
+        yield ["metadata", "show", path]
+
+
+def wrong_of_opening(path: Path, record: dict[str, Any] | None) -> Iterator[str]:
+    """What is wrong with the Python API on one path: it says what `info` does."""
+    import lora_inspect
+
+    try:
+        opened = lora_inspect.open_adapter(path)
+        said = json.loads(json.dumps(opened.to_dict(modules=True)))
+        if "\n" in repr(opened) or any("\n" in repr(module) for module in opened.modules):
+            yield f"{path}: it is shown in more than a line"
+    except lora_inspect.LoraInspectError as error:
+        said = None if record is None else str(error)
+    if record is not None and said != record:
+        yield f"{path}: open_adapter says {said}"
+
+
+def wrong_of_computing() -> Iterator[str]:
+    """What is wrong with what computes: it says what is missing, and leaves nothing."""
+    import lora_inspect
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.safetensors"
+        for words in (
+            ["merge", BASE, RSLORA, "-o", out],
+            ["convert", RSLORA, "-o", out],
+            ["convert", RSLORA, "--to", "diffusers", "-o", out],
+            ["convert", DORA, "--base", BASE, "--rank", "2", "-o", out],
+            ["verify", BASE, BASE, RSLORA],
+            ["compat", DORA, "--base", BASE],
+        ):
+            ended = run(*words)
+            if ended != (1, "", MISSING):
+                yield f"{words[0]}: {ended}"
+        calls: list[Callable[[], object]] = [
+            lambda: lora_inspect.merge(BASE, RSLORA, out),
+            lambda: lora_inspect.convert(RSLORA, out),
+            lambda: lora_inspect.verify(BASE, BASE, RSLORA),
+            lambda: lora_inspect.open_adapter(RSLORA).modules[0].delta(),
+        ]
+        for call in calls:
+            try:
+                yield f"a call returns {call()!r}"
+            except lora_inspect.LoraInspectError as error:
+                if f"Error: {error}\n" != MISSING:
+                    yield f"a call says {error}"
+        if left := os.listdir(folder):
+            yield f"{left} is left behind"
+
+
+def main() -> int:
+    """Looks at everything, and says what was looked at."""
+    with contextlib.suppress(ImportError):
+        import torch
+
+        print(f"torch is installed here: {torch.__file__}")
+        return 1
+    found = paths()
+    wrong = [one for path in found for one in wrong_of_reading(path)]
+    wrong += [f"{name} was loaded" for name in HEAVY if sys.modules.get(name)]
+    wrong += wrong_of_computing()
+    if len(found) < 60:
+        wrong.append(f"only {len(found)} fixtures were found")
+    print(*wrong, f"{len(found)} fixtures were looked at without torch", sep="\n")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
