@@ -24,7 +24,7 @@ ORDER = {
         ("maths", "schemes"),
         ("architectures",),
         ("files",),
-        ("errors", "listing"),
+        ("errors", "listing", "shell"),
         ("__init__", "printable", "progress", "start"),
     ),
     "networks": (

@@ -35,6 +35,18 @@ QWEN25_VL_7B = TextEncoder(LANGUAGE_MODEL, 3584)
 QWEN3_4B = TextEncoder(LANGUAGE_MODEL, 2560)
 QWEN3_06B = TextEncoder(LANGUAGE_MODEL, 1024)
 GEMMA2_2B = TextEncoder(LANGUAGE_MODEL, 2304)
+# What people call those that kind and width tell from all others of the families.
+TITLES: Mapping[TextEncoder, str] = {
+    CLIP_L: "CLIP-L",
+    OPENCLIP_H: "OpenCLIP-H",
+    OPENCLIP_BIGG: "OpenCLIP-bigG",
+    T5_XXL: "T5-XXL",
+    PILE_T5_XL: "Pile-T5-XL",
+    BYT5_GLYPH: "ByT5",
+    QWEN25_VL_7B: "Qwen2.5-VL 7B",
+    QWEN3_4B: "Qwen3 4B",
+    GEMMA2_2B: "Gemma 2 2B",
+}
 SOME_LANGUAGE_MODEL = TextEncoder(LANGUAGE_MODEL, None)  # another one with each size of the family
 
 

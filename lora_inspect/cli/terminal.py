@@ -1,14 +1,65 @@
 """The one way out to the terminal: results on stdout, the rest on stderr, in lines that only the program breaks."""
 
 import io
+import os
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import click
 
 from lora_inspect.printable import SENTENCE, printable, shortened, width
+
+# How a piece of a line looks on a terminal that has colours, by the numbers that ECMA-48 has for it.
+PLAIN, BOLD, FAINT, WRONG, DOUBTFUL, RIGHT = "", "1", "2", "1;31", "33", "32"
+# The width of what is no terminal, and the least that lines are laid out for.
+_COLUMNS, _LEAST_COLUMNS = 80, 40
+# Where the consoles of Windows obey sequences without being asked to.
+_OBEYING_CONSOLES = ("WT_SESSION", "ANSICON", "TERM", "TERM_PROGRAM")
+
+
+class Piece(NamedTuple):
+    """A part of a line that looks alike: printable text, and one of the looks above."""
+
+    text: str
+    look: str = PLAIN
+
+
+def columns() -> int:
+    """The width that results are laid out for: what COLUMNS says, or else the terminal; 80 where there is none."""
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    if not is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
+        return _COLUMNS
+    return max(shutil.get_terminal_size((_COLUMNS, 0)).columns, _LEAST_COLUMNS)
+
+
+def has_colours() -> bool:
+    """Whether results are coloured: on a terminal, unless NO_COLOR is set; FORCE_COLOR has it elsewhere too."""
+    environment = os.environ
+    if environment.get("NO_COLOR") or environment.get("TERM") == "dumb":
+        return False
+    if environment.get("FORCE_COLOR"):
+        return True
+    obeys = os.name != "nt" or any(environment.get(name) for name in _OBEYING_CONSOLES)
+    return obeys and sys.stdout is not None and sys.stdout.isatty()
+
+
+def spelled(text: str) -> str:
+    """Printable text in the letters that the result's encoding has, with escapes for the others."""
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    return text if text.isascii() else text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def laid_out(lines: Iterable[Sequence[Piece]]) -> None:
+    """Lines of the result that are made for the width of the terminal; their text is `spelled` already."""
+    paint = _painted if has_colours() else (lambda piece: piece.text)
+    _write(sys.stdout, ["".join(map(paint, pieces)).rstrip() for pieces in lines])
+
+
+def _painted(piece: Piece) -> str:
+    return f"\x1b[{piece.look}m{piece.text}\x1b[0m" if piece.look and piece.text else piece.text
 
 
 def serve_any_encoding() -> None:

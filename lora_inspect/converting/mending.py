@@ -1,7 +1,6 @@
 """The command that makes a file right for a program, found by planning conversions until one can be made."""
 
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from lora_inspect.converting.foreseen import foreseen
 from lora_inspect.converting.inputs import chosen_input
 from lora_inspect.converting.loadable import check_loadable
 from lora_inspect.converting.options import ConvertOptions
-from lora_inspect.converting.output_endings import output_ending
+from lora_inspect.converting.output_endings import output_beside
 from lora_inspect.converting.plan import plan_for
 from lora_inspect.converting.relayout import Destination
 from lora_inspect.converting.targets import targets
@@ -25,6 +24,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.schemes.gguf import GGUF
+from lora_inspect.shell import command_line
 
 # What stands in a command for the base, and for the config of the model, which only the user knows.
 BASE, CONFIG = "BASE", "CONFIG"
@@ -47,12 +47,12 @@ def mending(adapter: Adapter, given: str, consumer: Consumer, base: str | None) 
                 options = make(adapter, replace(asked, drop_unclaimed=drops), base)
                 if options is None:
                     continue
-                output = _output(adapter, options)
+                output = output_beside(adapter, options.consumer or "standard", scheme_for(adapter, options))
                 if not _is_right(adapter, output, options, consumer):
                     continue
             except LoraInspectError:
                 continue
-            return shlex.join(["lora-inspect", "convert", given, *_words(options), "-o", output])
+            return command_line(["lora-inspect", "convert", given, *_words(options), "-o", output])
     return None
 
 
@@ -144,10 +144,3 @@ def _words(options: ConvertOptions) -> Iterator[str]:
         yield "--drop-unclaimed"
     if options.settings.allow_partial_dora:
         yield "--allow-partial-dora"
-
-
-def _output(adapter: Adapter, options: ConvertOptions) -> str:
-    """A name beside the input that says what it is for."""
-    path = os.path.normpath(adapter.checkpoint.path)
-    stem = path if os.path.isdir(path) else os.path.splitext(path)[0]
-    return f"{stem}-{options.consumer or 'standard'}{output_ending(adapter, scheme_for(adapter, options))}"

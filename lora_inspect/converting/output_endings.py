@@ -1,4 +1,6 @@
-"""How the name of a converted adapter ends, before anything of it is made."""
+"""What a converted adapter is called, before anything of it is made."""
+
+import os
 
 from lora_inspect import schemes
 from lora_inspect.files.output_names import GGUF_ENDING, SAFETENSORS_ENDING
@@ -15,3 +17,10 @@ def output_ending(adapter: Adapter, asked: str | None) -> str:
     if any(scheme.absent_alpha in _IN_CONFIG for scheme in found):
         return ""
     return GGUF_ENDING if any(scheme.alpha_of_all for scheme in found) else SAFETENSORS_ENDING
+
+
+def output_beside(adapter: Adapter, purpose: str, asked: str | None) -> str:
+    """A name beside the input that says what it is for, ending as the scheme that was asked for has it."""
+    path = os.path.normpath(adapter.checkpoint.path)
+    stem = path if os.path.isdir(path) else os.path.splitext(path)[0]
+    return f"{stem}-{purpose}{output_ending(adapter, asked)}"

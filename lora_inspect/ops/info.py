@@ -1,25 +1,51 @@
 """What a file is and means: the reading of a checkpoint as one flat record, for people and for scripts."""
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from lora_inspect.architectures.detection import Detection, settled_by
+from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.file_info import FileInfo
 from lora_inspect.reading.folded_scales import FOLDED_KEY, FoldedScales
 from lora_inspect.reading.kinds import ADAPTER
+from lora_inspect.reading.pipeline_parts import PipelinePart, computing_tensors, pipeline_parts
 from lora_inspect.reading.problem import ERROR
+from lora_inspect.reading.provenance import provenance
+from lora_inspect.reading.training_facts import training_facts
+
+if TYPE_CHECKING:
+    from lora_inspect.consumers.verdict import Verdict
 
 SCHEMA = 1
+# Programs that write a config beside an adapter, which says what it was trained on.
+_TRAINERS_WITH_CONFIGS = ("PEFT", "mlx-lm")
+
+
+def verdicts_of(info: FileInfo) -> "tuple[Verdict, ...] | None":
+    """What every program makes of the file; None where its own meaning is open, or where it is no adapter."""
+    if info.kind != ADAPTER or any(problem.severity == ERROR for problem in info.adapter.problems):
+        return None
+    from lora_inspect.consumers import CONSUMERS
+    from lora_inspect.consumers.verdict import judge_each
+
+    return tuple(judge_each(info.adapter, info.candidates, CONSUMERS.values()))
 
 
 def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
     """The record that scripts rely on; `modules` adds `module_list`."""
+    return record_of(info, verdicts_of(info), modules)
+
+
+def record_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", modules: bool = False) -> dict[str, Any]:
+    """The same, with the verdicts at hand."""
     adapter, checkpoint = info.adapter, info.checkpoint
+    origin = provenance(checkpoint.metadata, _own_config(adapter))
     contributions = list(adapter.contributions)
     folded = FoldedScales(checkpoint.metadata)
     expert = info.expert
+    parts = pipeline_parts(adapter, info.candidates)
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "path": checkpoint.path,
@@ -38,9 +64,10 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
         "trainer": adapter.trainer,
         "modules": len(adapter.modules),
         "parameters": _parameters(info),
-        "ranks": _counted(str(contribution.rank) for contribution in contributions if contribution.rank),
+        "ranks": _ranks(contributions),
         "alphas": _counted(_alpha(contribution) for contribution in contributions if contribution.rank),
-        "scales": _counted(_scale(c, folded) for c in contributions if c.has_scale),
+        "scales": _scales(contributions, folded),
+        "components": {part.component: _part_record(part, folded) for part in parts},
         "rslora": {
             "value": adapter.rslora.value,
             "source": adapter.rslora.source,
@@ -56,7 +83,13 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
         },
         "evidence": [{"about": item.about, "says": item.says, "where": item.where} for item in adapter.evidence],
         "metadata": checkpoint.metadata,
-        "read_by": _read_by(info),
+        "title": origin.title,
+        "base": origin.base,
+        "trigger_words": list(origin.trigger_words),
+        "notes": list(origin.notes),
+        "tags": dict(origin.tags),
+        "training": training_facts(checkpoint.metadata, _own_config(adapter)),
+        **_received(info, verdicts),
         "embeddings": [{"token": one.token, "keys": list(one.keys)} for one in adapter.embeddings],
         "unclaimed": list(adapter.unclaimed) if info.kind == ADAPTER else [],
         "problems": [
@@ -81,15 +114,36 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
     return record
 
 
-def _read_by(info: FileInfo) -> list[str] | None:
-    """The titles of the programs that make of the file what it means; None where its own meaning is open."""
-    if info.kind != ADAPTER or any(problem.severity == ERROR for problem in info.adapter.problems):
-        return None
-    from lora_inspect.consumers import CONSUMERS
-    from lora_inspect.consumers.verdict import SAME, judge_each
+def _own_config(adapter: Adapter) -> dict[str, Any] | None:
+    """The config beside the file, where it is the one that the adapter was written with."""
+    return adapter.checkpoint.config if adapter.trainer in _TRAINERS_WITH_CONFIGS else None
 
-    verdicts = judge_each(info.adapter, info.candidates, CONSUMERS.values())
-    return [one.consumer.title for one in verdicts if one.verdict == SAME]
+
+def _received(info: FileInfo, verdicts: "Sequence[Verdict] | None") -> dict[str, Any]:
+    """What programs make of the file: who reads it as it means, the verdicts, the strengths, and what mends them."""
+    if verdicts is None:
+        return {"read_by": None, "verdicts": None, "factors": None, "fix": None}
+    from lora_inspect.consumers.verdict import SAME
+    from lora_inspect.converting.standard_fix import standard_fix
+
+    return {
+        "read_by": [one.consumer.title for one in verdicts if one.verdict == SAME],
+        "verdicts": {one.consumer.name: one.verdict for one in verdicts},
+        "factors": {one.consumer.name: one.factor for one in verdicts if one.factor is not None},
+        "fix": standard_fix(info.adapter, verdicts),
+    }
+
+
+def _part_record(part: PipelinePart, folded: FoldedScales) -> dict[str, Any]:
+    tensors = computing_tensors(part.modules)
+    return {
+        "title": part.title,
+        "modules": len(part.modules),
+        "ranks": _ranks(part.contributions),
+        "scales": _scales(part.contributions, folded),
+        "parameters": sum(tensor.numel for tensor in tensors),
+        "dtypes": _counted(tensor.dtype for tensor in tensors),
+    }
 
 
 def module_record(module: Module, contribution: Contribution, folded: FoldedScales) -> dict[str, Any]:
@@ -120,18 +174,17 @@ def _layout(candidates: tuple[Detection, ...]) -> str | None:
 
 
 def _parameters(info: FileInfo) -> int:
-    if info.kind != ADAPTER:
-        return sum(tensor.numel for tensor in info.checkpoint.tensors.values())
-    alphas = {module.alpha.name for module in info.adapter.modules.values() if module.alpha}
-    idle = {
-        contribution.factors[role].name
-        for contribution in info.adapter.contributions
-        for role in contribution.algorithm.idle
-        if role in contribution.factors
-    }
-    # What several modules share is counted once.
-    tensors = {tensor.name: tensor for module in info.adapter.modules.values() for tensor in module.tensors}
-    return sum(tensor.numel for name, tensor in tensors.items() if name not in alphas | idle)
+    adapted = info.kind == ADAPTER
+    tensors = computing_tensors(info.adapter.modules.values()) if adapted else info.checkpoint.tensors.values()
+    return sum(tensor.numel for tensor in tensors)
+
+
+def _ranks(contributions: Iterable[Contribution]) -> dict[str, int]:
+    return _counted(str(contribution.rank) for contribution in contributions if contribution.rank)
+
+
+def _scales(contributions: Iterable[Contribution], folded: FoldedScales) -> dict[str, int]:
+    return _counted(_scale(c, folded) for c in contributions if c.has_scale)
 
 
 def _alpha(contribution: Contribution) -> str:

@@ -1,0 +1,120 @@
+"""The first lines of a file's screen: what it is, for which model, at which rank and scale."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_inspect.listing import listed
+from lora_inspect.reading.embeddings import in_words
+from lora_inspect.reading.file_info import FileInfo
+from lora_inspect.reading.kinds import ADAPTER, BASE
+
+# How many families or algorithms a line names.
+_MOST = 3
+_UNKNOWN = "unknown"
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def headline(info: FileInfo, record: Mapping[str, Any]) -> str:
+    """What the file is, in one sentence."""
+    if info.kind == BASE:
+        return f"Base model: {_model(info)}"
+    if info.kind != ADAPTER:
+        if info.adapter.embeddings:
+            return f"No adapter: {in_words(info.adapter.embeddings)}"
+        return f"No adapter, and no model that is known here: {record['tensors']:,} tensors"
+    told = [part for part in (_ranks(record["ranks"]), _scale(record)) if part]
+    return f"{_algorithm(info)} for {_model(info)}" + (f" - {', '.join(told)}" if told else "")
+
+
+def file_line(record: Mapping[str, Any]) -> str:
+    """The file's name, how large it is, what it is stored in, and who wrote it."""
+    path = os.path.normpath(record["path"])
+    dtypes: dict[str, None] = {}
+    for part in record["components"].values():
+        dtypes |= dict.fromkeys(part["dtypes"])
+    stored = ", ".join(dtypes or record["dtypes"])
+    scheme = {None: "", "mixed": "mixed names"}.get(record["scheme"], f"{record['scheme']} names")
+    by = ", ".join(word for word in (record["trainer"], scheme) if word)
+    sized = ", ".join(word for word in (size_in_words(record["bytes"]), stored) if word)
+    return " - ".join(word for word in (os.path.basename(path) or path, sized, by) if word)
+
+
+def size_in_words(count: int) -> str:
+    """A number of bytes as people say it: `23 kB`, `1.2 GB`."""
+    size, unit = float(count), 0
+    while size >= 999.5 and unit + 1 < len(_UNITS):
+        size, unit = size / 1000, unit + 1
+    return f"{size:.1f} {_UNITS[unit]}" if unit and size < 9.95 else f"{size:.0f} {_UNITS[unit]}"
+
+
+def span(counts: Mapping[str, int]) -> str:
+    """The values that are counted, as a cell of a table has them: `4`, `4 to 16`, `unknown`."""
+    numbers = sorted((value for value in counts if value != _UNKNOWN), key=float)
+    if not numbers:
+        return _UNKNOWN if counts else "-"
+    known = numbers[0] if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    return f"{known} or {_UNKNOWN}" if _UNKNOWN in counts else known
+
+
+def _model(info: FileInfo) -> str:
+    """The families that the file may be of, with the expert of a pipeline that has several."""
+    titles = few([str(candidate) for candidate in info.candidates], "or")
+    expert = f" ({info.expert.name})" if info.expert and info.expert.name else ""
+    return (titles or "a model that is not known here") + expert
+
+
+def few(names: Sequence[str], word: str = "and", most: int = _MOST) -> str:
+    """The first names as a sentence lists them, with the number of the others."""
+    if len(names) <= most + 1:
+        return listed(names, word)
+    return f"{', '.join(names[:most])} {word} {len(names) - most} more"
+
+
+def _algorithm(info: FileInfo) -> str:
+    """The algorithms by their titles, the commonest first, with what is done to them: RS-LoRA, DoRA."""
+    counts: dict[str, int] = {}
+    for contribution in info.adapter.contributions:
+        if not contribution.algorithm.beside:
+            counts[contribution.algorithm.title] = counts.get(contribution.algorithm.title, 0) + 1
+    names = sorted(counts, key=lambda title: -counts[title])
+    if not names:
+        return "An adapter that cannot be told"
+    rules = {contribution.rslora for contribution in info.adapter.contributions}
+    stabilised, decomposed = True in rules, bool(info.adapter.dora.modules)
+    if names[0] == "LoRA" and stabilised:
+        names[0] = "RS-LoRA with DoRA" if decomposed else "RS-LoRA"
+    elif decomposed:
+        names[0] = "DoRA" if names[0] == "LoRA" else f"{names[0]} with DoRA"
+    elif stabilised:
+        names[0] = f"{names[0]} at the scale of RS-LoRA"
+    named = few(names)
+    return named[:1].upper() + named[1:]
+
+
+def _ranks(ranks: Mapping[str, int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {span(ranks)}" if ranks else ""
+
+
+def _scale(record: Mapping[str, Any]) -> str:
+    """The scale, and how it comes about where it is the same in all modules."""
+    scales = record["scales"]
+    if len(scales) != 1:
+        return f"scales {span(scales)}" if scales else ""
+    scale = next(iter(scales))
+    return f"scale {scale}{'' if scale == _UNKNOWN else _how(record, float(scale))}"
+
+
+def _how(record: Mapping[str, Any], scale: float) -> str:
+    """The numbers that the scale is made of, where these are the same in all modules and make it."""
+    if len(record["ranks"]) != 1 or len(record["alphas"]) != 1:
+        return ""
+    [rank], [alpha] = record["ranks"], record["alphas"]
+    if alpha == "absent":
+        return " (no alpha)" if scale == 1 else ""
+    if alpha == _UNKNOWN:
+        return ""
+    rules = ((f"sqrt {rank}", float(rank) ** 0.5), (f"rank {rank}", float(rank)))
+    by = (said for said, divisor in rules if abs(float(alpha) / divisor - scale) <= 1e-5 * abs(scale))
+    said = next(by if record["rslora"]["value"] else reversed(list(by)), None)
+    return f" (alpha {alpha} / {said})" if said else ""

@@ -1,0 +1,81 @@
+"""What the programs make of a file, in a few lines of its screen, with the command that mends it."""
+
+from collections.abc import Iterator, Sequence
+
+from lora_inspect.cli.info_headline import few
+from lora_inspect.cli.sheet import Line, Sheet
+from lora_inspect.cli.terminal import FAINT, PLAIN, RIGHT, WRONG
+from lora_inspect.consumers.outlook import Alike, alike
+from lora_inspect.consumers.verdict import NOTHING, REFUSED, SAME, STRENGTH, UNKNOWN, Verdict
+from lora_inspect.shell import command_line
+
+# Those that people ask about most come first.
+_ASKED_MOST = ("ComfyUI", "AUTOMATIC1111", "Forge", "diffusers", "PEFT")
+# How many programs a line names.
+_MOST = 6
+_IN_WORDS = {0.5: "half as strong", 2.0: "twice as strong"}
+
+
+def lines_of_programs(
+    sheet: Sheet, verdicts: Sequence[Verdict], path: str, scales: Sequence[str], fix: str | None
+) -> Iterator[Line]:
+    """What is wrong in which programs, a sentence each, then the programs that the file works in, and does not.
+
+    `scales` are those of the modules, `fix` the command that mends every wrong strength, where one is known, and `path`
+    what the user called the file.
+    """
+    groups = alike(sorted(verdicts, key=_asked))
+    wrong = [one for one in groups if one.verdict not in (SAME, NOTHING, REFUSED, UNKNOWN)]
+    for one in wrong:
+        yield from sheet.sentence(_sentence(one, scales), WRONG, "!!")
+        if one.verdict == STRENGTH and fix:
+            yield from sheet.command(fix)
+    right = [one for one in groups if one.verdict == SAME]
+    lost = [title for one in groups if one.verdict in (NOTHING, REFUSED) for title in one.titles]
+    ask = any(one.verdict != STRENGTH or not fix for one in wrong) or (lost and not right and not wrong)
+    if wrong and ask:
+        yield from sheet.command(_every_verdict(path))
+    for one in sorted(right, key=lambda one: bool(one.says)):
+        names = few(one.titles, most=_MOST)
+        yield from sheet.row("works in", f"{names}: {one.says}" if one.says else names, RIGHT)
+    if not right and not wrong:
+        yield from sheet.row("works in", "no program that it was tried in" if lost else "not known", PLAIN)
+    if lost:
+        why = "" if ask else " (lora-inspect compat says why)"
+        yield from sheet.row("not in", few(sorted(lost, key=_place), most=_MOST) + why)
+    if ask and not wrong:
+        yield from sheet.command(_every_verdict(path))
+    unknown = [title for one in groups if one.verdict == UNKNOWN for title in one.titles]
+    if unknown:
+        yield from sheet.row("not tried in", few(sorted(unknown, key=_place), most=_MOST), FAINT)
+
+
+def _every_verdict(path: str) -> str:
+    return command_line(["lora-inspect", "compat", f"./{path}" if path.startswith("-") else path])
+
+
+def _asked(verdict: Verdict) -> int:
+    return _place(verdict.consumer.title)
+
+
+def _place(title: str) -> int:
+    return next((at for at, name in enumerate(_ASKED_MOST) if title.startswith(name)), len(_ASKED_MOST))
+
+
+def _sentence(one: Alike, scales: Sequence[str]) -> str:
+    names = few(one.titles, most=_MOST)
+    if one.verdict == STRENGTH:
+        return f"{names} {'apply' if len(one.titles) > 1 else 'applies'} {_strength(one.factors, scales)}."
+    says = one.says.removeprefix("it ")
+    if says == one.says:
+        return f"{names}: {says}."
+    return f"{names}: each {says}." if len(one.titles) > 1 else f"{names} {says}."
+
+
+def _strength(factors: Sequence[float], scales: Sequence[str]) -> str:
+    """The scale that is applied, and what it is to the one of the training."""
+    if len(factors) > 1:
+        return f"{min(factors):g} to {max(factors):g} times what is right"
+    [factor] = factors
+    words = f"{_IN_WORDS.get(factor, f'{factor:.3g} times as strong')} as trained"
+    return f"{float(scales[0]) * factor:.4g}: {words}" if len(scales) == 1 else f"it {words}"

@@ -1,0 +1,147 @@
+"""The screen of one file: what it is first, then what is wrong, what programs make of it, and where it comes from."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lora_inspect.cli.info_headline import few, file_line, headline, span
+from lora_inspect.cli.info_programs import lines_of_programs
+from lora_inspect.cli.sheet import Line, Sheet
+from lora_inspect.cli.terminal import BOLD, DOUBTFUL, FAINT, WRONG
+from lora_inspect.consumers.outlook import concerned
+from lora_inspect.consumers.verdict import Verdict
+from lora_inspect.reading.file_info import FileInfo
+from lora_inspect.reading.problem import ERROR, NOTE, WARNING
+from lora_inspect.reading.settings import spell_settings
+
+_PARTS = ("part", "modules", "rank", "scale", "parameters")
+# How many of them a screen has: tags, parts, and problems of one severity.
+_MOST_TAGS, _MOST_PARTS, _MOST_PROBLEMS = 8, 12, 12
+_MARKS = {ERROR: ("!!", WRONG), WARNING: ("!", DOUBTFUL), NOTE: ("-", FAINT)}
+
+
+def screen(
+    sheet: Sheet, info: FileInfo, record: Mapping[str, Any], verdicts: Sequence[Verdict] | None, why: bool
+) -> Iterator[Line]:
+    """The lines of a file that was read, of its record and of what programs make of it; `why` shows all evidence."""
+    yield from sheet.sentence(headline(info, record), BOLD)
+    yield from sheet.sentence(file_line(record))
+    yield from _parts(sheet, record["components"])
+    yield from _problems(sheet, record["problems"], (ERROR, WARNING))
+    if verdicts is not None:
+        said = spell_settings(info.adapter.settings)
+        path = f"{record['path']}:{said}" if said else record["path"]
+        yield from lines_of_programs(
+            sheet, concerned(verdicts, info.candidates), path, list(record["scales"]), record["fix"]
+        )
+    yield from _origin(sheet, record)
+    yield from _problems(sheet, record["problems"], (NOTE,))
+    yield from _evidence(sheet, info, record["evidence"], why)
+
+
+def _parts(sheet: Sheet, parts: Mapping[str, Mapping[str, Any]]) -> Iterator[Line]:
+    rows = [
+        (
+            part["title"],
+            f"{part['modules']:,}",
+            span(part["ranks"]),
+            span(part["scales"]),
+            f"{part['parameters']:,}",
+        )
+        for part in parts.values()
+    ]
+    if rows:
+        yield from sheet.table(rows[:_MOST_PARTS], _PARTS)
+    if len(rows) > _MOST_PARTS:
+        yield from sheet.row("", f"{len(rows) - _MOST_PARTS:,} more parts: --modules", FAINT)
+
+
+def _problems(sheet: Sheet, problems: Sequence[Mapping[str, Any]], severities: Sequence[str]) -> Iterator[Line]:
+    for severity in severities:
+        mark, look = _MARKS[severity]
+        found = [problem for problem in problems if problem["severity"] == severity]
+        for problem in found[:_MOST_PROBLEMS]:
+            message = problem["message"]
+            yield from sheet.sentence(f"{message[:1].upper()}{message[1:]}.", look, mark)
+        if len(found) > _MOST_PROBLEMS:
+            yield from sheet.sentence(f"{len(found) - _MOST_PROBLEMS:,} more: --json", look, mark)
+
+
+def _origin(sheet: Sheet, record: Mapping[str, Any]) -> Iterator[Line]:
+    """What the metadata say of where it comes from, a row each."""
+    name = os.path.splitext(os.path.basename(os.path.normpath(record["path"])))[0]
+    if record["title"] and record["title"] != name:
+        yield from sheet.row("title", record["title"])
+    if record["base"]:
+        yield from sheet.row("base", record["base"])
+    if record["trigger_words"]:
+        yield from sheet.row("trigger", ", ".join(record["trigger_words"]))
+    for note in record["notes"]:
+        yield from sheet.row("note", note)
+    if record["tags"]:
+        yield from sheet.row("tags", _tags(record["tags"], record["training"].get("images")))
+    if facts := list(_training(record["training"])):
+        yield from sheet.row("trained", ", ".join(facts))
+
+
+def _tags(tags: Mapping[str, int], images: int | None) -> str:
+    """The commonest tags with the share of images that have them; the number where that is not known."""
+    first = list(tags.items())[:_MOST_TAGS]
+    if images and all(count <= images for _, count in first):
+        return ", ".join(f"{tag} {count / images:.0%}" for tag, count in first)
+    return ", ".join(f"{tag} ({count:,})" for tag, count in first)
+
+
+def _training(facts: Mapping[str, Any]) -> Iterator[str]:
+    if "steps" in facts:
+        yield f"{facts['steps']:,} steps"
+    epoch, epochs = facts.get("epoch"), facts.get("epochs")
+    if epoch and epochs and epoch != epochs:
+        yield f"epoch {epoch:,} of {epochs:,}"
+    elif epoch or epochs:
+        yield f"{epoch or epochs:,} epochs"
+    if "images" in facts:
+        yield f"{facts['images']:,} images"
+    if "resolution" in facts:
+        yield facts["resolution"]
+    if "batch_size" in facts:
+        yield f"batch {facts['batch_size']:,}"
+    if "learning_rate" in facts:
+        yield f"learning rate {facts['learning_rate']:g}"
+    for fact in ("optimizer", "date"):
+        if fact in facts:
+            yield facts[fact]
+
+
+def _evidence(sheet: Sheet, info: FileInfo, evidence: Sequence[Mapping[str, str]], why: bool) -> Iterator[Line]:
+    """All evidence where it is asked for, else the deciding one for what is not as everybody would expect."""
+    subjects = {"rslora": "RS-LoRA", "dora": "DoRA"}
+    if why:
+        for item in evidence:
+            subject = subjects.get(item["about"], item["about"])
+            yield from sheet.sentence(f"why {subject}: {item['says']} [{item['where']}]")
+        return
+    shown = {}
+    for about, subject in _surprises(info).items():
+        found = [item for item in evidence if item["about"] == about]
+        if found:
+            shown[subject] = found[-1] if about == "architecture" else found[0]
+    others = len(evidence) - len(shown)
+    for number, (subject, item) in enumerate(shown.items(), 1):
+        more = f" ({others} more: --why)" if others and number == len(shown) else ""
+        yield from sheet.sentence(f"why {subject}: {item['says']} [{item['where']}]{more}", FAINT)
+
+
+def _surprises(info: FileInfo) -> dict[str, str]:
+    """What wants a reason, by what evidence is about: its name here."""
+    adapter = info.adapter
+    found = {}
+    if adapter.rslora.value or adapter.rslora.source == "conflict":
+        found["rslora"] = "RS-LoRA"
+    if adapter.dora.value or adapter.dora.source == "conflict":
+        found["dora"] = "DoRA"
+    if info.expert:
+        found["expert"] = info.expert.name or "no expert"
+    if len(info.candidates) > 1:
+        found["architecture"] = few([candidate.architecture.title for candidate in info.candidates], "or")
+    return found

@@ -1,0 +1,61 @@
+"""What becomes of a file in all programs together: those that treat it alike, by their titles."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from lora_inspect.architectures.detection import Detection
+from lora_inspect.consumers.record import Consumer
+from lora_inspect.consumers.verdict import NOTHING, REFUSED, STRENGTH, UNKNOWN, Verdict
+
+
+class Alike(NamedTuple):
+    """Programs that make the same of a file: the verdict, a sentence on it, and what they apply over what is right.
+
+    `factors` are those of the modules, the commonest first. `titles` name the programs, with the version where
+    another version does something else.
+    """
+
+    verdict: str
+    says: str
+    factors: tuple[float, ...]
+    titles: tuple[str, ...]
+
+
+def concerned(verdicts: Sequence[Verdict], families: Sequence[Detection]) -> list[Verdict]:
+    """The verdicts of the programs that such a file may be meant for: those that know a family that it may be of.
+
+    A program for models of any kind counts where it loads something of the file, or where there is no other.
+    """
+    names = {family.architecture.name for family in families}
+    known = [any(not names.isdisjoint(loader.families) for loader in one.consumer.loaders) for one in verdicts]
+    general = [any(not loader.families for loader in one.consumer.loaders) for one in verdicts]
+    return [
+        one
+        for one, knows_family, takes_all in zip(verdicts, known, general, strict=True)
+        if knows_family or (takes_all and (not any(known) or one.verdict not in (NOTHING, REFUSED, UNKNOWN)))
+    ]
+
+
+def alike(verdicts: Sequence[Verdict]) -> list[Alike]:
+    """The programs by what they make of the file, in the order of the verdicts given."""
+    groups: dict[tuple[str, str, tuple[float, ...]], list[Consumer]] = {}
+    for one in verdicts:
+        # What a program says where it refuses is its own; what it applies is alike in many.
+        says = one.says if one.taken and one.verdict != STRENGTH else ""
+        factors = tuple(factor for factor, _ in one.factors) if one.verdict == STRENGTH else ()
+        groups.setdefault((one.verdict, says, factors), []).append(one.consumer)
+    versions = Counter(one.consumer.title for one in verdicts)
+    return [
+        Alike(verdict, says, factors, tuple(_named(programs, versions)))
+        for (verdict, says, factors), programs in groups.items()
+    ]
+
+
+def _named(programs: Iterable[Consumer], versions: Counter[str]) -> Iterable[str]:
+    """The titles, each once where all versions of the program are there, else with the version."""
+    here = list(programs)
+    counts = Counter(program.title for program in here)
+    return dict.fromkeys(
+        one.title if counts[one.title] == versions[one.title] else f"{one.title} {one.version}" for one in here
+    )

@@ -1,0 +1,145 @@
+"""What metadata tells of where an adapter comes from: its title, its base, the words that call it, and its tags.
+
+It is said by whoever wrote the file, and nothing here is held against the tensors. Sources of the keys: ModelSpec of
+Stability AI, sd-scripts and musubi-tuner (`ss_*`), ai-toolkit, OneTrainer (`ot_config`), and the configs of PEFT and
+mlx-lm. Values may be anything: what is not of the kind that is looked for counts as not there.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any, NamedTuple
+
+from lora_inspect.files.json_text import parse_json
+
+# Each in the order in which it is looked for.
+_TITLES = ("modelspec.title", "ss_output_name", "name")
+_BASES = ("ss_sd_model_name", "ss_base_model", "base_model")
+_BASES_IN_CONFIGS = ("base_model_name_or_path", "model", "base_model_name")
+_TRIGGERS = ("modelspec.trigger_phrase", "ss_trigger_words", "trigger_words", "trigger_word")
+_NOTES = ("modelspec.usage_hint", "ss_training_comment", "modelspec.description")
+# What programs write where they have nothing to say; the last is a placeholder of ai-toolkit.
+_NOTHING = ("", "none", "null", "undefined", "[name]")
+# The title that sd-scripts and musubi-tuner give to an adapter without a name: a word and the time.
+_NAMELESS = re.compile(r"\w+@\d+(\.\d+)?")
+_MOST_TAGS, _MOST_TRIGGERS = 20, 20
+# A folder of images is called by how often each counts, and what they show: `10_sks dog`.
+_FOLDER = re.compile(r"(\d+)_(.+)", re.DOTALL)
+
+# What a path begins with that is one of a machine, and no name on a hub.
+_ON_A_MACHINE = re.compile(r"[/~.\\]|[A-Za-z]:[/\\]")
+
+
+class Provenance(NamedTuple):
+    """Where an adapter comes from, as far as its metadata and its config tell.
+
+    `trigger_words` are those that are called so. `notes` are sentences to the user. `tags` are the commonest words of
+    the captions with the number of images, the commonest first, and `images` is the number of different ones.
+    """
+
+    title: str | None = None
+    base: str | None = None
+    trigger_words: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    tags: tuple[tuple[str, int], ...] = ()
+    images: int | None = None
+
+
+def provenance(metadata: Mapping[str, str], config: Mapping[str, Any] | None = None) -> Provenance:
+    """What is told by the metadata, and by the `config` that belongs to the adapter, if there is one."""
+    captions = _captions(metadata)
+    bases = (*texts(metadata, _BASES), *texts(_configs(metadata, config), _BASES_IN_CONFIGS))
+    return Provenance(
+        title=next((title for title in texts(metadata, _TITLES) if not _NAMELESS.fullmatch(title)), None),
+        base=next(map(_last_name, bases), None),
+        trigger_words=tuple(_trigger_words(metadata, captions)),
+        notes=tuple(dict.fromkeys(texts(metadata, _NOTES))),
+        tags=() if _only_trigger(captions) else tuple(_tags(captions)),
+        images=images_of(metadata),
+    )
+
+
+def texts(found: Mapping[str, Any], keys: tuple[str, ...]) -> list[str]:
+    """The values of the keys that are there and say something."""
+    values = (found.get(key) for key in keys)
+    stripped = [value.strip() for value in values if isinstance(value, str)]
+    return [value for value in stripped if value.lower() not in _NOTHING]
+
+
+def parsed(metadata: Mapping[str, str], key: str) -> Any:
+    """The JSON value of a key; None where it is none."""
+    try:
+        return parse_json(metadata.get(key, "null"))
+    except ValueError:
+        return None
+
+
+def whole(value: Any) -> int | None:
+    """The whole number that a value is or spells, from 0 to a million millions; None for anything else."""
+    if isinstance(value, str) and len(value) < 20 and value.strip().isdecimal():
+        value = int(value)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_whole and 0 <= value <= 10**12 else None
+
+
+def images_of(metadata: Mapping[str, str]) -> int | None:
+    """How many different images there were, each counted once."""
+    folders = parsed(metadata, "ss_dataset_dirs")
+    if isinstance(folders, dict) and folders:
+        counts = [whole(folder.get("img_count")) for folder in folders.values() if isinstance(folder, dict)]
+        return sum(count for count in counts if count is not None) or None
+    datasets = parsed(metadata, "ss_datasets")
+    subsets = (
+        subset
+        for dataset in (datasets if isinstance(datasets, list) else ())
+        if isinstance(dataset, dict) and isinstance(dataset.get("subsets"), list)
+        for subset in dataset["subsets"]
+        if isinstance(subset, dict) and not subset.get("is_reg")
+    )
+    return sum(whole(subset.get("img_count")) or 0 for subset in subsets) or None
+
+
+def _configs(metadata: Mapping[str, str], config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The config beside the file and the one of OneTrainer in it."""
+    inner = parsed(metadata, "ot_config") if "ot_config" in metadata else None
+    return {**(config or {}), **(inner if isinstance(inner, dict) else {})}
+
+
+def _last_name(base: str) -> str:
+    """The name of a base: what a path of the machine that trained ends in."""
+    return re.split(r"[/\\]", base.rstrip("/\\"))[-1] or base if _ON_A_MACHINE.match(base) else base
+
+
+def _captions(metadata: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """How many images have each tag, by their folder."""
+    found = parsed(metadata, "ss_tag_frequency")
+    folders = found if isinstance(found, dict) else {}
+    return {
+        folder: {tag.strip(): number for tag, count in tags.items() if (number := whole(count)) and tag.strip()}
+        for folder, tags in folders.items()
+        if isinstance(tags, dict)
+    }
+
+
+def _only_trigger(captions: Mapping[str, Mapping[str, int]]) -> str | None:
+    """The trigger word where that is all that the captions are: ai-toolkit writes `{"1_WORD": {"WORD": 1}}`."""
+    if len(captions) != 1:
+        return None
+    [(folder, tags)] = captions.items()
+    named = _FOLDER.fullmatch(folder)
+    return named[2] if named and dict(tags) == {named[2]: 1} else None
+
+
+def _trigger_words(metadata: Mapping[str, str], captions: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    said = ", ".join(texts(metadata, _TRIGGERS)).split(",")
+    words = dict.fromkeys(word.strip() for word in (*said, _only_trigger(captions) or ""))
+    return islice((word for word in words if word.lower() not in _NOTHING), _MOST_TRIGGERS)
+
+
+def _tags(captions: Mapping[str, Mapping[str, int]]) -> list[tuple[str, int]]:
+    """The commonest tags; folders may hold the same images, which are told apart by nothing."""
+    counts: dict[str, int] = {}
+    for tags in captions.values():
+        for tag, count in tags.items():
+            counts[tag] = counts.get(tag, 0) + count
+    return sorted(counts.items(), key=lambda item: -item[1])[:_MOST_TAGS]
