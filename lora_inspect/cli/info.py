@@ -49,23 +49,26 @@ def info(paths: tuple[str, ...], modules: bool, metadata: bool, why: bool, as_js
 
 def _info_of_one(argument: Asked, modules: bool, metadata: bool, why: bool, json: bool) -> None:
     """Reads one checkpoint, prints what it is, and exits 1 where it cannot be read."""
-    record = argument.broken
-    if record is None:
-        try:
-            found = inspect(argument.files[0], argument.settings)
-            verdicts = verdicts_of(found)
-            record = record_of(found, verdicts, modules)
-            if not json:
-                _show(found, record, verdicts, metadata, why)
-        except click.ClickException:
-            raise
-        except Exception as error:
-            record = broken(argument.files[0], error)
+    found, verdicts, record = _read(argument, modules)
     if json:
         terminal.json_text(record)
+    elif found:
+        _show(found, record, verdicts, metadata, why)
     if ERROR in record:
         terminal.error(record[ERROR])
         sys.exit(1)
+
+
+def _read(argument: Asked, modules: bool) -> tuple[FileInfo | None, Sequence[Verdict] | None, dict[str, Any]]:
+    """The file, what programs make of it, and its record; where it cannot be read, the record says why."""
+    if argument.broken:
+        return None, None, argument.broken
+    try:
+        found = inspect(argument.files[0], argument.settings)
+        verdicts = verdicts_of(found)
+        return found, verdicts, record_of(found, verdicts, modules)
+    except Exception as error:
+        return None, None, broken(argument.files[0], error)
 
 
 def _show(

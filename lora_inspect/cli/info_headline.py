@@ -12,6 +12,7 @@ from lora_inspect.reading.kinds import ADAPTER, BASE
 # How many families or algorithms a line names.
 _MOST = 3
 _UNKNOWN = "unknown"
+_METHOD = "method"
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -23,6 +24,8 @@ def headline(info: FileInfo, record: Mapping[str, Any]) -> str:
         if info.adapter.embeddings:
             return f"No adapter: {in_words(info.adapter.embeddings)}"
         return f"No adapter, and no model that is known here: {record['tensors']:,} tensors"
+    if not info.adapter.modules:
+        return _without_modules(info)
     told = [part for part in (_ranks(record["ranks"]), _scale(record)) if part]
     return f"{_algorithm(info)} for {_model(info)}" + (f" - {', '.join(told)}" if told else "")
 
@@ -34,8 +37,10 @@ def file_line(record: Mapping[str, Any]) -> str:
     for part in record["components"].values():
         dtypes |= dict.fromkeys(part["dtypes"])
     stored = ", ".join(dtypes or record["dtypes"])
-    scheme = {None: "", "mixed": "mixed names"}.get(record["scheme"], f"{record['scheme']} names")
-    by = ", ".join(word for word in (record["trainer"], scheme) if word)
+    trainer, scheme = record["trainer"] or "", record["scheme"] or ""
+    # Some programs have names of their own.
+    names = f"{scheme} names" if scheme and not trainer.lower().startswith(scheme) else ""
+    by = ", ".join(word for word in (trainer, names) if word)
     sized = ", ".join(word for word in (size_in_words(record["bytes"]), stored) if word)
     return " - ".join(word for word in (os.path.basename(path) or path, sized, by) if word)
 
@@ -55,6 +60,12 @@ def span(counts: Mapping[str, int]) -> str:
         return _UNKNOWN if counts else "-"
     known = numbers[0] if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
     return f"{known} or {_UNKNOWN}" if _UNKNOWN in counts else known
+
+
+def _without_modules(info: FileInfo) -> str:
+    """What is known of an adapter of which no module can be told: its method, where a config names one."""
+    method = next((item.says for item in info.adapter.evidence if item.about == _METHOD), "")
+    return f"{method.partition(', ')[0] or 'An adapter'}, of which no module can be told"
 
 
 def _model(info: FileInfo) -> str:
@@ -78,8 +89,6 @@ def _algorithm(info: FileInfo) -> str:
         if not contribution.algorithm.beside:
             counts[contribution.algorithm.title] = counts.get(contribution.algorithm.title, 0) + 1
     names = sorted(counts, key=lambda title: -counts[title])
-    if not names:
-        return "An adapter that cannot be told"
     rules = {contribution.rslora for contribution in info.adapter.contributions}
     stabilised, decomposed = True in rules, bool(info.adapter.dora.modules)
     if names[0] == "LoRA" and stabilised:

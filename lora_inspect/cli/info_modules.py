@@ -1,11 +1,13 @@
 """The table of a file's modules: only the columns that say something, as wide as the terminal."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lora_inspect.cli.sheet import Line, Sheet
 
 _HEADERS = ("algorithm", "shape", "rank", "alpha", "scale", "dora")
+_MOST_REASONS = 12
 
 
 def table_of_modules(sheet: Sheet, modules: Sequence[Mapping[str, Any]], why: bool) -> Iterator[Line]:
@@ -23,15 +25,11 @@ def table_of_modules(sheet: Sheet, modules: Sequence[Mapping[str, Any]], why: bo
         [[module["module"], *(row[at] for at in shown)] for module, row in zip(modules, rows, strict=True)], headers
     )
     if reasons:
-        for says, count in _counted(module["why"] for module in modules):
+        counts = Counter(module["why"] for module in modules).most_common()
+        for says, count in counts[:_MOST_REASONS]:
             yield from sheet.sentence(f"scale of {count:,}: {says}")
-
-
-def _counted(reasons: Iterator[str]) -> list[tuple[str, int]]:
-    counts: dict[str, int] = {}
-    for reason in reasons:
-        counts[reason] = counts.get(reason, 0) + 1
-    return list(counts.items())
+        if len(counts) > _MOST_REASONS:
+            yield from sheet.sentence(f"{len(counts) - _MOST_REASONS:,} more: --json")
 
 
 def _row(module: Mapping[str, Any]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from lora_inspect.cli.info_headline import few
 from lora_inspect.cli.sheet import Line, Sheet
 from lora_inspect.cli.terminal import FAINT, PLAIN, RIGHT, WRONG
 from lora_inspect.consumers.outlook import Alike, alike
-from lora_inspect.consumers.verdict import NOTHING, REFUSED, SAME, STRENGTH, UNKNOWN, Verdict
+from lora_inspect.consumers.verdict import LOST, NOTHING, REFUSED, SAME, STRENGTH, UNKNOWN, Verdict
 from lora_inspect.shell import command_line
 
 # Those that people ask about most come first.
@@ -64,18 +64,22 @@ def _place(title: str) -> int:
 
 def _sentence(one: Alike, scales: Sequence[str]) -> str:
     names = few(one.titles, most=_MOST)
+    is_one = len(one.titles) == 1
+    strength = _strength(one.factors, scales) if one.factors else ""
     if one.verdict == STRENGTH:
-        return f"{names} {'apply' if len(one.titles) > 1 else 'applies'} {_strength(one.factors, scales)}."
+        return f"{names} {'applies' if is_one else 'apply'} {strength}."
+    strength = f", and {'applies' if is_one else 'apply'} {strength}" if strength else ""
+    if one.verdict == LOST:
+        return f"{names} {'makes' if is_one else 'make'} plain LoRA of the DoRA, without its magnitudes{strength}."
     says = one.says.removeprefix("it ")
     if says == one.says:
-        return f"{names}: {says}."
-    return f"{names}: each {says}." if len(one.titles) > 1 else f"{names} {says}."
+        return f"{names}: {says}{strength}."
+    return f"{names} {says}{strength}." if is_one else f"{names}: each {says}{strength}."
 
 
 def _strength(factors: Sequence[float], scales: Sequence[str]) -> str:
     """The scale that is applied, and what it is to the one of the training."""
     if len(factors) > 1:
         return f"{min(factors):g} to {max(factors):g} times what is right"
-    [factor] = factors
-    words = f"{_IN_WORDS.get(factor, f'{factor:.3g} times as strong')} as trained"
-    return f"{float(scales[0]) * factor:.4g}: {words}" if len(scales) == 1 else f"it {words}"
+    words = f"{_IN_WORDS.get(factors[0], f'{factors[0]:.3g} times as strong')} as trained"
+    return f"{float(scales[0]) * factors[0]:.4g}: {words}" if len(scales) == 1 else f"it {words}"

@@ -1,7 +1,7 @@
 """The screen of one file: what it is first, then what is wrong, what programs make of it, and where it comes from."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lora_inspect.cli.info_headline import few, file_line, headline, span
@@ -14,7 +14,17 @@ from lora_inspect.reading.file_info import FileInfo
 from lora_inspect.reading.problem import ERROR, NOTE, WARNING
 from lora_inspect.reading.settings import spell_settings
 
-_PARTS = ("part", "modules", "rank", "scale", "parameters")
+# The columns of the parts of an adapter and of a base, and what stands in each.
+_ADAPTED = ("part", "modules", "rank", "scale", "parameters")
+_WHOLE = ("part", "tensors", "parameters")
+_CELLS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "part": lambda part: str(part["title"]),
+    "modules": lambda part: f"{part['modules']:,}",
+    "tensors": lambda part: f"{part['tensors']:,}",
+    "rank": lambda part: span(part["ranks"]),
+    "scale": lambda part: span(part["scales"]),
+    "parameters": lambda part: f"{part['parameters']:,}",
+}
 # How many of them a screen has: tags, parts, and problems of one severity.
 _MOST_TAGS, _MOST_PARTS, _MOST_PROBLEMS = 8, 12, 12
 _MARKS = {ERROR: ("!!", WRONG), WARNING: ("!", DOUBTFUL), NOTE: ("-", FAINT)}
@@ -36,24 +46,18 @@ def screen(
         )
     yield from _origin(sheet, record)
     yield from _problems(sheet, record["problems"], (NOTE,))
-    yield from _evidence(sheet, info, record["evidence"], why)
+    yield from _evidence(sheet, info, record, why)
 
 
 def _parts(sheet: Sheet, parts: Mapping[str, Mapping[str, Any]]) -> Iterator[Line]:
-    rows = [
-        (
-            part["title"],
-            f"{part['modules']:,}",
-            span(part["ranks"]),
-            span(part["scales"]),
-            f"{part['parameters']:,}",
-        )
-        for part in parts.values()
-    ]
+    """A row for each part: what changes it in an adapter, what there is of it in a base."""
+    adapted = any(part["modules"] for part in parts.values())
+    headers = _ADAPTED if adapted else _WHOLE
+    rows = [[_CELLS[header](part) for header in headers] for part in parts.values()]
     if rows:
-        yield from sheet.table(rows[:_MOST_PARTS], _PARTS)
+        yield from sheet.table(rows[:_MOST_PARTS], headers)
     if len(rows) > _MOST_PARTS:
-        yield from sheet.row("", f"{len(rows) - _MOST_PARTS:,} more parts: --modules", FAINT)
+        yield from sheet.row("", f"{len(rows) - _MOST_PARTS:,} more parts: --json", FAINT)
 
 
 def _problems(sheet: Sheet, problems: Sequence[Mapping[str, Any]], severities: Sequence[str]) -> Iterator[Line]:
@@ -61,8 +65,7 @@ def _problems(sheet: Sheet, problems: Sequence[Mapping[str, Any]], severities: S
         mark, look = _MARKS[severity]
         found = [problem for problem in problems if problem["severity"] == severity]
         for problem in found[:_MOST_PROBLEMS]:
-            message = problem["message"]
-            yield from sheet.sentence(f"{message[:1].upper()}{message[1:]}.", look, mark)
+            yield from sheet.sentence(f"{problem['message']}.", look, mark)
         if len(found) > _MOST_PROBLEMS:
             yield from sheet.sentence(f"{len(found) - _MOST_PROBLEMS:,} more: --json", look, mark)
 
@@ -113,13 +116,14 @@ def _training(facts: Mapping[str, Any]) -> Iterator[str]:
             yield facts[fact]
 
 
-def _evidence(sheet: Sheet, info: FileInfo, evidence: Sequence[Mapping[str, str]], why: bool) -> Iterator[Line]:
+def _evidence(sheet: Sheet, info: FileInfo, record: Mapping[str, Any], why: bool) -> Iterator[Line]:
     """All evidence where it is asked for, else the deciding one for what is not as everybody would expect."""
+    evidence = record["evidence"]
     subjects = {"rslora": "RS-LoRA", "dora": "DoRA"}
     if why:
         for item in evidence:
             subject = subjects.get(item["about"], item["about"])
-            yield from sheet.sentence(f"why {subject}: {item['says']} [{item['where']}]")
+            yield from sheet.sentence(f"why {subject}: {item['says']} [{_place(item, record)}]")
         return
     shown = {}
     for about, subject in _surprises(info).items():
@@ -129,7 +133,14 @@ def _evidence(sheet: Sheet, info: FileInfo, evidence: Sequence[Mapping[str, str]
     others = len(evidence) - len(shown)
     for number, (subject, item) in enumerate(shown.items(), 1):
         more = f" ({others} more: --why)" if others and number == len(shown) else ""
-        yield from sheet.sentence(f"why {subject}: {item['says']} [{item['where']}]{more}", FAINT)
+        yield from sheet.sentence(f"why {subject}: {item['says']} [{_place(item, record)}]{more}", FAINT)
+
+
+def _place(item: Mapping[str, str], record: Mapping[str, Any]) -> str:
+    """Where the evidence stands; of a file beside this one the name alone."""
+    folder, name = os.path.split(item["where"])
+    own = os.path.normpath(record["path"])
+    return name if name and folder and folder in (own, os.path.dirname(own)) else item["where"]
 
 
 def _surprises(info: FileInfo) -> dict[str, str]:

@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.consumers.record import Consumer
-from lora_inspect.consumers.verdict import NOTHING, REFUSED, STRENGTH, UNKNOWN, Verdict
+from lora_inspect.consumers.verdict import LOST, NOTHING, OTHER, REFUSED, SAME, STRENGTH, UNKNOWN, Verdict
 
 
 class Alike(NamedTuple):
     """Programs that make the same of a file: the verdict, a sentence on it, and what they apply over what is right.
 
-    `factors` are those of the modules, the commonest first. `titles` name the programs, with the version where
-    another version does something else.
+    `factors` are those of the modules, the commonest first, and none where all are 1. `titles` name the programs, with
+    the version where another version does something else.
     """
 
     verdict: str
@@ -28,23 +28,27 @@ def concerned(verdicts: Sequence[Verdict], families: Sequence[Detection]) -> lis
     A program for models of any kind counts where it loads something of the file, or where there is no other.
     """
     names = {family.architecture.name for family in families}
-    known = [any(not names.isdisjoint(loader.families) for loader in one.consumer.loaders) for one in verdicts]
-    general = [any(not loader.families for loader in one.consumer.loaders) for one in verdicts]
-    return [
-        one
-        for one, knows_family, takes_all in zip(verdicts, known, general, strict=True)
-        if knows_family or (takes_all and (not any(known) or one.verdict not in (NOTHING, REFUSED, UNKNOWN)))
+    counts = [
+        any(
+            not names.isdisjoint(loader.families)
+            or (not loader.families and one.verdict not in (NOTHING, REFUSED, UNKNOWN))
+            for loader in one.consumer.loaders
+        )
+        for one in verdicts
     ]
+    general = [any(not loader.families for loader in one.consumer.loaders) for one in verdicts]
+    return [one for one, is_meant in zip(verdicts, counts if any(counts) else general, strict=True) if is_meant]
 
 
 def alike(verdicts: Sequence[Verdict]) -> list[Alike]:
     """The programs by what they make of the file, in the order of the verdicts given."""
     groups: dict[tuple[str, str, tuple[float, ...]], list[Consumer]] = {}
     for one in verdicts:
-        # What a program says where it refuses is its own; what it applies is alike in many.
-        says = one.says if one.taken and one.verdict != STRENGTH else ""
-        factors = tuple(factor for factor, _ in one.factors) if one.verdict == STRENGTH else ()
-        groups.setdefault((one.verdict, says, factors), []).append(one.consumer)
+        # What a program says where it loads nothing is its own; what becomes of what it loads is alike in many.
+        says = one.says if one.taken and one.verdict not in (STRENGTH, LOST) else ""
+        factors = tuple(factor for factor, _ in one.factors)
+        is_right = one.verdict in (SAME, OTHER) or factors == (1.0,)
+        groups.setdefault((one.verdict, says, () if is_right else factors), []).append(one.consumer)
     versions = Counter(one.consumer.title for one in verdicts)
     return [
         Alike(verdict, says, factors, tuple(_named(programs, versions)))

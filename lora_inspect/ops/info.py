@@ -9,8 +9,8 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.file_info import FileInfo
 from lora_inspect.reading.folded_scales import FOLDED_KEY, FoldedScales
-from lora_inspect.reading.kinds import ADAPTER
-from lora_inspect.reading.pipeline_parts import PipelinePart, computing_tensors, pipeline_parts
+from lora_inspect.reading.kinds import ADAPTER, BASE
+from lora_inspect.reading.pipeline_parts import PipelinePart, adapter_parts, base_parts, computing_tensors
 from lora_inspect.reading.problem import ERROR
 from lora_inspect.reading.provenance import provenance
 from lora_inspect.reading.training_facts import training_facts
@@ -45,7 +45,7 @@ def record_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", modules: boo
     contributions = list(adapter.contributions)
     folded = FoldedScales(checkpoint.metadata)
     expert = info.expert
-    parts = pipeline_parts(adapter, info.candidates)
+    parts = _parts(info)
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "path": checkpoint.path,
@@ -123,26 +123,36 @@ def _received(info: FileInfo, verdicts: "Sequence[Verdict] | None") -> dict[str,
     """What programs make of the file: who reads it as it means, the verdicts, the strengths, and what mends them."""
     if verdicts is None:
         return {"read_by": None, "verdicts": None, "factors": None, "fix": None}
-    from lora_inspect.consumers.verdict import SAME
-    from lora_inspect.converting.standard_fix import standard_fix
+    from lora_inspect.consumers.verdict import SAME, STRENGTH
 
+    fix = None
+    if any(one.verdict == STRENGTH for one in verdicts):
+        from lora_inspect.converting.standard_fix import standard_fix
+
+        fix = standard_fix(info.adapter, verdicts)
     return {
         "read_by": [one.consumer.title for one in verdicts if one.verdict == SAME],
         "verdicts": {one.consumer.name: one.verdict for one in verdicts},
         "factors": {one.consumer.name: one.factor for one in verdicts if one.factor is not None},
-        "fix": standard_fix(info.adapter, verdicts),
+        "fix": fix,
     }
 
 
+def _parts(info: FileInfo) -> list[PipelinePart]:
+    if info.kind == ADAPTER:
+        return adapter_parts(info.adapter, info.candidates)
+    return base_parts(info.checkpoint, info.candidates) if info.kind == BASE else []
+
+
 def _part_record(part: PipelinePart, folded: FoldedScales) -> dict[str, Any]:
-    tensors = computing_tensors(part.modules)
     return {
         "title": part.title,
+        "tensors": len(part.tensors),
         "modules": len(part.modules),
         "ranks": _ranks(part.contributions),
         "scales": _scales(part.contributions, folded),
-        "parameters": sum(tensor.numel for tensor in tensors),
-        "dtypes": _counted(tensor.dtype for tensor in tensors),
+        "parameters": sum(tensor.numel for tensor in part.tensors),
+        "dtypes": _counted(tensor.dtype for tensor in part.tensors),
     }
 
 

@@ -1,26 +1,33 @@
-"""The networks of a pipeline that an adapter changes, by the names that people have for them."""
+"""The networks of a pipeline that a file has something of, by the names that people have for them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from lora_inspect.architectures.detection import Detection
-from lora_inspect.architectures.text_encoders import TITLES
+from lora_inspect.architectures.text_encoders import TITLES, TextEncoder
+from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base_names import EXPERTS
+from lora_inspect.reading.base_names import BASE_PREFIXES, EXPERTS
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.identify import text_encoders
 from lora_inspect.schemes.record import MODEL
 
 _TEXT_ENCODER = "text_encoder"
+# What a checkpoint of a whole pipeline calls what makes images of latents.
+_VAE = (("first_stage_model.", "vae"), ("vae.", "vae"))
 
 
 class PipelinePart(NamedTuple):
-    """One network of a pipeline: the `component` that keys call it, its `title`, and the modules that change it."""
+    """One network of a pipeline: the `component` that keys call it, its `title`, and what a file has of it.
+
+    `modules` are those that change it, none in a base, and `tensors` those that hold numbers of its changes or of it.
+    """
 
     component: str
     title: str
     modules: tuple[Module, ...]
+    tensors: tuple[TensorInfo, ...]
 
     @property
     def contributions(self) -> Iterator[Contribution]:
@@ -28,23 +35,40 @@ class PipelinePart(NamedTuple):
         return (contribution for module in self.modules for contribution in module.contributions)
 
 
-def pipeline_parts(adapter: Adapter, families: Sequence[Detection]) -> list[PipelinePart]:
-    """The parts in the order in which the file has them, the model first."""
+def adapter_parts(adapter: Adapter, families: Sequence[Detection]) -> list[PipelinePart]:
+    """The parts that an adapter changes in the order in which the file has them, the model first."""
     modules: dict[str, list[Module]] = {}
     for module in adapter.modules.values():
         modules.setdefault(module.name.component, []).append(module)
     shown = text_encoders(adapter) if any(component not in (MODEL, *EXPERTS) for component in modules) else {}
-    model = _model(families)
-    parts = []
-    for component, theirs in sorted(modules.items(), key=lambda item: item[0] not in (MODEL, *EXPERTS)):
-        encoders = [TITLES.get(encoder, encoder.kind) for encoder in shown.get(component, ())]
-        title = component.replace("_", " ")
-        if component in (MODEL, *EXPERTS):
-            title = model if component == MODEL else f"{model} 2"
-        elif component.startswith(_TEXT_ENCODER) and len(encoders) == 1:
-            title = f"{title} ({encoders[0]})"
-        parts.append(PipelinePart(component, title, tuple(theirs)))
-    return parts
+    return [
+        PipelinePart(
+            component,
+            _title(component, families, shown.get(component, ())),
+            tuple(theirs),
+            tuple(computing_tensors(theirs)),
+        )
+        for component, theirs in sorted(modules.items(), key=_models_first)
+    ]
+
+
+def base_parts(checkpoint: Checkpoint, families: Sequence[Detection]) -> list[PipelinePart]:
+    """The parts of a base by what the names of its tensors begin with; those without such a beginning are the model's.
+
+    Beside a model that has one they are others.
+    """
+    prefixes = [(prefix, component) for component, named in BASE_PREFIXES.items() for prefix in named if prefix]
+    prefixes = sorted([*prefixes, *_VAE], key=lambda item: -len(item[0]))
+    found: dict[str, list[TensorInfo]] = {}
+    for tensor in checkpoint.tensors.values():
+        own = next((component for prefix, component in prefixes if tensor.name.startswith(prefix)), "")
+        found.setdefault(own, []).append(tensor)
+    if rest := found.pop("", []):
+        found["others" if MODEL in found else MODEL] = rest
+    return [
+        PipelinePart(component, _title(component, families), (), tuple(theirs))
+        for component, theirs in sorted(found.items(), key=_models_first)
+    ]
 
 
 def computing_tensors(modules: Iterable[Module]) -> list[TensorInfo]:
@@ -57,6 +81,22 @@ def computing_tensors(modules: Iterable[Module]) -> list[TensorInfo]:
             no_parameters.update(contribution.factors[role].name for role in idle if role in contribution.factors)
         found.update((tensor.name, tensor) for tensor in module.tensors if tensor.name not in no_parameters)
     return list(found.values())
+
+
+def _models_first(item: tuple[str, object]) -> bool:
+    return item[0] not in (MODEL, *EXPERTS)
+
+
+def _title(component: str, families: Sequence[Detection], encoders: Sequence[TextEncoder] = ()) -> str:
+    """What people call a component, with the text encoder that it is where its modules show that."""
+    if component == MODEL:
+        return _model(families)
+    if component in EXPERTS:
+        return f"{_model(families)} 2"
+    title = component.replace("_", " ")
+    if component.startswith(_TEXT_ENCODER) and len(encoders) == 1:
+        return f"{title} ({TITLES.get(encoders[0], encoders[0].kind)})"
+    return title
 
 
 def _model(families: Sequence[Detection]) -> str:
