@@ -13,6 +13,7 @@ from lora_inspect.cli.info_screen import screen
 from lora_inspect.cli.sheet import Sheet
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.cli.terminal import Piece
+from lora_inspect.cli.wrapped import cut
 from lora_inspect.consumers.verdict import Verdict
 from lora_inspect.ops.info import record_of, verdicts_of
 from lora_inspect.reading.file_info import FileInfo, inspect
@@ -84,5 +85,5 @@ def _show(
     if metadata and record["metadata"]:
         from lora_inspect.cli.metadata_told import metadata_lines
 
-        lines = metadata_lines(record["metadata"], sheet.columns)
-        terminal.laid_out([[], *([Piece(terminal.spelled(line))] for line in lines)])
+        lines = map(terminal.spelled, metadata_lines(record["metadata"], sheet.columns))
+        terminal.laid_out([[], *([Piece(cut(line, sheet.columns, sheet.mark))] for line in lines)])
