@@ -70,11 +70,6 @@ def is_of_layout(look: Look, family: Architecture | None, layout: str) -> bool:
     return any(look.pattern in layout_patterns(one.named, look.separator) for one in own)
 
 
-def is_path(look: Look, path: str) -> bool:
-    """Whether it is the module at `path`, with `{i}` for numbers."""
-    return look.pattern == pattern_of(path, look.separator)
-
-
 def _dialects(module: Module, contribution: Contribution) -> tuple[str, ...]:
     key = module.name.key
     names = ((role, info.name) for role, info in contribution.factors.items())

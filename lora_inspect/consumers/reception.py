@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from typing import NamedTuple
 
-from lora_inspect.architectures.patterns import fill
+from lora_inspect.architectures.patterns import fill, layout_patterns
 from lora_inspect.architectures.record import Architecture
-from lora_inspect.consumers.looks import Look, Seen, is_of_layout, is_path, looks
+from lora_inspect.consumers.looks import Look, Seen, is_of_layout, looks
 from lora_inspect.consumers.record import (
     COMPUTES,
     FAILS,
@@ -138,8 +138,8 @@ def _speaks_of(rule: Rule, look: Look, family: Architecture | None) -> bool:
     return not rule.layouts or any(is_of_layout(look, family, layout) for layout in rule.layouts)
 
 
-def _is_at(look: Look, paths: Iterable[str]) -> bool:
-    return any(is_path(look, path) for path in paths)
+def _is_at(look: Look, paths: tuple[str, ...]) -> bool:
+    return bool(paths) and look.pattern in layout_patterns(paths, look.separator)
 
 
 def _is_spelled(rule: Rule, look: Look) -> bool:

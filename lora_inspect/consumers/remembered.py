@@ -1,0 +1,95 @@
+"""The verdicts on an adapter, judged once for all files between which no rule of any program can tell.
+
+A folder holds many of those: the steps of one training, and files of one trainer with the same settings.
+"""
+
+from collections.abc import Iterable, Sequence
+from os.path import basename
+from typing import Any
+
+from lora_inspect.architectures.detection import Detection
+from lora_inspect.consumers.record import Consumer, loader_for
+from lora_inspect.consumers.verdict import Verdict, judge_each
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.peft_config import EMBEDDED_KEY
+
+# What rules look at of the metadata; they are shown no more of it.
+_SEEN_METADATA = (EMBEDDED_KEY,)
+# A tensor of one number that some programs take for a module's scale: its value counts too.
+_SCALE = ".scale"
+# So many are remembered, each with the names of its tensors.
+_MOST = 32
+
+_remembered: dict[Any, tuple[Verdict, ...]] = {}
+
+
+def verdicts_on(adapter: Adapter, families: Sequence[Detection], consumers: Iterable[Consumer]) -> tuple[Verdict, ...]:
+    """What each program that knows models of the families makes of the adapter, without what it takes module by module.
+
+    A program that has no loader for such files is left out. The verdicts are those of `judge_each`.
+    """
+    consumers = tuple(consumers)
+    adapter = _as_rules_see_it(adapter)
+    if any(key.endswith(_SCALE) for key in adapter.checkpoint.tensors):
+        return _judged(adapter, families, consumers)
+    key = (tuple(map(id, consumers)), *_appearance(adapter, families))
+    found = _remembered.pop(key, None)
+    if found is None:
+        found = _judged(adapter, families, consumers)
+        while len(_remembered) >= _MOST:
+            del _remembered[next(iter(_remembered))]
+    _remembered[key] = found
+    return found
+
+
+def _judged(adapter: Adapter, families: Sequence[Detection], consumers: Iterable[Consumer]) -> tuple[Verdict, ...]:
+    names = [family.architecture.name for family in families] or [""]
+    keys = adapter.checkpoint.tensors
+    asked = [one for one in consumers if any(loader_for(one, name, keys) for name in names)]
+    return tuple(verdict._replace(taken=()) for verdict in judge_each(adapter, families, asked))
+
+
+def _as_rules_see_it(adapter: Adapter) -> Adapter:
+    """The adapter without what stands in the metadata for people alone: title, tags, times, hashes."""
+    checkpoint = adapter.checkpoint
+    metadata = {key: checkpoint.metadata[key] for key in _SEEN_METADATA if key in checkpoint.metadata}
+    checkpoint = checkpoint._replace(metadata=metadata, file_metadata={})
+    return adapter._replace(checkpoint=checkpoint, evidence=(), problems=())
+
+
+def _appearance(adapter: Adapter, families: Sequence[Detection]) -> tuple[Any, ...]:
+    """All that a rule can look at."""
+    checkpoint = adapter.checkpoint
+    return (
+        tuple((family.architecture.name, family.layout.name, family.size) for family in families),
+        tuple(checkpoint.tensors),
+        tuple([info.shape for info in checkpoint.tensors.values()]),
+        tuple([_of_module(module) for module in adapter.modules.values()]),
+        adapter.flags,
+        adapter.unclaimed,
+        adapter.embeddings,
+        adapter.settings,
+        tuple(checkpoint.metadata.items()),
+        # Of a config the file that it belongs to counts as well.
+        (repr(checkpoint.config), *map(basename, checkpoint.files)) if checkpoint.config is not None else None,
+    )
+
+
+def _of_module(module: Module) -> Any:
+    return module.name, module.alpha is None, module.path, *map(_of_contribution, module.contributions)
+
+
+def _of_contribution(contribution: Contribution) -> Any:
+    magnitude = contribution.magnitude
+    return (
+        contribution.algorithm.name,
+        contribution.rank,
+        contribution.alpha,
+        contribution.scale,
+        contribution.rslora,
+        contribution.rows,
+        contribution.residual,
+        contribution.on_residual,
+        magnitude and (magnitude.spelling.suffix, magnitude.spelling.norms, magnitude.axis),
+    )
