@@ -16,7 +16,7 @@ ORDER = {
         ("__main__", "networks"),
         ("cli", "api"),
         ("ops",),
-        ("verifying",),
+        ("verifying", "scanning"),
         ("merging", "converting"),
         ("consumers", "matching"),
         ("reading",),

@@ -1,0 +1,77 @@
+"""What the files of a folder are, one after the other as they are read: a short account of each."""
+
+import os
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.found_checkpoints import find_checkpoints, is_checkpoint_folder
+from lora_inspect.progress import Progress, silent
+from lora_inspect.reading.settings import Settings
+from lora_inspect.scanning.same_tensors import Duplicates
+from lora_inspect.scanning.scanned_file import Record, ScannedFile, scan_file
+from lora_inspect.scanning.side_by_side import side_by_side
+
+# More processes than that wait for the disk and for each other.
+_MOST_JOBS = 2
+
+
+def scan(
+    paths: Iterable[str | os.PathLike[str]],
+    recursive: bool = True,
+    settings: Settings = Settings(),  # noqa: B008 (frozen)
+    jobs: int | None = 1,
+    progress: Progress = silent,
+    record: Record | None = None,
+) -> Iterator[ScannedFile]:
+    """The account of every file that the paths name, each as soon as it is read, in the order of the paths.
+
+    A path is a file or a folder: one that holds several checkpoints, or other folders, stands for all of them, those in
+    folders below it only where `recursive`. `settings` are what the user settles about each file. `jobs` is the number
+    of processes, None for as many as pay; they are started as all that starts processes in Python, so that a script
+    which asks for more than one does its work under `if __name__ == "__main__"`, and they know nothing that was added
+    to a registry at run time. `progress` is told 1 for each file, and `record` makes what is wanted of a file beside
+    its account.
+
+    What is wrong with a file is its `error` and raises nothing. Close the iterator where it is not taken to its end.
+    """
+    listing = [(file, settings) for path in paths for file in files_of(os.fspath(path), recursive)]
+    yield from scan_files(listing, jobs, progress, record)
+
+
+def files_of(path: str, recursive: bool = True) -> list[str]:
+    """The checkpoints that a path stands for: those of a folder of several, and else the path itself.
+
+    Raises OSError for a folder that cannot be read.
+    """
+    if not os.path.isdir(path) or is_checkpoint_folder(path):
+        return [path]
+    found = list(find_checkpoints(path))
+    own = [file for file in found if recursive or os.path.dirname(file) == path.rstrip(os.sep)]
+    return own or [path]
+
+
+def scan_files(
+    listing: Iterable[tuple[str, Settings]],
+    jobs: int | None = 1,
+    progress: Progress = silent,
+    record: Record | None = None,
+) -> Iterator[ScannedFile]:
+    """As `scan` of files that were listed before, each with settings of its own."""
+    things = list(listing)
+    count = min(_MOST_JOBS, os.cpu_count() or 1) if jobs is None else jobs
+    duplicates = Duplicates()
+    for found in side_by_side(partial(_scan, record=record), things, count, _lost):
+        progress(1)
+        first = duplicates.earlier(found.path, found.section) if found.section else None
+        yield found._replace(duplicate_of=first)
+
+
+def _scan(asked: tuple[str, Settings], record: Record | None) -> ScannedFile:
+    return scan_file(*asked, record)
+
+
+def _lost(asked: tuple[str, Settings]) -> ScannedFile:
+    path, _ = asked
+    error = LoraInspectError(f"{path}: the process that read it was ended from outside; read it with --jobs 1.")
+    return ScannedFile(path, error=error)

@@ -1,0 +1,121 @@
+"""Which files hold the same tensors byte for byte, whatever their metadata say: of most files nothing is read for it.
+
+Files are alike as far as their tensor tables tell, then by small samples of their data, and only then by a hash of all
+of it.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.input_file import Identity, InputFile
+
+_SAMPLES, _SAMPLE_BYTES = 8, 1 << 12
+_PIECE_BYTES = 1 << 20
+
+
+class Range(NamedTuple):
+    """The data section of one file: what follows its header."""
+
+    file: str
+    start: int
+    stop: int
+    identity: Identity
+
+
+class DataSection(NamedTuple):
+    """Where the tensors of a checkpoint lie, and `table`, a digest of their names, types, shapes and places there."""
+
+    table: bytes
+    ranges: tuple[Range, ...]
+
+
+def data_section(checkpoint: Checkpoint) -> DataSection | None:
+    """That of a checkpoint; None for one without a byte of data."""
+    starts: dict[str, int] = {}
+    stops: dict[str, int] = {}
+    for info in checkpoint.tensors.values():
+        starts[info.file] = min(info.start, starts.get(info.file, info.start))
+        stops[info.file] = max(info.stop, stops.get(info.file, 0))
+    ranges = tuple(Range(file, start, stops[file], checkpoint.inputs[file]) for file, start in starts.items())
+    if not any(one.stop > one.start for one in ranges):
+        return None
+    order = {file: number for number, file in enumerate(starts)}
+    rows = [
+        f"{info.name}\0{info.dtype}{info.shape}{order[info.file]}:{info.start - starts[info.file]}"
+        for info in checkpoint.tensors.values()
+    ]
+    return DataSection(hashlib.blake2b("\n".join(rows).encode(), digest_size=16).digest(), ranges)
+
+
+class Duplicates:
+    """Finds, of files given one after the other, the first that held the same tensors."""
+
+    def __init__(self) -> None:
+        self._alike: dict[bytes, list[_Known]] = {}
+
+    def earlier(self, path: str, section: DataSection) -> str | None:
+        """The path of the first file with the same tensors; None where this one is the first.
+
+        A file that cannot be read any more is like no other.
+        """
+        known = self._alike.setdefault(section.table, [])
+        new = _Known(path, section)
+        try:
+            found = next((one.path for one in known if one.is_same(new)), None) if known else None
+        except LoraInspectError:
+            return None
+        if found is None:
+            known.append(new)
+        return found
+
+
+class _Known:
+    """A file whose bytes are looked at as late and as little as possible."""
+
+    def __init__(self, path: str, section: DataSection) -> None:
+        self.path = path
+        self._ranges = section.ranges
+        self._sample: bytes | None = None
+        self._digest: bytes | None = None
+
+    def is_same(self, other: "_Known") -> bool:
+        """Whether both hold the same bytes; two names of one file do."""
+        if [one.identity for one in self._ranges] == [one.identity for one in other._ranges]:
+            return True
+        return self._sampled() == other._sampled() and self._hashed() == other._hashed()
+
+    def _sampled(self) -> bytes:
+        if self._sample is None:
+            self._sample = _hash(self._ranges, _samples)
+        return self._sample
+
+    def _hashed(self) -> bytes:
+        if self._digest is None:
+            self._digest = _hash(self._ranges, _pieces)
+        return self._digest
+
+
+def _hash(ranges: Iterable[Range], parts: Callable[[Range], Iterator[tuple[int, int]]]) -> bytes:
+    """That of the `parts` of each range, each given by where it begins and its size."""
+    digest = hashlib.sha256()
+    for one in ranges:
+        with InputFile(one.file, one.identity) as source:
+            for start, size in parts(one):
+                digest.update(source.read(start, size))
+    return digest.digest()
+
+
+def _samples(one: Range) -> Iterator[tuple[int, int]]:
+    """Where a few pieces begin that lie evenly in a range, and their sizes."""
+    size = min(_SAMPLE_BYTES, one.stop - one.start)
+    for number in range(_SAMPLES):
+        yield one.start + (one.stop - one.start - size) * number // (_SAMPLES - 1), size
+
+
+def _pieces(one: Range) -> Iterator[tuple[int, int]]:
+    """All of a range, a piece after the other."""
+    for start in range(one.start, one.stop, _PIECE_BYTES):
+        yield start, min(_PIECE_BYTES, one.stop - start)
