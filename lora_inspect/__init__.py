@@ -12,10 +12,12 @@ _HOMES = {
     "ModuleChange": "modules",
     "OpenedAdapter": "opened",
     "OpenedModule": "modules",
+    "StateDict": "state_dict",
     "compat": "compat",
     "convert": "convert",
     "merge": "merge",
     "open_adapter": "opened",
+    "state_dict": "state_dict",
     "verify": "verify",
 }
 
@@ -24,11 +26,13 @@ __all__ = [
     "ModuleChange",
     "OpenedAdapter",
     "OpenedModule",
+    "StateDict",
     "__version__",
     "compat",
     "convert",
     "merge",
     "open_adapter",
+    "state_dict",
     "verify",
 ]
 
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from lora_inspect.api.merge import merge
     from lora_inspect.api.modules import ModuleChange, OpenedModule
     from lora_inspect.api.opened import OpenedAdapter, open_adapter
+    from lora_inspect.api.state_dict import StateDict, state_dict
     from lora_inspect.api.verify import verify
 
 

@@ -254,8 +254,8 @@ def outputs(network: nn.Module, paths: Any) -> dict[str, Tensor]:
     return found
 
 
-def load(family: str, networks: dict[str, nn.Module], file: Path) -> None:
-    """Loads an adapter as the pipeline of the family with these networks does; raises whatever that raises."""
+def load(family: str, networks: dict[str, nn.Module], adapter: Path | dict[str, Tensor]) -> None:
+    """Loads a file or tensors as the pipeline of the family with these networks does; raises whatever that raises."""
     loader = getattr(lora_pipeline, LOADERS[family])
     pipeline = type("Pipeline", (loader,), {"hf_device_map": None, "components": {}})()
     for name in COMPONENTS:
@@ -264,7 +264,7 @@ def load(family: str, networks: dict[str, nn.Module], file: Path) -> None:
         setattr(pipeline, name, network)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pipeline.load_lora_weights(str(file))
+        pipeline.load_lora_weights(adapter if isinstance(adapter, dict) else str(adapter))
 
 
 def says(family: str) -> dict[str, str]:

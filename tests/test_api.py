@@ -173,7 +173,7 @@ def test_an_os_path_is_the_path_as_it_is(write_safetensors, tmp_path):
         (lambda: lora_inspect.merge(BASE, RSLORA, "out", dtype="int8"), ValueError, "dtype is 'int8'"),
         (lambda: lora_inspect.merge(BASE, RSLORA, "out", dora_multiplier="odd"), ValueError, "multiplier is 'odd'"),
         (lambda: lora_inspect.merge(BASE, RSLORA, "out", transposed={"": True}), ValueError, "neither"),
-        (lambda: lora_inspect.convert(RSLORA, "out", to="odd"), ValueError, "to is 'odd'"),
+        (lambda: lora_inspect.convert(RSLORA, "out", to="odd"), ValueError, "the name is 'odd'"),
         (lambda: lora_inspect.convert(RSLORA, "out", layout="odd"), ValueError, "layout is 'odd'"),
         (lambda: lora_inspect.convert(RSLORA, "out", algorithm="odd"), ValueError, "algorithm is 'odd'"),
         (lambda: lora_inspect.convert(RSLORA, "out", rank=0, algorithm="lora"), ValueError, "less than 1"),

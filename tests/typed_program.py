@@ -43,6 +43,8 @@ def use(base: Path, adapter: "os.PathLike[str]", folder: Path) -> list[str]:
     share: float | None = checked.share[os.fspath(adapter)]
     converted = lora_inspect.convert(adapter, folder / "converted.safetensors", to="diffusers", progress=told)
     exact: bool = converted.exact
+    tensors: dict[str, torch.Tensor] = lora_inspect.state_dict(adapter, "diffusers")
+    assert len(tensors) == 40
     verdicts: list[str] = [one.verdict for one in lora_inspect.compat(adapter).verdicts]
     assert checked.ok
     assert exact

@@ -125,6 +125,7 @@ def wrong_of_computing() -> Iterator[str]:
             lambda: lora_inspect.merge(BASE, RSLORA, out),
             lambda: lora_inspect.convert(RSLORA, out),
             lambda: lora_inspect.verify(BASE, BASE, RSLORA),
+            lambda: lora_inspect.state_dict(RSLORA),
             lambda: lora_inspect.open_adapter(RSLORA).modules[0].delta(),
         ]
         for call in calls:

@@ -43,6 +43,14 @@ def load_whole(info: TensorInfo) -> torch.Tensor:
     )
 
 
+def load_as_it_is(info: TensorInfo) -> torch.Tensor:
+    """The tensor as it is stored, whatever it holds; LoraInspectError for a type that torch has not."""
+    dtype = (STORED_DTYPES | _WHOLE_DTYPES | {"BOOL": torch.bool}).get(info.dtype)
+    if dtype is None:
+        raise LoraInspectError(f"{info.file}: {info.name} is stored as {info.dtype}, which torch has no type for.")
+    return load_stored(info, dtype)
+
+
 def load_stored(info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
     """The tensor as it is stored, which is in `dtype`, in its own shape."""
     with InputFile(info.file, info.identity) as source:
