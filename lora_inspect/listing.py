@@ -12,6 +12,11 @@ def listed(parts: Sequence[str], word: str = "and") -> str:
     return f"{', '.join(parts[:-1])} {word} {parts[-1]}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts: `1 file`, `1,200 files`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def some(names: Sequence[str], count: int) -> str:
     """The first names, each shortened, and whether there are more: `a, b, …`."""
     return ", ".join(map(shortened, names[:count])) + (", …" if len(names) > count else "")

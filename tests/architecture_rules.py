@@ -17,7 +17,7 @@ ORDER = {
         ("cli", "api"),
         ("ops",),
         ("verifying", "scanning"),
-        ("merging", "converting"),
+        ("merging", "converting", "checking"),
         ("consumers", "matching"),
         ("reading",),
         ("algorithms",),

@@ -2,6 +2,7 @@
 
 VERBS = {
     "info": "What a file is and means, and on which evidence.",
+    "check": "What is wrong or doubtful with files, and what can be mended.",
     "merge": "Fold adapters into a base.",
     "verify": "Prove how much of each adapter a merged model carries.",
     "convert": "Rewrite an adapter so that every loader applies the same scale.",

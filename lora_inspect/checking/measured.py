@@ -1,0 +1,106 @@
+"""What the numbers of a tensor amount to, read a few million at a time. The one file of `check` that needs numpy."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy
+
+from lora_inspect.files.dtypes import FP8, decode_number
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.input_file import InputFile
+from lora_inspect.progress import Progress
+
+_CHUNK_BYTES = 1 << 23
+# Products of larger factors are not looked at: they would have to be held as a whole.
+_LARGEST_FACTOR = 1 << 27
+_LARGEST_RANK = 4096
+
+_PLAIN = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "C64": "<f4"}
+# The smallest normal number of F16, and the largest.
+_NORMAL, _LARGEST = 2.0**-14, 65504.0
+
+
+class Measured(NamedTuple):
+    """Counts of the numbers in a tensor; those of a type that is no float, or has none that is read, are all 0.
+
+    `numbers` are all, `infinite` NaN and infinities among them, `nonzero` the finite others but 0, `small` those of
+    them that F16 holds as subnormal numbers or not at all, `large` those that are beyond it, `negative` those below 0.
+    """
+
+    numbers: int = 0
+    infinite: int = 0
+    nonzero: int = 0
+    small: int = 0
+    large: int = 0
+    negative: int = 0
+
+    @property
+    def zeros(self) -> int:
+        """How many are 0."""
+        return self.numbers - self.infinite - self.nonzero
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether all numbers that there are, are 0."""
+        return bool(self.numbers) and self.zeros == self.numbers
+
+
+def measure(info: TensorInfo, progress: Progress) -> Measured:
+    """Counts over a whole tensor; `progress` is told of the bytes."""
+    total = [0] * len(Measured._fields)
+    for values in _values(info, progress):
+        magnitudes = numpy.abs(values)
+        finite = numpy.isfinite(values)
+        counts = (
+            values.size,
+            values.size - numpy.count_nonzero(finite),
+            numpy.count_nonzero(finite & (magnitudes > 0)),
+            numpy.count_nonzero(finite & (magnitudes > 0) & (magnitudes < _NORMAL)),
+            numpy.count_nonzero(finite & (magnitudes > _LARGEST)),
+            numpy.count_nonzero(finite & (values < 0)),
+        )
+        total = [before + int(count) for before, count in zip(total, counts, strict=True)]
+    return Measured(*total)
+
+
+def product_rms(up: TensorInfo, down: TensorInfo) -> float | None:
+    """The root mean square of the entries of up @ down, both as matrices; None where they are too large to hold."""
+    rank = down.shape[0]
+    if rank > _LARGEST_RANK or max(up.numel, down.numel) * 8 > _LARGEST_FACTOR:
+        return None
+    left, right = _matrix(up), _matrix(down)
+    if left is None or right is None:
+        return None
+    # |U D|² = tr((UᵀU)(D Dᵀ)), which takes no matrix of the layer's size.
+    with numpy.errstate(all="ignore"):
+        squared = float(((left.T @ left) * (right @ right.T)).sum())
+    return math.sqrt(max(squared, 0.0) / (left.shape[0] * right.shape[1])) if math.isfinite(squared) else None
+
+
+def _matrix(info: TensorInfo) -> Any:
+    pieces = [piece.astype(numpy.float64) for piece in _values(info, lambda amount: None)]
+    return numpy.concatenate(pieces).reshape(info.shape[0], -1) if pieces else None
+
+
+def _values(info: TensorInfo, progress: Progress) -> Iterator[Any]:
+    """The numbers as float32, or float64 where they are stored so, a chunk at a time."""
+    if info.dtype not in (*_PLAIN, "BF16", *FP8):
+        progress(info.nbytes)
+        return
+    with InputFile(info.file, info.identity) as source:
+        for start in range(info.start, info.stop, _CHUNK_BYTES):
+            size = min(info.stop - start, _CHUNK_BYTES)
+            yield _decoded(info.dtype, source.read(start, size))
+            progress(size)
+
+
+def _decoded(dtype: str, data: bytearray) -> Any:
+    if dtype in FP8:
+        table = numpy.array([decode_number(dtype, bytes([code])) for code in range(256)], dtype=numpy.float32)
+        return table[numpy.frombuffer(data, dtype=numpy.uint8)]
+    if dtype == "BF16":
+        words = numpy.frombuffer(data, dtype="<u2").astype(numpy.uint32) << 16
+        return words.view(numpy.float32)
+    values = numpy.frombuffer(data, dtype=_PLAIN[dtype])
+    return values.astype(numpy.float32) if dtype == "F16" else values

@@ -1,0 +1,144 @@
+"""Modules that fit together and that programs stumble over all the same."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from lora_inspect.algorithms.record import BIAS, WEIGHT
+from lora_inspect.checking.draft import Draft
+from lora_inspect.checking.subject import Subject
+from lora_inspect.files.dtypes import PLAIN_FLOATS
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.listing import counted, listed, some
+from lora_inspect.maths.dora import INPUT, OUTPUT
+from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.problem import Finding
+
+_MAGNITUDE = ".dora_scale"
+
+
+def no_adapter(subject: Subject) -> Iterator[Finding]:
+    """Files of which only the header and the hashes can be looked at."""
+    if not subject.is_adapter and subject.checkpoint.files:
+        what = "a base" if subject.kind == "base" else "neither an adapter nor a base"
+        yield Finding("not-an-adapter", f"it is {what}, so only its header, its metadata and its hashes are checked")
+
+
+def flat_magnitudes(subject: Subject) -> Iterator[Finding]:
+    """A `dora_scale` without the dimension that tells its axis."""
+    found = _flat(subject)
+    for code, known in (("dora-scale-flat", True), ("dora-axis-unknown", False)):
+        own = [(info, axis) for info, axis in found if bool(axis) == known]
+        if not own:
+            continue
+        first, axis = own[0]
+        shape = f"{counted(len(own), 'magnitude')} of one dimension ({first.name}: {list(first.shape)})"
+        says = (
+            f"they are over the {axis}s of their modules, which [{_spelled(first, axis)}] says"
+            if axis
+            else ("the layer is square, so nothing says whether they are over outputs or inputs")
+        )
+        yield Finding(code, f"{shape}: {says}", tuple(info.name for info, _ in own[:5]))
+
+
+def shape_magnitudes(subject: Subject, draft: Draft) -> Iterator[str]:
+    """The magnitudes whose axis is known in the shape that says it."""
+    known = [(info, axis) for info, axis in _flat(subject) if axis]
+    for info, axis in known:
+        draft.reshape(info.name, _shape(info, axis, subject))
+    if known:
+        first, axis = known[0]
+        yield f"gave {counted(len(known), 'magnitude')} a second dimension ([{_spelled(first, axis)}])"
+
+
+def split_keys(subject: Subject) -> Iterator[Finding]:
+    """Layers whose slices have a pair of factors each."""
+    modules = subject.adapter.modules.values()
+    keys = [m.name.key for m in modules if any(c.rows for c in m.contributions)]
+    if keys:
+        message = (
+            f"{counted(len(keys), 'fused layer')} saved in slices ({some(keys, 1)}), as lora_down.0.weight and so on"
+        )
+        yield Finding("split-keys", message, tuple(keys[:5]))
+
+
+def split_alpha(subject: Subject) -> Iterator[Finding]:
+    """Layers that were trained in parts and saved as one, of which alpha/rank is a part of the scale."""
+    counts: dict[int, list[str]] = {}
+    for module, contribution in subject.ranked:
+        stored = subject.alphas.get(module.alpha.name) if module.alpha else None
+        if stored and contribution.alpha and (parts := round(contribution.alpha / stored)) > 1:
+            counts.setdefault(parts, []).append(module.name.key)
+    for parts, keys in counts.items():
+        message = (
+            f"{counted(len(keys), 'module')} trained in {parts} parts and saved as one ({some(keys, 1)}): programs that "
+            f"divide alpha by the rank apply 1/{parts} of what was trained"
+        )
+        yield Finding("split-alpha", message, tuple(keys[:5]))
+
+
+def rank_large(subject: Subject) -> Iterator[Finding]:
+    """Modules whose rank is above that of any matrix of their size."""
+    large = [(module.name.key, c) for module, c in subject.ranked if c.rank and (side := _side(c)) and c.rank > side]
+    if large:
+        key, first = large[0]
+        sides = f"{key}: rank {first.rank}, side {_side(first)}"
+        message = f"{counted(len(large), 'module')} with a rank above the smaller side of the layer ({sides})"
+        yield Finding("rank-large", message, tuple(name for name, _ in large[:5]))
+
+
+def mixed_dtypes(subject: Subject) -> Iterator[Finding]:
+    """Factors in several types."""
+    counts = Counter(
+        info.dtype
+        for contribution in subject.adapter.contributions
+        if contribution.algorithm.parameter in (WEIGHT, BIAS)
+        for info in contribution.operands.values()
+        if info.dtype in PLAIN_FLOATS and info.numel > 1
+    )
+    if len(counts) > 1:
+        told = listed([f"{dtype} ({count})" for dtype, count in counts.most_common()])
+        yield Finding("mixed-dtypes", f"the factors are in {len(counts)} types: {told}")
+
+
+def _side(contribution: Contribution) -> int | None:
+    """The smaller side of the weight as a matrix (out, in·kernel); None where the factors do not tell it."""
+    shape = contribution.shape
+    if contribution.algorithm.name != "lora" or None in shape or len(shape) < 2:
+        return None
+    columns = 1
+    for size in shape[1:]:
+        columns *= size or 0
+    return min(shape[0] or 0, columns)
+
+
+def _flat(subject: Subject) -> list[tuple[TensorInfo, str]]:
+    """The one-dimensional magnitudes with their axis, empty where nothing proves it.
+
+    A program gives all of a file the same axis, so those of layers that are not square speak for the others.
+    """
+    found: list[tuple[TensorInfo, set[str]]] = []
+    for key in subject.adapter.unclaimed:
+        info = subject.checkpoint.tensors[key]
+        module = subject.adapter.modules.get(key.removesuffix(_MAGNITUDE))
+        if not key.endswith(_MAGNITUDE) or len(info.shape) != 1 or module is None:
+            continue
+        bearer = next((c for c in module.contributions if c.algorithm.decomposes and not c.rows), None)
+        if bearer is None:
+            continue
+        out_features, in_features = bearer.features
+        sides = ((OUTPUT, out_features), (INPUT, in_features))
+        if fitting := {axis for axis, size in sides if info.shape[0] == size}:
+            found.append((info, fitting))
+    told = {axis for _, fitting in found if len(fitting) == 1 for axis in fitting}
+    common = told.pop() if len(told) == 1 else ""
+    return [(info, next(iter(fitting)) if len(fitting) == 1 else common) for info, fitting in found]
+
+
+def _shape(info: TensorInfo, axis: str, subject: Subject) -> tuple[int, ...]:
+    module = subject.adapter.modules[info.name.removesuffix(_MAGNITUDE)]
+    kernel = (1,) * (len(next(c for c in module.contributions if c.algorithm.decomposes).shape) - 2)
+    return (*((info.shape[0], 1) if axis == OUTPUT else (1, info.shape[0])), *kernel)
+
+
+def _spelled(info: TensorInfo, axis: str) -> str:
+    return f"{info.shape[0]}, 1" if axis == OUTPUT else f"1, {info.shape[0]}"

@@ -1,0 +1,107 @@
+"""The registry of all that `check` tells: what cannot be read, what the reading finds, and the lints."""
+
+from collections.abc import Iterable, Iterator
+
+from lora_inspect.checking import tensor_lints
+from lora_inspect.checking.lints import LINTS
+from lora_inspect.checking.reading_rules import READING_RULES
+from lora_inspect.checking.rule import Rule
+from lora_inspect.checking.subject import Subject
+from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Problem
+
+UNREADABLE = "unreadable"
+
+_TENSOR_LINTS = (
+    Rule(
+        "not-finite",
+        ERROR,
+        "A tensor holds NaN or infinities.",
+        "Every output of the model becomes NaN: a black picture, or no text.",
+        "Take an earlier checkpoint of the training; the numbers are lost.",
+        (tensor_lints.not_finite,),
+    ),
+    Rule(
+        "untrained",
+        WARNING,
+        "A factor of every module is zero throughout.",
+        "The file changes nothing: the training never began, or was saved before its first step.",
+        "Take a later checkpoint.",
+        (tensor_lints.untrained,),
+    ),
+    Rule(
+        "module-dead",
+        WARNING,
+        "Every factor of a module is zero.",
+        "It changes nothing and can never be trained: something wrote zeros over it.",
+        "Fetch the file again, or leave the module out.",
+        (tensor_lints.untrained,),
+    ),
+    Rule(
+        "module-untrained",
+        NOTE,
+        "A factor of a module is zero throughout, as before its first step.",
+        "It changes nothing; of text encoders that is usual for layers that clip skip leaves out.",
+        "Leave the module out, where the size matters.",
+        (tensor_lints.untrained,),
+    ),
+    Rule(
+        "half-overflow",
+        WARNING,
+        "A tensor holds numbers beyond 65504.",
+        "Programs that compute in F16 make infinities of them.",
+        "Train with a lower learning rate; use the file in BF16 or F32.",
+        (tensor_lints.half_overflow,),
+    ),
+    Rule(
+        "half-subnormal",
+        NOTE,
+        "More than half of the numbers of a tensor in F16 are below 2^-14.",
+        "F16 holds such numbers with fewer bits, down to one.",
+        "Save it in BF16 or F32.",
+        (tensor_lints.half_subnormal,),
+    ),
+    Rule(
+        "magnitude-sign",
+        WARNING,
+        "A magnitude of DoRA is zero or negative.",
+        "It is a length: zero wipes the row of the weight out, and a negative one turns it round.",
+        "Take an earlier checkpoint.",
+        (tensor_lints.magnitude_sign,),
+    ),
+    Rule(
+        "change-large",
+        WARNING,
+        "A module changes the entries of its weight by more than 1, where those are a few hundredths.",
+        "The model is wiped out at strength 1: the scale is wrong, or the training ran away.",
+        "See whether the scale is right (lora-inspect info), or take an earlier checkpoint.",
+        (tensor_lints.change_large,),
+    ),
+)
+
+RULES = (
+    Rule(
+        UNREADABLE,
+        ERROR,
+        "The file is none that can be read: cut, damaged, of another format, or a pointer to it.",
+        "Programs fail on it.",
+        "Do what the message says, mostly: fetch it again.",
+    ),
+    *READING_RULES,
+    *LINTS,
+    *(rule._replace(of_tensors=True) for rule in _TENSOR_LINTS),
+)
+BY_CODE = {rule.code: rule for rule in RULES}
+
+
+def find_problems(subject: Subject, tensors: bool, rules: Iterable[Rule] = RULES) -> Iterator[Problem]:
+    """All that the rules find, in their order, what the reading found among it; raises KeyError for other codes."""
+    looked_at = [rule for rule in rules if tensors or not rule.of_tensors]
+    found: dict[str, list[Problem]] = {rule.code: [] for rule in looked_at}
+    severities = {rule.code: rule.severity for rule in looked_at}
+    for problem in subject.adapter.problems:
+        found[problem.code].append(problem)
+    for look in dict.fromkeys(look for rule in looked_at for look in rule.looks):
+        for code, message, keys in look(subject):
+            found[code].append(Problem(code, severities[code], message, keys))
+    for rule in looked_at:
+        yield from found[rule.code]

@@ -1,0 +1,78 @@
+"""The problems of files as SARIF 2.1.0, which code hosts and editors read."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from lora_inspect import __version__
+from lora_inspect.checking.rule import Rule
+from lora_inspect.checking.rules import RULES
+from lora_inspect.reading.problem import Problem
+
+SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+FINGERPRINT = "lora-inspect/v1"
+
+
+def sarif(files: Iterable[tuple[str, Sequence[Problem]]], folder: str) -> dict[str, Any]:
+    """The log of one run: (path, problems) of every file, with paths relative to `folder`."""
+    index = {rule.code: number for number, rule in enumerate(RULES)}
+    results = [
+        _result(artifact_uri(path, folder), problem, index[problem.code])
+        for path, problems in files
+        for problem in problems
+    ]
+    driver = {
+        "name": "lora-inspect",
+        "version": __version__,
+        "semanticVersion": __version__,
+        "rules": [_described(rule) for rule in RULES],
+    }
+    return {
+        "$schema": SCHEMA,
+        "version": "2.1.0",
+        "runs": [{"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}],
+    }
+
+
+def artifact_uri(path: str, folder: str) -> str:
+    """The path as a relative URI; as one of a file where it is on another drive."""
+    try:
+        relative = os.path.relpath(path, folder)
+    except ValueError:
+        return "file:///" + _quoted(os.path.abspath(path)).lstrip("/")
+    return _quoted(relative)
+
+
+def _quoted(path: str) -> str:
+    return quote(os.fsencode(path.replace(os.sep, "/")))
+
+
+def _described(rule: Rule) -> dict[str, Any]:
+    return {
+        "id": rule.code,
+        "shortDescription": {"text": rule.means},
+        "fullDescription": {"text": f"{rule.means} {rule.matters}"},
+        "help": {
+            "text": f"{rule.matters} {rule.mend}",
+            "markdown": f"{rule.means}\n\n**Why it matters.** {rule.matters}\n\n**The way out.** {rule.mend}",
+        },
+        "defaultConfiguration": {"level": rule.severity},
+    }
+
+
+def _result(uri: str, problem: Problem, index: int) -> dict[str, Any]:
+    location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": uri}}}
+    if problem.keys:
+        location["logicalLocations"] = [{"fullyQualifiedName": key, "kind": "member"} for key in problem.keys]
+    # The words of a message may change between versions, what it is about does not.
+    about = "\0".join((uri, problem.code, *problem.keys))
+    return {
+        "ruleId": problem.code,
+        "ruleIndex": index,
+        "level": problem.severity,
+        "message": {"text": f"{problem.message}."},
+        "locations": [location],
+        "partialFingerprints": {FINGERPRINT: hashlib.sha256(about.encode("utf-8", "surrogatepass")).hexdigest()},
+    }

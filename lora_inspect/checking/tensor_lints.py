@@ -1,0 +1,114 @@
+"""What the numbers of the tensors say: lints of --tensors."""
+
+from collections.abc import Iterator
+
+from lora_inspect.checking.subject import Subject
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.listing import counted, some
+from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.problem import Finding
+
+# The roles of which one that is zero leaves no change, in the algorithms where that is so.
+_VANISHING = {
+    "lora": ("up", "down", "mid"),
+    "loha": ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"),
+    "lokr": ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2"),
+    "full": ("difference",),
+}
+# Of a weight whose entries are a few hundredths.
+_WILD = 1.0
+# Of the numbers of a tensor in F16.
+_MOSTLY = 0.5
+
+
+def not_finite(subject: Subject) -> Iterator[Finding]:
+    """NaN and infinities."""
+    if bad := [name for name, one in subject.measured.items() if one.infinite]:
+        first = subject.measured[bad[0]]
+        message = f"NaN or infinities in {counted(len(bad), 'tensor')} ({some(bad, 1)}: {first.infinite:,} of {first.numbers:,})"
+        yield Finding("not-finite", message, tuple(bad))
+
+
+def untrained(subject: Subject) -> Iterator[Finding]:
+    """Modules that change nothing: all of them, some, or some whose every factor is zero."""
+    known = [(c.module.key, c) for c in subject.adapter.contributions if c.algorithm.name in _VANISHING]
+    still = [(key, c) for key, c in known if not c.magnitude and _vanishes(subject, c)]
+    dead = [key for key, c in still if all(subject.measured[info.name].is_zero for info in _factors(c))]
+    idle = [key for key, _ in still if key not in dead]
+    if known and len(still) == len(list(subject.adapter.contributions)):
+        message = (
+            f"each of its {counted(len(still), 'module')} has a factor of zeros alone, so the file changes nothing"
+        )
+        yield Finding("untrained", message, tuple(key for key, _ in still[:5]))
+        return
+    if dead:
+        message = f"{counted(len(dead), 'module')} with zeros alone in every factor ({some(dead, 1)})"
+        yield Finding("module-dead", message, tuple(dead[:5]))
+    if idle:
+        message = f"{counted(len(idle), 'module')} without a change, as a factor is zeros alone ({some(idle, 1)})"
+        yield Finding("module-untrained", message, tuple(idle[:5]))
+
+
+def half_overflow(subject: Subject) -> Iterator[Finding]:
+    """Numbers that F16 cannot hold."""
+    large = [name for name, one in subject.measured.items() if one.large and subject.checkpoint.tensors[name].numel > 1]
+    if large:
+        message = (
+            f"numbers beyond 65504, which are infinite in F16, in {counted(len(large), 'tensor')} ({some(large, 1)})"
+        )
+        yield Finding("half-overflow", message, tuple(large[:5]))
+
+
+def half_subnormal(subject: Subject) -> Iterator[Finding]:
+    """Factors in F16 whose numbers are mostly below what it holds with all its bits."""
+    small = [
+        name
+        for name, one in subject.measured.items()
+        if subject.checkpoint.tensors[name].dtype == "F16" and one.nonzero and one.small > _MOSTLY * one.nonzero
+    ]
+    if small:
+        message = (
+            f"numbers mostly below 2^-14, where F16 loses bits, in {counted(len(small), 'tensor')} ({some(small, 1)})"
+        )
+        yield Finding("half-subnormal", message, tuple(small[:5]))
+
+
+def magnitude_sign(subject: Subject) -> Iterator[Finding]:
+    """Magnitudes that are no lengths."""
+    magnitudes = [c.magnitude.info.name for c in subject.adapter.contributions if c.magnitude]
+    odd = [name for name in magnitudes if subject.measured[name].zeros or subject.measured[name].negative]
+    if odd:
+        first = subject.measured[odd[0]]
+        where = f"{some(odd, 1)}: {first.zeros} of 0, {first.negative} negative"
+        message = f"{counted(len(odd), 'magnitude')} with numbers that are no lengths ({where})"
+        yield Finding("magnitude-sign", message, tuple(odd[:5]))
+
+
+def change_large(subject: Subject) -> Iterator[Finding]:
+    """Changes that no weight survives."""
+    sizes = {c.module.key: size for c in subject.adapter.contributions if (size := _size(subject, c)) > _WILD}
+    if sizes:
+        most = max(sizes, key=lambda key: sizes[key])
+        message = f"{counted(len(sizes), 'module')} with a change of {sizes[most]:.3g} or so in every entry of the weight ({most})"
+        yield Finding("change-large", message, tuple(sizes)[:5])
+
+
+def _factors(contribution: Contribution) -> list[TensorInfo]:
+    roles = _VANISHING[contribution.algorithm.name]
+    return [info for role, info in contribution.factors.items() if role in roles]
+
+
+def _vanishes(subject: Subject, contribution: Contribution) -> bool:
+    return any(subject.measured[info.name].is_zero for info in _factors(contribution))
+
+
+def _size(subject: Subject, contribution: Contribution) -> float:
+    """The root mean square of the change of a LoRA; 0 where it is unknown."""
+    factors = contribution.factors
+    if contribution.algorithm.name != "lora" or "mid" in factors or contribution.magnitude:
+        return 0.0
+    if any(subject.measured[factors[role].name].infinite for role in ("up", "down")):
+        return 0.0
+    from lora_inspect.checking.measured import product_rms
+
+    return abs(contribution.scale or 0.0) * (product_rms(factors["up"], factors["down"]) or 0.0)

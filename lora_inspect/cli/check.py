@@ -1,0 +1,140 @@
+"""`lora-inspect check`."""
+
+import os
+import sys
+from collections import Counter
+
+import click
+
+from lora_inspect.cli import terminal
+from lora_inspect.cli.failures import sentence_of, show_defect
+from lora_inspect.cli.file_paths import FilePath
+from lora_inspect.cli.path_settings import parse_without_strength
+from lora_inspect.cli.progress_bar import progress_bar
+from lora_inspect.cli.summaries import VERBS
+from lora_inspect.listing import counted, listed
+from lora_inspect.ops.check import SEVERITIES, CheckResult, as_json, as_sarif, fix, found_in, stored_bytes
+from lora_inspect.ops.check import check as checked
+from lora_inspect.reading.problem import Problem
+from lora_inspect.reading.settings import Settings
+
+TEXT, JSON, SARIF = "text", "json", "sarif"
+
+# No docstring: python -OO leaves those out.
+_HELP = """\
+Says what is wrong or doubtful with each PATH: a file, a sharded set, a PEFT folder, or a folder of adapters.
+
+The exit status is 1 where a problem is as serious as --fail-on says, or more. With --fix, all that can be mended
+without a guess is mended in a new file. Every code stands in docs/checking.md.
+
+\b
+Example: lora-inspect check adapter.safetensors --tensors
+"""
+
+
+@click.command(help=_HELP, short_help=VERBS["check"])
+@click.argument("paths", nargs=-1, required=True, type=FilePath(), metavar="PATH[:SETTING,...]...")
+@click.option("--tensors", is_flag=True, help="Read all numbers: NaN, untrained modules, overflow.")
+@click.option("--fix", "fixes", is_flag=True, help="Write the file of one PATH to OUT, mended.")
+@click.option("-o", "--output", type=FilePath(), metavar="OUT", help="Where --fix writes: a name or a folder.")
+@click.option("--force", is_flag=True, help="Overwrite the output if it exists; never an input.")
+@click.option(
+    "--format", "format_", type=click.Choice([TEXT, JSON, SARIF]), default=TEXT, help="How the problems are printed."
+)
+@click.option("--json", "format_", flag_value=JSON, help="The same as --format json.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(SEVERITIES[::-1]),
+    default="warning",
+    show_default=True,
+    help="What makes the exit status 1.",
+)
+def check(
+    paths: tuple[str, ...],
+    tensors: bool,
+    fixes: bool,
+    output: str | None,
+    force: bool,
+    format_: str,
+    fail_on: str,
+) -> None:
+    """Checks, prints, and exits with what was found."""
+    given = [parse_without_strength(path, "check") for path in paths]
+    if output is None and (fixes or force):
+        raise click.UsageError(f"{'--fix' if fixes else '--force'} needs an output: give -o OUT.")
+    if output is not None and not fixes:
+        raise click.UsageError("-o is where --fix writes: give --fix, too.")
+    errors: list[str] = []
+    if output is not None:
+        results = [_mended(given, output, tensors, force)]
+        if format_ == TEXT:
+            _print_mended(results[0])
+    else:
+        results, errors = _checked(given, tensors, shown=format_ == TEXT)
+    if format_ == JSON:
+        terminal.json_text([as_json(result) for result in results])
+    elif format_ == SARIF:
+        terminal.json_text(as_sarif(results, os.curdir))
+    for error in errors:
+        terminal.error(error)
+    if errors or any(result.fails(fail_on) for result in results):
+        sys.exit(1)
+
+
+def _checked(given: list[tuple[str, Settings]], tensors: bool, shown: bool) -> tuple[list[CheckResult], list[str]]:
+    """What is found in every file, printed as it is found, and the sentences about paths that lead to none."""
+    results: list[CheckResult] = []
+    errors: list[str] = []
+    files: list[tuple[str, Settings]] = []
+    for path, settings in given:
+        try:
+            files += [(file, settings) for file in found_in(path)]
+        except OSError as error:
+            errors.append(sentence_of(error, path))
+    size = sum(stored_bytes(path) for path, _ in files) if tensors else 0
+    with progress_bar("Reading", size) as progress:
+        for path, settings in files:
+            try:
+                results.append(checked(path, settings, tensors, progress))
+            except Exception as error:
+                show_defect(error)
+                errors.append(sentence_of(error, path))
+    if shown:
+        for result in results:
+            _print(result.path, result.problems)
+        if len(results) > 1 or any(result.problems for result in results):
+            terminal.line(_summary(results))
+    return results, errors
+
+
+def _mended(given: list[tuple[str, Settings]], output: str, tensors: bool, force: bool) -> CheckResult:
+    if len(given) > 1 or len(files := found_in(given[0][0])) > 1:
+        raise click.UsageError("--fix mends one file: name a single one.")
+    with progress_bar("Reading", stored_bytes(files[0]) if tensors else 0) as progress:
+        return fix(files[0], output, given[0][1], tensors, force, progress)
+
+
+def _print(path: str, problems: tuple[Problem, ...]) -> None:
+    """A line for each problem, or one that says that there is none."""
+    for one in problems:
+        terminal.line(f"{path}: {one.severity} {one.code}: {one.message}.")
+    if not problems:
+        terminal.line(f"{path}: no problems")
+
+
+def _print_mended(result: CheckResult) -> None:
+    for sentence in result.mended:
+        terminal.line(f"{result.path}: mended: {sentence}.")
+    _print(result.output or result.path, result.left)
+    kept = [one.code for one in result.problems if one.code not in result.fixable]
+    left = f"; what needs a decision is left: {', '.join(dict.fromkeys(kept))}" if kept else ""
+    terminal.line(f"wrote {result.output}{left}")
+
+
+def _summary(results: list[CheckResult]) -> str:
+    counts = Counter(one.severity for result in results for one in result.problems)
+    told = [counted(counts[severity], severity) for severity in reversed(SEVERITIES) if counts[severity]]
+    fixable = sum(one.code in result.fixable for result in results for one in result.problems)
+    files = counted(len(results), "file")
+    mends = f"; --fix -o OUT mends {fixable} of them" if fixable else ""
+    return f"{files}: {listed(told) or 'no problems'}{mends}"

@@ -1,0 +1,170 @@
+"""The problems of a file: what its reading finds, the lints, and the file without those that can be mended."""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from lora_inspect.checking.mending import Mending, check_mended, mending, open_mended, write_mended
+from lora_inspect.checking.rules import UNREADABLE, find_problems
+from lora_inspect.checking.sarif import sarif
+from lora_inspect.checking.subject import Subject
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.files.found_checkpoints import find_checkpoints, is_checkpoint_folder, set_of
+from lora_inspect.files.output_names import file_output
+from lora_inspect.files.outputs import check_output
+from lora_inspect.progress import Progress, silent
+from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Problem
+from lora_inspect.reading.settings import Settings
+
+# From the least serious to the most.
+SEVERITIES = (NOTE, WARNING, ERROR)
+
+
+class CheckResult(NamedTuple):
+    """The problems of the file at `path`, and the codes of those that can be mended.
+
+    Of a file that was mended, `output` is where it was written, `mended` says what was done, a sentence each, and
+    `left` are the problems of the output.
+    """
+
+    path: str
+    problems: tuple[Problem, ...]
+    fixable: frozenset[str] = frozenset()
+    output: str | None = None
+    mended: tuple[str, ...] = ()
+    left: tuple[Problem, ...] = ()
+
+    def fails(self, severity: str) -> bool:
+        """Whether a problem is as serious as that, or more; of a mended file one that is left."""
+        limit = SEVERITIES.index(severity)
+        return any(SEVERITIES.index(one.severity) >= limit for one in (self.left if self.output else self.problems))
+
+
+def found_in(path: str) -> list[str]:
+    """The checkpoints of a folder of several, or the path itself."""
+    if os.path.isdir(path) and not is_checkpoint_folder(path):
+        return list(find_checkpoints(path)) or [path]
+    return [path]
+
+
+def stored_bytes(path: str) -> int:
+    """The size of the files that belong to a checkpoint, as far as their names tell; 0 where there is none."""
+    folder, name = os.path.split(path)
+    try:
+        if os.path.isdir(path):
+            return sum(entry.stat().st_size for entry in os.scandir(path) if entry.name.endswith(".safetensors"))
+        if not (whole := set_of(name)):
+            return os.path.getsize(path)
+        return sum(entry.stat().st_size for entry in os.scandir(folder or os.curdir) if set_of(entry.name) == whole)
+    except OSError:
+        return 0
+
+
+def check(
+    path: str,
+    settings: Settings = Settings(),  # noqa: B008 (frozen)
+    tensors: bool = False,
+    progress: Progress = silent,
+) -> CheckResult:
+    """The problems of one checkpoint; that it cannot be read is one of them.
+
+    With `tensors` all numbers are read, and `progress` is told of their bytes. Raises LoraInspectError where there is
+    no file.
+    """
+    try:
+        subject, problems = _looked_at(path, settings, tensors, progress)
+        return CheckResult(path, problems, mending(subject, problems).codes)
+    except LoraInspectError as error:
+        if not os.path.lexists(path) or (os.path.isdir(path) and not is_checkpoint_folder(path)):
+            raise
+        message = str(error).removeprefix(f"{path}: ").removesuffix(".")
+        return CheckResult(path, (Problem(UNREADABLE, ERROR, message),))
+
+
+def fix(
+    path: str,
+    output: str,
+    settings: Settings = Settings(),  # noqa: B008 (frozen)
+    tensors: bool = False,
+    force: bool = False,
+    progress: Progress = silent,
+) -> CheckResult:
+    """Writes the file with all mended that needs no guess; no other byte of a tensor changes.
+
+    Raises LoraInspectError where there is nothing to mend, and where the output would mean anything else.
+    """
+    subject, problems = _looked_at(path, settings, tensors, progress)
+    inputs = subject.checkpoint.inputs
+    mended = _needed(mending(subject, problems), subject, problems)
+    output = file_output(output, subject.checkpoint.name, inputs)
+    check_output(output, inputs, force)
+    _keep_config(subject, output)
+    prove = partial(_prove, subject, mended, output)
+    told = write_mended(subject, mended, output, force, prove)
+    left = _looked_at(output, settings, tensors, silent)[1]
+    return CheckResult(path, problems, mended.codes, output, told, left)
+
+
+def as_json(result: CheckResult) -> dict[str, Any]:
+    """The record that scripts rely on."""
+    record: dict[str, Any] = {"path": result.path, "problems": _told(result.problems, result.fixable)}
+    if result.output:
+        record |= {
+            "output": result.output,
+            "mended": list(result.mended),
+            "left": _told(result.left, frozenset()),
+        }
+    return record
+
+
+def as_sarif(results: Sequence[CheckResult], folder: str) -> dict[str, Any]:
+    """All results as one log of SARIF 2.1.0, with paths relative to `folder`; of a mended file what is left."""
+    told = [(one.output, one.left) if one.output else (one.path, one.problems) for one in results]
+    return sarif(told, folder)
+
+
+def _looked_at(path: str, settings: Settings, tensors: bool, progress: Progress) -> tuple[Subject, tuple[Problem, ...]]:
+    subject = Subject(open_checkpoint(path), settings, progress)
+    found = list(find_problems(subject, tensors))
+    found.sort(key=lambda problem: -SEVERITIES.index(problem.severity))
+    return subject, tuple(found)
+
+
+def _told(problems: Sequence[Problem], fixable: frozenset[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "code": one.code,
+            "severity": one.severity,
+            "message": one.message,
+            "keys": list(one.keys),
+            "fixable": one.code in fixable,
+        }
+        for one in problems
+    ]
+
+
+def _needed(mended: Mending, subject: Subject, problems: Sequence[Problem]) -> Mending:
+    path = subject.checkpoint.path
+    if mended.codes:
+        return mended
+    if not problems:
+        raise LoraInspectError(f"{path}: nothing is wrong with it, so there is nothing to mend; use it as it is.")
+    if len(subject.checkpoint.files) != 1 or len(subject.headers) != 1:
+        raise LoraInspectError(f"{path}: only single safetensors files are mended; convert it first.")
+    codes = ", ".join(dict.fromkeys(problem.code for problem in problems))
+    raise LoraInspectError(f"{path}: nothing of it can be mended without a guess ({codes}); see what each is about.")
+
+
+def _keep_config(subject: Subject, output: str) -> None:
+    """A file whose configuration lies beside it means nothing without it."""
+    config = subject.checkpoint.config_path
+    if config and not os.path.samefile(os.path.dirname(config) or os.curdir, os.path.dirname(output) or os.curdir):
+        raise LoraInspectError(
+            f"{output}: {config} would not lie beside it; name an output in the same folder, or copy the folder first."
+        )
+
+
+def _prove(subject: Subject, mended: Mending, output: str, written: str) -> None:
+    check_mended(subject, mended.codes, open_mended(written, subject), output)
