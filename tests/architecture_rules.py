@@ -42,9 +42,11 @@ ORDER = {
 DOORS = ("lora_inspect.start", "lora_inspect")
 # What the training networks have no use for: whoever calls them from Python is no command line.
 VERBS = ("cli", "api", "ops")
-# What takes long to load, and what of the command line must do without: all of it until a verb runs, `info` for ever.
+# What takes long to load, and what of the command line must do without: until a verb runs, some for ever.
 HEAVY = ("torch", "numpy", "safetensors")
-INFO = ("lora_inspect.cli.info", "lora_inspect.ops.info")
+LIGHT = tuple(f"lora_inspect.{part}.{verb}" for verb in ("info", "check") for part in ("cli", "ops"))
+# What `check` imports once it is told to read all numbers.
+OF_TENSORS = "lora_inspect.checking.measured"
 # Where each verb, or each name of the API, is imported once it is asked for, whichever it is.
 ASKED_FOR = ("lora_inspect.cli.verbs", "lora_inspect")
 # Three screens: a file that is longer holds two concepts.
@@ -134,7 +136,7 @@ def light_start(tree: Tree) -> Iterator[str]:
         **dict.fromkeys(
             [*DOORS, "lora_inspect.__main__", *tree.of("lora_inspect.cli"), *tree.of("lora_inspect.api")], (AT_IMPORT,)
         ),
-        **dict.fromkeys(INFO, (AT_IMPORT, IN_A_CALL)),
+        **dict.fromkeys(LIGHT, (AT_IMPORT, IN_A_CALL)),
     }
     for start, when in moments.items():
         if start in tree.sources:
@@ -153,7 +155,7 @@ def ways(tree: Tree, start: str, when: tuple[str, ...]) -> Iterator[list[Import]
         # With a module its packages are loaded.
         parents = [Import(module, parent, AT_IMPORT) for parent in tree.paths if module.startswith(f"{parent}.")]
         for made in [*parents, *made_by.get(module, [])]:
-            asked_for = made.source in ASKED_FOR and made.when == IN_A_CALL
+            asked_for = made.when == IN_A_CALL and (made.source in ASKED_FOR or made.target == OF_TENSORS)
             if made.when in when and not asked_for and made.target not in reached:
                 reached[made.target] = [*reached[module], made]
                 waiting.append(made.target)

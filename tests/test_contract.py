@@ -41,6 +41,9 @@ TOY = {
     "lora_inspect/ops/__init__.py": "'''Toy.'''",
     "lora_inspect/ops/info.py": "'''Toy.'''\nfrom lora_inspect import errors, reading",
     "lora_inspect/ops/merge.py": "'''Toy.'''\ndef merge():\n    import torch",
+    "lora_inspect/ops/check.py": "'''Toy.'''\ndef check():\n    import lora_inspect.checking.measured",
+    "lora_inspect/checking/__init__.py": "'''Toy.'''",
+    "lora_inspect/checking/measured.py": "'''Toy.'''\nimport numpy",
     "lora_inspect/reading/__init__.py": "'''Toy.'''",
     "lora_inspect/reading/evidence.py": "'''Toy.'''\nfrom lora_inspect.algorithms import lora",
     "lora_inspect/algorithms/__init__.py": "'''Toy.'''\nfrom importlib import import_module",
@@ -144,6 +147,16 @@ PLANTED: list[tuple[Callable[[Tree], Iterator[str]], dict[str, str], str]] = [
         light_start,
         {"lora_inspect/ops/info.py": LAZY + "import lora_inspect.maths.torch_maths"},
         "lora_inspect.ops.info takes long",
+    ),
+    (
+        light_start,
+        {"lora_inspect/ops/check.py": LAZY + "import lora_inspect.maths.torch_maths"},
+        "lora_inspect.ops.check takes long",
+    ),
+    (
+        light_start,
+        {"lora_inspect/ops/check.py": SAYS + "import lora_inspect.checking.measured"},
+        "lora_inspect.ops.check takes long",
     ),
     (
         light_start,

@@ -70,8 +70,8 @@ def split_alpha(subject: Subject) -> Iterator[Finding]:
             counts.setdefault(parts, []).append(module.name.key)
     for parts, keys in counts.items():
         message = (
-            f"{counted(len(keys), 'module')} trained in {parts} parts and saved as one ({some(keys, 1)}): programs that "
-            f"divide alpha by the rank apply 1/{parts} of what was trained"
+            f"{counted(len(keys), 'module')} trained in {parts} parts and saved as one ({some(keys, 1)}): "
+            f"programs that divide alpha by the rank apply 1/{parts} of what was trained"
         )
         yield Finding("split-alpha", message, tuple(keys[:5]))
 

@@ -25,7 +25,8 @@ def not_finite(subject: Subject) -> Iterator[Finding]:
     """NaN and infinities."""
     if bad := [name for name, one in subject.measured.items() if one.infinite]:
         first = subject.measured[bad[0]]
-        message = f"NaN or infinities in {counted(len(bad), 'tensor')} ({some(bad, 1)}: {first.infinite:,} of {first.numbers:,})"
+        where = f"{some(bad, 1)}: {first.infinite:,} of {first.numbers:,}"
+        message = f"NaN or infinities in {counted(len(bad), 'tensor')} ({where})"
         yield Finding("not-finite", message, tuple(bad))
 
 
@@ -89,7 +90,8 @@ def change_large(subject: Subject) -> Iterator[Finding]:
     sizes = {c.module.key: size for c in subject.adapter.contributions if (size := _size(subject, c)) > _WILD}
     if sizes:
         most = max(sizes, key=lambda key: sizes[key])
-        message = f"{counted(len(sizes), 'module')} with a change of {sizes[most]:.3g} or so in every entry of the weight ({most})"
+        size = f"{sizes[most]:.3g} or so in every entry of the weight"
+        message = f"{counted(len(sizes), 'module')} with a change of {size} ({most})"
         yield Finding("change-large", message, tuple(sizes)[:5])
 
 
