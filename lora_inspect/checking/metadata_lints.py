@@ -90,7 +90,8 @@ def dim_contradicts(subject: Subject) -> Iterator[Finding]:
     free = [
         c.rank for _, c in subject.ranked if c.rank and c.rank < min(size for size in c.features if size is not None)
     ]
-    if not free or any(rank % stated == 0 for rank in free):
+    in_parts = "split_qkv" in subject.metadata.get("ss_network_args", "")
+    if not free or any(rank == stated or (in_parts and rank % stated == 0) for rank in ranks):
         return
     yield Finding("dim-contradicts", f"{DIM} is {stated}, but the modules have rank {_or(ranks)}", (DIM,))
 

@@ -1,12 +1,11 @@
 """The registry of problems: a file that has each of them, what is told of it, and its row in the documentation."""
 
-import json
 import re
-import struct
 from pathlib import Path
 
 import pytest
-from toy_adapters import IN, OUT, lora, loras
+from problem_toys import TOYS
+from toy_adapters import loras
 
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Finding, Problem
@@ -14,74 +13,6 @@ from lora_inspect.reading.problems import PROBLEMS, Entry, find_problems
 
 PAGE = Path(__file__).parents[2] / "docs" / "reading.md"
 ENTRIES = {entry.code: entry for entry in PROBLEMS}
-
-PEFT = lora("base_model.model.blocks.0.q", alpha=None, spelling="peft")
-CONFIG = {"peft_type": "LORA", "r": 16, "lora_alpha": 8, "target_modules": ["q"]}
-MAGNITUDE = {"dora_scale": ("F32", (OUT, 1), 1)}
-SHARDS = ("x-00001-of-00002.safetensors", "x-00002-of-00002.safetensors")
-
-
-def peft(**config):
-    return {"tensors": PEFT, "config": {**CONFIG, **config}, "name": "adapter_model.safetensors"}
-
-
-# What `read` makes of each problem's own file; `beside` is what `write_safetensors` puts beside it.
-TOYS = {
-    "weights-missing": {"config": CONFIG},
-    "no-weight": {"tensors": {"prompt_embeddings": ("F32", (4, IN), 1)}},
-    "scheme": {"tensors": {f"w_{side}_000": ("F32", (4, 4), 1) for side in "ab"}},
-    "no-adapter": {
-        "tensors": {"a.weight": ("F32", (OUT, IN), 1)},
-        "config": {"fine_tune_type": "full"},
-        "name": "adapters.safetensors",
-    },
-    "twice": {"tensors": {**lora("a"), "a.lora_A.weight": ("F32", (16, IN), 1)}},
-    "shape": {"tensors": lora("a") | {"a.lora_up.weight": ("F32", (OUT, 5), 1)}},
-    "incomplete": {"tensors": {"a.lora_down.weight": ("F32", (16, IN), 1)}},
-    "magnitude-shape": {"tensors": lora("a", dora_scale=("F32", (OUT + 1, 1), 1))},
-    "experts": peft(target_parameters=["mlp.experts.gate_up_proj"]),
-    "peft-setting": peft(use_qalora=True),
-    "algorithm": peft(peft_type="OF_NO_FILE_HERE"),
-    "residual-base": {"tensors": loras(), "metadata": {"ss_init_lora_weights": "pissa_niter_4"}},
-    "pattern": peft(alpha_pattern={"(a+)+": 4}),
-    "shards-contradict": {
-        "tensors": lora("a"),
-        "metadata": {"ss_network_alpha": "8"},
-        "name": SHARDS[0],
-        "beside": (lora("b"), {"ss_network_alpha": "4"}, SHARDS[1]),
-    },
-    "dora-conflict": {"tensors": {**lora("a", **MAGNITUDE), "use_dora_flag": ("F32", (), 0.0)}},
-    "dora-missing": {"tensors": {**lora("a"), "use_dora_flag": ("F32", (), 1.0)}},
-    "dora-partial": {"tensors": {**lora("a", **MAGNITUDE), **lora("b")}},
-    "dora-stripped": {"tensors": loras(), "metadata": {"ss_network_args": json.dumps({"use_dora": "True"})}},
-    "setting-contradicts": {"tensors": loras(), "alpha": 4.0},
-    "setting-repeats": {"tensors": loras(), "alpha": 8.0},
-    "scale-unknown": {"tensors": PEFT},
-    "config-damaged": {"tensors": loras(), "metadata": {"lora_adapter_metadata": "{"}},
-    "formula-unknown": {"tensors": {"base_model.model.a.oft_R.weight": ("F32", (2, 3), 1)}},
-    "mixed-schemes": {"tensors": {**loras(1), **lora("transformer.blocks.1.q")}},
-    "unclaimed": {"tensors": {**loras(1), "odd.tensor": ("F32", (1,), 1)}},
-    "embeddings": {"tensors": {**loras(1), "bundle_emb.<own>.clip_l": ("F32", (2, IN), 1)}},
-    "rslora-hint": {"tensors": loras(alpha=4.0)},
-    "expert-hint": {
-        "tensors": {
-            "base_model.model.mlp.experts.lora_A.weight": ("F32", (4, IN), 1),
-            # Two experts of rank 2, whose columns have a direction each.
-            "base_model.model.mlp.experts.lora_B.weight": ("F32", (2, 4), struct.pack("<8f", 1, 1, 0, 0, 0, 0, 1, 1)),
-        },
-        "config": {
-            **CONFIG,
-            "r": 2,
-            "target_parameters": ["mlp.experts.down_proj"],
-            "auto_mapping": {"unsloth_fixed": True},
-        },
-        "name": "adapter_model.safetensors",
-    },
-    "trained-scale": {
-        "tensors": loras(),
-        "metadata": {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "dylora"}'},
-    },
-}
 
 
 @pytest.mark.parametrize("code", ENTRIES)

@@ -1,0 +1,79 @@
+"""Writes docs/checking.md from the registry of what `check` tells: `python docs/write_checking.py`."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from lora_inspect.checking.rule import Rule  # noqa: E402
+from lora_inspect.checking.rules import RULES  # noqa: E402
+
+PAGE = ROOT / "docs" / "checking.md"
+HEAD = """# What check looks for
+
+Written by `docs/write_checking.py` from the registry in `lora_inspect/checking/`.
+
+```sh
+lora-inspect check adapter.safetensors
+lora-inspect check adapter.safetensors --tensors --fail-on error
+lora-inspect check loras/ --format sarif > problems.sarif
+```
+
+`check` tells what is wrong or doubtful with each PATH: a file, a sharded set, a PEFT folder, or a folder of adapters.
+What [info](reading.md#problems) tells is among it, by the same codes. Headers, metadata, alphas and flags are read, and
+the whole file where its metadata state a hash. `--tensors` reads all numbers, a few million at a time. What hangs on a
+path settles what the file leaves open, as everywhere: `adapter.safetensors:alpha=16`.
+
+A line is `path: severity code: sentence`, the most serious problems first; a file without any is one line. The exit
+status is 1 where a problem is as serious as `--fail-on` says (`error`, `warning`, which is the default, or `note`), or
+more, and where a PATH leads nowhere.
+
+An **error** stops every command that would have to guess. A **warning** is what programs get wrong or find nothing by.
+A **note** is odd, and mostly harmless.
+
+## Mending
+
+```sh
+lora-inspect check adapter.safetensors --fix -o mended.safetensors
+```
+
+`--fix` writes the file without all problems that can be mended without a guess, and says what it did and what it left.
+The bytes of tensors stay as they are, but for those that the problem is in; hashes that the metadata state are taken
+anew where anything changed that they are of. The output is read before it appears: it has every module with the rank
+and the scale of before, and none of the problems that were mended, or nothing is written. The exit status is that of
+what is left. What changes the meaning of a file is for [convert](converting.md), and what needs a decision is left to
+people. One file is mended at a time; shards and GGUF are not. With nothing to mend, nothing is written and the status
+is 1.
+
+## For programs
+
+`--format json`, or `--json`, prints a list of {`path`, `problems` [{`code`, `severity`, `message`, `keys`,
+`fixable`}]}, with `--fix` also `output`, `mended` [sentences] and `left` [problems of the output]. `--format sarif`
+prints a log of SARIF 2.1.0 for code hosts and editors: the codes as rules with their help, a result for each problem,
+paths relative to the working folder, tensors as logical locations, and a fingerprint that stays when words change.
+
+"""
+GROUPS = (
+    ("What the file is", "", lambda rule: not rule.of_tensors),
+    ("What the numbers say", "With `--tensors` alone.\n\n", lambda rule: rule.of_tensors),
+)
+
+
+def section(rule: Rule) -> str:
+    """A problem by its code."""
+    mends = " Mended by `--fix`." if rule.mends or rule.rewritten else ""
+    return f"### `{rule.code}` ({rule.severity})\n\n{rule.means} {rule.matters}\n\n{rule.mend}{mends}\n"
+
+
+def page() -> str:
+    """The page as it should be."""
+    parts = [
+        f"## {title}\n\n{says}" + "\n".join(section(rule) for rule in RULES if belongs(rule))
+        for title, says, belongs in GROUPS
+    ]
+    return HEAD + "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
