@@ -119,7 +119,7 @@ def dora(shape, square=False, out=OUT):
 
 
 def alphas(dtype, number, rank=16, **metadata):
-    return {"tensors": loras(rank=rank, alpha=(dtype, (), number)), "metadata": metadata}
+    return {"tensors": loras(1, rank=rank, alpha=(dtype, (), number)), "metadata": metadata}
 
 
 def with_factor(suffix, dtype, number, shape=(OUT, 16)):
@@ -261,8 +261,10 @@ NEAR = {
         )
     ]
     + [{"tensors": loras(alpha=None), "metadata": {"ss_network_alpha": "4"}}],
-    "architecture-contradicts": [flux("flux1"), flux("nobody knows"), flux("")]
-    + [{"tensors": loras(), "metadata": {"ss_base_model_version": "flux1"}}],
+    "architecture-contradicts": [
+        *(flux(version) for version in ("flux1", "nobody knows", "")),
+        {"tensors": loras(), "metadata": {"ss_base_model_version": "flux1"}},
+    ],
     "metadata-number": [
         {"tensors": loras(rank=4), "metadata": {"ss_network_dim": dim, "ss_network_alpha": alpha}}
         for dim, alpha in (("4", "8.0"), ("None", "None"), ("Dynamic", "Dynamic"), ("4.0", "0"))
@@ -284,7 +286,11 @@ NEAR = {
     ],
     "tensor-empty": [{"tensors": loras()}],
     "odd-name": [{"tensors": {**loras(1), "bundle_emb.小明.clip_l": ("F32", (2, IN), 1)}, "metadata": {"ss_é": "x"}}],
-    "not-finite": [with_factor("lora_up.weight", "F16", 65504.0), {"tensors": {**loras(), "lora_unet_x.diff": ("F8_E4M3", (1, 2), b"\x7e\xfe")}}],
+    "not-finite": [
+        with_factor("lora_up.weight", "F16", 65504.0),
+        # The largest numbers of a type without infinities.
+        {"tensors": {**loras(), "lora_unet_x.diff": ("F8_E4M3", (1, 2), b"\x7e\xfe")}},
+    ],
     "untrained": [
         {"tensors": loras()},
         {"tensors": lora("lora_unet_q", dora_scale=("F32", (OUT, 1), 1.0)) | {

@@ -90,8 +90,8 @@ def change_large(subject: Subject) -> Iterator[Finding]:
     sizes = {c.module.key: size for c in subject.adapter.contributions if (size := _size(subject, c)) > _WILD}
     if sizes:
         most = max(sizes, key=lambda key: sizes[key])
-        size = f"{sizes[most]:.3g} or so in every entry of the weight"
-        message = f"{counted(len(sizes), 'module')} with a change of {size} ({most})"
+        about = f"{sizes[most]:.3g} or so in every entry of the weight"
+        message = f"{counted(len(sizes), 'module')} with a change of {about} ({most})"
         yield Finding("change-large", message, tuple(sizes)[:5])
 
 

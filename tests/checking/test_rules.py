@@ -1,4 +1,4 @@
-"""The registry of `check`: a file that has each problem, files that nearly have it, and its row in the documentation."""
+"""The registry of `check`: a file that has each problem, files that are only like it, and its page."""
 
 import importlib.util
 from pathlib import Path
@@ -49,7 +49,9 @@ def test_no_code_has_two_rules_and_every_rule_explains_itself():
     assert set(BY_CODE) >= OF_READING
     for rule in RULES:
         assert rule.severity in (ERROR, WARNING, NOTE)
-        assert all(text.endswith((".", ".'")) and not text[0].isspace() for text in (rule.means, rule.matters, rule.mend))
+        assert all(
+            text.endswith((".", ".'")) and not text[0].isspace() for text in (rule.means, rule.matters, rule.mend)
+        )
         assert rule.code in OF_READING or rule.looks or rule.code == "unreadable"
 
 

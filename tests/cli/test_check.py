@@ -1,0 +1,218 @@
+"""`lora-inspect check`: what it prints, its exit status, its formats, and what it loads."""
+
+import hashlib
+import json
+import re
+from urllib.parse import unquote
+
+import pytest
+from toy_adapters import loras
+
+from lora_inspect.checking.rules import RULES
+
+CLEAN = {"ss_network_dim": "4"}
+NOTE, WARNING = {"ss_x": ""}, {"ss_network_dim": "8"}
+DORA_MISSING = {"use_dora_flag": ("BOOL", (), 1)}
+
+
+@pytest.fixture
+def adapter(write_safetensors):
+    def write(metadata=None, name="adapter.safetensors", **tensors):
+        return write_safetensors({**loras(rank=4), **tensors}, metadata, name)
+
+    return write
+
+
+def test_a_clean_file_is_one_line(run, adapter):
+    outcome = run("check", path := adapter(CLEAN))
+    assert (outcome.status, outcome.stdout, outcome.stderr) == (0, f"{path}: no problems\n", "")
+
+
+def test_a_problem_is_a_line_and_a_summary_follows(run, adapter):
+    outcome = run("check", path := adapter({**WARNING, **NOTE}, **DORA_MISSING))
+    lines = outcome.stdout.splitlines()
+    assert [line.split(": ")[:2] for line in lines[:-1]] == [
+        [str(path), "error dora-missing"],
+        [str(path), "warning dim-contradicts"],
+        [str(path), "note metadata-empty"],
+    ]
+    assert lines[-1] == "1 file: 1 error, 1 warning and 1 note; --fix -o OUT mends 2 of them"
+    assert (outcome.status, outcome.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tensors", "failing"),
+    [
+        (CLEAN, {}, ()),
+        (NOTE, {}, ("note",)),
+        (WARNING, {}, ("note", "warning")),
+        (CLEAN, DORA_MISSING, ("note", "warning", "error")),
+    ],
+)
+def test_the_status_is_that_of_the_most_serious_problem(metadata, tensors, failing, run, adapter):
+    path = adapter(metadata, **tensors)
+    for severity in ("note", "warning", "error"):
+        assert run("check", path, "--fail-on", severity).status == int(severity in failing)
+    assert run("check", path).status == int("warning" in failing)
+
+
+def test_a_folder_is_all_that_is_in_it(run, adapter, tmp_path):
+    adapter(CLEAN, "folder/a.safetensors")
+    adapter(WARNING, "folder/b.safetensors")
+    (tmp_path / "folder" / "c.safetensors").write_bytes(b"\0")
+    outcome = run("check", tmp_path / "folder")
+    lines = outcome.stdout.splitlines()
+    assert [re.sub(r".*folder.", "", line).split(": ")[0] for line in lines[:-1]] == ["a.safetensors", "b.safetensors",
+                                                                                     "c.safetensors"]  # fmt: skip
+    assert lines[0].endswith(": no problems")
+    assert ": error unreadable: it has 1 bytes" in lines[2]
+    assert lines[-1].startswith("3 files: 1 error and 1 warning;")
+
+
+@pytest.mark.parametrize("name", ["missing.safetensors", "folder"])
+def test_a_path_that_leads_to_no_file_is_refused(name, run, tmp_path):
+    (tmp_path / "folder").mkdir()
+    assert name in run("check", tmp_path / name).refusal
+
+
+def test_other_files_are_checked_beside_one_that_is_missing(run, adapter, tmp_path):
+    outcome = run("check", tmp_path / "missing.safetensors", adapter(CLEAN))
+    assert outcome.status == 1
+    assert outcome.stdout.endswith(": no problems\n")
+    assert outcome.stderr.startswith("Error: ")
+
+
+def test_settings_on_the_path_count(run, write_safetensors):
+    tensors = {f"base_model.model.{key}": tensor for key, tensor in loras(1, alpha=None, spelling="peft").items()}
+    path = write_safetensors(tensors)
+    assert "scale-unknown" in run("check", path).stdout
+    assert "scale-unknown" not in run("check", f"{path}:alpha=8,rslora=no").stdout
+    assert run("check", f"{path}:0.5").status == 2
+
+
+class TestJson:
+    def test_is_a_list_of_records(self, run, adapter):
+        outcome = run("check", path := adapter(WARNING), "--format", "json")
+        assert outcome.status == 1
+        (record,) = json.loads(outcome.stdout)
+        (problem,) = record.pop("problems")
+        assert record == {"path": str(path)}
+        assert problem.pop("message").startswith("ss_network_dim is 8")
+        assert problem == {
+            "code": "dim-contradicts", "severity": "warning", "keys": ["ss_network_dim"], "fixable": True
+        }  # fmt: skip
+        assert run("check", path, "--json").stdout == outcome.stdout
+
+    def test_of_a_mended_file_says_what_is_left(self, run, adapter, tmp_path):
+        out = tmp_path / "out.safetensors"
+        outcome = run("check", adapter(WARNING, **DORA_MISSING), "--fix", "-o", out, "--json")
+        assert outcome.status == 1
+        (record,) = json.loads(outcome.stdout)
+        assert record["output"] == str(out)
+        assert record["mended"] == ["wrote ss_network_dim 4 where '8' was"]
+        assert [problem["code"] for problem in record["left"]] == ["dora-missing"]
+        assert [problem["code"] for problem in record["problems"]] == ["dora-missing", "dim-contradicts"]
+
+
+class TestSarif:
+    """The structure that the schema of SARIF 2.1.0 asks for."""
+
+    @pytest.fixture
+    def log(self, run, adapter, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        adapter(WARNING, "of a b/ä#%.safetensors", **DORA_MISSING)
+        adapter(CLEAN, "of a b/clean.safetensors")
+        return json.loads(run("check", "of a b", "--format", "sarif").stdout)
+
+    def test_has_one_run_with_every_rule(self, log):
+        assert (log["version"], len(log["runs"])) == ("2.1.0", 1)
+        assert re.fullmatch(r"https://.*sarif-schema-2\.1\.0\.json", log["$schema"])
+        driver = log["runs"][0]["tool"]["driver"]
+        assert [rule["id"] for rule in driver["rules"]] == [rule.code for rule in RULES]
+        for rule in driver["rules"]:
+            assert rule["defaultConfiguration"]["level"] in ("error", "warning", "note")
+            assert all(rule[key]["text"] for key in ("shortDescription", "fullDescription", "help"))
+
+    def test_has_a_result_for_each_problem(self, log):
+        run = log["runs"][0]
+        assert [result["ruleId"] for result in run["results"]] == ["dora-missing", "dim-contradicts"]
+        for result in run["results"]:
+            assert run["tool"]["driver"]["rules"][result["ruleIndex"]]["id"] == result["ruleId"]
+            assert result["level"] in ("error", "warning", "note")
+            assert result["message"]["text"].endswith(".")
+        assert run["results"][1]["locations"][0]["logicalLocations"][0]["fullyQualifiedName"] == "ss_network_dim"
+
+    def test_names_files_by_relative_addresses(self, log):
+        for result in log["runs"][0]["results"]:
+            uri = result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+            assert uri == "of%20a%20b/%C3%A4%23%25.safetensors"
+            assert unquote(uri) == "of a b/ä#%.safetensors"
+
+    def test_fingerprints_tell_problems_apart_and_stay(self, log):
+        found = [result["partialFingerprints"]["lora-inspect/v1"] for result in log["runs"][0]["results"]]
+        about = "of%20a%20b/%C3%A4%23%25.safetensors\0dim-contradicts\0ss_network_dim"
+        assert found[1] == hashlib.sha256(about.encode()).hexdigest()
+        assert len(set(found)) == 2
+
+
+class TestFix:
+    def test_says_what_it_did_and_what_is_left(self, run, adapter, tmp_path):
+        out = tmp_path / "out.safetensors"
+        outcome = run("check", path := adapter(WARNING, **DORA_MISSING), "--fix", "-o", out)
+        first, second, last = outcome.stdout.splitlines()
+        assert first == f"{path}: mended: wrote ss_network_dim 4 where '8' was."
+        assert second.startswith(f"{out}: error dora-missing: ")
+        assert last == f"wrote {out}; what needs a decision is left: dora-missing"
+        assert outcome.status == 1
+
+    def test_ends_well_where_nothing_is_left(self, run, adapter, tmp_path):
+        outcome = run("check", adapter(WARNING), "--fix", "-o", tmp_path / "out.safetensors")
+        assert outcome.status == 0
+        assert run("check", tmp_path / "out.safetensors", "--fail-on", "note").status == 0
+
+    def test_never_overwrites_an_input(self, run, adapter):
+        path = adapter(WARNING)
+        before = path.read_bytes()
+        assert "input" in run("check", path, "--fix", "-o", path, "--force").refusal
+        assert path.read_bytes() == before
+
+    def test_overwrites_an_output_only_where_it_may(self, run, adapter, tmp_path):
+        (out := tmp_path / "out.safetensors").write_bytes(b"mine")
+        path = adapter(WARNING)
+        assert "--force" in run("check", path, "--fix", "-o", out).refusal
+        assert out.read_bytes() == b"mine"
+        assert run("check", path, "--fix", "-o", out, "--force").status == 0
+
+    def test_with_nothing_to_mend_writes_nothing(self, run, adapter, tmp_path):
+        out = tmp_path / "out.safetensors"
+        assert "nothing is wrong" in run("check", adapter(CLEAN), "--fix", "-o", out).refusal
+        assert not out.exists()
+
+    @pytest.mark.parametrize("words", [["--fix"], ["-o", "x.safetensors"], ["--force"]])
+    def test_needs_an_output_and_that_needs_it(self, words, run, adapter):
+        assert run("check", adapter(WARNING), *words).status == 2
+
+    def test_mends_one_file(self, run, adapter):
+        two = adapter(WARNING), adapter(WARNING, "b.safetensors")
+        assert run("check", *two, "--fix", "-o", "x.safetensors").status == 2
+
+
+def test_names_that_a_terminal_obeys_are_shown_as_escapes(run, adapter, tmp_path):
+    tensors = {"evil\x1b[2J": ("F32", (1,), 1.0)}
+    outcome = run("check", adapter({**WARNING, "\x1b]0;x": "\x1b"}, **tensors))
+    assert "\x1b" not in outcome.stdout + outcome.stderr
+    assert "\\x1b[2J" in outcome.stdout
+
+
+def test_neither_torch_nor_numpy_is_loaded_without_the_numbers(run_process, adapter):
+    code = (
+        "import sys\n"
+        "from lora_inspect.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'numpy', 'safetensors') if name in sys.modules])"
+    )
+    path = adapter({**WARNING, "sshs_model_hash": "0" * 64}, "a.safetensors")
+    assert run_process("-c", code, "check", path, "--json").stdout.endswith("\n[]\n")
+    assert run_process("-c", code, "check", path, "--tensors").stdout.endswith("\n['numpy']\n")
+    assert run_process("-c", code, "check", path, "--fix", "-o", "b.safetensors").stdout.endswith("\n[]\n")
