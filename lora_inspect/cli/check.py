@@ -39,9 +39,9 @@ Example: lora-inspect check adapter.safetensors --tensors
 @click.option("-o", "--output", type=FilePath(), metavar="OUT", help="Where --fix writes: a name or a folder.")
 @click.option("--force", is_flag=True, help="Overwrite the output if it exists; never an input.")
 @click.option(
-    "--format", "format_", type=click.Choice([TEXT, JSON, SARIF]), default=TEXT, help="How the problems are printed."
+    "--format", "format_", type=click.Choice([TEXT, JSON, SARIF]), help="How the problems are printed: text by default."
 )
-@click.option("--json", "format_", flag_value=JSON, help="The same as --format json.")
+@click.option("--json", "as_json_", is_flag=True, help="The same as --format json.")
 @click.option(
     "--fail-on",
     type=click.Choice(SEVERITIES[::-1]),
@@ -55,11 +55,15 @@ def check(
     fixes: bool,
     output: str | None,
     force: bool,
-    format_: str,
+    format_: str | None,
+    as_json_: bool,
     fail_on: str,
 ) -> None:
     """Checks, prints, and exits with what was found."""
     given = [parse_without_strength(path, "check") for path in paths]
+    if as_json_ and format_ not in (None, JSON):
+        raise click.UsageError(f"--json and --format {format_} ask for two formats: leave one out.")
+    format_ = JSON if as_json_ else format_ or TEXT
     if output is None and (fixes or force):
         raise click.UsageError(f"{'--fix' if fixes else '--force'} needs an output: give -o OUT.")
     if output is not None and not fixes:

@@ -102,6 +102,7 @@ class TestJson:
             "code": "dim-contradicts", "severity": "warning", "keys": ["ss_network_dim"], "fixable": True
         }  # fmt: skip
         assert run("check", path, "--json").stdout == outcome.stdout
+        assert run("check", path, "--json", "--format", "sarif").status == 2
 
     def test_of_a_mended_file_says_what_is_left(self, run, adapter, tmp_path):
         out = tmp_path / "out.safetensors"
