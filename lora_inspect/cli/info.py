@@ -8,6 +8,7 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
+from lora_inspect.cli.folder_options import FolderOptions, folder_options
 from lora_inspect.cli.info_paths import ERROR, Asked, asked, broken
 from lora_inspect.cli.info_screen import screen
 from lora_inspect.cli.sheet import Sheet
@@ -37,15 +38,27 @@ Example: lora-inspect info adapter.safetensors --modules
 @click.option(
     "--json", "as_json_", is_flag=True, help="Print JSON: a list if several PATHs or a folder of files are given."
 )
-def info(paths: tuple[str, ...], modules: bool, metadata: bool, why: bool, as_json_: bool) -> None:
+@folder_options
+def info(
+    paths: tuple[str, ...], modules: bool, metadata: bool, why: bool, as_json_: bool, **about_folders: Any
+) -> None:
     """Reads each path and prints what it is."""
     arguments = [asked(path) for path in paths]
-    if len(arguments) > 1 or arguments[0].is_collection:
+    options = FolderOptions(**about_folders)
+    if len(arguments) > 1 or arguments[0].is_collection or options.lists:
         from lora_inspect.cli.info_folder import info_of_several
 
-        info_of_several(arguments, modules, as_json_)
+        _refuse_for_several(modules and not (as_json_ or options.jsonl), metadata, why)
+        info_of_several(arguments, modules, as_json_, options)
     else:
         _info_of_one(arguments[0], modules, metadata, why, as_json_)
+
+
+def _refuse_for_several(modules: bool, metadata: bool, why: bool) -> None:
+    """Raises UsageError for what is shown of a single file."""
+    given = {"--modules": modules, "--metadata": metadata, "--why": why}
+    if option := next((name for name, is_given in given.items() if is_given), None):
+        raise click.UsageError(f"{option} is about a single file; name one, or use --json.")
 
 
 def _info_of_one(argument: Asked, modules: bool, metadata: bool, why: bool, json: bool) -> None:

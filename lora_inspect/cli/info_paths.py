@@ -17,13 +17,14 @@ ERROR = "error"
 class Asked(NamedTuple):
     """What an argument stands for: the files to read and their settings, or why they cannot be told.
 
-    `is_collection` says that it is a folder of several checkpoints.
+    `is_collection` says that it is a folder of several checkpoints, and `path` is the argument without its settings.
     """
 
     files: tuple[str, ...]
     settings: Settings = Settings()
     is_collection: bool = False
     broken: dict[str, Any] | None = None
+    path: str = ""
 
 
 def asked(argument: str) -> Asked:
@@ -34,8 +35,8 @@ def asked(argument: str) -> Asked:
     except click.ClickException:
         raise
     except Exception as error:
-        return Asked((), broken=broken(argument, error))
-    return Asked(files or (path,), settings, bool(files))
+        return Asked((), broken=broken(argument, error), path=argument)
+    return Asked(files or (path,), settings, bool(files), path=path)
 
 
 def broken(path: str, error: Exception) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """A progress bar on stderr, where a person looks at it; nothing anywhere else."""
 
+import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 import click
 
@@ -24,3 +26,58 @@ def progress_bar(label: str, length: int) -> Iterator[Progress]:
             bar.update(amount)
 
         yield advance
+
+
+# How often a bar is drawn anew, in seconds, and the columns between its brackets.
+_EVERY, _BAR = 0.1, 24
+
+
+class BarBelow:
+    """A bar in the line below what is printed meanwhile; nothing where nobody looks."""
+
+    def __init__(self, label: str, length: int) -> None:
+        self._label, self._length, self._done = label, length, 0
+        self._is_watched = sys.stderr is not None and sys.stderr.isatty()
+        self._drawn, self._last = 0, 0.0
+
+    def advance(self, amount: int) -> None:
+        """Says that so much more is done."""
+        self._done += amount
+        if self._is_watched and time.monotonic() - self._last >= _EVERY:
+            self._draw()
+
+    def above(self, write: Callable[[], None]) -> None:
+        """Has whole lines written where the bar is, which then stands below them."""
+        was_drawn = self._drawn
+        self.erase()
+        write()
+        if was_drawn:
+            self._draw()
+
+    def erase(self) -> None:
+        """Takes the bar away."""
+        if self._drawn:
+            self._write(f"\r{' ' * self._drawn}\r")
+            self._drawn = 0
+
+    def _draw(self) -> None:
+        filled = self._done * _BAR // max(self._length, 1)
+        text = f"{self._label} [{'#' * filled}{'-' * (_BAR - filled)}] {self._done}/{self._length}"
+        text = text[: max(shutil.get_terminal_size().columns - 1, 0)]
+        self._write(f"\r{text:{self._drawn}}")
+        self._drawn, self._last = len(text), time.monotonic()
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+@contextmanager
+def bar_below(label: str, length: int) -> Iterator[BarBelow]:
+    """A bar for as long as the block runs."""
+    bar = BarBelow(label, length)
+    try:
+        yield bar
+    finally:
+        bar.erase()

@@ -124,6 +124,13 @@ def json_text(value: Any) -> None:
     _write(sys.stdout, [json.dumps(value, indent=2).replace("\x7f", "\\u007f")])
 
 
+def json_line(value: Any) -> None:
+    """The value for programs in a line of its own, spelled as `json_text` does."""
+    import json
+
+    _write(sys.stdout, [json.dumps(value).replace("\x7f", "\\u007f")])
+
+
 def _write_columns(rows: Sequence[Sequence[str]], headers: Sequence[str] = ()) -> None:
     above = [headers] if headers else []
     widths = [max(map(width, column)) for column in zip(*above, *rows, strict=True)]

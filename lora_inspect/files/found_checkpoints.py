@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from lora_inspect.files.foreign import PICKLE_ENDINGS, is_weights
+from lora_inspect.files.gguf_kind import is_gguf_adapter
 
 ADAPTER_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model"
@@ -39,7 +40,7 @@ def find_checkpoints(folder: str) -> Iterator[str]:
         folders.sort()
         seen: set[str | ShardSet] = set()
         for name in sorted(names):
-            if not is_weights(os.path.join(parent, name)):
+            if not _is_listed(os.path.join(parent, name)):
                 continue
             whole = set_of(name)
             group = whole if whole and whole.shards > 1 else name
@@ -49,6 +50,11 @@ def find_checkpoints(folder: str) -> Iterator[str]:
         if not seen and is_config_alone(names):
             yield parent
     yield from unreadable
+
+
+def _is_listed(path: str) -> bool:
+    """Whether a file is one of those that a folder is looked through for: weights, and adapters of llama.cpp."""
+    return is_weights(path) or is_gguf_adapter(path)
 
 
 def read_weights(names: Collection[str]) -> str | None:
@@ -74,9 +80,10 @@ def is_checkpoint_folder(folder: str) -> bool:
     names = os.listdir(folder)
     weights = [name for name in names if is_weights(os.path.join(folder, name))]
     sets = {set_of(name) or name for name in weights}
+    has_gguf = any(is_gguf_adapter(os.path.join(folder, name)) for name in names)
     has_subfolders = any(os.path.isdir(os.path.join(folder, name)) for name in names)
-    if is_config_alone(names) and not has_subfolders:
+    if is_config_alone(names) and not has_subfolders and not has_gguf:
         return True
     if read_weights(names) or any(name.endswith(".safetensors.index.json") for name in names):
         return True
-    return len(sets) == 1 and not has_subfolders
+    return len(sets) == 1 and not has_subfolders and not has_gguf

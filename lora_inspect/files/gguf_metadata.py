@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.bounds import JSON_ITEMS, KEY_BYTES, METADATA_CHARACTERS
+from lora_inspect.files.bounds import JSON_ITEMS, KEY_BYTES, METADATA_CHARACTERS, METADATA_KEYS
 from lora_inspect.files.gguf_format import ADAPTER, ARRAY, BOOL, NUMBERS, STRING, TYPE_KEY
 from lora_inspect.files.input_file import InputFile
 
@@ -90,6 +90,22 @@ def read_values(cursor: Cursor, keys: int) -> dict[str, Value]:
                 "less of it."
             )
     return values
+
+
+def first_value(cursor: Cursor, keys: int, wanted: str) -> Any:
+    """The value of one key; None where it is not among the keys, or stands behind those of models alone.
+
+    Raises LoraInspectError where the file ends before.
+    """
+    for _ in range(min(keys, METADATA_KEYS)):
+        key = cursor.text(KEY_BYTES)
+        if key.startswith(_OF_MODELS):
+            return None
+        kind, room = cursor.number("I"), METADATA_CHARACTERS
+        value = _read_array(cursor, key, room) if kind == ARRAY else _read_value(cursor, key, kind, room)
+        if key == wanted:
+            return value
+    return None
 
 
 def _read_value(cursor: Cursor, key: str, kind: int, room: int) -> Any:

@@ -1,7 +1,8 @@
 """What the files of a folder are, one after the other as they are read: a short account of each."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from functools import partial
 
 from lora_inspect.errors import LoraInspectError
@@ -23,7 +24,7 @@ def scan(
     jobs: int | None = 1,
     progress: Progress = silent,
     record: Record | None = None,
-) -> Iterator[ScannedFile]:
+) -> Generator[ScannedFile, None, None]:
     """The account of every file that the paths name, each as soon as it is read, in the order of the paths.
 
     A path is a file or a folder: one that holds several checkpoints, or other folders, stands for all of them, those in
@@ -56,15 +57,16 @@ def scan_files(
     jobs: int | None = 1,
     progress: Progress = silent,
     record: Record | None = None,
-) -> Iterator[ScannedFile]:
+) -> Generator[ScannedFile, None, None]:
     """As `scan` of files that were listed before, each with settings of its own."""
     things = list(listing)
     count = min(_MOST_JOBS, os.cpu_count() or 1) if jobs is None else jobs
     duplicates = Duplicates()
-    for found in side_by_side(partial(_scan, record=record), things, count, _lost):
-        progress(1)
-        first = duplicates.earlier(found.path, found.section) if found.section else None
-        yield found._replace(duplicate_of=first)
+    with closing(side_by_side(partial(_scan, record=record), things, count, _lost)) as results:
+        for found in results:
+            progress(1)
+            first = duplicates.earlier(found.path, found.section) if found.section else None
+            yield found._replace(duplicate_of=first)
 
 
 def _scan(asked: tuple[str, Settings], record: Record | None) -> ScannedFile:

@@ -1,13 +1,14 @@
 """Which files of a folder are wanted, and in which order: conditions on their fields, and what each field sorts by."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from fnmatch import translate
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.listing import listed
-from lora_inspect.scanning.scanned_file import ScannedFile
+
+if TYPE_CHECKING:  # whose reading takes longer to load than all of this, and the options are made of this alone
+    from lora_inspect.scanning.scanned_file import ScannedFile
 
 
 def number_in_words(number: float | None) -> str:
@@ -16,7 +17,7 @@ def number_in_words(number: float | None) -> str:
 
 
 # What a condition may be about: the words of a file under each key.
-_WORDS: dict[str, Callable[[ScannedFile], Iterable[str]]] = {
+_WORDS: "dict[str, Callable[[ScannedFile], Iterable[str]]]" = {
     "name": lambda one: (one.path, re.split(r"[\\/]", one.path)[-1]),
     "model": lambda one: (*one.architectures, *one.model.split(" or ")),
     "type": lambda one: one.types,
@@ -30,7 +31,7 @@ _WORDS: dict[str, Callable[[ScannedFile], Iterable[str]]] = {
     "note": lambda one: (one.note,),
 }
 # Without a name in the place of one that is not known; what has several sorts by the first of them.
-_ORDERS: dict[str, Callable[[ScannedFile], Any]] = {
+_ORDERS: "dict[str, Callable[[ScannedFile], Any]]" = {
     "name": lambda one: (one.path.lower(), one.path),
     "model": lambda one: (not one.model, one.model.lower()),
     "type": lambda one: (not one.types, one.types),
@@ -51,11 +52,13 @@ class Condition(NamedTuple):
     key: str
     pattern: str
 
-    def holds(self, one: ScannedFile) -> bool:
+    def holds(self, one: "ScannedFile") -> bool:
         """Whether a file is wanted."""
         return any(self._fits(word) for word in _WORDS[self.key](one))
 
     def _fits(self, word: str) -> bool:
+        from fnmatch import translate
+
         pattern, word = self.pattern.casefold(), word.casefold()
         if self.key in ("rank", "scale") and word != "unknown" and not _is_glob(pattern):
             return word == pattern
@@ -70,9 +73,9 @@ def condition(text: str) -> Condition:
     return Condition(key.lower(), pattern)
 
 
-def in_order(files: Iterable[ScannedFile], order: str) -> Sequence[ScannedFile]:
-    """The files by one of ORDERS; what is alike in it stays as it was."""
-    return sorted(files, key=_ORDERS[order])
+def sorting_key(order: str) -> "Callable[[ScannedFile], Any]":
+    """What the files are sorted by in one of ORDERS."""
+    return _ORDERS[order]
 
 
 def _is_glob(pattern: str) -> bool:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from lora_inspect.scanning.helper_process import HelperProcess
@@ -25,7 +25,7 @@ _COPY, _NEW = 0.02, 1.0
 
 def side_by_side(
     function: Callable[[Thing], Result], things: Sequence[Thing], jobs: int, lost: Callable[[Thing], Result]
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """The result for each thing, in their order and as soon as it is there, from up to `jobs` processes, this one too.
 
     `function` and the things have to be picklable, and so do the results. `lost` makes the result for a thing that a

@@ -33,35 +33,36 @@ _ASIDE = ("comfyui-0.3.64", "lycoris", "lycoris-merge", "sd-scripts-flux-merge")
 # Those that most people know are named first.
 _FIRST = ("comfyui", "diffusers", "forge", "a1111", "peft", "llama-cpp", "vllm")
 _NOT_LOADED = (UNKNOWN, REFUSED, NOTHING)
+_UNTRIED = ("no program was tried on such names", "no program was tried", "untried")
 # The errors that an option settles, and that option; what waits for several has a line of its own.
 _SETTLED = {
     "scale-unknown": "",
     "formula-unknown": "",
-    "dora-partial": "DoRA on some layers only: --allow-partial-dora",
+    "dora-partial": "DoRA on some layers alone: --allow-partial-dora",
     "setting-contradicts": "",
 }
 _OPTIONS = {"alpha": "--alpha N", "rslora": "--rslora yes|no"}
 _PACKING = "expert_packing"
 # What a problem is called where there is no room for its message.
 _SHORT = {
-    "weights-missing": "the weights are missing",
-    "no-weight": "changes no weight",
-    "no-adapter": "a full fine-tuning, no adapter",
-    "scheme": "names in no known scheme",
-    "twice": "a tensor twice",
-    "shape": "shapes do not fit",
-    "incomplete": "incomplete: factors are missing",
-    "magnitude-shape": "a magnitude does not fit",
-    "experts": "experts that cannot be told apart",
-    "residual-base": "trained on a residual base",
-    "pattern": "a pattern in its config is not read",
-    "shards-contradict": "its shards contradict each other",
-    "dora-conflict": "contradicts itself about DoRA",
-    "dora-missing": "DoRA without magnitudes",
-    "dora-stripped": "trained as DoRA, without magnitudes",
-    "mixed-schemes": "two naming schemes",
-    "config-damaged": "its embedded config is damaged",
-    "rslora-hint": "alpha is sqrt(rank): RS-LoRA?",
+    "weights-missing": ("the weights are missing", "no weights"),
+    "no-weight": ("a method that changes no weight", "changes no weight"),
+    "no-adapter": ("a full fine-tuning, no adapter", "no adapter"),
+    "scheme": ("names in no known scheme", "unknown names"),
+    "twice": ("a tensor that is there twice", "a tensor twice"),
+    "shape": ("shapes that do not fit", "misfitting shapes"),
+    "incomplete": ("incomplete: factors are missing", "incomplete"),
+    "magnitude-shape": ("a magnitude that does not fit", "odd magnitude"),
+    "experts": ("experts that cannot be told apart", "unclear experts"),
+    "residual-base": ("trained on a residual base", "residual base"),
+    "pattern": ("a pattern of its config is refused", "refused pattern"),
+    "shards-contradict": ("its shards contradict each other", "odd shards"),
+    "dora-conflict": ("it contradicts itself about DoRA", "DoRA: conflict"),
+    "dora-missing": ("DoRA without its magnitudes", "no magnitudes"),
+    "dora-stripped": ("trained as DoRA, without magnitudes", "no magnitudes"),
+    "mixed-schemes": ("names in two schemes", "two schemes"),
+    "config-damaged": ("its embedded config is damaged", "damaged config"),
+    "rslora-hint": ("alpha is sqrt(rank): RS-LoRA?", "RS-LoRA?"),
 }
 _HINTS = ("dora-stripped", "mixed-schemes", "config-damaged", "unclaimed", "rslora-hint")
 
@@ -83,11 +84,11 @@ def state_of(info: FileInfo) -> tuple[str, tuple[str, ...]]:
         return CONVERT, _difference(wrong)
     loaded = any(one.verdict not in _NOT_LOADED for one in verdicts)
     if verdicts and not loaded and all(one.verdict != UNKNOWN for one in verdicts):
-        return CONVERT, ("no program that is known here loads it", "no known program loads it")
+        return CONVERT, ("no program that is known here loads it", "no known program loads it", "loaded nowhere")
     hints = [problem for problem in adapter.problems if problem.code in _HINTS]
     if hints:
         return FINE, _told(hints[0], adapter)
-    return FINE, () if loaded else ("no program was tried on such names", "no program was tried on it")
+    return FINE, () if loaded else _UNTRIED
 
 
 def _is_settled(problem: Problem, waits_for: Sequence[str]) -> bool:
@@ -114,8 +115,7 @@ def _told(problem: Problem, adapter: Adapter) -> tuple[str, ...]:
     if problem.code == "algorithm":
         titles = listed(list(Counter(c.algorithm.title for c in adapter.contributions if c.algorithm.formula is None)))
         return (f"{titles} is only recognised", "only recognised") if titles else (problem.message, "only recognised")
-    short = _SHORT.get(problem.code)
-    return (short,) if short else (problem.message, problem.code)
+    return _SHORT.get(problem.code) or (problem.message, problem.code)
 
 
 def _is_wrong(verdict: Verdict) -> bool:
