@@ -121,9 +121,9 @@ def correct_dim(subject: Subject, draft: Draft) -> Iterator[str]:
 
 
 def correct_alpha(subject: Subject, draft: Draft) -> Iterator[str]:
-    """The alpha of the modules in the place of another one."""
-    alphas = {subject.alphas[m.alpha.name] for m, _ in subject.ranked if m.alpha and m.alpha.name in subject.alphas}
-    if alphas:
+    """The alpha of the modules in the place of another one, where it is one that every module has a scale by."""
+    alphas = {subject.alphas[m.alpha.name] for m, c in subject.ranked if m.alpha and c.scale is not None}
+    if alphas and all(contribution.scale is not None for _, contribution in subject.ranked):
         yield _corrected(draft, ALPHA, one_or_several(alphas))
 
 

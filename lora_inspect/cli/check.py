@@ -2,20 +2,18 @@
 
 import os
 import sys
-from collections import Counter
 
 import click
 
 from lora_inspect.cli import terminal
+from lora_inspect.cli.check_told import print_mended, print_problems, print_summary
 from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.path_settings import parse_without_strength
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.summaries import VERBS
-from lora_inspect.listing import counted, listed
 from lora_inspect.ops.check import SEVERITIES, CheckResult, as_json, as_sarif, fix, found_in, stored_bytes
 from lora_inspect.ops.check import check as checked
-from lora_inspect.reading.problem import Problem
 from lora_inspect.reading.settings import Settings
 
 TEXT, JSON, SARIF = "text", "json", "sarif"
@@ -72,7 +70,7 @@ def check(
     if output is not None:
         results = [_mended(given, output, tensors, force)]
         if format_ == TEXT:
-            _print_mended(results[0])
+            print_mended(results[0])
     else:
         results, errors = _checked(given, tensors, shown=format_ == TEXT)
     if format_ == JSON:
@@ -103,11 +101,14 @@ def _checked(given: list[tuple[str, Settings]], tensors: bool, shown: bool) -> t
             except Exception as error:
                 show_defect(error)
                 errors.append(sentence_of(error, path))
-    if shown:
+                continue
+            if shown and not tensors:
+                print_problems(path, results[-1].problems)
+    if shown and tensors:  # where a bar was before
         for result in results:
-            _print(result.path, result.problems)
-        if len(results) > 1 or any(result.problems for result in results):
-            terminal.line(_summary(results))
+            print_problems(result.path, result.problems)
+    if shown and (len(results) > 1 or any(result.problems for result in results)):
+        print_summary(results)
     return results, errors
 
 
@@ -116,29 +117,3 @@ def _mended(given: list[tuple[str, Settings]], output: str, tensors: bool, force
         raise click.UsageError("--fix mends one file: name a single one.")
     with progress_bar("Reading", stored_bytes(files[0]) if tensors else 0) as progress:
         return fix(files[0], output, given[0][1], tensors, force, progress)
-
-
-def _print(path: str, problems: tuple[Problem, ...]) -> None:
-    """A line for each problem, or one that says that there is none."""
-    for one in problems:
-        terminal.line(f"{path}: {one.severity} {one.code}: {one.message}.")
-    if not problems:
-        terminal.line(f"{path}: no problems")
-
-
-def _print_mended(result: CheckResult) -> None:
-    for sentence in result.mended:
-        terminal.line(f"{result.path}: mended: {sentence}.")
-    _print(result.output or result.path, result.left)
-    kept = [one.code for one in result.problems if one.code not in result.fixable]
-    left = f"; what needs a decision is left: {', '.join(dict.fromkeys(kept))}" if kept else ""
-    terminal.line(f"wrote {result.output}{left}")
-
-
-def _summary(results: list[CheckResult]) -> str:
-    counts = Counter(one.severity for result in results for one in result.problems)
-    told = [counted(counts[severity], severity) for severity in reversed(SEVERITIES) if counts[severity]]
-    fixable = sum(one.code in result.fixable for result in results for one in result.problems)
-    files = counted(len(results), "file")
-    mends = f"; --fix -o OUT mends {fixable} of them" if fixable else ""
-    return f"{files}: {listed(told) or 'no problems'}{mends}"

@@ -163,7 +163,7 @@ class TestFix:
         first, second, last = outcome.stdout.splitlines()
         assert first == f"{path}: mended: wrote ss_network_dim 4 where '8' was."
         assert second.startswith(f"{out}: error dora-missing: ")
-        assert last == f"wrote {out}; what needs a decision is left: dora-missing"
+        assert last == f"wrote {out}"
         assert outcome.status == 1
 
     def test_ends_well_where_nothing_is_left(self, run, adapter, tmp_path):
@@ -196,6 +196,28 @@ class TestFix:
     def test_mends_one_file(self, run, adapter):
         two = adapter(WARNING), adapter(WARNING, "b.safetensors")
         assert run("check", *two, "--fix", "-o", "x.safetensors").status == 2
+
+
+def test_on_a_terminal_lines_fit_below_the_file_and_severities_have_colours(adapter, tmp_path):
+    pytest.importorskip("pty")
+    from pseudo_terminal import on_a_terminal
+
+    adapter({**WARNING, **NOTE}, "a.safetensors", **DORA_MISSING)
+    adapter(CLEAN, "b.safetensors")
+    words = ["check", "a.safetensors", "b.safetensors"]
+    (_, coloured), (_, wide) = on_a_terminal([words, [*words, "--tensors"]], tmp_path, COLUMNS="60", TERM="xterm")
+    lines = coloured.decode().split("\r\n")
+    assert lines[0] == "\x1b[1ma.safetensors\x1b[0m"
+    assert lines[1].startswith("  \x1b[1;31merror\x1b[0m dora-missing: ")
+    assert lines[2].startswith("    ")
+    plain = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in lines]
+    assert max(map(len, plain)) <= 60 + len("; --fix -o OUT mends 2 of them")
+    assert [line.split(":")[0] for line in plain if re.match("  [a-z]", line)] == [
+        "  error dora-missing", "  warning dim-contradicts", "  note metadata-empty"
+    ]  # fmt: skip
+    assert plain[-3:-1] == ["b.safetensors: no problems",
+                            "2 files: 1 error, 1 warning and 1 note; --fix -o OUT mends 2 of them"]  # fmt: skip
+    assert b"b.safetensors: \x1b[32mno problems" in wide
 
 
 def test_names_that_a_terminal_obeys_are_shown_as_escapes(run, adapter, tmp_path):

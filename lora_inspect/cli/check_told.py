@@ -1,0 +1,62 @@
+"""What `check` prints for people: a line for each problem, and on a terminal lines of its width below each file."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from lora_inspect.cli import terminal
+from lora_inspect.cli.terminal import BOLD, DOUBTFUL, FAINT, PLAIN, RIGHT, WRONG, Piece, spelled
+from lora_inspect.cli.wrapped import wrapped
+from lora_inspect.listing import counted, listed
+from lora_inspect.ops.check import SEVERITIES, CheckResult
+from lora_inspect.printable import SENTENCE, shortened
+from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Problem
+
+_LOOKS = {ERROR: WRONG, WARNING: DOUBTFUL, NOTE: FAINT}
+_CLEAN = "no problems"
+
+
+def print_problems(path: str, problems: Sequence[Problem]) -> None:
+    """What is wrong with one file; a single line where nothing is."""
+    if sys.stdout is not None and sys.stdout.isatty():
+        terminal.laid_out(_laid_out(path, problems))
+        return
+    for one in problems:
+        terminal.line(f"{path}: {_sentence(one)}")
+    if not problems:
+        terminal.line(f"{path}: {_CLEAN}")
+
+
+def print_mended(result: CheckResult) -> None:
+    """What was done to a file, where it is, and what is wrong with it still."""
+    for sentence in result.mended:
+        terminal.line(f"{result.path}: mended: {sentence}.")
+    print_problems(result.output or result.path, result.left)
+    terminal.line(f"wrote {result.output}")
+
+
+def print_summary(results: Iterable[CheckResult]) -> None:
+    """How much of what was found, and what --fix would do."""
+    results = list(results)
+    counts = Counter(one.severity for result in results for one in result.problems)
+    told = [counted(counts[severity], severity) for severity in reversed(SEVERITIES) if counts[severity]]
+    fixable = sum(one.code in result.fixable for result in results for one in result.problems)
+    mends = f"; --fix -o OUT mends {fixable} of them" if fixable else ""
+    terminal.line(f"{counted(len(results), 'file')}: {listed(told) or _CLEAN}{mends}")
+
+
+def _sentence(problem: Problem) -> str:
+    return f"{problem.severity} {problem.code}: {problem.message}."
+
+
+def _laid_out(path: str, problems: Sequence[Problem]) -> Iterable[list[Piece]]:
+    name = spelled(shortened(path))
+    if not problems:
+        yield [Piece(f"{name}: "), Piece(_CLEAN, RIGHT)]
+        return
+    yield [Piece(name, BOLD)]
+    for one in problems:
+        first, *others = wrapped(spelled(shortened(_sentence(one), SENTENCE)), terminal.columns() - 4)
+        severity, blank, rest = first.partition(" ")
+        yield [Piece("  "), Piece(severity, _LOOKS[one.severity]), Piece(blank + rest)]
+        yield from ([Piece(f"    {line}", PLAIN)] for line in others)
