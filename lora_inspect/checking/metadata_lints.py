@@ -88,7 +88,9 @@ def dim_contradicts(subject: Subject) -> Iterator[Finding]:
         return
     # A layer that is smaller than the rank has its own size, and one that was saved in parts has several ranks.
     free = [
-        c.rank for _, c in subject.ranked if c.rank and c.rank < min(size for size in c.features if size is not None)
+        c.rank
+        for _, c in subject.ranked
+        if c.rank and c.rank < min((size for size in c.features if size is not None), default=0)
     ]
     in_parts = "split_qkv" in subject.metadata.get("ss_network_args", "")
     if not free or any(rank == stated or (in_parts and rank % stated == 0) for rank in ranks):
