@@ -1,4 +1,4 @@
-"""The hashes that loaders of the ecosystem look up, and that of a tensor.
+"""The hashes that loaders and sites of the ecosystem look up, of tensors and of whole files.
 
 `sshs_model_hash` and `sshs_legacy_hash` are taken of the file as the safetensors library would write it, with only the
 metadata that begins with `ss_`. `modelspec.hash_sha256` is that of the data section, with 0x before it.
@@ -7,13 +7,16 @@ Sources: `precalculate_safetensors_hashes` of sd-scripts, and Stability AI's Mod
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from lora_inspect.files.contents import Content, renamed
 from lora_inspect.files.dtypes import BITS
 from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.writer import encode_header
 
 _LEGACY_START, _LEGACY_BYTES, _LEGACY_DIGITS = 0x100000, 0x10000, 8
+_CHUNK = 1 << 22
 
 
 def sshs_hashes(contents: Sequence[Content], metadata: Mapping[str, str]) -> dict[str, str]:
@@ -73,3 +76,45 @@ def data_sha256(contents: Iterable[Content]) -> str:
 def sha256(info: TensorInfo) -> str:
     """That of the bytes of a tensor as it is stored."""
     return data_sha256([renamed(info, info.name)])
+
+
+def legacy_hash(infos: Iterable[TensorInfo], metadata: Mapping[str, str], padded: bool = True) -> str:
+    """`sshs_legacy_hash` alone: the bytes that it covers are read, and no others.
+
+    Libraries of 2023 did not yet pad their headers.
+    """
+    by_name = {info.name: info for info in infos}
+    ordered = in_library_order(renamed(info, info.name) for info in by_name.values())
+    ss_metadata = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    header = encode_header([content.plan for content in ordered], ss_metadata)
+    position = len(header if padded else header.rstrip(b" "))
+    digest = hashlib.sha256()
+    for content in ordered:
+        info = by_name[content.plan.name]
+        first, last = max(_LEGACY_START - position, 0), min(_LEGACY_START + _LEGACY_BYTES - position, info.nbytes)
+        if first < last:
+            with InputFile(info.file, info.identity) as source:
+                digest.update(source.read(info.start + first, last - first))
+        position += info.nbytes
+    return digest.hexdigest()[:_LEGACY_DIGITS]
+
+
+class FileHashes(NamedTuple):
+    """SHA-256 of a whole file and of its data alone, and the first digits of that of a piece behind the first MiB."""
+
+    whole: str
+    data: str
+    piece: str
+
+
+def file_hashes(file: str, data_start: int, identity: Identity) -> FileHashes:
+    """What sites call SHA256 (AutoV2 are its first 10 digits), AutoV3 (the first 12) and AutoV1, in one reading."""
+    whole, data, piece = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+    with InputFile(file, identity) as source:
+        for start in range(0, identity.bytes, _CHUNK):
+            chunk = memoryview(source.read(start, min(_CHUNK, identity.bytes - start)))
+            whole.update(chunk)
+            data.update(chunk[max(data_start - start, 0) :])
+            first, last = _LEGACY_START - start, _LEGACY_START + _LEGACY_BYTES - start
+            piece.update(chunk[max(first, 0) : max(last, 0)])
+    return FileHashes(whole.hexdigest(), data.hexdigest(), piece.hexdigest()[:_LEGACY_DIGITS])

@@ -10,8 +10,10 @@ from lora_inspect.files.foreign import START_BYTES, refuse_foreign
 from lora_inspect.files.garbage import without_collecting
 from lora_inspect.files.header_text import HeaderText, incomplete_entry, too_many_tensors
 from lora_inspect.files.input_file import Identity, InputFile
+from lora_inspect.files.torn_header import refuse_torn
 
-_LENGTH_BYTES = 8
+# What stands before the text of a header: its length, as a number without a sign.
+LENGTH_BYTES = 8
 # Dimensions and positions are counted with a sign by torch, numpy and the system, and without one by the library.
 _BEYOND, _BEYOND_UNSIGNED = 1 << 63, 1 << 64
 
@@ -56,14 +58,18 @@ def identified_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str],
         size = source.identity.bytes
         start = bytes(source.read(0, min(size, START_BYTES)))
         refuse_foreign(file, start, size)
-        length = int.from_bytes(start[:_LENGTH_BYTES], "little")
-        if length > HEADER_BYTES or length > size - _LENGTH_BYTES:
+        length = int.from_bytes(start[:LENGTH_BYTES], "little")
+        if length > HEADER_BYTES or length > size - LENGTH_BYTES:
             raise LoraInspectError(
                 f"{file}: its first 8 bytes announce a header of {length} bytes, but the file has {size} and a "
                 f"header at most {HEADER_BYTES}: it is truncated or no safetensors file; fetch it again."
             )
-        with without_collecting():
-            tensors, metadata = _read_text(source, length)
+        refuse_torn(source, LENGTH_BYTES + length)
+        try:
+            with without_collecting():
+                tensors, metadata = _read_text(source, length)
+        finally:
+            source.check_unchanged()
     return tensors, metadata, source.identity
 
 
@@ -76,8 +82,8 @@ def count_elements(shape: Iterable[int]) -> int:
 
 
 def _read_text(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    file, size, data_start = source.path, source.identity.bytes, _LENGTH_BYTES + length
-    text = HeaderText(source, _LENGTH_BYTES, length)
+    file, size, data_start = source.path, source.identity.bytes, LENGTH_BYTES + length
+    text = HeaderText(source, LENGTH_BYTES, length)
     found: dict[str, TensorInfo] = {}
     for name, entry in text.entries():
         if name in found:

@@ -62,6 +62,11 @@ class InputFile:
         """Gives the descriptor back."""
         self._handle.close()
 
+    def check_unchanged(self) -> None:
+        """Raises LoraInspectError where the file was written to since it was opened."""
+        if Identity.of(os.fstat(self.fileno())) != self.identity:
+            raise changed(self.path)
+
     def fileno(self) -> int:
         """The descriptor, for what the system does by itself."""
         return self._handle.fileno()

@@ -88,7 +88,7 @@ def new_file(
     what it raises keeps it from that. Raises LoraInspectError where something else has the name, where the disk
     refuses, and where one of the `inputs` is not the file any more that was read.
     """
-    with _refusing(output), claimed(output) as partial:
+    with refusing(output), claimed(output) as partial:
         descriptor = create(partial)
         try:
             yield descriptor
@@ -120,7 +120,7 @@ def new_folder(output: str, inputs: Mapping[str, Identity] | None = None, force:
     read.
     """
     output = without_slash(output)
-    with _refusing(output), claimed(output) as partial:
+    with refusing(output), claimed(output) as partial:
         try:
             os.mkdir(partial)
             yield partial
@@ -142,7 +142,7 @@ def new_folder(output: str, inputs: Mapping[str, Identity] | None = None, force:
 
 
 @contextmanager
-def _refusing(output: str) -> Iterator[None]:
+def refusing(output: str) -> Iterator[None]:
     """Says in a sentence what the system refused."""
     try:
         yield

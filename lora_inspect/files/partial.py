@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from lora_inspect.files.system import close_locked, create, exchange, is_at, lock, open_itself, rename_new
+from lora_inspect.files.torn_header import JOURNAL_ENDING
 
 _LOCK, _OLD, _GONE = ".lock", ".old", ".gone"
 _NAME = re.compile(r"(?s)(?P<partial>(?P<output>.+)\.[0-9a-f]{16}\.partial)(?:\.(?:lock|old|gone))?")
@@ -33,7 +34,7 @@ _UNLOCKED = b"A run of lora-inspect writes beside this file, in a place without 
 
 def is_leftover(name: str) -> bool:
     """Whether a run may have left a file or a folder of this name behind."""
-    return _NAME.fullmatch(name) is not None
+    return _NAME.fullmatch(name) is not None or name.endswith(JOURNAL_ENDING)
 
 
 def is_of_dead_run(path: str) -> bool:

@@ -135,6 +135,17 @@ def copy_in_system(source: int, target: int, count: int, position: int) -> int:
     return moved
 
 
+def give_rights(descriptor: int, status: os.stat_result) -> None:
+    """Gives an open file the mode of another one, and its owner and group where the system lets that be done."""
+    if not hasattr(os, "fchmod"):
+        return
+    own = os.fstat(descriptor)
+    if (own.st_uid, own.st_gid) != (status.st_uid, status.st_gid):
+        with suppress(OSError):
+            os.fchown(descriptor, status.st_uid, status.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+
+
 def rename_new(source: str, target: str) -> None:
     """Renames a file or a folder where nothing has the new name; FileExistsError where something has.
 

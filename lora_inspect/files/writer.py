@@ -8,9 +8,14 @@ from typing import Any, NamedTuple
 
 from lora_inspect.files.byte_copy import Buffer, copy_bytes, write_all
 from lora_inspect.files.dtypes import BITS
-from lora_inspect.files.header import TensorInfo, count_elements
+from lora_inspect.files.header import LENGTH_BYTES, TensorInfo, count_elements
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.outputs import new_file
+
+# What a header of ours is longer than its text at least, so that another text may take its place.
+ROOM = 4096
+# Tensors begin at a multiple of it, as the safetensors library has them.
+ALIGNMENT = 8
 
 
 class TensorPlan(NamedTuple):
@@ -31,17 +36,29 @@ def in_file_order(plans: Iterable[TensorPlan]) -> list[TensorPlan]:
     return sorted(plans, key=lambda plan: -BITS[plan.dtype])
 
 
-def encode_header(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> bytes:
-    """The length prefix and the padded JSON header of a file with the tensors `plans` in this order."""
+def encode_header(plans: Sequence[TensorPlan], metadata: Mapping[str, str], room: int = 0) -> bytes:
+    """The header of a file with the tensors `plans` in this order, its length before it and `room` blanks behind it."""
+    return padded_header(header_text(plans, metadata), room)
+
+
+def header_text(plans: Iterable[TensorPlan], metadata: Mapping[str, str]) -> bytes:
+    """The JSON of a header in as few bytes as it takes."""
     entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     position = 0
     for plan in plans:
         stop = position + plan.nbytes
         entries[plan.name] = {"dtype": plan.dtype, "shape": list(plan.shape), "data_offsets": [position, stop]}
         position = stop
-    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header
+    return json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def padded_header(text: bytes, room: int = 0, behind: int = 0, step: int = ALIGNMENT) -> bytes:
+    """A header with the length before its text and at least `room` blanks behind it.
+
+    The data then begins `behind` a multiple of `step`.
+    """
+    blanks = room + (behind - LENGTH_BYTES - len(text) - room) % step
+    return (len(text) + blanks).to_bytes(LENGTH_BYTES, "little") + text + b" " * blanks
 
 
 class Writer:
@@ -64,7 +81,7 @@ class Writer:
         self._file = new_file(path, inputs, force, prove)
         self._source: InputFile | None = None
         self._plans = iter(plans)
-        self._header = encode_header(plans, metadata)
+        self._header = encode_header(plans, metadata, ROOM)
         self._descriptor = -1
 
     def __enter__(self) -> "Writer":

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import _TYPES, load, save, save_file
 
 from lora_inspect.files.contents import renamed
-from lora_inspect.files.hashes import data_sha256, in_library_order, sshs_hashes
-from lora_inspect.files.header import read_header
+from lora_inspect.files.hashes import data_sha256, file_hashes, in_library_order, legacy_hash, sshs_hashes
+from lora_inspect.files.header import identified_header, read_header
 
 METADATA = {"ss_network_dim": "4", "ss_é": "ü", "modelspec.title": "x", "sshs_model_hash": "old", "format": "pt"}
 
@@ -41,6 +41,8 @@ def test_small_files_and_files_around_and_beyond_a_mebibyte(rows, tmp_path):
         "a.lora_down.weight": torch.randn(4, 8, generator=source).half(),
     }
     assert ours(tmp_path, tensors, METADATA) == by_sd_scripts(tensors, METADATA)
+    infos = list(read_header(str(tmp_path / "a.safetensors"))[0].values())
+    assert legacy_hash(infos, METADATA) == by_sd_scripts(tensors, METADATA)["sshs_legacy_hash"]
 
 
 def test_all_element_types_are_ordered_as_the_library_orders_them(tmp_path):
@@ -73,3 +75,44 @@ def test_the_hash_of_the_data_is_that_of_the_file_behind_its_header(tmp_path):
     contents = [renamed(info, info.name) for info in read_header(str(file))[0].values()]
     assert data_sha256(contents) == hashlib.sha256(content[8 + length :]).hexdigest()
     assert in_library_order(reversed(contents)) == contents
+
+
+FALCONS = ("smart_falcon_4_lokr", "smart_falcon_8_lokr")
+
+
+@pytest.mark.parametrize("name", FALCONS)
+def test_real_files_have_the_hashes_that_they_state(name, fixtures):
+    tensors, metadata, _ = identified_header(str(fixtures / "hashed" / f"{name}.safetensors"))
+    infos = list(tensors.values())
+    found = sshs_hashes([renamed(info, info.name) for info in infos], metadata)
+    assert found["sshs_model_hash"] == metadata["sshs_model_hash"]
+    # The library of that time did not pad its headers, which moves what lies behind the first mebibyte.
+    assert legacy_hash(infos, metadata, padded=False) == metadata["sshs_legacy_hash"]
+
+
+def test_the_first_of_them_is_beyond_a_mebibyte_with_padding_and_without(fixtures):
+    tensors, metadata, _ = identified_header(str(fixtures / "hashed" / f"{FALCONS[1]}.safetensors"))
+    found = {legacy_hash(tensors.values(), metadata, padded) for padded in (True, False)}
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("name", FALCONS)
+def test_those_of_a_whole_file_are_what_hashlib_makes_of_it(name, fixtures):
+    file = fixtures / "hashed" / f"{name}.safetensors"
+    tensors, _, identity = identified_header(str(file))
+    start = min(info.start for info in tensors.values())
+    content = file.read_bytes()
+    found = file_hashes(str(file), start, identity)
+    assert found.whole == hashlib.sha256(content).hexdigest()
+    assert found.data == hashlib.sha256(content[start:]).hexdigest()
+    assert found.piece == hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]
+
+
+def test_a_file_of_many_pieces_is_hashed_like_a_small_one(tmp_path):
+    save_file({"a": torch.arange(1_500_000, dtype=torch.float64)}, tmp_path / "a.safetensors")
+    tensors, _, identity = identified_header(str(tmp_path / "a.safetensors"))
+    content = (tmp_path / "a.safetensors").read_bytes()
+    found = file_hashes(str(tmp_path / "a.safetensors"), tensors["a"].start, identity)
+    assert found.whole == hashlib.sha256(content).hexdigest()
+    assert found.data == hashlib.sha256(content[tensors["a"].start :]).hexdigest()
+    assert found.piece == hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]

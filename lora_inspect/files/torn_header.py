@@ -1,0 +1,91 @@
+"""What a run that rewrites a header where it stands keeps beside the file, and what a reader makes of it.
+
+    FILE.header-journal    the header as it was and as it will be, there before the first byte of it is written
+
+A run that is killed may leave a header that is a part of each, and may yet be JSON. Standard library only.
+"""
+
+import os
+from typing import NamedTuple
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.input_file import InputFile
+
+JOURNAL_ENDING = ".header-journal"
+# What a header is, beside the two that a journal holds.
+WHOLE, TORN, OTHER = "whole", "torn", "other"
+
+_MARK = (
+    b"A run of lora-inspect rewrites the header of the file that has this one's name without its ending. When no such "
+    b"run is alive, `lora-inspect metadata show` puts that header right and removes this file.\n"
+)
+DIGEST_BYTES = 32
+
+
+class Journal(NamedTuple):
+    """Two headers of the same length, with what stands before them: the one that was, and the one that will be."""
+
+    old: bytes
+    new: bytes
+
+    def encoded(self) -> bytes:
+        """The bytes of a whole journal, which no part of it is."""
+        content = _MARK + self.old + self.new
+        return content + _digest(content)
+
+    def state(self, header: bytes) -> str:
+        """What `header` is: one of the two, a part of each, or neither."""
+        if header in (self.old, self.new):
+            return WHOLE
+        found, old, new = (int.from_bytes(one, "little") for one in (header, self.old, self.new))
+        return TORN if len(header) == len(self.old) and not (found ^ old) & (found ^ new) else OTHER
+
+
+def journal_of(file: str) -> str:
+    """The path of a file's journal."""
+    return file + JOURNAL_ENDING
+
+
+def decoded(content: bytes) -> Journal | None:
+    """The journal; None where its run died before it was whole, and so before it wrote to the file."""
+    headers, digest = content[len(_MARK) : -DIGEST_BYTES], content[-DIGEST_BYTES:]
+    if not content.startswith(_MARK) or len(headers) % 2 or digest != _digest(content[:-DIGEST_BYTES]):
+        return None
+    half = len(headers) // 2
+    return Journal(headers[:half], headers[half:])
+
+
+def is_ours(start: bytes) -> bool:
+    """Whether a file that begins so is a journal, or what a run that died at once has of one."""
+    return start.startswith(_MARK) or _MARK.startswith(start)
+
+
+def size_of(length: int) -> int:
+    """How many bytes a whole journal has of headers with so many."""
+    return len(_MARK) + 2 * length + DIGEST_BYTES
+
+
+def refuse_torn(source: InputFile, length: int) -> None:
+    """Raises LoraInspectError where a run left the header of the file, of so many bytes, in parts."""
+    path = journal_of(source.path)
+    if not os.path.lexists(path):
+        return
+    try:
+        with InputFile(path) as journal:
+            is_whole = journal.identity.bytes == size_of(length)
+            found = decoded(bytes(journal.read(0, size_of(length)))) if is_whole else None
+    except LoraInspectError:
+        if not os.path.lexists(path):
+            return  # its run has just ended
+        raise
+    if found and found.state(bytes(source.read(0, length))) == TORN:
+        raise LoraInspectError(
+            f"{source.path}: a run that rewrites its header is at it, or was killed; run `lora-inspect metadata show` "
+            "on the file, which puts it right."
+        )
+
+
+def _digest(content: bytes) -> bytes:
+    import hashlib
+
+    return hashlib.sha256(content).digest()

@@ -1,0 +1,87 @@
+"""Ends a process at each of the system calls with which a header is rewritten, and says what that left behind.
+
+    python every_header_moment.py FOLDER (killed|interrupted) PLATFORM
+
+No call writes more than a piece, so that the process also ends within a header. Prints a JSON object: how many
+moments there are, how often which state was left and which one the next run made of it, and how many different data
+sections there were.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+
+from every_moment import Moment
+from platforms import PLATFORMS
+
+OLD, NEW = {"title": "old", "more": "x" * 400}, {"title": "new", "more": "y" * 400}
+NAME, PIECE = "a.safetensors", 64
+
+
+def set_up(place):
+    from lora_inspect.files.writer import TensorPlan, encode_header
+
+    os.mkdir(place)
+    with open(os.path.join(place, NAME), "wb") as handle:
+        handle.write(encode_header([TensorPlan("a", "U8", (3,))], OLD) + b"yes")
+
+
+def rewrite(place):
+    from lora_inspect.files.header_journal import editing
+    from lora_inspect.files.header_rewrite import read_headed, write_in_place
+
+    file = os.path.join(place, NAME)
+    with editing(file) as own:
+        write_in_place(read_headed(file), NEW, own)
+
+
+def state(place):
+    from lora_inspect.errors import LoraInspectError
+    from lora_inspect.files.header import read_header
+
+    try:
+        about = read_header(os.path.join(place, NAME))[1]
+    except LoraInspectError as error:
+        shown = "torn" if "which puts it right" in str(error) else str(error)
+    else:
+        shown = {str(OLD): "old", str(NEW): "new"}[str(about)]
+    names = sorted(os.listdir(place))
+    assert names in ([NAME], [NAME, NAME + ".header-journal"]), names
+    return shown + (" and a journal" if len(names) > 1 else "")
+
+
+def data(place):
+    with open(os.path.join(place, NAME), "rb") as handle:
+        content = handle.read()
+    return content[8 + int.from_bytes(content[:8], "little") :]
+
+
+def main(root, how, platform):
+    os.fsync = lambda descriptor: None  # the death of a process takes nothing from the disk, and waiting takes long
+    PLATFORMS[platform].play()
+    from lora_inspect.files.header_journal import put_right
+
+    until, real = Moment(how), os.write
+    os.write = lambda descriptor, view: real(descriptor, view[:PIECE])
+    left, mended, datas, moment = Counter(), Counter(), set(), 1
+    while True:
+        place = os.path.join(root, str(moment))
+        set_up(place)
+        if not until.reached(moment, lambda place=place: rewrite(place)):
+            break
+        left[state(place)] += 1
+        for name in os.listdir(place):
+            os.utime(os.path.join(place, name), (time.time() - 100,) * 2)
+        put_right(place)
+        mended[state(place)] += 1
+        datas.add(data(place))
+        shutil.rmtree(place)
+        moment += 1
+    print(json.dumps({"moments": moment - 1, "left": left, "next": mended, "data": len(datas)}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

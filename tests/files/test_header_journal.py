@@ -1,0 +1,229 @@
+"""A header that is rewritten where it stands: what is left of kills at any moment, and who may write at a time."""
+
+import errno
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+from platforms import PLATFORMS
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files import header_journal
+from lora_inspect.files.header import read_header
+from lora_inspect.files.header_journal import editing, put_right
+from lora_inspect.files.header_rewrite import read_headed, write_in_place
+from lora_inspect.files.torn_header import JOURNAL_ENDING, Journal
+
+PYTHONPATH = os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parents[1])))
+SCRIPT = Path(__file__).with_name("every_header_moment.py")
+OLD, NEW = {"title": "an old one", "k": "0"}, {"title": "a new one", "k": "1"}
+
+
+@pytest.fixture
+def file(write_safetensors):
+    return write_safetensors({"a": ("U8", (3,), b"yes")}, OLD)
+
+
+@pytest.fixture
+def torn(file):
+    """`torn(header)` leaves what a run that was killed in the middle leaves: a journal, and a header of any bytes."""
+    headed = read_headed(str(file))
+    old = file.read_bytes()[: headed.data_start]
+    new = bytearray(old)
+    text = headed.written(NEW)
+    new[8:] = text + b" " * (len(old) - 8 - len(text))
+
+    def tear(header):
+        content = header(old, bytes(new))
+        Path(str(file) + JOURNAL_ENDING).write_bytes(Journal(old, bytes(new)).encoded())
+        file.write_bytes(content + b"yes")
+        return content in (old, bytes(new))
+
+    return tear
+
+
+def rewrite(file, about=NEW):
+    with editing(str(file)) as own:
+        write_in_place(read_headed(str(file)), about, own)
+
+
+def names(file):
+    return sorted(os.listdir(file.parent))
+
+
+def sectors(number):
+    """A header of which each piece of eight bytes is the old one or the new one."""
+    toss = random.Random(number)
+
+    def mix(old, new):
+        return b"".join(toss.choice((old, new))[at : at + 8] for at in range(0, len(old), 8))
+
+    return mix
+
+
+TEARS = {f"cut at {at}": lambda old, new, at=at: new[:at] + old[at:] for at in range(0, 120, 7)}
+TEARS |= {f"mixed {number}": sectors(number) for number in range(20)}
+
+
+@pytest.mark.parametrize("tear", TEARS.values(), ids=TEARS)
+def test_a_torn_header_is_refused_by_readers_and_put_right_by_the_next_edit(tear, torn, file):
+    if torn(tear):
+        assert read_header(str(file))[1] in (OLD, NEW)
+    else:
+        with pytest.raises(LoraInspectError, match="run `lora-inspect metadata show` on the file, which puts"):
+            read_header(str(file))
+    put_right(str(file))
+    assert read_header(str(file))[1] in (OLD, NEW)
+    assert file.read_bytes().endswith(b"yes")
+    assert names(file) == [file.name]
+
+
+@pytest.mark.parametrize("path", ["itself", "its folder"])
+def test_a_half_that_is_json_is_put_back_all_the_same(path, torn, file):
+    def half(old, new):
+        at = new.index(b'"k"')
+        return old[:at] + new[at:] if len(old) == len(new) and old.index(b'"k"') == at else new[:90] + old[90:]
+
+    torn(half)
+    put_right(str(file if path == "itself" else file.parent))
+    assert read_header(str(file))[1] == OLD
+    assert names(file) == [file.name]
+
+
+def test_what_a_run_had_not_begun_or_had_completed_stays(torn, file):
+    for header, about in ((lambda old, new: old, OLD), (lambda old, new: new, NEW)):
+        torn(header)
+        assert read_header(str(file))[1] == about
+        put_right(str(file))
+        assert read_header(str(file))[1] == about
+        assert names(file) == [file.name]
+
+
+@pytest.mark.parametrize("length", [0, 1, 50, 300, -1, -33])
+def test_a_journal_that_never_was_whole_is_removed_and_the_file_left_alone(length, torn, file):
+    torn(lambda old, new: old)
+    journal = Path(str(file) + JOURNAL_ENDING)
+    before = file.read_bytes()
+    journal.write_bytes(journal.read_bytes()[:length])
+    assert read_header(str(file))[1] == OLD
+    put_right(str(file))
+    assert file.read_bytes() == before
+    assert names(file) == [file.name]
+
+
+def test_a_journal_of_another_file_changes_nothing(torn, file):
+    torn(lambda old, new: old)
+    other = b"\x30" + bytes(7) + b'{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}'[:48] + b"yes"
+    content = file.read_bytes()
+    damaged = content[:8] + b'{"__metadata__":{"q":"' + content[30:]
+    for foreign in (other, damaged):
+        torn(lambda old, new: old)
+        file.write_bytes(foreign)
+        put_right(str(file))
+        assert file.read_bytes() == foreign
+        assert names(file) == [file.name]
+
+
+def test_a_file_that_only_has_the_name_of_a_journal_is_kept_and_named(file):
+    own = Path(str(file) + JOURNAL_ENDING)
+    own.write_text("my notes")
+    with pytest.raises(LoraInspectError, match="-journal: it is in the way, and no journal of lora-inspect; give"):
+        rewrite(file)
+    assert own.read_text() == "my notes"
+    assert read_header(str(file))[1] == OLD
+
+
+def test_one_run_writes_at_a_time(file):
+    with editing(str(file)), pytest.raises(LoraInspectError, match="another run is changing it; run the command again"):
+        rewrite(file)
+    rewrite(file)
+    assert read_header(str(file))[1] == NEW
+    assert names(file) == [file.name]
+
+
+# Which call of the system refuses, and how many calls of it succeed before.
+FAILING = {"journal's write": ("write", 0), "journal's fsync": ("fsync", 0), "folder's fsync": ("fsync", 1),
+           "header's write": ("write", 1), "header's fsync": ("fsync", 2)}  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=str)
+@pytest.mark.parametrize(("name", "succeed"), FAILING.values(), ids=FAILING)
+def test_a_disk_that_refuses_once_and_an_interrupt_leave_the_old_header(name, succeed, error, file, monkeypatch):
+    before, real, calls = file.read_bytes(), getattr(os, name), []
+
+    def fail(*arguments):
+        calls.append(arguments)
+        if len(calls) == succeed + 1:
+            raise error
+        return real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, name, fail)
+        with pytest.raises((LoraInspectError, KeyboardInterrupt)) as refused:
+            rewrite(file)
+    assert len(calls) > succeed
+    if isinstance(error, OSError):
+        assert str(refused.value).startswith(f"{file}: it cannot be written (No space left on device); free space")
+    assert file.read_bytes() == before
+    assert names(file) == [file.name]
+
+
+def test_a_disk_that_refuses_to_the_end_leaves_the_journal_for_the_next_run(file, monkeypatch):
+    real = os.write
+
+    def half(descriptor, view):
+        if os.fstat(descriptor).st_ino != file.stat().st_ino:
+            return real(descriptor, view)
+        real(descriptor, view[:40])
+        raise OSError(errno.EIO, "Input/output error")
+
+    # Each writing of the header reaches its first bytes, that of the old one as well.
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", half)
+        with pytest.raises(LoraInspectError, match="Input/output error"):
+            rewrite(file)
+    assert names(file) == [file.name, file.name + JOURNAL_ENDING]
+    put_right(str(file))
+    assert read_header(str(file))[1] == OLD
+    assert names(file) == [file.name]
+
+
+def test_without_locks_a_journal_counts_as_left_when_it_is_old(torn, file, monkeypatch):
+    monkeypatch.setattr(header_journal, "lock", lambda descriptor: None)
+    torn(lambda old, new: new[:60] + old[60:])
+    with pytest.raises(LoraInspectError, match="another run is changing it"):
+        put_right(str(file))
+    journal = str(file) + JOURNAL_ENDING
+    os.utime(journal, (os.stat(journal).st_mtime - 61,) * 2)
+    put_right(str(file))
+    assert read_header(str(file))[1] == OLD
+    assert names(file) == [file.name]
+
+
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_whenever_a_process_ends_the_next_run_finds_one_of_both(platform, how, run_process, tmp_path):
+    found = run_process(SCRIPT, tmp_path, how, platform, PYTHONPATH=PYTHONPATH)
+    assert found.status == 0, found.stderr
+    result = json.loads(found.stdout)
+    assert result["moments"] > 10
+    assert set(result["left"]) <= {"old", "new", "old and a journal", "new and a journal", "torn and a journal"}
+    assert {"old", "new"} <= {left.split()[0] for left in result["left"]}
+    assert result["next"].keys() == {"old", "new"}
+    if how == "interrupted":
+        assert {"old", "new"} >= set(result["left"])
+    else:
+        assert result["left"]["torn and a journal"] > 2
+    assert result["data"] == 1
+
+
+def test_other_kinds_of_files_are_never_rewritten(file, tmp_path):
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(file)
+    before = file.read_bytes()
+    with pytest.raises(LoraInspectError, match=r"link\.safetensors: it cannot be written"):
+        rewrite(link)
+    assert file.read_bytes() == before
+    assert names(file) == [file.name, link.name]
