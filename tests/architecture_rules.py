@@ -17,7 +17,7 @@ ORDER = {
         ("cli", "api"),
         ("ops",),
         ("verifying", "scanning"),
-        ("merging", "converting", "checking"),
+        ("merging", "converting", "checking", "editing"),
         ("consumers", "matching"),
         ("reading",),
         ("algorithms",),

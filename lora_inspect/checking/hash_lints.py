@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from lora_inspect.checking.draft import Draft
 from lora_inspect.checking.subject import Subject
 from lora_inspect.files.contents import Content, renamed
-from lora_inspect.files.hashes import data_sha256, in_library_order, sshs_hashes, sshs_hashes_of_all_times
+from lora_inspect.files.hashes import data_sha256, in_library_order, legacy_hash, sshs_hashes
 from lora_inspect.files.writer import in_file_order
 from lora_inspect.printable import shortened
 from lora_inspect.reading.problem import Finding
@@ -38,7 +38,11 @@ def stated_hashes(subject: Subject) -> Iterator[Finding]:
             yield Finding(STALE, f"{key} is '{shortened(stated)}', which is no hash", (key,))
         elif key == LEGACY:
             # It hangs on the length of the header too, so where the tensors are proved it says nothing of them.
-            if not model_is_true and plain not in sshs_hashes_of_all_times(contents, subject.metadata)[1:]:
+            infos = tensors.values()
+            if not model_is_true and plain not in (
+                legacy_hash(infos, subject.metadata),
+                legacy_hash(infos, subject.metadata, padded=False),
+            ):
                 yield _stale(key, stated)
         elif _is_of_data(plain, contents):
             model_is_true = model_is_true or key == MODEL

@@ -6,5 +6,6 @@ VERBS = {
     "merge": "Fold adapters into a base.",
     "verify": "Prove how much of each adapter a merged model carries.",
     "convert": "Rewrite an adapter so that every loader applies the same scale.",
+    "metadata": "Show and change what a file says of itself; the tensors stay as they are.",
     "compat": "What each program that loads adapters makes of one.",
 }

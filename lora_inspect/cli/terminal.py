@@ -131,6 +131,16 @@ def json_line(value: Any) -> None:
     _write(sys.stdout, [json.dumps(value).replace("\x7f", "\\u007f")])
 
 
+def exact(text: str) -> None:
+    """A text to its last byte, for a pipe or a file; on a terminal in printable lines, as it may hold anything."""
+    if sys.stdout is None or sys.stdout.isatty():
+        _write(sys.stdout, map(printable, text.split("\n")))
+        return
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode())
+    sys.stdout.buffer.flush()
+
+
 def _write_columns(rows: Sequence[Sequence[str]], headers: Sequence[str] = ()) -> None:
     above = [headers] if headers else []
     widths = [max(map(width, column)) for column in zip(*above, *rows, strict=True)]

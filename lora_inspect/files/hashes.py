@@ -15,44 +15,26 @@ from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.writer import encode_header
 
+MODEL_HASH, LEGACY_HASH, SPEC_HASH = HASH_KEYS = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
+
 _LEGACY_START, _LEGACY_BYTES, _LEGACY_DIGITS = 0x100000, 0x10000, 8
 _CHUNK = 1 << 22
 
 
 def sshs_hashes(contents: Sequence[Content], metadata: Mapping[str, str]) -> dict[str, str]:
     """Both hashes of the tensors, under the metadata keys that hold them."""
-    model, legacy, _ = sshs_hashes_of_all_times(contents, metadata)
-    return {"sshs_model_hash": model, "sshs_legacy_hash": legacy}
-
-
-def sshs_hashes_of_all_times(contents: Sequence[Content], metadata: Mapping[str, str]) -> tuple[str, str, str]:
-    """The hash of the model, the legacy one, and that of a library that did not pad its header yet, as until 2023."""
     ordered = in_library_order(contents)
     ss_metadata = {key: value for key, value in metadata.items() if key.startswith("ss_")}
-    header = encode_header([content.plan for content in ordered], ss_metadata)
-    model = hashlib.sha256()
-    windows = [_Window(len(header)), _Window(len(header.rstrip(b" ")))]
+    position = len(encode_header([content.plan for content in ordered], ss_metadata))
+    model, legacy = hashlib.sha256(), hashlib.sha256()
     for content in ordered:
         for chunk in content.chunks():
             model.update(chunk)
-            for window in windows:
-                window.update(chunk)
-    legacy, unpadded = (window.digest.hexdigest()[:_LEGACY_DIGITS] for window in windows)
-    return model.hexdigest(), legacy, unpadded
-
-
-class _Window:
-    """The digest of the bytes that the legacy hash looks at; `position` is that of the next chunk in the file."""
-
-    def __init__(self, position: int) -> None:
-        self.digest = hashlib.sha256()
-        self._position = position
-
-    def update(self, chunk: bytes) -> None:
-        first, last = _LEGACY_START - self._position, _LEGACY_START + _LEGACY_BYTES - self._position
-        if last > 0 and first < len(chunk):
-            self.digest.update(chunk[max(first, 0) : last])
-        self._position += len(chunk)
+            first, last = _LEGACY_START - position, _LEGACY_START + _LEGACY_BYTES - position
+            if last > 0 and first < len(chunk):
+                legacy.update(chunk[max(first, 0) : last])
+            position += len(chunk)
+    return {MODEL_HASH: model.hexdigest(), LEGACY_HASH: legacy.hexdigest()[:_LEGACY_DIGITS]}
 
 
 def in_library_order(contents: Iterable[Content]) -> list[Content]:

@@ -1,0 +1,99 @@
+"""`lora-inspect metadata`: the group of its verbs, and those that only read."""
+
+import shutil
+
+import click
+
+from lora_inspect.cli import terminal
+from lora_inspect.cli.file_paths import FilePath
+from lora_inspect.cli.metadata_changes import copy, set_, strip, unset
+from lora_inspect.cli.metadata_told import metadata_lines
+from lora_inspect.cli.summaries import VERBS
+from lora_inspect.ops.metadata import Told
+from lora_inspect.ops.metadata import get as value_of
+from lora_inspect.ops.metadata import show as told
+
+# No docstring: python -OO leaves those out.
+_HELP = """\
+Shows what a file says of itself, and changes it: title, trigger words, training facts, hashes. The bytes of the
+tensors stay what they are.
+
+A change is written to a new file that takes the place of the old one when it is complete, or that is called OUT, or
+into the header where it stands with --in-place. What would change how the file is read is refused.
+
+\b
+lora-inspect metadata show adapter.safetensors
+lora-inspect metadata set adapter.safetensors --title "Ink" --trigger-words "ink drawing"
+lora-inspect metadata strip adapter.safetensors -o clean.safetensors
+"""
+
+_SHOW = """\
+Lists the metadata of PATH, with the JSON in it unfolded and long values cut.
+
+Whatever is cut here, `metadata get` and --json give whole.
+
+\b
+Example: lora-inspect metadata show adapter.safetensors --hashes
+"""
+
+_GET = """\
+Prints the value of KEY as it is, without a line break at its end.
+
+\b
+Example: lora-inspect metadata get adapter.safetensors ss_tag_frequency
+"""
+
+
+@click.group(help=_HELP, short_help=VERBS["metadata"])
+def metadata() -> None:
+    """The group of the verbs."""
+
+
+@metadata.command(help=_SHOW, short_help="List what a file says of itself.")
+@click.argument("path", type=FilePath())
+@click.option("--hashes", is_flag=True, help="Compute the hashes that sites and programs know the file by.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every value whole: a list for a set of files.")
+def show(path: str, hashes: bool, as_json: bool) -> None:
+    """Reads and prints."""
+    found = told(path, hashes)
+    if as_json:
+        records = [one._asdict() for one in found]
+        terminal.json_text(records if len(records) != 1 else records[0])
+        return
+    columns = shutil.get_terminal_size().columns
+    for one in found:
+        terminal.line(_headline(one))
+        for text in metadata_lines(one.metadata, columns):
+            terminal.line(text)
+        if one.hashes:
+            terminal.line("")
+            terminal.facts(_with_stated(one))
+
+
+@metadata.command(help=_GET, short_help="Print one value as it is.")
+@click.argument("path", type=FilePath())
+@click.argument("key")
+def get(path: str, key: str) -> None:
+    """Reads and prints."""
+    terminal.exact(value_of(path, key))
+
+
+def _headline(one: Told) -> str:
+    count = len(one.metadata)
+    entries = "no metadata" if not count else f"{count} {'entry' if count == 1 else 'entries'}"
+    return f"{one.path}: {entries}" if not one.room else f"{one.path}: {entries}, room for {one.room:,} bytes more"
+
+
+def _with_stated(one: Told) -> list[tuple[str, str]]:
+    """The hashes, each with what the file says of it."""
+    return [(name, f"{value}{_stated(one.metadata.get(name), value)}") for name, value in one.hashes.items()]
+
+
+def _stated(stated: str | None, value: str) -> str:
+    if stated is None:
+        return ""
+    return "  as stated" if stated.lower() == value else f"  but stated is {stated or 'nothing'}"
+
+
+for _command in (set_, unset, copy, strip):
+    metadata.add_command(_command)

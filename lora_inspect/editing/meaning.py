@@ -1,0 +1,142 @@
+"""What a file means, as facts that two readings can be compared by: an edit of metadata is to leave them alone."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lora_inspect.consumers import CONSUMERS
+from lora_inspect.consumers.verdict import judge_each
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.listing import listed
+from lora_inspect.maths.codecs import FORMATS_KEY
+from lora_inspect.maths.dora import OF_BASE
+from lora_inspect.printable import shortened
+from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.evidence import RsloraReading
+from lora_inspect.reading.file_info import FileInfo, inspect_adapter
+from lora_inspect.reading.folded_scales import FoldedScales
+from lora_inspect.reading.kinds import ADAPTER
+from lora_inspect.reading.magnitude_norms import NORMS_KEY
+from lora_inspect.reading.problem import ERROR
+
+# By topic, and in it by what the fact is of: a module, a program, or the file itself.
+Meaning = Mapping[str, Mapping[str, Any]]
+
+# Without it, transformers refuses the weights of a model.
+_FORMAT_KEY = "format"
+_FILE = ""
+_NOTHING = "nothing"
+
+
+def meaning(checkpoint: Checkpoint) -> Meaning:
+    """What we and the programs that load adapters make of a file; of one that cannot be read, only why."""
+    try:
+        info = inspect_adapter(checkpoint)
+    except LoraInspectError as error:
+        return {"reading": {_FILE: str(error)}}
+    return {
+        **_of_file(info),
+        **_of_modules(info),
+        "what a program makes of it": dict(_of_programs(info)) if info.kind == ADAPTER else {},
+    }
+
+
+def differences(before: Meaning, after: Meaning) -> list[str]:
+    """A clause for each topic in which the two differ: what it was, and what it would be."""
+    return [
+        _clause(topic, before.get(topic, {}), after.get(topic, {}))
+        for topic in dict.fromkeys((*before, *after))
+        if before.get(topic, {}) != after.get(topic, {})
+    ]
+
+
+def with_metadata(checkpoint: Checkpoint, file: str, metadata: Mapping[str, str]) -> Checkpoint:
+    """The checkpoint as if one of its files had this metadata."""
+    by_file = {**checkpoint.file_metadata, file: dict(metadata)}
+    whole = {key: value for found in by_file.values() for key, value in found.items()}
+    return checkpoint._replace(file_metadata=by_file, metadata=whole)
+
+
+def _of_file(info: FileInfo) -> dict[str, dict[str, Any]]:
+    adapter, metadata = info.adapter, info.checkpoint.metadata
+    facts = {
+        "the kind of file": info.kind,
+        "the architecture": " or ".join(candidate.architecture.title for candidate in info.candidates),
+        "the expert": info.expert and info.expert.name,
+        "the naming scheme": adapter.scheme,
+        "RS-LoRA": _rule(adapter.rslora),
+        "DoRA": f"{_answer(adapter.dora.value)}, {adapter.dora.axis} {adapter.dora.norms}",
+        "the base of its magnitudes": metadata.get(NORMS_KEY) if adapter.dora.norms == OF_BASE else None,
+        "the tensors that belong to nothing": adapter.unclaimed,
+        "the errors in it": sorted({problem.code for problem in adapter.problems if problem.severity == ERROR}),
+        "the formats of its weights": metadata.get(FORMATS_KEY),
+        "the format by which transformers loads it": metadata.get(_FORMAT_KEY),
+    }
+    return {topic: {_FILE: value} for topic, value in facts.items()}
+
+
+def _of_modules(info: FileInfo) -> dict[str, dict[str, Any]]:
+    """The facts of each contribution, by its module and its place among those of the module."""
+    folded = FoldedScales(info.checkpoint.metadata)
+    facts: dict[str, dict[str, Any]] = {}
+    for name, module in info.adapter.modules.items():
+        for number, contribution in enumerate(module.contributions):
+            own = f"{name} ({number + 1})" if number else name
+            for topic, value in _of_contribution(contribution, folded):
+                facts.setdefault(topic, {})[own] = value
+        facts.setdefault("the layer", {})[name] = module.path
+    return facts
+
+
+def _of_contribution(contribution: Contribution, folded: FoldedScales) -> Iterator[tuple[str, Any]]:
+    magnitude = contribution.magnitude
+    yield "the algorithm", contribution.algorithm.title
+    yield "the rank", contribution.rank
+    yield "the alpha", contribution.alpha
+    yield "the scale", folded.meant(contribution.module.key, contribution.scale)
+    yield "the scale that programs apply", contribution.scale
+    yield "the scale rule", contribution.rslora
+    yield "the magnitude", magnitude and (magnitude.axis, magnitude.spelling.norms)
+    yield "the rows", contribution.rows
+    yield "the orientation", contribution.fan_in_fan_out
+    yield "the settings", dict(contribution.settings)
+    yield "what is open", contribution.unsettled
+    yield "the base's residual", (contribution.residual, contribution.on_residual)
+
+
+def _of_programs(info: FileInfo) -> Iterator[tuple[str, Any]]:
+    if any(problem.severity == ERROR for problem in info.adapter.problems):
+        return
+    for one in judge_each(info.adapter, info.candidates, CONSUMERS.values()):
+        strength = f" at {one.factor:g} times the strength" if one.factor not in (None, 1.0) else ""
+        ignored = f", {len(one.ignored)} keys ignored" if one.ignored else ""
+        yield f"{one.consumer.title} {one.consumer.version}", f"{one.verdict}{strength}{ignored}"
+
+
+def _clause(topic: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    others = [name for name in dict.fromkeys((*before, *after)) if before.get(name) != after.get(name)]
+    name = others[0]
+    of = f" of {shortened(name)}" if name else ""
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    return f"{topic}{of}{more} from {_shown(before.get(name))} to {_shown(after.get(name))}"
+
+
+def _rule(reading: RsloraReading) -> str:
+    """The scale rule, and whether the file states it: what does not leaves people to guess."""
+    stated = "stated" if reading.settled else reading.source
+    return f"{_answer(reading.value)} ({stated}{', with a hint of it' if reading.hint else ''})"
+
+
+def _answer(value: bool | None) -> str:
+    return "unknown" if value is None else ("yes" if value else "no")
+
+
+def _shown(value: Any) -> str:
+    """A fact in words; of several together those that are there."""
+    if isinstance(value, (tuple, list)):
+        return listed([_shown(one) for one in value if one not in (None, "", False)]) or _NOTHING
+    if isinstance(value, bool):
+        return _answer(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return _NOTHING if value in (None, "", {}) else shortened(str(value))

@@ -1,0 +1,42 @@
+"""What changes of a metadata make of a file's meaning: told, refused, or narrowed down to the keys that decide."""
+
+from collections.abc import Sequence
+
+from lora_inspect.editing.changes import Change, applied
+from lora_inspect.editing.deciding import tell_apart
+from lora_inspect.editing.meaning import differences, meaning, with_metadata
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.header_rewrite import Headed
+from lora_inspect.listing import listed, some
+
+
+def settled_meaning(checkpoint: Checkpoint, headed: Headed, made: Sequence[Change], allowed: bool) -> tuple[str, ...]:
+    """What the file means otherwise under the changes, in clauses; LoraInspectError where that is not allowed."""
+    if not made:
+        return ()
+    after = meaning(with_metadata(checkpoint, headed.file, applied(headed.metadata, made)))
+    found = differences(meaning(checkpoint), after)
+    if found and not allowed:
+        keys = some(deciding_keys(checkpoint, headed, made) or [one.key for one in made], 3)
+        raise LoraInspectError(
+            f"{headed.file}: {keys} decides how the file is read, and the change would make {_few(found)}; leave it "
+            "out, or add --allow-other-meaning."
+        )
+    return tuple(found)
+
+
+def deciding_keys(checkpoint: Checkpoint, headed: Headed, made: Sequence[Change]) -> list[str]:
+    """The keys of those changes that make another meaning, each beside all of the others that make none."""
+    before, by_key = meaning(checkpoint), {one.key: one for one in made}
+
+    def keeps(keys: Sequence[str]) -> bool:
+        changed = applied(headed.metadata, [by_key[key] for key in keys])
+        return meaning(with_metadata(checkpoint, headed.file, changed)) == before
+
+    return tell_apart(list(by_key), keeps).deciding
+
+
+def _few(clauses: Sequence[str], count: int = 3) -> str:
+    more = len(clauses) - count
+    return listed([*clauses[:count], *([f"{more} more"] if more > 0 else [])])
