@@ -88,6 +88,7 @@ FILES: dict[str, Make] = {
     "wan-style.safetensors": copy("synthetic/dora_and_rslora_flags.safetensors"),
     "style.safetensors": drawn(1, ss_output_name="style"),
     "face.safetensors": drawn(2, ss_output_name="face"),
+    "trained.safetensors": copy("hashed/smart_falcon_4_lokr.safetensors"),
     "lora.bin": pickled,
     "adapter": peft,
     "model": config,

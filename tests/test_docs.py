@@ -4,6 +4,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+import click
 import pytest
 from musubi_arguments import ARGUMENTS
 
@@ -22,12 +23,14 @@ VERBS = cli.list_commands(None)
 FOREIGN = {"--max-lora-rank"}
 
 
+def options_of(command: click.Command) -> set[str]:
+    below = command.commands.values() if isinstance(command, click.Group) else ()
+    own = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+    return own.union(*map(options_of, below))
+
+
 def options() -> set[str]:
-    found = {"--help", "--version"}
-    for verb in VERBS:
-        for parameter in cli.get_command(None, verb).params:
-            found.update(option for option in parameter.opts if option.startswith("--"))
-    return found
+    return {"--help", "--version"}.union(*(options_of(cli.get_command(None, verb)) for verb in VERBS))
 
 
 @pytest.mark.parametrize("option", sorted(options() - {"--help", "--version"}))

@@ -40,11 +40,19 @@ _GET = """\
 Prints the value of KEY as it is, without a line break at its end.
 
 \b
-Example: lora-inspect metadata get adapter.safetensors ss_tag_frequency
+Example: lora-inspect metadata get trained.safetensors ss_tag_frequency
 """
 
 
-@click.group(help=_HELP, short_help=VERBS["metadata"])
+class _InOrder(click.Group):
+    """Lists the verbs in the order in which people meet them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As they were added."""
+        return list(self.commands)
+
+
+@click.group(help=_HELP, short_help=VERBS["metadata"], cls=_InOrder)
 def metadata() -> None:
     """The group of the verbs."""
 

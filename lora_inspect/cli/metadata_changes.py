@@ -33,14 +33,14 @@ _UNSET = """\
 Removes keys from the metadata of PATH, by name or by a glob.
 
 \b
-Example: lora-inspect metadata unset adapter.safetensors "ss_dataset*" ss_session_id
+Example: lora-inspect metadata unset trained.safetensors "ss_dataset*" ss_session_id
 """
 
 _COPY = """\
 Takes over what another file says of itself, but for the hashes of its tensors. What only PATH says stays.
 
 \b
-Example: lora-inspect metadata copy converted.safetensors --from trained.safetensors --only "modelspec.*"
+Example: lora-inspect metadata copy adapter.safetensors --from trained.safetensors --only "ss_tag_*"
 """
 
 _STRIP = """\

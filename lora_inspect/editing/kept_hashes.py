@@ -33,9 +33,14 @@ def _of_trainer(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def known_hashes(headed: Headed) -> dict[str, str]:
-    """Every hash of a file under the names that people know it by."""
-    found = _file_hashes(headed)
-    sshs = sshs_hashes([renamed(info, info.name) for info in headed.tensors.values()], headed.metadata)
+    """Every hash of a file under the names that people know it by.
+
+    Where the file states the legacy hash as libraries of 2023 took it, it is that.
+    """
+    found, infos = _file_hashes(headed), list(headed.tensors.values())
+    sshs = sshs_hashes([renamed(info, info.name) for info in infos], headed.metadata)
+    if headed.metadata.get(LEGACY_HASH) == (early := legacy_hash(infos, headed.metadata, padded=False)):
+        sshs[LEGACY_HASH] = early
     return {
         "SHA256": found.whole,
         "AutoV1": found.piece,

@@ -60,10 +60,21 @@ def test_what_may_stand_at_the_cursor(typed, expected, run_process):
     assert [kind for kind, _, _ in kinds].index("file") == 0 if FILES in expected else True
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_path_of_every_verb_is_completed(verb):
+# Arguments that are no paths.
+OF_METADATA = ("key", "keys", "pairs")
+
+
+def commands_of(verb):
+    """The commands of a verb: itself, or those below it."""
     command = getattr(importlib.import_module(f"lora_inspect.cli.{verb}"), verb)
-    arguments = [parameter for parameter in command.params if isinstance(parameter, click.Argument)]
+    return command.commands.values() if isinstance(command, click.Group) else [command]
+
+
+@pytest.mark.parametrize(
+    "command", [command for verb in VERBS for command in commands_of(verb)], ids=lambda one: one.name
+)
+def test_every_path_of_every_verb_is_completed(command):
+    arguments = [one for one in command.params if isinstance(one, click.Argument) and one.name not in OF_METADATA]
     options = [option for option in command.params if option.name in ("output", "base") and option not in arguments]
     assert arguments
     assert [parameter.name for parameter in (*arguments, *options) if not isinstance(parameter.type, FilePath)] == []
