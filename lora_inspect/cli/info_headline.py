@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_inspect.listing import listed
+from lora_inspect.listing import listed, some
 from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.file_info import FileInfo
 from lora_inspect.reading.kinds import ADAPTER, BASE
@@ -19,11 +19,13 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 def headline(info: FileInfo, record: Mapping[str, Any]) -> str:
     """What the file is, in one sentence."""
     if info.kind == BASE:
-        return f"Base model: {_model(info)}"
+        return f"Base model: {_model(info)}" if info.candidates else "Base model of a family that is not known here"
     if info.kind != ADAPTER:
         if info.adapter.embeddings:
             return f"No adapter: {in_words(info.adapter.embeddings)}"
-        return f"No adapter, and no model that is known here: {record['tensors']:,} tensors"
+        names = list(info.checkpoint.tensors)
+        tensors = f"{len(names):,} tensor{'s' if len(names) != 1 else ''}"
+        return f"No adapter, and no model that is known here: {tensors}" + (f" ({some(names, 3)})" if names else "")
     if not info.adapter.modules:
         return _without_modules(info)
     told = [part for part in (_ranks(record["ranks"]), _scale(record)) if part]
@@ -88,7 +90,9 @@ def _algorithm(info: FileInfo) -> str:
     for contribution in info.adapter.contributions:
         if not contribution.algorithm.beside:
             counts[contribution.algorithm.title] = counts.get(contribution.algorithm.title, 0) + 1
-    names = sorted(counts, key=lambda title: -counts[title])
+    # LoRA on an Embedding is LoRA, where there is LoRA on other layers.
+    parts = [title for title in counts if any(title.startswith(f"{other} on ") for other in counts)]
+    names = sorted((title for title in counts if title not in parts), key=lambda title: -counts[title])
     rules = {contribution.rslora for contribution in info.adapter.contributions}
     stabilised, decomposed = True in rules, bool(info.adapter.dora.modules)
     if names[0] == "LoRA" and stabilised:

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from lora_inspect.cli.info_headline import few
 from lora_inspect.cli.sheet import Line, Sheet
-from lora_inspect.cli.terminal import FAINT, PLAIN, RIGHT, WRONG
+from lora_inspect.cli.terminal import DOUBTFUL, FAINT, RIGHT, WRONG
 from lora_inspect.consumers.outlook import Alike, alike
-from lora_inspect.consumers.verdict import LOST, NOTHING, REFUSED, SAME, STRENGTH, UNKNOWN, Verdict
+from lora_inspect.consumers.verdict import LOST, NOTHING, PARTLY, REFUSED, SAME, STRENGTH, UNKNOWN, Verdict
 from lora_inspect.shell import command_line
 
 # Those that people ask about most come first.
@@ -26,28 +26,29 @@ def lines_of_programs(
     """
     groups = alike(sorted(verdicts, key=_asked))
     wrong = [one for one in groups if one.verdict not in (SAME, NOTHING, REFUSED, UNKNOWN)]
+    right = [one for one in groups if one.verdict == SAME]
+    lost, unknown = (_titles(groups, which) for which in ((NOTHING, REFUSED), (UNKNOWN,)))
     for one in wrong:
-        yield from sheet.sentence(_sentence(one, scales), WRONG, "!!")
+        is_told = one.verdict == PARTLY and not one.silent
+        yield from sheet.sentence(_sentence(one, scales), *((DOUBTFUL, "!") if is_told else (WRONG, "!!")))
         if one.verdict == STRENGTH and fix:
             yield from sheet.command(fix)
-    right = [one for one in groups if one.verdict == SAME]
-    lost = [title for one in groups if one.verdict in (NOTHING, REFUSED) for title in one.titles]
-    ask = any(one.verdict != STRENGTH or not fix for one in wrong) or (lost and not right and not wrong)
-    if wrong and ask:
-        yield from sheet.command(_every_verdict(path))
     for one in sorted(right, key=lambda one: bool(one.says)):
         names = few(one.titles, most=_MOST)
         yield from sheet.row("works in", f"{names}: {one.says}" if one.says else names, RIGHT)
     if not right and not wrong:
-        yield from sheet.row("works in", "no program that it was tried in" if lost else "not known", PLAIN)
+        yield from sheet.row("works in", "no program that it was tried in" if lost else "not known")
     if lost:
-        why = "" if ask else " (lora-inspect compat says why)"
-        yield from sheet.row("not in", few(sorted(lost, key=_place), most=_MOST) + why)
-    if ask and not wrong:
-        yield from sheet.command(_every_verdict(path))
-    unknown = [title for one in groups if one.verdict == UNKNOWN for title in one.titles]
+        yield from sheet.row("not in", few(lost, most=_MOST))
     if unknown:
-        yield from sheet.row("not tried in", few(sorted(unknown, key=_place), most=_MOST), FAINT)
+        yield from sheet.row("not tried in", few(unknown, most=_MOST), FAINT)
+    is_open = any(one.verdict != STRENGTH or not fix for one in wrong) or (lost and not right and not wrong)
+    if lost or is_open:
+        yield from sheet.row_of_command("next" if is_open else "why not", _every_verdict(path))
+
+
+def _titles(groups: Sequence[Alike], verdicts: Sequence[str]) -> list[str]:
+    return sorted((title for one in groups if one.verdict in verdicts for title in one.titles), key=_place)
 
 
 def _every_verdict(path: str) -> str:

@@ -10,9 +10,11 @@ from lora_inspect.cli.sheet import Line, Sheet
 from lora_inspect.cli.terminal import BOLD, DOUBTFUL, FAINT, WRONG
 from lora_inspect.consumers.outlook import concerned
 from lora_inspect.consumers.verdict import Verdict
+from lora_inspect.maths.expert_packing import PACKINGS
 from lora_inspect.reading.file_info import FileInfo
 from lora_inspect.reading.problem import ERROR, NOTE, WARNING
 from lora_inspect.reading.settings import spell_settings
+from lora_inspect.shell import quoted
 
 # The columns of the parts of an adapter and of a base, and what stands in each.
 _ADAPTED = ("part", "modules", "rank", "scale", "parameters")
@@ -25,6 +27,8 @@ _CELLS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "scale": lambda part: span(part["scales"]),
     "parameters": lambda part: f"{part['parameters']:,}",
 }
+# What settles what a file leaves open.
+_SETTINGS = {"alpha": "alpha=N", "rslora": "rslora=yes|no", "expert_packing": f"expert-packing={'|'.join(PACKINGS)}"}
 # How many of them a screen has: tags, parts, and problems of one severity.
 _MOST_TAGS, _MOST_PARTS, _MOST_PROBLEMS = 8, 12, 12
 _MARKS = {ERROR: ("!!", WRONG), WARNING: ("!", DOUBTFUL), NOTE: ("-", FAINT)}
@@ -38,6 +42,9 @@ def screen(
     yield from sheet.sentence(file_line(record))
     yield from _parts(sheet, record["components"])
     yield from _problems(sheet, record["problems"], (ERROR, WARNING))
+    if info.adapter.open:
+        settings = ",".join(_SETTINGS[one] for one in info.adapter.open)
+        yield from sheet.row_of_command("settle with", f"{quoted(record['path'])}:{settings}")
     if verdicts is not None:
         said = spell_settings(info.adapter.settings)
         path = f"{record['path']}:{said}" if said else record["path"]
@@ -78,18 +85,19 @@ def _origin(sheet: Sheet, record: Mapping[str, Any]) -> Iterator[Line]:
     if record["base"]:
         yield from sheet.row("base", record["base"])
     if record["trigger_words"]:
-        yield from sheet.row("trigger", ", ".join(record["trigger_words"]))
+        words = [sheet.cut(word) for word in record["trigger_words"]]
+        yield from sheet.row("trigger", few(words, "and", _MOST_TAGS))
     for note in record["notes"]:
         yield from sheet.row("note", note)
     if record["tags"]:
-        yield from sheet.row("tags", _tags(record["tags"], record["training"].get("images")))
+        yield from sheet.row("tags", _tags(sheet, record["tags"], record["training"].get("images")))
     if facts := list(_training(record["training"])):
         yield from sheet.row("trained", ", ".join(facts))
 
 
-def _tags(tags: Mapping[str, int], images: int | None) -> str:
+def _tags(sheet: Sheet, tags: Mapping[str, int], images: int | None) -> str:
     """The commonest tags with the share of images that have them; the number where that is not known."""
-    first = list(tags.items())[:_MOST_TAGS]
+    first = [(sheet.cut(tag), count) for tag, count in list(tags.items())[:_MOST_TAGS]]
     if images and all(count <= images for _, count in first):
         return ", ".join(f"{tag} {count / images:.0%}" for tag, count in first)
     return ", ".join(f"{tag} ({count:,})" for tag, count in first)

@@ -26,6 +26,10 @@ class Sheet:
         """The text as the terminal may show it."""
         return terminal.spelled(shortened(text, most))
 
+    def cut(self, text: str) -> str:
+        """One of several words, in half a line at most."""
+        return cut(self.shown(text), self.columns // 2, self.mark)
+
     def sentence(self, text: str, look: str = PLAIN, mark: str = "", most: int = VALUE * 3) -> Iterator[Line]:
         """A sentence over as many lines as it needs, further ones indented; `mark` stands before the first."""
         shown = self.shown(text, most)
@@ -47,6 +51,10 @@ class Sheet:
     def command(self, command: str) -> Iterator[Line]:
         """A command line, which is never broken: it is there to be copied."""
         yield [Piece(_HANGING), Piece(terminal.spelled(command), BOLD)]
+
+    def row_of_command(self, label: str, command: str) -> Iterator[Line]:
+        """A label and what is there to be copied, which is never broken."""
+        yield [Piece(f"{_INDENT}{label:{_LABEL}}", FAINT), Piece(terminal.spelled(command), BOLD)]
 
     def table(self, rows: Sequence[Sequence[str]], headers: Sequence[str]) -> Iterator[Line]:
         """Rows below their headers; the first column is cut to what the others leave, and they stand at the right."""

@@ -13,13 +13,14 @@ class Alike(NamedTuple):
     """Programs that make the same of a file: the verdict, a sentence on it, and what they apply over what is right.
 
     `factors` are those of the modules, the commonest first, and none where all are 1. `titles` name the programs, with
-    the version where another version does something else.
+    the version where another version does something else. `silent` says that one of them tells nothing of it.
     """
 
     verdict: str
     says: str
     factors: tuple[float, ...]
     titles: tuple[str, ...]
+    silent: bool
 
 
 def concerned(verdicts: Sequence[Verdict], families: Sequence[Detection]) -> list[Verdict]:
@@ -42,24 +43,29 @@ def concerned(verdicts: Sequence[Verdict], families: Sequence[Detection]) -> lis
 
 def alike(verdicts: Sequence[Verdict]) -> list[Alike]:
     """The programs by what they make of the file, in the order of the verdicts given."""
-    groups: dict[tuple[str, str, tuple[float, ...]], list[Consumer]] = {}
+    groups: dict[tuple[str, str, tuple[float, ...]], list[Verdict]] = {}
     for one in verdicts:
         # What a program says where it loads nothing is its own; what becomes of what it loads is alike in many.
         says = one.says if one.taken and one.verdict not in (STRENGTH, LOST) else ""
         factors = tuple(factor for factor, _ in one.factors)
         is_right = one.verdict in (SAME, OTHER) or factors == (1.0,)
-        groups.setdefault((one.verdict, says, () if is_right else factors), []).append(one.consumer)
+        groups.setdefault((one.verdict, says, () if is_right else factors), []).append(one)
     versions = Counter(one.consumer.title for one in verdicts)
     return [
-        Alike(verdict, says, factors, tuple(_named(programs, versions)))
-        for (verdict, says, factors), programs in groups.items()
+        Alike(
+            verdict,
+            says,
+            factors,
+            tuple(_named([one.consumer for one in theirs], versions)),
+            any(one.silent for one in theirs),
+        )
+        for (verdict, says, factors), theirs in groups.items()
     ]
 
 
-def _named(programs: Iterable[Consumer], versions: Counter[str]) -> Iterable[str]:
+def _named(programs: Sequence[Consumer], versions: Counter[str]) -> Iterable[str]:
     """The titles, each once where all versions of the program are there, else with the version."""
-    here = list(programs)
-    counts = Counter(program.title for program in here)
+    counts = Counter(program.title for program in programs)
     return dict.fromkeys(
-        one.title if counts[one.title] == versions[one.title] else f"{one.title} {one.version}" for one in here
+        one.title if counts[one.title] == versions[one.title] else f"{one.title} {one.version}" for one in programs
     )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from lora_inspect.files.json_text import parse_json
 
-# Each in the order in which it is looked for.
+# Keys in the order in which they are looked for. Expressions are compiled when a file has what they are for.
 _TITLES = ("modelspec.title", "ss_output_name", "name")
 _BASES = ("ss_sd_model_name", "ss_base_model", "base_model")
 _BASES_IN_CONFIGS = ("base_model_name_or_path", "model", "base_model_name")
@@ -21,13 +21,13 @@ _NOTES = ("modelspec.usage_hint", "ss_training_comment", "modelspec.description"
 # What programs write where they have nothing to say; the last is a placeholder of ai-toolkit.
 _NOTHING = ("", "none", "null", "undefined", "[name]")
 # The title that sd-scripts and musubi-tuner give to an adapter without a name: a word and the time.
-_NAMELESS = re.compile(r"\w+@\d+(\.\d+)?")
+_NAMELESS = r"\w+@\d+(\.\d+)?"
 _MOST_TAGS, _MOST_TRIGGERS = 20, 20
 # A folder of images is called by how often each counts, and what they show: `10_sks dog`.
-_FOLDER = re.compile(r"(\d+)_(.+)", re.DOTALL)
+_FOLDER = r"(?s)(\d+)_(.+)"
 
 # What a path begins with that is one of a machine, and no name on a hub.
-_ON_A_MACHINE = re.compile(r"[/~.\\]|[A-Za-z]:[/\\]")
+_ON_A_MACHINE = r"[/~.\\]|[A-Za-z]:[/\\]"
 
 
 class Provenance(NamedTuple):
@@ -50,7 +50,7 @@ def provenance(metadata: Mapping[str, str], config: Mapping[str, Any] | None = N
     captions = _captions(metadata)
     bases = (*texts(metadata, _BASES), *texts(_configs(metadata, config), _BASES_IN_CONFIGS))
     return Provenance(
-        title=next((title for title in texts(metadata, _TITLES) if not _NAMELESS.fullmatch(title)), None),
+        title=next((title for title in texts(metadata, _TITLES) if not re.fullmatch(_NAMELESS, title)), None),
         base=next(map(_last_name, bases), None),
         trigger_words=tuple(_trigger_words(metadata, captions)),
         notes=tuple(dict.fromkeys(texts(metadata, _NOTES))),
@@ -107,7 +107,7 @@ def _configs(metadata: Mapping[str, str], config: Mapping[str, Any] | None) -> M
 
 def _last_name(base: str) -> str:
     """The name of a base: what a path of the machine that trained ends in."""
-    return re.split(r"[/\\]", base.rstrip("/\\"))[-1] or base if _ON_A_MACHINE.match(base) else base
+    return re.split(r"[/\\]", base.rstrip("/\\"))[-1] or base if re.match(_ON_A_MACHINE, base) else base
 
 
 def _captions(metadata: Mapping[str, str]) -> dict[str, dict[str, int]]:
@@ -126,7 +126,7 @@ def _only_trigger(captions: Mapping[str, Mapping[str, int]]) -> str | None:
     if len(captions) != 1:
         return None
     [(folder, tags)] = captions.items()
-    named = _FOLDER.fullmatch(folder)
+    named = re.fullmatch(_FOLDER, folder)
     return named[2] if named and dict(tags) == {named[2]: 1} else None
 
 

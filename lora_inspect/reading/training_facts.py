@@ -25,10 +25,10 @@ _OPTIMIZERS = ("ss_optimizer", "ss_optimizer_type")
 _RESOLUTIONS = ("ss_resolution", "modelspec.resolution")
 _DATES = ("ss_training_finished_at", "ss_training_started_at")
 # Sides of an image: `(768, 768)`, `1024x1024`, `1024`.
-_SIDES = re.compile(r"[(\[]?\s*(\d{1,6})\s*(?:[,x*]\s*(\d{1,6})\s*,?\s*)?[)\]]?")
-_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+_SIDES = r"[(\[]?\s*(\d{1,6})\s*(?:[,x*]\s*(\d{1,6})\s*,?\s*)?[)\]]?"
+_DAY = r"\d{4}-\d{2}-\d{2}"
 # The name of a class at the end of its path, before its arguments.
-_CLASS = re.compile(r"(?:[\w.]+\.)?(\w+)(?:\(.*)?", re.DOTALL)
+_CLASS = r"(?s)(?:[\w.]+\.)?(\w+)(?:\(.*)?"
 
 
 def training_facts(metadata: Mapping[str, str], config: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def training_facts(metadata: Mapping[str, str], config: Mapping[str, Any] | None
     facts["learning_rate"] = next((rate for rate in map(_rate, rates) if rate), None)
     facts["optimizer"] = next((name for name in _optimizers(metadata, objects) if name), None)
     facts["date"] = next((day for day in map(_day, (metadata.get(key) for key in _DATES)) if day), None) or next(
-        (text[:10] for text in texts(metadata, ("modelspec.date",)) if _DAY.match(text)), None
+        (text[:10] for text in texts(metadata, ("modelspec.date",)) if re.match(_DAY, text)), None
     )
     return {fact: value for fact, value in facts.items() if value is not None}
 
@@ -64,7 +64,7 @@ def _resolution(value: Any) -> str | None:
     """Width and height as `768x768`, of a text or a list; one side stands for both."""
     if isinstance(value, list) and 1 <= len(value) <= 2:
         value = ",".join(map(str, value))
-    found = _SIDES.fullmatch(str(value).strip()) if isinstance(value, str | int) else None
+    found = re.fullmatch(_SIDES, str(value).strip()) if isinstance(value, str | int) else None
     if not found or isinstance(value, bool):
         return None
     return f"{int(found[1])}x{int(found[2] or found[1])}"
@@ -85,7 +85,7 @@ def _optimizers(metadata: Mapping[str, str], objects: Mapping[str, Any]) -> list
     """Names of optimizers, without the path of their class and its arguments."""
     inner = objects.get("optimizer")
     inner = inner if isinstance(inner, dict) else objects
-    found = (_CLASS.fullmatch(text) for text in (*texts(metadata, _OPTIMIZERS), *texts(inner, ("optimizer",))))
+    found = (re.fullmatch(_CLASS, text) for text in (*texts(metadata, _OPTIMIZERS), *texts(inner, ("optimizer",))))
     return [match[1] for match in found if match]
 
 
