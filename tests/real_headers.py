@@ -21,6 +21,12 @@ def loaded(folder: str, name: str) -> dict:
         return json.load(handle)
 
 
+def told_by(name: str) -> tuple[dict, dict | None]:
+    """The metadata of a file in fixtures/real-headers, and the config beside it."""
+    real = loaded("real-headers", name)
+    return json.loads(real["header"]).get("__metadata__", {}), real.get("config")
+
+
 def write_header(name: str, folder: Path) -> Path:
     """The file of that name in fixtures/real-headers, with its config beside it."""
     real = loaded("real-headers", name)

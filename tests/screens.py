@@ -78,7 +78,9 @@ def _without_config(folder: Path) -> Path:
     return folder / "adapter_model.safetensors"
 
 
-def _made(tensors: dict, metadata: dict | None = None, name: str = "made.safetensors") -> Callable[[Path], Path]:
+def made(tensors: dict, metadata: dict | None = None, name: str = "made.safetensors") -> Callable[[Path], Path]:
+    """Writes such tensors, (dtype, shape, number) by name, into a folder."""
+
     def write(folder: Path) -> Path:
         contents = {}
         for key, (dtype, shape, number) in tensors.items():
@@ -124,13 +126,13 @@ REAL: dict[str, Callable[[Path], Path]] = {
 MADE: dict[str, Callable[[Path], Path]] = {
     "wan-rslora-flag": _fixture("synthetic/rslora_flag.safetensors"),
     "wan-rslora-and-dora": _fixture("synthetic/dora_and_rslora_flags.safetensors"),
-    "wan-low-noise": _made(
+    "wan-low-noise": made(
         {key: value for block in range(2) for key, value in lora(f"lora_unet_blocks_{block}_self_attn_q").items()},
         {"ss_output_name": "motion_low_noise", "ss_base_model_version": "wan2.2"},
         "motion.safetensors",
     ),
-    "hostile": _made(lora(f"lora_unet_blocks_0_self_attn_q{EVIL}"), HOSTILE, "hostile.safetensors"),
-    "several-algorithms": _made(
+    "hostile": made(lora(f"lora_unet_blocks_0_self_attn_q{EVIL}"), HOSTILE, "hostile.safetensors"),
+    "several-algorithms": made(
         {
             **lora("lora_unet_blocks_0_self_attn_q", alpha=2.0),
             "lora_unet_blocks_0_self_attn_k.diff": ("F32", (6, 5), 1),
@@ -138,8 +140,8 @@ MADE: dict[str, Callable[[Path], Path]] = {
             "stray": ("F32", (1,), 0),
         }
     ),
-    "embedding": _made({"emb_params": ("F32", (2, 768), 1)}, None, "easynegative.safetensors"),
-    "neither": _made({"a": ("F32", (3,), 1)}, None, "neither.safetensors"),
-    "alpha-of-0": _made(lora("lora_unet_blocks_0_self_attn_q", alpha=0.0), None, "zero.safetensors"),
+    "embedding": made({"emb_params": ("F32", (2, 768), 1)}, None, "easynegative.safetensors"),
+    "neither": made({"a": ("F32", (3,), 1)}, None, "neither.safetensors"),
+    "alpha-of-0": made(lora("lora_unet_blocks_0_self_attn_q", alpha=0.0), None, "zero.safetensors"),
 }
 EVERY = REAL | MADE

@@ -1,5 +1,6 @@
 """All hypothesis strategies: headers, module paths, alphas and whole adapters."""
 
+import json
 import math
 import struct
 
@@ -144,3 +145,16 @@ expressions = st.recursive(
     _grouped,
     max_leaves=6,
 )  # fmt: skip
+
+# Keys that trainers tell of a training by.
+_TOLD_KEYS = (
+    "modelspec.title", "ss_output_name", "name", "ss_sd_model_name", "modelspec.trigger_phrase", "ss_tag_frequency",
+    "ss_dataset_dirs", "ss_datasets", "ot_config", "training_info", "ss_training_comment", "ss_steps", "ss_resolution",
+    "ss_learning_rate", "ss_optimizer", "ss_training_finished_at", "modelspec.date", "ss_epoch",
+)  # fmt: skip
+any_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=8,
+)
+told_metadata = st.dictionaries(st.sampled_from(_TOLD_KEYS), st.text(max_size=40) | any_json.map(json.dumps))

@@ -60,10 +60,12 @@ class Sheet:
         """Rows below their headers; the first column is cut to what the others leave, and they stand at the right."""
         cells = [[self.shown(cell) for cell in row] for row in rows]
         widths = [max(map(width, column)) for column in zip(headers, *cells, strict=True)]
-        room = self.columns - len(_INDENT) - sum(widths[1:]) - len(_GAP) * (len(widths) - 1)
+        least = len(_INDENT) + width(headers[0]) + sum(widths[1:])
+        gap = _GAP if least + len(_GAP) * (len(widths) - 1) <= self.columns else " "
+        room = self.columns - len(_INDENT) - sum(widths[1:]) - len(gap) * (len(widths) - 1)
         widths[0] = max(min(widths[0], room), width(headers[0]))
         for number, (first, *others) in enumerate((headers, *cells)):
             first = cut(first, widths[0], self.mark)
             right = (" " * (columns - width(cell)) + cell for cell, columns in zip(others, widths[1:], strict=True))
-            text = _INDENT + first + " " * (widths[0] - width(first)) + "".join(_GAP + cell for cell in right)
-            yield [Piece(text, PLAIN if number else FAINT)]
+            text = _INDENT + first + " " * (widths[0] - width(first)) + "".join(gap + cell for cell in right)
+            yield [Piece(cut(text, self.columns, self.mark), PLAIN if number else FAINT)]

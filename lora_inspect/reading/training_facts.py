@@ -27,8 +27,8 @@ _DATES = ("ss_training_finished_at", "ss_training_started_at")
 # Sides of an image: `(768, 768)`, `1024x1024`, `1024`.
 _SIDES = r"[(\[]?\s*(\d{1,6})\s*(?:[,x*]\s*(\d{1,6})\s*,?\s*)?[)\]]?"
 _DAY = r"\d{4}-\d{2}-\d{2}"
-# The name of a class at the end of its path, before its arguments.
-_CLASS = r"(?s)(?:[\w.]+\.)?(\w+)(?:\(.*)?"
+# What says a resolution, a day or the name of a class is short.
+_LONGEST = 100
 
 
 def training_facts(metadata: Mapping[str, str], config: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def training_facts(metadata: Mapping[str, str], config: Mapping[str, Any] | None
     facts["resolution"] = next((size for size in map(_resolution, sizes) if size), None)
     rates = (*(metadata.get(key) for key in _RATES), objects.get("learning_rate"))
     facts["learning_rate"] = next((rate for rate in map(_rate, rates) if rate), None)
-    facts["optimizer"] = next((name for name in _optimizers(metadata, objects) if name), None)
+    facts["optimizer"] = next(iter(_optimizers(metadata, objects)), None)
     facts["date"] = next((day for day in map(_day, (metadata.get(key) for key in _DATES)) if day), None) or next(
         (text[:10] for text in texts(metadata, ("modelspec.date",)) if re.match(_DAY, text)), None
     )
@@ -62,12 +62,12 @@ def training_facts(metadata: Mapping[str, str], config: Mapping[str, Any] | None
 
 def _resolution(value: Any) -> str | None:
     """Width and height as `768x768`, of a text or a list; one side stands for both."""
-    if isinstance(value, list) and 1 <= len(value) <= 2:
-        value = ",".join(map(str, value))
-    found = re.fullmatch(_SIDES, str(value).strip()) if isinstance(value, str | int) else None
-    if not found or isinstance(value, bool):
+    if isinstance(value, list) and 1 <= len(value) <= 2 and all(isinstance(side, int) for side in value):
+        value = "x".join(map(str, value))
+    if isinstance(value, bool) or not isinstance(value, str | int) or len(text := str(value)) > _LONGEST:
         return None
-    return f"{int(found[1])}x{int(found[2] or found[1])}"
+    found = re.fullmatch(_SIDES, text.strip())
+    return f"{int(found[1])}x{int(found[2] or found[1])}" if found else None
 
 
 def _rate(value: Any) -> float | None:
@@ -85,8 +85,9 @@ def _optimizers(metadata: Mapping[str, str], objects: Mapping[str, Any]) -> list
     """Names of optimizers, without the path of their class and its arguments."""
     inner = objects.get("optimizer")
     inner = inner if isinstance(inner, dict) else objects
-    found = (re.fullmatch(_CLASS, text) for text in (*texts(metadata, _OPTIMIZERS), *texts(inner, ("optimizer",))))
-    return [match[1] for match in found if match]
+    told = (*texts(metadata, _OPTIMIZERS), *texts(inner, ("optimizer",)))
+    names = (text.partition("(")[0].rpartition(".")[2].strip() for text in told)
+    return [name for name in names if 0 < len(name) <= _LONGEST]
 
 
 def _day(value: Any) -> str | None:

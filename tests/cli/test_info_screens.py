@@ -4,14 +4,31 @@ UPDATE_SCREENS=1 writes what is shown now into tests/cli/screens, to be read and
 """
 
 import os
+import re
+import shlex
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-from screens import EVERY, REAL
+from hypothesis import given
+from screens import EVERY, REAL, made
+from strategies import told_metadata
+from toy_adapters import lora
 
+from lora_inspect.cli import terminal
+from lora_inspect.cli.info_screen import screen
+from lora_inspect.cli.sheet import Sheet
+from lora_inspect.ops.info import record_of, verdicts_of
 from lora_inspect.printable import printable, width
+from lora_inspect.reading.file_info import inspect
 
 SCREENS = Path(__file__).parent / "screens"
+
+
+@pytest.fixture
+def synthetic(fixtures):
+    return fixtures / "synthetic"
 
 
 @pytest.fixture
@@ -53,3 +70,134 @@ def test_lines_fit_80_columns_whatever_is_asked_for(name, show):
     assert shown == "".join(f"{line}\n" for line in lines)
     assert all(line == printable(line) for line in lines)
     assert [line for line in lines if width(line) > 80 and " lora-inspect " not in line] == []
+
+
+@pytest.mark.parametrize("columns", [40, 60, 133])
+@pytest.mark.parametrize("name", ["sd15-lokr-smart-falcon-4", "hostile", "wan-rslora-flag"])
+def test_lines_fit_the_width_that_columns_says(name, columns, show, monkeypatch):
+    monkeypatch.setattr("lora_inspect.cli.terminal.columns", lambda: columns)
+    lines = show(name, "--why", "--modules", "--metadata").splitlines()
+    assert [line for line in lines if width(line) > columns and " lora-inspect " not in line] == []
+    assert max(map(width, lines)) > columns - 12
+
+
+def test_columns_sets_the_width_and_a_pipe_has_80(monkeypatch):
+    for said, columns in {"": 80, "x": 80, "120": 120, "7": 40}.items():
+        monkeypatch.setenv("COLUMNS", said)
+        assert terminal.columns() == columns
+
+
+def test_a_pipe_has_no_colours_unless_they_are_forced_and_no_color_wins(show, monkeypatch):
+    plain = show("wan-rslora-flag")
+    assert "\x1b" not in plain
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    coloured = show("wan-rslora-flag")
+    assert coloured.startswith("\x1b[1mRS-LoRA for Wan")
+    assert "\x1b[1;31m!!  \x1b[0m" in coloured
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert show("wan-rslora-flag") == plain
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_a_terminal_has_colours_unless_no_color_is_set_or_it_is_dumb(synthetic, tmp_path):
+    from pseudo_terminal import on_a_terminal
+
+    command = [["info", synthetic / "rslora_flag.safetensors"]]
+    known = {"TERM": "xterm", "NO_COLOR": "", "FORCE_COLOR": ""}
+    assert b"\x1b[1mRS-LoRA" in on_a_terminal(command, tmp_path, **known)[0][1]
+    for other in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        assert b"\x1b" not in on_a_terminal(command, tmp_path, **known | other)[0][1]
+
+
+def test_letters_that_the_encoding_lacks_are_spelled_and_lines_fit_all_the_same(run_process, tmp_path):
+    path = EVERY["hostile"](tmp_path)
+    shown = run_process("-m", "lora_inspect", "info", path, "--modules", PYTHONIOENCODING="ascii", COLUMNS="")
+    assert shown.status == 0
+    lines = shown.stdout.splitlines()
+    assert [line for line in lines if len(line) > 80 and " lora-inspect " not in line] == []
+    assert shown.stdout.isascii()
+    assert "..." in shown.stdout
+
+
+@given(told_metadata)
+def test_no_metadata_break_the_screen(metadata):
+    with tempfile.TemporaryDirectory() as folder:
+        path = made(lora("lora_unet_blocks_0_self_attn_q"), metadata)(Path(folder))
+        info = inspect(str(path))
+        verdicts = verdicts_of(info)
+        lines = ["".join(piece.text for piece in line) for line in
+                 screen(Sheet(80), info, record_of(info, verdicts), verdicts, why=True)]  # fmt: skip
+    assert lines[0].startswith("LoRA for Wan 2.1 / 2.2")
+    assert all(line == printable(line) for line in lines)
+    assert [line for line in lines if width(line) > 80 and " lora-inspect " not in line] == []
+
+
+@pytest.mark.parametrize(("rank", "alpha", "words"), [
+    (4, 3.0, "0.75: half as strong"), (16, 8.0, "0.5: 0.25 times as strong"), (64, 16.0, "0.25: 0.125 times as strong"),
+    (2, 2.0, "1: 0.707 times as strong"),
+])  # fmt: skip
+def test_an_rslora_says_what_alpha_over_rank_makes_of_it(rank, alpha, words, run, write_safetensors):
+    file = write_safetensors(rslora(rank, alpha))
+    assert float(words.partition(":")[0]) == pytest.approx(alpha / rank, rel=1e-3)
+    shown = run("info", file).stdout
+    assert f"scale {alpha / rank**0.5:.6g} (alpha {alpha:g} / sqrt {rank})" in shown
+    assert f"!!  ComfyUI, InvokeAI and musubi-tuner apply {words} as trained." in " ".join(shown.split("\n    "))
+    factors = run("info", file, "--json").json["factors"]
+    assert factors["comfyui"] == pytest.approx(rank**-0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["plain.safetensors", "it's a 'test' $(x).safetensors", "-dash.safetensors"])
+def test_the_command_of_the_screen_mends_the_file(name, run, write_safetensors, tmp_path, monkeypatch):
+    write_safetensors(rslora(4, 3.0), name=name)
+    monkeypatch.chdir(tmp_path)
+    path = f"./{name}" if name.startswith("-") else name
+    (command,) = (
+        line for line in run("info", path).stdout.splitlines() if line.startswith("    lora-inspect convert ")
+    )
+    program, *words = shlex.split(command)
+    assert program == "lora-inspect"
+    assert run(*words).status == 0
+    mended = run("info", words[-1])
+    assert "scale 1.5 (alpha 6 / rank 4)" in mended.stdout
+    assert "!!" not in mended.stdout
+    assert set(run("info", words[-1], "--json").json["factors"].values()) == {1.0}
+
+
+def rslora(rank, alpha):
+    tensors = {
+        key: tensor
+        for block in range(2)
+        for key, tensor in lora(f"lora_unet_blocks_{block}_self_attn_q", rank=rank, alpha=alpha).items()
+    }
+    return tensors | {"use_rslora_flag": ("BOOL", (), True)}
+
+
+def test_evidence_is_one_line_for_what_is_surprising_and_all_of_it_with_why(show):
+    brief = [line for line in show("wan-rslora-flag").splitlines() if line.startswith("why RS-LoRA")]
+    assert brief == ["why RS-LoRA: the flag is True [use_rslora_flag] (2 more: --why)"]
+    whole = [line for line in show("wan-rslora-flag", "--why").splitlines() if line.startswith("why ")]
+    assert len(whole) == 3
+    assert not any(line.startswith("why") and "--why" in line for line in show("krea2-lora-kohya").splitlines())
+
+
+def test_modules_have_the_columns_that_say_something_and_reasons_for_unknown_scales(show):
+    headers = next(line for line in show("wan-rslora-flag", "--modules").splitlines() if line.startswith("  module"))
+    assert headers.split() == ["module", "shape", "rank", "alpha", "scale"]
+    shown = show("minilm-peft-without-its-config", "--modules")
+    assert "scale of 12: PEFT keeps alpha" in shown
+    assert "algorithm" in show("several-algorithms", "--modules")
+
+
+def test_the_record_has_what_the_screen_shows(show, run):
+    show("sd15-lokr-smart-falcon-4")
+    record = run("info", "smart_falcon_4_lokr.safetensors", "--json").json
+    assert record["schema"] == 1
+    assert record["base"] == "animefull-final-pruned.safetensors"
+    assert record["training"]["steps"] == 3010
+    assert list(record["components"]) == ["model", "text_encoder"]
+    assert sum(part["modules"] for part in record["components"].values()) == record["modules"] == 350
+    assert sum(part["parameters"] for part in record["components"].values()) == record["parameters"]
+    assert record["components"]["text_encoder"]["title"] == "text encoder (CLIP-L)"
+    assert record["verdicts"]["comfyui"] == "same meaning"
+    assert record["fix"] is None
