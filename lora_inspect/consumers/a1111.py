@@ -22,6 +22,7 @@ from lora_inspect.consumers.record import (
     Exceptions,
     Given,
     Loader,
+    OfKind,
     Rule,
     Strangers,
     one,
@@ -66,6 +67,7 @@ def _of_openclip(given: Given) -> str | None:
     return webui_networks.exceptions(given)
 
 
+_OF_ENCODER = OfKind(webui_networks.exceptions)
 _LOADED = Rule(
     kinds=webui_networks.KINDS,
     scale=webui_networks.scale(of_glora=one),
@@ -116,7 +118,7 @@ CONSUMER = Consumer(
             "sd15",
             _Names(("lora_unet_",), UNET, _of_unet),
             _Names(("oft_unet_",), ("original",), _of_unet),
-            _Names(("lora_te_", "lora_te1_"), (_CLIP,), webui_networks.exceptions),
+            _Names(("lora_te_", "lora_te1_"), (_CLIP,), _OF_ENCODER),
         ),
         _loader(
             "sd2",
@@ -128,7 +130,7 @@ CONSUMER = Consumer(
             "sdxl",
             _Names(("lora_unet_",), UNET, _of_sdxl),
             _Names(("oft_unet_",), ("original",), _of_sdxl),
-            _Names(("lora_te1_",), (_CLIP,), webui_networks.exceptions),
+            _Names(("lora_te1_",), (_CLIP,), _OF_ENCODER),
             _Names(("lora_te2_",), (_CLIP,), _of_openclip),
         ),
     ),

@@ -37,6 +37,7 @@ from lora_inspect.consumers.record import (
     Failure,
     Given,
     Loader,
+    OfKind,
     Rule,
     Strangers,
 )
@@ -76,6 +77,7 @@ _LOGGED = {
 }
 
 
+@OfKind
 def _exceptions(given: Given) -> str | Failure | Strangers | None:
     """What becomes of a contribution for what stands beside it, its shapes and its alpha."""
     algorithm, factors = given.contribution.algorithm.name, given.contribution.factors

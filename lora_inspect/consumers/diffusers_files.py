@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping
 
-from lora_inspect.consumers.record import Failure, Given, ScaleRule
+from lora_inspect.consumers.record import Failure, Given, OfKind, ScaleRule
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.peft_config import EMBEDDED_KEY, embedded_configs
@@ -11,12 +11,14 @@ from lora_inspect.reading.peft_config import EMBEDDED_KEY, embedded_configs
 NOT_LORA = "ValueError: Invalid LoRA checkpoint"
 
 
+@OfKind
 def endless(given: Given) -> Failure | None:
     """Conversions halve and double shares of a scale until they are alike, and those of a negative one never are."""
     is_negative = given.module.alpha is not None and (given.contribution.alpha or 0.0) < 0
     return Failure("it never ends, as an alpha is negative") if is_negative else None
 
 
+@OfKind
 def stored(given: Given) -> float | None:
     """What the embedded config means, else alpha/rank of the file's tensors."""
     if EMBEDDED_KEY in given.adapter.checkpoint.metadata:
@@ -34,7 +36,7 @@ def alphas_by_pattern(adapter: Adapter) -> ScaleRule:
     for module in adapter.modules.values():
         own = {one.alpha if module.alpha else None for one in module.contributions if one.rank}
         alphas[module.name.component] |= own
-    return lambda given: stored(given) if len(alphas[given.module.name.component]) == 1 else None
+    return OfKind(lambda given: stored(given) if len(alphas[given.module.name.component]) == 1 else None)
 
 
 def without_lora(pipeline: str, adapter: Adapter) -> str | None:

@@ -26,6 +26,7 @@ from lora_inspect.consumers.record import (
     SILENT,
     Failure,
     Given,
+    OfKind,
     Rule,
     ScaleOfFile,
     Strangers,
@@ -41,6 +42,7 @@ _FLUX_ENDS = (
 )
 
 
+@OfKind
 def _exceptions(given: Given) -> str | Failure | None:
     if never := endless(given):
         return never

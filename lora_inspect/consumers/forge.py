@@ -36,6 +36,7 @@ from lora_inspect.consumers.record import (
     Consumer,
     Given,
     Loader,
+    OfKind,
     Rule,
     Strangers,
 )
@@ -43,6 +44,7 @@ from lora_inspect.consumers.record import (
 _OF_WEIGHTS = ("lora", "loha", "lokr", "glora", "old_glora", "norm", "full", "set_weight")
 
 
+@OfKind
 def _exceptions(given: Given) -> str | None:
     if is_replaced(given, _OF_WEIGHTS):
         return MISREADS

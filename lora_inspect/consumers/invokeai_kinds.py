@@ -10,6 +10,7 @@ from lora_inspect.consumers.record import (
     OTHER_AXIS,
     WARNS,
     Given,
+    OfKind,
     Rule,
     Strangers,
     one,
@@ -32,6 +33,7 @@ _MAGNITUDES = {
 _CUT = (".lora_magnitude_vector output", ".magnitude output")
 
 
+@OfKind
 def exceptions(given: Given) -> str | None:
     """What becomes of a contribution for what stands beside it."""
     name = given.contribution.algorithm.name
@@ -48,6 +50,7 @@ def exceptions(given: Given) -> str | None:
     return FAILS if magnitude and magnitude.spelling.suffix == ".dora_scale" and name != "lora" else None
 
 
+@OfKind
 def _dotted(given: Given) -> str | None:
     return FAILS if given.contribution.algorithm.name == "full_bias" else exceptions(given)
 

@@ -15,6 +15,7 @@ from lora_inspect.consumers.record import (
     Finder,
     Given,
     Loader,
+    OfKind,
     Rule,
     Strangers,
 )
@@ -51,6 +52,7 @@ def _finds(adapter: Adapter) -> Finder:
     return finds
 
 
+@OfKind
 def _scale_of_folder(given: Given) -> float | None:
     """`lora_alpha` of the config over the rank of the tensor, with no rule of RS-LoRA and no pattern."""
     config = config_of(given.adapter)
@@ -60,6 +62,7 @@ def _scale_of_folder(given: Given) -> float | None:
     return _scale(float(alpha), given.contribution.rank)
 
 
+@OfKind
 def _scale_of_file(given: Given) -> float | None:
     """The alpha of the header over the rank of the tensor."""
     alpha = given.contribution.alpha

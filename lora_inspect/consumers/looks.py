@@ -1,15 +1,14 @@
 """How a module looks to a program: what of its names and spellings decides whether and how it is loaded."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import NamedTuple
 
 from lora_inspect import algorithms
-from lora_inspect.architectures.patterns import layout_patterns, pattern_of
+from lora_inspect.architectures.patterns import layout_patterns
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.architectures.text_encoders import PATHS, ROOTS
 from lora_inspect.consumers.record import HIDING, INFIXED, SLICED, TEXT_ENCODERS
-from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.suffixes import parse_key
 
@@ -32,32 +31,24 @@ class Look(NamedTuple):
     magnitude: str
 
 
-class Seen(NamedTuple):
-    """A module's contribution, and how it looks."""
+def look_of(module: Module, contribution: Contribution, pattern: str) -> Look:
+    """How a program sees a contribution of a module whose name is of the `pattern`."""
+    magnitude = contribution.magnitude
+    return Look(
+        prefix=module.name.prefix,
+        pattern=pattern,
+        separator=separator_of(module),
+        algorithm=contribution.algorithm.name,
+        roles=tuple(sorted(contribution.factors)),
+        dialects=_dialects(module, contribution),
+        has_alpha=module.alpha is not None,
+        magnitude=f"{magnitude.spelling.suffix} {magnitude.axis}" if magnitude else "",
+    )
 
-    module: Module
-    contribution: Contribution
-    look: Look
 
-
-def looks(adapter: Adapter) -> Iterator[Seen]:
-    """The contributions of every module as a program sees them."""
-    for module in adapter.modules.values():
-        separator = "_" if module.name.flat else "."
-        pattern = pattern_of(module.name.body, separator)
-        for contribution in module.contributions:
-            magnitude = contribution.magnitude
-            look = Look(
-                prefix=module.name.prefix,
-                pattern=pattern,
-                separator=separator,
-                algorithm=contribution.algorithm.name,
-                roles=tuple(sorted(contribution.factors)),
-                dialects=_dialects(module, contribution),
-                has_alpha=module.alpha is not None,
-                magnitude=f"{magnitude.spelling.suffix} {magnitude.axis}" if magnitude else "",
-            )
-            yield Seen(module, contribution, look)
+def separator_of(module: Module) -> str:
+    """What joins the segments of the module's name."""
+    return "_" if module.name.flat else "."
 
 
 def is_of_layout(look: Look, family: Architecture | None, layout: str) -> bool:
@@ -68,6 +59,11 @@ def is_of_layout(look: Look, family: Architecture | None, layout: str) -> bool:
         return look.pattern in layout_patterns(ROOTS[layout], look.separator)
     own = (one for one in (family.layouts if family else ()) if layout in one.names)
     return any(look.pattern in layout_patterns(one.named, look.separator) for one in own)
+
+
+def is_at(look: Look, paths: tuple[str, ...]) -> bool:
+    """Whether it is the module at one of the `paths`, with `{i}` for numbers."""
+    return look.pattern in layout_patterns(paths, look.separator)
 
 
 def _dialects(module: Module, contribution: Contribution) -> tuple[str, ...]:

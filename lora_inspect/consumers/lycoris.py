@@ -21,6 +21,7 @@ from lora_inspect.consumers.record import (
     Failure,
     Given,
     Loader,
+    OfKind,
     Rule,
     Strangers,
     alpha_over_rank,
@@ -41,6 +42,7 @@ _SIZES = "RuntimeError: the size of a tensor must match"
 _NO_FACTOR = "AttributeError: the module has no such factor"
 
 
+@OfKind
 def _exceptions(given: Given) -> str | Failure | None:
     """What it raises of a layer, and what it does not read of it."""
     found = [one.algorithm.name for one in given.module.contributions]
@@ -93,12 +95,14 @@ def _parts(factor: int, *sides: tuple[int, int]) -> bool:
     return all(lokr.factorise(small * large, factor) == (small, large) for small, large in sides)
 
 
+@OfKind
 def _merged_exceptions(given: Given) -> str | Failure | None:
     """What `merge_to` scales twice it normalises so as well."""
     found, twice = _exceptions(given), _merged_scale(given) != alpha_over_rank(given)
     return MISREADS if found is None and given.contribution.magnitude and twice else found
 
 
+@OfKind
 def _merged_scale(given: Given) -> float | None:
     scale = alpha_over_rank(given)
     if scale is not None and given.contribution.algorithm.name in ("loha", "lokr"):

@@ -25,6 +25,7 @@ from lora_inspect.consumers.record import (
     Finder,
     Given,
     Loader,
+    OfKind,
     Rule,
     Strangers,
 )
@@ -64,6 +65,7 @@ def _has_several_kinds(adapter: Adapter) -> bool:
     return len({one.algorithm.name for one in adapter.contributions} & set(_KINDS)) > 1
 
 
+@OfKind
 def _exceptions(given: Given) -> str | None:
     """It knows no cores and kernels."""
     shapes = given.contribution.shapes
@@ -75,9 +77,10 @@ def _exceptions(given: Given) -> str | None:
 
 def _in_blocks(adapter: Adapter) -> Finder:
     starts = tuple({start for family in _IN_BLOCKS.values() for start in family})
-    return lambda given: given.module.name.body.startswith(starts)
+    return OfKind(lambda given: given.module.name.body.startswith(starts))
 
 
+@OfKind
 def _exceptions_of_network(given: Given) -> str | Failure | None:
     """It asks for an alpha, and knows convolutions, which the blocks have none of."""
     if given.module.alpha is None:

@@ -1,35 +1,39 @@
-"""What a program makes of an adapter by the rules of its loader: what it takes, passes over and refuses."""
+"""What a program makes of an adapter by the rules of its loader: what it takes, passes over and refuses.
 
-from collections.abc import Iterable, Sequence
-from functools import cache, partial
-from typing import NamedTuple
+It is found out once for contributions that are alike, of which a file has many, and told of each where that is asked.
+"""
 
-from lora_inspect.architectures.patterns import fill, layout_patterns
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
+from typing import NamedTuple, TypeVar
+
+from lora_inspect.architectures.patterns import fill
 from lora_inspect.architectures.record import Architecture
-from lora_inspect.consumers.looks import Look, Seen, is_of_layout, looks
+from lora_inspect.consumers.looks import Look, is_at
+from lora_inspect.consumers.reader import reader_of
 from lora_inspect.consumers.record import (
     COMPUTES,
     FAILS,
     LEAVES,
     MISREADS,
-    ODD,
     READ,
     RUN,
     Consumer,
     Failure,
-    Finder,
     Given,
     Loader,
+    OfKind,
     Rule,
     ScaleOfFile,
-    ScaleRule,
     Strangers,
     loader_for,
     treatment,
 )
+from lora_inspect.consumers.view import Alike, Member, View
 from lora_inspect.listing import some
-from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution, Module
+
+_Answer = TypeVar("_Answer")
 
 
 class Taken(NamedTuple):
@@ -45,202 +49,262 @@ class Taken(NamedTuple):
     magnitude: str
 
 
-class Left(NamedTuple):
-    """Tensors that the program has no use for, of a `contribution` or of none, and what it does about them."""
+class TakenAlike(NamedTuple):
+    """Contributions that are alike, and loaded as `Taken` says."""
 
-    keys: tuple[str, ...]
+    members: Sequence[Member]
+    scale: float | None
+    does: str
+    magnitude: str
+
+    @property
+    def contribution(self) -> Contribution:
+        """The first of them."""
+        return self.members[0].contribution
+
+
+class Left(NamedTuple):
+    """Tensors that the program has no use for, of `members` that are alike or of none, and what it does about them.
+
+    `is_change` says that with them the change is lost that the members are. `keys_of` gives those of one member.
+    """
+
+    members: Sequence[Member]
+    keys_of: Callable[[Member], Iterable[str]]
     does: str
     says: str
-    contribution: Contribution | None = None
-
-
-class Unknown(NamedTuple):
-    """Tensors of which no rule speaks, and why."""
-
-    keys: tuple[str, ...]
-    why: str
+    is_change: bool
 
 
 class Reception:
     """What a program makes of an adapter. `refusal` is what it says where it loads nothing of the file, else empty.
 
     `by` is RUN where its own code ran on such files for every rule that counted, else READ. `needs` is what the program
-    has to be told beside the file, empty for nothing.
+    has to be told beside the file, empty for nothing. `others` are the keys of no module that it has no use for.
     """
 
-    __slots__ = ("by", "left", "needs", "refusal", "taken", "unknown")
+    __slots__ = ("_at", "_open", "_taken", "by", "left", "needs", "others", "refusal")
 
     def __init__(self) -> None:
-        self.taken: list[Taken] = []
+        self._taken: list[TakenAlike] = []
         self.left: list[Left] = []
-        self.unknown: list[Unknown] = []
+        self.others: list[str] = []
         self.refusal, self.needs, self.by = "", "", RUN
+        self._at: float = -1
+        self._open: list[tuple[float, str]] = []
+
+    def take(self, taken: TakenAlike) -> None:
+        """Notes that the program loads them."""
+        self._taken.append(taken)
+
+    def wonder(self, why: str, place: float = inf) -> None:
+        """Notes that no rule speaks of what has this place in the file."""
+        self._open.append((place, why))
+
+    def refuse(self, says: str, place: float = inf) -> None:
+        """Notes that the program refuses the file for what has this place in it: the last such has the word."""
+        if place >= self._at:
+            self.refusal, self._at = says, place
+
+    @property
+    def unknown(self) -> str:
+        """Why it is not known what becomes of the first of what no rule speaks of; empty where all is known."""
+        return min(self._open, key=lambda found: found[0])[1] if self._open else ""
+
+    @property
+    def taken(self) -> list[TakenAlike]:
+        """What it loads, by the place of the first of those that are alike."""
+        return sorted(self._taken, key=lambda one: one.members[0].place)
+
+    @property
+    def lost(self) -> list[Left]:
+        """The changes that it does not make, in the same order."""
+        return sorted((left for left in self.left if left.is_change), key=lambda left: left.members[0].place)
+
+    def each_taken(self) -> list[Taken]:
+        """What it loads, one by one in the order of the file."""
+        found = [(member, one) for one in self._taken for member in one.members]
+        found.sort(key=lambda pair: pair[0].place)
+        return [Taken(own.module, own.contribution, one.scale, one.does, one.magnitude) for own, one in found]
+
+    def ignored(self) -> tuple[str, ...]:
+        """The keys that it has no use for, in the order of the file."""
+        found = [(member, left) for left in self.left for member in left.members]
+        found.sort(key=lambda pair: pair[0].place)
+        of_modules = (key for member, left in found for key in left.keys_of(member))
+        return tuple(dict.fromkeys([*of_modules, *self.others]))
 
 
-class _Bound(NamedTuple):
-    """A rule, and which modules of the file it finds, where more than their names decides that, and at which scale."""
-
-    rule: Rule
-    finds: Finder | None
-    scale: ScaleRule
-
-
-def receive(
-    adapter: Adapter, family: Architecture | None, consumer: Consumer, seen: Sequence[Seen] | None = None
-) -> Reception:
-    """What the consumer makes of an adapter of the family, None for one of no known family.
-
-    `seen` is how its modules look, where that is at hand already.
-    """
+def receive(view: View, family: Architecture | None, consumer: Consumer) -> Reception:
+    """What the consumer makes of an adapter of the family, None for one of no known family."""
     name = family.name if family else ""
-    loader = loader_for(consumer, name, adapter.checkpoint.tensors)
+    loader = loader_for(consumer, name, view.keys)
     reception = Reception()
     if loader is None:
         whose = f"models of {family.title}" if family else "models of families that are not known here"
-        reception.unknown.append(Unknown(tuple(adapter.checkpoint.tensors), f"{whose} were not tried"))
+        reception.wonder(f"{whose} were not tried")
         return reception
-    # What a file is asked, many rules ask.
-    holds = cache(lambda test: test(adapter))
-    of_family = (rule for rule in loader.rules if not rule.families or name in rule.families)
-    asked = [rule for rule in of_family if rule.where is None or holds(rule.where)]
-    rules = [_bound(rule, adapter) for rule in asked]
-    # Modules of one look are treated alike, and there are few looks.
-    rule_of = cache(partial(_rule_of, rules, family))
-    for module, contribution, look in looks(adapter) if seen is None else seen:
-        _place(reception, Given(adapter, module, contribution), look, rule_of(look), loader)
-    _place_others(reception, adapter, loader)
-    if why := loader.unsure(adapter):
-        reception.unknown.append(Unknown(tuple(adapter.checkpoint.tensors), f"it is not known {why}"))
-    if refusal := loader.refuses(adapter) or _missing(adapter, loader.complete):
-        reception.refusal = refusal
-    reception.needs = loader.needs(adapter) or ""
+    reader = reader_of(loader, family)
+    for group in view.groups:
+        rules = reader.speaking_of(group.look)
+        rule = next((one for one in rules if one.where is None or view.ask(one.where)), None)
+        _Reading(reception, view, loader, group, rule).place()
+    _place_others(reception, view, loader)
+    if why := view.ask(loader.unsure):
+        reception.wonder(f"it is not known {why}")
+    if refusal := view.ask(loader.refuses) or _missing(view, loader.complete):
+        reception.refuse(refusal)
+    reception.needs = view.ask(loader.needs) or ""
     _limit(reception, loader.strangers)
     return reception
 
 
-def _bound(rule: Rule, adapter: Adapter) -> _Bound:
-    finds = rule.finds(adapter) if rule.finds else None
-    return _Bound(rule, finds, rule.scale.make(adapter) if isinstance(rule.scale, ScaleOfFile) else rule.scale)
+class _Reading(NamedTuple):
+    """What becomes of contributions that are alike, by the first rule that speaks of them."""
 
+    reception: Reception
+    view: View
+    loader: Loader
+    group: Alike
+    rule: Rule | None
 
-def _rule_of(rules: Sequence[_Bound], family: Architecture | None, look: Look) -> _Bound | None:
-    """The first rule that speaks of such modules."""
-    return next((bound for bound in rules if _speaks_of(bound.rule, look, family)), None)
-
-
-def _speaks_of(rule: Rule, look: Look, family: Architecture | None) -> bool:
-    if rule.prefixes and look.prefix not in rule.prefixes:
-        return False
-    if rule.alpha is not None and rule.alpha != look.has_alpha:
-        return False
-    if not _is_spelled(rule, look) or (rule.paths and not _is_at(look, rule.paths)):
-        return False
-    return not rule.layouts or any(is_of_layout(look, family, layout) for layout in rule.layouts)
-
-
-def _is_at(look: Look, paths: tuple[str, ...]) -> bool:
-    return bool(paths) and look.pattern in layout_patterns(paths, look.separator)
-
-
-def _is_spelled(rule: Rule, look: Look) -> bool:
-    """Whether the factors are spelled in a dialect of the rule; odd ones only where it names them."""
-    is_odd = any(own in ODD for own in look.dialects)
-    if not rule.dialects:
-        return not (is_odd and rule.kinds)
-    return any(own in rule.dialects for own in look.dialects)
-
-
-def _place(reception: Reception, given: Given, look: Look, bound: _Bound | None, loader: Loader) -> None:
-    """Notes what becomes of one contribution of a module."""
-    module, contribution = given.module, given.contribution
-    keys = tuple(info.name for info in contribution.factors.values())
-    if bound is None:
-        reception.unknown.append(Unknown(keys, f"names such as {module.name.key} were not tried"))
-        return
-    rule = bound.rule
-    if rule.by == READ:
-        reception.by = READ
-    is_found = bound.finds(given) if bound.finds else True
-    if is_found is None:
-        reception.unknown.append(
-            Unknown(keys, f"whether it has a layer for {module.name.key} depends on more than the file tells")
-        )
-        return
-    if not is_found or _is_at(look, rule.lacks) or not rule.kinds:
-        if rule.says:
-            reception.refusal = rule.says
-        _leave(reception, [info.name for info in module.tensors], rule.unfound or loader.strangers, contribution)
-        return
-    does = rule.kinds.get(look.algorithm, rule.kinds.get("", ""))
-    parts = {part: rule.parts[part] for role in look.roles if (part := f"{look.algorithm}.{role}") in rule.parts}
-    if contribution.residual and not (contribution.on_residual or rule.residual) and does == COMPUTES:
-        does = MISREADS
-    for part in parts.values():
-        does = part if does == COMPUTES else does
-    if does == COMPUTES and rule.exceptions and (other := rule.exceptions(given)) is not None:
-        if isinstance(other, Failure):
-            reception.refusal = other.says
+    def place(self) -> None:
+        """Notes it."""
+        members, rule = self.group.members, self.rule
+        if rule is None:
+            first = members[0]
+            self.reception.wonder(f"names such as {first.module.name.key} were not tried", first.place)
             return
-        if isinstance(other, Strangers):
-            _leave(reception, keys, other, contribution)
+        if rule.by == READ:
+            self.reception.by = READ
+        finds = self.view.ask(rule.finds) if rule.finds else None
+        for is_found, own in self._answers(finds, members) if finds else [(True, members)]:
+            if is_found is None:
+                why = f"whether it has a layer for {own[0].module.name.key} depends on more than the file tells"
+                self.reception.wonder(why, own[0].place)
+            elif not is_found or is_at(self.group.look, rule.lacks) or not rule.kinds:
+                if rule.says:
+                    self.reception.refuse(rule.says, own[-1].place)
+                self._leave(own, _keys_of_module, rule.unfound or self.loader.strangers)
+            else:
+                self._treat(rule, own)
+
+    def _answers(
+        self, rule: Callable[[Given], _Answer], members: Sequence[Member]
+    ) -> list[tuple[_Answer, Sequence[Member]]]:
+        """What the rule says of each member, and of which it says the same."""
+        if isinstance(rule, OfKind):
+            return [(rule(self._given(members[0])), members)]
+        found: dict[_Answer, list[Member]] = {}
+        for member in members:
+            found.setdefault(rule(self._given(member)), []).append(member)
+        return list(found.items())
+
+    def _given(self, member: Member) -> Given:
+        return Given(self.view.adapter, member.module, member.contribution)
+
+    def _treat(self, rule: Rule, members: Sequence[Member]) -> None:
+        """Notes what becomes of those that it finds, by their algorithm, and of exceptions."""
+        look, contribution = self.group.look, members[0].contribution
+        does = rule.kinds.get(look.algorithm, rule.kinds.get("", ""))
+        if contribution.residual and not (contribution.on_residual or rule.residual) and does == COMPUTES:
+            does = MISREADS
+        for part in _parts(rule.parts, look):
+            does = part if does == COMPUTES else does
+        if does != COMPUTES or not rule.exceptions:
+            self._settle(rule, members, does)
             return
-        does = other
-    if not does:
-        reception.unknown.append(Unknown(keys, f"{contribution.algorithm.title} was not tried"))
-    elif does == FAILS:
-        reception.refusal = rule.says or f"it fails on {keys[0]}"
-    elif does == LEAVES:
-        _leave(reception, keys, loader.leaves or loader.strangers, contribution)
-    else:
-        _take(reception, given, look, bound, loader, does)
+        for other, own in self._answers(rule.exceptions, members):
+            if isinstance(other, Failure):
+                failure = rule.exceptions(self._given(own[-1]))
+                self.reception.refuse(failure.says if isinstance(failure, Failure) else other.says, own[-1].place)
+            elif isinstance(other, Strangers):
+                self._leave(own, _keys_of_factors, other)
+            else:
+                self._settle(rule, own, does if other is None else other)
+
+    def _settle(self, rule: Rule, members: Sequence[Member], does: str) -> None:
+        first, last = members[0], members[-1]
+        if not does:
+            self.reception.wonder(f"{first.contribution.algorithm.title} was not tried", first.place)
+        elif does == FAILS:
+            self.reception.refuse(rule.says or f"it fails on {_keys_of_factors(last)[0]}", last.place)
+        elif does == LEAVES:
+            self._leave(members, _keys_of_factors, self.loader.leaves or self.loader.strangers)
+        else:
+            self._take(rule, members, does)
+
+    def _take(self, rule: Rule, members: Sequence[Member], does: str) -> None:
+        reception, magnitude = self.reception, members[0].contribution.magnitude
+        treated = ""
+        if magnitude:
+            treated = treatment(rule, self.group.look.magnitude, magnitude.spelling.norms)
+            if not treated:
+                reception.wonder(f"magnitudes such as {magnitude.info.name} were not tried", members[0].place)
+                return
+            if treated == FAILS:
+                key = _key_of_magnitude(members[-1])[0]
+                reception.refuse(rule.says or f"it fails on {key}", members[-1].place)
+            if treated == LEAVES:
+                strangers = self.loader.leaves or self.loader.strangers
+                self._leave(members, _key_of_magnitude, strangers, is_change=False)
+        scale = self.view.ask(rule.scale.make) if isinstance(rule.scale, ScaleOfFile) else rule.scale
+        for applied, own in self._answers(scale, members):
+            if applied is None:
+                why = f"the scale that it applies to {own[0].module.name.key} is not known"
+                reception.wonder(why, own[0].place)
+            reception.take(TakenAlike(own, applied, does, treated))
+
+    def _leave(
+        self,
+        members: Sequence[Member],
+        keys_of: Callable[[Member], Sequence[str]],
+        strangers: Strangers,
+        is_change: bool = True,
+    ) -> None:
+        if strangers.does == FAILS:
+            self.reception.refuse(strangers.says or f"it fails on {some(keys_of(members[-1]), 1)}", members[-1].place)
+        self.reception.left.append(Left(members, keys_of, strangers.does, strangers.says, is_change))
 
 
-def _take(reception: Reception, given: Given, look: Look, bound: _Bound, loader: Loader, does: str) -> None:
-    rule, contribution = bound.rule, given.contribution
-    magnitude = ""
-    if contribution.magnitude:
-        magnitude = treatment(rule, look.magnitude, contribution.magnitude.spelling.norms)
-        key = contribution.magnitude.info.name
-        if not magnitude:
-            reception.unknown.append(Unknown((key,), f"magnitudes such as {key} were not tried"))
-            return
-        if magnitude == FAILS:
-            reception.refusal = rule.says or f"it fails on {key}"
-        if magnitude == LEAVES:
-            _leave(reception, (key,), loader.leaves or loader.strangers, None)
-    scale = bound.scale(given)
-    if scale is None:
-        keys = tuple(info.name for info in contribution.factors.values())
-        reception.unknown.append(Unknown(keys, f"the scale that it applies to {given.module.name.key} is not known"))
-    reception.taken.append(Taken(given.module, contribution, scale, does, magnitude))
+def _parts(parts: Mapping[str, str], look: Look) -> list[str]:
+    """What it does with single roles otherwise."""
+    named = (f"{look.algorithm}.{role}" for role in look.roles) if parts else ()
+    return [parts[part] for part in named if part in parts]
 
 
-def _leave(reception: Reception, keys: Iterable[str], strangers: Strangers, of: Contribution | None) -> None:
-    names = tuple(keys)
-    if strangers.does == FAILS:
-        reception.refusal = strangers.says or f"it fails on {some(names, 1)}"
-    reception.left.append(Left(names, strangers.does, strangers.says, of))
+def _keys_of_module(member: Member) -> Sequence[str]:
+    return [info.name for info in member.module.tensors]
 
 
-def _place_others(reception: Reception, adapter: Adapter, loader: Loader) -> None:
+def _keys_of_factors(member: Member) -> Sequence[str]:
+    return [info.name for info in member.contribution.factors.values()]
+
+
+def _key_of_magnitude(member: Member) -> Sequence[str]:
+    return [member.contribution.magnitude.info.name] if member.contribution.magnitude else []
+
+
+def _place_others(reception: Reception, view: View, loader: Loader) -> None:
     """Notes what becomes of what is no module's: flags, embeddings, and what nobody claims."""
     others = loader.others or loader.strangers
-    embedded = [] if loader.embeddings else [key for one in adapter.embeddings for key in one.keys]
-    of_modules = (module.rslora_flag.name for module in adapter.modules.values() if module.rslora_flag)
+    flags, embedded, unclaimed = view.others
     for keys, does in (
-        ([*adapter.flags, *of_modules], loader.flags or others),
-        ([*embedded, *adapter.unclaimed], others),
+        (flags, loader.flags or others),
+        (unclaimed if loader.embeddings else [*embedded, *unclaimed], others),
     ):
         if keys:
-            _leave(reception, keys, does, None)
+            if does.does == FAILS:
+                reception.refuse(does.says or f"it fails on {some(keys, 1)}")
+            reception.others += keys
 
 
-def _missing(adapter: Adapter, complete: Sequence[str]) -> str | None:
+def _missing(view: View, complete: Sequence[str]) -> str | None:
     """Which module the program looks for in vain, of those that every block of a file has to have."""
     if not complete:
         return None
     templates = [spelled for path in complete for spelled in {path, path.replace(".", "_")}]
-    names = {module.name.body for module in adapter.modules.values()}
+    names = {module.name.body for module in view.adapter.modules.values()}
     blocks = {fill(template, "{i}", name) for name in names for template in templates} - {None}
     wanted = (path.replace("{i}", str(at)) for at in range(len(blocks)) for path in complete)
     missing = next((path for path in wanted if names.isdisjoint({path, path.replace(".", "_")})), None)
@@ -249,5 +313,5 @@ def _missing(adapter: Adapter, complete: Sequence[str]) -> str | None:
 
 def _limit(reception: Reception, strangers: Strangers) -> None:
     """Has the file refused where more tensors have no use than the program puts up with."""
-    if strangers.most is not None and len({key for left in reception.left for key in left.keys}) > strangers.most:
-        reception.refusal = strangers.beyond
+    if strangers.most is not None and len(reception.ignored()) > strangers.most:
+        reception.refuse(strangers.beyond)

@@ -1,9 +1,10 @@
 """What a program that loads adapters does with a file, as data: names, kinds, scale, magnitudes and limits."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
+from lora_inspect.consumers.framed_keys import FramedKeys
 from lora_inspect.maths.dora import OF_BASE
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution, Module
@@ -36,6 +37,23 @@ class Given(NamedTuple):
 
 # The scale that a program applies to a contribution; None where that is not known.
 ScaleRule = Callable[[Given], float | None]
+_Answer = TypeVar("_Answer", covariant=True)
+
+
+class OfKind(Generic[_Answer]):
+    """A rule for contributions that looks at no more than what those of a kind have in common, so it is asked of one.
+
+    They are alike in their algorithm, the shapes of their factors, their numbers, their module's name up to its numbers
+    and what stands beside them. An answer of words may name one of them.
+    """
+
+    def __init__(self, rule: Callable[[Given], _Answer]) -> None:
+        self._rule = rule
+        self.__doc__ = rule.__doc__
+
+    def __call__(self, given: Given) -> _Answer:
+        """What it says of the kind of this one."""
+        return self._rule(given)
 
 
 class ScaleOfFile(NamedTuple):
@@ -44,6 +62,7 @@ class ScaleOfFile(NamedTuple):
     make: Callable[[Adapter], ScaleRule]
 
 
+@OfKind
 def alpha_over_rank(given: Given) -> float | None:
     """alpha/rank of what stands in the file, 1 without an alpha: the rule of nearly all programs.
 
@@ -61,11 +80,13 @@ def alpha_over_rank(given: Given) -> float | None:
     return None if contribution.alpha is None else contribution.alpha / contribution.rank
 
 
+@OfKind
 def as_meant(given: Given) -> float | None:
     """The scale that the file means, whatever says it: the rule of a program that reads all of that."""
     return given.contribution.scale
 
 
+@OfKind
 def one(given: Given) -> float | None:
     """The factors as they stand, whatever alpha says."""
     return 1.0
@@ -216,14 +237,13 @@ class Consumer(NamedTuple):
     uniform: bool = False
 
 
-def loader_for(consumer: Consumer, family: str, keys: Iterable[str]) -> Loader | None:
+def loader_for(consumer: Consumer, family: str, keys: FramedKeys) -> Loader | None:
     """The loader that reads a file with these keys into a model of the family, "" for an unknown one."""
-    framed = [f"^{key}$" for key in keys]
-    return next((one for one in consumer.loaders if _reads(one, family, framed)), None)
+    return next((one for one in consumer.loaders if _reads(one, family, keys)), None)
 
 
-def _reads(loader: Loader, family: str, framed: Iterable[str]) -> bool:
+def _reads(loader: Loader, family: str, keys: FramedKeys) -> bool:
     if loader.families and family not in loader.families:
         return False
-    found = (any(mark in key for mark in loader.marks) for key in framed)
-    return not loader.marks or (all(found) if loader.all_marked else any(found))
+    has_marks = keys.each_hold if loader.all_marked else keys.hold
+    return not loader.marks or has_marks(loader.marks)

@@ -8,6 +8,7 @@ from os.path import basename
 from typing import Any
 
 from lora_inspect.architectures.detection import Detection
+from lora_inspect.consumers.framed_keys import FramedKeys
 from lora_inspect.consumers.record import Consumer, loader_for
 from lora_inspect.consumers.verdict import Verdict, judge_each
 from lora_inspect.reading.adapter import Adapter
@@ -25,7 +26,7 @@ _remembered: dict[Any, tuple[Verdict, ...]] = {}
 
 
 def verdicts_on(adapter: Adapter, families: Sequence[Detection], consumers: Iterable[Consumer]) -> tuple[Verdict, ...]:
-    """What each program that knows models of the families makes of the adapter, without what it takes module by module.
+    """What each program that knows models of the families makes of the adapter, without what it makes of single modules.
 
     A program that has no loader for such files is left out. The verdicts are those of `judge_each`.
     """
@@ -45,9 +46,9 @@ def verdicts_on(adapter: Adapter, families: Sequence[Detection], consumers: Iter
 
 def _judged(adapter: Adapter, families: Sequence[Detection], consumers: Iterable[Consumer]) -> tuple[Verdict, ...]:
     names = [family.architecture.name for family in families] or [""]
-    keys = adapter.checkpoint.tensors
+    keys = FramedKeys(adapter.checkpoint.tensors)
     asked = [one for one in consumers if any(loader_for(one, name, keys) for name in names)]
-    return tuple(verdict._replace(taken=()) for verdict in judge_each(adapter, families, asked))
+    return tuple(verdict._replace(reception=None) for verdict in judge_each(adapter, families, asked))
 
 
 def _as_rules_see_it(adapter: Adapter) -> Adapter:

@@ -22,6 +22,7 @@ from lora_inspect.consumers.record import (
     Finder,
     Given,
     Loader,
+    OfKind,
     Rule,
     Strangers,
 )
@@ -80,6 +81,7 @@ _MAGNITUDES = dict.fromkeys(
 )
 
 
+@OfKind
 def _without_alpha(given: Given) -> str | Failure | None:
     """What asks for the alpha of a layer by its name, and does not build a layer around a core."""
     if given.module.alpha is None:
@@ -87,6 +89,7 @@ def _without_alpha(given: Given) -> str | Failure | None:
     return _with_cores(given)
 
 
+@OfKind
 def _with_cores(given: Given) -> str | None:
     return "" if "mid" in given.contribution.shapes else None
 

@@ -25,7 +25,10 @@ from lora_inspect.consumers.record import (
     Consumer,
     Given,
     Loader,
+    OfKind,
     Rule,
+    ScaleOfFile,
+    ScaleRule,
     Strangers,
     alpha_over_rank,
 )
@@ -41,17 +44,26 @@ _MAGNITUDES = {
 _ROTATIONS = ("oft", "lycoris_boft")
 
 
-def _rotation(given: Given) -> float | None:
+_networks = webui_networks.scale(of_glora=alpha_over_rank)
+
+
+def _rotations(adapter: Adapter) -> ScaleRule:
     """Of OFT alpha limits the norm of a rotation, also where it is 0, which leaves none."""
-    contribution = given.contribution
-    if contribution.algorithm.name == "oft" and given.module.alpha is not None and not contribution.alpha:
-        return 0.0
-    return _scale(given)
+    other = _networks.make(adapter)
+
+    def found(given: Given) -> float | None:
+        contribution = given.contribution
+        if contribution.algorithm.name == "oft" and given.module.alpha is not None and not contribution.alpha:
+            return 0.0
+        return other(given)
+
+    return OfKind(found) if isinstance(other, OfKind) else found
 
 
-_scale = webui_networks.scale(of_glora=alpha_over_rank)
+_SCALE = ScaleOfFile(_rotations)
 
 
+@OfKind
 def exceptions(given: Given) -> str | None:
     """What becomes of a contribution in the loader of UNets and of FLUX's own names in diffusers."""
     name = given.contribution.algorithm.name
@@ -76,7 +88,7 @@ _LOADED = Rule(
     kinds={**webui_networks.KINDS, "": LEAVES},
     parts={"oft.rescale": MISREADS},
     exceptions=exceptions,
-    scale=_rotation,
+    scale=_SCALE,
     magnitudes=_MAGNITUDES,
 )
 # It knows kohya's spelling of the factors alone behind dotted names, and no more of a layer than these and alpha.
@@ -181,6 +193,7 @@ _WHOLE = ("oft", "lycoris_boft", "lycoris_ia3", "old_glora", "full")
 _FUSED = ("attention.qkv", "attention_qkv")
 
 
+@OfKind
 def _of_z_image(given: Given) -> str | None:
     """What becomes of a contribution: most kinds are not cut into the parts of a fused layer."""
     name, module, magnitude = given.contribution.algorithm.name, given.module, given.contribution.magnitude
@@ -204,7 +217,7 @@ _Z_IMAGE = Rule(
     kinds={**_LOADED.kinds, "norm": "", "norm_bias": ""},
     parts={"oft.rescale": MISREADS, "lycoris_boft.rescale": MISREADS},
     exceptions=_of_z_image,
-    scale=_rotation,
+    scale=_SCALE,
     magnitudes={**_MAGNITUDES, ".lora_magnitude_vector output": COMPUTES, ".magnitude output": COMPUTES},
 )
 
@@ -220,6 +233,7 @@ def _z_image() -> Iterator[Rule]:
         yield _Z_IMAGE._replace(prefixes=prefixes, layouts=layouts, lacks=lacks)
 
 
+@OfKind
 def _of_flux2(given: Given) -> str | None:
     is_fused = given.module.name.body.endswith(("attn.qkv", "attn_qkv"))
     return LEAVES if is_fused and given.contribution.algorithm.name == "full" else None

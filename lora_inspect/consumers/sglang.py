@@ -22,6 +22,7 @@ from lora_inspect.consumers.record import (
     Finder,
     Given,
     Loader,
+    OfKind,
     Rule,
     Strangers,
 )
@@ -108,6 +109,7 @@ def _fused(leaf: str) -> str:
     return _FUSED.get(leaf, leaf)
 
 
+@OfKind
 def _scale(given: Given) -> float | None:
     """`lora_alpha` over `r`, whatever else the config says."""
     config = config_of(given.adapter)

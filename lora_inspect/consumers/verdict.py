@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from lora_inspect.architectures.detection import Detection
-from lora_inspect.consumers.looks import Seen, looks
-from lora_inspect.consumers.reception import Left, Reception, Taken, receive
+from lora_inspect.consumers.reception import Left, Reception, Taken, TakenAlike, receive
 from lora_inspect.consumers.record import BASE_NORM, LEAVES, MISREADS, OTHER_AXIS, SILENT, SUM_NORM, Consumer
+from lora_inspect.consumers.view import View
 from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution
@@ -31,10 +31,10 @@ class Verdict(NamedTuple):
     """What a program will make of a file.
 
     `factor` is what it applies over what is right, the commonest among the modules, None where nothing is applied or
-    known; `factors` counts the modules by it. `silent` says that the program gives no message, `ignored` are the keys
-    that it passes over, `says` is one sentence on what happens, `by` how it is known: RUN or READ, and `fix` a command
-    that mends it. `taken` are the changes that it applies, and `error` is how far they are from what was trained,
-    relatively, where a base has told that.
+    known; `factors` counts the modules by it. `silent` says that the program gives no message, `says` is one sentence
+    on what happens, `by` how it is known: RUN or READ, and `fix` a command that mends it. `error` is how far the
+    changes that it applies are from what was trained, relatively, where a base has told that. `reception` is what the
+    verdict is on, None where it depends on which model the file is of.
     """
 
     consumer: Consumer
@@ -42,12 +42,21 @@ class Verdict(NamedTuple):
     factor: float | None = None
     factors: tuple[tuple[float, int], ...] = ()
     silent: bool = False
-    ignored: tuple[str, ...] = ()
     says: str = ""
     by: str = ""
     fix: str | None = None
-    taken: tuple[Taken, ...] = ()
     error: float | None = None
+    reception: Reception | None = None
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The keys that it passes over."""
+        return self.reception.ignored() if self.reception else ()
+
+    @property
+    def taken(self) -> tuple[Taken, ...]:
+        """The changes that it applies."""
+        return tuple(self.reception.each_taken()) if self.reception else ()
 
 
 def judge(adapter: Adapter, families: Sequence[Detection], consumer: Consumer) -> Verdict:
@@ -57,15 +66,15 @@ def judge(adapter: Adapter, families: Sequence[Detection], consumer: Consumer) -
 
 def judge_each(adapter: Adapter, families: Sequence[Detection], consumers: Iterable[Consumer]) -> Iterator[Verdict]:
     """The verdicts of several programs, each as `judge` has it."""
-    seen = tuple(looks(adapter))
+    view = View(adapter)
     for consumer in consumers:
-        yield _agreed(adapter, families, consumer, seen)
+        yield _agreed(view, families, consumer)
 
 
-def _agreed(adapter: Adapter, families: Sequence[Detection], consumer: Consumer, seen: Sequence[Seen]) -> Verdict:
+def _agreed(view: View, families: Sequence[Detection], consumer: Consumer) -> Verdict:
     if not families:
-        return _judged(consumer, receive(adapter, None, consumer, seen))
-    found = [_judged(consumer, receive(adapter, family.architecture, consumer, seen)) for family in families]
+        return _judged(consumer, receive(view, None, consumer))
+    found = [_judged(consumer, receive(view, family.architecture, consumer)) for family in families]
     if len({(one.verdict, one.factor) for one in found}) == 1:
         return found[0]
     differ = listed([f"{one.verdict} as {family}" for one, family in zip(found, families, strict=True)], "or")
@@ -82,10 +91,9 @@ def _judged(consumer: Consumer, reception: Reception) -> Verdict:
         factor=factors[0][0] if factors else None,
         factors=factors,
         silent=is_silent and verdict not in (SAME, REFUSED, UNKNOWN),
-        ignored=tuple(dict.fromkeys(key for left in reception.left for key in left.keys)),
         says=says,
         by="" if verdict == UNKNOWN else reception.by,
-        taken=tuple(reception.taken),
+        reception=reception,
     )
 
 
@@ -94,26 +102,25 @@ def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
     if reception.refusal:
         return REFUSED, reception.refusal, ()
     if reception.unknown:
-        return UNKNOWN, reception.unknown[0].why, ()
-    lost = [left for left in reception.left if left.contribution is not None]
-    if lost and not reception.taken:
+        return UNKNOWN, reception.unknown, ()
+    lost, taken = reception.lost, reception.taken
+    if lost and not taken:
         return NOTHING, _told(lost), lost
     if lost:
-        count = len(lost) + len(reception.taken)
-        return PARTLY, f"{len(lost)} of {count} changes are not applied, {_told(lost)}", lost
+        left = sum(len(one.members) for one in lost)
+        count = left + sum(len(one.members) for one in taken)
+        return PARTLY, f"{left} of {count} changes are not applied, {_told(lost)}", lost
     # What a scale of 0 switches off has no strength that another one could be a multiple of.
-    if wrong := [
-        one for one in reception.taken if one.does == MISREADS or (one.scale and one.contribution.scale == 0.0)
-    ]:
+    if wrong := [one for one in taken if one.does == MISREADS or (one.scale and one.contribution.scale == 0.0)]:
         return OTHER, f"it makes another change of {_what(wrong[0].contribution)}", ()
-    bearing = [one for one in reception.taken if one.magnitude]
+    bearing = [one for one in taken if one.magnitude]
     if norm := next((_NORMS[one.magnitude] for one in bearing if one.magnitude in _NORMS), None):
         return WRONG, f"it divides the magnitudes by {norm}", ()
     if any(one.magnitude == LEAVES for one in bearing):
-        magnitudes = {one.contribution.magnitude.info.name for one in bearing if one.contribution.magnitude}
-        told = [left for left in reception.left if magnitudes & set(left.keys)]
+        # Where no change is lost, magnitudes are all that is left of modules.
+        told = reception.left
         return LOST, f"it applies plain LoRA, without the magnitudes, {_told(told)}", told
-    factors = _factors(reception.taken)
+    factors = _factors(taken)
     if any(not _is_one(factor) for factor, _ in factors):
         return STRENGTH, f"it applies {_strengths(factors)} what is right", ()
     return SAME, reception.needs, ()
@@ -137,13 +144,13 @@ def _told(lefts: Sequence[Left]) -> str:
     return f"with a message: {says}" if says else "with a message"
 
 
-def _factors(taken: Sequence[Taken]) -> tuple[tuple[float, int], ...]:
+def _factors(taken: Sequence[TakenAlike]) -> tuple[tuple[float, int], ...]:
     """What is applied over what is right, with the number of changes, the commonest first."""
     counts: Counter[float] = Counter()
     for one in taken:
         true = one.contribution.scale
         if one.scale is not None and true:
-            counts[_rounded(one.scale / true)] += 1
+            counts[_rounded(one.scale / true)] += len(one.members)
     return tuple(counts.most_common())
 
 

@@ -4,9 +4,17 @@ A layer is given to the first kind of network that finds all of its tensors; wha
 Sources: `extensions-builtin/Lora/network*.py` of A1111 and `modules/lora/network*.py` of SD.Next.
 """
 
-from collections.abc import Callable
-
-from lora_inspect.consumers.record import COMPUTES, FAILS, LEAVES, Given, alpha_over_rank
+from lora_inspect.consumers.record import (
+    COMPUTES,
+    FAILS,
+    LEAVES,
+    Given,
+    OfKind,
+    ScaleOfFile,
+    ScaleRule,
+    alpha_over_rank,
+)
+from lora_inspect.reading.adapter import Adapter
 
 # In the order in which the kinds of networks are asked for a layer.
 _ORDER = ("lora", "loha", "lycoris_ia3", "oft", "lycoris_boft", "lokr", "full", "norm", "old_glora", "glora")
@@ -49,8 +57,11 @@ def exceptions(given: Given, takes_bias: bool = False, alone: str = FAILS) -> st
     return "" if name == "old_glora" and is_of_conv else None
 
 
-def scale(of_glora: Callable[[Given], float | None]) -> Callable[[Given], float | None]:
+def scale(of_glora: ScaleRule) -> ScaleOfFile:
     """The scale of these networks: a `.scale` tensor instead of alpha/rank, and for GLoRA that of `of_glora`."""
+
+    def without_tensors(given: Given) -> float | None:
+        return (of_glora if given.contribution.algorithm.name in _GLORA else alpha_over_rank)(given)
 
     def found(given: Given) -> float | None:
         name = f"{given.module.name.key}.scale"
@@ -58,6 +69,10 @@ def scale(of_glora: Callable[[Given], float | None]) -> Callable[[Given], float 
         if name in checkpoint.tensors and given.contribution.has_scale:
             number = checkpoint.numbers([name])[name]
             return None if number is None else float(number)
-        return (of_glora if given.contribution.algorithm.name in _GLORA else alpha_over_rank)(given)
+        return without_tensors(given)
 
-    return found
+    def of_file(adapter: Adapter) -> ScaleRule:
+        has_tensors = any(key.endswith(".scale") for key in adapter.checkpoint.tensors)
+        return found if has_tensors else OfKind(without_tensors)
+
+    return ScaleOfFile(of_file)

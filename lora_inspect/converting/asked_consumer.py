@@ -6,6 +6,7 @@ from typing import Any
 
 from lora_inspect import consumers, schemes
 from lora_inspect.architectures.detection import Detection
+from lora_inspect.consumers.framed_keys import FramedKeys
 from lora_inspect.consumers.record import (
     BASE_NORM,
     COMPUTES,
@@ -141,7 +142,7 @@ def _rules(consumer: Consumer, families: Sequence[Detection], scheme: Scheme) ->
 
 def _of_magnitudes(consumer: Consumer, family: str, prefix: str, scheme: Scheme) -> Rule | None:
     """The rule of the loader that reads files with keys that begin so."""
-    loader = loader_for(consumer, family, [prefix])
+    loader = loader_for(consumer, family, FramedKeys([prefix]))
     rules = loader.rules if loader else ()
     own = (one for one in rules if one.magnitudes and (not one.families or family in one.families))
     return next((one for one in own if _is_of(scheme, one)), None)
