@@ -26,7 +26,7 @@ _remembered: dict[Any, tuple[Verdict, ...]] = {}
 
 
 def verdicts_on(adapter: Adapter, families: Sequence[Detection], consumers: Iterable[Consumer]) -> tuple[Verdict, ...]:
-    """What each program that knows models of the families makes of the adapter, without what it makes of single modules.
+    """What each program that knows models of the families makes of the adapter, but for single modules.
 
     A program that has no loader for such files is left out. The verdicts are those of `judge_each`.
     """
