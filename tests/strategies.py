@@ -41,6 +41,25 @@ tensor_plans = st.lists(
 )
 
 
+# What replaces or splits parts of a header: signs, numbers and words that parsers differ about.
+_PARTS = (
+    *'{}[]:,"\\- \t\n\0', "0", "-0", "1", "1.0", "1e0", "1e999", "-1", "00", "NaN", "Infinity", "null", "true", "[]",
+    "{}", '""', "\\u0061", "\\ud800", "\ufeff", "é", "18446744073709551616", "9" * 309, '"a"', '"dtype"', '"F32"',
+    '"shape":[0],', '"data_offsets":[0,0],', '"__metadata__":', '"x":1,', "[" * 130, "]" * 130,
+)  # fmt: skip
+
+
+@st.composite
+def damaged(draw, header):
+    """The header with one to three places in which something else stands, or the same twice."""
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(header)))
+        stop = min(len(header), start + draw(st.sampled_from([0, 0, 1, 1, 2, 5, 30])))
+        part = draw(st.one_of(st.sampled_from(_PARTS), st.just(header[start:stop] * 2)))
+        header = header[:start] + part + header[stop:]
+    return header
+
+
 def truncate_bf16(number: float) -> float:
     """The bfloat16 number whose bytes are the upper half of the float32."""
     return struct.unpack("<f", b"\x00\x00" + struct.pack("<f", number)[2:])[0]

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from lora_inspect.architectures.detection import Detection
-from lora_inspect.consumers.reception import Left, Reception, Taken, TakenAlike, receive
+from lora_inspect.consumers.receiving import receive
+from lora_inspect.consumers.reception import Left, Reception, Taken, TakenAlike
 from lora_inspect.consumers.record import BASE_NORM, LEAVES, MISREADS, OTHER_AXIS, SILENT, SUM_NORM, Consumer
 from lora_inspect.consumers.view import View
 from lora_inspect.listing import listed

@@ -10,6 +10,7 @@ from lora_inspect.files.foreign import START_BYTES, refuse_foreign
 from lora_inspect.files.garbage import without_collecting
 from lora_inspect.files.header_text import HeaderText, incomplete_entry, too_many_tensors
 from lora_inspect.files.input_file import Identity, InputFile
+from lora_inspect.files.plain_header import LONGEST, read_plain
 from lora_inspect.files.torn_header import refuse_torn
 
 # What stands before the text of a header: its length, as a number without a sign.
@@ -67,7 +68,7 @@ def identified_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str],
         refuse_torn(source, LENGTH_BYTES + length)
         try:
             with without_collecting():
-                tensors, metadata = _read_text(source, length)
+                tensors, metadata = _read_plain(source, length) or _read_text(source, length)
         finally:
             source.check_unchanged()
     return tensors, metadata, source.identity
@@ -79,6 +80,21 @@ def count_elements(shape: Iterable[int]) -> int:
     for dimension in shape:
         count *= dimension
     return count
+
+
+def _read_plain(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], dict[str, str]] | None:
+    """What `_read_text` finds in a header as nearly all programs write it; None for any other."""
+    file, identity, data_start = source.path, source.identity, LENGTH_BYTES + length
+    if length > LONGEST:
+        return None
+    plain = read_plain(source.read(LENGTH_BYTES, length), identity.bytes - data_start)
+    if plain is None:
+        return None
+    rows, metadata = plain
+    return {
+        name: TensorInfo(name, dtype, shape, file, data_start + start, data_start + stop, identity)
+        for name, dtype, shape, start, stop in rows
+    }, metadata
 
 
 def _read_text(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:

@@ -1,0 +1,134 @@
+"""A header as nearly all programs write it, taken apart by one expression. Standard library only.
+
+It says of each tensor its type, shape and range, in this order, with no blanks or one behind each sign. Whatever is
+spelled otherwise, is too long, or is wrong in any way is left to `HeaderText`, which says why.
+"""
+
+import re
+from collections.abc import Iterable
+from itertools import chain
+from math import prod
+from operator import itemgetter
+from typing import Any
+
+from lora_inspect.files.bounds import KEY_BYTES, METADATA_KEYS
+from lora_inspect.files.dtypes import BITS
+from lora_inspect.files.strict_json import is_unicode, parse_plain
+
+# So short a text cannot become so many objects that it matters, whatever stands in it.
+LONGEST = 1 << 20
+METADATA = "__metadata__"
+_LONGEST_NAME = KEY_BYTES // 4
+# With as many digits a number is in the range of every reader.
+_NUMBER = "(?:0|[1-9][0-9]{0,17})"
+_ENDS = " \t\r\n"
+# Name, type, shape, and the range in the data behind the header.
+Row = tuple[str, str, tuple[int, ...], int, int]
+
+
+class _Spelling:
+    """The signs of a header: `blank` is what stands behind a colon and a comma."""
+
+    def __init__(self, blank: str) -> None:
+        comma, colon = f",{blank}", f":{blank}"
+        self.start = f'{{"{METADATA}"{colon}'
+        self.comma = comma
+        kind = rf'"([A-Z0-9_]{{1,16}}"{comma}"shape"{colon}\[[0-9{comma}]{{0,250}})\]'
+        self._entry = re.compile(
+            rf'"([^"\\\x00-\x1f]{{0,{_LONGEST_NAME}}})"{colon}\{{"dtype"{colon}{kind}{comma}'
+            rf'"data_offsets"{colon}\[({_NUMBER}){comma}({_NUMBER})\]\}}(?:{comma}(?=")|\}}\Z)'
+        )
+        signs = f'""{colon}{{"dtype"{colon}"]{comma}"data_offsets"{colon}[{comma}]}}'
+        self._length, self._between = len(signs), len(comma)
+        self._kind = re.compile(rf'([A-Z0-9_]+)"{comma}"shape"{colon}\[((?:{_NUMBER}(?:{comma}{_NUMBER})*)?)')
+
+    def entries(self, text: str) -> list[tuple[str, str, str, str]] | None:
+        """(name, kind, start, stop) of each entry in the end of a header; None where anything else is in it."""
+        found = self._entry.findall(text)
+        length = sum(map(len, chain.from_iterable(found)))
+        signs = len(found) * self._length + (len(found) - 1) * self._between + len("}")
+        return found if found and length + signs == len(text) else None
+
+    def kind(self, text: str) -> tuple[str, tuple[int, ...], int] | None:
+        """Type, shape and size in bytes; None for what no tensor has."""
+        plain = self._kind.fullmatch(text)
+        bits = BITS.get(plain[1]) if plain else None
+        if plain is None or bits is None:
+            return None
+        shape = tuple(map(int, plain[2].split(","))) if plain[2] else ()
+        needed = prod(shape) * bits
+        return None if needed % 8 or not needed else (plain[1], shape, needed // 8)
+
+
+_SPELLINGS = (_Spelling(""), _Spelling(" "))
+
+
+def read_plain(content: bytes | bytearray, room: int) -> tuple[list[Row], dict[str, str]] | None:
+    """The tensors in the order of their ranges, which fill the `room` behind the header, and the metadata.
+
+    None where the header is not as nearly all are, or has a fault.
+    """
+    try:
+        text = content.decode().rstrip(_ENDS)
+    except UnicodeDecodeError:
+        return None
+    spelling = _SPELLINGS['": {"dtype": "' in text]
+    metadata: dict[str, str] = {}
+    start = 1
+    if text.startswith(spelling.start):
+        about = _metadata(text, len(spelling.start))
+        if about is None or not text.startswith(spelling.comma, about[1]):
+            return None
+        metadata, start = about[0], about[1] + len(spelling.comma)
+    elif not text.startswith("{"):
+        return None
+    entries = spelling.entries(text[start:])
+    rows = _rows(spelling, entries, room) if entries else None
+    return None if rows is None else (rows, metadata)
+
+
+def _metadata(text: str, start: int) -> tuple[dict[str, str], int] | None:
+    """The map of strings that begins there, and the position behind it; None where it is none."""
+    try:
+        found, stop = parse_plain(text, start)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or len(found) > METADATA_KEYS or not all(map(_is_text, found.values())):
+        return None
+    # Only what is spelled with an escape can be half of a pair.
+    if "\\u" in text[start:stop] and not is_unicode("".join(chain.from_iterable(found.items()))):
+        return None
+    return None if max(map(len, found), default=0) > _LONGEST_NAME else (found, stop)
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _rows(spelling: _Spelling, entries: Iterable[tuple[str, str, str, str]], room: int) -> list[Row] | None:
+    """The tensors, each with the bytes that its type and shape need, one behind the other; None where not so."""
+    kinds: dict[str, tuple[str, tuple[int, ...], int]] = {}
+    rows: list[Row] = []
+    names: set[str] = {METADATA}
+    for name, kind, first, last in entries:
+        known = kinds.get(kind)
+        if known is None:
+            known = spelling.kind(kind)
+            if known is None:
+                return None
+            kinds[kind] = known
+        dtype, shape, size = known
+        start, stop = int(first), int(last)
+        if stop - start != size:
+            return None
+        rows.append((name, dtype, shape, start, stop))
+        names.add(name)
+    if len(names) != len(rows) + 1:
+        return None
+    rows.sort(key=itemgetter(3))
+    position = 0
+    for row in rows:
+        if row[3] != position:
+            return None
+        position = row[4]
+    return rows if position == room else None
