@@ -8,55 +8,68 @@ __version__ = "0.1.0"
 
 # Where each public name is, in lora_inspect.api.
 _HOMES = {
+    "CompatResult": "compat",
+    "ConvertResult": "convert",
     "LoraInspectError": "failures",
+    "MergeResult": "merge",
     "ModuleChange": "modules",
     "OpenedAdapter": "opened",
     "OpenedModule": "modules",
+    "ScannedFile": "scan",
     "StateDict": "state_dict",
+    "VerifyResult": "verify",
     "compat": "compat",
     "convert": "convert",
     "merge": "merge",
     "open_adapter": "opened",
+    "scan": "scan",
     "state_dict": "state_dict",
     "verify": "verify",
 }
 
 __all__ = [
+    "CompatResult",
+    "ConvertResult",
     "LoraInspectError",
+    "MergeResult",
     "ModuleChange",
     "OpenedAdapter",
     "OpenedModule",
+    "ScannedFile",
     "StateDict",
+    "VerifyResult",
     "__version__",
     "compat",
     "convert",
     "merge",
     "open_adapter",
+    "scan",
     "state_dict",
     "verify",
 ]
 
 TYPE_CHECKING = False  # what checks types takes it for true, and `typing` takes longer to load than all of this
 if TYPE_CHECKING:
-    from lora_inspect.api.compat import compat
-    from lora_inspect.api.convert import convert
+    from lora_inspect.api.compat import CompatResult, compat
+    from lora_inspect.api.convert import ConvertResult, convert
     from lora_inspect.api.failures import LoraInspectError
-    from lora_inspect.api.merge import merge
+    from lora_inspect.api.merge import MergeResult, merge
     from lora_inspect.api.modules import ModuleChange, OpenedModule
     from lora_inspect.api.opened import OpenedAdapter, open_adapter
+    from lora_inspect.api.scan import ScannedFile, scan
     from lora_inspect.api.state_dict import StateDict, state_dict
-    from lora_inspect.api.verify import verify
+    from lora_inspect.api.verify import VerifyResult, verify
+else:  # names that are not there are wrong for what checks types as well
 
+    def __getattr__(name: str) -> object:
+        """Loads a public name; what it names then stands here."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
 
-def __getattr__(name: str) -> object:
-    """Loads a public name; what it names then stands here."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    found: object = getattr(import_module(f"{__name__}.api.{_HOMES[name]}"), name)
-    globals()[name] = found
-    return found
+        found: object = getattr(import_module(f"{__name__}.api.{_HOMES[name]}"), name)
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:

@@ -359,6 +359,30 @@ def test_deltas_are_what_merge_adds(file, tmp_path):
         assert delta.any()
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_scan_says_what_info_says_of_each_file(jobs, run, tmp_path, capsys):
+    for number, file in enumerate((RSLORA, DORA, BASE)):
+        shutil.copy(file, tmp_path / f"{number}.safetensors")
+    (tmp_path / "below").mkdir()
+    shutil.copy(RSLORA, tmp_path / "below" / "again.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    told = []
+    found = list(lora_inspect.scan(tmp_path, jobs=jobs, records=True, progress=lambda *at: told.append(at)))
+    assert told == [(done, 5) for done in range(1, 6)]
+    assert capsys.readouterr() == ("", "")
+    assert [Path(one.path).name for one in found] == [
+        *("0.safetensors", "1.safetensors", "2.safetensors", "broken.safetensors", "again.safetensors")
+    ]
+    for one in found:
+        if one.error is None:
+            assert json.loads(json.dumps(one.record)) == run("info", one.path, "--json").json
+    assert [one.kind for one in found] == ["adapter", "adapter", "base", "", "adapter"]
+    assert isinstance(found[3].error, LoraInspectError)
+    assert found[4].duplicate_of == found[0].path
+    assert len(list(lora_inspect.scan(str(tmp_path), recursive=False))) == 4
+    assert [one.path for one in lora_inspect.scan([RSLORA, str(BASE)])] == [str(RSLORA), str(BASE)]
+
+
 @pytest.mark.numeric
 def test_a_program_with_types_runs(tmp_path):
     import typed_program

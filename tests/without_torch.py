@@ -104,6 +104,16 @@ def wrong_of_opening(path: Path, record: dict[str, Any] | None) -> Iterator[str]
         yield f"{path}: open_adapter says {said}"
 
 
+def wrong_of_scanning() -> Iterator[str]:
+    """What is wrong with the account of all files at once."""
+    import lora_inspect
+
+    for one in lora_inspect.scan(FIXTURES, records=True):
+        is_refused = "refused" in Path(one.path).parts
+        if one.error and not (is_refused and isinstance(one.error, lora_inspect.LoraInspectError)):
+            yield f"scan: {one.path}: {one.error!r}"
+
+
 def wrong_of_computing() -> Iterator[str]:
     """What is wrong with what computes: it says what is missing, and leaves nothing."""
     import lora_inspect
@@ -147,6 +157,7 @@ def main() -> int:
         return 1
     found = paths()
     wrong = [one for path in found for one in wrong_of_reading(path)]
+    wrong += wrong_of_scanning()
     wrong += [f"{name} was loaded" for name in HEAVY if sys.modules.get(name)]
     wrong += wrong_of_computing()
     if len(found) < 60:

@@ -6,6 +6,8 @@ from lora_inspect.consumers import CONSUMERS
 from lora_inspect.ops.compat import CompatResult
 from lora_inspect.ops.compat import compat as compat_of
 
+__all__ = ["CompatResult", "compat"]
+
 
 @in_a_sentence()
 def compat(

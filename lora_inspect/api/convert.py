@@ -7,6 +7,8 @@ from lora_inspect.api.conversion import asked_conversion
 from lora_inspect.api.failures import in_a_sentence
 from lora_inspect.ops.convert import ConvertResult, convert_planned, plan_conversion
 
+__all__ = ["ConvertResult", "convert"]
+
 
 @in_a_sentence()
 def convert(

@@ -25,6 +25,8 @@ from lora_inspect.ops.merge import merge as merge_planned
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["MergeResult", "merge"]
+
 
 @in_a_sentence()
 def merge(

@@ -20,6 +20,8 @@ from lora_inspect.maths.dora import MULTIPLIER_RULES
 from lora_inspect.ops.verify import MergeOptions, VerifyResult, plan_verify
 from lora_inspect.ops.verify import verify as verify_planned
 
+__all__ = ["VerifyResult", "verify"]
+
 
 @in_a_sentence()
 def verify(
