@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 # Where each public name is, in lora_inspect.api.
 _HOMES = {
+    "CheckResult": "check",
     "CompatResult": "compat",
     "ConvertResult": "convert",
     "LoraInspectError": "failures",
@@ -18,6 +19,7 @@ _HOMES = {
     "ScannedFile": "scan",
     "StateDict": "state_dict",
     "VerifyResult": "verify",
+    "check": "check",
     "compat": "compat",
     "convert": "convert",
     "merge": "merge",
@@ -28,6 +30,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CheckResult",
     "CompatResult",
     "ConvertResult",
     "LoraInspectError",
@@ -39,6 +42,7 @@ __all__ = [
     "StateDict",
     "VerifyResult",
     "__version__",
+    "check",
     "compat",
     "convert",
     "merge",
@@ -50,6 +54,7 @@ __all__ = [
 
 TYPE_CHECKING = False  # what checks types takes it for true, and `typing` takes longer to load than all of this
 if TYPE_CHECKING:
+    from lora_inspect.api.check import CheckResult, check
     from lora_inspect.api.compat import CompatResult, compat
     from lora_inspect.api.convert import ConvertResult, convert
     from lora_inspect.api.failures import LoraInspectError

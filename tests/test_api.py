@@ -181,6 +181,7 @@ def test_an_os_path_is_the_path_as_it_is(write_safetensors, tmp_path):
         (lambda: lora_inspect.convert(RSLORA, "out", max_error=1, algorithm="lora"), ValueError, "below 1"),
         (lambda: lora_inspect.convert(RSLORA, "out", rank=3), ValueError, "--rank and --max-error speak of"),
         (lambda: lora_inspect.compat(RSLORA, program="odd"), ValueError, "program is 'odd'"),
+        (lambda: lora_inspect.check(RSLORA, force=True), ValueError, "leave it out, or give fix"),
         (lambda: open_adapter(RSLORA).modules[0].delta(parameter="bias"), ValueError, "changes no bias"),
         (lambda: open_adapter(RSLORA).modules[0].delta([[1.0]]), TypeError, "floating-point numbers"),
     ],
@@ -197,6 +198,9 @@ def test_wrong_arguments_are_told_before_a_file_is_written(call, error, says, tm
     [
         lambda: open_adapter("nowhere.safetensors"),
         lambda: lora_inspect.compat("nowhere.safetensors"),
+        lambda: lora_inspect.check("nowhere.safetensors"),
+        lambda: lora_inspect.check(RSLORA, fix="out.safetensors"),
+        lambda: lora_inspect.check(SYNTHETIC),
         lambda: lora_inspect.convert("nowhere.safetensors", "out.safetensors"),
         lambda: lora_inspect.merge("nowhere.safetensors", RSLORA, "out.safetensors"),
         lambda: lora_inspect.merge(BASE, ["nowhere.safetensors"], "out.safetensors"),
@@ -357,6 +361,26 @@ def test_deltas_are_what_merge_adds(file, tmp_path):
         largest = float(after[f"{module.path}.weight"].abs().max())
         assert float((weight + delta - after[f"{module.path}.weight"]).abs().max()) <= 1e-6 * largest
         assert delta.any()
+
+
+def test_check_is_that_of_the_command_line(run, write_safetensors, tmp_path, capsys):
+    for file in (RSLORA, DORA, FIXTURES / "refused" / "two-bytes"):
+        shown = run("check", file, "--json")
+        assert [as_printed(lora_inspect.check(file))] == json.loads(shown.stdout)
+    file = write_safetensors(loras(), {"sshs_model_hash": "0" * 64}, name="stale.safetensors")
+    found = lora_inspect.check(file)
+    assert found.fails("warning")
+    told = []
+    mended = lora_inspect.check(
+        file, tensors=True, fix=tmp_path / "a.safetensors", progress=lambda *at: told.append(at)
+    )
+    assert capsys.readouterr() == ("", "")
+    assert 0 < told[-1][0] <= told[-1][1]
+    shown = run("check", file, "--tensors", "--fix", "-o", tmp_path / "b.safetensors", "--json")
+    (record,) = json.loads(shown.stdout)
+    assert as_printed(mended, output="") == record | {"output": ""}
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert not mended.fails("warning")
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

@@ -6,7 +6,7 @@
 from pathlib import Path
 
 SCRIPT = Path(__file__).parent / "without_torch.py"
-BLOCKED = "import runpy, sys; sys.modules['torch'] = sys.modules['numpy'] = None; "
+BLOCKED = "import runpy, sys; sys.modules['torch'] = None; "
 
 
 def test_all_fixtures_are_read(run_process):

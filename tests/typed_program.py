@@ -51,6 +51,8 @@ def use(base: Path, adapter: "os.PathLike[str]", folder: Path) -> list[str]:
     assert share
     assert count == 20
     assert verdicts
+    codes: list[str] = [problem.code for problem in lora_inspect.check(adapter).problems]
+    assert codes == []
     kinds: list[str] = [one.kind for one in lora_inspect.scan(folder, jobs=1)]
     assert sorted(kinds) == ["adapter", "base"]
     try:

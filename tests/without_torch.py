@@ -83,8 +83,7 @@ def reading(path: Path) -> Iterator[list[str | Path]]:
     yield ["info", path, "--metadata"]
     yield ["compat", path]
     yield ["compat", path, "--json"]
-    if "check" in VERBS:
-        yield ["check", path]
+    yield ["check", path]
     if "metadata" in VERBS:
         yield ["metadata", "show", path]
 
@@ -112,6 +111,13 @@ def wrong_of_scanning() -> Iterator[str]:
         is_refused = "refused" in Path(one.path).parts
         if one.error and not (is_refused and isinstance(one.error, lora_inspect.LoraInspectError)):
             yield f"scan: {one.path}: {one.error!r}"
+
+
+def wrong_of_numbers() -> Iterator[str]:
+    """What is wrong with reading the numbers of tensors, for which numpy does."""
+    ended = run("check", RSLORA, "--tensors")
+    if ended.status or ended.err or sys.modules.get("numpy", sys) is sys:
+        yield f"check --tensors: {ended}"
 
 
 def wrong_of_computing() -> Iterator[str]:
@@ -159,6 +165,7 @@ def main() -> int:
     wrong = [one for path in found for one in wrong_of_reading(path)]
     wrong += wrong_of_scanning()
     wrong += [f"{name} was loaded" for name in HEAVY if sys.modules.get(name)]
+    wrong += wrong_of_numbers()
     wrong += wrong_of_computing()
     if len(found) < 60:
         wrong.append(f"only {len(found)} fixtures were found")

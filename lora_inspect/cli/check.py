@@ -12,7 +12,7 @@ from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.path_settings import parse_without_strength
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.summaries import VERBS
-from lora_inspect.ops.check import SEVERITIES, CheckResult, as_json, as_sarif, fix, found_in, stored_bytes
+from lora_inspect.ops.check import SEVERITIES, CheckResult, as_sarif, fix, found_in, stored_bytes
 from lora_inspect.ops.check import check as checked
 from lora_inspect.reading.settings import Settings
 
@@ -74,7 +74,7 @@ def check(
     else:
         results, errors = _checked(given, tensors, shown=format_ == TEXT)
     if format_ == JSON:
-        terminal.json_text([as_json(result) for result in results])
+        terminal.json_text([result.to_dict() for result in results])
     elif format_ == SARIF:
         terminal.json_text(as_sarif(results, os.curdir))
     for error in errors:

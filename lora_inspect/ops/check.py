@@ -41,6 +41,17 @@ class CheckResult(NamedTuple):
         limit = SEVERITIES.index(severity)
         return any(SEVERITIES.index(one.severity) >= limit for one in (self.left if self.output else self.problems))
 
+    def to_dict(self) -> dict[str, Any]:
+        """The record of this file in what `check --json` prints."""
+        record: dict[str, Any] = {"path": self.path, "problems": _told(self.problems, self.fixable)}
+        if self.output:
+            record |= {
+                "output": self.output,
+                "mended": list(self.mended),
+                "left": _told(self.left, frozenset()),
+            }
+        return record
+
 
 def found_in(path: str) -> list[str]:
     """The checkpoints of a folder of several, or the path itself."""
@@ -105,18 +116,6 @@ def fix(
     told = write_mended(subject, mended, output, force, prove)
     left = _looked_at(output, settings, tensors, silent)[1]
     return CheckResult(path, problems, mended.codes, output, told, left)
-
-
-def as_json(result: CheckResult) -> dict[str, Any]:
-    """The record that scripts rely on."""
-    record: dict[str, Any] = {"path": result.path, "problems": _told(result.problems, result.fixable)}
-    if result.output:
-        record |= {
-            "output": result.output,
-            "mended": list(result.mended),
-            "left": _told(result.left, frozenset()),
-        }
-    return record
 
 
 def as_sarif(results: Sequence[CheckResult], folder: str) -> dict[str, Any]:
