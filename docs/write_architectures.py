@@ -9,7 +9,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from real_models import DIFFUSERS, MULTIMODAL, TRANSFORMERS  # noqa: E402
 
-from lora_inspect.architectures import ARCHITECTURES  # noqa: E402
+from lora_inspect.architectures import every  # noqa: E402
 from lora_inspect.architectures.patterns import pattern_of, patterns_of  # noqa: E402
 from lora_inspect.architectures.record import Architecture, Layout  # noqa: E402
 from lora_inspect.reading.base_names import without_roots  # noqa: E402
@@ -90,7 +90,7 @@ def rows(family: Architecture) -> Iterator[str]:
 
 def page() -> str:
     """The page as it should be."""
-    return HEAD + "\n".join(line for family in ARCHITECTURES for line in rows(family)) + "\n"
+    return HEAD + "\n".join(line for family in every() for line in rows(family)) + "\n"
 
 
 if __name__ == "__main__":

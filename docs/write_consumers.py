@@ -16,7 +16,7 @@ from consumer_files.judged import Judged, own_scheme  # noqa: E402
 from consumer_files.kinds import KINDS  # noqa: E402
 from consumer_files.spellings import SPELLINGS  # noqa: E402
 
-from lora_inspect.architectures import ARCHITECTURES  # noqa: E402
+from lora_inspect.architectures import every  # noqa: E402
 from lora_inspect.consumers import CONSUMERS  # noqa: E402
 from lora_inspect.consumers.record import FAILS, SILENT, Consumer, Strangers  # noqa: E402
 
@@ -77,7 +77,7 @@ What programs do with keys that they have no use for, and what they say of the f
 
 """
 # Those that programs for pictures, videos and sound have models of.
-FAMILIES = [one for one in ARCHITECTURES if any(layout.kohya_prefix for layout in one.layouts)]
+FAMILIES = [one for one in every() if any(layout.kohya_prefix for layout in one.layouts)]
 # The families that stand for the others, as far as a program knows them.
 REFERENCES = ("wan", "flux", "sdxl", "qwen_image", "z_image")
 

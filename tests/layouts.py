@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lora_inspect.architectures import ARCHITECTURES, by_name
+from lora_inspect.architectures import by_name, every
 from lora_inspect.architectures.record import is_parameter
 
 with warnings.catch_warnings():
@@ -150,7 +150,7 @@ def unet_names(original: list[str], config: dict[str, object]) -> dict[str, str]
 
 def alike() -> list[str]:
     """The families whose modules all programs call alike."""
-    return [family.name for family in ARCHITECTURES if any(layout.also for layout in family.layouts)]
+    return [family.name for family in every() if any(layout.also for layout in family.layouts)]
 
 
 def first_layout(name: str) -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ from lora_inspect.consumers.verdict import (  # noqa: E402
     Verdict,
 )
 
-FAMILIES = {family.name: family for family in architectures.ARCHITECTURES}
+FAMILIES = {family.name: family for family in architectures.every()}
 TOY = Consumer(
     name="toy",
     title="Toy",

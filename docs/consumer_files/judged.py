@@ -11,7 +11,7 @@ from consumer_files.kinds import KINDS, Kind
 from consumer_files.spellings import SPELLINGS, Spelling, spelled
 from consumer_files.written import File
 from lora_inspect import schemes
-from lora_inspect.architectures import ARCHITECTURES
+from lora_inspect.architectures import every
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.consumers.record import READ, Consumer
@@ -71,7 +71,7 @@ class Judged:
             for family in self.families
             for spelling in SPELLINGS
         }
-        language = next(one for one in ARCHITECTURES if one.name == "llm")
+        language = next(one for one in every() if one.name == "llm")
         self._folders = {title: self._seen(file, language) for title, file in FOLDERS.items()}
         self._kinds: dict[tuple[str, str, str], Seen | None] = {}
         self._counted: dict[str, dict[int, bool]] = {one.name: {} for one in self.programs}

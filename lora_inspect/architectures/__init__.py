@@ -1,14 +1,25 @@
-"""The registry of model families: every file of `families`, which has a record named `ARCHITECTURE`."""
+"""The registry of model families: every file of `families`, which has a record named `ARCHITECTURE` and its name.
+
+`info` pays for every import, and a file's names fit few families: `admitted` imports those alone. What it asks for that
+stands in `family_marks.py`, which is written from the records; a family that is not there yet is imported at once.
+"""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 
+from .admission import Marks, marked, marks_of
+from .family_marks import DESCENDS_FROM, METADATA_NAMES, PATHS
 from .record import Architecture, Layout, Size
 
-# In the order in which candidates are named: by their names, and a family behind the one that it descends from.
-ARCHITECTURES: list[Architecture] = []
+_LOADED: dict[str, Architecture] = {}
+# The families whose files have not been asked for yet.
+_WAITING = {
+    file[:-3]
+    for file in os.listdir(os.path.join(os.path.dirname(__file__), "families"))
+    if file.endswith(".py") and not file.startswith("_")
+}
 
 
 def add(architecture: Architecture) -> None:
@@ -16,13 +27,12 @@ def add(architecture: Architecture) -> None:
 
     Raises ValueError for a name that is taken, and where the family that it descends from is not known.
     """
-    names = {known.name for known in ARCHITECTURES}
-    if architecture.name in names:
+    if architecture.name in names():
         raise ValueError(f"there is a family called {architecture.name} already")
-    if architecture.descends_from and architecture.descends_from not in names:
-        raise ValueError(f"{architecture.name} descends from {architecture.descends_from}, which is not known")
-    ARCHITECTURES.append(architecture)
-    ARCHITECTURES[:] = sorted(ARCHITECTURES, key=_lineage)
+    above = architecture.descends_from
+    if above and above not in names():
+        raise ValueError(f"{architecture.name} descends from {above}, which is not known")
+    _LOADED[architecture.name] = architecture
 
 
 @contextmanager
@@ -32,15 +42,58 @@ def added(architecture: Architecture) -> Iterator[None]:
     try:
         yield
     finally:
-        ARCHITECTURES.remove(architecture)
+        del _LOADED[architecture.name]
+
+
+def every() -> list[Architecture]:
+    """All families, in the order in which candidates are named.
+
+    That is by their names, with a family behind the one that it descends from.
+    """
+    return sorted(map(by_name, names()), key=_lineage)
+
+
+def names() -> list[str]:
+    """The names of all families, in no order."""
+    return [*_WAITING, *_LOADED]
 
 
 def by_name(name: str) -> Architecture:
     """The family of that name; KeyError, which lists the known names, for any other."""
-    for architecture in ARCHITECTURES:
-        if architecture.name == name:
-            return architecture
-    raise KeyError(f"no architecture is named {name!r}; known are {', '.join(one.name for one in ARCHITECTURES)}")
+    if name in _WAITING:
+        _LOADED[name] = import_module(f".families.{name}", __name__).ARCHITECTURE
+        _WAITING.discard(name)
+    if name not in _LOADED:
+        raise KeyError(f"no architecture is named {name!r}; known are {', '.join(one.name for one in every())}")
+    return _LOADED[name]
+
+
+def admitted(counts: Mapping[str, int], least: float) -> list[Architecture]:
+    """All families of which a layout may have `least` of the names, given by how many are of each pattern.
+
+    They stand in the order in which candidates are named.
+    """
+    of_marks = marked(counts)
+    found = [name for name in names() if _marks(name).admit(of_marks, least)]
+    return sorted(map(by_name, found), key=_lineage)
+
+
+def said_names() -> Iterable[tuple[str, tuple[str, ...]]]:
+    """What metadata calls each family, with its name in front, in the order in which candidates are named."""
+    known = {name: _marks(name) for name in names()}
+
+    def lineage(name: str) -> tuple[str, ...]:
+        above = known[name].descends_from
+        return (*(lineage(above) if above else ()), name)
+
+    return [(name, known[name].metadata_names) for name in sorted(known, key=lineage)]
+
+
+def _marks(name: str) -> Marks:
+    """The marks of a family: those of the table, if its file was not asked for yet."""
+    if name in _WAITING and name in PATHS:
+        return Marks(PATHS[name], METADATA_NAMES.get(name, ()), DESCENDS_FROM.get(name, ""))
+    return marks_of(by_name(name))
 
 
 def _lineage(architecture: Architecture) -> tuple[str, ...]:
@@ -49,10 +102,4 @@ def _lineage(architecture: Architecture) -> tuple[str, ...]:
     return (*(_lineage(by_name(above)) if above else ()), architecture.name)
 
 
-for _file in os.listdir(os.path.join(os.path.dirname(__file__), "families")):
-    if _file.endswith(".py") and not _file.startswith("_"):
-        ARCHITECTURES.append(import_module(f".families.{_file[:-3]}", __name__).ARCHITECTURE)
-ARCHITECTURES[:] = sorted(ARCHITECTURES, key=_lineage)
-
-
-__all__ = ["ARCHITECTURES", "Architecture", "Layout", "Size", "add", "added", "by_name"]
+__all__ = ["Architecture", "Layout", "Size", "add", "added", "admitted", "by_name", "every", "names", "said_names"]

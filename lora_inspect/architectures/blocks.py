@@ -4,9 +4,8 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 
-from . import ARCHITECTURES
 from .patterns import pattern_of, separator_of
-from .record import Layout
+from .record import Architecture, Layout
 
 # An `{i}` in the names of a file is no number.
 _NUMBER = re.compile("[0-9]+")
@@ -14,11 +13,11 @@ _NUMBER = re.compile("[0-9]+")
 _DIGITS = 10
 
 
-def used_indices(paths: Iterable[str]) -> dict[str, set[int]]:
-    """The indices below each module list of any family, by the pattern of the list's path."""
-    layouts = (layout for architecture in ARCHITECTURES for layout in architecture.layouts)
+def used_indices(paths: Iterable[str], families: Iterable[Architecture]) -> dict[str, set[int]]:
+    """The indices below each module list of the families, by the pattern of the list's path."""
+    layouts = (layout for architecture in families for layout in architecture.layouts)
     lists = frozenset[str]().union(*(_lists(layout.blocks) for layout in layouts))
-    longest = max(map(len, lists))
+    longest = max(map(len, lists), default=0)
     used: dict[str, set[int]] = {}
     for path in paths:
         separator = separator_of(path)

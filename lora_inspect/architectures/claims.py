@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping
 
-from . import ARCHITECTURES
+from . import said_names
 
 METADATA_KEYS = ("ss_base_model_version", "modelspec.architecture")
 # sd-scripts writes its option --v2 into every file; only Stable Diffusion 2 is trained with it.
@@ -18,9 +18,9 @@ def named_by(metadata: Mapping[str, str]) -> dict[str, str]:
     for key in METADATA_KEYS:
         value = metadata.get(key, "")
         plain = value.lower().removesuffix("/lora")
-        for architecture in ARCHITECTURES:
-            if plain in (name.lower() for name in architecture.metadata_names):
-                named[architecture.name] = value
+        for family, names in said_names() if plain else ():
+            if plain in map(str.lower, names):
+                named[family] = value
     return named
 
 

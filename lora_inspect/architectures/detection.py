@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from lora_inspect.listing import listed
 
-from . import ARCHITECTURES
+from . import admitted, every
 from .blocks import fills, holds, used_indices
 from .claims import METADATA_KEYS, agrees_with_v2, named_by
 from .patterns import layout_patterns, pattern_of, separator_of
@@ -83,7 +83,7 @@ def candidates(
     """
     modules, encoders = tuple(modules), tuple(encoders)
     fits = _fits_of_names(modules, minimum_share) if modules else _fits_of_encoders(encoders)
-    used = used_indices(path for path, _, _ in modules)
+    used = used_indices((path for path, _, _ in modules), (fit.architecture for fit in fits))
     named = named_by(metadata)
     reasons: list[str] = []
     left = fits
@@ -112,15 +112,19 @@ def settled_by(found: Sequence[Detection]) -> str:
     return f"it is open which of {listed([str(one) for one in found])} it is{settles}"
 
 
-def _matching_layouts(counts: Mapping[str, int]) -> dict[str, tuple[int, Architecture, Layout]]:
-    """By family how many names its best layout matches, and that layout, the first of those that match so many."""
+def _matching_layouts(counts: Mapping[str, int], least: float) -> dict[str, tuple[int, Architecture, Layout]]:
+    """By family how many names its best layout matches, and that layout, the first of those that match so many.
+
+    Families of which no layout matches `least` are left out.
+    """
     separators = {separator_of(pattern) for pattern in counts}
     found: dict[str, tuple[int, Architecture, Layout]] = {}
-    every = ((family, layout) for family in ARCHITECTURES for layout in family.layouts if not layout.borrowed)
-    for architecture, layout in every:
+    families = admitted(counts, least)
+    own = ((family, layout) for family in families for layout in family.layouts if not layout.borrowed)
+    for architecture, layout in own:
         known = [layout_patterns(layout.paths, separator) for separator in separators]
         matched = sum(count for pattern, count in counts.items() if any(pattern in patterns for patterns in known))
-        if matched > found.get(architecture.name, (0,))[0]:
+        if matched >= least and matched > found.get(architecture.name, (0,))[0]:
             found[architecture.name] = (matched, architecture, layout)
     return found
 
@@ -137,11 +141,10 @@ def _fits_of_names(modules: Sequence[tuple[str, int | None, int | None]], minimu
         counts[pattern] += 1
         shapes.setdefault(pattern, set()).add((out_features, in_features))
     total = len(modules)
-    found = _matching_layouts(counts)
+    found = _matching_layouts(counts, minimum_share * total)
     enough = [
         (matched, _Fit(family, layout, f"{matched} of {total} module names fit", agreeing_sizes(family, shapes)))
         for matched, family, layout in found.values()
-        if matched >= minimum_share * total
     ]
     most = max((matched for matched, _ in enough), default=0)
     best = tuple(fit for matched, fit in enough if matched == most)
@@ -155,7 +158,7 @@ def _fits_of_encoders(encoders: Sequence[TextEncoder]) -> tuple[_Fit, ...]:
     if not encoders:
         return ()
     share = f"{listed([str(encoder) for encoder in encoders])} and no layer of the model: its names may be of"
-    return tuple(_Fit(family, family.layouts[0], share) for family in ARCHITECTURES if _has_all(family, encoders))
+    return tuple(_Fit(family, family.layouts[0], share) for family in every() if _has_all(family, encoders))
 
 
 # What a piece of evidence says of a family: True for it, False against it, None where it says nothing.

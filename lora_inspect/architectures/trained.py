@@ -5,7 +5,7 @@ from functools import cache
 
 from lora_inspect.listing import listed
 
-from . import ARCHITECTURES
+from . import every
 from .patterns import fill, layout_patterns, pattern_of
 from .record import Architecture, Layout, Training
 
@@ -15,7 +15,7 @@ _SHARE = 0.5
 
 def trained() -> list[Architecture]:
     """The families that a network module trains."""
-    return [architecture for architecture in ARCHITECTURES if architecture.training]
+    return [architecture for architecture in every() if architecture.training]
 
 
 def training_of(architecture: Architecture) -> Training:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from lora_inspect.architectures import ARCHITECTURES, Architecture, Layout
+from lora_inspect.architectures import Architecture, Layout, every
 from lora_inspect.architectures.detection import candidates
 from lora_inspect.architectures.patterns import pattern_of, patterns_of
 
@@ -27,7 +27,7 @@ def overlapping(architecture: Architecture, layout: Layout, separator: str) -> l
     own = patterns_of(layout.paths, separator)
     return [
         (f"{other.name} {theirs.name}", shared)
-        for other in ARCHITECTURES
+        for other in every()
         if other is not architecture
         for theirs in other.layouts
         if not theirs.borrowed and (shared := own & patterns_of(theirs.paths, separator))
@@ -37,7 +37,7 @@ def overlapping(architecture: Architecture, layout: Layout, separator: str) -> l
 CONFUSABLE = [
     pytest.param(architecture, layout, separator, id=f"{architecture.name}-{layout.name}{separator}")
     for separator in "._"
-    for architecture in ARCHITECTURES
+    for architecture in every()
     for layout in architecture.layouts
     if not layout.borrowed and overlapping(architecture, layout, separator)
 ]

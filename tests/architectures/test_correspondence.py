@@ -9,7 +9,7 @@ import torch
 from layouts import lora_utils as real_adapters
 from layouts import real
 
-from lora_inspect.architectures import ARCHITECTURES, by_name
+from lora_inspect.architectures import by_name, every
 from lora_inspect.architectures.correspondence import (
     Correspondence,
     experts,
@@ -22,7 +22,7 @@ from lora_inspect.architectures.correspondence import (
 from lora_inspect.architectures.patterns import pattern_of, patterns_of
 from lora_inspect.architectures.rows import INPUTS, Interleaved, PairSwapped, Runs, Stacked, Swapped
 
-RELATED = [architecture for architecture in ARCHITECTURES if architecture.correspondence.relations]
+RELATED = [architecture for architecture in every() if architecture.correspondence.relations]
 RELATIONS = [
     pytest.param(architecture, relation, id=f"{architecture.name}-{relation.whole}")
     for architecture in RELATED

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_inspect.architectures import ARCHITECTURES, Architecture, Layout, by_name
+from lora_inspect.architectures import Architecture, Layout, by_name, every
 from lora_inspect.architectures.detection import candidates, detect
 
 Module = tuple[str, int | None, int | None]
@@ -12,7 +12,7 @@ Module = tuple[str, int | None, int | None]
 KEYS = Path(__file__).parent / "keys"
 LAYOUTS = [
     pytest.param(architecture, layout, id=f"{architecture.name}-{layout.name}")
-    for architecture in ARCHITECTURES
+    for architecture in every()
     for layout in architecture.layouts
     if not layout.borrowed
 ]
@@ -50,7 +50,7 @@ def blocks(count: int, *leaves: str) -> list[str]:
 
 
 def test_borrowed_names_are_those_of_the_family_that_they_are_borrowed_from():
-    borrowed = [(one, layout) for one in ARCHITECTURES for layout in one.layouts if layout.borrowed]
+    borrowed = [(one, layout) for one in every() for layout in one.layouts if layout.borrowed]
     assert [(one.name, layout.name) for one, layout in borrowed] == [("framepack", "original")]
     for architecture, layout in borrowed:
         theirs = by_name(architecture.descends_from)

@@ -142,7 +142,7 @@ def test_what_it_descends_from_has_to_be_known():
 
 def test_it_stands_behind_the_family_that_it_descends_from():
     with architectures.added(PAGODA._replace(descends_from="sd15")):
-        names = [one.name for one in architectures.ARCHITECTURES]
+        names = [one.name for one in architectures.every()]
         assert names[names.index("sd15") :][:3] == ["sd15", "pagoda", "sd2"]
 
 

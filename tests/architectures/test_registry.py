@@ -2,28 +2,28 @@ from pathlib import Path
 
 import pytest
 
-from lora_inspect.architectures import ARCHITECTURES, Architecture, Layout, by_name, families
+from lora_inspect.architectures import Architecture, Layout, by_name, every, families
 from lora_inspect.architectures.record import is_parameter, under
 
 LAYOUTS = [
     pytest.param(architecture, layout, id=f"{architecture.name}-{layout.name}")
-    for architecture in ARCHITECTURES
+    for architecture in every()
     for layout in architecture.layouts
 ]
 
 
 def test_each_file_holds_the_family_of_its_name():
     files = {file.stem for file in Path(families.__file__).parent.glob("*.py")} - {"__init__"}
-    names = [architecture.name for architecture in ARCHITECTURES]
+    names = [architecture.name for architecture in every()]
     assert len(names) == len(set(names)) >= 30
     assert set(names) == files
 
 
 def test_a_family_stands_behind_the_one_that_it_descends_from():
-    names = [architecture.name for architecture in ARCHITECTURES]
-    descended = [architecture for architecture in ARCHITECTURES if architecture.descends_from]
+    names = [architecture.name for architecture in every()]
+    descended = [architecture for architecture in every() if architecture.descends_from]
     assert all(names.index(one.descends_from) < names.index(one.name) for one in descended)
-    eldest = [architecture.name for architecture in ARCHITECTURES if not architecture.descends_from]
+    eldest = [architecture.name for architecture in every() if not architecture.descends_from]
     assert eldest == sorted(eldest)
     assert names[names.index("hunyuan_video") :][:4] == [
         "hunyuan_video", "framepack", "hunyuan_image", "hunyuan_video_1_5",
@@ -31,7 +31,7 @@ def test_a_family_stands_behind_the_one_that_it_descends_from():
 
 
 def test_by_name_finds_every_family():
-    assert all(by_name(architecture.name) is architecture for architecture in ARCHITECTURES)
+    assert all(by_name(architecture.name) is architecture for architecture in every())
 
 
 def test_by_name_lists_the_known_names():
@@ -64,7 +64,7 @@ def test_block_lists_are_part_of_the_paths(architecture: Architecture, layout: L
         assert any(path.startswith(f"{at}.{{i}}.") for path in numbered), at
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+@pytest.mark.parametrize("architecture", every(), ids=lambda architecture: architecture.name)
 def test_sizes_are_told_by_modules_of_the_family(architecture: Architecture):
     known = {path for layout in architecture.layouts for path in layout.paths}
     for size in architecture.sizes:
@@ -72,7 +72,7 @@ def test_sizes_are_told_by_modules_of_the_family(architecture: Architecture):
         assert size.out_features or size.in_features, size
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+@pytest.mark.parametrize("architecture", every(), ids=lambda architecture: architecture.name)
 def test_layout_names_are_unique_and_known(architecture: Architecture):
     names = [name for layout in architecture.layouts for name in layout.names]
     assert len(set(names)) == len(names)
@@ -92,7 +92,7 @@ def test_kohya_prefix_follows_the_rule(architecture: Architecture, layout: Layou
 
 
 def test_metadata_names_belong_to_one_family_each():
-    names = [name.lower() for architecture in ARCHITECTURES for name in set(architecture.metadata_names)]
+    names = [name.lower() for architecture in every() for name in set(architecture.metadata_names)]
     assert len(set(names)) == len(names)
 
 

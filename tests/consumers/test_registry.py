@@ -5,7 +5,7 @@ import pytest
 from lora_inspect import algorithms, consumers, schemes
 from lora_inspect.algorithms import lora_experts
 from lora_inspect.algorithms.recognised import RECOGNISED
-from lora_inspect.architectures import ARCHITECTURES
+from lora_inspect.architectures import every
 from lora_inspect.architectures.text_encoders import ROOTS
 from lora_inspect.consumers.record import (
     BASE_NORM,
@@ -24,8 +24,8 @@ from lora_inspect.consumers.record import (
 from lora_inspect.maths.dora import INPUT, OUTPUT, SPELLINGS
 
 PROGRAMS = sorted(consumers.CONSUMERS)
-FAMILIES = {architecture.name: architecture for architecture in ARCHITECTURES}
-LAYOUTS = {name for family in ARCHITECTURES for layout in family.layouts for name in layout.names}
+FAMILIES = {architecture.name: architecture for architecture in every()}
+LAYOUTS = {name for family in every() for layout in family.layouts for name in layout.names}
 ALGORITHMS = algorithms.every() | {one.name: one for one in RECOGNISED}
 DIALECTS = {name for one in ALGORITHMS.values() for name in one.dialects} | set(ODD)
 
@@ -52,7 +52,7 @@ def test_families_and_layouts_exist(consumer):
         assert set(rule.families) <= FAMILIES.keys()
         assert set(rule.layouts) <= LAYOUTS | {TEXT_ENCODERS} | ROOTS.keys()
         own = [FAMILIES[name] for name in rule.families]
-        paths = {path for family in own or ARCHITECTURES for layout in family.layouts for path in layout.named}
+        paths = {path for family in own or every() for layout in family.layouts for path in layout.named}
         assert set(rule.lacks) <= paths
 
 

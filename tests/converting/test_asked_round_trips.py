@@ -16,7 +16,7 @@ from torch import Tensor
 from whole_adapters import Shapes, factors_of, shapes_in
 
 from lora_inspect import schemes
-from lora_inspect.architectures import ARCHITECTURES, by_name
+from lora_inspect.architectures import by_name, every
 from lora_inspect.converting.asked_scheme import written
 from lora_inspect.converting.loadable import writing_of
 from lora_inspect.schemes.writing import LOST
@@ -105,7 +105,7 @@ def assert_same(found: Mapping[str, Tensor], meant: Mapping[str, Tensor], names:
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA on the first layout"])
-@pytest.mark.parametrize("family", [family.name for family in ARCHITECTURES])
+@pytest.mark.parametrize("family", [family.name for family in every()])
 def test_a_cycle_of_all_schemes(family, dora, run, tmp_path):
     shapes = shapes_of(family)
     first = by_name(family).layouts[0].name

@@ -4,12 +4,12 @@ import pytest
 from toy_adapters import lora
 
 from lora_inspect import schemes
-from lora_inspect.architectures import ARCHITECTURES, by_name
+from lora_inspect.architectures import by_name, every
 from lora_inspect.reading.written_paths import path_of, table_of
 
 LAYOUTS = [
     pytest.param(layout, id=f"{architecture.name}-{layout.name}")
-    for architecture in ARCHITECTURES
+    for architecture in every()
     for layout in architecture.layouts
 ]
 

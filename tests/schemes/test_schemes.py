@@ -5,7 +5,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import paths
 
-from lora_inspect.architectures import ARCHITECTURES
+from lora_inspect.architectures import every
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.reading.suffixes import parse_key
 from lora_inspect.schemes import SCHEMES, by_name, recognise
@@ -109,7 +109,7 @@ READ_BY = {"musubi": "kohya", "onetrainer": "kohya"}
 
 @pytest.mark.parametrize("scheme", [one for one in WRITTEN if one.writing], ids=lambda scheme: scheme.name)
 def test_what_is_written_of_a_pipeline_is_read_as_its_own_components(scheme):
-    for family in ARCHITECTURES:
+    for family in every():
         prefixes = [prefix for prefix in scheme.writing.encoders(family) if prefix]
         found = [recognise(scheme.module("model.layers.0.q", prefix)) for prefix in prefixes]
         assert all(name.scheme == READ_BY.get(scheme.name, scheme.name) for name in found), family.name
