@@ -60,8 +60,8 @@ def test_a_family_that_stands_in_no_table_is_asked_too():
 
 
 @pytest.mark.parametrize("name", ["storeys\n.#.roof", "\udcff.#", "", "#" * 9999])
-def test_odd_names_admit_none(name):
-    assert admitted({name: 1}, 1) == []
+def test_odd_names_are_counted_as_well(name):
+    assert admitted({name: 1}, 2) == []
 
 
 def test_reading_imports_the_files_of_few_families(run_process, write_safetensors):
