@@ -39,11 +39,15 @@ _TIME = re.compile(r"\b\d+\.\d+ s\b")
 
 @dataclass(frozen=True)
 class Command:
-    """What is typed, the exit status that the page promises, and what it prints (None: the page does not say)."""
+    """What is typed, the exit status that the page promises, and what it prints (None: the page does not say).
+
+    `typed` is the same as it stands in the page, with a prompt, line breaks and comments.
+    """
 
     text: str
     status: int = 0
     prints: list[str] | None = None
+    typed: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,12 @@ def _with_status(line: str) -> Command:
 
 
 def _with_output(said: str) -> Command:
-    while (head := said.partition("\n"))[0].endswith("\\"):
-        said = f"{head[0][:-1].rstrip()} {head[2].lstrip()}"
-    command = _with_status(head[0])
-    return Command(command.text, command.status, head[2].rstrip("\n").splitlines())
+    typed, _, printed = said.partition("\n")
+    while typed.endswith("\\"):
+        more, _, printed = printed.partition("\n")
+        typed = f"{typed}\n{more}"
+    command = _with_status(typed.replace("\\\n", " "))
+    return Command(command.text, command.status, printed.rstrip("\n").splitlines(), f"$ {typed}")
 
 
 def blocks_of(page: Path) -> list[Block]:
@@ -110,10 +116,10 @@ def words_of(command: str) -> list[str] | None:
 
 @dataclass
 class Session:
-    """A folder in which the blocks of one page are run; `run` is the fixture of that name."""
+    """A folder in which the blocks of one page are run; `run` is the fixture of that name, which saves processes."""
 
     folder: Path
-    run: Callable[..., Any]
+    run: Callable[..., Any] | None = None
     names: dict[str, Any] = field(default_factory=dict)
 
     def prepare(self, text: str) -> None:
@@ -134,8 +140,8 @@ class Session:
             FILES[name](self.folder / name)
             return
         self.prepare(MERGED[name])
-        ended = self.run(*MERGED[name].split(), name)
-        assert ended.status == 0, ended
+        status, printed = self.outcome(f"lora-inspect {MERGED[name]} {name}")
+        assert status == 0, printed
 
     def _remove(self, path: Path) -> None:
         if path.is_dir() and not path.is_symlink():
@@ -145,14 +151,15 @@ class Session:
 
     def command(self, command: Command, place: str) -> None:
         """Runs a command and compares what the page says of it."""
-        status, printed = self._outcome(command.text)
+        status, printed = self.outcome(command.text)
         assert status == command.status, f"{place}: {command.text}\nends with {status}\n{printed}"
         if command.prints is not None:
             compare(command.prints, printed.splitlines(), f"{place}: {command.text}")
 
-    def _outcome(self, command: str) -> tuple[int, str]:
+    def outcome(self, command: str) -> tuple[int, str]:
+        """The exit status of a command, and what it prints: results, then warnings and errors."""
         words = words_of(command)
-        if words and words[0] == "lora-inspect":
+        if self.run and words and words[0] == "lora-inspect":
             ended = self.run(*words[1:])
             return ended.status, ended.stdout + ended.stderr
         shims = self.folder.parent / f"{self.folder.name}.programs"
@@ -161,17 +168,21 @@ class Session:
             for name, arguments in (("lora-inspect", "-m lora_inspect"), ("python", ""), ("python3", "")):
                 (shims / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
                 (shims / name).chmod(0o755)
-        environment = {**os.environ, "PATH": f"{shims}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        environment = {
+            **os.environ,
+            "COLUMNS": "80",
+            "PATH": f"{shims}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        }
         ended = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command],
             cwd=self.folder,
             env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            capture_output=True,
             encoding="utf-8",
             timeout=120,
         )
-        return ended.returncode, ended.stdout
+        return ended.returncode, ended.stdout + ended.stderr
 
     def python(self, block: Block) -> None:
         """Runs a block of Python with the names of those before it, and compares what it prints."""

@@ -18,6 +18,8 @@ ONLY_PARSED = {
     "pip install path/to/lora-inspect": "installs packages, into a trainer's environment",
     "python src/musubi_tuner/": "needs the trainer: tests/test_training_page.py parses it",
     "accelerate launch ": "needs the trainer, a model and a GPU: tests/test_training_page.py parses it",
+    "make ": "installs packages and runs all tests: tests/test_makefile.py asks make what it would do",
+    "source .venv/bin/activate": "belongs into the reader's own shell",
     "python benchmarks/": "takes minutes",
 }
 # Blocks of Python that begin so are compiled and not run.

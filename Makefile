@@ -1,0 +1,52 @@
+# The pieces of .ci/run, in the environment of .venv as it is. `make` lists them.
+PYTHON := .venv/bin/python
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help environment format lint types contract docs pages tests numeric all ci
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+environment: ## .venv with what the tests and checks need
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet --upgrade pip
+	.venv/bin/pip install --quiet ".[test]"
+	.venv/bin/pip install --quiet --group dev
+
+format: ## rewrites files in the format, and mends what the linter can
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+lint: ## what the linter finds, and files in another format
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: ## mypy, for each system
+	.venv/bin/mypy --platform linux
+	.venv/bin/mypy --platform darwin
+	.venv/bin/mypy --platform win32
+
+contract: ## the layers, and the other rules of the source
+	$(PYTHON) -m pytest -q tests/test_contract.py
+
+docs: ## the pages: their links, options, commands and output
+	$(PYTHON) -m pytest -q -n auto tests/test_docs.py tests/test_written_pages.py tests/test_commands_in_docs.py tests/test_training_page.py tests/test_symptoms.py tests/test_consumers_page.py
+
+pages: ## writes the pages that are made from the source, and the output of commands in the others
+	$(PYTHON) docs/write_algorithms.py
+	$(PYTHON) docs/write_architectures.py
+	$(PYTHON) docs/write_consumers.py
+	$(PYTHON) docs/write_cli.py
+	$(PYTHON) docs/write_formats.py
+	$(PYTHON) docs/write_outputs.py
+
+tests: ## all tests
+	$(PYTHON) -m pytest -n auto
+
+numeric: ## the tests of floating point as on another processor: make numeric SETTING=ATEN_CPU_CAPABILITY=default
+	env $(SETTING) $(PYTHON) -m pytest -q -n auto -m numeric
+
+all: lint types contract docs tests ## everything but a new environment and other processors
+
+ci: ## everything that must hold, in a new environment; takes long
+	.ci/run
