@@ -36,6 +36,7 @@ pages: ## writes the pages that are made from the source, and the output of comm
 	$(PYTHON) docs/write_algorithms.py
 	$(PYTHON) docs/write_architectures.py
 	$(PYTHON) docs/write_consumers.py
+	$(PYTHON) docs/write_checking.py
 	$(PYTHON) docs/write_cli.py
 	$(PYTHON) docs/write_formats.py
 	$(PYTHON) docs/write_outputs.py

@@ -35,7 +35,7 @@ A **note** is odd, and mostly harmless.
 ## Mending
 
 ```sh
-lora-inspect check adapter.safetensors --fix -o mended.safetensors
+lora-inspect check cast.safetensors --fix -o mended.safetensors
 ```
 
 `--fix` writes the file without all problems that can be mended without a guess, and says what it did and what it left.

@@ -89,9 +89,11 @@ FILES: dict[str, Make] = {
     "style.safetensors": drawn(1, ss_output_name="style"),
     "face.safetensors": drawn(2, ss_output_name="face"),
     "trained.safetensors": copy("hashed/smart_falcon_4_lokr.safetensors"),
+    "cast.safetensors": copy("synthetic/bf16_alpha_and_flags.safetensors"),
     "lora.bin": pickled,
     "adapter": peft,
     "model": config,
+    "loras": folder("rslora.safetensors", "face.safetensors"),
     "folder": folder("rslora.safetensors", "dora.safetensors", "face.safetensors"),
 }
 # Those that a command makes of the others.
