@@ -1,10 +1,10 @@
-"""Ends a process at each of the system calls with which a header is rewritten, and says what that left behind.
+"""Ends a process at each of the system calls with which a metadata is written, and says what that left behind.
 
     python every_header_moment.py FOLDER (killed|interrupted) PLATFORM
 
-No call writes more than a piece, so that the process also ends within a header. Prints a JSON object: how many
-moments there are, how often which state was left and which one the next run made of it, and how many different data
-sections there were.
+No call writes more than a piece, so that the process also ends within a header. Prints a JSON object: in
+place and anew, how many moments there are, how often which state was left and which one the next run made of it, and
+how many different data sections there were.
 """
 
 import json
@@ -29,13 +29,26 @@ def set_up(place):
         handle.write(encode_header([TensorPlan("a", "U8", (3,))], OLD) + b"yes")
 
 
-def rewrite(place):
+def rewrite(place, in_place):
     from lora_inspect.files.header_journal import editing
-    from lora_inspect.files.header_rewrite import read_headed, write_in_place
+    from lora_inspect.files.header_rewrite import read_headed, write_anew, write_in_place
 
     file = os.path.join(place, NAME)
     with editing(file) as own:
-        write_in_place(read_headed(file), NEW, own)
+        if in_place:
+            write_in_place(read_headed(file), NEW, own)
+        else:
+            write_anew(read_headed(file), NEW, file)
+
+
+def put_all_right(place):
+    from lora_inspect.files.header_journal import put_right
+    from lora_inspect.files.partial import remove_leftovers
+
+    for name in os.listdir(place):
+        os.utime(os.path.join(place, name), (time.time() - 100,) * 2)
+    put_right(place)
+    return remove_leftovers(os.path.join(place, NAME))
 
 
 def state(place):
@@ -48,9 +61,8 @@ def state(place):
         shown = "torn" if "which puts it right" in str(error) else str(error)
     else:
         shown = {str(OLD): "old", str(NEW): "new"}[str(about)]
-    names = sorted(os.listdir(place))
-    assert names in ([NAME], [NAME, NAME + ".header-journal"]), names
-    return shown + (" and a journal" if len(names) > 1 else "")
+    left = {name.removeprefix(NAME).split(".")[-1] for name in os.listdir(place)} - {""}
+    return " ".join([shown, *sorted(left)])
 
 
 def data(place):
@@ -62,25 +74,25 @@ def data(place):
 def main(root, how, platform):
     os.fsync = lambda descriptor: None  # the death of a process takes nothing from the disk, and waiting takes long
     PLATFORMS[platform].play()
-    from lora_inspect.files.header_journal import put_right
-
     until, real = Moment(how), os.write
     os.write = lambda descriptor, view: real(descriptor, view[:PIECE])
-    left, mended, datas, moment = Counter(), Counter(), set(), 1
-    while True:
-        place = os.path.join(root, str(moment))
-        set_up(place)
-        if not until.reached(moment, lambda place=place: rewrite(place)):
-            break
-        left[state(place)] += 1
-        for name in os.listdir(place):
-            os.utime(os.path.join(place, name), (time.time() - 100,) * 2)
-        put_right(place)
-        mended[state(place)] += 1
-        datas.add(data(place))
-        shutil.rmtree(place)
-        moment += 1
-    print(json.dumps({"moments": moment - 1, "left": left, "next": mended, "data": len(datas)}))
+    found = {}
+    for in_place in (True, False):
+        left, mended, datas, notes, moment = Counter(), Counter(), set(), 0, 1
+        while True:
+            place = os.path.join(root, f"{in_place} {moment}")
+            set_up(place)
+            if not until.reached(moment, lambda place=place, in_place=in_place: rewrite(place, in_place)):
+                break
+            left[state(place)] += 1
+            notes += len(put_all_right(place))
+            mended[state(place)] += 1
+            datas.add(data(place))
+            shutil.rmtree(place)
+            moment += 1
+        kind = "in place" if in_place else "anew"
+        found[kind] = {"moments": moment - 1, "left": left, "next": mended, "data": len(datas), "notes": notes}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
