@@ -8,6 +8,7 @@ from lora_inspect.editing.values import check_values
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.hashes import HASH_KEYS
 from lora_inspect.files.near_names import nearest_name
+from lora_inspect.printable import shortened
 
 # What an edit makes of a metadata; `path` is the file that errors name.
 Edit = Callable[[Mapping[str, str], str], dict[str, str]]
@@ -78,10 +79,10 @@ def applied(metadata: Mapping[str, str], made: Iterable[Change]) -> dict[str, st
 def missing_key(path: str, key: str, metadata: Mapping[str, str]) -> LoraInspectError:
     """The error for a key, or a glob of keys, that a metadata has not."""
     if not metadata:
-        return LoraInspectError(f"{path}: it has no metadata, so no {key}; set it first.")
+        return LoraInspectError(f"{path}: it has no metadata, so no {shortened(key)}; set it first.")
     near = nearest_name(key, metadata)
-    meant = f"did you mean {near}?" if near else "`lora-inspect metadata show` lists what there is."
-    return LoraInspectError(f"{path}: its metadata has no {key}; {meant}")
+    which = f" (did you mean {shortened(near)}?)" if near else ", of those that `lora-inspect metadata show` lists"
+    return LoraInspectError(f"{path}: its metadata has no {shortened(key)}; name another key{which}.")
 
 
 def _fitting(metadata: Iterable[str], patterns: Sequence[str]) -> set[str]:
