@@ -14,8 +14,8 @@ from lora_inspect.scanning.states import ANSWER, CONVERT, INFO_ONLY
 
 _HEADERS = ("name", "model", "type", "rank", "scale", "size", "note")
 _AT_RIGHT = ("rank", "scale", "size")
-# Below so many columns there is no room for the size.
-_NARROW = 72
+# The columns of a line from which on there is room for these.
+_ROOM_FOR = {"size": 72, "rank": 56}
 # The columns of names of models: so much of the line, but no less and no more.
 _MODEL_SHARE, _MODEL = 8, (9, 22)
 _WIDTHS = {"type": 7, "rank": 5, "scale": 5, "size": 6}
@@ -111,7 +111,7 @@ def _types(one: ScannedFile) -> str:
 
 
 def _columns(columns: int, longest: int) -> list[_Column]:
-    widths = {header: _WIDTHS.get(header, 0) for header in _HEADERS if header != "size" or columns >= _NARROW}
+    widths = {header: _WIDTHS.get(header, 0) for header in _HEADERS if columns >= _ROOM_FOR.get(header, 0)}
     least, most = _MODEL
     widths["model"] = min(max(columns // _MODEL_SHARE + 1, least), most)
     gaps = sum(1 if header in _AT_RIGHT else 2 for header in widths) - 2

@@ -38,7 +38,7 @@ class BarBelow:
     def __init__(self, label: str, length: int) -> None:
         self._label, self._length, self._done = label, length, 0
         self._is_watched = sys.stderr is not None and sys.stderr.isatty()
-        self._drawn, self._last = 0, 0.0
+        self._drawn, self._last = 0, time.monotonic()
 
     def advance(self, amount: int) -> None:
         """Says that so much more is done."""

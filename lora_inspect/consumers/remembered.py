@@ -11,12 +11,13 @@ from lora_inspect.architectures.detection import Detection
 from lora_inspect.consumers.framed_keys import FramedKeys
 from lora_inspect.consumers.record import Consumer, loader_for
 from lora_inspect.consumers.verdict import Verdict, judge_each
+from lora_inspect.files.gguf_format import OF_FORMAT
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.peft_config import EMBEDDED_KEY
 
-# What rules look at of the metadata; they are shown no more of it.
-_SEEN_METADATA = (EMBEDDED_KEY,)
+# How the keys begin that rules look at in the metadata; they are shown no others.
+_SEEN_METADATA = (EMBEDDED_KEY, *OF_FORMAT)
 # A tensor of one number that some programs take for a module's scale: its value counts too.
 _SCALE = ".scale"
 # So many are remembered, each with the names of its tensors.
@@ -54,7 +55,7 @@ def _judged(adapter: Adapter, families: Sequence[Detection], consumers: Iterable
 def _as_rules_see_it(adapter: Adapter) -> Adapter:
     """The adapter without what stands in the metadata for people alone: title, tags, times, hashes."""
     checkpoint = adapter.checkpoint
-    metadata = {key: checkpoint.metadata[key] for key in _SEEN_METADATA if key in checkpoint.metadata}
+    metadata = {key: value for key, value in checkpoint.metadata.items() if key.startswith(_SEEN_METADATA)}
     checkpoint = checkpoint._replace(metadata=metadata, file_metadata={})
     return adapter._replace(checkpoint=checkpoint, evidence=(), problems=())
 

@@ -62,7 +62,7 @@ class HelperProcess(Generic[Thing, Result]):
                 if self._is_ready:
                     yield self.given.popleft(), answer
                 self._is_ready = True
-        except (EOFError, OSError):
+        except Exception:  # the end of the pipe, or an answer that cannot be put together again
             self.is_lost = True
 
     def end(self) -> None:
@@ -93,7 +93,7 @@ def _serve(function: Callable[[Any], Any], connection: "Connection", inherited: 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for one in inherited:
         one.close()
-    with suppress(EOFError, OSError):
+    with suppress(Exception):  # an answer that cannot be sent is one that is lost
         connection.send(_READY)
         while True:
             connection.send(function(connection.recv()))

@@ -1,7 +1,7 @@
 """Which files hold the same tensors byte for byte, whatever their metadata say: of most files nothing is read for it.
 
-Files are alike as far as their tensor tables tell, then by small samples of their data, and only then by a hash of all
-of it.
+Files are alike as far as the sizes of their data tell, then by small samples of it, and only then by their tables of
+tensors and a hash of all the data.
 """
 
 import hashlib
@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
+from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity, InputFile
 
 _SAMPLES, _SAMPLE_BYTES = 8, 1 << 12
@@ -26,46 +27,51 @@ class Range(NamedTuple):
 
 
 class DataSection(NamedTuple):
-    """Where the tensors of a checkpoint lie, and `table`, a digest of their names, types, shapes and places there."""
+    """Where the tensors of a checkpoint lie, and how many there are: what is cheap to know of each file."""
 
-    table: bytes
+    tensors: int
     ranges: tuple[Range, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What two files with the same tensors have in common, and most others have not."""
+        return (self.tensors, *(one.stop - one.start for one in self.ranges))
 
 
 def data_section(checkpoint: Checkpoint) -> DataSection | None:
     """That of a checkpoint; None for one without a byte of data."""
-    starts: dict[str, int] = {}
-    stops: dict[str, int] = {}
-    for info in checkpoint.tensors.values():
-        starts[info.file] = min(info.start, starts.get(info.file, info.start))
-        stops[info.file] = max(info.stop, stops.get(info.file, 0))
-    ranges = tuple(Range(file, start, stops[file], checkpoint.inputs[file]) for file, start in starts.items())
-    if not any(one.stop > one.start for one in ranges):
-        return None
-    order = {file: number for number, file in enumerate(starts)}
-    rows = [
-        f"{info.name}\0{info.dtype}{info.shape}{order[info.file]}:{info.start - starts[info.file]}"
-        for info in checkpoint.tensors.values()
-    ]
-    return DataSection(hashlib.blake2b("\n".join(rows).encode(), digest_size=16).digest(), ranges)
+    if len(checkpoint.files) == 1:
+        tensors = checkpoint.tensors  # in file order
+        ends = [(next(iter(tensors.values())), next(reversed(tensors.values())))] if tensors else []
+    else:
+        by_file: dict[str, list[TensorInfo]] = {}
+        for info in checkpoint.tensors.values():
+            by_file.setdefault(info.file, []).append(info)
+        ends = [(infos[0], infos[-1]) for infos in by_file.values()]
+    ranges = tuple(
+        Range(first.file, first.start, last.stop, checkpoint.inputs[first.file])
+        for first, last in ends
+        if last.stop > first.start
+    )
+    return DataSection(len(checkpoint.tensors), ranges) if ranges else None
 
 
 class Duplicates:
     """Finds, of files given one after the other, the first that held the same tensors."""
 
     def __init__(self) -> None:
-        self._alike: dict[bytes, list[_Known]] = {}
+        self._alike: dict[tuple[int, ...], list[_Known]] = {}
 
     def earlier(self, path: str, section: DataSection) -> str | None:
         """The path of the first file with the same tensors; None where this one is the first.
 
         A file that cannot be read any more is like no other.
         """
-        known = self._alike.setdefault(section.table, [])
+        known = self._alike.setdefault(section.sizes, [])
         new = _Known(path, section)
         try:
             found = next((one.path for one in known if one.is_same(new)), None) if known else None
-        except LoraInspectError:
+        except (LoraInspectError, OSError):
             return None
         if found is None:
             known.append(new)
@@ -94,8 +100,14 @@ class _Known:
 
     def _hashed(self) -> bytes:
         if self._digest is None:
-            self._digest = _hash(self._ranges, _pieces)
+            self._digest = _table(open_checkpoint(self.path)) + _hash(self._ranges, _pieces)
         return self._digest
+
+
+def _table(checkpoint: Checkpoint) -> bytes:
+    """A digest of the names, types, shapes and order of the tensors."""
+    rows = (f"{info.name}\0{info.dtype}{info.shape}" for info in checkpoint.tensors.values())
+    return hashlib.sha256("\n".join(rows).encode()).digest()
 
 
 def _hash(ranges: Iterable[Range], parts: Callable[[Range], Iterator[tuple[int, int]]]) -> bytes:

@@ -9,6 +9,7 @@ import pytest
 from toy_adapters import base, lora, loras
 
 from lora_inspect.cli import cli, terminal
+from lora_inspect.printable import width
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 if sys.platform != "win32":
@@ -66,8 +67,11 @@ def of_info(write, folder):
     both = adapter, write(loras(1), name=f"{EVIL_FILE}.safetensors")
     yield ["info", adapter]
     yield ["info", adapter, "--modules", "--metadata"]
-    yield ["info", *both, "--modules", "--metadata"]
+    yield ["info", *both, "--json"]
+    yield ["info", *both, "--jsonl"]
     yield ["info", adapter.parent, "--json"]
+    yield ["info", adapter.parent, "--where", f"name={EVIL}"]
+    yield ["info", adapter.parent, "--where", EVIL]
     yield ["info", f"{adapter}:alpha=3,rslora=yes"]
     yield ["info", peft.parent]
     yield ["info", write({}, {EVIL: EVIL}, "no-tensors.safetensors"), "--metadata"]
@@ -222,11 +226,15 @@ def test_no_byte_of_another_encoding_is_obeyed_either(encoding, write, tmp_path)
             assert not any(0x80 <= byte < 0xA0 for line in lines for byte in line)
 
 
-def test_a_table_has_a_line_for_each_file_whatever_they_are_called(write, tmp_path):
+@pytest.mark.parametrize("columns", [60, 80, 120, 200])
+def test_a_table_has_a_line_for_each_file_whatever_they_are_called(columns, write, tmp_path):
     names = [f"{EVIL_FILE}{number}.safetensors" for number in range(3)]
     files = [write(loras(1), {EVIL: EVIL}, name) for name in names]
-    ((_, output),) = on_a_terminal([["info", *files]], tmp_path)
-    headers, dashes, *rows = lines_of(output)[:-1]
-    assert headers.split()[:2] == ["file", "kind"]
-    assert set(dashes) == {"-", " "}
-    assert [f"{number}.safetensors  adapter  " in row for number, row in enumerate(rows)] == [True] * 3
+    ((_, output),) = on_a_terminal([["info", *files]], tmp_path, COLUMNS=str(columns))
+    # A bar that was drawn on a slow machine is taken away before the next row.
+    headers, *rows, totals, end = [line.rpartition("\r")[2] for line in lines_of(output)]
+    assert headers.split()[:2] == ["name", "model"]
+    assert [f"{number}  " in row for number, row in enumerate(rows)] == [True] * 3
+    assert totals.startswith("3 adapters: 3 fine; ")
+    assert end == ""
+    assert all(width(row) <= columns for row in rows)
