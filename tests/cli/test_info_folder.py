@@ -242,7 +242,7 @@ def test_states_of_broken_and_open_files(run, write_safetensors, tmp_path, monke
     rows = shown.stdout.splitlines()[1:-1]
     notes = (
         "incomplete: factors are missing",
-        "scale unknown: --alpha, --rslora",
+        "scale unknown: --alpha N and --rslora yes|no",
         "no program was tried on such names",
     )
     assert [row.endswith(f"  {note}") for row, note in zip(rows, notes, strict=True)] == [True] * 3, rows

@@ -7,6 +7,7 @@ from toy_adapters import loras
 
 from lora_inspect.consumers import CONSUMERS
 from lora_inspect.consumers import remembered as module
+from lora_inspect.consumers.framed_keys import FramedKeys
 from lora_inspect.consumers.record import loader_for
 from lora_inspect.consumers.remembered import verdicts_on
 from lora_inspect.consumers.verdict import judge_each
@@ -51,8 +52,9 @@ def test_they_are_those_that_would_be_judged(fixtures):
             continue
         count += 1
         names = [family.architecture.name for family in info.candidates] or [""]
-        asked = [one for one in PROGRAMS if any(loader_for(one, name, info.checkpoint.tensors) for name in names)]
-        judged = [one._replace(taken=()) for one in judge_each(info.adapter, info.candidates, asked)]
+        keys = FramedKeys(info.checkpoint.tensors)
+        asked = [one for one in PROGRAMS if any(loader_for(one, name, keys) for name in names)]
+        judged = [one._replace(reception=None) for one in judge_each(info.adapter, info.candidates, asked)]
         for _ in range(2):
             assert list(verdicts_on(info.adapter, info.candidates, PROGRAMS)) == judged, path
     assert count > 50
