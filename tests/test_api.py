@@ -298,8 +298,9 @@ def test_compat_is_that_of_the_command_line(run, capsys):
         lambda out, watch: lora_inspect.convert(RSLORA, out, to="diffusers", progress=watch),
         lambda out, watch: lora_inspect.convert(DORA, out, base=BASE, rank=4, lossy=True, progress=watch),
         lambda out, watch: lora_inspect.verify(BASE, BASE, [RSLORA], progress=watch),
+        lambda out, watch: lora_inspect.compat(DORA, base=BASE, progress=watch),
     ],
-    ids=["merge", "convert", "convert DoRA", "verify"],
+    ids=["merge", "convert", "convert DoRA", "verify", "compat"],
 )
 def test_progress_goes_from_nothing_to_all(call, tmp_path):
     told = []
