@@ -5,7 +5,7 @@ is not there is passed over with a warning. Sources: `comfy/lora.py`, `comfy/lor
 and `comfy/utils.py` of ComfyUI, run on a small model of every family here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from lora_inspect.consumers.dictionary import (
     BFL_CONTROL,
@@ -23,6 +23,7 @@ from lora_inspect.consumers.dictionary import (
     holds,
     is_replaced,
     left_of,
+    names_of,
     rules_of,
 )
 from lora_inspect.consumers.record import (
@@ -39,6 +40,7 @@ from lora_inspect.consumers.record import (
     Loader,
     OfKind,
     Rule,
+    RulesByFamily,
     Strangers,
 )
 from lora_inspect.reading.adapter import Adapter
@@ -232,19 +234,27 @@ _RECOGNISED = (
 )
 
 
-def _rules(names: tuple[Names, ...]) -> tuple[Rule, ...]:
-    named = _LOADED._replace(dialects=(INFIXED,), where=_has_defaults)
-    return (*_RECOGNISED, *rules_of(names, named), _PASSED, *rules_of(names, _LOADED), *left_of(names))
-
-
-_NAMES_BEFORE = (*_COMMON, *_BEFORE, *_ENCODERS)
-_NAMES_NOW = (*_COMMON, *_SINCE, *_ENCODERS, *_ENCODERS_SINCE)
 _STRANGERS = Strangers(WARNS, "lora key not loaded")
+
+
+def _loader(names: tuple[Names, ...]) -> Loader:
+    def rules(family: str) -> Iterator[Rule]:
+        own = names_of(family, names)
+        yield from _RECOGNISED
+        yield from rules_of(own, _LOADED._replace(dialects=(INFIXED,), where=_has_defaults))
+        yield _PASSED
+        yield from rules_of(own, _LOADED)
+        yield from left_of(own)
+
+    families = families_of(names)
+    return Loader(families=families, rules=RulesByFamily(families, rules), strangers=_STRANGERS)
+
+
 _NOW = Consumer(
     name="comfyui",
     title="ComfyUI",
     version="0.33.0",
-    loaders=(Loader(families=families_of(_NAMES_NOW), rules=_rules(_NAMES_NOW), strangers=_STRANGERS),),
+    loaders=(_loader((*_COMMON, *_SINCE, *_ENCODERS, *_ENCODERS_SINCE)),),
     schemes={"": "comfyui"},
 )
 CONSUMERS = (
@@ -252,6 +262,6 @@ CONSUMERS = (
     _NOW._replace(
         name="comfyui-0.3.64",
         version="0.3.64",
-        loaders=(Loader(families=families_of(_NAMES_BEFORE), rules=_rules(_NAMES_BEFORE), strangers=_STRANGERS),),
+        loaders=(_loader((*_COMMON, *_BEFORE, *_ENCODERS)),),
     ),
 )

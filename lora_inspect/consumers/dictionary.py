@@ -62,6 +62,11 @@ FIRST = ("lora_te_", "lora_te1_", "text_encoder.")
 SECOND = ("lora_te2_", "text_encoder_2.")
 
 
+def names_of(family: str, names: Iterable[Names]) -> list[Names]:
+    """Those of one family."""
+    return [one._replace(families=(family,)) for one in names if family in one.families]
+
+
 def rules_of(names: Iterable[Names], loaded: Rule) -> Iterator[Rule]:
     """The rules of these names. Parameters that are no weights have one under ComfyUI's own prefix alone."""
     for families, layout, prefixes, lacks in names:
@@ -76,10 +81,11 @@ def rules_of(names: Iterable[Names], loaded: Rule) -> Iterator[Rule]:
 
 def left_of(names: Iterable[Names]) -> Iterator[Rule]:
     """The rules of what is not in the dictionary, though it is a path of the model or of an encoder that was tried."""
-    families = tuple(dict.fromkeys(family for one in names if one.layout not in ROOTS for family in one.families))
-    encoders = tuple(dict.fromkeys(family for one in names if one.layout in ROOTS for family in one.families))
-    yield Rule(families=families, layouts=("original", "comfyui", "diffusers", "xlabs"))
-    yield Rule(families=encoders, layouts=(TEXT_ENCODERS,))
+    tried = {one.layout in ROOTS for one in names}
+    if False in tried:
+        yield Rule(layouts=("original", "comfyui", "diffusers", "xlabs"))
+    if True in tried:
+        yield Rule(layouts=(TEXT_ENCODERS,))
 
 
 def holds(*keys: str) -> FileTest:

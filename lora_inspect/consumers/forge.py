@@ -6,6 +6,8 @@ alpha counts as one, and so do flags, magnitudes and whatever else is not looked
 small model of every family here.
 """
 
+from collections.abc import Iterator
+
 from lora_inspect.consumers.dictionary import (
     BFL_CONTROL,
     CLIP,
@@ -22,6 +24,7 @@ from lora_inspect.consumers.dictionary import (
     holds,
     is_replaced,
     left_of,
+    names_of,
     rules_of,
 )
 from lora_inspect.consumers.record import (
@@ -38,6 +41,7 @@ from lora_inspect.consumers.record import (
     Loader,
     OfKind,
     Rule,
+    RulesByFamily,
     Strangers,
 )
 
@@ -79,22 +83,26 @@ _NAMES = (
     Names(("flux", "chroma", "sd3"), T5, ("lora_te1_", "lora_te2_", "lora_te3_")),
 )
 
+_FAMILIES = families_of(_NAMES)
+
+
+def _rules(family: str) -> Iterator[Rule]:
+    own = names_of(family, _NAMES)
+    yield Rule(families=("flux",), layouts=("original",), prefixes=("",), where=holds(*BFL_CONTROL), kinds={"": ""})
+    yield _LOADED._replace(families=UNETS, layouts=("diffusers",), prefixes=("", "unet."), dialects=(HIDING,))
+    yield from rules_of(own, Rule(dialects=(SLICED, INFIXED, "gguf", "bare"), kinds={"": LEAVES}))
+    yield from rules_of(own, _LOADED)
+    yield from left_of(own)
+
+
 CONSUMER = Consumer(
     name="forge",
     title="Forge",
     version="2025-06-26",
     loaders=(
         Loader(
-            families=families_of(_NAMES),
-            rules=(
-                Rule(
-                    families=("flux",), layouts=("original",), prefixes=("",), where=holds(*BFL_CONTROL), kinds={"": ""}
-                ),
-                _LOADED._replace(families=UNETS, layouts=("diffusers",), prefixes=("", "unet."), dialects=(HIDING,)),
-                *rules_of(_NAMES, Rule(dialects=(SLICED, INFIXED, "gguf", "bare"), kinds={"": LEAVES})),
-                *rules_of(_NAMES, _LOADED),
-                *left_of(_NAMES),
-            ),
+            families=_FAMILIES,
+            rules=RulesByFamily(_FAMILIES, _rules),
             strangers=Strangers(
                 WARNS, "loading with unmatched keys, and their names", most=12, beyond="LoRA version mismatch"
             ),

@@ -6,7 +6,8 @@ Z-Image, and on FLUX in its own widths.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 from lora_inspect.architectures import by_name
 from lora_inspect.consumers.invokeai_kinds import BESIDE, DOTTED, DOTTED_PEFT, FLAT, FLAT_PEFT, NOT_FOUND
@@ -19,6 +20,7 @@ from lora_inspect.consumers.record import (
     Loader,
     Refusal,
     Rule,
+    RulesByFamily,
     Strangers,
     alpha_over_rank,
 )
@@ -227,8 +229,9 @@ def _flux() -> Iterator[Rule]:
     yield Rule(prefixes=("lora_unet_", "diffusion_model.", "lycoris_"), layouts=("diffusers",), says=_UNLIKE_FLUX)
 
 
-def _loader(family: str, rules: Iterable[Rule], refuses: Refusal) -> Loader:
-    return Loader(tuple(rules), BESIDE, (family,), others=_PASSED, refuses=refuses)
+def _loader(family: str, make: Callable[[], Iterable[Rule]], refuses: Refusal) -> Loader:
+    rules = RulesByFamily((family,), lambda asked: make())
+    return Loader(rules, BESIDE, (family,), others=_PASSED, refuses=refuses)
 
 
 CONSUMER = Consumer(
@@ -236,12 +239,12 @@ CONSUMER = Consumer(
     title="InvokeAI",
     version="6.14.0-alpha (2026-08-19)",
     loaders=(
-        _loader("sd15", _unet(("diffusers",)), _of_sd15),
-        _loader("sdxl", _unet(_EITHER), _of_sdxl),
-        _loader("flux", _flux(), _of_flux),
-        _loader("wan", _wan(), _of_wan),
-        _loader("qwen_image", _qwen_image(), _of_qwen_image),
-        _loader("z_image", _z_image(), _of_z_image),
+        _loader("sd15", partial(_unet, ("diffusers",)), _of_sd15),
+        _loader("sdxl", partial(_unet, _EITHER), _of_sdxl),
+        _loader("flux", _flux, _of_flux),
+        _loader("wan", _wan, _of_wan),
+        _loader("qwen_image", _qwen_image, _of_qwen_image),
+        _loader("z_image", _z_image, _of_z_image),
     ),
     schemes={
         "sd15": "kohya",

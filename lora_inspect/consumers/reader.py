@@ -13,8 +13,7 @@ class Reader:
 
     def __init__(self, loader: Loader, family: Architecture | None) -> None:
         self.loader, self.family = loader, family
-        name = family.name if family else ""
-        self._rules = [rule for rule in loader.rules if not rule.families or name in rule.families]
+        self._rules = loader.rules_for(family.name if family else "")
         self._spoken: dict[Look, tuple[Rule, ...]] = {}
 
     def speaking_of(self, look: Look) -> tuple[Rule, ...]:

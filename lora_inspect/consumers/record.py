@@ -1,6 +1,7 @@
 """What a program that loads adapters does with a file, as data: names, kinds, scale, magnitudes and limits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Generic, NamedTuple, TypeVar
 
@@ -179,6 +180,24 @@ def treatment(rule: Rule, spelled: str, norms: str) -> str:
 _OF_BASE = {BASE_NORM: COMPUTES, COMPUTES: SUM_NORM}
 
 
+class RulesByFamily:
+    """Rules of several `families` that are made for one of them at a time: a file needs no others, and that saves time.
+
+    `make` makes those of a family. All of them together are what iteration gives.
+    """
+
+    def __init__(self, families: tuple[str, ...], make: Callable[[str], Iterable[Rule]]) -> None:
+        self.families = families
+        self._make = cache(lambda family: tuple(make(family)))
+
+    def __iter__(self) -> Iterator[Rule]:
+        return (rule for family in self.families for rule in self._make(family))
+
+    def of(self, family: str) -> tuple[Rule, ...]:
+        """Those of one family; none of any other."""
+        return self._make(family) if family in self.families else ()
+
+
 # What a program refuses a file for as a whole, in its own words where it has any; None for nothing.
 Refusal = Callable[[Adapter], str | None]
 
@@ -205,7 +224,7 @@ class Loader(NamedTuple):
     `unsure` says why nobody knows what becomes of a file as a whole, in words that go on after "it is not known".
     """
 
-    rules: tuple[Rule, ...]
+    rules: tuple[Rule, ...] | RulesByFamily
     strangers: Strangers
     families: tuple[str, ...] = ()
     others: Strangers | None = None
@@ -219,6 +238,11 @@ class Loader(NamedTuple):
     flags: Strangers | None = None
     complete: tuple[str, ...] = ()
     unsure: Refusal = nothing_refused
+
+    def rules_for(self, family: str) -> list[Rule]:
+        """The rules that may speak of modules of a family, "" for an unknown one."""
+        rules = self.rules.of(family) if isinstance(self.rules, RulesByFamily) else self.rules
+        return [rule for rule in rules if not rule.families or family in rule.families]
 
 
 class Consumer(NamedTuple):

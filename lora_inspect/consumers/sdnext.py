@@ -7,7 +7,8 @@ none of the families here go through diffusers, in the revision that it installs
 options as they are set first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from lora_inspect.architectures import by_name
 from lora_inspect.consumers import webui_networks
@@ -26,11 +27,14 @@ from lora_inspect.consumers.record import (
     Given,
     Loader,
     OfKind,
+    Refusal,
     Rule,
+    RulesByFamily,
     ScaleOfFile,
     ScaleRule,
     Strangers,
     alpha_over_rank,
+    nothing_refused,
 )
 from lora_inspect.reading.adapter import Adapter
 
@@ -100,6 +104,7 @@ _PAIR = Rule(
 )
 _UNKNOWN_SPELLING = Rule(dialects=("peft",), unfound=_UNMATCHED)
 _CLIP = "text_model.encoder.layers.{i}"
+_ENCODERS = Rule(layouts=(TEXT_ENCODERS,), unfound=_UNMATCHED)
 
 
 def _of_unet(layouts: tuple[str, ...], *encoders: str) -> Iterator[Rule]:
@@ -108,6 +113,7 @@ def _of_unet(layouts: tuple[str, ...], *encoders: str) -> Iterator[Rule]:
         yield _LOADED._replace(prefixes=prefixes, layouts=paths)
     yield from _dotted("unet.")
     yield from _unfound("diffusion_model.", "", "base_model.model.", "lycoris_", "lora_transformer_")
+    yield _ENCODERS
 
 
 def _dotted(prefix: str) -> Iterator[Rule]:
@@ -185,6 +191,7 @@ def _flux() -> Iterator[Rule]:
     yield _UNKNOWN_SPELLING._replace(prefixes=("lora_te1_",), layouts=(_CLIP,))
     yield _LOADED._replace(prefixes=("lora_te1_",), layouts=(_CLIP,))
     yield from _in_diffusers("flux")
+    yield _ENCODERS
 
 
 # In the order in which Z-Image's loaders of kinds take a layer, of which the last one counts.
@@ -231,6 +238,7 @@ def _z_image() -> Iterator[Rule]:
         (("", "base_model.model."), ("diffusers",), bare),
     ):
         yield _Z_IMAGE._replace(prefixes=prefixes, layouts=layouts, lacks=lacks)
+    yield Rule(layouts=(TEXT_ENCODERS,))
 
 
 @OfKind
@@ -263,29 +271,24 @@ _THROUGH_DIFFUSERS = tuple(
     if set(loader.families) <= {"wan", "qwen_image"}
 )
 
-_ENCODERS = Rule(layouts=(TEXT_ENCODERS,), unfound=_UNMATCHED)
+
+def _loader(family: str, make: Callable[[], Iterable[Rule]], others: Strangers, refuses: Refusal) -> Loader:
+    rules = RulesByFamily((family,), lambda asked: make())
+    return Loader(rules, _PASSED, (family,), others, refuses, embeddings=True)
+
 
 CONSUMER = Consumer(
     name="sdnext",
     title="SD.Next",
     version="2026-07-23",
     loaders=(
-        Loader(
-            (*_of_unet(("diffusers",), "lora_te_"), _ENCODERS), _PASSED, ("sd15",), _UNMATCHED, _no_dot, embeddings=True
-        ),
-        Loader(
-            (*_of_unet(("original", "diffusers"), "lora_te1_", "lora_te2_"), _ENCODERS),
-            _PASSED,
-            ("sdxl",),
-            _UNMATCHED,
-            _no_dot,
-            embeddings=True,
-        ),
-        Loader((*_flux(), _ENCODERS), _PASSED, ("flux",), _UNMATCHED, _of_flux, embeddings=True),
+        _loader("sd15", partial(_of_unet, ("diffusers",), "lora_te_"), _UNMATCHED, _no_dot),
+        _loader("sdxl", partial(_of_unet, ("original", "diffusers"), "lora_te1_", "lora_te2_"), _UNMATCHED, _no_dot),
+        _loader("flux", _flux, _UNMATCHED, _of_flux),
         *_THROUGH_DIFFUSERS,
-        Loader(tuple(_in_diffusers("sd3")), _PASSED, ("sd3",), _UNMATCHED, _no_dot, embeddings=True),
-        Loader(tuple(_flux2()), _PASSED, ("flux2",), embeddings=True),
-        Loader((*_z_image(), Rule(layouts=(TEXT_ENCODERS,))), _PASSED, ("z_image",), embeddings=True),
+        _loader("sd3", partial(_in_diffusers, "sd3"), _UNMATCHED, _no_dot),
+        _loader("flux2", _flux2, _PASSED, nothing_refused),
+        _loader("z_image", _z_image, _PASSED, nothing_refused),
     ),
     schemes={
         **dict.fromkeys(("sd15", "sdxl"), "kohya"),

@@ -143,9 +143,8 @@ def _rules(consumer: Consumer, families: Sequence[Detection], scheme: Scheme) ->
 def _of_magnitudes(consumer: Consumer, family: str, prefix: str, scheme: Scheme) -> Rule | None:
     """The rule of the loader that reads files with keys that begin so."""
     loader = loader_for(consumer, family, FramedKeys([prefix]))
-    rules = loader.rules if loader else ()
-    own = (one for one in rules if one.magnitudes and (not one.families or family in one.families))
-    return next((one for one in own if _is_of(scheme, one)), None)
+    rules = loader.rules_for(family) if loader else []
+    return next((one for one in rules if one.magnitudes and _is_of(scheme, one)), None)
 
 
 def _is_of(scheme: Scheme, rule: Rule) -> bool:

@@ -63,8 +63,8 @@ def _does(algorithm: Algorithm, consumer: Consumer, family: str, scheme: Scheme)
     prefix = scheme.writing.prefix if scheme.writing else ""
     found = {
         does
-        for rule in (loader.rules if loader else ())
-        if (not rule.prefixes or prefix in rule.prefixes) and (not rule.families or family in rule.families)
+        for rule in (loader.rules_for(family) if loader else ())
+        if not rule.prefixes or prefix in rule.prefixes
         if (does := rule.kinds.get(algorithm.name, rule.kinds.get("")))
     }
     if not found or not found <= _DOES.keys():
