@@ -225,11 +225,16 @@ NEAR = {
             ("sshs_model_hash", f"0x{'1' * 64}"),
             # That of files below a mebibyte.
             ("sshs_legacy_hash", "e3b0c442"),
+            # That of a file of nothing.
+            ("sshs_legacy_hash", "E3B0C442"),
             # That of a base.
             ("ss_sd_model_hash", "12345678"),
         )
     ],
-    "hash-empty": [{"tensors": loras(), "metadata": {"sshs_legacy_hash": "e3b0c442"}}],
+    "hash-empty": [
+        {"tensors": loras(), "metadata": {"sshs_legacy_hash": "e3b0c442"}},
+        {"content": raw(json.dumps({"__metadata__": {"sshs_model_hash": hashlib.sha256().hexdigest()}}), b"")},
+    ],
     "dim-contradicts": [
         {"tensors": loras(rank=4), "metadata": {"ss_network_dim": dim}} for dim in ("4", "Dynamic", "None", "[8]")
     ]
@@ -283,6 +288,8 @@ NEAR = {
         {"content": raw(WHOLE + " " * (-len(WHOLE) % 8), DATA)},
         # Headers were not padded before 2023, and F16 begins where it may all the same.
         {"tensors": {**loras(dtype="F16"), "n": ("U8", (1,), 1)}},
+        # What has no bytes begins nowhere.
+        {"tensors": {**loras(), "n": ("U8", (1,), 1), "nothing": ("F32", (0,), 0.0)}},
     ],
     "tensor-empty": [{"tensors": loras()}],
     "odd-name": [{"tensors": {**loras(1), "bundle_emb.小明.clip_l": ("F32", (2, IN), 1)}, "metadata": {"ss_é": "x"}}],

@@ -14,10 +14,13 @@ from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Problem
 
 _LOOKS = {ERROR: WRONG, WARNING: DOUBTFUL, NOTE: FAINT}
 _CLEAN = "no problems"
+# Of a code in one file; JSON and SARIF have all.
+_MOST = 5
 
 
 def print_problems(path: str, problems: Sequence[Problem]) -> None:
-    """What is wrong with one file; a single line where nothing is."""
+    """What is wrong with one file, the first few of each code; a single line where nothing is."""
+    problems = list(_few(problems))
     if sys.stdout is not None and sys.stdout.isatty():
         terminal.laid_out(_laid_out(path, problems))
         return
@@ -43,6 +46,17 @@ def print_summary(results: Iterable[CheckResult]) -> None:
     fixable = sum(one.code in result.fixable for result in results for one in result.problems)
     mends = f"; --fix -o OUT mends {fixable} of them" if fixable else ""
     terminal.line(f"{counted(len(results), 'file')}: {listed(told) or _CLEAN}{mends}")
+
+
+def _few(problems: Sequence[Problem]) -> Iterable[Problem]:
+    """The problems, with one that counts the others behind the first ones of a code."""
+    totals, told = Counter(one.code for one in problems), Counter[str]()
+    for one in problems:
+        told[one.code] += 1
+        if told[one.code] <= _MOST:
+            yield one
+        elif told[one.code] == _MOST + 1:
+            yield one._replace(message=f"{totals[one.code] - _MOST:,} more of these; --json has all")
 
 
 def _sentence(problem: Problem) -> str:

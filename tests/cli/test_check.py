@@ -69,6 +69,15 @@ def test_a_folder_is_all_that_is_in_it(run, adapter, tmp_path):
     assert lines[-1].startswith("3 files: 1 error and 1 warning;")
 
 
+def test_of_many_problems_of_a_code_the_first_ones_are_told(run, write_safetensors):
+    path = write_safetensors({f"lora_unet_{i}.lora_up.weight": ("F32", (2, 2), 1.0) for i in range(1234)})
+    lines = run("check", path).stdout.splitlines()
+    assert [": error incomplete: " in line for line in lines] == [True] * 6 + [False]
+    assert lines[5].endswith(": error incomplete: 1,229 more of these; --json has all.")
+    assert lines[6] == "1 file: 1,234 errors"
+    assert len(json.loads(run("check", path, "--json").stdout)[0]["problems"]) == 1234
+
+
 @pytest.mark.parametrize("name", ["missing.safetensors", "folder"])
 def test_a_path_that_leads_to_no_file_is_refused(name, run, tmp_path):
     (tmp_path / "folder").mkdir()
