@@ -7,12 +7,19 @@ from collections.abc import Iterator
 from lora_inspect.checking.draft import Draft
 from lora_inspect.checking.subject import Subject
 from lora_inspect.files.contents import Content, renamed
-from lora_inspect.files.hashes import data_sha256, in_library_order, legacy_hash, sshs_hashes
+from lora_inspect.files.hashes import (
+    LEGACY_HASH,
+    MODEL_HASH,
+    SPEC_HASH,
+    data_sha256,
+    in_library_order,
+    legacy_hash,
+    sshs_hashes,
+)
 from lora_inspect.files.writer import in_file_order
 from lora_inspect.printable import shortened
 from lora_inspect.reading.problem import Finding
 
-MODEL, LEGACY, MODELSPEC = "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"
 STALE, EMPTY = "hash-stale", "hash-empty"
 
 _OF_NOTHING = hashlib.sha256(b"").hexdigest()
@@ -27,7 +34,7 @@ def stated_hashes(subject: Subject) -> Iterator[Finding]:
     contents = [renamed(info, name) for name, info in tensors.items()]
     has_bytes = any(info.nbytes for info in tensors.values())
     model_is_true = False
-    for key, digits in ((MODEL, 64), (MODELSPEC, 64), (LEGACY, 8)):
+    for key, digits in ((MODEL_HASH, 64), (SPEC_HASH, 64), (LEGACY_HASH, 8)):
         if key not in subject.metadata:
             continue
         stated = subject.metadata[key].strip().lower()
@@ -36,7 +43,7 @@ def stated_hashes(subject: Subject) -> Iterator[Finding]:
             yield Finding(EMPTY, f"{key} is {'empty' if not plain else 'the hash of no bytes at all'}", (key,))
         elif not re.fullmatch(f"[0-9a-f]{{{digits}}}", plain):
             yield Finding(STALE, f"{key} is '{shortened(stated)}', which is no hash", (key,))
-        elif key == LEGACY:
+        elif key == LEGACY_HASH:
             # It hangs on the length of the header too, so where the tensors are proved it says nothing of them.
             infos = tensors.values()
             if not model_is_true and plain not in (
@@ -45,8 +52,10 @@ def stated_hashes(subject: Subject) -> Iterator[Finding]:
             ):
                 yield _stale(key, stated)
         elif _is_of_data(plain, contents):
-            model_is_true = model_is_true or key == MODEL
-        elif key != MODEL or not stated.startswith(_LYCORIS):  # LyCORIS hashes in an order that the file does not show
+            model_is_true = model_is_true or key == MODEL_HASH
+        elif key != MODEL_HASH or not stated.startswith(
+            _LYCORIS
+        ):  # LyCORIS hashes in an order that the file does not show
             yield _stale(key, stated)
 
 
@@ -74,11 +83,11 @@ def recompute(subject: Subject, draft: Draft) -> Iterator[str]:
     """Those that the file states, as they are of the draft, which nothing changes any more."""
     contents = list(draft.contents.values())
     true: dict[str, str] = {}
-    if MODEL in draft.metadata or LEGACY in draft.metadata:
+    if MODEL_HASH in draft.metadata or LEGACY_HASH in draft.metadata:
         true |= sshs_hashes(contents, draft.metadata)
-    if MODELSPEC in draft.metadata:
+    if SPEC_HASH in draft.metadata:
         ordered = in_file_order(content.plan for content in contents)
-        true[MODELSPEC] = "0x" + data_sha256(draft.contents[plan.name] for plan in ordered)
+        true[SPEC_HASH] = "0x" + data_sha256(draft.contents[plan.name] for plan in ordered)
     for key, value in true.items():
         if key in draft.metadata and draft.metadata[key] != value:
             draft.metadata[key] = value

@@ -7,6 +7,7 @@ from lora_inspect.architectures import by_name
 from lora_inspect.architectures.claims import METADATA_KEYS, named_by
 from lora_inspect.checking.draft import Draft
 from lora_inspect.checking.subject import Subject
+from lora_inspect.files.hashes import HASH_KEYS
 from lora_inspect.files.json_text import parse_json
 from lora_inspect.listing import counted, listed, some
 from lora_inspect.printable import shortened
@@ -24,8 +25,6 @@ _JSON = (
 _NONE = "None"
 # Options with a rank in their name that set none.
 _OTHER_MEANINGS = ("rank_dropout", "rank_dropout_scale", "network_dim")
-# Of which check says itself what an empty one means.
-_HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 # Tags of a large dataset take some hundred thousand characters.
 _LARGE = 1_000_000
 
@@ -161,7 +160,7 @@ def _absurd(subject: Subject) -> list[str]:
 
 
 def _empty(subject: Subject) -> list[str]:
-    return [key for key, value in subject.metadata.items() if not value.strip() and key not in _HASHES]
+    return [key for key, value in subject.metadata.items() if not value.strip() and key not in HASH_KEYS]
 
 
 def _sets_more(subject: Subject, words: tuple[str, ...], of_convolutions: str) -> bool:

@@ -1,6 +1,6 @@
 """Tensors on their way into a file: each a range of an input, bytes in memory, or bytes that are yet to be made."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_inspect.errors import LoraInspectError
@@ -31,8 +31,31 @@ class Content:
             yield self.source.make() if isinstance(self.source, Computed) else self.source
             return
         with InputFile(self.source.file, self.source.identity) as source:
-            for start in range(self.source.start, self.source.stop, _CHUNK):
-                yield bytes(source.read(start, min(self.source.stop - start, _CHUNK)))
+            yield from _chunks_in(source, self.source)
+
+
+def chunks_of(contents: Iterable[Content]) -> Iterator[bytes]:
+    """The bytes of one after the other. A file stays open for as long as the next tensor is in it."""
+    opened: InputFile | None = None
+    try:
+        for content in contents:
+            info = content.source
+            if not isinstance(info, TensorInfo):
+                yield from content.chunks()
+                continue
+            if opened is None or (opened.path, opened.identity) != (info.file, info.identity):
+                before, opened = opened, InputFile(info.file, info.identity)
+                if before:
+                    before.close()
+            yield from _chunks_in(opened, info)
+    finally:
+        if opened:
+            opened.close()
+
+
+def _chunks_in(source: InputFile, info: TensorInfo) -> Iterator[bytes]:
+    for start in range(info.start, info.stop, _CHUNK):
+        yield bytes(source.read(start, min(info.stop - start, _CHUNK)))
 
 
 def renamed(info: TensorInfo, name: str, shape: tuple[int, ...] | None = None) -> Content:

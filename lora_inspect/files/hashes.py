@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from lora_inspect.files.contents import Content, renamed
+from lora_inspect.files.contents import Content, chunks_of, renamed
 from lora_inspect.files.dtypes import BITS
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity, InputFile
@@ -27,13 +27,12 @@ def sshs_hashes(contents: Sequence[Content], metadata: Mapping[str, str]) -> dic
     ss_metadata = {key: value for key, value in metadata.items() if key.startswith("ss_")}
     position = len(encode_header([content.plan for content in ordered], ss_metadata))
     model, legacy = hashlib.sha256(), hashlib.sha256()
-    for content in ordered:
-        for chunk in content.chunks():
-            model.update(chunk)
-            first, last = _LEGACY_START - position, _LEGACY_START + _LEGACY_BYTES - position
-            if last > 0 and first < len(chunk):
-                legacy.update(chunk[max(first, 0) : last])
-            position += len(chunk)
+    for chunk in chunks_of(ordered):
+        model.update(chunk)
+        first, last = _LEGACY_START - position, _LEGACY_START + _LEGACY_BYTES - position
+        if last > 0 and first < len(chunk):
+            legacy.update(chunk[max(first, 0) : last])
+        position += len(chunk)
     return {MODEL_HASH: model.hexdigest(), LEGACY_HASH: legacy.hexdigest()[:_LEGACY_DIGITS]}
 
 
@@ -49,9 +48,8 @@ def data_sha256(contents: Iterable[Content]) -> str:
     ModelSpec's `modelspec.hash_sha256` is this with 0x before it.
     """
     digest = hashlib.sha256()
-    for content in contents:
-        for chunk in content.chunks():
-            digest.update(chunk)
+    for chunk in chunks_of(contents):
+        digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -116,3 +116,22 @@ def test_a_file_of_many_pieces_is_hashed_like_a_small_one(tmp_path):
     assert found.whole == hashlib.sha256(content).hexdigest()
     assert found.data == hashlib.sha256(content[tensors["a"].start :]).hexdigest()
     assert found.piece == hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]
+
+
+def test_a_file_is_opened_once_for_all_of_its_tensors(tmp_path, monkeypatch):
+    from lora_inspect.files import contents as module
+
+    opened = []
+
+    class Counted(module.InputFile):
+        def __init__(self, path, identity=None):
+            opened.append(path)
+            super().__init__(path, identity)
+
+    names = [str(tmp_path / name) for name in ("a.safetensors", "b.safetensors")]
+    for name in names:
+        save_file({"a": torch.arange(9.0), "b": torch.arange(7.0), "c": torch.arange(5.0)}, name)
+    infos = [info for name in names for info in read_header(name)[0].values()]
+    monkeypatch.setattr(module, "InputFile", Counted)
+    data_sha256(renamed(info, info.name) for info in infos)
+    assert opened == names
