@@ -185,6 +185,37 @@ LINT_TOYS = {
     "change-large": with_factor("lora_up.weight", "F32", 50.0),
 }
 
+# Other files that have the problem of a lint.
+ALSO = {
+    "alpha-rounded": [
+        alphas("F16", 3.3, ss_network_alpha="3.3"),
+        alphas("BF16", 3.3, ss_network_alpha="3.3", ss_network_args='{"conv_alpha": "1"}'),
+        # Of an asked 0 the root of the rank is stored, and LyCORIS folds it into others.
+        alphas("BF16", 2.23606797749979, rank=5, ss_network_alpha="0"),
+        alphas("BF16", 7.0710678118654755, rank=2, ss_network_alpha="5"),
+    ],
+    "alpha-half": [alphas("F16", 3.302734375), alphas("BF16", 0.0993)],
+    "dim-contradicts": [
+        {"tensors": loras(rank=4), "metadata": {"ss_network_dim": "8", "ss_network_args": json.dumps(args)}}
+        for args in ({"rank_dropout": "0.1"}, {"conv_dim": "1"}, {"block_dims": None})
+    ],
+    "header-padding": [{"content": raw(WHOLE + " " * 70_000, DATA)}],
+    "hash-stale": [
+        {"tensors": loras(), "metadata": {key: value}}
+        for key, value in (
+            ("sshs_model_hash", "no hash"),
+            ("sshs_model_hash", "0x12"),
+            ("modelspec.hash_sha256", "1" * 64),
+            ("sshs_legacy_hash", "12345678"),
+        )
+    ],
+    "hash-empty": [{"tensors": loras(), "metadata": {"sshs_model_hash": hashlib.sha256().hexdigest()}}],
+    "odd-name": [{"tensors": {**loras(), name: ("F32", (1,), 1.0)}} for name in ("", " a", "a\n", "a\u202eb")],
+    "metadata-number": [
+        {"tensors": loras(), "metadata": {"ss_network_dim": value}} for value in ("inf", "0", "1.5", "1e999")
+    ],
+}
+
 # What is like the file of a lint and has nothing of it: real trainers write all of these.
 NEAR = {
     "unreadable": [{"content": raw("{}", b"")}],
@@ -199,6 +230,8 @@ NEAR = {
         {"tensors": loras(alpha=None)},
         {"tensors": {**loras(2), "lora_unet_norm.w_norm": ("F32", (IN,), 1.0)}},
         {"tensors": {**loras(2), "lora_unet_x.diff": ("F32", (OUT, IN), 1.0)}},
+        # PEFT keeps alpha elsewhere.
+        {"tensors": {**lora("base_model.model.a.q"), **lora("base_model.model.b.q", alpha=None)}},
     ],
     "alpha-rounded": [
         alphas("BF16", 8.0, ss_network_alpha="8"),
@@ -210,7 +243,7 @@ NEAR = {
         alphas("BF16", 32.0, ss_network_alpha="8"),
     ],
     "alpha-half": [alphas("BF16", number) for number in (1.0, 8.0, 129.0, 255.0, 0.5, 2.5)]
-    + [alphas("F16", 3.25), alphas("F32", 5.656854)],
+    + [alphas("F16", 3.25), alphas("F16", 5.65625), alphas("F32", 5.656854)],
     "alpha-negative": [alphas("F32", 0.0)],
     "flag-type": [{"tensors": {**loras(), "use_rslora_flag": ("BOOL", (), 1)}}],
     "rank-large": [{"tensors": loras(rank=5)}, {"tensors": loras(rank=16, inputs=4, out=16, kernel=(2, 2))}],

@@ -134,9 +134,9 @@ def _rounded(subject: Subject) -> list[_Rounded]:
         stored = subject.alphas[info.name]
         asked = _asked(module, contribution, subject.metadata)
         if asked and all(to_float32(one) != stored for one in asked):
-            meant = {one for one in asked if _rounds_to(one, stored, info.dtype)}
-            if len(meant) == 1:
-                found[info.name] = _Rounded(info, stored, to_float32(meant.pop()))
+            for one in asked:
+                if _rounds_to(one, stored, info.dtype):
+                    found[info.name] = _Rounded(info, stored, to_float32(one))
     return list(found.values())
 
 

@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from problem_toys import LINT_TOYS, NEAR, TOYS
+from problem_toys import ALSO, LINT_TOYS, NEAR, TOYS
 from toy_adapters import loras
 
 from lora_inspect.checking.rules import BY_CODE, RULES, find_problems
@@ -24,6 +24,11 @@ def test_every_problem_is_found_in_a_file_that_has_it(code, write_toy):
     found = [problem for problem in check(path, settings, tensors=True).problems if problem.code == code]
     assert {problem.severity for problem in found} == {BY_CODE[code].severity}
     assert not any(problem.message.endswith(".") for problem in found)
+
+
+@pytest.mark.parametrize(("code", "toy"), [(code, toy) for code, toys in ALSO.items() for toy in toys])
+def test_it_is_found_in_other_files_that_have_it(code, toy, codes):
+    assert code in codes(toy)
 
 
 @pytest.mark.parametrize(("code", "toy"), [(code, toy) for code, toys in NEAR.items() for toy in toys])
