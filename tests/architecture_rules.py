@@ -44,7 +44,8 @@ DOORS = ("lora_inspect.start", "lora_inspect")
 VERBS = ("cli", "api", "ops")
 # What takes long to load, and what of the command line must do without: until a verb runs, some for ever.
 HEAVY = ("torch", "numpy", "safetensors")
-LIGHT = tuple(f"lora_inspect.{part}.{verb}" for verb in ("info", "check", "metadata") for part in ("cli", "ops"))
+LIGHT_VERBS = ("info", "check", "metadata", "metadata_changes", "metadata_edit")
+LIGHT = tuple(f"lora_inspect.{part}.{verb}" for verb in LIGHT_VERBS for part in ("cli", "ops"))
 # What `check` imports once it is told to read all numbers.
 OF_TENSORS = "lora_inspect.checking.measured"
 # Where each verb, or each name of the API, is imported once it is asked for, whichever it is.

@@ -24,7 +24,8 @@ FOREIGN = {"--max-lora-rank", "--no-deps"}
 
 
 def options_of(command: click.Command) -> set[str]:
-    below = command.commands.values() if isinstance(command, click.Group) else ()
+    names = command.list_commands(None) if isinstance(command, click.Group) else ()
+    below = [command.get_command(None, name) for name in names]
     own = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
     return own.union(*map(options_of, below))
 

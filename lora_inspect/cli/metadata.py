@@ -6,9 +6,8 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
-from lora_inspect.cli.metadata_changes import copy, set_, strip, unset
 from lora_inspect.cli.metadata_told import metadata_lines
-from lora_inspect.cli.summaries import VERBS
+from lora_inspect.cli.summaries import METADATA_VERBS, VERBS
 from lora_inspect.ops.metadata import Told
 from lora_inspect.ops.metadata import get as value_of
 from lora_inspect.ops.metadata import show as told
@@ -44,20 +43,33 @@ Example: lora-inspect metadata get trained.safetensors ss_tag_frequency
 """
 
 
-class _InOrder(click.Group):
-    """Lists the verbs in the order in which people meet them."""
+class _Verbs(click.Group):
+    """Lists the verbs in the order in which people meet them, and imports those that write once one is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """As they were added."""
-        return list(self.commands)
+        """As their summaries have them."""
+        return list(METADATA_VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """One that reads, or one of those that write."""
+        if name in self.commands or name not in METADATA_VERBS:
+            return self.commands.get(name)
+        from lora_inspect.cli import metadata_changes
+
+        return metadata_changes.COMMANDS[name]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the verbs as click does."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(METADATA_VERBS.items()))
 
 
-@click.group(help=_HELP, short_help=VERBS["metadata"], cls=_InOrder)
+@click.group(help=_HELP, short_help=VERBS["metadata"], cls=_Verbs)
 def metadata() -> None:
     """The group of the verbs."""
 
 
-@metadata.command(help=_SHOW, short_help="List what a file says of itself.")
+@metadata.command(help=_SHOW, short_help=METADATA_VERBS["show"])
 @click.argument("path", type=FilePath())
 @click.option("--hashes", is_flag=True, help="Compute the hashes that sites and programs know the file by.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every value whole: a list for a set of files.")
@@ -78,7 +90,7 @@ def show(path: str, hashes: bool, as_json: bool) -> None:
             terminal.facts(_with_stated(one))
 
 
-@metadata.command(help=_GET, short_help="Print one value as it is.")
+@metadata.command(help=_GET, short_help=METADATA_VERBS["get"])
 @click.argument("path", type=FilePath())
 @click.argument("key")
 def get(path: str, key: str) -> None:
@@ -101,7 +113,3 @@ def _stated(stated: str | None, value: str) -> str:
     if stated is None:
         return ""
     return "  as stated" if stated.lower() == value else f"  but stated is {stated or 'nothing'}"
-
-
-for _command in (set_, unset, copy, strip):
-    metadata.add_command(_command)

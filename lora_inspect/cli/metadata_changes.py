@@ -7,14 +7,16 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
+from lora_inspect.cli.summaries import METADATA_VERBS
 from lora_inspect.editing.changes import Change, copying, setting, unsetting
 from lora_inspect.editing.named_values import named_values
 from lora_inspect.editing.values import parse_pair, read_value
 from lora_inspect.editing.values import thumbnail as picture
 from lora_inspect.listing import listed
-from lora_inspect.ops.metadata import Edited, Target, edit, show
-from lora_inspect.ops.metadata import as_json as record
-from lora_inspect.ops.metadata import strip as stripped
+from lora_inspect.ops.metadata import show
+from lora_inspect.ops.metadata_edit import Edited, Target, edit
+from lora_inspect.ops.metadata_edit import as_json as record
+from lora_inspect.ops.metadata_edit import strip as stripped
 from lora_inspect.printable import shortened
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -84,7 +86,7 @@ _meaning_option = click.option(
 )
 
 
-@click.command("set", help=_SET, short_help="Give keys values.")
+@click.command("set", help=_SET, short_help=METADATA_VERBS["set"])
 @_writing_options
 @click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--trigger-words", metavar="WORDS", help="What a prompt has to hold: modelspec.trigger_phrase.")
@@ -116,7 +118,7 @@ def set_(
     _tell(edited, where.dry_run, as_json)
 
 
-@click.command(help=_UNSET, short_help="Remove keys.")
+@click.command(help=_UNSET, short_help=METADATA_VERBS["unset"])
 @_writing_options
 @click.argument("keys", nargs=-1, required=True, metavar="KEY|GLOB...")
 @_meaning_option
@@ -126,7 +128,7 @@ def unset(path: str, keys: tuple[str, ...], as_json: bool, **target: Any) -> Non
     _tell(edit(path, unsetting(keys), where), where.dry_run, as_json)
 
 
-@click.command(help=_COPY, short_help="Take over the metadata of another file.")
+@click.command(help=_COPY, short_help=METADATA_VERBS["copy"])
 @_writing_options
 @click.option("--from", "source", required=True, type=FilePath(), metavar="OTHER", help="The file to take it from.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Take over these keys alone; may be repeated.")
@@ -139,13 +141,16 @@ def copy(path: str, source: str, only: tuple[str, ...], but: tuple[str, ...], as
     _tell(edit(path, copying(found, only, but, source), where), where.dry_run, as_json)
 
 
-@click.command(help=_STRIP, short_help="Remove all that does not decide how the file is read.")
+@click.command(help=_STRIP, short_help=METADATA_VERBS["strip"])
 @_writing_options
 @click.option("--all", "everything", is_flag=True, help="Remove that as well, and say what it changes.")
 def strip(path: str, everything: bool, as_json: bool, **target: Any) -> None:
     """Edits."""
     where = _target(**target)
     _tell(stripped(path, everything, where), where.dry_run, as_json)
+
+
+COMMANDS = {"set": set_, "unset": unset, "copy": copy, "strip": strip}
 
 
 def _target(**options: Any) -> Target:

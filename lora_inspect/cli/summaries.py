@@ -9,3 +9,12 @@ VERBS = {
     "metadata": "Show and change what a file says of itself; the tensors stay as they are.",
     "compat": "What each program that loads adapters makes of one.",
 }
+
+METADATA_VERBS = {
+    "show": "List what a file says of itself.",
+    "get": "Print one value as it is.",
+    "set": "Give keys values.",
+    "unset": "Remove keys.",
+    "copy": "Take over the metadata of another file.",
+    "strip": "Remove all that does not decide how the file is read.",
+}

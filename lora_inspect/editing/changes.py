@@ -4,11 +4,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
+from lora_inspect.editing.missing_key import missing_key
 from lora_inspect.editing.values import check_values
-from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.hashes import HASH_KEYS
-from lora_inspect.files.near_names import nearest_name
-from lora_inspect.printable import shortened
 
 # What an edit makes of a metadata; `path` is the file that errors name.
 Edit = Callable[[Mapping[str, str], str], dict[str, str]]
@@ -74,15 +72,6 @@ def applied(metadata: Mapping[str, str], made: Iterable[Change]) -> dict[str, st
         else:
             found[change.key] = change.after
     return found
-
-
-def missing_key(path: str, key: str, metadata: Mapping[str, str]) -> LoraInspectError:
-    """The error for a key, or a glob of keys, that a metadata has not."""
-    if not metadata:
-        return LoraInspectError(f"{path}: it has no metadata, so no {shortened(key)}; set it first.")
-    near = nearest_name(key, metadata)
-    which = f" (did you mean {shortened(near)}?)" if near else ", of those that `lora-inspect metadata show` lists"
-    return LoraInspectError(f"{path}: its metadata has no {shortened(key)}; name another key{which}.")
 
 
 def _fitting(metadata: Iterable[str], patterns: Sequence[str]) -> set[str]:

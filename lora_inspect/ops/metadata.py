@@ -1,47 +1,13 @@
-"""The metadata of a file: what it says, and the file with another one, whose tensors' bytes stay what they are."""
+"""What the metadata of a file says."""
 
-import os
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from lora_inspect.editing.changes import Change, Edit, changes, missing_key
-from lora_inspect.editing.editable import check_own_place, editable_file, files_of, is_gguf
-from lora_inspect.editing.kept_hashes import hashes_beside, known_hashes
-from lora_inspect.editing.settled_meaning import deciding_keys, settled_meaning
+from lora_inspect.editing.editable import files_of, is_gguf
+from lora_inspect.editing.kept_hashes import known_hashes
+from lora_inspect.editing.missing_key import missing_key
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
-from lora_inspect.files.header_journal import Editing, editing, put_right
-from lora_inspect.files.header_rewrite import Headed, read_headed, write_anew, write_in_place
-from lora_inspect.files.output_names import file_output
-from lora_inspect.files.outputs import check_output
-from lora_inspect.files.partial import remove_leftovers
-
-
-class Target(NamedTuple):
-    """Where an edit goes and what it may do.
-
-    Without an `output` it is the file itself, which is written anew and takes its own place, or with `in_place` only
-    has its header rewritten. `other_meaning` lets it change how the file is read, `hashes` adds the hashes that are
-    missing, and with `dry_run` nothing is written.
-    """
-
-    output: str | None = None
-    force: bool = False
-    in_place: bool = False
-    other_meaning: bool = False
-    hashes: bool = False
-    dry_run: bool = False
-
-
-class Edited(NamedTuple):
-    """The file that was read, the one that was written, what changed, and in clauses what it means otherwise now."""
-
-    path: str
-    output: str
-    changes: tuple[Change, ...]
-    meaning: tuple[str, ...] = ()
-    kept: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+from lora_inspect.files.header_journal import put_right
+from lora_inspect.files.header_rewrite import read_headed
 
 
 class Told(NamedTuple):
@@ -71,86 +37,9 @@ def get(path: str, key: str) -> str:
     raise missing_key(path, key, checkpoint.metadata)
 
 
-def edit(path: str, change: Edit, target: Target = Target()) -> Edited:  # noqa: B008 (frozen)
-    """Writes the file with the metadata that `change` makes of its own.
-
-    Raises LoraInspectError where that would be read otherwise and may not be, and for what is no single .safetensors
-    file that may be written to.
-    """
-
-    def settle(checkpoint: Checkpoint, headed: Headed) -> _Settled:
-        after = change(headed.metadata, headed.file)
-        made = changes(headed.metadata, after)
-        return _Settled(after, settled_meaning(checkpoint, headed, made, target.other_meaning))
-
-    return _edited(path, settle, target)
-
-
-def strip(path: str, everything: bool = False, target: Target = Target()) -> Edited:  # noqa: B008 (frozen)
-    """Writes the file without the metadata that its reading does without, or without any."""
-
-    def settle(checkpoint: Checkpoint, headed: Headed) -> _Settled:
-        made = changes(headed.metadata, {})
-        if everything:
-            return _Settled({}, settled_meaning(checkpoint, headed, made, allowed=True))
-        kept = sorted(deciding_keys(checkpoint, headed, made))
-        return _Settled({key: headed.metadata[key] for key in kept}, kept=tuple(kept))
-
-    return _edited(path, settle, target)
-
-
-class _Settled(NamedTuple):
-    """The metadata to write, what the file means otherwise with it, and the keys that its meaning hangs on."""
-
-    metadata: dict[str, str]
-    meaning: tuple[str, ...] = ()
-    kept: tuple[str, ...] = ()
-
-
-def _edited(path: str, settle: Callable[[Checkpoint, Headed], _Settled], target: Target) -> Edited:
-    """Reads, settles and writes; a file that takes its own place is no other run's in between."""
-    file = editable_file(path)
-    replaces = target.output is None
-    output = file if target.output is None else file_output(target.output, os.path.basename(file), [file])
-    notes = [] if target.dry_run else list(remove_leftovers(output))
-    if replaces:
-        notes += check_own_place(file, target.in_place)
-    else:
-        check_output(output, [file], target.force)
-    with editing(file) if replaces and not target.dry_run else nullcontext() as own:
-        checkpoint, headed = open_checkpoint(path), read_headed(file)
-        settled = settle(checkpoint, headed)
-        after = settled.metadata | hashes_beside(headed, settled.metadata, target.hashes)
-        if not target.dry_run:
-            _write(headed, after, output, target, own)
-    made = changes(headed.metadata, after)
-    return Edited(path, output, made, settled.meaning, settled.kept, tuple(notes))
-
-
-def _write(headed: Headed, after: Mapping[str, str], output: str, target: Target, own: Editing | None) -> None:
-    if output == headed.file and after == headed.metadata:
-        return
-    if target.in_place and own:
-        write_in_place(headed, after, own)
-    else:
-        write_anew(headed, after, output, target.force)
-
-
 def _told(checkpoint: Checkpoint, file: str, hashes: bool) -> Told:
     metadata = checkpoint.file_metadata[file]
     if is_gguf(file):
         return Told(file, metadata, None, {})
     headed = read_headed(file)
     return Told(file, metadata, headed.room, known_hashes(headed) if hashes else {})
-
-
-def as_json(edited: Edited) -> dict[str, Any]:
-    """The record of an edit that scripts rely on."""
-    return {
-        "path": edited.path,
-        "output": edited.output,
-        "changes": [one._asdict() for one in edited.changes],
-        "meaning": list(edited.meaning),
-        "kept": list(edited.kept),
-        "notes": list(edited.notes),
-    }

@@ -67,7 +67,8 @@ OF_METADATA = ("key", "keys", "pairs")
 def commands_of(verb):
     """The commands of a verb: itself, or those below it."""
     command = getattr(importlib.import_module(f"lora_inspect.cli.{verb}"), verb)
-    return command.commands.values() if isinstance(command, click.Group) else [command]
+    is_group = isinstance(command, click.Group)
+    return [command.get_command(None, name) for name in command.list_commands(None)] if is_group else [command]
 
 
 @pytest.mark.parametrize(
