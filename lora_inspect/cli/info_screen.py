@@ -12,6 +12,7 @@ from lora_inspect.consumers.outlook import concerned
 from lora_inspect.consumers.verdict import Verdict
 from lora_inspect.maths.expert_packing import PACKINGS
 from lora_inspect.reading.file_info import FileInfo
+from lora_inspect.reading.folded_scales import FOLDED_KEY
 from lora_inspect.reading.problem import ERROR, NOTE, WARNING
 from lora_inspect.reading.settings import spell_settings
 from lora_inspect.shell import quoted
@@ -137,7 +138,8 @@ def _evidence(sheet: Sheet, info: FileInfo, record: Mapping[str, Any], why: bool
     for about, subject in _surprises(info).items():
         found = [item for item in evidence if item["about"] == about]
         if found:
-            shown[subject] = found[-1] if about == "architecture" else found[0]
+            # What would settle the architecture is said last, and what is in the factors after what else makes scales.
+            shown[subject] = found[-1] if about in ("architecture", "scale") else found[0]
     others = len(evidence) - len(shown)
     for number, (subject, item) in enumerate(shown.items(), 1):
         more = f" ({others} more: --why)" if others and number == len(shown) else ""
@@ -159,6 +161,8 @@ def _surprises(info: FileInfo) -> dict[str, str]:
         found["rslora"] = "RS-LoRA"
     if adapter.dora.value or adapter.dora.source == "conflict":
         found["dora"] = "DoRA"
+    if FOLDED_KEY in info.checkpoint.metadata:
+        found["scale"] = "the scale"
     if info.expert:
         found["expert"] = info.expert.name or "no expert"
     if len(info.candidates) > 1:

@@ -1,0 +1,75 @@
+"""The command that `info` knows without a search is the one that the search of `compat` finds, or there is none."""
+
+import shlex
+
+import pytest
+from toy_adapters import lora
+
+from lora_inspect.consumers.verdict import STRENGTH
+from lora_inspect.converting.mending import mending
+from lora_inspect.converting.standard_fix import standard_fix
+from lora_inspect.ops.info import verdicts_of
+from lora_inspect.reading.file_info import inspect
+from lora_inspect.reading.settings import Settings
+
+FLAG = {"use_rslora_flag": ("BOOL", (), True)}
+
+
+def modules(**options):
+    return {
+        key: tensor
+        for block in range(2)
+        for key, tensor in lora(f"lora_unet_blocks_{block}_self_attn_q", rank=4, alpha=3.0, **options).items()
+    }
+
+
+def magnitudes(axis):
+    return {f"lora_unet_blocks_{block}_self_attn_q.dora_layer.weight": ("F32", axis, 1.0) for block in range(2)}
+
+
+FOUND = {
+    "all RS-LoRA": {**modules(), **FLAG},
+    "of another dtype": {**modules(dtype="BF16"), **FLAG},
+    "one module of it": {**modules(), "lora_unet_blocks_0_self_attn_q.use_rslora_flag": ("BOOL", (), True),
+                         "lora_unet_blocks_1_self_attn_q.use_rslora_flag": ("BOOL", (), False)},
+    "under ComfyUI's names": {
+        key.replace("lora_unet_blocks_", "diffusion_model.blocks.").replace("_self_attn_q", ".self_attn.q"): tensor
+        for key, tensor in modules().items()
+    } | FLAG,
+}  # fmt: skip
+NOT_FOUND = {
+    "plain": modules(),
+    "DoRA": {**modules(), **magnitudes((6,)), **FLAG},
+    "a tensor of nobody": {**modules(), **FLAG, "stray": ("F32", (1,), 0)},
+    "no alpha": {key: tensor for key, tensor in modules().items() if not key.endswith(".alpha")} | FLAG,
+    "another algorithm beside it": {**modules(), **FLAG, "lora_unet_blocks_0_self_attn_k.diff": ("F32", (6, 5), 1)},
+}
+
+
+def read(file, settings=Settings()):  # noqa: B008 (frozen)
+    info = inspect(str(file), settings)
+    return info.adapter, verdicts_of(info)
+
+
+@pytest.mark.parametrize("tensors", FOUND.values(), ids=FOUND)
+def test_it_is_what_the_search_finds_for_every_program_of_another_strength(tensors, write_safetensors):
+    file = write_safetensors(tensors)
+    adapter, verdicts = read(file)
+    wrong = [one.consumer for one in verdicts if one.verdict == STRENGTH]
+    assert wrong
+    fix = standard_fix(adapter, verdicts)
+    assert [mending(adapter, str(file), consumer, None) for consumer in wrong] == [fix] * len(wrong)
+
+
+@pytest.mark.parametrize("tensors", NOT_FOUND.values(), ids=NOT_FOUND)
+def test_where_more_is_wrong_or_nothing_there_is_none(tensors, write_safetensors):
+    adapter, verdicts = read(write_safetensors(tensors))
+    assert standard_fix(adapter, verdicts) is None
+
+
+def test_what_settled_the_rule_stands_in_the_command(write_safetensors):
+    file = write_safetensors(modules())
+    adapter, verdicts = read(file, Settings(rslora=True))
+    program, verb, given, option, output = shlex.split(standard_fix(adapter, verdicts))
+    assert (program, verb, given, option) == ("lora-inspect", "convert", f"{file}:rslora=yes", "-o")
+    assert output == str(file).replace(".safetensors", "-standard.safetensors")
