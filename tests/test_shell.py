@@ -25,6 +25,10 @@ def test_a_terminal_obeys_nothing_in_a_command(words):
     assert printable(line) == line
 
 
+def test_letters_that_are_drawn_as_a_blank_are_spelled():
+    assert command_line(["a\u3164"]) == r"$'a\xe3\x85\xa4'"
+
+
 @given(st.lists(st.text(st.sampled_from("ab '\"\\$`*~é日/.-"), max_size=6), min_size=1))
 def test_printable_words_are_read_as_they_are(words):
     assert shlex.split(command_line(words)) == words

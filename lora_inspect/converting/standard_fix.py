@@ -35,7 +35,6 @@ def _takes_other_alphas(adapter: Adapter) -> bool:
     return (
         not adapter.dora.value
         and not adapter.unclaimed
-        and any(contribution.rslora for contribution in contributions)
         and all(contribution.algorithm.name == "lora" and contribution.rank for contribution in contributions)
         and all(
             module.alpha and schemes.by_name(module.name.scheme).carries_alpha for module in adapter.modules.values()

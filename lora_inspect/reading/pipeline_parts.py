@@ -58,7 +58,7 @@ def base_parts(checkpoint: Checkpoint, families: Sequence[Detection]) -> list[Pi
     Beside a model that has one they are others.
     """
     prefixes = [(prefix, component) for component, named in BASE_PREFIXES.items() for prefix in named if prefix]
-    prefixes = sorted([*prefixes, *_VAE], key=lambda item: -len(item[0]))
+    prefixes += _VAE
     found: dict[str, list[TensorInfo]] = {}
     for tensor in checkpoint.tensors.values():
         own = next((component for prefix, component in prefixes if tensor.name.startswith(prefix)), "")

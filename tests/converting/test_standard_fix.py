@@ -23,8 +23,8 @@ def modules(**options):
     }
 
 
-def magnitudes(axis):
-    return {f"lora_unet_blocks_{block}_self_attn_q.dora_layer.weight": ("F32", axis, 1.0) for block in range(2)}
+def magnitudes(suffix, shape):
+    return {f"lora_unet_blocks_{block}_self_attn_q.{suffix}": ("F32", shape, 1.0) for block in range(2)}
 
 
 FOUND = {
@@ -39,7 +39,8 @@ FOUND = {
 }  # fmt: skip
 NOT_FOUND = {
     "plain": modules(),
-    "DoRA": {**modules(), **magnitudes((6,)), **FLAG},
+    "DoRA that is lost": {**modules(), **magnitudes("dora_layer.weight", (6,)), **FLAG},
+    "DoRA that is read": {**modules(), **magnitudes("dora_scale", (1, 5)), **FLAG},
     "a tensor of nobody": {**modules(), **FLAG, "stray": ("F32", (1,), 0)},
     "no alpha": {key: tensor for key, tensor in modules().items() if not key.endswith(".alpha")} | FLAG,
     "another algorithm beside it": {**modules(), **FLAG, "lora_unet_blocks_0_self_attn_k.diff": ("F32", (6, 5), 1)},
@@ -65,6 +66,20 @@ def test_it_is_what_the_search_finds_for_every_program_of_another_strength(tenso
 def test_where_more_is_wrong_or_nothing_there_is_none(tensors, write_safetensors):
     adapter, verdicts = read(write_safetensors(tensors))
     assert standard_fix(adapter, verdicts) is None
+
+
+def test_dora_that_is_read_is_of_another_strength_all_the_same(write_safetensors):
+    _, verdicts = read(write_safetensors(NOT_FOUND["DoRA that is read"]))
+    assert any(one.verdict == STRENGTH for one in verdicts)
+
+
+def test_a_program_that_has_no_use_for_alpha_is_not_mended_by_another_one(write_safetensors):
+    adapter, verdicts = read(write_safetensors(FOUND["all RS-LoRA"]))
+    one = next(one for one in verdicts if one.verdict == STRENGTH)
+    assert standard_fix(adapter, [one])
+    at_1 = one._replace(taken=tuple(taken._replace(scale=1.0) for taken in one.taken))
+    assert standard_fix(adapter, [at_1]) is None
+    assert standard_fix(adapter, [one, at_1]) is None
 
 
 def test_what_settled_the_rule_stands_in_the_command(write_safetensors):
