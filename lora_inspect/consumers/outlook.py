@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.consumers.record import Consumer
-from lora_inspect.consumers.verdict import LOST, NOTHING, OTHER, REFUSED, SAME, STRENGTH, UNKNOWN, Verdict
+from lora_inspect.consumers.verdict import NOTHING, OTHER, PARTLY, REFUSED, SAME, UNKNOWN, WRONG, Verdict
+
+# Verdicts whose words say how a program differs from others of the same verdict.
+_IN_ITS_WORDS = (SAME, WRONG, OTHER, PARTLY)
 
 
 class Alike(NamedTuple):
@@ -46,7 +49,7 @@ def alike(verdicts: Sequence[Verdict]) -> list[Alike]:
     groups: dict[tuple[str, str, tuple[float, ...]], list[Verdict]] = {}
     for one in verdicts:
         # What a program says where it loads nothing is its own; what becomes of what it loads is alike in many.
-        says = one.says if one.taken and one.verdict not in (STRENGTH, LOST) else ""
+        says = one.says if one.verdict in _IN_ITS_WORDS else ""
         factors = tuple(factor for factor, _ in one.factors)
         is_right = one.verdict in (SAME, OTHER) or factors == (1.0,)
         groups.setdefault((one.verdict, says, () if is_right else factors), []).append(one)

@@ -7,7 +7,7 @@ from lora_inspect.reading.file_info import inspect
 
 
 def verdict(name, what, factors=((1.0, 3),), says="", silent=False):
-    return Verdict(by_name(name), what, factors[0][0] if factors else None, factors, silent, says=says, taken=("any",))
+    return Verdict(by_name(name), what, factors[0][0] if factors else None, factors, silent, says=says)
 
 
 def test_those_that_apply_the_same_strength_are_one_group_and_others_another():

@@ -5,7 +5,9 @@ import shlex
 import pytest
 from toy_adapters import lora
 
-from lora_inspect.consumers.verdict import STRENGTH
+from lora_inspect.consumers.record import COMPUTES, SILENT, Consumer, Loader, Rule, Strangers
+from lora_inspect.consumers.record import one as one_for_all
+from lora_inspect.consumers.verdict import STRENGTH, judge
 from lora_inspect.converting.mending import mending
 from lora_inspect.converting.standard_fix import standard_fix
 from lora_inspect.ops.info import verdicts_of
@@ -75,11 +77,13 @@ def test_dora_that_is_read_is_of_another_strength_all_the_same(write_safetensors
 
 def test_a_program_that_has_no_use_for_alpha_is_not_mended_by_another_one(write_safetensors):
     adapter, verdicts = read(write_safetensors(FOUND["all RS-LoRA"]))
-    one = next(one for one in verdicts if one.verdict == STRENGTH)
-    assert standard_fix(adapter, [one])
-    at_1 = one._replace(taken=tuple(taken._replace(scale=1.0) for taken in one.taken))
-    assert standard_fix(adapter, [at_1]) is None
-    assert standard_fix(adapter, [one, at_1]) is None
+    reader = next(one for one in verdicts if one.verdict == STRENGTH)
+    rule = Rule(kinds={"lora": COMPUTES}, scale=one_for_all)
+    other = judge(adapter, (), Consumer("other", "Other", "1", (Loader((rule,), Strangers(SILENT)),), {}))
+    assert (other.verdict, other.factor) == (STRENGTH, pytest.approx(1 / 1.5, rel=1e-3))
+    assert standard_fix(adapter, [reader])
+    assert standard_fix(adapter, [other]) is None
+    assert standard_fix(adapter, [reader, other]) is None
 
 
 def test_what_settled_the_rule_stands_in_the_command(write_safetensors):
