@@ -16,9 +16,11 @@ from consumer_files.written import File  # noqa: E402
 
 from lora_inspect import algorithms  # noqa: E402
 from lora_inspect.architectures import by_name  # noqa: E402
+from lora_inspect.converting.output_endings import output_beside  # noqa: E402
 from lora_inspect.errors import LoraInspectError  # noqa: E402
 from lora_inspect.files.checkpoint import open_checkpoint  # noqa: E402
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard  # noqa: E402
+from lora_inspect.reading.adapter import read_adapter  # noqa: E402
 from lora_inspect.schemes import SCHEMES  # noqa: E402
 from lora_inspect.schemes.record import Scheme  # noqa: E402
 
@@ -113,7 +115,7 @@ def written(scheme: Scheme) -> Iterator[str]:
         for number, (title, file) in enumerate(files):
             source = file.write(Path(folder) / str(number))
             own = options if "DoRA" in title or "dora" in title else _without_dora(options)
-            keys = _keys(source, Path(folder), scheme, own)
+            keys = _keys(source, scheme, own)
             if keys is None:
                 refused.append(title)
                 continue
@@ -130,15 +132,14 @@ def _without_dora(options: ConvertOptions) -> ConvertOptions:
     return ConvertOptions(scheme=options.scheme, architecture=options.architecture, model_config=options.model_config)
 
 
-def _keys(source: str, folder: Path, scheme: Scheme, options: ConvertOptions) -> list[str] | None:
+def _keys(source: str, scheme: Scheme, options: ConvertOptions) -> list[str] | None:
     """The keys that are written; None where the conversion is refused."""
-    ending = {"gguf": ".gguf", "peft": "", "mlx": ""}.get(scheme.name, ".safetensors")
-    output = folder / f"out{ending}"
+    output = output_beside(read_adapter(open_checkpoint(source), options.settings), "out", scheme.name)
     try:
-        convert_to_standard(source, str(output), options, force=True)
+        convert_to_standard(source, output, options)
     except LoraInspectError:
         return None
-    return sorted(open_checkpoint(str(output)).tensors, key=lambda key: (key.endswith(".alpha"), key))
+    return sorted(open_checkpoint(output).tensors, key=lambda key: (key.endswith(".alpha"), key))
 
 
 def _module_of(keys: Sequence[str]) -> str:

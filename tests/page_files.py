@@ -3,8 +3,12 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SYNTHETIC = FIXTURES / "synthetic"
@@ -57,6 +61,32 @@ def folder(*names: str) -> Make:
     return make
 
 
+def wan_model() -> "nn.Module":
+    """A model with the layers of two blocks of Wan, as its class calls them."""
+    from torch import nn
+
+    block = type("WanAttentionBlock", (nn.Module,), {})
+
+    def made() -> nn.Module:
+        one = block()
+        one.self_attn = nn.ModuleDict({name: nn.Linear(24, 24) for name in "qkvo"})
+        return one
+
+    return nn.ModuleDict({"blocks": nn.ModuleList(made() for _ in range(3))}).requires_grad_(False)
+
+
+def trained_loha(path: Path) -> None:
+    """What the network of LoHa saves for that model."""
+    import torch
+
+    from networks import loha
+
+    model = wan_model()
+    network = loha.create_arch_network(1.0, RANK, 1.0, None, None, model)
+    network.apply_to(None, model, apply_text_encoder=False, apply_unet=True)
+    network.save_weights(str(path), torch.float32, {})
+
+
 def pickled(path: Path) -> None:
     """A pickle of tensors alone, as PEFT wrote them before it wrote safetensors."""
     import torch
@@ -90,6 +120,7 @@ FILES: dict[str, Make] = {
     "face.safetensors": drawn(2, ss_output_name="face"),
     "trained.safetensors": copy("hashed/smart_falcon_4_lokr.safetensors"),
     "cast.safetensors": copy("synthetic/bf16_alpha_and_flags.safetensors"),
+    "loha.safetensors": trained_loha,
     "lora.bin": pickled,
     "adapter": peft,
     "model": config,
@@ -100,3 +131,5 @@ FILES: dict[str, Make] = {
 MERGED = {
     "merged.safetensors": "merge base.safetensors style.safetensors:0.8 face.safetensors -o",
 }
+# What names in blocks of Python stand for that no block gives.
+NAMES: dict[str, Callable[[], Any]] = {"model": wan_model}

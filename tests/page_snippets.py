@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from page_files import FILES, MERGED
+from page_files import FILES, MERGED, NAMES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -187,6 +187,7 @@ class Session:
     def python(self, block: Block) -> None:
         """Runs a block of Python with the names of those before it, and compares what it prints."""
         code = compile("\n" * block.line + block.text, str(block.page), "exec")
+        self.names |= {name: make() for name, make in NAMES.items() if name in code.co_names and name not in self.names}
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(code, self.names)
         if block.prints is not None:

@@ -28,7 +28,6 @@ ONLY_COMPILED = {
     '"""The names of LyCORIS': "a file of the package: tests/schemes/test_extending.py compares it",
     '"""LTX-Video.': "a file of the package: tests/architectures/test_extending.py compares it",
     '"""Easel: ': "an invented program: tests/consumers/test_extending.py adds it",
-    "from lora_inspect.networks import loha  # or": "tests/networks/test_trainer_calls.py makes these calls",
 }
 # Pages of which another test runs the commands.
 ELSEWHERE = {"symptoms.md": "tests/test_symptoms.py"}
