@@ -32,7 +32,8 @@ contract: ## the layers, and the other rules of the source
 docs: ## the pages: their links, options, commands and output
 	$(PYTHON) -m pytest -q -n auto tests/test_docs.py tests/test_written_pages.py tests/test_commands_in_docs.py tests/test_training_page.py tests/test_symptoms.py tests/test_consumers_page.py
 
-pages: ## writes the pages that are made from the source, and the output of commands in the others
+pages: ## writes what is made from the source: pages, the output of commands in the others, the marks of families
+	$(PYTHON) docs/write_family_marks.py
 	$(PYTHON) docs/write_algorithms.py
 	$(PYTHON) docs/write_architectures.py
 	$(PYTHON) docs/write_consumers.py
