@@ -4,8 +4,8 @@
 
 Without a FOLDER it writes adapters of Wan's 300 block layers into a temporary one: the steps of one training, or with
 `--various` files of six ranks and four alphas, of which no program's rules can take one for another. The data is all
-holes but for the alphas. Prints the medians for one process and for two, and beside them what safetensors-arch takes for the
-same folder where that is installed, the runs in turn.
+holes but for the alphas. Prints the medians for one process and for two, and beside them what safetensors-arch takes
+for the same folder where that is installed, the runs in turn.
 """
 
 import argparse

@@ -27,6 +27,7 @@ Only headers, alphas and flags are read. alpha=N and rslora=yes|no after a colon
 
 \b
 Example: lora-inspect info adapter.safetensors --modules
+Example: lora-inspect info loras/ --where model=wan --sort size
 """
 
 

@@ -3,7 +3,7 @@
 A folder holds many of those: the steps of one training, and files of one trainer with the same settings.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from os.path import basename
 from typing import Any
 
@@ -13,7 +13,6 @@ from lora_inspect.consumers.record import Consumer, loader_for
 from lora_inspect.consumers.verdict import Verdict, judge_each
 from lora_inspect.files.gguf_format import OF_FORMAT
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.peft_config import EMBEDDED_KEY
 
 # How the keys begin that rules look at in the metadata; they are shown no others.
@@ -67,7 +66,7 @@ def _appearance(adapter: Adapter, families: Sequence[Detection]) -> tuple[Any, .
         tuple((family.architecture.name, family.layout.name, family.size) for family in families),
         tuple(checkpoint.tensors),
         tuple([info.shape for info in checkpoint.tensors.values()]),
-        tuple([_of_module(module) for module in adapter.modules.values()]),
+        tuple(_of_changes(adapter)),
         adapter.flags,
         adapter.unclaimed,
         adapter.embeddings,
@@ -78,20 +77,11 @@ def _appearance(adapter: Adapter, families: Sequence[Detection]) -> tuple[Any, .
     )
 
 
-def _of_module(module: Module) -> Any:
-    return module.name, module.alpha is None, module.path, *map(_of_contribution, module.contributions)
-
-
-def _of_contribution(contribution: Contribution) -> Any:
-    magnitude = contribution.magnitude
-    return (
-        contribution.algorithm.name,
-        contribution.rank,
-        contribution.alpha,
-        contribution.scale,
-        contribution.rslora,
-        contribution.rows,
-        contribution.residual,
-        contribution.on_residual,
-        magnitude and (magnitude.spelling.suffix, magnitude.spelling.norms, magnitude.axis),
-    )
+def _of_changes(adapter: Adapter) -> Iterator[Any]:
+    for module in adapter.modules.values():
+        name, path, has_alpha = module.name, module.path, module.alpha is not None
+        for one in module.contributions:
+            magnitude = one.magnitude
+            spelled = magnitude and (magnitude.spelling.suffix, magnitude.spelling.norms, magnitude.axis)
+            own = (one.algorithm.name, one.rank, one.alpha, one.scale, one.rslora, one.rows, one.residual)
+            yield name, path, has_alpha, own, one.on_residual, spelled

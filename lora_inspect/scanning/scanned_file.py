@@ -9,7 +9,7 @@ from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.files.garbage import without_collecting
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.file_info import FileInfo, inspect
-from lora_inspect.reading.folded_scales import FoldedScales
+from lora_inspect.reading.folded_scales import FOLDED_KEY, FoldedScales
 from lora_inspect.reading.kinds import ADAPTER
 from lora_inspect.reading.settings import Settings
 from lora_inspect.scanning.same_tensors import DataSection, data_section
@@ -82,9 +82,10 @@ def _portable(error: Exception) -> Exception:
 def _account(path: str, info: FileInfo, record: dict[str, Any] | None) -> ScannedFile:
     adapter, checkpoint = info.adapter, info.checkpoint
     contributions = list(adapter.contributions)
-    folded = FoldedScales(checkpoint.metadata)
-    scaled = (c for c in contributions if c.has_scale)
-    scales = Counter(folded.meant(c.module.key, c.scale) for c in scaled)
+    scales = {c.scale for c in contributions if c.has_scale}
+    if FOLDED_KEY in checkpoint.metadata:
+        folded = FoldedScales(checkpoint.metadata)
+        scales = {folded.meant(c.module.key, c.scale) for c in contributions if c.has_scale}
     state, notes = state_of(info) if info.kind == ADAPTER else ("", ())
     files = checkpoint.files or (checkpoint.path,)
     return ScannedFile(
@@ -111,11 +112,17 @@ def _account(path: str, info: FileInfo, record: dict[str, Any] | None) -> Scanne
 
 def _types(contributions: Iterable[Contribution]) -> tuple[str, ...]:
     """The kinds of change of weights, and of what else there is only where no weight is changed."""
+    alike: dict[Any, Contribution] = {}
+    numbers: Counter[Any] = Counter()
+    for one in contributions:
+        kind = one.algorithm.name, one.rslora, one.magnitude is not None
+        alike.setdefault(kind, one)
+        numbers[kind] += 1
     counts: Counter[str] = Counter()
     beside: Counter[str] = Counter()
-    for one in contributions:
+    for kind, one in alike.items():
         is_main = one.algorithm.parameter == WEIGHT and not one.algorithm.beside and one.algorithm.name not in _FULL
-        (counts if is_main else beside)[_type(one)] += 1
+        (counts if is_main else beside)[_type(one)] += numbers[kind]
     return tuple(name for name, _ in (counts or beside).most_common())
 
 

@@ -37,7 +37,8 @@ def test_every_file_has_an_account_in_the_order_of_the_listing(many):
     assert [one.ranks for one in files] == [(4,), (), (), (8,)]
     first = files[0]
     assert (first.types, first.scales, first.modules, first.schemes) == (("LoRA",), (2.0,), 3, ("kohya",))
-    assert (first.bytes, first.modified) == (Path(first.path).stat().st_size, Path(first.path).stat().st_mtime)
+    status = Path(first.path).stat()
+    assert (first.bytes, first.modified) == (status.st_size, status.st_mtime_ns / 1e9)
 
 
 def test_folders_below_are_read_where_they_are_asked_for(many):
