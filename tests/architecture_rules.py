@@ -25,7 +25,7 @@ ORDER = {
         ("architectures",),
         ("files",),
         ("errors", "listing", "shell"),
-        ("__init__", "printable", "progress", "start"),
+        ("__init__", "printable", "progress", "records", "start"),
     ),
     "networks": (
         ("train_example",),

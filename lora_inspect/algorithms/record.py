@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change

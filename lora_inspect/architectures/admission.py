@@ -1,18 +1,18 @@
 """Which families a file's names may be of, told without the families' own files, which take time to import.
 
-A mark is short for a pattern of names, dotted or not: a few bits of its checksum. Two patterns may have one mark: a
+A mark is short for a pattern of names, dotted or not: 16 bits of a checksum. Two patterns may have one mark: a
 family may be admitted whose names do not fit, but none is left out whose names do.
 """
 
-from binascii import crc32
 from collections import Counter
 from collections.abc import Mapping
-from typing import NamedTuple
 
+from ..records import NamedTuple
 from .patterns import pattern_of, patterns_of
 from .record import Architecture
 
-_BITS = 0xFFFF
+# The largest prime of 16 bits.
+_PRIME = 65521
 
 
 class Marks(NamedTuple):
@@ -48,4 +48,4 @@ def marked(counts: Mapping[str, int]) -> Counter[str]:
 def _mark(pattern: str) -> str:
     """The mark of a pattern, the same for names with dots and with underscores."""
     flat = pattern_of(pattern, "_")
-    return f"{crc32(flat.encode('utf-8', 'surrogatepass')) & _BITS:04x}"
+    return f"{int.from_bytes(flat.encode('utf-8', 'surrogatepass'), 'little') % _PRIME:04x}"

@@ -9,8 +9,9 @@ Paths are written as in a `Layout`, with `{i}` for an index, which is the same o
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from ..records import NamedTuple
 from .patterns import fill, pattern_of
 
 if TYPE_CHECKING:  # where something is arranged, and most runs ask for no relation

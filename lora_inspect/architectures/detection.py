@@ -8,10 +8,10 @@ metadata says; families that even then fit alike are all candidates, and no one 
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from lora_inspect.listing import listed
 
+from ..records import NamedTuple
 from . import admitted, every
 from .blocks import fills, holds, used_indices
 from .claims import METADATA_KEYS, agrees_with_v2, named_by

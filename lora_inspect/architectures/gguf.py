@@ -6,8 +6,9 @@ names, the classes of llama.cpp's `conversion` for the order of rows.
 
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from ..records import NamedTuple
 from .correspondence import Relation, experts, parameters
 from .record import Layout, under
 

@@ -1,7 +1,6 @@
 """What the toolkit knows of one model family, as data."""
 
-from typing import NamedTuple
-
+from ..records import NamedTuple
 from .correspondence import UNKNOWN, Correspondence
 from .text_encoders import TextEncoder
 

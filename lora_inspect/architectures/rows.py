@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from itertools import product
 from math import prod
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
+
+from ..records import NamedTuple
 
 # A share of as many rows as the weight has inputs: the query's, where keys and values have fewer heads.
 INPUTS: Final = "inputs"

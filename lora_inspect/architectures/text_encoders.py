@@ -4,8 +4,8 @@ A file that adapts an encoder which a family does not have is no file of that fa
 """
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
+from ..records import NamedTuple
 from .patterns import fill, pattern_of, separator_of
 
 INPUT, OUTPUT = 1, 0

@@ -3,7 +3,6 @@
 import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 from lora_inspect import schemes
 from lora_inspect.checking.draft import Draft
@@ -15,6 +14,7 @@ from lora_inspect.maths.scaling import to_float32
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.evidence import asked_alpha, network_args
 from lora_inspect.reading.problem import Finding
+from lora_inspect.records import NamedTuple
 
 _HALVES = ("F16", "BF16")
 

@@ -1,12 +1,12 @@
 """How the bytes of a header are laid out, which its meaning does not show. Standard library only."""
 
 import re
-from typing import NamedTuple
 
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.gguf_format import MAGIC
 from lora_inspect.files.header_text import METADATA
 from lora_inspect.files.input_file import InputFile
+from lora_inspect.records import NamedTuple
 
 _LENGTH_BYTES = 8
 _FIRST, _PIECE = 64, 1 << 16

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 
@@ -10,6 +10,7 @@ from lora_inspect.files.dtypes import FP8, decode_number
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.progress import Progress
+from lora_inspect.records import NamedTuple
 
 _CHUNK_BYTES = 1 << 23
 # Products of larger factors are not looked at: they would have to be held as a whole.

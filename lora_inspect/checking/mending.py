@@ -1,7 +1,6 @@
 """What --fix does: all that can be mended without a guess, and the proof that the file means what it meant."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from lora_inspect.checking import hash_lints
 from lora_inspect.checking.draft import Draft
@@ -15,6 +14,7 @@ from lora_inspect.files.writer import in_file_order
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.evidence import close
 from lora_inspect.reading.problem import Problem
+from lora_inspect.records import NamedTuple
 
 _HASHES = (hash_lints.STALE, hash_lints.EMPTY)
 

@@ -1,11 +1,11 @@
 """What a problem of `check` is: its code, how serious it is, what it means, and who finds and mends it."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from lora_inspect.checking.draft import Draft
 from lora_inspect.checking.subject import Subject
 from lora_inspect.reading.problem import Finding
+from lora_inspect.records import NamedTuple
 
 Look = Callable[[Subject], Iterable[Finding]]
 # Changes the draft of the output, and says what it changed, a sentence each; nothing where nothing can be proved.

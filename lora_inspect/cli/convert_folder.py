@@ -3,7 +3,7 @@
 import os
 import sys
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
@@ -20,6 +20,7 @@ from lora_inspect.files.outputs import folder_of_outputs
 from lora_inspect.ops.convert import ConvertResult, convert_to_standard
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.kinds import ADAPTER, kind_of
+from lora_inspect.records import NamedTuple
 
 
 class _Outcome(NamedTuple):

@@ -1,11 +1,12 @@
 """The options of `info` that are about a folder of files: which are shown, in which order, and as what."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.records import NamedTuple
 from lora_inspect.scanning.selection import ORDERS, Condition, condition
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])

@@ -1,7 +1,6 @@
 """The table of a folder: columns as wide as the terminal bears, chosen before the first file is read."""
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from lora_inspect.cli.info_headline import size_in_words
 from lora_inspect.cli.sheet import Line, Sheet
@@ -9,6 +8,7 @@ from lora_inspect.cli.terminal import DOUBTFUL, FAINT, PLAIN, WRONG, Piece
 from lora_inspect.cli.wrapped import cut
 from lora_inspect.printable import width
 from lora_inspect.reading.kinds import ADAPTER
+from lora_inspect.records import NamedTuple
 from lora_inspect.scanning.scanned_file import ScannedFile
 from lora_inspect.scanning.states import ANSWER, CONVERT, INFO_ONLY
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.failures import DEBUG, sentence_of
@@ -20,6 +20,7 @@ from lora_inspect.files.found_checkpoints import PEFT_WEIGHTS, set_of
 from lora_inspect.ops.info import as_json
 from lora_inspect.ops.scan import scan_files
 from lora_inspect.reading.kinds import ADAPTER, BASE, OTHER
+from lora_inspect.records import NamedTuple
 from lora_inspect.scanning.scanned_file import Record, ScannedFile
 from lora_inspect.scanning.selection import sorting_key
 from lora_inspect.scanning.states import STATES

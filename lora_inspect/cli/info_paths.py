@@ -1,7 +1,7 @@
 """What the arguments of `info` stand for: one checkpoint, or the files of a folder."""
 
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
@@ -9,6 +9,7 @@ from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.path_settings import parse_without_strength
 from lora_inspect.files.found_checkpoints import find_checkpoints, is_checkpoint_folder
 from lora_inspect.reading.settings import Settings
+from lora_inspect.records import NamedTuple
 
 # The field of a record that stands for a file that could not be read.
 ERROR = "error"

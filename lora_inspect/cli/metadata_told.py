@@ -3,11 +3,12 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_inspect.files.json_text import parse_json
 from lora_inspect.files.strict_json import is_shallow
 from lora_inspect.printable import shortened, width
+from lora_inspect.records import NamedTuple
 
 # A value takes at most so many lines, an object or a list shows so many of its members, and they stand so deep.
 _LINES, _MEMBERS, _DEEPEST = 3, 12, 5

@@ -2,15 +2,15 @@
 
 import io
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import click
 
 from lora_inspect.printable import SENTENCE, printable, shortened, width
+from lora_inspect.records import NamedTuple
 
 # How a piece of a line looks on a terminal that has colours, by the numbers that ECMA-48 has for it.
 PLAIN, BOLD, FAINT, WRONG, DOUBTFUL, RIGHT = "", "1", "2", "1;31", "33", "32"
@@ -32,6 +32,8 @@ def columns() -> int:
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     if not is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
         return _COLUMNS
+    import shutil  # with all archivers, which take longer than the rest of this module
+
     return max(shutil.get_terminal_size((_COLUMNS, 0)).columns, _LEAST_COLUMNS)
 
 

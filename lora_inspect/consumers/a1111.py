@@ -6,7 +6,6 @@ of network for makes it refuse the file. Sources: `networks.py`, `network*.py` a
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from lora_inspect.consumers import webui_networks
 from lora_inspect.consumers.record import (
@@ -27,6 +26,7 @@ from lora_inspect.consumers.record import (
     Strangers,
     one,
 )
+from lora_inspect.records import NamedTuple
 
 UNET = ("original", "diffusers")
 # In diffusers' layout. It looks for an upsampler behind attentions where the first level of SD 1.5 has it.

@@ -6,13 +6,13 @@ and `comfy/utils.py` of ComfyUI, `packages_3rdparty/comfyui_lora_collection` of 
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
-from typing import NamedTuple
 
 from lora_inspect.architectures import by_name
 from lora_inspect.architectures.record import is_parameter
 from lora_inspect.architectures.text_encoders import ROOTS
 from lora_inspect.consumers.record import BASE_NORM, COMPUTES, LEAVES, TEXT_ENCODERS, FileTest, Given, Rule
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.records import NamedTuple
 
 # Both divide by the norms of the base where the magnitudes are of outputs.
 MAGNITUDES: Mapping[str, str] = {

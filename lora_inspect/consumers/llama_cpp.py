@@ -20,7 +20,6 @@ from lora_inspect.consumers.record import (
     Strangers,
 )
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.gguf_layout import has_header
 
 _FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
 # What the converter skips, and what it hands on as it is, to which llama.cpp pays no attention.
@@ -29,6 +28,8 @@ _SKIPPED = re.compile(r"\.base_layer\.weight|_layernorm|\.norm")
 
 def _refused(adapter: Adapter) -> str | None:
     """What the converter says; of a file in llama.cpp's own format nothing."""
+    from lora_inspect.reading.gguf_layout import has_header  # with the tables of llama.cpp's names
+
     if has_header(adapter.checkpoint):
         return None
     config = config_of(adapter)

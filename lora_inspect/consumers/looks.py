@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import NamedTuple
 
 from lora_inspect import algorithms
 from lora_inspect.architectures.patterns import layout_patterns
@@ -11,6 +10,7 @@ from lora_inspect.architectures.text_encoders import PATHS, ROOTS
 from lora_inspect.consumers.record import HIDING, INFIXED, SLICED, TEXT_ENCODERS
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.suffixes import parse_key
+from lora_inspect.records import NamedTuple
 
 
 class Look(NamedTuple):

@@ -15,7 +15,6 @@ from lora_inspect.consumers.record import (
 )
 from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.mlx_config import find_mlx_config
 from lora_inspect.schemes.mlx import MLX
 
 _BLOCKS = ".layers."
@@ -24,6 +23,8 @@ _FOREIGN = "not an adapter parameter in the model"
 
 def _refused(adapter: Adapter) -> str | None:
     """What loading raises, as far as the model is not needed for it."""
+    from lora_inspect.reading.mlx_config import find_mlx_config
+
     config = find_mlx_config(adapter.checkpoint)
     if config is None:
         if adapter.checkpoint.config is None:

@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.consumers.record import Consumer
 from lora_inspect.consumers.verdict import NOTHING, OTHER, PARTLY, REFUSED, SAME, UNKNOWN, WRONG, Verdict
+from lora_inspect.records import NamedTuple
 
 # Verdicts whose words say how a program differs from others of the same verdict.
 _IN_ITS_WORDS = (SAME, WRONG, OTHER, PARTLY)

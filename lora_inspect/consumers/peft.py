@@ -19,7 +19,6 @@ from lora_inspect.consumers.record import (
     Strangers,
     as_meant,
 )
-from lora_inspect.reading.adapted_modules import adapted_modules
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.steps import Steps
 
@@ -49,6 +48,8 @@ def _finds(adapter: Adapter) -> Finder:
     config = config_of(adapter)
     if isinstance(config, str):
         return lambda given: False
+    from lora_inspect.reading.adapted_modules import adapted_modules
+
     adapts = adapted_modules(config, Steps())
 
     def finds(given: Given) -> bool | None:

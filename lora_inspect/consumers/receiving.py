@@ -1,7 +1,7 @@
 """What the rules of a program's loader make of an adapter, for contributions that are alike at once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from lora_inspect.architectures.patterns import fill
 from lora_inspect.architectures.record import Architecture
@@ -27,6 +27,7 @@ from lora_inspect.consumers.record import (
 )
 from lora_inspect.consumers.view import Alike, Member, View
 from lora_inspect.listing import some
+from lora_inspect.records import NamedTuple
 
 _Answer = TypeVar("_Answer")
 

@@ -5,11 +5,11 @@ It is found out once for contributions that are alike, of which a file has many,
 
 from collections.abc import Callable, Iterable, Sequence
 from math import inf
-from typing import NamedTuple
 
 from lora_inspect.consumers.record import RUN
 from lora_inspect.consumers.view import Member
 from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.records import NamedTuple
 
 
 class Taken(NamedTuple):

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from lora_inspect.consumers.framed_keys import FramedKeys
 from lora_inspect.maths.dora import OF_BASE
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.records import NamedTuple
 
 # How a rule is known: the program's own code ran on such files, or was read.
 RUN, READ = "run", "read"

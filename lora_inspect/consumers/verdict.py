@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.consumers.receiving import receive
@@ -13,6 +12,7 @@ from lora_inspect.consumers.view import View
 from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution
+from lora_inspect.records import NamedTuple
 
 SAME, STRENGTH, LOST, WRONG = "same meaning", "wrong strength", "DoRA lost", "DoRA wrong"
 OTHER = "wrong change"

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from lora_inspect.architectures.patterns import pattern_of
 from lora_inspect.consumers.framed_keys import FramedKeys
 from lora_inspect.consumers.looks import Look, look_of, separator_of
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.records import NamedTuple
 
 _Answer = TypeVar("_Answer")
 

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
 
@@ -26,6 +25,7 @@ from lora_inspect.converting.scaled_factors import Factor, as_factor, joined, re
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.writer import TensorPlan
 from lora_inspect.maths.dora import OUTPUT
+from lora_inspect.records import NamedTuple
 
 Values = Mapping[Role, Factor]
 

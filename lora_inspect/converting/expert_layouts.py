@@ -8,7 +8,6 @@ those of gate and up, only a base tells.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from lora_inspect.algorithms import lora
 from lora_inspect.algorithms.lora_experts import lora_experts
@@ -24,6 +23,7 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.expert_parameters import BELOW
 from lora_inspect.reading.identify import adapter_candidates, certain_correspondence
+from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import ModuleName
 
 ALL_EXPERTS, SINGLE_EXPERTS = EXPERT_LAYOUTS = ("all-experts", "single-experts")

@@ -1,7 +1,5 @@
 """Where modules go between the names of llama.cpp and those of transformers."""
 
-from typing import NamedTuple
-
 from lora_inspect.architectures.correspondence import Correspondence, Link
 from lora_inspect.architectures.gguf import GGUF_NAMES, MODEL_TYPES, GgufNames, Heads
 from lora_inspect.converting.options import ConvertOptions
@@ -11,6 +9,7 @@ from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.gguf_layout import gguf_names
 from lora_inspect.reading.model_config import ModelConfig, read_model_config
+from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.gguf import GGUF
 
 

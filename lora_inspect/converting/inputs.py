@@ -1,7 +1,6 @@
 """The adapter that is converted, as far as it was asked for, and the base beside it."""
 
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
 
 from lora_inspect.algorithms.record import BIAS
 from lora_inspect.converting.expert_layouts import SINGLE_EXPERTS
@@ -12,6 +11,7 @@ from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.components import chosen
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.kinds import ADAPTER, kind_of
+from lora_inspect.records import NamedTuple
 
 
 class Input(NamedTuple):

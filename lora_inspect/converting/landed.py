@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from lora_inspect.algorithms import by_name, lora
 from lora_inspect.algorithms.record import Algorithm
@@ -15,6 +14,7 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.coded_weights import BaseCodecs, CodedWeight
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.peft_config import LORA_TYPE
+from lora_inspect.records import NamedTuple
 
 
 class Landed(NamedTuple):

@@ -6,7 +6,6 @@ base of the other.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from lora_inspect.architectures.correspondence import Link
 from lora_inspect.architectures.detection import Detection
@@ -18,6 +17,7 @@ from lora_inspect.matching.orientation import Covered, covered_shape
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Module
 from lora_inspect.reading.paths import MODELS, with_paths
+from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import MODEL, ModuleName
 
 

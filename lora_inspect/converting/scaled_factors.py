@@ -1,7 +1,6 @@
 """Factors with a scale multiplied in: in their own dtype where that is exact, and what is lost where it is not."""
 
 import math
-from typing import NamedTuple
 
 import torch
 
@@ -11,6 +10,7 @@ from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.writer import TensorPlan
 from lora_inspect.maths.products import squared_norm
 from lora_inspect.maths.tensor_reader import TORCH_DTYPES, first_non_finite, load_stored, to_bytes
+from lora_inspect.records import NamedTuple
 
 _EIGHT_BITS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 

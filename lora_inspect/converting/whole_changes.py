@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from functools import partial
 from math import lcm, prod
-from typing import NamedTuple
 
 import torch
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
@@ -20,6 +19,7 @@ from lora_inspect.maths.tensor_reader import RowBlocks, first_non_finite, load, 
 from lora_inspect.reading.coded_weights import CodedWeight
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.decoder import decoder
+from lora_inspect.records import NamedTuple
 
 
 class Folded(NamedTuple):

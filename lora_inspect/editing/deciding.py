@@ -1,7 +1,8 @@
 """Which of many changes make another meaning, found without trying each of them alone."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+
+from lora_inspect.records import NamedTuple
 
 
 class Told(NamedTuple):

@@ -6,7 +6,8 @@ activation text stands in a file of its own beside the weights.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+
+from lora_inspect.records import NamedTuple
 
 
 class Named(NamedTuple):

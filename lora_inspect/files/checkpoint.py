@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.bounds import JSON_BYTES, JSON_ITEMS, TENSORS
@@ -15,6 +15,7 @@ from lora_inspect.files.header_text import too_many_tensors
 from lora_inspect.files.input_file import Identity, InputFile, read_whole
 from lora_inspect.files.json_text import parse_json
 from lora_inspect.files.near_names import nearest_path
+from lora_inspect.records import NamedTuple
 
 
 class Checkpoint(NamedTuple):

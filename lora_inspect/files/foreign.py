@@ -3,10 +3,10 @@
 import codecs
 import os
 import re
-from typing import NamedTuple
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.input_file import InputFile
+from lora_inspect.records import NamedTuple
 
 # Enough for the name of the first file in a zip archive and for the mark of a tar archive.
 START_BYTES = 512

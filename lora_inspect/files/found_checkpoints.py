@@ -3,10 +3,10 @@
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
-from typing import NamedTuple
 
 from lora_inspect.files.foreign import PICKLE_ENDINGS, is_weights
 from lora_inspect.files.gguf_kind import is_gguf_adapter
+from lora_inspect.records import NamedTuple
 
 ADAPTER_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model"

@@ -3,7 +3,9 @@
 Source: the specification of GGUF in the ggml repository, `gguf.cpp` there, and `llama-adapter.cpp` of llama.cpp.
 """
 
-from typing import Final, NamedTuple
+from typing import Final
+
+from lora_inspect.records import NamedTuple
 
 MAGIC: Final = b"GGUF"
 # Of version 1, which counts in 32 bits, there are no adapters.

@@ -5,7 +5,6 @@ file counts from the last one.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.bounds import KEY_BYTES, METADATA_KEYS, TENSORS
@@ -29,6 +28,7 @@ from lora_inspect.files.gguf_metadata import AGAIN, Cursor, Value, as_text, no_a
 from lora_inspect.files.header import TensorInfo, count_elements
 from lora_inspect.files.header_text import too_many_tensors
 from lora_inspect.files.input_file import Identity, InputFile
+from lora_inspect.records import NamedTuple
 
 _BEYOND = 1 << 63
 # A matrix of one row or one column may be stored without its last dimension, as ggml drops those of size 1.

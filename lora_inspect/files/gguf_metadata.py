@@ -3,12 +3,13 @@
 import json
 import struct
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.bounds import JSON_ITEMS, KEY_BYTES, METADATA_CHARACTERS, METADATA_KEYS
 from lora_inspect.files.gguf_format import ADAPTER, ARRAY, BOOL, NUMBERS, STRING, TYPE_KEY
 from lora_inspect.files.input_file import InputFile
+from lora_inspect.records import NamedTuple
 
 AGAIN = "fetch the file again"
 _PIECE_BYTES = 1 << 16

@@ -7,13 +7,13 @@ Sources: `precalculate_safetensors_hashes` of sd-scripts, and Stability AI's Mod
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from lora_inspect.files.contents import Content, chunks_of, renamed
 from lora_inspect.files.dtypes import BITS
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.writer import encode_header
+from lora_inspect.records import NamedTuple
 
 MODEL_HASH, LEGACY_HASH, SPEC_HASH = HASH_KEYS = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 

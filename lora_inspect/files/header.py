@@ -1,7 +1,7 @@
 """The header of one .safetensors file, with every rule of the format checked. Standard library only."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.bounds import HEADER_BYTES, TENSORS
@@ -12,6 +12,7 @@ from lora_inspect.files.header_text import HeaderText, incomplete_entry, too_man
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.plain_header import LONGEST, read_plain
 from lora_inspect.files.torn_header import refuse_torn
+from lora_inspect.records import NamedTuple
 
 # What stands before the text of a header: its length, as a number without a sign.
 LENGTH_BYTES = 8

@@ -6,7 +6,6 @@ copies none of it.
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.byte_copy import copy_bytes, write_all
@@ -16,6 +15,7 @@ from lora_inspect.files.input_file import Identity, InputFile, check_unchanged
 from lora_inspect.files.outputs import new_file
 from lora_inspect.files.system import give_rights
 from lora_inspect.files.writer import ALIGNMENT, ROOM, TensorPlan, header_text, padded_header
+from lora_inspect.records import NamedTuple
 
 # File systems share blocks of this size, or of a part of it.
 _BLOCK = 4096

@@ -4,10 +4,10 @@ import os
 import stat
 from collections.abc import Mapping
 from types import TracebackType
-from typing import NamedTuple
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.system import open_without_waiting
+from lora_inspect.records import NamedTuple
 
 
 class Identity(NamedTuple):

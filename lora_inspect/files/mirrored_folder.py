@@ -1,9 +1,9 @@
 """The checkpoints below a folder, and what each is to be called below another one. Standard library only."""
 
 import os
-from typing import NamedTuple
 
 from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS, find_checkpoints, set_of
+from lora_inspect.records import NamedTuple
 
 # What the weights are called that a config beside them makes an adapter.
 _OF_FOLDERS = (f"{PEFT_WEIGHTS}.safetensors", f"{MLX_WEIGHTS}.safetensors")

@@ -10,7 +10,8 @@ import signal
 import stat
 import sys
 from contextlib import suppress
-from typing import NamedTuple
+
+from lora_inspect.records import NamedTuple
 
 # Windows reads and writes text without it.
 _BINARY: int = getattr(os, "O_BINARY", 0)

@@ -4,13 +4,14 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_inspect.files.byte_copy import Buffer, copy_bytes, write_all
 from lora_inspect.files.dtypes import BITS
 from lora_inspect.files.header import LENGTH_BYTES, TensorInfo, count_elements
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.outputs import new_file
+from lora_inspect.records import NamedTuple
 
 # What a header of ours is longer than its text at least, so that another text may take its place.
 ROOM = 4096

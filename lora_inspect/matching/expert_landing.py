@@ -3,8 +3,6 @@
 Factors of all experts tell two sizes of an expert's matrix, and the base says which of them is that of its rows.
 """
 
-from typing import NamedTuple
-
 from lora_inspect.algorithms.lora_experts import widths
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.architectures.rows import Interleaved, Runs
@@ -16,6 +14,7 @@ from lora_inspect.matching.place import Place
 from lora_inspect.reading.base_names import Piece
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.expert_packing import FIRST, INPUT
+from lora_inspect.records import NamedTuple
 
 
 class ExpertRows(NamedTuple):

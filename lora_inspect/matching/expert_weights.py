@@ -5,13 +5,12 @@ and (experts, m, n) are stored as (experts, out, in), (experts, m, 2·n) and (ex
 sizes are both. Where each of the layers has a module of its own, as in mlx-lm, its weight is (experts, out, in).
 """
 
-from typing import NamedTuple
-
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.architectures.families.llm import EXPERT_PARAMETERS
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
+from lora_inspect.records import NamedTuple
 
 # The head of a model that gives a class to every token.
 _CLASSIFIER = "score.weight"

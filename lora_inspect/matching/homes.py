@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from lora_inspect.algorithms.record import BIAS, WEIGHT
 from lora_inspect.architectures import open_clip
@@ -13,6 +12,7 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import Found, NameTable
 from lora_inspect.reading.contribution import Module
 from lora_inspect.reading.paths import MODELS
+from lora_inspect.records import NamedTuple
 
 
 class Home(NamedTuple):

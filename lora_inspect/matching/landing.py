@@ -1,7 +1,6 @@
 """Which rows of which tensors of its home a contribution changes, and what keeps it from being exact there."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.architectures.rows import Runs
@@ -15,6 +14,7 @@ from lora_inspect.matching.place import Place
 from lora_inspect.maths import dora
 from lora_inspect.reading.base_names import Found, is_weight
 from lora_inspect.reading.contribution import Contribution
+from lora_inspect.records import NamedTuple
 
 
 class Landing(NamedTuple):

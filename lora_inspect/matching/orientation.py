@@ -8,7 +8,7 @@ one; the naming scheme, where only Linear layers have such names. What none of t
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_inspect import schemes
 from lora_inspect.architectures.families.gpt2 import CONV1D
@@ -19,6 +19,7 @@ from lora_inspect.files.header import TensorInfo
 from lora_inspect.matching.orientation_answers import Answers, deciding_glob, spell_answer
 from lora_inspect.reading.base_names import EXPERTS, is_weight, leaf_of, path_of
 from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import MODEL
 
 SHAPE, SIBLINGS, ARCHITECTURE, BIAS, CONFIG, SCHEME, OPTION = (

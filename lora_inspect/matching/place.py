@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algorithms.record import SEEN
 from lora_inspect.architectures.rows import Runs
@@ -11,6 +11,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.residual_init import PISSA
+from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change

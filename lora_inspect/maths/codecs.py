@@ -7,9 +7,10 @@ ComfyUI's `convert_old_quants` and `quant_ops` and the loader of Ideogram 4 for 
 
 from collections.abc import Callable
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_inspect.files.dtypes import FP8, PLAIN_FLOATS
+from lora_inspect.records import NamedTuple
 
 Shape = tuple[int, ...]
 

@@ -5,7 +5,9 @@ Source: Liu et al. 2024 (DoRA), W' = magnitude · V / ‖V‖; where programs di
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+from lora_inspect.records import NamedTuple
 
 OUTPUT, INPUT = "output", "input"
 INSIDE, INTERPOLATE, LYCORIS = "inside", "interpolate", "lycoris"

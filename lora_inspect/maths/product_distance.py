@@ -8,10 +8,11 @@ All of it in float64.
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from lora_inspect.records import NamedTuple
 
 
 class Product(NamedTuple):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_inspect.checking.mending import Mending, check_mended, mending, open_mended, write_mended
 from lora_inspect.checking.rules import UNREADABLE, find_problems
@@ -17,6 +17,7 @@ from lora_inspect.files.outputs import check_output
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Problem
 from lora_inspect.reading.settings import Settings
+from lora_inspect.records import NamedTuple
 
 # From the least serious to the most.
 SEVERITIES = (NOTE, WARNING, ERROR)

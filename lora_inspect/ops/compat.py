@@ -1,7 +1,7 @@
 """What every program that loads adapters will make of a file."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_inspect import consumers
 from lora_inspect.consumers.record import Consumer
@@ -19,6 +19,7 @@ from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.paths import with_paths
 from lora_inspect.reading.settings import Settings, spell_settings
+from lora_inspect.records import NamedTuple
 
 
 class CompatResult(NamedTuple):

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from lora_inspect import consumers
 from lora_inspect.converting import account
@@ -27,6 +27,7 @@ from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.magnitude_norms import NORMS_KEY
 from lora_inspect.reading.metadata import HASHES, describe_file, standard_metadata
 from lora_inspect.reading.pipeline_expert import EXPERT_KEY, pipeline_expert
+from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:
     from lora_inspect.converting.spelling import SpelledModule

@@ -1,13 +1,12 @@
 """What the metadata of a file says."""
 
-from typing import NamedTuple
-
 from lora_inspect.editing.editable import files_of, is_gguf
 from lora_inspect.editing.kept_hashes import known_hashes
 from lora_inspect.editing.missing_key import missing_key
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.header_journal import put_right
 from lora_inspect.files.header_rewrite import read_headed
+from lora_inspect.records import NamedTuple
 
 
 class Told(NamedTuple):

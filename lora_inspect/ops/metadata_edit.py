@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_inspect.editing.changes import Change, Edit, changes
 from lora_inspect.editing.editable import check_own_place, editable_file
@@ -15,6 +15,7 @@ from lora_inspect.files.header_rewrite import Headed, read_headed, write_anew, w
 from lora_inspect.files.output_names import file_output
 from lora_inspect.files.outputs import check_output
 from lora_inspect.files.partial import remove_leftovers
+from lora_inspect.records import NamedTuple
 
 
 class Target(NamedTuple):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.input_file import check_unchanged
@@ -10,6 +10,7 @@ from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.plan import MergeOptions, MergePlan, plan_merge
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.settings import Settings
+from lora_inspect.records import NamedTuple
 from lora_inspect.verifying.models import Model, check_kinds, check_names
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, read_row
@@ -35,6 +35,7 @@ from lora_inspect.reading.stacked_factors import claim_stacked
 from lora_inspect.reading.steps import Steps
 from lora_inspect.reading.stored_numbers import read_numbers
 from lora_inspect.reading.trainers import find_trainer, is_musubi
+from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.cloneofsimo import CLONEOFSIMO
 from lora_inspect.schemes.mlx import MLX
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from lora_inspect.printable import shortened
 from lora_inspect.reading.contribution import Contribution
@@ -10,6 +10,7 @@ from lora_inspect.reading.evidence import asked_alpha, close, network_args
 from lora_inspect.reading.scales import Counted
 from lora_inspect.reading.steps import Refused, Steps
 from lora_inspect.reading.trainers import is_musubi
+from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import MODEL
 
 if TYPE_CHECKING:

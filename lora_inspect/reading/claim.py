@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
 
 from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms.record import Algorithm
@@ -12,6 +11,7 @@ from lora_inspect.reading.contribution import Contribution, Magnitude, Module
 from lora_inspect.reading.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG
 from lora_inspect.reading.problem import Finding
 from lora_inspect.reading.suffixes import ParsedKey, parse_key
+from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import ModuleName
 
 # Tensors of a whole network, without a module.

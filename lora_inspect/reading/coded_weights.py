@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
@@ -13,6 +13,7 @@ from lora_inspect.files.json_text import parse_json
 from lora_inspect.maths import codecs
 from lora_inspect.maths.codecs import Codec
 from lora_inspect.reading.quantisation import activations_beside, scale_beside, settings_beside
+from lora_inspect.records import NamedTuple
 
 _WEIGHT = "weight"
 _FORMAT_BYTES = 64 << 10

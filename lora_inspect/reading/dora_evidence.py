@@ -1,7 +1,6 @@
 """What a file says of DoRA, and where it contradicts itself or is incomplete. Standard library only."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from lora_inspect.reading.evidence import (
     DORA_FLAG,
@@ -13,6 +12,7 @@ from lora_inspect.reading.evidence import (
 )
 from lora_inspect.reading.problem import Finding
 from lora_inspect.reading.scale_rules import Ruled
+from lora_inspect.records import NamedTuple
 
 # How many modules had a magnitude when the file was written, where that need not be all.
 MAGNITUDES_KEY = "lora_inspect.magnitudes"

@@ -6,11 +6,11 @@ lora, textual inversion of sd-scripts, A1111 and diffusers.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.listing import some
 from lora_inspect.reading.claim import Claims
+from lora_inspect.records import NamedTuple
 
 # `bundle_emb.TOKEN.` and the text encoder, or what a file of textual inversion calls its tensor.
 _BUNDLE = "bundle_emb."

@@ -8,13 +8,14 @@ Source: `_inject_parameters` of PEFT, `FusedMoE3DWithLoRA` of vLLM.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algorithms.lora import ALGORITHM as LORA
 from lora_inspect.algorithms.lora_experts import lora_experts
 from lora_inspect.listing import some
 from lora_inspect.reading.contribution import Module
 from lora_inspect.reading.problem import Finding
+from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:
     from lora_inspect.reading.claim import Claims

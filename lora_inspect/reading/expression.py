@@ -7,7 +7,7 @@ Python.
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from lora_inspect.reading.expression_syntax import (
     Choice,
@@ -19,6 +19,7 @@ from lora_inspect.reading.expression_syntax import (
     read_expression,
 )
 from lora_inspect.reading.steps import Refused, Steps
+from lora_inspect.records import NamedTuple
 
 # Characters of an expression.
 _LONGEST = 1_000

@@ -4,9 +4,9 @@ what programs that go by Python hang on.
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 from lora_inspect.reading.steps import Refused
+from lora_inspect.records import NamedTuple
 
 # Letters of an expression when its repeats are written out, and groups within groups.
 _LARGEST, _DEEPEST = 1_000, 20

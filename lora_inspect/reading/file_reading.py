@@ -1,7 +1,7 @@
 """All that is read of a file, before anything is said against it."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.claim import Claims
@@ -11,6 +11,7 @@ from lora_inspect.reading.found_configs import FoundConfig
 from lora_inspect.reading.own_rules import OwnRules
 from lora_inspect.reading.problem import Finding
 from lora_inspect.reading.settings import Settings
+from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:  # where a file has some, and few have
     from lora_inspect.reading.embeddings import Embedding

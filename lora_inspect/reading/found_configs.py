@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.found_checkpoints import PEFT_WEIGHTS
@@ -10,6 +10,7 @@ from lora_inspect.reading import peft_config
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.peft_config import LORA_TYPE, ModuleSettings
 from lora_inspect.reading.steps import Steps
+from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.diffusers import DIFFUSERS
 
 

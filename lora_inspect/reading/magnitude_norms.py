@@ -6,7 +6,7 @@ made. `convert` writes such a one with a record of it and of the base that it is
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_inspect.files.json_text import parse_json
 from lora_inspect.maths.dora import OF_BASE, OF_SUM, OUTPUT, OVER_BASE
@@ -14,6 +14,7 @@ from lora_inspect.reading.claim import Claims
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.evidence import Evidence
 from lora_inspect.reading.problem import Finding
+from lora_inspect.records import NamedTuple
 
 NORMS_KEY = "lora_inspect.magnitude_norms"
 _WHERE = f"metadata {NORMS_KEY}"

@@ -7,10 +7,11 @@ scale · alpha/rank; no later one reads it.
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.peft_config import is_peft_config
+from lora_inspect.records import NamedTuple
 
 PARAMETERS, TYPE = "lora_parameters", "fine_tune_type"
 LORA, DORA, FULL = _TYPES = ("lora", "dora", "full")

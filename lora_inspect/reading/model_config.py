@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_inspect.architectures.gguf import Heads
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import read_json
+from lora_inspect.records import NamedTuple
 
 NAME = "config.json"
 # No attention has more heads than six digits count.

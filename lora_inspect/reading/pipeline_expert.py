@@ -7,11 +7,11 @@ called: the file itself, the folder that it is alone in, or what metadata says o
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
 
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.base_names import EXPERTS
+from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import MODEL
 
 # What `convert` writes into its outputs, whose names tell it no longer.

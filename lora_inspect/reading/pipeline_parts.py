@@ -1,7 +1,6 @@
 """The networks of a pipeline that a file has something of, by the names that people have for them."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.text_encoders import TITLES, TextEncoder
@@ -11,6 +10,7 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import BASE_PREFIXES, EXPERTS
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.identify import text_encoders
+from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import MODEL
 
 _TEXT_ENCODER = "text_encoder"

@@ -4,7 +4,6 @@ To add one is to add its entry here, its row to the table in docs/reading.md, an
 """
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from lora_inspect.reading.config_alone import missing_weights
 from lora_inspect.reading.config_problems import (
@@ -33,6 +32,7 @@ from lora_inspect.reading.scale_problems import alpha_setting, rslora_hint, rule
 from lora_inspect.reading.trained_scales import dylora_scale
 from lora_inspect.reading.unbuilt import unbuilt_algorithms, unbuilt_configs
 from lora_inspect.reading.weightless import weightless
+from lora_inspect.records import NamedTuple
 
 Look = Callable[[FileReading], Iterable[Finding]]
 

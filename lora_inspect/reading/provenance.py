@@ -8,9 +8,10 @@ mlx-lm. Values may be anything: what is not of the kind that is looked for count
 import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_inspect.files.json_text import parse_json
+from lora_inspect.records import NamedTuple
 
 # Keys in the order in which they are looked for. Expressions are compiled when a file has what they are for.
 _TITLES = ("modelspec.title", "ss_output_name", "name")

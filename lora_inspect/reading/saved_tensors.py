@@ -6,7 +6,7 @@ Source: `_get_learnable_bias_state_dict`, `_set_trainable` and `AuxiliaryTrainin
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_inspect import schemes
 from lora_inspect.algorithms.saved import NAME, ORIGINAL, SAVED, TWIN, saved
@@ -19,6 +19,7 @@ from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.found_configs import FoundConfig
 from lora_inspect.reading.problem import Finding
 from lora_inspect.reading.steps import Refused, Steps
+from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import ModuleName
 
 BELOW = ".base_layer"

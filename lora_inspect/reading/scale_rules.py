@@ -1,7 +1,6 @@
 """The scale rule of every module: those that have the same flag and the same config share one reading."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from lora_inspect import schemes
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
@@ -13,6 +12,7 @@ from lora_inspect.reading.found_configs import FoundConfig, Speakers
 from lora_inspect.reading.peft_config import LORA_TYPE
 from lora_inspect.reading.scales import Counted
 from lora_inspect.reading.stored_numbers import StoredNumbers
+from lora_inspect.records import NamedTuple
 
 
 class Voice(NamedTuple):

@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from lora_inspect import schemes
 from lora_inspect.maths.scaling import neutral_alpha, scale_of
@@ -12,6 +11,7 @@ from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.evidence import LOKR_FLAG, Evidence, RsloraReading
 from lora_inspect.reading.found_configs import FoundConfig
 from lora_inspect.reading.settings import Settings
+from lora_inspect.records import NamedTuple
 
 # Why a scale is unknown that no setting settles, each with the way out.
 PATTERN_REFUSED = "a pattern of the config is refused"

@@ -4,10 +4,10 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.expert_packing import PACKINGS
+from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import ModuleName
 
 _NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"

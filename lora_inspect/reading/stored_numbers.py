@@ -1,13 +1,13 @@
 """The few numbers in a file's data that its meaning hangs on: alphas, flags, and factors that are one number."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from lora_inspect.algorithms.record import Role
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.claim import Claims
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.evidence import read_flag
+from lora_inspect.records import NamedTuple
 
 
 class StoredNumbers(NamedTuple):

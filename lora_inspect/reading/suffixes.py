@@ -1,10 +1,10 @@
 """From a key to its module and its tensor's role: the suffixes of all algorithms and schemes, read from the right."""
 
 import re
-from typing import NamedTuple
 
 from lora_inspect.algorithms import CANDIDATES, by_name, load_for
 from lora_inspect.maths import dora
+from lora_inspect.records import NamedTuple
 from lora_inspect.schemes import HIDING
 from lora_inspect.schemes.record import LONGEST_SUFFIX
 

@@ -6,12 +6,12 @@ tensors and a hash of all the data.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity, InputFile
+from lora_inspect.records import NamedTuple
 
 _SAMPLES, _SAMPLE_BYTES = 8, 1 << 12
 _PIECE_BYTES = 1 << 20

@@ -3,7 +3,7 @@
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.files.garbage import without_collecting
@@ -12,6 +12,7 @@ from lora_inspect.reading.file_info import FileInfo, inspect
 from lora_inspect.reading.folded_scales import FOLDED_KEY, FoldedScales
 from lora_inspect.reading.kinds import ADAPTER
 from lora_inspect.reading.settings import Settings
+from lora_inspect.records import NamedTuple
 from lora_inspect.scanning.same_tensors import DataSection, data_section
 from lora_inspect.scanning.states import state_of
 

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.listing import listed
+from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:  # whose reading takes longer to load than all of this, and the options are made of this alone
     from lora_inspect.scanning.scanned_file import ScannedFile

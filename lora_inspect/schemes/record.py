@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.writing import Writing
 
 MODEL = "model"

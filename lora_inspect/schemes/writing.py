@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
 
 from lora_inspect.architectures.record import Architecture
+from lora_inspect.records import NamedTuple
 
 # The layout that a file has already, where programs load the modules of any.
 OWN = "own"

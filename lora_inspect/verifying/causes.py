@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from math import isclose, sqrt
-from typing import NamedTuple
 
 from lora_inspect.merging.links import Fold
+from lora_inspect.records import NamedTuple
 
 
 class Cause(NamedTuple):

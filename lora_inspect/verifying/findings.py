@@ -1,9 +1,9 @@
 """What is wrong with a merged model, in words."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from lora_inspect.listing import listed, some
+from lora_inspect.records import NamedTuple
 from lora_inspect.verifying.causes import fitting
 from lora_inspect.verifying.shares import ALIKE, NO_CHANGE, NOT_FINITE, ROUNDED_AWAY, TOLERANCE, Shares
 from lora_inspect.verifying.told import DOUBLED, MISSING, NONE, OPPOSITE, SCALED, Told, Unit

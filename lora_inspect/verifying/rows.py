@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from math import sqrt
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lora_inspect.records import NamedTuple
 from lora_inspect.verifying.shares import SIGMAS, Shares, left_over
 from lora_inspect.verifying.sums import Sums
 from lora_inspect.verifying.terms import Part, Ranges, Term

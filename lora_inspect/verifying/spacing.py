@@ -1,11 +1,10 @@
 """How far apart the numbers of an element type lie, and of which type the numbers of a tensor are."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from lora_inspect.maths.tensor_reader import STORED_DTYPES
+from lora_inspect.records import NamedTuple
 
 
 class Grid(NamedTuple):

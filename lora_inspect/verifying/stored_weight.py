@@ -1,7 +1,6 @@
 """A weight of a model, a block of rows at a time, and what its element type makes of numbers."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from lora_inspect.files.header import TensorInfo
 from lora_inspect.maths.tensor_reader import RowBlocks
 from lora_inspect.reading.coded_weights import CodedWeight
 from lora_inspect.reading.decoder import decoder
+from lora_inspect.records import NamedTuple
 from lora_inspect.verifying.spacing import grid_of, rounded, spacing
 
 # The variance of what rounding adds to a number, in squares of the distance between two numbers: that of a number

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple
 
 from lora_inspect.merging.links import Fold
+from lora_inspect.records import NamedTuple
 
 Ranges = tuple[tuple[int, int], ...]
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from lora_inspect.merging.links import Fold
+from lora_inspect.records import NamedTuple
 from lora_inspect.verifying.rows import PartShare
 from lora_inspect.verifying.shares import TOLERANCE
 from lora_inspect.verifying.weigher import Weighed

@@ -1,0 +1,102 @@
+"""Named tuples as those of `typing`, whose classes are made in a tenth of the time: each run of the program makes many.
+
+What takes long there is a function compiled for each class. Here a class is given one when it has met so many calls
+that it pays.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+# So many calls with names, or without all values, a class takes without a function of its own.
+_FEW = 24
+
+# From Python 3.14 on the annotations of a class are no dictionary.
+if TYPE_CHECKING or sys.version_info >= (3, 14):
+    from typing import NamedTuple
+else:
+    from collections import _tuplegetter, namedtuple
+
+    class _Record(tuple):
+        """What all named tuples have."""
+
+        __slots__ = ()
+        _fields: tuple[str, ...]
+        _field_defaults: dict[str, Any]
+        _calls: int  # those with names, or without all values
+
+        def __new__(cls, *values: Any, **named: Any) -> "_Record":
+            if named or len(values) != len(cls._fields):
+                cls._calls += 1
+                if cls._calls > _FEW:
+                    cls.__new__ = staticmethod(_compiled(cls))
+                values = _bound(cls, values, named)
+            return tuple.__new__(cls, values)
+
+        @classmethod
+        def _make(cls, values: Any) -> "_Record":
+            """A record of the values in their order."""
+            made = tuple.__new__(cls, values)
+            if len(made) != len(cls._fields):
+                raise TypeError(f"Expected {len(cls._fields)} arguments, got {len(made)}")
+            return made
+
+        def _replace(self, **named: Any) -> "_Record":
+            """The record with other values of some fields."""
+            values, fields = list(self), self._fields
+            for name, value in named.items():
+                if name not in fields:
+                    raise ValueError(f"Got unexpected field names: {[one for one in named if one not in fields]!r}")
+                values[fields.index(name)] = value
+            return tuple.__new__(type(self), values)
+
+        __replace__ = _replace
+
+        def _asdict(self) -> dict[str, Any]:
+            """The values by their names."""
+            return dict(zip(self._fields, self, strict=True))
+
+        def __repr__(self) -> str:
+            inside = ", ".join(f"{name}={value!r}" for name, value in zip(self._fields, self, strict=True))
+            return f"{type(self).__name__}({inside})"
+
+        def __getnewargs__(self) -> tuple[Any, ...]:
+            return tuple(self)
+
+    def _bound(cls: type[_Record], values: tuple[Any, ...], named: dict[str, Any]) -> list[Any]:
+        """All values in the order of the fields; raises TypeError as a call of a function does."""
+        fields = cls._fields
+        found = dict(zip(fields, values))  # noqa: B905 (too many are an error of their own)
+        if len(values) > len(fields) or not found.keys().isdisjoint(named) or not named.keys() <= set(fields):
+            _compiled(cls)(cls, *values, **named)
+        found = {**cls._field_defaults, **found, **named}
+        if len(found) != len(fields):
+            _compiled(cls)(cls, *values, **named)
+        return [found[name] for name in fields]
+
+    def _compiled(cls: type[_Record]) -> Any:
+        """The function that makes a record of its arguments, as fast as any."""
+        return namedtuple(cls.__name__, cls._fields, defaults=cls._field_defaults.values()).__new__
+
+    class _Maker(type):
+        """Makes a class with its fields out of the annotations in its body."""
+
+        def __new__(mcs, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
+            if not bases:
+                return super().__new__(mcs, name, bases, body)
+            fields = tuple(body.get("__annotations__", ()))
+            defaults = {field: body[field] for field in fields if field in body}
+            if fields[len(fields) - len(defaults) :] != tuple(defaults):
+                raise TypeError(f"{name}: a field without a default stands behind one with a default")
+            for place, field in enumerate(fields):
+                body[field] = _tuplegetter(place, None)
+            body["__slots__"] = ()
+            body["__match_args__"] = body["_fields"] = fields
+            body["_field_defaults"] = defaults
+            body["_calls"] = 0
+            return type(name, (_Record,), body)
+
+    class NamedTuple(metaclass=_Maker):
+        """The base of a record, as `typing.NamedTuple`."""
+
+
+__all__ = ["NamedTuple"]
