@@ -107,6 +107,7 @@ def test_names_from_files_are_shown_as_text(write_safetensors):
     key = "lora_unet_\x1b[31m_q"
     opened = open_adapter(write_safetensors(lora(key, rank=4)))
     assert "\x1b" not in repr(opened) + repr(opened.modules[0])
+    assert repr(opened).endswith(": lora, 1 module, rank 4, scale 2>")
     assert opened.modules[key].key == key
 
 

@@ -10,6 +10,7 @@ from lora_inspect.api.arguments import PathWithSettings, reading_settings, witho
 from lora_inspect.api.failures import in_a_sentence
 from lora_inspect.api.modules import Modules
 from lora_inspect.architectures import by_name
+from lora_inspect.listing import counted
 from lora_inspect.ops.info import as_json
 from lora_inspect.printable import shortened
 from lora_inspect.reading.evidence import Evidence
@@ -111,7 +112,7 @@ class OpenedAdapter:
             *(["RS-LoRA"] if self.rslora else []),
             *(["DoRA"] if self.dora else []),
             *([" or ".join(by_name(name).title for name in self.architectures)] if self.architectures else []),
-            f"{len(self.modules)} modules",
+            counted(len(self.modules), "module"),
             *([f"rank {_some(list(map(str, ranks)))}"] if ranks else []),
             *([f"scale {_some(scales)}"] if scales else []),
         ]
