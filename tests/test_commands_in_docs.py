@@ -12,8 +12,8 @@ from lora_inspect.cli import cli
 # What begins so is parsed and not run.
 ONLY_PARSED = {
     "python3 -m venv .venv && ": "installs packages: the first two blocks of the README are run by .ci/run",
-    'eval "$(_LORA_INSPECT_COMPLETE=': "belongs into a startup file: tests/cli/test_completion.py asks as shells do",
-    "_LORA_INSPECT_COMPLETE=fish_source": "the same for fish, which is not everywhere",
+    'eval "$(_LORA_INSPECT_COMPLETE=zsh': "needs zsh: tests/cli/test_completion.py asks as shells do",
+    "_LORA_INSPECT_COMPLETE=fish_source": "needs fish",
     'pip install ".[example]"': "installs packages: tests/networks/test_train_example.py runs the rest",
     "pip install path/to/lora-inspect": "installs packages, into a trainer's environment",
     "python src/musubi_tuner/": "needs the trainer: tests/test_training_page.py parses it",

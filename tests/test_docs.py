@@ -68,6 +68,12 @@ def test_links_lead_to_a_heading(page):
         assert anchor in anchors(page.parent / target if target else page), f"{target}#{anchor}"
 
 
+def test_the_index_names_every_page():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    named = {(ROOT / "docs" / target).resolve() for target in re.findall(r"\]\(([^)#]+)\)", index)}
+    assert {page for page in PAGES if page.name not in ("README.md", "CHANGELOG.md", "index.md")} <= named
+
+
 def test_the_readme_names_every_verb_and_stays_short():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"lora-inspect {verb}" in readme for verb in VERBS)
