@@ -1,6 +1,6 @@
 """Writes what commands print into the `console` blocks of the pages: `python docs/write_outputs.py [PAGE...]`.
 
-Blocks with a line `...`, which show a part, are left alone: those are written by hand.
+Those with a line `...`, which show a part, are written by hand, and so are the pages in BY_HAND.
 """
 
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from page_snippets import PAGES, Command, Session, blocks_of  # noqa: E402
+from page_snippets import PAGES, Command, Session, blocks_of, holds  # noqa: E402
 
 # Its blocks show a few words of what is printed.
 BY_HAND = ("symptoms.md",)
@@ -32,9 +32,11 @@ def rewritten(page: Path, folder: Path) -> str:
 
 
 def said(command: Command, session: Session) -> str:
-    """The command as it is typed, and what it prints."""
+    """The command as it is typed, and what it prints: as it stands where that holds, times and left out lines too."""
     _, printed = session.outcome(command.text)
-    lines = command.prints if command.prints and "..." in command.prints else printed.splitlines()
+    lines, is_part = printed.splitlines(), "..." in (command.prints or ())
+    if command.prints and (is_part or holds(command.prints, lines)):
+        lines = command.prints
     return "".join(f"{line.rstrip()}\n" for line in (command.typed, *lines))
 
 

@@ -210,11 +210,18 @@ class Session:
                 yield block.place
 
 
-def compare(promised: list[str], printed: list[str], place: str) -> None:
-    """That lines are those that a page promises; `...` in a page stands for any lines."""
-    told = [_TIME.sub("N s", line.rstrip()) for line in printed]
-    wanted = [_TIME.sub("N s", line.rstrip()) for line in promised]
+def holds(promised: list[str], printed: list[str]) -> bool:
+    """Whether lines are those that a page promises; `...` in a page stands for any lines, and a time for any time."""
+    wanted, told = _comparable(promised), _comparable(printed)
     pattern = "".join(r"(?:.*\n)*?" if line.strip() == "..." else re.escape(line) + r"\n" for line in wanted)
-    assert re.fullmatch(pattern, "".join(f"{line}\n" for line in told)), (
-        f"{place} prints\n" + "\n".join(told) + "\nand the page says\n" + "\n".join(wanted)
-    )
+    return bool(re.fullmatch(pattern, "".join(f"{line}\n" for line in told)))
+
+
+def compare(promised: list[str], printed: list[str], place: str) -> None:
+    """Asserts that it holds."""
+    sides = "\nand the page says\n".join("\n".join(_comparable(lines)) for lines in (printed, promised))
+    assert holds(promised, printed), f"{place} prints\n{sides}"
+
+
+def _comparable(lines: list[str]) -> list[str]:
+    return [_TIME.sub("N s", line.rstrip()) for line in lines]
