@@ -222,6 +222,58 @@ def test_whenever_a_process_ends_the_next_run_finds_one_of_both(platform, how, r
             assert result["left"].keys() == {"old", "new"}
 
 
+def test_both_headers_are_on_the_disk_before_one_is_touched_and_the_new_one_before_they_go(file, monkeypatch):
+    done, real = [], {name: getattr(os, name) for name in ("write", "fsync", "unlink")}
+
+    def named(descriptor):
+        return os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), file.parent).removeprefix(file.name)
+
+    for name in ("write", "fsync"):
+        monkeypatch.setattr(
+            os, name, lambda fd, *more, name=name: (done.append((name, named(fd))), real[name](fd, *more))[1]
+        )
+    monkeypatch.setattr(os, "unlink", lambda path: (done.append(("unlink", "")), real["unlink"](path))[1])
+    rewrite(file)
+    assert done == [
+        ("write", JOURNAL_ENDING),
+        ("fsync", JOURNAL_ENDING),
+        ("fsync", "."),
+        ("write", ""),
+        ("fsync", ""),
+        ("unlink", ""),
+    ]
+
+
+def test_a_file_that_changed_after_it_was_read_is_not_rewritten(file):
+    with editing(str(file)) as own:
+        headed = read_headed(str(file))
+        content = file.read_bytes()[:-3] + b"new"
+        file.write_bytes(content)
+        with pytest.raises(LoraInspectError, match="it changed while it was read"):
+            write_in_place(headed, NEW, own)
+    assert file.read_bytes() == content
+    assert names(file) == [file.name]
+
+
+def test_a_journal_that_cannot_be_read_is_said_and_one_that_has_gone_is_not_missed(torn, file, monkeypatch):
+    torn(lambda old, new: old)
+    journal = Path(str(file) + JOURNAL_ENDING)
+    journal.unlink()
+    os.mkfifo(journal)
+    with pytest.raises(LoraInspectError, match="header-journal: it is neither a file nor a folder"):
+        read_header(str(file))
+    real = os.path.lexists
+
+    def gone(path):
+        found = real(path)
+        if found and path == str(journal):
+            journal.unlink()
+        return found
+
+    monkeypatch.setattr(os.path, "lexists", gone)
+    assert read_header(str(file))[1] == OLD
+
+
 def test_other_kinds_of_files_are_never_rewritten(file, tmp_path):
     link = tmp_path / "link.safetensors"
     link.symlink_to(file)
