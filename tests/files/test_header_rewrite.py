@@ -163,6 +163,21 @@ def test_a_file_that_changed_after_it_was_read_is_left_alone(write, falcon):
     assert os.listdir(os.path.dirname(falcon)) == ["a.safetensors"]
 
 
+def test_a_file_that_is_replaced_while_it_is_copied_keeps_its_new_content(falcon, monkeypatch):
+    real = byte_copy.copy_bytes
+
+    def copy(source, *more):
+        real(source, *more)
+        Path(falcon + ".new").write_bytes(b"of another program")
+        os.replace(falcon + ".new", falcon)
+
+    monkeypatch.setattr("lora_inspect.files.header_rewrite.copy_bytes", copy)
+    with pytest.raises(LoraInspectError, match="it changed while it was read"):
+        write_anew(read_headed(falcon), {}, falcon)
+    assert Path(falcon).read_bytes() == b"of another program"
+    assert os.listdir(os.path.dirname(falcon)) == ["a.safetensors"]
+
+
 def test_metadata_beyond_what_is_read_is_refused_before_it_is_there(falcon):
     before = by_library(falcon)
     with pytest.raises(LoraInspectError, match=r"a\.safetensors: __metadata__ has more than 8,000,000 characters"):
