@@ -166,8 +166,36 @@ def of_compat(write, folder):
     yield ["compat", write(base(), name="other.safetensors")]
 
 
+def of_check(write, folder):
+    stray = {EVIL: ("F32", (1,), float("nan")), f"{WORDS}.use_rslora_flag": ("BOOL", (), 1)}
+    adapter = write({**lora(WORDS), **stray}, METADATA, name=f"{EVIL_FILE}.safetensors")
+    yield ["check", adapter]
+    yield ["check", adapter, "--tensors"]
+    yield ["check", adapter, "--format", "sarif"]
+    yield ["check", adapter, "--fix", "-o", folder / f"out{EVIL_FILE}.safetensors"]
+    yield ["check", adapter, "--format", EVIL]
+    yield ["check", adapter.parent]
+    yield ["check", folder / f"missing{EVIL_FILE}"]
+
+
+def of_metadata(write, folder):
+    adapter = write(lora(WORDS), METADATA, name=f"{EVIL_FILE}.safetensors")
+    other = write(lora(WORDS), {}, name=f"other{EVIL_FILE}.safetensors")
+    yield ["metadata", "show", adapter]
+    yield ["metadata", "show", adapter, "--json"]
+    # A value that is there is printed in the lines that it has.
+    yield ["metadata", "get", adapter, f"missing{EVIL}"]
+    yield ["metadata", "unset", adapter, f"missing{EVIL}"]
+    yield ["metadata", "set", adapter, EVIL]
+    yield ["metadata", "copy", other, "--from", adapter]
+    yield ["metadata", EVIL, adapter]
+
+
 # A verb without an entry here fails.
-COMMANDS = {"info": of_info, "merge": of_merge, "verify": of_verify, "convert": of_convert, "compat": of_compat}
+COMMANDS = {
+    "info": of_info, "merge": of_merge, "verify": of_verify, "convert": of_convert, "compat": of_compat,
+    "check": of_check, "metadata": of_metadata,
+}  # fmt: skip
 
 
 def without_looks(output):
