@@ -62,7 +62,9 @@ class Verbs(click.Group):
         from click.shell_completion import CompletionItem
 
         files = [] if incomplete.startswith("-") else [CompletionItem(incomplete, type="file")]
-        return [*files, *super().shell_complete(ctx, incomplete)]
+        verbs = [CompletionItem(verb, help=says) for verb, says in VERBS.items() if verb.startswith(incomplete)]
+        # That of a group would import every verb for what is said of it.
+        return [*files, *verbs, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def _begins_with_options_of_info(self, ctx: click.Context, args: list[str]) -> bool:
         verb = next((word for word in args if not word.startswith("-")), None)

@@ -105,3 +105,16 @@ def test_a_path_is_taken_as_it_is(tmp_path):
     (tmp_path / "unreadable").touch(mode=0)
     for path in (str(tmp_path / "unreadable"), "missing", "a\0b", "-", "~/a", "a:0.5"):
         assert FilePath().convert(path, None, None) == path
+
+
+def test_verbs_are_completed_without_their_files(run_process):
+    watch = (
+        "import atexit, sys; from lora_inspect.cli import main\n"
+        "own = lambda: [name for name in sys.modules if name.startswith('lora_inspect.ops')]\n"
+        "atexit.register(lambda: print('LOADED', *own(), file=sys.stderr))\nmain()"
+    )
+    asked = {"_LORA_INSPECT_COMPLETE": "zsh_complete", "COMP_WORDS": "lora-inspect me", "COMP_CWORD": "1"}
+    shown = run_process("-c", watch, **asked)
+    assert (shown.status, shown.stderr.split()) == (0, ["LOADED"])
+    answers = shown.stdout.splitlines()
+    assert answers[answers.index("merge") + 1] == VERBS["merge"]
