@@ -185,8 +185,19 @@ LINT_TOYS = {
     "change-large": with_factor("lora_up.weight", "F32", 50.0),
 }
 
+
+def huge(**extra):
+    """A module with a large factor, and other tensors."""
+    return {**lora("lora_unet_q", rank=2, **extra), "lora_unet_q.lora_up.weight": ("F32", (OUT, 2), 5000.0)}
+
+
 # Other files that have the problem of a lint.
 ALSO = {
+    # One program gives all magnitudes the same axis, and these have two.
+    "dora-axis-unknown": [{"tensors": dora((OUT,))["tensors"] | {
+        key: tensor for name, size, out in (("in", IN, OUT), ("square", IN, IN))
+        for key, tensor in lora(f"lora_unet_{name}", out=out, dora_scale=("F32", (size,), 1.0)).items()}}],
+    "change-large": [{"tensors": huge()}],
     "alpha-rounded": [
         alphas("F16", 3.3, ss_network_alpha="3.3"),
         alphas("BF16", 3.3, ss_network_alpha="3.3", ss_network_args='{"conv_alpha": "1"}'),
@@ -214,13 +225,19 @@ ALSO = {
     "metadata-number": [
         {"tensors": loras(), "metadata": {"ss_network_dim": value}} for value in ("inf", "0", "1.5", "1e999")
     ],
-}
+}  # fmt: skip
 
 # What is like the file of a lint and has nothing of it: real trainers write all of these.
 NEAR = {
     "unreadable": [{"content": raw("{}", b"")}],
     "not-an-adapter": [{"tensors": loras()}],
-    "dora-scale-flat": [dora((OUT, 1)), dora((1, IN))],
+    "dora-scale-flat": [
+        dora((OUT, 1)),
+        dora((1, IN)),
+        # What fits no side, and what is of slices, is wrong in another way.
+        {"tensors": lora("lora_unet_q", dora_scale=("F32", (OUT + IN,), 1.0))},
+        {"tensors": {**split(out=2), "lora_unet_blocks_0_attn_qkv.dora_scale": ("F32", (2,), 1.0)}},
+    ],
     "dora-axis-unknown": [dora((OUT,), square=True)],
     "split-keys": [{"tensors": loras()}],
     "split-alpha": [
@@ -245,9 +262,17 @@ NEAR = {
     "alpha-half": [alphas("BF16", number) for number in (1.0, 8.0, 129.0, 255.0, 0.5, 2.5)]
     + [alphas("F16", 3.25), alphas("F16", 5.65625), alphas("F32", 5.656854)],
     "alpha-negative": [alphas("F32", 0.0)],
-    "flag-type": [{"tensors": {**loras(), "use_rslora_flag": ("BOOL", (), 1)}}],
+    "flag-type": [
+        {"tensors": {**loras(), "use_rslora_flag": ("BOOL", (), 1)}},
+        {"tensors": {**loras(), "use_rslora_flag": ("F32", (), 2.0)}},
+    ],
     "rank-large": [{"tensors": loras(rank=5)}, {"tensors": loras(rank=16, inputs=4, out=16, kernel=(2, 2))}],
-    "mixed-dtypes": [{"tensors": loras(dtype="F16")}, dora((OUT, 1))],
+    "mixed-dtypes": [
+        {"tensors": loras(dtype="F16")},
+        dora((OUT, 1)),
+        {"tensors": {**loras(dtype="F16"), **lora("x", 1, inputs=1, dtype="F16"),
+                     "x.lora_down.weight": ("F32", (1, 1), 1.0)}},
+    ],
     "hash-stale": [
         {"content": raw(json.dumps({"__metadata__": {key: value}} | ENTRIES, **BRIEF), DATA)}
         for key, value in (
@@ -300,7 +325,7 @@ NEAR = {
     ]
     + [{"tensors": loras(alpha=None), "metadata": {"ss_network_alpha": "4"}}],
     "architecture-contradicts": [
-        *(flux(version) for version in ("flux1", "nobody knows", "")),
+        *(flux(version) for version in ("flux1", "chroma", "nobody knows", "")),
         {"tensors": loras(), "metadata": {"ss_base_model_version": "flux1"}},
     ],
     "metadata-number": [
@@ -337,9 +362,15 @@ NEAR = {
             "lora_unet_q.lora_up.weight": ("F32", (OUT, 16), 0.0)}},
     ],
     "module-dead": [{"tensors": {**loras(), **DEAD}}],
-    "module-untrained": [{"tensors": loras()}],
+    "module-untrained": [{"tensors": loras()}, LINT_TOYS["module-dead"]],
     "half-overflow": [with_factor("lora_up.weight", "F32", 65504.0)],
     "half-subnormal": [with_factor("lora_up.weight", "F16", 1e-4), with_factor("lora_up.weight", "BF16", 1e-6)],
     "magnitude-sign": [dora((OUT, 1))],
-    "change-large": [with_factor("lora_up.weight", "F32", 0.05), {"tensors": loras(alpha=4.0)}],
+    "change-large": [with_factor("lora_up.weight", "F32", 0.05), {"tensors": loras(alpha=4.0)},
+        # How much of these changes is left hangs on the base, or on a core.
+        {"tensors": huge(dora_scale=("F32", (OUT, 1), 1.0))},
+        {"tensors": huge(kernel=(1, 1)) | {
+            "lora_unet_q.lora_up.weight": ("F32", (OUT, 2, 1, 1), 5000.0),
+            "lora_unet_q.lora_mid.weight": ("F32", (2, 2, 3, 3), 1e-6)}},
+    ],
 }  # fmt: skip

@@ -154,7 +154,9 @@ def _needed(mended: Mending, subject: Subject, problems: Sequence[Problem]) -> M
     if len(subject.checkpoint.files) != 1 or len(subject.headers) != 1:
         raise LoraInspectError(f"{path}: only single safetensors files are mended; convert it first.")
     codes = ", ".join(dict.fromkeys(problem.code for problem in problems))
-    raise LoraInspectError(f"{path}: nothing of it can be mended without a guess ({codes}); see what each is about.")
+    raise LoraInspectError(
+        f"{path}: nothing of it can be mended without a guess ({codes}); docs/checking.md says what each is about."
+    )
 
 
 def _keep_config(subject: Subject, output: str) -> None:

@@ -56,5 +56,8 @@ def test_the_size_of_a_product_is_that_of_the_product(kernel, tmp_path):
 
 def test_factors_that_are_too_large_to_hold_are_not_multiplied(tmp_path, monkeypatch):
     tensors = write(tmp_path, up=torch.ones(20, 4), down=torch.ones(4, 12))
-    monkeypatch.setattr(measured, "_LARGEST_FACTOR", 100)
-    assert product_rms(tensors["up"], tensors["down"]) is None
+    assert product_rms(tensors["up"], tensors["down"]) == 4.0
+    for bound, value in (("_LARGEST_FACTOR", 100), ("_LARGEST_RANK", 3)):
+        with monkeypatch.context() as patched:
+            patched.setattr(measured, bound, value)
+            assert product_rms(tensors["up"], tensors["down"]) is None

@@ -12,6 +12,7 @@ from toy_adapters import IN, OUT, lora, loras
 from lora_inspect.checking.rules import BY_CODE, RULES
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.files.contents import Content, write_contents
 from lora_inspect.files.header import read_header
 from lora_inspect.ops.check import check, fix
 from lora_inspect.reading.adapter import read_adapter
@@ -158,18 +159,38 @@ def test_numbers_that_differ_are_written_as_trainers_do(write_toy, tmp_path):
     assert read_header(result.output)[1] == {"ss_network_dim": "Dynamic"}
 
 
-def test_a_proof_that_fails_leaves_nothing(write_toy, tmp_path, monkeypatch):
-    path, settings = write_toy(LINT_TOYS["metadata-empty"])
-    monkeypatch.setattr("lora_inspect.checking.mending.write_contents", _without_a_tensor)
-    with pytest.raises(LoraInspectError, match="would not mean what it means now, so nothing is written"):
-        mend(path, settings, tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["file.safetensors"]
+def test_a_hash_follows_the_order_of_the_tensors(write_toy, tmp_path):
+    """The file has its narrow tensors first, and the writer puts wide ones there, so that all are aligned."""
+    tensors = {**lora("lora_unet_a", rank=2, dtype="F16"), **lora("lora_unet_b", rank=2)}
+    path, _ = write_toy({"tensors": tensors})
+    true = hashlib.sha256(b"".join(data for _, data in stored(path).values())).hexdigest()
+    path, settings = write_toy({"tensors": tensors, "metadata": {"modelspec.hash_sha256": f"0x{true}", "x": ""}})
+    assert "hash-stale" not in {problem.code for problem in check(path).problems}
+    result = mend(path, settings, tmp_path)
+    data = hashlib.sha256(b"".join(data for _, data in stored(result.output).values())).hexdigest()
+    assert read_header(result.output)[1] == {"modelspec.hash_sha256": f"0x{data}"}
+    assert data != true
 
 
 def _without_a_tensor(path, contents, *others):
-    from lora_inspect.files.contents import write_contents
-
     write_contents(path, [one for one in contents if "blocks_0" not in one.plan.name], *others)
+
+
+def _with_another_alpha(path, contents, *others):
+    changed = [
+        Content(one.plan, struct.pack("<f", 9.0)) if one.plan.name.endswith("0_attn_q.alpha") else one
+        for one in contents
+    ]
+    write_contents(path, changed, *others)
+
+
+@pytest.mark.parametrize("spoil", [_without_a_tensor, _with_another_alpha])
+def test_a_proof_that_fails_leaves_nothing(spoil, write_toy, tmp_path, monkeypatch):
+    path, settings = write_toy(LINT_TOYS["metadata-empty"])
+    monkeypatch.setattr("lora_inspect.checking.mending.write_contents", spoil)
+    with pytest.raises(LoraInspectError, match="would not mean what it means now, so nothing is written"):
+        mend(path, settings, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["file.safetensors"]
 
 
 def test_a_file_with_its_configuration_beside_it_stays_there(write_toy, tmp_path):

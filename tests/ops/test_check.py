@@ -144,6 +144,24 @@ def test_what_was_mended_has_the_hashes_that_sd_scripts_gives_it(large, tmp_path
         assert opened.metadata() == metadata
 
 
+def test_the_legacy_hash_follows_the_metadata_that_it_is_of(large, tmp_path):
+    tensors, metadata, path = large
+    save_file(tensors, path, {**metadata, "ss_network_alpha": ""})
+    result = fix(os.fspath(path), os.fspath(tmp_path / "out.safetensors"))
+    from safetensors import safe_open
+
+    with safe_open(result.output, "pt") as opened:
+        assert opened.metadata() == metadata
+    save_file(tensors, path, {**metadata, "ss_network_dim": "-1"})
+    result = fix(os.fspath(path), os.fspath(tmp_path / "out.safetensors"), force=True)
+    with safe_open(result.output, "pt") as opened:
+        written = opened.metadata()
+    assert (
+        written["sshs_legacy_hash"]
+        == by_sd_scripts(tensors, {"ss_epoch": "3", "ss_network_dim": "16"})["sshs_legacy_hash"]
+    )
+
+
 def test_a_header_of_blanks_alone_takes_no_time(tmp_path):
     """A hostile file: fifty million blanks behind its header."""
     path = tmp_path / "a.safetensors"
