@@ -41,10 +41,10 @@ lora-inspect check cast.safetensors --fix -o mended.safetensors
 `--fix` writes the file without all problems that can be mended without a guess, and says what it did and what it left.
 The bytes of tensors stay as they are, but for those that the problem is in; hashes that the metadata state are taken
 anew where anything changed that they are of. The output is read before it appears: it has every module with the rank
-and the scale of before, and none of the problems that were mended, or nothing is written. The exit status is that of
-what is left. What changes the meaning of a file is for [convert](converting.md), and what needs a decision is left to
-people. One file is mended at a time; shards and GGUF are not. With nothing to mend, nothing is written and the status
-is 1.
+and the scale of before, and none of the problems that were mended, or nothing is written and the exit status is 1.
+Otherwise it is 0, whatever is left; check OUT for that. What changes the meaning of a file is for
+[convert](converting.md), and what needs a decision is left to people. One file is mended at a time; shards and GGUF are
+not. With nothing to mend, nothing is written and the status is 1.
 
 ## For programs
 

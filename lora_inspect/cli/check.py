@@ -14,6 +14,7 @@ from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.ops.check import SEVERITIES, CheckResult, as_sarif, fix, found_in, stored_bytes
 from lora_inspect.ops.check import check as checked
+from lora_inspect.reading.problem import WARNING
 from lora_inspect.reading.settings import Settings
 
 TEXT, JSON, SARIF = "text", "json", "sarif"
@@ -23,7 +24,7 @@ _HELP = """\
 Says what is wrong or doubtful with each PATH: a file, a sharded set, a PEFT folder, or a folder of adapters.
 
 The exit status is 1 where a problem is as serious as --fail-on says, or more. With --fix, all that can be mended
-without a guess is mended in a new file. Every code stands in docs/checking.md.
+without a guess is mended in a new file, and the status is 0. Every code stands in docs/checking.md.
 
 \b
 Example: lora-inspect check adapter.safetensors --tensors
@@ -43,9 +44,7 @@ Example: lora-inspect check adapter.safetensors --tensors
 @click.option(
     "--fail-on",
     type=click.Choice(SEVERITIES[::-1]),
-    default="warning",
-    show_default=True,
-    help="What makes the exit status 1.",
+    help="What makes the exit status 1: warnings and errors by default.",
 )
 def check(
     paths: tuple[str, ...],
@@ -55,10 +54,12 @@ def check(
     force: bool,
     format_: str | None,
     as_json_: bool,
-    fail_on: str,
+    fail_on: str | None,
 ) -> None:
     """Checks, prints, and exits with what was found."""
     given = [parse_without_strength(path, "check") for path in paths]
+    if fixes and fail_on:
+        raise click.UsageError("--fail-on judges what is there, and --fix writes: check OUT for what is left.")
     if as_json_ and format_ not in (None, JSON):
         raise click.UsageError(f"--json and --format {format_} ask for two formats: leave one out.")
     format_ = JSON if as_json_ else format_ or TEXT
@@ -79,7 +80,7 @@ def check(
         terminal.json_text(as_sarif(results, os.curdir))
     for error in errors:
         terminal.error(error)
-    if errors or any(result.fails(fail_on) for result in results):
+    if errors or (not fixes and any(result.fails(fail_on or WARNING) for result in results)):
         sys.exit(1)
 
 

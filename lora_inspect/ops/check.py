@@ -7,7 +7,6 @@ from typing import Any
 
 from lora_inspect.checking.mending import Mending, check_mended, mending, open_mended, write_mended
 from lora_inspect.checking.rules import UNREADABLE, find_problems
-from lora_inspect.checking.sarif import sarif
 from lora_inspect.checking.subject import Subject
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
@@ -38,9 +37,9 @@ class CheckResult(NamedTuple):
     left: tuple[Problem, ...] = ()
 
     def fails(self, severity: str) -> bool:
-        """Whether a problem is as serious as that, or more; of a mended file one that is left."""
+        """Whether a problem is as serious as that, or more."""
         limit = SEVERITIES.index(severity)
-        return any(SEVERITIES.index(one.severity) >= limit for one in (self.left if self.output else self.problems))
+        return any(SEVERITIES.index(one.severity) >= limit for one in self.problems)
 
     def to_dict(self) -> dict[str, Any]:
         """The record of this file in what `check --json` prints."""
@@ -121,6 +120,8 @@ def fix(
 
 def as_sarif(results: Sequence[CheckResult], folder: str) -> dict[str, Any]:
     """All results as one log of SARIF 2.1.0, with paths relative to `folder`; of a mended file what is left."""
+    from lora_inspect.checking.sarif import sarif
+
     told = [(one.output, one.left) if one.output else (one.path, one.problems) for one in results]
     return sarif(told, folder)
 

@@ -19,6 +19,8 @@ _OFTEN = {
 _SELDOM = 0.05
 # Options that mostly come with another one.
 _WITH = {"base": ("rank", "rank", "max_error")}
+# What writes only where it is told to, and what is said of its output.
+_MENDS, _OF_MENDING = "fixes", ("output", "force")
 _HELP = "--help"
 _NUMBERS = (
     "0.5", "1", "2", "4", "0.1", "0", "-1", "1e-3", "1e400", "nan", "inf", "-inf", "", "x", "0x4", "1_0", "٣",
@@ -92,6 +94,10 @@ def _network_module(source: random.Random, files: Files) -> str:
 def _arguments(source: random.Random, verb: click.Command, files: Files) -> list[str]:
     options = {option.name or "": option for option in verb.params if isinstance(option, click.Option)}
     chosen = [name for name in options if source.random() < _OFTEN.get(name, _SELDOM)]
+    if _MENDS in options and source.random() < 0.5:
+        chosen = [name for name in chosen if name not in (_MENDS, *_OF_MENDING)]
+    elif _MENDS in options:
+        chosen = [*(name for name in chosen if name != _MENDS), _MENDS]
     for name in list(chosen):
         if name in _WITH and source.random() < 0.9:
             chosen.append(source.choice(_WITH[name]))

@@ -348,9 +348,9 @@ def _judge_words(case: Case, parsed: dict[str, Any], ended: _Ended) -> Iterator[
     if any(_NO_MEMORY in line for line in errors):
         yield Violation("growth", ended.stderr)
     if ended.status == 1:
-        most = _checkpoints(case, parsed) if case.target in ("info", "no verb") else 1
+        most = _checkpoints(case, parsed) if case.target in ("info", "check", "no verb") else 1
         # An answer that is no is printed, and no error.
-        least = 0 if case.target in ("compat", "verify") and ended.stdout else 1
+        least = 0 if case.target in ("check", "compat", "verify") and ended.stdout else 1
         if not least <= len(errors) <= most or not all(line.endswith(".") for line in errors):
             yield Violation("exit", f"status 1 with {len(errors)} sentences: {ended.stderr}")
         if others := [line for line in lines if line and line not in errors and not line.startswith("Note: ")]:
