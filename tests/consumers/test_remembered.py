@@ -81,6 +81,15 @@ def test_files_that_a_rule_can_tell_apart_are_judged_apart(other, on):
     assert on() is first
 
 
+def test_a_config_is_a_part_of_the_file(on):
+    first = on(name="adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 8}
+    assert on(name="adapter_model.safetensors", config=config) is not first
+    assert on(name="adapter_model.safetensors", config=config | {"bias": "all"}) is not first
+    assert on(name="other.safetensors", config=config) is not first
+    assert len(module._remembered) == 4
+
+
 def test_rules_see_no_other_metadata(on, monkeypatch):
     seen = []
 

@@ -70,6 +70,19 @@ def test_a_split_layer_is_no_other_state(write_safetensors):
     assert scan_file(str(write_safetensors(split()))).state == FINE
 
 
+def test_experts_of_unknown_packing_wait_for_an_answer(write_safetensors, tmp_path):
+    key = "base_model.model.model.layers.0.mlp.experts"
+    tensors = {f"{key}.lora_A.weight": ("F32", (24, 16), 1.0), f"{key}.lora_B.weight": ("F32", (40, 24), 1.0)}
+    config = {
+        "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_parameters": ["mlp.experts.down_proj"],
+        "auto_mapping": {"unsloth_fixed": True},
+    }  # fmt: skip
+    file = write_safetensors(tensors, name="adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    one = scan_file(str(file))
+    assert (one.state, one.note) == (ANSWER, "packing of experts unknown: --expert-packing")
+
+
 def test_shorter_notes_say_the_same_in_fewer_letters(fixtures):
     for path in find_checkpoints(str(fixtures)):
         lengths = [len(note) for note in scan_file(path).notes]
