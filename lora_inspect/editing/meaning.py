@@ -1,5 +1,6 @@
 """What a file means, as facts that two readings can be compared by: an edit of metadata is to leave them alone."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ Meaning = Mapping[str, Mapping[str, Any]]
 # Without it, transformers refuses the weights of a model.
 _FORMAT_KEY = "format"
 _FILE = ""
+_ABSENT = object()
 _NOTHING = "nothing"
 
 
@@ -83,7 +85,7 @@ def _of_modules(info: FileInfo) -> dict[str, dict[str, Any]]:
         for number, contribution in enumerate(module.contributions):
             own = f"{name} ({number + 1})" if number else name
             for topic, value in _of_contribution(contribution, folded):
-                facts.setdefault(topic, {})[own] = value
+                facts.setdefault(topic, {})[own] = _comparable(value)
         facts.setdefault("the layer", {})[name] = module.path
     return facts
 
@@ -104,6 +106,13 @@ def _of_contribution(contribution: Contribution, folded: FoldedScales) -> Iterat
     yield "the base's residual", (contribution.residual, contribution.on_residual)
 
 
+def _comparable(value: Any) -> Any:
+    """A fact that equals itself, as a number that is none does not."""
+    if isinstance(value, dict):
+        return {name: _comparable(one) for name, one in value.items()}
+    return str(value) if isinstance(value, float) and math.isnan(value) else value
+
+
 def _of_programs(info: FileInfo) -> Iterator[tuple[str, Any]]:
     if any(problem.severity == ERROR for problem in info.adapter.problems):
         return
@@ -114,7 +123,8 @@ def _of_programs(info: FileInfo) -> Iterator[tuple[str, Any]]:
 
 
 def _clause(topic: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    others = [name for name in dict.fromkeys((*before, *after)) if before.get(name) != after.get(name)]
+    names = dict.fromkeys((*before, *after))
+    others = [name for name in names if before.get(name, _ABSENT) != after.get(name, _ABSENT)]
     name = others[0]
     of = f" of {shortened(name)}" if name else ""
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""

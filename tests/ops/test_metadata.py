@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import struct
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save, save_file
 
 from lora_inspect.editing.changes import copying, setting, unsetting
 from lora_inspect.editing.deciding import tell_apart
+from lora_inspect.editing.meaning import differences
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.maths.scaling import RANK_STABILISED
@@ -206,6 +208,36 @@ def test_a_record_that_decides_stays_and_goes_only_with_all(write_safetensors):
     edited = strip(path, everything=True)
     assert any("the scale of lora_unet_a from 1 to 0.5" in clause for clause in edited.meaning), edited.meaning
     assert metadata_of(path) == {}
+
+
+def test_an_alpha_that_is_no_number_is_the_same_before_and_after(write_safetensors):
+    tensors = {"lora_unet_a.lora_down.weight": ("F32", (4, 8), 1.0), "lora_unet_a.lora_up.weight": ("F32", (8, 4), 1.0)}
+    path = str(write_safetensors({**tensors, "lora_unet_a.alpha": ("F32", (), math.nan)}, {"note": "x"}))
+    assert edit(path, giving(title="x")).meaning == ()
+    assert strip(path).kept == ()
+
+
+def test_modules_that_only_metadata_name_are_part_of_the_meaning(write_safetensors):
+    # The layers of cloneofsimo's files are numbers, and the metadata says which classes they are of.
+    tensors = {
+        "unet:0:down": ("F32", (4, 320), 1.0), "unet:0:up": ("F32", (320, 4), 1.0),
+        "unet:1:down": ("F32", (4, 320), 1.0), "unet:1:up": ("F32", (320, 4), 1.0),
+    }  # fmt: skip
+    about = {"unet": '["Attention"]', "unet:0:rank": "4", "unet:1:rank": "4"}
+    path = str(write_safetensors(tensors, about))
+    before = reading(path)
+    strip(path)
+    assert reading(path) == before
+    strip(path, everything=True)
+    assert metadata_of(path) == {}
+
+
+def test_every_difference_of_two_meanings_is_a_clause():
+    assert differences({"a": {"x": None, "y": 1}}, {"a": {"y": 1}}) == ["a of x from nothing to nothing"]
+    assert differences({"a": {"": 0.5}, "b": {"m": True, "n": True}}, {"a": {"": 2.0}, "b": {}}) == [
+        "a from 0.5 to 2",
+        "b of m and 1 more from yes to nothing",
+    ]
 
 
 def test_scales_in_the_factors_are_part_of_the_meaning(copied):
