@@ -17,6 +17,8 @@ from lora_inspect.schemes.record import LONGEST_SUFFIX
 ALGORITHMS: dict[str, Algorithm] = {}
 # What each suffix can be, as the name of an algorithm and the role in it, in the order in which it is tried.
 CANDIDATES: dict[Suffix, tuple[tuple[str, Role], ...]] = {}
+# Goes up with every change of the registry, for what is remembered of it.
+_changes = 0
 _FOLDER = os.path.dirname(__file__)
 _ON_DEMAND = "on_demand"
 
@@ -36,6 +38,7 @@ def add(algorithm: Algorithm) -> None:
         raise ValueError(f"there is an algorithm called {algorithm.name} already")
     if wrong := [suffix for suffix in algorithm.suffixes if len(suffix) > LONGEST_SUFFIX or suffix[:1] != "."]:
         raise ValueError(f"{wrong[0]!r} is no suffix: a dot and at most {LONGEST_SUFFIX - 1} letters")
+    _note_change()
     ALGORITHMS[algorithm.name] = algorithm
     for suffix, role in algorithm.suffixes.items():
         CANDIDATES[suffix] = (*CANDIDATES.get(suffix, ()), (algorithm.name, role))
@@ -48,10 +51,21 @@ def added(algorithm: Algorithm) -> Iterator[None]:
     try:
         yield
     finally:
+        _note_change()
         del ALGORITHMS[algorithm.name]
         for suffix in algorithm.suffixes:
             others = tuple(found for found in CANDIDATES.pop(suffix) if found[0] != algorithm.name)
             CANDIDATES.update({suffix: others} if others else {})
+
+
+def changes() -> int:
+    """How often the registry changed: what was found in it before another number counts no more."""
+    return _changes
+
+
+def _note_change() -> None:
+    global _changes
+    _changes += 1
 
 
 def by_name(name: str) -> Algorithm:

@@ -78,7 +78,7 @@ class Checkpoint(NamedTuple):
         for file, infos in wanted.items():
             with InputFile(file, self.inputs[file]) as source:
                 for info in infos:
-                    values[info.name] = decode_number(info.dtype, bytes(source.read(info.start, info.nbytes)))
+                    values[info.name] = decode_number(info.dtype, source.read_few(info.start, info.nbytes))
         return values
 
 

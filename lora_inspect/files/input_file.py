@@ -84,6 +84,15 @@ class InputFile:
         except OSError as error:
             raise _unreadable(self.path, error.strerror) from None
 
+    def read_few(self, start: int, count: int) -> bytes:
+        """The `count` bytes from position `start` on, where the system mostly has them in one piece."""
+        try:
+            self._handle.seek(start)
+            data = self._handle.read(count)
+        except OSError as error:
+            raise _unreadable(self.path, error.strerror) from None
+        return data if len(data) == count else bytes(self.read(start, count))
+
     def read(self, start: int, count: int) -> bytearray:
         """The `count` bytes from position `start` on."""
         buffer = bytearray(count)

@@ -8,6 +8,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, read_row
 from lora_inspect.reading.alpha_of_all import about_alpha_of_all, claim_alpha_of_all
 from lora_inspect.reading.claim import Claims, claim
+from lora_inspect.reading.claim_plan import claim_as_before
 from lora_inspect.reading.config_alone import about_method
 from lora_inspect.reading.config_problems import DAMAGED
 from lora_inspect.reading.contribution import Contribution, Module
@@ -185,7 +186,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
 def _claimed(checkpoint: Checkpoint) -> Claims:
     """The modules of a file, and what is wrong with layers that it numbers instead of naming them, as few files do."""
     if not any(key.startswith(_NUMBERED) for key in checkpoint.tensors):
-        return claim(checkpoint.tensors)
+        return claim_as_before(checkpoint.tensors)
     from lora_inspect.reading.numbered_layers import numbered_keys
 
     known, findings = numbered_keys(checkpoint.tensors, checkpoint.metadata)

@@ -9,6 +9,8 @@ from lora_inspect.files.header import TensorInfo
 from lora_inspect.maths import dora
 from lora_inspect.reading.contribution import Contribution, Magnitude, Module
 from lora_inspect.reading.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG
+from lora_inspect.reading.key_groups import Form, GroupTensor, KeyGroup
+from lora_inspect.reading.module_plan import ModulePlan, places_of
 from lora_inspect.reading.problem import Finding
 from lora_inspect.reading.suffixes import ParsedKey, parse_key
 from lora_inspect.records import NamedTuple
@@ -21,32 +23,6 @@ _MEND = "fetch the file again, or write it anew with the program that trained it
 
 # Of shapes that are those of another algorithm with the same suffixes, which is no complaint.
 _OTHER = Finding("shape", "", ())
-
-
-class _Tensor(NamedTuple):
-    """A tensor of a module whose algorithm is not known yet, and what its suffix can mean."""
-
-    info: TensorInfo
-    parsed: ParsedKey
-
-    def role_in(self, algorithm: str) -> str | None:
-        """What it would be to this algorithm; None for nothing."""
-        return next((role for name, role in self.parsed.meanings if name == algorithm), None)
-
-
-class _Group:
-    """The tensors of one module while its keys come in: factors by slice, shared ones by role with their suffix."""
-
-    __slots__ = ("parts", "shared")
-
-    def __init__(self) -> None:
-        self.parts: dict[int | None, list[_Tensor]] = {}
-        self.shared: dict[str, tuple[TensorInfo, str]] = {}
-
-    @property
-    def suffixes(self) -> list[str]:
-        """Those of the factors' keys."""
-        return [tensor.parsed.suffix for tensors in self.parts.values() for tensor in tensors]
 
 
 class Claims(NamedTuple):
@@ -84,7 +60,7 @@ class _Found(NamedTuple):
 
 def claim(tensors: dict[str, TensorInfo], known: Mapping[str, ParsedKey] = MappingProxyType({})) -> Claims:
     """Modules from the keys and shapes of a file; `known` are keys that mean what they do not spell."""
-    groups: dict[str, _Group] = {}
+    groups: dict[str, KeyGroup] = {}
     flags: list[str] = []
     unclaimed: list[str] = []
     findings: list[Finding] = []
@@ -92,9 +68,9 @@ def claim(tensors: dict[str, TensorInfo], known: Mapping[str, ParsedKey] = Mappi
         if key in NETWORK_FLAGS:
             flags.append(key)
         elif (parsed := known.get(key) or parse_key(key)) and not parsed.is_of_all:
-            group = groups.setdefault(parsed.module, _Group())
+            group = groups.get(parsed.module) or groups.setdefault(parsed.module, KeyGroup())
             if parsed.algorithm:
-                group.parts.setdefault(parsed.part, []).append(_Tensor(info, parsed))
+                group.parts.setdefault(parsed.part, []).append(GroupTensor(info, parsed))
             elif parsed.role in group.shared:
                 unclaimed.append(key)
                 findings.append(_second(key))
@@ -109,22 +85,29 @@ def claim(tensors: dict[str, TensorInfo], known: Mapping[str, ParsedKey] = Mappi
         taken = {tensor.info.name for tensor in unmarked}
         unclaimed = [key for key in unclaimed if key not in taken]
     modules: dict[str, Module] = {}
+    plans: dict[Form, ModulePlan] = {}
     for name, group in groups.items():
-        module, left, found = _build(schemes.recognise(name, group.suffixes), group)
+        named, form, infos = schemes.recognise(name, group.suffixes), group.form, group.infos
+        if plan := plans.get(form):
+            modules[name] = plan.module(named, infos)
+            continue
+        module, left, found = _build(named, group)
         unclaimed.extend(left)
         findings.extend(found)
         if module:
             modules[name] = module
+            if not left and not found:
+                plans[form] = ModulePlan(module, places_of(infos))
     return Claims(modules, tuple(flags), tuple(unclaimed), tuple(findings))
 
 
-def _unmarked(name: str, group: _Group, tensors: Mapping[str, TensorInfo]) -> Iterable[_Tensor]:
+def _unmarked(name: str, group: KeyGroup, tensors: Mapping[str, TensorInfo]) -> Iterable[GroupTensor]:
     """The tensors of a module whose suffixes a base has as well, by the algorithms that its other tensors may be of."""
     for algorithm in map(algorithms.by_name, list(_possible(group.parts.get(None, ())))):
         for role, suffix in algorithm.unmarked.items():
             key = name + suffix
             if key in tensors and parse_key(key) is None:
-                yield _Tensor(tensors[key], ParsedKey(name, suffix, ((algorithm.name, role),)))
+                yield GroupTensor(tensors[key], ParsedKey(name, suffix, ((algorithm.name, role),)))
 
 
 def _second(key: str) -> Finding:
@@ -132,7 +115,7 @@ def _second(key: str) -> Finding:
     return Finding("twice", message, (key,))
 
 
-def _build(name: ModuleName, group: _Group) -> tuple[Module | None, list[str], list[Finding]]:
+def _build(name: ModuleName, group: KeyGroup) -> tuple[Module | None, list[str], list[Finding]]:
     """The module, the keys that it does not take, and what is wrong with it."""
     contributions: list[Contribution] = []
     numbered = (tensor for part, tensors in group.parts.items() if part is not None for tensor in tensors)
@@ -199,14 +182,14 @@ def _with_bearers(contributions: list[Contribution], is_decomposed: bool) -> tup
     return kept, findings
 
 
-def _claim_part(name: ModuleName, tensors: Sequence[_Tensor]) -> _Found:
+def _claim_part(name: ModuleName, tensors: Sequence[GroupTensor]) -> _Found:
     """The contributions of a module, or of one slice of it.
 
     Of the algorithms that know a suffix, the first whose marks are there and whose shapes fit takes the tensors.
     """
     contributions: list[Contribution] = []
     findings: list[Finding] = []
-    failures: list[tuple[Sequence[_Tensor], Finding]] = []
+    failures: list[tuple[Sequence[GroupTensor], Finding]] = []
     left = list(tensors)
     for algorithm in map(algorithms.by_name, _possible(tensors)):
         roles = [(tensor, role) for tensor in left if (role := tensor.role_in(algorithm.name))]
@@ -225,7 +208,7 @@ def _claim_part(name: ModuleName, tensors: Sequence[_Tensor]) -> _Found:
     return _Found(contributions, [tensor.info.name for tensor in left], findings)
 
 
-def _possible(tensors: Iterable[_Tensor]) -> Iterable[str]:
+def _possible(tensors: Iterable[GroupTensor]) -> Iterable[str]:
     """The algorithms that any of the suffixes can belong to, in the order in which they are tried."""
     return dict.fromkeys(name for tensor in tensors for name, _ in tensor.parsed.meanings if name)
 

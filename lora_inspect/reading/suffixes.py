@@ -2,9 +2,11 @@
 
 import re
 
+from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms import CANDIDATES, by_name, load_for
 from lora_inspect.maths import dora
 from lora_inspect.records import NamedTuple
+from lora_inspect.remembering import remembering
 from lora_inspect.schemes import HIDING
 from lora_inspect.schemes.record import LONGEST_SUFFIX
 
@@ -59,6 +61,12 @@ class ParsedKey(NamedTuple):
 
 def parse_key(key: str) -> ParsedKey | None:
     """Module and meanings of a key, or None where no algorithm spells its end so."""
+    return _parsed(key, algorithms.changes(), schemes.changes())
+
+
+@remembering
+def _parsed(key: str, algorithm_changes: int, scheme_changes: int) -> ParsedKey | None:
+    """What `parse_key` finds by the algorithms and schemes that are known after so many changes."""
     part = None
     if split := _PART.search(key):
         part = int(split[2])

@@ -9,11 +9,16 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
+from lora_inspect.remembering import remembering
 from lora_inspect.schemes.record import LONGEST_SUFFIX, ModuleName, Scheme
 
 SCHEMES: dict[str, Scheme] = {}
 # Every prefix with its scheme, in the order in which they are tried.
 _PREFIXES: list[tuple[str, Scheme]] = []
+# The suffixes of which modules of a scheme have one.
+_MARKS: set[str] = set()
+# Goes up with every change of the registry, for what is remembered of it.
+_changes = 0
 # The suffixes of all schemes in which a module's path ends: the role, and that end.
 HIDING: dict[str, tuple[str, str]] = {}
 
@@ -31,8 +36,10 @@ def add(scheme: Scheme) -> None:
             raise ValueError(f"{prefix!r} is a prefix of {other.name} already")
     if wrong := [suffix for suffix in scheme.hiding if len(suffix) > LONGEST_SUFFIX or suffix[:1] != "."]:
         raise ValueError(f"{wrong[0]!r} is no suffix: a dot and at most {LONGEST_SUFFIX - 1} letters")
+    _note_change()
     SCHEMES[scheme.name] = scheme
     HIDING.update(scheme.hiding)
+    _MARKS.update(scheme.marks)
     _PREFIXES.extend((prefix, scheme) for prefix in scheme.prefixes)
     _PREFIXES.sort(key=lambda found: (not found[1].marks, -len(found[0]), found[1].name))
 
@@ -44,10 +51,22 @@ def added(scheme: Scheme) -> Iterator[None]:
     try:
         yield
     finally:
+        _note_change()
         del SCHEMES[scheme.name]
         for suffix in scheme.hiding:
             del HIDING[suffix]
+        _MARKS.intersection_update(mark for other in SCHEMES.values() for mark in other.marks)
         _PREFIXES[:] = [found for found in _PREFIXES if found[1] is not scheme]
+
+
+def changes() -> int:
+    """How often the registry changed: what was found in it before another number counts no more."""
+    return _changes
+
+
+def _note_change() -> None:
+    global _changes
+    _changes += 1
 
 
 def by_name(name: str) -> Scheme:
@@ -67,7 +86,12 @@ def readings(module: str, suffixes: Collection[str] = ()) -> Iterator[ModuleName
 
 def recognise(module: str, suffixes: Collection[str] = ()) -> ModuleName:
     """The parts of a module's name, of whose keys these are the suffixes; raises ValueError for an empty one."""
-    for name in readings(module, suffixes):
+    return _recognised(module, tuple(suffix for suffix in suffixes if suffix in _MARKS), _changes)
+
+
+@remembering
+def _recognised(module: str, marks: tuple[str, ...], changes: int) -> ModuleName:
+    for name in readings(module, marks):
         return name
     raise ValueError(f"{module!r} is no module name")
 

@@ -1,0 +1,47 @@
+"""What was found out about names, kept for the next files that have them, as those of one family have the same."""
+
+from collections.abc import Callable, Hashable
+from functools import lru_cache, wraps
+from typing import Concatenate, Generic, ParamSpec, TypeVar, cast
+
+_Others = ParamSpec("_Others")
+_Found = TypeVar("_Found")
+_Key = TypeVar("_Key", bound=Hashable)
+
+# Together they bound what is kept, as a file may have any number of names of any length.
+_MOST_NAMES, _LONGEST_NAME = 1 << 15, 256
+
+
+def remembering(find: Callable[Concatenate[str, _Others], _Found]) -> Callable[Concatenate[str, _Others], _Found]:
+    """The function of a name and of hashable others, which must tell the whole answer, asked once for each name."""
+    kept = lru_cache(maxsize=_MOST_NAMES)(find)
+
+    @wraps(find)
+    def ask(name: str, *others: _Others.args, **named: _Others.kwargs) -> _Found:
+        if len(name) > _LONGEST_NAME:
+            return find(name, *others, **named)
+        return kept(name, *others, **named)  # type: ignore[arg-type]
+
+    return cast(Callable[Concatenate[str, _Others], _Found], ask)
+
+
+class Remembered(Generic[_Key, _Found]):
+    """The last `most` things that were found, by all that decides what is found."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._found: dict[_Key, _Found] = {}
+
+    def get(self, key: _Key) -> _Found | None:
+        """What was found by this key; None where that is not remembered."""
+        found = self._found.pop(key, None)
+        if found is not None:
+            self._found[key] = found
+        return found
+
+    def put(self, key: _Key, found: _Found) -> None:
+        """Remembers it instead of what was asked for longest ago."""
+        self._found.pop(key, None)
+        while len(self._found) >= self._most:
+            del self._found[next(iter(self._found))]
+        self._found[key] = found
