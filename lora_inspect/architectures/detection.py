@@ -8,13 +8,15 @@ metadata says; families that even then fit alike are all candidates, and no one 
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from lora_inspect.listing import listed
+from lora_inspect.remembering import Remembered
 
 from ..records import NamedTuple
 from . import admitted, every
 from .blocks import fills, holds, used_indices
-from .claims import METADATA_KEYS, agrees_with_v2, named_by
+from .claims import METADATA_KEYS, V2_KEY, agrees_with_v2, named_by
 from .patterns import layout_patterns, pattern_of, separator_of
 from .record import Architecture, Layout, Size
 from .text_encoders import TextEncoder, has
@@ -22,6 +24,8 @@ from .widths import agreeing_sizes
 
 # A family of other widths than any that it is published in has at least so much of the names, also of a base.
 _SHARE_OF_ANOTHER_SIZE = 0.9
+# What is remembered of the files that were read last: a folder holds many of the same modules.
+_MOST_FILES, _MOST_MODULES, _LONGEST_SAID = 16, 2_000, 256
 
 
 class Detection(NamedTuple):
@@ -82,6 +86,23 @@ def candidates(
     lower it to about 0.5 for a base checkpoint, whose norms and embeddings are no layers of an adapter.
     """
     modules, encoders = tuple(modules), tuple(encoders)
+    said = tuple([metadata.get(key, "") for key in (*METADATA_KEYS, V2_KEY)])
+    if len(modules) > _MOST_MODULES or max(map(len, said)) > _LONGEST_SAID:
+        return _candidates(modules, metadata, encoders, minimum_share)
+    key = (modules, encoders, minimum_share, said, tuple(map(id, ARCHITECTURES)))
+    known = _found.get(key)
+    if known is None:
+        known = _candidates(modules, metadata, encoders, minimum_share), tuple(ARCHITECTURES)
+        _found.put(key, known)
+    return known[0]
+
+
+def _candidates(
+    modules: Sequence[tuple[str, int | None, int | None]],
+    metadata: Mapping[str, str],
+    encoders: Sequence[TextEncoder],
+    minimum_share: float,
+) -> tuple[Detection, ...]:
     fits = _fits_of_names(modules, minimum_share) if modules else _fits_of_encoders(encoders)
     used = used_indices((path for path, _, _ in modules), (fit.architecture for fit in fits))
     named = named_by(metadata)
@@ -97,6 +118,10 @@ def candidates(
     return tuple(
         Detection(fit.architecture, fit.layout, _size_name(fit), _sentence(fit, reasons, named)) for fit in left
     )
+
+
+# By all that decides; with the families themselves, so that no others can have their identities.
+_found: Remembered[Any, tuple[tuple[Detection, ...], tuple[Architecture, ...]]] = Remembered(_MOST_FILES)
 
 
 def settled_by(found: Sequence[Detection]) -> str:

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from lora_inspect.architectures.patterns import fill
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.consumers.looks import Look, is_at
+from lora_inspect.consumers.missing import missing_of
 from lora_inspect.consumers.reader import reader_of
 from lora_inspect.consumers.reception import Left, Reception, TakenAlike
 from lora_inspect.consumers.record import (
@@ -49,7 +49,7 @@ def receive(view: View, family: Architecture | None, consumer: Consumer) -> Rece
     _place_others(reception, view, loader)
     if why := view.ask(loader.unsure):
         reception.wonder(f"it is not known {why}")
-    if refusal := view.ask(loader.refuses) or _missing(view, loader.complete):
+    if refusal := view.ask(loader.refuses) or (loader.complete and view.ask(missing_of(loader.complete))):
         reception.refuse(refusal)
     reception.needs = view.ask(loader.needs) or ""
     _limit(reception, loader.strangers)
@@ -194,18 +194,6 @@ def _place_others(reception: Reception, view: View, loader: Loader) -> None:
             if does.does == FAILS:
                 reception.refuse(does.says or f"it fails on {some(keys, 1)}")
             reception.others += keys
-
-
-def _missing(view: View, complete: Sequence[str]) -> str | None:
-    """Which module the program looks for in vain, of those that every block of a file has to have."""
-    if not complete:
-        return None
-    templates = [spelled for path in complete for spelled in {path, path.replace(".", "_")}]
-    names = {module.name.body for module in view.adapter.modules.values()}
-    blocks = {fill(template, "{i}", name) for name in names for template in templates} - {None}
-    wanted = (path.replace("{i}", str(at)) for at in range(len(blocks)) for path in complete)
-    missing = next((path for path in wanted if names.isdisjoint({path, path.replace(".", "_")})), None)
-    return f"it has nothing for {missing}" if missing else None
 
 
 def _limit(reception: Reception, strangers: Strangers) -> None:

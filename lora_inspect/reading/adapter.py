@@ -126,8 +126,11 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
     groups = read_groups(ruled, claims, numbers, configs, checkpoint.metadata)
     settled = {voice: group.settled(settings.rslora) for voice, group in groups.items()}
     rslora = sum_up(list(settled.values()))
+    known = {id(one.contribution): one.facts for one in ruled}
     facts = [
-        facts_of(contribution, numbers) for _, contribution in claims.computed if contribution.algorithm.decomposes
+        known.get(id(contribution)) or facts_of(contribution, numbers)
+        for _, contribution in claims.computed
+        if contribution.algorithm.decomposes
     ]
     said = [*dora_claims(ruled, facts, numbers.flags), *rules.dora(facts, claims)]
     dora, about_dora, about_magnitudes = read_dora(facts, said, checkpoint.metadata)

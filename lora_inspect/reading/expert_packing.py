@@ -40,6 +40,8 @@ def with_packing(
     chosen: str | None,
 ) -> dict[str, Module]:
     """The modules with the packing of every parameter of experts; `chosen` is what the user says of open ones."""
+    if not any(contribution.algorithm.packed for module in modules.values() for contribution in module.contributions):
+        return dict(modules)
     speakers = Speakers(configs)
 
     def packed(contribution: Contribution) -> Contribution:

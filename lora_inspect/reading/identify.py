@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import product
+from typing import Any
 
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Features
 from lora_inspect.architectures.correspondence import UNKNOWN, Correspondence, Relation
@@ -17,7 +18,7 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import BASE_PREFIXES, is_weight, path_of
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.schemes.gguf import GGUF
-from lora_inspect.schemes.record import MODEL
+from lora_inspect.schemes.record import MODEL, ModuleName
 
 # A base has embeddings, norms and heads beside the layers that the tables of architectures list.
 _BASE_SHARE = 0.5
@@ -34,19 +35,42 @@ def adapter_candidates(adapter: Adapter) -> tuple[Detection, ...]:
         from lora_inspect.reading.gguf_layout import gguf_families
 
         return gguf_families(adapter.checkpoint)
-    layers = filter(_is_layer, adapter.modules.values())
-    modules = [(module.name.body, *_features(module)) for module in layers if module.name.component in _MODELS]
-    encoders = {encoder: None for shown in text_encoders(adapter).values() for encoder in shown}
+    layers = _layers(adapter)
+    modules = [(name.body, *features) for name, features in layers if name.component in _MODELS]
+    encoders = {encoder: None for shown in _encoders(layers).values() for encoder in shown}
     return candidates(modules, adapter.checkpoint.metadata, encoders=encoders)
 
 
 def text_encoders(adapter: Adapter) -> dict[str, tuple[TextEncoder, ...]]:
     """What the modules of each component show of the text encoder that it is."""
+    return _encoders(_layers(adapter))
+
+
+def _encoders(layers: Iterable[tuple[ModuleName, Features]]) -> dict[str, tuple[TextEncoder, ...]]:
     others: dict[str, list[tuple[str, int | None, int | None]]] = defaultdict(list)
-    for module in filter(_is_layer, adapter.modules.values()):
-        if module.name.component not in _MODELS:
-            others[module.name.component].append((module.name.body, *_features(module)))
+    for name, features in layers:
+        if name.component not in _MODELS:
+            others[name.component].append((name.body, *features))
     return {component: found_in(modules) for component, modules in others.items()}
+
+
+def _layers(adapter: Adapter) -> list[tuple[ModuleName, Features]]:
+    """The names of the modules that are layers, and how wide they are, which is found once for those of one kind."""
+    found: dict[tuple[Any, ...], Features | None] = {}
+    layers: list[tuple[ModuleName, Features]] = []
+    for module in adapter.modules.values():
+        kind = tuple(
+            [
+                (id(one.algorithm), one.rows, *[(role, info.shape) for role, info in one.factors.items()])
+                for one in module.contributions
+            ]
+        )
+        if kind not in found:
+            found[kind] = _features(module) if any(map(_is_of_layer, module.contributions)) else None
+        features = found[kind]
+        if features is not None and not is_parameter(module.name.body):
+            layers.append((module.name, features))
+    return layers
 
 
 def base_candidates(checkpoint: Checkpoint) -> tuple[Detection, ...]:
@@ -137,12 +161,11 @@ def _has_a_side(relation: Relation, patterns: Collection[str]) -> bool:
     return any(pattern_of(path, ".") in patterns for path in (relation.whole, *relation.parts))
 
 
-def _is_layer(module: Module) -> bool:
+def _is_of_layer(change: Contribution) -> bool:
     """Whether it changes what the tables of architectures list: matrices and kernels, not norms or heads."""
-    return not is_parameter(module.name.body) and any(
-        c.algorithm.formula is None
-        or (c.algorithm.parameter == WEIGHT and len(c.shape) > 1 and not c.algorithm.replaces)
-        for c in module.contributions
+    algorithm = change.algorithm
+    return algorithm.formula is None or (
+        algorithm.parameter == WEIGHT and len(change.shape) > 1 and not algorithm.replaces
     )
 
 

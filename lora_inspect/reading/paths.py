@@ -1,20 +1,31 @@
 """The canonical dotted path of every module: as it is written, or what alone can be meant by an underscored name."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.written_paths import MODELS, path_of, table_of
+from lora_inspect.remembering import Remembered
 
 # What a path is of stands beside the paths.
 __all__ = ["MODELS", "with_paths"]
 
+# The paths of the files that were read last, by the names of their modules and those of the layouts.
+_MOST_NAMES = 2_000
+_paths: Remembered[Any, list[str | None]] = Remembered(16)
+
 
 def with_paths(adapter: Adapter, families: Sequence[Detection]) -> Adapter:
     """The adapter with the path of each module, which may be of any of the `families`; None where that stays open."""
-    tables = [table_of(family.layout.named) for family in families]
-    others = [table_of(layout.named) for family in families for layout in family.architecture.layouts]
-    modules = {
-        key: module._replace(path=path_of(module.name, tables, others)) for key, module in adapter.modules.items()
-    }
-    return adapter._replace(modules=modules)
+    names = tuple([module.name for module in adapter.modules.values()])
+    own = tuple(family.layout.named for family in families)
+    others = tuple(layout.named for family in families for layout in family.architecture.layouts)
+    paths = _paths.get((names, own, others)) if len(names) <= _MOST_NAMES else None
+    if paths is None:
+        tables = [list(map(table_of, layouts)) for layouts in (own, others)]
+        paths = [path_of(name, *tables) for name in names]
+        if len(names) <= _MOST_NAMES:
+            _paths.put((names, own, others), paths)
+    found = zip(adapter.modules.items(), paths, strict=True)
+    return adapter._replace(modules={key: module._replace(path=path) for (key, module), path in found})

@@ -62,9 +62,10 @@ class RuledGroup(NamedTuple):
 
 def facts_of(contribution: Contribution, numbers: StoredNumbers) -> LoraFacts:
     """What the evidence looks at in a contribution."""
-    alpha = numbers.alphas.get(contribution.module.key)
+    key = contribution.module.key
+    alpha = numbers.alphas.get(key)
     return LoraFacts(
-        module=contribution.module.key,
+        module=key,
         rank=contribution.formula.rank(contribution.shapes) or 0,
         alpha=None if alpha is None else float(alpha),
         linear=contribution.is_linear,

@@ -100,23 +100,21 @@ def _with_scale(contribution: Contribution, sources: ScaleSources, settings: Set
     alpha, why = _alpha(contribution, sources, rank)
     if why and settings.alpha is not None:
         alpha, why = settings.alpha, ""
-    contribution = contribution._replace(alpha=alpha)
     if why:
-        return contribution._replace(why=why)
+        return contribution._replace(alpha=alpha, why=why)
     if alpha is None:
-        return contribution._replace(
-            scale=1.0, rslora=None, why=f"no alpha, which means scale 1 in the {contribution.module.scheme} scheme"
-        )
+        why = f"no alpha, which means scale 1 in the {contribution.module.scheme} scheme"
+        return contribution._replace(scale=1.0, rslora=None, why=why)
     if rule is None and rank > 1:
         cause = "conflicts" if sources.rule.source == "conflict" else "is missing"
-        return contribution._replace(why=f"the evidence for RS-LoRA {cause}")
+        return contribution._replace(alpha=alpha, why=f"the evidence for RS-LoRA {cause}")
     rslora = bool(rule)
     why = f"{alpha:g}/sqrt({rank})" if rslora else f"{alpha:g}/{rank}"
     if sources.counted.parts > 1 and sources.stored is not None:
         why += (
             f", as alpha {sources.stored:g} counts for each of the {sources.counted.parts} parts that it was saved in"
         )
-    return contribution._replace(rslora=rslora, scale=scale_of(alpha, rank, rslora), why=why)
+    return contribution._replace(alpha=alpha, rslora=rslora, scale=scale_of(alpha, rank, rslora), why=why)
 
 
 def _with_scale_of(contribution: Contribution, bearer: Contribution) -> Contribution:
