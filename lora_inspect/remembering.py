@@ -32,6 +32,9 @@ class Remembered(Generic[_Key, _Found]):
         self._most = most
         self._found: dict[_Key, _Found] = {}
 
+    def __len__(self) -> int:
+        return len(self._found)
+
     def get(self, key: _Key) -> _Found | None:
         """What was found by this key; None where that is not remembered."""
         found = self._found.pop(key, None)
