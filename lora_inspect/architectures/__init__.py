@@ -14,6 +14,8 @@ from .family_marks import DESCENDS_FROM, METADATA_NAMES, PATHS
 from .record import Architecture, Layout, Size
 
 _LOADED: dict[str, Architecture] = {}
+# Goes up with every family that is added or taken away, for what is remembered of the registry.
+_changes = 0
 # The families whose files have not been asked for yet.
 _WAITING = {
     file[:-3]
@@ -32,6 +34,7 @@ def add(architecture: Architecture) -> None:
     above = architecture.descends_from
     if above and above not in names():
         raise ValueError(f"{architecture.name} descends from {above}, which is not known")
+    _note_change()
     _LOADED[architecture.name] = architecture
 
 
@@ -42,7 +45,18 @@ def added(architecture: Architecture) -> Iterator[None]:
     try:
         yield
     finally:
+        _note_change()
         del _LOADED[architecture.name]
+
+
+def changes() -> int:
+    """How often the registry changed: what was found in it before another number counts no more."""
+    return _changes
+
+
+def _note_change() -> None:
+    global _changes
+    _changes += 1
 
 
 def every() -> list[Architecture]:
@@ -102,4 +116,16 @@ def _lineage(architecture: Architecture) -> tuple[str, ...]:
     return (*(_lineage(by_name(above)) if above else ()), architecture.name)
 
 
-__all__ = ["Architecture", "Layout", "Size", "add", "added", "admitted", "by_name", "every", "names", "said_names"]
+__all__ = [
+    "Architecture",
+    "Layout",
+    "Size",
+    "add",
+    "added",
+    "admitted",
+    "by_name",
+    "changes",
+    "every",
+    "names",
+    "said_names",
+]

@@ -14,7 +14,7 @@ from lora_inspect.listing import listed
 from lora_inspect.remembering import Remembered
 
 from ..records import NamedTuple
-from . import admitted, every
+from . import admitted, changes, every
 from .blocks import fills, holds, used_indices
 from .claims import METADATA_KEYS, V2_KEY, agrees_with_v2, named_by
 from .patterns import layout_patterns, pattern_of, separator_of
@@ -89,12 +89,12 @@ def candidates(
     said = tuple([metadata.get(key, "") for key in (*METADATA_KEYS, V2_KEY)])
     if len(modules) > _MOST_MODULES or max(map(len, said)) > _LONGEST_SAID:
         return _candidates(modules, metadata, encoders, minimum_share)
-    key = (modules, encoders, minimum_share, said, tuple(map(id, ARCHITECTURES)))
+    key = (modules, encoders, minimum_share, said, changes())
     known = _found.get(key)
     if known is None:
-        known = _candidates(modules, metadata, encoders, minimum_share), tuple(ARCHITECTURES)
+        known = _candidates(modules, metadata, encoders, minimum_share)
         _found.put(key, known)
-    return known[0]
+    return known
 
 
 def _candidates(
@@ -120,8 +120,8 @@ def _candidates(
     )
 
 
-# By all that decides; with the families themselves, so that no others can have their identities.
-_found: Remembered[Any, tuple[tuple[Detection, ...], tuple[Architecture, ...]]] = Remembered(_MOST_FILES)
+# By all that decides.
+_found: Remembered[Any, tuple[Detection, ...]] = Remembered(_MOST_FILES)
 
 
 def settled_by(found: Sequence[Detection]) -> str:
