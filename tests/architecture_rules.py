@@ -24,7 +24,7 @@ ORDER = {
         ("maths", "schemes"),
         ("architectures",),
         ("files",),
-        ("errors", "listing", "shell"),
+        ("errors", "listing", "remembering", "shell"),
         ("__init__", "printable", "progress", "records", "start"),
     ),
     "networks": (

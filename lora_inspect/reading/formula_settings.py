@@ -1,6 +1,7 @@
 """What stands beside the factors of a module and decides how they are computed: settings, or why they are unknown."""
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -41,10 +42,12 @@ def with_settings(
             return contribution._replace(algorithm=found)
         return contribution._replace(settings=found)
 
-    return {
-        name: module._replace(contributions=tuple(settled(c, module) for c in module.contributions))
-        for name, module in modules.items()
-    }
+    found: dict[str, Module] = {}
+    for name, module in modules.items():
+        contributions = tuple([settled(contribution, module) for contribution in module.contributions])
+        is_same = all(map(operator.is_, contributions, module.contributions))
+        found[name] = module if is_same else module._replace(contributions=contributions)
+    return found
 
 
 def _options(configs: Sequence[FoundConfig]) -> Iterator[tuple[str, Callable[[Surroundings], Algorithm | str]]]:

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from lora_inspect import schemes
 from lora_inspect.maths.scaling import neutral_alpha, scale_of
@@ -90,31 +91,31 @@ def _with_scale(contribution: Contribution, sources: ScaleSources, settings: Set
     rule = sources.rule.value
     found = sources.configs[0] if sources.configs else None
     fan_in_fan_out = peft_config.fan_in_fan_out(found.config) if found and contribution.is_linear else None
-    contribution = contribution._replace(rank=rank, fan_in_fan_out=fan_in_fan_out, rslora=rule)
+    told = partial(contribution._replace, rank=rank, fan_in_fan_out=fan_in_fan_out)
     if open_rank:
-        return contribution._replace(why=open_rank)
+        return told(rslora=rule, why=open_rank)
     if rank is None:
         why = f"{contribution.algorithm.title} has no rank here that alpha would be divided by"
         alpha = sources.stored if contribution.algorithm.has_alpha else None
-        return contribution._replace(alpha=alpha, scale=1.0, rslora=None, why=why)
+        return told(alpha=alpha, scale=1.0, rslora=None, why=why)
     alpha, why = _alpha(contribution, sources, rank)
     if why and settings.alpha is not None:
         alpha, why = settings.alpha, ""
     if why:
-        return contribution._replace(alpha=alpha, why=why)
+        return told(alpha=alpha, rslora=rule, why=why)
     if alpha is None:
         why = f"no alpha, which means scale 1 in the {contribution.module.scheme} scheme"
-        return contribution._replace(scale=1.0, rslora=None, why=why)
+        return told(alpha=None, scale=1.0, rslora=None, why=why)
     if rule is None and rank > 1:
         cause = "conflicts" if sources.rule.source == "conflict" else "is missing"
-        return contribution._replace(alpha=alpha, why=f"the evidence for RS-LoRA {cause}")
+        return told(alpha=alpha, rslora=rule, why=f"the evidence for RS-LoRA {cause}")
     rslora = bool(rule)
     why = f"{alpha:g}/sqrt({rank})" if rslora else f"{alpha:g}/{rank}"
     if sources.counted.parts > 1 and sources.stored is not None:
         why += (
             f", as alpha {sources.stored:g} counts for each of the {sources.counted.parts} parts that it was saved in"
         )
-    return contribution._replace(alpha=alpha, rslora=rslora, scale=scale_of(alpha, rank, rslora), why=why)
+    return told(alpha=alpha, rslora=rslora, scale=scale_of(alpha, rank, rslora), why=why)
 
 
 def _with_scale_of(contribution: Contribution, bearer: Contribution) -> Contribution:
@@ -154,7 +155,7 @@ def _alpha(contribution: Contribution, sources: ScaleSources, rank: int) -> tupl
     if any(found.modules.refused for found in sources.configs):
         return None, PATTERN_REFUSED
     if theirs:
-        return _configured_alpha(contribution, theirs[0], configured, rank)
+        return _configured_alpha(contribution, theirs[0], configured, rank, sources.rule.value)
     if sources.configs:
         expected = sources.configs[0].modules.rank(contribution.module.body)
         says = "is no whole number" if expected is None else f"is {expected}"
@@ -177,7 +178,11 @@ def _stored_alpha(stored: float | None, configured: Mapping[str, float | None]) 
 
 
 def _configured_alpha(
-    contribution: Contribution, found: FoundConfig, alphas: Mapping[str, float | None], rank: int
+    contribution: Contribution,
+    found: FoundConfig,
+    alphas: Mapping[str, float | None],
+    rank: int,
+    rslora: bool | None,
 ) -> tuple[float | None, str]:
     """The alpha of the configs, of which `found` is the first.
 
@@ -196,12 +201,12 @@ def _configured_alpha(
     own = found.embedded and (scheme == "diffusers" or (scheme == "dotted" and not found.prefix))
     if own or schemes.by_name(scheme).absent_alpha == "config":
         return configured, ""
-    if contribution.rslora is None and rank > 1:
+    if rslora is None and rank > 1:
         return None, f"no alpha means scale 1 in the {scheme} scheme, but {found.where} says alpha {configured:g}"
-    scale = scale_of(configured, rank, bool(contribution.rslora))
+    scale = scale_of(configured, rank, bool(rslora))
     if math.isclose(scale, 1.0, rel_tol=1e-6):
         return configured, ""
-    neutral = neutral_alpha(rank, bool(contribution.rslora))
+    neutral = neutral_alpha(rank, bool(rslora))
     return None, (
         f"no alpha means scale 1 in the {scheme} scheme, but {found.where} says scale {scale:g} at rank {rank}: "
         f"alpha={neutral:.9g} means the first, alpha={configured:.9g} the second"
