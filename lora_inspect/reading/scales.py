@@ -50,8 +50,10 @@ def about_parts(counts: Iterable[Counted]) -> list[Evidence]:
 
 def about_hidden_ranks(contributions: Iterable[Contribution], flags: Sequence[str]) -> list[Evidence]:
     """What is said of modules whose alpha is divided by a rank that a flag says and their tensors do not show."""
+    if LOKR_FLAG not in flags:
+        return []
     hidden = [c for c in contributions if c.algorithm.formula and c.rank and c.formula.rank(c.shapes) is None]
-    if LOKR_FLAG not in flags or not hidden:
+    if not hidden:
         return []
     says = f"{len(hidden)} modules have whole factors, whose alpha its program divides by the largest dimension of w2"
     return [Evidence("scale", says, LOKR_FLAG)]
@@ -81,6 +83,8 @@ def with_scales(
         c if c.algorithm.beside or not c.algorithm.formula else _with_scale(c, sources(c), settings)
         for c in contributions
     ]
+    if not any([c.algorithm.beside for c in own]):
+        return tuple(own)
     bearers = {c.algorithm.name: c for c in own}
     return tuple(_with_scale_of(c, bearers[c.algorithm.beside]) if c.algorithm.beside else c for c in own)
 
