@@ -83,7 +83,7 @@ def with_scales(
         c if c.algorithm.beside or not c.algorithm.formula else _with_scale(c, sources(c), settings)
         for c in contributions
     ]
-    if not any([c.algorithm.beside for c in own]):
+    if not any(c.algorithm.beside for c in own):
         return tuple(own)
     bearers = {c.algorithm.name: c for c in own}
     return tuple(_with_scale_of(c, bearers[c.algorithm.beside]) if c.algorithm.beside else c for c in own)
