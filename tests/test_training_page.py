@@ -89,11 +89,34 @@ def test_the_file_says_what_the_command_says(parser_of):
 
 
 @PARSERS
-def test_every_argument_of_the_table_is_one(parser_of):
+def test_every_argument_of_the_page_is_one(parser_of):
     known = {option for action in parser_of("wan_train_network")._actions for option in action.option_strings}
-    named = set(re.findall(r"`(--[a-z0-9_]+)`", PAGE.read_text(encoding="utf-8").split("## The arguments")[1]))
-    assert len(named) >= 20
-    assert named <= known
+    of_the_trainer = PAGE.read_text(encoding="utf-8").split("## Then")[0]
+    named = set(re.findall(r"(?<![\w-])--[a-z0-9_]+", of_the_trainer)) - {"--num_cpu_threads_per_process"}
+    assert len(named) >= 50
+    assert named - set(ARGUMENTS["wan_cache_text_encoder_outputs"]) <= known
+
+
+def test_every_module_of_a_model_is_one():
+    text = PAGE.read_text(encoding="utf-8")
+    modules = set(re.findall(r"`(lora_inspect\.networks\.\w+)`", text))
+    own = {path.stem for path in (ROOT / "networks").glob("*.py")} - {"__init__", "arguments", "train_example"}
+    assert modules == {f"lora_inspect.networks.{name}" for name in own}
+    for name in modules:
+        assert callable(importlib.import_module(name).create_arch_network)
+
+
+def test_every_script_of_a_model_is_one():
+    trainer = pytest.importorskip("musubi_tuner")
+    scripts = set(re.findall(r"`(\w+_train_network\.py)`", PAGE.read_text(encoding="utf-8")))
+    assert len(scripts) == 12
+    assert scripts <= {path.name for folder in trainer.__path__ for path in Path(folder).iterdir()}
+
+
+def test_a_name_tells_the_expert(tmp_path, run):
+    made = tmp_path / "wan-style-high_noise.safetensors"
+    made.write_bytes((ROOT / "fixtures" / "synthetic" / "rslora_flag.safetensors").read_bytes())
+    assert run("info", made, "--json").json["expert"] == "high noise"
 
 
 @pytest.mark.parametrize("script", ARGUMENTS)
