@@ -2,7 +2,8 @@
 
 from lora_inspect.api.arguments import PathWithSettings, StrPath, WatchProgress, path_of, watched, without_strength
 from lora_inspect.api.failures import in_a_sentence
-from lora_inspect.ops.check import CheckResult, stored_bytes
+from lora_inspect.files.found_checkpoints import stored_bytes
+from lora_inspect.ops.check import CheckResult
 from lora_inspect.ops.check import check as problems_of
 from lora_inspect.ops.check import fix as mend
 
@@ -20,7 +21,7 @@ def check(
 ) -> CheckResult:
     """Says what is wrong or doubtful with one file, as `check` does; that it cannot be read is a problem too.
 
-    With `tensors` all numbers are read, and `progress(done, total)` is told of their bytes. `fix` is where the file is
+    With `tensors` all numbers are read. `progress(done, total)` is told of the file's bytes. `fix` is where the file is
     written with all mended that needs no guess, which is the command line's `--fix -o`. `fails("warning")` of the
     result says whether a problem is a warning or worse.
 
@@ -28,7 +29,7 @@ def check(
     be mended; ValueError for `force` without it.
     """
     name, settings = without_strength(path)
-    told = watched(progress, stored_bytes(name) if tensors else 0)
+    told = watched(progress, stored_bytes(name))
     if fix is not None:
         return mend(name, path_of(fix), settings, tensors, force, told)
     if force:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from lora_inspect.checking.draft import Draft
 from lora_inspect.checking.subject import Subject
+from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.contents import Content, renamed
 from lora_inspect.files.hashes import (
     LEGACY_HASH,
@@ -18,6 +19,7 @@ from lora_inspect.files.hashes import (
 )
 from lora_inspect.files.writer import in_file_order
 from lora_inspect.printable import shortened
+from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.problem import Finding
 
 STALE, EMPTY = "hash-stale", "hash-empty"
@@ -31,7 +33,7 @@ def stated_hashes(subject: Subject) -> Iterator[Finding]:
     if not _has_one_header(subject):
         return
     tensors = subject.checkpoint.tensors
-    contents = [renamed(info, name) for name, info in tensors.items()]
+    of_data = _DataHashes(subject)
     has_bytes = any(info.nbytes for info in tensors.values())
     model_is_true = False
     for key, digits in ((MODEL_HASH, 64), (SPEC_HASH, 64), (LEGACY_HASH, 8)):
@@ -51,7 +53,7 @@ def stated_hashes(subject: Subject) -> Iterator[Finding]:
                 legacy_hash(infos, subject.metadata, padded=False),
             ):
                 yield _stale(key, stated)
-        elif _is_of_data(plain, contents):
+        elif plain in of_data:
             model_is_true = model_is_true or key == MODEL_HASH
         elif key != MODEL_HASH or not stated.startswith(
             _LYCORIS
@@ -67,27 +69,44 @@ def _has_one_header(subject: Subject) -> bool:
     return len(subject.checkpoint.files) == 1 == len(subject.headers)
 
 
-def _is_of_data(digits: str, contents: list[Content]) -> bool:
-    """Whether these are the digits of the data in the order of the file, of the library or of the names."""
-    by_name = sorted(contents, key=lambda content: content.plan.name)
+class _DataHashes:
+    """The hashes of the data in each order that writers take it in, one after the other until one is what is asked."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._waiting = _orders(subject.checkpoint)
+        self._progress = subject.progress
+        self._found: list[str] = []
+
+    def __contains__(self, digits: str) -> bool:
+        while digits not in self._found and self._waiting:
+            self._found.append(data_sha256(self._waiting.pop(0), self._progress))
+        return digits in self._found
+
+
+def _orders(checkpoint: Checkpoint) -> list[list[Content]]:
+    """The tensors in the order of the file, of the library and of the names, as far as these differ."""
+    contents = [renamed(info, name) for name, info in checkpoint.tensors.items()]
     orders: list[list[Content]] = []
-    for order in (contents, in_library_order(contents), by_name):
+    for order in (contents, in_library_order(contents), sorted(contents, key=lambda content: content.plan.name)):
         if order not in orders:
             orders.append(order)
-            if data_sha256(order) == digits:
-                return True
-    return False
+    return orders
 
 
-def recompute(subject: Subject, draft: Draft) -> Iterator[str]:
+def readings(subject: Subject) -> int:
+    """How often all tensors are read for the hashes that are stated, at most."""
+    return len(_orders(subject.checkpoint)) if subject.metadata.keys() & {MODEL_HASH, SPEC_HASH} else 0
+
+
+def recompute(subject: Subject, draft: Draft, progress: Progress = silent) -> Iterator[str]:
     """Those that the file states, as they are of the draft, which nothing changes any more."""
     contents = list(draft.contents.values())
     true: dict[str, str] = {}
     if MODEL_HASH in draft.metadata or LEGACY_HASH in draft.metadata:
-        true |= sshs_hashes(contents, draft.metadata)
+        true |= sshs_hashes(contents, draft.metadata, progress)
     if SPEC_HASH in draft.metadata:
         ordered = in_file_order(content.plan for content in contents)
-        true[SPEC_HASH] = "0x" + data_sha256(draft.contents[plan.name] for plan in ordered)
+        true[SPEC_HASH] = "0x" + data_sha256((draft.contents[plan.name] for plan in ordered), progress)
     for key, value in true.items():
         if key in draft.metadata and draft.metadata[key] != value:
             draft.metadata[key] = value

@@ -11,6 +11,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.contents import write_contents
 from lora_inspect.files.writer import in_file_order
+from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.evidence import close
 from lora_inspect.reading.problem import Problem
@@ -47,14 +48,14 @@ def mending(subject: Subject, problems: Iterable[Problem]) -> Mending:
 
 
 def write_mended(
-    subject: Subject, mended: Mending, output: str, force: bool, prove: Callable[[str], None]
+    subject: Subject, mended: Mending, output: str, force: bool, prove: Callable[[str], None], progress: Progress
 ) -> tuple[str, ...]:
-    """Writes the file, and says what was done to it."""
+    """Writes the file, and says what was done to it; `progress` is told of the bytes, some of them several times."""
     draft, told = mended.draft, list(mended.told)
     if _hashes_changed(subject, mended):
-        told += hash_lints.recompute(subject, draft)
+        told += hash_lints.recompute(subject, draft, progress)
     contents = list(draft.contents.values())
-    write_contents(output, contents, draft.metadata, subject.checkpoint.inputs, force, prove)
+    write_contents(output, contents, draft.metadata, subject.checkpoint.inputs, force, prove, progress)
     return tuple(told)
 
 
@@ -70,7 +71,7 @@ def check_mended(subject: Subject, codes: frozenset[str], other: Subject, output
 
 def open_mended(path: str, subject: Subject) -> Subject:
     """The written file, looked at as the one that it was made of."""
-    return Subject(open_checkpoint(path), subject.settings)
+    return Subject(open_checkpoint(path), subject.settings, subject.progress)
 
 
 def _mended(rule: Rule, subject: Subject, draft: Draft) -> list[str]:

@@ -24,7 +24,7 @@ class Subject:
     def __init__(self, checkpoint: Checkpoint, settings: Settings, progress: Progress = silent) -> None:
         self.checkpoint, self.settings = checkpoint, settings
         self.kind, self.adapter = kind_of(read_adapter(checkpoint, settings))
-        self._progress = progress
+        self.progress = progress
 
     @property
     def is_adapter(self) -> bool:
@@ -68,7 +68,7 @@ class Subject:
         """What the numbers of every tensor amount to, by its name."""
         from lora_inspect.checking.measured import measure
 
-        return {name: measure(info, self._progress) for name, info in self.checkpoint.tensors.items()}
+        return {name: measure(info, self.progress) for name, info in self.checkpoint.tensors.items()}
 
 
 def read_again(subject: Subject, metadata: Mapping[str, str]) -> Adapter:

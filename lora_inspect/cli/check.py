@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 
 import click
 
@@ -10,9 +11,10 @@ from lora_inspect.cli.check_told import print_mended, print_problems, print_summ
 from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.path_settings import parse_without_strength
-from lora_inspect.cli.progress_bar import progress_bar
+from lora_inspect.cli.progress_bar import bar_below, percent
 from lora_inspect.cli.summaries import VERBS
-from lora_inspect.ops.check import SEVERITIES, CheckResult, as_sarif, fix, found_in, stored_bytes
+from lora_inspect.files.found_checkpoints import stored_bytes
+from lora_inspect.ops.check import SEVERITIES, CheckResult, as_sarif, fix, found_in
 from lora_inspect.ops.check import check as checked
 from lora_inspect.reading.problem import WARNING
 from lora_inspect.reading.settings import Settings
@@ -94,20 +96,16 @@ def _checked(given: list[tuple[str, Settings]], tensors: bool, shown: bool) -> t
             files += [(file, settings) for file in found_in(path)]
         except OSError as error:
             errors.append(sentence_of(error, path))
-    size = sum(stored_bytes(path) for path, _ in files) if tensors else 0
-    with progress_bar("Reading", size) as progress:
+    with bar_below("Reading", sum(stored_bytes(path) for path, _ in files), percent) as bar:
         for path, settings in files:
             try:
-                results.append(checked(path, settings, tensors, progress))
+                results.append(checked(path, settings, tensors, bar.advance))
             except Exception as error:
-                show_defect(error)
+                bar.above(partial(show_defect, error))
                 errors.append(sentence_of(error, path))
                 continue
-            if shown and not tensors:
-                print_problems(path, results[-1].problems)
-    if shown and tensors:  # where a bar was before
-        for result in results:
-            print_problems(result.path, result.problems)
+            if shown:
+                bar.above(partial(print_problems, path, results[-1].problems))
     if shown and (len(results) > 1 or any(result.problems for result in results)):
         print_summary(results)
     return results, errors
@@ -116,5 +114,5 @@ def _checked(given: list[tuple[str, Settings]], tensors: bool, shown: bool) -> t
 def _mended(given: list[tuple[str, Settings]], output: str, tensors: bool, force: bool) -> CheckResult:
     if len(given) > 1 or len(files := found_in(given[0][0])) > 1:
         raise click.UsageError("--fix mends one file: name a single one.")
-    with progress_bar("Reading", stored_bytes(files[0]) if tensors else 0) as progress:
-        return fix(files[0], output, given[0][1], tensors, force, progress)
+    with bar_below("Mending", stored_bytes(files[0]), percent) as bar:
+        return fix(files[0], output, given[0][1], tensors, force, bar.advance)

@@ -7,7 +7,9 @@ import click
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.metadata_told import metadata_lines
+from lora_inspect.cli.progress_bar import bar_below, percent
 from lora_inspect.cli.summaries import METADATA_VERBS, VERBS
+from lora_inspect.files.found_checkpoints import stored_bytes
 from lora_inspect.ops.metadata import Told
 from lora_inspect.ops.metadata import get as value_of
 from lora_inspect.ops.metadata import show as told
@@ -75,7 +77,8 @@ def metadata() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every value whole: a list for a set of files.")
 def show(path: str, hashes: bool, as_json: bool) -> None:
     """Reads and prints."""
-    found = told(path, hashes)
+    with bar_below("Hashing", stored_bytes(path), percent) as bar:
+        found = told(path, hashes, bar.advance)
     if as_json:
         records = [one._asdict() for one in found]
         terminal.json_text(records if len(records) != 1 else records[0])

@@ -1,17 +1,20 @@
 """The verbs of `lora-inspect metadata` that change a file: set, unset, copy and strip."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
+from lora_inspect.cli.progress_bar import BarBelow, bar_below, percent
 from lora_inspect.cli.summaries import METADATA_VERBS
-from lora_inspect.editing.changes import Change, copying, setting, unsetting
+from lora_inspect.editing.changes import Change, Edit, copying, setting, unsetting
 from lora_inspect.editing.named_values import named_values
 from lora_inspect.editing.values import parse_pair, read_value
 from lora_inspect.editing.values import thumbnail as picture
+from lora_inspect.files.found_checkpoints import stored_bytes
 from lora_inspect.listing import listed
 from lora_inspect.ops.metadata import show
 from lora_inspect.ops.metadata_edit import Edited, Target, edit
@@ -114,8 +117,7 @@ def set_(
     given = _pairs(pairs)
     if not given and all(value is None for value in values.values()) and not where.hashes:
         raise click.UsageError("There is nothing to set; give KEY=VALUE, an option as --title, or --hashes.")
-    edited = edit(path, setting(lambda present: {**named_values(values, present), **given}), where)
-    _tell(edited, where.dry_run, as_json)
+    _edit(path, setting(lambda present: {**named_values(values, present), **given}), where, as_json)
 
 
 @click.command(help=_UNSET, short_help=METADATA_VERBS["unset"])
@@ -124,8 +126,7 @@ def set_(
 @_meaning_option
 def unset(path: str, keys: tuple[str, ...], as_json: bool, **target: Any) -> None:
     """Edits."""
-    where = _target(**target)
-    _tell(edit(path, unsetting(keys), where), where.dry_run, as_json)
+    _edit(path, unsetting(keys), _target(**target), as_json)
 
 
 @click.command(help=_COPY, short_help=METADATA_VERBS["copy"])
@@ -138,7 +139,7 @@ def copy(path: str, source: str, only: tuple[str, ...], but: tuple[str, ...], as
     """Reads the other file and edits."""
     where = _target(**target)
     found = {key: value for one in show(source) for key, value in one.metadata.items()}
-    _tell(edit(path, copying(found, only, but, source), where), where.dry_run, as_json)
+    _edit(path, copying(found, only, but, source), where, as_json)
 
 
 @click.command(help=_STRIP, short_help=METADATA_VERBS["strip"])
@@ -147,7 +148,9 @@ def copy(path: str, source: str, only: tuple[str, ...], but: tuple[str, ...], as
 def strip(path: str, everything: bool, as_json: bool, **target: Any) -> None:
     """Edits."""
     where = _target(**target)
-    _tell(stripped(path, everything, where), where.dry_run, as_json)
+    with _bar(path) as bar:
+        edited = stripped(path, everything, where, bar.advance)
+    _tell(edited, where.dry_run, as_json)
 
 
 COMMANDS = {"set": set_, "unset": unset, "copy": copy, "strip": strip}
@@ -172,6 +175,16 @@ def _pairs(pairs: Iterable[str]) -> dict[str, str]:
             raise click.UsageError(f"{key} is given twice.")
         found[key] = value
     return found
+
+
+def _edit(path: str, change: Edit, where: Target, as_json: bool) -> None:
+    with _bar(path) as bar:
+        edited = edit(path, change, where, bar.advance)
+    _tell(edited, where.dry_run, as_json)
+
+
+def _bar(path: str) -> AbstractContextManager[BarBelow]:
+    return bar_below("Writing", stored_bytes(path), percent)
 
 
 def _tell(edited: Edited, dry_run: bool, as_json: bool) -> None:

@@ -32,11 +32,22 @@ def progress_bar(label: str, length: int) -> Iterator[Progress]:
 _EVERY, _BAR = 0.1, 24
 
 
-class BarBelow:
-    """A bar in the line below what is printed meanwhile; nothing where nobody looks."""
+def of_all(done: int, length: int) -> str:
+    """What stands behind a bar of things that people count."""
+    return f"{done}/{length}"
 
-    def __init__(self, label: str, length: int) -> None:
-        self._label, self._length, self._done = label, length, 0
+
+def percent(done: int, length: int) -> str:
+    """What stands behind a bar of bytes."""
+    return f"{100 * done // max(length, 1)}%"
+
+
+class BarBelow:
+    """A bar in the line below what is printed meanwhile, nothing where nobody looks; `spelled` says how far it is."""
+
+    def __init__(self, label: str, length: int, spelled: Callable[[int, int], str]) -> None:
+        self._label, self._length, self._spelled = label, length, spelled
+        self._done = 0
         self._is_watched = sys.stderr is not None and sys.stderr.isatty()
         self._drawn, self._last = 0, time.monotonic()
 
@@ -62,7 +73,7 @@ class BarBelow:
 
     def _draw(self) -> None:
         filled = self._done * _BAR // max(self._length, 1)
-        text = f"{self._label} [{'#' * filled}{'-' * (_BAR - filled)}] {self._done}/{self._length}"
+        text = f"{self._label} [{'#' * filled}{'-' * (_BAR - filled)}] {self._spelled(self._done, self._length)}"
         text = text[: max(shutil.get_terminal_size().columns - 1, 0)]
         self._write(f"\r{text:{self._drawn}}")
         self._drawn, self._last = len(text), time.monotonic()
@@ -74,9 +85,9 @@ class BarBelow:
 
 
 @contextmanager
-def bar_below(label: str, length: int) -> Iterator[BarBelow]:
+def bar_below(label: str, length: int, spelled: Callable[[int, int], str] = of_all) -> Iterator[BarBelow]:
     """A bar for as long as the block runs."""
-    bar = BarBelow(label, length)
+    bar = BarBelow(label, length, spelled)
     try:
         yield bar
     finally:

@@ -13,14 +13,15 @@ from lora_inspect.files.hashes import (
     sshs_hashes,
 )
 from lora_inspect.files.header_rewrite import Headed
+from lora_inspect.progress import Progress, silent
 
 
-def hashes_beside(headed: Headed, after: Mapping[str, str], asked: bool) -> dict[str, str]:
-    """The hashes that have to be others beside this metadata, or all of them."""
+def hashes_beside(headed: Headed, after: Mapping[str, str], asked: bool, progress: Progress = silent) -> dict[str, str]:
+    """The hashes that have to be others beside this metadata, or all of them, for which the file is read twice."""
     infos = list(headed.tensors.values())
     if asked:
-        found = sshs_hashes([renamed(info, info.name) for info in infos], after)
-        return {**found, SPEC_HASH: "0x" + _file_hashes(headed).data}
+        found = sshs_hashes([renamed(info, info.name) for info in infos], after, progress)
+        return {**found, SPEC_HASH: "0x" + _file_hashes(headed, progress).data}
     stays = after.get(LEGACY_HASH) is not None and after[LEGACY_HASH] == headed.metadata.get(LEGACY_HASH)
     if not stays or _of_trainer(after) == _of_trainer(headed.metadata):
         return {}
@@ -32,13 +33,13 @@ def _of_trainer(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in metadata.items() if key.startswith("ss_")}
 
 
-def known_hashes(headed: Headed) -> dict[str, str]:
-    """Every hash of a file under the names that people know it by.
+def known_hashes(headed: Headed, progress: Progress = silent) -> dict[str, str]:
+    """Every hash of a file under the names that people know it by, for which it is read twice.
 
     Where the file states the legacy hash as libraries of 2023 took it, it is that.
     """
-    found, infos = _file_hashes(headed), list(headed.tensors.values())
-    sshs = sshs_hashes([renamed(info, info.name) for info in infos], headed.metadata)
+    found, infos = _file_hashes(headed, progress), list(headed.tensors.values())
+    sshs = sshs_hashes([renamed(info, info.name) for info in infos], headed.metadata, progress)
     if headed.metadata.get(LEGACY_HASH) == (early := legacy_hash(infos, headed.metadata, padded=False)):
         sshs[LEGACY_HASH] = early
     return {
@@ -52,5 +53,5 @@ def known_hashes(headed: Headed) -> dict[str, str]:
     }
 
 
-def _file_hashes(headed: Headed) -> FileHashes:
-    return file_hashes(headed.file, headed.data_start, headed.identity)
+def _file_hashes(headed: Headed, progress: Progress) -> FileHashes:
+    return file_hashes(headed.file, headed.data_start, headed.identity, progress)

@@ -7,6 +7,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.writer import TensorPlan, Writer, in_file_order
+from lora_inspect.progress import Progress, silent
 
 _CHUNK = 1 << 22
 
@@ -70,11 +71,13 @@ def write_contents(
     inputs: Mapping[str, Identity] | None = None,
     force: bool = False,
     prove: Callable[[str], None] | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Writes all of them to `path`, atomically; raises LoraInspectError where two have the same name.
 
     `inputs` are the files that the contents were made of, and have to be those still when the output is complete.
     With `force` it replaces a file of its name. `prove` is called with the path of the complete file before it appears.
+    `progress` is told of the bytes that are copied.
     """
     by_name = {content.plan.name: content for content in contents}
     if len(by_name) != len(contents):
@@ -86,6 +89,6 @@ def write_contents(
         for plan in plans:
             content = by_name[plan.name]
             if isinstance(content.source, TensorInfo):
-                writer.copy(content.source, plan.name)
+                writer.copy(content.source, plan.name, progress)
             else:
                 writer.write(plan.name, content.chunks())

@@ -87,3 +87,16 @@ def is_checkpoint_folder(folder: str) -> bool:
     if read_weights(names) or any(name.endswith(".safetensors.index.json") for name in names):
         return True
     return len(sets) == 1 and not has_subfolders and not has_gguf
+
+
+def stored_bytes(path: str) -> int:
+    """The size of the files that belong to a checkpoint, as far as their names tell; 0 where there is none."""
+    folder, name = os.path.split(path)
+    try:
+        if os.path.isdir(path):
+            return sum(entry.stat().st_size for entry in os.scandir(path) if entry.name.endswith(".safetensors"))
+        if not (whole := set_of(name)):
+            return os.path.getsize(path)
+        return sum(entry.stat().st_size for entry in os.scandir(folder or os.curdir) if set_of(entry.name) == whole)
+    except OSError:
+        return 0

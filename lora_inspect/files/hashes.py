@@ -13,6 +13,7 @@ from lora_inspect.files.dtypes import BITS
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.writer import encode_header
+from lora_inspect.progress import Progress, silent
 from lora_inspect.records import NamedTuple
 
 MODEL_HASH, LEGACY_HASH, SPEC_HASH = HASH_KEYS = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
@@ -21,8 +22,10 @@ _LEGACY_START, _LEGACY_BYTES, _LEGACY_DIGITS = 0x100000, 0x10000, 8
 _CHUNK = 1 << 22
 
 
-def sshs_hashes(contents: Sequence[Content], metadata: Mapping[str, str]) -> dict[str, str]:
-    """Both hashes of the tensors, under the metadata keys that hold them."""
+def sshs_hashes(
+    contents: Sequence[Content], metadata: Mapping[str, str], progress: Progress = silent
+) -> dict[str, str]:
+    """Both hashes of the tensors, under the metadata keys that hold them; `progress` is told of the bytes."""
     ordered = in_library_order(contents)
     ss_metadata = {key: value for key, value in metadata.items() if key.startswith("ss_")}
     position = len(encode_header([content.plan for content in ordered], ss_metadata))
@@ -33,6 +36,7 @@ def sshs_hashes(contents: Sequence[Content], metadata: Mapping[str, str]) -> dic
         if last > 0 and first < len(chunk):
             legacy.update(chunk[max(first, 0) : last])
         position += len(chunk)
+        progress(len(chunk))
     return {MODEL_HASH: model.hexdigest(), LEGACY_HASH: legacy.hexdigest()[:_LEGACY_DIGITS]}
 
 
@@ -42,14 +46,15 @@ def in_library_order(contents: Iterable[Content]) -> list[Content]:
     return sorted(contents, key=lambda content: (-rank_of[content.plan.dtype], content.plan.name))
 
 
-def data_sha256(contents: Iterable[Content]) -> str:
+def data_sha256(contents: Iterable[Content], progress: Progress = silent) -> str:
     """That of the data section of a file that holds them in this order, in 64 digits.
 
-    ModelSpec's `modelspec.hash_sha256` is this with 0x before it.
+    ModelSpec's `modelspec.hash_sha256` is this with 0x before it. `progress` is told of the bytes.
     """
     digest = hashlib.sha256()
     for chunk in chunks_of(contents):
         digest.update(chunk)
+        progress(len(chunk))
     return digest.hexdigest()
 
 
@@ -87,7 +92,7 @@ class FileHashes(NamedTuple):
     piece: str
 
 
-def file_hashes(file: str, data_start: int, identity: Identity) -> FileHashes:
+def file_hashes(file: str, data_start: int, identity: Identity, progress: Progress = silent) -> FileHashes:
     """What sites call SHA256 (AutoV2 are its first 10 digits), AutoV3 (the first 12) and AutoV1, in one reading."""
     whole, data, piece = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
     with InputFile(file, identity) as source:
@@ -97,4 +102,5 @@ def file_hashes(file: str, data_start: int, identity: Identity) -> FileHashes:
             data.update(chunk[max(data_start - start, 0) :])
             first, last = _LEGACY_START - start, _LEGACY_START + _LEGACY_BYTES - start
             piece.update(chunk[max(first, 0) : max(last, 0)])
+            progress(len(chunk))
     return FileHashes(whole.hexdigest(), data.hexdigest(), piece.hexdigest()[:_LEGACY_DIGITS])

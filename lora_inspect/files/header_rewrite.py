@@ -15,6 +15,7 @@ from lora_inspect.files.input_file import Identity, InputFile, check_unchanged
 from lora_inspect.files.outputs import new_file
 from lora_inspect.files.system import give_rights
 from lora_inspect.files.writer import ALIGNMENT, ROOM, TensorPlan, header_text, padded_header
+from lora_inspect.progress import Progress, silent
 from lora_inspect.records import NamedTuple
 
 # File systems share blocks of this size, or of a part of it.
@@ -52,11 +53,13 @@ def read_headed(file: str) -> Headed:
     return Headed(file, tensors, metadata, identity, LENGTH_BYTES + length)
 
 
-def write_anew(headed: Headed, metadata: Mapping[str, str], output: str, force: bool = False) -> None:
+def write_anew(
+    headed: Headed, metadata: Mapping[str, str], output: str, force: bool = False, progress: Progress = silent
+) -> None:
     """Writes the file with another metadata to `output`, complete or not at all; onto itself with its own rights.
 
-    Raises LoraInspectError where the disk refuses, where the file is not the one any more that was read, and where
-    the metadata is more than is read back.
+    `progress` is told of the bytes. Raises LoraInspectError where the disk refuses, where the file is not the one any
+    more that was read, and where the metadata is more than is read back.
     """
     is_same = output == headed.file
 
@@ -79,7 +82,7 @@ def write_anew(headed: Headed, metadata: Mapping[str, str], output: str, force: 
         end = headed.identity.bytes
         block = min(headed.data_start + -headed.data_start % _BLOCK, end)
         copy_bytes(source, headed.data_start, block, descriptor)
-        copy_bytes(source, block, end, descriptor)
+        copy_bytes(source, block, end, descriptor, progress)
 
 
 def write_in_place(headed: Headed, metadata: Mapping[str, str], own: Editing) -> None:

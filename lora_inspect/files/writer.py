@@ -11,6 +11,7 @@ from lora_inspect.files.dtypes import BITS
 from lora_inspect.files.header import LENGTH_BYTES, TensorInfo, count_elements
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.outputs import new_file
+from lora_inspect.progress import Progress, silent
 from lora_inspect.records import NamedTuple
 
 # What a header of ours is longer than its text at least, so that another text may take its place.
@@ -114,12 +115,12 @@ class Writer:
         if written != plan.nbytes:
             raise AssertionError(f"{name}: {written} bytes written where {plan.nbytes} were planned")
 
-    def copy(self, info: TensorInfo, name: str | None = None) -> None:
+    def copy(self, info: TensorInfo, name: str | None = None, progress: Progress = silent) -> None:
         """The bytes of `info` as the next tensor, moved by the system where it can."""
         plan = self._next(name or info.name)
         if plan.nbytes != info.nbytes:
             raise AssertionError(f"{info.name}: {info.nbytes} bytes do not fit a plan of {plan.nbytes}")
-        copy_bytes(self._source_of(info), info.start, info.stop, self._descriptor)
+        copy_bytes(self._source_of(info), info.start, info.stop, self._descriptor, progress)
 
     def _source_of(self, info: TensorInfo) -> InputFile:
         """The file of `info`, which stays open until a tensor of another file is copied."""

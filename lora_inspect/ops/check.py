@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from lora_inspect.checking.hash_lints import readings
 from lora_inspect.checking.mending import Mending, check_mended, mending, open_mended, write_mended
 from lora_inspect.checking.rules import UNREADABLE, find_problems
 from lora_inspect.checking.subject import Subject
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.files.found_checkpoints import find_checkpoints, is_checkpoint_folder, set_of
+from lora_inspect.files.found_checkpoints import find_checkpoints, is_checkpoint_folder, stored_bytes
 from lora_inspect.files.output_names import file_output
 from lora_inspect.files.outputs import check_output
-from lora_inspect.progress import Progress, silent
+from lora_inspect.progress import Progress, Share, silent
 from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Problem
 from lora_inspect.reading.settings import Settings
 from lora_inspect.records import NamedTuple
@@ -60,19 +61,6 @@ def found_in(path: str) -> list[str]:
     return [path]
 
 
-def stored_bytes(path: str) -> int:
-    """The size of the files that belong to a checkpoint, as far as their names tell; 0 where there is none."""
-    folder, name = os.path.split(path)
-    try:
-        if os.path.isdir(path):
-            return sum(entry.stat().st_size for entry in os.scandir(path) if entry.name.endswith(".safetensors"))
-        if not (whole := set_of(name)):
-            return os.path.getsize(path)
-        return sum(entry.stat().st_size for entry in os.scandir(folder or os.curdir) if set_of(entry.name) == whole)
-    except OSError:
-        return 0
-
-
 def check(
     path: str,
     settings: Settings = Settings(),  # noqa: B008 (frozen)
@@ -81,17 +69,22 @@ def check(
 ) -> CheckResult:
     """The problems of one checkpoint; that it cannot be read is one of them.
 
-    With `tensors` all numbers are read, and `progress` is told of their bytes. Raises LoraInspectError where there is
-    no file.
+    With `tensors` all numbers are read. `progress` is told of the bytes of the file, once. Raises LoraInspectError
+    where there is no file.
     """
+    share = Share(progress, stored_bytes(path))
     try:
-        subject, problems = _looked_at(path, settings, tensors, progress)
+        subject = Subject(open_checkpoint(path), settings, share.done)
+        share.work *= _readings(subject, tensors)
+        problems = _problems_of(subject, tensors)
         return CheckResult(path, problems, mending(subject, problems).codes)
     except LoraInspectError as error:
         if not os.path.lexists(path) or (os.path.isdir(path) and not is_checkpoint_folder(path)):
             raise
         message = str(error).removeprefix(f"{path}: ").removesuffix(".")
         return CheckResult(path, (Problem(UNREADABLE, ERROR, message),))
+    finally:
+        share.finish()
 
 
 def fix(
@@ -106,15 +99,20 @@ def fix(
 
     Raises LoraInspectError where there is nothing to mend, and where the output would mean anything else.
     """
-    subject, problems = _looked_at(path, settings, tensors, progress)
+    share = Share(progress, stored_bytes(path))
+    subject = Subject(open_checkpoint(path), settings, share.done)
+    # Looked at, hashed anew, written, proved, looked at again.
+    share.work *= 2 * _readings(subject, tensors) + readings(subject) + 3
+    problems = _problems_of(subject, tensors)
     inputs = subject.checkpoint.inputs
     mended = _needed(mending(subject, problems), subject, problems)
     output = file_output(output, subject.checkpoint.name, inputs)
     check_output(output, inputs, force)
     _keep_config(subject, output)
     prove = partial(_prove, subject, mended, output)
-    told = write_mended(subject, mended, output, force, prove)
-    left = _looked_at(output, settings, tensors, silent)[1]
+    told = write_mended(subject, mended, output, force, prove, share.done)
+    left = _problems_of(open_mended(output, subject), tensors)
+    share.finish()
     return CheckResult(path, problems, mended.codes, output, told, left)
 
 
@@ -126,11 +124,14 @@ def as_sarif(results: Sequence[CheckResult], folder: str) -> dict[str, Any]:
     return sarif(told, folder)
 
 
-def _looked_at(path: str, settings: Settings, tensors: bool, progress: Progress) -> tuple[Subject, tuple[Problem, ...]]:
-    subject = Subject(open_checkpoint(path), settings, progress)
-    found = list(find_problems(subject, tensors))
-    found.sort(key=lambda problem: -SEVERITIES.index(problem.severity))
-    return subject, tuple(found)
+def _readings(subject: Subject, tensors: bool) -> int:
+    """How often the file is read at most to look at it."""
+    return readings(subject) + tensors
+
+
+def _problems_of(subject: Subject, tensors: bool) -> tuple[Problem, ...]:
+    """All of them, the most serious first."""
+    return tuple(sorted(find_problems(subject, tensors), key=lambda problem: -SEVERITIES.index(problem.severity)))
 
 
 def _told(problems: Sequence[Problem], fixable: frozenset[str]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from lora_inspect.editing.missing_key import missing_key
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.header_journal import put_right
 from lora_inspect.files.header_rewrite import read_headed
+from lora_inspect.progress import Progress, Share, silent
 from lora_inspect.records import NamedTuple
 
 
@@ -18,11 +19,14 @@ class Told(NamedTuple):
     hashes: dict[str, str]
 
 
-def show(path: str, hashes: bool = False) -> list[Told]:
-    """The metadata of each file at `path`, after what a run that died has left of a header is put right."""
+def show(path: str, hashes: bool = False, progress: Progress = silent) -> list[Told]:
+    """The metadata of each file at `path`, after what a run that died has left of a header is put right.
+
+    With `hashes`, `progress` is told of the bytes of the files, once.
+    """
     put_right(path)
     checkpoint = open_checkpoint(path)
-    return [_told(checkpoint, file, hashes) for file in files_of(path, checkpoint)]
+    return [_told(checkpoint, file, hashes, progress) for file in files_of(path, checkpoint)]
 
 
 def get(path: str, key: str) -> str:
@@ -36,9 +40,11 @@ def get(path: str, key: str) -> str:
     raise missing_key(path, key, checkpoint.metadata)
 
 
-def _told(checkpoint: Checkpoint, file: str, hashes: bool) -> Told:
+def _told(checkpoint: Checkpoint, file: str, hashes: bool, progress: Progress) -> Told:
     metadata = checkpoint.file_metadata[file]
     if is_gguf(file):
         return Told(file, metadata, None, {})
     headed = read_headed(file)
-    return Told(file, metadata, headed.room, known_hashes(headed) if hashes else {})
+    share = Share(progress, headed.identity.bytes)
+    share.work *= 2
+    return Told(file, metadata, headed.room, known_hashes(headed, share.done) if hashes else {})

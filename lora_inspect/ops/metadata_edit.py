@@ -15,6 +15,7 @@ from lora_inspect.files.header_rewrite import Headed, read_headed, write_anew, w
 from lora_inspect.files.output_names import file_output
 from lora_inspect.files.outputs import check_output
 from lora_inspect.files.partial import remove_leftovers
+from lora_inspect.progress import Progress, Share, silent
 from lora_inspect.records import NamedTuple
 
 
@@ -45,11 +46,16 @@ class Edited(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def edit(path: str, change: Edit, target: Target = Target()) -> Edited:  # noqa: B008 (frozen)
+def edit(
+    path: str,
+    change: Edit,
+    target: Target = Target(),  # noqa: B008 (frozen)
+    progress: Progress = silent,
+) -> Edited:
     """Writes the file with the metadata that `change` makes of its own.
 
-    Raises LoraInspectError where that would be read otherwise and may not be, and for what is no single .safetensors
-    file that may be written to.
+    `progress` is told of the bytes of the file, once. Raises LoraInspectError where that would be read otherwise and
+    may not be, and for what is no single .safetensors file that may be written to.
     """
 
     def settle(checkpoint: Checkpoint, headed: Headed) -> _Settled:
@@ -57,11 +63,16 @@ def edit(path: str, change: Edit, target: Target = Target()) -> Edited:  # noqa:
         made = changes(headed.metadata, after)
         return _Settled(after, settled_meaning(checkpoint, headed, made, target.other_meaning))
 
-    return _edited(path, settle, target)
+    return _edited(path, settle, target, progress)
 
 
-def strip(path: str, everything: bool = False, target: Target = Target()) -> Edited:  # noqa: B008 (frozen)
-    """Writes the file without the metadata that its reading does without, or without any."""
+def strip(
+    path: str,
+    everything: bool = False,
+    target: Target = Target(),  # noqa: B008 (frozen)
+    progress: Progress = silent,
+) -> Edited:
+    """Writes the file without the metadata that its reading does without, or without any; see `edit`."""
 
     def settle(checkpoint: Checkpoint, headed: Headed) -> _Settled:
         made = changes(headed.metadata, {})
@@ -70,7 +81,7 @@ def strip(path: str, everything: bool = False, target: Target = Target()) -> Edi
         kept = sorted(deciding_keys(checkpoint, headed, made))
         return _Settled({key: headed.metadata[key] for key in kept}, kept=tuple(kept))
 
-    return _edited(path, settle, target)
+    return _edited(path, settle, target, progress)
 
 
 class _Settled(NamedTuple):
@@ -81,7 +92,7 @@ class _Settled(NamedTuple):
     kept: tuple[str, ...] = ()
 
 
-def _edited(path: str, settle: Callable[[Checkpoint, Headed], _Settled], target: Target) -> Edited:
+def _edited(path: str, settle: Callable[[Checkpoint, Headed], _Settled], target: Target, progress: Progress) -> Edited:
     """Reads, settles and writes; a file that takes its own place is no other run's in between."""
     file = editable_file(path)
     replaces = target.output is None
@@ -93,21 +104,30 @@ def _edited(path: str, settle: Callable[[Checkpoint, Headed], _Settled], target:
         check_output(output, [file], target.force)
     with editing(file) if replaces and not target.dry_run else nullcontext() as own:
         checkpoint, headed = open_checkpoint(path), read_headed(file)
+        share = Share(progress, headed.identity.bytes)
+        share.work *= 2 * target.hashes + (not target.in_place)
         settled = settle(checkpoint, headed)
-        after = settled.metadata | hashes_beside(headed, settled.metadata, target.hashes)
+        after = settled.metadata | hashes_beside(headed, settled.metadata, target.hashes, share.done)
         if not target.dry_run:
-            _write(headed, after, output, target, own)
+            _write(headed, after, output, target, own, share.done)
     made = changes(headed.metadata, after)
     return Edited(path, output, made, settled.meaning, settled.kept, tuple(notes))
 
 
-def _write(headed: Headed, after: Mapping[str, str], output: str, target: Target, own: Editing | None) -> None:
+def _write(
+    headed: Headed,
+    after: Mapping[str, str],
+    output: str,
+    target: Target,
+    own: Editing | None,
+    progress: Progress,
+) -> None:
     if output == headed.file and after == headed.metadata:
         return
     if target.in_place and own:
         write_in_place(headed, after, own)
     else:
-        write_anew(headed, after, output, target.force)
+        write_anew(headed, after, output, target.force, progress)
 
 
 def as_json(edited: Edited) -> dict[str, Any]:
