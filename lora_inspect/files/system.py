@@ -55,13 +55,12 @@ def create(path: str, mode: int = 0o666) -> int:
 
 def open_itself(path: str) -> int:
     """A descriptor to read and write the regular file that `path` itself is; OSError where it is anything else."""
-    if not stat.S_ISREG(os.lstat(path).st_mode):
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-    descriptor = open_without_waiting(path, os.O_RDWR | _NO_LINK)
-    if not is_at(descriptor, path):  # a link took its place after the look
-        os.close(descriptor)
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-    return descriptor
+    while stat.S_ISREG(os.lstat(path).st_mode):
+        descriptor = open_without_waiting(path, os.O_RDWR | _NO_LINK)
+        if is_at(descriptor, path):
+            return descriptor
+        os.close(descriptor)  # since the look it has gone, or something else has its place
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
 
 
 def is_at(descriptor: int, path: str) -> bool:

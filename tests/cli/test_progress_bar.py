@@ -1,5 +1,7 @@
 """The progress bar: on a terminal alone, and never above a refusal."""
 
+import json
+import re
 import sys
 
 import pytest
@@ -29,3 +31,26 @@ def test_a_bar_is_drawn_by_what_is_done_and_not_by_what_is_refused(write_safeten
         assert b"100%" in output
         assert label.encode() not in sentence
         assert sentence.startswith(b"Error: ")
+
+
+def test_hashes_of_a_large_file_show_how_far_they_are(tmp_path, write_safetensors):
+    size = 1 << 28
+    stale = {"sshs_model_hash": "0" * 64}
+    path = write_safetensors(loras(), stale, "large.safetensors")
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["zeros"] = {"dtype": "U8", "shape": [size], "data_offsets": [len(content) - 8 - length] * 2}
+    header["zeros"]["data_offsets"][1] += size
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text + content[8 + length :])
+        file.truncate(file.tell() + size)
+    words = {
+        "Reading": ["check", path],
+        "Hashing": ["metadata", "show", path, "--hashes"],
+        "Writing": ["metadata", "set", path, "--hashes", "--dry-run"],
+    }
+    for label, (status, output) in zip(words, on_a_terminal(words.values(), tmp_path), strict=True):
+        assert status == (label == "Reading")
+        assert len(set(re.findall(rf"\r{label} \[[#-]+\] (\d+)%".encode(), output))) > 1

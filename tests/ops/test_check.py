@@ -11,6 +11,7 @@ from problem_toys import raw
 from safetensors.torch import save, save_file
 from toy_adapters import loras
 
+from lora_inspect.checking import hash_lints
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.found_checkpoints import stored_bytes
 from lora_inspect.ops.check import SEVERITIES, CheckResult, check, fix, found_in
@@ -186,12 +187,29 @@ def test_the_bytes_of_a_set_are_those_of_its_shards(tmp_path, write_safetensors)
     assert [stored_bytes(os.fspath(path)) for path in (shards[0], tmp_path, tmp_path / "missing")] == [size, size, 0]
 
 
-def test_every_byte_is_told_to_the_progress(tmp_path, write_safetensors):
+@pytest.mark.parametrize("tensors", [False, True])
+@pytest.mark.parametrize("metadata", [{}, {"sshs_model_hash": "0" * 64}], ids=["no hash", "a hash"])
+def test_every_byte_is_told_to_the_progress_once(metadata, tensors, tmp_path, write_safetensors):
     told = []
-    path = write_safetensors({**loras(), "n": ("I64", (3,), 1)})
-    check(os.fspath(path), tensors=True, progress=told.append)
-    (length,) = struct.unpack("<Q", path.read_bytes()[:8])
-    assert sum(told) == path.stat().st_size - 8 - length
+    path = write_safetensors({**loras(), "n": ("I64", (3,), 1)}, metadata)
+    check(os.fspath(path), tensors=tensors, progress=told.append)
+    assert sum(told) == path.stat().st_size
+    assert len(told) > (tensors or bool(metadata))  # not all at the end
+    if metadata:
+        told.clear()
+        fix(os.fspath(path), os.fspath(tmp_path / "mended.safetensors"), tensors=tensors, progress=told.append)
+        assert sum(told) == path.stat().st_size
+        assert len(told) > 5
+
+
+def test_tensors_are_hashed_once_in_an_order(tmp_path, write_safetensors, monkeypatch):
+    hashed, real = [], hash_lints.data_sha256
+    monkeypatch.setattr(hash_lints, "data_sha256", lambda order, *more: hashed.append(order) or real(order, *more))
+    wrong = {"sshs_model_hash": "0" * 64, "modelspec.hash_sha256": "0x" + "1" * 64}
+    # In the file b is before a; the library and sorted names agree on another order.
+    path = write_safetensors({"b": ("F32", (2,), 1), "a": ("F32", (2,), 2)}, wrong)
+    assert {problem.code for problem in check(os.fspath(path)).problems} >= {"hash-stale"}
+    assert len(hashed) == 2
 
 
 def test_a_file_that_is_missing_is_no_problem_of_a_file(tmp_path):
