@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,14 +10,12 @@ from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.folder_options import FolderOptions, folder_options
 from lora_inspect.cli.info_paths import ERROR, Asked, asked, broken
-from lora_inspect.cli.info_screen import screen
-from lora_inspect.cli.sheet import Sheet
 from lora_inspect.cli.summaries import VERBS
-from lora_inspect.cli.terminal import Piece
-from lora_inspect.cli.wrapped import cut
-from lora_inspect.consumers.verdict import Verdict
 from lora_inspect.ops.info import record_of, verdicts_of
 from lora_inspect.reading.file_info import FileInfo, inspect
+
+if TYPE_CHECKING:
+    from lora_inspect.consumers.verdict import Verdict
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -74,7 +72,7 @@ def _info_of_one(argument: Asked, modules: bool, metadata: bool, why: bool, json
         sys.exit(1)
 
 
-def _read(argument: Asked, modules: bool) -> tuple[FileInfo | None, Sequence[Verdict] | None, dict[str, Any]]:
+def _read(argument: Asked, modules: bool) -> "tuple[FileInfo | None, Sequence[Verdict] | None, dict[str, Any]]":
     """The file, what programs make of it, and its record; where it cannot be read, the record says why."""
     if argument.broken:
         return None, None, argument.broken
@@ -87,9 +85,12 @@ def _read(argument: Asked, modules: bool) -> tuple[FileInfo | None, Sequence[Ver
 
 
 def _show(
-    found: FileInfo, record: dict[str, Any], verdicts: Sequence[Verdict] | None, metadata: bool, why: bool
+    found: FileInfo, record: dict[str, Any], verdicts: "Sequence[Verdict] | None", metadata: bool, why: bool
 ) -> None:
     """The screen, and below it the modules and the metadata where they are asked for."""
+    from lora_inspect.cli.info_screen import screen
+    from lora_inspect.cli.sheet import Sheet
+
     sheet = Sheet(terminal.columns())
     terminal.laid_out(screen(sheet, found, record, verdicts, why))
     if record.get("module_list"):
@@ -98,6 +99,8 @@ def _show(
         terminal.laid_out([[], *table_of_modules(sheet, record["module_list"], why)])
     if metadata and record["metadata"]:
         from lora_inspect.cli.metadata_told import metadata_lines
+        from lora_inspect.cli.terminal import Piece
+        from lora_inspect.cli.wrapped import cut
 
         lines = map(terminal.spelled, metadata_lines(record["metadata"], sheet.columns))
         terminal.laid_out([[], *([Piece(cut(line, sheet.columns, sheet.mark))] for line in lines)])

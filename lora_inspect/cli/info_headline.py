@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_inspect.listing import listed, some
-from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.file_info import FileInfo
 from lora_inspect.reading.kinds import ADAPTER, BASE
 
@@ -22,6 +21,8 @@ def headline(info: FileInfo, record: Mapping[str, Any]) -> str:
         return f"Base model: {_model(info)}" if info.candidates else "Base model of a family that is not known here"
     if info.kind != ADAPTER:
         if info.adapter.embeddings:
+            from lora_inspect.reading.embeddings import in_words
+
             return f"No adapter: {in_words(info.adapter.embeddings)}"
         names = list(info.checkpoint.tensors)
         tensors = f"{len(names):,} tensor{'s' if len(names) != 1 else ''}"

@@ -14,7 +14,6 @@ from lora_inspect.files.header import TensorInfo, identified_header, read_header
 from lora_inspect.files.header_text import too_many_tensors
 from lora_inspect.files.input_file import Identity, InputFile, read_whole
 from lora_inspect.files.json_text import parse_json
-from lora_inspect.files.near_names import nearest_path
 from lora_inspect.records import NamedTuple
 
 
@@ -101,6 +100,8 @@ def open_checkpoint(path: str) -> Checkpoint:
     if not os.path.exists(path):
         if os.path.islink(path):
             raise LoraInspectError(f"{path}: it is a link that leads nowhere; name the file that it should lead to.")
+        from lora_inspect.files.near_names import nearest_path
+
         near = nearest_path(path)
         meant = f" (did you mean {near}?)" if near else ""
         raise LoraInspectError(f"{path or 'the empty name'}: there is no such file or folder; check the path{meant}.")

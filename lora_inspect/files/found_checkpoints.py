@@ -5,7 +5,6 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 
 from lora_inspect.files.foreign import PICKLE_ENDINGS, is_weights
-from lora_inspect.files.gguf_kind import is_gguf_adapter
 from lora_inspect.records import NamedTuple
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -54,6 +53,8 @@ def find_checkpoints(folder: str) -> Iterator[str]:
 
 def _is_listed(path: str) -> bool:
     """Whether a file is one of those that a folder is looked through for: weights, and adapters of llama.cpp."""
+    from lora_inspect.files.gguf_kind import is_gguf_adapter
+
     return is_weights(path) or is_gguf_adapter(path)
 
 
@@ -77,6 +78,8 @@ def is_config_alone(names: Iterable[str]) -> bool:
 
 def is_checkpoint_folder(folder: str) -> bool:
     """Whether `folder` is one checkpoint (a PEFT folder, a sharded set, one file) and not a collection of several."""
+    from lora_inspect.files.gguf_kind import is_gguf_adapter
+
     names = os.listdir(folder)
     weights = [name for name in names if is_weights(os.path.join(folder, name))]
     sets = {set_of(name) or name for name in weights}

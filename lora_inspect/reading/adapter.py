@@ -1,49 +1,31 @@
 """From a checkpoint to an adapter: what every tensor means, on which evidence, and what is wrong with the file."""
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.checkpoint import Checkpoint, read_row
-from lora_inspect.reading.alpha_of_all import about_alpha_of_all, claim_alpha_of_all
-from lora_inspect.reading.claim import Claims, claim
-from lora_inspect.reading.claim_plan import claim_as_before
-from lora_inspect.reading.config_alone import about_method
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.reading import rare_steps as rare
 from lora_inspect.reading.config_problems import DAMAGED
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.dora_evidence import dora_claims, read_dora
 from lora_inspect.reading.evidence import DoraReading, Evidence, RsloraReading
-from lora_inspect.reading.expert_packing import about_experts, with_packing
-from lora_inspect.reading.expert_parameters import claim_experts
 from lora_inspect.reading.file_reading import FileReading
-from lora_inspect.reading.formula_settings import with_settings
 from lora_inspect.reading.found_configs import find_configs
-from lora_inspect.reading.magnitude_norms import with_stated_norms
 from lora_inspect.reading.module_scales import scaled_modules
-from lora_inspect.reading.own_rules import NoRules, OwnRules
-from lora_inspect.reading.peft_config import is_peft_config
 from lora_inspect.reading.problem import ERROR, Problem
 from lora_inspect.reading.problems import find_problems
-from lora_inspect.reading.residual_base import about_residuals, with_residual_bases
-from lora_inspect.reading.saved_tensors import about_saved, claim_saved
 from lora_inspect.reading.scale_problems import REPEATS, open_settings
 from lora_inspect.reading.scale_rules import facts_of, read_groups, read_ruled, sum_up
-from lora_inspect.reading.scales import Counted, about_hidden_ranks, about_parts
+from lora_inspect.reading.scales import about_hidden_ranks, about_parts
 from lora_inspect.reading.settings import Settings
-from lora_inspect.reading.shared_tensors import claim_shared
-from lora_inspect.reading.stacked_factors import claim_stacked
 from lora_inspect.reading.steps import Steps
 from lora_inspect.reading.stored_numbers import read_numbers
-from lora_inspect.reading.trainers import find_trainer, is_musubi
+from lora_inspect.reading.trainers import find_trainer
 from lora_inspect.records import NamedTuple
-from lora_inspect.schemes.cloneofsimo import CLONEOFSIMO
-from lora_inspect.schemes.mlx import MLX
 
 if TYPE_CHECKING:  # where a file has some, and few have
     from lora_inspect.reading.embeddings import Embedding
-
-_NUMBERED = tuple(CLONEOFSIMO.prefixes)
 
 
 class Adapter(NamedTuple):
@@ -109,20 +91,19 @@ class Adapter(NamedTuple):
 
 def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Adapter:  # noqa: B008 (frozen)
     """Reads the meaning of every tensor. Problems are listed, not raised; unreadable numbers raise LoraInspectError."""
-    claims, about_names = _named(_claimed(checkpoint), checkpoint.metadata)
-    claims = claim_shared(claims, checkpoint.tensors)
-    claims = claim_stacked(claim_alpha_of_all(claims, checkpoint.alpha))
-    rules = _rules_of(checkpoint, claims)
+    claims, about_names = rare.named(rare.claimed(checkpoint), checkpoint.metadata)
+    claims = rare.with_shared(claims, checkpoint.tensors)
+    claims = rare.with_stacked(rare.with_alpha_of_all(claims, checkpoint.alpha))
+    rules = rare.rules_of(checkpoint, claims)
     claims = rules.claimed(claims)
     numbers = read_numbers(checkpoint, claims)
     steps = Steps()
-    configs = find_configs(checkpoint, lambda found: [c for _, c in claim_experts(claims, [found]).computed], steps)
-    claims = claim_experts(claims, configs)
-    claims = claim_saved(claims, checkpoint.tensors, configs, steps)
-    claims, embeddings = _without_embeddings(claims, checkpoint)
-    stated = with_stated_norms(claims, checkpoint.metadata)
-    claims = stated.claims
-    ruled = read_ruled(claims, numbers, configs, _counting(checkpoint, steps))
+    configs = find_configs(checkpoint, lambda found: [c for _, c in rare.with_experts(claims, [found]).computed], steps)
+    claims = rare.with_experts(claims, configs)
+    claims = rare.with_saved(claims, checkpoint.tensors, configs, steps)
+    claims, embeddings = rare.without_embeddings(claims, checkpoint)
+    claims, norms, about_norms, wrong_norms = rare.with_norms(claims, checkpoint.metadata)
+    ruled = read_ruled(claims, numbers, configs, rare.counting(checkpoint, steps))
     groups = read_groups(ruled, claims, numbers, configs, checkpoint.metadata)
     settled = {voice: group.settled(settings.rslora) for voice, group in groups.items()}
     rslora = sum_up(list(settled.values()))
@@ -138,9 +119,9 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
     def scaled(settings: Settings) -> dict[str, Module]:
         return dict(rules.scaled(scaled_modules(claims, numbers, configs, ruled, settled, settings), settings))
 
-    modules = with_settings(scaled(settings), configs, checkpoint.metadata, numbers)
-    modules = with_packing(modules, configs, checkpoint.metadata, settings.expert_packing)
-    modules = with_residual_bases(modules, configs, checkpoint.metadata, settings.residual)
+    modules = rare.with_settings(scaled(settings), configs, checkpoint.metadata, numbers)
+    modules = rare.with_packing(modules, configs, checkpoint.metadata, settings.expert_packing)
+    modules = rare.with_residual_bases(modules, configs, checkpoint.metadata, settings.residual)
     reading = FileReading(
         checkpoint=checkpoint,
         settings=settings,
@@ -151,7 +132,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         scaled=scaled,
         stated=[group.reading for group in groups.values()],
         rslora=rslora,
-        about_magnitudes=[*about_magnitudes, *stated.findings],
+        about_magnitudes=[*about_magnitudes, *wrong_norms],
         embeddings=embeddings,
     )
     about_rules = dict.fromkeys(evidence for group in settled.values() for evidence in group.evidence)
@@ -163,19 +144,19 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
             checkpoint.metadata, checkpoint.tensors, has_peft_config=bool(configs), is_of_mlx=rules.config is not None
         ),
         rslora=rslora,
-        dora=dora._replace(norms=stated.norms),
+        dora=dora._replace(norms=norms),
         evidence=(
             *about_names,
-            *about_method(configs, bool(claims.modules)),
+            *rare.about_method(configs, bool(claims.modules)),
             *about_rules,
             *about_dora,
-            *stated.evidence,
-            *about_alpha_of_all(checkpoint),
+            *about_norms,
+            *rare.about_alpha_of_all(checkpoint),
             *about_parts(one.counted for one in ruled),
-            *about_saved(claims, configs),
+            *rare.about_saved(claims, configs),
             *rules.about(reading.contributions),
-            *about_experts(list(reading.contributions), configs, checkpoint.metadata, settings.expert_packing),
-            *about_residuals(reading),
+            *rare.about_experts(reading),
+            *rare.about_residuals(reading),
             *about_hidden_ranks(reading.contributions, claims.flags),
         ),
         flags=claims.flags,
@@ -184,56 +165,3 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         settings=settings,
         embeddings=embeddings,
     )
-
-
-def _claimed(checkpoint: Checkpoint) -> Claims:
-    """The modules of a file, and what is wrong with layers that it numbers instead of naming them, as few files do."""
-    if not any(key.startswith(_NUMBERED) for key in checkpoint.tensors):
-        return claim_as_before(checkpoint.tensors)
-    from lora_inspect.reading.numbered_layers import numbered_keys
-
-    known, findings = numbered_keys(checkpoint.tensors, checkpoint.metadata)
-    claims = claim(checkpoint.tensors, known)
-    return claims._replace(findings=(*findings, *claims.findings))
-
-
-def _named(claims: Claims, metadata: Mapping[str, str]) -> tuple[Claims, tuple[Evidence, ...]]:
-    """The claims under the names of the model, where a program is known to write others, and what is said of that."""
-    if not is_musubi(metadata) or all(module.name.flat for module in claims.modules.values()):
-        return claims, ()
-    from lora_inspect.reading.guessed_dots import with_true_dots
-
-    return with_true_dots(claims, metadata)
-
-
-def _rules_of(checkpoint: Checkpoint, claims: Claims) -> OwnRules:
-    """The rules of the program that wrote the file, where those are its own."""
-    config = checkpoint.config
-    has_names = any(module.name.scheme == MLX.name for module in claims.modules.values())
-    if not has_names and (config is None or is_peft_config(config)):
-        return NoRules()
-    from lora_inspect.reading.mlx_modules import MlxRules
-
-    return MlxRules(checkpoint)
-
-
-def _without_embeddings(claims: Claims, checkpoint: Checkpoint) -> tuple[Claims, "tuple[Embedding, ...]"]:
-    """The claims without embeddings of tokens, which are among the keys that no module has, and these."""
-    if not claims.unclaimed:
-        return claims, ()
-    from lora_inspect.reading.embeddings import claim_embeddings
-
-    return claim_embeddings(claims, checkpoint.tensors, checkpoint.metadata)
-
-
-def _counting(checkpoint: Checkpoint, steps: Steps) -> Callable[[Contribution, float | None], Counted]:
-    """How often an alpha counts, by what sd-scripts was asked for.
-
-    The tables of that are loaded only for a file that names one of its networks.
-    """
-    if checkpoint.metadata.get("ss_network_module", "").startswith("networks."):
-        from lora_inspect.reading.asked_ranks import read_asked_ranks
-
-        if asked := read_asked_ranks(checkpoint.metadata, steps):
-            return partial(asked.counted, read_row=partial(read_row, checkpoint))
-    return lambda contribution, alpha: Counted()

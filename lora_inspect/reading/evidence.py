@@ -11,6 +11,8 @@ RSLORA_FLAG, DORA_FLAG = "use_rslora_flag", "use_dora_flag"
 # Of a network whose program divides alpha by a dimension of w2 where both factors of a LoKr are whole.
 LOKR_FLAG = "lokr_factor"
 SCALE_KEY = "lora_inspect.scale"
+# In which trainers say how factors began, as from a part of the base that moved into them.
+INIT_KEY = "ss_init_lora_weights"
 
 # alpha may have been rounded to bfloat16, which keeps 8 bits.
 ALPHA_TOLERANCE = 2.0**-8

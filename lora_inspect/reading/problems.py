@@ -4,19 +4,16 @@ To add one is to add its entry here, its row to the table in docs/reading.md, an
 """
 
 from collections.abc import Callable, Iterable
+from importlib import import_module
 
-from lora_inspect.reading.config_alone import missing_weights
 from lora_inspect.reading.config_problems import (
     contradicting_shards,
     damaged_metadata,
     missing_tokens,
     refused_patterns,
 )
-from lora_inspect.reading.expert_coherence import packing_hint
-from lora_inspect.reading.expert_packing import packing_setting
-from lora_inspect.reading.expert_parameters import lost_parameters
+from lora_inspect.reading.evidence import INIT_KEY, is_lycoris
 from lora_inspect.reading.file_reading import FileReading
-from lora_inspect.reading.formula_settings import unknown_formulas
 from lora_inspect.reading.key_problems import (
     embeddings,
     foreign_schemes,
@@ -26,15 +23,63 @@ from lora_inspect.reading.key_problems import (
     unfit_tensors,
 )
 from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Finding, Problem
-from lora_inspect.reading.residual_base import residual_bases, residual_setting
-from lora_inspect.reading.saved_tensors import missing_saved
 from lora_inspect.reading.scale_problems import alpha_setting, rslora_hint, rule_setting, unknown_scales
-from lora_inspect.reading.trained_scales import dylora_scale
-from lora_inspect.reading.unbuilt import unbuilt_algorithms, unbuilt_configs
-from lora_inspect.reading.weightless import weightless
 from lora_inspect.records import NamedTuple
 
 Look = Callable[[FileReading], Iterable[Finding]]
+
+
+class RareLook:
+    """A look that finds something only `where` a sign of it is in a file: its `file` in this folder is loaded then."""
+
+    def __init__(self, file: str, name: str, where: Callable[[FileReading], bool]) -> None:
+        self.file, self.name, self.where = file, name, where
+
+    def __call__(self, reading: FileReading) -> Iterable[Finding]:
+        """What it finds; nothing without the sign."""
+        return self.look(reading) if self.where(reading) else ()
+
+    @property
+    def look(self) -> Look:
+        """The look itself."""
+        found: Look = getattr(import_module(f"lora_inspect.reading.{self.file}"), self.name)
+        return found
+
+
+def _has_configs(reading: FileReading) -> bool:
+    return bool(reading.configs)
+
+
+def _has_packed(reading: FileReading) -> bool:
+    return any(contribution.algorithm.packed for contribution in reading.contributions)
+
+
+_missing_weights = RareLook("config_alone", "missing_weights", lambda reading: not reading.checkpoint.files)
+_weightless = RareLook("weightless", "weightless", lambda reading: bool(reading.configs or reading.claims.unclaimed))
+_unbuilt_configs = RareLook("unbuilt", "unbuilt_configs", _has_configs)
+_unbuilt_algorithms = RareLook(
+    "unbuilt",
+    "unbuilt_algorithms",
+    lambda reading: not all(contribution.algorithm.formula for contribution in reading.contributions),
+)
+_missing_saved = RareLook("saved_tensors", "missing_saved", _has_configs)
+_lost_parameters = RareLook("expert_parameters", "lost_parameters", _has_configs)
+_residual_bases = RareLook(
+    "residual_base",
+    "residual_bases",
+    lambda reading: bool(reading.configs) or INIT_KEY in reading.checkpoint.metadata,
+)
+_residual_setting = RareLook("residual_base", "residual_setting", lambda reading: reading.settings.residual is not None)
+_packing_setting = RareLook(
+    "expert_packing", "packing_setting", lambda reading: reading.settings.expert_packing is not None
+)
+_packing_hint = RareLook("expert_coherence", "packing_hint", _has_packed)
+_unknown_formulas = RareLook(
+    "formula_settings",
+    "unknown_formulas",
+    lambda reading: any(contribution.unsettled for contribution in reading.contributions),
+)
+_dylora_scale = RareLook("trained_scales", "dylora_scale", lambda reading: is_lycoris(reading.checkpoint.metadata))
 
 
 class Entry(NamedTuple):
@@ -49,37 +94,37 @@ class Entry(NamedTuple):
 
 
 PROBLEMS = (
-    Entry("weights-missing", ERROR, (missing_weights,)),
-    Entry("no-weight", ERROR, (weightless,)),
+    Entry("weights-missing", ERROR, (_missing_weights,)),
+    Entry("no-weight", ERROR, (_weightless,)),
     Entry("no-adapter", ERROR, (lambda reading: reading.rules.no_adapter(reading.checkpoint.files),)),
     # What explains shapes that fit nothing comes before these.
     Entry("scheme", ERROR, (unfit_tensors, foreign_schemes)),
-    Entry("peft-setting", ERROR, (unbuilt_configs,)),
+    Entry("peft-setting", ERROR, (_unbuilt_configs,)),
     Entry("twice", ERROR, (unfit_tensors,)),
     Entry("shape", ERROR, (unfit_tensors,)),
-    Entry("incomplete", ERROR, (unfit_tensors, missing_saved, missing_tokens)),
+    Entry("incomplete", ERROR, (unfit_tensors, _missing_saved, missing_tokens)),
     Entry("magnitude-shape", ERROR, (unfit_tensors,)),
-    Entry("experts", ERROR, (unfit_tensors, lost_parameters)),
-    Entry("algorithm", ERROR, (unbuilt_configs, unbuilt_algorithms)),
-    Entry("residual-base", ERROR, (residual_bases,)),
+    Entry("experts", ERROR, (unfit_tensors, _lost_parameters)),
+    Entry("algorithm", ERROR, (_unbuilt_configs, _unbuilt_algorithms)),
+    Entry("residual-base", ERROR, (_residual_bases,)),
     Entry("pattern", ERROR, (refused_patterns,)),
     Entry("shards-contradict", ERROR, (contradicting_shards,)),
     Entry("dora-conflict", ERROR, (magnitudes,)),
     Entry("dora-missing", ERROR, (magnitudes,)),
     Entry("dora-partial", ERROR, (magnitudes,)),
     Entry("dora-stripped", WARNING, (magnitudes,)),
-    Entry("setting-contradicts", ERROR, (rule_setting, alpha_setting, packing_setting, residual_setting)),
-    Entry("setting-repeats", NOTE, (rule_setting, alpha_setting, packing_setting)),
+    Entry("setting-contradicts", ERROR, (rule_setting, alpha_setting, _packing_setting, _residual_setting)),
+    Entry("setting-repeats", NOTE, (rule_setting, alpha_setting, _packing_setting)),
     Entry("scale-unknown", ERROR, (unknown_scales,)),
-    Entry("formula-unknown", ERROR, (unknown_formulas,)),
+    Entry("formula-unknown", ERROR, (_unknown_formulas,)),
     Entry("config-damaged", WARNING, (damaged_metadata,)),
     Entry("mixed-schemes", WARNING, (several_schemes,)),
     Entry("unclaimed", WARNING, (unclaimed_tensors,)),
     Entry("embeddings", NOTE, (embeddings,)),
     Entry("rslora-hint", NOTE, (rslora_hint,)),
-    Entry("expert-hint", NOTE, (packing_hint,)),
+    Entry("expert-hint", NOTE, (_packing_hint,)),
     Entry(
-        "trained-scale", NOTE, (dylora_scale, lambda reading: reading.rules.trained_otherwise(reading.contributions))
+        "trained-scale", NOTE, (_dylora_scale, lambda reading: reading.rules.trained_otherwise(reading.contributions))
     ),
 )
 

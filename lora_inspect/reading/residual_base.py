@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lora_inspect.algorithms import lora
 from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.evidence import Evidence
+from lora_inspect.reading.evidence import INIT_KEY, Evidence
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.found_configs import FoundConfig, Speakers
 from lora_inspect.reading.problem import Finding
 from lora_inspect.reading.residual_init import PISSA, computed_init, residual_init
 from lora_inspect.reading.scale_problems import CONTRADICTS
 
-_METADATA = "metadata ss_init_lora_weights"
+_METADATA = f"metadata {INIT_KEY}"
 # Why the original base alone does not give the part that was moved, by how the names of initialisations begin.
 _LOST = {
     "pissa_niter": "is found with random numbers, which no file holds",

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from lora_inspect.reading.evidence import INIT_KEY
+
 # Those whose part can be computed again from the original base.
 PISSA, OLORA = "pissa", "olora"
 # What our training network says of PiSSA weights that are a plain LoRA on the original base.
@@ -15,5 +17,5 @@ def computed_init(init: str) -> str | None:
 
 def residual_init(metadata: Mapping[str, str]) -> str | None:
     """The initialisation that left the adapter on a residual base, by its metadata; None where there is none."""
-    init = metadata.get("ss_init_lora_weights", "")
+    init = metadata.get(INIT_KEY, "")
     return init if init.startswith(PISSA) and metadata.get(INITIAL_FACTORS_KEY) != INCLUDED else None

@@ -9,7 +9,7 @@ from toy_adapters import loras
 
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Finding, Problem
-from lora_inspect.reading.problems import PROBLEMS, Entry, find_problems
+from lora_inspect.reading.problems import PROBLEMS, Entry, RareLook, find_problems
 
 PAGE = Path(__file__).parents[2] / "docs" / "reading.md"
 ENTRIES = {entry.code: entry for entry in PROBLEMS}
@@ -37,6 +37,14 @@ def test_every_problem_stands_in_the_documentation_and_no_other():
 def test_codes_and_severities_are_those_that_scripts_rely_on():
     assert len(ENTRIES) == len(PROBLEMS)
     assert {entry.severity for entry in PROBLEMS} == {ERROR, WARNING, NOTE}
+
+
+RARE = {look.name: look for entry in PROBLEMS for look in entry.looks if isinstance(look, RareLook)}
+
+
+@pytest.mark.parametrize("name", RARE)
+def test_a_rare_look_is_there_where_it_is_asked_for(name):
+    assert RARE[name].look.__module__ == f"lora_inspect.reading.{RARE[name].file}"
 
 
 class TestTheRegistry:
