@@ -75,5 +75,5 @@ def _scan(asked: tuple[str, Settings], record: Record | None) -> ScannedFile:
 
 def _lost(asked: tuple[str, Settings]) -> ScannedFile:
     path, _ = asked
-    error = LoraInspectError(f"{path}: the process that read it was ended from outside; read it with --jobs 1.")
+    error = LoraInspectError(f"{path}: the process that read it ended without an answer; read it with --jobs 1.")
     return ScannedFile(path, error=error)

@@ -1,6 +1,5 @@
 """The short account of one file among many: what it is, and what to do with it."""
 
-import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -68,16 +67,7 @@ def scan_file(path: str, settings: Settings = Settings(), record: Record | None 
             info = inspect(path, settings)
             return _account(path, info, record(info) if record else None)
     except Exception as error:
-        return ScannedFile(path, error=_portable(error))
-
-
-def _portable(error: Exception) -> Exception:
-    """The error as another process can be told of it: some cannot be taken apart, or put together again."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+        return ScannedFile(path, error=error)
 
 
 def _account(path: str, info: FileInfo, record: dict[str, Any] | None) -> ScannedFile:

@@ -1,7 +1,6 @@
 """A scan gives an account of every file, in the order of the paths, whatever becomes of single ones."""
 
 import os
-import pickle
 import shutil
 from pathlib import Path
 
@@ -90,20 +89,6 @@ def test_what_nobody_foresaw_is_an_error_of_that_file(error, many, monkeypatch):
     files = list(scan([many]))
     assert files[0].error is error
     assert [one.kind for one in files[2:]] == ["base", "adapter"]
-
-
-def test_an_error_that_cannot_be_sent_is_told_in_its_words(many, monkeypatch):
-    class Odd(Exception):
-        def __init__(self, one, two):
-            super().__init__(f"{one} and {two}")
-
-    def inspect(path, settings):
-        raise Odd("this", "that")
-
-    monkeypatch.setattr(scanned_file, "inspect", inspect)
-    first = next(scan([many]))
-    assert str(first.error) == "Odd: this and that"
-    pickle.loads(pickle.dumps(first))
 
 
 def test_several_processes_say_the_same(fixtures, tmp_path, monkeypatch):
