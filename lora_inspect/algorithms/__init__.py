@@ -1,21 +1,25 @@
 """The registry of algorithms: every file of this folder that has a record `ALGORITHM`, and what is only recognised.
 
-A file of several algorithms that have one formula has them in `ALGORITHMS`. What is met in most adapters is imported at
-once. The files in `on_demand` wait until a key or a config has their name: `hira.py` for a key with a part that begins
-with `hira_`, or for the `peft_type` HIRA. `info` pays for every import.
+A file of several algorithms that have one formula has them in `ALGORITHMS`. `info` pays for every import, so each file
+waits until a key, a config or a name asks for it: those of this folder by the table in `file_index.py`, and one that is
+not in the table is imported at once. The files in `on_demand` need no table, as their keys and configs have their name:
+`hira.py` waits for a key with a part that begins with `hira_`, or for the `peft_type` HIRA.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
+from lora_inspect.algorithms.file_index import NAMES, OPTIONS, SUFFIXES, TYPES
 from lora_inspect.algorithms.recognised import RECOGNISED
 from lora_inspect.algorithms.record import Algorithm, Role, Suffix
 from lora_inspect.schemes.record import LONGEST_SUFFIX
 
+# Those that were asked for until now; `every` has all.
 ALGORITHMS: dict[str, Algorithm] = {}
-# What each suffix can be, as the name of an algorithm and the role in it, in the order in which it is tried.
+# What each suffix can be by them, as the name of an algorithm and the role in it, in the order in which it is tried.
 CANDIDATES: dict[Suffix, tuple[tuple[str, Role], ...]] = {}
 # Goes up with every change of the registry, for what is remembered of it.
 _changes = 0
@@ -28,20 +32,37 @@ def _files(folder: str) -> list[str]:
     return [name for name, ending in found if ending == ".py" and name != "__init__"]
 
 
-# The files that have not been asked for yet.
+# The files that have not been asked for yet: those on demand, and those of the table.
 _WAITING = set(_files(os.path.join(_FOLDER, _ON_DEMAND)))
+_FILES = _files(_FOLDER)
+_INDEXED = {file for file in _FILES if NAMES.get(file)}
+_FILE_OF = {name: file for file in _INDEXED for name in NAMES[file]}
+# Those of the table by suffix, as long as nobody asked for it.
+_BY_SUFFIX = dict(SUFFIXES)
+# In which order algorithms are tried: by their files, and in these as they stand there.
+_TURNS: dict[str, int] = {}
 
 
 def add(algorithm: Algorithm) -> None:
     """Makes an algorithm known to all that reads, merges and converts; raises ValueError for a name that is taken."""
-    if algorithm.name in ALGORITHMS:
+    _check(algorithm)
+    _add(algorithm, len(_FILES))
+
+
+def _check(algorithm: Algorithm) -> None:
+    if is_known(algorithm.name):
         raise ValueError(f"there is an algorithm called {algorithm.name} already")
     if wrong := [suffix for suffix in algorithm.suffixes if len(suffix) > LONGEST_SUFFIX or suffix[:1] != "."]:
         raise ValueError(f"{wrong[0]!r} is no suffix: a dot and at most {LONGEST_SUFFIX - 1} letters")
+
+
+def _add(algorithm: Algorithm, turn: int) -> None:
     _note_change()
     ALGORITHMS[algorithm.name] = algorithm
+    _TURNS[algorithm.name] = turn
     for suffix, role in algorithm.suffixes.items():
-        CANDIDATES[suffix] = (*CANDIDATES.get(suffix, ()), (algorithm.name, role))
+        found = (*CANDIDATES.get(suffix, ()), (algorithm.name, role))
+        CANDIDATES[suffix] = tuple(sorted(found, key=lambda one: _TURNS[one[0]])) if len(found) > 1 else found
 
 
 @contextmanager
@@ -68,13 +89,28 @@ def _note_change() -> None:
     _changes += 1
 
 
+def is_known(name: str) -> bool:
+    """Whether there is an algorithm called `name` that was asked for, or that the table has."""
+    return name in ALGORITHMS or _FILE_OF.get(name) in _INDEXED
+
+
 def by_name(name: str) -> Algorithm:
     """The algorithm called `name`; raises KeyError."""
+    if name not in ALGORITHMS:
+        _load_all([_FILE_OF[name]] if name in _FILE_OF else ())
     return ALGORITHMS[name]
 
 
+def candidates(suffix: Suffix) -> tuple[tuple[str, Role], ...]:
+    """What a suffix can be, as the name of an algorithm and the role in it, in the order in which it is tried."""
+    if suffix in _BY_SUFFIX:
+        _load_all(_BY_SUFFIX.pop(suffix))
+    return CANDIDATES.get(suffix, ())
+
+
 def every() -> Mapping[str, Algorithm]:
-    """All algorithms by name, those on demand as well."""
+    """All algorithms by name, those that wait as well."""
+    _load_all(sorted(_INDEXED))
     for name in sorted(_WAITING):
         _load(name)
     return ALGORITHMS
@@ -82,9 +118,18 @@ def every() -> Mapping[str, Algorithm]:
 
 def of_peft_type(method: str) -> list[Algorithm]:
     """The algorithms of a `peft_type`."""
+    _load_all(TYPES.get(method, ()))
     if method.lower() in _WAITING:
         _load(method.lower())
-    return [algorithm for algorithm in ALGORITHMS.values() if algorithm.peft_type == method]
+    found = [algorithm for algorithm in ALGORITHMS.values() if algorithm.peft_type == method]
+    return sorted(found, key=lambda algorithm: _TURNS[algorithm.name])
+
+
+def options_in(config: Mapping[str, Any]) -> list[Algorithm]:
+    """The algorithms that are an option of another one, and that a setting of a PEFT config has tensors be of."""
+    for setting, files in OPTIONS.items():
+        _load_all(files if config.get(setting) else ())
+    return [one for one in ALGORITHMS.values() if one.option_of and config.get(one.option_of[1])]
 
 
 def load_for(key: str) -> bool:
@@ -103,16 +148,26 @@ def load_for(key: str) -> bool:
 
 def _load(name: str) -> None:
     _WAITING.discard(name)
-    _add_file(f"{__name__}.{_ON_DEMAND}.{name}")
+    _add_file(f"{_ON_DEMAND}.{name}", len(_FILES))
 
 
-def _add_file(path: str) -> None:
-    module = import_module(path)
+def _load_all(files: Iterable[str]) -> None:
+    """Has those of the table known that are in these files."""
+    for file in files:
+        if file in _INDEXED:
+            _INDEXED.discard(file)
+            _add_file(file, _FILES.index(file))
+
+
+def _add_file(path: str, turn: int) -> None:
+    module = import_module(f"{__name__}.{path}")
     for found in getattr(module, "ALGORITHMS", None) or filter(None, [getattr(module, "ALGORITHM", None)]):
-        add(found)
+        _check(found)
+        _add(found, turn)
 
 
-for _name in _files(_FOLDER):
-    _add_file(f"{__name__}.{_name}")
+for _name in _FILES:
+    if _name not in NAMES:
+        _add_file(_name, _FILES.index(_name))
 for _algorithm in RECOGNISED:
     add(_algorithm)

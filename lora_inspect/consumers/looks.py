@@ -75,7 +75,7 @@ def _dialects(module: Module, contribution: Contribution) -> tuple[str, ...]:
         (role, name.removeprefix(key) if name.startswith(key) else "") for role, name in names if role not in shared
     )
     # That of all experts of a layer is made for each number of them, and in no registry.
-    if contribution.algorithm.name not in algorithms.ALGORITHMS:
+    if not algorithms.is_known(contribution.algorithm.name):
         return _spelled_in(contribution.algorithm.dialects, suffixes)
     return _dialects_of(contribution.algorithm.name, suffixes)
 

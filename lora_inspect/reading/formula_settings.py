@@ -52,11 +52,10 @@ def with_settings(
 
 def _options(configs: Sequence[FoundConfig]) -> Iterator[tuple[str, Callable[[Surroundings], Algorithm | str]]]:
     """What is asked of the contributions of an algorithm that a setting of a config may make those of another one."""
-    for algorithm in algorithms.ALGORITHMS.values() if configs else ():
-        if algorithm.option_of and algorithm.variant:
-            name, setting = algorithm.option_of
-            if any(found.config.get(setting) for found in configs):
-                yield name, algorithm.variant
+    for found in configs:
+        for algorithm in algorithms.options_in(found.config):
+            if algorithm.option_of and algorithm.variant:
+                yield algorithm.option_of[0], algorithm.variant
 
 
 def _around(

@@ -3,7 +3,7 @@
 import re
 
 from lora_inspect import algorithms, schemes
-from lora_inspect.algorithms import CANDIDATES, by_name, load_for
+from lora_inspect.algorithms import by_name, candidates, load_for
 from lora_inspect.maths import dora
 from lora_inspect.records import NamedTuple
 from lora_inspect.remembering import remembering
@@ -77,7 +77,7 @@ def _parsed(key: str, algorithm_changes: int, scheme_changes: int) -> ParsedKey 
     position = key.find(".", max(1, len(key) - LONGEST_SUFFIX))
     while position >= 0:
         suffix, module = key[position:], key[:position]
-        if meanings := CANDIDATES.get(suffix) or SHARED.get(suffix):
+        if meanings := candidates(suffix) or SHARED.get(suffix):
             return ParsedKey(module, suffix, meanings, part)
         if found := HIDING.get(suffix):
             role, end = found

@@ -2,13 +2,13 @@
 
 import pytest
 
-from lora_inspect.algorithms import ALGORITHMS
+from lora_inspect.algorithms import by_name
 from lora_inspect.algorithms.earlier_peft_oft import settings
 from lora_inspect.algorithms.record import Surroundings
 
 FREE = {"coft": False, "eps": 6e-5, "block_share": True}
 LIMITED = {"coft": True, "eps": 0.1, "block_share": False}
-ROWS, COLUMNS = ALGORITHMS["peft_oft_rows"].formula, ALGORITHMS["peft_oft_lengths"].formula
+ROWS, COLUMNS = by_name("peft_oft_rows").formula, by_name("peft_oft_lengths").formula
 
 
 def around(config):
