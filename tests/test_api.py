@@ -5,9 +5,11 @@ import json
 import os
 import shutil
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from toy_adapters import base, lora, loras
 
 import lora_inspect
@@ -168,6 +170,9 @@ def test_an_os_path_is_the_path_as_it_is(write_safetensors, tmp_path):
         (lambda: open_adapter(RSLORA, alpha="3"), TypeError, "alpha is a number"),
         (lambda: open_adapter(RSLORA, expert_packing="odd"), ValueError, "expert_packing is 'odd'"),
         (lambda: open_adapter(RSLORA, 3.0), TypeError, "positional"),
+        (lambda: open_adapter(RSLORA, rslora="no"), TypeError, "rslora is True, False or None, not 'no'"),
+        (lambda: lora_inspect.merge(BASE, RSLORA, "out", transposed="no"), TypeError, "for each glob, not 'no'"),
+        (lambda: lora_inspect.merge(BASE, RSLORA, "out", transposed={"*": "no"}), TypeError, "for each glob, not"),
         (lambda: lora_inspect.merge(BASE, [], "out"), ValueError, "no adapter"),
         (lambda: lora_inspect.merge(BASE, [(RSLORA, True)], "out"), TypeError, "a number, not True"),
         (lambda: lora_inspect.merge(BASE, [(RSLORA, float("inf"))], "out"), ValueError, "no finite number"),
@@ -185,6 +190,14 @@ def test_an_os_path_is_the_path_as_it_is(write_safetensors, tmp_path):
         (lambda: lora_inspect.check(RSLORA, force=True), ValueError, "leave it out, or give fix"),
         (lambda: open_adapter(RSLORA).modules[0].delta(parameter="bias"), ValueError, "changes no bias"),
         (lambda: open_adapter(RSLORA).modules[0].delta([[1.0]]), TypeError, "floating-point numbers"),
+        *(
+            (partial(lambda weight: open_adapter(RSLORA).modules[0].delta(weight), weight), TypeError, "a dense tensor")
+            for weight in (torch.zeros(24, 24, device="meta"), torch.zeros(24, 24).to_sparse())
+        ),
+        *(
+            (partial(lambda dtype: open_adapter(RSLORA).modules[0].delta(dtype=dtype), dtype), TypeError, "dtype is a")
+            for dtype in (torch.int8, torch.bool, "bfloat16")
+        ),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_told_before_a_file_is_written(call, error, says, tmp_path, monkeypatch):
@@ -208,6 +221,7 @@ def test_wrong_arguments_are_told_before_a_file_is_written(call, error, says, tm
         lambda: lora_inspect.verify("nowhere.safetensors", BASE, [RSLORA]),
         lambda: open_adapter(FIXTURES / "refused" / "pickle"),
         lambda: open_adapter("a\0b"),
+        lambda: lora_inspect.check("a\0b"),
     ],
 )
 def test_what_is_refused_is_one_sentence(call, tmp_path, monkeypatch):

@@ -64,7 +64,9 @@ def all_with_settings(given: PathWithSettings | Iterable[PathWithSettings]) -> l
 def reading_settings(
     rslora: bool | None, alpha: float | None, allow_partial_dora: bool, expert_packing: str | None
 ) -> Settings:
-    """What the options settle where a file leaves it open; ValueError for what none of them can be."""
+    """What the options settle where a file leaves it open; ValueError or TypeError for what none of them can be."""
+    if rslora is not None and not isinstance(rslora, bool):
+        raise TypeError(f"rslora is True, False or None, not {rslora!r}")
     if alpha is not None:
         alpha = _finite(alpha, "alpha")
     if expert_packing is not None:
@@ -78,9 +80,14 @@ def names_of(given: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def answers_of(given: Transposed) -> Answers:
-    """How a base stores weights, as the command line's option says it; ValueError for a glob that is none."""
+    """How a base stores weights, as the command line's option says it; ValueError for a glob that is none.
+
+    TypeError for what is no answer, as the command line's words are.
+    """
     if given is None or isinstance(given, bool):
         return parse_answers([] if given is None else [_word(given)])
+    if not isinstance(given, Mapping) or not all(isinstance(is_so, bool) for is_so in given.values()):
+        raise TypeError(f"transposed is True, False or such an answer for each glob, not {given!r}")
     return parse_answers([f"{glob}={_word(is_so)}" for glob, is_so in given.items()])
 
 

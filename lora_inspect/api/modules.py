@@ -180,8 +180,10 @@ class OpenedModule:
 
         from lora_inspect.merging.lone_change import lone_change
 
-        if base_weight is not None and not (isinstance(base_weight, torch.Tensor) and base_weight.is_floating_point()):
-            raise TypeError("base_weight is the weight of the layer, a tensor of floating-point numbers")
+        if base_weight is not None and not _has_numbers(base_weight):
+            raise TypeError("base_weight is the weight of the layer, a dense tensor of floating-point numbers")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype is a torch.dtype of floating-point numbers, not {dtype!r}")
         with in_a_sentence():
             change = lone_change(self._adapter, own, base_weight)
         return change.to("cpu" if base_weight is None else base_weight.device, dtype or torch.float32)
@@ -199,6 +201,15 @@ class OpenedModule:
         scale = "unknown" if self.scale is None else f"{self.scale:.6g}"
         name = shortened(self.path or self.key)
         return f"<OpenedModule {name!r}: {self.algorithm}{more}, rank {self.rank}, scale {scale}>"
+
+
+def _has_numbers(weight: object) -> bool:
+    """Whether it is a tensor that is more than a shape, and has all its numbers in it."""
+    import torch
+
+    if not isinstance(weight, torch.Tensor) or weight.is_meta or weight.layout != torch.strided:
+        return False
+    return weight.is_floating_point()
 
 
 class Modules(Sequence[OpenedModule]):

@@ -58,7 +58,7 @@ def read_value(text: str) -> str:
     name = text[len(_FROM_FILE) :]
     if name.startswith(_FROM_FILE):
         return name
-    content, _ = read_whole(name, 4 * METADATA_CHARACTERS)
+    content, _ = read_whole(name, 4 * METADATA_CHARACTERS, way_out="name a shorter text")
     try:
         return content.decode()
     except UnicodeDecodeError:
@@ -67,7 +67,7 @@ def read_value(text: str) -> str:
 
 def thumbnail(path: str) -> str:
     """The data URI of a small picture; LoraInspectError where the file is none that model lists show, or is large."""
-    content, _ = read_whole(path, THUMBNAIL_BYTES)
+    content, _ = read_whole(path, THUMBNAIL_BYTES, way_out="save the picture smaller, 256 by 256")
     kind = next((kind for start, kind in _PICTURES.items() if content.startswith(start)), None)
     if kind is None or (kind == "image/webp" and content[8:12] != b"WEBP"):
         raise LoraInspectError(f"{path}: it is no JPEG, PNG or WebP; save the picture as one of these, 256 by 256.")

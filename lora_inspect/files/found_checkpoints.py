@@ -101,5 +101,5 @@ def stored_bytes(path: str) -> int:
         if not (whole := set_of(name)):
             return os.path.getsize(path)
         return sum(entry.stat().st_size for entry in os.scandir(folder or os.curdir) if set_of(entry.name) == whole)
-    except OSError:
+    except (OSError, ValueError):  # a NUL character in it
         return 0

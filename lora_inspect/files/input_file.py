@@ -100,13 +100,15 @@ class InputFile:
         return buffer
 
 
-def read_whole(path: str, longest: int, identity: Identity | None = None) -> tuple[bytearray, Identity]:
+def read_whole(
+    path: str, longest: int, identity: Identity | None = None, way_out: str = "fetch it again"
+) -> tuple[bytearray, Identity]:
     """All bytes of a small file, and its identity; LoraInspectError where it has more than `longest` bytes."""
     with InputFile(path, identity) as source:
         size = source.identity.bytes
         if size > longest:
             raise LoraInspectError(
-                f"{path}: it has {size:,} bytes, but at most {longest:,} of such a file are read; fetch it again."
+                f"{path}: it has {size:,} bytes, but at most {longest:,} of such a file are read; {way_out}."
             )
         return source.read(0, size), source.identity
 
@@ -132,4 +134,4 @@ def changed(path: str) -> LoraInspectError:
 
 
 def _unreadable(path: str, reason: str | None) -> LoraInspectError:
-    return LoraInspectError(f"{path}: it cannot be read ({reason}); check the path and its rights.")
+    return LoraInspectError(f"{path or 'the empty name'}: it cannot be read ({reason}); check the path and its rights.")

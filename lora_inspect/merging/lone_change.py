@@ -49,7 +49,8 @@ def lone_change(adapter: Adapter, changes: Sequence[Contribution], weight: Tenso
     is_wide = is_wide or (weight is not None and weight.dtype == torch.float64)
     target = TensorInfo(changes[0].module.key, "F64" if is_wide else "F32", shape, "", 0, 0)
     folds = [Fold(_placed(adapter, one, target), 1.0, adapter) for one in changes]
-    start = _matrix(shape, weight, torch.float64 if is_wide else torch.float32)
+    # A change that is its own is not rounded by a weight beside it.
+    start = _matrix(shape, weight if any(map(needs_weight, changes)) else None, is_wide)
     try:
         change = _folded(start, folds) - start
     except LinAlgError as error:
@@ -71,8 +72,9 @@ def _folded(start: Tensor, folds: Sequence[Fold]) -> Tensor:
     return whole
 
 
-def _matrix(shape: _Shape, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _matrix(shape: _Shape, weight: Tensor | None, is_wide: bool) -> Tensor:
     """The weight as a merge sees one, (rows, columns); zeros where none is needed."""
+    dtype = torch.float64 if is_wide else torch.float32
     rows = shape[0] if shape else 1
     if weight is None:
         return torch.zeros(shape, dtype=dtype).reshape(rows, -1)

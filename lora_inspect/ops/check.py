@@ -38,9 +38,15 @@ class CheckResult(NamedTuple):
     left: tuple[Problem, ...] = ()
 
     def fails(self, severity: str) -> bool:
-        """Whether a problem is as serious as that, or more."""
+        """Whether a problem is as serious as that, or more: of the output, where the file was mended.
+
+        ValueError for what is no severity.
+        """
+        if severity not in SEVERITIES:
+            raise ValueError(f"a severity is one of {', '.join(SEVERITIES)}, not {severity!r}")
         limit = SEVERITIES.index(severity)
-        return any(SEVERITIES.index(one.severity) >= limit for one in self.problems)
+        judged = self.left if self.output else self.problems
+        return any(SEVERITIES.index(one.severity) >= limit for one in judged)
 
     def to_dict(self) -> dict[str, Any]:
         """The record of this file in what `check --json` prints."""

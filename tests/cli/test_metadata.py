@@ -129,7 +129,9 @@ def test_what_is_no_picture_of_these_is_refused(content, path, run):
 def test_a_large_picture_is_refused(path, run):
     (path.parent / "picture.png").write_bytes(PICTURES["image/png"] + bytes(1 << 20))
     refusal = run("metadata", "set", path, "--thumbnail", path.parent / "picture.png").refusal
-    assert "but at most 1,048,576 of such a file are read" in refusal
+    assert refusal.endswith("but at most 1,048,576 of such a file are read; save the picture smaller, 256 by 256.")
+    refusal = run("metadata", "set", path, "k=@").refusal
+    assert refusal == "the empty name: it cannot be read (No such file or directory); check the path and its rights."
 
 
 @pytest.mark.parametrize("value", ["no", "{'a': 1}", "3", '{"a": 1', "NaN"])

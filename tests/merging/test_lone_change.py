@@ -155,3 +155,11 @@ def test_experts_are_left_to_merge(fixtures):
     assert refused
     with pytest.raises(LoraInspectError, match=r"experts of a whole layer.*; merge the adapter into its base"):
         refused[0].delta(torch.zeros(3, 3))
+
+
+def test_a_weight_that_is_not_needed_rounds_nothing(write_safetensors):
+    (module,) = open_adapter(write_safetensors(lora("lora_unet_blocks_0_attn_q"))).modules
+    alone = module.delta()
+    assert alone.any()
+    for weight in (drawn(*alone.shape) * 1e6, torch.full(alone.shape, float("nan"))):
+        assert torch.equal(module.delta(weight), alone)

@@ -221,7 +221,12 @@ def test_a_file_that_is_missing_is_no_problem_of_a_file(tmp_path):
 def test_a_result_fails_by_its_most_serious_problem(severity):
     result = CheckResult("p", (Problem("a", NOTE, "x"), Problem("b", severity, "x")))
     for limit in SEVERITIES:
-        assert result.fails(limit) == (SEVERITIES.index(severity) >= SEVERITIES.index(limit))
+        fails = SEVERITIES.index(severity) >= SEVERITIES.index(limit)
+        assert result.fails(limit) == fails
+        mended = CheckResult("p", (Problem("a", ERROR, "x"),), frozenset("a"), "out", (), result.problems)
+        assert mended.fails(limit) == (fails or limit == NOTE)
+    with pytest.raises(ValueError, match="a severity is one of note, warning, error, not 'fatal'"):
+        result.fails("fatal")
 
 
 READ = (
