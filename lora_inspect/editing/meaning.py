@@ -25,6 +25,8 @@ Meaning = Mapping[str, Mapping[str, Any]]
 
 # Without it, transformers refuses the weights of a model.
 _FORMAT_KEY = "format"
+# What the name of a file may say of it, and what is told in words that its path is among.
+_OF_NAME = ("the expert", "what is open", "reading")
 _FILE = ""
 _ABSENT = object()
 _NOTHING = "nothing"
@@ -50,6 +52,11 @@ def differences(before: Meaning, after: Meaning) -> list[str]:
         for topic in dict.fromkeys((*before, *after))
         if before.get(topic, {}) != after.get(topic, {})
     ]
+
+
+def under_any_name(meant: Meaning) -> Meaning:
+    """What stays of a meaning where the file is called otherwise."""
+    return {topic: facts for topic, facts in meant.items() if topic not in _OF_NAME}
 
 
 def with_metadata(checkpoint: Checkpoint, file: str, metadata: Mapping[str, str]) -> Checkpoint:

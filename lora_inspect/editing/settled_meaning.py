@@ -1,12 +1,12 @@
 """What changes of a metadata make of a file's meaning: told, refused, or narrowed down to the keys that decide."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lora_inspect.editing.changes import Change, applied
 from lora_inspect.editing.deciding import tell_apart
-from lora_inspect.editing.meaning import differences, meaning, with_metadata
+from lora_inspect.editing.meaning import differences, meaning, under_any_name, with_metadata
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.header_rewrite import Headed
 from lora_inspect.listing import listed, some
 
@@ -24,6 +24,22 @@ def settled_meaning(checkpoint: Checkpoint, headed: Headed, made: Sequence[Chang
             "out, or add --allow-other-meaning."
         )
     return tuple(found)
+
+
+def check_elsewhere(checkpoint: Checkpoint, headed: Headed, metadata: Mapping[str, str], written: str) -> None:
+    """Raises LoraInspectError where a copy with this metadata would be read otherwise, as far from its configuration.
+
+    One of several shards is no copy of what is read.
+    """
+    if len(checkpoint.files) > 1:
+        return
+    meant = meaning(with_metadata(checkpoint, headed.file, metadata))
+    found = differences(under_any_name(meant), under_any_name(meaning(open_checkpoint(written))))
+    if found:
+        raise LoraInspectError(
+            f"{headed.file}: what lies beside it decides how it is read, and where the output goes it would have "
+            f"{_few(found)}; name an output in the same folder, or copy the folder and leave -o out."
+        )
 
 
 def deciding_keys(checkpoint: Checkpoint, headed: Headed, made: Sequence[Change]) -> list[str]:

@@ -5,7 +5,7 @@ copies none of it.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.byte_copy import copy_bytes, write_all
@@ -54,17 +54,25 @@ def read_headed(file: str) -> Headed:
 
 
 def write_anew(
-    headed: Headed, metadata: Mapping[str, str], output: str, force: bool = False, progress: Progress = silent
+    headed: Headed,
+    metadata: Mapping[str, str],
+    output: str,
+    force: bool = False,
+    progress: Progress = silent,
+    prove: Callable[[str], None] | None = None,
 ) -> None:
     """Writes the file with another metadata to `output`, complete or not at all; onto itself with its own rights.
 
-    `progress` is told of the bytes. Raises LoraInspectError where the disk refuses, where the file is not the one any
-    more that was read, and where the metadata is more than is read back.
+    `progress` is told of the bytes, and `prove` is called with the path of the whole file before it appears. Raises
+    LoraInspectError where the disk refuses, where the file is not the one any more that was read, and where the
+    metadata is more than is read back.
     """
     is_same = output == headed.file
 
-    def prove(partial: str) -> None:
+    def prove_all(partial: str) -> None:
         _prove(headed, metadata, partial, output)
+        if prove:
+            prove(partial)
         if is_same:
             check_unchanged({headed.file: headed.identity})
 
@@ -73,7 +81,7 @@ def write_anew(
     header = padded_header(headed.written(metadata), ROOM, **distance)
     inputs = {} if is_same else {headed.file: headed.identity}
     with (
-        new_file(output, inputs, force or is_same, prove) as descriptor,
+        new_file(output, inputs, force or is_same, prove_all) as descriptor,
         InputFile(headed.file, headed.identity) as source,
     ):
         if is_same:

@@ -3,12 +3,13 @@
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from lora_inspect.editing.changes import Change, Edit, changes
 from lora_inspect.editing.editable import check_own_place, editable_file
 from lora_inspect.editing.kept_hashes import hashes_beside
-from lora_inspect.editing.settled_meaning import deciding_keys, settled_meaning
+from lora_inspect.editing.settled_meaning import check_elsewhere, deciding_keys, settled_meaning
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.header_journal import Editing, editing
 from lora_inspect.files.header_rewrite import Headed, read_headed, write_anew, write_in_place
@@ -109,12 +110,13 @@ def _edited(path: str, settle: Callable[[Checkpoint, Headed], _Settled], target:
         settled = settle(checkpoint, headed)
         after = settled.metadata | hashes_beside(headed, settled.metadata, target.hashes, share.done)
         if not target.dry_run:
-            _write(headed, after, output, target, own, share.done)
+            _write(checkpoint, headed, after, output, target, own, share.done)
     made = changes(headed.metadata, after)
     return Edited(path, output, made, settled.meaning, settled.kept, tuple(notes))
 
 
 def _write(
+    checkpoint: Checkpoint,
     headed: Headed,
     after: Mapping[str, str],
     output: str,
@@ -126,8 +128,10 @@ def _write(
         return
     if target.in_place and own:
         write_in_place(headed, after, own)
-    else:
-        write_anew(headed, after, output, target.force, progress)
+        return
+    is_moved = output != headed.file and not target.other_meaning
+    prove = partial(check_elsewhere, checkpoint, headed, after) if is_moved else None
+    write_anew(headed, after, output, target.force, progress, prove)
 
 
 def as_json(edited: Edited) -> dict[str, Any]:

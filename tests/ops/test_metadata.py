@@ -418,3 +418,35 @@ def test_a_file_that_is_too_large_for_the_meaning_of_one_module_is_still_edited(
     save_file({f"a.{number}.weight": torch.zeros(1) for number in range(3000)}, tmp_path / "a.safetensors")
     edit(str(tmp_path / "a.safetensors"), giving(title="x"))
     assert metadata_of(tmp_path / "a.safetensors") == {"title": "x"}
+
+
+def test_a_copy_that_would_lack_its_configuration_is_refused(fixtures, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(fixtures / "crepe-peft-lora-conv-r4", source)
+    path, apart = str(source / "adapter_model.safetensors"), tmp_path / "apart"
+    apart.mkdir()
+    output = str(apart / "adapter_model.safetensors")
+    with pytest.raises(LoraInspectError, match="what lies beside it decides .* scale-unknown, .*; name an output in the"):
+        edit(path, giving(k="v"), Target(output))
+    assert os.listdir(apart) == []
+    # Beside another one it would mean something, and not the same.
+    config = json.loads((source / "adapter_config.json").read_text())
+    (apart / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 2 * config["lora_alpha"]}))
+    with pytest.raises(LoraInspectError, match="what lies beside it decides"):
+        edit(path, giving(k="v"), Target(output))
+    with pytest.raises(LoraInspectError, match="what lies beside it decides"):
+        strip(path, everything=True, target=Target(output))
+    edit(path, giving(k="v"), Target(output, other_meaning=True))
+    (apart / "adapter_config.json").write_text(json.dumps(config))
+    edit(path, giving(k="v"), Target(output, force=True))
+    edit(path, giving(k="v"), Target(str(source / "renamed.safetensors")))
+    assert reading(output) == reading(path) == reading(str(source / "renamed.safetensors"))
+
+
+def test_a_file_that_says_all_itself_may_go_anywhere_under_any_name(copied, tmp_path):
+    path, apart = copied("synthetic/rslora_flag"), tmp_path / "apart"
+    apart.mkdir()
+    (apart / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, "lora_alpha": 1}))
+    for name in ("wan_high_noise.safetensors", "adapter.safetensors"):
+        edit(path, giving(k="v"), Target(str(apart / name)))
+        assert get(str(apart / name), "k") == "v"
