@@ -25,8 +25,9 @@ Meaning = Mapping[str, Mapping[str, Any]]
 
 # Without it, transformers refuses the weights of a model.
 _FORMAT_KEY = "format"
+_PROGRAMS = "what a program makes of it"
 # What the name of a file may say of it, and what is told in words that its path is among.
-_OF_NAME = ("the expert", "what is open", "reading")
+_OF_NAME = ("the expert", "what is open", "reading", _PROGRAMS)
 _FILE = ""
 _ABSENT = object()
 _NOTHING = "nothing"
@@ -41,7 +42,7 @@ def meaning(checkpoint: Checkpoint) -> Meaning:
     return {
         **_of_file(info),
         **_of_modules(info),
-        "what a program makes of it": dict(_of_programs(info)) if info.kind == ADAPTER else {},
+        _PROGRAMS: dict(_of_programs(info)) if info.kind == ADAPTER else {},
     }
 
 
