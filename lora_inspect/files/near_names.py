@@ -37,13 +37,15 @@ def nearest_name(name: str, names: Iterable[str]) -> str | None:
 def nearest_path(path: str) -> str | None:
     """The path that is most like `path` in its folder, None where none is near or the folder cannot be read.
 
-    A link that leads nowhere is not near itself.
+    A link that leads nowhere is not near itself, and what a run has left behind is what nobody means.
     """
+    from lora_inspect.files.partial import is_leftover
+
     folder, name = os.path.split(path.rstrip(os.sep))
     try:
         with os.scandir(folder or os.curdir) as entries:
             others = (entry.name for entry in entries if os.path.join(folder, entry.name) != path)
-            nearest = nearest_name(name, others)
+            nearest = nearest_name(name, (other for other in others if not is_leftover(other)))
     except (OSError, ValueError):  # a null character is no part of a path
         return None
     return None if nearest is None else os.path.join(folder, nearest)

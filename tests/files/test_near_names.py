@@ -77,6 +77,16 @@ def test_a_link_that_leads_nowhere_is_not_near_itself(tmp_path):
     assert nearest_path(str(tmp_path / "style.safetensors")) is None
 
 
+@pytest.mark.parametrize("ending", [".header-journal", ".0123456789abcdef.partial", ".0123456789abcdef.partial.lock"])
+def test_what_a_run_has_left_is_not_meant(tmp_path, ending):
+    left = tmp_path / f"style.safetensors{ending}"
+    left.touch()
+    asked = str(tmp_path / "stlye.safetensors")
+    assert nearest_path(asked) is None
+    left.with_name("styles.safetensors").touch()
+    assert nearest_path(asked) == str(tmp_path / "styles.safetensors")
+
+
 @pytest.mark.parametrize(
     "path", ["missing/a", "file/a", "", "/", "a\0b/c", "x" * 5000 + "/a"], ids=lambda path: path[:9]
 )
