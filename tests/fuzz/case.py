@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,21 @@ from lora_inspect.cli import cli
 NETWORKS = "networks"
 
 
+def leaves(command: click.Command = cli, words: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    """Every verb that does something by itself, after the words that lead to it: a group is none."""
+    if not isinstance(command, click.Group):
+        yield " ".join(words), command
+        return
+    context = click.Context(command)
+    for name in command.list_commands(context):
+        found = command.get_command(context, name)
+        assert found is not None
+        yield from leaves(found, (*words, name))
+
+
+VERBS = dict(leaves())
+
+
 @dataclass(frozen=True)
 class Case:
     """`command` is a verb of the command line with its arguments, or `networks`, a network module and a file."""
@@ -25,9 +40,9 @@ class Case:
 
     @property
     def target(self) -> str:
-        """The verb, or what stands in its place."""
-        known = (*cli.list_commands(click.Context(cli)), NETWORKS)
-        return next((word for word in self.words[:1] if word in known), "no verb")
+        """The words of the verb, or what stands in its place."""
+        begins = (" ".join(self.words[:count]) for count in (1, 2))
+        return next((words for words in begins if words in VERBS or words == NETWORKS), "no verb")
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -38,15 +53,21 @@ class Case:
         """The command's arguments as click reads them; nothing where it refuses them."""
         if self.target == NETWORKS:
             return {}
+        name: str | None = "lora-inspect"
+        verb: click.Command | None = cli
+        words = list(self.command)
         try:
-            group = cli.make_context("lora-inspect", list(self.command), resilient_parsing=True)
-            held = vars(group).get("_protected_args", vars(group).get("protected_args", []))
-            if not (left := [*held, *group.args]):
-                return {}
-            name, verb, words = cli.resolve_command(group, left)
-            return verb.make_context(name, words, resilient_parsing=True).params if verb else {}
+            while verb is not None:
+                context = verb.make_context(name, words, resilient_parsing=True)
+                if not isinstance(verb, click.Group):
+                    return context.params
+                held = vars(context).get("_protected_args", vars(context).get("protected_args", []))
+                if not (left := [*held, *context.args]):
+                    break
+                name, verb, words = verb.resolve_command(context, left)
         except (click.ClickException, click.exceptions.Exit):
-            return {}
+            pass
+        return {}
 
     def shown(self) -> str:
         """The case for whoever looks into it."""

@@ -5,22 +5,24 @@ from collections.abc import Sequence
 
 import click
 
-from fuzz import hostile
-from fuzz.case import NETWORKS
+from fuzz import hostile, metadata_words
+from fuzz.case import NETWORKS, VERBS
 from fuzz.contents import Files, Weights, names_of
 from fuzz.networks_target import MODULES
-from lora_inspect.cli import cli
 
 # How often an option is there; without some of them a command says only that they are missing.
 _OFTEN = {
     "output": 0.97, "force": 0.3, "dry_run": 0.1, "as_json": 0.3, "as_json_": 0.4, "allow_unmatched": 0.3, "base": 0.2,
     "keep_dora": 0.25, "layout": 0.25, "modules": 0.3, "metadata": 0.3, "rank": 0.02, "max_error": 0.02,
+    "source": 0.98, "everything": 0.3, "other_meaning": 0.5, "title": 0.2, "thumbnail": 0.1,
 }  # fmt: skip
-_SELDOM = 0.05
+_SELDOM = 0.03
 # Options that mostly come with another one.
 _WITH = {"base": ("rank", "rank", "max_error")}
 # What writes only where it is told to, and what is said of its output.
 _MENDS, _OF_MENDING = "fixes", ("output", "force")
+# What changes a file itself where no output is named, and may do so only in its header.
+_IN_PLACE = "in_place"
 _HELP = "--help"
 _NUMBERS = (
     "0.5", "1", "2", "4", "0.1", "0", "-1", "1e-3", "1e400", "nan", "inf", "-inf", "", "x", "0x4", "1_0", "٣",
@@ -53,17 +55,14 @@ _PATHS = (
 
 def targets() -> tuple[str, ...]:
     """What a command may be for: each verb that there is, and half as often the networks."""
-    verbs = cli.list_commands(click.Context(cli))
-    return *verbs, *verbs, NETWORKS
+    return *VERBS, *VERBS, NETWORKS
 
 
 def command(source: random.Random, target: str, files: Files) -> tuple[str, ...]:
     """A command line of a target over the files."""
     if target == NETWORKS:
         return NETWORKS, _network_module(source, files), _weights_file(source, files)
-    verb = cli.get_command(click.Context(cli), target)
-    assert verb is not None
-    words = [target, *_arguments(source, verb, files)]
+    words = [*target.split(), *_arguments(source, VERBS[target], files)]
     if source.random() < 0.03:
         words[0] = source.choice(("inf", "Merge", "", "--version", "-h", *_PATHS[:4], *files.adapters))
     if source.random() < 0.03:
@@ -98,13 +97,22 @@ def _arguments(source: random.Random, verb: click.Command, files: Files) -> list
         chosen = [name for name in chosen if name not in (_MENDS, *_OF_MENDING)]
     elif _MENDS in options:
         chosen = [*(name for name in chosen if name != _MENDS), _MENDS]
+    if _IN_PLACE in options and source.random() < 0.6:
+        chosen = [name for name in chosen if name not in (_IN_PLACE, *_OF_MENDING)]
+        chosen += source.choice(([], [_IN_PLACE]))
     for name in list(chosen):
         if name in _WITH and source.random() < 0.9:
             chosen.append(source.choice(_WITH[name]))
         if options[name].multiple and source.random() < 0.3:
             chosen.append(name)
-    pieces = [_operands(source, found, files) for found in verb.params if isinstance(found, click.Argument)]
-    fitting = _fitting_output(pieces, files)
+    pieces: list[list[str]] = []
+    for argument in (found for found in verb.params if isinstance(found, click.Argument)):
+        first = pieces[0][0] if pieces else ""
+        is_key = argument.name in metadata_words.ARGUMENTS
+        pieces.append(
+            metadata_words.operands(source, argument, first, files) if is_key else _operands(source, argument, files)
+        )
+    fitting = "out.safetensors" if _IN_PLACE in options else _fitting_output(pieces, files)
     pieces += [_option(source, options[name], files, fitting) for name in chosen if name in options]
     if source.random() < 0.3:
         source.shuffle(pieces)
@@ -115,13 +123,25 @@ def _operands(source: random.Random, argument: click.Argument, files: Files) -> 
     count = 1 if argument.nargs == 1 else source.choice((1, 1, 1, 1, 2, 3))
     wants_base = argument.name in ("base", "merged")
     usual = (
-        files.bases if wants_base else files.adapters if argument.name != "paths" else [*files.adapters, *files.bases]
+        files.bases
+        if wants_base
+        else [*files.adapters, *files.bases]
+        if argument.name == "paths"
+        else _single_files(files)
+        if argument.name == "path"
+        else files.adapters
     )
     # The same one twice is refused at once.
     named = source.sample(usual, min(count, len(usual))) if source.random() < 0.93 else []
     named = named or [_path(source, usual, files) for _ in range(count)]
     with_settings = 0.0 if wants_base else 0.06 if argument.nargs == 1 or argument.name == "paths" else 0.35
     return [f"{path}:{_setting(source)}" if source.random() < with_settings else path for path in named]
+
+
+def _single_files(files: Files) -> list[str]:
+    """Mostly what is no set of several files."""
+    shards = [name for name in files.contents if name.startswith("shards/model-")]
+    return [*files.adapters * 4, *files.bases[:1] * 2, *shards[:1], *files.bases[-1:]]
 
 
 def _fitting_output(operands: Sequence[Sequence[str]], files: Files) -> str:
@@ -154,6 +174,10 @@ def _value(source: random.Random, option: click.Option, files: Files, output: st
     kind = option.type
     if option.name == "output":
         return output if source.random() < 0.6 else source.choice(_OUTPUTS)
+    if option.name in metadata_words.OPTIONS:
+        return metadata_words.value(source, option, files)
+    if option.name == "source":
+        return _path(source, _single_files(files), files)
     if isinstance(kind, click.Choice) and source.random() < 0.95:
         return str(source.choice(list(kind.choices)))
     if option.name == "base" or isinstance(kind, click.Path):

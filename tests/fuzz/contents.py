@@ -145,6 +145,12 @@ def _from_json(kept: Mapping[str, Any]) -> Content:
     return {"pipe": Pipe, "socket": Socket, "folder": Folder}[kind]()
 
 
+def metadata_at(path: str, contents: Mapping[str, Content]) -> list[str]:
+    """The keys that the metadata of the file has, or of the files in the folder."""
+    found = [content for name, content in contents.items() if name == path or name.startswith(f"{path}/")]
+    return [key for content in found if isinstance(content, Weights) for key in content.metadata or {}]
+
+
 def names_of(contents: Iterable[str]) -> list[str]:
     """The paths with the folders above them."""
     found: dict[str, None] = {}

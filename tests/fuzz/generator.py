@@ -2,7 +2,7 @@
 
 import random
 
-from fuzz import folders, mutations, seeds
+from fuzz import folders, headers, metadata_words, mutations, seeds
 from fuzz.case import NETWORKS, Case
 from fuzz.commands import command, targets
 from fuzz.contents import Files, Json, Weights
@@ -13,12 +13,21 @@ def generate(seed: int, number: int) -> Case:
     source = random.Random(f"{seed}:{number}")
     target = source.choice(targets())
     files = seeds.seed(_seed_name(source, target))
+    if target.startswith("metadata"):
+        files.contents.update(metadata_words.SIDE_FILES)
+        if source.random() < 0.4:
+            headers.give_room(files)
+        if source.random() < 0.6:
+            headers.give_words(files)
     for _ in range(source.choice((0, 0, 1, 1, 1, 2, 3))):
         if source.random() < 0.15:
             folders.change(source, files)
         else:
             _change_a_file(source, files)
-    return Case(files.contents, command(source, target, files), f"seed {seed}, case {number}")
+    words = command(source, target, files)
+    if source.random() < (0.15 if target.startswith("metadata") else 0.01):
+        headers.tear(source, files)
+    return Case(files.contents, words, f"seed {seed}, case {number}")
 
 
 def _seed_name(source: random.Random, target: str) -> str:

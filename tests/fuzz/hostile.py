@@ -140,7 +140,8 @@ SIDE_NAMES = (
     "config.json", "README.md", "tokenizer.json", "sub/deep/file.txt", ".git/config", "checkpoint-1/optimizer.pt",
     "a\nb.txt", "\x1b[31m.txt", "\u202egpj.txt", "-o", "x" * 200, "pickle.py", "networks/__init__.py",
     "sitecustomize.py", "json.py", "model.bin", "model.gguf", "adapter_config.json", "model.safetensors.index.json",
-    "other.safetensors", "out.safetensors.0123456789abcdef.partial", "out.safetensors.0123456789abcdef.partial.lock",
+    "other.safetensors", "a.safetensors.header-journal", "out.safetensors.0123456789abcdef.partial",
+    "out.safetensors.0123456789abcdef.partial.lock",
     "outdir.0123456789abcdef.partial.old", "x.0123456789abcdef.partial.gone", "\udcff\udcfe.safetensors",
 )  # fmt: skip
 

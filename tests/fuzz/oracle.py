@@ -21,12 +21,16 @@ from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
+from unittest import mock
 
 from fuzz import hostile, networks_target
 from fuzz.case import NETWORKS, Case
 from fuzz.contents import Link, write
+from fuzz.edited import is_journal, repaired, same_tensors, values_of
+from fuzz.effects import JOURNAL, NOTHING, Effects, effects_of
 from fuzz.watch import Allowed, Forbidden, watched
 from lora_inspect.files.garbage import without_collecting
+from lora_inspect.scanning import side_by_side
 
 MEGABYTE = 1 << 20
 # Some disks take longer for a folder than a command for its work.
@@ -38,6 +42,7 @@ _READ_BYTES = 16 * MEGABYTE
 # What the program says of what nobody foresaw, and of memory that it did not get.
 _DEFECT, _NO_MEMORY = "this is a defect of lora-inspect", "there is not enough memory"
 _LEFTOVER = re.compile(r"(?s).*\.[0-9a-f]{16}\.partial(\.(lock|old|gone))?")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
 KINDS = ("traceback", "hang", "growth", "leftover", "exit", "audit", "input", "output", "printed", "descriptor")
@@ -101,12 +106,15 @@ def examine(case: Case, limits: Limits = LIMITS, keep: Path | None = None) -> Ex
         folder = _write(case, root)
         before = _picture(root)
         parsed = case.parsed()
-        outputs = _outputs(parsed)
-        ended = _run(case, folder, outputs, limits)
+        effects = effects_of(case.target, parsed, folder)
+        ended = _run(case, folder, effects, limits)
         after = _picture(root)
-        violations = [*_judge_end(case, parsed, ended, limits), *_judge_files(ended, before, after, outputs, folder)]
-        if ended.status == 0 and outputs and not violations and not _speaks_of_itself(ended):
-            violations += _judge_output(folder, before, after, outputs)
+        violations = [*_judge_end(case, parsed, ended, limits), *_judge_files(ended, before, after, effects, folder)]
+        if ended.status == 0 and not violations and not _speaks_of_itself(ended):
+            if effects.outputs and not effects.edited:
+                violations += _judge_output(case, folder, before, after, effects.outputs)
+            if case.target.startswith("metadata "):
+                violations += _judge_metadata(parsed, ended, folder, before, after)
     finally:
         if keep is None:
             shutil.rmtree(root)
@@ -128,7 +136,7 @@ def prepare() -> None:
     for case in _first_cases():
         root = tempfile.mkdtemp(prefix="fuzz-", dir=_IN_MEMORY)
         try:
-            _run(case, _write(case, root), None, LIMITS, is_watched=False)
+            _run(case, _write(case, root), NOTHING, LIMITS, is_watched=False)
         finally:
             shutil.rmtree(root)
 
@@ -154,6 +162,7 @@ def _first_cases() -> Iterator[Case]:
         yield Case(files.contents, ("convert", adapter, "-o", "out.safetensors", "--keep-dora"))
         yield Case(files.contents, ("merge", "--no-such-option"))
         yield Case(files.contents, ("merge", "--help"))
+        yield Case(files.contents, ("metadata", "set", adapter, "title=x", "--hashes"))
     for module in networks_target.MODULES:
         yield Case(seed("kohya").contents, (NETWORKS, module, "a.safetensors"))
     for file in ("zip.pt", "old.pt"):
@@ -170,32 +179,28 @@ def _write(case: Case, root: str) -> str:
     return str(folder)
 
 
-def _outputs(parsed: dict[str, Any]) -> tuple[str, ...] | None:
-    """The paths that the command may give a result to; None where it writes nothing."""
-    output = parsed.get("output")
-    if not isinstance(output, str) or parsed.get("dry_run"):
-        return None
-    inputs = [path for name in ("base", "adapter") if isinstance(path := parsed.get(name), str)]
-    names = [os.path.basename(path.partition(":")[0]) for path in inputs]
-    # A folder takes the result under the name of an input, which may have had another ending.
-    names += [f"{name[:dot]}.safetensors" for name in names for dot, letter in enumerate(name) if letter == "."]
-    return output, *(os.path.join(output, name) for name in names)
-
-
 # What others have left open may be closed as garbage at any moment; what a case leaves open may not count on it.
 @without_collecting()
-def _run(case: Case, folder: str, outputs: tuple[str, ...] | None, limits: Limits, is_watched: bool = True) -> _Ended:
+def _run(case: Case, folder: str, effects: Effects, limits: Limits, is_watched: bool = True) -> _Ended:
     ended = _Ended()
     links = [os.path.join(folder, name) for name, content in case.contents.items() if isinstance(content, Link)]
-    words = [word for word in case.command for word in (word, word.rpartition(":")[0])]
+    words = {part for word in case.command for part in (word, word.rpartition(":")[0], *_values(word))}
     named = {os.path.realpath(path) for path in (*links, *(os.path.join(folder, word) for word in words))}
     # Whoever names the folder above means all that is in it.
     folders = [path for path in named if path == os.path.dirname(folder)]
     # The nearest names are looked for beside a path that is not there.
-    allowed = Allowed((folder, *folders), frozenset(named), frozenset(map(os.path.dirname, named)), outputs or ())
+    allowed = Allowed(
+        (folder, *folders),
+        frozenset(named),
+        frozenset(map(os.path.dirname, named)),
+        effects.outputs,
+        trees=effects.outputs if effects.below else (),
+        rewritten=effects.rewritten,
+        journals=effects.journals,
+    )
     printed = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
     descriptors, resident, started = _descriptors(), _reset_peak(), time.process_time()
-    with _in_folder(folder), _signals_kept(), contextlib.ExitStack() as stack:
+    with _in_folder(folder), _signals_kept(), _in_one_process(), contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(printed[0]))
         stack.enter_context(contextlib.redirect_stderr(printed[1]))
         try:
@@ -225,6 +230,17 @@ def _call(case: Case) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     raise AssertionError("the command did not end the process")
+
+
+def _values(word: str) -> tuple[str, str]:
+    """What an option or a key is given, and the file that it may name."""
+    value = word.partition("=")[2]
+    return value, value.removeprefix("@")
+
+
+def _in_one_process() -> contextlib.AbstractContextManager[Any]:
+    """Has the files of a folder read here, where all is seen: to start a process never pays."""
+    return mock.patch.multiple(side_by_side, _COPY=float("inf"), _NEW=float("inf"))
 
 
 @contextlib.contextmanager
@@ -348,7 +364,7 @@ def _judge_words(case: Case, parsed: dict[str, Any], ended: _Ended) -> Iterator[
     if any(_NO_MEMORY in line for line in errors):
         yield Violation("growth", ended.stderr)
     if ended.status == 1:
-        most = _checkpoints(case, parsed) if case.target in ("info", "check", "no verb") else 1
+        most = _checkpoints(case, parsed) if case.target in ("info", "check", "convert", "no verb") else 1
         # An answer that is no is printed, and no error.
         least = 0 if case.target in ("check", "compat", "verify") and ended.stdout else 1
         if not least <= len(errors) <= most or not all(line.endswith(".") for line in errors):
@@ -358,13 +374,24 @@ def _judge_words(case: Case, parsed: dict[str, Any], ended: _Ended) -> Iterator[
     wants_error = ended.status == 2 and len(case.command) > 1
     if (ended.status == 0 and errors) or (wants_error and len(errors) != 1):
         yield Violation("exit", f"status {ended.status} with {len(errors)} sentences: {ended.stderr}")
-    if odd := {letter for letter in ended.stdout + ended.stderr if not letter.isprintable() and letter != "\n"}:
+    # A single value goes into a pipe as it is.
+    shown = ended.stderr if case.target == "metadata get" else ended.stdout + ended.stderr
+    if odd := {letter for letter in shown if not letter.isprintable() and letter != "\n"}:
         yield Violation("printed", repr(odd))
-    if ended.status == 0 and (parsed.get("as_json") or parsed.get("as_json_")) and not _speaks_of_itself(ended):
+    if ended.status == 0 and not _speaks_of_itself(ended):
         try:
-            json.loads(ended.stdout, parse_constant=_refuse_constant)
+            for text in _documents(parsed, ended.stdout):
+                json.loads(text, parse_constant=_refuse_constant)
         except ValueError as error:
             yield Violation("printed", f"no JSON: {error}")
+
+
+def _documents(parsed: dict[str, Any], stdout: str) -> list[str]:
+    """The JSON that was asked for: one a line, or one in all."""
+    if parsed.get("jsonl"):
+        return stdout.splitlines()
+    is_one = parsed.get("as_json") or parsed.get("as_json_") or parsed.get("format_") in ("json", "sarif")
+    return [stdout] if is_one else []
 
 
 def _speaks_of_itself(ended: _Ended) -> bool:
@@ -377,8 +404,9 @@ def _refuse_constant(name: str) -> None:
 
 
 def _checkpoints(case: Case, parsed: dict[str, Any]) -> int:
-    """How many sentences `info` may need at most: one for each path, and for each file in one that is a folder."""
-    folders = ["." if path in (".", "..") else path.rstrip("/") for path in parsed.get("paths") or ()]
+    """How many sentences a verb may need at most: one for each path, and for each file in one that is a folder."""
+    paths = parsed.get("paths") or (parsed.get("adapter") or "",)
+    folders = ["." if path in (".", "..") else path.rstrip("/") for path in paths]
     is_link = any(isinstance(case.contents.get(path), Link) for path in folders)
     below = [
         name
@@ -388,22 +416,27 @@ def _checkpoints(case: Case, parsed: dict[str, Any]) -> int:
     return max(1, len(folders) + len(below))
 
 
-def _judge_files(
-    ended: _Ended, before: Picture, after: Picture, outputs: tuple[str, ...] | None, folder: str
-) -> Iterator[Violation]:
-    results = _results(folder, outputs or ())
+def _judge_files(ended: _Ended, before: Picture, after: Picture, effects: Effects, folder: str) -> Iterator[Violation]:
+    results = _results(folder, effects.outputs)
+    # Of many files those that can be are converted, whatever becomes of the others.
+    is_done = ended.status == 0 or (effects.below and ended.status == 1)
     for path in sorted(before.keys() | after.keys()):
         if before.get(path) == after.get(path):
             continue
         name = os.path.relpath(path, folder)
         is_result = any(path == result or path.startswith(result + os.sep) for result in results)
-        if ended.status == 0 and is_result and not _LEFTOVER.fullmatch(path):
+        if is_done and is_result and not effects.edited and not _LEFTOVER.fullmatch(path):
+            continue
+        is_edited = ended.status == 0 and path in effects.edited
+        if (is_edited or path in effects.repaired) and path in before and path in after:
+            yield from _judge_header(name, _repaired(before, path), after[path], is_edited)
             continue
         if path not in before:
             yield Violation("leftover", f"{name!r} is new, with status {ended.status}")
         elif path not in after:
             # What a dead run left beside the same output is swept up.
-            if not (_LEFTOVER.fullmatch(path) and any(path.startswith(f"{result}.") for result in results)):
+            is_swept = _LEFTOVER.fullmatch(path) and any(path.startswith(f"{result}.") for result in results)
+            if not is_swept and not (path in effects.journals and is_journal(before[path][3])):
                 yield Violation("input", f"{name!r} is gone")
         elif before[path][0] != after[path][0] or not stat.S_ISDIR(after[path][0]):
             yield Violation("input", f"{name!r} is changed")
@@ -415,19 +448,63 @@ def _results(folder: str, outputs: tuple[str, ...]) -> list[str]:
     return [os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in paths]
 
 
-def _judge_output(folder: str, before: Picture, after: Picture, outputs: tuple[str, ...]) -> Iterator[Violation]:
+def _judge_output(
+    case: Case, folder: str, before: Picture, after: Picture, outputs: tuple[str, ...]
+) -> Iterator[Violation]:
     results = [path for path in _results(folder, outputs) if path in after]
     written = [path for path in after if after[path] != before.get(path) and stat.S_ISREG(after[path][0])]
     if not written:
         yield Violation("output", "status 0, but nothing was written")
         return
     for path in written:
-        if isinstance(content := after[path][3], bytes) and hostile.SECRET in content:
+        is_named = any("secret" in word for word in case.command)
+        if isinstance(content := after[path][3], bytes) and hostile.SECRET in content and not is_named:
             yield Violation("output", f"{path} holds what lay outside of the folder")
         if path.endswith(".safetensors") and os.path.dirname(path) in (*results, *map(os.path.dirname, results)):
             yield from _judge_weights(path)
+    if case.target.startswith("metadata ") and any(_SHARD.search(path) for path in written):
+        return  # one of a set, which is read by itself nowhere
     for result in [result for result in results if result in written] or results[:1]:
         yield from _judge_reading(result)
+
+
+def _repaired(before: Picture, path: str) -> tuple[Any, ...]:
+    """A file as the next run has to see it, whatever a dead one has left of its header."""
+    *rest, content = before[path]
+    journal = before.get(path + JOURNAL, (b"",))[-1]
+    return (*rest, repaired(content, journal) if isinstance(content, bytes) and isinstance(journal, bytes) else content)
+
+
+def _judge_header(name: str, was: tuple[Any, ...], now: tuple[Any, ...], is_edited: bool) -> Iterator[Violation]:
+    """A file that was changed: by an edit in its metadata alone, else only put right."""
+    if was[0] != now[0]:
+        yield Violation("input", f"{name!r} has other rights")
+    if not isinstance(now[3], bytes) or not isinstance(was[3], bytes):
+        return
+    if is_edited and not same_tensors(was[3], now[3]):
+        yield Violation("input", f"the tensors of {name!r} are changed")
+    elif not is_edited and was[3] != now[3]:
+        yield Violation("input", f"{name!r} is changed")
+
+
+def _judge_metadata(
+    parsed: dict[str, Any], ended: _Ended, folder: str, before: Picture, after: Picture
+) -> Iterator[Violation]:
+    """What has been written holds the tensors of PATH and can be read; what was asked for is what stands there."""
+    named = os.path.realpath(os.path.join(folder, parsed["path"]))
+    place = os.path.dirname(named) if named.endswith(".json") else named
+    sources = [_repaired(before, path)[3] for path in before if path == named or path.startswith(place + os.sep)]
+    contents = [content for content in sources if isinstance(content, bytes)]
+    if "key" in parsed:
+        values = [value.encode() for content in contents for value in values_of(content, parsed["key"])]
+        if values and ended.stdout.encode("utf-8", "surrogateescape") not in values:
+            yield Violation("printed", f"not the value of {parsed['key']!r}")
+        return
+    for path in [path for path in after if "in_place" in parsed and after[path] != before.get(path)]:
+        if isinstance(content := after[path][3], bytes) and stat.S_ISREG(after[path][0]):
+            yield from _judge_weights(path)
+            if not any(same_tensors(one, content) for one in contents):
+                yield Violation("output", f"{path} has not the tensors of {parsed['path']!r}")
 
 
 def _judge_weights(path: str) -> Iterator[Violation]:

@@ -2,13 +2,10 @@
 
 import random
 
-import click
-
 from fuzz import commands, seeds
-from fuzz.case import Case, case_from_json
+from fuzz.case import VERBS, Case, case_from_json
 from fuzz.contents import as_bytes
 from fuzz.generator import generate
-from lora_inspect.cli import cli
 
 
 def plain(case: Case) -> object:
@@ -34,13 +31,8 @@ def test_every_verb_and_every_option_comes_up():
     source, files = random.Random(1), seeds.seed("kohya")
     words = {(target, word.partition("=")[0]) for target in commands.targets() for _ in range(800)
              for word in commands.command(source, target, files)}  # fmt: skip
-    for verb in cli.list_commands(click.Context(cli)):
-        options = {
-            name
-            for option in cli.get_command(click.Context(cli), verb).params
-            for name in option.opts
-            if name[0] == "-"
-        }
+    for verb, found in VERBS.items():
+        options = {name for option in found.params for name in option.opts if name[0] == "-"}
         assert {option for option in options if (verb, option) not in words} == set()
 
 

@@ -1,7 +1,10 @@
 """Each promise that is broken on purpose is noticed, by its kind and no other."""
 
+import copy
 import os
 import pickle
+import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from fuzz import hostile, networks_target, oracle
+from fuzz import headers, hostile, networks_target, oracle
 from fuzz.case import NETWORKS, Case
-from fuzz.contents import Pipe
+from fuzz.contents import Files, Pipe
 from fuzz.oracle import LIMITS, MEGABYTE, Limits, examine
 from fuzz.seeds import seed
 from lora_inspect.cli import convert as convert_verb
 from lora_inspect.cli import info as info_verb
-from lora_inspect.cli import terminal
+from lora_inspect.cli import metadata as metadata_verbs
+from lora_inspect.cli import metadata_changes, terminal
 from lora_inspect.errors import LoraInspectError
 
 INFO = ("info", "a.safetensors")
@@ -197,14 +201,14 @@ def native(change):
     """A defect below what the audit hook sees: the convert that does `change` in its output's folder."""
 
     def planted(monkeypatch):
-        convert = convert_verb.convert_to_standard
+        convert = convert_verb.convert_planned
 
-        def convert_and_change(adapter, output, *rest):
-            result = convert(adapter, output, *rest)
-            unwatched(monkeypatch, lambda: change(Path(output)))
+        def convert_and_change(*arguments):
+            result = convert(*arguments)
+            unwatched(monkeypatch, lambda: change(Path(CONVERT[-1])))
             return result
 
-        monkeypatch.setattr(convert_verb, "convert_to_standard", convert_and_change)
+        monkeypatch.setattr(convert_verb, "convert_planned", convert_and_change)
 
     return planted
 
@@ -242,6 +246,96 @@ def refuse():
 def test_a_wrong_file_is_noticed(monkeypatch, change, kind):
     native(change)(monkeypatch)
     assert kinds(case(*CONVERT)) == {kind}
+
+
+SET = ("metadata", "set", "a.safetensors", "title=x")
+
+
+def editing(monkeypatch, change):
+    """A defect of an edit: `change` follows it, below what the audit hook sees."""
+    edit = metadata_changes.edit
+
+    def edit_and_change(*arguments):
+        edited = edit(*arguments)
+        unwatched(monkeypatch, change)
+        return edited
+
+    monkeypatch.setattr(metadata_changes, "edit", edit_and_change)
+
+
+def spoil(place):
+    """Changes a byte of the edited file."""
+    path = Path("a.safetensors")
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("where", [(), ("--in-place",)])
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda: None, None),
+        (lambda: spoil(-1), "input"),
+        (lambda: spoil(0), "input"),
+        (lambda: Path("a.safetensors").chmod(0o600), "input"),
+        (lambda: Path("a.safetensors.header-journal").touch(), "leftover"),
+        (lambda: Path("base.safetensors").touch(), "input"),
+        (lambda: Path("a.safetensors").unlink(), "input"),
+        (lambda: refuse(), "input"),
+    ],
+)
+def test_a_wrong_edit_is_noticed(monkeypatch, change, kind, where):
+    editing(monkeypatch, change)
+    contents = seed("kohya").contents
+    files = Files({"a.safetensors": contents["a.safetensors"]})
+    headers.give_room(files)
+    assert kinds(case(*SET, *where, **files.contents)) == ({kind} if kind else set())
+
+
+def test_a_copy_with_other_tensors_is_noticed(monkeypatch):
+    command = (*SET, "-o", "out.safetensors")
+    assert kinds(case(*command)) == set()
+    editing(monkeypatch, lambda: shutil.copy("base.safetensors", "out.safetensors"))
+    assert kinds(case(*command)) == {"output"}
+
+
+def test_a_file_may_be_changed_where_it_stands_only_if_that_was_asked_for(monkeypatch):
+    def write(*arguments):
+        os.close(os.open("a.safetensors", os.O_RDWR))
+
+    monkeypatch.setattr(metadata_changes, "edit", write)
+    assert kinds(case(*SET)) == {"audit"}
+    monkeypatch.setattr(metadata_changes, "edit", lambda *arguments: os.remove("a.safetensors"))
+    assert kinds(case(*SET, "--in-place")) == {"audit"}
+    monkeypatch.setattr(metadata_changes, "edit", lambda *arguments: Path("base.safetensors.header-journal").touch())
+    assert kinds(case(*SET, "--in-place")) == {"audit"}
+
+
+def test_a_wrong_value_is_noticed(monkeypatch):
+    files = Files({"a.safetensors": copy.deepcopy(seed("kohya").contents["a.safetensors"])})
+    headers.give_words(files)
+    command = ("metadata", "get", "a.safetensors", "title")
+    assert kinds(case(*command, **files.contents)) == set()
+    monkeypatch.setattr(metadata_verbs, "value_of", lambda path, key: "Chalk")
+    assert kinds(case(*command, **files.contents)) == {"printed"}
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_header_that_is_not_put_right_is_noticed(monkeypatch, number):
+    files = Files({"a.safetensors": seed("kohya").contents["a.safetensors"]})
+    headers.tear(random.Random(number), files)
+    command = ("metadata", "show", "a.safetensors")
+    assert kinds(case(*command, **files.contents)) == set()
+    told = metadata_verbs.told
+
+    def show_and_change(*arguments):
+        found = told(*arguments)
+        unwatched(monkeypatch, lambda: spoil(-1))
+        return found
+
+    monkeypatch.setattr(metadata_verbs, "told", show_and_change)
+    assert kinds(case(*command, **files.contents)) == {"input"}
 
 
 def test_an_output_of_a_dry_run_is_noticed(monkeypatch):

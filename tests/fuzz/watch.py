@@ -47,13 +47,18 @@ class Forbidden(BaseException):
 class Allowed:
     """Where a command may read, and which outputs it may write: real paths of folders with all in them, and of files.
 
-    In the folders of the outputs, and in those `beside` what was named, it may look, but not read.
+    In the folders of the outputs, and in those `beside` what was named, it may look, but not read. Below `trees` it
+    may make whatever it likes. The files `rewritten` may be opened for writing as they stand, and of the `journals`
+    each may be written and removed.
     """
 
     folders: tuple[str, ...]
     files: frozenset[str] = frozenset()
     beside: frozenset[str] = frozenset()
     outputs: tuple[str, ...] = ()
+    trees: tuple[str, ...] = ()
+    rewritten: frozenset[str] = frozenset()
+    journals: frozenset[str] = frozenset()
     seen: list[str] = field(default_factory=list)
 
     def reads(self, path: str) -> bool:
@@ -70,7 +75,17 @@ class Allowed:
 
     def writes(self, path: str, takes_its_place: bool = False) -> bool:
         """Whether a path is a partial file of an output or lies in one; or the output itself, whose place one takes."""
-        return any(_is_beside(path, output) or (takes_its_place and _same(path, output)) for output in self.outputs)
+        return any(
+            _is_beside(path, output) or (takes_its_place and _same(path, output)) for output in self.outputs
+        ) or any(_is_in(_resolved(path), _resolved(tree)) for tree in self.trees)
+
+    def rewrites(self, path: str) -> bool:
+        """Whether a file may be changed where it stands."""
+        return _resolved(path) in self.rewritten or self.is_journal(path)
+
+    def is_journal(self, path: str) -> bool:
+        """Whether a path is that of a journal."""
+        return _resolved(path) in self.journals
 
 
 def _is_in(path: str, folder: str) -> bool:
@@ -135,7 +150,7 @@ def _judge(event: str, arguments: tuple[Any, ...], allowed: Allowed) -> str | No
             return None
         path = os.fsdecode(path)
         if flags & _WRITING and path != os.devnull:
-            return None if allowed.writes(path) else f"opens {path!r} for writing"
+            return None if allowed.writes(path) or allowed.rewrites(path) else f"opens {path!r} for writing"
         return None if allowed.looks(path) else f"opens {path!r}"
     if event in _LOOKS:
         paths = _paths(arguments, _LOOKS[event])
@@ -143,6 +158,8 @@ def _judge(event: str, arguments: tuple[Any, ...], allowed: Allowed) -> str | No
     if event in _CHANGES:
         takes_place = event in ("os.rename", "os.link")
         paths = _paths(arguments, _CHANGES[event])
+        if event == "os.remove":
+            paths = [path for path in paths if not allowed.is_journal(path)]
         return next((f"{event} of {path!r}" for path in paths if not allowed.writes(path, takes_place)), None)
     if event == "import":
         return f"imports {arguments[0]}"
