@@ -125,7 +125,8 @@ class Architecture(NamedTuple):
     `correspondence` says how the modules of one layout are those of another; empty where that is not known here.
     `training` is None for families that no network module trains. `pipeline_name` is what a pipeline of diffusers calls
     the model. `experts` are what several models are called that a pipeline runs one after the other, of the same names,
-    in two words each: the first is its component `model`, the second `model_2`. `descends_from` is the family that it
+    in two words each: the first is its component `model`, the second `model_2`. `experts_title` is that of the
+    family's models that have experts, where not all have, empty for the family's. `descends_from` is the family that it
     was made of, before which it is never named.
     """
 
@@ -139,6 +140,7 @@ class Architecture(NamedTuple):
     training: Training | None = None
     pipeline_name: str = "transformer"
     experts: tuple[str, ...] = ()
+    experts_title: str = ""
     descends_from: str = ""
 
 

@@ -42,7 +42,7 @@ def file_line(record: Mapping[str, Any]) -> str:
     stored = ", ".join(dtypes or record["dtypes"])
     trainer, scheme = record["trainer"] or "", record["scheme"] or ""
     # Some programs have names of their own.
-    names = f"{scheme} names" if scheme and not trainer.lower().startswith(scheme) else ""
+    names = f"{scheme} keys" if scheme and not trainer.lower().startswith(scheme) else ""
     by = ", ".join(word for word in (trainer, names) if word)
     sized = ", ".join(word for word in (size_in_words(record["bytes"]), stored) if word)
     return " - ".join(word for word in (os.path.basename(path) or path, sized, by) if word)
@@ -68,14 +68,17 @@ def span(counts: Mapping[str, int]) -> str:
 def _without_modules(info: FileInfo) -> str:
     """What is known of an adapter of which no module can be told: its method, where a config names one."""
     method = next((item.says for item in info.adapter.evidence if item.about == _METHOD), "")
-    return f"{method.partition(', ')[0] or 'An adapter'}, of which no module can be told"
+    return f"{method.partition(', ')[0].partition(' (')[0] or 'An adapter'}, of which no module can be told"
 
 
 def _model(info: FileInfo) -> str:
     """The families that the file may be of, with the expert of a pipeline that has several."""
     titles = few([str(candidate) for candidate in info.candidates], "or")
-    expert = f" ({info.expert.name})" if info.expert and info.expert.name else ""
-    return (titles or "a model that is not known here") + expert
+    if info.expert and info.expert.name:
+        family = info.candidates[0].architecture
+        titles = titles.replace(family.title, family.experts_title or family.title)
+        return f"{titles} ({info.expert.name} expert)"
+    return titles or "a model that is not known here"
 
 
 def few(names: Sequence[str], word: str = "and", most: int = _MOST) -> str:

@@ -8,14 +8,16 @@ from lora_inspect.cli.info_headline import few, file_line, headline, span
 from lora_inspect.cli.info_programs import lines_of_programs
 from lora_inspect.cli.sheet import Line, Sheet
 from lora_inspect.cli.terminal import BOLD, DOUBTFUL, FAINT, WRONG
-from lora_inspect.consumers.outlook import concerned
 from lora_inspect.consumers.verdict import Verdict
 from lora_inspect.maths.expert_packing import PACKINGS
+from lora_inspect.ops.info import outlook_of
 from lora_inspect.reading.file_info import FileInfo
 from lora_inspect.reading.folded_scales import FOLDED_KEY
 from lora_inspect.reading.problem import ERROR, NOTE, WARNING
+from lora_inspect.reading.provenance import noted_trigger
 from lora_inspect.reading.settings import spell_settings
-from lora_inspect.shell import quoted
+from lora_inspect.records import NamedTuple
+from lora_inspect.shell import command_line
 
 # The columns of the parts of an adapter and of a base, and what stands in each.
 _ADAPTED = ("part", "modules", "rank", "scale", "parameters")
@@ -28,10 +30,25 @@ _CELLS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "scale": lambda part: span(part["scales"]),
     "parameters": lambda part: f"{part['parameters']:,}",
 }
-# What settles what a file leaves open.
-_SETTINGS = {"alpha": "alpha=N", "rslora": "rslora=yes|no", "expert_packing": f"expert-packing={'|'.join(PACKINGS)}"}
+
+
+class _Setting(NamedTuple):
+    """What settles something that a file leaves open: a name, a value as an example, and which one is right."""
+
+    name: str
+    value: str
+    means: str
+
+
+_SETTINGS = {
+    "alpha": _Setting("alpha", "N", "N: the alpha of the training"),
+    "rslora": _Setting("rslora", "no", "yes if it trained RS-LoRA"),
+    "expert_packing": _Setting("expert-packing", PACKINGS[0], f"or {' or '.join(PACKINGS[1:])}"),
+}
+# What stands above the lines in which a file may say anything.
+_ITS_WORDS = "The file says of itself:"
 # How many of them a screen has: tags, parts, and problems of one severity.
-_MOST_TAGS, _MOST_PARTS, _MOST_PROBLEMS = 8, 12, 12
+_MOST_TAGS, _MOST_PARTS, _MOST_PROBLEMS = 6, 12, 12
 _MARKS = {ERROR: ("!!", WRONG), WARNING: ("!", DOUBTFUL), NOTE: ("-", FAINT)}
 
 
@@ -44,17 +61,24 @@ def screen(
     yield from _parts(sheet, record["components"])
     yield from _problems(sheet, record["problems"], (ERROR, WARNING))
     if info.adapter.open:
-        settings = ",".join(_SETTINGS[one] for one in info.adapter.open)
-        yield from sheet.row_of_command("settle with", f"{quoted(record['path'])}:{settings}")
-    if verdicts is not None:
+        yield from _settling(sheet, info.adapter.open, record["path"])
+    if outlook := outlook_of(info, verdicts, record["fix"]):
         said = spell_settings(info.adapter.settings)
         path = f"{record['path']}:{said}" if said else record["path"]
-        yield from lines_of_programs(
-            sheet, concerned(verdicts, info.candidates), path, list(record["scales"]), record["fix"]
-        )
-    yield from _origin(sheet, record)
+        yield from lines_of_programs(sheet, outlook, path, list(record["scales"]), record["fix"], info)
     yield from _problems(sheet, record["problems"], (NOTE,))
     yield from _evidence(sheet, info, record, why)
+    if told := list(_origin(sheet, record)):
+        yield from sheet.sentence(_ITS_WORDS, FAINT)
+        yield from told
+
+
+def _settling(sheet: Sheet, settings: Sequence[str], path: str) -> Iterator[Line]:
+    """The command that gives what the file leaves open, with a value of each in it, and what the values are."""
+    path = f"./{path}" if path.startswith("-") else path
+    said = ",".join(f"{_SETTINGS[one].name}={_SETTINGS[one].value}" for one in settings)
+    yield from sheet.row_of_command("settle with", command_line(["lora-inspect", "info", f"{path}:{said}"]))
+    yield from sheet.row("", "; ".join(_SETTINGS[one].means for one in settings), FAINT)
 
 
 def _parts(sheet: Sheet, parts: Mapping[str, Mapping[str, Any]]) -> Iterator[Line]:
@@ -89,6 +113,8 @@ def _origin(sheet: Sheet, record: Mapping[str, Any]) -> Iterator[Line]:
         words = [sheet.cut(word) for word in record["trigger_words"]]
         yield from sheet.row("trigger", few(words, "and", _MOST_TAGS))
     for note in record["notes"]:
+        if noted_trigger(note):
+            continue
         yield from sheet.row("note", note)
     if record["tags"]:
         yield from sheet.row("tags", _tags(sheet, record["tags"], record["training"].get("images")))
@@ -142,7 +168,7 @@ def _evidence(sheet: Sheet, info: FileInfo, record: Mapping[str, Any], why: bool
             shown[subject] = found[-1] if about in ("architecture", "scale") else found[0]
     others = len(evidence) - len(shown)
     for number, (subject, item) in enumerate(shown.items(), 1):
-        more = f" ({others} more: --why)" if others and number == len(shown) else ""
+        more = f" ({others} more reason{'s' if others > 1 else ''}: --why)" if others and number == len(shown) else ""
         yield from sheet.sentence(f"why {subject}: {item['says']} [{_place(item, record)}]{more}", FAINT)
 
 

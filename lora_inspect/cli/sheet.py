@@ -52,6 +52,12 @@ class Sheet:
         """A command line, which is never broken: it is there to be copied."""
         yield [Piece(_HANGING), Piece(terminal.spelled(command), BOLD)]
 
+    def mending(self, text: str, command: str) -> Iterator[Line]:
+        """What a command is for, below what is wrong, and the command."""
+        for piece in wrapped(self.shown(text), self.columns - len(_HANGING)):
+            yield [Piece(_HANGING), Piece(piece)]
+        yield from self.command(command)
+
     def row_of_command(self, label: str, command: str) -> Iterator[Line]:
         """A label and what is there to be copied, which is never broken."""
         yield [Piece(f"{_INDENT}{label:{_LABEL}}", FAINT), Piece(terminal.spelled(command), BOLD)]

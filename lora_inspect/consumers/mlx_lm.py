@@ -55,6 +55,7 @@ CONSUMER = Consumer(
     name="mlx-lm",
     title="mlx-lm",
     version="0.32.2",
+    sets_strength=False,
     loaders=(
         Loader(
             families=("llm",),

@@ -72,6 +72,7 @@ CONSUMER = Consumer(
     name="peft",
     title="PEFT",
     version="0.21.2",
+    sets_strength=False,
     loaders=(
         Loader(
             rules=(

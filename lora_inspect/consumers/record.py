@@ -251,7 +251,8 @@ class Consumer(NamedTuple):
 
     The first of the `loaders` counts that is of a file's family and finds a mark in it. `schemes` gives by family the
     naming scheme whose files it loads best, with "" for every other family, and for files of no known one.
-    `uniform` says that it takes one rank and one scale for those of all modules.
+    `uniform` says that it takes one rank and one scale for those of all modules, and `sets_strength` that its user
+    gives an adapter any strength.
     """
 
     name: str
@@ -260,6 +261,7 @@ class Consumer(NamedTuple):
     loaders: tuple[Loader, ...]
     schemes: Mapping[str, str]
     uniform: bool = False
+    sets_strength: bool = True
 
 
 def loader_for(consumer: Consumer, family: str, keys: FramedKeys) -> Loader | None:

@@ -140,6 +140,7 @@ CONSUMER = Consumer(
     name="sglang",
     title="SGLang",
     version="0.5.23",
+    sets_strength=False,
     loaders=(
         Loader(
             families=("llm",),

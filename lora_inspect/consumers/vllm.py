@@ -119,6 +119,7 @@ CONSUMER = Consumer(
     name="vllm",
     title="vLLM",
     version="0.33.0",
+    sets_strength=False,
     loaders=(
         Loader(
             families=("llm",),

@@ -1,7 +1,7 @@
 """The command that makes a file right for a program, found by planning conversions until one can be made."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from lora_inspect import schemes
@@ -32,17 +32,20 @@ BASE, CONFIG = "BASE", "CONFIG"
 _NEAR = 0.01
 
 
-def mending(adapter: Adapter, given: str, consumer: Consumer, base: str | None) -> str | None:
+def mending(
+    adapter: Adapter, given: str, consumer: Consumer, base: str | None, ways: "Sequence[Way] | None" = None
+) -> str | None:
     """The command line that converts the adapter, which the user called `given`, for the program; None for none.
 
-    Where only a base tells what is to be written and none was given, the command has BASE in its place, and CONFIG in
-    that of the config of a model that the names of llama.cpp depend on.
+    It is the first of the `ways` that can be gone, of all that there are where none are named. Where only a base tells
+    what is to be written and none was given, the command has BASE in its place, and CONFIG in that of the config of a
+    model that the names of llama.cpp depend on.
     """
     asked = ConvertOptions(consumer=consumer.name, settings=adapter.settings)
     if _is_for_llama_cpp(adapter, asked):
         asked = replace(asked, model_config=base if base and os.path.isdir(base) else CONFIG)
     for drops in (False, True) if adapter.unclaimed else (False,):
-        for make in (_standard, _exact, _with_base, _as_lora, _near, _as_full):
+        for make in EVERY_WAY if ways is None else ways:
             try:
                 options = make(adapter, replace(asked, drop_unclaimed=drops), base)
                 if options is None:
@@ -92,6 +95,13 @@ def _near(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertO
 
 def _as_full(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
     return replace(asked, algorithm="full", base=base or BASE)
+
+
+# How options come about: from the adapter, what is asked in any case, and the base. None where it is no way for it.
+Way = Callable[[Adapter, ConvertOptions, "str | None"], "ConvertOptions | None"]
+EVERY_WAY: tuple[Way, ...] = (_standard, _exact, _with_base, _as_lora, _near, _as_full)
+# Those that write for the program what the file has, and no approximation of it.
+AS_IT_IS: tuple[Way, ...] = (_exact, _with_base)
 
 
 def _is_right(adapter: Adapter, output: str, options: ConvertOptions, consumer: Consumer) -> bool:

@@ -7,30 +7,96 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect.architectures.detection import Detection, settled_by
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.file_info import FileInfo
+from lora_inspect.reading.file_info import FileInfo, inspect_adapter
 from lora_inspect.reading.folded_scales import FOLDED_KEY, FoldedScales
 from lora_inspect.reading.kinds import ADAPTER, BASE
 from lora_inspect.reading.pipeline_parts import PipelinePart, adapter_parts, base_parts, computing_tensors
 from lora_inspect.reading.problem import ERROR
 from lora_inspect.reading.provenance import provenance
 from lora_inspect.reading.training_facts import training_facts
+from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:
     from lora_inspect.consumers.verdict import Verdict
+    from lora_inspect.converting.loading_fix import LoadingFix
 
 SCHEMA = 1
+# The problem of a file whose names and factors are clear, so that programs are asked what they load of it.
+_OPEN_SCALE = "scale-unknown"
 # Programs that write a config beside an adapter, which says what it was trained on.
 _TRAINERS_WITH_CONFIGS = ("PEFT", "mlx-lm")
 
 
 def verdicts_of(info: FileInfo) -> "tuple[Verdict, ...] | None":
     """What every program makes of the file; None where its own meaning is open, or where it is no adapter."""
-    if info.kind != ADAPTER or any(problem.severity == ERROR for problem in info.adapter.problems):
+    if info.kind != ADAPTER or _errors(info):
         return None
+    return _judged(info)
+
+
+def _judged(info: FileInfo) -> "tuple[Verdict, ...]":
     from lora_inspect.consumers import CONSUMERS
     from lora_inspect.consumers.verdict import judge_each
 
     return tuple(judge_each(info.adapter, info.candidates, CONSUMERS.values()))
+
+
+class Outlook(NamedTuple):
+    """What becomes of a file in the programs that it may be meant for, as a screen has it.
+
+    `decisive` is the verdict that says whether something has to be done, and `fix` makes the file right in its program.
+    `is_open` says that the scale is unknown, so that the verdicts are on what is loaded alone.
+    """
+
+    verdicts: "Sequence[Verdict]"
+    decisive: "Verdict | None"
+    fix: "LoadingFix | None"
+    is_open: bool
+
+
+def outlook_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", fix: str | None) -> Outlook | None:
+    """The outlook of a file on which there are `verdicts`, and a `fix` of its strength; None where nothing is asked.
+
+    Where the scale alone is open the programs are asked what they load, which does not depend on it.
+    """
+    is_open = verdicts is None
+    found = verdicts if verdicts is not None else _with_some_scale(info)
+    if found is None:
+        return None
+    from lora_inspect.consumers.outlook import concerned, decisive
+    from lora_inspect.consumers.verdict import needs_mending
+
+    meant = concerned(found, info.candidates)
+    first = decisive(meant)
+    loading = None
+    if first is not None and needs_mending(first) and not fix and not is_open:
+        from lora_inspect.converting.loading_fix import loading_fix
+
+        loading = loading_fix(info.adapter, first)
+    return Outlook(meant, first, loading, is_open)
+
+
+def _with_some_scale(info: FileInfo) -> "Sequence[Verdict] | None":
+    """What programs load of a file whose scale is open, whatever it is; None where more than that is wrong."""
+    if info.kind != ADAPTER or _errors(info) != {_OPEN_SCALE}:
+        return None
+    settings, waits = info.adapter.settings, info.adapter.open
+    some = settings._replace(
+        alpha=1.0 if "alpha" in waits else settings.alpha, rslora=False if "rslora" in waits else settings.rslora
+    )
+    settled = inspect_adapter(info.checkpoint, some)
+    if _errors(settled):
+        return None
+    from lora_inspect.consumers.verdict import SAME, STRENGTH
+
+    return [
+        one._replace(verdict=SAME if one.verdict == STRENGTH else one.verdict, factor=None, factors=())
+        for one in _judged(settled)
+    ]
+
+
+def _errors(info: FileInfo) -> set[str]:
+    return {problem.code for problem in info.adapter.problems if problem.severity == ERROR}
 
 
 def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:

@@ -62,7 +62,8 @@ def unclaimed_tensors(reading: FileReading) -> Iterator[Finding]:
     """Tensors beside the modules that nobody claims."""
     keys = reading.claims.unclaimed
     if keys and reading.claims.modules:
-        message = f"{len(keys)} tensors belong to no known algorithm ({keys[0]}{', …' if len(keys) > 1 else ''})"
+        count = f"{len(keys)} tensors belong" if len(keys) > 1 else "1 tensor belongs"
+        message = f"{count} to no known algorithm ({keys[0]}{', …' if len(keys) > 1 else ''})"
         yield Finding("unclaimed", message, tuple(keys[:5]))
 
 

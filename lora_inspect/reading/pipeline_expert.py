@@ -62,7 +62,7 @@ def pipeline_expert(
     if len(told) > 1:
         return PipelineExpert(None, f"the names contradict each other: {' and '.join(told)} expert", where)
     name = next(iter(told))
-    return PipelineExpert(name, f"it is of the {name} expert", where)
+    return PipelineExpert(name, f"a name says {name}", where)
 
 
 def _names(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:

@@ -19,6 +19,8 @@ _BASES = ("ss_sd_model_name", "ss_base_model", "base_model")
 _BASES_IN_CONFIGS = ("base_model_name_or_path", "model", "base_model_name")
 _TRIGGERS = ("modelspec.trigger_phrase", "ss_trigger_words", "trigger_words", "trigger_word")
 _NOTES = ("modelspec.usage_hint", "ss_training_comment", "modelspec.description")
+# A note that is there for the words that call it: `trigger word is NAME`.
+_TRIGGER_NOTE = r"(?i)trigger(?:[ -]?words?|[ -]?phrases?)?(?: ?[:=]| is| are) *(\S[^\r\n]{0,200})"
 # What programs write where they have nothing to say; the last is a placeholder of ai-toolkit.
 _NOTHING = ("", "none", "null", "undefined", "[name]")
 # The title that sd-scripts and musubi-tuner give to an adapter without a name: a word and the time.
@@ -65,6 +67,12 @@ def texts(found: Mapping[str, Any], keys: tuple[str, ...]) -> list[str]:
     values = (found.get(key) for key in keys)
     stripped = [value.strip() for value in values if isinstance(value, str)]
     return [value for value in stripped if value.lower() not in _NOTHING]
+
+
+def noted_trigger(note: str) -> str | None:
+    """The words that call the adapter, of a note that says those and nothing else; None of any other."""
+    found = re.fullmatch(_TRIGGER_NOTE, note)
+    return found[1] if found else None
 
 
 def parsed(metadata: Mapping[str, str], key: str) -> Any:
@@ -132,7 +140,8 @@ def _only_trigger(captions: Mapping[str, Mapping[str, int]]) -> str | None:
 
 
 def _trigger_words(metadata: Mapping[str, str], captions: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
-    said = ", ".join(texts(metadata, _TRIGGERS)).split(",")
+    noted = filter(None, map(noted_trigger, texts(metadata, _NOTES)))
+    said = ", ".join((*texts(metadata, _TRIGGERS), *noted)).split(",")
     words = dict.fromkeys(word.strip() for word in (*said, _only_trigger(captions) or ""))
     return islice((word for word in words if word.lower() not in _NOTHING), _MOST_TRIGGERS)
 

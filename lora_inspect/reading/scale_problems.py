@@ -91,4 +91,5 @@ def alpha_setting(reading: FileReading) -> Iterator[Finding]:
 def rslora_hint(reading: FileReading) -> Iterator[Finding]:
     """The hint, which is a note and never applied."""
     if reading.rslora.hint:
-        yield Finding("rslora-hint", reading.rslora.hint.sentence())
+        read = "it is read as plain LoRA: should it be too weak as such, give --rslora yes"
+        yield Finding("rslora-hint", f"{reading.rslora.hint.sentence()}; {read}")

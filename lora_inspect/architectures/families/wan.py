@@ -92,6 +92,7 @@ ARCHITECTURE = Architecture(
     metadata_names=("wan", "wan2.1", "wan_2.2_14b", "wan_2.2_5b"),
     text_encoders=(T5_XXL,),
     experts=("high noise", "low noise"),
+    experts_title="Wan 2.2",
     correspondence=Correspondence(lambda: map(same, (*ORIGINAL, *ORIGINAL_NORMS), (*DIFFUSERS, *DIFFUSERS_NORMS))),
     training=Training(
         classes=("WanAttentionBlock",),
