@@ -175,7 +175,7 @@ def rslora(rank, alpha):
 
 def test_evidence_is_one_line_for_what_is_surprising_and_all_of_it_with_why(show):
     brief = [line for line in show("wan-rslora-flag").splitlines() if line.startswith("why RS-LoRA")]
-    assert brief == ["why RS-LoRA: the flag is True [use_rslora_flag] (2 more: --why)"]
+    assert brief == ["why RS-LoRA: the flag is True [use_rslora_flag] (2 more reasons: --why)"]
     whole = [line for line in show("wan-rslora-flag", "--why").splitlines() if line.startswith("why ")]
     assert len(whole) == 3
     assert not any(line.startswith("why") and "--why" in line for line in show("krea2-lora-kohya").splitlines())

@@ -33,7 +33,7 @@ def test_the_name_of_the_file_tells_it(name, expert, record):
     assert found["expert"] == expert
     said = [item for item in found["evidence"] if item["about"] == "expert"]
     assert [(item["says"], item["where"]) for item in said] == (
-        [(f"it is of the {expert} expert", "file name")] if expert else []
+        [(f"a name says {expert}", "file name")] if expert else []
     )
 
 
@@ -41,7 +41,7 @@ def test_the_name_of_the_file_tells_it(name, expert, record):
 def test_metadata_tells_it(key, record):
     found = record(metadata={key: "wan2.2_t2v_low_noise_14B_fp16.safetensors"})
     assert found["expert"] == LOW
-    assert {"about": "expert", "says": "it is of the low noise expert", "where": f"metadata {key}"} in found["evidence"]
+    assert {"about": "expert", "says": "a name says low noise", "where": f"metadata {key}"} in found["evidence"]
 
 
 def test_names_that_contradict_each_other_tell_nothing(record):
@@ -66,4 +66,4 @@ def test_info_shows_it_beside_the_family(record, write_safetensors, run):
     tensors = lora("diffusion_model.blocks.0.self_attn.q", rank=2, out=5120, inputs=5120)
     shown = run("info", write_safetensors(tensors, name="style_low_noise.safetensors")).stdout
     assert "wan 14B (original names), low noise expert" in shown
-    assert "expert: it is of the low noise expert [file name]" in shown
+    assert "expert: a name says low noise [file name]" in shown
