@@ -1,10 +1,10 @@
-"""The conversion that makes a file right in one program: planned in the ways that keep it as it is, and in no others.
+"""The conversion that makes a file right in one program: planned in the ways that are soon tried, and in no others.
 
 `mending` tries every way for every program, which takes longer than a look at a file may.
 """
 
 from lora_inspect.consumers.verdict import Verdict
-from lora_inspect.converting.mending import AS_IT_IS, mending
+from lora_inspect.converting.mending import OF_ITS_FACTORS, mending
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.settings import spell_settings
 from lora_inspect.records import NamedTuple
@@ -21,5 +21,5 @@ def loading_fix(adapter: Adapter, verdict: Verdict) -> LoadingFix | None:
     """The command for the program of a `verdict`; None where neither other names nor a base mend the file for it."""
     path, said = adapter.checkpoint.path, spell_settings(adapter.settings)
     path = f"./{path}" if path.startswith("-") else path
-    command = mending(adapter, f"{path}:{said}" if said else path, verdict.consumer, None, AS_IT_IS)
+    command = mending(adapter, f"{path}:{said}" if said else path, verdict.consumer, None, OF_ITS_FACTORS)
     return LoadingFix(verdict.consumer.title, command) if command else None

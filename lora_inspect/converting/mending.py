@@ -100,8 +100,8 @@ def _as_full(adapter: Adapter, asked: ConvertOptions, base: str | None) -> Conve
 # How options come about: from the adapter, what is asked in any case, and the base. None where it is no way for it.
 Way = Callable[[Adapter, ConvertOptions, "str | None"], "ConvertOptions | None"]
 EVERY_WAY: tuple[Way, ...] = (_standard, _exact, _with_base, _as_lora, _near, _as_full)
-# Those that write for the program what the file has, and no approximation of it.
-AS_IT_IS: tuple[Way, ...] = (_exact, _with_base)
+# Those that change names, scale and what a base tells of magnitudes, and leave the factors what they are.
+OF_ITS_FACTORS: tuple[Way, ...] = (_exact, _with_base)
 
 
 def _is_right(adapter: Adapter, output: str, options: ConvertOptions, consumer: Consumer) -> bool:

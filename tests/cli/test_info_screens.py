@@ -133,16 +133,20 @@ def test_no_metadata_break_the_screen(metadata):
     assert [line for line in lines if width(line) > 80 and " lora-inspect " not in line] == []
 
 
-@pytest.mark.parametrize(("rank", "alpha", "words"), [
-    (4, 3.0, "0.75: half as strong"), (16, 8.0, "0.5: 0.25 times as strong"), (64, 16.0, "0.25: 0.125 times as strong"),
-    (2, 2.0, "1: 0.707 times as strong"),
+@pytest.mark.parametrize(("rank", "alpha", "words", "way"), [
+    (4, 3.0, "0.75: half as strong", "Set strength 2 there or convert the file:"),
+    (16, 8.0, "0.5: 0.25 times as strong", "Set strength 4 there or convert the file:"),
+    (64, 16.0, "0.25: 0.125 times as strong", "Set strength 8 there or convert the file:"),
+    (2, 2.0, "1: 0.707 times as strong", "Set strength 1.414 there or convert the file:"),
+    (144, 12.0, "0.08333: 0.0833 times as strong", "Convert the file:"),
 ])  # fmt: skip
-def test_an_rslora_says_what_alpha_over_rank_makes_of_it(rank, alpha, words, run, write_safetensors):
+def test_an_rslora_says_what_alpha_over_rank_makes_of_it(rank, alpha, words, way, run, write_safetensors):
     file = write_safetensors(rslora(rank, alpha))
     assert float(words.partition(":")[0]) == pytest.approx(alpha / rank, rel=1e-3)
     shown = run("info", file).stdout
     assert f"scale {alpha / rank**0.5:.6g} (alpha {alpha:g} / sqrt {rank})" in shown
-    assert f"!!  ComfyUI, InvokeAI and musubi-tuner apply {words} as trained." in " ".join(shown.split("\n    "))
+    said = f"!!  ComfyUI, InvokeAI and musubi-tuner apply {words} as trained. {way} lora-inspect convert "
+    assert said in " ".join(shown.split("\n    "))
     factors = run("info", file, "--json").json["factors"]
     assert factors["comfyui"] == pytest.approx(rank**-0.5, rel=1e-3)
 
@@ -162,6 +166,53 @@ def test_the_command_of_the_screen_mends_the_file(name, run, write_safetensors, 
     assert "scale 1.5 (alpha 6 / rank 4)" in mended.stdout
     assert "!!" not in mended.stdout
     assert set(run("info", words[-1], "--json").json["factors"].values()) == {1.0}
+
+
+@pytest.mark.parametrize(("name", "loads"), {"sd15-cloneofsimo-disney": 192, "sd15-diffusers-pokemon": 128}.items())
+def test_the_command_of_a_file_that_loads_nowhere_makes_one_that_comfyui_loads(name, loads, show, run):
+    (command,) = (line for line in show(name).splitlines() if " --to comfyui " in line)
+    assert command.startswith("    lora-inspect convert ")
+    words = shlex.split(command)[1:]
+    assert run(*words).status == 0
+    assert "works in     ComfyUI" in run("info", words[-1]).stdout
+    assert run("info", words[-1], "--json").json["modules"] == loads
+
+
+def test_a_file_of_an_open_scale_says_what_loads_it_and_the_command_that_settles_it(show, run):
+    shown = " ".join(show("alpha-of-0").split())
+    assert "loads in ComfyUI, InvokeAI and musubi-tuner; how strongly is unknown until alpha is given" in shown
+    for alpha in ("0.25", "16"):
+        settled = run("info", f"zero.safetensors:alpha={alpha}").stdout
+        assert "ComfyUI, InvokeAI and musubi-tuner" in settled
+        assert "  not in       diffusers and SD.Next" in settled
+    for name in ("alpha-of-0", "minilm-peft-without-its-config"):
+        (line,) = (line for line in show(name).splitlines() if line.startswith("  settle with"))
+        program, *words = shlex.split(line.removeprefix("  settle with"))
+        assert program == "lora-inspect"
+        assert run(*(word.replace("=N", "=32") for word in words)).status == 0
+        assert run("info", words[-1].partition(":")[0], "--json").json["verdicts"] is None
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_adapter_of_known_modules_says_what_becomes_of_it_in_comfyui_and_no_program_twice(name, show, run):
+    shown = show(name)
+    lines = shown.partition("The file says of itself:")[0].splitlines()
+    told = " ".join(" ".join(lines[:1] + lines[2:]).split())  # the second has the program that wrote it
+    if re.match(r"[^\n]* for ", shown):
+        assert told.count("ComfyUI") - told.count("For ComfyUI") == 1
+        for title in ("Forge", "InvokeAI", "musubi-tuner", "SD.Next", "vLLM", "SGLang", "llama.cpp"):
+            assert told.count(title) <= 1
+    else:
+        assert "ComfyUI" not in told
+
+
+def test_what_the_file_says_of_itself_stands_below_all_that_is_said_of_it(show):
+    ours, heading, theirs = show("hostile").partition("The file says of itself:\n")
+    assert heading
+    assert "works in" not in ours
+    assert "note         works in ComfyUI" in theirs
+    assert not any(line.startswith(("!", "-", "why", "  details")) for line in theirs.splitlines())
+    assert "The file says of itself" not in show("krea2-lora-kohya")
 
 
 def rslora(rank, alpha):

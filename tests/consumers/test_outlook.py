@@ -1,8 +1,11 @@
 """Programs that treat a file alike: by which words they are grouped, how they are called, and which of them count."""
 
+import pytest
+from toy_adapters import lora
+
 from lora_inspect.consumers import by_name
-from lora_inspect.consumers.outlook import alike, concerned
-from lora_inspect.consumers.verdict import LOST, NOTHING, PARTLY, REFUSED, SAME, STRENGTH, UNKNOWN, Verdict
+from lora_inspect.consumers.outlook import alike, concerned, decisive, mending_strength
+from lora_inspect.consumers.verdict import LOST, NOTHING, PARTLY, REFUSED, SAME, STRENGTH, UNKNOWN, Verdict, judge
 from lora_inspect.reading.file_info import inspect
 
 
@@ -52,3 +55,42 @@ def test_of_a_model_that_no_program_is_for_those_for_any_model_count():
     assert [one.consumer.name for one in concerned([verdict("comfyui", UNKNOWN), verdict("peft", REFUSED)], ())] == [
         "peft"
     ]
+
+
+def test_the_program_that_decides_is_comfyui_or_the_first_known_one_where_no_other_is_right():
+    comfyui = verdict("comfyui", NOTHING)
+    assert decisive([comfyui, verdict("forge", SAME)]) == comfyui
+    unknown = verdict("comfyui", UNKNOWN)
+    assert decisive([unknown, verdict("forge", NOTHING), verdict("sdnext", SAME)]) is None
+    forge = verdict("forge", NOTHING)
+    assert decisive([unknown, forge, verdict("sdnext", PARTLY)]) == forge
+    assert decisive([unknown]) is None
+    assert decisive([]) is None
+
+
+def wan(**ranks):
+    """RS-LoRA of Wan with a flag, whose modules have such ranks."""
+    tensors = {"use_rslora_flag": ("BOOL", (), True)}
+    for leaf, rank in ranks.items():
+        tensors |= lora(f"lora_unet_blocks_0_self_attn_{leaf}", rank=rank, alpha=3.0)
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("tensors", "strength"),
+    [
+        (wan(q=4, k=4), 2.0),
+        (wan(q=144), None),  # more than programs take
+        (wan(q=4, k=16), None),
+        (wan(q=4) | {"lora_unet_blocks_0_self_attn_k.diff": ("F32", (6, 5), 1)}, None),
+        (wan(q=4) | {"lora_unet_blocks_0_self_attn_q.dora_scale": ("F32", (1, 5), 1)}, None),
+        (lora("lora_unet_blocks_0_self_attn_q", alpha=3.0), None),  # right as it is
+    ],
+)
+def test_a_strength_mends_plain_lora_of_one_factor_where_a_user_sets_one(tensors, strength, write_safetensors):
+    info = inspect(str(write_safetensors(tensors)))
+    found = judge(info.adapter, info.candidates, by_name("comfyui"))
+    assert mending_strength(found) == strength
+    unset = found._replace(consumer=found.consumer._replace(sets_strength=False))
+    assert mending_strength(unset) is None
+    assert [one.strength for one in alike([found, unset])] == [None]

@@ -65,5 +65,6 @@ def test_other_families_have_no_experts(record):
 def test_info_shows_it_beside_the_family(record, write_safetensors, run):
     tensors = lora("diffusion_model.blocks.0.self_attn.q", rank=2, out=5120, inputs=5120)
     shown = run("info", write_safetensors(tensors, name="style_low_noise.safetensors")).stdout
-    assert "wan 14B (original names), low noise expert" in shown
-    assert "expert: a name says low noise [file name]" in shown
+    assert shown.startswith("LoRA for Wan 2.2 14B (low noise expert) - ")
+    assert "at strength 1, for the low noise model" in " ".join(shown.split())
+    assert "why low noise: a name says low noise [file name]" in shown

@@ -25,7 +25,7 @@ def test_a_file_of_sd_scripts_tells_its_title_base_note_tags_and_images():
             counts[tag.strip()] = counts.get(tag.strip(), 0) + count
     assert dict(found.tags).items() <= counts.items()
     assert [count for _, count in found.tags] == sorted(counts.values(), reverse=True)[:20]
-    assert found.trigger_words == ()
+    assert metadata["ss_training_comment"] == rf"trigger word is {found.trigger_words[0]}"
 
 
 def test_configs_tell_the_base_and_a_path_is_cut_to_its_end():
@@ -48,6 +48,18 @@ def test_the_trigger_word_of_ai_toolkit_is_no_tag():
 def test_trigger_phrases_are_words_between_commas_each_once():
     said = {"modelspec.trigger_phrase": " sks dog , photo of sks,", "trigger_word": "sks dog"}
     assert provenance(said).trigger_words == ("sks dog", "photo of sks")
+
+
+@pytest.mark.parametrize(("note", "words"), [
+    ("trigger word is sks", ("sks",)), ("Trigger words: sks dog, photo of sks", ("sks dog", "photo of sks")),
+    ("trigger=sks", ("sks",)), ("TRIGGER PHRASE IS  a sks ", ("a sks",)), ("trigger-words are a,b", ("a", "b")),
+    ("there is no trigger word", ()), ("trigger word is sks\nuse at 0.8", ()), ("triggers: x", ()),
+    ("trigger word is ", ()),
+    ("the trigger word is sks, and more", ()), ("trigger word is " + "x" * 300, ()), ("trigger word is none", ()),
+])  # fmt: skip
+def test_a_note_of_trigger_words_alone_tells_them(note, words):
+    found = provenance({"ss_training_comment": note})
+    assert (found.trigger_words, found.notes) == (words, (note.strip(),))
 
 
 @pytest.mark.parametrize("nothing", ["", " ", "None", "null", "[name]", "LoRA@1726066908.24"])
