@@ -48,6 +48,9 @@ LIGHT_VERBS = ("info", "check", "metadata", "metadata_changes", "metadata_edit")
 LIGHT = tuple(f"lora_inspect.{part}.{verb}" for verb in LIGHT_VERBS for part in ("cli", "ops"))
 # What `check` imports once it is told to read all numbers.
 OF_TENSORS = "lora_inspect.checking.measured"
+# What `info` imports for a file that is wrong in programs: it plans from headers, and only with a base, which it has
+# none of, plans lead on. tests/cli/test_light_screens.py runs that.
+OF_PLANS = "lora_inspect.converting.loading_fix"
 # Where each verb, or each name of the API, is imported once it is asked for, whichever it is.
 ASKED_FOR = ("lora_inspect.cli.verbs", "lora_inspect")
 # Three screens: a file that is longer holds two concepts.
@@ -138,6 +141,7 @@ def light_start(tree: Tree) -> Iterator[str]:
             [*DOORS, "lora_inspect.__main__", *tree.of("lora_inspect.cli"), *tree.of("lora_inspect.api")], (AT_IMPORT,)
         ),
         **dict.fromkeys(LIGHT, (AT_IMPORT, IN_A_CALL)),
+        OF_PLANS: (AT_IMPORT,),
     }
     for start, when in moments.items():
         if start in tree.sources:
@@ -156,7 +160,7 @@ def ways(tree: Tree, start: str, when: tuple[str, ...]) -> Iterator[list[Import]
         # With a module its packages are loaded.
         parents = [Import(module, parent, AT_IMPORT) for parent in tree.paths if module.startswith(f"{parent}.")]
         for made in [*parents, *made_by.get(module, [])]:
-            asked_for = made.when == IN_A_CALL and (made.source in ASKED_FOR or made.target == OF_TENSORS)
+            asked_for = made.when == IN_A_CALL and (made.source in ASKED_FOR or made.target in (OF_TENSORS, OF_PLANS))
             if made.when in when and not asked_for and made.target not in reached:
                 reached[made.target] = [*reached[module], made]
                 waiting.append(made.target)
