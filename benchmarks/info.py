@@ -30,6 +30,8 @@ LIMITS = {"--help": 1.3, "info --json": 1.6, "info": 2.0}
 CPU, FIRST_ROW, OVER_PEER = 4.5, 0.3, 3.0
 MODULES, WORKERS = 300, 2
 RANKS = (4, 8, 16, 32)
+# Bytes at both ends of the factors by which the data of a file differ from those of all others.
+OWN = 16
 PEER = "safetensors_arch"
 # What the script that pip writes does.
 PROGRAM = [sys.executable, "-c", "from lora_inspect.start import main; main()"]
@@ -95,7 +97,10 @@ SPELLINGS = {
 
 
 def write(path: str, spelling: str, rank: int) -> None:
-    """Writes an adapter in bfloat16 whose alphas are its rank, and whose factors are a hole in the file."""
+    """Writes an adapter in bfloat16 whose alphas are its rank, and whose factors are a hole in the file.
+
+    Around the hole are bytes of the file's own, as no two adapters that were trained have the same data.
+    """
     layers, spelled, metadata = SPELLINGS[spelling]
     own = [layer for _, layer in zip(range(MODULES), layers(), strict=False)]
     tensors = sorted((named for layer in own for named in spelled(layer, rank)), key=lambda named: named[1] != ())
@@ -109,7 +114,12 @@ def write(path: str, spelling: str, rank: int) -> None:
     alphas = sum(shape == () for _, shape in tensors)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text + struct.pack("<f", rank)[2:] * alphas)
-        file.truncate(8 + len(text) + start)
+        begun = file.tell()
+        own = os.urandom(OWN)
+        file.write(own)
+        file.seek(8 + len(text) + start - OWN)
+        assert file.tell() >= begun + OWN, "there is room for the hole"
+        file.write(own)
 
 
 def environment(**others: str) -> dict[str, str]:

@@ -46,7 +46,7 @@ def _has_no_dot(adapter: Adapter) -> bool:
 # Stable Diffusion: the width of the text encoders, which the layers of cross-attention show.
 _SUFFIXES = ("to_k_lora.up.weight", "to_q_lora.down.weight", "lora_A.weight", "lora_B.weight")
 _OF_PREFIX = ("lora_te_", "lora_unet_", "lora_te1_", "lora_te2_", "lora_transformer_")
-_DEEP = re.compile(
+_DEEP = (
     r"lora_unet_(?:(?:down_blocks|up_blocks)_\d+_attentions_\d+|mid_block_attentions_\d+"
     r"|(?:input_blocks|output_blocks)_\d+_\d+|middle_block_\d+)_transformer_blocks_(\d+)_"
 )
@@ -100,7 +100,7 @@ _SD15, _SDXL = 768, (1280, 2048)
 def _of_sdxl(adapter: Adapter) -> str | None:
     width = _text_width(adapter.checkpoint.tensors)
     if width not in _SDXL:
-        deep = (_DEEP.match(key) for key in adapter.checkpoint.tensors)
+        deep = map(re.compile(_DEEP).match, adapter.checkpoint.tensors)
         if width is not None or not any(found and int(found[1]) > 1 for found in deep):
             return _unlike(width)
     for key in _keys(adapter):
@@ -131,7 +131,7 @@ def _lacks(adapter: Adapter, starts: tuple[str, ...], ends: Iterable[str]) -> bo
     return not (any(key.startswith(starts) for key in keys) and any(key.endswith(tuple(ends)) for key in keys))
 
 
-_WAN = re.compile(
+_WAN = (
     r"(?:(?:diffusion_model|transformer|base_model\.model\.transformer)\.|lora_unet_)?"
     r"blocks[._]\d+[._](?:attn[12]|self_attn|cross_attn|ffn)[._]"
 )
@@ -139,7 +139,7 @@ _WAN = re.compile(
 
 def _of_wan(adapter: Adapter) -> str | None:
     keys = adapter.checkpoint.tensors
-    is_like = any(map(_WAN.match, keys)) and any(key.endswith(_ENDS) for key in keys)
+    is_like = any(map(re.compile(_WAN).match, keys)) and any(key.endswith(_ENDS) for key in keys)
     if not is_like:
         return "model does not match Wan LoRA heuristics"
     return DOTTED.says if _is_cut(adapter) else None
@@ -197,7 +197,7 @@ def _z_image() -> Iterator[Rule]:
 
 
 # FLUX: every key of a file in kohya's names has to begin as one of these, and its widths are not those of FLUX.2.
-_FLUX = re.compile(
+_FLUX = (
     r"lora_unet_\w+_blocks_\d+_(?:(?:img|txt)_(?:attn|mlp|mod)|linear[12]|modulation)|lora_unet_final_layer_linear"
     r"|lora_te1_text_model_encoder_layers_\d+_(?:mlp|self_attn)_"
     r"|lora_te2_encoder_block_\d+_layer_\d+_(?:DenseReluDense|SelfAttention)_"
@@ -210,7 +210,7 @@ _OF_ROWS = ("_img_mlp_0.lora_up.weight", ".img_mlp.0.lora_B.weight")
 
 def _of_flux(adapter: Adapter) -> str | None:
     tensors = adapter.checkpoint.tensors
-    if any(key.startswith("lora_unet_") for key in tensors) and not all(map(_FLUX.match, tensors)):
+    if any(key.startswith("lora_unet_") for key in tensors) and not all(map(re.compile(_FLUX).match, tensors)):
         return _UNLIKE_FLUX
     for key, info in tensors.items():
         is_wider = key.endswith(_OF_WIDTH) and info.shape[1:] != (_WIDTH,)

@@ -3,8 +3,6 @@
 Sources: `convert_lora_to_gguf.py` and `src/llama-adapter.cpp` of llama.cpp.
 """
 
-import re
-
 from lora_inspect.consumers.peft_folders import config_of, is_of_blocks, leaf_of
 from lora_inspect.consumers.record import (
     COMPUTES,
@@ -23,7 +21,7 @@ from lora_inspect.reading.adapter import Adapter
 
 _FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
 # What the converter skips, and what it hands on as it is, to which llama.cpp pays no attention.
-_SKIPPED = re.compile(r"\.base_layer\.weight|_layernorm|\.norm")
+_SKIPPED = (".base_layer.weight", "_layernorm", ".norm")
 
 
 def _refused(adapter: Adapter) -> str | None:
@@ -38,7 +36,7 @@ def _refused(adapter: Adapter) -> str | None:
     if "lora_alpha" not in config:
         return "KeyError: 'lora_alpha'"
     for key in adapter.checkpoint.tensors:
-        if not (any(factor in key for factor in _FACTORS) or _SKIPPED.search(key)):
+        if not any(part in key for part in (*_FACTORS, *_SKIPPED)):
             return f"Unexpected name '{key}': Not a lora_A or lora_B tensor"
     return None
 
