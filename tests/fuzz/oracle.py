@@ -114,7 +114,7 @@ def examine(case: Case, limits: Limits = LIMITS, keep: Path | None = None) -> Ex
             if effects.outputs and not effects.edited:
                 violations += _judge_output(case, folder, before, after, effects.outputs)
             if case.target.startswith("metadata "):
-                violations += _judge_metadata(parsed, ended, folder, before, after)
+                violations += _judge_metadata(parsed, ended, folder, before, after, effects)
     finally:
         if keep is None:
             shutil.rmtree(root)
@@ -234,7 +234,7 @@ def _call(case: Case) -> int:
 
 def _values(word: str) -> tuple[str, str]:
     """What an option or a key is given, and the file that it may name."""
-    value = word.partition("=")[2]
+    value = word.partition("=")[2] or word
     return value, value.removeprefix("@")
 
 
@@ -462,8 +462,11 @@ def _judge_output(
             yield Violation("output", f"{path} holds what lay outside of the folder")
         if path.endswith(".safetensors") and os.path.dirname(path) in (*results, *map(os.path.dirname, results)):
             yield from _judge_weights(path)
-    if case.target.startswith("metadata ") and any(_SHARD.search(path) for path in written):
-        return  # one of a set, which is read by itself nowhere
+    if case.target.startswith("metadata "):
+        source = os.path.join(folder, case.parsed()["path"])
+        # One of a set is read by itself nowhere, and what was refused before may be so in its new place.
+        if any(_SHARD.search(path) for path in written) or any(_judge_reading(source)):
+            return
     for result in [result for result in results if result in written] or results[:1]:
         yield from _judge_reading(result)
 
@@ -488,7 +491,7 @@ def _judge_header(name: str, was: tuple[Any, ...], now: tuple[Any, ...], is_edit
 
 
 def _judge_metadata(
-    parsed: dict[str, Any], ended: _Ended, folder: str, before: Picture, after: Picture
+    parsed: dict[str, Any], ended: _Ended, folder: str, before: Picture, after: Picture, effects: Effects
 ) -> Iterator[Violation]:
     """What has been written holds the tensors of PATH and can be read; what was asked for is what stands there."""
     named = os.path.realpath(os.path.join(folder, parsed["path"]))
@@ -500,7 +503,9 @@ def _judge_metadata(
         if values and ended.stdout.encode("utf-8", "surrogateescape") not in values:
             yield Violation("printed", f"not the value of {parsed['key']!r}")
         return
-    for path in [path for path in after if "in_place" in parsed and after[path] != before.get(path)]:
+    mended = {*effects.repaired} - {*effects.edited}
+    written = [path for path in after if after[path] != before.get(path) and path not in mended]
+    for path in written if "in_place" in parsed else ():
         if isinstance(content := after[path][3], bytes) and stat.S_ISREG(after[path][0]):
             yield from _judge_weights(path)
             if not any(same_tensors(one, content) for one in contents):
