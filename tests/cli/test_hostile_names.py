@@ -23,8 +23,10 @@ EVIL = (
 )  # fmt: skip
 # The same with bytes that are no UTF-8, one of which is C1; not every system takes such a name.
 EVIL_FILE = EVIL + ("\udc9b2K\udcff" if sys.platform == "linux" else "")
-# What click draws around a progress bar, and again before each new state of it.
+# What click draws around a progress bar, and again before each new state of it; and our own below what is printed, each
+# state of it, and the blanks that take it away.
 BEFORE_BAR, AFTER_BAR = "\r\x1b[?25l", "\x1b[?25h\r\n"
+BAR_BELOW = re.compile(r"\r(?:\w+ \[#*-*\] [0-9/%]+ *| +\r)")
 LOOKS = (terminal.BOLD, terminal.FAINT, terminal.WRONG, terminal.DOUBTFUL, terminal.RIGHT)
 
 WORDS = f"lora_unet_{EVIL}"
@@ -208,7 +210,7 @@ def without_looks(output):
 def lines_of(output):
     """The lines on the terminal, each state of a progress bar as one; every end of a line is one of ours."""
     text = without_looks(output).decode("utf-8").replace(BEFORE_BAR, "\r\n").replace(AFTER_BAR, "\r\n")
-    return text.split("\r\n")
+    return BAR_BELOW.sub("", text).split("\r\n")
 
 
 def assert_harmless(output):
