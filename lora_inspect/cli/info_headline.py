@@ -97,10 +97,12 @@ def _algorithm(info: FileInfo) -> str:
     # LoRA on an Embedding is LoRA, where there is LoRA on other layers.
     parts = [title for title in counts if any(title.startswith(f"{other} on ") for other in counts)]
     names = sorted((title for title in counts if title not in parts), key=lambda title: -counts[title])
-    rules = {contribution.rslora for contribution in info.adapter.contributions}
+    # Where the rank is 1 both rules are one.
+    rules = {c.rslora for c in info.adapter.contributions if c.rank is not None and c.rank > 1}
     stabilised, decomposed = True in rules, bool(info.adapter.dora.modules)
     if names[0] == "LoRA" and stabilised:
-        names[0] = "RS-LoRA with DoRA" if decomposed else "RS-LoRA"
+        rule = "LoRA and RS-LoRA" if False in rules else "RS-LoRA"
+        names[0] = f"{rule} with DoRA" if decomposed else rule
     elif decomposed:
         names[0] = "DoRA" if names[0] == "LoRA" else f"{names[0]} with DoRA"
     elif stabilised:

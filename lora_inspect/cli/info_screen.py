@@ -183,7 +183,8 @@ def _surprises(info: FileInfo) -> dict[str, str]:
     """What wants a reason, by what evidence is about: its name here."""
     adapter = info.adapter
     found = {}
-    if adapter.rslora.value or adapter.rslora.source == "conflict":
+    differs = adapter.rslora.value is None and any(contribution.rslora for contribution in adapter.contributions)
+    if adapter.rslora.value or differs or adapter.rslora.source == "conflict":
         found["rslora"] = "RS-LoRA"
     if adapter.dora.value or adapter.dora.source == "conflict":
         found["dora"] = "DoRA"

@@ -142,7 +142,7 @@ def test_reading_and_help_import_neither_torch_nor_numpy(words, run_process, fix
 
 
 def test_info_loads_what_it_reads_with_alone(run_process, fixtures):
-    shown = run_process("-c", WATCH, "info", fixtures / "synthetic" / "dora_and_rslora_flags.safetensors")
+    shown = run_process("-c", WATCH, "info", fixtures / "synthetic" / "i64_alpha.safetensors")
     parts = {".".join(name.split(".")[1:]) for name in shown.stdout.split() if name.startswith("lora_inspect.")}
     assert {"reading.adapter", "architectures.families.wan"} <= parts
     assert "architectures.families.flux" not in parts

@@ -215,14 +215,12 @@ def test_slices_of_a_fused_layer_count_as_the_whole_of_it(record_of):
     assert record_of(parts)["architectures"] == ["z_image"]
 
 
-def test_the_table_says_flux_or_chroma(run, tmp_path, read_shapes, record_of):
+def test_the_screen_and_the_table_say_flux_or_chroma(run, tmp_path, read_shapes, record_of, monkeypatch):
     record_of(*read_shapes("flux-lora-aitoolkit"))
     path = tmp_path / "adapter.safetensors"
-    lines = run("info", path).stdout.splitlines()
-    assert [line.split(maxsplit=1) for line in lines if line.startswith("architecture")] == [
-        ["architecture", "FLUX.1 or Chroma (original names)"]
-    ]
-    assert "flux or chroma" in run("info", path, path).stdout
+    assert run("info", path).stdout.startswith("LoRA for FLUX.1 or Chroma - ")
+    monkeypatch.setenv("COLUMNS", "160")
+    assert "FLUX.1 or Chroma" in run("info", path, path).stdout
 
 
 def test_a_base_of_another_family_is_named_beside_all_candidates_of_the_adapter(tmp_path, read_shapes):

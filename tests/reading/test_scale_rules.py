@@ -81,7 +81,8 @@ def test_info_says_that_the_rule_differs_and_the_merge_records_both(write_safete
         {**flagged("blocks_0_attn_q", 1), **flagged("blocks_1_attn_q", 0)}, name="a.safetensors"
     )
     shown = run("info", adapter).stdout
-    assert "differs between modules (by flag)" in shown
+    assert shown.startswith("LoRA and RS-LoRA for ")
+    assert "why RS-LoRA: " in shown
     assert run("info", adapter, "--json").json["rslora"] == {"value": None, "source": "flag", "hint": None}
     write_safetensors(base(), name="base.safetensors")
     out = tmp_path / "out.safetensors"
