@@ -8,7 +8,7 @@ from toy_adapters import lora, split
 
 from lora_inspect.architectures import by_name
 from lora_inspect.consumers import CONSUMERS
-from lora_inspect.consumers.record import ScaleOfFile
+from lora_inspect.consumers.record import RulesByFamily, ScaleOfFile
 from lora_inspect.consumers.verdict import judge_each
 from lora_inspect.consumers.view import View
 from lora_inspect.files.checkpoint import open_checkpoint
@@ -22,8 +22,14 @@ FAMILIES = ("sd15", "sdxl", "flux", "wan", "qwen_image", "z_image", "llm")
 def asked_of_each(consumer):
     """The program with rules that are asked of every contribution by itself."""
     return consumer._replace(
-        loaders=tuple(loader._replace(rules=tuple(map(_asked_of_each, loader.rules))) for loader in consumer.loaders)
+        loaders=tuple(loader._replace(rules=_all_asked_of_each(loader.rules)) for loader in consumer.loaders)
     )
+
+
+def _all_asked_of_each(rules):
+    if isinstance(rules, RulesByFamily):
+        return RulesByFamily(rules.families, lambda family: map(_asked_of_each, rules.of(family)))
+    return tuple(map(_asked_of_each, rules))
 
 
 def _asked_of_each(rule):
