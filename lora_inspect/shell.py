@@ -1,8 +1,8 @@
 """Command lines as a shell takes them: what is shown can be copied, whatever a path holds."""
 
-import os
 from collections.abc import Iterable
 
+from lora_inspect.files.system import IS_WINDOWS
 from lora_inspect.printable import printable
 
 # What no shell gives a meaning to.
@@ -21,7 +21,7 @@ def quoted(word: str) -> str:
     """
     if word and _PLAIN.issuperset(word):
         return word
-    if os.name == "nt":
+    if IS_WINDOWS:
         return f'"{word}"'  # a quote is in no name there
     if printable(word) == word:
         return "'" + word.replace("'", "'\"'\"'") + "'"

@@ -129,7 +129,7 @@ READING = {
     ),
     34: (
         "families that have all names in common",
-        "reading/test_identify.py::test_the_table_says_flux_or_chroma",
+        "reading/test_identify.py::test_the_screen_and_the_table_say_flux_or_chroma",
         "reading/test_identify.py::test_candidates_come_with_what_leaves_them_open_and_what_would_settle_it",
     ),
 }

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_inspect.listing import listed, some
+from lora_inspect.maths.dora import OF_BASE
 from lora_inspect.reading.file_info import FileInfo
 from lora_inspect.reading.kinds import ADAPTER, BASE
 
@@ -107,6 +108,8 @@ def _algorithm(info: FileInfo) -> str:
         names[0] = "DoRA" if names[0] == "LoRA" else f"{names[0]} with DoRA"
     elif stabilised:
         names[0] = f"{names[0]} at the scale of RS-LoRA"
+    if decomposed and info.adapter.dora.norms == OF_BASE:
+        names[0] += " over the norms of the base"
     named = few(names)
     return named[:1].upper() + named[1:]
 

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 import click
 
+from lora_inspect.files.system import IS_WINDOWS
 from lora_inspect.printable import SENTENCE, printable, shortened, width
 from lora_inspect.records import NamedTuple
 
@@ -44,7 +45,7 @@ def has_colours() -> bool:
         return False
     if environment.get("FORCE_COLOR"):
         return True
-    obeys = os.name != "nt" or any(environment.get(name) for name in _OBEYING_CONSOLES)
+    obeys = not IS_WINDOWS or any(environment.get(name) for name in _OBEYING_CONSOLES)
     return obeys and sys.stdout is not None and sys.stdout.isatty()
 
 

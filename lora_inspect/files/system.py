@@ -19,6 +19,11 @@ _BINARY: int = getattr(os, "O_BINARY", 0)
 _WITHOUT_WAITING: int = getattr(os, "O_NONBLOCK", 0) | _BINARY
 _NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
 
+# Paths, shells and consoles of Windows are others.
+IS_WINDOWS: bool = os.name == "nt"
+# Elsewhere the libraries of the system are known to bear no copies of a process.
+BEARS_COPIES: bool = sys.platform == "linux"
+
 # What ends a command from outside: a kill, and the end of its terminal on Unix and on Windows.
 ENDING_SIGNALS: tuple[signal.Signals, ...] = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)

@@ -4,13 +4,13 @@ The others are started only once it shows that they pay. Each is fed over a pipe
 whatever ended this process.
 """
 
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from lora_inspect.files.system import BEARS_COPIES
 from lora_inspect.scanning.helper_process import HelperProcess
 
 if TYPE_CHECKING:
@@ -58,11 +58,8 @@ def _pays(seconds: float, done: int, left: int) -> bool:
 
 
 def _can_be_copied() -> bool:
-    """Whether a process can be a copy of this one: beside other threads it would have their locks and never free them.
-
-    Elsewhere than on Linux the libraries of the system are known to bear no copies.
-    """
-    return sys.platform == "linux" and threading.active_count() == 1
+    """Whether a process can be a copy of this one: beside other threads it would have their locks for ever."""
+    return BEARS_COPIES and threading.active_count() == 1
 
 
 class _Team(Generic[Thing, Result]):
