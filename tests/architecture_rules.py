@@ -22,9 +22,9 @@ ORDER = {
         ("reading",),
         ("algorithms",),
         ("maths", "schemes"),
-        ("architectures",),
+        ("architectures", "shell"),
         ("files",),
-        ("errors", "listing", "remembering", "shell"),
+        ("errors", "listing", "remembering"),
         ("__init__", "printable", "progress", "records", "start"),
     ),
     "networks": (

@@ -142,13 +142,13 @@ def copy_in_system(source: int, target: int, count: int, position: int) -> int:
 
 def give_rights(descriptor: int, status: os.stat_result) -> None:
     """Gives an open file the mode of another one, and its owner and group where the system lets that be done."""
-    if not hasattr(os, "fchmod"):
-        return
+    give_owner, give_mode = getattr(os, "fchown", None), getattr(os, "fchmod", None)
     own = os.fstat(descriptor)
-    if (own.st_uid, own.st_gid) != (status.st_uid, status.st_gid):
+    if give_owner and (own.st_uid, own.st_gid) != (status.st_uid, status.st_gid):
         with suppress(OSError):
-            os.fchown(descriptor, status.st_uid, status.st_gid)
-    os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+            give_owner(descriptor, status.st_uid, status.st_gid)
+    if give_mode:
+        give_mode(descriptor, stat.S_IMODE(status.st_mode))
 
 
 def rename_new(source: str, target: str) -> None:
