@@ -14,6 +14,11 @@ def command_line(words: Iterable[str]) -> str:
     return " ".join(map(quoted, words))
 
 
+def operand(path: str) -> str:
+    """The path as no command takes it for an option."""
+    return f"./{path}" if path.startswith("-") else path
+
+
 def quoted(word: str) -> str:
     """One word: as it is where a shell has nothing to do with it, else in quotes.
 

@@ -9,7 +9,7 @@ from lora_inspect.consumers.outlook import MOST_ASKED, NOT_THERE, Alike, alike, 
 from lora_inspect.consumers.verdict import LOST, PARTLY, SAME, STRENGTH, UNKNOWN, Verdict
 from lora_inspect.ops.info import Outlook
 from lora_inspect.reading.file_info import FileInfo
-from lora_inspect.shell import command_line
+from lora_inspect.shell import command_line, operand
 
 # How many programs a line names.
 _MOST = 6
@@ -94,7 +94,7 @@ def _titles(groups: Sequence[Alike], verdicts: Sequence[str]) -> list[str]:
 
 
 def _every_verdict(path: str) -> str:
-    return command_line(["lora-inspect", "compat", f"./{path}" if path.startswith("-") else path])
+    return command_line(["lora-inspect", "compat", operand(path)])
 
 
 def _load(titles: Sequence[str]) -> str:

@@ -15,9 +15,9 @@ from lora_inspect.reading.file_info import FileInfo
 from lora_inspect.reading.folded_scales import FOLDED_KEY
 from lora_inspect.reading.problem import ERROR, NOTE, WARNING
 from lora_inspect.reading.provenance import noted_trigger
-from lora_inspect.reading.settings import spell_settings
+from lora_inspect.reading.settings import spell_argument
 from lora_inspect.records import NamedTuple
-from lora_inspect.shell import command_line
+from lora_inspect.shell import command_line, operand
 
 # The columns of the parts of an adapter and of a base, and what stands in each.
 _ADAPTED = ("part", "modules", "rank", "scale", "parameters")
@@ -63,8 +63,7 @@ def screen(
     if info.adapter.open:
         yield from _settling(sheet, info.adapter.open, record["path"])
     if outlook := outlook_of(info, verdicts, record["fix"]):
-        said = spell_settings(info.adapter.settings)
-        path = f"{record['path']}:{said}" if said else record["path"]
+        path = spell_argument(record["path"], info.adapter.settings)
         yield from lines_of_programs(sheet, outlook, path, list(record["scales"]), record["fix"], info)
     yield from _problems(sheet, record["problems"], (NOTE,))
     yield from _evidence(sheet, info, record, why)
@@ -75,9 +74,8 @@ def screen(
 
 def _settling(sheet: Sheet, settings: Sequence[str], path: str) -> Iterator[Line]:
     """The command that gives what the file leaves open, with a value of each in it, and what the values are."""
-    path = f"./{path}" if path.startswith("-") else path
     said = ",".join(f"{_SETTINGS[one].name}={_SETTINGS[one].value}" for one in settings)
-    yield from sheet.row_of_command("settle with", command_line(["lora-inspect", "info", f"{path}:{said}"]))
+    yield from sheet.row_of_command("settle with", command_line(["lora-inspect", "info", f"{operand(path)}:{said}"]))
     yield from sheet.row("", "; ".join(_SETTINGS[one].means for one in settings), FAINT)
 
 

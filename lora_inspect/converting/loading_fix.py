@@ -6,8 +6,9 @@
 from lora_inspect.consumers.verdict import Verdict
 from lora_inspect.converting.mending import OF_ITS_FACTORS, mending
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.settings import spell_settings
+from lora_inspect.reading.settings import spell_argument
 from lora_inspect.records import NamedTuple
+from lora_inspect.shell import operand
 
 
 class LoadingFix(NamedTuple):
@@ -19,7 +20,6 @@ class LoadingFix(NamedTuple):
 
 def loading_fix(adapter: Adapter, verdict: Verdict) -> LoadingFix | None:
     """The command for the program of a `verdict`; None where neither other names nor a base mend the file for it."""
-    path, said = adapter.checkpoint.path, spell_settings(adapter.settings)
-    path = f"./{path}" if path.startswith("-") else path
-    command = mending(adapter, f"{path}:{said}" if said else path, verdict.consumer, None, OF_ITS_FACTORS)
+    given = spell_argument(operand(adapter.checkpoint.path), adapter.settings)
+    command = mending(adapter, given, verdict.consumer, None, OF_ITS_FACTORS)
     return LoadingFix(verdict.consumer.title, command) if command else None

@@ -10,8 +10,8 @@ from lora_inspect import schemes
 from lora_inspect.consumers.verdict import STRENGTH, Verdict
 from lora_inspect.converting.output_endings import output_beside
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.settings import spell_settings
-from lora_inspect.shell import command_line
+from lora_inspect.reading.settings import spell_argument
+from lora_inspect.shell import command_line, operand
 
 
 def standard_fix(adapter: Adapter, verdicts: Sequence[Verdict]) -> str | None:
@@ -22,11 +22,9 @@ def standard_fix(adapter: Adapter, verdicts: Sequence[Verdict]) -> str | None:
     wrong = [one for one in verdicts if one.verdict == STRENGTH]
     if not wrong or not all(map(_applies_alpha_over_rank, wrong)) or not _takes_other_alphas(adapter):
         return None
-    path, said = adapter.checkpoint.path, spell_settings(adapter.settings)
-    path = f"./{path}" if path.startswith("-") else path
-    output = output_beside(adapter, "standard", None)
-    output = f"./{output}" if output.startswith("-") else output
-    return command_line(["lora-inspect", "convert", f"{path}:{said}" if said else path, "-o", output])
+    given = spell_argument(operand(adapter.checkpoint.path), adapter.settings)
+    output = operand(output_beside(adapter, "standard", None))
+    return command_line(["lora-inspect", "convert", given, "-o", output])
 
 
 def _takes_other_alphas(adapter: Adapter) -> bool:

@@ -18,7 +18,7 @@ from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.paths import with_paths
-from lora_inspect.reading.settings import Settings, spell_settings
+from lora_inspect.reading.settings import Settings, spell_argument
 from lora_inspect.records import NamedTuple
 
 
@@ -72,8 +72,7 @@ def compat(
     adapter.refuse()
     families = adapter_candidates(adapter)
     adapter = with_paths(adapter, families)
-    said = spell_settings(settings)
-    given = f"{path}:{said}" if said else path
+    given = spell_argument(path, settings)
     verdicts = [
         one._replace(fix=mending(adapter, given, one.consumer, base)) if needs_mending(one) else one
         for one in judge_each(adapter, families, asked)

@@ -261,6 +261,12 @@ def spell_settings(settings: Settings) -> str:
     return ",".join(parts)
 
 
+def spell_argument(path: str, settings: Settings) -> str:
+    """The path with the settings behind it, the inverse of `parse_argument`."""
+    said = spell_settings(settings)
+    return f"{path}:{said}" if said else path
+
+
 def _number(text: str, item: str) -> float:
     number = float(text) if re.fullmatch(_NUMBER, text) else math.nan
     if not math.isfinite(number):

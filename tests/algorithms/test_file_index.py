@@ -1,6 +1,7 @@
 """Algorithms are imported when a key, a config or a name asks for them, and are found as if all were there at once."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -48,10 +49,10 @@ def test_candidates_stand_in_the_order_of_their_files_whichever_is_asked_for_fir
     assert expected.keys() == SUFFIXES.keys()
     for order in (sorted(expected), sorted(expected, reverse=True)):
         found = python(
-            "from lora_inspect import algorithms",
-            f"print({{s: [name for name, _ in algorithms.candidates(s)] for s in {order!r}}})",
+            "import json; from lora_inspect import algorithms",
+            f"print(json.dumps({{s: [name for name, _ in algorithms.candidates(s)] for s in {order!r}}}))",
         )
-        assert eval(found) == expected
+        assert json.loads(found) == expected
 
 
 def test_names_and_types_find_what_nobody_asked_for_before():
