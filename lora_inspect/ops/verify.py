@@ -144,8 +144,9 @@ def _result(
     absent: list[str],
     swapped: bool,
 ) -> VerifyResult:
+    from lora_inspect.maths.untold_shares import NOT_FINITE
     from lora_inspect.verifying.findings import SWAPPED, about_alike, about_models, about_shares, about_weights
-    from lora_inspect.verifying.shares import NOT_FINITE, pooled
+    from lora_inspect.verifying.shares import pooled
     from lora_inspect.verifying.told import MISSING, told_of
 
     adapters = [adapter.checkpoint.path for adapter, _ in plan.merge.adapters]

@@ -3,9 +3,10 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from lora_inspect.listing import listed, some
+from lora_inspect.maths.untold_shares import ALIKE, NO_CHANGE, NOT_FINITE, ROUNDED_AWAY
 from lora_inspect.records import NamedTuple
 from lora_inspect.verifying.causes import fitting
-from lora_inspect.verifying.shares import ALIKE, NO_CHANGE, NOT_FINITE, ROUNDED_AWAY, TOLERANCE, Shares
+from lora_inspect.verifying.shares import TOLERANCE, Shares
 from lora_inspect.verifying.told import DOUBLED, MISSING, NONE, OPPOSITE, SCALED, Told, Unit
 from lora_inspect.verifying.weigher import Weighed
 

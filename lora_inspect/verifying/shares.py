@@ -15,21 +15,17 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from lora_inspect.maths.least_squares import solved, standard_errors
+from lora_inspect.maths.untold_shares import NOT_FINITE, SIGMAS, why_untold
 from lora_inspect.verifying.sums import Sums
 
-# The multiple correlation of a change with the others from which on its share is open.
-DEPENDENT = 0.999
 # A share may be so far from 1 by what programs round beside the weight: factors, products and scales in bfloat16 are
-# off by 2^-9 each. Five standard errors leave less than one false alarm in a million modules.
-TOLERANCE, SIGMAS = 0.01, 5.0
+# off by 2^-9 each.
+TOLERANCE = 0.01
 # What no change explains may be so much of what was expected, for the same reasons, and so many times what rounding
 # the weight once leaves: a program that works in the type of the weight rounds the change and the sum, and of DoRA the
 # magnitude, the norm, their quotient and the product.
 UNEXPLAINED, ROUNDINGS = 0.02, 8.0
-# Rounding that moves a share by as much does not tell a change that is there from one that is not.
-OPEN = 0.5
-# Why a share is not told.
-NO_CHANGE, ROUNDED_AWAY, ALIKE, NOT_FINITE = "no change", "rounding", "alike", "not finite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +88,7 @@ def residual(unexplained: float, rounding: float, expected: float) -> float | No
 def shares_in(sums: Sums) -> Shares:
     """The shares in one weight."""
     gram, along = sums.gram.sum(0), sums.along.sum(0)
-    values = _solved(gram, along)
+    values = solved(gram, along)
     scores = sums.along - sums.gram @ values
     unexplained = left_over(sums, values.expand_as(sums.along))
     plain, base = float(sums.noise.sum()), float(sums.base_noise.sum())
@@ -108,7 +104,7 @@ def shares_in(sums: Sums) -> Shares:
     return Shares(
         values=values.tolist(),
         noise=noise,
-        why=[NOT_FINITE] * len(noise) if sums.broken else _why(gram, noise, plain * level),
+        why=[NOT_FINITE] * len(noise) if sums.broken else why_untold(gram, noise, plain * level),
         gram=gram,
         scatter=scatter,
         lost=lost,
@@ -144,9 +140,9 @@ def pooled(parts: Sequence[tuple[Shares, Sequence[int]]], terms: int) -> Shares:
     noise = _noise(gram, scatter, lost)
     expected = float(gram.sum())
     return Shares(
-        values=_solved(gram, along).tolist(),
+        values=solved(gram, along).tolist(),
         noise=noise,
-        why=_why(gram, noise, 0.0),
+        why=why_untold(gram, noise, 0.0),
         gram=gram,
         scatter=scatter,
         lost=lost,
@@ -158,39 +154,6 @@ def pooled(parts: Sequence[tuple[Shares, Sequence[int]]], terms: int) -> Shares:
     )
 
 
-def _inverse(gram: Tensor) -> Tensor:
-    """The inverse where there is one, of matrices whose entries may be of any size; the least solution elsewhere."""
-    if not len(gram):
-        return gram
-    sizes = gram.diagonal().sqrt()
-    scale = torch.where(sizes > 0, 1 / sizes, 0.0)
-    inverse: Tensor = torch.linalg.pinv(gram * scale[:, None] * scale, rtol=1e-9, hermitian=True)
-    return inverse * scale[:, None] * scale
-
-
-def _solved(gram: Tensor, along: Tensor) -> Tensor:
-    solution: Tensor = _inverse(gram) @ along
-    return solution
-
-
 def _noise(gram: Tensor, scatter: Tensor, lost: Tensor) -> list[float]:
-    inverse = _inverse(gram)
-    errors = (inverse @ scatter @ inverse).diagonal().clamp(min=0.0).sqrt()
-    noise: list[float] = ((inverse @ lost).abs() + SIGMAS * errors).tolist()
+    noise: list[float] = (solved(gram, lost).abs() + SIGMAS * standard_errors(gram, scatter)).tolist()
     return noise
-
-
-def _why(gram: Tensor, noise: Sequence[float], rounding: float) -> list[str]:
-    """What keeps each share from being told, empty for nothing."""
-    return [_why_of(term, gram, one, rounding) for term, one in enumerate(noise)]
-
-
-def _why_of(term: int, gram: Tensor, noise: float, rounding: float) -> str:
-    square = float(gram[term, term])
-    if square <= 0:
-        return NO_CHANGE
-    others = [other for other in range(len(gram)) if other != term and gram[other, other] > 0]
-    shared = gram[term, others]
-    if float(shared @ _inverse(gram[others][:, others]) @ shared) > DEPENDENT**2 * square:
-        return ALIKE
-    return ROUNDED_AWAY if square < rounding or noise >= OPEN else ""

@@ -7,15 +7,12 @@ from torch import Tensor
 
 from lora_inspect.files.dtypes import FP8
 from lora_inspect.files.header import TensorInfo
+from lora_inspect.maths.spacing import ROUNDING, grid_of, rounded, spacing
 from lora_inspect.maths.tensor_reader import RowBlocks
 from lora_inspect.reading.coded_weights import CodedWeight
 from lora_inspect.reading.decoder import decoder
 from lora_inspect.records import NamedTuple
-from lora_inspect.verifying.spacing import grid_of, rounded, spacing
 
-# The variance of what rounding adds to a number, in squares of the distance between two numbers: that of a number
-# anywhere between them.
-ROUNDING = 1 / 12
 # A merge in float32 rounds sums, norms and products on its way; as many roundings of the working type are its own.
 _STEPS = 4
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from toy_merges import drawn
 
-from lora_inspect.verifying.shares import ALIKE, NO_CHANGE, ROUNDED_AWAY, left_over, pooled, shares_in
+from lora_inspect.maths.untold_shares import ALIKE, NO_CHANGE, ROUNDED_AWAY
+from lora_inspect.verifying.shares import left_over, pooled, shares_in
 from lora_inspect.verifying.sums import Sums
 
 pytestmark = pytest.mark.numeric

@@ -22,6 +22,9 @@ GRIDS = {
     "F8_E4M3": Grid(3, -6),
     "F8_E5M2": Grid(2, -14),
 }
+# The variance of what rounding adds to a number, in squares of the distance between two numbers: that of a number
+# anywhere between them.
+ROUNDING = 1 / 12
 # What values of a finer type are looked for, the coarsest first: a merge in half precision is often saved as F32.
 _COARSER = ("BF16", "F16", "F32")
 _EXPONENTS = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
