@@ -20,7 +20,7 @@ ORDER = {
         ("merging", "converting", "checking", "editing"),
         ("consumers", "matching"),
         ("reading",),
-        ("algorithms",),
+        ("algorithms", "codecs"),
         ("maths", "schemes"),
         ("architectures", "shell"),
         ("files",),

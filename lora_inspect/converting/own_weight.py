@@ -5,8 +5,8 @@ from math import prod
 
 import torch
 
+from lora_inspect.files.dtypes import PLAIN_FLOATS
 from lora_inspect.matching.place import Place
-from lora_inspect.maths import codecs
 from lora_inspect.maths.tensor_reader import RowBlocks, working_dtype
 from lora_inspect.reading.coded_weights import CodedWeight
 from lora_inspect.reading.decoder import decoder
@@ -26,7 +26,7 @@ def own_weight(places: Sequence[tuple[Place, CodedWeight]]) -> torch.Tensor:
     own = torch.empty(rows, columns, dtype=torch.float64 if torch.float64 in dtypes else torch.float32)
     blocks = RowBlocks(BLOCK_ELEMENTS)
     for place, weight in places:
-        decode = None if weight.codec is codecs.PLAIN else decoder(weight)
+        decode = None if weight.info.dtype in PLAIN_FLOATS else decoder(weight)
         for first, block in blocks.read(weight.info, decode=decode):
             take_rows(own, block, first, place)
     return own

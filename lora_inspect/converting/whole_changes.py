@@ -11,8 +11,8 @@ from lora_inspect.algorithms.record import SEEN
 from lora_inspect.converting.own_weight import BLOCK_ELEMENTS, take_rows
 from lora_inspect.converting.scaled_factors import read_factor
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.dtypes import PLAIN_FLOATS
 from lora_inspect.matching.place import Place, Placed
-from lora_inspect.maths import codecs
 from lora_inspect.maths.chain import settled
 from lora_inspect.maths.change import Change
 from lora_inspect.maths.tensor_reader import RowBlocks, first_non_finite, load, load_whole
@@ -97,7 +97,7 @@ class WholeChange(NamedTuple):
 
 def _read(weight: CodedWeight, place: Place, together: int) -> Iterator[tuple[int, torch.Tensor]]:
     """A weight in float64, in blocks of rows of its own memory."""
-    decode = None if weight.codec is codecs.PLAIN else decoder(weight)
+    decode = None if weight.info.dtype in PLAIN_FLOATS else decoder(weight)
     for first, rows in RowBlocks(BLOCK_ELEMENTS).read(place.target, together, decode):
         yield first, rows.double() if rows.dtype != torch.float64 else rows.clone()
 

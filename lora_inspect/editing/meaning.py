@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lora_inspect.codecs.descriptions import FORMATS_KEY
 from lora_inspect.consumers import CONSUMERS
 from lora_inspect.consumers.verdict import judge_each
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.listing import listed
-from lora_inspect.maths.codecs import FORMATS_KEY
 from lora_inspect.maths.dora import OF_BASE
 from lora_inspect.printable import shortened
 from lora_inspect.reading.contribution import Contribution

@@ -13,6 +13,10 @@ _MOVES = {torch.float8_e4m3fn: (7, ~0x4000), torch.float8_e5m2: (8, ~0)}
 _BIAS, _LARGEST = 2.0**8, 448.0
 
 
+# The types whose numbers these are.
+FP8_DTYPES = frozenset(_MOVES)
+
+
 def widen(codes: torch.Tensor, into: torch.Tensor) -> None:
     """Writes the numbers that the fp8 `codes` stand for `into` a float32 tensor of their shape."""
     distance, kept = _MOVES[codes.dtype]

@@ -6,17 +6,20 @@ from typing import Any
 import torch
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.dtypes import FP8
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import InputFile
-from lora_inspect.maths.fp8 import widen
+from lora_inspect.maths.fp8 import FP8_DTYPES, widen
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WHOLE_DTYPES = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
 STORED_DTYPES = TORCH_DTYPES | {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+# What of the codes of a weight is read: those that are numbers are, and bytes are what several of them are packed in.
+_CODE_DTYPES = STORED_DTYPES | {"I8": torch.int8, "U8": torch.uint8}
+_PACKED = "U8"
 
-# Turns a block of values into the weight that they stand for, in place: (block, its first row).
-Decode = Callable[[torch.Tensor, int], None]
+# Writes the weight that codes stand for: (codes, the number of their first row, the rows of the weight). Codes that are
+# numbers are in the memory of these rows; packed ones are bytes, (rows, bytes of a row).
+Decode = Callable[[torch.Tensor, int, torch.Tensor], None]
 
 
 def load(info: TensorInfo) -> torch.Tensor:
@@ -91,8 +94,8 @@ class RowBlocks:
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """(first row, block) for the whole tensor, in order, in blocks of a multiple of `together` rows; 0 is for all.
 
-        `decode` makes the weight from the values of its codes, where these are no plain floats. Raises ValueError
-        where the rows are no such multiple themselves.
+        `decode` makes the weight from its codes, where these are no plain floats; the shape of `info` is then that of
+        the weight. Raises ValueError where the rows are no such multiple themselves.
         """
         rows = info.shape[0] if info.shape else 1
         columns = info.numel // rows if rows else 0
@@ -108,14 +111,12 @@ class RowBlocks:
             for start in range(0, rows, count):
                 taken = min(count, rows - start)
                 source.read_into(info.start + start * row_bytes, memoryview(self._stored)[: taken * row_bytes])
-                stored = torch.frombuffer(self._stored, dtype=STORED_DTYPES[info.dtype], count=taken * columns)
+                dtype = _CODE_DTYPES[info.dtype]
+                stored = torch.frombuffer(self._stored, dtype=dtype, count=taken * row_bytes // dtype.itemsize)
                 block = self._scratch[: taken * columns].view(taken, columns)
-                if info.dtype in FP8:
-                    widen(stored.view(taken, columns), block)
-                else:
-                    block.copy_(stored.view(taken, columns))
+                codes = stored.view(taken, -1) if info.dtype == _PACKED else numbers_of(stored.view(taken, -1), block)
                 if decode:
-                    decode(block, start)
+                    decode(codes, start, block)
                 yield start, block
 
     def bytes_of(self, block: torch.Tensor, dtype: str) -> tuple[memoryview, torch.Tensor]:
@@ -132,6 +133,15 @@ class RowBlocks:
             self._stored = bytearray(stored_bytes)
         if self._scratch.numel() < elements or self._scratch.dtype != dtype:
             self._scratch = torch.empty(elements, dtype=dtype)
+
+
+def numbers_of(stored: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
+    """The numbers of stored elements, written `into` a tensor of their shape in the working dtype."""
+    if stored.dtype in FP8_DTYPES:
+        widen(stored, into)
+    else:
+        into.copy_(stored)
+    return into
 
 
 def first_non_finite(values: torch.Tensor) -> Any:

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_inspect.codecs import stored_types
+from lora_inspect.codecs.descriptions import FORMATS_KEY
+from lora_inspect.codecs.record import UnknownCodec
 from lora_inspect.files.base_folder import SideFiles
 from lora_inspect.files.checkpoint import Checkpoint, read_json
-from lora_inspect.files.dtypes import FP8
-from lora_inspect.maths import codecs
-from lora_inspect.reading.coded_weights import BaseCodecs, CodedWeight, UnknownCodec
+from lora_inspect.files.dtypes import PLAIN_FLOATS
+from lora_inspect.reading.coded_weights import BaseCodecs, CodedWeight
 from lora_inspect.reading.quantisation import has_codes, quantisation_settings
 
 # Where transformers and diffusers say how the weights of a folder are to be read.
@@ -33,7 +35,7 @@ class Decoding:
     @property
     def said(self) -> list[str]:
         """What is left out, by name: tensors, keys of the metadata, and the part of the config."""
-        metadata = [codecs.FORMATS_KEY] if self.metadata else []
+        metadata = [FORMATS_KEY] if self.metadata else []
         return [*sorted(self.dropped), *metadata, *([] if self.config is None else [f"{CONFIG}: {_CONFIG_KEY}"])]
 
     @property
@@ -43,7 +45,7 @@ class Decoding:
 
 
 def plan_decoding(base: Checkpoint, side_files: SideFiles) -> Decoding:
-    """Finds every fp8 tensor whose codec is known; those of others stay as they are.
+    """Finds every tensor of codes whose codec is known; those of others stay as they are.
 
     `side_files` are what lies beside the base; a config there says nothing of codes any more where none stay.
 
@@ -51,9 +53,10 @@ def plan_decoding(base: Checkpoint, side_files: SideFiles) -> Decoding:
     """
     base_codecs = BaseCodecs(base)
     settings = quantisation_settings(base.tensors)
+    codes = stored_types() - PLAIN_FLOATS
     weights: dict[str, CodedWeight] = {}
     for info in base.tensors.values():
-        if info.dtype not in FP8 or info.name in settings:
+        if info.dtype not in codes or info.name in settings:
             continue
         try:
             weights[info.name] = base_codecs.of(info)
@@ -84,14 +87,14 @@ def _metadata(
     described = {base_codecs.described_path(name) for name in weights}
     changed: dict[str, dict[str, str]] = {}
     for file, metadata in base.file_metadata.items():
-        if not weights or codecs.FORMATS_KEY not in metadata:
+        if not weights or FORMATS_KEY not in metadata:
             continue
         layers = base_codecs.layers(file)
         left = {path: layer for path, layer in layers.items() if path not in described}
         if len(left) == len(layers):
             continue
-        changed[file] = {key: value for key, value in metadata.items() if key != codecs.FORMATS_KEY}
+        changed[file] = {key: value for key, value in metadata.items() if key != FORMATS_KEY}
         if left:
-            others = json.loads(metadata[codecs.FORMATS_KEY])
-            changed[file][codecs.FORMATS_KEY] = json.dumps({**others, "layers": left})
+            others = json.loads(metadata[FORMATS_KEY])
+            changed[file][FORMATS_KEY] = json.dumps({**others, "layers": left})
     return changed

@@ -1,42 +1,53 @@
 """Which codec each weight of a base is stored in: its element type, what stands beside it, and what the file says."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
+from lora_inspect.codecs import CODECS, plain, plain_fp8, storing
+from lora_inspect.codecs.descriptions import FORMAT, FORMATS_KEY, MARKER
+from lora_inspect.codecs.record import Codec, Found, Layout, NotRead, UnknownCodec
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.dtypes import FP8, PLAIN_FLOATS
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.json_text import parse_json
-from lora_inspect.maths import codecs
-from lora_inspect.maths.codecs import Codec
 from lora_inspect.reading.quantisation import activations_beside, scale_beside, settings_beside
 from lora_inspect.records import NamedTuple
 
 _WEIGHT = "weight"
-_FORMAT_BYTES = 64 << 10
+# No tensor that describes codes is larger.
+_DESCRIPTION_BYTES = 64 << 10
 # How many names a prefix of a model in a larger file is made of, at most.
 _PREFIX_SEGMENTS = 8
 
 
-class UnknownCodec(LoraInspectError):
-    """A tensor is codes whose meaning is not known here."""
-
-
 class CodedWeight(NamedTuple):
-    """A tensor of a base and its codec.
+    """A weight of a base and its codec.
 
-    `scale` is what its codes are multiplied by, and `scale_shape` the shape in which `codecs.decoded` takes that.
-    `settings` are the names of the tensors that say nothing once the weight is decoded.
+    `info` is its tensor, in the shape of the weight, and `beside` are those that its codes are read with, by their
+    names in the module. `settings` are the names of the tensors that say nothing once the weight is decoded.
     """
 
     info: TensorInfo
     codec: Codec
-    scale: TensorInfo | None = None
-    scale_shape: tuple[int, ...] = ()
+    layout: Layout
+    beside: Mapping[str, TensorInfo] = MappingProxyType({})
     settings: tuple[str, ...] = ()
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether its codes are no numbers of the weight by themselves."""
+        return self.codec.decode is not None
+
+
+class Description(NamedTuple):
+    """What JSON says of the codes of a module, and what that JSON is called."""
+
+    said: Mapping[str, Any]
+    said_by: str
 
 
 class BaseCodecs:
@@ -54,23 +65,23 @@ class BaseCodecs:
         if info.dtype in PLAIN_FLOATS:
             if scale := scale_beside(info.name, self._base.tensors):
                 raise self._unknown(info, f"{scale} scales it")
-            return CodedWeight(info, codecs.PLAIN)
-        if info.dtype not in FP8:
+            return plain_weight(info)
+        if not storing(info.dtype):
             raise UnknownCodec(
                 f"{self._base.path}: {info.name} is stored as {info.dtype}, codes whose meaning is not known "
                 "here; use an F32, F16 or BF16 version of the base."
             )
-        return self._fp8(info)
+        return self._codes(info)
 
     def markers_of(self, weight: str) -> list[str]:
         """The tensors that say of all weights below their own place, that of `weight` too, that they are scaled."""
         segments = weight.split(".")[:-1][:_PREFIX_SEGMENTS]
-        names = (".".join([*segments[:end], codecs.MARKER]) for end in range(len(segments) + 1))
+        names = (".".join([*segments[:end], MARKER]) for end in range(len(segments) + 1))
         return [name for name in names if name in self._base.tensors]
 
     def layers(self, file: str) -> dict[str, Any]:
         """What the metadata of one file of the base says of its modules, by their paths, some without a prefix."""
-        text = self._base.file_metadata[file].get(codecs.FORMATS_KEY)
+        text = self._base.file_metadata[file].get(FORMATS_KEY)
         if text is None:
             return {}
         try:
@@ -79,88 +90,120 @@ class BaseCodecs:
             layers = None
         if not isinstance(layers, dict):
             raise LoraInspectError(
-                f"{file}: its metadata {codecs.FORMATS_KEY} is no JSON object of `layers`; fetch the file again."
+                f"{file}: its metadata {FORMATS_KEY} is no JSON object of `layers`; fetch the file again."
             )
         return layers
-
-    def _fp8(self, info: TensorInfo) -> CodedWeight:
-        tensors = self._base.tensors
-        module = info.name.removesuffix(_WEIGHT)
-        beside = settings_beside(info.name, tensors)
-        if module == info.name or module[-1:] not in ("", "."):
-            if beside:
-                raise self._unknown(info, f"{beside[0]} scales it")
-            return CodedWeight(info, codecs.PLAIN_FP8)
-        known = {f"{module}{setting}" for setting in codecs.SETTINGS}
-        if unknown := [name for name in beside if name not in known]:
-            raise self._unknown(info, f"{unknown[0]} scales it")
-        said_by = self._check_format(info, module)
-        scales = [(codec, f"{module}{codec.scale}") for codec in codecs.SCALED if f"{module}{codec.scale}" in tensors]
-        if len(scales) > 1:
-            raise LoraInspectError(
-                f"{self._base.path}: {info.name} has two scales, {scales[0][1]} and {scales[1][1]}; remove the one "
-                "that is not meant."
-            )
-        if scales:
-            return self._scaled(info, module, *scales[0])
-        if said_by := said_by or self._marker_of(info):
-            raise LoraInspectError(
-                f"{info.file}: {said_by} says that {info.name} is scaled, but there is no "
-                f"{' or '.join(f'{module}{codec.scale}' for codec in codecs.SCALED)}; fetch the base again."
-            )
-        return CodedWeight(info, codecs.PLAIN_FP8, settings=tuple(activations_beside(info.name, tensors)))
-
-    def _scaled(self, info: TensorInfo, module: str, codec: Codec, name: str) -> CodedWeight:
-        scale = self._base.tensors[name]
-        if scale.dtype not in PLAIN_FLOATS:
-            raise self._unknown(info, f"{name} of {scale.dtype} scales it")
-        shape = codec.scale_shape(info.shape, scale.shape)
-        if shape is None:
-            raise LoraInspectError(
-                f"{scale.file}: {name} has shape {list(scale.shape)}, which does not fit {info.name} of shape "
-                f"{list(info.shape)}; use an F32, F16 or BF16 version of the base."
-            )
-        settings = [name, f"{module}{codecs.FORMAT}", *activations_beside(info.name, self._base.tensors)]
-        return CodedWeight(info, codec, scale, shape, tuple(s for s in settings if s in self._base.tensors))
-
-    def _check_format(self, info: TensorInfo, module: str) -> str | None:
-        """What names the format of the weight, where something does; errors where it is another than that of fp8."""
-        named = self._format(module)
-        if named is None:
-            return None
-        name, said_by = named
-        stored = codecs.FORMATS.get(name) if isinstance(name, str) else None
-        if stored is None:
-            raise self._unknown(info, f"{said_by} says {name!r}")
-        if stored != info.dtype:
-            raise LoraInspectError(
-                f"{info.file}: {info.name} is stored as {info.dtype}, but {said_by} says {name!r}; fetch the base "
-                "again."
-            )
-        return said_by
-
-    def _format(self, module: str) -> tuple[Any, str] | None:
-        """The format of a module's weight, and what names it: the metadata first, as ComfyUI has it."""
-        if path := self.described_path(module):
-            return _format_in(self._layers[path], f"metadata {codecs.FORMATS_KEY}", self._base.path)
-        info = self._base.tensors.get(f"{module}{codecs.FORMAT}")
-        if info is None:
-            return None
-        if info.dtype != "U8" or info.nbytes > _FORMAT_BYTES:
-            return _format_in(None, info.name, info.file)
-        with InputFile(info.file, info.identity) as source:
-            content = source.read(info.start, info.nbytes)
-        try:
-            described = parse_json(content)
-        except ValueError:
-            described = None
-        return _format_in(described, info.name, info.file)
 
     def described_path(self, weight: str) -> str | None:
         """What the metadata calls the module of a weight: its path, or what a prefix leaves of it; None without one."""
         segments = weight.split(".")[:-1]
         paths = (".".join(segments[start:]) for start in range(min(len(segments), _PREFIX_SEGMENTS)))
         return next((path for path in paths if path in self._layers), None)
+
+    def _codes(self, info: TensorInfo) -> CodedWeight:
+        tensors = self._base.tensors
+        module = info.name.removesuffix(_WEIGHT)
+        beside = settings_beside(info.name, tensors)
+        if module == info.name or module[-1:] not in ("", "."):
+            if beside:
+                raise self._unknown(info, f"{beside[0]} scales it")
+            return self._without_settings(info, None)
+        kinds = storing(info.dtype)
+        known = {f"{module}{name}" for codec in kinds for name in codec.names} | {f"{module}{FORMAT}"}
+        if unknown := [name for name in beside if name not in known]:
+            raise self._unknown(info, f"{unknown[0]} scales it")
+        description = self._described(module)
+        if description:
+            kinds = self._of_format(info, description, kinds)
+        complete = [
+            codec for codec in kinds if codec.settings and all(f"{module}{n}" in tensors for n in codec.settings)
+        ]
+        own = {codec.name: self._beside(module, codec) for codec in complete}
+        fitting = [codec for codec in complete if self._has_types(codec, own[codec.name])]
+        if complete and not fitting:
+            name, scale = next(iter(own[complete[0].name].items()))
+            raise self._unknown(info, f"{module}{name} of {scale.dtype} scales it")
+        if len(fitting) > 1:
+            first, second = (next(iter(own[codec.name].values())).name for codec in fitting[:2])
+            raise LoraInspectError(
+                f"{self._base.path}: {info.name} has two scales, {first} and {second}; remove the one that is not "
+                "meant."
+            )
+        if fitting:
+            return self._coded(info, fitting[0], own[fitting[0].name], description)
+        if said_by := description.said_by if description else self._marker_of(info):
+            scales = dict.fromkeys(f"{module}{name}" for codec in kinds for name in codec.settings)
+            raise LoraInspectError(
+                f"{info.file}: {said_by} says that {info.name} is scaled, but there is no {' or '.join(scales)}; "
+                "fetch the base again."
+            )
+        return self._without_settings(info, tuple(activations_beside(info.name, tensors)))
+
+    def _without_settings(self, info: TensorInfo, settings: tuple[str, ...] | None) -> CodedWeight:
+        if info.dtype not in FP8:
+            raise self._unknown(info, f"{info.dtype} without a scale")
+        return CodedWeight(info, plain_fp8.CODEC, Layout(info.shape), settings=settings or ())
+
+    def _beside(self, module: str, codec: Codec) -> dict[str, TensorInfo]:
+        tensors = self._base.tensors
+        return {name: tensors[f"{module}{name}"] for name in codec.names if f"{module}{name}" in tensors}
+
+    def _has_types(self, codec: Codec, beside: Mapping[str, TensorInfo]) -> bool:
+        return all(info.dtype in codec.names[name] for name, info in beside.items())
+
+    def _coded(
+        self, info: TensorInfo, codec: Codec, beside: Mapping[str, TensorInfo], description: Description | None
+    ) -> CodedWeight:
+        found = Found(info, beside, description.said if description else {}, self._read)
+        try:
+            layout = codec.layout(found)
+        except NotRead as why:
+            raise self._unknown(info, str(why)) from None
+        if layout is None:
+            scale = next(iter(beside.values()))
+            raise LoraInspectError(
+                f"{scale.file}: {scale.name} has shape {list(scale.shape)}, which does not fit {info.name} of shape "
+                f"{list(info.shape)}; use an F32, F16 or BF16 version of the base."
+            )
+        tensors = self._base.tensors
+        names = [*(one.name for one in beside.values()), f"{info.name.removesuffix(_WEIGHT)}{FORMAT}"]
+        names += activations_beside(info.name, tensors)
+        settings = tuple(name for name in names if name in tensors)
+        return CodedWeight(info._replace(shape=layout.shape), codec, layout, beside, settings)
+
+    def _of_format(self, info: TensorInfo, description: Description, kinds: Sequence[Codec]) -> list[Codec]:
+        """Those of the codecs that have the name which JSON gives the codes; errors where none has."""
+        named = description.said["format"]
+        stored = {
+            codec.formats[named] for codec in CODECS.values() if isinstance(named, str) and named in codec.formats
+        }
+        if not stored:
+            raise self._unknown(info, f"{description.said_by} says {named!r}")
+        if info.dtype not in stored:
+            raise LoraInspectError(
+                f"{info.file}: {info.name} is stored as {info.dtype}, but {description.said_by} says {named!r}; fetch "
+                "the base again."
+            )
+        return [codec for codec in kinds if codec.formats.get(named) == info.dtype]
+
+    def _described(self, module: str) -> Description | None:
+        """What is said of the codes of a module's weight, by the metadata first, as ComfyUI has it."""
+        if path := self.described_path(module):
+            return _description(self._layers[path], f"metadata {FORMATS_KEY}", self._base.path)
+        info = self._base.tensors.get(f"{module}{FORMAT}")
+        if info is None:
+            return None
+        if info.dtype != "U8" or info.nbytes > _DESCRIPTION_BYTES:
+            return _description(None, info.name, info.file)
+        try:
+            described = parse_json(self._read(info))
+        except ValueError:
+            described = None
+        return _description(described, info.name, info.file)
+
+    def _read(self, info: TensorInfo) -> bytes:
+        with InputFile(info.file, info.identity) as source:
+            return bytes(source.read(info.start, info.nbytes))
 
     @cached_property
     def _layers(self) -> Mapping[str, Any]:
@@ -179,7 +222,12 @@ class BaseCodecs:
         )
 
 
-def _format_in(described: Any, said_by: str, file: str) -> tuple[Any, str]:
+def plain_weight(info: TensorInfo) -> CodedWeight:
+    """A tensor of floats, which are the weight."""
+    return CodedWeight(info, plain.CODEC, Layout(info.shape))
+
+
+def _description(described: Any, said_by: str, file: str) -> Description:
     if not isinstance(described, dict) or "format" not in described:
         raise LoraInspectError(f"{file}: {said_by} is no JSON object with a `format`; fetch the base again.")
-    return described["format"], said_by
+    return Description(described, said_by)

@@ -2,45 +2,40 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.codecs.record import BadSetting
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.maths import codecs
 from lora_inspect.reading.coded_weights import CodedWeight
 
 if TYPE_CHECKING:
     from lora_inspect.maths.tensor_reader import Decode
 
-# The largest number that each kind of code stands for.
-_LARGEST = {"F8_E4M3": 448.0, "F8_E5M2": 57344.0}
-
 
 def decoder(weight: CodedWeight) -> "Decode":
     """Makes blocks of the weight from the values of its codes; raises LoraInspectError where they are no numbers."""
-    scale = _scale(weight)
+    codec, state = weight.codec, prepared(weight)
 
-    def decode(block: Any, first: int) -> None:
-        if block.sum().isnan() and block.isnan().any():
-            row = first + int(block.isnan().any(1).nonzero()[0])
+    def decode(codes: Any, first: int, into: Any) -> None:
+        if codec.decode:
+            codec.decode(codes, state, first, into)
+        if into.sum().isnan() and into.isnan().any():
+            row = first + int(into.isnan().any(1).nonzero()[0])
             raise LoraInspectError(
                 f"{weight.info.file}: {weight.info.name} holds codes in row {row} that stand for no number (NaN); "
                 "fetch the base again."
             )
-        if scale is not None:
-            rows = scale[first : first + block.shape[0]] if scale.dim() else scale
-            block.copy_(codecs.decoded(block, rows))
 
     return decode
 
 
-def _scale(weight: CodedWeight) -> Any:
-    """The scale in the working type and in the shape that it is taken in, or None where there is none."""
-    from lora_inspect.maths.tensor_reader import load, working_dtype
+def prepared(weight: CodedWeight) -> Any:
+    """What the codec needs for every block of rows; raises LoraInspectError where what stands beside is no number."""
+    from lora_inspect.maths.tensor_reader import load_as_it_is
 
-    if weight.scale is None:
-        return None
-    scale = load(weight.scale).to(working_dtype(weight.info)).reshape(weight.scale_shape)
-    if not (scale * _LARGEST[weight.info.dtype]).isfinite().all():
+    try:
+        tensors = {name: load_as_it_is(info) for name, info in weight.beside.items()}
+        return weight.codec.prepared(tensors, weight.layout)
+    except BadSetting as bad:
+        info = weight.beside[bad.name]
         raise LoraInspectError(
-            f"{weight.scale.file}: {weight.scale.name} holds a number that is not finite or too large to scale "
-            f"{weight.info.name}; fetch the base again."
-        )
-    return scale
+            f"{info.file}: {info.name} {bad.what} {weight.info.name}; fetch the base again."
+        ) from None

@@ -5,9 +5,10 @@ Those that a codec can read come from its own table; of the others only the name
 
 from collections.abc import Collection, Iterable, Mapping
 
+from lora_inspect.codecs import setting_names
+from lora_inspect.codecs.descriptions import MARKER
 from lora_inspect.files.dtypes import PLAIN_FLOATS
 from lora_inspect.files.header import TensorInfo
-from lora_inspect.maths import codecs
 
 # What a module calls its weight, where a quantiser may have put codes.
 _WEIGHTS = ("weight", "qweight", "weight_packed", "weight_q", "W_q", "codes")
@@ -16,7 +17,7 @@ _NO_CODES = PLAIN_FLOATS | {"BOOL", "I64", "U64", "C64"}
 
 # In the module of a weight: what makes its entries codes, whatever they are stored as.
 _SCALES = (
-    *codecs.SETTINGS,
+    *setting_names(),
     "weight_scale_2", "weight_scale_inv", "weight_global_scale", "weight_zeros", "weight_zero_point", "weight_s_rel",
     "weight_s_channel", "weight_codebook", "weight.absmax", "absmax", "weight.quant_map", "quant_map", "qzeros",
     "scales", "pre_quant_scale", "SCB",
@@ -77,7 +78,7 @@ def quantisation_settings(tensors: Mapping[str, TensorInfo]) -> frozenset[str]:
     ]
     found = {f"{module}.{setting}" for settings, modules in homes for module in modules for setting in settings}
     found |= {f"{name}{setting}" for name in codes for setting in _JOINED}
-    found |= {name for name in tensors if _leaf(name) == codecs.MARKER}
+    found |= {name for name in tensors if _leaf(name) == MARKER}
     return frozenset(found & tensors.keys())
 
 

@@ -3,14 +3,15 @@
 from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 
+from lora_inspect.codecs import stored_types
+from lora_inspect.codecs.record import UnknownCodec
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.dtypes import FP8, PLAIN_FLOATS
+from lora_inspect.files.dtypes import PLAIN_FLOATS
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.near_names import nearest_name
-from lora_inspect.maths import codecs
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.coded_weights import BaseCodecs, CodedWeight, UnknownCodec
+from lora_inspect.reading.coded_weights import BaseCodecs, CodedWeight, plain_weight
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.quantisation import quantisation_settings
 
@@ -29,17 +30,17 @@ class Model:
         decoded = {
             name
             for info in self.checkpoint.tensors.values()
-            if info.dtype in FP8 and (weight := self.coded(info))
+            if info.dtype not in PLAIN_FLOATS and (weight := self.coded(info))
             for name in (*weight.settings, *self._codecs.markers_of(info.name))
         }
         return {name: info for name, info in self.checkpoint.tensors.items() if name not in decoded}
 
     def coded(self, info: TensorInfo) -> CodedWeight | None:
         """A tensor of numbers with its codec, or None for one of whole numbers or of codes that are not known."""
-        if info.name in self.settings or info.dtype not in PLAIN_FLOATS | FP8:
+        if info.name in self.settings or info.dtype not in stored_types():
             return None
         if info.dtype in PLAIN_FLOATS:
-            return CodedWeight(info, codecs.PLAIN)
+            return plain_weight(info)
         try:
             return self._codecs.of(info)
         except UnknownCodec:

@@ -70,9 +70,9 @@ class StoredWeight(NamedTuple):
         decode = decoder(self.coded) if self.info.dtype in FP8 else None
         for first, values in self.blocks.read(self.info, together, decode):
             scale = None
-            if decode and self.coded.scale is not None:
+            if decode and self.coded.is_decoded:
                 scale = torch.ones_like(values)
-                decode(scale, first)
+                decode(scale, first, scale)
             yield StoredRows(first, values, self.info.dtype, scale)
 
     def read(self, together: int = 1) -> Iterator[tuple[int, Tensor]]:

@@ -24,7 +24,7 @@ def difference(
     if info.shape != other.shape:
         return f"shape {list(other.shape)} in the place of {list(info.shape)}"
     before, after = base.coded(info), merged.coded(other)
-    is_scaled = any(one is not None and one.scale is not None for one in (before, after))
+    is_scaled = any(one is not None and one.is_decoded for one in (before, after))
     if info.dtype == other.dtype and not is_scaled and are_same_bytes(info, other, [(0, 0, info.nbytes)]):
         return None
     if before is None or after is None:

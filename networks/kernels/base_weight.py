@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_inspect.maths import codecs
+from lora_inspect.codecs.blocks import multiply
+from lora_inspect.codecs.scale_weight import blocks_of
 
 from .row_blocks import rows_at_once
 
@@ -104,8 +105,9 @@ def _values(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     values = weight.to(dtype)
     if weight.dtype in PLAIN_DTYPES or scale is None:
         return values
-    shape = codecs.SCALE_WEIGHT.scale_shape(tuple(weight.shape), tuple(scale.shape))
-    if shape is None:
+    blocks = blocks_of(tuple(weight.shape), tuple(scale.shape))
+    if blocks is None:
         raise ValueError(f"a scale_weight of shape {list(scale.shape)} fits no weight of shape {list(weight.shape)}")
-    result: Tensor = codecs.decoded(values, scale.to(values).reshape(shape))
-    return result
+    rows = values.reshape(values.shape[0], -1)
+    multiply(rows, scale.to(values).reshape(blocks.grid(*rows.shape)), blocks, 0)
+    return rows.view(weight.shape)

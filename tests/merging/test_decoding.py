@@ -491,3 +491,16 @@ def test_the_summary_says_what_was_decoded_and_left_out(tmp_path, run):
     assert f"left out, as they said how fp8 is read: {Q}.scale_weight, scaled_fp8" in done.stdout + done.stderr
     planned = run("merge", *pair, "--dtype", "bf16", "--dry-run")
     assert "1 fp8 tensors would be decoded" in planned.stdout
+
+
+@pytest.mark.parametrize("shape", [(0, IN), (OUT, 0)])
+@pytest.mark.parametrize("scale", [SCALE, torch.ones(1)])
+def test_a_weight_without_entries_has_no_codes(shape, scale, fold):
+    base = {
+        f"{OTHER}.weight": torch.empty(shape).to(E4M3),
+        f"{OTHER}.scale_weight": scale,
+        f"{Q}.weight": numbers(OUT, IN),
+    }
+    found, record = fold(base, lora(), "bf16")
+    assert found[f"{OTHER}.weight"].shape == shape
+    assert record["decoded"] == [f"{OTHER}.weight"]

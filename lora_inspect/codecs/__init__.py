@@ -1,0 +1,39 @@
+"""The registry of codecs: every file of this folder that has a record `CODEC`."""
+
+import os
+from importlib import import_module
+
+from lora_inspect.codecs.descriptions import FORMAT
+from lora_inspect.codecs.record import Codec
+
+CODECS: dict[str, Codec] = {}
+
+
+def add(codec: Codec) -> None:
+    """Makes a codec known to all that reads a base; raises ValueError for a name that is taken."""
+    if codec.name in CODECS:
+        raise ValueError(f"there is a codec called {codec.name} already")
+    CODECS[codec.name] = codec
+
+
+def storing(dtype: str) -> list[Codec]:
+    """The codecs whose codes are of an element type."""
+    return [codec for codec in CODECS.values() if dtype in codec.stored]
+
+
+def stored_types() -> frozenset[str]:
+    """The element types of the codes of all codecs."""
+    return frozenset(dtype for codec in CODECS.values() for dtype in codec.stored)
+
+
+def setting_names() -> tuple[str, ...]:
+    """What in the module of a weight says how its codes are read."""
+    return (*dict.fromkeys(name for codec in CODECS.values() for name in codec.names), FORMAT)
+
+
+for _file in sorted(os.listdir(os.path.dirname(__file__))):
+    _name, _ending = os.path.splitext(_file)
+    if _ending == ".py" and _name != "__init__":
+        _codec = getattr(import_module(f"{__name__}.{_name}"), "CODEC", None)
+        if _codec is not None:
+            add(_codec)

@@ -1,0 +1,88 @@
+"""What a codec is: one way in which a base stores weights."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.records import NamedTuple
+
+Shape = tuple[int, ...]
+
+
+class UnknownCodec(LoraInspectError):
+    """A tensor is codes whose meaning is not known here."""
+
+
+class NotRead(Exception):
+    """What is said of codes makes them another kind of codes than a codec reads; its text is what says so."""
+
+
+class BadSetting(Exception):
+    """A tensor beside codes holds what cannot be; with its name in the module, and what it holds in words."""
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(name, what)
+        self.name, self.what = name, what
+
+
+class Found(NamedTuple):
+    """Codes, and what speaks of them.
+
+    `beside` are the tensors in their module that the codec knows, by their names there. `said` is what JSON in the
+    module or in the metadata says of the codes, where there is any. `read` gives the bytes of a small tensor.
+    """
+
+    codes: TensorInfo
+    beside: Mapping[str, TensorInfo]
+    said: Mapping[str, Any]
+    read: Callable[[TensorInfo], bytes]
+
+
+class Layout(NamedTuple):
+    """The shape of the weight that codes stand for, and in the codec's own words how they are laid out."""
+
+    shape: Shape
+    detail: Any = None
+
+
+def as_stored(found: Found) -> Layout:
+    """The layout of codes of which each is an entry of the weight, at its own place."""
+    return Layout(found.codes.shape)
+
+
+# Makes the weight: (codes, what `prepared` made, the number of their first row, the rows of the weight). It writes
+# into the rows, which are (rows, columns) in the working type.
+Decode = Callable[[Any, Any, int, Any], None]
+
+
+class Codec(NamedTuple):
+    """A way to store weights.
+
+    `name` is unique, `title` is what messages call it. `stored` are the element types of the codes, `settings` the
+    names, in the module of a weight, of the tensors without which they cannot be read, each with the element types that
+    it may have; `optional` are those that may be missing. `formats` are the names that ComfyUI has for it, with the
+    element type of the codes; one that is in none of its files is never named there.
+
+    `layout` says whether what stands beside codes fits them: None where it does not. It raises NotRead where they are
+    codes of another kind. `prepared` takes the tensors beside the codes as they are stored, by name, and the layout,
+    and makes what `decode` needs for every block of rows; it raises BadSetting. `decode` gets the codes as numbers, in
+    the memory of the rows themselves, but bytes of U8 as they are: (rows, bytes of a row). Without it the numbers
+    are the weight. Tensor methods alone, so that a codec imports without torch.
+    """
+
+    name: str
+    title: str
+    stored: frozenset[str]
+    settings: Mapping[str, frozenset[str]] = MappingProxyType({})
+    optional: Mapping[str, frozenset[str]] = MappingProxyType({})
+    formats: Mapping[str, str] = MappingProxyType({})
+    layout: Callable[[Found], Layout | None] = as_stored
+    prepared: Callable[[Mapping[str, Any], Layout], Any] = lambda tensors, layout: None
+    decode: Decode | None = None
+
+    @property
+    def names(self) -> dict[str, frozenset[str]]:
+        """All tensors that it knows beside codes, by their names in the module."""
+        return {**self.settings, **self.optional}
