@@ -1,14 +1,11 @@
 """Which blocks of a family a file's modules stand in: the indices below each module list."""
 
-import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 
 from .patterns import pattern_of, separator_of
 from .record import Architecture, Layout
 
-# An `{i}` in the names of a file is no number.
-_NUMBER = re.compile("[0-9]+")
 # Ten digits are past any block count, and int() of thousands of digits is an error.
 _DIGITS = 10
 
@@ -23,7 +20,7 @@ def used_indices(paths: Iterable[str], families: Iterable[Architecture]) -> dict
         separator = separator_of(path)
         above = ""
         for segment in path.split(separator):
-            if _NUMBER.fullmatch(segment):
+            if segment.isdecimal() and segment.isascii():  # an `{i}` in the names of a file is no number
                 if above in lists:
                     used.setdefault(above, set()).add(int(segment[:_DIGITS]))
                 segment = "#"

@@ -12,6 +12,9 @@ INDEX = {
 }
 
 
+_DIGITS = "0123456789"
+
+
 def separator_of(path: str) -> str:
     """The dot, or the underscore of a name without one."""
     return "." if "." in path else "_"
@@ -32,8 +35,8 @@ def fill(template: str, other: str, path: str) -> str | None:
 
     Both are paths of layouts with as many `{i}`: `fill("a.{i}.to_out.0", "b.{i}.o", "a.3.to_out.0")` is "b.3.o".
     """
-    indices = _compiled(template).fullmatch(path)
-    return other.replace("{i}", "{}").format(*indices.groups()) if indices else None
+    indices = _indices(template, path)
+    return None if indices is None else other.replace("{i}", "{}").format(*indices)
 
 
 def counterparts(pairs: Iterable[tuple[str, str]], path: str) -> Iterator[str]:
@@ -50,6 +53,19 @@ def layout_patterns(paths: tuple[str, ...], separator: str) -> frozenset[str]:
     return patterns_of(paths, separator)
 
 
-@cache
-def _compiled(template: str) -> re.Pattern[str]:
-    return re.compile(re.escape(template).replace(r"\{i\}", "([0-9]+)"))
+def _indices(template: str, path: str) -> list[str] | None:
+    """What stands in the places of each `{i}` of a path, None where it is not the template's.
+
+    Behind an `{i}` no digit stands in any layout.
+    """
+    first, *others = template.split("{i}")
+    if not path.startswith(first):
+        return None
+    rest, found = path[len(first) :], []
+    for fixed in others:
+        behind = rest.lstrip(_DIGITS)
+        if behind == rest or not behind.startswith(fixed):
+            return None
+        found.append(rest[: len(rest) - len(behind)])
+        rest = behind[len(fixed) :]
+    return None if rest else found

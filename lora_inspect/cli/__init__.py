@@ -6,9 +6,9 @@ from types import FrameType
 
 import click
 
-from lora_inspect import __version__
 from lora_inspect.cli import terminal
 from lora_inspect.cli.failures import sentence_of, show_defect
+from lora_inspect.cli.plain_options import version_option
 from lora_inspect.cli.verbs import Verbs
 from lora_inspect.files.system import ENDING_SIGNALS
 from lora_inspect.start import INTERRUPTED, WORDS
@@ -29,8 +29,7 @@ lora-inspect convert adapter.safetensors --to-standard -o standard.safetensors
 """
 
 
-@click.group(help=_HELP, cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="lora-inspect")
+@click.group(help=_HELP, cls=Verbs, params=[version_option()])
 def cli() -> None:
     """The group of the verbs."""
 

@@ -11,6 +11,7 @@ from lora_inspect.cli.check_told import print_mended, print_problems, print_summ
 from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.path_settings import parse_without_strength
+from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import bar_below, percent
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.files.found_checkpoints import stored_bytes
@@ -33,7 +34,7 @@ Example: lora-inspect check adapter.safetensors --tensors
 """
 
 
-@click.command(help=_HELP, short_help=VERBS["check"])
+@click.command(cls=Verb, help=_HELP, short_help=VERBS["check"])
 @click.argument("paths", nargs=-1, required=True, type=FilePath(), metavar="PATH[:SETTING,...]...")
 @click.option("--tensors", is_flag=True, help="Read all numbers: NaN, untrained modules, overflow.")
 @click.option("--fix", "fixes", is_flag=True, help="Write the file of one PATH to OUT, mended.")

@@ -8,6 +8,7 @@ import click
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.path_settings import parse_without_strength
+from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.shared_options import reading_options, settings
 from lora_inspect.cli.summaries import VERBS
@@ -29,7 +30,7 @@ Example: lora-inspect compat adapter.safetensors --for comfyui
 """
 
 
-@click.command(help=_HELP, short_help=VERBS["compat"])
+@click.command(cls=Verb, help=_HELP, short_help=VERBS["compat"])
 @click.argument("adapter", type=FilePath(), metavar="ADAPTER[:SETTING,...]")
 @click.option("--for", "named", type=click.Choice(sorted(CONSUMERS)), help="Only this program.")
 @click.option("--base", type=FilePath(), metavar="BASE", help="The model's own weights, for commands that need them.")

@@ -8,6 +8,7 @@ from lora_inspect.cli import conversion_told, terminal
 from lora_inspect.cli.convert_folder import convert_folder
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.path_settings import parse_without_strength
+from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.shared_options import (
     finite,
@@ -41,7 +42,7 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
 """
 
 
-@click.command(help=_HELP, short_help=VERBS["convert"])
+@click.command(cls=Verb, help=_HELP, short_help=VERBS["convert"])
 @click.argument("adapter", type=FilePath(), metavar="ADAPTER[:SETTING,...]")
 @writing_options()
 @click.option(

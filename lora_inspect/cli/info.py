@@ -10,6 +10,7 @@ from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.folder_options import FolderOptions, folder_options
 from lora_inspect.cli.info_paths import ERROR, Asked, asked, broken
+from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.ops.info import record_of, verdicts_of
 from lora_inspect.reading.file_info import FileInfo, inspect
@@ -29,7 +30,7 @@ Example: lora-inspect info loras/ --where model=wan --sort size
 """
 
 
-@click.command(help=_HELP, short_help=VERBS["info"])
+@click.command(cls=Verb, help=_HELP, short_help=VERBS["info"])
 @click.argument("paths", nargs=-1, required=True, type=FilePath(), metavar="PATH[:SETTING,...]...")
 @click.option("--modules", is_flag=True, help="List every module with its rank, alpha and scale.")
 @click.option("--metadata", is_flag=True, help="Show the file's metadata, JSON in it unfolded and long values cut.")

@@ -6,6 +6,7 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
+from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.shared_options import (
     dora_multiplier_option,
@@ -49,7 +50,7 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
 """
 
 
-@click.command(help=_HELP, short_help=VERBS["merge"])
+@click.command(cls=Verb, help=_HELP, short_help=VERBS["merge"])
 @click.argument("base", type=FilePath())
 @click.argument("adapters", nargs=-1, required=True, type=FilePath(), metavar="ADAPTER[:SETTING,...]...")
 @writing_options(dry_run=True)

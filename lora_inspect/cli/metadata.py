@@ -7,6 +7,7 @@ import click
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.metadata_told import metadata_lines
+from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import bar_below, percent
 from lora_inspect.cli.summaries import METADATA_VERBS, VERBS
 from lora_inspect.files.found_checkpoints import stored_bytes
@@ -45,7 +46,7 @@ Example: lora-inspect metadata get trained.safetensors ss_tag_frequency
 """
 
 
-class _Verbs(click.Group):
+class _Verbs(Verb, click.Group):
     """Lists the verbs in the order in which people meet them, and imports those that write once one is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -71,7 +72,7 @@ def metadata() -> None:
     """The group of the verbs."""
 
 
-@metadata.command(help=_SHOW, short_help=METADATA_VERBS["show"])
+@metadata.command(cls=Verb, help=_SHOW, short_help=METADATA_VERBS["show"])
 @click.argument("path", type=FilePath())
 @click.option("--hashes", is_flag=True, help="Compute the hashes that sites and programs know the file by.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every value whole: a list for a set of files.")
@@ -93,7 +94,7 @@ def show(path: str, hashes: bool, as_json: bool) -> None:
             terminal.facts(_with_stated(one))
 
 
-@metadata.command(help=_GET, short_help=METADATA_VERBS["get"])
+@metadata.command(cls=Verb, help=_GET, short_help=METADATA_VERBS["get"])
 @click.argument("path", type=FilePath())
 @click.argument("key")
 def get(path: str, key: str) -> None:

@@ -8,6 +8,7 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
+from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import BarBelow, bar_below, percent
 from lora_inspect.cli.summaries import METADATA_VERBS
 from lora_inspect.editing.changes import Change, Edit, copying, setting, unsetting
@@ -89,7 +90,7 @@ _meaning_option = click.option(
 )
 
 
-@click.command("set", help=_SET, short_help=METADATA_VERBS["set"])
+@click.command("set", cls=Verb, help=_SET, short_help=METADATA_VERBS["set"])
 @_writing_options
 @click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--trigger-words", metavar="WORDS", help="What a prompt has to hold: modelspec.trigger_phrase.")
@@ -120,7 +121,7 @@ def set_(
     _edit(path, setting(lambda present: {**named_values(values, present), **given}), where, as_json)
 
 
-@click.command(help=_UNSET, short_help=METADATA_VERBS["unset"])
+@click.command(cls=Verb, help=_UNSET, short_help=METADATA_VERBS["unset"])
 @_writing_options
 @click.argument("keys", nargs=-1, required=True, metavar="KEY|GLOB...")
 @_meaning_option
@@ -129,7 +130,7 @@ def unset(path: str, keys: tuple[str, ...], as_json: bool, **target: Any) -> Non
     _edit(path, unsetting(keys), _target(**target), as_json)
 
 
-@click.command(help=_COPY, short_help=METADATA_VERBS["copy"])
+@click.command(cls=Verb, help=_COPY, short_help=METADATA_VERBS["copy"])
 @_writing_options
 @click.option("--from", "source", required=True, type=FilePath(), metavar="OTHER", help="The file to take it from.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Take over these keys alone; may be repeated.")
@@ -142,7 +143,7 @@ def copy(path: str, source: str, only: tuple[str, ...], but: tuple[str, ...], as
     _edit(path, copying(found, only, but, source), where, as_json)
 
 
-@click.command(help=_STRIP, short_help=METADATA_VERBS["strip"])
+@click.command(cls=Verb, help=_STRIP, short_help=METADATA_VERBS["strip"])
 @_writing_options
 @click.option("--all", "everything", is_flag=True, help="Remove that as well, and say what it changes.")
 def strip(path: str, everything: bool, as_json: bool, **target: Any) -> None:

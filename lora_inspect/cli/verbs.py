@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.files.garbage import without_collecting
 
@@ -18,7 +19,7 @@ _OF_FILES = "info"
 _IN_PATHS = "./\\:"
 
 
-class Verbs(click.Group):
+class Verbs(Verb, click.Group):
     """Finds each verb in the file of its name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -6,6 +6,7 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
+from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.shared_options import dora_multiplier_option, reading_options, settings, transposed_option
 from lora_inspect.cli.summaries import VERBS
@@ -31,7 +32,7 @@ Example: lora-inspect verify merged.safetensors base.safetensors style.safetenso
 """
 
 
-@click.command(help=_HELP, short_help=VERBS["verify"])
+@click.command(cls=Verb, help=_HELP, short_help=VERBS["verify"])
 @click.argument("merged", type=FilePath())
 @click.argument("base", type=FilePath())
 @click.argument("adapters", nargs=-1, required=True, type=FilePath(), metavar="ADAPTER[:SETTING,...]...")

@@ -1,6 +1,5 @@
 """Which module a program looks for in vain, of those that every block of a file has to have."""
 
-import re
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -13,15 +12,30 @@ def missing_of(complete: tuple[str, ...]) -> Callable[[Adapter], str | None]:
 
     As many blocks are looked for as there are numbers of blocks, from 0 on.
     """
-    spelled = {way: None for path in complete for way in (path, path.replace(".", "_"))}
-    known = re.compile("|".join(re.escape(way).replace(r"\{i\}", "([0-9]+)") for way in spelled))
+    spelled = {way for path in complete for way in (path, path.replace(".", "_"))}
+    ends: dict[str, set[str]] = {}
+    for way in spelled:
+        start, _, end = way.partition("{i}")
+        ends.setdefault(start, set()).add(end)
 
     def missing(adapter: Adapter) -> str | None:
         names = {module.name.body for module in adapter.modules.values()}
-        found = filter(None, map(known.fullmatch, names))
-        blocks = {number for one in found for number in one.groups() if number is not None}
+        blocks = {
+            number
+            for start, known in ends.items()
+            for name in names
+            if name.startswith(start)
+            for number, end in (_numbered(name[len(start) :]),)
+            if number and end in known
+        }
         wanted = (path.replace("{i}", str(at)) for at in range(len(blocks)) for path in complete)
         first = next((path for path in wanted if names.isdisjoint({path, path.replace(".", "_")})), None)
         return f"it has nothing for {first}" if first else None
 
     return missing
+
+
+def _numbered(text: str) -> tuple[str, str]:
+    """The digits that a text begins with, and what is behind them."""
+    behind = text.lstrip("0123456789")
+    return text[: len(text) - len(behind)], behind

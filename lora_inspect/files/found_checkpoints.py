@@ -11,8 +11,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model"
 # What mlx-lm reads, and what it has saved on the way beside it.
 MLX_WEIGHTS = "adapters"
-_ON_THE_WAY = re.compile(rf"[0-9]+_{MLX_WEIGHTS}\.safetensors")
-_SHARD = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)(?P<ending>\.[a-z]+)")
+_ON_THE_WAY = f"_{MLX_WEIGHTS}.safetensors"
+_SHARD = r"(?P<stem>.+)-\d+-of-(?P<count>\d+)(?P<ending>\.[a-z]+)"
 
 
 class ShardSet(NamedTuple):
@@ -25,7 +25,7 @@ class ShardSet(NamedTuple):
 
 def set_of(name: str) -> ShardSet | None:
     """The set of which a file of this name is a shard."""
-    shard = _SHARD.fullmatch(name)
+    shard = re.fullmatch(_SHARD, name) if "-of-" in name else None  # to compile it takes longer than to use it
     return ShardSet(shard["stem"], int(shard["count"]), shard["ending"]) if shard else None
 
 
@@ -66,8 +66,14 @@ def read_weights(names: Collection[str]) -> str | None:
     if PEFT_WEIGHTS + ".safetensors" in names:
         return PEFT_WEIGHTS + ".safetensors"
     last = MLX_WEIGHTS + ".safetensors"
-    others = [name for name in names if name.endswith(".safetensors") and not _ON_THE_WAY.fullmatch(name)]
+    others = [name for name in names if name.endswith(".safetensors") and not _is_on_the_way(name)]
     return last if others == [last] else None
+
+
+def _is_on_the_way(name: str) -> bool:
+    """Whether mlx-lm calls weights so that it saves before the last ones."""
+    step = name.removesuffix(_ON_THE_WAY)
+    return step != name and step.isdecimal() and step.isascii()
 
 
 def is_config_alone(names: Iterable[str]) -> bool:

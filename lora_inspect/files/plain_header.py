@@ -6,6 +6,7 @@ spelled otherwise, is too long, or is wrong in any way is left to `HeaderText`, 
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from itertools import chain
 from math import prod
 from operator import itemgetter
@@ -20,7 +21,8 @@ LONGEST = 1 << 20
 METADATA = "__metadata__"
 _LONGEST_NAME = KEY_BYTES // 4
 # With as many digits a number is in the range of every reader.
-_NUMBER = "(?:0|[1-9][0-9]{0,17})"
+_MOST_DIGITS = 18
+_NUMBER = f"(?:0|[1-9][0-9]{{0,{_MOST_DIGITS - 1}}})"
 _ENDS = " \t\r\n"
 # Name, type, shape, and the range in the data behind the header.
 Row = tuple[str, str, tuple[int, ...], int, int]
@@ -34,13 +36,13 @@ class _Spelling:
         self.start = f'{{"{METADATA}"{colon}'
         self.comma = comma
         kind = rf'"([A-Z0-9_]{{1,16}}"{comma}"shape"{colon}\[[0-9{comma}]{{0,250}})\]'
+        self._before_shape = f'"{comma}"shape"{colon}['
         self._entry = re.compile(
             rf'"([^"\\\x00-\x1f]{{0,{_LONGEST_NAME}}})"{colon}\{{"dtype"{colon}{kind}{comma}'
             rf'"data_offsets"{colon}\[({_NUMBER}){comma}({_NUMBER})\]\}}(?:{comma}(?=")|\}}\Z)'
         )
         signs = f'""{colon}{{"dtype"{colon}"]{comma}"data_offsets"{colon}[{comma}]}}'
         self._length, self._between = len(signs), len(comma)
-        self._kind = re.compile(rf'([A-Z0-9_]+)"{comma}"shape"{colon}\[((?:{_NUMBER}(?:{comma}{_NUMBER})*)?)')
 
     def entries(self, text: str) -> list[tuple[str, str, str, str]] | None:
         """(name, kind, start, stop) of each entry in the end of a header; None where anything else is in it."""
@@ -51,16 +53,22 @@ class _Spelling:
 
     def kind(self, text: str) -> tuple[str, tuple[int, ...], int] | None:
         """Type, shape and size in bytes; None for what no tensor has."""
-        plain = self._kind.fullmatch(text)
-        bits = BITS.get(plain[1]) if plain else None
-        if plain is None or bits is None:
+        dtype, _, dimensions = text.partition(self._before_shape)
+        digits = dimensions.split(self.comma) if dimensions else []
+        if dtype not in BITS or not all(map(_is_number, digits)):
             return None
-        shape = tuple(map(int, plain[2].split(","))) if plain[2] else ()
-        needed = prod(shape) * bits
-        return None if needed % 8 or not needed else (plain[1], shape, needed // 8)
+        shape = tuple(map(int, digits))
+        needed = prod(shape) * BITS[dtype]
+        return None if needed % 8 or not needed else (dtype, shape, needed // 8)
 
 
-_SPELLINGS = (_Spelling(""), _Spelling(" "))
+def _is_number(digits: str) -> bool:
+    """Whether it is spelled as JSON has a whole number, with no more digits than `_NUMBER` takes."""
+    return digits.isdecimal() and len(digits) <= _MOST_DIGITS and (digits[0] != "0" or digits == "0")
+
+
+# Made for the first file that is spelled so: an expression takes longer to compile than to use.
+_spelling = cache(_Spelling)
 
 
 def read_plain(content: bytes | bytearray, room: int) -> tuple[list[Row], dict[str, str]] | None:
@@ -72,7 +80,7 @@ def read_plain(content: bytes | bytearray, room: int) -> tuple[list[Row], dict[s
         text = content.decode().rstrip(_ENDS)
     except UnicodeDecodeError:
         return None
-    spelling = _SPELLINGS['": {"dtype": "' in text]
+    spelling = _spelling(" " if '": {"dtype": "' in text else "")
     metadata: dict[str, str] = {}
     start = 1
     if text.startswith(spelling.start):

@@ -1,6 +1,5 @@
 """The rank that sd-scripts was asked for, against that of the tensors: layers saved in parts, and contradictions."""
 
-import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ _LONGEST = 4_000
 # What sd-scripts takes where no rank is asked for.
 _DEFAULT_RANK = 4
 # Options in whose names these words stand set ranks; those that are in no table below set them by rules of their own.
-_RANK_WORDS = re.compile(r"(^|_)(dims?|ranks?)(_|$)")
+_RANK_WORDS = frozenset(("dim", "dims", "rank", "ranks"))
 _OTHER_MEANINGS = ("conv_dim", "conv_rank", "rank_dropout", "rank_dropout_scale", "network_dim")
 # Networks whose tensors do not have the asked rank, or are no product of two factors.
 _OTHER_NETWORKS = ("networks.dylora", "networks.oft", "networks.oft_flux", "networks.control_net_lllite")
@@ -208,7 +207,8 @@ def read_asked_ranks(metadata: Mapping[str, str], steps: Steps) -> AskedRanks | 
     options = RankOptions() if is_musubi(metadata) else NETWORKS.get(module, RankOptions())
     known = {option for option, _ in options.typed} | {options.listed[0] if options.listed else ""}
     known |= {*_OTHER_MEANINGS, "network_reg_dims"}
-    if any(_RANK_WORDS.search(name) and name not in known and value is not None for name, value in args.items()):
+    others = (name for name, value in args.items() if name not in known and value is not None)
+    if any(not _RANK_WORDS.isdisjoint(name.split("_")) for name in others):
         return None
     dim = metadata.get("ss_network_dim")
     rank = _DEFAULT_RANK if dim == "None" else _whole(dim)

@@ -80,12 +80,17 @@ def _named(text: str, experts: Sequence[str]) -> str | None:
     A word alone counts at the end or before what is technical: `_HIGH_fp16`.
     """
     text = text[:_LONGEST_NAME]
-    words = {name: name.split() for name in experts}
+    words = {name: name.split() for name in experts if _may_have(text, name.split()[0])}
     whole = [name for name, (first, second) in words.items() if _has(text, rf"{first}[ _.-]?{second}")]
     if whole:
         return whole[0] if len(whole) == 1 else None
     alone = [name for name, (first, _) in words.items() if _has(text, rf"{first}(?![a-z])")]
     return alone[0] if len(alone) == 1 and _has(text, words[alone[0]][0] + _TECHNICAL) else None
+
+
+def _may_have(text: str, word: str) -> bool:
+    """Whether an expression for a word may be in the text; of letters beyond ASCII some count as others."""
+    return not text.isascii() or word in text.lower()
 
 
 def _has(text: str, words: str) -> bool:

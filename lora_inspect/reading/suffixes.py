@@ -1,7 +1,5 @@
 """From a key to its module and its tensor's role: the suffixes of all algorithms and schemes, read from the right."""
 
-import re
-
 from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms import by_name, candidates, load_for
 from lora_inspect.maths import dora
@@ -22,11 +20,15 @@ SHARED: dict[str, Meanings] = {
     **dict.fromkeys(dora.SPELLINGS, ((None, "magnitude"),)),
 }
 
-# No layer is split into more slices than nine digits count, and int() of thousands of digits is an error.
-_PART = re.compile(r"\.(lora_down|lora_up)\.([0-9]{1,9})\.weight$")
-_ADAPTER_INFIX = re.compile(
-    r"\.(lora_[ABE]|ranknum|lora_magnitude_vector|lora_embedding_[AB])\.(?!weight$|bias$)[^.]+(\.weight|\.bias|)$"
+# What stands before the number of a slice; no layer is split into more slices than nine digits count, and int() of
+# thousands of digits is an error.
+_SLICED = frozenset(("lora_down", "lora_up"))
+_MOST_DIGITS = 9
+# What stands before the name of an adapter, and what behind it, if anything does.
+_NAMED = frozenset(
+    (*("lora_A", "lora_B", "lora_E", "ranknum"), "lora_magnitude_vector", "lora_embedding_A", "lora_embedding_B")
 )
+_ENDS = ("weight", "bias")
 
 
 class ParsedKey(NamedTuple):
@@ -64,15 +66,30 @@ def parse_key(key: str) -> ParsedKey | None:
     return _parsed(key, algorithms.changes(), schemes.changes())
 
 
+def _without_infix(key: str) -> tuple[str, int | None]:
+    """The key without the number of a slice, or the name of an adapter, before its end; and that number."""
+    words = key.rsplit(".", 3)
+    if len(words) == 4:
+        module, factor, infix, end = words
+        if (
+            factor in _SLICED
+            and end == "weight"
+            and len(infix) <= _MOST_DIGITS
+            and infix.isdecimal()
+            and infix.isascii()
+        ):
+            return f"{module}.{factor}.{end}", int(infix)
+        if factor in _NAMED and end in _ENDS and infix:
+            return f"{module}.{factor}.{end}", None
+    if len(words) > 2 and words[-2] in _NAMED and words[-1] and words[-1] not in _ENDS:
+        return key[: -len(words[-1]) - 1], None
+    return key, None
+
+
 @remembering
 def _parsed(key: str, algorithm_changes: int, scheme_changes: int) -> ParsedKey | None:
     """What `parse_key` finds by the algorithms and schemes that are known after so many changes."""
-    part = None
-    if split := _PART.search(key):
-        part = int(split[2])
-        key = f"{key[: split.start()]}.{split[1]}.weight"
-    elif infix := _ADAPTER_INFIX.search(key):
-        key = f"{key[: infix.start()]}.{infix[1]}{infix[2]}"
+    key, part = _without_infix(key)
     # A module has a name; and a key may have as many dots as a file has room for.
     position = key.find(".", max(1, len(key) - LONGEST_SUFFIX))
     while position >= 0:
