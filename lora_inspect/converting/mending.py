@@ -24,7 +24,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.schemes.gguf import GGUF
-from lora_inspect.shell import command_line
+from lora_inspect.shell import command_line, operand
 
 # What stands in a command for the base, and for the config of the model, which only the user knows.
 BASE, CONFIG = "BASE", "CONFIG"
@@ -55,7 +55,7 @@ def mending(
                     continue
             except LoraInspectError:
                 continue
-            return command_line(["lora-inspect", "convert", given, *_words(options), "-o", output])
+            return command_line(["lora-inspect", "convert", given, *_words(options), "-o", operand(output)])
     return None
 
 

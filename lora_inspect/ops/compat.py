@@ -20,6 +20,7 @@ from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.paths import with_paths
 from lora_inspect.reading.settings import Settings, spell_argument
 from lora_inspect.records import NamedTuple
+from lora_inspect.shell import operand
 
 
 class CompatResult(NamedTuple):
@@ -72,7 +73,7 @@ def compat(
     adapter.refuse()
     families = adapter_candidates(adapter)
     adapter = with_paths(adapter, families)
-    given = spell_argument(path, settings)
+    given = spell_argument(operand(path), settings)
     verdicts = [
         one._replace(fix=mending(adapter, given, one.consumer, base)) if needs_mending(one) else one
         for one in judge_each(adapter, families, asked)

@@ -1,5 +1,8 @@
 """`lora-inspect compat`: what it prints, its exit status and its refusals."""
 
+import shlex
+import shutil
+
 import pytest
 
 from lora_inspect.consumers import CONSUMERS
@@ -31,3 +34,15 @@ def test_what_is_no_adapter_is_refused(run, fixtures, name, says):
 
 def test_a_program_that_is_not_known_is_wrong_usage(run, fixtures):
     assert run("compat", fixtures / "synthetic/comfyui_alpha.safetensors", "--for", "paint").status == 2
+
+
+def test_the_command_that_mends_a_file_can_be_run_whatever_its_name_begins_with(run, fixtures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(fixtures / "synthetic/rslora_flag.safetensors", "-x.safetensors")
+    programs = run("compat", "--json", "--", "-x.safetensors").json["consumers"]
+    comfyui = next(one for one in programs if one["name"] == "comfyui")
+    program, *arguments = shlex.split(comfyui["fix"])
+    assert program == "lora-inspect"
+    assert run(*arguments).status == 0
+    (output,) = set(tmp_path.iterdir()) - {tmp_path / "-x.safetensors"}
+    assert run("compat", "--for", "comfyui", "--", output.name).status == 0
