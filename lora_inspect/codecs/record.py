@@ -1,8 +1,8 @@
 """What a codec is: one way in which a base stores weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.header import TensorInfo
@@ -25,6 +25,14 @@ class BadSetting(Exception):
     def __init__(self, name: str, what: str) -> None:
         super().__init__(name, what)
         self.name, self.what = name, what
+
+
+class NoCode(Exception):
+    """A number of a weight that no code stands for, whatever its scale; with that number."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__(value)
+        self.value = value
 
 
 class Found(NamedTuple):
@@ -52,6 +60,42 @@ def as_stored(found: Found) -> Layout:
     return Layout(found.codes.shape)
 
 
+class Extremes(NamedTuple):
+    """The largest and the smallest number among some rows, in each of the blocks that a codec has there."""
+
+    largest: Any
+    smallest: Any
+
+    def joined(self, other: "Extremes") -> "Extremes":
+        """Those of the same blocks over the rows of both."""
+        return Extremes(self.largest.maximum(other.largest), self.smallest.minimum(other.smallest))
+
+
+class Encoding(Protocol):
+    """How rows of one weight become codes; several threads use it at the same time.
+
+    `together` are the rows that share what is settled, so that a block of rows begins at a multiple of it; 0 says that
+    all rows share it, which then is settled from the extremes of all.
+    """
+
+    together: int
+
+    def extremes(self, rows: Any, first: int) -> Extremes:
+        """What of the rows, the first of which has the number `first`, decides with what they are encoded."""
+
+    def settled(self, seen: Extremes, first: int) -> Any:
+        """What the rows are encoded with; raises NoCode where there is nothing of that kind."""
+
+    def numbers(self, rows: Any, settled: Any, first: int) -> None:
+        """Makes of rows of the weight, in place, the numbers that are rounded to codes."""
+
+    def settings(self, settled: Sequence[Any]) -> Mapping[str, Any]:
+        """The tensors beside the codes that change, by their names in the module.
+
+        `settled` is what each block of rows was encoded with, in their order.
+        """
+
+
 # Makes the weight: (codes, what `prepared` made, the number of their first row, the rows of the weight). It writes
 # into the rows, which are (rows, columns) in the working type.
 Decode = Callable[[Any, Any, int, Any], None]
@@ -69,7 +113,8 @@ class Codec(NamedTuple):
     codes of another kind. `prepared` takes the tensors beside the codes as they are stored, by name, and the layout,
     and makes what `decode` needs for every block of rows; it raises BadSetting. `decode` gets the codes as numbers, in
     the memory of the rows themselves, but bytes of U8 as they are: (rows, bytes of a row). Without it the numbers
-    are the weight. Tensor methods alone, so that a codec imports without torch.
+    are the weight. `encoding` takes what `prepared` made and writes rows in the same format; without it the weight is
+    only read. Tensor methods alone, so that a codec imports without torch.
     """
 
     name: str
@@ -81,6 +126,7 @@ class Codec(NamedTuple):
     layout: Callable[[Found], Layout | None] = as_stored
     prepared: Callable[[Mapping[str, Any], Layout], Any] = lambda tensors, layout: None
     decode: Decode | None = None
+    encoding: Callable[[Any], Encoding] | None = None
 
     @property
     def names(self) -> dict[str, frozenset[str]]:

@@ -33,4 +33,5 @@ CODEC = Codec(
     layout=_layout,
     prepared=scaled.prepared,
     decode=scaled.decode,
+    encoding=scaled.Encoding,
 )

@@ -1,15 +1,36 @@
-"""Codes that are numbers, multiplied by a scale: W = q · scale, of each entry with the scale of its block."""
+"""Codes that are numbers, multiplied by a scale: W = q · scale, of each entry with the scale of its block.
 
-from collections.abc import Mapping
-from math import isfinite, prod
+When rows become codes again, a block keeps its scale where all its numbers have a nearest code under it, so that what
+did not change keeps its codes. Else it gets the least scale of the type of the stored ones with which no number is
+beyond the largest code.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import inf, prod
 from typing import Any
 
-from lora_inspect.codecs.blocks import Blocks, multiply
-from lora_inspect.codecs.record import BadSetting, Found, Layout, Shape
+from lora_inspect.codecs.blocks import Blocks, divide, extremes, multiply, own_scales
+from lora_inspect.codecs.record import BadSetting, Extremes, Found, Layout, NoCode, Shape
 from lora_inspect.records import NamedTuple
 
-# The largest number that a code of each element type stands for.
-LARGEST = {"F8_E4M3": 448.0, "F8_E5M2": 57344.0}
+
+class Reach(NamedTuple):
+    """How far the codes of an element type go: to `largest` on both sides.
+
+    Numbers above `least` and below `most` have a nearest one among them, others would have one that is not there.
+    """
+
+    largest: float
+    least: float
+    most: float
+
+
+# E4M3 has no 480 and E5M2 no 65536, which lie half a step beyond `most`; eight bits have a -128, which no scale is for.
+REACH = {
+    "F8_E4M3": Reach(448.0, -464.0, 464.0),
+    "F8_E5M2": Reach(57344.0, -61440.0, 61440.0),
+    "I8": Reach(127.0, -128.5, 127.5),
+}
 
 
 class Scaling(NamedTuple):
@@ -21,10 +42,12 @@ class Scaling(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """The scale of a weight: `values` are (rows, columns) of blocks."""
+    """The scale of a weight, (rows, columns) of blocks: as it is `stored`, in a `shape` there, and in float32."""
 
+    stored: Any
+    shape: Shape
     values: Any
-    blocks: Blocks
+    scaling: Scaling
 
 
 def number(weight: Shape, scale: Shape) -> Blocks | None:
@@ -43,18 +66,65 @@ def laid_out(found: Found, name: str, blocks: Blocks | None) -> Layout | None:
 
 
 def prepared(tensors: Mapping[str, Any], layout: Layout) -> Scale:
-    """The scale in float32; raises BadSetting where a code times that is no number."""
+    """The scale of a weight; raises BadSetting where a code times that is no number of the working type."""
     scaling: Scaling = layout.detail
-    stored = tensors[scaling.name]
-    columns = prod(layout.shape[1:])
-    values = stored.float()
-    if layout.shape[0] and columns:
-        values = values.reshape(scaling.blocks.grid(layout.shape[0], columns))
-    if values.numel() and not isfinite((values.abs().max() * LARGEST[scaling.stored]).item()):
+    stored, columns = tensors[scaling.name], prod(layout.shape[1:])
+    grid = scaling.blocks.grid(layout.shape[0], columns) if layout.shape[0] and columns else (stored.numel(), 1)
+    values = stored.float().reshape(grid)
+    if not (values * REACH[scaling.stored].largest).isfinite().all():
         raise BadSetting(scaling.name, "holds a number that is not finite or too large to scale")
-    return Scale(values, scaling.blocks)
+    return Scale(stored.reshape(grid), tuple(stored.shape), values, scaling)
 
 
 def decode(codes: Any, scale: Scale, first: int, into: Any) -> None:
     """W = q · scale, in the memory of the codes."""
-    multiply(into, scale.values, scale.blocks, first)
+    blocks = scale.scaling.blocks
+    multiply(into, own_scales(scale.values, blocks, first, into.shape[0]), blocks, first)
+
+
+class Encoding:
+    """How rows of one weight become codes, as `record.Encoding` has it: what is settled are the scales of blocks."""
+
+    def __init__(self, scale: Scale) -> None:
+        self._scale, self._blocks = scale, scale.scaling.blocks
+        self._reach = REACH[scale.scaling.stored]
+        self.together = 0 if scale.values.shape[0] == 1 else self._blocks.rows
+
+    def extremes(self, rows: Any, first: int) -> Extremes:
+        """The largest and the smallest number in each block of the rows."""
+        return Extremes(*extremes(rows, self._blocks, first))
+
+    def settled(self, seen: Extremes, first: int) -> Any:
+        """The scales of the blocks, as they are stored: those of the base where the numbers fit, else fresh ones."""
+        start = first // self._blocks.rows
+        own = slice(start, start + seen.largest.shape[0])
+        stored, size = self._scale.stored[own], self._scale.values[own].abs()
+        fit = (seen.largest < size * self._reach.most) & (seen.smallest > size * self._reach.least)
+        fit |= (seen.largest == 0) & (seen.smallest == 0)
+        if fit.all():
+            return stored
+        return stored.where(fit, self._fresh(seen, stored))
+
+    def numbers(self, rows: Any, scales: Any, first: int) -> None:
+        """Makes W / scale of the rows, in place."""
+        values = scales.float()
+        divide(rows, values.masked_fill(values == 0, 1.0), self._blocks, first)
+
+    def settings(self, scales: Sequence[Any]) -> dict[str, Any]:
+        """The tensor of all scales, as the base has it, by its name in the module."""
+        tensor, at = self._scale.stored.clone(), 0
+        for own in scales:
+            tensor[at : at + own.shape[0]] = own
+            at += own.shape[0] if self.together else 0
+        return {self._scale.scaling.name: tensor.reshape(self._scale.shape)}
+
+    def _fresh(self, seen: Extremes, stored: Any) -> Any:
+        """The least scales of the stored type under which no number is beyond the largest code."""
+        peak = seen.largest.maximum(-seen.smallest)
+        fresh = (peak / self._reach.largest).to(stored)
+        beyond = peak / fresh.float() > self._reach.largest
+        fresh = fresh.nextafter(fresh.new_full((), inf)).where(beyond, fresh)
+        lost = ~(fresh.float() * self._reach.largest).isfinite()
+        if lost.any():
+            raise NoCode(peak[lost][0].item())
+        return fresh

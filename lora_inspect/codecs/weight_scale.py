@@ -27,4 +27,5 @@ CODEC = Codec(
     layout=_layout,
     prepared=scaled.prepared,
     decode=scaled.decode,
+    encoding=scaled.Encoding,
 )

@@ -8,7 +8,7 @@ import torch
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import InputFile
-from lora_inspect.maths.fp8 import FP8_DTYPES, widen
+from lora_inspect.maths.fp8 import FP8_DTYPES, narrow, widen
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WHOLE_DTYPES = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
@@ -141,6 +141,20 @@ def numbers_of(stored: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
         widen(stored, into)
     else:
         into.copy_(stored)
+    return into
+
+
+def stored_as(numbers: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
+    """The nearest stored elements, written `into` a tensor of the shape of the `numbers`, which are changed.
+
+    What is beyond the largest or the smallest element of eight bits becomes that.
+    """
+    if into.dtype in FP8_DTYPES:
+        narrow(numbers, into)
+    elif into.dtype == torch.int8:
+        into.copy_(numbers.round_().clamp_(-128, 127))
+    else:
+        into.copy_(numbers)
     return into
 
 

@@ -142,7 +142,7 @@ class BaseCodecs:
     def _without_settings(self, info: TensorInfo, settings: tuple[str, ...] | None) -> CodedWeight:
         if info.dtype not in FP8:
             raise self._unknown(info, f"{info.dtype} without a scale")
-        return CodedWeight(info, plain_fp8.CODEC, Layout(info.shape), settings=settings or ())
+        return CodedWeight(info, plain_fp8.CODEC, Layout(info.shape, info.dtype), settings=settings or ())
 
     def _beside(self, module: str, codec: Codec) -> dict[str, TensorInfo]:
         tensors = self._base.tensors

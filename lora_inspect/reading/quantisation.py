@@ -18,13 +18,14 @@ _NO_CODES = PLAIN_FLOATS | {"BOOL", "I64", "U64", "C64"}
 # In the module of a weight: what makes its entries codes, whatever they are stored as.
 _SCALES = (
     *setting_names(),
-    "weight_scale_2", "weight_scale_inv", "weight_global_scale", "weight_zeros", "weight_zero_point", "weight_s_rel",
+    "weight_scale_2", "weight_global_scale", "weight_zeros", "weight_zero_point", "weight_s_rel",
     "weight_s_channel", "weight_codebook", "weight.absmax", "absmax", "weight.quant_map", "quant_map", "qzeros",
     "scales", "pre_quant_scale", "SCB",
 )  # fmt: skip
 # In the module of a weight: what scales the activations of a quantised layer.
 _ACTIVATIONS = (
-    "scale_input", "input_scale", "output_scale", "input_global_scale", "input_zero_point", "output_zero_point",
+    "scale_input", "input_scale", "activation_scale", "output_scale", "input_global_scale", "input_zero_point",
+    "output_zero_point",
 )  # fmt: skip
 # In the module of codes; elsewhere these are names of learned parameters.
 _BESIDE_CODES = (

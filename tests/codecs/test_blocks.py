@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_inspect.codecs import scale_weight, weight_scale
-from lora_inspect.codecs.blocks import multiply
+from lora_inspect.codecs import int8, scale_weight, weight_scale, weight_scale_inv
+from lora_inspect.codecs.blocks import Blocks, divide, extremes, multiply, own_scales
 
 pytestmark = pytest.mark.numeric
 
@@ -27,7 +27,8 @@ def decoded(codes, scale, blocks, first=0, out=None):
     """q · scale of rows of codes, the first of which is `first` of `out`."""
     values = codes.clone()
     rows = values.flatten(1)
-    multiply(rows, scale.reshape(blocks.grid(out or len(rows), rows.shape[1])), blocks, first)
+    whole = scale.reshape(blocks.grid(out or len(rows), rows.shape[1]))
+    multiply(rows, own_scales(whole, blocks, first, len(rows)), blocks, first)
     return values
 
 
@@ -46,7 +47,15 @@ COMFY = {
     "rows without an axis": ((OUT,), lambda scale, row, column: scale[row]),
     "rows": MUSUBI["rows"],
 }
+DEEPSEEK = {
+    "number": MUSUBI["number"],
+    "one number": MUSUBI["one number"],
+    "one block": ((1, 1), lambda scale, row, column: scale[0, 0]),
+}
+INT8 = {name: MUSUBI[name] for name in ("number", "one number", "rows")}
 CASES = [
+    *((f"weight_scale_inv {name}", weight_scale_inv.blocks_of, *case) for name, case in DEEPSEEK.items()),
+    *((f"int8 {name}", int8.blocks_of, *case) for name, case in INT8.items()),
     *((f"scale_weight {name}", scale_weight.blocks_of, *case) for name, case in MUSUBI.items()),
     *((f"weight_scale {name}", weight_scale.blocks_of, *case) for name, case in COMFY.items()),
 ]
@@ -84,6 +93,11 @@ WRONG = [
     (scale_weight.blocks_of, (OUT, 4, 3)),
     (scale_weight.blocks_of, (OUT, 2, 2, 1)),
     (scale_weight.blocks_of, (0,)),
+    (weight_scale_inv.blocks_of, (OUT, 1)),
+    (weight_scale_inv.blocks_of, (1, 2)),
+    (weight_scale_inv.blocks_of, (1,) * 3 + (2,)),
+    (int8.blocks_of, (OUT,)),
+    (int8.blocks_of, (OUT, 4, 1)),
     (weight_scale.blocks_of, (IN,)),
     (weight_scale.blocks_of, (1, OUT)),
     (weight_scale.blocks_of, (OUT, 4)),
@@ -109,3 +123,42 @@ def test_rows_are_decoded_as_in_the_whole(out, blocks, width, random):
         first = random.randrange(out)
         last = random.randrange(first, out) + 1
         assert torch.equal(decoded(codes[first:last], own, blocks, first, out), whole[first:last])
+
+
+RAGGED = [(300, 200), (129, 127), (1, 1), (256, 256), (128, 385)]
+
+
+@pytest.mark.parametrize("shape", RAGGED)
+def test_blocks_of_128_are_smaller_at_the_edges(shape):
+    out, columns = shape
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randn(shape, generator=generator).mul(50).to(torch.float8_e4m3fn)
+    grid = (-(-out // 128), -(-columns // 128))
+    scale = torch.rand(grid, generator=generator).double()
+    blocks = weight_scale_inv.blocks_of(shape, grid)
+    expected = codes.double() * scale.repeat_interleave(128, 0)[:out].repeat_interleave(128, 1)[:, :columns]
+    assert torch.equal(decoded(codes.double(), scale, blocks), expected)
+    for first in {0, out // 2, out - 1}:
+        assert torch.equal(decoded(codes[first:].double(), scale, blocks, first, out), expected[first:])
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))
+def test_extremes_are_those_of_every_block_among_the_rows(out, columns, below, beside, seed):
+    generator = torch.Generator().manual_seed(seed)
+    rows, blocks = torch.randn(out, columns, generator=generator), Blocks(below, beside)
+    first = seed % (below + 1)
+    largest, smallest = extremes(rows, blocks, first)
+    found = {}
+    for row in range(out):
+        for column in range(columns):
+            found.setdefault(((row + first) // below - first // below, column // beside), []).append(rows[row, column])
+    assert largest.shape == smallest.shape == (len({row for row, _ in found}), -(-columns // beside))
+    for (row, column), own in found.items():
+        assert (largest[row, column], smallest[row, column]) == (max(own), min(own))
+    scale = torch.rand(largest.shape, generator=generator).add_(0.5)
+    divided = rows.clone()
+    divide(divided, scale, blocks, first)
+    for row in range(out):
+        for column in range(columns):
+            own = scale[(row + first) // below - first // below, column // beside]
+            assert divided[row, column] == rows[row, column] / own

@@ -264,7 +264,7 @@ def test_the_metadata_keeps_what_it_says_of_others(fold, tmp_path):
         "y.weight": codes(32, 32), "y.weight_scale": torch.full((32, 1), 127, dtype=torch.uint8),
         "z.weight": torch.ones(4, 4, dtype=torch.int8), "z.weight_scale": SCALE,
     }  # fmt: skip
-    others = {"y": {"format": "mxfp8"}, "z": {"format": "int8_tensorwise"}}
+    others = {"y": {"format": "mxfp8"}, "z": {"format": "awq_w4a16"}}
     layers = {OTHER: {"format": "float8_e4m3fn"}, **others}
     text = json.dumps({"layers": layers, "version": 1})
     found, record = fold(base, lora(), "bf16", {"_quantization_metadata": text})
@@ -279,7 +279,6 @@ def test_the_metadata_keeps_what_it_says_of_others(fold, tmp_path):
 
 
 UNKNOWN = {
-    "blocks of 128": {f"{OTHER}.weight_scale_inv": torch.ones(1, 1)},
     "blocks under a plain name": {f"{OTHER}.scale": torch.ones(1, 1)},
     "mxfp8": {f"{OTHER}.weight_scale": torch.ones(OUT, 1, dtype=torch.uint8)},
     "another format": {f"{OTHER}.weight_scale": SCALE, f"{OTHER}.comfy_quant": described({"format": "mxfp8"})},
@@ -438,7 +437,7 @@ def test_the_config_of_a_folder_says_no_more_of_codes_where_none_stay(stays, tmp
     folder = tmp_path / "base"
     folder.mkdir()
     base = {f"{Q}.weight": codes(OUT, IN), f"{Q}.weight_scale": SCALE, "ids": torch.arange(3)}
-    others = {"y.weight": torch.ones(4, 4, dtype=torch.int8), "y.weight_scale": SCALE + 1} if stays else {}
+    others = {"y.weight": torch.ones(4, 4, dtype=torch.int8), "y.weight_zero_point": SCALE + 1} if stays else {}
     save_file(base | others, folder / "model.safetensors")
     config = {"model_type": "x", "quantization_config": {"quant_method": "compressed-tensors"}, "a": [1, {"b": "é"}]}
     (folder / "config.json").write_text(json.dumps(config))
@@ -475,7 +474,7 @@ def test_the_metadata_of_a_module_whose_name_ends_alike_stays(fold, tmp_path):
         f"{Q}.weight": codes(OUT, IN), f"{Q}.weight_scale": SCALE,
         "q.weight": torch.ones(4, 4, dtype=torch.int8), "q.weight_scale": SCALE,
     }  # fmt: skip
-    layers = {Q: {"format": "float8_e4m3fn"}, "q": {"format": "int8_tensorwise"}}
+    layers = {Q: {"format": "float8_e4m3fn"}, "q": {"format": "awq_w4a16"}}
     fold(base, lora(), "bf16", {"_quantization_metadata": json.dumps({"layers": layers})})
     with safe_open(tmp_path / "out.safetensors", "pt") as opened:
         assert json.loads(opened.metadata()["_quantization_metadata"]) == {"layers": {"q": layers["q"]}}

@@ -1,0 +1,35 @@
+"""Whole numbers of eight bits with `weight_scale`: ComfyUI's `int8_tensorwise`, one for the weight or for each row."""
+
+from lora_inspect.codecs import scaled
+from lora_inspect.codecs.blocks import Blocks
+from lora_inspect.codecs.record import Codec, Found, Layout, NotRead, Shape
+from lora_inspect.files.dtypes import PLAIN_FLOATS
+
+NAME = "weight_scale"
+# What says that the inputs are rotated, which a change of the weight is not.
+_ROTATED = "convrot"
+
+
+def blocks_of(weight: Shape, scale: Shape) -> Blocks | None:
+    """A number or (out, 1); None for what fits no such weight."""
+    return scaled.number(weight, scale) or scaled.rows(weight, scale)
+
+
+def _layout(found: Found) -> Layout | None:
+    more = found.said.get("params")
+    if found.said.get(_ROTATED) or (isinstance(more, dict) and more.get(_ROTATED)):
+        raise NotRead(f"its inputs are rotated, {_ROTATED}")
+    return scaled.laid_out(found, NAME, blocks_of(found.codes.shape, found.beside[NAME].shape))
+
+
+CODEC = Codec(
+    name="int8",
+    title="int8",
+    stored=frozenset({"I8"}),
+    settings={NAME: PLAIN_FLOATS},
+    formats={"int8_tensorwise": "I8"},
+    layout=_layout,
+    prepared=scaled.prepared,
+    decode=scaled.decode,
+    encoding=scaled.Encoding,
+)
