@@ -40,8 +40,8 @@ Every adapter may carry settings: `PATH[:SETTING,SETTING...]`. The colon counts 
 and no file has the whole for its name.
 
 - A number is the multiplier, 1 by default.
-- `COMPONENT=number` and `GLOB=number` are multipliers of a component (`text_encoder=0`), and of the modules that a glob
-  fits (`*attn*=0.5`).
+- `COMPONENT=number` and `GLOB=number` are multipliers of a component (`text_encoder=0`), of blocks
+  (`double_blocks.0-9=0.3`, `IN04=0.5`), and of the modules that a glob fits (`*attn*=0.5`).
 - `alpha=N` and `rslora=yes|no` say what the file leaves open. What contradicts the file is an error.
 - `expert-packing=rank_major|grouped_by_expert` says the same of [adapters of all experts](merging.md#experts).
 - `residual=yes|no` says whether the base is what [PiSSA or another start](merging.md#residual-bases) left of the

@@ -21,6 +21,8 @@ from lora_inspect.api.failures import in_a_sentence
 from lora_inspect.maths.dora import MULTIPLIER_RULES
 from lora_inspect.ops.merge import MergeOptions, MergeResult, plan_merge
 from lora_inspect.ops.merge import merge as merge_planned
+from lora_inspect.reading.chosen_modules import Choice
+from lora_inspect.reading.weights_file import read_weights
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +38,9 @@ def merge(
     *,
     dtype: "str | torch.dtype | None" = None,
     only: str | Iterable[str] = (),
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    weights: StrPath | None = None,
     allow_unmatched: bool = False,
     dora_multiplier: str | None = None,
     transposed: Transposed = None,
@@ -61,6 +66,8 @@ def merge(
         allow_unmatched=allow_unmatched,
         dora_rule=dora_multiplier and chosen("dora_multiplier", dora_multiplier, MULTIPLIER_RULES),
         settings=reading_settings(rslora, alpha, allow_partial_dora, expert_packing),
+        choice=Choice(names_of(include), names_of(exclude)),
+        weights=None if weights is None else read_weights(path_of(weights)),
     )
     plan = plan_merge(path_of(base), all_with_settings(adapters), options)
     return merge_planned(plan, path_of(output), force, watched(progress, plan.bytes))

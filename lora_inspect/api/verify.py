@@ -19,6 +19,8 @@ from lora_inspect.api.failures import in_a_sentence
 from lora_inspect.maths.dora import MULTIPLIER_RULES
 from lora_inspect.ops.verify import MergeOptions, VerifyResult, plan_verify
 from lora_inspect.ops.verify import verify as verify_planned
+from lora_inspect.reading.chosen_modules import Choice
+from lora_inspect.reading.weights_file import read_weights
 
 __all__ = ["VerifyResult", "verify"]
 
@@ -30,6 +32,9 @@ def verify(
     adapters: PathWithSettings | Iterable[PathWithSettings],
     *,
     only: str | Iterable[str] = (),
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    weights: StrPath | None = None,
     allow_unmatched: bool = False,
     dora_multiplier: str | None = None,
     transposed: Transposed = None,
@@ -53,6 +58,8 @@ def verify(
         allow_unmatched=allow_unmatched,
         dora_rule=dora_multiplier and chosen("dora_multiplier", dora_multiplier, MULTIPLIER_RULES),
         settings=reading_settings(rslora, alpha, allow_partial_dora, expert_packing),
+        choice=Choice(names_of(include), names_of(exclude)),
+        weights=None if weights is None else read_weights(path_of(weights)),
     )
     plan = plan_verify(path_of(merged), path_of(base), all_with_settings(adapters), options)
     return verify_planned(plan, watched(progress, plan.bytes))

@@ -9,6 +9,7 @@ from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.shared_options import (
+    choosing_options,
     dora_multiplier_option,
     reading_options,
     settings,
@@ -31,16 +32,18 @@ from lora_inspect.ops.merge import (
 )
 from lora_inspect.ops.merge import merge as merge_files
 from lora_inspect.printable import shortened
+from lora_inspect.reading.chosen_modules import Choice
 from lora_inspect.reading.settings import parse_arguments
+from lora_inspect.reading.weights_file import read_weights
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
 Folds each ADAPTER, with its own multiplier (default 1), into BASE and writes the result.
 
 BASE is a file, a sharded set or a folder; the output has the same form. What follows the colon of an ADAPTER are
-its settings: a number (the multiplier; 0 changes nothing), COMPONENT=number or GLOB=number (multipliers of a part
-of its modules), alpha=N, rslora=yes|no and expert-packing=rank_major|grouped_by_expert (what the file leaves open),
-residual=yes|no (whether BASE is what PiSSA or another initialisation left of the original one).
+its settings: a number (the multiplier; 0 changes nothing), COMPONENT=number, blocks.0-9=number or GLOB=number
+(multipliers of a part of its modules), alpha=N, rslora=yes|no and expert-packing=rank_major|grouped_by_expert (what
+the file leaves open), residual=yes|no (whether BASE is what PiSSA or another initialisation left of the original one).
 
 Adapters are folded in the order in which they are named. It matters only where DoRA or OFT meets another change of the
 same weight, which the summary says.
@@ -63,6 +66,7 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
     metavar="COMPONENT",
     help="Merge this component of the adapters: model, text_encoder, …; may be repeated.",
 )
+@choosing_options("Merge")
 @click.option("--allow-unmatched", is_flag=True, help="Leave out modules and tensors without a target, and list them.")
 @dora_multiplier_option
 @transposed_option("the base stores")
@@ -78,6 +82,9 @@ def merge(
     force: bool,
     dtype: str | None,
     only: tuple[str, ...],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    weights: str | None,
     allow_unmatched: bool,
     dora_multiplier: str | None,
     transposed: Answers,
@@ -96,6 +103,8 @@ def merge(
         allow_unmatched=allow_unmatched,
         dora_rule=dora_multiplier,
         settings=settings(rslora, alpha, allow_partial_dora, expert_packing),
+        choice=Choice(include, exclude),
+        weights=read_weights(weights) if weights is not None else None,
     )
     plan = plan_merge(base, parse_arguments(adapters), options)
     for note in plan.notes:
@@ -143,6 +152,8 @@ def _print(record: dict[str, Any], plan: MergePlan, as_json: bool) -> None:
         terminal.line(f"orientation: {words}")
     if plan.left_out:
         terminal.aside(f"left out by --only: {in_components(plan.left_out)}")
+    for path, keys in record["excluded"].items():
+        terminal.aside(f"left out by {plan.options.choice.says}: {len(keys)} modules of {path} ({some(keys, 3)})")
     if record["unmatched"]:
         terminal.aside(f"{len(record['unmatched'])} keys left out: {some(record['unmatched'], 5)}")
     if record["files_copied"]:

@@ -78,6 +78,36 @@ def transposed_option(of: str) -> Callable[[Decorated], Decorated]:
     )
 
 
+def choosing_options(verb: str) -> Callable[[Decorated], Decorated]:
+    """--include, --exclude and --weights of a verb that applies adapters."""
+
+    def decorate(function: Decorated) -> Decorated:
+        for option in (
+            click.option(
+                "--weights",
+                type=FilePath(),
+                metavar="FILE.toml",
+                help="Multipliers of adapters, their components and blocks, a table for each.",
+            ),
+            click.option(
+                "--exclude",
+                multiple=True,
+                metavar="GLOB",
+                help="Leave out the modules that it fits: a path, a block, blocks.0-9, a glob; may be repeated.",
+            ),
+            click.option(
+                "--include",
+                multiple=True,
+                metavar="GLOB",
+                help=f"{verb} the modules alone that it fits; may be repeated.",
+            ),
+        ):
+            function = option(function)
+        return function
+
+    return decorate
+
+
 def writing_options(dry_run: bool = False) -> Callable[[Decorated], Decorated]:
     """-o and --force; of a verb that has a --dry-run, which is eager, that one needs no -o."""
 

@@ -8,12 +8,20 @@ from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.shared_options import dora_multiplier_option, reading_options, settings, transposed_option
+from lora_inspect.cli.shared_options import (
+    choosing_options,
+    dora_multiplier_option,
+    reading_options,
+    settings,
+    transposed_option,
+)
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.matching.orientation_answers import Answers
 from lora_inspect.ops.verify import MergeOptions, VerifyResult, plan_verify
 from lora_inspect.ops.verify import verify as verify_files
+from lora_inspect.reading.chosen_modules import Choice
 from lora_inspect.reading.settings import parse_arguments
+from lora_inspect.reading.weights_file import read_weights
 
 # How many modules the table shows, how many columns a name has there, and what is too little for a row.
 _ROWS, _NAME, _OFF = 10, 44, 0.01
@@ -42,6 +50,7 @@ Example: lora-inspect verify merged.safetensors base.safetensors style.safetenso
     metavar="COMPONENT",
     help="Verify this component of the adapters: model, text_encoder, …; may be repeated.",
 )
+@choosing_options("Verify")
 @click.option("--allow-unmatched", is_flag=True, help="Leave out modules and tensors without a target.")
 @dora_multiplier_option
 @transposed_option("the base stores")
@@ -52,6 +61,9 @@ def verify(
     base: str,
     adapters: tuple[str, ...],
     only: tuple[str, ...],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    weights: str | None,
     allow_unmatched: bool,
     dora_multiplier: str | None,
     transposed: Answers,
@@ -68,6 +80,8 @@ def verify(
         allow_unmatched=allow_unmatched,
         dora_rule=dora_multiplier,
         settings=settings(rslora, alpha, allow_partial_dora, expert_packing),
+        choice=Choice(include, exclude),
+        weights=read_weights(weights) if weights is not None else None,
     )
     plan = plan_verify(merged, base, parse_arguments(adapters), options)
     for note in plan.notes:

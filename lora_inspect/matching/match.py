@@ -8,6 +8,7 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.expert_landing import Turns, stands_turned, turned
 from lora_inspect.matching.homes import Home, find_homes
 from lora_inspect.matching.landing import land, layers_of
+from lora_inspect.matching.layouts import layouts_of
 from lora_inspect.matching.orientation import Orientation, orient
 from lora_inspect.matching.orientation_answers import UNANSWERED, Answers
 from lora_inspect.matching.place import Placed
@@ -16,9 +17,6 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.coded_weights import BaseCodecs
 from lora_inspect.reading.components import chosen
 from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.gguf_layout import gguf_correspondence, has_header
-from lora_inspect.reading.identify import adapter_candidates, base_candidates, common_correspondence, common_families
-from lora_inspect.schemes.gguf import GGUF
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +38,23 @@ class Matching:
     lacking: tuple[Home, ...] = ()
 
 
-def match(adapter: Adapter, base: Checkpoint, only: Collection[str] = (), transposed: Answers = UNANSWERED) -> Matching:
+def match(
+    adapter: Adapter,
+    base: Checkpoint,
+    only: Collection[str] = (),
+    transposed: Answers = UNANSWERED,
+    without: Collection[str] = (),
+) -> Matching:
     """Finds the targets of every module of the adapter, of the components `only` where some are named.
+
+    Modules whose keys are in `without` are not looked at.
 
     `transposed` says by globs how the base stores those square weights that the evidence leaves open. Raises
     LoraInspectError where a module fits two of the base or a tensor of another shape or kind, where it cannot be exact
     in the base's layout, or where an orientation stays open.
     """
-    modules, left_out = chosen(adapter, only)
-    families = common_families(adapter_candidates(adapter), base_candidates(base))
-    if adapter.scheme == GGUF.name and has_header(adapter.checkpoint):
-        correspondence = gguf_correspondence(adapter.checkpoint, modules, base)
-    else:
-        correspondence = common_correspondence(families)
+    modules, left_out = chosen(adapter, only, without)
+    families, correspondence = layouts_of(adapter, base, modules)
     homes = find_homes(adapter, base, modules, correspondence)
     layers = [layer for home in homes.complete for layer in layers_of(home, base)]
     orientations = orient(layers, base, [family.layout for family in families], transposed)

@@ -13,13 +13,14 @@ from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity
 from lora_inspect.matching.match import match
 from lora_inspect.matching.orientation import Orientation, check_answers, together
-from lora_inspect.matching.orientation_answers import Answers
 from lora_inspect.matching.recorded_base import other_base_notes
 from lora_inspect.matching.unmatched import accept_unmatched
 from lora_inspect.maths import dora
 from lora_inspect.merging.decoding import Decoding, plan_decoding
 from lora_inspect.merging.links import Fold
+from lora_inspect.merging.options import MergeOptions
 from lora_inspect.merging.other_expert import other_expert_notes
+from lora_inspect.merging.parts_of_adapters import parts_of
 from lora_inspect.merging.residual_bases import check_residual, residual_notes
 from lora_inspect.merging.tied_head import check_tied
 from lora_inspect.reading.adapter import Adapter, read_adapter
@@ -30,28 +31,13 @@ from lora_inspect.reading.settling import read_settled
 
 
 @dataclass(frozen=True, slots=True)
-class MergeOptions:
-    """What the user may choose. `dtype` is a safetensors name; None keeps the base's.
-
-    `only` are components, all where it is empty. `transposed` says by globs how the base stores the square weights
-    whose orientation the evidence leaves open.
-    """
-
-    dtype: str | None = None
-    only: tuple[str, ...] = ()
-    transposed: Answers = field(default_factory=dict)
-    allow_unmatched: bool = False
-    dora_rule: str | None = None
-    settings: Settings = field(default_factory=Settings)
-
-
-@dataclass(frozen=True, slots=True)
 class MergePlan:
     """What will be folded where, known before a byte of a weight is read.
 
-    `left_out` are the modules by component that the option `only` keeps out, `orientations` the ways in which the
-    changed Linear weights are stored. `transposed_notes` are what is said of answers that were not needed, `tied` of
-    a head that shares a changed embedding, `decoding` says what of the base is not written as it is stored.
+    `left_out` are the modules by component that the option `only` keeps out, `excluded` by adapter the keys of those
+    that the choice does; `orientations` are the ways in which the changed Linear weights are stored.
+    `transposed_notes` are what is said of answers that were not needed, `tied` of a head that shares a changed
+    embedding, `decoding` says what of the base is not written as it is stored.
     """
 
     base: Checkpoint
@@ -65,6 +51,7 @@ class MergePlan:
     transposed_notes: list[str]
     tied: list[str]
     decoding: Decoding
+    excluded: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def modules(self) -> int:
@@ -135,6 +122,8 @@ class MergePlan:
         inputs = self.base.inputs | self.side_files.inputs
         for adapter, _ in self.adapters:
             inputs |= adapter.checkpoint.inputs
+        if self.options.weights:
+            inputs[self.options.weights.path] = self.options.weights.identity
         return inputs
 
     def _all(self) -> Iterator[Fold]:
@@ -147,25 +136,27 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
     Each adapter comes with its settings, or with its multiplier where there are no others.
     """
     base = open_checkpoint(base_path)
-    opened = [(open_checkpoint(path), _as_settings(own)) for path, own in adapters]
+    named = [(path, _as_settings(own)) for path, own in adapters]
+    opened = [
+        (open_checkpoint(path), own) for path, own in (options.weights.joined(named) if options.weights else named)
+    ]
     _check_named_once([checkpoint for checkpoint, _ in opened])
     read = read_settled(opened, options.settings)
     _check_kinds(base, read)
     _check_components(options.only, read)
     _check_rule(options.dora_rule, read)
+    parts = parts_of(read, base, options.choice)
     folds: dict[str, list[Fold]] = defaultdict(list)
     unmatched: list[str] = []
     left_out: Counter[str] = Counter()
     orientations: list[dict[str, Orientation]] = []
-    for adapter in read:
-        settings = adapter.settings
-        settings.check(adapter.checkpoint.path, [module.name for module in adapter.modules.values()])
-        matching = match(adapter, base, options.only, options.transposed)
+    for adapter, part in zip(read, parts, strict=True):
+        matching = match(adapter, base, options.only, options.transposed, part.excluded)
         unmatched.extend(accept_unmatched(adapter, base, matching, options.allow_unmatched))
         left_out.update(module.name.component for module in matching.left_out)
         orientations.append(matching.orientations)
         for name, found in matching.targets.items():
-            own = [Fold(p, settings.multiplier_of(p.contribution.module), adapter) for p in found]
+            own = [Fold(p, part.strengths.of(p.contribution.module.key), adapter) for p in found]
             _check_multipliers(own)
             check_residual(own, base)
             folds[name] += own
@@ -186,6 +177,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         transposed_notes=check_answers(orientations, options.transposed),
         tied=check_tied(base, side_files, folds),
         decoding=decoding,
+        excluded={one.checkpoint.path: part.excluded for one, part in zip(read, parts, strict=True) if part.excluded},
     )
 
 

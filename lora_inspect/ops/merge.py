@@ -17,7 +17,8 @@ from lora_inspect.maths import dora
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.folded_weights import Folding, write_folded
-from lora_inspect.merging.plan import MergeOptions, MergePlan, plan_merge
+from lora_inspect.merging.options import MergeOptions
+from lora_inspect.merging.plan import MergePlan, plan_merge
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.metadata import describe_file, merged_metadata
@@ -45,10 +46,11 @@ class MergeResult:
 
     `files_copied` and `left_behind` are what lies beside the weights of a folder, by paths relative to it.
     `unmatched` are keys without a target that were left out, `left_out` counts the modules of components that were not
-    asked for, and `embeddings` are keys that change no weight. `orientations` say by weight how the base stores it,
-    `order_matters` are the weights that another order of the adapters would leave different, and `dora_multiplier` is
-    what a multiplier that is neither 0 nor 1 did to DoRA. `notes` are sentences on what was said without need, on what
-    may surprise, and on what other runs have left beside the output.
+    asked for, `excluded` are by adapter those that were chosen away, and `embeddings` are keys that change no weight.
+    `orientations` say by weight how the base stores it, `order_matters` are the weights that another order of the
+    adapters would leave different, and `dora_multiplier` is what a multiplier that is neither 0 nor 1 did to DoRA.
+    `notes` are sentences on what was said without need, on what may surprise, and on what other runs have left beside
+    the output.
     """
 
     output: str
@@ -65,6 +67,7 @@ class MergeResult:
     bytes: int
     orientations: dict[str, Orientation] = field(default_factory=dict, repr=False)
     left_out: dict[str, int] = field(default_factory=dict)
+    excluded: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     embeddings: tuple[str, ...] = ()
     order_matters: tuple[str, ...] = field(default=(), repr=False)
     dora_multiplier: str | None = None
@@ -91,6 +94,7 @@ class MergeResult:
         return record | {
             "orientation": in_record(self.orientations),
             "left_out": self.left_out,
+            "excluded": {path: list(keys) for path, keys in self.excluded.items()},
             "embeddings": list(self.embeddings),
             "order_matters": list(self.order_matters),
         }
@@ -112,6 +116,7 @@ def planned_record(plan: MergePlan, output: str | None) -> dict[str, Any]:
         "dry_run": True,
         "orientation": in_record(plan.orientations),
         "left_out": plan.left_out,
+        "excluded": {path: list(keys) for path, keys in plan.excluded.items()},
         "embeddings": plan.embeddings,
         "order_matters": plan.order_matters,
     }
@@ -151,6 +156,7 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
         bytes=_size(output),
         orientations=plan.orientations,
         left_out=plan.left_out,
+        excluded=plan.excluded,
         embeddings=tuple(plan.embeddings),
         order_matters=tuple(plan.order_matters),
         dora_multiplier=", ".join(sorted(plan.dora_rules)) or None,

@@ -7,12 +7,15 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Module
 
 
-def chosen(adapter: Adapter, only: Collection[str]) -> tuple[list[Module], tuple[Module, ...]]:
+def chosen(
+    adapter: Adapter, only: Collection[str], without: Collection[str] = ()
+) -> tuple[list[Module], tuple[Module, ...]]:
     """The modules of the components `only`, and the others; all of them where none is named.
 
-    Raises LoraInspectError where the adapter has none of these components.
+    Those whose keys are in `without` are in neither. Raises LoraInspectError where the adapter has none of these
+    components.
     """
-    modules = list(adapter.modules.values())
+    modules = [module for key, module in adapter.modules.items() if key not in without]
     if not only:
         return modules, ()
     found = [module for module in modules if module.name.component in only]

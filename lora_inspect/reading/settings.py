@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.expert_packing import PACKINGS
 from lora_inspect.records import NamedTuple
-from lora_inspect.schemes.record import ModuleName
 
 _NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 # A component or a glob over module paths, in which files and addresses have no place.
@@ -18,7 +17,7 @@ _WORDS = {"yes": True, "no": False}
 _OPEN = ("alpha", "rslora", "expert_packing")
 _RSLORA, _ALPHA, _PACKING, _RESIDUAL = "rslora", "alpha", "expert-packing", "residual"
 # How the plain multiplier is called where modules have their own beside it: a glob that every module fits.
-_ALL = "*"
+ALL = "*"
 # How people write a number who do not know that it takes a point and nothing else.
 _LIKE_A_NUMBER = r"[x*]?([+-]?[0-9]*[.,]?[0-9]+)([x%]?)"
 # What people write between a path and its multiplier for a colon; what could be meant is short.
@@ -32,7 +31,6 @@ _FORMS = (
     "a number (the multiplier), COMPONENT=number, GLOB=number, alpha=N, rslora=yes|no, residual=yes|no or "
     f"{_PACKING}={'|'.join(PACKINGS)}"
 )
-_NAMED = 3
 
 
 class Settings(NamedTuple):
@@ -69,44 +67,10 @@ class Settings(NamedTuple):
             together = together._replace(**{name: other if own is None else own})
         return together
 
-    def multiplier_of(self, module: ModuleName) -> float:
-        """The strength of a module: by the first glob that fits it, else by its component, else the plain number."""
-        return self._strength(module)[1]
-
     def multipliers(self) -> float | dict[str, float]:
         """The plain multiplier alone, or each by the name it was given, with "*" for all other modules."""
         plain = 1.0 if self.multiplier is None else self.multiplier
-        return {_ALL: plain, **dict(self.strengths)} if self.strengths else plain
-
-    def check(self, path: str, modules: Iterable[ModuleName]) -> None:
-        """Raises LoraInspectError where a component or a glob decides the strength of no module at all."""
-        if not self.strengths:
-            return
-        names = list(modules)
-        deciding = {self._strength(name)[0] for name in names}
-        components = sorted({name.component for name in names})
-        for pattern, _ in self.strengths:
-            if pattern in deciding:
-                continue
-            fitting = [name for name in names if _fits(pattern, name)]
-            if fitting:
-                raise LoraInspectError(
-                    f"{path}: {pattern} decides nothing, as settings before it or closer ones decide for all "
-                    f"{len(fitting)} modules that it fits; leave it out, or write it first."
-                )
-            raise LoraInspectError(
-                f"{path}: {pattern} is no component and fits no module; it has {_listed(components)}, "
-                f"with modules like {_listed([name.key for name in names])}."
-            )
-
-    def _strength(self, module: ModuleName) -> tuple[str, float]:
-        for pattern, number in self.strengths:
-            if pattern != module.component and _fits_path(pattern, module):
-                return pattern, number
-        for pattern, number in self.strengths:
-            if pattern == module.component:
-                return pattern, number
-        return _ALL, 1.0 if self.multiplier is None else self.multiplier
+        return {ALL: plain, **dict(self.strengths)} if self.strengths else plain
 
 
 def parse_arguments(arguments: Iterable[str]) -> list[tuple[str, Settings]]:
@@ -240,7 +204,10 @@ def parse_settings(text: str) -> Settings:
             settings = settings._replace(residual=_WORDS[value])
         elif name == _PACKING and value in PACKINGS:
             settings = settings._replace(expert_packing=value)
-        elif name not in (_RSLORA, _PACKING, _RESIDUAL) and re.fullmatch(_PATTERN, name):
+        elif name not in (_RSLORA, _PACKING, _RESIDUAL) and is_pattern(name):
+            from lora_inspect.reading.module_patterns import check_pattern  # most runs name no part of an adapter
+
+            check_pattern(name)
             settings = settings._replace(strengths=(*settings.strengths, (name, _number(value, item))))
         else:
             raise ValueError(f"{item!r} is no setting")
@@ -248,6 +215,11 @@ def parse_settings(text: str) -> Settings:
             raise ValueError(f"{item!r} says again what another setting said")
         said.add(name)
     return settings
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name can be that of a component, or a glob over module paths."""
+    return re.fullmatch(_PATTERN, name) is not None
 
 
 def spell_settings(settings: Settings) -> str:
@@ -276,17 +248,3 @@ def _number(text: str, item: str) -> float:
 
 def _spell(number: float) -> str:
     return repr(float(number)).removesuffix(".0")
-
-
-def _fits(pattern: str, module: ModuleName) -> bool:
-    return pattern == module.component or _fits_path(pattern, module)
-
-
-def _fits_path(pattern: str, module: ModuleName) -> bool:
-    from fnmatch import fnmatchcase
-
-    return fnmatchcase(module.key, pattern) or fnmatchcase(module.body, pattern)
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")

@@ -106,6 +106,12 @@ def of_merge(write, folder):
     yield ["merge", whole, more, "-o", output, "--force", "--allow-unmatched"]
     yield ["merge", whole, strange, "-o", output, "--force"]
     yield ["merge", whole, adapter, "-o", output, "--force", "--only", EVIL]
+    yield ["merge", whole, adapter, "-o", output, "--force", "--include", EVIL]
+    yield ["merge", whole, adapter, "-o", output, "--force", "--exclude", "*SPOOFED*"]
+    weights = folder / f"{EVIL_FILE}.toml"
+    weights.write_text(f"[{json.dumps(EVIL)}]", encoding="utf-8")
+    yield ["merge", whole, adapter, "-o", output, "--force", "--weights", weights]
+    yield ["merge", whole, adapter, "-o", output, "--force", "--weights", EVIL]
     yield ["merge", whole, adapter, adapter, "-o", output, "--force"]
     yield ["merge", whole, f"{adapter}:*nothing{EVIL.strip()}*=2", "-o", output, "--force"]
     yield ["merge", folder / EVIL_FILE / "no-base", adapter, "-o", output]

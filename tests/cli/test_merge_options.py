@@ -1,8 +1,9 @@
-"""--only and --transposed of merge, and what the summary and the JSON say of what was left out and how weights lie."""
+"""What merge takes of adapters, how weights lie, and what the summary and the JSON say of what was left out."""
 
 import json
 
 import pytest
+from safetensors.torch import load_file
 from toy_adapters import base, lora, loras
 
 N = 6
@@ -88,3 +89,70 @@ def test_a_component_needs_to_be_in_one_of_several_adapters_only(run, write_safe
     assert run("merge", *files, "-o", tmp_path / "out.safetensors", *options).json["modules_merged"] == 5
     refusal = run("merge", *files, "-o", tmp_path / "o.safetensors", "--only", "text_encoder").refusal
     assert "a.safetensors: it has no component text_encoder; it has model" in refusal
+
+
+def test_blocks_have_multipliers_of_their_own_and_what_is_excluded_is_counted(run, write_safetensors, tmp_path):
+    files = write_safetensors(base(4), name="base.safetensors"), write_safetensors(loras(4), name="a.safetensors")
+    adapter = f"{files[1]}:0.5,blocks.1-2=0.25"
+    out = tmp_path / "out.safetensors"
+    done = run("merge", files[0], adapter, "-o", out, "--exclude", "blocks.0", "--json").json
+    assert done["modules_merged"] == 3
+    assert done["multipliers"] == {str(files[1]): {"*": 0.5, "blocks.1-2": 0.25}}
+    assert done["excluded"] == {str(files[1]): ["lora_unet_blocks_0_attn_q"]}
+    # up is 0.25 and down 0.5 everywhere, of rank 16 and alpha 8
+    merged = load_file(out)
+    expected = {0: 0.0, 1: 0.25, 2: 0.25, 3: 0.5}
+    for block, multiplier in expected.items():
+        changed = merged[f"blocks.{block}.attn.q.weight"] - 1
+        assert changed.unique().tolist() == [multiplier * 8 / 16 * 16 * 0.25 * 0.5]
+    assert run("verify", out, files[0], adapter, "--exclude", "blocks.0").status == 0
+    missing = run("verify", out, files[0], adapter)
+    assert missing.status == 1
+    assert "lora_unet_blocks_0_attn_q" in missing.stdout + missing.stderr or "blocks.0.attn.q" in missing.stdout
+    told = run("merge", files[0], adapter, "-o", out, "--force", "--include", "blocks.0-2", "--exclude", "*_1_*")
+    assert f"left out by --include and --exclude: 2 modules of {files[1]} (lora_unet_blocks_1_attn_q, lora_unet_" in (
+        told.stderr
+    )
+    assert "merged 2 modules" in told.stdout
+
+
+# options, and what is refused about them
+WRONG_CHOICES = {
+    ("--include", "blocks.7"): "--include blocks.7: blocks.7 is no component and fits no module; is blocks.",
+    ("--exclude", "block.1"): "--exclude block.1: block.1 is no component and fits no module; is blocks.1 meant?",
+    ("--exclude", "*"): "a.safetensors: --exclude leave none of its 4 modules; leave it out.",
+    ("--include", "blocks.1", "--exclude", "*q"): "--include and --exclude leave none of its 4 modules",
+    ("--include", "blocks.3-1"): "--include blocks.3-1: the range 3-1 ends before it begins; write 1-3.",
+}
+
+
+@pytest.mark.parametrize(("options", "says"), WRONG_CHOICES.items(), ids=map(" ".join, WRONG_CHOICES))
+def test_a_choice_of_nothing_is_refused(merge, options, says):
+    assert says in merge(loras(4), base(4), *options).refusal
+
+
+def test_a_setting_for_what_is_excluded_is_refused(run, write_safetensors, tmp_path):
+    files = write_safetensors(base(4), name="base.safetensors"), write_safetensors(loras(4), name="a.safetensors")
+    out = tmp_path / "out.safetensors"
+    refusal = run("merge", files[0], f"{files[1]}:blocks.0=2", "-o", out, "--exclude", "blocks.0").refusal
+    assert "blocks.0 is no component and fits no module that --exclude leave" in refusal
+
+
+def test_what_is_excluded_needs_no_target(merge):
+    more = loras(2) | lora("lora_unet_other_0_q")
+    assert merge(more, base(2)).status == 1
+    assert merge(more, base(2), "--exclude", "*other*").status == 0
+
+
+def test_weights_come_from_a_file_that_is_an_input(run, write_safetensors, tmp_path):
+    files = write_safetensors(base(3), name="base.safetensors"), write_safetensors(loras(3), name="a.safetensors")
+    weights = tmp_path / "weights.toml"
+    weights.write_text('["a.safetensors"]\nmultiplier = 0.5\n["a.safetensors".blocks]\nblocks.2 = 0\n')
+    out = tmp_path / "out.safetensors"
+    done = run("merge", *files, "-o", out, "--weights", weights, "--json").json
+    assert done["multipliers"] == {str(files[1]): {"*": 0.5, "blocks.2": 0.0}}
+    assert run("verify", out, *files, "--weights", weights).status == 0
+    assert run("verify", out, *files).status == 1
+    assert "input" in run("merge", *files, "-o", weights, "--weights", weights, "--force").refusal
+    weights.write_text("[b]\n")
+    assert 'line 1: ["b"] names none of the adapters' in run("merge", *files, "-o", out, "--weights", weights).refusal

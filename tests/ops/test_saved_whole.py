@@ -9,10 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.merging.plan import MergeOptions, plan_merge
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.info import as_json
-from lora_inspect.ops.merge import merge
+from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.settings import Settings
 

@@ -1,0 +1,27 @@
+"""What a user may choose of a merge."""
+
+from dataclasses import dataclass, field
+
+from lora_inspect.matching.orientation_answers import Answers
+from lora_inspect.reading.chosen_modules import Choice
+from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.weights_file import WeightsFile
+
+
+@dataclass(frozen=True, slots=True)
+class MergeOptions:
+    """What the user may choose. `dtype` is a safetensors name; None keeps the base's.
+
+    `only` are components, all where it is empty. `transposed` says by globs how the base stores the square weights
+    whose orientation the evidence leaves open. `choice` are the modules that --include and --exclude leave,
+    `weights` the file with more settings of strength.
+    """
+
+    dtype: str | None = None
+    only: tuple[str, ...] = ()
+    transposed: Answers = field(default_factory=dict)
+    allow_unmatched: bool = False
+    dora_rule: str | None = None
+    settings: Settings = field(default_factory=Settings)
+    choice: Choice = field(default_factory=Choice)
+    weights: WeightsFile | None = None

@@ -1,0 +1,130 @@
+"""How a user speaks of modules: by a component, a path, a block, a range of blocks or a glob. Standard library only.
+
+A pattern is a dotted path in which `*`, `?` and `[…]` stand for letters as in a shell, and a segment `0-9` for any of
+these numbers. One without a glob's signs speaks of the module of that name and of all that is below it.
+"""
+
+import re
+from collections.abc import Iterable
+from functools import cache
+
+from lora_inspect.architectures.block_names import BASE, meanings
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.near_names import nearest_name
+from lora_inspect.records import NamedTuple
+
+_GLOB = re.compile(r"[*?[]")
+# A segment of a path that is a range of numbers.
+_RANGE = re.compile(r"(?<![^.])([0-9]{1,9})-([0-9]{1,9})(?![^.])")
+# More than a model has blocks.
+_LONGEST_RANGE = 1000
+# Stands for the n-th range while a glob is made an expression; no name on a command line has it.
+_MARK = "\0"
+_TEXT_ENCODERS = "text_encoder"
+_SHOWN, _COMPARED = 3, 2000
+
+
+class ModuleNames(NamedTuple):
+    """What one module is called.
+
+    `paths` are dotted, in every layout of its family that is known; `flat` is the underscored name of a module whose
+    path is not known, None of any other. `written` are the names as the file has them, with and without a prefix.
+    """
+
+    component: str
+    paths: tuple[str, ...]
+    written: tuple[str, ...]
+    flat: str | None = None
+
+
+def check_pattern(pattern: str) -> None:
+    """Raises ValueError for a range that is none."""
+    for first, last in _RANGE.findall(pattern):
+        if int(first) > int(last):
+            raise ValueError(f"the range {first}-{last} ends before it begins; write {last}-{first}")
+        if int(last) - int(first) >= _LONGEST_RANGE:
+            raise ValueError(f"the range {first}-{last} has more than {_LONGEST_RANGE} numbers")
+
+
+def is_glob(pattern: str) -> bool:
+    """Whether a pattern has signs that stand for letters."""
+    return bool(_GLOB.search(pattern))
+
+
+def is_component(pattern: str, names: ModuleNames) -> bool:
+    """Whether a pattern is the name of the component that the module is of, or of all text encoders."""
+    return pattern == names.component or (pattern == BASE and names.component.startswith(_TEXT_ENCODERS))
+
+
+def fits_path(pattern: str, names: ModuleNames) -> bool:
+    """Whether a pattern speaks of the module by its path, by a name of the file or by its block."""
+    for own in (pattern, *meanings(pattern)):
+        for form in (own,) if is_glob(own) else (own, f"{own}.*"):
+            expression = _expression(form)
+            if any(map(expression.fullmatch, names.paths)):
+                return True
+            if names.flat is not None and _expression(form, "_").fullmatch(names.flat):
+                return True
+    return any(map(_expression(pattern).fullmatch, names.written))
+
+
+def fits(pattern: str, names: ModuleNames) -> bool:
+    """Whether a pattern speaks of the module in any way."""
+    return is_component(pattern, names) or fits_path(pattern, names)
+
+
+def unknown_pattern(pattern: str, modules: Iterable[ModuleNames], left: str = "") -> str:
+    """What is wrong with a pattern that speaks of none of the `modules`, and what could be meant.
+
+    `left` says how it came that these are the modules.
+    """
+    modules = list(modules)
+    components = sorted({one.component for one in modules})
+    near = nearest_name(pattern, _nameable(pattern, modules, components))
+    hint = f"; is {near} meant? It has" if near else "; it has"
+    keys = [one.written[0] for one in modules]
+    return (
+        f"{pattern} is no component and fits no module{left}{hint} {_listed(components)}, "
+        f"with modules like {_listed(keys)}"
+    )
+
+
+def check_all_fit(patterns: Iterable[str], modules: Iterable[ModuleNames], option: str) -> None:
+    """Raises LoraInspectError where one of an option's patterns speaks of no module."""
+    modules = list(modules)
+    for pattern in patterns:
+        try:
+            check_pattern(pattern)
+        except ValueError as error:
+            raise LoraInspectError(f"{option} {pattern}: {error}.") from None
+        if not any(fits(pattern, one) for one in modules):
+            raise LoraInspectError(f"{option} {pattern}: {unknown_pattern(pattern, modules)}.")
+
+
+@cache
+def _expression(glob: str, separator: str = ".") -> re.Pattern[str]:
+    """The glob as an expression; with another separator, as the names have it that are written with that."""
+    from fnmatch import translate
+
+    ranges = [range(int(first), int(last) + 1) for first, last in _RANGE.findall(glob)]
+    marked = _RANGE.sub(_MARK, glob).replace(".", separator)
+    # A mark has no meaning in an expression, so it comes through the translation as it is.
+    first, *rest = translate(marked).split(_MARK)
+    numbers = [f"(?:{'|'.join(map(str, numbers))})" for numbers in ranges]
+    return re.compile(first + "".join(number + part for number, part in zip(numbers, rest, strict=True)))
+
+
+def _nameable(pattern: str, modules: list[ModuleNames], components: list[str]) -> Iterable[str]:
+    """What a pattern of as many segments could have named: blocks, modules and components."""
+    depth = pattern.count(".") + 1
+    found = dict.fromkeys(components)
+    for one in modules:
+        for path in one.paths or one.written[-1:]:
+            found[".".join(path.split(".")[:depth])] = None
+            if len(found) >= _COMPARED:
+                return found
+    return found
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
