@@ -14,13 +14,13 @@ OPEN = 0.5
 NO_CHANGE, ROUNDED_AWAY, ALIKE, NOT_FINITE = "no change", "rounding", "alike", "not finite"
 
 
-def why_untold(gram: Tensor, noise: Sequence[float], rounding: float) -> list[str]:
+def why_untold(gram: Tensor, noise: Sequence[float], rounding: Sequence[float]) -> list[str]:
     """What keeps each share from being told, empty for nothing.
 
-    `gram` (k, k) are the products of the changes, `noise` is what is stated with each share, and `rounding` the square
-    of what a change that is smaller is lost in.
+    `gram` (k, k) are the products of the changes, `noise` is what is stated with each share, and `rounding` the squares
+    of what changes that are smaller are lost in.
     """
-    return [_why(number, gram, one, rounding) for number, one in enumerate(noise)]
+    return [_why(number, gram, one, least) for number, (one, least) in enumerate(zip(noise, rounding, strict=True))]
 
 
 def _why(number: int, gram: Tensor, noise: float, rounding: float) -> str:

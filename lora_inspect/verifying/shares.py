@@ -104,7 +104,7 @@ def shares_in(sums: Sums) -> Shares:
     return Shares(
         values=values.tolist(),
         noise=noise,
-        why=[NOT_FINITE] * len(noise) if sums.broken else why_untold(gram, noise, plain * level),
+        why=[NOT_FINITE] * len(noise) if sums.broken else why_untold(gram, noise, [plain * level] * len(noise)),
         gram=gram,
         scatter=scatter,
         lost=lost,
@@ -142,7 +142,7 @@ def pooled(parts: Sequence[tuple[Shares, Sequence[int]]], terms: int) -> Shares:
     return Shares(
         values=solved(gram, along).tolist(),
         noise=noise,
-        why=why_untold(gram, noise, 0.0),
+        why=why_untold(gram, noise, [0.0] * len(noise)),
         gram=gram,
         scatter=scatter,
         lost=lost,
