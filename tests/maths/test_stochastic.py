@@ -145,6 +145,13 @@ def test_large_numbers_whose_sum_is_not_finite_are_rounded():
     assert len(found.unique()) == 2
 
 
+@pytest.mark.parametrize(("dtype", "largest"), [("F8_E4M3", 448.0), ("F8_E5M2", 57344.0), ("I8", 127.0)])
+def test_no_number_goes_beyond_the_last_code(dtype, largest):
+    values = torch.tensor([1.003, -1.003, 1.0, -1.0]).repeat(500) * largest
+    found = StochasticRounding(1, "a").rounded(values.clone(), dtype, 0)
+    assert torch.equal(found, values.sign() * largest)
+
+
 def test_what_float32_holds_as_it_is_is_not_rounded():
     values = drawn(1, 50)
     assert torch.equal(StochasticRounding(1, "a").rounded(values.clone(), "F32", 0), values)
