@@ -62,7 +62,8 @@ class Checkpoint(NamedTuple):
     def numbers(self, names: Iterable[str]) -> dict[str, float | int | bool | None]:
         """The values of one-element tensors (alphas, flags) by name; None where a dtype has no plain reading.
 
-        Raises LoraInspectError for a tensor with more than one element.
+        Those of tensors with the same bytes are one object. Raises LoraInspectError for a tensor with more than one
+        element.
         """
         wanted: dict[str, list[TensorInfo]] = {}
         for name in names:
@@ -74,10 +75,15 @@ class Checkpoint(NamedTuple):
                 )
             wanted.setdefault(info.file, []).append(info)
         values: dict[str, float | int | bool | None] = {}
+        # What is stored alike is one object.
+        decoded: dict[tuple[str, bytes], float | int | bool | None] = {}
         for file, infos in wanted.items():
             with InputFile(file, self.inputs[file]) as source:
                 for info in infos:
-                    values[info.name] = decode_number(info.dtype, source.read_few(info.start, info.nbytes))
+                    stored = info.dtype, source.read_few(info.start, info.nbytes)
+                    if stored not in decoded:
+                        decoded[stored] = decode_number(*stored)
+                    values[info.name] = decoded[stored]
         return values
 
 

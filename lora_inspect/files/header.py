@@ -1,6 +1,7 @@
 """The header of one .safetensors file, with every rule of the format checked. Standard library only."""
 
 from collections.abc import Iterable, Mapping
+from math import prod
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
@@ -77,10 +78,7 @@ def identified_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str],
 
 def count_elements(shape: Iterable[int]) -> int:
     """Product of the dimensions; 1 for a scalar."""
-    count = 1
-    for dimension in shape:
-        count *= dimension
-    return count
+    return prod(shape)
 
 
 def _read_plain(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], dict[str, str]] | None:

@@ -12,6 +12,7 @@ from lora_inspect.reading.dora_evidence import dora_claims, read_dora
 from lora_inspect.reading.evidence import DoraReading, Evidence, RsloraReading
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.found_configs import find_configs
+from lora_inspect.reading.module_kinds import computed, kinds_of
 from lora_inspect.reading.module_scales import scaled_modules
 from lora_inspect.reading.problem import ERROR, Problem
 from lora_inspect.reading.problems import find_problems
@@ -103,21 +104,24 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
     claims = rare.with_saved(claims, checkpoint.tensors, configs, steps)
     claims, embeddings = rare.without_embeddings(claims, checkpoint)
     claims, norms, about_norms, wrong_norms = rare.with_norms(claims, checkpoint.metadata)
-    ruled = read_ruled(claims, numbers, configs, rare.counting(checkpoint, steps))
+    counting = rare.counting(checkpoint, steps)
+    by_path = counting.by_name or any(found.modules.tells_apart for found in configs)
+    kinds = kinds_of(claims.modules, numbers, by_path)
+    ruled = read_ruled(kinds, numbers, configs, counting)
     groups = read_groups(ruled, claims, numbers, configs, checkpoint.metadata)
     settled = {voice: group.settled(settings.rslora) for voice, group in groups.items()}
     rslora = sum_up(list(settled.values()))
     known = {id(one.contribution): one.facts for one in ruled}
     facts = [
-        known.get(id(contribution)) or facts_of(contribution, numbers)
-        for _, contribution in claims.computed
+        known.get(id(contribution)) or facts_of(kind, contribution, numbers)
+        for kind, contribution in computed(kinds)
         if contribution.algorithm.decomposes
     ]
     said = [*dora_claims(ruled, facts, numbers.flags), *rules.dora(facts, claims)]
     dora, about_dora, about_magnitudes = read_dora(facts, said, checkpoint.metadata)
 
     def scaled(settings: Settings) -> dict[str, Module]:
-        return dict(rules.scaled(scaled_modules(claims, numbers, configs, ruled, settled, settings), settings))
+        return dict(rules.scaled(scaled_modules(claims, kinds, numbers, configs, ruled, settled, settings), settings))
 
     modules = rare.with_settings(scaled(settings), configs, checkpoint.metadata, numbers)
     modules = rare.with_packing(modules, configs, checkpoint.metadata, settings.expert_packing)
@@ -152,7 +156,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
             *about_dora,
             *about_norms,
             *rare.about_alpha_of_all(checkpoint),
-            *about_parts(one.counted for one in ruled),
+            *about_parts((one.counted, one.facts.modules) for one in ruled),
             *rare.about_saved(claims, configs),
             *rules.about(reading.contributions),
             *rare.about_experts(reading),

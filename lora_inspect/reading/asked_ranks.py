@@ -129,6 +129,12 @@ class AskedRanks(NamedTuple):
         """Whether layers are saved in parts; sd-scripts knows this one spelling of yes."""
         return bool(self.args.get("split_qkv") == "True")
 
+    @property
+    def by_name(self) -> bool:
+        """Whether what was asked for may differ between modules of one kind, or hangs on what is in their tensors."""
+        options = (*(option for option, _ in self.options.typed), *(self.options.listed or ())[:1], "network_reg_dims")
+        return self.splits or any(option in self.args for option in options)
+
     def counted(
         self, contribution: Contribution, alpha: float | None, read_row: Callable[[str, int], bytes]
     ) -> Counted:

@@ -19,6 +19,17 @@ class Magnitude(NamedTuple):
     axis: str
 
 
+class Scaling(NamedTuple):
+    """What is known of the scale of a contribution, which has the same fields."""
+
+    fan_in_fan_out: bool | None = None
+    rank: int | None = None
+    alpha: float | None = None
+    rslora: bool | None = None
+    scale: float | None = None
+    why: str = ""
+
+
 class Contribution(NamedTuple):
     """One change of one base weight.
 
@@ -48,6 +59,10 @@ class Contribution(NamedTuple):
     residual: str = ""
     on_residual: bool = False
     is_optional: bool = False
+
+    def scaled(self, scaling: Scaling) -> "Contribution":
+        """The contribution with what is known of its scale."""
+        return Contribution._make((*self[:_FIRST], *scaling, *self[_BEHIND:]))
 
     @property
     def formula(self) -> Formula:
@@ -140,6 +155,11 @@ class Contribution(NamedTuple):
         return self.scale
 
 
+# Where a contribution has the fields of a scaling.
+_FIRST = Contribution._fields.index(Scaling._fields[0])
+_BEHIND = _FIRST + len(Scaling._fields)
+
+
 class Module(NamedTuple):
     """One adapted layer: its contributions in the order in which they are folded, and the tensors that they share.
 
@@ -154,6 +174,12 @@ class Module(NamedTuple):
     rslora_flag: TensorInfo | None = None
     path: str | None = None
     respelled: bool = False
+
+    def scaled(self, scalings: Iterable[Scaling | None]) -> "Module":
+        """The module with what is known of the scale of each contribution, None for nothing."""
+        own = zip(self.contributions, scalings, strict=True)
+        contributions = tuple([one.scaled(scaling) if scaling else one for one, scaling in own])
+        return Module._make((self.name, contributions, *self[2:]))
 
     @property
     def changes(self) -> list[Contribution]:

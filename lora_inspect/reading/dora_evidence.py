@@ -7,6 +7,7 @@ from lora_inspect.reading.evidence import (
     DoraReading,
     Evidence,
     LoraFacts,
+    names_of,
     network_args,
     read_switch,
 )
@@ -53,18 +54,19 @@ def read_dora(
     `claims` come strongest first; each speaks of its own modules only.
     """
     with_magnitude = [fact for fact in facts if fact.magnitude_axis]
+    magnitudes = sum(fact.modules for fact in with_magnitude)
     axes = {fact.magnitude_axis for fact in with_magnitude}
     axis = axes.pop() if len(axes) == 1 else ("mixed" if axes else None)
     evidence = [Evidence("dora", _says(claim), claim.where) for claim in claims]
     if with_magnitude:
-        evidence.insert(0, Evidence("dora", f"{len(with_magnitude)} modules have a magnitude", "key scan"))
+        evidence.insert(0, Evidence("dora", f"{magnitudes} modules have a magnitude", "key scan"))
     for claim in claims:
         if found := _contradiction(claim):
             value = None if found.code == "dora-conflict" else True
             source = "conflict" if value is None else claims[0].source
-            return DoraReading(value, source, len(with_magnitude), axis), evidence, [found]
+            return DoraReading(value, source, magnitudes, axis), evidence, [found]
 
-    is_whole = metadata.get(MAGNITUDES_KEY) == str(len(with_magnitude))
+    is_whole = metadata.get(MAGNITUDES_KEY) == str(magnitudes)
     if with_magnitude and is_whole:
         evidence.append(Evidence("dora", "as many were written", f"metadata {MAGNITUDES_KEY}"))
     findings = [] if is_whole else _partial(facts, claims)
@@ -77,7 +79,7 @@ def read_dora(
         findings.append(Finding("dora-stripped", message))
         evidence.append(Evidence("dora", "DoRA was asked for", "metadata ss_network_args"))
     source = claims[0].source if claims else ("key-scan" if with_magnitude else "default")
-    return DoraReading(bool(with_magnitude), source, len(with_magnitude), axis), evidence, findings
+    return DoraReading(bool(with_magnitude), source, magnitudes, axis), evidence, findings
 
 
 def _says(claim: DoraClaim) -> str:
@@ -91,16 +93,16 @@ def _says(claim: DoraClaim) -> str:
 def _contradiction(claim: DoraClaim) -> Finding | None:
     """What is wrong between a claim and the magnitudes of its own modules."""
     with_magnitude = [fact for fact in claim.facts if fact.magnitude_axis]
-    keys = tuple(fact.module for fact in with_magnitude[:5])
     if claim.value is None:
         message = f"{claim.where} says of DoRA neither yes nor no; write true or false there"
-        return Finding("dora-conflict", message, keys)
+        return Finding("dora-conflict", message, tuple(names_of(with_magnitude)[:5]))
     if with_magnitude and not claim.value:
+        names = names_of(with_magnitude)
         message = (
-            f"{claim.where} denies DoRA, but {len(with_magnitude)} modules have a magnitude ({keys[0]}); "
+            f"{claim.where} denies DoRA, but {len(names)} modules have a magnitude ({names[0]}); "
             "find out which one is right and take the other out of the file"
         )
-        return Finding("dora-conflict", message, keys)
+        return Finding("dora-conflict", message, tuple(names[:5]))
     if claim.value and not with_magnitude:
         message = (
             f"{claim.where} says DoRA, but no module has a magnitude: they were lost, and the rest is not the adapter; "
@@ -111,15 +113,14 @@ def _contradiction(claim: DoraClaim) -> Finding | None:
 
 
 def _partial(facts: Sequence[LoraFacts], claims: Sequence[DoraClaim]) -> list[Finding]:
+    magnitudes = sum(fact.modules for fact in facts if fact.magnitude_axis)
+    bare = [fact for fact in facts if fact.linear and not fact.split and not fact.magnitude_axis]
+    if not magnitudes or not bare:
+        return []
     # A component whose own config denies DoRA lacks nothing.
-    without = {fact.module for claim in claims if claim.value is False for fact in claim.facts}
-    magnitudes = sum(bool(fact.magnitude_axis) for fact in facts)
-    missing = [
-        fact.module
-        for fact in facts
-        if fact.linear and not fact.split and not fact.magnitude_axis and fact.module not in without
-    ]
-    if not magnitudes or not missing:
+    without = {name for claim in claims if claim.value is False for fact in claim.facts for name in fact.places}
+    missing = [name for name in names_of(bare) if name not in without]
+    if not missing:
         return []
     message = (
         f"{magnitudes} modules have a magnitude and {len(missing)} Linear ones have none ({missing[0]}); "

@@ -1,7 +1,7 @@
 """What evidence is: observations, what they amount to, and how programs spell a yes, a no and an alpha."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lora_inspect.files.json_text import parse_json
@@ -78,14 +78,27 @@ class DoraReading(NamedTuple):
 
 
 class LoraFacts(NamedTuple):
-    """What the evidence looks at in one LoRA module. `alpha` is the stored one; None where there is none."""
+    """What the evidence looks at in LoRA modules that are alike. `alpha` is the stored one; None where there is none.
 
-    module: str
+    `places` says where each of them stands among all modules of the file, by their names.
+    """
+
+    places: Mapping[str, int]
     rank: int
     alpha: float | None
     linear: bool
     split: bool
     magnitude_axis: str | None = None
+
+    @property
+    def modules(self) -> int:
+        """How many they are."""
+        return len(self.places)
+
+
+def names_of(facts: Iterable[LoraFacts]) -> list[str]:
+    """The names of the modules in the order of the file."""
+    return [name for _, name in sorted((place, name) for fact in facts for name, place in fact.places.items())]
 
 
 def close(first: float, second: float) -> bool:

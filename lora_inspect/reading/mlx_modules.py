@@ -84,7 +84,8 @@ class MlxRules(OwnRules):
         if config is None or config.dora is None or not keys:
             return []
         value, says = config.dora
-        return [DoraClaim("adapter_config", config.where, value, [one for one in facts if one.module in keys], says)]
+        own = [one for one in facts if not keys.isdisjoint(one.places)]
+        return [DoraClaim("adapter_config", config.where, value, own, says)]
 
     def about(self, contributions: Iterable[Contribution]) -> Iterator[Evidence]:
         """What the config says of the scale, and how many layers have experts."""

@@ -1,4 +1,4 @@
-"""The scale of every contribution of a file: each with what it is read from."""
+"""The scale of every contribution of a file: found for each kind of modules, with what it is read from."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -7,8 +7,9 @@ from lora_inspect.reading.claim import Claims
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.evidence import LOKR_FLAG, RsloraReading
 from lora_inspect.reading.found_configs import FoundConfig, Speakers
+from lora_inspect.reading.module_kinds import ModuleKind
 from lora_inspect.reading.scale_rules import Ruled, RuledGroup, Voice
-from lora_inspect.reading.scales import ScaleSources, with_scales
+from lora_inspect.reading.scales import ScaleSources, scalings_of
 from lora_inspect.reading.settings import Settings
 from lora_inspect.reading.stored_numbers import StoredNumbers
 
@@ -18,24 +19,26 @@ _STANDARD = RsloraReading(False, "default")
 
 def scaled_modules(
     claims: Claims,
+    kinds: Sequence[ModuleKind],
     numbers: StoredNumbers,
     configs: Sequence[FoundConfig],
     ruled: Sequence[Ruled],
     groups: Mapping[Voice, RuledGroup],
     settings: Settings,
 ) -> dict[str, Module]:
-    """The modules with rank, alpha and scale in every contribution that is computed."""
+    """The modules of the claims, of these kinds, with rank, alpha and scale in every contribution that is computed."""
     speakers = Speakers(configs)
-    stabilised = iter(ruled)
+    stabilised = {id(one.contribution): one for one in ruled}
 
     def sources(module: Module, contribution: Contribution) -> ScaleSources:
-        if contribution.formula.rslora:
-            one = next(stabilised)
+        if one := stabilised.get(id(contribution)):
             return ScaleSources(module, one.facts.alpha, one.configs, groups[one.voice].reading, one.counted)
         stored, found = numbers.alphas.get(module.name.key), speakers.of(contribution)
         return ScaleSources(module, stored, found, _STANDARD, hidden=LOKR_FLAG in claims.flags)
 
-    return {
-        name: module._replace(contributions=with_scales(module.contributions, partial(sources, module), settings))
-        for name, module in claims.modules.items()
-    }
+    modules = list(claims.modules.values())
+    for kind in kinds:
+        scalings = scalings_of(kind.first.contributions, partial(sources, kind.first), settings)
+        for place in kind.places.values():
+            modules[place] = modules[place].scaled(scalings)
+    return dict(zip(claims.modules, modules, strict=True))

@@ -84,6 +84,11 @@ class ModuleSettings:
             return None
         return float(alpha) if abs(alpha) <= sys.float_info.max else None  # JSON spells infinities and longer numbers
 
+    @property
+    def tells_apart(self) -> bool:
+        """Whether rank and alpha may be others for modules of another path."""
+        return bool(self._config.get("rank_pattern") or self._config.get("alpha_pattern"))
+
     def is_target(self, path: str) -> bool:
         """Whether the config's `target_modules` choose the module at the dotted `path`."""
         from lora_inspect.reading.config_patterns import RefusedKey, Targets

@@ -3,7 +3,7 @@
 A step whose sign is not there leaves everything as it is.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from lora_inspect.reading.found_configs import FoundConfig
 from lora_inspect.reading.own_rules import NoRules, OwnRules
 from lora_inspect.reading.peft_config import is_peft_config
 from lora_inspect.reading.problem import Finding
-from lora_inspect.reading.scales import Counted
+from lora_inspect.reading.scales import Counting
 from lora_inspect.reading.steps import Steps
 from lora_inspect.reading.stored_numbers import StoredNumbers
 from lora_inspect.reading.suffixes import ROOT
@@ -214,7 +214,7 @@ def about_residuals(reading: FileReading) -> Iterable[Evidence]:
     return residual_base.about_residuals(reading)
 
 
-def counting(checkpoint: Checkpoint, steps: Steps) -> Callable[[Contribution, float | None], Counted]:
+def counting(checkpoint: Checkpoint, steps: Steps) -> Counting:
     """How often an alpha counts, by what sd-scripts was asked for.
 
     The tables of that are loaded only for a file that names one of its networks.
@@ -223,8 +223,8 @@ def counting(checkpoint: Checkpoint, steps: Steps) -> Callable[[Contribution, fl
         from lora_inspect.reading.asked_ranks import read_asked_ranks
 
         if asked := read_asked_ranks(checkpoint.metadata, steps):
-            return partial(asked.counted, read_row=partial(read_row, checkpoint))
-    return lambda contribution, alpha: Counted()
+            return Counting(partial(asked.counted, read_row=partial(read_row, checkpoint)), asked.by_name)
+    return Counting()
 
 
 def contributions_of(modules: Mapping[str, Module]) -> Iterable[Contribution]:

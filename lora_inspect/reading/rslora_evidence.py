@@ -27,10 +27,11 @@ _STRENGTH = ("flag", "metadata", "adapter_config", "option", "default")
 def find_hint(facts: Iterable[LoraFacts]) -> Hint | None:
     """The hint, where more than half of the modules with a rank above 1 and an alpha have alpha = sqrt(rank)."""
     telling = [fact for fact in facts if fact.rank > 1 and fact.alpha is not None]
-    matching = sum(close(fact.alpha, math.sqrt(fact.rank)) for fact in telling if fact.alpha is not None)
-    if not telling or matching <= HINT_SHARE * len(telling):
-        return None
-    return Hint(matching / len(telling), matching)
+    modules = sum(fact.modules for fact in telling)
+    matching = sum(
+        fact.modules for fact in telling if fact.alpha is not None and close(fact.alpha, math.sqrt(fact.rank))
+    )
+    return Hint(matching / modules, matching) if matching > HINT_SHARE * modules else None
 
 
 def read_rslora(
@@ -144,6 +145,6 @@ def _states_rule(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> boo
     return (
         SCALE_KEY in metadata
         or is_lycoris(metadata)
-        or any(fact.module.startswith(tuple(LYCORIS.prefixes)) for fact in facts)
+        or any(name.startswith(tuple(LYCORIS.prefixes)) for fact in facts for name in fact.places)
         or (bool(asked) and all(close(fact.alpha or 0.0, asked or 0.0) for fact in telling))
     )

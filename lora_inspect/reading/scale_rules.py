@@ -1,16 +1,17 @@
 """The scale rule of every module: those that have the same flag and the same config share one reading."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lora_inspect import schemes
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.reading import rslora_evidence
 from lora_inspect.reading.claim import Claims
 from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.evidence import RSLORA_FLAG, Evidence, LoraFacts, RsloraReading
+from lora_inspect.reading.evidence import RSLORA_FLAG, Evidence, LoraFacts, RsloraReading, names_of
 from lora_inspect.reading.found_configs import FoundConfig, Speakers
+from lora_inspect.reading.module_kinds import ModuleKind, computed
 from lora_inspect.reading.peft_config import LORA_TYPE
-from lora_inspect.reading.scales import Counted
+from lora_inspect.reading.scales import Counted, Counting
 from lora_inspect.reading.stored_numbers import StoredNumbers
 from lora_inspect.records import NamedTuple
 
@@ -29,9 +30,12 @@ class Voice(NamedTuple):
 
 
 class Ruled(NamedTuple):
-    """One contribution whose scale may be rank-stabilised, with all that its rule and its scale are read from."""
+    """A contribution of a kind of modules, given as that of the first, whose scale may be rank-stabilised.
 
-    module: Module
+    With it stands all that its rule and its scale are read from.
+    """
+
+    kind: ModuleKind
     contribution: Contribution
     facts: LoraFacts
     configs: tuple[FoundConfig, ...]
@@ -60,12 +64,11 @@ class RuledGroup(NamedTuple):
         return self._replace(reading=RsloraReading(rslora, "option"), evidence=(*self.evidence, given))
 
 
-def facts_of(contribution: Contribution, numbers: StoredNumbers) -> LoraFacts:
-    """What the evidence looks at in a contribution."""
-    key = contribution.module.key
-    alpha = numbers.alphas.get(key)
+def facts_of(kind: ModuleKind, contribution: Contribution, numbers: StoredNumbers) -> LoraFacts:
+    """What the evidence looks at in a contribution of a kind of modules."""
+    alpha = numbers.alphas.get(contribution.module.key)
     return LoraFacts(
-        module=key,
+        places=kind.places,
         rank=contribution.formula.rank(contribution.shapes) or 0,
         alpha=None if alpha is None else float(alpha),
         linear=contribution.is_linear,
@@ -75,21 +78,19 @@ def facts_of(contribution: Contribution, numbers: StoredNumbers) -> LoraFacts:
 
 
 def read_ruled(
-    claims: Claims,
-    numbers: StoredNumbers,
-    configs: Sequence[FoundConfig],
-    counted: Callable[[Contribution, float | None], Counted],
+    kinds: Sequence[ModuleKind], numbers: StoredNumbers, configs: Sequence[FoundConfig], counting: Counting
 ) -> list[Ruled]:
-    """The contributions that RS-LoRA's rule can be of; `counted` says how often the alpha of each counts."""
-    flags = [module.rslora_flag.name for module in claims.modules.values() if module.rslora_flag]
+    """The contributions that RS-LoRA's rule can be of, those of the kinds in turn."""
+    any_flag = any(kind.first.rslora_flag for kind in kinds)
     speakers = Speakers(configs)
     ruled = []
-    for module, contribution in claims.computed:
+    for kind, contribution in computed(kinds):
         if contribution.formula.rslora:
             theirs = speakers.of(contribution)
-            voice = _voice_of(module, contribution, numbers.flags, theirs, bool(flags))
-            facts = facts_of(contribution, numbers)
-            ruled.append(Ruled(module, contribution, facts, theirs, voice, counted(contribution, facts.alpha)))
+            voice = _voice_of(kind.first, contribution, numbers.flags, theirs, any_flag)
+            facts = facts_of(kind, contribution, numbers)
+            counted = counting.counted(contribution, facts.alpha)
+            ruled.append(Ruled(kind, contribution, facts, theirs, voice, counted))
     return ruled
 
 
@@ -128,10 +129,15 @@ def read_groups(
     network = [key for key in claims.flags if key == RSLORA_FLAG]
     groups = {}
     for voice, own in members.items():
-        keys = dict.fromkeys([*network, *(one.module.rslora_flag.name for one in own if one.module.rslora_flag)])
-        flags = {key: numbers.flags[key] for key in keys}
+        flags = {key: numbers.flags[key] for key in (*network, *_flags(own, claims.modules))}
         groups[voice] = _read_group(voice, [one.facts for one in own], flags, metadata, configs)
     return groups
+
+
+def _flags(ruled: Sequence[Ruled], modules: Mapping[str, Module]) -> Iterable[str]:
+    """The keys of the flags of modules, in the order of the file."""
+    flagged = names_of(one.facts for one in ruled if one.kind.first.rslora_flag)
+    return (flag.name for flag in (modules[name].rslora_flag for name in flagged) if flag)
 
 
 def _read_group(

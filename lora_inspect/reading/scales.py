@@ -3,12 +3,11 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 
 from lora_inspect import schemes
 from lora_inspect.maths.scaling import neutral_alpha, scale_of
 from lora_inspect.reading import evidence, peft_config
-from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.contribution import Contribution, Module, Scaling
 from lora_inspect.reading.evidence import LOKR_FLAG, Evidence, RsloraReading
 from lora_inspect.reading.found_configs import FoundConfig
 from lora_inspect.reading.settings import Settings
@@ -35,9 +34,25 @@ class Counted(NamedTuple):
     contradiction: str = ""
 
 
-def about_parts(counts: Iterable[Counted]) -> list[Evidence]:
-    """What is said of layers that were trained in parts and saved as one, by the number of the parts."""
-    split = Counter(counted.parts for counted in counts if counted.parts > 1)
+ONCE = Counted()
+
+
+class Counting(NamedTuple):
+    """How often the alpha of a contribution counts, by the number that is stored.
+
+    `by_name` says that what its module is called, or its data, may decide that.
+    """
+
+    counted: Callable[[Contribution, float | None], Counted] = lambda contribution, alpha: ONCE
+    by_name: bool = False
+
+
+def about_parts(counts: Iterable[tuple[Counted, int]]) -> list[Evidence]:
+    """What is said of layers that were trained in parts and saved as one, of each with how many modules are so."""
+    split: Counter[int] = Counter()
+    for counted, modules in counts:
+        if counted.parts > 1:
+            split[counted.parts] += modules
     return [
         Evidence(
             "scale",
@@ -71,60 +86,64 @@ class ScaleSources(NamedTuple):
     stored: float | None
     configs: Sequence[FoundConfig]
     rule: RsloraReading
-    counted: Counted = Counted()
+    counted: Counted = ONCE
     hidden: bool = False
 
 
-def with_scales(
+def scalings_of(
     contributions: Sequence[Contribution], sources: Callable[[Contribution], ScaleSources], settings: Settings
-) -> tuple[Contribution, ...]:
-    """The contributions of a module with their scales; what stands beside another one has the scale of that one."""
+) -> list[Scaling | None]:
+    """What is known of the scale of each contribution of a module, None for one that is only recognised.
+
+    What stands beside another one has the scale of that one; the rank stays that one's alone.
+    """
     own = [
-        c if c.algorithm.beside or not c.algorithm.formula else _with_scale(c, sources(c), settings)
-        for c in contributions
+        None if one.algorithm.beside or not one.algorithm.formula else _scaling(one, sources(one), settings)
+        for one in contributions
     ]
-    if not any(c.algorithm.beside for c in own):
-        return tuple(own)
-    bearers = {c.algorithm.name: c for c in own}
-    return tuple(_with_scale_of(c, bearers[c.algorithm.beside]) if c.algorithm.beside else c for c in own)
+    if not any(one.algorithm.beside for one in contributions):
+        return own
+    bearers = {one.algorithm.name: scaling for one, scaling in zip(contributions, own, strict=True)}
+    return [
+        _without_rank(bearers[one.algorithm.beside]) if one.algorithm.beside else scaling
+        for one, scaling in zip(contributions, own, strict=True)
+    ]
 
 
-def _with_scale(contribution: Contribution, sources: ScaleSources, settings: Settings) -> Contribution:
-    """The contribution with rank, alpha and scale, or with the reason why the scale is unknown."""
+def _without_rank(scaling: Scaling | None) -> Scaling | None:
+    return scaling and scaling._replace(fan_in_fan_out=None, rank=None)
+
+
+def _scaling(contribution: Contribution, sources: ScaleSources, settings: Settings) -> Scaling:
+    """Rank, alpha and scale, or the reason why the scale is unknown."""
     rank, open_rank = _rank(contribution, sources)
     rule = sources.rule.value
     found = sources.configs[0] if sources.configs else None
-    fan_in_fan_out = peft_config.fan_in_fan_out(found.config) if found and contribution.is_linear else None
-    told = partial(contribution._replace, rank=rank, fan_in_fan_out=fan_in_fan_out)
+    stored_as = peft_config.fan_in_fan_out(found.config) if found and contribution.is_linear else None
     if open_rank:
-        return told(rslora=rule, why=open_rank)
+        return Scaling(stored_as, rank, None, rule, None, open_rank)
     if rank is None:
         why = f"{contribution.algorithm.title} has no rank here that alpha would be divided by"
         alpha = sources.stored if contribution.algorithm.has_alpha else None
-        return told(alpha=alpha, scale=1.0, rslora=None, why=why)
+        return Scaling(stored_as, None, alpha, None, 1.0, why)
     alpha, why = _alpha(contribution, sources, rank)
     if why and settings.alpha is not None:
         alpha, why = settings.alpha, ""
     if why:
-        return told(alpha=alpha, rslora=rule, why=why)
+        return Scaling(stored_as, rank, alpha, rule, None, why)
     if alpha is None:
         why = f"no alpha, which means scale 1 in the {contribution.module.scheme} scheme"
-        return told(alpha=None, scale=1.0, rslora=None, why=why)
+        return Scaling(stored_as, rank, None, None, 1.0, why)
     if rule is None and rank > 1:
         cause = "conflicts" if sources.rule.source == "conflict" else "is missing"
-        return told(alpha=alpha, rslora=rule, why=f"the evidence for RS-LoRA {cause}")
+        return Scaling(stored_as, rank, alpha, rule, None, f"the evidence for RS-LoRA {cause}")
     rslora = bool(rule)
     why = f"{alpha:g}/sqrt({rank})" if rslora else f"{alpha:g}/{rank}"
     if sources.counted.parts > 1 and sources.stored is not None:
         why += (
             f", as alpha {sources.stored:g} counts for each of the {sources.counted.parts} parts that it was saved in"
         )
-    return told(alpha=alpha, rslora=rslora, scale=scale_of(alpha, rank, rslora), why=why)
-
-
-def _with_scale_of(contribution: Contribution, bearer: Contribution) -> Contribution:
-    """The contribution with the scale of the one that it stands beside; the rank stays that one's alone."""
-    return contribution._replace(alpha=bearer.alpha, rslora=bearer.rslora, scale=bearer.scale, why=bearer.why)
+    return Scaling(stored_as, rank, alpha, rslora, scale_of(alpha, rank, rslora), why)
 
 
 def _rank(contribution: Contribution, sources: ScaleSources) -> tuple[int | None, str]:

@@ -89,7 +89,7 @@ def has_dora(reading: Reading) -> bool:
     convolutions = reading.has_conv_magnitude
     # Factors of other algorithms do not tell a Linear from a convolution.
     of_lora = [facts for facts in reading.facts if not facts.split and (facts.linear or convolutions)]
-    check_dora(reading, present.union(facts.module for facts in of_lora))
+    check_dora(reading, present.union(*(facts.places for facts in of_lora)))
     return True
 
 

@@ -59,11 +59,10 @@ class ModuleWeights(NamedTuple):
         up = self.tensors.get("lora_up.weight")
         return self.split_dims is not None or (up is not None and fusing.has_blocks(up.flatten(1)))
 
-    @property
-    def facts(self) -> LoraFacts:
-        """What the evidence looks at."""
+    def facts(self, place: int = 0) -> LoraFacts:
+        """What the evidence looks at; `place` is where the module stands among those of the file."""
         axis = OUTPUT if self.has_magnitude else None
-        return LoraFacts(self.name, self.rank, self.alpha, self.linear, self.has_slices, axis)
+        return LoraFacts({self.name: place}, self.rank, self.alpha, self.linear, self.has_slices, axis)
 
 
 class FactorReader(NamedTuple):
@@ -108,12 +107,12 @@ class Reading:
     @property
     def facts(self) -> list[LoraFacts]:
         """What the evidence looks at, of every module whose scale can be rank-stabilised."""
-        return [module.facts for module in self.modules.values()] if self.has_rule else []
+        return [one.facts(place) for place, one in enumerate(self.modules.values())] if self.has_rule else []
 
     @property
     def has_conv_magnitude(self) -> bool:
         """Whether convolutions have magnitudes too."""
-        return any(module.has_magnitude and not module.facts.linear for module in self.modules.values())
+        return any(module.has_magnitude and not module.linear for module in self.modules.values())
 
     @property
     def rslora(self) -> RsloraReading:

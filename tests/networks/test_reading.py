@@ -63,7 +63,7 @@ def test_magnitudes_of_the_outputs_are_one_number_for_each(suffix, shape):
     magnitude = torch.randn(shape)
     found = read_one(weights_of(pair()) | {NAME + suffix: magnitude})
     assert torch.equal(found.tensors["dora_layer.weight"], magnitude.flatten())
-    assert found.facts.magnitude_axis == "output"
+    assert found.facts().magnitude_axis == "output"
 
 
 def test_a_dora_scale_of_the_outputs_is_the_magnitude_and_one_of_the_inputs_is_none():
