@@ -48,6 +48,7 @@ def merge(
     alpha: float | None = None,
     allow_partial_dora: bool = False,
     expert_packing: str | None = None,
+    hash_base: bool = False,
     force: bool = False,
     progress: WatchProgress | None = None,
 ) -> MergeResult:
@@ -68,6 +69,7 @@ def merge(
         settings=reading_settings(rslora, alpha, allow_partial_dora, expert_packing),
         choice=Choice(names_of(include), names_of(exclude)),
         weights=None if weights is None else read_weights(path_of(weights)),
+        hash_base=hash_base,
     )
     plan = plan_merge(path_of(base), all_with_settings(adapters), options)
     return merge_planned(plan, path_of(output), force, watched(progress, plan.bytes))

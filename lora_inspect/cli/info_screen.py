@@ -102,6 +102,10 @@ def _problems(sheet: Sheet, problems: Sequence[Mapping[str, Any]], severities: S
 
 def _origin(sheet: Sheet, record: Mapping[str, Any]) -> Iterator[Line]:
     """What the metadata say of where it comes from, a row each."""
+    for merge in record["merged"]:
+        adapters = [f"{sheet.cut(one['file'])}{_strength(one['multiplier'])}" for one in merge["adapters"]]
+        into = f" into {sheet.cut(merge['base'])}" if merge["base"] else ""
+        yield from sheet.row("merged", f"{few(adapters, 'and', _MOST_TAGS) or 'adapters that are not named'}{into}")
     name = os.path.splitext(os.path.basename(os.path.normpath(record["path"])))[0]
     if record["title"] and record["title"] != name:
         yield from sheet.row("title", record["title"])
@@ -118,6 +122,13 @@ def _origin(sheet: Sheet, record: Mapping[str, Any]) -> Iterator[Line]:
         yield from sheet.row("tags", _tags(sheet, record["tags"], record["training"].get("images")))
     if facts := list(_training(record["training"])):
         yield from sheet.row("trained", ", ".join(facts))
+
+
+def _strength(multiplier: float | Mapping[str, float] | None) -> str:
+    """The strength of an adapter that was merged, where it is not plainly 1."""
+    if isinstance(multiplier, Mapping):
+        return f" at {few([f'{name}={number:g}' for name, number in multiplier.items()])}"
+    return "" if multiplier in (None, 1) else f" at {multiplier:g}"
 
 
 def _tags(sheet: Sheet, tags: Mapping[str, int], images: int | None) -> str:

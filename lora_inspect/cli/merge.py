@@ -72,6 +72,9 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
 @transposed_option("the base stores")
 @reading_options
 @click.option(
+    "--hash-base", is_flag=True, help="Read BASE for its SHA-256 as well and record that; the header's is always there."
+)
+@click.option(
     "--dry-run", is_flag=True, is_eager=True, help="Say what would be merged, with or without -o; write nothing."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -92,6 +95,7 @@ def merge(
     alpha: float | None,
     allow_partial_dora: bool,
     expert_packing: str | None,
+    hash_base: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -105,6 +109,7 @@ def merge(
         settings=settings(rslora, alpha, allow_partial_dora, expert_packing),
         choice=Choice(include, exclude),
         weights=read_weights(weights) if weights is not None else None,
+        hash_base=hash_base,
     )
     plan = plan_merge(base, parse_arguments(adapters), options)
     for note in plan.notes:

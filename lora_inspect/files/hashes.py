@@ -46,6 +46,17 @@ def in_library_order(contents: Iterable[Content]) -> list[Content]:
     return sorted(contents, key=lambda content: (-rank_of[content.plan.dtype], content.plan.name))
 
 
+def file_sha256(file: str, identity: Identity, progress: Progress = silent) -> str:
+    """That of all bytes of a file, which sites call SHA256; `progress` is told of them."""
+    digest = hashlib.sha256()
+    with InputFile(file, identity) as source:
+        for start in range(0, identity.bytes, _CHUNK):
+            chunk = source.read(start, min(_CHUNK, identity.bytes - start))
+            digest.update(chunk)
+            progress(len(chunk))
+    return digest.hexdigest()
+
+
 def data_sha256(contents: Iterable[Content], progress: Progress = silent) -> str:
     """That of the data section of a file that holds them in this order, in 64 digits.
 

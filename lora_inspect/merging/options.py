@@ -14,7 +14,7 @@ class MergeOptions:
 
     `only` are components, all where it is empty. `transposed` says by globs how the base stores the square weights
     whose orientation the evidence leaves open. `choice` are the modules that --include and --exclude leave,
-    `weights` the file with more settings of strength.
+    `weights` the file with more settings of strength. `hash_base` reads the base for its hash as well.
     """
 
     dtype: str | None = None
@@ -25,3 +25,4 @@ class MergeOptions:
     settings: Settings = field(default_factory=Settings)
     choice: Choice = field(default_factory=Choice)
     weights: WeightsFile | None = None
+    hash_base: bool = False

@@ -103,8 +103,12 @@ class MergePlan:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all tensors that are written and the files beside them: what `merge` tells its progress of."""
-        return sum(info.nbytes for info in self.written) + self.side_files.bytes
+        """Bytes of all tensors that are written and the files beside them: what `merge` tells its progress of.
+
+        Where the base is read for its hash, those of its files as well.
+        """
+        hashed = self.base.bytes if self.options.hash_base else 0
+        return sum(info.nbytes for info in self.written) + self.side_files.bytes + hashed
 
     @property
     def written(self) -> list[TensorInfo]:

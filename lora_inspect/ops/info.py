@@ -1,7 +1,7 @@
 """What a file is and means: the reading of a checkpoint as one flat record, for people and for scripts."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.architectures.detection import Detection, settled_by
@@ -12,7 +12,7 @@ from lora_inspect.reading.folded_scales import FOLDED_KEY, FoldedScales
 from lora_inspect.reading.kinds import ADAPTER, BASE
 from lora_inspect.reading.pipeline_parts import PipelinePart, adapter_parts, base_parts, computing_tensors
 from lora_inspect.reading.problem import ERROR
-from lora_inspect.reading.provenance import provenance
+from lora_inspect.reading.provenance import MERGED_KEY, provenance
 from lora_inspect.reading.training_facts import training_facts
 from lora_inspect.records import NamedTuple
 
@@ -149,6 +149,7 @@ def record_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", modules: boo
         },
         "evidence": [{"about": item.about, "says": item.says, "where": item.where} for item in adapter.evidence],
         "metadata": checkpoint.metadata,
+        "merged": _merged(checkpoint.metadata),
         "title": origin.title,
         "base": origin.base,
         "trigger_words": list(origin.trigger_words),
@@ -178,6 +179,15 @@ def record_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", modules: boo
             for contribution in module.contributions
         ]
     return record
+
+
+def _merged(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The merges that made the file, the first of them first."""
+    if MERGED_KEY not in metadata:
+        return []
+    from lora_inspect.reading.merge_record import as_record, merge_records
+
+    return [as_record(one) for one in merge_records(metadata)]
 
 
 def _own_config(adapter: Adapter) -> dict[str, Any] | None:

@@ -13,15 +13,13 @@ from lora_inspect.files.output_names import file_output, folder_output
 from lora_inspect.files.outputs import check_output, check_replaceable, new_folder
 from lora_inspect.files.partial import remove_leftovers
 from lora_inspect.matching.orientation import Orientation, in_record
-from lora_inspect.maths import dora
-from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.folded_weights import Folding, write_folded
 from lora_inspect.merging.options import MergeOptions
 from lora_inspect.merging.plan import MergePlan, plan_merge
+from lora_inspect.merging.provenance import recorded
 from lora_inspect.progress import Progress, silent
-from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.metadata import describe_file, merged_metadata
+from lora_inspect.reading.metadata import merged_metadata
 from lora_inspect.reading.quantisation import quantisation_settings
 
 # A merge is planned and then made: what calls it finds both here.
@@ -133,14 +131,14 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     output = merge_output(plan, output)
     leftovers = remove_leftovers(output)
     check_merge_output(plan, output, force)
-    load_torch()
+    record = recorded(plan, progress, beside=load_torch)
     uncast = quantisation_settings(plan.base.tensors)
     folding = Folding(plan.folds, uncast, plan.options.dtype, plan.options.dora_rule, plan.decoding.weights)
     if plan.base.root is not None:
         with new_folder(output, plan.inputs, force) as folder:
-            counts = _write_folder(plan, folder, folding, progress)
+            counts = _write_folder(plan, folder, folding, record, progress)
     else:
-        counts = _write_file(plan, plan.base.files[0], output, folding, progress, plan.inputs, force)
+        counts = _write_file(plan, plan.base.files[0], output, folding, record, progress, plan.inputs, force)
     return MergeResult(
         output=output,
         modules_merged=plan.modules,
@@ -181,10 +179,10 @@ def check_merge_output(plan: MergePlan, output: str, force: bool) -> None:
         check_replaceable(output, [*weights, *plan.side_files.copied], plan.side_files.folders)
 
 
-def _write_folder(plan: MergePlan, folder: str, folding: Folding, progress: Progress) -> Counter[str]:
+def _write_folder(plan: MergePlan, folder: str, folding: Folding, record: str, progress: Progress) -> Counter[str]:
     counts: Counter[str] = Counter()
     for file in plan.base.files:
-        counts += _write_file(plan, file, os.path.join(folder, os.path.basename(file)), folding, progress)
+        counts += _write_file(plan, file, os.path.join(folder, os.path.basename(file)), folding, record, progress)
     weight_bytes = sum(folding.output(info).nbytes for info in plan.written)
     decoding = plan.decoding
     copy_side_files(plan.base, plan.side_files, folder, weight_bytes, progress, decoding.dropped, decoding.side_files)
@@ -196,30 +194,15 @@ def _write_file(
     file: str,
     output: str,
     folding: Folding,
+    record: str,
     progress: Progress,
     inputs: Mapping[str, Identity] | None = None,
     force: bool = False,
 ) -> Counter[str]:
     infos = [info for info in plan.written if info.file == file]
     described = plan.decoding.metadata.get(file, plan.base.file_metadata[file])
-    metadata = merged_metadata(described, _sources(plan))
+    metadata = merged_metadata(described, record)
     return write_folded(output, infos, folding, metadata, progress, inputs, force)
-
-
-def _sources(plan: MergePlan) -> list[Mapping[str, Any]]:
-    sources: list[Mapping[str, Any]] = []
-    for adapter, settings in plan.adapters:
-        source: dict[str, Any] = {"file": describe_file(adapter.checkpoint.path), "multiplier": settings.multipliers()}
-        rules = {RANK_STABILISED if c.rslora else STANDARD for c in adapter.contributions if not c.algorithm.replaces}
-        source["scale"] = " and ".join(sorted(rules))
-        if adapter.dora.value:
-            source["dora_multiplier"] = plan.options.dora_rule or _default_rule(adapter)
-        sources.append(source)
-    return sources
-
-
-def _default_rule(adapter: Adapter) -> str:
-    return next((c.magnitude.spelling.multiplier for c in adapter.contributions if c.magnitude), dora.INSIDE)
 
 
 def _size(path: str) -> int:

@@ -12,9 +12,10 @@ from lora_inspect.reading.evidence import SCALE_KEY, network_args
 from lora_inspect.reading.folded_scales import FOLDED_KEY
 from lora_inspect.reading.magnitude_norms import NORMS_KEY
 from lora_inspect.reading.peft_config import EMBEDDED_KEY
+from lora_inspect.reading.provenance import MERGED_KEY
 
 HASHES = ("sshs_model_hash", "sshs_legacy_hash")
-MERGED_KEY, CONVERTED_KEY = "lora_inspect.merged", "lora_inspect.converted"
+CONVERTED_KEY = "lora_inspect.converted"
 
 # Hashes of tensors that are no longer these.
 _STALE_HASHES = (*HASHES, "modelspec.hash_sha256")
@@ -29,11 +30,9 @@ _OPTIONS_OF_LOKR = ("factor", "decompose_both", "full_matrix", "unbalanced_facto
 _SEVERAL = "Dynamic"
 
 
-def merged_metadata(metadata: Mapping[str, str], sources: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """A base's metadata after a merge: hashes of the old tensors gone, the adapters recorded."""
-    kept = {key: value for key, value in metadata.items() if key not in _STALE_HASHES}
-    kept[MERGED_KEY] = json.dumps({"version": __version__, "adapters": list(sources)})
-    return kept
+def merged_metadata(metadata: Mapping[str, str], record: str) -> dict[str, str]:
+    """A base's metadata after a merge: hashes of the old tensors gone, what was merged recorded."""
+    return {key: value for key, value in metadata.items() if key not in _STALE_HASHES} | {MERGED_KEY: record}
 
 
 def standard_metadata(

@@ -13,6 +13,8 @@ from typing import Any
 from lora_inspect.files.json_text import parse_json
 from lora_inspect.records import NamedTuple
 
+# What a merge of ours records in its output.
+MERGED_KEY = "lora_inspect.merged"
 # Keys in the order in which they are looked for. Expressions are compiled when a file has what they are for.
 _TITLES = ("modelspec.title", "ss_output_name", "name")
 _BASES = ("ss_sd_model_name", "ss_base_model", "base_model")

@@ -1,5 +1,6 @@
 """merge against the programs that trained the adapters, and against formulas written out in float64."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -446,7 +447,10 @@ def test_records_what_was_merged_and_drops_stale_hashes(tmp_path):
         found = file.metadata()
     assert found.pop("modelspec.title") == "kept"
     record = json.loads(found.pop("lora_inspect.merged"))
-    assert record["adapters"] == [{"file": "adapter.safetensors", "multiplier": 0.5, "scale": "alpha/rank"}]
+    (adapter,) = record["adapters"]
+    digest = hashlib.sha256((tmp_path / "adapter.safetensors").read_bytes()).hexdigest()
+    told = {"file": "adapter.safetensors", "multiplier": 0.5, "settings": "0.5", "scale": "alpha/rank"}
+    assert adapter == {**told, "sha256": digest}
     assert not found
 
 

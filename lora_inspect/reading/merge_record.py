@@ -1,0 +1,167 @@
+"""What a base's metadata tell of the adapters that lora-inspect merged into it. Standard library only.
+
+Metadata may hold anything: what is not of the kind that is looked for counts as not there.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from lora_inspect.files.json_text import parse_json
+from lora_inspect.files.strict_json import is_shallow
+from lora_inspect.reading.provenance import MERGED_KEY
+from lora_inspect.records import NamedTuple
+
+# The names of the record's parts.
+ADAPTERS, BASE, OPTIONS, EARLIER = "adapters", "base", "options", "earlier"
+FILE, SHA256, CONFIG, SETTINGS, MULTIPLIER, HEADER = "file", "sha256", "config", "settings", "multiplier", "header"
+# As deep as a record of ours is: the multipliers of an adapter of an earlier record.
+_DEEPEST = 8
+
+
+class MergedAdapter(NamedTuple):
+    """One adapter of a merge. `multiplier` is a number, or numbers by what they are of.
+
+    `sha256` are the hashes of its files by name, with "" for that of a single file; `config` is that of the config
+    beside it. `settings` are what hung on its path, as they are spelled there.
+    """
+
+    file: str
+    multiplier: float | Mapping[str, float] | None
+    sha256: Mapping[str, str]
+    config: str | None
+    settings: str
+
+
+class MergedBase(NamedTuple):
+    """What is known of the base: `header` is the hash of its header, `sha256` are as those of an adapter."""
+
+    file: str
+    bytes: int | None
+    dtypes: tuple[str, ...]
+    header: str | None
+    sha256: Mapping[str, str]
+
+
+class MergeRecord(NamedTuple):
+    """One merge. `base` is None where an older version recorded none."""
+
+    version: str
+    base: MergedBase | None
+    adapters: tuple[MergedAdapter, ...]
+    options: Mapping[str, Any]
+
+
+def merge_records(metadata: Mapping[str, str]) -> list[MergeRecord]:
+    """The merges that made a model, the first of them first; none where there was none."""
+    last = _object(metadata)
+    if last is None:
+        return []
+    records = [_record(one) for one in (*_list(last.get(EARLIER)), last)]
+    return [record for record in records if record is not None]
+
+
+def earlier_records(metadata: Mapping[str, str]) -> list[Any]:
+    """What the record of a merge into this base has under "earlier": its own earlier ones, and its last.
+
+    A record that is none of ours stands there as its text.
+    """
+    text = metadata.get(MERGED_KEY)
+    if text is None:
+        return []
+    last = _object(metadata)
+    if last is None:
+        return [text]
+    own = {name: value for name, value in last.items() if name != EARLIER}
+    return [*_list(last.get(EARLIER)), own]
+
+
+def record_before(metadata: Mapping[str, str]) -> str | None:
+    """The value of the key as it was before the last merge; None where there was none."""
+    last = _object(metadata)
+    earlier = _list(last.get(EARLIER)) if last else []
+    if not earlier:
+        return None
+    before = earlier[-1]
+    if not isinstance(before, dict):
+        return str(before)
+    return json.dumps({**before, EARLIER: earlier[:-1]} if earlier[:-1] else before, separators=(",", ":"))
+
+
+def as_record(record: MergeRecord) -> dict[str, Any]:
+    """The merge as `info --json` has it."""
+    return {
+        "version": record.version,
+        "base": record.base.file if record.base else None,
+        "adapters": [
+            {"file": one.file, "multiplier": one.multiplier, "sha256": one.sha256.get("", dict(one.sha256) or None)}
+            for one in record.adapters
+        ],
+    }
+
+
+def _object(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    try:
+        found = parse_json(metadata.get(MERGED_KEY, "null"))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and is_shallow(found, _DEEPEST) else None
+
+
+def _record(value: Any) -> MergeRecord | None:
+    if not isinstance(value, dict):
+        return None
+    adapters = [_adapter(one) for one in _list(value.get(ADAPTERS))]
+    options = value.get(OPTIONS)
+    return MergeRecord(
+        _text(value.get("version")),
+        _base(value.get(BASE)),
+        tuple(one for one in adapters if one is not None),
+        options if isinstance(options, dict) else {},
+    )
+
+
+def _adapter(value: Any) -> MergedAdapter | None:
+    if not isinstance(value, dict) or not isinstance(value.get(FILE), str):
+        return None
+    multiplier = value.get(MULTIPLIER)
+    numbers = {k: v for k, v in multiplier.items() if _is_number(v)} if isinstance(multiplier, dict) else None
+    config = value.get(CONFIG)
+    return MergedAdapter(
+        value[FILE],
+        multiplier if _is_number(multiplier) else numbers,
+        _hashes(value.get(SHA256)),
+        config if isinstance(config, str) else None,
+        _text(value.get(SETTINGS)),
+    )
+
+
+def _base(value: Any) -> MergedBase | None:
+    if not isinstance(value, dict) or not isinstance(value.get(FILE), str):
+        return None
+    size, dtypes, header = value.get("bytes"), value.get("dtypes"), value.get(HEADER)
+    return MergedBase(
+        value[FILE],
+        size if isinstance(size, int) and not isinstance(size, bool) else None,
+        tuple(dtypes) if isinstance(dtypes, dict) else (),
+        header if isinstance(header, str) else None,
+        _hashes(value.get(SHA256)),
+    )
+
+
+def _hashes(value: Any) -> Mapping[str, str]:
+    if isinstance(value, str):
+        return {"": value}
+    return {name: one for name, one in value.items() if isinstance(one, str)} if isinstance(value, dict) else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,61 @@
+"""The record of a merge is read whatever stands in it."""
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_inspect.reading.merge_record import MERGED_KEY, as_record, earlier_records, merge_records, record_before
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["adapters", "base", "earlier", "file", "sha256", "multiplier", "version", "options", "bytes"]),
+        inner,
+        max_size=4,
+    ),
+    max_leaves=20,
+)  # fmt: skip
+
+
+@given(values)
+def test_any_json_is_read_as_far_as_it_is_a_record(value):
+    metadata = {MERGED_KEY: json.dumps(value)}
+    for record in merge_records(metadata):
+        json.dumps(as_record(record))
+    earlier_records(metadata)
+    record_before(metadata)
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", "[]", "1", "{" * 10_000, '{"a": ' * 300 + "1" + "}" * 300])
+def test_what_is_no_record_is_none(text):
+    assert merge_records({MERGED_KEY: text}) == []
+    assert earlier_records({MERGED_KEY: text}) == [text]
+    assert record_before({MERGED_KEY: text}) is None
+
+
+def test_the_record_before_a_merge_is_what_the_base_had():
+    first = {"version": "1", "adapters": [{"file": "a", "multiplier": 1}]}
+    assert record_before({MERGED_KEY: json.dumps(first)}) is None
+    texts = [json.dumps(first, separators=(",", ":"))]
+    for number in range(3):
+        metadata = {MERGED_KEY: texts[-1]}
+        whole = {"version": "1", "adapters": [{"file": str(number)}], "earlier": earlier_records(metadata)}
+        texts.append(json.dumps(whole, separators=(",", ":")))
+    for before, after in pairwise(texts):
+        assert record_before({MERGED_KEY: after}) == before
+    assert record_before({MERGED_KEY: json.dumps({"earlier": ["odd text"]})}) == "odd text"
+    assert [len(record.adapters) for record in merge_records({MERGED_KEY: texts[-1]})] == [1, 1, 1, 1]
+
+
+def test_records_of_versions_that_knew_less_are_read():
+    (record,) = merge_records(
+        {MERGED_KEY: '{"version": "0.1.0", "adapters": [{"file": "a", "multiplier": {"*": 1.5}}]}'}
+    )
+    assert as_record(record) == {
+        "version": "0.1.0",
+        "base": None,
+        "adapters": [{"file": "a", "multiplier": {"*": 1.5}, "sha256": None}],
+    }
