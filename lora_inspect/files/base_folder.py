@@ -105,7 +105,7 @@ def copy_side_files(
 
 def _copy(source: str, identity: Identity, target: str) -> None:
     with InputFile(source, identity) as opened, open(target, "xb", buffering=0) as written:
-        copy_bytes(opened, 0, identity.bytes, written.fileno())
+        copy_bytes(opened, 0, identity.bytes, written.fileno(), 0)
 
 
 def _write_index(source: str, identity: Identity, target: str, weight_bytes: int, dropped: Collection[str]) -> None:

@@ -89,8 +89,9 @@ def write_anew(
         write_all(descriptor, header)
         end = headed.identity.bytes
         block = min(headed.data_start + -headed.data_start % _BLOCK, end)
-        copy_bytes(source, headed.data_start, block, descriptor)
-        copy_bytes(source, block, end, descriptor, progress)
+        copy_bytes(source, headed.data_start, block, descriptor, len(header))
+        behind = len(header) + block - headed.data_start
+        copy_bytes(source, block, end, descriptor, behind, progress)
 
 
 def write_in_place(headed: Headed, metadata: Mapping[str, str], own: Editing) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import stat
 import sys
+from _thread import allocate_lock
 from contextlib import suppress
 
 from lora_inspect.records import NamedTuple
@@ -42,6 +43,8 @@ class _Rename(NamedTuple):
     exchange: int
 
 
+# Held by a thread that moves the position of a descriptor, where writing needs that.
+_SEEKING = allocate_lock()
 _RENAMES = {"linux": _Rename("renameat2", -100, 1, 2), "darwin": _Rename("renameatx_np", -2, 4, 2)}
 # What a kernel, a file system or a container's filter says of a rename or a hard link that it does not know.
 _UNKNOWN = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EMLINK)
@@ -126,18 +129,40 @@ def close_locked(descriptor: int) -> None:
         os.close(descriptor)
 
 
-def copy_in_system(source: int, target: int, count: int, position: int) -> int:
-    """Appends up to `count` bytes from `position` of a descriptor to another one, without reading them.
+def write_at(descriptor: int, buffer: memoryview, position: int) -> int:
+    """Writes bytes at a `position` of a file, wherever other threads write; returns how many, at least one."""
+    if hasattr(os, "pwrite"):
+        return os.pwrite(descriptor, buffer, position)
+    with _SEEKING:
+        os.lseek(descriptor, position, os.SEEK_SET)
+        return os.write(descriptor, buffer)
+
+
+def copy_in_system(source: int, target: int, count: int, position: int, at: int) -> int:
+    """Copies up to `count` bytes from `position` of a descriptor to `at` in another one, without reading them.
 
     Returns how many; 0 where the system or one of the file systems cannot, or `source` ends.
     """
     if not hasattr(os, "copy_file_range"):
         return 0
     try:
-        moved: int = os.copy_file_range(source, target, count, position)
+        moved: int = os.copy_file_range(source, target, count, position, at)
     except OSError:
         return 0
     return moved
+
+
+def usable_cores() -> int:
+    """How many cores this process may keep busy, as the system and the control group above it say."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/proc/self/cgroup", "rb") as handle:
+            group = handle.read().decode(errors="replace").partition("0::")[2].partition("\n")[0]
+        with open(f"/sys/fs/cgroup{group}/cpu.max", "rb") as handle:
+            quota, period = handle.read().split()[:2]
+        return max(1, min(cores, -(-int(quota) // int(period))))
+    except (OSError, ValueError, ZeroDivisionError):
+        return cores
 
 
 def give_rights(descriptor: int, status: os.stat_result) -> None:

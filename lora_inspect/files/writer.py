@@ -1,12 +1,13 @@
 """A streaming, atomic writer of .safetensors files: header, tensors, rename. Standard library only."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from _thread import allocate_lock
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from lora_inspect.files.byte_copy import Buffer, copy_bytes, write_all
+from lora_inspect.files.byte_copy import Buffer, copy_bytes, write_all_at
 from lora_inspect.files.dtypes import BITS
 from lora_inspect.files.header import LENGTH_BYTES, TensorInfo, count_elements
 from lora_inspect.files.input_file import Identity, InputFile
@@ -63,12 +64,30 @@ def padded_header(text: bytes, room: int = 0, behind: int = 0, step: int = ALIGN
     return (len(text) + blanks).to_bytes(LENGTH_BYTES, "little") + text + b" " * blanks
 
 
+class Span(NamedTuple):
+    """Bytes `start` to `stop` of the file that the tensor `info` is in, and where they are written.
+
+    They are whole tensors that lie one behind the other in both files, or a part of these.
+    """
+
+    info: TensorInfo
+    start: int
+    stop: int
+    at: int
+
+    def pieces(self, most: int) -> Iterator["Span"]:
+        """Spans of at most so many bytes, one behind the other."""
+        for start in range(self.start, self.stop, most):
+            stop = min(start + most, self.stop)
+            yield self._replace(start=start, stop=stop, at=self.at + start - self.start)
+
+
 class Writer:
     """Context manager that writes one file beside `path` and renames it when it is complete; else nothing is left.
 
-    Tensors are written in the order of `plans`. With `force` the file replaces one of its name. Raises
-    LoraInspectError when the disk refuses, where something has the name, and where one of the `inputs` is not the file
-    any more that was read.
+    The place of every tensor is known from the header, so that several threads may write, each its own tensors or rows.
+    With `force` the file replaces one of its name. Raises LoraInspectError when the disk refuses, where something has
+    the name, and where one of the `inputs` is not the file any more that was read.
     """
 
     def __init__(
@@ -82,15 +101,21 @@ class Writer:
     ) -> None:
         self._file = new_file(path, inputs, force, prove)
         self._source: InputFile | None = None
-        self._plans = iter(plans)
         self._header = encode_header(plans, metadata, ROOM)
+        self._places: dict[str, tuple[int, int]] = {}
+        stop = len(self._header)
+        for plan in plans:
+            start, stop = stop, stop + plan.nbytes
+            self._places[plan.name] = start, stop
+        self._left = stop - len(self._header)
+        self._counting = allocate_lock()
         self._descriptor = -1
 
     def __enter__(self) -> "Writer":
         with ExitStack() as opened:
             self._descriptor = opened.enter_context(self._file)
             opened.callback(self._leave_source)
-            write_all(self._descriptor, self._header)
+            write_all_at(self._descriptor, self._header, 0)
             self._opened = opened.pop_all()
         return self
 
@@ -101,26 +126,62 @@ class Writer:
             self._opened.__exit__(kind, error, trace)
             return
         with self._opened:
-            left = next(self._plans, None)
-            if left is not None:
-                raise AssertionError(f"{left.name} was planned but not written")
+            if self._left:
+                raise AssertionError(f"{self._left} bytes were planned but not written")
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Where a tensor begins and ends in the file."""
+        return self._places[name]
 
     def write(self, name: str, chunks: Iterable[Buffer]) -> None:
-        """The whole content of the next tensor, which must be `name`, in as many chunks as the caller likes."""
-        plan = self._next(name)
-        written = 0
+        """The whole content of a tensor, in as many chunks as the caller likes."""
+        start, stop = self._places[name]
+        position = 0
         for chunk in chunks:
-            write_all(self._descriptor, chunk)
-            written += memoryview(chunk).nbytes
-        if written != plan.nbytes:
-            raise AssertionError(f"{name}: {written} bytes written where {plan.nbytes} were planned")
+            position = self.write_at(name, position, chunk)
+        if position != stop - start:
+            raise AssertionError(f"{name}: {position} bytes written where {stop - start} were planned")
+
+    def write_at(self, name: str, position: int, buffer: Buffer) -> int:
+        """Bytes of a tensor from its own `position` on, each of which is written once; returns the position behind."""
+        start, stop = self._places[name]
+        count = memoryview(buffer).nbytes
+        if start + position + count > stop:
+            raise AssertionError(f"{name}: more bytes written than the {stop - start} that were planned")
+        write_all_at(self._descriptor, buffer, start + position)
+        self._count(count)
+        return position + count
 
     def copy(self, info: TensorInfo, name: str | None = None, progress: Progress = silent) -> None:
-        """The bytes of `info` as the next tensor, moved by the system where it can."""
-        plan = self._next(name or info.name)
-        if plan.nbytes != info.nbytes:
-            raise AssertionError(f"{info.name}: {info.nbytes} bytes do not fit a plan of {plan.nbytes}")
-        copy_bytes(self._source_of(info), info.start, info.stop, self._descriptor, progress)
+        """The bytes of `info` as a whole tensor, moved by the system where it can."""
+        start, stop = self._places[name or info.name]
+        if stop - start != info.nbytes:
+            raise AssertionError(f"{info.name}: {info.nbytes} bytes do not fit a plan of {stop - start}")
+        self.copy_span(Span(info, info.start, info.stop, start), self._source_of(info), progress)
+
+    def copy_span(self, span: Span, source: InputFile, progress: Progress = silent) -> None:
+        """The bytes of a span, from its open `source`, moved by the system where it can."""
+        copy_bytes(source, span.start, span.stop, self._descriptor, span.at, progress)
+        self._count(span.stop - span.start)
+
+    def spans(self, infos: Iterable[TensorInfo]) -> Iterator[Span]:
+        """What is copied of tensors that keep their names, in the order of the file; neighbours in one span."""
+        last: Span | None = None
+        for info in sorted(infos, key=lambda info: self._places[info.name]):
+            at, _ = self._places[info.name]
+            behind = last and (last.info.file, last.stop, last.at + last.stop - last.start)
+            if last and behind == (info.file, info.start, at):
+                last = last._replace(stop=info.stop)
+                continue
+            if last:
+                yield last
+            last = Span(info, info.start, info.stop, at)
+        if last:
+            yield last
+
+    def _count(self, written: int) -> None:
+        with self._counting:
+            self._left -= written
 
     def _source_of(self, info: TensorInfo) -> InputFile:
         """The file of `info`, which stays open until a tensor of another file is copied."""
@@ -133,9 +194,3 @@ class Writer:
         source, self._source = self._source, None
         if source is not None:
             source.close()
-
-    def _next(self, name: str) -> TensorPlan:
-        plan = next(self._plans, None)
-        if plan is None or plan.name != name:
-            raise AssertionError(f"{name} was written where {plan and plan.name} was planned")
-        return plan

@@ -6,13 +6,35 @@ between calls, so that rows may come in any blocks and in any order. Written wit
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from math import lcm
-from typing import Any, Protocol
+from operator import add
+from typing import Any, Protocol, runtime_checkable
 
 # Reads the weight: (first row, rows) for all of it, in blocks that begin and end where they may, in memory that is
 # used again.
 Blocks = Callable[[], Iterator[tuple[int, Any]]]
+# What is computed of a block: (first row, rows), which stay as they are.
+Measure = Callable[[int, Any], Any]
+
+
+@runtime_checkable
+class SharedBlocks(Protocol):
+    """Blocks that several threads can go through together."""
+
+    def __call__(self) -> Iterator[tuple[int, Any]]:
+        """As all blocks: one after the other, in this thread."""
+
+    def total(self, measure: Measure) -> Any:
+        """The sum of what `measure` makes of each block, in the order of the blocks; None where there is none."""
+
+
+def total(blocks: Blocks, measure: Measure) -> Any:
+    """The sum of what `measure` makes of each block, in the order of the blocks; None where there is none."""
+    if isinstance(blocks, SharedBlocks):
+        return blocks.total(measure)
+    parts = (measure(first, rows) for first, rows in blocks())
+    return reduce(add, parts, next(parts, None))
 
 
 class Change(Protocol):

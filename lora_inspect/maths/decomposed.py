@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_inspect.maths import dora
-from lora_inspect.maths.change import Blocks, Change, Transposed
+from lora_inspect.maths.change import Blocks, Change, Transposed, total
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,10 @@ class Magnitude:
     norms: str = dora.OF_SUM
 
     def squared_norms(self, rows: Any, combined: Any, axis: str) -> Any:
-        """The squares of the norms that divide, of some rows of W and the same of V, which is `combined`."""
+        """The squares of the norms that divide, of some rows of W and the same of V, which is `combined`.
+
+        Of W there may be None where the norms are those of V.
+        """
         return dora.squared_norm(rows if self.norms == dora.OF_BASE else combined, axis)
 
     def divisors(self, squared_norms: Any) -> Any:
@@ -37,11 +40,12 @@ class Magnitude:
         """What V is multiplied by."""
         return dora.gain(values, self.divisors(squared_norms))
 
-    def combined(self, change: Change, rows: Any, first: int, multiplier: float) -> Any:
-        """The rows of V."""
-        combined = rows.clone()
-        change.fold(combined, first, dora.inner_multiplier(multiplier, self.rule))
-        return combined
+    def combined(self, change: Change, rows: Any, first: int, multiplier: float) -> tuple[Any, Any]:
+        """The `rows` of W, and those of V in their place; None for those of W where nothing depends on them."""
+        is_kept = self.norms == dora.OF_BASE or self.rule == dora.INTERPOLATE
+        before = rows.clone() if is_kept else None
+        change.fold(rows, first, dora.inner_multiplier(multiplier, self.rule))
+        return before, rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +67,19 @@ class DecomposedRows(Change):
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Scales each row of V by its magnitude over the norm of that row."""
-        combined = self.magnitude.combined(self.change, rows, first, multiplier)
-        gains = self._gains(rows, combined, first).reshape(-1, 1)
-        rows.copy_(dora.apply_gain(rows, combined, gains, multiplier, self.magnitude.rule))
+        before, combined = self.magnitude.combined(self.change, rows, first, multiplier)
+        gains = self._gains(before, combined, first).reshape(-1, 1)
+        dora.apply_gain(before, combined, gains, multiplier, self.magnitude.rule)
 
     def values_of(self, other: Magnitude, rows: Any, first: int) -> Any:
         """The magnitudes with which `other`, by its own norms, makes the same of the `rows` of W at multiplier 1."""
-        combined = self.magnitude.combined(self.change, rows, first, 1.0)
+        combined = rows.clone()
+        self.change.fold(combined, first, 1.0)
         norms = other.divisors(other.squared_norms(rows, combined, dora.OUTPUT))
         return self._gains(rows, combined, first) * norms
 
     def _gains(self, rows: Any, combined: Any, first: int) -> Any:
-        values = self.magnitude.values[first : first + rows.shape[0]]
+        values = self.magnitude.values[first : first + combined.shape[0]]
         return self.magnitude.gains(self.magnitude.squared_norms(rows, combined, dora.OUTPUT), values)
 
     def transposed(self) -> Change:
@@ -104,20 +109,21 @@ class DecomposedColumns(Change):
         """Sums up the squares over all rows."""
         inner = dora.inner_multiplier(multiplier, self.magnitude.rule)
         change = self.change.settled(blocks, inner)
-        squares: Any = None
-        for first, rows in blocks():
-            combined = self.magnitude.combined(change, rows, first, multiplier)
-            own = self.magnitude.squared_norms(rows, combined, dora.INPUT)
-            squares = own if squares is None else squares + own
-        per_input = squares.reshape(-1, self.columns_per_input).sum(1)
+
+        def squares(first: int, rows: Any) -> Any:
+            combined = rows.clone()
+            change.fold(combined, first, inner)
+            return self.magnitude.squared_norms(rows, combined, dora.INPUT)
+
+        per_input = total(blocks, squares).reshape(-1, self.columns_per_input).sum(1)
         return replace(self, change=change, squares=per_input)
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Scales each column of V by the norm of all columns of its input."""
-        combined = self.magnitude.combined(self.change, rows, first, multiplier)
+        before, combined = self.magnitude.combined(self.change, rows, first, multiplier)
         gains = self.magnitude.gains(self.squares, self.magnitude.values)
         gains = gains.repeat_interleave(self.columns_per_input).reshape(1, -1)
-        rows.copy_(dora.apply_gain(rows, combined, gains, multiplier, self.magnitude.rule))
+        dora.apply_gain(before, combined, gains, multiplier, self.magnitude.rule)
 
     def transposed(self) -> Change:
         """What were columns are rows in the weight as it is stored; of a convolution all rows have to be there."""

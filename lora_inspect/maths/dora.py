@@ -117,13 +117,15 @@ def inner_multiplier(multiplier: float, rule: str) -> float:
     return multiplier if rule == INSIDE else 1.0
 
 
-def apply_gain(base: Any, combined: Any, gains: Any, multiplier: float, rule: str) -> Any:
-    """The folded weight from W (`base`) and V (`combined`), both (rows, columns), and broadcastable gains.
+def apply_gain(base: Any, combined: Any, gains: Any, multiplier: float, rule: str) -> None:
+    """Makes the folded weight of V (`combined`), in place, from W (`base`), both (rows, columns), and the gains.
 
-    inside: V·g. interpolate (ComfyUI): W + m·(V·g - W). lycoris (lycoris-lora): V·(m·(g - 1) + 1).
+    inside: V·g. interpolate (ComfyUI): W + m·(V·g - W). lycoris (lycoris-lora): V·(m·(g - 1) + 1). Only the second one
+    needs W. The gains are (rows, 1) or (1, columns).
     """
-    if rule == INSIDE:
-        return combined * gains
+    if rule == LYCORIS:
+        combined.mul_(multiplier * (gains - 1.0) + 1.0)
+        return
+    combined.mul_(gains)
     if rule == INTERPOLATE:
-        return base + multiplier * (combined * gains - base)
-    return combined * (multiplier * (gains - 1.0) + 1.0)
+        combined.sub_(base).mul_(multiplier).add_(base)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lora_inspect.maths.change import Blocks, Change, LowRank
+from lora_inspect.maths.change import Blocks, Change, LowRank, total
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,7 @@ class Reprojected(Change):
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
         """The product of what is known of the weight then."""
-        parts = (self.taken[first : first + rows.shape[0]].transpose(0, 1) @ rows for first, rows in blocks())
-        found = sum(parts, start=0.0)
+        found = total(blocks, lambda first, rows: self.taken[first : first + rows.shape[0]].transpose(0, 1) @ rows)
         return LowRank(self.left, -found if self.put is None else self.put - found, 1.0)
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_inspect.maths.change import Blocks, Change, LowRank, Transposed
+from lora_inspect.maths.change import Blocks, Change, LowRank, Transposed, total
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,7 @@ class SeenByNetwork(Change):
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
         """What the network makes of the whole weight, which is a product of thin matrices with B."""
-        seen: Any = None
-        for first, rows in blocks():
-            part = self.down[:, first : first + rows.shape[0]] @ rows
-            seen = part if seen is None else seen + part
+        seen = total(blocks, lambda first, rows: self.down[:, first : first + rows.shape[0]] @ rows)
         hidden = self.activation(seen)
         kept = []
         for encoder in self.encoders:

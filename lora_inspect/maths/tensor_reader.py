@@ -9,6 +9,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.maths.fp8 import FP8_DTYPES, narrow, widen
+from lora_inspect.records import NamedTuple
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WHOLE_DTYPES = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
@@ -71,23 +72,67 @@ def to_bytes(tensor: torch.Tensor, dtype: str) -> bytes:
     return bytes(buffer)
 
 
+def bytes_in(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    values = tensor.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(values)  # type: ignore[arg-type]  # numpy's types know of it from Python 3.12 on
+
+
 def working_dtype(info: TensorInfo) -> torch.dtype:
     """What a weight is folded in: float32, or float64 where it is stored so."""
     return torch.float64 if info.dtype == "F64" else torch.float32
 
 
+class Cut(NamedTuple):
+    """How the rows of a weight are cut into blocks: by the weight alone, whoever reads them and wherever.
+
+    `rows` is how many there are in a block, `of_all` in the weight, and `columns` is the length of each.
+    """
+
+    rows: int
+    of_all: int
+    columns: int
+
+    @property
+    def number(self) -> int:
+        """How many blocks there are."""
+        return -(-self.of_all // self.rows) if self.rows else 0
+
+    @property
+    def elements(self) -> int:
+        """Of a whole block."""
+        return self.rows * self.columns
+
+    def span(self, number: int) -> tuple[int, int]:
+        """The first row of a block, and the one behind its last."""
+        return number * self.rows, min((number + 1) * self.rows, self.of_all)
+
+
+def cut(info: TensorInfo, elements: int, together: int = 1) -> Cut:
+    """Blocks of at most so many elements, or of one row, that are multiples of `together` rows; 0 is for all rows.
+
+    A row is never divided. Raises ValueError where the rows are no such multiple themselves.
+    """
+    rows = info.shape[0] if info.shape else 1
+    if not info.numel:
+        return Cut(0, 0, 0)
+    group, columns = together or rows, info.numel // rows
+    if rows % group:
+        raise ValueError(f"{info.name} has {rows} rows, which are not groups of {group}")
+    return Cut(max(group, min(rows, elements // columns // group * group)), rows, columns)
+
+
 class RowBlocks:
     """Reads a weight a block of rows at a time, as matrices (rows, columns) in the working dtype.
 
-    The memory is used again: each step of `read` fills the same block anew, and each call of `bytes_of`
-    the same bytes.
+    The memory is used again: each block that is read fills the same block anew, and each call of `rounded`
+    the same numbers. It serves one thread.
     """
 
     def __init__(self, elements: int) -> None:
-        self._elements = elements
+        self.elements = elements
         self._stored = bytearray(0)
-        self._written = bytearray(0)
-        self._scratch = torch.empty(0)
+        self._written = self._scratch = torch.empty(0)
 
     def read(
         self, info: TensorInfo, together: int = 1, decode: Decode | None = None
@@ -97,36 +142,34 @@ class RowBlocks:
         `decode` makes the weight from its codes, where these are no plain floats; the shape of `info` is then that of
         the weight. Raises ValueError where the rows are no such multiple themselves.
         """
-        rows = info.shape[0] if info.shape else 1
-        columns = info.numel // rows if rows else 0
-        if not info.numel:
+        blocks = cut(info, self.elements, together)
+        if not blocks.number:
             return
-        group = together or rows
-        if rows % group:
-            raise ValueError(f"{info.name} has {rows} rows, which are not groups of {group}")
-        count = max(group, min(rows, self._elements // columns // group * group))
-        row_bytes = info.nbytes // rows
-        self._reserve(count * row_bytes, count * columns, working_dtype(info))
         with InputFile(info.file, info.identity) as source:
-            for start in range(0, rows, count):
-                taken = min(count, rows - start)
-                source.read_into(info.start + start * row_bytes, memoryview(self._stored)[: taken * row_bytes])
-                dtype = _CODE_DTYPES[info.dtype]
-                stored = torch.frombuffer(self._stored, dtype=dtype, count=taken * row_bytes // dtype.itemsize)
-                block = self._scratch[: taken * columns].view(taken, columns)
-                codes = stored.view(taken, -1) if info.dtype == _PACKED else numbers_of(stored.view(taken, -1), block)
-                if decode:
-                    decode(codes, start, block)
-                yield start, block
+            for number in range(blocks.number):
+                yield self.block(source, info, blocks, number, decode)
 
-    def bytes_of(self, block: torch.Tensor, dtype: str) -> tuple[memoryview, torch.Tensor]:
-        """The block rounded once to `dtype`, as bytes and as a tensor over the same memory."""
-        size = block.numel() * TORCH_DTYPES[dtype].itemsize
-        if len(self._written) < size:
-            self._written = bytearray(size)
-        rounded = torch.frombuffer(self._written, dtype=TORCH_DTYPES[dtype], count=block.numel()).view(block.shape)
-        rounded.copy_(block)
-        return memoryview(self._written)[:size], rounded
+    def block(
+        self, source: InputFile, info: TensorInfo, blocks: Cut, number: int, decode: Decode | None = None
+    ) -> tuple[int, torch.Tensor]:
+        """(first row, block) of one of the blocks of a tensor, whose file is open."""
+        start, stop = blocks.span(number)
+        taken, row_bytes, dtype = stop - start, info.nbytes // blocks.of_all, _CODE_DTYPES[info.dtype]
+        self._reserve(blocks.rows * row_bytes, blocks.elements, working_dtype(info))
+        source.read_into(info.start + start * row_bytes, memoryview(self._stored)[: taken * row_bytes])
+        stored = torch.frombuffer(self._stored, dtype=dtype, count=taken * row_bytes // dtype.itemsize)
+        block = self._scratch[: taken * blocks.columns].view(taken, blocks.columns)
+        codes = stored.view(taken, -1) if info.dtype == _PACKED else numbers_of(stored.view(taken, -1), block)
+        if decode:
+            decode(codes, start, block)
+        return start, block
+
+    def rounded(self, block: torch.Tensor, dtype: str) -> torch.Tensor:
+        """The block rounded once to `dtype`, a safetensors name, in memory that the next one is rounded into, too."""
+        target = TORCH_DTYPES[dtype]
+        if self._written.numel() < block.numel() or self._written.dtype != target:
+            self._written = torch.empty(block.numel(), dtype=target)
+        return self._written[: block.numel()].view(block.shape).copy_(block)
 
     def _reserve(self, stored_bytes: int, elements: int, dtype: torch.dtype) -> None:
         if len(self._stored) < stored_bytes:
@@ -158,17 +201,21 @@ def stored_as(numbers: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
     return into
 
 
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether no number among `values` is NaN or infinite."""
+    # What is not finite makes every sum not finite; one that only grows too large is looked at again.
+    sums = values.sum(-1).sum(dtype=torch.float64) if values.dim() else values
+    return bool(sums.isfinite()) or bool(values.isfinite().all())
+
+
 def first_non_finite(values: torch.Tensor) -> Any:
     """The first NaN or infinity among `values`, or None."""
-    if torch.isfinite(values.sum(dtype=torch.float64)):
-        return None
-    bad = values[~torch.isfinite(values)]
-    return bad[0].item() if bad.numel() else None
+    return None if all_finite(values) else values[~torch.isfinite(values)][0].item()
 
 
 def first_overflow(values: torch.Tensor, rounded: torch.Tensor) -> Any:
     """The first finite number among `values` that is not finite in `rounded`, or None."""
-    if torch.isfinite(rounded.sum(dtype=torch.float64)):
+    if all_finite(rounded):
         return None
     lost = values[torch.isfinite(values) & ~torch.isfinite(rounded)]
     return lost[0].item() if lost.numel() else None

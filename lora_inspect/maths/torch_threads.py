@@ -2,9 +2,12 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.held_signals import held_signals
+from lora_inspect.files.system import usable_cores
 
 # libgomp, which torch's wheels for Linux bring, lets a thread that waits turn in a loop 300,000 times. Where another
 # process holds a core, the threads of each product turn until the last of them got its share. A thousand turns are
@@ -44,3 +47,29 @@ def wait_briefly() -> None:
     if "torch" not in sys.modules and not any(choice in os.environ for choice in _CHOICES):
         name, turns = _TURNS
         os.environ[name] = turns
+
+
+def computing_threads(most: int) -> int:
+    """How many threads compute at the same time: as many as torch may use and there are cores, at most `most`."""
+    import torch
+
+    return max(1, min(torch.get_num_threads(), usable_cores(), most))
+
+
+def one_thread() -> None:
+    """Has torch compute in the thread that calls it alone, without any of its own."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def own_threads() -> Iterator[None]:
+    """A block in which other threads call `one_thread`, and behind which torch has its own threads again."""
+    import torch
+
+    count = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)

@@ -1,5 +1,7 @@
 """The factors of contributions as torch tensors; what modules share is read from the file once."""
 
+from threading import Lock
+
 import torch
 
 from lora_inspect.files.header import TensorInfo
@@ -19,11 +21,13 @@ class FactorReader:
     It keeps what several modules have in common for as long as it lives, which is no more than the file holds, in the
     working dtype. The factors of all experts, which land in as many weights where a base has the experts one by one,
     are kept until those of other layers come. The tensors that it gives are not to be changed.
+    Several threads may read at the same time.
     """
 
     def __init__(self) -> None:
         self._kept: dict[_Key, torch.Tensor] = {}
         self._of_experts: dict[_Key, torch.Tensor] = {}
+        self._reading = Lock()
 
     def read(self, contribution: Contribution, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The tensors that the change is computed from, by role: numbers in `dtype`, whole ones in int64.
@@ -39,17 +43,19 @@ class FactorReader:
 
     def _of_all(self, info: TensorInfo, dtype: torch.dtype, is_whole: bool) -> torch.Tensor:
         key = (info.file, info.name, dtype)
-        if key not in self._of_experts:
-            if len(self._of_experts) >= _MOST_OF_EXPERTS:
-                del self._of_experts[next(iter(self._of_experts))]
-            self._of_experts[key] = _read(info, dtype, is_whole)
-        return self._of_experts[key]
+        with self._reading:
+            if key not in self._of_experts:
+                if len(self._of_experts) >= _MOST_OF_EXPERTS:
+                    del self._of_experts[next(iter(self._of_experts))]
+                self._of_experts[key] = _read(info, dtype, is_whole)
+            return self._of_experts[key]
 
     def _shared(self, info: TensorInfo, dtype: torch.dtype, is_whole: bool) -> torch.Tensor:
         key = (info.file, info.name, dtype)
-        if key not in self._kept:
-            self._kept[key] = _read(info, dtype, is_whole)
-        return self._kept[key]
+        with self._reading:
+            if key not in self._kept:
+                self._kept[key] = _read(info, dtype, is_whole)
+            return self._kept[key]
 
 
 def _read(info: TensorInfo, dtype: torch.dtype, is_whole: bool) -> torch.Tensor:

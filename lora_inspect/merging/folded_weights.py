@@ -1,26 +1,35 @@
 """One file of a base on its way to the output: each weight with its changes folded in, or its bytes as they are."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.dtypes import PLAIN_FLOATS
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity
-from lora_inspect.files.writer import TensorPlan, Writer, in_file_order
-from lora_inspect.merging.links import Fold, LinkReader, decode_of, no_numbers_of_a_change
+from lora_inspect.files.writer import Span, TensorPlan, Writer, in_file_order
+from lora_inspect.merging.crew import Crew, Job
+from lora_inspect.merging.links import Fold
+from lora_inspect.merging.written_rows import Rounded
 from lora_inspect.progress import Progress
 from lora_inspect.reading.coded_weights import CodedWeight
 
 if TYPE_CHECKING:
-    from lora_inspect.maths.tensor_reader import RowBlocks
-    from lora_inspect.merging.factor_reader import FactorReader
+    from lora_inspect.merging.crew import Member
+    from lora_inspect.merging.one_weight import Tools
 
-# A block of rows that stays in the second-level cache while it is folded: 4 MB in float32.
-BLOCK_ELEMENTS = 1 << 20
+# A block of rows that stays in the second-level cache of one core while it is folded: 1 MB in float32. All that is
+# computed is computed of these blocks, so that the output depends on this number alone.
+BLOCK_ELEMENTS = 1 << 18
+# More threads than this wait for each other's turn in Python more than they compute.
+MOST_THREADS = 8
+# How much memory the factors of all weights may take that are folded at the same time.
+FACTOR_BYTES = 64 << 20
+# What one thread copies before it looks for something else to do.
+COPIED_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +45,14 @@ class Folding:
     dtype: str | None = None
     dora_rule: str | None = None
     decoded: Mapping[str, CodedWeight] = field(default_factory=dict)
+
+    def folds_of(self, info: TensorInfo) -> list[Fold]:
+        """What changes a tensor of the base, in order."""
+        return [fold for fold in self.folds.get(info.name, ()) if fold.multiplier != 0]
+
+    def is_copied(self, info: TensorInfo) -> bool:
+        """Whether a tensor of the base is written as its bytes are."""
+        return not self.folds_of(info) and self.output(info).dtype == info.dtype
 
     def output(self, info: TensorInfo) -> TensorPlan:
         """What is written for a tensor of the base."""
@@ -54,78 +71,45 @@ def write_folded(
 ) -> Counter[str]:
     """Writes the tensors of one file of the base to `output` and returns how many there are of each element type.
 
-    `progress` is told the bytes of each tensor that is done. With `force` the file replaces one of its name. Raises
-    LoraInspectError where a result is not finite or cannot be computed, where something has the name, and where one of
-    the `inputs` is not the file any more that was read.
+    `progress` is told the bytes of the base that are done. With `force` the file replaces one of its name. Raises
+    LoraInspectError where a result is not finite or cannot be computed, of several the first one in the order of the
+    file, where something has the name, and where one of the `inputs` is not the file any more that was read.
     """
-    from torch.linalg import LinAlgError  # type: ignore[attr-defined]
-
-    from lora_inspect.maths.tensor_reader import RowBlocks
+    from lora_inspect.maths.torch_threads import computing_threads, one_thread, own_threads
     from lora_inspect.merging.factor_reader import FactorReader
+    from lora_inspect.merging.one_weight import Tools, WeightJob
 
-    blocks, factors = RowBlocks(BLOCK_ELEMENTS), FactorReader()
     by_name = {info.name: info for info in infos}
     plans = in_file_order(folding.output(info) for info in by_name.values())
-    with Writer(output, plans, metadata, inputs, force) as writer:
+    copied = [by_name[plan.name] for plan in plans if folding.is_copied(by_name[plan.name])]
+    written = [by_name[plan.name] for plan in plans if not folding.is_copied(by_name[plan.name])]
+    factors = FactorReader()
+    tools = [Tools(BLOCK_ELEMENTS) for _ in range(computing_threads(MOST_THREADS))]
+    crew = Crew(tools, FACTOR_BYTES, one_thread)
+    with ExitStack() as opened:
+        writer = opened.enter_context(Writer(output, plans, metadata, inputs, force))
+        for own in tools:
+            opened.callback(own.close)
+        opened.enter_context(own_threads())
         progress(0)
-        for target in plans:
-            info = by_name[target.name]
-            folds = [fold for fold in folding.folds.get(info.name, ()) if fold.multiplier != 0]
-            if not folds and target.dtype == info.dtype:
-                writer.copy(info)
-            else:
-                try:
-                    writer.write(info.name, _folded_rows(info, folds, folding, target.dtype, blocks, factors))
-                except LinAlgError as error:
-                    raise no_numbers_of_a_change(info, folds[-1]) from error
-            progress(info.nbytes)
+        jobs: list[tuple[int, Job[Tools]]] = []
+        for span in writer.spans(copied):
+            for piece in span.pieces(COPIED_BYTES):
+                jobs.append((piece.at, Job(partial(_copy, writer, piece))))
+        for info in written:
+            folds = folding.folds_of(info)
+            read = folds[0].placed.place.target if folds else _flat(info, folding)
+            encoder = Rounded(info, folds, folding.output(info).dtype)
+            job = WeightJob(read, folds, encoder, writer, factors, folding.decoded, folding.dora_rule)
+            jobs.append((writer.place(info.name)[0], Job(job, job.memory)))
+        crew.run([job for _, job in sorted(jobs, key=lambda pair: pair[0])], progress)
     return Counter(target.dtype for target in plans)
 
 
-def _folded_rows(
-    info: TensorInfo,
-    folds: Sequence[Fold],
-    folding: Folding,
-    dtype: str,
-    blocks: "RowBlocks",
-    factors: "FactorReader",
-) -> Iterator[memoryview]:
-    """The rows of a weight with every change folded in, in the order of the `folds`, rounded once, as bytes."""
-    from lora_inspect.maths.chain import folded, settled
-
-    # The parameter of all experts of a layer is changed as a matrix.
-    decode = decode_of(info, folding.decoded)
-    read = partial(blocks.read, folds[0].placed.place.target if folds else info, decode=decode)
-    reader = LinkReader(blocks, factors, folding.decoded)
-    links = settled([link for fold in folds for link in reader.links(fold, read, folding.dora_rule)], read)
-    for _, block in folded(links, read):
-        data, rounded = blocks.bytes_of(block, dtype)
-        if folds:
-            _check_finite(rounded, info, folds[-1], dtype)
-        else:
-            _check_cast(block, rounded, info, dtype)
-        yield data
+def _copy(writer: Writer, span: Span, member: "Member[Tools]") -> None:
+    writer.copy_span(span, member.tools.source(span.info), member.done)
 
 
-def _check_finite(rounded: Any, info: TensorInfo, fold: Fold, dtype: str) -> None:
-    from lora_inspect.maths.tensor_reader import first_non_finite
-
-    value = first_non_finite(rounded)
-    if value is None:
-        return
-    module, source = fold.contribution.module.key, fold.adapter.checkpoint.path
-    raise LoraInspectError(
-        f"{source}: folding {module} into {info.name} gives {value} in {dtype}; lower the multiplier, choose another "
-        "--dtype, or repair the file that holds non-finite numbers."
-    )
-
-
-def _check_cast(block: Any, rounded: Any, info: TensorInfo, dtype: str) -> None:
-    """What is not finite in the base (masks, padding) stays so; what only the cast makes infinite is an error."""
-    from lora_inspect.maths.tensor_reader import first_overflow
-
-    value = first_overflow(block, rounded)
-    if value is not None:
-        raise LoraInspectError(
-            f"{info.file}: {info.name} holds {value:g}, which is inf in {dtype}; choose another --dtype, or none."
-        )
+def _flat(info: TensorInfo, folding: Folding) -> TensorInfo:
+    """A tensor whose numbers are cast one by one, of whatever shape: each its own row."""
+    return info if info.name in folding.decoded else info._replace(shape=(info.numel,))

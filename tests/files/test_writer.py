@@ -154,8 +154,8 @@ def test_a_caller_that_breaks_its_plan_leaves_nothing(mistake, tmp_path):
 
 
 # Which call of the system refuses, and how many calls of it succeed before: the first file is the lock's.
-FAILING_CALLS = {"lock": ("open", 0), "mark": ("write", 0), "open": ("open", 1), "header": ("write", 1),
-                 "first tensor": ("write", 2), "second tensor": ("write", 3), "fsync": ("fsync", 0),
+FAILING_CALLS = {"lock": ("open", 0), "mark": ("write", 0), "open": ("open", 1), "header": ("pwrite", 0),
+                 "first tensor": ("pwrite", 1), "second tensor": ("pwrite", 2), "fsync": ("fsync", 0),
                  "close": ("close", 0), "link": ("link", 0)}  # fmt: skip
 
 

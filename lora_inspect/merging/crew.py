@@ -1,0 +1,247 @@
+"""Threads that take one job after the other, and lend each other a hand with the parts of one."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.merging.in_order import InOrder
+from lora_inspect.progress import Progress
+
+Tools = TypeVar("Tools")
+Sum = TypeVar("Sum")
+
+# Seconds between two tellings of how far it is, and after which whoever waits looks whether all is over.
+_EVERY = 0.1
+
+
+class _Void(BaseException):
+    """What is computed is of no use any more: something before it failed, or all is over."""
+
+
+class Job(Generic[Tools]):
+    """What one member of a crew does, and how many bytes of memory that takes beside the tools."""
+
+    def __init__(self, do: Callable[["Member[Tools]"], None], memory: int = 0) -> None:
+        self.do, self.memory = do, memory
+
+
+class _Parts(Generic[Tools]):
+    """The parts of a job, numbers below `count`: which is next, how many are in work, and the first that failed."""
+
+    def __init__(self, order: int, count: int, do: Callable[[Tools, int], None]) -> None:
+        self.order, self.count, self.do = order, count, do
+        self.next = self.in_work = 0
+        self.failed: tuple[int, BaseException] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.next < self.count and not self.failed
+
+
+class Crew(Generic[Tools]):
+    """As many threads as there are tools, each of which calls `begin` first.
+
+    Jobs begin in their order, and of those that fail the first one decides the error; so it is with the parts of a job.
+    What comes of them, an error too, does not depend on how many threads there are. Jobs that together take more
+    than `memory` bytes are not done at the same time.
+    """
+
+    def __init__(self, tools: Sequence[Tools], memory: int, begin: Callable[[], None] = lambda: None) -> None:
+        self._tools, self._memory, self._begin = tools, memory, begin
+        self._changed = threading.Condition()
+        self._alone = threading.Lock()
+        self._jobs: deque[tuple[int, Job[Tools]]] = deque()
+        self._parts: list[_Parts[Tools]] = []
+        self._working = self._reserved = self._done = 0
+        self._failed: tuple[int, BaseException] | None = None
+        self._is_over = False
+
+    def run(self, jobs: Sequence[Job[Tools]], progress: Progress) -> None:
+        """Does all jobs, and tells the progress, in the thread that calls it, what they say that is done.
+
+        Raises what the first job that failed raised; those behind it may then not have been done. An exception in this
+        thread, an interrupt too, ends all jobs before it goes on.
+        """
+        self._jobs.extend(enumerate(jobs))
+        threads: list[threading.Thread] = []
+        told = 0
+        try:
+            for tools in self._tools[: max(len(jobs), 1)]:
+                if not _starts(thread := threading.Thread(target=self._serve, args=(tools,))):
+                    break
+                threads.append(thread)
+            if not threads:
+                raise LoraInspectError(
+                    "no thread can be started; close other programs, or raise the limit of processes."
+                )
+            while alive := [thread for thread in threads if thread.is_alive()]:
+                alive[0].join(_EVERY)
+                done = self._done - told
+                told += done
+                progress(done)
+        finally:
+            self._end(threads)
+        if self._failed:
+            raise self._failed[1]
+        progress(self._done - told)
+
+    def done(self, amount: int) -> None:
+        """Says, in one of the threads, that so much more is done."""
+        with self._changed:
+            self._done += amount
+
+    def is_void(self, order: int) -> bool:
+        """Whether nobody needs what the job of this number makes."""
+        return self._is_over or (self._failed is not None and self._failed[0] < order)
+
+    def spread(self, tools: Tools, order: int, count: int, do: Callable[[Tools, int], None]) -> None:
+        """Has the members that are free do parts of a job, and does those that are left."""
+        parts = _Parts(order, count, do)
+        with self._changed:
+            self._parts.append(parts)
+            self._changed.notify_all()
+        try:
+            self._take_part(tools, parts)
+            with self._changed:
+                while parts.in_work:
+                    self._changed.wait(_EVERY)
+        finally:
+            with self._changed:
+                self._parts.remove(parts)
+        if parts.failed:
+            raise parts.failed[1]
+        if parts.next < count:
+            raise _Void
+
+    @contextmanager
+    def alone(self, order: int) -> Iterator[None]:
+        """One job at a time is in the block."""
+        while not self._alone.acquire(timeout=_EVERY):
+            if self.is_void(order):
+                raise _Void
+        try:
+            yield
+        finally:
+            self._alone.release()
+
+    def _serve(self, tools: Tools) -> None:
+        self._begin()
+        while True:
+            with self._changed:
+                job = self._next_job()
+                parts = None if job else self._open_parts()
+                if job is None and parts is None:
+                    if not self._working and not self._has_next():
+                        return
+                    self._changed.wait(_EVERY)
+            if job:
+                self._do(tools, *job)
+            elif parts:
+                self._take_part(tools, parts)
+
+    def _has_next(self) -> bool:
+        return bool(self._jobs) and not self._is_over and self._failed is None
+
+    def _next_job(self) -> tuple[int, Job[Tools]] | None:
+        """The job that begins now, where there is memory for it."""
+        if not self._has_next():
+            return None
+        memory = self._jobs[0][1].memory
+        if self._reserved and self._reserved + memory > self._memory:
+            return None
+        self._working += 1
+        self._reserved += memory
+        return self._jobs.popleft()
+
+    def _open_parts(self) -> _Parts[Tools] | None:
+        parts = [each for each in self._parts if each.is_open and not self.is_void(each.order)]
+        return min(parts, key=lambda each: each.order, default=None)
+
+    def _do(self, tools: Tools, order: int, job: Job[Tools]) -> None:
+        try:
+            job.do(Member(self, tools, order))
+        except _Void:
+            pass
+        except BaseException as error:
+            with self._changed:
+                if self._failed is None or order < self._failed[0]:
+                    self._failed = order, error
+        finally:
+            with self._changed:
+                self._working -= 1
+                self._reserved -= job.memory
+                self._changed.notify_all()
+
+    def _take_part(self, tools: Tools, parts: _Parts[Tools]) -> None:
+        while True:
+            with self._changed:
+                if not parts.is_open or self.is_void(parts.order):
+                    return
+                number = parts.next
+                parts.next += 1
+                parts.in_work += 1
+            error: BaseException | None = None
+            try:
+                parts.do(tools, number)
+            except BaseException as raised:
+                error = raised
+            with self._changed:
+                parts.in_work -= 1
+                if error and (parts.failed is None or number < parts.failed[0]):
+                    parts.failed = number, error
+                if not parts.in_work:
+                    self._changed.notify_all()
+
+    def _end(self, threads: Sequence[threading.Thread]) -> None:
+        """Waits for the threads, however often it is interrupted: they write to what is closed then."""
+        self._is_over = True
+        try:
+            for thread in threads:
+                thread.join()
+        except (KeyboardInterrupt, SystemExit):
+            self._end(threads)
+            raise
+
+
+class Member(Generic[Tools]):
+    """One of a crew at a job, the number `order` of all."""
+
+    def __init__(self, crew: Crew[Tools], tools: Tools, order: int) -> None:
+        self.tools = tools
+        self._crew, self._order = crew, order
+
+    def done(self, amount: int) -> None:
+        """Says that so much more is done."""
+        self._crew.done(amount)
+
+    def spread(self, count: int, do: Callable[[Tools, int], None]) -> None:
+        """Has `do` called with each number below `count`, by whoever is free, with the tools of each.
+
+        Raises what the first number that failed raised; those behind it may then not have been done.
+        """
+        self._crew.spread(self.tools, self._order, count, do)
+
+    def total(self, count: int, part: Callable[[Tools, int], Sum], add: Callable[[Sum, Sum], Sum]) -> Any:
+        """The parts of all numbers below `count`, made by whoever is free and added up in their order.
+
+        None where there is no number.
+        """
+        sums: InOrder[Sum] = InOrder(add)
+        self.spread(count, lambda tools, number: sums.put(number, part(tools, number)))
+        return sums.total
+
+    def alone(self) -> Any:
+        """A block in which one job at a time is: for those that take much memory."""
+        return self._crew.alone(self._order)
+
+
+def _starts(thread: threading.Thread) -> bool:
+    """Starts a thread; False where the system has none to give."""
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True

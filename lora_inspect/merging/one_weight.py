@@ -1,0 +1,164 @@
+"""One weight of a base on its way to the output: read, folded, rounded and written a block of rows at a time."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.input_file import InputFile
+from lora_inspect.files.writer import Writer
+from lora_inspect.maths.chain import Link, fold_all, settled, together_in
+from lora_inspect.maths.change import Measure
+from lora_inspect.maths.tensor_reader import Cut, Decode, RowBlocks, bytes_in, cut
+from lora_inspect.merging.crew import Member
+from lora_inspect.merging.factor_reader import FactorReader
+from lora_inspect.merging.links import Fold, LinkReader, decode_of, no_numbers_of_a_change
+from lora_inspect.merging.written_rows import Encoder, Witness
+from lora_inspect.reading.coded_weights import CodedWeight
+
+
+class Tools:
+    """What each thread has of its own: memory that is used again, and the file of the base that it reads."""
+
+    def __init__(self, elements: int) -> None:
+        self._elements = elements
+        self._source: InputFile | None = None
+        self.blocks = RowBlocks(elements)
+
+    def source(self, info: TensorInfo) -> InputFile:
+        """The file of `info`, which stays open until a tensor of another file is read."""
+        if self._source is None or (self._source.path, self._source.identity) != (info.file, info.identity):
+            self.close()
+            self._source = InputFile(info.file, info.identity)
+        return self._source
+
+    def close(self) -> None:
+        """Closes the file."""
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
+
+    def forget(self) -> None:
+        """Gives back the memory, which a block that was larger than others has stretched."""
+        self.blocks = RowBlocks(self._elements)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """How the rows of a weight are read, by one member of a crew or by all that are free."""
+
+    member: Member[Tools]
+    info: TensorInfo
+    decode: Decode | None
+
+    def __call__(self, together: int) -> Iterator[tuple[int, Tensor]]:
+        """(first row, rows), one block after the other, by this member."""
+        blocks, tools = self.cut(together), self.member.tools
+        return (self.block(tools, blocks, number) for number in range(blocks.number))
+
+    def total(
+        self, together: int, measure: Measure, add: Callable[[Any, Any], Any] = lambda one, other: one + other
+    ) -> Any:
+        """The sum of what `measure` makes of each block, in the order of the blocks; None where there is none."""
+        blocks = self.cut(together)
+
+        def part(tools: Tools, number: int) -> Any:
+            return measure(*self.block(tools, blocks, number))
+
+        return self.member.total(blocks.number, part, add)
+
+    def cut(self, together: int) -> Cut:
+        """The blocks that keep `together` rows."""
+        return cut(self.info, self.member.tools.blocks.elements, together)
+
+    def block(self, tools: Tools, blocks: Cut, number: int) -> tuple[int, Tensor]:
+        """One of them, in the memory of `tools`."""
+        return tools.blocks.block(tools.source(self.info), self.info, blocks, number, self.decode)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightJob:
+    """A weight that is changed, cast, decoded or encoded: its `folds` in their order, and what becomes of its rows.
+
+    `read` is the tensor as it is read, which may be in another shape than the one that is written.
+    """
+
+    read: TensorInfo
+    folds: Sequence[Fold]
+    encoder: Encoder
+    writer: Writer
+    factors: FactorReader
+    decoded: Mapping[str, CodedWeight] = field(default_factory=dict)
+    rule: str | None = None
+    witness: Witness | None = None
+
+    @property
+    def memory(self) -> int:
+        """Bytes that its factors take, as they are stored and as they are computed with."""
+        return sum(
+            2 * info.nbytes + 4 * info.numel for fold in self.folds for info in fold.contribution.operands.values()
+        )
+
+    def __call__(self, member: Member[Tools]) -> None:
+        """Writes it whole; raises LoraInspectError for numbers that cannot be computed or written."""
+        rows = Rows(member, self.read, decode_of(self.read, self.decoded))
+        try:
+            with member.alone() if any(fold.placed.has_residual for fold in self.folds) else nullcontext():
+                terms = self._terms(member, rows)
+            links = [link for term in terms for link in term]
+            together = together_in(links)
+            if rows.cut(together).elements <= member.tools.blocks.elements:
+                self._write(member, rows, terms, together)
+            else:
+                with member.alone():
+                    self._write(member, rows, terms, together)
+                member.tools.forget()
+        except LinAlgError as error:
+            raise no_numbers_of_a_change(self.read, self.folds[-1]) from error
+
+    def _terms(self, member: Member[Tools], rows: Rows) -> list[list[Link]]:
+        """The settled changes of each adapter."""
+        reader = LinkReader(member.tools.blocks, self.factors, self.decoded)
+        links = [(fold.adapter, link) for fold in self.folds for link in reader.links(fold, rows, self.rule)]
+        done = settled([link for _, link in links], rows)
+        pairs = zip((id(adapter) for adapter, _ in links), done, strict=True)
+        return [[link for _, link in own] for _, own in groupby(pairs, key=lambda pair: pair[0])]
+
+    def _write(self, member: Member[Tools], rows: Rows, terms: Sequence[Sequence[Link]], together: int) -> None:
+        links, blocks = [link for term in terms for link in term], rows.cut(together)
+
+        def over_all(measure: Measure, add: Callable[[Any, Any], Any]) -> Any:
+            def folded(first: int, block: Tensor) -> Any:
+                fold_all(links, block, first)
+                return measure(first, block)
+
+            return rows.total(together, folded, add)
+
+        encoder, witness = self.encoder.prepared(over_all), self.witness
+        beside: list[Any] = [None] * blocks.number
+
+        def write(tools: Tools, number: int) -> Any:
+            first, block = rows.block(tools, blocks, number)
+            base = block.clone() if witness else None
+            fold_all(links, block, first)
+            coded = encoder.encoded(block, first, tools.blocks)
+            beside[number] = coded.beside
+            row_bytes = coded.codes.nbytes // len(block)
+            self.writer.write_at(self.read.name, first * row_bytes, bytes_in(coded.codes))
+            member.done(len(block) * (self.read.nbytes // blocks.of_all))
+            return (
+                witness.seen(first, base, terms, encoder.decoded(coded, first))
+                if witness and base is not None
+                else None
+            )
+
+        seen = member.total(blocks.number, write, witness.add if witness else lambda one, other: None)
+        for name, tensor in encoder.others(beside):
+            self.writer.write(name, [bytes_in(tensor)])
+        if witness:
+            witness.done(self.read.name, seen)
