@@ -1,8 +1,8 @@
-"""Signals that come while a library is loaded, which does not expect them."""
+"""Signals that come while something is under way that an exception in between would break."""
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from lora_inspect.files.system import ENDING_SIGNALS
@@ -16,26 +16,42 @@ def held_signals() -> Iterator[None]:
     A library that is interrupted while it is loaded takes it for an error of its own, or for none. A process of the
     command line need not wait: Ctrl-C ends it at once.
     """
-    if threading.current_thread() is not threading.main_thread():  # no signal comes to any other
-        yield
-        return
     interrupt = signal.getsignal(signal.SIGINT)
     own = interrupt if isinstance(interrupt, Interrupt) else None
-    held = ENDING_SIGNALS if own else (signal.SIGINT, *ENDING_SIGNALS)
+    with _held(ENDING_SIGNALS if own else (signal.SIGINT, *ENDING_SIGNALS)):
+        is_main = threading.current_thread() is threading.main_thread()
+        if own and is_main:
+            own.may_unwind = False
+        try:
+            yield
+        finally:
+            if own and is_main:
+                own.may_unwind = True
+
+
+@contextmanager
+def told_of_signals() -> Iterator[Callable[[], bool]]:
+    """Has the signals that end the process, Ctrl-C too, come when the block is done; yields whether there is one."""
+    with _held((signal.SIGINT, *ENDING_SIGNALS)) as came:
+        yield lambda: bool(came)
+
+
+@contextmanager
+def _held(numbers: Sequence[int]) -> Iterator[list[int]]:
+    """Has signals come when the block is done; yields those that came."""
     came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # no signal comes to any other
+        yield came
+        return
     # One that is ignored stays so, and one that was not set from Python cannot be set back.
     handlers = {
-        number: handler for number in held if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None)
+        number: handler for number in numbers if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None)
     }
     for number in handlers:
         signal.signal(number, lambda number, frame: came.append(number))
-    if own:
-        own.may_unwind = False
     try:
-        yield
+        yield came
     finally:
-        if own:
-            own.may_unwind = True
         for number, handler in handlers.items():
             signal.signal(number, handler)
     for arrived in came:

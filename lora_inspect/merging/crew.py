@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.held_signals import told_of_signals
 from lora_inspect.merging.in_order import InOrder
 from lora_inspect.progress import Progress
 
@@ -62,31 +63,39 @@ class Crew(Generic[Tools]):
     def run(self, jobs: Sequence[Job[Tools]], progress: Progress) -> None:
         """Does all jobs, and tells the progress, in the thread that calls it, what they say that is done.
 
-        Raises what the first job that failed raised; those behind it may then not have been done. An exception in this
-        thread, an interrupt too, ends all jobs before it goes on.
+        Raises what the first job that failed raised; those behind it may then not have been done. What is raised by the
+        progress, or by a signal that ends the process, comes once no thread is at work any more.
         """
         self._jobs.extend(enumerate(jobs))
-        threads: list[threading.Thread] = []
         told = 0
-        try:
-            for tools in self._tools[: max(len(jobs), 1)]:
-                if not _starts(thread := threading.Thread(target=self._serve, args=(tools,))):
-                    break
-                threads.append(thread)
-            if not threads:
-                raise LoraInspectError(
-                    "no thread can be started; close other programs, or raise the limit of processes."
-                )
+        with told_of_signals() as is_interrupted, self._at_work(len(jobs)) as threads:
             while alive := [thread for thread in threads if thread.is_alive()]:
                 alive[0].join(_EVERY)
-                done = self._done - told
-                told += done
-                progress(done)
-        finally:
-            self._end(threads)
+                self._is_over = self._is_over or is_interrupted()
+                told, before = self._done, told
+                progress(told - before)
         if self._failed:
             raise self._failed[1]
         progress(self._done - told)
+
+    @contextmanager
+    def _at_work(self, most: int) -> Iterator[list[threading.Thread]]:
+        """The threads, which have ended behind the block: what they write to may be closed then."""
+        threads: list[threading.Thread] = []
+        try:
+            for tools in self._tools[:most]:
+                if not _starts(thread := threading.Thread(target=self._serve, args=(tools,))):
+                    break
+                threads.append(thread)
+            if most and not threads:
+                raise LoraInspectError(
+                    "no thread can be started; close other programs, or raise the limit of processes."
+                )
+            yield threads
+        finally:
+            self._is_over = True
+            for thread in threads:
+                thread.join()
 
     def done(self, amount: int) -> None:
         """Says, in one of the threads, that so much more is done."""
@@ -194,16 +203,6 @@ class Crew(Generic[Tools]):
                     parts.failed = number, error
                 if not parts.in_work:
                     self._changed.notify_all()
-
-    def _end(self, threads: Sequence[threading.Thread]) -> None:
-        """Waits for the threads, however often it is interrupted: they write to what is closed then."""
-        self._is_over = True
-        try:
-            for thread in threads:
-                thread.join()
-        except (KeyboardInterrupt, SystemExit):
-            self._end(threads)
-            raise
 
 
 class Member(Generic[Tools]):

@@ -140,12 +140,13 @@ def test_signals_that_meet_the_removing_leave_nothing(numbers, kind, commands, r
     place = tmp_path / "place"
     place.mkdir()
     left = list(numbers)
-    real_write = writer.Writer.write
+    real_write, writing = writer.Writer.write_at, []
 
-    def write(self, name, chunks):
-        real_write(self, name, chunks)
-        assert len(os.listdir(place)) == 2
-        os.kill(os.getpid(), left.pop(0))
+    def write(self, name, position, chunk):
+        if not writing:
+            writing.append(len(os.listdir(place)))
+            os.kill(os.getpid(), left.pop(0))
+        return real_write(self, name, position, chunk)
 
     def signalled(real):
         def call(*arguments, **options):
@@ -155,10 +156,11 @@ def test_signals_that_meet_the_removing_leave_nothing(numbers, kind, commands, r
 
         return call
 
-    monkeypatch.setattr(writer.Writer, "write", write)
+    monkeypatch.setattr(writer.Writer, "write_at", write)
     for name in ("close_locked", "_settle", "_unlock", "_remove"):
         monkeypatch.setattr(partial_module, name, signalled(getattr(partial_module, name)))
     shown = run(*commands[kind], "-o", place / f"out{ENDINGS[kind]}")
     assert shown.status in {128 + number for number in numbers}
     assert left == []
+    assert writing == [2]
     assert os.listdir(place) == []
