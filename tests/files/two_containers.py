@@ -34,16 +34,17 @@ def in_a_container(action):
 
 def merging(output, fixtures, multiplier, options, said, halfway, go_on):
     """A run that says so when it has written a tensor and goes on when the other one has, too."""
-    write, waited = writer.Writer.write, []
+    write, waited = writer.Writer.write_at, []
 
-    def write_and_wait(self, name, chunks):
-        write(self, name, chunks)
+    def write_and_wait(self, name, position, chunk):
+        end = write(self, name, position, chunk)
         if not waited:
             waited.append(os.write(halfway, b"."))
             os.read(go_on, 1)
+        return end
 
     def run():
-        writer.Writer.write = write_and_wait
+        writer.Writer.write_at = write_and_wait
         words, status = io.StringIO(), 0
         base, adapter = (f"{fixtures}/synthetic/{name}.safetensors" for name in ("base_f32", "rslora_flag"))
         with contextlib.redirect_stdout(words), contextlib.redirect_stderr(words):
