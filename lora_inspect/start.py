@@ -3,6 +3,7 @@
 Imports nothing that takes time, so that there is little before its first moment.
 """
 
+import atexit
 import gc
 import os
 import signal
@@ -43,11 +44,40 @@ def main() -> None:
         run()
     except KeyboardInterrupt:  # while an error was told
         interrupt.end()
+    except SystemExit as ended:
+        interrupt.is_over = True
+        _end_at_once(ended.code)
+        raise
     finally:
         interrupt.is_over = True
         gc.freeze()  # all ends with the process, and its last look for garbage takes longer than many a command
         for number in (signal.SIGINT, *ENDING_SIGNALS):
             signal.signal(number, signal.SIG_IGN)  # of all settings the one that Python's own end leaves alone
+
+
+def _end_at_once(status: object) -> None:
+    """Ends the process without taking its modules apart, which takes longer than many a command.
+
+    Returns where something is left for Python's own end: threads, what libraries do last, or output that cannot be
+    written, of which that end tells.
+    """
+    is_watched = sys.gettrace() or sys.getprofile() or sys.flags.interactive
+    if is_watched or not isinstance(status, int) or _is_anything_left():
+        return
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream:
+                stream.flush()
+    except (OSError, ValueError):
+        return
+    os._exit(status)
+
+
+def _is_anything_left() -> bool:
+    """Whether there are threads, or functions that Python calls at its end; where it does not tell, there may be."""
+    threads = sys.modules.get("threading")
+    count_calls = getattr(atexit, "_ncallbacks", None)
+    return (threads is not None and threads.active_count() > 1) or count_calls is None or count_calls() > 0
 
 
 class Interrupt:

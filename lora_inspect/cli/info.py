@@ -12,6 +12,7 @@ from lora_inspect.cli.folder_options import FolderOptions, folder_options
 from lora_inspect.cli.info_paths import ERROR, Asked, asked, broken
 from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.summaries import VERBS
+from lora_inspect.files.garbage import without_collecting
 from lora_inspect.ops.info import record_of, verdicts_of
 from lora_inspect.reading.file_info import FileInfo, inspect
 
@@ -78,9 +79,10 @@ def _read(argument: Asked, modules: bool) -> "tuple[FileInfo | None, Sequence[Ve
     if argument.broken:
         return None, None, argument.broken
     try:
-        found = inspect(argument.files[0], argument.settings)
-        verdicts = verdicts_of(found)
-        return found, verdicts, record_of(found, verdicts, modules)
+        with without_collecting():
+            found = inspect(argument.files[0], argument.settings)
+            verdicts = verdicts_of(found)
+            return found, verdicts, record_of(found, verdicts, modules)
     except Exception as error:
         return None, None, broken(argument.files[0], error)
 

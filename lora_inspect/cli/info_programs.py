@@ -64,7 +64,7 @@ def _is_lost(outlook: Outlook, info: FileInfo) -> bool:
     if one is None or one.verdict not in NOT_THERE or outlook.is_open:
         return False
     families = {family.architecture.name for family in info.candidates}
-    return any(not families.isdisjoint(loader.families) for loader in one.consumer.loaders)
+    return any(not families.isdisjoint(loader.families) for loader in one.consumer.reads)
 
 
 def _right(sheet: Sheet, one: Alike, is_open: bool, info: FileInfo) -> Iterator[Line]:

@@ -45,11 +45,11 @@ def concerned(verdicts: Sequence[Verdict], families: Sequence[Detection]) -> lis
     counts = [
         any(
             not names.isdisjoint(loader.families) or (not loader.families and one.verdict not in (*NOT_THERE, UNKNOWN))
-            for loader in one.consumer.loaders
+            for loader in one.consumer.reads
         )
         for one in verdicts
     ]
-    general = [any(not loader.families for loader in one.consumer.loaders) for one in verdicts]
+    general = [any(not loader.families for loader in one.consumer.reads) for one in verdicts]
     meant = [one for one, is_meant in zip(verdicts, counts if any(counts) else general, strict=True) if is_meant]
     return sorted(meant, key=lambda one: asked(one.consumer.title))
 

@@ -1,15 +1,17 @@
 """What a program that loads adapters does with a file, as data: names, kinds, scale, magnitudes and limits."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from lora_inspect.consumers.framed_keys import FramedKeys
 from lora_inspect.maths.dora import OF_BASE
-from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.records import NamedTuple
+
+if TYPE_CHECKING:  # to name all programs nothing has to be read
+    from lora_inspect.consumers.framed_keys import FramedKeys
+    from lora_inspect.reading.adapter import Adapter
+    from lora_inspect.reading.contribution import Contribution, Module
 
 # How a rule is known: the program's own code ran on such files, or was read.
 RUN, READ = "run", "read"
@@ -32,9 +34,9 @@ ODD = (SLICED, INFIXED, HIDING)
 class Given(NamedTuple):
     """A module's contribution in the file that a program loads."""
 
-    adapter: Adapter
-    module: Module
-    contribution: Contribution
+    adapter: "Adapter"
+    module: "Module"
+    contribution: "Contribution"
 
 
 # The scale that a program applies to a contribution; None where that is not known.
@@ -61,7 +63,7 @@ class OfKind(Generic[_Answer]):
 class ScaleOfFile(NamedTuple):
     """A scale rule that is made of a whole file, where a module's scale depends on the others."""
 
-    make: Callable[[Adapter], ScaleRule]
+    make: "Callable[[Adapter], ScaleRule]"
 
 
 @OfKind
@@ -95,7 +97,7 @@ def one(given: Given) -> float | None:
 
 
 # What a rule asks of a whole file.
-FileTest = Callable[[Adapter], bool]
+FileTest = Callable[["Adapter"], bool]
 
 
 class Failure(NamedTuple):
@@ -158,7 +160,7 @@ class Rule(NamedTuple):
     paths: tuple[str, ...] = ()
     kinds: Mapping[str, str] = MappingProxyType({})
     lacks: tuple[str, ...] = ()
-    finds: Callable[[Adapter], Finder] | None = None
+    finds: "Callable[[Adapter], Finder] | None" = None
     unfound: Strangers | None = None
     parts: Mapping[str, str] = MappingProxyType({})
     exceptions: Exceptions | None = None
@@ -200,10 +202,10 @@ class RulesByFamily:
 
 
 # What a program refuses a file for as a whole, in its own words where it has any; None for nothing.
-Refusal = Callable[[Adapter], str | None]
+Refusal = Callable[["Adapter"], str | None]
 
 
-def nothing_refused(adapter: Adapter) -> str | None:
+def nothing_refused(adapter: "Adapter") -> str | None:
     """The refusal of a program that looks at tensors alone."""
     return None
 
@@ -246,6 +248,28 @@ class Loader(NamedTuple):
         return [rule for rule in rules if not rule.families or family in rule.families]
 
 
+class Reads(NamedTuple):
+    """Which files a loader reads, as its fields of these names say."""
+
+    families: tuple[str, ...]
+    marks: tuple[str, ...]
+    all_marked: bool
+
+
+class Loaders(Sequence[Loader]):
+    """Those of one program, made where one of them is asked for; before that `reads` says which files they read."""
+
+    def __init__(self, reads: tuple[Reads, ...], make: Callable[[], Sequence[Loader]]) -> None:
+        self.reads = reads
+        self._make = cache(make)
+
+    def __len__(self) -> int:
+        return len(self.reads)
+
+    def __getitem__(self, at):  # type: ignore[no-untyped-def]  # one, or several by a slice
+        return self._make()[at]
+
+
 class Consumer(NamedTuple):
     """A program that loads adapters, in the `version` that its rules were taken from.
 
@@ -258,18 +282,33 @@ class Consumer(NamedTuple):
     name: str
     title: str
     version: str
-    loaders: tuple[Loader, ...]
+    loaders: Sequence[Loader]
     schemes: Mapping[str, str]
     uniform: bool = False
     sets_strength: bool = True
 
+    @property
+    def reads(self) -> Sequence[Reads | Loader]:
+        """Which files each of the loaders reads."""
+        return self.loaders.reads if isinstance(self.loaders, Loaders) else self.loaders
 
-def loader_for(consumer: Consumer, family: str, keys: FramedKeys) -> Loader | None:
+
+def loader_for(consumer: Consumer, family: str, keys: "FramedKeys") -> Loader | None:
     """The loader that reads a file with these keys into a model of the family, "" for an unknown one."""
-    return next((one for one in consumer.loaders if _reads(one, family, keys)), None)
+    at = _place_of_loader(consumer, family, keys)
+    return None if at is None else consumer.loaders[at]
 
 
-def _reads(loader: Loader, family: str, keys: FramedKeys) -> bool:
+def has_loader_for(consumer: Consumer, family: str, keys: "FramedKeys") -> bool:
+    """Whether there is one."""
+    return _place_of_loader(consumer, family, keys) is not None
+
+
+def _place_of_loader(consumer: Consumer, family: str, keys: "FramedKeys") -> int | None:
+    return next((at for at, one in enumerate(consumer.reads) if _reads(one, family, keys)), None)
+
+
+def _reads(loader: Reads | Loader, family: str, keys: "FramedKeys") -> bool:
     if loader.families and family not in loader.families:
         return False
     has_marks = keys.each_hold if loader.all_marked else keys.hold

@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.consumers.framed_keys import FramedKeys
-from lora_inspect.consumers.record import Consumer, loader_for
+from lora_inspect.consumers.record import Consumer, has_loader_for
 from lora_inspect.consumers.verdict import Verdict, judge_each
 from lora_inspect.files.gguf_format import OF_FORMAT
 from lora_inspect.reading.adapter import Adapter
@@ -47,7 +47,7 @@ def verdicts_on(adapter: Adapter, families: Sequence[Detection], consumers: Iter
 def _judged(adapter: Adapter, families: Sequence[Detection], consumers: Iterable[Consumer]) -> tuple[Verdict, ...]:
     names = [family.architecture.name for family in families] or [""]
     keys = FramedKeys(adapter.checkpoint.tensors)
-    asked = [one for one in consumers if any(loader_for(one, name, keys) for name in names)]
+    asked = [one for one in consumers if any(has_loader_for(one, name, keys) for name in names)]
     return tuple(verdict._replace(reception=None) for verdict in judge_each(adapter, families, asked))
 
 

@@ -1,5 +1,11 @@
 """What every program's record says exists: families, layouts, schemes, dialects, algorithms, magnitudes."""
 
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from lora_inspect import algorithms, consumers, schemes
@@ -23,6 +29,7 @@ from lora_inspect.consumers.record import (
 )
 from lora_inspect.maths.dora import INPUT, OUTPUT, SPELLINGS
 
+WRITTEN = Path(__file__).parents[2] / "docs" / "write_program_index.py"
 PROGRAMS = sorted(consumers.CONSUMERS)
 FAMILIES = {architecture.name: architecture for architecture in every()}
 LAYOUTS = {name for family in every() for layout in family.layouts for name in layout.names}
@@ -87,3 +94,34 @@ def test_what_it_does_with_strangers_is_one_of_three(consumer):
 def test_a_name_is_given_once():
     with pytest.raises(ValueError, match="already"):
         consumers.add(consumers.by_name(PROGRAMS[0]))
+
+
+def test_the_table_is_that_of_the_files():
+    spec = importlib.util.spec_from_file_location("write_program_index", WRITTEN)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.TABLE.read_text(encoding="utf-8") == script.table(), "run python docs/write_program_index.py"
+
+
+def test_a_program_is_what_its_file_says(consumer):
+    files = (path.stem for path in Path(consumers.__file__).parent.glob("*.py") if path.stem != "__init__")
+    (own,) = (one for file in files for one in consumers.in_file(file) if one.name == consumer.name)
+    assert own._replace(loaders=tuple(own.loaders)) == consumer._replace(loaders=tuple(consumer.loaders))
+    assert own.loaders[:1] == consumer.loaders[:1]
+    assert len(consumer.reads) == len(own.loaders) == len(consumer.loaders)
+
+
+def test_files_of_programs_wait_until_one_of_their_loaders_is_asked_for():
+    code = (
+        "import sys; from lora_inspect import consumers; from lora_inspect.consumers.framed_keys import FramedKeys; "
+        "from lora_inspect.consumers.record import loader_for; keys = FramedKeys(['a.lora_A.weight']); "
+        "loaded = lambda: sorted({f for f in consumers.PROGRAMS if consumers.PROGRAMS[f] "
+        "and f'lora_inspect.consumers.{f}' in sys.modules}); print(loaded()); "
+        "print([one.name for one in consumers.CONSUMERS.values() if loader_for(one, 'framepack', keys)]); "
+        "print(loaded())"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    before, asked, after = map(json.loads, told.replace("'", '"').splitlines())
+    assert before == []
+    assert asked == ["llama-cpp", "lycoris", "lycoris-merge", "musubi", "peft"]
+    assert after == ["llama_cpp", "lycoris", "musubi", "peft"]
