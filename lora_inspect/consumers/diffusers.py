@@ -36,7 +36,7 @@ _WAN_LOADERS = (
     converted(
         "wan",
         "^diffusion_model.",
-        rules=(
+        rules=lambda: (
             _WAN._replace(
                 prefixes=("diffusion_model.",),
                 paths=_WAN_BLOCKS,
@@ -61,7 +61,7 @@ _WAN_LOADERS = (
     converted(
         "wan",
         "^lora_unet_",
-        rules=(
+        rules=lambda: (
             _WAN._replace(prefixes=("lora_unet_",), paths=_WAN_BLOCKS, dialects=("kohya",), alpha=True),
             _WAN._replace(
                 prefixes=("lora_unet_",),
@@ -99,7 +99,7 @@ _QWEN_LOADERS = (
     converted(
         "qwen_image",
         *_ALPHAS,
-        rules=(
+        rules=lambda: (
             _QWEN._replace(prefixes=("lora_unet_", "diffusion_model.")),
             _QWEN._replace(prefixes=("",), alpha=True),
             _NO_MATCH,
@@ -128,11 +128,11 @@ _Z_RULE = _QWEN._replace(layouts=("original",), dialects=("kohya", "peft"), pref
 _Z_KOHYA = _QWEN._replace(prefixes=("lora_unet_",), dialects=("kohya", "lycoris"))
 _Z_LOADERS = (
     # Whether PEFT makes the same factors depends on the shapes of all modules.
-    converted("z_image", ".lokr_", rules=()),
+    converted("z_image", ".lokr_", rules=lambda: ()),
     converted(
         "z_image",
         *_ALPHAS,
-        rules=(
+        rules=lambda: (
             _Z_KOHYA,
             _Z_KOHYA._replace(layouts=("original",), dialects=("kohya",), paths=_Z_ENDS, kinds={}, says=""),
             _Z_KOHYA._replace(layouts=("original",)),
@@ -156,7 +156,7 @@ _SDXL_LOADERS = (
     converted(
         "sdxl",
         *(f"^lora_{part}_" for part in ("te", "unet", "te1", "te2")),
-        rules=(
+        rules=lambda: (
             Rule(
                 prefixes=("lora_unet_",),
                 layouts=("original",),

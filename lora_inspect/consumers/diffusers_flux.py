@@ -105,7 +105,7 @@ FLUX_LOADERS = (
     converted(
         "flux",
         "^lora_transformer_",
-        rules=(
+        rules=lambda: (
             Rule(
                 prefixes=("lora_transformer_",),
                 layouts=("diffusers",),
@@ -130,7 +130,7 @@ FLUX_LOADERS = (
     converted(
         "flux",
         ".lora_down.weight",
-        rules=(
+        rules=lambda: (
             # They are renamed without the name of the model before them, which finds nothing.
             _FLUX_KOHYA._replace(paths=_FLUX_ENDS, dialects=("kohya",), kinds={}, says="", unfound=Strangers(SILENT)),
             _FLUX_KOHYA,
@@ -143,11 +143,11 @@ FLUX_LOADERS = (
         leaves=NO_SCALE,
         others=Strangers(SILENT),
     ),
-    converted("flux", "processor", rules=()),
+    converted("flux", "processor", rules=lambda: ()),
     converted(
         "flux",
         "base_model",
-        rules=(
+        rules=lambda: (
             Rule(
                 layouts=("diffusers",),
                 dialects=("peft", "kohya", "lycoris", INFIXED),

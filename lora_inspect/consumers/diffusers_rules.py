@@ -1,9 +1,10 @@
 """What the rules of all pipelines of diffusers share: its own names, and conversions from other ones."""
 
+from collections.abc import Callable
 from functools import partial
 
 from lora_inspect.consumers.diffusers_files import config_fails, stored, unsure, without_lora
-from lora_inspect.consumers.record import COMPUTES, FAILS, LEAVES, SILENT, WARNS, Loader, Rule, Strangers
+from lora_inspect.consumers.record import COMPUTES, FAILS, LEAVES, SILENT, WARNS, Loader, Rule, RulesByFamily, Strangers
 
 LEFT_OVER = "ValueError: `state_dict` should be empty at this point"
 NO_KEYS = Strangers(WARNS, "No LoRA keys associated to the model found with its prefix")
@@ -24,22 +25,9 @@ NO_CORE = {"lora.mid": ""}
 
 def own(family: str, pipeline: str = "transformer", **fields: object) -> Loader:
     """Files in diffusers' own names, with every key of which PEFT has to do; other names find no layer."""
-    peft = Rule(
-        prefixes=(f"{pipeline}.",),
-        layouts=("diffusers",),
-        dialects=("peft",),
-        kinds={"lora": COMPUTES, "lora_bias": COMPUTES},
-        magnitudes=PEFT_DORA,
-        parts=NO_CORE,
-        scale=stored,
-    )
     loader = Loader(
         families=(family,),
-        rules=(
-            peft,
-            peft._replace(dialects=("kohya",), kinds=ALL_FAIL, says="IndexError: list index out of range"),
-            *FOREIGN,
-        ),
+        rules=RulesByFamily((family,), lambda asked: _own_rules(pipeline)),
         strangers=NO_KEYS,
         leaves=NO_SCALE,
         flags=Strangers(SILENT),
@@ -49,16 +37,30 @@ def own(family: str, pipeline: str = "transformer", **fields: object) -> Loader:
     return loader._replace(**fields)  # type: ignore[arg-type]
 
 
+def _own_rules(pipeline: str) -> tuple[Rule, ...]:
+    peft = Rule(
+        prefixes=(f"{pipeline}.",),
+        layouts=("diffusers",),
+        dialects=("peft",),
+        kinds={"lora": COMPUTES, "lora_bias": COMPUTES},
+        magnitudes=PEFT_DORA,
+        parts=NO_CORE,
+        scale=stored,
+    )
+    other = peft._replace(dialects=("kohya",), kinds=ALL_FAIL, says="IndexError: list index out of range")
+    return peft, other, *FOREIGN
+
+
 # Names that PEFT is not asked for.
 FOREIGN = (Rule(prefixes=("", "base_model.model.", "lycoris_", "lora_transformer_", "lora_unet_", "diffusion_model.")),)
 
 
-def converted(family: str, *marks: str, rules: tuple[Rule, ...], **fields: object) -> Loader:
+def converted(family: str, *marks: str, rules: Callable[[], tuple[Rule, ...]], **fields: object) -> Loader:
     """Files in other names, of which a conversion has to use every key."""
     loader = Loader(
         families=(family,),
         marks=marks,
-        rules=tuple(rule._replace(parts=NO_CORE) for rule in rules),
+        rules=RulesByFamily((family,), lambda asked: (rule._replace(parts=NO_CORE) for rule in rules())),
         strangers=Strangers(FAILS, LEFT_OVER),
         leaves=NO_SCALE,
         refuses=partial(config_fails, "unet" if family == "sdxl" else "transformer"),

@@ -7,7 +7,6 @@ programs of their own here. Other names pass by without a word.
 Sources: `wrapper.py` and `modules/` of lycoris-lora.
 """
 
-from lora_inspect.algorithms import lokr
 from lora_inspect.consumers.record import (
     COMPUTES,
     FAILS,
@@ -92,7 +91,9 @@ def _exceptions_of_lokr(given: Given) -> str | Failure | None:
 
 def _parts(factor: int, *sides: tuple[int, int]) -> bool:
     """Whether the factor parts both dimensions of the weight as the file does."""
-    return all(lokr.factorise(small * large, factor) == (small, large) for small, large in sides)
+    from lora_inspect.algorithms.lokr import factorise
+
+    return all(factorise(small * large, factor) == (small, large) for small, large in sides)
 
 
 @OfKind

@@ -11,7 +11,6 @@ from lora_inspect.files.foreign import PICKLE_ENDINGS, START_BYTES, is_weights, 
 from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG, ShardSet, is_config_alone, read_weights, set_of
 from lora_inspect.files.gguf_format import MAGIC
 from lora_inspect.files.header import TensorInfo, identified_header, read_header
-from lora_inspect.files.header_text import too_many_tensors
 from lora_inspect.files.input_file import Identity, InputFile, read_whole
 from lora_inspect.files.json_text import parse_json
 from lora_inspect.records import NamedTuple
@@ -282,6 +281,8 @@ def _join(files: list[str], folder: str, index: dict[str, Identity], named: str)
                 raise LoraInspectError(f"{file}: {name} is also in {tensors[name].file}; fetch the set again.")
             tensors[name] = info
         if len(tensors) > TENSORS:
+            from lora_inspect.files.header_text import too_many_tensors
+
             raise too_many_tensors(named, len(tensors))
     metadata = {key: value for found in file_metadata.values() for key, value in found.items()}
     inputs = {**identities, **index}

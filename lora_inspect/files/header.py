@@ -9,7 +9,6 @@ from lora_inspect.files.bounds import HEADER_BYTES, TENSORS
 from lora_inspect.files.dtypes import BITS
 from lora_inspect.files.foreign import START_BYTES, refuse_foreign
 from lora_inspect.files.garbage import without_collecting
-from lora_inspect.files.header_text import HeaderText, incomplete_entry, too_many_tensors
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.plain_header import LONGEST, read_plain
 from lora_inspect.files.torn_header import refuse_torn
@@ -97,6 +96,8 @@ def _read_plain(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], 
 
 
 def _read_text(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    from lora_inspect.files.header_text import HeaderText, too_many_tensors
+
     file, size, data_start = source.path, source.identity.bytes, LENGTH_BYTES + length
     text = HeaderText(source, LENGTH_BYTES, length)
     found: dict[str, TensorInfo] = {}
@@ -124,6 +125,8 @@ def _read_text(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], d
 def _parse_entry(file: str, name: str, entry: Mapping[str, Any], data_start: int, identity: Identity) -> TensorInfo:
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if dtype is None or not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        from lora_inspect.files.header_text import incomplete_entry
+
         raise incomplete_entry(file, name)
     bits = BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
