@@ -1,7 +1,6 @@
 """What diffusers' loaders ask of a whole adapter file: its embedded config, its alphas, and what all keys have."""
 
 from collections import defaultdict
-from collections.abc import Mapping
 
 from lora_inspect.consumers.record import Failure, Given, OfKind, ScaleRule
 from lora_inspect.files.header import TensorInfo
@@ -67,7 +66,7 @@ def unsure(adapter: Adapter) -> str | None:
     biased = sum(any(one.algorithm.name in biases for one in module.contributions) for module in models)
     if len({module.name.prefix for module in models}) > 1:
         return "which of the names of several programs it takes"
-    if len({dialect for one in loras for dialect in _sides(one.factors)}) > 1:
+    if len({_is_of_peft(info) for one in loras for info in one.factors.values()}) > 1:
         return "which of two spellings of the factors it takes"
     if 0 < sum(one.magnitude is not None for one in loras) < len(loras):
         return "what it takes for the magnitudes that are not there"
@@ -78,8 +77,8 @@ def unsure(adapter: Adapter) -> str | None:
     return None
 
 
-def _sides(factors: Mapping[str, TensorInfo]) -> set[bool]:
-    return {".lora_A." in info.name or ".lora_B." in info.name for info in factors.values()}
+def _is_of_peft(factor: TensorInfo) -> bool:
+    return ".lora_A." in factor.name or ".lora_B." in factor.name
 
 
 def _unsure_of_config(adapter: Adapter) -> str | None:

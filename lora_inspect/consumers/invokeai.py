@@ -122,8 +122,8 @@ _OF_Z_IMAGE = tuple(end for end in _ENDS if not end.startswith("lokr"))
 
 def _is_cut(adapter: Adapter) -> bool:
     """Whether it takes a part of a path with dots for one of a key that ends in a single word."""
-    words = (".scale", ".use_rslora_flag")
-    return any(key.endswith(words) and not key.startswith("lora_unet_") for key in adapter.checkpoint.tensors)
+    ends = [key for key in adapter.checkpoint.tensors if key.endswith((".scale", ".use_rslora_flag"))]
+    return any(not key.startswith("lora_unet_") for key in ends)
 
 
 def _lacks(adapter: Adapter, starts: tuple[str, ...], ends: Iterable[str]) -> bool:

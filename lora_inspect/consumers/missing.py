@@ -29,7 +29,7 @@ def missing_of(complete: tuple[str, ...]) -> Callable[[Adapter], str | None]:
             if number and end in known
         }
         wanted = (path.replace("{i}", str(at)) for at in range(len(blocks)) for path in complete)
-        first = next((path for path in wanted if names.isdisjoint({path, path.replace(".", "_")})), None)
+        first = next((path for path in wanted if path not in names and path.replace(".", "_") not in names), None)
         return f"it has nothing for {first}" if first else None
 
     return missing

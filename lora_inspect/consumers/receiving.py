@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from lora_inspect.architectures.record import Architecture
+from lora_inspect.consumers.framed_keys import loader_for
 from lora_inspect.consumers.looks import Look, is_at
 from lora_inspect.consumers.missing import missing_of
 from lora_inspect.consumers.reader import reader_of
@@ -22,7 +23,6 @@ from lora_inspect.consumers.record import (
     Rule,
     ScaleOfFile,
     Strangers,
-    loader_for,
     treatment,
 )
 from lora_inspect.consumers.view import Alike, Member, View

@@ -9,7 +9,6 @@ from lora_inspect.maths.dora import OF_BASE
 from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:  # to name all programs nothing has to be read
-    from lora_inspect.consumers.framed_keys import FramedKeys
     from lora_inspect.reading.adapter import Adapter
     from lora_inspect.reading.contribution import Contribution, Module
 
@@ -291,25 +290,3 @@ class Consumer(NamedTuple):
     def reads(self) -> Sequence[Reads | Loader]:
         """Which files each of the loaders reads."""
         return self.loaders.reads if isinstance(self.loaders, Loaders) else self.loaders
-
-
-def loader_for(consumer: Consumer, family: str, keys: "FramedKeys") -> Loader | None:
-    """The loader that reads a file with these keys into a model of the family, "" for an unknown one."""
-    at = _place_of_loader(consumer, family, keys)
-    return None if at is None else consumer.loaders[at]
-
-
-def has_loader_for(consumer: Consumer, family: str, keys: "FramedKeys") -> bool:
-    """Whether there is one."""
-    return _place_of_loader(consumer, family, keys) is not None
-
-
-def _place_of_loader(consumer: Consumer, family: str, keys: "FramedKeys") -> int | None:
-    return next((at for at, one in enumerate(consumer.reads) if _reads(one, family, keys)), None)
-
-
-def _reads(loader: Reads | Loader, family: str, keys: "FramedKeys") -> bool:
-    if loader.families and family not in loader.families:
-        return False
-    has_marks = keys.each_hold if loader.all_marked else keys.hold
-    return not loader.marks or has_marks(loader.marks)

@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_inspect import consumers, schemes
 from lora_inspect.architectures.detection import Detection
-from lora_inspect.consumers.framed_keys import FramedKeys
+from lora_inspect.consumers.framed_keys import FramedKeys, loader_for
 from lora_inspect.consumers.record import (
     BASE_NORM,
     COMPUTES,
@@ -14,7 +14,6 @@ from lora_inspect.consumers.record import (
     SUM_NORM,
     Consumer,
     Rule,
-    loader_for,
     treatment,
 )
 from lora_inspect.converting.asked_magnitudes import DROPPED, PLAIN

@@ -10,7 +10,7 @@ from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.file_info import FileInfo, inspect_adapter
 from lora_inspect.reading.folded_scales import FOLDED_KEY, FoldedScales
 from lora_inspect.reading.kinds import ADAPTER, BASE
-from lora_inspect.reading.pipeline_parts import PipelinePart, adapter_parts, base_parts, computing_tensors
+from lora_inspect.reading.pipeline_parts import PipelinePart, adapter_parts, base_parts, elements
 from lora_inspect.reading.problem import ERROR
 from lora_inspect.reading.provenance import MERGED_KEY, provenance
 from lora_inspect.reading.training_facts import training_facts
@@ -129,7 +129,7 @@ def record_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", modules: boo
         "expert": expert.name if expert else None,
         "trainer": adapter.trainer,
         "modules": len(adapter.modules),
-        "parameters": _parameters(info),
+        "parameters": _parameters(info, parts),
         "ranks": _ranks(contributions),
         "alphas": _counted(_alpha(contribution) for contribution in contributions if contribution.rank),
         "scales": _scales(contributions, folded),
@@ -170,7 +170,8 @@ def record_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", modules: boo
     record["evidence"] += [{"about": "architecture", "says": one, "where": "module names"} for one in says]
     if expert:
         record["evidence"].append({"about": "expert", "says": expert.says, "where": expert.where})
-    if inside := folded.says(contribution.module.key for contribution in contributions if contribution.scale == 1.0):
+    unscaled = (contribution.module.key for contribution in contributions if contribution.scale == 1.0)
+    if folded.has_any and (inside := folded.says(unscaled)):
         record["evidence"].append({"about": "scale", "says": inside, "where": f"metadata {FOLDED_KEY}"})
     if modules:
         record["module_list"] = [
@@ -227,7 +228,7 @@ def _part_record(part: PipelinePart, folded: FoldedScales) -> dict[str, Any]:
         "modules": len(part.modules),
         "ranks": _ranks(part.contributions),
         "scales": _scales(part.contributions, folded),
-        "parameters": sum(tensor.numel for tensor in part.tensors),
+        "parameters": elements(part.tensors),
         "dtypes": _counted(tensor.dtype for tensor in part.tensors),
     }
 
@@ -259,10 +260,11 @@ def _layout(candidates: tuple[Detection, ...]) -> str | None:
     return names.pop() if len(names) == 1 else None
 
 
-def _parameters(info: FileInfo) -> int:
-    adapted = info.kind == ADAPTER
-    tensors = computing_tensors(info.adapter.modules.values()) if adapted else info.checkpoint.tensors.values()
-    return sum(tensor.numel for tensor in tensors)
+def _parameters(info: FileInfo, parts: Iterable[PipelinePart]) -> int:
+    """Those of all parts of an adapter, of which several may have a tensor in common, and all of another file."""
+    if info.kind != ADAPTER:
+        return elements(info.checkpoint.tensors.values())
+    return elements({tensor.name: tensor for part in parts for tensor in part.tensors}.values())
 
 
 def _ranks(contributions: Iterable[Contribution]) -> dict[str, int]:
@@ -280,7 +282,9 @@ def _alpha(contribution: Contribution) -> str:
 
 
 def _scale(contribution: Contribution, folded: FoldedScales) -> str:
-    scale = folded.meant(contribution.module.key, contribution.scale)
+    scale = contribution.scale
+    if folded.has_any:
+        scale = folded.meant(contribution.module.key, scale)
     return "unknown" if scale is None else f"{scale:.6g}"
 
 

@@ -36,6 +36,11 @@ class FoldedScales:
         modules = record.get("modules")
         self._modules = modules if isinstance(modules, dict) else {}
 
+    @property
+    def has_any(self) -> bool:
+        """Whether it says of any module that something is in its factors."""
+        return self._common != 1.0 or bool(self._modules)
+
     def at(self, module: str) -> float:
         """The scale in the factors of the module called `module`."""
         return _number(self._modules[module]) if module in self._modules else self._common

@@ -1,11 +1,12 @@
 """The networks of a pipeline that a file has something of, by the names that people have for them."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.text_encoders import TITLES, TextEncoder
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.header import TensorInfo, count_elements
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import BASE_PREFIXES, EXPERTS
 from lora_inspect.reading.contribution import Contribution, Module
@@ -75,12 +76,20 @@ def computing_tensors(modules: Iterable[Module]) -> list[TensorInfo]:
     """The tensors that changes are computed from, once each: what several modules share, and no alpha."""
     found: dict[str, TensorInfo] = {}
     for module in modules:
-        no_parameters = {module.alpha.name} if module.alpha else set()
+        no_parameters = [module.alpha.name] if module.alpha else []
         for contribution in module.contributions:
-            idle = contribution.algorithm.idle
-            no_parameters.update(contribution.factors[role].name for role in idle if role in contribution.factors)
-        found.update((tensor.name, tensor) for tensor in module.tensors if tensor.name not in no_parameters)
+            if idle := contribution.algorithm.idle:
+                no_parameters += [contribution.factors[role].name for role in idle if role in contribution.factors]
+        for tensor in module.tensors:
+            if tensor.name not in no_parameters:
+                found[tensor.name] = tensor
     return list(found.values())
+
+
+def elements(tensors: Iterable[TensorInfo]) -> int:
+    """How many numbers they hold; most shapes are those of many."""
+    shapes = Counter([tensor.shape for tensor in tensors])
+    return sum(count_elements(shape) * count for shape, count in shapes.items())
 
 
 def _models_first(item: tuple[str, object]) -> bool:

@@ -7,8 +7,7 @@ from toy_adapters import loras
 
 from lora_inspect.consumers import CONSUMERS
 from lora_inspect.consumers import remembered as module
-from lora_inspect.consumers.framed_keys import FramedKeys
-from lora_inspect.consumers.record import loader_for
+from lora_inspect.consumers.framed_keys import FramedKeys, loader_for
 from lora_inspect.consumers.remembered import verdicts_on
 from lora_inspect.consumers.verdict import judge_each
 from lora_inspect.errors import LoraInspectError
