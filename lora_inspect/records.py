@@ -7,8 +7,9 @@ that it pays.
 import sys
 from typing import TYPE_CHECKING, Any
 
-# So many calls with names, or without all values, a class takes without a function of its own.
-_FEW = 24
+# So many calls without all values a class takes without a function of its own, which takes as long to compile; one
+# with names is as slow as several others.
+_FEW, _WITH_NAMES = 400, 4
 
 # From Python 3.14 on the annotations of a class are no dictionary.
 if TYPE_CHECKING or sys.version_info >= (3, 14):
@@ -22,14 +23,19 @@ else:
         __slots__ = ()
         _fields: tuple[str, ...]
         _field_defaults: dict[str, Any]
-        _calls: int  # those with names, or without all values
+        _defaults: tuple[Any, ...]  # of the last fields
+        _calls: int  # those without all values
 
         def __new__(cls, *values: Any, **named: Any) -> "_Record":
-            if named or len(values) != len(cls._fields):
-                cls._calls += 1
+            missing = len(cls._fields) - len(values)
+            if named or missing:
+                cls._calls += _WITH_NAMES if named else 1
                 if cls._calls > _FEW:
                     cls.__new__ = staticmethod(_compiled(cls))
-                values = _bound(cls, values, named)
+                if named or not 0 < missing <= len(cls._defaults):
+                    values = _bound(cls, values, named)
+                else:
+                    values += cls._defaults[-missing:]
             return tuple.__new__(cls, values)
 
         @classmethod
@@ -92,6 +98,7 @@ else:
             body["__slots__"] = ()
             body["__match_args__"] = body["_fields"] = fields
             body["_field_defaults"] = defaults
+            body["_defaults"] = tuple(defaults.values())
             body["_calls"] = 0
             return type(name, (_Record,), body)
 

@@ -10,7 +10,7 @@ FramePack's script alone converts other names. Training goes on from dotted name
 Sources: `utils/lora_utils.py`, `networks/` and `convert_lora.py` of musubi-tuner, run on a small model of each family.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from lora_inspect.consumers.record import (
     COMPUTES,
@@ -27,6 +27,7 @@ from lora_inspect.consumers.record import (
     Loader,
     OfKind,
     Rule,
+    RulesByFamily,
     Strangers,
 )
 from lora_inspect.reading.adapter import Adapter
@@ -43,6 +44,11 @@ _LAYOUTS: Mapping[str, str] = {
     "qwen_image": "diffusers",
     "wan": "original",
     "z_image": "diffusers",
+}
+# Layouts whose names are not found in the model.
+_OTHER_LAYOUTS: Mapping[str, str] = {
+    **dict.fromkeys(("wan", "flux2", "hunyuan_video_1_5", "krea2"), "diffusers"),
+    "z_image": "original",
 }
 # The families of which it builds a network, and what the names of its layers begin with.
 _IN_BLOCKS = {"flux": ("double_blocks_", "single_blocks_"), "hunyuan_video": ("double_blocks_", "single_blocks_")}
@@ -94,17 +100,21 @@ _MERGED = Rule(
     exceptions=_exceptions,
     magnitudes=_MAGNITUDES,
 )
-_MERGES = tuple(
-    rule
-    for family, layout in _LAYOUTS.items()
-    for own in (_MERGED._replace(families=(family,), layouts=(layout,)),)
-    for rule in (
-        own._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None),
-        own._replace(dialects=(SLICED, INFIXED), kinds={"": LEAVES}, exceptions=None, by=READ),
-        own._replace(where=_has_several_kinds, kinds={**dict.fromkeys(_KINDS, ""), "": LEAVES}),
-        own,
-    )
-)
+
+
+def _merges(family: str) -> Iterator[Rule]:
+    """The rules of a family's model that is merged while it is loaded."""
+    own = _MERGED._replace(families=(family,), layouts=(_LAYOUTS[family],))
+    yield own._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None)
+    yield own._replace(dialects=(SLICED, INFIXED), kinds={"": LEAVES}, exceptions=None, by=READ)
+    yield own._replace(where=_has_several_kinds, kinds={**dict.fromkeys(_KINDS, ""), "": LEAVES})
+    yield own
+    if family != "framepack":
+        yield Rule(families=(family,), prefixes=_OTHER_PREFIXES)
+    if other := _OTHER_LAYOUTS.get(family):
+        yield Rule(families=(family,), layouts=(other,), by=READ)
+
+
 _NETWORK = Rule(
     families=tuple(_IN_BLOCKS),
     prefixes=(PREFIX,),
@@ -126,12 +136,7 @@ CONSUMER = Consumer(
     loaders=(
         Loader(
             families=tuple(_LAYOUTS),
-            rules=(
-                *_MERGES,
-                Rule(families=tuple(family for family in _LAYOUTS if family != "framepack"), prefixes=_OTHER_PREFIXES),
-                Rule(families=("wan", "flux2", "hunyuan_video_1_5", "krea2"), layouts=("diffusers",), by=READ),
-                Rule(families=("z_image",), layouts=("original",), by=READ),
-            ),
+            rules=RulesByFamily(tuple(_LAYOUTS), _merges),
             strangers=Strangers(WARNS, "not all LoRA keys are used"),
         ),
         Loader(

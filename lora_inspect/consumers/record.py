@@ -246,6 +246,10 @@ class Loader(NamedTuple):
         rules = self.rules.of(family) if isinstance(self.rules, RulesByFamily) else self.rules
         return [rule for rule in rules if not rule.families or family in rule.families]
 
+    def rules_changed(self, family: str, **fields: object) -> list[Rule]:
+        """The same with other values of some fields."""
+        return [rule._replace(**fields) for rule in self.rules_for(family)]  # type: ignore[arg-type]
+
 
 class Reads(NamedTuple):
     """Which files a loader reads, as its fields of these names say."""

@@ -46,8 +46,6 @@ _MAGNITUDES = {
     **dict.fromkeys((".lora_magnitude_vector output", ".lora_magnitude_vector.weight output"), LEAVES),
 }
 _ROTATIONS = ("oft", "lycoris_boft")
-
-
 _networks = webui_networks.scale(of_glora=alpha_over_rank)
 
 
@@ -264,13 +262,9 @@ def _flux2() -> Iterator[Rule]:
     yield Rule(prefixes=("lora_unet_", "diffusion_model."), layouts=("diffusers",), unfound=_UNMATCHED)
 
 
-def _read_of(loader: Loader, family: str) -> Iterator[Rule]:
-    return (rule._replace(by=READ) for rule in loader.rules_for(family))
-
-
 # It loads these with the pipelines of diffusers, whose errors it logs, in another revision than that of their rules.
 _THROUGH_DIFFUSERS = tuple(
-    loader._replace(rules=RulesByFamily(loader.families, partial(_read_of, loader)))
+    loader._replace(rules=RulesByFamily(loader.families, partial(loader.rules_changed, by=READ)))
     for loader in DIFFUSERS.loaders
     if set(loader.families) <= {"wan", "qwen_image"}
 )
