@@ -1,7 +1,6 @@
 """What a program that loads adapters does with a file, as data: names, kinds, scale, magnitudes and limits."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -190,14 +189,16 @@ class RulesByFamily:
 
     def __init__(self, families: tuple[str, ...], make: Callable[[str], Iterable[Rule]]) -> None:
         self.families = families
-        self._make = cache(lambda family: tuple(make(family)))
+        self._make, self._made = make, dict[str, tuple[Rule, ...]]()
 
     def __iter__(self) -> Iterator[Rule]:
-        return (rule for family in self.families for rule in self._make(family))
+        return (rule for family in self.families for rule in self.of(family))
 
     def of(self, family: str) -> tuple[Rule, ...]:
         """Those of one family; none of any other."""
-        return self._make(family) if family in self.families else ()
+        if family not in self._made:
+            self._made[family] = tuple(self._make(family)) if family in self.families else ()
+        return self._made[family]
 
 
 # What a program refuses a file for as a whole, in its own words where it has any; None for nothing.
@@ -264,13 +265,16 @@ class Loaders(Sequence[Loader]):
 
     def __init__(self, reads: tuple[Reads, ...], make: Callable[[], Sequence[Loader]]) -> None:
         self.reads = reads
-        self._make = cache(make)
+        self._make = make
+        self._made: Sequence[Loader] | None = None
 
     def __len__(self) -> int:
         return len(self.reads)
 
     def __getitem__(self, at):  # type: ignore[no-untyped-def]  # one, or several by a slice
-        return self._make()[at]
+        if self._made is None:
+            self._made = self._make()
+        return self._made[at]
 
 
 class Consumer(NamedTuple):
