@@ -4,6 +4,8 @@ Each bound is far above what files of real models have, and low enough that a ho
 refused.
 """
 
+from lora_inspect.errors import LoraInspectError
+
 # The safetensors library refuses larger headers.
 HEADER_BYTES = 100_000_000
 # In all shards together; the largest models have some ten thousand.
@@ -18,3 +20,10 @@ METADATA_CHARACTERS, METADATA_KEYS = 8_000_000, 100_000
 JSON_BYTES = 64 << 20
 # Lists, objects and what stands in them, in any JSON: an index has an item for each tensor.
 JSON_ITEMS = TENSORS + 1_000
+
+
+def too_many_tensors(file: str, count: int) -> LoraInspectError:
+    """The error for a file or a set of files with `count` tensors."""
+    return LoraInspectError(
+        f"{file}: {count:,} tensors are more than the {TENSORS:,} that are read; name another file."
+    )

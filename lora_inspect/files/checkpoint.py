@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.bounds import JSON_BYTES, JSON_ITEMS, TENSORS
+from lora_inspect.files.bounds import JSON_BYTES, JSON_ITEMS, TENSORS, too_many_tensors
 from lora_inspect.files.dtypes import decode_number
 from lora_inspect.files.foreign import PICKLE_ENDINGS, START_BYTES, is_weights, likely_weights, refuse_format
 from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG, ShardSet, is_config_alone, read_weights, set_of
@@ -281,8 +281,6 @@ def _join(files: list[str], folder: str, index: dict[str, Identity], named: str)
                 raise LoraInspectError(f"{file}: {name} is also in {tensors[name].file}; fetch the set again.")
             tensors[name] = info
         if len(tensors) > TENSORS:
-            from lora_inspect.files.header_text import too_many_tensors
-
             raise too_many_tensors(named, len(tensors))
     metadata = {key: value for found in file_metadata.values() for key, value in found.items()}
     inputs = {**identities, **index}

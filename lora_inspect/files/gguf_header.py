@@ -7,7 +7,7 @@ file counts from the last one.
 from collections.abc import Iterator
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.bounds import KEY_BYTES, METADATA_KEYS, TENSORS
+from lora_inspect.files.bounds import KEY_BYTES, METADATA_KEYS, TENSORS, too_many_tensors
 from lora_inspect.files.gguf_format import (
     ADAPTER_TYPE_KEY,
     ALIGNMENT,
@@ -26,7 +26,6 @@ from lora_inspect.files.gguf_format import (
 )
 from lora_inspect.files.gguf_metadata import AGAIN, Cursor, Value, as_text, no_adapter, read_values
 from lora_inspect.files.header import TensorInfo, count_elements
-from lora_inspect.files.header_text import too_many_tensors
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.records import NamedTuple
 

@@ -5,7 +5,7 @@ from math import prod
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.bounds import HEADER_BYTES, TENSORS
+from lora_inspect.files.bounds import HEADER_BYTES, TENSORS, too_many_tensors
 from lora_inspect.files.dtypes import BITS
 from lora_inspect.files.foreign import START_BYTES, refuse_foreign
 from lora_inspect.files.garbage import without_collecting
@@ -96,7 +96,7 @@ def _read_plain(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], 
 
 
 def _read_text(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    from lora_inspect.files.header_text import HeaderText, too_many_tensors
+    from lora_inspect.files.header_text import HeaderText
 
     file, size, data_start = source.path, source.identity.bytes, LENGTH_BYTES + length
     text = HeaderText(source, LENGTH_BYTES, length)

@@ -11,7 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.bounds import ENTRY_CHARACTERS, KEY_BYTES, METADATA_CHARACTERS, METADATA_KEYS, TENSORS
+from lora_inspect.files.bounds import (
+    ENTRY_CHARACTERS,
+    KEY_BYTES,
+    METADATA_CHARACTERS,
+    METADATA_KEYS,
+    TENSORS,
+    too_many_tensors,
+)
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.strict_json import Repeated, is_shallow, is_unicode, parse_object, parse_plain, parse_strictly
 
@@ -221,13 +228,6 @@ class HeaderText:
 
     def _refused(self, why: str) -> LoraInspectError:
         return LoraInspectError(f"{self._source.path}: its header {why}.")
-
-
-def too_many_tensors(file: str, count: int) -> LoraInspectError:
-    """The error for a file or a set of files with `count` tensors."""
-    return LoraInspectError(
-        f"{file}: {count:,} tensors are more than the {TENSORS:,} that are read; name another file."
-    )
 
 
 def incomplete_entry(file: str, name: str) -> LoraInspectError:

@@ -15,6 +15,8 @@ from lora_inspect.schemes.record import LONGEST_SUFFIX, ModuleName, Scheme
 SCHEMES: dict[str, Scheme] = {}
 # Every prefix with its scheme, in the order in which they are tried.
 _PREFIXES: list[tuple[str, Scheme]] = []
+# Those that a name may have which begins with a letter, by that and by whether a suffix of its keys is a mark.
+_TRIED: dict[tuple[str, bool], list[tuple[str, Scheme]]] = {}
 # The suffixes of which modules of a scheme have one.
 _MARKS: set[str] = set()
 # Goes up with every change of the registry, for what is remembered of it.
@@ -67,6 +69,7 @@ def changes() -> int:
 def _note_change() -> None:
     global _changes
     _changes += 1
+    _TRIED.clear()
 
 
 def by_name(name: str) -> Scheme:
@@ -79,14 +82,23 @@ def readings(module: str, suffixes: Collection[str] = ()) -> Iterator[ModuleName
 
     `suffixes` are those of its keys.
     """
-    for prefix, scheme in _PREFIXES:
+    for prefix, scheme in _tried(module[:1], not _MARKS.isdisjoint(suffixes)):
         if module.startswith(prefix) and (found := scheme.parts(module, prefix, suffixes)):
             yield found
 
 
+def _tried(first: str, has_mark: bool) -> list[tuple[str, Scheme]]:
+    known = _TRIED.get((first, has_mark))
+    if known is None:
+        own = (found for found in _PREFIXES if found[0][:1] in ("", first))
+        known = _TRIED[first, has_mark] = [found for found in own if has_mark or not found[1].marks]
+    return known
+
+
 def recognise(module: str, suffixes: Collection[str] = ()) -> ModuleName:
     """The parts of a module's name, of whose keys these are the suffixes; raises ValueError for an empty one."""
-    return _recognised(module, tuple(suffix for suffix in suffixes if suffix in _MARKS), _changes)
+    marks = () if _MARKS.isdisjoint(suffixes) else tuple(suffix for suffix in suffixes if suffix in _MARKS)
+    return _recognised(module, marks, _changes)
 
 
 @remembering
