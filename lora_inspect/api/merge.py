@@ -37,6 +37,7 @@ def merge(
     output: StrPath,
     *,
     dtype: "str | torch.dtype | None" = None,
+    touched_dtype: "str | torch.dtype | None" = None,
     only: str | Iterable[str] = (),
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
@@ -62,6 +63,7 @@ def merge(
     """
     options = MergeOptions(
         dtype=dtype_of(dtype),
+        touched_dtype=dtype_of(touched_dtype),
         only=names_of(only),
         transposed=answers_of(transposed),
         allow_unmatched=allow_unmatched,
@@ -71,5 +73,7 @@ def merge(
         weights=None if weights is None else read_weights(path_of(weights)),
         hash_base=hash_base,
     )
+    if dtype is not None and touched_dtype is not None:
+        raise ValueError("dtype is for all weights and touched_dtype for those that change; give one of both")
     plan = plan_merge(path_of(base), all_with_settings(adapters), options)
     return merge_planned(plan, path_of(output), force, watched(progress, plan.bytes))

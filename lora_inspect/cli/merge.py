@@ -61,6 +61,11 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
     "--dtype", type=click.Choice(list(DTYPE_NAMES)), help="Element type of floating tensors; the base's by default."
 )
 @click.option(
+    "--touched-dtype",
+    type=click.Choice(list(DTYPE_NAMES)),
+    help="Element type of the weights alone that a change touches; the rest stays as it is stored.",
+)
+@click.option(
     "--only",
     multiple=True,
     metavar="COMPONENT",
@@ -84,6 +89,7 @@ def merge(
     output: str | None,
     force: bool,
     dtype: str | None,
+    touched_dtype: str | None,
     only: tuple[str, ...],
     include: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -100,8 +106,13 @@ def merge(
     as_json: bool,
 ) -> None:
     """Plans, merges and prints."""
+    if dtype and touched_dtype:
+        raise click.UsageError(
+            "--dtype is for all weights and --touched-dtype for those that change; give one of both."
+        )
     options = MergeOptions(
         dtype=DTYPE_NAMES[dtype] if dtype else None,
+        touched_dtype=DTYPE_NAMES[touched_dtype] if touched_dtype else None,
         only=only,
         transposed=transposed,
         allow_unmatched=allow_unmatched,
@@ -141,11 +152,14 @@ def _print(record: dict[str, Any], plan: MergePlan, as_json: bool) -> None:
     terminal.line(f"{verb} {record['modules_merged']} modules ({strengths}){into}")
     copied = "would be copied" if record.get("dry_run") else "copied"
     terminal.line(f"{record['tensors_copied']} tensors {copied} unchanged")
-    if record["decoded"]:
-        decoded = "would be decoded" if record.get("dry_run") else "decoded"
-        terminal.line(f"{len(record['decoded'])} fp8 tensors {decoded}")
+    decoded = "would be decoded" if record.get("dry_run") else "decoded"
+    for title, count in plan.storage.titles(record["decoded"]).items():
+        terminal.line(f"{count} {title} tensors {decoded}")
+    recoded = "would stay" if record.get("dry_run") else "stayed"
+    for title, count in plan.storage.titles(record["recoded"]).items():
+        terminal.line(f"{count} {title} tensors changed and {recoded} so")
     if record["dropped"]:
-        terminal.aside(f"left out, as they said how fp8 is read: {some(record['dropped'], 5)}")
+        terminal.aside(f"left out, as they said how codes are read: {some(record['dropped'], 5)}")
     if "dora_multiplier" in record:
         terminal.line(f"DoRA multiplier rule: {record['dora_multiplier']}")
     if ordered := record["order_matters"]:

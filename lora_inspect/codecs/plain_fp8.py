@@ -17,8 +17,6 @@ def _prepared(tensors: Mapping[str, Any], layout: Layout) -> str:
 class _Cast(Encoding):
     """The nearest code of each number; nothing is settled."""
 
-    together = 1
-
     def __init__(self, stored: str) -> None:
         self._reach = REACH[stored]
 
@@ -34,6 +32,9 @@ class _Cast(Encoding):
 
     def numbers(self, rows: Any, settled: None, first: int) -> None:
         """They are the weight."""
+
+    def weight(self, numbers: Any, settled: None, first: int) -> None:
+        """They are it."""
 
     def settings(self, settled: Sequence[None]) -> dict[str, Any]:
         """None."""

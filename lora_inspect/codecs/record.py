@@ -49,10 +49,15 @@ class Found(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The shape of the weight that codes stand for, and in the codec's own words how they are laid out."""
+    """The shape of the weight that codes stand for, and in the codec's own words how they are laid out.
+
+    `together` are the rows that share what they are encoded with: a block of rows begins at a multiple of it. With 0
+    all rows share it.
+    """
 
     shape: Shape
     detail: Any = None
+    together: int = 1
 
 
 def as_stored(found: Found) -> Layout:
@@ -72,25 +77,25 @@ class Extremes(NamedTuple):
 
 
 class Encoding(Protocol):
-    """How rows of one weight become codes; several threads use it at the same time.
-
-    `together` are the rows that share what is settled, so that a block of rows begins at a multiple of it; 0 says that
-    all rows share it, which then is settled from the extremes of all.
-    """
-
-    together: int
+    """How rows of one weight become codes; several threads use it at the same time."""
 
     def extremes(self, rows: Any, first: int) -> Extremes:
         """What of the rows, the first of which has the number `first`, decides with what they are encoded."""
 
     def settled(self, seen: Extremes, first: int) -> Any:
-        """What the rows are encoded with; raises NoCode where there is nothing of that kind."""
+        """What the rows are encoded with; raises NoCode where there is nothing of that kind.
+
+        What all rows share is settled for good from the extremes of all, joined.
+        """
 
     def numbers(self, rows: Any, settled: Any, first: int) -> None:
         """Makes of rows of the weight, in place, the numbers that are rounded to codes."""
 
+    def weight(self, numbers: Any, settled: Any, first: int) -> None:
+        """Makes of the numbers that codes stand for the rows of the weight, in place."""
+
     def settings(self, settled: Sequence[Any]) -> Mapping[str, Any]:
-        """The tensors beside the codes that change, by their names in the module.
+        """All tensors of the codec's `settings`, as they then are, by their names in the module.
 
         `settled` is what each block of rows was encoded with, in their order.
         """

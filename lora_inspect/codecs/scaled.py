@@ -62,7 +62,11 @@ def rows(weight: Shape, scale: Shape) -> Blocks | None:
 
 def laid_out(found: Found, name: str, blocks: Blocks | None) -> Layout | None:
     """The layout of codes whose entries stand where those of the weight do, None without blocks."""
-    return blocks and Layout(found.codes.shape, Scaling(name, blocks, found.codes.dtype))
+    if blocks is None:
+        return None
+    shape = found.codes.shape
+    together = blocks.rows if blocks.rows < shape[0] else 0
+    return Layout(shape, Scaling(name, blocks, found.codes.dtype), together)
 
 
 def prepared(tensors: Mapping[str, Any], layout: Layout) -> Scale:
@@ -88,7 +92,7 @@ class Encoding:
     def __init__(self, scale: Scale) -> None:
         self._scale, self._blocks = scale, scale.scaling.blocks
         self._reach = REACH[scale.scaling.stored]
-        self.together = 0 if scale.values.shape[0] == 1 else self._blocks.rows
+        self._is_shared = scale.values.shape[0] == 1
 
     def extremes(self, rows: Any, first: int) -> Extremes:
         """The largest and the smallest number in each block of the rows."""
@@ -110,12 +114,16 @@ class Encoding:
         values = scales.float()
         divide(rows, values.masked_fill(values == 0, 1.0), self._blocks, first)
 
+    def weight(self, numbers: Any, scales: Any, first: int) -> None:
+        """W = q · scale, in place."""
+        multiply(numbers, scales.float(), self._blocks, first)
+
     def settings(self, scales: Sequence[Any]) -> dict[str, Any]:
         """The tensor of all scales, as the base has it, by its name in the module."""
         tensor, at = self._scale.stored.clone(), 0
         for own in scales:
             tensor[at : at + own.shape[0]] = own
-            at += own.shape[0] if self.together else 0
+            at += 0 if self._is_shared else own.shape[0]
         return {self._scale.scaling.name: tensor.reshape(self._scale.shape)}
 
     def _fresh(self, seen: Extremes, stored: Any) -> Any:

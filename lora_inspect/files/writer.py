@@ -1,6 +1,7 @@
 """A streaming, atomic writer of .safetensors files: header, tensors, rename. Standard library only."""
 
 import json
+import os
 from _thread import allocate_lock
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -9,7 +10,7 @@ from typing import Any
 
 from lora_inspect.files.byte_copy import Buffer, copy_bytes, write_all_at
 from lora_inspect.files.dtypes import BITS
-from lora_inspect.files.header import LENGTH_BYTES, TensorInfo, count_elements
+from lora_inspect.files.header import LENGTH_BYTES, TensorInfo, count_elements, read_header
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.outputs import new_file
 from lora_inspect.progress import Progress, silent
@@ -133,6 +134,15 @@ class Writer:
         """Where a tensor begins and ends in the file."""
         return self._places[name]
 
+    def has(self, name: str) -> bool:
+        """Whether a tensor is one of the file."""
+        return name in self._places
+
+    def forget(self, name: str) -> None:
+        """A tensor that was written whole is to be written once more."""
+        start, stop = self._places[name]
+        self._count(start - stop)
+
     def write(self, name: str, chunks: Iterable[Buffer]) -> None:
         """The whole content of a tensor, in as many chunks as the caller likes."""
         start, stop = self._places[name]
@@ -194,3 +204,14 @@ class Writer:
         source, self._source = self._source, None
         if source is not None:
             source.close()
+
+
+def rewrite_tensor(file: str, name: str, content: bytes) -> None:
+    """Puts the whole content of one tensor into a file that was written; OSError where the disk refuses."""
+    tensors, _ = read_header(file)
+    info = tensors[name]
+    if info.nbytes != len(content):
+        raise AssertionError(f"{name}: {len(content)} bytes do not fit its {info.nbytes}")
+    with open(file, "r+b", buffering=0) as opened:
+        write_all_at(opened.fileno(), content, info.start)
+        os.fsync(opened.fileno())

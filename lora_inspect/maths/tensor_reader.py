@@ -1,6 +1,7 @@
 """Tensors of a checkpoint as torch tensors: a whole one, or a few rows into memory that is used again."""
 
 from collections.abc import Callable, Iterator
+from math import lcm
 from typing import Any
 
 import torch
@@ -108,10 +109,11 @@ class Cut(NamedTuple):
         return number * self.rows, min((number + 1) * self.rows, self.of_all)
 
 
-def cut(info: TensorInfo, elements: int, together: int = 1) -> Cut:
+def cut(info: TensorInfo, elements: int, together: int = 1, aligned: int = 1) -> Cut:
     """Blocks of at most so many elements, or of one row, that are multiples of `together` rows; 0 is for all rows.
 
-    A row is never divided. Raises ValueError where the rows are no such multiple themselves.
+    They begin at multiples of `aligned` rows as well. A row is never divided. Raises ValueError where the rows are no
+    multiple of `together` themselves.
     """
     rows = info.shape[0] if info.shape else 1
     if not info.numel:
@@ -119,7 +121,8 @@ def cut(info: TensorInfo, elements: int, together: int = 1) -> Cut:
     group, columns = together or rows, info.numel // rows
     if rows % group:
         raise ValueError(f"{info.name} has {rows} rows, which are not groups of {group}")
-    return Cut(max(group, min(rows, elements // columns // group * group)), rows, columns)
+    step = lcm(group, aligned)
+    return Cut(min(rows, max(step, elements // columns // step * step)), rows, columns)
 
 
 class RowBlocks:
@@ -165,11 +168,14 @@ class RowBlocks:
         return start, block
 
     def rounded(self, block: torch.Tensor, dtype: str) -> torch.Tensor:
-        """The block rounded once to `dtype`, a safetensors name, in memory that the next one is rounded into, too."""
-        target = TORCH_DTYPES[dtype]
+        """The block rounded once to `dtype`, a safetensors name, in memory that the next one is rounded into, too.
+
+        What has eight bits changes the block.
+        """
+        target = _CODE_DTYPES[dtype]
         if self._written.numel() < block.numel() or self._written.dtype != target:
             self._written = torch.empty(block.numel(), dtype=target)
-        return self._written[: block.numel()].view(block.shape).copy_(block)
+        return stored_as(block, self._written[: block.numel()].view(block.shape))
 
     def _reserve(self, stored_bytes: int, elements: int, dtype: torch.dtype) -> None:
         if len(self._stored) < stored_bytes:

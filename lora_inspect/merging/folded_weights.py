@@ -1,23 +1,26 @@
 """One file of a base on its way to the output: each weight with its changes folded in, or its bytes as they are."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lora_inspect.files.dtypes import PLAIN_FLOATS
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.writer import Span, TensorPlan, Writer, in_file_order
 from lora_inspect.merging.crew import Crew, Job
 from lora_inspect.merging.links import Fold
-from lora_inspect.merging.written_rows import Rounded
+from lora_inspect.merging.recoded_rows import Recoded
+from lora_inspect.merging.storage import Storage
+from lora_inspect.merging.written_rows import Encoder, Rounded
 from lora_inspect.progress import Progress
-from lora_inspect.reading.coded_weights import CodedWeight
+from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lora_inspect.merging.crew import Member
     from lora_inspect.merging.one_weight import Tools
 
@@ -34,17 +37,14 @@ COPIED_BYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class Folding:
-    """What becomes of a base: its folds by tensor name, the element type of the output, the rule for DoRA.
+    """What becomes of a base: its folds by tensor name, how it is stored then, and the rule for DoRA.
 
-    `dtype` is a safetensors name; None keeps the base's. Tensors of the names `uncast` keep theirs in any case; those
-    that are `decoded` are codes in the base. `dora_rule` is None where each file's own rule holds.
+    `dora_rule` is None where each file's own rule holds.
     """
 
     folds: Mapping[str, Sequence[Fold]]
-    uncast: Collection[str] = ()
-    dtype: str | None = None
+    storage: Storage = field(default_factory=Storage)
     dora_rule: str | None = None
-    decoded: Mapping[str, CodedWeight] = field(default_factory=dict)
 
     def folds_of(self, info: TensorInfo) -> list[Fold]:
         """What changes a tensor of the base, in order."""
@@ -56,8 +56,21 @@ class Folding:
 
     def output(self, info: TensorInfo) -> TensorPlan:
         """What is written for a tensor of the base."""
-        is_cast = info.name in self.decoded or (info.dtype in PLAIN_FLOATS and info.name not in self.uncast)
-        return TensorPlan(info.name, self.dtype if self.dtype and is_cast else info.dtype, info.shape)
+        return TensorPlan(info.name, self.storage.types.get(info.name, info.dtype), info.shape)
+
+    def encoder(self, info: TensorInfo) -> Encoder:
+        """What makes the rows of a tensor that is written anew."""
+        folds = self.folds_of(info)
+        if info.name in self.storage.recoded:
+            return Recoded(self.storage.recoded[info.name], folds)
+        return Rounded(info, folds, self.output(info).dtype)
+
+
+class Written(NamedTuple):
+    """How many tensors of each element type a file has, and tensors of other files whose content its weights decide."""
+
+    counts: Counter[str]
+    late: dict[str, bytes]
 
 
 def write_folded(
@@ -68,21 +81,29 @@ def write_folded(
     progress: Progress,
     inputs: Mapping[str, Identity] | None = None,
     force: bool = False,
-) -> Counter[str]:
-    """Writes the tensors of one file of the base to `output` and returns how many there are of each element type.
+) -> Written:
+    """Writes the tensors of one file of the base to `output`.
 
     `progress` is told the bytes of the base that are done. With `force` the file replaces one of its name. Raises
     LoraInspectError where a result is not finite or cannot be computed, of several the first one in the order of the
     file, where something has the name, and where one of the `inputs` is not the file any more that was read.
     """
+    from lora_inspect.maths.tensor_reader import bytes_in
     from lora_inspect.maths.torch_threads import computing_threads, one_thread, own_threads
     from lora_inspect.merging.factor_reader import FactorReader
     from lora_inspect.merging.one_weight import Tools, WeightJob
 
-    by_name = {info.name: info for info in infos}
+    by_name, recoded = {info.name: info for info in infos}, folding.storage.recoded
     plans = in_file_order(folding.output(info) for info in by_name.values())
-    copied = [by_name[plan.name] for plan in plans if folding.is_copied(by_name[plan.name])]
     written = [by_name[plan.name] for plan in plans if not folding.is_copied(by_name[plan.name])]
+    beside = {own.name for info in written if (weight := recoded.get(info.name)) for own in weight.beside.values()}
+    anew = beside | {info.name for info in written}
+    copied = [by_name[plan.name] for plan in plans if plan.name not in anew]
+    late: dict[str, bytes] = {}
+
+    def keep(name: str, tensor: "Tensor") -> None:
+        late[name] = bytes(bytes_in(tensor))
+
     factors = FactorReader()
     tools = [Tools(BLOCK_ELEMENTS) for _ in range(computing_threads(MOST_THREADS))]
     crew = Crew(tools, FACTOR_BYTES, one_thread)
@@ -99,11 +120,12 @@ def write_folded(
         for info in written:
             folds = folding.folds_of(info)
             read = folds[0].placed.place.target if folds else _flat(info, folding)
-            encoder = Rounded(info, folds, folding.output(info).dtype)
-            job = WeightJob(read, folds, encoder, writer, factors, folding.decoded, folding.dora_rule)
+            job = WeightJob(
+                read, folds, folding.encoder(info), writer, factors, keep, folding.storage.coded, folding.dora_rule
+            )
             jobs.append((writer.place(info.name)[0], Job(job, job.memory)))
         crew.run([job for _, job in sorted(jobs, key=lambda pair: pair[0])], progress)
-    return Counter(target.dtype for target in plans)
+    return Written(Counter(target.dtype for target in plans), late)
 
 
 def _copy(writer: Writer, span: Span, member: "Member[Tools]") -> None:
@@ -112,4 +134,4 @@ def _copy(writer: Writer, span: Span, member: "Member[Tools]") -> None:
 
 def _flat(info: TensorInfo, folding: Folding) -> TensorInfo:
     """A tensor whose numbers are cast one by one, of whatever shape: each its own row."""
-    return info if info.name in folding.decoded else info._replace(shape=(info.numel,))
+    return info if info.name in folding.storage.decoded else info._replace(shape=(info.numel,))

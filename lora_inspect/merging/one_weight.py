@@ -48,6 +48,10 @@ class Tools:
         self.blocks = RowBlocks(self._elements)
 
 
+# How many times as large as others the blocks are at most that a thread reads beside the others' for one scale.
+_STRETCHED = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """How the rows of a weight are read, by one member of a crew or by all that are free."""
@@ -72,9 +76,9 @@ class Rows:
 
         return self.member.total(blocks.number, part, add)
 
-    def cut(self, together: int) -> Cut:
-        """The blocks that keep `together` rows."""
-        return cut(self.info, self.member.tools.blocks.elements, together)
+    def cut(self, together: int, aligned: int = 1) -> Cut:
+        """The blocks that keep `together` rows, each of which begins at a multiple of `aligned` rows."""
+        return cut(self.info, self.member.tools.blocks.elements, together, aligned)
 
     def block(self, tools: Tools, blocks: Cut, number: int) -> tuple[int, Tensor]:
         """One of them, in the memory of `tools`."""
@@ -85,7 +89,8 @@ class Rows:
 class WeightJob:
     """A weight that is changed, cast, decoded or encoded: its `folds` in their order, and what becomes of its rows.
 
-    `read` is the tensor as it is read, which may be in another shape than the one that is written.
+    `read` is the tensor as it is read, which may be in another shape than the one that is written; `coded` are the
+    weights that are codes in the base. Tensors that come with it and are in another file are given to `late`.
     """
 
     read: TensorInfo
@@ -93,7 +98,8 @@ class WeightJob:
     encoder: Encoder
     writer: Writer
     factors: FactorReader
-    decoded: Mapping[str, CodedWeight] = field(default_factory=dict)
+    late: Callable[[str, Tensor], None]
+    coded: Mapping[str, CodedWeight] = field(default_factory=dict)
     rule: str | None = None
     witness: Witness | None = None
 
@@ -106,13 +112,15 @@ class WeightJob:
 
     def __call__(self, member: Member[Tools]) -> None:
         """Writes it whole; raises LoraInspectError for numbers that cannot be computed or written."""
-        rows = Rows(member, self.read, decode_of(self.read, self.decoded))
+        rows = Rows(member, self.read, decode_of(self.read, self.coded))
         try:
             with member.alone() if any(fold.placed.has_residual for fold in self.folds) else nullcontext():
                 terms = self._terms(member, rows)
             links = [link for term in terms for link in term]
             together = together_in(links)
-            if rows.cut(together).elements <= member.tools.blocks.elements:
+            # What is read in larger blocks for its scales alone may take as much memory as all else of a thread.
+            most = member.tools.blocks.elements * (1 if self.encoder.aligned == 1 else _STRETCHED)
+            if rows.cut(together, self.encoder.aligned).elements <= most:
                 self._write(member, rows, terms, together)
             else:
                 with member.alone():
@@ -123,14 +131,14 @@ class WeightJob:
 
     def _terms(self, member: Member[Tools], rows: Rows) -> list[list[Link]]:
         """The settled changes of each adapter."""
-        reader = LinkReader(member.tools.blocks, self.factors, self.decoded)
+        reader = LinkReader(member.tools.blocks, self.factors, self.coded)
         links = [(fold.adapter, link) for fold in self.folds for link in reader.links(fold, rows, self.rule)]
         done = settled([link for _, link in links], rows)
         pairs = zip((id(adapter) for adapter, _ in links), done, strict=True)
         return [[link for _, link in own] for _, own in groupby(pairs, key=lambda pair: pair[0])]
 
     def _write(self, member: Member[Tools], rows: Rows, terms: Sequence[Sequence[Link]], together: int) -> None:
-        links, blocks = [link for term in terms for link in term], rows.cut(together)
+        links = [link for term in terms for link in term]
 
         def over_all(measure: Measure, add: Callable[[Any, Any], Any]) -> Any:
             def folded(first: int, block: Tensor) -> Any:
@@ -139,7 +147,32 @@ class WeightJob:
 
             return rows.total(together, folded, add)
 
-        encoder, witness = self.encoder.prepared(over_all), self.witness
+        encoder: Encoder | None = self.encoder.prepared(over_all)
+        tell: Callable[[int], None] = member.done
+        while encoder is not None:
+            beside, seen = self._written(rows, rows.cut(together, encoder.aligned), terms, encoder, tell)
+            last, encoder = encoder, encoder.again(beside)
+            if encoder is not None:
+                self.writer.forget(self.read.name)
+                tell = _tell_nothing
+        for name, tensor in last.others(beside):
+            if self.writer.has(name):
+                self.writer.write(name, [bytes_in(tensor)])
+            else:
+                self.late(name, tensor)
+        if self.witness:
+            self.witness.done(self.read.name, seen)
+
+    def _written(
+        self,
+        rows: Rows,
+        blocks: Cut,
+        terms: Sequence[Sequence[Link]],
+        encoder: Encoder,
+        tell: Callable[[int], None],
+    ) -> tuple[list[Any], Any]:
+        """Writes all rows; what is known beside those of each block, and what the witness saw of all."""
+        links, witness = [link for term in terms for link in term], self.witness
         beside: list[Any] = [None] * blocks.number
 
         def write(tools: Tools, number: int) -> Any:
@@ -150,15 +183,16 @@ class WeightJob:
             beside[number] = coded.beside
             row_bytes = coded.codes.nbytes // len(block)
             self.writer.write_at(self.read.name, first * row_bytes, bytes_in(coded.codes))
-            member.done(len(block) * (self.read.nbytes // blocks.of_all))
+            tell(len(block) * (self.read.nbytes // blocks.of_all))
             return (
                 witness.seen(first, base, terms, encoder.decoded(coded, first))
                 if witness and base is not None
                 else None
             )
 
-        seen = member.total(blocks.number, write, witness.add if witness else lambda one, other: None)
-        for name, tensor in encoder.others(beside):
-            self.writer.write(name, [bytes_in(tensor)])
-        if witness:
-            witness.done(self.read.name, seen)
+        seen = rows.member.total(blocks.number, write, witness.add if witness else lambda one, other: None)
+        return beside, seen
+
+
+def _tell_nothing(amount: int) -> None:
+    """What is written again was told when it was written first."""

@@ -12,9 +12,10 @@ from lora_inspect.reading.weights_file import WeightsFile
 class MergeOptions:
     """What the user may choose. `dtype` is a safetensors name; None keeps the base's.
 
-    `only` are components, all where it is empty. `transposed` says by globs how the base stores the square weights
-    whose orientation the evidence leaves open. `choice` are the modules that --include and --exclude leave,
-    `weights` the file with more settings of strength. `hash_base` reads the base for its hash as well.
+    `touched_dtype` is that of the weights alone that a change touches; at most one of both is chosen. `only` are
+    components, all where it is empty. `transposed` says by globs how the base stores the square weights whose
+    orientation the evidence leaves open. `choice` are the modules that --include and --exclude leave, `weights` the
+    file with more settings of strength. `hash_base` reads the base for its hash as well.
     """
 
     dtype: str | None = None
@@ -26,3 +27,4 @@ class MergeOptions:
     choice: Choice = field(default_factory=Choice)
     weights: WeightsFile | None = None
     hash_base: bool = False
+    touched_dtype: str | None = None

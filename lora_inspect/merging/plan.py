@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.base_folder import SideFiles, find_side_files
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
-from lora_inspect.files.dtypes import FP8
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity
 from lora_inspect.matching.match import match
@@ -16,12 +15,12 @@ from lora_inspect.matching.orientation import Orientation, check_answers, togeth
 from lora_inspect.matching.recorded_base import other_base_notes
 from lora_inspect.matching.unmatched import accept_unmatched
 from lora_inspect.maths import dora
-from lora_inspect.merging.decoding import Decoding, plan_decoding
 from lora_inspect.merging.links import Fold
 from lora_inspect.merging.options import MergeOptions
 from lora_inspect.merging.other_expert import other_expert_notes
 from lora_inspect.merging.parts_of_adapters import parts_of
 from lora_inspect.merging.residual_bases import check_residual, residual_notes
+from lora_inspect.merging.storage import Asked, Storage, plan_storage
 from lora_inspect.merging.tied_head import check_tied
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.embeddings import in_words
@@ -37,7 +36,7 @@ class MergePlan:
     `left_out` are the modules by component that the option `only` keeps out, `excluded` by adapter the keys of those
     that the choice does; `orientations` are the ways in which the changed Linear weights are stored.
     `transposed_notes` are what is said of answers that were not needed, `tied` of a head that shares a changed
-    embedding, `decoding` says what of the base is not written as it is stored.
+    embedding, `storage` says what of the base is not written as it is stored.
     """
 
     base: Checkpoint
@@ -50,7 +49,7 @@ class MergePlan:
     orientations: dict[str, Orientation]
     transposed_notes: list[str]
     tied: list[str]
-    decoding: Decoding
+    storage: Storage
     excluded: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -113,12 +112,12 @@ class MergePlan:
     @property
     def written(self) -> list[TensorInfo]:
         """The tensors of the base that the output has."""
-        return [info for info in self.base.tensors.values() if info.name not in self.decoding.dropped]
+        return [info for info in self.base.tensors.values() if info.name not in self.storage.dropped]
 
     @property
     def tensors_copied(self) -> int:
         """How many tensors are neither changed nor decoded."""
-        return len(self.written) - len(self.folds.keys() | self.decoding.weights.keys())
+        return len(self.written) - len(self.folds.keys() | self.storage.decoded.keys() | self.storage.rewritten)
 
     @property
     def inputs(self) -> dict[str, Identity]:
@@ -166,9 +165,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
             folds[name] += own
     _check_replaced(folds)
     side_files = find_side_files(base)
-    decoding = plan_decoding(base, side_files) if options.dtype else Decoding()
-    if options.dtype is None:
-        _check_written(base, folds)
+    storage = plan_storage(base, side_files, Asked(options.dtype, options.touched_dtype), *_read(folds))
     return MergePlan(
         base=base,
         adapters=tuple((adapter, adapter.settings) for adapter in read),
@@ -180,7 +177,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         orientations=together(orientations, base),
         transposed_notes=check_answers(orientations, options.transposed),
         tied=check_tied(base, side_files, folds),
-        decoding=decoding,
+        storage=storage,
         excluded={one.checkpoint.path: part.excluded for one, part in zip(read, parts, strict=True) if part.excluded},
     )
 
@@ -207,15 +204,11 @@ def _check_replaced(folds: Mapping[str, Sequence[Fold]]) -> None:
                 )
 
 
-def _check_written(base: Checkpoint, folds: Mapping[str, Sequence[Fold]]) -> None:
-    """Raises LoraInspectError where a weight would change that cannot be written as it is stored."""
-    for name, own in folds.items():
-        stored = base.tensors[name].dtype
-        if stored in FP8 and any(fold.multiplier for fold in own):
-            raise LoraInspectError(
-                f"{base.path}: {name} is stored as {stored}, which is read but not written; choose what the merged "
-                "base is written in, for instance with --dtype bf16."
-            )
+def _read(folds: Mapping[str, Sequence[Fold]]) -> tuple[list[str], list[TensorInfo]]:
+    """The names of the weights that change, and what else of the base is read for that."""
+    at_work = {name: [fold for fold in own if fold.multiplier] for name, own in folds.items()}
+    seen = [fold.placed.place.seen for own in at_work.values() for fold in own]
+    return [name for name, own in at_work.items() if own], [info for info in seen if info]
 
 
 def _check_named_once(adapters: Sequence[Checkpoint]) -> None:

@@ -111,6 +111,7 @@ def _options(plan: MergePlan) -> dict[str, Any]:
     options = plan.options
     said = {
         "dtype": options.dtype,
+        "touched_dtype": options.touched_dtype,
         "only": list(options.only),
         "include": list(options.choice.include),
         "exclude": list(options.choice.exclude),

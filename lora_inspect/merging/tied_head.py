@@ -1,14 +1,13 @@
 """What a merge refuses, or says, where it would change a head through the weight that it shares with the embedding."""
 
-import os
 from collections.abc import Mapping, Sequence
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.base_folder import SideFiles
-from lora_inspect.files.checkpoint import Checkpoint, read_json
+from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.tied_head import has_head, is_embedding
-from lora_inspect.merging.decoding import CONFIG
 from lora_inspect.merging.links import Fold
+from lora_inspect.merging.model_configs import read_config
 
 # What transformers calls models with a head.
 _CLASSES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -40,9 +39,6 @@ def _trains_one(fold: Fold) -> bool:
 
 def _is_of_a_head(side_files: SideFiles) -> bool:
     """Whether the config beside a base is one of a model with a head."""
-    identity = side_files.copied.get(CONFIG)
-    if identity is None:
-        return False
-    config, _ = read_json(os.path.join(side_files.root, CONFIG), identity)
-    names = config.get("architectures") if isinstance(config, dict) else None
+    config = read_config(side_files)
+    names = config.get("architectures") if config else None
     return isinstance(names, list) and any(isinstance(name, str) and name.endswith(_CLASSES) for name in names)

@@ -33,8 +33,11 @@ class Coded(NamedTuple):
 class Encoder(Protocol):
     """Makes what is written from the rows of one folded weight; several threads use it at the same time.
 
-    What it makes depends on the weight, its name and the rows alone, never on who computes them or when.
+    What it makes depends on the weight, its name and the rows alone, never on who computes them or when. Blocks of rows
+    begin at multiples of `aligned`.
     """
+
+    aligned: int
 
     def prepared(self, over_all: Pass) -> "Encoder":
         """The encoder that has seen what it needs of the whole folded weight, which mostly is nothing."""
@@ -48,8 +51,14 @@ class Encoder(Protocol):
     def decoded(self, coded: Coded, first: int) -> "Tensor":
         """What the codes stand for, in the working type."""
 
+    def again(self, beside: Sequence[Any]) -> "Encoder | None":
+        """What all rows have to be written with once more, where that shows when they are done; mostly None.
+
+        `beside` is that of all blocks in order, here and below.
+        """
+
     def others(self, beside: Sequence[Any]) -> Iterable[tuple[str, "Tensor"]]:
-        """The other tensors that come with the weight, by name, whole; `beside` is that of all blocks in order."""
+        """The other tensors that come with the weight, by name, whole."""
 
 
 class Witness(Protocol):
@@ -70,6 +79,8 @@ class Witness(Protocol):
 
 class Rounded:
     """The encoder for plain floats: every number is rounded to the nearest one of the type."""
+
+    aligned = 1
 
     def __init__(self, info: TensorInfo, folds: Sequence[Fold], dtype: str) -> None:
         self._info, self._folds, self._dtype = info, folds, dtype
@@ -92,6 +103,9 @@ class Rounded:
         from lora_inspect.maths.tensor_reader import working_dtype
 
         return coded.codes.to(working_dtype(self._info))
+
+    def again(self, beside: Sequence[Any]) -> None:
+        """Nothing depends on other rows."""
 
     def others(self, beside: Sequence[Any]) -> Iterable[tuple[str, "Tensor"]]:
         """None."""

@@ -12,15 +12,15 @@ from lora_inspect.files.input_file import Identity
 from lora_inspect.files.output_names import file_output, folder_output
 from lora_inspect.files.outputs import check_output, check_replaceable, new_folder
 from lora_inspect.files.partial import remove_leftovers
+from lora_inspect.files.writer import rewrite_tensor
 from lora_inspect.matching.orientation import Orientation, in_record
 from lora_inspect.maths.torch_threads import load_torch
-from lora_inspect.merging.folded_weights import Folding, write_folded
+from lora_inspect.merging.folded_weights import Folding, Written, write_folded
 from lora_inspect.merging.options import MergeOptions
 from lora_inspect.merging.plan import MergePlan, plan_merge
 from lora_inspect.merging.provenance import recorded
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.metadata import merged_metadata
-from lora_inspect.reading.quantisation import quantisation_settings
 
 # A merge is planned and then made: what calls it finds both here.
 __all__ = [
@@ -39,8 +39,9 @@ __all__ = [
 class MergeResult:
     """What a merge did. `dtype_counts` are tensors of the output by element type.
 
-    `decoded` are the weights that are codes in the base and floats in the output, `dropped` the tensors, metadata
-    keys and part of a config that said what those codes mean.
+    `decoded` are the weights that are codes in the base and floats in the output, `recoded` those that are changed and
+    codes of the same format in both. `dropped` are the tensors, metadata keys and part of a config that said what
+    those codes mean.
 
     `files_copied` and `left_behind` are what lies beside the weights of a folder, by paths relative to it.
     `unmatched` are keys without a target that were left out, `left_out` counts the modules of components that were not
@@ -57,6 +58,7 @@ class MergeResult:
     multipliers: dict[str, float | dict[str, float]]
     dtype_counts: dict[str, int]
     decoded: tuple[str, ...]
+    recoded: tuple[str, ...]
     dropped: tuple[str, ...]
     unmatched: tuple[str, ...]
     files_copied: tuple[str, ...]
@@ -80,6 +82,7 @@ class MergeResult:
             "multipliers": self.multipliers,
             "dtype_counts": self.dtype_counts,
             "decoded": list(self.decoded),
+            "recoded": list(self.recoded),
             "dropped": list(self.dropped),
             "unmatched": list(self.unmatched),
             "files_copied": list(self.files_copied),
@@ -105,8 +108,9 @@ def planned_record(plan: MergePlan, output: str | None) -> dict[str, Any]:
         "modules_merged": plan.modules,
         "tensors_copied": plan.tensors_copied,
         "multipliers": plan.multipliers,
-        "decoded": list(plan.decoding.weights),
-        "dropped": plan.decoding.said,
+        "decoded": list(plan.storage.decoded),
+        "recoded": list(plan.storage.recoded),
+        "dropped": plan.storage.said,
         "unmatched": list(plan.unmatched),
         "files_copied": list(plan.side_files.copied),
         "left_behind": list(plan.side_files.left_behind),
@@ -132,21 +136,21 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     leftovers = remove_leftovers(output)
     check_merge_output(plan, output, force)
     record = recorded(plan, progress, beside=load_torch)
-    uncast = quantisation_settings(plan.base.tensors)
-    folding = Folding(plan.folds, uncast, plan.options.dtype, plan.options.dora_rule, plan.decoding.weights)
+    folding = Folding(plan.folds, plan.storage, plan.options.dora_rule)
     if plan.base.root is not None:
         with new_folder(output, plan.inputs, force) as folder:
             counts = _write_folder(plan, folder, folding, record, progress)
     else:
-        counts = _write_file(plan, plan.base.files[0], output, folding, record, progress, plan.inputs, force)
+        counts, _ = _write_file(plan, plan.base.files[0], output, folding, record, progress, plan.inputs, force)
     return MergeResult(
         output=output,
         modules_merged=plan.modules,
         tensors_copied=plan.tensors_copied,
         multipliers=plan.multipliers,
         dtype_counts=dict(counts),
-        decoded=tuple(plan.decoding.weights),
-        dropped=tuple(plan.decoding.said),
+        decoded=tuple(plan.storage.decoded),
+        recoded=tuple(plan.storage.recoded),
+        dropped=tuple(plan.storage.said),
         unmatched=plan.unmatched,
         files_copied=tuple(plan.side_files.copied),
         left_behind=plan.side_files.left_behind,
@@ -181,11 +185,17 @@ def check_merge_output(plan: MergePlan, output: str, force: bool) -> None:
 
 def _write_folder(plan: MergePlan, folder: str, folding: Folding, record: str, progress: Progress) -> Counter[str]:
     counts: Counter[str] = Counter()
-    for file in plan.base.files:
-        counts += _write_file(plan, file, os.path.join(folder, os.path.basename(file)), folding, record, progress)
+    late: dict[str, bytes] = {}
+    written = {file: os.path.join(folder, os.path.basename(file)) for file in plan.base.files}
+    for file, output in written.items():
+        own = _write_file(plan, file, output, folding, record, progress)
+        counts += own.counts
+        late |= own.late
+    for name, content in late.items():
+        rewrite_tensor(written[plan.base.tensors[name].file], name, content)
     weight_bytes = sum(folding.output(info).nbytes for info in plan.written)
-    decoding = plan.decoding
-    copy_side_files(plan.base, plan.side_files, folder, weight_bytes, progress, decoding.dropped, decoding.side_files)
+    storage = plan.storage
+    copy_side_files(plan.base, plan.side_files, folder, weight_bytes, progress, storage.dropped, storage.side_files)
     return counts
 
 
@@ -198,9 +208,9 @@ def _write_file(
     progress: Progress,
     inputs: Mapping[str, Identity] | None = None,
     force: bool = False,
-) -> Counter[str]:
+) -> Written:
     infos = [info for info in plan.written if info.file == file]
-    described = plan.decoding.metadata.get(file, plan.base.file_metadata[file])
+    described = plan.storage.metadata.get(file, plan.base.file_metadata[file])
     metadata = merged_metadata(described, record)
     return write_folded(output, infos, folding, metadata, progress, inputs, force)
 

@@ -98,7 +98,7 @@ def verify(plan: VerifyPlan, progress: Progress = silent) -> VerifyResult:
     from lora_inspect.verifying.untouched import difference
     from lora_inspect.verifying.weigher import Weigher
 
-    weigher = Weigher(plan.merged, plan.base, plan.merge.decoding.weights, plan.merge.options.dora_rule)
+    weigher = Weigher(plan.merged, plan.base, plan.merge.storage.coded, plan.merge.options.dora_rule)
     weighed: list[Weighed] = []
     beside: dict[str, str] = {}
     untouched, absent = 0, []

@@ -63,7 +63,7 @@ def encoded(codec, rows, state, dtype, step=128):
     encoding = codec.encoding(state)
     blocks = [(first, rows[first : first + step].clone()) for first in range(0, len(rows), step)]
     seen = [encoding.extremes(block, first) for first, block in blocks]
-    if not encoding.together:
+    if state.values.shape[0] == 1:  # all rows share it
         whole = seen[0]
         for other in seen[1:]:
             whole = whole.joined(other)
@@ -169,11 +169,14 @@ def test_what_is_no_number_has_no_code(value):
     for codec, state in (
         (weight_scale.CODEC, prepared(weight_scale.CODEC, rows.to(E5M2), torch.ones(3, 1))),
         (weight_scale.CODEC, prepared(weight_scale.CODEC, rows.to(E4M3), torch.ones(()))),
-        (plain_fp8.CODEC, "F8_E5M2"),
+        (int8.CODEC, prepared(int8.CODEC, torch.ones(3, 4).to(torch.int8), torch.ones(3, 1))),
     ):
         with pytest.raises(NoCode) as raised:
             encoded(codec, rows, state, E5M2)
         assert raised.value.value in (value, abs(value)) or value != value
+    encoding = plain_fp8.CODEC.encoding("F8_E5M2")
+    with pytest.raises(NoCode):
+        encoding.settled(encoding.extremes(rows, 0), 0)
 
 
 def test_a_number_beyond_every_scale_of_the_type_has_no_code():

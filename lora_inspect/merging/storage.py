@@ -1,0 +1,188 @@
+"""How the merged base is stored: what is decoded, what is written in its own format, what says nothing any more."""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_inspect.codecs import stored_types
+from lora_inspect.codecs.descriptions import FORMATS_KEY
+from lora_inspect.codecs.record import UnknownCodec
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.base_folder import SideFiles
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.dtypes import FP8, PLAIN_FLOATS
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.merging.model_configs import CONFIG, QUANTIZATION, read_config, with_type, without_codes
+from lora_inspect.reading.coded_weights import BaseCodecs, CodedWeight
+from lora_inspect.reading.quantisation import has_codes, quantisation_settings
+from lora_inspect.records import NamedTuple
+
+
+class Asked(NamedTuple):
+    """What the user asked for, as names of safetensors: `every` floating tensor, or those that are `touched`, in it.
+
+    Without either, all is written as it is stored.
+    """
+
+    every: str | None = None
+    touched: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """What becomes of the codes of a base, by the names of weights.
+
+    `decoded` are floats in the output, `recoded` are codes of the same format there; of others that are read with the
+    changes `seen` are the codes. `types` has the element type of each tensor that gets another one. `dropped` are
+    tensors that are left out of the output. `metadata` has, by file, that of the files whose metadata changes. `config`
+    is the config of a folder as it then is, where that changes.
+    """
+
+    decoded: Mapping[str, CodedWeight] = field(default_factory=dict)
+    recoded: Mapping[str, CodedWeight] = field(default_factory=dict)
+    seen: Mapping[str, CodedWeight] = field(default_factory=dict)
+    types: Mapping[str, str] = field(default_factory=dict)
+    dropped: frozenset[str] = frozenset()
+    metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
+
+    @property
+    def coded(self) -> dict[str, CodedWeight]:
+        """All weights that are read as codes."""
+        return {**self.seen, **self.recoded, **self.decoded}
+
+    def titles(self, names: Iterable[str]) -> Counter[str]:
+        """How many of the named weights there are of each kind of codes, by what messages call it."""
+        return Counter(self.coded[name].codec.title for name in names)
+
+    @property
+    def rewritten(self) -> set[str]:
+        """The tensors beside the codes that are written again with them."""
+        return {info.name for weight in self.recoded.values() for info in weight.beside.values()}
+
+    @property
+    def said(self) -> list[str]:
+        """What is left out, by name: tensors, keys of the metadata, and the part of the config."""
+        metadata = [FORMATS_KEY] if self.metadata else []
+        config = [] if self.config is None or QUANTIZATION in self.config or not self.decoded else [CONFIG]
+        return [*sorted(self.dropped), *metadata, *(f"{name}: {QUANTIZATION}" for name in config)]
+
+    @property
+    def side_files(self) -> dict[str, Mapping[str, Any]]:
+        """The JSON files beside the weights that change, by name."""
+        return {} if self.config is None else {CONFIG: self.config}
+
+
+def plan_storage(
+    base: Checkpoint, side_files: SideFiles, asked: Asked, changed: Collection[str], seen: Iterable[TensorInfo]
+) -> Storage:
+    """Finds every tensor whose codes are read; those of codecs that are not known stay as they are.
+
+    `side_files` are what lies beside the base. `changed` are the names of what is folded into, `seen` what is read for
+    that. Raises LoraInspectError where what stands beside codes is missing, contradicts them or does not fit them, and
+    where a weight would have to be written in a format that is only read.
+    """
+    base_codecs = BaseCodecs(base)
+    settings = quantisation_settings(base.tensors)
+    wanted = base.tensors if asked.every else {name: base.tensors[name] for name in changed}
+    found = _known(base_codecs, (info for name, info in wanted.items() if name not in settings))
+    also = _known(base_codecs, seen)
+    decoded = found if asked != Asked() else {}
+    recoded = {} if decoded else found
+    for weight in recoded.values():
+        _check_written(base, weight)
+    dropped = {name for weight in decoded.values() for name in weight.settings}
+    left = {name: info for name, info in base.tensors.items() if name not in dropped and name not in decoded}
+    dropped |= _markers(base_codecs, decoded, left)
+    types = _types(asked, wanted, decoded, settings)
+    return Storage(
+        decoded,
+        recoded,
+        also,
+        types,
+        frozenset(dropped),
+        _metadata(base, base_codecs, decoded),
+        _config(side_files, asked, decoded, [info for name, info in left.items() if name not in dropped]),
+    )
+
+
+def _known(base_codecs: BaseCodecs, infos: Iterable[TensorInfo]) -> dict[str, CodedWeight]:
+    """Those that are codes of a known codec, by name."""
+    codes = stored_types() - PLAIN_FLOATS
+    found: dict[str, CodedWeight] = {}
+    for info in infos:
+        if info.dtype in codes:
+            try:
+                found[info.name] = base_codecs.of(info)
+            except UnknownCodec:
+                continue
+    return found
+
+
+def _check_written(base: Checkpoint, weight: CodedWeight) -> None:
+    if weight.codec.encoding is None:
+        raise LoraInspectError(
+            f"{base.path}: {weight.info.name} is stored as {weight.codec.title}, which is read but not written; "
+            "choose what the merged base is written in, for instance with --dtype bf16, or what changes alone, with "
+            "--touched-dtype bf16."
+        )
+
+
+def _types(
+    asked: Asked, wanted: Mapping[str, TensorInfo], decoded: Mapping[str, CodedWeight], settings: Collection[str]
+) -> dict[str, str]:
+    """The element type of every tensor that is cast or decoded."""
+    dtype = asked.every or asked.touched
+    if dtype is None:
+        return {}
+    floats = {name for name, info in wanted.items() if info.dtype in PLAIN_FLOATS and name not in settings}
+    return dict.fromkeys([*decoded, *floats], dtype)
+
+
+def _markers(base_codecs: BaseCodecs, decoded: Mapping[str, CodedWeight], left: Mapping[str, TensorInfo]) -> set[str]:
+    """What says of all weights below its place that they are scaled, where none of them is any more."""
+    markers = {marker for name in decoded for marker in base_codecs.markers_of(name)}
+    codes = [name for name, info in left.items() if info.dtype in FP8 and info.name not in markers]
+    return markers - {marker for name in codes for marker in base_codecs.markers_of(name)}
+
+
+def _config(
+    side_files: SideFiles, asked: Asked, decoded: Mapping[str, CodedWeight], left: Iterable[TensorInfo]
+) -> dict[str, Any] | None:
+    """The config of a folder as it then is, or None where it stays as it is."""
+    config = read_config(side_files)
+    if config is None or asked == Asked():
+        return None
+    modules = [name.removesuffix(".weight") for name in decoded]
+    changed = without_codes(config, modules, has_codes(left))
+    if changed is None and asked.touched:
+        raise LoraInspectError(
+            f"{side_files.root}: nothing is known of how its {CONFIG} says in {QUANTIZATION} that only some weights "
+            "are codes; give --dtype instead of --touched-dtype, with which none are."
+        )
+    changed = config if changed is None else changed
+    if asked.every:
+        changed = with_type(changed, asked.every)
+    return None if changed == config else changed
+
+
+def _metadata(
+    base: Checkpoint, base_codecs: BaseCodecs, decoded: Mapping[str, CodedWeight]
+) -> dict[str, dict[str, str]]:
+    """The metadata of each file that describes what is decoded, without that; the key goes with its last layer."""
+    described = {base_codecs.described_path(name) for name in decoded}
+    changed: dict[str, dict[str, str]] = {}
+    for file, metadata in base.file_metadata.items():
+        if not decoded or FORMATS_KEY not in metadata:
+            continue
+        layers = base_codecs.layers(file)
+        left = {path: layer for path, layer in layers.items() if path not in described}
+        if len(left) == len(layers):
+            continue
+        changed[file] = {key: value for key, value in metadata.items() if key != FORMATS_KEY}
+        if left:
+            others = json.loads(metadata[FORMATS_KEY])
+            changed[file][FORMATS_KEY] = json.dumps({**others, "layers": left})
+    return changed
