@@ -8,7 +8,10 @@ from lora_inspect.records import NamedTuple
 
 
 class Grid(NamedTuple):
-    """The numbers of a type: bits of the mantissa behind the point, and the exponent of the least normal number."""
+    """The numbers of a type: bits of the mantissa behind the point, and the exponent of the least normal number.
+
+    Whole numbers are as far apart as the numbers below that exponent are.
+    """
 
     bits: int
     least: int
@@ -21,6 +24,7 @@ GRIDS = {
     "BF16": Grid(7, -126),
     "F8_E4M3": Grid(3, -6),
     "F8_E5M2": Grid(2, -14),
+    "I8": Grid(7, 7),
 }
 # The variance of what rounding adds to a number, in squares of the distance between two numbers: that of a number
 # anywhere between them.
@@ -40,6 +44,8 @@ def spacing(values: Tensor, dtype: str) -> Tensor:
 
 def rounded(values: Tensor, dtype: str) -> Tensor:
     """The values in `dtype`, which none of them leaves: what is too large becomes the largest number."""
+    if dtype == "I8":
+        return values.round().clamp_(-128, 127)
     stored = STORED_DTYPES[dtype]
     largest = torch.finfo(stored).max
     return values.clamp(-largest, largest).to(stored).to(values.dtype)

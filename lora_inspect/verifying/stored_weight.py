@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lora_inspect.files.dtypes import FP8
+from lora_inspect.files.dtypes import PLAIN_FLOATS
 from lora_inspect.files.header import TensorInfo
-from lora_inspect.maths.spacing import ROUNDING, grid_of, rounded, spacing
+from lora_inspect.maths.spacing import GRIDS, ROUNDING, grid_of, rounded, spacing
 from lora_inspect.maths.tensor_reader import RowBlocks
 from lora_inspect.reading.coded_weights import CodedWeight
 from lora_inspect.reading.decoder import decoder
@@ -21,7 +21,8 @@ class StoredRows(NamedTuple):
     """Rows of a weight as they are stored, `first` the number of the first one.
 
     `values` (n, columns) are in the working type, `dtype` is the type that they are stored in, and `scale` (n, columns)
-    what the codes of that type are multiplied by, None where they are the numbers themselves.
+    what the codes of that type are multiplied by, None where they are the numbers themselves. Numbers that have no grid
+    of their own, as those of four bits, are taken for the numbers of the working type that they are.
     """
 
     first: int
@@ -31,7 +32,7 @@ class StoredRows(NamedTuple):
 
     def as_found(self) -> "StoredRows":
         """The rows as those of the coarsest type whose numbers they are, which must be finite."""
-        return self if self.dtype in FP8 else self._replace(dtype=grid_of(self.values, self.dtype))
+        return self._replace(dtype=grid_of(self.values, self.dtype)) if self.dtype in PLAIN_FLOATS else self
 
     def every(self, step: int) -> "StoredRows":
         """Each `step`th of the rows."""
@@ -67,13 +68,14 @@ class StoredWeight(NamedTuple):
 
     def rows(self, together: int = 1) -> Iterator[StoredRows]:
         """All rows in blocks of a multiple of `together`, 0 for all at once; the memory is used again."""
-        decode = decoder(self.coded) if self.info.dtype in FP8 else None
+        decode = None if self.info.dtype in PLAIN_FLOATS else decoder(self.coded)
+        dtype = self.info.dtype if self.info.dtype in GRIDS else "F32"
         for first, values in self.blocks.read(self.info, together, decode):
             scale = None
-            if decode and self.coded.is_decoded:
+            if decode and self.coded.is_decoded and dtype == self.info.dtype:
                 scale = torch.ones_like(values)
                 decode(scale, first, scale)
-            yield StoredRows(first, values, self.info.dtype, scale)
+            yield StoredRows(first, values, dtype, scale)
 
     def read(self, together: int = 1) -> Iterator[tuple[int, Tensor]]:
         """(first row, values) of the same blocks."""
