@@ -5,7 +5,9 @@ that it pays.
 """
 
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 # So many calls without all values a class takes without a function of its own, which takes as long to compile; one
 # with names is as slow as several others.
@@ -48,11 +50,9 @@ else:
 
         def _replace(self, **named: Any) -> "_Record":
             """The record with other values of some fields."""
-            values, fields = list(self), self._fields
-            for name, value in named.items():
-                if name not in fields:
-                    raise ValueError(f"Got unexpected field names: {[one for one in named if one not in fields]!r}")
-                values[fields.index(name)] = value
+            values = tuple(map(named.pop, self._fields, self))
+            if named:
+                raise ValueError(f"Got unexpected field names: {list(named)!r}")
             return tuple.__new__(type(self), values)
 
         __replace__ = _replace
@@ -106,4 +106,12 @@ else:
         """The base of a record, as `typing.NamedTuple`."""
 
 
-__all__ = ["NamedTuple"]
+_Made = TypeVar("_Made", bound=tuple[Any, ...])
+
+
+def made(record: type[_Made], rows: Iterable[tuple[Any, ...]]) -> Iterator[_Made]:
+    """Records of rows that have all values in the order of the fields: of many, in a fraction of the time."""
+    return map(partial(tuple.__new__, record), rows)
+
+
+__all__ = ["NamedTuple", "made"]

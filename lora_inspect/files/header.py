@@ -1,6 +1,7 @@
 """The header of one .safetensors file, with every rule of the format checked. Standard library only."""
 
 from collections.abc import Iterable, Mapping
+from itertools import repeat
 from math import prod
 from typing import Any
 
@@ -12,7 +13,7 @@ from lora_inspect.files.garbage import without_collecting
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.plain_header import LONGEST, read_plain
 from lora_inspect.files.torn_header import refuse_torn
-from lora_inspect.records import NamedTuple
+from lora_inspect.records import NamedTuple, made
 
 # What stands before the text of a header: its length, as a number without a sign.
 LENGTH_BYTES = 8
@@ -88,11 +89,10 @@ def _read_plain(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], 
     plain = read_plain(source.read(LENGTH_BYTES, length), identity.bytes - data_start)
     if plain is None:
         return None
-    rows, metadata = plain
-    return {
-        name: TensorInfo(name, dtype, shape, file, data_start + start, data_start + stop, identity)
-        for name, dtype, shape, start, stop in rows
-    }, metadata
+    (names, dtypes, shapes, starts, stops), metadata = plain
+    ranges = [data_start + start for start in starts], [data_start + stop for stop in stops]
+    rows = zip(names, dtypes, shapes, repeat(file), *ranges, repeat(identity))  # noqa: B905 (two have no end)
+    return dict(zip(names, made(TensorInfo, rows), strict=True)), metadata
 
 
 def _read_text(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:

@@ -5,16 +5,17 @@ spelled otherwise, is too long, or is wrong in any way is left to `HeaderText`, 
 """
 
 import re
-from collections.abc import Iterable
 from functools import cache
 from itertools import chain
 from math import prod
-from operator import itemgetter
+from operator import itemgetter, sub
 from typing import Any
 
 from lora_inspect.files.bounds import KEY_BYTES, METADATA_KEYS
 from lora_inspect.files.dtypes import BITS
 from lora_inspect.files.strict_json import is_unicode, parse_plain
+from lora_inspect.records import NamedTuple
+from lora_inspect.remembering import Remembered
 
 # So short a text cannot become so many objects that it matters, whatever stands in it.
 LONGEST = 1 << 20
@@ -24,8 +25,20 @@ _LONGEST_NAME = KEY_BYTES // 4
 _MOST_DIGITS = 18
 _NUMBER = f"(?:0|[1-9][0-9]{{0,{_MOST_DIGITS - 1}}})"
 _ENDS = " \t\r\n"
-# Name, type, shape, and the range in the data behind the header.
-Row = tuple[str, str, tuple[int, ...], int, int]
+# The tables of the files that were read last, by all that stands in the headers behind the metadata: files of one
+# trainer with the same settings have the same.
+_LONGEST_REMEMBERED = 1 << 18
+_tables: Remembered[tuple[str, int], "Table"] = Remembered(16)
+
+
+class Table(NamedTuple):
+    """The tensors of a header in the order of their ranges, which begin and end in the data behind it: by columns."""
+
+    names: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]
+    stops: tuple[int, ...]
 
 
 class _Spelling:
@@ -71,8 +84,8 @@ def _is_number(digits: str) -> bool:
 _spelling = cache(_Spelling)
 
 
-def read_plain(content: bytes | bytearray, room: int) -> tuple[list[Row], dict[str, str]] | None:
-    """The tensors in the order of their ranges, which fill the `room` behind the header, and the metadata.
+def read_plain(content: bytes | bytearray, room: int) -> tuple[Table, dict[str, str]] | None:
+    """The tensors, which fill the `room` behind the header, and the metadata.
 
     None where the header is not as nearly all are, or has a fault.
     """
@@ -90,9 +103,18 @@ def read_plain(content: bytes | bytearray, room: int) -> tuple[list[Row], dict[s
         metadata, start = about[0], about[1] + len(spelling.comma)
     elif not text.startswith("{"):
         return None
-    entries = spelling.entries(text[start:])
-    rows = _rows(spelling, entries, room) if entries else None
-    return None if rows is None else (rows, metadata)
+    table = _table_as_before(spelling, text[start:], room)
+    return table and (table, metadata)
+
+
+def _table_as_before(spelling: _Spelling, text: str, room: int) -> Table | None:
+    """What `_table` finds in the text."""
+    if len(text) > _LONGEST_REMEMBERED:
+        return _table(spelling, text, room)
+    table = _tables.get((text, room))
+    if table is None and (table := _table(spelling, text, room)):
+        _tables.put((text, room), table)
+    return table
 
 
 def _metadata(text: str, start: int) -> tuple[dict[str, str], int] | None:
@@ -113,30 +135,20 @@ def _is_text(value: Any) -> bool:
     return type(value) is str
 
 
-def _rows(spelling: _Spelling, entries: Iterable[tuple[str, str, str, str]], room: int) -> list[Row] | None:
-    """The tensors, each with the bytes that its type and shape need, one behind the other; None where not so."""
-    kinds: dict[str, tuple[str, tuple[int, ...], int]] = {}
-    rows: list[Row] = []
-    names: set[str] = {METADATA}
-    for name, kind, first, last in entries:
-        known = kinds.get(kind)
-        if known is None:
-            known = spelling.kind(kind)
-            if known is None:
-                return None
-            kinds[kind] = known
-        dtype, shape, size = known
-        start, stop = int(first), int(last)
-        if stop - start != size:
-            return None
-        rows.append((name, dtype, shape, start, stop))
-        names.add(name)
-    if len(names) != len(rows) + 1:
+def _table(spelling: _Spelling, text: str, room: int) -> Table | None:
+    """The tensors of the entries, each with the bytes that its type and shape need, one behind the other.
+
+    None where not so.
+    """
+    entries = spelling.entries(text)
+    if not entries:
         return None
-    rows.sort(key=itemgetter(3))
-    position = 0
-    for row in rows:
-        if row[3] != position:
-            return None
-        position = row[4]
-    return rows if position == room else None
+    names, kinds, firsts, lasts = zip(*entries, strict=True)
+    known = {kind: spelling.kind(kind) for kind in dict.fromkeys(kinds)}
+    told = [found for kind in kinds if (found := known[kind])]
+    if len(told) < len(kinds) or len({METADATA, *names}) <= len(names):
+        return None
+    rows = zip(names, *zip(*told, strict=True), map(int, firsts), map(int, lasts), strict=True)
+    names, dtypes, shapes, sizes, starts, stops = zip(*sorted(rows, key=itemgetter(4)), strict=True)
+    is_whole = starts == (0, *stops[:-1]) and stops[-1] == room and tuple(map(sub, stops, starts)) == sizes
+    return Table(names, dtypes, shapes, starts, stops) if is_whole else None
