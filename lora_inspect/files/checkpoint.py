@@ -67,7 +67,7 @@ class Checkpoint(NamedTuple):
         wanted: dict[str, list[TensorInfo]] = {}
         for name in names:
             info = self.alpha if self.alpha and name == self.alpha.name else self.tensors[name]
-            if info.numel != 1:
+            if info.shape and info.numel != 1:
                 raise LoraInspectError(
                     f"{info.file}: {name} has shape {list(info.shape)}, but a single number was expected there; "
                     "the file is damaged or uses the name for something else."

@@ -91,7 +91,7 @@ def _read_plain(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], 
         return None
     (names, dtypes, shapes, starts, stops), metadata = plain
     ranges = [data_start + start for start in starts], [data_start + stop for stop in stops]
-    rows = zip(names, dtypes, shapes, repeat(file), *ranges, repeat(identity))  # noqa: B905 (two have no end)
+    rows = zip(names, dtypes, shapes, repeat(file), *ranges, repeat(identity))
     return dict(zip(names, made(TensorInfo, rows), strict=True)), metadata
 
 

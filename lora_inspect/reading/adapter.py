@@ -133,6 +133,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
         configs=configs,
         rules=rules,
         modules=modules,
+        contributions=[contribution for module in modules.values() for contribution in module.contributions],
         scaled=scaled,
         stated=[group.reading for group in groups.values()],
         rslora=rslora,

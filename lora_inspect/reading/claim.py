@@ -18,6 +18,8 @@ from lora_inspect.schemes.record import ModuleName
 
 # Tensors of a whole network, without a module.
 NETWORK_FLAGS = (RSLORA_FLAG, DORA_FLAG, LOKR_FLAG)
+# What is said instead of a naming scheme where there are several.
+MIXED = "mixed"
 # The way out for a file whose tensors do not fit together.
 _MEND = "fetch the file again, or write it anew with the program that trained it"
 
@@ -45,9 +47,9 @@ class Claims(NamedTuple):
 
     @property
     def scheme(self) -> str | None:
-        """The naming scheme of all modules: "mixed" where there are several, None without modules."""
+        """The naming scheme of all modules: MIXED where there are several, None without modules."""
         names = {module.name.scheme for module in self.modules.values()}
-        return names.pop() if len(names) == 1 else ("mixed" if names else None)
+        return names.pop() if len(names) == 1 else (MIXED if names else None)
 
 
 class _Found(NamedTuple):

@@ -1,13 +1,13 @@
 """What a module of an adapter says: its changes, and the tensors that they are made of."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Features, Formula, Shapes
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.maths.dora import DoraSpelling
-from lora_inspect.records import NamedTuple
+from lora_inspect.records import NamedTuple, made
 from lora_inspect.schemes.record import ModuleName
 
 
@@ -59,10 +59,6 @@ class Contribution(NamedTuple):
     residual: str = ""
     on_residual: bool = False
     is_optional: bool = False
-
-    def scaled(self, scaling: Scaling) -> "Contribution":
-        """The contribution with what is known of its scale."""
-        return Contribution._make((*self[:_FIRST], *scaling, *self[_BEHIND:]))
 
     @property
     def formula(self) -> Formula:
@@ -158,6 +154,8 @@ class Contribution(NamedTuple):
 # Where a contribution has the fields of a scaling.
 _FIRST = Contribution._fields.index(Scaling._fields[0])
 _BEHIND = _FIRST + len(Scaling._fields)
+# What a contribution has there, and behind, before anything but its tensors is known.
+UNSCALED = tuple(Contribution._field_defaults[name] for name in Contribution._fields[_FIRST:])
 
 
 class Module(NamedTuple):
@@ -175,12 +173,6 @@ class Module(NamedTuple):
     path: str | None = None
     respelled: bool = False
 
-    def scaled(self, scalings: Iterable[Scaling | None]) -> "Module":
-        """The module with what is known of the scale of each contribution, None for nothing."""
-        own = zip(self.contributions, scalings, strict=True)
-        contributions = tuple([one.scaled(scaling) if scaling else one for one, scaling in own])
-        return Module._make((self.name, contributions, *self[2:]))
-
     @property
     def changes(self) -> list[Contribution]:
         """The contributions and what their factors do to a bias as well, in the order in which they are folded."""
@@ -197,3 +189,31 @@ class Module(NamedTuple):
             yield from contribution.factors.values()
             if contribution.magnitude:
                 yield contribution.magnitude.info
+
+
+_PATH = Module._fields.index("path")
+
+
+def with_scalings(modules: Sequence[Module], scalings: Sequence[Scaling | None]) -> Iterable[Module]:
+    """Modules that are alike, with what is known of the scale of each of their contributions, None for nothing."""
+    if not scalings:
+        return modules
+    found = [
+        [module.contributions[number] for module in modules]
+        if scaling is None
+        else made(Contribution, [_scaled(module.contributions[number], scaling) for module in modules])
+        for number, scaling in enumerate(scalings)
+    ]
+    rows = zip(modules, zip(*found, strict=True), strict=True)
+    return made(Module, [(module.name, contributions, *module[2:]) for module, contributions in rows])
+
+
+def _scaled(contribution: Contribution, scaling: Scaling) -> tuple[Any, ...]:
+    return contribution[:_FIRST] + scaling + contribution[_BEHIND:]
+
+
+def with_paths(modules: Iterable[Module], paths: Iterable[str | None]) -> Iterable[Module]:
+    """Modules with the path of each."""
+    return made(
+        Module, [(*module[:_PATH], path, *module[_PATH + 1 :]) for module, path in zip(modules, paths, strict=True)]
+    )

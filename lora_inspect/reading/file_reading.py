@@ -1,6 +1,6 @@
 """All that is read of a file, before anything is said against it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from lora_inspect.files.checkpoint import Checkpoint
@@ -21,7 +21,8 @@ class FileReading(NamedTuple):
     """What problems are looked for in.
 
     `configs` are those of PEFT, and `rules` are those of the program that wrote the file.
-    `scaled` gives the modules with their scales under any settings, `modules` are those under the file's own.
+    `scaled` gives the modules with their scales under any settings, `modules` are those under the file's own, and
+    `contributions` all of theirs.
     `stated` are the scale rules as the file states them, `rslora` is what they and the settings amount to.
     `about_magnitudes` is what was found while the evidence for DoRA was read. `embeddings` are none of the claims.
     """
@@ -32,13 +33,9 @@ class FileReading(NamedTuple):
     configs: Sequence[FoundConfig]
     rules: OwnRules
     modules: dict[str, Module]
+    contributions: Sequence[Contribution]
     scaled: Callable[[Settings], dict[str, Module]]
     stated: Sequence[RsloraReading]
     rslora: RsloraReading
     about_magnitudes: Sequence[Finding]
     embeddings: "Sequence[Embedding]" = ()
-
-    @property
-    def contributions(self) -> Iterable[Contribution]:
-        """Every contribution of every module."""
-        return (contribution for module in self.modules.values() for contribution in module.contributions)

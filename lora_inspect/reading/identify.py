@@ -61,7 +61,7 @@ def _layers(adapter: Adapter) -> list[tuple[ModuleName, Features]]:
     for module in adapter.modules.values():
         kind = tuple(
             [
-                (id(one.algorithm), one.rows, *[(role, info.shape) for role, info in one.factors.items()])
+                (id(one.algorithm), one.rows, *one.factors, *[info.shape for info in one.factors.values()])
                 for one in module.contributions
             ]
         )

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from lora_inspect.listing import listed, some
+from lora_inspect.reading.claim import MIXED
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.problem import Finding
 from lora_inspect.reading.suffixes import ROOT, parse_key
@@ -31,13 +32,14 @@ def unfit_tensors(reading: FileReading) -> Iterable[Finding]:
 
 def several_schemes(reading: FileReading) -> Iterator[Finding]:
     """Keys that follow several naming schemes, with the modules of each."""
+    if reading.claims.scheme != MIXED:
+        return
     modules: dict[str, list[str]] = {}
     for module in reading.claims.modules.values():
         modules.setdefault(module.name.scheme, []).append(module.name.key)
-    if len(modules) > 1:
-        told = [f"{name} ({len(keys)}: {some(keys, 1)})" for name, keys in sorted(modules.items())]
-        firsts = tuple(keys[0] for _, keys in sorted(modules.items()))
-        yield Finding("mixed-schemes", f"the modules follow {len(told)} naming schemes: {listed(told)}", firsts)
+    told = [f"{name} ({len(keys)}: {some(keys, 1)})" for name, keys in sorted(modules.items())]
+    firsts = tuple(keys[0] for _, keys in sorted(modules.items()))
+    yield Finding("mixed-schemes", f"the modules follow {len(told)} naming schemes: {listed(told)}", firsts)
 
 
 def foreign_schemes(reading: FileReading) -> Iterator[Finding]:

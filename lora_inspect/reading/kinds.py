@@ -22,8 +22,7 @@ def kind_of(adapter: Adapter) -> tuple[str, Adapter]:
     said = tuple(problem for problem in adapter.problems if problem.code == CONTRADICTS)
     found = (problem for problem in adapter.problems if problem not in said)
     wrong = any(problem.code not in _OF_CHANCE or not problem.keys for problem in found)
-    claimed = len({tensor.name for module in adapter.modules.values() for tensor in module.tensors})
-    if built or wrong or (claimed and 2 * claimed >= len(tensors)):
+    if built or wrong or _has_half(adapter):
         return ADAPTER, adapter
     kind = BASE if any(map(is_weight, tensors.values())) else OTHER
     if not adapter.modules:
@@ -31,3 +30,9 @@ def kind_of(adapter: Adapter) -> tuple[str, Adapter]:
     known = {*adapter.flags, *(key for embedding in adapter.embeddings for key in embedding.keys)}
     unclaimed = tuple(key for key in tensors if key not in known)
     return kind, adapter._replace(modules={}, scheme=None, unclaimed=unclaimed, problems=said)
+
+
+def _has_half(adapter: Adapter) -> bool:
+    """Whether there are modules, and at least half of the tensors are theirs."""
+    claimed = {tensor.name for module in adapter.modules.values() for tensor in module.tensors}
+    return bool(claimed) and 2 * len(claimed) >= len(adapter.checkpoint.tensors)

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from lora_inspect.files.header import TensorInfo
-from lora_inspect.reading.contribution import Contribution, Magnitude, Module
+from lora_inspect.reading.contribution import UNSCALED, Contribution, Magnitude, Module
+from lora_inspect.records import made
 from lora_inspect.schemes.record import ModuleName
 
 
@@ -33,16 +34,17 @@ class ModulePlan:
 
     def module(self, name: ModuleName, infos: Sequence[TensorInfo]) -> Module:
         """The module of that name that is made of these tensors."""
-        contributions = [
-            Contribution(
+        rows_of = [
+            (
                 name,
                 algorithm,
                 {role: infos[place] for role, place in places},
                 Magnitude(infos[at], *spelled) if spelled else None,
                 rows,
+                *UNSCALED,
             )
             for algorithm, places, spelled, at, rows in self._changes
         ]
         alpha = None if self._alpha is None else infos[self._alpha]
         flag = None if self._flag is None else infos[self._flag]
-        return Module(name, tuple(contributions), alpha, flag)
+        return Module(name, tuple(made(Contribution, rows_of)), alpha, flag)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from lora_inspect.reading.claim import Claims
-from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.contribution import Contribution, Module, with_scalings
 from lora_inspect.reading.evidence import LOKR_FLAG, RsloraReading
 from lora_inspect.reading.found_configs import FoundConfig, Speakers
 from lora_inspect.reading.module_kinds import ModuleKind
@@ -39,6 +39,7 @@ def scaled_modules(
     modules = list(claims.modules.values())
     for kind in kinds:
         scalings = scalings_of(kind.first.contributions, partial(sources, kind.first), settings)
-        for place in kind.places.values():
-            modules[place] = modules[place].scaled(scalings)
+        places = kind.places.values()
+        for place, module in zip(places, with_scalings([modules[place] for place in places], scalings), strict=True):
+            modules[place] = module
     return dict(zip(claims.modules, modules, strict=True))

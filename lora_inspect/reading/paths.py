@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_inspect.architectures.detection import Detection
+from lora_inspect.reading import contribution
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.written_paths import MODELS, path_of, table_of
 from lora_inspect.remembering import Remembered
@@ -27,5 +28,5 @@ def with_paths(adapter: Adapter, families: Sequence[Detection]) -> Adapter:
         paths = [path_of(name, *tables) for name in names]
         if len(names) <= _MOST_NAMES:
             _paths.put((names, own, others), paths)
-    found = zip(adapter.modules.items(), paths, strict=True)
-    return adapter._replace(modules={key: module._replace(path=path) for (key, module), path in found})
+    modules = contribution.with_paths(adapter.modules.values(), paths)
+    return adapter._replace(modules=dict(zip(adapter.modules, modules, strict=True)))

@@ -26,10 +26,11 @@ def open_settings(contributions: Iterable[Contribution]) -> tuple[str, ...]:
 def unknown_scales(reading: FileReading) -> Iterator[Finding]:
     """Modules whose scale is unknown, by the reason, and all that settles them."""
     by_reason: dict[str, list[str]] = {}
-    for contribution in reading.contributions:
-        if contribution.scale is None and contribution.algorithm.formula and not contribution.algorithm.beside:
+    unknown = [contribution for contribution in reading.contributions if contribution.scale is None]
+    for contribution in unknown:
+        if contribution.algorithm.formula and not contribution.algorithm.beside:
             by_reason.setdefault(contribution.why, []).append(contribution.module.key)
-    way_out = " and ".join(_OPTIONS[name] for name in open_settings(reading.contributions))
+    way_out = " and ".join(_OPTIONS[name] for name in open_settings(unknown))
     for why, keys in by_reason.items():
         mend = WAYS_OUT.get(why, f"give {way_out}")
         yield Finding(

@@ -14,7 +14,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading import adapter as adapter_module
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.contribution import Contribution, Scaling
+from lora_inspect.reading.contribution import Contribution, Module, Scaling, with_scalings
 from lora_inspect.reading.module_kinds import ModuleKind
 from lora_inspect.reading.settings import Settings
 
@@ -94,6 +94,6 @@ def test_a_number_that_divides_nothing_stays_as_it_is_stored(read):
 
 def test_a_contribution_has_every_field_of_a_scaling():
     scaling = Scaling(True, 4, 2.0, False, 0.5, "alpha/rank")
-    scaled = Contribution(None, None, {}, is_optional=True).scaled(scaling)
-    assert {name: getattr(scaled, name) for name in Scaling._fields} == scaling._asdict()
-    assert scaled == Contribution(None, None, {}, is_optional=True)._replace(**scaling._asdict())
+    bare = Contribution(None, None, {}, is_optional=True)
+    (module,) = with_scalings([Module(None, (bare, bare))], [scaling, None])
+    assert module == Module(None, (bare._replace(**scaling._asdict()), bare))
