@@ -138,7 +138,11 @@ def light_start(tree: Tree) -> Iterator[str]:
     """Ways from the command line and the API to what takes long to load."""
     moments = {
         **dict.fromkeys(
-            [*DOORS, "lora_inspect.__main__", *tree.of("lora_inspect.cli"), *tree.of("lora_inspect.api")], (AT_IMPORT,)
+            [
+                *(*DOORS, "lora_inspect.__main__"),
+                *(found for package in ("cli", "api", "ops") for found in tree.of(f"lora_inspect.{package}")),
+            ],
+            (AT_IMPORT,),
         ),
         **dict.fromkeys(LIGHT, (AT_IMPORT, IN_A_CALL)),
         OF_PLANS: (AT_IMPORT,),

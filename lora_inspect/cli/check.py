@@ -3,6 +3,7 @@
 import os
 import sys
 from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,10 +16,11 @@ from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import bar_below, percent
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.files.found_checkpoints import stored_bytes
-from lora_inspect.ops.check import SEVERITIES, CheckResult, as_sarif, fix, found_in
-from lora_inspect.ops.check import check as checked
-from lora_inspect.reading.problem import WARNING
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.problem import SEVERITIES, WARNING
+
+if TYPE_CHECKING:
+    from lora_inspect.ops.check import CheckResult
+    from lora_inspect.reading.settings import Settings
 
 TEXT, JSON, SARIF = "text", "json", "sarif"
 
@@ -80,6 +82,8 @@ def check(
     if format_ == JSON:
         terminal.json_text([result.to_dict() for result in results])
     elif format_ == SARIF:
+        from lora_inspect.ops.check import as_sarif
+
         terminal.json_text(as_sarif(results, os.curdir))
     for error in errors:
         terminal.error(error)
@@ -87,8 +91,11 @@ def check(
         sys.exit(1)
 
 
-def _checked(given: list[tuple[str, Settings]], tensors: bool, shown: bool) -> tuple[list[CheckResult], list[str]]:
+def _checked(given: "list[tuple[str, Settings]]", tensors: bool, shown: bool) -> "tuple[list[CheckResult], list[str]]":
     """What is found in every file, printed as it is found, and the sentences about paths that lead to none."""
+    from lora_inspect.ops.check import check as checked
+    from lora_inspect.ops.check import found_in
+
     results: list[CheckResult] = []
     errors: list[str] = []
     files: list[tuple[str, Settings]] = []
@@ -112,7 +119,9 @@ def _checked(given: list[tuple[str, Settings]], tensors: bool, shown: bool) -> t
     return results, errors
 
 
-def _mended(given: list[tuple[str, Settings]], output: str, tensors: bool, force: bool) -> CheckResult:
+def _mended(given: "list[tuple[str, Settings]]", output: str, tensors: bool, force: bool) -> "CheckResult":
+    from lora_inspect.ops.check import fix, found_in
+
     if len(given) > 1 or len(files := found_in(given[0][0])) > 1:
         raise click.UsageError("--fix mends one file: name a single one.")
     with bar_below("Mending", stored_bytes(files[0]), percent) as bar:

@@ -3,14 +3,17 @@
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.terminal import BOLD, DOUBTFUL, FAINT, PLAIN, RIGHT, WRONG, Piece, spelled
 from lora_inspect.cli.wrapped import wrapped
 from lora_inspect.listing import counted, listed
-from lora_inspect.ops.check import SEVERITIES, CheckResult
 from lora_inspect.printable import SENTENCE, shortened
-from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Problem
+from lora_inspect.reading.problem import ERROR, NOTE, SEVERITIES, WARNING, Problem
+
+if TYPE_CHECKING:
+    from lora_inspect.ops.check import CheckResult
 
 _LOOKS = {ERROR: WRONG, WARNING: DOUBTFUL, NOTE: FAINT}
 _CLEAN = "no problems"
@@ -30,7 +33,7 @@ def print_problems(path: str, problems: Sequence[Problem]) -> None:
         terminal.line(f"{path}: {_CLEAN}")
 
 
-def print_mended(result: CheckResult) -> None:
+def print_mended(result: "CheckResult") -> None:
     """What was done to a file, where it is, and what is wrong with it still."""
     for sentence in result.mended:
         terminal.line(f"{result.path}: mended: {sentence}.")
@@ -38,7 +41,7 @@ def print_mended(result: CheckResult) -> None:
     terminal.line(f"wrote {result.output}")
 
 
-def print_summary(results: Iterable[CheckResult]) -> None:
+def print_summary(results: "Iterable[CheckResult]") -> None:
     """How much of what was found, and what --fix would do."""
     results = list(results)
     counts = Counter(one.severity for result in results for one in result.problems)

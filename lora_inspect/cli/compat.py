@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,10 +15,9 @@ from lora_inspect.cli.shared_options import reading_options, settings
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.consumers import CONSUMERS
 from lora_inspect.consumers.record import READ, Consumer
-from lora_inspect.consumers.verdict import STRENGTH, UNKNOWN, Verdict, needs_mending
-from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.ops.compat import compat as judged
-from lora_inspect.reading.claim import claim
+
+if TYPE_CHECKING:
+    from lora_inspect.consumers.verdict import Verdict
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -47,6 +47,11 @@ def compat(
     as_json_: bool,
 ) -> None:
     """Judges and prints."""
+    from lora_inspect.consumers.verdict import needs_mending
+    from lora_inspect.files.checkpoint import open_checkpoint
+    from lora_inspect.ops.compat import compat as judged
+    from lora_inspect.reading.claim import claim
+
     adapter, own = parse_without_strength(adapter, "compat")
     told = own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing), adapter)
     length = len(claim(open_checkpoint(adapter).tensors).modules) if base else 0
@@ -61,8 +66,10 @@ def compat(
         sys.exit(1)
 
 
-def _print(verdicts: tuple[Verdict, ...]) -> None:
+def _print(verdicts: "tuple[Verdict, ...]") -> None:
     """A row per program, and below them what mends which; the unknown ones are one line."""
+    from lora_inspect.consumers.verdict import UNKNOWN
+
     titles = Counter(one.consumer.title for one in verdicts)
     known = [one for one in verdicts if one.verdict != UNKNOWN]
     if known:
@@ -84,10 +91,12 @@ def _name(consumer: Consumer, titles: Counter[str]) -> str:
     return f"{consumer.title} {consumer.version}" if titles[consumer.title] > 1 else consumer.title
 
 
-def _says(one: Verdict) -> str:
+def _says(one: "Verdict") -> str:
     return one.says if one.error is None else f"{one.says}: the change is {one.error:.1%} off on this base"
 
 
-def _in_short(one: Verdict) -> str:
+def _in_short(one: "Verdict") -> str:
+    from lora_inspect.consumers.verdict import STRENGTH
+
     strength = f" x{one.factor:g}" if one.verdict == STRENGTH and one.factor is not None else ""
     return f"{one.verdict}{strength}{' (read)' if one.by == READ else ''}"

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from lora_inspect.cli.file_paths import FilePath
-from lora_inspect.matching.orientation_answers import Answers, parse_answers
 from lora_inspect.maths.dora import MULTIPLIER_RULES
 from lora_inspect.maths.expert_packing import PACKINGS
-from lora_inspect.reading.settings import Settings
+
+if TYPE_CHECKING:
+    from lora_inspect.matching.orientation_answers import Answers
+    from lora_inspect.reading.settings import Settings
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -62,7 +64,9 @@ def dora_multiplier_option(function: Decorated) -> Decorated:
 def transposed_option(of: str) -> Callable[[Decorated], Decorated]:
     """--transposed, whose value is a mapping of globs to answers; `of` says in its help whose weights it means."""
 
-    def parse(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> Answers:
+    def parse(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> "Answers":
+        from lora_inspect.matching.orientation_answers import parse_answers
+
         try:
             return parse_answers(values)
         except ValueError as error:
@@ -133,7 +137,11 @@ def writing_options(dry_run: bool = False) -> Callable[[Decorated], Decorated]:
     return decorate
 
 
-def settings(rslora: str | None, alpha: float | None, allow_partial_dora: bool, expert_packing: str | None) -> Settings:
+def settings(
+    rslora: str | None, alpha: float | None, allow_partial_dora: bool, expert_packing: str | None
+) -> "Settings":
     """What the reading options amount to."""
+    from lora_inspect.reading.settings import Settings
+
     rule = None if rslora is None else rslora == "yes"
     return Settings(rslora=rule, alpha=alpha, allow_partial_dora=allow_partial_dora, expert_packing=expert_packing)

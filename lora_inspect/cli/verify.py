@@ -1,6 +1,7 @@
 """`lora-inspect verify`."""
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,12 +17,10 @@ from lora_inspect.cli.shared_options import (
     transposed_option,
 )
 from lora_inspect.cli.summaries import VERBS
-from lora_inspect.matching.orientation_answers import Answers
-from lora_inspect.ops.verify import MergeOptions, VerifyResult, plan_verify
-from lora_inspect.ops.verify import verify as verify_files
-from lora_inspect.reading.chosen_modules import Choice
-from lora_inspect.reading.settings import parse_arguments
-from lora_inspect.reading.weights_file import read_weights
+
+if TYPE_CHECKING:
+    from lora_inspect.matching.orientation_answers import Answers
+    from lora_inspect.ops.verify import VerifyResult
 
 # How many modules the table shows, how many columns a name has there, and what is too little for a row.
 _ROWS, _NAME, _OFF = 10, 44, 0.01
@@ -66,7 +65,7 @@ def verify(
     weights: str | None,
     allow_unmatched: bool,
     dora_multiplier: str | None,
-    transposed: Answers,
+    transposed: "Answers",
     rslora: str | None,
     alpha: float | None,
     allow_partial_dora: bool,
@@ -74,6 +73,12 @@ def verify(
     as_json: bool,
 ) -> None:
     """Plans, verifies and prints."""
+    from lora_inspect.ops.verify import MergeOptions, plan_verify
+    from lora_inspect.ops.verify import verify as verify_files
+    from lora_inspect.reading.chosen_modules import Choice
+    from lora_inspect.reading.settings import parse_arguments
+    from lora_inspect.reading.weights_file import read_weights
+
     options = MergeOptions(
         only=only,
         transposed=transposed,
@@ -96,7 +101,7 @@ def verify(
         sys.exit(1)
 
 
-def _print(result: VerifyResult) -> None:
+def _print(result: "VerifyResult") -> None:
     shares = ", ".join(f"{adapter} {_share(result.share[adapter], result.noise[adapter])}" for adapter in result.share)
     if result.ok:
         terminal.line(f"ok: {len(result.residuals)} modules carry {shares}; nothing else differs")
@@ -111,7 +116,7 @@ def _print(result: VerifyResult) -> None:
         terminal.table(rows, ("module", "adapter", "share", "±", "residual"))
 
 
-def _worst(result: VerifyResult) -> list[tuple[str, ...]]:
+def _worst(result: "VerifyResult") -> list[tuple[str, ...]]:
     """A row for each share that is farthest from 1, or whose module is farthest from being explained."""
     rows = []
     for name, shares in result.modules.items():

@@ -15,12 +15,9 @@ from lora_inspect.files.found_checkpoints import find_checkpoints, is_checkpoint
 from lora_inspect.files.output_names import file_output
 from lora_inspect.files.outputs import check_output
 from lora_inspect.progress import Progress, Share, silent
-from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Problem
+from lora_inspect.reading.problem import ERROR, SEVERITIES, Problem
 from lora_inspect.reading.settings import Settings
 from lora_inspect.records import NamedTuple
-
-# From the least serious to the most.
-SEVERITIES = (NOTE, WARNING, ERROR)
 
 
 class CheckResult(NamedTuple):

@@ -4,6 +4,8 @@ from lora_inspect.records import NamedTuple
 
 # An error stops every command that would have to guess around it.
 ERROR, WARNING, NOTE = "error", "warning", "note"
+# From the least serious to the most.
+SEVERITIES = (NOTE, WARNING, ERROR)
 
 
 class Finding(NamedTuple):
