@@ -16,12 +16,10 @@ from lora_inspect.api.arguments import (
     without_strength,
 )
 from lora_inspect.consumers import CONSUMERS
-from lora_inspect.converting.asked_algorithm import ALGORITHMS
-from lora_inspect.converting.asked_layout import LAYOUTS
-from lora_inspect.converting.asked_scheme import written
+from lora_inspect.converting.choices import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS
 from lora_inspect.converting.contradictions import contradiction
-from lora_inspect.converting.expert_layouts import EXPERT_LAYOUTS
 from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.schemes import written
 
 
 def asked_conversion(

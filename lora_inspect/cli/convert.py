@@ -1,11 +1,11 @@
 """`lora-inspect convert`."""
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 
-from lora_inspect.cli import conversion_told, terminal
-from lora_inspect.cli.convert_folder import convert_folder
+from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.path_settings import parse_without_strength
 from lora_inspect.cli.plain_options import Verb
@@ -19,14 +19,12 @@ from lora_inspect.cli.shared_options import (
 )
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.consumers import CONSUMERS
-from lora_inspect.converting.asked_algorithm import ALGORITHMS
-from lora_inspect.converting.asked_layout import LAYOUTS
-from lora_inspect.converting.asked_scheme import written
-from lora_inspect.converting.contradictions import contradiction
-from lora_inspect.converting.expert_layouts import EXPERT_LAYOUTS
+from lora_inspect.converting.choices import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS
 from lora_inspect.files.found_checkpoints import is_checkpoint_folder
-from lora_inspect.matching.orientation_answers import Answers
-from lora_inspect.ops.convert import ConvertOptions, convert_planned, plan_conversion
+from lora_inspect.schemes import written
+
+if TYPE_CHECKING:
+    from lora_inspect.matching.orientation_answers import Answers
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -140,7 +138,7 @@ def convert(
     no_verify: bool,
     architecture: str | None,
     algorithm: str | None,
-    transposed: Answers,
+    transposed: "Answers",
     rslora: str | None,
     alpha: float | None,
     allow_partial_dora: bool,
@@ -148,6 +146,10 @@ def convert(
     as_json: bool,
 ) -> None:
     """Converts and prints."""
+    from lora_inspect.cli.conversion_told import tell
+    from lora_inspect.converting.contradictions import contradiction
+    from lora_inspect.ops.convert import ConvertOptions, convert_planned, plan_conversion
+
     adapter, own = parse_without_strength(adapter, "convert")
     options = ConvertOptions(
         keep_dora=keep_dora,
@@ -173,6 +175,8 @@ def convert(
     if wrong := contradiction(options):
         raise click.UsageError(wrong)
     if os.path.isdir(adapter) and not is_checkpoint_folder(adapter):
+        from lora_inspect.cli.convert_folder import convert_folder
+
         convert_folder(adapter, output, options, force, as_json)
         return
     plan = plan_conversion(adapter, output, options)
@@ -183,4 +187,4 @@ def convert(
     if as_json:
         terminal.json_text(result.to_dict())
         return
-    conversion_told.tell(result, with_errors=base is not None or algorithm is not None)
+    tell(result, with_errors=base is not None or algorithm is not None)

@@ -2,15 +2,14 @@
 
 from lora_inspect.algorithms import lora, mlx, saved
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Shapes
-from lora_inspect.converting.asked_full import FULL, check_full
+from lora_inspect.converting.asked_full import check_full
+from lora_inspect.converting.choices import FULL
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.matching.match import Matching
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.peft_config import LORA_TYPE
-
-ALGORITHMS = (lora.ALGORITHM.name, FULL)
 
 
 def becomes_lora(algorithm: Algorithm, shapes: Shapes) -> bool:

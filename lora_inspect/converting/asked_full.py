@@ -8,7 +8,6 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Module
 
-FULL = "full"
 # The difference by the parameter that it is of.
 DIFFERENCES = {algorithm.parameter: algorithm for algorithm in full.ALGORITHMS}
 _ARE_DIFFERENCES = {algorithm.name for algorithm in (*full.ALGORITHMS, *norm.ALGORITHMS)}

@@ -6,7 +6,8 @@ from lora_inspect import consumers, schemes
 from lora_inspect.algorithms.record import BIAS, Algorithm
 from lora_inspect.consumers.record import FAILS, LEAVES, Consumer, Loader
 from lora_inspect.converting.asked_algorithm import becomes_lora, is_made_lora, is_saved_weight
-from lora_inspect.converting.asked_full import FULL, becomes_full
+from lora_inspect.converting.asked_full import becomes_full
+from lora_inspect.converting.choices import FULL
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.own_parameters import is_own_parameter
 from lora_inspect.errors import LoraInspectError

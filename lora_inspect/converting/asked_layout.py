@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from lora_inspect import schemes
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.record import Architecture, Layout
+from lora_inspect.converting.choices import ARRANGED, FUSED, NAMED, OF_DIFFUSERS, ORIGINAL
 from lora_inspect.converting.relayout import Target
 from lora_inspect.converting.target_layouts import ArrangedLayout, NamedLayout
 from lora_inspect.errors import LoraInspectError
@@ -17,10 +18,6 @@ from lora_inspect.schemes.comfyui import COMFYUI
 from lora_inspect.schemes.diffusers import DIFFUSERS
 from lora_inspect.schemes.record import ModuleName
 
-# Layouts that have names of their own, and what modules are in a family that only fuses some of them.
-NAMED = (ORIGINAL, OF_DIFFUSERS) = ("original", "diffusers")
-ARRANGED = (FUSED, SPLIT) = ("fused", "split")
-LAYOUTS = (*NAMED, *ARRANGED)
 _WAY_OUT = "leave --layout out"
 
 

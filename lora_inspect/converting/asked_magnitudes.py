@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lora_inspect import consumers, schemes
-from lora_inspect.converting.asked_full import FULL
-from lora_inspect.converting.expert_layouts import SINGLE_EXPERTS
+from lora_inspect.converting.choices import FULL, SINGLE_EXPERTS
 from lora_inspect.converting.loadable import writing_of
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError

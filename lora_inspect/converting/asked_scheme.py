@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from lora_inspect import schemes
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.record import Architecture, is_parameter
 from lora_inspect.architectures.text_encoders import TextEncoder, below, has
@@ -43,11 +42,6 @@ def scheme_target(adapter: Adapter, families: Sequence[Detection], scheme: Schem
         way_out=WAY_OUT,
         keeps=scheme.name if isinstance(asked.layout, OwnLayout) else None,
     )
-
-
-def written() -> tuple[str, ...]:
-    """The names of the schemes that can be asked for."""
-    return tuple(sorted(scheme.name for scheme in schemes.SCHEMES.values() if scheme.writing))
 
 
 class _Asked:

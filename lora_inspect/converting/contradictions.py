@@ -1,7 +1,6 @@
 """Options of a conversion that say nothing together, told before a file is looked at."""
 
-from lora_inspect.converting.asked_layout import LAYOUTS
-from lora_inspect.converting.expert_layouts import SINGLE_EXPERTS
+from lora_inspect.converting.choices import LAYOUTS, SINGLE_EXPERTS
 from lora_inspect.converting.options import ConvertOptions
 
 

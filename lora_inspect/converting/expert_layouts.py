@@ -26,7 +26,6 @@ from lora_inspect.reading.identify import adapter_candidates, certain_correspond
 from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import ModuleName
 
-ALL_EXPERTS, SINGLE_EXPERTS = EXPERT_LAYOUTS = ("all-experts", "single-experts")
 _PEFT = "peft"
 # The parameter whose wrapper is the innermost one where that of the other is there too.
 _INNER, _OUTER = "gate_up_proj", "down_proj"

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 
 from lora_inspect.algorithms.record import BIAS
-from lora_inspect.converting.expert_layouts import SINGLE_EXPERTS
+from lora_inspect.converting.choices import SINGLE_EXPERTS
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint

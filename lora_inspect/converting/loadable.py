@@ -4,7 +4,8 @@ from lora_inspect.algorithms import mlx
 from lora_inspect.algorithms.lora_embedding import spelled_in
 from lora_inspect.algorithms.record import WEIGHT, Algorithm, Role
 from lora_inspect.converting.asked_algorithm import becomes_lora, is_made_lora, is_saved_weight
-from lora_inspect.converting.asked_full import DIFFERENCES, FULL, becomes_full
+from lora_inspect.converting.asked_full import DIFFERENCES, becomes_full
+from lora_inspect.converting.choices import FULL
 from lora_inspect.converting.landed import lora_of
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.own_parameters import is_own_parameter

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from lora_inspect.converting.asked_algorithm import check_algorithm, check_biases, needs_base, shapes_in_base
 from lora_inspect.converting.asked_consumer import for_consumer
-from lora_inspect.converting.asked_full import FULL
 from lora_inspect.converting.asked_kinds import check_kinds
 from lora_inspect.converting.asked_magnitudes import is_remeasured, with_magnitudes
+from lora_inspect.converting.choices import FULL
 from lora_inspect.converting.gguf_layouts import architecture_of
 from lora_inspect.converting.inputs import chosen_input, open_base
 from lora_inspect.converting.landed import Landed, find_landed

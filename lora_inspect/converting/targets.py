@@ -7,9 +7,8 @@ from lora_inspect import schemes
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.converting.asked_layout import layout_target
 from lora_inspect.converting.asked_scheme import scheme_target
+from lora_inspect.converting.choices import ALL_EXPERTS, SINGLE_EXPERTS
 from lora_inspect.converting.expert_layouts import (
-    ALL_EXPERTS,
-    SINGLE_EXPERTS,
     with_all_experts,
     with_single_experts,
 )

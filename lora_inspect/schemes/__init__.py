@@ -77,6 +77,11 @@ def by_name(name: str) -> Scheme:
     return SCHEMES[name]
 
 
+def written() -> tuple[str, ...]:
+    """The names of the schemes that are written."""
+    return tuple(sorted(scheme.name for scheme in SCHEMES.values() if scheme.writing))
+
+
 def readings(module: str, suffixes: Collection[str] = ()) -> Iterator[ModuleName]:
     """The parts of a module's name in every scheme that spells it so, beginning with the one that is meant.
 

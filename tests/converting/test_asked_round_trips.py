@@ -17,8 +17,8 @@ from whole_adapters import Shapes, factors_of, shapes_in
 
 from lora_inspect import schemes
 from lora_inspect.architectures import by_name, every
-from lora_inspect.converting.asked_scheme import written
 from lora_inspect.converting.loadable import writing_of
+from lora_inspect.schemes import written
 from lora_inspect.schemes.writing import LOST
 
 pytestmark = pytest.mark.numeric

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from toy_adapters import lora
 
 from lora_inspect.architectures import by_name
-from lora_inspect.converting.asked_scheme import written
+from lora_inspect.schemes import written
 
 HIDDEN = 8
 

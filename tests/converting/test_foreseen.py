@@ -7,7 +7,6 @@ from safetensors.torch import save_file
 
 from lora_inspect.architectures import by_name
 from lora_inspect.consumers.view import View
-from lora_inspect.converting.asked_scheme import written
 from lora_inspect.converting.foreseen import foreseen
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.plan import plan_conversion
@@ -15,6 +14,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.convert import convert_to_standard
 from lora_inspect.reading.adapter import read_adapter
+from lora_inspect.schemes import written
 
 PATHS = [f"blocks.0.{leaf}" for leaf in ("self_attn.q", "cross_attn.v", "ffn.0")]
 FOLDERS = ("mlx", "peft", "gguf")
