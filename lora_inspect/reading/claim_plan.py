@@ -1,6 +1,8 @@
 """The claims on a file, made as those on an earlier one with the same keys and shapes, of which a folder has many."""
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
 from lora_inspect import algorithms, schemes
 from lora_inspect.files.header import TensorInfo
@@ -13,14 +15,23 @@ from lora_inspect.schemes.record import ModuleName
 _MOST_TENSORS = 5_000
 
 
-class _ClaimPlan(NamedTuple):
-    """The claims of a file without its tensors."""
+class _Before:
+    """The claims on a file. How they are made of its tensors is found out for the second file that is like it."""
 
-    claims: Claims
-    modules: list[tuple[str, ModuleName, ModulePlan]]
+    def __init__(self, claims: Claims, infos: Sequence[TensorInfo]) -> None:
+        self._claims, self._infos = claims._replace(modules=dict(claims.modules)), infos
+
+    @cached_property
+    def _plans(self) -> list[tuple[str, ModuleName, ModulePlan]]:
+        places = places_of(self._infos)
+        return [(key, module.name, ModulePlan(module, places)) for key, module in self._claims.modules.items()]
+
+    def again(self, infos: Sequence[TensorInfo]) -> Claims:
+        """The same claims on other tensors."""
+        return self._claims._replace(modules={key: plan.module(name, infos) for key, name, plan in self._plans})
 
 
-_plans: Remembered[Any, _ClaimPlan] = Remembered(16)
+_remembered: Remembered[Any, _Before] = Remembered(16)
 
 
 def claim_as_before(tensors: dict[str, TensorInfo]) -> Claims:
@@ -30,14 +41,11 @@ def claim_as_before(tensors: dict[str, TensorInfo]) -> Claims:
     infos = list(tensors.values())
     of_file = (tuple(tensors), tuple([info.shape for info in infos]))
     known = algorithms.changes(), schemes.changes()
-    plan = _plans.get((of_file, known))
-    if plan:
-        modules = {key: planned.module(name, infos) for key, name, planned in plan.modules}
-        return plan.claims._replace(modules=modules)
+    before = _remembered.get((of_file, known))
+    if before:
+        return before.again(infos)
     claims = claim(tensors)
-    places = places_of(infos)
-    modules_of = [(key, module.name, ModulePlan(module, places)) for key, module in claims.modules.items()]
     # Algorithms may have been loaded for the keys.
     known = algorithms.changes(), schemes.changes()
-    _plans.put((of_file, known), _ClaimPlan(claims._replace(modules={}), modules_of))
+    _remembered.put((of_file, known), _Before(claims, infos))
     return claims

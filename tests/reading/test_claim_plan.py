@@ -86,8 +86,8 @@ def test_a_scheme_that_is_added_is_found_in_names_that_were_read_before():
 
 @pytest.mark.parametrize(("count", "kept"), [(4, 1), (5, 0)])
 def test_files_of_many_tensors_are_not_remembered(count, kept, monkeypatch):
-    monkeypatch.setattr(claim_plan, "_plans", Remembered(2))
+    monkeypatch.setattr(claim_plan, "_remembered", Remembered(2))
     monkeypatch.setattr(claim_plan, "_MOST_TENSORS", 12)
     tensors = tensors_of(loras(count), "a")
     assert claim_as_before(tensors) == claim(tensors)
-    assert len(claim_plan._plans) == kept
+    assert len(claim_plan._remembered) == kept
