@@ -9,10 +9,12 @@ from strategies import damaged, metadata, names
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files import header as header_module
+from lora_inspect.files import plain_header
 from lora_inspect.files.bounds import KEY_BYTES
 from lora_inspect.files.header import read_header
 from lora_inspect.files.plain_header import LONGEST, read_plain
 from lora_inspect.files.writer import TensorPlan
+from lora_inspect.remembering import Remembered
 
 SPELLINGS = {"without blanks": (",", ":"), "with blanks": (", ", ": ")}
 
@@ -158,3 +160,27 @@ def test_a_long_header_is_read_in_pieces(tmp_path):
     write(path, ("{" + GOOD + "}").ljust(LONGEST + 1), 8)
     assert shortly(path) is None
     assert list(read_header(str(path))[0]) == ["a"]
+
+
+def test_a_header_like_an_earlier_one_is_held_to_its_own_file(tmp_path):
+    entries = GOOD + "}"
+    first, other = tmp_path / "first.safetensors", tmp_path / "other.safetensors"
+    write(first, "{" + entries, 8)
+    write(other, '{"__metadata__":{"x":"y"},' + entries, 8)
+    for path in (first, other):
+        assert in_order(shortly(path)) == in_order(strictly(path))
+        assert [info.file for info in read_header(str(path))[0].values()] == [str(path)]
+    for size in (7, 9):
+        write(other, "{" + entries, size)
+        assert shortly(other) is None
+
+
+def test_headers_that_were_read_last_are_remembered_and_long_ones_are_not(monkeypatch):
+    monkeypatch.setattr(plain_header, "_tables", Remembered(2))
+    header = "{" + GOOD + "}"
+    known = read_plain(header.encode(), 8)
+    assert read_plain(header.encode(), 8)[0] is known[0]
+    monkeypatch.setattr(plain_header, "_LONGEST_REMEMBERED", len(GOOD))
+    monkeypatch.setattr(plain_header, "_tables", Remembered(2))
+    assert read_plain(header.encode(), 8) == known
+    assert len(plain_header._tables) == 0
