@@ -77,6 +77,24 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
 @transposed_option("the base stores")
 @reading_options
 @click.option(
+    "--undo",
+    "is_undo",
+    is_flag=True,
+    help="Take the ADAPTERs out of BASE again, which is a merged model here, by what it records of the merge.",
+)
+@click.option(
+    "--base",
+    "original",
+    type=FilePath(),
+    metavar="PATH",
+    help="With --undo: what was merged into, to be restored whole.",
+)
+@click.option(
+    "--accept-unproved",
+    is_flag=True,
+    help="With --undo: write the nearest numbers where several may have been there, and count them.",
+)
+@click.option(
     "--hash-base", is_flag=True, help="Read BASE for its SHA-256 as well and record that; the header's is always there."
 )
 @click.option(
@@ -101,11 +119,21 @@ def merge(
     alpha: float | None,
     allow_partial_dora: bool,
     expert_packing: str | None,
+    is_undo: bool,
+    original: str | None,
+    accept_unproved: bool,
     hash_base: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Plans, merges and prints."""
+    """Plans, merges and prints; or undoes."""
+    if is_undo:
+        from lora_inspect.cli.merge_undone import undo
+
+        undo(base, parse_arguments(adapters), output, force, original, accept_unproved, dry_run, as_json)
+        return
+    if original is not None or accept_unproved:
+        raise click.UsageError(f"{'--base' if original is not None else '--accept-unproved'} is for --undo.")
     if dtype and touched_dtype:
         raise click.UsageError(
             "--dtype is for all weights and --touched-dtype for those that change; give one of both."

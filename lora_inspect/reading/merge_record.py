@@ -12,6 +12,8 @@ from lora_inspect.files.strict_json import is_shallow
 from lora_inspect.reading.provenance import MERGED_KEY
 from lora_inspect.records import NamedTuple
 
+# What was merged, and taken out again with estimates.
+UNDONE_KEY = "lora_inspect.undone"
 # The names of the record's parts.
 ADAPTERS, BASE, OPTIONS, EARLIER = "adapters", "base", "options", "earlier"
 FILE, SHA256, CONFIG, SETTINGS, MULTIPLIER, HEADER = "file", "sha256", "config", "settings", "multiplier", "header"
@@ -88,6 +90,19 @@ def record_before(metadata: Mapping[str, str]) -> str | None:
     return json.dumps({**before, EARLIER: earlier[:-1]} if earlier[:-1] else before, separators=(",", ":"))
 
 
+def undone_metadata(metadata: Mapping[str, str], estimated: bool) -> dict[str, str]:
+    """The metadata of a merged file as they were before the last merge, but for hashes that this dropped.
+
+    Where numbers may be `estimated` the merge that was undone stands under a key of its own.
+    """
+    before, last = record_before(metadata), _object(metadata) or {}
+    kept = {key: value for key, value in metadata.items() if key != MERGED_KEY}
+    undone = {name: value for name, value in last.items() if name != EARLIER}
+    if estimated:
+        kept[UNDONE_KEY] = json.dumps(undone, separators=(",", ":"))
+    return kept if before is None else {**kept, MERGED_KEY: before}
+
+
 def as_record(record: MergeRecord) -> dict[str, Any]:
     """The merge as `info --json` has it."""
     return {
@@ -130,7 +145,7 @@ def _adapter(value: Any) -> MergedAdapter | None:
     return MergedAdapter(
         value[FILE],
         multiplier if _is_number(multiplier) else numbers,
-        _hashes(value.get(SHA256)),
+        hashes_of(value.get(SHA256)),
         config if isinstance(config, str) else None,
         _text(value.get(SETTINGS)),
     )
@@ -145,11 +160,12 @@ def _base(value: Any) -> MergedBase | None:
         size if isinstance(size, int) and not isinstance(size, bool) else None,
         tuple(dtypes) if isinstance(dtypes, dict) else (),
         header if isinstance(header, str) else None,
-        _hashes(value.get(SHA256)),
+        hashes_of(value.get(SHA256)),
     )
 
 
-def _hashes(value: Any) -> Mapping[str, str]:
+def hashes_of(value: Any) -> Mapping[str, str]:
+    """The hashes of files by name, "" for that of a single one, from how a record has them."""
     if isinstance(value, str):
         return {"": value}
     return {name: one for name, one in value.items() if isinstance(one, str)} if isinstance(value, dict) else {}

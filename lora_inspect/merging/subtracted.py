@@ -1,0 +1,149 @@
+"""A weight without what was added to it: which numbers of its type the base can have had, a block of rows at a time.
+
+A change is computed in float64 here. What a merge computed in float32 is off by at most n · 2^-24 times the sum of the
+absolute values of all that was added, with n roundings on the way of each term; so this holds whichever machine,
+version or order of sums made the merged file.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import lcm
+
+import torch
+from torch import Tensor
+
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.maths.change import Change
+from lora_inspect.maths.preimages import preimages, rounding_interval
+from lora_inspect.maths.tensor_reader import TORCH_DTYPES, RowBlocks, working_dtype
+from lora_inspect.merging.factor_reader import FactorReader
+from lora_inspect.merging.links import Fold
+from lora_inspect.records import NamedTuple
+
+# What adds sums of products of its factors: with their absolute values it gives the sum of the terms' own.
+SUMS_OF_PRODUCTS = frozenset(
+    (
+        "adalora", "bdlora", "beft", "full", "full_bias", "full_modulation", "gralora", "loha", "lokr", "lokr_rows",
+        "lora", "lora_bias", "lora_embedding", "lora_embedding_along_tokens", "mlx", "norm", "norm_bias", "shira",
+        "vera",
+    )
+)  # fmt: skip
+_UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+# Roundings of a term beside those of its sums: of the scale, of the factors with it, of the products, of the last sum.
+_FEW = 8
+# Every number of a block is there in float64 some times over.
+_BLOCK_ELEMENTS = 1 << 18
+
+
+def is_plain(info: TensorInfo) -> bool:
+    """Whether a tensor is stored as plain floats."""
+    return info.dtype in TORCH_DTYPES
+
+
+def why_not(fold: Fold) -> str | None:
+    """Why a change cannot be taken out of a weight again; None where it can."""
+    contribution = fold.contribution
+    if contribution.algorithm.replaces:
+        return f"{contribution.algorithm.title} took the place of the weight"
+    if contribution.magnitude:
+        return "DoRA divided by norms that are lost"
+    if fold.placed.has_residual:
+        return "what its initialisation took from the base is found from the base alone"
+    if contribution.multiplies:
+        return f"{contribution.algorithm.title} depends on the weight that it changed"
+    if contribution.algorithm.name not in SUMS_OF_PRODUCTS:
+        return f"{contribution.algorithm.title} is no sum of products, of which is known how far rounding goes"
+    return None
+
+
+class Account(NamedTuple):
+    """How many numbers of a weight there are, are proved, and cannot have been there at all.
+
+    `off_by` is how far one of the others may be from what the base had.
+    """
+
+    entries: int = 0
+    proved: int = 0
+    impossible: int = 0
+    off_by: float = 0.0
+
+    def plus(self, other: "Account") -> "Account":
+        """Both together."""
+        return Account(
+            self.entries + other.entries,
+            self.proved + other.proved,
+            self.impossible + other.impossible,
+            max(self.off_by, other.off_by),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    """One change, the same with absolute values, the multiplier, and the roundings of a term."""
+
+    change: Change
+    size: Change
+    multiplier: float
+    roundings: int
+
+
+class Subtraction:
+    """What was added to one weight, by the `folds` that added it; `merged` is the tensor that it became."""
+
+    def __init__(self, folds: Sequence[Fold], factors: FactorReader, merged: TensorInfo) -> None:
+        # The parameter of all experts of a layer is changed as a matrix.
+        self._shape = folds[0].placed.place.target.shape
+        self._info = merged._replace(shape=self._shape)
+        self._terms = [_term(fold, factors) for fold in folds]
+        self._slack = _UNIT[working_dtype(self._info)] * sum(term.roundings for term in self._terms)
+
+    def blocks(self) -> Iterator[tuple[Tensor, Account]]:
+        """The rows as the base most likely had them, in the type of the weight, and the account of each block."""
+        for merged, change, slack in self._read():
+            found = preimages(merged, change, slack)
+            low, high = rounding_interval(merged)
+            doubt = torch.where(found.proved, 0.0, high - low + 2 * slack)
+            counts = merged.numel(), int(found.proved.sum()), int(found.impossible.sum())
+            yield found.values, Account(*counts, off_by=float(doubt.max()))
+
+    def differing(self, base: TensorInfo) -> int:
+        """How many numbers of a weight of a base cannot have become those of the merged one."""
+        count, blocks = 0, RowBlocks(_BLOCK_ELEMENTS).read(base._replace(shape=self._shape), self._together)
+        for (merged, change, slack), (_, rows) in zip(self._read(), blocks, strict=True):
+            low, high = rounding_interval(merged)
+            there = rows.double() + change
+            count += int(((there < low - slack) | (there > high + slack)).sum())
+        return count
+
+    @property
+    def _together(self) -> int:
+        return lcm(*(term.change.together for term in self._terms))
+
+    def _read(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Blocks of the merged weight, what was added there, and how far from that it may be."""
+        for first, rows in RowBlocks(_BLOCK_ELEMENTS).read(self._info, self._together):
+            merged = rows.to(TORCH_DTYPES[self._info.dtype])
+            change, size = torch.zeros(rows.shape, dtype=torch.float64), torch.zeros(rows.shape, dtype=torch.float64)
+            for term in self._terms:
+                term.change.fold(change, first, term.multiplier)
+                own = torch.zeros(rows.shape, dtype=torch.float64)
+                term.size.fold(own, first, term.multiplier)
+                size += own.abs_()
+            low, high = rounding_interval(merged)
+            most = merged.double().abs() + (high - low) + 2 * size
+            # Where only zeros were added nothing was rounded.
+            yield merged, change, torch.where(size == 0, 0.0, self._slack * most)
+
+
+def _term(fold: Fold, factors: FactorReader) -> _Term:
+    contribution = fold.contribution
+    tensors = factors.read(contribution, torch.float64)
+    sizes = {role: tensor.abs() if tensor.is_floating_point() else tensor for role, tensor in tensors.items()}
+    longest = [_second(tuple(tensor.shape)) for tensor in tensors.values()]
+    roundings = _FEW + sum(max(length, contribution.rank or 1) for length in longest)
+    return _Term(fold.placed.change(tensors), fold.placed.change(sizes), fold.multiplier, roundings)
+
+
+def _second(shape: tuple[int, ...]) -> int:
+    """The second largest size: what a factor is multiplied along is no longer, or as long as the rank."""
+    return sorted(shape)[-2] if len(shape) > 1 else 1

@@ -1,0 +1,261 @@
+"""Takes the adapters out of a merged model again, as far as what was there can be proved."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.base_folder import copy_side_files
+from lora_inspect.files.byte_copy import copy_bytes
+from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
+from lora_inspect.files.input_file import Identity, InputFile
+from lora_inspect.files.output_names import file_output, folder_output
+from lora_inspect.files.outputs import check_output, check_replaceable, new_file, new_folder
+from lora_inspect.files.partial import remove_leftovers
+from lora_inspect.files.writer import TensorPlan, Writer, in_file_order
+from lora_inspect.listing import some
+from lora_inspect.maths.torch_threads import load_torch
+from lora_inspect.merging.links import Fold
+from lora_inspect.merging.plan import MergePlan, plan_merge
+from lora_inspect.merging.provenance import base_record
+from lora_inspect.merging.recorded_adapters import last_record, recorded_adapters, recorded_options
+from lora_inspect.progress import Progress, silent
+from lora_inspect.reading.merge_record import MergedBase, hashes_of, undone_metadata
+from lora_inspect.reading.settings import Settings
+
+if TYPE_CHECKING:
+    from lora_inspect.merging.subtracted import Account
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class UndoPlan:
+    """What is taken out of where.
+
+    `merge` is the plan of the merge, with the merged model in the place of the base where that is not at hand; `base`
+    is what was merged into where it is.
+    """
+
+    merged: Checkpoint
+    merge: MergePlan
+    base: Checkpoint | None = None
+
+    @property
+    def folds(self) -> dict[str, list[Fold]]:
+        """What changed each weight."""
+        at_work = {name: [fold for fold in folds if fold.multiplier] for name, folds in self.merge.folds.items()}
+        return {name: folds for name, folds in at_work.items() if folds}
+
+    @property
+    def inputs(self) -> dict[str, Identity]:
+        """Every file that is read, by path."""
+        return self.merge.inputs | self.merged.inputs
+
+    @property
+    def bytes(self) -> int:
+        """What `undo` tells its progress of: the bytes of all tensors, and of the base's files where it is at hand."""
+        return self.merge.bytes + (self.base.bytes if self.base else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class UndoResult:
+    """What was restored.
+
+    Of the `entries` of all weights that the merge changed, `proved` are as they were in the base: no other number of
+    the type could have become what was merged. `unproved` are by weight how many others there are, and how far each
+    may be from what the base had. With the base at hand all are its own; `unchecked` are then the tensors of which it
+    cannot be told whether they became those of the merged model.
+    """
+
+    output: str
+    adapters: list[str]
+    weights: int
+    tensors_copied: int
+    entries: int
+    proved: int
+    unproved: dict[str, dict[str, float]] = field(repr=False)
+    unchecked: list[str]
+    seconds: float
+    bytes: int
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record that `merge --undo --json` prints."""
+        return {
+            "output": self.output,
+            "undone": self.adapters,
+            "weights": self.weights,
+            "tensors_copied": self.tensors_copied,
+            "entries": self.entries,
+            "proved": self.proved,
+            "unproved": self.unproved,
+            "unchecked": self.unchecked,
+            "seconds": self.seconds,
+            "bytes": self.bytes,
+        }
+
+
+def plan_undo(merged_path: str, adapters: Sequence[tuple[str, Settings]], base_path: str | None = None) -> UndoPlan:
+    """Finds by the record of a merge what it changed, and how.
+
+    Raises LoraInspectError where the adapters, or the base, are not those that are recorded, and where a change cannot
+    be taken out without the base.
+    """
+    merged = open_checkpoint(merged_path)
+    record = last_record(merged)
+    options = recorded_options(record, merged_path)
+    named = recorded_adapters(record, merged_path, adapters)
+    known = record.base
+    assert known is not None  # last_record raises where there is none
+    if base_path is not None:
+        base = open_checkpoint(base_path)
+        _check_base(base, known, merged)
+        return UndoPlan(merged, plan_merge(base_path, named, options), base)
+    cast = record.options.get("dtype")
+    if cast is not None and set(known.dtypes) != {cast}:
+        raise LoraInspectError(
+            f"{merged_path}: all of {known.file} was cast to {cast} in the merge, which lost what it was before; name "
+            "it with --base."
+        )
+    plan = UndoPlan(merged, plan_merge(merged_path, named, options))
+    _check_possible(plan, known)
+    return plan
+
+
+def undo(
+    plan: UndoPlan, output: str, force: bool = False, accept_unproved: bool = False, progress: Progress = silent
+) -> UndoResult:
+    """Writes the model without the adapters: a file for a file, a folder with the same names for any other.
+
+    Raises LoraInspectError, and leaves nothing, where the merged model is not what its record says, and where numbers
+    are not proved that are not accepted.
+    """
+    started = time.perf_counter()
+    output = undo_output(plan, output)
+    leftovers = remove_leftovers(output)
+    check_undo_output(plan, output, force)
+    load_torch()
+    from lora_inspect.merging.undone import AgainstBase, FromMerged
+
+    restored, held = FromMerged(plan.folds), AgainstBase(plan.merged, plan.folds)
+    source = plan.merge.base
+    if plan.base:
+        for info in source.tensors.values():
+            held.check(info)
+            progress(info.nbytes)
+
+    def write(file: str, target: str, force: bool = False) -> None:
+        inputs = plan.inputs if target == output else None
+        if plan.base:
+            with InputFile(file, source.inputs[file]) as opened, new_file(target, inputs, force) as descriptor:
+                copy_bytes(opened, 0, source.inputs[file].bytes, descriptor, progress)
+            return
+        infos = {info.name: info for info in source.tensors.values() if info.file == file}
+        plans = in_file_order(TensorPlan(info.name, info.dtype, info.shape) for info in infos.values())
+        metadata = undone_metadata(source.file_metadata[file], accept_unproved)
+        with Writer(target, plans, metadata, inputs, force) as writer:
+            progress(0)
+            for one in plans:
+                restored.write(writer, infos[one.name])
+                progress(one.nbytes)
+            _check_accepted(restored.accounts, accept_unproved, plan)
+
+    if source.root is None:
+        write(source.files[0], output, force)
+    else:
+        with new_folder(output, plan.inputs, force) as folder:
+            for file in source.files:
+                write(file, os.path.join(folder, os.path.basename(file)))
+            total = sum(info.nbytes for info in source.tensors.values())
+            copy_side_files(source, plan.merge.side_files, folder, total, progress)
+    return _result(plan, output, restored.accounts, held.unchecked, started, leftovers)
+
+
+def undo_output(plan: UndoPlan, named: str) -> str:
+    """The path that `undo` writes for what the user `named`; raises LoraInspectError where that is no output of it."""
+    source = plan.merge.base
+    if source.root is None:
+        return file_output(named, source.name, plan.inputs)
+    return folder_output(named, f"{source.path} is a folder or a part of a sharded set", plan.inputs)
+
+
+def check_undo_output(plan: UndoPlan, output: str, force: bool) -> None:
+    """Raises LoraInspectError where `undo` would refuse to write to the path `output`."""
+    source = plan.merge.base
+    check_output(output, plan.inputs, force, folder=source.root is not None)
+    if source.root is not None:
+        weights = [os.path.basename(file) for file in source.files]
+        check_replaceable(output, [*weights, *plan.merge.side_files.copied], plan.merge.side_files.folders)
+
+
+def _check_base(base: Checkpoint, known: MergedBase, merged: Checkpoint) -> None:
+    """Raises LoraInspectError where a base is not the one that is recorded."""
+    found = base_record(base, with_hash=bool(known.sha256))
+    same = found["bytes"] == known.bytes and found["header"] == known.header
+    if not same or (known.sha256 and sorted(hashes_of(found["sha256"]).values()) != sorted(known.sha256.values())):
+        what = "header or size" if not same else "content"
+        raise LoraInspectError(
+            f"{base.path}: its {what} is not that of {known.file}, which {merged.path} was merged from; name that one."
+        )
+
+
+def _check_possible(plan: UndoPlan, known: MergedBase) -> None:
+    """Raises LoraInspectError where a change is of a kind that cannot be taken out, or the weight is codes."""
+    from lora_inspect.merging.subtracted import is_plain, why_not
+
+    for name, folds in plan.folds.items():
+        info = plan.merged.tensors[name]
+        if not is_plain(info) or name in plan.merge.decoding.weights:
+            raise LoraInspectError(
+                f"{plan.merged.path}: {name} is stored as {info.dtype} codes, of which is not known what they were "
+                f"before; name {known.file} with --base."
+            )
+        for fold in folds:
+            if why := why_not(fold):
+                raise LoraInspectError(
+                    f"{fold.adapter.checkpoint.path}: {fold.contribution.module.key} cannot be taken out of {name}, as "
+                    f"{why}; name {known.file} with --base."
+                )
+
+
+def _check_accepted(accounts: "dict[str, Account]", accept_unproved: bool, plan: UndoPlan) -> None:
+    doubtful = [name for name, account in accounts.items() if account.proved < account.entries]
+    if accept_unproved or not doubtful:
+        return
+    entries = sum(account.entries for account in accounts.values())
+    left = entries - sum(account.proved for account in accounts.values())
+    raise LoraInspectError(
+        f"{plan.merged.path}: of {entries:,} numbers that were changed {left:,} ({left / entries:.2%}) may have been "
+        f"others before ({some(doubtful, _SHOWN)}); --base restores all, --accept-unproved writes the nearest ones."
+    )
+
+
+def _result(
+    plan: UndoPlan,
+    output: str,
+    accounts: "dict[str, Account]",
+    unchecked: list[str],
+    started: float,
+    notes: Sequence[str],
+) -> UndoResult:
+    entries = sum(plan.merge.base.tensors[name].numel for name in plan.folds)
+    return UndoResult(
+        output=output,
+        adapters=[adapter.checkpoint.path for adapter, _ in plan.merge.adapters],
+        weights=len(plan.folds),
+        tensors_copied=len(plan.merge.base.tensors) - len(plan.folds),
+        entries=entries,
+        proved=entries if plan.base else sum(account.proved for account in accounts.values()),
+        unproved={
+            name: {"entries": account.entries - account.proved, "off_by": account.off_by}
+            for name, account in accounts.items()
+            if account.proved < account.entries
+        },
+        unchecked=unchecked,
+        seconds=round(time.perf_counter() - started, 3),
+        bytes=sum(info.nbytes for info in plan.merge.base.tensors.values()),
+        notes=tuple(notes),
+    )

@@ -1,0 +1,289 @@
+"""merge --undo: what is proved is what was there, whatever is not is counted, and nothing else is touched."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
+from lora_inspect.ops.undo import plan_undo, undo
+from lora_inspect.reading.settings import Settings, parse_argument
+
+pytestmark = pytest.mark.numeric
+
+OUT, IN, RANK = 96, 80, 8
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
+
+
+def drawn(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def base(dtype, blocks=3):
+    tensors = {f"blocks.{block}.attn.q.weight": (0.05 * drawn(block, OUT, IN)).to(dtype) for block in range(blocks)}
+    return tensors | {
+        "blocks.0.attn.q.bias": (0.1 * drawn(8, OUT)).to(dtype),
+        "norm.weight": (1 + 0.1 * drawn(9, OUT)).to(dtype),
+        "steps": torch.arange(4),
+    }
+
+
+def lora(seed, blocks=3, size=0.002, **extra):
+    tensors = {}
+    for block in range(blocks):
+        key = f"lora_unet_blocks_{block}_attn_q"
+        tensors[f"{key}.lora_down.weight"] = drawn(100 * seed + block, RANK, IN)
+        tensors[f"{key}.lora_up.weight"] = size / RANK**0.5 * drawn(200 * seed + block, OUT, RANK)
+        tensors[f"{key}.alpha"] = torch.tensor(float(RANK))
+    return tensors | extra
+
+
+def loha(seed):
+    key = "lora_unet_blocks_1_attn_q"
+    shapes = {"hada_w1_a": (OUT, 4), "hada_w1_b": (4, IN), "hada_w2_a": (OUT, 4), "hada_w2_b": (4, IN)}
+    return {f"{key}.{name}": 0.03 * drawn(seed + n, *shape) for n, (name, shape) in enumerate(shapes.items())} | {
+        f"{key}.alpha": torch.tensor(4.0)
+    }
+
+
+def lokr(seed):
+    key = "lora_unet_blocks_2_attn_q"
+    return {f"{key}.lokr_w1": 0.05 * drawn(seed, 8, 8), f"{key}.lokr_w2": 0.05 * drawn(seed + 1, OUT // 8, IN // 8)}
+
+
+class Folder:
+    def __init__(self, path):
+        self.path = path
+
+    def file(self, name, tensors, metadata=None):
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, self.path / name, metadata)
+        return str(self.path / name)
+
+    def merged(self, name, whole, *adapters, **options):
+        out = str(self.path / name)
+        pairs = [parse_argument(argument) for argument in adapters]
+        merge(plan_merge(whole, pairs, MergeOptions(**options)), out, force=True)
+        return out
+
+    def undone(self, merged, *adapters, base=None, accept=True):
+        out = str(self.path / "undone.safetensors")
+        result = undo(plan_undo(merged, [(a, Settings()) for a in adapters], base), out, True, accept)
+        return result, load_file(out)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr", "bias", "two at strengths"])
+def test_every_number_that_is_proved_was_there(dtype, kind, folder):
+    whole = base(TYPES[dtype])
+    files = [folder.file("base.safetensors", whole)]
+    files += {
+        "lora": lambda: [folder.file("a.safetensors", lora(1))],
+        "loha": lambda: [folder.file("a.safetensors", loha(1))],
+        "lokr": lambda: [folder.file("a.safetensors", lokr(1))],
+        "bias": lambda: [
+            folder.file("a.safetensors", lora(1, **{"lora_unet_blocks_0_attn_q.diff_b": 0.01 * drawn(4, OUT)}))
+        ],
+        "two at strengths": lambda: [folder.file("a.safetensors", lora(1)), folder.file("b.safetensors", lora(2))],
+    }[kind]()
+    settings = [":0.75,blocks.1=-0.5", ":1.5"] if kind.startswith("two") else [""]
+    merged = folder.merged("merged.safetensors", files[0], *map("".join, zip(files[1:], settings, strict=True)))
+    result, found = folder.undone(merged, *reversed(files[1:]))
+    changed = load_file(merged)
+    assert found.keys() == whole.keys()
+    touched = {name for name in whole if not torch.equal(whole[name], changed[name])}
+    assert result.weights == len(touched)
+    entries = wrong = 0
+    for name, tensor in whole.items():
+        if name not in touched:
+            assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8))
+            continue
+        entries += tensor.numel()
+        differ = (found[name].double() - tensor.double()).abs()
+        wrong += int((differ > 0).sum())
+        left = result.unproved.get(name, {"entries": 0, "off_by": 0.0})
+        assert int((differ > 0).sum()) <= left["entries"]
+        assert float(differ.max()) <= left["off_by"]
+    assert result.entries == entries
+    assert result.proved <= entries - wrong
+    # Most of it is proved: a few in a hundred stand in a lower binade than what they became.
+    assert result.proved > 0.85 * entries
+
+
+def test_numbers_of_32_bits_come_within_a_few_units_and_are_not_called_proved(folder):
+    whole = base(torch.float32)
+    files = folder.file("base.safetensors", whole), folder.file("a.safetensors", lora(1))
+    result, found = folder.undone(folder.merged("merged.safetensors", *files), files[1])
+    assert result.proved < 0.01 * result.entries
+    for name in result.unproved:
+        assert float((found[name] - whole[name]).abs().max()) <= min(1e-6, result.unproved[name]["off_by"])
+
+
+def test_rows_to_which_nothing_is_added_are_proved_in_any_type(folder):
+    for dtype in (torch.float32, torch.bfloat16):
+        whole, adapter = base(dtype), lora(1)
+        for key in adapter:
+            if "lora_up" in key:
+                adapter[key][: OUT // 2] = 0
+        files = folder.file("base.safetensors", whole), folder.file("a.safetensors", adapter)
+        result, found = folder.undone(folder.merged("merged.safetensors", *files), files[1])
+        assert result.proved >= result.entries / 2
+        assert all(torch.equal(found[name][: OUT // 2], whole[name][: OUT // 2]) for name in result.unproved)
+
+
+def test_without_consent_nothing_is_written_that_is_not_proved(run, folder):
+    files = folder.file("base.safetensors", base(torch.bfloat16)), folder.file("a.safetensors", lora(1))
+    merged, out = folder.merged("merged.safetensors", *files), folder.path / "out.safetensors"
+    refusal = run("merge", "--undo", merged, files[1], "-o", out).refusal
+    assert f"of {3 * OUT * IN:,} numbers that were changed" in refusal
+    assert refusal.endswith("; --base restores all, --accept-unproved writes the nearest ones.")
+    assert not out.exists()
+    record = run("merge", "--undo", merged, files[1], "-o", out, "--accept-unproved", "--json").json
+    assert record["undone"] == [files[1]]
+    assert record["entries"] - record["proved"] == sum(one["entries"] for one in record["unproved"].values())
+    with safe_open(out, "pt") as file:
+        metadata = file.metadata()
+    assert "lora_inspect.merged" not in metadata
+    assert json.loads(metadata["lora_inspect.undone"])["adapters"][0]["file"] == "a.safetensors"
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_with_the_base_all_is_restored_byte_for_byte(dtype, run, folder):
+    files = folder.file("base.safetensors", base(TYPES[dtype])), folder.file("a.safetensors", lora(1))
+    merged, out = folder.merged("merged.safetensors", *files), folder.path / "out.safetensors"
+    done = run("merge", "--undo", merged, files[1], "-o", out, "--base", files[0])
+    assert f"all is as in {files[0]}" in done.stdout
+    assert out.read_bytes() == (folder.path / "base.safetensors").read_bytes()
+
+
+def test_a_merge_of_a_merge_is_undone_one_by_one(run, folder):
+    files = folder.file("base.safetensors", base(torch.bfloat16)), folder.file("a.safetensors", lora(1))
+    second = folder.file("b.safetensors", lora(2))
+    first = folder.merged("first.safetensors", *files)
+    both = folder.merged("both.safetensors", first, second)
+    assert (
+        f"{files[1]}: {both} records no merge of it"
+        in run("merge", "--undo", both, second, files[1], "-o", folder.path / "o.safetensors").refusal
+    )
+    out = folder.path / "out.safetensors"
+    assert run("merge", "--undo", both, second, "-o", out, "--accept-unproved").status == 0
+    with safe_open(out, "pt") as found, safe_open(first, "pt") as expected:
+        assert found.metadata()["lora_inspect.merged"] == expected.metadata()["lora_inspect.merged"]
+    assert run("merge", "--undo", both, second, "-o", out, "--force", "--base", first).status == 0
+    assert out.read_bytes() == (folder.path / "first.safetensors").read_bytes()
+
+
+def dora():
+    return {f"lora_unet_blocks_{block}_attn_q.dora_scale": 0.5 + drawn(7, OUT, 1).abs() for block in range(3)}
+
+
+def oft():
+    return {"lora_unet_blocks_0_attn_q.oft_blocks": 0.01 * drawn(3, 4, OUT // 4, OUT // 4)}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "why"),
+    [
+        (lambda: lora(1, **dora()), "DoRA divided by norms that are lost"),
+        (oft, "depends on the weight that it changed"),
+    ],
+)
+def test_what_cannot_be_subtracted_is_refused_by_name_and_restored_from_the_base(adapter, why, run, folder):
+    files = folder.file("base.safetensors", base(torch.bfloat16)), folder.file("a.safetensors", adapter())
+    merged, out = folder.merged("merged.safetensors", *files), folder.path / "out.safetensors"
+    refusal = run("merge", "--undo", merged, files[1], "-o", out, "--accept-unproved").refusal
+    assert why in refusal
+    assert "lora_unet_blocks_0_attn_q cannot be taken out of blocks.0.attn.q.weight" in refusal
+    assert refusal.endswith("name base.safetensors with --base.")
+    done = run("merge", "--undo", merged, files[1], "-o", out, "--base", files[0], "--json").json
+    assert "blocks.0.attn.q.weight" in done["unchecked"]
+    assert out.read_bytes() == (folder.path / "base.safetensors").read_bytes()
+
+
+def test_a_cast_is_undone_with_the_base_alone(run, folder):
+    files = folder.file("base.safetensors", base(torch.float32)), folder.file("a.safetensors", lora(1))
+    merged, out = folder.merged("merged.safetensors", *files, dtype="BF16"), folder.path / "out.safetensors"
+    assert "was cast to BF16" in run("merge", "--undo", merged, files[1], "-o", out, "--accept-unproved").refusal
+    assert run("merge", "--undo", merged, files[1], "-o", out, "--base", files[0]).status == 0
+
+
+def wrong_cases(folder):
+    whole = base(torch.bfloat16)
+    files = folder.file("base.safetensors", whole), folder.file("a.safetensors", lora(1))
+    merged = (
+        folder.merged("merged.safetensors", *files, include=()) if False else folder.merged("m.safetensors", *files)
+    )
+    other = folder.file("other.safetensors", lora(2))
+    tensors = load_file(merged)
+    with safe_open(merged, "pt") as file:
+        metadata = file.metadata()
+    moved = dict(tensors, **{"blocks.0.attn.q.weight": tensors["blocks.0.attn.q.weight"] * 3})
+    likewise = {name: tensor + (name == "norm.weight") for name, tensor in whole.items()}
+    changed = {name: tensor * 2 if name == "blocks.2.attn.q.weight" else tensor for name, tensor in whole.items()}
+    later = dict(json.loads(metadata["lora_inspect.merged"]), options={"magic": True})
+    bare = {"lora_inspect.merged": json.dumps({"version": "0.1.0", "adapters": [{"file": "a", "multiplier": 1}]})}
+    (folder.path / "else").mkdir()
+    old, unknown = folder.file("old.safetensors", tensors, bare), {"lora_inspect.merged": json.dumps(later)}
+    yield [files[0], files[1]], "it records no merge of lora-inspect"
+    yield [old, files[1]], "of an earlier version or damaged"
+    yield [merged, other], "a.safetensors (SHA-256 "
+    yield [merged, folder.file("else/a.safetensors", lora(3))], "is not the file of that name"
+    yield [merged, files[1], other], "records no merge of it, only of a.safetensors"
+    yield [merged, f"{files[1]}:0.5"], "it was merged with no settings, and 0.5 is on its path"
+    yield [folder.file("l.safetensors", tensors, unknown), files[1]], "it was merged with magic"
+    yield [folder.file("c.safetensors", moved, metadata), files[1]], "so it was changed since"
+    yield [merged, files[1], "--base", other], "its header or size is not that of base.safetensors"
+    yield [merged, files[1], "--base", folder.file("x.safetensors", likewise)], "as it is another"
+    yield [merged, files[1], "--base", folder.file("y.safetensors", changed)], "numbers are another"
+
+
+@pytest.mark.parametrize("number", range(11))
+def test_what_does_not_fit_the_record_is_refused(number, run, folder):
+    arguments, says = list(wrong_cases(folder))[number]
+    out = folder.path / "out.safetensors"
+    assert says in run("merge", "--undo", *arguments, "-o", out, "--accept-unproved").refusal
+    assert not out.exists()
+
+
+def test_the_options_of_a_merge_are_none_of_undo(run, folder):
+    files = folder.file("base.safetensors", base(torch.bfloat16)), folder.file("a.safetensors", lora(1))
+    merged, out = folder.merged("merged.safetensors", *files), folder.path / "out.safetensors"
+    for option in (["--dtype", "fp16"], ["--only", "model"], ["--alpha", "1"], ["--hash-base"]):
+        ended = run("merge", "--undo", merged, files[1], "-o", out, *option)
+        assert ended.status == 2
+        assert f"{option[0]} is no option of --undo" in ended.stderr
+    assert run("merge", *files, "-o", out, "--accept-unproved").status == 2
+    assert run("merge", *files, "-o", out, "--base", files[0]).status == 2
+    assert run("merge", "--undo", merged, files[1], "--dry-run").stdout.startswith(
+        "would take 1 adapters out of 3 weights"
+    )
+
+
+def test_a_folder_is_restored_as_a_folder(run, folder):
+    whole = base(torch.bfloat16)
+    (folder.path / "model").mkdir()
+    names = sorted(whole)
+    parts = {"model-00001-of-00002.safetensors": names[:3], "model-00002-of-00002.safetensors": names[3:]}
+    for file, own in parts.items():
+        folder.file(f"model/{file}", {name: whole[name] for name in own})
+    index = {"weight_map": {name: file for file, own in parts.items() for name in own}}
+    (folder.path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder.path / "model" / "README.md").write_text("kept")
+    adapter = folder.file("a.safetensors", lora(1))
+    merged = folder.path / "merged"
+    assert run("merge", folder.path / "model", adapter, "-o", merged).status == 0
+    out = folder.path / "out"
+    assert run("merge", "--undo", merged, adapter, "-o", out, "--accept-unproved").status == 0
+    assert (out / "README.md").read_text() == "kept"
+    found = {name: tensor for file in parts for name, tensor in load_file(out / file).items()}
+    differ = sum(int((found[name] != whole[name]).sum()) for name in whole)
+    assert 0 < differ < 0.1 * 3 * OUT * IN
+    assert run("merge", "--undo", merged, adapter, "-o", out, "--force", "--base", folder.path / "model").status == 0
+    for file in parts:
+        assert (out / file).read_bytes() == (folder.path / "model" / file).read_bytes()
