@@ -7,15 +7,13 @@ from lora_inspect.records import NamedTuple
 
 # The whole numbers that have as many bits as a type, and the lowest of them.
 _BITS = {2: (torch.int16, -(1 << 15)), 4: (torch.int32, -(1 << 31)), 8: (torch.int64, -(1 << 63))}
-# How far from the middle numbers of the type are looked at.
-_FAR = 2
 
 
 class Preimages(NamedTuple):
-    """What stood in the place of each rounded number.
+    """The numbers of a type within intervals.
 
-    `values` are the most likely numbers, in the type. Where `proved`, no other number of the type is possible; where
-    `impossible`, none at all is. A zero has no sign here.
+    `values` are the nearest to their middles. Where `proved` there is no other one; where `impossible` there is none
+    at all. A zero has no sign here.
     """
 
     values: Tensor
@@ -23,25 +21,18 @@ class Preimages(NamedTuple):
     impossible: Tensor
 
 
-def preimages(rounded: Tensor, change: Tensor, slack: Tensor) -> Preimages:
-    """The numbers W of the type of `rounded` for which W + `change`, off by `slack` at most, is rounded to it.
+def preimages(low: Tensor, high: Tensor, dtype: torch.dtype) -> Preimages:
+    """The numbers of a type from `low` to `high`, which are in float64 and within it."""
 
-    `change` and `slack` are in float64. Whichever way a tie was rounded is possible.
-    """
-    low, high = rounding_interval(rounded)
-    low, high = low - slack - change, high + slack - change
-    middle = _ordered(((low + high) / 2).to(rounded.dtype))
-    found = torch.zeros(rounded.shape, dtype=torch.int8)
-    proved = torch.zeros(rounded.shape, dtype=torch.bool)
-    values = middle.clone()
-    # The nearest first, so that it is the one that stands.
-    for step in sorted(range(-_FAR, _FAR + 1), key=abs):
-        number = _number(middle + step, rounded.dtype).double()
-        is_possible = (number >= low) & (number <= high) & number.isfinite()
-        values = torch.where(is_possible & (found == 0), middle + step, values)
-        found += is_possible
-        proved = proved | (is_possible & (abs(step) < _FAR))
-    return Preimages(_number(values, rounded.dtype), proved & (found == 1), found == 0)
+    def is_within(at: Tensor) -> Tensor:
+        number = _number(at, dtype).double()
+        return (number >= low) & (number <= high) & number.isfinite()
+
+    # The middle may be rounded twice, and so to the number next to the nearest one.
+    nearest = _ordered(((low + high) / 2).to(dtype))
+    own, before, behind = is_within(nearest), is_within(nearest - 1), is_within(nearest + 1)
+    step = (behind & ~own).to(nearest.dtype) - (before & ~own & ~behind).to(nearest.dtype)
+    return Preimages(_number(nearest + step, dtype), own & ~before & ~behind, ~(own | before | behind))
 
 
 def rounding_interval(rounded: Tensor) -> tuple[Tensor, Tensor]:

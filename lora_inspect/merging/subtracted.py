@@ -99,40 +99,36 @@ class Subtraction:
 
     def blocks(self) -> Iterator[tuple[Tensor, Account]]:
         """The rows as the base most likely had them, in the type of the weight, and the account of each block."""
-        for merged, change, slack in self._read():
-            found = preimages(merged, change, slack)
-            low, high = rounding_interval(merged)
-            doubt = torch.where(found.proved, 0.0, high - low + 2 * slack)
-            counts = merged.numel(), int(found.proved.sum()), int(found.impossible.sum())
+        for low, high in self._intervals():
+            found = preimages(low, high, TORCH_DTYPES[self._info.dtype])
+            doubt = torch.where(found.proved, 0.0, high - low)
+            counts = low.numel(), int(found.proved.sum()), int(found.impossible.sum())
             yield found.values, Account(*counts, off_by=float(doubt.max()))
 
     def differing(self, base: TensorInfo) -> int:
         """How many numbers of a weight of a base cannot have become those of the merged one."""
         count, blocks = 0, RowBlocks(_BLOCK_ELEMENTS).read(base._replace(shape=self._shape), self._together)
-        for (merged, change, slack), (_, rows) in zip(self._read(), blocks, strict=True):
-            low, high = rounding_interval(merged)
-            there = rows.double() + change
-            count += int(((there < low - slack) | (there > high + slack)).sum())
+        for (low, high), (_, rows) in zip(self._intervals(), blocks, strict=True):
+            count += int(((rows < low) | (rows > high)).sum())
         return count
 
     @property
     def _together(self) -> int:
         return lcm(*(term.change.together for term in self._terms))
 
-    def _read(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Blocks of the merged weight, what was added there, and how far from that it may be."""
+    def _intervals(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The least and the greatest number that may have stood in each place, a block after the other."""
         for first, rows in RowBlocks(_BLOCK_ELEMENTS).read(self._info, self._together):
-            merged = rows.to(TORCH_DTYPES[self._info.dtype])
-            change, size = torch.zeros(rows.shape, dtype=torch.float64), torch.zeros(rows.shape, dtype=torch.float64)
+            low, high = rounding_interval(rows.to(TORCH_DTYPES[self._info.dtype]))
+            change, size = torch.zeros_like(low), torch.zeros_like(low)
             for term in self._terms:
                 term.change.fold(change, first, term.multiplier)
-                own = torch.zeros(rows.shape, dtype=torch.float64)
+                own = torch.zeros_like(low)
                 term.size.fold(own, first, term.multiplier)
                 size += own.abs_()
-            low, high = rounding_interval(merged)
-            most = merged.double().abs() + (high - low) + 2 * size
             # Where only zeros were added nothing was rounded.
-            yield merged, change, torch.where(size == 0, 0.0, self._slack * most)
+            slack = (high - low).add_(rows.abs()).add_(size, alpha=2).mul_(self._slack).mul_(size != 0)
+            yield low.sub_(slack).sub_(change), high.add_(slack).sub_(change)
 
 
 def _term(fold: Fold, factors: FactorReader) -> _Term:

@@ -36,9 +36,9 @@ def test_what_is_proved_is_what_alone_could_have_been_there(dtype, change, slack
     merged = torch.randn(200, generator=torch.Generator().manual_seed(3)).to(dtype)
     merged = torch.cat([merged, (possible[possible.abs() < 16][::500] + change).to(dtype)])
     low, high = rounding_interval(merged)
-    there = possible + change
-    fits = (there[None] >= (low - slack)[:, None]) & (there[None] <= (high + slack)[:, None])
-    found = preimages(merged, torch.full(merged.shape, change).double(), torch.full(merged.shape, slack).double())
+    low, high = low - slack - change, high + slack - change
+    fits = (possible[None] >= low[:, None]) & (possible[None] <= high[:, None])
+    found = preimages(low, high, dtype)
     assert torch.equal(found.proved, fits.sum(1) == 1)
     assert torch.equal(found.impossible, fits.sum(1) == 0)
     alone = found.proved.nonzero().flatten()
@@ -52,15 +52,13 @@ def test_a_number_to_which_nothing_was_added_is_itself(dtype):
     merged = torch.randn(1000, generator=torch.Generator().manual_seed(1)).to(dtype)
     merged[:2] = torch.tensor([0.0, -0.0])
     merged[2:4] = torch.tensor([torch.finfo(dtype).max, torch.finfo(dtype).smallest_normal])
-    nothing = torch.zeros(1000, dtype=torch.float64)
     if dtype == torch.float64:
         return  # the middle of two numbers of float64 is none of float64
-    found = preimages(merged, nothing, nothing)
+    found = preimages(*rounding_interval(merged), dtype)
     assert found.proved.all()
     assert torch.equal(found.values, merged)
 
 
 def test_what_is_not_finite_is_never_proved():
     merged = torch.tensor([float("inf"), float("nan"), 1.0]).bfloat16()
-    nothing = torch.zeros(3, dtype=torch.float64)
-    assert preimages(merged, nothing, nothing).proved.tolist() == [False, False, True]
+    assert preimages(*rounding_interval(merged), torch.bfloat16).proved.tolist() == [False, False, True]
