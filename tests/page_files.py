@@ -61,6 +61,15 @@ def folder(*names: str) -> Make:
     return make
 
 
+def text(*lines: str) -> Make:
+    """A file of text."""
+
+    def make(path: Path) -> None:
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    return make
+
+
 def wan_model() -> "nn.Module":
     """A model with the layers of two blocks of Wan, as its class calls them."""
     from torch import nn
@@ -118,6 +127,7 @@ FILES: dict[str, Make] = {
     "wan-style.safetensors": copy("synthetic/dora_and_rslora_flags.safetensors"),
     "style.safetensors": drawn(1, ss_output_name="style"),
     "face.safetensors": drawn(2, ss_output_name="face"),
+    "weights.toml": text('["style.safetensors"]', "multiplier = 0.8", "blocks.blocks.0-1 = 0.3"),
     "trained.safetensors": copy("hashed/smart_falcon_4_lokr.safetensors"),
     "cast.safetensors": copy("synthetic/bf16_alpha_and_flags.safetensors"),
     "loha.safetensors": trained_loha,

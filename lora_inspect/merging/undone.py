@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
-
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.same_bytes import are_same_bytes
 from lora_inspect.files.writer import Writer
-from lora_inspect.maths.tensor_reader import TORCH_DTYPES
+from lora_inspect.maths.tensor_reader import TORCH_DTYPES, bytes_in
 from lora_inspect.merging.factor_reader import FactorReader
 from lora_inspect.merging.links import Fold
 from lora_inspect.merging.subtracted import Account, Subtraction, why_not
@@ -35,8 +33,7 @@ class FromMerged:
         self.accounts[info.name] = Account()
         for values, account in Subtraction(folds, self._factors, info).blocks():
             self.accounts[info.name] = self.accounts[info.name].plus(account)
-            # numpy's types know of the buffer from Python 3.12 on.
-            yield memoryview(values.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+            yield bytes_in(values)
 
 
 class AgainstBase:

@@ -151,7 +151,7 @@ def undo(
         inputs = plan.inputs if target == output else None
         if plan.base:
             with InputFile(file, source.inputs[file]) as opened, new_file(target, inputs, force) as descriptor:
-                copy_bytes(opened, 0, source.inputs[file].bytes, descriptor, progress)
+                copy_bytes(opened, 0, source.inputs[file].bytes, descriptor, 0, progress)
             return
         infos = {info.name: info for info in source.tensors.values() if info.file == file}
         plans = in_file_order(TensorPlan(info.name, info.dtype, info.shape) for info in infos.values())
