@@ -5,6 +5,7 @@ from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
+from lora_inspect.files.dtypes import PLAIN_FLOATS
 from lora_inspect.files.hashes import file_sha256
 from lora_inspect.listing import listed
 from lora_inspect.matching.orientation_answers import parse_answers
@@ -18,11 +19,13 @@ from lora_inspect.reading.settings import Settings, parse_settings, spell_settin
 
 # The options that are known to decide what a merge wrote.
 _TEXTS, _LISTS, _FLAGS = (
-    ("dtype", "dora_multiplier"),
+    ("dtype", "touched_dtype", "dora_multiplier"),
     ("only", "include", "exclude", "transposed"),
     ("allow_unmatched", "allow_partial_dora"),
 )
 
+# What no cast is for.
+_NEVER_CAST = {"BOOL", "I64", "I32", "I16"}
 # The hashes of an adapter's files, and that of the config beside them.
 _Hashes = tuple[list[str], str | None]
 
@@ -44,14 +47,23 @@ def last_record(merged: Checkpoint) -> MergeRecord:
     return last
 
 
+def recorded_cast(record: MergeRecord) -> str | None:
+    """The element type that weights were cast to where the base may have had another one; None where it had that."""
+    types = [record.options.get(name) for name in ("dtype", "touched_dtype")]
+    cast = next((one for one in types if one is not None), None)
+    before = set(record.base.dtypes if record.base else ()) - _NEVER_CAST
+    return None if cast is None or before == {cast} else str(cast)
+
+
 def recorded_options(record: MergeRecord, path: str) -> MergeOptions:
-    """The options of the merge; LoraInspectError for what is none that is known."""
+    """The options of the merge into the base itself; LoraInspectError for what is none that is known."""
     said = record.options
     wrong = [name for name in said if name not in (*_TEXTS, *_LISTS, *_FLAGS)]
     wrong += [name for name in _TEXTS if not isinstance(said.get(name, ""), str)]
     wrong += [name for name in _LISTS if not _is_list_of_texts(said.get(name, []))]
     wrong += [name for name in _FLAGS if not isinstance(said.get(name, False), bool)]
     rule = said.get("dora_multiplier")
+    wrong += [name for name in ("dtype", "touched_dtype") if said.get(name) not in (None, *PLAIN_FLOATS)]
     wrong += ["dora_multiplier"] if rule is not None and rule not in MULTIPLIER_RULES else []
     try:
         answers = parse_answers(said.get("transposed", [])) if not wrong else {}
@@ -63,6 +75,8 @@ def recorded_options(record: MergeRecord, path: str) -> MergeOptions:
             "or fetch the base itself."
         )
     return MergeOptions(
+        dtype=said.get("dtype"),
+        touched_dtype=said.get("touched_dtype"),
         only=tuple(said.get("only", ())),
         transposed=answers,
         allow_unmatched=bool(said.get("allow_unmatched")),

@@ -1,6 +1,6 @@
 """Where the tensors of a model without its adapters come from: the merged model itself, or the base that is at hand."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
@@ -37,17 +37,22 @@ class FromMerged:
 
 
 class AgainstBase:
-    """Holds the tensors of a base against a model that was merged from it; `unchecked` are those without a rule."""
+    """Holds the tensors of a base against a model that was merged from it; `unchecked` are those without a rule.
 
-    def __init__(self, merged: Checkpoint, folds: Mapping[str, Sequence[Fold]]) -> None:
+    `rewritten` are the tensors beside codes that were written again with them.
+    """
+
+    def __init__(self, merged: Checkpoint, folds: Mapping[str, Sequence[Fold]], rewritten: Collection[str]) -> None:
         self._merged, self._folds, self._factors = merged, folds, FactorReader()
+        self._rewritten = rewritten
         self.unchecked: list[str] = []
 
     def check(self, info: TensorInfo) -> None:
         """Raises LoraInspectError where the tensor of the base cannot have become that of the merged model."""
         other, folds = self._merged.tensors.get(info.name), self._folds.get(info.name, ())
         is_plain = other is not None and {info.dtype, other.dtype} <= TORCH_DTYPES.keys()
-        if other is None or (folds and (not is_plain or any(map(why_not, folds)))):
+        is_written_again = info.name in self._rewritten
+        if other is None or is_written_again or (folds and (not is_plain or any(map(why_not, folds)))):
             self.unchecked.append(info.name)
         elif folds:
             if differ := Subtraction(folds, self._factors, other).differing(info):

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.errors import LoraInspectError
@@ -20,7 +20,7 @@ from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.links import Fold
 from lora_inspect.merging.plan import MergePlan, plan_merge
 from lora_inspect.merging.provenance import base_record
-from lora_inspect.merging.recorded_adapters import last_record, recorded_adapters, recorded_options
+from lora_inspect.merging.recorded_adapters import last_record, recorded_adapters, recorded_cast, recorded_options
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.merge_record import MergedBase, hashes_of, undone_metadata
 from lora_inspect.reading.settings import Settings
@@ -114,13 +114,12 @@ def plan_undo(merged_path: str, adapters: Sequence[tuple[str, Settings]], base_p
         base = open_checkpoint(base_path)
         _check_base(base, known, merged)
         return UndoPlan(merged, plan_merge(base_path, named, options), base)
-    cast = record.options.get("dtype")
-    if cast is not None and set(known.dtypes) != {cast}:
+    if cast := recorded_cast(record):
         raise LoraInspectError(
-            f"{merged_path}: all of {known.file} was cast to {cast} in the merge, which lost what it was before; name "
-            "it with --base."
+            f"{merged_path}: weights of {known.file} were cast to {cast} in the merge, which lost what they were "
+            "before; name it with --base."
         )
-    plan = UndoPlan(merged, plan_merge(merged_path, named, options))
+    plan = UndoPlan(merged, plan_merge(merged_path, named, replace(options, dtype=None, touched_dtype=None)))
     _check_possible(plan, known)
     return plan
 
@@ -140,7 +139,7 @@ def undo(
     load_torch()
     from lora_inspect.merging.undone import AgainstBase, FromMerged
 
-    restored, held = FromMerged(plan.folds), AgainstBase(plan.merged, plan.folds)
+    restored, held = FromMerged(plan.folds), AgainstBase(plan.merged, plan.folds, plan.merge.storage.rewritten)
     source = plan.merge.base
     if plan.base:
         for info in source.tensors.values():
@@ -208,7 +207,7 @@ def _check_possible(plan: UndoPlan, known: MergedBase) -> None:
 
     for name, folds in plan.folds.items():
         info = plan.merged.tensors[name]
-        if not is_plain(info) or name in plan.merge.decoding.weights:
+        if not is_plain(info) or name in plan.merge.storage.coded:
             raise LoraInspectError(
                 f"{plan.merged.path}: {name} is stored as {info.dtype} codes, of which is not known what they were "
                 f"before; name {known.file} with --base."

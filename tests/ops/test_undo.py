@@ -209,8 +209,26 @@ def test_what_cannot_be_subtracted_is_refused_by_name_and_restored_from_the_base
 def test_a_cast_is_undone_with_the_base_alone(run, folder):
     files = folder.file("base.safetensors", base(torch.float32)), folder.file("a.safetensors", lora(1))
     merged, out = folder.merged("merged.safetensors", *files, dtype="BF16"), folder.path / "out.safetensors"
-    assert "was cast to BF16" in run("merge", "--undo", merged, files[1], "-o", out, "--accept-unproved").refusal
+    assert "were cast to BF16" in run("merge", "--undo", merged, files[1], "-o", out, "--accept-unproved").refusal
     assert run("merge", "--undo", merged, files[1], "-o", out, "--base", files[0]).status == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--touched-dtype", "bf16"], ["--dtype", "bf16"]])
+def test_codes_are_restored_from_the_base_alone(options, run, folder):
+    whole = base(torch.bfloat16)
+    for block in range(3):
+        name = f"blocks.{block}.attn.q.weight"
+        scale = whole[name].abs().max().float() / 448
+        whole[name] = (whole[name].float() / scale).to(torch.float8_e4m3fn)
+        whole[f"blocks.{block}.attn.q.weight_scale"] = scale
+    files = folder.file("base.safetensors", whole), folder.file("a.safetensors", lora(1, size=0.3))
+    merged, out = folder.path / "merged.safetensors", folder.path / "out.safetensors"
+    assert run("merge", *files, "-o", merged, *options).status == 0
+    refusal = run("merge", "--undo", merged, files[1], "-o", out, "--accept-unproved").refusal
+    assert ("were cast to BF16" if options else "stored as F8_E4M3 codes") in refusal
+    done = run("merge", "--undo", merged, files[1], "-o", out, "--base", files[0], "--json").json
+    assert "blocks.0.attn.q.weight" in done["unchecked"]
+    assert out.read_bytes() == (folder.path / "base.safetensors").read_bytes()
 
 
 def wrong_cases(folder):
