@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFType, GGUFWriter, Keys
+from gguf import GGMLQuantizationType, GGUFType, GGUFWriter, Keys
 
 STRING, FLOAT32, UINT32, ARRAY = 8, 6, 4, 9
 
@@ -78,3 +78,26 @@ def header(
     start = b"GGUF" + struct.pack("<IQQ", version, *(counts or (len(entries), len(values))))
     content = start + b"".join(values) + b"".join(entries)
     return content + bytes(-len(content) % alignment) + bytes(data)
+
+
+def write_model(
+    path: Path,
+    tensors: Mapping[str, tuple[np.ndarray, GGMLQuantizationType | None]],
+    architecture: str = "flux",
+    shapes: Mapping[str, Iterable[int]] | None = None,
+) -> str:
+    """A model by the library's own writer: numbers, or bytes (rows, bytes of a row) with the type of their blocks.
+
+    `shapes` are those that ComfyUI-GGUF notes for tensors whose numbers it has arranged in other rows.
+    """
+    writer = GGUFWriter(path, architecture)
+    writer.add_quantization_version(2)
+    for name, shape in (shapes or {}).items():
+        writer.add_array(f"comfy.gguf.orig_shape.{name}", list(shape))
+    for name, (values, kind) in tensors.items():
+        writer.add_tensor(name, values, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return str(path)

@@ -2,19 +2,19 @@
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.bounds import JSON_ITEMS, KEY_BYTES, METADATA_CHARACTERS, METADATA_KEYS
-from lora_inspect.files.gguf_format import ADAPTER, ARRAY, BOOL, NUMBERS, STRING, TYPE_KEY
+from lora_inspect.files.gguf_format import ARRAY, BOOL, NUMBERS, STRING
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.records import NamedTuple
 
 AGAIN = "fetch the file again"
 _PIECE_BYTES = 1 << 16
-# Only models say how their text becomes tokens, with lists of all tokens.
-_OF_MODELS = "tokenizer."
+# Only language models say how their text becomes tokens, with lists of all tokens.
+OF_TOKENS = "tokenizer."
 
 
 class Value(NamedTuple):
@@ -69,21 +69,24 @@ class Cursor:
             raise LoraInspectError(f"{self.file}: its GGUF header holds text that is no UTF-8; {AGAIN}.") from None
 
 
-def read_values(cursor: Cursor, keys: int) -> dict[str, Value]:
-    """The metadata of an adapter; raises LoraInspectError for that of a model, whose first keys say what it is."""
+# What raises LoraInspectError once a key shows that a file is not what it is read as: (the key, what is known by then).
+Expect = Callable[[str, Mapping[str, Value]], None]
+
+
+def read_values(cursor: Cursor, keys: int, expect: Expect) -> dict[str, Value]:
+    """The metadata of a file; `expect` is told of each key once it is read, and of those of tokens before too."""
     values: dict[str, Value] = {}
     room = METADATA_CHARACTERS
     for _ in range(keys):
         key = cursor.text(KEY_BYTES)
-        if key.startswith(_OF_MODELS):
-            raise no_adapter(cursor.file, values)
+        if key.startswith(OF_TOKENS):
+            expect(key, values)
         if key in values:
             raise LoraInspectError(f"{cursor.file}: its GGUF header has {key} twice; write the file anew.")
         kind, start = cursor.number("I"), cursor.position
         value = _read_array(cursor, key, room) if kind == ARRAY else _read_value(cursor, key, kind, room)
         values[key] = Value(kind, start, value)
-        if key == TYPE_KEY and value != ADAPTER:
-            raise no_adapter(cursor.file, values)
+        expect(key, values)
         room -= cursor.position - start + len(key)
         if room < 0:
             raise LoraInspectError(
@@ -100,7 +103,7 @@ def first_value(cursor: Cursor, keys: int, wanted: str) -> Any:
     """
     for _ in range(min(keys, METADATA_KEYS)):
         key = cursor.text(KEY_BYTES)
-        if key.startswith(_OF_MODELS):
+        if key.startswith(OF_TOKENS):
             return None
         kind, room = cursor.number("I"), METADATA_CHARACTERS
         value = _read_array(cursor, key, room) if kind == ARRAY else _read_value(cursor, key, kind, room)
@@ -124,23 +127,13 @@ def _read_array(cursor: Cursor, key: str, room: int) -> list[Any]:
     # An element has one byte at least.
     cursor.check(count)
     if count > JSON_ITEMS or count > room:
-        raise LoraInspectError(f"{cursor.file}: {key} is a list of {count:,} values, too many for an adapter.")
+        raise LoraInspectError(f"{cursor.file}: {key} is a list of {count:,} values, too many for a header.")
     found = []
     for _ in range(count):
         before = cursor.position
         found.append(_read_value(cursor, key, kind, room))
         room -= cursor.position - before
     return found
-
-
-def no_adapter(file: str, values: Mapping[str, Value]) -> LoraInspectError:
-    """The error for a file that is something else, as its metadata says."""
-    kind = values.get(TYPE_KEY)
-    what = "model" if kind is None or kind.value == "model" else as_text(kind.value)
-    return LoraInspectError(
-        f"{file}: it is a GGUF file of the type {what}, and of these only adapters are read; use the .safetensors "
-        "version of the model."
-    )
 
 
 def as_text(value: Any) -> str:
