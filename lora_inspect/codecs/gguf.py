@@ -3,15 +3,48 @@
 What the bytes stand for is the library gguf's to say, which comes with the extra `gguf`.
 """
 
+from importlib.util import find_spec
 from typing import Any
+
+from lora_inspect.codecs.record import NOWHERE, Codec, Found, Layout
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.gguf_format import QUANTISED, TENSOR_TYPES
+
+_LIBRARY = "gguf"
+_TYPES = {kind.name: kind for kind in TENSOR_TYPES.values()}
 
 
 def decoded(blocks: Any, kind: str) -> Any:
-    """The numbers (rows, columns) of whole blocks of the type `kind`, bytes (rows, bytes of a row), in float32."""
-    import numpy as np
-    import torch
+    """The numbers (rows, columns) of blocks of the type `kind`, bytes (rows, bytes of a row), as a float32 array."""
     from gguf import GGMLQuantizationType, dequantize
 
-    # A scale that is no number makes others that are none, which whoever reads them finds.
-    with np.errstate(all="ignore"):
-        return torch.from_numpy(dequantize(blocks.numpy(), GGMLQuantizationType[kind]))
+    return dequantize(blocks.numpy(), GGMLQuantizationType[kind])
+
+
+def _layout(found: Found) -> Layout:
+    codes = found.codes
+    if find_spec(_LIBRARY) is None:
+        raise LoraInspectError(
+            f"{codes.file}: {codes.name} is stored as {codes.dtype}, which is decoded with the library {_LIBRARY}, and "
+            f'that is not here; install it with pip install "lora-inspect[{_LIBRARY}]".'
+        )
+    return Layout(codes.shape, codes.dtype, unit=_TYPES[codes.dtype].block)
+
+
+def _decode(codes: Any, kind: str, first: int, into: Any) -> None:
+    # A block may begin in one row of the weight and end in the next.
+    rows, size = into.shape[0], _TYPES[kind].bytes
+    is_whole = codes.numel() % (rows * size) == 0
+    into.numpy()[:] = decoded(codes.view(rows, -1) if is_whole else codes.view(-1, size), kind).reshape(into.shape)
+
+
+CODEC = Codec(
+    name="gguf",
+    title="GGUF",
+    stored=QUANTISED,
+    alone=True,
+    mixes=NOWHERE,
+    layout=_layout,
+    prepared=lambda tensors, layout: layout.detail,
+    decode=_decode,
+)

@@ -4,16 +4,62 @@ All experts of a layer are one tensor: `gate_up_proj_blocks` (experts, out, in/3
 (experts, out, in/32). The parameter that they stand for is `gate_up_proj` (experts, in, out).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from lora_inspect.codecs.four_bits import E2M1, unpacked
 from lora_inspect.codecs.powers_of_two import powers
+from lora_inspect.codecs.record import NOWHERE, Codec, Found, Layout
 
 BLOCK = 32
+_BYTES = BLOCK // 2
+NAME = "_scales"
+# How many numbers are decoded at once: an expert has some ten million.
+_AT_ONCE = 1 << 20
 
 
-def decoded(blocks: Any, exponents: Any, dtype: Any) -> Any:
-    """W = code · 2 ** (e - 127), (…, out, in), from bytes (…, out, in/32, 16) and exponents (…, out, in/32)."""
-    scales = powers(exponents, dtype)
-    numbers = unpacked(blocks, scales.new_tensor(E2M1), high_first=False)
-    return (numbers * scales.unsqueeze(-1)).flatten(-2)
+def decoded(blocks: Any, exponents: Any, like: Any) -> Any:
+    """W = code · 2 ** (e - 127), (…, out, in), from bytes (…, out, in/32, 16) and exponents (…, out, in/32).
+
+    It is in the element type of the tensor `like`.
+    """
+    numbers = unpacked(blocks, like.new_tensor(E2M1), high_first=False)
+    return (numbers * powers(exponents, like).unsqueeze(-1)).flatten(-2)
+
+
+def _layout(found: Found) -> Layout | None:
+    codes, scales = found.codes.shape, found.beside[NAME].shape
+    if len(codes) != 4 or codes[3] != _BYTES or scales != codes[:3]:
+        return None
+    experts, out, blocks, _ = codes
+    return Layout((experts, blocks * BLOCK, out), unit=blocks * BLOCK * out)
+
+
+def _prepared(tensors: Mapping[str, Any], layout: Layout) -> Any:
+    return tensors[NAME]
+
+
+def _decode(codes: Any, exponents: Any, first: int, into: Any) -> None:
+    """Whole experts: an output has its inputs together, and the weight an input its outputs."""
+    _, out, blocks = exponents.shape
+    of_one = out * blocks * BLOCK
+    expert, count = first * into.shape[1] // of_one, into.numel() // of_one
+    weights, few = into.view(count, blocks * BLOCK, out), max(1, _AT_ONCE // (blocks * BLOCK))
+    for number, own in enumerate(codes.view(count, out, blocks, _BYTES)):
+        for begin in range(0, out, few):
+            outputs = slice(begin, begin + few)
+            numbers = decoded(own[outputs], exponents[expert + number, outputs], into)
+            weights[number, :, outputs].copy_(numbers.t())
+
+
+CODEC = Codec(
+    name="mxfp4",
+    title="mxfp4",
+    stored=frozenset({"U8"}),
+    settings={NAME: frozenset({"U8", "F8_E8M0"})},
+    ending="_blocks",
+    mixes=NOWHERE,
+    layout=_layout,
+    prepared=_prepared,
+    decode=_decode,
+)

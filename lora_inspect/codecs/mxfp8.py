@@ -3,20 +3,50 @@
 The exponent 0 is that of a block of zeros, which comfy-kitchen takes for the scale 0.
 """
 
+from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from lora_inspect.codecs.powers_of_two import powers
-from lora_inspect.codecs.scale_tiles import scales_of_rows
+from lora_inspect.codecs.record import Codec, Found, Layout, NotRead
+from lora_inspect.codecs.scale_tiles import padded, scales_of_rows
 
 BLOCK = 32
+FORMAT = "mxfp8"
+NAME = "weight_scale"
 
 
-def decoded(values: Any, tiles: Any, first: int = 0) -> Any:
-    """Rows of the weight (n, in), from row `first` on, from the `values` of their codes, in their element type.
+def decode(values: Any, tiles: Any, first: int, into: Any) -> None:
+    """Rows of the weight, from row `first` on, in the memory of the `values` of their codes: W = q · 2 ** (e - 127).
 
-    `tiles` are the exponents of all blocks of the weight as they are stored, as bytes. W = q · 2 ** (e - 127).
+    `tiles` are the exponents of all blocks of the weight as they are stored, as bytes.
     """
     rows, inputs = values.shape
     exponents = scales_of_rows(tiles, first, first + rows, inputs // BLOCK)
-    scales = powers(exponents, values.dtype).masked_fill_(exponents == 0, 0.0)
-    return (values.view(rows, -1, BLOCK) * scales.unsqueeze(-1)).view(rows, inputs)
+    scales = powers(exponents, values).masked_fill_(exponents == 0, 0.0)
+    into.view(rows, -1, BLOCK).mul_(scales.unsqueeze(-1))
+
+
+def _layout(found: Found) -> Layout | None:
+    if found.said.get("format") != FORMAT:
+        raise NotRead(f"nothing says {FORMAT}, and so in which order {NAME} is")
+    shape, scale = found.codes.shape, found.beside[NAME].shape
+    if len(shape) != 2 or shape[1] % BLOCK or prod(scale) != prod(padded(shape[0], shape[1] // BLOCK)):
+        return None
+    return Layout(shape)
+
+
+def _prepared(tensors: Mapping[str, Any], layout: Layout) -> Any:
+    return tensors[NAME]
+
+
+CODEC = Codec(
+    name="mxfp8",
+    title="mxfp8",
+    stored=frozenset({"F8_E4M3"}),
+    settings={NAME: frozenset({"U8", "F8_E8M0"})},
+    formats={FORMAT: "F8_E4M3"},
+    layout=_layout,
+    prepared=_prepared,
+    decode=decode,
+)

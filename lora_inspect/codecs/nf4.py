@@ -4,9 +4,39 @@ The weight is one row of numbers, the first of two in the upper bits; a block ma
 next. The largest magnitudes may be codes themselves, of a table of 256 numbers with largest magnitudes and an offset.
 """
 
+from collections.abc import Mapping
+from math import isfinite, prod
 from typing import Any
 
 from lora_inspect.codecs.four_bits import unpacked
+from lora_inspect.codecs.record import BY_CONFIG, BadSetting, Codec, Found, Layout, NotRead
+from lora_inspect.files.json_text import parse_json
+from lora_inspect.records import NamedTuple
+
+KINDS = ("nf4", "fp4")
+TABLE, LARGEST = "weight.quant_map", "weight.absmax"
+NESTED_TABLE, NESTED_LARGEST = "weight.nested_quant_map", "weight.nested_absmax"
+STATES = tuple(f"weight.quant_state.bitsandbytes__{kind}" for kind in KINDS)
+_CODES, _NESTED_CODES = 16, 256
+_F32, _U8 = frozenset({"F32"}), frozenset({"U8"})
+_MOST_DIMENSIONS = 5
+_LARGEST_BLOCK = 4096
+
+
+class State(NamedTuple):
+    """What JSON says of a weight: how many numbers a block has, and of its magnitudes the same where they are codes."""
+
+    block: int
+    nested_block: int | None = None
+    offset: float = 0.0
+
+
+class Quantised(NamedTuple):
+    """The table of all codes, the largest magnitude of every block, and how many numbers a block has."""
+
+    table: Any
+    largest: Any
+    block: int
 
 
 def of_blocks(codes: Any, table: Any, largest: Any, block: int, offset: float) -> Any:
@@ -14,13 +44,92 @@ def of_blocks(codes: Any, table: Any, largest: Any, block: int, offset: float) -
     return table[codes.int()].mul_(largest.repeat_interleave(block)[: codes.numel()]).add_(offset)
 
 
-def decoded(packed: Any, table: Any, largest: Any, block: int, first: int = 0) -> Any:
-    """The numbers from the `first` on, an even number, that the bytes `packed` stand for, in float32.
+def decoded(packed: Any, weight: Quantised, first: int = 0) -> Any:
+    """The numbers from the `first` on, an even one, that the bytes `packed` stand for, in float32.
 
-    `largest` are the magnitudes of all blocks of the weight: W = table[code] · largest of the block.
+    W = table[code] · largest magnitude of the block.
     """
-    numbers = unpacked(packed, table, high_first=True)
-    stop = first + numbers.numel()
-    begin = first // block
-    scales = largest[begin : (stop + block - 1) // block].repeat_interleave(block)
+    block = weight.block
+    numbers = unpacked(packed, weight.table, high_first=True)
+    begin, stop = first // block, first + numbers.numel()
+    scales = weight.largest[begin : (stop + block - 1) // block].repeat_interleave(block)
     return numbers.mul_(scales[first - begin * block : stop - begin * block])
+
+
+def _layout(found: Found) -> Layout | None:
+    states = [name for name in STATES if name in found.beside]
+    if len(states) != 1:
+        raise NotRead("no quant_state says its shape" if not states else "it has two of quant_state")
+    try:
+        said = parse_json(found.read(found.beside[states[0]]))
+    except ValueError:
+        said = None
+    shape = _shape(said)
+    if shape is None:
+        raise NotRead(f"{states[0]} says no shape")
+    if prod(shape[1:]) % 2:
+        raise NotRead("rows of an odd number end within a byte")
+    state = _state(said, nested=NESTED_LARGEST in found.beside)
+    if state is None or prod(shape) != 2 * found.codes.nbytes or not _fits(found, prod(shape), state):
+        return None
+    return Layout(shape, state)
+
+
+def _shape(said: Any) -> tuple[int, ...] | None:
+    sizes = said.get("shape") if isinstance(said, dict) else None
+    if not isinstance(sizes, list) or not 1 < len(sizes) <= _MOST_DIMENSIONS:
+        return None
+    return tuple(sizes) if all(type(size) is int and 0 < size < 1 << 31 for size in sizes) else None
+
+
+def _state(said: Mapping[str, Any], nested: bool) -> State | None:
+    block, of_nested, offset = (said.get(key) for key in ("blocksize", "nested_blocksize", "nested_offset"))
+    if not isinstance(block, int) or not 0 < block <= _LARGEST_BLOCK:
+        return None
+    if not nested:
+        return State(block)
+    if not isinstance(of_nested, int) or not 0 < of_nested <= _LARGEST_BLOCK:
+        return None
+    return State(block, of_nested, offset) if isinstance(offset, float) and isfinite(offset) else None
+
+
+def _fits(found: Found, numbers: int, state: State) -> bool:
+    """Whether the tables and the magnitudes are as many as the codes ask for."""
+    beside, blocks = found.beside, -(-numbers // state.block)
+    if prod(beside[TABLE].shape) != _CODES or prod(beside[LARGEST].shape) != blocks:
+        return False
+    if state.nested_block is None:
+        return beside[LARGEST].dtype == "F32"
+    if NESTED_TABLE not in beside or beside[LARGEST].dtype != "U8":
+        return False
+    nested = -(-blocks // state.nested_block)
+    return prod(beside[NESTED_TABLE].shape) == _NESTED_CODES and prod(beside[NESTED_LARGEST].shape) == nested
+
+
+def _prepared(tensors: Mapping[str, Any], layout: Layout) -> Quantised:
+    state: State = layout.detail
+    for name in (TABLE, LARGEST, NESTED_TABLE, NESTED_LARGEST):
+        if name in tensors and not tensors[name].float().isfinite().all():
+            raise BadSetting(name, "holds a number that is not finite, which cannot scale")
+    largest = tensors[LARGEST].flatten()
+    if state.nested_block is not None:
+        table, of_these = tensors[NESTED_TABLE].flatten(), tensors[NESTED_LARGEST].flatten()
+        largest = of_blocks(largest, table, of_these, state.nested_block, state.offset)
+    return Quantised(tensors[TABLE].flatten(), largest, state.block)
+
+
+def _decode(codes: Any, weight: Quantised, first: int, into: Any) -> None:
+    into.copy_(decoded(codes, weight, first * into.shape[1]).view(into.shape))
+
+
+CODEC = Codec(
+    name="bitsandbytes_4bit",
+    title="4 bits of bitsandbytes",
+    stored=_U8,
+    settings={LARGEST: _F32 | _U8, TABLE: _F32},
+    optional={NESTED_LARGEST: _F32, NESTED_TABLE: _F32, **dict.fromkeys(STATES, _U8)},
+    mixes=BY_CONFIG,
+    layout=_layout,
+    prepared=_prepared,
+    decode=_decode,
+)

@@ -3,21 +3,72 @@
 Other programs have the first of two in the lower bits and the scales of blocks row by row, under the same names.
 """
 
+from collections.abc import Mapping
+from math import isfinite, prod
 from typing import Any
 
 from lora_inspect.codecs.four_bits import E2M1, unpacked
-from lora_inspect.codecs.scale_tiles import scales_of_rows
+from lora_inspect.codecs.record import BadSetting, Codec, Found, Layout, NotRead
+from lora_inspect.codecs.scale_tiles import padded, scales_of_rows
+from lora_inspect.files.dtypes import PLAIN_FLOATS, decode_number
+from lora_inspect.records import NamedTuple
 
 BLOCK = 16
+FORMAT = "nvfp4"
+OF_BLOCKS, OF_ALL = "weight_scale", "weight_scale_2"
 
 
-def decoded(packed: Any, tiles: Any, scale: Any, first: int = 0) -> Any:
-    """Rows of the weight (n, in), from row `first` on, in the element type of the `scale` of all blocks.
+class Scales(NamedTuple):
+    """The scales of all blocks as they are stored, and that of all of these."""
 
-    `packed` are the bytes (n, in/2) of those rows, `tiles` the scales of all blocks of the weight as they are stored.
-    W = code · (scale · scale of the block), each product rounded to the element type, as comfy-kitchen has it.
+    tiles: Any
+    scale: Any
+
+
+def decoded(packed: Any, scales: Scales, first: int = 0) -> Any:
+    """Rows of the weight (n, in), from row `first` on, in the element type of the scale of all blocks.
+
+    `packed` are the bytes (n, in/2) of those rows. W = code · (scale · scale of the block), each product rounded to the
+    element type, as comfy-kitchen has it.
     """
     rows, inputs = packed.shape[0], 2 * packed.shape[1]
+    scale = scales.scale
     numbers = unpacked(packed, scale.new_tensor(E2M1), high_first=True).view(rows, -1, BLOCK)
-    of_blocks = scales_of_rows(tiles, first, first + rows, inputs // BLOCK).to(scale.dtype)
+    of_blocks = scales_of_rows(scales.tiles, first, first + rows, inputs // BLOCK).to(scale.dtype)
     return (numbers * (scale * of_blocks).unsqueeze(-1)).view(rows, inputs)
+
+
+def _layout(found: Found) -> Layout | None:
+    if found.said.get("format") != FORMAT:
+        raise NotRead(f"nothing says {FORMAT}, and so in which order {OF_BLOCKS} is")
+    shape, scale = found.codes.shape, found.beside[OF_BLOCKS].shape
+    if len(shape) != 2 or 2 * shape[1] % BLOCK or prod(found.beside[OF_ALL].shape) != 1:
+        return None
+    rows, inputs = shape[0], 2 * shape[1]
+    fits = prod(scale) == prod(padded(rows, inputs // BLOCK))
+    return Layout((rows, inputs), found.beside[OF_BLOCKS].dtype) if fits else None
+
+
+def _prepared(tensors: Mapping[str, Any], layout: Layout) -> Scales:
+    tiles, scale = tensors[OF_BLOCKS], tensors[OF_ALL].float().reshape(())
+    if not isfinite(scale.item()):
+        raise BadSetting(OF_ALL, "holds a number that is not finite, which cannot scale")
+    if layout.detail == "U8":  # the same numbers, in files of before safetensors had their type
+        tiles = scale.new_tensor([decode_number("F8_E4M3", bytes([code])) for code in range(256)])[tiles.long()]
+    return Scales(tiles, scale)
+
+
+def _decode(codes: Any, scales: Scales, first: int, into: Any) -> None:
+    into.copy_(decoded(codes.view(into.shape[0], -1), scales, first))
+
+
+CODEC = Codec(
+    name="nvfp4",
+    title="nvfp4",
+    stored=frozenset({"U8"}),
+    settings={OF_BLOCKS: frozenset({"F8_E4M3", "U8"}), OF_ALL: PLAIN_FLOATS},
+    formats={FORMAT: "U8"},
+    layout=_layout,
+    prepared=_prepared,
+    decode=_decode,
+)

@@ -1,16 +1,12 @@
 """Scales that are powers of two, as their exponent in eight bits (E8M0). Source: the OCP Microscaling formats."""
 
+from math import nan
 from typing import Any
 
-BIAS = 127
-# The one code that stands for no number.
-NAN = 255
+# The one code that stands for no number is the last.
+_POWERS = (*(2.0 ** (code - 127) for code in range(255)), nan)
 
 
-def powers(exponents: Any, dtype: Any) -> Any:
-    """2 ** (e - 127) for the bytes e, in the element type `dtype`; NaN for 255."""
-    import torch
-
-    every = torch.arange(256, dtype=torch.float64).sub_(BIAS).exp2_()
-    every[NAN] = torch.nan
-    return every.to(dtype).index_select(0, exponents.flatten().int()).view(exponents.shape)
+def powers(exponents: Any, like: Any) -> Any:
+    """2 ** (e - 127) for the bytes e, in the element type of the tensor `like`; NaN for 255."""
+    return like.new_tensor(_POWERS).index_select(0, exponents.flatten().int()).view(exponents.shape)

@@ -52,12 +52,13 @@ class Layout(NamedTuple):
     """The shape of the weight that codes stand for, and in the codec's own words how they are laid out.
 
     `together` are the rows that share what they are encoded with: a block of rows begins at a multiple of it. With 0
-    all rows share it.
+    all rows share it. `unit` is how many neighbouring numbers of the weight are decoded together.
     """
 
     shape: Shape
     detail: Any = None
     together: int = 1
+    unit: int = 1
 
 
 def as_stored(found: Found) -> Layout:
@@ -101,6 +102,10 @@ class Encoding(Protocol):
         """
 
 
+# Where programs read weights of a codec beside others of the same layers that are floats: in every file, each layer by
+# what stands beside it; in folders, where a config lists the others; or nowhere, as all are taken for codes.
+BY_LAYER, BY_CONFIG, NOWHERE = "by layer", "by config", "nowhere"
+
 # Makes the weight: (codes, what `prepared` made, the number of their first row, the rows of the weight). It writes
 # into the rows, which are (rows, columns) in the working type.
 Decode = Callable[[Any, Any, int, Any], None]
@@ -111,15 +116,18 @@ class Codec(NamedTuple):
 
     `name` is unique, `title` is what messages call it. `stored` are the element types of the codes, `settings` the
     names, in the module of a weight, of the tensors without which they cannot be read, each with the element types that
-    it may have; `optional` are those that may be missing. `formats` are the names that ComfyUI has for it, with the
-    element type of the codes; one that is in none of its files is never named there.
+    it may have; `optional` are those that may be missing. `ending` is how the name of codes ends that are no tensor
+    called `weight`: the weight has the name before it, and its settings begin with that. `alone` says that nothing is
+    beside codes, whatever their names are. `mixes` says where a file is read in which some weights are no codes any
+    more. `formats` are the names that ComfyUI has for it, with the element type of the codes; one that is in none of
+    its files is never named there.
 
     `layout` says whether what stands beside codes fits them: None where it does not. It raises NotRead where they are
     codes of another kind. `prepared` takes the tensors beside the codes as they are stored, by name, and the layout,
     and makes what `decode` needs for every block of rows; it raises BadSetting. `decode` gets the codes as numbers, in
-    the memory of the rows themselves, but bytes of U8 as they are: (rows, bytes of a row). Without it the numbers
-    are the weight. `encoding` takes what `prepared` made and writes rows in the same format; without it the weight is
-    only read. Tensor methods alone, so that a codec imports without torch.
+    the memory of the rows themselves, but where several share a byte their bytes, one after the other. Without it the
+    numbers are the weight. `encoding` takes what `prepared` made and writes rows in the same format; without it the
+    weight is only read. Tensor methods alone, so that a codec imports without torch.
     """
 
     name: str
@@ -127,6 +135,9 @@ class Codec(NamedTuple):
     stored: frozenset[str]
     settings: Mapping[str, frozenset[str]] = MappingProxyType({})
     optional: Mapping[str, frozenset[str]] = MappingProxyType({})
+    ending: str = ""
+    alone: bool = False
+    mixes: str = BY_LAYER
     formats: Mapping[str, str] = MappingProxyType({})
     layout: Callable[[Found], Layout | None] = as_stored
     prepared: Callable[[Mapping[str, Any], Layout], Any] = lambda tensors, layout: None

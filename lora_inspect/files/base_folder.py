@@ -84,10 +84,12 @@ def copy_side_files(
     progress: Progress,
     dropped: Collection[str] = (),
     rewritten: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Puts what lies beside the weights into `folder`, the index with `weight_bytes` as its total size.
 
-    The index does not name the tensors that are `dropped`, and JSON files that are `rewritten` have another content.
+    The index does not name the tensors that are `dropped` and has other names for those that are `renamed`, and JSON
+    files that are `rewritten` have another content.
     `progress` is told the bytes of each file that is done. OSError where the disk refuses.
     """
     for name in side_files.folders:
@@ -95,7 +97,8 @@ def copy_side_files(
     for name, identity in side_files.copied.items():
         target = os.path.join(folder, name)
         if base.index_path and name == os.path.basename(base.index_path):
-            _write_index(base.index_path, base.inputs[base.index_path], target, weight_bytes, dropped)
+            index = _index_of(base.index_path, base.inputs[base.index_path], dropped, renamed)
+            _write_json(_with_size(index, weight_bytes), target)
         elif name in rewritten:
             _write_json(rewritten[name], target)
         else:
@@ -108,12 +111,15 @@ def _copy(source: str, identity: Identity, target: str) -> None:
         copy_bytes(opened, 0, identity.bytes, written.fileno(), 0)
 
 
-def _write_index(source: str, identity: Identity, target: str, weight_bytes: int, dropped: Collection[str]) -> None:
+def _index_of(source: str, identity: Identity, dropped: Collection[str], renamed: Mapping[str, str]) -> dict[str, Any]:
     index, _ = read_index(source, identity)
-    index["weight_map"] = {name: file for name, file in index["weight_map"].items() if name not in dropped}
+    named = {name: file for name, file in index["weight_map"].items() if name not in dropped}
+    return {**index, "weight_map": {renamed.get(name, name): file for name, file in named.items()}}
+
+
+def _with_size(index: dict[str, Any], weight_bytes: int) -> dict[str, Any]:
     known = index.get("metadata")
-    index["metadata"] = {**(known if isinstance(known, dict) else {}), "total_size": weight_bytes}
-    _write_json(index, target)
+    return {**index, "metadata": {**(known if isinstance(known, dict) else {}), "total_size": weight_bytes}}
 
 
 def _write_json(content: Mapping[str, Any], target: str) -> None:

@@ -1,15 +1,15 @@
 """The header-only view of a checkpoint: one file, a sharded set, or a folder. Standard library only."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.bounds import JSON_BYTES, JSON_ITEMS, TENSORS, too_many_tensors
 from lora_inspect.files.dtypes import decode_number
-from lora_inspect.files.foreign import PICKLE_ENDINGS, START_BYTES, is_weights, likely_weights, refuse_format
+from lora_inspect.files.foreign import PICKLE_ENDINGS, START_BYTES, is_gguf, is_weights, likely_weights, refuse_format
 from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG, ShardSet, is_config_alone, read_weights, set_of
-from lora_inspect.files.gguf_format import MAGIC
 from lora_inspect.files.header import TensorInfo, identified_header, read_header
 from lora_inspect.files.input_file import Identity, InputFile, read_whole
 from lora_inspect.files.json_text import parse_json
@@ -23,7 +23,8 @@ class Checkpoint(NamedTuple):
     a single file. `config` is an `adapter_config.json` found beside the file; whether it belongs to the file
     is for the reader of the tensors to say; `files` are none where it is there alone. `metadata` is the union over the
     files. `inputs` are all files that were read, by path: the weights, the index and the config, each as it was when it
-    was opened. `alpha` is where a GGUF header says that of all modules, which no tensor does.
+    was opened. `alpha` is where a GGUF header says that of all modules, which no tensor does. `codes` has what tensors
+    are stored as that stand for another one, by the name of that, where `tensors` have the other one.
     """
 
     path: str
@@ -37,6 +38,7 @@ class Checkpoint(NamedTuple):
     config: dict[str, Any] | None = None
     config_path: str | None = None
     alpha: TensorInfo | None = None
+    codes: Mapping[str, TensorInfo] = MappingProxyType({})
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -161,7 +163,7 @@ def _open_folder(folder: str) -> Checkpoint:
 
 
 def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
-    if _is_gguf(file):
+    if is_gguf(file):
         return _gguf_file(file, named, root)
     tensors, metadata, identity = identified_header(file)
     inputs = {file: identity}
@@ -177,11 +179,6 @@ def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
         config=config,
         config_path=config_path,
     )
-
-
-def _is_gguf(file: str) -> bool:
-    with InputFile(file) as source:
-        return source.identity.bytes >= len(MAGIC) and source.read(0, len(MAGIC)) == MAGIC
 
 
 def _gguf_file(file: str, named: str, root: str | None) -> Checkpoint:

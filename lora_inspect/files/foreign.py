@@ -5,6 +5,7 @@ import os
 import re
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.gguf_format import MAGIC
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.records import NamedTuple
 
@@ -76,6 +77,12 @@ def is_safetensors(start: bytes) -> bool:
     No other format begins like that: those that are text hold no zeros there, and the marks of the others differ.
     """
     return start[4:9] == b"\x00\x00\x00\x00{"
+
+
+def is_gguf(file: str) -> bool:
+    """Whether a file begins as GGUF files do, whatever its name is."""
+    with InputFile(file) as source:
+        return source.identity.bytes >= len(MAGIC) and source.read(0, len(MAGIC)) == MAGIC
 
 
 def is_weights(path: str) -> bool:

@@ -19,11 +19,21 @@ def is_gguf_adapter(path: str) -> bool:
         with InputFile(path) as source:
             if source.read(0, min(len(MAGIC), source.identity.bytes)) != MAGIC:
                 return False
-            cursor = Cursor(source, len(MAGIC))
-            if cursor.number("I") not in VERSIONS:
-                return False
-            cursor.number("Q")
-            said: object = first_value(cursor, cursor.number("Q"), TYPE_KEY)
-            return said == ADAPTER
+            return _kind(source) == ADAPTER
     except LoraInspectError:
         return True
+
+
+def kind_of_gguf(path: str) -> object:
+    """What a GGUF file says that it is, None where it says nothing; LoraInspectError where it ends before."""
+    with InputFile(path) as source:
+        return _kind(source)
+
+
+def _kind(source: InputFile) -> object:
+    cursor = Cursor(source, len(MAGIC))
+    if cursor.number("I") not in VERSIONS:
+        return None
+    cursor.number("Q")
+    said: object = first_value(cursor, cursor.number("Q"), TYPE_KEY)
+    return said

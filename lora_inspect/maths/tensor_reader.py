@@ -1,7 +1,7 @@
 """Tensors of a checkpoint as torch tensors: a whole one, or a few rows into memory that is used again."""
 
 from collections.abc import Callable, Iterator
-from math import lcm
+from math import gcd, lcm
 from typing import Any
 
 import torch
@@ -15,13 +15,23 @@ from lora_inspect.records import NamedTuple
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WHOLE_DTYPES = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
 STORED_DTYPES = TORCH_DTYPES | {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
-# What of the codes of a weight is read: those that are numbers are, and bytes are what several of them are packed in.
-_CODE_DTYPES = STORED_DTYPES | {"I8": torch.int8, "U8": torch.uint8}
-_PACKED = "U8"
+# Codes that are numbers; others are read as the bytes that several of them are packed in.
+_CODE_DTYPES = STORED_DTYPES | {"I8": torch.int8}
 
-# Writes the weight that codes stand for: (codes, the number of their first row, the rows of the weight). Codes that are
-# numbers are in the memory of these rows; packed ones are bytes, (rows, bytes of a row).
-Decode = Callable[[torch.Tensor, int, torch.Tensor], None]
+
+class Decode(NamedTuple):
+    """Writes the weight that codes stand for.
+
+    `rows` takes the codes, the number of their first row, and the rows of the weight. Codes that are numbers are in the
+    memory of these rows; packed ones are their bytes. `unit` is how many neighbouring numbers are decoded together.
+    """
+
+    rows: Callable[[torch.Tensor, int, torch.Tensor], None]
+    unit: int = 1
+
+    def together(self, columns: int) -> int:
+        """How many rows of so many numbers are whole units."""
+        return self.unit // gcd(self.unit, columns)
 
 
 def load(info: TensorInfo) -> torch.Tensor:
@@ -49,8 +59,11 @@ def load_whole(info: TensorInfo) -> torch.Tensor:
 
 
 def load_as_it_is(info: TensorInfo) -> torch.Tensor:
-    """The tensor as it is stored, whatever it holds; LoraInspectError for a type that torch has not."""
-    dtype = (STORED_DTYPES | _WHOLE_DTYPES | {"BOOL": torch.bool}).get(info.dtype)
+    """The tensor as it is stored, whatever it holds, powers of two as the bytes of their exponents.
+
+    Raises LoraInspectError for a type that torch has not.
+    """
+    dtype = (STORED_DTYPES | _WHOLE_DTYPES | {"BOOL": torch.bool, "F8_E8M0": torch.uint8}).get(info.dtype)
     if dtype is None:
         raise LoraInspectError(f"{info.file}: {info.name} is stored as {info.dtype}, which torch has no type for.")
     return load_stored(info, dtype)
@@ -109,11 +122,11 @@ class Cut(NamedTuple):
         return number * self.rows, min((number + 1) * self.rows, self.of_all)
 
 
-def cut(info: TensorInfo, elements: int, together: int = 1, aligned: int = 1) -> Cut:
+def cut(info: TensorInfo, elements: int, together: int = 1, aligned: int = 1, decode: Decode | None = None) -> Cut:
     """Blocks of at most so many elements, or of one row, that are multiples of `together` rows; 0 is for all rows.
 
-    They begin at multiples of `aligned` rows as well. A row is never divided. Raises ValueError where the rows are no
-    multiple of `together` themselves.
+    They begin at multiples of `aligned` rows as well, and are whole units of what `decode` decodes. A row is never
+    divided. Raises ValueError where the rows are no multiple of `together` themselves.
     """
     rows = info.shape[0] if info.shape else 1
     if not info.numel:
@@ -121,7 +134,7 @@ def cut(info: TensorInfo, elements: int, together: int = 1, aligned: int = 1) ->
     group, columns = together or rows, info.numel // rows
     if rows % group:
         raise ValueError(f"{info.name} has {rows} rows, which are not groups of {group}")
-    step = lcm(group, aligned)
+    step = lcm(group, aligned, decode.together(columns) if decode else 1)
     return Cut(min(rows, max(step, elements // columns // step * step)), rows, columns)
 
 
@@ -145,7 +158,7 @@ class RowBlocks:
         `decode` makes the weight from its codes, where these are no plain floats; the shape of `info` is then that of
         the weight. Raises ValueError where the rows are no such multiple themselves.
         """
-        blocks = cut(info, self.elements, together)
+        blocks = cut(info, self.elements, together, decode=decode)
         if not blocks.number:
             return
         with InputFile(info.file, info.identity) as source:
@@ -157,14 +170,17 @@ class RowBlocks:
     ) -> tuple[int, torch.Tensor]:
         """(first row, block) of one of the blocks of a tensor, whose file is open."""
         start, stop = blocks.span(number)
-        taken, row_bytes, dtype = stop - start, info.nbytes // blocks.of_all, _CODE_DTYPES[info.dtype]
-        self._reserve(blocks.rows * row_bytes, blocks.elements, working_dtype(info))
-        source.read_into(info.start + start * row_bytes, memoryview(self._stored)[: taken * row_bytes])
-        stored = torch.frombuffer(self._stored, dtype=dtype, count=taken * row_bytes // dtype.itemsize)
+        taken, dtype = stop - start, _CODE_DTYPES.get(info.dtype, torch.uint8)
+        # A row of the weight may end within a byte, or within a unit of bytes.
+        begin, size = start * info.nbytes // blocks.of_all, taken * info.nbytes // blocks.of_all
+        self._reserve(blocks.rows * info.nbytes // blocks.of_all, blocks.elements, working_dtype(info))
+        source.read_into(info.start + begin, memoryview(self._stored)[:size])
+        codes = torch.frombuffer(self._stored, dtype=dtype, count=size // dtype.itemsize)
         block = self._scratch[: taken * blocks.columns].view(taken, blocks.columns)
-        codes = stored.view(taken, -1) if info.dtype == _PACKED else numbers_of(stored.view(taken, -1), block)
+        if info.dtype in _CODE_DTYPES:
+            codes = numbers_of(codes.view(block.shape), block)
         if decode:
-            decode(codes, start, block)
+            decode.rows(codes, start, block)
         return start, block
 
     def rounded(self, block: torch.Tensor, dtype: str) -> torch.Tensor:

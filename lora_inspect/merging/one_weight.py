@@ -78,7 +78,7 @@ class Rows:
 
     def cut(self, together: int, aligned: int = 1) -> Cut:
         """The blocks that keep `together` rows, each of which begins at a multiple of `aligned` rows."""
-        return cut(self.info, self.member.tools.blocks.elements, together, aligned)
+        return cut(self.info, self.member.tools.blocks.elements, together, aligned, self.decode)
 
     def block(self, tools: Tools, blocks: Cut, number: int) -> tuple[int, Tensor]:
         """One of them, in the memory of `tools`."""

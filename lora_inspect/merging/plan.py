@@ -23,6 +23,7 @@ from lora_inspect.merging.residual_bases import check_residual, residual_notes
 from lora_inspect.merging.storage import Asked, Storage, plan_storage
 from lora_inspect.merging.tied_head import check_tied
 from lora_inspect.reading.adapter import Adapter, read_adapter
+from lora_inspect.reading.base_weights import open_base
 from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.settings import Settings
@@ -112,7 +113,15 @@ class MergePlan:
     @property
     def written(self) -> list[TensorInfo]:
         """The tensors of the base that the output has."""
-        return [info for info in self.base.tensors.values() if info.name not in self.storage.dropped]
+        decoded, codes = self.storage.decoded, self.base.codes
+        kept = (info for info in self.base.tensors.values() if info.name not in self.storage.dropped)
+        return [info if info.name in decoded else codes.get(info.name, info) for info in kept]
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """The names of weights that are decoded, by those of their codes where these are others."""
+        codes = ((name, self.base.codes.get(name)) for name in self.storage.decoded)
+        return {info.name: name for name, info in codes if info and info.name != name}
 
     @property
     def tensors_copied(self) -> int:
@@ -138,7 +147,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
 
     Each adapter comes with its settings, or with its multiplier where there are no others.
     """
-    base = open_checkpoint(base_path)
+    base = open_base(base_path)
     named = [(path, _as_settings(own)) for path, own in adapters]
     opened = [
         (open_checkpoint(path), own) for path, own in (options.weights.joined(named) if options.weights else named)

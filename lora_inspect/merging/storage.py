@@ -8,11 +8,11 @@ from typing import Any
 
 from lora_inspect.codecs import stored_types
 from lora_inspect.codecs.descriptions import FORMATS_KEY
-from lora_inspect.codecs.record import UnknownCodec
+from lora_inspect.codecs.record import BY_CONFIG, NOWHERE, UnknownCodec
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.base_folder import SideFiles
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.dtypes import FP8, PLAIN_FLOATS
+from lora_inspect.files.dtypes import BITS, FP8, PLAIN_FLOATS
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.merging.model_configs import CONFIG, QUANTIZATION, read_config, with_type, without_codes
 from lora_inspect.reading.coded_weights import BaseCodecs, CodedWeight
@@ -96,6 +96,11 @@ def plan_storage(
     dropped = {name for weight in decoded.values() for name in weight.settings}
     left = {name: info for name, info in base.tensors.items() if name not in dropped and name not in decoded}
     dropped |= _markers(base_codecs, decoded, left)
+    config = _config(side_files, asked, decoded, [info for name, info in left.items() if name not in dropped])
+    if asked != Asked():
+        stay = _known(base_codecs, (info for name, info in left.items() if name not in settings))
+        _check_mixed(base, decoded, stay, lists_others=config is not None and QUANTIZATION in config)
+    _check_held(base, left.values())
     types = _types(asked, wanted, decoded, settings)
     return Storage(
         decoded,
@@ -104,7 +109,7 @@ def plan_storage(
         types,
         frozenset(dropped),
         _metadata(base, base_codecs, decoded),
-        _config(side_files, asked, decoded, [info for name, info in left.items() if name not in dropped]),
+        config,
     )
 
 
@@ -123,11 +128,36 @@ def _known(base_codecs: BaseCodecs, infos: Iterable[TensorInfo]) -> dict[str, Co
 
 def _check_written(base: Checkpoint, weight: CodedWeight) -> None:
     if weight.codec.encoding is None:
+        alone = "" if weight.codec.mixes == NOWHERE else ", or what changes alone, with --touched-dtype bf16"
         raise LoraInspectError(
             f"{base.path}: {weight.info.name} is stored as {weight.codec.title}, which is read but not written; "
-            "choose what the merged base is written in, for instance with --dtype bf16, or what changes alone, with "
-            "--touched-dtype bf16."
+            f"choose what the merged base is written in, for instance with --dtype bf16{alone}."
         )
+
+
+def _check_mixed(
+    base: Checkpoint, decoded: Mapping[str, CodedWeight], stay: Mapping[str, CodedWeight], lists_others: bool
+) -> None:
+    """Raises LoraInspectError where programs would take what is decoded for codes, as others of its codec are."""
+    staying = {weight.codec.name: name for name, weight in stay.items()}
+    for name, weight in decoded.items():
+        mixes = weight.codec.mixes
+        if weight.codec.name in staying and (mixes == NOWHERE or (mixes == BY_CONFIG and not lists_others)):
+            raise LoraInspectError(
+                f"{base.path}: {name} would be floats beside {staying[weight.codec.name]} in {weight.codec.title}, and "
+                "programs take all such layers of a file for codes; choose what the merged base is written in, for "
+                "instance with --dtype bf16."
+            )
+
+
+def _check_held(base: Checkpoint, left: Iterable[TensorInfo]) -> None:
+    """Raises LoraInspectError for what would stay in an element type that the output cannot have."""
+    for info in left:
+        if info.dtype not in BITS:
+            raise LoraInspectError(
+                f"{base.path}: {info.name} is stored as {info.dtype}, which a .safetensors file cannot hold; choose "
+                "what the merged base is written in, for instance with --dtype bf16."
+            )
 
 
 def _types(

@@ -194,8 +194,8 @@ def _write_folder(plan: MergePlan, folder: str, folding: Folding, record: str, p
     for name, content in late.items():
         rewrite_tensor(written[plan.base.tensors[name].file], name, content)
     weight_bytes = sum(folding.output(info).nbytes for info in plan.written)
-    storage = plan.storage
-    copy_side_files(plan.base, plan.side_files, folder, weight_bytes, progress, storage.dropped, storage.side_files)
+    dropped, rewritten = plan.storage.dropped, plan.storage.side_files
+    copy_side_files(plan.base, plan.side_files, folder, weight_bytes, progress, dropped, rewritten, plan.renamed)
     return counts
 
 

@@ -66,6 +66,7 @@ class BaseCodecs:
             if scale := scale_beside(info.name, self._base.tensors):
                 raise self._unknown(info, f"{scale} scales it")
             return plain_weight(info)
+        info = self._base.codes.get(info.name, info)
         if not storing(info.dtype):
             raise UnknownCodec(
                 f"{self._base.path}: {info.name} is stored as {info.dtype}, codes whose meaning is not known "
@@ -102,13 +103,21 @@ class BaseCodecs:
 
     def _codes(self, info: TensorInfo) -> CodedWeight:
         tensors = self._base.tensors
+        for codec in storing(info.dtype):
+            if codec.ending and info.name.endswith(codec.ending):
+                name = info.name.removesuffix(codec.ending)
+                settings = self._beside(name, codec)
+                if settings.keys() >= codec.settings.keys() and self._has_types(codec, settings):
+                    return self._coded(info, codec, settings, None)
+            if codec.alone:
+                return self._coded(info, codec, {}, None)
         module = info.name.removesuffix(_WEIGHT)
         beside = settings_beside(info.name, tensors)
         if module == info.name or module[-1:] not in ("", "."):
             if beside:
                 raise self._unknown(info, f"{beside[0]} scales it")
             return self._without_settings(info, None)
-        kinds = storing(info.dtype)
+        kinds = [codec for codec in storing(info.dtype) if not codec.ending]
         known = {f"{module}{name}" for codec in kinds for name in codec.names} | {f"{module}{FORMAT}"}
         if unknown := [name for name in beside if name not in known]:
             raise self._unknown(info, f"{unknown[0]} scales it")
@@ -169,7 +178,8 @@ class BaseCodecs:
         names = [*(one.name for one in beside.values()), f"{info.name.removesuffix(_WEIGHT)}{FORMAT}"]
         names += activations_beside(info.name, tensors)
         settings = tuple(name for name in names if name in tensors)
-        return CodedWeight(info._replace(shape=layout.shape), codec, layout, beside, settings)
+        weight = info._replace(name=info.name.removesuffix(codec.ending), shape=layout.shape)
+        return CodedWeight(weight, codec, layout, beside, settings)
 
     def _of_format(self, info: TensorInfo, description: Description, kinds: Sequence[Codec]) -> list[Codec]:
         """Those of the codecs that have the name which JSON gives the codes; errors where none has."""

@@ -12,11 +12,17 @@ if TYPE_CHECKING:
 
 def decoder(weight: CodedWeight) -> "Decode":
     """Makes blocks of the weight from the values of its codes; raises LoraInspectError where they are no numbers."""
+    from numpy import errstate
+
+    from lora_inspect.maths.tensor_reader import Decode
+
     codec, state = weight.codec, prepared(weight)
 
     def decode(codes: Any, first: int, into: Any) -> None:
         if codec.decode:
-            codec.decode(codes, state, first, into)
+            # What is no number is named below.
+            with errstate(all="ignore"):
+                codec.decode(codes, state, first, into)
         if into.sum().isnan() and into.isnan().any():
             row = first + int(into.isnan().any(1).nonzero()[0])
             raise LoraInspectError(
@@ -24,7 +30,7 @@ def decoder(weight: CodedWeight) -> "Decode":
                 "fetch the base again."
             )
 
-    return decode
+    return Decode(decode, weight.layout.unit)
 
 
 def prepared(weight: CodedWeight) -> Any:

@@ -74,7 +74,7 @@ class StoredWeight(NamedTuple):
             scale = None
             if decode and self.coded.is_decoded and dtype == self.info.dtype:
                 scale = torch.ones_like(values)
-                decode(scale, first, scale)
+                decode.rows(scale, first, scale)
             yield StoredRows(first, values, dtype, scale)
 
     def read(self, together: int = 1) -> Iterator[tuple[int, Tensor]]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from oracles import oracle
 
-from lora_inspect.codecs.mxfp8 import decoded
+from lora_inspect.codecs.mxfp8 import decode
 from lora_inspect.codecs.scale_tiles import padded
 from lora_inspect.files.dtypes import decode_number
 
@@ -12,6 +12,12 @@ kitchen = oracle("comfy_kitchen")
 pytestmark = pytest.mark.numeric
 
 SHAPES = [(32, 32), (160, 96), (256, 512), (416, 1056)]
+
+
+def decoded(values, exponents, first=0):
+    """The weight, in the memory of the numbers of its codes."""
+    decode(values, exponents, first, values)
+    return values
 
 
 def drawn(out, inputs, seed=0):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from oracles import oracle
 
-from lora_inspect.codecs.nf4 import decoded, of_blocks
+from lora_inspect.codecs.nf4 import Quantised, decoded, of_blocks
 
 functional = oracle("bitsandbytes.functional")
 # What the library computes where it has no kernel: its kernel for AVX512 (0.50) loses the place where a block begins in
@@ -38,7 +38,7 @@ def test_equals_the_library_bit_for_bit(shape, kind, nested, dtype, block):
     packed, state = functional.quantize_4bit(
         drawn(shape, dtype), blocksize=block, quant_type=kind, compress_statistics=nested
     )
-    found = decoded(packed.flatten(), state.code, largest_of(state), block).view(shape)
+    found = decoded(packed.flatten(), Quantised(state.code, largest_of(state), block)).view(shape)
     expected = portable._dequantize_4bit_compute(
         packed.flatten(), largest_of(state), state.code, block, shape, torch.float32
     )
@@ -53,7 +53,7 @@ def test_equals_the_library_bit_for_bit(shape, kind, nested, dtype, block):
 def test_what_the_library_writes_is_near_the_weight(shape):
     weight = drawn(shape, torch.float32)
     packed, state = functional.quantize_4bit(weight, quant_type="nf4")
-    found = decoded(packed.flatten(), state.code, state.absmax, 64)
+    found = decoded(packed.flatten(), Quantised(state.code, state.absmax, 64))
     wide = state.code.diff().max().item() / 2 + 1e-6
     largest = state.absmax.repeat_interleave(64)[: weight.numel()]
     assert ((found - weight.flatten()).abs() <= wide * largest).all()
@@ -73,7 +73,7 @@ def test_each_number_is_that_of_the_formula():
              0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023,
              1.0)  # fmt: skip
     packed, state = functional.quantize_4bit(drawn((130, 160), torch.float32), quant_type="nf4")
-    found = decoded(packed.flatten(), state.code, state.absmax, 64).view(130, 160)
+    found = decoded(packed.flatten(), Quantised(state.code, state.absmax, 64)).view(130, 160)
     for place in (0, 1, 63, 64, 161, 9999, 20799):
         byte = packed.flatten()[place // 2].item()
         code = byte >> 4 if place % 2 == 0 else byte & 15
@@ -93,7 +93,7 @@ def test_nested_magnitudes_by_hand():
 def test_any_rows_are_decoded_by_themselves(first, stop):
     columns = 50
     packed, state = functional.quantize_4bit(drawn((130, columns), torch.float32), quant_type="nf4")
-    whole = decoded(packed.flatten(), state.code, state.absmax, 64)
+    whole = decoded(packed.flatten(), Quantised(state.code, state.absmax, 64))
     own = packed.flatten()[first * columns // 2 : stop * columns // 2]
-    found = decoded(own, state.code, state.absmax, 64, first * columns)
+    found = decoded(own, Quantised(state.code, state.absmax, 64), first * columns)
     assert torch.equal(found, whole[first * columns : stop * columns])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from oracles import oracle
 
-from lora_inspect.codecs.nvfp4 import decoded
+from lora_inspect.codecs.nvfp4 import Scales, decoded
 from lora_inspect.codecs.scale_tiles import padded
 from lora_inspect.files.dtypes import decode_number
 
@@ -35,7 +35,7 @@ def bits(tensor):
 def test_equals_comfy_kitchen_bit_for_bit(out, inputs, dtype):
     packed, tiles, scale = drawn(out, inputs)
     expected = kitchen.dequantize_nvfp4(packed, scale, tiles, dtype)
-    assert torch.equal(bits(decoded(packed, tiles, scale.to(dtype))), bits(expected))
+    assert torch.equal(bits(decoded(packed, Scales(tiles, scale.to(dtype)))), bits(expected))
 
 
 @pytest.mark.parametrize(("out", "inputs"), SHAPES)
@@ -43,7 +43,7 @@ def test_reads_what_comfy_kitchen_writes(out, inputs):
     weight = torch.randn(out, inputs, generator=torch.Generator().manual_seed(3)) / 8
     scale = weight.abs().max() / (448 * 6)
     packed, tiles = kitchen.quantize_nvfp4(weight, scale)
-    found = decoded(packed, tiles, scale)
+    found = decoded(packed, Scales(tiles, scale))
     assert torch.equal(found, kitchen.dequantize_nvfp4(packed, scale, tiles, torch.float32))
     # The widest gap of E2M1 is 2 of 6, half of which is missed at most, and its scale is rounded by 2 ** -4.
     largest = weight.view(out, -1, 16).abs().amax(-1, keepdim=True)
@@ -52,7 +52,7 @@ def test_reads_what_comfy_kitchen_writes(out, inputs):
 
 def test_each_number_is_that_of_the_definition():
     packed, tiles, scale = drawn(160, 48, seed=4)
-    found = decoded(packed, tiles, scale)
+    found = decoded(packed, Scales(tiles, scale))
     flat = tiles.view(torch.uint8).flatten()
     for row, column in ((0, 0), (0, 1), (31, 17), (32, 16), (95, 47), (128, 3), (159, 46)):
         byte = packed[row, column // 2].item()
@@ -69,12 +69,12 @@ def test_the_first_of_two_is_in_the_upper_bits():
     packed[0, 0], packed[0, 1] = 0x2B, 0x07
     tiles = torch.zeros(128, 4, dtype=torch.uint8)
     tiles[0, 0] = 0x40  # 2.0
-    found = decoded(packed, tiles.view(torch.float8_e4m3fn), torch.tensor(0.25))
+    found = decoded(packed, Scales(tiles.view(torch.float8_e4m3fn), torch.tensor(0.25)))
     assert found[0, :4].tolist() == [0.5, -0.75, 0.0, 3.0]
 
 
 @pytest.mark.parametrize(("first", "stop"), [(0, 1), (127, 130), (128, 256), (33, 400), (399, 400)])
 def test_any_rows_are_decoded_by_themselves(first, stop):
     packed, tiles, scale = drawn(400, 1040)
-    whole = decoded(packed, tiles, scale)
-    assert torch.equal(bits(decoded(packed[first:stop], tiles, scale, first)), bits(whole[first:stop]))
+    whole = decoded(packed, Scales(tiles, scale))
+    assert torch.equal(bits(decoded(packed[first:stop], Scales(tiles, scale), first)), bits(whole[first:stop]))

@@ -341,7 +341,7 @@ def packed(own):
     for key in [key for key in base if key.endswith("experts.gate_up_proj")]:
         value = base.pop(key)
         base[f"{key}_blocks"] = torch.zeros(len(value), 16, 1, 16, dtype=torch.uint8)
-        base[f"{key}_scales"] = torch.zeros(len(value), 16, 1, dtype=torch.uint8)
+        base[f"{key}_scales"] = torch.zeros(len(value), 16, 2, dtype=torch.uint8)  # which fit no such blocks
     save_file(base, own.fused)
 
 

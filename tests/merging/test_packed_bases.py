@@ -1,0 +1,256 @@
+"""Merges into bases in codecs that are only read, against what the programs' own code makes of their weights."""
+
+import json
+
+import numpy as np
+import packed_bases
+import pytest
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+from packed_bases import CODED, KINDS, PLAIN
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+pytestmark = pytest.mark.numeric
+
+
+@pytest.fixture(params=KINDS)
+def base(request, tmp_path):
+    return KINDS[request.param](tmp_path)
+
+
+def shapes(path):
+    """What stands in the header alone."""
+    with safe_open(path, "pt") as opened:
+        slices = {name: opened.get_slice(name) for name in load_file(path)}
+        return {name: (own.get_dtype(), own.get_shape()) for name, own in slices.items()}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)]
+)
+def test_every_weight_is_that_of_the_program(base, dtype, stored, run, tmp_path):
+    deltas = packed_bases.adapter(tmp_path / "a.safetensors")
+    out = tmp_path / "out.safetensors"
+    record = run("merge", base.path, tmp_path / "a.safetensors", "--dtype", dtype, "-o", out, "--json").json
+    assert set(record["decoded"]) == {f"{name}.weight" for name in CODED}
+    merged = load_file(out)
+    assert merged.keys() == base.weights.keys()
+    for name, weight in base.weights.items():
+        assert merged[name].dtype == stored
+        if name not in deltas:
+            assert torch.equal(merged[name], weight.to(stored)), name
+            continue
+        exact, terms = weight.double() + deltas[name].sum, weight.double().abs() + deltas[name].terms
+        half = torch.finfo(stored).eps / 2
+        bound = half * exact.abs() + 2**-23 * terms + torch.finfo(stored).tiny
+        assert ((merged[name].double() - exact).abs() <= bound).all(), name
+
+
+def test_a_multiplier_of_0_leaves_the_weight(base, run, tmp_path):
+    packed_bases.adapter(tmp_path / "a.safetensors")
+    out = tmp_path / "out.safetensors"
+    assert run("merge", base.path, f"{tmp_path / 'a.safetensors'}:0", "--dtype", "fp32", "-o", out).status == 0
+    assert all(torch.equal(tensor, base.weights[name]) for name, tensor in load_file(out).items())
+
+
+def test_codes_that_are_changed_need_a_type_to_be_written_in(base, run, tmp_path):
+    packed_bases.adapter(tmp_path / "a.safetensors")
+    out = tmp_path / "out.safetensors"
+    said = run("merge", base.path, tmp_path / "a.safetensors", "-o", out).refusal
+    assert base.path in said
+    assert "--dtype bf16" in said
+    assert not out.exists()
+
+
+def test_codes_that_are_not_changed_are_copied(run, tmp_path):
+    base = packed_bases.nvfp4(tmp_path)
+    packed_bases.adapter(tmp_path / "a.safetensors", (PLAIN,))
+    out = tmp_path / "out.safetensors"
+    assert run("merge", base.path, tmp_path / "a.safetensors", "-o", out).status == 0
+    assert shapes(out) == shapes(base.path)
+    before, after = load_file(base.path), load_file(out)
+    changed = [name for name in before if before[name].ne(after[name].to(before[name].dtype)).any()]
+    assert changed == [f"{PLAIN}.weight"]
+
+
+@pytest.mark.parametrize("kind", ["nvfp4", "mxfp8"])
+def test_what_is_changed_alone_is_decoded_where_each_layer_says_what_it_is(kind, run, tmp_path):
+    base = KINDS[kind](tmp_path)
+    deltas = packed_bases.adapter(tmp_path / "a.safetensors", CODED[:1])
+    out = tmp_path / "out.safetensors"
+    assert run("merge", base.path, tmp_path / "a.safetensors", "--touched-dtype", "bf16", "-o", out).status == 0
+    before, after = load_file(base.path), load_file(out)
+    gone = {name for name in before if name.startswith(f"{CODED[0]}.")} - {f"{CODED[0]}.weight"}
+    assert before.keys() - after.keys() == gone
+    name = f"{CODED[0]}.weight"
+    exact = base.weights[name].double() + deltas[name].sum
+    assert after.pop(name).double().sub(exact).abs().le(2**-8 * exact.abs() + 2**-20).all()
+    assert shapes(out).items() >= {name: shapes(base.path)[name] for name in after}.items()
+    assert all(torch.equal(tensor.view(torch.uint8), before[name].view(torch.uint8)) for name, tensor in after.items())
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "GGUF"])
+def test_what_is_changed_alone_is_not_decoded_where_programs_take_all_layers_for_codes(kind, run, tmp_path):
+    base = KINDS[kind](tmp_path)
+    packed_bases.adapter(tmp_path / "a.safetensors", CODED[:1])
+    out = tmp_path / "out.safetensors"
+    said = run("merge", base.path, tmp_path / "a.safetensors", "--touched-dtype", "bf16", "-o", out).refusal
+    assert f"{CODED[0]}.weight would be floats beside {CODED[1]}.weight" in said
+    assert not out.exists()
+
+
+def test_the_config_of_a_folder_lists_what_is_decoded_alone(run, tmp_path):
+    base = packed_bases.nf4(tmp_path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "nf4.safetensors").rename(folder / "model.safetensors")
+    method = {"quant_method": "bitsandbytes", "load_in_4bit": True, "llm_int8_skip_modules": ["lm_head"]}
+    (folder / "config.json").write_text(json.dumps({"quantization_config": method}))
+    packed_bases.adapter(tmp_path / "a.safetensors", CODED[:1])
+    out = tmp_path / "out"
+    assert run("merge", folder, tmp_path / "a.safetensors", "--touched-dtype", "bf16", "-o", out).status == 0
+    written = json.loads((out / "config.json").read_text())["quantization_config"]
+    assert written == method | {"llm_int8_skip_modules": ["lm_head", CODED[0]]}
+    after = load_file(out / "model.safetensors")
+    assert after[f"{CODED[0]}.weight"].dtype == torch.bfloat16
+    assert after[f"{CODED[1]}.weight"].dtype == torch.uint8
+    assert base.weights.keys() < after.keys()
+
+
+def test_every_row_is_decoded_where_a_block_of_rows_is_smaller_than_the_weight(base, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("lora_inspect.merging.folded_weights.BLOCK_ELEMENTS", 5 * packed_bases.IN)
+    packed_bases.adapter(tmp_path / "a.safetensors", (PLAIN,))
+    out = tmp_path / "out.safetensors"
+    assert run("merge", base.path, tmp_path / "a.safetensors", "--dtype", "fp32", "-o", out).status == 0
+    merged = load_file(out)
+    assert all(torch.equal(merged[f"{name}.weight"], base.weights[f"{name}.weight"]) for name in CODED)
+
+
+def test_a_gguf_base_becomes_a_safetensors_file(run, tmp_path):
+    base = packed_bases.gguf(tmp_path)
+    packed_bases.adapter(tmp_path / "a.safetensors")
+    (tmp_path / "folder").mkdir()
+    record = run(
+        "merge", base.path, tmp_path / "a.safetensors", "--dtype", "bf16", "-o", tmp_path / "folder", "--json"
+    ).json
+    assert record["output"] == str(tmp_path / "folder" / "gguf.safetensors")
+    with safe_open(record["output"], "pt") as opened:
+        assert not [key for key in opened.metadata() if key.startswith("general.")]
+    said = run("merge", base.path, tmp_path / "a.safetensors", "--dtype", "bf16", "-o", tmp_path / "x.gguf").refusal
+    assert "what is written is a safetensors file" in said
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "Q8_0"])
+def test_blocks_that_end_within_a_row_are_decoded_with_the_rows_that_they_touch(kind, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("lora_inspect.merging.folded_weights.BLOCK_ELEMENTS", 500)
+    shape, number = (32, 16, 3, 3), GGMLQuantizationType[kind]
+    block, size = GGML_QUANT_SIZES[number]
+    # Kernels of stable diffusion, whose numbers ComfyUI-GGUF arranges in rows of 256.
+    blocks = np.random.default_rng(1).integers(0, 0x30, (18, 256 // block * size), dtype=np.uint8)
+    tensors = {name: (values.numpy(), None) for name, values in packed_bases.plain().items()}
+    path = tmp_path / "base.gguf"
+    packed_bases.write_model(path, tensors | {"conv.weight": (blocks, number)}, "sdxl", {"conv.weight": shape})
+    packed_bases.adapter(tmp_path / "a.safetensors", (PLAIN,))
+    out = tmp_path / "out.safetensors"
+    assert run("merge", path, tmp_path / "a.safetensors", "--dtype", "fp32", "-o", out).status == 0
+    found = load_file(out)["conv.weight"]
+    assert torch.equal(found, torch.from_numpy(dequantize(blocks, number)).view(shape))
+
+
+def test_a_gguf_base_of_floats_is_written_as_it_is_stored(run, tmp_path):
+    tensors = {name: (values.numpy(), None) for name, values in packed_bases.plain().items()}
+    base = packed_bases.write_model(tmp_path / "floats.gguf", tensors)
+    packed_bases.adapter(tmp_path / "a.safetensors", (PLAIN,))
+    out = tmp_path / "out.safetensors"
+    assert run("merge", base, tmp_path / "a.safetensors", "-o", out).status == 0
+    assert {name: tensor.dtype for name, tensor in load_file(out).items()} == dict.fromkeys(tensors, torch.float32)
+
+
+def test_a_gguf_base_of_codes_cannot_be_kept(run, tmp_path):
+    base = packed_bases.gguf(tmp_path)
+    packed_bases.adapter(tmp_path / "a.safetensors", (PLAIN,))
+    said = run("merge", base.path, tmp_path / "a.safetensors", "-o", tmp_path / "out.safetensors").refusal
+    assert "is stored as Q4_K, which a .safetensors file cannot hold" in said
+
+
+def test_a_gguf_adapter_is_still_no_base(run, tmp_path):
+    from gguf_files import pair, write_adapter
+
+    path = write_adapter(tmp_path / "a.gguf", pair("blk.0.attn_q", 8, 8, 2))
+    packed_bases.adapter(tmp_path / "a.safetensors")
+    said = run("merge", path, tmp_path / "a.safetensors", "-o", tmp_path / "out.safetensors").refusal
+    assert "it is an adapter itself, not a base" in said
+
+
+def test_a_model_of_llama_cpp_is_refused_by_name(run, tmp_path):
+    tensors = {"blk.0.attn_q.weight": (packed_bases.drawn(1, 8, 8).numpy(), None)}
+    base = packed_bases.write_model(tmp_path / "llama.gguf", tensors, "llama")
+    packed_bases.adapter(tmp_path / "a.safetensors")
+    said = run("merge", base, tmp_path / "a.safetensors", "-o", tmp_path / "out.safetensors").refusal
+    assert "GGUF file of llama.cpp (general.architecture llama)" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "says"),
+    [
+        ("nvfp4", "comfy_quant", "nothing says nvfp4"),
+        ("mxfp8", "comfy_quant", "nothing says mxfp8"),
+        ("nf4", "weight.quant_state.bitsandbytes__nf4", "no quant_state says its shape"),
+    ],
+)
+def test_codes_of_which_nothing_says_how_they_are_laid_out_are_refused(kind, name, says, run, tmp_path):
+    base = KINDS[kind](tmp_path)
+    save_file({key: value for key, value in load_file(base.path).items() if not key.endswith(name)}, base.path)
+    packed_bases.adapter(tmp_path / "a.safetensors")
+    out = tmp_path / "out.safetensors"
+    said = run("merge", base.path, tmp_path / "a.safetensors", "--dtype", "bf16", "-o", out).refusal
+    assert f"{CODED[0]}.weight" in said
+    assert says in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("nvfp4", "weight_scale", torch.zeros(128, 28, dtype=torch.uint8)),
+        ("nvfp4", "weight_scale_2", torch.ones(2)),
+        ("nvfp4", "weight_scale_2", torch.tensor(torch.inf)),
+        ("mxfp8", "weight_scale", torch.zeros(96, 16, dtype=torch.uint8)),
+        ("mxfp8", "weight_scale", torch.full((128, 16), 255, dtype=torch.uint8)),
+        ("nf4", "weight.absmax", torch.ones(5)),
+        ("nf4", "weight.absmax", torch.full((768,), torch.nan)),
+        ("nf4", "weight.quant_map", torch.ones(15)),
+        ("nf4 nested", "weight.nested_absmax", torch.ones(9)),
+        ("nf4 nested", "weight.nested_quant_map", torch.ones(255)),
+        ("nf4", "weight.quant_state.bitsandbytes__nf4", packed_bases.said(shape=[96, 511], blocksize=64)),
+        ("nf4", "weight.quant_state.bitsandbytes__nf4", packed_bases.said(shape=[96, 256], blocksize=64)),
+        ("nf4", "weight.quant_state.bitsandbytes__nf4", packed_bases.said(shape=[-96, -512], blocksize=64)),
+        ("nf4", "weight.quant_state.bitsandbytes__nf4", packed_bases.said(shape=[96, 512], blocksize=0)),
+        ("nf4", "weight.quant_state.bitsandbytes__nf4", packed_bases.said(shape=[96, 512], blocksize=True)),
+        ("nf4", "weight.quant_state.bitsandbytes__nf4", packed_bases.said(shape="96", blocksize=64)),
+        ("nf4", "weight.quant_state.bitsandbytes__nf4", torch.tensor([0x5B], dtype=torch.uint8)),
+    ],
+)
+def test_what_fits_no_weight_is_refused(kind, name, value, run, tmp_path):
+    base = KINDS[kind](tmp_path)
+    tensors = load_file(base.path)
+    assert f"{CODED[0]}.{name}" in tensors
+    save_file(tensors | {f"{CODED[0]}.{name}": value}, base.path)
+    packed_bases.adapter(tmp_path / "a.safetensors")
+    out = tmp_path / "out.safetensors"
+    said = run("merge", base.path, tmp_path / "a.safetensors", "--dtype", "bf16", "-o", out).refusal
+    assert f"{CODED[0]}.weight" in said
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["convrot_w4a4", "asym_w4a8_int8", "awq_w4a16", "svdquant", 7])
+def test_other_codes_are_refused_by_name(name, run, tmp_path):
+    tensors = packed_bases.plain()
+    tensors[f"{CODED[0]}.weight"] = torch.zeros(packed_bases.OUT, packed_bases.IN // 2, dtype=torch.int8)
+    tensors |= {f"{CODED[0]}.weight_scale": torch.ones(1), f"{CODED[0]}.comfy_quant": packed_bases.said(format=name)}
+    save_file(tensors, tmp_path / "base.safetensors")
+    packed_bases.adapter(tmp_path / "a.safetensors")
+    out = tmp_path / "out.safetensors"
+    said = run("merge", tmp_path / "base.safetensors", tmp_path / "a.safetensors", "--dtype", "bf16", "-o", out).refusal
+    assert f"says {name!r}" in said
+    assert "in a way that is not read here" in said
