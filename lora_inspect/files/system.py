@@ -43,6 +43,8 @@ class _Rename(NamedTuple):
     exchange: int
 
 
+# What sync_file_range of Linux is asked for: to begin, and not to wait.
+_BEGIN_WRITING = 2
 # Held by a thread that moves the position of a descriptor, where writing needs that.
 _SEEKING = allocate_lock()
 _RENAMES = {"linux": _Rename("renameat2", -100, 1, 2), "darwin": _Rename("renameatx_np", -2, 4, 2)}
@@ -198,6 +200,20 @@ def exchange(first: str, second: str) -> bool:
     """Has two folders change names in one step; False, and nothing done, where the system cannot."""
     call = _RENAMES.get(sys.platform)
     return call is not None and _rename_with(call, call.exchange, first, second)
+
+
+def start_writing(descriptor: int) -> bool:
+    """Has the disk begin with what is written to a file, and mostly does not wait; False where that is not known."""
+    if sys.platform != "linux":
+        return False
+    try:
+        import ctypes
+
+        library = ctypes.CDLL(None)
+        whole = ctypes.c_int64(0)
+        return bool(library.sync_file_range(descriptor, whole, whole, _BEGIN_WRITING) == 0)
+    except (ImportError, OSError, AttributeError):
+        return False
 
 
 def sync_file(path: str) -> None:

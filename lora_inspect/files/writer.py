@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_inspect.files.byte_copy import Buffer, copy_bytes, write_all_at
 from lora_inspect.files.dtypes import BITS
+from lora_inspect.files.early_sync import EarlySync
 from lora_inspect.files.header import LENGTH_BYTES, TensorInfo, count_elements, read_header
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.outputs import new_file
@@ -116,6 +117,8 @@ class Writer:
         with ExitStack() as opened:
             self._descriptor = opened.enter_context(self._file)
             opened.callback(self._leave_source)
+            self._sync = EarlySync(self._descriptor)
+            opened.callback(self._sync.close)
             write_all_at(self._descriptor, self._header, 0)
             self._opened = opened.pop_all()
         return self
@@ -192,6 +195,7 @@ class Writer:
     def _count(self, written: int) -> None:
         with self._counting:
             self._left -= written
+            self._sync.wrote(written)
 
     def _source_of(self, info: TensorInfo) -> InputFile:
         """The file of `info`, which stays open until a tensor of another file is copied."""
