@@ -7,7 +7,7 @@ import click
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.plain_options import Verb
-from lora_inspect.cli.progress_bar import progress_bar
+from lora_inspect.cli.progress_bar import in_bytes, progress_bar
 from lora_inspect.cli.shared_options import (
     choosing_options,
     dora_multiplier_option,
@@ -160,7 +160,7 @@ def merge(
         _print(planned_record(plan, output), plan, as_json)
         return
     assert output is not None  # the option asks for it where there is no dry run
-    with progress_bar("Merging", plan.bytes) as progress:
+    with progress_bar("Merging", plan.bytes, in_bytes) as progress:
         result = merge_files(plan, output, force, progress)
     for note in result.notes[len(plan.notes) :]:
         terminal.note(note)

@@ -4,57 +4,62 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 
-import click
-
-from lora_inspect.progress import Progress, silent
-
-
-@contextmanager
-def progress_bar(label: str, length: int) -> Iterator[Progress]:
-    """Yields what to call with each amount that is done; the first call draws the bar, a refusal draws none."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield silent
-        return
-    bar = click.progressbar(length=length, label=label, file=sys.stderr, show_eta=True)
-    with ExitStack() as drawn:
-
-        def advance(amount: int) -> None:
-            if not bar.entered:
-                drawn.enter_context(bar)
-            bar.update(amount)
-
-        yield advance
-
+from lora_inspect.progress import Progress
 
 # How often a bar is drawn anew, in seconds, and the columns between its brackets.
 _EVERY, _BAR = 0.1, 24
+# What is behind a bar: (how much is done, of how much, in how many seconds).
+Spelled = Callable[[int, int, float], str]
 
 
-def of_all(done: int, length: int) -> str:
-    """What stands behind a bar of things that people count."""
-    return f"{done}/{length}"
+def of_all(done: int, length: int, seconds: float) -> str:
+    """Things that people count."""
+    return f"{done}/{length}{_left(done, length, seconds)}"
 
 
-def percent(done: int, length: int) -> str:
-    """What stands behind a bar of bytes."""
+def percent(done: int, length: int, seconds: float) -> str:
+    """Bytes, of which a few seconds are taken at most."""
     return f"{100 * done // max(length, 1)}%"
+
+
+def in_bytes(done: int, length: int, seconds: float) -> str:
+    """Bytes that take their time: how many in a second, and how long there is to wait."""
+    speed = f"  {done / seconds / 1e6:,.0f} MB/s" if done and seconds else ""
+    return f"{percent(done, length, seconds)}{speed}{_left(done, length, seconds)}"
+
+
+def _left(done: int, length: int, seconds: float) -> str:
+    """How long the rest takes where it goes on as before, once that can be told."""
+    if seconds < 1 or not 0 < done < length:
+        return ""
+    minutes, rest = divmod(round(seconds * (length - done) / done), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"  {f'{hours}:{minutes:02}' if hours else minutes}:{rest:02} left"
 
 
 class BarBelow:
     """A bar in the line below what is printed meanwhile, nothing where nobody looks; `spelled` says how far it is."""
 
-    def __init__(self, label: str, length: int, spelled: Callable[[int, int], str]) -> None:
+    def __init__(self, label: str, length: int, spelled: Spelled) -> None:
         self._label, self._length, self._spelled = label, length, spelled
         self._done = 0
         self._is_watched = sys.stderr is not None and sys.stderr.isatty()
-        self._drawn, self._last = 0, time.monotonic()
+        self._drawn, self._began = 0, time.monotonic()
+        self._last = self._began
+
+    def begin(self) -> None:
+        """Draws it, as what takes time begins now."""
+        self._began = time.monotonic()
+        if self._is_watched:
+            self._draw()
 
     def advance(self, amount: int) -> None:
         """Says that so much more is done."""
         self._done += amount
-        if self._is_watched and time.monotonic() - self._last >= _EVERY:
+        is_due = time.monotonic() - self._last >= _EVERY or (self._drawn and amount and self._done >= self._length)
+        if self._is_watched and is_due:
             self._draw()
 
     def above(self, write: Callable[[], None]) -> None:
@@ -72,11 +77,13 @@ class BarBelow:
             self._drawn = 0
 
     def _draw(self) -> None:
-        filled = self._done * _BAR // max(self._length, 1)
-        text = f"{self._label} [{'#' * filled}{'-' * (_BAR - filled)}] {self._spelled(self._done, self._length)}"
+        now = time.monotonic()
+        filled = min(self._done * _BAR // max(self._length, 1), _BAR)
+        behind = self._spelled(self._done, self._length, now - self._began)
+        text = f"{self._label} [{'#' * filled}{'-' * (_BAR - filled)}] {behind}"
         text = text[: max(shutil.get_terminal_size().columns - 1, 0)]
         self._write(f"\r{text:{self._drawn}}")
-        self._drawn, self._last = len(text), time.monotonic()
+        self._drawn, self._last = max(len(text), self._drawn), now
 
     def _write(self, text: str) -> None:
         with suppress(OSError):
@@ -85,10 +92,26 @@ class BarBelow:
 
 
 @contextmanager
-def bar_below(label: str, length: int, spelled: Callable[[int, int], str] = of_all) -> Iterator[BarBelow]:
-    """A bar for as long as the block runs."""
+def bar_below(label: str, length: int, spelled: Spelled = of_all) -> Iterator[BarBelow]:
+    """A bar for as long as the block runs, which is drawn once that takes a moment."""
     bar = BarBelow(label, length, spelled)
     try:
         yield bar
     finally:
         bar.erase()
+
+
+@contextmanager
+def progress_bar(label: str, length: int, spelled: Spelled = of_all) -> Iterator[Progress]:
+    """Yields what to call with each amount that is done; the first call draws the bar, a refusal draws none."""
+    with bar_below(label, length, spelled) as bar:
+        calls = 0
+
+        def advance(amount: int) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                bar.begin()
+            bar.advance(amount)
+
+        yield advance

@@ -8,7 +8,7 @@ import click
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.plain_options import Verb
-from lora_inspect.cli.progress_bar import progress_bar
+from lora_inspect.cli.progress_bar import in_bytes, progress_bar
 from lora_inspect.cli.shared_options import (
     choosing_options,
     dora_multiplier_option,
@@ -91,7 +91,7 @@ def verify(
     plan = plan_verify(merged, base, parse_arguments(adapters), options)
     for note in plan.notes:
         terminal.note(note)
-    with progress_bar("Verifying", plan.bytes) as progress:
+    with progress_bar("Verifying", plan.bytes, in_bytes) as progress:
         result = verify_files(plan, progress)
     if as_json:
         terminal.json_text(result.to_dict())
