@@ -27,9 +27,12 @@ class KeptSums(NamedTuple):
     base: float
     looked_at: int
 
-    def and_of(self, other: "KeptSums") -> "KeptSums":
-        """The sums over both."""
-        return KeptSums(self.products + other.products, self.base + other.base, self.looked_at + other.looked_at)
+
+def both(one: KeptSums | None, other: KeptSums | None) -> KeptSums | None:
+    """The sums over both; None is over nothing."""
+    if one is None or other is None:
+        return one or other
+    return KeptSums(one.products + other.products, one.base + other.base, one.looked_at + other.looked_at)
 
 
 class Look:

@@ -1,7 +1,7 @@
 """One file of a base on its way to the output: each weight with its changes folded in, or its bytes as they are."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,10 +11,11 @@ from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.writer import Span, TensorPlan, Writer, in_file_order
 from lora_inspect.merging.crew import Crew, Job
+from lora_inspect.merging.keeping import Keeping
 from lora_inspect.merging.links import Fold
 from lora_inspect.merging.recoded_rows import Recoded
 from lora_inspect.merging.storage import Storage
-from lora_inspect.merging.written_rows import Encoder, Rounded
+from lora_inspect.merging.written_rows import Encoder, Rounded, Witness
 from lora_inspect.progress import Progress
 from lora_inspect.records import NamedTuple
 
@@ -39,12 +40,15 @@ COPIED_BYTES = 32 << 20
 class Folding:
     """What becomes of a base: its folds by tensor name, how it is stored then, and the rule for DoRA.
 
-    `dora_rule` is None where each file's own rule holds.
+    `dora_rule` is None where each file's own rule holds. Where there is a `seed`, changed weights are rounded
+    stochastically by it. `keeping` gathers what is kept of the changes.
     """
 
     folds: Mapping[str, Sequence[Fold]]
     storage: Storage = field(default_factory=Storage)
     dora_rule: str | None = None
+    seed: int | None = None
+    keeping: Keeping | None = None
 
     def folds_of(self, info: TensorInfo) -> list[Fold]:
         """What changes a tensor of the base, in order."""
@@ -61,9 +65,15 @@ class Folding:
     def encoder(self, info: TensorInfo) -> Encoder:
         """What makes the rows of a tensor that is written anew."""
         folds = self.folds_of(info)
+        rounding = rounding_of(self.seed, info.name, folds)
         if info.name in self.storage.recoded:
-            return Recoded(self.storage.recoded[info.name], folds)
-        return Rounded(info, folds, self.output(info).dtype)
+            return Recoded(self.storage.recoded[info.name], folds, rounding)
+        return Rounded(info, folds, self.output(info).dtype, rounding)
+
+    def witness(self, info: TensorInfo, read: TensorInfo) -> Witness | None:
+        """What looks at a tensor that is written anew, and `read` as its rows are; None where nothing changes it."""
+        folds = self.folds_of(info)
+        return self.keeping.witness(read, folds, self.output(info).dtype) if self.keeping and folds else None
 
 
 class Written(NamedTuple):
@@ -81,10 +91,12 @@ def write_folded(
     progress: Progress,
     inputs: Mapping[str, Identity] | None = None,
     force: bool = False,
+    accept: Callable[[], None] = lambda: None,
 ) -> Written:
     """Writes the tensors of one file of the base to `output`.
 
-    `progress` is told the bytes of the base that are done. With `force` the file replaces one of its name. Raises
+    `progress` is told the bytes of the base that are done. With `force` the file replaces one of its name. `accept` is
+    called when all is written, and what it raises leaves no file. Raises
     LoraInspectError where a result is not finite or cannot be computed, of several the first one in the order of the
     file, where something has the name, and where one of the `inputs` is not the file any more that was read.
     """
@@ -99,6 +111,7 @@ def write_folded(
     beside = {own.name for info in written if (weight := recoded.get(info.name)) for own in weight.beside.values()}
     anew = beside | {info.name for info in written}
     copied = [by_name[plan.name] for plan in plans if plan.name not in anew]
+    coded = folding.storage.coded
     late: dict[str, bytes] = {}
 
     def keep(name: str, tensor: "Tensor") -> None:
@@ -121,10 +134,19 @@ def write_folded(
             folds = folding.folds_of(info)
             read = folds[0].placed.place.target if folds else _flat(info, folding)
             job = WeightJob(
-                read, folds, folding.encoder(info), writer, factors, keep, folding.storage.coded, folding.dora_rule
+                read=read,
+                folds=folds,
+                encoder=folding.encoder(info),
+                writer=writer,
+                factors=factors,
+                late=keep,
+                coded=coded,
+                rule=folding.dora_rule,
+                witness=folding.witness(info, read),
             )
             jobs.append((writer.place(info.name)[0], Job(job, job.memory)))
         crew.run([job for _, job in sorted(jobs, key=lambda pair: pair[0])], progress)
+        accept()
     return Written(Counter(target.dtype for target in plans), late)
 
 

@@ -14,6 +14,7 @@ from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.writer import Writer
 from lora_inspect.maths.chain import Link, fold_all, settled, together_in
 from lora_inspect.maths.change import Measure
+from lora_inspect.maths.kept_sums import KeptSums, both
 from lora_inspect.maths.tensor_reader import Cut, Decode, RowBlocks, bytes_in, cut
 from lora_inspect.merging.crew import Member
 from lora_inspect.merging.factor_reader import FactorReader
@@ -150,7 +151,7 @@ class WeightJob:
         encoder: Encoder | None = self.encoder.prepared(over_all)
         tell: Callable[[int], None] = member.done
         while encoder is not None:
-            beside, seen = self._written(rows, rows.cut(together, encoder.aligned), terms, encoder, tell)
+            beside, sums = self._written(rows, rows.cut(together, encoder.aligned), terms, encoder, tell)
             last, encoder = encoder, encoder.again(beside)
             if encoder is not None:
                 self.writer.forget(self.read.name)
@@ -161,7 +162,7 @@ class WeightJob:
             else:
                 self.late(name, tensor)
         if self.witness:
-            self.witness.done(self.read.name, seen)
+            self.witness.done(sums)
 
     def _written(
         self,
@@ -170,28 +171,28 @@ class WeightJob:
         terms: Sequence[Sequence[Link]],
         encoder: Encoder,
         tell: Callable[[int], None],
-    ) -> tuple[list[Any], Any]:
-        """Writes all rows; what is known beside those of each block, and what the witness saw of all."""
-        links, witness = [link for term in terms for link in term], self.witness
+    ) -> tuple[list[Any], KeptSums | None]:
+        """Writes all rows; what is known beside those of each block, and the sums of what the witness saw."""
         beside: list[Any] = [None] * blocks.number
 
         def write(tools: Tools, number: int) -> Any:
             first, block = rows.block(tools, blocks, number)
-            base = block.clone() if witness else None
-            fold_all(links, block, first)
+            look = self.witness.look(block, first) if self.witness else None
+            for term in terms:
+                fold_all(term, block, first)
+                if look:
+                    look.see(block)
             coded = encoder.encoded(block, first, tools.blocks)
             beside[number] = coded.beside
             row_bytes = coded.codes.nbytes // len(block)
             self.writer.write_at(self.read.name, first * row_bytes, bytes_in(coded.codes))
             tell(len(block) * (self.read.nbytes // blocks.of_all))
-            return (
-                witness.seen(first, base, terms, encoder.decoded(coded, first))
-                if witness and base is not None
-                else None
-            )
+            if look is None:
+                return None
+            look.see(encoder.decoded(coded, first))
+            return look.sums()
 
-        seen = rows.member.total(blocks.number, write, witness.add if witness else lambda one, other: None)
-        return beside, seen
+        return beside, rows.member.total(blocks.number, write, both)
 
 
 def _tell_nothing(amount: int) -> None:

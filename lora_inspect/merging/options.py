@@ -15,7 +15,9 @@ class MergeOptions:
     `touched_dtype` is that of the weights alone that a change touches; at most one of both is chosen. `only` are
     components, all where it is empty. `transposed` says by globs how the base stores the square weights whose
     orientation the evidence leaves open. `choice` are the modules that --include and --exclude leave, `weights` the
-    file with more settings of strength. `hash_base` reads the base for its hash as well.
+    file with more settings of strength. `hash_base` reads the base for its hash as well. Changed weights are
+    rounded to the nearest number, or where there is a `seed` stochastically by that. With `accept_loss` the output may
+    keep little of an adapter.
     """
 
     dtype: str | None = None
@@ -28,3 +30,5 @@ class MergeOptions:
     weights: WeightsFile | None = None
     hash_base: bool = False
     touched_dtype: str | None = None
+    seed: int | None = None
+    accept_loss: bool = False

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_inspect.codecs.record import Extremes
+    from lora_inspect.maths.stochastic import StochasticRounding
     from lora_inspect.maths.tensor_reader import RowBlocks
 
 
@@ -34,10 +35,15 @@ class Recoded:
     """
 
     def __init__(
-        self, weight: CodedWeight, folds: Sequence[Fold], encoding: Encoding | None = None, shared: Any = None
+        self,
+        weight: CodedWeight,
+        folds: Sequence[Fold],
+        rounding: "StochasticRounding | None" = None,
+        encoding: Encoding | None = None,
+        shared: Any = None,
     ) -> None:
-        self._weight, self._folds, self._shared = weight, folds, shared
-        self._prepared = encoding
+        self._weight, self._folds, self._rounding = weight, folds, rounding
+        self._prepared, self._shared = encoding, shared
         self.aligned = weight.layout.together or 1
 
     @property
@@ -48,13 +54,15 @@ class Recoded:
     def prepared(self, over_all: Pass) -> Encoder:
         """With the scales of the base; raises LoraInspectError where these are no numbers."""
         assert self._weight.codec.encoding, "only what goes both ways is planned to be written so"
-        return Recoded(self._weight, self._folds, self._weight.codec.encoding(prepared(self._weight)))
+        return Recoded(self._weight, self._folds, self._rounding, self._weight.codec.encoding(prepared(self._weight)))
 
     def encoded(self, rows: "Tensor", first: int, memory: "RowBlocks") -> Coded:
-        """The nearest codes; raises LoraInspectError for a number that none stands for."""
+        """The nearest codes, or those by `rounding`; raises LoraInspectError for a number that none stands for."""
         seen = self._encoding.extremes(rows, first)
         settled = self._settled(seen, first) if self._shared is None else self._shared
         self._encoding.numbers(rows, settled, first)
+        if self._rounding:
+            rows = self._rounding.rounded(rows, self._weight.info.dtype, first * rows.shape[1])
         return Coded(memory.rounded(rows, self._weight.info.dtype), _Beside(seen, settled))
 
     def decoded(self, coded: Coded, first: int) -> "Tensor":
@@ -72,7 +80,7 @@ class Recoded:
         settled = self._settled(reduce(lambda one, other: one.joined(other), (own.seen for own in beside)), 0)
         if all(own.settled.equal(settled) for own in beside):
             return None
-        return Recoded(self._weight, self._folds, self._encoding, settled)
+        return Recoded(self._weight, self._folds, self._rounding, self._encoding, settled)
 
     def others(self, beside: Sequence[_Beside]) -> Iterable[tuple[str, "Tensor"]]:
         """The scales, as the base has them."""

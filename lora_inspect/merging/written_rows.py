@@ -11,7 +11,8 @@ from lora_inspect.records import NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lora_inspect.maths.chain import Link
+    from lora_inspect.maths.kept_sums import KeptSums, Look
+    from lora_inspect.maths.stochastic import StochasticRounding
     from lora_inspect.maths.tensor_reader import RowBlocks
 
 # What is computed of a block of the folded weight: (first row, rows), which stay as they are.
@@ -49,7 +50,7 @@ class Encoder(Protocol):
         """
 
     def decoded(self, coded: Coded, first: int) -> "Tensor":
-        """What the codes stand for, in the working type."""
+        """What the codes stand for, in any type of floats."""
 
     def again(self, beside: Sequence[Any]) -> "Encoder | None":
         """What all rows have to be written with once more, where that shows when they are done; mostly None.
@@ -64,26 +65,25 @@ class Encoder(Protocol):
 class Witness(Protocol):
     """Looks at the rows of one weight while they are written; several threads use it at the same time."""
 
-    def seen(self, first: int, base: "Tensor", terms: Sequence[Sequence["Link"]], written: "Tensor") -> Any:
-        """What is to be known of a block: rows of the base, decoded, and the same as they were written.
+    def look(self, rows: "Tensor", first: int) -> "Look | None":
+        """Looks at a block of the base, decoded, from the row `first` on; None where it need not be looked at.
 
-        `terms` are the settled changes of each adapter, in the order in which they are folded. The rows may be changed.
+        The look then sees the block behind the changes of each adapter, and as it was written.
         """
 
-    def add(self, one: Any, other: Any) -> Any:
-        """Two blocks' together; blocks come in their order."""
-
-    def done(self, name: str, total: Any) -> None:
-        """What all blocks of a weight gave, once it is written whole."""
+    def done(self, sums: "KeptSums | None") -> None:
+        """What all looks at a weight gave, added up in the order of the blocks."""
 
 
 class Rounded:
-    """The encoder for plain floats: every number is rounded to the nearest one of the type."""
+    """The encoder for plain floats: every number is rounded to the nearest one of the type, or by `rounding`."""
 
     aligned = 1
 
-    def __init__(self, info: TensorInfo, folds: Sequence[Fold], dtype: str) -> None:
-        self._info, self._folds, self._dtype = info, folds, dtype
+    def __init__(
+        self, info: TensorInfo, folds: Sequence[Fold], dtype: str, rounding: "StochasticRounding | None" = None
+    ) -> None:
+        self._info, self._folds, self._dtype, self._rounding = info, folds, dtype, rounding
 
     def prepared(self, over_all: Pass) -> Encoder:
         """Each number is rounded by itself."""
@@ -91,6 +91,8 @@ class Rounded:
 
     def encoded(self, rows: "Tensor", first: int, memory: "RowBlocks") -> Coded:
         """The rows in the type; raises LoraInspectError where a number is not finite there."""
+        if self._rounding:
+            rows = self._rounding.rounded(rows, self._dtype, first * rows.shape[1])
         rounded = memory.rounded(rows, self._dtype)
         if self._folds:
             check_finite(rounded, self._info, self._folds[-1], self._dtype)
@@ -99,10 +101,8 @@ class Rounded:
         return Coded(rounded)
 
     def decoded(self, coded: Coded, first: int) -> "Tensor":
-        """The numbers in the type that the weight was folded in."""
-        from lora_inspect.maths.tensor_reader import working_dtype
-
-        return coded.codes.to(working_dtype(self._info))
+        """They are the numbers."""
+        return coded.codes
 
     def again(self, beside: Sequence[Any]) -> None:
         """Nothing depends on other rows."""

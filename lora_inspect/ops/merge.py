@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,9 @@ from lora_inspect.files.writer import rewrite_tensor
 from lora_inspect.matching.orientation import Orientation, in_record
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.folded_weights import Folding, Written, write_folded
+from lora_inspect.merging.keeping import Keeping
+from lora_inspect.merging.kept import KeptAdapter, check_kept, notes_on
+from lora_inspect.merging.kept import in_record as in_kept_record
 from lora_inspect.merging.options import MergeOptions
 from lora_inspect.merging.plan import MergePlan, plan_merge
 from lora_inspect.merging.provenance import recorded
@@ -49,7 +52,8 @@ class MergeResult:
     `orientations` say by weight how the base stores it, `order_matters` are the weights that another order of the
     adapters would leave different, and `dora_multiplier` is what a multiplier that is neither 0 nor 1 did to DoRA.
     `notes` are sentences on what was said without need, on what may surprise, and on what other runs have left beside
-    the output.
+    the output. `kept` says how much of each adapter the output keeps, and `seed` by which one changed weights were
+    rounded, None for the nearest number.
     """
 
     output: str
@@ -72,6 +76,8 @@ class MergeResult:
     order_matters: tuple[str, ...] = field(default=(), repr=False)
     dora_multiplier: str | None = None
     notes: tuple[str, ...] = ()
+    kept: tuple[KeptAdapter, ...] = field(default=(), repr=False)
+    seed: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The record that `merge --json` prints."""
@@ -98,6 +104,7 @@ class MergeResult:
             "excluded": {path: list(keys) for path, keys in self.excluded.items()},
             "embeddings": list(self.embeddings),
             "order_matters": list(self.order_matters),
+            **in_kept_record(self.kept, self.seed),
         }
 
 
@@ -128,20 +135,29 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     """Writes the merged base: a file for a single-file base, a folder with the same names for any other.
 
     Where `output` is a folder, a file goes into it under the name of the base. `progress` is told the bytes of each
-    tensor that is done. Raises LoraInspectError, and leaves nothing, when a result is not finite or the output cannot
-    be written.
+    tensor that is done. Raises LoraInspectError, and leaves nothing, when a result is not finite, when the output keeps
+    too little of an adapter, or when it cannot be written.
     """
     started = time.perf_counter()
     output = merge_output(plan, output)
     leftovers = remove_leftovers(output)
     check_merge_output(plan, output, force)
     record = recorded(plan, progress, beside=load_torch)
-    folding = Folding(plan.folds, plan.storage, plan.options.dora_rule)
+    seed = plan.options.seed
+    keeping = Keeping([adapter.checkpoint.path for adapter, _ in plan.adapters])
+    folding = Folding(plan.folds, plan.storage, plan.options.dora_rule, seed, keeping)
+    kept: list[KeptAdapter] = []
+
+    def accept() -> None:
+        kept.extend(keeping.adapters())
+        if not plan.options.accept_loss:
+            check_kept(kept, seed)
+
     if plan.base.root is not None:
         with new_folder(output, plan.inputs, force) as folder:
-            counts = _write_folder(plan, folder, folding, record, progress)
+            counts = _write_folder(plan, folder, folding, record, progress, accept)
     else:
-        counts, _ = _write_file(plan, plan.base.files[0], output, folding, record, progress, plan.inputs, force)
+        counts, _ = _write_file(plan, plan.base.files[0], output, folding, record, progress, plan.inputs, force, accept)
     return MergeResult(
         output=output,
         modules_merged=plan.modules,
@@ -162,7 +178,9 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
         embeddings=tuple(plan.embeddings),
         order_matters=tuple(plan.order_matters),
         dora_multiplier=", ".join(sorted(plan.dora_rules)) or None,
-        notes=(*plan.notes, *leftovers),
+        notes=(*plan.notes, *leftovers, *notes_on(kept, seed)),
+        kept=tuple(kept),
+        seed=seed,
     )
 
 
@@ -183,7 +201,9 @@ def check_merge_output(plan: MergePlan, output: str, force: bool) -> None:
         check_replaceable(output, [*weights, *plan.side_files.copied], plan.side_files.folders)
 
 
-def _write_folder(plan: MergePlan, folder: str, folding: Folding, record: str, progress: Progress) -> Counter[str]:
+def _write_folder(
+    plan: MergePlan, folder: str, folding: Folding, record: str, progress: Progress, accept: Callable[[], None]
+) -> Counter[str]:
     counts: Counter[str] = Counter()
     late: dict[str, bytes] = {}
     written = {file: os.path.join(folder, os.path.basename(file)) for file in plan.base.files}
@@ -191,6 +211,7 @@ def _write_folder(plan: MergePlan, folder: str, folding: Folding, record: str, p
         own = _write_file(plan, file, output, folding, record, progress)
         counts += own.counts
         late |= own.late
+    accept()
     for name, content in late.items():
         rewrite_tensor(written[plan.base.tensors[name].file], name, content)
     weight_bytes = sum(folding.output(info).nbytes for info in plan.written)
@@ -208,11 +229,12 @@ def _write_file(
     progress: Progress,
     inputs: Mapping[str, Identity] | None = None,
     force: bool = False,
+    accept: Callable[[], None] = lambda: None,
 ) -> Written:
     infos = [info for info in plan.written if info.file == file]
     described = plan.storage.metadata.get(file, plan.base.file_metadata[file])
     metadata = merged_metadata(described, record)
-    return write_folded(output, infos, folding, metadata, progress, inputs, force)
+    return write_folded(output, infos, folding, metadata, progress, inputs, force, accept)
 
 
 def _size(path: str) -> int:

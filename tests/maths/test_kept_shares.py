@@ -5,7 +5,7 @@ import torch
 from toy_merges import drawn
 
 from lora_inspect.maths.kept_shares import KeptShare, kept_in, pooled
-from lora_inspect.maths.kept_sums import Look
+from lora_inspect.maths.kept_sums import Look, both
 from lora_inspect.maths.looked_rows import looked_rows
 from lora_inspect.maths.tensor_reader import STORED_DTYPES
 from lora_inspect.maths.untold_shares import ALIKE, NO_CHANGE, ROUNDED_AWAY
@@ -31,7 +31,7 @@ def looked(base, changes, written, block=7, spans=None):
             rows += change[first : first + block]
             look.see(rows)
         look.see(written[first : first + block])
-        sums = look.sums() if sums is None else sums.and_of(look.sums())
+        sums = both(sums, look.sums())
     return kept_in(sums, base.numel(), "F64" if base.dtype == torch.float64 else "F32")
 
 
