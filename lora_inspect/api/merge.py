@@ -19,6 +19,7 @@ from lora_inspect.api.arguments import (
 )
 from lora_inspect.api.failures import in_a_sentence
 from lora_inspect.maths.dora import MULTIPLIER_RULES
+from lora_inspect.merging.rounding import NEAREST, STOCHASTIC, seed_of
 from lora_inspect.ops.merge import MergeOptions, MergeResult, plan_merge
 from lora_inspect.ops.merge import merge as merge_planned
 from lora_inspect.reading.chosen_modules import Choice
@@ -43,6 +44,9 @@ def merge(
     exclude: str | Iterable[str] = (),
     weights: StrPath | None = None,
     allow_unmatched: bool = False,
+    rounding: str = NEAREST,
+    seed: int | None = None,
+    accept_loss: bool = False,
     dora_multiplier: str | None = None,
     transposed: Transposed = None,
     rslora: bool | None = None,
@@ -72,6 +76,8 @@ def merge(
         choice=Choice(names_of(include), names_of(exclude)),
         weights=None if weights is None else read_weights(path_of(weights)),
         hash_base=hash_base,
+        seed=seed_of(chosen("rounding", rounding, (NEAREST, STOCHASTIC)), seed),
+        accept_loss=accept_loss,
     )
     if dtype is not None and touched_dtype is not None:
         raise ValueError("dtype is for all weights and touched_dtype for those that change; give one of both")

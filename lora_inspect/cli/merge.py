@@ -22,9 +22,12 @@ from lora_inspect.listing import some
 from lora_inspect.matching.orientation import in_words
 from lora_inspect.matching.orientation_answers import Answers
 from lora_inspect.matching.unmatched import in_components
+from lora_inspect.merging.kept import in_summary
+from lora_inspect.merging.rounding import NEAREST, STOCHASTIC, seed_of
 from lora_inspect.ops.merge import (
     MergeOptions,
     MergePlan,
+    MergeResult,
     check_merge_output,
     merge_output,
     plan_merge,
@@ -72,6 +75,15 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
     help="Merge this component of the adapters: model, text_encoder, …; may be repeated.",
 )
 @choosing_options("Merge")
+@click.option(
+    "--rounding",
+    type=click.Choice([NEAREST, STOCHASTIC]),
+    default=NEAREST,
+    show_default=True,
+    help="How changed weights are rounded to 16 bits and less: stochastic keeps the mean of small changes, with noise.",
+)
+@click.option("--seed", type=int, metavar="N", help="What stochastic rounding is drawn by; 0 by default.")
+@click.option("--accept-loss", is_flag=True, help="Write also what keeps less than half of an adapter.")
 @click.option("--allow-unmatched", is_flag=True, help="Leave out modules and tensors without a target, and list them.")
 @dora_multiplier_option
 @transposed_option("the base stores")
@@ -112,6 +124,9 @@ def merge(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     weights: str | None,
+    rounding: str,
+    seed: int | None,
+    accept_loss: bool,
     allow_unmatched: bool,
     dora_multiplier: str | None,
     transposed: Answers,
@@ -138,6 +153,10 @@ def merge(
         raise click.UsageError(
             "--dtype is for all weights and --touched-dtype for those that change; give one of both."
         )
+    try:
+        drawn_by = seed_of(rounding, seed)
+    except ValueError as error:
+        raise click.UsageError(f"{error}.") from None
     options = MergeOptions(
         dtype=DTYPE_NAMES[dtype] if dtype else None,
         touched_dtype=DTYPE_NAMES[touched_dtype] if touched_dtype else None,
@@ -149,6 +168,8 @@ def merge(
         choice=Choice(include, exclude),
         weights=read_weights(weights) if weights is not None else None,
         hash_base=hash_base,
+        seed=drawn_by,
+        accept_loss=accept_loss,
     )
     plan = plan_merge(base, parse_arguments(adapters), options)
     for note in plan.notes:
@@ -164,10 +185,10 @@ def merge(
         result = merge_files(plan, output, force, progress)
     for note in result.notes[len(plan.notes) :]:
         terminal.note(note)
-    _print(result.to_dict(), plan, as_json)
+    _print(result.to_dict(), plan, as_json, result)
 
 
-def _print(record: dict[str, Any], plan: MergePlan, as_json: bool) -> None:
+def _print(record: dict[str, Any], plan: MergePlan, as_json: bool, result: MergeResult | None = None) -> None:
     if as_json:
         terminal.json_text(record)
         return
@@ -207,6 +228,8 @@ def _print(record: dict[str, Any], plan: MergePlan, as_json: bool) -> None:
         terminal.line(f"{len(record['files_copied'])} files beside the weights {copied}")
     if record["left_behind"]:
         terminal.aside(f"left behind in the base's folder: {', '.join(map(shortened, record['left_behind']))}")
+    if result:
+        terminal.line(in_summary(result.kept, result.seed))
     if "seconds" in record:
         terminal.line(f"{record['bytes']:,} bytes in {record['seconds']:.1f} s")
 

@@ -12,6 +12,12 @@ SIGMAS = 5.0
 OPEN = 0.5
 # Why a share is not told.
 NO_CHANGE, ROUNDED_AWAY, ALIKE, NOT_FINITE = "no change", "rounding", "alike", "not finite"
+REASONS = {
+    NO_CHANGE: "the adapter changes nothing there",
+    ROUNDED_AWAY: "the change is smaller than what rounding leaves of it",
+    ALIKE: "another adapter makes the same change",
+    NOT_FINITE: "the merged weights are not finite",
+}
 
 
 def why_untold(gram: Tensor, noise: Sequence[float], rounding: Sequence[float]) -> list[str]:

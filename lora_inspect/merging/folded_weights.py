@@ -14,6 +14,7 @@ from lora_inspect.merging.crew import Crew, Job
 from lora_inspect.merging.keeping import Keeping
 from lora_inspect.merging.links import Fold
 from lora_inspect.merging.recoded_rows import Recoded
+from lora_inspect.merging.rounding import rounding_of
 from lora_inspect.merging.storage import Storage
 from lora_inspect.merging.written_rows import Encoder, Rounded, Witness
 from lora_inspect.progress import Progress

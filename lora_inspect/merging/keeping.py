@@ -64,6 +64,7 @@ class Keeping:
     def adapters(self) -> list[KeptAdapter]:
         """How much is kept of each adapter, once all weights are written."""
         from lora_inspect.maths.kept_shares import pooled
+        from lora_inspect.maths.untold_shares import REASONS
 
         seen = [(one, kept) for one in self._witnesses if (kept := one.kept())]
         numbers = [[self._adapters.index(path) for path in one.adapters] for one, _ in seen]
@@ -74,7 +75,15 @@ class Keeping:
                 if share.value is not None:
                     weights[path].append(KeptWeight(one.name, share.value, one.dtype))
         sampled = {path for one, _ in seen if one.is_sampled for path in one.adapters}
+        shares = pooled(parts, len(self._adapters)).shares()
         return [
-            KeptAdapter(path, share.value, share.noise, share.why, path in sampled, worst_of(weights[path]))
-            for path, share in zip(self._adapters, pooled(parts, len(self._adapters)).shares(), strict=True)
+            KeptAdapter(
+                path=path,
+                share=share.value,
+                noise=share.noise,
+                why=REASONS.get(share.why, ""),
+                is_sampled=path in sampled,
+                worst=worst_of(weights[path]),
+            )
+            for path, share in zip(self._adapters, shares, strict=True)
         ]

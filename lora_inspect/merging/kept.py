@@ -6,6 +6,7 @@ from typing import Any
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.dtypes import BITS
 from lora_inspect.listing import counted, listed
+from lora_inspect.merging.rounding import NEAREST, OPTION, STOCHASTIC
 from lora_inspect.printable import shortened
 from lora_inspect.records import NamedTuple
 
@@ -41,9 +42,9 @@ class KeptAdapter(NamedTuple):
 
     @property
     def in_words(self) -> str:
-        """The share, with a mark where it is that of a sample."""
+        """The share, with a mark where it is that of a sample, or why there is none."""
         if self.share is None:
-            return "cannot tell"
+            return f"no share, as {self.why},"
         return f"{'~' if self.is_sampled else ''}{self.share:.2f}"
 
 
@@ -58,11 +59,20 @@ def in_record(kept: Sequence[KeptAdapter], seed: int | None) -> dict[str, Any]:
         "kept": {one.path: _rounded(one.share) for one in kept},
         "kept_worst": {one.path: {weight.name: _rounded(weight.share) for weight in one.worst} for one in kept},
         "kept_of_a_sample": [one.path for one in kept if one.is_sampled],
-        "rounding": "nearest" if seed is None else "stochastic",
+        "rounding": NEAREST if seed is None else STOCHASTIC,
     }
     if seed is None:
         return record
     return record | {"seed": seed, "noise": {one.path: _rounded(one.noise) for one in kept}}
+
+
+def in_summary(kept: Sequence[KeptAdapter], seed: int | None) -> str:
+    """A line of the shares, and of the noise where rounding was stochastic."""
+    line = f"kept: {', '.join(f'{one.in_words} of {one.path}' for one in kept)}"
+    if seed is None:
+        return line
+    noise = ", ".join(f"{one.noise:.2g} times the change of {one.path}" for one in kept if one.noise is not None)
+    return f"{line}; rounded stochastically by seed {seed}{f', whose noise is {noise}' if noise else ''}"
 
 
 def check_kept(kept: Sequence[KeptAdapter], seed: int | None) -> None:
@@ -98,7 +108,7 @@ def _because(one: KeptAdapter) -> str:
 def _ways_out(one: KeptAdapter, seed: int | None) -> list[str]:
     bits = min((BITS[weight.dtype] for weight in one.worst), default=16)
     ways = [f"write it with --dtype {finer}" for most, finer in _FINER.items() if bits <= most][:1]
-    return ways if seed is not None else [*ways, "keep its mean with --rounding stochastic"]
+    return ways if seed is not None else [*ways, f"keep its mean with {OPTION}"]
 
 
 def _rounded(value: float | None) -> float | None:

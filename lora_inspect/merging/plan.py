@@ -20,6 +20,7 @@ from lora_inspect.merging.options import MergeOptions
 from lora_inspect.merging.other_expert import other_expert_notes
 from lora_inspect.merging.parts_of_adapters import parts_of
 from lora_inspect.merging.residual_bases import check_residual, residual_notes
+from lora_inspect.merging.rounding import check_rounding
 from lora_inspect.merging.storage import Asked, Storage, plan_storage
 from lora_inspect.merging.tied_head import check_tied
 from lora_inspect.reading.adapter import Adapter, read_adapter
@@ -175,6 +176,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
     _check_replaced(folds)
     side_files = find_side_files(base)
     storage = plan_storage(base, side_files, Asked(options.dtype, options.touched_dtype), *_read(folds))
+    check_rounding(options.seed, base, folds, storage.types)
     return MergePlan(
         base=base,
         adapters=tuple((adapter, adapter.settings) for adapter in read),

@@ -3,19 +3,12 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from lora_inspect.listing import listed, some
-from lora_inspect.maths.untold_shares import ALIKE, NO_CHANGE, NOT_FINITE, ROUNDED_AWAY
+from lora_inspect.maths.untold_shares import ALIKE, NO_CHANGE, NOT_FINITE, REASONS
 from lora_inspect.records import NamedTuple
 from lora_inspect.verifying.causes import fitting
 from lora_inspect.verifying.shares import TOLERANCE, Shares
 from lora_inspect.verifying.told import DOUBLED, MISSING, NONE, OPPOSITE, SCALED, Told, Unit
 from lora_inspect.verifying.weigher import Weighed
-
-_REASONS = {
-    NO_CHANGE: "the adapter changes nothing there",
-    ROUNDED_AWAY: "the change is smaller than what rounding leaves of it",
-    ALIKE: "another adapter makes the same change",
-    NOT_FINITE: "the merged weights are not finite",
-}
 
 
 class Finding(NamedTuple):
@@ -138,7 +131,7 @@ def _untold(one: Told) -> Iterator[Finding]:
     open_ = {name: why for name, why in one.untold.items() if why not in (NO_CHANGE, NOT_FINITE)}
     if not open_:
         return
-    reasons = listed([_REASONS[why] for why in dict.fromkeys(open_.values())])
+    reasons = listed([REASONS[why] for why in dict.fromkeys(open_.values())])
     alone = not one.units and set(open_.values()) != {ALIKE}
     says = f"cannot tell how much of {one.adapter} is in {_modules(open_)}: {reasons}"
     yield Finding("cannot-tell", says, tuple(open_), one.adapter, is_error=alone)
