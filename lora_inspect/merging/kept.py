@@ -83,7 +83,7 @@ def check_kept(kept: Sequence[KeptAdapter], seed: int | None) -> None:
         also = f", and of {counted(len(lost) - 1, 'other adapter')} no more than half" if len(lost) > 1 else ""
         raise LoraInspectError(
             f"{least.path}: the output would keep {least.in_words} of it{also}: {_because(least)}; "
-            f"{listed([*_ways_out(least, seed), 'take what is left with --accept-loss'], 'or')}."
+            f"{', '.join(_ways_out(least, seed))}, or take what is left with --accept-loss."
         )
 
 
@@ -91,7 +91,7 @@ def notes_on(kept: Sequence[KeptAdapter], seed: int | None) -> list[str]:
     """A sentence on each adapter of which a part is lost."""
     return [
         f"{one.path}: the output keeps {one.in_words} of it: {_because(one)}; to keep more, "
-        f"{listed(_ways_out(one, seed), 'or')}."
+        f"{', or '.join(_ways_out(one, seed))}."
         for one in kept
         if one.share is not None and one.share < TOLD
     ]
@@ -107,7 +107,11 @@ def _because(one: KeptAdapter) -> str:
 
 def _ways_out(one: KeptAdapter, seed: int | None) -> list[str]:
     bits = min((BITS[weight.dtype] for weight in one.worst), default=16)
-    ways = [f"write it with --dtype {finer}" for most, finer in _FINER.items() if bits <= most][:1]
+    ways = [
+        f"write finer numbers with --touched-dtype {finer} or --dtype {finer}"
+        for most, finer in _FINER.items()
+        if bits <= most
+    ][:1]
     return ways if seed is not None else [*ways, f"keep its mean with {OPTION}"]
 
 

@@ -35,10 +35,15 @@ def rounding_of(seed: int | None, name: str, folds: Sequence[Fold]) -> "Stochast
     return StochasticRounding(seed, name)
 
 
-def check_rounding(seed: int | None, base: Checkpoint, folds: Mapping[str, Sequence[Fold]], dtype: str | None) -> None:
-    """Raises LoraInspectError where there is a `seed` and no changed weight is written in numbers so coarse."""
+def check_rounding(
+    seed: int | None, base: Checkpoint, folds: Mapping[str, Sequence[Fold]], types: Mapping[str, str]
+) -> None:
+    """Raises LoraInspectError where there is a `seed` and no changed weight is written in numbers so coarse.
+
+    `types` has the element type of each weight that gets another one.
+    """
     changed = (name for name, own in folds.items() if any(fold.multiplier for fold in own))
-    written = {dtype or base.tensors[name].dtype for name in changed}
+    written = {types.get(name, base.tensors[name].dtype) for name in changed}
     if seed is not None and not any(BITS[one] <= _MOST_BITS for one in written):
         types = f"what changes is written in {listed(sorted(written))}" if written else "nothing changes"
         raise LoraInspectError(f"{base.path}: {OPTION} has nothing to round, as {types}; leave it out.")

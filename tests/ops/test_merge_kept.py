@@ -234,8 +234,8 @@ def test_the_worst_adapter_is_named_and_others_are_counted():
         check_kept(found, 4)
     assert str(refused.value) == (
         "b: the output would keep 0.10 of it, and of 2 other adapters no more than half: its change is small beside "
-        "the steps of F8_E4M3 and BF16, least in w (0.01) and v (0.20); write it with --dtype bf16 or take what is "
-        "left with --accept-loss."
+        "the steps of F8_E4M3 and BF16, least in w (0.01) and v (0.20); write finer numbers with --touched-dtype bf16 "
+        "or --dtype bf16, or take what is left with --accept-loss."
     )
 
 
