@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 
 RANK, FALL = 32, 4.0
@@ -110,7 +111,11 @@ def trained(folder: str, data: Path) -> None:
         for name, tensor in bases[kind].items():
             is_weight = name.endswith(".weight") and tensor.dim() > 1
             base |= e4m3(name.removesuffix(".weight"), tensor) if is_weight else {name: tensor}
-        share, _ = merged(folder, base, str(own))
+        try:
+            share, _ = merged(folder, base, str(own))
+        except LoraInspectError:  # it changes what is no number of a grid
+            print(f"| {own.parent.name} | refused | | |")
+            continue
         drawn, noise = merged(folder, base, str(own), seed=0)
         print(f"| {own.parent.name} | {share:.2f} | {drawn:.2f} | {noise:.1f} |")
 

@@ -107,11 +107,8 @@ def _because(one: KeptAdapter) -> str:
 
 def _ways_out(one: KeptAdapter, seed: int | None) -> list[str]:
     bits = min((BITS[weight.dtype] for weight in one.worst), default=16)
-    ways = [
-        f"write finer numbers with --touched-dtype {finer} or --dtype {finer}"
-        for most, finer in _FINER.items()
-        if bits <= most
-    ][:1]
+    finer = next((name for most, name in _FINER.items() if bits <= most), None)
+    ways = [f"write finer numbers with --touched-dtype {finer} or --dtype {finer}"] if finer else []
     return ways if seed is not None else [*ways, f"keep its mean with {OPTION}"]
 
 

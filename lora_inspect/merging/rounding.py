@@ -45,5 +45,5 @@ def check_rounding(
     changed = (name for name, own in folds.items() if any(fold.multiplier for fold in own))
     written = {types.get(name, base.tensors[name].dtype) for name in changed}
     if seed is not None and not any(BITS[one] <= _MOST_BITS for one in written):
-        types = f"what changes is written in {listed(sorted(written))}" if written else "nothing changes"
-        raise LoraInspectError(f"{base.path}: {OPTION} has nothing to round, as {types}; leave it out.")
+        why = f"what changes is written in {listed(sorted(written))}" if written else "nothing changes"
+        raise LoraInspectError(f"{base.path}: {OPTION} has nothing to round, as {why}; leave it out.")
