@@ -148,6 +148,15 @@ def test_what_is_not_plain_is_left_to_the_strict_way(header, tmp_path):
     assert shortly(path) is None
 
 
+@pytest.mark.parametrize("ranges", ["[0,8] [0,8]", "[0,8] [4,12]", "[0,8] [16,24]", "[8,16] [16,24]"])
+def test_ranges_that_are_not_one_behind_the_other_are_left_to_the_strict_way(ranges):
+    first, second = ranges.split()
+    header = f"{{{GOOD.replace('[0,8]', first)},{GOOD.replace('[0,8]', second).replace('a', 'b', 1)}}}"
+    assert header.count("[2]") == 2
+    end = int(second.strip("[]").split(",")[1])
+    assert read_plain(header.encode(), end) is None
+
+
 def test_text_that_is_not_unicode_is_left_to_the_strict_way():
     header = "{" + GOOD + "}"
     assert read_plain(header.encode(), 8) is not None
