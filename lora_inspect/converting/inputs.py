@@ -6,8 +6,9 @@ from lora_inspect.algorithms.record import BIAS
 from lora_inspect.converting.choices import SINGLE_EXPERTS
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
+from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.adapter import Adapter, read_adapter
+from lora_inspect.reading.base_weights import open_weights
 from lora_inspect.reading.components import chosen
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.kinds import ADAPTER, kind_of
@@ -111,7 +112,7 @@ def open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
             f"{path}: it is DoRA ({adapter.dora.modules} magnitudes), which is settled first; make it plain without "
             "--layout, then give that to the output."
         )
-    base = open_checkpoint(options.base)
+    base = open_weights(options.base)
     if kind_of(read_adapter(base))[0] == ADAPTER:
         raise LoraInspectError(f"{base.path}: it is an adapter itself, not a base; name the model's own weights.")
     return base

@@ -24,7 +24,7 @@ from lora_inspect.merging.rounding import check_rounding
 from lora_inspect.merging.storage import Asked, Storage, plan_storage
 from lora_inspect.merging.tied_head import check_tied
 from lora_inspect.reading.adapter import Adapter, read_adapter
-from lora_inspect.reading.base_weights import open_base
+from lora_inspect.reading.base_weights import open_weights
 from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.settings import Settings
@@ -148,7 +148,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
 
     Each adapter comes with its settings, or with its multiplier where there are no others.
     """
-    base = open_base(base_path)
+    base = open_weights(base_path)
     named = [(path, _as_settings(own)) for path, own in adapters]
     opened = [
         (open_checkpoint(path), own) for path, own in (options.weights.joined(named) if options.weights else named)

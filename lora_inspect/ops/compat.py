@@ -15,6 +15,7 @@ from lora_inspect.matching.match import match
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter, read_adapter
+from lora_inspect.reading.base_weights import open_weights
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.paths import with_paths
@@ -89,7 +90,7 @@ def _with_errors(adapter: Adapter, base: str, verdicts: Sequence[Verdict], progr
             f"{adapter.checkpoint.path}: no program is known to make another change of its magnitudes, so --base has "
             "nothing to do; leave it out."
         )
-    weights = open_checkpoint(base)
+    weights = open_weights(base)
     landed = find_landed(adapter, weights, match(adapter, weights))
     load_torch()
     from lora_inspect.converting.misapplied import dora_errors

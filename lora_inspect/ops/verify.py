@@ -10,6 +10,7 @@ from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.options import MergeOptions
 from lora_inspect.merging.plan import MergePlan, plan_merge
 from lora_inspect.progress import Progress, silent
+from lora_inspect.reading.base_weights import open_weights
 from lora_inspect.reading.settings import Settings
 from lora_inspect.records import NamedTuple
 from lora_inspect.verifying.models import Model, check_kinds, check_names
@@ -80,7 +81,7 @@ def plan_verify(
     merged_path: str, base_path: str, adapters: Sequence[tuple[str, Settings]], options: MergeOptions
 ) -> VerifyPlan:
     """Reads headers; raises LoraInspectError for whatever stands in the way, as `plan_merge` does."""
-    merged, base = open_checkpoint(merged_path), open_checkpoint(base_path)
+    merged, base = open_checkpoint(merged_path), open_weights(base_path)
     check_kinds(merged, base)
     # Every weight is compared as numbers, codes of the base too.
     plan = plan_merge(base_path, adapters, replace(options, dtype="F32"))

@@ -16,7 +16,7 @@ from lora_inspect.reading.coded_weights import BaseCodecs
 from lora_inspect.reading.quantisation import quantisation_settings
 
 
-def open_base(path: str) -> Checkpoint:
+def open_weights(path: str) -> Checkpoint:
     """The view of a model, a GGUF file as well; raises LoraInspectError for whatever is none."""
     return with_weights(open_model(path))
 
