@@ -51,8 +51,9 @@ class Scale(NamedTuple):
 
 
 def number(weight: Shape, scale: Shape) -> Blocks | None:
-    """One number for the whole weight."""
-    return Blocks(max(weight[0], 1), max(prod(weight[1:]), 1)) if weight and prod(scale) == 1 else None
+    """One number for the whole weight, in whichever shape its rows are read."""
+    size = max(prod(weight), 1)
+    return Blocks(size, size) if weight and prod(scale) == 1 else None
 
 
 def rows(weight: Shape, scale: Shape) -> Blocks | None:
@@ -104,7 +105,6 @@ class Encoding:
         own = slice(start, start + seen.largest.shape[0])
         stored, size = self._scale.stored[own], self._scale.values[own].abs()
         fit = (seen.largest < size * self._reach.most) & (seen.smallest > size * self._reach.least)
-        fit |= (seen.largest == 0) & (seen.smallest == 0)
         if fit.all():
             return stored
         return stored.where(fit, self._fresh(seen, stored))

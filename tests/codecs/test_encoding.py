@@ -223,3 +223,19 @@ def test_extremes_of_blocks_are_joined():
     other = Extremes(torch.tensor([[2.0, 4.0]]), torch.tensor([[0.0, -3.0]]))
     joined = one.joined(other)
     assert (joined.largest.tolist(), joined.smallest.tolist()) == ([[2.0, 5.0]], [[-1.0, -3.0]])
+
+
+@pytest.mark.parametrize("dtype", STORED)
+def test_one_scale_for_all_experts_holds_however_their_rows_are_read(dtype):
+    """A weight (experts, out, in) is changed as a matrix (experts · out, in)."""
+    codec = int8.CODEC if dtype == torch.int8 else weight_scale.CODEC
+    codes, scale = drawn(dtype, 12, 20), torch.tensor(0.02)
+    state = prepared(codec, codes.view(3, 4, 20), scale)
+    rows = decoded(codec, codes, state)
+    assert torch.equal(rows, numbers_of(codes, torch.empty(12, 20)) * scale)
+    found, settings = encoded(codec, rows, state, dtype, step=5)
+    assert bits(found).equal(bits(codes))
+    assert settings["weight_scale"].equal(scale)
+    rows[11, 3] = rows.abs().max() * 2
+    _, settings = encoded(codec, rows, state, dtype, step=5)
+    assert settings["weight_scale"].item() == pytest.approx(rows[11, 3].item() / LARGEST[dtype])
