@@ -123,7 +123,7 @@ def _decode(codes: Any, weight: Quantised, first: int, into: Any) -> None:
 
 
 CODEC = Codec(
-    name="bitsandbytes_4bit",
+    name="nf4",
     title="4 bits of bitsandbytes",
     stored=_U8,
     settings={LARGEST: _F32 | _U8, TABLE: _F32},
