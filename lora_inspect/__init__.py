@@ -18,6 +18,7 @@ _HOMES = {
     "OpenedModule": "modules",
     "ScannedFile": "scan",
     "StateDict": "state_dict",
+    "UndoResult": "undo",
     "VerifyResult": "verify",
     "check": "check",
     "compat": "compat",
@@ -26,6 +27,7 @@ _HOMES = {
     "open_adapter": "opened",
     "scan": "scan",
     "state_dict": "state_dict",
+    "undo": "undo",
     "verify": "verify",
 }
 
@@ -40,6 +42,7 @@ __all__ = [
     "OpenedModule",
     "ScannedFile",
     "StateDict",
+    "UndoResult",
     "VerifyResult",
     "__version__",
     "check",
@@ -49,6 +52,7 @@ __all__ = [
     "open_adapter",
     "scan",
     "state_dict",
+    "undo",
     "verify",
 ]
 
@@ -63,6 +67,7 @@ if TYPE_CHECKING:
     from lora_inspect.api.opened import OpenedAdapter, open_adapter
     from lora_inspect.api.scan import ScannedFile, scan
     from lora_inspect.api.state_dict import StateDict, state_dict
+    from lora_inspect.api.undo import UndoResult, undo
     from lora_inspect.api.verify import VerifyResult, verify
 else:  # names that are not there are wrong for what checks types as well
 

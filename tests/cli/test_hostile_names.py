@@ -112,6 +112,14 @@ def of_merge(write, folder):
     weights.write_text(f"[{json.dumps(EVIL)}]", encoding="utf-8")
     yield ["merge", whole, adapter, "-o", output, "--force", "--weights", weights]
     yield ["merge", whole, adapter, "-o", output, "--force", "--weights", EVIL]
+    told = {"file": EVIL, "multiplier": {EVIL: 1}, "sha256": {EVIL: EVIL}, "settings": EVIL}
+    record = {"version": EVIL, "base": {"file": EVIL}, "adapters": [told], "options": {}}
+    for number, options in enumerate(({}, {EVIL: EVIL}, {"transposed": [EVIL]})):
+        metadata = {"lora_inspect.merged": json.dumps({**record, "options": options})}
+        merged = write(weights, metadata, name=f"merged{number}.safetensors")
+        yield ["merge", "--undo", merged, adapter, "-o", output]
+        yield ["info", merged]
+        yield ["metadata", "show", merged]
     yield ["merge", whole, adapter, adapter, "-o", output, "--force"]
     yield ["merge", whole, f"{adapter}:*nothing{EVIL.strip()}*=2", "-o", output, "--force"]
     yield ["merge", folder / EVIL_FILE / "no-base", adapter, "-o", output]

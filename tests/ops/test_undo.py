@@ -269,6 +269,19 @@ def test_what_does_not_fit_the_record_is_refused(number, run, folder):
     assert not out.exists()
 
 
+def test_a_program_undoes_as_the_command_line_does(folder):
+    import lora_inspect
+
+    files = folder.file("base.safetensors", base(torch.bfloat16)), folder.file("a.safetensors", lora(1))
+    merged, out = folder.merged("merged.safetensors", *files), str(folder.path / "out.safetensors")
+    told: list[tuple[int, int]] = []
+    result = lora_inspect.undo(merged, files[1], out, accept_unproved=True, progress=lambda *at: told.append(at))
+    assert 0 < result.proved < result.entries
+    assert told[-1][0] == told[-1][1]
+    whole = lora_inspect.undo(merged, [files[1]], out, base=files[0], force=True)
+    assert whole.proved == whole.entries
+
+
 def test_the_options_of_a_merge_are_none_of_undo(run, folder):
     files = folder.file("base.safetensors", base(torch.bfloat16)), folder.file("a.safetensors", lora(1))
     merged, out = folder.merged("merged.safetensors", *files), folder.path / "out.safetensors"
