@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from typing import Any
 
 from lora_inspect import __version__
@@ -14,6 +15,7 @@ from lora_inspect.files.input_file import InputFile
 from lora_inspect.matching.orientation_answers import spell_answer
 from lora_inspect.maths import dora
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
+from lora_inspect.merging.options import MergeOptions
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter
@@ -31,6 +33,12 @@ from lora_inspect.reading.merge_record import (
 )
 from lora_inspect.reading.metadata import describe_file
 from lora_inspect.reading.settings import spell_settings
+
+# The options that are recorded under names of the command line, or with the adapters, or that change nothing.
+_SPELLED = (
+    *("dtype", "touched_dtype", "only", "choice", "transposed", "dora_rule", "allow_unmatched", "settings"),
+    *("weights", "hash_base"),
+)
 
 
 def recorded(plan: MergePlan, progress: Progress = silent, beside: Callable[[], None] = lambda: None) -> str:
@@ -107,7 +115,10 @@ def _default_rule(contributions: Iterable[Any]) -> str:
 
 
 def _options(plan: MergePlan) -> dict[str, Any]:
-    """The options of the command line that a merge was made with, as far as they were given."""
+    """The options of the command line that a merge was made with, as far as they were given.
+
+    Those that are not spelled here stand under their own names, so that nobody undoes what he does not know.
+    """
     options = plan.options
     said = {
         "dtype": options.dtype,
@@ -120,4 +131,8 @@ def _options(plan: MergePlan) -> dict[str, Any]:
         "allow_unmatched": options.allow_unmatched,
         "allow_partial_dora": options.settings.allow_partial_dora,
     }
-    return {name: value for name, value in said.items() if value}
+    others = {one.name: getattr(options, one.name) for one in fields(options) if one.name not in _SPELLED}
+    defaults = MergeOptions()
+    return {name: value for name, value in said.items() if value} | {
+        name: value for name, value in others.items() if value != getattr(defaults, name)
+    }

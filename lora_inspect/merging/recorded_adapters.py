@@ -21,8 +21,10 @@ from lora_inspect.reading.settings import Settings, parse_settings, spell_settin
 _TEXTS, _LISTS, _FLAGS = (
     ("dtype", "touched_dtype", "dora_multiplier"),
     ("only", "include", "exclude", "transposed"),
-    ("allow_unmatched", "allow_partial_dora"),
+    ("allow_unmatched", "allow_partial_dora", "accept_loss"),
 )
+# What stochastic rounding was drawn by, where it was asked for.
+SEED = "seed"
 
 # What no cast is for.
 _NEVER_CAST = {"BOOL", "I64", "I32", "I16"}
@@ -58,7 +60,7 @@ def recorded_cast(record: MergeRecord) -> str | None:
 def recorded_options(record: MergeRecord, path: str) -> MergeOptions:
     """The options of the merge into the base itself; LoraInspectError for what is none that is known."""
     said = record.options
-    wrong = [name for name in said if name not in (*_TEXTS, *_LISTS, *_FLAGS)]
+    wrong = [name for name in said if name not in (*_TEXTS, *_LISTS, *_FLAGS, SEED)]
     wrong += [name for name in _TEXTS if not isinstance(said.get(name, ""), str)]
     wrong += [name for name in _LISTS if not _is_list_of_texts(said.get(name, []))]
     wrong += [name for name in _FLAGS if not isinstance(said.get(name, False), bool)]

@@ -39,20 +39,20 @@ class FromMerged:
 class AgainstBase:
     """Holds the tensors of a base against a model that was merged from it; `unchecked` are those without a rule.
 
-    `rewritten` are the tensors beside codes that were written again with them.
+    `beyond_rules` are tensors of which nothing is known but that they may have become others.
     """
 
-    def __init__(self, merged: Checkpoint, folds: Mapping[str, Sequence[Fold]], rewritten: Collection[str]) -> None:
+    def __init__(self, merged: Checkpoint, folds: Mapping[str, Sequence[Fold]], beyond_rules: Collection[str]) -> None:
         self._merged, self._folds, self._factors = merged, folds, FactorReader()
-        self._rewritten = rewritten
+        self._beyond_rules = beyond_rules
         self.unchecked: list[str] = []
 
     def check(self, info: TensorInfo) -> None:
         """Raises LoraInspectError where the tensor of the base cannot have become that of the merged model."""
         other, folds = self._merged.tensors.get(info.name), self._folds.get(info.name, ())
         is_plain = other is not None and {info.dtype, other.dtype} <= TORCH_DTYPES.keys()
-        is_written_again = info.name in self._rewritten
-        if other is None or is_written_again or (folds and (not is_plain or any(map(why_not, folds)))):
+        is_ruled = info.name not in self._beyond_rules and not (folds and (not is_plain or any(map(why_not, folds))))
+        if other is None or not is_ruled:
             self.unchecked.append(info.name)
         elif folds:
             if differ := Subtraction(folds, self._factors, other).differing(info):

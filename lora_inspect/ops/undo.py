@@ -20,7 +20,7 @@ from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.links import Fold
 from lora_inspect.merging.plan import MergePlan, plan_merge
 from lora_inspect.merging.provenance import base_record
-from lora_inspect.merging.recorded_adapters import last_record, recorded_adapters, recorded_cast, recorded_options
+from lora_inspect.merging.recorded_adapters import SEED, last_record, recorded_adapters, recorded_cast, recorded_options
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.merge_record import MergedBase, hashes_of, undone_metadata
 from lora_inspect.reading.settings import Settings
@@ -36,12 +36,13 @@ class UndoPlan:
     """What is taken out of where.
 
     `merge` is the plan of the merge, with the merged model in the place of the base where that is not at hand; `base`
-    is what was merged into where it is.
+    is what was merged into where it is. `is_drawn` says that the merge rounded stochastically.
     """
 
     merged: Checkpoint
     merge: MergePlan
     base: Checkpoint | None = None
+    is_drawn: bool = False
 
     @property
     def folds(self) -> dict[str, list[Fold]]:
@@ -110,14 +111,20 @@ def plan_undo(merged_path: str, adapters: Sequence[tuple[str, Settings]], base_p
     named = recorded_adapters(record, merged_path, adapters)
     known = record.base
     assert known is not None  # last_record raises where there is none
+    is_drawn = SEED in record.options
     if base_path is not None:
         base = open_checkpoint(base_path)
         _check_base(base, known, merged)
-        return UndoPlan(merged, plan_merge(base_path, named, options), base)
+        return UndoPlan(merged, plan_merge(base_path, named, options), base, is_drawn)
     if cast := recorded_cast(record):
         raise LoraInspectError(
             f"{merged_path}: weights of {known.file} were cast to {cast} in the merge, which lost what they were "
             "before; name it with --base."
+        )
+    if is_drawn:
+        raise LoraInspectError(
+            f"{merged_path}: it was rounded stochastically, which leaves several numbers for each that was there; name "
+            f"{known.file} with --base."
         )
     plan = UndoPlan(merged, plan_merge(merged_path, named, replace(options, dtype=None, touched_dtype=None)))
     _check_possible(plan, known)
@@ -139,7 +146,8 @@ def undo(
     load_torch()
     from lora_inspect.merging.undone import AgainstBase, FromMerged
 
-    restored, held = FromMerged(plan.folds), AgainstBase(plan.merged, plan.folds, plan.merge.storage.rewritten)
+    beyond_rules = plan.merge.storage.rewritten | (plan.folds.keys() if plan.is_drawn else set())
+    restored, held = FromMerged(plan.folds), AgainstBase(plan.merged, plan.folds, beyond_rules)
     source = plan.merge.base
     if plan.base:
         for info in source.tensors.values():

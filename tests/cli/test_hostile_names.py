@@ -108,9 +108,9 @@ def of_merge(write, folder):
     yield ["merge", whole, adapter, "-o", output, "--force", "--only", EVIL]
     yield ["merge", whole, adapter, "-o", output, "--force", "--include", EVIL]
     yield ["merge", whole, adapter, "-o", output, "--force", "--exclude", "*SPOOFED*"]
-    weights = folder / f"{EVIL_FILE}.toml"
-    weights.write_text(f"[{json.dumps(EVIL)}]", encoding="utf-8")
-    yield ["merge", whole, adapter, "-o", output, "--force", "--weights", weights]
+    table = folder / f"{EVIL_FILE}.toml"
+    table.write_text(f"[{json.dumps(EVIL)}]", encoding="utf-8")
+    yield ["merge", whole, adapter, "-o", output, "--force", "--weights", table]
     yield ["merge", whole, adapter, "-o", output, "--force", "--weights", EVIL]
     told = {"file": EVIL, "multiplier": {EVIL: 1}, "sha256": {EVIL: EVIL}, "settings": EVIL}
     record = {"version": EVIL, "base": {"file": EVIL}, "adapters": [told], "options": {}}

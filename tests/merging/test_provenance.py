@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 from safetensors import safe_open
 from toy_adapters import base, lora, loras
 
 from lora_inspect import __version__
+from lora_inspect.merging import provenance
+from lora_inspect.merging.options import MergeOptions
 from lora_inspect.reading.merge_record import merge_records
 
 
@@ -140,3 +144,14 @@ def test_what_stood_under_the_key_is_kept_whatever_it_is(run, write_safetensors,
 def test_a_dry_run_reads_no_adapter_for_its_hash(run, files, tmp_path, monkeypatch):
     monkeypatch.setattr("lora_inspect.merging.provenance.file_sha256", None)
     assert run("merge", *files, "-o", tmp_path / "out.safetensors", "--dry-run").status == 0
+
+
+def test_every_option_of_a_merge_is_recorded_or_known_to_change_nothing():
+    said = {field.name for field in fields(MergeOptions)}
+    assert set(provenance._SPELLED) <= said
+    plan = SimpleNamespace(options=MergeOptions())
+    assert provenance._options(plan) == {}
+    for name in said - set(provenance._SPELLED):
+        plan = SimpleNamespace(options=replace(MergeOptions(), **{name: 0}))
+        assert provenance._options(plan).get(name, 0) == 0
+        assert (name in provenance._options(plan)) == (getattr(MergeOptions(), name) != 0)

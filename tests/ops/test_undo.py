@@ -231,6 +231,19 @@ def test_codes_are_restored_from_the_base_alone(options, run, folder):
     assert out.read_bytes() == (folder.path / "base.safetensors").read_bytes()
 
 
+def test_what_was_rounded_stochastically_is_restored_from_the_base_alone(run, folder):
+    files = folder.file("base.safetensors", base(torch.bfloat16)), folder.file("a.safetensors", lora(1))
+    merged, out = folder.merged("merged.safetensors", *files), folder.path / "out.safetensors"
+    with safe_open(merged, "pt") as file:
+        record = json.loads(file.metadata()["lora_inspect.merged"])
+    drawn_by = {"lora_inspect.merged": json.dumps({**record, "options": {"seed": 0, "accept_loss": True}})}
+    merged = folder.file("drawn.safetensors", load_file(merged), drawn_by)
+    refusal = run("merge", "--undo", merged, files[1], "-o", out, "--accept-unproved").refusal
+    assert "it was rounded stochastically" in refusal
+    done = run("merge", "--undo", merged, files[1], "-o", out, "--base", files[0], "--json").json
+    assert len(done["unchecked"]) == 3
+
+
 def wrong_cases(folder):
     whole = base(torch.bfloat16)
     files = folder.file("base.safetensors", whole), folder.file("a.safetensors", lora(1))
