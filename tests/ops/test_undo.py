@@ -43,7 +43,7 @@ def lora(seed, blocks=3, size=0.002, **extra):
 def loha(seed):
     key = "lora_unet_blocks_1_attn_q"
     shapes = {"hada_w1_a": (OUT, 4), "hada_w1_b": (4, IN), "hada_w2_a": (OUT, 4), "hada_w2_b": (4, IN)}
-    return {f"{key}.{name}": 0.03 * drawn(seed + n, *shape) for n, (name, shape) in enumerate(shapes.items())} | {
+    return {f"{key}.{name}": 0.15 * drawn(seed + n, *shape) for n, (name, shape) in enumerate(shapes.items())} | {
         f"{key}.alpha": torch.tensor(4.0)
     }
 
