@@ -24,7 +24,7 @@ def decoded(blocks: Any, exponents: Any, like: Any) -> Any:
     It is in the element type of the tensor `like`.
     """
     numbers = unpacked(blocks, like.new_tensor(E2M1), high_first=False)
-    return (numbers * powers(exponents, like).unsqueeze(-1)).flatten(-2)
+    return numbers.view(*exponents.shape, BLOCK).mul_(powers(exponents, like).unsqueeze(-1)).flatten(-2)
 
 
 def _layout(found: Found) -> Layout | None:

@@ -52,8 +52,10 @@ def decoded(packed: Any, weight: Quantised, first: int = 0) -> Any:
     block = weight.block
     numbers = unpacked(packed, weight.table, high_first=True)
     begin, stop = first // block, first + numbers.numel()
-    scales = weight.largest[begin : (stop + block - 1) // block].repeat_interleave(block)
-    return numbers.mul_(scales[first - begin * block : stop - begin * block])
+    scales = weight.largest[begin : (stop + block - 1) // block]
+    if first % block == stop % block == 0:  # as nearly always, where a number of each block goes on to all of it
+        return numbers.view(-1, block).mul_(scales.unsqueeze(-1)).flatten()
+    return numbers.mul_(scales.repeat_interleave(block)[first - begin * block : stop - begin * block])
 
 
 def _layout(found: Found) -> Layout | None:

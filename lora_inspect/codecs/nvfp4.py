@@ -35,7 +35,7 @@ def decoded(packed: Any, scales: Scales, first: int = 0) -> Any:
     scale = scales.scale
     numbers = unpacked(packed, scale.new_tensor(E2M1), high_first=True).view(rows, -1, BLOCK)
     of_blocks = scales_of_rows(scales.tiles, first, first + rows, inputs // BLOCK).to(scale.dtype)
-    return (numbers * (scale * of_blocks).unsqueeze(-1)).view(rows, inputs)
+    return numbers.mul_((scale * of_blocks).unsqueeze(-1)).view(rows, inputs)
 
 
 def _layout(found: Found) -> Layout | None:

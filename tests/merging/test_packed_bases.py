@@ -120,6 +120,41 @@ def test_the_config_of_a_folder_lists_what_is_decoded_alone(run, tmp_path):
     assert base.weights.keys() < after.keys()
 
 
+def test_metadata_of_the_file_say_what_layers_are(run, tmp_path):
+    base = packed_bases.nvfp4(tmp_path)
+    tensors = {name: tensor for name, tensor in load_file(base.path).items() if not name.endswith("comfy_quant")}
+    layers = {"layers": {name: {"format": "nvfp4"} for name in CODED}}
+    save_file(tensors, base.path, {"_quantization_metadata": json.dumps(layers)})
+    packed_bases.adapter(tmp_path / "a.safetensors", (PLAIN,))
+    out = tmp_path / "out.safetensors"
+    assert run("merge", base.path, tmp_path / "a.safetensors", "--dtype", "fp32", "-o", out).status == 0
+    merged = load_file(out)
+    assert all(torch.equal(merged[f"{name}.weight"], base.weights[f"{name}.weight"]) for name in CODED)
+
+
+def test_scales_of_blocks_may_be_stored_as_bytes(run, tmp_path):
+    base = packed_bases.nvfp4(tmp_path)
+    tensors = load_file(base.path)
+    for name in CODED:
+        tensors[f"{name}.weight_scale"] = tensors[f"{name}.weight_scale"].view(torch.uint8)
+    save_file(tensors, base.path)
+    packed_bases.adapter(tmp_path / "a.safetensors", (PLAIN,))
+    out = tmp_path / "out.safetensors"
+    assert run("merge", base.path, tmp_path / "a.safetensors", "--dtype", "fp32", "-o", out).status == 0
+    merged = load_file(out)
+    assert all(torch.equal(merged[f"{name}.weight"], base.weights[f"{name}.weight"]) for name in CODED)
+
+
+def test_inputs_that_are_smoothed_are_refused(run, tmp_path):
+    base = packed_bases.nvfp4(tmp_path)
+    smoothed = {f"{CODED[0]}.pre_quant_scale": torch.ones(packed_bases.IN)}
+    save_file(load_file(base.path) | smoothed, base.path)
+    packed_bases.adapter(tmp_path / "a.safetensors")
+    out = tmp_path / "out.safetensors"
+    said = run("merge", base.path, tmp_path / "a.safetensors", "--dtype", "bf16", "-o", out).refusal
+    assert f"{CODED[0]}.pre_quant_scale scales it" in said
+
+
 def test_every_row_is_decoded_where_a_block_of_rows_is_smaller_than_the_weight(base, run, tmp_path, monkeypatch):
     monkeypatch.setattr("lora_inspect.merging.folded_weights.BLOCK_ELEMENTS", 5 * packed_bases.IN)
     packed_bases.adapter(tmp_path / "a.safetensors", (PLAIN,))
