@@ -17,6 +17,7 @@ from lora_inspect.maths import dora
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.merging.options import MergeOptions
 from lora_inspect.merging.plan import MergePlan
+from lora_inspect.merging.rounding import STOCHASTIC
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.merge_record import (
@@ -128,6 +129,8 @@ def _options(plan: MergePlan) -> dict[str, Any]:
         "exclude": list(options.choice.exclude),
         "transposed": [spell_answer(glob, stored).split()[-1] for glob, stored in options.transposed.items()],
         "dora_multiplier": options.dora_rule,
+        "rounding": None if options.seed is None else STOCHASTIC,
+        "seed": options.seed,
         "allow_unmatched": options.allow_unmatched,
         "allow_partial_dora": options.settings.allow_partial_dora,
     }

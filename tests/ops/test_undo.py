@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.ops.undo import plan_undo, undo
 from lora_inspect.reading.settings import Settings, parse_argument
@@ -64,7 +65,7 @@ class Folder:
     def merged(self, name, whole, *adapters, **options):
         out = str(self.path / name)
         pairs = [parse_argument(argument) for argument in adapters]
-        merge(plan_merge(whole, pairs, MergeOptions(**options)), out, force=True)
+        merge(plan_merge(whole, pairs, MergeOptions(accept_loss=True, **options)), out, force=True)
         return out
 
     def undone(self, merged, *adapters, base=None, accept=True):
@@ -331,3 +332,11 @@ def test_a_folder_is_restored_as_a_folder(run, folder):
     assert run("merge", "--undo", merged, adapter, "-o", out, "--force", "--base", folder.path / "model").status == 0
     for file in parts:
         assert (out / file).read_bytes() == (folder.path / "model" / file).read_bytes()
+
+
+def test_what_was_rounded_stochastically_is_not_undone(folder):
+    """Other numbers than the nearest ones may have been there before."""
+    files = [folder.file("base.safetensors", base(TYPES["bf16"])), folder.file("a.safetensors", lora(1))]
+    merged = folder.merged("merged.safetensors", *files, seed=0)
+    with pytest.raises(LoraInspectError, match="it was merged with rounding, which this version cannot undo"):
+        folder.undone(merged, files[1])
