@@ -5,7 +5,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from lora_inspect.codecs import CODECS, plain, plain_fp8, storing
+from lora_inspect.codecs import CODECS, plain, plain_fp8, scale_weight, storing
 from lora_inspect.codecs.descriptions import FORMAT, FORMATS_KEY, MARKER
 from lora_inspect.codecs.record import Codec, Found, Layout, NotRead, UnknownCodec
 from lora_inspect.errors import LoraInspectError
@@ -141,7 +141,8 @@ class BaseCodecs:
         if fitting:
             return self._coded(info, fitting[0], own[fitting[0].name], description)
         if said_by := description.said_by if description else self._marker_of(info):
-            scales = dict.fromkeys(f"{module}{name}" for codec in kinds for name in codec.settings)
+            named = [name for codec in kinds for name in codec.settings] if description else [scale_weight.NAME]
+            scales = dict.fromkeys(f"{module}{name}" for name in named)
             raise LoraInspectError(
                 f"{info.file}: {said_by} says that {info.name} is scaled, but there is no {' or '.join(scales)}; "
                 "fetch the base again."
