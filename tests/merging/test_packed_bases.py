@@ -314,6 +314,17 @@ def test_what_fits_no_weight_is_refused(kind, name, value, run, tmp_path):
     assert not out.exists()
 
 
+def test_codes_of_another_number_than_the_shape_are_refused(run, tmp_path):
+    base = packed_bases.nf4(tmp_path)
+    # Two numbers fewer, in as many blocks.
+    other = packed_bases.said(shape=[25, 1966], blocksize=64)
+    save_file(load_file(base.path) | {f"{CODED[0]}.weight.quant_state.bitsandbytes__nf4": other}, base.path)
+    packed_bases.adapter(tmp_path / "a.safetensors", (PLAIN,))
+    out = tmp_path / "out.safetensors"
+    said = run("merge", base.path, tmp_path / "a.safetensors", "--dtype", "bf16", "-o", out).refusal
+    assert f"does not fit {CODED[0]}.weight" in said
+
+
 @pytest.mark.parametrize("name", ["convrot_w4a4", "asym_w4a8_int8", "awq_w4a16", "svdquant", 7])
 def test_other_codes_are_refused_by_name(name, run, tmp_path):
     tensors = packed_bases.plain()
