@@ -5,6 +5,7 @@ is written is the base + Σ d_t + e, these are sums of products over the entries
 """
 
 from collections.abc import Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -59,16 +60,19 @@ class Look:
     def sums(self) -> KeptSums:
         """The sums over these rows, once all is seen."""
         seen = self._seen.view(len(self._seen), -1)
-        products = torch.zeros(len(seen) - 1, len(seen) - 1, dtype=torch.float64)
-        base = 0.0
-        for begin in range(0, seen.shape[1], _TOGETHER):
-            part = seen[:, begin : begin + _TOGETHER]
-            steps = part[1:] - part[:-1]
-            products += _product(steps, steps.t())
-            base += float(_product(part[0], part[0]))
+        products, base = _products(seen)
+        if not (isfinite(base) and products.isfinite().all()):  # squares beyond float32
+            products, base = _products(seen.double())
         return KeptSums(products, base, seen.shape[1])
 
 
-def _product(one: Tensor, other: Tensor) -> Tensor:
-    product = torch.matmul(one, other)
-    return product if product.isfinite().all() else torch.matmul(one.double(), other.double())
+def _products(seen: Tensor) -> tuple[Tensor, float]:
+    """Those of the steps from each row to the next with each other, and of the first row with itself."""
+    products, base = torch.zeros(len(seen) - 1, len(seen) - 1, dtype=torch.float64), 0.0
+    memory = seen.new_empty(len(products), min(seen.shape[1], _TOGETHER))
+    for begin in range(0, seen.shape[1], _TOGETHER):
+        part = seen[:, begin : begin + _TOGETHER]
+        steps = torch.sub(part[1:], part[:-1], out=memory[:, : part.shape[1]])
+        products += torch.mm(steps, steps.t())
+        base += torch.dot(part[0], part[0]).item()
+    return products, base
