@@ -2,23 +2,25 @@
 
     python benchmarks/synthetic.py FOLDER [--blocks 30] [--rank 64]
 
-writes base.safetensors (4.1 GB with 30 blocks), lora.safetensors and dora.safetensors into FOLDER. The bytes
-depend on the arguments alone.
+writes base.safetensors (4.1 GB with 30 blocks) into FOLDER, and adapters for it: lora.safetensors, dora.safetensors,
+columns.safetensors (DoRA over inputs) and one_block.safetensors. The bytes depend on the arguments alone.
 """
 
 import argparse
 import os
+from collections.abc import Callable
 
 import torch
 
 from lora_inspect.files.writer import TensorPlan, Writer
 from lora_inspect.maths.tensor_reader import to_bytes
 
+Shape = tuple[int, ...]
 WIDTH, FFN, TEXT, FREQUENCIES = 2048, 8192, 4096, 256
 
 
-def base_shapes(blocks: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {"patch_embedding.weight": (WIDTH, 16, 1, 2, 2)}
+def base_shapes(blocks: int) -> dict[str, Shape]:
+    shapes: dict[str, Shape] = {"patch_embedding.weight": (WIDTH, 16, 1, 2, 2)}
     for name, rows, columns in (
         ("text_embedding.0", WIDTH, TEXT),
         ("text_embedding.2", WIDTH, WIDTH),
@@ -38,28 +40,36 @@ def base_shapes(blocks: int) -> dict[str, tuple[int, ...]]:
     return shapes | {"head.head.weight": (64, WIDTH), "head.head.bias": (64,)}
 
 
-def adapter_shapes(blocks: int, rank: int, dora: bool) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, shape in base_shapes(blocks).items():
+# Kinds of adapters, with the name and the shape, of (out, in), of what each module has beside a LoRA.
+KINDS: dict[str, Callable[[Shape], dict[str, Shape]]] = {
+    "lora": lambda shape: {},
+    "dora": lambda shape: {"dora_layer.weight": (shape[0],)},
+    "columns": lambda shape: {"dora_scale": (1, shape[1])},
+}
+
+
+def adapter_shapes(of_base: dict[str, Shape], rank: int, kind: str) -> dict[str, Shape]:
+    shapes: dict[str, Shape] = {}
+    for name, shape in of_base.items():
         if name.startswith("blocks.") and name.endswith(".weight"):
             module = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
             shapes |= {f"{module}.lora_down.weight": (rank, shape[1]), f"{module}.lora_up.weight": (shape[0], rank)}
-            shapes |= {f"{module}.alpha": ()} | ({f"{module}.dora_layer.weight": (shape[0],)} if dora else {})
+            shapes |= {f"{module}.alpha": ()} | {f"{module}.{own}": size for own, size in KINDS[kind](shape).items()}
     return shapes
 
 
-def content(name: str, shape: tuple[int, ...], rank: int, generator: torch.Generator) -> torch.Tensor:
+def content(name: str, shape: Shape, rank: int, generator: torch.Generator) -> torch.Tensor:
     if name.endswith(".alpha"):
         return torch.tensor(rank / 2)
     noise = torch.randn(shape, generator=generator)
-    if name.endswith(".dora_layer.weight"):
+    if name.endswith((".dora_layer.weight", ".dora_scale")):
         return 1 + 0.02 * noise
     if name.endswith(".lora_up.weight"):
         return 0.02 * noise * torch.exp(-torch.arange(rank) * 4.0 / rank)  # a falling spectrum, as trained ones have
     return noise * (shape[-1] ** -0.5 if len(shape) > 1 else 0.02)
 
 
-def write(path: str, shapes: dict[str, tuple[int, ...]], rank: int = 1) -> None:
+def write(path: str, shapes: dict[str, Shape], rank: int = 1) -> None:
     generator = torch.Generator().manual_seed(0)
     plans = [TensorPlan(name, "BF16", shape) for name, shape in shapes.items()]
     with Writer(path, plans, {"format": "pt"}) as writer:
@@ -67,17 +77,32 @@ def write(path: str, shapes: dict[str, tuple[int, ...]], rank: int = 1) -> None:
             writer.write(plan.name, [to_bytes(content(plan.name, plan.shape, rank, generator), "BF16")])
 
 
+def write_inputs(folder: str, blocks: int, rank: int, larger: bool = False) -> dict[str, str]:
+    """Paths by what is there: the base, its adapters by kind, and a LoRA of one block; what is there is taken as it is.
+
+    `larger` adds a base of twice as many blocks, one whose largest tensor is four times as large, and the adapters of
+    each.
+    """
+    bases = {"base": base_shapes(blocks)}
+    if larger:
+        wide = {"blocks.0.ffn.0.weight": (4 * FFN, WIDTH), "blocks.0.ffn.0.bias": (4 * FFN,)}
+        bases |= {"twice": base_shapes(2 * blocks), "large": bases["base"] | wide}
+    files = dict(bases)
+    for base, shapes in bases.items():
+        files |= {f"{kind} of {base}": adapter_shapes(shapes, rank, kind) for kind in KINDS}
+    files["one block"] = {key: shape for key, shape in files["lora of base"].items() if "_blocks_0_" in key}
+    paths = {}
+    for name, shapes in files.items():
+        paths[name] = os.path.join(folder, f"{name.replace(' ', '_').removesuffix('_of_base')}.safetensors")
+        if not os.path.exists(paths[name]):
+            write(paths[name], shapes, rank)
+    return paths | {kind: paths[f"{kind} of base"] for kind in KINDS}
+
+
 def write_all(folder: str, blocks: int, rank: int) -> tuple[str, str, str]:
     """Paths of base, LoRA and DoRA; what is there already is taken as it is."""
-    base, lora, dora = (os.path.join(folder, f"{name}.safetensors") for name in ("base", "lora", "dora"))
-    for path, shapes in (
-        (base, base_shapes(blocks)),
-        (lora, adapter_shapes(blocks, rank, dora=False)),
-        (dora, adapter_shapes(blocks, rank, dora=True)),
-    ):
-        if not os.path.exists(path):
-            write(path, shapes, rank)
-    return base, lora, dora
+    paths = write_inputs(folder, blocks, rank)
+    return paths["base"], paths["lora"], paths["dora"]
 
 
 if __name__ == "__main__":
@@ -87,4 +112,4 @@ if __name__ == "__main__":
     parser.add_argument("--rank", type=int, default=64)
     arguments = parser.parse_args()
     os.makedirs(arguments.folder, exist_ok=True)
-    print(*write_all(arguments.folder, arguments.blocks, arguments.rank), sep="\n")
+    print(*write_inputs(arguments.folder, arguments.blocks, arguments.rank).values(), sep="\n")

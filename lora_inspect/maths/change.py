@@ -49,6 +49,11 @@ class Change(Protocol):
     def together(self) -> int:
         """How many rows belong together, from the first row on."""
 
+    @property
+    def holds_all(self) -> bool:
+        """Whether it holds the whole weight in memory while it settles."""
+        return False
+
     def settled(self, blocks: Blocks, multiplier: float) -> "Change":
         """The change once it has seen what it needs of the whole weight, to be folded with this `multiplier`."""
         return self
@@ -59,6 +64,11 @@ class Change(Protocol):
     def transposed(self) -> "Change":
         """The same change of the weight that is stored as (in, out)."""
         return Transposed(self)
+
+
+def holds_all(change: Change) -> bool:
+    """Whether a change holds the whole weight in memory while it settles; one that does not say so does not."""
+    return getattr(change, "holds_all", False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +193,11 @@ class OnRows(Change):
         """The change settles on its own rows."""
         return replace(self, change=self.change.settled(partial(self._own_blocks, blocks), multiplier))
 
+    @property
+    def holds_all(self) -> bool:
+        """As the change."""
+        return holds_all(self.change)
+
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Folds into those of the rows that are its own."""
         for own_first, own in self._own(first, rows):
@@ -212,6 +227,11 @@ class OnBlock(Change):
         """The change settles on its own rows."""
         return replace(self, change=self.change.settled(partial(self._own_blocks, blocks), multiplier))
 
+    @property
+    def holds_all(self) -> bool:
+        """As the change."""
+        return holds_all(self.change)
+
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Folds where its own rows are among them."""
         for _, own in self._own_blocks(lambda: iter([(first, rows)])):
@@ -233,6 +253,11 @@ class Transposed(Change):
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
         """The change settles on the weight turned round, which comes in one block."""
         return replace(self, change=self.change.settled(partial(self._turned, blocks), multiplier))
+
+    @property
+    def holds_all(self) -> bool:
+        """All rows come at once."""
+        return True
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Turns all rows round, folds, and turns them back."""

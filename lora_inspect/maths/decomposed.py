@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_inspect.maths import dora
-from lora_inspect.maths.change import Blocks, Change, Transposed, total
+from lora_inspect.maths.change import Blocks, Change, Transposed, holds_all, total
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,11 @@ class DecomposedRows(Change):
         """That of the change."""
         return self.change.together
 
+    @property
+    def holds_all(self) -> bool:
+        """As the change."""
+        return holds_all(self.change)
+
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
         """The change settles at the strength at which it enters V."""
         inner = dora.inner_multiplier(multiplier, self.magnitude.rule)
@@ -104,6 +109,11 @@ class DecomposedColumns(Change):
     def together(self) -> int:
         """That of the change."""
         return self.change.together
+
+    @property
+    def holds_all(self) -> bool:
+        """As the change."""
+        return holds_all(self.change)
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
         """Sums up the squares over all rows."""

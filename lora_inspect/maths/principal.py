@@ -24,6 +24,11 @@ class BesidePrincipal(Change):
         rows: int = self.up.shape[0]
         return rows
 
+    @property
+    def holds_all(self) -> bool:
+        """The decomposition is of all rows."""
+        return True
+
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
         """The change with the weight's own part in it."""
         import torch

@@ -20,6 +20,11 @@ class Residual(Change):
     factors: tuple[Any, Any] | None = None
     together: int = 1
 
+    @property
+    def holds_all(self) -> bool:
+        """The factors are taken from all rows."""
+        return True
+
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
         """Takes the factors from the weight, once."""
         if self.factors is not None:

@@ -19,6 +19,11 @@ class ReplacedDirections(Change):
     scale: float
     together: int = 1
 
+    @property
+    def holds_all(self) -> bool:
+        """The decomposition is of all rows."""
+        return True
+
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
         """The difference of the given directions and the weight's own; not finite where a number of it is not."""
         import torch

@@ -138,17 +138,20 @@ def cut(info: TensorInfo, elements: int, together: int = 1, aligned: int = 1, de
     return Cut(min(rows, max(step, elements // columns // step * step)), rows, columns)
 
 
+# What is kept for the next block, in bytes for each element of one: four times what a block of float32 takes.
+_KEPT_BYTES = 16
+
+
 class RowBlocks:
     """Reads a weight a block of rows at a time, as matrices (rows, columns) in the working dtype.
 
     The memory is used again: each block that is read fills the same block anew, and each call of `rounded`
-    the same numbers. It serves one thread.
+    the same numbers. That of much larger blocks than others is given back with them. It serves one thread.
     """
 
     def __init__(self, elements: int) -> None:
         self.elements = elements
-        self._stored = bytearray(0)
-        self._written = self._scratch = torch.empty(0)
+        self._kept: dict[str, torch.Tensor] = {}
 
     def read(
         self, info: TensorInfo, together: int = 1, decode: Decode | None = None
@@ -173,10 +176,11 @@ class RowBlocks:
         taken, dtype = stop - start, _CODE_DTYPES.get(info.dtype, torch.uint8)
         # A row of the weight may end within a byte, or within a unit of bytes.
         begin, size = start * info.nbytes // blocks.of_all, taken * info.nbytes // blocks.of_all
-        self._reserve(blocks.rows * info.nbytes // blocks.of_all, blocks.elements, working_dtype(info))
-        source.read_into(info.start + begin, memoryview(self._stored)[:size])
-        codes = torch.frombuffer(self._stored, dtype=dtype, count=size // dtype.itemsize)
-        block = self._scratch[: taken * blocks.columns].view(taken, blocks.columns)
+        stored = self._memory("stored", blocks.rows * info.nbytes // blocks.of_all, torch.uint8)[:size]
+        source.read_into(info.start + begin, bytes_in(stored))
+        codes = stored.view(dtype)
+        block = self._memory("block", blocks.elements, working_dtype(info))[: taken * blocks.columns]
+        block = block.view(taken, blocks.columns)
         if info.dtype in _CODE_DTYPES:
             codes = numbers_of(codes.view(block.shape), block)
         if decode:
@@ -188,16 +192,18 @@ class RowBlocks:
 
         What has eight bits changes the block.
         """
-        target = _CODE_DTYPES[dtype]
-        if self._written.numel() < block.numel() or self._written.dtype != target:
-            self._written = torch.empty(block.numel(), dtype=target)
-        return stored_as(block, self._written[: block.numel()].view(block.shape))
+        written = self._memory("written", block.numel(), _CODE_DTYPES[dtype])
+        return stored_as(block, written[: block.numel()].view(block.shape))
 
-    def _reserve(self, stored_bytes: int, elements: int, dtype: torch.dtype) -> None:
-        if len(self._stored) < stored_bytes:
-            self._stored = bytearray(stored_bytes)
-        if self._scratch.numel() < elements or self._scratch.dtype != dtype:
-            self._scratch = torch.empty(elements, dtype=dtype)
+    def _memory(self, use: str, count: int, dtype: torch.dtype) -> torch.Tensor:
+        """At least so many elements, which were used for the same before or will be, unless they are very many."""
+        kept = self._kept.get(use)
+        if kept is not None and kept.dtype == dtype and kept.numel() >= count:
+            return kept
+        fresh = torch.empty(count, dtype=dtype)
+        if count * dtype.itemsize <= _KEPT_BYTES * self.elements:
+            self._kept[use] = fresh
+        return fresh
 
 
 def numbers_of(stored: torch.Tensor, into: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,11 @@ class Truncated(Change):
     taken: tuple[Any, Any] | None = None  # (out, rank) and (rank, columns), once the weight is seen
     together: int = 1
 
+    @property
+    def holds_all(self) -> bool:
+        """The decomposition is of all rows."""
+        return True
+
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
         """Finds the triples."""
         # What is not finite has no decomposition; it stays in the rows, which are refused for it.

@@ -13,7 +13,7 @@ from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.writer import Writer
 from lora_inspect.maths.chain import Link, fold_all, settled, together_in
-from lora_inspect.maths.change import Measure
+from lora_inspect.maths.change import Measure, holds_all
 from lora_inspect.maths.kept_sums import KeptSums, both
 from lora_inspect.maths.tensor_reader import Cut, Decode, RowBlocks, bytes_in, cut
 from lora_inspect.merging.crew import Member
@@ -27,7 +27,6 @@ class Tools:
     """What each thread has of its own: memory that is used again, and the file of the base that it reads."""
 
     def __init__(self, elements: int) -> None:
-        self._elements = elements
         self._source: InputFile | None = None
         self.blocks = RowBlocks(elements)
 
@@ -43,10 +42,6 @@ class Tools:
         source, self._source = self._source, None
         if source is not None:
             source.close()
-
-    def forget(self) -> None:
-        """Gives back the memory, which a block that was larger than others has stretched."""
-        self.blocks = RowBlocks(self._elements)
 
 
 # How many times as large as others the blocks are at most that a thread reads beside the others' for one scale.
@@ -115,8 +110,7 @@ class WeightJob:
         """Writes it whole; raises LoraInspectError for numbers that cannot be computed or written."""
         rows = Rows(member, self.read, decode_of(self.read, self.coded))
         try:
-            with member.alone() if any(fold.placed.has_residual for fold in self.folds) else nullcontext():
-                terms = self._terms(member, rows)
+            terms = self._terms(member, rows)
             links = [link for term in terms for link in term]
             together = together_in(links)
             # What is read in larger blocks for its scales alone may take as much memory as all else of a thread.
@@ -126,15 +120,16 @@ class WeightJob:
             else:
                 with member.alone():
                     self._write(member, rows, terms, together)
-                member.tools.forget()
         except LinAlgError as error:
             raise no_numbers_of_a_change(self.read, self.folds[-1]) from error
 
     def _terms(self, member: Member[Tools], rows: Rows) -> list[list[Link]]:
-        """The settled changes of each adapter."""
+        """The settled changes of each adapter; what takes the whole weight apart does so while no other does."""
         reader = LinkReader(member.tools.blocks, self.factors, self.coded)
-        links = [(fold.adapter, link) for fold in self.folds for link in reader.links(fold, rows, self.rule)]
-        done = settled([link for _, link in links], rows)
+        with member.alone() if any(fold.placed.has_residual for fold in self.folds) else nullcontext():
+            links = [(fold.adapter, link) for fold in self.folds for link in reader.links(fold, rows, self.rule)]
+        with member.alone() if any(holds_all(change) for _, (change, _) in links) else nullcontext():
+            done = settled([link for _, link in links], rows)
         pairs = zip((id(adapter) for adapter, _ in links), done, strict=True)
         return [[link for _, link in own] for _, own in groupby(pairs, key=lambda pair: pair[0])]
 
