@@ -19,7 +19,7 @@ from lora_inspect.reading.settings import Settings, parse_settings, spell_settin
 
 # The options that are known to decide what a merge wrote.
 _TEXTS, _LISTS, _FLAGS = (
-    ("dtype", "touched_dtype", "dora_multiplier"),
+    ("dtype", "touched_dtype", "dora_multiplier", "rounding"),
     ("only", "include", "exclude", "transposed"),
     ("allow_unmatched", "allow_partial_dora", "accept_loss"),
 )

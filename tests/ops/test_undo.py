@@ -338,5 +338,8 @@ def test_what_was_rounded_stochastically_is_not_undone(folder):
     """Other numbers than the nearest ones may have been there before."""
     files = [folder.file("base.safetensors", base(TYPES["bf16"])), folder.file("a.safetensors", lora(1))]
     merged = folder.merged("merged.safetensors", *files, seed=0)
-    with pytest.raises(LoraInspectError, match="it was merged with rounding, which this version cannot undo"):
+    with pytest.raises(LoraInspectError, match=r"it was rounded stochastically.*name base.safetensors with --base"):
         folder.undone(merged, files[1])
+    result, found = folder.undone(merged, files[1], base=files[0])
+    assert len(result.unchecked) == 3
+    assert torch.equal(found["blocks.0.attn.q.weight"], base(TYPES["bf16"])["blocks.0.attn.q.weight"])
