@@ -3,7 +3,8 @@
 A folder holds many of those: the steps of one training, and files of one trainer with the same settings.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from os.path import basename
 from typing import Any
 
@@ -13,6 +14,8 @@ from lora_inspect.consumers.record import Consumer
 from lora_inspect.consumers.verdict import Verdict, judge_each
 from lora_inspect.files.gguf_format import OF_FORMAT
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.alike_modules import alike
+from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.peft_config import EMBEDDED_KEY
 
 # How the keys begin that rules look at in the metadata; they are shown no others.
@@ -32,7 +35,7 @@ def verdicts_on(adapter: Adapter, families: Sequence[Detection], consumers: Iter
     """
     consumers = tuple(consumers)
     adapter = _as_rules_see_it(adapter)
-    if any(key.endswith(_SCALE) for key in adapter.checkpoint.tensors):
+    if any(map(str.endswith, adapter.checkpoint.tensors, repeat(_SCALE))):
         return _judged(adapter, families, consumers)
     key = (tuple(map(id, consumers)), *_appearance(adapter, families))
     found = _remembered.pop(key, None)
@@ -66,7 +69,7 @@ def _appearance(adapter: Adapter, families: Sequence[Detection]) -> tuple[Any, .
         tuple((family.architecture.name, family.layout.name, family.size) for family in families),
         tuple(checkpoint.tensors),
         tuple([info.shape for info in checkpoint.tensors.values()]),
-        tuple(_of_changes(adapter)),
+        *_of_changes(adapter),
         adapter.flags,
         adapter.unclaimed,
         adapter.embeddings,
@@ -77,11 +80,19 @@ def _appearance(adapter: Adapter, families: Sequence[Detection]) -> tuple[Any, .
     )
 
 
-def _of_changes(adapter: Adapter) -> Iterator[Any]:
-    for module in adapter.modules.values():
-        name, path, has_alpha = module.name, module.path, module.alpha is not None
-        for one in module.contributions:
-            magnitude = one.magnitude
-            spelled = magnitude and (magnitude.spelling.suffix, magnitude.spelling.norms, magnitude.axis)
-            own = (one.algorithm.name, one.rank, one.alpha, one.scale, one.rslora, one.rows, one.residual)
-            yield name, path, has_alpha, own, one.on_residual, spelled
+def _of_changes(adapter: Adapter) -> tuple[Any, ...]:
+    """What modules are called, of which kind each of them is, and what each kind is."""
+    modules = alike(adapter.modules)
+    return (
+        tuple([module.name for module in modules.values()]),
+        tuple([module.path for module in modules.values()]),
+        tuple(modules.likeness.numbers),
+        tuple([(first.alpha is not None, *map(_of_change, first.contributions)) for first in modules.firsts]),
+    )
+
+
+def _of_change(one: Contribution) -> tuple[Any, ...]:
+    magnitude = one.magnitude
+    spelled = magnitude and (magnitude.spelling.suffix, magnitude.spelling.norms, magnitude.axis)
+    own = (one.algorithm.name, one.rank, one.alpha, one.scale, one.rslora, one.rows, one.residual)
+    return own, one.on_residual, spelled

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading import rare_steps as rare
+from lora_inspect.reading.alike_modules import alike, changes_of_kinds
 from lora_inspect.reading.config_problems import DAMAGED
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.dora_evidence import dora_claims, read_dora
@@ -62,7 +63,7 @@ class Adapter(NamedTuple):
     @property
     def open(self) -> tuple[str, ...]:
         """What a user has to settle before every change is known, of "alpha", "rslora" and "expert_packing"."""
-        packing = any(contribution.algorithm.packed and contribution.unsettled for contribution in self.contributions)
+        packing = any(one.algorithm.packed and one.unsettled for one in changes_of_kinds(self.modules))
         return (*open_settings(self.contributions), *(("expert_packing",) if packing else ()))
 
     @property
@@ -121,11 +122,11 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
     dora, about_dora, about_magnitudes = read_dora(facts, said, checkpoint.metadata)
 
     def scaled(settings: Settings) -> dict[str, Module]:
-        return dict(rules.scaled(scaled_modules(claims, kinds, numbers, configs, ruled, settled, settings), settings))
+        return rules.scaled(scaled_modules(claims, kinds, numbers, configs, ruled, settled, settings), settings)
 
     modules = rare.with_settings(scaled(settings), configs, checkpoint.metadata, numbers)
     modules = rare.with_packing(modules, configs, checkpoint.metadata, settings.expert_packing)
-    modules = rare.with_residual_bases(modules, configs, checkpoint.metadata, settings.residual)
+    modules = alike(rare.with_residual_bases(modules, configs, checkpoint.metadata, settings.residual))
     reading = FileReading(
         checkpoint=checkpoint,
         settings=settings,

@@ -6,8 +6,11 @@ from typing import Any
 
 from lora_inspect import algorithms, schemes
 from lora_inspect.files.header import TensorInfo
+from lora_inspect.reading.alike_modules import AlikeModules
 from lora_inspect.reading.claim import Claims, claim
+from lora_inspect.reading.contribution import Module
 from lora_inspect.reading.module_plan import ModulePlan, places_of
+from lora_inspect.records import made
 from lora_inspect.remembering import Remembered
 from lora_inspect.schemes.record import ModuleName
 
@@ -18,17 +21,18 @@ _MOST_TENSORS = 5_000
 class _Before:
     """The claims on a file. How they are made of its tensors is found out for the second file that is like it."""
 
-    def __init__(self, claims: Claims, infos: Sequence[TensorInfo]) -> None:
-        self._claims, self._infos = claims._replace(modules=dict(claims.modules)), infos
+    def __init__(self, claims: Claims, modules: AlikeModules, infos: Sequence[TensorInfo]) -> None:
+        self._claims, self._modules, self._infos = claims, modules, infos
 
     @cached_property
-    def _plans(self) -> list[tuple[str, ModuleName, ModulePlan]]:
+    def _plans(self) -> list[tuple[ModuleName, ModulePlan]]:
         places = places_of(self._infos)
-        return [(key, module.name, ModulePlan(module, places)) for key, module in self._claims.modules.items()]
+        return [(module.name, ModulePlan(module, places)) for module in self._modules.values()]
 
     def again(self, infos: Sequence[TensorInfo]) -> Claims:
         """The same claims on other tensors."""
-        return self._claims._replace(modules={key: plan.module(name, infos) for key, name, plan in self._plans})
+        rows = [plan.row(name, infos) for name, plan in self._plans]
+        return self._claims._replace(modules=self._modules.with_values(made(Module, rows)))
 
 
 _remembered: Remembered[Any, _Before] = Remembered(16)
@@ -45,7 +49,8 @@ def claim_as_before(tensors: dict[str, TensorInfo]) -> Claims:
     if before:
         return before.again(infos)
     claims = claim(tensors)
+    modules = AlikeModules(claims.modules)
     # Algorithms may have been loaded for the keys.
     known = algorithms.changes(), schemes.changes()
-    _remembered.put((of_file, known), _Before(claims, infos))
-    return claims
+    _remembered.put((of_file, known), _Before(claims, modules, infos))
+    return claims._replace(modules=modules)

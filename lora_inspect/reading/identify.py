@@ -3,7 +3,6 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import product
-from typing import Any
 
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Features
 from lora_inspect.architectures.correspondence import UNKNOWN, Correspondence, Relation
@@ -15,6 +14,7 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.alike_modules import alike
 from lora_inspect.reading.base_names import BASE_PREFIXES, is_weight, path_of
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.schemes.gguf import GGUF
@@ -56,17 +56,10 @@ def _encoders(layers: Iterable[tuple[ModuleName, Features]]) -> dict[str, tuple[
 
 def _layers(adapter: Adapter) -> list[tuple[ModuleName, Features]]:
     """The names of the modules that are layers, and how wide they are, which is found once for those of one kind."""
-    found: dict[tuple[Any, ...], Features | None] = {}
+    modules = alike(adapter.modules)
+    found = [_features(first) if any(map(_is_of_layer, first.contributions)) else None for first in modules.firsts]
     layers: list[tuple[ModuleName, Features]] = []
-    for module in adapter.modules.values():
-        kind = tuple(
-            [
-                (id(one.algorithm), one.rows, *one.factors, *[info.shape for info in one.factors.values()])
-                for one in module.contributions
-            ]
-        )
-        if kind not in found:
-            found[kind] = _features(module) if any(map(_is_of_layer, module.contributions)) else None
+    for module, kind in zip(modules.values(), modules.likeness.numbers, strict=True):
         features = found[kind]
         if features is not None and not is_parameter(module.name.body):
             layers.append((module.name, features))

@@ -1,8 +1,8 @@
 """Modules of a file that are alike in all that decides their scales: what holds of one of them holds of each."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
+from lora_inspect.reading.alike_modules import alike, likeness_by
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.stored_numbers import StoredNumbers
 from lora_inspect.records import NamedTuple
@@ -26,26 +26,19 @@ def kinds_of(modules: Mapping[str, Module], numbers: StoredNumbers, by_path: boo
     They differ where anything does but names and tensors: the algorithms, the shapes, the stored number. `by_path` says
     that what is known of a module hangs on its path too, so that no two of other paths are alike.
     """
-    kinds: dict[Any, ModuleKind] = {}
-    for place, (name, module) in enumerate(modules.items()):
-        flag = module.rslora_flag
-        traits = (
-            module.name[: 4 if by_path else 3],
-            module.alpha is None,
-            # The same number of another type, or the other zero, is spelled in another way.
-            id(numbers.alphas.get(name)),
-            flag and (numbers.flags[flag.name],),
-            *[
-                (id(one.algorithm), one.rows, one.magnitude and one.magnitude.axis, *one.factors, *_shapes(one))
-                for one in module.contributions
-            ],
-        )
-        kind = kinds.get(traits)
-        if kind is None:
-            kind = kinds[traits] = ModuleKind(module, {})
-        kind.places[name] = place
-    return list(kinds.values())
-
-
-def _shapes(contribution: Contribution) -> list[tuple[int, ...]]:
-    return [info.shape for info in contribution.factors.values()]
+    known = alike(modules)
+    flags = [module.rslora_flag for module in known.values()]
+    traits = zip(
+        known.likeness.numbers,
+        # The same number of another type, or the other zero, is spelled in another way.
+        [id(numbers.alphas.get(name)) for name in known],
+        [flag and (numbers.flags[flag.name],) for flag in flags],
+        known if by_path else [None] * len(known),
+        strict=True,
+    )
+    likeness = likeness_by(traits)
+    found = list(known.values())
+    kinds = [ModuleKind(found[place], {}) for place in likeness.firsts]
+    for place, (name, number) in enumerate(zip(known, likeness.numbers, strict=True)):
+        kinds[number].places[name] = place
+    return kinds

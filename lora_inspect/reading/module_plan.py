@@ -1,11 +1,15 @@
 """How a module is made of tensors, for other modules whose tensors have the same suffixes and shapes."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.reading.contribution import UNSCALED, Contribution, Magnitude, Module
 from lora_inspect.records import made
 from lora_inspect.schemes.record import ModuleName
+
+# What a module has behind its tensors before its path is known.
+_UNNAMED = tuple(Module._field_defaults[name] for name in Module._fields[4:])
 
 
 def places_of(infos: Sequence[TensorInfo]) -> dict[str, int]:
@@ -34,6 +38,10 @@ class ModulePlan:
 
     def module(self, name: ModuleName, infos: Sequence[TensorInfo]) -> Module:
         """The module of that name that is made of these tensors."""
+        return Module(*self.row(name, infos))
+
+    def row(self, name: ModuleName, infos: Sequence[TensorInfo]) -> tuple[Any, ...]:
+        """All values of the module's fields."""
         rows_of = [
             (
                 name,
@@ -47,4 +55,4 @@ class ModulePlan:
         ]
         alpha = None if self._alpha is None else infos[self._alpha]
         flag = None if self._flag is None else infos[self._flag]
-        return Module(name, tuple(made(Contribution, rows_of)), alpha, flag)
+        return name, tuple(made(Contribution, rows_of)), alpha, flag, *_UNNAMED

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from lora_inspect.reading.alike_modules import AlikeModules, Likeness
 from lora_inspect.reading.claim import Claims
 from lora_inspect.reading.contribution import Contribution, Module, with_scalings
 from lora_inspect.reading.evidence import LOKR_FLAG, RsloraReading
@@ -25,7 +26,7 @@ def scaled_modules(
     ruled: Sequence[Ruled],
     groups: Mapping[Voice, RuledGroup],
     settings: Settings,
-) -> dict[str, Module]:
+) -> AlikeModules:
     """The modules of the claims, of these kinds, with rank, alpha and scale in every contribution that is computed."""
     speakers = Speakers(configs)
     stabilised = {id(one.contribution): one for one in ruled}
@@ -37,9 +38,11 @@ def scaled_modules(
         return ScaleSources(module, stored, found, _STANDARD, hidden=LOKR_FLAG in claims.flags)
 
     modules = list(claims.modules.values())
-    for kind in kinds:
+    kind_of = [0] * len(modules)
+    for number, kind in enumerate(kinds):
         scalings = scalings_of(kind.first.contributions, partial(sources, kind.first), settings)
         places = kind.places.values()
         for place, module in zip(places, with_scalings([modules[place] for place in places], scalings), strict=True):
-            modules[place] = module
-    return dict(zip(claims.modules, modules, strict=True))
+            modules[place], kind_of[place] = module, number
+    likeness = Likeness(kind_of, [next(iter(kind.places.values())) for kind in kinds])
+    return AlikeModules(zip(claims.modules, modules, strict=True), likeness)

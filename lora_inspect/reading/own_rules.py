@@ -1,6 +1,6 @@
 """What the files of a program mean by rules of its own, which are loaded for these files alone."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from lora_inspect.reading.contribution import Contribution, Module
@@ -30,7 +30,7 @@ class OwnRules(Protocol):
         """What its config says of DoRA."""
         return ()
 
-    def scaled(self, modules: Mapping[str, Module], settings: Settings) -> Mapping[str, Module]:
+    def scaled(self, modules: dict[str, Module], settings: Settings) -> dict[str, Module]:
         """The modules with the scales that it has."""
         return modules
 

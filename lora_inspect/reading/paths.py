@@ -6,6 +6,7 @@ from typing import Any
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.reading import contribution
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.alike_modules import alike
 from lora_inspect.reading.written_paths import MODELS, path_of, table_of
 from lora_inspect.remembering import Remembered
 
@@ -29,4 +30,4 @@ def with_paths(adapter: Adapter, families: Sequence[Detection]) -> Adapter:
         if len(names) <= _MOST_NAMES:
             _paths.put((names, own, others), paths)
     modules = contribution.with_paths(adapter.modules.values(), paths)
-    return adapter._replace(modules=dict(zip(adapter.modules, modules, strict=True)))
+    return adapter._replace(modules=alike(adapter.modules).with_values(modules))

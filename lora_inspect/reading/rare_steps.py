@@ -5,13 +5,15 @@ A step whose sign is not there leaves everything as it is.
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from lora_inspect.files.checkpoint import Checkpoint, read_row
 from lora_inspect.files.header import TensorInfo
+from lora_inspect.reading.alike_modules import changes_of_kinds
 from lora_inspect.reading.claim import Claims, claim
 from lora_inspect.reading.claim_plan import claim_as_before
-from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.contribution import Module
 from lora_inspect.reading.evidence import INIT_KEY, Evidence
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.found_configs import FoundConfig
@@ -36,7 +38,7 @@ _OF_EXPERTS = ("experts", ".base_layer")
 
 def claimed(checkpoint: Checkpoint) -> Claims:
     """The modules of a file, and what is wrong with layers that it numbers instead of naming them."""
-    if not any(key.startswith(_NUMBERED) for key in checkpoint.tensors):
+    if not any(map(str.startswith, checkpoint.tensors, repeat(_NUMBERED))):
         return claim_as_before(checkpoint.tensors)
     from lora_inspect.reading.numbered_layers import numbered_keys
 
@@ -74,7 +76,7 @@ def with_alpha_of_all(claims: Claims, alpha: TensorInfo | None) -> Claims:
 
 def with_stacked(claims: Claims) -> Claims:
     """The claims with factors that are stacked for all experts of a layer."""
-    if all(contribution.algorithm.formula for contribution in contributions_of(claims.modules)):
+    if all(contribution.algorithm.formula for contribution in changes_of_kinds(claims.modules)):
         return claims
     from lora_inspect.reading.stacked_factors import claim_stacked
 
@@ -94,7 +96,7 @@ def rules_of(checkpoint: Checkpoint, claims: Claims) -> OwnRules:
 
 def with_experts(claims: Claims, configs: Sequence[FoundConfig]) -> Claims:
     """The claims with the parameters of all experts that PEFT trains as one."""
-    if not configs and not any(name.endswith(_OF_EXPERTS) for name in claims.modules):
+    if not configs and not any(map(str.endswith, claims.modules, repeat(_OF_EXPERTS))):
         return claims
     from lora_inspect.reading.expert_parameters import claim_experts
 
@@ -125,7 +127,7 @@ def with_norms(
     claims: Claims, metadata: Mapping[str, str]
 ) -> tuple[Claims, str | None, tuple[Evidence, ...], tuple[Finding, ...]]:
     """What is said of whose norms magnitudes are over, as `StatedNorms` has it."""
-    if not any(contribution.magnitude for contribution in contributions_of(claims.modules)):
+    if not any(contribution.magnitude for contribution in changes_of_kinds(claims.modules)):
         return claims, None, (), ()
     from lora_inspect.reading.magnitude_norms import with_stated_norms
 
@@ -136,7 +138,7 @@ def with_settings(
     modules: dict[str, Module], configs: Sequence[FoundConfig], metadata: Mapping[str, str], numbers: StoredNumbers
 ) -> dict[str, Module]:
     """The modules with what else than their factors decides how they are computed."""
-    own = (contribution.algorithm for contribution in contributions_of(modules))
+    own = (contribution.algorithm for contribution in changes_of_kinds(modules))
     if not configs and not any(algorithm.shared or algorithm.variant or algorithm.settings for algorithm in own):
         return modules
     from lora_inspect.reading import formula_settings
@@ -148,7 +150,7 @@ def with_packing(
     modules: dict[str, Module], configs: Sequence[FoundConfig], metadata: Mapping[str, str], chosen: str | None
 ) -> dict[str, Module]:
     """The modules with how the factors of all experts lie in their tensors."""
-    if not any(contribution.algorithm.packed for contribution in contributions_of(modules)):
+    if not any(contribution.algorithm.packed for contribution in changes_of_kinds(modules)):
         return modules
     from lora_inspect.reading import expert_packing
 
@@ -195,7 +197,7 @@ def about_saved(claims: Claims, configs: Sequence[FoundConfig]) -> Iterable[Evid
 
 def about_experts(reading: FileReading) -> Iterable[Evidence]:
     """How the factors of all experts are packed."""
-    if not any(contribution.algorithm.packed for contribution in reading.contributions):
+    if not any(contribution.algorithm.packed for contribution in changes_of_kinds(reading.modules)):
         return ()
     from lora_inspect.reading import expert_packing
 
@@ -225,8 +227,3 @@ def counting(checkpoint: Checkpoint, steps: Steps) -> Counting:
         if asked := read_asked_ranks(checkpoint.metadata, steps):
             return Counting(partial(asked.counted, read_row=partial(read_row, checkpoint)), asked.by_name)
     return Counting()
-
-
-def contributions_of(modules: Mapping[str, Module]) -> Iterable[Contribution]:
-    """Every contribution of every module."""
-    return (contribution for module in modules.values() for contribution in module.contributions)

@@ -145,6 +145,6 @@ def _states_rule(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> boo
     return (
         SCALE_KEY in metadata
         or is_lycoris(metadata)
-        or any(name.startswith(tuple(LYCORIS.prefixes)) for fact in facts for name in fact.places)
         or (bool(asked) and all(close(fact.alpha or 0.0, asked or 0.0) for fact in telling))
+        or any(name.startswith(tuple(LYCORIS.prefixes)) for fact in facts for name in fact.places)
     )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from lora_inspect.algorithms.record import Role
 from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.reading.alike_modules import changes_of_kinds
 from lora_inspect.reading.claim import Claims
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.evidence import read_flag
@@ -30,9 +31,10 @@ def read_numbers(checkpoint: Checkpoint, claims: Claims) -> StoredNumbers:
     """Reads them all at once; raises LoraInspectError for a tensor in the place of a number."""
     alphas = {name: module.alpha.name for name, module in claims.modules.items() if module.alpha}
     flags = [module.rslora_flag.name for module in claims.modules.values() if module.rslora_flag]
+    are_factors = any(one.algorithm.numbers for one in changes_of_kinds(claims.modules))
     factors = [
         contribution.factors[role].name
-        for module in claims.modules.values()
+        for module in (claims.modules.values() if are_factors else ())
         for contribution in module.contributions
         for role in contribution.algorithm.numbers
         if role in contribution.factors

@@ -6,6 +6,7 @@ from typing import Any
 
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.files.garbage import without_collecting
+from lora_inspect.reading.alike_modules import alike
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.file_info import FileInfo, inspect
 from lora_inspect.reading.folded_scales import FOLDED_KEY, FoldedScales
@@ -72,11 +73,13 @@ def scan_file(path: str, settings: Settings = Settings(), record: Record | None 
 
 def _account(path: str, info: FileInfo, record: dict[str, Any] | None) -> ScannedFile:
     adapter, checkpoint = info.adapter, info.checkpoint
-    contributions = list(adapter.contributions)
-    scales = {c.scale for c in contributions if c.has_scale}
+    modules = alike(adapter.modules)
+    changes = Counter(modules.likeness.numbers)
+    kinds = [(change, changes[number]) for number, first in enumerate(modules.firsts) for change in first.contributions]
+    scales = {c.scale for c, _ in kinds if c.has_scale}
     if FOLDED_KEY in checkpoint.metadata:
         folded = FoldedScales(checkpoint.metadata)
-        scales = {folded.meant(c.module.key, c.scale) for c in contributions if c.has_scale}
+        scales = {folded.meant(c.module.key, c.scale) for c in adapter.contributions if c.has_scale}
     state, notes = state_of(info) if info.kind == ADAPTER else ("", ())
     files = checkpoint.files or (checkpoint.path,)
     return ScannedFile(
@@ -84,15 +87,15 @@ def _account(path: str, info: FileInfo, record: dict[str, Any] | None) -> Scanne
         kind=info.kind,
         architectures=tuple(dict.fromkeys(candidate.architecture.name for candidate in info.candidates)),
         model=" or ".join(map(str, info.candidates)),
-        types=_types(contributions),
-        ranks=tuple(sorted({c.rank for c in contributions if c.rank})),
+        types=_types(kinds),
+        ranks=tuple(sorted({c.rank for c, _ in kinds if c.rank})),
         scales=tuple(sorted(scales, key=lambda scale: (scale is None, scale or 0.0))),
         bytes=checkpoint.bytes,
         modified=max((checkpoint.inputs[file].modified for file in files if file in checkpoint.inputs), default=0)
         / 1e9,
         modules=len(adapter.modules),
         trainer=adapter.trainer,
-        schemes=tuple(dict.fromkeys(module.name.scheme for module in adapter.modules.values())),
+        schemes=tuple(dict.fromkeys(first.name.scheme for first in modules.firsts)),
         codes=tuple(dict.fromkeys(problem.code for problem in adapter.problems)),
         state=state,
         notes=notes,
@@ -101,19 +104,16 @@ def _account(path: str, info: FileInfo, record: dict[str, Any] | None) -> Scanne
     )
 
 
-def _types(contributions: Iterable[Contribution]) -> tuple[str, ...]:
-    """The kinds of change of weights, and of what else there is only where no weight is changed."""
-    alike: dict[Any, Contribution] = {}
-    numbers: Counter[Any] = Counter()
-    for one in contributions:
-        kind = one.algorithm.name, one.rslora, one.magnitude is not None
-        alike.setdefault(kind, one)
-        numbers[kind] += 1
+def _types(changes: Iterable[tuple[Contribution, int]]) -> tuple[str, ...]:
+    """The kinds of change of weights, and of what else there is only where no weight is changed.
+
+    `changes` are each as one of so many that are alike.
+    """
     counts: Counter[str] = Counter()
     beside: Counter[str] = Counter()
-    for kind, one in alike.items():
+    for one, number in changes:
         is_main = one.algorithm.parameter == WEIGHT and not one.algorithm.beside and one.algorithm.name not in _FULL
-        (counts if is_main else beside)[_type(one)] += numbers[kind]
+        (counts if is_main else beside)[_type(one)] += number
     return tuple(name for name, _ in (counts or beside).most_common())
 
 
