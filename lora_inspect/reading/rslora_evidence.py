@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD, plain_alpha
@@ -146,5 +147,5 @@ def _states_rule(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> boo
         SCALE_KEY in metadata
         or is_lycoris(metadata)
         or (bool(asked) and all(close(fact.alpha or 0.0, asked or 0.0) for fact in telling))
-        or any(name.startswith(tuple(LYCORIS.prefixes)) for fact in facts for name in fact.places)
+        or any(any(map(str.startswith, fact.places, repeat(tuple(LYCORIS.prefixes)))) for fact in facts)
     )

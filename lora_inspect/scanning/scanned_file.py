@@ -65,10 +65,15 @@ def scan_file(path: str, settings: Settings = Settings(), record: Record | None 
     """Reads one file; whatever goes wrong with it is its `error`."""
     try:
         with without_collecting():
-            info = inspect(path, settings)
-            return _account(path, info, record(info) if record else None)
+            return _account_of(path, settings, record)
     except Exception as error:
         return ScannedFile(path, error=error)
+
+
+def _account_of(path: str, settings: Settings, record: Record | None) -> ScannedFile:
+    # All that was read is gone before garbage is looked for again.
+    info = inspect(path, settings)
+    return _account(path, info, record(info) if record else None)
 
 
 def _account(path: str, info: FileInfo, record: dict[str, Any] | None) -> ScannedFile:
