@@ -89,6 +89,29 @@ def test_a_sixteenth_of_the_rows_gives_the_share_of_all(seed):
     assert some.noise == pytest.approx(whole.noise, rel=0.02)
 
 
+def sampled(rows, first, count):
+    return looked_rows(rows, first, min(count, rows - first))
+
+
+def test_a_weight_that_is_looked_at_in_part_counts_as_much_as_all_of_it():
+    """Beside another one that is looked at whole, with another share."""
+    base, coarse = rounded(drawn(1, 256, 512), "BF16"), rounded(drawn(2, 256, 512), "F8_E4M3")
+    change = 0.01 * drawn(3, 256, 512)
+    written, also = rounded(base + change, "BF16"), rounded(coarse + change, "F8_E4M3")
+    whole = looked(coarse, [change], also)
+    some = pooled([(looked(base, [change], written, 40, sampled), [0]), (whole, [0])], 1)
+    every = pooled([(looked(base, [change], written), [0]), (whole, [0])], 1)
+    assert some.shares()[0].value == pytest.approx(every.shares()[0].value, abs=0.02)
+    assert some.gram.item() == pytest.approx(every.gram.item(), rel=0.05)
+
+
+def test_a_sample_leaves_a_share_as_open_as_its_few_entries_do():
+    base, change = rounded(drawn(1, 256, 64), "BF16"), 0.01 * drawn(2, 256, 64)
+    written = rounded(base + change, "BF16")
+    some, every = looked(base, [change], written, 40, sampled), looked(base, [change], written)
+    assert some.scatter.item() == pytest.approx(16 * every.scatter.item(), rel=0.3)
+
+
 def test_several_weights_together_are_one_long_weight():
     base, other = rounded(drawn(1, 30, 40), "F8_E4M3"), rounded(drawn(2, 50, 20), "F8_E4M3")
     first, second, third = 0.02 * drawn(3, 30, 40), 0.05 * drawn(4, 50, 20), 0.03 * drawn(5, 50, 20)
