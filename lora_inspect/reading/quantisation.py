@@ -42,8 +42,13 @@ _JOINED = tuple(
 
 
 def scale_beside(weight: str, names: Collection[str]) -> str | None:
-    """The tensor among `names` that makes the entries of `weight` codes, whatever they are stored as, or None."""
+    """The tensor among `names` that makes the entries of `weight` codes, whatever they are stored as, or None.
+
+    What scales a module's weight says nothing of its bias and of what else it has.
+    """
     module = _module(weight)
+    if _leaf(weight) not in _WEIGHTS and any(f"{module}.{name}" in names for name in _WEIGHTS):
+        return None
     return next((name for scale in _SCALES if (name := f"{module}.{scale}") in names), None)
 
 

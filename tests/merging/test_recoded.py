@@ -291,3 +291,16 @@ def test_only_one_of_both_types_is_chosen(tmp_path, run):
     ended = run("merge", *pair, "--touched-dtype", "bf16", "--dtype", "fp16", "-o", tmp_path / "out.safetensors")
     assert ended.status == 2
     assert "--dtype" in ended.stderr
+
+
+@every_spelling
+def test_a_bias_of_floats_beside_codes_is_changed_as_any(spelling, fold):
+    base = coded(*spelling) | {f"{Q}.bias": numbers(OUT, seed=8)}
+    change = numbers(OUT, seed=9)
+    found, record = fold(base, {f"{MODULE}.diff_b": change}, multiplier=0.5)
+    assert found[f"{Q}.bias"].equal(base[f"{Q}.bias"] + 0.5 * change)
+    assert all(bits(found[key]).equal(bits(base[key])) for key in base.keys() - {f"{Q}.bias"})
+    assert (record["recoded"], record["decoded"], record["dropped"]) == ([], [], [])
+    touched, _ = fold(base, {f"{MODULE}.diff_b": change}, "--touched-dtype", "bf16")
+    assert touched[f"{Q}.bias"].equal((base[f"{Q}.bias"] + change).to(BF16))
+    assert bits(touched[f"{Q}.weight"]).equal(bits(base[f"{Q}.weight"]))

@@ -69,3 +69,5 @@ def test_a_weight_that_is_scaled_is_codes_whatever_it_is_stored_as(beside):
     names = {"x.weight", "x.bias", f"x.{beside}", "y.weight", "y.scale", "y.input_scale"}
     assert scale_beside("x.weight", names) == f"x.{beside}"
     assert scale_beside("y.weight", names) is None
+    assert scale_beside("x.bias", names) is None
+    assert scale_beside("x.bias", names - {"x.weight"}) == f"x.{beside}"
