@@ -21,6 +21,7 @@ _LEFT_OUT = {
 # What the type of the weights is called, by versions of transformers, and how it is spelled there.
 _TYPE_KEYS = ("torch_dtype", "dtype")
 _TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+_FP8_TYPES = ("float8_e4m3fn", "float8_e5m2")
 
 
 def read_config(side_files: SideFiles) -> dict[str, Any] | None:
@@ -54,8 +55,12 @@ def with_type(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """The config with another element type of the weights, wherever it names one; the name is that of safetensors."""
     changed = dict(config)
     for key, value in config.items():
-        if key in _TYPE_KEYS and value in _TYPES.values():
+        if key in _TYPE_KEYS and _is_type(value):
             changed[key] = _TYPES[dtype]
         elif isinstance(value, dict) and key.endswith("_config") and key != QUANTIZATION:
             changed[key] = with_type(value, dtype)
     return changed
+
+
+def _is_type(value: Any) -> bool:
+    return isinstance(value, str) and value.removeprefix("torch.") in (*_TYPES.values(), *_FP8_TYPES)

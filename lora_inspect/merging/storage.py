@@ -37,7 +37,7 @@ class Storage:
     `decoded` are floats in the output, `recoded` are codes of the same format there; of others that are read with the
     changes `seen` are the codes. `types` has the element type of each tensor that gets another one. `dropped` are
     tensors that are left out of the output. `metadata` has, by file, that of the files whose metadata changes. `config`
-    is the config of a folder as it then is, where that changes.
+    is the config of a folder as it then is, where that changes, and `unsaid` the parts of it that are left out.
     """
 
     decoded: Mapping[str, CodedWeight] = field(default_factory=dict)
@@ -47,6 +47,7 @@ class Storage:
     dropped: frozenset[str] = frozenset()
     metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
+    unsaid: tuple[str, ...] = ()
 
     @property
     def coded(self) -> dict[str, CodedWeight]:
@@ -66,8 +67,7 @@ class Storage:
     def said(self) -> list[str]:
         """What is left out, by name: tensors, keys of the metadata, and the part of the config."""
         metadata = [FORMATS_KEY] if self.metadata else []
-        config = [] if self.config is None or QUANTIZATION in self.config or not self.decoded else [CONFIG]
-        return [*sorted(self.dropped), *metadata, *(f"{name}: {QUANTIZATION}" for name in config)]
+        return [*sorted(self.dropped), *metadata, *(f"{CONFIG}: {part}" for part in self.unsaid)]
 
     @property
     def side_files(self) -> dict[str, Mapping[str, Any]]:
@@ -96,7 +96,9 @@ def plan_storage(
     dropped = {name for weight in decoded.values() for name in weight.settings}
     left = {name: info for name, info in base.tensors.items() if name not in dropped and name not in decoded}
     dropped |= _markers(base_codecs, decoded, left)
-    config = _config(side_files, asked, decoded, [info for name, info in left.items() if name not in dropped])
+    stored = read_config(side_files)
+    config = _config(stored, side_files.root, asked, decoded, [i for name, i in left.items() if name not in dropped])
+    unsaid = () if not stored or config is None else tuple(key for key in stored if key not in config)
     if asked != Asked():
         stay = _known(base_codecs, (info for name, info in left.items() if name not in settings))
         _check_mixed(base, decoded, stay, lists_others=config is not None and QUANTIZATION in config)
@@ -110,6 +112,7 @@ def plan_storage(
         frozenset(dropped),
         _metadata(base, base_codecs, decoded),
         config,
+        unsaid,
     )
 
 
@@ -179,20 +182,23 @@ def _markers(base_codecs: BaseCodecs, decoded: Mapping[str, CodedWeight], left: 
 
 
 def _config(
-    side_files: SideFiles, asked: Asked, decoded: Mapping[str, CodedWeight], left: Iterable[TensorInfo]
-) -> dict[str, Any] | None:
+    config: Mapping[str, Any] | None,
+    root: str,
+    asked: Asked,
+    decoded: Mapping[str, CodedWeight],
+    left: Iterable[TensorInfo],
+) -> Mapping[str, Any] | None:
     """The config of a folder as it then is, or None where it stays as it is."""
-    config = read_config(side_files)
     if config is None or asked == Asked():
         return None
     modules = [name.removesuffix(".weight") for name in decoded]
     changed = without_codes(config, modules, has_codes(left))
     if changed is None and asked.touched:
         raise LoraInspectError(
-            f"{side_files.root}: nothing is known of how its {CONFIG} says in {QUANTIZATION} that only some weights "
+            f"{root}: nothing is known of how its {CONFIG} says in {QUANTIZATION} that only some weights "
             "are codes; give --dtype instead of --touched-dtype, with which none are."
         )
-    changed = config if changed is None else changed
+    changed = dict(config) if changed is None else changed
     if asked.every:
         changed = with_type(changed, asked.every)
     return None if changed == config else changed

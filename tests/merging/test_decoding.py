@@ -484,3 +484,18 @@ def test_a_weight_without_entries_has_no_codes(shape, scale, fold):
     found, record = fold(base, lora(), "bf16")
     assert found[f"{OTHER}.weight"].shape == shape
     assert record["decoded"] == [f"{OTHER}.weight"]
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "torch.float16", "float32"])
+def test_the_config_of_a_folder_names_the_new_type_and_nothing_else_of_it_is_dropped(name, tmp_path, run):
+    folder, out = tmp_path / "base", tmp_path / "out"
+    folder.mkdir()
+    save_file({f"{Q}.weight": codes(OUT, IN)}, folder / "model.safetensors")
+    save_file(lora(), tmp_path / "adapter.safetensors")
+    config = {"torch_dtype": name, "text_config": {"dtype": name}, "vision_config": {"dtype": "auto"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    done = run("merge", folder, tmp_path / "adapter.safetensors", "--dtype", "bf16", "-o", out, "--json").json
+    assert json.loads((out / "config.json").read_text()) == {
+        "torch_dtype": "bfloat16", "text_config": {"dtype": "bfloat16"}, "vision_config": {"dtype": "auto"},
+    }  # fmt: skip
+    assert done["dropped"] == []
