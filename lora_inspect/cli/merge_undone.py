@@ -7,7 +7,7 @@ import click
 from lora_inspect.cli import terminal
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.listing import some
-from lora_inspect.ops.undo import UndoResult, check_undo_output, plan_undo, undo_output
+from lora_inspect.ops.undo import UndoResult, check_undo_output, plan_undo, planned_undo, undo_output
 from lora_inspect.ops.undo import undo as undo_files
 from lora_inspect.reading.settings import Settings
 
@@ -33,8 +33,14 @@ def undo(
     plan = plan_undo(merged, adapters, base)
     if dry_run:
         if output is not None:
-            check_undo_output(plan, undo_output(plan, output), force)
-        terminal.line(f"would take {len(plan.merge.adapters)} adapters out of {len(plan.folds)} weights of {merged}")
+            output = undo_output(plan, output)
+            check_undo_output(plan, output, force)
+        if as_json:
+            terminal.json_text(planned_undo(plan, output))
+        else:
+            terminal.line(
+                f"would take {len(plan.merge.adapters)} adapters out of {len(plan.folds)} weights of {merged}"
+            )
         return
     assert output is not None  # the option asks for it where there is no dry run
     with progress_bar("Undoing", plan.bytes) as progress:

@@ -2,7 +2,8 @@
 
 A change is computed in float64 here. What a merge computed in float32 is off by at most n · 2^-24 times the sum of the
 absolute values of all that was added, with n roundings on the way of each term; so this holds whichever machine,
-version or order of sums made the merged file.
+version or order of sums made the merged file. Beside zero a rounding is off by more than that, so what is not zero
+counts as a little larger.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,9 @@ SUMS_OF_PRODUCTS = frozenset(
 _UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 # Roundings of a term beside those of its sums: of the scale, of the factors with it, of the products, of the last sum.
 _FEW = 8
+# What that is. Times the unit of float32, its fourth power is no less than the least normal number of that: as many
+# factors have the changes.
+_LITTLE = 2.0**-25
 # Every number of a block is there in float64 some times over.
 _BLOCK_ELEMENTS = 1 << 18
 
@@ -124,8 +128,8 @@ class Subtraction:
             for term in self._terms:
                 term.change.fold(change, first, term.multiplier)
                 own = torch.zeros_like(low)
-                term.size.fold(own, first, term.multiplier)
-                size += own.abs_()
+                term.size.fold(own, first, abs(term.multiplier) + _LITTLE)
+                size += _enlarged(own, _LITTLE**4)
             # Where only zeros were added nothing was rounded.
             slack = (high - low).add_(rows.abs()).add_(size, alpha=2).mul_(self._slack).mul_(size != 0)
             yield low.sub_(slack).sub_(change), high.add_(slack).sub_(change)
@@ -134,10 +138,16 @@ class Subtraction:
 def _term(fold: Fold, factors: FactorReader) -> _Term:
     contribution = fold.contribution
     tensors = factors.read(contribution, torch.float64)
-    sizes = {role: tensor.abs() if tensor.is_floating_point() else tensor for role, tensor in tensors.items()}
+    sizes = {role: _enlarged(one, _LITTLE) if one.is_floating_point() else one for role, one in tensors.items()}
     longest = [_second(tuple(tensor.shape)) for tensor in tensors.values()]
     roundings = _FEW + sum(max(length, contribution.rank or 1) for length in longest)
     return _Term(fold.placed.change(tensors), fold.placed.change(sizes), fold.multiplier, roundings)
+
+
+def _enlarged(tensor: Tensor, little: float) -> Tensor:
+    """The absolute values, each that is not zero with a little more."""
+    sizes = tensor.abs()
+    return sizes.add_(sizes != 0, alpha=little)
 
 
 def _second(shape: tuple[int, ...]) -> int:

@@ -168,7 +168,8 @@ def undo(
             for one in plans:
                 restored.write(writer, infos[one.name])
                 progress(one.nbytes)
-            _check_accepted(restored.accounts, accept_unproved, plan)
+            if target == output:
+                _check_accepted(restored.accounts, accept_unproved, plan)
 
     if source.root is None:
         write(source.files[0], output, force)
@@ -176,9 +177,21 @@ def undo(
         with new_folder(output, plan.inputs, force) as folder:
             for file in source.files:
                 write(file, os.path.join(folder, os.path.basename(file)))
+            _check_accepted(restored.accounts, accept_unproved, plan)
             total = sum(info.nbytes for info in source.tensors.values())
             copy_side_files(source, plan.merge.side_files, folder, total, progress)
     return _result(plan, output, restored.accounts, held.unchecked, started, leftovers)
+
+
+def planned_undo(plan: UndoPlan, output: str | None) -> dict[str, Any]:
+    """What would be undone, as `--dry-run --json` prints it."""
+    return {
+        "dry_run": True,
+        "output": output,
+        "undone": [adapter.checkpoint.path for adapter, _ in plan.merge.adapters],
+        "weights": len(plan.folds),
+        "tensors_copied": len(plan.merge.base.tensors) - len(plan.folds),
+    }
 
 
 def undo_output(plan: UndoPlan, named: str) -> str:

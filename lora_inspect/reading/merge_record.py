@@ -4,6 +4,7 @@ Metadata may hold anything: what is not of the kind that is looked for counts as
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -172,7 +173,9 @@ def hashes_of(value: Any) -> Mapping[str, str]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether it is a number that a multiplier can be: a finite one that a float holds."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max
 
 
 def _list(value: Any) -> list[Any]:

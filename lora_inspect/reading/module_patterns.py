@@ -18,7 +18,7 @@ _GLOB = re.compile(r"[*?[]")
 _RANGE = re.compile(r"(?<![^.])([0-9]{1,9})-([0-9]{1,9})(?![^.])")
 # More than a model has blocks.
 _LONGEST_RANGE = 1000
-# Stands for the n-th range while a glob is made an expression; no name on a command line has it.
+# Stands for the n-th range while a glob is made an expression; no pattern has it.
 _MARK = "\0"
 _TEXT_ENCODERS = "text_encoder"
 _SHOWN, _COMPARED = 3, 2000
@@ -38,7 +38,9 @@ class ModuleNames(NamedTuple):
 
 
 def check_pattern(pattern: str) -> None:
-    """Raises ValueError for a range that is none."""
+    """Raises ValueError for a range that is none, and for a letter that no name can have."""
+    if _MARK in pattern:
+        raise ValueError("a name of modules has no zero bytes; leave them out")
     for first, last in _RANGE.findall(pattern):
         if int(first) > int(last):
             raise ValueError(f"the range {first}-{last} ends before it begins; write {last}-{first}")

@@ -138,11 +138,13 @@ def _table(source: _Text, name: str, value: Any) -> Settings:
 
 def _leaves(table: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
     """The values with their names, which TOML takes apart where they have points and no quotes."""
-    for key, value in table.items():
+    left: list[tuple[tuple[str, ...], Any]] = [((), table)]
+    while left:
+        parts, value = left.pop()
         if isinstance(value, dict):
-            yield from (((key, *parts), number) for parts, number in _leaves(value))
+            left += [((*parts, key), inner) for key, inner in reversed(value.items())]
         else:
-            yield (key,), value
+            yield parts, value
 
 
 def _check_part(source: _Text, keys: Sequence[str], table: str, pattern: str) -> None:

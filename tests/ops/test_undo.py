@@ -126,6 +126,26 @@ def test_numbers_of_32_bits_come_within_a_few_units_and_are_not_called_proved(fo
         assert float((found[name] - whole[name]).abs().max()) <= min(1e-6, result.unproved[name]["off_by"])
 
 
+@pytest.mark.parametrize(("dtype", "size"), [("fp32", 1e-39), ("fp32", 1e-41), ("fp64", 1e-310)])
+@pytest.mark.parametrize("kind", [lora, loha, lokr])
+def test_what_is_lost_beside_zero_is_not_called_proved(dtype, size, kind, folder):
+    """Below the normal numbers a rounding is off by more than its share of the number."""
+    whole = {name: (tensor.double() * size).to(tensor.dtype) for name, tensor in base(TYPES[dtype]).items()}
+    changing = ("lora_up", "hada_w1_a", "lokr_w1")
+    adapter = {
+        key: (tensor.double() * size).to(TYPES[dtype]) if any(name in key for name in changing) else tensor
+        for key, tensor in kind(1).items()
+    }
+    files = folder.file("base.safetensors", whole), folder.file("a.safetensors", adapter)
+    result, found = folder.undone(folder.merged("merged.safetensors", *files), files[1])
+    differ = {name: (found[name].double() - whole[name].double()).abs() for name in whole}
+    assert sum(int((one > 0).sum()) for one in differ.values()) > 0
+    for name, one in differ.items():
+        left = result.unproved.get(name, {"entries": 0, "off_by": 0.0})
+        assert int((one > 0).sum()) <= left["entries"]
+        assert float(one.max()) <= left["off_by"]
+
+
 def test_rows_to_which_nothing_is_added_are_proved_in_any_type(folder):
     for dtype in (torch.float32, torch.bfloat16):
         whole, adapter = base(dtype), lora(1)
@@ -324,6 +344,13 @@ def test_a_folder_is_restored_as_a_folder(run, folder):
     merged = folder.path / "merged"
     assert run("merge", folder.path / "model", adapter, "-o", merged).status == 0
     out = folder.path / "out"
+    refusal = run("merge", "--undo", merged, adapter, "-o", out).refusal
+    assert f"of {3 * OUT * IN:,} numbers that were changed" in refusal
+    assert not out.exists()
+    planned = run("merge", "--undo", merged, adapter, "-o", out, "--dry-run", "--json").json
+    assert planned == {
+        "dry_run": True, "output": str(out), "undone": [adapter], "weights": 3, "tensors_copied": len(whole) - 3,
+    }  # fmt: skip
     assert run("merge", "--undo", merged, adapter, "-o", out, "--accept-unproved").status == 0
     assert (out / "README.md").read_text() == "kept"
     found = {name: tensor for file in parts for name, tensor in load_file(out / file).items()}

@@ -59,3 +59,13 @@ def test_records_of_versions_that_knew_less_are_read():
         "base": None,
         "adapters": [{"file": "a", "multiplier": {"*": 1.5}, "sha256": None}],
     }
+
+
+def test_a_multiplier_that_is_no_finite_number_is_none():
+    for text in ("9" * 400, "-" + "9" * 400, "Infinity", "NaN", "true", '"1"'):
+        (record,) = merge_records({MERGED_KEY: f'{{"adapters": [{{"file": "a", "multiplier": {text}}}]}}'})
+        assert record.adapters[0].multiplier is None
+        (record,) = merge_records(
+            {MERGED_KEY: f'{{"adapters": [{{"file": "a", "multiplier": {{"*": 2, "b": {text}}}}}]}}'}
+        )
+        assert record.adapters[0].multiplier == {"*": 2}
