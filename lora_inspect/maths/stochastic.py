@@ -17,7 +17,7 @@ from lora_inspect.maths.spacing import spacing
 # of the last one: codes times a scale are not quite on the grid, and must stay where they are.
 _DRAWN = {"F16": (13, 0.0), "F8_E4M3": (16, 0.5), "F8_E5M2": (16, 0.5), "I8": (15, 0.5)}
 # Codes end where others begin that are no numbers; numbers a little beyond have the last one as their nearest.
-_LARGEST = {"F8_E4M3": 448.0, "F8_E5M2": 57344.0, "I8": 127.0}
+_ENDS = {"F8_E4M3": (-448.0, 448.0), "F8_E5M2": (-57344.0, 57344.0), "I8": (-128.0, 127.0)}
 # The types that numbers can be rounded to in this way: what has more bits than that rounds too finely to care.
 ROUNDED = frozenset({"BF16", *_DRAWN})
 # An integer hash: shifts and odd factors in turn, which each are one to one. The numbers are those of triple32, which
@@ -78,8 +78,8 @@ def _round(dtype: str, values: Tensor, drawn: Tensor) -> None:
     else:
         unit = spacing(values, dtype)
         values.div_(unit).add_(part).floor_().mul_(unit)
-    if dtype in _LARGEST:
-        values.clamp_(-_LARGEST[dtype], _LARGEST[dtype])
+    if dtype in _ENDS:
+        values.clamp_(*_ENDS[dtype])
 
 
 def _are_finite(values: Tensor) -> bool:

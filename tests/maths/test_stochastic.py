@@ -49,6 +49,16 @@ def test_what_lies_on_the_grid_stays(dtype):
         assert torch.equal(StochasticRounding(seed, "a").rounded(values.clone(), dtype, 0), values)
 
 
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8])
+def test_every_code_stays(stored):
+    """The whole number -128 too, which is farther from 0 than any other."""
+    codes = torch.arange(256).to(torch.uint8).view(stored).float()
+    codes = codes[codes.isfinite()]
+    dtype = {of: name for name, of in STORED_DTYPES.items()}.get(stored, "I8")
+    for seed in range(8):
+        assert torch.equal(StochasticRounding(seed, "a").rounded(codes.clone(), dtype, 0), codes)
+
+
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "I8"])
 def test_codes_that_a_scale_was_multiplied_by_and_taken_from_again_stay(dtype):
     values = on_grid(sizes(dtype), dtype)
@@ -145,11 +155,13 @@ def test_large_numbers_whose_sum_is_not_finite_are_rounded():
     assert len(found.unique()) == 2
 
 
-@pytest.mark.parametrize(("dtype", "largest"), [("F8_E4M3", 448.0), ("F8_E5M2", 57344.0), ("I8", 127.0)])
-def test_no_number_goes_beyond_the_last_code(dtype, largest):
-    values = torch.tensor([1.003, -1.003, 1.0, -1.0]).repeat(500) * largest
-    found = StochasticRounding(1, "a").rounded(values.clone(), dtype, 0)
-    assert torch.equal(found, values.sign() * largest)
+@pytest.mark.parametrize(
+    ("dtype", "least", "most"), [("F8_E4M3", -448.0, 448.0), ("F8_E5M2", -57344.0, 57344.0), ("I8", -128.0, 127.0)]
+)
+def test_no_number_goes_beyond_the_last_code(dtype, least, most):
+    ends = torch.tensor([most, least]).repeat(500)
+    for beyond in (1.0, 1.003):
+        assert torch.equal(StochasticRounding(1, "a").rounded(ends * beyond, dtype, 0), ends)
 
 
 def test_what_float32_holds_as_it_is_is_not_rounded():
