@@ -176,6 +176,8 @@ def test_an_os_path_is_the_path_as_it_is(write_safetensors, tmp_path):
         (lambda: lora_inspect.merge(BASE, [], "out"), ValueError, "no adapter"),
         (lambda: lora_inspect.merge(BASE, [(RSLORA, True)], "out"), TypeError, "a number, not True"),
         (lambda: lora_inspect.merge(BASE, [(RSLORA, float("inf"))], "out"), ValueError, "no finite number"),
+        (lambda: lora_inspect.merge(BASE, [(RSLORA, 10**400)], "out"), ValueError, "no finite number"),
+        (lambda: lora_inspect.merge(BASE, RSLORA, "out", rounding="stochastic", seed="1"), TypeError, "whole number"),
         (lambda: lora_inspect.merge(BASE, RSLORA, "out", dtype="int8"), ValueError, "dtype is 'int8'"),
         (lambda: lora_inspect.merge(BASE, RSLORA, "out", dora_multiplier="odd"), ValueError, "multiplier is 'odd'"),
         (lambda: lora_inspect.merge(BASE, RSLORA, "out", transposed={"": True}), ValueError, "neither"),

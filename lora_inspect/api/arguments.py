@@ -1,7 +1,7 @@
 """Arguments as Python programs give them: paths with what is settled about them, answers, and who watches."""
 
-import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -108,8 +108,7 @@ def dtype_of(given: "str | torch.dtype | None") -> str | None:
 
 def rank_of(given: int) -> int:
     """A rank, 1 at least."""
-    if isinstance(given, bool) or not isinstance(given, int):
-        raise TypeError(f"rank is a whole number, not {given!r}")
+    _check_whole(given, "rank")
     if given < 1:
         raise ValueError(f"rank is {given}, which is less than 1")
     return given
@@ -141,10 +140,22 @@ def _settings_of(given: float | str) -> Settings:
     return parse_settings(given) if isinstance(given, str) else Settings(multiplier=_finite(given, "a multiplier"))
 
 
+def given_seed(given: int | None) -> int | None:
+    """What is drawn by; None where nothing is."""
+    if given is not None:
+        _check_whole(given, "seed")
+    return given
+
+
+def _check_whole(number: int, name: str) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name} is a whole number, not {number!r}")
+
+
 def _finite(number: float, name: str) -> float:
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise TypeError(f"{name} is a number, not {number!r}")
-    if not math.isfinite(number):
+    if not abs(number) <= sys.float_info.max:
         raise ValueError(f"{name} is {number}, which is no finite number")
     return float(number)
 

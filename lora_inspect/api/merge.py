@@ -12,6 +12,7 @@ from lora_inspect.api.arguments import (
     answers_of,
     chosen,
     dtype_of,
+    given_seed,
     names_of,
     path_of,
     reading_settings,
@@ -76,7 +77,7 @@ def merge(
         choice=Choice(names_of(include), names_of(exclude)),
         weights=None if weights is None else read_weights(path_of(weights)),
         hash_base=hash_base,
-        seed=seed_of(chosen("rounding", rounding, (NEAREST, STOCHASTIC)), seed),
+        seed=seed_of(chosen("rounding", rounding, (NEAREST, STOCHASTIC)), given_seed(seed)),
         accept_loss=accept_loss,
     )
     if dtype is not None and touched_dtype is not None:

@@ -41,10 +41,11 @@ def last_record(merged: Checkpoint) -> MergeRecord:
             "the base itself."
         )
     last = records[-1]
-    if last.base is None or not last.adapters or not all(one.sha256 for one in last.adapters):
+    has_hashes = last.base is not None and last.adapters and all(one.sha256 for one in last.adapters)
+    if not has_hashes or not last.is_whole:
         raise LoraInspectError(
-            f"{merged.path}: its record of a merge is of an earlier version or damaged, and has no hashes of the base "
-            "and the adapters; fetch the base itself."
+            f"{merged.path}: its record of a merge is of an earlier version or damaged, and does not say what base and "
+            "adapters there were, by their hashes; fetch the base itself."
         )
     return last
 
@@ -145,11 +146,17 @@ def _hashes(checkpoint: Checkpoint) -> _Hashes:
 
 def _settings(one: MergedAdapter, path: str) -> Settings:
     try:
-        return parse_settings(one.settings) if one.settings else Settings()
+        settings = parse_settings(one.settings) if one.settings else Settings()
     except ValueError:
         raise LoraInspectError(
             f"{path}: its record of {one.file} has settings that are none ({one.settings}); fetch the base itself."
         ) from None
+    if one.multiplier != settings.multipliers():
+        raise LoraInspectError(
+            f"{path}: its record of {one.file} has a multiplier that is not that of its settings; fetch the base "
+            "itself."
+        )
+    return settings
 
 
 def _is_list_of_texts(value: Any) -> bool:

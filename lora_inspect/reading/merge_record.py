@@ -47,12 +47,13 @@ class MergedBase(NamedTuple):
 
 
 class MergeRecord(NamedTuple):
-    """One merge. `base` is None where an older version recorded none."""
+    """One merge. `base` is None where an older version recorded none, and `is_whole` says that all of it was read."""
 
     version: str
     base: MergedBase | None
     adapters: tuple[MergedAdapter, ...]
     options: Mapping[str, Any]
+    is_whole: bool = True
 
 
 def merge_records(metadata: Mapping[str, str]) -> list[MergeRecord]:
@@ -127,13 +128,16 @@ def _object(metadata: Mapping[str, str]) -> dict[str, Any] | None:
 def _record(value: Any) -> MergeRecord | None:
     if not isinstance(value, dict):
         return None
-    adapters = [_adapter(one) for one in _list(value.get(ADAPTERS))]
-    options = value.get(OPTIONS)
+    named = _list(value.get(ADAPTERS))
+    adapters = [_adapter(one) for one in named]
+    options = value.get(OPTIONS, {})
+    texts = [one.get(key, "") for one in named if isinstance(one, dict) for key in (CONFIG, SETTINGS)]
     return MergeRecord(
         _text(value.get("version")),
         _base(value.get(BASE)),
         tuple(one for one in adapters if one is not None),
         options if isinstance(options, dict) else {},
+        None not in adapters and isinstance(options, dict) and all(isinstance(text, str) for text in texts),
     )
 
 

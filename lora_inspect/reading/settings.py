@@ -204,7 +204,7 @@ def parse_settings(text: str) -> Settings:
             settings = settings._replace(residual=_WORDS[value])
         elif name == _PACKING and value in PACKINGS:
             settings = settings._replace(expert_packing=value)
-        elif name not in (_RSLORA, _PACKING, _RESIDUAL) and is_pattern(name):
+        elif is_pattern(name):
             from lora_inspect.reading.module_patterns import check_pattern  # most runs name no part of an adapter
 
             check_pattern(name)
@@ -218,8 +218,8 @@ def parse_settings(text: str) -> Settings:
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a name can be that of a component, or a glob over module paths."""
-    return re.fullmatch(_PATTERN, name) is not None
+    """Whether a name can be that of a component, or a glob over module paths; no setting is called so."""
+    return re.fullmatch(_PATTERN, name) is not None and name not in (_ALPHA, _RSLORA, _PACKING, _RESIDUAL)
 
 
 def spell_settings(settings: Settings) -> str:

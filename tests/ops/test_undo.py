@@ -303,6 +303,30 @@ def test_what_does_not_fit_the_record_is_refused(number, run, folder):
     assert not out.exists()
 
 
+DAMAGES = {
+    "an adapter": (lambda it: it["adapters"].append({"file": 3}), "earlier version or damaged"),
+    "settings": (lambda it: it["adapters"][0].update(settings=3), "earlier version or damaged"),
+    "a config": (lambda it: it["adapters"][0].update(config={}), "earlier version or damaged"),
+    "options": (lambda it: it.update(options=["alpha"]), "earlier version or damaged"),
+    "a multiplier": (lambda it: it["adapters"][0].update(multiplier=0.5), "is not that of its settings"),
+    "no multiplier": (lambda it: it["adapters"][0].pop("multiplier"), "is not that of its settings"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_record_that_is_read_in_part_alone_is_refused(damage, folder):
+    """What of it was not read may have changed the weights as well, and nothing would be proved."""
+    files = folder.file("base.safetensors", base(torch.bfloat16)), folder.file("a.safetensors", lora(1))
+    merged = folder.merged("merged.safetensors", *files)
+    with safe_open(merged, "pt") as file:
+        record = json.loads(file.metadata()["lora_inspect.merged"])
+    change, says = DAMAGES[damage]
+    change(record)
+    damaged = folder.file("damaged.safetensors", load_file(merged), {"lora_inspect.merged": json.dumps(record)})
+    with pytest.raises(LoraInspectError, match=says):
+        folder.undone(damaged, files[1])
+
+
 def test_a_program_undoes_as_the_command_line_does(folder):
     import lora_inspect
 

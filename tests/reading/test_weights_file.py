@@ -85,6 +85,7 @@ WRONG = {
     '[a.globs]\n"" = 1': 'line 2: "" is no name of modules',
     '[a.globs]\n"*\\u0000" = 1': "line 2: a name of modules has no zero bytes",
     "[a.blocks]\n" + "b." * 3_000 + "b = 'x'": 'line 2: the value of "b" is no number',
+    "[a.blocks]\nb.1 = 1\nalpha = 2": 'line 3: "alpha" is no name of modules',
     "[a.blocks]\nb.9-0 = 1": "line 2: the range 9-0 ends before it begins; write 0-9",
     "[a.blocks]\nb.1 = 1\n[a.globs]\nc = 1\n'b.1' = 2": 'line 5: "b.1" is said twice',
     "[a.blocks]\nb.1 = 1\n'b.1' = 2": 'line 3: "b.1" is said twice',
