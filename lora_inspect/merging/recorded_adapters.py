@@ -47,6 +47,11 @@ def last_record(merged: Checkpoint) -> MergeRecord:
             f"{merged.path}: its record of a merge is of an earlier version or damaged, and does not say what base and "
             "adapters there were, by their hashes; fetch the base itself."
         )
+    if last.is_estimated:
+        raise LoraInspectError(
+            f"{merged.path}: a merge into it was undone with --accept-unproved, so its numbers may be others than "
+            "those of the merge before, and nothing of that can be proved; fetch the base itself."
+        )
     return last
 
 

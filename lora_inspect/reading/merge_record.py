@@ -18,6 +18,8 @@ UNDONE_KEY = "lora_inspect.undone"
 # The names of the record's parts.
 ADAPTERS, BASE, OPTIONS, EARLIER = "adapters", "base", "options", "earlier"
 FILE, SHA256, CONFIG, SETTINGS, MULTIPLIER, HEADER = "file", "sha256", "config", "settings", "multiplier", "header"
+# What the record of a merge has whose numbers are estimates since one after it was undone.
+ESTIMATED = "estimated"
 # As deep as a record of ours is: the multipliers of an adapter of an earlier record.
 _DEEPEST = 8
 
@@ -47,13 +49,18 @@ class MergedBase(NamedTuple):
 
 
 class MergeRecord(NamedTuple):
-    """One merge. `base` is None where an older version recorded none, and `is_whole` says that all of it was read."""
+    """One merge.
+
+    `base` is None where an older version recorded none, and `is_whole` says that all of it was read. `is_estimated`
+    says that a later merge was undone with numbers that are not proved.
+    """
 
     version: str
     base: MergedBase | None
     adapters: tuple[MergedAdapter, ...]
     options: Mapping[str, Any]
     is_whole: bool = True
+    is_estimated: bool = False
 
 
 def merge_records(metadata: Mapping[str, str]) -> list[MergeRecord]:
@@ -80,8 +87,11 @@ def earlier_records(metadata: Mapping[str, str]) -> list[Any]:
     return [*_list(last.get(EARLIER)), own]
 
 
-def record_before(metadata: Mapping[str, str]) -> str | None:
-    """The value of the key as it was before the last merge; None where there was none."""
+def record_before(metadata: Mapping[str, str], estimated: bool = False) -> str | None:
+    """The value of the key as it was before the last merge; None where there was none.
+
+    Where numbers may be `estimated` it says so: they are not those that the merge before wrote.
+    """
     last = _object(metadata)
     earlier = _list(last.get(EARLIER)) if last else []
     if not earlier:
@@ -89,7 +99,8 @@ def record_before(metadata: Mapping[str, str]) -> str | None:
     before = earlier[-1]
     if not isinstance(before, dict):
         return str(before)
-    return json.dumps({**before, EARLIER: earlier[:-1]} if earlier[:-1] else before, separators=(",", ":"))
+    marked = {**before, ESTIMATED: True} if estimated else before
+    return json.dumps({**marked, EARLIER: earlier[:-1]} if earlier[:-1] else marked, separators=(",", ":"))
 
 
 def undone_metadata(metadata: Mapping[str, str], estimated: bool) -> dict[str, str]:
@@ -97,7 +108,7 @@ def undone_metadata(metadata: Mapping[str, str], estimated: bool) -> dict[str, s
 
     Where numbers may be `estimated` the merge that was undone stands under a key of its own.
     """
-    before, last = record_before(metadata), _object(metadata) or {}
+    before, last = record_before(metadata, estimated), _object(metadata) or {}
     kept = {key: value for key, value in metadata.items() if key != MERGED_KEY}
     undone = {name: value for name, value in last.items() if name != EARLIER}
     if estimated:
@@ -138,6 +149,7 @@ def _record(value: Any) -> MergeRecord | None:
         tuple(one for one in adapters if one is not None),
         options if isinstance(options, dict) else {},
         None not in adapters and isinstance(options, dict) and all(isinstance(text, str) for text in texts),
+        bool(value.get(ESTIMATED)),
     )
 
 

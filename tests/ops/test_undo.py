@@ -195,8 +195,18 @@ def test_a_merge_of_a_merge_is_undone_one_by_one(run, folder):
     out = folder.path / "out.safetensors"
     assert run("merge", "--undo", both, second, "-o", out, "--accept-unproved").status == 0
     with safe_open(out, "pt") as found, safe_open(first, "pt") as expected:
-        assert found.metadata()["lora_inspect.merged"] == expected.metadata()["lora_inspect.merged"]
+        before = json.loads(expected.metadata()["lora_inspect.merged"])
+        assert json.loads(found.metadata()["lora_inspect.merged"]) == {**before, "estimated": True}
+    # What are estimates of that merge would be called proved numbers of the base.
+    again = folder.path / "again.safetensors"
+    refusal = run("merge", "--undo", out, files[1], "-o", again, "--accept-unproved").refusal
+    assert f"{out}: a merge into it was undone with --accept-unproved" in refusal
+    assert not again.exists()
     assert run("merge", "--undo", both, second, "-o", out, "--force", "--base", first).status == 0
+    assert run("merge", "--undo", out, files[1], "-o", again, "--accept-unproved").status == 0
+    # Of a new merge into the estimates all is known.
+    third = folder.merged("third.safetensors", again, second)
+    assert folder.undone(third, second)[0].proved > 0
     assert out.read_bytes() == (folder.path / "first.safetensors").read_bytes()
 
 
