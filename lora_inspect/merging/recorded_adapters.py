@@ -41,6 +41,11 @@ def last_record(merged: Checkpoint) -> MergeRecord:
             "the base itself."
         )
     last = records[-1]
+    others = (merge_records(metadata)[-1:] for metadata in merged.file_metadata.values())
+    if any(found != [last] for found in others):
+        raise LoraInspectError(
+            f"{merged.path}: its files do not all record the same merge, so they are of several; fetch it again."
+        )
     has_hashes = last.base is not None and last.adapters and all(one.sha256 for one in last.adapters)
     if not has_hashes or not last.is_whole:
         raise LoraInspectError(

@@ -233,6 +233,11 @@ def _check_possible(plan: UndoPlan, known: MergedBase) -> None:
                 f"{plan.merged.path}: {name} is stored as {info.dtype} codes, of which is not known what they were "
                 f"before; name {known.file} with --base."
             )
+        if info.dtype not in known.dtypes:
+            raise LoraInspectError(
+                f"{plan.merged.path}: {name} is {info.dtype}, as no tensor of {known.file} was, so it was cast since; "
+                f"fetch the merged model again, or name {known.file} with --base."
+            )
         for fold in folds:
             if why := why_not(fold):
                 raise LoraInspectError(

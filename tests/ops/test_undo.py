@@ -313,6 +313,41 @@ def test_what_does_not_fit_the_record_is_refused(number, run, folder):
     assert not out.exists()
 
 
+def test_what_was_cast_after_the_merge_is_not_undone(folder):
+    """A number of fewer bits that fits alone is none that the base had."""
+    files = folder.file("base.safetensors", base(torch.float32)), folder.file("a.safetensors", lora(1))
+    merged = folder.merged("merged.safetensors", *files)
+    with safe_open(merged, "pt") as file:
+        metadata = file.metadata()
+    halved = {name: one.bfloat16() if one.is_floating_point() else one for name, one in load_file(merged).items()}
+    cast = folder.file("cast.safetensors", halved, metadata)
+    with pytest.raises(LoraInspectError, match=r"is BF16, as no tensor of base\.safetensors was, so it was cast since"):
+        folder.undone(cast, files[1])
+
+
+def test_files_of_different_merges_are_not_undone_together(run, folder):
+    whole = base(torch.bfloat16)
+    names, adapter = sorted(whole), folder.file("a.safetensors", lora(1))
+    parts = {"model-00001-of-00002.safetensors": names[:3], "model-00002-of-00002.safetensors": names[3:]}
+    (folder.path / "model").mkdir()
+    for file, own in parts.items():
+        folder.file(f"model/{file}", {name: whole[name] for name in own})
+    index = {"weight_map": {name: file for file, own in parts.items() for name in own}}
+    (folder.path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    merged = folder.path / "merged"
+    for settings, other in ((":2", "other"), ("", "merged")):
+        assert run("merge", folder.path / "model", adapter + settings, "-o", folder.path / other).status == 0
+    for name in parts:
+        kept = (merged / name).read_bytes()
+        for source in ("other", "model"):
+            (merged / name).write_bytes((folder.path / source / name).read_bytes())
+            arguments = ("merge", "--undo", merged, adapter, "-o", folder.path / "out", "--accept-unproved")
+            refusal = run(*arguments).refusal
+            assert "not all record the same merge" in refusal or "it records no merge of lora-inspect" in refusal
+        (merged / name).write_bytes(kept)
+    assert run(*arguments).status == 0
+
+
 DAMAGES = {
     "an adapter": (lambda it: it["adapters"].append({"file": 3}), "earlier version or damaged"),
     "settings": (lambda it: it["adapters"][0].update(settings=3), "earlier version or damaged"),
