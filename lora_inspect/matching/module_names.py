@@ -1,6 +1,7 @@
 """What each module of an adapter is called: by its file, and in every layout of its family."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 
 from lora_inspect.architectures import open_clip
 from lora_inspect.architectures.correspondence import Correspondence
@@ -59,11 +60,19 @@ def _names(module: Module, own: str | None, correspondence: Correspondence, list
 def _related(path: str, correspondence: Correspondence) -> Iterator[str]:
     """What the module is called in other layouts: the same, or the fused one that has its rows.
 
-    Of a fused module the parts are no names: what is said of one of them is not said of the others.
+    Of a fused module the parts are no names: what is said of one of them is not said of the others. What they all are
+    below is one.
     """
+    parts: dict[tuple[str, ...], list[list[str]]] = {}
     for link in correspondence.links(path):
         if link.is_whole or len(link.relation.parts) == 1:
             yield link.path
+        else:
+            parts.setdefault(link.relation.parts, []).append(link.path.split(".")[:-1])
+    for parents in parts.values():
+        shared = takewhile(lambda names: len(set(names)) == 1, zip(*parents, strict=False))
+        if above := ".".join(names[0] for names in shared):
+            yield above
 
 
 def _lists_alone(families: Iterable[Detection]) -> Iterator[str]:

@@ -251,3 +251,18 @@ def test_text_encoders_are_the_base_of_block_weights_and_have_blocks_too(write_s
         "IN04": [False, False, True],
     }.items():
         assert [fits(pattern, own) for own in (te1, te2, unet)] == wanted
+
+
+def test_a_fused_module_is_in_the_blocks_that_have_its_parts(named):
+    family, _ = LAYOUTS[next(name for name in LAYOUTS if name.startswith("flux "))]
+    layers = {"double_blocks.3.img_attn.qkv": (9216, 3072), "single_blocks.2.linear1": (21504, 3072)}
+    found = named(family, layers, lambda path: f"lora_unet_{path.replace('.', '_')}")
+    double, single = found.values()
+    for pattern in ("transformer_blocks.3", "transformer_blocks.0-3", "transformer_blocks", "transformer_blocks.3.*"):
+        assert fits(pattern, double)
+        assert not fits(pattern, single)
+    for pattern in ("single_transformer_blocks.2", "single_transformer_blocks.1-5"):
+        assert fits(pattern, single)
+        assert not fits(pattern, double)
+    assert not fits("transformer_blocks.3.attn.to_q", double)
+    assert not fits("transformer_blocks.2", double)
