@@ -114,10 +114,9 @@ MISFITS = {
     "swapped": (base(), loras(), ["is an adapter and", "name the base first"]),
     "two bases": (base(), base(), ["belongs to a known adapter", "name an adapter"]),
     "two adapters": (loras(), loras(), ["adapter itself, not a base"]),
-    "fp8": (loras(1), {Q: ("F8_E5M2", (OUT, IN), bytes(30))}, [Q, "F8_E5M2", "--dtype bf16"]),
-    "scaled fp8": (
-        loras(1), {Q: ("F8_E4M3", (OUT, IN), bytes(30)), "blocks.0.attn.q.scale_weight": ("F32", (1,), 1)},
-        [Q, "F8_E4M3", "--dtype bf16"]),
+    "beyond fp8": (
+        loras(1, alpha=16e5), {Q: ("F8_E5M2", (OUT, IN), bytes(30))},
+        [Q, "F8_E5M2", "lower the multiplier", "--dtype"]),
     "packed integers": (loras(1), {"blocks.0.attn.q.qweight": ("I32", (1, OUT), 1)}, ["qweight", "merge into"]),
     "NaN in the factors": (
         {**loras(1), f"{MODULE}.lora_down.weight": ("F32", (16, IN), float("nan"))}, base(1),
@@ -173,8 +172,8 @@ def test_the_second_of_two_adapters_is_checked_like_the_first(refuse, write_safe
 
 
 # Which call of the system refuses, and how many calls of it succeed before.
-DISK = {"open": ("open", 0), "first write": ("write", 0), "second write": ("write", 1), "third write": ("write", 2),
-        "fsync": ("fsync", 0), "link": ("link", 0)}  # fmt: skip
+DISK = {"open": ("open", 0), "mark": ("write", 0), "first write": ("pwrite", 0), "second write": ("pwrite", 1),
+        "third write": ("pwrite", 2), "fsync": ("fsync", 0), "link": ("link", 0)}  # fmt: skip
 
 
 @pytest.mark.parametrize("moment", DISK)

@@ -15,12 +15,15 @@ _OFTEN = {
     "output": 0.97, "force": 0.3, "dry_run": 0.1, "as_json": 0.3, "as_json_": 0.4, "allow_unmatched": 0.3, "base": 0.2,
     "keep_dora": 0.25, "layout": 0.25, "modules": 0.3, "metadata": 0.3, "rank": 0.02, "max_error": 0.02,
     "source": 0.98, "everything": 0.3, "other_meaning": 0.5, "title": 0.2, "thumbnail": 0.1,
+    "accept_loss": 0.3, "undo": 0.01, "weights": 0.01, "seed": 0.01,
 }  # fmt: skip
 _SELDOM = 0.03
 # Options that mostly come with another one.
-_WITH = {"base": ("rank", "rank", "max_error")}
+_WITH = {"base": ("rank", "rank", "max_error"), "seed": ("rounding",)}
 # What writes only where it is told to, and what is said of its output.
 _MENDS, _OF_MENDING = "fixes", ("output", "force")
+# What takes a merge back, and what is said of that alone.
+_UNDOES, _OF_UNDOING = "undo", ("base", "accept_unproved")
 # What changes a file itself where no output is named, and may do so only in its header.
 _IN_PLACE = "in_place"
 _HELP = "--help"
@@ -97,6 +100,8 @@ def _arguments(source: random.Random, verb: click.Command, files: Files) -> list
         chosen = [name for name in chosen if name not in (_MENDS, *_OF_MENDING)]
     elif _MENDS in options:
         chosen = [*(name for name in chosen if name != _MENDS), _MENDS]
+    if _UNDOES in options and _UNDOES not in chosen:
+        chosen = [name for name in chosen if name not in _OF_UNDOING]
     if _IN_PLACE in options and source.random() < 0.6:
         chosen = [name for name in chosen if name not in (_IN_PLACE, *_OF_MENDING)]
         chosen += source.choice(([], [_IN_PLACE]))

@@ -17,11 +17,11 @@ from fuzz.case import NETWORKS, Case
 from fuzz.contents import Files, Pipe
 from fuzz.oracle import LIMITS, MEGABYTE, Limits, examine
 from fuzz.seeds import seed
-from lora_inspect.cli import convert as convert_verb
 from lora_inspect.cli import info as info_verb
 from lora_inspect.cli import metadata as metadata_verbs
 from lora_inspect.cli import metadata_changes, terminal
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.ops import convert as converting
 
 INFO = ("info", "a.safetensors")
 CONVERT = ("convert", "a.safetensors", "-o", "out.safetensors")
@@ -201,14 +201,14 @@ def native(change):
     """A defect below what the audit hook sees: the convert that does `change` in its output's folder."""
 
     def planted(monkeypatch):
-        convert = convert_verb.convert_planned
+        convert = converting.convert_planned
 
         def convert_and_change(*arguments):
             result = convert(*arguments)
             unwatched(monkeypatch, lambda: change(Path(CONVERT[-1])))
             return result
 
-        monkeypatch.setattr(convert_verb, "convert_planned", convert_and_change)
+        monkeypatch.setattr(converting, "convert_planned", convert_and_change)
 
     return planted
 

@@ -15,6 +15,7 @@ from typing import Any
 # Nothing comes of these. Each is raised by a command that does as it should.
 _HARMLESS = frozenset(
     {
+        "_thread.start_new_thread",
         "builtins.id",
         "fcntl.flock",
         "object.__getattr__",
@@ -36,6 +37,8 @@ _LIBRARY = {"ctypes.dlopen": (None,), "ctypes.dlsym": ("renameat2",), "ctypes.ge
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # What Python's named tuples compile and run to make one of its fields, whose names are in it twice.
 _MADE = re.compile(rb"lambda _cls, (\w+(?:, \w+)*): _tuple_new\(_cls, \(\1,?\)\)")
+# Where Linux says how many cores a process may keep busy.
+_CORES = re.compile(r"/proc/self/cgroup|/sys/fs/cgroup(/.*)?/cpu\.max")
 _BESIDE = re.compile(r"(?s)\.[0-9a-f]{16}\.partial(\.(lock|old|gone))?(/.*)?")
 
 
@@ -151,7 +154,7 @@ def _judge(event: str, arguments: tuple[Any, ...], allowed: Allowed) -> str | No
         path = os.fsdecode(path)
         if flags & _WRITING and path != os.devnull:
             return None if allowed.writes(path) or allowed.rewrites(path) else f"opens {path!r} for writing"
-        return None if allowed.looks(path) else f"opens {path!r}"
+        return None if allowed.looks(path) or _CORES.fullmatch(path) else f"opens {path!r}"
     if event in _LOOKS:
         paths = _paths(arguments, _LOOKS[event])
         return next((f"looks into {path!r}" for path in paths if not allowed.looks(path)), None)
