@@ -8,6 +8,7 @@ from lora_inspect.architectures.patterns import pattern_of
 from lora_inspect.consumers.framed_keys import FramedKeys
 from lora_inspect.consumers.looks import Look, look_of, separator_of
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.alike_modules import alike
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.records import NamedTuple
 
@@ -49,11 +50,16 @@ class View:
         members: dict[tuple[Any, ...], list[Member]] = {}
         looks: dict[tuple[Any, ...], Look] = {}
         place = 0
-        for module in self.adapter.modules.values():
-            pattern = pattern_of(module.name.body, separator_of(module))
-            of_module = _traits_of_module(module)
-            for contribution in module.contributions:
-                traits = (pattern, *of_module, *_traits(contribution, module.name.key))
+        modules = alike(self.adapter.modules)
+        said = [[_traits(first, one) for one in first.contributions] for first in modules.firsts]
+        # By kind, the number of what is said of each of its contributions, which several kinds may have.
+        numbers: dict[tuple[Any, ...], int] = {}
+        forms = [[numbers.setdefault(traits, len(numbers)) for traits in of_kind] for of_kind in said]
+        for module, kind in zip(modules.values(), modules.likeness.numbers, strict=True):
+            name, key = module.name, module.name.key
+            pattern = pattern_of(name.body, separator_of(module))
+            for contribution, form in zip(module.contributions, forms[kind], strict=True):
+                traits = (pattern, name.prefix, name.component, name.flat, form, *_spelling(contribution, key))
                 if traits not in members:
                     members[traits], looks[traits] = [], look_of(module, contribution, pattern)
                 members[traits].append(Member(place, module, contribution))
@@ -74,16 +80,13 @@ class View:
         return FramedKeys(self.adapter.checkpoint.tensors)
 
 
-def _traits_of_module(module: Module) -> tuple[Any, ...]:
-    name = module.name
-    beside = [id(contribution.algorithm) for contribution in module.contributions]
-    return name.prefix, name.component, name.flat, module.alpha is None, module.rslora_flag is None, *beside
-
-
-def _traits(contribution: Contribution, key: str) -> tuple[Any, ...]:
-    """All that is said of a contribution to the module called `key`, but the names and places of its tensors."""
-    magnitude, length = contribution.magnitude, len(key)
+def _traits(module: Module, contribution: Contribution) -> tuple[Any, ...]:
+    """All that is said of a contribution to a module, but names, and of its tensors all but their shapes."""
+    magnitude = contribution.magnitude
     return (
+        module.alpha is None,
+        module.rslora_flag is None,
+        tuple([id(beside.algorithm) for beside in module.contributions]),
         id(contribution.algorithm),
         contribution.rank,
         contribution.alpha,
@@ -96,9 +99,13 @@ def _traits(contribution: Contribution, key: str) -> tuple[Any, ...]:
         contribution.unsettled,
         contribution.is_optional,
         id(contribution.settings),
-        magnitude and (magnitude.spelling, magnitude.axis, magnitude.info.shape),
-        *[
-            (role, info.name[length:], info.name.startswith(key), info.shape, info.dtype)
-            for role, info in contribution.factors.items()
-        ],
+        magnitude and magnitude[1:],
+        *[(role, info.shape) for role, info in contribution.factors.items()],
     )
+
+
+def _spelling(contribution: Contribution, key: str) -> list[Any]:
+    """How the tensors of a contribution to the module called `key` are named and stored."""
+    length, magnitude = len(key), contribution.magnitude
+    spelled = [(info.name[length:], info.name.startswith(key), info.dtype) for info in contribution.factors.values()]
+    return [magnitude and magnitude.info.shape, *spelled]
