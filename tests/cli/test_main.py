@@ -166,20 +166,19 @@ def test_every_command_works_from_a_folder_with_a_foreign_networks_package(run_p
 
 # The signal arrives while the second changed tensor is being written.
 INTERRUPTED = """
-import os, signal, sys, time
+import os, signal, sys
 from lora_inspect.files import writer
 from lora_inspect.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-write, seen = writer.Writer.write, []
-def write_and_signal(self, name, chunks):
-    write(self, name, chunks)
+write, seen = writer.Writer.write_at, []
+def write_and_signal(self, name, position, buffer):
     seen.append(name)
     if len(seen) == 2:
         assert any(entry.endswith(".partial") for entry in os.listdir())
         os.kill(os.getpid(), int(sys.argv[1]))
-        time.sleep(30)
-writer.Writer.write = write_and_signal
+    return write(self, name, position, buffer)
+writer.Writer.write_at = write_and_signal
 main(sys.argv[2:])
 """
 

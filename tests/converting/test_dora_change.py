@@ -191,16 +191,10 @@ def test_fp8_weights_are_what_their_codes_stand_for(suffix, shape, dtype, tmp_pa
     assert_near(plain(converted(tmp_path, kohya("lora_unet_", adapter), base))[NAME], expected[Q])
 
 
-@pytest.mark.parametrize(
-    ("base", "says"),
-    [
-        ({f"{Q}.weight": numbers(OUT, IN).to(E4M3), f"{Q}.weight_scale_inv": torch.ones(1, 1)}, "is quantised"),
-        ({f"{Q}.weight": torch.ones(OUT, IN, dtype=torch.int8)}, "stored as I8"),
-    ],
-)
-def test_codes_of_another_kind_are_refused_with_the_way_out(base, says, tmp_path):
+def test_codes_of_a_kind_that_is_not_read_are_refused_with_the_way_out(tmp_path):
+    base = {f"{Q}.weight": torch.ones(OUT, IN, dtype=torch.int8)}
     adapter, _ = made({f"{Q}.weight": numbers(OUT, IN)}, [Q])
-    with pytest.raises(LoraInspectError, match=rf"{Q}.weight .*{says}.*use an F32, F16 or BF16 version of the base\."):
+    with pytest.raises(LoraInspectError, match=rf"{Q}.weight is quantised \(I8 without a.*use an F32, F16 or BF16"):
         converted(tmp_path, kohya("lora_unet_", adapter), base)
     assert not (tmp_path / "out.safetensors").exists()
 

@@ -480,7 +480,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_then_the_name(force, t
 # start of a process, which opens the null device in the place of streams that are closed. A journal is none.
 MAKING = {
     "lora_inspect/start.py", "lora_inspect/files/outputs.py", "lora_inspect/files/partial.py",
-    "lora_inspect/files/header_journal.py",
+    "lora_inspect/files/header_journal.py", "lora_inspect/files/writer.py",
     "lora_inspect/files/system.py", "lora_inspect/files/base_folder.py", "lora_inspect/converting/standard_output.py",
 }  # fmt: skip
 CALLS = {"write_text", "write_bytes", "save_file", "serialize_file", "touch", "mkstemp", "NamedTemporaryFile"}

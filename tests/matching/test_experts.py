@@ -126,7 +126,7 @@ REFUSED = {
         modules(ONE), base() | {f"{ONE}.weight": ("F32", (INNER, WIDTH), 1)}, ["fits both"]),
     "quantised": (
         modules(ONE), base() | {f"{MLP}.experts.gate_up_proj": ("I8", (EXPERTS, 2 * INNER, WIDTH), bytes(144))},
-        ["stored as I8"]),
+        ["I8 without a scale"]),
 }  # fmt: skip
 
 

@@ -128,7 +128,7 @@ REFUSED = {
         modules(QKV, out=3 * WIDTH, dora_scale=("F32", (1, WIDTH), 1.0)), SPLIT_BASE,
         ["magnitude of inputs", "q_proj and", "use a base in the adapter's layout"]),
     "quantised": (
-        modules(f"{LLM}.self_attn.q_proj"), {f"{QKV}.weight": ("I8", (12, 4), bytes(48))}, ["stored as I8"]),
+        modules(f"{LLM}.self_attn.q_proj"), {f"{QKV}.weight": ("I8", (12, 4), bytes(48))}, ["I8 without a scale"]),
 }  # fmt: skip
 
 
