@@ -134,7 +134,8 @@ def close_locked(descriptor: int) -> None:
 def write_at(descriptor: int, buffer: memoryview, position: int) -> int:
     """Writes bytes at a `position` of a file, wherever other threads write; returns how many, at least one."""
     if hasattr(os, "pwrite"):
-        return os.pwrite(descriptor, buffer, position)
+        written: int = os.pwrite(descriptor, buffer, position)
+        return written
     with _SEEKING:
         os.lseek(descriptor, position, os.SEEK_SET)
         return os.write(descriptor, buffer)
