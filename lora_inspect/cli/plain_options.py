@@ -1,5 +1,6 @@
 """What click has ready for every command, made without a look for translations, for which it loads `locale`."""
 
+from collections.abc import Callable
 from functools import cache
 
 import click
@@ -10,38 +11,23 @@ from lora_inspect import __version__
 @cache
 def help_option() -> click.Option:
     """-h and --help."""
-
-    def show(context: click.Context, parameter: click.Parameter, is_asked: bool) -> None:
-        if is_asked and not context.resilient_parsing:
-            click.echo(context.get_help(), color=context.color)
-            context.exit()
-
-    return click.Option(
-        ["-h", "--help"],
-        is_flag=True,
-        expose_value=False,
-        is_eager=True,
-        help="Show this message and exit.",
-        callback=show,
-    )
+    return _telling(["-h", "--help"], "Show this message and exit.", lambda context: context.get_help())
 
 
 def version_option() -> click.Option:
     """--version, of the program itself."""
+    return _telling(["--version"], "Show the version and exit.", lambda context: f"lora-inspect, version {__version__}")
 
-    def show(context: click.Context, parameter: click.Parameter, is_asked: bool) -> None:
+
+def _telling(flags: list[str], says: str, text: Callable[[click.Context], str]) -> click.Option:
+    """An option that has a text printed instead of what the command does."""
+
+    def tell(context: click.Context, parameter: click.Parameter, is_asked: bool) -> None:
         if is_asked and not context.resilient_parsing:
-            click.echo(f"lora-inspect, version {__version__}", color=context.color)
+            click.echo(text(context), color=context.color)
             context.exit()
 
-    return click.Option(
-        ["--version"],
-        is_flag=True,
-        expose_value=False,
-        is_eager=True,
-        help="Show the version and exit.",
-        callback=show,
-    )
+    return click.Option(flags, is_flag=True, expose_value=False, is_eager=True, help=says, callback=tell)
 
 
 class Verb(click.Command):
