@@ -134,16 +134,7 @@ class WeightJob:
         return [[link for _, link in own] for _, own in groupby(pairs, key=lambda pair: pair[0])]
 
     def _write(self, member: Member[Tools], rows: Rows, terms: Sequence[Sequence[Link]], together: int) -> None:
-        links = [link for term in terms for link in term]
-
-        def over_all(measure: Measure, add: Callable[[Any, Any], Any]) -> Any:
-            def folded(first: int, block: Tensor) -> Any:
-                fold_all(links, block, first)
-                return measure(first, block)
-
-            return rows.total(together, folded, add)
-
-        encoder: Encoder | None = self.encoder.prepared(over_all)
+        encoder: Encoder | None = self.encoder.prepared()
         tell: Callable[[int], None] = member.done
         while encoder is not None:
             beside, sums = self._written(rows, rows.cut(together, encoder.aligned), terms, encoder, tell)

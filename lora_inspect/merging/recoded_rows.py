@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect.codecs.record import Encoding, NoCode
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.merging.links import Fold
-from lora_inspect.merging.written_rows import Coded, Encoder, Pass
+from lora_inspect.merging.written_rows import Coded, Encoder
 from lora_inspect.reading.coded_weights import CodedWeight
 from lora_inspect.reading.decoder import prepared
 from lora_inspect.records import NamedTuple
@@ -51,7 +51,7 @@ class Recoded:
         assert self._prepared, "it is used only once it is prepared"
         return self._prepared
 
-    def prepared(self, over_all: Pass) -> Encoder:
+    def prepared(self) -> Encoder:
         """With the scales of the base; raises LoraInspectError where these are no numbers."""
         assert self._weight.codec.encoding, "only what goes both ways is planned to be written so"
         return Recoded(self._weight, self._folds, self._rounding, self._weight.codec.encoding(prepared(self._weight)))

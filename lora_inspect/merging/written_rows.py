@@ -1,6 +1,6 @@
 """How the rows of a weight become what the output holds: what each way of storing weights is asked for."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_inspect.errors import LoraInspectError
@@ -14,11 +14,6 @@ if TYPE_CHECKING:
     from lora_inspect.maths.kept_sums import KeptSums, Look
     from lora_inspect.maths.stochastic import StochasticRounding
     from lora_inspect.maths.tensor_reader import RowBlocks
-
-# What is computed of a block of the folded weight: (first row, rows), which stay as they are.
-Measured = Callable[[int, "Tensor"], Any]
-# Goes over the folded weight once, and adds up what is computed of the blocks, in their order: (measure, add).
-Pass = Callable[[Measured, Callable[[Any, Any], Any]], Any]
 
 
 class Coded(NamedTuple):
@@ -40,8 +35,8 @@ class Encoder(Protocol):
 
     aligned: int
 
-    def prepared(self, over_all: Pass) -> "Encoder":
-        """The encoder that has seen what it needs of the whole folded weight, which mostly is nothing."""
+    def prepared(self) -> "Encoder":
+        """The encoder that has read what it needs beside the weight, which mostly is nothing."""
 
     def encoded(self, rows: "Tensor", first: int, memory: "RowBlocks") -> Coded:
         """The rows from `first` on, rounded once, in `memory` that is used again; LoraInspectError for what cannot be.
@@ -85,7 +80,7 @@ class Rounded:
     ) -> None:
         self._info, self._folds, self._dtype, self._rounding = info, folds, dtype, rounding
 
-    def prepared(self, over_all: Pass) -> Encoder:
+    def prepared(self) -> Encoder:
         """Each number is rounded by itself."""
         return self
 
