@@ -24,6 +24,7 @@ ORDER = {
         ("maths", "schemes"),
         ("architectures", "shell"),
         ("files",),
+        ("stores",),
         ("errors", "listing", "remembering"),
         ("__init__", "printable", "progress", "records", "start"),
     ),

@@ -1,0 +1,110 @@
+"""Addresses: which paths are remote, the form of one that may be printed, and its parts. Standard library only.
+
+Userinfo and the query of an address may be secrets: a presigned address is one as a whole. `named` puts them away,
+and what it returns is the path of the file everywhere else: in messages, records and provenance. Only what asks the
+server takes them out again, by `whole`.
+"""
+
+import os
+from _thread import allocate_lock
+from itertools import count
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.records import NamedTuple
+
+HTTPS, HTTP, S3, HF = SCHEMES = ("https", "http", "s3", "hf")
+_STARTS = tuple(f"{scheme}://" for scheme in SCHEMES)
+_LONGEST_START = max(map(len, _STARTS))
+
+
+class _Hidden(NamedTuple):
+    """What of an address is never printed, as it was written; empty where there is none."""
+
+    userinfo: str
+    query: str
+
+
+_NOTHING = _Hidden("", "")
+# By the printed address that was named, and by the folder of it: what lies beside a file is asked for with the same.
+_of_files: dict[str, _Hidden] = {}
+_of_folders: dict[str, _Hidden] = {}
+_naming = allocate_lock()
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is an address of a store or a server."""
+    return path[:_LONGEST_START].lower().startswith(_STARTS)
+
+
+def scheme_of(address: str) -> str:
+    """Which of SCHEMES an address has."""
+    return address.partition("://")[0].lower()
+
+
+def named(address: str) -> str:
+    """The form of an address that may be printed, by which all else knows the file; one that has it stays as it is.
+
+    Two addresses that differ in what is not printed get different forms. Raises LoraInspectError for credentials in an
+    address of a store, which has settings for them.
+    """
+    scheme, rest = scheme_of(address), address.partition("://")[2]
+    if scheme not in (HTTPS, HTTP):
+        return _without_credentials(scheme, rest)
+    with _naming:
+        if address in _of_files or ("?" not in address and split(address)[0] in _of_folders):
+            return address
+        rest, _, query = rest.partition("#")[0].partition("?")
+        authority, slash, path = rest.partition("/")
+        userinfo, _, host = authority.rpartition("@")
+        hidden = _Hidden(userinfo, query)
+        if hidden == _NOTHING:
+            return f"{scheme}://{rest}"
+        for number in count(1):
+            printed = f"{scheme}://{f'{number}@' if number > 1 else ''}{host}{slash}{path}"
+            if _of_files.setdefault(printed, hidden) == hidden:
+                break
+        _of_folders[split(printed)[0]] = hidden
+        return printed
+
+
+def whole(address: str) -> str:
+    """What the server is asked for: the address that `named` was given, with all that is never printed."""
+    hidden = _of_files.get(address) or _of_folders.get(split(address)[0])
+    if hidden is None:
+        return address
+    scheme, _, rest = address.partition("://")
+    authority, slash, path = rest.partition("/")
+    userinfo = f"{hidden.userinfo}@" if hidden.userinfo else ""
+    query = f"?{hidden.query}" if hidden.query else ""
+    return f"{scheme}://{userinfo}{authority.rpartition('@')[2]}{slash}{path}{query}"
+
+
+def split(address: str) -> tuple[str, str]:
+    """The folder and the name of what lies at a printed address; no name for a server, a bucket or a folder's slash."""
+    start, mark, rest = address.partition("://")
+    folder, slash, name = rest.rpartition("/")
+    return (f"{start}{mark}{folder}", name) if slash else (address, "")
+
+
+def join(folder: str, *names: str) -> str:
+    """The printed address of what lies in a folder, by names or by paths below it as the system writes them."""
+    return "/".join([folder.rstrip("/"), *(name.replace(os.sep, "/") for name in names)])
+
+
+def _without_credentials(scheme: str, rest: str) -> str:
+    """An address of a store as it stands, of which no part is secret; raises LoraInspectError where one would be."""
+    authority, slash, path = rest.partition("/")
+    userinfo, at, store = authority.rpartition("@")
+    # In hf://model@revision the mark stands before a revision, in which there is no colon.
+    if at and (scheme == S3 or ":" in userinfo):
+        raise LoraInspectError(
+            f"{scheme}://{store}{slash}{path}: credentials do not belong into an address; "
+            f"set them as {_SETTINGS[scheme]} and name the address without them."
+        )
+    return f"{scheme}://{rest}"
+
+
+_SETTINGS = {
+    S3: "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or in ~/.aws/credentials,",
+    HF: "HF_TOKEN, or with `hf auth login`,",
+}
