@@ -1,0 +1,149 @@
+"""What a merge did, or would do: what `merge --json` prints, however many processes had a part in it."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_inspect.matching.orientation import Orientation, in_record
+from lora_inspect.merging.kept import KeptAdapter, notes_on
+from lora_inspect.merging.kept import in_record as in_kept_record
+from lora_inspect.merging.plan import MergePlan
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What a merge did. `dtype_counts` are tensors of the output by element type.
+
+    `decoded` are the weights that are codes in the base and floats in the output, `recoded` those that are changed and
+    codes of the same format in both. `dropped` are the tensors, metadata keys and part of a config that said what
+    those codes mean.
+
+    `files_copied` and `left_behind` are what lies beside the weights of a folder, by paths relative to it.
+    `unmatched` are keys without a target that were left out, `left_out` counts the modules of components that were not
+    asked for, `excluded` are by adapter those that were chosen away, and `embeddings` are keys that change no weight.
+    `orientations` say by weight how the base stores it, `order_matters` are the weights that another order of the
+    adapters would leave different, and `dora_multiplier` is what a multiplier that is neither 0 nor 1 did to DoRA.
+    `notes` are sentences on what was said without need, on what may surprise, and on what other runs have left beside
+    the output. `kept` says how much of each adapter the output keeps, and `seed` by which one changed weights were
+    rounded, None for the nearest number.
+    """
+
+    output: str
+    modules_merged: int
+    tensors_copied: int
+    multipliers: dict[str, float | dict[str, float]]
+    dtype_counts: dict[str, int]
+    decoded: tuple[str, ...]
+    recoded: tuple[str, ...]
+    dropped: tuple[str, ...]
+    unmatched: tuple[str, ...]
+    files_copied: tuple[str, ...]
+    left_behind: tuple[str, ...]
+    seconds: float
+    bytes: int
+    orientations: dict[str, Orientation] = field(default_factory=dict, repr=False)
+    left_out: dict[str, int] = field(default_factory=dict)
+    excluded: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    embeddings: tuple[str, ...] = ()
+    order_matters: tuple[str, ...] = field(default=(), repr=False)
+    dora_multiplier: str | None = None
+    notes: tuple[str, ...] = ()
+    kept: tuple[KeptAdapter, ...] = field(default=(), repr=False)
+    seed: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record that `merge --json` prints."""
+        record: dict[str, Any] = {
+            "output": self.output,
+            "modules_merged": self.modules_merged,
+            "tensors_copied": self.tensors_copied,
+            "multipliers": self.multipliers,
+            "dtype_counts": self.dtype_counts,
+            "decoded": list(self.decoded),
+            "recoded": list(self.recoded),
+            "dropped": list(self.dropped),
+            "unmatched": list(self.unmatched),
+            "files_copied": list(self.files_copied),
+            "left_behind": list(self.left_behind),
+            "seconds": self.seconds,
+            "bytes": self.bytes,
+        }
+        if self.dora_multiplier:
+            record["dora_multiplier"] = self.dora_multiplier
+        return record | {
+            "orientation": in_record(self.orientations),
+            "left_out": self.left_out,
+            "excluded": {path: list(keys) for path, keys in self.excluded.items()},
+            "embeddings": list(self.embeddings),
+            "order_matters": list(self.order_matters),
+            **in_kept_record(self.kept, self.seed),
+        }
+
+
+def planned_record(plan: MergePlan, output: str | None) -> dict[str, Any]:
+    """The record of a merge that is planned and not made, to `output` where that is known."""
+    return {
+        "output": output,
+        "modules_merged": plan.modules,
+        "tensors_copied": plan.tensors_copied,
+        "multipliers": plan.multipliers,
+        "decoded": list(plan.storage.decoded),
+        "recoded": list(plan.storage.recoded),
+        "dropped": plan.storage.said,
+        "unmatched": list(plan.unmatched),
+        "files_copied": list(plan.side_files.copied),
+        "left_behind": list(plan.side_files.left_behind),
+        "targets": {name: [fold.contribution.module.key for fold in folds] for name, folds in plan.folds.items()},
+        "dry_run": True,
+        "orientation": in_record(plan.orientations),
+        "left_out": plan.left_out,
+        "excluded": {path: list(keys) for path, keys in plan.excluded.items()},
+        "embeddings": plan.embeddings,
+        "order_matters": plan.order_matters,
+    }
+
+
+def result_of(
+    plan: MergePlan,
+    output: str,
+    counts: Mapping[str, int],
+    kept: Sequence[KeptAdapter],
+    notes: Sequence[str],
+    seconds: float,
+) -> MergeResult:
+    """The result of a merge whose `output` is complete.
+
+    `counts` are its tensors by element type, and `notes` those on what was found beside it.
+    """
+    seed = plan.options.seed
+    return MergeResult(
+        output=output,
+        modules_merged=plan.modules,
+        tensors_copied=plan.tensors_copied,
+        multipliers=plan.multipliers,
+        dtype_counts=dict(counts),
+        decoded=tuple(plan.storage.decoded),
+        recoded=tuple(plan.storage.recoded),
+        dropped=tuple(plan.storage.said),
+        unmatched=plan.unmatched,
+        files_copied=tuple(plan.side_files.copied),
+        left_behind=plan.side_files.left_behind,
+        seconds=round(seconds, 3),
+        bytes=_size(output),
+        orientations=plan.orientations,
+        left_out=plan.left_out,
+        excluded=plan.excluded,
+        embeddings=tuple(plan.embeddings),
+        order_matters=tuple(plan.order_matters),
+        dora_multiplier=", ".join(sorted(plan.dora_rules)) or None,
+        notes=(*plan.notes, *notes, *notes_on(kept, seed)),
+        kept=tuple(kept),
+        seed=seed,
+    )
+
+
+def _size(path: str) -> int:
+    if os.path.isfile(path):
+        return os.path.getsize(path)
+    return sum(os.path.getsize(os.path.join(parent, name)) for parent, _, names in os.walk(path) for name in names)
