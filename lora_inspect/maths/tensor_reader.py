@@ -154,24 +154,35 @@ class RowBlocks:
         self._kept: dict[str, torch.Tensor] = {}
 
     def read(
-        self, info: TensorInfo, together: int = 1, decode: Decode | None = None
+        self,
+        info: TensorInfo,
+        together: int = 1,
+        decode: Decode | None = None,
+        working: torch.dtype | None = None,
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """(first row, block) for the whole tensor, in order, in blocks of a multiple of `together` rows; 0 is for all.
 
         `decode` makes the weight from its codes, where these are no plain floats; the shape of `info` is then that of
-        the weight. Raises ValueError where the rows are no such multiple themselves.
+        the weight. Blocks are in the type `working`, by itself the one of `working_dtype`. Raises ValueError where the
+        rows are no such multiple themselves.
         """
         blocks = cut(info, self.elements, together, decode=decode)
         if not blocks.number:
             return
         with InputFile(info.file, info.identity) as source:
             for number in range(blocks.number):
-                yield self.block(source, info, blocks, number, decode)
+                yield self.block(source, info, blocks, number, decode, working)
 
     def block(
-        self, source: InputFile, info: TensorInfo, blocks: Cut, number: int, decode: Decode | None = None
+        self,
+        source: InputFile,
+        info: TensorInfo,
+        blocks: Cut,
+        number: int,
+        decode: Decode | None = None,
+        working: torch.dtype | None = None,
     ) -> tuple[int, torch.Tensor]:
-        """(first row, block) of one of the blocks of a tensor, whose file is open."""
+        """(first row, block) of one of the blocks of a tensor, whose file is open, as `read` gives it."""
         start, stop = blocks.span(number)
         taken, dtype = stop - start, _CODE_DTYPES.get(info.dtype, torch.uint8)
         # A row of the weight may end within a byte, or within a unit of bytes.
@@ -179,13 +190,15 @@ class RowBlocks:
         stored = self._memory("stored", blocks.rows * info.nbytes // blocks.of_all, torch.uint8)[:size]
         source.read_into(info.start + begin, bytes_in(stored))
         codes = stored.view(dtype)
-        block = self._memory("block", blocks.elements, working_dtype(info))[: taken * blocks.columns]
-        block = block.view(taken, blocks.columns)
+        own = working_dtype(info)
+        working = working or own
+        # What codes stand for is known in their own working type.
+        block = self._matrix("block", blocks, taken, own if decode else working)
         if info.dtype in _CODE_DTYPES:
             codes = numbers_of(codes.view(block.shape), block)
         if decode:
             decode.rows(codes, start, block)
-        return start, block
+        return start, block if block.dtype == working else self._matrix("wide", blocks, taken, working).copy_(block)
 
     def rounded(self, block: torch.Tensor, dtype: str) -> torch.Tensor:
         """The block rounded once to `dtype`, a safetensors name, in memory that the next one is rounded into, too.
@@ -194,6 +207,9 @@ class RowBlocks:
         """
         written = self._memory("written", block.numel(), _CODE_DTYPES[dtype])
         return stored_as(block, written[: block.numel()].view(block.shape))
+
+    def _matrix(self, use: str, blocks: Cut, rows: int, dtype: torch.dtype) -> torch.Tensor:
+        return self._memory(use, blocks.elements, dtype)[: rows * blocks.columns].view(rows, blocks.columns)
 
     def _memory(self, use: str, count: int, dtype: torch.dtype) -> torch.Tensor:
         """At least so many elements, which were used for the same before or will be, unless they are very many."""

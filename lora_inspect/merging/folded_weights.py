@@ -16,6 +16,7 @@ from lora_inspect.merging.links import Fold
 from lora_inspect.merging.recoded_rows import Recoded
 from lora_inspect.merging.rounding import rounding_of
 from lora_inspect.merging.storage import Storage
+from lora_inspect.merging.working import working_type
 from lora_inspect.merging.written_rows import Encoder, Rounded, Witness
 from lora_inspect.progress import Progress
 from lora_inspect.records import NamedTuple
@@ -136,6 +137,7 @@ def write_folded(
             read = folds[0].placed.place.target if folds else _flat(info, folding)
             job = WeightJob(
                 read=read,
+                working=working_type(read.dtype, folding.output(info).dtype) if folds else None,
                 folds=folds,
                 encoder=folding.encoder(info),
                 writer=writer,

@@ -8,6 +8,7 @@ from lora_inspect.files.header import TensorInfo
 from lora_inspect.maths.looked_rows import FEW_BITS, looked_rows
 from lora_inspect.merging.kept import KeptAdapter, KeptWeight, worst_of
 from lora_inspect.merging.links import Fold
+from lora_inspect.merging.working import working_type
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,7 @@ class WeightWitness:
         self.name, self.dtype = read.name, dtype
         self.adapters = list(dict.fromkeys(fold.adapter.checkpoint.path for fold in folds))
         self.is_sampled = BITS[dtype] > FEW_BITS
-        self._working = "F64" if read.dtype == "F64" else "F32"
+        self._working = working_type(read.dtype, dtype)
         self._rows, self._entries = read.shape[0] if read.shape else 1, read.numel
         self._sums: KeptSums | None = None
 

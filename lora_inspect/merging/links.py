@@ -14,6 +14,8 @@ from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.decoder import decoder
 
 if TYPE_CHECKING:
+    import torch
+
     from lora_inspect.maths.chain import Link, Read
     from lora_inspect.maths.change import Change
     from lora_inspect.maths.tensor_reader import Decode, RowBlocks
@@ -36,11 +38,15 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class LinkReader:
-    """Reads the factors of one fold after the other. `decoded` are the weights that are codes in the base, by name."""
+    """Reads the factors of one fold after the other. `decoded` are the weights that are codes in the base, by name.
+
+    They are computed with in the type `working`, by itself the one that the weight is read in.
+    """
 
     blocks: "RowBlocks"
     factors: "FactorReader"
     decoded: Mapping[str, CodedWeight]
+    working: "torch.dtype | None" = None
 
     def links(self, fold: Fold, read: "Read", rule: str | None) -> "Iterator[Link]":
         """The change of one contribution, behind that of what its initialisation took from the base as it is stored.
@@ -57,12 +63,12 @@ class LinkReader:
         from lora_inspect.maths.tensor_reader import load, working_dtype
 
         contribution, place, _ = fold.placed
-        dtype = working_dtype(place.target)
+        dtype = self.working or working_dtype(place.target)
         tensors = self.factors.read(contribution, dtype)
         if contribution.magnitude:
             tensors["magnitude"] = load(contribution.magnitude.info).to(dtype)
         if place.seen and contribution.formula.seen:
-            rows = self.blocks.read(place.seen, decode=decode_of(place.seen, self.decoded))
+            rows = self.blocks.read(place.seen, decode=decode_of(place.seen, self.decoded), working=dtype)
             tensors[SEEN] = contribution.formula.seen(tensors, rows)
         return fold.placed.change(tensors, rule)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
@@ -15,7 +16,7 @@ from lora_inspect.files.writer import Writer
 from lora_inspect.maths.chain import Link, fold_all, settled, together_in
 from lora_inspect.maths.change import Measure, holds_all
 from lora_inspect.maths.kept_sums import KeptSums, both
-from lora_inspect.maths.tensor_reader import Cut, Decode, RowBlocks, bytes_in, cut
+from lora_inspect.maths.tensor_reader import TORCH_DTYPES, Cut, Decode, RowBlocks, bytes_in, cut
 from lora_inspect.merging.crew import Member
 from lora_inspect.merging.factor_reader import FactorReader
 from lora_inspect.merging.links import Fold, LinkReader, decode_of, no_numbers_of_a_change
@@ -50,11 +51,15 @@ _STRETCHED = 4
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """How the rows of a weight are read, by one member of a crew or by all that are free."""
+    """How the rows of a weight are read, by one member of a crew or by all that are free.
+
+    They are given in the type `working`, by itself the one that the weight is read in.
+    """
 
     member: Member[Tools]
     info: TensorInfo
     decode: Decode | None
+    working: torch.dtype | None
 
     def __call__(self, together: int) -> Iterator[tuple[int, Tensor]]:
         """(first row, rows), one block after the other, by this member."""
@@ -78,18 +83,20 @@ class Rows:
 
     def block(self, tools: Tools, blocks: Cut, number: int) -> tuple[int, Tensor]:
         """One of them, in the memory of `tools`."""
-        return tools.blocks.block(tools.source(self.info), self.info, blocks, number, self.decode)
+        return tools.blocks.block(tools.source(self.info), self.info, blocks, number, self.decode, self.working)
 
 
 @dataclass(frozen=True, slots=True)
 class WeightJob:
     """A weight that is changed, cast, decoded or encoded: its `folds` in their order, and what becomes of its rows.
 
-    `read` is the tensor as it is read, which may be in another shape than the one that is written; `coded` are the
-    weights that are codes in the base. Tensors that come with it and are in another file are given to `late`.
+    `read` is the tensor as it is read, which may be in another shape than the one that is written, and `working` the
+    element type that it is folded in, None where nothing is; `coded` are the weights that are codes in the base.
+    Tensors that come with it and are in another file are given to `late`.
     """
 
     read: TensorInfo
+    working: str | None
     folds: Sequence[Fold]
     encoder: Encoder
     writer: Writer
@@ -102,13 +109,15 @@ class WeightJob:
     @property
     def memory(self) -> int:
         """Bytes that its factors take, as they are stored and as they are computed with."""
+        size = TORCH_DTYPES[self.working].itemsize if self.working else 0
         return sum(
-            2 * info.nbytes + 4 * info.numel for fold in self.folds for info in fold.contribution.operands.values()
+            2 * info.nbytes + size * info.numel for fold in self.folds for info in fold.contribution.operands.values()
         )
 
     def __call__(self, member: Member[Tools]) -> None:
         """Writes it whole; raises LoraInspectError for numbers that cannot be computed or written."""
-        rows = Rows(member, self.read, decode_of(self.read, self.coded))
+        working = TORCH_DTYPES[self.working] if self.working else None
+        rows = Rows(member, self.read, decode_of(self.read, self.coded), working)
         try:
             terms = self._terms(member, rows)
             links = [link for term in terms for link in term]
@@ -125,7 +134,7 @@ class WeightJob:
 
     def _terms(self, member: Member[Tools], rows: Rows) -> list[list[Link]]:
         """The settled changes of each adapter; what takes the whole weight apart does so while no other does."""
-        reader = LinkReader(member.tools.blocks, self.factors, self.coded)
+        reader = LinkReader(member.tools.blocks, self.factors, self.coded, rows.working)
         with member.alone() if any(fold.placed.has_residual for fold in self.folds) else nullcontext():
             links = [(fold.adapter, link) for fold in self.folds for link in reader.links(fold, rows, self.rule)]
         with member.alone() if any(holds_all(change) for _, (change, _) in links) else nullcontext():

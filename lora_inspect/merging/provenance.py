@@ -18,6 +18,7 @@ from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.merging.options import MergeOptions
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.rounding import STOCHASTIC
+from lora_inspect.merging.working import working_types
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.merge_record import (
@@ -26,6 +27,7 @@ from lora_inspect.reading.merge_record import (
     CONFIG,
     EARLIER,
     FILE,
+    FOLDED_IN,
     HEADER,
     OPTIONS,
     SETTINGS,
@@ -56,6 +58,8 @@ def recorded(plan: MergePlan, progress: Progress = silent, beside: Callable[[], 
             {**_adapter(plan, adapter), **own.result()} for (adapter, _), own in zip(plan.adapters, hashes, strict=True)
         ]
     record: dict[str, Any] = {"version": __version__, BASE: base, ADAPTERS: adapters}
+    if folded_in := _working_types(plan):
+        record[FOLDED_IN] = folded_in
     if options := _options(plan):
         record[OPTIONS] = options
     if earlier := earlier_records(plan.base.metadata):
@@ -113,6 +117,12 @@ def _adapter(plan: MergePlan, adapter: Adapter) -> Mapping[str, Any]:
 
 def _default_rule(contributions: Iterable[Any]) -> str:
     return next((c.magnitude.spelling.multiplier for c in contributions if c.magnitude), dora.INSIDE)
+
+
+def _working_types(plan: MergePlan) -> dict[str, str]:
+    """What changed weights are folded in, by the element type that they are written in."""
+    changed = [plan.base.tensors[name] for name, folds in plan.folds.items() if any(fold.multiplier for fold in folds)]
+    return working_types((info.dtype, plan.storage.types.get(info.name, info.dtype)) for info in changed)
 
 
 def _options(plan: MergePlan) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """A weight without what was added to it: which numbers of its type the base can have had, a block of rows at a time.
 
 A change is computed in float64 here. What a merge computed in float32 is off by at most n · 2^-24 times the sum of the
-absolute values of all that was added, with n roundings on the way of each term; so this holds whichever machine,
-version or order of sums made the merged file. Beside zero a rounding is off by more than that, so what is not zero
-counts as a little larger.
+absolute values of all that was added, with n roundings on the way of each term, and in float64 by n · 2^-53 times that,
+as what is computed here may be too; so this holds whichever machine, version or order of sums made the merged file.
+Beside zero a rounding is off by more than that, so what is not zero counts as a little larger.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,9 +16,10 @@ from torch import Tensor
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.maths.change import Change
 from lora_inspect.maths.preimages import preimages, rounding_interval
-from lora_inspect.maths.tensor_reader import TORCH_DTYPES, RowBlocks, working_dtype
+from lora_inspect.maths.tensor_reader import TORCH_DTYPES, RowBlocks
 from lora_inspect.merging.factor_reader import FactorReader
 from lora_inspect.merging.links import Fold
+from lora_inspect.merging.working import DOUBLE, SINGLE
 from lora_inspect.records import NamedTuple
 
 # What adds sums of products of its factors: with their absolute values it gives the sum of the terms' own.
@@ -29,7 +30,8 @@ SUMS_OF_PRODUCTS = frozenset(
         "vera",
     )
 )  # fmt: skip
-_UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+# How far a rounding of the merge, and one here, are off.
+_UNIT = {SINGLE: 2.0**-24 + 2.0**-53, DOUBLE: 2.0**-52}
 # Roundings of a term beside those of its sums: of the scale, of the factors with it, of the products, of the last sum.
 _FEW = 8
 # What that is. Times the unit of float32, its fourth power is no less than the least normal number of that: as many
@@ -92,14 +94,17 @@ class _Term:
 
 
 class Subtraction:
-    """What was added to one weight, by the `folds` that added it; `merged` is the tensor that it became."""
+    """What was added to one weight, by the `folds` that added it; `merged` is the tensor that it became.
 
-    def __init__(self, folds: Sequence[Fold], factors: FactorReader, merged: TensorInfo) -> None:
+    `working` is the element type, F32 or F64, that it was folded in.
+    """
+
+    def __init__(self, folds: Sequence[Fold], factors: FactorReader, merged: TensorInfo, working: str) -> None:
         # The parameter of all experts of a layer is changed as a matrix.
         self._shape = folds[0].placed.place.target.shape
         self._info = merged._replace(shape=self._shape)
         self._terms = [_term(fold, factors) for fold in folds]
-        self._slack = _UNIT[working_dtype(self._info)] * sum(term.roundings for term in self._terms)
+        self._slack = _UNIT[working] * sum(term.roundings for term in self._terms)
 
     def blocks(self) -> Iterator[tuple[Tensor, Account]]:
         """The rows as the base most likely had them, in the type of the weight, and the account of each block."""

@@ -11,13 +11,17 @@ from lora_inspect.maths.tensor_reader import TORCH_DTYPES, bytes_in
 from lora_inspect.merging.factor_reader import FactorReader
 from lora_inspect.merging.links import Fold
 from lora_inspect.merging.subtracted import Account, Subtraction, why_not
+from lora_inspect.merging.working import recorded_type
 
 
 class FromMerged:
-    """Takes out of each weight what was added to it. `accounts` are those of the weights that are written, by name."""
+    """Takes out of each weight what was added to it. `accounts` are those of the weights that are written, by name.
 
-    def __init__(self, folds: Mapping[str, Sequence[Fold]]) -> None:
-        self._folds, self._factors = folds, FactorReader()
+    `folded_in` is what the merge recorded of the element types that it computed in.
+    """
+
+    def __init__(self, folds: Mapping[str, Sequence[Fold]], folded_in: Mapping[str, str]) -> None:
+        self._folds, self._folded_in, self._factors = folds, folded_in, FactorReader()
         self.accounts: dict[str, Account] = {}
 
     def write(self, writer: Writer, info: TensorInfo) -> None:
@@ -31,7 +35,8 @@ class FromMerged:
 
     def _rows(self, info: TensorInfo, folds: Sequence[Fold]) -> Iterator[memoryview]:
         self.accounts[info.name] = Account()
-        for values, account in Subtraction(folds, self._factors, info).blocks():
+        working = recorded_type(info.dtype, self._folded_in)
+        for values, account in Subtraction(folds, self._factors, info, working).blocks():
             self.accounts[info.name] = self.accounts[info.name].plus(account)
             yield bytes_in(values)
 
@@ -39,12 +44,19 @@ class FromMerged:
 class AgainstBase:
     """Holds the tensors of a base against a model that was merged from it; `unchecked` are those without a rule.
 
-    `beyond_rules` are tensors of which nothing is known but that they may have become others.
+    `beyond_rules` are tensors of which nothing is known but that they may have become others, and `folded_in` is what
+    the merge recorded of the element types that it computed in.
     """
 
-    def __init__(self, merged: Checkpoint, folds: Mapping[str, Sequence[Fold]], beyond_rules: Collection[str]) -> None:
+    def __init__(
+        self,
+        merged: Checkpoint,
+        folds: Mapping[str, Sequence[Fold]],
+        beyond_rules: Collection[str],
+        folded_in: Mapping[str, str],
+    ) -> None:
         self._merged, self._folds, self._factors = merged, folds, FactorReader()
-        self._beyond_rules = beyond_rules
+        self._beyond_rules, self._folded_in = beyond_rules, folded_in
         self.unchecked: list[str] = []
 
     def check(self, info: TensorInfo) -> None:
@@ -55,7 +67,8 @@ class AgainstBase:
         if other is None or not is_ruled:
             self.unchecked.append(info.name)
         elif folds:
-            if differ := Subtraction(folds, self._factors, other).differing(info):
+            working = recorded_type(other.dtype, self._folded_in)
+            if differ := Subtraction(folds, self._factors, other, working).differing(info):
                 raise _of_another_base(info, self._merged, f"{differ:,} of its {info.numel:,} numbers are")
         elif other.dtype != info.dtype:
             self.unchecked.append(info.name)

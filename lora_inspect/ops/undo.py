@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +36,15 @@ class UndoPlan:
     """What is taken out of where.
 
     `merge` is the plan of the merge, with the merged model in the place of the base where that is not at hand; `base`
-    is what was merged into where it is. `is_drawn` says that the merge rounded stochastically.
+    is what was merged into where it is. `is_drawn` says that the merge rounded stochastically, `folded_in` is what it
+    recorded of the element types that it computed in.
     """
 
     merged: Checkpoint
     merge: MergePlan
     base: Checkpoint | None = None
     is_drawn: bool = False
+    folded_in: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def folds(self) -> dict[str, list[Fold]]:
@@ -115,7 +117,7 @@ def plan_undo(merged_path: str, adapters: Sequence[tuple[str, Settings]], base_p
     if base_path is not None:
         base = open_checkpoint(base_path)
         _check_base(base, known, merged)
-        return UndoPlan(merged, plan_merge(base_path, named, options), base, is_drawn)
+        return UndoPlan(merged, plan_merge(base_path, named, options), base, is_drawn, record.folded_in)
     if cast := recorded_cast(record):
         raise LoraInspectError(
             f"{merged_path}: weights of {known.file} were cast to {cast} in the merge, which lost what they were "
@@ -126,7 +128,8 @@ def plan_undo(merged_path: str, adapters: Sequence[tuple[str, Settings]], base_p
             f"{merged_path}: it was rounded stochastically, which leaves several numbers for each that was there; name "
             f"{known.file} with --base."
         )
-    plan = UndoPlan(merged, plan_merge(merged_path, named, replace(options, dtype=None, touched_dtype=None)))
+    as_stored = replace(options, dtype=None, touched_dtype=None)
+    plan = UndoPlan(merged, plan_merge(merged_path, named, as_stored), folded_in=record.folded_in)
     _check_possible(plan, known)
     return plan
 
@@ -147,7 +150,8 @@ def undo(
     from lora_inspect.merging.undone import AgainstBase, FromMerged
 
     beyond_rules = plan.merge.storage.rewritten | (plan.folds.keys() if plan.is_drawn else set())
-    restored, held = FromMerged(plan.folds), AgainstBase(plan.merged, plan.folds, beyond_rules)
+    restored = FromMerged(plan.folds, plan.folded_in)
+    held = AgainstBase(plan.merged, plan.folds, beyond_rules, plan.folded_in)
     source = plan.merge.base
     if plan.base:
         for info in source.tensors.values():

@@ -6,6 +6,7 @@ Metadata may hold anything: what is not of the kind that is looked for counts as
 import json
 import sys
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from lora_inspect.files.json_text import parse_json
@@ -20,6 +21,8 @@ ADAPTERS, BASE, OPTIONS, EARLIER = "adapters", "base", "options", "earlier"
 FILE, SHA256, CONFIG, SETTINGS, MULTIPLIER, HEADER = "file", "sha256", "config", "settings", "multiplier", "header"
 # What the record of a merge has whose numbers are estimates since one after it was undone.
 ESTIMATED = "estimated"
+# What weights were folded in, by the element type that they were written in.
+FOLDED_IN = "folded_in"
 # As deep as a record of ours is: the multipliers of an adapter of an earlier record.
 _DEEPEST = 8
 
@@ -52,7 +55,8 @@ class MergeRecord(NamedTuple):
     """One merge.
 
     `base` is None where an older version recorded none, and `is_whole` says that all of it was read. `is_estimated`
-    says that a later merge was undone with numbers that are not proved.
+    says that a later merge was undone with numbers that are not proved. `folded_in` are element types, by the ones that
+    changed weights were written in.
     """
 
     version: str
@@ -61,6 +65,7 @@ class MergeRecord(NamedTuple):
     options: Mapping[str, Any]
     is_whole: bool = True
     is_estimated: bool = False
+    folded_in: Mapping[str, str] = MappingProxyType({})
 
 
 def merge_records(metadata: Mapping[str, str]) -> list[MergeRecord]:
@@ -150,6 +155,7 @@ def _record(value: Any) -> MergeRecord | None:
         options if isinstance(options, dict) else {},
         None not in adapters and isinstance(options, dict) and all(isinstance(text, str) for text in texts),
         bool(value.get(ESTIMATED)),
+        _texts(value.get(FOLDED_IN)),
     )
 
 
@@ -185,7 +191,7 @@ def hashes_of(value: Any) -> Mapping[str, str]:
     """The hashes of files by name, "" for that of a single one, from how a record has them."""
     if isinstance(value, str):
         return {"": value}
-    return {name: one for name, one in value.items() if isinstance(one, str)} if isinstance(value, dict) else {}
+    return _texts(value)
 
 
 def _is_number(value: Any) -> bool:
@@ -196,6 +202,10 @@ def _is_number(value: Any) -> bool:
 
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+def _texts(value: Any) -> dict[str, str]:
+    return {name: one for name, one in value.items() if isinstance(one, str)} if isinstance(value, dict) else {}
 
 
 def _text(value: Any) -> str:

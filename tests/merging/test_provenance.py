@@ -68,6 +68,7 @@ def test_a_merge_records_base_adapters_settings_and_options(run, files, tmp_path
             },
             {"file": "b.safetensors", "multiplier": 1.0, "scale": "alpha/rank", "sha256": sha256(second)},
         ],
+        "folded_in": {"BF16": "F32"},
         "options": {"dtype": "BF16", "exclude": ["blocks.2"]},
     }
     assert ": " not in text  # compact

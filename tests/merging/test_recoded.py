@@ -48,6 +48,11 @@ def delta(adapter):
     return adapter[f"{MODULE}.lora_up.weight"].double() @ adapter[f"{MODULE}.lora_down.weight"].double()
 
 
+def sizes(adapter):
+    """The sums of the absolute values of the terms that make the change."""
+    return delta({key: tensor.abs() for key, tensor in adapter.items()})
+
+
 every_spelling = pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
 
 
@@ -100,7 +105,10 @@ def test_the_output_has_the_same_format_and_carries_the_change(spelling, size, e
     wanted = decoded(base, name) + delta(adapter)
     exact = wanted / grid((OUT, IN), found[f"{Q}.{name}"].double())
     codes = found[f"{Q}.weight"].double()
-    assert ((codes - exact).abs() <= steps(dtype, exact) + exact.abs() * 2.0**-20).all()
+    # Of RANK products and a sum in float32, and of the code times the scale.
+    terms = decoded(base, name).abs() + sizes(adapter)
+    arithmetic = (RANK + 4) * 2.0**-24 * terms / grid((OUT, IN), found[f"{Q}.{name}"].double())
+    assert ((codes - exact).abs() <= steps(dtype, exact) + arithmetic).all()
     # Where a scale changed it is the least one that its type has; a number that has no nearest code is in its block.
     before, after = base[f"{Q}.{name}"].flatten(), found[f"{Q}.{name}"].flatten()
     owner = grid((OUT, IN), torch.arange(before.numel()).reshape(base[f"{Q}.{name}"].shape)).flatten()

@@ -22,10 +22,19 @@ def merged(folder, weight, tensors, **options):
 
 @pytest.mark.parametrize("axis", [(6, 1), (1, 5)], ids=["output", "input"])
 def test_a_weight_whose_norm_overflows_is_an_error_and_not_a_weight_of_zeros(axis, tmp_path):
-    huge = torch.full((6, 5), 1e22)
-    with pytest.raises(LoraInspectError, match=r"folding a into a\.weight gives nan in F32"):
+    huge = torch.full((6, 5), 1e22).bfloat16()
+    with pytest.raises(LoraInspectError, match=r"folding a into a\.weight gives nan in BF16"):
         merged(tmp_path, huge, FACTORS | {"a.dora_scale": torch.full(axis, 1e22)})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter.safetensors", "base.safetensors"]
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["output", "input"])
+def test_no_norm_of_float32_overflows_where_that_is_written(axis, tmp_path):
+    huge = 1e22 * (1 + torch.arange(30.0).reshape(6, 5))
+    ones = (6, 1) if axis == 0 else (1, 5)
+    merged(tmp_path, huge, FACTORS | {"a.dora_scale": torch.full(ones, 1e22)})
+    expected = 1e22 * huge.double() / huge.double().norm(dim=1 - axis, keepdim=True)
+    torch.testing.assert_close(load_file(tmp_path / "merged.safetensors")["a.weight"], expected.float())
 
 
 def test_a_rule_of_dora_for_adapters_without_it_is_an_error(tmp_path):

@@ -79,7 +79,7 @@ def folder(tmp_path):
     return Folder(tmp_path)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr", "bias", "two at strengths"])
 def test_every_number_that_is_proved_was_there(dtype, kind, folder):
     whole = base(TYPES[dtype])
@@ -117,10 +117,17 @@ def test_every_number_that_is_proved_was_there(dtype, kind, folder):
     assert result.proved > 0.85 * entries
 
 
-def test_numbers_of_32_bits_come_within_a_few_units_and_are_not_called_proved(folder):
-    whole = base(torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_the_fold_was_no_finer_than_the_weight_nothing_is_called_proved(dtype, folder):
+    """As float64 is, and float32 where the record does not say that it was folded in float64."""
+    whole = base(dtype)
     files = folder.file("base.safetensors", whole), folder.file("a.safetensors", lora(1))
-    result, found = folder.undone(folder.merged("merged.safetensors", *files), files[1])
+    merged = folder.merged("merged.safetensors", *files)
+    with safe_open(merged, "pt") as opened:
+        record = json.loads(opened.metadata()["lora_inspect.merged"])
+    assert record.pop("folded_in") == {"F32" if dtype == torch.float32 else "F64": "F64"}
+    folder.file("merged.safetensors", load_file(merged), {"lora_inspect.merged": json.dumps(record)})
+    result, found = folder.undone(merged, files[1])
     assert result.proved < 0.01 * result.entries
     for name in result.unproved:
         assert float((found[name] - whole[name]).abs().max()) <= min(1e-6, result.unproved[name]["off_by"])
