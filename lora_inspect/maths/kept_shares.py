@@ -45,6 +45,12 @@ class Kept(NamedTuple):
     left: Tensor
     unsure: Tensor
 
+    def add(self, other: "Kept", numbers: Sequence[int]) -> None:
+        """Adds, in place, those of a weight that has some of the changes: those that the numbers name."""
+        where = torch.tensor(numbers, dtype=torch.long)
+        for total, part in zip(self, other, strict=True):
+            total[where if total.dim() == 1 else (where[:, None], where)] += part
+
     def shares(self) -> list[KeptShare]:
         """The share of each change."""
         values = solved(self.gram, self.along).tolist()
@@ -74,11 +80,6 @@ def kept_in(sums: KeptSums, entries: int, working: str) -> Kept:
     )
 
 
-def pooled(parts: Sequence[tuple[Kept, Sequence[int]]], changes: int) -> Kept:
-    """Those of several weights together, of which each has some of the changes: those that its numbers name."""
-    whole = Kept(*(torch.zeros((changes,) * axes, dtype=torch.float64) for axes in (1, 2, 2, 1, 1)))
-    for own, numbers in parts:
-        where = torch.tensor(numbers, dtype=torch.long)
-        for total, part in zip(whole, own, strict=True):
-            total[where if total.dim() == 1 else (where[:, None], where)] += part
-    return whole
+def nothing_kept(changes: int) -> Kept:
+    """That of so many changes over no weight, which others are added to."""
+    return Kept(*(torch.zeros((changes,) * axes, dtype=torch.float64) for axes in (1, 2, 2, 1, 1)))

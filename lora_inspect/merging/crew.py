@@ -1,8 +1,7 @@
 """Threads that take one job after the other, and lend each other a hand with the parts of one."""
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -45,7 +44,8 @@ class _Parts(Generic[Tools]):
 class Crew(Generic[Tools]):
     """As many threads as there are tools, each of which calls `begin` first.
 
-    Jobs begin in their order, and of those that fail the first one decides the error; so it is with the parts of a job.
+    Jobs begin in their order, each made when its turn comes, and of those that fail the first one decides the error; so
+    it is with the parts of a job.
     What comes of them, an error too, does not depend on how many threads there are. Jobs that together take more
     than `memory` bytes are not done at the same time.
     """
@@ -54,21 +54,24 @@ class Crew(Generic[Tools]):
         self._tools, self._memory, self._begin = tools, memory, begin
         self._changed = threading.Condition()
         self._alone = threading.Lock()
-        self._jobs: deque[tuple[int, Job[Tools]]] = deque()
+        self._jobs: Iterator[tuple[int, Job[Tools]]] = iter(())
+        self._due: tuple[int, Job[Tools]] | None = None
         self._parts: list[_Parts[Tools]] = []
         self._working = self._reserved = self._done = 0
         self._failed: tuple[int, BaseException] | None = None
         self._is_over = False
 
-    def run(self, jobs: Sequence[Job[Tools]], progress: Progress) -> None:
+    def run(self, jobs: Iterable[Job[Tools]], progress: Progress) -> None:
         """Does all jobs, and tells the progress, in the thread that calls it, what they say that is done.
 
-        Raises what the first job that failed raised; those behind it may then not have been done. What is raised by the
-        progress, or by a signal that ends the process, comes once no thread is at work any more.
+        Raises what the first job that failed raised, or what making one did; those behind it may then not have been
+        done. What is raised by the progress, or by a signal that ends the process, comes once no thread is at work any
+        more.
         """
-        self._jobs.extend(enumerate(jobs))
+        self._jobs = enumerate(jobs)
+        self._due = next(self._jobs, None)
         told = 0
-        with told_of_signals() as is_interrupted, self._at_work(len(jobs)) as threads:
+        with told_of_signals() as is_interrupted, self._at_work() as threads:
             while alive := [thread for thread in threads if thread.is_alive()]:
                 alive[0].join(_EVERY)
                 self._is_over = self._is_over or is_interrupted()
@@ -79,15 +82,15 @@ class Crew(Generic[Tools]):
         progress(self._done - told)
 
     @contextmanager
-    def _at_work(self, most: int) -> Iterator[list[threading.Thread]]:
+    def _at_work(self) -> Iterator[list[threading.Thread]]:
         """The threads, which have ended behind the block: what they write to may be closed then."""
         threads: list[threading.Thread] = []
         try:
-            for tools in self._tools[:most]:
+            for tools in self._tools if self._due else ():
                 if not _starts(thread := threading.Thread(target=self._serve, args=(tools,))):
                     break
                 threads.append(thread)
-            if most and not threads:
+            if self._due and not threads:
                 raise LoraInspectError(
                     "no thread can be started; close other programs, or raise the limit of processes."
                 )
@@ -152,18 +155,28 @@ class Crew(Generic[Tools]):
                 self._take_part(tools, parts)
 
     def _has_next(self) -> bool:
-        return bool(self._jobs) and not self._is_over and self._failed is None
+        return self._due is not None and not self._is_over and self._failed is None
 
     def _next_job(self) -> tuple[int, Job[Tools]] | None:
         """The job that begins now, where there is memory for it."""
-        if not self._has_next():
+        due = self._due
+        if due is None or not self._has_next():
             return None
-        memory = self._jobs[0][1].memory
-        if self._reserved and self._reserved + memory > self._memory:
+        order, job = due
+        if self._reserved and self._reserved + job.memory > self._memory:
             return None
         self._working += 1
-        self._reserved += memory
-        return self._jobs.popleft()
+        self._reserved += job.memory
+        self._due = self._made(order + 1)
+        return due
+
+    def _made(self, order: int) -> tuple[int, Job[Tools]] | None:
+        """The job of this number, where there is one and it can be made."""
+        try:
+            return next(self._jobs, None)
+        except BaseException as error:
+            self._failed = self._failed or (order, error)
+            return None
 
     def _open_parts(self) -> _Parts[Tools] | None:
         parts = [each for each in self._parts if each.is_open and not self.is_void(each.order)]

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from heapq import merge
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from lora_inspect.files.header import TensorInfo
@@ -128,11 +130,8 @@ def write_folded(
             opened.callback(own.close)
         opened.enter_context(own_threads())
         progress(0)
-        jobs: list[tuple[int, Job[Tools]]] = []
-        for span in writer.spans(copied):
-            for piece in span.pieces(COPIED_BYTES):
-                jobs.append((piece.at, Job(partial(_copy, writer, piece))))
-        for info in written:
+
+        def fold(info: TensorInfo) -> Job[Tools]:
             folds = folding.folds_of(info)
             read = folds[0].placed.place.target if folds else _flat(info, folding)
             job = WeightJob(
@@ -147,8 +146,13 @@ def write_folded(
                 rule=folding.dora_rule,
                 witness=folding.witness(info, read),
             )
-            jobs.append((writer.place(info.name)[0], Job(job, job.memory)))
-        crew.run([job for _, job in sorted(jobs, key=lambda pair: pair[0])], progress)
+            return Job(job, job.memory)
+
+        pieces = (piece for span in writer.spans(copied) for piece in span.pieces(COPIED_BYTES))
+        copies = ((piece.at, Job(partial(_copy, writer, piece))) for piece in pieces)
+        folds = ((writer.place(info.name)[0], fold(info)) for info in written)
+        # A model of very many weights would hold a job for each: here each is made when it is due.
+        crew.run((job for _, job in merge(copies, folds, key=itemgetter(0))), progress)
         accept()
     return Written(Counter(target.dtype for target in plans), late)
 

@@ -64,19 +64,21 @@ class Keeping:
 
     def adapters(self) -> list[KeptAdapter]:
         """How much is kept of each adapter, once all weights are written."""
-        from lora_inspect.maths.kept_shares import pooled
+        from lora_inspect.maths.kept_shares import nothing_kept
         from lora_inspect.maths.untold_shares import REASONS
 
-        seen = [(one, kept) for one in self._witnesses if (kept := one.kept())]
-        numbers = [[self._adapters.index(path) for path in one.adapters] for one, _ in seen]
-        parts = [(kept, own) for (_, kept), own in zip(seen, numbers, strict=True)]
-        weights: dict[str, list[KeptWeight]] = {path: [] for path in self._adapters}
-        for one, kept in seen:
+        whole = nothing_kept(len(self._adapters))
+        worst: dict[str, tuple[KeptWeight, ...]] = dict.fromkeys(self._adapters, ())
+        sampled: set[str] = set()
+        for one in self._witnesses:
+            kept = one.kept()
+            if kept is None:
+                continue
+            whole.add(kept, [self._adapters.index(path) for path in one.adapters])
+            sampled.update(one.adapters if one.is_sampled else ())
             for path, share in zip(one.adapters, kept.shares(), strict=True):
                 if share.value is not None:
-                    weights[path].append(KeptWeight(one.name, share.value, one.dtype))
-        sampled = {path for one, _ in seen if one.is_sampled for path in one.adapters}
-        shares = pooled(parts, len(self._adapters)).shares()
+                    worst[path] = worst_of([*worst[path], KeptWeight(one.name, share.value, one.dtype)])
         return [
             KeptAdapter(
                 path=path,
@@ -84,7 +86,7 @@ class Keeping:
                 noise=share.noise,
                 why=REASONS.get(share.why, ""),
                 is_sampled=path in sampled,
-                worst=worst_of(weights[path]),
+                worst=worst[path],
             )
-            for path, share in zip(self._adapters, shares, strict=True)
+            for path, share in zip(self._adapters, whole.shares(), strict=True)
         ]

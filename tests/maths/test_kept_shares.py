@@ -4,7 +4,7 @@ import pytest
 import torch
 from toy_merges import drawn
 
-from lora_inspect.maths.kept_shares import KeptShare, kept_in, pooled
+from lora_inspect.maths.kept_shares import KeptShare, kept_in, nothing_kept
 from lora_inspect.maths.kept_sums import Look, both
 from lora_inspect.maths.looked_rows import looked_rows
 from lora_inspect.maths.tensor_reader import STORED_DTYPES
@@ -33,6 +33,14 @@ def looked(base, changes, written, block=7, spans=None):
         look.see(written[first : first + block])
         sums = both(sums, look.sums())
     return kept_in(sums, base.numel(), "F64" if base.dtype == torch.float64 else "F32")
+
+
+def pooled(parts, changes):
+    """Several weights together, of which each has the changes of its numbers."""
+    whole = nothing_kept(changes)
+    for own, numbers in parts:
+        whole.add(own, numbers)
+    return whole
 
 
 def dense(base, changes, written):

@@ -45,6 +45,34 @@ def test_no_jobs_are_done_at_once():
 
 
 @pytest.mark.parametrize("count", COUNTS)
+def test_a_job_is_made_when_its_turn_comes_and_not_kept_when_it_is_done(count):
+    alive, most = set(), []
+
+    def jobs():
+        for number in range(200):
+            alive.add(number)
+            most.append(len(alive))
+            yield Job(lambda member, number=number: alive.remove(number))
+
+    crew(count).run(jobs(), silent)
+    assert not alive
+    assert max(most) <= count + 1
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_what_making_a_job_raises_comes_behind_the_jobs_before_it(count):
+    done = []
+
+    def jobs():
+        yield from (Job(lambda member, number=number: done.append(number)) for number in range(20))
+        raise LoraInspectError("the job that cannot be made")
+
+    with pytest.raises(LoraInspectError, match="cannot be made"):
+        crew(count).run(jobs(), silent)
+    assert sorted(done) == list(range(20))
+
+
+@pytest.mark.parametrize("count", COUNTS)
 def test_of_errors_the_first_job_decides_though_a_later_one_fails_before_it(count):
     begun, later_failed = [], threading.Event()
 
