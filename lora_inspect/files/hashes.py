@@ -57,6 +57,21 @@ def file_sha256(file: str, identity: Identity, progress: Progress = silent) -> s
     return digest.hexdigest()
 
 
+def sha256_behind(file: str, start: int, blank: Iterable[tuple[int, int]]) -> tuple[int, str]:
+    """The size of a file, and the hash of its bytes from `start` on, those in the ranges `blank` as zeros."""
+    digest = hashlib.sha256()
+    with InputFile(file) as source:
+        size = source.identity.bytes
+        for at in range(start, size, _CHUNK):
+            chunk = source.read(at, min(_CHUNK, size - at))
+            for first, last in blank:
+                inside = range(max(first - at, 0), min(last - at, len(chunk)))
+                chunk[inside.start : inside.start + len(inside)] = bytes(len(inside))
+            digest.update(chunk)
+        source.check_unchanged()
+    return size, digest.hexdigest()
+
+
 def data_sha256(contents: Iterable[Content], progress: Progress = silent) -> str:
     """That of the data section of a file that holds them in this order, in 64 digits.
 

@@ -124,21 +124,30 @@ def new_folder(output: str, inputs: Mapping[str, Identity] | None = None, force:
         try:
             os.mkdir(partial)
             yield partial
-            _sync(partial)
-            check_unchanged(inputs or {})
-            if force and os.path.lexists(output):
-                check_output(output, inputs or {}, force, folder=True)
-                _check_lost(output, _entries(partial))
-                replace_folder(partial, output)
-            else:
-                rename_new(partial, output)
+            take_place(partial, output, inputs or {}, force)
         except LoraInspectError as error:
             raise LoraInspectError(str(error).replace(partial, output)) from None
-        _sync_name(output)
     if left := left_under(partial):
         raise LoraInspectError(
             f"{output}: it is complete, but what it replaced cannot be removed; remove {' and '.join(left)}."
         )
+
+
+def take_place(folder: str, output: str, inputs: Mapping[str, Identity], force: bool) -> None:
+    """Gives a folder that is whole the name `output`, once the disk has it.
+
+    What it replaces, with `force`, has its name then, or that name with .old behind it. OSError where the disk refuses;
+    LoraInspectError as from `new_folder`.
+    """
+    _sync(folder)
+    check_unchanged(inputs)
+    if force and os.path.lexists(output):
+        check_output(output, inputs, force, folder=True)
+        _check_lost(output, _entries(folder))
+        replace_folder(folder, output)
+    else:
+        rename_new(folder, output)
+    _sync_name(output)
 
 
 @contextmanager
