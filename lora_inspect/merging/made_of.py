@@ -57,7 +57,7 @@ def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     there, here = _files(theirs), _files(ours)
     if there != here:
         return f"the adapters are {listed(there) or 'others'} there and {listed(here)} here"
-    pairs = [("", {"version": theirs.get("version")}, {"version": ours["version"]})]
+    pairs: list[tuple[str, Any, Any]] = [("", {"version": theirs.get("version")}, {"version": ours["version"]})]
     pairs.append((" of the base", theirs.get(BASE), ours[BASE]))
     adapters = zip(here, theirs.get(ADAPTERS) or [], ours[ADAPTERS], strict=False)
     pairs += [(f" of the adapter {file}", said, own) for file, said, own in adapters]
