@@ -109,7 +109,8 @@ class PartsFolder:
 
     def gather(self, names: Collection[str]) -> str:
         """The folder that has all files in it then, each under its own name."""
-        os.makedirs(self._whole, exist_ok=True)
+        with suppress(FileExistsError):
+            os.mkdir(self._whole)
         for name in names:
             with suppress(FileNotFoundError):  # it is there already
                 os.replace(os.path.join(self.path, _SHARDS, name), os.path.join(self._whole, name))

@@ -16,18 +16,19 @@ from lora_inspect.reading.merge_record import ADAPTERS, BASE, CONFIG, FILE, HEAD
 # Of each file of the base so many pieces of so many bytes are looked at, from its first tensor to its last: models of
 # one shape have the same header, and differ in most of their weights.
 _PIECES, _PIECE = 8, 4096
-_NUMBERS, _WEIGHTS = "numbers", "weights"
+_NUMBERS, _WEIGHTS, _VERSION = "numbers", "weights", "version"
 # What decides whether an output is written, not what is in it.
 _DECIDES = "accept_loss"
 _OPTION = "an option"
 _WORDS = {
     FILE: "the name",
+    "bytes": "the size in bytes",
+    "dtypes": "the number of tensors by type",
     HEADER: "the hash of the header",
     _NUMBERS: "the hash of samples of the numbers",
     SHA256: "the SHA-256",
     CONFIG: "the SHA-256 of the config",
-    "version": "the version of lora-inspect",
-    _WEIGHTS: "what is folded into which weights",
+    _VERSION: "the version of lora-inspect",
 }
 
 
@@ -57,16 +58,25 @@ def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     there, here = _files(theirs), _files(ours)
     if there != here:
         return f"the adapters are {listed(there) or 'others'} there and {listed(here)} here"
-    pairs: list[tuple[str, Any, Any]] = [("", {"version": theirs.get("version")}, {"version": ours["version"]})]
-    pairs.append((" of the base", theirs.get(BASE), ours[BASE]))
+    pairs: list[tuple[str, Any, Any]] = [
+        ("", {_VERSION: theirs.get(_VERSION)}, {_VERSION: ours[_VERSION]}),
+        (" of the base", theirs.get(BASE), ours[BASE]),
+    ]
     adapters = zip(here, theirs.get(ADAPTERS) or [], ours[ADAPTERS], strict=False)
     pairs += [(f" of the adapter {file}", said, own) for file, said, own in adapters]
-    pairs.append((_OPTION, theirs.get(OPTIONS), ours[OPTIONS]))
-    owner, said, own = next((pair for pair in pairs if pair[1] != pair[2]), ("", {}, {_WEIGHTS: "here"}))
+    pairs += [(_OPTION, theirs.get(OPTIONS), ours[OPTIONS]), ("", _rest(theirs), _rest(ours))]
+    different = next((pair for pair in pairs if pair[1] != pair[2]), None)
+    if different is None:
+        return "other weights are changed, or by other numbers"
+    owner, said, own = different
     said = said if isinstance(said, dict) else {}
     name = next(name for name in (*own, *said) if said.get(name) != own.get(name))
     what = f"--{name.replace('_', '-')}" if owner == _OPTION else f"{_WORDS.get(name, f'the {name}')}{owner}"
     return f"{what} is {_told(said.get(name))} there and {_told(own.get(name))} here"
+
+
+def _rest(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parts.items() if name not in (BASE, ADAPTERS, OPTIONS, _WEIGHTS)}
 
 
 def _told(value: Any) -> str:

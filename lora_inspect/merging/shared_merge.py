@@ -51,13 +51,28 @@ class SharedMerge:
         """The shards that are not there yet."""
         return [name for name in self.files if self._entry(name) is None]
 
-    def holds(self, name: str) -> bool:
-        """Whether a shard is there, to its last byte."""
-        entry = self._entry(name)
-        return entry is not None and entry.holds(self.parts.file(name))
+    def provide(self, name: str, progress: Progress = silent) -> bool:
+        """Makes one shard where it is not there to its last byte; whether it is.
 
-    def make(self, name: str, progress: Progress = silent) -> None:
-        """Makes one shard, and says that it is there; `progress` is told of what is written and read for a hash."""
+        `progress` is told of what is written, and read for a hash.
+        """
+        entry = self._entry(name)
+        if entry and entry.holds(self.parts.file(name)):
+            progress(bytes_of(self._plan, self.files[name]))
+            return True
+        try:
+            self._make(name, progress)
+        except LoraInspectError:
+            if self.parts.is_there():
+                raise
+            raise LoraInspectError(
+                f"{self.parts.path}: it went away while {name} was made, as another run of this job was faster, or as "
+                f"somebody removed it; see whether {self.parts.output} is there, and run the job again if not."
+            ) from None
+        return False
+
+    def _make(self, name: str, progress: Progress) -> None:
+        """Writes it, and says that it is there."""
         plan, file, output = self._plan, self.files[name], self.parts.new(name)
         hashed = file_sha256(file, plan.base.inputs[file], progress) if plan.options.hash_base else None
         keeping = Keeping(self._adapters)
@@ -147,7 +162,7 @@ class SharedMerge:
 
 
 def bytes_of(plan: MergePlan, file: str) -> int:
-    """What `make` tells its progress of for the shard that is made from a `file` of the base."""
+    """What `provide` tells its progress of for the shard that is made from a `file` of the base."""
     hashed = plan.base.inputs[file].bytes if plan.options.hash_base else 0
     return sum(info.nbytes for info in plan.written if info.file == file) + hashed
 

@@ -14,6 +14,7 @@ from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.result import MergeResult, result_of
 from lora_inspect.merging.shared_merge import SharedMerge, bytes_of
 from lora_inspect.progress import Progress, silent
+from lora_inspect.stores.address import is_remote
 
 __all__ = ["ShardResult", "Share", "finish_merge", "merge_shard", "shard_bytes", "shard_output", "shard_record"]
 
@@ -56,6 +57,11 @@ def shard_output(plan: MergePlan, named: str, force: bool, share: Share | None =
     Raises LoraInspectError where a base cannot be shared by so many, and where `merge` would not write there.
     """
     base = plan.base
+    if is_remote(named):
+        raise LoraInspectError(
+            f"{named}: jobs know of each other by files beside the output, which has to be in a folder that all of "
+            "them see; name one, and copy it to the store when it is there."
+        )
     if base.root is None:
         raise LoraInspectError(
             f"{base.path}: it is one file, and shards are what jobs share; merge it without --shard."
@@ -99,22 +105,15 @@ def merge_shard(
     leftovers = remove_leftovers(output)
     shared = SharedMerge(plan, output)
     shared.parts.make()
-    made: list[str] = []
-    held: list[str] = []
-    for name in (os.path.basename(file) for file in taken(share, _sizes(plan))):
-        if shared.holds(name):
-            held.append(name)
-            progress(bytes_of(plan, shared.files[name]))
-        else:
-            shared.make(name, progress)
-            made.append(name)
+    names = [os.path.basename(file) for file in taken(share, _sizes(plan))]
+    held = [name for name in names if shared.provide(name, progress)]
     left = shared.left()
     merged = None if left else _finished(plan, output, shared, force, leftovers, started)
     return ShardResult(
         output=output,
         share=share,
         parts=shared.parts.path,
-        made=tuple(made),
+        made=tuple(name for name in names if name not in held),
         held=tuple(held),
         left=tuple(left),
         merged=merged,
