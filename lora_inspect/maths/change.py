@@ -7,6 +7,7 @@ between calls, so that rows may come in any blocks and in any order. Written wit
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
+from itertools import pairwise
 from math import lcm
 from operator import add
 from typing import Any, Protocol, runtime_checkable
@@ -203,6 +204,15 @@ class OnRows(Change):
         for own_first, own in self._own(first, rows):
             self.change.fold(own, own_first, multiplier)
 
+    def transposed(self) -> Change:
+        """A product of factors on columns; any other change of the whole weight, turned round."""
+        if not isinstance(self.change, LowRank) or self.change.together != 1:
+            return Transposed(self)
+        columns = [row for start, stop, _ in self.runs for row in range(start, stop)]
+        sources = [source + row - start for start, stop, source in self.runs for row in range(start, stop)]
+        own = replace(self.change, up=self.change.up[_evenly(sources)])
+        return OnColumns(own.transposed(), _evenly(columns))
+
     def _own_blocks(self, blocks: Blocks) -> Iterator[tuple[int, Any]]:
         for first, rows in blocks():
             yield from self._own(first, rows)
@@ -215,13 +225,45 @@ class OnRows(Change):
                 yield begin - start + source, rows[begin - first : end - first]
 
 
+def _evenly(numbers: list[int]) -> slice | list[int]:
+    """The numbers as an index, which takes no copy where all of them lie equally far apart."""
+    steps = {after - before for before, after in pairwise(numbers)} or {1}
+    (step,) = steps if len(steps) == 1 else (0,)
+    return slice(numbers[0], numbers[-1] + 1, step) if step > 0 else numbers
+
+
+@dataclass(frozen=True, slots=True)
+class OnColumns(Change):
+    """`change` on those columns of a wider weight that an index picks; it needs nothing of the weight."""
+
+    change: Change
+    columns: slice | Sequence[int]
+
+    @property
+    def together(self) -> int:
+        """That of the change."""
+        return self.change.together
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Folds into its columns."""
+        own = rows[:, self.columns]
+        self.change.fold(own, first, multiplier)
+        rows[:, self.columns] = own
+
+
 @dataclass(frozen=True, slots=True)
 class OnBlock(Change):
-    """`change` on the rows from `first` on of a tensor of weights of `together` rows each, all of them at once."""
+    """`change` on so many `rows` from `first` on of a tensor in which weights lie below each other."""
 
     change: Change
     first: int
-    together: int
+    rows: int
+
+    @property
+    def together(self) -> int:
+        """That of the change, where its groups begin and end at multiples of it in the tensor as well; else its rows."""
+        own = self.change.together
+        return own if own and not (self.first % own or self.rows % own) else self.rows
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
         """The change settles on its own rows."""
@@ -233,14 +275,15 @@ class OnBlock(Change):
         return holds_all(self.change)
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Folds where its own rows are among them."""
-        for _, own in self._own_blocks(lambda: iter([(first, rows)])):
-            self.change.fold(own, 0, multiplier)
+        """Folds into those of the rows that are its own."""
+        for own_first, own in self._own_blocks(lambda: iter([(first, rows)])):
+            self.change.fold(own, own_first, multiplier)
 
     def _own_blocks(self, blocks: Blocks) -> Iterator[tuple[int, Any]]:
         for first, rows in blocks():
-            if first <= self.first < first + rows.shape[0]:
-                yield 0, rows[self.first - first : self.first - first + self.together]
+            begin, end = max(first, self.first), min(first + rows.shape[0], self.first + self.rows)
+            if begin < end:
+                yield begin - self.first, rows[begin - first : end - first]
 
 
 @dataclass(frozen=True, slots=True)
