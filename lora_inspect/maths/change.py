@@ -261,7 +261,7 @@ class OnBlock(Change):
 
     @property
     def together(self) -> int:
-        """That of the change, where its groups begin and end at multiples of it in the tensor as well; else its rows."""
+        """That of the change, where its groups begin and end at multiples of it in the tensor too; else its rows."""
         own = self.change.together
         return own if own and not (self.first % own or self.rows % own) else self.rows
 

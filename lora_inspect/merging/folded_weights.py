@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.writer import TensorPlan, Writer, in_file_order
+from lora_inspect.matching.expert_weights import as_matrix
 from lora_inspect.merging.crew import Job
 from lora_inspect.merging.keeping import Keeping
 from lora_inspect.merging.links import Fold
@@ -129,7 +130,8 @@ def write_folded(
                 rule=folding.dora_rule,
                 witness=folding.witness(info, read),
             )
-            return Job(job, job.memory)
+            beside = coded[read.name].beside.values() if read.name in coded else ()
+            return Job(job, job.memory + sum(own.nbytes for own in beside))
 
         folds = ((writer.place(info.name)[0], fold(info)) for info in written)
         run_in_order(crew, [copying(writer, copied), folds], progress)
@@ -138,5 +140,11 @@ def write_folded(
 
 
 def _flat(info: TensorInfo, folding: Folding) -> TensorInfo:
-    """A tensor whose numbers are cast one by one, of whatever shape: each its own row."""
-    return info if info.name in folding.storage.decoded else info._replace(shape=(info.numel,))
+    """A tensor whose numbers are cast one by one, of whatever shape: each its own row.
+
+    Of those that are decoded the rows stay together, and experts that are decoded in parts lie below each other.
+    """
+    weight = folding.storage.decoded.get(info.name)
+    if weight is None:
+        return info._replace(shape=(info.numel,))
+    return as_matrix(info) if weight.layout.part else info
