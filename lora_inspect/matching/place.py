@@ -94,7 +94,7 @@ class Placed(NamedTuple):
         return self._on_target(Residual(partial(orthogonal_factors, rank=rank), self.contribution.known_scale))
 
     def _on_target(self, change: "Change") -> "Change":
-        from lora_inspect.maths.change import OnBlock, OnRows
+        from lora_inspect.maths.on_rows import OnBlock, OnRows
 
         place = self.place
         if place.runs:
