@@ -16,7 +16,8 @@ from lora_inspect.progress import Progress
 
 # More threads than this wait for each other's turn in Python more than they compute.
 MOST_THREADS = 8
-# How much memory the factors of all weights may take that are computed with at the same time.
+# How much memory the factors of all weights, and what their codes are read with, may take that are computed with at the
+# same time.
 FACTOR_BYTES = 64 << 20
 # What one thread copies before it looks for something else to do.
 COPIED_BYTES = 32 << 20
