@@ -173,6 +173,77 @@ class ReplacedRows(Change):
 
 
 @dataclass(frozen=True, slots=True)
+class OnRows(Change):
+    """`change` on some rows of another weight: each of the `runs` (start, stop, source) are its rows from `source` on.
+
+    Serves a slice of a fused weight, the part of a fused adapter that one of several weights gets, and rows in another
+    order. A change with groups of rows, or one that needs all of them at once, has to find them in one run.
+    """
+
+    change: Change
+    runs: tuple[tuple[int, int, int], ...]
+
+    @property
+    def together(self) -> int:
+        """That of the change, where its groups begin and end at multiples of it in the other weight as well."""
+        own = self.change.together
+        return own if own and not any(edge % own for run in self.runs for edge in run) else 0
+
+    def settled(self, blocks: Blocks, multiplier: float) -> Change:
+        """The change settles on its own rows."""
+        return replace(self, change=self.change.settled(partial(self._own_blocks, blocks), multiplier))
+
+    @property
+    def holds_all(self) -> bool:
+        """As the change."""
+        return holds_all(self.change)
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Folds into those of the rows that are its own."""
+        for own_first, own in self._own(first, rows):
+            self.change.fold(own, own_first, multiplier)
+
+    def _own_blocks(self, blocks: Blocks) -> Iterator[tuple[int, Any]]:
+        for first, rows in blocks():
+            yield from self._own(first, rows)
+
+    def _own(self, first: int, rows: Any) -> Iterator[tuple[int, Any]]:
+        last = first + rows.shape[0]
+        for start, stop, source in self.runs:
+            begin, end = max(first, start), min(last, stop)
+            if begin < end:
+                yield begin - start + source, rows[begin - first : end - first]
+
+
+@dataclass(frozen=True, slots=True)
+class OnBlock(Change):
+    """`change` on the rows from `first` on of a tensor of weights of `together` rows each, all of them at once."""
+
+    change: Change
+    first: int
+    together: int
+
+    def settled(self, blocks: Blocks, multiplier: float) -> Change:
+        """The change settles on its own rows."""
+        return replace(self, change=self.change.settled(partial(self._own_blocks, blocks), multiplier))
+
+    @property
+    def holds_all(self) -> bool:
+        """As the change."""
+        return holds_all(self.change)
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Folds where its own rows are among them."""
+        for _, own in self._own_blocks(lambda: iter([(first, rows)])):
+            self.change.fold(own, 0, multiplier)
+
+    def _own_blocks(self, blocks: Blocks) -> Iterator[tuple[int, Any]]:
+        for first, rows in blocks():
+            if first <= self.first < first + rows.shape[0]:
+                yield 0, rows[self.first - first : self.first - first + self.together]
+
+
+@dataclass(frozen=True, slots=True)
 class Transposed(Change):
     """Any change, of a weight that is stored as (in, out): the whole weight is turned round and back."""
 

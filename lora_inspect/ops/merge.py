@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 from lora_inspect.files.outputs import new_folder
 from lora_inspect.files.partial import remove_leftovers
-from lora_inspect.files.parts import PartsFolder
 from lora_inspect.files.writer import rewrite_tensor
 from lora_inspect.maths.torch_threads import load_torch
-from lora_inspect.merging.keeping import Keeping, kept_of
+from lora_inspect.merging.keeping import Keeping
 from lora_inspect.merging.kept import KeptAdapter, check_kept
 from lora_inspect.merging.options import MergeOptions
 from lora_inspect.merging.output_files import OutputFiles
@@ -42,16 +41,15 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     """
     started = time.perf_counter()
     output = merge_output(plan, output)
-    leftovers = (*remove_leftovers(output), *PartsFolder(output).notes())
+    leftovers = remove_leftovers(output)
     check_merge_output(plan, output, force)
     record = recorded(plan, progress, beside=load_torch)
-    paths = [adapter.checkpoint.path for adapter, _ in plan.adapters]
-    keeping = Keeping(paths)
+    keeping = Keeping([adapter.checkpoint.path for adapter, _ in plan.adapters])
     files = OutputFiles(plan, keeping)
     kept: list[KeptAdapter] = []
 
     def accept() -> None:
-        kept.extend(kept_of(paths, keeping.seen()))
+        kept.extend(keeping.adapters())
         if not plan.options.accept_loss:
             check_kept(kept, plan.options.seed)
 

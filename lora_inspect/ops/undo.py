@@ -154,7 +154,9 @@ def undo(
     held = AgainstBase(plan.merged, plan.folds, beyond_rules, plan.folded_in)
     source = plan.merge.base
     if plan.base:
-        held.check(source.tensors.values(), progress)
+        for info in source.tensors.values():
+            held.check(info)
+            progress(info.nbytes)
 
     def write(file: str, target: str, force: bool = False) -> None:
         inputs = plan.inputs if target == output else None
@@ -167,7 +169,9 @@ def undo(
         metadata = undone_metadata(source.file_metadata[file], accept_unproved)
         with Writer(target, plans, metadata, inputs, force) as writer:
             progress(0)
-            restored.write(writer, [infos[one.name] for one in plans], progress)
+            for one in plans:
+                restored.write(writer, infos[one.name])
+                progress(one.nbytes)
             if target == output:
                 _check_accepted(restored.accounts, accept_unproved, plan)
 
