@@ -1,6 +1,7 @@
 """`lora-inspect merge`."""
 
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +14,7 @@ from lora_inspect.cli.shared_options import (
     dora_multiplier_option,
     reading_options,
     settings,
+    share_of,
     transposed_option,
     writing_options,
 )
@@ -38,6 +40,9 @@ from lora_inspect.printable import shortened
 from lora_inspect.reading.chosen_modules import Choice
 from lora_inspect.reading.settings import parse_arguments
 from lora_inspect.reading.weights_file import read_weights
+
+if TYPE_CHECKING:
+    from lora_inspect.merging.dealing import Share
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -89,6 +94,19 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
 @transposed_option("the base stores")
 @reading_options
 @click.option(
+    "--shard",
+    "share",
+    callback=share_of,
+    metavar="I/N",
+    help="Make the I-th of N parts of a sharded base alone, in OUT.parts; the job that makes the last one writes OUT.",
+)
+@click.option(
+    "--finish",
+    "is_finish",
+    is_flag=True,
+    help="Write OUT of the shards in OUT.parts, with all else as it was given to the jobs.",
+)
+@click.option(
     "--undo",
     "is_undo",
     is_flag=True,
@@ -134,6 +152,8 @@ def merge(
     alpha: float | None,
     allow_partial_dora: bool,
     expert_packing: str | None,
+    share: "Share | None",
+    is_finish: bool,
     is_undo: bool,
     original: str | None,
     accept_unproved: bool,
@@ -153,6 +173,8 @@ def merge(
         raise click.UsageError(
             "--dtype is for all weights and --touched-dtype for those that change; give one of both."
         )
+    if share and is_finish:
+        raise click.UsageError("--shard makes shards and --finish makes the output of them; give one of both.")
     try:
         drawn_by = seed_of(rounding, seed)
     except ValueError as error:
@@ -174,21 +196,27 @@ def merge(
     plan = plan_merge(base, parse_arguments(adapters), options)
     for note in plan.notes:
         terminal.note(note)
+    if share or is_finish:
+        from lora_inspect.cli import merge_shards
+
+        tell = partial(_print, plan=plan, as_json=as_json)
+        merge_shards.run(plan, output, share, force, dry_run, as_json, tell)
+        return
     if dry_run:
         if output is not None:
             output = merge_output(plan, output)
             check_merge_output(plan, output, force)
-        _print(planned_record(plan, output), plan, as_json)
+        _print(planned_record(plan, output), None, plan, as_json)
         return
     assert output is not None  # the option asks for it where there is no dry run
     with progress_bar("Merging", plan.bytes, in_bytes) as progress:
         result = merge_files(plan, output, force, progress)
     for note in result.notes[len(plan.notes) :]:
         terminal.note(note)
-    _print(result.to_dict(), plan, as_json, result)
+    _print(result.to_dict(), result, plan, as_json)
 
 
-def _print(record: dict[str, Any], plan: MergePlan, as_json: bool, result: MergeResult | None = None) -> None:
+def _print(record: dict[str, Any], result: MergeResult | None, plan: MergePlan, as_json: bool) -> None:
     if as_json:
         terminal.json_text(record)
         return

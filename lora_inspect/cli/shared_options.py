@@ -12,6 +12,7 @@ from lora_inspect.maths.expert_packing import PACKINGS
 
 if TYPE_CHECKING:
     from lora_inspect.matching.orientation_answers import Answers
+    from lora_inspect.merging.dealing import Share
     from lora_inspect.reading.settings import Settings
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -80,6 +81,16 @@ def transposed_option(of: str) -> Callable[[Decorated], Decorated]:
         help=f"Whether {of} square weights as (in, out), where nothing else says it; of all, or of those that a glob "
         "fits; may be repeated.",
     )
+
+
+def share_of(context: click.Context, parameter: click.Parameter, value: str | None) -> "Share | None":
+    """What I/N says: one of the shares 1/N to N/N."""
+    from lora_inspect.merging.dealing import Share
+
+    try:
+        return None if value is None else Share.parse(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from None
 
 
 def choosing_options(verb: str) -> Callable[[Decorated], Decorated]:

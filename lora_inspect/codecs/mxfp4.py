@@ -32,7 +32,7 @@ def _layout(found: Found) -> Layout | None:
     if len(codes) != 4 or codes[3] != _BYTES or scales != codes[:3]:
         return None
     experts, out, blocks, _ = codes
-    return Layout((experts, blocks * BLOCK, out), unit=blocks * BLOCK * out)
+    return Layout((experts, blocks * BLOCK, out), unit=blocks * BLOCK * out, part=BLOCK * out)
 
 
 def _prepared(tensors: Mapping[str, Any], layout: Layout) -> Any:
@@ -40,16 +40,20 @@ def _prepared(tensors: Mapping[str, Any], layout: Layout) -> Any:
 
 
 def _decode(codes: Any, exponents: Any, first: int, into: Any) -> None:
-    """Whole experts: an output has its inputs together, and the weight an input its outputs."""
+    """Blocks of inputs of whole experts: an output has its inputs together, and the weight an input its outputs."""
     _, out, blocks = exponents.shape
-    of_one = out * blocks * BLOCK
-    expert, count = first * into.shape[1] // of_one, into.numel() // of_one
-    weights, few = into.view(count, blocks * BLOCK, out), max(1, _AT_ONCE // (blocks * BLOCK))
-    for number, own in enumerate(codes.view(count, out, blocks, _BYTES)):
-        for begin in range(0, out, few):
-            outputs = slice(begin, begin + few)
-            numbers = decoded(own[outputs], exponents[expert + number, outputs], into)
-            weights[number, :, outputs].copy_(numbers.t())
+    inputs, weights = blocks * BLOCK, into.view(-1, out)
+    begin = first * into.shape[1] // out
+    end, first_expert = begin + weights.shape[0], begin // inputs
+    for number, own in enumerate(codes.view(-1, out, blocks, _BYTES)):
+        expert = first_expert + number
+        start, stop = max(begin, expert * inputs), min(end, (expert + 1) * inputs)
+        taken = slice(start // BLOCK - expert * blocks, stop // BLOCK - expert * blocks)
+        few = max(1, _AT_ONCE // (stop - start))
+        for at in range(0, out, few):
+            outputs = slice(at, at + few)
+            numbers = decoded(own[outputs, taken], exponents[expert, outputs, taken], into)
+            weights[start - begin : stop - begin, outputs].copy_(numbers.t())
 
 
 CODEC = Codec(

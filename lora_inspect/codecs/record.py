@@ -52,13 +52,15 @@ class Layout(NamedTuple):
     """The shape of the weight that codes stand for, and in the codec's own words how they are laid out.
 
     `together` are the rows that share what they are encoded with: a block of rows begins at a multiple of it. With 0
-    all rows share it. `unit` is how many neighbouring numbers of the weight are decoded together.
+    all rows share it. `unit` is how many neighbouring numbers of the weight are stored together, and `part` how many of
+    these are decoded by themselves, from all codes of their unit; 0 is for whole units.
     """
 
     shape: Shape
     detail: Any = None
     together: int = 1
     unit: int = 1
+    part: int = 0
 
 
 def as_stored(found: Found) -> Layout:

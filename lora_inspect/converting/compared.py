@@ -16,7 +16,8 @@ from lora_inspect.converting.thin_rank import thin_rank
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.same_bytes import are_same_bytes
 from lora_inspect.maths.chain import folded, settled
-from lora_inspect.maths.change import Change, OnRows, added
+from lora_inspect.maths.change import Change, added
+from lora_inspect.maths.on_rows import OnRows
 from lora_inspect.maths.product_distance import Distance, Product, distance
 from lora_inspect.maths.sample_weight import SampleWeight
 from lora_inspect.maths.tensor_reader import load_whole

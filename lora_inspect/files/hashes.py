@@ -50,10 +50,26 @@ def file_sha256(file: str, identity: Identity, progress: Progress = silent) -> s
     """That of all bytes of a file, which sites call SHA256; `progress` is told of them."""
     digest = hashlib.sha256()
     with InputFile(file, identity) as source:
-        for chunk in source.pieces(0, identity.bytes, _CHUNK):
+        for start in range(0, identity.bytes, _CHUNK):
+            chunk = source.read(start, min(_CHUNK, identity.bytes - start))
             digest.update(chunk)
             progress(len(chunk))
     return digest.hexdigest()
+
+
+def sha256_behind(file: str, start: int, blank: Iterable[tuple[int, int]]) -> tuple[int, str]:
+    """The size of a file, and the hash of its bytes from `start` on, those in the ranges `blank` as zeros."""
+    digest = hashlib.sha256()
+    with InputFile(file) as source:
+        size = source.identity.bytes
+        for at in range(start, size, _CHUNK):
+            chunk = source.read(at, min(_CHUNK, size - at))
+            for first, last in blank:
+                inside = range(max(first - at, 0), min(last - at, len(chunk)))
+                chunk[inside.start : inside.start + len(inside)] = bytes(len(inside))
+            digest.update(chunk)
+        source.check_unchanged()
+    return size, digest.hexdigest()
 
 
 def data_sha256(contents: Iterable[Content], progress: Progress = silent) -> str:
@@ -104,15 +120,13 @@ class FileHashes(NamedTuple):
 
 def file_hashes(file: str, data_start: int, identity: Identity, progress: Progress = silent) -> FileHashes:
     """What sites call SHA256 (AutoV2 are its first 10 digits), AutoV3 (the first 12) and AutoV1, in one reading."""
-    whole, data, legacy = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+    whole, data, piece = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
     with InputFile(file, identity) as source:
-        start = 0
-        for piece in source.pieces(0, identity.bytes, _CHUNK):
-            chunk = memoryview(piece)
+        for start in range(0, identity.bytes, _CHUNK):
+            chunk = memoryview(source.read(start, min(_CHUNK, identity.bytes - start)))
             whole.update(chunk)
             data.update(chunk[max(data_start - start, 0) :])
             first, last = _LEGACY_START - start, _LEGACY_START + _LEGACY_BYTES - start
-            legacy.update(chunk[max(first, 0) : max(last, 0)])
-            start += len(chunk)
+            piece.update(chunk[max(first, 0) : max(last, 0)])
             progress(len(chunk))
-    return FileHashes(whole.hexdigest(), data.hexdigest(), legacy.hexdigest()[:_LEGACY_DIGITS])
+    return FileHashes(whole.hexdigest(), data.hexdigest(), piece.hexdigest()[:_LEGACY_DIGITS])

@@ -10,7 +10,6 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.input_file import Identity, check_unchanged
 from lora_inspect.files.partial import claimed, is_of_dead_run, left_under, replace_folder, without_slash
 from lora_inspect.files.system import create, is_at, rename_new, sync_file, sync_folder
-from lora_inspect.stores.address import is_remote
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # Of a folder the system says itself that no file can replace it.
@@ -51,8 +50,7 @@ def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool =
 
 def is_input(output: str, inputs: Iterable[str]) -> bool:
     """Whether `output` is one of the inputs, under whatever name, or a folder that holds one."""
-    on_disk = [path for path in inputs if not is_remote(path)]
-    return os.path.exists(output) and any(os.path.samefile(path, output) or _lies_in(path, output) for path in on_disk)
+    return os.path.exists(output) and any(os.path.samefile(path, output) or _lies_in(path, output) for path in inputs)
 
 
 def check_replaceable(output: str, names: Iterable[str], folders: Iterable[str] = ()) -> None:
@@ -126,21 +124,30 @@ def new_folder(output: str, inputs: Mapping[str, Identity] | None = None, force:
         try:
             os.mkdir(partial)
             yield partial
-            _sync(partial)
-            check_unchanged(inputs or {})
-            if force and os.path.lexists(output):
-                check_output(output, inputs or {}, force, folder=True)
-                _check_lost(output, _entries(partial))
-                replace_folder(partial, output)
-            else:
-                rename_new(partial, output)
+            take_place(partial, output, inputs or {}, force)
         except LoraInspectError as error:
             raise LoraInspectError(str(error).replace(partial, output)) from None
-        _sync_name(output)
     if left := left_under(partial):
         raise LoraInspectError(
             f"{output}: it is complete, but what it replaced cannot be removed; remove {' and '.join(left)}."
         )
+
+
+def take_place(folder: str, output: str, inputs: Mapping[str, Identity], force: bool) -> None:
+    """Gives a folder that is whole the name `output`, once the disk has it.
+
+    What it replaces, with `force`, has its name then, or that name with .old behind it. OSError where the disk refuses;
+    LoraInspectError as from `new_folder`.
+    """
+    _sync(folder)
+    check_unchanged(inputs)
+    if force and os.path.lexists(output):
+        check_output(output, inputs, force, folder=True)
+        _check_lost(output, _entries(folder))
+        replace_folder(folder, output)
+    else:
+        rename_new(folder, output)
+    _sync_name(output)
 
 
 @contextmanager

@@ -210,6 +210,20 @@ class Writer:
             source.close()
 
 
+def rewrite_header(file: str, header: bytes, length: int) -> None:
+    """Puts a header of the same tensors into a file whose own has `length` bytes; OSError where the disk refuses.
+
+    It has as many blanks less, or more, as its text is longer or shorter.
+    """
+    text = header[LENGTH_BYTES:].rstrip(b" ")
+    if LENGTH_BYTES + len(text) > length:
+        raise AssertionError(f"{file}: a header of {len(text)} bytes does not fit the {length} of its own")
+    written = (length - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "little") + text.ljust(length - LENGTH_BYTES)
+    with open(file, "r+b", buffering=0) as opened:
+        write_all_at(opened.fileno(), written, 0)
+        os.fsync(opened.fileno())
+
+
 def rewrite_tensor(file: str, name: str, content: bytes) -> None:
     """Puts the whole content of one tensor into a file that was written; OSError where the disk refuses."""
     tensors, _ = read_header(file)

@@ -51,6 +51,11 @@ class Placed(NamedTuple):
         """(out, in, *kernel) of what the contribution changes in all of its places together."""
         return (self.rows, *self.place.shape[1:]) if self.rows and self.place.shape else self.place.shape
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether all rows of the contribution land here."""
+        return self.rows is None or (bool(self.place.shape) and self.place.shape[0] == self.rows)
+
     def change(self, tensors: Mapping[str, Any], rule: str | None = None) -> "Change":
         """The change of the target as it is stored, from the contribution's tensors by role ("magnitude" for DoRA's).
 
@@ -89,7 +94,7 @@ class Placed(NamedTuple):
         return self._on_target(Residual(partial(orthogonal_factors, rank=rank), self.contribution.known_scale))
 
     def _on_target(self, change: "Change") -> "Change":
-        from lora_inspect.maths.change import OnBlock, OnRows
+        from lora_inspect.maths.on_rows import OnBlock, OnRows
 
         place = self.place
         if place.runs:

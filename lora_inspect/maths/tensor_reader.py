@@ -23,15 +23,22 @@ class Decode(NamedTuple):
     """Writes the weight that codes stand for.
 
     `rows` takes the codes, the number of their first row, and the rows of the weight. Codes that are numbers are in the
-    memory of these rows; packed ones are their bytes. `unit` is how many neighbouring numbers are decoded together.
+    memory of these rows; packed ones are their bytes. `unit` is how many neighbouring numbers are stored together, and
+    `part` how many of these are decoded by themselves, from all codes of their units; 0 is for whole units.
     """
 
     rows: Callable[[torch.Tensor, int, torch.Tensor], None]
     unit: int = 1
+    part: int = 0
 
     def together(self, columns: int) -> int:
-        """How many rows of so many numbers are whole units."""
-        return self.unit // gcd(self.unit, columns)
+        """How many rows of so many numbers are decoded together."""
+        least = self.part or self.unit
+        return least // gcd(least, columns)
+
+    def stored(self, start: int, stop: int) -> tuple[int, int]:
+        """Which numbers have the codes that those from `start` to `stop` are made of."""
+        return (start // self.unit * self.unit, -(-stop // self.unit) * self.unit) if self.part else (start, stop)
 
 
 def load(info: TensorInfo) -> torch.Tensor:
@@ -125,7 +132,7 @@ class Cut(NamedTuple):
 def cut(info: TensorInfo, elements: int, together: int = 1, aligned: int = 1, decode: Decode | None = None) -> Cut:
     """Blocks of at most so many elements, or of one row, that are multiples of `together` rows; 0 is for all rows.
 
-    They begin at multiples of `aligned` rows as well, and are whole units of what `decode` decodes. A row is never
+    They begin at multiples of `aligned` rows as well, and are whole parts of what `decode` decodes. A row is never
     divided. Raises ValueError where the rows are no multiple of `together` themselves.
     """
     rows = info.shape[0] if info.shape else 1
@@ -152,6 +159,7 @@ class RowBlocks:
     def __init__(self, elements: int) -> None:
         self.elements = elements
         self._kept: dict[str, torch.Tensor] = {}
+        self._unit: tuple[tuple[TensorInfo, int, int], torch.Tensor] | None = None
 
     def read(
         self,
@@ -185,10 +193,8 @@ class RowBlocks:
         """(first row, block) of one of the blocks of a tensor, whose file is open, as `read` gives it."""
         start, stop = blocks.span(number)
         taken, dtype = stop - start, _CODE_DTYPES.get(info.dtype, torch.uint8)
-        # A row of the weight may end within a byte, or within a unit of bytes.
-        begin, size = start * info.nbytes // blocks.of_all, taken * info.nbytes // blocks.of_all
-        stored = self._memory("stored", blocks.rows * info.nbytes // blocks.of_all, torch.uint8)[:size]
-        source.read_into(info.start + begin, bytes_in(stored))
+        first, last = start * blocks.columns, stop * blocks.columns
+        stored = self._stored(source, info, blocks, *(decode.stored(first, last) if decode else (first, last)))
         codes = stored.view(dtype)
         own = working_dtype(info)
         working = working or own
@@ -207,6 +213,19 @@ class RowBlocks:
         """
         written = self._memory("written", block.numel(), _CODE_DTYPES[dtype])
         return stored_as(block, written[: block.numel()].view(block.shape))
+
+    def _stored(self, source: InputFile, info: TensorInfo, blocks: Cut, first: int, last: int) -> torch.Tensor:
+        """The bytes of the numbers `first` to `last`; those of a unit are read once for all blocks in it."""
+        # A row of the weight may end within a byte, or within a unit of bytes.
+        begin, size = first * info.nbytes // info.numel, (last - first) * info.nbytes // info.numel
+        if self._unit and self._unit[0] == (info, first, last):
+            return self._unit[1]
+        self._unit = None
+        stored = self._memory("stored", max(size, blocks.rows * info.nbytes // blocks.of_all), torch.uint8)[:size]
+        source.read_into(info.start + begin, bytes_in(stored))
+        if last - first > blocks.elements:
+            self._unit = (info, first, last), stored
+        return stored
 
     def _matrix(self, use: str, blocks: Cut, rows: int, dtype: torch.dtype) -> torch.Tensor:
         return self._memory(use, blocks.elements, dtype)[: rows * blocks.columns].view(rows, blocks.columns)

@@ -29,15 +29,19 @@ class FactorReader:
         self._of_experts: dict[_Key, torch.Tensor] = {}
         self._reading = Lock()
 
-    def read(self, contribution: Contribution, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    def read(
+        self, contribution: Contribution, dtype: torch.dtype, is_needed_again: bool = False
+    ) -> dict[str, torch.Tensor]:
         """The tensors that the change is computed from, by role: numbers in `dtype`, whole ones in int64.
 
+        `is_needed_again` says that the contribution has other places, which factors of all experts are kept for.
         Raises LoraInspectError for one of an element type that is not expected there.
         """
         shared, positions = shared_tensors(contribution), contribution.algorithm.positions
+        of_experts = self._of_all if contribution.algorithm.experts and is_needed_again else _read
         found = {}
         for role, info in contribution.operands.items():
-            read = self._shared if role in shared else self._of_all if contribution.algorithm.experts else _read
+            read = self._shared if role in shared else of_experts
             found[role] = read(info, dtype, role in positions)
         return found
 

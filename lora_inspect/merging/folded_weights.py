@@ -2,17 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
-from heapq import merge
-from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity
-from lora_inspect.files.writer import Span, TensorPlan, Writer, in_file_order
-from lora_inspect.merging.crew import Crew, Job
+from lora_inspect.files.writer import TensorPlan, Writer, in_file_order
+from lora_inspect.matching.expert_weights import as_matrix
+from lora_inspect.merging.crew import Job
 from lora_inspect.merging.keeping import Keeping
 from lora_inspect.merging.links import Fold
 from lora_inspect.merging.recoded_rows import Recoded
@@ -26,18 +23,11 @@ from lora_inspect.records import NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lora_inspect.merging.crew import Member
-    from lora_inspect.merging.one_weight import Tools
+    from lora_inspect.merging.working_crew import Tools
 
 # A block of rows that stays in the second-level cache of one core while it is folded: 1 MB in float32. All that is
 # computed is computed of these blocks, so that the output depends on this number alone.
 BLOCK_ELEMENTS = 1 << 18
-# More threads than this wait for each other's turn in Python more than they compute.
-MOST_THREADS = 8
-# How much memory the factors of all weights may take that are folded at the same time.
-FACTOR_BYTES = 64 << 20
-# What one thread copies before it looks for something else to do.
-COPIED_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +95,9 @@ def write_folded(
     file, where something has the name, and where one of the `inputs` is not the file any more that was read.
     """
     from lora_inspect.maths.tensor_reader import bytes_in
-    from lora_inspect.maths.torch_threads import computing_threads, one_thread, own_threads
     from lora_inspect.merging.factor_reader import FactorReader
-    from lora_inspect.merging.one_weight import Tools, WeightJob
+    from lora_inspect.merging.one_weight import WeightJob
+    from lora_inspect.merging.working_crew import copying, run_in_order, working_crew
 
     by_name, recoded = {info.name: info for info in infos}, folding.storage.recoded
     plans = in_file_order(folding.output(info) for info in by_name.values())
@@ -122,16 +112,10 @@ def write_folded(
         late[name] = bytes(bytes_in(tensor))
 
     factors = FactorReader()
-    tools = [Tools(BLOCK_ELEMENTS) for _ in range(computing_threads(MOST_THREADS))]
-    crew = Crew(tools, FACTOR_BYTES, one_thread)
-    with ExitStack() as opened:
-        writer = opened.enter_context(Writer(output, plans, metadata, inputs, force))
-        for own in tools:
-            opened.callback(own.close)
-        opened.enter_context(own_threads())
+    with Writer(output, plans, metadata, inputs, force) as writer, working_crew(BLOCK_ELEMENTS) as crew:
         progress(0)
 
-        def fold(info: TensorInfo) -> Job[Tools]:
+        def fold(info: TensorInfo) -> "Job[Tools]":
             folds = folding.folds_of(info)
             read = folds[0].placed.place.target if folds else _flat(info, folding)
             job = WeightJob(
@@ -146,21 +130,21 @@ def write_folded(
                 rule=folding.dora_rule,
                 witness=folding.witness(info, read),
             )
-            return Job(job, job.memory)
+            beside = coded[read.name].beside.values() if read.name in coded else ()
+            return Job(job, job.memory + sum(own.nbytes for own in beside))
 
-        pieces = (piece for span in writer.spans(copied) for piece in span.pieces(COPIED_BYTES))
-        copies = ((piece.at, Job(partial(_copy, writer, piece))) for piece in pieces)
         folds = ((writer.place(info.name)[0], fold(info)) for info in written)
-        # A model of very many weights would hold a job for each: here each is made when it is due.
-        crew.run((job for _, job in merge(copies, folds, key=itemgetter(0))), progress)
+        run_in_order(crew, [copying(writer, copied), folds], progress)
         accept()
     return Written(Counter(target.dtype for target in plans), late)
 
 
-def _copy(writer: Writer, span: Span, member: "Member[Tools]") -> None:
-    writer.copy_span(span, member.tools.source(span.info), member.done)
-
-
 def _flat(info: TensorInfo, folding: Folding) -> TensorInfo:
-    """A tensor whose numbers are cast one by one, of whatever shape: each its own row."""
-    return info if info.name in folding.storage.decoded else info._replace(shape=(info.numel,))
+    """A tensor whose numbers are cast one by one, of whatever shape: each its own row.
+
+    Of those that are decoded the rows stay together, and experts that are decoded in parts lie below each other.
+    """
+    weight = folding.storage.decoded.get(info.name)
+    if weight is None:
+        return info._replace(shape=(info.numel,))
+    return as_matrix(info) if weight.layout.part else info

@@ -1,7 +1,9 @@
 """Gathers what the output keeps of each adapter, while its weights are written."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import struct
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from lora_inspect.files.dtypes import BITS
 from lora_inspect.files.header import TensorInfo
@@ -9,6 +11,7 @@ from lora_inspect.maths.looked_rows import FEW_BITS, looked_rows
 from lora_inspect.merging.kept import KeptAdapter, KeptWeight, worst_of
 from lora_inspect.merging.links import Fold
 from lora_inspect.merging.working import working_type
+from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +52,40 @@ class WeightWitness:
         return kept_in(self._sums, self._entries, self._working) if self._sums else None
 
 
+class SeenWeight(NamedTuple):
+    """What was seen of one weight, written in `dtype`: `kept` is of the `adapters`, which are numbers."""
+
+    name: str
+    dtype: str
+    is_sampled: bool
+    adapters: tuple[int, ...]
+    kept: "Kept"
+
+    def in_record(self) -> list[Any]:
+        """As JSON has it, to the last bit."""
+        numbers = [number for sums in self.kept for number in sums.flatten().tolist()]
+        packed = struct.pack(f"<{len(numbers)}d", *numbers)
+        return [self.name, self.dtype, self.is_sampled, list(self.adapters), b64encode(packed).decode()]
+
+    @classmethod
+    def of_record(cls, record: Sequence[Any]) -> "SeenWeight":
+        """What `in_record` gave; raises ValueError, TypeError or LookupError for anything else."""
+        import torch
+
+        from lora_inspect.maths.kept_shares import Kept
+
+        name, dtype, is_sampled, adapters, packed = record
+        count = len(adapters)
+        sizes = [count, count * count, count * count, count, count]
+        if dtype not in BITS or not all(type(one) is int and one >= 0 for one in adapters):
+            raise ValueError(f"{record[:4]} is no weight that was seen")
+        numbers = torch.tensor(struct.unpack(f"<{sum(sizes)}d", b64decode(packed, validate=True)), dtype=torch.float64)
+        along, gram, scatter, left, unsure = torch.split(numbers, sizes)
+        square = (count, count)
+        kept = Kept(along, gram.reshape(square), scatter.reshape(square), left, unsure)
+        return cls(str(name), dtype, bool(is_sampled), tuple(adapters), kept)
+
+
 class Keeping:
     """What the output keeps of the `adapters`, by their paths, over all weights that are looked at."""
 
@@ -62,31 +99,38 @@ class Keeping:
         self._witnesses.append(witness)
         return witness
 
-    def adapters(self) -> list[KeptAdapter]:
-        """How much is kept of each adapter, once all weights are written."""
-        from lora_inspect.maths.kept_shares import nothing_kept
-        from lora_inspect.maths.untold_shares import REASONS
-
-        whole = nothing_kept(len(self._adapters))
-        worst: dict[str, tuple[KeptWeight, ...]] = dict.fromkeys(self._adapters, ())
-        sampled: set[str] = set()
+    def seen(self) -> Iterator[SeenWeight]:
+        """What was seen of each weight, in their order, once all are written."""
+        number = {path: number for number, path in enumerate(self._adapters)}
         for one in self._witnesses:
-            kept = one.kept()
-            if kept is None:
-                continue
-            whole.add(kept, [self._adapters.index(path) for path in one.adapters])
-            sampled.update(one.adapters if one.is_sampled else ())
-            for path, share in zip(one.adapters, kept.shares(), strict=True):
-                if share.value is not None:
-                    worst[path] = worst_of([*worst[path], KeptWeight(one.name, share.value, one.dtype)])
-        return [
-            KeptAdapter(
-                path=path,
-                share=share.value,
-                noise=share.noise,
-                why=REASONS.get(share.why, ""),
-                is_sampled=path in sampled,
-                worst=worst[path],
-            )
-            for path, share in zip(self._adapters, whole.shares(), strict=True)
-        ]
+            if kept := one.kept():
+                yield SeenWeight(
+                    one.name, one.dtype, one.is_sampled, tuple(number[path] for path in one.adapters), kept
+                )
+
+
+def kept_of(adapters: Sequence[str], seen: Iterable[SeenWeight]) -> list[KeptAdapter]:
+    """How much is kept of each of the `adapters`, by their paths, in all weights that were seen."""
+    from lora_inspect.maths.kept_shares import nothing_kept
+    from lora_inspect.maths.untold_shares import REASONS
+
+    whole = nothing_kept(len(adapters))
+    worst: list[tuple[KeptWeight, ...]] = [()] * len(adapters)
+    sampled: set[int] = set()
+    for one in seen:
+        whole.add(one.kept, one.adapters)
+        sampled.update(one.adapters if one.is_sampled else ())
+        for number, share in zip(one.adapters, one.kept.shares(), strict=True):
+            if share.value is not None:
+                worst[number] = worst_of([*worst[number], KeptWeight(one.name, share.value, one.dtype)])
+    return [
+        KeptAdapter(
+            path=path,
+            share=share.value,
+            noise=share.noise,
+            why=REASONS.get(share.why, ""),
+            is_sampled=number in sampled,
+            worst=worst[number],
+        )
+        for number, (path, share) in enumerate(zip(adapters, whole.shares(), strict=True))
+    ]

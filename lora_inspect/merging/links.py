@@ -64,7 +64,7 @@ class LinkReader:
 
         contribution, place, _ = fold.placed
         dtype = self.working or working_dtype(place.target)
-        tensors = self.factors.read(contribution, dtype)
+        tensors = self.factors.read(contribution, dtype, is_needed_again=not fold.placed.is_alone)
         if contribution.magnitude:
             tensors["magnitude"] = load(contribution.magnitude.info).to(dtype)
         if place.seen and contribution.formula.seen:

@@ -11,39 +11,17 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from lora_inspect.files.header import TensorInfo
-from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.writer import Writer
 from lora_inspect.maths.chain import Link, fold_all, settled, together_in
 from lora_inspect.maths.change import Measure, holds_all
 from lora_inspect.maths.kept_sums import KeptSums, both
-from lora_inspect.maths.tensor_reader import TORCH_DTYPES, Cut, Decode, RowBlocks, bytes_in, cut
+from lora_inspect.maths.tensor_reader import TORCH_DTYPES, Cut, Decode, bytes_in, cut
 from lora_inspect.merging.crew import Member
 from lora_inspect.merging.factor_reader import FactorReader
 from lora_inspect.merging.links import Fold, LinkReader, decode_of, no_numbers_of_a_change
+from lora_inspect.merging.working_crew import Tools
 from lora_inspect.merging.written_rows import Encoder, Witness
 from lora_inspect.reading.coded_weights import CodedWeight
-
-
-class Tools:
-    """What each thread has of its own: memory that is used again, and the file of the base that it reads."""
-
-    def __init__(self, elements: int) -> None:
-        self._source: InputFile | None = None
-        self.blocks = RowBlocks(elements)
-
-    def source(self, info: TensorInfo) -> InputFile:
-        """The file of `info`, which stays open until a tensor of another file is read."""
-        if self._source is None or (self._source.path, self._source.identity) != (info.file, info.identity):
-            self.close()
-            self._source = InputFile(info.file, info.identity)
-        return self._source
-
-    def close(self) -> None:
-        """Closes the file."""
-        source, self._source = self._source, None
-        if source is not None:
-            source.close()
-
 
 # How many times as large as others the blocks are at most that a thread reads beside the others' for one scale.
 _STRETCHED = 4

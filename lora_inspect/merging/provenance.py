@@ -44,16 +44,28 @@ _SPELLED = (
 )
 
 
-def recorded(plan: MergePlan, progress: Progress = silent, beside: Callable[[], None] = lambda: None) -> str:
+# What stands in a record for the hash of a file that has yet to be read.
+_NO_HASH = "0" * 64
+
+
+def recorded(
+    plan: MergePlan,
+    progress: Progress = silent,
+    beside: Callable[[], None] = lambda: None,
+    hash_base: bool | None = None,
+) -> str:
     """The record of a merge as JSON. `beside` is done while a thread of its own reads the adapters for their hashes.
 
-    `progress` is told of the bytes of the base where that is read for its hash too. Raises LoraInspectError where a
-    file is not the one any more that was planned with.
+    `progress` is told of the bytes of the base where that is read for its hash too, which `hash_base` says in the place
+    of the plan: without it the hashes are left blank. Raises LoraInspectError where a file is not the one any more that
+    was planned with.
     """
     with ThreadPoolExecutor(1) as pool:
         hashes = [pool.submit(_hashes, adapter.checkpoint) for adapter, _ in plan.adapters]
         beside()
-        base = base_record(plan.base, plan.options.hash_base, progress)
+        base = base_record(plan.base, plan.options.hash_base if hash_base is None else hash_base, progress)
+        if plan.options.hash_base and hash_base is False:
+            base[SHA256] = _by_name(plan.base, dict.fromkeys(plan.base.files, _NO_HASH))
         adapters = [
             {**_adapter(plan, adapter), **own.result()} for (adapter, _), own in zip(plan.adapters, hashes, strict=True)
         ]
@@ -65,6 +77,13 @@ def recorded(plan: MergePlan, progress: Progress = silent, beside: Callable[[], 
     if earlier := earlier_records(plan.base.metadata):
         record[EARLIER] = earlier
     return json.dumps(record, separators=(",", ":"))
+
+
+def with_base_hashes(record: str, base: Checkpoint, hashes: Mapping[str, str]) -> str:
+    """The record with those of the base's files in the place of blank ones, which takes as many bytes."""
+    said = json.loads(record)
+    said[BASE][SHA256] = _by_name(base, hashes)
+    return json.dumps(said, separators=(",", ":"))
 
 
 def base_record(base: Checkpoint, with_hash: bool, progress: Progress = silent) -> dict[str, Any]:
@@ -97,8 +116,12 @@ def _hashes(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _of_files(checkpoint: Checkpoint, progress: Progress = silent) -> str | dict[str, str]:
     """The hash of the one file, or those of several by their names."""
-    hashes = {os.path.basename(f): file_sha256(f, checkpoint.inputs[f], progress) for f in checkpoint.files}
-    return next(iter(hashes.values())) if len(hashes) == 1 else hashes
+    return _by_name(checkpoint, {f: file_sha256(f, checkpoint.inputs[f], progress) for f in checkpoint.files})
+
+
+def _by_name(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> str | dict[str, str]:
+    named = {os.path.basename(file): hashes[file] for file in checkpoint.files}
+    return next(iter(named.values())) if len(named) == 1 else named
 
 
 def _adapter(plan: MergePlan, adapter: Adapter) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ as what is computed here may be too; so this holds whichever machine, version or
 Beside zero a rounding is off by more than that, so what is not zero counts as a little larger.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lcm
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.maths.change import Change
 from lora_inspect.maths.preimages import preimages, rounding_interval
-from lora_inspect.maths.tensor_reader import TORCH_DTYPES, RowBlocks
+from lora_inspect.maths.tensor_reader import TORCH_DTYPES, Cut, cut
 from lora_inspect.merging.factor_reader import FactorReader
 from lora_inspect.merging.links import Fold
 from lora_inspect.merging.working import DOUBLE, SINGLE
@@ -37,8 +37,8 @@ _FEW = 8
 # What that is. Times the unit of float32, its fourth power is no less than the least normal number of that: as many
 # factors have the changes.
 _LITTLE = 2.0**-25
-# Every number of a block is there in float64 some times over.
-_BLOCK_ELEMENTS = 1 << 18
+# Every number of a block is there in float64 some times over, which all stays in the cache of one core.
+BLOCK_ELEMENTS = 1 << 15
 
 
 def is_plain(info: TensorInfo) -> bool:
@@ -94,50 +94,42 @@ class _Term:
 
 
 class Subtraction:
-    """What was added to one weight, by the `folds` that added it; `merged` is the tensor that it became.
+    """What was added to one weight, by the `folds` that added it; `merged` is the tensor that it became, as it is read.
 
-    `working` is the element type, F32 or F64, that it was folded in.
+    `working` is the element type, F32 or F64, that it was folded in. Several threads use it at the same time.
     """
 
     def __init__(self, folds: Sequence[Fold], factors: FactorReader, merged: TensorInfo, working: str) -> None:
         # The parameter of all experts of a layer is changed as a matrix.
-        self._shape = folds[0].placed.place.target.shape
-        self._info = merged._replace(shape=self._shape)
+        self.merged = merged._replace(shape=folds[0].placed.place.target.shape)
         self._terms = [_term(fold, factors) for fold in folds]
         self._slack = _UNIT[working] * sum(term.roundings for term in self._terms)
 
-    def blocks(self) -> Iterator[tuple[Tensor, Account]]:
-        """The rows as the base most likely had them, in the type of the weight, and the account of each block."""
-        for low, high in self._intervals():
-            found = preimages(low, high, TORCH_DTYPES[self._info.dtype])
-            doubt = torch.where(found.proved, 0.0, high - low)
-            counts = low.numel(), int(found.proved.sum()), int(found.impossible.sum())
-            yield found.values, Account(*counts, off_by=float(doubt.max()))
-
-    def differing(self, base: TensorInfo) -> int:
-        """How many numbers of a weight of a base cannot have become those of the merged one."""
-        count, blocks = 0, RowBlocks(_BLOCK_ELEMENTS).read(base._replace(shape=self._shape), self._together)
-        for (low, high), (_, rows) in zip(self._intervals(), blocks, strict=True):
-            count += int(((rows < low) | (rows > high)).sum())
-        return count
-
     @property
-    def _together(self) -> int:
-        return lcm(*(term.change.together for term in self._terms))
+    def blocks(self) -> Cut:
+        """How its rows are cut into the blocks that are restored or held against the base."""
+        return cut(self.merged, BLOCK_ELEMENTS, lcm(*(term.change.together for term in self._terms)))
 
-    def _intervals(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The least and the greatest number that may have stood in each place, a block after the other."""
-        for first, rows in RowBlocks(_BLOCK_ELEMENTS).read(self._info, self._together):
-            low, high = rounding_interval(rows.to(TORCH_DTYPES[self._info.dtype]))
-            change, size = torch.zeros_like(low), torch.zeros_like(low)
-            for term in self._terms:
-                term.change.fold(change, first, term.multiplier)
-                own = torch.zeros_like(low)
-                term.size.fold(own, first, abs(term.multiplier) + _LITTLE)
-                size += _enlarged(own, _LITTLE**4)
-            # Where only zeros were added nothing was rounded.
-            slack = (high - low).add_(rows.abs()).add_(size, alpha=2).mul_(self._slack).mul_(size != 0)
-            yield low.sub_(slack).sub_(change), high.add_(slack).sub_(change)
+    def restored(self, rows: Tensor, first: int) -> tuple[Tensor, Account]:
+        """Of `rows` of the merged weight, from the row `first` on, what the base most likely had, in its type."""
+        low, high = self.interval(rows, first)
+        found = preimages(low, high, TORCH_DTYPES[self.merged.dtype])
+        doubt = torch.where(found.proved, 0.0, high - low)
+        counts = low.numel(), int(found.proved.sum()), int(found.impossible.sum())
+        return found.values, Account(*counts, off_by=float(doubt.max()))
+
+    def interval(self, rows: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """The least and the greatest number that may have stood in each place of `rows` of the merged weight."""
+        low, high = rounding_interval(rows.to(TORCH_DTYPES[self.merged.dtype]))
+        change, size = torch.zeros_like(low), torch.zeros_like(low)
+        for term in self._terms:
+            term.change.fold(change, first, term.multiplier)
+            own = torch.zeros_like(low)
+            term.size.fold(own, first, abs(term.multiplier) + _LITTLE)
+            size += _enlarged(own, _LITTLE**4)
+        # Where only zeros were added nothing was rounded.
+        slack = (high - low).add_(rows.abs()).add_(size, alpha=2).mul_(self._slack).mul_(size != 0)
+        return low.sub_(slack).sub_(change), high.add_(slack).sub_(change)
 
 
 def _term(fold: Fold, factors: FactorReader) -> _Term:

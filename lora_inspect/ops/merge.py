@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from lora_inspect.files.outputs import new_folder
 from lora_inspect.files.partial import remove_leftovers
+from lora_inspect.files.parts import PartsFolder
 from lora_inspect.files.writer import rewrite_tensor
 from lora_inspect.maths.torch_threads import load_torch
-from lora_inspect.merging.keeping import Keeping
+from lora_inspect.merging.keeping import Keeping, kept_of
 from lora_inspect.merging.kept import KeptAdapter, check_kept
 from lora_inspect.merging.options import MergeOptions
 from lora_inspect.merging.output_files import OutputFiles
@@ -41,15 +42,16 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     """
     started = time.perf_counter()
     output = merge_output(plan, output)
-    leftovers = remove_leftovers(output)
+    leftovers = (*remove_leftovers(output), *PartsFolder(output).notes())
     check_merge_output(plan, output, force)
     record = recorded(plan, progress, beside=load_torch)
-    keeping = Keeping([adapter.checkpoint.path for adapter, _ in plan.adapters])
+    paths = [adapter.checkpoint.path for adapter, _ in plan.adapters]
+    keeping = Keeping(paths)
     files = OutputFiles(plan, keeping)
     kept: list[KeptAdapter] = []
 
     def accept() -> None:
-        kept.extend(keeping.adapters())
+        kept.extend(kept_of(paths, keeping.seen()))
         if not plan.options.accept_loss:
             check_kept(kept, plan.options.seed)
 

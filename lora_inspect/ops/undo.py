@@ -154,9 +154,7 @@ def undo(
     held = AgainstBase(plan.merged, plan.folds, beyond_rules, plan.folded_in)
     source = plan.merge.base
     if plan.base:
-        for info in source.tensors.values():
-            held.check(info)
-            progress(info.nbytes)
+        held.check(source.tensors.values(), progress)
 
     def write(file: str, target: str, force: bool = False) -> None:
         inputs = plan.inputs if target == output else None
@@ -169,9 +167,7 @@ def undo(
         metadata = undone_metadata(source.file_metadata[file], accept_unproved)
         with Writer(target, plans, metadata, inputs, force) as writer:
             progress(0)
-            for one in plans:
-                restored.write(writer, infos[one.name])
-                progress(one.nbytes)
+            restored.write(writer, [infos[one.name] for one in plans], progress)
             if target == output:
                 _check_accepted(restored.accounts, accept_unproved, plan)
 

@@ -30,7 +30,7 @@ def decoder(weight: CodedWeight) -> "Decode":
                 "fetch the base again."
             )
 
-    return Decode(decode, weight.layout.unit)
+    return Decode(decode, weight.layout.unit, weight.layout.part)
 
 
 def prepared(weight: CodedWeight) -> Any:

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from lora_inspect.architectures.rows import INPUTS, Interleaved, Runs, Stacked, Swapped
 from lora_inspect.maths import dora
 from lora_inspect.maths.chain import folded, settled
-from lora_inspect.maths.change import LowRank, OnRows
+from lora_inspect.maths.change import LowRank
 from lora_inspect.maths.decomposed import DecomposedColumns, DecomposedRows, Magnitude
+from lora_inspect.maths.on_rows import OnBlock, OnRows
 
 pytestmark = pytest.mark.numeric
 
@@ -38,6 +39,12 @@ def in_blocks(change, weight, multiplier, size):
             yield first, weight[first : first + step].clone()
 
     return torch.cat([block for _, block in folded(settled([(change, multiplier)], read), read)])
+
+
+def both_ways(change, weight, multiplier, size):
+    """The weight with the change folded in, and folded into the weight as it is stored where it is stored turned."""
+    yield in_blocks(change, weight, multiplier, size)
+    yield in_blocks(change.transposed(), weight.T.contiguous(), multiplier, size).T
 
 
 def taken(runs):
@@ -84,8 +91,9 @@ def test_a_part_changes_its_rows_and_a_whole_all_of_its_parts(case, size, multip
             own, others = taken(runs.inverted)
             part = torch.empty(len(own), INPUTS_OF_ALL, dtype=torch.float64)
             part[own] = whole[others]
-            found = in_blocks(OnRows(change, tuple(runs.inverted.each())), part, multiplier, size)
-            torch.testing.assert_close(found[own], meant[others], rtol=1e-12, atol=1e-12)
+            on_part = OnRows(change, tuple(runs.inverted.each()))
+            for found in both_ways(on_part, part, multiplier, size):
+                torch.testing.assert_close(found[own], meant[others], rtol=1e-12, atol=1e-12)
         return
     for runs in arranged:
         change, formula = change_of(runs.rows)
@@ -94,10 +102,10 @@ def test_a_part_changes_its_rows_and_a_whole_all_of_its_parts(case, size, multip
         part[others] = whole[own]
         meant = whole.clone()
         meant[own] = formula(part)[others]
-        found = in_blocks(OnRows(change, tuple(runs.each())), whole, multiplier, size)
-        torch.testing.assert_close(found, meant, rtol=1e-12, atol=1e-12)
         untouched = [row for row in range(rows) if row not in own]
-        assert torch.equal(found[untouched], whole[untouched])
+        for found in both_ways(OnRows(change, tuple(runs.each())), whole, multiplier, size):
+            torch.testing.assert_close(found, meant, rtol=1e-12, atol=1e-12)
+            assert torch.equal(found[untouched], whole[untouched])
 
 
 @pytest.mark.parametrize(
@@ -117,3 +125,25 @@ def test_a_part_changes_its_rows_and_a_whole_all_of_its_parts(case, size, multip
 def test_rows_that_belong_together_stay_so(runs, own, together):
     change = LowRank(None, None, 1.0, together=own)
     assert OnRows(change, tuple(runs.each())).together == together
+
+
+def test_a_product_of_some_rows_takes_few_rows_at_a_time_of_a_weight_that_is_stored_turned():
+    change = LowRank(torch.ones(3, 1), torch.ones(1, 4), 1.0)
+    assert OnRows(change, ((0, 1, 0), (2, 3, 1), (4, 5, 2))).transposed().together == 1
+
+
+@pytest.mark.parametrize(("own", "first", "together"), [(1, 3, 1), (2, 4, 2), (2, 3, 6), (4, 4, 6), (0, 3, 6)])
+def test_of_a_block_of_rows_as_few_come_at_a_time_as_the_change_takes(own, first, together):
+    assert OnBlock(LowRank(None, None, 1.0, together=own), first, 6).together == together
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 12])
+def test_a_change_of_a_block_of_rows_is_in_these_alone(size):
+    generator = torch.Generator().manual_seed(2)
+    weight, up, down = numbers(generator, 12, 4), numbers(generator, 5, 2), numbers(generator, 2, 4)
+    meant = weight.clone()
+    meant[3:8] += 0.5 * up @ down
+    found = in_blocks(OnBlock(LowRank(up, down, 1.0), 3, 5), weight, 0.5, size)
+    torch.testing.assert_close(found, meant, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found[:3], weight[:3])
+    assert torch.equal(found[8:], weight[8:])

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from lora_inspect.files.header import read_header
-from lora_inspect.maths.change import Both, LowRank, OnBlock, OnRows, Replaced, Transposed
+from lora_inspect.maths.change import Both, LowRank, Replaced, Transposed
 from lora_inspect.maths.decomposed import DecomposedColumns, DecomposedRows, Magnitude
+from lora_inspect.maths.on_rows import OnBlock, OnRows
 from lora_inspect.maths.residual import Residual
 from lora_inspect.maths.tensor_reader import RowBlocks, cut
 from lora_inspect.maths.truncated import Truncated

@@ -5,8 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.maths import torch_threads
-from lora_inspect.merging import folded_weights
+from lora_inspect.merging import folded_weights, working_crew
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 
 LAYERS, OUT, IN = 6, 70, 30
@@ -43,8 +42,8 @@ def files(tmp_path):
 
 
 def merged(folder, monkeypatch, threads, *kinds, dtype=None):
-    monkeypatch.setattr(torch_threads, "computing_threads", lambda most: threads)
-    monkeypatch.setattr(folded_weights, "COPIED_BYTES", 64)
+    monkeypatch.setattr(working_crew, "computing_threads", lambda most: threads)
+    monkeypatch.setattr(working_crew, "COPIED_BYTES", 64)
     adapters = [(str(folder / f"{kind}.safetensors"), 0.5) for kind in kinds]
     plan = plan_merge(str(folder / "base.safetensors"), adapters, MergeOptions(dtype=dtype))
     out = folder / "out.safetensors"

@@ -7,6 +7,7 @@ import torch
 from packed_bases import drawn
 from safetensors.torch import load_file, save_file
 
+from lora_inspect.maths.tensor_reader import RowBlocks
 from lora_inspect.merging import folded_weights
 
 transformers = pytest.importorskip("transformers.integrations.mxfp4")
@@ -79,6 +80,23 @@ def test_equals_a_merge_into_what_transformers_unpacks(paths, elements, packed, 
     found = merged(packed, adapter(paths), options=["--dtype", "fp32"])
     assert found.keys() == expected.keys()
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+@pytest.mark.parametrize("paths", [OF_EXPERTS, ("self_attn.q_proj",)])
+def test_no_more_than_a_block_of_inputs_is_decoded_at_a_time(paths, packed, merged, monkeypatch):
+    """An expert of gpt-oss has 17 million numbers."""
+    read = []
+
+    def block(self, source, info, blocks, *others):
+        read.append((info.name, blocks.elements))
+        return own(self, source, info, blocks, *others)
+
+    own = RowBlocks.block
+    monkeypatch.setattr(RowBlocks, "block", block)
+    monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", 24)
+    merged(packed, adapter(paths), options=["--dtype", "bf16"])
+    of_experts = {name: elements for name, elements in read if name.endswith("_blocks") or name in EXPERT_PARAMETERS}
+    assert sorted(of_experts.values()) == sorted(32 * out for out, _ in EXPERT_PARAMETERS.values())
 
 
 def test_experts_that_are_not_changed_are_copied_as_they_are_stored(packed, merged):

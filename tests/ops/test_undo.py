@@ -8,6 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.merging import subtracted, working_crew
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.ops.undo import plan_undo, undo
 from lora_inspect.reading.settings import Settings, parse_argument
@@ -163,6 +164,19 @@ def test_rows_to_which_nothing_is_added_are_proved_in_any_type(folder):
         result, found = folder.undone(folder.merged("merged.safetensors", *files), files[1])
         assert result.proved >= result.entries / 2
         assert all(torch.equal(found[name][: OUT // 2], whole[name][: OUT // 2]) for name in result.unproved)
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_what_is_restored_does_not_depend_on_the_number_of_threads(with_base, folder, monkeypatch):
+    files = folder.file("base.safetensors", base(torch.bfloat16)), folder.file("a.safetensors", lora(1, size=0.02))
+    merged, found = folder.merged("merged.safetensors", *files), []
+    for threads, elements in [(1, 1 << 15), (2, 1000), (5, 100)]:
+        monkeypatch.setattr(working_crew, "computing_threads", lambda most, threads=threads: threads)
+        monkeypatch.setattr(subtracted, "BLOCK_ELEMENTS", elements)
+        result, _ = folder.undone(merged, files[1], base=files[0] if with_base else None)
+        written = (folder.path / "undone.safetensors").read_bytes()
+        found.append((result.proved, list(result.unproved), result.unchecked, written))
+    assert found[0] == found[1] == found[2]
 
 
 def test_without_consent_nothing_is_written_that_is_not_proved(run, folder):

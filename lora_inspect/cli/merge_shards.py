@@ -1,0 +1,73 @@
+"""`lora-inspect merge --shard` and `--finish`: one of several jobs, and the last one."""
+
+from collections.abc import Callable
+from typing import Any
+
+from lora_inspect.cli import terminal
+from lora_inspect.cli.progress_bar import in_bytes, progress_bar
+from lora_inspect.listing import counted, some
+from lora_inspect.merging.plan import MergePlan
+from lora_inspect.merging.result import MergeResult, planned_record
+from lora_inspect.ops.merge_shards import (
+    ShardResult,
+    Share,
+    finish_merge,
+    merge_shard,
+    shard_bytes,
+    shard_output,
+    shard_record,
+)
+
+# What prints the record of a merge, made or planned.
+Tell = Callable[[dict[str, Any], MergeResult | None], None]
+_SHOWN = 3
+
+
+def run(
+    plan: MergePlan,
+    output: str | None,
+    share: Share | None,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+    tell: Tell,
+) -> None:
+    """Makes the shards of one job, or without a `share` the output of all, and prints what came of it."""
+    if dry_run:
+        if output is not None:
+            output = shard_output(plan, output, force, share)
+        tell({**planned_record(plan, output), **shard_record(plan, share)}, None)
+        return
+    assert output is not None  # the option asks for it where there is no dry run
+    if share is None:
+        with progress_bar("Finishing", plan.side_files.bytes, in_bytes) as progress:
+            merged = finish_merge(plan, output, force, progress)
+        _note(plan, merged.notes)
+        tell(merged.to_dict(), merged)
+        return
+    with progress_bar(f"Merging {share}", shard_bytes(plan, share), in_bytes) as progress:
+        result = merge_shard(plan, output, share, force, progress)
+    _note(plan, result.notes)
+    if as_json:
+        terminal.json_text(result.to_dict())
+        return
+    _print(result)
+    if result.merged:
+        tell(result.merged.to_dict(), result.merged)
+
+
+def _note(plan: MergePlan, notes: tuple[str, ...]) -> None:
+    for note in notes[len(plan.notes) :]:  # those of the plan were told when it was made
+        terminal.note(note)
+
+
+def _print(result: ShardResult) -> None:
+    there = f", {len(result.held)} were there" if result.held else ""
+    terminal.line(f"job {result.share}: made {counted(len(result.made), 'shard')} in {result.seconds:.1f} s{there}")
+    if result.left:
+        terminal.line(
+            f"{result.parts}: {counted(len(result.left), 'shard')} left for other jobs ({some(result.left, _SHOWN)}); "
+            f"the job that makes the last one writes {result.output}"
+        )
+    elif not result.merged:
+        terminal.line(f"all shards are there, and another job writes {result.output}")

@@ -1,0 +1,169 @@
+"""OUT.parts: what several processes make of one folder, file by file, before it takes its name. Standard library only.
+
+    OUT.parts/shards/NAME         a file that is whole; it grows beside that, as every output does
+    OUT.parts/entries/NAME.json   what is known of it
+    OUT.parts/whole               the folder that takes the name OUT; the files come into it when all are there
+    OUT.parts/finish.lock         locked as long as the process lives that does so
+
+Processes may be on several machines, where locks may not reach. So whatever is done here may be done by two at once,
+and again after one was killed: each step puts something whole in the place of the same, and the last one, after which
+there is OUT, can be done once.
+"""
+
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.input_file import Identity
+from lora_inspect.files.outputs import check_output, check_replaceable, new_file, refusing, take_place
+from lora_inspect.files.partial import claimed, is_leftover, remove_leftovers, without_slash
+from lora_inspect.files.system import close_locked, create, is_at, lock, open_itself, rename_new
+from lora_inspect.listing import counted
+
+_ENDING, _ENTRY = ".parts", ".json"
+_SHARDS, _ENTRIES, _WHOLE, _OLD, _LOCK = "shards", "entries", "whole", "whole.old", "finish.lock"
+_BESIDE = "beside"
+
+
+class PartsFolder:
+    """The folder of the parts of `output`, which need not be there."""
+
+    def __init__(self, output: str) -> None:
+        self.output = without_slash(output)
+        self.path = self.output + _ENDING
+        self._whole = os.path.join(self.path, _WHOLE)
+        self._lock = os.path.join(self.path, _LOCK)
+
+    def is_there(self) -> bool:
+        """Whether there is such a folder."""
+        return os.path.isdir(self.path)
+
+    def check(self, inputs: Collection[str]) -> None:
+        """Raises LoraInspectError where the parts cannot be there, or something is in their place."""
+        check_output(self.path, inputs, force=True, folder=True)
+        known = (_SHARDS, _ENTRIES, _WHOLE, _OLD, _LOCK)
+        others = sorted(os.listdir(self.path)) if self.is_there() else []
+        for name in others:
+            if name not in known and not is_leftover(name):
+                raise LoraInspectError(
+                    f"{self.path}: it holds {name}, which is no part of a merge; move that, or choose another output."
+                )
+
+    def make(self) -> None:
+        """Makes it where it is not there; raises LoraInspectError where the disk refuses."""
+        with refusing(self.path):
+            for name in (_SHARDS, _ENTRIES):
+                os.makedirs(os.path.join(self.path, name), exist_ok=True)
+
+    def notes(self) -> list[str]:
+        """What whoever does something else with the output has to know of it: a sentence where there are parts."""
+        try:
+            names = os.listdir(os.path.join(self.path, _ENTRIES))
+        except OSError:
+            return []
+        whole = counted(sum(name.endswith(_ENTRY) for name in names), "shard")
+        return [
+            f"{self.path}: it holds {whole} of a merge by several jobs that was not finished; repeat the jobs that are "
+            "missing, or remove it."
+        ]
+
+    def new(self, name: str) -> str:
+        """Where a file of that name is to be written; what runs that died have left of it is removed."""
+        path = os.path.join(self.path, _SHARDS, name)
+        remove_leftovers(path)
+        return path
+
+    def file(self, name: str) -> str:
+        """Where the file of that name is, if it is anywhere."""
+        new = os.path.join(self.path, _SHARDS, name)
+        return new if os.path.exists(new) else os.path.join(self._whole, name)
+
+    def entry(self, name: str) -> str:
+        """The path of what is known of a file."""
+        return os.path.join(self.path, _ENTRIES, name + _ENTRY)
+
+    def write_entry(self, name: str, content: bytes) -> None:
+        """Says of a file that is whole what is known of it."""
+        path = self.entry(name)
+        remove_leftovers(path)
+        with new_file(path, force=True) as descriptor, open(descriptor, "wb", closefd=False) as handle:
+            handle.write(content)
+
+    @contextmanager
+    def finishing(self) -> Iterator[bool]:
+        """A block in which no other process finishes; whether this one may, as none does and there is something left.
+
+        Where the file system has no locks, each process may.
+        """
+        descriptor = self._open_lock()
+        try:
+            is_ours = descriptor is not None and lock(descriptor) is not False and is_at(descriptor, self._lock)
+            if is_ours:
+                self._put_back()
+            yield is_ours
+        finally:
+            if descriptor is not None:
+                close_locked(descriptor)
+
+    def gather(self, names: Collection[str]) -> str:
+        """The folder that has all files in it then, each under its own name."""
+        with suppress(FileExistsError):
+            os.mkdir(self._whole)
+        for name in names:
+            with suppress(FileNotFoundError):  # it is there already
+                os.replace(os.path.join(self.path, _SHARDS, name), os.path.join(self._whole, name))
+        return self._whole
+
+    @contextmanager
+    def beside(self) -> Iterator[str]:
+        """A folder to fill, whose content then comes into the whole one."""
+        place = os.path.join(self.path, _BESIDE)
+        remove_leftovers(place)
+        with claimed(place) as folder:
+            os.mkdir(folder)
+            yield folder
+            for parent, folders, names in os.walk(folder):
+                target = os.path.join(self._whole, os.path.relpath(parent, folder))
+                for name in folders:
+                    os.makedirs(os.path.join(target, name), exist_ok=True)
+                for name in names:
+                    os.replace(os.path.join(parent, name), os.path.join(target, name))
+
+    def take_place(
+        self, names: Collection[str], folders: Collection[str], inputs: Mapping[str, Identity], force: bool
+    ) -> None:
+        """Gives the whole folder, which holds `names` and `folders`, the name of the output."""
+        check_replaceable(self._whole, names, folders)
+        with refusing(self.output):
+            take_place(self._whole, self.output, inputs, force)
+
+    def remove(self) -> str | None:
+        """Removes all of it; a sentence where something stays."""
+        for name in (_ENTRIES, _SHARDS, _WHOLE, _OLD):
+            shutil.rmtree(os.path.join(self.path, name), ignore_errors=True)
+        with suppress(OSError):
+            os.unlink(self._lock)
+        try:
+            os.rmdir(self.path)
+        except OSError as error:
+            return f"{self.path}: the output is complete, but this cannot be removed ({error.strerror}); remove it."
+        return None
+
+    def _open_lock(self) -> int | None:
+        """A descriptor of the lock file, None where the folder is not there any more."""
+        while True:
+            try:
+                return create(self._lock)
+            except FileExistsError:
+                with suppress(FileNotFoundError):  # whoever has finished has just removed it
+                    return open_itself(self._lock)
+            except FileNotFoundError:
+                return None
+
+    def _put_back(self) -> None:
+        """Puts a folder back that was to be replaced when the process died, where that takes two steps."""
+        old = os.path.join(self.path, _OLD)
+        if os.path.lexists(old) and not os.path.lexists(self.output):
+            rename_new(old, self.output)

@@ -1,0 +1,90 @@
+"""What is known of one shard of an output that several processes make: written beside it, and read by whoever finishes.
+
+An entry may have come from another run, another version or a disk that lost bytes: what is no entry counts as none.
+"""
+
+import json
+from base64 import b64decode, b64encode
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import read_json
+from lora_inspect.files.hashes import sha256_behind
+from lora_inspect.merging.keeping import SeenWeight
+from lora_inspect.merging.made_of import digest
+from lora_inspect.records import NamedTuple
+
+_SCHEMA = 1
+
+
+class ShardEntry(NamedTuple):
+    """What is known of a shard.
+
+    `made_of` is what all shards have in common. `size` is that of the file and `data_start` that of its header;
+    `sha256` is the hash of what is behind that, with zeros in the ranges `late`, whose content the weights of other
+    shards decide. `settled` has such content, by the names of tensors, that its own weights decide for others.
+    `counts` are its tensors by element type, `seen` is what is known of how much it keeps of the adapters, and
+    `base_sha256` the hash of the base's file where that is recorded.
+    """
+
+    made_of: Mapping[str, Any]
+    size: int
+    data_start: int
+    sha256: str
+    late: Sequence[tuple[int, int]]
+    settled: Mapping[str, bytes]
+    counts: Mapping[str, int]
+    seen: Sequence[SeenWeight]
+    base_sha256: str | None = None
+
+    def content(self) -> bytes:
+        """The entry as it is written."""
+        record = {
+            "schema": _SCHEMA,
+            "made_of": dict(self.made_of),
+            "digest": digest(self.made_of),
+            "bytes": self.size,
+            "data_start": self.data_start,
+            "sha256": self.sha256,
+            "late": [list(one) for one in self.late],
+            "settled": {name: b64encode(content).decode() for name, content in self.settled.items()},
+            "counts": dict(self.counts),
+            "seen": [one.in_record() for one in self.seen],
+            "base_sha256": self.base_sha256,
+        }
+        return json.dumps(record, separators=(",", ":")).encode()
+
+    def holds(self, file: str) -> bool:
+        """Whether the file has every byte that it had when the entry was written, but for its header."""
+        try:
+            return sha256_behind(file, self.data_start, self.late) == (self.size, self.sha256)
+        except LoraInspectError:
+            return False
+
+
+def read_entry(path: str) -> ShardEntry | None:
+    """The entry at `path`; None where there is none."""
+    try:
+        record, _ = read_json(path)
+        if record["schema"] != _SCHEMA or record["digest"] != digest(record["made_of"]):
+            return None
+        return ShardEntry(
+            made_of=record["made_of"],
+            size=_whole(record["bytes"]),
+            data_start=_whole(record["data_start"]),
+            sha256=str(record["sha256"]),
+            late=[(_whole(start), _whole(stop)) for start, stop in record["late"]],
+            settled={name: b64decode(content, validate=True) for name, content in record["settled"].items()},
+            counts={name: _whole(count) for name, count in record["counts"].items()},
+            seen=[SeenWeight.of_record(one) for one in record["seen"]],
+            base_sha256=record["base_sha256"],
+        )
+    except (LoraInspectError, LookupError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _whole(number: Any) -> int:
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise ValueError(f"{number!r} is no count")
+    return number

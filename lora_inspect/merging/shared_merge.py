@@ -1,0 +1,174 @@
+"""A merge that several processes make together, each some of its shards; OUT.parts is what they know of each other."""
+
+import os
+from collections import Counter
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.hashes import file_sha256, sha256_behind
+from lora_inspect.files.header import read_header
+from lora_inspect.files.parts import PartsFolder
+from lora_inspect.files.writer import rewrite_header, rewrite_tensor
+from lora_inspect.listing import counted, some
+from lora_inspect.maths.torch_threads import load_torch
+from lora_inspect.merging.keeping import Keeping, kept_of
+from lora_inspect.merging.kept import KeptAdapter, check_kept
+from lora_inspect.merging.made_of import check_same, made_of
+from lora_inspect.merging.output_files import OutputFiles
+from lora_inspect.merging.plan import MergePlan
+from lora_inspect.merging.provenance import recorded, with_base_hashes
+from lora_inspect.merging.shard_entry import ShardEntry, read_entry
+from lora_inspect.progress import Progress, silent
+from lora_inspect.records import NamedTuple
+
+
+class Finished(NamedTuple):
+    """What came of all shards together: tensors by element type, what is kept of each adapter, what is left to say."""
+
+    counts: Counter[str]
+    kept: list[KeptAdapter]
+    notes: list[str]
+
+
+class SharedMerge:
+    """One process' view of it. `files` of the base are by name what the shards are made from.
+
+    Raises LoraInspectError where a shard that is there is of another merge.
+    """
+
+    def __init__(self, plan: MergePlan, output: str) -> None:
+        self.parts = PartsFolder(output)
+        self.parts.check(plan.inputs)
+        self._plan = plan
+        self.files = {os.path.basename(file): file for file in plan.base.files}
+        self._adapters = [adapter.checkpoint.path for adapter, _ in plan.adapters]
+        self._late = _late(plan)
+        self._record = recorded(plan, beside=load_torch, hash_base=False)
+        self._made_of = made_of(plan, self._record)
+        for name in self.files:
+            self._entry(name)
+
+    def left(self) -> list[str]:
+        """The shards that are not there yet."""
+        return [name for name in self.files if self._entry(name) is None]
+
+    def provide(self, name: str, progress: Progress = silent) -> bool:
+        """Makes one shard where it is not there to its last byte; whether it is.
+
+        `progress` is told of what is written, and read for a hash.
+        """
+        entry = self._entry(name)
+        if entry and entry.holds(self.parts.file(name)):
+            progress(bytes_of(self._plan, self.files[name]))
+            return True
+        try:
+            self._make(name, progress)
+        except LoraInspectError:
+            if self.parts.is_there():
+                raise
+            raise LoraInspectError(
+                f"{self.parts.path}: it went away while {name} was made, as another run of this job was faster, or as "
+                f"somebody removed it; see whether {self.parts.output} is there, and run the job again if not."
+            ) from None
+        return False
+
+    def _make(self, name: str, progress: Progress) -> None:
+        """Writes it, and says that it is there."""
+        plan, file, output = self._plan, self.files[name], self.parts.new(name)
+        hashed = file_sha256(file, plan.base.inputs[file], progress) if plan.options.hash_base else None
+        keeping = Keeping(self._adapters)
+        written = OutputFiles(plan, keeping).write(file, output, self._record, progress, force=True)
+        tensors, _ = read_header(output)
+        late = [(tensors[one].start, tensors[one].stop) for one in self._late if one in tensors]
+        data_start = len(OutputFiles(plan).header(file, self._record))
+        size, digest = sha256_behind(output, data_start, late)
+        entry = ShardEntry(
+            made_of=self._made_of,
+            size=size,
+            data_start=data_start,
+            sha256=digest,
+            late=late,
+            settled=written.late,
+            counts=written.counts,
+            seen=list(keeping.seen()),
+            base_sha256=hashed,
+        )
+        self.parts.write_entry(name, entry.content())
+
+    def finish(self, force: bool = False, progress: Progress = silent) -> Finished | None:
+        """Gives the output its name, when all shards are there; None where another process does so.
+
+        Raises LoraInspectError where a shard is missing, where too little of an adapter is kept, and where there is no
+        room for the output or another one has its name. The parts stay then.
+        """
+        with self.parts.finishing() as is_ours:
+            if not is_ours:
+                return None
+            entries = self._all_entries()
+            kept = kept_of(self._adapters, (one for entry in entries.values() for one in entry.seen))
+            if not self._plan.options.accept_loss:
+                check_kept(kept, self._plan.options.seed)
+            try:
+                self._finish(entries, force, progress)
+            except (FileNotFoundError, LoraInspectError):
+                if self.parts.is_there():
+                    raise
+                return None  # where there are no locks, another process was faster
+            left = self.parts.remove()
+        return Finished(sum((Counter(one.counts) for one in entries.values()), Counter()), kept, [left] if left else [])
+
+    def _finish(self, entries: dict[str, ShardEntry], force: bool, progress: Progress) -> None:
+        plan, files = self._plan, OutputFiles(self._plan)
+        folder = self.parts.gather(list(self.files))
+        record = self._record
+        if plan.options.hash_base:
+            hashes = {file: entries[name].base_sha256 or "" for name, file in self.files.items()}
+            record = with_base_hashes(record, plan.base, hashes)
+        for name, file in self.files.items():
+            rewrite_header(os.path.join(folder, name), files.header(file, record), entries[name].data_start)
+        for entry in entries.values():
+            for name, content in entry.settled.items():
+                shard = os.path.basename(plan.base.tensors[name].file)
+                rewrite_tensor(os.path.join(folder, shard), name, content)
+        with self.parts.beside() as beside:
+            files.put_beside(beside, progress)
+        side_files = plan.side_files
+        self.parts.take_place([*self.files, *side_files.copied], side_files.folders, plan.inputs, force)
+
+    def _all_entries(self) -> dict[str, ShardEntry]:
+        entries = {name: self._entry(name) for name in self.files}
+        if left := [name for name, entry in entries.items() if entry is None]:
+            raise LoraInspectError(
+                f"{self.parts.path}: of {counted(len(self.files), 'shard')} {len(left)} lack ({some(left, 3)}); run "
+                "the jobs that make them, with --shard, and repeat those that ended early."
+            )
+        return {name: entry for name, entry in entries.items() if entry}
+
+    def _entry(self, name: str) -> ShardEntry | None:
+        """What is known of a shard that is there in its whole length; LoraInspectError where it is of another merge."""
+        entry = read_entry(self.parts.entry(name))
+        if entry is None:
+            return None
+        check_same(entry.made_of, self._made_of, self.parts.entry(name))
+        try:
+            is_there = os.path.getsize(self.parts.file(name)) == entry.size
+        except OSError:
+            return None
+        return entry if is_there and self._fits(entry) else None
+
+    def _fits(self, entry: ShardEntry) -> bool:
+        """Whether what an entry says of other tensors and of adapters can be of this merge."""
+        sizes_fit = all(name in self._late and self._late[name] == len(entry.settled[name]) for name in entry.settled)
+        return sizes_fit and all(max(one.adapters, default=0) < len(self._plan.adapters) for one in entry.seen)
+
+
+def bytes_of(plan: MergePlan, file: str) -> int:
+    """What `provide` tells its progress of for the shard that is made from a `file` of the base."""
+    hashed = plan.base.inputs[file].bytes if plan.options.hash_base else 0
+    return sum(info.nbytes for info in plan.written if info.file == file) + hashed
+
+
+def _late(plan: MergePlan) -> dict[str, int]:
+    """The tensors that are in another file than the codes that they scale, which are written anew, and their bytes."""
+    weights = plan.storage.recoded.values()
+    beside = [(weight.info.file, own) for weight in weights for own in weight.beside.values()]
+    return {own.name: own.nbytes for file, own in beside if own.file != file}

@@ -1,0 +1,74 @@
+"""The threads that compute with the weights of a base, each with memory and an open file of its own."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from heapq import merge
+from operator import itemgetter
+
+from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.input_file import InputFile
+from lora_inspect.files.writer import Span, Writer
+from lora_inspect.maths.tensor_reader import RowBlocks
+from lora_inspect.maths.torch_threads import computing_threads, one_thread, own_threads
+from lora_inspect.merging.crew import Crew, Job, Member
+from lora_inspect.progress import Progress
+
+# More threads than this wait for each other's turn in Python more than they compute.
+MOST_THREADS = 8
+# How much memory the factors of all weights, and what their codes are read with, may take that are computed with at the
+# same time.
+FACTOR_BYTES = 64 << 20
+# What one thread copies before it looks for something else to do.
+COPIED_BYTES = 32 << 20
+
+
+class Tools:
+    """What each thread has of its own: memory that is used again, and the file of the base that it reads."""
+
+    def __init__(self, elements: int) -> None:
+        self._source: InputFile | None = None
+        self.blocks = RowBlocks(elements)
+
+    def source(self, info: TensorInfo) -> InputFile:
+        """The file of `info`, which stays open until a tensor of another file is read."""
+        if self._source is None or (self._source.path, self._source.identity) != (info.file, info.identity):
+            self.close()
+            self._source = InputFile(info.file, info.identity)
+        return self._source
+
+    def close(self) -> None:
+        """Closes the file."""
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
+
+
+@contextmanager
+def working_crew(elements: int) -> Iterator[Crew[Tools]]:
+    """A crew of as many threads as compute at the same time, whose blocks of rows have so many elements at most."""
+    tools = [Tools(elements) for _ in range(computing_threads(MOST_THREADS))]
+    with ExitStack() as opened:
+        for own in tools:
+            opened.callback(own.close)
+        opened.enter_context(own_threads())
+        yield Crew(tools, FACTOR_BYTES, one_thread)
+
+
+def copying(writer: Writer, infos: Iterable[TensorInfo]) -> Iterator[tuple[int, Job[Tools]]]:
+    """(position in the file, job) for all pieces of tensors that are written as they are."""
+    for span in writer.spans(infos):
+        for piece in span.pieces(COPIED_BYTES):
+            yield piece.at, Job(partial(_copy, writer, piece))
+
+
+def run_in_order(crew: Crew[Tools], parts: Iterable[Iterable[tuple[int, Job[Tools]]]], progress: Progress) -> None:
+    """Has the crew do (position, job)s in the order of their positions, in which those of each of the `parts` come.
+
+    Each is made when it is due: those of a model of very many weights would take memory.
+    """
+    crew.run((job for _, job in merge(*parts, key=itemgetter(0))), progress)
+
+
+def _copy(writer: Writer, span: Span, member: Member[Tools]) -> None:
+    writer.copy_span(span, member.tools.source(span.info), member.done)

@@ -1,0 +1,465 @@
+"""A base that several jobs merge together: the bytes of one process, whoever does what, when and how often."""
+
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from toy_shards import NAMES, content, drawn, shards, write_adapter, write_base
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files import parts as parts_of_files
+from lora_inspect.files.system import create, lock
+from lora_inspect.merging import shared_merge
+from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
+from lora_inspect.ops.merge_shards import Share, finish_merge, merge_shard
+
+ADAPTERS = {"lora": {}, "other": {"seed": 2, "size": 0.05, "modules": 1}, "dora": {"seed": 3, "dora": True}}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A base and adapters in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    write_base("base")
+    return tmp_path
+
+
+def planned(adapters=("lora",), base="base", **options):
+    pairs = []
+    for name in adapters:
+        name, _, multiplier = name.partition(":")
+        if not os.path.exists(name):
+            write_adapter(name, **ADAPTERS[name])
+        pairs.append((name, float(multiplier or 1)))
+    return plan_merge(base, pairs, MergeOptions(**options))
+
+
+def job(text, *adapters, force=False, base="base", out="out", progress=lambda amount: None, **options):
+    return merge_shard(planned(adapters or ("lora",), base, **options), out, Share.parse(text), force, progress)
+
+
+def finish(*adapters, force=False, **options):
+    return finish_merge(planned(adapters or ("lora",), **options), "out", force)
+
+
+def one_process(*adapters, base="base", **options):
+    result = merge(planned(adapters or ("lora",), base, **options), "one")
+    return result, content("one")
+
+
+def without_times(result):
+    return {key: value for key, value in result.to_dict().items() if key not in ("seconds", "output")}
+
+
+MERGES = {
+    "plain": (("lora",), {}),
+    "two adapters": (("lora:0.7", "other"), {}),
+    "DoRA behind LoRA": (("lora", "dora:0.8"), {}),
+    "cast": (("lora",), {"dtype": "F16"}),
+    "touched": (("lora",), {"touched_dtype": "F32"}),
+    "stochastic": (("lora",), {"seed": 7}),
+    "base with its hash": (("lora",), {"hash_base": True}),
+    "nothing": (("lora:0",), {}),
+    "loss accepted": (("lora:1e-6",), {"accept_loss": True}),
+}
+ORDERS = [["1/1"], ["1/2", "2/2"], ["2/2", "1/2"], ["3/3", "1/3", "2/3"], ["4/5", "2/5", "1/5", "5/5", "3/5"]]
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("name", MERGES)
+def test_any_number_of_jobs_in_any_order_gives_what_one_process_gives(name, place):
+    adapters, options = MERGES[name]
+    expected, files = one_process(*adapters, **options)
+    assert len(files) == len(NAMES) + 4
+    for order in ORDERS if name == "plain" else ORDERS[1:3]:
+        for number, text in enumerate(order):
+            result = job(text, *adapters, **options)
+            is_last = number == len(order) - 1
+            assert (result.merged is not None) == is_last == os.path.exists("out") == (not os.path.exists("out.parts"))
+        assert content("out") == files
+        assert without_times(result.merged) == without_times(expected)
+        os.rename("out", f"kept-{'-'.join(text.replace('/', 'of') for text in order)}")
+
+
+@pytest.mark.numeric
+def test_a_scale_in_another_shard_is_put_in_at_the_end(place):
+    weight = drawn(0, 48, 32)
+    scale = weight.abs().max() / 448
+    tensors = {
+        "m-00001-of-00002.safetensors": {"blocks.0.q.weight": (weight / scale).to(torch.float8_e4m3fn)},
+        "m-00002-of-00002.safetensors": {"blocks.0.q.weight_scale": scale, "blocks.0.norm.weight": torch.ones(48)},
+    }
+    write_base("coded", tensors)
+    own = {"lora_unet_blocks_0_q.lora_down.weight": drawn(1, 4, 32)}
+    own |= {"lora_unet_blocks_0_q.lora_up.weight": drawn(2, 48, 4), "lora_unet_blocks_0_q.alpha": torch.tensor(4.0)}
+    save_file(own, "adapter.safetensors")
+    options = {"accept_loss": True}
+    merge(plan_merge("coded", [("adapter.safetensors", 1.0)], MergeOptions(**options)), "one")
+    written = load_file("one/m-00002-of-00002.safetensors")["blocks.0.q.weight_scale"]
+    assert written != scale  # the change is larger than the codes reach
+    for order in (("1/2", "2/2"), ("2/2", "1/2")):
+        for text in order:
+            plan = plan_merge("coded", [("adapter.safetensors", 1.0)], MergeOptions(**options))
+            merge_shard(plan, "out", Share.parse(text))
+            if text == order[0] and order[0] == "2/2":
+                assert merge_shard(plan, "out", Share.parse(text)).held == ("m-00002-of-00002.safetensors",)
+        assert content("out") == content("one")
+        os.rename("out", order[0][0])
+
+
+def test_progress_is_told_of_every_byte_of_a_job(place):
+    told = []
+    job("1/2", progress=told.append)
+    expected = sum(t.nbytes for name in (NAMES[0], NAMES[1], NAMES[4]) for t in shards()[name].values())
+    assert sum(told) == expected
+    again = []
+    job("1/2", progress=again.append)
+    assert sum(again) == expected
+
+
+SPOILED = {
+    "a byte is another": lambda file: flip(file, -1),
+    "it is shorter": lambda file: os.truncate(file, os.path.getsize(file) - 1),
+    "it is away": os.unlink,
+}
+
+
+class TestARerun:
+    """What holds is left as it is, what does not is made again, and what comes out is the same."""
+
+    def files(self, name):
+        return f"out.parts/shards/{name}", f"out.parts/entries/{name}.json"
+
+    def test_skips_what_is_there(self, place):
+        first = job("1/2")
+        before = {path: os.stat(path).st_mtime_ns for path in self.files(NAMES[0])}
+        again = job("1/2")
+        assert (first.made, first.held, again.made, again.held) == (again.held, (), (), first.made)
+        assert before == {path: os.stat(path).st_mtime_ns for path in self.files(NAMES[0])}
+        assert again.left == tuple(NAMES[2:4])
+
+    @pytest.mark.parametrize("which", [0, 1])
+    @pytest.mark.parametrize("spoiled", SPOILED)
+    def test_makes_what_does_not_hold(self, spoiled, which, place):
+        _, expected = one_process()
+        job("1/2")
+        SPOILED[spoiled](self.files(NAMES[1])[which])
+        assert job("1/2").made == (NAMES[1],)
+        job("2/2")
+        assert content("out") == expected
+
+    def test_puts_a_spoiled_header_right_at_the_end(self, place):
+        _, expected = one_process()
+        job("1/2")
+        flip(self.files(NAMES[0])[0], 20)
+        job("2/2")
+        assert content("out") == expected
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", "nothing", '{"schema": 1}', "[" * 100_000, "\0"])
+    def test_takes_what_is_no_entry_for_none(self, text, place):
+        job("1/2")
+        Path(self.files(NAMES[0])[1]).write_text(text)
+        assert job("1/2").made == (NAMES[0],)
+
+    def test_removes_what_dead_runs_left_of_a_shard(self, place):
+        job("1/2")
+        Path("out.parts/shards", f"{NAMES[2]}.0123456789abcdef.partial").write_bytes(b"half")
+        Path("out.parts/shards", f"{NAMES[2]}.0123456789abcdef.partial.lock").touch()
+        job("2/2")
+        assert not os.path.exists("out.parts")
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+    def test_of_jobs_that_are_killed_at_any_moment_gives_the_same(self, place, monkeypatch):
+        import random
+        import signal
+        import time
+
+        _, expected = one_process()
+        monkeypatch.setattr("lora_inspect.maths.torch_threads.computing_threads", lambda most: 1)
+        chance, whole, killed = random.Random(0), None, 0
+        for turn in range(24):
+            text = f"{turn % 2 + 1}/2"
+            started = time.perf_counter()
+            child = os.fork()
+            if not child:
+                status = 1
+                try:
+                    job(text)
+                    status = 0
+                finally:
+                    os._exit(status)
+            if whole is not None and turn % 12 < 10:
+                time.sleep(chance.uniform(0, whole))
+                os.kill(child, signal.SIGKILL)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            killed += status == -signal.SIGKILL
+            whole = whole or time.perf_counter() - started
+            if os.path.exists("out"):
+                assert content("out") == expected
+                os.rename("out", f"whole-{turn}")
+        for text in ("1/2", "2/2"):
+            if not os.path.exists("out"):
+                job(text)
+        assert content("out") == expected
+        assert killed >= 5
+
+
+def flip(file, position):
+    content = bytearray(Path(file).read_bytes())
+    content[position] ^= 1
+    Path(file).write_bytes(content)
+
+
+def test_a_run_that_goes_on_when_all_is_done_says_so(place, monkeypatch):
+    """The scheduler took it for dead, and ran its job once more."""
+    job("1/2")
+    real = shared_merge.OutputFiles.write
+
+    def late(self, *arguments, **options):
+        monkeypatch.setattr(shared_merge.OutputFiles, "write", real)
+        assert job("2/2").merged
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(shared_merge.OutputFiles, "write", late)
+    with pytest.raises(LoraInspectError, match=rf"^out\.parts: it went away while {NAMES[2]} was made"):
+        job("2/2")
+    assert not os.path.exists("out.parts")
+
+
+CASES = {
+    "multiplier": (lambda: job("2/2", "lora:0.5"), "the multiplier of the adapter lora is 1.0 there and 0.5 here"),
+    "more": (lambda: job("2/2", "lora", "other"), "the adapters are lora there and lora and other here"),
+    "dtype": (lambda: job("2/2", dtype="F32"), "--dtype is not given there and F32 here"),
+    "seed": (lambda: job("2/2", seed=3), "--rounding is not given there and stochastic here"),
+    "hash": (lambda: job("2/2", hash_base=True), "the SHA-256 of the base is not given there and"),
+}
+
+
+class TestAnotherMerge:
+    """Shards of another base, adapter or option are an error that names the difference."""
+
+    def other_numbers(self):
+        write_base("elsewhere/base", {**shards(), NAMES[3]: shards(seed=1)[NAMES[3]]})
+        return job("2/2", base="elsewhere/base")
+
+    def other_header(self):
+        write_base("elsewhere/base", shards(dtype=torch.float16))
+        return job("2/2", base="elsewhere/base")
+
+    def other_adapter(self):
+        write_adapter("elsewhere/lora", seed=9)
+        return merge_shard(plan_merge("base", [("elsewhere/lora", 1.0)], MergeOptions()), "out", Share(2, 2))
+
+    def other_version(self, monkeypatch):
+        monkeypatch.setattr("lora_inspect.merging.provenance.__version__", "9.9")
+        return job("2/2")
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_is_named(self, name, place):
+        do, said = CASES[name]
+        self.refused(do, said)
+
+    def test_of_a_base_with_other_numbers_is_named(self, place):
+        self.refused(self.other_numbers, "the hash of samples of the numbers of the base is")
+
+    def test_of_a_base_with_another_header_is_named(self, place):
+        self.refused(self.other_header, "the size in bytes of the base is")
+
+    def test_of_an_adapter_with_the_same_name_is_named(self, place):
+        self.refused(self.other_adapter, "the SHA-256 of the adapter lora is")
+
+    def test_of_another_version_is_named(self, place, monkeypatch):
+        self.refused(lambda: self.other_version(monkeypatch), "the version of lora-inspect is")
+
+    def refused(self, do, said):
+        os.makedirs("elsewhere", exist_ok=True)
+        job("1/2")
+        before = content("out.parts")
+        with pytest.raises(LoraInspectError) as error:
+            do()
+        assert str(error.value).startswith(f"out.parts/entries/{NAMES[0]}.json: it is of another merge: {said}")
+        assert content("out.parts") == before
+        assert not os.path.exists("out")
+
+
+class TestTheEnd:
+    """The output comes when all is there, once, and is refused as that of one process would be."""
+
+    def test_is_for_a_run_of_its_own_where_the_last_job_died(self, place, monkeypatch):
+        _, expected = one_process()
+        job("1/2")
+        with monkeypatch.context() as patched:
+            patched.setattr(shared_merge.SharedMerge, "finish", died)
+            with pytest.raises(KeyboardInterrupt):
+                job("2/2")
+        assert finish().bytes == sum(len(held) for held in expected.values() if held is not None)
+        assert content("out") == expected
+        assert not os.path.exists("out.parts")
+
+    @pytest.mark.parametrize("step", ["gather", "beside", "take_place", "remove"])
+    def test_can_be_repeated_behind_each_of_its_steps(self, step, place, monkeypatch):
+        _, expected = one_process(hash_base=True)
+        job("1/2", hash_base=True)
+        with monkeypatch.context() as patched:
+            patched.setattr(parts_of_files.PartsFolder, step, died)
+            with pytest.raises(KeyboardInterrupt):
+                job("2/2", hash_base=True)
+        assert os.path.exists("out") == (step == "remove")
+        if step != "remove":
+            assert job("1/2", hash_base=True).merged
+        assert content("out") == expected
+
+    def test_comes_once(self, place):
+        job("1/2")
+        job("2/2")
+        with pytest.raises(LoraInspectError, match=r"^out: it exists; choose another output or add --force\.$"):
+            finish()
+        with pytest.raises(LoraInspectError, match=r"^out\.parts: there is no such folder; make the shards with"):
+            finish(force=True)
+
+    def test_lacks_the_shards_of_other_jobs(self, place):
+        job("1/2")
+        with pytest.raises(LoraInspectError, match=rf"^out\.parts: of 5 shards 2 lack \({NAMES[2]}, {NAMES[3]}\); run"):
+            finish()
+        assert not os.path.exists("out")
+
+    def test_is_left_to_who_has_the_lock(self, place):
+        job("1/2")
+        descriptor = create("out.parts/finish.lock")
+        assert lock(descriptor)
+        result = job("2/2")
+        assert (result.merged, result.left) == (None, ())
+        with pytest.raises(LoraInspectError, match=r"^out: another process finishes it just now; wait for that\.$"):
+            finish()
+        os.close(descriptor)
+        assert finish().modules_merged
+        assert not os.path.exists("out.parts")
+
+    @pytest.mark.parametrize("step", ["finishing", "gather", "beside", "take_place"])
+    def test_is_the_same_when_two_are_at_it_without_locks(self, step, place, monkeypatch):
+        _, expected = one_process()
+        job("1/2")
+        monkeypatch.setattr(parts_of_files, "lock", lambda descriptor: None)
+        real, others = getattr(parts_of_files.PartsFolder, step), []
+
+        def after_another(self, *arguments):
+            if not others:
+                others.append(None)
+                others[0] = finish()
+            return real(self, *arguments)
+
+        monkeypatch.setattr(parts_of_files.PartsFolder, step, after_another)
+        # The other one finds all shards only when this job has made its own.
+        assert job("2/2").merged is None
+        assert others[0].modules_merged
+        assert content("out") == expected
+        assert not os.path.exists("out.parts")
+
+    @pytest.mark.numeric
+    def test_is_refused_where_too_little_is_kept_of_all_shards_together(self, place):
+        with pytest.raises(LoraInspectError) as expected:
+            one_process("lora:1e-5")
+        assert "the output would keep" in str(expected.value)
+        job("1/2", "lora:1e-5")
+        with pytest.raises(LoraInspectError) as found:
+            job("2/2", "lora:1e-5")
+        assert str(found.value) == str(expected.value)
+        assert not os.path.exists("out")
+        accepted, files = one_process("lora:1e-5", accept_loss=True)
+        done = finish("lora:1e-5", accept_loss=True)
+        assert {**without_times(done), "bytes": 0} == {**without_times(accepted), "bytes": 0}
+        for name in NAMES:  # the header has as many blanks less as its text is longer
+            assert load_file(f"out/{name}").keys() == load_file(f"one/{name}").keys()
+            assert all(torch.equal(t, load_file(f"one/{name}")[key]) for key, t in load_file(f"out/{name}").items())
+            assert Path(f"out/{name}").read_bytes().rstrip(b" ")[8:3000] == files[name].rstrip(b" ")[8:3000]
+
+    def test_replaces_an_output_where_that_is_asked_for(self, place):
+        _, expected = one_process()
+        for text in ("1/2", "2/2"):
+            job(text, "lora:0.5")
+        old = content("out")
+        assert old != expected
+        with pytest.raises(LoraInspectError, match=r"^out: it exists"):
+            job("1/2")
+        for text in ("1/2", "2/2"):
+            assert content("out") == old
+            job(text, force=True)
+        assert content("out") == expected
+        assert not os.path.exists("out.parts")
+
+    def test_never_replaces_a_folder_with_something_else_in_it(self, place):
+        os.mkdir("out")
+        Path("out/notes.txt").touch()
+        with pytest.raises(LoraInspectError, match=r"^out: the folder holds notes\.txt, which the command does not"):
+            job("1/2", force=True)
+
+    def test_leaves_nothing_else_in_the_folder(self, place):
+        job("1/2")
+        os.makedirs("out.parts/whole")
+        Path("out.parts/whole/strange").touch()
+        with pytest.raises(LoraInspectError, match=r"out\.parts/whole: the folder holds strange"):
+            job("2/2")
+        assert not os.path.exists("out")
+
+
+def died(*arguments):
+    raise KeyboardInterrupt
+
+
+class TestRefused:
+    """What cannot be shared, and where it cannot go."""
+
+    def refusal(self, *arguments, **options):
+        with pytest.raises(LoraInspectError) as error:
+            job(*arguments, **options)
+        assert not os.path.exists("out.parts")
+        return str(error.value)
+
+    def test_a_base_of_one_file(self, place):
+        save_file(shards()[NAMES[0]], "base.safetensors")
+        plan = plan_merge(
+            "base.safetensors", [(write_adapter("small", modules=9), 1.0)], MergeOptions(allow_unmatched=True)
+        )
+        with pytest.raises(
+            LoraInspectError, match=r"^base\.safetensors: it is one file, and shards are what jobs share"
+        ):
+            merge_shard(plan, "out", Share(1, 2))
+
+    def test_more_jobs_than_shards(self, place):
+        assert (
+            self.refusal("1/6") == "base: it has 5 shards, and no more jobs than that can share it; give --shard I/5."
+        )
+
+    def test_an_output_in_the_folder_of_the_base(self, place):
+        assert self.refusal("1/2", out="base/out").startswith("base/out: it is in the folder of the base")
+
+    def test_an_output_in_a_store(self, place):
+        assert self.refusal("1/2", out="s3://bucket/out").startswith(
+            "s3://bucket/out: jobs know of each other by files"
+        )
+
+    def test_something_else_in_the_place_of_the_parts(self, place):
+        os.mkdir("out.parts")
+        Path("out.parts/notes.txt").touch()
+        with pytest.raises(LoraInspectError, match=r"^out\.parts: it holds notes\.txt, which is no part of a merge"):
+            job("1/2")
+        os.unlink("out.parts/notes.txt")
+        os.rmdir("out.parts")
+        Path("out.parts").touch()
+        with pytest.raises(LoraInspectError, match=r"^out\.parts: it is a file; remove it first\.$"):
+            job("1/2")
+
+
+def test_an_ordinary_merge_tells_of_the_parts_beside_it(place):
+    job("1/2")
+    result = merge(planned(), "out")
+    (note,) = [note for note in result.notes if note.startswith("out.parts")]
+    assert note.startswith("out.parts: it holds 3 shards of a merge by several jobs that was not finished")
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["1/3", "2/3", "3/3"])))
+def test_who_is_last_does_not_matter(order, place):
+    assert [job(text).merged is not None for text in order] == [False, False, True]
