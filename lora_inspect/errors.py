@@ -22,6 +22,11 @@ class LoraInspectError(Exception):
         return shortened(super().__str__(), SENTENCE)
 
 
+def changed(path: str) -> LoraInspectError:
+    """The error for a file that did not stay as it was."""
+    return LoraInspectError(f"{path}: it changed while it was read; run the command again.")
+
+
 def of_system(error: OSError, path: str = "") -> str:
     """The sentence about an error of the system. `path` is the file that it came with, where it names none itself."""
     where = os.fsdecode(error.filename or path) if isinstance(error.filename or path, (str, bytes)) else path

@@ -90,9 +90,9 @@ def _values(info: TensorInfo, progress: Progress) -> Iterator[Any]:
         progress(info.nbytes)
         return
     with InputFile(info.file, info.identity) as source:
-        for start in range(info.start, info.stop, _CHUNK_BYTES):
-            size = min(info.stop - start, _CHUNK_BYTES)
-            yield _decoded(info.dtype, source.read(start, size))
+        for piece in source.pieces(info.start, info.stop, _CHUNK_BYTES):
+            size = len(piece)
+            yield _decoded(info.dtype, piece)
             progress(size)
 
 

@@ -10,6 +10,7 @@ from lora_inspect import __version__
 from lora_inspect.checking.rule import Rule
 from lora_inspect.checking.rules import RULES
 from lora_inspect.reading.problem import Problem
+from lora_inspect.stores.address import is_remote
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 FINGERPRINT = "lora-inspect/v1"
@@ -37,7 +38,9 @@ def sarif(files: Iterable[tuple[str, Sequence[Problem]]], folder: str) -> dict[s
 
 
 def artifact_uri(path: str, folder: str) -> str:
-    """The path as a relative URI; as one of a file where it is on another drive."""
+    """The path as a relative URI; as one of a file where it is on another drive, and an address as it is."""
+    if is_remote(path):
+        return path
     try:
         relative = os.path.relpath(path, folder)
     except ValueError:

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
             signal.signal(number, _terminate)
     terminal.serve_any_encoding()
     try:
-        status = cli.main(arguments, prog_name="lora-inspect", standalone_mode=False)
+        status = cli.main(_without_secrets(arguments), prog_name="lora-inspect", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except click.ClickException as error:
         terminal.wrong_usage(error)
@@ -55,6 +55,16 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         show_defect(error)
         _fail(sentence_of(error), 1)
+
+
+def _without_secrets(arguments: list[str] | None) -> list[str] | None:
+    """The arguments as they may be printed in whatever is said of them."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if not any("://" in argument for argument in given):
+        return arguments
+    from lora_inspect.reading.settings import without_secrets
+
+    return list(map(without_secrets, given))
 
 
 def _fail(message: str, status: int) -> None:

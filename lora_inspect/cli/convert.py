@@ -1,6 +1,5 @@
 """`lora-inspect convert`."""
 
-import os
 from typing import TYPE_CHECKING
 
 import click
@@ -20,7 +19,7 @@ from lora_inspect.cli.shared_options import (
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.consumers import CONSUMERS
 from lora_inspect.converting.choices import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS
-from lora_inspect.files.found_checkpoints import is_checkpoint_folder
+from lora_inspect.files.found_checkpoints import is_collection
 from lora_inspect.schemes import written
 
 if TYPE_CHECKING:
@@ -174,7 +173,7 @@ def convert(
     )
     if wrong := contradiction(options):
         raise click.UsageError(wrong)
-    if os.path.isdir(adapter) and not is_checkpoint_folder(adapter):
+    if is_collection(adapter):
         from lora_inspect.cli.convert_folder import convert_folder
 
         convert_folder(adapter, output, options, force, as_json)

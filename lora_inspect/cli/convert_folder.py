@@ -21,6 +21,7 @@ from lora_inspect.ops.convert import ConvertResult, convert_to_standard
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.records import NamedTuple
+from lora_inspect.stores.address import is_remote
 
 
 class _Outcome(NamedTuple):
@@ -63,6 +64,8 @@ def convert_folder(folder: str, output: str, options: ConvertOptions, force: boo
 def _check(folder: str, output: str) -> None:
     if os.path.lexists(output) and not os.path.isdir(output):
         raise LoraInspectError(f"{output}: {folder} is a folder of adapters, so a folder is written; choose another.")
+    if is_remote(folder):
+        return
     if os.path.isdir(output) and os.path.samefile(folder, output):
         raise LoraInspectError(f"{output}: it is the folder of the inputs; choose another output.")
     if os.path.join(os.path.realpath(folder), "").startswith(os.path.join(os.path.realpath(output), "")):

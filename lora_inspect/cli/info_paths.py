@@ -1,13 +1,12 @@
 """What the arguments of `info` stand for: one checkpoint, or the files of a folder."""
 
-import os
 from typing import Any
 
 import click
 
 from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.path_settings import parse_without_strength
-from lora_inspect.files.found_checkpoints import find_checkpoints, is_checkpoint_folder
+from lora_inspect.files.found_checkpoints import find_checkpoints, is_collection
 from lora_inspect.reading.settings import Settings
 from lora_inspect.records import NamedTuple
 
@@ -32,7 +31,7 @@ def asked(argument: str) -> Asked:
     """The files that an argument of `info` names; the settings on a folder's path are those of each file in it."""
     try:
         path, settings = parse_without_strength(argument, "info")
-        files = tuple(find_checkpoints(path)) if os.path.isdir(path) and not is_checkpoint_folder(path) else ()
+        files = tuple(find_checkpoints(path)) if is_collection(path) else ()
     except click.ClickException:
         raise
     except Exception as error:

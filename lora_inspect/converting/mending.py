@@ -1,6 +1,5 @@
 """The command that makes a file right for a program, found by planning conversions until one can be made."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -21,6 +20,7 @@ from lora_inspect.converting.relayout import Destination
 from lora_inspect.converting.targets import targets
 from lora_inspect.converting.thin_changes import is_kernel_open, is_thin
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.places import is_folder
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.schemes.gguf import GGUF
@@ -43,7 +43,7 @@ def mending(
     """
     asked = ConvertOptions(consumer=consumer.name, settings=adapter.settings)
     if _is_for_llama_cpp(adapter, asked):
-        asked = replace(asked, model_config=base if base and os.path.isdir(base) else CONFIG)
+        asked = replace(asked, model_config=base if base and is_folder(base) else CONFIG)
     for drops in (False, True) if adapter.unclaimed else (False,):
         for make in EVERY_WAY if ways is None else ways:
             try:

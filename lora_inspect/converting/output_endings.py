@@ -5,6 +5,7 @@ import os
 from lora_inspect import schemes
 from lora_inspect.files.output_names import GGUF_ENDING, SAFETENSORS_ENDING
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.stores.address import is_remote
 
 # What a scheme without alphas says of a scale where that stands in a config, so that a folder is written.
 _IN_CONFIG = ("config", "scale")
@@ -21,6 +22,9 @@ def output_ending(adapter: Adapter, asked: str | None) -> str:
 
 def output_beside(adapter: Adapter, purpose: str, asked: str | None) -> str:
     """A name beside the input that says what it is for, ending as the scheme that was asked for has it."""
-    path = os.path.normpath(adapter.checkpoint.path)
+    path = adapter.checkpoint.path
+    if is_remote(path):
+        path = os.path.basename(path)  # nothing is written where it lies
+    path = os.path.normpath(path)
     stem = path if os.path.isdir(path) else os.path.splitext(path)[0]
     return f"{stem}-{purpose}{output_ending(adapter, asked)}"

@@ -8,6 +8,7 @@ from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.gguf_format import MAGIC
 from lora_inspect.files.header_journal import put_right
 from lora_inspect.files.input_file import InputFile
+from lora_inspect.files.places import refuse_remote
 
 _WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
@@ -44,6 +45,7 @@ def is_gguf(file: str) -> bool:
 
 def check_own_place(file: str, in_place: bool) -> list[str]:
     """Sentences on what replacing a file does beside; LoraInspectError where it would do what nobody asked for."""
+    refuse_remote(file, "write another file with -o")
     if os.path.islink(file):
         raise LoraInspectError(
             f"{file}: it is a link to {os.path.realpath(file)}; name that file, or write another one with -o."

@@ -10,10 +10,13 @@ from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.byte_copy import copy_bytes
-from lora_inspect.files.checkpoint import Checkpoint, read_index
+from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.input_file import Identity, InputFile, identify
+from lora_inspect.files.json_files import read_index
 from lora_inspect.files.partial import is_leftover
+from lora_inspect.files.places import is_file, is_of_server, join, looking, walk
 from lora_inspect.progress import Progress
+from lora_inspect.stores.address import is_remote
 
 # Beside the merged set these would still be the unmerged weights.
 _OTHER_WEIGHTS = (
@@ -32,18 +35,29 @@ class SideFiles:
 
     `copied` come into the output as they are, from subfolders too; `folders` are the subfolders, parents first.
     `left_behind` do not: other weights, folders that hold the model in another form (with a slash at their end),
-    what runs that died have left, what is no file.
+    what runs that died have left, what is no file. Where the folder is not listed there may be more of each.
     """
 
     root: str = os.curdir
     copied: dict[str, Identity] = field(default_factory=dict)
     folders: tuple[str, ...] = ()
     left_behind: tuple[str, ...] = ()
+    is_listed: bool = True
 
     @property
     def inputs(self) -> dict[str, Identity]:
         """The files that are copied, by path."""
-        return {os.path.join(self.root, name): identity for name, identity in self.copied.items()}
+        return {join(self.root, name): identity for name, identity in self.copied.items()}
+
+    @property
+    def notes(self) -> list[str]:
+        """What may be missing beside the weights of the output."""
+        if self.is_listed:
+            return []
+        return [
+            f"{self.root}: the folder of a server cannot be listed, so that nothing but the weights and their index is "
+            "taken over; put the configuration and the tokenizer of the model beside them."
+        ]
 
     @property
     def bytes(self) -> int:
@@ -59,7 +73,19 @@ def find_side_files(base: Checkpoint) -> SideFiles:
     """
     if base.root is None:
         return SideFiles()
-    root = base.root
+    if is_of_server(base.root):
+        return _of_server(base, base.root)
+    with looking(base.root):
+        return _find(base, base.root)
+
+
+def _of_server(base: Checkpoint, root: str) -> SideFiles:
+    """The index of a set: what else a server has beside it cannot be known."""
+    own = [base.index_path] if base.index_path else []
+    return SideFiles(root, {os.path.basename(path): base.inputs[path] for path in own}, is_listed=False)
+
+
+def _find(base: Checkpoint, root: str) -> SideFiles:
     merged = {os.path.basename(file): _target(root, os.path.basename(file)) for file in base.files}
     copied: dict[str, Identity] = {}
     folders: list[str] = []
@@ -69,7 +95,7 @@ def find_side_files(base: Checkpoint) -> SideFiles:
             folders.append(name)
         elif is_leftover(os.path.basename(name)) or _is_weights(name, base):
             left.extend({name} - merged.keys())
-        elif (target := _target(root, name)) in merged.values() or not os.path.isfile(target):
+        elif (target := _target(root, name)) in merged.values() or not is_file(target):
             left.append(name)
         else:
             copied[name] = identify(target)
@@ -102,7 +128,7 @@ def copy_side_files(
         elif name in rewritten:
             _write_json(rewritten[name], target)
         else:
-            _copy(os.path.join(side_files.root, name), identity, target)
+            _copy(join(side_files.root, name), identity, target)
         progress(identity.bytes)
 
 
@@ -129,13 +155,13 @@ def _write_json(content: Mapping[str, Any], target: str) -> None:
 
 def _walk(root: str, left: list[str]) -> Iterator[tuple[str, bool]]:
     """(path relative to `root`, whether it is a folder) of all that is below it; other copies of the model are left."""
-    for parent, folders, files in os.walk(root, onerror=_refuse_unreadable):
+    for parent, folders, files in walk(root, _refuse_unreadable):
         below = "" if parent == root else os.path.relpath(parent, root)
         others = [name for name in folders if is_leftover(name) or (not below and _holds_no_part(name))]
         left.extend(f"{os.path.join(below, name)}/" for name in others)
         folders[:] = sorted(name for name in folders if name not in others)
         for name in folders:
-            yield os.path.join(below, name), not os.path.islink(os.path.join(parent, name))
+            yield os.path.join(below, name), not os.path.islink(join(parent, name))
         for name in sorted(files):
             yield os.path.join(below, name), False
 
@@ -151,7 +177,9 @@ def _refuse_unreadable(error: OSError) -> None:
 
 def _target(root: str, name: str) -> str:
     """The file that `name` of the folder `root` is; raises LoraInspectError where a link leads where it must not."""
-    path = os.path.join(root, name)
+    path = join(root, name)
+    if is_remote(root):
+        return path
     inside = os.path.realpath(root)
     if not os.path.islink(path):
         return os.path.join(inside, name)

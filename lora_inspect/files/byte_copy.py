@@ -33,17 +33,15 @@ def copy_bytes(source: InputFile, start: int, stop: int, descriptor: int, at: in
     # Where the system cannot, reading and writing finds out whether the disk itself refuses.
     moved = _copy_in_system(source, start, stop, descriptor, at, progress)
     start, at = start + moved, at + moved
-    while start < stop:
-        data = source.read(start, min(stop - start, _COPY_BYTES))
+    for data in source.pieces(start, stop, _COPY_BYTES):
         at = write_all_at(descriptor, data, at)
-        start += len(data)
         progress(len(data))
 
 
 def _copy_in_system(source: InputFile, start: int, stop: int, descriptor: int, at: int, progress: Progress) -> int:
     """Copies as far as the system does it by itself, and returns how many bytes."""
     done = 0
-    while start + done < stop:
+    while source.is_on_disk and start + done < stop:
         count = min(stop - start - done, _SYSTEM_BYTES)
         moved = copy_in_system(source.fileno(), descriptor, count, start + done, at + done)
         if not moved:

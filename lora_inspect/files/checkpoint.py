@@ -6,13 +6,25 @@ from types import MappingProxyType
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.bounds import JSON_BYTES, JSON_ITEMS, TENSORS, too_many_tensors
+from lora_inspect.files.bounds import TENSORS, too_many_tensors
 from lora_inspect.files.dtypes import decode_number
-from lora_inspect.files.foreign import PICKLE_ENDINGS, START_BYTES, is_gguf, is_weights, likely_weights, refuse_format
+from lora_inspect.files.foreign import PICKLE_ENDINGS, is_gguf, is_weights, likely_weights
 from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG, ShardSet, is_config_alone, read_weights, set_of
 from lora_inspect.files.header import TensorInfo, identified_header, read_header
-from lora_inspect.files.input_file import Identity, InputFile, read_whole
-from lora_inspect.files.json_text import parse_json
+from lora_inspect.files.input_file import Identity, InputFile
+from lora_inspect.files.json_files import read_index, read_json
+from lora_inspect.files.places import (
+    begin_reading,
+    exists,
+    is_file,
+    is_folder,
+    is_of_server,
+    join,
+    looking,
+    names_in,
+    settled,
+    shown,
+)
 from lora_inspect.records import NamedTuple
 
 
@@ -80,8 +92,9 @@ class Checkpoint(NamedTuple):
         decoded: dict[tuple[str, bytes], float | int | bool | None] = {}
         for file, infos in wanted.items():
             with InputFile(file, self.inputs[file]) as source:
-                for info in infos:
-                    stored = info.dtype, source.read_few(info.start, info.nbytes)
+                contents = source.read_each([(info.start, info.nbytes) for info in infos])
+                for info, content in zip(infos, contents, strict=True):
+                    stored = info.dtype, content
                     if stored not in decoded:
                         decoded[stored] = decode_number(*stored)
                     values[info.name] = decoded[stored]
@@ -102,60 +115,54 @@ def open_checkpoint(path: str) -> Checkpoint:
     Raises LoraInspectError for whatever is not such a file, and never unpickles anything.
     """
     path = os.fspath(path)
-    if os.path.isdir(path):
-        return _open_folder(path)
-    if not os.path.exists(path):
-        if os.path.islink(path):
-            raise LoraInspectError(f"{path}: it is a link that leads nowhere; name the file that it should lead to.")
-        from lora_inspect.files.near_names import nearest_path
+    with looking(path):
+        return _open(settled(path), named=shown(path))
 
-        near = nearest_path(path)
-        meant = f" (did you mean {near}?)" if near else ""
-        raise LoraInspectError(f"{path or 'the empty name'}: there is no such file or folder; check the path{meant}.")
-    if not os.path.isfile(path):
-        raise LoraInspectError(f"{path}: it is neither a file nor a folder; name a file on a disk.")
+
+def _open(path: str, named: str) -> Checkpoint:
+    if is_folder(path):
+        return _open_folder(path, named)
+    if not is_file(path):
+        raise _is_no_file(path)
     folder, name = os.path.split(path)
     if name.endswith(".index.json"):
-        return _open_index(path, named=path)
+        return _open_index(path, named)
     whole = set_of(name)
     if whole and whole.shards > 1 and is_weights(path):
-        return _open_shards(folder, whole, named=path)
-    return _single_file(path, named=path)
+        return _open_shards(folder, whole, named)
+    return _single_file(path, named)
 
 
-def read_json(file: str, identity: Identity | None = None) -> tuple[Any, Identity]:
-    """The parsed content of a small JSON file beside a checkpoint, and which file it was.
+def _is_no_file(path: str) -> LoraInspectError:
+    if exists(path):
+        if os.path.islink(path) and not os.path.exists(path):
+            return LoraInspectError(f"{path}: it is a link that leads nowhere; name the file that it should lead to.")
+        return LoraInspectError(f"{path}: it is neither a file nor a folder; name a file on a disk.")
+    from lora_inspect.files.near_names import nearest_path
 
-    Raises LoraInspectError where it is not JSON, or not the file of an earlier `identity`.
-    """
-    content, identity = read_whole(file, JSON_BYTES, identity)
-    try:
-        return parse_json(content), identity
-    except ValueError:
-        refuse_format(file, bytes(content[:START_BYTES]))
-        raise LoraInspectError(
-            f"{file}: it is not valid JSON of at most {JSON_ITEMS:,} items; fetch it again or repair it."
-        ) from None
+    near = nearest_path(path)
+    meant = f" (did you mean {near}?)" if near else ""
+    return LoraInspectError(f"{path or 'the empty name'}: there is no such file or folder; check the path{meant}.")
 
 
-def _open_folder(folder: str) -> Checkpoint:
-    names = sorted(os.listdir(folder))
+def _open_folder(folder: str, named: str) -> Checkpoint:
+    names = sorted(names_in(folder))
     if own := read_weights(names):
-        return _single_file(os.path.join(folder, own), named=folder, root=folder)
+        return _single_file(join(folder, own), named=named, root=folder)
     indexes = [name for name in names if name.endswith(".safetensors.index.json")]
     if len(indexes) == 1:
-        return _open_index(os.path.join(folder, indexes[0]), named=folder)
-    weights = [name for name in names if is_weights(os.path.join(folder, name))]
+        return _open_index(join(folder, indexes[0]), named=named)
+    weights = [name for name in names if is_weights(join(folder, name))]
     sets = {set_of(name) for name in weights}
     if len(sets) == 1 and (whole := sets.pop()):
-        return _open_shards(folder, whole, named=folder)
+        return _open_shards(folder, whole, named=named)
     if len(weights) == 1:
-        return _single_file(os.path.join(folder, weights[0]), named=folder, root=folder)
+        return _single_file(join(folder, weights[0]), named=named, root=folder)
     pickles = [name for name in names if name.lower().endswith(PICKLE_ENDINGS)]
     if not weights and pickles:
-        read_header(os.path.join(folder, likely_weights(pickles)))
+        read_header(join(folder, likely_weights(pickles)))
     if is_config_alone(names):
-        return _config_alone(folder)
+        return _config_alone(folder, named)
     found = f"{len(weights)} .safetensors files" if weights else "no .safetensors file"
     raise LoraInspectError(
         f"{folder}: the folder holds {found}, but one checkpoint was expected; name the file itself."
@@ -198,12 +205,12 @@ def _gguf_file(file: str, named: str, root: str | None) -> Checkpoint:
     )
 
 
-def _config_alone(folder: str) -> Checkpoint:
+def _config_alone(folder: str, named: str) -> Checkpoint:
     """An adapter of which the configuration is there without the weights: a checkpoint of no files."""
     inputs: dict[str, Identity] = {}
-    config, config_path = _config_beside(os.path.join(folder, ADAPTER_CONFIG), inputs)
+    config, config_path = _config_beside(join(folder, ADAPTER_CONFIG), inputs)
     return Checkpoint(
-        path=folder,
+        path=named,
         files=(),
         tensors={},
         file_metadata={},
@@ -217,8 +224,8 @@ def _config_alone(folder: str) -> Checkpoint:
 
 def _config_beside(file: str, inputs: dict[str, Identity]) -> tuple[dict[str, Any] | None, str | None]:
     """The `adapter_config.json` beside `file`, which joins the `inputs`, and its path; None where there is none."""
-    path = os.path.join(os.path.dirname(file), ADAPTER_CONFIG)
-    if not os.path.lexists(path):
+    path = join(os.path.dirname(file), ADAPTER_CONFIG)
+    if not exists(path):
         return None, None
     config, inputs[path] = read_json(path)
     if not isinstance(config, dict):
@@ -233,7 +240,7 @@ def _open_index(index: str, named: str) -> Checkpoint:
     names = sorted(set(weight_map.values()))
     if any(os.path.basename(name) != name for name in names):
         raise LoraInspectError(f"{index}: it points outside its own folder; fetch the index again.")
-    checkpoint = _join([os.path.join(folder, name) for name in names], folder, {index: identity}, named)
+    checkpoint = _join([join(folder, name) for name in names], folder, {index: identity}, named)
     for tensor, name in weight_map.items():
         if tensor not in checkpoint.tensors or os.path.basename(checkpoint.tensors[tensor].file) != name:
             raise LoraInspectError(
@@ -242,26 +249,18 @@ def _open_index(index: str, named: str) -> Checkpoint:
     return checkpoint
 
 
-def read_index(file: str, identity: Identity | None = None) -> tuple[dict[str, Any], Identity]:
-    """The content of an index.json with its `weight_map` of tensor names to files, and which file it was."""
-    content, identity = read_json(file, identity)
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise LoraInspectError(f"{file}: it has no `weight_map` of tensor names to files; fetch the index again.")
-    return content, identity
-
-
 def _open_shards(folder: str, whole: ShardSet, named: str) -> Checkpoint:
+    index = join(folder, f"{whole.stem}{whole.ending}.index.json")
+    if is_of_server(folder):
+        return _open_index(index, named)
     # In a folder of many sets the names are gone through for each of them.
-    names = sorted(name for name in os.listdir(folder or ".") if name.startswith(f"{whole.stem}-"))
-    files = [os.path.join(folder, name) for name in names if set_of(name) == whole]
+    names = sorted(name for name in names_in(folder) if name.startswith(f"{whole.stem}-"))
+    files = [join(folder, name) for name in names if set_of(name) == whole]
     if len(files) != whole.shards:
         raise LoraInspectError(
-            f"{os.path.join(folder, whole.stem)}: {len(files)} of {whole.shards} shards are there; "
-            "fetch the missing ones."
+            f"{join(folder, whole.stem)}: {len(files)} of {whole.shards} shards are there; fetch the missing ones."
         )
-    index = os.path.join(folder, f"{whole.stem}{whole.ending}.index.json")
-    found = {index: read_index(index)[1]} if os.path.lexists(index) else {}
+    found = {index: read_index(index)[1]} if exists(index) else {}
     return _join(files, folder, found, named)
 
 
@@ -269,8 +268,9 @@ def _join(files: list[str], folder: str, index: dict[str, Identity], named: str)
     tensors: dict[str, TensorInfo] = {}
     file_metadata: dict[str, dict[str, str]] = {}
     identities: dict[str, Identity] = {}
+    begin_reading(files)
     for file in files:
-        if not os.path.exists(file):
+        if not exists(file):
             raise LoraInspectError(f"{file}: the shard is missing; fetch it.")
         shard, file_metadata[file], identities[file] = identified_header(file)
         for name, info in shard.items():

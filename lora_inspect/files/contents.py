@@ -55,8 +55,7 @@ def chunks_of(contents: Iterable[Content]) -> Iterator[bytes]:
 
 
 def _chunks_in(source: InputFile, info: TensorInfo) -> Iterator[bytes]:
-    for start in range(info.start, info.stop, _CHUNK):
-        yield bytes(source.read(start, min(info.stop - start, _CHUNK)))
+    return map(bytes, source.pieces(info.start, info.stop, _CHUNK))
 
 
 def renamed(info: TensorInfo, name: str, shape: tuple[int, ...] | None = None) -> Content:

@@ -7,7 +7,9 @@ import re
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.gguf_format import MAGIC
 from lora_inspect.files.input_file import InputFile
+from lora_inspect.files.places import is_of_server, join, names_in
 from lora_inspect.records import NamedTuple
+from lora_inspect.stores.address import is_remote
 
 # Enough for the name of the first file in a zip archive and for the mark of a tar archive.
 START_BYTES = 512
@@ -142,7 +144,9 @@ def _conversion(pickle: str) -> str:
 
     stem, ending = os.path.splitext(pickle)
     converted = stem + (".converted" if ending == ".safetensors" else "") + ".safetensors"
-    if os.path.exists(converted):
+    if is_remote(pickle):
+        pickle, converted = "FILE", "NEW.safetensors"
+    elif os.path.exists(converted):
         return f"name {converted}, which stands beside it"
     # A name that a shell would take for more than a name is not put into a command.
     names = (pickle, converted) if shlex.quote(pickle) == pickle else ("FILE", "NEW.safetensors")
@@ -155,12 +159,12 @@ def _conversion(pickle: str) -> str:
 def _weights_beside(file: str) -> str:
     """What to name instead of a JSON file."""
     folder = os.path.dirname(file)
-    weights = sorted(name for name in os.listdir(folder or os.curdir) if name.endswith(".safetensors"))
+    weights = [] if is_of_server(file) else sorted(name for name in names_in(folder) if name.endswith(".safetensors"))
     if not weights:
         return "fetch the weights that it belongs to and name them"
     if len(weights) == 1:
-        return f"name the weights beside it, {os.path.join(folder, weights[0])}, or their folder, {folder or os.curdir}"
-    return f"name the weights that it belongs to, such as {os.path.join(folder, weights[0])}"
+        return f"name the weights beside it, {join(folder, weights[0])}, or their folder, {folder or os.curdir}"
+    return f"name the weights that it belongs to, such as {join(folder, weights[0])}"
 
 
 def _unmarked(start: bytes) -> bytes:

@@ -4,7 +4,9 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 
+from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.foreign import PICKLE_ENDINGS, is_weights
+from lora_inspect.files.places import bytes_at, is_folder, join, looking, names_in, walk
 from lora_inspect.records import NamedTuple
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -35,17 +37,17 @@ def find_checkpoints(folder: str) -> Iterator[str]:
     Folders that cannot be read come last, so that opening them says why.
     """
     unreadable: list[str] = []
-    for parent, folders, names in os.walk(folder, onerror=lambda error: unreadable.append(error.filename)):
+    for parent, folders, names in walk(folder, lambda error: unreadable.append(error.filename)):
         folders.sort()
         seen: set[str | ShardSet] = set()
         for name in sorted(names):
-            if not _is_listed(os.path.join(parent, name)):
+            if not _is_listed(join(parent, name)):
                 continue
             whole = set_of(name)
             group = whole if whole and whole.shards > 1 else name
             if group not in seen:
                 seen.add(group)
-                yield os.path.join(parent, name)
+                yield join(parent, name)
         if not seen and is_config_alone(names):
             yield parent
     yield from unreadable
@@ -82,15 +84,22 @@ def is_config_alone(names: Iterable[str]) -> bool:
     return ADAPTER_CONFIG in names and not any(name.lower().endswith(endings) for name in names)
 
 
+def is_collection(path: str) -> bool:
+    """Whether a folder is there that holds several checkpoints, or other folders, and is none itself."""
+    with looking(path):
+        return is_folder(path) and not is_checkpoint_folder(path)
+
+
 def is_checkpoint_folder(folder: str) -> bool:
     """Whether `folder` is one checkpoint (a PEFT folder, a sharded set, one file) and not a collection of several."""
     from lora_inspect.files.gguf_kind import is_gguf_adapter
 
-    names = os.listdir(folder)
-    weights = [name for name in names if is_weights(os.path.join(folder, name))]
-    sets = {set_of(name) or name for name in weights}
-    has_gguf = any(is_gguf_adapter(os.path.join(folder, name)) for name in names)
-    has_subfolders = any(os.path.isdir(os.path.join(folder, name)) for name in names)
+    with looking(folder):
+        names = names_in(folder)
+        weights = [name for name in names if is_weights(join(folder, name))]
+        sets = {set_of(name) or name for name in weights}
+        has_gguf = any(is_gguf_adapter(join(folder, name)) for name in names)
+        has_subfolders = any(is_folder(join(folder, name)) for name in names)
     if is_config_alone(names) and not has_subfolders and not has_gguf:
         return True
     if read_weights(names) or any(name.endswith(".safetensors.index.json") for name in names):
@@ -102,10 +111,15 @@ def stored_bytes(path: str) -> int:
     """The size of the files that belong to a checkpoint, as far as their names tell; 0 where there is none."""
     folder, name = os.path.split(path)
     try:
-        if os.path.isdir(path):
-            return sum(entry.stat().st_size for entry in os.scandir(path) if entry.name.endswith(".safetensors"))
-        if not (whole := set_of(name)):
-            return os.path.getsize(path)
-        return sum(entry.stat().st_size for entry in os.scandir(folder or os.curdir) if set_of(entry.name) == whole)
-    except (OSError, ValueError):  # a NUL character in it
+        with looking(path):
+            if is_folder(path):
+                return _bytes_in(path, [name for name in names_in(path) if name.endswith(".safetensors")])
+            if not (whole := set_of(name)):
+                return bytes_at(path)
+            return _bytes_in(folder, [name for name in names_in(folder) if set_of(name) == whole])
+    except (OSError, ValueError, LoraInspectError):  # a NUL character in it
         return 0
+
+
+def _bytes_in(folder: str, names: Iterable[str]) -> int:
+    return sum(bytes_at(join(folder, name)) for name in names)

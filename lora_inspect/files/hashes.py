@@ -50,8 +50,7 @@ def file_sha256(file: str, identity: Identity, progress: Progress = silent) -> s
     """That of all bytes of a file, which sites call SHA256; `progress` is told of them."""
     digest = hashlib.sha256()
     with InputFile(file, identity) as source:
-        for start in range(0, identity.bytes, _CHUNK):
-            chunk = source.read(start, min(_CHUNK, identity.bytes - start))
+        for chunk in source.pieces(0, identity.bytes, _CHUNK):
             digest.update(chunk)
             progress(len(chunk))
     return digest.hexdigest()
@@ -120,13 +119,15 @@ class FileHashes(NamedTuple):
 
 def file_hashes(file: str, data_start: int, identity: Identity, progress: Progress = silent) -> FileHashes:
     """What sites call SHA256 (AutoV2 are its first 10 digits), AutoV3 (the first 12) and AutoV1, in one reading."""
-    whole, data, piece = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+    whole, data, legacy = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
     with InputFile(file, identity) as source:
-        for start in range(0, identity.bytes, _CHUNK):
-            chunk = memoryview(source.read(start, min(_CHUNK, identity.bytes - start)))
+        start = 0
+        for piece in source.pieces(0, identity.bytes, _CHUNK):
+            chunk = memoryview(piece)
             whole.update(chunk)
             data.update(chunk[max(data_start - start, 0) :])
             first, last = _LEGACY_START - start, _LEGACY_START + _LEGACY_BYTES - start
-            piece.update(chunk[max(first, 0) : max(last, 0)])
+            legacy.update(chunk[max(first, 0) : max(last, 0)])
+            start += len(chunk)
             progress(len(chunk))
-    return FileHashes(whole.hexdigest(), data.hexdigest(), piece.hexdigest()[:_LEGACY_DIGITS])
+    return FileHashes(whole.hexdigest(), data.hexdigest(), legacy.hexdigest()[:_LEGACY_DIGITS])

@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import LoraInspectError, changed
 from lora_inspect.files.byte_copy import write_all
 from lora_inspect.files.header import LENGTH_BYTES
-from lora_inspect.files.input_file import Identity, changed
+from lora_inspect.files.input_file import Identity
 from lora_inspect.files.outputs import refusing
 from lora_inspect.files.system import close_locked, create, is_at, lock, open_itself, sync_folder
 from lora_inspect.files.torn_header import (

@@ -2,36 +2,51 @@
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import LoraInspectError, changed
 from lora_inspect.files.system import open_without_waiting
 from lora_inspect.records import NamedTuple
+from lora_inspect.stores.address import is_remote
+
+if TYPE_CHECKING:
+    from lora_inspect.stores.answers import Answer
 
 
 class Identity(NamedTuple):
     """What a file cannot keep when it is replaced, rewritten, cut, extended or touched.
 
-    `bytes` is its size, `modified` the time of its last change in nanoseconds.
+    `bytes` is its size, `modified` the time of its last change in nanoseconds. A remote file is on no device, and has
+    the `tag` that its store gave it.
     """
 
     device: int
     inode: int
     bytes: int
     modified: int
+    tag: str
 
     @classmethod
     def of(cls, status: os.stat_result) -> "Identity":
         """The identity of the file that the system described."""
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, "")
 
 
 class InputFile:
     """An open file, as a context manager. With the `identity` of an earlier opening it has to be that file still.
 
+    That of an address is a `RemoteInput`, which reads by ranges.
     Raises LoraInspectError where it is not, where it cannot be read, and where it is no file on a disk.
     """
+
+    # Whether the system has it, and may move its bytes by itself.
+    is_on_disk = True
+
+    def __new__(cls, path: str, identity: Identity | None = None) -> "InputFile":
+        """The kind of input that a path needs."""
+        return super().__new__(RemoteInput if is_remote(path) else cls)
 
     def __init__(self, path: str, identity: Identity | None = None) -> None:
         self.path = path
@@ -93,11 +108,70 @@ class InputFile:
             raise _unreadable(self.path, error.strerror) from None
         return data if len(data) == count else bytes(self.read(start, count))
 
+    def read_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of many small ranges (position, how many), in their order."""
+        return [self.read_few(*one) for one in ranges]
+
     def read(self, start: int, count: int) -> bytearray:
         """The `count` bytes from position `start` on."""
         buffer = bytearray(count)
         self.read_into(start, buffer)
         return buffer
+
+    def pieces(self, start: int, stop: int, size: int) -> Iterator[bytearray]:
+        """All bytes of a range, about `size` of them at a time."""
+        return (self.read(first, min(size, stop - first)) for first in range(start, stop, size))
+
+
+class RemoteInput(InputFile):
+    """The file at an address, which `path` is the printable form of. Every answer of its store has to be of it."""
+
+    is_on_disk = False
+
+    def __init__(self, path: str, identity: Identity | None = None) -> None:
+        from lora_inspect.stores.remote_file import RemoteFile
+
+        self._file = RemoteFile(path, identity and answer_of(identity))
+        self.path = self._file.address
+        self.identity = identity_of(self._file.answer)
+
+    def close(self) -> None:
+        """Nothing stays open between two ranges."""
+
+    def check_unchanged(self) -> None:
+        """What was read was of one file."""
+
+    def fileno(self) -> int:
+        """There is no descriptor; raises AssertionError."""
+        raise AssertionError(f"{self.path} is on no disk")
+
+    def read_into(self, start: int, buffer: bytearray | memoryview) -> None:
+        """Fills `buffer` with the bytes from position `start` on."""
+        self._file.read_into(start, buffer)
+
+    def read_few(self, start: int, count: int) -> bytes:
+        """The `count` bytes from position `start` on."""
+        return bytes(self.read(start, count))
+
+    def read_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of many small ranges, of which neighbours come together and others at the same time."""
+        return self._file.read_each(ranges)
+
+    def pieces(self, start: int, stop: int, size: int) -> Iterator[bytearray]:
+        """All bytes of a range; while one piece is used, the next ones are on their way."""
+        return self._file.stream(start, stop)
+
+
+def identity_of(answer: "Answer") -> Identity:
+    """The identity of the file that a store described."""
+    return Identity(0, 0, answer.bytes, answer.modified, answer.tag)
+
+
+def answer_of(identity: Identity) -> "Answer":
+    """What a store has to say of a remote file of this identity."""
+    from lora_inspect.stores.answers import Answer
+
+    return Answer(identity.bytes, identity.modified, identity.tag)
 
 
 def read_whole(
@@ -115,6 +189,13 @@ def read_whole(
 
 def identify(path: str) -> Identity:
     """Which file `path` leads to; raises LoraInspectError where there was one and is none any more."""
+    if is_remote(path):
+        from lora_inspect.stores.looks import look
+
+        found = look(path)
+        if found is None or found.answer is None:
+            raise changed(path)
+        return identity_of(found.answer)
     try:
         return Identity.of(os.stat(path))
     except OSError:
@@ -126,11 +207,6 @@ def check_unchanged(inputs: Mapping[str, Identity]) -> None:
     for path, identity in inputs.items():
         if identify(path) != identity:
             raise changed(path)
-
-
-def changed(path: str) -> LoraInspectError:
-    """The error for a file that did not stay as it was."""
-    return LoraInspectError(f"{path}: it changed while it was read; run the command again.")
 
 
 def _unreadable(path: str, reason: str | None) -> LoraInspectError:

@@ -3,7 +3,9 @@
 import os
 
 from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS, find_checkpoints, set_of
+from lora_inspect.files.places import exists, is_folder, join
 from lora_inspect.records import NamedTuple
+from lora_inspect.stores.address import is_remote
 
 # What the weights are called that a config beside them makes an adapter.
 _OF_FOLDERS = (f"{PEFT_WEIGHTS}.safetensors", f"{MLX_WEIGHTS}.safetensors")
@@ -21,16 +23,20 @@ def mirrored(folder: str, output: str) -> list[Mirrored]:
     own = os.path.join(os.path.realpath(output), "")
     found = []
     for path in find_checkpoints(folder):
-        if os.path.join(os.path.realpath(path), "").startswith(own):
+        if not is_remote(path) and os.path.join(os.path.realpath(path), "").startswith(own):
             continue
         parent, name = os.path.split(path)
         whole = set_of(name)
-        has_config = os.path.lexists(os.path.join(parent, ADAPTER_CONFIG))
-        if name in _OF_FOLDERS and has_config and not os.path.samefile(parent, folder):
+        has_config = exists(join(parent, ADAPTER_CONFIG))
+        if name in _OF_FOLDERS and has_config and not _is_same(parent, folder):
             path = stem = parent
         elif whole and whole.shards > 1:
-            stem = os.path.join(parent, whole.stem)
+            stem = join(parent, whole.stem)
         else:
-            stem = path if os.path.isdir(path) else os.path.splitext(path)[0]
+            stem = path if is_folder(path) else os.path.splitext(path)[0]
         found.append(Mirrored(path, os.path.relpath(stem, folder)))
     return found
+
+
+def _is_same(one: str, other: str) -> bool:
+    return one == other if is_remote(one) else os.path.samefile(one, other)

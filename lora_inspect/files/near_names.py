@@ -1,8 +1,12 @@
 """What somebody may have meant who mistyped a name. Standard library only."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.places import join, names_in
+from lora_inspect.stores.address import is_remote
 
 # How many names of a folder are looked at, and how many of these are compared letter by letter.
 _LOOKED_AT, _COMPARED = 2_000, 10
@@ -43,12 +47,20 @@ def nearest_path(path: str) -> str | None:
 
     folder, name = os.path.split(path.rstrip(os.sep))
     try:
-        with os.scandir(folder or os.curdir) as entries:
-            others = (entry.name for entry in entries if os.path.join(folder, entry.name) != path)
-            nearest = nearest_name(name, (other for other in others if not is_leftover(other)))
-    except (OSError, ValueError):  # a null character is no part of a path
+        others = (other for other in _names_in(folder) if join(folder, other) != path)
+        nearest = nearest_name(name, (other for other in others if not is_leftover(other)))
+    except (OSError, ValueError, LoraInspectError):  # a null character is no part of a path
         return None
-    return None if nearest is None else os.path.join(folder, nearest)
+    return None if nearest is None else join(folder, nearest)
+
+
+def _names_in(folder: str) -> Iterator[str]:
+    """The names in a folder, of which a disk tells one after the other."""
+    if is_remote(folder):
+        yield from names_in(folder)
+        return
+    with os.scandir(folder or os.curdir) as entries:
+        yield from (entry.name for entry in entries)
 
 
 def _stem(name: str) -> str:

@@ -10,6 +10,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.input_file import Identity, check_unchanged
 from lora_inspect.files.partial import claimed, is_of_dead_run, left_under, replace_folder, without_slash
 from lora_inspect.files.system import create, is_at, rename_new, sync_file, sync_folder
+from lora_inspect.stores.address import is_remote
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # Of a folder the system says itself that no file can replace it.
@@ -50,7 +51,8 @@ def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool =
 
 def is_input(output: str, inputs: Iterable[str]) -> bool:
     """Whether `output` is one of the inputs, under whatever name, or a folder that holds one."""
-    return os.path.exists(output) and any(os.path.samefile(path, output) or _lies_in(path, output) for path in inputs)
+    on_disk = [path for path in inputs if not is_remote(path)]
+    return os.path.exists(output) and any(os.path.samefile(path, output) or _lies_in(path, output) for path in on_disk)
 
 
 def check_replaceable(output: str, names: Iterable[str], folders: Iterable[str] = ()) -> None:

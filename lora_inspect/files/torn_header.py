@@ -68,7 +68,7 @@ def size_of(length: int) -> int:
 def refuse_torn(source: InputFile, length: int) -> None:
     """Raises LoraInspectError where a run left the header of the file, of so many bytes, in parts."""
     path = journal_of(source.path)
-    if not os.path.lexists(path):
+    if not source.is_on_disk or not os.path.lexists(path):
         return
     try:
         with InputFile(path) as journal:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from lora_inspect.files.base_folder import SideFiles
-from lora_inspect.files.checkpoint import read_json
+from lora_inspect.files.json_files import read_json
 
 # Where transformers and diffusers say how the weights of a folder are to be read.
 CONFIG = "config.json"

@@ -4,6 +4,7 @@ import os
 
 from lora_inspect.files.output_names import file_output, folder_output
 from lora_inspect.files.outputs import check_output, check_replaceable
+from lora_inspect.files.places import is_folder
 from lora_inspect.merging.plan import MergePlan
 
 
@@ -11,7 +12,7 @@ def merge_output(plan: MergePlan, named: str) -> str:
     """The path that `merge` writes for what the user `named`; raises LoraInspectError where that is no output of it."""
     if plan.base.root is None:
         return file_output(named, plan.base.name, plan.inputs)
-    what = "a folder" if os.path.isdir(plan.base.path) else "a part of a sharded set"
+    what = "a folder" if is_folder(plan.base.path) else "a part of a sharded set"
     return folder_output(named, f"{plan.base.path} is {what}", plan.inputs)
 
 

@@ -100,6 +100,7 @@ class MergePlan:
         ]
         of_adapters += other_expert_notes(self.base, [adapter for adapter, _ in self.adapters], self.options.only)
         of_adapters += other_base_notes((adapter for adapter, _ in self.adapters), self.base)
+        of_adapters += self.side_files.notes
         return [*of_adapters, *residual_notes(self._all(), self.base), *self.transposed_notes, *self.tied]
 
     @property

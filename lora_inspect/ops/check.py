@@ -11,13 +11,15 @@ from lora_inspect.checking.rules import UNREADABLE, find_problems
 from lora_inspect.checking.subject import Subject
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.files.found_checkpoints import find_checkpoints, is_checkpoint_folder, stored_bytes
+from lora_inspect.files.found_checkpoints import find_checkpoints, is_collection, stored_bytes
 from lora_inspect.files.output_names import file_output
 from lora_inspect.files.outputs import check_output
+from lora_inspect.files.places import exists
 from lora_inspect.progress import Progress, Share, silent
 from lora_inspect.reading.problem import ERROR, SEVERITIES, Problem
 from lora_inspect.reading.settings import Settings
 from lora_inspect.records import NamedTuple
+from lora_inspect.stores.address import is_remote
 
 
 class CheckResult(NamedTuple):
@@ -59,7 +61,7 @@ class CheckResult(NamedTuple):
 
 def found_in(path: str) -> list[str]:
     """The checkpoints of a folder of several, or the path itself."""
-    if os.path.isdir(path) and not is_checkpoint_folder(path):
+    if is_collection(path):
         return list(find_checkpoints(path)) or [path]
     return [path]
 
@@ -82,7 +84,7 @@ def check(
         problems = _problems_of(subject, tensors)
         return CheckResult(path, problems, mending(subject, problems).codes)
     except LoraInspectError as error:
-        if not os.path.lexists(path) or (os.path.isdir(path) and not is_checkpoint_folder(path)):
+        if not exists(path) or is_collection(path):
             raise
         message = str(error).removeprefix(f"{path}: ").removesuffix(".")
         return CheckResult(path, (Problem(UNREADABLE, ERROR, message),))
@@ -167,7 +169,8 @@ def _needed(mended: Mending, subject: Subject, problems: Sequence[Problem]) -> M
 def _keep_config(subject: Subject, output: str) -> None:
     """A file whose configuration lies beside it means nothing without it."""
     config = subject.checkpoint.config_path
-    if config and not os.path.samefile(os.path.dirname(config) or os.curdir, os.path.dirname(output) or os.curdir):
+    beside = os.path.dirname(output) or os.curdir
+    if config and (is_remote(config) or not os.path.samefile(os.path.dirname(config) or os.curdir, beside)):
         raise LoraInspectError(
             f"{output}: {config} would not lie beside it; name an output in the same folder, or copy the folder first."
         )

@@ -6,12 +6,13 @@ from contextlib import closing
 from functools import partial
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.found_checkpoints import find_checkpoints, is_checkpoint_folder
+from lora_inspect.files.found_checkpoints import find_checkpoints, is_collection
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.settings import Settings
 from lora_inspect.scanning.same_tensors import Duplicates
 from lora_inspect.scanning.scanned_file import Record, ScannedFile, scan_file
 from lora_inspect.scanning.side_by_side import side_by_side
+from lora_inspect.stores.address import is_remote
 
 # More processes than that wait for the disk and for each other.
 _MOST_JOBS = 2
@@ -45,7 +46,7 @@ def files_of(path: str, recursive: bool = True) -> list[str]:
 
     Raises OSError for a folder that cannot be read.
     """
-    if not os.path.isdir(path) or is_checkpoint_folder(path):
+    if not is_collection(path):
         return [path]
     found = list(find_checkpoints(path))
     own = [file for file in found if recursive or os.path.dirname(file) == path.rstrip(os.sep)]
@@ -61,6 +62,8 @@ def scan_files(
     """As `scan` of files that were listed before, each with settings of its own."""
     things = list(listing)
     count = min(_MOST_JOBS, os.cpu_count() or 1) if jobs is None else jobs
+    if any(is_remote(path) for path, _ in things):
+        count = 1  # others would not know what of an address is never printed
     duplicates = Duplicates()
     with closing(side_by_side(partial(_scan, record=record), things, count, _lost)) as results:
         for found in results:

@@ -10,6 +10,7 @@ from lora_inspect.architectures.gguf import GGUF_NAMES, GgufNames, Heads
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.gguf_format import ARCHITECTURE_KEY, TYPE_KEY
+from lora_inspect.files.places import exists, join
 from lora_inspect.listing import listed
 from lora_inspect.reading.contribution import Module
 from lora_inspect.reading.model_config import NAME, read_model_config
@@ -60,5 +61,5 @@ def gguf_names(checkpoint: Checkpoint) -> GgufNames:
 
 def _heads_beside(base: Checkpoint) -> Heads | None:
     folder = os.path.dirname(base.files[0]) if base.files else base.path
-    path = os.path.join(folder, NAME)
-    return read_model_config(path).heads if os.path.lexists(path) else None
+    path = join(folder, NAME)
+    return read_model_config(path).heads if exists(path) else None

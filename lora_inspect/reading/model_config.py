@@ -1,12 +1,12 @@
 """What the `config.json` of a model of transformers says of it: its kind, and the heads of its attention."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from lora_inspect.architectures.gguf import Heads
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.checkpoint import read_json
+from lora_inspect.files.json_files import read_json
+from lora_inspect.files.places import is_file, is_folder, join
 from lora_inspect.records import NamedTuple
 
 NAME = "config.json"
@@ -24,8 +24,8 @@ class ModelConfig(NamedTuple):
 
 def read_model_config(path: str) -> ModelConfig:
     """The config at `path`, or in the folder there; raises LoraInspectError where there is none."""
-    file = os.path.join(path, NAME) if os.path.isdir(path) else path
-    if not os.path.isfile(file):
+    file = join(path, NAME) if is_folder(path) else path
+    if not is_file(file):
         raise LoraInspectError(f"{path}: there is no {NAME} of a model; name it, or the folder that it is in.")
     config, _ = read_json(file)
     if not isinstance(config, dict):

@@ -4,10 +4,12 @@ import math
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.expert_packing import PACKINGS
 from lora_inspect.records import NamedTuple
+from lora_inspect.stores.address import is_remote, named
 
 _NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 # A component or a glob over module paths, in which files and addresses have no place.
@@ -101,6 +103,8 @@ def parse_argument(argument: str) -> tuple[str, Settings]:
     The last colon counts only where all that follows parses and the whole is no existing path. Raises
     LoraInspectError where a path that exists is followed by something that is no setting.
     """
+    if is_remote(argument):
+        return _at_address(argument)
     if os.path.lexists(argument):
         return argument, Settings()
     if file := _file_before_a_colon(argument):
@@ -113,6 +117,21 @@ def parse_argument(argument: str) -> tuple[str, Settings]:
         pass
     _refuse_other_separators(argument)
     return argument, Settings()
+
+
+def without_secrets(argument: str) -> str:
+    """The same argument, or option with a value, with what may be secret in an address put away."""
+    option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    return option + equals + spell_argument(*_at_address(value)) if is_remote(value) else argument
+
+
+def _at_address(argument: str) -> tuple[str, Settings]:
+    """The address and the settings: what stands behind the last colon of its path, where that is settings."""
+    address, _, tail = argument.rpartition(":")
+    if is_remote(address) and "/" in address.partition("://")[2]:
+        with suppress(ValueError):
+            return named(address), parse_settings(tail)
+    return named(argument), Settings()
 
 
 def _file_before_a_colon(argument: str) -> str | None:

@@ -105,7 +105,7 @@ def test_every_part_of_the_identity_counts(part, file):
     identity = identify(str(file))
     InputFile(str(file), identity).close()
     with pytest.raises(LoraInspectError, match=CHANGED):
-        InputFile(str(file), identity._replace(**{part: getattr(identity, part) + 1}))
+        InputFile(str(file), identity._replace(**{part: getattr(identity, part) + type(getattr(identity, part))(1)}))
 
 
 @pytest.mark.parametrize("harmless", ["read", "chmod", "linked"])

@@ -45,7 +45,12 @@ ARGUMENTS = {
     r"C:\a.safetensors": (r"C:\a.safetensors", Settings()),
     r"C:\a.safetensors:0.5": (r"C:\a.safetensors", Settings(multiplier=0.5)),
     "https://host/a.safetensors": ("https://host/a.safetensors", Settings()),
-    "https://host:8080/a?b=1": ("https://host:8080/a?b=1", Settings()),
+    "https://host:8080/a": ("https://host:8080/a", Settings()),
+    "https://host:8080/a:0.5": ("https://host:8080/a", Settings(multiplier=0.5)),
+    "https://host:8080": ("https://host:8080", Settings()),
+    "https://me:secret@host/a?b=1:0.5,alpha=4": ("https://host/a", Settings(multiplier=0.5, alpha=4.0)),
+    "s3://bucket/a:b:0.5": ("s3://bucket/a:b", Settings(multiplier=0.5)),
+    "hf://owner/name@main:unet=0.5": ("hf://owner/name@main", Settings(strengths=(("unet", 0.5),))),
 }  # fmt: skip
 
 

@@ -1,0 +1,150 @@
+"""What lies where, on disks and at addresses alike. Standard library only; stores are asked where an address is named.
+
+A disk is asked each time. A store is asked once within `looking`, as each question is a request.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.stores.address import is_remote
+
+
+def looking(path: str) -> AbstractContextManager[object]:
+    """A block in which what was found out about addresses is known still, where the path is one."""
+    if not is_remote(path):
+        return nullcontext()
+    from lora_inspect.stores.looks import one_look
+
+    return one_look()
+
+
+def shown(path: str) -> str:
+    """The path as it may be printed: of an address that without what may be secret."""
+    if not is_remote(path):
+        return path
+    from lora_inspect.stores.address import named
+
+    return named(path)
+
+
+def settled(path: str) -> str:
+    """The path by which what lies there is read: of a repository the one at the commit that it is at now.
+
+    Paths on disks are what they are. LoraInspectError where there is nothing at an address.
+    """
+    if not is_remote(path):
+        return path
+    from lora_inspect.stores.looks import look
+
+    found = look(path)
+    return found.address if found else shown(path)
+
+
+def is_folder(path: str) -> bool:
+    """Whether a folder is there; servers have none."""
+    if not is_remote(path):
+        return os.path.isdir(path)
+    from lora_inspect.stores import looks
+
+    return looks.is_folder(path)
+
+
+def is_file(path: str) -> bool:
+    """Whether a file is there, or what a link leads to is one."""
+    return exists(path) and not is_folder(path) if is_remote(path) else os.path.isfile(path)
+
+
+def exists(path: str) -> bool:
+    """Whether anything is there, a link that leads nowhere too."""
+    if not is_remote(path):
+        return os.path.lexists(path)
+    from lora_inspect.stores import looks
+
+    return looks.exists(path)
+
+
+def names_in(folder: str) -> list[str]:
+    """The names of all that is in a folder; OSError, or LoraInspectError for an address, where that cannot be read."""
+    if not is_remote(folder):
+        return os.listdir(folder or os.curdir)
+    from lora_inspect.stores.address import split
+    from lora_inspect.stores.looks import in_folder
+
+    return [split(found.address)[1] for found in in_folder(folder)]
+
+
+def walk(folder: str, onerror: Callable[[OSError], object] | None = None) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`: each folder with the names of the folders and the files in it, from the top down."""
+    if not is_remote(folder):
+        yield from os.walk(folder, onerror=onerror)
+        return
+    from lora_inspect.stores.address import split
+    from lora_inspect.stores.looks import below
+
+    folders: dict[str, tuple[list[str], list[str]]] = {folder: ([], [])}
+    for found in below(folder):
+        parent, name = split(found.address)
+        for made in _missing(parent, folders):
+            folders[made] = [], []
+            above, own = split(made)
+            folders[above][0].append(own)
+        folders[parent][1].append(name)
+    waiting = [folder]
+    while waiting:
+        place = waiting.pop(0)
+        inner, names = folders[place]
+        yield place, inner, names
+        waiting = [join(place, name) for name in inner] + waiting
+
+
+def join(folder: str, *names: str) -> str:
+    """The path of what is in a folder."""
+    if not is_remote(folder):
+        return os.path.join(folder, *names)
+    from lora_inspect.stores.address import join as join_address
+
+    return join_address(folder, *names)
+
+
+def bytes_at(path: str) -> int:
+    """The size of a file; OSError or LoraInspectError where there is none."""
+    if not is_remote(path):
+        return os.path.getsize(path)
+    from lora_inspect.stores.looks import look_at_file
+
+    found = look_at_file(path)
+    return found.answer.bytes if found.answer else 0
+
+
+def begin_reading(files: list[str]) -> None:
+    """Has the first bytes of many files come at once, where they are remote and looked at."""
+    if files and is_remote(files[0]):
+        from lora_inspect.stores.looks import begin
+
+        begin(files)
+
+
+def is_of_server(path: str) -> bool:
+    """Whether a path is on a web server, which lists no folders."""
+    from lora_inspect.stores.address import HTTP, HTTPS, scheme_of
+
+    return is_remote(path) and scheme_of(path) in (HTTP, HTTPS)
+
+
+def refuse_remote(path: str, way_out: str) -> None:
+    """Raises LoraInspectError for an address where only what is on a disk can be changed."""
+    if is_remote(path):
+        raise LoraInspectError(f"{path}: files at addresses are only read; {way_out}.")
+
+
+def _missing(folder: str, known: dict[str, tuple[list[str], list[str]]]) -> list[str]:
+    """The folder and those above it that are not known, from the top down."""
+    from lora_inspect.stores.address import split
+
+    missing: list[str] = []
+    while folder not in known:
+        missing.insert(0, folder)
+        folder = split(folder)[0]
+    return missing

@@ -1,0 +1,109 @@
+"""What keeps bytes of a store from coming: what may pass, so that they are asked for again, and sentences for the rest.
+
+No sentence has anything that a library says of a request: the address is in that with all that is never printed.
+"""
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.stores.address import HF, S3, scheme_of, split
+
+_LOG_IN = {
+    S3: "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws, or set FSSPEC_S3_ANON=true for a public bucket",
+    HF: "run `hf auth login` or set HF_TOKEN, and accept the conditions of the repository on its page",
+}
+_FETCH_ADDRESS = "an address that was signed may have expired: fetch a new one, or put your login into ~/.netrc"
+DOWNLOAD = "download the file and name that"
+
+
+class Transient(Exception):
+    """A failure that may pass: `why`, and how many seconds the server asks to wait, None where it says nothing."""
+
+    def __init__(self, why: str, wait: float | None = None) -> None:
+        super().__init__(why)
+        self.why = why
+        self.wait = wait
+
+
+class Missing(LoraInspectError):
+    """There is nothing at an address."""
+
+
+class Denied(LoraInspectError):
+    """The store does not say whether there is something at an address, or does not give it."""
+
+
+def missing(address: str) -> Missing:
+    """The error for an address at which there is nothing."""
+    return Missing(f"{address}: there is no such file or folder; check the address.")
+
+
+def denied(address: str, status: int) -> Denied:
+    """The error for what only others may read."""
+    return Denied(
+        f"{address}: it is not given to you (status {status}); {_LOG_IN.get(scheme_of(address), _FETCH_ADDRESS)}."
+    )
+
+
+def whole_files_only(address: str) -> LoraInspectError:
+    """The error for a server that sends a file from its first to its last byte, whichever are asked for."""
+    return LoraInspectError(
+        f"{address}: the server sends whole files only, and the file would be read in parts; {DOWNLOAD}."
+    )
+
+
+def refused(address: str, status: int) -> LoraInspectError:
+    """The error for any other answer that is none of the file."""
+    return LoraInspectError(f"{address}: the server refuses to send it (status {status}); check the address.")
+
+
+def unknown_host(address: str) -> LoraInspectError:
+    """The error for a name that stands for no machine."""
+    host = address.partition("://")[2].partition("/")[0].rpartition("@")[2]
+    return LoraInspectError(f"{address}: no machine is called {host or 'so'}; check the address and the network.")
+
+
+def untrusted(address: str) -> LoraInspectError:
+    """The error for a server that cannot prove who it is."""
+    return LoraInspectError(
+        f"{address}: the certificate of the server cannot be trusted; check the address, or name the authority that "
+        "signed it in SSL_CERT_FILE."
+    )
+
+
+def less_safe(address: str) -> LoraInspectError:
+    """The error for a server that leads from an address that is encrypted to one that is not."""
+    return LoraInspectError(
+        f"{address}: the server leads on to an address that is not encrypted; name that yourself if you trust it."
+    )
+
+
+def no_folder_of_a_server(address: str) -> LoraInspectError:
+    """The error for a folder of a server, which lists none."""
+    return LoraInspectError(
+        f"{address}: folders of a server cannot be listed; name a file, or the index.json of a set."
+    )
+
+
+def is_a_folder(address: str) -> LoraInspectError:
+    """The error for a folder where a file is asked for."""
+    return LoraInspectError(f"{address}: it is a folder; name a file in it, such as {split(address)[1]}/NAME.")
+
+
+def gave_up(address: str, why: str, tries: int) -> LoraInspectError:
+    """The error for what failed as often as it was tried."""
+    return LoraInspectError(f"{address}: it cannot be read ({why}, {tries} times); try again later.")
+
+
+def without_credentials(address: str) -> Denied:
+    """The error for a store that is asked by nobody."""
+    return Denied(f"{address}: there are no credentials for the store; {_LOG_IN[S3]}.")
+
+
+def of_status(address: str, status: int, wait: float | None = None) -> Exception:
+    """What the status of an HTTP answer other than success means, whichever store sent it."""
+    if status in (404, 410):
+        return missing(address)
+    if status in (401, 403):
+        return denied(address, status)
+    if status in (408, 425, 429) or status >= 500:
+        return Transient(f"status {status}", wait)
+    return refused(address, status)

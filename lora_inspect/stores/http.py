@@ -1,0 +1,158 @@
+"""Files of web servers, read by ranges: one request, its redirects, and what the answer says of the file.
+
+The session is that of fsspec, with its settings, the proxies of the environment and the logins of ~/.netrc.
+"""
+
+import asyncio
+import re
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import aiohttp
+import yarl
+
+from lora_inspect.stores.address import HTTPS, whole
+from lora_inspect.stores.answers import Answer, Sink
+from lora_inspect.stores.failures import (
+    Transient,
+    less_safe,
+    of_status,
+    refused,
+    unknown_host,
+    untrusted,
+    whole_files_only,
+)
+from lora_inspect.stores.file_systems import file_system
+
+_CHUNK = 1 << 20
+_REDIRECTS, _MOST_REDIRECTS = (301, 302, 303, 307, 308), 10
+# In seconds: to be connected, and to be sent the next bytes.
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_EMPTY = re.compile(r"bytes \*/(\d+)")
+# Addresses as those who sign them write them: to spell one otherwise would break what is signed.
+_PLAIN = re.compile(r"[!-~]+")
+# Where servers have led for what is asked of them, so that each next range is one request and not two.
+_led_to: dict[str, str] = {}
+
+Identify = Callable[[int, Mapping[str, str]], Answer]
+
+
+class _Moved(Exception):
+    """The address that a server led to before does not serve any more."""
+
+
+async def get(sink: Sink) -> None:
+    """Asks once for what a sink waits for. Transient where it may come later, LoraInspectError where it will not."""
+    await get_from(sink, whole(sink.address), {}, _as_headers_say)
+
+
+async def get_from(sink: Sink, url: str, headers: Mapping[str, str], identify: Identify) -> None:
+    """The same of any `url`, which is sent `headers` that no other server is; `identify` says which file it is."""
+    try:
+        if url in _led_to:
+            try:
+                return await _ask(sink, _led_to[url], {}, identify, is_led=True)
+            except _Moved:
+                _led_to.pop(url, None)
+        await _ask(sink, url, headers, identify)
+    except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+        raise _meaning(sink.address, error) from None
+    except ValueError:
+        raise refused(sink.address, 400) from None
+
+
+async def _ask(sink: Sink, url: str, headers: Mapping[str, str], identify: Identify, is_led: bool = False) -> None:
+    session = await file_system(sink.address).set_session()
+    first, sent = url, {"Accept-Encoding": "identity", "Range": f"bytes={sink.position}-{sink.stop - 1}", **headers}
+    for _ in range(_MOST_REDIRECTS):
+        async with session.get(_as_it_is(url), headers=sent, allow_redirects=False, timeout=_TIMEOUT) as response:
+            if response.status not in _REDIRECTS:
+                if is_led and response.status in (400, 401, 403, 404, 410):
+                    raise _Moved
+                sink.begin(_answer(sink, response, identify))
+                if url != first:
+                    _led_to[first] = url
+                async for data in response.content.iter_chunked(_CHUNK):
+                    sink.put(data)
+                    if not sink.left:
+                        return
+                return
+            target = urljoin(url, response.headers.get("Location", ""))
+        if url.startswith(f"{HTTPS}:") and not target.startswith(f"{HTTPS}:"):
+            raise less_safe(sink.address)
+        if _origin(target) != _origin(url):
+            sent = {name: value for name, value in sent.items() if name not in headers}
+        url = target
+    raise refused(sink.address, 310)
+
+
+def _answer(sink: Sink, response: aiohttp.ClientResponse, identify: Identify) -> Answer:
+    """Which file the server sends bytes of, from the position that was asked for; raises what else it says."""
+    status, headers = response.status, response.headers
+    if status == 206:
+        sent = _RANGE.fullmatch(headers.get("Content-Range", ""))
+        if sent is None or headers.get("Content-Encoding", "identity") != "identity":
+            raise whole_files_only(sink.address)
+        start, stop, size = map(int, sent.groups())
+        if start != sink.position or stop >= size:
+            raise Transient("it sent other bytes than were asked for")
+        return identify(size, headers)
+    if status == 200:
+        # A small file comes whole from any server.
+        length = response.content_length
+        if length is None or sink.position or length > sink.stop or "Content-Encoding" in headers:
+            raise whole_files_only(sink.address)
+        return identify(length, headers)
+    empty = _EMPTY.fullmatch(headers.get("Content-Range", "")) if status == 416 else None
+    if empty:
+        return identify(int(empty[1]), headers)
+    raise of_status(sink.address, status, _asked_to_wait(headers))
+
+
+def _as_headers_say(size: int, headers: Mapping[str, str]) -> Answer:
+    try:
+        modified = parsedate_to_datetime(headers.get("Last-Modified", "")).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        modified = 0
+    return Answer(size, int(modified) * 10**9, headers.get("ETag", ""))
+
+
+def _asked_to_wait(headers: Mapping[str, str]) -> float | None:
+    """The seconds of Retry-After, which are a number or a date."""
+    said = headers.get("Retry-After", "").strip()
+    if said.isdecimal() and said.isascii():
+        return float(said[:9])
+    try:
+        return max(parsedate_to_datetime(said).timestamp() - time.time(), 0)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _meaning(address: str, error: Exception) -> Exception:
+    """What a failure of the connection means, without what the library says of the request."""
+    inner: Any = getattr(error, "os_error", None) or error
+    if isinstance(error, aiohttp.InvalidURL):
+        return refused(address, 400)
+    if isinstance(error, aiohttp.ClientSSLError) or isinstance(inner, ssl.SSLError):
+        return untrusted(address)
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return unknown_host(address)
+    if isinstance(error, asyncio.TimeoutError):
+        return Transient("the server does not answer")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return Transient("there is no connection to the server")
+    return Transient("the connection broke")
+
+
+def _as_it_is(url: str) -> yarl.URL:
+    return yarl.URL(url, encoded=_PLAIN.fullmatch(url) is not None)
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc.rpartition("@")[2]

@@ -1,0 +1,172 @@
+"""What lies at an address, and what is in a folder. Within one look all that was found out is known still."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from lora_inspect.records import NamedTuple
+from lora_inspect.stores.address import HF, S3, named, scheme_of, split
+from lora_inspect.stores.answers import Found, Sink
+from lora_inspect.stores.failures import Denied, Missing, is_a_folder, missing, no_folder_of_a_server
+from lora_inspect.stores.requests import fill, tried, wait_for
+
+# So many bytes at the start of a file are asked for at once: most headers are not much longer.
+START = 64 << 10
+
+
+class _Known(NamedTuple):
+    """What was found out in one look: by address, and of folders."""
+
+    found: dict[str, Found | None]
+    folders: dict[str, list[Found]]
+    starts: dict[Found, bytes]
+
+
+_known: ContextVar[_Known | None] = ContextVar("_known", default=None)
+
+
+@contextmanager
+def one_look() -> Iterator[None]:
+    """A block in which a store is asked once for each thing. One in another is part of that.
+
+    Behind it all is asked anew, as it may have changed.
+    """
+    if _known.get() is not None:
+        yield
+        return
+    token = _known.set(_Known({}, {}, {}))
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
+
+def look(address: str) -> Found | None:
+    """What lies at an address, or None; LoraInspectError where that cannot be told."""
+    known, address = _known.get(), named(address)
+    if known is None:
+        return _look(address, 1)[0]
+    if address not in known.found:
+        found, start = _look(address, START)
+        known.found[address] = found
+        if found:
+            known.found[found.address] = found
+            known.starts[found] = start
+    return known.found[address]
+
+
+def look_at_file(address: str) -> Found:
+    """The file at an address; LoraInspectError where there is none."""
+    found = look(address)
+    if found is None:
+        raise missing(named(address))
+    if found.is_folder:
+        raise is_a_folder(found.address)
+    return found
+
+
+def exists(address: str) -> bool:
+    """Whether anything lies at an address that is given to whoever asks.
+
+    Of what is not there, servers and stores tell those who may not list a folder no more than of what is secret.
+    """
+    try:
+        return look(address) is not None
+    except Denied:
+        return False
+
+
+def is_folder(address: str) -> bool:
+    """Whether a folder lies at an address; servers have none. LoraInspectError where that cannot be told."""
+    if scheme_of(address) not in (S3, HF):
+        return False
+    found = look(address)
+    return found is not None and found.is_folder
+
+
+def in_folder(address: str) -> list[Found]:
+    """What lies in a folder; LoraInspectError for that of a server, which lists none."""
+    known = _known.get()
+    if known is None:
+        return _below(address, deep=False)
+    if address not in known.folders:
+        listed = _below(address, deep=False)
+        known.folders[address] = listed
+        known.found.update({one.address: one for one in listed})
+    return known.folders[address]
+
+
+def below(address: str) -> list[Found]:
+    """All files below a folder, in its subfolders too."""
+    return _below(address, deep=True)
+
+
+def start_of(found: Found) -> bytes:
+    """The first bytes of a file, START at most."""
+    known = _known.get()
+    start = known.starts.get(found, b"") if known else b""
+    wanted = min(START, found.answer.bytes if found.answer else 0)
+    if len(start) < wanted:
+        sink = Sink(found.address, 0, bytearray(wanted), found.answer)
+        fill([sink])
+        start = sink.taken
+        if known:
+            known.starts[found] = start
+    return start
+
+
+def begin(addresses: Sequence[str]) -> None:
+    """Finds out at once, within a look, what is asked next of many files: which they are, and their first bytes."""
+    known = _known.get()
+    if known is None:
+        return
+    for folder in dict.fromkeys(split(address)[0] for address in addresses):
+        if scheme_of(folder) in (S3, HF):
+            in_folder(folder)
+    sinks = [sink for address in addresses if (sink := _sink(address, known))]
+    fill(sinks)
+    for sink in sinks:
+        found = Found(sink.address, sink.answer)
+        known.found[sink.address] = found
+        known.starts[found] = sink.taken
+
+
+def _sink(address: str, known: _Known) -> Sink | None:
+    """What the first bytes of a file go into; None where they are known, or where there is none."""
+    found = known.found.get(address)
+    if found is None:
+        return None if scheme_of(address) in (S3, HF) else Sink(address, 0, bytearray(START))
+    if found.answer is None or found in known.starts:
+        return None
+    return Sink(address, 0, bytearray(min(START, found.answer.bytes)), found.answer)
+
+
+def _look(address: str, room: int) -> tuple[Found | None, bytes]:
+    """What lies there, and of a server's file its first bytes, which say which it is."""
+    if scheme_of(address) in (S3, HF):
+        return wait_for(address, tried(address, lambda: _store_of(address).look(address))), b""
+    if address.endswith("/") or not split(address)[1]:
+        raise no_folder_of_a_server(address)
+    sink = Sink(address, 0, bytearray(room))
+    try:
+        fill([sink])
+    except Missing:
+        return None, b""
+    return Found(address, sink.answer), sink.taken
+
+
+def _below(address: str, deep: bool) -> list[Found]:
+    if scheme_of(address) not in (S3, HF):
+        raise no_folder_of_a_server(address)
+    return wait_for(address, tried(address, lambda: _store_of(address).below(address, deep)))
+
+
+def _store_of(address: str) -> Any:
+    if scheme_of(address) == S3:
+        from lora_inspect.stores import s3
+
+        return s3
+    from lora_inspect.stores import hub
+
+    return hub
