@@ -165,7 +165,12 @@ class Session:
         shims = self.folder.parent / f"{self.folder.name}.programs"
         if not shims.exists():
             shims.mkdir()
-            for name, arguments in (("lora-inspect", "-m lora_inspect"), ("python", ""), ("python3", "")):
+            for name, arguments in (
+                ("lora-inspect", "-m lora_inspect"),
+                ("python", ""),
+                ("python3", ""),
+                ("torchrun", "-m torch.distributed.run"),
+            ):
                 (shims / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
                 (shims / name).chmod(0o755)
         environment = {

@@ -19,8 +19,8 @@ TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name
 VERBS = cli.list_commands(None)
 
 
-# Options of other programs, which their rules or messages name: vLLM's, pip's.
-FOREIGN = {"--max-lora-rank", "--no-deps"}
+# Options of other programs, which their rules or messages name, or which start this one: vLLM's, pip's, torchrun's.
+FOREIGN = {"--max-lora-rank", "--no-deps", *"--nproc-per-node --nnodes --rdzv-backend --rdzv-endpoint".split()}
 
 
 def options_of(command: click.Command) -> set[str]:

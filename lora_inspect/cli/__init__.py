@@ -11,6 +11,7 @@ from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.plain_options import version_option
 from lora_inspect.cli.verbs import Verbs
 from lora_inspect.files.system import ENDING_SIGNALS
+from lora_inspect.merging.launched import launched
 from lora_inspect.start import INTERRUPTED, WORDS
 
 _KILLED_BY = 128
@@ -39,6 +40,9 @@ def main(arguments: list[str] | None = None) -> None:
     for number in ENDING_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup goes on
             signal.signal(number, _terminate)
+    rank = launched()
+    if rank and not rank.is_first:  # which speaks for all
+        sys.stdout = sys.stderr = None
     terminal.serve_any_encoding()
     try:
         status = cli.main(_without_secrets(arguments), prog_name="lora-inspect", standalone_mode=False)

@@ -25,6 +25,7 @@ from lora_inspect.matching.orientation import in_words
 from lora_inspect.matching.orientation_answers import Answers
 from lora_inspect.matching.unmatched import in_components
 from lora_inspect.merging.kept import in_summary
+from lora_inspect.merging.launched import launched
 from lora_inspect.merging.rounding import NEAREST, STOCHASTIC, seed_of
 from lora_inspect.ops.merge import (
     MergeOptions,
@@ -163,6 +164,8 @@ def merge(
 ) -> None:
     """Plans, merges and prints; or undoes."""
     if is_undo:
+        if launched():
+            raise click.UsageError("--undo is no work for several processes; run it without torchrun.")
         from lora_inspect.cli.merge_undone import undo
 
         undo(base, parse_arguments(adapters), output, force, original, accept_unproved, dry_run, as_json)
@@ -173,27 +176,40 @@ def merge(
         raise click.UsageError(
             "--dtype is for all weights and --touched-dtype for those that change; give one of both."
         )
+    if (share or is_finish) and launched():
+        raise click.UsageError("torchrun deals the shards and finishes by itself; leave out --shard and --finish.")
     if share and is_finish:
         raise click.UsageError("--shard makes shards and --finish makes the output of them; give one of both.")
     try:
         drawn_by = seed_of(rounding, seed)
     except ValueError as error:
         raise click.UsageError(f"{error}.") from None
-    options = MergeOptions(
-        dtype=DTYPE_NAMES[dtype] if dtype else None,
-        touched_dtype=DTYPE_NAMES[touched_dtype] if touched_dtype else None,
-        only=only,
-        transposed=transposed,
-        allow_unmatched=allow_unmatched,
-        dora_rule=dora_multiplier,
-        settings=settings(rslora, alpha, allow_partial_dora, expert_packing),
-        choice=Choice(include, exclude),
-        weights=read_weights(weights) if weights is not None else None,
-        hash_base=hash_base,
-        seed=drawn_by,
-        accept_loss=accept_loss,
-    )
-    plan = plan_merge(base, parse_arguments(adapters), options)
+
+    def planned() -> MergePlan:
+        options = MergeOptions(
+            dtype=DTYPE_NAMES[dtype] if dtype else None,
+            touched_dtype=DTYPE_NAMES[touched_dtype] if touched_dtype else None,
+            only=only,
+            transposed=transposed,
+            allow_unmatched=allow_unmatched,
+            dora_rule=dora_multiplier,
+            settings=settings(rslora, alpha, allow_partial_dora, expert_packing),
+            choice=Choice(include, exclude),
+            weights=read_weights(weights) if weights is not None else None,
+            hash_base=hash_base,
+            seed=drawn_by,
+            accept_loss=accept_loss,
+        )
+        return plan_merge(base, parse_arguments(adapters), options)
+
+    rank = launched()
+    if rank and not dry_run:
+        from lora_inspect.cli import merge_ranks
+
+        assert output is not None  # the option asks for it where there is no dry run
+        merge_ranks.run(rank, planned, output, force, lambda plan, made: _print(made.to_dict(), made, plan, as_json))
+        return
+    plan = planned()
     for note in plan.notes:
         terminal.note(note)
     if share or is_finish:
@@ -208,7 +224,7 @@ def merge(
             check_merge_output(plan, output, force)
         _print(planned_record(plan, output), None, plan, as_json)
         return
-    assert output is not None  # the option asks for it where there is no dry run
+    assert output is not None
     with progress_bar("Merging", plan.bytes, in_bytes) as progress:
         result = merge_files(plan, output, force, progress)
     for note in result.notes[len(plan.notes) :]:

@@ -1,6 +1,6 @@
 """`lora-inspect merge --shard` and `--finish`: one of several jobs, and the last one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lora_inspect.cli import terminal
@@ -14,8 +14,8 @@ from lora_inspect.ops.merge_shards import (
     finish_merge,
     merge_shard,
     shard_bytes,
-    shard_output,
     shard_record,
+    shared_output,
 )
 
 # What prints the record of a merge, made or planned.
@@ -35,19 +35,19 @@ def run(
     """Makes the shards of one job, or without a `share` the output of all, and prints what came of it."""
     if dry_run:
         if output is not None:
-            output = shard_output(plan, output, force, share)
+            output = shared_output(plan, output, force, share.of if share else 1)
         tell({**planned_record(plan, output), **shard_record(plan, share)}, None)
         return
     assert output is not None  # the option asks for it where there is no dry run
     if share is None:
         with progress_bar("Finishing", plan.side_files.bytes, in_bytes) as progress:
             merged = finish_merge(plan, output, force, progress)
-        _note(plan, merged.notes)
+        note_beyond(plan.notes, merged.notes)
         tell(merged.to_dict(), merged)
         return
     with progress_bar(f"Merging {share}", shard_bytes(plan, share), in_bytes) as progress:
         result = merge_shard(plan, output, share, force, progress)
-    _note(plan, result.notes)
+    note_beyond(plan.notes, result.notes)
     if as_json:
         terminal.json_text(result.to_dict())
         return
@@ -56,8 +56,9 @@ def run(
         tell(result.merged.to_dict(), result.merged)
 
 
-def _note(plan: MergePlan, notes: tuple[str, ...]) -> None:
-    for note in notes[len(plan.notes) :]:  # those of the plan were told when it was made
+def note_beyond(told: Sequence[str], notes: Sequence[str]) -> None:
+    """Prints the notes of a result but those at its beginning that were `told` when it was planned."""
+    for note in notes[len(told) :]:
         terminal.note(note)
 
 

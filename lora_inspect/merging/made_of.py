@@ -47,14 +47,17 @@ def digest(parts: Mapping[str, Any]) -> str:
 
 def check_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:
     """Raises LoraInspectError, which names the first difference, where what is found at `where` is of another merge."""
-    if theirs != ours:
+    if said := difference(theirs, ours):
         raise LoraInspectError(
-            f"{where}: it is of another merge: {_difference(theirs, ours)}; give the command that made it, choose "
+            f"{where}: it is of another merge: {said}; give the command that made it, choose "
             "another output, or remove the folder."
         )
 
 
-def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
+    """The first difference between what other shards and ours are made of, in words; None where there is none."""
+    if theirs == ours:
+        return None
     there, here = _files(theirs), _files(ours)
     if there != here:
         return f"the adapters are {listed(there) or 'others'} there and {listed(here)} here"

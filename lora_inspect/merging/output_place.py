@@ -2,10 +2,14 @@
 
 import os
 
+from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.output_names import file_output, folder_output
 from lora_inspect.files.outputs import check_output, check_replaceable
+from lora_inspect.files.partial import without_slash
 from lora_inspect.files.places import is_folder
+from lora_inspect.listing import counted
 from lora_inspect.merging.plan import MergePlan
+from lora_inspect.stores.address import is_remote
 
 
 def merge_output(plan: MergePlan, named: str) -> str:
@@ -23,3 +27,33 @@ def check_merge_output(plan: MergePlan, output: str, force: bool) -> None:
     if is_folder:
         weights = [os.path.basename(file) for file in plan.base.files]
         check_replaceable(output, [*weights, *plan.side_files.copied], plan.side_files.folders)
+
+
+def shared_output(plan: MergePlan, named: str, force: bool, jobs: int = 1) -> str:
+    """The folder that several `jobs` together write for what the user `named`.
+
+    Raises LoraInspectError where a base cannot be shared by so many, and where `merge` would not write there.
+    """
+    base = plan.base
+    if is_remote(named):
+        raise LoraInspectError(
+            f"{named}: jobs know of each other by files beside the output, which has to be in a folder that all of "
+            "them see; name one, and copy it to the store when it is there."
+        )
+    if base.root is None:
+        raise LoraInspectError(
+            f"{base.path}: it is one file, and shards are what several processes share; merge it by one."
+        )
+    if jobs > len(base.files):
+        raise LoraInspectError(
+            f"{base.path}: it has {counted(len(base.files), 'shard')}, and no more jobs than that can share it; give "
+            f"--shard I/{len(base.files)}."
+        )
+    output = without_slash(merge_output(plan, named))
+    if os.path.realpath(output).startswith(os.path.join(os.path.realpath(base.root), "")):
+        raise LoraInspectError(
+            f"{output}: it is in the folder of the base, of which each job takes all for a part of the base; choose a "
+            "place outside."
+        )
+    check_merge_output(plan, output, force)
+    return output

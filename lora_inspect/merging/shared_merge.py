@@ -1,32 +1,28 @@
 """A merge that several processes make together, each some of its shards; OUT.parts is what they know of each other."""
 
 import os
+import time
 from collections import Counter
+from collections.abc import Sequence
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.hashes import file_sha256, sha256_behind
 from lora_inspect.files.header import read_header
+from lora_inspect.files.partial import remove_leftovers
 from lora_inspect.files.parts import PartsFolder
 from lora_inspect.files.writer import rewrite_header, rewrite_tensor
 from lora_inspect.listing import counted, some
 from lora_inspect.maths.torch_threads import load_torch
+from lora_inspect.merging.dealing import Share, taken
 from lora_inspect.merging.keeping import Keeping, kept_of
-from lora_inspect.merging.kept import KeptAdapter, check_kept
+from lora_inspect.merging.kept import check_kept
 from lora_inspect.merging.made_of import check_same, made_of
 from lora_inspect.merging.output_files import OutputFiles
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.provenance import recorded, with_base_hashes
+from lora_inspect.merging.result import MergeResult, result_of
 from lora_inspect.merging.shard_entry import ShardEntry, read_entry
 from lora_inspect.progress import Progress, silent
-from lora_inspect.records import NamedTuple
-
-
-class Finished(NamedTuple):
-    """What came of all shards together: tensors by element type, what is kept of each adapter, what is left to say."""
-
-    counts: Counter[str]
-    kept: list[KeptAdapter]
-    notes: list[str]
 
 
 class SharedMerge:
@@ -36,6 +32,8 @@ class SharedMerge:
     """
 
     def __init__(self, plan: MergePlan, output: str) -> None:
+        self._started = time.perf_counter()
+        self.leftovers = remove_leftovers(output)
         self.parts = PartsFolder(output)
         self.parts.check(plan.inputs)
         self._plan = plan
@@ -43,7 +41,7 @@ class SharedMerge:
         self._adapters = [adapter.checkpoint.path for adapter, _ in plan.adapters]
         self._late = _late(plan)
         self._record = recorded(plan, beside=load_torch, hash_base=False)
-        self._made_of = made_of(plan, self._record)
+        self.made_of = made_of(plan, self._record)
         for name in self.files:
             self._entry(name)
 
@@ -82,7 +80,7 @@ class SharedMerge:
         data_start = len(OutputFiles(plan).header(file, self._record))
         size, digest = sha256_behind(output, data_start, late)
         entry = ShardEntry(
-            made_of=self._made_of,
+            made_of=self.made_of,
             size=size,
             data_start=data_start,
             sha256=digest,
@@ -94,7 +92,12 @@ class SharedMerge:
         )
         self.parts.write_entry(name, entry.content())
 
-    def finish(self, force: bool = False, progress: Progress = silent) -> Finished | None:
+    @property
+    def seconds(self) -> float:
+        """How long it has been at work."""
+        return time.perf_counter() - self._started
+
+    def finish(self, force: bool = False, progress: Progress = silent) -> MergeResult | None:
         """Gives the output its name, when all shards are there; None where another process does so.
 
         Raises LoraInspectError where a shard is missing, where too little of an adapter is kept, and where there is no
@@ -114,7 +117,9 @@ class SharedMerge:
                     raise
                 return None  # where there are no locks, another process was faster
             left = self.parts.remove()
-        return Finished(sum((Counter(one.counts) for one in entries.values()), Counter()), kept, [left] if left else [])
+        counts = sum((Counter(one.counts) for one in entries.values()), Counter[str]())
+        notes = (*self.leftovers, *([left] if left else []))
+        return result_of(self._plan, self.parts.output, counts, kept, notes, self.seconds)
 
     def _finish(self, entries: dict[str, ShardEntry], force: bool, progress: Progress) -> None:
         plan, files = self._plan, OutputFiles(self._plan)
@@ -148,7 +153,7 @@ class SharedMerge:
         entry = read_entry(self.parts.entry(name))
         if entry is None:
             return None
-        check_same(entry.made_of, self._made_of, self.parts.entry(name))
+        check_same(entry.made_of, self.made_of, self.parts.entry(name))
         try:
             is_there = os.path.getsize(self.parts.file(name)) == entry.size
         except OSError:
@@ -165,6 +170,11 @@ def bytes_of(plan: MergePlan, file: str) -> int:
     """What `provide` tells its progress of for the shard that is made from a `file` of the base."""
     hashed = plan.base.inputs[file].bytes if plan.options.hash_base else 0
     return sum(info.nbytes for info in plan.written if info.file == file) + hashed
+
+
+def dealt(plan: MergePlan, share: Share) -> Sequence[str]:
+    """The files of the base that one of several processes takes."""
+    return taken(share, {file: plan.base.inputs[file].bytes for file in plan.base.files})
 
 
 def _late(plan: MergePlan) -> dict[str, int]:

@@ -423,9 +423,7 @@ class TestRefused:
         plan = plan_merge(
             "base.safetensors", [(write_adapter("small", modules=9), 1.0)], MergeOptions(allow_unmatched=True)
         )
-        with pytest.raises(
-            LoraInspectError, match=r"^base\.safetensors: it is one file, and shards are what jobs share"
-        ):
+        with pytest.raises(LoraInspectError, match=r"^base\.safetensors: it is one file, and shards are what several"):
             merge_shard(plan, "out", Share(1, 2))
 
     def test_more_jobs_than_shards(self, place):

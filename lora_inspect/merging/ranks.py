@@ -1,0 +1,168 @@
+"""The processes that torchrun started, as one of them sees them: what they do together, and what all learn of one.
+
+All wait in Python, a moment at a time, so that a signal that ends a process ends it at once.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.system import usable_cores
+from lora_inspect.merging.launched import Rank
+from lora_inspect.progress import Progress
+
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]
+
+Result = TypeVar("Result")
+
+# Seconds between two looks at the others while waiting for them, and while at work.
+_WAITING, _WORKING = 0.05, 0.5
+# How long all may take to be there, and how long the first one may take to say why it failed.
+_TO_MEET, _TO_TELL = timedelta(minutes=10), 10.0
+_FAILED, _DONE, _TOLD = "failed", "done", "told"
+
+
+class Elsewhere(Exception):
+    """Another process has failed, and the first one says so."""
+
+
+class Ranks:
+    """One process' view of all; `sentence_of` says of an error what a user reads of it."""
+
+    def __init__(self, rank: Rank, store: "Store", sentence_of: Callable[[Exception], str]) -> None:
+        self.rank = rank
+        self._store, self._sentence_of = store, sentence_of
+        self._phases = self._due = self._shown = 0
+        self._looked = 0.0
+
+    def together(self, work: Callable[[], Result], show: Progress = lambda amount: None) -> Result:
+        """What this process made of its `work`, once all have done theirs; `show` is told of what all have done.
+
+        Where one of them fails, the others stop as soon as they tell of their progress: the first raises what the one
+        that failed has to say, the others raise Elsewhere.
+        """
+        self._phases += 1
+        try:
+            result = work()
+        except Elsewhere:
+            pass
+        except Exception as error:
+            self._store.set(self._failed(self.rank.number), self._sentence_of(error))
+            self._store.add(self._failed(), 1)
+        self._wait_for_all(show)
+        if not self._store.add(self._failed(), 0):
+            return result
+        if not self.rank.is_first:
+            raise Elsewhere
+        raise LoraInspectError(self._failure())
+
+    def equal(self, text: str, difference: Callable[[str], str]) -> None:
+        """Raises LoraInspectError where the text is not that of the first process.
+
+        `difference` says, of the text of the first one, in what.
+        """
+        if self.rank.is_first:
+            self._store.set("text", text)
+        own = hashlib.sha256(text.encode()).digest()
+        first, *_ = self._gathered(own)
+
+        def check() -> None:
+            if own != first:
+                raise LoraInspectError(difference(self._store.get("text").decode()))
+
+        self.together(check)
+
+    def progress(self, show: Progress) -> Progress:
+        """What this process tells its progress to: all learn of it, and `show` is told of what all have done."""
+
+        def tell(amount: int) -> None:
+            self._due += amount
+            if time.monotonic() - self._looked >= _WORKING:
+                self._looked = time.monotonic()
+                self._show(show)
+                if self._store.add(self._failed(), 0):
+                    raise Elsewhere
+
+        return tell
+
+    def told(self) -> None:
+        """The first process has said why all failed; the others end behind it."""
+        if self.rank.is_first:
+            self._store.set(_TOLD, "")
+            return
+        until = time.monotonic() + _TO_TELL
+        while not self._store.check([_TOLD]) and time.monotonic() < until:
+            time.sleep(_WAITING)
+
+    def _show(self, show: Progress) -> None:
+        """Says what this process has done since, and has the first one show what all have."""
+        due, self._due = self._due, 0
+        done = self._store.add(_DONE, due)
+        if self.rank.is_first:
+            show(done - self._shown)
+            self._shown = done
+
+    def _wait_for_all(self, show: Progress) -> None:
+        self._show(show)
+        arrived = self._store.add(f"arrived/{self._phases}", 1)
+        while arrived < self.rank.of:
+            time.sleep(_WAITING)
+            self._show(show)
+            arrived = self._store.add(f"arrived/{self._phases}", 0)
+        self._show(show)
+
+    def _gathered(self, own: bytes) -> list[bytes]:
+        """What each process has of what all have, of one length."""
+        import torch
+        from torch import distributed
+
+        found = [torch.zeros(len(own), dtype=torch.uint8) for _ in range(self.rank.of)]
+        distributed.all_gather(found, torch.frombuffer(bytearray(own), dtype=torch.uint8))
+        return [bytes(one.tolist()) for one in found]
+
+    def _failed(self, number: int | None = None) -> str:
+        """Where it is counted how many failed in this phase, or what process `number` says of that.
+
+        Others may be in the next phase already: they have failed there, and are waited for there.
+        """
+        return f"{_FAILED}/{self._phases}" + ("" if number is None else f"/{number}")
+
+    def _failure(self) -> str:
+        """What the processes that failed say: what all say once, of others the first one with its number."""
+        said = {
+            number: self._store.get(self._failed(number)).decode()
+            for number in range(self.rank.of)
+            if self._store.check([self._failed(number)])
+        }
+        number, sentence = next(iter(said.items()))
+        return sentence if number == 0 or len(said) == self.rank.of else f"process {number}: {sentence}"
+
+
+@contextmanager
+def all_ranks(rank: Rank, sentence_of: Callable[[Exception], str]) -> Iterator[Ranks]:
+    """All processes, once each of them is there; LoraInspectError where they cannot reach each other."""
+    import torch
+    from torch import distributed
+
+    # torchrun gives each process one thread where nobody has chosen.
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        torch.set_num_threads(max(1, usable_cores() // rank.here))
+    try:
+        server, *_ = next(distributed.rendezvous("env://", timeout=_TO_MEET))  # type: ignore[attr-defined]
+        run = f"lora_inspect/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        store = distributed.PrefixStore(run, server)  # type: ignore[attr-defined]
+        ranks = Ranks(rank, store, sentence_of)
+        ranks.together(lambda: None)
+        distributed.init_process_group("gloo", store=store, rank=rank.number, world_size=rank.of, timeout=_TO_MEET)
+        yield ranks
+    except (RuntimeError, ValueError) as error:
+        raise LoraInspectError(f"the processes of torchrun cannot reach each other ({error}); run it again.") from error
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
