@@ -20,7 +20,7 @@ VERBS = cli.list_commands(None)
 
 
 # Options of other programs, which their rules or messages name, or which start this one: vLLM's, pip's, torchrun's.
-FOREIGN = {"--max-lora-rank", "--no-deps", *"--nproc-per-node --nnodes --rdzv-backend --rdzv-endpoint".split()}
+FOREIGN = {"--max-lora-rank", "--no-deps", *["--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"]}
 
 
 def options_of(command: click.Command) -> set[str]:
