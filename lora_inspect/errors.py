@@ -27,6 +27,14 @@ def changed(path: str) -> LoraInspectError:
     return LoraInspectError(f"{path}: it changed while it was read; run the command again.")
 
 
+class DiskRefused(LoraInspectError):
+    """What is said where the disk does not take an output, for the `reason` that the system gives."""
+
+    def __init__(self, sentence: str, reason: str | None) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
 def of_system(error: OSError, path: str = "") -> str:
     """The sentence about an error of the system. `path` is the file that it came with, where it names none itself."""
     where = os.fsdecode(error.filename or path) if isinstance(error.filename or path, (str, bytes)) else path

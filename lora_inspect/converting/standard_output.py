@@ -30,6 +30,7 @@ from lora_inspect.converting.standard_config import (
 )
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.contents import Content, write_contents
+from lora_inspect.files.delivery import delivered
 from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS
 from lora_inspect.files.gguf_format import OF_FORMAT
 from lora_inspect.files.gguf_writer import write_gguf
@@ -51,9 +52,9 @@ _FOLDERS = {CONFIG: ("PEFT", PEFT_WEIGHTS), ONE_SCALE: ("mlx-lm", MLX_WEIGHTS)}
 class StandardOutput:
     """The output of one adapter where the user `named` it, and what goes with its tensors.
 
-    `path` is where it stands, `scheme` that of most of its names, and `asked` the one that was asked for.
-    `architecture` is what llama.cpp calls the model, for a file of it. `without_biases` says that those of the input
-    were left out.
+    `path` is where it stands, which `is_folder` or a file. `scheme` is that of most of its names, and `asked` the one
+    that was asked for. `architecture` is what llama.cpp calls the model, for a file of it. `without_biases` says that
+    those of the input were left out.
 
     Raises LoraInspectError where the adapter needs both a file and a folder, and where the name is for the other one.
     """
@@ -75,16 +76,16 @@ class StandardOutput:
         self._modules = modules
         self._carriers = {carrier_of(destination.module) for destination in modules}
         programs = [_FOLDERS[carrier] for carrier in sorted(self._carriers & _FOLDERS.keys())]
-        self._is_folder = bool(programs)
+        self.is_folder = bool(programs)
         self.scheme = Counter(destination.module.name.scheme for destination in modules).most_common(1)[0][0]
         source = adapter.checkpoint
-        if self._is_folder and len(self._carriers) > 1:
+        if self.is_folder and len(self._carriers) > 1:
             raise LoraInspectError(
                 f"{source.path}: some of its keys have {programs[0][0]}'s names, whose scale stands in a config, and "
                 f"some have others, so no program reads all of them; write {programs[0][0]}'s modules to a file of "
                 "their own first."
             )
-        if self._is_folder:
+        if self.is_folder:
             program, weights = programs[0]
             self._weights = f"{weights}.safetensors"
             because = (
@@ -101,8 +102,8 @@ class StandardOutput:
 
     def check(self, inputs: Collection[str], force: bool) -> None:
         """Raises LoraInspectError where the adapter cannot be written to the path."""
-        check_output(self.path, inputs, force, folder=self._is_folder)
-        if self._is_folder:
+        check_output(self.path, inputs, force, folder=self.is_folder)
+        if self.is_folder:
             check_replaceable(self.path, (self._weights, ADAPTER_CONFIG))
 
     def check_magnitudes(self) -> None:
@@ -174,28 +175,43 @@ class StandardOutput:
         With `force` it replaces what `check` lets it replace. `prove` is called with the path where the adapter is
         complete, before it appears.
         """
+        with delivered(self.path, inputs, force) as made:
+            weights = self._write(made.path, contents, metadata, modules, inputs, force, prove)
+            return os.path.getsize(weights)
+
+    def _write(
+        self,
+        path: str,
+        contents: Sequence[Content],
+        metadata: Mapping[str, str],
+        modules: "Mapping[str, SpelledModule]",
+        inputs: Mapping[str, Identity],
+        force: bool,
+        prove: Callable[[str], None] | None,
+    ) -> str:
+        """Makes the output at a path on a disk; returns that of its weights."""
         if self._is_gguf:
             alpha = next(module.alpha for module in modules.values() if module.alpha is not None)
             strings = {key: value for key, value in metadata.items() if not key.startswith(OF_FORMAT)}
-            write_gguf(self.path, self._architecture or "", alpha, contents, strings, inputs, force, prove)
-            return os.path.getsize(self.path)
-        if not self._is_folder:
-            write_contents(self.path, contents, metadata, inputs, force, prove)
-            return os.path.getsize(self.path)
+            write_gguf(path, self._architecture or "", alpha, contents, strings, inputs, force, prove)
+            return path
+        if not self.is_folder:
+            write_contents(path, contents, metadata, inputs, force, prove)
+            return path
         config = self._mlx_config(modules) if ONE_SCALE in self._carriers else self._config(modules)
-        with new_folder(self.path, inputs, force) as folder:
+        with new_folder(path, inputs, force) as folder:
             write_contents(os.path.join(folder, self._weights), contents, metadata)
             with open(os.path.join(folder, ADAPTER_CONFIG), "x", encoding="utf-8") as handle:
                 json.dump(config, handle, indent=2, sort_keys=True)
                 handle.write("\n")
             if prove:
                 prove(folder)
-        return os.path.getsize(os.path.join(self.path, self._weights))
+        return os.path.join(path, self._weights)
 
     def orientation(self, has_config: bool) -> Iterable[str]:
         """What the output does not say of weights that the base stores as (in, out), where it has no config."""
         transposed = [c.module.key for c in self._adapter.contributions if c.fan_in_fan_out]
-        if transposed and not (self._is_folder or self._is_gguf or has_config):
+        if transposed and not (self.is_folder or self._is_gguf or has_config):
             yield (
                 f"fan_in_fan_out is said of {len(transposed)} modules ({transposed[0]}), for which the output has no "
                 "place: its readers go by the shape of the weight"

@@ -9,6 +9,8 @@ from collections.abc import Collection
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.foreign import PICKLE_ENDINGS
 from lora_inspect.files.outputs import is_input
+from lora_inspect.files.store_outputs import output_address
+from lora_inspect.stores.address import is_remote, join
 
 SAFETENSORS_ENDING, GGUF_ENDING = ".safetensors", ".gguf"
 # With which names end that are meant for a file of weights. What follows the last dot of others, as a version number
@@ -39,6 +41,8 @@ def file_output(named: str, name: str, inputs: Collection[str], ending: str = SA
     what is written. An input, a device and the like stay as they are named, to be refused as what they are.
     """
     _refuse_nothing(named)
+    if is_remote(named):
+        named = output_address(join(named, _bare(name) + ending) if named.endswith("/") else named)
     if os.path.isdir(named):
         return os.path.join(named, _bare(name) + ending)
     if os.path.basename(named) == ending:
@@ -58,6 +62,8 @@ def folder_output(named: str, because: str, inputs: Collection[str]) -> str:
     Raises LoraInspectError for a name that is meant for a file. An input stays as it is named, to be refused as one.
     """
     _refuse_nothing(named)
+    if is_remote(named):
+        named = output_address(named)
     bare = _bare(named)
     if bare == named or os.path.isdir(named) or is_input(named, inputs):
         return named

@@ -6,9 +6,10 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import DiskRefused, LoraInspectError
 from lora_inspect.files.input_file import Identity, check_unchanged
 from lora_inspect.files.partial import claimed, is_of_dead_run, left_under, replace_folder, without_slash
+from lora_inspect.files.store_outputs import check_store_output, check_store_replaceable, is_input_address
 from lora_inspect.files.system import create, is_at, rename_new, sync_file, sync_folder
 from lora_inspect.stores.address import is_remote
 
@@ -19,6 +20,9 @@ _REPLACED = (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)
 
 def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool = False) -> None:
     """Raises LoraInspectError where `output` would overwrite an input or, without `force`, anything at all."""
+    if is_remote(output):
+        check_store_output(output, inputs, force, folder)
+        return
     if "\0" in output:
         raise LoraInspectError(f"{output}: no path may hold a NUL character; name another output.")
     parent = os.path.dirname(without_slash(output)) or os.curdir
@@ -51,6 +55,8 @@ def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool =
 
 def is_input(output: str, inputs: Iterable[str]) -> bool:
     """Whether `output` is one of the inputs, under whatever name, or a folder that holds one."""
+    if is_remote(output):
+        return is_input_address(output, inputs)
     on_disk = [path for path in inputs if not is_remote(path)]
     return os.path.exists(output) and any(os.path.samefile(path, output) or _lies_in(path, output) for path in on_disk)
 
@@ -60,6 +66,9 @@ def check_replaceable(output: str, names: Iterable[str], folders: Iterable[str] 
 
     `names` are files and `folders` its subfolders, by paths relative to `output`.
     """
+    if is_remote(output):
+        check_store_replaceable(output, {name.replace(os.sep, "/") for name in names})
+        return
     _check_lost(output, {*names, *(os.path.join(folder, "") for folder in folders)})
 
 
@@ -88,8 +97,15 @@ def new_file(
     With `force` it replaces a file that has the name, and a link where there are no `inputs`: a save in the course of a
     training must not fail for it. `prove` is called with the path of the whole file before it takes the name, and
     what it raises keeps it from that. Raises LoraInspectError where something else has the name, where the disk
-    refuses, and where one of the `inputs` is not the file any more that was read.
+    refuses, and where one of the `inputs` is not the file any more that was read. To a store goes what is made and
+    proved here.
     """
+    if is_remote(output):
+        from lora_inspect.files.store_delivery import sent_to_store
+
+        with sent_to_store(output, inputs, force) as sending, new_file(sending.path, inputs, prove=prove) as descriptor:
+            yield descriptor
+        return
     with refusing(output), claimed(output) as partial:
         descriptor = create(partial)
         try:
@@ -119,14 +135,22 @@ def new_folder(output: str, inputs: Mapping[str, Identity] | None = None, force:
 
     With `force` it replaces a folder that holds nothing which it does not hold, too. Raises LoraInspectError where
     there is anything else, where the disk refuses, and where one of the `inputs` is not the file any more that was
-    read.
+    read. To a store goes what is made here.
     """
+    if is_remote(output):
+        from lora_inspect.files.store_delivery import sent_to_store
+
+        with sent_to_store(output, inputs, force) as sending, new_folder(sending.path, inputs) as folder:
+            yield folder
+        return
     output = without_slash(output)
     with refusing(output), claimed(output) as partial:
         try:
             os.mkdir(partial)
             yield partial
             take_place(partial, output, inputs or {}, force)
+        except DiskRefused as error:
+            raise DiskRefused(str(error).replace(partial, output), error.reason) from None
         except LoraInspectError as error:
             raise LoraInspectError(str(error).replace(partial, output)) from None
     if left := left_under(partial):
@@ -163,7 +187,9 @@ def refusing(output: str) -> Iterator[None]:
         ) from None
     except OSError as error:
         way_out = "free space or choose" if error.errno in _NO_SPACE else "choose"
-        raise LoraInspectError(f"{output}: it cannot be written ({error.strerror}); {way_out} another place.") from None
+        raise DiskRefused(
+            f"{output}: it cannot be written ({error.strerror}); {way_out} another place.", error.strerror
+        ) from None
 
 
 def _sync(folder: str) -> None:

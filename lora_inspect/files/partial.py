@@ -16,8 +16,10 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from lora_inspect.files.store_outputs import unfinished_notes
 from lora_inspect.files.system import close_locked, create, exchange, is_at, lock, open_itself, rename_new
 from lora_inspect.files.torn_header import JOURNAL_ENDING
+from lora_inspect.stores.address import is_remote
 
 _LOCK, _OLD, _GONE = ".lock", ".old", ".gone"
 _NAME = re.compile(r"(?s)(?P<partial>(?P<output>.+)\.[0-9a-f]{16}\.partial)(?:\.(?:lock|old|gone))?")
@@ -90,6 +92,8 @@ def remove_leftovers(output: str) -> tuple[str, ...]:
     Returns a sentence for all that stays: what has no lock that could tell whether its run is alive, and what cannot
     be removed. Of runs that are alive there is none.
     """
+    if is_remote(output):
+        return unfinished_notes(output)
     output = without_slash(output)
     folder, name = os.path.split(output)
     try:

@@ -14,6 +14,7 @@ from lora_inspect.files.early_sync import EarlySync
 from lora_inspect.files.header import LENGTH_BYTES, TensorInfo, count_elements, read_header
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.outputs import new_file
+from lora_inspect.files.span import Span
 from lora_inspect.progress import Progress, silent
 from lora_inspect.records import NamedTuple
 
@@ -66,28 +67,11 @@ def padded_header(text: bytes, room: int = 0, behind: int = 0, step: int = ALIGN
     return (len(text) + blanks).to_bytes(LENGTH_BYTES, "little") + text + b" " * blanks
 
 
-class Span(NamedTuple):
-    """Bytes `start` to `stop` of the file that the tensor `info` is in, and where they are written.
-
-    They are whole tensors that lie one behind the other in both files, or a part of these.
-    """
-
-    info: TensorInfo
-    start: int
-    stop: int
-    at: int
-
-    def pieces(self, most: int) -> Iterator["Span"]:
-        """Spans of at most so many bytes, one behind the other."""
-        for start in range(self.start, self.stop, most):
-            stop = min(start + most, self.stop)
-            yield self._replace(start=start, stop=stop, at=self.at + start - self.start)
-
-
 class Writer:
     """Context manager that writes one file beside `path` and renames it when it is complete; else nothing is left.
 
-    The place of every tensor is known from the header, so that several threads may write, each its own tensors or rows.
+    The place of every tensor is known from the header, so that several threads may write, each its own tensors or rows;
+    so is the `size` of the file.
     With `force` the file replaces one of its name. Raises LoraInspectError when the disk refuses, where something has
     the name, and where one of the `inputs` is not the file any more that was read.
     """
@@ -109,6 +93,7 @@ class Writer:
         for plan in plans:
             start, stop = stop, stop + plan.nbytes
             self._places[plan.name] = start, stop
+        self.size = stop
         self._left = stop - len(self._header)
         self._counting = allocate_lock()
         self._descriptor = -1
@@ -176,6 +161,10 @@ class Writer:
         """The bytes of a span, from its open `source`, moved by the system where it can."""
         copy_bytes(source, span.start, span.stop, self._descriptor, span.at, progress)
         self._count(span.stop - span.start)
+
+    def leave(self, count: int) -> None:
+        """So many bytes of the tensors are not written here: whoever takes the file has them."""
+        self._count(count)
 
     def spans(self, infos: Iterable[TensorInfo]) -> Iterator[Span]:
         """What is copied of tensors that keep their names, in the order of the file; neighbours in one span."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lora_inspect.files.borrowing import Borrowing
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.writer import TensorPlan, Writer, in_file_order
@@ -86,13 +87,15 @@ def write_folded(
     inputs: Mapping[str, Identity] | None = None,
     force: bool = False,
     accept: Callable[[], None] = lambda: None,
+    borrowing: Borrowing | None = None,
 ) -> Written:
     """Writes the tensors of one file of the base to `output`.
 
     `progress` is told the bytes of the base that are done. With `force` the file replaces one of its name. `accept` is
-    called when all is written, and what it raises leaves no file. Raises
-    LoraInspectError where a result is not finite or cannot be computed, of several the first one in the order of the
-    file, where something has the name, and where one of the `inputs` is not the file any more that was read.
+    called when all is written, and what it raises leaves no file. Where there is a `borrowing`, the parts that it takes
+    are holes in what is written. Raises LoraInspectError where a result is not finite or cannot be computed, of several
+    the first one in the order of the file, where something has the name, and where one of the `inputs` is not the file
+    any more that was read.
     """
     from lora_inspect.maths.tensor_reader import bytes_in
     from lora_inspect.merging.factor_reader import FactorReader
@@ -134,7 +137,11 @@ def write_folded(
             return Job(job, job.memory + sum(own.nbytes for own in beside))
 
         folds = ((writer.place(info.name)[0], fold(info)) for info in written)
-        run_in_order(crew, [copying(writer, copied), folds], progress)
+        spans = borrowing.rest(writer.spans(copied), writer.size) if borrowing else writer.spans(copied)
+        run_in_order(crew, [copying(writer, spans), folds], progress)
+        if borrowing:
+            writer.leave(borrowing.bytes)
+            progress(borrowing.bytes)
         accept()
     return Written(Counter(target.dtype for target in plans), late)
 

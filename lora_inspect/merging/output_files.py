@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from lora_inspect.files.base_folder import copy_side_files
+from lora_inspect.files.borrowing import Borrowing
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.writer import ROOM, encode_header, in_file_order
@@ -29,13 +30,15 @@ class OutputFiles:
         inputs: Mapping[str, Identity] | None = None,
         force: bool = False,
         accept: Callable[[], None] = lambda: None,
+        borrowing: Borrowing | None = None,
     ) -> Written:
         """Writes the tensors of one `file` of the base to `output`, with the `record` of the merge in its metadata.
 
         The rest is as `write_folded` has it.
         """
         metadata = self._metadata(file, record)
-        return write_folded(output, self._infos(file), self._folding, metadata, progress, inputs, force, accept)
+        infos = self._infos(file)
+        return write_folded(output, infos, self._folding, metadata, progress, inputs, force, accept, borrowing)
 
     def header(self, file: str, record: str) -> bytes:
         """The bytes before the tensors of what `write` makes of a `file`."""

@@ -1,6 +1,5 @@
 """What a merge did, or would do: what `merge --json` prints, however many processes had a part in it."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,10 +110,11 @@ def result_of(
     kept: Sequence[KeptAdapter],
     notes: Sequence[str],
     seconds: float,
+    size: int,
 ) -> MergeResult:
     """The result of a merge whose `output` is complete.
 
-    `counts` are its tensors by element type, and `notes` those on what was found beside it.
+    `counts` are its tensors by element type, `notes` those on what was found beside it, `size` is that of all of it.
     """
     seed = plan.options.seed
     return MergeResult(
@@ -130,7 +130,7 @@ def result_of(
         files_copied=tuple(plan.side_files.copied),
         left_behind=plan.side_files.left_behind,
         seconds=round(seconds, 3),
-        bytes=_size(output),
+        bytes=size,
         orientations=plan.orientations,
         left_out=plan.left_out,
         excluded=plan.excluded,
@@ -141,9 +141,3 @@ def result_of(
         kept=tuple(kept),
         seed=seed,
     )
-
-
-def _size(path: str) -> int:
-    if os.path.isfile(path):
-        return os.path.getsize(path)
-    return sum(os.path.getsize(os.path.join(parent, name)) for parent, _, names in os.walk(path) for name in names)

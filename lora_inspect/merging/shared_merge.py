@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.hashes import file_sha256, sha256_behind
 from lora_inspect.files.header import read_header
+from lora_inspect.files.made_output import MadeOutput
 from lora_inspect.files.partial import remove_leftovers
 from lora_inspect.files.parts import PartsFolder
 from lora_inspect.files.writer import rewrite_header, rewrite_tensor
@@ -119,7 +120,8 @@ class SharedMerge:
             left = self.parts.remove()
         counts = sum((Counter(one.counts) for one in entries.values()), Counter[str]())
         notes = (*self.leftovers, *([left] if left else []))
-        return result_of(self._plan, self.parts.output, counts, kept, notes, self.seconds)
+        size = MadeOutput(self.parts.output).bytes
+        return result_of(self._plan, self.parts.output, counts, kept, notes, self.seconds, size)
 
     def _finish(self, entries: dict[str, ShardEntry], force: bool, progress: Progress) -> None:
         plan, files = self._plan, OutputFiles(self._plan)

@@ -64,6 +64,12 @@ class Storage:
         return {info.name for weight in self.recoded.values() for info in weight.beside.values()}
 
     @property
+    def awaited(self) -> set[str]:
+        """The files with tensors that weights of other files decide, so that they are complete behind those."""
+        weights = self.recoded.values()
+        return {own.file for weight in weights for own in weight.beside.values() if own.file != weight.info.file}
+
+    @property
     def said(self) -> list[str]:
         """What is left out, by name: tensors, keys of the metadata, and the part of the config."""
         metadata = [FORMATS_KEY] if self.metadata else []

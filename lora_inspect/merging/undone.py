@@ -38,7 +38,7 @@ class FromMerged:
         self.accounts |= {info.name: Account() for info in changed}
         with working_crew(BLOCK_ELEMENTS) as crew:
             jobs = ((writer.place(info.name)[0], self._job(writer, info)) for info in changed)
-            run_in_order(crew, [copying(writer, copied), jobs], progress)
+            run_in_order(crew, [copying(writer, writer.spans(copied)), jobs], progress)
 
     def _job(self, writer: Writer, info: TensorInfo) -> Job[Tools]:
         return Job(partial(self._restore, writer, info), _memory(self._folds[info.name]))

@@ -8,7 +8,8 @@ from operator import itemgetter
 
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import InputFile
-from lora_inspect.files.writer import Span, Writer
+from lora_inspect.files.span import Span
+from lora_inspect.files.writer import Writer
 from lora_inspect.maths.tensor_reader import RowBlocks
 from lora_inspect.maths.torch_threads import computing_threads, one_thread, own_threads
 from lora_inspect.merging.crew import Crew, Job, Member
@@ -55,9 +56,9 @@ def working_crew(elements: int) -> Iterator[Crew[Tools]]:
         yield Crew(tools, FACTOR_BYTES, one_thread)
 
 
-def copying(writer: Writer, infos: Iterable[TensorInfo]) -> Iterator[tuple[int, Job[Tools]]]:
-    """(position in the file, job) for all pieces of tensors that are written as they are."""
-    for span in writer.spans(infos):
+def copying(writer: Writer, spans: Iterable[Span]) -> Iterator[tuple[int, Job[Tools]]]:
+    """(position in the file, job) for all pieces of what is written as it is."""
+    for span in spans:
         for piece in span.pieces(COPIED_BYTES):
             yield piece.at, Job(partial(_copy, writer, piece))
 

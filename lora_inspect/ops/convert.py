@@ -1,6 +1,5 @@
 """Rewrites an adapter so that alpha/rank, which every loader reads, is its scale."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -184,7 +183,7 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
             *norms_remarks(adapter, options, norms),
             *account.unchanged(plan.destinations, modules),
             *account.trained_otherwise(adapter),
-            *account.configs(adapter, metadata, has_config=os.path.isdir(place.path)),
+            *account.configs(adapter, metadata, has_config=place.is_folder),
             *place.orientation(has_config=embedded is not None),
             *(received.remarks if received else ()),
         ),

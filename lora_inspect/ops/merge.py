@@ -5,6 +5,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from lora_inspect.files.delivery import delivered
+from lora_inspect.files.made_output import MadeOutput
 from lora_inspect.files.outputs import new_folder
 from lora_inspect.files.partial import remove_leftovers
 from lora_inspect.files.parts import PartsFolder
@@ -55,24 +57,50 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
         if not plan.options.accept_loss:
             check_kept(kept, plan.options.seed)
 
-    if plan.base.root is not None:
-        with new_folder(output, plan.inputs, force) as folder:
-            counts = _write_folder(plan, folder, files, record, progress, accept)
-    else:
-        counts, _ = files.write(plan.base.files[0], output, record, progress, plan.inputs, force, accept)
-    return result_of(plan, output, counts, kept, leftovers, time.perf_counter() - started)
+    with delivered(output, plan.inputs, force, progress) as delivery:
+        if plan.base.root is not None:
+            with new_folder(delivery.path, plan.inputs, force) as folder:
+                counts = _write_folder(plan, folder, files, record, progress, accept, delivery)
+        else:
+            counts = _write_file(plan, files, record, progress, force, accept, delivery)
+    return result_of(plan, output, counts, kept, leftovers, time.perf_counter() - started, delivery.bytes)
+
+
+def _write_file(
+    plan: MergePlan,
+    files: OutputFiles,
+    record: str,
+    progress: Progress,
+    force: bool,
+    accept: Callable[[], None],
+    delivery: MadeOutput,
+) -> Counter[str]:
+    file, output, borrowing = plan.base.files[0], delivery.path, delivery.borrowing()
+    counts, _ = files.write(file, output, record, progress, plan.inputs, force, accept, borrowing)
+    delivery.send(output, borrowing)
+    return counts
 
 
 def _write_folder(
-    plan: MergePlan, folder: str, files: OutputFiles, record: str, progress: Progress, accept: Callable[[], None]
+    plan: MergePlan,
+    folder: str,
+    files: OutputFiles,
+    record: str,
+    progress: Progress,
+    accept: Callable[[], None],
+    delivery: MadeOutput,
 ) -> Counter[str]:
     counts: Counter[str] = Counter()
     late: dict[str, bytes] = {}
     written = {file: os.path.join(folder, os.path.basename(file)) for file in plan.base.files}
+    awaited = plan.storage.awaited
     for file, output in written.items():
-        own = files.write(file, output, record, progress)
+        borrowing = None if file in awaited else delivery.borrowing()
+        own = files.write(file, output, record, progress, borrowing=borrowing)
         counts += own.counts
         late |= own.late
+        if file not in awaited:
+            delivery.send(output, borrowing)
     accept()
     for name, content in late.items():
         rewrite_tensor(written[plan.base.tensors[name].file], name, content)

@@ -477,10 +477,12 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_then_the_name(force, t
 
 
 # The files that make others: what gives an output its name, and what fills a folder that gets one in that way; and the
-# start of a process, which opens the null device in the place of streams that are closed. A journal is none.
+# start of a process, which opens the null device in the place of streams that are closed. A journal is none, and what
+# was sent to a store is removed here.
 MAKING = {
     "lora_inspect/start.py", "lora_inspect/files/outputs.py", "lora_inspect/files/partial.py",
-    "lora_inspect/files/header_journal.py", "lora_inspect/files/writer.py",
+    "lora_inspect/files/header_journal.py", "lora_inspect/files/store_delivery.py",
+    "lora_inspect/files/writer.py", "lora_inspect/files/parts.py",
     "lora_inspect/files/system.py", "lora_inspect/files/base_folder.py", "lora_inspect/converting/standard_output.py",
 }  # fmt: skip
 CALLS = {"write_text", "write_bytes", "save_file", "serialize_file", "touch", "mkstemp", "NamedTemporaryFile"}

@@ -1,0 +1,26 @@
+"""How an output comes from where it is made to where it was asked for. Standard library only."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from lora_inspect.files.input_file import Identity
+from lora_inspect.files.made_output import MadeOutput
+from lora_inspect.progress import Progress, silent
+from lora_inspect.stores.address import is_remote
+
+
+@contextmanager
+def delivered(
+    output: str, inputs: Mapping[str, Identity] | None = None, force: bool = False, progress: Progress = silent
+) -> Iterator[MadeOutput]:
+    """Has what the block makes at the `path` of the delivery be the output: there on a disk, sent to a store otherwise.
+
+    The rest is as `sent_to_store` has it.
+    """
+    if is_remote(output):
+        from lora_inspect.files.store_delivery import sent_to_store
+
+        with sent_to_store(output, inputs, force, progress) as sending:
+            yield sending
+    else:
+        yield MadeOutput(output)

@@ -1,0 +1,168 @@
+"""An output that is made here and goes to a store: in uploads that are completed when all of it has arrived."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from tempfile import TemporaryDirectory
+
+from lora_inspect.errors import DiskRefused, LoraInspectError
+from lora_inspect.files.borrowing import Borrowing
+from lora_inspect.files.held_signals import told_of_signals
+from lora_inspect.files.input_file import Identity, check_unchanged
+from lora_inspect.files.made_output import MadeOutput
+from lora_inspect.files.store_outputs import output_address
+from lora_inspect.progress import Progress, silent
+from lora_inspect.stores import parts
+from lora_inspect.stores.address import join, split
+from lora_inspect.stores.s3_objects import Unfinished, unfinished
+from lora_inspect.stores.s3_requests import Refused, S3Store
+from lora_inspect.stores.uploads import Upload, abort, complete_all
+
+_RUN_BYTES = 8
+_INDEX, _CONFIG, _RANKS = ".index.json", "config.json", 3
+
+
+@contextmanager
+def sent_to_store(
+    output: str, inputs: Mapping[str, Identity] | None = None, force: bool = False, progress: Progress = silent
+) -> Iterator["ToStore"]:
+    """Has what the block makes at the `path` of the delivery appear in the store when it ends well.
+
+    All that is there by then is sent, as far as it was not before. Nothing of it can be seen until all has arrived and
+    none of the `inputs` has changed; otherwise nothing of it stays. With `force` it replaces what has its address.
+    `progress` is told of the bytes that the store has. Raises LoraInspectError where the store or the folder for
+    temporary files refuses.
+    """
+    address = output_address(output)
+    try:
+        with TemporaryDirectory(prefix="lora-inspect-", ignore_cleanup_errors=True) as folder:
+            path = os.path.join(folder, split(address)[1])
+            try:
+                with _sent(address, path, inputs or {}, force, progress) as sending:
+                    yield sending
+            except DiskRefused as refused:
+                raise _no_room(address, folder, refused.reason) from None
+            except LoraInspectError as error:
+                raise LoraInspectError(str(error).replace(path, address)) from None
+    except OSError as error:
+        raise _no_room(address, "the folder for temporary files", error.strerror) from None
+
+
+@contextmanager
+def _sent(
+    address: str, path: str, inputs: Mapping[str, Identity], force: bool, progress: Progress
+) -> Iterator["ToStore"]:
+    sending = ToStore(address, path, progress)
+    try:
+        yield sending
+        sending.send_rest()
+        check_unchanged(inputs)
+        with told_of_signals():
+            sending.complete(force)
+            sending.abort_lost()
+    except BaseException as error:
+        with told_of_signals():
+            left = sending.abort()
+        if left and isinstance(error, LoraInspectError):
+            raise LoraInspectError(f"{str(error)[:-1]}; abort what stays unfinished of {', '.join(left)}.") from None
+        raise
+
+
+class ToStore(MadeOutput):
+    """An output that is made in a folder for temporary files, a part at a time, and goes to a store."""
+
+    def __init__(self, address: str, path: str, progress: Progress) -> None:
+        super().__init__(path)
+        self._address, self._progress = address, progress
+        self._store = S3Store(address)
+        self._run = os.urandom(_RUN_BYTES).hex()
+        self._uploads: list[Upload] = []
+        self._before = set(self._unfinished())
+
+    @property
+    def bytes(self) -> int:
+        """The size of all that was sent."""
+        return sum(upload.bytes for upload in self._uploads)
+
+    def borrowing(self) -> Borrowing:
+        """What the store copies of a file from inputs that it has, too."""
+        return Borrowing(self._address)
+
+    def send(self, file: str, borrowing: Borrowing | None = None) -> None:
+        """Sends a file and removes it here, but for a small one, which goes with the rest."""
+        if os.path.getsize(file) > parts.PART_BYTES:
+            self._send(file, "" if file == self.path else os.path.basename(file), borrowing)
+            os.unlink(file)
+
+    def send_rest(self) -> None:
+        """Sends all that is still here."""
+        if os.path.isfile(self.path):
+            self._send(self.path, "")
+        for parent, _, names in os.walk(self.path):
+            for name in sorted(names):
+                file = os.path.join(parent, name)
+                self._send(file, os.path.relpath(file, self.path))
+
+    def complete(self, replaces: bool) -> None:
+        """Has all of it appear, what leads to the rest at the end; where that fails, none of it stays.
+
+        Where it `replaces` others, these go one by one: the index goes first, so that nobody takes some of each for a
+        whole. Raises LoraInspectError.
+        """
+        groups = [[upload for upload in self._uploads if _rank(upload) == rank] for rank in range(_RANKS)]
+        try:
+            if replaces and len(self._uploads) > 1:
+                for upload in groups[-1]:
+                    upload.clear_place()
+            for group in groups:
+                complete_all(self._store, group, replaces)
+        except Refused as refused:
+            if replaces:
+                raise LoraInspectError(
+                    f"{str(refused)[:-1]}; some of what stood at {self._address} may be replaced already."
+                ) from None
+            with suppress(Refused):
+                for upload in self._uploads:
+                    upload.remove()
+            raise
+
+    def abort(self) -> list[str]:
+        """Gives up what has not appeared; the addresses of uploads that the store would not give up."""
+        left = []
+        for upload in self._uploads:
+            try:
+                upload.abort()
+            except Refused:
+                left.append(upload.address)
+        self.abort_lost()
+        return left
+
+    def abort_lost(self) -> None:
+        """Gives up what was begun by a request whose reply was lost: nobody else has begun it meanwhile."""
+        own = {upload.address for upload in self._uploads}
+        for one in self._unfinished():
+            if one not in self._before and one.address in own:
+                with suppress(Refused):
+                    abort(self._store, one.address, one.upload)
+
+    def _unfinished(self) -> list[Unfinished]:
+        """What the store tells of uploads to the output; nothing where it does not."""
+        with suppress(Refused):
+            return unfinished(self._store, self._address)
+        return []
+
+    def _send(self, file: str, name: str, borrowing: Borrowing | None = None) -> None:
+        upload = Upload(self._store, join(self._address, name) if name else self._address, self._run)
+        self._uploads.append(upload)
+        upload.send(file, borrowing.parts if borrowing else (), self._progress)
+
+
+def _rank(upload: Upload) -> int:
+    """When an object is completed: what programs look for first comes last."""
+    return 2 if upload.address.endswith(_INDEX) else 1 if upload.address.endswith(_CONFIG) else 0
+
+
+def _no_room(address: str, folder: str, reason: str | None) -> LoraInspectError:
+    return LoraInspectError(
+        f"{address}: it is made in {folder} first, which does not take it ({reason}); set TMPDIR to a folder with room."
+    )

@@ -1,0 +1,87 @@
+"""What may be written to a store: which addresses can be an output, and what it must not lose there."""
+
+from collections.abc import Collection, Iterable
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.stores.address import HF, S3, named, scheme_of
+
+# What S3 stores take as the key of an object, in bytes.
+_LONGEST_KEY = 1024
+_WAYS_OUT = {HF: "write to a folder, and send it with `hf upload`"}
+_OTHERWISE = "write a file or a folder here, and send it with what the server takes"
+
+
+def output_address(output: str) -> str:
+    """An output without slashes at its end; raises LoraInspectError where nothing can be written at such an address."""
+    address = named(output)
+    scheme = scheme_of(address)
+    if scheme != S3:
+        way_out = _WAYS_OUT.get(scheme, _OTHERWISE)
+        raise LoraInspectError(f"{address}: what has an address of {scheme}:// is only read; {way_out}.")
+    address = address.rstrip("/")
+    bucket, _, key = address.partition("://")[2].partition("/")
+    if not bucket or not key:
+        form = f"s3://{bucket or 'BUCKET'}/OUT"
+        raise LoraInspectError(f"{address}: it is a whole bucket; name what to write in it, as in {form}.")
+    parts = key.split("/")
+    if any(part in ("", ".", "..") for part in parts) or not key.isprintable() or "?" in key or "#" in key:
+        raise LoraInspectError(f"{output}: programs read such an address in different ways; name another output.")
+    if len(key.encode()) > _LONGEST_KEY:
+        raise LoraInspectError(f"{output}: a store takes names of {_LONGEST_KEY:,} bytes; choose a shorter one.")
+    return address
+
+
+def is_input_address(output: str, inputs: Iterable[str]) -> bool:
+    """Whether an address is that of one of the inputs, or of a folder that holds one."""
+    address = output.rstrip("/")
+    return any(path.rstrip("/") == address or path.startswith(f"{address}/") for path in inputs)
+
+
+def check_store_output(output: str, inputs: Iterable[str], force: bool, folder: bool) -> None:
+    """Raises LoraInspectError where the output would replace an input or, without `force`, anything at all."""
+    from lora_inspect.stores.s3_objects import described, names_below
+    from lora_inspect.stores.s3_requests import S3Store
+
+    address = output_address(output)
+    if is_input_address(address, inputs):
+        raise LoraInspectError(f"{address}: it is an input of the command; choose another output.")
+    store = S3Store(address)
+    is_folder = next(names_below(store, address), None) is not None
+    is_file = described(store, address) is not None
+    if not is_folder and not is_file:
+        return
+    if is_file if folder else is_folder:
+        raise LoraInspectError(f"{address}: it is {'a file' if folder else 'a folder'}; remove it first.")
+    if not force:
+        raise LoraInspectError(f"{address}: it exists; choose another output or add --force.")
+
+
+def check_store_replaceable(output: str, names: Collection[str]) -> None:
+    """Raises LoraInspectError where a folder in a store holds more than `names`, which would be lost among them."""
+    from lora_inspect.stores.s3_objects import names_below
+    from lora_inspect.stores.s3_requests import S3Store
+
+    address = output_address(output)
+    other = next((name for name in names_below(S3Store(address), address) if name not in names), None)
+    if other is not None:
+        raise LoraInspectError(
+            f"{address}: the folder holds {other}, which the command does not write; choose another output."
+        )
+
+
+def unfinished_notes(output: str) -> tuple[str, ...]:
+    """A sentence on uploads to an output that another run has begun and not ended, as far as the store tells."""
+    from lora_inspect.stores.s3_objects import unfinished
+    from lora_inspect.stores.s3_requests import Refused, S3Store
+
+    address = output_address(output)
+    try:
+        found = unfinished(S3Store(address), address)
+    except Refused:
+        return ()
+    if not found:
+        return ()
+    how_many = f"an upload, begun {found[0].begun}, is" if len(found) == 1 else f"{len(found)} uploads are"
+    return (
+        f"{address}: {how_many} not ended there, which a run that died may have left; abort what no run is sending.",
+    )

@@ -1,0 +1,27 @@
+"""The parts in which an object goes into a store, and which of them the store may copy from another one.
+
+Some stores want all parts but the last to be of one size, so that a grid of it lies over each object.
+"""
+
+from lora_inspect.records import NamedTuple
+
+PART_BYTES = 16 << 20
+_MOST_PARTS = 10_000
+
+
+class Borrowed(NamedTuple):
+    """Bytes `start` to `stop` of an object of the same store, `at` a position of the new one.
+
+    `etag` is that which the object must still have.
+    """
+
+    address: str
+    etag: str
+    start: int
+    stop: int
+    at: int
+
+
+def part_size(size: int) -> int:
+    """The size of the parts of an object: of all but the last."""
+    return PART_BYTES * -(-size // (PART_BYTES * _MOST_PARTS)) or PART_BYTES

@@ -1,0 +1,110 @@
+"""Requests to S3 stores, asked through s3fs with the credentials, endpoint and retries that its own settings say."""
+
+import asyncio
+import concurrent.futures
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.progress import Progress, silent
+from lora_inspect.stores.file_systems import file_system
+
+Reply = dict[str, Any]
+_Result = TypeVar("_Result")
+
+# How often one who waits is told how far it is, in seconds.
+_EVERY = 0.1
+
+_WAYS_OUT = {
+    "NoSuchBucket": "there is no such bucket; make it first, or name another",
+    "NoCredentialsError": "no credentials are set for it; set those of the store, as in AWS_PROFILE",
+    "ExpiredToken": "the credentials have expired; set new ones",
+    "InvalidAccessKeyId": "the store does not know the credentials; set others",
+    "SignatureDoesNotMatch": "the store does not accept the credentials; set others",
+    "EndpointConnectionError": "the store cannot be reached; check the network and its endpoint",
+    "QuotaExceeded": "the store has no more room; free some",
+}
+# What a store says where there is no object of a name.
+NO_OBJECT = ("404", "NoSuchKey", "NotFound")
+_VERSION = "?versionId="
+_DENIED = ("AccessDenied", "403", "Forbidden", "AllAccessDisabled")
+
+
+class Refused(LoraInspectError):
+    """What a store answered instead of doing it. `code` is the store's word for it, or the name of the trouble."""
+
+    def __init__(self, address: str, code: str, doing: str) -> None:
+        self.code = code
+        if code in _DENIED:
+            said = f"the store does not allow to {doing} ({code}); check the credentials and their rights"
+        else:
+            said = _WAYS_OUT.get(code) or f"the store failed to {doing} ({code}); run the command again"
+        super().__init__(f"{address}: {said}.")
+
+
+class S3Store:
+    """A connection to the S3 store that the settings name; raises LoraInspectError where a library is missing."""
+
+    def __init__(self, address: str) -> None:
+        self._store = file_system(address)
+
+    def place(self, address: str) -> dict[str, str]:
+        """How requests name what has an address: by its bucket and key, and its version where it has one."""
+        path, _, version = address.partition("://")[2].partition(_VERSION)
+        bucket, key, _ = self._store.split_path(path)  # that of an access point has slashes
+        return {"Bucket": bucket, "Key": key, **({"VersionId": version} if version else {})}
+
+    async def ask(self, method: str, address: str, doing: str, **arguments: Any) -> Reply:
+        """What the store replies about the object or the prefix of an address; `doing` says what for.
+
+        Raises Refused, where it is nothing that another try mends.
+        """
+        try:
+            return dict(await self._store._call_s3(method, **self.place(address), **arguments))
+        except Exception as error:
+            # What the libraries say may hold the key that the request was signed with.
+            raise Refused(address, _code_of(error), doing) from None
+
+    def wait(
+        self, work: Coroutine[Any, Any, _Result], done: Callable[[], int] = lambda: 0, progress: Progress = silent
+    ) -> _Result:
+        """The result of the work, which is cancelled and over where an exception comes to the one who waits.
+
+        `progress` is told of the growth of `done()`.
+        """
+        stop = asyncio.Event()
+        loop = self._store.loop
+        future = asyncio.run_coroutine_threadsafe(_until(stop, work), loop)
+        told = 0
+        try:
+            while not concurrent.futures.wait([future], _EVERY).done:
+                told, before = done(), told
+                progress(told - before)
+        except BaseException:
+            loop.call_soon_threadsafe(stop.set)
+            concurrent.futures.wait([future])
+            raise
+        result = future.result()
+        progress(done() - told)
+        return result
+
+
+async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """The result of the work, which is cancelled once it is to stop."""
+    task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+        task.cancel()
+        await asyncio.wait({task})
+    return task.result()
+
+
+def _code_of(error: BaseException) -> str:
+    """The store's own word for an error, or what kind it is."""
+    for cause in (error.__cause__, error):
+        reply = getattr(cause, "response", None)
+        if isinstance(reply, dict) and (code := reply.get("Error", {}).get("Code")):
+            return str(code)
+    return type(error).__name__

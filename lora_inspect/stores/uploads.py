@@ -1,0 +1,198 @@
+"""One object on its way into an S3 store, in parts that nobody sees until the upload is completed."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.progress import Progress, silent
+from lora_inspect.stores import parts
+from lora_inspect.stores.parts import Borrowed, part_size
+from lora_inspect.stores.s3_requests import NO_OBJECT, Refused, Reply, S3Store
+
+_AT_ONCE = 8
+_ABORTS = 3
+# What tells an object that this run made from one of another run, where the reply to the last request is lost.
+_MARK = "lora-inspect-run"
+_GONE = ("NoSuchUpload", "404")
+_TAKEN = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
+_UNKNOWN = ("NotImplemented", "501")
+
+
+def appeared(address: str) -> LoraInspectError:
+    """The error for an output that others have written meanwhile."""
+    return LoraInspectError(
+        f"{address}: it appeared while the command ran; choose another output, or run it again with --force."
+    )
+
+
+class Upload:
+    """An object that takes its `address` once it is completed, and leaves nothing where it is aborted.
+
+    `run` tells whose object it is. Raises Refused where the store does not do it.
+    """
+
+    def __init__(self, store: S3Store, address: str, run: str) -> None:
+        self.address = address
+        self.bytes = 0
+        self._store, self._run = store, run
+        self._file = ""
+        self._upload: Reply | None = None
+        self._parts: dict[int, Reply] = {}
+        self._sent = 0
+
+    def send(self, file: str, borrowed: Sequence[Borrowed] = (), progress: Progress = silent) -> None:
+        """Sends a local file, but for the parts that are `borrowed`, which the store copies by itself.
+
+        These are whole parts of the grid of `part_size`. One that is no larger than a part goes when it is completed,
+        and has to be there until then. `progress` is told of the bytes.
+        """
+        self._file, self.bytes = file, os.path.getsize(file)
+        if self.bytes <= parts.PART_BYTES:
+            progress(self.bytes)
+            return
+        self._store.wait(self._send({one.at: one for one in borrowed}), lambda: self._sent, progress)
+
+    async def complete(self, replaces: bool) -> None:
+        """Has the object appear; Refused where there is one meanwhile and it does not replace that."""
+        condition = {} if replaces else {"IfNoneMatch": "*"}
+        try:
+            await self._complete(**condition)
+        except Refused as refused:
+            if refused.code in _UNKNOWN and condition and await self._described() is None:
+                await self._complete()
+            elif refused.code not in (*_GONE, *_TAKEN):
+                raise
+            elif not await self._is_own():
+                raise (appeared(self.address) if condition else refused) from None
+
+    def abort(self) -> None:
+        """Gives up what was sent and is not completed."""
+        if self._upload:
+            abort(self._store, self.address, self._upload["UploadId"])
+            self._upload = None
+
+    def remove(self) -> None:
+        """Takes the object away again, where it is the one that was completed."""
+        if self._store.wait(self._is_own()):
+            self._store.wait(self._ask("delete_object", "remove it"))
+
+    def clear_place(self) -> None:
+        """Takes away what has the address."""
+        if self._store.wait(self._described()):
+            self._store.wait(self._ask("delete_object", "remove it"))
+
+    async def _is_own(self) -> bool:
+        """Whether the object that has the address is what this upload has made, as a lost reply may have said."""
+        found = await self._described()
+        if found is None or found.get("Metadata", {}).get(_MARK) != self._run:
+            return False
+        self._upload = None
+        return True
+
+    async def _described(self) -> Reply | None:
+        try:
+            return await self._ask("head_object", "look at it")
+        except Refused as refused:
+            if refused.code in NO_OBJECT:
+                return None
+            raise
+
+    async def _send(self, borrowed: Mapping[int, Borrowed]) -> None:
+        self._upload = await self._ask("create_multipart_upload", "write it", Metadata={_MARK: self._run})
+        size = part_size(self.bytes)
+        starts = iter(range(0, self.bytes, size))
+        await _all(self._work(starts, size, borrowed) for _ in range(_AT_ONCE))
+
+    async def _work(self, starts: Iterator[int], size: int, borrowed: Mapping[int, Borrowed]) -> None:
+        """One of several that send the next part until there is none."""
+        for start in starts:
+            number, stop = start // size + 1, min(start + size, self.bytes)
+            one = borrowed.get(start)
+            self._parts[number] = await (self._copy(number, one) if one else self._put(number, start, stop))
+            self._sent += stop - start
+
+    async def _put(self, number: int, start: int, stop: int) -> Reply:
+        content = await asyncio.to_thread(_read, self._file, start, stop)
+        reply = await self._ask_of_upload("upload_part", "write it", PartNumber=number, Body=content)
+        return self._named(number, reply)
+
+    async def _copy(self, number: int, one: Borrowed) -> Reply:
+        reply = await self._ask_of_upload(
+            "upload_part_copy",
+            f"copy from {one.address}",
+            PartNumber=number,
+            CopySource=self._store.place(one.address),
+            CopySourceRange=f"bytes={one.start}-{one.stop - 1}",
+            CopySourceIfMatch=one.etag,
+        )
+        return self._named(number, reply["CopyPartResult"])
+
+    def _named(self, number: int, reply: Reply) -> Reply:
+        """What the last request says of a part: its checksum too, where the upload has promised one."""
+        promised = (self._upload or {}).get("ChecksumAlgorithm")
+        names = ["ETag", f"Checksum{promised}"] if promised else ["ETag"]
+        return {"PartNumber": number, **{name: reply[name] for name in names if name in reply}}
+
+    async def _complete(self, **condition: str) -> None:
+        if not self._parts:
+            content = await asyncio.to_thread(_read, self._file, 0, self.bytes)
+            await self._ask("put_object", "write it", Body=content, Metadata={_MARK: self._run}, **condition)
+            return
+        parts = {"Parts": [self._parts[number] for number in sorted(self._parts)]}
+        await self._ask_of_upload("complete_multipart_upload", "write it", MultipartUpload=parts, **condition)
+        self._upload = None
+
+    async def _ask(self, method: str, doing: str, **arguments: Any) -> Reply:
+        return await self._store.ask(method, self.address, doing, **arguments)
+
+    async def _ask_of_upload(self, method: str, doing: str, **arguments: Any) -> Reply:
+        assert self._upload
+        return await self._ask(method, doing, UploadId=self._upload["UploadId"], **arguments)
+
+
+def abort(store: S3Store, address: str, upload: str) -> None:
+    """Gives up an upload with all that it has; raises Refused.
+
+    A part that was under way may come behind that, and stay: it is over where the store knows no such upload.
+    """
+    for _ in range(_ABORTS):
+        try:
+            store.wait(store.ask("abort_multipart_upload", address, "abort the upload", UploadId=upload))
+        except Refused as refused:
+            if refused.code in _GONE:
+                return
+            raise
+        try:
+            store.wait(store.ask("list_parts", address, "look at the upload", UploadId=upload))
+        except Refused:
+            return
+
+
+def complete_all(store: S3Store, uploads: Sequence[Upload], replaces: bool) -> None:
+    """Completes uploads, some at the same time; where one fails, any of the others may be complete, or not."""
+    left = iter(uploads)
+
+    async def work() -> None:
+        for upload in left:
+            await upload.complete(replaces)
+
+    store.wait(_all(work() for _ in range(_AT_ONCE)))
+
+
+def _read(path: str, start: int, stop: int) -> bytes:
+    with open(path, "rb") as source:
+        source.seek(start)
+        return source.read(stop - start)
+
+
+async def _all(works: Iterable[Awaitable[None]]) -> None:
+    """Does all at the same time; where one fails, the others are cancelled and over."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

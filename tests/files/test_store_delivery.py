@@ -1,0 +1,284 @@
+"""Outputs in an S3 store: the bytes of a local output, all of them or none, and nothing left behind."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+
+import pytest
+import torch
+from moto.s3 import models
+from s3_server import LOST, RESET, SECRET, S3Server, always, once
+from safetensors.torch import save_file
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
+from lora_inspect.reading.settings import parse_arguments
+from lora_inspect.stores import parts
+from lora_inspect.stores.file_systems import forget_file_systems
+
+# So small that a file of the tests has several.
+PART = 256 << 10
+SHARDS, BLOCKS, OUT, IN = 2, 3, 384, 256
+NAMES = [f"model-0000{shard + 1}-of-0000{SHARDS}.safetensors" for shard in range(SHARDS)]
+BUCKETS = itertools.count()
+
+
+def weight(block):
+    return f"blocks.{block}.attn.q.weight"
+
+
+def drawn(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def tensors(first=0):
+    """786 kB of float16 and a vector: four parts."""
+    found = {weight(block): drawn(block, OUT, IN).half() for block in range(first, first + BLOCKS)}
+    return found | {f"norm.{first}": drawn(first, 7), f"large.{first}": drawn(first, OUT, IN).half()}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A base in one file, one of shards and an adapter for both, and what the merges are on a disk."""
+    folder = tmp_path_factory.mktemp("files")
+    save_file(tensors(), folder / "base.safetensors", {"format": "pt"})
+    (folder / "shards").mkdir()
+    index = {}
+    for shard, name in enumerate(NAMES):
+        own = tensors(shard * BLOCKS)
+        save_file(own, folder / "shards" / name, {"format": "pt"})
+        index |= dict.fromkeys(own, name)
+    (folder / "shards" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "shards" / "config.json").write_text("{}")
+    (folder / "shards" / "empty").mkdir()
+    (folder / "shards" / "empty" / "__init__.py").write_text("")
+    adapter = {}
+    for block in (0, 1):
+        adapter[f"lora_unet_blocks_{block}_attn_q.lora_down.weight"] = drawn(50 + block, 4, IN)
+        adapter[f"lora_unet_blocks_{block}_attn_q.lora_up.weight"] = drawn(60 + block, OUT, 4)
+        adapter[f"lora_unet_blocks_{block}_attn_q.alpha"] = torch.tensor(2.0)
+    save_file(adapter, folder / "style.safetensors")
+    for base, multiplier in itertools.product(("base.safetensors", "shards"), (0, 1)):
+        merged(folder, base, folder / f"{multiplier}-{base}", multiplier)
+    return folder
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+    with S3Server(f"bucket-{os.getpid()}-{next(BUCKETS)}").running() as server:
+        for name, value in server.settings.items():
+            monkeypatch.setenv(name, value)
+        (tmp_path / "temporary").mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+        monkeypatch.setattr(parts, "PART_BYTES", PART)
+        monkeypatch.setattr(models, "S3_UPLOAD_PART_MIN_SIZE", PART)
+        forget_file_systems()
+        yield server
+        server.trouble = lambda asked: None
+        assert server.unfinished() == []
+        assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def merged(folder, base, output, multiplier=1, force=False, **options):
+    plan = plan_merge(
+        str(folder / base), parse_arguments([f"{folder / 'style.safetensors'}:{multiplier}"]), MergeOptions(**options)
+    )
+    return merge(plan, str(output), force)
+
+
+def contents(path):
+    """All files of a local output by their names."""
+    if path.is_file():
+        return {"": path.read_bytes()}
+    return {one.relative_to(path).as_posix(): one.read_bytes() for one in path.rglob("*") if one.is_file()}
+
+
+def below(store, key):
+    """All objects of an output by their names."""
+    return {name.removeprefix(key).lstrip("/"): content for name, content in store.objects().items()}
+
+
+@pytest.mark.parametrize("multiplier", [0, 1])
+@pytest.mark.parametrize("base", ["base.safetensors", "shards"])
+def test_an_output_in_a_store_has_the_bytes_of_one_on_a_disk(base, multiplier, files, store):
+    result = merged(files, base, f"s3://{store.bucket}/some/{base}", multiplier)
+    local = contents(files / f"{multiplier}-{base}")
+    assert below(store, f"some/{base}") == local
+    assert result.output == f"s3://{store.bucket}/some/{base}"
+    assert result.bytes == sum(map(len, local.values()))
+
+
+def test_programs_find_the_index_when_all_else_is_there(files, store):
+    merged(files, "shards", f"s3://{store.bucket}/out")
+    seen = [asked.path.rpartition("/")[2] for asked in store.asked if asked.verb in ("complete", "put")]
+    assert seen[-2:] == ["config.json", "model.safetensors.index.json"]
+    assert set(seen[:-2]) == {*NAMES, "__init__.py"}
+
+
+def test_a_name_with_a_slash_at_its_end_is_that_of_a_folder(files, store):
+    merged(files, "base.safetensors", f"s3://{store.bucket}/some/")
+    assert store.objects().keys() == {"some/base.safetensors"}
+
+
+VERBS = ["create", "part", "complete", "put", "list", "head"]
+
+
+@pytest.mark.parametrize("trouble", [500, 503, RESET, LOST])
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_passes_does_no_harm(verb, trouble, files, store):
+    store.trouble = once(verb, trouble)
+    merged(files, "shards", f"s3://{store.bucket}/out")
+    store.trouble = lambda asked: None
+    assert store.verbs().count(verb) > 1
+    assert below(store, "out") == contents(files / "1-shards")
+
+
+@pytest.mark.parametrize(("verb", "number"), [("create", 2), ("part", 1), ("part", 5), ("complete", 2), ("put", 2)])
+def test_what_does_not_pass_leaves_nothing(verb, number, files, store):
+    seen = 0
+
+    def trouble(asked):
+        nonlocal seen
+        seen += asked.verb == verb
+        return 403 if asked.verb == verb and seen >= number else None
+
+    store.trouble = trouble
+    with pytest.raises(LoraInspectError, match=r"does not allow to write it \(AccessDenied\)") as refused:
+        merged(files, "shards", f"s3://{store.bucket}/out")
+    assert str(refused.value).startswith(f"s3://{store.bucket}/out/")
+    assert store.objects() == {}
+
+
+def test_an_object_that_is_there_is_replaced_by_force_alone(files, store):
+    output = f"s3://{store.bucket}/out.safetensors"
+    store.client.put_object(Bucket=store.bucket, Key="out.safetensors", Body=b"old")
+    with pytest.raises(LoraInspectError, match="it exists; choose another output or add --force"):
+        merged(files, "base.safetensors", output)
+    assert below(store, "out.safetensors") == {"": b"old"}
+    merged(files, "base.safetensors", output, force=True)
+    assert below(store, "out.safetensors") == contents(files / "1-base.safetensors")
+
+
+def test_an_object_that_appears_meanwhile_is_not_replaced(files, store):
+    def appear(asked):
+        if asked.verb == "complete":
+            store.trouble = lambda asked: None
+            store.client.put_object(Bucket=store.bucket, Key="out.safetensors", Body=b"other")
+
+    store.trouble = lambda asked: appear(asked)
+    with pytest.raises(LoraInspectError, match="appeared while the command ran"):
+        merged(files, "base.safetensors", f"s3://{store.bucket}/out.safetensors")
+    assert below(store, "out.safetensors") == {"": b"other"}
+
+
+def test_a_folder_with_more_in_it_is_not_replaced(files, store):
+    store.client.put_object(Bucket=store.bucket, Key="out/config.json", Body=b"old")
+    merged(files, "shards", f"s3://{store.bucket}/out", force=True)
+    store.client.put_object(Bucket=store.bucket, Key="out/else", Body=b"mine")
+    before = store.objects()
+    with pytest.raises(LoraInspectError, match="the folder holds else, which the command does not write"):
+        merged(files, "shards", f"s3://{store.bucket}/out", force=True)
+    assert store.objects() == before
+
+
+def test_what_replaces_a_folder_takes_its_index_away_first(files, store):
+    merged(files, "shards", f"s3://{store.bucket}/out", multiplier=0)
+    store.trouble = always("complete", 403)
+    with pytest.raises(LoraInspectError, match="may be replaced already"):
+        merged(files, "shards", f"s3://{store.bucket}/out", force=True)
+    store.trouble = lambda asked: None
+    left = below(store, "out")
+    assert "model.safetensors.index.json" not in left
+    merged(files, "shards", f"s3://{store.bucket}/out", force=True)
+    assert below(store, "out") == contents(files / "1-shards")
+
+
+@pytest.mark.parametrize(
+    ("base", "kind", "output", "taken"),
+    [("base.safetensors", "a folder", "out.safetensors", "out.safetensors/x"), ("shards", "a file", "out", "out")],
+)
+def test_a_file_and_a_folder_do_not_replace_each_other(base, kind, output, taken, files, store):
+    store.client.put_object(Bucket=store.bucket, Key=taken, Body=b"old")
+    with pytest.raises(LoraInspectError, match=f"it is {kind}; remove it first"):
+        merged(files, base, f"s3://{store.bucket}/{output}", force=True)
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        ("s3://{bucket}", "it is a whole bucket; name what to write in it"),
+        ("s3://{bucket}/out/../", "programs read such an address"),
+        ("s3:///out", "it is a whole bucket"),
+        ("s3://{bucket}/a//b.safetensors", "programs read such an address in different ways"),
+        ("s3://{bucket}/../b.safetensors", "programs read such an address in different ways"),
+        ("s3://{bucket}/b\x1b.safetensors", "programs read such an address in different ways"),
+        ("s3://{bucket}/b.safetensors?versionId=1", "programs read such an address in different ways"),
+        (f"s3://{{bucket}}/{'é' * 600}.safetensors", "a store takes names of 1,024 bytes"),
+        ("s3://{bucket}-none/out.safetensors", "there is no such bucket; make it first"),
+        ("s3://{bucket}/out", "name it s3://.*/out.safetensors"),
+        ("hf://me/model/out.safetensors", "hf:// is only read; write to a folder, and send it with `hf upload`"),
+        (
+            "https://user:word@h.example/out.safetensors?sign=abc",
+            "https:// is only read; write a file or a folder here",
+        ),
+    ],
+)
+def test_what_cannot_be_an_output_is_refused(output, sentence, files, store):
+    with pytest.raises(LoraInspectError, match=sentence) as refused:
+        merged(files, "base.safetensors", output.format(bucket=store.bucket))
+    assert not {"word", "sign", "abc"} & set(str(refused.value).replace("=", " ").replace(":", " ").split())
+    assert store.objects() == {}
+
+
+def test_a_merge_that_is_not_accepted_leaves_nothing(files, store, monkeypatch):
+    def refuse(*_):
+        raise LoraInspectError("too little is kept.")
+
+    monkeypatch.setattr("lora_inspect.ops.merge.check_kept", refuse)
+    with pytest.raises(LoraInspectError, match=r"too little is kept\."):
+        merged(files, "shards", f"s3://{store.bucket}/out")
+    assert "part" in store.verbs()
+    assert store.objects() == {}
+
+
+def test_an_upload_without_an_end_is_told_of(files, store):
+    begun = store.client.create_multipart_upload(Bucket=store.bucket, Key="out.safetensors")
+    result = merged(files, "base.safetensors", f"s3://{store.bucket}/out.safetensors")
+    assert any("is not ended there, which a run that died may have left" in note for note in result.notes)
+    store.client.abort_multipart_upload(Bucket=store.bucket, Key="out.safetensors", UploadId=begun["UploadId"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("verb", "count"), [("create", 1), ("part", 2), ("complete", 1)])
+def test_a_signal_leaves_all_or_nothing(verb, count, number, files, store, tmp_path):
+    arguments = ["merge", str(files / "shards"), f"{files / 'style.safetensors'}:1", "-o"]
+    seen = 0
+    begun = []
+
+    def end(asked):
+        nonlocal seen
+        seen += asked.verb == verb
+        if asked.verb == verb and seen == count:
+            begun[0].send_signal(number)
+
+    store.trouble = end
+    script = (
+        f"from lora_inspect.start import main; from lora_inspect.stores import parts; parts.PART_BYTES = {PART}; main()"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *arguments, f"s3://{store.bucket}/out"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        begun.append(process)
+        out, err = process.communicate()
+    store.trouble = lambda asked: None
+    assert process.returncode == (130 if number == signal.SIGINT else 128 + number), err
+    assert below(store, "out") in ({}, contents(files / "1-shards"))
+    assert SECRET.encode() not in out + err
