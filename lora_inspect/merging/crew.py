@@ -15,6 +15,8 @@ Sum = TypeVar("Sum")
 
 # Seconds between two tellings of how far it is, and after which whoever waits looks whether all is over.
 _EVERY = 0.1
+# More members than a crew has.
+_ALL = 1 << 16
 
 
 class _Void(BaseException):
@@ -29,10 +31,13 @@ class Job(Generic[Tools]):
 
 
 class _Parts(Generic[Tools]):
-    """The parts of a job, numbers below `count`: which is next, how many are in work, and the first that failed."""
+    """The parts of a job, numbers below `count`: which is next, how many are in work, and the first that failed.
 
-    def __init__(self, order: int, count: int, do: Callable[[Tools, int], None]) -> None:
-        self.order, self.count, self.do = order, count, do
+    As many as there are `hands` left may come to help.
+    """
+
+    def __init__(self, order: int, count: int, do: Callable[[Tools, int], None], hands: int) -> None:
+        self.order, self.count, self.do, self.hands = order, count, do, hands
         self.next = self.in_work = 0
         self.failed: tuple[int, BaseException] | None = None
 
@@ -109,9 +114,9 @@ class Crew(Generic[Tools]):
         """Whether nobody needs what the job of this number makes."""
         return self._is_over or (self._failed is not None and self._failed[0] < order)
 
-    def spread(self, tools: Tools, order: int, count: int, do: Callable[[Tools, int], None]) -> None:
-        """Has the members that are free do parts of a job, and does those that are left."""
-        parts = _Parts(order, count, do)
+    def spread(self, tools: Tools, order: int, count: int, do: Callable[[Tools, int], None], most: int) -> None:
+        """Has the members that are free do parts of a job, and does those that are left; `most` do so altogether."""
+        parts = _Parts(order, count, do, most - 1)
         with self._changed:
             self._parts.append(parts)
             self._changed.notify_all()
@@ -179,8 +184,12 @@ class Crew(Generic[Tools]):
             return None
 
     def _open_parts(self) -> _Parts[Tools] | None:
-        parts = [each for each in self._parts if each.is_open and not self.is_void(each.order)]
-        return min(parts, key=lambda each: each.order, default=None)
+        """Those that the member who asks helps with from now on."""
+        parts = [each for each in self._parts if each.hands and each.is_open and not self.is_void(each.order)]
+        first = min(parts, key=lambda each: each.order, default=None)
+        if first:
+            first.hands -= 1
+        return first
 
     def _do(self, tools: Tools, order: int, job: Job[Tools]) -> None:
         try:
@@ -229,20 +238,23 @@ class Member(Generic[Tools]):
         """Says that so much more is done."""
         self._crew.done(amount)
 
-    def spread(self, count: int, do: Callable[[Tools, int], None]) -> None:
+    def spread(self, count: int, do: Callable[[Tools, int], None], most: int = _ALL) -> None:
         """Has `do` called with each number below `count`, by whoever is free, with the tools of each.
 
-        Raises what the first number that failed raised; those behind it may then not have been done.
+        No more than `most` members do so at the same time. Raises what the first number that failed raised; those
+        behind it may then not have been done.
         """
-        self._crew.spread(self.tools, self._order, count, do)
+        self._crew.spread(self.tools, self._order, count, do, most)
 
-    def total(self, count: int, part: Callable[[Tools, int], Sum], add: Callable[[Sum, Sum], Sum]) -> Any:
-        """The parts of all numbers below `count`, made by whoever is free and added up in their order.
+    def total(
+        self, count: int, part: Callable[[Tools, int], Sum], add: Callable[[Sum, Sum], Sum], most: int = _ALL
+    ) -> Any:
+        """The parts of all numbers below `count`, made by whoever is free, at `most` so many, and added up in order.
 
         None where there is no number.
         """
         sums: InOrder[Sum] = InOrder(add)
-        self.spread(count, lambda tools, number: sums.put(number, part(tools, number)))
+        self.spread(count, lambda tools, number: sums.put(number, part(tools, number)), most)
         return sums.total
 
     def alone(self) -> Any:

@@ -25,6 +25,8 @@ from lora_inspect.reading.coded_weights import CodedWeight
 
 # How many times as large as others the blocks are at most that a thread reads beside the others' for one scale.
 _STRETCHED = 4
+# As many of these blocks as fit into the memory of so many others are in work at the same time, and one at least.
+_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,12 @@ class Rows:
         def part(tools: Tools, number: int) -> Any:
             return measure(*self.block(tools, blocks, number))
 
-        return self.member.total(blocks.number, part, add)
+        return self.spread(blocks, part, add)
+
+    def spread(self, blocks: Cut, part: Callable[[Tools, int], Any], add: Callable[[Any, Any], Any]) -> Any:
+        """What `part` makes of each block, added up in their order, by fewer members where the blocks are larger."""
+        most = max(1, _AT_ONCE * self.member.tools.blocks.elements // max(1, blocks.elements))
+        return self.member.total(blocks.number, part, add, most)
 
     def cut(self, together: int, aligned: int = 1) -> Cut:
         """The blocks that keep `together` rows, each of which begins at a multiple of `aligned` rows."""
@@ -165,7 +172,7 @@ class WeightJob:
             look.see(encoder.decoded(coded, first))
             return look.sums()
 
-        return beside, rows.member.total(blocks.number, write, both)
+        return beside, rows.spread(blocks, write, both)
 
 
 def _tell_nothing(amount: int) -> None:

@@ -243,3 +243,26 @@ def test_fewer_threads_than_asked_for_do_all_the_same(monkeypatch):
     monkeypatch.setattr(threading.Thread, "start", start)
     crew(4).run([Job(lambda member: done.append(1))] * 5, silent)
     assert len(done) == 5
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_no_more_members_than_may_be_are_at_the_parts_of_a_job(most):
+    """Another job goes on beside it."""
+    at_work, seen, lock = set(), [], threading.Lock()
+
+    def do(member):
+        def part(tools, number):
+            with lock:
+                at_work.add(threading.current_thread())
+                seen.append(len(at_work))
+            time.sleep(0.002)
+            with lock:
+                at_work.remove(threading.current_thread())
+            return number
+
+        assert member.total(40, part, lambda one, other: one + other, most) == sum(range(40))
+
+    beside = []
+    crew(4).run([Job(do), Job(lambda member: beside.append(1))], silent)
+    assert max(seen) == most
+    assert beside == [1]
