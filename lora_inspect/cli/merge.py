@@ -8,7 +8,6 @@ import click
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.plain_options import Verb
-from lora_inspect.cli.progress_bar import in_bytes, progress_bar
 from lora_inspect.cli.shared_options import (
     choosing_options,
     dora_multiplier_option,
@@ -20,30 +19,12 @@ from lora_inspect.cli.shared_options import (
 )
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.files.dtypes import DTYPE_NAMES
-from lora_inspect.listing import some
-from lora_inspect.matching.orientation import in_words
-from lora_inspect.matching.orientation_answers import Answers
-from lora_inspect.matching.unmatched import in_components
-from lora_inspect.merging.kept import in_summary
-from lora_inspect.merging.launched import launched
 from lora_inspect.merging.rounding import NEAREST, STOCHASTIC, seed_of
-from lora_inspect.ops.merge import (
-    MergeOptions,
-    MergePlan,
-    MergeResult,
-    check_merge_output,
-    merge_output,
-    plan_merge,
-    planned_record,
-)
-from lora_inspect.ops.merge import merge as merge_files
-from lora_inspect.printable import shortened
-from lora_inspect.reading.chosen_modules import Choice
-from lora_inspect.reading.settings import parse_arguments
-from lora_inspect.reading.weights_file import read_weights
 
 if TYPE_CHECKING:
+    from lora_inspect.matching.orientation_answers import Answers
     from lora_inspect.merging.dealing import Share
+    from lora_inspect.ops.merge import MergePlan, MergeResult
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -148,7 +129,7 @@ def merge(
     accept_loss: bool,
     allow_unmatched: bool,
     dora_multiplier: str | None,
-    transposed: Answers,
+    transposed: "Answers",
     rslora: str | None,
     alpha: float | None,
     allow_partial_dora: bool,
@@ -163,6 +144,14 @@ def merge(
     as_json: bool,
 ) -> None:
     """Plans, merges and prints; or undoes."""
+    from lora_inspect.cli.progress_bar import in_bytes, progress_bar
+    from lora_inspect.merging.launched import launched
+    from lora_inspect.ops.merge import MergeOptions, check_merge_output, merge_output, plan_merge, planned_record
+    from lora_inspect.ops.merge import merge as merge_files
+    from lora_inspect.reading.chosen_modules import Choice
+    from lora_inspect.reading.settings import parse_arguments
+    from lora_inspect.reading.weights_file import read_weights
+
     if is_undo:
         if launched():
             raise click.UsageError("--undo is no work for several processes; run it without torchrun.")
@@ -232,10 +221,16 @@ def merge(
     _print(result.to_dict(), result, plan, as_json)
 
 
-def _print(record: dict[str, Any], result: MergeResult | None, plan: MergePlan, as_json: bool) -> None:
+def _print(record: dict[str, Any], result: "MergeResult | None", plan: "MergePlan", as_json: bool) -> None:
     if as_json:
         terminal.json_text(record)
         return
+    from lora_inspect.listing import some
+    from lora_inspect.matching.orientation import in_words
+    from lora_inspect.matching.unmatched import in_components
+    from lora_inspect.merging.kept import in_summary
+    from lora_inspect.printable import shortened
+
     if record.get("dry_run"):
         for name, modules in record["targets"].items():
             terminal.line(f"{shortened(name)} <- {', '.join(map(shortened, modules))}")

@@ -1,19 +1,18 @@
 """`lora-inspect metadata`: the group of its verbs, and those that only read."""
 
 import shutil
+from typing import TYPE_CHECKING
 
 import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
-from lora_inspect.cli.metadata_told import metadata_lines
 from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import bar_below, percent
 from lora_inspect.cli.summaries import METADATA_VERBS, VERBS
-from lora_inspect.files.found_checkpoints import stored_bytes
-from lora_inspect.ops.metadata import Told
-from lora_inspect.ops.metadata import get as value_of
-from lora_inspect.ops.metadata import show as told
+
+if TYPE_CHECKING:
+    from lora_inspect.ops.metadata import Told
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -78,6 +77,10 @@ def metadata() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every value whole: a list for a set of files.")
 def show(path: str, hashes: bool, as_json: bool) -> None:
     """Reads and prints."""
+    from lora_inspect.cli.metadata_told import metadata_lines
+    from lora_inspect.files.found_checkpoints import stored_bytes
+    from lora_inspect.ops.metadata import show as told
+
     with bar_below("Hashing", stored_bytes(path), percent) as bar:
         found = told(path, hashes, bar.advance)
     if as_json:
@@ -99,16 +102,18 @@ def show(path: str, hashes: bool, as_json: bool) -> None:
 @click.argument("key")
 def get(path: str, key: str) -> None:
     """Reads and prints."""
+    from lora_inspect.ops.metadata import get as value_of
+
     terminal.exact(value_of(path, key))
 
 
-def _headline(one: Told) -> str:
+def _headline(one: "Told") -> str:
     count = len(one.metadata)
     entries = "no metadata" if not count else f"{count} {'entry' if count == 1 else 'entries'}"
     return f"{one.path}: {entries}" if not one.room else f"{one.path}: {entries}, room for {one.room:,} bytes more"
 
 
-def _with_stated(one: Told) -> list[tuple[str, str]]:
+def _with_stated(one: "Told") -> list[tuple[str, str]]:
     """The hashes, each with what the file says of it."""
     return [(name, f"{value}{_stated(one.metadata.get(name), value)}") for name, value in one.hashes.items()]
 

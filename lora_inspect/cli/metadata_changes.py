@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -11,17 +11,12 @@ from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import BarBelow, bar_below, percent
 from lora_inspect.cli.summaries import METADATA_VERBS
-from lora_inspect.editing.changes import Change, Edit, copying, setting, unsetting
-from lora_inspect.editing.named_values import named_values
-from lora_inspect.editing.values import parse_pair, read_value
-from lora_inspect.editing.values import thumbnail as picture
-from lora_inspect.files.found_checkpoints import stored_bytes
 from lora_inspect.listing import listed
-from lora_inspect.ops.metadata import show
-from lora_inspect.ops.metadata_edit import Edited, Target, edit
-from lora_inspect.ops.metadata_edit import as_json as record
-from lora_inspect.ops.metadata_edit import strip as stripped
 from lora_inspect.printable import shortened
+
+if TYPE_CHECKING:
+    from lora_inspect.editing.changes import Change, Edit
+    from lora_inspect.ops.metadata_edit import Edited, Target
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -111,6 +106,11 @@ def set_(
     **target: Any,
 ) -> None:
     """Parses and edits."""
+    from lora_inspect.editing.changes import setting
+    from lora_inspect.editing.named_values import named_values
+    from lora_inspect.editing.values import read_value
+    from lora_inspect.editing.values import thumbnail as picture
+
     where = _target(**target)
     named = {"trigger_words": trigger_words, "title": title, "author": author, "description": description}
     values = {name: value if value is None else read_value(value) for name, value in named.items()}
@@ -127,6 +127,8 @@ def set_(
 @_meaning_option
 def unset(path: str, keys: tuple[str, ...], as_json: bool, **target: Any) -> None:
     """Edits."""
+    from lora_inspect.editing.changes import unsetting
+
     _edit(path, unsetting(keys), _target(**target), as_json)
 
 
@@ -138,6 +140,9 @@ def unset(path: str, keys: tuple[str, ...], as_json: bool, **target: Any) -> Non
 @_meaning_option
 def copy(path: str, source: str, only: tuple[str, ...], but: tuple[str, ...], as_json: bool, **target: Any) -> None:
     """Reads the other file and edits."""
+    from lora_inspect.editing.changes import copying
+    from lora_inspect.ops.metadata import show
+
     where = _target(**target)
     found = {key: value for one in show(source) for key, value in one.metadata.items()}
     _edit(path, copying(found, only, but, source), where, as_json)
@@ -148,6 +153,8 @@ def copy(path: str, source: str, only: tuple[str, ...], but: tuple[str, ...], as
 @click.option("--all", "everything", is_flag=True, help="Remove that as well, and say what it changes.")
 def strip(path: str, everything: bool, as_json: bool, **target: Any) -> None:
     """Edits."""
+    from lora_inspect.ops.metadata_edit import strip as stripped
+
     where = _target(**target)
     with _bar(path) as bar:
         edited = stripped(path, everything, where, bar.advance)
@@ -157,7 +164,9 @@ def strip(path: str, everything: bool, as_json: bool, **target: Any) -> None:
 COMMANDS = {"set": set_, "unset": unset, "copy": copy, "strip": strip}
 
 
-def _target(**options: Any) -> Target:
+def _target(**options: Any) -> "Target":
+    from lora_inspect.ops.metadata_edit import Target
+
     target = Target(**options)
     if target.in_place and target.output is not None:
         raise click.UsageError("--in-place changes PATH itself; leave it or -o out.")
@@ -166,6 +175,8 @@ def _target(**options: Any) -> Target:
 
 def _pairs(pairs: Iterable[str]) -> dict[str, str]:
     """The values by key; click.UsageError for what is no pair, and for a key that is given twice."""
+    from lora_inspect.editing.values import parse_pair
+
     found: dict[str, str] = {}
     for text in pairs:
         try:
@@ -178,17 +189,21 @@ def _pairs(pairs: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _edit(path: str, change: Edit, where: Target, as_json: bool) -> None:
+def _edit(path: str, change: "Edit", where: "Target", as_json: bool) -> None:
+    from lora_inspect.ops.metadata_edit import edit
+
     with _bar(path) as bar:
         edited = edit(path, change, where, bar.advance)
     _tell(edited, where.dry_run, as_json)
 
 
 def _bar(path: str) -> AbstractContextManager[BarBelow]:
+    from lora_inspect.files.found_checkpoints import stored_bytes
+
     return bar_below("Writing", stored_bytes(path), percent)
 
 
-def _tell(edited: Edited, dry_run: bool, as_json: bool) -> None:
+def _tell(edited: "Edited", dry_run: bool, as_json: bool) -> None:
     """What changed, a line each, or a record of it; what else there is to know goes beside."""
     for sentence in edited.notes:
         terminal.note(sentence)
@@ -196,6 +211,8 @@ def _tell(edited: Edited, dry_run: bool, as_json: bool) -> None:
         would = "would be" if dry_run else "is"
         terminal.note(f"{edited.path}: the file {would} read otherwise: {listed(edited.meaning)}.")
     if as_json:
+        from lora_inspect.ops.metadata_edit import as_json as record
+
         terminal.json_text(record(edited))
         return
     done = "nothing changes" if not edited.changes else _counted(edited.changes)
@@ -206,17 +223,17 @@ def _tell(edited: Edited, dry_run: bool, as_json: bool) -> None:
         terminal.line(f"kept, as the reading needs it: {listed(edited.kept)}")
 
 
-def _counted(changes: Iterable[Change]) -> str:
+def _counted(changes: "Iterable[Change]") -> str:
     counts = {"set": 0, "changed": 0, "removed": 0}
     for one in changes:
         counts[_kind(one)] += 1
     return listed([f"{count} {kind}" for kind, count in counts.items() if count])
 
 
-def _kind(one: Change) -> str:
+def _kind(one: "Change") -> str:
     return "set" if one.before is None else ("removed" if one.after is None else "changed")
 
 
-def _row(one: Change) -> tuple[str, str, str]:
+def _row(one: "Change") -> tuple[str, str, str]:
     value = one.before if one.after is None else one.after
     return _kind(one), one.key, shortened(value or '""', _VALUE)

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.dtypes import BITS
 from lora_inspect.listing import listed
-from lora_inspect.merging.links import Fold
 
 if TYPE_CHECKING:
+    from lora_inspect.files.checkpoint import Checkpoint
     from lora_inspect.maths.stochastic import StochasticRounding
+    from lora_inspect.merging.links import Fold
 
 # The two ways, the option that chooses the second, and the bits of the finest numbers that it is for.
 NEAREST, STOCHASTIC = "nearest", "stochastic"
@@ -26,7 +26,7 @@ def seed_of(rounding: str, seed: int | None) -> int | None:
     return None
 
 
-def rounding_of(seed: int | None, name: str, folds: Sequence[Fold]) -> "StochasticRounding | None":
+def rounding_of(seed: int | None, name: str, folds: "Sequence[Fold]") -> "StochasticRounding | None":
     """What rounds a weight by the `seed`; None for the nearest number, which what is not changed always gets."""
     if seed is None or not folds:
         return None
@@ -36,7 +36,7 @@ def rounding_of(seed: int | None, name: str, folds: Sequence[Fold]) -> "Stochast
 
 
 def check_rounding(
-    seed: int | None, base: Checkpoint, folds: Mapping[str, Sequence[Fold]], types: Mapping[str, str]
+    seed: int | None, base: "Checkpoint", folds: "Mapping[str, Sequence[Fold]]", types: Mapping[str, str]
 ) -> None:
     """Raises LoraInspectError where there is a `seed` and no changed weight is written in numbers so coarse.
 

@@ -1,0 +1,24 @@
+"""What is loaded to show the help of a verb: its options, and nothing of what it does."""
+
+import subprocess
+import sys
+
+import pytest
+
+# What reads, decides and computes.
+DOING = ("ops", "reading", "merging.plan", "matching", "consumers", "editing", "verifying", "scanning")
+
+
+@pytest.mark.parametrize("verb", ["merge", "verify", "metadata", "metadata set", "metadata show", "metadata strip"])
+def test_the_help_of_a_verb_loads_nothing_of_what_it_does(verb):
+    code = (
+        "import atexit, sys\n"
+        "from lora_inspect.cli import main\n"
+        "atexit.register(lambda: print('LOADED', *sys.modules))\n"
+        f"main({[*verb.split(), '--help']})"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    _, _, loaded = said.partition("LOADED ")
+    assert "lora_inspect.cli" in loaded.split()
+    doing = tuple(f"lora_inspect.{one}" for one in DOING)
+    assert [name for name in loaded.split() if f"{name}.".startswith(tuple(f"{one}." for one in doing))] == []
