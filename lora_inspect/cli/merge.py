@@ -174,7 +174,7 @@ def merge(
     except ValueError as error:
         raise click.UsageError(f"{error}.") from None
 
-    def planned() -> MergePlan:
+    def planned() -> "MergePlan":
         options = MergeOptions(
             dtype=DTYPE_NAMES[dtype] if dtype else None,
             touched_dtype=DTYPE_NAMES[touched_dtype] if touched_dtype else None,
