@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 
+from lora_inspect.files.input_file import answer_of
 from lora_inspect.files.span import Span
-from lora_inspect.stores.address import is_remote, scheme_of
+from lora_inspect.stores.address import scheme_of
+from lora_inspect.stores.answers import Answer
 from lora_inspect.stores.parts import Borrowed, part_size
 
 
@@ -23,23 +25,24 @@ class Borrowing:
         """What is left to write of the spans of a file of `size` bytes: of each what does not fill whole parts."""
         step = part_size(size)
         for span in spans:
-            tag = self._tag(span)
+            answer = self._answer(span)
             end = span.at + span.stop - span.start
             first = -(-span.at // step) * step
             last = end if end == size else end // step * step
-            if first >= last or not tag:
+            if first >= last or not answer:
                 yield span
                 continue
             for at in range(first, last, step):
                 start = span.start + at - span.at
                 stop = start + min(step, last - at)
-                self.parts.append(Borrowed(span.info.file, tag, start, stop, at))
+                self.parts.append(Borrowed(span.info.file, answer, start, stop, at))
             for start, stop in ((span.at, first), (last, end)):
                 if start < stop:
                     yield Span(span.info, span.start + start - span.at, span.start + stop - span.at, start)
 
-    def _tag(self, span: Span) -> str:
-        """By what the store knows the version of the file that was read; nothing where the file is not in it."""
+    def _answer(self, span: Span) -> Answer | None:
+        """What the store said of the file that was read; None where the file is not in it."""
         file, identity = span.info.file, span.info.identity
-        is_there = is_remote(file) and scheme_of(file) == scheme_of(self._address)
-        return getattr(identity, "tag", "") if is_there else ""
+        if not identity or not identity.tag or scheme_of(file) != scheme_of(self._address):
+            return None
+        return answer_of(identity)

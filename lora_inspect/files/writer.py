@@ -163,7 +163,8 @@ class Writer:
         self._count(span.stop - span.start)
 
     def leave(self, count: int) -> None:
-        """So many bytes of the tensors are not written here: whoever takes the file has them."""
+        """So many bytes of the tensors are not written here: whoever takes the file has them. They are holes in it."""
+        os.ftruncate(self._descriptor, self.size)
         self._count(count)
 
     def spans(self, infos: Iterable[TensorInfo]) -> Iterator[Span]:

@@ -4,6 +4,7 @@ Some stores want all parts but the last to be of one size, so that a grid of it 
 """
 
 from lora_inspect.records import NamedTuple
+from lora_inspect.stores.answers import Answer
 
 PART_BYTES = 16 << 20
 _MOST_PARTS = 10_000
@@ -12,11 +13,11 @@ _MOST_PARTS = 10_000
 class Borrowed(NamedTuple):
     """Bytes `start` to `stop` of an object of the same store, `at` a position of the new one.
 
-    `etag` is that which the object must still have.
+    `answer` is what the store said of the object, which it must still be.
     """
 
     address: str
-    etag: str
+    answer: Answer
     start: int
     stop: int
     at: int

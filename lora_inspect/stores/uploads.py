@@ -5,10 +5,11 @@ import os
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import LoraInspectError, changed
 from lora_inspect.progress import Progress, silent
 from lora_inspect.stores import parts
 from lora_inspect.stores.parts import Borrowed, part_size
+from lora_inspect.stores.requests import read_into
 from lora_inspect.stores.s3_requests import NO_OBJECT, Refused, Reply, S3Store
 
 _AT_ONCE = 8
@@ -103,29 +104,43 @@ class Upload:
         self._upload = await self._ask("create_multipart_upload", "write it", Metadata={_MARK: self._run})
         size = part_size(self.bytes)
         starts = iter(range(0, self.bytes, size))
+        if strays := borrowed.keys() - set(range(0, self.bytes, size)):
+            raise AssertionError(f"{self.address}: no part of it begins at {min(strays)}")
         await _all(self._work(starts, size, borrowed) for _ in range(_AT_ONCE))
 
     async def _work(self, starts: Iterator[int], size: int, borrowed: Mapping[int, Borrowed]) -> None:
         """One of several that send the next part until there is none."""
         for start in starts:
             number, stop = start // size + 1, min(start + size, self.bytes)
-            one = borrowed.get(start)
-            self._parts[number] = await (self._copy(number, one) if one else self._put(number, start, stop))
+            if one := borrowed.get(start):
+                self._parts[number] = await self._copy(number, one)
+            else:
+                self._parts[number] = await self._put(number, await asyncio.to_thread(_read, self._file, start, stop))
             self._sent += stop - start
 
-    async def _put(self, number: int, start: int, stop: int) -> Reply:
-        content = await asyncio.to_thread(_read, self._file, start, stop)
+    async def _put(self, number: int, content: bytes | bytearray) -> Reply:
         reply = await self._ask_of_upload("upload_part", "write it", PartNumber=number, Body=content)
         return self._named(number, reply)
 
     async def _copy(self, number: int, one: Borrowed) -> Reply:
+        """Has the store copy a part; fetches and sends it where the store does not do that."""
+        try:
+            return await self._copied(number, one)
+        except Refused as refused:
+            if refused.code in _TAKEN:
+                raise changed(one.address) from None
+        content = bytearray(one.stop - one.start)
+        await asyncio.to_thread(read_into, one.address, one.answer, one.start, content)
+        return await self._put(number, content)
+
+    async def _copied(self, number: int, one: Borrowed) -> Reply:
         reply = await self._ask_of_upload(
             "upload_part_copy",
             f"copy from {one.address}",
             PartNumber=number,
             CopySource=self._store.place(one.address),
             CopySourceRange=f"bytes={one.start}-{one.stop - 1}",
-            CopySourceIfMatch=one.etag,
+            CopySourceIfMatch=one.answer.tag,
         )
         return self._named(number, reply["CopyPartResult"])
 

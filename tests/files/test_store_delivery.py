@@ -99,7 +99,8 @@ def contents(path):
 
 def below(store, key):
     """All objects of an output by their names."""
-    return {name.removeprefix(key).lstrip("/"): content for name, content in store.objects().items()}
+    found = store.objects()
+    return {name[len(key) + 1 :]: found[name] for name in found if name == key or name.startswith(f"{key}/")}
 
 
 @pytest.mark.parametrize("multiplier", [0, 1])
@@ -282,3 +283,70 @@ def test_a_signal_leaves_all_or_nothing(verb, count, number, files, store, tmp_p
     assert process.returncode == (130 if number == signal.SIGINT else 128 + number), err
     assert below(store, "out") in ({}, contents(files / "1-shards"))
     assert SECRET.encode() not in out + err
+
+
+@pytest.fixture
+def there(files, store):
+    """The prefix of the bases and the adapter in the store."""
+    for path in files.rglob("*"):
+        if path.is_file() and not path.relative_to(files).parts[0].startswith(("0-", "1-")):
+            store.client.upload_file(str(path), store.bucket, f"in/{path.relative_to(files).as_posix()}")
+    store.asked.clear()
+    return f"s3://{store.bucket}/in"
+
+
+def merged_there(there, base, output, multiplier=1, **options):
+    plan = plan_merge(
+        f"{there}/{base}", parse_arguments([f"{there}/style.safetensors:{multiplier}"]), MergeOptions(**options)
+    )
+    return merge(plan, output)
+
+
+@pytest.mark.parametrize("multiplier", [0, 1])
+@pytest.mark.parametrize("base", ["base.safetensors", "shards"])
+def test_what_no_change_touches_is_copied_in_the_store(base, multiplier, files, store, there, tmp_path):
+    merged_there(there, base, str(tmp_path / base), multiplier)
+    store.asked.clear()
+    result = merged_there(there, base, f"s3://{store.bucket}/out/{base}", multiplier)
+    assert below(store, f"out/{base}") == contents(tmp_path / base)
+    assert result.bytes == sum(map(len, contents(tmp_path / base).values()))
+    copied = store.verbs().count("copy part")
+    assert copied >= (2 if base != "shards" else 4) + (not multiplier)
+    assert copied + store.verbs().count("part") == (4 if base != "shards" else 8)
+
+
+@pytest.mark.parametrize("trouble", [403, 500])
+def test_what_a_store_does_not_copy_is_fetched_and_sent(trouble, store, there, tmp_path):
+    merged_there(there, "shards", str(tmp_path / "local"))
+    store.trouble = always("copy part", trouble)
+    merged_there(there, "shards", f"s3://{store.bucket}/out")
+    store.trouble = lambda asked: None
+    assert below(store, "out") == contents(tmp_path / "local")
+
+
+def test_what_passes_does_no_harm_to_copies(store, there, tmp_path):
+    merged_there(there, "shards", str(tmp_path / "local"))
+    store.trouble = once("copy part", LOST)
+    merged_there(there, "shards", f"s3://{store.bucket}/out")
+    assert below(store, "out") == contents(tmp_path / "local")
+
+
+def test_a_base_that_changes_before_it_is_copied_is_an_error(store, there, files):
+    def replace(asked):
+        if asked.verb == "copy part":
+            store.trouble = lambda asked: None
+            other = (files / "shards" / NAMES[0]).read_bytes()[:-1] + b"x"
+            for name in NAMES:
+                store.client.put_object(Bucket=store.bucket, Key=f"in/shards/{name}", Body=other)
+
+    store.trouble = replace
+    with pytest.raises(LoraInspectError, match=r"in/shards/model-.*: it changed while it was read"):
+        merged_there(there, "shards", f"s3://{store.bucket}/out")
+    assert not below(store, "out").keys() & {*NAMES, "config.json"}
+
+
+def test_no_input_is_replaced(store, there):
+    plan = plan_merge(f"{there}/shards", parse_arguments([f"{there}/style.safetensors"]), MergeOptions())
+    for output in (there, f"{there}/shards", f"{there}/shards/"):
+        with pytest.raises(LoraInspectError, match="it is an input of the command"):
+            merge(plan, output, force=True)
