@@ -27,6 +27,7 @@ ONLY_COMPILED = {
     '"""HiRA of PEFT': "a file of the package: tests/algorithms/test_extending.py compares it",
     '"""The names of LyCORIS': "a file of the package: tests/schemes/test_extending.py compares it",
     '"""LTX-Video.': "a file of the package: tests/architectures/test_extending.py compares it",
+    "import subprocess\nimport ray": "needs a cluster: tests/test_several_machines_page.py runs it without one",
     '"""Easel: ': "an invented program: tests/consumers/test_extending.py adds it",
 }
 # Pages of which another test runs the commands.
@@ -81,7 +82,7 @@ def test_every_block_of_python_compiles(block):
 
 
 def test_only_known_languages_stand_in_pages():
-    known = {"sh", "console", "python", "toml", "json", "text", "yaml"}
+    known = {"sh", "console", "bash", "python", "toml", "json", "text", "yaml"}
     assert [b.place for page in PAGES if page.exists() for b in blocks_of(page) if b.language not in known] == []
 
 

@@ -19,8 +19,13 @@ TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name
 VERBS = cli.list_commands(None)
 
 
-# Options of other programs, which their rules or messages name, or which start this one: vLLM's, pip's, torchrun's.
-FOREIGN = {"--max-lora-rank", "--no-deps", *["--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"]}
+# Options of other programs, which their rules or messages name, or which start this one: those of vLLM, pip, torchrun
+# and Slurm.
+FOREIGN = {
+    *("--max-lora-rank", "--no-deps"),
+    *("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"),
+    *("--array", "--cpus-per-task", "--job-name", "--mem", "--requeue"),
+}
 
 
 def options_of(command: click.Command) -> set[str]:
