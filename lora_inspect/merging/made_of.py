@@ -41,7 +41,7 @@ def made_of(plan: MergePlan, record: str) -> dict[str, Any]:
 
 
 def digest(parts: Mapping[str, Any]) -> str:
-    """The hash of what shards are made of."""
+    """The hash of a record, in whatever order it is."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -5,7 +5,7 @@ An entry may have come from another run, another version or a disk that lost byt
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
@@ -24,8 +24,8 @@ class ShardEntry(NamedTuple):
     `made_of` is what all shards have in common. `size` is that of the file and `data_start` that of its header;
     `sha256` is the hash of what is behind that, with zeros in the ranges `late`, whose content the weights of other
     shards decide. `settled` has such content, by the names of tensors, that its own weights decide for others.
-    `counts` are its tensors by element type, `seen` is what is known of how much it keeps of the adapters, and
-    `base_sha256` the hash of the base's file where that is recorded.
+    `counts` are its tensors by element type, `records` what was seen of each weight, and `base_sha256` is the hash of
+    the base's file where that is recorded.
     """
 
     made_of: Mapping[str, Any]
@@ -35,7 +35,7 @@ class ShardEntry(NamedTuple):
     late: Sequence[tuple[int, int]]
     settled: Mapping[str, bytes]
     counts: Mapping[str, int]
-    seen: Sequence[SeenWeight]
+    records: Sequence[Any]
     base_sha256: str | None = None
 
     def content(self) -> bytes:
@@ -43,17 +43,20 @@ class ShardEntry(NamedTuple):
         record = {
             "schema": _SCHEMA,
             "made_of": dict(self.made_of),
-            "digest": digest(self.made_of),
             "bytes": self.size,
             "data_start": self.data_start,
             "sha256": self.sha256,
             "late": [list(one) for one in self.late],
             "settled": {name: b64encode(content).decode() for name, content in self.settled.items()},
             "counts": dict(self.counts),
-            "seen": [one.in_record() for one in self.seen],
+            "seen": list(self.records),
             "base_sha256": self.base_sha256,
         }
-        return json.dumps(record, separators=(",", ":")).encode()
+        return json.dumps({**record, "digest": digest(record)}, separators=(",", ":")).encode()
+
+    def seen(self) -> Iterator[SeenWeight]:
+        """What was seen of each weight."""
+        return map(SeenWeight.of_record, self.records)
 
     def holds(self, file: str) -> bool:
         """Whether the file has every byte that it had when the entry was written, but for its header."""
@@ -64,10 +67,10 @@ class ShardEntry(NamedTuple):
 
 
 def read_entry(path: str) -> ShardEntry | None:
-    """The entry at `path`; None where there is none."""
+    """The entry at `path`; None where there is none that is as it was written."""
     try:
         record, _ = read_json(path)
-        if record["schema"] != _SCHEMA or record["digest"] != digest(record["made_of"]):
+        if record["schema"] != _SCHEMA or record.pop("digest") != digest(record):
             return None
         return ShardEntry(
             made_of=record["made_of"],
@@ -77,7 +80,7 @@ def read_entry(path: str) -> ShardEntry | None:
             late=[(_whole(start), _whole(stop)) for start, stop in record["late"]],
             settled={name: b64decode(content, validate=True) for name, content in record["settled"].items()},
             counts={name: _whole(count) for name, count in record["counts"].items()},
-            seen=[SeenWeight.of_record(one) for one in record["seen"]],
+            records=record["seen"],
             base_sha256=record["base_sha256"],
         )
     except (LoraInspectError, LookupError, TypeError, ValueError, AttributeError):

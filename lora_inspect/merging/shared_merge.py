@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.hashes import file_sha256, sha256_behind
@@ -15,7 +15,7 @@ from lora_inspect.files.writer import rewrite_header, rewrite_tensor
 from lora_inspect.listing import counted, some
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.dealing import Share, taken
-from lora_inspect.merging.keeping import Keeping, kept_of
+from lora_inspect.merging.keeping import Keeping, SeenWeight, kept_of
 from lora_inspect.merging.kept import check_kept
 from lora_inspect.merging.made_of import check_same, made_of
 from lora_inspect.merging.output_files import OutputFiles
@@ -88,7 +88,7 @@ class SharedMerge:
             late=late,
             settled=written.late,
             counts=written.counts,
-            seen=list(keeping.seen()),
+            records=[one.in_record() for one in keeping.seen()],
             base_sha256=hashed,
         )
         self.parts.write_entry(name, entry.content())
@@ -108,10 +108,10 @@ class SharedMerge:
             if not is_ours:
                 return None
             entries = self._all_entries()
-            kept = kept_of(self._adapters, (one for entry in entries.values() for one in entry.seen))
-            if not self._plan.options.accept_loss:
-                check_kept(kept, self._plan.options.seed)
             try:
+                kept = kept_of(self._adapters, self._seen())
+                if not self._plan.options.accept_loss:
+                    check_kept(kept, self._plan.options.seed)
                 self._finish(entries, force, progress)
             except (FileNotFoundError, LoraInspectError):
                 if self.parts.is_there():
@@ -142,13 +142,20 @@ class SharedMerge:
         self.parts.take_place([*self.files, *side_files.copied], side_files.folders, plan.inputs, force)
 
     def _all_entries(self) -> dict[str, ShardEntry]:
-        entries = {name: self._entry(name) for name in self.files}
-        if left := [name for name, entry in entries.items() if entry is None]:
+        found = ((name, self._entry(name)) for name in self.files)
+        entries = {name: entry._replace(records=()) for name, entry in found if entry}
+        if left := [name for name in self.files if name not in entries]:
             raise LoraInspectError(
                 f"{self.parts.path}: of {counted(len(self.files), 'shard')} {len(left)} lack ({some(left, 3)}); run "
                 "the jobs that make them, with --shard, and repeat those that ended early."
             )
-        return {name: entry for name, entry in entries.items() if entry}
+        return entries
+
+    def _seen(self) -> Iterator[SeenWeight]:
+        """What was seen of the weights, in the order in which one process writes them; of one shard in memory."""
+        for name in self.files:
+            if entry := self._entry(name):
+                yield from entry.seen()
 
     def _entry(self, name: str) -> ShardEntry | None:
         """What is known of a shard that is there in its whole length; LoraInspectError where it is of another merge."""
@@ -160,12 +167,7 @@ class SharedMerge:
             is_there = os.path.getsize(self.parts.file(name)) == entry.size
         except OSError:
             return None
-        return entry if is_there and self._fits(entry) else None
-
-    def _fits(self, entry: ShardEntry) -> bool:
-        """Whether what an entry says of other tensors and of adapters can be of this merge."""
-        sizes_fit = all(name in self._late and self._late[name] == len(entry.settled[name]) for name in entry.settled)
-        return sizes_fit and all(max(one.adapters, default=0) < len(self._plan.adapters) for one in entry.seen)
+        return entry if is_there else None
 
 
 def bytes_of(plan: MergePlan, file: str) -> int:
@@ -179,8 +181,8 @@ def dealt(plan: MergePlan, share: Share) -> Sequence[str]:
     return taken(share, {file: plan.base.inputs[file].bytes for file in plan.base.files})
 
 
-def _late(plan: MergePlan) -> dict[str, int]:
-    """The tensors that are in another file than the codes that they scale, which are written anew, and their bytes."""
+def _late(plan: MergePlan) -> set[str]:
+    """The tensors that are in another file than the codes that they scale, which are written anew."""
     weights = plan.storage.recoded.values()
     beside = [(weight.info.file, own) for weight in weights for own in weight.beside.values()]
-    return {own.name: own.nbytes for file, own in beside if own.file != file}
+    return {own.name for file, own in beside if own.file != file}
