@@ -20,6 +20,20 @@ _ALONE = {
 _NUMBERED = re.compile(r"(IN|OUT|D|S)([0-9]{2})(?:-(IN|OUT|D|S)?([0-9]{2}))?")
 
 
+def reversed_range(name: str) -> str | None:
+    """The range of blocks that `IN08-IN01` would be from its first block on; None for any other name."""
+    found = _NUMBERED.fullmatch(name)
+    if found is None or found[3] not in (None, found[1]) or found[4] is None or found[2] <= found[4]:
+        return None
+    return f"{found[1]}{found[4]}-{found[1]}{found[2]}"
+
+
+def of_two_lists(name: str) -> bool:
+    """Whether it begins in one list of blocks and ends in another, as `IN08-OUT03`, which is no range."""
+    found = _NUMBERED.fullmatch(name)
+    return found is not None and found[3] not in (None, found[1])
+
+
 def meanings(name: str) -> tuple[str, ...]:
     """The paths that a short name stands for: `IN04` for `input_blocks.4`, `D00-D09` for `double_blocks.0-9`.
 

@@ -47,8 +47,8 @@ _SETTINGS = {
 }
 # What stands above the lines in which a file may say anything.
 _ITS_WORDS = "The file says of itself:"
-# How many of them a screen has: tags, parts, and problems of one severity.
-_MOST_TAGS, _MOST_PARTS, _MOST_PROBLEMS = 6, 12, 12
+# How many of them a screen has: tags, parts, merges, and problems of one severity.
+_MOST_TAGS, _MOST_PARTS, _MOST_MERGES, _MOST_PROBLEMS = 6, 12, 12, 12
 _MARKS = {ERROR: ("!!", WRONG), WARNING: ("!", DOUBTFUL), NOTE: ("-", FAINT)}
 
 
@@ -102,7 +102,10 @@ def _problems(sheet: Sheet, problems: Sequence[Mapping[str, Any]], severities: S
 
 def _origin(sheet: Sheet, record: Mapping[str, Any]) -> Iterator[Line]:
     """What the metadata say of where it comes from, a row each."""
-    for merge in record["merged"]:
+    merges = record["merged"]
+    if len(merges) > _MOST_MERGES:
+        yield from sheet.row("merged", f"{len(merges) - _MOST_MERGES:,} earlier merges: --json", FAINT)
+    for merge in merges[-_MOST_MERGES:]:
         adapters = [f"{sheet.cut(one['file'])}{_strength(one['multiplier'])}" for one in merge["adapters"]]
         into = f" into {sheet.cut(merge['base'])}" if merge["base"] else ""
         yield from sheet.row("merged", f"{few(adapters, 'and', _MOST_TAGS) or 'adapters that are not named'}{into}")

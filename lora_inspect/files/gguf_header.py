@@ -11,9 +11,11 @@ from lora_inspect.files.gguf_format import (
     ADAPTER,
     ADAPTER_TYPE_KEY,
     ALPHA_KEY,
+    ARCHITECTURE_KEY,
     FLOAT32,
     INVOCATION_KEY,
     LORA,
+    MODEL,
     MOST_DIMENSIONS,
     TYPE_KEY,
 )
@@ -58,10 +60,16 @@ def read_gguf(file: str) -> GgufHeader:
 def _no_adapter(file: str, values: Mapping[str, Value]) -> LoraInspectError:
     """The error for a file that is something else, as its metadata says."""
     kind = values.get(TYPE_KEY)
-    what = "model" if kind is None or kind.value == "model" else as_text(kind.value)
+    if kind is None or kind.value == MODEL:
+        said = values.get(ARCHITECTURE_KEY)
+        of = f" of the architecture {as_text(said.value)}" if said else ""
+        return LoraInspectError(
+            f"{file}: it is a GGUF model{of} and no adapter; merge takes one for pictures or videos as its BASE, with "
+            "--dtype bf16, and a language model has to be its .safetensors version."
+        )
     return LoraInspectError(
-        f"{file}: it is a GGUF file of the type {what}, and of these only adapters are read; use the .safetensors "
-        "version of the model."
+        f"{file}: it is a GGUF file of the type {as_text(kind.value)}, and of these only adapters are read; use the "
+        ".safetensors version of the model."
     )
 
 

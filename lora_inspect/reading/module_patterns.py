@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
-from lora_inspect.architectures.block_names import BASE, meanings
+from lora_inspect.architectures.block_names import BASE, meanings, of_two_lists, reversed_range
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.near_names import nearest_name
 from lora_inspect.records import NamedTuple
@@ -41,6 +41,10 @@ def check_pattern(pattern: str) -> None:
     """Raises ValueError for a range that is none, and for a letter that no name can have."""
     if _MARK in pattern:
         raise ValueError("a name of modules has no zero bytes; leave them out")
+    if meant := reversed_range(pattern):
+        raise ValueError(f"the range {pattern} ends before it begins; write {meant}")
+    if of_two_lists(pattern):
+        raise ValueError(f"{pattern} begins in one list of blocks and ends in another; name a range of each")
     for first, last in _RANGE.findall(pattern):
         if int(first) > int(last):
             raise ValueError(f"the range {first}-{last} ends before it begins; write {last}-{first}")

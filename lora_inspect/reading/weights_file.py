@@ -12,6 +12,7 @@ or this without its ending.
 
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -29,6 +30,10 @@ _LONGEST = 1 << 16
 _MULTIPLIER = "multiplier"
 _COMPONENTS, _BLOCKS, _GLOBS = _PARTS = ("components", "blocks", "globs")
 _LEAVE_ONE = "leave one of them out"
+# More parts than a name has; what parses TOML takes their square, and more, of time.
+_MOST_PARTS = 64
+_NAME = r"""(?:(?<![A-Za-z0-9_-])[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')[ \t]*"""
+_LONG_NAME = re.compile(rf"(?:{_NAME}\.[ \t]*){{{_MOST_PARTS}}}")
 # How many lines are left out to find an end that is the end of a value too.
 _TRIES = 20
 
@@ -100,6 +105,11 @@ def read_weights(path: str) -> WeightsFile:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise LoraInspectError(f"{path}: line {line} is not UTF-8; save it as that.") from None
+    if long := _LONG_NAME.search(text):
+        line = text.count("\n", 0, long.start()) + 1
+        raise LoraInspectError(
+            f"{path}: line {line}: a name of more than {_MOST_PARTS} parts stands there; name a layer or a block."
+        )
     try:
         found = _parsed(text)
     except ValueError as error:

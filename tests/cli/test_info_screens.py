@@ -3,6 +3,7 @@
 UPDATE_SCREENS=1 writes what is shown now into tests/cli/screens, to be read and committed.
 """
 
+import json
 import os
 import re
 import shlex
@@ -252,3 +253,19 @@ def test_the_record_has_what_the_screen_shows(show, run):
     assert record["components"]["text_encoder"]["title"] == "text encoder (CLIP-L)"
     assert record["verdicts"]["comfyui"] == "same meaning"
     assert record["fix"] is None
+
+
+def test_of_very_many_merges_the_last_are_shown_and_the_others_counted(run, write_safetensors):
+    """A record may name as many as it likes."""
+
+    def record(number):
+        return {"version": "1", "adapters": [{"file": f"style-{number}.safetensors", "multiplier": 0.5}]}
+
+    metadata = {"lora_inspect.merged": json.dumps({**record(20_000), "earlier": list(map(record, range(20_000)))})}
+    path = write_safetensors({"blocks.0.attn.q.weight": ("F32", (4, 4), 1)}, metadata)
+    shown = run("info", path).stdout
+    assert len(shown) < 2_000
+    assert "19,989 earlier merges: --json" in shown
+    assert "style-19988" not in shown
+    assert all(f"style-{number}.safetensors at 0.5" in shown for number in range(19_989, 20_001))
+    assert len(run("info", path, "--json").json["merged"]) == 20_001

@@ -123,6 +123,9 @@ WRONG_CHOICES = {
     ("--exclude", "*"): "a.safetensors: --exclude leave none of its 4 modules; leave it out.",
     ("--include", "blocks.1", "--exclude", "*q"): "--include and --exclude leave none of its 4 modules",
     ("--include", "blocks.3-1"): "--include blocks.3-1: the range 3-1 ends before it begins; write 1-3.",
+    ("--exclude", "IN08-IN01"): "--exclude IN08-IN01: the range IN08-IN01 ends before it begins; write IN01-IN08.",
+    ("--include", "D08-01"): "--include D08-01: the range D08-01 ends before it begins; write D01-D08.",
+    ("--include", "IN01-OUT03"): "IN01-OUT03 begins in one list of blocks and ends in another; name a range of each.",
 }
 
 

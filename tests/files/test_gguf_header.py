@@ -98,10 +98,16 @@ def test_quantised_tensors_have_their_size(tmp_path):
 
 ONE = [entry(A, [2, 2])]
 REFUSED = {
-    "model": (header([string("general.type", "model")]), ["of the type model", "only adapters"]),
-    "a model by its tokens": (header([string("tokenizer.ggml.model", "gpt2")], counts=(0, 900)), ["of the type model"]),
-    "nothing says it": (header([string("adapter.type", "lora")]), ["of the type model"]),
-    "mmproj": (header([string("general.type", "mmproj")]), ["of the type mmproj"]),
+    "model": (
+        header([string("general.type", "model")]),
+        ["a GGUF model and no adapter", "merge takes one", "as its BASE"],
+    ),
+    "a model by its tokens": (
+        header([string("tokenizer.ggml.model", "gpt2")], counts=(0, 900)),
+        ["a GGUF model and no adapter"],
+    ),
+    "nothing says it": (header([string("adapter.type", "lora")]), ["a GGUF model and no adapter"]),
+    "mmproj": (header([string("general.type", "mmproj")]), ["of the type mmproj", "only adapters"]),
     "control vector": (header([OF_ADAPTERS[0], string("adapter.type", "other")]), ["adapter.type is other", "lora"]),
     "no kind of adapter": (header(OF_ADAPTERS[:1]), ["adapter.type is missing"]),
     "aLoRA": (

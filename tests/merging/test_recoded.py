@@ -152,6 +152,32 @@ def test_multiplier_0_and_untouched_weights_keep_every_bit(spelling, fold):
         assert not key.startswith(OTHER) or bits(found_other[key]).equal(bits(tensor))
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-7])
+@every_spelling
+def test_what_has_a_scale_of_0_is_0_and_gets_one_for_what_is_folded_into_it(spelling, size, fold):
+    dtype, name, *_ = spelling
+    base, adapter = coded(*spelling), lora(size)
+    base[f"{Q}.{name}"].view(-1)[:1] = 0
+    found, _ = fold(base, adapter)
+    wanted, scale = delta(adapter), found[f"{Q}.{name}"]
+    of_0 = (grid((OUT, IN), base[f"{Q}.{name}"].double()) == 0) & (wanted != 0)
+    assert of_0.any()
+    assert scale.isfinite().all()
+    assert (grid((OUT, IN), scale.double()) != 0)[of_0].all()
+    step = grid((OUT, IN), scale.double()) * steps(dtype, wanted / grid((OUT, IN), scale.double()))
+    assert ((decoded(found, name) - wanted).abs() <= 1.001 * step + 2.0**-20 * sizes(adapter))[of_0].all()
+
+
+@every_spelling
+def test_a_scale_of_0_stays_where_nothing_is_folded_in(spelling, fold):
+    name = spelling[1]
+    base = coded(*spelling)
+    base[f"{Q}.{name}"].zero_()
+    found, _ = fold(base, lora(0.0))
+    assert found[f"{Q}.{name}"].equal(base[f"{Q}.{name}"])
+    assert decoded(found, name).eq(0).all()
+
+
 @every_spelling
 def test_a_change_of_nothing_keeps_every_bit(spelling, fold):
     base = coded(*spelling)
