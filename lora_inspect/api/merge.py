@@ -21,7 +21,7 @@ from lora_inspect.api.arguments import (
 from lora_inspect.api.failures import in_a_sentence
 from lora_inspect.maths.dora import MULTIPLIER_RULES
 from lora_inspect.merging.rounding import NEAREST, STOCHASTIC, seed_of
-from lora_inspect.ops.merge import MergeOptions, MergeResult, plan_merge
+from lora_inspect.ops.merge import MergeOptions, MergeResult, merge_bytes, plan_merge
 from lora_inspect.ops.merge import merge as merge_planned
 from lora_inspect.reading.chosen_modules import Choice
 from lora_inspect.reading.weights_file import read_weights
@@ -83,4 +83,4 @@ def merge(
     if dtype is not None and touched_dtype is not None:
         raise ValueError("dtype is for all weights and touched_dtype for those that change; give one of both")
     plan = plan_merge(path_of(base), all_with_settings(adapters), options)
-    return merge_planned(plan, path_of(output), force, watched(progress, plan.bytes))
+    return merge_planned(plan, path_of(output), force, watched(progress, merge_bytes(plan, path_of(output))))

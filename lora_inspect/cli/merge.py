@@ -146,7 +146,14 @@ def merge(
     """Plans, merges and prints; or undoes."""
     from lora_inspect.cli.progress_bar import in_bytes, progress_bar
     from lora_inspect.merging.launched import launched
-    from lora_inspect.ops.merge import MergeOptions, check_merge_output, merge_output, plan_merge, planned_record
+    from lora_inspect.ops.merge import (
+        MergeOptions,
+        check_merge_output,
+        merge_bytes,
+        merge_output,
+        plan_merge,
+        planned_record,
+    )
     from lora_inspect.ops.merge import merge as merge_files
     from lora_inspect.reading.chosen_modules import Choice
     from lora_inspect.reading.settings import parse_arguments
@@ -214,7 +221,7 @@ def merge(
         _print(planned_record(plan, output), None, plan, as_json)
         return
     assert output is not None
-    with progress_bar("Merging", plan.bytes, in_bytes) as progress:
+    with progress_bar("Merging", merge_bytes(plan, output), in_bytes) as progress:
         result = merge_files(plan, output, force, progress)
     for note in result.notes[len(plan.notes) :]:
         terminal.note(note)

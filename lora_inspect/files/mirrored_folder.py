@@ -20,10 +20,10 @@ class Mirrored(NamedTuple):
 
 def mirrored(folder: str, output: str) -> list[Mirrored]:
     """Every checkpoint below `folder`, but for what is below `output`."""
-    own = os.path.join(os.path.realpath(output), "")
+    own = _real(output)
     found = []
     for path in find_checkpoints(folder):
-        if not is_remote(path) and os.path.join(os.path.realpath(path), "").startswith(own):
+        if path.startswith(join(output, "")) if is_remote(path) else _real(path).startswith(own):
             continue
         parent, name = os.path.split(path)
         whole = set_of(name)
@@ -36,6 +36,10 @@ def mirrored(folder: str, output: str) -> list[Mirrored]:
             stem = path if is_folder(path) else os.path.splitext(path)[0]
         found.append(Mirrored(path, os.path.relpath(stem, folder)))
     return found
+
+
+def _real(path: str) -> str:
+    return os.path.join(os.path.realpath(path), "")
 
 
 def _is_same(one: str, other: str) -> bool:

@@ -232,7 +232,10 @@ def _lies_in(path: str, folder: str) -> bool:
 
 @contextmanager
 def folder_of_outputs(folder: str) -> Iterator[None]:
-    """The folder with those above it, of which what is made and stays empty is removed again."""
+    """The folder with those above it, of which what is made and stays empty is removed again; stores have none."""
+    if is_remote(folder):
+        yield
+        return
     missing: list[str] = []
     path = os.path.abspath(folder)
     while not os.path.lexists(path):

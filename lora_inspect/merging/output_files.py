@@ -45,12 +45,18 @@ class OutputFiles:
         plans = in_file_order(self._folding.output(info) for info in self._infos(file))
         return encode_header(plans, self._metadata(file, record), ROOM)
 
+    @property
+    def weight_bytes(self) -> int:
+        """The size of all tensors of the output."""
+        return sum(self._folding.output(info).nbytes for info in self._plan.written)
+
     def put_beside(self, folder: str, progress: Progress) -> None:
         """Fills the `folder` of the weights with the index and all else that lies beside them."""
         plan = self._plan
-        weight_bytes = sum(self._folding.output(info).nbytes for info in plan.written)
         dropped, rewritten = plan.storage.dropped, plan.storage.side_files
-        copy_side_files(plan.base, plan.side_files, folder, weight_bytes, progress, dropped, rewritten, plan.renamed)
+        copy_side_files(
+            plan.base, plan.side_files, folder, self.weight_bytes, progress, dropped, rewritten, plan.renamed
+        )
 
     def _infos(self, file: str) -> list[TensorInfo]:
         return [info for info in self._plan.written if info.file == file]

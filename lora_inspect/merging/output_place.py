@@ -20,6 +20,11 @@ def merge_output(plan: MergePlan, named: str) -> str:
     return folder_output(named, f"{plan.base.path} is {what}", plan.inputs)
 
 
+def merge_bytes(plan: MergePlan, output: str) -> int:
+    """What `merge` tells its progress of: the bytes of the base, once more where the output is sent to a store."""
+    return plan.bytes * 2 if is_remote(output) else plan.bytes
+
+
 def check_merge_output(plan: MergePlan, output: str, force: bool) -> None:
     """Raises LoraInspectError where `merge` would refuse to write to the path `output`."""
     is_folder = plan.base.root is not None

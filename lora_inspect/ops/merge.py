@@ -16,11 +16,11 @@ from lora_inspect.merging.keeping import Keeping, kept_of
 from lora_inspect.merging.kept import KeptAdapter, check_kept
 from lora_inspect.merging.options import MergeOptions
 from lora_inspect.merging.output_files import OutputFiles
-from lora_inspect.merging.output_place import check_merge_output, merge_output
+from lora_inspect.merging.output_place import check_merge_output, merge_bytes, merge_output
 from lora_inspect.merging.plan import MergePlan, plan_merge
 from lora_inspect.merging.provenance import recorded
 from lora_inspect.merging.result import MergeResult, planned_record, result_of
-from lora_inspect.progress import Progress, silent
+from lora_inspect.progress import Progress, Share, silent
 
 # A merge is planned and then made: what calls it finds both here.
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "MergeResult",
     "check_merge_output",
     "merge",
+    "merge_bytes",
     "merge_output",
     "plan_merge",
     "planned_record",
@@ -38,9 +39,9 @@ __all__ = [
 def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress = silent) -> MergeResult:
     """Writes the merged base: a file for a single-file base, a folder with the same names for any other.
 
-    Where `output` is a folder, a file goes into it under the name of the base. `progress` is told the bytes of each
-    tensor that is done. Raises LoraInspectError, and leaves nothing, when a result is not finite, when the output keeps
-    too little of an adapter, or when it cannot be written.
+    Where `output` is a folder, a file goes into it under the name of the base. `progress` is told of `merge_bytes`.
+    Raises LoraInspectError, and leaves nothing, when a result is not finite, when the output keeps too little of an
+    adapter, or when it cannot be written.
     """
     started = time.perf_counter()
     output = merge_output(plan, output)
@@ -57,12 +58,15 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
         if not plan.options.accept_loss:
             check_kept(kept, plan.options.seed)
 
-    with delivered(output, plan.inputs, force, progress) as delivery:
+    sent = Share(progress, merge_bytes(plan, output) - plan.bytes)
+    sent.work = files.weight_bytes + plan.side_files.bytes
+    with delivered(output, plan.inputs, force, sent.done) as delivery:
         if plan.base.root is not None:
             with new_folder(delivery.path, plan.inputs, force) as folder:
                 counts = _write_folder(plan, folder, files, record, progress, accept, delivery)
         else:
             counts = _write_file(plan, files, record, progress, force, accept, delivery)
+    sent.finish()
     return result_of(plan, output, counts, kept, leftovers, time.perf_counter() - started, delivery.bytes)
 
 

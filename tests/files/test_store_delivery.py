@@ -1,5 +1,6 @@
 """Outputs in an S3 store: the bytes of a local output, all of them or none, and nothing left behind."""
 
+import errno
 import itertools
 import json
 import os
@@ -11,9 +12,10 @@ import tempfile
 import pytest
 import torch
 from moto.s3 import models
-from s3_server import LOST, RESET, SECRET, S3Server, always, once
-from safetensors.torch import save_file
+from s3_server import KEY, LOST, RESET, SECRET, S3Server, always, once
+from safetensors.torch import load_file, save_file
 
+from lora_inspect import merge as api_merge
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.settings import parse_arguments
@@ -350,3 +352,100 @@ def test_no_input_is_replaced(store, there):
     for output in (there, f"{there}/shards", f"{there}/shards/"):
         with pytest.raises(LoraInspectError, match="it is an input of the command"):
             merge(plan, output, force=True)
+
+
+def test_a_shard_that_waits_for_a_scale_of_another_one_is_sent_behind_that(store, tmp_path):
+    """The scale of a weight in the second shard stands in the first one, and grows with the weight."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    codes = (drawn(1, OUT, IN) * 10).to(torch.float8_e4m3fn)
+    own = [
+        {f"{weight(0)[:-7]}.weight_scale": torch.tensor(0.01), "large": drawn(2, 2 * OUT, IN).half()},
+        {weight(0): codes},
+    ]
+    for name, found in zip(NAMES, own, strict=True):
+        save_file(found, folder / name, {"format": "pt"})
+    index = {key: name for name, found in zip(NAMES, own, strict=True) for key in found}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    tensors = {"lora_unet_blocks_0_attn_q.lora_down.weight": 9 * drawn(3, 4, IN)}
+    tensors |= {"lora_unet_blocks_0_attn_q.lora_up.weight": 9 * drawn(4, OUT, 4)}
+    save_file(tensors | {"lora_unet_blocks_0_attn_q.alpha": torch.tensor(4.0)}, tmp_path / "style.safetensors")
+    merged(tmp_path, "base", tmp_path / "local")
+    assert not load_file(tmp_path / "local" / NAMES[0])[f"{weight(0)[:-7]}.weight_scale"].equal(torch.tensor(0.01))
+    merged(tmp_path, "base", f"s3://{store.bucket}/out")
+    assert below(store, "out") == contents(tmp_path / "local")
+
+
+def test_what_is_told_of_the_progress_comes_to_an_end(files, store):
+    told = []
+    output = f"s3://{store.bucket}/out"
+    api_merge(files / "shards", [files / "style.safetensors"], output, progress=lambda *both: told.append(both))
+    sizes = {total for _, total in told}
+    assert len(sizes) == 1
+    assert told[0][0] == 0
+    assert told[-1][0] == told[-1][1] > 2 * (files / "shards" / NAMES[0]).stat().st_size
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_a_disk_without_room_for_temporary_files_is_named(files, store, monkeypatch, tmp_path):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("lora_inspect.files.writer.write_all_at", refuse)
+    with pytest.raises(LoraInspectError, match="set TMPDIR to a folder with room") as refused:
+        merged(files, "shards", f"s3://{store.bucket}/out")
+    assert str(refused.value).startswith(f"s3://{store.bucket}/out: it is made in {tmp_path / 'temporary'}")
+    assert "(No space left on device)" in str(refused.value)
+    assert store.objects() == {}
+
+
+@pytest.mark.parametrize("name", ["out", "out.safetensors"])
+def test_an_adapter_is_converted_into_a_store(name, files, store, tmp_path, run):
+    adapter = files / "style.safetensors"
+    if name == "out":
+        adapter = tmp_path / "adapter"
+        adapter.mkdir()
+        at = "base_model.model.model.layers.0.self_attn.q_proj"
+        factors = {f"{at}.lora_A.weight": drawn(1, 4, IN), f"{at}.lora_B.weight": drawn(2, IN, 4)}
+        save_file(factors, adapter / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+        (adapter / "adapter_config.json").write_text(json.dumps(config))
+    for output in (tmp_path / name, f"s3://{store.bucket}/{name}"):
+        shown = run("convert", adapter, "-o", output, "--json").json
+        assert shown["output"] == str(output)
+        assert shown["to"]["bytes"] > 0
+    assert below(store, name) == contents(tmp_path / name)
+
+
+def test_a_folder_of_adapters_is_converted_into_a_store(files, store, tmp_path, run):
+    for name in ("one", "two"):
+        (tmp_path / "many" / name).mkdir(parents=True)
+        (tmp_path / "many" / name / "style.safetensors").write_bytes((files / "style.safetensors").read_bytes())
+    for output in (tmp_path / "out", f"s3://{store.bucket}/out"):
+        assert run("convert", tmp_path / "many", "-o", output).status == 0
+    assert below(store, "out") == contents(tmp_path / "out")
+    assert len(below(store, "out")) == 2
+
+
+def test_metadata_go_into_a_store_with_the_tensors(files, store, tmp_path, run):
+    for output in (tmp_path / "out.safetensors", f"s3://{store.bucket}/out.safetensors"):
+        assert run("metadata", "set", files / "style.safetensors", "note=x", "-o", output).status == 0
+    assert below(store, "out.safetensors") == contents(tmp_path / "out.safetensors")
+
+
+def test_no_credentials_are_shown_or_stored(files, store, run):
+    store.trouble = always("part", 403)
+    refused = run("merge", files / "shards", files / "style.safetensors", "-o", f"s3://{store.bucket}/out")
+    store.trouble = lambda asked: None
+    done = run("merge", files / "shards", files / "style.safetensors", "-o", f"s3://{store.bucket}/out", "--json")
+    assert refused.status == 1
+    assert done.json["output"] == f"s3://{store.bucket}/out"
+    shown = "".join((refused.stdout, refused.stderr, done.stdout, done.stderr)).encode()
+    for said in (shown, *store.objects().values()):
+        assert SECRET.encode() not in said
+        assert KEY.encode() not in said
+    refused = run(
+        "merge", files / "shards", files / "style.safetensors", "-o", f"s3://{KEY}:{SECRET}@{store.bucket}/out"
+    )
+    assert "credentials do not belong into an address" in refused.refusal
+    assert SECRET not in refused.stderr
