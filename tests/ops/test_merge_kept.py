@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 from toy_merges import delta, drawn, key, lora, weight, with_dora
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.maths.looked_rows import looked_rows
 from lora_inspect.merging import folded_weights, working_crew
 from lora_inspect.merging.kept import KeptAdapter, KeptWeight, check_kept, notes_on, worst_of
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
@@ -47,17 +48,23 @@ def dense(base, out, *changes):
     return torch.linalg.lstsq(matrix, x[:, None]).solution.flatten().tolist()
 
 
+def looked_at(tensor):
+    """The rows of a weight of 16 bits that are looked at."""
+    return torch.cat([tensor[start:stop] for start, stop in looked_rows(OUT, 0, OUT)])
+
+
 def shares(result):
     return [one.share for one in result.kept]
 
 
 @pytest.mark.parametrize("size", [0.01, 0.001, 0.0004])
 def test_a_sixteenth_of_the_rows_tells_what_is_kept_in_16_bits(merged, base, size):
-    """The rows are 60 of 960 with 256 entries each, whose rounding leaves a share open by less than 0.01."""
     adapter = lora(size=size, **SIZES)
     result, out = merged({"a": adapter}, accept_loss=True)
-    expected = dense(base, out, lambda block: delta(adapter, block))
-    assert shares(result) == pytest.approx(expected, abs=0.03)
+    rows = ({name: looked_at(tensors[name]) for name in map(weight, range(BLOCKS))} for tensors in (base, out))
+    assert shares(result) == pytest.approx(dense(*rows, lambda block: looked_at(delta(adapter, block))), abs=1e-4)
+    # They are 60 of 960, of which each keeps what its change, of rank 4, is large enough for.
+    assert shares(result) == pytest.approx(dense(base, out, lambda block: delta(adapter, block)), abs=0.1)
     assert result.kept[0].is_sampled
     assert result.kept[0].in_words.startswith("~")
 
@@ -156,11 +163,10 @@ def test_stochastic_rounding_keeps_the_mean_of_what_the_nearest_number_loses(mer
     result, out = merged({"a": adapter}, dtype=dtype, seed=11)
     assert dense(base, out, lambda block: delta(adapter, block)) == pytest.approx([1], abs=0.1)
     assert 0.9 < dense(base, out, lambda block: delta(adapter, block))[0] < 1.1
-    error = torch.cat(
-        [(out[weight(b)].double() - base[weight(b)].double() - delta(adapter, b)).flatten() for b in range(BLOCKS)]
-    )
-    size = torch.cat([delta(adapter, block).flatten() for block in range(BLOCKS)]).norm()
-    assert result.kept[0].noise == pytest.approx(float(error.norm() / size), rel=0.05)
+    changes = [delta(adapter, block) for block in range(BLOCKS)]
+    errors = [out[weight(b)].double() - base[weight(b)].double() - changes[b] for b in range(BLOCKS)]
+    error, size = (torch.cat([*map(looked_at, parts)]).norm() for parts in (errors, changes))
+    assert result.kept[0].noise == pytest.approx(float(error / size), rel=0.01)
 
 
 def test_stochastic_rounding_is_that_of_the_seed_whoever_computes_it(merged, monkeypatch):
@@ -184,7 +190,7 @@ def test_the_share_does_not_depend_on_who_computes_it(merged, monkeypatch):
         found.append(shares(merged({"a": adapter})[0]))
     assert found[0] == found[1]
     monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", 300)
-    assert shares(merged({"a": adapter})[0]) == pytest.approx(found[0], rel=1e-5)
+    assert shares(merged({"a": adapter})[0]) == pytest.approx(found[0], rel=1e-3)
 
 
 def test_stochastic_rounding_leaves_what_does_not_change(merged, base):
