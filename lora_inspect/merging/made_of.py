@@ -13,9 +13,9 @@ from lora_inspect.merging.plan import MergePlan
 from lora_inspect.printable import shortened
 from lora_inspect.reading.merge_record import ADAPTERS, BASE, CONFIG, FILE, HEADER, OPTIONS, SHA256
 
-# Of each file of the base so many pieces of so many bytes are looked at, from its first tensor to its last: models of
-# one shape have the same header, and differ in most of their weights.
-_PIECES, _PIECE = 8, 4096
+# Pieces of so many bytes are looked at, at least so many of a base and so many of each file, from its first tensor to
+# its last: models of one shape have the same header, and may differ in some of their weights alone.
+_PIECE, _PIECES, _OF_EACH = 4096, 128, 8
 _NUMBERS, _WEIGHTS, _VERSION = "numbers", "weights", "version"
 # What decides whether an output is written, not what is in it.
 _DECIDES = "accept_loss"
@@ -93,12 +93,12 @@ def _files(parts: Mapping[str, Any]) -> list[str]:
 
 def _sampled(base: Checkpoint) -> str:
     """The hash of some bytes of each file."""
-    found = hashlib.sha256()
+    found, count = hashlib.sha256(), max(_OF_EACH, _PIECES // max(len(base.files), 1))
     for file in base.files:
         size = base.inputs[file].bytes
         start = min((info.start for info in base.tensors.values() if info.file == file), default=size)
         last = max(size - _PIECE, start)
-        places = sorted({start + (last - start) * number // (_PIECES - 1) for number in range(_PIECES)})
+        places = sorted({start + (last - start) * number // (count - 1) for number in range(count)})
         with InputFile(file, base.inputs[file]) as source:
             for place in places:
                 found.update(source.read(place, min(_PIECE, size - place)))

@@ -3,7 +3,10 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.hashes import file_sha256, sha256_behind
@@ -15,6 +18,7 @@ from lora_inspect.files.writer import rewrite_header, rewrite_tensor
 from lora_inspect.listing import counted, some
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.dealing import Share, taken
+from lora_inspect.merging.folded_weights import Written
 from lora_inspect.merging.keeping import Keeping, SeenWeight, kept_of
 from lora_inspect.merging.kept import check_kept
 from lora_inspect.merging.made_of import check_same, made_of
@@ -24,6 +28,16 @@ from lora_inspect.merging.provenance import recorded, with_base_hashes
 from lora_inspect.merging.result import MergeResult, result_of
 from lora_inspect.merging.shard_entry import ShardEntry, read_entry
 from lora_inspect.progress import Progress, silent
+from lora_inspect.records import NamedTuple
+
+
+class Made(NamedTuple):
+    """A shard that was written to `output`: what was seen of its weights, and the hash of the base's file if asked."""
+
+    output: str
+    written: Written
+    records: list[Any]
+    base_sha256: str | None
 
 
 class SharedMerge:
@@ -50,46 +64,62 @@ class SharedMerge:
         """The shards that are not there yet."""
         return [name for name in self.files if self._entry(name) is None]
 
-    def provide(self, name: str, progress: Progress = silent) -> bool:
-        """Makes one shard where it is not there to its last byte; whether it is.
+    @contextmanager
+    def providing(self) -> Iterator[Callable[[str, Progress], bool]]:
+        """What makes a shard where it is not there to its last byte, and says whether it is.
 
-        `progress` is told of what is written, and read for a hash.
+        Its progress is told of what is written, and read of the base for a hash. A thread of its own reads what was
+        written while the next shard is made; behind the block all of them count as there. What is whole stays where the
+        block fails.
         """
-        entry = self._entry(name)
-        if entry and entry.holds(self.parts.file(name)):
-            progress(bytes_of(self._plan, self.files[name]))
-            return True
+        described: list[Future[None]] = []
+
+        def provide(name: str, progress: Progress) -> bool:
+            entry = self._entry(name)
+            if entry and entry.holds(self.parts.file(name)):
+                progress(bytes_of(self._plan, self.files[name]))
+                return True
+            made = self._make(name, progress)
+            described.append(pool.submit(self._describe, name, made))
+            return False
+
         try:
-            self._make(name, progress)
+            with ThreadPoolExecutor(1) as pool:
+                yield provide
+            for one in described:
+                one.result()
         except LoraInspectError:
             if self.parts.is_there():
                 raise
             raise LoraInspectError(
-                f"{self.parts.path}: it went away while {name} was made, as another run of this job was faster, or as "
+                f"{self.parts.path}: it went away while shards were made, as another run of this job was faster, or as "
                 f"somebody removed it; see whether {self.parts.output} is there, and run the job again if not."
             ) from None
-        return False
 
-    def _make(self, name: str, progress: Progress) -> None:
-        """Writes it, and says that it is there."""
+    def _make(self, name: str, progress: Progress) -> Made:
+        """Writes a shard."""
         plan, file, output = self._plan, self.files[name], self.parts.new(name)
         hashed = file_sha256(file, plan.base.inputs[file], progress) if plan.options.hash_base else None
         keeping = Keeping(self._adapters)
         written = OutputFiles(plan, keeping).write(file, output, self._record, progress, force=True)
-        tensors, _ = read_header(output)
+        return Made(output, written, [one.in_record() for one in keeping.seen()], hashed)
+
+    def _describe(self, name: str, made: Made) -> None:
+        """Says that a shard is there."""
+        tensors, _ = read_header(made.output)
         late = [(tensors[one].start, tensors[one].stop) for one in self._late if one in tensors]
-        data_start = len(OutputFiles(plan).header(file, self._record))
-        size, digest = sha256_behind(output, data_start, late)
+        data_start = len(OutputFiles(self._plan).header(self.files[name], self._record))
+        size, digest = sha256_behind(made.output, data_start, late)
         entry = ShardEntry(
             made_of=self.made_of,
             size=size,
             data_start=data_start,
             sha256=digest,
             late=late,
-            settled=written.late,
-            counts=written.counts,
-            records=[one.in_record() for one in keeping.seen()],
-            base_sha256=hashed,
+            settled=made.written.late,
+            counts=made.written.counts,
+            records=made.records,
+            base_sha256=made.base_sha256,
         )
         self.parts.write_entry(name, entry.content())
 
@@ -171,7 +201,7 @@ class SharedMerge:
 
 
 def bytes_of(plan: MergePlan, file: str) -> int:
-    """What `provide` tells its progress of for the shard that is made from a `file` of the base."""
+    """What `providing` tells of for the shard that is made from a `file` of the base."""
     hashed = plan.base.inputs[file].bytes if plan.options.hash_base else 0
     return sum(info.nbytes for info in plan.written if info.file == file) + hashed
 

@@ -39,8 +39,9 @@ def merge_by_ranks(
         progress = ranks.progress(show)
 
         def make() -> None:
-            for file in files:
-                shared.provide(os.path.basename(file), progress)
+            with shared.providing() as provide:
+                for file in files:
+                    provide(os.path.basename(file), progress)
 
         ranks.together(make, show)
 

@@ -70,7 +70,8 @@ def merge_shard(
     shared = SharedMerge(plan, output)
     shared.parts.make()
     names = [os.path.basename(file) for file in dealt(plan, share)]
-    held = [name for name in names if shared.provide(name, progress)]
+    with shared.providing() as provide:
+        held = [name for name in names if provide(name, progress)]
     left = shared.left()
     merged = None if left else shared.finish(force)
     return ShardResult(
