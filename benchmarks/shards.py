@@ -35,8 +35,10 @@ import atexit, resource, sys
 def tell():
     with open("/proc/self/io") as handle:
         counts = dict(line.split(": ") for line in handle.read().splitlines())
+    with open("/proc/self/status") as handle:
+        peak = next(line.split()[1] for line in handle if line.startswith("VmHWM"))
     used = resource.getrusage(resource.RUSAGE_SELF)
-    print("COST", used.ru_maxrss, used.ru_utime + used.ru_stime, counts["rchar"], counts["wchar"], file=sys.__stderr__)
+    print("COST", peak, used.ru_utime + used.ru_stime, counts["rchar"], counts["wchar"], file=sys.__stderr__)
 atexit.register(tell)
 sys.argv[0] = "__main__.py"
 from lora_inspect.cli import main
