@@ -14,9 +14,9 @@ from lora_inspect.files.store_outputs import output_address
 from lora_inspect.progress import Progress, silent
 from lora_inspect.stores import parts
 from lora_inspect.stores.address import join, split
-from lora_inspect.stores.s3_objects import Unfinished, unfinished
+from lora_inspect.stores.s3_objects import Unfinished, is_empty, unfinished
 from lora_inspect.stores.s3_requests import Refused, S3Store
-from lora_inspect.stores.uploads import Upload, abort, complete_all
+from lora_inspect.stores.uploads import Upload, abort_all, complete_all
 
 _RUN_BYTES = 8
 _INDEX, _CONFIG, _RANKS = ".index.json", "config.json", 3
@@ -116,10 +116,10 @@ class ToStore(MadeOutput):
                     upload.clear_place()
             for group in groups:
                 complete_all(self._store, group, replaces)
-        except Refused as refused:
+        except LoraInspectError as error:
             if replaces:
                 raise LoraInspectError(
-                    f"{str(refused)[:-1]}; some of what stood at {self._address} may be replaced already."
+                    f"{str(error)[:-1]}; some of what stood at {self._address} may be replaced already."
                 ) from None
             with suppress(Refused):
                 for upload in self._uploads:
@@ -128,22 +128,17 @@ class ToStore(MadeOutput):
 
     def abort(self) -> list[str]:
         """Gives up what has not appeared; the addresses of uploads that the store would not give up."""
-        left = []
-        for upload in self._uploads:
-            try:
-                upload.abort()
-            except Refused:
-                left.append(upload.address)
-        self.abort_lost()
+        left = abort_all(self._store, [(own.address, own.unfinished) for own in self._uploads if own.unfinished])
+        if not left:
+            self.abort_lost()
         return left
 
     def abort_lost(self) -> None:
-        """Gives up what was begun by a request whose reply was lost: nobody else has begun it meanwhile."""
+        """Gives up what was begun by a request whose reply was lost, and has got no part since."""
         own = {upload.address for upload in self._uploads}
-        for one in self._unfinished():
-            if one not in self._before and one.address in own:
-                with suppress(Refused):
-                    abort(self._store, one.address, one.upload)
+        begun = [one for one in self._unfinished() if one not in self._before and one.address in own]
+        with suppress(Refused):
+            abort_all(self._store, [(one.address, one.upload) for one in begun if is_empty(self._store, one)])
 
     def _unfinished(self) -> list[Unfinished]:
         """What the store tells of uploads to the output; nothing where it does not."""

@@ -55,3 +55,8 @@ def unfinished(store: S3Store, address: str) -> list[Unfinished]:
         if not page.get("IsTruncated"):
             return found
         position = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+
+def is_empty(store: S3Store, one: Unfinished) -> bool:
+    """Whether an upload has no part yet; raises Refused."""
+    return not store.wait(store.ask("list_parts", one.address, "look at the upload", UploadId=one.upload)).get("Parts")

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError, changed
@@ -14,6 +15,8 @@ from lora_inspect.stores.s3_requests import NO_OBJECT, Refused, Reply, S3Store
 
 _AT_ONCE = 8
 _ABORTS = 3
+# For so many seconds a store that does not answer is asked to give up uploads.
+_PATIENCE = 60
 # What tells an object that this run made from one of another run, where the reply to the last request is lost.
 _MARK = "lora-inspect-run"
 _GONE = ("NoSuchUpload", "404")
@@ -68,11 +71,10 @@ class Upload:
             elif not await self._is_own():
                 raise (appeared(self.address) if condition else refused) from None
 
-    def abort(self) -> None:
-        """Gives up what was sent and is not completed."""
-        if self._upload:
-            abort(self._store, self.address, self._upload["UploadId"])
-            self._upload = None
+    @property
+    def unfinished(self) -> str | None:
+        """What the store calls the upload, as long as that is neither completed nor aborted."""
+        return str(self._upload["UploadId"]) if self._upload else None
 
     def remove(self) -> None:
         """Takes the object away again, where it is the one that was completed."""
@@ -167,33 +169,63 @@ class Upload:
         return await self._ask(method, doing, UploadId=self._upload["UploadId"], **arguments)
 
 
-def abort(store: S3Store, address: str, upload: str) -> None:
+def abort_all(store: S3Store, uploads: Iterable[tuple[str, str]]) -> list[str]:
+    """Gives up uploads, each its address and its name; the addresses of those that the store did not give up in time."""
+    left = list(uploads)
+    waiting = iter(tuple(left))
+
+    async def work() -> None:
+        for address, upload in waiting:
+            with suppress(Refused):
+                await _give_up(store, address, upload)
+                left.remove((address, upload))
+
+    async def in_time() -> None:
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(_all(work() for _ in range(_AT_ONCE)), _PATIENCE)
+
+    store.wait(in_time())
+    return [address for address, _ in left]
+
+
+async def _give_up(store: S3Store, address: str, upload: str) -> None:
     """Gives up an upload with all that it has; raises Refused.
 
     A part that was under way may come behind that, and stay: it is over where the store knows no such upload.
     """
     for _ in range(_ABORTS):
         try:
-            store.wait(store.ask("abort_multipart_upload", address, "abort the upload", UploadId=upload))
+            await store.ask("abort_multipart_upload", address, "abort the upload", UploadId=upload)
         except Refused as refused:
             if refused.code in _GONE:
                 return
             raise
         try:
-            store.wait(store.ask("list_parts", address, "look at the upload", UploadId=upload))
+            await store.ask("list_parts", address, "look at the upload", UploadId=upload)
         except Refused:
             return
 
 
 def complete_all(store: S3Store, uploads: Sequence[Upload], replaces: bool) -> None:
-    """Completes uploads, some at the same time; where one fails, any of the others may be complete, or not."""
+    """Completes uploads, some at the same time; where one fails, others may be complete, and no more will be.
+
+    None is called off on its way, as the store may have it all the same.
+    """
     left = iter(uploads)
+    errors: list[LoraInspectError] = []
 
     async def work() -> None:
         for upload in left:
-            await upload.complete(replaces)
+            if errors:
+                return
+            try:
+                await upload.complete(replaces)
+            except LoraInspectError as error:
+                errors.append(error)
 
     store.wait(_all(work() for _ in range(_AT_ONCE)))
+    if errors:
+        raise errors[0]
 
 
 def _read(path: str, start: int, stop: int) -> bytes:

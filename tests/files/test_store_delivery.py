@@ -178,6 +178,47 @@ def test_an_object_that_appears_meanwhile_is_not_replaced(files, store):
     assert below(store, "out.safetensors") == {"": b"other"}
 
 
+def test_of_a_folder_in_which_an_object_appears_meanwhile_nothing_stays(files, store):
+    def appear(asked):
+        if asked.verb == "put":
+            store.trouble = lambda asked: None
+            store.client.put_object(Bucket=store.bucket, Key="out/model.safetensors.index.json", Body=b"other")
+
+    store.trouble = appear
+    with pytest.raises(
+        LoraInspectError, match=r"out/model\.safetensors\.index\.json: it appeared while the command ran"
+    ):
+        merged(files, "shards", f"s3://{store.bucket}/out")
+    assert below(store, "out") == {"model.safetensors.index.json": b"other"}
+
+
+def test_an_upload_of_another_run_goes_on(files, store):
+    """It is to the same output, and was begun while this one was sent."""
+    begun = {}
+
+    def begin(asked):
+        if asked.verb == "part" and not begun:
+            begun["it"] = None
+            begun["it"] = store.client.create_multipart_upload(Bucket=store.bucket, Key="out.safetensors")["UploadId"]
+            where = {"Bucket": store.bucket, "Key": "out.safetensors", "UploadId": begun["it"]}
+            store.client.upload_part(**where, PartNumber=1, Body=b"some")
+
+    store.trouble = begin
+    merged(files, "base.safetensors", f"s3://{store.bucket}/out.safetensors")
+    assert store.unfinished() == ["out.safetensors"]
+    store.client.abort_multipart_upload(Bucket=store.bucket, Key="out.safetensors", UploadId=begun["it"])
+
+
+def test_what_a_store_does_not_give_up_is_named(files, store, monkeypatch):
+    monkeypatch.setattr("lora_inspect.stores.uploads._PATIENCE", 2)
+    store.trouble = lambda asked: 403 if asked.verb == "complete" else 500 if asked.verb == "abort" else None
+    with pytest.raises(LoraInspectError, match=r"\(AccessDenied\).*; abort what stays unfinished of s3://.*/out/model"):
+        merged(files, "shards", f"s3://{store.bucket}/out")
+    store.trouble = lambda asked: None
+    for upload in store.client.list_multipart_uploads(Bucket=store.bucket)["Uploads"]:
+        store.client.abort_multipart_upload(Bucket=store.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+
+
 def test_a_folder_with_more_in_it_is_not_replaced(files, store):
     store.client.put_object(Bucket=store.bucket, Key="out/config.json", Body=b"old")
     merged(files, "shards", f"s3://{store.bucket}/out", force=True)
