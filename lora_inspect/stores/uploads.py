@@ -170,7 +170,7 @@ class Upload:
 
 
 def abort_all(store: S3Store, uploads: Iterable[tuple[str, str]]) -> list[str]:
-    """Gives up uploads, each its address and its name; the addresses of those that the store did not give up in time."""
+    """Gives up uploads, each its address and name; the addresses of those that the store did not give up in time."""
     left = list(uploads)
     waiting = iter(tuple(left))
 

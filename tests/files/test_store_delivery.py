@@ -185,9 +185,7 @@ def test_of_a_folder_in_which_an_object_appears_meanwhile_nothing_stays(files, s
             store.client.put_object(Bucket=store.bucket, Key="out/model.safetensors.index.json", Body=b"other")
 
     store.trouble = appear
-    with pytest.raises(
-        LoraInspectError, match=r"out/model\.safetensors\.index\.json: it appeared while the command ran"
-    ):
+    with pytest.raises(LoraInspectError, match=r"out/.*index\.json: it appeared while the command ran"):
         merged(files, "shards", f"s3://{store.bucket}/out")
     assert below(store, "out") == {"model.safetensors.index.json": b"other"}
 
