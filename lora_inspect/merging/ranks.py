@@ -25,6 +25,7 @@ Result = TypeVar("Result")
 _WAITING, _WORKING = 0.05, 0.5
 # How long all may take to be there, and how long the first one may take to say why it failed.
 _TO_MEET, _TO_TELL = timedelta(minutes=10), 10.0
+_THREADS = "OMP_NUM_THREADS"
 _FAILED, _DONE, _TOLD = "failed", "done", "told"
 
 
@@ -144,15 +145,22 @@ class Ranks:
         return sentence if number == 0 or len(said) == self.rank.of else f"process {number}: {sentence}"
 
 
+def threads_of(rank: Rank) -> int | None:
+    """How many threads a process has as its share of the machine; None where the user has chosen.
+
+    torchrun sets one for each process where nobody has.
+    """
+    return max(1, usable_cores() // rank.here) if os.environ.get(_THREADS, "1") == "1" else None
+
+
 @contextmanager
 def all_ranks(rank: Rank, sentence_of: Callable[[Exception], str]) -> Iterator[Ranks]:
     """All processes, once each of them is there; LoraInspectError where they cannot reach each other."""
     import torch
     from torch import distributed
 
-    # torchrun gives each process one thread where nobody has chosen.
-    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        torch.set_num_threads(max(1, usable_cores() // rank.here))
+    if threads := threads_of(rank):
+        torch.set_num_threads(threads)
     try:
         server, *_ = next(distributed.rendezvous("env://", timeout=_TO_MEET))  # type: ignore[attr-defined]
         run = f"lora_inspect/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"

@@ -9,7 +9,7 @@ from torch.distributed import HashStore
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.merging import ranks as ranks_of
 from lora_inspect.merging.launched import Rank, launched
-from lora_inspect.merging.ranks import Elsewhere, Ranks
+from lora_inspect.merging.ranks import Elsewhere, Ranks, threads_of
 
 
 @pytest.fixture
@@ -129,6 +129,19 @@ def test_the_others_end_behind_the_one_that_speaks(by_all):
 
     by_all(2, act)
     assert order == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("cores", "here", "chosen", "threads"),
+    [(8, 2, None, 4), (8, 3, "1", 2), (2, 4, "1", 1), (8, 2, "3", None), (1, 1, None, 1)],
+)
+def test_each_has_its_share_of_the_machine(cores, here, chosen, threads, monkeypatch):
+    monkeypatch.setattr(ranks_of, "usable_cores", lambda: cores)
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    else:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads_of(Rank(0, 8, here)) == threads
 
 
 ENVIRONMENT = {"TORCHELASTIC_RUN_ID": "none", "RANK": "2", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}

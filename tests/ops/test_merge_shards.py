@@ -1,5 +1,6 @@
 """A base that several jobs merge together: the bytes of one process, whoever does what, when and how often."""
 
+import errno
 import itertools
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from toy_shards import NAMES, content, drawn, shards, write_adapter, write_base
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files import partial
 from lora_inspect.files import parts as parts_of_files
 from lora_inspect.files.system import create, lock
 from lora_inspect.merging import shared_merge
@@ -357,6 +359,59 @@ class TestTheEnd:
         assert others[0].modules_merged
         assert content("out") == expected
         assert not os.path.exists("out.parts")
+
+    def test_is_no_more_where_another_process_was_faster_to_the_lock(self, place, monkeypatch):
+        _, expected = one_process()
+        job("1/2")
+        others = []
+
+        def lock_late(descriptor):
+            if not others:
+                others.append(None)
+                others[0] = finish()
+            return lock(descriptor)
+
+        monkeypatch.setattr(parts_of_files, "lock", lock_late)
+        assert job("2/2").merged is None
+        assert others[0].modules_merged
+        assert content("out") == expected
+        assert not os.path.exists("out.parts")
+
+    def test_puts_the_old_output_back_where_it_died_between_two_renames(self, place, monkeypatch):
+        """Where two folders cannot change names in one step."""
+        _, expected = one_process()
+        for text in ("1/2", "2/2"):
+            job(text, "lora:0.5")
+        old = content("out")
+        monkeypatch.setattr(partial, "exchange", lambda one, other: False)
+        job("1/2", force=True)
+        with monkeypatch.context() as patched:
+            patched.setattr(partial, "rename_new", died)
+            with pytest.raises(KeyboardInterrupt):
+                job("2/2", force=True)
+        assert not os.path.exists("out")
+        assert content("out.parts/whole.old") == old
+        with pytest.raises(LoraInspectError, match=r"^out: it appeared while the command ran; choose another"):
+            finish()
+        assert content("out") == old
+        finish(force=True)
+        assert content("out") == expected
+        assert not os.path.exists("out.parts")
+
+    def test_is_refused_for_a_full_disk_and_comes_when_there_is_room(self, place, monkeypatch):
+        _, expected = one_process()
+        job("1/2")
+
+        def full(*arguments):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patched:
+            patched.setattr("lora_inspect.files.base_folder.copy_bytes", full)
+            with pytest.raises(OSError, match="No space left"):
+                job("2/2")
+        assert not os.path.exists("out")
+        finish()
+        assert content("out") == expected
 
     @pytest.mark.numeric
     def test_is_refused_where_too_little_is_kept_of_all_shards_together(self, place):

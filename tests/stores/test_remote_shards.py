@@ -1,0 +1,33 @@
+"""Jobs that share a base at an address: each fetches the headers of all shards, and of the data its own."""
+
+import pytest
+import toy_shards
+from toy_shards import content, write_adapter, write_base
+
+from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
+from lora_inspect.ops.merge_shards import Share, merge_shard
+from lora_inspect.reading.settings import parse_arguments
+
+# Headers, the index, and the pieces that tell one base of a shape from others; the base has 21 MB.
+BESIDE = 3 << 20
+
+
+@pytest.mark.numeric
+def test_each_job_fetches_its_own_shards(server, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(toy_shards, "OUT", 256)
+    monkeypatch.setattr(toy_shards, "IN", 2048)
+    write_base(folder / "base")
+    write_adapter("lora")
+
+    def planned():
+        url = server.url("base/model.safetensors.index.json")
+        return plan_merge(url, parse_arguments(["lora"]), MergeOptions())
+
+    merge(planned(), "one")
+    for number in (1, 2):
+        before = server.bytes
+        done = merge_shard(planned(), "out", Share(number, 2))
+        own = sum((folder / "base" / name).stat().st_size for name in done.made)
+        assert server.bytes - before <= own + BESIDE
+    assert content("out") == content("one")
