@@ -3,6 +3,10 @@
 import errno
 import itertools
 import os
+import random
+import shutil
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -175,38 +179,53 @@ class TestARerun:
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
     def test_of_jobs_that_are_killed_at_any_moment_gives_the_same(self, place, monkeypatch):
-        import random
-        import signal
-        import time
-
         _, expected = one_process()
         monkeypatch.setattr("lora_inspect.maths.torch_threads.computing_threads", lambda most: 1)
-        chance, whole, killed = random.Random(0), None, 0
-        for turn in range(24):
-            text = f"{turn % 2 + 1}/2"
-            started = time.perf_counter()
-            child = os.fork()
-            if not child:
-                status = 1
-                try:
-                    job(text)
-                    status = 0
-                finally:
-                    os._exit(status)
-            if whole is not None and turn % 12 < 10:
-                time.sleep(chance.uniform(0, whole))
-                os.kill(child, signal.SIGKILL)
-            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            killed += status == -signal.SIGKILL
-            whole = whole or time.perf_counter() - started
+        calls = [calls_of(text) for text in ("1/2", "2/2")]
+        assert content("out") == expected
+        os.rename("out", "whole")
+        chance, killed = random.Random(0), 0
+        for turn in range(30):
+            last = chance.randint(1, calls[turn % 2])
+            killed += killed_at(f"{turn % 2 + 1}/2", last)
             if os.path.exists("out"):
                 assert content("out") == expected
-                os.rename("out", f"whole-{turn}")
-        for text in ("1/2", "2/2"):
-            if not os.path.exists("out"):
-                job(text)
+                shutil.rmtree("out")
+                shutil.rmtree("out.parts", ignore_errors=True)  # that one was killed while it removed them
+        job("1/2")
+        if not os.path.exists("out"):
+            job("2/2")
         assert content("out") == expected
-        assert killed >= 5
+        assert not os.path.exists("out.parts")
+        assert killed >= 10
+
+
+def calls_of(text):
+    """How many calls of the system that name the output a job makes."""
+    assert not killed_at(text, 0)
+    return int(Path("calls").read_text())
+
+
+def killed_at(text, last):
+    """Runs a job that kills itself at the call with this number that names the output; whether it came to that."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    calls = 0
+
+    def call(event, arguments):
+        nonlocal calls
+        if any(isinstance(one, (str, bytes)) and b"out" in os.fsencode(one) for one in arguments):
+            calls += 1
+            if calls == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        sys.addaudithook(call)
+        job(text)
+        Path("calls").write_text(str(calls))
+    finally:
+        os._exit(0)
 
 
 def flip(file, position):
