@@ -52,6 +52,9 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         served: RangeServer = self.server.served
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
@@ -76,6 +79,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         size = file.stat().st_size
         stop = min(asked.stop, size)
+        if self.command == "HEAD":
+            self.answer(200, {"Content-Length": str(size), **self.identity(file)})
+            return
         if asked.start >= size:
             self.answer(416, {"Content-Range": f"bytes */{size}", **self.identity(file)})
             return

@@ -5,6 +5,7 @@ is told in its configuration.
 """
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
@@ -49,4 +50,13 @@ def _open(address: str) -> Any:
         ) from None
     import fsspec
 
-    return fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False)
+    options = {"client_kwargs": _client_settings(fsspec.config.conf)} if scheme in (HTTPS, HTTP) else {}
+    return fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **options)
+
+
+def _client_settings(configured: Mapping[str, Any]) -> dict[str, Any]:
+    """What the client of web servers is told: to heed proxies and logins of the machine, and then what fsspec is."""
+    told = {"trust_env": True}
+    for scheme in (HTTP, HTTPS):
+        told |= configured.get(scheme, {}).get("client_kwargs", {})
+    return told

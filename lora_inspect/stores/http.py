@@ -67,7 +67,7 @@ async def get_from(sink: Sink, url: str, headers: Mapping[str, str], identify: I
 
 
 async def _ask(sink: Sink, url: str, headers: Mapping[str, str], identify: Identify, is_led: bool = False) -> None:
-    session = await file_system(sink.address).set_session()
+    session = await file_system(f"{HTTPS}://").set_session()
     first, sent = url, {"Accept-Encoding": "identity", "Range": f"bytes={sink.position}-{sink.stop - 1}", **headers}
     for _ in range(_MOST_REDIRECTS):
         async with session.get(_as_it_is(url), headers=sent, allow_redirects=False, timeout=_TIMEOUT) as response:

@@ -19,7 +19,7 @@ _KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
 _FORM = "hf://OWNER/NAME/PATH, or hf://OWNER/NAME@REVISION/PATH"
 # A branch or a tag with a slash in it has to be spelled with %2F, but for these.
 _REPOSITORY = re.compile(
-    r"(?:(?P<kind>models|datasets|spaces)/)?(?P<name>[^/@]+/[^/@]+)"
+    r"(?:(?P<kind>models|datasets|spaces)/)?(?P<name>(?!(?:buckets|datasets|models|spaces)/)[^/@]+/[^/@]+)"
     r"(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<path>.*))?"
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
