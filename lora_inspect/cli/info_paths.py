@@ -7,6 +7,7 @@ import click
 from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.path_settings import parse_without_strength
 from lora_inspect.files.found_checkpoints import find_checkpoints, is_collection
+from lora_inspect.files.places import settled
 from lora_inspect.reading.settings import Settings
 from lora_inspect.records import NamedTuple
 
@@ -31,7 +32,9 @@ def asked(argument: str) -> Asked:
     """The files that an argument of `info` names; the settings on a folder's path are those of each file in it."""
     try:
         path, settings = parse_without_strength(argument, "info")
-        files = tuple(find_checkpoints(path)) if is_collection(path) else ()
+        is_folder = is_collection(path)
+        path = settled(path) if is_folder else path
+        files = tuple(find_checkpoints(path)) if is_folder else ()
     except click.ClickException:
         raise
     except Exception as error:

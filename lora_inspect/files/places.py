@@ -80,23 +80,32 @@ def walk(folder: str, onerror: Callable[[OSError], object] | None = None) -> Ite
     if not is_remote(folder):
         yield from os.walk(folder, onerror=onerror)
         return
-    from lora_inspect.stores.address import split
-    from lora_inspect.stores.looks import below
-
-    folders: dict[str, tuple[list[str], list[str]]] = {folder: ([], [])}
-    for found in below(folder):
-        parent, name = split(found.address)
-        for made in _missing(parent, folders):
-            folders[made] = [], []
-            above, own = split(made)
-            folders[above][0].append(own)
-        folders[parent][1].append(name)
-    waiting = [folder]
+    root = settled(folder).rstrip("/")
+    inside: dict[str, tuple[set[str], set[str]]] = {root: (set(), set())}
+    for parts in _parts_below(root):
+        place = root
+        for name in parts[:-1]:
+            inside[place][0].add(name)
+            place = join(place, name)
+            inside.setdefault(place, (set(), set()))
+        inside[place][1].add(parts[-1])
+    waiting = [root]
     while waiting:
         place = waiting.pop(0)
-        inner, names = folders[place]
-        yield place, inner, names
+        inner, files = map(sorted, inside[place])
+        yield place, inner, files  # who goes on without some of the folders takes them out
         waiting = [join(place, name) for name in inner] + waiting
+
+
+def _parts_below(root: str) -> Iterator[list[str]]:
+    """The names that lead to each file below a folder of a store; LoraInspectError for those that no disk has."""
+    from lora_inspect.stores.looks import below
+
+    for found in below(root):
+        parts = found.address[len(root) + 1 :].split("/")
+        if any(part in ("", os.curdir, os.pardir) or os.sep in part for part in parts):
+            raise LoraInspectError(f"{found.address}: no file on a disk can be called so; name the file that you mean.")
+        yield parts
 
 
 def join(folder: str, *names: str) -> str:
@@ -137,14 +146,3 @@ def refuse_remote(path: str, way_out: str) -> None:
     """Raises LoraInspectError for an address where only what is on a disk can be changed."""
     if is_remote(path):
         raise LoraInspectError(f"{path}: files at addresses are only read; {way_out}.")
-
-
-def _missing(folder: str, known: dict[str, tuple[list[str], list[str]]]) -> list[str]:
-    """The folder and those above it that are not known, from the top down."""
-    from lora_inspect.stores.address import split
-
-    missing: list[str] = []
-    while folder not in known:
-        missing.insert(0, folder)
-        folder = split(folder)[0]
-    return missing

@@ -58,7 +58,8 @@ async def below(address: str, deep: bool) -> list[Found]:
     async for page in _pages(address, **({} if deep else {"Delimiter": "/"})):
         start = len(page["Prefix"])
         for one in page.get("Contents", ()):
-            if name := one["Key"][start:]:
+            name = one["Key"][start:]
+            if name and not name.endswith("/"):  # what consoles make for a folder that is empty
                 found.append(Found(join(address, name), _answer(one["Size"], one)))
         found += [Found(join(address, one["Prefix"][start:-1])) for one in page.get("CommonPrefixes", ())]
     return found
