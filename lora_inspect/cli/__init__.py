@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout = sys.stderr = None
     terminal.serve_any_encoding()
     try:
-        status = cli.main(_without_secrets(arguments), prog_name="lora-inspect", standalone_mode=False)
+        status = _run(arguments)
         sys.exit(status if isinstance(status, int) else 0)
     except click.ClickException as error:
         terminal.wrong_usage(error)
@@ -61,14 +61,16 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(sentence_of(error), 1)
 
 
-def _without_secrets(arguments: list[str] | None) -> list[str] | None:
-    """The arguments as they may be printed in whatever is said of them."""
+def _run(arguments: list[str] | None) -> object:
+    """Runs the verb. What may be secret in an address is put away before anything can be said of it."""
     given = sys.argv[1:] if arguments is None else arguments
     if not any("://" in argument for argument in given):
-        return arguments
+        return cli.main(arguments, prog_name="lora-inspect", standalone_mode=False)
+    from lora_inspect.cli.waiting_line import waiting_line
     from lora_inspect.reading.settings import without_secrets
 
-    return list(map(without_secrets, given))
+    with waiting_line():
+        return cli.main(list(map(without_secrets, given)), prog_name="lora-inspect", standalone_mode=False)
 
 
 def _fail(message: str, status: int) -> None:

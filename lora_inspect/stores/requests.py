@@ -13,6 +13,7 @@ from lora_inspect.stores.answers import Answer, Sink
 from lora_inspect.stores.failures import Transient
 from lora_inspect.stores.file_systems import file_system
 from lora_inspect.stores.retries import Tries
+from lora_inspect.stores.waiting import waits
 
 AT_ONCE = 8
 # Ranges with fewer bytes between them are one request: to ask once more takes longer than to receive these.
@@ -104,11 +105,13 @@ def _result(future: concurrent.futures.Future[_Found]) -> _Found:
     try:
         # A wait without an end could not be interrupted everywhere.
         while not concurrent.futures.wait([future], _EVERY).done:
-            pass
+            waits(True)
         return future.result()
     except BaseException:
         future.cancel()
         raise
+    finally:
+        waits(False)
 
 
 async def _fill_each(sinks: Iterable[Sink]) -> None:

@@ -33,7 +33,7 @@ class Bucket:
     def put_folder(self, folder: Path, key: str) -> str:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                self.put(f"{key}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+                self.put(f"{key}/{path.relative_to(folder).as_posix()}".lstrip("/"), path.read_bytes())
         return self.url(key)
 
 
