@@ -1,9 +1,14 @@
 """What may be written to a store: which addresses can be an output, and what it must not lose there."""
 
 from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.stores.address import HF, S3, named, scheme_of
+from lora_inspect.stores.address import HF, S3, VERSION, named, scheme_of
+from lora_inspect.stores.file_systems import file_system
+
+if TYPE_CHECKING:
+    from lora_inspect.stores.s3_requests import S3Store
 
 # What S3 stores take as the key of an object, in bytes.
 _LONGEST_KEY = 1024
@@ -32,20 +37,20 @@ def output_address(output: str) -> str:
 
 
 def is_input_address(output: str, inputs: Iterable[str]) -> bool:
-    """Whether an address is that of one of the inputs, or of a folder that holds one."""
+    """Whether an address is that of one of the inputs, in whatever version, or of a folder that holds one."""
     address = output.rstrip("/")
-    return any(path.rstrip("/") == address or path.startswith(f"{address}/") for path in inputs)
+    objects = (path.partition(VERSION)[0].rstrip("/") for path in inputs)
+    return any(path == address or path.startswith(f"{address}/") for path in objects)
 
 
 def check_store_output(output: str, inputs: Iterable[str], force: bool, folder: bool) -> None:
     """Raises LoraInspectError where the output would replace an input or, without `force`, anything at all."""
-    from lora_inspect.stores.s3_objects import described, names_below
-    from lora_inspect.stores.s3_requests import S3Store
-
     address = output_address(output)
     if is_input_address(address, inputs):
         raise LoraInspectError(f"{address}: it is an input of the command; choose another output.")
-    store = S3Store(address)
+    store = _store_of(address)
+    from lora_inspect.stores.s3_objects import described, names_below
+
     is_folder = next(names_below(store, address), None) is not None
     is_file = described(store, address) is not None
     if not is_folder and not is_file:
@@ -58,11 +63,11 @@ def check_store_output(output: str, inputs: Iterable[str], force: bool, folder: 
 
 def check_store_replaceable(output: str, names: Collection[str]) -> None:
     """Raises LoraInspectError where a folder in a store holds more than `names`, which would be lost among them."""
-    from lora_inspect.stores.s3_objects import names_below
-    from lora_inspect.stores.s3_requests import S3Store
-
     address = output_address(output)
-    other = next((name for name in names_below(S3Store(address), address) if name not in names), None)
+    store = _store_of(address)
+    from lora_inspect.stores.s3_objects import names_below
+
+    other = next((name for name in names_below(store, address) if name not in names), None)
     if other is not None:
         raise LoraInspectError(
             f"{address}: the folder holds {other}, which the command does not write; choose another output."
@@ -71,12 +76,13 @@ def check_store_replaceable(output: str, names: Collection[str]) -> None:
 
 def unfinished_notes(output: str) -> tuple[str, ...]:
     """A sentence on uploads to an output that another run has begun and not ended, as far as the store tells."""
-    from lora_inspect.stores.s3_objects import unfinished
-    from lora_inspect.stores.s3_requests import Refused, S3Store
-
     address = output_address(output)
+    store = _store_of(address)
+    from lora_inspect.stores.s3_objects import unfinished
+    from lora_inspect.stores.s3_requests import Refused
+
     try:
-        found = unfinished(S3Store(address), address)
+        found = unfinished(store, address)
     except Refused:
         return ()
     if not found:
@@ -85,3 +91,11 @@ def unfinished_notes(output: str) -> tuple[str, ...]:
     return (
         f"{address}: {how_many} not ended there, which a run that died may have left; abort what no run is sending.",
     )
+
+
+def _store_of(address: str) -> "S3Store":
+    """The store that has an address; LoraInspectError where a library is missing, which others need to be loaded."""
+    file_system(address)
+    from lora_inspect.stores.s3_requests import S3Store
+
+    return S3Store(address)

@@ -13,6 +13,8 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.records import NamedTuple
 
 HTTPS, HTTP, S3, HF = SCHEMES = ("https", "http", "s3", "hf")
+# What stands before the version of an object of S3 in an address.
+VERSION = "?versionId="
 _STARTS = tuple(f"{scheme}://" for scheme in SCHEMES)
 _LONGEST_START = max(map(len, _STARTS))
 

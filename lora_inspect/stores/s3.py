@@ -10,20 +10,19 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from lora_inspect.stores.address import join
+from lora_inspect.stores.address import VERSION, join
 from lora_inspect.stores.answers import Answer, Found, Sink
 from lora_inspect.stores.failures import Missing, Transient, missing, of_status, whole_files_only, without_credentials
 from lora_inspect.stores.file_systems import file_system
 
 _CHUNK = 1 << 20
-_VERSION = "?versionId="
 _PASSING = ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "InternalError", "ServiceUnavailable")
 
 
 async def get(sink: Sink) -> None:
     """Asks once for what a sink waits for. Transient where it may come later, LoraInspectError where it will not."""
     sent = await _call(
-        sink.address, "get_object", Range=f"bytes={sink.position}-{sink.stop - 1}", **_object(sink.address)
+        sink.address, "get_object", Range=f"bytes={sink.position}-{sink.stop - 1}", **object_at(sink.address)
     )
     size = sent.get("ContentRange", "").rpartition("/")[2]
     if not size.isdecimal():
@@ -39,7 +38,7 @@ async def get(sink: Sink) -> None:
 
 async def look(address: str) -> Found | None:
     """What lies there: the object, or a folder where others have its name and a slash before theirs; else None."""
-    named = _object(address)
+    named = object_at(address)
     if named["Key"] and not named["Key"].endswith("/"):
         try:
             head = await _call(address, "head_object", **named)
@@ -67,7 +66,7 @@ async def below(address: str, deep: bool) -> list[Found]:
 
 async def _pages(address: str, **options: Any) -> AsyncIterator[Mapping[str, Any]]:
     """The pages of a listing, of which there is none without any object."""
-    named = _object(address)
+    named = object_at(address)
     prefix = named["Key"].rstrip("/")
     asked = {"Bucket": named["Bucket"], "Prefix": prefix and f"{prefix}/", **options}
     while True:
@@ -86,9 +85,9 @@ async def _call(address: str, method: str, **options: Any) -> Any:
         raise _meaning(address, error) from None
 
 
-def _object(address: str) -> dict[str, str]:
-    """How a request names what lies at an address."""
-    path, _, version = address.partition("://")[2].partition(_VERSION)
+def object_at(address: str) -> dict[str, str]:
+    """How a request names what lies at an address: by bucket and key, and by its version where it has one."""
+    path, _, version = address.partition("://")[2].partition(VERSION)
     # Buckets may have names with slashes.
     bucket, key, _ = file_system(address).split_path(path)
     return {"Bucket": bucket, "Key": key, **({"VersionId": version} if version else {})}

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from lora_inspect.records import NamedTuple
 from lora_inspect.stores.address import S3, join
+from lora_inspect.stores.s3 import object_at
 from lora_inspect.stores.s3_requests import NO_OBJECT, Refused, Reply, S3Store
 
 
@@ -30,7 +31,7 @@ def names_below(store: S3Store, folder: str) -> Iterator[str]:
 
     The empty object that some programs have for a folder is none of them. Raises Refused, as where there is no bucket.
     """
-    prefix = store.place(folder)["Key"] + "/"
+    prefix = object_at(folder)["Key"] + "/"
     position: dict[str, str] = {}
     while True:
         page = store.wait(store.ask("list_objects_v2", folder, "list what lies there", Prefix=prefix, **position))
@@ -43,7 +44,7 @@ def names_below(store: S3Store, folder: str) -> Iterator[str]:
 
 def unfinished(store: S3Store, address: str) -> list[Unfinished]:
     """The uploads to an address and below it that were begun and not ended; raises Refused where that is hidden."""
-    bucket, key = store.place(address)["Bucket"], store.place(address)["Key"]
+    bucket, key = object_at(address)["Bucket"], object_at(address)["Key"]
     found: list[Unfinished] = []
     position: dict[str, str] = {}
     while True:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.progress import Progress, silent
 from lora_inspect.stores.file_systems import file_system
+from lora_inspect.stores.s3 import object_at
 
 Reply = dict[str, Any]
 _Result = TypeVar("_Result")
@@ -26,7 +27,6 @@ _WAYS_OUT = {
 }
 # What a store says where there is no object of a name.
 NO_OBJECT = ("404", "NoSuchKey", "NotFound")
-_VERSION = "?versionId="
 _DENIED = ("AccessDenied", "403", "Forbidden", "AllAccessDisabled")
 
 
@@ -48,19 +48,13 @@ class S3Store:
     def __init__(self, address: str) -> None:
         self._store = file_system(address)
 
-    def place(self, address: str) -> dict[str, str]:
-        """How requests name what has an address: by its bucket and key, and its version where it has one."""
-        path, _, version = address.partition("://")[2].partition(_VERSION)
-        bucket, key, _ = self._store.split_path(path)  # that of an access point has slashes
-        return {"Bucket": bucket, "Key": key, **({"VersionId": version} if version else {})}
-
     async def ask(self, method: str, address: str, doing: str, **arguments: Any) -> Reply:
         """What the store replies about the object or the prefix of an address; `doing` says what for.
 
         Raises Refused, where it is nothing that another try mends.
         """
         try:
-            return dict(await self._store._call_s3(method, **self.place(address), **arguments))
+            return dict(await self._store._call_s3(method, **object_at(address), **arguments))
         except Exception as error:
             # What the libraries say may hold the key that the request was signed with.
             raise Refused(address, _code_of(error), doing) from None

@@ -11,6 +11,7 @@ from lora_inspect.progress import Progress, silent
 from lora_inspect.stores import parts
 from lora_inspect.stores.parts import Borrowed, part_size
 from lora_inspect.stores.requests import read_into
+from lora_inspect.stores.s3 import object_at
 from lora_inspect.stores.s3_requests import NO_OBJECT, Refused, Reply, S3Store
 
 _AT_ONCE = 8
@@ -140,7 +141,7 @@ class Upload:
             "upload_part_copy",
             f"copy from {one.address}",
             PartNumber=number,
-            CopySource=self._store.place(one.address),
+            CopySource=object_at(one.address),
             CopySourceRange=f"bytes={one.start}-{one.stop - 1}",
             CopySourceIfMatch=one.answer.tag,
         )

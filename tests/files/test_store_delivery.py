@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_inspect import merge as api_merge
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.outputs import is_input
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.settings import parse_arguments
 from lora_inspect.stores import parts
@@ -386,7 +387,9 @@ def test_a_base_that_changes_before_it_is_copied_is_an_error(store, there, files
     assert not below(store, "out").keys() & {*NAMES, "config.json"}
 
 
-def test_no_input_is_replaced(store, there):
+def test_no_input_is_replaced_in_any_version(store, there):
+    assert is_input("s3://b/base.safetensors", ["s3://b/base.safetensors?versionId=3"])
+    assert not is_input("s3://b/base.safetensors", ["s3://b/base.safetensors2?versionId=3"])
     plan = plan_merge(f"{there}/shards", parse_arguments([f"{there}/style.safetensors"]), MergeOptions())
     for output in (there, f"{there}/shards", f"{there}/shards/"):
         with pytest.raises(LoraInspectError, match="it is an input of the command"):
@@ -488,3 +491,15 @@ def test_no_credentials_are_shown_or_stored(files, store, run):
     )
     assert "credentials do not belong into an address" in refused.refusal
     assert SECRET not in refused.stderr
+
+
+def test_without_the_libraries_a_sentence_names_the_command_that_brings_them(files, run_process, tmp_path):
+    (tmp_path / "main.py").write_text(
+        "import sys\nsys.modules['s3fs'] = sys.modules['botocore'] = None\nfrom lora_inspect.cli import main\nmain()"
+    )
+    for command in (
+        ("merge", files / "base.safetensors", files / "style.safetensors"),
+        ("convert", files / "style.safetensors"),
+    ):
+        refused = run_process(tmp_path / "main.py", *command, "-o", "s3://bucket/out.safetensors")
+        assert "pip install 'lora-inspect[remote]'" in refused.refusal
