@@ -90,8 +90,9 @@ def test_any_number_of_jobs_in_any_order_gives_what_one_process_gives(name, plac
         os.rename("out", f"kept-{'-'.join(text.replace('/', 'of') for text in order)}")
 
 
-@pytest.mark.numeric
-def test_a_scale_in_another_shard_is_put_in_at_the_end(place):
+@pytest.fixture
+def coded(place):
+    """A base of which the one shard has the scale of the codes in the other, and an adapter of more than they reach."""
     weight = drawn(0, 48, 32)
     scale = weight.abs().max() / 448
     tensors = {
@@ -102,18 +103,34 @@ def test_a_scale_in_another_shard_is_put_in_at_the_end(place):
     own = {"lora_unet_blocks_0_q.lora_down.weight": drawn(1, 4, 32)}
     own |= {"lora_unet_blocks_0_q.lora_up.weight": drawn(2, 48, 4), "lora_unet_blocks_0_q.alpha": torch.tensor(4.0)}
     save_file(own, "adapter.safetensors")
-    options = {"accept_loss": True}
-    merge(plan_merge("coded", [("adapter.safetensors", 1.0)], MergeOptions(**options)), "one")
-    written = load_file("one/m-00002-of-00002.safetensors")["blocks.0.q.weight_scale"]
-    assert written != scale  # the change is larger than the codes reach
-    for order in (("1/2", "2/2"), ("2/2", "1/2")):
-        for text in order:
-            plan = plan_merge("coded", [("adapter.safetensors", 1.0)], MergeOptions(**options))
-            merge_shard(plan, "out", Share.parse(text))
-            if text == order[0] and order[0] == "2/2":
-                assert merge_shard(plan, "out", Share.parse(text)).held == ("m-00002-of-00002.safetensors",)
-        assert content("out") == content("one")
-        os.rename("out", order[0][0])
+
+    def plan():
+        return plan_merge("coded", [("adapter.safetensors", 1.0)], MergeOptions(accept_loss=True))
+
+    merge(plan(), "one")
+    assert load_file("one/m-00002-of-00002.safetensors")["blocks.0.q.weight_scale"] != scale
+    return plan
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("order", [("1/2", "2/2"), ("2/2", "1/2")])
+def test_a_scale_in_another_shard_is_put_in_at_the_end(order, coded):
+    for text in order:
+        merge_shard(coded(), "out", Share.parse(text))
+    assert content("out") == content("one")
+
+
+@pytest.mark.numeric
+def test_a_shard_holds_before_and_after_the_scale_is_put_in(coded, monkeypatch):
+    merge_shard(coded(), "out", Share(1, 2))
+    with monkeypatch.context() as patched:
+        patched.setattr(parts_of_files.PartsFolder, "take_place", died)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                merge_shard(coded(), "out", Share(2, 2))
+    done = merge_shard(coded(), "out", Share(1, 1))
+    assert len(done.held) == 2
+    assert content("out") == content("one")
 
 
 def test_progress_is_told_of_every_byte_of_a_job(place):
@@ -157,6 +174,14 @@ class TestARerun:
         job("2/2")
         assert content("out") == expected
 
+    @pytest.mark.parametrize("spoiled", ["it is shorter", "it is away"])
+    def test_of_another_job_does_not_finish_where_a_shard_lacks_a_part(self, spoiled, place):
+        job("1/2")
+        SPOILED[spoiled](self.files(NAMES[1])[0])
+        result = job("2/2")
+        assert (result.merged, result.left) == (None, (NAMES[1],))
+        assert not os.path.exists("out")
+
     def test_puts_a_spoiled_header_right_at_the_end(self, place):
         _, expected = one_process()
         job("1/2")
@@ -172,9 +197,19 @@ class TestARerun:
 
     def test_removes_what_dead_runs_left_of_a_shard(self, place):
         job("1/2")
-        Path("out.parts/shards", f"{NAMES[2]}.0123456789abcdef.partial").write_bytes(b"half")
-        Path("out.parts/shards", f"{NAMES[2]}.0123456789abcdef.partial.lock").touch()
-        job("2/2")
+        for path in self.files(NAMES[0]):
+            os.unlink(path)
+            Path(f"{path}.0123456789abcdef.partial").write_bytes(b"half")
+            Path(f"{path}.0123456789abcdef.partial.lock").touch()
+        job("1/2")
+        assert not any("partial" in name for name in content("out.parts"))
+
+    def test_removes_what_dead_runs_left_at_the_end(self, place):
+        job("1/2")
+        os.mkdir("out.parts/beside.0123456789abcdef.partial")
+        Path("out.parts/beside.0123456789abcdef.partial/config.json").touch()
+        Path("out.parts/beside.0123456789abcdef.partial.lock").touch()
+        assert job("2/2").merged.notes == ()
         assert not os.path.exists("out.parts")
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
