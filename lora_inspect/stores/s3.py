@@ -29,7 +29,8 @@ async def get(sink: Sink) -> None:
         raise whole_files_only(sink.address)
     sink.begin(_answer(int(size), sent))
     try:
-        async with sent["Body"] as body:
+        body = sent["Body"]
+        async with body:
             while sink.left and (data := await body.read(_CHUNK)):
                 sink.put(data)
     except Exception as error:
