@@ -50,14 +50,25 @@ def whole_files_only(address: str) -> LoraInspectError:
     )
 
 
-def refused(address: str, status: int) -> LoraInspectError:
+def refused(address: str, status: int) -> Denied:
     """The error for any other answer that is none of the file."""
-    return LoraInspectError(f"{address}: the server refuses to send it (status {status}); check the address.")
+    return Denied(f"{address}: the server refuses to send it (status {status}); check the address.")
 
 
-def unknown_host(address: str) -> LoraInspectError:
-    """The error for a name that stands for no machine."""
-    host = address.partition("://")[2].partition("/")[0].rpartition("@")[2]
+def sent_a_page(address: str) -> Denied:
+    """The error for a server that says what it has to say on a web page, and that this is the file."""
+    return Denied(
+        f"{address}: the server sends a web page in its place; check the address, and whether one has to log in."
+    )
+
+
+def leads_nowhere(address: str) -> Denied:
+    """The error for a server that leads on to what is no address of a server, or without an end."""
+    return Denied(f"{address}: the server leads on to where no file is; check the address.")
+
+
+def unknown_host(address: str, host: str) -> LoraInspectError:
+    """The error for a name that stands for no machine: that of the address, or of where its server leads to."""
     return LoraInspectError(f"{address}: no machine is called {host or 'so'}; check the address and the network.")
 
 

@@ -15,13 +15,15 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 import yarl
 
-from lora_inspect.stores.address import HTTPS, whole
+from lora_inspect.stores.address import HTTP, HTTPS, scheme_of, whole
 from lora_inspect.stores.answers import Answer, Sink
 from lora_inspect.stores.failures import (
     Transient,
+    leads_nowhere,
     less_safe,
     of_status,
     refused,
+    sent_a_page,
     unknown_host,
     untrusted,
     whole_files_only,
@@ -33,6 +35,7 @@ _REDIRECTS, _MOST_REDIRECTS = (301, 302, 303, 307, 308), 10
 # In seconds: to be connected, and to be sent the next bytes.
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_PAGE = "text/html"
 _EMPTY = re.compile(r"bytes \*/(\d+)")
 # Addresses as those who sign them write them: to spell one otherwise would break what is signed.
 _PLAIN = re.compile(r"[!-~]+")
@@ -85,15 +88,19 @@ async def _ask(sink: Sink, url: str, headers: Mapping[str, str], identify: Ident
             target = urljoin(url, response.headers.get("Location", ""))
         if url.startswith(f"{HTTPS}:") and not target.startswith(f"{HTTPS}:"):
             raise less_safe(sink.address)
+        if scheme_of(target) not in (HTTPS, HTTP):
+            raise leads_nowhere(sink.address)
         if _origin(target) != _origin(url):
             sent = {name: value for name, value in sent.items() if name not in headers}
         url = target
-    raise refused(sink.address, 310)
+    raise leads_nowhere(sink.address)
 
 
 def _answer(sink: Sink, response: aiohttp.ClientResponse, identify: Identify) -> Answer:
     """Which file the server sends bytes of, from the position that was asked for; raises what else it says."""
     status, headers = response.status, response.headers
+    if status in (200, 206) and response.content_type == _PAGE:
+        raise sent_a_page(sink.address)
     if status == 206:
         sent = _RANGE.fullmatch(headers.get("Content-Range", ""))
         if sent is None or headers.get("Content-Encoding", "identity") != "identity":
@@ -141,7 +148,7 @@ def _meaning(address: str, error: Exception) -> Exception:
     if isinstance(error, aiohttp.ClientSSLError) or isinstance(inner, ssl.SSLError):
         return untrusted(address)
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return unknown_host(address)
+        return unknown_host(address, error.host)
     if isinstance(error, asyncio.TimeoutError):
         return Transient("the server does not answer")
     if isinstance(error, aiohttp.ClientConnectorError):

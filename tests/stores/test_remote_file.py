@@ -335,10 +335,38 @@ def test_another_server_is_not_told_the_login(file, server):
 
 
 def test_redirects_without_an_end_are_a_sentence(server):
-    redirecting(server, "/old2")
-    with pytest.raises(LoraInspectError, match="the server refuses to send it"):
+    server.misdo = lambda handler, asked: handler.answer(302, {"Location": asked.path + "a"}) or True
+    with pytest.raises(LoraInspectError, match="the server leads on to where no file is"):
         RemoteFile(server.url("old"))
     assert len(server.asked) == 10
+
+
+@pytest.mark.parametrize("to", ["file:///etc/passwd", "s3://bucket/a", "ftp://host.invalid/a"])
+def test_a_redirect_to_what_is_no_server_is_a_sentence_at_once(to, server, pauses):
+    redirecting(server, to)
+    with pytest.raises(LoraInspectError, match="the server leads on to where no file is"):
+        RemoteFile(server.url("old"))
+    assert len(server.asked) == 1
+    assert not pauses
+
+
+def test_the_machine_that_nobody_knows_is_the_one_that_was_asked_for(server, pauses, monkeypatch):
+    import aiohttp
+
+    found = aiohttp.TCPConnector._resolve_host
+
+    async def resolve(self, host, *rest, **options):
+        if host == "nobody.invalid":
+            raise OSError(-2, "Name or service not known")
+        return await found(self, host, *rest, **options)
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "_resolve_host", resolve)
+    redirecting(server, "http://nobody.invalid/a?sig=hidden")
+    with pytest.raises(LoraInspectError) as refused:
+        RemoteFile(server.url("old"))
+    assert str(refused.value) == (
+        f"{server.url('old')}: no machine is called nobody.invalid; check the address and the network."
+    )
 
 
 def test_a_machine_that_nobody_knows_is_a_sentence(pauses, monkeypatch):
@@ -407,6 +435,40 @@ def test_what_is_not_given_and_what_is_not_there_look_alike(file, server):
     assert not exists(server.url("other"))
     server.misdo = lambda handler, asked: handler.answer(403) or True
     assert not exists(file)
+
+
+def page(handler, asked):
+    handler.answer(200, {"Content-Type": "text/html; charset=utf-8"}, b"<html>" + bytes(100_000))
+
+
+SAYING_NO = {
+    "bad request": lambda handler, asked: handler.answer(400),
+    "bad method": lambda handler, asked: handler.answer(405),
+    "for legal reasons": lambda handler, asked: handler.answer(451),
+    "a page": page,
+    "a page to log in": lambda handler, asked: (
+        page(handler, asked) if asked.path == "/login" else handler.answer(302, {"Location": "/login"})
+    ),
+    "a circle": lambda handler, asked: handler.answer(302, {"Location": asked.path}),
+}
+
+
+@pytest.mark.parametrize("how", SAYING_NO)
+def test_what_a_server_says_no_to_is_not_there_if_nobody_named_it(how, file, server):
+    server.misdo = lambda handler, asked: asked.path != f"/{NAME}" and (SAYING_NO[how](handler, asked) or True)
+    with one_look():
+        assert exists(file)
+        assert not exists(server.url("adapter_config.json"))
+
+
+def test_a_web_page_in_the_place_of_a_file_is_a_sentence(file, server, pauses):
+    server.misdo = lambda handler, asked: page(handler, asked) or True
+    with pytest.raises(LoraInspectError) as refused:
+        RemoteFile(file)
+    assert str(refused.value) == (
+        f"{file}: the server sends a web page in its place; check the address, and whether one has to log in."
+    )
+    assert not pauses
 
 
 def test_in_one_look_each_thing_is_asked_once(file, server):
