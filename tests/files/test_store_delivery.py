@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -216,6 +217,25 @@ def test_what_a_store_does_not_give_up_is_named(files, store, monkeypatch):
     store.trouble = lambda asked: None
     for upload in store.client.list_multipart_uploads(Bucket=store.bucket)["Uploads"]:
         store.client.abort_multipart_upload(Bucket=store.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+
+
+@pytest.mark.parametrize("base", ["base.safetensors", "shards"])
+def test_an_input_that_changes_while_the_output_is_sent_is_an_error(base, files, store, tmp_path):
+    copied = tmp_path / base
+    if (files / base).is_dir():
+        shutil.copytree(files / base, copied)
+    else:
+        shutil.copy(files / base, copied)
+    shutil.copy(files / "style.safetensors", tmp_path)
+
+    def change(asked):
+        if asked.verb == "complete" or (asked.verb == "part" and NAMES[0] not in asked.path):
+            os.utime(copied / NAMES[0] if copied.is_dir() else copied, ns=(1, 1))
+
+    store.trouble = change
+    with pytest.raises(LoraInspectError, match="it changed while it was read"):
+        merged(tmp_path, base, f"s3://{store.bucket}/out{'' if copied.is_dir() else '.safetensors'}")
+    assert store.objects() == {}
 
 
 def test_a_folder_with_more_in_it_is_not_replaced(files, store):
