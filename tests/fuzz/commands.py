@@ -15,7 +15,9 @@ _OFTEN = {
     "output": 0.97, "force": 0.3, "dry_run": 0.1, "as_json": 0.3, "as_json_": 0.4, "allow_unmatched": 0.3, "base": 0.2,
     "keep_dora": 0.25, "layout": 0.25, "modules": 0.3, "metadata": 0.3, "rank": 0.02, "max_error": 0.02,
     "source": 0.98, "everything": 0.3, "other_meaning": 0.5, "title": 0.2, "thumbnail": 0.1,
-    "accept_loss": 0.3, "undo": 0.01, "weights": 0.01, "seed": 0.01,
+    "accept_loss": 0.3, "is_undo": 0.02, "original": 0.3, "accept_unproved": 0.5, "weights": 0.02, "seed": 0.02, "share": 0.02, "is_finish": 0.02,
+    "only": 0.02, "include": 0.02, "exclude": 0.02, "expert_packing": 0.02, "transposed": 0.02, "dora_multiplier": 0.02,
+    "rslora": 0.02, "alpha": 0.02,
 }  # fmt: skip
 _SELDOM = 0.03
 # Options that mostly come with another one.
@@ -23,7 +25,11 @@ _WITH = {"base": ("rank", "rank", "max_error"), "seed": ("rounding",)}
 # What writes only where it is told to, and what is said of its output.
 _MENDS, _OF_MENDING = "fixes", ("output", "force")
 # What takes a merge back, and what is said of that alone.
-_UNDOES, _OF_UNDOING = "undo", ("base", "accept_unproved")
+_UNDOES, _OF_UNDOING = "is_undo", ("original", "accept_unproved")
+# With which of a merge's options it is taken back where there is something to, and how often each is there.
+_UNDONE_WITH = {"output": 0.97, "is_undo": 0.98, "original": 0.3, "accept_unproved": 0.7, "as_json": 0.3, "force": 0.1}
+# Parts of a sharded base.
+_SHARES = ("1/1", "1/2", "2/2", "2/2", "1/9", "0/2", "3/2", "1", "")
 # What changes a file itself where no output is named, and may do so only in its header.
 _IN_PLACE = "in_place"
 _HELP = "--help"
@@ -100,6 +106,9 @@ def _arguments(source: random.Random, verb: click.Command, files: Files) -> list
         chosen = [name for name in chosen if name not in (_MENDS, *_OF_MENDING)]
     elif _MENDS in options:
         chosen = [*(name for name in chosen if name != _MENDS), _MENDS]
+    undoes = _UNDOES in options and bool(files.merged) and source.random() < 0.8
+    if undoes:
+        chosen = [name for name, often in _UNDONE_WITH.items() if source.random() < often]
     if _UNDOES in options and _UNDOES not in chosen:
         chosen = [name for name in chosen if name not in _OF_UNDOING]
     if _IN_PLACE in options and source.random() < 0.6:
@@ -115,7 +124,9 @@ def _arguments(source: random.Random, verb: click.Command, files: Files) -> list
         first = pieces[0][0] if pieces else ""
         is_key = argument.name in metadata_words.ARGUMENTS
         pieces.append(
-            metadata_words.operands(source, argument, first, files) if is_key else _operands(source, argument, files)
+            metadata_words.operands(source, argument, first, files)
+            if is_key
+            else _operands(source, argument, files, undoes)
         )
     fitting = "out.safetensors" if _IN_PLACE in options else _fitting_output(pieces, files)
     pieces += [_option(source, options[name], files, fitting) for name in chosen if name in options]
@@ -124,11 +135,13 @@ def _arguments(source: random.Random, verb: click.Command, files: Files) -> list
     return [word for piece in pieces for word in piece]
 
 
-def _operands(source: random.Random, argument: click.Argument, files: Files) -> list[str]:
+def _operands(source: random.Random, argument: click.Argument, files: Files, undoes: bool) -> list[str]:
     count = 1 if argument.nargs == 1 else source.choice((1, 1, 1, 1, 2, 3))
     wants_base = argument.name in ("base", "merged")
     usual = (
-        files.bases
+        files.merged
+        if files.merged and (undoes or argument.name == "merged") and wants_base
+        else files.bases
         if wants_base
         else [*files.adapters, *files.bases]
         if argument.name == "paths"
@@ -139,7 +152,9 @@ def _operands(source: random.Random, argument: click.Argument, files: Files) -> 
     # The same one twice is refused at once.
     named = source.sample(usual, min(count, len(usual))) if source.random() < 0.93 else []
     named = named or [_path(source, usual, files) for _ in range(count)]
-    with_settings = 0.0 if wants_base else 0.06 if argument.nargs == 1 or argument.name == "paths" else 0.35
+    with_settings = (
+        0.0 if wants_base else 0.06 if argument.nargs == 1 or argument.name == "paths" else 0.1 if undoes else 0.35
+    )
     return [f"{path}:{_setting(source)}" if source.random() < with_settings else path for path in named]
 
 
@@ -181,6 +196,8 @@ def _value(source: random.Random, option: click.Option, files: Files, output: st
         return output if source.random() < 0.6 else source.choice(_OUTPUTS)
     if option.name in metadata_words.OPTIONS:
         return metadata_words.value(source, option, files)
+    if option.name == "share":
+        return source.choice(_SHARES)
     if option.name == "source":
         return _path(source, _single_files(files), files)
     if isinstance(kind, click.Choice) and source.random() < 0.95:

@@ -70,11 +70,15 @@ Content = bytes | Zeros | Weights | Json | Link | Pipe | Socket | Folder
 
 @dataclass
 class Files:
-    """What a case holds, by path relative to its folder, and which paths a command may take for what."""
+    """What a case holds, by path relative to its folder, and which paths a command may take for what.
+
+    `merged` are those that the adapters were merged into, of which the first of the `bases` was the base.
+    """
 
     contents: dict[str, Content]
     bases: list[str] = field(default_factory=list)
     adapters: list[str] = field(default_factory=list)
+    merged: list[str] = field(default_factory=list)
 
 
 def write(contents: Mapping[str, Content], folder: Path) -> None:

@@ -48,6 +48,8 @@ def effects_of(target: str, parsed: dict[str, Any], folder: str) -> Effects:
     inputs = [path for name in ("base", "adapter") if isinstance(path := parsed.get(name), str)]
     adapter = os.path.join(folder, inputs[-1].partition(":")[0]) if target == "convert" and inputs else ""
     outputs = _outputs(parsed, inputs)
+    if outputs and parsed.get("share"):
+        return Effects((*outputs, f"{outputs[0].rstrip('/')}.parts"), below=True)
     if outputs and "\0" not in adapter and os.path.isdir(adapter) and not is_checkpoint_folder(adapter):
         return Effects(outputs[:1], below=True)
     return Effects(outputs)

@@ -7,6 +7,9 @@ from fuzz.case import NETWORKS, Case
 from fuzz.commands import command, targets
 from fuzz.contents import Files, Json, Weights
 
+# What takes a model and adapters that have to fit it.
+_OF_MODELS = ("merge", "verify")
+
 
 def generate(seed: int, number: int) -> Case:
     """The same case for the same seed and number, whatever was generated before."""
@@ -19,7 +22,7 @@ def generate(seed: int, number: int) -> Case:
             headers.give_room(files)
         if source.random() < 0.6:
             headers.give_words(files)
-    for _ in range(source.choice((0, 0, 1, 1, 1, 2, 3))):
+    for _ in range(source.choice((0, 0, 0, 0, 1, 1, 2) if target in _OF_MODELS else (0, 0, 1, 1, 1, 2, 3))):
         if source.random() < 0.15:
             folders.change(source, files)
         else:
@@ -35,6 +38,10 @@ def _seed_name(source: random.Random, target: str) -> str:
     chance = source.random()
     if target == NETWORKS and chance < 0.8:
         return source.choice(seeds.names_for_networks())
+    if target in _OF_MODELS and chance < 0.25:
+        return source.choice(seeds.names_of_merged())
+    if target in _OF_MODELS and chance < 0.7:
+        return source.choice(seeds.names_that_merge())
     if target != NETWORKS and chance < 0.7:
         return source.choice([name for name in seeds.names() if name not in seeds.names_of_refused()])
     return source.choice(seeds.names())
@@ -42,7 +49,11 @@ def _seed_name(source: random.Random, target: str) -> str:
 
 def _change_a_file(source: random.Random, files: Files) -> None:
     """Mostly an adapter or what lies beside it; a base in one of four."""
-    own = [name for name in files.contents if name.startswith(("a.", "b.", "peft/", "zip.", "old.pt", "nested.pt"))]
+    own = [
+        name
+        for name in files.contents
+        if name.startswith(("a.", "b.", "merged.", "peft/", "zip.", "old.pt", "nested.pt"))
+    ]
     others = [name for name in files.contents if name.startswith(("base", "shards/"))]
     names = [name for name in (own if source.random() < 0.75 else others) if name in files.contents]
     if not names:

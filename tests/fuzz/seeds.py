@@ -5,15 +5,17 @@ import gzip
 import io
 import json
 import math
+import os
 import random
 import re
 import struct
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fuzz.contents import Files, Folder, Json, Link, Tensor, Weights
+from fuzz.contents import Files, Folder, Json, Link, Tensor, Weights, as_bytes
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 _FORMATS = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "BOOL": "?"}
@@ -303,6 +305,37 @@ def _pickled() -> dict[str, bytes]:
     return found
 
 
+def _merged() -> Iterator[tuple[str, Files]]:
+    """What merges of the toy model made, beside what they were made of, by the element type of the base."""
+    from lora_inspect import merge
+
+    for dtype in ("F32", "BF16"):
+        weights = {name: tensor(*shape, dtype=dtype) for name, (_, shape, _) in base().items()}
+        files = _with({"a.safetensors": Weights(pairs("kohya", _LINEAR))}, weights)
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [os.path.join(folder, name) for name in ("base.safetensors", "a.safetensors", "merged.safetensors")]
+            for path in paths[:2]:
+                Path(path).write_bytes(as_bytes(files.contents[os.path.basename(path)]))
+            merge(paths[0], [paths[1]], paths[2])
+            files.contents["merged.safetensors"] = _read(Path(paths[2]).read_bytes())
+        files.merged = ["merged.safetensors"]
+        yield f"merged into {dtype}", files
+
+
+def _read(content: bytes) -> Weights:
+    """A safetensors file, all of it."""
+    length = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:length])
+    metadata = header.pop("__metadata__", None)
+    return Weights(
+        {
+            name: (one["dtype"], tuple(one["shape"]), content[length:][slice(*one["data_offsets"])])
+            for name, one in header.items()
+        },
+        metadata,
+    )
+
+
 @cache
 def _seeds() -> dict[str, Files]:
     found: dict[str, Files] = {}
@@ -332,12 +365,24 @@ def _seeds() -> dict[str, Files]:
         found[f"torch.save, {name}"] = _with({name: content, "a.safetensors": Weights(pairs("kohya", _LINEAR))}, base())
     for ending in ("bin", "ckpt", "json", "pt", "gguf", "SAFETENSORS"):
         found[f"called .{ending}"] = _with({f"a.{ending}": Weights(pairs("kohya", _LINEAR))}, base())
+    found.update(_merged())
     found["no weights"] = _with({"a.safetensors": b""}, base())
     return found
 
 
 def names() -> list[str]:
     return list(_seeds())
+
+
+def names_of_merged() -> list[str]:
+    """Those in which a merged model is."""
+    return [name for name, files in _seeds().items() if files.merged]
+
+
+def names_that_merge() -> list[str]:
+    """Those whose adapters fit their base as they are."""
+    toys = {name for name, _ in _toys()}
+    return [name for name in names() if name.removesuffix(", in its folder") in toys or name == "two adapters"]
 
 
 def names_of_refused() -> list[str]:

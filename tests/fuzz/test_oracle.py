@@ -18,10 +18,11 @@ from fuzz.contents import Files, Pipe
 from fuzz.oracle import LIMITS, MEGABYTE, Limits, examine
 from fuzz.seeds import seed
 from lora_inspect.cli import info as info_verb
-from lora_inspect.cli import metadata as metadata_verbs
-from lora_inspect.cli import metadata_changes, terminal
+from lora_inspect.cli import terminal
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops import convert as converting
+from lora_inspect.ops import metadata as metadata_op
+from lora_inspect.ops import metadata_edit
 
 INFO = ("info", "a.safetensors")
 CONVERT = ("convert", "a.safetensors", "-o", "out.safetensors")
@@ -253,14 +254,14 @@ SET = ("metadata", "set", "a.safetensors", "title=x")
 
 def editing(monkeypatch, change):
     """A defect of an edit: `change` follows it, below what the audit hook sees."""
-    edit = metadata_changes.edit
+    edit = metadata_edit.edit
 
     def edit_and_change(*arguments):
         edited = edit(*arguments)
         unwatched(monkeypatch, change)
         return edited
 
-    monkeypatch.setattr(metadata_changes, "edit", edit_and_change)
+    monkeypatch.setattr(metadata_edit, "edit", edit_and_change)
 
 
 def spoil(place):
@@ -304,11 +305,11 @@ def test_a_file_may_be_changed_where_it_stands_only_if_that_was_asked_for(monkey
     def write(*arguments):
         os.close(os.open("a.safetensors", os.O_RDWR))
 
-    monkeypatch.setattr(metadata_changes, "edit", write)
+    monkeypatch.setattr(metadata_edit, "edit", write)
     assert kinds(case(*SET)) == {"audit"}
-    monkeypatch.setattr(metadata_changes, "edit", lambda *arguments: os.remove("a.safetensors"))
+    monkeypatch.setattr(metadata_edit, "edit", lambda *arguments: os.remove("a.safetensors"))
     assert kinds(case(*SET, "--in-place")) == {"audit"}
-    monkeypatch.setattr(metadata_changes, "edit", lambda *arguments: Path("base.safetensors.header-journal").touch())
+    monkeypatch.setattr(metadata_edit, "edit", lambda *arguments: Path("base.safetensors.header-journal").touch())
     assert kinds(case(*SET, "--in-place")) == {"audit"}
 
 
@@ -317,7 +318,7 @@ def test_a_wrong_value_is_noticed(monkeypatch):
     headers.give_words(files)
     command = ("metadata", "get", "a.safetensors", "title")
     assert kinds(case(*command, **files.contents)) == set()
-    monkeypatch.setattr(metadata_verbs, "value_of", lambda path, key: "Chalk")
+    monkeypatch.setattr(metadata_op, "get", lambda path, key: "Chalk")
     assert kinds(case(*command, **files.contents)) == {"printed"}
 
 
@@ -327,27 +328,27 @@ def test_a_header_that_is_not_put_right_is_noticed(monkeypatch, number):
     headers.tear(random.Random(number), files)
     command = ("metadata", "show", "a.safetensors")
     assert kinds(case(*command, **files.contents)) == set()
-    told = metadata_verbs.told
+    told = metadata_op.show
 
     def show_and_change(*arguments):
         found = told(*arguments)
         unwatched(monkeypatch, lambda: spoil(-1))
         return found
 
-    monkeypatch.setattr(metadata_verbs, "told", show_and_change)
+    monkeypatch.setattr(metadata_op, "show", show_and_change)
     assert kinds(case(*command, **files.contents)) == {"input"}
 
 
 def test_an_output_of_a_dry_run_is_noticed(monkeypatch):
-    from lora_inspect.cli import merge as merge_verb
+    from lora_inspect.ops import merge as merge_op
 
-    planned = merge_verb.check_merge_output
+    planned = merge_op.check_merge_output
 
     def write(plan, output, force):
         planned(plan, output, force)
         unwatched(monkeypatch, Path(output).touch)
 
-    monkeypatch.setattr(merge_verb, "check_merge_output", write)
+    monkeypatch.setattr(merge_op, "check_merge_output", write)
     dry = ("merge", "base.safetensors", "a.safetensors", "-o", "out.safetensors", "--dry-run")
     assert kinds(case(*dry)) == {"leftover"}
 

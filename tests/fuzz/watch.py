@@ -42,6 +42,10 @@ _CORES = re.compile(r"/proc/self/cgroup|/sys/fs/cgroup(/.*)?/cpu\.max")
 _BESIDE = re.compile(r"(?s)\.[0-9a-f]{16}\.partial(\.(lock|old|gone))?(/.*)?")
 
 
+# Where the shards of an output lie that several runs make.
+_PARTS = ".parts"
+
+
 class Forbidden(BaseException):
     """What was about to happen; no `except Exception` hides it."""
 
@@ -50,7 +54,8 @@ class Forbidden(BaseException):
 class Allowed:
     """Where a command may read, and which outputs it may write: real paths of folders with all in them, and of files.
 
-    In the folders of the outputs, and in those `beside` what was named, it may look, but not read. Below `trees` it
+    In the folders of the outputs, in what other runs have made of their parts, and in those `beside` what was named, it
+    may look, but not read. Below `trees` it
     may make whatever it likes. The files `rewritten` may be opened for writing as they stand, and of the `journals`
     each may be written and removed.
     """
@@ -74,6 +79,7 @@ class Allowed:
             self.reads(path)
             or real in self.beside
             or any(real in (_resolved(output), os.path.dirname(_resolved(output))) for output in self.outputs)
+            or any(_is_in(real, f"{_resolved(output)}{_PARTS}") for output in self.outputs)
         )
 
     def writes(self, path: str, takes_its_place: bool = False) -> bool:
