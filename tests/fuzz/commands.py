@@ -15,7 +15,8 @@ _OFTEN = {
     "output": 0.97, "force": 0.3, "dry_run": 0.1, "as_json": 0.3, "as_json_": 0.4, "allow_unmatched": 0.3, "base": 0.2,
     "keep_dora": 0.25, "layout": 0.25, "modules": 0.3, "metadata": 0.3, "rank": 0.02, "max_error": 0.02,
     "source": 0.98, "everything": 0.3, "other_meaning": 0.5, "title": 0.2, "thumbnail": 0.1,
-    "accept_loss": 0.3, "is_undo": 0.02, "original": 0.3, "accept_unproved": 0.5, "weights": 0.02, "seed": 0.02, "share": 0.02, "is_finish": 0.02,
+    "accept_loss": 0.3, "is_undo": 0.02, "original": 0.3, "accept_unproved": 0.5,
+    "weights": 0.02, "seed": 0.02, "share": 0.02, "is_finish": 0.02,
     "only": 0.02, "include": 0.02, "exclude": 0.02, "expert_packing": 0.02, "transposed": 0.02, "dora_multiplier": 0.02,
     "rslora": 0.02, "alpha": 0.02,
 }  # fmt: skip

@@ -380,9 +380,10 @@ def names_of_merged() -> list[str]:
 
 
 def names_that_merge() -> list[str]:
-    """Those whose adapters fit their base as they are."""
+    """Those whose adapters fit their base as they are; PEFT's are read with a config alone."""
     toys = {name for name, _ in _toys()}
-    return [name for name in names() if name.removesuffix(", in its folder") in toys or name == "two adapters"]
+    fitting = [name for name in names() if name.removesuffix(", in its folder") in toys or name == "two adapters"]
+    return [name for name in fitting if name.endswith("folder") or not name.startswith(("peft", "bare"))]
 
 
 def names_of_refused() -> list[str]:
