@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from toy_shards import NAMES, content, drawn, shards, write_adapter, write_base
 
@@ -484,6 +485,19 @@ class TestTheEnd:
             assert load_file(f"out/{name}").keys() == load_file(f"one/{name}").keys()
             assert all(torch.equal(t, load_file(f"one/{name}")[key]) for key, t in load_file(f"out/{name}").items())
             assert Path(f"out/{name}").read_bytes().rstrip(b" ")[8:3000] == files[name].rstrip(b" ")[8:3000]
+
+    @pytest.mark.parametrize("first", [True, False])
+    def test_may_accept_a_loss_or_not_whatever_the_jobs_did(self, first, place):
+        """The record of it is longer or shorter then, and the header has as many blanks less or more."""
+        one_process(accept_loss=not first)
+        job("1/2", accept_loss=first)
+        assert job("2/2", accept_loss=not first).merged
+        for name in NAMES:
+            with safe_open(f"out/{name}", "pt") as found, safe_open(f"one/{name}", "pt") as expected:
+                assert found.metadata() == expected.metadata()
+            one, other = load_file(f"out/{name}"), load_file(f"one/{name}")
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[key], other[key]) for key in one)
 
     def test_replaces_an_output_where_that_is_asked_for(self, place):
         _, expected = one_process()
