@@ -1,9 +1,9 @@
 """What it costs to merge a sharded base by several processes, and what is left of one that is killed.
 
-    python benchmarks/shards.py times [--blocks 12] [--rank 16] [--rounds 3] [--folder FOLDER]
+    python benchmarks/shards.py times [--blocks 6] [--rank 16] [--rounds 3] [--folder FOLDER]
     python benchmarks/shards.py kills [--blocks 2] [--kills 20] [--seed 0] [--folder FOLDER]
 
-The base has 24 shards; twelve blocks make 1.9 GB. `times` merges it by one process, by two jobs at once (--shard), and
+The base has 24 shards; six blocks make 0.9 GB. `times` merges it by one process, by two jobs at once (--shard), and
 by two processes of torchrun, each with one thread, in turn. It prints the wall time, the processors' seconds and the
 peak of memory of each process, and the bytes that all of them read and wrote together, by what the system counts of
 each, over the least there can be: the base and each adapter once, the output once. `kills` kills one of two processes
@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        place = Place(folder, arguments.blocks or (12 if arguments.what == "times" else 2), arguments.rank)
+        place = Place(folder, arguments.blocks or (6 if arguments.what == "times" else 2), arguments.rank)
         if arguments.what == "times":
             is_right = times(place, arguments.rounds)
         else:
