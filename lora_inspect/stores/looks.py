@@ -69,11 +69,12 @@ def look_at_file(address: str) -> Found:
 def exists(address: str) -> bool:
     """Whether anything lies at an address that is given to whoever asks.
 
-    Of what is not there, servers and stores tell those who may not list a folder no more than of what is secret.
+    Of what is not there, servers and stores tell those who may not list a folder no more than of what is secret, and
+    of a bucket that is not there they tell nothing.
     """
     try:
         return look(address) is not None
-    except Denied:
+    except (Denied, Missing):
         return False
 
 

@@ -88,6 +88,10 @@ def test_a_bucket_that_is_not_there_is_a_sentence(key, bucket):
         RemoteFile(f"s3://nobody/{key}")
 
 
+def test_nothing_is_in_a_bucket_that_is_not_there(bucket):
+    assert not exists("s3://nobody/a")
+
+
 def error(code):
     return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>hidden</Message></Error>".encode()
 
