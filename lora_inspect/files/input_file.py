@@ -108,6 +108,9 @@ class InputFile:
             raise _unreadable(self.path, error.strerror) from None
         return data if len(data) == count else bytes(self.read(start, count))
 
+    def expect(self, start: int, stop: int) -> None:
+        """Says that a range is going to be read block after block: the system reads ahead by itself."""
+
     def read_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """The bytes of many small ranges (position, how many), in their order."""
         return [self.read_few(*one) for one in ranges]
@@ -144,6 +147,10 @@ class RemoteInput(InputFile):
     def fileno(self) -> int:
         """There is no descriptor; raises AssertionError."""
         raise AssertionError(f"{self.path} is on no disk")
+
+    def expect(self, start: int, stop: int) -> None:
+        """Has the bytes of a range come in large pieces, the next ones before they are asked for."""
+        self._file.expect(start, stop)
 
     def read_into(self, start: int, buffer: bytearray | memoryview) -> None:
         """Fills `buffer` with the bytes from position `start` on."""

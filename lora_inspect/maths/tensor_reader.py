@@ -222,6 +222,7 @@ class RowBlocks:
             return self._unit[1]
         self._unit = None
         stored = self._memory("stored", max(size, blocks.rows * info.nbytes // blocks.of_all), torch.uint8)[:size]
+        source.expect(info.start, info.stop)
         source.read_into(info.start + begin, bytes_in(stored))
         if last - first > blocks.elements:
             self._unit = (info, first, last), stored

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from lora_inspect.errors import changed
 from lora_inspect.stores import requests
+from lora_inspect.stores.ahead import Ahead, ahead_of
 from lora_inspect.stores.answers import Answer, Found
 from lora_inspect.stores.looks import START, look_at_file, start_of
 
@@ -19,11 +20,21 @@ class RemoteFile:
         self.address = self._found.address
         self.answer = self._found.answer or Answer(0, 0, "")
         self._start = b""
+        self._ahead: Ahead | None = None
+
+    def expect(self, start: int, stop: int) -> None:
+        """Says that the bytes of a range are going to be read block after block."""
+        if self._ahead is None or (self._ahead.start, self._ahead.stop) != (start, stop):
+            self._check(stop)
+            self._ahead = ahead_of(self.address, self.answer, start, stop)
 
     def read_into(self, start: int, memory: bytearray | memoryview) -> None:
         """Fills the memory with the bytes from a position on."""
         view = memoryview(memory).cast("B")
         self._check(start + len(view))
+        if self._ahead and self._ahead.start <= start and start + len(view) <= self._ahead.stop:
+            self._ahead.read_into(start, view)
+            return
         known = self._first(start, start + len(view))
         view[: len(known)] = known
         requests.read_into(self.address, self.answer, start + len(known), view[len(known) :])

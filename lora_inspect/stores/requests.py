@@ -28,7 +28,7 @@ _gates: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
 
 def wait_for(address: str, task: Coroutine[Any, Any, _Found]) -> _Found:
     """The result of a task, which runs in the thread of fsspec; raises what it raises."""
-    return _result(_begin(address, task))
+    return result_of(_begin(address, task))
 
 
 def fill(sinks: Sequence[Sink]) -> None:
@@ -69,10 +69,10 @@ def stream(address: str, answer: Answer, start: int, stop: int, ahead: int = 3) 
         while start < stop or waiting:
             while start < stop and len(waiting) <= ahead:
                 memory = bytearray(min(PIECE, stop - start))
-                waiting.append((memory, _begin(address, _fill_one(Sink(address, start, memory, answer)))))
+                waiting.append((memory, begin_fill(Sink(address, start, memory, answer))))
                 start += len(memory)
             memory, future = waiting.pop(0)
-            _result(future)
+            result_of(future)
             yield memory
     finally:
         for _, future in waiting:
@@ -101,7 +101,13 @@ def _begin(address: str, task: Coroutine[Any, Any, _Found]) -> concurrent.future
     return asyncio.run_coroutine_threadsafe(task, get_loop())
 
 
-def _result(future: concurrent.futures.Future[_Found]) -> _Found:
+def begin_fill(sink: Sink) -> concurrent.futures.Future[None]:
+    """Begins to fill it, while whoever asks does something else."""
+    return _begin(sink.address, _fill_one(sink))
+
+
+def result_of(future: concurrent.futures.Future[_Found]) -> _Found:
+    """What was begun comes to; raises what it raises."""
     try:
         # A wait without an end could not be interrupted everywhere.
         while not concurrent.futures.wait([future], _EVERY).done:

@@ -3,6 +3,7 @@
 import os
 import random
 import threading
+from itertools import pairwise
 
 import pytest
 
@@ -96,6 +97,39 @@ def test_a_long_range_comes_in_pieces_with_the_next_ones_on_their_way(opened, se
     assert next(pieces) == CONTENT[3 : 3 + PIECE]
     assert b"".join(pieces) == CONTENT[3 + PIECE : SIZE - 5]
     assert len(server.asked) == 4
+
+
+def test_what_is_expected_comes_once_and_ahead(opened, server):
+    start, stop, block = 11, SIZE - 7, 1_000_003
+    for first in range(start, stop, block):
+        opened.expect(start, stop)
+        count = min(block, stop - first)
+        assert read(opened, first, count) == CONTENT[first : first + count]
+    asked = sorted((one.start, one.stop) for one in server.asked)
+    assert asked[0][0] == start
+    assert asked[-1][1] == stop
+    assert all(one[1] == other[0] for one, other in pairwise(asked))
+    assert max(one.sent for one in server.asked) == 4 << 20
+
+
+def test_threads_that_read_the_same_range_have_its_pieces_in_common(file, opened, server):
+    others = [opened, RemoteFile(file, opened.answer)]
+    for remote in others:
+        remote.expect(0, 8 << 20)
+    for number in range(16):
+        first = number << 19
+        assert read(others[number % 2], first, 1 << 19) == CONTENT[first : first + (1 << 19)]
+    assert len(server.asked) == 2
+
+
+def test_what_is_expected_and_does_not_come_is_a_sentence(opened, folder):
+    opened.expect(5, SIZE)
+    assert read(opened, 5, 5) == CONTENT[5:10]
+    CHANGES["other bytes"](folder / NAME)
+    with pytest.raises(LoraInspectError, match="it changed while it was read"):
+        read(opened, SIZE - 5, 5)
+    with pytest.raises(LoraInspectError, match="it changed while it was read"):
+        opened.expect(5, SIZE + 1)
 
 
 def test_nobody_reads_to_the_end_of_a_stream_that_is_left(opened, server):
