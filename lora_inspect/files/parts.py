@@ -12,7 +12,7 @@ there is OUT, can be done once.
 
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from lora_inspect.errors import LoraInspectError
@@ -43,10 +43,11 @@ class PartsFolder:
     def check(self, inputs: Collection[str]) -> None:
         """Raises LoraInspectError where the parts cannot be there, or something is in their place."""
         check_output(self.path, inputs, force=True, folder=True)
-        known = (_SHARDS, _ENTRIES, _WHOLE, _OLD, _LOCK)
-        others = sorted(os.listdir(self.path)) if self.is_there() else []
-        for name in others:
-            if name not in known and not is_leftover(name):
+        # What a link leads to is not ours to write to, and may be the base.
+        known = {_LOCK: _is_file, **dict.fromkeys((_SHARDS, _ENTRIES, _WHOLE, _OLD), _is_folder)}
+        for name in sorted(os.listdir(self.path)) if self.is_there() else []:
+            is_own = known.get(name)
+            if not (is_own(os.path.join(self.path, name)) if is_own else is_leftover(name)):
                 raise LoraInspectError(
                     f"{self.path}: it holds {name}, which is no part of a merge; move that, or choose another output."
                 )
@@ -167,3 +168,16 @@ class PartsFolder:
         old = os.path.join(self.path, _OLD)
         if os.path.lexists(old) and not os.path.lexists(self.output):
             rename_new(old, self.output)
+
+
+def _is_folder(path: str) -> bool:
+    return _is_itself(path, os.path.isdir)
+
+
+def _is_file(path: str) -> bool:
+    return _is_itself(path, os.path.isfile)
+
+
+def _is_itself(path: str, is_kind: Callable[[str], bool]) -> bool:
+    """Whether what is there is of a kind and no link to it; nothing, where another process has just removed it, is."""
+    return not os.path.lexists(path) or (is_kind(path) and not os.path.islink(path))

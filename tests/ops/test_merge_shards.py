@@ -562,6 +562,21 @@ class TestRefused:
             "s3://bucket/out: jobs know of each other by files"
         )
 
+    @pytest.mark.parametrize("name", ["shards", "entries", "whole", "finish.lock"])
+    @pytest.mark.parametrize("kind", ["link", "other"])
+    def test_something_else_in_the_place_of_one_of_them(self, name, kind, place):
+        os.mkdir("out.parts")
+        if kind == "link":  # which leads to files of the same names that are not to be written to
+            os.symlink(place / "base", f"out.parts/{name}")
+        elif name == "finish.lock":
+            os.mkdir(f"out.parts/{name}")
+        else:
+            Path("out.parts", name).touch()
+        before = content("base")
+        with pytest.raises(LoraInspectError, match=rf"^out\.parts: it holds {name}, which is no part of a merge"):
+            job("1/2")
+        assert content("base") == before
+
     def test_something_else_in_the_place_of_the_parts(self, place):
         os.mkdir("out.parts")
         Path("out.parts/notes.txt").touch()
