@@ -30,6 +30,8 @@ def place(tmp_path, monkeypatch):
 def started(count, *words, program=("-m", "lora_inspect")):
     """torchrun with `count` processes of ours."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    os.makedirs("logs", exist_ok=True)
+    environment["TMPDIR"] = os.path.abspath("logs")  # torchrun leaves its own there
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), *program, *words],
         env={**environment, "PYTHONPATH": str(ROOT)},
