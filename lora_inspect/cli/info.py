@@ -13,11 +13,10 @@ from lora_inspect.cli.info_paths import ERROR, Asked, asked, broken
 from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.files.garbage import without_collecting
-from lora_inspect.ops.info import record_of, verdicts_of
-from lora_inspect.reading.file_info import FileInfo, inspect
 
 if TYPE_CHECKING:
     from lora_inspect.consumers.verdict import Verdict
+    from lora_inspect.reading.file_info import FileInfo
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -76,6 +75,9 @@ def _info_of_one(argument: Asked, modules: bool, metadata: bool, why: bool, json
 
 def _read(argument: Asked, modules: bool) -> "tuple[FileInfo | None, Sequence[Verdict] | None, dict[str, Any]]":
     """The file, what programs make of it, and its record; where it cannot be read, the record says why."""
+    from lora_inspect.ops.info import record_of, verdicts_of
+    from lora_inspect.reading.file_info import inspect
+
     if argument.broken:
         return None, None, argument.broken
     try:
@@ -88,7 +90,7 @@ def _read(argument: Asked, modules: bool) -> "tuple[FileInfo | None, Sequence[Ve
 
 
 def _show(
-    found: FileInfo, record: dict[str, Any], verdicts: "Sequence[Verdict] | None", metadata: bool, why: bool
+    found: "FileInfo", record: dict[str, Any], verdicts: "Sequence[Verdict] | None", metadata: bool, why: bool
 ) -> None:
     """The screen, and below it the modules and the metadata where they are asked for."""
     from lora_inspect.cli.info_screen import screen

@@ -41,7 +41,7 @@ def files(write_safetensors):
 @pytest.mark.parametrize(("error", "words"), UNFORESEEN.values(), ids=UNFORESEEN)
 @pytest.mark.parametrize("verb", ["info", "merge", "convert"])
 def test_what_nobody_foresaw_is_one_sentence(verb, error, words, run, files, tmp_path, monkeypatch):
-    place = {"info": "cli.info.inspect", "merge": "ops.merge.merge", "convert": "ops.convert.convert_planned"}
+    place = {"info": "reading.file_info.inspect", "merge": "ops.merge.merge", "convert": "ops.convert.convert_planned"}
     monkeypatch.setattr(f"lora_inspect.{place[verb]}", raiser(error))
     out = tmp_path / "out.safetensors"
     words_of = {"info": [files[1]], "merge": [*files, "-o", out], "convert": [files[1], "-o", out]}
@@ -52,7 +52,7 @@ def test_what_nobody_foresaw_is_one_sentence(verb, error, words, run, files, tmp
 
 
 def test_the_traceback_is_shown_where_it_is_asked_for(run, files, monkeypatch):
-    monkeypatch.setattr("lora_inspect.cli.info.inspect", raiser(KeyError("x")))
+    monkeypatch.setattr("lora_inspect.reading.file_info.inspect", raiser(KeyError("x")))
     monkeypatch.setenv("LORA_INSPECT_DEBUG", "1")
     shown = run("info", files[1])
     assert shown.status == 1

@@ -9,8 +9,13 @@ import pytest
 DOING = ("ops", "reading", "merging.plan", "matching", "consumers", "editing", "verifying", "scanning")
 
 
-@pytest.mark.parametrize("verb", ["merge", "verify", "metadata", "metadata set", "metadata show", "metadata strip"])
-def test_the_help_of_a_verb_loads_nothing_of_what_it_does(verb):
+VERBS = ["merge", "verify", "metadata", "metadata set", "metadata show", "metadata strip"]
+# Options of `info` name what folders are sorted and chosen by.
+INFO = ("ops", "reading.file_info", "consumers", "architectures")
+
+
+@pytest.mark.parametrize(("verb", "doing"), [*((verb, DOING) for verb in VERBS), ("info", INFO)])
+def test_the_help_of_a_verb_loads_nothing_of_what_it_does(verb, doing):
     code = (
         "import atexit, sys\n"
         "from lora_inspect.cli import main\n"
@@ -20,5 +25,5 @@ def test_the_help_of_a_verb_loads_nothing_of_what_it_does(verb):
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     _, _, loaded = said.partition("LOADED ")
     assert "lora_inspect.cli" in loaded.split()
-    doing = tuple(f"lora_inspect.{one}" for one in DOING)
-    assert [name for name in loaded.split() if f"{name}.".startswith(tuple(f"{one}." for one in doing))] == []
+    parts = tuple(f"lora_inspect.{one}." for one in doing)
+    assert [name for name in loaded.split() if f"{name}.".startswith(parts)] == []

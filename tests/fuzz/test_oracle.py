@@ -17,12 +17,12 @@ from fuzz.case import NETWORKS, Case
 from fuzz.contents import Files, Pipe
 from fuzz.oracle import LIMITS, MEGABYTE, Limits, examine
 from fuzz.seeds import seed
-from lora_inspect.cli import info as info_verb
 from lora_inspect.cli import terminal
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops import convert as converting
 from lora_inspect.ops import metadata as metadata_op
 from lora_inspect.ops import metadata_edit
+from lora_inspect.reading import file_info
 
 INFO = ("info", "a.safetensors")
 CONVERT = ("convert", "a.safetensors", "-o", "out.safetensors")
@@ -179,8 +179,8 @@ def _prepared():
 
 @pytest.mark.parametrize("defect", PLANTED, ids=lambda defect: defect.__name__)
 def test_a_defect_is_noticed(monkeypatch, defect):
-    inspect = info_verb.inspect
-    monkeypatch.setattr(info_verb, "inspect", lambda *arguments: defect() or inspect(*arguments))
+    inspect = file_info.inspect
+    monkeypatch.setattr(file_info, "inspect", lambda *arguments: defect() or inspect(*arguments))
     arguments = ("--json",) if defect is prints_no_json else ()
     try:
         limits = Limits(cpu_seconds=0.3, wall_seconds=1.0) if PLANTED[defect] == "hang" else LIMITS
