@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.merging.dealing import Share
-from lora_inspect.merging.output_place import shared_output
+from lora_inspect.merging.output_place import check_merge_output, shared_output
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.result import MergeResult
 from lora_inspect.merging.shared_merge import SharedMerge, bytes_of, dealt
@@ -68,6 +68,7 @@ def merge_shard(
     """
     output = shared_output(plan, named, force, share.of)
     shared = SharedMerge(plan, output)
+    check_merge_output(plan, output, force)  # another run of this job may have finished since
     shared.parts.make()
     names = [os.path.basename(file) for file in dealt(plan, share)]
     with shared.providing() as provide:

@@ -286,6 +286,21 @@ def test_a_run_that_goes_on_when_all_is_done_says_so(place, monkeypatch):
     assert not os.path.exists("out.parts")
 
 
+def test_a_run_that_begins_while_another_one_finishes_leaves_no_parts(place, monkeypatch):
+    job("1/2")
+    real = shared_merge.made_of
+
+    def late(*arguments):
+        monkeypatch.setattr(shared_merge, "made_of", real)
+        assert job("2/2").merged
+        return real(*arguments)
+
+    monkeypatch.setattr(shared_merge, "made_of", late)
+    with pytest.raises(LoraInspectError, match=r"^out: it exists; choose another output"):
+        job("2/2")
+    assert not os.path.exists("out.parts")
+
+
 CASES = {
     "multiplier": (lambda: job("2/2", "lora:0.5"), "the multiplier of the adapter lora is 1.0 there and 0.5 here"),
     "more": (lambda: job("2/2", "lora", "other"), "the adapters are lora there and lora and other here"),
