@@ -25,7 +25,7 @@ ORDER = {
         ("architectures", "shell"),
         ("files",),
         ("stores",),
-        ("errors", "listing", "remembering"),
+        ("errors", "launched", "listing", "remembering"),
         ("__init__", "printable", "progress", "records", "start"),
     ),
     "networks": (

@@ -18,6 +18,10 @@ from hypothesis import HealthCheck, settings
 # Tests run in parallel, one process a core: threads on top of that only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# What a shell starts in the background ignores it, and so would all that tests start to interrupt it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # How long an example takes says how busy the machine is.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")

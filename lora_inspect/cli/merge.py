@@ -145,7 +145,7 @@ def merge(
 ) -> None:
     """Plans, merges and prints; or undoes."""
     from lora_inspect.cli.progress_bar import in_bytes, progress_bar
-    from lora_inspect.merging.launched import launched
+    from lora_inspect.launched import launched
     from lora_inspect.ops.merge import (
         MergeOptions,
         check_merge_output,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.system import usable_cores
-from lora_inspect.merging.launched import Rank
+from lora_inspect.launched import Rank
 from lora_inspect.progress import Progress
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ class Ranks:
         self._phases = self._due = self._shown = 0
         self._looked = 0.0
 
-    def together(self, work: Callable[[], Result], show: Progress = lambda amount: None) -> Result:
-        """What this process made of its `work`, once all have done theirs; `show` is told of what all have done.
+    def together(self, work: Callable[[], Result], of_all: Progress = lambda amount: None) -> Result:
+        """What this process made of its `work`, once all have done theirs; `of_all` is told of what all have done.
 
         Where one of them fails, the others stop as soon as they tell of their progress: the first raises what the one
         that failed has to say, the others raise Elsewhere.
@@ -56,7 +56,7 @@ class Ranks:
         except Exception as error:
             self._store.set(self._failed(self.rank.number), self._sentence_of(error))
             self._store.add(self._failed(), 1)
-        self._wait_for_all(show)
+        self._wait_for_all(of_all)
         if not self._store.add(self._failed(), 0):
             return result
         if not self.rank.is_first:
@@ -79,14 +79,14 @@ class Ranks:
 
         self.together(check)
 
-    def progress(self, show: Progress) -> Progress:
-        """What this process tells its progress to: all learn of it, and `show` is told of what all have done."""
+    def progress(self, of_all: Progress) -> Progress:
+        """What this process tells its progress to: all learn of it, and `of_all` is told of what all have done."""
 
         def tell(amount: int) -> None:
             self._due += amount
             if time.monotonic() - self._looked >= _WORKING:
                 self._looked = time.monotonic()
-                self._show(show)
+                self._show(of_all)
                 if self._store.add(self._failed(), 0):
                     raise Elsewhere
 
@@ -101,22 +101,22 @@ class Ranks:
         while not self._store.check([_TOLD]) and time.monotonic() < until:
             time.sleep(_WAITING)
 
-    def _show(self, show: Progress) -> None:
-        """Says what this process has done since, and has the first one show what all have."""
+    def _show(self, of_all: Progress) -> None:
+        """Says what this process has done since, and has the first one tell what all have done."""
         due, self._due = self._due, 0
         done = self._store.add(_DONE, due)
         if self.rank.is_first:
-            show(done - self._shown)
+            of_all(done - self._shown)
             self._shown = done
 
-    def _wait_for_all(self, show: Progress) -> None:
-        self._show(show)
+    def _wait_for_all(self, of_all: Progress) -> None:
+        self._show(of_all)
         arrived = self._store.add(f"arrived/{self._phases}", 1)
         while arrived < self.rank.of:
             time.sleep(_WAITING)
-            self._show(show)
+            self._show(of_all)
             arrived = self._store.add(f"arrived/{self._phases}", 0)
-        self._show(show)
+        self._show(of_all)
 
     def _gathered(self, own: bytes) -> list[bytes]:
         """What each process has of what all have, of one length."""

@@ -35,15 +35,15 @@ def merge_by_ranks(
     shared = ranks.together(prepare)
     ranks.equal(json.dumps(shared.made_of), lambda first: _other_plan(json.loads(first), shared.made_of))
     files = dealt(plan, Share(ranks.rank.number + 1, ranks.rank.of))
-    with watch(sum(bytes_of(plan, file) for file in plan.base.files)) as show:
-        progress = ranks.progress(show)
+    with watch(sum(bytes_of(plan, file) for file in plan.base.files)) as of_all:
+        progress = ranks.progress(of_all)
 
         def make() -> None:
             with shared.providing() as provide:
                 for file in files:
                     provide(os.path.basename(file), progress)
 
-        ranks.together(make, show)
+        ranks.together(make, of_all)
 
     def finish() -> MergeResult | None:
         merged = shared.finish(force) if ranks.rank.is_first else None
