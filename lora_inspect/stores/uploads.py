@@ -15,6 +15,8 @@ from lora_inspect.stores.s3 import object_at
 from lora_inspect.stores.s3_requests import NO_OBJECT, Refused, Reply, S3Store
 
 _AT_ONCE = 8
+# Of them so many hold the content of a part in memory, which is there two times while it is sent.
+_HELD_AT_ONCE = 3
 _ABORTS = 3
 # For so many seconds a store that does not answer is asked to give up uploads.
 _PATIENCE = 60
@@ -46,6 +48,7 @@ class Upload:
         self._upload: Reply | None = None
         self._parts: dict[int, Reply] = {}
         self._sent = 0
+        self._room = asyncio.Semaphore(_HELD_AT_ONCE)
 
     def send(self, file: str, borrowed: Sequence[Borrowed] = (), progress: Progress = silent) -> None:
         """Sends a local file, but for the parts that are `borrowed`, which the store copies by itself.
@@ -118,7 +121,10 @@ class Upload:
             if one := borrowed.get(start):
                 self._parts[number] = await self._copy(number, one)
             else:
-                self._parts[number] = await self._put(number, await asyncio.to_thread(_read, self._file, start, stop))
+                async with self._room:
+                    content = await asyncio.to_thread(_read, self._file, start, stop)
+                    self._parts[number] = await self._put(number, content)
+                    del content
             self._sent += stop - start
 
     async def _put(self, number: int, content: bytes | bytearray) -> Reply:
@@ -132,9 +138,10 @@ class Upload:
         except Refused as refused:
             if refused.code in _TAKEN:
                 raise changed(one.address) from None
-        content = bytearray(one.stop - one.start)
-        await asyncio.to_thread(read_into, one.address, one.answer, one.start, content)
-        return await self._put(number, content)
+        async with self._room:
+            content = bytearray(one.stop - one.start)
+            await asyncio.to_thread(read_into, one.address, one.answer, one.start, content)
+            return await self._put(number, content)
 
     async def _copied(self, number: int, one: Borrowed) -> Reply:
         reply = await self._ask_of_upload(
