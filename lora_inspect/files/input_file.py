@@ -181,6 +181,26 @@ def answer_of(identity: Identity) -> "Answer":
     return Answer(identity.bytes, identity.modified, identity.tag)
 
 
+class HeldInput:
+    """One file at a time, which stays open until another one is asked for."""
+
+    def __init__(self) -> None:
+        self._held: InputFile | None = None
+
+    def of(self, path: str, identity: Identity | None) -> InputFile:
+        """The file at `path`, opened as InputFile does where it is not the one that is held."""
+        if self._held is None or (self._held.path, self._held.identity) != (path, identity):
+            self.close()
+            self._held = InputFile(path, identity)
+        return self._held
+
+    def close(self) -> None:
+        """Closes the file."""
+        held, self._held = self._held, None
+        if held is not None:
+            held.close()
+
+
 def read_whole(
     path: str, longest: int, identity: Identity | None = None, way_out: str = "fetch it again"
 ) -> tuple[bytearray, Identity]:

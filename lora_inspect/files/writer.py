@@ -12,7 +12,7 @@ from lora_inspect.files.byte_copy import Buffer, copy_bytes, write_all_at
 from lora_inspect.files.dtypes import BITS
 from lora_inspect.files.early_sync import EarlySync
 from lora_inspect.files.header import LENGTH_BYTES, TensorInfo, count_elements, read_header
-from lora_inspect.files.input_file import Identity, InputFile
+from lora_inspect.files.input_file import HeldInput, Identity, InputFile
 from lora_inspect.files.outputs import new_file
 from lora_inspect.files.span import Span
 from lora_inspect.progress import Progress, silent
@@ -86,7 +86,7 @@ class Writer:
         prove: Callable[[str], None] | None = None,
     ) -> None:
         self._file = new_file(path, inputs, force, prove)
-        self._source: InputFile | None = None
+        self._source = HeldInput()
         self._header = encode_header(plans, metadata, ROOM)
         self._places: dict[str, tuple[int, int]] = {}
         stop = len(self._header)
@@ -101,7 +101,7 @@ class Writer:
     def __enter__(self) -> "Writer":
         with ExitStack() as opened:
             self._descriptor = opened.enter_context(self._file)
-            opened.callback(self._leave_source)
+            opened.callback(self._source.close)
             self._sync = EarlySync(self._descriptor)
             opened.callback(self._sync.close)
             write_all_at(self._descriptor, self._header, 0)
@@ -155,7 +155,7 @@ class Writer:
         start, stop = self._places[name or info.name]
         if stop - start != info.nbytes:
             raise AssertionError(f"{info.name}: {info.nbytes} bytes do not fit a plan of {stop - start}")
-        self.copy_span(Span(info, info.start, info.stop, start), self._source_of(info), progress)
+        self.copy_span(Span(info, info.start, info.stop, start), self._source.of(info.file, info.identity), progress)
 
     def copy_span(self, span: Span, source: InputFile, progress: Progress = silent) -> None:
         """The bytes of a span, from its open `source`, moved by the system where it can."""
@@ -186,18 +186,6 @@ class Writer:
         with self._counting:
             self._left -= written
             self._sync.wrote(written)
-
-    def _source_of(self, info: TensorInfo) -> InputFile:
-        """The file of `info`, which stays open until a tensor of another file is copied."""
-        if self._source is None or (self._source.path, self._source.identity) != (info.file, info.identity):
-            self._leave_source()
-            self._source = InputFile(info.file, info.identity)
-        return self._source
-
-    def _leave_source(self) -> None:
-        source, self._source = self._source, None
-        if source is not None:
-            source.close()
 
 
 def rewrite_header(file: str, header: bytes, length: int) -> None:

@@ -7,7 +7,7 @@ from heapq import merge
 from operator import itemgetter
 
 from lora_inspect.files.header import TensorInfo
-from lora_inspect.files.input_file import InputFile
+from lora_inspect.files.input_file import HeldInput, InputFile
 from lora_inspect.files.span import Span
 from lora_inspect.files.writer import Writer
 from lora_inspect.maths.tensor_reader import RowBlocks
@@ -28,21 +28,16 @@ class Tools:
     """What each thread has of its own: memory that is used again, and the file of the base that it reads."""
 
     def __init__(self, elements: int) -> None:
-        self._source: InputFile | None = None
+        self._source = HeldInput()
         self.blocks = RowBlocks(elements)
 
     def source(self, info: TensorInfo) -> InputFile:
         """The file of `info`, which stays open until a tensor of another file is read."""
-        if self._source is None or (self._source.path, self._source.identity) != (info.file, info.identity):
-            self.close()
-            self._source = InputFile(info.file, info.identity)
-        return self._source
+        return self._source.of(info.file, info.identity)
 
     def close(self) -> None:
         """Closes the file."""
-        source, self._source = self._source, None
-        if source is not None:
-            source.close()
+        self._source.close()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from strategies import metadata, tensor_plans
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files import writer as writer_module
+from lora_inspect.files import input_file
 from lora_inspect.files.header import read_header
 from lora_inspect.files.writer import TensorPlan, Writer, encode_header, in_file_order
 
@@ -91,14 +91,14 @@ def test_copy_opens_each_input_once_and_one_at_a_time(write_safetensors, tmp_pat
     infos = [info for source in sources for info in read_header(str(source))[0].values()]
     plans = [TensorPlan(f"{info.file[-5:]}.{info.name}", "U8", (3,)) for info in infos]
     opened = []
-    real = writer_module.InputFile
+    real = input_file.InputFile
 
     def counted(path, identity):
         assert all(earlier._handle.closed for earlier in opened)
         opened.append(real(path, identity))
         return opened[-1]
 
-    monkeypatch.setattr(writer_module, "InputFile", counted)
+    monkeypatch.setattr(input_file, "InputFile", counted)
     with Writer(str(tmp_path / "o"), plans, {}) as writer:
         for plan, info in zip(plans, infos, strict=True):
             writer.copy(info, plan.name)
