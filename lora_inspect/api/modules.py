@@ -164,10 +164,11 @@ class OpenedModule:
         """What `merge` adds to the layer's weight at multiplier 1, scale and all, in the shape of that weight.
 
         `base_weight` is the weight itself, as the base stores it: DoRA, OFT and others whose change depends on it need
-        it, the rest takes its shape. Without it the shape is what the factors tell, in which a LoHa or LoKr of a
-        convolution may have one dimension for inputs and kernel. `parameter` is "weight" or "bias", by default what
-        the first change is of. The result is on the device of `base_weight`, else on the CPU, and float32 if no
-        `dtype` is given.
+        it, the rest takes its shape. A square one is taken for (out, in) unless the config says otherwise: give a
+        projection that open_clip stores as a parameter as its transpose. Without a weight the shape is what the
+        factors tell, in which a LoHa or LoKr of a convolution may have one dimension for inputs and kernel.
+        `parameter` is "weight" or "bias", by default what the first change is of. The result is on the device of
+        `base_weight`, else on the CPU, and float32 if no `dtype` is given.
 
         Raises LoraInspectError where the file's meaning is open or damaged, where the weight is needed or is another
         one, and for experts; ValueError for a parameter that the module does not change; TypeError for a weight that

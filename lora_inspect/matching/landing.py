@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+from lora_inspect.algorithms import full
 from lora_inspect.algorithms.record import WEIGHT
+from lora_inspect.architectures import open_clip
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
@@ -34,8 +36,19 @@ def layers_of(home: Home, base: Checkpoint) -> Iterator[Layer]:
         return
     for one in (one for one in home.found if one.expert is None and one.single is None):
         weight = base.tensors.get(one.tensor(WEIGHT))
-        if weight is not None and is_weight(weight):
+        if weight is not None and (is_weight(weight) or _is_of_a_layer(weight, home)):
             yield Layer(home.module, weight, _covered_of(home, one, weight))
+
+
+def _is_of_a_layer(parameter: TensorInfo, home: Home) -> bool:
+    """Whether a matrix that is no `.weight` is that of a Linear layer, as the module changes it.
+
+    A difference, or what replaces the matrix, is as the parameter is where no program has that as a layer.
+    """
+    changes = (one for one in home.module.contributions if one.algorithm.parameter == WEIGHT)
+    return open_clip.is_projection(parameter.name) or any(
+        not one.algorithm.replaces and full.DIFFERENCE not in one.factors for one in changes
+    )
 
 
 def land(

@@ -36,7 +36,9 @@ def module_names(adapter: Adapter, base: Checkpoint) -> dict[str, ModuleNames]:
 def _spelled(base: Checkpoint, component: str) -> dict[str, str | None]:
     """The paths of the base's layers by their underscored spellings; None where several are spelled so."""
     found: dict[str, str | None] = {}
-    for info in filter(is_weight, base.tensors.values()):
+    for info in base.tensors.values():
+        if not is_weight(info) and not open_clip.is_projection(info.name):
+            continue
         for path in own_paths(path_of(info), component, base):
             flat = path.replace(".", "_")
             found[flat] = path if found.get(flat, path) == path else None

@@ -4,6 +4,9 @@ A weight that is not square shows it by its shape. For a square one the evidence
 which are the base's non-square weights of the same leaf; the architecture's table, where no non-square weight of the
 base contradicts it; the config's `fan_in_fan_out`, which is one flag for all layers, as far as it can speak of this
 one; the naming scheme, where only Linear layers have such names. What none of them decides, `--transposed` settles.
+
+A base may have the weight of a Linear layer as a parameter of another module, as open_clip has its projections. No
+other layer says how such a parameter is stored: its shape does, the table of open_clip, or `--transposed`.
 """
 
 from collections import Counter, defaultdict
@@ -11,6 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from lora_inspect import schemes
+from lora_inspect.architectures import open_clip
 from lora_inspect.architectures.families.gpt2 import CONV1D
 from lora_inspect.architectures.record import Layout
 from lora_inspect.errors import LoraInspectError
@@ -69,7 +73,7 @@ def orient(
     flagged = _Flagged.of(decided, [target for _, target in left], base)
     undecided: list[TensorInfo] = []
     for module, target in left:
-        found = _by_file(module.contributions[0], path_of(target), known, flagged)
+        found = _by_file(module.contributions[0], path_of(target), known, flagged) if is_weight(target) else None
         if found is None and (glob := deciding_glob(answers, path_of(target))):
             found = Orientation(answers[glob], OPTION)
         if found is None:
@@ -186,6 +190,8 @@ def _by_base(
         return Orientation(stored, SHAPE)
     if not _fits(shape, target.shape):
         return Orientation(False, SHAPE)
+    if not is_weight(target):
+        return Orientation(True, ARCHITECTURE) if open_clip.is_projection(target.name) else None
     leaf = leaf_of(path_of(target))
     siblings = known.get(leaf, set())
     if len(siblings) == 1:
