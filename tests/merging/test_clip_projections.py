@@ -12,7 +12,8 @@ from layer_factors import assert_within, dotted, expected, factors, kohya
 from layouts import real
 from safetensors.torch import load_file, save_file
 
-pytestmark = pytest.mark.numeric
+# transformers warns of what PEFT asks it.
+pytestmark = [pytest.mark.numeric, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
 WIDTH = 8
 SINGLE_FILE = "conditioner.embedders.1.model."
@@ -86,18 +87,44 @@ def test_a_base_in_the_names_of_transformers_has_it_as_a_linear_layer(prefix, do
     assert_within(now, *expected(own, adapter, 1.0, interpolate=True))
 
 
-def test_diffusers_loads_the_same_change_of_the_projection(outputs, merged):
-    from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
+def encoder(own):
+    """The class of transformers, with the projection that its layout of a base has."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    base = open_clip(outputs=outputs)
-    own = in_transformers(base)
+    projection = own["text_projection.weight"]
     config = CLIPTextConfig(
-        hidden_size=WIDTH, intermediate_size=4 * WIDTH, projection_dim=outputs, num_hidden_layers=1,
+        hidden_size=WIDTH, intermediate_size=4 * WIDTH, projection_dim=len(projection), num_hidden_layers=1,
         num_attention_heads=1, vocab_size=5, max_position_embeddings=3, eos_token_id=4, bos_token_id=0, pad_token_id=0,
     )  # fmt: skip
     model = CLIPTextModelWithProjection(config).requires_grad_(False)
-    model.text_projection.weight.copy_(own["text_projection.weight"])
+    model.text_projection.weight.copy_(projection)
+    return model
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_peft_merges_the_same_change_of_the_projection(dora, outputs, tmp_path, run):
+    from peft import LoraConfig, get_peft_model
+
+    base = open_clip("", outputs)
+    model = get_peft_model(
+        encoder(in_transformers(base, "")),
+        LoraConfig(r=2, lora_alpha=3, target_modules=["text_projection"], use_dora=dora, init_lora_weights=False),
+    )
+    save_file(base, tmp_path / "base.safetensors")
+    model.save_pretrained(tmp_path / "adapter")
+    out = tmp_path / "out.safetensors"
+    ended = run("merge", tmp_path / "base.safetensors", tmp_path / "adapter", "-o", out)
+    assert ended.status == 0, ended.stderr
+    meant = model.merge_and_unload().text_projection.weight
+    torch.testing.assert_close(load_file(out)["text_projection"].T, meant, rtol=1e-5, atol=1e-5)
+
+
+def test_diffusers_loads_the_same_change_of_the_projection(outputs, merged):
+    from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
+
+    base = open_clip(outputs=outputs)
+    own = in_transformers(base)
+    model = encoder(own)
     adapter = kohya("lora_te2_", factors(own, LAYERS[:1]))
     # Its loader knows whose names they are by the last layer of attention.
     attention = "text_model.encoder.layers.0.self_attn.out_proj"
