@@ -149,17 +149,21 @@ def _result(
     from lora_inspect.maths.untold_shares import NOT_FINITE
     from lora_inspect.verifying.findings import SWAPPED, about_alike, about_models, about_shares, about_weights
     from lora_inspect.verifying.shares import pooled
-    from lora_inspect.verifying.told import MISSING, told_of
+    from lora_inspect.verifying.told import MISSING, OPPOSITE, told_of
 
     adapters = [adapter.checkpoint.path for adapter, _ in plan.merge.adapters]
     total = pooled([(w.shares, [adapters.index(term.adapter) for term in w.terms]) for w in weighed], len(adapters))
     told = told_of(weighed, adapters)
     extra = [name for name in plan.merged.tensors if name not in plan.base.checkpoint.tensors]
     broken = [w.name for w in weighed if NOT_FINITE in w.shares.why]
-    findings = [
-        *([SWAPPED] if swapped else [*about_shares(told, total), *about_alike(weighed), *about_weights(weighed)]),
-        *about_models(beside, untouched, absent, extra, broken),
-    ]
+    of_shares = list(about_shares(told, total))
+    if swapped:
+        # A sum with the opposite sign is the sum of models in each other's place; of DoRA one of both explains it.
+        is_explained = all(weight.is_explained for weight in weighed)
+        of_weights = [*(one for one in of_shares if one.code == OPPOSITE and is_explained), SWAPPED]
+    else:
+        of_weights = [*of_shares, *about_alike(weighed), *about_weights(weighed)]
+    findings = [*of_weights, *about_models(beside, untouched, absent, extra, broken)]
     modules = {name: dict.fromkeys(_adapters_of(plan, name), None) for name in plan.merge.folds}
     noise = {name: dict(shares) for name, shares in modules.items()}
     for weight in weighed:

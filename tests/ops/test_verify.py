@@ -120,8 +120,25 @@ def test_models_in_each_others_place_are_named(dora, folder):
     a = with_dora(a, base) if dora else a
     made = merged(base, lambda n, w: decomposed(a, w, n) if dora else w + delta(a, n))
     found = folder.verified(base, made, (a, ""))
-    assert found.codes == [("swapped", None)]
-    assert "are MERGED and BASE swapped?" in found.messages[0]
+    # A plain LoRA that was subtracted looks the same, and comes first.
+    assert found.codes == [*([] if dora else [("opposite", "a")]), ("swapped", None)]
+    assert "are MERGED and BASE swapped?" in found.messages[-1]
+
+
+@pytest.mark.parametrize("settings", ["", "0.5"])
+def test_the_opposite_sign_of_one_adapter_alone_is_named_first(settings, folder):
+    base, a = base_of(), lora()
+    multiplier = float(settings or 1)
+    found = folder.verified(merged(base, lambda n, w: w - multiplier * delta(a, n)), base, (a, settings))
+    assert found.codes == [("opposite", "a"), ("swapped", None)]
+    assert found.messages[0] == "4 modules have -1 of a"
+
+
+def test_the_opposite_sign_of_dora_is_not_taken_for_models_in_each_others_place(folder):
+    base = base_of()
+    a = with_dora(lora(), base)
+    found = folder.verified(merged(base, lambda n, w: w - (decomposed(a, w, n) - w)), base, (a, ""))
+    assert found.codes == [("opposite", "a")]
 
 
 def wrong_dora(a, how):
