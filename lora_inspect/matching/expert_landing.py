@@ -140,7 +140,7 @@ class Turns:
                 "shows which it is; write the peft_version that it was trained with into its config."
             )
         one = home.found[0]
-        transposed = one.single is None and storage_of(one.path, self._base).transposed
+        transposed = one.single is None and storage_of(one.tensor(WEIGHT), self._base).transposed
         return along == FIRST or transposed == (along == INPUT)
 
 

@@ -49,6 +49,7 @@ def storage_of(path: str, base: Checkpoint) -> Storage:
             if first == (last[0], last[2], 2 * last[1]):
                 has_biases = f"{parent}.{EXPERT_PARAMETERS[0]}_bias" in base.tensors
                 return Storage(transposed=True, interleaved=has_biases and _CLASSIFIER not in base.tensors)
+    shapes[leaf] = base.tensors[path].shape  # whatever it is called
     found = " and ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
     raise LoraInspectError(
         f"{base.path}: {parent} has {found}, but {' and '.join(EXPERT_PARAMETERS)} of (experts, 2·n, m) and "

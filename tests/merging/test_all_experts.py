@@ -412,3 +412,47 @@ def test_info_says_how_they_are_packed(trained, run):
     own = trained("qwen3")
     says = [item["says"] for item in run("info", own.adapter, "--json").json["evidence"] if item["about"] == "experts"]
     assert says == ["4 parameters have the factors of 3 experts each, packed rank_major as PEFT does"]
+
+
+class Experts(torch.nn.Module):
+    """The matrices of all experts, square, in a parameter of that name."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+        setattr(self, name, torch.nn.Parameter(torch.randn(EXPERTS, 8, 8)))
+
+    def forward(self, x):
+        return x @ getattr(self, self.name)[0]
+
+
+@pytest.fixture
+def of_square_experts(tmp_path):
+    """A file of a model with one module `blocks.0` of such experts, and a folder of PEFT's adapter of them, merged."""
+
+    def make(parameter):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential()
+        model.add_module("blocks", torch.nn.ModuleList([Experts(parameter)]))
+        save_file({key: value.clone() for key, value in model.state_dict().items()}, tmp_path / "base.safetensors")
+        config = peft.LoraConfig(
+            r=RANK, lora_alpha=4, target_modules=[], target_parameters=[f"0.{parameter}"], init_lora_weights=False
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            adapted = peft.get_peft_model(model, config)
+            adapted.save_pretrained(tmp_path / "adapter")
+            return tmp_path / "base.safetensors", tmp_path / "adapter", adapted.merge_and_unload().state_dict()
+
+    return make
+
+
+def test_square_matrices_in_the_weight_of_a_module_are_what_peft_merges(of_square_experts, merge):
+    base, adapter, theirs = of_square_experts("weight")
+    found = merge(base, adapter)
+    assert_equal(found, theirs, count_changed(found, load_file(base)) == 1)
+
+
+def test_a_parameter_of_another_name_is_named_where_its_matrices_are_square(of_square_experts, merge):
+    base, adapter, _ = of_square_experts("odd")
+    assert f"{base}: blocks.0 has odd [3, 8, 8], but gate_up_proj and " in merge(base, adapter, refused=True)
