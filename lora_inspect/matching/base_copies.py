@@ -16,7 +16,7 @@ from lora_inspect.matching.match import Matching
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import NameTable
-from lora_inspect.reading.saved_tensors import BELOW, BaseTensor
+from lora_inspect.reading.saved_tensors import BELOW, COPIED, BaseTensor
 from lora_inspect.schemes.peft import PEFT
 
 _COMPARED_ELEMENTS = 1 << 20
@@ -53,7 +53,7 @@ def _copies(
     table: NameTable | None = None
     for key in adapter.unclaimed:
         module, parameter, wrapper = BaseTensor.of(key)
-        if not module or parameter not in ("weight", "bias"):
+        if not module or parameter not in COPIED:
             continue
         if wrapper == BELOW:
             target = targets.get(module)

@@ -158,7 +158,7 @@ def record_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", modules: boo
         "training": training_facts(checkpoint.metadata, _own_config(adapter)),
         **_received(info, verdicts),
         "embeddings": [{"token": one.token, "keys": list(one.keys)} for one in adapter.embeddings],
-        "unclaimed": list(adapter.unclaimed) if info.kind == ADAPTER else [],
+        "unclaimed": list(adapter.unknown) if info.kind == ADAPTER else [],
         "problems": [
             {"code": item.code, "severity": item.severity, "message": item.message, "keys": list(item.keys)}
             for item in adapter.problems

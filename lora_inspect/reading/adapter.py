@@ -56,6 +56,16 @@ class Adapter(NamedTuple):
         return (*(key for embedding in self.embeddings for key in embedding.keys), *self.unclaimed)
 
     @property
+    def unknown(self) -> tuple[str, ...]:
+        """The keys that nobody claims, but for copies of what the base has below a module."""
+        if not self.unclaimed:
+            return ()
+        from lora_inspect.reading.saved_tensors import copies_below  # few files have such keys
+
+        copies = copies_below(self.unclaimed, self.modules)
+        return tuple(key for key in self.unclaimed if key not in copies)
+
+    @property
     def contributions(self) -> Iterable[Contribution]:
         """Every contribution of every module."""
         return (contribution for module in self.modules.values() for contribution in module.contributions)

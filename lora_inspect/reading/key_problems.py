@@ -62,8 +62,12 @@ def _is_shared(key: str) -> bool:
 
 def unclaimed_tensors(reading: FileReading) -> Iterator[Finding]:
     """Tensors beside the modules that nobody claims."""
-    keys = reading.claims.unclaimed
-    if keys and reading.claims.modules:
+    if not reading.claims.unclaimed or not reading.claims.modules:
+        return
+    from lora_inspect.reading.saved_tensors import copies_below  # few files have what nobody claims
+
+    copies = copies_below(reading.claims.unclaimed, reading.claims.modules)
+    if keys := [key for key in reading.claims.unclaimed if key not in copies]:
         count = f"{len(keys)} tensors belong" if len(keys) > 1 else "1 tensor belongs"
         message = f"{count} to no known algorithm ({keys[0]}{', …' if len(keys) > 1 else ''})"
         yield Finding("unclaimed", message, tuple(keys[:5]))

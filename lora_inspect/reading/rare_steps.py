@@ -188,7 +188,7 @@ def about_alpha_of_all(checkpoint: Checkpoint) -> Iterable[Evidence]:
 
 def about_saved(claims: Claims, configs: Sequence[FoundConfig]) -> Iterable[Evidence]:
     """What PEFT saved whole."""
-    if not configs:
+    if not configs and not claims.unclaimed:
         return ()
     from lora_inspect.reading import saved_tensors
 

@@ -1,11 +1,11 @@
-"""Tensors of the base that PEFT saves whole, taken on the evidence of its config.
+"""Tensors of the base that PEFT saves whole, taken on the evidence of its config, and copies that it saves beside them.
 
 `bias` "all" trains every bias of the base, "lora_only" those of the adapted layers; `modules_to_save` trains modules
 whose path ends with one of its names. PEFT's wrappers leave a name of their own in the paths of what they wrap.
 Source: `_get_learnable_bias_state_dict`, `_set_trainable` and `AuxiliaryTrainingWrapper` of PEFT.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lora_inspect import schemes
@@ -27,6 +27,8 @@ BELOW = ".base_layer"
 _WRAPPERS = {BELOW: SAVED, ".modules_to_save": TWIN, ".original_module": ORIGINAL}
 # The steps that a name takes, and how many letters of a path are compared in them.
 _STEPS, _LETTERS = 4, 256
+# The parameters of a base that are copied.
+COPIED = ("weight", "bias")
 _SHOWN = 3
 
 
@@ -119,8 +121,14 @@ def claim_saved(
     return claims._replace(modules=modules, unclaimed=unclaimed, findings=tuple(findings))
 
 
+def copies_below(unclaimed: Iterable[str], modules: Collection[str]) -> list[str]:
+    """The keys of what the base has below a module of the file, which PEFT saves beside it and a merge compares."""
+    named = ((key, BaseTensor.of(key)) for key in unclaimed)
+    return [key for key, one in named if one.wrapper == BELOW and one.parameter in COPIED and one.module in modules]
+
+
 def about_saved(claims: Claims, configs: Sequence[FoundConfig]) -> Iterator[Evidence]:
-    """What is saved whole, and which config says so."""
+    """What is saved whole, and which config says so; and what is a copy of the base's."""
     found = [c for module in claims.modules.values() for c in module.contributions if c.algorithm.name == NAME]
     where = [one.where for one in configs if _says(one.config)]
     biases = [c.module.key for c in found if c.algorithm.parameter == "bias"]
@@ -128,6 +136,9 @@ def about_saved(claims: Claims, configs: Sequence[FoundConfig]) -> Iterator[Evid
     for what, keys in (("biases", biases), ("tensors", others)):
         if keys and where:
             yield Evidence("saved", f"{len(keys)} {what} are saved whole ({some(keys, _SHOWN)})", where[0])
+    if copies := copies_below(claims.unclaimed, claims.modules):
+        says = f"what the base has below adapted layers is beside them, for a merge to compare: {some(copies, _SHOWN)}"
+        yield Evidence("saved", says, "names")
 
 
 def missing_saved(reading: FileReading) -> Iterator[Finding]:

@@ -110,7 +110,7 @@ def _question(problem: Problem, waits_for: Sequence[str]) -> tuple[str, ...]:
 
 def _told(problem: Problem, adapter: Adapter) -> tuple[str, ...]:
     if problem.code == "unclaimed":
-        count = len(adapter.unclaimed)
+        count = len(adapter.unknown)
         return (f"{count} tensor{'s' if count > 1 else ''} of no known algorithm", f"{count} unclaimed")
     if problem.code == "algorithm":
         titles = listed(list(Counter(c.algorithm.title for c in adapter.contributions if c.algorithm.formula is None)))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from toy_adapters import IN, OUT, lora
 
 from lora_inspect.files.checkpoint import open_checkpoint
@@ -132,3 +133,32 @@ def test_a_weight_is_replaced_whole_or_not():
         assert not rows[0].any()
         with pytest.raises(ValueError, match=r"a multiplier of 0.5"):
             change.fold(rows, 0, 0.5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_embedding_that_peft_copies_below_a_target_is_known_as_merge_knows_it(tmp_path, run):
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=32, tie_word_embeddings=False, **sizes))
+    model.save_pretrained(tmp_path / "base")
+    config = LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"], init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    key = f"{P}model.embed_tokens.base_layer.weight"
+    with safe_open(tmp_path / "adapter" / "adapter_model.safetensors", "pt") as file:
+        assert key in file.keys()  # noqa: SIM118 (no dict)
+    record = run("info", tmp_path / "adapter", "--json").json
+    assert record["unclaimed"] == []
+    assert "unclaimed" not in {problem["code"] for problem in record["problems"]}
+    assert key in next(one["says"] for one in record["evidence"] if one["about"] == "saved")
+    assert run("check", tmp_path / "adapter").status == 0
+    assert run("merge", tmp_path / "base", tmp_path / "adapter", "-o", tmp_path / "out").status == 0
+
+
+@pytest.mark.parametrize("key", [f"{P}a.other.base_layer.weight", f"{Q}.base_layer.scale", f"{P}a.other.weight"])
+def test_what_copies_nothing_below_a_module_stays_unknown(key, read):
+    adapter = read({key: WEIGHT, f"{Q}.base_layer.weight": WEIGHT})
+    assert adapter.unknown == (key,)
+    assert [problem.keys for problem in adapter.problems if problem.code == "unclaimed"] == [(key,)]
