@@ -1,10 +1,9 @@
-"""Alphas and flags as they are stored: missing ones, rounded ones, and of types that hold them badly."""
+"""Alphas and flags as they are stored: rounded ones, and of types that hold them badly."""
 
 import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 
-from lora_inspect import schemes
 from lora_inspect.checking.draft import Draft
 from lora_inspect.checking.subject import Subject
 from lora_inspect.files.dtypes import decode_number
@@ -25,27 +24,6 @@ class _Rounded(NamedTuple):
     info: TensorInfo
     stored: float
     asked: float
-
-
-def alpha_missing(subject: Subject) -> Iterator[Finding]:
-    """Modules without an alpha among others that have one, in schemes where none means scale 1."""
-    having: dict[str, int] = {}
-    missing: dict[str, list[str]] = {}
-    for module, contribution in subject.ranked:
-        scheme = module.name.scheme
-        if not contribution.algorithm.has_alpha or schemes.by_name(scheme).absent_alpha != "one":
-            continue
-        if module.alpha:
-            having[scheme] = having.get(scheme, 0) + 1
-        else:
-            missing.setdefault(scheme, []).append(module.name.key)
-    for scheme, keys in missing.items():
-        if scheme in having:
-            message = (
-                f"{counted(len(keys), 'module')} without an alpha ({some(keys, 1)}), which is taken as scale 1, "
-                f"beside {counted(having[scheme], 'module')} with one"
-            )
-            yield Finding("alpha-missing", message, tuple(keys[:5]))
 
 
 def alpha_rounded(subject: Subject) -> Iterator[Finding]:

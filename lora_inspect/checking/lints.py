@@ -53,14 +53,6 @@ LINTS = (
         (module_lints.split_alpha,),
     ),
     Rule(
-        "alpha-missing",
-        WARNING,
-        "Modules have no alpha where others of the file have one.",
-        "No alpha means scale 1, so these modules are weighed otherwise than the rest; a script may have lost it.",
-        "Fetch the file again, or write the alpha that they were trained with.",
-        (alpha_lints.alpha_missing,),
-    ),
-    Rule(
         "alpha-rounded",
         WARNING,
         "An alpha is stored in half precision, and what the metadata say was asked is another number.",

@@ -107,6 +107,11 @@ _WORDS = {
         "Programs guess, each in its own way, so the strength is another in each.",
         "Settle it on the path (alpha=N, rslora=yes|no), then convert the file, which writes it down.",
     ),
+    "alpha-missing": _Words(
+        "Modules have no alpha where others of the file have one.",
+        "No alpha means scale 1, so these modules are weighed otherwise than the rest; a script may have lost it.",
+        "Fetch the file again, or write the alpha that they were trained with.",
+    ),
     "formula-unknown": _Words(
         "The change hangs on what is not in the file: a configuration, a program, a shared tensor.",
         _REFUSED,

@@ -17,7 +17,7 @@ from lora_inspect.reading.module_kinds import computed, kinds_of
 from lora_inspect.reading.module_scales import scaled_modules
 from lora_inspect.reading.problem import ERROR, Problem
 from lora_inspect.reading.problems import find_problems
-from lora_inspect.reading.scale_problems import REPEATS, open_settings
+from lora_inspect.reading.scale_problems import ALPHA_MISSING, REPEATS, open_settings
 from lora_inspect.reading.scale_rules import facts_of, read_groups, read_ruled, sum_up
 from lora_inspect.reading.scales import about_hidden_ranks, about_parts
 from lora_inspect.reading.settings import Settings
@@ -78,8 +78,8 @@ class Adapter(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """What the settings said without need, and what was lost of the evidence, a sentence each."""
-        told = [problem for problem in self.problems if problem.code in (REPEATS, DAMAGED)]
+        """What the settings said without need, and what was lost of the evidence or of the alphas, a sentence each."""
+        told = [problem for problem in self.problems if problem.code in (REPEATS, DAMAGED, ALPHA_MISSING)]
         return [f"{self.checkpoint.path}: {problem.message}." for problem in told]
 
     def refuse(self) -> None:

@@ -23,7 +23,7 @@ from lora_inspect.reading.key_problems import (
     unfit_tensors,
 )
 from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Finding, Problem
-from lora_inspect.reading.scale_problems import alpha_setting, rslora_hint, rule_setting, unknown_scales
+from lora_inspect.reading.scale_problems import alpha_setting, missing_alphas, rslora_hint, rule_setting, unknown_scales
 from lora_inspect.records import NamedTuple
 
 Look = Callable[[FileReading], Iterable[Finding]]
@@ -116,6 +116,7 @@ PROBLEMS = (
     Entry("setting-contradicts", ERROR, (rule_setting, alpha_setting, _packing_setting, _residual_setting)),
     Entry("setting-repeats", NOTE, (rule_setting, alpha_setting, _packing_setting)),
     Entry("scale-unknown", ERROR, (unknown_scales,)),
+    Entry("alpha-missing", WARNING, (missing_alphas,)),
     Entry("formula-unknown", ERROR, (_unknown_formulas,)),
     Entry("config-damaged", WARNING, (damaged_metadata,)),
     Entry("mixed-schemes", WARNING, (several_schemes,)),

@@ -1,7 +1,10 @@
 """Scales that are unknown, what settles them, and what settings say against what is known."""
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
+from lora_inspect import schemes
+from lora_inspect.listing import counted, some
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.evidence import close
@@ -11,6 +14,8 @@ from lora_inspect.reading.scales import WAYS_OUT
 
 # What a setting is against evidence that it cannot change.
 REPEATS, CONTRADICTS = "setting-repeats", "setting-contradicts"
+# Modules whose scale is 1, as they have no alpha, among others that have one.
+ALPHA_MISSING = "alpha-missing"
 # The options that settle what a scale waits for.
 _OPTIONS = {"alpha": "--alpha N", "rslora": "--rslora yes|no"}
 
@@ -87,6 +92,34 @@ def alpha_setting(reading: FileReading) -> Iterator[Finding]:
         yield Finding(CONTRADICTS, f"alpha={alpha:g} cannot apply, as no module has a rank; leave it out")
     else:
         yield Finding(REPEATS, f"alpha={alpha:g} repeats the alpha that it has")
+
+
+def missing_alphas(reading: FileReading) -> Iterator[Finding]:
+    """Modules without an alpha among others that have one, in schemes where none means scale 1."""
+    having: Counter[str] = Counter()
+    missing: dict[str, list[str]] = defaultdict(list)
+    for module in reading.modules.values():
+        scheme = module.name.scheme
+        if schemes.by_name(scheme).absent_alpha != "one" or not any(map(_takes_alpha, module.contributions)):
+            continue
+        if module.alpha:
+            having[scheme] += 1
+        else:
+            missing[scheme].append(module.name.key)
+    for scheme, keys in missing.items():
+        if scheme in having:
+            message = (
+                f"{counted(len(keys), 'module')} without an alpha ({some(keys, 1)}), which is taken as scale 1, "
+                f"beside {counted(having[scheme], 'module')} with one"
+            )
+            yield Finding(ALPHA_MISSING, message, tuple(keys[:5]))
+
+
+def _takes_alpha(contribution: Contribution) -> bool:
+    """Whether it is a change of its own whose alpha is divided by a rank."""
+    algorithm = contribution.algorithm
+    is_own = algorithm.formula is not None and not algorithm.beside
+    return is_own and algorithm.has_alpha and contribution.rank is not None
 
 
 def rslora_hint(reading: FileReading) -> Iterator[Finding]:

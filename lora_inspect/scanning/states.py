@@ -57,6 +57,7 @@ _SHORT = {
     "residual-base": ("trained on a residual base", "residual base"),
     "pattern": ("a pattern of its config is refused", "refused pattern"),
     "shards-contradict": ("its shards contradict each other", "odd shards"),
+    "alpha-missing": ("modules without their alpha", "alphas missing"),
     "dora-conflict": ("it contradicts itself about DoRA", "DoRA: conflict"),
     "dora-missing": ("DoRA without its magnitudes", "no magnitudes"),
     "dora-stripped": ("trained as DoRA, without magnitudes", "no magnitudes"),

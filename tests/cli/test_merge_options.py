@@ -159,3 +159,22 @@ def test_weights_come_from_a_file_that_is_an_input(run, write_safetensors, tmp_p
     assert "input" in run("merge", *files, "-o", weights, "--weights", weights, "--force").refusal
     weights.write_text("[b]\n")
     assert 'line 1: ["b"] names none of the adapters' in run("merge", *files, "-o", out, "--weights", weights).refusal
+
+
+def test_a_module_that_has_no_alpha_among_others_is_told(run, write_safetensors, tmp_path):
+    lost = {**loras(2), **lora("lora_unet_blocks_2_attn_q", alpha=None)}
+    file, weights = write_safetensors(lost, name="a.safetensors"), write_safetensors(base(3), name="base.safetensors")
+    says = (
+        f"Note: {file}: 1 module without an alpha (lora_unet_blocks_2_attn_q), which is taken as scale 1, beside 2 "
+        "modules with one."
+    )
+    out = tmp_path / "out.safetensors"
+    assert says in run("merge", weights, file, "-o", out).stderr
+    assert says in run("verify", out, weights, file).stderr
+    assert says in run("convert", file, "-o", tmp_path / "c.safetensors").stderr
+    assert [problem["code"] for problem in run("info", file, "--json").json["problems"]] == ["alpha-missing"]
+
+
+@pytest.mark.parametrize("adapter", [loras(3), loras(3, alpha=None)], ids=["alphas", "no alphas"])
+def test_alphas_that_are_all_there_or_none_are_not_told(adapter, merge):
+    assert "alpha" not in merge(adapter, base(3)).stderr
