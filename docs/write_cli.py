@@ -44,6 +44,7 @@ and no file has the whole for its name.
   (`double_blocks.0-9=0.3`, `IN04=0.5`), and of the modules that a glob fits (`*attn*=0.5`).
 - `alpha=N` and `rslora=yes|no` say what the file leaves open. What contradicts the file is an error.
 - `expert-packing=rank_major|grouped_by_expert` says the same of [adapters of all experts](merging.md#experts).
+- `architecture=NAME` says of which [model family](architectures.md) the file is, where its names may be of several.
 - `residual=yes|no` says whether the base is what [PiSSA or another start](merging.md#residual-bases) left of the
   original one.
 

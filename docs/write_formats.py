@@ -21,6 +21,7 @@ from lora_inspect.errors import LoraInspectError  # noqa: E402
 from lora_inspect.files.checkpoint import open_checkpoint  # noqa: E402
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard  # noqa: E402
 from lora_inspect.reading.adapter import read_adapter  # noqa: E402
+from lora_inspect.reading.settings import Settings  # noqa: E402
 from lora_inspect.schemes import SCHEMES  # noqa: E402
 from lora_inspect.schemes.record import Scheme  # noqa: E402
 
@@ -107,8 +108,8 @@ def written(scheme: Scheme) -> Iterator[str]:
     options = ConvertOptions(
         keep_dora=True,
         scheme=scheme.name,
-        architecture=None if name == "llm" else name,
         model_config=str(CONFIG) if scheme.name == "gguf" else None,
+        settings=Settings(architecture=None if name == "llm" else name),
     )
     rows, refused, module = [], [], ""
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +130,7 @@ def written(scheme: Scheme) -> Iterator[str]:
 
 
 def _without_dora(options: ConvertOptions) -> ConvertOptions:
-    return ConvertOptions(scheme=options.scheme, architecture=options.architecture, model_config=options.model_config)
+    return ConvertOptions(scheme=options.scheme, model_config=options.model_config, settings=options.settings)
 
 
 def _keys(source: str, scheme: Scheme, options: ConvertOptions) -> list[str] | None:

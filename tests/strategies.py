@@ -6,6 +6,7 @@ import struct
 
 from hypothesis import strategies as st
 
+from lora_inspect import architectures
 from lora_inspect.algorithms import every
 from lora_inspect.files.dtypes import BITS
 from lora_inspect.files.writer import TensorPlan
@@ -142,6 +143,7 @@ settings = st.builds(
     allow_partial_dora=st.just(False),
     expert_packing=st.none() | st.sampled_from(PACKINGS),
     residual=st.none() | st.booleans(),
+    architecture=st.none() | st.sampled_from([family.name for family in architectures.every()]),
 )
 
 

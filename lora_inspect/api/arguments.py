@@ -62,7 +62,11 @@ def all_with_settings(given: PathWithSettings | Iterable[PathWithSettings]) -> l
 
 
 def reading_settings(
-    rslora: bool | None, alpha: float | None, allow_partial_dora: bool, expert_packing: str | None
+    rslora: bool | None,
+    alpha: float | None,
+    allow_partial_dora: bool,
+    expert_packing: str | None,
+    architecture: str | None = None,
 ) -> Settings:
     """What the options settle where a file leaves it open; ValueError or TypeError for what none of them can be."""
     if rslora is not None and not isinstance(rslora, bool):
@@ -71,7 +75,13 @@ def reading_settings(
         alpha = _finite(alpha, "alpha")
     if expert_packing is not None:
         chosen("expert_packing", expert_packing, PACKINGS)
-    return Settings(rslora=rslora, alpha=alpha, allow_partial_dora=allow_partial_dora, expert_packing=expert_packing)
+    return Settings(
+        rslora=rslora,
+        alpha=alpha,
+        allow_partial_dora=allow_partial_dora,
+        expert_packing=expert_packing,
+        architecture=architecture,
+    )
 
 
 def names_of(given: str | Iterable[str]) -> tuple[str, ...]:

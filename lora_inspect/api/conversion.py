@@ -75,10 +75,9 @@ def asked_conversion(
         model_config=None if model_config is None else path_of(model_config),
         only=names_of(only),
         verify=verify,
-        architecture=architecture,
         algorithm=algorithm,
-        settings=own.joined(reading_settings(rslora, alpha, allow_partial_dora, expert_packing), name),
+        settings=own.joined(reading_settings(rslora, alpha, allow_partial_dora, expert_packing, architecture), name),
     )
-    if wrong := contradiction(options):
+    if wrong := contradiction(options, architecture):
         raise ValueError(wrong)
     return name, options

@@ -37,6 +37,7 @@ def verify(
     weights: StrPath | None = None,
     allow_unmatched: bool = False,
     dora_multiplier: str | None = None,
+    architecture: str | None = None,
     transposed: Transposed = None,
     rslora: bool | None = None,
     alpha: float | None = None,
@@ -57,7 +58,7 @@ def verify(
         transposed=answers_of(transposed),
         allow_unmatched=allow_unmatched,
         dora_rule=dora_multiplier and chosen("dora_multiplier", dora_multiplier, MULTIPLIER_RULES),
-        settings=reading_settings(rslora, alpha, allow_partial_dora, expert_packing),
+        settings=reading_settings(rslora, alpha, allow_partial_dora, expert_packing, architecture),
         choice=Choice(names_of(include), names_of(exclude)),
         weights=None if weights is None else read_weights(path_of(weights)),
     )

@@ -10,6 +10,7 @@ from lora_inspect.cli.path_settings import parse_without_strength
 from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.shared_options import (
+    architecture_option,
     finite,
     reading_options,
     settings,
@@ -102,11 +103,7 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
 @click.option(
     "--no-verify", is_flag=True, help="Do not read the output anew and compare every module with that of ADAPTER."
 )
-@click.option(
-    "--architecture",
-    metavar="NAME",
-    help="Of which model family the adapter is, where its names may be of several: flux, chroma, ….",
-)
+@architecture_option("the adapter is")
 @click.option(
     "--algorithm",
     type=click.Choice(ALGORITHMS),
@@ -167,11 +164,10 @@ def convert(
         model_config=model_config,
         only=only,
         verify=not no_verify,
-        architecture=architecture,
         algorithm=algorithm,
-        settings=own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing), adapter),
+        settings=own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing, architecture), adapter),
     )
-    if wrong := contradiction(options):
+    if wrong := contradiction(options, architecture):
         raise click.UsageError(wrong)
     if is_collection(adapter):
         from lora_inspect.cli.convert_folder import convert_folder

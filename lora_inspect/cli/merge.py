@@ -9,6 +9,7 @@ from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.shared_options import (
+    architecture_option,
     choosing_options,
     dora_multiplier_option,
     reading_options,
@@ -32,8 +33,9 @@ Folds each ADAPTER, with its own multiplier (default 1), into BASE and writes th
 
 BASE is a file, a sharded set or a folder; the output has the same form. What follows the colon of an ADAPTER are
 its settings: a number (the multiplier; 0 changes nothing), COMPONENT=number, blocks.0-9=number or GLOB=number
-(multipliers of a part of its modules), alpha=N, rslora=yes|no and expert-packing=rank_major|grouped_by_expert (what
-the file leaves open), residual=yes|no (whether BASE is what PiSSA or another initialisation left of the original one).
+(multipliers of a part of its modules), alpha=N, rslora=yes|no, expert-packing=rank_major|grouped_by_expert and
+architecture=NAME (what the file leaves open), residual=yes|no (whether BASE is what PiSSA or another initialisation
+left of the original one).
 
 Adapters are folded in the order in which they are named. It matters only where DoRA or OFT meets another change of the
 same weight, which the summary says.
@@ -73,6 +75,7 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
 @click.option("--accept-loss", is_flag=True, help="Write also what keeps less than half of an adapter.")
 @click.option("--allow-unmatched", is_flag=True, help="Leave out modules and tensors without a target, and list them.")
 @dora_multiplier_option
+@architecture_option("the adapters are")
 @transposed_option("the base stores")
 @reading_options
 @click.option(
@@ -129,6 +132,7 @@ def merge(
     accept_loss: bool,
     allow_unmatched: bool,
     dora_multiplier: str | None,
+    architecture: str | None,
     transposed: "Answers",
     rslora: str | None,
     alpha: float | None,
@@ -189,7 +193,7 @@ def merge(
             transposed=transposed,
             allow_unmatched=allow_unmatched,
             dora_rule=dora_multiplier,
-            settings=settings(rslora, alpha, allow_partial_dora, expert_packing),
+            settings=settings(rslora, alpha, allow_partial_dora, expert_packing, architecture),
             choice=Choice(include, exclude),
             weights=read_weights(weights) if weights is not None else None,
             hash_base=hash_base,

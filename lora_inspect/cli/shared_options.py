@@ -53,6 +53,15 @@ def reading_options(function: Decorated) -> Decorated:
     return function
 
 
+def architecture_option(of: str) -> Callable[[Decorated], Decorated]:
+    """--architecture, the name of a family or None; `of` says in its help what it is that is of one."""
+    return click.option(
+        "--architecture",
+        metavar="NAME",
+        help=f"Of which model family {of}, where names may be of several: flux, chroma, ….",
+    )
+
+
 def dora_multiplier_option(function: Decorated) -> Decorated:
     """--dora-multiplier, the name of a rule or None."""
     return click.option(
@@ -149,10 +158,19 @@ def writing_options(dry_run: bool = False) -> Callable[[Decorated], Decorated]:
 
 
 def settings(
-    rslora: str | None, alpha: float | None, allow_partial_dora: bool, expert_packing: str | None
+    rslora: str | None,
+    alpha: float | None,
+    allow_partial_dora: bool,
+    expert_packing: str | None,
+    architecture: str | None = None,
 ) -> "Settings":
-    """What the reading options amount to."""
+    """What the reading options amount to, and --architecture."""
     from lora_inspect.reading.settings import Settings
 
-    rule = None if rslora is None else rslora == "yes"
-    return Settings(rslora=rule, alpha=alpha, allow_partial_dora=allow_partial_dora, expert_packing=expert_packing)
+    return Settings(
+        rslora=None if rslora is None else rslora == "yes",
+        alpha=alpha,
+        allow_partial_dora=allow_partial_dora,
+        expert_packing=expert_packing,
+        architecture=architecture,
+    )

@@ -10,6 +10,7 @@ from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import in_bytes, progress_bar
 from lora_inspect.cli.shared_options import (
+    architecture_option,
     choosing_options,
     dora_multiplier_option,
     reading_options,
@@ -52,6 +53,7 @@ Example: lora-inspect verify merged.safetensors base.safetensors style.safetenso
 @choosing_options("Verify")
 @click.option("--allow-unmatched", is_flag=True, help="Leave out modules and tensors without a target.")
 @dora_multiplier_option
+@architecture_option("the adapters are")
 @transposed_option("the base stores")
 @reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -65,6 +67,7 @@ def verify(
     weights: str | None,
     allow_unmatched: bool,
     dora_multiplier: str | None,
+    architecture: str | None,
     transposed: "Answers",
     rslora: str | None,
     alpha: float | None,
@@ -84,7 +87,7 @@ def verify(
         transposed=transposed,
         allow_unmatched=allow_unmatched,
         dora_rule=dora_multiplier,
-        settings=settings(rslora, alpha, allow_partial_dora, expert_packing),
+        settings=settings(rslora, alpha, allow_partial_dora, expert_packing, architecture),
         choice=Choice(include, exclude),
         weights=read_weights(weights) if weights is not None else None,
     )

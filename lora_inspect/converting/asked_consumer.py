@@ -59,7 +59,7 @@ def for_consumer(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> C
     """
     if options.consumer is None:
         return options
-    consumer, families = consumers.by_name(options.consumer), _families(whole, options)
+    consumer, families = consumers.by_name(options.consumer), adapter_candidates(whole)
     scheme = _scheme(adapter, consumer, families)
     norms = _norms(consumer, families, schemes.by_name(scheme))
     options = replace(options, scheme=scheme, norms=norms, uniform=consumer.uniform)
@@ -81,7 +81,7 @@ def for_consumer(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> C
 
 def with_base(adapter: Adapter, base: str, options: ConvertOptions) -> ConvertOptions:
     """The options for DoRA whose true change `base` tells, as the program of the options can have it."""
-    consumer, families = consumers.by_name(options.consumer or ""), _families(adapter, options)
+    consumer, families = consumers.by_name(options.consumer or ""), adapter_candidates(adapter)
     scheme = schemes.by_name(_scheme(adapter, consumer, families))
     does = _treatments(adapter, consumer, families, scheme)
     return replace(options, base=base, **next((way for one, way in _WAYS.items() if one in does), {"max_error": _NEAR}))
@@ -91,12 +91,7 @@ def scheme_for(adapter: Adapter, options: ConvertOptions) -> str | None:
     """The scheme that the output is to have, None for the adapter's own."""
     if options.consumer is None:
         return options.scheme
-    return _scheme(adapter, consumers.by_name(options.consumer), _families(adapter, options))
-
-
-def _families(whole: Adapter, options: ConvertOptions) -> Sequence[Detection]:
-    found = adapter_candidates(whole)
-    return tuple(one for one in found if one.architecture.name == options.architecture) or found
+    return _scheme(adapter, consumers.by_name(options.consumer), adapter_candidates(adapter))
 
 
 def _scheme(adapter: Adapter, consumer: Consumer, families: Sequence[Detection]) -> str:

@@ -17,8 +17,9 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import EXPERTS
 from lora_inspect.reading.contribution import Module
 from lora_inspect.reading.gguf_layout import has_header
-from lora_inspect.reading.identify import described, text_encoders
+from lora_inspect.reading.identify import described
 from lora_inspect.reading.paths import MODELS
+from lora_inspect.reading.shown_families import shown_encoders
 from lora_inspect.schemes.gguf import GGUF
 from lora_inspect.schemes.record import MODEL, ModuleName, Scheme
 from lora_inspect.schemes.writing import OWN, Writing
@@ -186,4 +187,4 @@ class _Asked:
 
     @cached_property
     def _encoders(self) -> Mapping[str, tuple[TextEncoder, ...]]:
-        return text_encoders(self._adapter)
+        return shown_encoders(self._adapter.modules)

@@ -4,8 +4,11 @@ from lora_inspect.converting.choices import LAYOUTS, SINGLE_EXPERTS
 from lora_inspect.converting.options import ConvertOptions
 
 
-def contradiction(options: ConvertOptions) -> str | None:
-    """What is wrong with the options as the user gave them, as a sentence; None where nothing is."""
+def contradiction(options: ConvertOptions, architecture: str | None = None) -> str | None:
+    """What is wrong with the options as the user gave them, as a sentence; None where nothing is.
+
+    `architecture` is the option of that name, which stands in the settings as well as what a path says.
+    """
     has_base, has_target = options.base is not None, bool(options.scheme or options.consumer)
     is_approximated = has_base and options.layout != SINGLE_EXPERTS
     is_limited = options.rank is not None or options.max_error is not None
@@ -21,7 +24,7 @@ def contradiction(options: ConvertOptions) -> str | None:
         return "--base takes one of --rank, --max-error, --keep-dora and --to."
     if has_target and options.layout:
         return "--to has its own layouts; leave --layout out."
-    if options.architecture and not (has_target or options.layout in LAYOUTS):
+    if architecture and not (has_target or options.layout in LAYOUTS):
         return "--architecture says what --to and --layout have to know; leave it out."
     if options.transposed and not has_base:
         return "--transposed speaks of the weights of --base."

@@ -19,10 +19,10 @@ class ConvertOptions:
     `layout` is that of the output's modules, None for the adapter's own; `scheme` is the name of the scheme that they
     are spelled in, which has its own layouts, and `consumer` that of a program that it is for. `model_config` is the
     path of the model's `config.json`, or of its folder, for what llama.cpp does by it. `only` are the components that
-    are written; without any, all are. `verify` has the output read anew and compared with the input. `architecture` is
-    the name of the family, where the file may be of several. `algorithm` is what all changes of weights become that
-    could, "lora", of which `rank` and `max_error` speak as well, "full", or None. `uniform` says that the program takes
-    one rank and one scale for those of all modules, which it settles itself.
+    are written; without any, all are. `verify` has the output read anew and compared with the input. `algorithm` is
+    what all changes of weights become that could, "lora", of which `rank` and `max_error` speak as well, "full", or
+    None. `uniform` says that the program takes one rank and one scale for those of all modules, which it settles
+    itself.
     """
 
     keep_dora: bool = False
@@ -41,7 +41,6 @@ class ConvertOptions:
     model_config: str | None = None
     only: tuple[str, ...] = ()
     verify: bool = True
-    architecture: str | None = None
     algorithm: str | None = None
     norms: str | None = None
     uniform: bool = False

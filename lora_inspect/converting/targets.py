@@ -1,10 +1,8 @@
 """What the options ask of a conversion: the modules of its output."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from lora_inspect import schemes
-from lora_inspect.architectures.detection import Detection
 from lora_inspect.converting.asked_layout import layout_target
 from lora_inspect.converting.asked_scheme import scheme_target
 from lora_inspect.converting.choices import ALL_EXPERTS, SINGLE_EXPERTS
@@ -18,7 +16,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.match import Matching
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.identify import adapter_candidates, described
+from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.schemes.gguf import GGUF
 from lora_inspect.schemes.peft import PEFT
 
@@ -36,7 +34,7 @@ def targets(
         return with_all_experts(adapter)
     if options.layout is None and options.scheme is None:
         return destinations(adapter, None)
-    families = _families(whole, options.architecture)
+    families = adapter_candidates(whole)
     if options.scheme:
         asked = scheme_target(adapter, families, schemes.by_name(options.scheme), options)
         return destinations(adapter, asked, families)
@@ -55,18 +53,3 @@ def with_scheme(adapter: Adapter, options: ConvertOptions) -> ConvertOptions:
         )
     is_open = options.scheme is None and options.layout is None
     return replace(options, scheme=PEFT.name) if is_open and adapter.scheme == GGUF.name else options
-
-
-def _families(adapter: Adapter, named: str | None) -> Sequence[Detection]:
-    """The families that the adapter may be of, or the `named` one; LoraInspectError where it is none of them."""
-    found = adapter_candidates(adapter)
-    if named is None:
-        return found
-    chosen = [family for family in found if family.architecture.name == named]
-    if not chosen:
-        fits = f"fit {described(found)}" if found else "fit no model family that is known here"
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: the names and shapes of its modules {fits}, so it is not of {named}; leave "
-            "--architecture out."
-        )
-    return chosen

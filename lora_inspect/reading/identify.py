@@ -1,69 +1,31 @@
 """The architecture of an adapter and of a base, by the names and widths of their modules."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import product
 
-from lora_inspect.algorithms.record import BIAS, WEIGHT, Features
 from lora_inspect.architectures.correspondence import UNKNOWN, Correspondence, Relation
 from lora_inspect.architectures.detection import Detection, candidates
 from lora_inspect.architectures.patterns import pattern_of, patterns_of
-from lora_inspect.architectures.record import Architecture, is_parameter
-from lora_inspect.architectures.text_encoders import TextEncoder, found_in
+from lora_inspect.architectures.record import Architecture
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.alike_modules import alike
 from lora_inspect.reading.base_names import BASE_PREFIXES, is_weight, path_of
-from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.schemes.gguf import GGUF
-from lora_inspect.schemes.record import MODEL, ModuleName
+from lora_inspect.reading.shown_families import shown_candidates
+from lora_inspect.schemes.record import MODEL
 
 # A base has embeddings, norms and heads beside the layers that the tables of architectures list.
 _BASE_SHARE = 0.5
-# The second expert of Wan 2.2 is of the same architecture.
-_MODELS = (MODEL, "model_2")
 
 
 def adapter_candidates(adapter: Adapter) -> tuple[Detection, ...]:
-    """Every family that an adapter may be of, by its model's modules and by the text encoders that it adapts.
-
-    A GGUF header names it.
-    """
-    if adapter.scheme == GGUF.name:
-        from lora_inspect.reading.gguf_layout import gguf_families
-
-        return gguf_families(adapter.checkpoint)
-    layers = _layers(adapter)
-    modules = [(name.body, *features) for name, features in layers if name.component in _MODELS]
-    encoders = {encoder: None for shown in _encoders(layers).values() for encoder in shown}
-    return candidates(modules, adapter.checkpoint.metadata, encoders=encoders)
-
-
-def text_encoders(adapter: Adapter) -> dict[str, tuple[TextEncoder, ...]]:
-    """What the modules of each component show of the text encoder that it is."""
-    return _encoders(_layers(adapter))
-
-
-def _encoders(layers: Iterable[tuple[ModuleName, Features]]) -> dict[str, tuple[TextEncoder, ...]]:
-    others: dict[str, list[tuple[str, int | None, int | None]]] = defaultdict(list)
-    for name, features in layers:
-        if name.component not in _MODELS:
-            others[name.component].append((name.body, *features))
-    return {component: found_in(modules) for component, modules in others.items()}
-
-
-def _layers(adapter: Adapter) -> list[tuple[ModuleName, Features]]:
-    """The names of the modules that are layers, and how wide they are, which is found once for those of one kind."""
-    modules = alike(adapter.modules)
-    found = [_features(first) if any(map(_is_of_layer, first.contributions)) else None for first in modules.firsts]
-    layers: list[tuple[ModuleName, Features]] = []
-    for module, kind in zip(modules.values(), modules.likeness.numbers, strict=True):
-        features = found[kind]
-        if features is not None and not is_parameter(module.name.body):
-            layers.append((module.name, features))
-    return layers
+    """Every family that an adapter may be of, or the one of them that its settings name."""
+    found = shown_candidates(adapter.checkpoint, adapter.scheme, adapter.modules)
+    named = adapter.settings.architecture
+    # A name that is none of theirs is a problem of the file, and narrows nothing.
+    return tuple(one for one in found if one.architecture.name == named) or found
 
 
 def base_candidates(checkpoint: Checkpoint) -> tuple[Detection, ...]:
@@ -152,25 +114,3 @@ def _has_both_sides(relation: Relation, patterns: Collection[str]) -> bool:
 
 def _has_a_side(relation: Relation, patterns: Collection[str]) -> bool:
     return any(pattern_of(path, ".") in patterns for path in (relation.whole, *relation.parts))
-
-
-def _is_of_layer(change: Contribution) -> bool:
-    """Whether it changes what the tables of architectures list: matrices and kernels, not norms or heads."""
-    algorithm = change.algorithm
-    return algorithm.formula is None or (
-        algorithm.parameter == WEIGHT and len(change.shape) > 1 and not algorithm.replaces
-    )
-
-
-def _features(module: Module) -> Features:
-    """(out, in) of the module's weight, as far as any of its contributions tells."""
-    told = [_features_of(contribution) for contribution in module.contributions]
-    out_features = max((out for out, _ in told if out is not None), default=None)
-    return out_features, next((columns for _, columns in told if columns is not None), None)
-
-
-def _features_of(contribution: Contribution) -> Features:
-    if contribution.algorithm.formula is None or contribution.algorithm.parameter not in (WEIGHT, BIAS):
-        return None, None
-    out_features, in_features = contribution.features
-    return contribution.rows[1] if contribution.rows else out_features, in_features

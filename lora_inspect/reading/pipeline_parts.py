@@ -10,7 +10,7 @@ from lora_inspect.files.header import TensorInfo, count_elements
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import BASE_PREFIXES, EXPERTS
 from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.identify import text_encoders
+from lora_inspect.reading.shown_families import shown_encoders
 from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import MODEL
 
@@ -41,7 +41,7 @@ def adapter_parts(adapter: Adapter, families: Sequence[Detection]) -> list[Pipel
     modules: dict[str, list[Module]] = {}
     for module in adapter.modules.values():
         modules.setdefault(module.name.component, []).append(module)
-    shown = text_encoders(adapter) if any(component not in (MODEL, *EXPERTS) for component in modules) else {}
+    shown = shown_encoders(adapter.modules) if any(component not in (MODEL, *EXPERTS) for component in modules) else {}
     return [
         PipelinePart(
             component,

@@ -73,6 +73,9 @@ _residual_setting = RareLook("residual_base", "residual_setting", lambda reading
 _packing_setting = RareLook(
     "expert_packing", "packing_setting", lambda reading: reading.settings.expert_packing is not None
 )
+_architecture_setting = RareLook(
+    "architecture_setting", "architecture_setting", lambda reading: reading.settings.architecture is not None
+)
 _packing_hint = RareLook("expert_coherence", "packing_hint", _has_packed)
 _unknown_formulas = RareLook(
     "formula_settings",
@@ -113,8 +116,12 @@ PROBLEMS = (
     Entry("dora-missing", ERROR, (magnitudes,)),
     Entry("dora-partial", ERROR, (magnitudes,)),
     Entry("dora-stripped", WARNING, (magnitudes,)),
-    Entry("setting-contradicts", ERROR, (rule_setting, alpha_setting, _packing_setting, _residual_setting)),
-    Entry("setting-repeats", NOTE, (rule_setting, alpha_setting, _packing_setting)),
+    Entry(
+        "setting-contradicts",
+        ERROR,
+        (rule_setting, alpha_setting, _packing_setting, _residual_setting, _architecture_setting),
+    ),
+    Entry("setting-repeats", NOTE, (rule_setting, alpha_setting, _packing_setting, _architecture_setting)),
     Entry("scale-unknown", ERROR, (unknown_scales,)),
     Entry("alpha-missing", WARNING, (missing_alphas,)),
     Entry("formula-unknown", ERROR, (_unknown_formulas,)),

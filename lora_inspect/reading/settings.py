@@ -16,8 +16,12 @@ _NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 _PATTERN = r"[^\s/\\:;,=]+"
 _WORDS = {"yes": True, "no": False}
 # What may be settled by an option as well.
-_OPEN = ("alpha", "rslora", "expert_packing")
+_OPEN = ("alpha", "rslora", "expert_packing", "architecture")
 _RSLORA, _ALPHA, _PACKING, _RESIDUAL = "rslora", "alpha", "expert-packing", "residual"
+_ARCHITECTURE = "architecture"
+_RESERVED = (_ALPHA, _RSLORA, _PACKING, _RESIDUAL, _ARCHITECTURE)
+# How families are called, as `architectures/` has them.
+_FAMILY = r"[a-z][a-z0-9_]*"
 # How the plain multiplier is called where modules have their own beside it: a glob that every module fits.
 ALL = "*"
 # How people write a number who do not know that it takes a point and nothing else.
@@ -30,8 +34,8 @@ _DECIMAL_COMMA = r"(?:(?<=,)|^)((?:[^,]*=)?[+-]?[0-9]+),([0-9]+(?:[eE][+-]?[0-9]
 # How many colons of an argument are looked at for a file before them.
 _COLONS = 10
 _FORMS = (
-    "a number (the multiplier), COMPONENT=number, GLOB=number, alpha=N, rslora=yes|no, residual=yes|no or "
-    f"{_PACKING}={'|'.join(PACKINGS)}"
+    "a number (the multiplier), COMPONENT=number, GLOB=number, alpha=N, rslora=yes|no, residual=yes|no, "
+    f"{_PACKING}={'|'.join(PACKINGS)} or {_ARCHITECTURE}=NAME"
 )
 
 
@@ -41,6 +45,7 @@ class Settings(NamedTuple):
     `multiplier` is the plain number, None where there is none (which means 1); `strengths` are multipliers by
     component or by glob, as they were written. `rslora`, `alpha` and `expert_packing` count where the file leaves them
     open. `residual` says whether the base is the one that an initialisation left; None stands for the original one.
+    `architecture` is the name of the family, of those that the file may be of.
     """
 
     multiplier: float | None = None
@@ -50,6 +55,7 @@ class Settings(NamedTuple):
     allow_partial_dora: bool = False
     expert_packing: str | None = None
     residual: bool | None = None
+    architecture: str | None = None
 
     @property
     def has_strength(self) -> bool:
@@ -223,6 +229,8 @@ def parse_settings(text: str) -> Settings:
             settings = settings._replace(residual=_WORDS[value])
         elif name == _PACKING and value in PACKINGS:
             settings = settings._replace(expert_packing=value)
+        elif name == _ARCHITECTURE and re.fullmatch(_FAMILY, value):
+            settings = settings._replace(architecture=value)
         elif is_pattern(name):
             from lora_inspect.reading.module_patterns import check_pattern  # most runs name no part of an adapter
 
@@ -238,7 +246,7 @@ def parse_settings(text: str) -> Settings:
 
 def is_pattern(name: str) -> bool:
     """Whether a name can be that of a component, or a glob over module paths; no setting is called so."""
-    return re.fullmatch(_PATTERN, name) is not None and name not in (_ALPHA, _RSLORA, _PACKING, _RESIDUAL)
+    return re.fullmatch(_PATTERN, name) is not None and name not in _RESERVED
 
 
 def spell_settings(settings: Settings) -> str:
@@ -249,6 +257,7 @@ def spell_settings(settings: Settings) -> str:
     parts += [] if settings.rslora is None else [f"{_RSLORA}={'yes' if settings.rslora else 'no'}"]
     parts += [] if settings.residual is None else [f"{_RESIDUAL}={'yes' if settings.residual else 'no'}"]
     parts += [] if settings.expert_packing is None else [f"{_PACKING}={settings.expert_packing}"]
+    parts += [] if settings.architecture is None else [f"{_ARCHITECTURE}={settings.architecture}"]
     return ",".join(parts)
 
 

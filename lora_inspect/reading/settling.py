@@ -6,6 +6,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.maths.expert_packing import PACKINGS
 from lora_inspect.reading.adapter import Adapter, read_adapter
+from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.settings import Settings, spell_settings
 
 # How an open setting is written on a path where nothing says its value.
@@ -21,10 +22,12 @@ def read_settled(opened: Sequence[tuple[Checkpoint, Settings]], options: Setting
 
     An option speaks of the one adapter whose evidence leaves it open. Raises LoraInspectError where there are several,
     and where an adapter needs more than the options and the paths say; the error names all that is missing. Where
-    nothing is open, every adapter is asked whether it agrees.
+    nothing is open, every adapter is asked whether it agrees. The architecture is that of all that leave it open, as
+    one base is of one.
     """
     partial = Settings(allow_partial_dora=options.allow_partial_dora)
     adapters = [read_adapter(checkpoint, own.joined(partial, checkpoint.path)) for checkpoint, own in opened]
+    adapters = _with_architecture(adapters, options.architecture)
     for name in _PLACEHOLDERS:
         if getattr(options, name) is None:
             continue
@@ -47,6 +50,20 @@ def read_settled(opened: Sequence[tuple[Checkpoint, Settings]], options: Setting
             f"settle each on its path: {_forms(unsettled)}."
         )
     return adapters
+
+
+def _with_architecture(adapters: Sequence[Adapter], named: str | None) -> list[Adapter]:
+    """The adapters with the option --architecture, as far as it speaks of them."""
+    if named is None:
+        return list(adapters)
+    counts = [len(adapter_candidates(adapter)) for adapter in adapters]
+    # Those that leave it open, else those of a known family, else all.
+    least = next((least for least in (2, 1) if max(counts) >= least), 0)
+    option = Settings(architecture=named)
+    return [
+        read_adapter(one.checkpoint, one.settings.joined(option, one.checkpoint.path)) if count >= least else one
+        for one, count in zip(adapters, counts, strict=True)
+    ]
 
 
 def _takers(adapters: Sequence[Adapter], name: str) -> list[int]:

@@ -22,6 +22,11 @@ ARGUMENTS = {
     "a:b:1e-1": ("a:b", Settings(multiplier=0.1)),
     "a:alpha=4,rslora=yes": ("a", Settings(alpha=4.0, rslora=True)),
     "a:residual=yes": ("a", Settings(residual=True)),
+    "a:0.5,architecture=wan": ("a", Settings(multiplier=0.5, architecture="wan")),
+    "a:architecture=hunyuan_video_1_5": ("a", Settings(architecture="hunyuan_video_1_5")),
+    "a:architecture=": ("a:architecture=", Settings()),
+    "a:architecture=FLUX.1": ("a:architecture=FLUX.1", Settings()),
+    "a:architecture=wan,architecture=flux": ("a:architecture=wan,architecture=flux", Settings()),
     "a:1,residual=no": ("a", Settings(multiplier=1.0, residual=False)),
     "a:residual=0.5": ("a:residual=0.5", Settings()),
     "a:0.8,text_encoder=0,*attn*=0.5,rslora=no": (
