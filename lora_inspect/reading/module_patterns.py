@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from functools import cache
 
 from lora_inspect.architectures.block_names import BASE, meanings, of_two_lists, reversed_range
+from lora_inspect.architectures.record import Architecture
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.near_names import nearest_name
+from lora_inspect.listing import listed
 from lora_inspect.records import NamedTuple
 
 _GLOB = re.compile(r"[*?[]")
@@ -24,17 +26,35 @@ _TEXT_ENCODERS = "text_encoder"
 _SHOWN, _COMPARED = 3, 2000
 
 
-class ModuleNames(NamedTuple):
-    """What one module is called.
+class Called(NamedTuple):
+    """What a module of one family is called.
 
-    `paths` are dotted, in every layout of its family that is known; `flat` is the underscored name of a module whose
-    path is not known, None of any other. `written` are the names as the file has them, with and without a prefix.
+    `paths` are dotted, in every layout that is known; `flat` is the underscored name of a module whose path is not
+    known, None of any other.
+    """
+
+    paths: tuple[str, ...]
+    flat: str | None = None
+
+
+class OpenNames(NamedTuple):
+    """What a module of the adapter `file` is called in each family that the file may be of, where that differs."""
+
+    file: str
+    by_family: tuple[tuple[Architecture, Called], ...]
+
+
+class ModuleNames(NamedTuple):
+    """What one module is called: `paths` and `flat` as in `Called`, and `open` where several families differ in them.
+
+    `written` are the names as the file has them, with and without a prefix.
     """
 
     component: str
     paths: tuple[str, ...]
     written: tuple[str, ...]
     flat: str | None = None
+    open: OpenNames | None = None
 
 
 def check_pattern(pattern: str) -> None:
@@ -63,19 +83,41 @@ def is_component(pattern: str, names: ModuleNames) -> bool:
 
 
 def fits_path(pattern: str, names: ModuleNames) -> bool:
-    """Whether a pattern speaks of the module by its path, by a name of the file or by its block."""
+    """Whether a pattern speaks of the module by its path, by a name of the file or by its block.
+
+    Raises LoraInspectError where it does in one family that the file may be of, and does not in another.
+    """
+    if any(map(_expression(pattern).fullmatch, names.written)):
+        return True
+    if names.open is None:
+        return _fits_called(pattern, Called(names.paths, names.flat))
+    answers = [(family, _fits_called(pattern, called)) for family, called in names.open.by_family]
+    fitting, others = ([family for family, fits_it in answers if fits_it is is_so] for is_so in (True, False))
+    if fitting and others:
+        raise LoraInspectError(
+            f"{names.open.file}: {pattern} fits {names.written[0]} where the adapter is of {_titles(fitting)}, and not "
+            f"where it is of {_titles(others)}; say which it is of with --architecture "
+            f"{listed([family.name for family, _ in answers], 'or')}."
+        )
+    return bool(fitting)
+
+
+def _fits_called(pattern: str, called: Called) -> bool:
     for own in (pattern, *meanings(pattern)):
         for form in (own,) if is_glob(own) else (own, f"{own}.*"):
-            expression = _expression(form)
-            if any(map(expression.fullmatch, names.paths)):
+            if any(map(_expression(form).fullmatch, called.paths)):
                 return True
-            if names.flat is not None and _expression(form, "_").fullmatch(names.flat):
+            if called.flat is not None and _expression(form, "_").fullmatch(called.flat):
                 return True
-    return any(map(_expression(pattern).fullmatch, names.written))
+    return False
+
+
+def _titles(families: Iterable[Architecture]) -> str:
+    return listed([family.title for family in families], "or")
 
 
 def fits(pattern: str, names: ModuleNames) -> bool:
-    """Whether a pattern speaks of the module in any way."""
+    """Whether a pattern speaks of the module in any way; raises LoraInspectError as `fits_path` does."""
     return is_component(pattern, names) or fits_path(pattern, names)
 
 

@@ -22,15 +22,21 @@ Table = Mapping[str, Sequence[tuple[str, str]]]
 
 def path_of(name: ModuleName, *groups: Iterable[Table]) -> str | None:
     """The dotted path of a module: the one that is spelled so in the first of the groups of layouts with any such."""
+    found = paths_of(name, *groups)
+    return found[0] if len(found) == 1 else None
+
+
+def paths_of(name: ModuleName, *groups: Iterable[Table]) -> list[str]:
+    """All dotted paths that are spelled so in the first of the groups of layouts with any such."""
     if not name.flat:
-        return name.body
+        return [name.body]
     pattern = pattern_of(name.body, "_")
     for group in groups if name.component in MODELS else ([table_of(ENCODER_PATHS)],):
         templates = {template for table in group for template in table.get(pattern, ())}
         spelled = (fill(flat, path, name.body) for flat, path in templates)
         if found := {path for path in spelled if path}:
-            return found.pop() if len(found) == 1 else None
-    return None
+            return sorted(found)
+    return []
 
 
 @cache

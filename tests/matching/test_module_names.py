@@ -4,10 +4,13 @@ import pytest
 from toy_adapters import lora
 
 from lora_inspect import architectures
+from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.module_names import module_names
 from lora_inspect.reading.adapter import read_adapter
+from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.module_patterns import fits
+from lora_inspect.reading.settings import Settings
 
 LAYOUTS = {
     f"{family.name} {layout.name}": (family, layout) for family in architectures.every() for layout in family.layouts
@@ -266,3 +269,100 @@ def test_a_fused_module_is_in_the_blocks_that_have_its_parts(named):
         assert not fits(pattern, double)
     assert not fits("transformer_blocks.3.attn.to_q", double)
     assert not fits("transformer_blocks.2", double)
+
+
+def lists_of(layout):
+    return [at for at, count in layout.blocks if "{i}" not in at and count > 1]
+
+
+def layers_in(layout):
+    """The layers of three blocks of every list, without numbers inside of them."""
+    return dict.fromkeys(
+        path.replace("{i}", str(number), 1).replace("{i}", "0") for path in layout.paths for number in range(3)
+    )
+
+
+# The blocks of a UNet are cut otherwise in each of its layouts.
+CUT_ALIKE = {
+    name: (family, layout) for name, (family, layout) in LAYOUTS.items() if family.name not in ("sd15", "sd2", "sdxl")
+}
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["dotted", "underscored"])
+@pytest.mark.parametrize(("family", "layout"), CUT_ALIKE.values(), ids=CUT_ALIKE)
+def test_a_block_of_any_layout_is_taken_whole_or_not_at_all(family, layout, flat, write_safetensors):
+    if (flat and not layout.kohya_prefix) or layout.borrowed:
+        return  # the family has no such names of its own
+    written = {p: layout.kohya_prefix + p.replace(".", "_") if flat else p for p in layers_in(layout)}
+    tensors = {key: tensor for name in written.values() for key, tensor in lora(name, rank=1, out=8, inputs=8).items()}
+    adapter = read_adapter(
+        open_checkpoint(str(write_safetensors(tensors, name="adapter.safetensors"))),
+        Settings(architecture=family.name),
+    )
+    if family.name not in [one.architecture.name for one in adapter_candidates(adapter)]:
+        return  # names of so few layers say nothing of it
+    for other in family.layouts:
+        weights = {f"{path}.weight": ("F32", (2, 2), 0.5) for path in layers_in(other)}
+        names = module_names(adapter, open_checkpoint(str(write_safetensors(weights, name="base.safetensors"))))
+        for at in [at for each in family.layouts for at in lists_of(each)]:
+            taken = {path for path in written if fits(f"{at}.1", names[written[path]])}
+            for own in lists_of(layout):
+                block = {path for path in written if path.startswith(f"{own}.1.")}
+                assert taken & block in (set(), block), (at, own, other.name)
+                assert not {path for path in taken if path.startswith((f"{own}.0.", f"{own}.2."))}
+
+
+# Files and bases in the layouts of families whose names overlap, as narrow as no published model.
+OPEN = [
+    "flux original",
+    "flux diffusers",
+    "cosmos1 diffusers",
+    "lumina2 original",
+    "flux2 original",
+    "hunyuan_video_1_5 diffusers",
+]
+PATTERNS = [
+    "*mlp*",
+    "*attn*",
+    "*.to_q",
+    "*.qkv",
+    "*norm*",
+    "time_in",
+    "IN",
+    "OUT",
+    "blocks.1",
+    "blocks",
+    "D01",
+    "S00-S01",
+]
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["dotted", "underscored"])
+@pytest.mark.parametrize("name", OPEN)
+def test_a_pattern_means_the_same_in_all_families_or_is_refused(name, flat, write_safetensors):
+    _, layout = LAYOUTS[name]
+    keys = [layout.kohya_prefix + path.replace(".", "_") if flat else path for path in layers_in(layout)]
+    tensors = {key: tensor for name in keys for key, tensor in lora(name, rank=1, out=8, inputs=8).items()}
+    file = open_checkpoint(str(write_safetensors(tensors, name="adapter.safetensors")))
+    found = adapter_candidates(read_adapter(file))
+    families = [candidate.architecture.name for candidate in found]
+    assert len(families) > 1
+    base = open_checkpoint(str(write_safetensors({"a.weight": ("F32", (2, 2), 1)}, name="base.safetensors")))
+    unsettled = module_names(read_adapter(file), base)
+    settled = [module_names(read_adapter(file, Settings(architecture=family)), base) for family in families]
+    lists = {at for one in found for each in one.architecture.layouts for at in lists_of(each)}
+    refused = 0
+    for pattern in [*PATTERNS, *(f"{at}.1" for at in sorted(lists))]:
+        for key in keys:
+            answers = [fits(pattern, names[key]) for names in settled]
+            if len(set(answers)) == 1:
+                assert fits(pattern, unsettled[key]) is answers[0]
+                continue
+            refused += 1
+            with pytest.raises(LoraInspectError) as told:
+                fits(pattern, unsettled[key])
+            *others, last = families
+            assert f"with --architecture {', '.join(others)} or {last}." in str(told.value)
+            titles = [architectures.by_name(family).title for family, fit in zip(families, answers, strict=True) if fit]
+            assert f"{pattern} fits {key} where the adapter is of {titles[0]}" in str(told.value)
+    assert refused
