@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lora_inspect.reading.evidence import DORA_FLAG
+from lora_inspect.maths.scaling import RANK_STABILISED
+from lora_inspect.reading.evidence import DORA_FLAG, SCALE_KEY
 from lora_inspect.reading.magnitude_norms import NORMS_KEY
 from lora_inspect.reading.residual_init import INITIAL_FACTORS_KEY, residual_init
 
@@ -16,6 +17,10 @@ from .reading import MAGNITUDE, Reading, count, some_of
 
 logger = logging.getLogger(__name__)
 
+_WAY_OUT = (
+    "; if they are RS-LoRA, write it into the file with "
+    f"lora-inspect metadata set FILE '{SCALE_KEY}={RANK_STABILISED}' --allow-other-meaning"
+)
 _IGNORED = "magnitudes are ignored; add use_dora=True if they are to count"
 
 
@@ -44,9 +49,10 @@ def check_rslora(reading: Reading, expected: bool, settled: bool = False) -> Non
         if found.source == "default"
         else f"say use_rslora=False ({found.source})",
     }[found.value]
+    hint = f". Hint: {found.hint.sentence()}{_WAY_OUT if expected else ''}" if found.hint else ""
     raise ValueError(
         f"RS-LoRA flag mismatch: the network has use_rslora={expected}, but the weights {says}; "
-        f"set use_rslora as they were trained{f'. Hint: {found.hint.sentence()}' if found.hint else ''}"
+        f"set use_rslora as they were trained{hint}"
     )
 
 
@@ -173,7 +179,7 @@ def fitted(reading: Reading, expected: Expected) -> dict[str, dict[str, Tensor]]
             f"{f'; {way_out} takes in layers that it leaves out' if way_out else ''}"
         )
     check_base(reading, expected.pissa)
-    rank_stabilised = expected.rslora and standard_form.is_rank_stabilised(reading, expected.alphas)
+    rank_stabilised = expected.rslora and standard_form.is_rank_stabilised(reading, expected.alphas, expected.settled)
     if not rank_stabilised:
         check_rslora(reading, expected.rslora, expected.settled)
     ignored = check_dora(reading, expected.dora)

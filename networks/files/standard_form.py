@@ -140,17 +140,19 @@ def _parted(module: ModuleWeights, sizes: Sequence[int]) -> ModuleWeights:
     return module._replace(tensors=tensors, rank=module.rank // len(pairs), split_dims=tuple(sizes))
 
 
-def is_rank_stabilised(reading: Reading, alphas: Mapping[str, float]) -> bool:
+def is_rank_stabilised(reading: Reading, alphas: Mapping[str, float], settled: bool = False) -> bool:
     """Whether weights in standard form are those of a network that trained with RS-LoRA.
 
     The metadata say so, or, where the weights say nothing at all, their alphas: each is sqrt(rank) times the one in
-    `alphas`, which are the network's own by module name. Of rank 1 both rules say the same.
+    `alphas`, which are the network's own by module name. Of rank 1 both rules say the same. An own alpha of 1 proves
+    nothing, unless the rule is `settled`: a network of alpha 0 stores sqrt(rank) too, for alpha/sqrt(rank).
     """
     if reading.flags:
         return False
     if TRAINED_KEY in reading.metadata:
         return trained_scale(reading.metadata) == RANK_STABILISED and reading.metadata.get(SCALE_KEY) == STANDARD
-    if reading.rslora.source != "default":
+    said = reading.rslora
+    if said.source != "default" or (said.hint and not settled):
         return False
     telling = [module for module in reading.modules.values() if module.rank > 1]
     known = [(module, module.alpha) for module in telling if module.alpha is not None and module.name in alphas]

@@ -5,8 +5,10 @@ import os
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
+from lora_inspect.cli import cli
 from networks import lora, lora_wan
 
 
@@ -71,6 +73,93 @@ def test_a_file_without_flags_that_looks_like_rslora_is_a_warning(make_model, sa
     with caplog.at_level(logging.WARNING):
         create(make_model()).load_weights(saved(without("flag"), use_rslora=True, alpha=0))
     assert "sqrt(rank)" in caplog.text
+
+
+STRIPPED = {"file": str, "pickle": lambda file: as_pickle(file)}
+
+
+def as_pickle(file):
+    torch.save(load_file(file), file.replace("safetensors", "pt"))
+    return file.replace("safetensors", "pt")
+
+
+@pytest.mark.parametrize("strip", STRIPPED.values(), ids=STRIPPED)
+def test_alphas_of_sqrt_rank_without_flags_are_not_taken_for_a_standard_file_of_alpha_1(make_model, saved, strip):
+    """RS-LoRA of alpha 0 in native form and RS-LoRA of alpha 1 in standard form store the same alphas."""
+    file = strip(saved(without("flag"), use_rslora=True, alpha=0))
+    network = create(make_model(5), use_rslora=True, alpha=1.0)
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    with pytest.raises(ValueError, match=r"RS-LoRA flag mismatch.*100% of the alphas equal sqrt\(rank\)") as error:
+        network.load_weights(file)
+    assert "lora-inspect metadata set FILE 'lora_inspect.scale=alpha/sqrt(rank)' --allow-other-meaning" in str(error)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
+
+
+def test_the_way_out_of_the_hint_loads_the_file(make_model, saved):
+    file = saved(without("flag"), use_rslora=True, alpha=0)
+    command = ["metadata", "set", file, "lora_inspect.scale=alpha/sqrt(rank)", "--allow-other-meaning"]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    network = create(make_model(5), use_rslora=True, alpha=1.0)
+    network.load_weights(file)
+    assert {lora.scale for lora in network.unet_loras} == {1.0}
+
+
+# The file's options and metadata, those of the network, and the scale by the formula: 2/4, or 2/sqrt(4).
+NEAR_MISSES = {
+    "standard form": ({"use_rslora": True, "alpha": 1.0, "save_format": "standard"}, {}, {"use_rslora": True}, 0.5),
+    "our metadata": (
+        {"use_rslora": True, "alpha": 0},
+        {"lora_inspect.scale": "alpha/sqrt(rank)"},
+        {"use_rslora": True},
+        1.0,
+    ),
+    "asked as 0": ({"use_rslora": True, "alpha": 0}, {"ss_network_alpha": "0.0"}, {"use_rslora": True}, 1.0),
+    "asked as 2": ({"alpha": 2.0}, {"ss_network_alpha": "2.0"}, {"use_rslora": True}, 0.5),
+    "asked as 2, plain": ({"alpha": 2.0}, {"ss_network_alpha": "2.0"}, {}, 0.5),
+    "plain": ({"alpha": 2.0}, None, {}, 0.5),
+    "plain, of the same alpha": ({"alpha": 2.0}, None, {"alpha": 2.0}, 0.5),
+}
+
+
+@pytest.mark.parametrize("case", NEAR_MISSES)
+def test_alphas_of_sqrt_rank_that_something_explains_load(make_model, tmp_path, case):
+    """Rank 4 with alpha 2 is plain LoRA as well."""
+    options, metadata, own, scale = NEAR_MISSES[case]
+    file = str(tmp_path / "weights.safetensors")
+    create(make_model(), **options).save_weights(file, None, None)
+    weights = {key: tensor for key, tensor in load_file(file).items() if "flag" not in key}
+    assert {float(tensor) for key, tensor in weights.items() if key.endswith(".alpha")} == {2.0}
+    if metadata != {}:
+        save_file(weights, file, metadata)
+    network = create(make_model(5), **{"alpha": 1.0, **own})
+    network.load_weights(file)
+    assert {lora.scale for lora in network.unet_loras} == {scale}
+
+
+@pytest.mark.numeric
+def test_a_network_of_a_standard_file_of_alpha_1_merges_its_tensors_alone(make_model, tmp_path):
+    """Generators make the network with the metadata and merge without: its own alphas are those of the file then."""
+    file, x = str(tmp_path / "weights.safetensors"), torch.randn(2, 8, 12)
+    trained, merged = make_model(), make_model()
+    network = create(trained, use_rslora=True, alpha=1.0, save_format="standard")
+    with torch.no_grad():
+        for module in network.unet_loras:
+            module.lora_up.weight.normal_(std=0.1)
+    network.save_weights(file, None, None)
+    merging, weights = lora.create_network_from_weights(
+        1.0, file, None, None, merged, for_inference=True, use_rslora="True"
+    )
+    merging.merge_to(None, merged, weights)
+    assert torch.allclose(merged(x), trained(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(("told", "scale"), [({}, 0.5), ({"use_rslora": "True"}, 1.0)])
+def test_a_network_of_alphas_of_sqrt_rank_says_how_it_reads_them(make_model, saved, caplog, told, scale):
+    weights = load_file(saved(without("flag"), use_rslora=True, alpha=0))
+    with caplog.at_level(logging.WARNING):
+        network = lora.create_arch_network_from_weights(1.0, weights, unet=make_model(), **told)
+    assert {lora.scale for lora in network.unet_loras} == {scale}
+    assert "The weights say nothing of RS-LoRA" in caplog.text
 
 
 def test_our_metadata_settles_the_rule_where_flags_were_lost(make_model, saved):
