@@ -13,6 +13,7 @@ from .files.reading import FactorReader
 from .kernels import hadamard
 from .kernels.adapted_linear import Kernel
 from .kernels.base_weight import CombinedSquares
+from .modules.base_forward import convolve_as
 from .modules.convolutions import convolve_pointwise
 from .modules.delta_folding import FoldableDelta, merging
 from .modules.delta_module import DeltaModule
@@ -54,10 +55,9 @@ class LoHaModule(DeltaModule):
         # Another group of inputs would meet the same rows of the first convolution.
         if base.groups > 1 or not isinstance(by_rank, hadamard.LowRank):
             delta = hadamard.delta(self._ordered, self._strength)
-            changed: Tensor = base._conv_forward(input, delta.to(dtype).view(base.weight.shape), None)
-            return changed
+            return convolve_as(base, input, delta.to(dtype).view(base.weight.shape))
         up, down = loha.low_rank({role: factor.to(dtype) for role, factor in self.factors.items()})
-        hidden = base._conv_forward(input, down.reshape(-1, *base.weight.shape[1:]), None)
+        hidden = convolve_as(base, input, down.reshape(-1, *base.weight.shape[1:]))
         return convolve_pointwise(hidden * self._strength, up)
 
     def combined_squares(self, factors: Mapping[str, Tensor], scale: float) -> CombinedSquares:

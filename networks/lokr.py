@@ -20,6 +20,7 @@ from .files.reading import FactorReader, ModuleWeights
 from .kernels import kronecker
 from .kernels.adapted_linear import Kernel
 from .kernels.base_weight import CombinedSquares
+from .modules.base_forward import convolve_as
 from .modules.convolutions import convolve_pointwise
 from .modules.delta_folding import FoldableDelta, merging
 from .modules.delta_module import DeltaModule
@@ -100,12 +101,11 @@ class LoKrModule(DeltaModule):
         # Files of 2023 part in·kernel; and the inputs of one group of a convolution are no groups of w2's.
         if base.groups > 1 or inputs % w1.shape[1]:
             delta = torch.kron(w1, w2[0] if len(w2) == 1 else w2[0] @ w2[1])
-            changed: Tensor = base._conv_forward(input, delta.view(base.weight.shape), None)
-            return changed
+            return convolve_as(base, input, delta.view(base.weight.shape))
         if len(w2) == 2 and w2[1].shape[0] > w2[0].shape[0]:
             w2 = [w2[0] @ w2[1]]
         groups = input.reshape(-1, inputs // w1.shape[1], *input.shape[2:])
-        hidden = base._conv_forward(groups, w2[-1].view(w2[-1].shape[0], -1, *kernel), None)
+        hidden = convolve_as(base, groups, w2[-1].view(w2[-1].shape[0], -1, *kernel))
         middle = w1 @ hidden.reshape(len(input), w1.shape[1], math.prod(hidden.shape[1:]))
         change: Tensor = middle.view(-1, *hidden.shape[1:])
         if len(w2) == 2:

@@ -21,10 +21,11 @@ from .arguments import Option, read_bool, read_float
 from .build.architecture_module import Algorithm, functions_of
 from .files.reading import FactorReader, ModuleWeights
 from .files.stored_alpha import read_limit
-from .kernels.base_weight import PLAIN_DTYPES
+from .kernels.base_weight import is_plain
 from .kernels.rotated_output import fused_turn, rotated_linear, turned
 from .kernels.tracing import is_traced
 from .modules.adapter_module import AdapterModule
+from .modules.base_forward import CONVOLUTIONS
 from .modules.foldable import FoldableModule
 from .modules.merge_weight import merge_into
 
@@ -78,7 +79,7 @@ class OFTModule(AdapterModule):
         super().__init__(lora_name, org_module, multiplier, lora_dim, None, module_dropout=module_dropout)
         # Behind the channels of a convolution's output stand its positions.
         self._axis = -1
-        if isinstance(org_module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if isinstance(org_module, CONVOLUTIONS):
             self._axis -= len(org_module.kernel_size)
         elif not hasattr(org_module, "in_features"):
             raise ValueError(f"{lora_name}: a {type(org_module).__name__} is neither a Linear nor a convolution")
@@ -125,8 +126,8 @@ class OFTModule(AdapterModule):
                 return None
             input = input.to(base.weight.dtype)
         is_frozen = not any(parameter.requires_grad for parameter in base.parameters())
-        fits = all(parameter.dtype == input.dtype for parameter in base.parameters())
-        return input.reshape(-1, input.shape[-1]) if is_frozen and fits and input.dtype in PLAIN_DTYPES else None
+        fits = all(parameter.dtype == input.dtype for parameter in base.parameters()) and is_plain(base.weight)
+        return input.reshape(-1, input.shape[-1]) if is_frozen and fits else None
 
     def _turn(self, output_dtype: torch.dtype) -> Tensor:
         """What is added to each block of outputs: (m · (R - I) + I) · rescale - I, (count, size, size)."""

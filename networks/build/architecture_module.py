@@ -22,9 +22,9 @@ from ..files.file_names import FileNames
 from ..modules.layers import LoRAModule
 from ..modules.merging import LoRAInfModule
 from . import creation
+from .adaptable import class_name, named_leaves
 from .creation import PREFIX
 from .network import LoRANetwork
-from .targets import class_name, named_leaves
 
 logger = logging.getLogger(__name__)
 

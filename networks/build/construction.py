@@ -4,10 +4,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
 from ..arguments import KAIMING, ORTHOGONAL, PISSA, NetworkArguments
 from ..files.module_names import module_name
+from ..modules.base_forward import CONVOLUTIONS
 from ..modules.layers import LoRAModule
 from ..modules.pissa import PissaModule
 from .targets import Target
@@ -98,11 +97,11 @@ def _matrix_shape(layer: Any) -> tuple[int, ...]:
 
 
 def _check_orthogonal(chosen: Sequence[Target]) -> None:
-    convolutions = sum(isinstance(target.module, nn.Conv2d | nn.Conv3d) for target in chosen)
+    convolutions = sum(isinstance(target.module, CONVOLUTIONS) for target in chosen)
     if convolutions:
         logger.warning(f"init_lora_weights=orthogonal is for Linear layers; {convolutions} convolutions are kaiming")
     for target in chosen:
-        if target.rank % 2 and not isinstance(target.module, nn.Conv2d | nn.Conv3d):
+        if target.rank % 2 and not isinstance(target.module, CONVOLUTIONS):
             raise ValueError(
                 f"{target.path}: init_lora_weights=orthogonal needs an even rank, but {target.rank_source} "
                 f"gives it {target.rank}"

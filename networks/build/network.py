@@ -152,6 +152,7 @@ class LoRANetwork(NetworkWeights):
         self.text_encoder_loras: list[Any] = []
         self.unet_loras: list[Any] = []
         self.take(create(selection.targets))
+        self._nothing = "" if self.unet_loras else summary.why_nothing(selection, unet, target_replace_modules)
         self.use_dora = any(getattr(lora, "use_dora", False) for lora in self.unet_loras)
         if self.use_rslora or self.use_dora:
             self.register_buffer(RSLORA_FLAG, torch.tensor(self.use_rslora))
@@ -196,7 +197,7 @@ class LoRANetwork(NetworkWeights):
                 delattr(self, lora.lora_name)
             self.unet_loras = []
         if not self.unet_loras:
-            raise RuntimeError("No LoRA modules found: no layer of the model is one that this network module adapts")
+            raise RuntimeError(f"No LoRA modules found: {self._nothing or 'apply_unet is False'}")
         if self.init_lora_weights == arguments.PISSA:
             logger.info(f"{len(self.unet_loras)} weights to decompose; init_lora_weights=pissa_niter_4 is much faster")
         if apply_text_encoder and any(encoder is not None for encoder in _as_list(text_encoders)):

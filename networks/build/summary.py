@@ -2,13 +2,17 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from lora_inspect import __version__
 
 from ..arguments import NATIVE, STANDARD, NetworkArguments
+from ..files.reading import count
+from .adaptable import class_name
 from .targets import Selection, has_kernel
 
 logger = logging.getLogger(__name__)
@@ -30,7 +34,7 @@ def log_dora(loras: Sequence[Any]) -> None:
     disabled = {reason: reasons[reason] for reason in DORA_OBSTACLES if reasons[reason]}
     text = f"DoRA enabled on {sum(getattr(lora, 'use_dora', False) for lora in loras)} modules"
     if disabled:
-        text += f", disabled on: {', '.join(f'{count} {reason}' for reason, count in disabled.items())}"
+        text += f", disabled on: {', '.join(f'{number} {reason}' for reason, number in disabled.items())}"
     logger.info(text)
     if disabled:
         logger.info(f"DoRA disabled for {sum(disabled.values())} modules, which are trained without it")
@@ -59,17 +63,44 @@ def log_selection(loras: Sequence[Any], selection: Selection, verbose: bool) -> 
             else "a pattern before it matches all of its layers"
         )
         logger.warning(f"{option}: {', '.join(map(repr, patterns))} has no effect, as {reason}")
+    if selection.unfit:
+        logger.warning(f"{_unfit(selection)}; verbose=True lists them" if loras else _unfit(selection))
     if selection.rescued:
         logger.info(f"include_patterns keeps {len(selection.rescued)} excluded layers: {', '.join(selection.rescued)}")
     if not verbose:
         return
     for lora, target in zip(loras, selection.targets, strict=True):
-        count = sum(parameter.numel() for parameter in lora.parameters())
-        logger.info(f"{target.path}: {lora.lora_name}, rank {lora.lora_dim}, {count} parameters")
-    for path, reason in selection.skipped.items():
+        parameters = sum(parameter.numel() for parameter in lora.parameters())
+        logger.info(f"{target.path}: {lora.lora_name}, rank {lora.lora_dim}, {parameters} parameters")
+    for path, reason in (*selection.skipped.items(), *selection.unfit.items(), *selection.others.items()):
         logger.info(f"{path}: not adapted, because {reason}")
     total = sum(parameter.numel() for lora in loras for parameter in lora.parameters())
-    logger.info(f"{len(loras)} modules adapted, {total} parameters; {len(selection.skipped)} left out")
+    left_out = len(selection.skipped) + len(selection.unfit)
+    logger.info(f"{len(loras)} modules adapted, {total} parameters; {left_out} left out")
+
+
+def why_nothing(selection: Selection, root: nn.Module, classes: Sequence[str] | None) -> str:
+    """Why no layer of the model `root` is adapted, with the classes that it has in the place of those that are."""
+    told: list[str] = []
+    if selection.skipped:
+        told.append(f"every layer that could be adapted is left out: {_reasons(selection.skipped)}")
+    if selection.unfit:
+        told.append(_unfit(selection))
+    if told:
+        return "; ".join(told)
+    found = sorted({class_name(module) for module in root.modules()})
+    has_blocks = classes is None or any(name in classes for name in found)
+    sought = "Linear layer and no convolution" if has_blocks else f"block of the classes {', '.join(classes or ())}"
+    return f"the model has no {sought}, but modules of the classes {', '.join(found)}"
+
+
+def _unfit(selection: Selection) -> str:
+    """How many layers cannot be adapted, by the reason, which names their class."""
+    return f"{count(selection.unfit, 'layers')} cannot be adapted: {_reasons(selection.unfit)}"
+
+
+def _reasons(by_path: Mapping[str, str]) -> str:
+    return "; ".join(f"{number} as {reason}" for reason, number in Counter(by_path.values()).most_common())
 
 
 def log_idle(loras: Sequence[Any], selection: Selection, options: NetworkArguments) -> None:

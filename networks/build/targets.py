@@ -1,16 +1,14 @@
 """Which layers of a model are adapted, with which rank, alpha and slices, and why the others are not."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from ..files.module_names import module_name
+from .adaptable import named_leaves, obstacles, others
 from .patterns import first_match, never_first, unmatched, value_at
-
-# By name and not by type: a quantised subclass is no layer to adapt, and a trainer's replacement for one is.
-LEAF_CLASSES = ("Linear", "Conv2d", "Conv3d")
 
 
 class Target(NamedTuple):
@@ -41,6 +39,7 @@ class Form(NamedTuple):
 class Selection(NamedTuple):
     """The layers that are adapted, and by path why each other one is not.
 
+    Those in reach that could be are `skipped`, those that cannot be `unfit`, and `others` is all else that has tensors.
     `rescued` are the paths that an exclude matches and an include of the user keeps. By option, `unmatched` are the
     user's patterns that no layer in reach matches, and `idle` those that change nothing at the layers that they match.
     `optional` are the skipped layers that no pattern of the user's excludes, as they would be adapted.
@@ -52,6 +51,8 @@ class Selection(NamedTuple):
     unmatched: dict[str, list[str]]
     idle: dict[str, list[str]]
     optional: Sequence[Target] = ()
+    unfit: Mapping[str, str] = {}
+    others: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,9 @@ def select(
     splits: Splits = Splits(),
 ) -> Selection:
     """The leaves of the blocks named by `classes` (None: of the whole model) that the patterns let through."""
-    leaves = dict(named_leaves(root, classes))
+    found = dict(named_leaves(root, classes))
+    unfit = obstacles(root, found)
+    leaves = {path: leaf for path, leaf in found.items() if path not in unfit}
     chosen: list[Target] = []
     optional: list[Target] = []
     skipped: dict[str, str] = {}
@@ -188,6 +191,8 @@ def select(
         {option: left for option, left in found_nothing.items() if left},
         {option: left for option, left in idle.items() if left},
         optional=optional,
+        unfit=unfit,
+        others=others(root, found, classes),
     )
 
 
@@ -195,7 +200,10 @@ def select_named(root: nn.Module, prefix: str, forms: Mapping[str, Form]) -> Sel
     """The layers whose names are in `forms`, in the order of the model; raises ValueError for names without one."""
     chosen: list[Target] = []
     left = dict(forms)
-    for path, module in named_leaves(root):
+    leaves = {path: leaf for path, leaf in named_leaves(root) if module_name(prefix, path) in forms}
+    for path, reason in obstacles(root, leaves).items():
+        raise ValueError(f"{module_name(prefix, path)}: {path} cannot be adapted, because {reason}")
+    for path, module in leaves.items():
         name = module_name(prefix, path)
         if form := forms.get(name):
             chosen.append(Target(path, module, form.rank, form.alpha, form.split_dims, keywords=form.keywords))
@@ -213,26 +221,6 @@ def named_sizes(root: nn.Module, prefix: str, splits: Splits) -> dict[str, tuple
     """The output features of the slices by the name of each layer of the model that is split."""
     sizes = ((path, splits.sizes(path, module)) for path, module in named_leaves(root))
     return {module_name(prefix, path): found for path, found in sizes if found}
-
-
-def named_leaves(root: nn.Module, classes: Sequence[str] | None = None) -> Iterator[tuple[str, nn.Module]]:
-    """(dotted path, layer) of each adaptable layer inside a block whose class name is in `classes`, each once."""
-    seen: set[nn.Module] = set()
-    for path, block in root.named_modules():
-        if classes is not None and class_name(block) not in classes:
-            continue
-        for leaf_path, leaf in block.named_modules(prefix=path):
-            if class_name(leaf) in LEAF_CLASSES and leaf not in seen:
-                seen.add(leaf)
-                yield leaf_path, leaf
-        if classes is None:
-            return
-
-
-def class_name(module: nn.Module) -> str:
-    """The name of the module's class, without what FSDP2's fully_shard puts in front of it."""
-    name = type(module).__name__
-    return name.removeprefix("FSDP") if hasattr(module, "unshard") else name
 
 
 def has_kernel(module: nn.Module) -> bool:

@@ -19,7 +19,20 @@ CombinedSquares = Callable[[Tensor, int, Tensor], Tensor]
 
 PLAIN_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
+# A library's class of tensors may hold codes under the dtype of their values.
+_PLAIN_CLASSES = (Tensor, nn.Parameter)
+
 _PIECE = 256  # squares that are added up one after another, before their sums are added in pairs
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether the numbers in memory are the values, in a dtype that is computed with."""
+    return tensor.dtype in PLAIN_DTYPES and type(tensor) in _PLAIN_CLASSES
+
+
+def storage_of(tensor: Tensor) -> str:
+    """How a tensor that is not plain is stored."""
+    return str(tensor.dtype) if type(tensor) in _PLAIN_CLASSES else f"{type(tensor).__name__} of {tensor.dtype}"
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -83,10 +96,15 @@ def _whole(tensor: Any) -> Any:
 
 
 def _stored(base: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """The weight and its scale as they are stored, whole."""
+    """The weight and its scale as they are stored, whole; of a class of tensors that holds codes, the values."""
     weight = _whole(base.weight)
     if not weight.is_floating_point():
         raise ValueError(f"a base weight is stored as {weight.dtype}, codes whose values are not known here")
+    kind = type(weight)
+    if kind.dequantize is not Tensor.dequantize:
+        weight = weight.dequantize()
+    elif kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        raise ValueError(f"a base weight is stored as {storage_of(weight)}, whose values are not known here")
     scale = getattr(base, "scale_weight", None)
     return weight, None if scale is None else _whole(scale)
 

@@ -12,15 +12,14 @@ from lora_inspect.maths import dora
 from ..files import reading
 from ..kernels import linear_product
 from ..kernels.adapted_linear import Kernel, adapted_linear
-from ..kernels.base_weight import PLAIN_DTYPES, CombinedSquares, squares_with_change
+from ..kernels.base_weight import PLAIN_DTYPES, CombinedSquares, is_plain, squares_with_change
 from ..kernels.fused_linear import fused_gain
 from ..kernels.half_product import is_served
 from ..kernels.row_blocks import rows_at_once
 from ..kernels.tracing import is_traced
 from .adapter_module import AdapterModule
+from .base_forward import CONVOLUTIONS, check_dora
 from .dora_layer import DoRALayer, Norms
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class DeltaModule(AdapterModule):
@@ -55,17 +54,18 @@ class DeltaModule(AdapterModule):
                 "every program; an alpha that is sqrt(rank) times larger makes the same change"
             )
         super().__init__(lora_name, org_module, *args, **kwargs)
-        if not isinstance(org_module, _CONVOLUTIONS) and not hasattr(org_module, "in_features"):
+        if not isinstance(org_module, CONVOLUTIONS) and not hasattr(org_module, "in_features"):
             raise ValueError(f"{lora_name}: a {type(org_module).__name__} is neither a Linear nor a convolution")
         self.dora_disabled_reason = self._find_dora_obstacle(dora_conv) if use_dora else None
         self.use_dora = use_dora and self.dora_disabled_reason is None
         if self.use_dora:
+            check_dora(lora_name, org_module)
             self.dora_layer = DoRALayer(self.matrix_shape[0])
             # LyCORIS and the programs that read its files know no other spelling.
             self.dora_scale_axes = org_module.weight.dim()  # type: ignore[operator]
 
     def _find_dora_obstacle(self, dora_conv: bool) -> str | None:
-        if not isinstance(self.org_module, (nn.Linear, *(_CONVOLUTIONS if dora_conv else ()))):
+        if not isinstance(self.org_module, (nn.Linear, *(CONVOLUTIONS if dora_conv else ()))):
             return "non-Linear"
         if self.dropout:
             return "dropout"
@@ -80,7 +80,7 @@ class DeltaModule(AdapterModule):
     def matrix_shape(self) -> tuple[int, int]:
         """(out, in·kernel) of the base's weight."""
         weight: Tensor = self.org_module.weight
-        return weight.shape[0], weight[0].numel()
+        return weight.shape[0], weight.shape[1:].numel()
 
     def add_factors(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Makes a parameter of each shape, by role, without a value yet."""
@@ -157,17 +157,17 @@ class DeltaModule(AdapterModule):
 
     def _may_share_base(self, input: Tensor) -> bool:
         """Whether base and change may be one product, of the same input and with nothing in between."""
-        dtype = self.org_module.weight.dtype
+        weight: Tensor = self.org_module.weight
         dropping = (self.dropout or self.rank_dropout) and self.is_dropping
         plain = self._base_is_plain and not torch.is_autocast_enabled(input.device.type) and not is_traced()
-        return plain and not dropping and input.dtype == dtype and dtype in PLAIN_DTYPES
+        return plain and not dropping and input.dtype == weight.dtype and is_plain(weight)
 
     def _change(self, input: Tensor, output: Tensor) -> Tensor:
         """The scaled change of the base's output for this input, with its dropouts."""
         if self.dropout and self.is_dropping:
             input = F.dropout(input, self.dropout)
         dtype = self._dtype(input)
-        if isinstance(self.org_module, _CONVOLUTIONS):
+        if isinstance(self.org_module, CONVOLUTIONS):
             channel = -1 - len(self.org_module.kernel_size)
             samples = input.to(dtype).view(-1, *input.shape[channel:])
             change = self.convolved(samples, output.numel() // max(1, output.shape[channel]))

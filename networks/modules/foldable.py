@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..kernels.base_weight import PLAIN_DTYPES, is_sharded, true_weight
+from ..kernels.base_weight import is_plain, is_sharded, storage_of, true_weight
 from .adapter_module import AdapterModule
+from .base_forward import follows_its_weight, holds_its_weight
 
 
 class FoldableModule(AdapterModule):
@@ -35,16 +36,20 @@ class FoldableModule(AdapterModule):
 
         Computed on `device` in float32 or better, rounded to `dtype` where one is given, and stored in the weight's
         own dtype. A multiplier of 0 leaves the weight as it is. Afterwards the module is disabled, as its change is
-        in the weight. Raises ValueError for a weight that is sharded or no plain float, a missing magnitude, factors of
-        another shape and, with `safe_merge`, for a result that is not finite.
+        in the weight. Raises ValueError for a weight that is sharded, no plain float or computed from others, for a
+        forward that does something else with it, a missing magnitude, factors of another shape and, with `safe_merge`,
+        for a result that is not finite.
         """
         if self.multiplier == 0:
             return
         weight: Tensor = self.org_module.weight
         if is_sharded(weight):
             raise ValueError(f"{self.lora_name}: the base's weight is sharded; merge before the model is")
-        if weight.dtype not in PLAIN_DTYPES:
-            raise ValueError(f"{self.lora_name}: the base is stored as {weight.dtype}, which no change can be added to")
+        if not is_plain(weight):
+            raise ValueError(
+                f"{self.lora_name}: the base is stored as {storage_of(weight)}, which no change can be added to"
+            )
+        self._check_forward()
         working = torch.promote_types(weight.dtype, torch.float32)
         merged = weight.detach().to(device or weight.device, working, non_blocking=non_blocking, copy=True)
         self.fold(sd, merged.view(merged.shape[0], -1), self.multiplier)
@@ -57,6 +62,19 @@ class FoldableModule(AdapterModule):
             )
         weight.copy_(merged)
         self.enabled = False
+
+    def _check_forward(self) -> None:
+        base = self.org_module
+        if not holds_its_weight(base):
+            raise ValueError(
+                f"{self.lora_name}: the base computes its weight from other tensors, so that a change of it would be "
+                "lost; merge before the model is parametrized"
+            )
+        if not follows_its_weight(base):
+            raise ValueError(
+                f"{self.lora_name}: the base is a {type(base).__name__}, whose forward is another function of its "
+                "weight than that of torch's layer; run the adapter beside it, with apply_to"
+            )
 
     @property
     def is_sum(self) -> bool:

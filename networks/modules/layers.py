@@ -16,11 +16,12 @@ from lora_inspect.maths.products import squared_norm
 
 from ..arguments import KAIMING, ORTHOGONAL
 from ..kernels import linear_product
-from ..kernels.base_weight import PLAIN_DTYPES
+from ..kernels.base_weight import is_plain
 from ..kernels.fused_linear import fused_gain, fused_linear
 from ..kernels.tracing import is_traced
 from . import init
 from .adapter_module import AdapterModule
+from .base_forward import CONVOLUTIONS, check_dora
 from .dora_layer import DoRALayer
 from .dropout import drop_ranks, is_training_step
 from .rank_mask import RankMask
@@ -88,13 +89,14 @@ class LoRAModule(AdapterModule):
         self.dora_disabled_reason = self._find_dora_obstacle(org_module, dora_conv) if use_dora else None
         self.use_dora = use_dora and self.dora_disabled_reason is None
         if self.use_dora:
+            check_dora(lora_name, org_module)
             self.dora_layer = DoRALayer(org_module.weight.shape[0])  # type: ignore[index,arg-type]
 
     def _build_factors(self, base: Any) -> None:
         # Negative: the rank axis is the last after a Linear, and stands before the positions after a convolution.
         self._rank_axis = -1
         self._groups = 1
-        if isinstance(base, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if isinstance(base, CONVOLUTIONS):
             if self.split_dims:
                 raise ValueError(f"{self.lora_name}: split_dims are for Linear layers, not for {type(base).__name__}")
             self._rank_axis -= len(base.kernel_size)
@@ -167,7 +169,7 @@ class LoRAModule(AdapterModule):
         base = self.org_module
         autocast = torch.is_autocast_enabled(input.device.type)
         weight: Tensor = base.weight
-        if self._base_is_plain and not autocast and input.dtype == weight.dtype and weight.dtype in PLAIN_DTYPES:
+        if self._base_is_plain and not autocast and input.dtype == weight.dtype and is_plain(weight):
             return self._adapted_plain(input, weight, base.bias)
         assert self.org_forward is not None
         output = self.org_forward(input)

@@ -9,7 +9,7 @@ from torch import Tensor
 from lora_inspect.maths.change import Change
 
 from ..files import reading
-from ..kernels.base_weight import PLAIN_DTYPES
+from ..kernels.base_weight import is_plain, storage_of
 
 
 def merge_into(
@@ -32,8 +32,9 @@ def merge_into(
     keys = [key for key in lora_sd if key.partition(".")[0] == lora_name and key in lora_weight_keys]
     if multiplier == 0 or not any(key.startswith(f"{lora_name}.{module_class.prefix}") for key in keys):
         return model_weight
-    if model_weight.dtype not in PLAIN_DTYPES:
-        raise ValueError(f"{lora_name}: the base is stored as {model_weight.dtype}, which no change can be added to")
+    if not is_plain(model_weight):
+        stored = storage_of(model_weight)
+        raise ValueError(f"{lora_name}: the base is stored as {stored}, which no change can be added to")
     working = torch.promote_types(model_weight.dtype, torch.float32)
     merged = model_weight.to(calc_device, working, copy=True)
     read = reading.read({key: lora_sd[key] for key in keys}, reader=module_class.reader.with_every_role)

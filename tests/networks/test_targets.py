@@ -1,4 +1,5 @@
 import pytest
+import torch
 from torch import nn
 
 from networks.build.targets import Patterns, Ranks, named_leaves, select
@@ -75,8 +76,13 @@ def test_a_layer_in_nested_blocks_is_found_once():
     assert [path for path, _ in named_leaves(model, ["Block"])] == ["0.0", "0.1.0"]
 
 
-def test_quantised_subclasses_are_left_alone():
+def test_subclasses_are_left_alone_where_their_weight_is_quantised():
     class Linear4bit(nn.Linear):
         pass
 
-    assert list(named_leaves(nn.Sequential(Linear4bit(2, 2), nn.Embedding(2, 2)))) == []
+    plain, packed = Linear4bit(2, 2), Linear4bit(2, 2)
+    packed.weight = nn.Parameter(torch.zeros(2, 1, dtype=torch.uint8), requires_grad=False)
+    selection = select(nn.Sequential(plain, packed, nn.Embedding(2, 2)), None, Patterns(), RANKS)
+    assert [target.module for target in selection.targets] == [plain]
+    assert list(selection.unfit) == ["1"]
+    assert list(selection.others) == ["2"]

@@ -1,0 +1,90 @@
+"""The kinds of layers that are adapted, and whether a class of them computes as torch's own does.
+
+A library's subclass of Linear may do anything in its forward. What is added to its output is right beside any of them.
+What looks at its weight (DoRA's norm, a merge, the positions of a convolution's output) is right only beside those
+whose output changes with the weight as that of torch's own layer does.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+KINDS: tuple[Any, ...] = (nn.Linear, *CONVOLUTIONS)
+
+# How far an output is from torch's own, relative to it, where it is no other function than that.
+_TOLERANCES = {torch.bfloat16: 0.02, torch.float16: 0.01}
+_TOLERANCE = 1e-3
+
+
+def kind_of(layer: nn.Module) -> Any:
+    """The class of torch that `layer` is an instance of; None for what only has the name of one."""
+    return next((kind for kind in KINDS if isinstance(layer, kind)), None)
+
+
+def convolve_as(base: Any, input: Tensor, weight: Tensor) -> Tensor:
+    """The convolution that `base` is, of another weight and without a bias, whatever its class makes of it."""
+    convolved: Tensor = kind_of(base)._conv_forward(base, input, weight, None)
+    return convolved
+
+
+def holds_its_weight(layer: nn.Module) -> bool:
+    """Whether what is written into `layer.weight` stays there: a parametrization or a hook makes it anew each time."""
+    return isinstance(layer.weight, nn.Parameter) or "weight" in layer._buffers
+
+
+def follows_its_weight(layer: nn.Module) -> bool:
+    """Whether the layer's class computes what torch's own does, with any weight.
+
+    A forward that is the class's own is tried with a drawn weight, without a trace in any global generator. One that
+    cannot be tried counts as another: it needs another device, or codes in the place of the weight.
+    """
+    kind = kind_of(layer)
+    names = ("forward", "_conv_forward") if kind in CONVOLUTIONS else ("forward",)
+    if kind and all(getattr(type(layer), name) is getattr(kind, name) for name in names):
+        return True
+    try:
+        return _computes_as(layer, kind or nn.Linear)
+    # Of the class nothing is known, so that it may raise anything.
+    except Exception:
+        return False
+
+
+def check_dora(lora_name: str, base: nn.Module) -> None:
+    """Raises ValueError for a base whose rows are not what its outputs are made of, so that their norms say nothing."""
+    if not follows_its_weight(base):
+        raise ValueError(
+            f"{lora_name}: use_dora is not for a {type(base).__name__}, whose forward is another function of its "
+            "weight than that of torch's layer; leave it out with exclude_patterns"
+        )
+
+
+@torch.no_grad()
+def _computes_as(layer: Any, kind: Any) -> bool:
+    held = layer._parameters if "weight" in layer._parameters else layer._buffers
+    weight = held["weight"]
+    draws = torch.Generator().manual_seed(0)
+    other = _drawn(weight.shape, weight, draws) / weight.shape[1:].numel() ** 0.5
+    held["weight"] = nn.Parameter(other, requires_grad=False) if isinstance(weight, nn.Parameter) else other
+    try:
+        with torch.autocast(weight.device.type, enabled=False):
+            if kind is nn.Linear:
+                input = _drawn((2, layer.in_features), weight, draws)
+                expected = F.linear(input, other, layer.bias)
+            else:
+                sizes = [(size - 1) * step + 4 for size, step in zip(layer.kernel_size, layer.dilation, strict=True)]
+                input = _drawn((2, layer.in_channels, *sizes), weight, draws)
+                expected = kind._conv_forward(layer, input, other, layer.bias)
+            found = type(layer).forward(layer, input)
+    finally:
+        held["weight"] = weight
+    if not isinstance(found, Tensor) or found.shape != expected.shape:
+        return False
+    allowed = _TOLERANCES.get(weight.dtype, _TOLERANCE) * torch.linalg.vector_norm(expected.double())
+    return bool(torch.linalg.vector_norm(found.double() - expected.double()) <= allowed)
+
+
+def _drawn(shape: Any, like: Tensor, draws: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=draws, dtype=torch.float32, device="cpu").to(like.device, like.dtype)
