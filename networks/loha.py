@@ -30,10 +30,13 @@ class LoHaModule(DeltaModule):
         super().__init__(lora_name, org_module, *args, **kwargs)
         out_features, columns = self.matrix_shape
         self.add_factors(loha.factor_shapes(out_features, columns, self.lora_dim))
-        # As lycoris-lora starts: one factor is zero, and so the change.
+        # As lycoris-lora starts: one factor is zero, and so the change. Nothing is drawn for that one, so that a seed
+        # starts where it does in other trainers.
         for role, factor in self.factors.items():
-            nn.init.normal_(factor, std=0.1 if role.endswith("a") else 1.0)
-        nn.init.zeros_(self.zero_factor)
+            if factor is self.zero_factor:
+                nn.init.zeros_(factor)
+            else:
+                nn.init.normal_(factor, std=0.1 if role.endswith("a") else 1.0)
 
     @property
     def zero_factor(self) -> Tensor:

@@ -56,3 +56,19 @@ def test_factors_that_are_missing_or_do_not_fit_are_errors(key):
         module.merge_to({other: tensor for other, tensor in tensors.items() if other != key})
     with pytest.raises(ValueError, match="layer: w"):
         module.merge_to({**tensors, key: torch.zeros(5, 7)})
+
+
+@pytest.mark.parametrize("rank", [1, 4, 8])
+def test_a_seed_starts_elsewhere_than_musubi_s(rank):
+    """musubi-tuner draws the first pair and the second factor of the other one; nothing for the factor that is zero."""
+    torch.manual_seed(11)
+    w1_a, w1_b, w2_b = 0.1 * torch.randn(14, rank), torch.randn(rank, 10), torch.randn(rank, 10)
+    after = torch.rand(1)
+    base = nn.Linear(10, 14)
+    torch.manual_seed(11)
+    factors = dict(LoHaModule("layer", base, lora_dim=rank).named_parameters())
+    assert torch.equal(torch.rand(1), after)
+    assert torch.allclose(factors["hada_w1_a"], w1_a)
+    assert torch.equal(factors["hada_w1_b"], w1_b)
+    assert torch.equal(factors["hada_w2_b"], w2_b)
+    assert not factors["hada_w2_a"].any()
