@@ -1,13 +1,14 @@
 """The options of `--network_args`: each parsed and validated once, into one frozen record. Standard library only."""
 
 import ast
-import difflib
 import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
+
+from .option_hints import way_out
 
 KAIMING, ORTHOGONAL, PISSA = "kaiming", "orthogonal", "pissa"
 NATIVE, STANDARD = "native", "standard"
@@ -39,6 +40,17 @@ def read_float(name: str, value: Any) -> float:
         raise _refused(name, value, "a number") from None
     if isinstance(value, bool) or not math.isfinite(number):
         raise _refused(name, value, "a number")
+    return number
+
+
+def read_alpha(name: str, value: Any) -> float:
+    """A finite number of at least 0, which stands for scale 1.
+
+    Below 0 it would train the same change with `up` of the other sign, which nobody asks for; in files it stands.
+    """
+    number = read_float(name, value)
+    if number < 0:
+        raise _refused(name, value, "a number of at least 0")
     return number
 
 
@@ -228,7 +240,7 @@ class NetworkArguments:
     rank_dropout: float | None = _option(read_probability)
     module_dropout: float | None = _option(read_probability)
     conv_dim: int | None = _option(read_count)
-    conv_alpha: float | None = _option(read_float)
+    conv_alpha: float | None = _option(read_alpha)
     enable_conv2d: bool = _option(read_bool, True)
     rank_pattern: Mapping[str, int] | None = _option(read_rank_pattern)
     alpha_pattern: Mapping[str, float] | None = _option(read_alpha_pattern)
@@ -268,9 +280,7 @@ def parse(
     known = {**_OPTIONS, **(extra or {})}
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            way_out = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
-            raise ValueError(f"unknown network_args option {name!r}; {way_out}")
+            raise ValueError(f"unknown network_args option {name!r}; {way_out(name, known)}")
     given = {name: value for name, value in options.items() if not _is_absent(value, known[name])}
     values = {name: known[name].read(name, given[name]) if name in given else known[name].default for name in known}
     for name, switch in _PARTS.items():

@@ -36,6 +36,7 @@ ORDER = {
         ("files",),
         ("kernels",),
         ("__init__", "arguments"),
+        ("option_hints",),
     ),
 }
 # What stands at the bottom, where nothing takes time, and leads to the top when it is called: the process begins in the

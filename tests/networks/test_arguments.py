@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from networks.arguments import NetworkArguments, Option, parse, read_bool
@@ -70,6 +72,8 @@ def test_lists_are_copied():
         ("conv_dim", "-1"),
         ("conv_dim", True),
         ("conv_alpha", "inf"),
+        ("conv_alpha", "nan"),
+        ("conv_alpha", "-1"),
         ("exclude_patterns", ".*attn.*"),
         ("exclude_patterns", "['(']"),
         ("exclude_patterns", "[1]"),
@@ -94,6 +98,47 @@ def test_a_value_that_cannot_be_used_names_its_option(name, value):
 def test_an_unknown_option_names_the_nearest(unknown, nearest):
     with pytest.raises(ValueError, match=f"{unknown!r}; did you mean {nearest!r}"):
         parse({unknown: "1"})
+
+
+@pytest.mark.parametrize(
+    ("unknown", "meant"),
+    [
+        ("rs_lora", "did you mean 'use_rslora'?"),
+        ("dora_wd", "did you mean 'use_dora'?"),
+        ("use_DoRA", "did you mean 'use_dora'?"),
+        ("conv_rank", "did you mean 'conv_dim'?"),
+        ("conv_lora_dim", "did you mean 'conv_dim'?"),
+        ("network_reg_dims", "did you mean 'rank_pattern'?"),
+        ("network_reg_lrs", "did you mean 'lr_pattern'?"),
+        ("loraplus_unet_lr_ratio", "did you mean 'loraplus_lr_ratio'?"),
+        ("network_dropout", "did you mean 'dropout'?"),
+        ("lora_rank", "it is --network_dim of the trainer"),
+        ("lora_alpha", "it is --network_alpha of the trainer"),
+        ("layers_pattern", "known are alpha_pattern, "),
+        ("constrain", "known are alpha_pattern, "),
+    ],
+)
+def test_the_name_of_another_program_is_not_taken_for_a_slip_of_another_option(unknown, meant):
+    with pytest.raises(ValueError, match=re.escape(f"unknown network_args option {unknown!r}; {meant}")):
+        parse({unknown: "1"})
+
+
+def test_an_option_of_the_algorithm_is_meant_where_there_is_one():
+    declared = {"constraint": Option(read_bool, True)}
+    with pytest.raises(ValueError, match="'constrain'; did you mean 'constraint'"):
+        parse({"constrain": "1"}, extra=declared)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_slip_of_one_letter_names_the_option(place):
+    for name in parse({}).__slots__:
+        if name in ("given", "extra", "neuron_dropout"):
+            continue
+        for slip in (name[:place] + name[place + 1 :], f"{name[:place]}x{name[place:]}"):
+            # Without its first letter, this one is an argument of the trainer.
+            if slip != "lora_alpha":
+                with pytest.raises(ValueError, match=f"did you mean '{name}'"):
+                    parse({slip: "1"})
 
 
 def test_network_dropout_is_its_own_keyword():
