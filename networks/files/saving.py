@@ -79,8 +79,10 @@ def write_weights(
     Alphas and magnitudes stay float32 and flags bool. The file appears complete or not at all, and replaces one of its
     name. A .safetensors file carries `metadata`, the hashes of its tensors, the scale rule and this package's version;
     any other name is written by torch.save, which has no place for them. Raises LoraInspectError where the file cannot
-    be written, and RuntimeError where this process holds a part of the tensors only.
+    be written, RuntimeError where this process holds a part of the tensors only, and ValueError for a dtype that no
+    factor can be cast to.
     """
+    check_dtype(file, dtype)
     if any(is_sharded(tensor) for tensor in tensors.values()):
         raise RuntimeError(
             f"{file}: the network is sharded; call full_tensor() on its state dict in every process, load that into a "
@@ -104,6 +106,15 @@ def write_weights(
     complete[SCALE_KEY] = RANK_STABILISED if rslora else STANDARD
     complete[NETWORK_KEY] = __version__
     write_contents(file, contents, complete | sshs_hashes(contents, complete), force=True)
+
+
+def check_dtype(what: str, dtype: torch.dtype | None) -> None:
+    """Raises ValueError, about `what`, for a dtype of whole or of complex numbers."""
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(
+            f"{what}: factors in {dtype} would be other numbers; use a floating type, such as torch.float32 or "
+            "torch.bfloat16"
+        )
 
 
 def _cast(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..files.saving import check_dtype
 from ..kernels.base_weight import is_plain, is_sharded, storage_of, true_weight
 from .adapter_module import AdapterModule
 from .base_forward import follows_its_weight, holds_its_weight
@@ -36,10 +37,11 @@ class FoldableModule(AdapterModule):
 
         Computed on `device` in float32 or better, rounded to `dtype` where one is given, and stored in the weight's
         own dtype. A multiplier of 0 leaves the weight as it is. Afterwards the module is disabled, as its change is
-        in the weight. Raises ValueError for a weight that is sharded, no plain float or computed from others, for a
-        forward that does something else with it, a missing magnitude, factors of another shape and, with `safe_merge`,
-        for a result that is not finite.
+        in the weight. Raises ValueError for a `dtype` that is not floating, a weight that is sharded, no plain
+        float or computed from others, for a forward that does something else with it, a missing magnitude, factors of
+        another shape and, with `safe_merge`, for a result that is not finite.
         """
+        check_dtype(self.lora_name, dtype)
         if self.multiplier == 0:
             return
         weight: Tensor = self.org_module.weight

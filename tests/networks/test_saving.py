@@ -112,3 +112,22 @@ def test_accelerate_resumes_other_starts(make_model, tmp_path, start):
             tensor.fill_(1.5)
     accelerator.load_state(str(tmp_path / "state"))
     assert torch.equal(model(x), trained)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_a_save_in_whole_numbers_writes_zeros(make_model, tmp_path, dtype, ending):
+    file = tmp_path / f"adapter.{ending}"
+    with pytest.raises(ValueError, match=rf"adapter\.{ending}: factors in {dtype} would be other numbers"):
+        create(make_model()).save_weights(file, dtype, None)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+@pytest.mark.parametrize("multiplier", [0.0, 1.0])
+def test_a_merge_in_whole_numbers_is_refused(make_model, dtype, multiplier):
+    weights, model = create(make_model()).state_dict(), make_model()
+    merging = lora.create_arch_network_from_weights(multiplier, weights, unet=model, for_inference=True)
+    with pytest.raises(ValueError, match=f"lora_unet_blocks_0_attn_to_q: factors in {dtype} would be other numbers"):
+        merging.merge_to(None, model, weights, dtype)
+    assert all(torch.equal(now, was) for now, was in zip(model.parameters(), make_model().parameters(), strict=True))
