@@ -25,6 +25,11 @@ class LeftOut:
         self._optional = {module_name(prefix, target.path): target for target in selection.optional}
         self._create = create
 
+    @property
+    def layers(self) -> list[Any]:
+        """The layers of the model that could come in."""
+        return [target.module for target in self._optional.values()]
+
     def modules(self, names: Collection[str]) -> dict[str, Any]:
         """New modules, by name, of those `names` that the user has not left out."""
         return self._create([target for name, target in self._optional.items() if name in names])

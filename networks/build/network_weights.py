@@ -16,6 +16,8 @@ from ..files import loading, reading, saved_in_parts, saving, standard_form
 from ..files.file_names import FileNames, Named
 from ..files.reading import Reading
 from ..modules import base_watch
+from ..modules.adapter_module import AdapterModule
+from ..modules.copies import copied
 from ..modules.pissa import PissaModule
 from ..modules.rank_mask import RankMask
 from . import summary
@@ -46,6 +48,11 @@ class NetworkWeights(nn.Module):
         # What a file says of the options that the network was made with.
         self.option_metadata: dict[str, str] = {}
         self._file_names: FileNames | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "NetworkWeights":
+        adapters = [lora for lora in self.unet_loras if isinstance(lora, AdapterModule)]
+        network: NetworkWeights = copied(self, adapters, memo, (*self.left_out.layers, self._file_names))
+        return network
 
     def load_weights(self, file: str | os.PathLike[str]) -> Any:
         """Loads a file; returns torch's missing and unexpected keys.

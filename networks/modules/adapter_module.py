@@ -11,6 +11,7 @@ from lora_inspect.maths.scaling import neutral_alpha, scale_of
 from ..arguments import read_probability
 from ..files.stored_alpha import read_alpha
 from ..kernels.base_weight import is_sharded
+from .copies import copied
 from .dropout import draws_skip, is_training_step
 
 
@@ -24,6 +25,8 @@ class AdapterModule(nn.Module):
     alpha: Tensor
     # What it has of the options of LoRA that do not follow from what is here.
     options: ClassVar[frozenset[str]] = frozenset()
+    # Whether the rank is a side of the factors, which more of does nothing.
+    rank_is_a_size: ClassVar[bool] = True
     # How many axes DoRA's magnitude has as a file's `dora_scale`, where every file is to have that for it; else 0.
     dora_scale_axes = 0
 
@@ -75,6 +78,14 @@ class AdapterModule(nn.Module):
             self._base_is_plain = type(self.org_module) is nn.Linear and "forward" not in vars(self.org_module)
             self.org_forward = self.org_module.forward
             self.org_module.forward = self.forward
+
+    def take_out(self) -> None:
+        """Forgets that it is in a base's forward, for a copy, which is in none."""
+        self.org_forward, self._base_is_plain = None, False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AdapterModule":
+        adapter: AdapterModule = copied(self, [self], memo)
+        return adapter
 
     def forward(self, input: Tensor) -> Tensor:
         """The base's output with the adapter's change, in the base's output dtype."""
