@@ -84,5 +84,6 @@ _functions = functions_of(__name__, None, Algorithm("LoHa", LoHaModule, LoHaInfM
 create_arch_network = create_network = _functions.create_arch_network
 create_arch_network_from_weights = _functions.create_arch_network_from_weights
 create_network_from_weights = _functions.create_network_from_file
+prepare_network = _functions.prepare_network
 # What programs that merge while they load a checkpoint call, one weight at a time.
 merge_weights_to_tensor = merging(LoHaModule)

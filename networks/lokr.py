@@ -49,6 +49,7 @@ class LoKrModule(DeltaModule):
 
     prefix = "lokr_"
     formula = lokr
+    rank_is_a_size = False
     reader = FactorReader(lokr.ALGORITHM, "lycoris", (*_ROLES, "magnitude"), _settle)
 
     def __init__(
@@ -147,5 +148,6 @@ _functions = functions_of(
 create_arch_network = create_network = _functions.create_arch_network
 create_arch_network_from_weights = _functions.create_arch_network_from_weights
 create_network_from_weights = _functions.create_network_from_file
+prepare_network = _functions.prepare_network
 # What programs that merge while they load a checkpoint call, one weight at a time.
 merge_weights_to_tensor = merging(LoKrModule)

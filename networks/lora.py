@@ -25,6 +25,7 @@ __all__ = [
     "create_network",
     "create_network_from_file",
     "create_network_from_weights",
+    "prepare_network",
 ]
 
 HUNYUAN_TARGET_REPLACE_MODULES = target_classes(ARCHITECTURE)
@@ -33,6 +34,7 @@ _functions = functions_of(__name__, ARCHITECTURE)
 create_arch_network = _functions.create_arch_network
 create_arch_network_from_weights = _functions.create_arch_network_from_weights
 create_network_from_file = _functions.create_network_from_file
+prepare_network = _functions.prepare_network
 
 
 def create_network(*args: Any, **kwargs: Any) -> LoRANetwork:

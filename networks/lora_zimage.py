@@ -10,3 +10,4 @@ _functions = functions_of(__name__, ARCHITECTURE)
 create_arch_network = create_network = _functions.create_arch_network
 create_arch_network_from_weights = _functions.create_arch_network_from_weights
 create_network_from_weights = _functions.create_network_from_file
+prepare_network = _functions.prepare_network

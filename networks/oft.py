@@ -50,6 +50,7 @@ class OFTModule(AdapterModule):
     """
 
     prefix = "oft_"
+    rank_is_a_size = False
     reader = FactorReader(oft.ALGORITHM, "lycoris", ("blocks", "rescale"), _settle, scaled=False)
 
     def __init__(
@@ -209,5 +210,6 @@ _functions = functions_of(__name__, None, Algorithm("OFT", OFTModule, OFTInfModu
 create_arch_network = create_network = _functions.create_arch_network
 create_arch_network_from_weights = _functions.create_arch_network_from_weights
 create_network_from_weights = _functions.create_network_from_file
+prepare_network = _functions.prepare_network
 # What programs that merge while they load a checkpoint call, one weight at a time.
 merge_weights_to_tensor = partial(merge_into, OFTModule, _change)

@@ -6,7 +6,7 @@ An algorithm that serves every architecture, `loha`, `lokr` and `oft`, gets the 
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -23,6 +23,7 @@ from ..modules.layers import LoRAModule
 from ..modules.merging import LoRAInfModule
 from . import creation
 from .adaptable import class_name, named_leaves
+from .construction import check_model
 from .creation import PREFIX
 from .network import LoRANetwork
 
@@ -102,6 +103,7 @@ class Functions(NamedTuple):
     create_arch_network: CreateNetwork
     create_arch_network_from_weights: CreateNetworkFromWeights
     create_network_from_file: CreateNetworkFromFile
+    prepare_network: Callable[[LoRANetwork, Any], None]
 
 
 def functions_of(module: str, architecture: Architecture | None, algorithm: Algorithm = LORA) -> Functions:
@@ -118,6 +120,7 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Algo
         **kwargs: Any,
     ) -> LoRANetwork:
         """A new network; `kwargs` are network_args, see `networks.arguments`."""
+        unet = check_model(unet)
         family = architecture or _pop_architecture(kwargs, unet)
         training = training_of(family)
         module_class = kwargs.pop("module_class", None) or algorithm.module_class
@@ -205,9 +208,14 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Algo
         network = create_arch_network_from_weights(multiplier, weights_sd, text_encoder, unet, for_inference, **kwargs)
         return network, weights_sd
 
-    for function in (create_arch_network, create_arch_network_from_weights, create_network_from_file):
+    def prepare_network(network: LoRANetwork, args: Any) -> None:
+        """The network's method of this name, which trainers call only where they find the name in a network module."""
+        network.prepare_network(args)
+
+    made = (create_arch_network, create_arch_network_from_weights, create_network_from_file, prepare_network)
+    for function in made:
         function.__module__, function.__qualname__ = module, function.__name__
-    return Functions(create_arch_network, create_arch_network_from_weights, create_network_from_file)
+    return Functions(*made)
 
 
 def target_classes(architecture: Architecture) -> list[str] | None:

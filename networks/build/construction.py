@@ -4,7 +4,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..arguments import KAIMING, ORTHOGONAL, PISSA, NetworkArguments
+from torch import nn
+
+from ..arguments import KAIMING, ORTHOGONAL, PISSA, NetworkArguments, read_alpha, read_rank
 from ..files.module_names import module_name
 from ..modules.base_forward import CONVOLUTIONS
 from ..modules.layers import LoRAModule
@@ -15,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 _PLAIN = NetworkArguments()
+# A rank that people use is no slip on a model whose layers are smaller, which is a toy.
+_SMALL_MODEL_RANK = 1024
 
 
 def refuse_options(module_class: Any, options: NetworkArguments) -> None:
@@ -28,6 +32,37 @@ def refuse_options(module_class: Any, options: NetworkArguments) -> None:
             reader = getattr(module_class, "reader", None)
             title = reader.algorithm.title if reader else module_class.__name__
             raise ValueError(f"{name} is not for {title}; leave it out")
+
+
+def check_model(unet: nn.Module | None) -> nn.Module:
+    """The model; raises ValueError where there is none."""
+    if unet is None:
+        raise ValueError("unet is None, but the model that is to be adapted was expected")
+    return unet
+
+
+def check_sizes(network_dim: Any, network_alpha: Any) -> None:
+    """Raises ValueError for a rank and an alpha of the trainer that no layer can be adapted with."""
+    read_rank("network_dim", network_dim)
+    if network_alpha is not None:
+        read_alpha("network_alpha", network_alpha)
+
+
+def refuse_ranks(module_class: Any, targets: Sequence[Target]) -> None:
+    """Raises ValueError for an option whose rank is beyond what all of the layers hold that it is for.
+
+    A rank above the smaller side of a weight adds nothing but memory; it is common where a network of one rank has a
+    few small layers. A class whose rank is no size of its factors may have any: the largest is how LoKr's are whole.
+    """
+    if not getattr(module_class, "rank_is_a_size", False):
+        return
+    sides: dict[tuple[str, int], int] = {}
+    for target in targets:
+        of = (target.rank_source, target.rank)
+        sides[of] = max(sides.get(of, _SMALL_MODEL_RANK), min(_matrix_shape(target.module)))
+    for (source, rank), side in sides.items():
+        if rank > side:
+            raise ValueError(f"{source}: a rank of {rank} is more than any of its layers holds; use {side} or less")
 
 
 def choose_class(module_class: Any, init_lora_weights: str) -> Any:
@@ -92,8 +127,8 @@ def _with_ranks_that_fit(chosen: Sequence[Target]) -> list[Target]:
 
 
 def _matrix_shape(layer: Any) -> tuple[int, ...]:
-    """The sides that bound the rank; none for what is no Linear, which the module itself refuses."""
-    return (layer.out_features, layer.in_features) if hasattr(layer, "in_features") else ()
+    """The sides that bound the rank."""
+    return layer.weight.shape[0], layer.weight.shape[1:].numel()
 
 
 def _check_orthogonal(chosen: Sequence[Target]) -> None:

@@ -98,11 +98,13 @@ class LoRANetwork(NetworkWeights):
         self.lr_pattern = options.lr_pattern or {}
         self.save_format = options.save_format
         self.loraplus_lr_ratio = options.loraplus_lr_ratio
+        construction.check_model(unet)
         construction.refuse_options(module_class, options)
         self.module_class = construction.choose_class(module_class, options.init_lora_weights)
         self.module_kwargs = arguments.read_keywords("module_kwargs", module_kwargs or {})
         self.rank_mask = RankMask(options.tlora_min_rank, options.tlora_alpha) if options.use_tlora else None
         if forms is None:
+            construction.check_sizes(lora_dim, alpha)
             defaults = (default_exclude_patterns, default_include_patterns)
             selection = targets.select(
                 unet,
@@ -119,6 +121,7 @@ class LoRANetwork(NetworkWeights):
                 ),
                 Splits(options.split_dims or {}, options.split_qkv),
             )
+            construction.refuse_ranks(self.module_class, (*selection.targets, *selection.optional))
         else:
             selection = targets.select_named(unet, prefix, forms)
         adapted = [target.path for target in selection.targets]
@@ -172,12 +175,17 @@ class LoRANetwork(NetworkWeights):
         summary.log_idle(self.unet_loras, selection, options)
 
     def prepare_network(self, args: Any) -> None:
-        """Called by trainers before `apply_to`, with their own options, of which one has to fit.
+        """Called by trainers before `apply_to`, with their own options, of which two have to fit.
 
-        Raises ValueError for `scale_weight_norms` with PiSSA, which is else found out after the first step.
+        Raises ValueError for `scale_weight_norms` with PiSSA and for several rates with an optimiser that takes one,
+        which are else found out at the first step.
         """
         if self._is_pissa and getattr(args, "scale_weight_norms", None):
             raise ValueError(NO_NORM)
+        rate = getattr(args, "unet_lr", None) or getattr(args, "learning_rate", None)
+        rates = Rates(rate, self.lr_pattern, self._paths)
+        optimizer = getattr(args, "optimizer_type", None) or ""
+        optimizer_groups.check_optimizer(optimizer, self.unet_loras, rates, self.loraplus_lr_ratio)
 
     def set_multiplier(self, multiplier: float) -> None:
         """The strength of every module; at 0 the model is the base, bit for bit."""

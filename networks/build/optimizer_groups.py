@@ -14,6 +14,9 @@ from .patterns import value_at
 
 logger = logging.getLogger(__name__)
 
+# Classes of prodigyopt and dadaptation that end a step with an error where the rates of two groups differ.
+_OF_ONE_RATE = ("prodigy", "dadaptation", "dadaptadam", "dadaptadampreprint", "dadaptlion", "dadaptsgd")
+
 
 class Rates(NamedTuple):
     """The learning rate of each module: that of the first pattern that matches its dotted path, or else the trainer's.
@@ -33,6 +36,23 @@ class Rates(NamedTuple):
         """The rate of the module called `name`; 0 and None leave it as it is."""
         own = self.own(name)
         return self.trainer_s if own is None else own
+
+
+def check_optimizer(
+    optimizer_type: str, modules: Iterable[AdapterModule], rates: Rates, plus_ratio: float | None
+) -> None:
+    """Raises ValueError, with the options, for groups of several rates with an optimiser that finds one for all."""
+    name = optimizer_type.rpartition(".")[2]
+    if name.lower() not in _OF_ONE_RATE:
+        return
+    plain = {rate for module in modules if (rate := rates.of(module.lora_name))}
+    options = ["loraplus_lr_ratio"] if plus_ratio not in (None, 1) else []
+    options += ["lr_pattern"] if len(plain) > 1 else []
+    if options:
+        raise ValueError(
+            f"{' and '.join(options)}: {name} finds one learning rate for all parameters, and takes no groups of "
+            "others but 0; leave it out, or train with another optimizer"
+        )
 
 
 def build_groups(

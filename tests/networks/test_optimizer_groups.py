@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,3 +140,55 @@ def test_layers_that_a_file_takes_in_have_their_rate(make_model, tmp_path):
     network = create(make_model(), default_exclude_patterns=[".*img_mod"], lr_pattern={".*img_mod": 3e-4})
     network.load_weights(file)
     assert len(by_description(network)["unet 0.0003"][1]) == 4
+
+
+# What ends a step where the rates of two groups differ, as trainers name it (prodigyopt 1.1.2, dadaptation 3.2).
+OF_ONE_RATE = ("prodigyopt.Prodigy", "Prodigy", "DAdaptation", "DAdaptAdam", "dadaptation.DAdaptLion", "DAdaptSGD")
+OTHERS = ("AdamW", "prodigyplus.ProdigyPlusScheduleFree", "DAdaptAdaGrad", "DAdaptAdan", "", None)
+SEVERAL = {
+    "loraplus_lr_ratio": {"loraplus_lr_ratio": "4"},
+    "lr_pattern": {"lr_pattern": "{'.*attn.*': 0.5}"},
+    "loraplus_lr_ratio and lr_pattern": {"loraplus_lr_ratio": "4", "lr_pattern": "{'.*attn.*': 0.5}"},
+}
+ONE = (
+    {},
+    {"loraplus_lr_ratio": "1"},
+    {"lr_pattern": "{'.*attn.*': 0}"},
+    {"lr_pattern": "{'.*attn.*': 1.0}"},
+    {"lr_pattern": "{'.*': 0.5}"},
+)
+
+
+@pytest.mark.parametrize("optimizer", OF_ONE_RATE)
+@pytest.mark.parametrize("named", SEVERAL)
+def test_prodigy_ends_the_first_step_where_options_make_several_rates(make_model, optimizer, named):
+    args = SimpleNamespace(optimizer_type=optimizer, learning_rate=1.0)
+    name = optimizer.rpartition(".")[2]
+    with pytest.raises(ValueError, match=f"^{named}: {name} finds one learning rate for all parameters"):
+        create(make_model(), **SEVERAL[named]).prepare_network(args)
+
+
+@pytest.mark.parametrize("optimizer", [*OF_ONE_RATE, *OTHERS])
+def test_prodigy_takes_options_that_make_one_rate(make_model, optimizer):
+    args = SimpleNamespace(optimizer_type=optimizer, learning_rate=1.0)
+    for options in (*ONE, *(SEVERAL.values() if optimizer in OTHERS else ())):
+        network = create(make_model(), **options)
+        network.prepare_network(args)
+        groups, _ = network.prepare_optimizer_params(unet_lr=1.0)
+        assert (len({group["lr"] for group in groups}) == 1) == (options in ONE)
+
+
+def test_the_rate_of_sd_scripts_counts_for_prodigy(make_model):
+    """It has one for the model, which goes before the one for all."""
+    network = create(make_model(), lr_pattern={".*attn.*": 0.5})
+    network.prepare_network(SimpleNamespace(optimizer_type="Prodigy", learning_rate=1.0, unet_lr=0.5))
+    with pytest.raises(ValueError, match="lr_pattern: Prodigy"):
+        network.prepare_network(SimpleNamespace(optimizer_type="Prodigy", learning_rate=0.5, unet_lr=1.0))
+
+
+@pytest.mark.parametrize("module", [*MODULES, lora_wan], ids=lambda module: module.__name__)
+def test_trainers_find_the_name_that_they_look_for_before_prepare_network(module, make_model):
+    """musubi-tuner calls the network's method only where the module has the name."""
+    network = create(make_model(), loraplus_lr_ratio="4")
+    with pytest.raises(ValueError, match="loraplus_lr_ratio: Prodigy"):
+        module.prepare_network(network, SimpleNamespace(optimizer_type="prodigyopt.Prodigy", learning_rate=1.0))
