@@ -16,7 +16,7 @@ from lora_inspect.remembering import Remembered
 from ..records import NamedTuple
 from . import admitted, changes, every
 from .blocks import fills, holds, used_indices
-from .claims import METADATA_KEYS, V2_KEY, agrees_with_v2, named_by
+from .claims import METADATA_KEYS, MODULE_KEY, V2_KEY, agrees_with_v2, named_by, trained_by
 from .patterns import layout_patterns, pattern_of, separator_of
 from .record import Architecture, Layout, Size
 from .text_encoders import TextEncoder, has
@@ -86,7 +86,7 @@ def candidates(
     lower it to about 0.5 for a base checkpoint, whose norms and embeddings are no layers of an adapter.
     """
     modules, encoders = tuple(modules), tuple(encoders)
-    said = tuple([metadata.get(key, "") for key in (*METADATA_KEYS, V2_KEY)])
+    said = tuple([metadata.get(key, "") for key in (*METADATA_KEYS, V2_KEY, MODULE_KEY)])
     if len(modules) > _MOST_MODULES or max(map(len, said)) > _LONGEST_SAID:
         return _candidates(modules, metadata, encoders, minimum_share)
     key = (modules, encoders, minimum_share, said, changes())
@@ -107,16 +107,18 @@ def _candidates(
     used = used_indices((path for path, _, _ in modules), (fit.architecture for fit in fits))
     named = named_by(metadata)
     reasons: list[str] = []
+    trained = trained_by(metadata)
     left = fits
     for cause, says in _shown(used, encoders):
         left = _narrowed(left, says, cause, reasons)
     if len(left) < len(fits) and not any(holds(fit.layout, used) for fit in left):
         # As wide as that family and deeper than it is: one that is not known here, with the names of them all.
         left, reasons = fits, ["the widths and the block indices contradict each other"]
-    for cause, says in _said(metadata, named):
+    for cause, says in _said(metadata, named, trained):
         left = _narrowed(left, says, cause, reasons)
     return tuple(
-        Detection(fit.architecture, fit.layout, _size_name(fit), _sentence(fit, reasons, named)) for fit in left
+        Detection(fit.architecture, fit.layout, _size_name(fit), _sentence(fit, reasons, _denied(fit, metadata)))
+        for fit in left
     )
 
 
@@ -209,10 +211,21 @@ def _is_full(fit: _Fit, used: Mapping[str, set[int]]) -> bool | None:
     return None if has_smaller or not fit.layout.blocks else False
 
 
-def _said(metadata: Mapping[str, str], named: Mapping[str, str]) -> Iterator[tuple[str, _Says]]:
-    """What the metadata says of them."""
+def _said(metadata: Mapping[str, str], named: Mapping[str, str], trained: Sequence[str]) -> Iterator[tuple[str, _Says]]:
+    """What the metadata says of them, strongest first."""
     yield "the metadata rules out", lambda fit: fit.architecture.name in named
     yield "ss_v2 rules out", lambda fit: agrees_with_v2(fit.architecture.name, metadata)
+    yield f"{MODULE_KEY} rules out", lambda fit: fit.architecture.name in trained
+
+
+def _denied(fit: _Fit, metadata: Mapping[str, str]) -> Iterator[str]:
+    """What the metadata says that the family of `fit` is not."""
+    family = fit.architecture.name
+    for other, value in named_by(metadata).items():
+        if other != family:
+            yield f"the metadata says {value!r}"
+    if family not in (trained := trained_by(metadata)) and trained:
+        yield f"{MODULE_KEY} is {metadata[MODULE_KEY]!r}"
 
 
 def _has_all(architecture: Architecture, encoders: Iterable[TextEncoder]) -> bool | None:
@@ -254,7 +267,7 @@ def _size_name(fit: _Fit) -> str | None:
     return fit.sizes[0].name if fit.sizes and len(fit.sizes) == 1 else None
 
 
-def _sentence(fit: _Fit, reasons: Sequence[str], named: Mapping[str, str]) -> str:
+def _sentence(fit: _Fit, reasons: Sequence[str], denied: Iterable[str]) -> str:
     """The evidence for one family, in one sentence."""
     parts = [f"{fit.share} the {fit.layout.name} layout of {fit.architecture.title}", *reasons]
     name = _size_name(fit)
@@ -263,7 +276,5 @@ def _sentence(fit: _Fit, reasons: Sequence[str], named: Mapping[str, str]) -> st
         parts.append(f"width {width} is the {name} model")
     elif fit.sizes == ():
         parts.append("the widths fit no published size")
-    for other, value in named.items():
-        if other != fit.architecture.name:
-            parts.append(f"the metadata says {value!r}, which the names do not bear out")
+    parts += [f"{said}, which the names do not bear out" for said in denied]
     return "; ".join(parts)

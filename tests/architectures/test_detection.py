@@ -1,3 +1,4 @@
+import re
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
@@ -5,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from lora_inspect.architectures import Architecture, Layout, by_name, every
+from lora_inspect.architectures.claims import trained_by
 from lora_inspect.architectures.detection import candidates, detect
 
 Module = tuple[str, int | None, int | None]
 
+ROOT = Path(__file__).parents[2]
 KEYS = Path(__file__).parent / "keys"
 LAYOUTS = [
     pytest.param(architecture, layout, id=f"{architecture.name}-{layout.name}")
@@ -391,3 +394,61 @@ def test_each_sentence_has_the_share_of_its_own_family():
         "ltx_video": "28 of 29",
         "ltx2": "29 of 29",
     }
+
+
+# What `ss_network_module` may be of, by modules whose families are open without it.
+_OPEN = "transformer_blocks.0.attn.to_k"
+
+
+@pytest.mark.parametrize("package", ["networks.", "musubi_tuner.networks.", "lora_inspect.networks."])
+@pytest.mark.parametrize(
+    ("module", "family"),
+    [("lora_qwen_image", "qwen_image"), ("lora_framepack", "framepack"), ("lora_kandinsky", None), ("lora", None)],
+)
+def test_the_network_module_is_no_evidence_of_the_family(package: str, module: str, family: str | None):
+    modules: list[Module] = [(_OPEN, 3072, 3072)]
+    open_to = names_of(modules)
+    assert {"qwen_image", "framepack"} <= open_to
+    assert "kandinsky5" not in open_to
+    found = candidates(modules, {"ss_network_module": package + module})
+    assert {one.architecture.name for one in found} == ({family} if family else open_to)
+    assert all("ss_network_module rules out" in one.says for one in found) == bool(family)
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["lycoris.kohya", "networks.lora", "networks.loha", "lora_qwen_image", "my.networks.lora_wan", "networks.", ""],
+)
+def test_a_network_module_of_any_family_says_nothing(module: str):
+    modules: list[Module] = [(_OPEN, 3072, 3072)]
+    assert candidates(modules, {"ss_network_module": module}) == candidates(modules, {})
+
+
+def test_flux_and_chroma_have_one_network_module():
+    modules: list[Module] = [("double_blocks.0.img_attn.qkv", 9216, 3072)]
+    found = names_of(modules, {"ss_network_module": "networks.lora_flux"})
+    assert found == {"flux", "chroma"} < names_of(modules)
+
+
+def test_the_network_module_is_weaker_than_what_the_base_is_called():
+    modules: list[Module] = [(_OPEN, 3072, 3072)]
+    metadata = {"ss_network_module": "networks.lora_framepack", "ss_base_model_version": "qwen_image"}
+    assert names_of(modules, metadata) == {"qwen_image"}
+
+
+@pytest.mark.parametrize("module", ["networks.lora_flux", "musubi_tuner.networks.lora_zimage"])
+def test_the_network_module_does_not_win_over_the_names(module: str):
+    modules: list[Module] = [("blocks.0.cross_attn.k", 5120, 5120)]
+    found = detect(modules, {"ss_network_module": module})
+    assert found is not None
+    assert (found.architecture.name, found.size) == ("wan", "14B")
+    assert found.says.endswith(f"ss_network_module is {module!r}, which the names do not bear out")
+    agreeing = detect(modules, {"ss_network_module": "networks.lora_wan"})
+    assert agreeing is not None
+    assert "ss_network_module" not in agreeing.says
+
+
+def test_every_network_module_of_one_family_is_known_by_its_name():
+    for file in sorted((ROOT / "networks").glob("lora_*.py")):
+        families = re.findall(r"architectures\.families\.(\w+) import ARCHITECTURE", file.read_text())
+        assert trained_by({"ss_network_module": f"networks.{file.stem}"})[:1] == (families[0],), file
