@@ -179,7 +179,7 @@ class DeltaModule(AdapterModule):
                 change = kernel.composed(tokens, factors)
             else:
                 change = adapted_linear(kernel, tokens, None, None, None, factors)
-            change = change.view(output.shape)
+        change = change.view(output.shape)
         if self.rank_dropout and self.is_dropping:
             kept = F.dropout(change.new_ones(change.shape[channel]), self.rank_dropout)
             change = change * kept.view(-1, *[1] * (-1 - channel))

@@ -204,7 +204,10 @@ def test_layers_of_one_sample_and_of_none(kind, variant):
     x = input_of(base)
     variant.built(base)
     whole = base(x)
-    assert torch.allclose(base(x[0]), whole[0], atol=1e-6)
+    one = base(x[0])
+    assert one.shape == whole[0].shape
+    # Outputs of up to 12 are summed in another order.
+    assert torch.allclose(one, whole[0], atol=1e-5)
     if kind == "linear":
         assert torch.allclose(base(x[0, 0]), whole[0, 0], atol=1e-6)
     empty = base(x[:0].requires_grad_())

@@ -193,13 +193,18 @@ def test_a_loaded_state_is_not_overwritten_by_apply_to():
         ({"use_dora": True}, "pissa cannot be combined with use_dora"),
         ({"exclude_patterns": "[]"}, r"conv: init_lora_weights=pissa is for Linear layers, not for Conv2d"),
         ({"split_dims": "{'.*to_q': [6, 6]}"}, "pissa cannot be combined with split_dims"),
-        ({"alpha": -2}, "needs an alpha above 0"),
+        ({"alpha": -2}, "network_alpha=-2: a number of at least 0 was expected"),
         ({"module_class": lora.LoRAInfModule}, "is for training LoRA, not for LoRAInfModule"),
     ],
 )
 def test_what_pissa_cannot_do(make_model, options, message):
     with pytest.raises(ValueError, match=message):
         create(make_model(), **options)
+
+
+def test_pissa_refuses_an_alpha_of_weights_below_0():
+    with pytest.raises(ValueError, match="needs an alpha above 0"):
+        PissaModule("x", nn.Linear(4, 4), 1.0, 2, -2.0)
 
 
 def test_pissa_refuses_meta_bases_and_max_norm(make_model):
