@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from lora_inspect.algorithms.record import BIAS, WEIGHT
 from lora_inspect.checking.draft import Draft
 from lora_inspect.checking.subject import Subject
-from lora_inspect.files.dtypes import PLAIN_FLOATS
+from lora_inspect.files.dtypes import FP8, PLAIN_FLOATS
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.listing import counted, listed, some
 from lora_inspect.maths.dora import INPUT, OUTPUT
@@ -93,7 +93,7 @@ def mixed_dtypes(subject: Subject) -> Iterator[Finding]:
         for contribution in subject.adapter.contributions
         if contribution.algorithm.parameter in (WEIGHT, BIAS)
         for info in contribution.operands.values()
-        if info.dtype in PLAIN_FLOATS and info.numel > 1
+        if info.dtype in PLAIN_FLOATS | FP8 and info.numel > 1
     )
     if len(counts) > 1:
         told = listed([f"{dtype} ({count})" for dtype, count in counts.most_common()])

@@ -42,12 +42,16 @@ class Decode(NamedTuple):
 
 
 def load(info: TensorInfo) -> torch.Tensor:
-    """The tensor in float32, or float64 where it is stored so, in its own shape. LoraInspectError for other dtypes."""
-    if info.dtype not in TORCH_DTYPES:
+    """The numbers of a tensor in float32, or float64 where it is stored so, in its own shape.
+
+    Those of eight bits are numbers by themselves here. LoraInspectError for other dtypes.
+    """
+    if info.dtype not in STORED_DTYPES:
         raise LoraInspectError(
-            f"{info.file}: {info.name} is stored as {info.dtype}, but F64, F32, F16 or BF16 was expected there."
+            f"{info.file}: {info.name} is stored as {info.dtype}, but one of {', '.join(STORED_DTYPES)} was expected "
+            "there; write the file anew in one of them."
         )
-    stored = load_stored(info, TORCH_DTYPES[info.dtype])
+    stored = load_stored(info, STORED_DTYPES[info.dtype])
     return stored if info.dtype == "F64" else stored.float()
 
 

@@ -10,7 +10,7 @@ from itertools import combinations
 from math import isfinite, sqrt
 
 from lora_inspect.files.checkpoint import Checkpoint, read_row
-from lora_inspect.files.dtypes import PLAIN_FLOATS, decode_number
+from lora_inspect.files.dtypes import FP8, PLAIN_FLOATS, decode_number
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.maths.expert_packing import GROUPED_BY_EXPERT, PACKINGS
 from lora_inspect.reading.contribution import Contribution
@@ -62,7 +62,7 @@ def _open(reading: FileReading) -> Iterator[tuple[TensorInfo, int]]:
 
 def _is_small(contribution: Contribution) -> bool:
     up = contribution.factors["up"]
-    return up.dtype in PLAIN_FLOATS and up.shape[1] <= _MOST_COLUMNS and contribution.known_rank <= _MOST_RANK
+    return up.dtype in PLAIN_FLOATS | FP8 and up.shape[1] <= _MOST_COLUMNS and contribution.known_rank <= _MOST_RANK
 
 
 def _likeness(checkpoint: Checkpoint, up: TensorInfo, experts: int) -> dict[str, float] | None:
