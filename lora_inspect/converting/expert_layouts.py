@@ -7,11 +7,12 @@ those of gate and up, only a base tells.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from lora_inspect.algorithms import lora
 from lora_inspect.algorithms.lora_experts import lora_experts
 from lora_inspect.architectures.correspondence import Correspondence, Link
+from lora_inspect.architectures.published_experts import is_block_sparse
 from lora_inspect.architectures.rows import Interleaved, Runs
 from lora_inspect.converting.relayout import Destination, ManyLayers, OneLayer, Source
 from lora_inspect.errors import LoraInspectError
@@ -23,12 +24,15 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.expert_parameters import BELOW
 from lora_inspect.reading.identify import adapter_candidates, certain_correspondence
+from lora_inspect.reading.model_config import config_beside
 from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import ModuleName
 
 _PEFT = "peft"
 # The parameter whose wrapper is the innermost one where that of the other is there too.
 _INNER, _OUTER = "gate_up_proj", "down_proj"
+# What stands in a path behind the module that holds the experts, and what that one is called in Mixtral's line.
+_HELD, _BLOCK_SPARSE = ".experts.", ".block_sparse_moe."
 
 
 def with_single_experts(
@@ -61,7 +65,8 @@ def with_single_experts(
                 f"{path}: {module.name.key} is no parameter of {base.path}; name the base that it was trained on."
             )
         destinations += _layers(module, placed[module.name.key], base, correspondence, adapter)
-    return tuple(destinations)
+    holders = {one.module.name.body.partition(_HELD)[0] for one in destinations if one.experts}
+    return tuple(one if one.experts else _beside(one, holders, correspondence) for one in destinations)
 
 
 def with_all_experts(adapter: Adapter) -> tuple[Destination, ...]:
@@ -160,7 +165,7 @@ def _cuts_of_parameter(placed: Placed, links: Sequence[Link], base: Checkpoint) 
     rows, inputs = (columns, stored_rows) if storage.transposed else (stored_rows, columns)
     turned = placed.contribution.settings["turned"] != storage.transposed
     found: dict[str, OneLayer] = {}
-    for link in (link for link in links if link.relation == links[0].relation):
+    for link in _published(links, target.name, base):
         arrangement = link.relation.arrangement
         if arrangement and storage.interleaved:
             arrangement = Interleaved(len(link.relation.parts))
@@ -170,6 +175,25 @@ def _cuts_of_parameter(placed: Placed, links: Sequence[Link], base: Checkpoint) 
         for expert in range(experts):
             found[link.path.replace("{i}", str(expert))] = OneLayer(expert, arranged[link.part].inverted, turned)
     return found
+
+
+def _published(links: Sequence[Link], parameter: str, base: Checkpoint) -> list[Link]:
+    """The links to what the published checkpoints of the model call the layers."""
+    layer = parameter[: parameter.find(".mlp.") + 1]
+    names = [name.removeprefix(layer) for name in base.tensors if name.startswith(layer)]
+    config = config_beside(base)
+    found = is_block_sparse(config.kinds if config else (), names)
+    first = next((link for link in links if (_BLOCK_SPARSE in link.path) == found), None)
+    return [link for link in links if first and link.relation == first.relation]
+
+
+def _beside(destination: Destination, holders: Collection[str], correspondence: Correspondence) -> Destination:
+    """A module that is no expert's, called as one of those that hold the experts of the output calls it."""
+    module = destination.module
+    for link in correspondence.links(module.name.body):
+        if link.relation.arrangement is None and link.path.rpartition(".")[0] in holders:
+            return destination._replace(module=module._replace(name=module.name._replace(body=link.path)))
+    return destination
 
 
 def _cuts_of_layers(placed: Sequence[Placed], links: Sequence[Link]) -> Mapping[str, OneLayer]:

@@ -1,19 +1,17 @@
 """What the modules of a GGUF adapter are in the layout of transformers, by the names that its header chooses."""
 
-import os
 from collections.abc import Iterable
 
 from lora_inspect.architectures import by_name
 from lora_inspect.architectures.correspondence import Correspondence
 from lora_inspect.architectures.detection import Detection
-from lora_inspect.architectures.gguf import GGUF_NAMES, GgufNames, Heads
+from lora_inspect.architectures.gguf import GGUF_NAMES, GgufNames
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.gguf_format import ARCHITECTURE_KEY, TYPE_KEY
-from lora_inspect.files.places import exists, join
 from lora_inspect.listing import listed
 from lora_inspect.reading.contribution import Module
-from lora_inspect.reading.model_config import NAME, read_model_config
+from lora_inspect.reading.model_config import NAME, config_beside
 
 
 def has_header(checkpoint: Checkpoint) -> bool:
@@ -39,7 +37,8 @@ def gguf_correspondence(checkpoint: Checkpoint, modules: Iterable[Module], base:
     """
     names = gguf_names(checkpoint)
     arranged = next((module.name.key for module in modules if names.is_arranged(module.name.body)), None)
-    heads = _heads_beside(base) if arranged else None
+    config = config_beside(base) if arranged else None
+    heads = config and config.heads
     if arranged and heads is None:
         raise LoraInspectError(
             f"{checkpoint.path}: llama.cpp has the rows of {arranged} in another order than transformers, which "
@@ -57,9 +56,3 @@ def gguf_names(checkpoint: Checkpoint) -> GgufNames:
             f"are {listed(sorted(GGUF_NAMES), 'and')}. Use the PEFT adapter that it was made from."
         )
     return GGUF_NAMES[named]
-
-
-def _heads_beside(base: Checkpoint) -> Heads | None:
-    folder = os.path.dirname(base.files[0]) if base.files else base.path
-    path = join(folder, NAME)
-    return read_model_config(path).heads if exists(path) else None

@@ -1,12 +1,14 @@
 """What the `config.json` of a model of transformers says of it: its kind, and the heads of its attention."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from lora_inspect.architectures.gguf import Heads
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.json_files import read_json
-from lora_inspect.files.places import is_file, is_folder, join
+from lora_inspect.files.places import exists, is_file, is_folder, join
 from lora_inspect.records import NamedTuple
 
 NAME = "config.json"
@@ -34,6 +36,13 @@ def read_model_config(path: str) -> ModelConfig:
     text = inner if isinstance(inner, dict) else config
     kinds = (one.get("model_type") for one in (config, text))
     return ModelConfig(file, tuple(dict.fromkeys(kind for kind in kinds if isinstance(kind, str))), _heads(text))
+
+
+def config_beside(base: Checkpoint) -> ModelConfig | None:
+    """The config that stands beside the weights of a base, None for none."""
+    folder = os.path.dirname(base.files[0]) if base.files else base.path
+    path = join(folder, NAME)
+    return read_model_config(path) if exists(path) else None
 
 
 def _heads(config: Mapping[str, Any]) -> Heads | None:

@@ -85,6 +85,7 @@ def relations() -> Iterator[Relation]:
         experts("mlp.experts.gate_up_proj", *under("block_sparse_moe.experts.{i}", "w1", "w3")),
         experts("mlp.experts.down_proj", "block_sparse_moe.experts.{i}.w2"),
         same("block_sparse_moe.gate", "mlp.gate"),
+        same("block_sparse_moe.gate", "mlp.router"),  # PhiMoE
         # As the models of mlx-lm put the experts together.
         experts("mlp.switch_mlp.gate_proj", "mlp.experts.{i}.gate_proj"),
         experts("mlp.switch_mlp.up_proj", "mlp.experts.{i}.up_proj"),
