@@ -179,7 +179,8 @@ class NameTable:
     def _add_experts(self, info: TensorInfo, spellings: "_Spellings") -> None:
         for own in own_paths(info.name, self._component, self._base):
             if not is_weight(info):
-                self._add(own, Found(info.name, parameter=True), spellings)
+                for name in (own, *(link.path for link in self._correspondence.links(own))):
+                    self._add(name, Found(info.name, parameter=True), spellings)
             for link in self._correspondence.links_of_parameters(own):
                 self._add(link.path, Found(info.name, _piece(link), parameter=True), spellings)
             # What is a module of a base that has all experts in it has them in its weight.

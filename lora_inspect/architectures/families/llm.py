@@ -1,4 +1,4 @@
-"""Decoder language models of the Llama line: Llama, Mistral, Qwen, Gemma, MiniCPM, Phi, DeepSeek, StarCoder 2.
+"""Decoder language models of the Llama line: Llama, Mistral, Qwen, Gemma, MiniCPM, Phi, DeepSeek, Granite, StarCoder 2.
 
 Leaves as in their classes of transformers: `qkv_proj` and `gate_up_proj` are Phi-3's fused layers, the numbered
 experts those of mixture models stored one by one, the others parameters of all experts at once, and `router` that of
@@ -26,6 +26,10 @@ LAYER = (
     "block_sparse_moe.gate",
     *under("block_sparse_moe.experts.{i}", "w1", "w2", "w3"),
     *under("block_sparse_moe.switch_mlp", "gate_proj", "up_proj", "down_proj"),
+    # Granite.
+    *under("block_sparse_moe.experts", *EXPERT_PARAMETERS),
+    *under("block_sparse_moe", "input_linear", "output_linear", "router", "router.layer"),
+    *under("shared_mlp", "input_linear", "output_linear"),
     # Phi 1 and 2, and StarCoder 2.
     "self_attn.dense",
     *under("mlp", "fc1", "fc2", "c_fc", "c_proj"),
@@ -85,7 +89,11 @@ def relations() -> Iterator[Relation]:
         experts("mlp.experts.gate_up_proj", *under("block_sparse_moe.experts.{i}", "w1", "w3")),
         experts("mlp.experts.down_proj", "block_sparse_moe.experts.{i}.w2"),
         same("block_sparse_moe.gate", "mlp.gate"),
-        same("block_sparse_moe.gate", "mlp.router"),  # PhiMoE
+        same("mlp.router", "block_sparse_moe.gate"),  # PhiMoE
+        # Granite's parameters of all experts and its router, as its class and its checkpoints have them.
+        same("block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.input_linear"),
+        same("block_sparse_moe.experts.down_proj", "block_sparse_moe.output_linear"),
+        same("block_sparse_moe.router", "block_sparse_moe.router.layer"),
         # As the models of mlx-lm put the experts together.
         experts("mlp.switch_mlp.gate_proj", "mlp.experts.{i}.gate_proj"),
         experts("mlp.switch_mlp.up_proj", "mlp.experts.{i}.up_proj"),
