@@ -1,11 +1,14 @@
 """Fields of an `adapter_config.json` that decide a formula: each of the kind it has to be, or the reason why not."""
 
+import re
 from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any, TypeGuard
 
 # What a field's value must be.
 Fields = Mapping[str, Callable[[Any], bool]]
+# The last version of PEFT that wrote none into its configs.
+_UNVERSIONED = (0, 17, 1)
 
 
 def is_switch(value: Any) -> bool:
@@ -26,6 +29,15 @@ def is_number(value: Any) -> TypeGuard[float]:
 def is_seed(value: Any) -> bool:
     """Whether it is a whole number that torch takes for a seed."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**64
+
+
+def peft_version(config: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """The version of PEFT that wrote the config, the last such one where it names none; None for no released one."""
+    text = config.get("peft_version")
+    if text is None:
+        return _UNVERSIONED
+    found = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})(\+.*)?", text) if isinstance(text, str) else None
+    return (int(found[1]), int(found[2]), int(found[3])) if found else None
 
 
 def _is_finite(value: float) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 # Of each file; without any it has none.
 NAMES: Mapping[str, tuple[str, ...]] = {
     "adalora": ("adalora",),
+    "attention_lora": (),
     "block_diagonal_lora": ("bdlora",),
     "config_fields": (),
     "drawn_entries": (),

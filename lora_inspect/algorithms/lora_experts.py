@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Of what no registry has, as no suffix tells it.
 NAME = "lora_experts"
+# LoRA on a parameter of two dimensions: the change of it as it is stored, of which PEFT makes no DoRA.
+OF_MATRIX = lora.ALGORITHM._replace(decomposes=False, transposed=False)
 
 
 def rank(experts: int, shapes: Shapes) -> int:

@@ -25,6 +25,7 @@ from lora_inspect.reading.steps import Steps
 # Embeddings of single tokens, which no target_modules choose.
 _TOKENS = ("lora_tokens", "trainable_tokens")
 _LORA = ("lora", "lora_bias", "lora_embedding")
+_HELD = ("lora_experts", "saved", "lora", "lora_bias")
 _OTHERS = ("ia3", "peft_oft", "vera")
 
 
@@ -38,7 +39,7 @@ def _refused(adapter: Adapter) -> str | None:
     settings = settings_of(adapter)
     for contribution in adapter.contributions:
         rank = contribution.rank
-        if contribution.algorithm.name in _LORA and rank and settings.rank(contribution.module.body) != rank:
+        if contribution.algorithm.name in _LORA and rank and settings.rank(contribution.config_path) != rank:
             return f"RuntimeError: size mismatch for {contribution.module.key}, as the config gives it another rank"
     return None
 
@@ -50,10 +51,12 @@ def _finds(adapter: Adapter) -> Finder:
         return lambda given: False
     from lora_inspect.reading.adapted_modules import adapted_modules
 
-    adapts = adapted_modules(config, Steps())
+    adapts, settings = adapted_modules(config, Steps()), settings_of(adapter)
 
     def finds(given: Given) -> bool | None:
-        return True if given.contribution.algorithm.name in _TOKENS else adapts(given.module.name.body)
+        if given.contribution.algorithm.name in (*_TOKENS, *_HELD[:2]):
+            return True
+        return settings.is_parameter(given.contribution.config_path) or adapts(given.contribution.config_path)
 
     return finds
 
@@ -78,8 +81,8 @@ CONSUMER = Consumer(
             rules=(
                 _FILE,
                 _FILE._replace(dialects=("lycoris",), kinds={"loha": COMPUTES, "lokr": COMPUTES}),
-                # Factors of all experts stand under the layer that holds them.
-                _FILE._replace(dialects=(HIDING,), kinds={"lora_experts": COMPUTES}, finds=None),
+                # Factors of parameters stand under the layer that holds them, and those of layers in it below that.
+                _FILE._replace(dialects=(HIDING,), kinds=dict.fromkeys(_HELD, COMPUTES)),
                 # What is saved whole has no suffix of its own.
                 Rule(prefixes=_FILE.prefixes, kinds={"saved": COMPUTES}),
                 Rule(unfound=Strangers(WARNS, "Found missing adapter keys while loading the checkpoint")),

@@ -22,9 +22,9 @@ from lora_inspect.matching.match import Matching
 from lora_inspect.matching.place import Placed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.expert_parameters import BELOW
 from lora_inspect.reading.identify import adapter_candidates, certain_correspondence
 from lora_inspect.reading.model_config import config_beside
+from lora_inspect.reading.saved_tensors import BELOW
 from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import ModuleName
 
@@ -229,4 +229,6 @@ def _made_of(contribution: Contribution, name: ModuleName, wrapper: str, experts
     suffixes = lora.DIALECTS[_PEFT]
     factors = {role: info._replace(name=wrapper + suffixes[role]) for role, info in contribution.factors.items()}
     algorithm = lora_experts(experts) if experts else lora.ALGORITHM
-    return Module(name, (contribution._replace(module=name, algorithm=algorithm, factors=factors, settings={}),))
+    return Module(
+        name, (contribution._replace(module=name, algorithm=algorithm, factors=factors, settings={}, in_config=""),)
+    )

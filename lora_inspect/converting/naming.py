@@ -10,6 +10,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.dora import INPUT, OF_STORED_ROWS
 from lora_inspect.reading.contribution import Contribution, Magnitude, Module
 from lora_inspect.reading.suffixes import parse_key
+from lora_inspect.schemes.peft import PEFT
 
 # The config is one of PEFT, which has an alpha for each module, or of mlx-lm, which has one scale for all.
 ALPHA, CONFIG, ONE_SCALE, FACTORS, HEADER = "alpha", "config", "one scale", "factors", "header"
@@ -51,8 +52,9 @@ def factor_key(module: Module, origin: Contribution, algorithm: Algorithm, role:
         return module.name.key + own.get(schemes.by_name(module.name.scheme).dialect, next(iter(own.values())))[role]
     source = origin.factors[role].name
     parsed = parse_key(source)
-    # Factors of all experts stand under the layer that holds them, which no suffix tells.
-    if module.name == origin.module and (not module.respelled or algorithm.experts):
+    # Factors of a parameter stand under the layer that holds it, which no suffix tells; and so does what is in that.
+    is_held = algorithm.experts or (module.name.scheme == PEFT.name and not source.startswith(module.name.key))
+    if module.name == origin.module and (not module.respelled or is_held):
         return source if parsed is None or source.endswith(parsed.suffix) else parsed.module + parsed.suffix
     tail = parsed.suffix if parsed else source.removeprefix(origin.module.key)
     dialect = origin.algorithm.dialects.get(schemes.by_name(module.name.scheme).dialect, {})

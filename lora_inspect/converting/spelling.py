@@ -4,6 +4,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lora_inspect.algorithms.lora_experts import OF_MATRIX
 from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.naming import ALPHA, alpha_key, carrier_of, factor_key, magnitude_place
 from lora_inspect.converting.part import Part
@@ -22,6 +23,22 @@ class SpelledModule:
     parts: tuple[Part, ...]
     contents: tuple[Content, ...]
     magnitude: str | None = None
+
+    @property
+    def path_in_config(self) -> str:
+        """The dotted path by which a config of PEFT speaks of it."""
+        return self.parts[0].origin.config_path if self._is_named_as_before else self.module.name.body
+
+    @property
+    def is_of_parameter(self) -> bool:
+        """Whether PEFT finds it by the `target_parameters` of a config."""
+        own = [part.algorithm for part in self.parts]
+        is_matrix = self._is_named_as_before and any(algorithm is OF_MATRIX for algorithm in own)
+        return is_matrix or any(algorithm.experts for algorithm in own)
+
+    @property
+    def _is_named_as_before(self) -> bool:
+        return self.parts[0].origin.module == self.module.name
 
     @property
     def rank(self) -> int | None:

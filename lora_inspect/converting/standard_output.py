@@ -234,7 +234,7 @@ class StandardOutput:
     def _config(self, modules: "Mapping[str, SpelledModule]") -> dict[str, object]:
         checkpoint = self._adapter.checkpoint
         config = checkpoint.config if checkpoint.config and peft_config.is_peft_config(checkpoint.config) else None
-        paths = {key: module.module.name.body for key, module in modules.items()}
+        paths = {key: module.path_in_config for key, module in modules.items()}
         ranks = _ranks({paths[key]: module for key, module in modules.items()})
         alphas = {paths[key]: module.alpha for key, module in modules.items() if module.alpha is not None}
         methods = _methods(modules.values())
@@ -249,15 +249,15 @@ class StandardOutput:
         if config is None:
             config = {**BARE, **peft_config.embedded_configs(checkpoint.metadata).get("", {})}
         use_dora = any(module.magnitude for module in modules.values())
-        experts = {paths[key] for key, module in modules.items() if any(p.algorithm.experts for p in module.parts)}
+        parameters = {paths[key] for key, module in modules.items() if module.is_of_parameter}
         if any(destination.experts for destination in self._modules):
-            config = moved_experts(config, ranks, experts)
+            config = moved_experts(config, ranks, parameters)
         saved_whole = [paths[key] for key, module in modules.items() if _has_saved(module)]
         # A config that speaks of biases which are not there has programs refuse the folder.
         has_none = config.get("bias", "none") != "none" and not any(map(_has_saved_bias, modules.values()))
         config = saved_config(config, saved_whole, not (self._without_biases or has_none))
         own, listed = lora_config(config), self._asked is not None
-        return standard_config(own, ranks, alphas, use_dora, experts, listed) | _of_biases(modules.values())
+        return standard_config(own, ranks, alphas, use_dora, parameters, listed) | _of_biases(modules.values())
 
 
 def _of_cores(modules: "Iterable[SpelledModule]") -> dict[str, object]:

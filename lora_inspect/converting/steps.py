@@ -7,6 +7,7 @@ from lora_inspect.algorithms import lora
 from lora_inspect.converting import settled_magnitude
 from lora_inspect.converting.arranged_experts import ExpertArranger
 from lora_inspect.converting.arranged_rows import arrange
+from lora_inspect.converting.attention_parts import counted_once
 from lora_inspect.converting.carried_scale import alpha_of_all, carry_scales
 from lora_inspect.converting.found_changes import WholeChanges
 from lora_inspect.converting.full_differences import spell_differences
@@ -67,7 +68,8 @@ def convert_modules(
         carrier = carrier_of(target.module)
         found: list[Sequence[Part]] = []
         for source in target.sources:
-            parts: Sequence[Part] = as_lora(write_instead(repack(read_parts(source.module)), instead))
+            read = counted_once(read_parts(source.module), source.module, target.module)
+            parts: Sequence[Part] = as_lora(write_instead(repack(read), instead))
             parts = fuse_slices(parts, carrier, growth)
             if own := landed.get(source.module.name.key):
                 parts = settled_magnitude.approximate(parts, own, options.rank, options.max_error)

@@ -172,6 +172,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
             *rare.about_saved(claims, configs),
             *rules.about(reading.contributions),
             *rare.about_experts(reading),
+            *rare.about_attention(reading),
             *rare.about_residuals(reading),
             *about_hidden_ranks(reading.contributions, claims.flags),
         ),

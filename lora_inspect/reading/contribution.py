@@ -41,6 +41,7 @@ class Contribution(NamedTuple):
     `residual` is the initialisation that moved a part of the base into the factors, or empty; `on_residual` says that
     the base is given without that part.
     `is_optional` says that a layer without the parameter is none that lacks something.
+    `in_config` is what a config of PEFT calls what the factors are of, empty where that is the module's own path.
     """
 
     module: ModuleName
@@ -59,6 +60,12 @@ class Contribution(NamedTuple):
     residual: str = ""
     on_residual: bool = False
     is_optional: bool = False
+    in_config: str = ""
+
+    @property
+    def config_path(self) -> str:
+        """The dotted path by which a config of PEFT gives it a rank and an alpha."""
+        return self.in_config or self.module.body
 
     @property
     def formula(self) -> Formula:

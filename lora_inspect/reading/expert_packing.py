@@ -6,11 +6,11 @@ The evidence for the columns is the config, the same name in the metadata of the
 Sources: `fused_expert_lora_layout` and `saved_lora_b_layouts` of unsloth_zoo, `ParamWrapper` of PEFT.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lora_inspect.algorithms.config_fields import peft_version
 from lora_inspect.maths.expert_packing import PACKINGS, RANK_MAJOR
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.evidence import Evidence
@@ -29,8 +29,6 @@ _WAY_OUT = f"say which with --{OPTION} {'|'.join(PACKINGS)}"
 # Which dimension of a parameter (experts, d1, d2) A is along, where both are of one size: always d1, or d1 or d2 by
 # whether its class stores (experts, in, out).
 FIRST, OUTPUT, INPUT = "first", "output", "input"
-# The last version of PEFT that wrote none into its configs.
-_UNVERSIONED = (0, 17, 1)
 
 
 def with_packing(
@@ -81,12 +79,8 @@ def along(config: Mapping[str, Any]) -> str | None:
     Up to 0.18 it is the first one. 0.19.0 takes it the other way round where the class stores (experts, in, out), which
     makes it that of the outputs, and later versions that of the inputs.
     """
-    text = config.get("peft_version")
-    if text is None:
-        version = _UNVERSIONED
-    elif isinstance(text, str) and (found := re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})(\+.*)?", text)):
-        version = (int(found[1]), int(found[2]), int(found[3]))
-    else:
+    version = peft_version(config)
+    if version is None:
         return None
     if version < (0, 19, 0):
         return FIRST

@@ -37,7 +37,7 @@ class FoundConfig(NamedTuple):
         Tensors that have none cannot contradict it.
         """
         rank = contribution.formula.rank(contribution.shapes)
-        return rank is None or self.modules.rank(contribution.module.body) == rank
+        return rank is None or self.modules.rank(contribution.config_path) == rank
 
 
 def find_configs(
@@ -100,6 +100,7 @@ def _fits(found: FoundConfig, contributions: Sequence[Contribution]) -> bool:
         return False
     # Targets that are not compared with modules are no matter where ranks differ already.
     return all(map(found.gives_rank, contributions)) and all(
-        found.modules.is_target(contribution.module.body) or contribution.algorithm.experts
+        found.modules.is_target(path) or contribution.algorithm.experts or found.modules.is_parameter(path)
         for contribution in contributions
+        for path in (contribution.config_path,)
     )

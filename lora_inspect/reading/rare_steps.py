@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _NUMBERED = tuple(CLONEOFSIMO.prefixes)
 # How modules end that PEFT trains all experts in: the experts themselves, and what its wrappers are around.
 _OF_EXPERTS = ("experts", ".base_layer")
+_BELOW_WRAPPERS = ".base_layer."
 
 
 def claimed(checkpoint: Checkpoint) -> Claims:
@@ -95,12 +96,12 @@ def rules_of(checkpoint: Checkpoint, claims: Claims) -> OwnRules:
 
 
 def with_experts(claims: Claims, configs: Sequence[FoundConfig]) -> Claims:
-    """The claims with the parameters of all experts that PEFT trains as one."""
-    if not configs and not any(map(str.endswith, claims.modules, repeat(_OF_EXPERTS))):
+    """The claims with the parameters that PEFT trains, and with what lies in the modules that it wraps for them."""
+    if not configs and not any(name.endswith(_OF_EXPERTS) or _BELOW_WRAPPERS in name for name in claims.modules):
         return claims
-    from lora_inspect.reading.expert_parameters import claim_experts
+    from lora_inspect.reading.expert_parameters import claim_wrapped
 
-    return claim_experts(claims, configs)
+    return claim_wrapped(claims, configs)
 
 
 def with_saved(
@@ -205,6 +206,15 @@ def about_experts(reading: FileReading) -> Iterable[Evidence]:
     return expert_packing.about_experts(
         list(reading.contributions), reading.configs, reading.checkpoint.metadata, chosen
     )
+
+
+def about_attention(reading: FileReading) -> Iterable[Evidence]:
+    """How often PEFT counts the change of an attention's output."""
+    if not any(contribution.in_config for contribution in changes_of_kinds(reading.modules)):
+        return ()
+    from lora_inspect.reading import attention_counts
+
+    return attention_counts.about_attention(reading)
 
 
 def about_residuals(reading: FileReading) -> Iterable[Evidence]:

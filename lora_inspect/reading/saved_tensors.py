@@ -47,6 +47,18 @@ class BaseTensor(NamedTuple):
         return cls(module.removesuffix(wrapper), parameter, wrapper)
 
 
+def path_in_model(path: str, wrapped: Collection[str]) -> str:
+    """The path of a module without what the wrappers of others, whose paths in the model these are, leave in it."""
+    at = path.find(f"{BELOW}.")
+    while at >= 0:
+        if path[:at] in wrapped:
+            path = path[:at] + path[at + len(BELOW) :]
+            at = path.find(f"{BELOW}.", at)
+        else:
+            at = path.find(f"{BELOW}.", at + 1)
+    return path
+
+
 class _Evidence:
     """What one config says of tensors of the base."""
 
@@ -96,9 +108,10 @@ def claim_saved(
     if not evidence:
         return claims
     groups: dict[tuple[str, str], dict[str, TensorInfo]] = {}
-    findings = list(claims.findings)
+    findings, wrapped = list(claims.findings), _wrapped(claims)
     for key in claims.unclaimed:
         tensor = BaseTensor.of(key)
+        tensor = tensor._replace(module=path_in_model(tensor.module, wrapped))
         name = schemes.recognise(tensor.module)
         if not tensor.module or not any(one.trains(tensor, name, claims) for one in evidence):
             continue
@@ -125,6 +138,17 @@ def copies_below(unclaimed: Iterable[str], modules: Collection[str]) -> list[str
     """The keys of what the base has below a module of the file, which PEFT saves beside it and a merge compares."""
     named = ((key, BaseTensor.of(key)) for key in unclaimed)
     return [key for key, one in named if one.wrapper == BELOW and one.parameter in COPIED and one.module in modules]
+
+
+def _wrapped(claims: Claims) -> set[str]:
+    """The paths of modules of the model that have wrappers with factors."""
+    found: set[str] = set()
+    for module in claims.modules.values():
+        for info in module.tensors:
+            holder = info.name.partition(".lora_")[0]
+            if not holder.startswith(module.name.key) or holder == module.name.key:
+                found.add(path_in_model(holder.removesuffix(BELOW), found))
+    return found
 
 
 def about_saved(claims: Claims, configs: Sequence[FoundConfig]) -> Iterator[Evidence]:

@@ -151,16 +151,16 @@ def _rank(contribution: Contribution, sources: ScaleSources) -> tuple[int | None
 
     Where the tensors show none, the flag of a program or a config may say that there is one.
     """
-    formula, module = contribution.formula, contribution.module
+    formula, scheme = contribution.formula, contribution.module.scheme
     rank = formula.rank(contribution.shapes)
     if rank is not None or formula.hidden_rank is None:
         return rank, ""
     if sources.hidden:
         return formula.hidden_rank(contribution.shapes), ""
     if not sources.configs:
-        in_config = schemes.by_name(module.scheme).absent_alpha == "config" and not sources.module.alpha
+        in_config = schemes.by_name(scheme).absent_alpha == "config" and not sources.module.alpha
         return None, RANK_MISSING if in_config else ""
-    configured = sources.configs[0].modules.rank(module.body)
+    configured = sources.configs[0].modules.rank(contribution.config_path)
     if any(found.modules.refused for found in sources.configs):
         return None, PATTERN_REFUSED
     return configured, "" if configured else RANK_UNREADABLE
@@ -169,7 +169,7 @@ def _rank(contribution: Contribution, sources: ScaleSources) -> tuple[int | None
 def _alpha(contribution: Contribution, sources: ScaleSources, rank: int) -> tuple[float | None, str]:
     """Alpha with an empty reason, or why it is unknown. (None, "") means that the scheme has none: scale 1."""
     theirs = [found for found in sources.configs if found.gives_rank(contribution)]
-    configured = {found.where: found.modules.alpha(contribution.module.body) for found in theirs}
+    configured = {found.where: found.modules.alpha(contribution.config_path) for found in theirs}
     if sources.module.alpha:
         alpha, why = _stored_alpha(sources.stored, configured)
         if alpha is None or sources.counted.contradiction:
@@ -180,7 +180,7 @@ def _alpha(contribution: Contribution, sources: ScaleSources, rank: int) -> tupl
     if theirs:
         return _configured_alpha(contribution, theirs[0], configured, rank, sources.rule.value)
     if sources.configs:
-        expected = sources.configs[0].modules.rank(contribution.module.body)
+        expected = sources.configs[0].modules.rank(contribution.config_path)
         says = "is no whole number" if expected is None else f"is {expected}"
         return None, f"the config's rank {says} and the tensors' is {rank}, so it is not theirs"
     if schemes.by_name(contribution.module.scheme).absent_alpha == "config":
