@@ -150,17 +150,16 @@ def _wrappers(modules: Mapping[str, Module]) -> list[_Wrapped]:
             end, depth = end - len(BELOW), depth + 1
         found[module.name.prefix + module.name.body[:end]][depth] = module
     wrappers: dict[str, _Wrapped] = {}
+    lengths: dict[int, None] = {}
     for path in sorted(found, key=len):
         in_model = path_in_model(path, wrappers)
         own = wrappers[in_model] = _Wrapped(path, in_model, found[path], {})
-        for at in _dots(in_model) if in_model != path else ():
-            if holder := wrappers.get(in_model[:at]):
+        # A path may have as many dots as a file has room for; those before which a wrapper's ends are few.
+        for at in lengths if in_model != path else ():
+            if in_model[at : at + 1] == "." and (holder := wrappers.get(in_model[:at])):
                 holder.inner[in_model[at + 1 :]] = own
+        lengths[len(in_model)] = None
     return list(wrappers.values())
-
-
-def _dots(path: str) -> Iterator[int]:
-    return (at for at, letter in enumerate(path) if letter == ".")
 
 
 def _speaks(found: "FoundConfig", wrapped: _Wrapped) -> bool:

@@ -27,6 +27,8 @@ BELOW = ".base_layer"
 _WRAPPERS = {BELOW: SAVED, ".modules_to_save": TWIN, ".original_module": ORIGINAL}
 # The steps that a name takes, and how many letters of a path are compared in them.
 _STEPS, _LETTERS = 4, 256
+# A wrapper is one parameter of a module; a key may have as many of their names as a file has room for.
+_MOST_WRAPPERS = 64
 # The parameters of a base that are copied.
 COPIED = ("weight", "bias")
 _SHOWN = 3
@@ -49,7 +51,7 @@ class BaseTensor(NamedTuple):
 
 def path_in_model(path: str, wrapped: Collection[str]) -> str:
     """The path of a module without what the wrappers of others, whose paths in the model these are, leave in it."""
-    at = path.find(f"{BELOW}.")
+    at = path.find(f"{BELOW}.") if path.count(BELOW) <= _MOST_WRAPPERS else -1
     while at >= 0:
         if path[:at] in wrapped:
             path = path[:at] + path[at + len(BELOW) :]
