@@ -17,7 +17,7 @@ from lora_inspect.algorithms.lora_experts import OF_MATRIX, lora_experts
 from lora_inspect.listing import some
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.problem import Finding
-from lora_inspect.reading.saved_tensors import BELOW, path_in_model
+from lora_inspect.reading.saved_tensors import BELOW, without_wrappers
 from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:
@@ -150,15 +150,11 @@ def _wrappers(modules: Mapping[str, Module]) -> list[_Wrapped]:
             end, depth = end - len(BELOW), depth + 1
         found[module.name.prefix + module.name.body[:end]][depth] = module
     wrappers: dict[str, _Wrapped] = {}
-    lengths: dict[int, None] = {}
     for path in sorted(found, key=len):
-        in_model = path_in_model(path, wrappers)
+        in_model, ends = without_wrappers(path, wrappers)
         own = wrappers[in_model] = _Wrapped(path, in_model, found[path], {})
-        # A path may have as many dots as a file has room for; those before which a wrapper's ends are few.
-        for at in lengths if in_model != path else ():
-            if in_model[at : at + 1] == "." and (holder := wrappers.get(in_model[:at])):
-                holder.inner[in_model[at + 1 :]] = own
-        lengths[len(in_model)] = None
+        for end in ends:
+            wrappers[in_model[:end]].inner[in_model[end + 1 :]] = own
     return list(wrappers.values())
 
 

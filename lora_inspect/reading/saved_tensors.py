@@ -51,14 +51,21 @@ class BaseTensor(NamedTuple):
 
 def path_in_model(path: str, wrapped: Collection[str]) -> str:
     """The path of a module without what the wrappers of others, whose paths in the model these are, leave in it."""
+    return without_wrappers(path, wrapped)[0]
+
+
+def without_wrappers(path: str, wrapped: Collection[str]) -> tuple[str, list[int]]:
+    """The same, and where in it the paths of those wrapped modules end that the module is in."""
+    ends: list[int] = []
     at = path.find(f"{BELOW}.") if path.count(BELOW) <= _MOST_WRAPPERS else -1
     while at >= 0:
         if path[:at] in wrapped:
             path = path[:at] + path[at + len(BELOW) :]
+            ends.append(at)
             at = path.find(f"{BELOW}.", at)
         else:
             at = path.find(f"{BELOW}.", at + 1)
-    return path
+    return path, ends
 
 
 class _Evidence:
