@@ -83,7 +83,7 @@ def trained(tmp_path_factory):
     return make
 
 
-def as_checkpoint(adapter, folder):
+def as_checkpoint(adapter, folder, targets=OF_CHECKPOINT):
     """The adapter as PEFT has it where the class itself has the names of the checkpoint, as in transformers 4."""
     shutil.copytree(adapter, folder)
     tensors = {}
@@ -92,14 +92,14 @@ def as_checkpoint(adapter, folder):
         tensors[key.replace(found, RENAMED[found]) if found else key] = value
     save_file(tensors, folder / "adapter_model.safetensors")
     config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "target_parameters": OF_CHECKPOINT}))
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "target_parameters": targets}))
     return folder
 
 
-def assert_equal(found, theirs, base):
+def assert_equal(found, theirs, base, changed=6):
     assert found.keys() == theirs.keys()
     assert all(float((found[key] - theirs[key]).abs().max()) <= 1e-6 for key in found)
-    assert sum(not torch.equal(found[key], base[key]) for key in found) == 6
+    assert sum(not torch.equal(found[key], base[key]) for key in found) == changed
 
 
 @pytest.mark.parametrize("names", ["of the class", "of the checkpoint"])
@@ -123,6 +123,19 @@ def test_the_router_is_found_under_either_name(trained, run, tmp_path):
         ended = run("merge", base, own.adapter, "-o", out)
         assert ended.status == 0, ended.stderr
         assert_equal(load_file(out), own.theirs[form], load_file(base))
+
+
+@pytest.mark.parametrize("names", ["of the class", "of the checkpoint"])
+@pytest.mark.parametrize("form", ["saved", "fused"])
+def test_a_square_parameter_that_no_other_shows_the_way_round_of(form, names, trained, run, tmp_path):
+    own = trained("Granite of square outputs", ["experts.down_proj"])
+    adapter = (
+        own.adapter if names == "of the class" else as_checkpoint(own.adapter, tmp_path / "adapter", OF_CHECKPOINT[1:])
+    )
+    out = tmp_path / "out.safetensors"
+    ended = run("merge", own.bases[form], adapter, "-o", out)
+    assert ended.status == 0, ended.stderr
+    assert_equal(load_file(out), own.theirs[form], load_file(own.bases[form]), changed=4)
 
 
 def test_a_class_with_the_names_of_the_checkpoint(trained, run, tmp_path):
