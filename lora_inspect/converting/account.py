@@ -49,6 +49,17 @@ def counted(ranks: Iterable[int]) -> dict[str, int]:
     return {str(rank): count for rank, count in Counter(ranks).most_common()}
 
 
+def above_rank(file: str, modules: "Mapping[str, SpelledModule]", limit: int | None) -> Iterator[str]:
+    """What is said where modules of the output have a higher rank than the one that was asked for."""
+    above = {key: module.rank for key, module in modules.items() if limit and (module.rank or 0) > limit}
+    if above:
+        key = max(above, key=lambda one: above[one] or 0)
+        yield (
+            f"{file}: {len(above)} of {len(modules)} modules get a rank above --rank {limit}, {key} {above[key]}: what "
+            "is LoRA already keeps its rank, and the ranks of changes that go into one module add up."
+        )
+
+
 def is_exact(errors: Mapping[str, float | None]) -> bool:
     """Whether no module lost more than the rounding of a float32."""
     from lora_inspect.converting.carried_scale import EXACT

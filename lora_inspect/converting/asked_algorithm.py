@@ -3,9 +3,10 @@
 from lora_inspect.algorithms import lora, mlx, saved
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Shapes
 from lora_inspect.converting.asked_full import check_full
-from lora_inspect.converting.choices import FULL
+from lora_inspect.converting.choices import FULL, SINGLE_EXPERTS
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.listing import listed
 from lora_inspect.matching.match import Matching
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution
@@ -49,7 +50,10 @@ def needs_base(contribution: Contribution, options: ConvertOptions) -> bool:
 
 
 def check_algorithm(adapter: Adapter, options: ConvertOptions) -> list[str]:
-    """Raises LoraInspectError where a base or a rank is needed that is not given; a note where all is LoRA already."""
+    """Raises LoraInspectError where a base or a rank is needed that is not given, or has nothing to do.
+
+    A note says where all is LoRA already.
+    """
     if options.algorithm is None:
         return []
     if options.algorithm == FULL:
@@ -62,14 +66,16 @@ def check_algorithm(adapter: Adapter, options: ConvertOptions) -> list[str]:
             f"{file}: {whole.module.key} is {whole.algorithm.title}, of which only the weight that it replaces tells "
             f"the change; name the base that it was trained on as --base BASE, {limit}."
         )
+    told = next((c for c in adapter.contributions if needs_base(c, options)), None)
     if not made:
+        if told is None:
+            _refuse_idle(adapter, options)
         return [f"{file}: it holds nothing that --algorithm lora changes."]
     if turned := next((c for c in made if c.algorithm.transposed), None):
         raise LoraInspectError(
             f"{file}: {turned.module.key} is {turned.algorithm.title} of a weight stored as (in, out), as that of an "
             "embedding is, and no plain LoRA says that; merge it, or leave --algorithm out."
         )
-    told = next((c for c in adapter.contributions if needs_base(c, options)), None)
     if told and told.magnitude is None and options.base is None:
         raise LoraInspectError(
             f"{file}: {told.module.key} is {told.algorithm.title}, whose change only the weight tells; name "
@@ -81,6 +87,26 @@ def check_algorithm(adapter: Adapter, options: ConvertOptions) -> list[str]:
             f"come to it, {limit}."
         )
     return []
+
+
+def _refuse_idle(adapter: Adapter, options: ConvertOptions) -> None:
+    """Raises LoraInspectError for what says how LoRA is to come about, in a file of which none is made."""
+    # A base says of DoRA what norms its magnitudes are over, and of experts what their layers are.
+    is_read = adapter.dora.value or options.layout == SINGLE_EXPERTS
+    given = {
+        "--rank": options.rank is not None,
+        "--max-error": options.max_error is not None,
+        "--base": options.base is not None and not is_read,
+    }
+    idle = [name for name, is_given in given.items() if is_given]
+    if idle:
+        weights = [c.algorithm for c in adapter.contributions if c.algorithm.parameter == WEIGHT]
+        is_lora = bool(weights) and all(one.peft_type == LORA_TYPE or one.name in mlx.NAMES for one in weights)
+        why = "the file is LoRA already" if is_lora else "it holds nothing that --algorithm lora changes"
+        has, them = ("has", "it") if len(idle) == 1 else ("have", "them")
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {why}, so {listed(idle)} {has} nothing to do; leave {them} out."
+        )
 
 
 def check_biases(adapter: Adapter, matching: Matching | None, options: ConvertOptions) -> None:

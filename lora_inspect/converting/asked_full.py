@@ -26,6 +26,8 @@ def changes_otherwise(module: Module) -> bool:
 def check_full(adapter: Adapter, options: ConvertOptions) -> list[str]:
     """Raises LoraInspectError where differences cannot be had or nobody would read them; a note where all are some."""
     file = adapter.checkpoint.path
+    if options.rank is not None or options.max_error is not None:
+        raise LoraInspectError(f"{file}: a full difference has no rank and no error; leave --rank and --max-error out.")
     made = [module for module in adapter.modules.values() if changes_otherwise(module)]
     if not made:
         return [f"{file}: it holds nothing that --algorithm full changes."]
@@ -34,8 +36,6 @@ def check_full(adapter: Adapter, options: ConvertOptions) -> list[str]:
             f"{file}: the difference of a whole weight is that of a base; name the one that it was trained on as "
             "--base BASE."
         )
-    if options.rank is not None or options.max_error is not None:
-        raise LoraInspectError(f"{file}: a full difference has no rank and no error; leave --rank and --max-error out.")
     if options.keep_dora:
         raise LoraInspectError(f"{file}: a full difference has the magnitudes in it; leave --keep-dora out.")
     for module in made:

@@ -174,7 +174,12 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
         relative_errors=errors,
         dropped=(*account.dropped(adapter, modules), *plan.left_out),
         passed_through=adapter.beside,
-        notes=(*plan.notes, *(other_base_notes([adapter], plan.base) if plan.base else ()), *leftovers),
+        notes=(
+            *plan.notes,
+            *account.above_rank(adapter.checkpoint.path, modules, options.rank),
+            *(other_base_notes([adapter], plan.base) if plan.base else ()),
+            *leftovers,
+        ),
         orientations=plan.orientations,
         biased=len(plan.biased),
         verified=Verified(proof.modules, proof.max_relative_error) if proof else None,
