@@ -205,7 +205,9 @@ def _rows(small: Any, large: Any, first: int, last: int) -> Any:
 
 
 def _kronecker(left: Any, right: Any) -> Any:
-    return left.contiguous().kron(right.contiguous())
+    # `kron` wants a view of both, which a column that is a row turned has none of.
+    product = left[:, None, :, None] * right[None, :, None, :]
+    return product.reshape(left.shape[0] * right.shape[0], left.shape[1] * right.shape[1])
 
 
 def _with_identity(matrix: Any) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ FORMS = {
     "small product": {"w1_a": (4, 2), "w1_b": (2, 3), "w2": (5, 2, 3, 2)},
     "both": {"w1_a": (4, 2), "w1_b": (2, 3), "w2_a": (5, 2), "w2_b": (2, 12)},
     "Tucker": {"w1": (4, 3), "w2_a": (2, 5), "w2_b": (2, 2), "t2": (2, 2, 3, 2)},
+    "Tucker of rank 1": {"w1": (4, 3), "w2_a": (1, 5), "w2_b": (1, 2), "t2": (1, 1, 3, 2)},
 }
 
 
@@ -75,7 +76,7 @@ def test_the_thin_product_is_exact(form):
         assert found is None
         return
     up, down = found
-    assert up.shape[1] == {"small product": 2 * 5, "both": 4}.get(form, 3 * 2)
+    assert up.shape[1] == {"small product": 2 * 5, "both": 4, "Tucker of rank 1": 3}.get(form, 3 * 2)
     torch.testing.assert_close(up @ down, written_out(tensors))
 
 

@@ -1,9 +1,12 @@
 """The rank of a change as a product, of factors that nobody could hold."""
 
+from math import prod
+
 import pytest
 import torch
 
 from lora_inspect.algorithms import full, loha, lokr, lora
+from lora_inspect.converting.thin_changes import is_thin
 from lora_inspect.converting.thin_rank import thin_rank
 
 HUGE = 1 << 25
@@ -26,3 +29,24 @@ def test_it_is_that_of_the_product():
     shapes = {"w1": (4, 6), "w2_a": (9, 7), "w2_b": (7, 5)}
     tensors = {role: torch.ones(shape) for role, shape in shapes.items()}
     assert lokr.low_rank(tensors)[1].shape[0] == thin_rank(lokr.ALGORITHM.formula, shapes)
+
+
+@pytest.mark.parametrize("rank", range(1, 5))
+@pytest.mark.parametrize("small", [{"w1": (4, 6)}, {"w1_a": (4, 0), "w1_b": (0, 6)}], ids=["w1", "w1_a"])
+@pytest.mark.parametrize(
+    "large",
+    [
+        {"w2": (5, 3)},
+        {"w2": (2, 3, 3, 3)},
+        {"w2_a": (5, 0), "w2_b": (0, 3)},
+        {"w2_a": (5, 0), "w2_b": (0, 3, 3, 3)},
+        {"w2_a": (0, 5), "w2_b": (0, 3), "t2": (0, 0, 3, 3)},
+    ],
+    ids=["w2", "kernel", "w2_a", "kernel apart", "Tucker"],
+)
+def test_lokr_is_said_to_be_thin_where_its_product_is(small, large, rank):
+    """What `compat` says without torch, so that the command that it offers needs no error where none has to be."""
+    shapes = {role: tuple(size or rank for size in shape) for role, shape in (small | large).items()}
+    out, *columns = lokr.weight_shape(shapes)
+    found = thin_rank(lokr.ALGORITHM.formula, shapes)
+    assert is_thin(lokr.ALGORITHM, shapes) == (found is not None and found < min(out, prod(columns)))
