@@ -15,6 +15,8 @@ NOT_THERE = (NOTHING, REFUSED)
 # The beginnings of titles: those that people ask about most come first.
 MOST_ASKED = "ComfyUI"
 _ASKED = (MOST_ASKED, "AUTOMATIC1111", "Forge", "diffusers", "PEFT", "mlx-lm", "vLLM")
+# What reads files to train on from them, which a file is not made for.
+_TRAINING = ("musubi-networks",)
 # InvokeAI takes no more, and what needs more is better converted.
 _MOST_STRENGTH = 10.0
 
@@ -38,9 +40,10 @@ class Alike(NamedTuple):
 def concerned(verdicts: Sequence[Verdict], families: Sequence[Detection]) -> list[Verdict]:
     """The verdicts of the programs that such a file may be meant for: those that know a family that it may be of.
 
-    A program for models of any kind counts where it loads something of the file, or where there is no other. Those that
-    people ask about most come first.
+    A program for models of any kind counts where it loads something of the file, or where there is no other; one that
+    trains on from it does not. Those that people ask about most come first.
     """
+    verdicts = [one for one in verdicts if one.consumer.name not in _TRAINING]
     names = {family.architecture.name for family in families}
     counts = [
         any(

@@ -28,8 +28,8 @@ from lora_inspect.reading.problem import ERROR, Problem
 FINE, CONVERT, INFO_ONLY, ANSWER = "fine", "need convert", "info only", "need an answer"
 STATES = (FINE, CONVERT, INFO_ONLY, ANSWER)
 
-# What is no program that people load files in for use: an older version of one, and scripts that merge.
-_ASIDE = ("comfyui-0.3.64", "lycoris", "lycoris-merge", "sd-scripts-flux-merge")
+# What is no program that people load files in for use: an older version of one, scripts that merge, and training.
+_ASIDE = ("comfyui-0.3.64", "lycoris", "lycoris-merge", "musubi-networks", "sd-scripts-flux-merge")
 # Those that most people know are named first.
 _FIRST = ("comfyui", "diffusers", "forge", "a1111", "peft", "llama-cpp", "vllm")
 _NOT_LOADED = (UNKNOWN, REFUSED, NOTHING)

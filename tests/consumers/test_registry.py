@@ -123,5 +123,5 @@ def test_files_of_programs_wait_until_one_of_their_loaders_is_asked_for():
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     before, asked, after = map(json.loads, told.replace("'", '"').splitlines())
     assert before == []
-    assert asked == ["llama-cpp", "lycoris", "lycoris-merge", "musubi", "peft"]
+    assert asked == ["llama-cpp", "lycoris", "lycoris-merge", "musubi", "musubi-networks", "peft"]
     assert after == ["llama_cpp", "lycoris", "musubi", "peft"]
