@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
 from lora_inspect.algorithms.tucker import contracted
 from lora_inspect.algorithms.weight_shapes import other_than_told
-from lora_inspect.maths.products import row_wise
+from lora_inspect.maths.products import product, row_wise
 from lora_inspect.maths.scaling import scale_of
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _rows(left: Pair, right: Pair, first: int, last: int) -> Any:
 
 
 def _product(left: Pair, right: Pair) -> Any:
-    return (left[0] @ left[1]) * (right[0] @ right[1])
+    return product(*left) * product(*right)
 
 
 ALGORITHM = Algorithm(

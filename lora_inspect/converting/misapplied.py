@@ -67,6 +67,7 @@ def _along_the_other_axis(landed: Landed, contribution: Contribution) -> torch.T
     combined = weight + true_change(landed._replace(contribution=contribution._replace(magnitude=None)))
     values = read_factor(contribution.magnitude.info).values.to(weight.dtype).reshape(-1, 1)
     per_input = math.prod(landed.shape[2:])
-    squares = dora.squared_norm(combined, dora.INPUT).reshape(-1, per_input).sum(1).repeat_interleave(per_input)
+    squares = dora.squared_norm(combined, dora.INPUT).to(weight.dtype)
+    squares = squares.reshape(-1, per_input).sum(1).repeat_interleave(per_input)
     changed: torch.Tensor = combined * dora.gain(values, dora.norm_from_square(squares, 0.0))
     return changed - weight

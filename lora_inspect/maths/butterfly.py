@@ -6,10 +6,12 @@ other one. Source: Liu et al. 2023 (BOFT), whose programs put the groups' rows i
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lora_inspect.maths.change import Change
 from lora_inspect.maths.gains import ROWS
+from lora_inspect.maths.products import by_rows
 from lora_inspect.maths.rotation import identity
 
 # The order in which the blocks of a stage find rows: of rows numbered (count,), whose groups have `group` rows and
@@ -55,8 +57,12 @@ class Butterfly(Change):
         if self.axis == ROWS:
             result = self._turned(rows, self.blocks[:, first // size : last // size], multiplier)
         else:
-            result = self._turned(rows.transpose(0, 1), self.blocks, multiplier).transpose(0, 1)
+            result = by_rows(partial(self._turned_back, multiplier=multiplier), rows)
         rows.copy_(result if self.gain is None else result * self.gain[first:last])
+
+    def _turned_back(self, rows: Any, multiplier: float) -> Any:
+        """`rows` (n, columns) with each stage applied to their columns."""
+        return self._turned(rows.transpose(0, 1), self.blocks, multiplier).transpose(0, 1)
 
     def _turned(self, vectors: Any, blocks: Any, multiplier: float) -> Any:
         """`vectors` (n, others) with each stage applied to their first axis."""

@@ -11,6 +11,8 @@ from math import lcm
 from operator import add
 from typing import Any, Protocol, runtime_checkable
 
+from lora_inspect.maths.products import add_product
+
 # Reads the weight: (first row, rows) for all of it, in blocks that begin and end where they may, in memory that is
 # used again.
 Blocks = Callable[[], Iterator[tuple[int, Any]]]
@@ -35,6 +37,20 @@ def total(blocks: Blocks, measure: Measure) -> Any:
         return blocks.total(measure)
     parts = (measure(first, rows) for first, rows in blocks())
     return reduce(add, parts, next(parts, None))
+
+
+def summed(blocks: Blocks, measure: Measure, like: Any) -> Any:
+    """The sum of what `measure` makes of each block in float64, in the type of `like`.
+
+    A float32 that is rounded from it once does not show how the rows are cut.
+    """
+    return total(blocks, measure).to(like.dtype)
+
+
+def summed_products(left: Any, blocks: Blocks) -> Any:
+    """left @ W, of (n, out) and the weight."""
+    wide = left.double()
+    return summed(blocks, lambda first, rows: wide[:, first : first + rows.shape[0]] @ rows.double(), left)
 
 
 class Change(Protocol):
@@ -82,7 +98,7 @@ class LowRank(Change):
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Adds the product's rows."""
-        rows.addmm_(self.up[first : first + rows.shape[0]] * (self.scale * multiplier), self.down)
+        add_product(rows, self.up[first : first + rows.shape[0]] * (self.scale * multiplier), self.down)
 
     def transposed(self) -> Change:
         """The factors change places."""

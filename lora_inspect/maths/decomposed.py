@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_inspect.maths import dora
-from lora_inspect.maths.change import Blocks, Change, Transposed, holds_all, total
+from lora_inspect.maths.change import Blocks, Change, Transposed, holds_all, summed
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +125,8 @@ class DecomposedColumns(Change):
             change.fold(combined, first, inner)
             return self.magnitude.squared_norms(rows, combined, dora.INPUT)
 
-        per_input = total(blocks, squares).reshape(-1, self.columns_per_input).sum(1)
-        return replace(self, change=change, squares=per_input)
+        per_column = summed(blocks, squares, self.magnitude.values)
+        return replace(self, change=change, squares=per_column.reshape(-1, self.columns_per_input).sum(1))
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Scales each column of V by the norm of all columns of its input."""

@@ -16,6 +16,8 @@ OF_SUM, OF_BASE = "sum", "base"
 MULTIPLIER_RULES = (INSIDE, INTERPOLATE, LYCORIS)
 
 MIN_NORM = 1e-6
+# Columns whose squares are widened at a time: those of a block stay in a cache.
+_COLUMNS = 512
 
 
 class DoraSpelling(NamedTuple):
@@ -86,8 +88,17 @@ def _are_inputs(shape: tuple[int, ...], in_features: int | None, dimensions: int
 
 
 def squared_norm(matrix: Any, axis: str) -> Any:
-    """Sum of squares of `matrix` (out, columns) along `axis`: (out,) for output rows, (columns,) for input."""
-    return (matrix * matrix).sum(1 if axis == OUTPUT else 0)
+    """Sum of squares of `matrix` (out, columns) along `axis`: (out,) for output rows, (columns,) for input.
+
+    What is over all rows is in float64: where they come in blocks, it is a part of a sum.
+    """
+    if axis == OUTPUT:
+        return (matrix * matrix).sum(1)
+    found = matrix.new_empty(matrix.shape[1]).double()
+    for first in range(0, matrix.shape[1], _COLUMNS):
+        own = matrix[:, first : first + _COLUMNS]
+        found[first : first + _COLUMNS] = (own * own).double().sum(0)
+    return found
 
 
 def expanded_squared_norm(base_squared: Any, base_down: Any, up: Any, down: Any, scale: float) -> Any:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_inspect.maths.change import Change
+from lora_inspect.maths.products import add_product
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class ExpertProducts(Change):
         for expert, begin, end in self._of_experts(first, first + rows.shape[0]):
             start = expert * self.up.shape[1]
             up = self.up[expert, begin - start : end - start]
-            rows[begin - first : end - first].addmm_(up * (self.scale * multiplier), self.down[expert])
+            add_product(rows[begin - first : end - first], up * (self.scale * multiplier), self.down[expert])
 
     def _of_experts(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         """(expert, its first row, the row behind its last one) among the rows `first` to `last`."""

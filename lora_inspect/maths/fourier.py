@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import fft
 
+from lora_inspect.maths.products import by_rows
+
 
 @dataclass(frozen=True, slots=True)
 class InverseTransform:
@@ -26,8 +28,9 @@ class InverseTransform:
             row, column = (sign * at[0]) % rows, (sign * at[1]) % columns
             inside = column < half.shape[1]
             half.index_put_((row[inside], column[inside]), values[inside] / 2, accumulate=True)
-        return cls(fft.ifft(half, dim=0), columns)
+        # Which way round it lies in memory decides how rows of it are transformed.
+        return cls(fft.ifft(half, dim=0).contiguous(), columns)
 
     def __call__(self, first: int, last: int) -> Any:
         """The rows `first` to `last` of the result."""
-        return fft.irfft(self.half[first:last], n=self.columns, dim=1)
+        return by_rows(lambda half: fft.irfft(half, n=self.columns, dim=1), self.half[first:last])

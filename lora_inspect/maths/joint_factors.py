@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from lora_inspect.maths.change import Blocks, Change
+from lora_inspect.maths.products import by_rows
 
 # Below it PEFT takes a column for zero.
 _LEAST_NORM = 1e-12
@@ -45,7 +46,7 @@ class Recombined(Change):
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
         """Finds the lengths, which are over all rows."""
-        squares = sum(self.basis.apart(rows).square().sum(0) for _, rows in blocks())
+        squares = sum(by_rows(self.basis.apart, rows).square().sum(0) for _, rows in blocks())
         return replace(self, lengths=squares.sqrt()) if hasattr(squares, "sqrt") else self
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
@@ -53,5 +54,10 @@ class Recombined(Change):
         if multiplier != 1 or self.lengths is None:
             raise ValueError(f"a weight is recombined once it was seen, or not; {multiplier:g} says neither")
         known = self.lengths > _LEAST_NORM
-        units = self.basis.apart(rows) * known / self.lengths.where(known, 1.0)
-        rows.copy_(units @ self.middle @ self.basis.values.transpose(0, 1))
+        lengths = self.lengths.where(known, 1.0)
+
+        def recombined(own: Any) -> Any:
+            units = self.basis.apart(own) * known / lengths
+            return units @ self.middle @ self.basis.values.transpose(0, 1)
+
+        rows.copy_(by_rows(recombined, rows))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_inspect.maths.change import Change
+from lora_inspect.maths.products import add_product
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,7 @@ class Leading(Change):
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Adds the product's rows."""
-        rows.addmm_(self.up[first : first + rows.shape[0]] * multiplier, self.down[:, : rows.shape[1]])
+        add_product(rows, self.up[first : first + rows.shape[0]] * multiplier, self.down[:, : rows.shape[1]])
 
     def transposed(self) -> Change:
         """The factors change places."""

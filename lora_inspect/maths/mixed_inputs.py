@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_inspect.maths.change import Blocks, Change
+from lora_inspect.maths.products import by_rows, product
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class MixedInputs(Change):
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Adds both products' rows."""
         by_place = rows.reshape(rows.shape[0], self.left.shape[0], -1).transpose(1, 2)
-        mixed = (by_place @ self.left @ self.right).transpose(1, 2).reshape(rows.shape)
-        added = mixed + self.up[first : first + rows.shape[0]] @ self.down
+        mixed = by_rows(lambda own: own @ self.left @ self.right, by_place.flatten(0, 1))
+        mixed = mixed.view(by_place.shape).transpose(1, 2).reshape(rows.shape)
+        added = mixed + product(self.up[first : first + rows.shape[0]], self.down)
         rows.add_(added * (self.scale * multiplier))

@@ -1,6 +1,41 @@
 """Products of matrices, and what is known of one without building it. Tensor methods alone."""
 
+from collections.abc import Callable
 from typing import Any
+
+# A kernel takes so many rows of a product at a time, and those that are left over go through another one, which may add
+# in another order: one row, two or three give other last bits than the same rows among many.
+ROWS_AT_ONCE = 4
+
+
+def product(left: Any, right: Any) -> Any:
+    """left @ right, (…, n, k) by (…, k, columns), in which each row is the same whatever other rows there are."""
+    return by_rows(lambda rows: rows @ right, left)
+
+
+def add_product(rows: Any, left: Any, right: Any) -> None:
+    """Adds left @ right, (n, k) by (k, columns), in place, and to each row the same whatever other rows there are."""
+    whole = rows.shape[0] - rows.shape[0] % ROWS_AT_ONCE
+    if whole:
+        rows[:whole].addmm_(left[:whole], right)
+    if whole < rows.shape[0]:
+        rest = rows[whole:]
+        rest.copy_(_filled(rest).addmm_(_filled(left[whole:]), right)[: rest.shape[0]])
+
+
+def by_rows(make: Callable[[Any], Any], rows: Any) -> Any:
+    """What `make` makes of each of the rows (…, n, k), by itself: (…, n, columns). Zeros fill up what it is given."""
+    return make(_filled(rows))[..., : rows.shape[-2], :]
+
+
+def _filled(rows: Any) -> Any:
+    """The rows (…, n, k) with rows of zeros behind them that make them as many as a kernel takes at a time."""
+    *more, count, columns = rows.shape
+    if count % ROWS_AT_ONCE == 0:
+        return rows
+    filled = rows.new_zeros(*more, count + -count % ROWS_AT_ONCE, columns)
+    filled[..., :count, :] = rows
+    return filled
 
 
 def squared_norm(up: Any, down: Any) -> Any:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_inspect.maths.change import Change
+from lora_inspect.maths.products import by_rows
 
 
 def unit(vectors: Any) -> Any:
@@ -46,4 +47,5 @@ class ReflectedColumns(Change):
         """Reflects each row; raises ValueError for a multiplier that means nothing."""
         if multiplier != 1:
             raise ValueError(f"a weight is reflected or not, which a multiplier of {multiplier:g} does not say")
-        rows.sub_(rows @ self.vectors @ self.coupled @ self.vectors.transpose(0, 1))
+        turned = self.vectors.transpose(0, 1)
+        rows.sub_(by_rows(lambda own: own @ self.vectors @ self.coupled @ turned, rows))

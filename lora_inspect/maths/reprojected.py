@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lora_inspect.maths.change import Blocks, Change, LowRank, total
+from lora_inspect.maths.change import Blocks, Change, LowRank, summed_products
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Reprojected(Change):
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
         """The product of what is known of the weight then."""
-        found = total(blocks, lambda first, rows: self.taken[first : first + rows.shape[0]].transpose(0, 1) @ rows)
+        found = summed_products(self.taken.transpose(0, 1), blocks)
         return LowRank(self.left, -found if self.put is None else self.put - found, 1.0)
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:

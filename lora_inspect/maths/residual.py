@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_inspect.maths.change import Blocks, Change
+from lora_inspect.maths.products import add_product
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,4 +44,4 @@ class Residual(Change):
         if self.factors is None:
             raise ValueError("what is left of a weight is not known before the weight was seen")
         up, down = self.factors
-        rows.addmm_(up[first : first + rows.shape[0]] * -(self.scale * multiplier), down)
+        add_product(rows, up[first : first + rows.shape[0]] * -(self.scale * multiplier), down)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_inspect.maths.change import Change
+from lora_inspect.maths.products import product
 
 
 def identity(blocks: Any) -> Any:
@@ -106,5 +107,5 @@ class RotatedColumns(Change):
         one = identity(self.blocks)
         turned = multiplier * (self.blocks - one) + one
         by_block = rows.reshape(rows.shape[0], -1, self.blocks.shape[-1]).transpose(0, 1)
-        result = (by_block @ turned.transpose(1, 2)).transpose(0, 1).reshape(rows.shape)
+        result = product(by_block, turned.transpose(1, 2)).transpose(0, 1).reshape(rows.shape)
         rows.copy_(result if self.gain is None else result * self.gain[first : first + rows.shape[0]])

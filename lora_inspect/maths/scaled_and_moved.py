@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_inspect.maths.change import Change
+from lora_inspect.maths.products import product
 
 # The rows `first` to `last` of a matrix, which may have one row or one column for all.
 Rows = Callable[[int, int], Any]
@@ -17,7 +18,7 @@ def of_matrix(matrix: Any) -> Rows:
 
 def of_product(up: Any, down: Any) -> Rows:
     """The rows of up @ down, with up (out, rank) and down (rank, columns)."""
-    return lambda first, last: up[first:last] @ down
+    return lambda first, last: product(up[first:last], down)
 
 
 @dataclass(frozen=True, slots=True)

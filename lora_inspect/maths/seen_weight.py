@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_inspect.maths.change import Blocks, Change, LowRank, Transposed, total
+from lora_inspect.maths.change import Blocks, Change, LowRank, Transposed, summed_products
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,7 @@ class SeenByNetwork(Change):
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
         """What the network makes of the whole weight, which is a product of thin matrices with B."""
-        seen = total(blocks, lambda first, rows: self.down[:, first : first + rows.shape[0]] @ rows)
-        hidden = self.activation(seen)
+        hidden = self.activation(summed_products(self.down, blocks))
         kept = []
         for encoder in self.encoders:
             kept.append(hidden)

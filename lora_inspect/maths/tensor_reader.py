@@ -10,6 +10,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.maths.fp8 import FP8_DTYPES, narrow, widen
+from lora_inspect.maths.products import ROWS_AT_ONCE
 from lora_inspect.records import NamedTuple
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -146,7 +147,10 @@ def cut(info: TensorInfo, elements: int, together: int = 1, aligned: int = 1, de
     if rows % group:
         raise ValueError(f"{info.name} has {rows} rows, which are not groups of {group}")
     step = lcm(group, aligned, decode.together(columns) if decode else 1)
-    return Cut(min(rows, max(step, elements // columns // step * step)), rows, columns)
+    most = max(step, elements // columns // step * step)
+    # What a product would have to fill up costs time.
+    whole = most // lcm(step, ROWS_AT_ONCE) * lcm(step, ROWS_AT_ONCE)
+    return Cut(min(rows, whole or most), rows, columns)
 
 
 # What is kept for the next block, in bytes for each element of one: four times what a block of float32 takes.

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from lora_inspect.maths.change import Blocks, Change
+from lora_inspect.maths.products import add_product
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,5 +40,5 @@ class Truncated(Change):
         if self.taken is None:
             raise ValueError("the singular triples of a weight are not known before all of its rows are seen")
         last = first + rows.shape[0]
-        rows.addmm_(self.taken[0][first:last], self.taken[1], alpha=-1)
-        rows.addmm_(self.up[first:last] * (self.scale * multiplier), self.down)
+        add_product(rows, -self.taken[0][first:last], self.taken[1])
+        add_product(rows, self.up[first:last] * (self.scale * multiplier), self.down)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from row_dependent_products import row_dependent_products
 from safetensors.torch import save_file
 
 from lora_inspect.errors import LoraInspectError
@@ -61,6 +62,19 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads(kinds, dtype, elements
     alone = merged(files, monkeypatch, 1, *kinds, dtype=dtype)
     for threads in (2, 5):
         assert merged(files, monkeypatch, threads, *kinds, dtype=dtype) == alone
+
+
+@pytest.mark.parametrize("kinds", [("lora",), ("rows",), ("lora", "rows")])
+def test_nor_on_how_the_rows_are_cut(kinds, files, monkeypatch):
+    """In float64, as its last bit is written as it is computed, and with few rows computed in another way than many."""
+    base = {f"blocks.{layer}.q.weight": random(layer, OUT, IN).double() for layer in range(LAYERS)}
+    save_file(base, files / "base.safetensors")
+    found = set()
+    with row_dependent_products():
+        for rows in (OUT, 1, 2, 3, 5, 7, 16):
+            monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", rows * IN)
+            found.add(merged(files, monkeypatch, 2, *kinds))
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

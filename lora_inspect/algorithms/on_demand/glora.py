@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algorithms.record import SEEN, Algorithm, Formula, Shapes, Surroundings, Tensors
+from lora_inspect.maths.products import product
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change
@@ -124,7 +125,7 @@ def seen(tensors: Tensors, blocks: Iterable[tuple[int, Any]]) -> Any:
     import torch
 
     column = tensors["C.X"] if "C.X" in tensors else tensors["C.Xd"] @ tensors["C.Xu"]
-    return torch.cat([rows.to(column.dtype) @ column for _, rows in blocks])
+    return torch.cat([product(rows.to(column.dtype), column) for _, rows in blocks])
 
 
 def change_of_bias(tensors: Tensors, scale: float, alpha: float | None) -> "Change":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect.algorithms.config_fields import is_number, read_fields
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
 from lora_inspect.algorithms.weight_shapes import other_than
+from lora_inspect.maths.products import product
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change
@@ -70,10 +71,10 @@ def _rows(tensors: Tensors, first: int, last: int) -> Any:
         # (inputs' block, row, piece) by (inputs' block, piece, input).
         left = up[block, :, begin - block * size : end - block * size].unflatten(0, (count, piece)).transpose(1, 2)
         right = down[:, :, block * piece : (block + 1) * piece].transpose(1, 2)
-        rows[begin - first : end - first] = (left @ right).transpose(0, 1)
+        rows[begin - first : end - first] = product(left, right).transpose(0, 1)
     rows = rows.flatten(1)
     if "general_up" in tensors:
-        rows = rows + tensors["general_up"][first:last] @ tensors["general_down"]
+        rows = rows + product(tensors["general_up"][first:last], tensors["general_down"])
     return rows
 
 

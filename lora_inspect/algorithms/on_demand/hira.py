@@ -12,6 +12,7 @@ from typing import Any
 from lora_inspect.algorithms import lora, lora_embedding
 from lora_inspect.algorithms.record import Algorithm, Formula, Tensors
 from lora_inspect.maths.change import Change
+from lora_inspect.maths.products import product
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Modulated(Change):
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
         """Multiplies the rows."""
-        rows.mul_(1 + multiplier * (self.up[first : first + rows.shape[0]] @ self.down))
+        rows.mul_(1 + multiplier * product(self.up[first : first + rows.shape[0]], self.down))
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> Change:

@@ -12,6 +12,7 @@ from typing import Any
 from lora_inspect.algorithms.config_fields import is_number
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Shared, Surroundings, Tensors
 from lora_inspect.maths.change import Change
+from lora_inspect.maths.products import add_product
 
 _NOT_SAVED = (
     "its projections were not saved (save_projection: false), and PEFT draws them anew for the largest layers of its "
@@ -36,9 +37,11 @@ class _Bases(Change):
         last, columns = first + rows.shape[0], rows.shape[1]
         factor = self.scale * multiplier
         if columns == self.short.shape[1]:
-            rows.addmm_(self._of_long(first, last) * factor, self.short)
+            add_product(rows, self._of_long(first, last) * factor, self.short)
         else:
-            rows.addmm_(self.short[:, first:last].transpose(0, 1) * factor, self._of_long(0, columns).transpose(0, 1))
+            add_product(
+                rows, self.short[:, first:last].transpose(0, 1) * factor, self._of_long(0, columns).transpose(0, 1)
+            )
 
     def _of_long(self, first: int, last: int) -> Any:
         return self.long[first:last, : self.bases].flatten(1)
