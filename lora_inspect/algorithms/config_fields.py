@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Mapping
-from math import isfinite
 from typing import Any, TypeGuard
+
+from lora_inspect.files.json_text import json_count, json_number
 
 # What a field's value must be.
 Fields = Mapping[str, Callable[[Any], bool]]
@@ -18,12 +19,12 @@ def is_switch(value: Any) -> bool:
 
 def is_count(value: Any) -> bool:
     """Whether it is a whole number above 0 that a size may be; yes and no are none, though Python counts with them."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63
+    return json_count(value) is not None
 
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether it is a finite number, and no whole one beyond every float."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value)
+    return json_number(value) is not None
 
 
 def is_seed(value: Any) -> bool:
@@ -38,14 +39,6 @@ def peft_version(config: Mapping[str, Any]) -> tuple[int, int, int] | None:
         return _UNVERSIONED
     found = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})(\+.*)?", text) if isinstance(text, str) else None
     return (int(found[1]), int(found[2]), int(found[3])) if found else None
-
-
-def _is_finite(value: float) -> bool:
-    """JSON spells infinities, and whole numbers beyond every float."""
-    try:
-        return isfinite(value)
-    except OverflowError:
-        return False
 
 
 def read_fields(config: Mapping[str, Any] | None, fields: Fields, decided: str) -> dict[str, Any] | str:

@@ -101,7 +101,7 @@ def _of_sdxl(adapter: Adapter) -> str | None:
     width = _text_width(adapter.checkpoint.tensors)
     if width not in _SDXL:
         deep = map(re.compile(_DEEP).match, adapter.checkpoint.tensors)
-        if width is not None or not any(found and int(found[1]) > 1 for found in deep):
+        if width is not None or not any(found and found[1].lstrip("0") not in ("", "1") for found in deep):
             return _unlike(width)
     for key in _keys(adapter):
         if not key.startswith(("lora_unet_", "lora_te1_", "lora_te2_")):

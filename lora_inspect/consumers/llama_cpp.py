@@ -17,6 +17,7 @@ from lora_inspect.consumers.record import (
     Rule,
     Strangers,
 )
+from lora_inspect.files.json_text import json_number
 from lora_inspect.reading.adapter import Adapter
 
 _FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
@@ -55,10 +56,8 @@ def _finds(adapter: Adapter) -> Finder:
 def _scale_of_folder(given: Given) -> float | None:
     """`lora_alpha` of the config over the rank of the tensor, with no rule of RS-LoRA and no pattern."""
     config = config_of(given.adapter)
-    alpha = None if isinstance(config, str) else config.get("lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
-        return None
-    return _scale(float(alpha), given.contribution.rank)
+    alpha = None if isinstance(config, str) else json_number(config.get("lora_alpha"))
+    return None if alpha is None else _scale(alpha, given.contribution.rank)
 
 
 @OfKind

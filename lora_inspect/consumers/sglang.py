@@ -6,8 +6,6 @@ three ran; how the factors are copied into its buffers was read.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any
 
 from lora_inspect.consumers.peft_folders import config_of, is_of_blocks, leaf_of, names_in
 from lora_inspect.consumers.record import (
@@ -26,6 +24,7 @@ from lora_inspect.consumers.record import (
     Rule,
     Strangers,
 )
+from lora_inspect.files.json_text import json_number
 from lora_inspect.reading.adapter import Adapter
 
 _REQUIRED = ("target_modules", "r", "lora_alpha", "peft_type")
@@ -115,13 +114,8 @@ def _scale(given: Given) -> float | None:
     config = config_of(given.adapter)
     if isinstance(config, str):
         return None
-    alpha, rank = _number(config, "lora_alpha"), _number(config, "r")
+    alpha, rank = json_number(config.get("lora_alpha")), json_number(config.get("r"))
     return None if alpha is None or not rank else alpha / rank
-
-
-def _number(config: Mapping[str, Any], name: str) -> float | None:
-    found = config.get(name)
-    return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
 
 
 _FILE = Rule(

@@ -8,7 +8,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from lora_inspect.reading.mlx_config import DORA, LORA, PARAMETERS, TYPE, is_mlx_config, number
+from lora_inspect.files.json_text import json_number
+from lora_inspect.reading.mlx_config import DORA, LORA, PARAMETERS, TYPE, is_mlx_config
 
 # Of which blocks a module's path goes on.
 _BLOCK = re.compile(r".*?\.layers\.[0-9]+\.")
@@ -28,7 +29,7 @@ def mlx_config(
     own = dict(config) if config is not None and is_mlx_config(config) else {}
     said = own.get(PARAMETERS)
     parameters = {name: value for name, value in said.items() if name != "alpha"} if isinstance(said, dict) else {}
-    dropout = number(parameters.get("dropout"))
+    dropout = json_number(parameters.get("dropout"))
     return {
         **{name: value for name, value in own.items() if name not in _STALE},
         TYPE: DORA if use_dora else LORA,

@@ -6,14 +6,13 @@ Tensors have the dimensions of the program that they come from, which the file c
 from collections.abc import Iterator
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.bounds import KEY_BYTES, METADATA_KEYS, TENSORS, too_many_tensors
+from lora_inspect.files.bounds import KEY_BYTES, METADATA_KEYS, SIZES, TENSORS, too_many_tensors
 from lora_inspect.files.gguf_format import ALIGNMENT, ALIGNMENT_KEY, MAGIC, TENSOR_TYPES, UINT32, VERSIONS, aligned
 from lora_inspect.files.gguf_metadata import AGAIN, Cursor, Expect, Value, as_text, read_values
 from lora_inspect.files.header import TensorInfo, count_elements
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.records import NamedTuple
 
-_BEYOND = 1 << 63
 # A matrix of one row or one column may be stored without its last dimension, as ggml drops those of size 1.
 _MATRICES = (".lora_a", ".lora_b")
 
@@ -87,7 +86,7 @@ def _read_entries(cursor: Cursor, tensors: int, expected: Expected) -> Iterator[
             raise LoraInspectError(
                 f"{cursor.file}: {name} has elements of ggml's type {kind}, which is not known here; {expected.anew}."
             )
-        if elements >= _BEYOND or offset >= _BEYOND:
+        if elements >= SIZES or offset >= SIZES:
             raise LoraInspectError(f"{cursor.file}: the shape or place of {name} is beyond 63 bits; {AGAIN}.")
         if dimensions[0] % known.block:
             raise LoraInspectError(

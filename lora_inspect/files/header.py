@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.bounds import HEADER_BYTES, TENSORS, too_many_tensors
+from lora_inspect.files.bounds import HEADER_BYTES, SIZES, TENSORS, too_many_tensors
 from lora_inspect.files.dtypes import BITS
 from lora_inspect.files.foreign import START_BYTES, refuse_foreign
 from lora_inspect.files.garbage import without_collecting
@@ -17,8 +17,8 @@ from lora_inspect.records import NamedTuple, made
 
 # What stands before the text of a header: its length, as a number without a sign.
 LENGTH_BYTES = 8
-# Dimensions and positions are counted with a sign by torch, numpy and the system, and without one by the library.
-_BEYOND, _BEYOND_UNSIGNED = 1 << 63, 1 << 64
+# Dimensions and positions are counted with a sign by torch, numpy and the system (`SIZES`), and without by the library.
+_BEYOND_UNSIGNED = 1 << 64
 
 
 class TensorInfo(NamedTuple):
@@ -134,7 +134,7 @@ def _parse_entry(file: str, name: str, entry: Mapping[str, Any], data_start: int
             f"{file}: {name} has the unknown dtype {dtype!r}; fetch it again or update lora-inspect."
         )
     for number in (*shape, *offsets):
-        if type(number) is not int or not 0 <= number < _BEYOND:
+        if type(number) is not int or not 0 <= number < SIZES:
             raise LoraInspectError(
                 f"{file}: the shape or range of {name} is not made of whole numbers; fetch it again."
             )

@@ -1,9 +1,10 @@
-"""JSON that came with a file and may be anything."""
+"""JSON that came with a file and may be anything, its numbers too."""
 
 import json
+import math
 from typing import Any
 
-from lora_inspect.files.bounds import JSON_ITEMS
+from lora_inspect.files.bounds import JSON_ITEMS, SIZES
 
 
 def parse_json(text: str | bytes | bytearray) -> Any:
@@ -16,3 +17,19 @@ def parse_json(text: str | bytes | bytearray) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
+
+
+def json_number(value: Any) -> float | None:
+    """A finite number as JSON has it; None for anything else, and for a whole one beyond every float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def json_count(value: Any) -> int | None:
+    """A whole number above 0 that a size may be; None for anything else. Yes and no are none, though Python counts."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < SIZES else None

@@ -19,6 +19,9 @@ STORED_DTYPES = TORCH_DTYPES | {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch
 # Codes that are numbers; others are read as the bytes that several of them are packed in.
 _CODE_DTYPES = STORED_DTYPES | {"I8": torch.int8}
 
+# Torch holds tensors of more, and raises where it does anything with them.
+_DIMENSIONS = 64
+
 
 class Decode(NamedTuple):
     """Writes the weight that codes stand for.
@@ -82,7 +85,15 @@ def load_as_it_is(info: TensorInfo) -> torch.Tensor:
 
 
 def load_stored(info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
-    """The tensor as it is stored, which is in `dtype`, in its own shape."""
+    """The tensor as it is stored, which is in `dtype`, in its own shape.
+
+    Raises LoraInspectError for one of more dimensions than torch computes with.
+    """
+    if len(info.shape) > _DIMENSIONS:
+        raise LoraInspectError(
+            f"{info.file}: {info.name} has {len(info.shape)} dimensions, and torch computes with {_DIMENSIONS}; "
+            "fetch the file again."
+        )
     with InputFile(info.file, info.identity) as source:
         buffer = source.read(info.start, info.nbytes)
     if not buffer:

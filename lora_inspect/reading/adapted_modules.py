@@ -13,6 +13,8 @@ from lora_inspect.reading.steps import Steps
 # The fields that take modules away.
 NARROWING = ("exclude_modules", "layers_to_transform", "layers_pattern")
 # The first number of a path that is no part of a name, as of a block.
+# Ten digits are past any block count, and int() of thousands of digits is an error.
+_DIGITS = 10
 _BLOCK = re.compile(r".*?\.[^.]*\.([0-9]+)\.")
 
 
@@ -36,6 +38,6 @@ def adapted_modules(config: Mapping[str, Any], steps: Steps) -> Callable[[str], 
         if isinstance(targets, str) or layers in (None, []) or path in named:
             return True
         block = _BLOCK.match(path)
-        return block is not None and int(block[1]) in wanted
+        return block is not None and len(block[1]) <= _DIGITS and int(block[1]) in wanted
 
     return adapts

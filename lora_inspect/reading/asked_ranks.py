@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.files.json_text import json_count
 from lora_inspect.printable import shortened
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.evidence import asked_alpha, close, network_args
@@ -229,13 +230,12 @@ def saves_parts(metadata: Mapping[str, str]) -> bool:
 
 
 def _whole(text: Any) -> int | None:
-    """A rank above 0, or None."""
+    """A rank that a layer may have, or None."""
     digits = str(text)
     try:
-        number = int(digits) if len(digits) < _LONGEST else 0
+        return json_count(int(digits) if len(digits) < _LONGEST else 0)
     except ValueError:
         return None
-    return number if number > 0 else None
 
 
 def _no_parts(rank: int, parts: int) -> str:

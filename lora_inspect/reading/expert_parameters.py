@@ -232,8 +232,8 @@ def _renamed(
         rank = found.modules.rank(path)
         lora = _lora_of(module)
         rows = lora.factors["down"].shape[0]
-        if rank is None or isinstance(rank, bool) or rank < 1 or rows % rank:
-            says = "no whole number" if rank is None or isinstance(rank, bool) else rank
+        if rank is None or rows % rank:
+            says = "none that a layer has" if rank is None else rank
             return (
                 f"A of {name} has {rows} rows, rank times experts, but its rank in {found.where} is {says}; put the "
                 "config that was saved with the file beside it"

@@ -4,12 +4,11 @@ It says to people what the scale was. No computation looks at it: such a file is
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
-from lora_inspect.files.json_text import parse_json
+from lora_inspect.files.json_text import json_number, parse_json
 
 FOLDED_KEY = "lora_inspect.folded"
 
@@ -32,7 +31,7 @@ class FoldedScales:
         with suppress(ValueError):
             record = parse_json(metadata.get(FOLDED_KEY, "{}"))
         record = record if isinstance(record, dict) else {}
-        self._common = _number(record.get("scale"))
+        self._common = _or_one(json_number(record.get("scale")))
         modules = record.get("modules")
         self._modules = modules if isinstance(modules, dict) else {}
 
@@ -43,7 +42,7 @@ class FoldedScales:
 
     def at(self, module: str) -> float:
         """The scale in the factors of the module called `module`."""
-        return _number(self._modules[module]) if module in self._modules else self._common
+        return _or_one(json_number(self._modules[module])) if module in self._modules else self._common
 
     def meant(self, module: str, scale: float | None) -> float | None:
         """What the scale of `module` was before it went into the factors, which readers apply at `scale`.
@@ -61,11 +60,5 @@ class FoldedScales:
         return f"{shown} is multiplied into the factors, which readers apply at 1"
 
 
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return 1.0
-    try:
-        number = float(value)
-    except OverflowError:
-        return 1.0
-    return number if math.isfinite(number) else 1.0
+def _or_one(scale: float | None) -> float:
+    return 1.0 if scale is None else scale

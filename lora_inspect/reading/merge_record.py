@@ -4,12 +4,11 @@ Metadata may hold anything: what is not of the kind that is looked for counts as
 """
 
 import json
-import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from lora_inspect.files.json_text import parse_json
+from lora_inspect.files.json_text import json_number, parse_json
 from lora_inspect.files.strict_json import is_shallow
 from lora_inspect.reading.provenance import MERGED_KEY
 from lora_inspect.records import NamedTuple
@@ -196,8 +195,7 @@ def hashes_of(value: Any) -> Mapping[str, str]:
 
 def _is_number(value: Any) -> bool:
     """Whether it is a number that a multiplier can be: a finite one that a float holds."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and abs(value) <= sys.float_info.max
+    return json_number(value) is not None
 
 
 def _list(value: Any) -> list[Any]:

@@ -5,11 +5,11 @@ stands in the configs of versions up to 0.21 and is used by those up to 0.14.1 a
 scale · alpha/rank; no later one reads it.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.json_text import json_number
 from lora_inspect.reading.peft_config import is_peft_config
 from lora_inspect.records import NamedTuple
 
@@ -58,7 +58,7 @@ class MlxConfig(NamedTuple):
     @property
     def trained_ratio(self) -> float | None:
         """What an early version multiplied the scale by that trained the file, or may have; None for none."""
-        alpha, rank = number(self.parameters.get("alpha")), number(self.parameters.get("rank"))
+        alpha, rank = json_number(self.parameters.get("alpha")), json_number(self.parameters.get("rank"))
         if TYPE in self.config or not alpha or not rank or alpha == rank:
             return None
         return alpha / rank
@@ -77,7 +77,7 @@ class MlxConfig(NamedTuple):
                 None,
                 f"the rank in {self.where} is {str(shown)[:40]} and the tensors' is {rank}, so it is not theirs",
             )
-        if (scale := number(self.parameters.get("scale"))) is None:
+        if (scale := json_number(self.parameters.get("scale"))) is None:
             return None, f"{PARAMETERS}.scale of {self.where} is no number"
         return scale, f"{PARAMETERS}.scale {scale:g} in {self.where}"
 
@@ -96,14 +96,3 @@ def is_mlx_config(config: Mapping[str, Any]) -> bool:
 def scale_of(config: MlxConfig | None, rank: int) -> tuple[float | None, str]:
     """The scale of modules of this rank and where it stands, or None and why it is unknown."""
     return config.scale(rank) if config else (None, _MISSING)
-
-
-def number(value: Any) -> float | None:
-    """A finite number as JSON has it; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        found = float(value)
-    except OverflowError:
-        return None
-    return found if math.isfinite(found) else None

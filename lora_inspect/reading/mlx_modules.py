@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from lora_inspect.algorithms.mlx import EMBEDDING, NAME, NAMES, mlx_experts
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.found_checkpoints import MLX_WEIGHTS
+from lora_inspect.files.json_text import json_number
 from lora_inspect.maths.dora import INPUT
 from lora_inspect.maths.scaling import scale_of as scale_of_alpha
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.dora_evidence import DoraClaim
 from lora_inspect.reading.evidence import Evidence, LoraFacts
-from lora_inspect.reading.mlx_config import PARAMETERS, TYPE, MlxConfig, find_mlx_config, number, scale_of
+from lora_inspect.reading.mlx_config import PARAMETERS, TYPE, MlxConfig, find_mlx_config, scale_of
 from lora_inspect.reading.own_rules import OwnRules
 from lora_inspect.reading.problem import Finding
 from lora_inspect.reading.settings import Settings
@@ -91,8 +92,8 @@ class MlxRules(OwnRules):
         """What the config says of the scale, and how many layers have experts."""
         config = self._config
         own = [contribution for contribution in contributions if contribution.algorithm.name in NAMES]
-        if config and own and (scale := number(config.parameters.get("scale"))) is not None:
-            alpha = number(config.parameters.get("alpha"))
+        if config and own and (scale := json_number(config.parameters.get("scale"))) is not None:
+            alpha = json_number(config.parameters.get("alpha"))
             unused = f"; mlx-lm has no use for the alpha of {alpha:g} there" if alpha is not None else ""
             yield Evidence("scale", f"{PARAMETERS}.scale is {scale:g}{unused}", config.where)
         counts: dict[int, int] = {}

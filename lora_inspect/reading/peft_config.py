@@ -1,10 +1,9 @@
 """LoraConfig as PEFT saves it: alpha and scale rule per module, and the settings that change what the tensors mean."""
 
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lora_inspect.files.json_text import parse_json
+from lora_inspect.files.json_text import json_count, json_number, parse_json
 from lora_inspect.reading.steps import Steps
 
 if TYPE_CHECKING:
@@ -72,17 +71,13 @@ class ModuleSettings:
         self.refused: str | None = None
 
     def rank(self, path: str) -> int | None:
-        """The rank that the config gives the module at the dotted `path`."""
-        rank = self._value("rank_pattern", path, self._config.get("r"))
-        return rank if isinstance(rank, int) else None
+        """The rank that the config gives the module at the dotted `path`; None where a layer can have no such rank."""
+        return json_count(self._value("rank_pattern", path, self._config.get("r")))
 
     def alpha(self, path: str) -> float | None:
         """The alpha that the config gives the module at the dotted `path`; PEFT's default is 8, None is no number."""
         name = "lora_alpha" if self._config.get("peft_type", LORA_TYPE) == LORA_TYPE else "alpha"
-        alpha = self._value("alpha_pattern", path, self._config.get(name, 8))
-        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
-            return None
-        return float(alpha) if abs(alpha) <= sys.float_info.max else None  # JSON spells infinities and longer numbers
+        return json_number(self._value("alpha_pattern", path, self._config.get(name, 8)))
 
     @property
     def tells_apart(self) -> bool:

@@ -16,7 +16,7 @@ from lora_inspect.records import NamedTuple
 # Why a scale is unknown that no setting settles, each with the way out.
 PATTERN_REFUSED = "a pattern of the config is refused"
 RANK_MISSING = "PEFT keeps alpha and this rank in adapter_config.json, which is not there"
-RANK_UNREADABLE = "the config's rank is no whole number"
+RANK_UNREADABLE = "the config's rank is none that a layer has"
 WAYS_OUT = {
     PATTERN_REFUSED: "write it anew",
     RANK_MISSING: "put it beside the file",
@@ -181,7 +181,7 @@ def _alpha(contribution: Contribution, sources: ScaleSources, rank: int) -> tupl
         return _configured_alpha(contribution, theirs[0], configured, rank, sources.rule.value)
     if sources.configs:
         expected = sources.configs[0].modules.rank(contribution.config_path)
-        says = "is no whole number" if expected is None else f"is {expected}"
+        says = "is none that a layer has" if expected is None else f"is {expected}"
         return None, f"the config's rank {says} and the tensors' is {rank}, so it is not theirs"
     if schemes.by_name(contribution.module.scheme).absent_alpha == "config":
         why = "PEFT keeps alpha and the scale rule in adapter_config.json, which is not there: put it beside the file"

@@ -10,7 +10,6 @@ What is wrong with it is said with the line. A table's name is the adapter's pat
 or this without its ending.
 """
 
-import math
 import os
 import re
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.input_file import Identity, read_whole
+from lora_inspect.files.json_text import json_number
 from lora_inspect.files.near_names import nearest_name
 from lora_inspect.listing import listed
 from lora_inspect.reading.module_patterns import check_pattern, is_glob
@@ -171,16 +171,10 @@ def _check_part(source: _Text, keys: Sequence[str], table: str, pattern: str) ->
 
 
 def _number(source: _Text, keys: Sequence[str], value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(_as_float(value)):
+    found = json_number(value)
+    if found is None:
         raise source.wrong(keys, f"the value of {_quoted(keys[-1])} is no number")
-    return float(value)
-
-
-def _as_float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # a whole number of four hundred digits
-        return math.inf
+    return found
 
 
 def _names_of(path: str) -> tuple[str, ...]:

@@ -198,8 +198,8 @@ def fitted(reading: Reading, expected: Expected) -> dict[str, dict[str, Tensor]]
 
 def _shaped(key: str, tensor: Tensor, rank: int, expected: Expected) -> Tensor:
     """The tensor in the network's shape: that of a Linear or of a 1x1 convolution, which are the same thing."""
-    # In float32, as fp8 has no test of its own.
-    if not torch.isfinite(tensor.float()).all():
+    # In float32, as fp8 has no test of its own, and flat, as torch computes with no more than 64 dimensions.
+    if not torch.isfinite(tensor.reshape(-1).float()).all():
         raise ValueError(f"{key} holds NaN or infinity: training broke before it was saved; use an earlier checkpoint")
     own = expected.shapes.get(key)
     if own is None and key.endswith(".rescale"):

@@ -62,7 +62,7 @@ def test_the_rank_of_the_config_divides_its_alpha(config, rank, scale, write_saf
     ("config", "says"),
     [
         (None, "adapter_config.json, which is not there; put it beside the file"),
-        ({"r": "many"}, "the config's rank is no whole number; write it anew"),
+        ({"r": "many"}, "the config's rank is none that a layer has; write it anew"),
     ],
 )
 def test_a_rank_that_nobody_says_leaves_the_scale_open(config, says, write_safetensors):
