@@ -18,7 +18,13 @@ def tensors_of(content: bytes) -> tuple[Any, bytes] | None:
         return None
     if not isinstance(header, dict):
         return None
-    return {key: value for key, value in header.items() if key != "__metadata__"}, content[8 + length :]
+    entries = {key: value for key, value in header.items() if key != "__metadata__"}
+    return {key: _fields_of(entry) for key, entry in entries.items()}, content[8 + length :]
+
+
+def _fields_of(entry: Any) -> Any:
+    """What the format has of a tensor: other fields mean nothing to anybody who reads it."""
+    return [entry.get(name) for name in ("dtype", "shape", "data_offsets")] if isinstance(entry, dict) else entry
 
 
 def values_of(content: bytes, key: str) -> list[str]:

@@ -2,11 +2,13 @@
 
 import random
 
-from fuzz import folders, headers, metadata_words, mutations, seeds
+from fuzz import folders, headers, metadata_words, mutations, odd_numbers, seeds
 from fuzz.case import NETWORKS, Case
 from fuzz.commands import command, targets
 from fuzz.contents import Files, Json, Weights
 
+# How often nothing but numbers is odd: a file that is good in all else gets behind the first checks.
+_NUMBERS_ALONE = 0.15
 # What takes a model and adapters that have to fit it.
 _OF_MODELS = ("merge", "verify")
 
@@ -22,6 +24,9 @@ def generate(seed: int, number: int) -> Case:
             headers.give_room(files)
         if source.random() < 0.6:
             headers.give_words(files)
+    if source.random() < _NUMBERS_ALONE:
+        odd_numbers.change(source, files)
+        return Case(files.contents, command(source, target, files), f"seed {seed}, case {number}")
     for _ in range(source.choice((0, 0, 0, 0, 1, 1, 2) if target in _OF_MODELS else (0, 0, 1, 1, 1, 2, 3))):
         if source.random() < 0.15:
             folders.change(source, files)

@@ -5,7 +5,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fuzz import hostile
+from fuzz import hostile, odd_numbers
 from fuzz.case import NETWORKS, Case
 from fuzz.contents import Content, Folder, Json, Link, Pipe, Socket, Weights, Zeros
 from fuzz.odd_json import Fields, Raw, spell
@@ -84,6 +84,32 @@ def _split(number: str) -> Files:
 
 def _with_flag(name: str, *shape: int, dtype: str = "F32") -> Files:
     return {"a.safetensors": Weights(pairs("kohya", _LINEAR) | {name: tensor(*shape, dtype=dtype)})}
+
+
+def _trained(**said: str) -> Files:
+    """An adapter of sd-scripts, whose metadata say the rank and the alpha of its modules but for what is given."""
+    return _adapter(ss_network_module="networks.lora", **{"ss_network_dim": "4", "ss_network_alpha": "3", **said})
+
+
+def _whole_lokr(rank: Any) -> Files:
+    """LoKr of PEFT whose rank the config alone says."""
+    name = "base_model.model.blocks.0.attn.to_q"
+    held = {f"{name}.lokr_w1": tensor(2, 2), f"{name}.lokr_w2": tensor(3, 3)}
+    config = {"peft_type": "LOKR", "r": rank, "alpha": 8, "target_modules": ["to_q"]}
+    return {"a/adapter_model.safetensors": Weights(held), "a/adapter_config.json": Json(config)}
+
+
+def _deep(dimensions: int, *beside: str) -> Files:
+    """Factors of so many dimensions, and others `beside` them."""
+    held = pairs("kohya", _LINEAR) | {f"lora_unet_blocks_0_attn_to_q.{name}": tensor(6, of=1.0) for name in beside}
+    return {
+        "a.safetensors": Weights(
+            {
+                name: (dtype, (*shape, *[1] * (dimensions - len(shape))), data)
+                for name, (dtype, shape, data) in held.items()
+            }
+        )
+    }
 
 
 def _refused() -> Iterator[tuple[str, Callable[[], Files]]]:
@@ -184,6 +210,14 @@ def _odd() -> Iterator[tuple[str, Callable[[], Files]]]:
         Zeros((64 << 20) + 1),
     ):
         yield f"a config that is none: {what!r:.30}", lambda what=what: _peft(what)
+    for text in odd_numbers.TEXTS:
+        for key in ("ss_network_dim", "ss_network_alpha"):
+            yield f"{key} {text:.20} of {len(text)}", lambda key=key, text=text: _trained(**{key: text})
+    for number in odd_numbers.JSON:
+        yield f"the rank of LoKr {number!r:.20} of {len(repr(number))}", lambda number=number: _whole_lokr(number)
+    for count in (64, 65, 66, 1000):
+        yield f"factors of {count} dimensions", lambda count=count: _deep(count)
+        yield f"factors and a magnitude of {count} dimensions", lambda count=count: _deep(count, "dora_scale")
     yield "slices of 5,000 digits", lambda: _split("1" * 5000)
     yield "a slice in other digits", lambda: _split("²")
     yield "the smallest alpha with two ranks", lambda: _alphas(5e-324, (4, 2))

@@ -4,7 +4,7 @@ import random
 
 import click
 
-from fuzz import hostile
+from fuzz import hostile, odd_numbers
 from fuzz.contents import Files, metadata_at
 
 ARGUMENTS = ("key", "keys", "pairs")
@@ -75,4 +75,6 @@ def _pair(source: random.Random, path: str, files: Files) -> str:
 
 def _value(source: random.Random) -> str:
     chance = source.random()
+    if chance > 0.9:
+        return odd_numbers.text(source)
     return source.choice(_VALUES if chance < 0.6 else _FILES if chance < 0.75 else hostile.METADATA_VALUES)

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fuzz import hostile
+from fuzz import hostile, odd_numbers
 from fuzz.contents import Json, Tensor, Weights, as_bytes
 from fuzz.odd_json import Fields, Raw, spell
 
@@ -137,7 +137,7 @@ def _scatter(source: random.Random, held: dict[str, Tensor]) -> None:
 
 _TENSOR_CHANGES: tuple[Callable[[random.Random, dict[str, Tensor]], None], ...] = (
     _rename, _rename, _drop, _copy, _add, _exchange, _reshape, _reshape, _transpose, _retype, _retype_all, _fill,
-    _wide_alpha, _scatter,
+    _wide_alpha, _scatter, odd_numbers.deepen, odd_numbers.deepen,
 )  # fmt: skip
 
 
@@ -154,6 +154,9 @@ def _filled(source: random.Random, dtype: str, shape: tuple[int, ...]) -> Tensor
 
 
 def metadata(source: random.Random, weights: Weights) -> None:
+    if source.random() < 0.6:
+        odd_numbers.metadata(source, weights)
+        return
     weights.metadata = dict(weights.metadata or {})
     for _ in range(source.choice((1, 1, 2, 4))):
         name = source.choice(hostile.METADATA_FIELDS) if source.random() < 0.85 else source.choice(hostile.WORDS)
@@ -299,6 +302,9 @@ def json_value(source: random.Random, content: Json) -> None:
 
 
 def _config(source: random.Random, config: dict[str, Any]) -> None:
+    if source.random() < 0.5:
+        odd_numbers.config(source, config)
+        return
     for _ in range(source.choice((1, 1, 2, 3))):
         name = source.choice(hostile.CONFIG_FIELDS) if source.random() < 0.9 else source.choice(hostile.WORDS)
         config[name] = _config_value(source, name)
@@ -355,9 +361,9 @@ def content(source: random.Random, held: bytes | Weights | Json) -> bytes | Weig
         json_value(source, held)
     elif isinstance(held, Weights):
         chance = source.random()
-        if chance < 0.5:
+        if chance < 0.48:
             tensors(source, held)
-        elif chance < 0.68:
+        elif chance < 0.72:
             metadata(source, held)
         else:
             return header(source, held)
