@@ -36,7 +36,8 @@ def _settle(module: ModuleWeights, shapes: Shapes) -> ModuleWeights:
     if lokr.is_whole(shapes):
         alpha = math.nan if module.alpha is None else module.alpha
         rank = int(alpha) if alpha.is_integer() and alpha > 0 else module.rank
-        module = module._replace(rank=rank, tensors={**module.tensors, "alpha": torch.tensor(float(rank))})
+        stored = torch.tensor(rank, dtype=torch.float32, device="cpu")
+        module = module._replace(rank=rank, tensors={**module.tensors, "alpha": stored})
     return module._replace(keywords={"factor_shapes": shapes})
 
 
@@ -118,7 +119,7 @@ class LoKrModule(DeltaModule):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         if lokr.is_whole(self.factors) and prefix + "alpha" in state_dict:
-            state_dict[prefix + "alpha"] = torch.tensor(float(self.lora_dim))
+            state_dict[prefix + "alpha"] = torch.tensor(self.lora_dim, dtype=torch.float32, device="cpu")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property

@@ -36,7 +36,7 @@ def _settle(module: ModuleWeights, shapes: Shapes) -> ModuleWeights:
     """The module with the shapes of its factors, and with its limit as alpha."""
     alpha = read_limit(module.name, module.tensors.get("alpha"))
     return module._replace(
-        tensors={**module.tensors, "alpha": torch.tensor(alpha)},
+        tensors={**module.tensors, "alpha": torch.tensor(alpha, dtype=torch.float32, device="cpu")},
         keywords={"factor_shapes": shapes, "constraint": alpha},
     )
 
@@ -89,9 +89,10 @@ class OFTModule(AdapterModule):
             raise ValueError(f"{lora_name}: its factors change a weight that {misfit}, but the base has {len(weight)}")
         shape = factor_shapes["blocks"] if factor_shapes else oft.block_shape(weight.shape[0], lora_dim)
         # Where Q is 0 the rotation is none.
-        self.oft_blocks = nn.Parameter(torch.zeros(shape))
+        self.oft_blocks = nn.Parameter(torch.zeros(shape, dtype=torch.float32, device="cpu"))
         if "rescale" in factor_shapes if factor_shapes else rescaled:
-            self.rescale = nn.Parameter(torch.ones(weight.shape[0], *[1] * (weight.dim() - 1)))
+            sizes = weight.shape[0], *[1] * (weight.dim() - 1)
+            self.rescale = nn.Parameter(torch.ones(sizes, dtype=torch.float32, device="cpu"))
         self.lora_dim = shape[1]
         if self.lora_dim == 1:
             logger.warning(

@@ -6,6 +6,7 @@ Each answers with a sentence for every breach of it.
 import ast
 from collections.abc import Callable, Iterator
 
+from creation_rules import tensors_without_a_place
 from import_graph import AT_IMPORT, IN_A_CALL, Import, Tree
 
 # The parts of each package from the top down: each may import what stands below it, and nothing beside it. A part that
@@ -203,5 +204,6 @@ RULES: dict[str, Callable[[Tree], Iterator[str]]] = {
         light_start,
         short_files,
         files_that_say_what_they_are,
+        tensors_without_a_place,
     )
 }

@@ -22,6 +22,7 @@ from architecture_rules import (
     ops_apart,
     part_of,
     short_files,
+    tensors_without_a_place,
 )
 from import_graph import AT_IMPORT, FOR_TYPES, IN_A_CALL, Tree, read_tree
 
@@ -177,6 +178,41 @@ PLANTED: list[tuple[Callable[[Tree], Iterator[str]], dict[str, str], str]] = [
     (files_that_say_what_they_are, {"networks/common/__init__.py": SAYS}, "networks/common/__init__.py is named for"),
     (files_that_say_what_they_are, {"networks/build/targets.py": SAYS}, "without an __init__.py"),
 ]
+# A tensor that does not say where it is or of which type, in each way in which one is made.
+TORCH, NN = "import torch\n", "from torch import nn\n"
+PLANTED += [
+    (tensors_without_a_place, {"networks/modules/layers.py": SAYS + source}, f"networks/modules/layers.py:{says}")
+    for source, says in (
+        (TORCH + "torch.zeros(2)", "3: zeros without device and dtype"),
+        (TORCH + "torch.zeros(2, dtype=torch.float32)", "3: zeros without device"),
+        (TORCH + "torch.arange(2, device='cpu')", "3: arange without dtype"),
+        (TORCH + "def call():\n    return torch.tensor([1.0])", "4: tensor without"),
+        (TORCH + "torch.fft.fftfreq(2)", "3: fft.fftfreq without"),
+        ("import torch as t\nt.eye(2)", "3: eye without"),
+        ("from torch import full as filled\nfilled(2, 1.0)", "3: full without"),
+        (TORCH + "from functools import partial\npartial(torch.ones, 2)", "4: ones without"),
+        (TORCH + "values = list(map(torch.tensor, (1, 2)))", "3: tensor without"),
+        (TORCH + "KEYWORDS = {'dtype': torch.float32}\ntorch.rand(2, **KEYWORDS)", "4: rand without device"),
+        (TORCH + "def call(more):\n    torch.rand(2, **more)", "4: rand without"),
+        (TORCH + "torch.Tensor(2)", "3: Tensor has neither"),
+        ("from torch import FloatTensor\nFloatTensor([1])", "3: FloatTensor has neither"),
+        (TORCH + "torch.where(torch.ones_like(1) > 0, -1.0, 1.0)", "3: where makes"),
+        (NN + "nn.Linear(2, 2, bias=False)", "3: nn.Linear without"),
+        (TORCH + "torch.nn.Embedding(2, 2, device='cpu')", "3: nn.Embedding without dtype"),
+        ("from torch.nn import Conv2d\nConv2d(2, 2, 1)", "3: nn.Conv2d without"),
+    )
+]
+PLACED = """
+from functools import partial
+import torch
+from torch import Tensor, nn
+PLACE = {"dtype": torch.float32, "device": "cpu"}
+def call(like: Tensor, layer: nn.Linear) -> Tensor:
+    isinstance(layer, (nn.Linear, nn.Conv2d))
+    nn.Linear(2, 2, **PLACE), partial(torch.rand, 2, **PLACE), like.new_tensor(1), torch.empty_like(like)
+    torch.where(like > 0, like, 0.0), zeros(2), like.zeros(2), nn.Dropout(0.5), torch.Generator(), nn.functional.linear
+    return torch.arange(2, dtype=torch.long, device=like.device)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +229,10 @@ def test_the_source_keeps_the_rule(rule, source):
 @pytest.mark.parametrize("rule", RULES)
 def test_the_toy_tree_keeps_the_rule(rule):
     assert list(RULES[rule](read_tree(TOY))) == []
+
+
+def test_what_says_where_a_tensor_is_or_takes_it_from_another_is_left_alone():
+    assert list(tensors_without_a_place(read_tree(TOY | {"networks/modules/layers.py": SAYS + PLACED}))) == []
 
 
 @pytest.mark.parametrize(("rule", "files", "says"), PLANTED)

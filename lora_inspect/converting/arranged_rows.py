@@ -76,9 +76,9 @@ def _check(part: Part) -> None:
 
 def _reordered(part: Part, runs: Runs) -> Part:
     """The part with some of its rows, or with all of them in another order."""
-    order = torch.empty(runs.rows, dtype=torch.long)
+    order = torch.empty(runs.rows, dtype=torch.long, device="cpu")
     for first, last, source in runs.each():
-        order[first:last] = torch.arange(source, source + last - first)
+        order[first:last] = torch.arange(source, source + last - first, dtype=torch.long, device="cpu")
     by_role = part.algorithm.rows
     own = {role: as_factor(factor) for role, factor in part.factors.items() if role in by_role}
     taken = {role: Factor(factor.values[order], factor.dtype) for role, factor in own.items()}
@@ -98,7 +98,8 @@ def _without_empty_columns(part: Part, taken: Values) -> Part:
     if not used or torch.stack(used).any(0).all():
         return part
     # A product has one column at least.
-    columns = torch.stack(used).any(0).nonzero().flatten() if torch.stack(used).any() else torch.tensor([0])
+    found = torch.stack(used).any(0)
+    columns = found.nonzero().flatten() if found.any() else found.new_zeros(1, dtype=torch.long)
     narrow = {role: Factor(taken[role].values[:, columns], taken[role].dtype) for role in inner}
     below = {other: as_factor(part.factors[other]) for other in inner.values()}
     short = {other: Factor(factor.values[columns], factor.dtype) for other, factor in below.items()}

@@ -22,7 +22,7 @@ def change_norm(formula: Formula, factors: Mapping[Role, torch.Tensor]) -> float
     change, squares = formula.change(factors, 1.0, None), 0.0
     count = max(1, _ELEMENTS // max(1, columns))
     for first in range(0, rows, count):
-        block = torch.zeros(min(count, rows - first), columns, dtype=torch.float64)
+        block = torch.zeros(min(count, rows - first), columns, dtype=torch.float64, device="cpu")
         change.fold(block, first, 1.0)
         squares += float(block.square().sum())
     return math.sqrt(squares)

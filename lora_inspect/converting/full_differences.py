@@ -58,7 +58,7 @@ def _rows(change: WholeChange, runs: Runs | None) -> Rows:
 
 
 def _computed(rows: Sequence[Rows], shape: tuple[int, ...]) -> bytes:
-    whole = torch.zeros(shape[0], prod(shape[1:]))
+    whole = torch.zeros(shape[0], prod(shape[1:]), dtype=torch.float32, device="cpu")
     for change, runs in rows:
         matrix = change.matrix()
         for first, last, source in runs:

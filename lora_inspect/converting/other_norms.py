@@ -33,7 +33,7 @@ def other_magnitude(landed: Landed, spelling: DoraSpelling) -> torch.Tensor:
     own = (*landed.before, landed.contribution)
     *before, (change, _) = settled([(module_change(one, landed, torch.float64), 1.0) for one in own], read)
     decomposed, other = cast(DecomposedRows, change), magnitude_of(spelling, None)
-    values = torch.empty(len(weight), dtype=torch.float64)
+    values = weight.new_empty(len(weight), dtype=torch.float64)
     for first, rows in folded(before, read, change.together):
         values[first : first + len(rows)] = decomposed.values_of(other, rows, first)
     if (bad := first_non_finite(values.float())) is not None:

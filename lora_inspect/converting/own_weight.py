@@ -23,7 +23,8 @@ def own_weight(places: Sequence[tuple[Place, CodedWeight]]) -> torch.Tensor:
     shapes = [place.shape for place, _ in places]
     rows, columns = sum(shape[0] for shape in shapes), prod(shapes[0][1:])
     dtypes = {working_dtype(weight.info) for _, weight in places}
-    own = torch.empty(rows, columns, dtype=torch.float64 if torch.float64 in dtypes else torch.float32)
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    own = torch.empty(rows, columns, dtype=dtype, device="cpu")
     blocks = RowBlocks(BLOCK_ELEMENTS)
     for place, weight in places:
         decode = None if weight.info.dtype in PLAIN_FLOATS else decoder(weight)

@@ -110,7 +110,7 @@ class LoraMaker:
                 f"{part.file}: {part.origin.module.key} changes a weight of {list(shape)}, which is too large to be "
                 "approximated; merge it, which takes a few rows at a time."
             )
-        matrix = torch.zeros(rows, columns, dtype=torch.float64)
+        matrix = torch.zeros(rows, columns, dtype=torch.float64, device="cpu")
         part.formula.change(_tensors(part), 1.0, part.origin.alpha, **part.origin.settings).fold(matrix, 0, 1.0)
         return matrix
 

@@ -82,7 +82,7 @@ def joined(factors: list[Factor]) -> str:
 
 def zeros(shape: tuple[int, ...], dtype: str) -> torch.Tensor:
     """Zeros in the memory that `dtype` takes."""
-    return torch.zeros(shape, dtype=TORCH_DTYPES.get(dtype) or _EIGHT_BITS[dtype])
+    return torch.zeros(shape, dtype=TORCH_DTYPES.get(dtype) or _EIGHT_BITS[dtype], device="cpu")
 
 
 def rounded(values: torch.Tensor, dtype: str) -> torch.Tensor:

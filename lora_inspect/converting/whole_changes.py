@@ -52,7 +52,7 @@ class WholeChange(NamedTuple):
 
     def matrix(self) -> torch.Tensor:
         """W' - W as (out, in·kernel), in float64; raises LoraInspectError where it is not finite."""
-        found = torch.zeros(self.shape[0], prod(self.shape[1:]), dtype=torch.float64)
+        found = torch.zeros(self.shape[0], prod(self.shape[1:]), dtype=torch.float64, device="cpu")
         try:
             for one in self.folded:
                 for first, rows in self._differences(one):

@@ -15,8 +15,8 @@ def first_drawn(count: int, entries: int, seed: int) -> torch.Tensor:
 
     The order is that of torch's generator on the CPU, whose type of number makes no difference to it.
     """
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(entries, generator=generator, dtype=torch.int32)[:count].long()
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    return torch.randperm(entries, generator=generator, dtype=torch.int32, device="cpu")[:count].long()
 
 
 def drawn_places(count: int, shape: tuple[int, int], seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -47,7 +47,7 @@ class Kept(NamedTuple):
 
     def add(self, other: "Kept", numbers: Sequence[int]) -> None:
         """Adds, in place, those of a weight that has some of the changes: those that the numbers name."""
-        where = torch.tensor(numbers, dtype=torch.long)
+        where = torch.tensor(numbers, dtype=torch.long, device="cpu")
         for total, part in zip(self, other, strict=True):
             total[where if total.dim() == 1 else (where[:, None], where)] += part
 
@@ -82,4 +82,4 @@ def kept_in(sums: KeptSums, entries: int, working: str) -> Kept:
 
 def nothing_kept(changes: int) -> Kept:
     """That of so many changes over no weight, which others are added to."""
-    return Kept(*(torch.zeros((changes,) * axes, dtype=torch.float64) for axes in (1, 2, 2, 1, 1)))
+    return Kept(*(torch.zeros((changes,) * axes, dtype=torch.float64, device="cpu") for axes in (1, 2, 2, 1, 1)))

@@ -68,7 +68,7 @@ class Look:
 
 def _products(seen: Tensor) -> tuple[Tensor, float]:
     """Those of the steps from each row to the next with each other, and of the first row with itself."""
-    products, base = torch.zeros(len(seen) - 1, len(seen) - 1, dtype=torch.float64), 0.0
+    products, base = seen.new_zeros(len(seen) - 1, len(seen) - 1, dtype=torch.float64), 0.0
     memory = seen.new_empty(len(products), min(seen.shape[1], _TOGETHER))
     for begin in range(0, seen.shape[1], _TOGETHER):
         part = seen[:, begin : begin + _TOGETHER]

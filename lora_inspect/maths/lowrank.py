@@ -59,7 +59,7 @@ def approximate(
         return Approximation(found.down.t().contiguous(), found.up.t().contiguous(), found.relative_error)
     dtype = dtype or matrix.dtype
     if not matrix.any():
-        up, down = (torch.zeros(shape, dtype=dtype) for shape in ((matrix.shape[0], 1), (1, matrix.shape[1])))
+        up, down = (matrix.new_zeros(shape, dtype=dtype) for shape in ((matrix.shape[0], 1), (1, matrix.shape[1])))
         return Approximation(up, down, 0.0)
     # Fourth powers are taken below: with entries of at most 1, which is exact, they stay in the range of float64.
     half = (math.frexp(float(matrix.abs().max()))[1] + 1) // 2
@@ -90,8 +90,9 @@ def _krylov(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
     total = float(matrix.square().sum())
     least: float | None = None
     before = math.inf
-    generator = torch.Generator().manual_seed(_SEED)
-    start = torch.randn(matrix.shape[1], rank + _OVERSAMPLING, generator=generator, dtype=torch.float64)
+    generator = torch.Generator(device="cpu").manual_seed(_SEED)
+    shape = matrix.shape[1], rank + _OVERSAMPLING
+    start = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
     block = matrix @ start
     basis = matrix.new_empty(matrix.shape[0], 0)
     projected = matrix.new_empty(0, matrix.shape[1])

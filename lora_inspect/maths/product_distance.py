@@ -72,5 +72,7 @@ def _without_doubles(products: list[Product]) -> Product:
         if place == len(rows):
             rows.append(row)
         places.append(place)
-    up = whole.new_zeros(whole.shape[0], len(rows)).index_add_(1, torch.tensor(places), whole)
+    up = whole.new_zeros(whole.shape[0], len(rows)).index_add_(
+        1, torch.tensor(places, dtype=torch.long, device="cpu"), whole
+    )
     return Product(up, torch.stack(rows))

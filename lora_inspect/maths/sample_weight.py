@@ -15,8 +15,10 @@ class SampleWeight:
     def __init__(self, rows: int, columns: int, is_zero: bool, elements: int = 1 << 20) -> None:
         self._rows, self._columns, self._elements = rows, columns, elements
         count = columns + _ROWS
-        generator = torch.Generator().manual_seed(_SEED)
-        self._numbers = None if is_zero else torch.randn(count, generator=generator, dtype=torch.float64)
+        generator = torch.Generator(device="cpu").manual_seed(_SEED)
+        self._numbers: torch.Tensor | None = None
+        if not is_zero:
+            self._numbers = torch.randn(count, generator=generator, dtype=torch.float64, device="cpu")
 
     def read(self, together: int) -> Iterator[tuple[int, torch.Tensor]]:
         """(first row, new rows) for all of it, in blocks of a multiple of `together` rows; 0 is for all at once."""
@@ -27,6 +29,6 @@ class SampleWeight:
 
     def _block(self, first: int, last: int) -> torch.Tensor:
         if self._numbers is None:
-            return torch.zeros(last - first, self._columns, dtype=torch.float64)
-        starts = torch.arange(first, last) * _STEP % _ROWS
+            return torch.zeros(last - first, self._columns, dtype=torch.float64, device="cpu")
+        starts = torch.arange(first, last, dtype=torch.long, device="cpu") * _STEP % _ROWS
         return self._numbers.unfold(0, self._columns, 1)[starts]

@@ -88,7 +88,7 @@ def _are_finite(values: Tensor) -> bool:
 
 @lru_cache(1)
 def _counted(count: int) -> Tensor:
-    return torch.arange(count, dtype=torch.int32)
+    return torch.arange(count, dtype=torch.int32, device="cpu")
 
 
 def _signed(number: int) -> int:

@@ -18,9 +18,7 @@ _WHOLE_DTYPES = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8
 STORED_DTYPES = TORCH_DTYPES | {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 # Codes that are numbers; others are read as the bytes that several of them are packed in.
 _CODE_DTYPES = STORED_DTYPES | {"I8": torch.int8}
-
-# Torch holds tensors of more, and raises where it does anything with them.
-_DIMENSIONS = 64
+_DIMENSIONS = 64  # torch holds tensors of more, and raises where it does anything with them
 
 
 class Decode(NamedTuple):
@@ -85,10 +83,7 @@ def load_as_it_is(info: TensorInfo) -> torch.Tensor:
 
 
 def load_stored(info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
-    """The tensor as it is stored, which is in `dtype`, in its own shape.
-
-    Raises LoraInspectError for one of more dimensions than torch computes with.
-    """
+    """The tensor as it is stored, which is in `dtype`, in its own shape, of no more dimensions than torch has."""
     if len(info.shape) > _DIMENSIONS:
         raise LoraInspectError(
             f"{info.file}: {info.name} has {len(info.shape)} dimensions, and torch computes with {_DIMENSIONS}; "
@@ -97,7 +92,7 @@ def load_stored(info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
     with InputFile(info.file, info.identity) as source:
         buffer = source.read(info.start, info.nbytes)
     if not buffer:
-        return torch.empty(info.shape, dtype=dtype)
+        return torch.empty(info.shape, dtype=dtype, device="cpu")
     return torch.frombuffer(buffer, dtype=dtype).reshape(info.shape)
 
 
@@ -255,7 +250,7 @@ class RowBlocks:
         kept = self._kept.get(use)
         if kept is not None and kept.dtype == dtype and kept.numel() >= count:
             return kept
-        fresh = torch.empty(count, dtype=dtype)
+        fresh = torch.empty(count, dtype=dtype, device="cpu")
         if count * dtype.itemsize <= _KEPT_BYTES * self.elements:
             self._kept[use] = fresh
         return fresh

@@ -79,7 +79,8 @@ class SeenWeight(NamedTuple):
         sizes = [count, count * count, count * count, count, count]
         if dtype not in BITS or not all(type(one) is int and one >= 0 for one in adapters):
             raise ValueError(f"{record[:4]} is no weight that was seen")
-        numbers = torch.tensor(struct.unpack(f"<{sum(sizes)}d", b64decode(packed, validate=True)), dtype=torch.float64)
+        found = struct.unpack(f"<{sum(sizes)}d", b64decode(packed, validate=True))
+        numbers = torch.tensor(found, dtype=torch.float64, device="cpu")
         along, gram, scatter, left, unsure = torch.split(numbers, sizes)
         square = (count, count)
         kept = Kept(along, gram.reshape(square), scatter.reshape(square), left, unsure)

@@ -77,7 +77,7 @@ def _matrix(shape: _Shape, weight: Tensor | None, is_wide: bool) -> Tensor:
     dtype = torch.float64 if is_wide else torch.float32
     rows = shape[0] if shape else 1
     if weight is None:
-        return torch.zeros(shape, dtype=dtype).reshape(rows, -1)
+        return torch.zeros(shape, dtype=dtype, device="cpu").reshape(rows, -1)
     return weight.detach().to("cpu", dtype).reshape(rows, -1)
 
 

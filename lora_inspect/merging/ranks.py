@@ -123,7 +123,7 @@ class Ranks:
         import torch
         from torch import distributed
 
-        found = [torch.zeros(len(own), dtype=torch.uint8) for _ in range(self.rank.of)]
+        found = [torch.zeros(len(own), dtype=torch.uint8, device="cpu") for _ in range(self.rank.of)]
         distributed.all_gather(found, torch.frombuffer(bytearray(own), dtype=torch.uint8))
         return [bytes(one.tolist()) for one in found]
 

@@ -37,7 +37,7 @@ class InRows(NamedTuple):
 
 def in_rows(terms: Sequence[Term], sums: Sums, shares: Shares) -> InRows:
     """Looks at rows where the shares of whole weights do not explain what was found."""
-    values = torch.tensor(shares.values).double().repeat(len(sums.found), 1)
+    values = torch.tensor(shares.values, dtype=torch.float64, device="cpu").repeat(len(sums.found), 1)
     parts = [_parts(number, term.parts, sums, shares, values) for number, term in enumerate(terms)]
     missing: list[Ranges] = [() for _ in terms]
     explained = shares.is_explained or left_over(sums, values) <= shares.allowed
@@ -56,7 +56,7 @@ def _parts(term: int, parts: Sequence[Part], sums: Sums, shares: Shares, values:
     along = _along(term, sums, values)
     whole, found = float(shares.gram[term, term]), []
     for part in parts:
-        rows = torch.cat([torch.arange(start, stop) for start, stop in part.rows])
+        rows = torch.cat([torch.arange(start, stop, dtype=torch.long, device="cpu") for start, stop in part.rows])
         square = float(sums.gram[rows, term, term].sum())
         share = float(along[rows].sum()) / square if square > 0 else 0.0
         values[rows, term] = share
@@ -85,7 +85,7 @@ def _missing(term: int, sums: Sums, values: Tensor) -> Ranges:
     lacks, has = tells & (share.abs() < _NEAR), tells & ((share - 1).abs() < _NEAR)
     if not lacks.any() or not has.any() or not ((lacks | has) == tells).all():
         return ()
-    values[:, term] = torch.where(lacks, 0.0, 1.0).double()
+    values[:, term] = lacks.logical_not().double()
     return _ranges(tells.nonzero().flatten().tolist(), lacks.tolist())
 
 

@@ -127,15 +127,16 @@ def pooled(parts: Sequence[tuple[Shares, Sequence[int]]], terms: int) -> Shares:
 
     What is not told in a weight stays out of it.
     """
-    gram, scatter = torch.zeros(terms, terms).double(), torch.zeros(terms, terms).double()
-    along, lost = torch.zeros(terms).double(), torch.zeros(terms).double()
+    gram = torch.zeros(terms, terms, dtype=torch.float64, device="cpu")
+    along = torch.zeros(terms, dtype=torch.float64, device="cpu")
+    scatter, lost = gram.clone(), along.clone()
     for shares, numbers in parts:
         told = [term for term, why in enumerate(shares.why) if not why]
-        where = torch.tensor([numbers[term] for term in told], dtype=torch.long)
+        where = torch.tensor([numbers[term] for term in told], dtype=torch.long, device="cpu")
         own = shares.gram[told][:, told]
         gram[where[:, None], where] += own
         scatter[where[:, None], where] += shares.scatter[told][:, told]
-        along[where] += own @ torch.tensor([shares.values[term] for term in told]).double()
+        along[where] += own @ torch.tensor([shares.values[term] for term in told], dtype=torch.float64, device="cpu")
         lost[where] += shares.lost[told]
     noise = _noise(gram, scatter, lost)
     expected = float(gram.sum())

@@ -92,8 +92,8 @@ def _of_block(
     yield estimated(base_noise)
     yield estimated(lost * lost)
     count = x.shape[1 - axis]
-    along, lost_along = (torch.empty(count, len(changes), dtype=torch.float64) for _ in range(2))
-    gram = torch.empty(count, len(changes), len(changes), dtype=torch.float64)
+    along, lost_along = (x.new_empty(count, len(changes), dtype=torch.float64) for _ in range(2))
+    gram = x.new_empty(count, len(changes), len(changes), dtype=torch.float64)
     for t, d in enumerate(changes):
         along[:, t], lost_along[:, t] = total(x * d), estimated(lost * d[::step])
         for s in range(t + 1):
@@ -112,6 +112,6 @@ def _folded(links: Sequence[Link], rows: Tensor, first: int) -> Tensor:
 
 
 def _nothing(terms: int, broken: int) -> Sums:
-    vector, matrix, cube = torch.zeros(0), torch.zeros(0, terms), torch.zeros(0, terms, terms)
-    vector, matrix, cube = vector.double(), matrix.double(), cube.double()
+    shapes = (0,), (0, terms), (0, terms, terms)
+    vector, matrix, cube = (torch.zeros(shape, dtype=torch.float64, device="cpu") for shape in shapes)
     return Sums(vector, matrix, cube, vector, vector, matrix, vector, 0, broken)

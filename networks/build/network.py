@@ -158,8 +158,8 @@ class LoRANetwork(NetworkWeights):
         self._nothing = "" if self.unet_loras else summary.why_nothing(selection, unet, target_replace_modules)
         self.use_dora = any(getattr(lora, "use_dora", False) for lora in self.unet_loras)
         if self.use_rslora or self.use_dora:
-            self.register_buffer(RSLORA_FLAG, torch.tensor(self.use_rslora))
-            self.register_buffer(DORA_FLAG, torch.tensor(self.use_dora))
+            self.register_buffer(RSLORA_FLAG, torch.tensor(self.use_rslora, dtype=torch.bool, device="cpu"))
+            self.register_buffer(DORA_FLAG, torch.tensor(self.use_dora, dtype=torch.bool, device="cpu"))
         # What the options were is not known of a network that was made from weights.
         if forms is None:
             is_lora = self.module_class in (LoRAModule, PissaModule)

@@ -138,7 +138,8 @@ class FileNames:
         # Nothing is left that a rule could be about.
         if own and rslora:
             dora = any(place is not None and place.role == "magnitude" for place in places.values())
-            named |= {RSLORA_FLAG: torch.tensor(True), DORA_FLAG: torch.tensor(dora)}
+            values = {RSLORA_FLAG: True, DORA_FLAG: dora}
+            named |= {key: torch.tensor(value, dtype=torch.bool, device="cpu") for key, value in values.items()}
         rule_free = {key: value for key, value in without_scale_options(metadata).items() if key != SCALE_KEY}
         return Named(named, rule_free, folded=True)
 

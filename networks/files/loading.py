@@ -188,10 +188,10 @@ def fitted(reading: Reading, expected: Expected) -> dict[str, dict[str, Tensor]]
         tensors = dict(module.tensors)
         if name in ignored:
             del tensors[MAGNITUDE]
-        alpha = tensors.get("alpha", torch.tensor(expected.alpha_of(module.rank)))
+        alpha: Tensor | float | None = tensors.get("alpha", expected.alpha_of(module.rank))
         if rank_stabilised and "alpha" in tensors:
-            alpha = torch.tensor(standard_form.native_alpha(float(alpha), module.rank))
-        tensors["alpha"] = alpha.detach().to(torch.float32).reshape(())
+            alpha = standard_form.native_alpha(float(tensors["alpha"]), module.rank)
+        tensors["alpha"] = torch.as_tensor(alpha, dtype=torch.float32, device="cpu").detach().reshape(())
         fit[name] = {key: _shaped(f"{name}.{key}", tensor, module.rank, expected) for key, tensor in tensors.items()}
     return fit
 

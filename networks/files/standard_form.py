@@ -180,7 +180,7 @@ def _alpha(name: str, alpha: float, rank: int, rslora: bool, slices: int) -> Ten
         grown = to_float32(standard_alpha(alpha, rank, rslora) * slices)
     except OverflowError:
         raise ValueError(f"{name}: its alpha of {alpha:g} is too large for save_format=standard") from None
-    return torch.tensor(grown, dtype=torch.float32)
+    return torch.tensor(grown, dtype=torch.float32, device="cpu")
 
 
 def _slices(module: Mapping[str, Tensor]) -> int:

@@ -88,7 +88,7 @@ def combined_squares(w1: Tensor, w2: Tensor, rows: Tensor, first: int, squares: 
 
     ‖W_i‖² + 2⟨W_i, delta_i⟩ + ‖w1_a‖²‖w2_c‖², where row i is row c of group a.
     """
-    number = torch.arange(first, first + rows.shape[0], device=rows.device)
+    number = torch.arange(first, first + rows.shape[0], dtype=torch.long, device=rows.device)
     left, right = w1[number // w2.shape[0]], w2[number % w2.shape[0]]
     products = left.unsqueeze(1) @ rows.reshape(-1, w1.shape[1], w2.shape[1])
     crossed = (products.squeeze(1) * right).sum(1)

@@ -58,7 +58,7 @@ class AdapterModule(nn.Module):
         self.org_module_ref = [org_module]
         self.org_forward: Callable[..., Tensor] | None = None
         self._base_is_plain = False
-        self.register_buffer("alpha", torch.tensor(float(alpha or 0.0)))
+        self.register_buffer("alpha", torch.tensor(float(alpha or 0.0), dtype=torch.float32, device="cpu"))
         self._set_alpha(float(alpha or 0.0) or neutral_alpha(lora_dim, use_rslora))
 
     @property
@@ -155,7 +155,7 @@ class AdapterModule(nn.Module):
         own = [key for key in state_dict if key.startswith(prefix)]
         if own:
             alpha = self.read_alpha(state_dict.get(prefix + "alpha"))
-            state_dict[prefix + "alpha"] = torch.tensor(alpha, dtype=torch.float32)
+            state_dict[prefix + "alpha"] = torch.tensor(alpha, dtype=torch.float32, device=self.alpha.device)
             self._set_alpha(alpha)
         super()._load_from_state_dict(state_dict, prefix, *args)
 

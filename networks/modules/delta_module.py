@@ -85,7 +85,9 @@ class DeltaModule(AdapterModule):
     def add_factors(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Makes a parameter of each shape, by role, without a value yet."""
         for role, shape in shapes.items():
-            self.register_parameter(self.prefix + role, nn.Parameter(torch.empty(shape)))
+            self.register_parameter(
+                self.prefix + role, nn.Parameter(torch.empty(shape, dtype=torch.float32, device="cpu"))
+            )
 
     @property
     def factors(self) -> dict[str, nn.Parameter]:
@@ -210,7 +212,7 @@ class DeltaModule(AdapterModule):
         step = rows_at_once(columns, device)
         norms = []
         for first in range(0, out_features, step):
-            rows = torch.zeros(min(step, out_features - first), columns, device=device)
+            rows = torch.zeros(min(step, out_features - first), columns, dtype=torch.float32, device=device)
             change.fold(rows, first, 1.0)
             norms.append(torch.linalg.vector_norm(rows))
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))

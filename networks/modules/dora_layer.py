@@ -32,7 +32,7 @@ class DoRALayer(nn.Module):
 
     def __init__(self, out_features: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(out_features))
+        self.weight = nn.Parameter(torch.ones(out_features, dtype=torch.float32, device="cpu"))
         self.initialised = False
         self._start: Tensor | None = None
         self.watch = BaseWatch()

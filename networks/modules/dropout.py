@@ -35,7 +35,7 @@ def _is_inside_differentiated_function(frame: FrameType | None) -> bool:
 
 def draws_skip(probability: float) -> bool:
     """Whether this call leaves the whole adapter out. torch's generator, so that checkpointing draws it again."""
-    return bool(torch.rand(()) < probability)
+    return bool(torch.rand((), dtype=torch.float32, device="cpu") < probability)
 
 
 def drop_ranks(hidden: Tensor, probability: float, rank_axis: int) -> Tensor:
@@ -47,5 +47,5 @@ def drop_ranks(hidden: Tensor, probability: float, rank_axis: int) -> Tensor:
     shape = [1] * hidden.dim()
     shape[0] = hidden.shape[0]
     shape[rank_axis] = hidden.shape[rank_axis]
-    kept = torch.rand(shape, device=hidden.device) >= probability
+    kept = torch.rand(shape, dtype=torch.float32, device=hidden.device) >= probability
     return hidden * (kept.to(hidden.dtype) / (1.0 - probability))

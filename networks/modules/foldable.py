@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lora_inspect.maths.torch_state import whole_products
+
 from ..files.saving import check_dtype
 from ..kernels.base_weight import is_plain, is_sharded, storage_of, true_weight
 from .adapter_module import AdapterModule
@@ -54,7 +56,8 @@ class FoldableModule(AdapterModule):
         self._check_forward()
         working = torch.promote_types(weight.dtype, torch.float32)
         merged = weight.detach().to(device or weight.device, working, non_blocking=non_blocking, copy=True)
-        self.fold(sd, merged.view(merged.shape[0], -1), self.multiplier)
+        with whole_products(merged.device.type):
+            self.fold(sd, merged.view(merged.shape[0], -1), self.multiplier)
         if dtype is not None:
             merged = merged.to(dtype)
         merged = merged.to(weight.dtype)
@@ -92,7 +95,8 @@ class FoldableModule(AdapterModule):
         is_delta = self.is_sum or multiplier == 0
         folded = torch.zeros_like(base) if is_delta else base.clone()
         if multiplier != 0:
-            self.fold(self.state_dict(), folded.view(folded.shape[0], -1), multiplier)
+            with whole_products(folded.device.type):
+                self.fold(self.state_dict(), folded.view(folded.shape[0], -1), multiplier)
         return folded if is_delta else folded - base
 
     def _base(self) -> Tensor:

@@ -6,12 +6,16 @@ from typing import Any
 import torch
 from torch import nn
 
+# Where factors are before a trainer moves them, whatever it has chosen for what it makes itself: a seed draws the same
+# numbers, and under the device meta there would be none.
+_PLACE: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 _CONVOLUTIONS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def linear_factors(in_features: int, out_features: int, rank: int) -> tuple[nn.Linear, nn.Linear]:
     """down (rank, in) and up (out, rank)."""
-    down, up = nn.Linear(in_features, rank, bias=False), nn.Linear(rank, out_features, bias=False)
+    down = nn.Linear(in_features, rank, bias=False, **_PLACE)
+    up = nn.Linear(rank, out_features, bias=False, **_PLACE)
     start(down, up)
     return down, up
 
@@ -28,8 +32,9 @@ def conv_factors(base: Any, rank: int) -> tuple[nn.Module, nn.Module]:
         base.dilation,
         padding_mode=base.padding_mode,
         bias=False,
+        **_PLACE,
     )
-    up = convolution(rank, base.out_channels, 1, bias=False)
+    up = convolution(rank, base.out_channels, 1, bias=False, **_PLACE)
     start(down, up)
     down.groups = up.groups = base.groups
     return down, up
@@ -50,8 +55,8 @@ def start_orthogonal(down: Any, up: Any) -> None:
     rank, in_features = down.weight.shape
     if rank % 2:
         raise ValueError(f"init_lora_weights=orthogonal needs an even rank, but it is {rank}")
-    basis = torch.linalg.qr(torch.randn(rank, rank, dtype=torch.float64)).Q
-    left = torch.randn(up.weight.shape[0], rank // 2, dtype=torch.float64)
-    right = torch.randn(rank // 2, in_features, dtype=torch.float64)
+    basis = torch.linalg.qr(torch.randn(rank, rank, dtype=torch.float64, device="cpu")).Q
+    left = torch.randn(up.weight.shape[0], rank // 2, dtype=torch.float64, device="cpu")
+    right = torch.randn(rank // 2, in_features, dtype=torch.float64, device="cpu")
     up.weight.copy_(left @ basis[1::2] / 10)
     down.weight.copy_(basis[0::2].t() @ right / 10)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from lora_inspect.maths.torch_state import whole_products
+
 from .adapter_module import AdapterModule
 
 
@@ -16,7 +18,8 @@ def limit_norms(modules: Sequence[AdapterModule], limit: float) -> tuple[int, fl
     """
     if not modules:
         return 0, 0.0, 0.0
-    norms = torch.stack([module.change_norm() for module in modules])
+    with whole_products(modules[0].alpha.device.type):
+        norms = torch.stack([module.change_norm() for module in modules])
     ratios = (limit / norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(max=1.0)
     for module, ratio in zip(modules, ratios, strict=True):
         module.shrink(ratio)

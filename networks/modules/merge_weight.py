@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lora_inspect.maths.change import Change
+from lora_inspect.maths.torch_state import whole_products
 
 from ..files import reading
 from ..kernels.base_weight import is_plain, storage_of
@@ -39,6 +40,7 @@ def merge_into(
     merged = model_weight.to(calc_device, working, copy=True)
     read = reading.read({key: lora_sd[key] for key in keys}, reader=module_class.reader.with_every_role)
     module, rows = read.modules[lora_name], merged.view(merged.shape[0], -1)
-    change_of(lora_name, module.tensors, rows, module.rank).fold(rows, 0, multiplier)
+    with whole_products(rows.device.type):
+        change_of(lora_name, module.tensors, rows, module.rank).fold(rows, 0, multiplier)
     lora_weight_keys.difference_update(keys)
     return merged.to(model_weight.device, model_weight.dtype)

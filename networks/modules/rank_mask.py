@@ -32,7 +32,9 @@ class RankMask:
 
         Raises ValueError for timesteps of another shape or beyond that.
         """
-        given = torch.as_tensor(timesteps).detach()
+        given = (
+            timesteps if isinstance(timesteps, Tensor) else torch.tensor(timesteps, dtype=torch.float32, device="cpu")
+        )
         values: list[float] = given.reshape(-1).tolist()
         if given.dim() > 1 or not values:
             raise ValueError(f"timesteps of shape {list(given.shape)}, but one for each sample was expected")
@@ -78,4 +80,5 @@ class RankMask:
         least = min(self.min_rank, rank)
         active = [int(share * (rank - least)) + least for share in shares]
         active = active[:1] if len(set(active)) == 1 else active
-        return (torch.arange(rank) < torch.tensor(active)[:, None]).float()
+        ranks, acting = (torch.tensor(numbers, dtype=torch.long, device="cpu") for numbers in (range(rank), active))
+        return (ranks < acting[:, None]).float()
