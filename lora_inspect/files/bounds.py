@@ -20,8 +20,6 @@ METADATA_CHARACTERS, METADATA_KEYS = 8_000_000, 100_000
 JSON_BYTES = 64 << 20
 # Lists, objects and what stands in them, in any JSON: an index has an item for each tensor.
 JSON_ITEMS = TENSORS + 1_000
-# What a dimension of a tensor, and a place in a file, is below.
-SIZES = 1 << 63
 
 
 def too_many_tensors(file: str, count: int) -> LoraInspectError:

@@ -2,6 +2,9 @@
 
 import struct
 
+# What a dimension of a tensor, and a place in a file, is below.
+SIZES = 1 << 63
+
 # Source: the `Dtype` enumeration of the safetensors crate.
 BITS = {
     "BOOL": 8,

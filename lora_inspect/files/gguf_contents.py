@@ -6,7 +6,8 @@ Tensors have the dimensions of the program that they come from, which the file c
 from collections.abc import Iterator
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.bounds import KEY_BYTES, METADATA_KEYS, SIZES, TENSORS, too_many_tensors
+from lora_inspect.files.bounds import KEY_BYTES, METADATA_KEYS, TENSORS, too_many_tensors
+from lora_inspect.files.dtypes import SIZES
 from lora_inspect.files.gguf_format import ALIGNMENT, ALIGNMENT_KEY, MAGIC, TENSOR_TYPES, UINT32, VERSIONS, aligned
 from lora_inspect.files.gguf_metadata import AGAIN, Cursor, Expect, Value, as_text, read_values
 from lora_inspect.files.header import TensorInfo, count_elements

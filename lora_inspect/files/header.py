@@ -6,8 +6,8 @@ from math import prod
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.bounds import HEADER_BYTES, SIZES, TENSORS, too_many_tensors
-from lora_inspect.files.dtypes import BITS
+from lora_inspect.files.bounds import HEADER_BYTES, TENSORS, too_many_tensors
+from lora_inspect.files.dtypes import BITS, SIZES
 from lora_inspect.files.foreign import START_BYTES, refuse_foreign
 from lora_inspect.files.garbage import without_collecting
 from lora_inspect.files.input_file import Identity, InputFile

@@ -4,7 +4,8 @@ import json
 import math
 from typing import Any
 
-from lora_inspect.files.bounds import JSON_ITEMS, SIZES
+from lora_inspect.files.bounds import JSON_ITEMS
+from lora_inspect.files.dtypes import SIZES
 
 
 def parse_json(text: str | bytes | bytearray) -> Any:
