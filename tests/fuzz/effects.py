@@ -8,6 +8,8 @@ from typing import Any
 from lora_inspect.files.found_checkpoints import is_checkpoint_folder
 
 JOURNAL = ".header-journal"
+# The folder beside an output in which jobs leave their shards for each other.
+PARTS = ".parts"
 _METADATA = "metadata "
 
 
@@ -49,7 +51,7 @@ def effects_of(target: str, parsed: dict[str, Any], folder: str) -> Effects:
     adapter = os.path.join(folder, inputs[-1].partition(":")[0]) if target == "convert" and inputs else ""
     outputs = _outputs(parsed, inputs)
     if outputs and parsed.get("share"):
-        return Effects((*outputs, f"{outputs[0].rstrip('/')}.parts"), below=True)
+        return Effects((*outputs, f"{outputs[0].rstrip('/')}{PARTS}"), below=True)
     if outputs and "\0" not in adapter and os.path.isdir(adapter) and not is_checkpoint_folder(adapter):
         return Effects(outputs[:1], below=True)
     return Effects(outputs)

@@ -27,7 +27,7 @@ from fuzz import hostile, networks_target
 from fuzz.case import NETWORKS, Case
 from fuzz.contents import Link, write
 from fuzz.edited import is_journal, repaired, same_tensors, values_of
-from fuzz.effects import JOURNAL, NOTHING, Effects, effects_of
+from fuzz.effects import JOURNAL, NOTHING, PARTS, Effects, effects_of
 from fuzz.watch import Allowed, Forbidden, watched
 from lora_inspect.files.garbage import without_collecting
 from lora_inspect.scanning import side_by_side
@@ -467,7 +467,9 @@ def _judge_output(
         # One of a set is read by itself nowhere, and what was refused before may be so in its new place.
         if any(_SHARD.search(path) for path in written) or any(_judge_reading(source)):
             return
-    for result in [result for result in results if result in written] or results[:1]:
+    # What jobs leave for each other is no output yet.
+    whole = [result for result in results if not result.endswith(PARTS)]
+    for result in [result for result in whole if result in written] or whole[:1]:
         yield from _judge_reading(result)
 
 
