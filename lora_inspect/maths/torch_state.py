@@ -21,7 +21,7 @@ def whole_products(device: str = "cpu") -> Iterator[None]:
     Autocast multiplies in half precision, as on the CPU oneDNN does where `torch.set_float32_matmul_precision` allows
     it. That is a state of the process: oneDNN rests for all of it until the block ends. Torch is not loaded for this.
     """
-    if "torch" not in sys.modules:
+    if sys.modules.get("torch") is None:
         yield
         return
     import torch
