@@ -58,7 +58,7 @@ READING = {
     ),
     11: (
         "LyCORIS's own merge of LoHa and LoKr squares the scale",
-        "algorithms/test_every_algorithm.py::test_forward_merge_formula_and_library_agree",
+        "algorithms/merging_properties.py::forward_merge_formula_and_library_agree",
     ),
     12: (
         "sd-scripts saves parts of a fused layer as one of more rank, with the alpha of one",
@@ -103,7 +103,7 @@ READING = {
     ),
     27: (
         "the two ways to make PEFT's rotation turn in opposite directions",
-        "algorithms/test_every_algorithm.py::test_forward_merge_formula_and_library_agree",
+        "algorithms/merging_properties.py::forward_merge_formula_and_library_agree",
     ),
     28: (
         "PiSSA on the original base doubles the principal components",
