@@ -6,10 +6,10 @@ from operator import mul
 
 import pytest
 import torch
-from row_dependent_products import rounded_once, row_dependent_products, term_by_term
+from row_dependent_products import rest_apart, rounded_once, row_dependent_products, term_by_term
 from torch.nn import functional
 
-N, K, M = 7, 60, 9
+N, K, M = 8, 60, 9
 
 
 def random(*shape):
@@ -63,6 +63,15 @@ def test_few_rows_are_added_in_another_order_than_many(form):
         assert torch.equal(most, whole[..., :4, :])
         assert not torch.equal(few, whole[..., :3, :])
     torch.testing.assert_close(few, whole[..., :3, :])
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in OF_ONE_COLUMN])
+def test_rows_that_are_left_over_are_added_in_another_order(form):
+    with row_dependent_products(rest_apart):
+        whole, most, rest = (FORMS[form](rows) for rows in (N, 4, 7))
+    assert torch.equal(most, rest[..., :4, :])
+    assert not torch.equal(rest[..., 4:, :], whole[..., 4:7, :])
+    torch.testing.assert_close(rest, whole[..., :7, :])
 
 
 def test_few_columns_are_added_in_another_order_too():

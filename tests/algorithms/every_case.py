@@ -7,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import torch
 from library_case import Case
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -85,9 +84,7 @@ def write(case: Case, folder: Path) -> tuple[str, str]:
     return str(folder / "base.safetensors"), str(adapter)
 
 
-def merge_files(
-    base: str, adapter: str, multiplier: float, options: MergeOptions, output: Path
-) -> dict[str, Tensor]:
+def merge_files(base: str, adapter: str, multiplier: float, options: MergeOptions, output: Path) -> dict[str, Tensor]:
     """The tensors of the base with the adapter merged into them, through files."""
     merge(plan_merge(base, [(adapter, multiplier)], options), str(output), force=True)
     return load_file(output)

@@ -1,4 +1,4 @@
-"""What holds for the merge of every case: it is the formula, the real library and our own forward, however it is cut."""
+"""What holds for the merge of every case: it is the formula, the library and our own forward, however it is cut."""
 
 import pytest
 import torch
