@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 
-def crossed(**axes: Mapping[str, Any] | Iterable[Any]) -> Callable[[Any], Any]:
-    """A parametrisation of a test over the product of its axes, each of values or of values by their names."""
-    named = [
-        dict(axis) if isinstance(axis, Mapping) else {_id(value): value for value in axis} for axis in axes.values()
-    ]
-    quick = set(all_pairs([len(axis) for axis in named]))
+def crossed(*, together: int = 2, **axes: Mapping[str, Any] | Iterable[Any]) -> Callable[[Any], Any]:
+    """A parametrisation of a test over the product of its axes, each of values or of values by their names.
+
+    So many values of as many axes come `together` in the quick run: 1 is for axes that know nothing of each other.
+    """
+    named = [axis if isinstance(axis, Mapping) else {_id(value): value for value in axis} for axis in axes.values()]
+    quick = set(covering([len(axis) for axis in named], together))
     cases = []
     for numbers in itertools.product(*(range(len(axis)) for axis in named)):
         items = [list(axis.items())[number] for axis, number in zip(named, numbers, strict=True)]
@@ -28,27 +29,33 @@ def _id(value: Any) -> str:
     return str(getattr(value, "__name__", value))
 
 
-def all_pairs(sizes: Sequence[int]) -> list[tuple[int, ...]]:
-    """Combinations of numbers below the sizes in which every two numbers of two places come together."""
-    places = range(len(sizes))
-    waiting = {
-        (one, a, other, b)
-        for one, other in itertools.combinations(places, 2)
-        for a, b in itertools.product(range(sizes[one]), range(sizes[other]))
-    }
-    found = []
+def covering(sizes: Sequence[int], together: int = 2) -> list[tuple[int, ...]]:
+    """Combinations of numbers below the sizes in which all numbers of so many places come together, whichever they are.
+
+    Greedy: each combination begins with what is still missing and takes what else is.
+    """
+    together = min(together, len(sizes))
+    waiting = dict.fromkeys(
+        tuple(zip(places, numbers, strict=True))
+        for places in itertools.combinations(range(len(sizes)), together)
+        for numbers in itertools.product(*(range(sizes[place]) for place in places))
+    )
+    found, used = [], [[0] * size for size in sizes]
     while waiting:
-        one, a, other, b = min(waiting)
-        chosen = {one: a, other: b}
-        for place in places:
+        chosen = dict(next(iter(waiting)))
+        for place in range(len(sizes)):
             if place not in chosen:
+                numbers = sorted(range(sizes[place]), key=lambda number: used[place][number])
                 chosen[place] = max(
-                    range(sizes[place]), key=lambda number: len(_made({**chosen, place: number}) & waiting)
+                    numbers, key=lambda number: sum(one in waiting for one in _of(chosen | {place: number}, together))
                 )
-        waiting -= _made(chosen)
-        found.append(tuple(chosen[place] for place in places))
-    return found or list(itertools.product(*map(range, sizes)))
+        for one in _of(chosen, together):
+            waiting.pop(one, None)
+        found.append(tuple(chosen[place] for place in range(len(sizes))))
+        for place, number in chosen.items():
+            used[place][number] += 1
+    return found
 
 
-def _made(chosen: Mapping[int, int]) -> set[tuple[int, int, int, int]]:
-    return {(one, chosen[one], other, chosen[other]) for one, other in itertools.combinations(sorted(chosen), 2)}
+def _of(chosen: Mapping[int, int], together: int) -> Iterable[tuple[tuple[int, int], ...]]:
+    return itertools.combinations(sorted(chosen.items()), together)

@@ -1,8 +1,8 @@
 """What is foreseen of an output is what is read of it, as far as programs look at it."""
 
-import pytest
 import torch
 from adapter_kinds import KINDS, adapter
+from pairs import crossed
 from safetensors.torch import save_file
 
 from lora_inspect.architectures import by_name
@@ -20,10 +20,12 @@ PATHS = [f"blocks.0.{leaf}" for leaf in ("self_attn.q", "cross_attn.v", "ffn.0")
 FOLDERS = ("mlx", "peft", "gguf")
 
 
-@pytest.mark.parametrize("keeps", ["keep_dora", "drop_magnitude"])
-@pytest.mark.parametrize("scheme", [None, *(name for name in written() if name not in FOLDERS)])
-@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if not kind.of_norms])
-@pytest.mark.parametrize("has_alpha", [True, False])
+@crossed(
+    keeps=("keep_dora", "drop_magnitude"),
+    scheme=(None, *(name for name in written() if name not in FOLDERS)),
+    kind=[name for name, kind in KINDS.items() if not kind.of_norms],
+    has_alpha=(True, False),
+)
 def test_an_output_is_foreseen(kind, scheme, keeps, has_alpha, tmp_path):
     numbers = torch.Generator().manual_seed(2)
     layers = {path: {name: torch.randn(shape, generator=numbers) for name, shape in SHAPES.items()} for path in PATHS}

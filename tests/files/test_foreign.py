@@ -111,16 +111,17 @@ FOREIGN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("content", "words"), FOREIGN.values(), ids=FOREIGN)
-def test_a_file_is_called_what_it_is_under_any_name(content, words, name, tmp_path):
-    file = tmp_path / name
-    file.write_bytes(content)
-    with pytest.raises(LoraInspectError) as refused:
-        open_checkpoint(str(file))
-    sentence = str(refused.value)
-    assert sentence.startswith(f"{file}: ")
-    assert [word for word in words if word not in sentence] == [], sentence
+def test_a_file_is_called_what_it_is_under_any_name(content, words, tmp_path):
+    for number, name in enumerate(NAMES):
+        file = tmp_path / str(number) / name
+        file.parent.mkdir()
+        file.write_bytes(content)
+        with pytest.raises(LoraInspectError) as refused:
+            open_checkpoint(str(file))
+        sentence = str(refused.value)
+        assert sentence.startswith(f"{file}: ")
+        assert [word for word in words if word not in sentence] == [], sentence
 
 
 TORCH = {"zip": lambda: saved(True), "before 1.6": lambda: saved(False), "a list": lambda: saved(True, [])}

@@ -5,6 +5,7 @@ import os
 import shutil
 
 import pytest
+from pairs import crossed
 from toy_adapters import base, loras
 
 from lora_inspect.errors import LoraInspectError
@@ -125,9 +126,13 @@ def words_of(command):
     return [names.get(word, word) for word in command]
 
 
-@pytest.mark.parametrize(("named", "force", "expected"), FILE_OUTPUTS, ids=lambda value: str(value)[:30])
-@pytest.mark.parametrize(("command", "name"), FILES.values(), ids=FILES)
-def test_a_file_goes_where_its_name_says(command, name, named, force, expected, place, run):
+def by_names(outputs):
+    return {f"{named}{' by force' if force else ''}": (named, force, says) for named, force, says in outputs}
+
+
+@crossed(source=FILES, output=by_names(FILE_OUTPUTS), together=1)
+def test_a_file_goes_where_its_name_says(source, output, place, run):
+    (command, name), (named, force, expected) = source, output
     before = state(place)
     words = [*command, "-o", named, *(["--force"] if force else []), "--json"]
     if " " in expected:
@@ -151,9 +156,9 @@ def test_a_file_that_would_take_the_place_of_an_input_is_refused(command, named,
     assert state(place) == before
 
 
-@pytest.mark.parametrize(("named", "force", "expected"), FOLDER_OUTPUTS, ids=lambda value: str(value)[:30])
-@pytest.mark.parametrize(("command", "because"), FOLDERS.values(), ids=FOLDERS)
-def test_a_folder_goes_where_its_name_says(command, because, named, force, expected, place, run):
+@crossed(source=FOLDERS, output=by_names(FOLDER_OUTPUTS), together=1)
+def test_a_folder_goes_where_its_name_says(source, output, place, run):
+    (command, because), (named, force, expected) = source, output
     before = state(place)
     words = [*words_of(command), "-o", named, *(["--force"] if force else []), "--json"]
     if " " in expected:

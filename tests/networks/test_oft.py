@@ -8,6 +8,7 @@ import pytest
 import torch
 from fp8_bases import FP8, dequantised, quantise
 from lycoris.modules.diag_oft import DiagOFTModule
+from pairs import crossed
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -38,9 +39,9 @@ OPTIONS = {
     "not quite limited": {"constraint": 0.5},
     "rescaled and limited": {"rescaled": True, "constraint": 0.0625},
 }
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 RANK = 8
 
-every_layer = pytest.mark.parametrize("kind", LAYERS)
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
@@ -105,10 +106,9 @@ def test_keys_and_shapes_are_those_of_lycoris(outputs, rank):
         assert {key: tensor.shape for key, tensor in ours.items()} == {key: t.shape for key, t in theirs.items()}
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@every_option
-@every_layer
+@crossed(
+    kind=LAYERS.keys(), options=OPTIONS, dtype=[torch.float32, torch.bfloat16, torch.float16], autocast=(False, True)
+)
 def test_the_first_step_is_the_base_bit_for_bit(kind, options, dtype, autocast):
     base = LAYERS[kind]().to(dtype)
     x = input_of(base).to(dtype)
@@ -123,9 +123,7 @@ def test_the_first_step_is_the_base_bit_for_bit(kind, options, dtype, autocast):
     assert all(torch.isfinite(parameter.grad).all() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("multiplier", [1.0, 0.3, -2.0])
-@every_option
-@every_layer
+@crossed(kind=LAYERS.keys(), options=OPTIONS, multiplier=(1.0, 0.3, -2.0))
 def test_forward_and_merge_are_the_formula(kind, options, multiplier):
     base = LAYERS[kind]().double()
     module = built(base, OFTInfModule, **options).double()
@@ -143,11 +141,7 @@ def test_forward_and_merge_are_the_formula(kind, options, multiplier):
     assert torch.allclose(base(x), runtime, rtol=1e-9)
 
 
-@pytest.mark.parametrize("traced", [False, True])
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("multiplier", [1.0, 0.3])
-@every_option
-@every_layer
+@crossed(kind=LAYERS.keys(), options=OPTIONS, multiplier=(1.0, 0.3), frozen=(False, True), traced=(False, True))
 def test_gradients_are_those_of_the_formula(kind, options, multiplier, frozen, traced, monkeypatch):
     base = LAYERS[kind]().double()
     module = built(base, **options).double()
