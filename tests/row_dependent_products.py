@@ -86,6 +86,11 @@ def _rest_apart(left: Tensor, right: Tensor) -> Tensor:
 def _in_another_order(left: Tensor, right: Tensor) -> Tensor:
     if left.shape[-1] <= _FEW_TERMS:
         return rounded_once(left, right)
+    return backwards(left, right)
+
+
+def backwards(left: Tensor, right: Tensor) -> Tensor:
+    """The library's own of the terms from the last one to the first."""
     return left.flip(-1) @ right.flip(-2)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from every_case import WHOLE, WrittenCase, assert_close
 from library_case import apply
-from row_dependent_products import row_dependent_products
+from row_dependent_products import backwards, row_dependent_products, term_by_term
 
 from lora_inspect import open_adapter
 from lora_inspect.algorithms.record import SEEN
@@ -16,6 +16,8 @@ from lora_inspect.ops.merge import MergeOptions, plan_merge
 
 # What is summed over the rows of the weight is summed in float64, whose own last bit shows how they are cut.
 SUMMED = {"deft", "frod", "peanut"}
+# In float32, of the largest number of the weight; docs/merging.md states it.
+LAST_DIGITS = 32 * 2.0**-24
 
 
 def forward_merge_formula_and_library_agree(written: WrittenCase) -> None:
@@ -80,6 +82,15 @@ def what_becomes_of_rows_does_not_show_how_they_are_cut(written: WrittenCase) ->
                 for rows in (1, 2, 3, 5, 7):
                     found = _changed(written.case, placed, tensors, dtype, rows)
                     assert torch.equal(found, whole), f"in blocks of {rows} rows of {dtype}"
+
+
+def another_order_of_adding_changes_last_digits_alone(written: WrittenCase) -> None:
+    for placed, tensors in written.placed_alone():
+        found = _changed(written.case, placed, tensors, torch.float32, WHOLE)
+        for kernel in (term_by_term, backwards):
+            with row_dependent_products(lambda rows, columns, kernel=kernel: kernel):
+                other = _changed(written.case, placed, tensors, torch.float32, WHOLE)
+            assert float((found - other).abs().max()) <= LAST_DIGITS * float(found.abs().max())
 
 
 def _changed(case, placed, tensors, dtype, count):
@@ -158,6 +169,7 @@ OF_MERGING = (
     the_delta_of_a_module_is_the_change,
     blocks_of_any_size_give_the_same,
     what_becomes_of_rows_does_not_show_how_they_are_cut,
+    another_order_of_adding_changes_last_digits_alone,
     shapes_tell_which_rows_belong_together,
     an_algorithm_says_whether_its_change_depends_on_the_weight,
     a_multiplier_that_no_program_defines_is_refused,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from row_dependent_products import row_dependent_products
+from row_dependent_products import backwards, rounded_once, row_dependent_products, term_by_term
 
 from lora_inspect.files.header import TensorInfo
 from lora_inspect.maths.change import LowRank, Transposed
@@ -123,3 +123,15 @@ def test_rows_are_cut_so_that_nothing_is_filled_up_where_there_is_room_for_more(
     info = TensorInfo("weight", "F32", (60, 10), "", 0, 2400)
     assert ROWS_AT_ONCE == 4
     assert cut(info, elements, together).rows == rows
+
+
+@pytest.mark.parametrize("kernel", [rounded_once, term_by_term, backwards])
+@pytest.mark.parametrize("rank", [1, 2, 4, 16, 64, 250])
+def test_a_lora_is_within_the_stated_bound_whatever_the_order_of_adding(rank, kernel):
+    weight, up, down, scale = random(40, 30), random(40, rank), random(rank, 30), -0.7
+    exact = weight.double() + scale * (up.double() @ down.double())
+    largest = weight.double().abs() + abs(scale) * (up.double().abs() @ down.double().abs())
+    with row_dependent_products(lambda rows, columns: kernel):
+        LowRank(up, down, 2 * scale).fold(weight, 0, 0.5)
+    # docs/merging.md has twice as much, for two processors.
+    assert ((weight.double() - exact).abs() <= (rank + 2) * 2.0**-24 * largest).all()
