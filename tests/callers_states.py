@@ -1,9 +1,10 @@
 """What a program that calls us may have set in torch for itself, each as a block that puts it back."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
+import pytest
 import torch
 
 
@@ -35,3 +36,23 @@ MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "deterministic algorithms": lambda: _set(torch.use_deterministic_algorithms, True, False),
 }
 EVERY = PLACES | PRODUCTS | MODES
+
+
+def at_once(states: dict[str, Callable[[], AbstractContextManager[Any]]]) -> Callable[[], AbstractContextManager[Any]]:
+    """All of them, one in the other: of defaults the last one counts."""
+
+    @contextmanager
+    def entered() -> Iterator[None]:
+        with ExitStack() as stack:
+            for state in states.values():
+                stack.enter_context(state())
+            yield
+
+    return entered
+
+
+def in_each(*groups: dict[str, Callable[[], AbstractContextManager[Any]]]) -> Callable[[Any], Any]:
+    """A parametrisation of a test over all states at once, and in the slow run over each by itself."""
+    states = {name: state for group in groups for name, state in group.items()}
+    alone = [pytest.param(state, id=name, marks=pytest.mark.slow) for name, state in states.items()]
+    return pytest.mark.parametrize("state", [pytest.param(at_once(states), id="all at once"), *alone])

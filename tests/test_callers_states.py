@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from callers_states import EVERY
+from callers_states import EVERY, in_each
 from safetensors.torch import save_file
 
 import lora_inspect
@@ -159,7 +159,7 @@ def due(folder, tmp_path_factory):
     return {name: ask(calls) for name, ask in ASKED.items()}
 
 
-@pytest.mark.parametrize("state", EVERY.values(), ids=EVERY)
+@in_each(EVERY)
 @pytest.mark.parametrize("asked", ASKED)
 def test_a_call_makes_the_same_in_every_state_of_torch(asked, state, folder, tmp_path, due):
     calls = Calls(folder, tmp_path / "out.safetensors")

@@ -4,7 +4,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from callers_states import PLACES, PRODUCTS
+from callers_states import PLACES, PRODUCTS, in_each
 from safetensors.torch import load_file
 from torch import nn
 
@@ -92,7 +92,7 @@ def usual():
     return torch.enable_grad()
 
 
-@pytest.mark.parametrize("state", PLACES.values(), ids=PLACES)
+@in_each(PLACES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_is_the_same_on_any_default_device_and_in_any_default_dtype(kind, state, wan, tmp_path):
     due = trained(kind, wan(), tmp_path / "due.safetensors", usual)
@@ -100,7 +100,7 @@ def test_training_is_the_same_on_any_default_device_and_in_any_default_dtype(kin
     assert trained(kind, wan(), tmp_path / "found.safetensors", state) == due
 
 
-@pytest.mark.parametrize("state", (PLACES | PRODUCTS).values(), ids=PLACES | PRODUCTS)
+@in_each(PLACES, PRODUCTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_files_are_loaded_and_merged_the_same_in_any_state(kind, state, wan, tmp_path):
     file = tmp_path / "own.safetensors"
@@ -109,7 +109,7 @@ def test_files_are_loaded_and_merged_the_same_in_any_state(kind, state, wan, tmp
     assert loaded(kind, (wan(), wan()), file, state) == due
 
 
-@pytest.mark.parametrize("state", (PLACES | PRODUCTS).values(), ids=PLACES | PRODUCTS)
+@in_each(PLACES, PRODUCTS)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in WITHOUT_NORM])
 def test_norms_are_limited_the_same_in_any_state(kind, state, wan, tmp_path):
     name, options = KINDS[kind]
@@ -124,7 +124,7 @@ def test_norms_are_limited_the_same_in_any_state(kind, state, wan, tmp_path):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("state", PLACES.values(), ids=PLACES)
+@in_each(PLACES)
 @pytest.mark.parametrize("make", [LoRAModule, LoHaModule, LoKrModule, OFTModule])
 def test_modules_of_convolutions_start_on_the_cpu_in_float32(make, state):
     base = nn.Conv2d(4, 8, 3)
@@ -137,7 +137,7 @@ def test_modules_of_convolutions_start_on_the_cpu_in_float32(make, state):
     assert {(dtype, device.type) for dtype, device, _ in found[1].values()} == {(torch.float32, "cpu")}
 
 
-@pytest.mark.parametrize("state", PLACES.values(), ids=PLACES)
+@in_each(PLACES)
 def test_timesteps_are_read_as_they_are(state):
     found = []
     for each in (usual, state):

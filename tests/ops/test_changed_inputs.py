@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pairs import crossed
 from safetensors.torch import save_file
 
 from lora_inspect.errors import LoraInspectError
@@ -136,10 +137,9 @@ MERGED_FILES = [
 ]
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-@pytest.mark.parametrize(("base", "adapter", "path"), MERGED_FILES, ids="-".join)
-def test_merge_refuses_an_input_that_changes(base, adapter, path, change, moment, place, monkeypatch):
+@crossed(files={"-".join(files): files for files in MERGED_FILES}, change=CHANGES, moment=MOMENTS)
+def test_merge_refuses_an_input_that_changes(files, change, moment, place, monkeypatch):
+    base, adapter, path = files
     plan = plan_merge(base, [(adapter, 1.0)], MergeOptions())
     interference = Interference(moment, change, path, monkeypatch, plan.bytes)
     if moment == "before the first byte":
@@ -159,10 +159,9 @@ CONVERTED_FILES = [
 ]
 
 
-@pytest.mark.parametrize("moment", MOMENTS[1:])
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-@pytest.mark.parametrize(("adapter", "options", "path"), CONVERTED_FILES, ids=str)
-def test_convert_refuses_an_input_that_changes(adapter, options, path, change, moment, place, monkeypatch):
+@crossed(files={" ".join(map(str, files)): files for files in CONVERTED_FILES}, change=CHANGES, moment=MOMENTS[1:])
+def test_convert_refuses_an_input_that_changes(files, change, moment, place, monkeypatch):
+    adapter, options, path = files
     interference = Interference(moment, change, path, monkeypatch)
     converting = ConvertOptions(lossy=True, **options)
     refused(path, lambda: convert_to_standard(adapter, "out/converted", converting, progress=interference.progress))
