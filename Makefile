@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help environment format lint types contract docs pages tests numeric all ci
+.PHONY: help environment format lint types contract docs pages quick tests slow numeric all ci
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,13 +44,19 @@ pages: ## writes what is made from the source: pages, the output of commands in 
 	$(PYTHON) docs/write_formats.py
 	$(PYTHON) docs/write_outputs.py
 
-tests: ## all tests
+quick: ## the rules, and the tests that neither compute much nor start programs: while one works
+	$(PYTHON) -m pytest -q -n auto -m "not slow and not numeric" tests/test_contract.py tests/reading tests/matching tests/schemes tests/architectures tests/checking tests/maths
+
+tests: ## the tests that the README runs: all but the slow ones
 	$(PYTHON) -m pytest -n auto
 
-numeric: ## the tests of floating point as on another processor: make numeric SETTING=ATEN_CPU_CAPABILITY=default
-	env $(SETTING) $(PYTHON) -m pytest -q -n auto -m numeric
+slow: ## the other ones: real programs, whole products of tables, thousands of damaged files
+	$(PYTHON) -m pytest -q -n auto -m slow
 
-all: lint types contract docs tests ## everything but a new environment and other processors
+numeric: ## the tests of floating point as on another processor: make numeric SETTING=ATEN_CPU_CAPABILITY=default
+	env $(SETTING) $(PYTHON) -m pytest -q -n auto -m "numeric and not slow"
+
+all: lint types contract docs tests slow ## everything but a new environment and other processors
 
 ci: ## everything that must hold, in a new environment; takes long
 	.ci/run

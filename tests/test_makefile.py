@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TARGETS = ("format", "lint", "types", "contract", "docs", "pages", "tests", "all")
+TARGETS = ("format", "lint", "types", "contract", "docs", "pages", "quick", "tests", "slow", "all")
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_lint_and_types_are_those_of_the_checks(dry):
 
 def test_all_has_every_piece_but_those_that_write(dry):
     together = dry("all")
-    for target in ("lint", "types", "contract", "docs", "tests"):
+    for target in ("lint", "types", "contract", "docs", "tests", "slow"):
         assert set(dry(target)) <= set(together), target
 
 
