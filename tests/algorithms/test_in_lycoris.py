@@ -4,11 +4,10 @@ A file that it cannot load at all is of a form of a few algorithms, which it sav
 """
 
 import copy
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
+from every_case import CASES
 from libraries import Net
 from library_case import apply
 from lycoris.wrapper import create_lycoris_from_weights
@@ -23,17 +22,16 @@ NOT_READ_BACK = ("lokr Tucker", "use_tucker", "with a core", "unbalanced", "both
 REFUSED = {"DoRA on input": "is a magnitude of inputs", "before 3": "cannot load under lycoris names"}
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"cases_{name}", Path(__file__).parent / "cases" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return [case for case in module.cases() if any(key.startswith("lycoris_layer.") for key in case.tensors)]
+# Those that LyCORIS made.
+OWN = [
+    (name, case)
+    for name in ALGORITHMS
+    for case in CASES[name]
+    if any(key.startswith("lycoris_layer.") for key in case.tensors)
+]
 
 
-CASES = [pytest.param(name, case, id=f"{name}: {case.id}") for name in ALGORITHMS for case in load(name)]
-
-
-@pytest.mark.parametrize(("name", "case"), CASES)
+@pytest.mark.parametrize(("name", "case"), [pytest.param(*own, id=f"{own[0]}: {own[1].id}") for own in OWN])
 def test_it_loads_what_is_written(name, case, run, tmp_path):
     tensors = {f"diffusion_model.{key.removeprefix('lycoris_')}": value for key, value in case.tensors.items()}
     if {"lokr_w1", "lokr_w2"} <= {key.rpartition(".")[2] for key in tensors}:
