@@ -37,6 +37,7 @@ def merged(family, plain, file, folder):
     ("family", "scheme", "kind"),
     sorted({*rotated(sorted(LOADERS), SCHEMES, 1), *rotated(["flux", "sdxl", "wan"], SCHEMES, 3)}),
 )
+@pytest.mark.slow
 def test_a_pipeline_takes_the_tensors_alone(family, scheme, kind, tmp_path):
     """Each layer has another rank and alpha, which no metadata and no config says to the pipeline."""
     plain, loaded = model(family), model(family)

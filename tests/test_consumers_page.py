@@ -180,6 +180,7 @@ def test_rows_that_agree_are_one():
     assert write_consumers.grouped(rows) == [(["a", "b", "d"], ("=", "?")), (["c"], ("ref", "?"))]
 
 
+@pytest.mark.slow
 def test_the_page_has_a_place_for_every_program():
     page = write_consumers.page()
     for program in CONSUMERS.values():

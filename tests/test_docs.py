@@ -109,6 +109,7 @@ def test_the_page_of_architectures_is_that_of_the_registry():
     assert written == script("write_architectures").page(), "run python docs/write_architectures.py"
 
 
+@pytest.mark.slow
 def test_the_page_of_programs_is_that_of_their_rules():
     written = (ROOT / "docs" / "consumers.md").read_text(encoding="utf-8")
     assert written == script("write_consumers").page(), "run python docs/write_consumers.py"

@@ -15,6 +15,7 @@ LEFT_OUT = re.compile(r" … \(([\d,]+) more characters\) … ")
 MIXED = st.text(st.one_of(st.characters(), st.sampled_from("aZ9 .\x1b\n\u0301\u0336日본ж\ufe0f\u202e")), max_size=700)
 
 
+@pytest.mark.slow
 def test_every_character_of_unicode_is_shown_or_escaped_by_its_category():
     for number in range(sys.maxunicode + 1):
         character = chr(number)

@@ -11,6 +11,8 @@ import yaml
 from page_snippets import ROOT, blocks_of
 from toy_shards import content, write_adapter, write_base
 
+pytestmark = pytest.mark.slow
+
 PAGE = ROOT / "docs" / "several_machines.md"
 BLOCKS = blocks_of(PAGE)
 

@@ -58,12 +58,14 @@ def test_an_interrupt_is_one_sentence_at_any_moment(moment, times, merge):
 @pytest.mark.parametrize(
     ("number", "times", "status"), [(signal.SIGTERM, 2, 143), (signal.SIGHUP, 1, 129)], ids=["TERM", "HUP"]
 )
+@pytest.mark.slow
 def test_an_end_from_outside_waits_for_torch(number, times, status, merge):
     shown, left = merge(number, times, "torch._C")
     assert (shown.status, shown.stdout, shown.stderr, left) == (status, "", "", [])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+@pytest.mark.slow
 def test_a_signal_at_the_end_changes_nothing(number, merge):
     shown, left = merge(number, 2, "the end")
     assert (shown.status, shown.stderr, left) == (0, "", ["out.safetensors"])

@@ -32,6 +32,7 @@ def merged(weight, tensors, folder, **others):
 
 
 @pytest.mark.parametrize("rank", [1, 3, 6, 7])
+@pytest.mark.slow
 def test_it_is_what_lycoris_reads_from_the_file(rank, tmp_path):
     """Also of a rank that the weight has not."""
     layer, tensors = torch.nn.Linear(6, 8), factors(rank)

@@ -136,6 +136,7 @@ def test_help_is_there_without_docstrings(words, run_process):
 
 
 @linux
+@pytest.mark.slow
 def test_a_merge_without_streams_writes_its_output(files, fixtures, tmp_path):
     line = f"'{sys.executable}' -m lora_inspect merge {files[0]} {files[1]} -o out.safetensors <&- >&- 2>&-"
     environment = {**os.environ, "PYTHONPATH": str(fixtures.parent)}

@@ -20,7 +20,10 @@ from lora_inspect.files.bounds import (
     TENSORS,
 )
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the peak of a forked process is measured on Linux")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the peak of a forked process is measured on Linux"),
+    pytest.mark.slow,
+]
 
 # Beyond a command of the same verb that has nothing to do.
 SECONDS, KILOBYTES = 2, 100_000

@@ -237,6 +237,7 @@ def assert_harmless(output):
 
 
 @pytest.mark.parametrize("verb", cli.list_commands(None))
+@pytest.mark.slow
 def test_no_name_and_no_value_reaches_the_terminal_as_more_than_letters(verb, write, tmp_path):
     commands = list(COMMANDS[verb](write, tmp_path))
     for words, (status, output) in zip(commands, on_a_terminal(commands, tmp_path), strict=True):

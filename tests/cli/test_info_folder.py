@@ -333,6 +333,7 @@ def test_an_interrupt_leaves_no_process(to_all, scanning):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="process groups, and who is left of them")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.slow
 def test_a_kill_leaves_no_process(number, scanning):
     os.kill(scanning.pid, number)
     _, errors = scanning.communicate(timeout=20)

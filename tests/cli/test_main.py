@@ -150,6 +150,7 @@ def test_info_loads_what_it_reads_with_alone(run_process, fixtures):
     assert parts & {"architectures.rows", "files.writer", "cli.shared_options"} == set()
 
 
+@pytest.mark.slow
 def test_every_command_works_from_a_folder_with_a_foreign_networks_package(run_process, pair, tmp_path):
     (tmp_path / "networks").mkdir()
     (tmp_path / "networks" / "__init__.py").write_text("raise RuntimeError('a foreign package was imported')\n")
@@ -189,6 +190,7 @@ main(sys.argv[2:])
     ids=["SIGINT", "SIGTERM", "the terminal's end"],
 )
 @pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.slow
 def test_a_signal_during_a_merge_leaves_nothing(number, status, sharded, run_process, fixtures, tmp_path):
     synthetic = fixtures / "synthetic"
     (tmp_path / "kept.safetensors").write_text("old")
@@ -217,6 +219,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_after_the_output_has_its_place_does_not_deny_it(run_process, fixtures, tmp_path):
     base, adapter = (fixtures / "synthetic" / name for name in ("base_sharded", "rslora_flag.safetensors"))
     shutil.copytree(base, tmp_path / "out")
@@ -227,6 +230,7 @@ def test_an_interrupt_after_the_output_has_its_place_does_not_deny_it(run_proces
     assert shards != [path.read_bytes() for path in sorted(base.glob("*.safetensors"))]
 
 
+@pytest.mark.slow
 def test_a_command_under_nohup_survives_its_terminal(run_process, fixtures, tmp_path):
     synthetic = fixtures / "synthetic"
     under_nohup = INTERRUPTED.replace("SIG_DFL", "SIG_IGN").replace("time.sleep(30)", "")

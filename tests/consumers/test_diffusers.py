@@ -17,6 +17,8 @@ from lora_inspect.architectures import by_name
 from lora_inspect.consumers.verdict import needs_mending
 from lora_inspect.ops.compat import compat
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = ("flux", "qwen_image", "sdxl", "wan", "z_image")
 # Names that pipelines have a use for meet every kind; the other ones the kinds that loaders tell apart by their keys.
 _FEW = ("lora", "rslora flag", "dora_scale output", "dora_layer", "magnitude", "loha", "lora bias", "stranger")

@@ -83,6 +83,7 @@ def verdicts(tmp_path):
         *((kind, seen, "Qwen2ForCausalLM") for kind, seen in WITH_BIASES.items()),
     ],
 )
+@pytest.mark.slow
 def test_the_verdicts_are_what_was_seen(verdicts, kind, seen, model):
     found = verdicts(peft_kinds.KINDS[kind], model)
     assert tuple(found[name].verdict for name in ("vllm", "sglang", "llama-cpp")) == seen

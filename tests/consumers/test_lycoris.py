@@ -20,6 +20,8 @@ from torch import nn
 
 from lora_inspect.ops.compat import compat
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = ("flux", "sdxl", "wan")
 LAYERS, NORMS = (nn.Linear, nn.Conv2d, nn.Conv3d), (nn.LayerNorm, nn.GroupNorm)
 # The layers of a model that have an adapter.

@@ -10,7 +10,7 @@ from lora_inspect.consumers.verdict import NOTHING, OTHER, PARTLY, REFUSED, SAME
 from lora_inspect.ops.compat import compat
 
 # PEFT uses what transformers deprecates, and tells of what it has no weights for.
-pytestmark = [pytest.mark.numeric, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.numeric, pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
 # What the rules leave open although PEFT loads it: a gap, and no wrong verdict.
 GAPS: set[str] = set()

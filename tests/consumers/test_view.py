@@ -113,6 +113,7 @@ def adapters(draw):
 @pytest.mark.numeric
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(tensors=adapters())
+@pytest.mark.slow
 def test_programs_judge_what_is_alike_as_they_judge_each(tensors, write_safetensors):
     assert_judged_alike(read_adapter(open_checkpoint(str(write_safetensors(tensors)))))
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from whole_adapters import factors_of
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 # The families whose layers diffusers converts, but for Lumina 2, of which its converter knows one width.
 FAMILIES = [*layouts.NARROW, "flux"]

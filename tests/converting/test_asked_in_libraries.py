@@ -24,7 +24,7 @@ from whole_adapters import NAMES, factors_of, rotated, save, shapes_in, write
 
 from lora_inspect.architectures import by_name
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 SCHEMES = ("kohya", "comfyui", "peft", "onetrainer", "diffusers")
 CASES = [

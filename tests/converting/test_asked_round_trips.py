@@ -21,7 +21,7 @@ from lora_inspect.converting.loadable import writing_of
 from lora_inspect.schemes import written
 from lora_inspect.schemes.writing import LOST
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 LANGUAGE = {
     "bert": "BertForMaskedLM",

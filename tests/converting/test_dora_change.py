@@ -82,6 +82,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("elements", [1 << 20, 24], ids=["in one block", "in tiny blocks"])
 @pytest.mark.parametrize(("paths", "spell", "prefix"), LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.slow
 def test_either_layout_of_the_base_gives_the_same_change(paths, spell, prefix, elements, tmp_path, monkeypatch):
     monkeypatch.setattr(own_weight, "BLOCK_ELEMENTS", elements)
     original = layouts.flux(width=4)

@@ -36,6 +36,7 @@ def base(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in peft_kinds.KINDS if not kind.startswith("biases")])
+@pytest.mark.slow
 def test_every_fix_runs_and_mends(run, base, tmp_path, kind):
     folder = peft_kinds.make(MODEL, peft_kinds.KINDS[kind], tmp_path / "adapter")
     found = {one.consumer.name: one for one in compat(str(folder.path)).verdicts}

@@ -52,6 +52,7 @@ def assert_near(found, expected, bound=2.0**-23):
 @pytest.mark.parametrize("elements", [1 << 20, 24], ids=["in one block", "in tiny blocks"])
 @pytest.mark.parametrize("of_base", ["original", "diffusers"])
 @pytest.mark.parametrize("scheme", [None, "comfyui", "lycoris"])
+@pytest.mark.slow
 def test_dora_in_either_layout_of_the_base(scheme, of_base, elements, tmp_path, monkeypatch):
     monkeypatch.setattr(own_weight, "BLOCK_ELEMENTS", elements)
     monkeypatch.setattr(whole_changes, "BLOCK_ELEMENTS", elements)

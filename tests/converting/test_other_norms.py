@@ -107,6 +107,7 @@ def assert_near(found, expected, weight):
 @pytest.mark.parametrize("elements", [1 << 20, 24], ids=["in one block", "in tiny blocks"])
 @pytest.mark.parametrize("of_base", ["original", "diffusers"])
 @pytest.mark.parametrize(("paths", "spell", "prefix"), SPELLINGS.values(), ids=SPELLINGS)
+@pytest.mark.slow
 def test_comfyui_makes_what_was_trained(paths, spell, prefix, of_base, elements, tmp_path, monkeypatch):
     monkeypatch.setattr(own_weight, "BLOCK_ELEMENTS", elements)
     monkeypatch.setattr(other_norms, "BLOCK_ELEMENTS", elements)

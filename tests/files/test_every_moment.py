@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from platforms import PLATFORMS
 
+pytestmark = pytest.mark.slow
+
 PYTHONPATH = os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parents[1])))
 SCRIPT = Path(__file__).with_name("every_moment.py")
 # By kind of output: what may be under its name, whenever the process ends.

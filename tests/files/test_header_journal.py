@@ -204,6 +204,7 @@ def test_without_locks_a_journal_counts_as_left_when_it_is_old(torn, file, monke
 
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
 @pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.slow
 def test_whenever_a_process_ends_the_next_run_finds_one_of_both(platform, how, run_process, tmp_path):
     found = run_process(SCRIPT, tmp_path, how, platform, PYTHONPATH=PYTHONPATH)
     assert found.status == 0, found.stderr

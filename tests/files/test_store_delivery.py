@@ -24,6 +24,8 @@ from lora_inspect.reading.settings import parse_arguments
 from lora_inspect.stores import parts
 from lora_inspect.stores.file_systems import forget_file_systems
 
+pytestmark = pytest.mark.slow
+
 # So small that a file of the tests has several.
 PART = 256 << 10
 SHARDS, BLOCKS, OUT, IN = 2, 3, 384, 256

@@ -8,6 +8,7 @@ SCRIPT = Path(__file__).with_name("two_containers.py")
 
 
 @pytest.mark.parametrize("force", [False, True])
+@pytest.mark.slow
 def test_two_processes_of_the_same_number_do_not_meet(force, run, run_process, fixtures, tmp_path):
     shared, alone = tmp_path / "shared", tmp_path / "alone.safetensors"
     shared.mkdir()

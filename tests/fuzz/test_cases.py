@@ -5,6 +5,8 @@ import pytest
 from fuzz import campaign, oracle
 from fuzz.commands import targets
 
+pytestmark = pytest.mark.slow
+
 SEED, CHUNK = 1, 1000
 # Of one chunk; a run of 20,000 cases grows by less.
 MOST_GROWTH = 96 * oracle.MEGABYTE

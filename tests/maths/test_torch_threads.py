@@ -7,7 +7,10 @@ import pytest
 import torch
 
 LIBRARIES = Path(torch.__file__).parent / "lib"
-pytestmark = pytest.mark.skipif(not [*LIBRARIES.glob("libgomp*")], reason="torch brings another runtime")
+pytestmark = [
+    pytest.mark.skipif(not [*LIBRARIES.glob("libgomp*")], reason="torch brings another runtime"),
+    pytest.mark.slow,
+]
 
 PEFT_CONV = "crepe-peft-dora-conv-r4"
 RUNS = {

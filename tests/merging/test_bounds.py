@@ -99,6 +99,7 @@ def assert_rounded(found, total, terms, rank):
 
 @pytest.mark.parametrize("strength", [0.02, 1.0])
 @pytest.mark.parametrize("size", [(3072, 3072, 64), (1536, 8960, 32)], ids=str)
+@pytest.mark.slow
 def test_bfloat16_is_rounded_to_the_nearest_number(size, strength, drawn, tmp_path):
     weight = (drawn(*size[:2]) / size[1] ** 0.5).bfloat16()
     tensors = change(drawn, *size, strength)
@@ -106,6 +107,7 @@ def test_bfloat16_is_rounded_to_the_nearest_number(size, strength, drawn, tmp_pa
 
 
 @pytest.mark.parametrize("axis", [0, 1], ids=["output", "input"])
+@pytest.mark.slow
 def test_dora_in_bfloat16_is_rounded_to_the_nearest_number(axis, drawn, tmp_path):
     size = 3072, 3072, 64
     weight = (drawn(*size[:2]) / size[1] ** 0.5).bfloat16()

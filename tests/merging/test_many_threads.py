@@ -9,6 +9,8 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.merging import folded_weights, working_crew
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 
+pytestmark = pytest.mark.slow
+
 LAYERS, OUT, IN = 6, 70, 30
 
 

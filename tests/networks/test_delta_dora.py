@@ -142,6 +142,7 @@ def test_half_precision_bases(kind, variant, dtype, autocast):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 @every_variant
+@pytest.mark.slow
 def test_forward_and_backward_compile_to_one_graph(kind, variant):
     torch._dynamo.reset()
     base = LAYERS[kind]()

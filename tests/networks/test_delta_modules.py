@@ -219,6 +219,7 @@ def test_layers_of_one_sample_and_of_none(kind, variant):
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 @every_variant
+@pytest.mark.slow
 def test_forward_and_backward_compile_to_one_graph(kind, variant, backend):
     torch._dynamo.reset()
     base = LAYERS[kind]()

@@ -15,9 +15,12 @@ import lora_inspect
 SCRIPT = Path(__file__).with_name("distributed_run.py")
 WORLD = 2
 
-pytestmark = pytest.mark.skipif(
-    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="torch has no gloo"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="torch has no gloo"
+    ),
+    pytest.mark.slow,
+]
 
 
 @pytest.fixture(scope="module")

@@ -366,6 +366,7 @@ def test_checkpointing_changes_nothing(reentrant):
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 @pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.slow
 def test_compiled_it_is_one_graph_with_the_same_numbers(kind, backend, autocast):
     torch._dynamo.reset()
     base = LAYERS[kind]()

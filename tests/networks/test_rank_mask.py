@@ -94,6 +94,7 @@ def test_each_sample_is_the_lora_of_its_own_ranks(kind, dropouts):
 
 
 @pytest.mark.parametrize("timestep", [0, 300, 1000])
+@pytest.mark.slow
 def test_with_pissa_it_is_lycoris_s_module(timestep):
     """Their start takes the principal components as well, and subtracts what they were under the same mask."""
     base = nn.Linear(12, 16).requires_grad_(False)

@@ -11,6 +11,7 @@ from networks import train_example
 
 
 @pytest.mark.parametrize("kind", train_example.KINDS)
+@pytest.mark.slow
 def test_each_kind_learns_and_loads(kind, tmp_path):
     file = str(tmp_path / "adapter.safetensors")
     first, last = train_example.train(kind, file, steps=40)
@@ -40,6 +41,7 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 @pytest.mark.parametrize(
     ("module", "program"), [("networks.train_example", "peft"), ("lora_inspect.networks.train_example", "diffusers")]
 )
+@pytest.mark.slow
 def test_without_a_program_it_is_one_sentence_with_the_name_of_the_extra(module, program, run_process, tmp_path):
     sentence = run_process("-c", WITHOUT, program, module).refusal
     assert f"{program} cannot be imported" in sentence

@@ -364,6 +364,7 @@ def trainer(tmp_path_factory):
     ],
     ids=["script in the source folder", "script at the root", "-m"],
 )
+@pytest.mark.slow
 def test_launch_forms(trainer, start, short_name):
     """Only the long name is ours in every one: a script's own folder comes first on the path, and so its `networks`."""
     # Both are installed: the trainer, and this package.

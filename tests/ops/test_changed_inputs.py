@@ -212,6 +212,7 @@ def test_a_file_that_comes_back_is_no_mixture(place, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no limit of descriptors to set")
+@pytest.mark.slow
 def test_two_hundred_shards_are_opened_one_at_a_time(tmp_path):
     count, module = 200, "base_model.model.blocks.{}.q"
     base, adapter = tmp_path / "base", tmp_path / "adapter"

@@ -100,6 +100,7 @@ def base_of(own, form, tmp_path):
 
 @pytest.mark.parametrize("form", ["file", "file with config", "published"])
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_single_experts_have_the_names_of_the_published_checkpoint(name, form, published, run, tmp_path):
     own = published(name)
     single = tmp_path / "single"

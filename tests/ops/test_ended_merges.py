@@ -19,7 +19,10 @@ SCRIPT = Path(__file__).with_name("ended_merges.py")
 # The signals with the statuses of processes that they end.
 ENDS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals and no fork")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals and no fork"),
+    pytest.mark.slow,
+]
 
 
 @pytest.fixture

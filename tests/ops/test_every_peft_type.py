@@ -17,7 +17,7 @@ from lora_inspect import algorithms
 from lora_inspect.reading.peft_config import FOREIGN_SETTINGS
 from lora_inspect.reading.weightless import METHODS
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

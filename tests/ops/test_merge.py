@@ -90,6 +90,7 @@ def test_half_precision_is_the_oracle_rounded(folder, dtype, torch_dtype, tmp_pa
 
 
 @pytest.mark.parametrize("folder", sorted(path.name for path in FIXTURES.glob("minilm-peft-*")))
+@pytest.mark.slow
 def test_equals_peft_in_weights_and_outputs(folder, tmp_path):
     from peft import PeftModel
     from transformers import AutoModel

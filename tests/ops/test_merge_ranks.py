@@ -15,7 +15,10 @@ from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.settings import parse_arguments
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="torchrun's processes are looked for in /proc")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="torchrun's processes are looked for in /proc"),
+    pytest.mark.slow,
+]
 
 
 @pytest.fixture

@@ -29,6 +29,8 @@ from lora_inspect.ops.info import as_json
 from lora_inspect.reading.file_info import inspect
 from networks import train_example
 
+pytestmark = pytest.mark.slow
+
 # Families whose adapters the network saves under diffusers' own names.
 DOTTED = ("flux", "flux2", "hunyuan_video", "ideogram4")
 # diffusers converts kohya's names of these, plain LoRA alone.

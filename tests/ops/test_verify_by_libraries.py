@@ -138,6 +138,7 @@ def test_the_scale_that_lycoris_applies_to_loha_twice_is_named(tmp_path):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("family", "kind"), [("sdxl", "lora"), ("flux", "rslora"), ("wan", "lora"), ("wan", "dora")])
+@pytest.mark.slow
 def test_what_a_pipeline_of_diffusers_fuses_has_all_of_it(family, kind, dtype, tmp_path):
     case = diffusers_cases.of_diffusers(family, kind, tmp_path)
     models = case.fresh()

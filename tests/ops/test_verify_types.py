@@ -6,7 +6,7 @@ from toy_merges import BLOCKS, Folder, base_of, delta, drawn, lora, weight, with
 
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

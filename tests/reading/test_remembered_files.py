@@ -26,6 +26,7 @@ def afresh(*given, **options):
         return candidates(*given, **options)
 
 
+@pytest.mark.slow
 def test_families_are_told_by_everything_that_is_given():
     """Each in turn twice, so that what is remembered of one is there when another is asked for."""
     modules = (

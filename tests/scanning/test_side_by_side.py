@@ -93,6 +93,7 @@ assert signal.getsignal(signal.SIGINT) is before
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are copied there alone")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.slow
 def test_in_copies_of_the_process(case, run_process):
     ended = run_process("-W", "error", "-c", COMMON + case)
     assert (ended.status, ended.stderr) == (0, "")

@@ -41,6 +41,7 @@ def reader(folder, server, bucket, hub, run, tmp_path, monkeypatch):
     return type_in
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_does_what_it_says(reader):
     assert len(COMMANDS) >= 13
     for command in COMMANDS:

@@ -13,6 +13,7 @@ BESIDE = 3 << 20
 
 
 @pytest.mark.numeric
+@pytest.mark.slow
 def test_each_job_fetches_its_own_shards(server, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(toy_shards, "OUT", 256)
