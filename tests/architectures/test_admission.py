@@ -30,6 +30,7 @@ def test_the_table_is_that_of_the_families():
 @pytest.mark.parametrize(
     ("family", "layout", "separator"), OWN, ids=lambda one: one if isinstance(one, str) else one.name
 )
+@pytest.mark.slow
 def test_every_name_of_a_family_admits_it(family, layout, separator):
     for pattern in layout_patterns(layout.paths, separator):
         assert family in admitted({pattern: 1}, 1), pattern

@@ -84,6 +84,7 @@ def parts_of(modules: list[Module], shared: frozenset[str], separator: str) -> d
 
 
 @pytest.mark.parametrize(("architecture", "layout", "separator"), CONFUSABLE)
+@pytest.mark.slow
 def test_a_family_is_among_the_candidates_of_its_own_files(architecture: Architecture, layout: Layout, separator: str):
     for size in {one.name for one in architecture.sizes} or {None}:
         modules = spelled(whole(architecture, layout, size), separator)

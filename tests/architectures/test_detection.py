@@ -84,6 +84,7 @@ def test_a_whole_layout_is_detected_as_itself(architecture: Architecture, layout
 
 @pytest.mark.parametrize("flat", [False, True], ids=["dotted", "flattened"])
 @pytest.mark.parametrize(("architecture", "layout"), LAYOUTS)
+@pytest.mark.slow
 def test_every_single_path_fits_its_family(architecture: Architecture, layout: Layout, flat: bool):
     for module in whole(architecture, layout):
         assert architecture.name in names_of(flattened([module]) if flat else [module]), module
