@@ -29,6 +29,7 @@ def test_a_case_that_was_found(path):
     assert wrongs(case_from_json(path.read_text(), path.stem)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", known.ODD)
 def test_a_file_that_is_read_or_refused(name):
     assert [wrong for case in known.cases(name) for wrong in wrongs(case)] == []
