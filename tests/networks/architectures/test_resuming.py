@@ -7,6 +7,7 @@ from importlib import import_module
 import pytest
 import torch
 from architecture_models import MODULES, distance, make, outputs_at
+from pairs import crossed
 from safetensors.torch import save_file
 from torch import nn
 
@@ -170,11 +171,14 @@ def spelled(factors, spelling, alpha):
     return tensors
 
 
-@pytest.mark.parametrize("rslora", [False, True])
-@pytest.mark.parametrize("alpha", [None, ALPHA])
-@pytest.mark.parametrize("spelling", SPELLINGS)
-@pytest.mark.parametrize(("name", "layout"), [("wan", "original"), ("wan", "diffusers"), ("flux", "original")])
-def test_files_in_other_programs_names_do_not_resume(name, layout, spelling, alpha, rslora, tmp_path):
+@crossed(
+    made=(("wan", "original"), ("wan", "diffusers"), ("flux", "original")),
+    spelling=SPELLINGS.keys(),
+    alpha=(None, ALPHA),
+    rslora=(False, True),
+)
+def test_files_in_other_programs_names_do_not_resume(made, spelling, alpha, rslora, tmp_path):
+    name, layout = made
     network, model = network_of(name, layout, alpha=3.0, use_rslora=str(rslora))
     adapted = {id(lora.org_module): path for path, lora in ((None, lora) for lora in network.unet_loras)}
     factors = {p: f for p, f in factors_of(model).items() if id(model.get_submodule(p)) in adapted}
