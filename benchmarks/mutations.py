@@ -156,7 +156,7 @@ def _observe(test_file: str, replaced: dict[Path, str], wanted: Any, seconds: fl
 
     observer = Observer(wanted)
     sys.meta_path.insert(0, Replaced(replaced, __seen__=lambda name, number: observer.seen.add((name, number))))
-    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", "-m", ""]
     options += [f"--rootdir={ROOT}", f"--basetemp={folder / 'tmp'}", *(["-x"] if wanted else [])]
     status = pytest.main([*options, str(ROOT / test_file)], plugins=[observer])
     found = {"tests": observer.tests, "imported": observer.imported, "failures": observer.failures}
