@@ -26,6 +26,7 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 Chosen = Callable[[int, int], Kernel]
 
 aten = torch.ops.aten
+_HALF = (torch.float16, torch.bfloat16)
 # Of a few terms an order is soon the same one backwards, and of many a loop takes long.
 _FEW_TERMS = 64
 # What cuts a float64 into two halves whose products are exact (Veltkamp).
@@ -100,6 +101,9 @@ def product(left: Tensor, right: Tensor, chosen: Chosen) -> Tensor:
 
 
 def _with_added(own: Tensor, left: Tensor, right: Tensor, chosen: Chosen, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
+    if own.dtype in _HALF:  # what is added is so before the sum is rounded
+        wide = (one.float() for one in (own, left, right))
+        return _with_added(*wide, chosen, beta=beta, alpha=alpha).to(own.dtype)
     return (own * beta if beta else torch.zeros_like(own)) + product(left, right, chosen) * alpha
 
 
@@ -138,6 +142,8 @@ def _packet(name: str) -> Any:
     return getattr(aten, name)
 
 
+# In inference mode they arrive before torch has made others of them.
+_MADE_OF_THEM = {aten.matmul, aten.linear, aten.einsum, aten.tensordot, aten.inner}
 _IN_PLACE = {_packet(f"{packet.__name__}_"): packet for packet in _PRODUCTS if hasattr(aten, f"{packet.__name__}_")}
 
 
@@ -151,6 +157,9 @@ class RowDependentProducts(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet, kwargs = func.overloadpacket, dict(kwargs or {})
+        if packet in _MADE_OF_THEM:
+            with self:
+                return func.decompose(*args, **kwargs)
         compute = _PRODUCTS.get(_IN_PLACE.get(packet, packet))
         if compute is None or not all(one.is_floating_point() and one.device.type == "cpu" for one in args):
             return func(*args, **kwargs)

@@ -8,8 +8,16 @@ import pytest
 import torch
 from row_dependent_products import rest_apart, rounded_once, row_dependent_products, term_by_term
 from torch.nn import functional
+from torch.utils._python_dispatch import _disable_current_modes
 
 N, K, M = 8, 60, 9
+
+
+@pytest.fixture(autouse=True)
+def _of_the_library():
+    """Where all tests of a run have such products, these have the library's but for their own."""
+    with _disable_current_modes():
+        yield
 
 
 def random(*shape):
@@ -80,6 +88,24 @@ def test_few_columns_are_added_in_another_order_too():
         assert not torch.equal(LEFT @ RIGHT[:, :3], (LEFT @ RIGHT)[:, :3])
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_replaced_in_inference_mode(form):
+    with row_dependent_products():
+        due = FORMS[form](N)
+        with torch.inference_mode(), row_dependent_products() as mode:
+            assert torch.equal(FORMS[form](N), due)
+    assert mode.replaced == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_is_added_in_half_precision_is_rounded_with_the_sum(dtype):
+    own, left, right = OWN.to(dtype), LEFT.to(dtype), RIGHT.to(dtype)
+    with row_dependent_products():
+        found = torch.addmm(own, left, right)
+    exact = own.double() + left.double() @ right.double()
+    assert ((found.double() - exact).abs() <= 0.51 * torch.finfo(dtype).eps * exact.abs() + 1e-5).all()
+
+
 def test_gradients_go_through_them():
     weight = RIGHT.clone().requires_grad_()
     with row_dependent_products() as mode:
@@ -89,15 +115,14 @@ def test_gradients_go_through_them():
 
 
 def test_threads_that_are_started_meanwhile_have_them():
-    found = []
+    found, run = [], threading.Thread.run
     with row_dependent_products() as mode:
         thread = threading.Thread(target=lambda: found.append(LEFT[:3] @ RIGHT))
         thread.start()
         thread.join()
         assert mode.replaced == 1
         assert torch.equal(found[0], LEFT[:3] @ RIGHT)
-    run = threading.Thread.run
-    assert run.__qualname__ == "Thread.run"
+    assert threading.Thread.run is run
 
 
 def test_behind_the_block_all_is_as_it_was():
