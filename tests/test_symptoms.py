@@ -74,6 +74,7 @@ def test_every_command_prints_what_the_page_says(folder, run):
             assert lines or ended.status == 0, (command, printed)
 
 
+@pytest.mark.slow
 def test_every_message_is_one_of_the_rules():
     rows = re.findall(r"^\| (`[^|]+`) \| ([^|]+) \|", PAGE, re.MULTILINE)
     assert len(rows) >= 10

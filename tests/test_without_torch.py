@@ -5,10 +5,13 @@
 
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parent / "without_torch.py"
 BLOCKED = "import runpy, sys; sys.modules['torch'] = None; "
 
 
+@pytest.mark.slow
 def test_all_fixtures_are_read(run_process):
     shown = run_process("-c", f"{BLOCKED}runpy.run_path({str(SCRIPT)!r}, run_name='__main__')")
     assert (shown.status, shown.stderr) == (0, ""), shown.stdout

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from library_case import Case
+from library_case import LAYERS, NORMS, ODD, WIDE, Case
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,11 +18,29 @@ from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.contribution import Contribution
 
+# The longest name first: another may end in the same words.
+KINDS = sorted(LAYERS | WIDE | ODD | NORMS, key=len, reverse=True)
+
+
+def _of_each_form(cases: list[Case]) -> set[str]:
+    """Of cases that differ in their layer alone the first and the last one: a Linear, and most often a convolution."""
+    forms: dict[str, list[str]] = {}
+    for case in cases:
+        kind = next((kind for kind in KINDS if case.id.endswith(f" {kind}")), "")
+        forms.setdefault(case.id.removesuffix(kind), []).append(case.id)
+    return {name for form in forms.values() for name in (form[0], form[-1])}
+
+
 CASES: dict[str, list[Case]] = {
     path.stem: list(import_module(f"cases.{path.stem}").cases())
     for path in sorted(Path(__file__).parent.glob("cases/*.py"))
 }
-EVERY = [pytest.param(case, id=f"{name}: {case.id}") for name, cases in CASES.items() for case in cases]
+EVERY = [
+    pytest.param(case, id=f"{name}: {case.id}", marks=() if case.id in quick else pytest.mark.slow)
+    for name, cases in CASES.items()
+    for quick in [_of_each_form(cases)]
+    for case in cases
+]
 # Whole weights go through at once.
 WHOLE = 1 << 20
 

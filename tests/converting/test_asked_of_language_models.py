@@ -19,6 +19,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "scheme", "target", "kind"), CASES)
+@pytest.mark.slow
 def test_every_layer_of_a_language_model(name, scheme, target, kind, run, tmp_path):
     plain, library = model(name), LIBRARIES[target]
     adapter = factors_of(shapes(plain), kind == "dora")

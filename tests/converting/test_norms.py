@@ -34,6 +34,7 @@ def layout_of(name, called):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_there_into_a_base_of_diffusers_and_back(name, run, tmp_path):
     own = base_of(name)
 
@@ -62,6 +63,7 @@ PROGRAMS = [
 
 
 @pytest.mark.parametrize(("name", "scheme"), PROGRAMS)
+@pytest.mark.slow
 def test_names_of_diffusers_for_a_program_and_back(name, scheme, run, tmp_path):
     base = base_of(name)
     own = layouts.flux_in_diffusers(base) if name == "flux" else layouts.in_diffusers(name, base)

@@ -30,6 +30,7 @@ def test_the_interval_of_a_number_ends_in_the_middle_to_its_neighbours(dtype):
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("change", [0.0, 1e-3, -0.013, 0.37, 5.0, -1.0, 2.0**-9])
 @pytest.mark.parametrize("slack", [0.0, 1e-6, 3e-3])
+@pytest.mark.slow
 def test_what_is_proved_is_what_alone_could_have_been_there(dtype, change, slack):
     possible = every(dtype)
     possible = possible[possible.abs() < 32].double().unique()

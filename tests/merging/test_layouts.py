@@ -27,6 +27,7 @@ def strength(request, monkeypatch):
 # FLUX as narrow as here is of no published size, which alone would tell it from its descendants.
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("names", ["OneTrainer", "diffusers"])
+@pytest.mark.slow
 def test_flux_in_diffusers_names_on_the_original_base(names, dora, strength, merged):
     base = layouts.flux(blocks=2, width=4)
     own = layouts.flux_in_diffusers(base)
@@ -38,6 +39,7 @@ def test_flux_in_diffusers_names_on_the_original_base(names, dora, strength, mer
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("names", ["kohya", "comfyui"])
+@pytest.mark.slow
 def test_flux_in_original_names_on_the_base_of_diffusers(names, dora, strength, merged):
     own = layouts.flux(blocks=2, width=4)
     adapter = factors(own, FUSED, dora)

@@ -13,6 +13,7 @@ from hubs import COMMIT
 
 from lora_inspect.files.places import is_of_server
 
+pytestmark = pytest.mark.slow
 BASE, SHARDED, ADAPTER = "base_f32.safetensors", "base_sharded", "dora_and_rslora_flags.safetensors"
 PEFT = "minilm-peft-lora-r8"
 RSLORA = "rslora_flag.safetensors"

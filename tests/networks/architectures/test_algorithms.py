@@ -35,6 +35,7 @@ def test_a_model_tells_its_architecture(name, layout):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize(("name", "layout"), MODELS)
+@pytest.mark.slow
 def test_what_is_saved_merges_to_what_was_trained(name, layout, algorithm, tmp_path):
     model = make(name, layout)
     network = create(algorithm, model)
