@@ -1,6 +1,6 @@
 """Tests over several axes: in the quick run every two values of two axes come together, in the slow one all do.
 
-What two values do to each other is nearly all that goes wrong in such a table; the rest of the product is marked slow.
+Nearly all that goes wrong in such a table comes of two values; the rest of the product is marked slow.
 """
 
 import itertools

@@ -172,7 +172,7 @@ class RowDependentProducts(TorchDispatchMode):
 
 
 def in_all_threads(mode: TorchDispatchMode) -> Callable[[threading.Thread], None]:
-    """What takes the place of `threading.Thread.run`, so that threads that are started have the mode."""
+    """A substitute for `threading.Thread.run`: threads that are started have the mode."""
     run = threading.Thread.run
 
     def run_in_mode(thread: threading.Thread) -> None:

@@ -1,4 +1,4 @@
-"""What holds for what `convert` makes of every case: it merges to the same, or it is refused and the reason said."""
+"""Properties of the outputs of `convert` for every case: each merges to the same, or is refused with the reason."""
 
 import json
 from dataclasses import replace
@@ -105,7 +105,7 @@ def the_true_change_of_dora_is_a_plain_lora(written: WrittenCase) -> None:
 
 
 def _added(weights, config):
-    """What a reader of alpha and rank adds to the weight of a file's one module, and the roles that it finds there."""
+    """The change that a reader of alpha and rank adds to the one module's weight, and the keys that it finds."""
     tensors = {key.replace("lora_embedding_", "lora_").removesuffix(".weight"): t for key, t in weights.items()}
     sides = {name: tensor for key, tensor in tensors.items() for name in SIDES if key.endswith(name)}
     (down, up), alphas = (

@@ -80,7 +80,6 @@ def test_check_and_compat_say_the_same(at, on_disk, run):
 
 
 @pytest.mark.parametrize("base", [BASE, SHARDED])
-@pytest.mark.slow
 def test_a_merge_is_the_same_byte_for_byte(base, at, on_disk, run, tmp_path):
     ending = ".safetensors" if base == BASE else ""
     local, remote = (tmp_path / f"{name}{ending}" for name in ("local", "remote"))
@@ -97,14 +96,12 @@ def test_a_merge_is_the_same_byte_for_byte(base, at, on_disk, run, tmp_path):
     assert b"hidden" not in (made if base == BASE else b"".join(made.values()))
 
 
-@pytest.mark.slow
 def test_what_is_merged_is_verified(at, on_disk, run, tmp_path):
     assert run("merge", on_disk / BASE, on_disk / ADAPTER, "-o", on_disk / "merged.safetensors").status == 0
     told = shown(run("verify", "--json", on_disk / "merged.safetensors", at(BASE), at(ADAPTER))).json
     assert told["ok"]
 
 
-@pytest.mark.slow
 def test_a_conversion_is_the_same_byte_for_byte(at, on_disk, run, tmp_path):
     for name, adapter in (("local", on_disk / RSLORA), ("remote", at(RSLORA))):
         assert shown(run("convert", adapter, "-o", tmp_path / f"{name}.safetensors")).status == 0
