@@ -4,24 +4,27 @@ Nearly all that goes wrong in such a table comes of two values; the rest of the 
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
 
 
-def crossed(*, together: int = 2, **axes: Mapping[str, Any] | Iterable[Any]) -> Callable[[Any], Any]:
+def crossed(*, together: int = 2, **axes: Mapping[str, Any] | Collection[Any]) -> Callable[[Any], Any]:
     """A parametrisation of a test over the product of its axes, each of values or of values by their names.
 
     So many values of as many axes come `together` in the quick run: 1 is for axes that know nothing of each other.
     """
-    named = [axis if isinstance(axis, Mapping) else {_id(value): value for value in axis} for axis in axes.values()]
+    named = [
+        list(axis.items() if isinstance(axis, Mapping) else zip(map(_id, axis), axis, strict=True))
+        for axis in axes.values()
+    ]
     quick = set(covering([len(axis) for axis in named], together))
     cases = []
     for numbers in itertools.product(*(range(len(axis)) for axis in named)):
-        items = [list(axis.items())[number] for axis, number in zip(named, numbers, strict=True)]
+        names, values = zip(*(axis[number] for axis, number in zip(named, numbers, strict=True)), strict=True)
         marks = () if numbers in quick else (pytest.mark.slow,)
-        cases.append(pytest.param(*(value for _, value in items), id="-".join(name for name, _ in items), marks=marks))
+        cases.append(pytest.param(*values, id="-".join(names), marks=marks))
     return pytest.mark.parametrize(tuple(axes), cases)
 
 
