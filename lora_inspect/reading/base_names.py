@@ -1,5 +1,6 @@
 """What base checkpoints put in front of a component's own module paths, and which of their tensors are weights."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -68,8 +69,8 @@ ROOTS = frozenset(
     )
 )  # fmt: skip
 # How names begin with a root. In an underscored one `transformer_blocks` is a segment of its own, not a root.
-_DOTTED_ROOTS = tuple(f"{root}." for root in ROOTS)
-_FLAT_ROOTS = tuple(f"{root}_" for root in ROOTS - {"transformer"})
+_DOTTED_ROOT = f"(?:{'|'.join(sorted(ROOTS))})\\."
+_FLAT_ROOT = f"(?:{'|'.join(sorted(ROOTS - {'transformer'}))})_"
 
 # More than a layer of any model has; the names of all are spelled out.
 _MOST_EXPERTS = 4096
@@ -256,14 +257,9 @@ def prefixes_of(component: str, base: Checkpoint) -> tuple[str, ...]:
 
 def without_roots(path: str, flat: bool = False) -> tuple[frozenset[str], str]:
     """The roots of transformers at the beginning of a path, and the rest: ({"model"}, "layers.0.q")."""
-    roots = _FLAT_ROOTS if flat else _DOTTED_ROOTS
-    found: set[str] = set()
-    start = 0
-    while path.startswith(roots, start):
-        root = next(root for root in roots if path.startswith(root, start))
-        found.add(root[:-1])
-        start += len(root)
-    return frozenset(found), path[start:]
+    root = _FLAT_ROOT if flat else _DOTTED_ROOT
+    rest = re.sub(rf"\A(?:{root})*", "", path)
+    return frozenset(found[:-1] for found in re.findall(root, path[: len(path) - len(rest)])), rest
 
 
 def path_of(info: TensorInfo) -> str:
