@@ -104,8 +104,8 @@ def said_names() -> Iterable[tuple[str, tuple[str, ...]]]:
 
 
 def _marks(name: str) -> Marks:
-    """The marks of a family: those of the table, if its file was not asked for yet."""
-    if name in _WAITING and name in PATHS:
+    """The marks of a family: those of the table, or of the record of one that was added."""
+    if name in PATHS:
         return Marks(PATHS[name], METADATA_NAMES.get(name, ()), DESCENDS_FROM.get(name, ""))
     return marks_of(by_name(name))
 
