@@ -2,6 +2,7 @@
 
 import json
 import math
+import string
 import struct
 
 from hypothesis import strategies as st
@@ -21,7 +22,20 @@ _WORDS = (
     "weight", "down", "transformer", "te1", "unet", "layer", "proj", "x_embedder", "magnitude", "lora_down", "diff",
 )  # fmt: skip
 
-segments = st.one_of(st.sampled_from(_WORDS), st.from_regex(r"[a-z][a-z0-9]{0,5}(_[a-z0-9]{1,4})?", fullmatch=True))
+_LETTERS = string.ascii_lowercase + string.digits
+
+
+def _word(number: int, letters: str = string.ascii_lowercase) -> str:
+    """The word of letters and digits that a number is, by default with a small letter in front."""
+    number, first = divmod(number, len(letters))
+    return letters[first] + (_word(number - 1, _LETTERS) if number else "")
+
+
+# Each word is drawn at once: letter by letter hypothesis takes several times as long.
+_words = st.integers(0, 26 * 36**4).map(_word)
+_joined_words = st.tuples(_words, st.integers(0, 36**3).map(lambda number: _word(number, _LETTERS))).map("_".join)
+
+segments = st.one_of(st.sampled_from(_WORDS), _words, _joined_words)
 paths = st.lists(segments, min_size=1, max_size=6).map(".".join)
 
 # Names and metadata as JSON may carry them: anything that UTF-8 can spell.

@@ -72,6 +72,7 @@ def test_a_pipeline_takes_text_encoders_with_the_model(tmp_path, monkeypatch):
         assert distance(before, after) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
 @pytest.mark.parametrize("family", ["wan", "flux"])

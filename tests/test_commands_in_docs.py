@@ -52,6 +52,7 @@ def commands() -> list[Command]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
 def test_every_command_of_a_page_does_what_it_says(page, run, tmp_path, monkeypatch):
     folder = tmp_path / "reader"

@@ -12,6 +12,8 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.info import as_json
 from lora_inspect.reading.file_info import inspect
 
+pytestmark = pytest.mark.slow
+
 
 def read(path):
     """The reading with its JSON record, or None where the file is refused."""

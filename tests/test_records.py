@@ -5,7 +5,7 @@ import pickle
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_inspect import records
@@ -81,6 +81,7 @@ def test_calls_end_alike(values, named, times):
         assert outcome(lambda: ours(*values, **named)) == outcome(lambda: theirs(*values, **named))
 
 
+@settings(max_examples=30)
 @given(
     st.lists(st.integers(), max_size=6),
     st.dictionaries(st.sampled_from(["x", "y", "z", "tags", "w"]), st.integers(), max_size=5),

@@ -13,7 +13,7 @@ from library_case import apply
 from lycoris.wrapper import create_lycoris_from_weights
 from safetensors.torch import save_file
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 ALGORITHMS = ("full", "glora", "loha", "lokr", "lora", "lycoris_boft", "norm", "oft", "tlora")
 # Cores of LoKr and GLoRA, factors in which the larger one is the first, and a product beside a whole factor.

@@ -60,6 +60,7 @@ def test_the_json_of_show_has_every_value_whole(path, run):
     assert not set(shown.stdout) & {"\x7f", "\x1b"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["plain", "", "a\r\nb\n", "日本 \x1b[31m\0", "@@at", "=x"])
 def test_get_gives_every_byte_to_a_pipe(value, path, tmp_path):
     (tmp_path / "value").write_bytes(value.encode())

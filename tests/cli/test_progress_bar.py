@@ -15,6 +15,7 @@ if sys.platform != "win32":
     from pseudo_terminal import on_a_terminal
 
 
+@pytest.mark.slow
 def test_a_bar_is_drawn_by_what_is_done_and_not_by_what_is_refused(write_safetensors, tmp_path):
     model, adapter = (
         write_safetensors(base(), name="base.safetensors"),
@@ -36,6 +37,7 @@ def test_a_bar_is_drawn_by_what_is_done_and_not_by_what_is_refused(write_safeten
         assert sentence.startswith(b"Error: ")
 
 
+@pytest.mark.slow
 def test_hashes_of_a_large_file_show_how_far_they_are(tmp_path, write_safetensors):
     size = 1 << 28
     stale = {"sshs_model_hash": "0" * 64}

@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from lora_inspect.architectures import by_name
 from lora_inspect.ops.compat import compat
 
+pytestmark = pytest.mark.slow
+
 SAME, STRENGTH, LOST = "same meaning", "wrong strength", "DoRA lost"
 PARTLY, NOTHING, REFUSED = "partly loaded", "nothing loaded", "refused"
 LAYERS = {

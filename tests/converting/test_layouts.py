@@ -93,6 +93,7 @@ def test_diffusers_names_become_original(name, carried):
     assert_within(found, *expected(own, adapter, MULTIPLIER, interpolate=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_original", [False, True], ids=["diffusers' names", "LDM's names"])
 def test_sdxl_across_its_layouts(is_original, carried):
     diffusers, names = sdxl()

@@ -30,6 +30,7 @@ def config_of(output):
     return json.loads((output / peft_kinds.CONFIG).read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["LlamaForCausalLM", "Phi3ForCausalLM"])
 @pytest.mark.parametrize("kind", ["rslora", "rank_pattern", "alpha_pattern", "patterns and rslora", "negative alpha"])
 def test_peft_computes_the_same_with_it(converted, model, kind):

@@ -109,6 +109,7 @@ def count_changed(found, base):
     return sum(not torch.equal(found[key], base[key]) for key in found)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("form", ["saved", "fused"])
 @pytest.mark.parametrize("name", MODELS)

@@ -80,6 +80,7 @@ def test_the_multiplier_0_leaves_every_bit_as_it_is(dora, merged):
         assert all(torch.equal(found[name].view(torch.int16), base[name].view(torch.int16)) for name in base)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("multiplier", MULTIPLIERS)
 @pytest.mark.parametrize("is_original", [False, True], ids=["diffusers' names", "LDM's names"])
 def test_sdxl_across_its_layouts(is_original, multiplier, merged):

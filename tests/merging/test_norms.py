@@ -51,6 +51,7 @@ def test_original_names_on_a_base_of_diffusers(name, merged):
     assert_within(found, in_diffusers(name, values), in_diffusers(name, bounds))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_original", [False, True], ids=["diffusers' names", "LDM's names"])
 def test_sdxl_across_its_layouts(is_original, merged):
     """Underscored names."""

@@ -7,6 +7,8 @@ from torch import nn
 
 from networks import lora_wan
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {
     "lora": {},
     "rslora": {"use_rslora": "True"},

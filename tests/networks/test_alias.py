@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import lora_inspect
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(lora_inspect.__file__).parents[1]
 

@@ -100,6 +100,7 @@ def test_training_is_the_same_on_any_default_device_and_in_any_default_dtype(kin
     assert trained(kind, wan(), tmp_path / "found.safetensors", state) == due
 
 
+@pytest.mark.slow
 @in_each(PLACES, PRODUCTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_files_are_loaded_and_merged_the_same_in_any_state(kind, state, wan, tmp_path):

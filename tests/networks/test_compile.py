@@ -11,6 +11,7 @@ KINDS = ("lora", "rslora+dora")
 # torch's own code inside its compiler warns of what later releases change.
 pytestmark = [
     pytest.mark.numeric,
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 
@@ -35,7 +36,6 @@ def adapted_model(reference, kind, dtype):
 )
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.slow
 def test_forward_and_backward_are_one_graph_with_the_same_numbers(reference, kind, backend, dtype, autocast):
     model, parameters = adapted_model(reference, kind, dtype)
     compiled = torch.compile(model, backend=backend, fullgraph=True)

@@ -247,6 +247,7 @@ def test_switches(variant):
     assert torch.equal(base(x), before)
 
 
+@pytest.mark.slow
 @both_algorithms
 def test_dropouts_act_in_training_alone_and_keep_the_mean(variant):
     base = nn.Linear(10, 14)

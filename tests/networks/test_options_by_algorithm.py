@@ -180,6 +180,7 @@ def test_an_option_works_or_says_why_not(algorithm, option, caplog, tmp_path):
     assert documented()[algorithm, option] == found, "the table of docs/networks.md says otherwise"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", [option for option, case in CASES.items() if case.value])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_an_option_beside_weights_works_or_says_why_not(algorithm, option, caplog, tmp_path):

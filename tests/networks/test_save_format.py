@@ -98,6 +98,7 @@ def error(model, wanted, x):
     return float((model(x.double()) - wanted(x).double()).abs().max() / change)
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 @pytest.mark.parametrize("kind", KINDS)
 def test_programs_of_alpha_over_rank_misread_the_file(kind, tmp_path):

@@ -254,6 +254,7 @@ def encoder_of_t5(args, network):
 
 
 # Lumina, Anima and HunyuanImage do nothing there.
+@pytest.mark.slow
 @pytest.mark.parametrize("post_process", [encoder_of_t5, None], ids=["FLUX and SD3", "the others"])
 @pytest.mark.parametrize("algorithm", ["lora_flux", "loha", "lokr", "oft"])
 def test_sd_scripts_stops_at_an_attribute_of_the_network(tmp_path, post_process, algorithm):

@@ -59,6 +59,7 @@ def test_real_files_have_what_was_looked_at_and_nothing_else(fixtures):
     assert found == FOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [4, 8])
 def test_hashes_of_a_real_file_with_another_byte_are_stale_and_mended(rank, fixtures, tmp_path):
     file = fixtures / "hashed" / f"smart_falcon_{rank}_lokr.safetensors"

@@ -213,6 +213,7 @@ class TestARerun:
         assert job("2/2").merged.notes == ()
         assert not os.path.exists("out.parts")
 
+    @pytest.mark.slow
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
     def test_of_jobs_that_are_killed_at_any_moment_gives_the_same(self, place, monkeypatch):
         _, expected = one_process()

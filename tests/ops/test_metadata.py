@@ -255,6 +255,7 @@ def by_sd_scripts(path):
     return {"sshs_model_hash": hashlib.sha256(content[8 + length :]).hexdigest(), "sshs_legacy_hash": legacy}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [ANEW, IN_PLACE], ids=["anew", "in place"])
 def test_the_legacy_hash_follows_the_keys_that_it_covers(target, copied):
     path = copied("hashed/smart_falcon_8_lokr")

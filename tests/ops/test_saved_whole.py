@@ -79,6 +79,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
 def test_the_merged_model_says_what_peft_says(options, bert, tmp_path):
     model = trained(bert, tmp_path / "adapter", **options)
@@ -97,6 +98,7 @@ def test_the_merged_model_says_what_peft_says(options, bert, tmp_path):
         torch.testing.assert_close(tensor, weights[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
 def test_peft_loads_the_standard_form_as_the_original(options, bert, tmp_path):
     import peft

@@ -16,6 +16,8 @@ from lora_inspect.ops.info import as_json
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 12
 
 

@@ -15,6 +15,7 @@ from lora_inspect.reading.settings import parse_arguments
 
 pytestmark = [
     pytest.mark.numeric,
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"),
 ]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -138,7 +139,6 @@ def test_the_scale_that_lycoris_applies_to_loha_twice_is_named(tmp_path):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("family", "kind"), [("sdxl", "lora"), ("flux", "rslora"), ("wan", "lora"), ("wan", "dora")])
-@pytest.mark.slow
 def test_what_a_pipeline_of_diffusers_fuses_has_all_of_it(family, kind, dtype, tmp_path):
     case = diffusers_cases.of_diffusers(family, kind, tmp_path)
     models = case.fresh()

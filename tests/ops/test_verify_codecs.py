@@ -61,6 +61,7 @@ def test_a_base_that_nothing_was_merged_into_lacks_the_change(spelling, paths, r
     assert [one["code"] for one in json.loads(found.stdout)["findings"]] == ["missing"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [2.0, 0.5, -1.0])
 @every_spelling
 def test_a_wrong_strength_is_told_from_rounding(spelling, wrong, paths, run):

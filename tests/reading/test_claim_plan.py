@@ -33,6 +33,7 @@ class EachAlone(KeyGroup):
     form = property(lambda group: (id(group),))
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(adapter=odd_adapters(), copies=st.integers(2, 3))
 def test_modules_that_are_alike_are_claimed_as_each_alone(adapter, copies):
@@ -52,6 +53,7 @@ def test_modules_that_are_alike_are_claimed_as_each_alone(adapter, copies):
     assert list(found.modules) == list(alone.modules)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(adapter=odd_adapters())
 def test_a_file_like_an_earlier_one_is_claimed_as_afresh(adapter):

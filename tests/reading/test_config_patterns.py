@@ -106,6 +106,7 @@ def test_hostile_end_names_are_given_up_in_time(names):
 MODULES = [f"model.layers.{layer}.mlp.experts.{expert}.up_proj" for layer in range(40) for expert in range(250)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pattern",
     [
@@ -138,6 +139,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_keys_are_given_up_in_time(pattern):
     started = time.process_time()

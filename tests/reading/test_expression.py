@@ -140,6 +140,7 @@ SUBJECTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", WORST, ids=lambda text: text[:12])
 def test_the_worst_expression_is_matched_or_given_up_in_time(source):
     # A processor that is shared is slow; what goes wrong takes years.

@@ -73,6 +73,7 @@ CLASSES = {"unet": (BOTH, ATTENTION, ("GEGLU",)), "text_encoder": (("CLIPAttenti
 CASES = [(model, classes) for model in MODELS for classes in CLASSES[model.split()[0]]]
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 @pytest.mark.parametrize(("model", "classes"), CASES, ids=str)
 def test_every_number_is_the_layer_that_the_program_walks_to(model, classes, tmp_path, run):

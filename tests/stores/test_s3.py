@@ -19,6 +19,7 @@ def read(remote, start, count):
     return bytes(memory)
 
 
+@pytest.mark.slow
 def test_any_range_is_read_as_it_is_stored(bucket):
     opened = RemoteFile(bucket.put("d/a b+ü.safetensors", CONTENT))
     assert opened.answer.bytes == len(CONTENT)
@@ -106,6 +107,7 @@ def served(folder, server, s3_settings):
     forget_file_systems()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "misdo",
     [

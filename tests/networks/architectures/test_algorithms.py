@@ -55,6 +55,7 @@ def test_what_is_saved_merges_to_what_was_trained(name, layout, algorithm, tmp_p
     assert all(key.startswith(prefix) for key in weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save_format", ["native", "standard"])
 @pytest.mark.parametrize("algorithm", ["loha", "lokr"])
 @pytest.mark.parametrize(("name", "layout"), [("flux", "diffusers"), ("wan", "original"), ("wan", "diffusers")])

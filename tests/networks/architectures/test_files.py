@@ -170,6 +170,7 @@ def load_by_diffusers(name, file):
     return loaded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), LOADED)
 def test_diffusers_loads_it_to_the_same_model(name, kind, tmp_path):
     network, model = trained(name, "diffusers", kind)
@@ -178,6 +179,7 @@ def test_diffusers_loads_it_to_the_same_model(name, kind, tmp_path):
     assert distance(outputs_at(list(runtime), loaded), runtime) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wan", "qwen_image", "z_image"])
 def test_diffusers_refuses_rslora_under_kohya_s_names(name, tmp_path):
     """For its flags; in standard form there are none, and alpha/rank is the whole scale."""

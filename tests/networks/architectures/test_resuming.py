@@ -171,6 +171,7 @@ def spelled(factors, spelling, alpha):
     return tensors
 
 
+@pytest.mark.slow
 @crossed(
     made=(("wan", "original"), ("wan", "diffusers"), ("flux", "original")),
     spelling=SPELLINGS.keys(),
