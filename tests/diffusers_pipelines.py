@@ -1,6 +1,7 @@
 """What a pipeline of diffusers makes of a file: the weights and biases of its tiny model with the adapter merged."""
 
 import copy
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -47,14 +48,18 @@ def network(family: str) -> nn.Module:
 
 @cache
 def weights(family: str) -> Mapping[str, Tensor]:
-    """The weights of the layers that files change, by path."""
+    """The weights of the layers that files change, by path: the first and the last layer of those of one name."""
     layers = diffusers_families.layers(network(family))
-    return {
+    found = {
         path: layer.weight
         for path, layer in layers.items()
         if layer.weight.ndim == 2 and any(part in path for part in _TRAINED.get(family, ("",)))
         if not (family == "flux" and path.startswith("single"))
     }
+    numbered: dict[str, list[str]] = {}
+    for path in found:
+        numbered.setdefault(re.sub(r"\b\d+\b", "0", path), []).append(path)
+    return {path: found[path] for paths in numbered.values() for path in dict.fromkeys((paths[0], paths[-1]))}
 
 
 def loaded(family: str, file: Path) -> dict[str, Tensor]:
