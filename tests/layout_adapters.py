@@ -1,7 +1,7 @@
 """Layers of the tiny models in `layouts` that adapters of one layout change, and the names that files have for them."""
 
 import layouts
-from layer_factors import dotted, kohya
+from adapters import dotted, kohya
 
 SPLIT = [
     "transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_k", "transformer_blocks.0.attn.to_v",

@@ -4,7 +4,7 @@ import hashlib
 import json
 import struct
 
-from toy_adapters import IN, OUT, lora, loras, split
+from adapters import IN, OUT, lora, loras, split
 
 PEFT = lora("base_model.model.blocks.0.q", alpha=None, spelling="peft")
 CONFIG = {"peft_type": "LORA", "r": 16, "lora_alpha": 8, "target_modules": ["q"]}

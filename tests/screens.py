@@ -5,9 +5,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from adapters import lora
 from make_synthetic import element, encode
 from real_headers import FIXTURES, write_header, write_shapes
-from toy_adapters import lora
 
 TOOLKIT = {
     "software": json.dumps({"name": "ai-toolkit", "repo": "https://github.com/ostris/ai-toolkit"}),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_adapters import base, lora, loras
+from adapters import base, lora, loras
 
 import lora_inspect
 from lora_inspect import LoraInspectError, open_adapter

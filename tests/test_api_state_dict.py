@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import kohya
 from diffusers_cases import distance
 from diffusers_families import LOADERS, adapted, layers, load, merged_into, model, outputs, says, text_encoder
-from layer_factors import kohya
 from loaders import adapter_parameters
 from safetensors.torch import load_file, save_file
 from whole_adapters import NAMES, factors_of, rotated, shapes_in, write

@@ -5,7 +5,7 @@ import signal
 import sys
 
 import pytest
-from toy_adapters import base, loras
+from adapters import base, loras
 
 from lora_inspect.start import WORDS
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_adapters import lora
+from adapters import lora
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "docs"))

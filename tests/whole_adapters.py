@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from layer_factors import Factors, dotted, factors, kohya
+from adapters import Factors, dotted, factors, kohya
 from safetensors.torch import save_file
 from torch import Tensor
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from adapters import IN, OUT, base, lora, split
 from safetensors.torch import load_file, save_file
-from toy_adapters import IN, OUT, base, lora, split
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint

@@ -1,7 +1,7 @@
 """Which way round an Embedding is, and what becomes of one that does not fit."""
 
 import pytest
-from toy_adapters import OUT, lora
+from adapters import OUT, lora
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from layer_factors import assert_within, dotted, expected, factors, kohya
+from adapters import assert_within, dotted, expected, factors, kohya
 from safetensors.torch import load_file, save_file
 
 import lora_inspect.architectures.families.ltx_video as shown

@@ -5,9 +5,9 @@ import json
 import struct
 
 import pytest
+from adapters import IN, OUT, lora, loras
 from problem_toys import DATA, LINT_TOYS, alphas, dora
 from safetensors import safe_open
-from toy_adapters import IN, OUT, lora, loras
 
 from lora_inspect.checking.rules import BY_CODE, RULES
 from lora_inspect.errors import LoraInspectError

@@ -4,8 +4,8 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from adapters import loras
 from problem_toys import ALSO, LINT_TOYS, NEAR, TOYS
-from toy_adapters import loras
 
 from lora_inspect.checking.rules import BY_CODE, RULES, find_problems
 from lora_inspect.ops.check import check

@@ -9,7 +9,7 @@ import struct
 import zipfile
 
 import pytest
-from toy_adapters import IN, OUT, base, lora, loras, split
+from adapters import IN, OUT, base, lora, loras, split
 
 Q = "lora_unet_blocks_0_attn_q"
 PEFT = lora("base_model.model.blocks.0.attn.q", alpha=None, spelling="peft")

@@ -6,7 +6,7 @@ import re
 from urllib.parse import unquote
 
 import pytest
-from toy_adapters import loras
+from adapters import loras
 
 from lora_inspect.checking.rules import RULES
 

@@ -1,7 +1,7 @@
 """What `convert` says of what was converted into what."""
 
 import pytest
-from toy_adapters import IN, OUT, lora
+from adapters import IN, OUT, lora
 
 PEFT = "base_model.model.a."
 HIRA = {f"{PEFT}hira_A": ("F32", (2, IN), 1), f"{PEFT}hira_B": ("F32", (OUT, 2), 1)}

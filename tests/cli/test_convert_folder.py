@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_adapters import base, lora, loras
+from adapters import base, lora, loras
 
 if sys.platform != "win32":
     from pseudo_terminal import on_a_terminal

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from toy_adapters import base, loras
+from adapters import base, loras
 
 from lora_inspect import __version__
 

@@ -7,8 +7,8 @@ import struct
 import sys
 
 import pytest
+from adapters import IN, OUT, base, lora, loras
 from measured_commands import MeasuredCommands
-from toy_adapters import IN, OUT, base, lora, loras
 
 from lora_inspect.files.bounds import (
     HEADER_BYTES,

@@ -6,7 +6,7 @@ import sys
 import unicodedata
 
 import pytest
-from toy_adapters import base, lora, loras
+from adapters import base, lora, loras
 
 from lora_inspect.cli import cli, terminal
 from lora_inspect.printable import width

@@ -5,7 +5,7 @@ import os
 import shutil
 
 import pytest
-from toy_adapters import base, lora, loras
+from adapters import base, lora, loras
 
 FIELDS = {
     "schema", "path", "bytes", "tensors", "dtypes", "kind", "algorithms", "scheme", "architecture", "trainer",

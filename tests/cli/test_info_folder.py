@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from adapters import base, lora, loras
 from gguf_files import pair, write_adapter
 from pseudo_terminal import on_a_terminal
-from toy_adapters import base, lora, loras
 
 from lora_inspect.printable import width
 

@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from adapters import lora
 from hypothesis import given
 from screens import EVERY, REAL, made
 from strategies import told_metadata
-from toy_adapters import lora
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.info_screen import screen

@@ -9,7 +9,7 @@ import sys
 
 import click
 import pytest
-from toy_adapters import base, loras
+from adapters import base, loras
 
 from lora_inspect import __version__
 from lora_inspect.cli import cli

@@ -3,8 +3,8 @@
 import re
 
 import pytest
+from adapters import base, loras
 from safetensors.torch import load_file
-from toy_adapters import base, loras
 
 SIZE = {"out": 96, "inputs": 64}
 

@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from adapters import base, lora, loras
 from safetensors.torch import load_file
-from toy_adapters import base, lora, loras
 
 N = 6
 SQUARE = lora("base_model.model.a.proj", rank=2, out=N, inputs=N, spelling="peft", alpha=2.0)

@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from toy_adapters import IN, OUT, base, lora, loras
+from adapters import IN, OUT, base, lora, loras
 
 # Digits that no float holds, or that int() does not read; what no rank is, and what is no number.
 HUGE, LONG = "1" + "0" * 400, "9" * 5000

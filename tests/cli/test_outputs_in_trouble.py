@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import torch
-from toy_adapters import base, loras
+from adapters import base, loras
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files import partial as partial_module

@@ -6,7 +6,7 @@ import sys
 import types
 
 import pytest
-from toy_adapters import base, loras
+from adapters import base, loras
 
 from lora_inspect.cli.progress_bar import in_bytes, of_all, percent, progress_bar
 

@@ -6,7 +6,7 @@ import os
 import shutil
 
 import pytest
-from toy_adapters import IN, OUT, base, lora, loras
+from adapters import IN, OUT, base, lora, loras
 
 Q = "blocks.0.attn.q.weight"
 MODULE = "lora_unet_blocks_0_attn_q"

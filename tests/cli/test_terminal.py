@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_adapters import lora, loras
+from adapters import lora, loras
 
 import lora_inspect
 from lora_inspect.cli import terminal

@@ -4,7 +4,7 @@ The code cannot be installed here, so what it did is written out.
 """
 
 import pytest
-from toy_adapters import lora, split
+from adapters import lora, split
 
 from lora_inspect.ops.compat import compat
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from toy_adapters import lora
+from adapters import lora
 
 from lora_inspect import consumers
 from lora_inspect.consumers import added

@@ -4,7 +4,7 @@ The code cannot be installed here, so what it did is written out.
 """
 
 import pytest
-from toy_adapters import lora
+from adapters import lora
 
 from lora_inspect.ops.compat import compat
 

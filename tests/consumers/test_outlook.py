@@ -1,7 +1,7 @@
 """Programs that treat a file alike: by which words they are grouped, how they are called, and which of them count."""
 
 import pytest
-from toy_adapters import lora
+from adapters import lora
 
 from lora_inspect.consumers import by_name
 from lora_inspect.consumers.outlook import alike, concerned, decisive, mending_strength

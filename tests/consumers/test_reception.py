@@ -1,7 +1,7 @@
 """What a program's rules make of a file: on toy programs, so that each field of a rule decides something."""
 
 import pytest
-from toy_adapters import lora, split
+from adapters import lora, split
 
 from lora_inspect.consumers import added
 from lora_inspect.consumers.record import (

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from toy_adapters import loras
+from adapters import loras
 
 from lora_inspect.consumers import CONSUMERS
 from lora_inspect.consumers import remembered as module

@@ -1,10 +1,10 @@
 """Contributions that are alike are judged once: every program says the same of a file when it is asked of each."""
 
 import pytest
+from adapters import lora, split
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from toy_adapters import lora, split
 
 from lora_inspect.architectures import by_name
 from lora_inspect.consumers import CONSUMERS

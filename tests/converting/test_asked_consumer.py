@@ -3,7 +3,7 @@
 import shlex
 
 import pytest
-from toy_adapters import lora
+from adapters import lora
 
 from lora_inspect.consumers import added
 from lora_inspect.consumers.record import (

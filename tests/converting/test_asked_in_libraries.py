@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from adapters import dotted, kohya
 from diffusers_cases import distance
 from diffusers_families import (
     COMPONENTS,
@@ -17,7 +18,6 @@ from diffusers_families import (
     says,
     text_encoder,
 )
-from layer_factors import dotted, kohya
 from loaders import LIBRARIES, adapter_parameters, tensors_in
 from safetensors.torch import save_file
 from whole_adapters import NAMES, factors_of, rotated, save, shapes_in, write

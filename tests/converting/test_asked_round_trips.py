@@ -10,7 +10,7 @@ import diffusers_families
 import language_models
 import pytest
 import torch
-from layer_factors import dotted, kohya
+from adapters import dotted, kohya
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from whole_adapters import Shapes, factors_of, shapes_in

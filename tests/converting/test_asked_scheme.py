@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from adapters import lora
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from toy_adapters import lora
 
 from lora_inspect.architectures import by_name
 from lora_inspect.schemes import written

@@ -3,8 +3,8 @@
 import layouts
 import pytest
 import torch
+from adapters import assert_within, dotted, expected, factors, kohya
 from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
-from layer_factors import assert_within, dotted, expected, factors, kohya
 from layout_adapters import FUSED, NAMES, SAYS, SPLIT, sdxl
 from safetensors.torch import load_file, save_file
 

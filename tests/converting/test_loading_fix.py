@@ -1,8 +1,8 @@
 """The command of a screen for a file that is wrong in a program: one that `compat` has too, or none."""
 
 import pytest
+from adapters import lora
 from screens import EVERY
-from toy_adapters import lora
 
 from lora_inspect.consumers import by_name
 from lora_inspect.consumers.verdict import LOST, NOTHING, REFUSED, judge

@@ -1,7 +1,7 @@
 """magnitude_place: what a magnitude is called, and its shape, under each scheme's names."""
 
 import pytest
-from toy_adapters import lora
+from adapters import lora
 
 from lora_inspect.converting.naming import magnitude_place
 from lora_inspect.files.checkpoint import open_checkpoint

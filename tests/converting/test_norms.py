@@ -4,7 +4,7 @@ import layer_norms
 import layouts
 import pytest
 import torch
-from layer_factors import assert_within, dotted, expected, factors
+from adapters import assert_within, dotted, expected, factors
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.architectures import by_name

@@ -9,7 +9,7 @@ import layout_adapters
 import layouts
 import pytest
 import torch
-from layer_factors import dotted, factors, kohya
+from adapters import dotted, factors, kohya
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from adapters import lora
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from toy_adapters import lora
 
 from lora_inspect.architectures.rows import Interleaved, PairSwapped, Runs, Stacked, Swapped
 from lora_inspect.converting.options import ConvertOptions

@@ -2,7 +2,7 @@
 
 import layouts
 import pytest
-from layer_factors import dotted, factors, kohya
+from adapters import dotted, factors, kohya
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.architectures import by_name

@@ -3,7 +3,7 @@
 import shlex
 
 import pytest
-from toy_adapters import lora
+from adapters import lora
 
 from lora_inspect.consumers.record import COMPUTES, SILENT, Consumer, Loader, Rule, Strangers
 from lora_inspect.consumers.record import one as one_for_all

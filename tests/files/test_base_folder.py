@@ -5,8 +5,8 @@ import os
 import socket
 
 import pytest
+from adapters import base, loras
 from make_synthetic import encode
-from toy_adapters import base, loras
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.base_folder import find_side_files

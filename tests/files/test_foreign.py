@@ -19,11 +19,11 @@ from pathlib import Path
 import gguf_files
 import numpy as np
 import pytest
+from adapters import base, loras
 from hypothesis import given
 from hypothesis import strategies as st
 from make_synthetic import encode
 from PIL import Image
-from toy_adapters import base, loras
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint

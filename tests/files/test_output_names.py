@@ -5,8 +5,8 @@ import os
 import shutil
 
 import pytest
+from adapters import base, loras
 from pairs import crossed
-from toy_adapters import base, loras
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.output_names import file_output, folder_output

@@ -3,7 +3,7 @@
 import struct
 
 import pytest
-from toy_adapters import lora
+from adapters import lora
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.merge import MergeOptions, plan_merge

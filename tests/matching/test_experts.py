@@ -1,7 +1,7 @@
 """Which rows of a parameter of all experts a module of one of them changes, and what is refused."""
 
 import pytest
-from toy_adapters import lora
+from adapters import lora
 
 from lora_inspect.architectures.rows import Runs
 

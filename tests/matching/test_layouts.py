@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from adapters import lora, split
 from safetensors.torch import save_file
-from toy_adapters import lora, split
 
 from lora_inspect import schemes
 from lora_inspect.architectures.correspondence import Correspondence, interleaved, same, stack, swapped

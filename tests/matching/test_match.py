@@ -1,11 +1,11 @@
 """Which base weight a module changes, over every prefix, and what is said where none fits."""
 
 import pytest
+from adapters import IN, OUT, base, lora, loras, split
 from hypothesis import given
 from hypothesis import strategies as st
 from make_synthetic import encode
 from strategies import paths
-from toy_adapters import IN, OUT, base, lora, loras, split
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint

@@ -1,7 +1,7 @@
 """What modules are called: the blocks of every family in all of its layouts, and the short names of other programs."""
 
 import pytest
-from toy_adapters import lora
+from adapters import lora
 
 from lora_inspect import architectures
 from lora_inspect.errors import LoraInspectError

@@ -1,7 +1,7 @@
 """How a square weight is known to be stored as (out, in) or (in, out), and what --transposed may say."""
 
 import pytest
-from toy_adapters import lora
+from adapters import lora
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint

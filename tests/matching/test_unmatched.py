@@ -1,7 +1,7 @@
 """What is said of modules without a target: nothing false, and no advice that loses what it does not name."""
 
 import pytest
-from toy_adapters import IN, OUT, base, lora, loras
+from adapters import IN, OUT, base, lora, loras
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint

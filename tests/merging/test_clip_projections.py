@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import layouts
 import pytest
 import torch
-from layer_factors import assert_within, dotted, expected, factors, kohya
+from adapters import assert_within, dotted, expected, factors, kohya
 from layouts import real
 from safetensors.torch import load_file, save_file
 

@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from layer_factors import assert_within, dotted, expected, factors
+from adapters import assert_within, dotted, expected, factors
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.merging import folded_weights

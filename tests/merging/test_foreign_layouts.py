@@ -3,7 +3,7 @@
 import layouts
 import pytest
 import torch
-from layer_factors import assert_within, dotted, expected, factors, kohya
+from adapters import assert_within, dotted, expected, factors, kohya
 
 pytestmark = pytest.mark.numeric
 # What musubi-tuner trains, the repository's own names, and what ComfyUI calls the same layers.

@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from layer_factors import assert_within, dotted, expected, factors, kohya
+from adapters import assert_within, dotted, expected, factors, kohya
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.numeric

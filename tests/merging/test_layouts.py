@@ -6,7 +6,7 @@ What is expected is computed in float64 on the adapter's own layout and carried 
 import layouts
 import pytest
 import torch
-from layer_factors import assert_within, dotted, expected, factors, kohya
+from adapters import assert_within, dotted, expected, factors, kohya
 from layout_adapters import FUSED, NAMES, SPLIT, sdxl
 
 from lora_inspect.merging import folded_weights

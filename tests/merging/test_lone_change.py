@@ -8,9 +8,9 @@ import warnings
 
 import pytest
 import torch
+from adapters import lora
 from safetensors.torch import load_file, save_file
 from torch import nn
-from toy_adapters import lora
 
 from lora_inspect import LoraInspectError, open_adapter
 

@@ -3,7 +3,7 @@
 import layer_norms
 import layouts
 import pytest
-from layer_factors import assert_within, dotted, expected, factors
+from adapters import assert_within, dotted, expected, factors
 from layout_adapters import sdxl
 
 from lora_inspect.architectures import by_name

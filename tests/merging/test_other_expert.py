@@ -2,7 +2,7 @@
 
 import layouts
 import pytest
-from layer_factors import dotted, factors
+from adapters import dotted, factors
 from safetensors.torch import save_file
 
 PATHS = [f"blocks.{number}.{leaf}" for number in (0, 1) for leaf in ("self_attn.q", "cross_attn.k", "ffn.0")]

@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from adapters import lora
 from safetensors.torch import load_file
-from toy_adapters import lora
 
 import lora_inspect
 from lora_inspect.errors import LoraInspectError

@@ -6,8 +6,8 @@ from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
+from adapters import base, lora, loras
 from safetensors import safe_open
-from toy_adapters import base, lora, loras
 
 from lora_inspect import __version__
 from lora_inspect.merging import provenance

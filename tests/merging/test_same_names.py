@@ -2,7 +2,7 @@
 
 import layouts
 import pytest
-from layer_factors import assert_within, dotted, expected, factors, kohya
+from adapters import assert_within, dotted, expected, factors, kohya
 
 from lora_inspect.architectures import by_name
 

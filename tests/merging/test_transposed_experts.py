@@ -6,7 +6,7 @@ as columns that take turns, as the classes of gpt-oss have them, or one before t
 
 import pytest
 import torch
-from layer_factors import assert_within, dotted, expected, factors
+from adapters import assert_within, dotted, expected, factors
 
 from lora_inspect.merging import folded_weights
 

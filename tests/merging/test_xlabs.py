@@ -3,8 +3,8 @@
 import layouts
 import pytest
 import torch
+from adapters import Factors, assert_within, expected
 from diffusers.loaders.lora_conversion_utils import _convert_xlabs_flux_lora_to_diffusers as in_diffusers
-from layer_factors import Factors, assert_within, expected
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.numeric

@@ -7,9 +7,9 @@ import struct
 
 import pytest
 import torch
+from adapters import loras
 from problem_toys import raw
 from safetensors.torch import save, save_file
-from toy_adapters import loras
 
 from lora_inspect.checking import hash_lints
 from lora_inspect.errors import LoraInspectError

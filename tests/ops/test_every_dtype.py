@@ -6,8 +6,8 @@ import re
 from functools import cache
 
 import pytest
+from adapters import base, loras
 from safetensors import SafetensorError, deserialize
-from toy_adapters import base, loras
 
 from lora_inspect.files.dtypes import BITS, FP8, PLAIN_FLOATS
 from lora_inspect.files.header import read_header

@@ -4,10 +4,10 @@ import json
 import string
 
 import pytest
+from adapters import lora
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from toy_adapters import lora
 
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.reading.metadata import standard_metadata

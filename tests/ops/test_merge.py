@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import base as toy_base
+from adapters import lora
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from toy_adapters import base as toy_base
-from toy_adapters import lora
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from toy_adapters import base, loras
+from adapters import base, loras
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.info import as_json

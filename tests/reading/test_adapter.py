@@ -4,11 +4,11 @@ import json
 import math
 
 import pytest
+from adapters import IN, OUT, lora, loras, split
 from hypothesis import given
 from hypothesis import strategies as st
 from make_synthetic import element, encode
 from strategies import alphas, ranks
-from toy_adapters import IN, OUT, lora, loras, split
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint

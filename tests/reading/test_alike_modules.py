@@ -3,11 +3,11 @@
 import math
 
 import pytest
+from adapters import lora
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_synthetic import element, encode
 from strategies import odd_adapters
-from toy_adapters import lora
 
 from lora_inspect.reading import alike_modules
 from lora_inspect.reading.alike_modules import AlikeModules, Likeness, alike, changes_of_kinds

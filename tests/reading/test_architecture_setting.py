@@ -1,7 +1,7 @@
 """What the setting of the family does to a reading, and what is said where it contradicts the file."""
 
 import pytest
-from toy_adapters import base, lora
+from adapters import base, lora
 
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.file_info import inspect_adapter

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
+from adapters import lora
 from safetensors.torch import load_file, save_file
-from toy_adapters import lora
 
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard

@@ -1,7 +1,7 @@
 """Names that differ by what transformers and other programs put in front of a model's own paths."""
 
 import pytest
-from toy_adapters import IN, OUT, lora
+from adapters import IN, OUT, lora
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint

@@ -1,10 +1,10 @@
 """Which tensor belongs to which module: each claimed once, or left and named."""
 
 import pytest
+from adapters import IN, OUT, lora, split
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import paths, ranks
-from toy_adapters import IN, OUT, lora, split
 
 from lora_inspect.files.header import TensorInfo, count_elements
 from lora_inspect.reading.claim import claim

@@ -1,10 +1,10 @@
 """What is claimed as before is what is claimed afresh: of modules that are alike, and of files that are alike."""
 
 import pytest
+from adapters import loras
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import odd_adapters
-from toy_adapters import loras
 
 from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms.lora import ALGORITHM

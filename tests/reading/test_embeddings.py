@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from adapters import base, loras
 from safetensors.torch import load_file
-from toy_adapters import base, loras
 
 VECTORS = ("F32", (2, 8), 1)
 # key -> token, as the programs write them.

@@ -4,8 +4,8 @@ import itertools
 import json
 
 import pytest
+from adapters import lora, loras
 from make_synthetic import element
-from toy_adapters import lora, loras
 
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading import evidence

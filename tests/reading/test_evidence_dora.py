@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from toy_adapters import IN, OUT, lora, loras, split
+from adapters import IN, OUT, lora, loras, split
 
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.adapter import read_adapter

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from layer_factors import assert_within, expected, factors
+from adapters import assert_within, expected, factors, lora
 from safetensors.torch import load_file, save_file
-from toy_adapters import lora
 
 from lora_inspect.architectures import by_name
 

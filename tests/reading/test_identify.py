@@ -5,7 +5,7 @@ import json
 from math import prod
 
 import pytest
-from toy_adapters import lora
+from adapters import lora
 
 from lora_inspect.architectures import by_name
 from lora_inspect.architectures.correspondence import Correspondence, same, stack, swapped

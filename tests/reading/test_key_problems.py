@@ -1,6 +1,6 @@
 """A file of several naming schemes says which modules are of which."""
 
-from toy_adapters import lora, loras
+from adapters import lora, loras
 
 
 def test_the_modules_of_each_scheme_are_told(write_safetensors, run):

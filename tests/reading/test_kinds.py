@@ -1,7 +1,7 @@
 """A file is what most of it is: a base with a common word at the end of a name is no adapter."""
 
 import pytest
-from toy_adapters import base, lora, loras
+from adapters import base, lora, loras
 
 from lora_inspect.algorithms import every
 from lora_inspect.algorithms.recognised import RECOGNISED

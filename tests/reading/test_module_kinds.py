@@ -4,11 +4,11 @@ import json
 import math
 
 import pytest
+from adapters import lora
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_synthetic import element, encode
 from strategies import odd_adapters
-from toy_adapters import lora
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint

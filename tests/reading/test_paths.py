@@ -1,7 +1,7 @@
 """The dotted paths of modules: as written, or what an underscored name alone can mean."""
 
 import pytest
-from toy_adapters import lora
+from adapters import lora
 
 from lora_inspect import schemes
 from lora_inspect.architectures import by_name, every

@@ -1,7 +1,7 @@
 """High and low noise of Wan 2.2, told by what files are called."""
 
 import pytest
-from toy_adapters import lora
+from adapters import lora
 
 from lora_inspect.ops.info import as_json
 from lora_inspect.reading.file_info import inspect

@@ -1,8 +1,8 @@
 """The parts of a pipeline that files have something of, and what they are called."""
 
 import pytest
+from adapters import lora
 from real_headers import write_shapes
-from toy_adapters import lora
 
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.file_info import inspect

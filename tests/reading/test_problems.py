@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+from adapters import loras
 from problem_toys import TOYS
-from toy_adapters import loras
 
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Finding, Problem

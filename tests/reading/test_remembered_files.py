@@ -3,7 +3,7 @@
 from itertools import product
 
 import pytest
-from toy_adapters import lora
+from adapters import lora
 
 from lora_inspect import architectures
 from lora_inspect.architectures import by_name

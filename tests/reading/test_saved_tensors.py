@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from adapters import IN, OUT, lora
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from toy_adapters import IN, OUT, lora
 
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.maths.change import Replaced

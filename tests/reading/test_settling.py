@@ -1,7 +1,7 @@
 """Which adapter an option without a path speaks of, and what an error says is missing."""
 
 import pytest
-from toy_adapters import base, lora, loras
+from adapters import base, lora, loras
 
 PEFT = "base_model.model.blocks.{}.attn.q"
 

@@ -4,7 +4,7 @@ import os
 import shutil
 
 import pytest
-from toy_adapters import lora, loras
+from adapters import lora, loras
 
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.input_file import InputFile

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from toy_adapters import lora, loras, split
+from adapters import lora, loras, split
 
 from lora_inspect.consumers.verdict import SAME
 from lora_inspect.files.found_checkpoints import find_checkpoints

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import layouts
 import pytest
-from layer_factors import assert_within, expected, factors, kohya
+from adapters import assert_within, expected, factors, kohya
 from layout_adapters import FUSED, SPLIT
 from safetensors.torch import load_file, save_file
 
