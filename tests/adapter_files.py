@@ -1,55 +1,29 @@
-"""Small adapter files of every naming scheme and kind, and the weights that their trainers meant with them.
+"""Adapters of all layers of a model family, in the names and the layout of a scheme, and files of them.
 
-The weights are those of a model in the layout of diffusers. What a trainer meant is written out here in float64.
+The weights are those of a model in the layout of diffusers. `write` is for LoRA and DoRA of layers of these shapes, and
+`adapter_file` for every kind of `adapters`, with the weights that are meant.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
+import layouts
 import torch
+from adapters import KINDS, KINDS_OF_FILES, NAMES, Factors, Shape, adapter, factors
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_inspect.architectures import by_name
+from lora_inspect.architectures.correspondence import Link
 from lora_inspect.architectures.patterns import pattern_of, patterns_of
+from lora_inspect.architectures.record import Layout
 
-RANK, ALPHA = 4, 3.0
+ALL_KINDS = KINDS | KINDS_OF_FILES
+Shapes = Mapping[str, Shape]
 Weights = Mapping[str, Tensor]
-
-
-class Names(NamedTuple):
-    """How files call a module: a prefix, the paths of a layout, underscored or not, and the spelling of factors."""
-
-    prefix: str
-    layout: str
-    flat: bool
-    down: str
-    up: str
-
-    def module(self, path: str, pipeline: str) -> str:
-        return self.prefix.format(pipeline=pipeline) + (path.replace(".", "_") if self.flat else path)
-
-
-_KOHYA, _PEFT, _DEFAULT = (
-    (".lora_down.weight", ".lora_up.weight"),
-    (".lora_A.weight", ".lora_B.weight"),
-    (".lora_A.default.weight", ".lora_B.default.weight"),
-)
-NAMES = {
-    "kohya": Names("lora_unet_", "kohya", True, *_KOHYA),
-    "kohya, diffusers": Names("lora_unet_", "diffusers", True, *_KOHYA),
-    "onetrainer": Names("lora_{pipeline}_", "diffusers", True, *_KOHYA),
-    "lycoris": Names("lycoris_", "diffusers", True, *_KOHYA),
-    "comfyui": Names("diffusion_model.", "comfyui", False, *_PEFT),
-    "comfyui, down and up": Names("diffusion_model.", "comfyui", False, *_KOHYA),
-    "comfyui, diffusers": Names("diffusion_model.", "diffusers", False, *_PEFT),
-    "diffusers": Names("{pipeline}.", "diffusers", False, *_PEFT),
-    "diffusers, down and up": Names("{pipeline}.", "diffusers", False, *_KOHYA),
-    "bare": Names("", "diffusers", False, *_PEFT),
-    "peft": Names("base_model.model.", "diffusers", False, *_PEFT),
-    "peft, default": Names("base_model.model.", "diffusers", False, *_DEFAULT),
-}
 
 
 def layout_of(family: str, names: str) -> str | None:
@@ -60,11 +34,39 @@ def layout_of(family: str, names: str) -> str | None:
     if asked == "kohya":
         return known.layouts[0].name
     if asked == "comfyui":
-        return next((own[name] for name in ("comfyui", "original", "diffusers") if name in own), None)
+        all_names = {name for one in known.layouts for name in one.names}
+        # Trainers of a family that borrows this layout write other names.
+        return own.get(next((name for name in ("comfyui", "original", "diffusers") if name in all_names), ""))
     plain = {"kohya, diffusers": "kohya", "comfyui, diffusers": "comfyui"}.get(names)
     if asked not in own or (plain and layout_of(family, plain) == own[asked]):
         return None
     return own[asked]
+
+
+def _links(family: str, layout: str, path: str) -> list[Link]:
+    """Where a layer of diffusers is in the layout; nowhere else where the layout calls it the same."""
+    known = by_name(family)
+    patterns = patterns_of(next(one for one in known.layouts if layout in one.names).paths, ".")
+    links = [link for link in known.correspondence.links(path) if pattern_of(link.path, ".") in patterns]
+    assert links or pattern_of(path, ".") in patterns, path
+    return links
+
+
+def shapes_in(layout: str, family: str, shapes: Shapes) -> Shapes:
+    """The weights that a family has in a `layout`, which in that of diffusers have these `shapes`."""
+    found: dict[str, Shape] = {}
+    for path, (rows, inputs, *kernel) in shapes.items():
+        links = _links(family, layout, path)
+        for link in links:
+            arrangement, number = link.relation.arrangement, rows
+            if arrangement and link.is_whole:
+                number = arrangement.rows(link.part, rows, inputs)
+            elif arrangement:
+                number = arrangement.runs(rows, inputs)[link.part].rows
+            found[link.path] = (number, inputs, *kernel)
+        if not links:
+            found[path] = (rows, inputs, *kernel)
+    return found
 
 
 class Arranged(NamedTuple):
@@ -73,250 +75,172 @@ class Arranged(NamedTuple):
     weights: dict[str, Tensor]
     homes: dict[str, list[tuple[str, list[tuple[int, int, int]]]]]
 
-    def back(self, path: str, weight: Tensor) -> Iterator[tuple[str, Tensor, list[tuple[int, int, int]]]]:
-        """(path in diffusers, the weight, which of its rows go where) for all that has rows of it."""
+    def rows(self, path: str) -> Iterator[tuple[str, slice, slice]]:
+        """(path in diffusers, its rows, those of the layer that they are)."""
         for home, runs in self.homes[path]:
-            yield home, weight, runs
+            for start, end, source in runs:
+                yield home, slice(source, source + end - start), slice(start, end)
 
 
 def arranged(family: str, layout: str, weights: Weights) -> Arranged:
-    """The weights as a layout of the family has them."""
-    known = by_name(family)
-    own = next(one for one in known.layouts if layout in one.names)
-    patterns = patterns_of(own.paths, ".")
-    shapes: dict[str, tuple[int, ...]] = {}
-    homes: dict[str, list[tuple[str, list[tuple[int, int, int]]]]] = {}
+    """The weights as a layout has them, without the fused layers of which a part is not among the weights.
+
+    No adapter could be of those.
+    """
+    shapes = shapes_in(layout, family, {path: tuple(weight.shape) for path, weight in weights.items()})
+    made = Arranged({path: torch.zeros(shape) for path, shape in shapes.items()}, {path: [] for path in shapes})
     for path, weight in weights.items():
         rows, inputs = weight.shape[:2]
-        links = [link for link in known.correspondence.links(path) if pattern_of(link.path, ".") in patterns]
-        if not links:
-            assert pattern_of(path, ".") in patterns, path
-            shapes[path], homes[path] = tuple(weight.shape), [(path, [(0, rows, 0)])]
+        links = _links(family, layout, path)
         for link in links:
-            arrangement, whole, runs = link.relation.arrangement, rows, [(0, rows, 0)]
+            arrangement, runs = link.relation.arrangement, [(0, rows, 0)]
             if arrangement and link.is_whole:
-                whole = arrangement.rows(link.part, rows, inputs)
-                runs = list(arrangement.runs(whole, inputs)[link.part].each())
+                runs = list(arrangement.runs(shapes[link.path][0], inputs)[link.part].each())
             elif arrangement:
-                found = arrangement.runs(rows, inputs)[link.part]
-                whole, runs = found.rows, list(found.inverted.each())
-            shapes[link.path] = (whole, *weight.shape[1:])
-            homes.setdefault(link.path, []).append((path, runs))
-    made = {path: torch.zeros(shape) for path, shape in shapes.items()}
-    for path, own_homes in homes.items():
-        for home, runs in own_homes:
-            for start, end, source in runs:
-                made[path][start:end] = weights[home][source : source + end - start]
-    # A fused layer of which a part is not among the weights is none that an adapter could be of.
-    full = {path for path, of in homes.items() if sum(e - s for _, runs in of for s, e, _ in runs) == len(made[path])}
-    return Arranged({p: w for p, w in made.items() if p in full}, {p: h for p, h in homes.items() if p in full})
+                runs = list(arrangement.runs(rows, inputs)[link.part].inverted.each())
+            made.homes[link.path].append((path, runs))
+        if not links:
+            made.homes[path].append((path, [(0, rows, 0)]))
+    whole = {}
+    for path, weight in made.weights.items():
+        for home, of_home, own in made.rows(path):
+            weight[own] = weights[home][of_home]
+        if sum(own.stop - own.start for _, _, own in made.rows(path)) == len(weight):
+            whole[path] = weight
+    return Arranged(whole, made.homes)
+
+
+def factors_of(shapes: Shapes, dora: bool = False, seed: int = 7) -> dict[str, Factors]:
+    """Factors of layers of these shapes, each of another rank and alpha, whose change is of the weights' size."""
+    numbers = torch.Generator().manual_seed(seed)
+    weights = {f"{path}.weight": 0.1 * torch.randn(shape, generator=numbers) for path, shape in shapes.items()}
+    made = factors(weights, list(shapes), dora, seed)
+    return {path: own._replace(up=0.1 * own.up) for path, own in made.items()}
+
+
+def write(
+    scheme: str, family: str, shapes: Shapes, kind: str, folder: Path, says: Mapping[str, str], seed: int = 7
+) -> Path:
+    """A file, or the folder of PEFT, with an adapter of each layer whose weight in diffusers has one of the `shapes`.
+
+    Its factors are those of the layout that the scheme has, fused where that one fuses.
+    """
+    layout = layout_of(family, scheme)
+    assert layout is not None
+    adapter = factors_of(shapes_in(layout, family, shapes), kind == "dora", seed)
+    return save(scheme, adapter, NAMES[scheme].tensors(adapter, by_name(family).pipeline_name), kind, folder, says)
+
+
+def save(
+    scheme: str,
+    adapter: Mapping[str, Factors],
+    tensors: Mapping[str, Tensor],
+    kind: str,
+    folder: Path,
+    says: Mapping[str, str],
+) -> Path:
+    """The tensors of an adapter as files of the scheme hold them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if scheme != "peft":
+        if kind == "rslora":
+            tensors = {**tensors, "use_rslora_flag": torch.tensor(True)}
+        file = folder / "adapter.safetensors"
+        save_file({key: value.contiguous() for key, value in tensors.items()}, file, dict(says))
+        return file
+    kept = {key: value.contiguous() for key, value in tensors.items() if not key.endswith(".alpha")}
+    save_file(kept, folder / "adapter_model.safetensors", dict(says))
+    config = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 1,
+        "rank_pattern": {f"^{path}": len(own.down) for path, own in adapter.items()},
+        "alpha_pattern": {f"^{path}": own.alpha for path, own in adapter.items()},
+        "target_modules": sorted(adapter),
+        "use_rslora": kind == "rslora",
+        "use_dora": kind == "dora",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+# The family and the layout of which the blocks alone are listed.
+BLOCKS_ALONE = ("hunyuan_video_1_5", "comfyui")
+
+
+def rotated(families: Sequence[str], schemes: Sequence[str], count: int) -> list[tuple[str, str, str]]:
+    """(family, scheme, kind): `count` kinds of every family, so that every scheme has its turn with every kind."""
+    found, kinds = [], ("dora", "lora", "rslora")
+    for number, family in enumerate(families):
+        known = [scheme for scheme in schemes if layout_of(family, scheme)]
+        known = [scheme for scheme in known if (family, layout_of(family, scheme)) != BLOCKS_ALONE]
+        found += [(family, known[(number + at) % len(known)], kinds[(number + at) % len(kinds)]) for at in range(count)]
+    return found
+
+
+# Suffixes of LyCORIS for differences of the weight and the bias of a norm, and of a parameter.
+_OF_NORMS = {".weight": ".w_norm", ".bias": ".b_norm", "": ".diff"}
+
+
+def norm_differences(base: Weights, layout: Layout) -> dict[str, Tensor]:
+    """By tensor of the base, one of a norm or a parameter of the layout, what is added to it."""
+    norms = patterns_of(layout.norms, ".")
+    paths = {layouts.split(name)[0] for name in base} - set(layouts.matrices(base))
+    names = [name for name in base if (path := layouts.split(name)[0]) in paths and pattern_of(path, ".") in norms]
+    assert names
+    numbers = torch.Generator().manual_seed(11)
+    return {name: torch.randn(base[name].shape, generator=numbers) for name in names}
+
+
+def spelled_norms(differences: Weights, name_of: Callable[[str], str]) -> dict[str, Tensor]:
+    """The tensors of an adapter; `name_of` makes the name of a module of its path."""
+    named = {name: layouts.split(name) for name in differences}
+    return {name_of(path) + _OF_NORMS[end]: differences[name] for name, (path, end) in named.items()}
+
+
+def with_norms(
+    values: Weights, bounds: Weights, differences: Weights, multiplier: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The float64 tensors and bounds with the differences in them, of any float32 sum."""
+    sums = {name: values[name] + multiplier * value.double() for name, value in differences.items()}
+    errors = {name: (value.abs() + values[name].abs()) * 2.0**-22 for name, value in sums.items()}
+    return {**values, **sums}, {**bounds, **errors}
 
 
 @dataclass
 class AdapterFile:
-    """Tensors and metadata, the weights that they mean, the same without a magnitude, and what is added to biases."""
+    """Tensors and metadata, the weights that they mean, those without their magnitude, and what is added to biases."""
 
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    metadata: dict[str, str] = field(default_factory=dict)
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
     meant: dict[str, Tensor] = field(default_factory=dict)
     plain: dict[str, Tensor] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
-
-
-class Layer(NamedTuple):
-    """A layer that a file of some kind changes: its name in the file, its spelling, its weight, and random numbers."""
-
-    name: str
-    names: Names
-    weight: Tensor
-    numbers: torch.Generator
-    rank: int
-    alpha: float | None
-    at: int
-
-    def randn(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.numbers)
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        down = self.randn(self.rank, *self.weight.shape[1:])
-        return down, 0.3 * self.randn(self.weight.shape[0], self.rank, *(1 for _ in self.weight.shape[2:]))
-
-    @property
-    def scale(self) -> float:
-        return 1.0 if self.alpha is None else self.alpha / self.rank
-
-
-# The tensors of a layer by their suffixes, what is added to its weight, and the weight that is meant.
-Made = tuple[dict[str, Tensor], Tensor, Tensor]
-
-
-def _lora(layer: Layer, scale: float | None = None) -> Made:
-    down, up = layer.factors()
-    product = up.double().flatten(1) @ down.double().flatten(1)
-    delta = (layer.scale if scale is None else scale) * product.reshape(layer.weight.shape)
-    return {layer.names.down: down, layer.names.up: up}, delta, layer.weight.double() + delta
-
-
-def _root(layer: Layer) -> Made:
-    return _lora(layer, (layer.rank if layer.alpha is None else layer.alpha) / layer.rank**0.5)
-
-
-def _dora(suffix: str, shape: Callable[[int], tuple[int, ...]], axis: int = 1) -> Callable[[Layer], Made]:
-    def make(layer: Layer, scale: float | None = None) -> Made:
-        tensors, delta, changed = _lora(layer, scale)
-        flat = changed.flatten(1)
-        old = layer.weight.double().flatten(1).norm(dim=axis)
-        magnitude = (old * (1 + torch.rand(len(old), generator=layer.numbers).double())).float()
-        turned = magnitude.double().unsqueeze(axis) / flat.norm(dim=axis, keepdim=True)
-        meant = (flat * turned).reshape(changed.shape)
-        return {**tensors, suffix: magnitude.reshape(shape(len(magnitude)))}, delta, meant
-
-    return make
-
-
-def _rooted(kind: Callable[..., Made]) -> Callable[[Layer], Made]:
-    return lambda layer: kind(layer, (layer.rank if layer.alpha is None else layer.alpha) / layer.rank**0.5)
-
-
-def _added(layer: Layer, tensors: dict[str, Tensor], delta: Tensor) -> Made:
-    delta = delta.double().reshape(layer.weight.shape)
-    return tensors, delta, layer.weight.double() + delta
-
-
-def _loha(layer: Layer) -> Made:
-    rows, columns = layer.weight.flatten(1).shape
-    a1, a2 = layer.randn(rows, layer.rank), layer.randn(rows, layer.rank)
-    b1, b2 = 0.2 * layer.randn(layer.rank, columns), layer.randn(layer.rank, columns)
-    tensors = {".hada_w1_a": a1, ".hada_w1_b": b1, ".hada_w2_a": a2, ".hada_w2_b": b2}
-    return _added(layer, tensors, layer.scale * (a1.double() @ b1.double()) * (a2.double() @ b2.double()))
-
-
-def _lokr(is_low: bool) -> Callable[[Layer], Made]:
-    def make(layer: Layer) -> Made:
-        rows, columns = layer.weight.flatten(1).shape
-        left, right = 2 - rows % 2, 2 - columns % 2
-        one = layer.randn(left, right)
-        if not is_low:
-            other = 0.3 * layer.randn(rows // left, columns // right)
-            return _added(layer, {".lokr_w1": one, ".lokr_w2": other}, torch.kron(one.double(), other.double()))
-        a, b = 0.3 * layer.randn(rows // left, layer.rank), layer.randn(layer.rank, columns // right)
-        tensors = {".lokr_w1": one, ".lokr_w2_a": a, ".lokr_w2_b": b}
-        return _added(layer, tensors, layer.scale * torch.kron(one.double(), a.double() @ b.double()))
-
-    return make
-
-
-def _oft(layer: Layer) -> Made:
-    rows = layer.weight.shape[0]
-    count = 1 if rows % 2 else 2
-    blocks = 0.3 * layer.randn(count, rows // count, rows // count)
-    skew = (blocks - blocks.transpose(1, 2)).double()
-    eye = torch.eye(rows // count, dtype=torch.float64)
-    turns = torch.block_diag(*((eye + one) @ torch.linalg.inv(eye - one) for one in skew))
-    meant = (turns.T @ layer.weight.double().flatten(1)).reshape(layer.weight.shape)
-    return {".oft_blocks": blocks}, meant - layer.weight.double(), meant
-
-
-def _ia3(layer: Layer) -> Made:
-    gain = 0.3 * layer.randn(layer.weight.shape[0])
-    delta = layer.weight.double() * gain.double().reshape(-1, *(1 for _ in layer.weight.shape[1:]))
-    return {".weight": gain, ".on_input": torch.tensor(False)}, delta, layer.weight.double() + delta
-
-
-def _diff(layer: Layer) -> Made:
-    diff = 0.3 * layer.randn(*layer.weight.shape)
-    return _added(layer, {".diff": diff}, diff)
-
-
-def _beside(suffix: str) -> Callable[[Layer], Made]:
-    def make(layer: Layer) -> Made:
-        tensors, delta, meant = _lora(layer)
-        return {**tensors, suffix: layer.randn(len(layer.weight))}, delta, meant
-
-    return make
-
-
-class Kind(NamedTuple):
-    """What is in a file: how its layers are made, tensors beside them, and an embedded config, of the model's name.
-
-    `bias` is the suffix of what is added to biases too. `uneven` layers have ranks and alphas of their own, and
-    `has_alpha` says whether an alpha may stand beside the factors, or else in the config.
-    """
-
-    make: Callable[[Layer], Made]
-    beside: Mapping[str, Tensor] = {}
-    config: Mapping[str, object] | None = None
-    has_alpha: bool = True
-    uneven: bool = False
-    is_dora: bool = False
-    bias: str = ""
-
-
-_FLAG = {"use_rslora_flag": torch.tensor(True)}
-_CONFIG = {"r": RANK, "lora_alpha": ALPHA}
-_ROWS, _COLUMN, _ROW = lambda n: (n,), lambda n: (n, 1), lambda n: (1, n)
-_PEFT_DORA = _dora(".lora_magnitude_vector", _ROWS)
-KINDS = {
-    "lora": Kind(_lora),
-    "uneven": Kind(_lora, uneven=True),
-    "rslora flag": Kind(_root, beside=_FLAG),
-    "rslora config": Kind(_root, config={**_CONFIG, "use_rslora": True}),
-    "alpha config": Kind(_lora, config={**_CONFIG, "use_rslora": False}),
-    "dora config": Kind(_PEFT_DORA, config={**_CONFIG, "use_rslora": False, "use_dora": True}, is_dora=True),
-    "rslora dora config": Kind(
-        _rooted(_PEFT_DORA), config={**_CONFIG, "use_rslora": True, "use_dora": True}, is_dora=True
-    ),
-    "dora_layer": Kind(_dora(".dora_layer.weight", _ROWS), is_dora=True),
-    "dora_scale output": Kind(_dora(".dora_scale", _COLUMN), is_dora=True),
-    "dora_scale input": Kind(_dora(".dora_scale", _ROW, axis=0), is_dora=True),
-    "magnitude": Kind(_PEFT_DORA, is_dora=True),
-    "magnitude.weight": Kind(_dora(".lora_magnitude_vector.weight", _ROWS), is_dora=True),
-    "loha": Kind(_loha),
-    "lokr full": Kind(_lokr(False)),
-    "lokr low": Kind(_lokr(True)),
-    "oft": Kind(_oft),
-    "ia3": Kind(_ia3, has_alpha=False),
-    "diff": Kind(_diff, has_alpha=False),
-    "diff_b": Kind(_beside(".diff_b"), bias=".diff_b"),
-    "lora bias": Kind(_beside(".{up}.bias"), bias=".{up}.bias"),
-    "stranger": Kind(_lora, beside={"extra": torch.ones(2)}),
-    "dotted stranger": Kind(_lora, beside={"extra.weight": torch.ones(2)}),
-}
 
 
 def adapter_file(
     family: str, names: str, kind: str, has_alpha: bool, weights: Weights, seed: int = 7, says: str = ""
 ) -> AdapterFile:
     """A file of the kind that changes the layers of these weights, which are those of the model in diffusers."""
-    made, spelled = KINDS[kind], NAMES[names]
-    pipeline = by_name(family).pipeline_name
+    made, spelled, pipeline = ALL_KINDS[kind], NAMES[names], by_name(family).pipeline_name
     own = arranged(family, layout_of(family, names) or "diffusers", weights)
-    numbers = torch.Generator().manual_seed(seed)
-    file = AdapterFile(metadata={"ss_base_model_version": says} if says else {})
+    layers = {path: {"weight": weight, "bias": torch.zeros(len(weight))} for path, weight in own.weights.items()}
+    tensors, meant = adapter(
+        made, layers, lambda path: spelled.module(path, pipeline), has_alpha, seed, spelled.spelling
+    )
+    file = AdapterFile(tensors, {"ss_base_model_version": says} if says else {})
     file.meant = {path: weight.double().clone() for path, weight in weights.items()}
-    file.plain = {path: weight.double().clone() for path, weight in weights.items()}
-    configured = made.config is not None and has_alpha
-    for at, (path, weight) in enumerate(own.weights.items()):
-        rank = RANK - at % 3 if made.uneven else RANK
-        alpha = ALPHA + at % 2 if made.uneven else ALPHA
-        layer = Layer(spelled.module(path, pipeline), spelled, weight, numbers, rank, alpha if has_alpha else None, at)
-        tensors, delta, meant = made.make(layer)
-        up = spelled.up.removesuffix(".weight").removeprefix(".")
-        file.tensors |= {layer.name + suffix.format(up=up): value for suffix, value in tensors.items()}
-        if layer.alpha is not None and made.has_alpha and not configured:
-            file.tensors[f"{layer.name}.alpha"] = torch.tensor(layer.alpha)
-        for home, runs in own.homes[path]:
-            for start, end, source in runs:
-                stop = source + end - start
-                file.meant[home][source:stop] = meant[start:end]
-                file.plain[home][source:stop] = (weight.double() + delta)[start:end]
-                if made.bias:
-                    bias = tensors[made.bias].double() * (layer.scale if "up" in made.bias else 1.0)
-                    file.biases.setdefault(home, torch.zeros(len(weights[home])).double())
-                    file.biases[home][source:stop] = bias[start:end]
-    file.tensors |= made.beside
-    if configured:
-        own_config = {"target_modules": [*weights], **made.config}
-        config = {f"{pipeline}.{key}": value for key, value in own_config.items()}
+    if made.config is not None and has_alpha:
+        config = {"target_modules": [*weights], **made.config}
+        config = {f"{pipeline}.{key}": value for key, value in config.items()}
         file.metadata |= {"format": "pt", "lora_adapter_metadata": json.dumps(config)}
+    for name, weight in meant.items():
+        path, _, parameter = name.rpartition(".")
+        for home, rows, of_layer in own.rows(path):
+            if parameter == "bias":
+                no_change = torch.zeros(len(weights[home])).double()
+                file.biases.setdefault(home, no_change)[rows] = weight.meant[of_layer]
+                continue
+            file.meant[home][rows] = weight.meant[of_layer]
+            if weight.plain is not None:
+                file.plain.setdefault(home, weights[home].double().clone())[rows] = weight.plain[of_layer]
     return file

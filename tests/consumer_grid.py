@@ -1,13 +1,14 @@
 """What a program did to a model, in the words of `compat`: from the weights before, meant and found to a verdict.
 
 `observe` runs the program and names what it sees; `differs` compares that with what the rules of `consumers/` say.
-The files and the meant weights come from `adapter_kinds`, which has formulas of its own.
+The files and the meant weights come from `adapters`, which has formulas of its own.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+from adapters import Weight
 from torch import Tensor
 
 from lora_inspect.consumers.verdict import (
@@ -31,17 +32,6 @@ _CLEAR = 100
 _ALIKE = 1e-2
 # The commonest of these names what happened to a file, where its weights differ: the first in this order counts.
 _WORST = (OTHER, WRONG, LOST, STRENGTH, SAME)
-
-
-class Weight(NamedTuple):
-    """One parameter of a model in float64: as the base has it, and as the trainer means it to be.
-
-    `plain` is what it would be without the magnitude of DoRA, None for what has none.
-    """
-
-    base: Tensor
-    meant: Tensor
-    plain: Tensor | None = None
 
 
 class Observed(NamedTuple):

@@ -22,6 +22,22 @@ with warnings.catch_warnings():
 
 # diffusers' converter of FLUX knows one width.
 FLUX_WIDTH = 3072
+# Layers of FLUX in the layout of diffusers, and in the original one.
+SPLIT = [
+    "transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_k", "transformer_blocks.0.attn.to_v",
+    "transformer_blocks.0.attn.add_k_proj", "transformer_blocks.0.attn.to_out.0", "transformer_blocks.0.ff.net.0.proj",
+    "transformer_blocks.1.attn.to_v", "transformer_blocks.1.norm1_context.linear",
+    "single_transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.attn.to_k",
+    "single_transformer_blocks.0.attn.to_v", "single_transformer_blocks.0.proj_mlp",
+    "single_transformer_blocks.1.proj_mlp", "single_transformer_blocks.1.proj_out",
+    "norm_out.linear", "proj_out", "x_embedder", "time_text_embed.guidance_embedder.linear_2",
+]  # fmt: skip
+FUSED = [
+    "double_blocks.0.img_attn.qkv", "double_blocks.1.txt_attn.qkv", "double_blocks.1.txt_attn.proj",
+    "double_blocks.0.img_mlp.2", "double_blocks.0.img_mod.lin", "single_blocks.0.linear1", "single_blocks.1.linear2",
+    "single_blocks.1.modulation.lin", "final_layer.adaLN_modulation.1", "final_layer.linear", "txt_in",
+    "vector_in.in_layer",
+]  # fmt: skip
 
 
 def tensors(shapes: dict[str, tuple[int, ...]], seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -146,6 +162,34 @@ def unet_names(original: list[str], config: dict[str, object]) -> dict[str, str]
     }
     converted = real.convert_ldm_unet_checkpoint(marked, {"layers_per_block": 2, **config})
     return {original[int(value)]: name.rpartition(".")[0] for name, value in converted.items()}
+
+
+# A tiny UNet of SDXL.
+UNET = {
+    "block_out_channels": (32, 32, 64),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (2, 4, 8),
+    "transformer_layers_per_block": (1, 2, 2),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 80,
+    "cross_attention_dim": 2048,
+}
+
+
+def sdxl() -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a tiny UNet by both names, as diffusers' own conversion pairs them."""
+    diffusers = unet(UNET)
+    pairs = unet_names(original_unet("sdxl"), {"addition_embed_type": "text_time"})
+    names = {
+        f"{theirs}.{parameter}": f"{ours}.{parameter}"
+        for ours, theirs in pairs.items()
+        for parameter in ("weight", "bias")
+        if f"{theirs}.{parameter}" in diffusers
+    }
+    return diffusers, names
 
 
 def alike() -> list[str]:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapter_files import factors_of, layout_of, rotated, shapes_in, write
 from adapters import kohya
 from diffusers_cases import distance
 from diffusers_families import LOADERS, adapted, layers, load, merged_into, model, outputs, says, text_encoder
 from loaders import adapter_parameters
 from safetensors.torch import load_file, save_file
-from whole_adapters import NAMES, factors_of, rotated, shapes_in, write
 
 from lora_inspect import LoraInspectError, merge, state_dict
 from lora_inspect.architectures import by_name
@@ -57,7 +57,7 @@ def test_a_pipeline_takes_text_encoders_with_the_model(tmp_path, monkeypatch):
     monkeypatch.setattr(integration, "check_peft_version", lambda *_, **__: None)
     plain, encoder = model("sdxl"), text_encoder(0)
     loaded = {"unet": model("sdxl"), "text_encoder": text_encoder(0)}
-    shapes = dict(list(shapes_in(NAMES["kohya"].layout(by_name("sdxl")), "sdxl", adapted(plain)).items())[:20])
+    shapes = dict(list(shapes_in(layout_of("sdxl", "kohya"), "sdxl", adapted(plain)).items())[:20])
     tensors = kohya("lora_unet_", factors_of(shapes)) | kohya("lora_te1_", factors_of(adapted(encoder), seed=3))
     file = tmp_path / "in.safetensors"
     save_file({name: value.contiguous() for name, value in tensors.items()}, file, says("sdxl"))

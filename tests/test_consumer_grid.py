@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from adapter_kinds import KINDS, adapter
+from adapters import KINDS, adapter
 from consumer_grid import Observed, Weight, differs, is_gap, observe
 from safetensors.torch import load_file, save_file
 

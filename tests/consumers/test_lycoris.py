@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 import torch
-from adapter_kinds import ALPHA, KINDS, RANK, adapter
+from adapters import ALPHA, KINDS, RANK, adapter
 from consumer_grid import Weight, differs, is_gap, observe
 from diffusers_families import model as fresh_model
 from diffusers_families import says

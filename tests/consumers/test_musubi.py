@@ -12,7 +12,7 @@ from itertools import product
 
 import pytest
 import torch
-from adapter_kinds import KINDS, adapter
+from adapters import KINDS, adapter
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.architectures import by_name

@@ -6,7 +6,7 @@ networks of SD 1.5, SDXL, SD 3, FLUX.1, Chroma, Lumina and Anima, and `flux_merg
 
 import pytest
 import torch
-from adapter_kinds import KINDS, adapter
+from adapters import KINDS, adapter
 from safetensors.torch import save_file
 
 from lora_inspect.architectures import by_name

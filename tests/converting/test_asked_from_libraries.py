@@ -9,13 +9,13 @@ import warnings
 import layouts
 import pytest
 import torch
+from adapter_files import factors_of
 from diffusers.training_utils import _collate_lora_metadata
 from diffusers_cases import lora_pipeline
 from diffusers_families import LOADERS, says
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
-from whole_adapters import factors_of
 
 pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 

@@ -5,7 +5,8 @@ import json
 
 import pytest
 import torch
-from adapters import dotted, kohya
+from adapter_files import factors_of, layout_of, rotated, save, shapes_in, write
+from adapters import NAMES, dotted, kohya
 from diffusers_cases import distance
 from diffusers_families import (
     COMPONENTS,
@@ -20,7 +21,6 @@ from diffusers_families import (
 )
 from loaders import LIBRARIES, adapter_parameters, tensors_in
 from safetensors.torch import save_file
-from whole_adapters import NAMES, factors_of, rotated, save, shapes_in, write
 
 from lora_inspect.architectures import by_name
 
@@ -62,12 +62,12 @@ def test_biases_of_up_layers(family, scheme, target, run, tmp_path):
     plain, library = model(family), LIBRARIES[target]
     shapes = {path: shape for path, shape in adapted(plain).items() if layers(plain)[path].bias is not None}
     names = NAMES[scheme]
-    adapter = factors_of(shapes_in(names.layout(by_name(family)), family, shapes))
-    prefix = names.prefix.format(pipeline=by_name(family).pipeline_name)
-    tensors = names.spell(prefix, adapter)
-    suffix = ".lora_up.bias" if names.spell is kohya else ".lora_B.bias"
+    adapter = factors_of(shapes_in(layout_of(family, scheme), family, shapes))
+    pipeline = by_name(family).pipeline_name
+    tensors = names.tensors(adapter, pipeline)
+    suffix = names.spelling.up.removesuffix("weight") + "bias"
     for path, own in adapter.items():
-        tensors[prefix + (path.replace(".", "_") if names.spell is kohya else path) + suffix] = torch.randn(len(own.up))
+        tensors[names.module(path, pipeline) + suffix] = torch.randn(len(own.up))
     file = save(scheme, adapter, tensors, "lora", tmp_path / "in", says(family))
     if scheme == "peft":
         config = file / "adapter_config.json"
@@ -147,7 +147,7 @@ def test_text_encoders_beside_the_model(family, scheme, run, tmp_path, any_peft)
     for (component, network), prefix in zip(fresh.items(), (of_model, *of_encoders), strict=False):
         shapes = adapted(network)
         if component == pipeline:
-            shapes = shapes_in(NAMES[scheme].layout(by_name(family)), family, dict(list(shapes.items())[:20]))
+            shapes = shapes_in(layout_of(family, scheme), family, dict(list(shapes.items())[:20]))
         tensors |= spell(prefix.format(pipeline=pipeline), factors_of(shapes, seed=len(tensors)))
     file = tmp_path / "in.safetensors"
     if (family, scheme) == ("sd15", "kohya"):

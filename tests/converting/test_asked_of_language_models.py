@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from adapter_files import factors_of, save
+from adapters import NAMES
 from language_models import MODELS, has_conv1d, model, output, shapes
 from loaders import LIBRARIES, tensors_in
-from whole_adapters import NAMES, factors_of, save
 
 pytestmark = pytest.mark.numeric
 
@@ -23,8 +24,7 @@ CASES = [
 def test_every_layer_of_a_language_model(name, scheme, target, kind, run, tmp_path):
     plain, library = model(name), LIBRARIES[target]
     adapter = factors_of(shapes(plain), kind == "dora")
-    names = NAMES[scheme]
-    file = save(scheme, adapter, names.spell(names.prefix, adapter), kind, tmp_path / "in", {})
+    file = save(scheme, adapter, NAMES[scheme].tensors(adapter), kind, tmp_path / "in", {})
     if scheme == "peft" and has_conv1d(plain):
         config = file / "adapter_config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "fan_in_fan_out": True}))

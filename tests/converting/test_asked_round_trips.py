@@ -10,10 +10,11 @@ import diffusers_families
 import language_models
 import pytest
 import torch
+from adapter_files import Shapes, factors_of, shapes_in
 from adapters import dotted, kohya
+from diffusers_families import says
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from whole_adapters import Shapes, factors_of, shapes_in
 
 from lora_inspect import schemes
 from lora_inspect.architectures import by_name, every
@@ -87,10 +88,6 @@ class Trips:
         ended = self.run("merge", self.folder / "base.safetensors", file, "-o", out, "--force", *options)
         assert ended.status == 0, ended.stderr
         return load_file(out)
-
-
-def says(family: str) -> dict[str, str]:
-    return {"ss_base_model_version": (*by_name(family).metadata_names, "")[0]}
 
 
 def ending(scheme: str) -> str:

@@ -1,7 +1,7 @@
 """What is foreseen of an output is what is read of it, as far as programs look at it."""
 
 import torch
-from adapter_kinds import KINDS, adapter
+from adapters import KINDS, adapter
 from pairs import crossed
 from safetensors.torch import save_file
 

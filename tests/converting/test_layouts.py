@@ -3,16 +3,16 @@
 import layouts
 import pytest
 import torch
-from adapters import assert_within, dotted, expected, factors, kohya
+from adapters import NAMES, assert_within, dotted, expected, factors, kohya
 from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
-from layout_adapters import FUSED, NAMES, SAYS, SPLIT, sdxl
+from diffusers_families import says
+from layouts import FUSED, SPLIT, sdxl
 from safetensors.torch import load_file, save_file
-
-from lora_inspect.architectures import by_name
 
 pytestmark = pytest.mark.numeric
 
 MULTIPLIER = 0.5
+FLUX = says("flux")
 # The layers of the double blocks, and of the whole final layer, whose rows all have a magnitude where one has.
 WHOLE = [path for path in SPLIT if ".0.attn.to_" in path and not path.startswith("single")] + ["norm_out.linear"]
 
@@ -21,7 +21,7 @@ WHOLE = [path for path in SPLIT if ".0.attn.to_" in path and not path.startswith
 def converted(tmp_path, run):
     """`converted(adapter, layout)`: the tensors that `convert --layout` writes."""
 
-    def convert(adapter, layout, *options, says=SAYS, out="converted.safetensors"):
+    def convert(adapter, layout, *options, says=FLUX, out="converted.safetensors"):
         save_file({name: value.contiguous() for name, value in adapter.items()}, tmp_path / "adapter.safetensors", says)
         ended = run("convert", tmp_path / "adapter.safetensors", "--layout", layout, "-o", tmp_path / out, *options)
         assert ended.status == 0, ended.stderr
@@ -34,7 +34,7 @@ def converted(tmp_path, run):
 def carried(tmp_path, run, converted):
     """`carried(base, adapter, layout)`: the base with the adapter in it, which was converted to the layout first."""
 
-    def carry(base, adapter, layout, *options, says=SAYS):
+    def carry(base, adapter, layout, *options, says=FLUX):
         converted(adapter, layout, *options, says=says)
         save_file({name: value.contiguous() for name, value in base.items()}, tmp_path / "base.safetensors")
         file, out = tmp_path / "converted.safetensors", tmp_path / "out.safetensors"
@@ -46,14 +46,13 @@ def carried(tmp_path, run, converted):
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
-@pytest.mark.parametrize("names", ["OneTrainer", "diffusers"])
+@pytest.mark.parametrize("names", [pytest.param("onetrainer", id="OneTrainer"), "diffusers"])
 def test_flux_in_diffusers_names_becomes_original(names, dora, carried):
     base = layouts.flux(blocks=2, width=4)
     own = layouts.flux_in_diffusers(base)
     adapter = factors(own, WHOLE if dora else SPLIT, dora)
-    spell, prefix = NAMES[names]
     options = ["--keep-dora"] if dora else []
-    found = layouts.flux_in_diffusers(carried(base, spell(prefix, adapter), "original", *options))
+    found = layouts.flux_in_diffusers(carried(base, NAMES[names].tensors(adapter, "transformer"), "original", *options))
     assert_within(found, *expected(own, adapter, MULTIPLIER, interpolate=dora))
 
 
@@ -62,17 +61,11 @@ def test_flux_in_diffusers_names_becomes_original(names, dora, carried):
 def test_flux_in_original_names_becomes_that_of_diffusers(names, dora, carried):
     own = layouts.flux(blocks=2, width=4)
     adapter = factors(own, FUSED, dora)
-    spell, prefix = NAMES[names]
     options = ["--keep-dora"] if dora else []
     base = layouts.flux_in_diffusers(own)
-    found = carried(base, spell(prefix, adapter), "diffusers", *options)
-    values, bounds = expected(own, adapter, MULTIPLIER, interpolate=spell is kohya)
+    found = carried(base, NAMES[names].tensors(adapter, "transformer"), "diffusers", *options)
+    values, bounds = expected(own, adapter, MULTIPLIER, interpolate=NAMES[names].is_flat)
     assert_within(found, layouts.flux_in_diffusers(values), layouts.flux_in_diffusers(bounds))
-
-
-def says(name):
-    """What a file of a model of no published size says, whose names alone may be of several families."""
-    return {"ss_base_model_version": (*by_name(name).metadata_names, "")[0]}
 
 
 @pytest.mark.parametrize("name", layouts.NARROW)

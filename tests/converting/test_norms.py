@@ -1,10 +1,11 @@
 """convert --layout of differences of norms and parameters: into a base of that layout, and back."""
 
-import layer_norms
 import layouts
 import pytest
 import torch
+from adapter_files import norm_differences, spelled_norms, with_norms
 from adapters import assert_within, dotted, expected, factors
+from diffusers_families import says
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.architectures import by_name
@@ -13,11 +14,6 @@ pytestmark = pytest.mark.numeric
 
 MULTIPLIER = 0.5
 NAMES = [name for name in (*layouts.NARROW, "flux") if by_name(name).layouts[0].norms]
-
-
-def says(name):
-    """What a file of a model of no published size says, whose names alone may be of several families."""
-    return {"ss_base_model_version": (*by_name(name).metadata_names, "")[0]}
 
 
 def save(tensors, path, metadata=None):
@@ -41,15 +37,15 @@ def test_there_into_a_base_of_diffusers_and_back(name, run, tmp_path):
     def in_diffusers(base):
         return layouts.flux_in_diffusers(base) if name == "flux" else layouts.in_diffusers(name, base)
 
-    layers, differences = factors(own, layouts.matrices(own)), layer_norms.of(own, layout_of(name, "original"))
-    norms = layer_norms.spelled(differences, lambda path: f"diffusion_model.{path}")
+    layers, differences = factors(own, layouts.matrices(own)), norm_differences(own, layout_of(name, "original"))
+    norms = spelled_norms(differences, lambda path: f"diffusion_model.{path}")
     adapter = save(dotted("diffusion_model.", layers) | norms, tmp_path / "adapter.safetensors", says(name))
     there, back = tmp_path / "there.safetensors", tmp_path / "back.safetensors"
     run("convert", adapter, "--layout", "diffusers", "-o", there)
     base = save(in_diffusers(own), tmp_path / "base.safetensors")
     run("merge", base, f"{there}:{MULTIPLIER}", "-o", tmp_path / "out.safetensors")
     values, bounds = expected(own, layers, MULTIPLIER, interpolate=False)
-    values, bounds = layer_norms.added(values, bounds, differences, MULTIPLIER)
+    values, bounds = with_norms(values, bounds, differences, MULTIPLIER)
     assert_within(load_file(tmp_path / "out.safetensors"), in_diffusers(values), in_diffusers(bounds))
     run("convert", there, "--layout", "original", "-o", back)
     found = load_file(back)
@@ -68,11 +64,11 @@ def test_names_of_diffusers_for_a_program_and_back(name, scheme, run, tmp_path):
     base = base_of(name)
     own = layouts.flux_in_diffusers(base) if name == "flux" else layouts.in_diffusers(name, base)
     layout = layout_of(name, "diffusers")
-    differences = layer_norms.of(own, layout)
+    differences = norm_differences(own, layout)
     if scheme == "kohya":
         differences = {key: value for key, value in differences.items() if layouts.split(key)[1]}
     adapter = dotted("transformer.", factors(own, layouts.matrices(own)))
-    adapter |= layer_norms.spelled(differences, lambda path: f"transformer.{path}")
+    adapter |= spelled_norms(differences, lambda path: f"transformer.{path}")
     source = save(adapter, tmp_path / "adapter.safetensors", says(name))
     there, back = tmp_path / "there.safetensors", tmp_path / "back.safetensors"
     run("convert", source, "--to", scheme, "-o", there)
@@ -82,5 +78,5 @@ def test_names_of_diffusers_for_a_program_and_back(name, scheme, run, tmp_path):
     def named(path):
         return f"transformer.{path}" if scheme == "comfyui" else layout.kohya_prefix + path.replace(".", "_")
 
-    expected_norms = layer_norms.spelled(differences, named)
+    expected_norms = spelled_norms(differences, named)
     assert [key for key, value in expected_norms.items() if not torch.equal(found[key], value)] == []

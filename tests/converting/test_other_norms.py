@@ -5,7 +5,6 @@ ComfyUI (`weight_decompose`): W + m * (dora_scale / (|W| + 2^-23) * V - W) by ro
 
 import json
 
-import layout_adapters
 import layouts
 import pytest
 import torch
@@ -134,7 +133,7 @@ def test_comfyui_makes_what_was_trained(paths, spell, prefix, of_base, elements,
 @pytest.mark.parametrize("spell", [kohya, one_dimensional])
 @pytest.mark.parametrize("of_base", ["original", "diffusers"])
 def test_convolutions_of_sdxl(of_base, spell, tmp_path):
-    diffusers, names = layout_adapters.sdxl()
+    diffusers, names = layouts.sdxl()
     original = {ours: diffusers[theirs] for theirs, ours in names.items()}
     layers = ["input_blocks.1.0.in_layers.2", "output_blocks.0.0.skip_connection", "input_blocks.4.1.proj_in"]
     layers += [

@@ -5,7 +5,7 @@ import json
 import layouts
 import pytest
 from adapters import assert_within, expected, factors
-from layout_adapters import FUSED, SPLIT
+from layouts import FUSED, SPLIT
 from safetensors.torch import load_file, save_file
 from torch import tensor
 

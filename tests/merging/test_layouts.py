@@ -6,8 +6,8 @@ What is expected is computed in float64 on the adapter's own layout and carried 
 import layouts
 import pytest
 import torch
-from adapters import assert_within, dotted, expected, factors, kohya
-from layout_adapters import FUSED, NAMES, SPLIT, sdxl
+from adapters import NAMES, assert_within, dotted, expected, factors, kohya
+from layouts import FUSED, SPLIT, sdxl
 
 from lora_inspect.merging import folded_weights
 
@@ -26,15 +26,14 @@ def strength(request, monkeypatch):
 
 # FLUX as narrow as here is of no published size, which alone would tell it from its descendants.
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
-@pytest.mark.parametrize("names", ["OneTrainer", "diffusers"])
+@pytest.mark.parametrize("names", [pytest.param("onetrainer", id="OneTrainer"), "diffusers"])
 @pytest.mark.slow
 def test_flux_in_diffusers_names_on_the_original_base(names, dora, strength, merged):
     base = layouts.flux(blocks=2, width=4)
     own = layouts.flux_in_diffusers(base)
     adapter = factors(own, SPLIT, dora)
-    spell, prefix = NAMES[names]
-    found = layouts.flux_in_diffusers(merged(base, spell(prefix, adapter), strength))
-    assert_within(found, *expected(own, adapter, strength, interpolate=spell is kohya))
+    found = layouts.flux_in_diffusers(merged(base, NAMES[names].tensors(adapter, "transformer"), strength))
+    assert_within(found, *expected(own, adapter, strength, interpolate=NAMES[names].is_flat))
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
@@ -43,9 +42,8 @@ def test_flux_in_diffusers_names_on_the_original_base(names, dora, strength, mer
 def test_flux_in_original_names_on_the_base_of_diffusers(names, dora, strength, merged):
     own = layouts.flux(blocks=2, width=4)
     adapter = factors(own, FUSED, dora)
-    spell, prefix = NAMES[names]
-    found = merged(layouts.flux_in_diffusers(own), spell(prefix, adapter), strength)
-    values, bounds = expected(own, adapter, strength, interpolate=spell is kohya)
+    found = merged(layouts.flux_in_diffusers(own), NAMES[names].tensors(adapter, "transformer"), strength)
+    values, bounds = expected(own, adapter, strength, interpolate=NAMES[names].is_flat)
     assert_within(found, layouts.flux_in_diffusers(values), layouts.flux_in_diffusers(bounds))
 
 

@@ -1,10 +1,10 @@
 """Differences of norms and parameters on bases of another layout, as diffusers' own converters carry the merge over."""
 
-import layer_norms
 import layouts
 import pytest
+from adapter_files import norm_differences, spelled_norms, with_norms
 from adapters import assert_within, dotted, expected, factors
-from layout_adapters import sdxl
+from layouts import sdxl
 
 from lora_inspect.architectures import by_name
 
@@ -30,10 +30,10 @@ def in_diffusers(name, base):
 def changed(own, layout, prefix):
     """(an adapter of every layer and norm of a base, the float64 merge, its bounds)."""
     layers = factors(own, layouts.matrices(own))
-    differences = layer_norms.of(own, layout)
+    differences = norm_differences(own, layout)
     values, bounds = expected(own, layers, MULTIPLIER, interpolate=False)
-    tensors = dotted(prefix, layers) | layer_norms.spelled(differences, lambda path: prefix + path)
-    return tensors, *layer_norms.added(values, bounds, differences, MULTIPLIER)
+    tensors = dotted(prefix, layers) | spelled_norms(differences, lambda path: prefix + path)
+    return tensors, *with_norms(values, bounds, differences, MULTIPLIER)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -59,17 +59,17 @@ def test_sdxl_across_its_layouts(is_original, merged):
     ours = {names[name]: value for name, value in diffusers.items() if name in names}
     own, other = (ours, diffusers) if is_original else (diffusers, ours)
     layers = factors(own, [path for path in layouts.matrices(own) if own[f"{path}.weight"].dim() == 2])
-    differences = layer_norms.of(own, layout_of("sdxl", "original" if is_original else "diffusers"))
+    differences = norm_differences(own, layout_of("sdxl", "original" if is_original else "diffusers"))
     assert len(differences) > 80
 
     def flat(path):
         return f"lora_unet_{path.replace('.', '_')}"
 
     tensors = dotted("", {flat(path): one for path, one in layers.items() if f"{path}.weight" in own})
-    tensors |= layer_norms.spelled(differences, flat)
+    tensors |= spelled_norms(differences, flat)
     found = merged(other, tensors, MULTIPLIER)
     values, bounds = expected(own, layers, MULTIPLIER, interpolate=False)
-    values, bounds = layer_norms.added(values, bounds, differences, MULTIPLIER)
+    values, bounds = with_norms(values, bounds, differences, MULTIPLIER)
     back = names if is_original else {ours: theirs for theirs, ours in names.items()}
     found = {back[name]: value for name, value in found.items() if name in back}
     values, bounds = ({name: part[name] for name in found} for part in (values, bounds))

@@ -6,7 +6,7 @@ from pathlib import Path
 import layouts
 import pytest
 from adapters import assert_within, expected, factors, kohya
-from layout_adapters import FUSED, SPLIT
+from layouts import FUSED, SPLIT
 from safetensors.torch import load_file, save_file
 
 import lora_inspect.schemes.lycoris as shown
