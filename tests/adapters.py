@@ -51,15 +51,16 @@ class Names(NamedTuple):
         """The name of the layer; `pipeline` is what that of the family in diffusers calls its model."""
         return self.prefix.format(pipeline=pipeline) + (path.replace(".", "_") if self.is_flat else path)
 
-    def tensors(self, layers: Mapping[str, Factors], pipeline: str = "") -> dict[str, Tensor]:
-        """The tensors of an adapter, with alphas."""
+    def tensors(self, layers: Mapping[str, Factors], pipeline: str = "", has_alpha: bool = True) -> dict[str, Tensor]:
+        """The tensors of an adapter, with an alpha for each layer or without."""
         import torch
 
         tensors = {}
         for path, own in layers.items():
             name = self.module(path, pipeline)
             tensors |= {name + self.spelling.down: own.down, name + self.spelling.up: own.up}
-            tensors[f"{name}.alpha"] = torch.tensor(own.alpha)
+            if has_alpha:
+                tensors[f"{name}.alpha"] = torch.tensor(own.alpha)
             if own.magnitude is not None:
                 kernel = (1,) * (own.down.dim() - 2)
                 # A column of ComfyUI's users; PEFT has a vector, which it broadcasts over the kernel.
@@ -137,6 +138,13 @@ def base(count=3, out=OUT, inputs=IN, prefix="", dtype="F32") -> Toy:
 
 
 # LoRA and DoRA of the layers of a base in torch's tensors.
+
+
+def drawn(seed: int, *shape: int) -> Tensor:
+    """Normal numbers; a seed has the same ones for every shape."""
+    import torch
+
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 class Factors(NamedTuple):

@@ -8,8 +8,8 @@ import types
 
 import pytest
 import yaml
+from bases import content, write_adapter, write_base
 from page_snippets import ROOT, blocks_of
-from toy_shards import content, write_adapter, write_base
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from toy_shards import NAMES, content, write_adapter, write_base
+from bases import SHARDS, content, write_adapter, write_base
 
 MERGE = ("merge", "base", "lora", "-o", "out")
 
@@ -22,7 +22,8 @@ def test_a_job_says_what_is_left_and_the_last_one_what_came_of_it(run, place):
     made, left = first.stdout.splitlines()
     assert made.startswith("job 1/2: made 3 shards in ")
     assert left == (
-        f"out.parts: 2 shards left for other jobs ({NAMES[2]}, {NAMES[3]}); the job that makes the last one writes out"
+        f"out.parts: 2 shards left for other jobs ({SHARDS[2]}, {SHARDS[3]}); "
+        "the job that makes the last one writes out"
     )
     again = run(*MERGE, "--shard", "1/2")
     assert again.stdout.splitlines()[0].endswith(" s, 3 were there")
@@ -40,7 +41,11 @@ def test_json_says_which_shards_there_are(run, place):
         "parts": "out.parts",
         "merged": None,
     }
-    assert (first["made"], first["held"], first["left"]) == ([NAMES[0], NAMES[1], NAMES[4]], [], NAMES[2:4])
+    assert (first["made"], first["held"], first["left"]) == (
+        [SHARDS[0], SHARDS[1], SHARDS[4]],
+        [],
+        SHARDS[2:4],
+    )
     again = run(*MERGE, "--shard", "1/2", "--json").json
     assert (again["made"], again["held"]) == ([], first["made"])
     last = run(*MERGE, "--shard", "2/2", "--json").json
@@ -52,9 +57,9 @@ def test_json_says_which_shards_there_are(run, place):
 def test_a_dry_run_says_which_shards_a_job_would_make(run, place):
     for output in ((), ("-o", "out")):
         record = run("merge", "base", "lora", *output, "--shard", "2/2", "--dry-run", "--json").json
-        assert (record["dry_run"], record["shard"], record["shards"]) == (True, "2/2", NAMES[2:4])
+        assert (record["dry_run"], record["shard"], record["shards"]) == (True, "2/2", SHARDS[2:4])
     record = run(*MERGE, "--finish", "--dry-run", "--json").json
-    assert (record["shard"], record["shards"]) == (None, NAMES)
+    assert (record["shard"], record["shards"]) == (None, SHARDS)
     assert sorted(os.listdir()) == ["base", "lora"]
 
 
@@ -107,5 +112,5 @@ def test_names_in_entries_do_no_harm_to_the_terminal(run, place):
     said = run(*MERGE, "--shard", "2/2").refusal
     assert "\x1b" not in said
     assert "the adapters are lo" in said
-    entry = json.loads(Path(f"out.parts/entries/{NAMES[0]}.json").read_text(encoding="utf-8"))
+    entry = json.loads(Path(f"out.parts/entries/{SHARDS[0]}.json").read_text(encoding="utf-8"))
     assert entry["made_of"]["adapters"][0]["file"] == "lo\x1b[31mra"

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from toy_shards import write_adapter, write_base
+from bases import write_adapter, write_base
 
 from lora_inspect.merging.made_of import difference, made_of
 from lora_inspect.merging.options import MergeOptions

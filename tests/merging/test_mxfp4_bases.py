@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from packed_bases import drawn
+from adapters import drawn
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.maths.tensor_reader import RowBlocks

@@ -1,22 +1,47 @@
 """Merges into bases in codecs that are only read, against what the programs' own code makes of their weights."""
 
 import json
+from typing import NamedTuple
 
 import numpy as np
-import packed_bases
 import pytest
 import torch
+from adapters import Factors, drawn, kohya
+from bases import CODECS, CODED, COLUMNS, PLAIN, ROWS, described, plain
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
-from packed_bases import CODED, KINDS, PLAIN
+from gguf_files import write_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.numeric
 
+RANK = 4
 
-@pytest.fixture(params=KINDS)
+
+class Delta(NamedTuple):
+    """What an adapter adds to a weight, and the sum of the magnitudes of its terms, in float64."""
+
+    sum: torch.Tensor
+    terms: torch.Tensor
+
+
+def write_lora(path, names=(CODED[0], PLAIN)):
+    """Writes a LoRA of some of the layers, and returns what it adds to each of them."""
+    layers = {
+        name: Factors(drawn(100 + seed, RANK, COLUMNS), 0.1 * drawn(200 + seed, ROWS, RANK), 2.0)
+        for seed, name in enumerate(names)
+    }
+    save_file(kohya("lora_unet_", layers), path)
+    deltas = {}
+    for name, own in layers.items():
+        scaled, inner = own.alpha / RANK * own.up.double(), own.down.double()
+        deltas[f"{name}.weight"] = Delta(scaled @ inner, scaled.abs() @ inner.abs())
+    return deltas
+
+
+@pytest.fixture(params=CODECS)
 def base(request, tmp_path):
-    return KINDS[request.param](tmp_path)
+    return CODECS[request.param](tmp_path)
 
 
 def shapes(path):
@@ -30,7 +55,7 @@ def shapes(path):
     ("dtype", "stored"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)]
 )
 def test_every_weight_is_that_of_the_program(base, dtype, stored, run, tmp_path):
-    deltas = packed_bases.adapter(tmp_path / "a.safetensors")
+    deltas = write_lora(tmp_path / "a.safetensors")
     out = tmp_path / "out.safetensors"
     record = run("merge", base.path, tmp_path / "a.safetensors", "--dtype", dtype, "-o", out, "--json").json
     assert set(record["decoded"]) == {f"{name}.weight" for name in CODED}
@@ -44,19 +69,19 @@ def test_every_weight_is_that_of_the_program(base, dtype, stored, run, tmp_path)
         exact, terms = weight.double() + deltas[name].sum, weight.double().abs() + deltas[name].terms
         half = torch.finfo(stored).eps / 2
         # Each product, sum and scale of a float32 merge rounds once.
-        bound = half * exact.abs() + (packed_bases.RANK + 2) * 2**-24 * terms + torch.finfo(stored).tiny
+        bound = half * exact.abs() + (RANK + 2) * 2**-24 * terms + torch.finfo(stored).tiny
         assert ((merged[name].double() - exact).abs() <= bound).all(), name
 
 
 def test_a_multiplier_of_0_leaves_the_weight(base, run, tmp_path):
-    packed_bases.adapter(tmp_path / "a.safetensors")
+    write_lora(tmp_path / "a.safetensors")
     out = tmp_path / "out.safetensors"
     assert run("merge", base.path, f"{tmp_path / 'a.safetensors'}:0", "--dtype", "fp32", "-o", out).status == 0
     assert all(torch.equal(tensor, base.weights[name]) for name, tensor in load_file(out).items())
 
 
 def test_codes_that_are_changed_need_a_type_to_be_written_in(base, run, tmp_path):
-    packed_bases.adapter(tmp_path / "a.safetensors")
+    write_lora(tmp_path / "a.safetensors")
     out = tmp_path / "out.safetensors"
     said = run("merge", base.path, tmp_path / "a.safetensors", "-o", out).refusal
     assert base.path in said
@@ -65,8 +90,8 @@ def test_codes_that_are_changed_need_a_type_to_be_written_in(base, run, tmp_path
 
 
 def test_codes_that_are_not_changed_are_copied(run, tmp_path):
-    base = packed_bases.nvfp4(tmp_path)
-    packed_bases.adapter(tmp_path / "a.safetensors", (PLAIN,))
+    base = CODECS["nvfp4"](tmp_path)
+    write_lora(tmp_path / "a.safetensors", (PLAIN,))
     out = tmp_path / "out.safetensors"
     assert run("merge", base.path, tmp_path / "a.safetensors", "-o", out).status == 0
     assert shapes(out) == shapes(base.path)
@@ -77,8 +102,8 @@ def test_codes_that_are_not_changed_are_copied(run, tmp_path):
 
 @pytest.mark.parametrize("kind", ["nvfp4", "mxfp8"])
 def test_what_is_changed_alone_is_decoded_where_each_layer_says_what_it_is(kind, run, tmp_path):
-    base = KINDS[kind](tmp_path)
-    deltas = packed_bases.adapter(tmp_path / "a.safetensors", CODED[:1])
+    base = CODECS[kind](tmp_path)
+    deltas = write_lora(tmp_path / "a.safetensors", CODED[:1])
     out = tmp_path / "out.safetensors"
     assert run("merge", base.path, tmp_path / "a.safetensors", "--touched-dtype", "bf16", "-o", out).status == 0
     before, after = load_file(base.path), load_file(out)
@@ -94,8 +119,8 @@ def test_what_is_changed_alone_is_decoded_where_each_layer_says_what_it_is(kind,
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4", "GGUF"])
 def test_what_is_changed_alone_is_not_decoded_where_programs_take_all_layers_for_codes(kind, run, tmp_path):
-    base = KINDS[kind](tmp_path)
-    packed_bases.adapter(tmp_path / "a.safetensors", CODED[:1])
+    base = CODECS[kind](tmp_path)
+    write_lora(tmp_path / "a.safetensors", CODED[:1])
     out = tmp_path / "out.safetensors"
     said = run("merge", base.path, tmp_path / "a.safetensors", "--touched-dtype", "bf16", "-o", out).refusal
     assert f"{CODED[0]}.weight would be floats beside {CODED[1]}.weight" in said
@@ -103,13 +128,13 @@ def test_what_is_changed_alone_is_not_decoded_where_programs_take_all_layers_for
 
 
 def test_the_config_of_a_folder_lists_what_is_decoded_alone(run, tmp_path):
-    base = packed_bases.nf4(tmp_path)
+    base = CODECS["nf4"](tmp_path)
     folder = tmp_path / "folder"
     folder.mkdir()
     (tmp_path / "nf4.safetensors").rename(folder / "model.safetensors")
     method = {"quant_method": "bitsandbytes", "load_in_4bit": True, "llm_int8_skip_modules": ["lm_head"]}
     (folder / "config.json").write_text(json.dumps({"quantization_config": method}))
-    packed_bases.adapter(tmp_path / "a.safetensors", CODED[:1])
+    write_lora(tmp_path / "a.safetensors", CODED[:1])
     out = tmp_path / "out"
     assert run("merge", folder, tmp_path / "a.safetensors", "--touched-dtype", "bf16", "-o", out).status == 0
     written = json.loads((out / "config.json").read_text())["quantization_config"]
@@ -121,11 +146,11 @@ def test_the_config_of_a_folder_lists_what_is_decoded_alone(run, tmp_path):
 
 
 def test_metadata_of_the_file_say_what_layers_are(run, tmp_path):
-    base = packed_bases.nvfp4(tmp_path)
+    base = CODECS["nvfp4"](tmp_path)
     tensors = {name: tensor for name, tensor in load_file(base.path).items() if not name.endswith("comfy_quant")}
     layers = {"layers": {name: {"format": "nvfp4"} for name in CODED}}
     save_file(tensors, base.path, {"_quantization_metadata": json.dumps(layers)})
-    packed_bases.adapter(tmp_path / "a.safetensors", (PLAIN,))
+    write_lora(tmp_path / "a.safetensors", (PLAIN,))
     out = tmp_path / "out.safetensors"
     assert run("merge", base.path, tmp_path / "a.safetensors", "--dtype", "fp32", "-o", out).status == 0
     merged = load_file(out)
@@ -133,12 +158,12 @@ def test_metadata_of_the_file_say_what_layers_are(run, tmp_path):
 
 
 def test_scales_of_blocks_may_be_stored_as_bytes(run, tmp_path):
-    base = packed_bases.nvfp4(tmp_path)
+    base = CODECS["nvfp4"](tmp_path)
     tensors = load_file(base.path)
     for name in CODED:
         tensors[f"{name}.weight_scale"] = tensors[f"{name}.weight_scale"].view(torch.uint8)
     save_file(tensors, base.path)
-    packed_bases.adapter(tmp_path / "a.safetensors", (PLAIN,))
+    write_lora(tmp_path / "a.safetensors", (PLAIN,))
     out = tmp_path / "out.safetensors"
     assert run("merge", base.path, tmp_path / "a.safetensors", "--dtype", "fp32", "-o", out).status == 0
     merged = load_file(out)
@@ -146,18 +171,18 @@ def test_scales_of_blocks_may_be_stored_as_bytes(run, tmp_path):
 
 
 def test_inputs_that_are_smoothed_are_refused(run, tmp_path):
-    base = packed_bases.nvfp4(tmp_path)
-    smoothed = {f"{CODED[0]}.pre_quant_scale": torch.ones(packed_bases.IN)}
+    base = CODECS["nvfp4"](tmp_path)
+    smoothed = {f"{CODED[0]}.pre_quant_scale": torch.ones(COLUMNS)}
     save_file(load_file(base.path) | smoothed, base.path)
-    packed_bases.adapter(tmp_path / "a.safetensors")
+    write_lora(tmp_path / "a.safetensors")
     out = tmp_path / "out.safetensors"
     said = run("merge", base.path, tmp_path / "a.safetensors", "--dtype", "bf16", "-o", out).refusal
     assert f"{CODED[0]}.pre_quant_scale scales it" in said
 
 
 def test_every_row_is_decoded_where_a_block_of_rows_is_smaller_than_the_weight(base, run, tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_inspect.merging.folded_weights.BLOCK_ELEMENTS", 5 * packed_bases.IN)
-    packed_bases.adapter(tmp_path / "a.safetensors", (PLAIN,))
+    monkeypatch.setattr("lora_inspect.merging.folded_weights.BLOCK_ELEMENTS", 5 * COLUMNS)
+    write_lora(tmp_path / "a.safetensors", (PLAIN,))
     out = tmp_path / "out.safetensors"
     assert run("merge", base.path, tmp_path / "a.safetensors", "--dtype", "fp32", "-o", out).status == 0
     merged = load_file(out)
@@ -165,7 +190,7 @@ def test_every_row_is_decoded_where_a_block_of_rows_is_smaller_than_the_weight(b
 
 
 def test_verify_weighs_what_is_merged(base, run, tmp_path):
-    packed_bases.adapter(tmp_path / "a.safetensors")
+    write_lora(tmp_path / "a.safetensors")
     out = tmp_path / "out.safetensors"
     assert run("merge", base.path, tmp_path / "a.safetensors", "--dtype", "bf16", "-o", out).status == 0
     record = run("verify", out, base.path, tmp_path / "a.safetensors", "--json").json
@@ -181,11 +206,11 @@ def test_verify_weighs_what_is_merged(base, run, tmp_path):
 
 @pytest.mark.parametrize("kind", ["nvfp4", "GGUF"])
 def test_convert_sees_the_weights_of_a_base(kind, run, tmp_path):
-    base = KINDS[kind](tmp_path)
-    packed_bases.adapter(tmp_path / "a.safetensors")
+    base = CODECS[kind](tmp_path)
+    write_lora(tmp_path / "a.safetensors")
     dora = load_file(tmp_path / "a.safetensors")
     for name in (CODED[0], PLAIN):
-        dora[f"lora_unet_{name.replace('.', '_')}.dora_scale"] = packed_bases.drawn(5, packed_bases.OUT, 1).abs() * 30
+        dora[f"lora_unet_{name.replace('.', '_')}.dora_scale"] = drawn(5, ROWS, 1).abs() * 30
     save_file(dora, tmp_path / "dora.safetensors")
     save_file(base.weights, tmp_path / "floats.safetensors")
     written = []
@@ -199,8 +224,8 @@ def test_convert_sees_the_weights_of_a_base(kind, run, tmp_path):
 
 
 def test_a_gguf_base_becomes_a_safetensors_file(run, tmp_path):
-    base = packed_bases.gguf(tmp_path)
-    packed_bases.adapter(tmp_path / "a.safetensors")
+    base = CODECS["GGUF"](tmp_path)
+    write_lora(tmp_path / "a.safetensors")
     (tmp_path / "folder").mkdir()
     record = run(
         "merge", base.path, tmp_path / "a.safetensors", "--dtype", "bf16", "-o", tmp_path / "folder", "--json"
@@ -219,10 +244,10 @@ def test_blocks_that_end_within_a_row_are_decoded_with_the_rows_that_they_touch(
     block, size = GGML_QUANT_SIZES[number]
     # Kernels of stable diffusion, whose numbers ComfyUI-GGUF arranges in rows of 256.
     blocks = np.random.default_rng(1).integers(0, 0x30, (18, 256 // block * size), dtype=np.uint8)
-    tensors = {name: (values.numpy(), None) for name, values in packed_bases.plain().items()}
+    tensors = {name: (values.numpy(), None) for name, values in plain().items()}
     path = tmp_path / "base.gguf"
-    packed_bases.write_model(path, tensors | {"conv.weight": (blocks, number)}, "sdxl", {"conv.weight": shape})
-    packed_bases.adapter(tmp_path / "a.safetensors", (PLAIN,))
+    write_model(path, tensors | {"conv.weight": (blocks, number)}, "sdxl", {"conv.weight": shape})
+    write_lora(tmp_path / "a.safetensors", (PLAIN,))
     out = tmp_path / "out.safetensors"
     assert run("merge", path, tmp_path / "a.safetensors", "--dtype", "fp32", "-o", out).status == 0
     found = load_file(out)["conv.weight"]
@@ -230,17 +255,17 @@ def test_blocks_that_end_within_a_row_are_decoded_with_the_rows_that_they_touch(
 
 
 def test_a_gguf_base_of_floats_is_written_as_it_is_stored(run, tmp_path):
-    tensors = {name: (values.numpy(), None) for name, values in packed_bases.plain().items()}
-    base = packed_bases.write_model(tmp_path / "floats.gguf", tensors)
-    packed_bases.adapter(tmp_path / "a.safetensors", (PLAIN,))
+    tensors = {name: (values.numpy(), None) for name, values in plain().items()}
+    base = write_model(tmp_path / "floats.gguf", tensors)
+    write_lora(tmp_path / "a.safetensors", (PLAIN,))
     out = tmp_path / "out.safetensors"
     assert run("merge", base, tmp_path / "a.safetensors", "-o", out).status == 0
     assert {name: tensor.dtype for name, tensor in load_file(out).items()} == dict.fromkeys(tensors, torch.float32)
 
 
 def test_a_gguf_base_of_codes_cannot_be_kept(run, tmp_path):
-    base = packed_bases.gguf(tmp_path)
-    packed_bases.adapter(tmp_path / "a.safetensors", (PLAIN,))
+    base = CODECS["GGUF"](tmp_path)
+    write_lora(tmp_path / "a.safetensors", (PLAIN,))
     said = run("merge", base.path, tmp_path / "a.safetensors", "-o", tmp_path / "out.safetensors").refusal
     assert "is stored as Q4_K, which a .safetensors file cannot hold" in said
 
@@ -249,15 +274,15 @@ def test_a_gguf_adapter_is_still_no_base(run, tmp_path):
     from gguf_files import pair, write_adapter
 
     path = write_adapter(tmp_path / "a.gguf", pair("blk.0.attn_q", 8, 8, 2))
-    packed_bases.adapter(tmp_path / "a.safetensors")
+    write_lora(tmp_path / "a.safetensors")
     said = run("merge", path, tmp_path / "a.safetensors", "-o", tmp_path / "out.safetensors").refusal
     assert "it is an adapter itself, not a base" in said
 
 
 def test_a_model_of_llama_cpp_is_refused_by_name(run, tmp_path):
-    tensors = {"blk.0.attn_q.weight": (packed_bases.drawn(1, 8, 8).numpy(), None)}
-    base = packed_bases.write_model(tmp_path / "llama.gguf", tensors, "llama")
-    packed_bases.adapter(tmp_path / "a.safetensors")
+    tensors = {"blk.0.attn_q.weight": (drawn(1, 8, 8).numpy(), None)}
+    base = write_model(tmp_path / "llama.gguf", tensors, "llama")
+    write_lora(tmp_path / "a.safetensors")
     said = run("merge", base, tmp_path / "a.safetensors", "-o", tmp_path / "out.safetensors").refusal
     assert "GGUF file of llama.cpp (general.architecture llama)" in said
 
@@ -271,9 +296,9 @@ def test_a_model_of_llama_cpp_is_refused_by_name(run, tmp_path):
     ],
 )
 def test_codes_of_which_nothing_says_how_they_are_laid_out_are_refused(kind, name, says, run, tmp_path):
-    base = KINDS[kind](tmp_path)
+    base = CODECS[kind](tmp_path)
     save_file({key: value for key, value in load_file(base.path).items() if not key.endswith(name)}, base.path)
-    packed_bases.adapter(tmp_path / "a.safetensors")
+    write_lora(tmp_path / "a.safetensors")
     out = tmp_path / "out.safetensors"
     said = run("merge", base.path, tmp_path / "a.safetensors", "--dtype", "bf16", "-o", out).refusal
     assert f"{CODED[0]}.weight" in said
@@ -293,21 +318,21 @@ def test_codes_of_which_nothing_says_how_they_are_laid_out_are_refused(kind, nam
         ("nf4", "weight.quant_map", torch.ones(15)),
         ("nf4 nested", "weight.nested_absmax", torch.ones(9)),
         ("nf4 nested", "weight.nested_quant_map", torch.ones(255)),
-        ("nf4", "weight.quant_state.bitsandbytes__nf4", packed_bases.said(shape=[96, 511], blocksize=64)),
-        ("nf4", "weight.quant_state.bitsandbytes__nf4", packed_bases.said(shape=[96, 256], blocksize=64)),
-        ("nf4", "weight.quant_state.bitsandbytes__nf4", packed_bases.said(shape=[-96, -512], blocksize=64)),
-        ("nf4", "weight.quant_state.bitsandbytes__nf4", packed_bases.said(shape=[96, 512], blocksize=0)),
-        ("nf4", "weight.quant_state.bitsandbytes__nf4", packed_bases.said(shape=[96, 512], blocksize=True)),
-        ("nf4", "weight.quant_state.bitsandbytes__nf4", packed_bases.said(shape="96", blocksize=64)),
+        ("nf4", "weight.quant_state.bitsandbytes__nf4", described({"shape": [96, 511], "blocksize": 64})),
+        ("nf4", "weight.quant_state.bitsandbytes__nf4", described({"shape": [96, 256], "blocksize": 64})),
+        ("nf4", "weight.quant_state.bitsandbytes__nf4", described({"shape": [-96, -512], "blocksize": 64})),
+        ("nf4", "weight.quant_state.bitsandbytes__nf4", described({"shape": [96, 512], "blocksize": 0})),
+        ("nf4", "weight.quant_state.bitsandbytes__nf4", described({"shape": [96, 512], "blocksize": True})),
+        ("nf4", "weight.quant_state.bitsandbytes__nf4", described({"shape": "96", "blocksize": 64})),
         ("nf4", "weight.quant_state.bitsandbytes__nf4", torch.tensor([0x5B], dtype=torch.uint8)),
     ],
 )
 def test_what_fits_no_weight_is_refused(kind, name, value, run, tmp_path):
-    base = KINDS[kind](tmp_path)
+    base = CODECS[kind](tmp_path)
     tensors = load_file(base.path)
     assert f"{CODED[0]}.{name}" in tensors
     save_file(tensors | {f"{CODED[0]}.{name}": value}, base.path)
-    packed_bases.adapter(tmp_path / "a.safetensors")
+    write_lora(tmp_path / "a.safetensors")
     out = tmp_path / "out.safetensors"
     said = run("merge", base.path, tmp_path / "a.safetensors", "--dtype", "bf16", "-o", out).refusal
     assert f"{CODED[0]}.weight" in said
@@ -315,11 +340,11 @@ def test_what_fits_no_weight_is_refused(kind, name, value, run, tmp_path):
 
 
 def test_codes_of_another_number_than_the_shape_are_refused(run, tmp_path):
-    base = packed_bases.nf4(tmp_path)
+    base = CODECS["nf4"](tmp_path)
     # Two numbers fewer, in as many blocks.
-    other = packed_bases.said(shape=[25, 1966], blocksize=64)
+    other = described({"shape": [25, 1966], "blocksize": 64})
     save_file(load_file(base.path) | {f"{CODED[0]}.weight.quant_state.bitsandbytes__nf4": other}, base.path)
-    packed_bases.adapter(tmp_path / "a.safetensors", (PLAIN,))
+    write_lora(tmp_path / "a.safetensors", (PLAIN,))
     out = tmp_path / "out.safetensors"
     said = run("merge", base.path, tmp_path / "a.safetensors", "--dtype", "bf16", "-o", out).refusal
     assert f"does not fit {CODED[0]}.weight" in said
@@ -327,11 +352,11 @@ def test_codes_of_another_number_than_the_shape_are_refused(run, tmp_path):
 
 @pytest.mark.parametrize("name", ["convrot_w4a4", "asym_w4a8_int8", "awq_w4a16", "svdquant", 7])
 def test_other_codes_are_refused_by_name(name, run, tmp_path):
-    tensors = packed_bases.plain()
-    tensors[f"{CODED[0]}.weight"] = torch.zeros(packed_bases.OUT, packed_bases.IN // 2, dtype=torch.int8)
-    tensors |= {f"{CODED[0]}.weight_scale": torch.ones(1), f"{CODED[0]}.comfy_quant": packed_bases.said(format=name)}
+    tensors = plain()
+    tensors[f"{CODED[0]}.weight"] = torch.zeros(ROWS, COLUMNS // 2, dtype=torch.int8)
+    tensors |= {f"{CODED[0]}.weight_scale": torch.ones(1), f"{CODED[0]}.comfy_quant": described({"format": name})}
     save_file(tensors, tmp_path / "base.safetensors")
-    packed_bases.adapter(tmp_path / "a.safetensors")
+    write_lora(tmp_path / "a.safetensors")
     out = tmp_path / "out.safetensors"
     said = run("merge", tmp_path / "base.safetensors", tmp_path / "a.safetensors", "--dtype", "bf16", "-o", out).refusal
     assert f"says {name!r}" in said

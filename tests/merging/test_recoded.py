@@ -5,7 +5,8 @@ from fractions import Fraction
 
 import pytest
 import torch
-from coded_bases import (
+from adapters import drawn
+from bases import (
     BF16,
     E4M3,
     E5M2,
@@ -21,7 +22,6 @@ from coded_bases import (
     decoded,
     described,
     grid,
-    numbers,
 )  # fmt: skip
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -35,10 +35,10 @@ OTHER, MODULE, RANK = "blocks.0.attn.k", "lora_unet_blocks_0_attn_q", 4
 
 def lora(size=1.0, rows=OUT):
     """A change of the first `rows` rows alone."""
-    up = numbers(OUT, RANK, seed=6).mul_(size)
+    up = drawn(6, OUT, RANK).mul_(size)
     up[rows:] = 0
     return {
-        f"{MODULE}.lora_down.weight": numbers(RANK, IN, seed=5),
+        f"{MODULE}.lora_down.weight": drawn(5, RANK, IN),
         f"{MODULE}.lora_up.weight": up,
         f"{MODULE}.alpha": torch.tensor(float(RANK)),
     }
@@ -188,7 +188,7 @@ def test_a_change_of_nothing_keeps_every_bit(spelling, fold):
 
 @pytest.mark.parametrize("dtype", [E4M3, E5M2])
 def test_codes_without_a_scale_are_written_again(dtype, fold):
-    base, adapter = {f"{Q}.weight": numbers(OUT, IN).to(dtype)}, lora(0.3)
+    base, adapter = {f"{Q}.weight": drawn(0, OUT, IN).to(dtype)}, lora(0.3)
     found, _ = fold(base, adapter)
     wanted = base[f"{Q}.weight"].double() + delta(adapter)
     off = (found[f"{Q}.weight"].double() - wanted).abs()
@@ -238,7 +238,7 @@ def test_rotated_int8_is_refused_by_name(fold):
 def test_what_a_change_touches_alone_is_decoded(spelling, fold):
     dtype, name, shape, stored, beside = spelling
     base = coded(*spelling) | coded(dtype, name, shape, stored, beside, OTHER)
-    base["norm.weight"] = numbers(4)
+    base["norm.weight"] = drawn(0, 4)
     adapter = lora(0.3)
     found, record = fold(base, adapter, "--touched-dtype", "bf16")
     gone = {key for key in base if key.startswith(f"{Q}.") and key != f"{Q}.weight"}
@@ -269,7 +269,7 @@ def test_metadata_says_no_more_of_what_a_change_touches(fold, tmp_path):
 
 
 def test_the_touched_type_is_that_of_plain_weights_too(fold):
-    base = {f"{Q}.weight": numbers(OUT, IN), "bias": numbers(3)}
+    base = {f"{Q}.weight": drawn(0, OUT, IN), "bias": drawn(0, 3)}
     found, _ = fold(base, lora(), "--touched-dtype", "bf16")
     assert (found[f"{Q}.weight"].dtype, found["bias"].dtype) == (BF16, F32)
     found, _ = fold(base, lora(), "--touched-dtype", "bf16", multiplier=0)
@@ -319,7 +319,7 @@ def test_a_config_that_cannot_say_it_is_refused(tmp_path, run):
 
 
 def test_only_one_of_both_types_is_chosen(tmp_path, run):
-    save_file({f"{Q}.weight": numbers(OUT, IN)}, tmp_path / "base.safetensors")
+    save_file({f"{Q}.weight": drawn(0, OUT, IN)}, tmp_path / "base.safetensors")
     save_file(lora(), tmp_path / "adapter.safetensors")
     pair = (tmp_path / "base.safetensors", tmp_path / "adapter.safetensors")
     ended = run("merge", *pair, "--touched-dtype", "bf16", "--dtype", "fp16", "-o", tmp_path / "out.safetensors")
@@ -329,8 +329,8 @@ def test_only_one_of_both_types_is_chosen(tmp_path, run):
 
 @every_spelling
 def test_a_bias_of_floats_beside_codes_is_changed_as_any(spelling, fold):
-    base = coded(*spelling) | {f"{Q}.bias": numbers(OUT, seed=8)}
-    change = numbers(OUT, seed=9)
+    base = coded(*spelling) | {f"{Q}.bias": drawn(8, OUT)}
+    change = drawn(9, OUT)
     found, record = fold(base, {f"{MODULE}.diff_b": change}, multiplier=0.5)
     assert found[f"{Q}.bias"].equal(base[f"{Q}.bias"] + 0.5 * change)
     assert all(bits(found[key]).equal(bits(base[key])) for key in base.keys() - {f"{Q}.bias"})

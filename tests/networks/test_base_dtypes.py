@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fp8_bases import FP8, dequantised, quantise
+from bases import FP8, dequantised, quantise
 from torch import nn
 
 from networks.kernels.base_weight import squares_and_products, true_weight

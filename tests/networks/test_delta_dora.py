@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
-from fp8_bases import FP8, dequantised, quantise
+from bases import FP8, dequantised, quantise
 from lycoris.modules.loha import LohaModule
 from lycoris.modules.lokr import LokrModule
 from safetensors.torch import load_file

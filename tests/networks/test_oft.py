@@ -6,7 +6,7 @@ import math
 import lycoris.kohya
 import pytest
 import torch
-from fp8_bases import FP8, dequantised, quantise
+from bases import FP8, dequantised, quantise
 from lycoris.modules.diag_oft import DiagOFTModule
 from pairs import crossed
 from safetensors.torch import load_file, save_file

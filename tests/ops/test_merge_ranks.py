@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from toy_shards import content, write_adapter, write_base
+from bases import content, write_adapter, write_base
 
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.settings import parse_arguments

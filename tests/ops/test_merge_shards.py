@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import drawn
+from bases import SHARDS, content, shards, write_adapter, write_base
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from toy_shards import NAMES, content, drawn, shards, write_adapter, write_base
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files import partial
@@ -80,7 +81,7 @@ ORDERS = [["1/1"], ["1/2", "2/2"], ["2/2", "1/2"], ["3/3", "1/3", "2/3"], ["4/5"
 def test_any_number_of_jobs_in_any_order_gives_what_one_process_gives(name, place):
     adapters, options = MERGES[name]
     expected, files = one_process(*adapters, **options)
-    assert len(files) == len(NAMES) + 4
+    assert len(files) == len(SHARDS) + 4
     for order in ORDERS if name == "plain" else ORDERS[1:3]:
         for number, text in enumerate(order):
             result = job(text, *adapters, **options)
@@ -137,7 +138,7 @@ def test_a_shard_holds_before_and_after_the_scale_is_put_in(coded, monkeypatch):
 def test_progress_is_told_of_every_byte_of_a_job(place):
     told = []
     job("1/2", progress=told.append)
-    expected = sum(t.nbytes for name in (NAMES[0], NAMES[1], NAMES[4]) for t in shards()[name].values())
+    expected = sum(t.nbytes for name in (SHARDS[0], SHARDS[1], SHARDS[4]) for t in shards()[name].values())
     assert sum(told) == expected
     again = []
     job("1/2", progress=again.append)
@@ -159,46 +160,46 @@ class TestARerun:
 
     def test_skips_what_is_there(self, place):
         first = job("1/2")
-        before = {path: os.stat(path).st_mtime_ns for path in self.files(NAMES[0])}
+        before = {path: os.stat(path).st_mtime_ns for path in self.files(SHARDS[0])}
         again = job("1/2")
         assert (first.made, first.held, again.made, again.held) == (again.held, (), (), first.made)
-        assert before == {path: os.stat(path).st_mtime_ns for path in self.files(NAMES[0])}
-        assert again.left == tuple(NAMES[2:4])
+        assert before == {path: os.stat(path).st_mtime_ns for path in self.files(SHARDS[0])}
+        assert again.left == tuple(SHARDS[2:4])
 
     @pytest.mark.parametrize("which", [0, 1])
     @pytest.mark.parametrize("spoiled", SPOILED)
     def test_makes_what_does_not_hold(self, spoiled, which, place):
         _, expected = one_process()
         job("1/2")
-        SPOILED[spoiled](self.files(NAMES[1])[which])
-        assert job("1/2").made == (NAMES[1],)
+        SPOILED[spoiled](self.files(SHARDS[1])[which])
+        assert job("1/2").made == (SHARDS[1],)
         job("2/2")
         assert content("out") == expected
 
     @pytest.mark.parametrize("spoiled", ["it is shorter", "it is away"])
     def test_of_another_job_does_not_finish_where_a_shard_lacks_a_part(self, spoiled, place):
         job("1/2")
-        SPOILED[spoiled](self.files(NAMES[1])[0])
+        SPOILED[spoiled](self.files(SHARDS[1])[0])
         result = job("2/2")
-        assert (result.merged, result.left) == (None, (NAMES[1],))
+        assert (result.merged, result.left) == (None, (SHARDS[1],))
         assert not os.path.exists("out")
 
     def test_puts_a_spoiled_header_right_at_the_end(self, place):
         _, expected = one_process()
         job("1/2")
-        flip(self.files(NAMES[0])[0], 20)
+        flip(self.files(SHARDS[0])[0], 20)
         job("2/2")
         assert content("out") == expected
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", "nothing", '{"schema": 1}', "[" * 100_000, "\0"])
     def test_takes_what_is_no_entry_for_none(self, text, place):
         job("1/2")
-        Path(self.files(NAMES[0])[1]).write_text(text)
-        assert job("1/2").made == (NAMES[0],)
+        Path(self.files(SHARDS[0])[1]).write_text(text)
+        assert job("1/2").made == (SHARDS[0],)
 
     def test_removes_what_dead_runs_left_of_a_shard(self, place):
         job("1/2")
-        for path in self.files(NAMES[0]):
+        for path in self.files(SHARDS[0]):
             os.unlink(path)
             Path(f"{path}.0123456789abcdef.partial").write_bytes(b"half")
             Path(f"{path}.0123456789abcdef.partial.lock").touch()
@@ -315,7 +316,7 @@ class TestAnotherMerge:
     """Shards of another base, adapter or option are an error that names the difference."""
 
     def other_numbers(self):
-        write_base("elsewhere/base", {**shards(), NAMES[3]: shards(seed=1)[NAMES[3]]})
+        write_base("elsewhere/base", {**shards(), SHARDS[3]: shards(seed=1)[SHARDS[3]]})
         return job("2/2", base="elsewhere/base")
 
     def other_header(self):
@@ -353,7 +354,7 @@ class TestAnotherMerge:
         before = content("out.parts")
         with pytest.raises(LoraInspectError) as error:
             do()
-        assert str(error.value).startswith(f"out.parts/entries/{NAMES[0]}.json: it is of another merge: {said}")
+        assert str(error.value).startswith(f"out.parts/entries/{SHARDS[0]}.json: it is of another merge: {said}")
         assert content("out.parts") == before
         assert not os.path.exists("out")
 
@@ -395,7 +396,9 @@ class TestTheEnd:
 
     def test_lacks_the_shards_of_other_jobs(self, place):
         job("1/2")
-        with pytest.raises(LoraInspectError, match=rf"^out\.parts: of 5 shards 2 lack \({NAMES[2]}, {NAMES[3]}\); run"):
+        with pytest.raises(
+            LoraInspectError, match=rf"^out\.parts: of 5 shards 2 lack \({SHARDS[2]}, {SHARDS[3]}\); run"
+        ):
             finish()
         assert not os.path.exists("out")
 
@@ -497,7 +500,7 @@ class TestTheEnd:
         accepted, files = one_process("lora:1e-5", accept_loss=True)
         done = finish("lora:1e-5", accept_loss=True)
         assert {**without_times(done), "bytes": 0} == {**without_times(accepted), "bytes": 0}
-        for name in NAMES:  # the header has as many blanks less as its text is longer
+        for name in SHARDS:  # the header has as many blanks less as its text is longer
             assert load_file(f"out/{name}").keys() == load_file(f"one/{name}").keys()
             assert all(torch.equal(t, load_file(f"one/{name}")[key]) for key, t in load_file(f"out/{name}").items())
             assert Path(f"out/{name}").read_bytes().rstrip(b" ")[8:3000] == files[name].rstrip(b" ")[8:3000]
@@ -508,7 +511,7 @@ class TestTheEnd:
         one_process(accept_loss=not first)
         job("1/2", accept_loss=first)
         assert job("2/2", accept_loss=not first).merged
-        for name in NAMES:
+        for name in SHARDS:
             with safe_open(f"out/{name}", "pt") as found, safe_open(f"one/{name}", "pt") as expected:
                 assert found.metadata() == expected.metadata()
             one, other = load_file(f"out/{name}"), load_file(f"one/{name}")
@@ -558,7 +561,7 @@ class TestRefused:
         return str(error.value)
 
     def test_a_base_of_one_file(self, place):
-        save_file(shards()[NAMES[0]], "base.safetensors")
+        save_file(shards()[SHARDS[0]], "base.safetensors")
         plan = plan_merge(
             "base.safetensors", [(write_adapter("small", modules=9), 1.0)], MergeOptions(allow_unmatched=True)
         )

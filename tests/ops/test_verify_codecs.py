@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from coded_bases import IN, OUT, SPELLINGS, Q, coded, decoded, numbers
+from adapters import drawn
+from bases import IN, OUT, SPELLINGS, Q, coded, decoded
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.numeric
@@ -20,8 +21,8 @@ def paths(tmp_path):
 
 def lora(size):
     return {
-        f"{MODULE}.lora_down.weight": numbers(4, IN, seed=5),
-        f"{MODULE}.lora_up.weight": numbers(OUT, 4, seed=6).mul_(size),
+        f"{MODULE}.lora_down.weight": drawn(5, 4, IN),
+        f"{MODULE}.lora_up.weight": drawn(6, OUT, 4).mul_(size),
         f"{MODULE}.alpha": torch.tensor(4.0),
     }
 

@@ -1,8 +1,7 @@
 """Jobs that share a base at an address: each fetches the headers of all shards, and of the data its own."""
 
 import pytest
-import toy_shards
-from toy_shards import content, write_adapter, write_base
+from bases import content, shards, write_adapter, write_base
 
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.ops.merge_shards import Share, merge_shard
@@ -16,10 +15,9 @@ BESIDE = 3 << 20
 @pytest.mark.slow
 def test_each_job_fetches_its_own_shards(server, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(toy_shards, "OUT", 256)
-    monkeypatch.setattr(toy_shards, "IN", 2048)
-    write_base(folder / "base")
-    write_adapter("lora")
+    shape = (256, 2048)
+    write_base(folder / "base", shards(shape=shape))
+    write_adapter("lora", shape=shape)
 
     def planned():
         url = server.url("base/model.safetensors.index.json")
