@@ -30,7 +30,7 @@ class Spelling(NamedTuple):
 
     down: str
     up: str
-    magnitude: str
+    magnitude: str = ""
 
 
 KOHYA = Spelling(".lora_down.weight", ".lora_up.weight", ".dora_scale")
@@ -145,6 +145,28 @@ def drawn(seed: int, *shape: int) -> Tensor:
     import torch
 
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def drawn_lora(module: str, seed: int = 0, **options: Any) -> dict[str, Tensor]:
+    """`lora` in torch's tensors: down drawn of this seed and up of the next one; scalars are what they are."""
+    import torch
+
+    tensors = {}
+    for key, (dtype, shape, number) in lora(module, **options).items():
+        own = drawn(seed, *shape) if shape else torch.tensor(number)
+        tensors[key] = own.to(getattr(torch, {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[dtype]))
+        seed += bool(shape)
+    return tensors
+
+
+def change(tensors: Mapping[str, Tensor], module: str, root: bool = False) -> Tensor:
+    """alpha/rank · up @ down of a layer in kohya's names, or alpha/sqrt(rank) of it, in float64.
+
+    An alpha that is missing is the rank.
+    """
+    down, up = (tensors[module + suffix].double() for suffix in (KOHYA.down, KOHYA.up))
+    rank = len(down)
+    return float(tensors.get(f"{module}.alpha", rank)) / (rank**0.5 if root else rank) * up @ down
 
 
 class Factors(NamedTuple):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import drawn, drawn_lora
 from callers_states import EVERY, in_each
 from safetensors.torch import save_file
 
@@ -15,17 +16,13 @@ pytestmark = pytest.mark.numeric
 OUT, IN, RANK, BLOCKS = 24, 16, 4, 2
 
 
-def drawn(seed, *shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def adapter(make):
     return {f"lora_unet_blocks_{b}_q.{key}": tensor for b in range(BLOCKS) for key, tensor in make(100 * b).items()}
 
 
 def lora(seed, **more):
-    tensors = {"lora_down.weight": drawn(seed, RANK, IN), "lora_up.weight": drawn(seed + 1, OUT, RANK)}
-    return tensors | {"alpha": torch.tensor(2.0)} | more
+    tensors = drawn_lora("", seed, rank=RANK, alpha=2.0, out=OUT, inputs=IN)
+    return {key.removeprefix("."): tensor for key, tensor in tensors.items()} | more
 
 
 def loha(seed):

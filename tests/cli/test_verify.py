@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from toy_merges import BLOCKS, Folder, base_of, delta, drawn, lora, weight
+from adapters import drawn
+from verified_merges import BLOCKS, Folder, base_of, delta, lora, weight
 
 
 @pytest.fixture

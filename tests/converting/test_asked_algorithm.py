@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from adapters import drawn_lora
 from safetensors.torch import load_file, save_file
 
 from lora_inspect import convert, state_dict
@@ -22,9 +23,8 @@ def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def lora(name, down="lora_down", up="lora_up", alpha=2.0):
-    own = {f"{name}.{down}.weight": normal(RANK, IN, seed=1), f"{name}.{up}.weight": normal(OUT, RANK, seed=2)}
-    return own if alpha is None else own | {f"{name}.alpha": torch.tensor(alpha)}
+def lora(name, spelling="kohya", alpha=2.0):
+    return drawn_lora(name, seed=1, rank=RANK, alpha=alpha, out=OUT, inputs=IN, spelling=spelling)
 
 
 def lokr(name):
@@ -88,7 +88,7 @@ def test_full_differences_of_a_rank_are_refused(refused, base, limit):
 
 def test_a_folder_of_peft_is_refused_as_well(tmp_path):
     (tmp_path / "in").mkdir()
-    save_file(lora(PEFT, "lora_A", "lora_B", None), tmp_path / "in" / "adapter_model.safetensors")
+    save_file(lora(PEFT, "peft", None), tmp_path / "in" / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 4, "target_modules": ["query"]}
     (tmp_path / "in" / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(LoraInspectError, match="the file is LoRA already, so --rank has nothing to do"):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from adapters import drawn_lora
 from safetensors.torch import load_file, save_file
 
 import lora_inspect.converting.arranged_rows as arranged_rows
@@ -30,11 +31,7 @@ def normal(*shape, seed=0):
 
 
 def pair(module, out=WIDTH, inputs=WIDTH, rank=2, alpha=3.0, seed=0):
-    tensors = {
-        f"{module}.lora_down.weight": normal(rank, inputs, seed=seed),
-        f"{module}.lora_up.weight": normal(out, rank, seed=seed + 1),
-    }
-    return tensors | ({} if alpha is None else {f"{module}.alpha": torch.tensor(alpha)})
+    return drawn_lora(module, seed, rank=rank, alpha=alpha, out=out, inputs=inputs)
 
 
 def magnitude(module, out=WIDTH, seed=9):

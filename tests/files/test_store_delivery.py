@@ -12,6 +12,8 @@ import tempfile
 
 import pytest
 import torch
+from adapters import drawn
+from bases import write_shards
 from moto.s3 import models
 from s3_server import KEY, LOST, RESET, SECRET, S3Server, always, once
 from safetensors.torch import load_file, save_file
@@ -37,10 +39,6 @@ def weight(block):
     return f"blocks.{block}.attn.q.weight"
 
 
-def drawn(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def tensors(first=0):
     """786 kB of float16 and a vector: four parts."""
     found = {weight(block): drawn(block, OUT, IN).half() for block in range(first, first + BLOCKS)}
@@ -53,12 +51,8 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     save_file(tensors(), folder / "base.safetensors", {"format": "pt"})
     (folder / "shards").mkdir()
-    index = {}
-    for shard, name in enumerate(NAMES):
-        own = tensors(shard * BLOCKS)
-        save_file(own, folder / "shards" / name, {"format": "pt"})
-        index |= dict.fromkeys(own, name)
-    (folder / "shards" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    shards = {name: tensors(shard * BLOCKS) for shard, name in enumerate(NAMES)}
+    write_shards(folder / "shards", shards, format="pt")
     (folder / "shards" / "config.json").write_text("{}")
     (folder / "shards" / "empty").mkdir()
     (folder / "shards" / "empty" / "__init__.py").write_text("")
@@ -427,10 +421,7 @@ def test_a_shard_that_waits_for_a_scale_of_another_one_is_sent_behind_that(store
         {f"{weight(0)[:-7]}.weight_scale": torch.tensor(0.01), "large": drawn(2, 2 * OUT, IN).half()},
         {weight(0): codes},
     ]
-    for name, found in zip(NAMES, own, strict=True):
-        save_file(found, folder / name, {"format": "pt"})
-    index = {key: name for name, found in zip(NAMES, own, strict=True) for key in found}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    write_shards(folder, dict(zip(NAMES, own, strict=True)), format="pt")
     tensors = {"lora_unet_blocks_0_attn_q.lora_down.weight": 9 * drawn(3, 4, IN)}
     tensors |= {"lora_unet_blocks_0_attn_q.lora_up.weight": 9 * drawn(4, OUT, 4)}
     save_file(tensors | {"lora_unet_blocks_0_attn_q.alpha": torch.tensor(4.0)}, tmp_path / "style.safetensors")

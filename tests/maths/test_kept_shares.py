@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy_merges import drawn
+from adapters import drawn
 
 from lora_inspect.maths.kept_shares import KeptShare, kept_in, nothing_kept
 from lora_inspect.maths.kept_sums import Look, both

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from toy_merges import drawn
+from adapters import drawn
 
 from lora_inspect.maths.spacing import spacing
 from lora_inspect.maths.stochastic import ROUNDED, StochasticRounding

@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+from adapters import drawn_lora
+from bases import write_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -29,11 +31,8 @@ def numbers(*shape, seed=0):
 
 
 def lora(out=OUT, inputs=IN, seed=5, **extra):
-    tensors = {
-        "lora_down.weight": numbers(RANK, inputs, seed=seed),
-        "lora_up.weight": numbers(out, RANK, seed=seed + 1),
-    }
-    return {f"{MODULE}.{key}": t for key, t in {**tensors, "alpha": torch.tensor(1.0), **extra}.items()}
+    tensors = drawn_lora(MODULE, seed, rank=RANK, alpha=1.0, out=out, inputs=inputs)
+    return tensors | {f"{MODULE}.{key}": tensor for key, tensor in extra.items()}
 
 
 def codes(*shape, dtype=E4M3, seed=1):
@@ -389,10 +388,7 @@ def test_a_folder_has_its_index_and_its_counts(tmp_path, run):
         "m-00001-of-00002.safetensors": {f"{Q}.weight": codes(OUT, IN), f"{OTHER}.scale_weight": SCALE},
         "m-00002-of-00002.safetensors": {f"{OTHER}.weight": codes(OUT, IN), f"{Q}.scale_weight": SCALE, "n": SCALE + 1},
     }
-    for name, tensors in shards.items():
-        save_file(tensors, folder / name)
-    weight_map = {key: name for name, tensors in shards.items() for key in tensors}
-    (folder / "m.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    write_shards(folder, shards, "m.safetensors.index.json")
     save_file(lora(), tmp_path / "adapter.safetensors")
     pair = (folder, tmp_path / "adapter.safetensors")
     planned = run("merge", *pair, "--dtype", "bf16", "--dry-run", "--json").json
@@ -402,7 +398,7 @@ def test_a_folder_has_its_index_and_its_counts(tmp_path, run):
         assert record["dropped"] == [f"{OTHER}.scale_weight", f"{Q}.scale_weight"]
         assert record["tensors_copied"] == 1
     index = json.loads((tmp_path / "out" / "m.safetensors.index.json").read_text())
-    kept = {key: name for key, name in weight_map.items() if not key.endswith("scale_weight")}
+    kept = {key: name for name, own in shards.items() for key in own if not key.endswith("scale_weight")}
     assert index["weight_map"] == kept
     assert index["metadata"]["total_size"] == 2 * (2 * OUT * IN + 1)
     found = {key: name for name in shards for key in load_file(tmp_path / "out" / name)}

@@ -4,46 +4,43 @@ import json
 
 import layouts
 import pytest
-from adapters import assert_within, expected, factors
+from adapters import DEFAULT, KOHYA, PEFT, Names, Spelling, assert_within, expected, factors
 from layouts import FUSED, SPLIT
 from safetensors.torch import load_file, save_file
-from torch import tensor
 
 pytestmark = pytest.mark.numeric
-UD = (".lora_down.weight", ".lora_up.weight")
-AB = (".lora_A.weight", ".lora_B.weight")
-DEFAULT = (".lora_A.default.weight", ".lora_B.default.weight")
 ORIGINAL, DIFFUSERS = "original", "diffusers"
+OLD = Spelling(".lora.down.weight", ".lora.up.weight")
+OLDEST = Spelling(".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")
 
-# who writes it -> layout of the names, prefix, whether underscored, suffixes of the factors, whether there is an alpha
+# who writes it -> the names, and whether there is an alpha
 SPELLINGS = {
-    "kohya": (ORIGINAL, "lora_unet_", True, UD, True),
-    "kohya without alpha": (ORIGINAL, "lora_unet_", True, UD, False),
-    "kohya's names with PEFT's factors": (ORIGINAL, "lora_unet_", True, AB, True),
-    "Wan-Fun": (ORIGINAL, "lora_unet__", True, UD, True),
-    "kohya over the names of diffusers": (DIFFUSERS, "lora_unet_", True, UD, True),
-    "OneTrainer, its own": (DIFFUSERS, "lora_transformer_", True, UD, True),
-    "OneTrainer, original": (ORIGINAL, "", False, AB, True),
-    "OneTrainer, ComfyUI": (ORIGINAL, "diffusion_model.", False, AB, True),
-    "ComfyUI": (ORIGINAL, "diffusion_model.", False, UD, True),
-    "ai-toolkit": (ORIGINAL, "diffusion_model.", False, AB, False),
-    "ai-toolkit over the names of diffusers": (DIFFUSERS, "diffusion_model.", False, AB, False),
-    "ai-toolkit, FLUX": (DIFFUSERS, "transformer.", False, AB, False),
-    "diffusers": (DIFFUSERS, "transformer.", False, AB, False),
-    "diffusers with the factors of kohya": (DIFFUSERS, "transformer.", False, UD, True),
-    "diffusers of 2023": (DIFFUSERS, "transformer.", False, (".lora.down.weight", ".lora.up.weight"), False),
-    "the first diffusers for text encoders": (
-        DIFFUSERS, "transformer.", False, (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"), False),
-    "LyCORIS, SimpleTuner": (DIFFUSERS, "lycoris_", True, UD, True),
-    "LyCORIS over the original": (ORIGINAL, "lycoris_", True, UD, True),
-    "DiffSynth-Studio": (ORIGINAL, "", False, DEFAULT, False),
-    "a dump of PEFT's model": (DIFFUSERS, "transformer.", False, DEFAULT, False),
-    "bare names": (ORIGINAL, "", False, AB, False),
-    "bare names of diffusers": (DIFFUSERS, "", False, UD, True),
-    "Mochi": (ORIGINAL, "", False, (".lora_A", ".lora_B"), False),
-    "PEFT": (DIFFUSERS, "base_model.model.", False, AB, False),
-    "PEFT with the adapter's name": (DIFFUSERS, "base_model.model.", False, DEFAULT, False),
-    "fal": (ORIGINAL, "base_model.model.", False, AB, False),
+    "kohya": (Names("lora_unet_", ORIGINAL, True, KOHYA), True),
+    "kohya without alpha": (Names("lora_unet_", ORIGINAL, True, KOHYA), False),
+    "kohya's names with PEFT's factors": (Names("lora_unet_", ORIGINAL, True, PEFT), True),
+    "Wan-Fun": (Names("lora_unet__", ORIGINAL, True, KOHYA), True),
+    "kohya over the names of diffusers": (Names("lora_unet_", DIFFUSERS, True, KOHYA), True),
+    "OneTrainer, its own": (Names("lora_transformer_", DIFFUSERS, True, KOHYA), True),
+    "OneTrainer, original": (Names("", ORIGINAL, False, PEFT), True),
+    "OneTrainer, ComfyUI": (Names("diffusion_model.", ORIGINAL, False, PEFT), True),
+    "ComfyUI": (Names("diffusion_model.", ORIGINAL, False, KOHYA), True),
+    "ai-toolkit": (Names("diffusion_model.", ORIGINAL, False, PEFT), False),
+    "ai-toolkit over the names of diffusers": (Names("diffusion_model.", DIFFUSERS, False, PEFT), False),
+    "ai-toolkit, FLUX": (Names("transformer.", DIFFUSERS, False, PEFT), False),
+    "diffusers": (Names("transformer.", DIFFUSERS, False, PEFT), False),
+    "diffusers with the factors of kohya": (Names("transformer.", DIFFUSERS, False, KOHYA), True),
+    "diffusers of 2023": (Names("transformer.", DIFFUSERS, False, OLD), False),
+    "the first diffusers for text encoders": (Names("transformer.", DIFFUSERS, False, OLDEST), False),
+    "LyCORIS, SimpleTuner": (Names("lycoris_", DIFFUSERS, True, KOHYA), True),
+    "LyCORIS over the original": (Names("lycoris_", ORIGINAL, True, KOHYA), True),
+    "DiffSynth-Studio": (Names("", ORIGINAL, False, DEFAULT), False),
+    "a dump of PEFT's model": (Names("transformer.", DIFFUSERS, False, DEFAULT), False),
+    "bare names": (Names("", ORIGINAL, False, PEFT), False),
+    "bare names of diffusers": (Names("", DIFFUSERS, False, KOHYA), True),
+    "Mochi": (Names("", ORIGINAL, False, Spelling(".lora_A", ".lora_B")), False),
+    "PEFT": (Names("base_model.model.", DIFFUSERS, False, PEFT), False),
+    "PEFT with the adapter's name": (Names("base_model.model.", DIFFUSERS, False, DEFAULT), False),
+    "fal": (Names("base_model.model.", ORIGINAL, False, PEFT), False),
 }  # fmt: skip
 
 
@@ -60,20 +57,14 @@ CASES = [*((writer, False) for writer in SPELLINGS), *((writer, True) for writer
 
 @pytest.mark.parametrize(("writer", "other"), CASES, ids=[f"{w}, across layouts" if o else w for w, o in CASES])
 def test_the_merge_is_the_same(writer, other, bases, tmp_path, run):
-    layout, prefix, is_flat, (down, up), has_alpha = SPELLINGS[writer]
-    own = bases[layout]
+    names, has_alpha = SPELLINGS[writer]
+    layout, own = names.layout, bases[names.layout]
     adapter = factors(own, FUSED if layout == ORIGINAL else SPLIT)
     if not has_alpha:
         adapter = {path: one._replace(alpha=one.down.shape[0]) for path, one in adapter.items()}
-    tensors = {}
-    for path, one in adapter.items():
-        name = prefix + (path.replace(".", "_") if is_flat else path)
-        tensors |= {name + down: one.down, name + up: one.up}
-        if has_alpha:
-            tensors[f"{name}.alpha"] = tensor(one.alpha)
-    is_peft = prefix == "base_model.model."
+    is_peft = names.prefix == "base_model.model."
     file = tmp_path / ("adapter_model.safetensors" if is_peft else "adapter.safetensors")
-    save_file(tensors, file, {"ss_base_model_version": "flux1"})
+    save_file(names.tensors(adapter, has_alpha=has_alpha), file, {"ss_base_model_version": "flux1"})
     if is_peft:
         ranks = {f"^{path}": one.down.shape[0] for path, one in adapter.items()}
         config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": "all-linear"}

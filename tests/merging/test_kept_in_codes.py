@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from adapters import drawn
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.errors import LoraInspectError
@@ -16,10 +17,6 @@ LARGEST = {E4M3: 448, E5M2: 57344, I8: 127}
 # the type of the codes, and the shape of the scale: of the weight, of rows
 GRIDS = {"e4m3": (E4M3, ()), "e4m3 by row": (E4M3, (OUT, 1)), "e5m2": (E5M2, ()), "int8 by row": (I8, (OUT, 1))}
 every_grid = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
-
-
-def drawn(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def coded(dtype, shape):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from adapters import drawn
 from row_dependent_products import row_dependent_products
 from safetensors.torch import save_file
 
@@ -14,18 +15,14 @@ pytestmark = pytest.mark.slow
 LAYERS, OUT, IN = 6, 70, 30
 
 
-def random(seed, *shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.fixture
 def files(tmp_path):
     """A base with adapters of every kind that a pass over a weight, a group of rows or its neighbours may matter to."""
-    base = {"first.bias": random(0, 9)}
+    base = {"first.bias": drawn(0, 9)}
     for layer in range(LAYERS):
         base |= {
-            f"blocks.{layer}.q.weight": random(layer, OUT, IN).bfloat16(),
-            f"blocks.{layer}.q.bias": random(layer, OUT),
+            f"blocks.{layer}.q.weight": drawn(layer, OUT, IN).bfloat16(),
+            f"blocks.{layer}.q.bias": drawn(layer, OUT),
         }
     save_file(base, tmp_path / "base.safetensors")
     kinds = {
@@ -37,9 +34,9 @@ def files(tmp_path):
         tensors = {}
         for layer in range(LAYERS):
             name, seed = f"lora_unet_blocks_{layer}_q", 100 * number + layer
-            tensors |= {f"{name}.lora_down.weight": random(seed, 4, IN), f"{name}.lora_up.weight": random(seed, OUT, 4)}
+            tensors |= {f"{name}.lora_down.weight": drawn(seed, 4, IN), f"{name}.lora_up.weight": drawn(seed, OUT, 4)}
             tensors |= {f"{name}.alpha": torch.tensor(2.0)}
-            tensors |= {f"{name}.{key}": 1 + random(seed, *shape).abs() for key, shape in more.items()}
+            tensors |= {f"{name}.{key}": 1 + drawn(seed, *shape).abs() for key, shape in more.items()}
         save_file(tensors, tmp_path / f"{kind}.safetensors")
     return tmp_path
 
@@ -69,7 +66,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads(kinds, dtype, elements
 @pytest.mark.parametrize("kinds", [("lora",), ("rows",), ("lora", "rows")])
 def test_nor_on_how_the_rows_are_cut(kinds, files, monkeypatch):
     """In float64, as its last bit is written as it is computed, and with few rows computed in another way than many."""
-    base = {f"blocks.{layer}.q.weight": random(layer, OUT, IN).double() for layer in range(LAYERS)}
+    base = {f"blocks.{layer}.q.weight": drawn(layer, OUT, IN).double() for layer in range(LAYERS)}
     save_file(base, files / "base.safetensors")
     found = set()
     with row_dependent_products():
@@ -82,7 +79,7 @@ def test_nor_on_how_the_rows_are_cut(kinds, files, monkeypatch):
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_of_weights_that_fail_the_first_in_the_file_is_told(threads, files, monkeypatch):
     monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", 60)
-    base = {f"blocks.{layer}.q.weight": random(layer, OUT, IN) for layer in range(LAYERS)}
+    base = {f"blocks.{layer}.q.weight": drawn(layer, OUT, IN) for layer in range(LAYERS)}
     for layer in (2, 3, 5):
         base[f"blocks.{layer}.q.weight"][-layer] = torch.inf
     save_file(base, files / "base.safetensors")

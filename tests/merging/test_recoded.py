@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from adapters import drawn
+from adapters import change, drawn, drawn_lora
 from bases import (
     BF16,
     E4M3,
@@ -22,6 +22,7 @@ from bases import (
     decoded,
     described,
     grid,
+    write_shards,
 )  # fmt: skip
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -35,22 +36,15 @@ OTHER, MODULE, RANK = "blocks.0.attn.k", "lora_unet_blocks_0_attn_q", 4
 
 def lora(size=1.0, rows=OUT):
     """A change of the first `rows` rows alone."""
-    up = drawn(6, OUT, RANK).mul_(size)
-    up[rows:] = 0
-    return {
-        f"{MODULE}.lora_down.weight": drawn(5, RANK, IN),
-        f"{MODULE}.lora_up.weight": up,
-        f"{MODULE}.alpha": torch.tensor(float(RANK)),
-    }
-
-
-def delta(adapter):
-    return adapter[f"{MODULE}.lora_up.weight"].double() @ adapter[f"{MODULE}.lora_down.weight"].double()
+    tensors = drawn_lora(MODULE, seed=5, rank=RANK, alpha=float(RANK), out=OUT, inputs=IN)
+    tensors[f"{MODULE}.lora_up.weight"] *= size
+    tensors[f"{MODULE}.lora_up.weight"][rows:] = 0
+    return tensors
 
 
 def sizes(adapter):
     """The sums of the absolute values of the terms that make the change."""
-    return delta({key: tensor.abs() for key, tensor in adapter.items()})
+    return change({key: tensor.abs() for key, tensor in adapter.items()}, MODULE)
 
 
 every_spelling = pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
@@ -102,7 +96,7 @@ def test_the_output_has_the_same_format_and_carries_the_change(spelling, size, e
     for key in base.keys() - {f"{Q}.weight", f"{Q}.{name}"}:
         assert bits(found[key]).equal(bits(base[key]))
     assert (record["recoded"], record["decoded"], record["dropped"]) == ([f"{Q}.weight"], [], [])
-    wanted = decoded(base, name) + delta(adapter)
+    wanted = decoded(base, name) + change(adapter, MODULE)
     exact = wanted / grid((OUT, IN), found[f"{Q}.{name}"].double())
     codes = found[f"{Q}.weight"].double()
     # Of RANK products and a sum in float32, and of the code times the scale.
@@ -159,7 +153,7 @@ def test_what_has_a_scale_of_0_is_0_and_gets_one_for_what_is_folded_into_it(spel
     base, adapter = coded(*spelling), lora(size)
     base[f"{Q}.{name}"].view(-1)[:1] = 0
     found, _ = fold(base, adapter)
-    wanted, scale = delta(adapter), found[f"{Q}.{name}"]
+    wanted, scale = change(adapter, MODULE), found[f"{Q}.{name}"]
     of_0 = (grid((OUT, IN), base[f"{Q}.{name}"].double()) == 0) & (wanted != 0)
     assert of_0.any()
     assert scale.isfinite().all()
@@ -190,7 +184,7 @@ def test_a_change_of_nothing_keeps_every_bit(spelling, fold):
 def test_codes_without_a_scale_are_written_again(dtype, fold):
     base, adapter = {f"{Q}.weight": drawn(0, OUT, IN).to(dtype)}, lora(0.3)
     found, _ = fold(base, adapter)
-    wanted = base[f"{Q}.weight"].double() + delta(adapter)
+    wanted = base[f"{Q}.weight"].double() + change(adapter, MODULE)
     off = (found[f"{Q}.weight"].double() - wanted).abs()
     assert (off <= steps(dtype, wanted) + wanted.abs() * 2.0**-20).all()
     refusal = fold(base, lora(1e6), refused=True)
@@ -206,10 +200,8 @@ def test_a_scale_in_another_shard_is_written_there(tmp_path, run):
     others = coded(E4M3, "scale_weight", (), F32, {}, OTHER)
     names = [f"m-0000{number}-of-00002.safetensors" for number in (1, 2)]
     scales = {f"{Q}.weight_scale_inv": 0, f"{Q}.weight": 1, f"{OTHER}.weight": 0, f"{OTHER}.scale_weight": 1}
-    for number, name in enumerate(names):
-        save_file({key: t for key, t in (base | others).items() if scales[key] == number}, folder / name)
-    weight_map = {key: names[number] for key, number in scales.items()}
-    (folder / "m.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    parts = [{key: t for key, t in (base | others).items() if scales[key] == number} for number in (0, 1)]
+    write_shards(folder, dict(zip(names, parts, strict=True)), "m.safetensors.index.json")
     both = lora(30.0) | {key.replace("attn_q", "attn_k"): tensor for key, tensor in lora(30.0).items()}
     save_file(both, tmp_path / "adapter.safetensors")
     run("merge", folder, tmp_path / "adapter.safetensors", "-o", tmp_path / "out")
@@ -244,7 +236,7 @@ def test_what_a_change_touches_alone_is_decoded(spelling, fold):
     gone = {key for key in base if key.startswith(f"{Q}.") and key != f"{Q}.weight"}
     assert found.keys() == base.keys() - gone
     assert (record["decoded"], record["recoded"], set(record["dropped"])) == ([f"{Q}.weight"], [], gone)
-    wanted = (decoded(base, name).float() + delta(adapter).float()).bfloat16()
+    wanted = (decoded(base, name).float() + change(adapter, MODULE).float()).bfloat16()
     assert found[f"{Q}.weight"].dtype == BF16
     assert (found[f"{Q}.weight"].double() - wanted.double()).abs().max() <= wanted.abs().max() * 2.0**-7
     for key in found.keys() - {f"{Q}.weight"}:

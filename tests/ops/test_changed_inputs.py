@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bases import write_shards
 from pairs import crossed
 from safetensors.torch import save_file
 
@@ -47,10 +48,7 @@ def save_base(path, seed):
     names = sorted(weights)
     path.mkdir(exist_ok=True)
     halves = {SHARDS[0]: names[: len(names) // 2], SHARDS[1]: names[len(names) // 2 :]}
-    for shard, part in halves.items():
-        save_file({name: weights[name] for name in part}, path / shard)
-    weight_map = {name: shard for shard, part in halves.items() for name in part}
-    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    write_shards(path, {shard: {name: weights[name] for name in part} for shard, part in halves.items()})
     (path / "config.json").write_text('{"model_type": "toy"}')
     (path / "1_Pooling").mkdir(exist_ok=True)
     (path / "1_Pooling" / "config.json").write_text('{"pooling": "mean"}')

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from adapters import change
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -19,12 +20,6 @@ MODULE = "lora_unet_blocks_0_attn_qkv"
 
 def convert(source, output, **options):
     return convert_to_standard(str(source), str(output), ConvertOptions(**options))
-
-
-def change(tensors, module=MODULE):
-    """alpha/rank · up @ down in float64, as an independent reader of plain LoRA takes it."""
-    up, down = (tensors[f"{module}.lora_{side}.weight"].double() for side in ("up", "down"))
-    return float(tensors.get(f"{module}.alpha", torch.tensor(float(len(down))))) / len(down) * up @ down
 
 
 def slices(ranks, alpha, dtype, seed=0, up_size=1.0, shared=False, prefix=MODULE, outputs=4, inputs=6):
@@ -50,7 +45,7 @@ def test_slices_of_different_rank_are_the_same_change_at_the_ends_of_half_precis
     tensors, expected = slices(ranks, 2.0, dtype, up_size=up_size)
     save_file(tensors, tmp_path / "in.safetensors")
     result = convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
-    found = change(load_file(tmp_path / "out.safetensors"))
+    found = change(load_file(tmp_path / "out.safetensors"), MODULE)
     error = float((found - expected).norm() / expected.norm())
     assert result.exact
     assert error <= 2.0**-22
@@ -65,7 +60,7 @@ def test_slices_that_share_their_down_factor_do_not_grow(tmp_path):
     assert found[f"{MODULE}.lora_down.weight"].shape == (4, 6)
     assert found[f"{MODULE}.lora_up.weight"].shape == (12, 4)
     assert result.target["ranks"] == {"4": 1}
-    torch.testing.assert_close(change(found), expected)
+    torch.testing.assert_close(change(found, MODULE), expected)
 
 
 def test_slices_of_which_two_share_a_down_factor(tmp_path):
@@ -76,7 +71,7 @@ def test_slices_of_which_two_share_a_down_factor(tmp_path):
     found = load_file(tmp_path / "out.safetensors")
     assert found[f"{MODULE}.lora_down.weight"].shape == (4, 6)
     parts = [tensors[f"{MODULE}.lora_up.{i}.weight"] @ tensors[f"{MODULE}.lora_down.{i}.weight"] for i in range(3)]
-    torch.testing.assert_close(change(found), 0.5 * torch.cat(parts).double())
+    torch.testing.assert_close(change(found, MODULE), 0.5 * torch.cat(parts).double())
 
 
 def test_slices_of_diffusers_names_carry_their_scales(tmp_path):

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from adapters import drawn
 from safetensors.torch import load_file, save_file
-from toy_merges import delta, drawn, key, lora, weight, with_dora
+from verified_merges import delta, key, lora, weight, with_dora
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.looked_rows import looked_rows

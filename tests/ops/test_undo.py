@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from adapters import drawn
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -17,10 +18,6 @@ pytestmark = pytest.mark.numeric
 
 OUT, IN, RANK = 96, 80, 8
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
-
-
-def drawn(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def base(dtype, blocks=3):

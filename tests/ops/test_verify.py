@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from toy_merges import BLOCKS, IN, OUT, Folder, base_of, decomposed, delta, drawn, key, lora, weight, with_dora
+from adapters import drawn
+from verified_merges import BLOCKS, IN, OUT, Folder, base_of, decomposed, delta, key, lora, weight, with_dora
 
 from lora_inspect.errors import LoraInspectError
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from adapters import drawn
+from adapters import drawn_lora
 from bases import IN, OUT, SPELLINGS, Q, coded, decoded
 from safetensors.torch import load_file, save_file
 
@@ -20,11 +20,9 @@ def paths(tmp_path):
 
 
 def lora(size):
-    return {
-        f"{MODULE}.lora_down.weight": drawn(5, 4, IN),
-        f"{MODULE}.lora_up.weight": drawn(6, OUT, 4).mul_(size),
-        f"{MODULE}.alpha": torch.tensor(4.0),
-    }
+    tensors = drawn_lora(MODULE, seed=5, rank=4, alpha=4.0, out=OUT, inputs=IN)
+    tensors[f"{MODULE}.lora_up.weight"] *= size
+    return tensors
 
 
 def merged(run, paths, *options):

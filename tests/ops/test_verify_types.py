@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from toy_merges import BLOCKS, Folder, base_of, delta, drawn, lora, weight, with_dora
+from adapters import drawn
+from verified_merges import BLOCKS, Folder, base_of, delta, lora, weight, with_dora
 
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 

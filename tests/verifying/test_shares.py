@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy_merges import drawn
+from adapters import drawn
 
 from lora_inspect.maths.untold_shares import ALIKE, NO_CHANGE, ROUNDED_AWAY
 from lora_inspect.verifying.shares import left_over, pooled, shares_in

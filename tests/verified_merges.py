@@ -1,6 +1,7 @@
 """Small bases and adapters, and merges of them that are written out in float64, right ones and wrong ones."""
 
 import torch
+from adapters import KOHYA, Factors, Names, change, drawn
 from safetensors.torch import save_file
 
 from lora_inspect.ops.verify import MergeOptions, plan_verify, verify
@@ -17,10 +18,6 @@ def key(block):
     return f"lora_unet_blocks_{block}_attn_q"
 
 
-def drawn(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def base_of(blocks=BLOCKS, out=OUT, inputs=IN, seed=0):
     tensors = {weight(block): 0.1 * drawn(100 * seed + block, out, inputs) for block in range(blocks)}
     return tensors | {"norm.weight": drawn(7, out), "positions": torch.arange(5)}
@@ -28,14 +25,12 @@ def base_of(blocks=BLOCKS, out=OUT, inputs=IN, seed=0):
 
 def lora(seed=1, blocks=BLOCKS, out=OUT, inputs=IN, rank=4, alpha=2.0, size=0.05, name=key, ranks=None):
     """kohya's tensors: `size` is that of an entry of up @ down, each block has its own rank where `ranks` are given."""
-    tensors = {}
+    layers = {}
     for block in range(blocks):
         own = ranks[block] if ranks else rank
-        tensors[f"{name(block)}.lora_down.weight"] = drawn(1000 * seed + block, own, inputs)
-        tensors[f"{name(block)}.lora_up.weight"] = size / own**0.5 * drawn(2000 * seed + block, out, own)
-        if alpha is not None:
-            tensors[f"{name(block)}.alpha"] = torch.tensor(alpha)
-    return tensors
+        down, up = drawn(1000 * seed + block, own, inputs), drawn(2000 * seed + block, out, own)
+        layers[name(block)] = Factors(down, size / own**0.5 * up, alpha)
+    return Names("", "", False, KOHYA).tensors(layers, has_alpha=alpha is not None)
 
 
 def with_dora(tensors, base, seed=5, blocks=BLOCKS):
@@ -48,10 +43,8 @@ def with_dora(tensors, base, seed=5, blocks=BLOCKS):
 
 
 def delta(tensors, block, root=False, name=key):
-    """alpha/rank · up @ down, or alpha/sqrt(rank)."""
-    up, down = (tensors[f"{name(block)}.lora_{which}.weight"].double() for which in ("up", "down"))
-    alpha = float(tensors.get(f"{name(block)}.alpha", torch.tensor(float(len(down)))))
-    return alpha / (len(down) ** 0.5 if root else len(down)) * up @ down
+    """`change` of the layer of a block."""
+    return change(tensors, name(block), root)
 
 
 def decomposed(tensors, before, block, over=None, **options):
