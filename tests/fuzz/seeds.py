@@ -10,10 +10,12 @@ import random
 import re
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from adapters import NAMES, Names, Spelling, shapes_of_factors
 
 from fuzz.contents import Files, Folder, Json, Link, Tensor, Weights, as_bytes
 
@@ -45,36 +47,16 @@ def tensor(*shape: int, dtype: str = "F32", of: float | None = None) -> Tensor:
     return dtype, shape, struct.pack(f"<{count}{form}", *(numbers if form in "dfe" else map(math.ceil, numbers)))
 
 
-Spell = Callable[[str], str]
-
-
-def _kohya(path: str) -> str:
-    return f"lora_unet_{path.replace('.', '_')}"
-
-
-def _lycoris(path: str) -> str:
-    return f"lycoris_{path.replace('.', '_')}"
-
-
-def _before(prefix: str) -> Spell:
-    return lambda path: f"{prefix}{path}"
-
-
-# A way of writing: the name of a module, the suffixes of down and up, whether there are alphas.
-SPELLINGS: dict[str, tuple[Spell, str, str, bool]] = {
-    "kohya": (_kohya, "lora_down.weight", "lora_up.weight", True),
-    "lycoris": (_lycoris, "lora_down.weight", "lora_up.weight", True),
-    "peft": (_before("base_model.model."), "lora_A.weight", "lora_B.weight", False),
-    "peft with the adapter's name": (
-        _before("base_model.model."),
-        "lora_A.default.weight",
-        "lora_B.default.weight",
-        False,
-    ),
-    "comfyui": (_before("diffusion_model."), "lora_A.weight", "lora_B.weight", True),
-    "diffusers": (_before("transformer."), "lora_A.weight", "lora_B.weight", False),
-    "old diffusers": (_before("unet."), "lora.down.weight", "lora.up.weight", False),
-    "bare": (_before(""), "lora_A", "lora_B", False),
+# A way of writing: the names, and whether there are alphas.
+SPELLINGS: dict[str, tuple[Names, bool]] = {
+    "kohya": (NAMES["kohya"], True),
+    "lycoris": (NAMES["lycoris"], True),
+    "peft": (NAMES["peft"], False),
+    "peft with the adapter's name": (NAMES["peft, default"], False),
+    "comfyui": (NAMES["comfyui"], True),
+    "diffusers": (NAMES["diffusers"], False),
+    "old diffusers": (Names("unet.", "diffusers", False, Spelling(".lora.down.weight", ".lora.up.weight")), False),
+    "bare": (Names("", "diffusers", False, Spelling(".lora_A", ".lora_B")), False),
 }
 MAGNITUDES = (
     "dora_layer.weight", "dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.weight",
@@ -96,17 +78,18 @@ CONFIG = {
 
 def pairs(spelling: str, paths: tuple[str, ...], alpha: float = 3.0, magnitude: str | None = None) -> dict[str, Tensor]:
     """down and up of some layers, alphas where the spelling has them, and magnitudes."""
-    name, down, up, has_alpha = SPELLINGS[spelling]
+    names, has_alpha = SPELLINGS[spelling]
     tensors: dict[str, Tensor] = {}
     for path in paths:
-        out, inputs, *kernel = LAYERS[path]
-        tensors[f"{name(path)}.{down}"] = tensor(RANK, inputs, *kernel)
-        tensors[f"{name(path)}.{up}"] = tensor(out, RANK, *(1 for _ in kernel))
+        name, shapes = names.module(path, "transformer"), shapes_of_factors(LAYERS[path], RANK)
+        for suffix, shape in zip(names.spelling, shapes, strict=False):
+            tensors[name + suffix] = tensor(*shape)
         if has_alpha:
-            tensors[f"{name(path)}.alpha"] = tensor(of=alpha)
+            tensors[f"{name}.alpha"] = tensor(of=alpha)
         if magnitude:
-            shape = (out, *(1 for _ in (inputs, *kernel))) if magnitude == "dora_scale" else (out,)
-            tensors[f"{name(path)}.{magnitude}"] = tensor(*shape, of=1.5)
+            out, *others = LAYERS[path]
+            shape = (out, *(1 for _ in others)) if magnitude == "dora_scale" else (out,)
+            tensors[f"{name}.{magnitude}"] = tensor(*shape, of=1.5)
     return tensors
 
 
@@ -244,14 +227,15 @@ def base_of(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights that an adapter of LoRA's changes, as far as its own names tell."""
     tensors: dict[str, Tensor] = {}
     for key, (_, down, _) in adapter.items():
-        for _, first, second, _ in SPELLINGS.values():
-            name = key.removesuffix(f".{first}")
-            if name == key or f"{name}.{second}" not in adapter or len(down) < 2:
+        for names, _ in SPELLINGS.values():
+            first, second, _ = names.spelling
+            name = key.removesuffix(first)
+            if name == key or name + second not in adapter or len(down) < 2:
                 continue
             path = name
             for prefix in _PREFIXES:
                 path = path.removeprefix(prefix)
-            tensors[f"{path}.weight"] = tensor(adapter[f"{name}.{second}"][1][0], *down[1:])
+            tensors[f"{path}.weight"] = tensor(adapter[name + second][1][0], *down[1:])
     return tensors or base()
 
 
