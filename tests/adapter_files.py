@@ -225,7 +225,7 @@ def adapter_file(
     own = arranged(family, layout_of(family, names) or "diffusers", weights)
     layers = {path: {"weight": weight, "bias": torch.zeros(len(weight))} for path, weight in own.weights.items()}
     tensors, meant = adapter(
-        made, layers, lambda path: spelled.module(path, pipeline), has_alpha, seed, spelled.spelling
+        made, layers, lambda path: spelled.module(path, pipeline), has_alpha, seed, spelled.spelling, size=0.3
     )
     file = AdapterFile(tensors, {"ss_base_model_version": says} if says else {})
     file.meant = {path: weight.double().clone() for path, weight in weights.items()}

@@ -63,7 +63,7 @@ class Names(NamedTuple):
                 tensors[f"{name}.alpha"] = torch.tensor(own.alpha)
             if own.magnitude is not None:
                 kernel = (1,) * (own.down.dim() - 2)
-                # A column of ComfyUI's users; PEFT has a vector, which it broadcasts over the kernel.
+                # ComfyUI reads a column, and PEFT broadcasts a vector over the kernel.
                 shape = (-1, 1, *kernel) if self.spelling is KOHYA else (1, -1, *kernel) if kernel else (-1,)
                 tensors[name + self.spelling.magnitude] = own.magnitude.reshape(shape)
         return tensors
@@ -141,7 +141,7 @@ def base(count=3, out=OUT, inputs=IN, prefix="", dtype="F32") -> Toy:
 
 
 def drawn(seed: int, *shape: int) -> Tensor:
-    """Normal numbers; a seed has the same ones for every shape."""
+    """Normal numbers of a seed."""
     import torch
 
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -206,9 +206,8 @@ def factors(base: Mapping[str, Tensor], paths: Iterable[str], dora: bool = False
     found = {}
     for number, path in enumerate(paths):
         weight = base[f"{path}.weight"]
-        down, up = (
-            torch.randn(shape, generator=generator) for shape in shapes_of_factors(weight.shape, 1 + number % 3)
-        )
+        shapes = shapes_of_factors(weight.shape, 1 + number % 3)
+        down, up = (torch.randn(shape, generator=generator) for shape in shapes)
         magnitude = weight.flatten(1).norm(dim=1) * (1 + torch.rand(len(weight), generator=generator)) if dora else None
         found[path] = Factors(down, up, 0.5 + number % 4, magnitude)
     return found
@@ -253,13 +252,17 @@ class Weight(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What a kind makes tensors for: a weight in float64, a source of numbers, and how its factors are to be."""
+    """What a kind makes tensors for: a weight in float64, a source of numbers, and how its factors are to be.
+
+    `size` is that of the numbers of up, None for the size of the weight.
+    """
 
     weight: Tensor
     numbers: torch.Generator
     spelling: Spelling = KOHYA
     rank: int = RANK
     alpha: float | None = ALPHA
+    size: float | None = None
 
     def drawn(self, *shape: int) -> Tensor:
         import torch
@@ -311,7 +314,7 @@ def _of_lora(power: float = 1.0) -> Make:
 
     def make(layer: Layer) -> Made:
         down, up = (layer.drawn(*shape) for shape in shapes_of_factors(layer.weight.shape, layer.rank))
-        up *= float(layer.weight.std())
+        up *= float(layer.weight.std()) if layer.size is None else layer.size
         delta = layer.scale(power) * up.double().flatten(1) @ down.double().flatten(1)
         tensors = {layer.spelling.down: down, layer.spelling.up: up}
         return Made(tensors, layer.weight + delta.reshape(layer.weight.shape))
@@ -326,8 +329,11 @@ def _of_dora(suffix: str, axis: int = 0, is_vector: bool = False, power: float =
         import torch
 
         tensors, plain, *_ = _of_lora(power)(layer)
-        norm = plain.square().sum([dim for dim in range(plain.dim()) if dim != axis], keepdim=True).sqrt()
-        magnitude = (norm * (0.5 + torch.rand(norm.shape, generator=layer.numbers))).float()
+        others = [dim for dim in range(plain.dim()) if dim != axis]
+        norm, of_base = (one.square().sum(others, keepdim=True).sqrt() for one in (plain, layer.weight))
+        gain = 0.5 + torch.rand(norm.shape, generator=layer.numbers)
+        # Where up has a size of its own, the magnitude keeps the weight near its size.
+        magnitude = (norm * gain if layer.size is None else of_base * (0.5 + gain)).float()
         own = magnitude.flatten() if is_vector else magnitude
         return Made({**tensors, suffix: own}, magnitude.double() * plain / norm, plain)
 
@@ -459,6 +465,7 @@ def adapter(
     has_alpha: bool,
     seed: int = 5,
     spelling: Spelling | None = None,
+    size: float | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Weight]]:
     """(tensors of a file, what it means) of a kind of adapter of the `layers`: their weight and bias by path.
 
@@ -471,7 +478,7 @@ def adapter(
     for at, (path, own) in enumerate(layers.items()):
         weight, bias = own["weight"].double(), own["bias"].double() if "bias" in own else None
         rank, alpha = (RANK - at % 3, ALPHA + at % 2) if kind.uneven else (RANK, ALPHA)
-        made = kind.make(Layer(weight, numbers, spelling or kind.spelling, rank, alpha if has_alpha else None))
+        made = kind.make(Layer(weight, numbers, spelling or kind.spelling, rank, alpha if has_alpha else None, size))
         is_stored = has_alpha and kind.has_alpha and kind.config is None
         beside = {".alpha": alpha} if is_stored else {}
         tensors |= {spell(path) + suffix: value for suffix, value in (beside | made.tensors).items()}
