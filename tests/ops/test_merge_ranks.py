@@ -11,9 +11,6 @@ from pathlib import Path
 import pytest
 from bases import content, write_adapter, write_base
 
-from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
-from lora_inspect.reading.settings import parse_arguments
-
 ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="torchrun's processes are looked for in /proc"),
@@ -26,7 +23,9 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_base("base")
     write_adapter("lora")
-    merge(plan_merge("base", parse_arguments(["lora"]), MergeOptions()), "one")
+    # A process of its own as well: the one of the tests may have other products.
+    command = [sys.executable, "-m", "lora_inspect", "merge", "base", "lora", "-o", "one"]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, check=True)
     return tmp_path
 
 
