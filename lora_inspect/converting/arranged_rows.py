@@ -22,6 +22,7 @@ from lora_inspect.converting.naming import FACTORS
 from lora_inspect.converting.part import Part
 from lora_inspect.converting.relayout import Destination
 from lora_inspect.converting.scaled_factors import Factor, as_factor, joined, read_factor, relative, scaled, zeros
+from lora_inspect.converting.taken_rows import rows_in_order
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.writer import TensorPlan
 from lora_inspect.maths.dora import OUTPUT
@@ -76,9 +77,7 @@ def _check(part: Part) -> None:
 
 def _reordered(part: Part, runs: Runs) -> Part:
     """The part with some of its rows, or with all of them in another order."""
-    order = torch.empty(runs.rows, dtype=torch.long, device="cpu")
-    for first, last, source in runs.each():
-        order[first:last] = torch.arange(source, source + last - first, dtype=torch.long, device="cpu")
+    order = rows_in_order(runs)
     by_role = part.algorithm.rows
     own = {role: as_factor(factor) for role, factor in part.factors.items() if role in by_role}
     taken = {role: Factor(factor.values[order], factor.dtype) for role, factor in own.items()}
@@ -88,7 +87,19 @@ def _reordered(part: Part, runs: Runs) -> Part:
         lengths = Factor(values.values.flatten()[order], values.dtype)
     elif part.magnitude and runs.rows < next(iter(own.values())).shape[0]:
         raise _needs_all_rows(part)
-    return _without_empty_columns(replace(part, factors={**part.factors, **taken}, lengths=lengths), taken)
+    moved = replace(part, factors={**part.factors, **taken}, lengths=lengths)
+    return _without_empty_columns(replace(moved, error=_share_of_rows(part, moved)), taken)
+
+
+def _share_of_rows(whole: Part, rows: Part) -> float | None:
+    """The error of the rows alone: at most all that the whole lost, which is a larger share of a smaller change."""
+    if not whole.error:
+        return whole.error
+    before, after = (
+        change_norm(part.formula, {role: as_factor(factor).values for role, factor in part.factors.items()})
+        for part in (whole, rows)
+    )
+    return relative(whole.error * before, after)
 
 
 def _without_empty_columns(part: Part, taken: Values) -> Part:

@@ -1,10 +1,14 @@
 """The change that a module makes to its base weight, as a plain LoRA of a chosen rank or error: DoRA's, or OFT's."""
 
+from dataclasses import replace
+
 import torch
 
+from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.landed import Landed
 from lora_inspect.converting.own_weight import own_weight
 from lora_inspect.converting.scaled_factors import read_factor
+from lora_inspect.converting.taken_rows import few_rows, in_rows
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.matching.place import Place, Placed
 from lora_inspect.maths.chain import folded, settled
@@ -14,9 +18,19 @@ from lora_inspect.maths.tensor_reader import first_non_finite, load, load_whole
 from lora_inspect.reading.contribution import Contribution
 
 
-def approximate_change(landed: Landed, rank: int | None, max_error: float | None) -> Approximation:
-    """The low-rank approximation of the true change, with factors in float32; raises as `true_change` does."""
-    return approximate(true_change(landed), rank, max_error, torch.float32)
+def approximate_change(
+    landed: Landed, rank: int | None, max_error: float | None, runs: Runs | None = None
+) -> Approximation:
+    """The low-rank approximation of the true change, with factors in float32; raises as `true_change` does.
+
+    Where `runs` take some of the rows, it is that of those alone, and zeros in all other ones.
+    """
+    change = true_change(landed)
+    taken = few_rows(runs, len(change))
+    if taken is None:
+        return approximate(change, rank, max_error, torch.float32)
+    found = approximate(change[taken], rank, max_error, torch.float32)
+    return replace(found, up=in_rows(found.up, taken, len(change)))
 
 
 def true_change(landed: Landed) -> torch.Tensor:

@@ -13,10 +13,12 @@ import torch
 
 from lora_inspect.algorithms import lora
 from lora_inspect.algorithms.record import Role
+from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.asked_algorithm import becomes_lora
 from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.part import Part
 from lora_inspect.converting.scaled_factors import Factor, as_factor, fitting, joined, scaled
+from lora_inspect.converting.taken_rows import few_rows, in_rows
 from lora_inspect.converting.thin_changes import is_kernel_open
 from lora_inspect.converting.thin_rank import thin_rank
 from lora_inspect.errors import LoraInspectError
@@ -44,26 +46,30 @@ class LoraMaker:
     ) -> None:
         self._rank, self._max_error, self._inner, self._growth = rank, max_error, inner, growth
 
-    def made(self, parts: Sequence[Part]) -> list[Part]:
+    def made(self, parts: Sequence[Part], runs: Runs | None = None) -> list[Part]:
         """The parts, of which those that were another algorithm are LoRA, all LoRA of the module in one.
 
+        Where `runs` take some of the rows, what was another algorithm is near in those, and zeros in all other ones.
         Raises LoraInspectError where a change has no thin factors and no rank is given, where its factors do not tell
         whether it is of a convolution, and where one is too large.
         """
-        found = [self._made(part) if becomes_lora(part.algorithm, part.shapes) else part for part in parts]
+        found = [self._made(part, runs) if becomes_lora(part.algorithm, part.shapes) else part for part in parts]
         own = [part for part in found if part.algorithm.name == lora.ALGORITHM.name]
         if len(own) < 2 or found == list(parts):
             return found
         others = [part for part in found if part.algorithm.name != lora.ALGORITHM.name]
         return [self._together(own), *others]
 
-    def _made(self, part: Part) -> Part:
+    def _made(self, part: Part, runs: Runs | None) -> Part:
         shape = self._shape(part)
-        exact = self._thin(part, shape)
+        exact, taken = self._thin(part, shape), few_rows(runs, shape[0])
+        if exact and taken is not None:
+            exact = exact._replace(up=exact.up[taken])
         if exact and not self._is_shortened(exact):
             dtype = joined([as_factor(part.factors[role]) for role in _numbers(part)])
             up, down = fitting(exact.up, dtype), fitting(exact.down, dtype)
-            return self._part(part, up, down, shape, _lost([exact], Product(up.values, down.values)))
+            error = _lost([exact], Product(up.values, down.values))
+            return self._part(part, _in_rows(up, taken, shape[0]), down, shape, error)
         if self._rank is None and self._max_error is None:
             raise LoraInspectError(
                 f"{part.file}: {part.origin.module.key} is {part.algorithm.title}, whose change has no less than the "
@@ -73,9 +79,11 @@ class LoraMaker:
             up, down = _shortened(exact, self._rank, self._max_error)
             error = _lost([exact], Product(up.values, down.values))
         else:
-            found = approximate(self._whole(part, shape), self._rank, self._max_error, torch.float32)
+            whole = self._whole(part, shape)
+            few = whole if taken is None else whole[taken]
+            found = approximate(few, self._rank, self._max_error, torch.float32)
             up, down, error = Factor(found.up, "F32"), Factor(found.down, "F32"), found.relative_error
-        return self._part(part, up, down, shape, error)
+        return self._part(part, _in_rows(up, taken, shape[0]), down, shape, error)
 
     def _is_shortened(self, exact: Product) -> bool:
         return self._max_error is not None or (self._rank is not None and self._rank < exact.down.shape[0])
@@ -163,6 +171,10 @@ def _shortened(exact: Product, rank: int | None, max_error: float | None) -> tup
     found = approximate(left.R @ right.R.t(), rank, max_error, torch.float64)
     up, down = left.Q @ found.up, found.down @ right.Q.t()
     return Factor(up.float().double(), "F32"), Factor(down.float().double(), "F32")
+
+
+def _in_rows(up: Factor, taken: torch.Tensor | None, rows: int) -> Factor:
+    return up if taken is None else up._replace(values=in_rows(up.values, taken, rows))
 
 
 def _numbers(part: Part) -> list[Role]:

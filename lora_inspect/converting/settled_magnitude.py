@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lora_inspect import schemes
+from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.asked_magnitudes import due_norms
 from lora_inspect.converting.dora_change import approximate_change
 from lora_inspect.converting.landed import Landed
@@ -57,20 +58,25 @@ def _remeasured(part: Part, landed: Landed, spelling: DoraSpelling) -> Part:
     return replace(part, magnitude=own, lengths=Factor(written, "F32"), error=error)
 
 
-def approximate(parts: Sequence[Part], landed: Landed, rank: int | None, max_error: float | None) -> list[Part]:
-    """A plain LoRA of the true change in the place of the part whose change depends on the base, where it lands."""
+def approximate(
+    parts: Sequence[Part], landed: Landed, rank: int | None, max_error: float | None, runs: Runs | None
+) -> list[Part]:
+    """A plain LoRA of the true change in the place of the part whose change depends on the base, where it lands.
+
+    It is the change of the rows that `runs` take, None for all.
+    """
     own = landed.contribution
     return [
-        _of(part, landed, rank, max_error)
+        _of(part, landed, rank, max_error, runs)
         if (part.magnitude if own.magnitude else part.algorithm is own.algorithm)
         else part
         for part in parts
     ]
 
 
-def _of(part: Part, landed: Landed, rank: int | None, max_error: float | None) -> Part:
+def _of(part: Part, landed: Landed, rank: int | None, max_error: float | None, runs: Runs | None) -> Part:
     """The approximation in the form in which the part has its factors, else in that of the base's weight."""
-    found = approximate_change(landed, rank, max_error)
+    found = approximate_change(landed, rank, max_error, runs)
     origin = part.origin
     if landed.is_turned:
         factors = {"down": Factor(found.up.T.contiguous(), "F32"), "up": Factor(found.down.T.contiguous(), "F32")}

@@ -72,7 +72,7 @@ def convert_modules(
             parts: Sequence[Part] = as_lora(write_instead(repack(read), instead))
             parts = fuse_slices(parts, carrier, growth)
             if own := landed.get(source.module.name.key):
-                parts = settled_magnitude.approximate(parts, own, options.rank, options.max_error)
+                parts = settled_magnitude.approximate(parts, own, options.rank, options.max_error, source.runs)
                 parts = without_unchanged(parts, own)
             elif own := remeasured.get(source.module.name.key):
                 parts = settled_magnitude.remeasure(parts, own, target.module, options)
@@ -80,7 +80,7 @@ def convert_modules(
                 parts = settled_magnitude.drop(parts)
             else:
                 parts = settled_magnitude.keep(parts)
-            found.append(turn_embeddings(maker.made(parts) if maker else parts, dialects))
+            found.append(turn_embeddings(maker.made(parts, source.runs) if maker else parts, dialects))
         if not any(found):
             progress(1)
             continue

@@ -72,7 +72,7 @@ def test_rows_of_its_factors_are_rows_of_its_change(tmp_path):
             if len(change) < 3 or has_kernel:
                 continue
             module, growth = Module(part.origin.module, ()), Growth("", 0, allowed=True)
-            part = replace(part, magnitude=None)
+            part = replace(part, magnitude=None, error=0.125)
             rows, half = len(change), (len(change) - 1) // 2
             # The rows from 1 on, in two runs whose order is turned round.
             runs = Runs(0, half, 1 + half, 2, half, -half)
@@ -80,6 +80,9 @@ def test_rows_of_its_factors_are_rows_of_its_change(tmp_path):
             (few,) = arrange(taken, [[part]], "alpha", growth)
             order = [source + at for first, last, source in runs.each() for at in range(last - first)]
             torch.testing.assert_close(changed(few), change[order])
+            # All that was lost may have been lost in these.
+            lost, norm = 0.125 * float(change.norm()), float(change[order].norm())
+            assert few.error == pytest.approx(lost / norm if norm else float(lost > 0))
             # Between rows of zeros, below itself at another scale.
             both = (Source(module, Runs(2, rows)), Source(module, Runs(rows + 3, rows)))
             (whole,) = arrange(
