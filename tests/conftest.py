@@ -2,13 +2,15 @@
 
 import gc
 import json
+import logging
 import math
 import os
 import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,56 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         return Outcome(status if isinstance(status, int) else int(status is not None), printed.out, printed.err)
 
     return run_command
+
+
+class CaughtLogs(logging.Handler):
+    """What is logged while it is a handler of the root: the part of pytest's fixture of that name that is used here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        record.message = record.getMessage()
+        self.records.append(record)
+
+    @property
+    def messages(self) -> list[str]:
+        return [record.message for record in self.records]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(f"{record.levelname} {record.message}" for record in self.records)
+
+    def clear(self) -> None:
+        self.records.clear()
+
+    def set_level(self, level: int | str) -> None:
+        """Until the test ends."""
+        logging.root.setLevel(level)
+
+    @contextmanager
+    def at_level(self, level: int | str) -> Iterator[None]:
+        before = logging.root.level
+        logging.root.setLevel(level)
+        try:
+            yield
+        finally:
+            logging.root.setLevel(before)
+
+
+@pytest.fixture
+def caplog() -> Iterator[CaughtLogs]:
+    """Logs of this test. pytest's own plugin, which pyproject.toml leaves out, has a handler added to each of the
+    ninety loggers of torch three times a test, which took a tenth of the run.
+    """
+    caught, before = CaughtLogs(), logging.root.level
+    logging.root.addHandler(caught)
+    try:
+        yield caught
+    finally:
+        logging.root.removeHandler(caught)
+        logging.root.setLevel(before)
 
 
 @pytest.fixture
