@@ -1,5 +1,6 @@
 """What tests of stores share: a server of a folder, no pauses between tries, and nothing that an earlier test knew."""
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -64,11 +65,19 @@ def folder(tmp_path: Path) -> Path:
     return served
 
 
+def close_file_systems() -> None:
+    """Closes their sessions here: where the collector of garbage came upon one while a future was waited for, that one
+    waited for the loop, and the loop for the lock of the future, until it gave up after a second.
+    """
+    forget_file_systems()
+    gc.collect(1)
+
+
 @pytest.fixture
 def server(folder: Path) -> Iterator[RangeServer]:
     with serving(folder) as started:
         yield started
-    forget_file_systems()
+    close_file_systems()
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +123,7 @@ def bucket(s3_server: str, s3_settings: Callable[[str], None]) -> Iterator[Bucke
     name = f"bucket-{next(_buckets)}"
     file_system("s3://").call_s3("create_bucket", Bucket=name)
     yield Bucket(name)
-    forget_file_systems()
+    close_file_systems()
 
 
 @pytest.fixture
