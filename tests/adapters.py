@@ -40,7 +40,7 @@ SPELLINGS = {"kohya": KOHYA, "peft": PEFT}
 
 
 class Names(NamedTuple):
-    """How files call a layer: a prefix, the paths of a layout, underscored or not, and the ends."""
+    """The names of a layer in files: a prefix, the paths of a layout, underscored or not, and the ends."""
 
     prefix: str
     layout: str
@@ -252,7 +252,7 @@ class Weight(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What a kind makes tensors for: a weight in float64, a source of numbers, and how its factors are to be.
+    """The layer that a kind makes tensors for: a weight in float64, a source of numbers, and how its factors are to be.
 
     `size` is that of the numbers of up, None for the size of the weight.
     """

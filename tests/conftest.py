@@ -134,7 +134,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 
 class CaughtLogs(logging.Handler):
-    """What is logged while it is a handler of the root: the part of pytest's fixture of that name that is used here."""
+    """Keeps the records that reach the root: the part of pytest's fixture of that name that is used here."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class CaughtLogs(logging.Handler):
 @pytest.fixture
 def caplog() -> Iterator[CaughtLogs]:
     """Logs of this test. pytest's own plugin, which pyproject.toml leaves out, has a handler added to each of the
-    ninety loggers of torch three times a test, which took a tenth of the run.
+    ninety loggers of torch six times a test, which took a tenth of the run.
     """
     caught, before = CaughtLogs(), logging.root.level
     logging.root.addHandler(caught)

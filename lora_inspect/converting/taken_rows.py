@@ -1,7 +1,7 @@
 """The rows of a module that a module of the output takes, where that is of another layout.
 
-What is approximated is approximated on these rows alone: the best product for a fused layer may be a bad one for a part
-of it that changes little.
+A step that approximates looks at these rows alone: the best product for a fused layer may be a bad one for a part of it
+that changes little.
 """
 
 import torch

@@ -117,7 +117,7 @@ def _blocks_of(weight, count):
 
 
 def _is_summed(contribution) -> bool:
-    """Whether numbers of all rows of the weight, as it is stored, are added up for it."""
+    """True where it takes a sum over all rows of the weight, as it is stored."""
     algorithm, magnitude = contribution.algorithm, contribution.magnitude
     over_rows = magnitude is not None and (magnitude.axis == INPUT) != bool(algorithm.transposed)
     return over_rows or algorithm.name in SUMMED

@@ -34,7 +34,7 @@ def test_every_property_holds(case, tmp_path):
     for holds in (*OF_MERGING, *OF_CONVERTING):
         try:
             holds(written)
-        except Exception:
+        except Exception:  # the next properties are looked at as well, and all failures are named
             failures.append(f"{holds.__name__}: {traceback.format_exc()}")
     assert not failures, "\n".join(failures)
 

@@ -19,7 +19,7 @@ RANK = 4
 
 
 class Delta(NamedTuple):
-    """What an adapter adds to a weight, and the sum of the magnitudes of its terms, in float64."""
+    """The change that an adapter adds to a weight, and the sum of the magnitudes of its terms, in float64."""
 
     sum: torch.Tensor
     terms: torch.Tensor
