@@ -133,6 +133,13 @@ def test_shape_and_config_say_which_it_is(shape, chosen, expected):
     assert (decided(shape, chosen).bias is None) == (expected == "inputs")
 
 
+@pytest.mark.parametrize(("chosen", "fits", "other"), [(False, 0, "outputs"), (True, 1, "inputs")])
+def test_as_many_numbers_as_the_other_side_has_do_not_fit(chosen, fits, other):
+    misfit, sizes = decided((1, 8, 1, 1), chosen).formula.misfit, [(8, 7, 3, 3), (7, 8, 3, 3)]
+    assert misfit({"gains": (1, 8, 1, 1)}, sizes[fits]) is None
+    assert misfit({"gains": (1, 8, 1, 1)}, sizes[1 - fits]) == f"multiplies 8 {other}"
+
+
 @pytest.mark.parametrize(
     ("shape", "chosen", "says"),
     [
