@@ -56,22 +56,9 @@ os.fsync = unawaited
 
 # Products whose last bits show the number of rows, for all tests of the run.
 if os.environ.get("PRODUCTS") == "rows":
-    import threading
+    from row_dependent_products import RowDependentProducts, rest_apart
 
-    import torch
-    from row_dependent_products import RowDependentProducts, in_all_threads, rest_apart
-
-    mode = RowDependentProducts(rest_apart)
-    mode.__enter__()
-    threading.Thread.run = in_all_threads(mode)
-    compiling = torch.compile
-
-    def compiled(*arguments: Any, **options: Any) -> Any:
-        if "PYTEST_CURRENT_TEST" in os.environ:
-            pytest.skip("torch compiles nothing in a mode that replaces its operations")
-        return compiling(*arguments, **options)
-
-    torch.compile = compiled
+    PRODUCTS = RowDependentProducts(rest_apart)
 
 
 def pytest_collection_finish() -> None:

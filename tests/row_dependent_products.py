@@ -10,22 +10,19 @@ With PRODUCTS=rows in the environment all tests of a run have products whose las
 computed apart (`rest_apart`). These are quick enough for that.
 """
 
-import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 # left @ right, of (…, n, k) and (…, k, m).
 Kernel = Callable[[Tensor, Tensor], Tensor]
 # The kernel for products of so many rows and columns.
 Chosen = Callable[[int, int], Kernel]
 
-aten = torch.ops.aten
 _HALF = (torch.float16, torch.bfloat16)
 # Of a few terms an order is soon the same one backwards, and of many a loop takes long.
 _FEW_TERMS = 64
@@ -80,8 +77,8 @@ def rest_apart(rows: int, columns: int) -> Kernel:
 def _rest_apart(left: Tensor, right: Tensor) -> Tensor:
     whole = left.shape[-2] - left.shape[-2] % 4
     if whole == left.shape[-2]:
-        return left @ right
-    return torch.cat([left[..., :whole, :] @ right, _in_another_order(left[..., whole:, :], right)], -2)
+        return _of_torch(left, right)
+    return torch.cat([_of_torch(left[..., :whole, :], right), _in_another_order(left[..., whole:, :], right)], -2)
 
 
 def _in_another_order(left: Tensor, right: Tensor) -> Tensor:
@@ -92,7 +89,12 @@ def _in_another_order(left: Tensor, right: Tensor) -> Tensor:
 
 def backwards(left: Tensor, right: Tensor) -> Tensor:
     """The library's own of the terms from the last one to the first."""
-    return left.flip(-1) @ right.flip(-2)
+    return _of_torch(left.flip(-1), right.flip(-2))
+
+
+def _of_torch(left: Tensor, right: Tensor) -> Tensor:
+    """The library's own, whatever is in its place."""
+    return _OWN["mm" if left.dim() == 2 else "bmm"].call_boxed(_CPU, left, right)
 
 
 def product(left: Tensor, right: Tensor, chosen: Chosen) -> Tensor:
@@ -125,67 +127,68 @@ def _with_added_sum(own: Tensor, left: Tensor, right: Tensor, chosen: Chosen, **
 
 
 # What all products come to below autograd: matmul, @, einsum, tensordot, F.linear and the rest are made of these.
-_PRODUCTS: dict[Any, Callable[..., Tensor]] = {
-    aten.mm: product,
-    aten.bmm: product,
-    aten.mv: _of_matrix,
-    aten.dot: _of_vectors,
-    aten.vdot: _of_vectors,
-    aten.addmm: _with_added,
-    aten.baddbmm: _with_added,
-    aten.addmv: _with_added_vector,
-    aten.addbmm: _with_added_sum,
+_PRODUCTS: dict[str, Callable[..., Tensor]] = {
+    "mm": product,
+    "bmm": product,
+    "mv": _of_matrix,
+    "dot": _of_vectors,
+    "vdot": _of_vectors,
+    "addmm": _with_added,
+    "baddbmm": _with_added,
+    "addmv": _with_added_vector,
+    "addbmm": _with_added_sum,
 }
 
 
-def _packet(name: str) -> Any:
-    return getattr(aten, name)
+def _forms(name: str) -> Iterator[str]:
+    """The operator's, those that write into a tensor among them."""
+    yield name
+    yield f"{name}.out"
+    if hasattr(torch.ops.aten, f"{name}_"):
+        yield f"{name}_"
 
 
-# In inference mode they arrive before torch has made others of them.
-_MADE_OF_THEM = {aten.matmul, aten.linear, aten.einsum, aten.tensordot, aten.inner}
-_IN_PLACE = {_packet(f"{packet.__name__}_"): packet for packet in _PRODUCTS if hasattr(aten, f"{packet.__name__}_")}
+_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+_OWN = {form: torch.library.get_kernel(f"aten::{form}", "CPU") for name in _PRODUCTS for form in _forms(name)}
 
 
-class RowDependentProducts(TorchDispatchMode):
-    """Has every product of real numbers on the CPU, in the thread that enters it, computed by the `chosen` kernel."""
+class RowDependentProducts:
+    """Has every product of real numbers on the CPU, in all threads, computed by the `chosen` kernel."""
 
     def __init__(self, chosen: Chosen = few_apart) -> None:
-        super().__init__()
         self._chosen = chosen
         self.replaced = 0
+        self._registered = torch.library.Library("aten", "IMPL")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
+            for name in _PRODUCTS:
+                for form in _forms(name):
+                    self._registered.impl(form, self._instead_of(name, form), "CPU", allow_override=True)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        packet, kwargs = func.overloadpacket, dict(kwargs or {})
-        if packet in _MADE_OF_THEM:
-            with self:
-                return func.decompose(*args, **kwargs)
-        compute = _PRODUCTS.get(_IN_PLACE.get(packet, packet))
-        if compute is None or not all(one.is_floating_point() and one.device.type == "cpu" for one in args):
-            return func(*args, **kwargs)
-        self.replaced += 1
-        out, element = kwargs.pop("out", None), kwargs.pop("out_dtype", None)
-        found = compute(*(one if element is None else one.to(element) for one in args), self._chosen, **kwargs)
-        if packet in _IN_PLACE:
-            return args[0].copy_(found)
-        return found if out is None else out.resize_(found.shape).copy_(found)
+    def _instead_of(self, name: str, form: str) -> Callable[..., Tensor]:
+        compute, own = _PRODUCTS[name], _OWN[form]
 
+        def computed(*args: Any, out: Tensor | None = None, **factors: Any) -> Tensor:
+            if not all(one.is_floating_point() for one in args):
+                return own.call_boxed(_CPU, *args, **factors, **({} if out is None else {"out": out}))
+            self.replaced += 1
+            found = compute(*args, self._chosen, **factors)
+            if form.endswith("_"):
+                return args[0].copy_(found)
+            return found if out is None else out.resize_(found.shape).copy_(found)
 
-def in_all_threads(mode: TorchDispatchMode) -> Callable[[threading.Thread], None]:
-    """A substitute for `threading.Thread.run`: threads that are started have the mode."""
-    run = threading.Thread.run
+        return computed
 
-    def run_in_mode(thread: threading.Thread) -> None:
-        with mode:
-            run(thread)
-
-    return run_in_mode
+    def end(self) -> None:
+        """Has the products computed as before."""
+        self._registered._destroy()
 
 
 @contextmanager
 def row_dependent_products(chosen: Chosen = few_apart) -> Iterator[RowDependentProducts]:
-    """Replaces the products of this thread and of all that are started in the block."""
-    mode = RowDependentProducts(chosen)
-    with pytest.MonkeyPatch.context() as patch, mode:
-        patch.setattr(threading.Thread, "run", in_all_threads(mode))
-        yield mode
+    """Replaces the products in the block, in all threads."""
+    products = RowDependentProducts(chosen)
+    try:
+        yield products
+    finally:
+        products.end()
