@@ -1,6 +1,5 @@
 """What a pipeline of diffusers makes of a file: the weights and biases of its tiny model with the adapter merged."""
 
-import copy
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -67,7 +66,7 @@ def loaded(family: str, file: Path) -> dict[str, Tensor]:
 
     Parameters that loading leaves without values are its failure too: the model cannot run with them.
     """
-    own = copy.deepcopy(network(family))
+    own = diffusers_families.copied(network(family))
     diffusers_families.load(family, {by_name(family).pipeline_name: own}, file)
     if any(parameter.is_meta for parameter in own.parameters()):
         raise ValueError("parameters without values")

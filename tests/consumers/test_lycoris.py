@@ -6,14 +6,12 @@ Where the rules say nothing of a file, that is a gap, and stands in a list here.
 import copy
 import logging
 import shlex
-from functools import cache
 
 import pytest
 import torch
 from adapters import ALPHA, KINDS, RANK, adapter
 from consumer_grid import Weight, differs, is_gap, observe
-from diffusers_families import model as fresh_model
-from diffusers_families import says
+from diffusers_families import model, says
 from lycoris.wrapper import create_lycoris_from_weights
 from safetensors.torch import save_file
 from torch import nn
@@ -26,16 +24,6 @@ FAMILIES = ("flux", "sdxl", "wan")
 LAYERS, NORMS = (nn.Linear, nn.Conv2d, nn.Conv3d), (nn.LayerNorm, nn.GroupNorm)
 # The layers of a model that have an adapter.
 COUNT = 6
-
-
-@cache
-def _made(family):
-    return fresh_model(family)
-
-
-def model(family):
-    """A copy of the model, which takes less than making it."""
-    return copy.deepcopy(_made(family))
 
 
 def layers(network, kind):

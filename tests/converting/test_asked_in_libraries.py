@@ -1,6 +1,5 @@
 """convert --to, loaded by the real libraries: every key, and the layers that a merge of the input makes."""
 
-import copy
 import json
 
 import pytest
@@ -11,6 +10,7 @@ from diffusers_cases import distance
 from diffusers_families import (
     COMPONENTS,
     adapted,
+    copied,
     layers,
     load,
     merged_into,
@@ -155,7 +155,7 @@ def test_text_encoders_beside_the_model(family, scheme, run, tmp_path, any_peft)
     save_file({name: value.contiguous() for name, value in tensors.items()}, file, says(family))
     ended = run("convert", file, "--to", "diffusers", "-o", tmp_path / "out.safetensors")
     assert ended.status == 0, ended.stderr
-    loaded = {component: copy.deepcopy(network) for component, network in fresh.items()}
+    loaded = {component: copied(network) for component, network in fresh.items()}
     load(family, loaded, tmp_path / "out.safetensors")
     assert sum(map(adapter_parameters, loaded.values())) == len(tensors_in(tmp_path / "out.safetensors"))
     for component, network in fresh.items():
