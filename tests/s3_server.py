@@ -62,6 +62,8 @@ class S3Server:
         self.asked: list[Asked] = []
         self.trouble: Trouble = lambda asked: None
         self._app = DomainDispatcherApplication(create_backend_app)
+        self._at_work = 0
+        self._done = threading.Condition()
         self._server = make_server("127.0.0.1", 0, self._serve, threaded=True, request_handler=Quiet)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -82,10 +84,22 @@ class S3Server:
         return {one["Key"]: self.client.get_object(Bucket=self.bucket, Key=one["Key"])["Body"].read() for one in listed}
 
     def unfinished(self) -> list[str]:
-        """The keys of uploads that have no end."""
+        """The keys of uploads that have no end, once all is done that was asked for."""
+        with self._done:
+            assert self._done.wait_for(lambda: not self._at_work, timeout=60)
         return [one["Key"] for one in self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])]
 
     def _serve(self, environ: dict[str, Any], start_response: Any) -> Any:
+        with self._done:
+            self._at_work += 1
+        try:
+            return self._answer(environ, start_response)
+        finally:
+            with self._done:
+                self._at_work -= 1
+                self._done.notify_all()
+
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> Any:
         asked = Asked(environ)
         self.asked.append(asked)
         trouble = self.trouble(asked)

@@ -18,6 +18,8 @@ _AT_ONCE = 8
 # Of them so many hold the content of a part in memory, which is there two times while it is sent.
 _HELD_AT_ONCE = 3
 _ABORTS = 3
+# For so many seconds a run that is ended waits for the name of an upload that it has asked for.
+_BEGINNING = 5
 # For so many seconds a store that does not answer is asked to give up uploads.
 _PATIENCE = 60
 # What tells an object that this run made from one of another run, where the reply to the last request is lost.
@@ -107,12 +109,22 @@ class Upload:
             raise
 
     async def _send(self, borrowed: Mapping[int, Borrowed]) -> None:
-        self._upload = await self._ask("create_multipart_upload", "write it", Metadata={_MARK: self._run})
+        await self._begin()
         size = part_size(self.bytes)
         starts = iter(range(0, self.bytes, size))
         if strays := borrowed.keys() - set(range(0, self.bytes, size)):
             raise AssertionError(f"{self.address}: no part of it begins at {min(strays)}")
         await _all(self._work(starts, size, borrowed) for _ in range(_AT_ONCE))
+
+    async def _begin(self) -> None:
+        """Has the store begin the upload. A run that is ended meanwhile waits for its name, by which it is given up."""
+        begun = asyncio.ensure_future(self._ask("create_multipart_upload", "write it", Metadata={_MARK: self._run}))
+        try:
+            self._upload = await asyncio.shield(begun)
+        except asyncio.CancelledError:
+            with suppress(Refused, asyncio.TimeoutError):
+                self._upload = await asyncio.wait_for(begun, _BEGINNING)
+            raise
 
     async def _work(self, starts: Iterator[int], size: int, borrowed: Mapping[int, Borrowed]) -> None:
         """One of several that send the next part until there is none."""

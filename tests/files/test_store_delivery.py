@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 import pytest
 import torch
@@ -312,8 +313,11 @@ def test_an_upload_without_an_end_is_told_of(files, store):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize(("verb", "count"), [("create", 1), ("part", 2), ("complete", 1)])
-def test_a_signal_leaves_all_or_nothing(verb, count, number, files, store, tmp_path):
+@pytest.mark.parametrize(
+    ("verb", "count", "seconds"),
+    [("create", 1, 0), ("part", 2, 0), ("complete", 1, 0), pytest.param("create", 1, 1, id="a store that takes long")],
+)
+def test_a_signal_leaves_all_or_nothing(verb, count, seconds, number, files, store, tmp_path):
     arguments = ["merge", str(files / "shards"), f"{files / 'style.safetensors'}:1", "-o"]
     seen = 0
     begun = []
@@ -323,6 +327,7 @@ def test_a_signal_leaves_all_or_nothing(verb, count, number, files, store, tmp_p
         seen += asked.verb == verb
         if asked.verb == verb and seen == count:
             begun[0].send_signal(number)
+            time.sleep(seconds)
 
     store.trouble = end
     script = (
