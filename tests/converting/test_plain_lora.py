@@ -159,6 +159,13 @@ def test_several_changes_of_a_module_become_one(made):
         assert torch.equal(found[f"{name}.{key}"], tensors[f"{name}.{key}"])
 
 
+def test_several_changes_that_are_none_lose_nothing(made):
+    nothing = {key: torch.zeros_like(value) for key, value in (lokr() | loha()).items()}
+    result, found = made(module(nothing), rank=2)
+    assert float(delta_of(found).abs().max()) == 0.0
+    assert result.relative_errors[NAME] <= 1e-6
+
+
 def test_a_tucker_core_becomes_a_down_with_a_kernel(made):
     own = {
         "lora_down.weight": normal(2, 6, 1, 1, seed=1),

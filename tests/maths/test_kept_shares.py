@@ -1,5 +1,7 @@
 """The share of a change in what was written, against a dense computation in float64 by torch's own solver."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from adapters import drawn
@@ -50,6 +52,21 @@ def dense(base, changes, written):
     values = torch.linalg.lstsq(matrix, x[:, None]).solution.flatten()
     left = (x - matrix.sum(1)).norm()
     return values.tolist(), (left / matrix.norm(dim=0)).tolist()
+
+
+@pytest.mark.parametrize("size", [0.01, 1.0])
+def test_the_sums_are_products_of_all_steps(size):
+    base, changes = size * drawn(1, 9, 7), [0.1 * size * drawn(number, 9, 7) for number in (2, 3)]
+    steps = [base, base + changes[0], base + changes[0] + changes[1], size * drawn(4, 9, 7)]
+    look = Look([(2, 5), (7, 8)], base, 0, len(changes))
+    for rows in steps[1:]:
+        look.see(rows)
+    found = look.sums()
+    own = [torch.cat([rows[2:5], rows[7:8]]).double().flatten() for rows in steps]
+    differences = torch.stack([after - before for before, after in pairwise(own)])
+    assert found.looked_at == 4 * 7
+    assert found.base == pytest.approx(float(own[0].square().sum()), rel=1e-5)
+    torch.testing.assert_close(found.products, differences @ differences.T, rtol=1e-4, atol=1e-6 * size**2)
 
 
 @pytest.mark.parametrize("dtype", GRIDS)
