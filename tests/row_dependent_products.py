@@ -168,11 +168,12 @@ class RowDependentProducts:
     def _instead_of(self, name: str, form: str) -> Callable[..., Tensor]:
         compute, own = _PRODUCTS[name], _OWN[form]
 
-        def computed(*args: Any, out: Tensor | None = None, **factors: Any) -> Tensor:
+        def computed(*args: Any, **options: Any) -> Tensor:
             if not all(one.is_floating_point() for one in args):
-                return own.call_boxed(_CPU, *args, **factors, **({} if out is None else {"out": out}))
+                return own.call_boxed(_CPU, *args, **options)
             self.replaced += 1
-            found = compute(*args, self._chosen, **factors)
+            out = options.pop("out", None)
+            found = compute(*args, self._chosen, **options)
             if form.endswith("_"):
                 return args[0].copy_(found)
             return found if out is None else out.resize_(found.shape).copy_(found)

@@ -122,7 +122,7 @@ class Upload:
         try:
             self._upload = await asyncio.shield(begun)
         except asyncio.CancelledError:
-            with suppress(Refused, asyncio.TimeoutError):
+            with suppress(Refused, asyncio.TimeoutError):  # without a name, what was begun is looked for in the store
                 self._upload = await asyncio.wait_for(begun, _BEGINNING)
             raise
 

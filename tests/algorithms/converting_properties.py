@@ -74,7 +74,7 @@ def its_plain_lora_is_what_the_library_computes(written: WrittenCase) -> None:
 
 
 def _of_full_rank(expected, base):
-    """How far an entry of float32 factors' product is off at most, of the largest that is expected.
+    """A bound of the error of an entry of a product of float32 factors, over the largest entry that is expected.
 
     With singular vectors of length 1, no entry has terms whose sizes add up to more than the largest singular value:
     two roundings of factors, one for each term, and at last that of the sum with the base.

@@ -130,7 +130,7 @@ def test_pipelines_do_what_is_said_and_every_fix_makes_the_file_right(family, na
 
 
 def mends(family, names, kind, made, said, file, run):
-    """What is wrong with the command that is offered for a file; empty where it makes the file right, or none is."""
+    """The fault of the command that is offered for a file; empty where it makes the file right, or none is."""
     if said.fix is None:
         # A pipeline has no place for differences of biases.
         is_mended = said.verdict in ("same meaning", "unknown") or kind in ("bias beside lora", "norm")

@@ -1,4 +1,4 @@
-"""What a weight is compared with beside what is said to be in it: each is something else."""
+"""The changes that a weight is compared with beside those that are said to be in it: each is another one."""
 
 import pytest
 import torch
