@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         if sys.stderr:
             sys.stderr.close()  # whoever read the output has left, and Python would complain about it once more
         sys.exit(1)
-    except Exception as error:
+    except Exception as error:  # the last place that sees it: no user gets a traceback
         show_defect(error)
         _fail(sentence_of(error), 1)
 

@@ -108,7 +108,7 @@ def _checked(given: "list[tuple[str, Settings]]", tensors: bool, shown: bool) ->
         for path, settings in files:
             try:
                 results.append(checked(path, settings, tensors, bar.advance))
-            except Exception as error:
+            except Exception as error:  # one file that cannot be read leaves the others their results
                 bar.above(partial(show_defect, error))
                 errors.append(sentence_of(error, path))
                 continue

@@ -87,7 +87,7 @@ def _converted(one: Mirrored, output: str, options: ConvertOptions, force: bool,
             return _Outcome(one.path, convert_to_standard(one.path, target, options, force))
     except click.ClickException:
         raise
-    except Exception as error:
+    except Exception as error:  # one file that cannot be converted leaves the others their outputs
         show_defect(error)
         return _Outcome(one.path, error=sentence_of(error, one.path))
 

@@ -85,7 +85,7 @@ def _read(argument: Asked, modules: bool) -> "tuple[FileInfo | None, Sequence[Ve
             found = inspect(argument.files[0], argument.settings)
             verdicts = verdicts_of(found)
             return found, verdicts, record_of(found, verdicts, modules)
-    except Exception as error:
+    except Exception as error:  # one path that cannot be read leaves the others their answers
         return None, None, broken(argument.files[0], error)
 
 

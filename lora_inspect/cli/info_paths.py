@@ -37,7 +37,7 @@ def asked(argument: str) -> Asked:
         files = tuple(find_checkpoints(path)) if is_folder else ()
     except click.ClickException:
         raise
-    except Exception as error:
+    except Exception as error:  # one path that cannot be read leaves the others their rows
         return Asked((), broken=broken(argument, error), path=argument)
     return Asked(files or (path,), settings, bool(files), path=path)
 

@@ -35,7 +35,7 @@ def run(
         except Elsewhere:
             ranks.told()
             sys.exit(1)
-        except Exception as error:
+        except Exception as error:  # the other processes wait to hear of it, whatever it is
             terminal.error(_sentence_of(error))
             ranks.told()
             sys.exit(1)

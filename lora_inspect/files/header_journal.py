@@ -51,7 +51,7 @@ class Editing:
                 self._keep(journal)
                 try:
                     _write(descriptor, header)
-                except BaseException:
+                except BaseException:  # an interrupt as well: the file gets its old header back
                     _write(descriptor, journal.old)
                     self.is_needed = False
                     raise
@@ -130,7 +130,7 @@ def _claim(file: str) -> tuple[int, bool]:
         try:
             is_free = _is_free(descriptor, is_left) and is_at(descriptor, path)
             is_busy = not is_free and is_at(descriptor, path)
-        except BaseException:
+        except BaseException:  # an interrupt as well: the lock is given up
             _release(path, descriptor, keeps=is_left)
             raise
         if is_free:

@@ -126,7 +126,7 @@ def _claim(output: str) -> tuple[str, int]:
             if is_locked is not False and is_at(descriptor, partial + _LOCK):
                 os.write(descriptor, _UNLOCKED if is_locked is None else _LOCKED)
                 return partial, descriptor
-        except BaseException:
+        except BaseException:  # an interrupt as well: the lock is given up
             _unlock(partial, descriptor)
             raise
         _unlock(partial, descriptor)

@@ -60,7 +60,7 @@ def _sent(
         with told_of_signals():
             sending.complete(force)
             sending.abort_lost()
-    except BaseException as error:
+    except BaseException as error:  # an interrupt as well: nothing half sent stays in the store
         with told_of_signals():
             left = sending.abort()
         if left and isinstance(error, LoraInspectError):

@@ -179,7 +179,7 @@ class Crew(Generic[Tools]):
         """The job of this number, where there is one and it can be made."""
         try:
             return next(self._jobs, None)
-        except BaseException as error:
+        except BaseException as error:  # the thread that waits for the result raises it
             self._failed = self._failed or (order, error)
             return None
 
@@ -196,7 +196,7 @@ class Crew(Generic[Tools]):
             job.do(Member(self, tools, order))
         except _Void:
             pass
-        except BaseException as error:
+        except BaseException as error:  # the thread that waits for the result raises it
             with self._changed:
                 if self._failed is None or order < self._failed[0]:
                     self._failed = order, error
@@ -217,7 +217,7 @@ class Crew(Generic[Tools]):
             error: BaseException | None = None
             try:
                 parts.do(tools, number)
-            except BaseException as raised:
+            except BaseException as raised:  # the thread that shared the job raises it
                 error = raised
             with self._changed:
                 parts.in_work -= 1

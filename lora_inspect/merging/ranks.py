@@ -53,7 +53,7 @@ class Ranks:
             result = work()
         except Elsewhere:
             pass
-        except Exception as error:
+        except Exception as error:  # the first process has to tell it, whatever it is
             self._store.set(self._failed(self.rank.number), self._sentence_of(error))
             self._store.add(self._failed(), 1)
         self._wait_for_all(of_all)

@@ -66,7 +66,7 @@ def scan_file(path: str, settings: Settings = Settings(), record: Record | None 
     try:
         with without_collecting():
             return _account_of(path, settings, record)
-    except Exception as error:
+    except Exception as error:  # one file that cannot be read leaves the others of the folder their rows
         return ScannedFile(path, error=error)
 
 

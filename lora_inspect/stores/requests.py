@@ -95,7 +95,7 @@ def _begin(address: str, task: Coroutine[Any, Any, _Found]) -> concurrent.future
     try:
         file_system(address)  # which says what is missing for it
         from fsspec.asyn import get_loop
-    except BaseException:
+    except BaseException:  # an interrupt as well: Python warns of a coroutine that nobody runs or closes
         task.close()
         raise
     return asyncio.run_coroutine_threadsafe(task, get_loop())
@@ -113,7 +113,7 @@ def result_of(future: concurrent.futures.Future[_Found]) -> _Found:
         while not concurrent.futures.wait([future], _EVERY).done:
             waits(True)
         return future.result()
-    except BaseException:
+    except BaseException:  # an interrupt as well: no request outlives the wait for it
         future.cancel()
         raise
     finally:

@@ -33,7 +33,7 @@ async def get(sink: Sink) -> None:
         async with body:
             while sink.left and (data := await body.read(_CHUNK)):
                 sink.put(data)
-    except Exception as error:
+    except Exception as error:  # botocore and aiohttp have many; _meaning passes on what is not theirs
         raise _meaning(sink.address, error) from None
 
 
@@ -82,7 +82,7 @@ async def _pages(address: str, **options: Any) -> AsyncIterator[Mapping[str, Any
 async def _call(address: str, method: str, **options: Any) -> Any:
     try:
         return await file_system(address)._call_s3(method, **options)
-    except Exception as error:
+    except Exception as error:  # botocore and aiohttp have many; _meaning passes on what is not theirs
         raise _meaning(address, error) from None
 
 

@@ -90,7 +90,7 @@ class S3Store:
             while not concurrent.futures.wait([future], _EVERY).done:
                 told, before = done(), told
                 progress(told - before)
-        except BaseException:
+        except BaseException:  # an interrupt as well: no request outlives the wait for it
             loop.call_soon_threadsafe(stop.set)
             concurrent.futures.wait([future])
             raise
