@@ -34,10 +34,11 @@ def test_every_piece_is_there_and_names_files_that_are(target, dry):
 
 
 def test_lint_and_types_are_those_of_the_checks(dry):
-    checks = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    checks = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace('"$bin/ruff"', ".venv/bin/ruff")
     for command in dry("lint"):
-        assert f"\n{command}\n" in checks
-    systems = re.search(r"for system in (.*); do\n  \.venv/bin/mypy --platform", checks)[1].split()
+        assert f"\n  {command}\n" in checks
+    systems = re.findall(r"mypy --platform (\w+)", checks)
+    systems += re.search(r"for system in (.*); do\n +\S+ --platform \"\$system\"", checks)[1].split()
     assert dry("types") == [f".venv/bin/mypy --platform {system}" for system in systems]
 
 
