@@ -25,6 +25,17 @@ EXCLUDED = "['.*(conv|point)']"
 STARTS = ("pissa", "pissa_niter_4")
 
 
+def with_a_gap(weight, rank):
+    """The weight with its singular values beyond `rank` at a tenth of the last one before, or below it.
+
+    Power iterations find the first ones from any start, as each leaves a hundredth of the others. Without a gap, some
+    starts end a tenth above the least error.
+    """
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    values[rank:] *= values[rank - 1] / (10 * values[rank])
+    return (left * values) @ right
+
+
 def create(model, start="pissa", rslora=False, dim=4, alpha=2.0, **options):
     options = {"exclude_patterns": EXCLUDED, "use_rslora": rslora, "init_lora_weights": start} | options
     network = lora.create_network(["Block"], "lora_unet", 1.0, dim, alpha, None, None, model, **options)
@@ -55,12 +66,12 @@ def test_a_limit_of_norms_is_refused_before_the_first_step(make_model, start):
 
 @pytest.mark.parametrize("iterations", [None, 8])
 def test_the_factors_are_the_best_approximation(iterations):
-    weight = torch.randn(12, 20, dtype=torch.float64)
+    weight = with_a_gap(torch.randn(12, 20, dtype=torch.float64), 5)
     up, down = principal_factors(weight, 5, iterations)
     left, values, right = (part.numpy() for part in torch.linalg.svd(weight, full_matrices=False))
     best = torch.from_numpy((left[:, :5] * values[:5]) @ right[:5])
     error, least = (weight - up @ down).norm(), (weight - best).norm()
-    assert error <= (1 + (1e-12 if iterations is None else 1e-2)) * least
+    assert error <= (1 + (1e-12 if iterations is None else 1e-6)) * least
     assert torch.allclose(up.norm(dim=0), down.norm(dim=1))
 
 
@@ -68,6 +79,8 @@ def test_the_factors_are_the_best_approximation(iterations):
 @pytest.mark.parametrize("start", STARTS)
 def test_the_first_step_is_the_base_and_the_base_is_left_alone(make_model, start, rslora):
     model, x = make_model(), torch.randn(3, 8, 12)
+    adapted = model.blocks[0].attn["to_q"]
+    adapted.weight.data = with_a_gap(adapted.weight.data, 4)
     weights = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     before = model(x)
     network = create(model, start, rslora)
@@ -75,9 +88,9 @@ def test_the_first_step_is_the_base_and_the_base_is_left_alone(make_model, start
     module = network.unet_loras[0]
     # Trained factors and scale are the components of the weight, in the scale's rule.
     scale = 2.0 / math.sqrt(4) if rslora else 2.0 / 4
-    values = torch.linalg.svdvals(model.blocks[0].attn["to_q"].weight.double())
+    values = torch.linalg.svdvals(adapted.weight.double())
     found = torch.linalg.svdvals(scale * (module.lora_up.weight @ module.lora_down.weight).double())
-    assert torch.allclose(found[:4], values[:4], rtol=1e-3 if start == "pissa" else 1e-1)
+    assert torch.allclose(found[:4], values[:4], rtol=1e-3)
     train(network, model, x)
     assert not torch.equal(model(x), before)
     for off in (lambda: network.set_multiplier(0), lambda: network.set_enabled(False)):
