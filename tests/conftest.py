@@ -33,13 +33,17 @@ settings.load_profile("any machine")
 if SEED_SHIFT := int(os.environ.get("TEST_SEED_SHIFT", "0")):
     import torch
 
+    def shifted(seed: int) -> int:
+        """Another seed, of those below 2^64 that a generator takes."""
+        return (seed + SEED_SHIFT) % 2**64
+
     class ShiftedGenerator(torch.Generator):
         def manual_seed(self, seed: int) -> torch.Generator:
-            return super().manual_seed(seed + SEED_SHIFT)
+            return super().manual_seed(shifted(seed))
 
     unshifted = torch.manual_seed
     torch.Generator = ShiftedGenerator
-    torch.manual_seed = lambda seed: unshifted(seed + SEED_SHIFT)
+    torch.manual_seed = lambda seed: unshifted(shifted(seed))
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT / "fixtures"
