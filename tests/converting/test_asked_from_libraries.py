@@ -112,4 +112,5 @@ def test_every_layer_of_what_a_library_saves(family, scheme, kind, save, run, tm
     for path in layouts.matrices(own):
         name = f"{path}.weight"
         assert (found[name] - meant[name]).abs().max() < 1e-5 * meant[name].abs().max(), name
-        assert (own[name] - meant[name]).abs().max() > 1e-3 * meant[name].abs().max(), name
+        # A change that is seen by this: ten times what the line above lets pass.
+        assert (own[name] - meant[name]).abs().max() > 1e-4 * meant[name].abs().max(), name
