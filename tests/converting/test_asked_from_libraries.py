@@ -65,7 +65,9 @@ def trained(own, use_rslora, use_dora):
     numbers = torch.Generator().manual_seed(2)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=numbers))
+            # Away from 0, so that the few numbers of a small layer change it too.
+            drawn = torch.randn(parameter.shape, generator=numbers)
+            parameter.data.copy_(0.3 * (drawn + drawn.sign() / 2))
         elif "magnitude" in name:
             parameter.data.mul_(1 + torch.rand(parameter.shape, generator=numbers))
     return model
@@ -112,5 +114,4 @@ def test_every_layer_of_what_a_library_saves(family, scheme, kind, save, run, tm
     for path in layouts.matrices(own):
         name = f"{path}.weight"
         assert (found[name] - meant[name]).abs().max() < 1e-5 * meant[name].abs().max(), name
-        # A change that is seen by this: ten times what the line above lets pass.
-        assert (own[name] - meant[name]).abs().max() > 1e-4 * meant[name].abs().max(), name
+        assert (own[name] - meant[name]).abs().max() > 1e-3 * meant[name].abs().max(), name
