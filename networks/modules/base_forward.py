@@ -47,8 +47,7 @@ def follows_its_weight(layer: nn.Module) -> bool:
         return True
     try:
         return _computes_as(layer, kind or nn.Linear)
-    # Of the class nothing is known, so that it may raise anything.
-    except Exception:
+    except Exception:  # nothing is known of the class, so that it may raise anything
         return False
 
 

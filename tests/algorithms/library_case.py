@@ -100,7 +100,7 @@ def embedding(rows: int, columns: int) -> tuple[nn.Module, Tensor]:
 
 
 def fill(module: nn.Module, generator: torch.Generator, scale: float = 0.3) -> nn.Module:
-    """Random numbers in every parameter. A single one multiplies all of a change, and is no nearer to 0 than a half."""
+    """Random numbers in every parameter. A single one multiplies a whole change: it is at least half of `scale`."""
     with torch.no_grad():
         for parameter in module.parameters():
             numbers = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)

@@ -151,6 +151,7 @@ def test_a_pickle_under_any_name_is_refused_and_never_unpickled(form, name, refu
         zipped(dumped)(file)
     else:
         file.write_bytes(dumped)
+    # Bytes of this line alone, and no file's: a marker that does nothing would prove nothing.
     pickle.loads(pickle.dumps(Marker(tmp_path / "proof"))).close()
     assert (tmp_path / "proof").exists(), "the marker works"
     refuse_everywhere(file, [name])
