@@ -312,12 +312,21 @@ def test_an_upload_without_an_end_is_told_of(files, store):
     store.client.abort_multipart_upload(Bucket=store.bucket, Key="out.safetensors", UploadId=begun["UploadId"])
 
 
+@pytest.fixture(scope="module")
+def made_by_process(files, tmp_path_factory):
+    """The merge of shards on a disk, made by another process: products may round otherwise there than in this one."""
+    output = tmp_path_factory.mktemp("made_by_process") / "shards"
+    command = [sys.executable, "-m", "lora_inspect", "merge", files / "shards", f"{files / 'style.safetensors'}:1"]
+    subprocess.run([*command, "-o", output], check=True, capture_output=True)
+    return contents(output)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
     ("verb", "count", "seconds"),
     [("create", 1, 0), ("part", 2, 0), ("complete", 1, 0), pytest.param("create", 1, 1, id="a store that takes long")],
 )
-def test_a_signal_leaves_all_or_nothing(verb, count, seconds, number, files, store, tmp_path):
+def test_a_signal_leaves_all_or_nothing(verb, count, seconds, number, files, made_by_process, store, tmp_path):
     arguments = ["merge", str(files / "shards"), f"{files / 'style.safetensors'}:1", "-o"]
     seen = 0
     begun = []
@@ -344,7 +353,7 @@ def test_a_signal_leaves_all_or_nothing(verb, count, seconds, number, files, sto
         out, err = process.communicate()
     store.trouble = lambda asked: None
     assert process.returncode == (130 if number == signal.SIGINT else 128 + number), err
-    assert below(store, "out") in ({}, contents(files / "1-shards"))
+    assert below(store, "out") in ({}, made_by_process)
     assert SECRET.encode() not in out + err
 
 
