@@ -286,11 +286,6 @@ def test_a_group_without_a_rate_is_left_out(make_model):
 def test_max_norm(make_model, kind):
     model = make_model()
     network = create(model, kind, alpha=8)
-    with torch.no_grad():
-        for module in network.unet_loras:
-            module.lora_up.weight.normal_()
-        network.unet_loras[0].lora_up.weight.mul_(1e-3)
-    before = [module.lora_up.weight.clone() for module in network.unet_loras]
 
     def norms():
         scale = 8 / math.sqrt(4) if kind == "rslora" else 8 / 4
@@ -299,13 +294,20 @@ def test_max_norm(make_model, kind):
             for m in network.unet_loras
         ]
 
-    limit = sorted(norms())[4]
+    with torch.no_grad():
+        for module in network.unet_loras:
+            module.lora_up.weight.normal_()
+        for number, (module, norm) in enumerate(zip(network.unet_loras, norms(), strict=True), 1):
+            module.lora_up.weight.mul_(number / norm)
+    before = [module.lora_up.weight.clone() for module in network.unet_loras]
+    limit = len(before) - 4.5
     scaled, mean, largest = network.apply_max_norm_regularization(limit, "cpu")
     after = norms()
     assert scaled == 5
     assert max(after) == pytest.approx(limit, rel=1e-5)
     assert (mean, largest) == (pytest.approx(sum(after) / len(after), rel=1e-5), pytest.approx(limit, rel=1e-5))
-    assert torch.equal(network.unet_loras[0].lora_up.weight, before[0])
+    for module, weight in list(zip(network.unet_loras, before, strict=True))[:-5]:
+        assert torch.equal(module.lora_up.weight, weight)
 
 
 def test_backup_and_restore_of_a_whole_network(make_model):
