@@ -312,12 +312,17 @@ def test_an_upload_without_an_end_is_told_of(files, store):
     store.client.abort_multipart_upload(Bucket=store.bucket, Key="out.safetensors", UploadId=begun["UploadId"])
 
 
+def merge_of_shards(files):
+    """The arguments of a process that merges them; the output is the next one."""
+    return ["merge", str(files / "shards"), f"{files / 'style.safetensors'}:1", "-o"]
+
+
 @pytest.fixture(scope="module")
 def made_by_process(files, tmp_path_factory):
     """The merge of shards on a disk, made by another process: products may round otherwise there than in this one."""
     output = tmp_path_factory.mktemp("made_by_process") / "shards"
-    command = [sys.executable, "-m", "lora_inspect", "merge", files / "shards", f"{files / 'style.safetensors'}:1"]
-    subprocess.run([*command, "-o", output], check=True, capture_output=True)
+    command = [sys.executable, "-m", "lora_inspect", *merge_of_shards(files), output]
+    subprocess.run(command, check=True, capture_output=True)
     return contents(output)
 
 
@@ -327,7 +332,6 @@ def made_by_process(files, tmp_path_factory):
     [("create", 1, 0), ("part", 2, 0), ("complete", 1, 0), pytest.param("create", 1, 1, id="a store that takes long")],
 )
 def test_a_signal_leaves_all_or_nothing(verb, count, seconds, number, files, made_by_process, store, tmp_path):
-    arguments = ["merge", str(files / "shards"), f"{files / 'style.safetensors'}:1", "-o"]
     seen = 0
     begun = []
 
@@ -344,7 +348,7 @@ def test_a_signal_leaves_all_or_nothing(verb, count, seconds, number, files, mad
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
     with subprocess.Popen(
-        [sys.executable, "-c", script, *arguments, f"s3://{store.bucket}/out"],
+        [sys.executable, "-c", script, *merge_of_shards(files), f"s3://{store.bucket}/out"],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

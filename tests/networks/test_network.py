@@ -306,7 +306,7 @@ def test_max_norm(make_model, kind):
     assert scaled == 5
     assert max(after) == pytest.approx(limit, rel=1e-5)
     assert (mean, largest) == (pytest.approx(sum(after) / len(after), rel=1e-5), pytest.approx(limit, rel=1e-5))
-    for module, weight in list(zip(network.unet_loras, before, strict=True))[:-5]:
+    for module, weight in zip(network.unet_loras[:-5], before[:-5], strict=True):
         assert torch.equal(module.lora_up.weight, weight)
 
 
