@@ -40,7 +40,7 @@ SOURCES = (
     "algorithms/on_demand/*.py",
     *(f"matching/{name}.py" for name in ("place", "match", "target_weight", "landing", "homes")),
     *(f"architectures/{name}.py" for name in ("rows", "correspondence")),
-    *(f"merging/{name}.py" for name in ("folded_weights", "links", "plan", "decoding")),
+    *(f"merging/{name}.py" for name in ("folded_weights", "links", "plan")),
     *(f"reading/{name}.py" for name in ("scales", "module_scales", "coded_weights", "quantisation")),
     *(f"converting/{name}.py" for name in ("carried_scale", "change_norm", "fused_slices", "scaled_factors")),
     *(f"converting/{name}.py" for name in ("arranged_rows", "compared", "mlx_factors", "plain_lora", "relayout")),
@@ -317,6 +317,9 @@ def main() -> None:
         (folder / kind).mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     sys.path.insert(0, str(ROOT))
+    names = [*(f"lora_inspect/{name}" for name in SOURCES), *TESTS]
+    if missing := [name for name in names if not any(ROOT.glob(name))]:
+        sys.exit(f"no file is called {', '.join(missing)}; name what is mutated and tested as it is called today")
     sources = [file for name in SOURCES for file in sorted(PACKAGE.glob(name)) if file.name not in LEFT_OUT]
     every = [mutation for file in sources for mutation in mutations_of(file, PACKAGE) if options.only in mutation.says]
     chosen = drawn(every, options.count, options.seed)
