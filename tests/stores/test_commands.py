@@ -250,23 +250,32 @@ LOADED = """\
 import sys
 from lora_inspect.cli import main
 try:
-    main(["info", sys.argv[1]])
+    main(sys.argv[1:])
 finally:
     print(*sys.modules)
 """
 
 
 def test_info_of_an_address_loads_no_torch(on_disk, server, run_process):
-    ended = run_process("-c", LOADED, server.url(ADAPTER))
+    ended = run_process("-c", LOADED, "info", server.url(ADAPTER))
     assert ended.status == 0, ended
     assert not {"torch", "numpy"} & set(ended.stdout.split())
     assert ended.stderr == ""
 
 
 def test_info_of_a_file_on_a_disk_loads_no_store(on_disk, run_process):
-    loaded = run_process("-c", LOADED, on_disk / ADAPTER).stdout.split()
+    loaded = run_process("-c", LOADED, "info", on_disk / ADAPTER).stdout.split()
     assert "lora_inspect.stores.requests" not in loaded
     assert not [name for name in loaded if name.startswith(("fsspec", "aiohttp", "asyncio", "huggingface_hub", "s3fs"))]
+
+
+@pytest.mark.parametrize("command", [("merge", SHARDED, ADAPTER), ("convert", RSLORA), ("compat", ADAPTER)])
+def test_a_command_on_a_disk_needs_no_library_of_a_store(command, on_disk, run_process, tmp_path):
+    verb, *names = command
+    output = {"merge": ["-o", tmp_path / "out"], "convert": ["-o", tmp_path / "out.safetensors"]}.get(verb, [])
+    ended = run_process("-c", LOADED, verb, *(on_disk / name for name in names), *output)
+    assert ended.stderr == ""
+    assert not {"fsspec", "s3fs", "botocore", "aiohttp"} & set(ended.stdout.split())
 
 
 def test_without_the_libraries_it_is_said_what_brings_them(run_process, server):
