@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 
 import pytest
 import torch
@@ -140,10 +141,10 @@ def test_signals_that_meet_the_removing_leave_nothing(numbers, kind, commands, r
     place = tmp_path / "place"
     place.mkdir()
     left = list(numbers)
-    real_write, writing = writer.Writer.write_at, []
+    real_write, writing, first = writer.Writer.write_at, [], threading.Lock()
 
     def write(self, name, position, chunk):
-        if not writing:
+        if first.acquire(blocking=False):  # of all threads that write, one alone, and once
             writing.append(len(os.listdir(place)))
             os.kill(os.getpid(), left.pop(0))
         return real_write(self, name, position, chunk)
