@@ -106,7 +106,7 @@ def merged_by_lycoris(folder, dtype, algorithm, alpha, dora=False):
             if "dora_scale" in name:
                 parameter *= 1 + 0.1 * torch.randn(parameter.shape)
             elif not parameter.any():
-                parameter.normal_(std=0.2)
+                parameter.normal_(std=0.2)  # a change well above what several roundings in bfloat16 leave
     network.save_weights(str(folder / "adapter.safetensors"), None, {})
     network.restore()
     network.merge_to(1.0)
