@@ -4,7 +4,7 @@ The public API; docs/api.md shows how it is used. A name is loaded when it is fi
 costs nothing; torch is loaded by what computes.
 """
 
-__version__ = "0.1.0"
+from lora_inspect.version import __version__
 
 # Where each public name is, in lora_inspect.api.
 _HOMES = {

@@ -8,10 +8,9 @@ import gc
 import os
 import signal
 import sys
-from types import FrameType
 
-INTERRUPTED = 130
-WORDS = "interrupted; nothing half-written is left."
+from lora_inspect.interrupt import Interrupt
+
 _STANDARD_STREAMS = (0, 1, 2)
 
 
@@ -78,33 +77,6 @@ def _is_anything_left() -> bool:
     threads = sys.modules.get("threading")
     count_calls = getattr(atexit, "_ncallbacks", None)
     return (threads is not None and threads.active_count() > 1) or count_calls is None or count_calls() > 0
-
-
-class Interrupt:
-    """Answers Ctrl-C: by an exception while outputs may be half-written, by the end at once while none can be.
-
-    When all is done it counts no more: the exit status says what became of the command.
-    """
-
-    def __init__(self) -> None:
-        self.may_unwind = self.is_over = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        """What `signal.signal` calls."""
-        if self.is_over:
-            return
-        if self.may_unwind:
-            raise KeyboardInterrupt
-        self.end()
-
-    def end(self) -> None:
-        """Says so and ends the process, without what Python does at its end."""
-        self.may_unwind = False  # one more interrupt finds nothing to unwind
-        try:  # noqa: SIM105 (contextlib would take longer to load than all of this)
-            os.write(2, f"Error: {WORDS}\n".encode())
-        except OSError:
-            pass  # nobody listens
-        os._exit(INTERRUPTED)
 
 
 def _open_streams() -> None:

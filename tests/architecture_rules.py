@@ -28,6 +28,7 @@ ORDER = {
         ("stores",),
         ("errors", "launched", "listing", "remembering"),
         ("__init__", "printable", "progress", "records", "start"),
+        ("interrupt", "version"),
     ),
     "networks": (
         ("train_example",),

@@ -7,7 +7,7 @@ import sys
 import pytest
 from adapters import base, loras
 
-from lora_inspect.start import WORDS
+from lora_inspect.interrupt import WORDS
 
 # Sends itself a signal, twice if told so, at the first import of a module, or at the end.
 SIGNALLED = """

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from lora_inspect import __version__
 from lora_inspect.checking.rule import Rule
 from lora_inspect.checking.rules import RULES
 from lora_inspect.reading.problem import Problem
 from lora_inspect.stores.address import is_remote
+from lora_inspect.version import __version__
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 FINGERPRINT = "lora-inspect/v1"

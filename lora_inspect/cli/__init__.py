@@ -11,8 +11,8 @@ from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.plain_options import version_option
 from lora_inspect.cli.verbs import Verbs
 from lora_inspect.files.system import ENDING_SIGNALS
+from lora_inspect.interrupt import INTERRUPTED, WORDS
 from lora_inspect.launched import launched
-from lora_inspect.start import INTERRUPTED, WORDS
 
 _KILLED_BY = 128
 

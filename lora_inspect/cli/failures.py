@@ -2,9 +2,9 @@
 
 import os
 
-from lora_inspect import __version__
 from lora_inspect.cli import terminal
 from lora_inspect.errors import LoraInspectError, of_system
+from lora_inspect.version import __version__
 
 # Set to anything at all, it has defects shown with their traceback.
 DEBUG = "LORA_INSPECT_DEBUG"

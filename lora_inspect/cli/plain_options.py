@@ -5,7 +5,7 @@ from functools import cache
 
 import click
 
-from lora_inspect import __version__
+from lora_inspect.version import __version__
 
 
 @cache

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from lora_inspect.files.system import ENDING_SIGNALS
-from lora_inspect.start import Interrupt
+from lora_inspect.interrupt import Interrupt
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from typing import Any
 
-from lora_inspect import __version__
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.hashes import MODEL_HASH, file_sha256
 from lora_inspect.files.input_file import InputFile
@@ -36,6 +35,7 @@ from lora_inspect.reading.merge_record import (
 )
 from lora_inspect.reading.metadata import describe_file
 from lora_inspect.reading.settings import spell_settings
+from lora_inspect.version import __version__
 
 # The options that are recorded under names of the command line, or with the adapters, or that change nothing.
 _SPELLED = (

@@ -5,7 +5,6 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from lora_inspect import __version__
 from lora_inspect.maths.scaling import STANDARD
 from lora_inspect.reading.dora_evidence import MAGNITUDES_KEY
 from lora_inspect.reading.evidence import SCALE_KEY, network_args
@@ -13,6 +12,7 @@ from lora_inspect.reading.folded_scales import FOLDED_KEY
 from lora_inspect.reading.magnitude_norms import NORMS_KEY
 from lora_inspect.reading.peft_config import EMBEDDED_KEY
 from lora_inspect.reading.provenance import MERGED_KEY
+from lora_inspect.version import __version__
 
 HASHES = ("sshs_model_hash", "sshs_legacy_hash")
 CONVERTED_KEY = "lora_inspect.converted"

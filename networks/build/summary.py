@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lora_inspect import __version__
+from lora_inspect.version import __version__
 
 from ..arguments import NATIVE, STANDARD, NetworkArguments
 from ..files.reading import count

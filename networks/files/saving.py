@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_inspect import __version__
 from lora_inspect.files.byte_copy import write_all
 from lora_inspect.files.contents import Content, write_contents
 from lora_inspect.files.hashes import sshs_hashes
@@ -20,6 +19,7 @@ from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD, alpha_growth
 from lora_inspect.reading.evidence import SCALE_KEY
 from lora_inspect.reading.residual_init import INCLUDED, INITIAL_FACTORS_KEY
 from lora_inspect.reading.trainers import NETWORK_KEY
+from lora_inspect.version import __version__
 
 from ..kernels.base_weight import is_sharded
 from .header import dtype_name
