@@ -57,8 +57,8 @@ OF_TENSORS = "lora_inspect.checking.measured"
 OF_PLANS = "lora_inspect.converting.loading_fix"
 # Where each verb, or each name of the API, is imported once it is asked for, whichever it is.
 ASKED_FOR = ("lora_inspect.cli.verbs", "lora_inspect")
-# Three screens: a file that is longer holds two concepts.
-LONGEST = 300
+# A file that is longer holds two concepts.
+LONGEST = 500
 NAMELESS = ("utils", "util", "helpers", "helper", "common", "misc")
 
 LEVELS = {
@@ -176,7 +176,7 @@ def ways(tree: Tree, start: str, when: tuple[str, ...]) -> Iterator[list[Import]
 
 
 def short_files(tree: Tree) -> Iterator[str]:
-    """Files that are longer than three screens."""
+    """Files that are too long for one concept."""
     for module, source in tree.sources.items():
         if (lines := len(source.splitlines())) > LONGEST:
             yield f"{tree.paths[module]} has {lines} lines, {LONGEST} at most: it holds two concepts"

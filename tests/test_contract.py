@@ -168,7 +168,11 @@ PLANTED: list[tuple[Callable[[Tree], Iterator[str]], dict[str, str], str]] = [
         },
         "lora_inspect.algorithms.lora -> torch",
     ),
-    (short_files, {"networks/modules/layers.py": SAYS + "\n" * LONGEST}, "networks/modules/layers.py has 301 lines"),
+    (
+        short_files,
+        {"networks/modules/layers.py": SAYS + "\n" * LONGEST},
+        f"networks/modules/layers.py has {LONGEST + 1} lines",
+    ),
     (
         files_that_say_what_they_are,
         {"networks/modules/layers.py": "import os"},
