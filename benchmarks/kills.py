@@ -29,7 +29,7 @@ from collections import Counter
 from synthetic import write_all
 
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.files.writer import TensorPlan, Writer
+from lora_inspect.files.safetensors.writer import TensorPlan, Writer
 
 SHARDS = 3
 LAST_CALLS = 12

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from lora_inspect.architectures import by_name
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.files.writer import TensorPlan, encode_header
+from lora_inspect.files.safetensors.writer import TensorPlan, encode_header
 from lora_inspect.ops.info import as_json
 from lora_inspect.reading.file_info import inspect
 

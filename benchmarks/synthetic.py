@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from lora_inspect.files.writer import TensorPlan, Writer
+from lora_inspect.files.safetensors.writer import TensorPlan, Writer
 from lora_inspect.maths.tensor_reader import to_bytes
 
 Shape = tuple[int, ...]

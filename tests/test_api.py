@@ -14,7 +14,7 @@ from adapters import base, lora, loras
 
 import lora_inspect
 from lora_inspect import LoraInspectError, open_adapter
-from lora_inspect.files.found_checkpoints import find_checkpoints
+from lora_inspect.files.discovery import find_checkpoints
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SYNTHETIC = FIXTURES / "synthetic"

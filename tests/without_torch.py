@@ -46,7 +46,7 @@ def run(*words: str | Path) -> Ended:
 
 def paths() -> list[Path]:
     """Everything there is to open below the fixtures, and what is found there instead."""
-    from lora_inspect.files.found_checkpoints import find_checkpoints
+    from lora_inspect.files.discovery import find_checkpoints
 
     refused = [path for path in (FIXTURES / "refused").iterdir() if path.is_dir()]
     return [*(Path(path) for path in find_checkpoints(str(FIXTURES)) if "refused" not in path), *refused]

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from lora_inspect.files.dtypes import DTYPE_NAMES
+from lora_inspect.files.safetensors.dtypes import DTYPE_NAMES
 from lora_inspect.matching.orientation_answers import Answers, parse_answers
 from lora_inspect.maths.expert_packing import PACKINGS
 from lora_inspect.progress import Progress, silent

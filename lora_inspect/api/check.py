@@ -2,7 +2,7 @@
 
 from lora_inspect.api.arguments import PathWithSettings, StrPath, WatchProgress, path_of, watched, without_strength
 from lora_inspect.api.failures import in_a_sentence
-from lora_inspect.files.found_checkpoints import stored_bytes
+from lora_inspect.files.discovery import stored_bytes
 from lora_inspect.ops.check import CheckResult
 from lora_inspect.ops.check import check as problems_of
 from lora_inspect.ops.check import fix as mend

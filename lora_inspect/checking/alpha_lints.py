@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from lora_inspect.checking.draft import Draft
 from lora_inspect.checking.subject import Subject
-from lora_inspect.files.dtypes import decode_number
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.dtypes import decode_number
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.listing import counted, some
 from lora_inspect.maths.scaling import to_float32
 from lora_inspect.reading.contribution import Contribution, Module

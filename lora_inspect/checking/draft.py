@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.contents import Content, renamed
-from lora_inspect.files.writer import TensorPlan
+from lora_inspect.files.safetensors.contents import Content, renamed
+from lora_inspect.files.safetensors.writer import TensorPlan
 
 
 class Draft:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from lora_inspect.checking.draft import Draft
 from lora_inspect.checking.subject import Subject
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.contents import Content, renamed
 from lora_inspect.files.hashes import (
     LEGACY_HASH,
     MODEL_HASH,
@@ -17,7 +16,8 @@ from lora_inspect.files.hashes import (
     legacy_hash,
     sshs_hashes,
 )
-from lora_inspect.files.writer import in_file_order
+from lora_inspect.files.safetensors.contents import Content, renamed
+from lora_inspect.files.safetensors.writer import in_file_order
 from lora_inspect.printable import shortened
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.problem import Finding

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from lora_inspect.checking.subject import Subject
-from lora_inspect.files.dtypes import BITS
+from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.listing import counted, some
 from lora_inspect.printable import printable
 from lora_inspect.reading.problem import Finding

@@ -3,9 +3,9 @@
 import re
 
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.gguf_format import MAGIC
-from lora_inspect.files.header_text import METADATA
+from lora_inspect.files.gguf.gguf_format import MAGIC
 from lora_inspect.files.input_file import InputFile
+from lora_inspect.files.safetensors.strict_header import METADATA
 from lora_inspect.records import NamedTuple
 
 _LENGTH_BYTES = 8

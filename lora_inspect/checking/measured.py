@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy
 
-from lora_inspect.files.dtypes import FP8, decode_number
-from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import InputFile
+from lora_inspect.files.safetensors.dtypes import FP8, decode_number
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.progress import Progress
 from lora_inspect.records import NamedTuple
 

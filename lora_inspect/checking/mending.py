@@ -9,8 +9,8 @@ from lora_inspect.checking.rules import RULES, find_problems
 from lora_inspect.checking.subject import Subject, read_again
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.files.contents import write_contents
-from lora_inspect.files.writer import in_file_order
+from lora_inspect.files.safetensors.contents import write_contents
+from lora_inspect.files.safetensors.writer import in_file_order
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.evidence import close

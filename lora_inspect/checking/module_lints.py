@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from lora_inspect.algorithms.record import BIAS, WEIGHT
 from lora_inspect.checking.draft import Draft
 from lora_inspect.checking.subject import Subject
-from lora_inspect.files.dtypes import FP8, PLAIN_FLOATS
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.listing import counted, listed, some
 from lora_inspect.maths.dora import INPUT, OUTPUT
 from lora_inspect.reading.contribution import Contribution

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from lora_inspect.checking.subject import Subject
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.listing import counted, some
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.problem import Finding

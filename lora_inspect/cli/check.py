@@ -15,7 +15,7 @@ from lora_inspect.cli.path_settings import parse_without_strength
 from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import bar_below, percent
 from lora_inspect.cli.summaries import VERBS
-from lora_inspect.files.found_checkpoints import stored_bytes
+from lora_inspect.files.discovery import stored_bytes
 from lora_inspect.reading.problem import SEVERITIES, WARNING
 
 if TYPE_CHECKING:

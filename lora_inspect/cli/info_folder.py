@@ -16,7 +16,7 @@ from lora_inspect.cli.info_paths import ERROR, Asked, broken
 from lora_inspect.cli.progress_bar import BarBelow, bar_below
 from lora_inspect.cli.sheet import Sheet
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.found_checkpoints import PEFT_WEIGHTS, set_of
+from lora_inspect.files.discovery import PEFT_WEIGHTS, set_of
 from lora_inspect.ops.info import as_json
 from lora_inspect.ops.scan import scan_files
 from lora_inspect.reading.kinds import ADAPTER, BASE, OTHER

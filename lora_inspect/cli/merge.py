@@ -19,7 +19,7 @@ from lora_inspect.cli.shared_options import (
     writing_options,
 )
 from lora_inspect.cli.summaries import VERBS
-from lora_inspect.files.dtypes import DTYPE_NAMES
+from lora_inspect.files.safetensors.dtypes import DTYPE_NAMES
 from lora_inspect.merging.rounding import NEAREST, STOCHASTIC, seed_of
 
 if TYPE_CHECKING:

@@ -78,7 +78,7 @@ def metadata() -> None:
 def show(path: str, hashes: bool, as_json: bool) -> None:
     """Reads and prints."""
     from lora_inspect.cli.metadata_told import metadata_lines
-    from lora_inspect.files.found_checkpoints import stored_bytes
+    from lora_inspect.files.discovery import stored_bytes
     from lora_inspect.ops.metadata import show as told
 
     with bar_below("Hashing", stored_bytes(path), percent) as bar:

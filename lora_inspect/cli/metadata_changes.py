@@ -198,7 +198,7 @@ def _edit(path: str, change: "Edit", where: "Target", as_json: bool) -> None:
 
 
 def _bar(path: str) -> AbstractContextManager[BarBelow]:
-    from lora_inspect.files.found_checkpoints import stored_bytes
+    from lora_inspect.files.discovery import stored_bytes
 
     return bar_below("Writing", stored_bytes(path), percent)
 

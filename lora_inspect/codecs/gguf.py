@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_inspect.codecs.record import NOWHERE, Codec, Found, Layout
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.gguf_format import QUANTISED, TENSOR_TYPES
+from lora_inspect.files.gguf.gguf_format import QUANTISED, TENSOR_TYPES
 
 _LIBRARY = "gguf"
 _TYPES = {kind.name: kind for kind in TENSOR_TYPES.values()}

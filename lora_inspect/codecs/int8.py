@@ -3,7 +3,7 @@
 from lora_inspect.codecs import scaled
 from lora_inspect.codecs.blocks import Blocks
 from lora_inspect.codecs.record import Codec, Found, Layout, NotRead, Shape
-from lora_inspect.files.dtypes import PLAIN_FLOATS
+from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 
 NAME = "weight_scale"
 # What says that the inputs are rotated, which a change of the weight is not.

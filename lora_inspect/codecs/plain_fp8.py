@@ -5,7 +5,7 @@ from typing import Any
 
 from lora_inspect.codecs.record import Codec, Encoding, Extremes, Layout, NoCode
 from lora_inspect.codecs.scaled import REACH
-from lora_inspect.files.dtypes import FP8
+from lora_inspect.files.safetensors.dtypes import FP8
 
 
 def _prepared(tensors: Mapping[str, Any], layout: Layout) -> str:

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.records import NamedTuple
 
 Shape = tuple[int, ...]

@@ -24,7 +24,7 @@ from lora_inspect.consumers.record import (
     Strangers,
     alpha_over_rank,
 )
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.adapter import Adapter
 
 Tensors = Mapping[str, TensorInfo]

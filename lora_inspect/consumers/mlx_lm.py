@@ -13,7 +13,7 @@ from lora_inspect.consumers.record import (
     Strangers,
     as_meant,
 )
-from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG
+from lora_inspect.files.discovery import ADAPTER_CONFIG
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.schemes.mlx import MLX
 

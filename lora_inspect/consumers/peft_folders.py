@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG, PEFT_WEIGHTS
+from lora_inspect.files.discovery import ADAPTER_CONFIG, PEFT_WEIGHTS
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.peft_config import ModuleSettings
 from lora_inspect.reading.steps import Steps

@@ -12,7 +12,7 @@ from lora_inspect.architectures.detection import Detection
 from lora_inspect.consumers.framed_keys import FramedKeys, has_loader_for
 from lora_inspect.consumers.record import Consumer
 from lora_inspect.consumers.verdict import Verdict, judge_each
-from lora_inspect.files.gguf_format import OF_FORMAT
+from lora_inspect.files.gguf.gguf_format import OF_FORMAT
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.alike_modules import alike
 from lora_inspect.reading.contribution import Contribution

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algorithms.record import WEIGHT, Algorithm
-from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG
+from lora_inspect.files.discovery import ADAPTER_CONFIG
 from lora_inspect.maths.dora import SPELLINGS
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.peft_config import EMBEDDED_KEY, is_peft_config

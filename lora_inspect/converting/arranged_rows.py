@@ -24,7 +24,7 @@ from lora_inspect.converting.relayout import Destination
 from lora_inspect.converting.scaled_factors import Factor, as_factor, joined, read_factor, relative, scaled, zeros
 from lora_inspect.converting.taken_rows import rows_in_order
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.writer import TensorPlan
+from lora_inspect.files.safetensors.writer import TensorPlan
 from lora_inspect.maths.dora import OUTPUT
 from lora_inspect.records import NamedTuple
 

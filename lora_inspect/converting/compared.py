@@ -13,7 +13,7 @@ import torch
 from lora_inspect.algorithms.record import Role
 from lora_inspect.converting.change_norm import lost_share
 from lora_inspect.converting.thin_rank import thin_rank
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.same_bytes import are_same_bytes
 from lora_inspect.maths.chain import folded, settled
 from lora_inspect.maths.change import Change, added

@@ -11,7 +11,7 @@ from lora_inspect.converting.naming import ALPHA, FACTORS, alpha_key, carrier_of
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.relayout import Destination
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.dora import OUTPUT, SPELLINGS
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.contribution import Contribution, Magnitude, Module

@@ -16,8 +16,8 @@ from lora_inspect.converting.relayout import Destination
 from lora_inspect.converting.spelling import SpelledModule
 from lora_inspect.converting.whole_changes import WholeChange
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.contents import Computed, Content
-from lora_inspect.files.writer import TensorPlan
+from lora_inspect.files.safetensors.contents import Computed, Content
+from lora_inspect.files.safetensors.writer import TensorPlan
 from lora_inspect.maths.tensor_reader import to_bytes
 
 # A change and where its rows are in that of the output: (first row, row behind the last one, first row of the change).

@@ -4,7 +4,7 @@ from lora_inspect.architectures.correspondence import Correspondence, Link
 from lora_inspect.architectures.gguf import GGUF_NAMES, MODEL_TYPES, GgufNames, Heads
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.gguf_format import ARCHITECTURE_KEY
+from lora_inspect.files.gguf.gguf_format import ARCHITECTURE_KEY
 from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.gguf_layout import gguf_names

@@ -20,7 +20,7 @@ from lora_inspect.converting.relayout import Destination
 from lora_inspect.converting.targets import targets
 from lora_inspect.converting.thin_changes import is_kernel_open, is_thin
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.places import is_folder
+from lora_inspect.files.locations import is_folder
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.schemes.gguf import GGUF

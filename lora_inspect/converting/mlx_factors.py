@@ -11,7 +11,7 @@ from lora_inspect.algorithms.record import Role
 from lora_inspect.converting.part import Part
 from lora_inspect.converting.scaled_factors import Factor, as_factor
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 
 _EMBEDDING = by_name("lora_embedding")
 

@@ -5,7 +5,7 @@ from math import prod
 
 import torch
 
-from lora_inspect.files.dtypes import PLAIN_FLOATS
+from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.matching.place import Place
 from lora_inspect.maths.tensor_reader import RowBlocks, working_dtype
 from lora_inspect.reading.coded_weights import CodedWeight

@@ -22,7 +22,7 @@ from lora_inspect.converting.taken_rows import few_rows, in_rows
 from lora_inspect.converting.thin_changes import is_kernel_open
 from lora_inspect.converting.thin_rank import thin_rank
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.writer import TensorPlan
+from lora_inspect.files.safetensors.writer import TensorPlan
 from lora_inspect.maths.lowrank import approximate
 from lora_inspect.maths.product_distance import Product, distance
 from lora_inspect.maths.tensor_reader import load_whole

@@ -5,9 +5,9 @@ import math
 import torch
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.contents import Content
-from lora_inspect.files.header import TensorInfo
-from lora_inspect.files.writer import TensorPlan
+from lora_inspect.files.safetensors.contents import Content
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.files.safetensors.writer import TensorPlan
 from lora_inspect.maths.products import squared_norm
 from lora_inspect.maths.tensor_reader import TORCH_DTYPES, first_non_finite, load_stored, to_bytes
 from lora_inspect.records import NamedTuple

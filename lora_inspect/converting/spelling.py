@@ -9,8 +9,8 @@ from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.naming import ALPHA, alpha_key, carrier_of, factor_key, magnitude_place
 from lora_inspect.converting.part import Part
 from lora_inspect.converting.scaled_factors import Factor, content
-from lora_inspect.files.contents import Content, renamed
-from lora_inspect.files.writer import TensorPlan
+from lora_inspect.files.safetensors.contents import Content, renamed
+from lora_inspect.files.safetensors.writer import TensorPlan
 from lora_inspect.maths.dora import OUTPUT
 from lora_inspect.reading.contribution import Magnitude, Module
 

@@ -29,14 +29,14 @@ from lora_inspect.converting.standard_config import (
     unscaled_config,
 )
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.contents import Content, write_contents
 from lora_inspect.files.delivery import delivered
-from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS
-from lora_inspect.files.gguf_format import OF_FORMAT
-from lora_inspect.files.gguf_writer import write_gguf
+from lora_inspect.files.discovery import ADAPTER_CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS
+from lora_inspect.files.gguf.gguf_format import OF_FORMAT
+from lora_inspect.files.gguf.gguf_writer import write_gguf
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.output_names import GGUF_ENDING, SAFETENSORS_ENDING, file_output, folder_output
 from lora_inspect.files.outputs import check_output, check_replaceable, new_folder
+from lora_inspect.files.safetensors.contents import Content, write_contents
 from lora_inspect.reading import peft_config
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.folded_scales import FoldedScales, folded_record

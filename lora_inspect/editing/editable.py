@@ -5,10 +5,10 @@ import stat
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
-from lora_inspect.files.gguf_format import MAGIC
-from lora_inspect.files.header_journal import put_right
+from lora_inspect.files.gguf.gguf_format import MAGIC
 from lora_inspect.files.input_file import InputFile
-from lora_inspect.files.places import refuse_remote
+from lora_inspect.files.locations import refuse_remote
+from lora_inspect.files.safetensors.header_journal import put_right
 
 _WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from lora_inspect.files.contents import renamed
 from lora_inspect.files.hashes import (
     LEGACY_HASH,
     MODEL_HASH,
@@ -12,7 +11,8 @@ from lora_inspect.files.hashes import (
     legacy_hash,
     sshs_hashes,
 )
-from lora_inspect.files.header_rewrite import Headed
+from lora_inspect.files.safetensors.contents import renamed
+from lora_inspect.files.safetensors.edit_in_place import Headed
 from lora_inspect.progress import Progress, silent
 
 

@@ -7,7 +7,7 @@ from lora_inspect.editing.deciding import tell_apart
 from lora_inspect.editing.meaning import differences, meaning, under_any_name, with_metadata
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
-from lora_inspect.files.header_rewrite import Headed
+from lora_inspect.files.safetensors.edit_in_place import Headed
 from lora_inspect.listing import listed, some
 
 

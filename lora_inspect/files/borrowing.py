@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from lora_inspect.files.input_file import answer_of
-from lora_inspect.files.span import Span
+from lora_inspect.files.safetensors.span import Span
 from lora_inspect.stores.address import scheme_of
 from lora_inspect.stores.answers import Answer
 from lora_inspect.stores.parts import Borrowed, part_size

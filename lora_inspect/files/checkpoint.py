@@ -7,13 +7,11 @@ from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.bounds import TENSORS, too_many_tensors
-from lora_inspect.files.dtypes import decode_number
-from lora_inspect.files.foreign import PICKLE_ENDINGS, is_gguf, is_weights, likely_weights
-from lora_inspect.files.found_checkpoints import ADAPTER_CONFIG, ShardSet, is_config_alone, read_weights, set_of
-from lora_inspect.files.header import TensorInfo, identified_header, read_header
+from lora_inspect.files.discovery import ADAPTER_CONFIG, ShardSet, is_config_alone, read_weights, set_of
+from lora_inspect.files.file_types import PICKLE_ENDINGS, is_gguf, is_weights, likely_weights
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.json_files import read_index, read_json
-from lora_inspect.files.places import (
+from lora_inspect.files.locations import (
     begin_reading,
     exists,
     is_file,
@@ -25,6 +23,8 @@ from lora_inspect.files.places import (
     settled,
     shown,
 )
+from lora_inspect.files.safetensors.dtypes import decode_number
+from lora_inspect.files.safetensors.header import TensorInfo, identified_header, read_header
 from lora_inspect.records import NamedTuple
 
 
@@ -190,7 +190,7 @@ def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
 
 def _gguf_file(file: str, named: str, root: str | None) -> Checkpoint:
     """An adapter of llama.cpp, whose header says all: a config beside it is that of what it was converted from."""
-    from lora_inspect.files.gguf_header import read_gguf
+    from lora_inspect.files.gguf.gguf_header import read_gguf
 
     tensors, metadata, identity, alpha = read_gguf(file)
     return Checkpoint(

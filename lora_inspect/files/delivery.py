@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from lora_inspect.files.input_file import Identity
-from lora_inspect.files.made_output import MadeOutput
+from lora_inspect.files.pending_output import MadeOutput
 from lora_inspect.progress import Progress, silent
 from lora_inspect.stores.address import is_remote
 
@@ -18,7 +18,7 @@ def delivered(
     The rest is as `sent_to_store` has it.
     """
     if is_remote(output):
-        from lora_inspect.files.store_delivery import sent_to_store
+        from lora_inspect.files.upload import sent_to_store
 
         with sent_to_store(output, inputs, force, progress) as sending:
             yield sending

@@ -8,11 +8,11 @@ Sources: `precalculate_safetensors_hashes` of sd-scripts, and Stability AI's Mod
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from lora_inspect.files.contents import Content, chunks_of, renamed
-from lora_inspect.files.dtypes import BITS
-from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity, InputFile
-from lora_inspect.files.writer import encode_header
+from lora_inspect.files.safetensors.contents import Content, chunks_of, renamed
+from lora_inspect.files.safetensors.dtypes import BITS
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.files.safetensors.writer import encode_header
 from lora_inspect.progress import Progress, silent
 from lora_inspect.records import NamedTuple
 

@@ -217,7 +217,7 @@ def read_whole(
 def identify(path: str) -> Identity:
     """Which file `path` leads to; raises LoraInspectError where there was one and is none any more."""
     if is_remote(path):
-        from lora_inspect.stores.looks import look
+        from lora_inspect.stores.stat import look
 
         found = look(path)
         if found is None or found.answer is None:

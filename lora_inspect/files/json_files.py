@@ -4,7 +4,7 @@ from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.bounds import JSON_BYTES, JSON_ITEMS
-from lora_inspect.files.foreign import START_BYTES, refuse_format
+from lora_inspect.files.file_types import START_BYTES, refuse_format
 from lora_inspect.files.input_file import Identity, read_whole
 from lora_inspect.files.json_text import parse_json
 

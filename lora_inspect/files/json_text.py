@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from lora_inspect.files.bounds import JSON_ITEMS
-from lora_inspect.files.dtypes import SIZES
+from lora_inspect.files.safetensors.dtypes import SIZES
 
 
 def parse_json(text: str | bytes | bytearray) -> Any:

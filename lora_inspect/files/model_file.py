@@ -3,9 +3,9 @@
 import os
 
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
-from lora_inspect.files.foreign import is_gguf
-from lora_inspect.files.gguf_format import ADAPTER
-from lora_inspect.files.places import is_file, looking, settled, shown
+from lora_inspect.files.file_types import is_gguf
+from lora_inspect.files.gguf.gguf_format import ADAPTER
+from lora_inspect.files.locations import is_file, looking, settled, shown
 
 
 def open_model(path: str) -> Checkpoint:
@@ -18,8 +18,8 @@ def open_model(path: str) -> Checkpoint:
 def _open(path: str, named: str) -> Checkpoint:
     if not is_file(path) or not is_gguf(path):
         return open_checkpoint(path)._replace(path=named)
-    from lora_inspect.files.gguf_kind import kind_of_gguf
-    from lora_inspect.files.gguf_model import read_gguf_model
+    from lora_inspect.files.gguf.gguf_kind import kind_of_gguf
+    from lora_inspect.files.gguf.gguf_model import read_gguf_model
 
     if kind_of_gguf(path) == ADAPTER:
         return open_checkpoint(path)._replace(path=named)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.places import join, names_in
+from lora_inspect.files.locations import join, names_in
 from lora_inspect.stores.address import is_remote
 
 # How many names of a folder are looked at, and how many of these are compared letter by letter.
@@ -43,7 +43,7 @@ def nearest_path(path: str) -> str | None:
 
     A link that leads nowhere is not near itself, and what a run has left behind is what nobody means.
     """
-    from lora_inspect.files.partial import is_leftover
+    from lora_inspect.files.temp_files import is_leftover
 
     folder, name = os.path.split(path.rstrip(os.sep))
     try:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.foreign import PICKLE_ENDINGS
+from lora_inspect.files.file_types import PICKLE_ENDINGS
 from lora_inspect.files.outputs import is_input
 from lora_inspect.files.store_outputs import output_address
 from lora_inspect.stores.address import is_remote, join

@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 
 from lora_inspect.errors import DiskRefused, LoraInspectError
 from lora_inspect.files.input_file import Identity, check_unchanged
-from lora_inspect.files.partial import claimed, is_of_dead_run, left_under, replace_folder, without_slash
 from lora_inspect.files.store_outputs import check_store_output, check_store_replaceable, is_input_address
 from lora_inspect.files.system import create, is_at, rename_new, sync_file, sync_folder
+from lora_inspect.files.temp_files import claimed, is_of_dead_run, left_under, replace_folder, without_slash
 from lora_inspect.stores.address import is_remote
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -101,7 +101,7 @@ def new_file(
     proved here.
     """
     if is_remote(output):
-        from lora_inspect.files.store_delivery import sent_to_store
+        from lora_inspect.files.upload import sent_to_store
 
         with sent_to_store(output, inputs, force) as sending, new_file(sending.path, inputs, prove=prove) as descriptor:
             yield descriptor
@@ -138,7 +138,7 @@ def new_folder(output: str, inputs: Mapping[str, Identity] | None = None, force:
     read. To a store goes what is made here.
     """
     if is_remote(output):
-        from lora_inspect.files.store_delivery import sent_to_store
+        from lora_inspect.files.upload import sent_to_store
 
         with sent_to_store(output, inputs, force) as sending, new_folder(sending.path, inputs) as folder:
             yield folder

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import InputFile
+from lora_inspect.files.safetensors.header import TensorInfo
 
 # Both pieces stay in the second-level cache.
 _PIECE = 1 << 18

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.stores.address import HF, S3, VERSION, named, scheme_of
-from lora_inspect.stores.file_systems import file_system
+from lora_inspect.stores.client import file_system
 
 if TYPE_CHECKING:
     from lora_inspect.stores.s3_requests import S3Store

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from lora_inspect import schemes
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.dtypes import PLAIN_FLOATS
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.match import Matching
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.reading.adapter import Adapter

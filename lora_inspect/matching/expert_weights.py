@@ -9,7 +9,7 @@ from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.architectures.families.llm import EXPERT_PARAMETERS
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.records import NamedTuple
 
 # The head of a model that gives a class to every token.

@@ -8,7 +8,7 @@ from lora_inspect.architectures import open_clip
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.expert_landing import of_all, of_one
 from lora_inspect.matching.homes import Home
 from lora_inspect.matching.orientation import Covered, Layer, Orientation, covered_shape

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect.algorithms.record import SEEN
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.residual_init import PISSA
 from lora_inspect.records import NamedTuple

@@ -6,8 +6,8 @@ A change of the one weight is one of both, while the adapter of PEFT is at work 
 """
 
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import InputFile
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import leaf_of, path_of
 from lora_inspect.reading.contribution import Contribution, Module

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import InputFile
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.fp8 import FP8_DTYPES, narrow, widen
 from lora_inspect.maths.products import ROWS_AT_ONCE
 from lora_inspect.records import NamedTuple

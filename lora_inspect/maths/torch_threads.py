@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.held_signals import held_signals
+from lora_inspect.files.deferred_signals import held_signals
 from lora_inspect.files.system import usable_cores
 
 # libgomp, which torch's wheels for Linux bring, lets a thread that waits turn in a loop 300,000 times. Where another

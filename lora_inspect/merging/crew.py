@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.held_signals import told_of_signals
+from lora_inspect.files.deferred_signals import told_of_signals
 from lora_inspect.merging.in_order import InOrder
 from lora_inspect.progress import Progress
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lora_inspect.files.borrowing import Borrowing
-from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity
-from lora_inspect.files.writer import TensorPlan, Writer, in_file_order
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.files.safetensors.writer import TensorPlan, Writer, in_file_order
 from lora_inspect.matching.expert_weights import as_matrix
 from lora_inspect.merging.crew import Job
 from lora_inspect.merging.keeping import Keeping

@@ -5,8 +5,8 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_inspect.files.dtypes import BITS
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.dtypes import BITS
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.looked_rows import FEW_BITS, looked_rows
 from lora_inspect.merging.kept import KeptAdapter, KeptWeight, worst_of
 from lora_inspect.merging.links import Fold

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.dtypes import BITS
+from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.listing import counted, listed
 from lora_inspect.merging.rounding import NEAREST, OPTION, STOCHASTIC
 from lora_inspect.printable import shortened

@@ -12,7 +12,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from lora_inspect.algorithms.weight_shapes import other_than
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.orientation import covered_shape
 from lora_inspect.matching.place import Place, Placed
 from lora_inspect.maths.chain import folded, settled

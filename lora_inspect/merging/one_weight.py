@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from lora_inspect.files.header import TensorInfo
-from lora_inspect.files.writer import Writer
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.files.safetensors.writer import Writer
 from lora_inspect.maths.chain import Link, fold_all, settled, together_in
 from lora_inspect.maths.change import Measure, holds_all
 from lora_inspect.maths.kept_sums import KeptSums, both

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 
 from lora_inspect.files.base_folder import copy_side_files
 from lora_inspect.files.borrowing import Borrowing
-from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity
-from lora_inspect.files.writer import ROOM, encode_header, in_file_order
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.files.safetensors.writer import ROOM, encode_header, in_file_order
 from lora_inspect.merging.folded_weights import Folding, Written, write_folded
 from lora_inspect.merging.keeping import Keeping
 from lora_inspect.merging.plan import MergePlan

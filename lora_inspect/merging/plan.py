@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.base_folder import SideFiles, find_side_files
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
-from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.match import match
 from lora_inspect.matching.orientation import Orientation, check_answers, together
 from lora_inspect.matching.recorded_base import other_base_notes

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.dtypes import BITS
+from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.listing import listed
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.hashes import file_sha256, sha256_behind
-from lora_inspect.files.header import read_header
-from lora_inspect.files.made_output import MadeOutput
-from lora_inspect.files.partial import remove_leftovers
-from lora_inspect.files.parts import PartsFolder
-from lora_inspect.files.writer import rewrite_header, rewrite_tensor
+from lora_inspect.files.pending_output import MadeOutput
+from lora_inspect.files.safetensors.header import read_header
+from lora_inspect.files.safetensors.writer import rewrite_header, rewrite_tensor
+from lora_inspect.files.shard_staging import PartsFolder
+from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.listing import counted, some
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.dealing import Share, taken

@@ -12,8 +12,8 @@ from lora_inspect.codecs.record import BY_CONFIG, NOWHERE, UnknownCodec
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.base_folder import SideFiles
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.dtypes import BITS, FP8, PLAIN_FLOATS
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.dtypes import BITS, FP8, PLAIN_FLOATS
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.merging.model_configs import CONFIG, QUANTIZATION, read_config, with_type, without_codes
 from lora_inspect.reading.coded_weights import BaseCodecs, CodedWeight
 from lora_inspect.reading.quantisation import has_codes, quantisation_settings

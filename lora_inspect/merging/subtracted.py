@@ -13,7 +13,7 @@ from math import lcm
 import torch
 from torch import Tensor
 
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.change import Change
 from lora_inspect.maths.preimages import preimages, rounding_interval
 from lora_inspect.maths.tensor_reader import TORCH_DTYPES, Cut, cut

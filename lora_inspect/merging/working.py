@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from lora_inspect.files.dtypes import BITS
+from lora_inspect.files.safetensors.dtypes import BITS
 
 SINGLE, DOUBLE = "F32", "F64"
 _MOST_BITS_OF_SINGLE = 16

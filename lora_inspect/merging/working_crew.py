@@ -6,10 +6,10 @@ from functools import partial
 from heapq import merge
 from operator import itemgetter
 
-from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import HeldInput, InputFile
-from lora_inspect.files.span import Span
-from lora_inspect.files.writer import Writer
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.files.safetensors.span import Span
+from lora_inspect.files.safetensors.writer import Writer
 from lora_inspect.maths.tensor_reader import RowBlocks
 from lora_inspect.maths.torch_threads import computing_threads, one_thread, own_threads
 from lora_inspect.merging.crew import Crew, Job, Member

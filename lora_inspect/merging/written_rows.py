@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.merging.links import Fold
 from lora_inspect.records import NamedTuple
 

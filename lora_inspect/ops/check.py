@@ -11,10 +11,10 @@ from lora_inspect.checking.rules import UNREADABLE, find_problems
 from lora_inspect.checking.subject import Subject
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.files.found_checkpoints import find_checkpoints, is_collection, stored_bytes
+from lora_inspect.files.discovery import find_checkpoints, is_collection, stored_bytes
+from lora_inspect.files.locations import exists
 from lora_inspect.files.output_names import file_output
 from lora_inspect.files.outputs import check_output
-from lora_inspect.files.places import exists
 from lora_inspect.progress import Progress, Share, silent
 from lora_inspect.reading.problem import ERROR, SEVERITIES, Problem
 from lora_inspect.reading.settings import Settings

@@ -13,9 +13,9 @@ from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.plan import ConversionPlan, plan_conversion
 from lora_inspect.converting.received import Received
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.contents import renamed
 from lora_inspect.files.hashes import sshs_hashes
-from lora_inspect.files.partial import remove_leftovers
+from lora_inspect.files.safetensors.contents import renamed
+from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.matching.orientation import Orientation, in_record
 from lora_inspect.matching.recorded_base import other_base_notes
 from lora_inspect.maths.dora import OF_BASE

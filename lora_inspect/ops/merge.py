@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable
 
 from lora_inspect.files.delivery import delivered
-from lora_inspect.files.made_output import MadeOutput
 from lora_inspect.files.outputs import new_folder
-from lora_inspect.files.partial import remove_leftovers
-from lora_inspect.files.parts import PartsFolder
-from lora_inspect.files.writer import rewrite_tensor
+from lora_inspect.files.pending_output import MadeOutput
+from lora_inspect.files.safetensors.writer import rewrite_tensor
+from lora_inspect.files.shard_staging import PartsFolder
+from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.keeping import Keeping, kept_of
 from lora_inspect.merging.kept import KeptAdapter, check_kept

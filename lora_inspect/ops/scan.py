@@ -6,7 +6,7 @@ from contextlib import closing
 from functools import partial
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.found_checkpoints import find_checkpoints, is_collection
+from lora_inspect.files.discovery import find_checkpoints, is_collection
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.settings import Settings
 from lora_inspect.scanning.same_tensors import Duplicates

@@ -7,7 +7,7 @@ what a config of PEFT says of single modules, are no part of such a file. Source
 from collections.abc import Iterator
 
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.claim import Claims
 from lora_inspect.reading.evidence import Evidence
 
@@ -22,6 +22,6 @@ def claim_alpha_of_all(claims: Claims, alpha: TensorInfo | None) -> Claims:
 def about_alpha_of_all(checkpoint: Checkpoint) -> Iterator[Evidence]:
     """What the header says of the scale."""
     if checkpoint.alpha is not None:
-        from lora_inspect.files.gguf_format import ALPHA_KEY
+        from lora_inspect.files.gguf.gguf_format import ALPHA_KEY
 
         yield Evidence("scale", "llama.cpp divides the alpha of all modules by the rank of each", ALPHA_KEY)

@@ -9,9 +9,9 @@ from contextlib import suppress
 from lora_inspect.codecs import storing
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.dtypes import PLAIN_FLOATS
-from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.model_file import open_model
+from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.coded_weights import BaseCodecs
 from lora_inspect.reading.quantisation import quantisation_settings
 

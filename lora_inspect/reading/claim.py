@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms.record import Algorithm
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths import dora
 from lora_inspect.reading.contribution import Contribution, Magnitude, Module
 from lora_inspect.reading.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from lora_inspect import algorithms, schemes
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.alike_modules import AlikeModules
 from lora_inspect.reading.claim import Claims, claim
 from lora_inspect.reading.contribution import Module

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lora_inspect import algorithms
-from lora_inspect.files.found_checkpoints import MLX_WEIGHTS, PEFT_WEIGHTS
+from lora_inspect.files.discovery import MLX_WEIGHTS, PEFT_WEIGHTS
 from lora_inspect.listing import some
 from lora_inspect.reading.evidence import Evidence
 from lora_inspect.reading.file_reading import FileReading

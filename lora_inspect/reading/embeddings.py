@@ -7,7 +7,7 @@ lora, textual inversion of sd-scripts, A1111 and diffusers.
 
 from collections.abc import Mapping, Sequence
 
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.listing import some
 from lora_inspect.reading.claim import Claims
 from lora_inspect.records import NamedTuple

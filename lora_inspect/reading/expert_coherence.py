@@ -10,8 +10,8 @@ from itertools import combinations
 from math import isfinite, sqrt
 
 from lora_inspect.files.checkpoint import Checkpoint, read_row
-from lora_inspect.files.dtypes import FP8, PLAIN_FLOATS, decode_number
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS, decode_number
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.expert_packing import GROUPED_BY_EXPERT, PACKINGS
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.expert_packing import OPTION, packing_of

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.found_checkpoints import PEFT_WEIGHTS
+from lora_inspect.files.discovery import PEFT_WEIGHTS
 from lora_inspect.reading import peft_config
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.peft_config import LORA_TYPE, ModuleSettings

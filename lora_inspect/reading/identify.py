@@ -9,7 +9,7 @@ from lora_inspect.architectures.detection import Detection, candidates
 from lora_inspect.architectures.patterns import pattern_of, patterns_of
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import BASE_PREFIXES, is_weight, path_of

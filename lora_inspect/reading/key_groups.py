@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.suffixes import ParsedKey
 
 # What a group of tensors is like.

@@ -8,7 +8,7 @@ from lora_inspect.architectures.gguf import Heads
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.json_files import read_json
-from lora_inspect.files.places import exists, is_file, is_folder, join
+from lora_inspect.files.locations import exists, is_file, is_folder, join
 from lora_inspect.records import NamedTuple
 
 NAME = "config.json"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.contribution import UNSCALED, Contribution, Magnitude, Module
 from lora_inspect.records import made
 from lora_inspect.schemes.record import ModuleName

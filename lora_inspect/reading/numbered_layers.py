@@ -9,8 +9,8 @@ cloneofsimo's lora, `UNet2DConditionModel` and `BasicTransformerBlock` of diffus
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.json_text import parse_json
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.listing import listed
 from lora_inspect.reading.problem import Finding
 from lora_inspect.reading.suffixes import ParsedKey

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.text_encoders import TITLES, TextEncoder
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.header import TensorInfo, count_elements
+from lora_inspect.files.safetensors.header import TensorInfo, count_elements
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base_names import BASE_PREFIXES, EXPERTS
 from lora_inspect.reading.contribution import Contribution, Module

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 
 from lora_inspect.codecs import setting_names
 from lora_inspect.codecs.descriptions import MARKER
-from lora_inspect.files.dtypes import PLAIN_FLOATS
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
+from lora_inspect.files.safetensors.header import TensorInfo
 
 # What a module calls its weight, where a quantiser may have put codes.
 _WEIGHTS = ("weight", "qweight", "weight_packed", "weight_q", "W_q", "codes")

@@ -9,7 +9,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING
 
 from lora_inspect.files.checkpoint import Checkpoint, read_row
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.alike_modules import changes_of_kinds
 from lora_inspect.reading.claim import Claims, claim
 from lora_inspect.reading.claim_plan import claim_as_before

@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_inspect import schemes
 from lora_inspect.algorithms.saved import NAME, ORIGINAL, SAVED, TWIN, saved
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.listing import some
 from lora_inspect.reading.claim import Claims
 from lora_inspect.reading.contribution import Contribution, Module

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from lora_inspect import algorithms
 from lora_inspect.algorithms.record import Algorithm
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.claim import Claims
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.problem import Finding

@@ -17,7 +17,8 @@ import yarl
 
 from lora_inspect.stores.address import HTTP, HTTPS, scheme_of, whole
 from lora_inspect.stores.answers import Answer, Sink
-from lora_inspect.stores.failures import (
+from lora_inspect.stores.client import file_system
+from lora_inspect.stores.store_failures import (
     Transient,
     leads_nowhere,
     less_safe,
@@ -28,7 +29,6 @@ from lora_inspect.stores.failures import (
     untrusted,
     whole_files_only,
 )
-from lora_inspect.stores.file_systems import file_system
 
 _CHUNK = 1 << 20
 _REDIRECTS, _MOST_REDIRECTS = (301, 302, 303, 307, 308), 10

@@ -12,8 +12,8 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.records import NamedTuple
 from lora_inspect.remembering import Remembered
 from lora_inspect.stores.answers import Answer, Found, Sink
-from lora_inspect.stores.failures import Transient, missing, of_status
 from lora_inspect.stores.http import get_from
+from lora_inspect.stores.store_failures import Transient, missing, of_status
 
 _KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
 _FORM = "hf://OWNER/NAME/PATH, or hf://OWNER/NAME@REVISION/PATH"

@@ -6,7 +6,7 @@ from lora_inspect.errors import changed
 from lora_inspect.stores import requests
 from lora_inspect.stores.ahead import Ahead, ahead_of
 from lora_inspect.stores.answers import Answer, Found
-from lora_inspect.stores.looks import START, look_at_file, start_of
+from lora_inspect.stores.stat import START, look_at_file, start_of
 
 
 class RemoteFile:

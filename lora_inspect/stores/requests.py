@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from lora_inspect.stores.address import HF, S3, scheme_of
 from lora_inspect.stores.answers import Answer, Sink
-from lora_inspect.stores.failures import Transient
-from lora_inspect.stores.file_systems import file_system
+from lora_inspect.stores.client import file_system
 from lora_inspect.stores.retries import Tries
+from lora_inspect.stores.store_failures import Transient
 from lora_inspect.stores.waiting import waits
 
 AT_ONCE = 8

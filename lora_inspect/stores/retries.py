@@ -2,7 +2,7 @@
 
 import random
 
-from lora_inspect.stores.failures import Transient, gave_up
+from lora_inspect.stores.store_failures import Transient, gave_up
 
 TRIES = 6
 # In seconds: the first pause, which doubles from one to the next, and the longest that a server may ask for.

@@ -12,8 +12,15 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from lora_inspect.stores.address import VERSION, join
 from lora_inspect.stores.answers import Answer, Found, Sink
-from lora_inspect.stores.failures import Missing, Transient, missing, of_status, whole_files_only, without_credentials
-from lora_inspect.stores.file_systems import file_system
+from lora_inspect.stores.client import file_system
+from lora_inspect.stores.store_failures import (
+    Missing,
+    Transient,
+    missing,
+    of_status,
+    whole_files_only,
+    without_credentials,
+)
 
 _CHUNK = 1 << 20
 _PASSING = ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "InternalError", "ServiceUnavailable")

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.progress import Progress, silent
-from lora_inspect.stores.file_systems import file_system
+from lora_inspect.stores.client import file_system
 from lora_inspect.stores.s3 import object_at
 
 Reply = dict[str, Any]

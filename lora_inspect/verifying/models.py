@@ -7,9 +7,9 @@ from lora_inspect.codecs import stored_types
 from lora_inspect.codecs.record import UnknownCodec
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.dtypes import PLAIN_FLOATS
-from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.near_names import nearest_name
+from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.coded_weights import BaseCodecs, CodedWeight, plain_weight
 from lora_inspect.reading.kinds import ADAPTER, kind_of

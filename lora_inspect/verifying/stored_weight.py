@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lora_inspect.files.dtypes import PLAIN_FLOATS
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.spacing import GRIDS, ROUNDING, grid_of, rounded, spacing
 from lora_inspect.maths.tensor_reader import RowBlocks
 from lora_inspect.reading.coded_weights import CodedWeight

@@ -4,7 +4,7 @@ from math import sqrt
 
 import torch
 
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.same_bytes import are_same_bytes
 from lora_inspect.maths.tensor_reader import RowBlocks
 from lora_inspect.reading.coded_weights import CodedWeight

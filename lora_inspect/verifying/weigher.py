@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.chain import Link, settled
 from lora_inspect.maths.tensor_reader import RowBlocks
 from lora_inspect.merging.factor_reader import FactorReader

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lora_inspect.algorithms import lora
 from lora_inspect.algorithms.record import Algorithm, Role, Shapes, Surroundings
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths import fusing
 from lora_inspect.maths.dora import OUTPUT
 from lora_inspect.reading.claim import Claims, claim

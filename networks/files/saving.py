@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_inspect.files.byte_copy import write_all
-from lora_inspect.files.contents import Content, write_contents
 from lora_inspect.files.hashes import sshs_hashes
 from lora_inspect.files.outputs import new_file
-from lora_inspect.files.partial import remove_leftovers
-from lora_inspect.files.writer import TensorPlan
+from lora_inspect.files.safetensors.byte_copy import write_all
+from lora_inspect.files.safetensors.contents import Content, write_contents
+from lora_inspect.files.safetensors.writer import TensorPlan
+from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD, alpha_growth
 from lora_inspect.reading.evidence import SCALE_KEY
 from lora_inspect.reading.residual_init import INCLUDED, INITIAL_FACTORS_KEY

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from lora_inspect.checking import measured
 from lora_inspect.checking.measured import measure, product_rms
-from lora_inspect.files.header import read_header
+from lora_inspect.files.safetensors.header import read_header
 from lora_inspect.progress import silent
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)

@@ -12,8 +12,8 @@ import pytest
 from safetensors import safe_open
 
 from lora_inspect.editing.named_values import NAMED
-from lora_inspect.files.header_rewrite import read_headed
-from lora_inspect.files.torn_header import JOURNAL_ENDING, Journal
+from lora_inspect.files.safetensors.edit_in_place import read_headed
+from lora_inspect.files.safetensors.header_recovery import JOURNAL_ENDING, Journal
 
 PICTURES = {
     "image/jpeg": b"\xff\xd8\xff\xe0" + bytes(20),

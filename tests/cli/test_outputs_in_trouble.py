@@ -11,8 +11,8 @@ import torch
 from adapters import base, loras
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files import partial as partial_module
-from lora_inspect.files import writer
+from lora_inspect.files import temp_files as partial_module
+from lora_inspect.files.safetensors import writer
 from networks.files import saving
 
 RANDOM = "0123456789abcdef"

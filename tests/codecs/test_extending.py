@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import lora_inspect.codecs.int8 as shown
 from lora_inspect import codecs
 from lora_inspect.codecs.record import Codec
-from lora_inspect.files.dtypes import PLAIN_FLOATS
+from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 

@@ -6,7 +6,7 @@ from oracles import oracle
 
 from lora_inspect.codecs.nvfp4 import Scales, decoded
 from lora_inspect.codecs.scale_tiles import padded
-from lora_inspect.files.dtypes import decode_number
+from lora_inspect.files.safetensors.dtypes import decode_number
 
 kitchen = oracle("comfy_kitchen")
 pytestmark = pytest.mark.numeric

@@ -11,7 +11,7 @@ from lora_inspect.consumers.framed_keys import FramedKeys, loader_for
 from lora_inspect.consumers.remembered import verdicts_on
 from lora_inspect.consumers.verdict import judge_each
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.found_checkpoints import find_checkpoints
+from lora_inspect.files.discovery import find_checkpoints
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.kinds import ADAPTER
 

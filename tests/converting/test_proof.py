@@ -16,8 +16,8 @@ import lora_inspect.converting.standard_output as standard_output
 import lora_inspect.converting.steps as steps
 import lora_inspect.ops.convert as op
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.contents import renamed
-from lora_inspect.files.writer import TensorPlan
+from lora_inspect.files.safetensors.contents import renamed
+from lora_inspect.files.safetensors.writer import TensorPlan
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 
 pytestmark = pytest.mark.numeric

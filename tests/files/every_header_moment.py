@@ -22,7 +22,7 @@ NAME, PIECE = "a.safetensors", 64
 
 
 def set_up(place):
-    from lora_inspect.files.writer import TensorPlan, encode_header
+    from lora_inspect.files.safetensors.writer import TensorPlan, encode_header
 
     os.mkdir(place)
     with open(os.path.join(place, NAME), "wb") as handle:
@@ -30,8 +30,8 @@ def set_up(place):
 
 
 def rewrite(place, in_place):
-    from lora_inspect.files.header_journal import editing
-    from lora_inspect.files.header_rewrite import read_headed, write_anew, write_in_place
+    from lora_inspect.files.safetensors.edit_in_place import read_headed, write_anew, write_in_place
+    from lora_inspect.files.safetensors.header_journal import editing
 
     file = os.path.join(place, NAME)
     with editing(file) as own:
@@ -42,8 +42,8 @@ def rewrite(place, in_place):
 
 
 def put_all_right(place):
-    from lora_inspect.files.header_journal import put_right
-    from lora_inspect.files.partial import remove_leftovers
+    from lora_inspect.files.safetensors.header_journal import put_right
+    from lora_inspect.files.temp_files import remove_leftovers
 
     for name in os.listdir(place):
         os.utime(os.path.join(place, name), (time.time() - 100,) * 2)
@@ -53,7 +53,7 @@ def put_all_right(place):
 
 def state(place):
     from lora_inspect.errors import LoraInspectError
-    from lora_inspect.files.header import read_header
+    from lora_inspect.files.safetensors.header import read_header
 
     try:
         about = read_header(os.path.join(place, NAME))[1]

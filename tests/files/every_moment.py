@@ -23,7 +23,7 @@ OLD, NEW = "old", "new"
 
 def write_file(output, force, text=NEW):
     from lora_inspect.files.outputs import new_file
-    from lora_inspect.files.partial import remove_leftovers
+    from lora_inspect.files.temp_files import remove_leftovers
 
     notes = remove_leftovers(output)
     with new_file(output, force=force) as descriptor:
@@ -34,7 +34,7 @@ def write_file(output, force, text=NEW):
 
 def write_folder(output, force, text=NEW):
     from lora_inspect.files.outputs import new_folder
-    from lora_inspect.files.partial import remove_leftovers
+    from lora_inspect.files.temp_files import remove_leftovers
 
     notes = remove_leftovers(output)
     with new_folder(output, force=force) as folder:

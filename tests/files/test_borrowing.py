@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_inspect.files.borrowing import Borrowing
-from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity
-from lora_inspect.files.span import Span
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.files.safetensors.span import Span
 from lora_inspect.stores import parts
 from lora_inspect.stores.parts import part_size
 

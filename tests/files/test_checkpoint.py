@@ -11,7 +11,7 @@ from strategies import stored_numbers
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files import checkpoint as checkpoint_module
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.files.found_checkpoints import find_checkpoints, is_checkpoint_folder
+from lora_inspect.files.discovery import find_checkpoints, is_checkpoint_folder
 
 SHARDED = "diffusion_pytorch_model"
 

@@ -9,7 +9,7 @@ from make_synthetic import element
 from safetensors.torch import _TYPES
 from strategies import stored_numbers
 
-from lora_inspect.files.dtypes import BITS, PLAIN_FLOATS, decode_number
+from lora_inspect.files.safetensors.dtypes import BITS, PLAIN_FLOATS, decode_number
 
 
 @pytest.mark.parametrize(("name", "dtype"), _TYPES.items(), ids=_TYPES)

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from lora_inspect.files import early_sync, system
-from lora_inspect.files.early_sync import EarlySync
+from lora_inspect.files import system
+from lora_inspect.files.safetensors import early_sync
+from lora_inspect.files.safetensors.early_sync import EarlySync
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.files.gguf_header import read_gguf
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.gguf.gguf_header import read_gguf
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.tensor_reader import load
 
 A, B = "blk.0.attn_q.weight.lora_a", "blk.0.attn_q.weight.lora_b"

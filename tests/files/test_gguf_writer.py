@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.contents import Content, renamed
-from lora_inspect.files.gguf_header import read_gguf
-from lora_inspect.files.gguf_writer import write_gguf
+from lora_inspect.files.gguf.gguf_header import read_gguf
+from lora_inspect.files.gguf.gguf_writer import write_gguf
 from lora_inspect.files.input_file import identify
-from lora_inspect.files.writer import TensorPlan
+from lora_inspect.files.safetensors.contents import Content, renamed
+from lora_inspect.files.safetensors.writer import TensorPlan
 
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
 

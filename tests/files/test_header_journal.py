@@ -10,11 +10,11 @@ import pytest
 from platforms import PLATFORMS
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files import header_journal
-from lora_inspect.files.header import read_header
-from lora_inspect.files.header_journal import editing, put_right
-from lora_inspect.files.header_rewrite import read_headed, write_in_place
-from lora_inspect.files.torn_header import JOURNAL_ENDING, Journal
+from lora_inspect.files.safetensors import header_journal
+from lora_inspect.files.safetensors.edit_in_place import read_headed, write_in_place
+from lora_inspect.files.safetensors.header import read_header
+from lora_inspect.files.safetensors.header_journal import editing, put_right
+from lora_inspect.files.safetensors.header_recovery import JOURNAL_ENDING, Journal
 
 PYTHONPATH = os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parents[1])))
 SCRIPT = Path(__file__).with_name("every_header_moment.py")

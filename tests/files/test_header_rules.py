@@ -11,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 from strategies import damaged, metadata, tensor_plans
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files import header_text
-from lora_inspect.files.dtypes import BITS
-from lora_inspect.files.header import read_header
-from lora_inspect.files.writer import TensorPlan, encode_header
+from lora_inspect.files.safetensors import strict_header
+from lora_inspect.files.safetensors.dtypes import BITS
+from lora_inspect.files.safetensors.header import read_header
+from lora_inspect.files.safetensors.writer import TensorPlan, encode_header
 
 
 def entry(dtype='"F32"', shape="[2]", offsets="[0,8]", more=""):
@@ -312,5 +312,5 @@ def test_a_header_is_read_alike_in_pieces_of_any_size(size, tmp_path, monkeypatc
         whole = read_header(str(path))
         with monkeypatch.context() as patch:
             for bound in ("_PIECE_BYTES", "_KEY_CHARACTERS", "ENTRY_CHARACTERS"):
-                patch.setattr(header_text, bound, size)
+                patch.setattr(strict_header, bound, size)
             assert read_header(str(path)) == whole

@@ -12,7 +12,7 @@ import pytest
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files import outputs, system
-from lora_inspect.files import partial as partial_module
+from lora_inspect.files import temp_files as partial_module
 from lora_inspect.files.input_file import identify
 from lora_inspect.files.outputs import check_output, check_replaceable, new_file, new_folder
 
@@ -480,9 +480,9 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_then_the_name(force, t
 # start of a process, which opens the null device in the place of streams that are closed. A journal is none, and what
 # was sent to a store is removed here.
 MAKING = {
-    "lora_inspect/start.py", "lora_inspect/files/outputs.py", "lora_inspect/files/partial.py",
-    "lora_inspect/files/header_journal.py", "lora_inspect/files/store_delivery.py",
-    "lora_inspect/files/writer.py", "lora_inspect/files/parts.py",
+    "lora_inspect/start.py", "lora_inspect/files/outputs.py", "lora_inspect/files/temp_files.py",
+    "lora_inspect/files/safetensors/header_journal.py", "lora_inspect/files/upload.py",
+    "lora_inspect/files/safetensors/writer.py", "lora_inspect/files/shard_staging.py",
     "lora_inspect/files/system.py", "lora_inspect/files/base_folder.py", "lora_inspect/converting/standard_output.py",
 }  # fmt: skip
 CALLS = {"write_text", "write_bytes", "save_file", "serialize_file", "touch", "mkstemp", "NamedTemporaryFile"}

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from strategies import damaged, metadata, names
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files import header as header_module
-from lora_inspect.files import plain_header
 from lora_inspect.files.bounds import KEY_BYTES
-from lora_inspect.files.header import read_header
-from lora_inspect.files.plain_header import LONGEST, read_plain
-from lora_inspect.files.writer import TensorPlan
+from lora_inspect.files.safetensors import header as header_module
+from lora_inspect.files.safetensors import plain_header
+from lora_inspect.files.safetensors.header import read_header
+from lora_inspect.files.safetensors.plain_header import LONGEST, read_plain
+from lora_inspect.files.safetensors.writer import TensorPlan
 from lora_inspect.remembering import Remembered
 
 SPELLINGS = {"without blanks": (",", ":"), "with blanks": (", ", ": ")}

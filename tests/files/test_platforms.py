@@ -12,7 +12,7 @@ PLAYING = """
 import json, os, sys
 from platforms import PLATFORMS
 PLATFORMS[sys.argv[1]].play()
-from lora_inspect.files.partial import _LOCKED, claimed, remove_leftovers
+from lora_inspect.files.temp_files import _LOCKED, claimed, remove_leftovers
 from lora_inspect.files.system import rename_new
 
 def make(path, text):

@@ -4,7 +4,7 @@ import pytest
 
 import lora_inspect.files.same_bytes as home
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.header import read_header
+from lora_inspect.files.safetensors.header import read_header
 from lora_inspect.files.same_bytes import are_same_bytes
 
 

@@ -11,8 +11,8 @@ from strategies import metadata, tensor_plans
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files import input_file
-from lora_inspect.files.header import read_header
-from lora_inspect.files.writer import TensorPlan, Writer, encode_header, in_file_order
+from lora_inspect.files.safetensors.header import read_header
+from lora_inspect.files.safetensors.writer import TensorPlan, Writer, encode_header, in_file_order
 
 PLANS = [TensorPlan("a", "F32", (2,)), TensorPlan("b", "U8", (3,))]
 

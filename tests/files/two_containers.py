@@ -14,8 +14,8 @@ import os
 import sys
 
 from lora_inspect.cli import main
-from lora_inspect.files import writer
 from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.files.safetensors import writer
 
 NEW_NUMBERS = 0x20000000  # CLONE_NEWPID
 MULTIPLIERS = (0.5, 2.0)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from lora_inspect.files.found_checkpoints import is_checkpoint_folder
+from lora_inspect.files.discovery import is_checkpoint_folder
 
 JOURNAL = ".header-journal"
 # The folder beside an output in which jobs leave their shards for each other.

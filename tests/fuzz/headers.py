@@ -4,7 +4,7 @@ import random
 
 from fuzz.contents import Files, Weights
 from fuzz.effects import JOURNAL
-from lora_inspect.files.torn_header import Journal
+from lora_inspect.files.safetensors.header_recovery import Journal
 
 _ROOM = 800
 _WORDS = {"title": "Ink", "ss_tag_frequency": '{"a": {"ink": 3}}', "modelspec.title": "Ink", "sshs_legacy_hash": ""}

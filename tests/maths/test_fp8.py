@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_inspect.files.dtypes import decode_number
+from lora_inspect.files.safetensors.dtypes import decode_number
 from lora_inspect.maths.fp8 import narrow, widen
 
 pytestmark = pytest.mark.numeric

@@ -4,7 +4,7 @@ import pytest
 import torch
 from row_dependent_products import backwards, rounded_once, row_dependent_products, term_by_term
 
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.change import LowRank, Transposed
 from lora_inspect.maths.decomposed import DecomposedColumns, DecomposedRows, magnitude_of
 from lora_inspect.maths.dora import SPELLINGS

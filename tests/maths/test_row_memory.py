@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_inspect.files.header import read_header
+from lora_inspect.files.safetensors.header import read_header
 from lora_inspect.maths.change import Both, LowRank, Replaced, Transposed
 from lora_inspect.maths.decomposed import DecomposedColumns, DecomposedRows, Magnitude
 from lora_inspect.maths.on_rows import OnBlock, OnRows

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.files.dtypes import decode_number
+from lora_inspect.files.safetensors.dtypes import decode_number
 from lora_inspect.merging import folded_weights
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 

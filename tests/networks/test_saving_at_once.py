@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lora_inspect.files import outputs
-from lora_inspect.files import partial as partial_module
+from lora_inspect.files import temp_files as partial_module
 from lora_inspect.files.system import close_locked, create, lock
 from networks.files import saving
 

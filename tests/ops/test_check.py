@@ -13,7 +13,7 @@ from safetensors.torch import save, save_file
 
 from lora_inspect.checking import hash_lints
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.found_checkpoints import stored_bytes
+from lora_inspect.files.discovery import stored_bytes
 from lora_inspect.ops.check import CheckResult, check, fix, found_in
 from lora_inspect.reading.problem import ERROR, NOTE, SEVERITIES, WARNING, Problem
 

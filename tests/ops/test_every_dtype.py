@@ -9,8 +9,8 @@ import pytest
 from adapters import base, loras
 from safetensors import SafetensorError, deserialize
 
-from lora_inspect.files.dtypes import BITS, FP8, PLAIN_FLOATS
-from lora_inspect.files.header import read_header
+from lora_inspect.files.safetensors.dtypes import BITS, FP8, PLAIN_FLOATS
+from lora_inspect.files.safetensors.header import read_header
 
 # As many elements as fill whole bytes in every type.
 ELEMENTS = 12

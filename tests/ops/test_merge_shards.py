@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files import partial
-from lora_inspect.files import parts as parts_of_files
+from lora_inspect.files import shard_staging as parts_of_files
+from lora_inspect.files import temp_files
 from lora_inspect.files.system import create, lock
 from lora_inspect.merging import shared_merge
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
@@ -457,10 +457,10 @@ class TestTheEnd:
         for text in ("1/2", "2/2"):
             job(text, "lora:0.5")
         old = content("out")
-        monkeypatch.setattr(partial, "exchange", lambda one, other: False)
+        monkeypatch.setattr(temp_files, "exchange", lambda one, other: False)
         job("1/2", force=True)
         with monkeypatch.context() as patched:
-            patched.setattr(partial, "rename_new", died)
+            patched.setattr(temp_files, "rename_new", died)
             with pytest.raises(KeyboardInterrupt):
                 job("2/2", force=True)
         assert not os.path.exists("out")

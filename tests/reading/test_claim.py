@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import paths, ranks
 
-from lora_inspect.files.header import TensorInfo, count_elements
+from lora_inspect.files.safetensors.header import TensorInfo, count_elements
 from lora_inspect.reading.claim import claim
 
 

@@ -8,7 +8,7 @@ from strategies import odd_adapters
 
 from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms.lora import ALGORITHM
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading import claim as claim_module
 from lora_inspect.reading import claim_plan
 from lora_inspect.reading.claim import claim

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lora_inspect.files.found_checkpoints import is_checkpoint_folder
+from lora_inspect.files.discovery import is_checkpoint_folder
 
 CONFIG = {
     "peft_type": "LORA",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.quantisation import quantisation_settings, scale_beside
 
 

@@ -15,7 +15,7 @@ from range_servers import RangeServer, serving
 from lora_inspect.remembering import Remembered
 from lora_inspect.stores import address, http, requests
 from lora_inspect.stores import hub as hub_of_stores
-from lora_inspect.stores.file_systems import file_system, forget_file_systems
+from lora_inspect.stores.client import file_system, forget_file_systems
 
 
 class Bucket:

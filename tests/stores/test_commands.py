@@ -11,7 +11,7 @@ import struct
 import pytest
 from hubs import COMMIT
 
-from lora_inspect.files.places import is_of_server
+from lora_inspect.files.locations import is_of_server
 
 pytestmark = pytest.mark.slow
 BASE, SHARDED, ADAPTER = "base_f32.safetensors", "base_sharded", "dora_and_rslora_flags.safetensors"

@@ -7,8 +7,8 @@ from hubs import COMMIT, answer_as_hub
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.stores.address import split
-from lora_inspect.stores.looks import below, exists, in_folder, is_folder, look, one_look
 from lora_inspect.stores.remote_file import RemoteFile
+from lora_inspect.stores.stat import below, exists, in_folder, is_folder, look, one_look
 
 CONTENT = random.Random(9).randbytes(200_000)
 

@@ -10,9 +10,9 @@ import pytest
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.stores import http, requests
 from lora_inspect.stores.address import named
-from lora_inspect.stores.looks import START, begin, exists, is_folder, look, one_look
 from lora_inspect.stores.remote_file import RemoteFile
 from lora_inspect.stores.requests import AT_ONCE, GAP, PIECE
+from lora_inspect.stores.stat import START, begin, exists, is_folder, look, one_look
 
 SIZE = 3 * PIECE + 12_345
 CONTENT = random.Random(7).randbytes(SIZE)

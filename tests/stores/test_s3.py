@@ -6,9 +6,9 @@ import pytest
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.stores.address import split
-from lora_inspect.stores.file_systems import file_system, forget_file_systems
-from lora_inspect.stores.looks import START, below, exists, in_folder, is_folder, look, one_look
+from lora_inspect.stores.client import file_system, forget_file_systems
 from lora_inspect.stores.remote_file import RemoteFile
+from lora_inspect.stores.stat import START, below, exists, in_folder, is_folder, look, one_look
 
 CONTENT = random.Random(8).randbytes(300_000)
 

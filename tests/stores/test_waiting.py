@@ -7,7 +7,7 @@ import pytest
 
 from lora_inspect.cli import waiting_line as line
 from lora_inspect.stores import requests
-from lora_inspect.stores.looks import look
+from lora_inspect.stores.stat import look
 
 
 class Terminal(io.StringIO):

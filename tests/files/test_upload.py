@@ -25,7 +25,7 @@ from lora_inspect.files.outputs import is_input
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.settings import parse_arguments
 from lora_inspect.stores import parts
-from lora_inspect.stores.file_systems import forget_file_systems
+from lora_inspect.stores.client import forget_file_systems
 
 pytestmark = pytest.mark.slow
 
@@ -207,7 +207,7 @@ def test_an_upload_of_another_run_goes_on(files, store):
 
 
 def test_what_a_store_does_not_give_up_is_named(files, store, monkeypatch):
-    monkeypatch.setattr("lora_inspect.stores.uploads._PATIENCE", 2)
+    monkeypatch.setattr("lora_inspect.stores.multipart_upload._PATIENCE", 2)
     store.trouble = lambda asked: 403 if asked.verb == "complete" else 500 if asked.verb == "abort" else None
     with pytest.raises(LoraInspectError, match=r"\(AccessDenied\).*; abort what stays unfinished of s3://.*/out/model"):
         merged(files, "shards", f"s3://{store.bucket}/out")
@@ -464,7 +464,7 @@ def test_a_disk_without_room_for_temporary_files_is_named(files, store, monkeypa
     def refuse(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("lora_inspect.files.writer.write_all_at", refuse)
+    monkeypatch.setattr("lora_inspect.files.safetensors.writer.write_all_at", refuse)
     with pytest.raises(LoraInspectError, match="set TMPDIR to a folder with room") as refused:
         merged(files, "shards", f"s3://{store.bucket}/out")
     assert str(refused.value).startswith(f"s3://{store.bucket}/out: it is made in {tmp_path / 'temporary'}")

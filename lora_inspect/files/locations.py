@@ -15,7 +15,7 @@ def looking(path: str) -> AbstractContextManager[object]:
     """A block in which what was found out about addresses is known still, where the path is one."""
     if not is_remote(path):
         return nullcontext()
-    from lora_inspect.stores.looks import one_look
+    from lora_inspect.stores.stat import one_look
 
     return one_look()
 
@@ -36,7 +36,7 @@ def settled(path: str) -> str:
     """
     if not is_remote(path):
         return path
-    from lora_inspect.stores.looks import look
+    from lora_inspect.stores.stat import look
 
     found = look(path)
     return found.address if found else shown(path)
@@ -46,9 +46,9 @@ def is_folder(path: str) -> bool:
     """Whether a folder is there; servers have none."""
     if not is_remote(path):
         return os.path.isdir(path)
-    from lora_inspect.stores import looks
+    from lora_inspect.stores import stat
 
-    return looks.is_folder(path)
+    return stat.is_folder(path)
 
 
 def is_file(path: str) -> bool:
@@ -60,9 +60,9 @@ def exists(path: str) -> bool:
     """Whether anything is there, a link that leads nowhere too."""
     if not is_remote(path):
         return os.path.lexists(path)
-    from lora_inspect.stores import looks
+    from lora_inspect.stores import stat
 
-    return looks.exists(path)
+    return stat.exists(path)
 
 
 def names_in(folder: str) -> list[str]:
@@ -70,7 +70,7 @@ def names_in(folder: str) -> list[str]:
     if not is_remote(folder):
         return os.listdir(folder or os.curdir)
     from lora_inspect.stores.address import split
-    from lora_inspect.stores.looks import in_folder
+    from lora_inspect.stores.stat import in_folder
 
     return [split(found.address)[1] for found in in_folder(folder)]
 
@@ -99,7 +99,7 @@ def walk(folder: str, onerror: Callable[[OSError], object] | None = None) -> Ite
 
 def _parts_below(root: str) -> Iterator[list[str]]:
     """The names that lead to each file below a folder of a store; LoraInspectError for those that no disk has."""
-    from lora_inspect.stores.looks import below
+    from lora_inspect.stores.stat import below
 
     for found in below(root):
         parts = found.address[len(root) + 1 :].split("/")
@@ -121,7 +121,7 @@ def bytes_at(path: str) -> int:
     """The size of a file; OSError or LoraInspectError where there is none."""
     if not is_remote(path):
         return os.path.getsize(path)
-    from lora_inspect.stores.looks import look_at_file
+    from lora_inspect.stores.stat import look_at_file
 
     found = look_at_file(path)
     return found.answer.bytes if found.answer else 0
@@ -130,7 +130,7 @@ def bytes_at(path: str) -> int:
 def begin_reading(files: list[str]) -> None:
     """Has the first bytes of many files come at once, where they are remote and looked at."""
     if files and is_remote(files[0]):
-        from lora_inspect.stores.looks import begin
+        from lora_inspect.stores.stat import begin
 
         begin(files)
 

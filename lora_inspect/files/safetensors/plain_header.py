@@ -12,7 +12,7 @@ from operator import itemgetter, sub
 from typing import Any
 
 from lora_inspect.files.bounds import KEY_BYTES, METADATA_KEYS
-from lora_inspect.files.dtypes import BITS
+from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.files.strict_json import is_unicode, parse_plain
 from lora_inspect.records import NamedTuple
 from lora_inspect.remembering import Remembered

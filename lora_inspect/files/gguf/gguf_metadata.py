@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.bounds import JSON_ITEMS, KEY_BYTES, METADATA_CHARACTERS, METADATA_KEYS
-from lora_inspect.files.gguf_format import ARRAY, BOOL, NUMBERS, STRING
+from lora_inspect.files.gguf.gguf_format import ARRAY, BOOL, NUMBERS, STRING
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.records import NamedTuple
 

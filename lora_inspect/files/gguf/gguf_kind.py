@@ -1,8 +1,8 @@
 """Whether a GGUF file is an adapter, by the first keys of its header: models are large, and of no use here."""
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.gguf_format import ADAPTER, MAGIC, TYPE_KEY, VERSIONS
-from lora_inspect.files.gguf_metadata import Cursor, first_value
+from lora_inspect.files.gguf.gguf_format import ADAPTER, MAGIC, TYPE_KEY, VERSIONS
+from lora_inspect.files.gguf.gguf_metadata import Cursor, first_value
 from lora_inspect.files.input_file import InputFile
 
 ENDING = ".gguf"

@@ -4,9 +4,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.byte_copy import write_all
-from lora_inspect.files.contents import Content
-from lora_inspect.files.gguf_format import (
+from lora_inspect.files.gguf.gguf_format import (
     ADAPTER,
     ADAPTER_TYPE_KEY,
     ALIGNMENT,
@@ -25,6 +23,8 @@ from lora_inspect.files.gguf_format import (
 )
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.outputs import new_file
+from lora_inspect.files.safetensors.byte_copy import write_all
+from lora_inspect.files.safetensors.contents import Content
 
 
 def write_gguf(

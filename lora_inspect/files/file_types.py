@@ -5,9 +5,9 @@ import os
 import re
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.gguf_format import MAGIC
+from lora_inspect.files.gguf.gguf_format import MAGIC
 from lora_inspect.files.input_file import InputFile
-from lora_inspect.files.places import is_of_server, join, names_in
+from lora_inspect.files.locations import is_of_server, join, names_in
 from lora_inspect.records import NamedTuple
 from lora_inspect.stores.address import is_remote
 

@@ -16,9 +16,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from lora_inspect.files.safetensors.header_recovery import JOURNAL_ENDING
 from lora_inspect.files.store_outputs import unfinished_notes
 from lora_inspect.files.system import close_locked, create, exchange, is_at, lock, open_itself, rename_new
-from lora_inspect.files.torn_header import JOURNAL_ENDING
 from lora_inspect.stores.address import is_remote
 
 _LOCK, _OLD, _GONE = ".lock", ".old", ".gone"

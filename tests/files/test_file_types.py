@@ -27,10 +27,10 @@ from PIL import Image
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.files.foreign import PICKLE_ENDINGS, START_BYTES, is_safetensors
-from lora_inspect.files.found_checkpoints import find_checkpoints, is_checkpoint_folder
-from lora_inspect.files.header import read_header
+from lora_inspect.files.discovery import find_checkpoints, is_checkpoint_folder
+from lora_inspect.files.file_types import PICKLE_ENDINGS, START_BYTES, is_safetensors
 from lora_inspect.files.input_file import InputFile
+from lora_inspect.files.safetensors.header import read_header
 
 NAMES = ["a.safetensors", "a.bin", "a.ckpt", "a.json", "a", "A.PT", "a.gguf"]
 

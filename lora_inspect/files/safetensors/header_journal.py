@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from lora_inspect.errors import LoraInspectError, changed
-from lora_inspect.files.byte_copy import write_all
-from lora_inspect.files.header import LENGTH_BYTES
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.outputs import refusing
-from lora_inspect.files.system import close_locked, create, is_at, lock, open_itself, sync_folder
-from lora_inspect.files.torn_header import (
+from lora_inspect.files.safetensors.byte_copy import write_all
+from lora_inspect.files.safetensors.header import LENGTH_BYTES
+from lora_inspect.files.safetensors.header_recovery import (
     DIGEST_BYTES,
     JOURNAL_ENDING,
     TORN,
@@ -22,6 +21,7 @@ from lora_inspect.files.torn_header import (
     journal_of,
     size_of,
 )
+from lora_inspect.files.system import close_locked, create, is_at, lock, open_itself, sync_folder
 
 _TRIES = 100
 # Where no lock tells whether a run is alive, a journal that is older than this is of one that died.

@@ -14,10 +14,10 @@ from safetensors import safe_open
 from strategies import metadata
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files import byte_copy
-from lora_inspect.files.header_journal import editing
-from lora_inspect.files.header_rewrite import read_headed, write_anew, write_in_place
-from lora_inspect.files.writer import ROOM
+from lora_inspect.files.safetensors import byte_copy
+from lora_inspect.files.safetensors.edit_in_place import read_headed, write_anew, write_in_place
+from lora_inspect.files.safetensors.header_journal import editing
+from lora_inspect.files.safetensors.writer import ROOM
 
 FALCON = "hashed/smart_falcon_4_lokr.safetensors"
 
@@ -138,7 +138,7 @@ def test_a_private_file_is_never_readable_by_others_while_it_is_written(falcon, 
         modes.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
         real(descriptor, buffer)
 
-    monkeypatch.setattr("lora_inspect.files.header_rewrite.write_all", write)
+    monkeypatch.setattr("lora_inspect.files.safetensors.edit_in_place.write_all", write)
     write_anew(read_headed(falcon), {}, falcon)
     assert modes == [0o600]
 
@@ -171,7 +171,7 @@ def test_a_file_that_is_replaced_while_it_is_copied_keeps_its_new_content(falcon
         Path(falcon + ".new").write_bytes(b"of another program")
         os.replace(falcon + ".new", falcon)
 
-    monkeypatch.setattr("lora_inspect.files.header_rewrite.copy_bytes", copy)
+    monkeypatch.setattr("lora_inspect.files.safetensors.edit_in_place.copy_bytes", copy)
     with pytest.raises(LoraInspectError, match="it changed while it was read"):
         write_anew(read_headed(falcon), {}, falcon)
     assert Path(falcon).read_bytes() == b"of another program"

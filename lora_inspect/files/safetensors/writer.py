@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from lora_inspect.files.byte_copy import Buffer, copy_bytes, write_all_at
-from lora_inspect.files.dtypes import BITS
-from lora_inspect.files.early_sync import EarlySync
-from lora_inspect.files.header import LENGTH_BYTES, TensorInfo, count_elements, read_header
 from lora_inspect.files.input_file import HeldInput, Identity, InputFile
 from lora_inspect.files.outputs import new_file
-from lora_inspect.files.span import Span
+from lora_inspect.files.safetensors.byte_copy import Buffer, copy_bytes, write_all_at
+from lora_inspect.files.safetensors.dtypes import BITS
+from lora_inspect.files.safetensors.early_sync import EarlySync
+from lora_inspect.files.safetensors.header import LENGTH_BYTES, TensorInfo, count_elements, read_header
+from lora_inspect.files.safetensors.span import Span
 from lora_inspect.progress import Progress, silent
 from lora_inspect.records import NamedTuple
 

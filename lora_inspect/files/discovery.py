@@ -5,8 +5,8 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.foreign import PICKLE_ENDINGS, is_weights
-from lora_inspect.files.places import bytes_at, is_folder, join, looking, names_in, walk
+from lora_inspect.files.file_types import PICKLE_ENDINGS, is_weights
+from lora_inspect.files.locations import bytes_at, is_folder, join, looking, names_in, walk
 from lora_inspect.records import NamedTuple
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -55,7 +55,7 @@ def find_checkpoints(folder: str) -> Iterator[str]:
 
 def _is_listed(path: str) -> bool:
     """Whether a file is one of those that a folder is looked through for: weights, and adapters of llama.cpp."""
-    from lora_inspect.files.gguf_kind import is_gguf_adapter
+    from lora_inspect.files.gguf.gguf_kind import is_gguf_adapter
 
     return is_weights(path) or is_gguf_adapter(path)
 
@@ -92,7 +92,7 @@ def is_collection(path: str) -> bool:
 
 def is_checkpoint_folder(folder: str) -> bool:
     """Whether `folder` is one checkpoint (a PEFT folder, a sharded set, one file) and not a collection of several."""
-    from lora_inspect.files.gguf_kind import is_gguf_adapter
+    from lora_inspect.files.gguf.gguf_kind import is_gguf_adapter
 
     with looking(folder):
         names = names_in(folder)

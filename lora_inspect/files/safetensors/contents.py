@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.header import TensorInfo
 from lora_inspect.files.input_file import Identity, InputFile
-from lora_inspect.files.writer import TensorPlan, Writer, in_file_order
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.files.safetensors.writer import TensorPlan, Writer, in_file_order
 from lora_inspect.progress import Progress, silent
 
 _CHUNK = 1 << 22

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from lora_inspect.files.held_signals import held_signals
+from lora_inspect.files.deferred_signals import held_signals
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.bounds import HEADER_BYTES, TENSORS, too_many_tensors
-from lora_inspect.files.dtypes import BITS, SIZES
-from lora_inspect.files.foreign import START_BYTES, refuse_foreign
+from lora_inspect.files.file_types import START_BYTES, refuse_foreign
 from lora_inspect.files.garbage import without_collecting
 from lora_inspect.files.input_file import Identity, InputFile
-from lora_inspect.files.plain_header import LONGEST, read_plain
-from lora_inspect.files.torn_header import refuse_torn
+from lora_inspect.files.safetensors.dtypes import BITS, SIZES
+from lora_inspect.files.safetensors.header_recovery import refuse_torn
+from lora_inspect.files.safetensors.plain_header import LONGEST, read_plain
 from lora_inspect.records import NamedTuple, made
 
 # What stands before the text of a header: its length, as a number without a sign.
@@ -96,7 +96,7 @@ def _read_plain(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], 
 
 
 def _read_text(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    from lora_inspect.files.header_text import HeaderText
+    from lora_inspect.files.safetensors.strict_header import HeaderText
 
     file, size, data_start = source.path, source.identity.bytes, LENGTH_BYTES + length
     text = HeaderText(source, LENGTH_BYTES, length)
@@ -125,7 +125,7 @@ def _read_text(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], d
 def _parse_entry(file: str, name: str, entry: Mapping[str, Any], data_start: int, identity: Identity) -> TensorInfo:
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if dtype is None or not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
-        from lora_inspect.files.header_text import incomplete_entry
+        from lora_inspect.files.safetensors.strict_header import incomplete_entry
 
         raise incomplete_entry(file, name)
     bits = BITS.get(dtype) if isinstance(dtype, str) else None

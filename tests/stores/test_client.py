@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.stores.file_systems import file_system, forget_file_systems
+from lora_inspect.stores.client import file_system, forget_file_systems
 
 
 @pytest.fixture(autouse=True)

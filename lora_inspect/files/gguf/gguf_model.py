@@ -8,8 +8,7 @@ import re
 from collections.abc import Mapping
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.gguf_contents import Expected, read_contents
-from lora_inspect.files.gguf_format import (
+from lora_inspect.files.gguf.gguf_format import (
     ARCHITECTURE_KEY,
     ARRAY,
     MODEL,
@@ -18,9 +17,10 @@ from lora_inspect.files.gguf_format import (
     SHARDS_KEY,
     TYPE_KEY,
 )
-from lora_inspect.files.gguf_metadata import AGAIN, OF_TOKENS, Value, as_text
-from lora_inspect.files.header import TensorInfo, count_elements
+from lora_inspect.files.gguf.gguf_metadata import AGAIN, OF_TOKENS, Value, as_text
+from lora_inspect.files.gguf.gguf_reader import Expected, read_contents
 from lora_inspect.files.input_file import Identity, InputFile
+from lora_inspect.files.safetensors.header import TensorInfo, count_elements
 from lora_inspect.records import NamedTuple
 
 _OTHER_VERSION = "use the .safetensors version of the model"

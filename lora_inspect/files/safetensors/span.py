@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.records import NamedTuple
 
 

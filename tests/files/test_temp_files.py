@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_inspect.files import partial as partial_module
-from lora_inspect.files.partial import claimed, is_leftover, remove_leftovers
+from lora_inspect.files import temp_files as partial_module
+from lora_inspect.files.temp_files import claimed, is_leftover, remove_leftovers
 
 ROOT = Path(__file__).parents[2]
 RANDOM = "0123456789abcdef"
@@ -18,7 +18,7 @@ RANDOM = "0123456789abcdef"
 # Says when it has claimed a name and put something there, and waits for the end of its input.
 CLAIMING = """
 import os, sys
-from lora_inspect.files.partial import claimed
+from lora_inspect.files.temp_files import claimed
 with claimed(sys.argv[1]) as partial:
     if sys.argv[2] == "file":
         open(partial, "w").close()

@@ -8,8 +8,8 @@ from typing import Any
 from lora_inspect.records import NamedTuple
 from lora_inspect.stores.address import HF, S3, named, scheme_of, split
 from lora_inspect.stores.answers import Found, Sink
-from lora_inspect.stores.failures import Denied, Missing, is_a_folder, missing, no_folder_of_a_server
 from lora_inspect.stores.requests import fill, tried, wait_for
+from lora_inspect.stores.store_failures import Denied, Missing, is_a_folder, missing, no_folder_of_a_server
 
 # So many bytes at the start of a file are asked for at once: most headers are not much longer.
 START = 64 << 10

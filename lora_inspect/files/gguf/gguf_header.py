@@ -6,8 +6,7 @@ The header says alpha once for all modules.
 from collections.abc import Mapping
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.gguf_contents import Expected, read_contents
-from lora_inspect.files.gguf_format import (
+from lora_inspect.files.gguf.gguf_format import (
     ADAPTER,
     ADAPTER_TYPE_KEY,
     ALPHA_KEY,
@@ -19,9 +18,10 @@ from lora_inspect.files.gguf_format import (
     MOST_DIMENSIONS,
     TYPE_KEY,
 )
-from lora_inspect.files.gguf_metadata import AGAIN, OF_TOKENS, Value, as_text
-from lora_inspect.files.header import TensorInfo
+from lora_inspect.files.gguf.gguf_metadata import AGAIN, OF_TOKENS, Value, as_text
+from lora_inspect.files.gguf.gguf_reader import Expected, read_contents
 from lora_inspect.files.input_file import Identity, InputFile
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.records import NamedTuple
 
 

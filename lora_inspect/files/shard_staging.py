@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.outputs import check_output, check_replaceable, new_file, refusing, take_place
-from lora_inspect.files.partial import claimed, is_leftover, remove_leftovers, without_slash
 from lora_inspect.files.system import close_locked, create, is_at, lock, open_itself, rename_new
+from lora_inspect.files.temp_files import claimed, is_leftover, remove_leftovers, without_slash
 from lora_inspect.listing import counted
 
 _ENDING, _ENTRY = ".parts", ".json"

@@ -7,16 +7,16 @@ from tempfile import TemporaryDirectory
 
 from lora_inspect.errors import DiskRefused, LoraInspectError
 from lora_inspect.files.borrowing import Borrowing
-from lora_inspect.files.held_signals import told_of_signals
+from lora_inspect.files.deferred_signals import told_of_signals
 from lora_inspect.files.input_file import Identity, check_unchanged
-from lora_inspect.files.made_output import MadeOutput
+from lora_inspect.files.pending_output import MadeOutput
 from lora_inspect.files.store_outputs import output_address
 from lora_inspect.progress import Progress, silent
 from lora_inspect.stores import parts
 from lora_inspect.stores.address import join, split
+from lora_inspect.stores.multipart_upload import Upload, abort_all, complete_all
 from lora_inspect.stores.s3_objects import Unfinished, is_empty, unfinished
 from lora_inspect.stores.s3_requests import Refused, S3Store
-from lora_inspect.stores.uploads import Upload, abort_all, complete_all
 
 _RUN_BYTES = 8
 _INDEX, _CONFIG, _RANKS = ".index.json", "config.json", 3

@@ -1,0 +1,1 @@
+"""The format of GGUF: its header, its tensors, and writing it."""

@@ -1,0 +1,1 @@
+"""The format of safetensors: headers, writing, and editing in place."""
