@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from lora_inspect.files.safetensors.writer import TensorPlan, Writer
-from lora_inspect.maths.tensor_reader import to_bytes
+from lora_inspect.maths.tensors import to_bytes
 
 Shape = tuple[int, ...]
 WIDTH, FFN, TEXT, FREQUENCIES = 2048, 8192, 4096, 256

@@ -113,7 +113,7 @@ def state_dict(
 
 def _loaded(result: ConvertResult) -> StateDict:
     """The tensors of what was written, in memory of their own."""
-    from lora_inspect.maths.tensor_reader import load_as_it_is
+    from lora_inspect.maths.tensors import load_as_it_is
 
     written = open_checkpoint(result.output)
     tensors = {name: load_as_it_is(written.tensors[name]) for name in sorted(written.tensors)}

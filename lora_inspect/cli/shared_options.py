@@ -8,7 +8,7 @@ import click
 
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.maths.dora import MULTIPLIER_RULES
-from lora_inspect.maths.expert_packing import PACKINGS
+from lora_inspect.maths.packed_factors import PACKINGS
 
 if TYPE_CHECKING:
     from lora_inspect.matching.orientation_answers import Answers

@@ -16,7 +16,7 @@ from lora_inspect.converting.part import Part
 from lora_inspect.converting.relayout import Destination, ManyLayers, OneLayer
 from lora_inspect.converting.scaled_factors import Factor, as_factor, joined, scaled, zeros
 from lora_inspect.files.safetensors.writer import TensorPlan
-from lora_inspect.maths.expert_packing import RANK_MAJOR, per_expert
+from lora_inspect.maths.packed_factors import RANK_MAJOR, per_expert
 
 Values = dict[Role, Factor]
 

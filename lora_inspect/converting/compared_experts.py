@@ -8,7 +8,7 @@ import torch
 from lora_inspect.algorithms import mlx
 from lora_inspect.converting.compared import FactorCache
 from lora_inspect.converting.relayout import Destination, OneLayer
-from lora_inspect.maths.expert_packing import per_expert
+from lora_inspect.maths.packed_factors import per_expert
 from lora_inspect.maths.product_distance import Distance, Product, distance
 from lora_inspect.reading.contribution import Contribution
 

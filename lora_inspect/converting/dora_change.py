@@ -13,8 +13,8 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.matching.place import Place, Placed
 from lora_inspect.maths.chain import folded, settled
 from lora_inspect.maths.change import Change
-from lora_inspect.maths.lowrank import Approximation, approximate
-from lora_inspect.maths.tensor_reader import first_non_finite, load, load_whole
+from lora_inspect.maths.low_rank import Approximation, approximate
+from lora_inspect.maths.tensors import first_non_finite, load, load_whole
 from lora_inspect.reading.contribution import Contribution
 
 

@@ -18,7 +18,7 @@ from lora_inspect.converting.whole_changes import WholeChange
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.safetensors.contents import Computed, Content
 from lora_inspect.files.safetensors.writer import TensorPlan
-from lora_inspect.maths.tensor_reader import to_bytes
+from lora_inspect.maths.tensors import to_bytes
 
 # A change and where its rows are in that of the output: (first row, row behind the last one, first row of the change).
 Rows = tuple[WholeChange, tuple[tuple[int, int, int], ...]]

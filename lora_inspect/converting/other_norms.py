@@ -16,9 +16,9 @@ from lora_inspect.converting.own_weight import BLOCK_ELEMENTS, own_weight
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.hashes import sha256
 from lora_inspect.maths.chain import folded, settled
-from lora_inspect.maths.decomposed import DecomposedRows, magnitude_of
 from lora_inspect.maths.dora import DoraSpelling
-from lora_inspect.maths.tensor_reader import first_non_finite
+from lora_inspect.maths.dora_fold import DecomposedRows, magnitude_of
+from lora_inspect.maths.tensors import first_non_finite
 from lora_inspect.reading.magnitude_norms import NormsRecord
 from lora_inspect.reading.metadata import describe_file
 

@@ -7,7 +7,7 @@ import torch
 
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.matching.place import Place
-from lora_inspect.maths.tensor_reader import RowBlocks, working_dtype
+from lora_inspect.maths.tensors import RowBlocks, working_dtype
 from lora_inspect.reading.coded_weights import CodedWeight
 from lora_inspect.reading.decoder import decoder
 

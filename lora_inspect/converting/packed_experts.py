@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from lora_inspect.converting.part import Part
 from lora_inspect.converting.scaled_factors import as_factor
-from lora_inspect.maths.expert_packing import RANK_MAJOR, per_expert
+from lora_inspect.maths.packed_factors import RANK_MAJOR, per_expert
 
 
 def repack(parts: Sequence[Part]) -> list[Part]:

@@ -23,9 +23,9 @@ from lora_inspect.converting.thin_changes import is_kernel_open
 from lora_inspect.converting.thin_rank import thin_rank
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.safetensors.writer import TensorPlan
-from lora_inspect.maths.lowrank import approximate
+from lora_inspect.maths.low_rank import approximate
 from lora_inspect.maths.product_distance import Product, distance
-from lora_inspect.maths.tensor_reader import load_whole
+from lora_inspect.maths.tensors import load_whole
 
 # A change that is built whole takes 8 bytes an element: 8 GB at most.
 _ELEMENTS = 1 << 30

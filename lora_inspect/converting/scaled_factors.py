@@ -9,7 +9,7 @@ from lora_inspect.files.safetensors.contents import Content
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import TensorPlan
 from lora_inspect.maths.products import squared_norm
-from lora_inspect.maths.tensor_reader import TORCH_DTYPES, first_non_finite, load_stored, to_bytes
+from lora_inspect.maths.tensors import TORCH_DTYPES, first_non_finite, load_stored, to_bytes
 from lora_inspect.records import NamedTuple
 
 _EIGHT_BITS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}

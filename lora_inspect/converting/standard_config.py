@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
-from lora_inspect.maths.expert_packing import RANK_MAJOR
+from lora_inspect.maths.packed_factors import RANK_MAJOR
 from lora_inspect.reading.adapted_modules import NARROWING, adapted_modules
 from lora_inspect.reading.expert_packing import INPUT, LAYOUT, MARKS, along, is_of_unsloth
 from lora_inspect.reading.peft_config import LORA_TYPE, ModuleSettings

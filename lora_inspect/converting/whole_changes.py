@@ -15,7 +15,7 @@ from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.matching.place import Place, Placed
 from lora_inspect.maths.chain import settled
 from lora_inspect.maths.change import Change
-from lora_inspect.maths.tensor_reader import RowBlocks, first_non_finite, load, load_whole
+from lora_inspect.maths.tensors import RowBlocks, first_non_finite, load, load_whole
 from lora_inspect.reading.coded_weights import CodedWeight
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.decoder import decoder

@@ -77,7 +77,7 @@ def _equal(copy: TensorInfo, original: TensorInfo) -> bool:
     load_torch()
     import torch
 
-    from lora_inspect.maths.tensor_reader import RowBlocks
+    from lora_inspect.maths.tensors import RowBlocks
 
     if copy.shape != original.shape or not {copy.dtype, original.dtype} <= PLAIN_FLOATS:
         return False

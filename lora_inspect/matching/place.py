@@ -62,7 +62,7 @@ class Placed(NamedTuple):
         `rule` says how a multiplier applies to DoRA; None takes the spelling's own. Raises LoraInspectError where
         numbers in the tensors stand for what is outside the target.
         """
-        from lora_inspect.maths.decomposed import decomposed, magnitude_of
+        from lora_inspect.maths.dora_fold import decomposed, magnitude_of
 
         contribution, place, _ = self
         roles = [*contribution.operands, *([SEEN] if place.seen else [])]

@@ -53,7 +53,7 @@ def _says_same(module: Module, other: Module) -> bool:
 
 def _is_turned(head: Contribution, embedding: Contribution) -> bool:
     """Whether a LoRA of a head has the factors of the embedding's, as (out, in) is the turned (in, out)."""
-    from lora_inspect.maths.tensor_reader import load
+    from lora_inspect.maths.tensors import load
 
     if head.magnitude or embedding.magnitude or head.rows or head.scale is None or head.scale != embedding.scale:
         return False

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lora_inspect.maths.tensor_reader import STORED_DTYPES
+from lora_inspect.maths.tensors import STORED_DTYPES
 from lora_inspect.records import NamedTuple
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_inspect.maths.change import Change
-from lora_inspect.maths.scattered import Scattered
+from lora_inspect.maths.entries import Scattered
 
 
 class _Axis:

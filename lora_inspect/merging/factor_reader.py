@@ -5,7 +5,7 @@ from threading import Lock
 import torch
 
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.maths.tensor_reader import load, load_whole
+from lora_inspect.maths.tensors import load, load_whole
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.shared_tensors import shared_tensors
 

@@ -97,7 +97,7 @@ def write_folded(
     the first one in the order of the file, where something has the name, and where one of the `inputs` is not the file
     any more that was read.
     """
-    from lora_inspect.maths.tensor_reader import bytes_in
+    from lora_inspect.maths.tensors import bytes_in
     from lora_inspect.merging.factor_reader import FactorReader
     from lora_inspect.merging.one_weight import WeightJob
     from lora_inspect.merging.working_crew import copying, run_in_order, working_crew

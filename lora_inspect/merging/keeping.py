@@ -16,8 +16,8 @@ from lora_inspect.records import NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lora_inspect.maths.kept_shares import Kept
     from lora_inspect.maths.kept_sums import KeptSums, Look
+    from lora_inspect.maths.retained_share import Kept
 
 
 class WeightWitness:
@@ -47,7 +47,7 @@ class WeightWitness:
 
     def kept(self) -> "Kept | None":
         """What shares come from, None for a weight without entries."""
-        from lora_inspect.maths.kept_shares import kept_in
+        from lora_inspect.maths.retained_share import kept_in
 
         return kept_in(self._sums, self._entries, self._working) if self._sums else None
 
@@ -72,7 +72,7 @@ class SeenWeight(NamedTuple):
         """What `in_record` gave; raises ValueError, TypeError or LookupError for anything else."""
         import torch
 
-        from lora_inspect.maths.kept_shares import Kept
+        from lora_inspect.maths.retained_share import Kept
 
         name, dtype, is_sampled, adapters, packed = record
         count = len(adapters)
@@ -112,7 +112,7 @@ class Keeping:
 
 def kept_of(adapters: Sequence[str], seen: Iterable[SeenWeight]) -> list[KeptAdapter]:
     """How much is kept of each of the `adapters`, by their paths, in all weights that were seen."""
-    from lora_inspect.maths.kept_shares import nothing_kept
+    from lora_inspect.maths.retained_share import nothing_kept
     from lora_inspect.maths.untold_shares import REASONS
 
     whole = nothing_kept(len(adapters))

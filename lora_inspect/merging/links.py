@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lora_inspect.maths.chain import Link, Read
     from lora_inspect.maths.change import Change
-    from lora_inspect.maths.tensor_reader import Decode, RowBlocks
+    from lora_inspect.maths.tensors import Decode, RowBlocks
     from lora_inspect.merging.factor_reader import FactorReader
 
 
@@ -60,7 +60,7 @@ class LinkReader:
         yield self._change(fold, rule), fold.multiplier
 
     def _change(self, fold: Fold, rule: str | None) -> "Change":
-        from lora_inspect.maths.tensor_reader import load, working_dtype
+        from lora_inspect.maths.tensors import load, working_dtype
 
         contribution, place, _ = fold.placed
         dtype = self.working or working_dtype(place.target)

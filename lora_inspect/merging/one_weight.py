@@ -15,7 +15,7 @@ from lora_inspect.files.safetensors.writer import Writer
 from lora_inspect.maths.chain import Link, fold_all, settled, together_in
 from lora_inspect.maths.change import Measure, holds_all
 from lora_inspect.maths.kept_sums import KeptSums, both
-from lora_inspect.maths.tensor_reader import TORCH_DTYPES, Cut, Decode, bytes_in, cut
+from lora_inspect.maths.tensors import TORCH_DTYPES, Cut, Decode, bytes_in, cut
 from lora_inspect.merging.crew import Member
 from lora_inspect.merging.factor_reader import FactorReader
 from lora_inspect.merging.links import Fold, LinkReader, decode_of, no_numbers_of_a_change

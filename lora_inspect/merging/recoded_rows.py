@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_inspect.codecs.record import Extremes
-    from lora_inspect.maths.stochastic import StochasticRounding
-    from lora_inspect.maths.tensor_reader import RowBlocks
+    from lora_inspect.maths.rounding import StochasticRounding
+    from lora_inspect.maths.tensors import RowBlocks
 
 
 class _Beside(NamedTuple):
@@ -67,7 +67,7 @@ class Recoded:
 
     def decoded(self, coded: Coded, first: int) -> "Tensor":
         """What the codes stand for."""
-        from lora_inspect.maths.tensor_reader import numbers_of
+        from lora_inspect.maths.tensors import numbers_of
 
         rows = numbers_of(coded.codes, coded.codes.new_empty(0).float().new_empty(coded.codes.shape))
         self._encoding.weight(rows, coded.beside.settled, first)

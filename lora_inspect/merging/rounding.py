@@ -9,7 +9,7 @@ from lora_inspect.listing import listed
 
 if TYPE_CHECKING:
     from lora_inspect.files.checkpoint import Checkpoint
-    from lora_inspect.maths.stochastic import StochasticRounding
+    from lora_inspect.maths.rounding import StochasticRounding
     from lora_inspect.merging.links import Fold
 
 # The two ways, the option that chooses the second, and the bits of the finest numbers that it is for.
@@ -30,7 +30,7 @@ def rounding_of(seed: int | None, name: str, folds: "Sequence[Fold]") -> "Stocha
     """What rounds a weight by the `seed`; None for the nearest number, which what is not changed always gets."""
     if seed is None or not folds:
         return None
-    from lora_inspect.maths.stochastic import StochasticRounding
+    from lora_inspect.maths.rounding import StochasticRounding
 
     return StochasticRounding(seed, name)
 

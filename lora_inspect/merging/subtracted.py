@@ -16,7 +16,7 @@ from torch import Tensor
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.change import Change
 from lora_inspect.maths.preimages import preimages, rounding_interval
-from lora_inspect.maths.tensor_reader import TORCH_DTYPES, Cut, cut
+from lora_inspect.maths.tensors import TORCH_DTYPES, Cut, cut
 from lora_inspect.merging.factor_reader import FactorReader
 from lora_inspect.merging.links import Fold
 from lora_inspect.merging.working import DOUBLE, SINGLE

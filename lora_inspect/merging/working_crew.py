@@ -10,7 +10,7 @@ from lora_inspect.files.input_file import HeldInput, InputFile
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.span import Span
 from lora_inspect.files.safetensors.writer import Writer
-from lora_inspect.maths.tensor_reader import RowBlocks
+from lora_inspect.maths.tensors import RowBlocks
 from lora_inspect.maths.torch_threads import computing_threads, one_thread, own_threads
 from lora_inspect.merging.crew import Crew, Job, Member
 from lora_inspect.progress import Progress

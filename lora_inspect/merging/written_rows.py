@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_inspect.maths.kept_sums import KeptSums, Look
-    from lora_inspect.maths.stochastic import StochasticRounding
-    from lora_inspect.maths.tensor_reader import RowBlocks
+    from lora_inspect.maths.rounding import StochasticRounding
+    from lora_inspect.maths.tensors import RowBlocks
 
 
 class Coded(NamedTuple):
@@ -109,7 +109,7 @@ class Rounded:
 
 def check_finite(values: "Tensor", info: TensorInfo, fold: Fold, dtype: str) -> None:
     """Raises LoraInspectError where a folded weight, as it is written in `dtype`, is not finite."""
-    from lora_inspect.maths.tensor_reader import first_non_finite
+    from lora_inspect.maths.tensors import first_non_finite
 
     value = first_non_finite(values)
     if value is None:
@@ -123,7 +123,7 @@ def check_finite(values: "Tensor", info: TensorInfo, fold: Fold, dtype: str) -> 
 
 def _check_cast(block: "Tensor", rounded: "Tensor", info: TensorInfo, dtype: str) -> None:
     """What is not finite in the base (masks, padding) stays so; what only the cast makes infinite is an error."""
-    from lora_inspect.maths.tensor_reader import first_overflow
+    from lora_inspect.maths.tensors import first_overflow
 
     value = first_overflow(block, rounded)
     if value is not None:

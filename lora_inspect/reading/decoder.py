@@ -7,14 +7,14 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.reading.coded_weights import CodedWeight
 
 if TYPE_CHECKING:
-    from lora_inspect.maths.tensor_reader import Decode
+    from lora_inspect.maths.tensors import Decode
 
 
 def decoder(weight: CodedWeight) -> "Decode":
     """Makes blocks of the weight from the values of its codes; raises LoraInspectError where they are no numbers."""
     from numpy import errstate
 
-    from lora_inspect.maths.tensor_reader import Decode
+    from lora_inspect.maths.tensors import Decode
 
     codec, state = weight.codec, prepared(weight)
 
@@ -35,7 +35,7 @@ def decoder(weight: CodedWeight) -> "Decode":
 
 def prepared(weight: CodedWeight) -> Any:
     """What the codec needs for every block of rows; raises LoraInspectError where what stands beside is no number."""
-    from lora_inspect.maths.tensor_reader import load_as_it_is
+    from lora_inspect.maths.tensors import load_as_it_is
 
     try:
         tensors = {name: load_as_it_is(info) for name, info in weight.beside.items()}

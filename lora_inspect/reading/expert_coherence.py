@@ -12,7 +12,7 @@ from math import isfinite, sqrt
 from lora_inspect.files.checkpoint import Checkpoint, read_row
 from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS, decode_number
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.maths.expert_packing import GROUPED_BY_EXPERT, PACKINGS
+from lora_inspect.maths.packed_factors import GROUPED_BY_EXPERT, PACKINGS
 from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.expert_packing import OPTION, packing_of
 from lora_inspect.reading.file_reading import FileReading

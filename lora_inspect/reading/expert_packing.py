@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lora_inspect.algorithms.config_fields import peft_version
-from lora_inspect.maths.expert_packing import PACKINGS, RANK_MAJOR
+from lora_inspect.maths.packed_factors import PACKINGS, RANK_MAJOR
 from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.evidence import Evidence
 from lora_inspect.reading.file_reading import FileReading

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.maths.expert_packing import PACKINGS
+from lora_inspect.maths.packed_factors import PACKINGS
 from lora_inspect.records import NamedTuple
 from lora_inspect.stores.address import is_remote, named
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.maths.expert_packing import PACKINGS
+from lora_inspect.maths.packed_factors import PACKINGS
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.settings import Settings, spell_settings

@@ -8,7 +8,7 @@ from torch import Tensor
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.spacing import GRIDS, ROUNDING, grid_of, rounded, spacing
-from lora_inspect.maths.tensor_reader import RowBlocks
+from lora_inspect.maths.tensors import RowBlocks
 from lora_inspect.reading.coded_weights import CodedWeight
 from lora_inspect.reading.decoder import decoder
 from lora_inspect.records import NamedTuple

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lora_inspect.maths.chain import Link
 from lora_inspect.maths.spacing import GRIDS, ROUNDING
-from lora_inspect.maths.tensor_reader import first_non_finite
+from lora_inspect.maths.tensors import first_non_finite
 from lora_inspect.verifying.stored_weight import StoredRows, StoredWeight
 
 # Of a weight of many rows, rounding is looked up in each eighth: it is a third of all that is to be computed.

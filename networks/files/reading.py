@@ -12,7 +12,7 @@ from torch import Tensor
 from lora_inspect.algorithms import lora
 from lora_inspect.algorithms.record import Algorithm, Role, Shapes, Surroundings
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.maths import fusing
+from lora_inspect.maths import fused
 from lora_inspect.maths.dora import OUTPUT
 from lora_inspect.reading.claim import Claims, claim
 from lora_inspect.reading.contribution import Contribution, Module
@@ -57,7 +57,7 @@ class ModuleWeights(NamedTuple):
     def has_slices(self) -> bool:
         """Whether the layer was trained slice by slice, be the factors still apart or in one pair."""
         up = self.tensors.get("lora_up.weight")
-        return self.split_dims is not None or (up is not None and fusing.has_blocks(up.flatten(1)))
+        return self.split_dims is not None or (up is not None and fused.has_blocks(up.flatten(1)))
 
     def facts(self, place: int = 0) -> LoraFacts:
         """What the evidence looks at; `place` is where the module stands among those of the file."""

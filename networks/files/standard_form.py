@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lora_inspect.files.json_text import parse_json
-from lora_inspect.maths import fusing
+from lora_inspect.maths import fused
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD, plain_alpha, standard_alpha, to_float32
 from lora_inspect.reading.dora_evidence import MAGNITUDES_KEY
 from lora_inspect.reading.evidence import SCALE_KEY, close, network_args
@@ -53,7 +53,7 @@ def to_standard(tensors: Mapping[str, Tensor], rslora: bool) -> dict[str, Tensor
         slices = _slices(module)
         if slices:
             pairs = [(module[f"lora_up.{n}.weight"], module[f"lora_down.{n}.weight"]) for n in range(slices)]
-            up, down = fusing.fuse(pairs)
+            up, down = fused.fuse(pairs)
             module = {"lora_down.weight": down, "lora_up.weight": up, "alpha": module["alpha"]}
         if rslora or slices:
             rank = module["lora_down.weight"].shape[0] // (slices or 1)
@@ -130,7 +130,7 @@ def in_slices(reading: Reading, sizes: Callable[[str], Sequence[int] | None]) ->
 def _parted(module: ModuleWeights, sizes: Sequence[int]) -> ModuleWeights:
     tensors = dict(module.tensors)
     down, up = (tensors.pop(f"lora_{role}.weight", None) for role in ("down", "up"))
-    pairs = None if not sizes or down is None or up is None else fusing.part(up, down, sizes)
+    pairs = None if not sizes or down is None or up is None else fused.part(up, down, sizes)
     if not pairs:
         return module
     for number, (up, down) in enumerate(pairs):

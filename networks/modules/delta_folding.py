@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lora_inspect.maths import dora
 from lora_inspect.maths.change import Change
-from lora_inspect.maths.decomposed import DecomposedRows, Magnitude
+from lora_inspect.maths.dora_fold import DecomposedRows, Magnitude
 
 from ..files.reading import MAGNITUDE
 from ..files.stored_alpha import read_alpha

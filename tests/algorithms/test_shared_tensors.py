@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.maths import tensor_reader
+from lora_inspect.maths import tensors as tensor_reader
 from lora_inspect.merging import factor_reader
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.info import as_json

@@ -7,7 +7,7 @@ from oracles import oracle
 from lora_inspect.codecs import int8, weight_scale
 from lora_inspect.codecs.record import Found
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.maths.tensor_reader import numbers_of, stored_as
+from lora_inspect.maths.tensors import numbers_of, stored_as
 
 kitchen = oracle("comfy_kitchen")
 pytestmark = pytest.mark.numeric

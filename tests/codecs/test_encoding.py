@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lora_inspect.codecs import int8, plain_fp8, scale_weight, weight_scale, weight_scale_inv
 from lora_inspect.codecs.record import BadSetting, Extremes, Found, NoCode
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.maths.tensor_reader import numbers_of, stored_as
+from lora_inspect.maths.tensors import numbers_of, stored_as
 
 pytestmark = pytest.mark.numeric
 

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from lora_inspect.converting.attention_parts import counted_once
 from lora_inspect.converting.part import read_parts
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.maths.tensor_reader import load
+from lora_inspect.maths.tensors import load
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.settings import Settings
 

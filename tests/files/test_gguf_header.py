@@ -14,7 +14,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.gguf.gguf_header import read_gguf
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.maths.tensor_reader import load
+from lora_inspect.maths.tensors import load
 
 A, B = "blk.0.attn_q.weight.lora_a", "blk.0.attn_q.weight.lora_b"
 

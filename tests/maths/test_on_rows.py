@@ -9,7 +9,7 @@ from lora_inspect.architectures.rows import INPUTS, Interleaved, Runs, Stacked, 
 from lora_inspect.maths import dora
 from lora_inspect.maths.chain import folded, settled
 from lora_inspect.maths.change import LowRank
-from lora_inspect.maths.decomposed import DecomposedColumns, DecomposedRows, Magnitude
+from lora_inspect.maths.dora_fold import DecomposedColumns, DecomposedRows, Magnitude
 from lora_inspect.maths.on_rows import OnBlock, OnRows
 
 pytestmark = pytest.mark.numeric

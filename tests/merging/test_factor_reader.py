@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.maths import tensor_reader
+from lora_inspect.maths import tensors as tensor_reader
 from lora_inspect.merging import factor_reader
 from lora_inspect.merging.factor_reader import FactorReader
 from lora_inspect.reading.adapter import read_adapter

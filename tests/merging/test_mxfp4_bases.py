@@ -7,7 +7,7 @@ import torch
 from adapters import drawn
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.maths.tensor_reader import RowBlocks
+from lora_inspect.maths.tensors import RowBlocks
 from lora_inspect.merging import folded_weights
 
 transformers = pytest.importorskip("transformers.integrations.mxfp4")

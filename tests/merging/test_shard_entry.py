@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_inspect.maths.kept_shares import Kept
+from lora_inspect.maths.retained_share import Kept
 from lora_inspect.merging.keeping import SeenWeight
 from lora_inspect.merging.shard_entry import ShardEntry, read_entry
 

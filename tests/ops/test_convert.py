@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.maths.lowrank import BOUND
+from lora_inspect.maths.low_rank import BOUND
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_inspect.maths.tensor_reader import STORED_DTYPES
+from lora_inspect.maths.tensors import STORED_DTYPES
 from lora_inspect.verifying.stored_weight import StoredRows
 
 pytestmark = pytest.mark.numeric

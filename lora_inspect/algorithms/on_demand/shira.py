@@ -40,7 +40,7 @@ def outside(tensors: Tensors, weight: tuple[int, ...]) -> str | None:
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """The values at their entries."""
-    from lora_inspect.maths.scattered import Scattered
+    from lora_inspect.maths.entries import Scattered
 
     rows, columns = tensors["entries"]
     return Scattered(rows, columns, tensors["values"], scale)

@@ -65,7 +65,7 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 def change(tensors: Tensors, scale: float, alpha: float | None, *, lora_scale: float) -> "Change":
     """The values at their entries, and the LoRA where there is one."""
     from lora_inspect.maths.change import Both, LowRank
-    from lora_inspect.maths.scattered import Scattered
+    from lora_inspect.maths.entries import Scattered
 
     entries = tensors["entries"]
     values = Scattered(entries.new_zeros(1), entries, tensors["values"], scale)

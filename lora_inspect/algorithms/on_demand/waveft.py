@@ -58,7 +58,7 @@ def change(
 ) -> "Change":
     """The transform of what is stored, at the entries of the seed."""
     from lora_inspect.maths.drawn import drawn_places
-    from lora_inspect.maths.scattered import Scattered
+    from lora_inspect.maths.entries import Scattered
     from lora_inspect.maths.wavelets import synthesis
 
     spectrum, shape = tensors["spectrum"], (weight[0], prod(weight[1:]))

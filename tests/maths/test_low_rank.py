@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_inspect.maths import lowrank
-from lora_inspect.maths.lowrank import BOUND, approximate
+from lora_inspect.maths import low_rank
+from lora_inspect.maths.low_rank import BOUND, approximate
 
 pytestmark = pytest.mark.numeric
 
@@ -53,7 +53,7 @@ def least_error(matrix: torch.Tensor, rank: int) -> float:
     return least_errors(matrix)[min(rank, *matrix.shape)]
 
 
-def error_of(matrix: torch.Tensor, found: lowrank.Approximation) -> float:
+def error_of(matrix: torch.Tensor, found: low_rank.Approximation) -> float:
     size = matrix.abs().max().double()
     product = (found.up.double() / size.sqrt()) @ (found.down.double() / size.sqrt())
     return float((matrix.double() / size - product).norm() / (matrix.double() / size).norm())
@@ -99,7 +99,7 @@ def test_a_start_that_cannot_see_the_largest_values_is_found_out(monkeypatch):
     """A Krylov basis that settles on the wrong values is no convergence, whatever the next block changes."""
     sizes = torch.cat([torch.full((4,), 1.5), torch.linspace(1.0, 0.5, 396)]).double()
     matrix = torch.diag(sizes)
-    blind = noise(400, 4 + lowrank._OVERSAMPLING, 0)
+    blind = noise(400, 4 + low_rank._OVERSAMPLING, 0)
     blind[:4] = 0
     monkeypatch.setattr(torch, "randn", lambda *size, **_: blind)
     found = approximate(matrix, rank=4)
@@ -154,7 +154,7 @@ def test_numbers_of_one_sign_and_zeros_beside_them_are_of_that_size_too(size, si
 @pytest.mark.parametrize(("name", "rank"), [("flat", 8), ("tall", 2), ("low rank and noise", 8), ("dora", 4)])
 def test_a_small_rank_is_found_without_all_eigenvectors(name, rank, monkeypatch):
     matrix = MATRICES[name](0)
-    monkeypatch.delattr(lowrank, "_by_eigenvectors")
+    monkeypatch.delattr(low_rank, "_by_eigenvectors")
     assert error_of(matrix, approximate(matrix, rank=rank)) <= BOUND * least_error(matrix, rank)
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from adapters import drawn
 
+from lora_inspect.maths.rounding import ROUNDED, StochasticRounding
 from lora_inspect.maths.spacing import spacing
-from lora_inspect.maths.stochastic import ROUNDED, StochasticRounding
-from lora_inspect.maths.tensor_reader import STORED_DTYPES
+from lora_inspect.maths.tensors import STORED_DTYPES
 
 pytestmark = pytest.mark.numeric
 FLOATS = ["BF16", "F16", "F8_E4M3", "F8_E5M2"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_inspect.maths import fusing
+from lora_inspect.maths import fused as fusing
 
 SIZES = (3, 1, 5)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from adapters import drawn
 
-from lora_inspect.maths.kept_shares import KeptShare, kept_in, nothing_kept
 from lora_inspect.maths.kept_sums import Look, both
 from lora_inspect.maths.looked_rows import looked_rows
-from lora_inspect.maths.tensor_reader import STORED_DTYPES
+from lora_inspect.maths.retained_share import KeptShare, kept_in, nothing_kept
+from lora_inspect.maths.tensors import STORED_DTYPES
 from lora_inspect.maths.untold_shares import ALIKE, NO_CHANGE, ROUNDED_AWAY
 
 pytestmark = pytest.mark.numeric

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lora_inspect.maths import dora
 from lora_inspect.maths.change import added
-from lora_inspect.maths.decomposed import DecomposedRows, Magnitude, decomposed, magnitude_of
+from lora_inspect.maths.dora_fold import DecomposedRows, Magnitude, decomposed, magnitude_of
 
 pytestmark = pytest.mark.numeric
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.maths.tensor_reader import RowBlocks, first_non_finite, first_overflow
+from lora_inspect.maths.tensors import RowBlocks, first_non_finite, first_overflow
 
 INF, NAN = math.inf, math.nan
 
