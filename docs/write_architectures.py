@@ -12,7 +12,7 @@ from real_models import DIFFUSERS, MULTIMODAL, TRANSFORMERS  # noqa: E402
 from lora_inspect.architectures import every  # noqa: E402
 from lora_inspect.architectures.patterns import pattern_of, patterns_of  # noqa: E402
 from lora_inspect.architectures.record import Architecture, Layout  # noqa: E402
-from lora_inspect.reading.base_names import without_roots  # noqa: E402
+from lora_inspect.reading.base.base_names import without_roots  # noqa: E402
 
 PAGE = ROOT / "docs" / "architectures.md"
 HEAD = """# Every architecture

@@ -21,7 +21,7 @@ from lora_inspect.errors import LoraInspectError  # noqa: E402
 from lora_inspect.files.checkpoint import open_checkpoint  # noqa: E402
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard  # noqa: E402
 from lora_inspect.reading.adapter import read_adapter  # noqa: E402
-from lora_inspect.reading.settings import Settings  # noqa: E402
+from lora_inspect.reading.model.settings import Settings  # noqa: E402
 from lora_inspect.schemes import SCHEMES  # noqa: E402
 from lora_inspect.schemes.record import Scheme  # noqa: E402
 

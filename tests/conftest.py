@@ -230,7 +230,7 @@ def read(write_safetensors: Callable[..., Path], tmp_path: Path) -> Callable[...
     """
     from lora_inspect.files.checkpoint import open_checkpoint
     from lora_inspect.reading.adapter import read_adapter
-    from lora_inspect.reading.settings import Settings
+    from lora_inspect.reading.model.settings import Settings
 
     def read_tensors(
         tensors: Any = None, metadata: Any = None, config: Any = None, name: str = "file.safetensors", **settings: Any

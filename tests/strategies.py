@@ -12,8 +12,8 @@ from lora_inspect.algorithms import every
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.files.safetensors.writer import TensorPlan
 from lora_inspect.maths.packed_factors import PACKINGS
-from lora_inspect.reading.settings import Settings
-from lora_inspect.reading.suffixes import SHARED
+from lora_inspect.reading.keys.suffixes import SHARED
+from lora_inspect.reading.model.settings import Settings
 from lora_inspect.schemes import SCHEMES
 
 # Words of real paths, with the traps among them: underscores, numbers, words of suffixes and of prefixes.

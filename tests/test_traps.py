@@ -62,7 +62,7 @@ READING = {
     ),
     12: (
         "sd-scripts saves parts of a fused layer as one of more rank, with the alpha of one",
-        "reading/test_asked_ranks.py::test_layers_that_split_qkv_saved_in_parts_are_applied_in_full",
+        "reading/test_requested_rank.py::test_layers_that_split_qkv_saved_in_parts_are_applied_in_full",
     ),
     15: (
         "musubi-tuner's `--target other` guesses dots",

@@ -5,7 +5,7 @@ from adapters import KOHYA, Factors, Names, change, drawn
 from safetensors.torch import save_file
 
 from lora_inspect.ops.verify import MergeOptions, plan_verify, verify
-from lora_inspect.reading.settings import parse_arguments
+from lora_inspect.reading.model.settings import parse_arguments
 
 BLOCKS, OUT, IN = 4, 24, 20
 

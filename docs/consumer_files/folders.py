@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from consumer_files.written import A_B, ALPHA, RANK, WIDTH, File, Tensors, folder, plain
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.settings import Settings
 
 BLOCKS = 2
 LEAVES = (

@@ -18,7 +18,7 @@ from make_synthetic import element, encode  # noqa: E402
 
 from lora_inspect.architectures.patterns import pattern_of  # noqa: E402
 from lora_inspect.architectures.record import Architecture, Layout  # noqa: E402
-from lora_inspect.reading.settings import Settings  # noqa: E402
+from lora_inspect.reading.model.settings import Settings  # noqa: E402
 from lora_inspect.schemes.record import Scheme  # noqa: E402
 
 WIDTH, RANK, ALPHA = 16, 4, 3.0

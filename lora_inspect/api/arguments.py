@@ -9,7 +9,7 @@ from lora_inspect.files.safetensors.dtypes import DTYPE_NAMES
 from lora_inspect.matching.orientation_answers import Answers, parse_answers
 from lora_inspect.maths.packed_factors import PACKINGS
 from lora_inspect.progress import Progress, silent
-from lora_inspect.reading.settings import Settings, parse_argument, parse_settings
+from lora_inspect.reading.model.settings import Settings, parse_argument, parse_settings
 
 if TYPE_CHECKING:
     import torch

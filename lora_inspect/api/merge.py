@@ -24,7 +24,7 @@ from lora_inspect.merging.rounding import NEAREST, STOCHASTIC, seed_of
 from lora_inspect.ops.merge import MergeOptions, MergeResult, merge_bytes, plan_merge
 from lora_inspect.ops.merge import merge as merge_planned
 from lora_inspect.reading.chosen_modules import Choice
-from lora_inspect.reading.weights_file import read_weights
+from lora_inspect.reading.weights_toml import read_weights
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,8 @@ from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.ops.info import module_record
 from lora_inspect.printable import shortened
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.folded_scales import FoldedScales
+from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.scale.scale_records import FoldedScales
 
 if TYPE_CHECKING:
     import torch

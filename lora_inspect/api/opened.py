@@ -13,9 +13,9 @@ from lora_inspect.architectures import by_name
 from lora_inspect.listing import counted
 from lora_inspect.ops.info import as_json
 from lora_inspect.printable import shortened
-from lora_inspect.reading.evidence import Evidence
 from lora_inspect.reading.file_info import FileInfo, inspect
-from lora_inspect.reading.problem import Problem
+from lora_inspect.reading.model.evidence import Evidence
+from lora_inspect.reading.model.problem import Problem
 
 _SHOWN = 3
 

@@ -20,7 +20,7 @@ from lora_inspect.maths.dora import MULTIPLIER_RULES
 from lora_inspect.ops.verify import MergeOptions, VerifyResult, plan_verify
 from lora_inspect.ops.verify import verify as verify_planned
 from lora_inspect.reading.chosen_modules import Choice
-from lora_inspect.reading.weights_file import read_weights
+from lora_inspect.reading.weights_toml import read_weights
 
 __all__ = ["VerifyResult", "verify"]
 

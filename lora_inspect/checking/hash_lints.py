@@ -20,7 +20,7 @@ from lora_inspect.files.safetensors.contents import Content, renamed
 from lora_inspect.files.safetensors.writer import in_file_order
 from lora_inspect.printable import shortened
 from lora_inspect.progress import Progress, silent
-from lora_inspect.reading.problem import Finding
+from lora_inspect.reading.model.problem import Finding
 
 STALE, EMPTY = "hash-stale", "hash-empty"
 

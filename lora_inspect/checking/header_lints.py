@@ -6,7 +6,7 @@ from lora_inspect.checking.subject import Subject
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.listing import counted, some
 from lora_inspect.printable import printable
-from lora_inspect.reading.problem import Finding
+from lora_inspect.reading.model.problem import Finding
 
 # What a writer may leave for later changes of the metadata.
 _ROOM = 1 << 16

@@ -13,8 +13,8 @@ from lora_inspect.files.safetensors.contents import write_contents
 from lora_inspect.files.safetensors.writer import in_file_order
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.evidence import close
-from lora_inspect.reading.problem import Problem
+from lora_inspect.reading.model.evidence import close
+from lora_inspect.reading.model.problem import Problem
 from lora_inspect.records import NamedTuple
 
 _HASHES = (hash_lints.STALE, hash_lints.EMPTY)

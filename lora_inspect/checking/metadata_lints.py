@@ -11,10 +11,10 @@ from lora_inspect.files.hashes import HASH_KEYS
 from lora_inspect.files.json_text import parse_json
 from lora_inspect.listing import counted, listed, some
 from lora_inspect.printable import shortened
-from lora_inspect.reading.evidence import close, network_args
 from lora_inspect.reading.identify import described
-from lora_inspect.reading.metadata import one_or_several
-from lora_inspect.reading.problem import Finding
+from lora_inspect.reading.metadata.output_metadata import one_or_several
+from lora_inspect.reading.model.evidence import close, network_args
+from lora_inspect.reading.model.problem import Finding
 
 DIM, ALPHA = "ss_network_dim", "ss_network_alpha"
 # What sd-scripts writes as JSON, and programs read as such.

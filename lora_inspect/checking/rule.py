@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 from lora_inspect.checking.draft import Draft
 from lora_inspect.checking.subject import Subject
-from lora_inspect.reading.problem import Finding
+from lora_inspect.reading.model.problem import Finding
 from lora_inspect.records import NamedTuple
 
 Look = Callable[[Subject], Iterable[Finding]]

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from lora_inspect.checking.subject import Subject
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.listing import counted, some
-from lora_inspect.reading.contribution import Contribution
-from lora_inspect.reading.problem import Finding
+from lora_inspect.reading.model.contribution import Contribution
+from lora_inspect.reading.model.problem import Finding
 
 # The roles of which one that is zero leaves no change, in the algorithms where that is so.
 _VANISHING = {

@@ -67,7 +67,7 @@ def _run(arguments: list[str] | None) -> object:
     if not any("://" in argument for argument in given):
         return cli.main(arguments, prog_name="lora-inspect", standalone_mode=False)
     from lora_inspect.cli.waiting_line import waiting_line
-    from lora_inspect.reading.settings import without_secrets
+    from lora_inspect.reading.model.settings import without_secrets
 
     with waiting_line():
         return cli.main(list(map(without_secrets, given)), prog_name="lora-inspect", standalone_mode=False)

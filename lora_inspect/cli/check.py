@@ -16,11 +16,11 @@ from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import bar_below, percent
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.files.discovery import stored_bytes
-from lora_inspect.reading.problem import SEVERITIES, WARNING
+from lora_inspect.reading.model.problem import SEVERITIES, WARNING
 
 if TYPE_CHECKING:
     from lora_inspect.ops.check import CheckResult
-    from lora_inspect.reading.settings import Settings
+    from lora_inspect.reading.model.settings import Settings
 
 TEXT, JSON, SARIF = "text", "json", "sarif"
 

@@ -10,7 +10,7 @@ from lora_inspect.cli.terminal import BOLD, DOUBTFUL, FAINT, PLAIN, RIGHT, WRONG
 from lora_inspect.cli.wrapped import wrapped
 from lora_inspect.listing import counted, listed
 from lora_inspect.printable import SENTENCE, shortened
-from lora_inspect.reading.problem import ERROR, NOTE, SEVERITIES, WARNING, Problem
+from lora_inspect.reading.model.problem import ERROR, NOTE, SEVERITIES, WARNING, Problem
 
 if TYPE_CHECKING:
     from lora_inspect.ops.check import CheckResult

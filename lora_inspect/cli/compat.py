@@ -50,7 +50,7 @@ def compat(
     from lora_inspect.consumers.verdict import needs_mending
     from lora_inspect.files.checkpoint import open_checkpoint
     from lora_inspect.ops.compat import compat as judged
-    from lora_inspect.reading.claim import claim
+    from lora_inspect.reading.keys.claims import claim
 
     adapter, own = parse_without_strength(adapter, "compat")
     told = own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing), adapter)

@@ -8,7 +8,7 @@ from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.path_settings import parse_without_strength
 from lora_inspect.files.discovery import find_checkpoints, is_collection
 from lora_inspect.files.locations import settled
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.settings import Settings
 from lora_inspect.records import NamedTuple
 
 # The field of a record that stands for a file that could not be read.

@@ -12,10 +12,10 @@ from lora_inspect.consumers.verdict import Verdict
 from lora_inspect.maths.packed_factors import PACKINGS
 from lora_inspect.ops.info import outlook_of
 from lora_inspect.reading.file_info import FileInfo
-from lora_inspect.reading.folded_scales import FOLDED_KEY
-from lora_inspect.reading.problem import ERROR, NOTE, WARNING
-from lora_inspect.reading.provenance import noted_trigger
-from lora_inspect.reading.settings import spell_argument
+from lora_inspect.reading.metadata.provenance import noted_trigger
+from lora_inspect.reading.model.problem import ERROR, NOTE, WARNING
+from lora_inspect.reading.model.settings import spell_argument
+from lora_inspect.reading.scale.scale_records import FOLDED_KEY
 from lora_inspect.records import NamedTuple
 from lora_inspect.shell import command_line, operand
 

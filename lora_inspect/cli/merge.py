@@ -160,8 +160,8 @@ def merge(
     )
     from lora_inspect.ops.merge import merge as merge_files
     from lora_inspect.reading.chosen_modules import Choice
-    from lora_inspect.reading.settings import parse_arguments
-    from lora_inspect.reading.weights_file import read_weights
+    from lora_inspect.reading.model.settings import parse_arguments
+    from lora_inspect.reading.weights_toml import read_weights
 
     if is_undo:
         if launched():

@@ -13,7 +13,7 @@ from lora_inspect.maths.packed_factors import PACKINGS
 if TYPE_CHECKING:
     from lora_inspect.matching.orientation_answers import Answers
     from lora_inspect.merging.dealing import Share
-    from lora_inspect.reading.settings import Settings
+    from lora_inspect.reading.model.settings import Settings
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -165,7 +165,7 @@ def settings(
     architecture: str | None = None,
 ) -> "Settings":
     """What the reading options amount to, and --architecture."""
-    from lora_inspect.reading.settings import Settings
+    from lora_inspect.reading.model.settings import Settings
 
     return Settings(
         rslora=None if rslora is None else rslora == "yes",

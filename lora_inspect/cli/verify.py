@@ -79,8 +79,8 @@ def verify(
     from lora_inspect.ops.verify import MergeOptions, plan_verify
     from lora_inspect.ops.verify import verify as verify_files
     from lora_inspect.reading.chosen_modules import Choice
-    from lora_inspect.reading.settings import parse_arguments
-    from lora_inspect.reading.weights_file import read_weights
+    from lora_inspect.reading.model.settings import parse_arguments
+    from lora_inspect.reading.weights_toml import read_weights
 
     options = MergeOptions(
         only=only,

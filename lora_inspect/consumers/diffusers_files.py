@@ -5,7 +5,7 @@ from collections import defaultdict
 from lora_inspect.consumers.record import Failure, Given, OfKind, ScaleRule
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.peft_config import EMBEDDED_KEY, embedded_configs
+from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY, embedded_configs
 
 NOT_LORA = "ValueError: Invalid LoRA checkpoint"
 

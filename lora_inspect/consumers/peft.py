@@ -20,7 +20,7 @@ from lora_inspect.consumers.record import (
     as_meant,
 )
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.steps import Steps
+from lora_inspect.reading.peft.match_budget import Steps
 
 # Embeddings of single tokens, which no target_modules choose.
 _TOKENS = ("lora_tokens", "trainable_tokens")
@@ -49,7 +49,7 @@ def _finds(adapter: Adapter) -> Finder:
     config = config_of(adapter)
     if isinstance(config, str):
         return lambda given: False
-    from lora_inspect.reading.adapted_modules import adapted_modules
+    from lora_inspect.reading.peft.adapted_modules import adapted_modules
 
     adapts, settings = adapted_modules(config, Steps()), settings_of(adapter)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from lora_inspect.files.discovery import ADAPTER_CONFIG, PEFT_WEIGHTS
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.peft_config import ModuleSettings
-from lora_inspect.reading.steps import Steps
+from lora_inspect.reading.peft.match_budget import Steps
+from lora_inspect.reading.peft.peft_config import ModuleSettings
 
 # The layers of a block that every program which serves models of the Llama line adapts, fused ones of Phi-3 included.
 OF_BLOCKS = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj")

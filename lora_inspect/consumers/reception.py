@@ -8,7 +8,7 @@ from math import inf
 
 from lora_inspect.consumers.record import RUN
 from lora_inspect.consumers.view import Member
-from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.records import NamedTuple
 
 

@@ -9,7 +9,7 @@ from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:  # to name all programs nothing has to be read
     from lora_inspect.reading.adapter import Adapter
-    from lora_inspect.reading.contribution import Contribution, Module
+    from lora_inspect.reading.model.contribution import Contribution, Module
 
 # How a rule is known: the program's own code ran on such files, or was read.
 RUN, READ = "run", "read"

@@ -14,9 +14,9 @@ from lora_inspect.consumers.record import Consumer
 from lora_inspect.consumers.verdict import Verdict, judge_each
 from lora_inspect.files.gguf.gguf_format import OF_FORMAT
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.alike_modules import alike
-from lora_inspect.reading.contribution import Contribution
-from lora_inspect.reading.peft_config import EMBEDDED_KEY
+from lora_inspect.reading.keys.groups import alike
+from lora_inspect.reading.model.contribution import Contribution
+from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY
 
 # How the keys begin that rules look at in the metadata; they are shown no others.
 _SEEN_METADATA = (EMBEDDED_KEY, *OF_FORMAT)

@@ -11,7 +11,7 @@ from lora_inspect.consumers.record import BASE_NORM, LEAVES, MISREADS, OTHER_AXI
 from lora_inspect.consumers.view import View
 from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.records import NamedTuple
 
 SAME, STRENGTH, LOST, WRONG = "same meaning", "wrong strength", "DoRA lost", "DoRA wrong"

@@ -8,8 +8,8 @@ from lora_inspect.architectures.patterns import pattern_of
 from lora_inspect.consumers.framed_keys import FramedKeys
 from lora_inspect.consumers.looks import Look, look_of, separator_of
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.alike_modules import alike
-from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.keys.groups import alike
+from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.records import NamedTuple
 
 _Answer = TypeVar("_Answer")

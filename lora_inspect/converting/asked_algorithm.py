@@ -9,8 +9,8 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.listing import listed
 from lora_inspect.matching.match import Matching
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.contribution import Contribution
-from lora_inspect.reading.peft_config import LORA_TYPE
+from lora_inspect.reading.model.contribution import Contribution
+from lora_inspect.reading.peft.peft_config import LORA_TYPE
 
 
 def becomes_lora(algorithm: Algorithm, shapes: Shapes) -> bool:

@@ -6,7 +6,7 @@ from lora_inspect.algorithms.record import WEIGHT, Algorithm
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.contribution import Module
+from lora_inspect.reading.model.contribution import Module
 
 # The difference by the parameter that it is of.
 DIFFERENCES = {algorithm.parameter: algorithm for algorithm in full.ALGORITHMS}

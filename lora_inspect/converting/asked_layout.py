@@ -11,9 +11,9 @@ from lora_inspect.converting.target_layouts import ArrangedLayout, NamedLayout
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base_names import EXPERTS
-from lora_inspect.reading.contribution import Module
+from lora_inspect.reading.base.base_names import EXPERTS
 from lora_inspect.reading.identify import certain_correspondence, described
+from lora_inspect.reading.model.contribution import Module
 from lora_inspect.schemes.comfyui import COMFYUI
 from lora_inspect.schemes.diffusers import DIFFUSERS
 from lora_inspect.schemes.record import ModuleName

@@ -10,7 +10,7 @@ from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.dora import INPUT, OF_BASE, OF_SUM, OUTPUT
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.contribution import Contribution, Magnitude
+from lora_inspect.reading.model.contribution import Contribution, Magnitude
 from lora_inspect.schemes.writing import EXACT, LOST
 
 PLAIN = "--base BASE with --rank N or --max-error E (a plain LoRA of the true change)"

@@ -14,10 +14,10 @@ from lora_inspect.converting.target_layouts import NamedLayout, OwnLayout, Targe
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base_names import EXPERTS
-from lora_inspect.reading.contribution import Module
-from lora_inspect.reading.gguf_layout import has_header
+from lora_inspect.reading.base.base_names import EXPERTS
+from lora_inspect.reading.base.gguf_layout import has_header
 from lora_inspect.reading.identify import described
+from lora_inspect.reading.model.contribution import Module
 from lora_inspect.reading.paths import MODELS
 from lora_inspect.reading.shown_families import shown_encoders
 from lora_inspect.schemes.gguf import GGUF

@@ -6,7 +6,7 @@ from dataclasses import replace
 from lora_inspect.algorithms import lora
 from lora_inspect.algorithms.attention_lora import IN_PROJ, OUT_PROJ, TIMES
 from lora_inspect.converting.part import Part
-from lora_inspect.reading.contribution import Module
+from lora_inspect.reading.model.contribution import Module
 
 
 def counted_once(parts: Sequence[Part], source: Module, target: Module) -> Sequence[Part]:

@@ -11,7 +11,7 @@ from lora_inspect.converting.part import Part
 from lora_inspect.converting.scaled_factors import as_factor, scaled
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.scaling import plain_alpha, to_float32
-from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.model.contribution import Contribution
 
 # What rounding to float32 may cost, and nothing else: half a unit in its last place, and room for adding up.
 EXACT = 2.0**-22

@@ -21,7 +21,7 @@ from lora_inspect.maths.on_rows import OnRows
 from lora_inspect.maths.product_distance import Distance, Product, distance
 from lora_inspect.maths.sample_weight import SampleWeight
 from lora_inspect.maths.tensors import load_whole
-from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.model.contribution import Contribution
 
 # (first row, row behind the last one, first row of the term) of neighbouring rows in the module.
 Runs = tuple[tuple[int, int, int], ...]

@@ -10,7 +10,7 @@ from lora_inspect.converting.compared import FactorCache
 from lora_inspect.converting.relayout import Destination, OneLayer
 from lora_inspect.maths.packed_factors import per_expert
 from lora_inspect.maths.product_distance import Distance, Product, distance
-from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.model.contribution import Contribution
 
 
 def expert_distance(destination: Destination, written: Contribution, read: FactorCache) -> Distance:

@@ -15,7 +15,7 @@ from lora_inspect.maths.chain import folded, settled
 from lora_inspect.maths.change import Change
 from lora_inspect.maths.low_rank import Approximation, approximate
 from lora_inspect.maths.tensors import first_non_finite, load, load_whole
-from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.model.contribution import Contribution
 
 
 def approximate_change(

@@ -21,10 +21,10 @@ from lora_inspect.matching.expert_weights import storage_of
 from lora_inspect.matching.match import Matching
 from lora_inspect.matching.place import Placed
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.base.model_config import config_beside
 from lora_inspect.reading.identify import adapter_candidates, certain_correspondence
-from lora_inspect.reading.model_config import config_beside
-from lora_inspect.reading.saved_tensors import BELOW
+from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.peft.saved_tensors import BELOW
 from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import ModuleName
 

@@ -14,8 +14,8 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.dora import OUTPUT, SPELLINGS
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.contribution import Contribution, Magnitude, Module
-from lora_inspect.reading.peft_config import EMBEDDED_KEY
+from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
+from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY
 
 
 def foreseen(adapter: Adapter, destinations: Sequence[Destination], options: ConvertOptions) -> Adapter | None:

@@ -9,7 +9,7 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.match import Matching
 from lora_inspect.matching.place import Place, Placed
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.coded_weights import BaseCodecs
+from lora_inspect.reading.base.base_codecs import BaseCodecs
 
 # By module and parameter.
 WholeChanges = dict[str, dict[str, WholeChange]]

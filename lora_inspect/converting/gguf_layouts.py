@@ -7,8 +7,8 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.gguf.gguf_format import ARCHITECTURE_KEY
 from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.gguf_layout import gguf_names
-from lora_inspect.reading.model_config import ModelConfig, read_model_config
+from lora_inspect.reading.base.gguf_layout import gguf_names
+from lora_inspect.reading.base.model_config import ModelConfig, read_model_config
 from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.gguf import GGUF
 

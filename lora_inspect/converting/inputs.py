@@ -8,10 +8,10 @@ from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.adapter import Adapter, read_adapter
-from lora_inspect.reading.base_weights import open_weights
+from lora_inspect.reading.base.base_weights import open_weights
 from lora_inspect.reading.components import chosen
-from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.kinds import ADAPTER, kind_of
+from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.records import NamedTuple
 
 

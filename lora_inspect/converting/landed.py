@@ -11,9 +11,9 @@ from lora_inspect.matching.match import Matching
 from lora_inspect.matching.place import Place
 from lora_inspect.matching.tied_head import EMBEDDINGS, HEADS, shared_embedding
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.coded_weights import BaseCodecs, CodedWeight
-from lora_inspect.reading.contribution import Contribution
-from lora_inspect.reading.peft_config import LORA_TYPE
+from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight
+from lora_inspect.reading.model.contribution import Contribution
+from lora_inspect.reading.peft.peft_config import LORA_TYPE
 from lora_inspect.records import NamedTuple
 
 

@@ -12,8 +12,8 @@ from lora_inspect.converting.own_parameters import is_own_parameter
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.listing import listed, some
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.embeddings import in_words
+from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.schemes.record import Scheme
 from lora_inspect.schemes.writing import Writing
 

@@ -6,7 +6,7 @@
 from lora_inspect.consumers.verdict import Verdict
 from lora_inspect.converting.mending import OF_ITS_FACTORS, mending
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.settings import spell_argument
+from lora_inspect.reading.model.settings import spell_argument
 from lora_inspect.records import NamedTuple
 from lora_inspect.shell import operand
 

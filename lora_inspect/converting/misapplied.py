@@ -13,7 +13,7 @@ from lora_inspect.converting.own_weight import own_weight
 from lora_inspect.converting.scaled_factors import read_factor
 from lora_inspect.maths import dora
 from lora_inspect.progress import Progress
-from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.model.contribution import Contribution
 
 # The norms that divide a magnitude of outputs where a program takes others than are meant.
 _NORMS = {BASE_NORM: dora.OF_BASE, SUM_NORM: dora.OF_SUM}

@@ -8,8 +8,8 @@ from lora_inspect import schemes
 from lora_inspect.algorithms.record import Algorithm, Role
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.dora import INPUT, OF_STORED_ROWS
-from lora_inspect.reading.contribution import Contribution, Magnitude, Module
-from lora_inspect.reading.suffixes import parse_key
+from lora_inspect.reading.keys.suffixes import parse_key
+from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
 from lora_inspect.schemes.peft import PEFT
 
 # The config is one of PEFT, which has an alpha for each module, or of mlx-lm, which has one scale for all.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from lora_inspect.matching.orientation_answers import Answers
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ diffusers, where `.diff` of that name is the difference.
 
 from lora_inspect.algorithms.full import ALGORITHMS
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm
-from lora_inspect.reading.contribution import Module
-from lora_inspect.reading.written_paths import MODELS
+from lora_inspect.reading.keys.written_paths import MODELS
+from lora_inspect.reading.model.contribution import Module
 
 # The difference of a weight, and by parameter those that are none of weights and biases.
 _OF_WEIGHT = next(one for one in ALGORITHMS if one.parameter == WEIGHT)

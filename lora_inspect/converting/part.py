@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lora_inspect.algorithms.record import Algorithm, Formula, Role, Shapes
 from lora_inspect.converting.scaled_factors import Factor, check_finite
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.reading.contribution import Contribution, Magnitude, Module
+from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
 
 
 @dataclass(frozen=True, slots=True)

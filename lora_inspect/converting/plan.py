@@ -21,8 +21,8 @@ from lora_inspect.files.input_file import Identity
 from lora_inspect.matching.match import Matching, match
 from lora_inspect.matching.orientation import Orientation, check_answers
 from lora_inspect.reading.adapter import Adapter, read_adapter
-from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.identify import adapter_candidates
+from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.schemes.gguf import GGUF
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.maths.dora import OUTPUT
 from lora_inspect.reading.adapter import Adapter, read_adapter
-from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.model.settings import Settings
 
 
 @dataclass(slots=True)

@@ -9,8 +9,8 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.identify import adapter_candidates
+from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.paths import with_paths
-from lora_inspect.reading.settings import Settings
 
 
 @dataclass(slots=True)

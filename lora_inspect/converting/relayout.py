@@ -15,7 +15,7 @@ from lora_inspect.converting.target_layouts import TargetLayout
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.matching.orientation import Covered, covered_shape
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.contribution import Module
+from lora_inspect.reading.model.contribution import Module
 from lora_inspect.reading.paths import MODELS, with_paths
 from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import MODEL, ModuleName

@@ -16,7 +16,7 @@ from lora_inspect.converting.other_norms import other_magnitude
 from lora_inspect.converting.part import Part
 from lora_inspect.converting.scaled_factors import Factor, check_finite, relative, rounded
 from lora_inspect.maths.dora import OF_BASE, OVER_BASE, SPELLINGS, DoraSpelling
-from lora_inspect.reading.contribution import Module
+from lora_inspect.reading.model.contribution import Module
 
 
 def keep(parts: Sequence[Part]) -> Sequence[Part]:

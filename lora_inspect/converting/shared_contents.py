@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from lora_inspect.converting.part import Part
 from lora_inspect.converting.scaled_factors import check_finite
 from lora_inspect.files.safetensors.contents import Content, renamed
-from lora_inspect.reading.shared_tensors import shared_tensors
+from lora_inspect.reading.keys.special_claims import shared_tensors
 
 
 def shared_contents(parts: Iterable[Part]) -> list[Content]:

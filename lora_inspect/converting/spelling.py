@@ -12,7 +12,7 @@ from lora_inspect.converting.scaled_factors import Factor, content
 from lora_inspect.files.safetensors.contents import Content, renamed
 from lora_inspect.files.safetensors.writer import TensorPlan
 from lora_inspect.maths.dora import OUTPUT
-from lora_inspect.reading.contribution import Magnitude, Module
+from lora_inspect.reading.model.contribution import Magnitude, Module
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from lora_inspect.maths.packed_factors import RANK_MAJOR
-from lora_inspect.reading.adapted_modules import NARROWING, adapted_modules
-from lora_inspect.reading.expert_packing import INPUT, LAYOUT, MARKS, along, is_of_unsloth
-from lora_inspect.reading.peft_config import LORA_TYPE, ModuleSettings
-from lora_inspect.reading.steps import Steps
+from lora_inspect.reading.experts.packed_experts import INPUT, LAYOUT, MARKS, along, is_of_unsloth
+from lora_inspect.reading.peft.adapted_modules import NARROWING, adapted_modules
+from lora_inspect.reading.peft.match_budget import Steps
+from lora_inspect.reading.peft.peft_config import LORA_TYPE, ModuleSettings
 
 # What only a LoraConfig has among them.
 _OF_LORA = ("bias", "lora_dropout", "fan_in_fan_out")

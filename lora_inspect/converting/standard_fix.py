@@ -10,7 +10,7 @@ from lora_inspect import schemes
 from lora_inspect.consumers.verdict import STRENGTH, Verdict
 from lora_inspect.converting.output_endings import output_beside
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.settings import spell_argument
+from lora_inspect.reading.model.settings import spell_argument
 from lora_inspect.shell import command_line, operand
 
 

@@ -37,9 +37,9 @@ from lora_inspect.files.input_file import Identity
 from lora_inspect.files.output_names import GGUF_ENDING, SAFETENSORS_ENDING, file_output, folder_output
 from lora_inspect.files.outputs import check_output, check_replaceable, new_folder
 from lora_inspect.files.safetensors.contents import Content, write_contents
-from lora_inspect.reading import peft_config
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.folded_scales import FoldedScales, folded_record
+from lora_inspect.reading.peft import peft_config
+from lora_inspect.reading.scale.scale_records import FoldedScales, folded_record
 from lora_inspect.schemes.diffusers import DIFFUSERS
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from lora_inspect.converting.unchanged_weights import without_unchanged
 from lora_inspect.converting.written_instead import write_instead
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.contribution import Module
+from lora_inspect.reading.model.contribution import Module
 
 
 def convert_modules(

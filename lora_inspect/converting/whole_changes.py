@@ -16,9 +16,9 @@ from lora_inspect.matching.place import Place, Placed
 from lora_inspect.maths.chain import settled
 from lora_inspect.maths.change import Change
 from lora_inspect.maths.tensors import RowBlocks, first_non_finite, load, load_whole
-from lora_inspect.reading.coded_weights import CodedWeight
-from lora_inspect.reading.contribution import Contribution
-from lora_inspect.reading.decoder import decoder
+from lora_inspect.reading.base.base_codecs import CodedWeight
+from lora_inspect.reading.base.decoder import decoder
+from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.records import NamedTuple
 
 

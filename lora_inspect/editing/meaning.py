@@ -12,13 +12,13 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.listing import listed
 from lora_inspect.maths.dora import OF_BASE
 from lora_inspect.printable import shortened
-from lora_inspect.reading.contribution import Contribution
-from lora_inspect.reading.evidence import RsloraReading
 from lora_inspect.reading.file_info import FileInfo, inspect_adapter
-from lora_inspect.reading.folded_scales import FoldedScales
 from lora_inspect.reading.kinds import ADAPTER
-from lora_inspect.reading.magnitude_norms import NORMS_KEY
-from lora_inspect.reading.problem import ERROR
+from lora_inspect.reading.model.contribution import Contribution
+from lora_inspect.reading.model.evidence import RsloraReading
+from lora_inspect.reading.model.problem import ERROR
+from lora_inspect.reading.scale.magnitude_norms import NORMS_KEY
+from lora_inspect.reading.scale.scale_records import FoldedScales
 
 # By topic, and in it by what the fact is of: a module, a program, or the file itself.
 Meaning = Mapping[str, Mapping[str, Any]]

@@ -15,8 +15,8 @@ from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.match import Matching
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base_names import NameTable
-from lora_inspect.reading.saved_tensors import BELOW, COPIED, BaseTensor
+from lora_inspect.reading.base.base_names import NameTable
+from lora_inspect.reading.peft.saved_tensors import BELOW, COPIED, BaseTensor
 from lora_inspect.schemes.peft import PEFT
 
 _COMPARED_ELEMENTS = 1 << 20

@@ -11,9 +11,9 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.expert_weights import as_matrix, storage_of
 from lora_inspect.matching.homes import Home
 from lora_inspect.matching.place import Place
-from lora_inspect.reading.base_names import Piece
-from lora_inspect.reading.contribution import Contribution
-from lora_inspect.reading.expert_packing import FIRST, INPUT
+from lora_inspect.reading.base.base_names import Piece
+from lora_inspect.reading.experts.packed_experts import FIRST, INPUT
+from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.records import NamedTuple
 
 

@@ -9,8 +9,8 @@ from lora_inspect.architectures.correspondence import Correspondence
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base_names import Found, NameTable
-from lora_inspect.reading.contribution import Module
+from lora_inspect.reading.base.base_names import Found, NameTable
+from lora_inspect.reading.model.contribution import Module
 from lora_inspect.reading.paths import MODELS
 from lora_inspect.records import NamedTuple
 

@@ -14,8 +14,8 @@ from lora_inspect.matching.homes import Home
 from lora_inspect.matching.orientation import Covered, Layer, Orientation, covered_shape
 from lora_inspect.matching.place import Place
 from lora_inspect.maths import dora
-from lora_inspect.reading.base_names import Found, is_weight
-from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.base.base_names import Found, is_weight
+from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.records import NamedTuple
 
 

@@ -14,9 +14,9 @@ from lora_inspect.matching.orientation_answers import UNANSWERED, Answers
 from lora_inspect.matching.place import Placed
 from lora_inspect.matching.target_weight import check_place
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.coded_weights import BaseCodecs
+from lora_inspect.reading.base.base_codecs import BaseCodecs
 from lora_inspect.reading.components import chosen
-from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.model.contribution import Contribution, Module
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from lora_inspect.reading.base_names import leaf_of
+from lora_inspect.reading.base.base_names import leaf_of
 
 # Whether the base stores weights as (in, out), by a glob over their paths or last names; the first that fits decides.
 Answers = Mapping[str, bool]

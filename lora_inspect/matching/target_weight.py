@@ -7,7 +7,7 @@ from lora_inspect.matching.orientation import covered_shape
 from lora_inspect.matching.place import Placed
 from lora_inspect.maths.dora import INPUT
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.coded_weights import BaseCodecs
+from lora_inspect.reading.base.base_codecs import BaseCodecs
 from lora_inspect.reading.identify import adapter_candidates, base_candidates, described, may_be_one
 
 

@@ -9,8 +9,8 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base_names import leaf_of, path_of
-from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.base.base_names import leaf_of, path_of
+from lora_inspect.reading.model.contribution import Contribution, Module
 
 HEADS = ("lm_head", "embed_out")
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "shared")

@@ -12,10 +12,10 @@ from lora_inspect.matching.base_copies import equal_copies
 from lora_inspect.matching.match import Matching
 from lora_inspect.matching.tied_head import HEADS, repeats_embedding, shared_embedding
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base_names import BASE_PREFIXES, is_weight
-from lora_inspect.reading.contribution import Module
+from lora_inspect.reading.base.base_names import BASE_PREFIXES, is_weight
 from lora_inspect.reading.identify import adapter_candidates, base_candidates, described, may_be_one
-from lora_inspect.reading.saved_tensors import BaseTensor
+from lora_inspect.reading.model.contribution import Module
+from lora_inspect.reading.peft.saved_tensors import BaseTensor
 from lora_inspect.schemes.gguf import GGUF
 from lora_inspect.schemes.record import MODEL
 

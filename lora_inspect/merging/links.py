@@ -9,9 +9,9 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.place import Placed
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.coded_weights import CodedWeight
-from lora_inspect.reading.contribution import Contribution
-from lora_inspect.reading.decoder import decoder
+from lora_inspect.reading.base.base_codecs import CodedWeight
+from lora_inspect.reading.base.decoder import decoder
+from lora_inspect.reading.model.contribution import Contribution
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from lora_inspect.files.input_file import InputFile
 from lora_inspect.listing import listed
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.printable import shortened
-from lora_inspect.reading.merge_record import ADAPTERS, BASE, CONFIG, FILE, HEADER, OPTIONS, SHA256
+from lora_inspect.reading.metadata.merge_record import ADAPTERS, BASE, CONFIG, FILE, HEADER, OPTIONS, SHA256
 
 # Pieces of so many bytes are looked at, at least so many of a base and so many of each file, from its first tensor to
 # its last: models of one shape have the same header, and may differ in some of their weights alone.

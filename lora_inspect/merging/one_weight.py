@@ -21,7 +21,7 @@ from lora_inspect.merging.factor_reader import FactorReader
 from lora_inspect.merging.links import Fold, LinkReader, decode_of, no_numbers_of_a_change
 from lora_inspect.merging.working_crew import Tools
 from lora_inspect.merging.written_rows import Encoder, Witness
-from lora_inspect.reading.coded_weights import CodedWeight
+from lora_inspect.reading.base.base_codecs import CodedWeight
 
 # How many times as large as others the blocks are at most that a thread reads beside the others' for one scale.
 _STRETCHED = 4

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates, base_candidates
-from lora_inspect.reading.pipeline_expert import pipeline_expert
+from lora_inspect.reading.pipeline import pipeline_expert
 
 
 def other_expert_notes(base: Checkpoint, adapters: Iterable[Adapter], only: Collection[str]) -> Iterator[str]:

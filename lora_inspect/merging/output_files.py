@@ -11,7 +11,7 @@ from lora_inspect.merging.folded_weights import Folding, Written, write_folded
 from lora_inspect.merging.keeping import Keeping
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.progress import Progress
-from lora_inspect.reading.metadata import merged_metadata
+from lora_inspect.reading.metadata.output_metadata import merged_metadata
 
 
 class OutputFiles:

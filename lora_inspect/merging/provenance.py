@@ -20,7 +20,7 @@ from lora_inspect.merging.rounding import STOCHASTIC
 from lora_inspect.merging.working import working_types
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.merge_record import (
+from lora_inspect.reading.metadata.merge_record import (
     ADAPTERS,
     BASE,
     CONFIG,
@@ -33,8 +33,8 @@ from lora_inspect.reading.merge_record import (
     SHA256,
     earlier_records,
 )
-from lora_inspect.reading.metadata import describe_file
-from lora_inspect.reading.settings import spell_settings
+from lora_inspect.reading.metadata.output_metadata import describe_file
+from lora_inspect.reading.model.settings import spell_settings
 from lora_inspect.version import __version__
 
 # The options that are recorded under names of the command line, or with the adapters, or that change nothing.

@@ -8,8 +8,8 @@ from lora_inspect.codecs.record import Encoding, NoCode
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.merging.links import Fold
 from lora_inspect.merging.written_rows import Coded, Encoder
-from lora_inspect.reading.coded_weights import CodedWeight
-from lora_inspect.reading.decoder import prepared
+from lora_inspect.reading.base.base_codecs import CodedWeight
+from lora_inspect.reading.base.decoder import prepared
 from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:

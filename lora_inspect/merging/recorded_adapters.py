@@ -12,10 +12,10 @@ from lora_inspect.matching.orientation_answers import parse_answers
 from lora_inspect.maths.dora import MULTIPLIER_RULES
 from lora_inspect.merging.options import MergeOptions
 from lora_inspect.reading.chosen_modules import Choice
-from lora_inspect.reading.merge_record import MergedAdapter, MergeRecord, merge_records
-from lora_inspect.reading.metadata import describe_file
-from lora_inspect.reading.provenance import MERGED_KEY
-from lora_inspect.reading.settings import Settings, parse_settings, spell_settings
+from lora_inspect.reading.metadata.merge_record import MergedAdapter, MergeRecord, merge_records
+from lora_inspect.reading.metadata.output_metadata import describe_file
+from lora_inspect.reading.metadata.provenance import MERGED_KEY
+from lora_inspect.reading.model.settings import Settings, parse_settings, spell_settings
 
 # The options that are known to decide what a merge wrote.
 _TEXTS, _LISTS, _FLAGS = (

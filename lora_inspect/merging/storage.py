@@ -15,8 +15,8 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.dtypes import BITS, FP8, PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.merging.model_configs import CONFIG, QUANTIZATION, read_config, with_type, without_codes
-from lora_inspect.reading.coded_weights import BaseCodecs, CodedWeight
-from lora_inspect.reading.quantisation import has_codes, quantisation_settings
+from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight
+from lora_inspect.reading.base.quantisation import has_codes, quantisation_settings
 from lora_inspect.records import NamedTuple
 
 

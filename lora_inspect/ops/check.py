@@ -16,8 +16,8 @@ from lora_inspect.files.locations import exists
 from lora_inspect.files.output_names import file_output
 from lora_inspect.files.outputs import check_output
 from lora_inspect.progress import Progress, Share, silent
-from lora_inspect.reading.problem import ERROR, SEVERITIES, Problem
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.problem import ERROR, SEVERITIES, Problem
+from lora_inspect.reading.model.settings import Settings
 from lora_inspect.records import NamedTuple
 from lora_inspect.stores.address import is_remote
 

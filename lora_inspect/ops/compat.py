@@ -15,11 +15,11 @@ from lora_inspect.matching.match import match
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter, read_adapter
-from lora_inspect.reading.base_weights import open_weights
+from lora_inspect.reading.base.base_weights import open_weights
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.kinds import ADAPTER, kind_of
+from lora_inspect.reading.model.settings import Settings, spell_argument
 from lora_inspect.reading.paths import with_paths
-from lora_inspect.reading.settings import Settings, spell_argument
 from lora_inspect.records import NamedTuple
 from lora_inspect.shell import operand
 

@@ -23,9 +23,9 @@ from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates
-from lora_inspect.reading.magnitude_norms import NORMS_KEY
-from lora_inspect.reading.metadata import HASHES, describe_file, standard_metadata
-from lora_inspect.reading.pipeline_expert import EXPERT_KEY, pipeline_expert
+from lora_inspect.reading.metadata.output_metadata import HASHES, describe_file, standard_metadata
+from lora_inspect.reading.pipeline import EXPERT_KEY, pipeline_expert
+from lora_inspect.reading.scale.magnitude_norms import NORMS_KEY
 from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:

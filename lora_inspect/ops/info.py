@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from lora_inspect.architectures.detection import Detection, settled_by
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.contribution import Contribution, Module
 from lora_inspect.reading.file_info import FileInfo, inspect_adapter
-from lora_inspect.reading.folded_scales import FOLDED_KEY, FoldedScales
 from lora_inspect.reading.kinds import ADAPTER, BASE
+from lora_inspect.reading.metadata.provenance import MERGED_KEY, provenance
+from lora_inspect.reading.metadata.training_facts import training_facts
+from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.model.problem import ERROR
 from lora_inspect.reading.pipeline_parts import PipelinePart, adapter_parts, base_parts, elements
-from lora_inspect.reading.problem import ERROR
-from lora_inspect.reading.provenance import MERGED_KEY, provenance
-from lora_inspect.reading.training_facts import training_facts
+from lora_inspect.reading.scale.scale_records import FOLDED_KEY, FoldedScales
 from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _merged(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
     """The merges that made the file, the first of them first."""
     if MERGED_KEY not in metadata:
         return []
-    from lora_inspect.reading.merge_record import as_record, merge_records
+    from lora_inspect.reading.metadata.merge_record import as_record, merge_records
 
     return [as_record(one) for one in merge_records(metadata)]
 

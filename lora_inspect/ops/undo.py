@@ -22,8 +22,8 @@ from lora_inspect.merging.plan import MergePlan, plan_merge
 from lora_inspect.merging.provenance import base_record
 from lora_inspect.merging.recorded_adapters import SEED, last_record, recorded_adapters, recorded_cast, recorded_options
 from lora_inspect.progress import Progress, silent
-from lora_inspect.reading.merge_record import MergedBase, hashes_of, undone_metadata
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.metadata.merge_record import MergedBase, hashes_of, undone_metadata
+from lora_inspect.reading.model.settings import Settings
 
 if TYPE_CHECKING:
     from lora_inspect.merging.subtracted import Account

@@ -6,24 +6,24 @@ from typing import TYPE_CHECKING
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading import rare_steps as rare
-from lora_inspect.reading.alike_modules import alike, changes_of_kinds
 from lora_inspect.reading.config_problems import DAMAGED
-from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.dora_evidence import dora_claims, read_dora
-from lora_inspect.reading.evidence import DoraReading, Evidence, RsloraReading
 from lora_inspect.reading.file_reading import FileReading
-from lora_inspect.reading.found_configs import find_configs
-from lora_inspect.reading.module_kinds import computed, kinds_of
-from lora_inspect.reading.module_scales import scaled_modules
-from lora_inspect.reading.problem import ERROR, Problem
+from lora_inspect.reading.keys.groups import alike, changes_of_kinds
+from lora_inspect.reading.keys.module_kinds import computed, kinds_of
+from lora_inspect.reading.keys.stored_numbers import read_numbers
+from lora_inspect.reading.metadata.trainers import find_trainer
+from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.model.evidence import DoraReading, Evidence, RsloraReading
+from lora_inspect.reading.model.problem import ERROR, Problem
+from lora_inspect.reading.model.settings import Settings
+from lora_inspect.reading.peft.config_lookup import find_configs
+from lora_inspect.reading.peft.match_budget import Steps
 from lora_inspect.reading.problems import find_problems
+from lora_inspect.reading.scale.dora_evidence import dora_claims, read_dora
+from lora_inspect.reading.scale.module_scales import scaled_modules
+from lora_inspect.reading.scale.scale_rules import facts_of, read_groups, read_ruled, sum_up
+from lora_inspect.reading.scale.scales import about_hidden_ranks, about_parts
 from lora_inspect.reading.scale_problems import ALPHA_MISSING, REPEATS, open_settings
-from lora_inspect.reading.scale_rules import facts_of, read_groups, read_ruled, sum_up
-from lora_inspect.reading.scales import about_hidden_ranks, about_parts
-from lora_inspect.reading.settings import Settings
-from lora_inspect.reading.steps import Steps
-from lora_inspect.reading.stored_numbers import read_numbers
-from lora_inspect.reading.trainers import find_trainer
 from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:  # where a file has some, and few have
@@ -60,7 +60,7 @@ class Adapter(NamedTuple):
         """The keys that nobody claims, but for copies of what the base has below a module."""
         if not self.unclaimed:
             return ()
-        from lora_inspect.reading.saved_tensors import copies_below  # few files have such keys
+        from lora_inspect.reading.peft.saved_tensors import copies_below  # few files have such keys
 
         copies = copies_below(self.unclaimed, self.modules)
         return tuple(key for key in self.unclaimed if key not in copies)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from lora_inspect.listing import listed
 from lora_inspect.reading.file_reading import FileReading
-from lora_inspect.reading.problem import Finding
+from lora_inspect.reading.model.problem import Finding
 from lora_inspect.reading.scale_problems import CONTRADICTS, REPEATS
 from lora_inspect.reading.shown_families import shown_candidates
 

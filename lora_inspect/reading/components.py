@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.contribution import Module
+from lora_inspect.reading.model.contribution import Module
 
 
 def chosen(

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from lora_inspect.reading.file_reading import FileReading
-from lora_inspect.reading.peft_config import EMBEDDED_KEY, embedded_object
-from lora_inspect.reading.problem import Finding
+from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY, embedded_object
 
 # How the keys of metadata begin that say how alpha and rank are to be read.
 _DECIDING_METADATA = ("lora_inspect.", "lora_adapter_metadata", "ss_network_", "ss_alpha_", "ss_rank_", "ss_init_")

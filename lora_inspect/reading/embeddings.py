@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.listing import some
-from lora_inspect.reading.claim import Claims
+from lora_inspect.reading.keys.claims import Claims
 from lora_inspect.records import NamedTuple
 
 # `bundle_emb.TOKEN.` and the text encoder, or what a file of textual inversion calls its tensor.

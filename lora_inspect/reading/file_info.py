@@ -5,9 +5,9 @@ from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.identify import adapter_candidates, base_candidates
 from lora_inspect.reading.kinds import ADAPTER, kind_of
+from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.paths import with_paths
-from lora_inspect.reading.pipeline_expert import PipelineExpert, pipeline_expert
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.pipeline import PipelineExpert, pipeline_expert
 from lora_inspect.records import NamedTuple
 
 

@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.reading.claim import Claims
-from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.evidence import RsloraReading
-from lora_inspect.reading.found_configs import FoundConfig
+from lora_inspect.reading.keys.claims import Claims
+from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.model.evidence import RsloraReading
+from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.own_rules import OwnRules
-from lora_inspect.reading.problem import Finding
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.peft.config_lookup import FoundConfig
 from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:  # where a file has some, and few have

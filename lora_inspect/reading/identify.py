@@ -12,7 +12,7 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base_names import BASE_PREFIXES, is_weight, path_of
+from lora_inspect.reading.base.base_names import BASE_PREFIXES, is_weight, path_of
 from lora_inspect.reading.shown_families import shown_candidates
 from lora_inspect.schemes.record import MODEL
 

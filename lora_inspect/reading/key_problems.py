@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable, Iterator
 
 from lora_inspect.listing import listed, some
-from lora_inspect.reading.claim import MIXED
 from lora_inspect.reading.file_reading import FileReading
-from lora_inspect.reading.problem import Finding
-from lora_inspect.reading.suffixes import ROOT, parse_key
+from lora_inspect.reading.keys.claims import MIXED
+from lora_inspect.reading.keys.suffixes import ROOT, parse_key
+from lora_inspect.reading.model.problem import Finding
 from lora_inspect.schemes.peft import PEFT
 
 # Names in which at least half of a file's tensors are, as expressions that few files need, and what is said of them.
@@ -64,7 +64,7 @@ def unclaimed_tensors(reading: FileReading) -> Iterator[Finding]:
     """Tensors beside the modules that nobody claims."""
     if not reading.claims.unclaimed or not reading.claims.modules:
         return
-    from lora_inspect.reading.saved_tensors import copies_below  # few files have what nobody claims
+    from lora_inspect.reading.peft.saved_tensors import copies_below  # few files have what nobody claims
 
     copies = copies_below(reading.claims.unclaimed, reading.claims.modules)
     if keys := [key for key in reading.claims.unclaimed if key not in copies]:

@@ -1,7 +1,7 @@
 """What a file is: an adapter, a base, or neither."""
 
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base_names import is_weight
+from lora_inspect.reading.base.base_names import is_weight
 from lora_inspect.reading.scale_problems import CONTRADICTS
 
 ADAPTER, BASE, OTHER = "adapter", "base", "other"

@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.dora_evidence import DoraClaim
-from lora_inspect.reading.evidence import Evidence, LoraFacts
-from lora_inspect.reading.problem import Finding
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.model.evidence import Evidence, LoraFacts
+from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.model.settings import Settings
+from lora_inspect.reading.scale.dora_evidence import DoraClaim
 
 if TYPE_CHECKING:
-    from lora_inspect.reading.claim import Claims
+    from lora_inspect.reading.keys.claims import Claims
     from lora_inspect.reading.mlx_config import MlxConfig
 
 

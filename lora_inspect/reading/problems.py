@@ -12,7 +12,6 @@ from lora_inspect.reading.config_problems import (
     missing_tokens,
     refused_patterns,
 )
-from lora_inspect.reading.evidence import INIT_KEY, is_lycoris
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.key_problems import (
     embeddings,
@@ -22,7 +21,8 @@ from lora_inspect.reading.key_problems import (
     unclaimed_tensors,
     unfit_tensors,
 )
-from lora_inspect.reading.problem import ERROR, NOTE, WARNING, Finding, Problem
+from lora_inspect.reading.model.evidence import INIT_KEY, is_lycoris
+from lora_inspect.reading.model.problem import ERROR, NOTE, WARNING, Finding, Problem
 from lora_inspect.reading.scale_problems import alpha_setting, missing_alphas, rslora_hint, rule_setting, unknown_scales
 from lora_inspect.records import NamedTuple
 
@@ -54,35 +54,41 @@ def _has_packed(reading: FileReading) -> bool:
     return any(contribution.algorithm.packed for contribution in reading.contributions)
 
 
-_missing_weights = RareLook("config_alone", "missing_weights", lambda reading: not reading.checkpoint.files)
-_weightless = RareLook("weightless", "weightless", lambda reading: bool(reading.configs or reading.claims.unclaimed))
-_unbuilt_configs = RareLook("unbuilt", "unbuilt_configs", _has_configs)
+_missing_weights = RareLook("peft.config_alone", "missing_weights", lambda reading: not reading.checkpoint.files)
+_weightless = RareLook(
+    "peft.weightless", "weightless", lambda reading: bool(reading.configs or reading.claims.unclaimed)
+)
+_unbuilt_configs = RareLook("peft.unsupported", "unbuilt_configs", _has_configs)
 _unbuilt_algorithms = RareLook(
-    "unbuilt",
+    "peft.unsupported",
     "unbuilt_algorithms",
     lambda reading: not all(contribution.algorithm.formula for contribution in reading.contributions),
 )
-_missing_saved = RareLook("saved_tensors", "missing_saved", _has_configs)
-_lost_parameters = RareLook("expert_parameters", "lost_parameters", _has_configs)
+_missing_saved = RareLook("peft.saved_tensors", "missing_saved", _has_configs)
+_lost_parameters = RareLook("experts.expert_parameters", "lost_parameters", _has_configs)
 _residual_bases = RareLook(
-    "residual_base",
+    "peft.residual_adapters",
     "residual_bases",
     lambda reading: bool(reading.configs) or INIT_KEY in reading.checkpoint.metadata,
 )
-_residual_setting = RareLook("residual_base", "residual_setting", lambda reading: reading.settings.residual is not None)
+_residual_setting = RareLook(
+    "peft.residual_adapters", "residual_setting", lambda reading: reading.settings.residual is not None
+)
 _packing_setting = RareLook(
-    "expert_packing", "packing_setting", lambda reading: reading.settings.expert_packing is not None
+    "experts.packed_experts", "packing_setting", lambda reading: reading.settings.expert_packing is not None
 )
 _architecture_setting = RareLook(
     "architecture_setting", "architecture_setting", lambda reading: reading.settings.architecture is not None
 )
-_packing_hint = RareLook("expert_coherence", "packing_hint", _has_packed)
+_packing_hint = RareLook("experts.expert_coherence", "packing_hint", _has_packed)
 _unknown_formulas = RareLook(
-    "formula_settings",
+    "peft.formula_settings",
     "unknown_formulas",
     lambda reading: any(contribution.unsettled for contribution in reading.contributions),
 )
-_dylora_scale = RareLook("trained_scales", "dylora_scale", lambda reading: is_lycoris(reading.checkpoint.metadata))
+_dylora_scale = RareLook(
+    "scale.trained_scales", "dylora_scale", lambda reading: is_lycoris(reading.checkpoint.metadata)
+)
 
 
 class Entry(NamedTuple):

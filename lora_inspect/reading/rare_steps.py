@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING
 
 from lora_inspect.files.checkpoint import Checkpoint, read_row
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.reading.alike_modules import changes_of_kinds
-from lora_inspect.reading.claim import Claims, claim
-from lora_inspect.reading.claim_plan import claim_as_before
-from lora_inspect.reading.contribution import Module
-from lora_inspect.reading.evidence import INIT_KEY, Evidence
 from lora_inspect.reading.file_reading import FileReading
-from lora_inspect.reading.found_configs import FoundConfig
+from lora_inspect.reading.keys.claim_plan import claim_as_before
+from lora_inspect.reading.keys.claims import Claims, claim
+from lora_inspect.reading.keys.groups import changes_of_kinds
+from lora_inspect.reading.keys.stored_numbers import StoredNumbers
+from lora_inspect.reading.keys.suffixes import ROOT
+from lora_inspect.reading.metadata.trainers import is_musubi
+from lora_inspect.reading.model.contribution import Module
+from lora_inspect.reading.model.evidence import INIT_KEY, Evidence
+from lora_inspect.reading.model.problem import Finding
 from lora_inspect.reading.own_rules import NoRules, OwnRules
-from lora_inspect.reading.peft_config import is_peft_config
-from lora_inspect.reading.problem import Finding
-from lora_inspect.reading.scales import Counting
-from lora_inspect.reading.steps import Steps
-from lora_inspect.reading.stored_numbers import StoredNumbers
-from lora_inspect.reading.suffixes import ROOT
-from lora_inspect.reading.trainers import is_musubi
+from lora_inspect.reading.peft.config_lookup import FoundConfig
+from lora_inspect.reading.peft.match_budget import Steps
+from lora_inspect.reading.peft.peft_config import is_peft_config
+from lora_inspect.reading.scale.scales import Counting
 from lora_inspect.schemes.cloneofsimo import CLONEOFSIMO
 from lora_inspect.schemes.mlx import MLX
 
@@ -41,7 +41,7 @@ def claimed(checkpoint: Checkpoint) -> Claims:
     """The modules of a file, and what is wrong with layers that it numbers instead of naming them."""
     if not any(map(str.startswith, checkpoint.tensors, repeat(_NUMBERED))):
         return claim_as_before(checkpoint.tensors)
-    from lora_inspect.reading.numbered_layers import numbered_keys
+    from lora_inspect.reading.keys.numbered_layers import numbered_keys
 
     known, findings = numbered_keys(checkpoint.tensors, checkpoint.metadata)
     claims = claim(checkpoint.tensors, known)
@@ -52,7 +52,7 @@ def named(claims: Claims, metadata: Mapping[str, str]) -> tuple[Claims, tuple[Ev
     """The claims under the names of the model, where a program is known to write others, and what is said of that."""
     if not is_musubi(metadata) or all(module.name.flat for module in claims.modules.values()):
         return claims, ()
-    from lora_inspect.reading.guessed_dots import with_true_dots
+    from lora_inspect.reading.keys.guessed_dots import with_true_dots
 
     return with_true_dots(claims, metadata)
 
@@ -61,7 +61,7 @@ def with_shared(claims: Claims, tensors: Mapping[str, TensorInfo]) -> Claims:
     """The claims with what all modules of a file share as factors of each."""
     if not any(key.startswith(f"{ROOT}.") for key in claims.unclaimed):
         return claims
-    from lora_inspect.reading.shared_tensors import claim_shared
+    from lora_inspect.reading.keys.special_claims import claim_shared
 
     return claim_shared(claims, tensors)
 
@@ -70,7 +70,7 @@ def with_alpha_of_all(claims: Claims, alpha: TensorInfo | None) -> Claims:
     """The claims with the alpha that a header says once."""
     if alpha is None:
         return claims
-    from lora_inspect.reading.alpha_of_all import claim_alpha_of_all
+    from lora_inspect.reading.keys.alpha_of_all import claim_alpha_of_all
 
     return claim_alpha_of_all(claims, alpha)
 
@@ -79,7 +79,7 @@ def with_stacked(claims: Claims) -> Claims:
     """The claims with factors that are stacked for all experts of a layer."""
     if all(contribution.algorithm.formula for contribution in changes_of_kinds(claims.modules)):
         return claims
-    from lora_inspect.reading.stacked_factors import claim_stacked
+    from lora_inspect.reading.keys.stacked_factors import claim_stacked
 
     return claim_stacked(claims)
 
@@ -90,7 +90,7 @@ def rules_of(checkpoint: Checkpoint, claims: Claims) -> OwnRules:
     has_names = any(module.name.scheme == MLX.name for module in claims.modules.values())
     if not has_names and (config is None or is_peft_config(config)):
         return NoRules()
-    from lora_inspect.reading.mlx_modules import MlxRules
+    from lora_inspect.reading.mlx import MlxRules
 
     return MlxRules(checkpoint)
 
@@ -99,7 +99,7 @@ def with_experts(claims: Claims, configs: Sequence[FoundConfig]) -> Claims:
     """The claims with the parameters that PEFT trains, and with what lies in the modules that it wraps for them."""
     if not configs and not any(name.endswith(_OF_EXPERTS) or _BELOW_WRAPPERS in name for name in claims.modules):
         return claims
-    from lora_inspect.reading.expert_parameters import claim_wrapped
+    from lora_inspect.reading.experts.expert_parameters import claim_wrapped
 
     return claim_wrapped(claims, configs)
 
@@ -110,7 +110,7 @@ def with_saved(
     """The claims with tensors of the base that PEFT saves whole."""
     if not configs:
         return claims
-    from lora_inspect.reading.saved_tensors import claim_saved
+    from lora_inspect.reading.peft.saved_tensors import claim_saved
 
     return claim_saved(claims, tensors, configs, steps)
 
@@ -130,7 +130,7 @@ def with_norms(
     """What is said of whose norms magnitudes are over, as `StatedNorms` has it."""
     if not any(contribution.magnitude for contribution in changes_of_kinds(claims.modules)):
         return claims, None, (), ()
-    from lora_inspect.reading.magnitude_norms import with_stated_norms
+    from lora_inspect.reading.scale.magnitude_norms import with_stated_norms
 
     return with_stated_norms(claims, metadata)
 
@@ -142,7 +142,7 @@ def with_settings(
     own = (contribution.algorithm for contribution in changes_of_kinds(modules))
     if not configs and not any(algorithm.shared or algorithm.variant or algorithm.settings for algorithm in own):
         return modules
-    from lora_inspect.reading import formula_settings
+    from lora_inspect.reading.peft import formula_settings
 
     return formula_settings.with_settings(modules, configs, metadata, numbers)
 
@@ -153,9 +153,9 @@ def with_packing(
     """The modules with how the factors of all experts lie in their tensors."""
     if not any(contribution.algorithm.packed for contribution in changes_of_kinds(modules)):
         return modules
-    from lora_inspect.reading import expert_packing
+    from lora_inspect.reading.experts import packed_experts
 
-    return expert_packing.with_packing(modules, configs, metadata, chosen)
+    return packed_experts.with_packing(modules, configs, metadata, chosen)
 
 
 def with_residual_bases(
@@ -164,16 +164,16 @@ def with_residual_bases(
     """The modules with what was moved out of their base."""
     if not configs and INIT_KEY not in metadata:
         return modules
-    from lora_inspect.reading import residual_base
+    from lora_inspect.reading.peft import residual_adapters
 
-    return residual_base.with_residual_bases(modules, configs, metadata, is_given)
+    return residual_adapters.with_residual_bases(modules, configs, metadata, is_given)
 
 
 def about_method(configs: Sequence[FoundConfig], has_modules: bool) -> Iterable[Evidence]:
     """The method of each config, where no modules tell it."""
     if has_modules or not configs:
         return ()
-    from lora_inspect.reading import config_alone
+    from lora_inspect.reading.peft import config_alone
 
     return config_alone.about_method(configs, has_modules)
 
@@ -182,7 +182,7 @@ def about_alpha_of_all(checkpoint: Checkpoint) -> Iterable[Evidence]:
     """What a header says of the scale of all modules."""
     if checkpoint.alpha is None:
         return ()
-    from lora_inspect.reading import alpha_of_all
+    from lora_inspect.reading.keys import alpha_of_all
 
     return alpha_of_all.about_alpha_of_all(checkpoint)
 
@@ -191,7 +191,7 @@ def about_saved(claims: Claims, configs: Sequence[FoundConfig]) -> Iterable[Evid
     """What PEFT saved whole."""
     if not configs and not claims.unclaimed:
         return ()
-    from lora_inspect.reading import saved_tensors
+    from lora_inspect.reading.peft import saved_tensors
 
     return saved_tensors.about_saved(claims, configs)
 
@@ -200,10 +200,10 @@ def about_experts(reading: FileReading) -> Iterable[Evidence]:
     """How the factors of all experts are packed."""
     if not any(contribution.algorithm.packed for contribution in changes_of_kinds(reading.modules)):
         return ()
-    from lora_inspect.reading import expert_packing
+    from lora_inspect.reading.experts import packed_experts
 
     chosen = reading.settings.expert_packing
-    return expert_packing.about_experts(
+    return packed_experts.about_experts(
         list(reading.contributions), reading.configs, reading.checkpoint.metadata, chosen
     )
 
@@ -212,7 +212,7 @@ def about_attention(reading: FileReading) -> Iterable[Evidence]:
     """How often PEFT counts the change of an attention's output."""
     if not any(contribution.in_config for contribution in changes_of_kinds(reading.modules)):
         return ()
-    from lora_inspect.reading import attention_counts
+    from lora_inspect.reading.experts import attention_counts
 
     return attention_counts.about_attention(reading)
 
@@ -221,9 +221,9 @@ def about_residuals(reading: FileReading) -> Iterable[Evidence]:
     """Which base the factors change."""
     if not reading.configs and INIT_KEY not in reading.checkpoint.metadata:
         return ()
-    from lora_inspect.reading import residual_base
+    from lora_inspect.reading.peft import residual_adapters
 
-    return residual_base.about_residuals(reading)
+    return residual_adapters.about_residuals(reading)
 
 
 def counting(checkpoint: Checkpoint, steps: Steps) -> Counting:
@@ -232,7 +232,7 @@ def counting(checkpoint: Checkpoint, steps: Steps) -> Counting:
     The tables of that are loaded only for a file that names one of its networks.
     """
     if checkpoint.metadata.get("ss_network_module", "").startswith("networks."):
-        from lora_inspect.reading.asked_ranks import read_asked_ranks
+        from lora_inspect.reading.scale.requested_rank import read_asked_ranks
 
         if asked := read_asked_ranks(checkpoint.metadata, steps):
             return Counting(partial(asked.counted, read_row=partial(read_row, checkpoint)), asked.by_name)

@@ -8,8 +8,8 @@ from lora_inspect.architectures.detection import Detection, candidates
 from lora_inspect.architectures.record import is_parameter
 from lora_inspect.architectures.text_encoders import TextEncoder, found_in
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.reading.alike_modules import alike
-from lora_inspect.reading.contribution import Contribution, Module
+from lora_inspect.reading.keys.groups import alike
+from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.schemes.gguf import GGUF
 from lora_inspect.schemes.record import MODEL, ModuleName
 
@@ -23,7 +23,7 @@ def shown_candidates(checkpoint: Checkpoint, scheme: str | None, modules: dict[s
     A GGUF header names it.
     """
     if scheme == GGUF.name:
-        from lora_inspect.reading.gguf_layout import gguf_families
+        from lora_inspect.reading.base.gguf_layout import gguf_families
 
         return gguf_families(checkpoint)
     layers = _layers(modules)

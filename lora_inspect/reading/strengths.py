@@ -3,8 +3,8 @@
 from collections.abc import Collection, Mapping
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.reading.model.settings import ALL, Settings
 from lora_inspect.reading.module_patterns import ModuleNames, fits, fits_path, is_component, unknown_pattern
-from lora_inspect.reading.settings import ALL, Settings
 
 
 def multiplier_of(settings: Settings, names: ModuleNames) -> float:

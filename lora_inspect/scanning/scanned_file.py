@@ -6,12 +6,12 @@ from typing import Any
 
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.files.garbage import without_collecting
-from lora_inspect.reading.alike_modules import alike
-from lora_inspect.reading.contribution import Contribution
 from lora_inspect.reading.file_info import FileInfo, inspect
-from lora_inspect.reading.folded_scales import FOLDED_KEY, FoldedScales
+from lora_inspect.reading.keys.groups import alike
 from lora_inspect.reading.kinds import ADAPTER
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.contribution import Contribution
+from lora_inspect.reading.model.settings import Settings
+from lora_inspect.reading.scale.scale_records import FOLDED_KEY, FoldedScales
 from lora_inspect.records import NamedTuple
 from lora_inspect.scanning.same_tensors import DataSection, data_section
 from lora_inspect.scanning.states import state_of

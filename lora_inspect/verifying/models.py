@@ -11,9 +11,9 @@ from lora_inspect.files.near_names import nearest_name
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.coded_weights import BaseCodecs, CodedWeight, plain_weight
+from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight, plain_weight
+from lora_inspect.reading.base.quantisation import quantisation_settings
 from lora_inspect.reading.kinds import ADAPTER, kind_of
-from lora_inspect.reading.quantisation import quantisation_settings
 
 
 class Model:

@@ -7,7 +7,7 @@ import torch
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.same_bytes import are_same_bytes
 from lora_inspect.maths.tensors import RowBlocks
-from lora_inspect.reading.coded_weights import CodedWeight
+from lora_inspect.reading.base.base_codecs import CodedWeight
 from lora_inspect.verifying.models import Model
 from lora_inspect.verifying.stored_weight import StoredRows, StoredWeight
 

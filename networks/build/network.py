@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG
+from lora_inspect.reading.model.evidence import DORA_FLAG, RSLORA_FLAG
 
 from .. import arguments
 from ..arguments import NetworkArguments

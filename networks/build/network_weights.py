@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_inspect.maths.scaling import neutral_alpha
-from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG
+from lora_inspect.reading.model.evidence import DORA_FLAG, RSLORA_FLAG
 
 from ..arguments import NATIVE, STANDARD
 from ..files import loading, reading, saved_in_parts, saving, standard_form

@@ -22,10 +22,10 @@ from torch import Tensor
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.architectures.trained import layout_of, original_path
 from lora_inspect.maths.scaling import scale_of
-from lora_inspect.reading import peft_config
-from lora_inspect.reading.evidence import DORA_FLAG, RSLORA_FLAG, SCALE_KEY
-from lora_inspect.reading.metadata import without_scale_options
-from lora_inspect.reading.steps import Steps
+from lora_inspect.reading.metadata.output_metadata import without_scale_options
+from lora_inspect.reading.model.evidence import DORA_FLAG, RSLORA_FLAG, SCALE_KEY
+from lora_inspect.reading.peft import peft_config
+from lora_inspect.reading.peft.match_budget import Steps
 from lora_inspect.schemes.diffusers import DIFFUSERS
 from lora_inspect.schemes.lycoris import LYCORIS
 

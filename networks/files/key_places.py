@@ -11,7 +11,7 @@ from lora_inspect import schemes
 from lora_inspect.architectures.patterns import counterparts
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.architectures.trained import one_to_one
-from lora_inspect.reading.suffixes import ParsedKey, parse_key
+from lora_inspect.reading.keys.suffixes import ParsedKey, parse_key
 from lora_inspect.schemes.record import MODEL, Scheme
 
 from .module_names import module_name

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lora_inspect.maths.scaling import RANK_STABILISED
-from lora_inspect.reading.evidence import DORA_FLAG, SCALE_KEY
-from lora_inspect.reading.magnitude_norms import NORMS_KEY
-from lora_inspect.reading.residual_init import INITIAL_FACTORS_KEY, residual_init
+from lora_inspect.reading.model.evidence import DORA_FLAG, SCALE_KEY
+from lora_inspect.reading.peft.residual_init import INITIAL_FACTORS_KEY, residual_init
+from lora_inspect.reading.scale.magnitude_norms import NORMS_KEY
 
 from . import standard_form
 from .reading import MAGNITUDE, Reading, count, some_of

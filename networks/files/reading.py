@@ -14,11 +14,11 @@ from lora_inspect.algorithms.record import Algorithm, Role, Shapes, Surroundings
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths import fused
 from lora_inspect.maths.dora import OUTPUT
-from lora_inspect.reading.claim import Claims, claim
-from lora_inspect.reading.contribution import Contribution, Module
-from lora_inspect.reading.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG, LoraFacts, RsloraReading, read_flag
-from lora_inspect.reading.rslora_evidence import read_rslora
-from lora_inspect.reading.suffixes import parse_key
+from lora_inspect.reading.keys.claims import Claims, claim
+from lora_inspect.reading.keys.suffixes import parse_key
+from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.model.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG, LoraFacts, RsloraReading, read_flag
+from lora_inspect.reading.scale.rslora_evidence import read_rslora
 
 from .header import header_of
 from .stored_alpha import check_single, read_alpha

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from lora_inspect.reading.asked_ranks import AskedRanks, read_asked_ranks, saves_parts
-from lora_inspect.reading.evidence import close
-from lora_inspect.reading.steps import Steps
+from lora_inspect.reading.model.evidence import close
+from lora_inspect.reading.peft.match_budget import Steps
+from lora_inspect.reading.scale.requested_rank import AskedRanks, read_asked_ranks, saves_parts
 
 from .reading import is_factor
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from lora_inspect.files.json_text import parse_json
 from lora_inspect.maths import fused
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD, plain_alpha, standard_alpha, to_float32
-from lora_inspect.reading.dora_evidence import MAGNITUDES_KEY
-from lora_inspect.reading.evidence import SCALE_KEY, close, network_args
-from lora_inspect.reading.metadata import one_or_several
+from lora_inspect.reading.metadata.output_metadata import one_or_several
+from lora_inspect.reading.model.evidence import SCALE_KEY, close, network_args
+from lora_inspect.reading.scale.dora_evidence import MAGNITUDES_KEY
 
 from .key_places import DORA_SCALE
 from .reading import MAGNITUDE, ModuleWeights, Reading

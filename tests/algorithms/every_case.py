@@ -16,7 +16,7 @@ from lora_inspect.matching.place import Place, Placed
 from lora_inspect.merging import folded_weights
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.adapter import Adapter, read_adapter
-from lora_inspect.reading.contribution import Contribution
+from lora_inspect.reading.model.contribution import Contribution
 
 # The longest name first: another may end in the same words.
 KINDS = sorted(LAYERS | WIDE | ODD | NORMS, key=len, reverse=True)

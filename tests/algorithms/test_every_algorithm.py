@@ -22,7 +22,7 @@ from lora_inspect.converting.relayout import Destination, Source
 from lora_inspect.converting.scaled_factors import as_factor
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.contribution import Module
+from lora_inspect.reading.model.contribution import Module
 
 pytestmark = pytest.mark.numeric
 COMPUTED = {name for name, algorithm in every().items() if algorithm.formula}

@@ -33,7 +33,7 @@ def test_the_table_is_the_one_of_the_files(script):
 def test_a_plain_lora_takes_its_own_file_alone():
     found = python(
         "from lora_inspect import algorithms",
-        "from lora_inspect.reading.suffixes import parse_key",
+        "from lora_inspect.reading.keys.suffixes import parse_key",
         "parse_key('a.lora_down.weight')",
         "print(*(name for name, one in algorithms.ALGORITHMS.items() if one.formula))",
     )

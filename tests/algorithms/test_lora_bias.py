@@ -10,7 +10,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.settings import Settings
 
 NAME = "lora_unet_blocks_0_attn_q"
 BIAS = ("F32", (OUT,), 2.0)

@@ -4,7 +4,7 @@ import pytest
 
 from lora_inspect.algorithms.oft import settings
 from lora_inspect.algorithms.record import Surroundings
-from lora_inspect.reading.trainers import NETWORK_KEY
+from lora_inspect.reading.metadata.trainers import NETWORK_KEY
 
 SD_SCRIPTS = {"ss_network_module": "networks.oft_flux"}
 

@@ -39,7 +39,7 @@ def test_it_is_imported_for_such_a_key_and_type_and_not_before(file):
     suffix = next(iter(first.suffixes))
     checks = [
         f"from lora_inspect import algorithms; assert {first.name!r} not in algorithms.ALGORITHMS",
-        "from lora_inspect.reading.suffixes import parse_key",
+        "from lora_inspect.reading.keys.suffixes import parse_key",
         f"assert parse_key('a.b{suffix}').meanings[0][0] in {[each.name for each in algorithms_of(file)]}",
         "assert parse_key('a.b.weight') is None and not algorithms.load_for('a.b.weight')",
     ]

@@ -71,7 +71,7 @@ def test_every_layer_of_a_multimodal_model_is_a_path_of_its_family(name):
 @pytest.mark.parametrize("add_cross_attention", [False, True])
 def test_conv1d_layers_are_those_whose_weight_is_turned(add_cross_attention):
     from lora_inspect.architectures import by_name
-    from lora_inspect.reading.base_names import leaf_of
+    from lora_inspect.reading.base.base_names import leaf_of
 
     layout, _ = by_name("gpt2").layouts
     model = built("GPT2LMHeadModel", {**GPT2, "add_cross_attention": add_cross_attention})

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from lora_inspect.ops.check import check
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.settings import Settings
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from lora_inspect.consumers.verdict import NOTHING, OTHER, PARTLY, REFUSED, SAME, STRENGTH, UNKNOWN, VERDICTS
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.compat import compat
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.settings import Settings
 
 pytestmark = [pytest.mark.numeric, pytest.mark.filterwarnings("ignore")]
 

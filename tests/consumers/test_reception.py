@@ -28,8 +28,8 @@ from lora_inspect.consumers.record import (
 )
 from lora_inspect.consumers.verdict import needs_mending
 from lora_inspect.ops.compat import compat
-from lora_inspect.reading.magnitude_norms import NORMS_KEY, NormsRecord
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.settings import Settings
+from lora_inspect.reading.scale.magnitude_norms import NORMS_KEY, NormsRecord
 
 LORA = Rule(kinds={"lora": COMPUTES})
 WAN_Q, WAN_K = "lora_unet_blocks_0_self_attn_q", "lora_unet_blocks_0_self_attn_k"

@@ -9,7 +9,7 @@ from lora_inspect.converting.part import read_parts
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.maths.tensors import load
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.settings import Settings
 
 pytestmark = pytest.mark.numeric
 

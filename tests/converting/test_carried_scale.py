@@ -15,7 +15,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.maths.scaling import to_float32
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.settings import Settings
 
 NAME, OUT, IN, RANK = "lora_unet_blocks_0_attn_q", 6, 5, 4
 SCALES = [1.0, 2.0, 0.5, -1.0, 0.0, 0.3]

@@ -16,7 +16,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.match import match
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.settings import Settings
 
 pytestmark = pytest.mark.numeric
 

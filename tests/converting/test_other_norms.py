@@ -30,7 +30,7 @@ from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.info import as_json
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.file_info import inspect
-from lora_inspect.reading.magnitude_norms import NORMS_KEY, NormsRecord
+from lora_inspect.reading.scale.magnitude_norms import NORMS_KEY, NormsRecord
 
 pytestmark = pytest.mark.numeric
 

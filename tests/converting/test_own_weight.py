@@ -12,7 +12,7 @@ from lora_inspect.architectures.rows import INPUTS, Interleaved, Stacked, Swappe
 from lora_inspect.converting import own_weight
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.place import Place
-from lora_inspect.reading.coded_weights import BaseCodecs
+from lora_inspect.reading.base.base_codecs import BaseCodecs
 
 COLUMNS = 4
 ARRANGED = {

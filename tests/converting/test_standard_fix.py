@@ -12,7 +12,7 @@ from lora_inspect.converting.mending import mending
 from lora_inspect.converting.standard_fix import standard_fix
 from lora_inspect.ops.info import verdicts_of
 from lora_inspect.reading.file_info import inspect
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.settings import Settings
 
 FLAG = {"use_rslora_flag": ("BOOL", (), True)}
 

@@ -23,7 +23,7 @@ from lora_inspect import merge as api_merge
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.outputs import is_input
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
-from lora_inspect.reading.settings import parse_arguments
+from lora_inspect.reading.model.settings import parse_arguments
 from lora_inspect.stores import parts
 from lora_inspect.stores.client import forget_file_systems
 

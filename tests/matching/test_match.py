@@ -12,7 +12,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.match import match
 from lora_inspect.matching.unmatched import accept_unmatched
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.base_names import BASE_PREFIXES
+from lora_inspect.reading.base.base_names import BASE_PREFIXES
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.module_names import module_names
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.identify import adapter_candidates
+from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.module_patterns import fits
-from lora_inspect.reading.settings import Settings
 
 LAYOUTS = {
     f"{family.name} {layout.name}": (family, layout) for family in architectures.every() for layout in family.layouts

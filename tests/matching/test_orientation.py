@@ -8,7 +8,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.match import match
 from lora_inspect.matching.orientation import check_answers, in_words, together
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.base_names import leaf_of
+from lora_inspect.reading.base.base_names import leaf_of
 
 N, WIDE = 6, 10
 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
-from lora_inspect.reading.settings import parse_argument
+from lora_inspect.reading.model.settings import parse_argument
 
 pytestmark = pytest.mark.numeric
 

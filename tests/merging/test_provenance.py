@@ -12,7 +12,7 @@ from safetensors import safe_open
 from lora_inspect import __version__
 from lora_inspect.merging import provenance
 from lora_inspect.merging.options import MergeOptions
-from lora_inspect.reading.merge_record import merge_records
+from lora_inspect.reading.metadata.merge_record import merge_records
 
 
 def sha256(path):

@@ -23,7 +23,7 @@ from lora_inspect.ops.info import as_json
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.file_info import inspect
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.settings import Settings
 
 pytestmark = pytest.mark.numeric
 RANK = 3

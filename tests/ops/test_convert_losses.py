@@ -13,7 +13,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.settings import Settings
 
 MODULE = "lora_unet_blocks_0_attn_qkv"
 

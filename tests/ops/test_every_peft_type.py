@@ -14,8 +14,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as CONFIGS
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_inspect import algorithms
-from lora_inspect.reading.peft_config import FOREIGN_SETTINGS
-from lora_inspect.reading.weightless import METHODS
+from lora_inspect.reading.peft.peft_config import FOREIGN_SETTINGS
+from lora_inspect.reading.peft.weightless import METHODS
 
 pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
-from lora_inspect.reading.metadata import standard_metadata
+from lora_inspect.reading.metadata.output_metadata import standard_metadata
 
 KOHYA = "lora_unet_double_blocks_0_img_attn_proj"
 PEFT = "base_model.model.transformer_blocks.0.attn.to_out.0"

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.settings import Settings
 
 # The peers use what their own dependencies deprecate.
 pytestmark = [

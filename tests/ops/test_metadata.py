@@ -24,7 +24,7 @@ from lora_inspect.maths.scaling import RANK_STABILISED
 from lora_inspect.ops.metadata import get, show
 from lora_inspect.ops.metadata_edit import Target, edit, strip
 from lora_inspect.reading.file_info import inspect
-from lora_inspect.reading.folded_scales import FoldedScales
+from lora_inspect.reading.scale.scale_records import FoldedScales
 
 IN_PLACE, ANEW = Target(in_place=True), Target()
 

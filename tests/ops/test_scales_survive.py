@@ -12,7 +12,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.info import as_json
 from lora_inspect.reading.file_info import inspect, inspect_adapter
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.settings import Settings
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 FILES = [

@@ -10,7 +10,7 @@ from adapters import base, loras
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.info import as_json
 from lora_inspect.ops.scan import files_of, scan
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.settings import Settings
 from lora_inspect.scanning import scanned_file, side_by_side
 
 

@@ -14,7 +14,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.info import as_json
 from lora_inspect.reading.file_info import inspect
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.settings import Settings
 
 pytestmark = pytest.mark.slow
 

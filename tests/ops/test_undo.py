@@ -12,7 +12,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.merging import subtracted, working_crew
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.ops.undo import plan_undo, undo
-from lora_inspect.reading.settings import Settings, parse_argument
+from lora_inspect.reading.model.settings import Settings, parse_argument
 
 pytestmark = pytest.mark.numeric
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_inspect.ops.verify import MergeOptions, plan_verify, verify
-from lora_inspect.reading.settings import parse_arguments
+from lora_inspect.reading.model.settings import parse_arguments
 
 pytestmark = [
     pytest.mark.numeric,

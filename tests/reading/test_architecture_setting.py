@@ -5,7 +5,7 @@ from adapters import base, lora
 
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.file_info import inspect_adapter
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.settings import Settings
 
 # Names of FLUX.1, Chroma and others.
 OPEN = lora("lora_unet_double_blocks_0_img_mlp_0")

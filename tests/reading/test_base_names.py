@@ -7,7 +7,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.match import match
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.base_names import without_roots
+from lora_inspect.reading.base.base_names import without_roots
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import expressions
 
-from lora_inspect.reading.config_patterns import EndNames, PatternMap, RefusedKey, Targets
-from lora_inspect.reading.steps import Steps
+from lora_inspect.reading.peft.config_patterns import EndNames, PatternMap, RefusedKey, Targets
+from lora_inspect.reading.peft.match_budget import Steps
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 

@@ -8,9 +8,9 @@ from adapters import lora, loras
 from make_synthetic import element
 
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.reading import evidence
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model import evidence
+from lora_inspect.reading.model.settings import Settings
 
 # rank 16 and alpha 8: alpha/rank is 0.5 and alpha/sqrt(rank) is 2.
 STANDARD, STABILISED, UNKNOWN = 0.5, 2.0, None

@@ -7,7 +7,7 @@ from adapters import IN, OUT, lora, loras, split
 
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.settings import Settings
+from lora_inspect.reading.model.settings import Settings
 
 ALL = loras(**{"dora_layer.weight": ("F32", (OUT,), 1.0)})
 NONE = loras()

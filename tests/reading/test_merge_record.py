@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_inspect.reading.merge_record import MERGED_KEY, as_record, earlier_records, merge_records, record_before
+from lora_inspect.reading.metadata.merge_record import (
+    MERGED_KEY,
+    as_record,
+    earlier_records,
+    merge_records,
+    record_before,
+)
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

@@ -6,7 +6,7 @@ import pytest
 
 from lora_inspect.architectures.gguf import Heads
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.reading.model_config import read_model_config
+from lora_inspect.reading.base.model_config import read_model_config
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from adapters import lora
 
 from lora_inspect import schemes
 from lora_inspect.architectures import by_name, every
-from lora_inspect.reading.written_paths import path_of, table_of
+from lora_inspect.reading.keys.written_paths import path_of, table_of
 
 LAYOUTS = [
     pytest.param(layout, id=f"{architecture.name}-{layout.name}")

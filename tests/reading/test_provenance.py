@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from real_headers import told_by
 from strategies import any_json, told_metadata
 
-from lora_inspect.reading.provenance import Provenance, provenance
+from lora_inspect.reading.metadata.provenance import Provenance, provenance
 
 
 def test_a_file_of_sd_scripts_tells_its_title_base_note_tags_and_images():

@@ -3,7 +3,7 @@
 import pytest
 
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.reading.quantisation import quantisation_settings, scale_beside
+from lora_inspect.reading.base.quantisation import quantisation_settings, scale_beside
 
 
 def found(dtypes):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from strategies import settings as any_settings
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.reading.settings import (
+from lora_inspect.reading.model.settings import (
     Settings,
     parse_argument,
     parse_arguments,

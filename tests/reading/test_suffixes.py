@@ -9,7 +9,7 @@ from strategies import paths
 
 from lora_inspect.algorithms import by_name, every
 from lora_inspect.maths.dora import SPELLINGS
-from lora_inspect.reading.suffixes import parse_key
+from lora_inspect.reading.keys.suffixes import parse_key
 
 EVERY_SUFFIX = [(algorithm, suffix) for algorithm in every().values() for suffix in algorithm.suffixes]
 MODULES = ("lora_unet_blocks_0_attn_q", "base_model.model.blocks.0.attn.q")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lora_inspect.reading.trainers import find_trainer
+from lora_inspect.reading.metadata.trainers import find_trainer
 
 # metadata, keys, config found, program
 CASES = [

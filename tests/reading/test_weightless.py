@@ -4,7 +4,7 @@ import pytest
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.reading.kinds import ADAPTER, kind_of
-from lora_inspect.reading.weightless import METHODS
+from lora_inspect.reading.peft.weightless import METHODS
 
 PATH = "base_model.model.model.layers.0.self_attn"
 BY_KEYS = {

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import lora_inspect.schemes as folder
-from lora_inspect.reading.suffixes import parse_key
+from lora_inspect.reading.keys.suffixes import parse_key
 from lora_inspect.schemes import SCHEMES, add, added, readings, recognise
 from lora_inspect.schemes.record import MODEL, Scheme
 

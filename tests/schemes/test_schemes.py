@@ -7,7 +7,7 @@ from strategies import paths
 
 from lora_inspect.architectures import every
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.reading.suffixes import parse_key
+from lora_inspect.reading.keys.suffixes import parse_key
 from lora_inspect.schemes import SCHEMES, by_name, recognise
 from lora_inspect.schemes.kohya import text_encoder_prefix
 

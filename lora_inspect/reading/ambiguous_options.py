@@ -1,0 +1,103 @@
+"""Several adapters read together: which of them an option without a path speaks of, and what is still missing."""
+
+from collections.abc import Sequence
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.maths.packed_factors import PACKINGS
+from lora_inspect.reading.adapter import Adapter, read_adapter
+from lora_inspect.reading.identify import adapter_candidates
+from lora_inspect.reading.model.settings import Settings, spell_settings
+
+# How an open setting is written on a path where nothing says its value.
+_PLACEHOLDERS = {
+    "alpha": "alpha=N",
+    "rslora": "rslora=yes|no",
+    "expert_packing": f"expert-packing={'|'.join(PACKINGS)}",
+}
+
+
+def read_settled(opened: Sequence[tuple[Checkpoint, Settings]], options: Settings) -> list[Adapter]:
+    """Reads each checkpoint with the settings on its path, and with what the `options` settle.
+
+    An option speaks of the one adapter whose evidence leaves it open. Raises LoraInspectError where there are several,
+    and where an adapter needs more than the options and the paths say; the error names all that is missing. Where
+    nothing is open, every adapter is asked whether it agrees. The architecture is that of all that leave it open, as
+    one base is of one.
+    """
+    partial = Settings(allow_partial_dora=options.allow_partial_dora)
+    adapters = [read_adapter(checkpoint, own.joined(partial, checkpoint.path)) for checkpoint, own in opened]
+    adapters = _with_architecture(adapters, options.architecture)
+    for name in _PLACEHOLDERS:
+        if getattr(options, name) is None:
+            continue
+        option = Settings()._replace(**{name: getattr(options, name)})
+        takers = _takers(adapters, name)
+        if len(takers) > 1:
+            raise LoraInspectError(
+                f"{spell_settings(option)} could speak of {len(takers)} adapters; say it on the path of each: "
+                f"{_forms([adapters[taker] for taker in takers], option)}."
+            )
+        for index in takers or _havers(adapters, name) or range(len(adapters)):
+            checkpoint, own = adapters[index].checkpoint, adapters[index].settings
+            adapters[index] = read_adapter(checkpoint, own.joined(option, checkpoint.path))
+    unsettled = [adapter for adapter in adapters if adapter.open]
+    if len(unsettled) > 1:
+        packing = all(adapter.open == ("expert_packing",) for adapter in unsettled)
+        what = "how experts are packed" if packing else "the scale"
+        raise LoraInspectError(
+            f"{what} is unknown in {len(unsettled)} adapters, which `lora-inspect info` explains; "
+            f"settle each on its path: {_forms(unsettled)}."
+        )
+    return adapters
+
+
+def _with_architecture(adapters: Sequence[Adapter], named: str | None) -> list[Adapter]:
+    """The adapters with the option --architecture, as far as it speaks of them."""
+    if named is None:
+        return list(adapters)
+    counts = [len(adapter_candidates(adapter)) for adapter in adapters]
+    # Those that leave it open, else those of a known family, else all.
+    least = next((least for least in (2, 1) if max(counts) >= least), 0)
+    option = Settings(architecture=named)
+    return [
+        read_adapter(one.checkpoint, one.settings.joined(option, one.checkpoint.path)) if count >= least else one
+        for one, count in zip(adapters, counts, strict=True)
+    ]
+
+
+def _takers(adapters: Sequence[Adapter], name: str) -> list[int]:
+    """The adapters that wait for a setting; for the rule, where none waits, those without any evidence of it."""
+    waiting = [index for index, adapter in enumerate(adapters) if name in adapter.open]
+    if waiting or name != "rslora":
+        return waiting
+    return [index for index in _havers(adapters, name) if adapters[index].rslora.is_default]
+
+
+def _havers(adapters: Sequence[Adapter], name: str) -> list[int]:
+    """The adapters in which alpha, the rule that reads it, or how experts are packed makes a difference."""
+    if name == "expert_packing":
+        return [index for index, one in enumerate(adapters) if any(c.algorithm.packed for c in one.contributions)]
+    least_rank, of_rule = (2, True) if name == "rslora" else (1, False)
+    return [
+        index
+        for index, adapter in enumerate(adapters)
+        if any(
+            c.alpha is not None and (c.rank or 0) >= least_rank and (c.formula.rslora or not of_rule)
+            for c in adapter.contributions
+        )
+    ]
+
+
+def _forms(adapters: Sequence[Adapter], option: Settings = Settings()) -> str:  # noqa: B008 (frozen)
+    """What to write for each adapter: its path, the settings that it has, and those that are open."""
+    forms = []
+    for adapter in adapters:
+        given = spell_settings(adapter.settings)
+        wanted = dict.fromkeys([*adapter.open, *(name for name in _PLACEHOLDERS if getattr(option, name) is not None)])
+        parts = [given] if given else []
+        for name in wanted:
+            value = getattr(option, name)
+            parts.append(_PLACEHOLDERS[name] if value is None else spell_settings(Settings()._replace(**{name: value})))
+        forms.append(f"{adapter.checkpoint.path}:{','.join(parts)}")
+    return " ".join(forms)

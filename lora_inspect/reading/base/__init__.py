@@ -1,0 +1,1 @@
+"""The names, the quantisation and the configuration of base models."""

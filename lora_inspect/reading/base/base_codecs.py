@@ -1,0 +1,244 @@
+"""Which codec each weight of a base is stored in: its element type, what stands beside it, and what the file says."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+from lora_inspect.codecs import CODECS, plain, plain_fp8, scale_weight, storing
+from lora_inspect.codecs.descriptions import FORMAT, FORMATS_KEY, MARKER
+from lora_inspect.codecs.record import Codec, Found, Layout, NotRead, UnknownCodec
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.input_file import InputFile
+from lora_inspect.files.json_text import parse_json
+from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.reading.base.quantisation import activations_beside, scale_beside, settings_beside
+from lora_inspect.records import NamedTuple
+
+_WEIGHT = "weight"
+# No tensor that describes codes is larger.
+_DESCRIPTION_BYTES = 64 << 10
+# How many names a prefix of a model in a larger file is made of, at most.
+_PREFIX_SEGMENTS = 8
+
+
+class CodedWeight(NamedTuple):
+    """A weight of a base and its codec.
+
+    `info` is its tensor, in the shape of the weight, and `beside` are those that its codes are read with, by their
+    names in the module. `settings` are the names of the tensors that say nothing once the weight is decoded.
+    """
+
+    info: TensorInfo
+    codec: Codec
+    layout: Layout
+    beside: Mapping[str, TensorInfo] = MappingProxyType({})
+    settings: tuple[str, ...] = ()
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether its codes are no numbers of the weight by themselves."""
+        return self.codec.decode is not None
+
+
+class Description(NamedTuple):
+    """What JSON says of the codes of a module, and what that JSON is called."""
+
+    said: Mapping[str, Any]
+    said_by: str
+
+
+class BaseCodecs:
+    """The codecs of the tensors of one base; what concerns all of them is read once."""
+
+    def __init__(self, base: Checkpoint) -> None:
+        self._base = base
+
+    def of(self, info: TensorInfo) -> CodedWeight:
+        """The tensor with its codec.
+
+        Raises UnknownCodec where its numbers are codes of another kind, and LoraInspectError where what stands beside
+        it is missing, contradicts it or fits no weight of its shape.
+        """
+        if info.dtype in PLAIN_FLOATS:
+            if scale := scale_beside(info.name, self._base.tensors):
+                raise self._unknown(info, f"{scale} scales it")
+            return plain_weight(info)
+        info = self._base.codes.get(info.name, info)
+        if not storing(info.dtype):
+            raise UnknownCodec(
+                f"{self._base.path}: {info.name} is stored as {info.dtype}, codes whose meaning is not known "
+                "here; use an F32, F16 or BF16 version of the base."
+            )
+        return self._codes(info)
+
+    def markers_of(self, weight: str) -> list[str]:
+        """The tensors that say of all weights below their own place, that of `weight` too, that they are scaled."""
+        segments = weight.split(".")[:-1][:_PREFIX_SEGMENTS]
+        names = (".".join([*segments[:end], MARKER]) for end in range(len(segments) + 1))
+        return [name for name in names if name in self._base.tensors]
+
+    def layers(self, file: str) -> dict[str, Any]:
+        """What the metadata of one file of the base says of its modules, by their paths, some without a prefix."""
+        text = self._base.file_metadata[file].get(FORMATS_KEY)
+        if text is None:
+            return {}
+        try:
+            layers = parse_json(text)["layers"]
+        except (ValueError, TypeError, KeyError):
+            layers = None
+        if not isinstance(layers, dict):
+            raise LoraInspectError(
+                f"{file}: its metadata {FORMATS_KEY} is no JSON object of `layers`; fetch the file again."
+            )
+        return layers
+
+    def described_path(self, weight: str) -> str | None:
+        """What the metadata calls the module of a weight: its path, or what a prefix leaves of it; None without one."""
+        segments = weight.split(".")[:-1]
+        paths = (".".join(segments[start:]) for start in range(min(len(segments), _PREFIX_SEGMENTS)))
+        return next((path for path in paths if path in self._layers), None)
+
+    def _codes(self, info: TensorInfo) -> CodedWeight:
+        tensors = self._base.tensors
+        for codec in storing(info.dtype):
+            if codec.ending and info.name.endswith(codec.ending):
+                name = info.name.removesuffix(codec.ending)
+                settings = self._beside(name, codec)
+                if settings.keys() >= codec.settings.keys() and self._has_types(codec, settings):
+                    return self._coded(info, codec, settings, None)
+            if codec.alone:
+                return self._coded(info, codec, {}, None)
+        module = info.name.removesuffix(_WEIGHT)
+        beside = settings_beside(info.name, tensors)
+        if module == info.name or module[-1:] not in ("", "."):
+            if beside:
+                raise self._unknown(info, f"{beside[0]} scales it")
+            return self._without_settings(info, None)
+        kinds = [codec for codec in storing(info.dtype) if not codec.ending]
+        known = {f"{module}{name}" for codec in kinds for name in codec.names} | {f"{module}{FORMAT}"}
+        if unknown := [name for name in beside if name not in known]:
+            raise self._unknown(info, f"{unknown[0]} scales it")
+        description = self._described(module)
+        if description:
+            kinds = self._of_format(info, description, kinds)
+        complete = [
+            codec for codec in kinds if codec.settings and all(f"{module}{n}" in tensors for n in codec.settings)
+        ]
+        own = {codec.name: self._beside(module, codec) for codec in complete}
+        fitting = [codec for codec in complete if self._has_types(codec, own[codec.name])]
+        if complete and not fitting:
+            name, scale = next(iter(own[complete[0].name].items()))
+            raise self._unknown(info, f"{module}{name} of {scale.dtype} scales it")
+        if len(fitting) > 1:
+            first, second = (next(iter(own[codec.name].values())).name for codec in fitting[:2])
+            raise LoraInspectError(
+                f"{self._base.path}: {info.name} has two scales, {first} and {second}; remove the one that is not "
+                "meant."
+            )
+        if fitting:
+            return self._coded(info, fitting[0], own[fitting[0].name], description)
+        if said_by := description.said_by if description else self._marker_of(info):
+            named = [name for codec in kinds for name in codec.settings] if description else [scale_weight.NAME]
+            scales = dict.fromkeys(f"{module}{name}" for name in named)
+            raise LoraInspectError(
+                f"{info.file}: {said_by} says that {info.name} is scaled, but there is no {' or '.join(scales)}; "
+                "fetch the base again."
+            )
+        return self._without_settings(info, tuple(activations_beside(info.name, tensors)))
+
+    def _without_settings(self, info: TensorInfo, settings: tuple[str, ...] | None) -> CodedWeight:
+        if info.dtype not in FP8:
+            raise self._unknown(info, f"{info.dtype} without a scale")
+        return CodedWeight(info, plain_fp8.CODEC, Layout(info.shape, info.dtype), settings=settings or ())
+
+    def _beside(self, module: str, codec: Codec) -> dict[str, TensorInfo]:
+        tensors = self._base.tensors
+        return {name: tensors[f"{module}{name}"] for name in codec.names if f"{module}{name}" in tensors}
+
+    def _has_types(self, codec: Codec, beside: Mapping[str, TensorInfo]) -> bool:
+        return all(info.dtype in codec.names[name] for name, info in beside.items())
+
+    def _coded(
+        self, info: TensorInfo, codec: Codec, beside: Mapping[str, TensorInfo], description: Description | None
+    ) -> CodedWeight:
+        found = Found(info, beside, description.said if description else {}, self._read)
+        try:
+            layout = codec.layout(found)
+        except NotRead as why:
+            raise self._unknown(info, str(why)) from None
+        if layout is None:
+            scale = next(iter(beside.values()))
+            raise LoraInspectError(
+                f"{scale.file}: {scale.name} has shape {list(scale.shape)}, which does not fit {info.name} of shape "
+                f"{list(info.shape)}; use an F32, F16 or BF16 version of the base."
+            )
+        tensors = self._base.tensors
+        names = [*(one.name for one in beside.values()), f"{info.name.removesuffix(_WEIGHT)}{FORMAT}"]
+        names += activations_beside(info.name, tensors)
+        settings = tuple(name for name in names if name in tensors)
+        weight = info._replace(name=info.name.removesuffix(codec.ending), shape=layout.shape)
+        return CodedWeight(weight, codec, layout, beside, settings)
+
+    def _of_format(self, info: TensorInfo, description: Description, kinds: Sequence[Codec]) -> list[Codec]:
+        """Those of the codecs that have the name which JSON gives the codes; errors where none has."""
+        named = description.said["format"]
+        stored = {
+            codec.formats[named] for codec in CODECS.values() if isinstance(named, str) and named in codec.formats
+        }
+        if not stored:
+            raise self._unknown(info, f"{description.said_by} says {named!r}")
+        if info.dtype not in stored:
+            raise LoraInspectError(
+                f"{info.file}: {info.name} is stored as {info.dtype}, but {description.said_by} says {named!r}; fetch "
+                "the base again."
+            )
+        return [codec for codec in kinds if codec.formats.get(named) == info.dtype]
+
+    def _described(self, module: str) -> Description | None:
+        """What is said of the codes of a module's weight, by the metadata first, as ComfyUI has it."""
+        if path := self.described_path(module):
+            return _description(self._layers[path], f"metadata {FORMATS_KEY}", self._base.path)
+        info = self._base.tensors.get(f"{module}{FORMAT}")
+        if info is None:
+            return None
+        if info.dtype != "U8" or info.nbytes > _DESCRIPTION_BYTES:
+            return _description(None, info.name, info.file)
+        try:
+            described = parse_json(self._read(info))
+        except ValueError:
+            described = None
+        return _description(described, info.name, info.file)
+
+    def _read(self, info: TensorInfo) -> bytes:
+        with InputFile(info.file, info.identity) as source:
+            return bytes(source.read(info.start, info.nbytes))
+
+    @cached_property
+    def _layers(self) -> Mapping[str, Any]:
+        return {path: layer for file in self._base.files for path, layer in self.layers(file).items()}
+
+    def _marker_of(self, info: TensorInfo) -> str | None:
+        """What says that all matrices and kernels of this part of the base are scaled."""
+        if len(info.shape) < 2:
+            return None
+        return next(iter(self.markers_of(info.name)), None)
+
+    def _unknown(self, info: TensorInfo, why: str) -> UnknownCodec:
+        return UnknownCodec(
+            f"{self._base.path}: {info.name} is quantised ({why}) in a way that is not read here; "
+            "use an F32, F16 or BF16 version of the base."
+        )
+
+
+def plain_weight(info: TensorInfo) -> CodedWeight:
+    """A tensor of floats, which are the weight."""
+    return CodedWeight(info, plain.CODEC, Layout(info.shape))
+
+
+def _description(described: Any, said_by: str, file: str) -> Description:
+    if not isinstance(described, dict) or "format" not in described:
+        raise LoraInspectError(f"{file}: {said_by} is no JSON object with a `format`; fetch the base again.")
+    return Description(described, said_by)

@@ -1,0 +1,173 @@
+"""How the factors of all experts lie in their tensors: the columns of B, and along which dimension A is.
+
+Unsloth marks its configs since version 2026.9.6 with `lora_B_layout`, for all parameters or for each. Files of its
+earlier versions have no mark, and how their columns lie depends on the model and on what was set in training.
+The evidence for the columns is the config, the same name in the metadata of the file, then the program that trained it.
+Sources: `fused_expert_lora_layout` and `saved_lora_b_layouts` of unsloth_zoo, `ParamWrapper` of PEFT.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lora_inspect.algorithms.config_fields import peft_version
+from lora_inspect.maths.packed_factors import PACKINGS, RANK_MAJOR
+from lora_inspect.reading.file_reading import FileReading
+from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.model.evidence import Evidence
+from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.peft.config_lookup import FoundConfig, Speakers
+
+LAYOUT, _DETAIL, _UNSLOTH = "lora_B_layout", "unsloth_fused_expert_lora", "unsloth_fixed"
+# What a config says of the packing.
+MARKS = (LAYOUT, _DETAIL)
+# The parameters for which Unsloth has a forward of its own.
+_OF_UNSLOTH = ("gate_up_proj", "down_proj")
+OPTION = "expert-packing"
+_WAY_OUT = f"say which with --{OPTION} {'|'.join(PACKINGS)}"
+
+# Which dimension of a parameter (experts, d1, d2) A is along, where both are of one size: always d1, or d1 or d2 by
+# whether its class stores (experts, in, out).
+FIRST, OUTPUT, INPUT = "first", "output", "input"
+
+
+def with_packing(
+    modules: Mapping[str, Module],
+    configs: Sequence[FoundConfig],
+    metadata: Mapping[str, str],
+    chosen: str | None,
+) -> dict[str, Module]:
+    """The modules with the packing of every parameter of experts; `chosen` is what the user says of open ones."""
+    if not any(contribution.algorithm.packed for module in modules.values() for contribution in module.contributions):
+        return dict(modules)
+    speakers = Speakers(configs)
+
+    def packed(contribution: Contribution) -> Contribution:
+        if not contribution.algorithm.packed:
+            return contribution
+        config = next((found.config for found in speakers.of(contribution)), {})
+        packing, _ = packing_of(contribution, config, metadata)
+        packing = packing or chosen
+        if packing is None:
+            return contribution._replace(unsettled=_open(contribution, config, metadata))
+        return contribution._replace(settings={"packing": packing, "along": along(config)})
+
+    return {
+        name: module._replace(contributions=tuple(map(packed, module.contributions)))
+        for name, module in modules.items()
+    }
+
+
+def packing_of(
+    contribution: Contribution, config: Mapping[str, Any], metadata: Mapping[str, str]
+) -> tuple[str | None, str]:
+    """How the columns of B lie and what says so; None where nothing does, or not clearly."""
+    if contribution.algorithm.experts == 1 or contribution.known_rank == 1:
+        return RANK_MAJOR, "shapes"  # both are the same
+    said = _said(contribution, config, metadata)
+    if said:
+        known = [one for one in said if one in PACKINGS]
+        return (known[0] if len(known) == len(said) and len(set(known)) == 1 else None), "config"
+    if is_of_unsloth(config) and _parameter(contribution) in _OF_UNSLOTH:
+        return None, "trainer"
+    return RANK_MAJOR, "trainer"
+
+
+def along(config: Mapping[str, Any]) -> str | None:
+    """Which dimension A is along where the shapes do not tell it, by PEFT's version; None for one that is not known.
+
+    Up to 0.18 it is the first one. 0.19.0 takes it the other way round where the class stores (experts, in, out), which
+    makes it that of the outputs, and later versions that of the inputs.
+    """
+    version = peft_version(config)
+    if version is None:
+        return None
+    if version < (0, 19, 0):
+        return FIRST
+    return OUTPUT if version == (0, 19, 0) else INPUT
+
+
+def packing_setting(reading: FileReading) -> Iterator[Finding]:
+    """What the setting says against what is known without it."""
+    chosen = reading.settings.expert_packing
+    if chosen is None:
+        return
+    setting, speakers = f"{OPTION}={chosen}", Speakers(reading.configs)
+    own = [contribution for contribution in reading.contributions if contribution.algorithm.packed]
+    if not own:
+        message = f"{setting} cannot apply, as no module has the factors of all experts of a layer; leave it out"
+        yield Finding("setting-contradicts", message)
+        return
+    known = []
+    for contribution in own:
+        config = next((found.config for found in speakers.of(contribution)), {})
+        known.append((contribution, *packing_of(contribution, config, reading.checkpoint.metadata)))
+    if any(packing is None for _, packing, _ in known):
+        return
+    other = next((one for one in known if one[1] != chosen and one[2] != "shapes"), None)
+    if other:
+        message = f"its {other[2]} says that {other[0].module.key} is packed {other[1]}, which {setting} contradicts; "
+        yield Finding("setting-contradicts", message + "leave it out")
+    else:
+        yield Finding("setting-repeats", f"{setting} repeats what is known of it")
+
+
+def about_experts(
+    contributions: Sequence[Contribution],
+    configs: Sequence[FoundConfig],
+    metadata: Mapping[str, str],
+    chosen: str | None,
+) -> Iterator[Evidence]:
+    """How many parameters of how many experts there are, and how their factors are packed."""
+    speakers, counts = Speakers(configs), Counter[tuple[int, str, str]]()
+    for contribution in contributions:
+        if contribution.algorithm.packed and contribution.settings:
+            found = next(iter(speakers.of(contribution)), None)
+            packing, source = packing_of(contribution, found.config if found else {}, metadata)
+            where = found.where if found and packing and source != "shapes" else source
+            says = f"packed {packing or chosen}"
+            if source == "trainer" and packing:
+                says += " as PEFT does"
+            where = where if packing else f"{OPTION}={chosen}"
+            counts[contribution.algorithm.experts, says if source != "shapes" else "of rank 1", where] += 1
+    for (experts, says, where), count in counts.items():
+        yield Evidence("experts", f"{count} parameters have the factors of {experts} experts each, {says}", where)
+
+
+def _said(contribution: Contribution, config: Mapping[str, Any], metadata: Mapping[str, str]) -> list[Any]:
+    """What the config and the metadata say of the packing of one parameter."""
+    mapping = config.get("auto_mapping")
+    said: list[Any] = []
+    for source in (config, mapping if isinstance(mapping, dict) else {}, metadata):
+        detail = source.get(_DETAIL)
+        parameters = detail.get("parameters") if isinstance(detail, dict) else None
+        own = parameters.get(_parameter(contribution)) if isinstance(parameters, dict) else None
+        if isinstance(own, dict) and own.get(LAYOUT) is not None:
+            said.append(own[LAYOUT])
+        elif source.get(LAYOUT) is not None:
+            said.append(source[LAYOUT])
+    return said
+
+
+def _parameter(contribution: Contribution) -> str:
+    return contribution.module.body.rpartition(".")[2]
+
+
+def is_of_unsloth(config: Mapping[str, Any]) -> bool:
+    """Whether Unsloth saved it."""
+    mapping = config.get("auto_mapping")
+    return isinstance(mapping, dict) and bool(mapping.get(_UNSLOTH))
+
+
+def _open(contribution: Contribution, config: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
+    """Why the packing is not known, with the way out."""
+    if said := _said(contribution, config, metadata):
+        return f"its {LAYOUT} says {' and '.join(map(_shown, said))}, so their packing is open; {_WAY_OUT}"
+    return (
+        "it was trained by Unsloth, which before its version 2026.9.6 packed the experts of most models "
+        f"grouped_by_expert without saying so, and of others rank_major; {_WAY_OUT}"
+    )
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:40]

@@ -1,0 +1,1 @@
+"""Which key of a file is which tensor of which module."""

@@ -1,0 +1,285 @@
+"""The changes that an adapter makes, taken from its keys and shapes: every tensor is claimed once or left unclaimed."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+from lora_inspect import algorithms, schemes
+from lora_inspect.algorithms.record import Algorithm
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.maths import dora
+from lora_inspect.reading.keys.key_groups import Form, GroupTensor, KeyGroup
+from lora_inspect.reading.keys.module_plan import ModulePlan, places_of
+from lora_inspect.reading.keys.suffixes import ParsedKey, parse_key
+from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
+from lora_inspect.reading.model.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG
+from lora_inspect.reading.model.problem import Finding
+from lora_inspect.records import NamedTuple
+from lora_inspect.schemes.record import ModuleName
+
+# Tensors of a whole network, without a module.
+NETWORK_FLAGS = (RSLORA_FLAG, DORA_FLAG, LOKR_FLAG)
+# What is said instead of a naming scheme where there are several.
+MIXED = "mixed"
+# The way out for a file whose tensors do not fit together.
+_MEND = "fetch the file again, or write it anew with the program that trained it"
+
+# Of shapes that are those of another algorithm with the same suffixes, which is no complaint.
+_OTHER = Finding("shape", "", ())
+
+
+class Claims(NamedTuple):
+    """What a file's keys amount to: its modules, its network-level flags, and what nobody claims."""
+
+    modules: dict[str, Module]
+    flags: tuple[str, ...]
+    unclaimed: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def computed(self) -> Iterable[tuple[Module, Contribution]]:
+        """The contributions whose algorithm is built, with their modules."""
+        return (
+            (module, contribution)
+            for module in self.modules.values()
+            for contribution in module.contributions
+            if contribution.algorithm.formula
+        )
+
+    @property
+    def scheme(self) -> str | None:
+        """The naming scheme of all modules: MIXED where there are several, None without modules."""
+        names = {module.name.scheme for module in self.modules.values()}
+        return names.pop() if len(names) == 1 else (MIXED if names else None)
+
+
+class _Found(NamedTuple):
+    """What a part of a file amounts to: the keys that nobody takes are `left`."""
+
+    contributions: list[Contribution]
+    left: list[str]
+    findings: list[Finding]
+
+
+def claim(tensors: dict[str, TensorInfo], known: Mapping[str, ParsedKey] = MappingProxyType({})) -> Claims:
+    """Modules from the keys and shapes of a file; `known` are keys that mean what they do not spell."""
+    groups: dict[str, KeyGroup] = {}
+    flags: list[str] = []
+    unclaimed: list[str] = []
+    findings: list[Finding] = []
+    for key, info in tensors.items():
+        if key in NETWORK_FLAGS:
+            flags.append(key)
+        elif (parsed := known.get(key) or parse_key(key)) and not parsed.is_of_all:
+            group = groups.get(parsed.module) or groups.setdefault(parsed.module, KeyGroup())
+            if parsed.algorithm:
+                group.parts.setdefault(parsed.part, []).append(GroupTensor(info, parsed))
+            elif parsed.role in group.shared:
+                unclaimed.append(key)
+                findings.append(_second(key))
+            else:
+                group.shared[parsed.role] = (info, parsed.suffix)
+        else:
+            unclaimed.append(key)
+    unmarked = [tensor for name, group in groups.items() for tensor in _unmarked(name, group, tensors)]
+    for tensor in unmarked:
+        groups[tensor.parsed.module].parts[None].append(tensor)
+    if unmarked:
+        taken = {tensor.info.name for tensor in unmarked}
+        unclaimed = [key for key in unclaimed if key not in taken]
+    modules: dict[str, Module] = {}
+    plans: dict[Form, ModulePlan] = {}
+    for name, group in groups.items():
+        named, form, infos = schemes.recognise(name, group.suffixes), group.form, group.infos
+        if plan := plans.get(form):
+            modules[name] = plan.module(named, infos)
+            continue
+        module, left, found = _build(named, group)
+        unclaimed.extend(left)
+        findings.extend(found)
+        if module:
+            modules[name] = module
+            if not left and not found:
+                plans[form] = ModulePlan(module, places_of(infos))
+    return Claims(modules, tuple(flags), tuple(unclaimed), tuple(findings))
+
+
+def _unmarked(name: str, group: KeyGroup, tensors: Mapping[str, TensorInfo]) -> Iterable[GroupTensor]:
+    """The tensors of a module whose suffixes a base has as well, by the algorithms that its other tensors may be of."""
+    for algorithm in map(algorithms.by_name, list(_possible(group.parts.get(None, ())))):
+        for role, suffix in algorithm.unmarked.items():
+            key = name + suffix
+            if key in tensors and parse_key(key) is None:
+                yield GroupTensor(tensors[key], ParsedKey(name, suffix, ((algorithm.name, role),)))
+
+
+def _second(key: str) -> Finding:
+    message = f"{key} is a second tensor for the same role of its module; leave one of them out"
+    return Finding("twice", message, (key,))
+
+
+def _build(name: ModuleName, group: KeyGroup) -> tuple[Module | None, list[str], list[Finding]]:
+    """The module, the keys that it does not take, and what is wrong with it."""
+    contributions: list[Contribution] = []
+    numbered = (tensor for part, tensors in group.parts.items() if part is not None for tensor in tensors)
+    sliced = {name for tensor in numbered for name, _ in tensor.parsed.meanings}
+    slices: dict[int | None, list[Contribution]] = {}
+    left: list[str] = []
+    findings: list[Finding] = []
+    for part, tensors in sorted(group.parts.items(), key=lambda item: item[0] or 0):
+        found = _claim_part(name, tensors)
+        for contribution in found.contributions:
+            is_sliced = contribution.algorithm.name in sliced
+            (slices.setdefault(part, []) if is_sliced else contributions).append(contribution)
+        left += found.left
+        findings += found.findings
+    parts = [contribution for own in slices.values() for contribution in own]
+    if not sliced or findings:
+        contributions += parts
+    elif wrong := _check_slices(list(slices), parts):
+        keys = tuple(info.name for part in (*parts, *contributions) for info in part.factors.values())
+        findings.append(Finding("shape", f"{name.key}: {wrong}; {_MEND}", keys))
+        left.extend(keys)
+        contributions = []
+    else:
+        contributions += _stack(parts)
+    contributions, lone = _with_bearers(contributions, "magnitude" in group.shared)
+    findings.extend(lone)
+    left.extend(key for finding in lone for key in finding.keys)
+    if not contributions:
+        left.extend(info.name for info, _ in group.shared.values())
+        return None, left, findings
+    if "magnitude" in group.shared:
+        contributions, remarks = _attach_magnitude(contributions, *group.shared["magnitude"])
+        findings.extend(remarks)
+        if remarks:
+            left.append(group.shared["magnitude"][0].name)
+    alpha, flag = group.shared.get("alpha"), group.shared.get("rslora_flag")
+    if alpha and not any(contribution.algorithm.has_alpha for contribution in contributions):
+        left.append(alpha[0].name)
+        alpha = None
+    contributions.sort(key=lambda contribution: contribution.turn)
+    return Module(name, tuple(contributions), alpha and alpha[0], flag and flag[0]), left, findings
+
+
+def _with_bearers(contributions: list[Contribution], is_decomposed: bool) -> tuple[list[Contribution], list[Finding]]:
+    """The contributions without those whose scale nothing of their module bears, and what is wrong with these."""
+    kept: list[Contribution] = []
+    findings: list[Finding] = []
+    for contribution in contributions:
+        if (bearer := contribution.algorithm.beside) is None:
+            kept.append(contribution)
+            continue
+        bearers = [other for other in contributions if other.algorithm.name == bearer]
+        if len(bearers) == 1 and bearers[0].rows is None and not is_decomposed:
+            kept.append(contribution)
+            continue
+        (key,) = (info.name for info in contribution.factors.values())
+        title = algorithms.by_name(bearer).title
+        wrong = (
+            f"stands beside a {title} of several slices or with a magnitude, where no program defines it"
+            if bearers
+            else f"is there, but its module has no {title} whose scale it would have"
+        )
+        findings.append(Finding("incomplete", f"{key} {wrong}; {_MEND}", (key,)))
+    return kept, findings
+
+
+def _claim_part(name: ModuleName, tensors: Sequence[GroupTensor]) -> _Found:
+    """The contributions of a module, or of one slice of it.
+
+    Of the algorithms that know a suffix, the first whose marks are there and whose shapes fit takes the tensors.
+    """
+    contributions: list[Contribution] = []
+    findings: list[Finding] = []
+    failures: list[tuple[Sequence[GroupTensor], Finding]] = []
+    left = list(tensors)
+    for algorithm in map(algorithms.by_name, _possible(tensors)):
+        roles = [(tensor, role) for tensor in left if (role := tensor.role_in(algorithm.name))]
+        if not roles:
+            continue
+        own = [tensor for tensor, _ in roles]
+        factors: dict[str, TensorInfo] = {}
+        taken = [tensor for tensor, role in roles if factors.setdefault(role, tensor.info) is tensor.info]
+        if wrong := _misses(name, algorithm, factors):
+            failures.append((own, wrong))
+            continue
+        contributions.append(Contribution(name, algorithm, factors))
+        findings += [_second(tensor.info.name) for tensor in own if tensor not in taken]
+        left = [tensor for tensor in left if tensor not in taken]
+    findings += [finding for own, finding in failures if finding.message and all(tensor in left for tensor in own)]
+    return _Found(contributions, [tensor.info.name for tensor in left], findings)
+
+
+def _possible(tensors: Iterable[GroupTensor]) -> Iterable[str]:
+    """The algorithms that any of the suffixes can belong to, in the order in which they are tried."""
+    return dict.fromkeys(name for tensor in tensors for name, _ in tensor.parsed.meanings if name)
+
+
+def _misses(name: ModuleName, algorithm: Algorithm, factors: dict[str, TensorInfo]) -> Finding | None:
+    """What keeps the factors from being those of the algorithm.
+
+    One without a formula, or with common words for the names of all that is there, is never complained about.
+    """
+    shapes = {role: info.shape for role, info in factors.items()}
+    if algorithm.fits and not algorithm.fits(shapes):
+        return _OTHER
+    keys = tuple(info.name for info in factors.values())
+    is_common = all(role in algorithm.common for role in factors)
+    missing = [role for role in algorithm.marks if role not in factors]
+    if missing:
+        message = f"{keys[0]} is there, but its module has no {' and no '.join(missing)} factor; {_MEND}"
+        return Finding("incomplete", message if algorithm.formula and not is_common else "", keys)
+    if algorithm.formula and (wrong := algorithm.formula.check(shapes)):
+        return Finding("shape", f"{name.key}: {wrong}; {_MEND}" if not is_common else "", keys)
+    return None
+
+
+def _check_slices(parts: list[int | None], contributions: list[Contribution]) -> str | None:
+    """What is wrong with the numbers and the shapes of a split layer's slices, or None."""
+    if set(parts) != set(range(len(parts))):
+        numbers = ", ".join("none" if part is None else str(part) for part in parts)
+        return f"its slices are numbered {numbers}, not 0 to {len(parts) - 1}"
+    factors = [info for contribution in contributions for info in contribution.factors.values()]
+    if odd := next((info for info in factors if len(info.shape) != 2), None):
+        return f"a split layer is a Linear one, but {odd.name} has the shape {list(odd.shape)}"
+    inputs = sorted({contribution.shape[1] or 0 for contribution in contributions})
+    return None if len(inputs) == 1 else f"its slices have different inputs, {inputs[0]} and {inputs[1]}"
+
+
+def _stack(parts: list[Contribution]) -> list[Contribution]:
+    """The slices of a fused layer, one below the other in the order of their numbers."""
+    stacked: list[Contribution] = []
+    row = 0
+    for part in parts:
+        rows = part.shape[0] or 0
+        stacked.append(part._replace(rows=(row, row + rows)))
+        row += rows
+    return stacked
+
+
+def _attach_magnitude(
+    contributions: list[Contribution], info: TensorInfo, suffix: str
+) -> tuple[list[Contribution], list[Finding]]:
+    spelling = dora.SPELLINGS[suffix]
+    # Of an algorithm that is only recognised nothing else is known.
+    bearers = [c for c in contributions if c.algorithm.decomposes] or [
+        c for c in contributions if not c.algorithm.formula
+    ]
+    if not bearers:
+        wrong = f"{info.name} is a magnitude, but nothing of its module is decomposed into one; {_MEND}"
+        return contributions, [Finding("magnitude-shape", wrong, (info.name,))]
+    first = bearers[0]
+    others = [contribution for contribution in contributions if contribution is not first]
+    if first.algorithm.formula is None:
+        return [first._replace(magnitude=Magnitude(info, spelling, dora.OUTPUT)), *others], []
+    axis = dora.axis_of(spelling, info.shape, first.shape)
+    if first.rows is not None:
+        wrong = f"{info.name} is the magnitude of a split module, where DoRA is not defined; {_MEND}"
+        return contributions, [Finding("magnitude-shape", wrong, (info.name,))]
+    if axis is None:
+        wrong = (
+            f"{info.name} has shape {list(info.shape)}, which fits neither the {first.shape[0]} outputs nor the "
+            f"{first.shape[1]} inputs of its module; {_MEND}"
+        )
+        return contributions, [Finding("magnitude-shape", wrong, (info.name,))]
+    return [first._replace(magnitude=Magnitude(info, spelling, axis)), *others], []

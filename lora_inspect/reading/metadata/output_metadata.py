@@ -1,0 +1,114 @@
+"""The metadata that outputs carry: what stays true, what is corrected, and where the file comes from."""
+
+import json
+import os
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from lora_inspect.maths.scaling import STANDARD
+from lora_inspect.reading.metadata.provenance import MERGED_KEY
+from lora_inspect.reading.model.evidence import SCALE_KEY, network_args
+from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY
+from lora_inspect.reading.scale.dora_evidence import MAGNITUDES_KEY
+from lora_inspect.reading.scale.magnitude_norms import NORMS_KEY
+from lora_inspect.reading.scale.scale_records import FOLDED_KEY
+from lora_inspect.version import __version__
+
+HASHES = ("sshs_model_hash", "sshs_legacy_hash")
+CONVERTED_KEY = "lora_inspect.converted"
+
+# Hashes of tensors that are no longer these.
+_STALE_HASHES = (*HASHES, "modelspec.hash_sha256")
+# Options that said how the stored alpha was to be read; in a standard file alpha/rank says it all.
+_SCALE_OPTIONS = ("use_rslora", "rs_lora", "alpha_pattern", "conv_alpha", "split_qkv")
+_DORA_OPTIONS = ("use_dora", "dora_wd", "weight_decompose", "wd_on_output", "wd_on_out")
+# Algorithms that trainers name as their options do, those of which one may be several here, and what LoKr is told.
+_NAMED_IN_OPTIONS = ("loha", "lokr")
+_OF_SEVERAL = ("glora", "full", "oft", "diag-oft", "boft", "ia3", "tlora")
+_OPTIONS_OF_LOKR = ("factor", "decompose_both", "full_matrix", "unbalanced_factorization")
+# What trainers write where modules differ.
+_SEVERAL = "Dynamic"
+
+
+def merged_metadata(metadata: Mapping[str, str], record: str) -> dict[str, str]:
+    """A base's metadata after a merge: hashes of the old tensors gone, what was merged recorded."""
+    return {key: value for key, value in metadata.items() if key not in _STALE_HASHES} | {MERGED_KEY: record}
+
+
+def standard_metadata(
+    metadata: Mapping[str, str],
+    source: Mapping[str, Any],
+    *,
+    ranks: set[int],
+    alphas: set[float],
+    magnitudes: int,
+    algorithms: Collection[str],
+    embedded: str | None = None,
+    folded: str | None = None,
+    norms: str | None = None,
+) -> dict[str, str]:
+    """An adapter's metadata after `convert --to-standard`: rank, alpha and options as the tensors now have them.
+
+    `embedded` are the configs that are true of them, where they have some, and `folded` is the record of the scales
+    in their factors; `norms` is that of a base that magnitudes are over. `magnitudes` are as many as are kept, and
+    `algorithms` are those of its modules by name.
+    """
+    stale = {*_STALE_HASHES, EMBEDDED_KEY, FOLDED_KEY, MAGNITUDES_KEY, NORMS_KEY, "ss_alpha_pattern"}
+    kept = {key: value for key, value in metadata.items() if key not in stale}
+    if "ss_network_dim" in kept:
+        kept["ss_network_dim"] = one_or_several(ranks)
+    if "ss_network_alpha" in kept:
+        kept["ss_network_alpha"] = one_or_several(alphas)
+    if "ss_rank_pattern" in kept and len(ranks) == 1:
+        del kept["ss_rank_pattern"]
+    if "ss_network_args" in kept:
+        gone = _SCALE_OPTIONS if magnitudes else (*_SCALE_OPTIONS, *_DORA_OPTIONS)
+        args = {k: v for k, v in network_args(metadata).items() if k not in gone}
+        kept["ss_network_args"] = json.dumps(_without_other_algorithms(args, algorithms))
+    if module := kept.get("ss_network_module"):
+        kept["ss_network_module"] = _module_of(module, algorithms)
+    records = ((EMBEDDED_KEY, embedded), (FOLDED_KEY, folded), (NORMS_KEY, norms))
+    kept |= {key: value for key, value in records if value is not None}
+    if magnitudes:
+        kept[MAGNITUDES_KEY] = str(magnitudes)
+    kept[SCALE_KEY] = STANDARD
+    kept[CONVERTED_KEY] = json.dumps({"version": __version__, **source})
+    return kept
+
+
+def _without_other_algorithms(args: dict[str, Any], algorithms: Collection[str]) -> dict[str, Any]:
+    """LyCORIS's options, which name plain LoRA where the modules are that and none is of their algorithm any more."""
+    if not _is_lora_now(str(args.get("algo", "")).lower(), algorithms):
+        return args
+    return {**{k: v for k, v in args.items() if k not in _OPTIONS_OF_LOKR}, "algo": "lora"}
+
+
+def _module_of(module: str, algorithms: Collection[str]) -> str:
+    """The network that a trainer names, which then is one of plain LoRA as well."""
+    package, dot, name = module.rpartition(".")
+    return f"{package}{dot}lora" if _is_lora_now(name, algorithms) else module
+
+
+def _is_lora_now(named: str, algorithms: Collection[str]) -> bool:
+    if named in _OF_SEVERAL:
+        return set(algorithms) == {"lora"}
+    return named in _NAMED_IN_OPTIONS and named not in algorithms and "lora" in algorithms
+
+
+def without_scale_options(metadata: Mapping[str, str]) -> dict[str, str]:
+    """An adapter's metadata where the scale is multiplied into its factors: no option says how to read an alpha."""
+    kept = dict(metadata)
+    if "ss_network_args" in kept:
+        kept["ss_network_args"] = json.dumps({k: v for k, v in network_args(kept).items() if k not in _SCALE_OPTIONS})
+    return kept
+
+
+def describe_file(path: str) -> str:
+    """How provenance names a file: the last part of its path, which says no more than it must."""
+    return os.path.basename(os.path.abspath(path))
+
+
+def one_or_several(values: Iterable[float]) -> str:
+    """How trainers write a rank or an alpha of all modules: the number, or a word where they differ."""
+    distinct = set(values)
+    return f"{distinct.pop():.9g}" if len(distinct) == 1 else _SEVERAL

@@ -1,0 +1,1 @@
+"""PEFT's adapter_config.json, and what it says of an adapter."""

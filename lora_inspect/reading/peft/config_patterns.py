@@ -1,0 +1,206 @@
+"""The patterns of a LoraConfig: what they say of a module, found by its path as PEFT finds it, in bounded time.
+
+A key of letters alone is looked up among the ends of the path, however many keys there are; only what is an expression
+is compared with path after path.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.printable import shortened
+from lora_inspect.reading.peft.match_budget import Refused, Steps
+
+if TYPE_CHECKING:
+    from lora_inspect.reading.peft.regex import Expression, Reach
+
+# As many paths as expressions are compared with, and the letters of a key: no name in a file is longer.
+_MOST_PATHS, _LONGEST_KEY = 10_000, 1 << 16
+# Letters, dots, and what `re.escape` makes of other characters; anchored at either end or not.
+_PLAIN = re.compile(r"(\^?)([^\\^$*+?{}\[\]|()]*(?:\\[^0-9A-Za-z][^\\^$*+?{}\[\]|()]*)*)(\$?)")
+_ESCAPE, _DOT = re.compile(r"\\(.)", re.DOTALL), re.compile(r"\.")
+
+
+class RefusedKey(ValueError):
+    """A key of a config that is not compared with modules: which one, and why."""
+
+    def __init__(self, key: str, why: object) -> None:
+        super().__init__(f"'{shortened(key)}' {why}")
+
+
+class PatternMap:
+    """A `rank_pattern` or `alpha_pattern`. PEFT's rule is the first key that matches the end of the path at a dot.
+
+    Raises RefusedKey where a key is not compared, when it is made and when a path is looked up. Any value that is no
+    map says nothing.
+    """
+
+    def __init__(self, pattern: Any, steps: Steps) -> None:
+        self._pattern: Mapping[str, Any] = pattern if isinstance(pattern, dict) else {}
+        self._steps = steps
+        self._plain = _PlainKeys(steps)
+        self._expressions: list[tuple[int, str, Expression]] = []
+        self._values = list(self._pattern.values())
+        self._found: dict[str, int | None] = {}
+        for number, key in enumerate(self._pattern):
+            try:
+                self._add(number, key)
+            except Refused as why:
+                raise RefusedKey(key, why) from None
+
+    def value(self, path: str, default: Any) -> Any:
+        """What the first key that matches says of the module at the dotted `path`."""
+        if path not in self._found:
+            try:
+                self._found[path] = self._first(path)
+            except Refused as why:
+                raise RefusedKey(next(iter(self._pattern)), why) from None
+        number = self._found[path]
+        # A path is a key even where it does not match itself, as a+b does not.
+        return self._pattern.get(path, default) if number is None else self._values[number]
+
+    def _add(self, number: int, key: str) -> None:
+        if len(key) > _LONGEST_KEY:
+            raise Refused(f"has {len(key):,} characters, and at most {_LONGEST_KEY:,} are read")
+        if plain := _PLAIN.fullmatch(key):
+            self._plain.add(number, plain[2], anchored=bool(plain[1]))
+        else:
+            self._expressions.append((number, key, _expression(key, "end", self._steps)))
+
+    def _first(self, path: str) -> int | None:
+        first = self._plain.first(path)
+        for number, key, expression in self._expressions:
+            if first is not None and first < number:
+                break
+            if len(self._found) >= _MOST_PATHS:
+                raise RefusedKey(key, f"is compared with {_MOST_PATHS:,} modules at most, and there are more")
+            try:
+                if expression.matches(path):
+                    return number
+            except Refused as why:
+                raise RefusedKey(key, why) from None
+        return first
+
+
+class Targets:
+    """A config's `target_modules`, by the rule of PEFT's `check_target_module_exists`.
+
+    Raises RefusedKey where they are an expression that is not compared, when made and when a path is looked up.
+    """
+
+    def __init__(self, targets: Any, steps: Steps) -> None:
+        self._steps = steps
+        self._all = targets == "all-linear"
+        self._text = targets if isinstance(targets, str) else ""
+        self._names = {name for name in targets if isinstance(name, str)} if isinstance(targets, list) else set()
+        self._lengths = set(map(len, self._names))
+        try:
+            self._expression = _expression(self._text, "whole", steps) if self._text and not self._all else None
+        except Refused as why:
+            raise RefusedKey(self._text, why) from None
+
+    def choose(self, path: str) -> bool:
+        """Whether the module at the dotted `path` is a target."""
+        try:
+            return self._all or (self._expression.matches(path) if self._expression else self._has_end_of(path))
+        except Refused as why:
+            raise RefusedKey(self._text, why) from None
+
+    def _has_end_of(self, path: str) -> bool:
+        for start in (0, *_after_dots(path)):
+            self._steps.take(_LOOK_UP)
+            if len(path) - start in self._lengths and path[start:] in self._names:
+                return True
+        return False
+
+
+class EndNames:
+    """Modules as a config names them by any letters at the end of their paths, or by one expression for whole paths.
+
+    That is PEFT's rule for `feedforward_modules`. Raises RefusedKey where the expression is not compared, when made
+    and when a path is looked up.
+    """
+
+    def __init__(self, names: Any, steps: Steps) -> None:
+        self._steps = steps
+        self._text = names if isinstance(names, str) else ""
+        self._ends = tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+        self._letters = sum(map(len, self._ends))
+        try:
+            self._expression = _expression(names, "whole", steps) if isinstance(names, str) else None
+        except Refused as why:
+            raise RefusedKey(self._text, why) from None
+
+    def choose(self, path: str) -> bool:
+        """Whether the module at the dotted `path` is one of them."""
+        try:
+            if self._expression is not None:
+                return self._expression.matches(path)
+            self._steps.take(_LOOK_UP * len(self._ends) + self._letters)
+        except Refused as why:
+            raise RefusedKey(self._text or "the list", why) from None
+        return path.endswith(self._ends)
+
+
+class _PlainKeys:
+    """Numbers of keys whose one metacharacter is the dot, which stands for any character.
+
+    They are kept by length and by where their dots stand: of the ends of a path few have the length of a key, and with
+    dots put where those of a key are, they are looked up like any other text.
+    """
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+        self._ends: _ByForm = {}
+        self._whole: _ByForm = {}
+
+    def add(self, number: int, escaped: str, anchored: bool) -> None:
+        """Adds a key; an `anchored` one matches whole paths alone."""
+        literal = {found.start() - before for before, found in enumerate(_ESCAPE.finditer(escaped))}
+        text = _ESCAPE.sub(r"\1", escaped)
+        dots = tuple(found.start() for found in _DOT.finditer(text) if found.start() not in literal)
+        self._steps.take(_KEY + len(escaped) + _LOOK_UP * (len(literal) + len(dots)))
+        forms = self._whole if anchored else self._ends
+        forms.setdefault(len(text), {}).setdefault(dots, {}).setdefault(text, number)
+
+    def first(self, path: str) -> int | None:
+        """The least number of the keys that match the end of the path at a dot."""
+        found: list[int] = []
+        # PEFT's `$` also stands before a line break at the end, and its `.*` does not go beyond one.
+        for text in {path, path.removesuffix("\n")}:
+            found += self._matching(self._whole, text)
+            for start in (0, *_after_dots(text.partition("\n")[0])):
+                found += self._matching(self._ends, text[start:]) if len(text) - start in self._ends else ()
+                self._steps.take(_LOOK_UP)
+        return min(found, default=None)
+
+    def _matching(self, forms: "_ByForm", end: str) -> Iterator[int]:
+        for dots, keys in forms.get(len(end), {}).items():
+            self._steps.take(_LOOK_UP + len(end))
+            letters = list(end)
+            if any(letters[dot] == "\n" for dot in dots):
+                continue
+            for dot in dots:
+                letters[dot] = "."
+            if (number := keys.get("".join(letters))) is not None:
+                yield number
+
+
+# By length, by where the dots stand, by text: the number of the first such key.
+_ByForm = dict[int, dict[tuple[int, ...], dict[str, int]]]
+# Steps of one look at a table, and of one key that is put into it.
+_LOOK_UP, _KEY = 15, 200
+
+
+def _expression(source: str, reach: "Reach", steps: Steps) -> "Expression":
+    from lora_inspect.reading.peft.regex import Expression  # most configs need none
+
+    return Expression(source, reach, steps)
+
+
+def _after_dots(text: str) -> Iterator[int]:
+    """Where the parts of a path begin, save the first."""
+    start = text.find(".") + 1
+    while start:
+        yield start
+        start = text.find(".", start) + 1

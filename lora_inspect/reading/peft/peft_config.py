@@ -1,0 +1,174 @@
+"""LoraConfig as PEFT saves it: alpha and scale rule per module, and the settings that change what the tensors mean."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.files.json_text import json_count, json_number, parse_json
+from lora_inspect.reading.peft.match_budget import Steps
+
+if TYPE_CHECKING:
+    from lora_inspect.reading.peft.config_patterns import EndNames, PatternMap, Targets
+    from lora_inspect.reading.peft.parameter_targets import ParameterTargets
+
+EMBEDDED_KEY = "lora_adapter_metadata"
+# The `peft_type` of LoRA, which a config without one is of.
+LORA_TYPE = "LORA"
+
+_WITH_PEFT = "use it with PEFT"
+_UNBUILT = "which is not built yet; merge it with the program that trained it"
+# Settings under which lora_A and lora_B are not (only) factors of an additive change of the named modules: what they do
+# then, and the way out. Sources: the variants of LoRA and `replicate_layers` in PEFT 0.21.
+FOREIGN_SETTINGS = {
+    "use_qalora": f"QA-LoRA pools the input of lora_A on GPTQ layers, into which PEFT merges nothing; {_WITH_PEFT}",
+    "arrow_config": f"Arrow mixes several adapters anew for each token, which is no change of a weight; {_WITH_PEFT}",
+    "layer_replication": (
+        "layer_replication repeats layers of the base, so that the adapter is of a model with more of them, into which "
+        f"PEFT merges nothing; {_WITH_PEFT}"
+    ),
+    "alora_invocation_tokens": (
+        f"aLoRA acts from an invocation token on, which is no change of a weight; {_WITH_PEFT}"
+    ),
+}
+
+
+def is_peft_config(config: Mapping[str, Any]) -> bool:
+    """Whether an `adapter_config.json` is PEFT's (mlx-lm writes one of the same name)."""
+    return "peft_type" in config
+
+
+def embedded_object(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """What diffusers embeds, empty where nothing is; None where it is no JSON object."""
+    try:
+        found = parse_json(metadata.get(EMBEDDED_KEY) or "{}")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def embedded_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """LoraConfigs that diffusers embeds, by component prefix ("transformer.", …; "" where it wrote none)."""
+    flat = embedded_object(metadata) or {}
+    configs: dict[str, dict[str, Any]] = {}
+    for key, value in flat.items():
+        component, dot, field = key.rpartition(".")
+        configs.setdefault(component + dot, {})[field] = value
+    return {prefix: config for prefix, config in configs.items() if "r" in config or "lora_alpha" in config}
+
+
+class ModuleSettings:
+    """What a LoraConfig says of single modules; all `steps` of what came with one file are counted together.
+
+    `refused` says which of its patterns is not compared with modules, and why: then nothing is known of any module.
+    It is None as long as there is no such pattern.
+    """
+
+    def __init__(self, config: Mapping[str, Any], steps: Steps) -> None:
+        self._config, self._steps = config, steps
+        self._maps: dict[str, PatternMap] = {}
+        self._targets: Targets | None = None
+        self._named: dict[str, EndNames] = {}
+        self._parameters: ParameterTargets | None = None
+        self.refused: str | None = None
+
+    def rank(self, path: str) -> int | None:
+        """The rank that the config gives the module at the dotted `path`; None where a layer can have no such rank."""
+        return json_count(self._value("rank_pattern", path, self._config.get("r")))
+
+    def alpha(self, path: str) -> float | None:
+        """The alpha that the config gives the module at the dotted `path`; PEFT's default is 8, None is no number."""
+        name = "lora_alpha" if self._config.get("peft_type", LORA_TYPE) == LORA_TYPE else "alpha"
+        return json_number(self._value("alpha_pattern", path, self._config.get(name, 8)))
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether rank and alpha may be others for modules of another path."""
+        return bool(self._config.get("rank_pattern") or self._config.get("alpha_pattern"))
+
+    def is_target(self, path: str) -> bool:
+        """Whether the config's `target_modules` choose the module at the dotted `path`."""
+        from lora_inspect.reading.peft.config_patterns import RefusedKey, Targets
+
+        try:
+            if self._targets is None:
+                self._targets = Targets(self._config.get("target_modules"), self._steps)
+            return self._targets.choose(path)
+        except RefusedKey as key:
+            self.refused = f"target_modules {key}"
+            return False
+
+    def chooses(self, field: str, path: str) -> bool | None:
+        """Whether `field` names the module at the dotted `path` by its end or by an expression; None for neither."""
+        names = self._config.get(field)
+        if self.refused or not isinstance(names, (str, list)):
+            return None
+        from lora_inspect.reading.peft.config_patterns import EndNames, RefusedKey
+
+        try:
+            if field not in self._named:
+                self._named[field] = EndNames(names, self._steps)
+            return self._named[field].choose(path)
+        except RefusedKey as key:
+            self.refused = f"{field} {key}"
+            return None
+
+    def parameters_of(self, path: str, without_parent: bool) -> list[str]:
+        """The parameters of the module at the dotted `path` that the config's `target_parameters` choose.
+
+        A name without its module's counts only where that is `without_parent`.
+        """
+        from lora_inspect.reading.peft.config_patterns import RefusedKey
+
+        try:
+            return self._parameter_targets().of(path, without_parent)
+        except RefusedKey as key:
+            self.refused = f"target_parameters {key}"
+            return []
+
+    def is_parameter(self, path: str) -> bool:
+        """Whether the config's `target_parameters` choose the parameter at the dotted `path`."""
+        from lora_inspect.reading.peft.config_patterns import RefusedKey
+
+        try:
+            return self._parameter_targets().choose(path)
+        except RefusedKey as key:
+            self.refused = f"target_parameters {key}"
+            return False
+
+    def _parameter_targets(self) -> "ParameterTargets":
+        from lora_inspect.reading.peft.parameter_targets import ParameterTargets
+
+        if self._parameters is None:
+            self._parameters = ParameterTargets(self._config.get("target_parameters"), self._steps)
+        return self._parameters
+
+    def _value(self, field: str, path: str, default: Any) -> Any:
+        if self.refused:
+            return None
+        if not self._config.get(field):
+            return default
+        from lora_inspect.reading.peft.config_patterns import PatternMap, RefusedKey
+
+        try:
+            if field not in self._maps:
+                self._maps[field] = PatternMap(self._config.get(field), self._steps)
+            return self._maps[field].value(path, default)
+        except RefusedKey as key:
+            self.refused = f"the key of {field} {key}"
+            return None
+
+
+def fan_in_fan_out(config: Mapping[str, Any]) -> bool | None:
+    """Whether the config says that weights are stored as (in, out); PEFT's default is no, None is no yes or no."""
+    says = config.get("fan_in_fan_out", False)
+    return says if isinstance(says, bool) else None
+
+
+def foreign_settings(config: Mapping[str, Any]) -> list[str]:
+    """What the config says that makes the tensors something else than plain LoRA factors."""
+    found = [says for key, says in FOREIGN_SETTINGS.items() if config.get(key) not in (None, False, [], {}, "")]
+    bias, modules = config.get("bias"), config.get("modules_to_save") or []
+    if bias not in (None, "none", "all") and not (isinstance(bias, str) and bias.endswith("_only")):
+        found.append(f"bias is {bias}, so something of the base was trained too, {_UNBUILT}")
+    if not isinstance(modules, list) or not all(isinstance(name, str) and name for name in modules):
+        found.append(f"modules_to_save is no list of names, so something of the base was trained too, {_UNBUILT}")
+    return found

@@ -1,0 +1,108 @@
+"""Adapters of a residual base: what is left of the original one once a part of it has moved into their factors.
+
+PiSSA moves the best approximation of their rank, OLoRA the first columns of a QR decomposition. Both can be computed
+again from the original base; what others move depends on random numbers, on data or on a quantised base.
+Source: `LoraLayer.reset_lora_parameters` and its callees in PEFT.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from lora_inspect.algorithms import lora
+from lora_inspect.reading.file_reading import FileReading
+from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.model.evidence import INIT_KEY, Evidence
+from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.peft.config_lookup import FoundConfig, Speakers
+from lora_inspect.reading.peft.residual_init import PISSA, computed_init, residual_init
+from lora_inspect.reading.scale_problems import CONTRADICTS
+
+_METADATA = f"metadata {INIT_KEY}"
+# Why the original base alone does not give the part that was moved, by how the names of initialisations begin.
+_LOST = {
+    "pissa_niter": "is found with random numbers, which no file holds",
+    "corda": "depends on data, which no file holds",
+    "lora_ga": "depends on data, which no file holds",
+    "loftq": "depends on how the base was quantised",
+}
+_RESIDUAL_BASE = "give the path :residual=yes where the base is the residual one"
+
+
+def with_residual_bases(
+    modules: Mapping[str, Module], configs: Sequence[FoundConfig], metadata: Mapping[str, str], is_given: bool | None
+) -> dict[str, Module]:
+    """The modules with what was moved out of their base; `is_given` says that the base is the residual one."""
+    speakers = Speakers(configs)
+    of_all = residual_init(metadata)
+
+    def told(contribution: Contribution) -> Contribution:
+        said = next((lora.residual_init(found.config) for found in speakers.of(contribution)), None)
+        init = said or of_all
+        # The factors of an Embedding start as always.
+        if not init or contribution.algorithm.name != "lora":
+            return contribution
+        return contribution._replace(residual=computed_init(init) or init, on_residual=bool(is_given))
+
+    if not of_all and not any(lora.residual_init(found.config) for found in configs):
+        return dict(modules)
+    return {
+        name: module._replace(contributions=tuple(map(told, module.contributions))) for name, module in modules.items()
+    }
+
+
+def _said(reading: FileReading) -> list[tuple[str, str]]:
+    """Which initialisations are said, and where."""
+    inits = [(found.where, lora.residual_init(found.config)) for found in reading.configs]
+    inits.append((_METADATA, residual_init(reading.checkpoint.metadata)))
+    return [(where, init) for where, init in inits if init]
+
+
+def about_residuals(reading: FileReading) -> Iterator[Evidence]:
+    """Which base the factors change."""
+    taken = "the residual base that is given" if reading.settings.residual else "what it leaves of the original base"
+    for where, init in _said(reading):
+        yield Evidence("base", f"the factors come from the {init} initialisation and change {taken}", where)
+
+
+def residual_bases(reading: FileReading) -> Iterator[Finding]:
+    """What was moved out of the base and cannot be computed from it."""
+    if reading.settings.residual:
+        return
+    for where, init in _said(reading):
+        if computed_init(init):
+            continue
+        lost = next((why for start, why in _LOST.items() if init.lower().startswith(start)), "is not known here")
+        yield Finding(
+            "residual-base",
+            f"{where} says the {init} initialisation, so the tensors change a residual base, and what was moved out of "
+            f"the original one {lost}; {_RESIDUAL_BASE}, or convert the adapter to plain LoRA with the program that "
+            "trained it",
+        )
+    moved = [contribution for contribution in reading.contributions if computed_init(contribution.residual)]
+    for odd, why in _ODD.items():
+        keys = tuple(contribution.module.key for contribution in moved if why(contribution))
+        if keys:
+            yield Finding("residual-base", f"{keys[0]} {odd.format(moved[0].residual)}; {_RESIDUAL_BASE}", keys[:5])
+
+
+def _is_no_layer(contribution: Contribution) -> bool:
+    return not contribution.is_linear or contribution.rows is not None or contribution.algorithm.experts > 0
+
+
+def _has_no_root(contribution: Contribution) -> bool:
+    return contribution.residual == PISSA and contribution.scale is not None and contribution.scale <= 0
+
+
+_ODD = {
+    "is no plain LoRA of a Linear layer, for which the {} initialisation is defined": _is_no_layer,
+    "has a scale that is not above 0, with which the {} initialisation is none": _has_no_root,
+}
+
+
+def residual_setting(reading: FileReading) -> Iterator[Finding]:
+    """A setting about a residual base of factors that have none."""
+    said = reading.settings.residual
+    if said is not None and not _said(reading):
+        spelled = f"residual={'yes' if said else 'no'}"
+        yield Finding(
+            CONTRADICTS, f"{spelled} cannot apply, as nothing says that its base is a residual one; leave it out"
+        )

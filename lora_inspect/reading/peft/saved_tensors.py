@@ -1,0 +1,188 @@
+"""Tensors of the base that PEFT saves whole, taken on the evidence of its config, and copies that it saves beside them.
+
+`bias` "all" trains every bias of the base, "lora_only" those of the adapted layers; `modules_to_save` trains modules
+whose path ends with one of its names. PEFT's wrappers leave a name of their own in the paths of what they wrap.
+Source: `_get_learnable_bias_state_dict`, `_set_trainable` and `AuxiliaryTrainingWrapper` of PEFT.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from lora_inspect import schemes
+from lora_inspect.algorithms.saved import NAME, ORIGINAL, SAVED, TWIN, saved
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.listing import some
+from lora_inspect.reading.file_reading import FileReading
+from lora_inspect.reading.keys.claims import Claims
+from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.model.evidence import Evidence
+from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.peft.config_lookup import FoundConfig
+from lora_inspect.reading.peft.match_budget import Refused, Steps
+from lora_inspect.records import NamedTuple
+from lora_inspect.schemes.record import ModuleName
+
+BELOW = ".base_layer"
+# What a wrapper puts behind the path of the module that it wraps, and what a tensor there is.
+_WRAPPERS = {BELOW: SAVED, ".modules_to_save": TWIN, ".original_module": ORIGINAL}
+# The steps that a name takes, and how many letters of a path are compared in them.
+_STEPS, _LETTERS = 4, 256
+# A wrapper is one parameter of a module; a key may have as many of their names as a file has room for.
+_MOST_WRAPPERS = 64
+# The parameters of a base that are copied.
+COPIED = ("weight", "bias")
+_SHOWN = 3
+
+
+class BaseTensor(NamedTuple):
+    """A key of a tensor that a base has as well: its module, its parameter, and the wrapper that was in between."""
+
+    module: str
+    parameter: str
+    wrapper: str = ""
+
+    @classmethod
+    def of(cls, key: str) -> "BaseTensor":
+        """Takes a key apart; a parameter of no module has the module ""."""
+        module, _, parameter = key.rpartition(".")
+        wrapper = next((wrapper for wrapper in _WRAPPERS if module.endswith(wrapper)), "")
+        return cls(module.removesuffix(wrapper), parameter, wrapper)
+
+
+def path_in_model(path: str, wrapped: Collection[str]) -> str:
+    """The path of a module without what the wrappers of others, whose paths in the model these are, leave in it."""
+    return without_wrappers(path, wrapped)[0]
+
+
+def without_wrappers(path: str, wrapped: Collection[str]) -> tuple[str, list[int]]:
+    """The same, and where in it the paths of those wrapped modules end that the module is in."""
+    ends: list[int] = []
+    at = path.find(f"{BELOW}.") if path.count(BELOW) <= _MOST_WRAPPERS else -1
+    while at >= 0:
+        if path[:at] in wrapped:
+            path = path[:at] + path[at + len(BELOW) :]
+            ends.append(at)
+            at = path.find(f"{BELOW}.", at)
+        else:
+            at = path.find(f"{BELOW}.", at + 1)
+    return path, ends
+
+
+class _Evidence:
+    """What one config says of tensors of the base."""
+
+    def __init__(self, found: FoundConfig, steps: Steps) -> None:
+        bias = found.config.get("bias")
+        self._found, self._steps = found, steps
+        self._names = [f"{name}." for name in saved_modules(found.config)]
+        self._all_biases = bias == "all"
+        self._own_biases = isinstance(bias, str) and bias.endswith("_only")
+
+    def trains(self, tensor: BaseTensor, module: ModuleName, claims: Claims) -> bool:
+        """Whether the tensor of this module was trained."""
+        if self._found.prefix and self._found.prefix != module.prefix:
+            return False
+        if tensor.parameter == "bias" and (self._all_biases or (self._own_biases and tensor.module in claims.modules)):
+            return True
+        return tensor.wrapper != BELOW and self._names_module(module.body)
+
+    def _names_module(self, path: str) -> bool:
+        """Whether the path of the module, or of one that it is in, ends with one of the names."""
+        if not self._names or self._found.modules.refused:
+            return False
+        try:
+            self._steps.take(_STEPS * len(self._names) * (1 + len(path) // _LETTERS))
+        except Refused as why:
+            self._found.modules.refused = f"modules_to_save {why}"
+            return False
+        ends = f"{path}."
+        return any(name in ends for name in self._names)
+
+
+def saved_modules(config: Mapping[str, Any]) -> list[str]:
+    """The names in `modules_to_save`; none where it is no list of names."""
+    names = config.get("modules_to_save")
+    return [name for name in names if isinstance(name, str) and name] if isinstance(names, list) else []
+
+
+def _says(config: Mapping[str, Any]) -> bool:
+    return config.get("bias") not in (None, "none") or bool(saved_modules(config))
+
+
+def claim_saved(
+    claims: Claims, tensors: Mapping[str, TensorInfo], configs: Sequence[FoundConfig], steps: Steps
+) -> Claims:
+    """The claims with what the configs say was saved whole, in front of what else changes the same parameter."""
+    evidence = [_Evidence(found, steps) for found in configs if _says(found.config)]
+    if not evidence:
+        return claims
+    groups: dict[tuple[str, str], dict[str, TensorInfo]] = {}
+    findings, wrapped = list(claims.findings), _wrapped(claims)
+    for key in claims.unclaimed:
+        tensor = BaseTensor.of(key)
+        tensor = tensor._replace(module=path_in_model(tensor.module, wrapped))
+        name = schemes.recognise(tensor.module)
+        if not tensor.module or not any(one.trains(tensor, name, claims) for one in evidence):
+            continue
+        role = _WRAPPERS.get(tensor.wrapper, SAVED)
+        if groups.setdefault((tensor.module, tensor.parameter), {}).setdefault(role, tensors[key]).name != key:
+            message = f"{key} is a second tensor for the same role of its module; leave one of them out"
+            findings.append(Finding("twice", message, (key,)))
+    modules = dict(claims.modules)
+    claimed: set[str] = set()
+    for (path, parameter), factors in groups.items():
+        module = modules.get(path) or Module(schemes.recognise(path), ())
+        changed = {contribution.algorithm.parameter for contribution in claims.modules.get(path, module).contributions}
+        if SAVED not in factors or (parameter != "bias" and parameter in changed):
+            continue
+        contribution = Contribution(module.name, saved(parameter), factors)
+        together = sorted((contribution, *module.contributions), key=lambda one: one.turn)
+        modules[path] = module._replace(contributions=tuple(together))
+        claimed.update(info.name for info in factors.values())
+    unclaimed = tuple(key for key in claims.unclaimed if key not in claimed)
+    return claims._replace(modules=modules, unclaimed=unclaimed, findings=tuple(findings))
+
+
+def copies_below(unclaimed: Iterable[str], modules: Collection[str]) -> list[str]:
+    """The keys of what the base has below a module of the file, which PEFT saves beside it and a merge compares."""
+    named = ((key, BaseTensor.of(key)) for key in unclaimed)
+    return [key for key, one in named if one.wrapper == BELOW and one.parameter in COPIED and one.module in modules]
+
+
+def _wrapped(claims: Claims) -> set[str]:
+    """The paths of modules of the model that have wrappers with factors."""
+    found: set[str] = set()
+    for module in claims.modules.values():
+        for info in module.tensors:
+            holder = info.name.partition(".lora_")[0]
+            if not holder.startswith(module.name.key) or holder == module.name.key:
+                found.add(path_in_model(holder.removesuffix(BELOW), found))
+    return found
+
+
+def about_saved(claims: Claims, configs: Sequence[FoundConfig]) -> Iterator[Evidence]:
+    """What is saved whole, and which config says so; and what is a copy of the base's."""
+    found = [c for module in claims.modules.values() for c in module.contributions if c.algorithm.name == NAME]
+    where = [one.where for one in configs if _says(one.config)]
+    biases = [c.module.key for c in found if c.algorithm.parameter == "bias"]
+    others = [c.module.key for c in found if c.algorithm.parameter != "bias"]
+    for what, keys in (("biases", biases), ("tensors", others)):
+        if keys and where:
+            yield Evidence("saved", f"{len(keys)} {what} are saved whole ({some(keys, _SHOWN)})", where[0])
+    if copies := copies_below(claims.unclaimed, claims.modules):
+        says = f"what the base has below adapted layers is beside them, for a merge to compare: {some(copies, _SHOWN)}"
+        yield Evidence("saved", says, "names")
+
+
+def missing_saved(reading: FileReading) -> Iterator[Finding]:
+    """Configs that name modules of which the file has nothing."""
+    parameters = {c.algorithm.parameter for c in reading.contributions if c.algorithm.name == NAME}
+    for found in reading.configs:
+        names = saved_modules(found.config)
+        if names and not parameters and not found.modules.refused:
+            yield Finding(
+                "incomplete",
+                f"{found.where} says that modules_to_save are {some(names, _SHOWN)}, but no tensor of them is there: "
+                "they were lost, and the rest is not the adapter; fetch the file that the trainer saved, or take them "
+                "out of the config where there were none",
+            )

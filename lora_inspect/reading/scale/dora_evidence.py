@@ -1,0 +1,129 @@
+"""What a file says of DoRA, and where it contradicts itself or is incomplete. Standard library only."""
+
+from collections.abc import Mapping, Sequence
+
+from lora_inspect.reading.model.evidence import (
+    DORA_FLAG,
+    DoraReading,
+    Evidence,
+    LoraFacts,
+    names_of,
+    network_args,
+    read_switch,
+)
+from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.scale.scale_rules import Ruled
+from lora_inspect.records import NamedTuple
+
+# How many modules had a magnitude when the file was written, where that need not be all.
+MAGNITUDES_KEY = "lora_inspect.magnitudes"
+
+
+class DoraClaim(NamedTuple):
+    """What one voice says of DoRA: yes, no, or None for neither; `facts` are the modules that it speaks of.
+
+    `says` are its words, where these are not those of a flag or of PEFT's config.
+    """
+
+    source: str
+    where: str
+    value: bool | None
+    facts: Sequence[LoraFacts]
+    says: str = ""
+
+
+def dora_claims(
+    ruled: Sequence[Ruled], facts: Sequence[LoraFacts], flags: Mapping[str, bool | None]
+) -> list[DoraClaim]:
+    """What the flag says of all modules, and each config of those that it gives the rank of."""
+    found = [DoraClaim("flag", DORA_FLAG, flags[DORA_FLAG], facts)] if DORA_FLAG in flags else []
+    theirs: dict[str, list[LoraFacts]] = {}
+    configs = {config.where: config.config for one in ruled for config in one.configs}
+    for one in ruled:
+        for where in one.voice.configs:
+            theirs.setdefault(where, []).append(one.facts)
+    said = {where: read_switch(configs[where].get("use_dora")) for where in theirs}
+    return [*found, *(DoraClaim("adapter_config", where, said[where], own) for where, own in theirs.items())]
+
+
+def read_dora(
+    facts: Sequence[LoraFacts], claims: Sequence[DoraClaim], metadata: Mapping[str, str]
+) -> tuple[DoraReading, list[Evidence], list[Finding]]:
+    """Whether the file is DoRA, with its evidence and with what contradicts or is incomplete.
+
+    `claims` come strongest first; each speaks of its own modules only.
+    """
+    with_magnitude = [fact for fact in facts if fact.magnitude_axis]
+    magnitudes = sum(fact.modules for fact in with_magnitude)
+    axes = {fact.magnitude_axis for fact in with_magnitude}
+    axis = axes.pop() if len(axes) == 1 else ("mixed" if axes else None)
+    evidence = [Evidence("dora", _says(claim), claim.where) for claim in claims]
+    if with_magnitude:
+        evidence.insert(0, Evidence("dora", f"{magnitudes} modules have a magnitude", "key scan"))
+    for claim in claims:
+        if found := _contradiction(claim):
+            value = None if found.code == "dora-conflict" else True
+            source = "conflict" if value is None else claims[0].source
+            return DoraReading(value, source, magnitudes, axis), evidence, [found]
+
+    is_whole = metadata.get(MAGNITUDES_KEY) == str(magnitudes)
+    if with_magnitude and is_whole:
+        evidence.append(Evidence("dora", "as many were written", f"metadata {MAGNITUDES_KEY}"))
+    findings = [] if is_whole else _partial(facts, claims)
+    args = network_args(metadata)
+    if not with_magnitude and any(read_switch(args.get(name)) for name in ("use_dora", "dora_wd")):
+        message = (
+            "ss_network_args asks for DoRA, but no module has a magnitude: dropout disabled it in training, "
+            "or a converter lost it"
+        )
+        findings.append(Finding("dora-stripped", message))
+        evidence.append(Evidence("dora", "DoRA was asked for", "metadata ss_network_args"))
+    source = claims[0].source if claims else ("key-scan" if with_magnitude else "default")
+    return DoraReading(bool(with_magnitude), source, magnitudes, axis), evidence, findings
+
+
+def _says(claim: DoraClaim) -> str:
+    if claim.says:
+        return claim.says
+    if claim.value is None:
+        return "the flag is no number" if claim.source == "flag" else "use_dora is neither yes nor no"
+    return f"the flag is {claim.value}" if claim.source == "flag" else f"use_dora is {claim.value}"
+
+
+def _contradiction(claim: DoraClaim) -> Finding | None:
+    """What is wrong between a claim and the magnitudes of its own modules."""
+    with_magnitude = [fact for fact in claim.facts if fact.magnitude_axis]
+    if claim.value is None:
+        message = f"{claim.where} says of DoRA neither yes nor no; write true or false there"
+        return Finding("dora-conflict", message, tuple(names_of(with_magnitude)[:5]))
+    if with_magnitude and not claim.value:
+        names = names_of(with_magnitude)
+        message = (
+            f"{claim.where} denies DoRA, but {len(names)} modules have a magnitude ({names[0]}); "
+            "find out which one is right and take the other out of the file"
+        )
+        return Finding("dora-conflict", message, tuple(names[:5]))
+    if claim.value and not with_magnitude:
+        message = (
+            f"{claim.where} says DoRA, but no module has a magnitude: they were lost, and the rest is not the adapter; "
+            "fetch the file that the trainer saved"
+        )
+        return Finding("dora-missing", message)
+    return None
+
+
+def _partial(facts: Sequence[LoraFacts], claims: Sequence[DoraClaim]) -> list[Finding]:
+    magnitudes = sum(fact.modules for fact in facts if fact.magnitude_axis)
+    bare = [fact for fact in facts if fact.linear and not fact.split and not fact.magnitude_axis]
+    if not magnitudes or not bare:
+        return []
+    # A component whose own config denies DoRA lacks nothing.
+    without = {name for claim in claims if claim.value is False for fact in claim.facts for name in fact.places}
+    missing = [name for name in names_of(bare) if name not in without]
+    if not missing:
+        return []
+    message = (
+        f"{magnitudes} modules have a magnitude and {len(missing)} Linear ones have none ({missing[0]}); "
+        "a DoRA file has it for all of them; --allow-partial-dora accepts one that was made so"
+    )
+    return [Finding("dora-partial", message, tuple(missing[:5]))]

@@ -1,0 +1,237 @@
+"""From the numbers of a module, its config and the scale rule to its scale, or to the reason why it is unknown."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from lora_inspect import schemes
+from lora_inspect.maths.scaling import neutral_alpha, scale_of
+from lora_inspect.reading.model import evidence
+from lora_inspect.reading.model.contribution import Contribution, Module, Scaling
+from lora_inspect.reading.model.evidence import LOKR_FLAG, Evidence, RsloraReading
+from lora_inspect.reading.model.settings import Settings
+from lora_inspect.reading.peft import peft_config
+from lora_inspect.reading.peft.config_lookup import FoundConfig
+from lora_inspect.records import NamedTuple
+
+# Why a scale is unknown that no setting settles, each with the way out.
+PATTERN_REFUSED = "a pattern of the config is refused"
+RANK_MISSING = "PEFT keeps alpha and this rank in adapter_config.json, which is not there"
+RANK_UNREADABLE = "the config's rank is none that a layer has"
+WAYS_OUT = {
+    PATTERN_REFUSED: "write it anew",
+    RANK_MISSING: "put it beside the file",
+    RANK_UNREADABLE: "write it anew",
+}
+
+
+class Counted(NamedTuple):
+    """How often the stored alpha counts: once for each of the `parts` that a layer was saved in.
+
+    `contradiction` says why nobody can tell; it is empty where there is none.
+    """
+
+    parts: int = 1
+    contradiction: str = ""
+
+
+ONCE = Counted()
+
+
+class Counting(NamedTuple):
+    """How often the alpha of a contribution counts, by the number that is stored.
+
+    `by_name` says that what its module is called, or its data, may decide that.
+    """
+
+    counted: Callable[[Contribution, float | None], Counted] = lambda contribution, alpha: ONCE
+    by_name: bool = False
+
+
+def about_parts(counts: Iterable[tuple[Counted, int]]) -> list[Evidence]:
+    """What is said of layers that were trained in parts and saved as one, of each with how many modules are so."""
+    split: Counter[int] = Counter()
+    for counted, modules in counts:
+        if counted.parts > 1:
+            split[counted.parts] += modules
+    return [
+        Evidence(
+            "scale",
+            f"{modules} modules were trained in {parts} parts and saved as one: their alpha counts {parts} times",
+            "metadata ss_network_args split_qkv",
+        )
+        for parts, modules in sorted(split.items())
+    ]
+
+
+def about_hidden_ranks(contributions: Iterable[Contribution], flags: Sequence[str]) -> list[Evidence]:
+    """What is said of modules whose alpha is divided by a rank that a flag says and their tensors do not show."""
+    if LOKR_FLAG not in flags:
+        return []
+    hidden = [c for c in contributions if c.algorithm.formula and c.rank and c.formula.rank(c.shapes) is None]
+    if not hidden:
+        return []
+    says = f"{len(hidden)} modules have whole factors, whose alpha its program divides by the largest dimension of w2"
+    return [Evidence("scale", says, LOKR_FLAG)]
+
+
+class ScaleSources(NamedTuple):
+    """What the scale of one contribution is read from.
+
+    `stored` is the number in the alpha tensor, None where that is no plain number; `configs` are the LoraConfigs that
+    speak of the module, `rule` whether its scale is alpha/sqrt(rank), and `counted` how often the stored alpha counts.
+    `hidden` says that alpha is divided by the hidden rank where the tensors show none.
+    """
+
+    module: Module
+    stored: float | None
+    configs: Sequence[FoundConfig]
+    rule: RsloraReading
+    counted: Counted = ONCE
+    hidden: bool = False
+
+
+def scalings_of(
+    contributions: Sequence[Contribution], sources: Callable[[Contribution], ScaleSources], settings: Settings
+) -> list[Scaling | None]:
+    """What is known of the scale of each contribution of a module, None for one that is only recognised.
+
+    What stands beside another one has the scale of that one; the rank stays that one's alone.
+    """
+    own = [
+        None if one.algorithm.beside or not one.algorithm.formula else _scaling(one, sources(one), settings)
+        for one in contributions
+    ]
+    if not any(one.algorithm.beside for one in contributions):
+        return own
+    bearers = {one.algorithm.name: scaling for one, scaling in zip(contributions, own, strict=True)}
+    return [
+        _without_rank(bearers[one.algorithm.beside]) if one.algorithm.beside else scaling
+        for one, scaling in zip(contributions, own, strict=True)
+    ]
+
+
+def _without_rank(scaling: Scaling | None) -> Scaling | None:
+    return scaling and scaling._replace(fan_in_fan_out=None, rank=None)
+
+
+def _scaling(contribution: Contribution, sources: ScaleSources, settings: Settings) -> Scaling:
+    """Rank, alpha and scale, or the reason why the scale is unknown."""
+    rank, open_rank = _rank(contribution, sources)
+    rule = sources.rule.value
+    found = sources.configs[0] if sources.configs else None
+    stored_as = peft_config.fan_in_fan_out(found.config) if found and contribution.is_linear else None
+    if open_rank:
+        return Scaling(stored_as, rank, None, rule, None, open_rank)
+    if rank is None:
+        why = f"{contribution.algorithm.title} has no rank here that alpha would be divided by"
+        alpha = sources.stored if contribution.algorithm.has_alpha else None
+        return Scaling(stored_as, None, alpha, None, 1.0, why)
+    alpha, why = _alpha(contribution, sources, rank)
+    if why and settings.alpha is not None:
+        alpha, why = settings.alpha, ""
+    if why:
+        return Scaling(stored_as, rank, alpha, rule, None, why)
+    if alpha is None:
+        why = f"no alpha, which means scale 1 in the {contribution.module.scheme} scheme"
+        return Scaling(stored_as, rank, None, None, 1.0, why)
+    if rule is None and rank > 1:
+        cause = "conflicts" if sources.rule.source == "conflict" else "is missing"
+        return Scaling(stored_as, rank, alpha, rule, None, f"the evidence for RS-LoRA {cause}")
+    rslora = bool(rule)
+    why = f"{alpha:g}/sqrt({rank})" if rslora else f"{alpha:g}/{rank}"
+    if sources.counted.parts > 1 and sources.stored is not None:
+        why += (
+            f", as alpha {sources.stored:g} counts for each of the {sources.counted.parts} parts that it was saved in"
+        )
+    return Scaling(stored_as, rank, alpha, rslora, scale_of(alpha, rank, rslora), why)
+
+
+def _rank(contribution: Contribution, sources: ScaleSources) -> tuple[int | None, str]:
+    """The rank by which alpha is divided, None for none, with an empty reason; or why it is unknown.
+
+    Where the tensors show none, the flag of a program or a config may say that there is one.
+    """
+    formula, scheme = contribution.formula, contribution.module.scheme
+    rank = formula.rank(contribution.shapes)
+    if rank is not None or formula.hidden_rank is None:
+        return rank, ""
+    if sources.hidden:
+        return formula.hidden_rank(contribution.shapes), ""
+    if not sources.configs:
+        in_config = schemes.by_name(scheme).absent_alpha == "config" and not sources.module.alpha
+        return None, RANK_MISSING if in_config else ""
+    configured = sources.configs[0].modules.rank(contribution.config_path)
+    if any(found.modules.refused for found in sources.configs):
+        return None, PATTERN_REFUSED
+    return configured, "" if configured else RANK_UNREADABLE
+
+
+def _alpha(contribution: Contribution, sources: ScaleSources, rank: int) -> tuple[float | None, str]:
+    """Alpha with an empty reason, or why it is unknown. (None, "") means that the scheme has none: scale 1."""
+    theirs = [found for found in sources.configs if found.gives_rank(contribution)]
+    configured = {found.where: found.modules.alpha(contribution.config_path) for found in theirs}
+    if sources.module.alpha:
+        alpha, why = _stored_alpha(sources.stored, configured)
+        if alpha is None or sources.counted.contradiction:
+            return None, why or sources.counted.contradiction
+        return alpha * sources.counted.parts, ""
+    if any(found.modules.refused for found in sources.configs):
+        return None, PATTERN_REFUSED
+    if theirs:
+        return _configured_alpha(contribution, theirs[0], configured, rank, sources.rule.value)
+    if sources.configs:
+        expected = sources.configs[0].modules.rank(contribution.config_path)
+        says = "is none that a layer has" if expected is None else f"is {expected}"
+        return None, f"the config's rank {says} and the tensors' is {rank}, so it is not theirs"
+    if schemes.by_name(contribution.module.scheme).absent_alpha == "config":
+        why = "PEFT keeps alpha and the scale rule in adapter_config.json, which is not there: put it beside the file"
+        return None, why
+    return None, ""
+
+
+def _stored_alpha(stored: float | None, configured: Mapping[str, float | None]) -> tuple[float | None, str]:
+    if stored is None or not math.isfinite(stored):
+        return None, "the stored alpha is no finite number"
+    if stored == 0:
+        return None, "the stored alpha is 0, which programs read differently"
+    for where, alpha in configured.items():
+        if alpha is not None and not evidence.close(alpha, stored):
+            return None, f"the stored alpha is {stored:g}, but {where} says alpha {alpha:g}"
+    return stored, ""
+
+
+def _configured_alpha(
+    contribution: Contribution,
+    found: FoundConfig,
+    alphas: Mapping[str, float | None],
+    rank: int,
+    rslora: bool | None,
+) -> tuple[float | None, str]:
+    """The alpha of the configs, of which `found` is the first.
+
+    Unknown where they differ, and where the names say that a program has folded the scale into the factors.
+    """
+    configured = alphas[found.where]
+    if configured is None:
+        return None, "the config's lora_alpha is no number"
+    for where, alpha in alphas.items():
+        if alpha is None or not evidence.close(alpha, configured):
+            says = "no number" if alpha is None else f"alpha {alpha:g}"
+            return None, f"{found.where} says alpha {configured:g}, but {where} {says}"
+    scheme = contribution.module.scheme
+    # PEFT's names have no other place for alpha, and diffusers itself reads what it embeds: beside a pipeline's names
+    # under their prefix, beside the bare ones that a model saves of itself without one.
+    own = found.embedded and (scheme == "diffusers" or (scheme == "dotted" and not found.prefix))
+    if own or schemes.by_name(scheme).absent_alpha == "config":
+        return configured, ""
+    if rslora is None and rank > 1:
+        return None, f"no alpha means scale 1 in the {scheme} scheme, but {found.where} says alpha {configured:g}"
+    scale = scale_of(configured, rank, bool(rslora))
+    if math.isclose(scale, 1.0, rel_tol=1e-6):
+        return configured, ""
+    neutral = neutral_alpha(rank, bool(rslora))
+    return None, (
+        f"no alpha means scale 1 in the {scheme} scheme, but {found.where} says scale {scale:g} at rank {rank}: "
+        f"alpha={neutral:.9g} means the first, alpha={configured:.9g} the second"
+    )

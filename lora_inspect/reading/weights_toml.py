@@ -1,0 +1,233 @@
+"""Multipliers from a TOML file: a table for each adapter, with tables of its components, blocks and globs.
+
+    ["style.safetensors"]
+    multiplier = 0.8
+
+    ["style.safetensors".blocks]
+    double_blocks.0-9 = 0.5
+
+What is wrong with it is said with the line. A table's name is the adapter's path as it is given, the last part of that,
+or this without its ending.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.input_file import Identity, read_whole
+from lora_inspect.files.json_text import json_number
+from lora_inspect.files.near_names import nearest_name
+from lora_inspect.listing import listed
+from lora_inspect.reading.model.settings import Settings, is_pattern, spell_settings
+from lora_inspect.reading.module_patterns import check_pattern, is_glob
+from lora_inspect.records import NamedTuple
+
+# A table of every block of many adapters is a tenth of that.
+_LONGEST = 1 << 16
+_MULTIPLIER = "multiplier"
+_COMPONENTS, _BLOCKS, _GLOBS = _PARTS = ("components", "blocks", "globs")
+_LEAVE_ONE = "leave one of them out"
+# More parts than a name has; what parses TOML takes their square, and more, of time.
+_MOST_PARTS = 64
+_NAME = r"""(?:(?<![A-Za-z0-9_-])[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')[ \t]*"""
+_LONG_NAME = re.compile(rf"(?:{_NAME}\.[ \t]*){{{_MOST_PARTS}}}")
+# How many lines are left out to find an end that is the end of a value too.
+_TRIES = 20
+
+
+class _Text(NamedTuple):
+    """The text of a file, by whose lines errors are told."""
+
+    path: str
+    text: str
+
+    def wrong(self, keys: Sequence[str], says: str) -> LoraInspectError:
+        """The error for the value at the `keys`."""
+        return LoraInspectError(f"{self.path}: line {_line_of(self.text, keys)}: {says}.")
+
+
+class WeightsFile(NamedTuple):
+    """What a file says: settings of strength by the name of their table."""
+
+    source: _Text
+    identity: Identity
+    tables: Mapping[str, Settings]
+
+    @property
+    def path(self) -> str:
+        """The path of the file."""
+        return self.source.path
+
+    def joined(self, adapters: Sequence[tuple[str, Settings]]) -> list[tuple[str, Settings]]:
+        """The adapters with the settings on their paths and, behind these, those of the file.
+
+        Raises LoraInspectError where a table names none of them or several, and where both say different things.
+        """
+        taken = {name: [path for path, _ in adapters if name in _names_of(path)] for name in self.tables}
+        for name, paths in taken.items():
+            if not paths:
+                known = [os.path.basename(path) for path, _ in adapters]
+                near = nearest_name(name, known)
+                hint = f"is {near} meant?" if near else f"they are {listed(known)}"
+                raise self.source.wrong((name,), f"[{_quoted(name)}] names none of the adapters; {hint}")
+            if len(paths) > 1:
+                raise self.source.wrong((name,), f"[{_quoted(name)}] names {listed(paths)}; write the path of the one")
+        joined = []
+        for path, own in adapters:
+            names = [name for name, paths in taken.items() if path in paths]
+            if len(names) > 1:
+                raise self.source.wrong((names[1],), f"[{_quoted(names[1])}] names {path}, which has a table already")
+            joined.append((path, self._with(path, own, names[0]) if names else own))
+        return joined
+
+    def _with(self, path: str, own: Settings, name: str) -> Settings:
+        said = self.tables[name]
+        if None not in (own.multiplier, said.multiplier) and own.multiplier != said.multiplier:
+            told = spell_settings(Settings(multiplier=own.multiplier))
+            raise self.source.wrong((name, _MULTIPLIER), f"the path of {path} says {told} instead; {_LEAVE_ONE}")
+        numbers = dict(own.strengths)
+        for pattern, number in said.strengths:
+            if numbers.setdefault(pattern, number) != number:
+                told = spell_settings(Settings(strengths=((pattern, numbers[pattern]),)))
+                raise self.source.wrong((name,), f"the path of {path} says {told} instead; {_LEAVE_ONE}")
+        multiplier = said.multiplier if own.multiplier is None else own.multiplier
+        return own._replace(multiplier=multiplier, strengths=tuple(numbers.items()))
+
+
+def read_weights(path: str) -> WeightsFile:
+    """Reads a file; raises LoraInspectError, with the line, for what is no TOML, no number or no part of an adapter."""
+    data, identity = read_whole(path, _LONGEST, way_out="name a file of multipliers")
+    try:
+        text = bytes(data).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise LoraInspectError(f"{path}: line {line} is not UTF-8; save it as that.") from None
+    if long := _LONG_NAME.search(text):
+        line = text.count("\n", 0, long.start()) + 1
+        raise LoraInspectError(
+            f"{path}: line {line}: a name of more than {_MOST_PARTS} parts stands there; name a layer or a block."
+        )
+    try:
+        found = _parsed(text)
+    except ValueError as error:
+        raise LoraInspectError(f"{path}: it is no TOML: {_in_a_line(error, text)}.") from None
+    source = _Text(path, text)
+    return WeightsFile(source, identity, {name: _table(source, name, value) for name, value in found.items()})
+
+
+def _table(source: _Text, name: str, value: Any) -> Settings:
+    """What the table of one adapter says."""
+    if not isinstance(value, dict):
+        says = f'{_quoted(name)} stands in no table of an adapter; write ["ADAPTER"] in a line before it'
+        raise source.wrong((name,), says)
+    multiplier: float | None = None
+    strengths: dict[str, float] = {}
+    for key, inner in value.items():
+        keys = (name, key)
+        if key == _MULTIPLIER:
+            multiplier = _number(source, keys, inner)
+        elif key not in _PARTS:
+            if isinstance(inner, dict) and any(part in inner for part in (*_PARTS, _MULTIPLIER)):
+                raise source.wrong(keys, f'a name with a point stands in quotes: ["{name}.{key}"]')
+            raise source.wrong(keys, f"{_quoted(key)} is none of {listed([_MULTIPLIER, *_PARTS])}")
+        elif not isinstance(inner, dict):
+            raise source.wrong(keys, f"{key} is a table: write [{_quoted(name)}.{key}] and its numbers below it")
+        else:
+            for parts, number in _leaves(inner):
+                own = (*keys, *parts)
+                pattern = ".".join(parts)
+                _check_part(source, own, key, pattern)
+                if pattern in strengths:
+                    raise source.wrong(own, f"{_quoted(pattern)} is said twice; {_LEAVE_ONE}")
+                strengths[pattern] = _number(source, own, number)
+    return Settings(multiplier=multiplier, strengths=tuple(strengths.items()))
+
+
+def _leaves(table: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The values with their names, which TOML takes apart where they have points and no quotes."""
+    left: list[tuple[tuple[str, ...], Any]] = [((), table)]
+    while left:
+        parts, value = left.pop()
+        if isinstance(value, dict):
+            left += [((*parts, key), inner) for key, inner in reversed(value.items())]
+        else:
+            yield parts, value
+
+
+def _check_part(source: _Text, keys: Sequence[str], table: str, pattern: str) -> None:
+    if not is_pattern(pattern):
+        raise source.wrong(keys, f"{_quoted(pattern)} is no name of modules")
+    if table == _COMPONENTS and (is_glob(pattern) or "." in pattern):
+        raise source.wrong(keys, f"{_quoted(pattern)} is no component; write it below {_BLOCKS} or {_GLOBS}")
+    if table == _BLOCKS and is_glob(pattern):
+        raise source.wrong(keys, f"{_quoted(pattern)} is a glob; write it below {_GLOBS}")
+    try:
+        check_pattern(pattern)
+    except ValueError as error:
+        raise source.wrong(keys, str(error)) from None
+
+
+def _number(source: _Text, keys: Sequence[str], value: Any) -> float:
+    found = json_number(value)
+    if found is None:
+        raise source.wrong(keys, f"the value of {_quoted(keys[-1])} is no number")
+    return found
+
+
+def _names_of(path: str) -> tuple[str, ...]:
+    name = os.path.basename(os.path.abspath(path))
+    return path, name, os.path.splitext(name)[0]
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """The document; ValueError for what is none."""
+    if sys.version_info >= (3, 11):
+        from tomllib import loads
+    else:
+        from tomli import loads
+    try:
+        found: dict[str, Any] = loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    return found
+
+
+def _line_of(text: str, keys: Sequence[str]) -> int:
+    """The line with which the value at the `keys` is there: the shortest beginning of the text that has it."""
+    lines = [f"{line}\n" for line in text.split("\n")]
+    without, within = 0, len(lines)
+    while within - without > 1:
+        middle = (without + within) // 2
+        if _has(lines, middle, without, keys):
+            within = middle
+        else:
+            without = middle
+    return within
+
+
+def _has(lines: Sequence[str], stop: int, least: int, keys: Sequence[str]) -> bool:
+    """Whether the lines before `stop` have a value, without the last of them where they end within another one."""
+    for end in range(stop, max(least, stop - _TRIES), -1):
+        try:
+            found: Any = _parsed("".join(lines[:end]))
+        except ValueError:
+            continue
+        for key in keys:
+            if not isinstance(found, dict) or key not in found:
+                return False
+            found = found[key]
+        return True
+    return False
+
+
+def _in_a_line(error: ValueError, text: str) -> str:
+    """What a parser says, which calls the last line the end of the document."""
+    said = " ".join(str(error).split()).rstrip(".")
+    return said.replace("at end of document", f"at line {text.rstrip().count(chr(10)) + 1}, the last one")
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
