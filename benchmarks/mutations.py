@@ -45,7 +45,7 @@ SOURCES = (
     *(f"converting/{name}.py" for name in ("carried_scale", "change_norm", "fused_slices", "scaled_factors")),
     *(f"converting/{name}.py" for name in ("arranged_rows", "compared", "mlx_factors", "plain_lora", "relayout")),
     *(f"converting/{name}.py" for name in ("settled_magnitude", "other_norms", "whole_changes", "misapplied")),
-    *(f"consumers/{name}.py" for name in ("looks", "reception", "verdict")),
+    *(f"programs/{name}.py" for name in ("looks", "reception", "verdict")),
     *(f"verifying/{name}.py" for name in ("alternatives", "rows", "shares", "sums")),
 )
 # What does not compute a change: how torch is loaded, and the names of algorithms that are only recognised.
@@ -54,7 +54,7 @@ TESTS = tuple(
     f"tests/{name}"
     for name in (
         *("algorithms", "maths", "merging", "matching", "converting", "reading", "architectures", "schemes", "ops"),
-        *("consumers/test_reception.py", "consumers/test_lycoris.py"),
+        *("programs/test_reception.py", "programs/test_lycoris.py"),
         *("cli/test_info.py", "cli/test_merge_options.py", "cli/test_bad_input.py"),
         *("networks/test_delta_modules.py", "networks/test_loha.py", "networks/test_lokr.py", "networks/test_oft.py"),
         *("networks/test_layers.py", "networks/test_numerics.py", "networks/test_base_dtypes.py"),

@@ -11,20 +11,20 @@ from textwrap import wrap
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
-from consumer_files.folders import FOLDERS  # noqa: E402
-from consumer_files.judged import Judged, own_scheme  # noqa: E402
-from consumer_files.kinds import KINDS  # noqa: E402
-from consumer_files.spellings import SPELLINGS  # noqa: E402
+from program_files.folders import FOLDERS  # noqa: E402
+from program_files.judged import Judged, own_scheme  # noqa: E402
+from program_files.kinds import KINDS  # noqa: E402
+from program_files.spellings import SPELLINGS  # noqa: E402
 
 from lora_inspect.architectures import every  # noqa: E402
-from lora_inspect.consumers import CONSUMERS  # noqa: E402
-from lora_inspect.consumers.record import FAILS, SILENT, Consumer, Strangers  # noqa: E402
+from lora_inspect.programs import CONSUMERS  # noqa: E402
+from lora_inspect.programs.record import FAILS, SILENT, Consumer, Strangers  # noqa: E402
 
 PAGE = ROOT / "docs" / "consumers.md"
 HEAD = """# What every program makes of a file
 
-Written by `docs/write_consumers.py` from the rules in `lora_inspect/consumers/`, one file for each program, by what
-`lora-inspect compat` says of small adapters in every naming scheme and of every kind. A rule was seen by running the
+Written by `docs/write_consumers.py` from the rules in `lora_inspect/programs/known/`, one file for each program, by
+what `lora-inspect compat` says of small adapters in every naming scheme and of every kind. A rule was seen by running the
 program's own loading code, of the version that stands here, over a small model, and comparing every weight with what
 the trainer meant; a cell with `°` was read in its source alone. What nobody tried is unknown, which is a gap of this
 page and no fault of the program. Of how many families each knows any names, how many of their files are in the tables,

@@ -10,9 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
-from consumer_files.folders import FOLDERS  # noqa: E402
-from consumer_files.kinds import KINDS  # noqa: E402
-from consumer_files.written import File  # noqa: E402
+from program_files.folders import FOLDERS  # noqa: E402
+from program_files.kinds import KINDS  # noqa: E402
+from program_files.written import File  # noqa: E402
 
 from lora_inspect import algorithms  # noqa: E402
 from lora_inspect.architectures import by_name  # noqa: E402

@@ -1,4 +1,4 @@
-"""Writes `lora_inspect/consumers/program_index.py`, which says what programs there are, from their files.
+"""Writes `lora_inspect/programs/program_index.py`, which says what programs there are, from their files.
 
     python docs/write_program_index.py
 
@@ -11,12 +11,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lora_inspect import consumers  # noqa: E402
-from lora_inspect.consumers.record import Consumer  # noqa: E402
+from lora_inspect import programs as registry  # noqa: E402
+from lora_inspect.programs.record import Consumer  # noqa: E402
 
-FOLDER = ROOT / "lora_inspect" / "consumers"
-TABLE = FOLDER / "program_index.py"
-HEAD = '''"""What programs the files of this folder have, written by `python docs/write_program_index.py`."""
+FOLDER = ROOT / "lora_inspect" / "programs" / "known"
+TABLE = FOLDER.parent / "program_index.py"
+HEAD = '''"""What programs the files of `known/` have, written by `python docs/write_program_index.py`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -62,7 +62,7 @@ def _on_one_line(value: object) -> str:
 def table() -> str:
     """The whole file."""
     files = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
-    programs = {file: tuple(map(row, consumers.in_file(file))) for file in files}
+    programs = {file: tuple(map(row, registry.in_file(file))) for file in files}
     return f"{HEAD}{laid_out(programs, 0)}\n"
 
 

@@ -19,7 +19,7 @@ ORDER = {
         ("ops",),
         ("verifying", "scanning"),
         ("merging", "converting", "checking", "editing"),
-        ("consumers", "matching"),
+        ("programs", "matching"),
         ("reading",),
         ("algorithms", "codecs"),
         ("maths", "schemes"),

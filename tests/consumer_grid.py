@@ -1,6 +1,6 @@
 """What a program did to a model, in the words of `compat`: from the weights before, meant and found to a verdict.
 
-`observe` runs the program and names what it sees; `differs` compares that with what the rules of `consumers/` say.
+`observe` runs the program and names what it sees; `differs` compares that with what the rules of `programs/known/` say.
 The files and the meant weights come from `adapters`, which has formulas of its own.
 """
 
@@ -11,18 +11,7 @@ from typing import NamedTuple
 from adapters import Weight
 from torch import Tensor
 
-from lora_inspect.consumers.verdict import (
-    LOST,
-    NOTHING,
-    OTHER,
-    PARTLY,
-    REFUSED,
-    SAME,
-    STRENGTH,
-    UNKNOWN,
-    WRONG,
-    Verdict,
-)
+from lora_inspect.programs.verdict import LOST, NOTHING, OTHER, PARTLY, REFUSED, SAME, STRENGTH, UNKNOWN, WRONG, Verdict
 
 # What float32 leaves of a weight that is computed in some other order, relative to the weights.
 ROUNDING = 1e-5

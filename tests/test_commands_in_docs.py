@@ -28,7 +28,7 @@ ONLY_COMPILED = {
     '"""The names of LyCORIS': "a file of the package: tests/schemes/test_extending.py compares it",
     '"""LTX-Video.': "a file of the package: tests/architectures/test_extending.py compares it",
     "import subprocess\nimport ray": "needs a cluster: tests/test_several_machines_page.py runs it without one",
-    '"""Easel: ': "an invented program: tests/consumers/test_extending.py adds it",
+    '"""Easel: ': "an invented program: tests/programs/test_extending.py adds it",
 }
 # Pages of which another test runs the commands.
 ELSEWHERE = {"symptoms.md": "tests/test_symptoms.py"}

@@ -6,8 +6,8 @@ from adapters import KINDS, adapter
 from consumer_grid import Observed, Weight, differs, is_gap, observe
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.consumers.record import Consumer
-from lora_inspect.consumers.verdict import Verdict
+from lora_inspect.programs.record import Consumer
+from lora_inspect.programs.verdict import Verdict
 
 pytestmark = pytest.mark.numeric
 

@@ -11,15 +11,15 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "docs"))
 
 import write_consumers  # noqa: E402
-from consumer_files.folders import FOLDERS  # noqa: E402
-from consumer_files.judged import Judged, shown  # noqa: E402
-from consumer_files.kinds import KINDS  # noqa: E402
-from consumer_files.spellings import SPELLINGS, spelled  # noqa: E402
-from consumer_files.written import layers, named  # noqa: E402
+from program_files.folders import FOLDERS  # noqa: E402
+from program_files.judged import Judged, shown  # noqa: E402
+from program_files.kinds import KINDS  # noqa: E402
+from program_files.spellings import SPELLINGS, spelled  # noqa: E402
+from program_files.written import layers, named  # noqa: E402
 
 from lora_inspect import architectures, schemes  # noqa: E402
-from lora_inspect.consumers import CONSUMERS  # noqa: E402
-from lora_inspect.consumers.record import (  # noqa: E402
+from lora_inspect.programs import CONSUMERS  # noqa: E402
+from lora_inspect.programs.record import (  # noqa: E402
     BASE_NORM,
     COMPUTES,
     LEAVES,
@@ -31,7 +31,7 @@ from lora_inspect.consumers.record import (  # noqa: E402
     Strangers,
     as_meant,
 )
-from lora_inspect.consumers.verdict import (  # noqa: E402
+from lora_inspect.programs.verdict import (  # noqa: E402
     LOST,
     NOTHING,
     OTHER,

@@ -11,7 +11,7 @@ from adapters import lora
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "docs"))
 
-from consumer_files.folders import FOLDERS  # noqa: E402
+from program_files.folders import FOLDERS  # noqa: E402
 
 PAGE = (ROOT / "docs" / "symptoms.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)

@@ -11,10 +11,10 @@ from lora_inspect.api.arguments import (
     without_strength,
 )
 from lora_inspect.api.failures import in_a_sentence
-from lora_inspect.consumers import CONSUMERS
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.compat import CompatResult
 from lora_inspect.ops.compat import compat as compat_of
+from lora_inspect.programs import CONSUMERS
 from lora_inspect.reading.adapter import read_adapter
 
 __all__ = ["CompatResult", "compat"]

@@ -13,11 +13,11 @@ from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.shared_options import reading_options, settings
 from lora_inspect.cli.summaries import VERBS
-from lora_inspect.consumers import CONSUMERS
-from lora_inspect.consumers.record import READ, Consumer
+from lora_inspect.programs import CONSUMERS
+from lora_inspect.programs.record import READ, Consumer
 
 if TYPE_CHECKING:
-    from lora_inspect.consumers.verdict import Verdict
+    from lora_inspect.programs.verdict import Verdict
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -47,9 +47,9 @@ def compat(
     as_json_: bool,
 ) -> None:
     """Judges and prints."""
-    from lora_inspect.consumers.verdict import needs_mending
     from lora_inspect.files.checkpoint import open_checkpoint
     from lora_inspect.ops.compat import compat as judged
+    from lora_inspect.programs.verdict import needs_mending
     from lora_inspect.reading.keys.claims import claim
 
     adapter, own = parse_without_strength(adapter, "compat")
@@ -68,7 +68,7 @@ def compat(
 
 def _print(verdicts: "tuple[Verdict, ...]") -> None:
     """A row per program, and below them what mends which; the unknown ones are one line."""
-    from lora_inspect.consumers.verdict import UNKNOWN
+    from lora_inspect.programs.verdict import UNKNOWN
 
     titles = Counter(one.consumer.title for one in verdicts)
     known = [one for one in verdicts if one.verdict != UNKNOWN]
@@ -96,7 +96,7 @@ def _says(one: "Verdict") -> str:
 
 
 def _in_short(one: "Verdict") -> str:
-    from lora_inspect.consumers.verdict import STRENGTH
+    from lora_inspect.programs.verdict import STRENGTH
 
     strength = f" x{one.factor:g}" if one.verdict == STRENGTH and one.factor is not None else ""
     return f"{one.verdict}{strength}{' (read)' if one.by == READ else ''}"

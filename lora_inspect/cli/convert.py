@@ -18,9 +18,9 @@ from lora_inspect.cli.shared_options import (
     writing_options,
 )
 from lora_inspect.cli.summaries import VERBS
-from lora_inspect.consumers import CONSUMERS
 from lora_inspect.converting.choices import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS
 from lora_inspect.files.discovery import is_collection
+from lora_inspect.programs import CONSUMERS
 from lora_inspect.schemes import written
 
 if TYPE_CHECKING:

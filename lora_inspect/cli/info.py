@@ -15,7 +15,7 @@ from lora_inspect.cli.summaries import VERBS
 from lora_inspect.files.garbage import without_collecting
 
 if TYPE_CHECKING:
-    from lora_inspect.consumers.verdict import Verdict
+    from lora_inspect.programs.verdict import Verdict
     from lora_inspect.reading.file_info import FileInfo
 
 # No docstring: python -OO leaves those out.

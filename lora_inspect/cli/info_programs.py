@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from lora_inspect.cli.info_headline import few
 from lora_inspect.cli.sheet import Line, Sheet
 from lora_inspect.cli.terminal import DOUBTFUL, FAINT, RIGHT, WRONG
-from lora_inspect.consumers.outlook import MOST_ASKED, NOT_THERE, Alike, alike, asked
-from lora_inspect.consumers.verdict import LOST, PARTLY, SAME, STRENGTH, UNKNOWN, Verdict
 from lora_inspect.ops.info import Outlook
+from lora_inspect.programs.outlook import MOST_ASKED, NOT_THERE, Alike, alike, asked
+from lora_inspect.programs.verdict import LOST, PARTLY, SAME, STRENGTH, UNKNOWN, Verdict
 from lora_inspect.reading.file_info import FileInfo
 from lora_inspect.shell import command_line, operand
 

@@ -8,9 +8,9 @@ from lora_inspect.cli.info_headline import few, file_line, headline, span
 from lora_inspect.cli.info_programs import lines_of_programs
 from lora_inspect.cli.sheet import Line, Sheet
 from lora_inspect.cli.terminal import BOLD, DOUBTFUL, FAINT, WRONG
-from lora_inspect.consumers.verdict import Verdict
 from lora_inspect.maths.packed_factors import PACKINGS
 from lora_inspect.ops.info import outlook_of
+from lora_inspect.programs.verdict import Verdict
 from lora_inspect.reading.file_info import FileInfo
 from lora_inspect.reading.metadata.provenance import noted_trigger
 from lora_inspect.reading.model.problem import ERROR, NOTE, WARNING

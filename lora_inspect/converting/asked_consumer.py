@@ -4,22 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lora_inspect import consumers, schemes
+from lora_inspect import programs, schemes
 from lora_inspect.architectures.detection import Detection
-from lora_inspect.consumers.framed_keys import FramedKeys, loader_for
-from lora_inspect.consumers.record import (
-    BASE_NORM,
-    COMPUTES,
-    OTHER_AXIS,
-    SUM_NORM,
-    Consumer,
-    Rule,
-    treatment,
-)
 from lora_inspect.converting.asked_magnitudes import DROPPED, PLAIN
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.dora import OF_BASE, OF_SUM, OUTPUT
+from lora_inspect.programs.framed_keys import FramedKeys, loader_for
+from lora_inspect.programs.record import BASE_NORM, COMPUTES, OTHER_AXIS, SUM_NORM, Consumer, Rule, treatment
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates, described
 from lora_inspect.schemes.record import Scheme
@@ -59,7 +51,7 @@ def for_consumer(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> C
     """
     if options.consumer is None:
         return options
-    consumer, families = consumers.by_name(options.consumer), adapter_candidates(whole)
+    consumer, families = programs.by_name(options.consumer), adapter_candidates(whole)
     scheme = _scheme(adapter, consumer, families)
     norms = _norms(consumer, families, schemes.by_name(scheme))
     options = replace(options, scheme=scheme, norms=norms, uniform=consumer.uniform)
@@ -81,7 +73,7 @@ def for_consumer(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> C
 
 def with_base(adapter: Adapter, base: str, options: ConvertOptions) -> ConvertOptions:
     """The options for DoRA whose true change `base` tells, as the program of the options can have it."""
-    consumer, families = consumers.by_name(options.consumer or ""), adapter_candidates(adapter)
+    consumer, families = programs.by_name(options.consumer or ""), adapter_candidates(adapter)
     scheme = schemes.by_name(_scheme(adapter, consumer, families))
     does = _treatments(adapter, consumer, families, scheme)
     return replace(options, base=base, **next((way for one, way in _WAYS.items() if one in does), {"max_error": _NEAR}))
@@ -91,7 +83,7 @@ def scheme_for(adapter: Adapter, options: ConvertOptions) -> str | None:
     """The scheme that the output is to have, None for the adapter's own."""
     if options.consumer is None:
         return options.scheme
-    return _scheme(adapter, consumers.by_name(options.consumer), adapter_candidates(adapter))
+    return _scheme(adapter, programs.by_name(options.consumer), adapter_candidates(adapter))
 
 
 def _scheme(adapter: Adapter, consumer: Consumer, families: Sequence[Detection]) -> str:

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable
 
-from lora_inspect import consumers, schemes
+from lora_inspect import programs, schemes
 from lora_inspect.algorithms.record import BIAS, Algorithm
-from lora_inspect.consumers.record import FAILS, LEAVES, Consumer, Loader
 from lora_inspect.converting.asked_algorithm import becomes_lora, is_made_lora, is_saved_weight
 from lora_inspect.converting.asked_full import becomes_full
 from lora_inspect.converting.choices import FULL
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.own_parameters import is_own_parameter
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.programs.record import FAILS, LEAVES, Consumer, Loader
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.schemes.record import Scheme
 
@@ -24,7 +24,7 @@ def check_kinds(adapter: Adapter, families: Iterable[str], options: ConvertOptio
     """
     if options.consumer is None or options.scheme is None:
         return
-    consumer, scheme = consumers.by_name(options.consumer), schemes.by_name(options.scheme)
+    consumer, scheme = programs.by_name(options.consumer), schemes.by_name(options.scheme)
     names = list(families) or [""]
     for loader in filter(None, (_loader(consumer, name) for name in names)):
         if why := loader.never(adapter):

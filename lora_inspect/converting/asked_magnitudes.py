@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lora_inspect import consumers, schemes
+from lora_inspect import programs, schemes
 from lora_inspect.converting.choices import FULL, SINGLE_EXPERTS
 from lora_inspect.converting.loadable import writing_of
 from lora_inspect.converting.options import ConvertOptions
@@ -82,7 +82,7 @@ def _check_norms(adapter: Adapter, options: ConvertOptions) -> None:
             )
     elif options.base is None:
         if adapter.dora.norms == OF_BASE and options.norms == OF_SUM and options.scheme:
-            program = options.consumer and consumers.by_name(options.consumer).title
+            program = options.consumer and programs.by_name(options.consumer).title
             title = program or writing_of(schemes.by_name(options.scheme)).title
             raise LoraInspectError(
                 f"{path}: its magnitudes are over the norms of the base, and {title} divides them by those of the "

@@ -10,7 +10,7 @@ from lora_inspect.converting.own_weight import own_weight
 from lora_inspect.converting.scaled_factors import read_factor
 from lora_inspect.converting.taken_rows import few_rows, in_rows
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.matching.place import Place, Placed
+from lora_inspect.matching.placement import Place, Placed
 from lora_inspect.maths.chain import folded, settled
 from lora_inspect.maths.change import Change
 from lora_inspect.maths.low_rank import Approximation, approximate

@@ -7,7 +7,7 @@ from lora_inspect.converting.whole_changes import Folded, WholeChange, whole_pla
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.match import Matching
-from lora_inspect.matching.place import Place, Placed
+from lora_inspect.matching.placement import Place, Placed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_codecs import BaseCodecs
 

@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from lora_inspect import schemes
-from lora_inspect.consumers.record import Consumer
-from lora_inspect.consumers.verdict import SAME, judge
 from lora_inspect.converting.asked_algorithm import becomes_lora, check_algorithm
 from lora_inspect.converting.asked_consumer import for_consumer, scheme_for, with_base
 from lora_inspect.converting.asked_kinds import check_kinds
@@ -21,6 +19,8 @@ from lora_inspect.converting.targets import targets
 from lora_inspect.converting.thin_changes import is_kernel_open, is_thin
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.locations import is_folder
+from lora_inspect.programs.record import Consumer
+from lora_inspect.programs.verdict import SAME, judge
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.schemes.gguf import GGUF

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from lora_inspect.consumers.reception import Taken
-from lora_inspect.consumers.record import BASE_NORM, LEAVES, OTHER_AXIS, SUM_NORM
 from lora_inspect.converting.dora_change import true_change
 from lora_inspect.converting.landed import Landed
 from lora_inspect.converting.own_weight import own_weight
 from lora_inspect.converting.scaled_factors import read_factor
 from lora_inspect.maths import dora
+from lora_inspect.programs.reception import Taken
+from lora_inspect.programs.record import BASE_NORM, LEAVES, OTHER_AXIS, SUM_NORM
 from lora_inspect.progress import Progress
 from lora_inspect.reading.model.contribution import Contribution
 

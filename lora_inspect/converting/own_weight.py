@@ -6,7 +6,7 @@ from math import prod
 import torch
 
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
-from lora_inspect.matching.place import Place
+from lora_inspect.matching.placement import Place
 from lora_inspect.maths.tensors import RowBlocks, working_dtype
 from lora_inspect.reading.base.base_codecs import CodedWeight
 from lora_inspect.reading.base.decoder import decoder

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from lora_inspect.consumers.record import READ, Consumer
-from lora_inspect.consumers.verdict import LOST, UNKNOWN, WRONG, judge, needs_mending
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.programs.record import READ, Consumer
+from lora_inspect.programs.verdict import LOST, UNKNOWN, WRONG, judge, needs_mending
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.model.settings import Settings

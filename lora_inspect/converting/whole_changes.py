@@ -12,7 +12,7 @@ from lora_inspect.converting.own_weight import BLOCK_ELEMENTS, take_rows
 from lora_inspect.converting.scaled_factors import read_factor
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
-from lora_inspect.matching.place import Place, Placed
+from lora_inspect.matching.placement import Place, Placed
 from lora_inspect.maths.chain import settled
 from lora_inspect.maths.change import Change
 from lora_inspect.maths.tensors import RowBlocks, first_non_finite, load, load_whole

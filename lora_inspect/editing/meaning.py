@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lora_inspect.codecs.descriptions import FORMATS_KEY
-from lora_inspect.consumers import CONSUMERS
-from lora_inspect.consumers.verdict import judge_each
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.listing import listed
 from lora_inspect.maths.dora import OF_BASE
 from lora_inspect.printable import shortened
+from lora_inspect.programs import CONSUMERS
+from lora_inspect.programs.verdict import judge_each
 from lora_inspect.reading.file_info import FileInfo, inspect_adapter
 from lora_inspect.reading.kinds import ADAPTER
 from lora_inspect.reading.model.contribution import Contribution

@@ -10,9 +10,9 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.expert_landing import of_all, of_one
-from lora_inspect.matching.homes import Home
+from lora_inspect.matching.module_map import Home
 from lora_inspect.matching.orientation import Covered, Layer, Orientation, covered_shape
-from lora_inspect.matching.place import Place
+from lora_inspect.matching.placement import Place
 from lora_inspect.maths import dora
 from lora_inspect.reading.base.base_names import Found, is_weight
 from lora_inspect.reading.model.contribution import Contribution

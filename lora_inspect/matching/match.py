@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.expert_landing import Turns, stands_turned, turned
-from lora_inspect.matching.homes import Home, find_homes
 from lora_inspect.matching.landing import land, layers_of
 from lora_inspect.matching.layouts import layouts_of
+from lora_inspect.matching.module_map import Home, find_homes
 from lora_inspect.matching.orientation import Orientation, orient
 from lora_inspect.matching.orientation_answers import UNANSWERED, Answers
-from lora_inspect.matching.place import Placed
+from lora_inspect.matching.placement import Placed
 from lora_inspect.matching.target_weight import check_place
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_codecs import BaseCodecs

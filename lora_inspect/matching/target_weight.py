@@ -4,7 +4,7 @@ from lora_inspect.algorithms.weight_shapes import other_than
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.orientation import covered_shape
-from lora_inspect.matching.place import Placed
+from lora_inspect.matching.placement import Placed
 from lora_inspect.maths.dora import INPUT
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_codecs import BaseCodecs

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lora_inspect.algorithms.record import SEEN
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.matching.place import Placed
+from lora_inspect.matching.placement import Placed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_codecs import CodedWeight
 from lora_inspect.reading.base.decoder import decoder

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lora_inspect import consumers
-from lora_inspect.consumers.record import Consumer
-from lora_inspect.consumers.verdict import LOST, WRONG, Verdict, judge_each, needs_mending
+from lora_inspect import programs
 from lora_inspect.converting.landed import find_landed
 from lora_inspect.converting.mending import mending
 from lora_inspect.errors import LoraInspectError
@@ -13,6 +11,8 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.listing import listed
 from lora_inspect.matching.match import match
 from lora_inspect.maths.torch_threads import load_torch
+from lora_inspect.programs.record import Consumer
+from lora_inspect.programs.verdict import LOST, WRONG, Verdict, judge_each, needs_mending
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.base.base_weights import open_weights
@@ -100,7 +100,7 @@ def _with_errors(adapter: Adapter, base: str, verdicts: Sequence[Verdict], progr
 
 
 def _asked(named: str | None) -> list[Consumer]:
-    known = sorted(consumers.CONSUMERS.values(), key=lambda one: (one.title.lower(), one.name))
+    known = sorted(programs.CONSUMERS.values(), key=lambda one: (one.title.lower(), one.name))
     if named is None:
         return known
     found = [one for one in known if one.name == named]

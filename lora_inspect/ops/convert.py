@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lora_inspect import consumers
+from lora_inspect import programs
 from lora_inspect.converting import account
 from lora_inspect.converting.asked_magnitudes import norms_remarks
 from lora_inspect.converting.landed import Landed
@@ -149,7 +149,7 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
     if options.verify:
         made = [target for target in plan.destinations if target.module.name.key in modules]
         proof = Proof(adapter, made, landed, remeasured, changes, errors, keeps, place.path)
-    received = Received(consumers.by_name(options.consumer), place.path, options) if options.consumer else None
+    received = Received(programs.by_name(options.consumer), place.path, options) if options.consumer else None
     written = place.write(contents, metadata, modules, inputs, force, partial(_looked_at, looks=(proof, received)))
     target = {
         "scheme": place.scheme,

@@ -17,8 +17,8 @@ from lora_inspect.reading.scale.scale_records import FOLDED_KEY, FoldedScales
 from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:
-    from lora_inspect.consumers.verdict import Verdict
     from lora_inspect.converting.loading_fix import LoadingFix
+    from lora_inspect.programs.verdict import Verdict
 
 SCHEMA = 1
 # The problem of a file whose names and factors are clear, so that programs are asked what they load of it.
@@ -35,8 +35,8 @@ def verdicts_of(info: FileInfo) -> "tuple[Verdict, ...] | None":
 
 
 def _judged(info: FileInfo) -> "tuple[Verdict, ...]":
-    from lora_inspect.consumers import CONSUMERS
-    from lora_inspect.consumers.verdict import judge_each
+    from lora_inspect.programs import CONSUMERS
+    from lora_inspect.programs.verdict import judge_each
 
     return tuple(judge_each(info.adapter, info.candidates, CONSUMERS.values()))
 
@@ -63,8 +63,8 @@ def outlook_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", fix: str | 
     found = verdicts if verdicts is not None else _with_some_scale(info)
     if found is None:
         return None
-    from lora_inspect.consumers.outlook import concerned, decisive
-    from lora_inspect.consumers.verdict import needs_mending
+    from lora_inspect.programs.outlook import concerned, decisive
+    from lora_inspect.programs.verdict import needs_mending
 
     meant = concerned(found, info.candidates)
     first = decisive(meant)
@@ -87,7 +87,7 @@ def _with_some_scale(info: FileInfo) -> "Sequence[Verdict] | None":
     settled = inspect_adapter(info.checkpoint, some)
     if _errors(settled):
         return None
-    from lora_inspect.consumers.verdict import SAME, STRENGTH
+    from lora_inspect.programs.verdict import SAME, STRENGTH
 
     return [
         one._replace(verdict=SAME if one.verdict == STRENGTH else one.verdict, factor=None, factors=())
@@ -200,7 +200,7 @@ def _received(info: FileInfo, verdicts: "Sequence[Verdict] | None") -> dict[str,
     """What programs make of the file: who reads it as it means, the verdicts, the strengths, and what mends them."""
     if verdicts is None:
         return {"read_by": None, "verdicts": None, "factors": None, "fix": None}
-    from lora_inspect.consumers.verdict import SAME, STRENGTH
+    from lora_inspect.programs.verdict import SAME, STRENGTH
 
     fix = None
     if any(one.verdict == STRENGTH for one in verdicts):

@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from lora_inspect.consumers import CONSUMERS
-from lora_inspect.consumers.remembered import verdicts_on
-from lora_inspect.consumers.verdict import (
+from lora_inspect.listing import listed
+from lora_inspect.programs import CONSUMERS
+from lora_inspect.programs.remembered import verdicts_on
+from lora_inspect.programs.verdict import (
     LOST,
     NOTHING,
     OTHER,
@@ -17,7 +18,6 @@ from lora_inspect.consumers.verdict import (
     Verdict,
     needs_mending,
 )
-from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.file_info import FileInfo
 from lora_inspect.reading.model.problem import ERROR, Problem

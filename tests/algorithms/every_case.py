@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.matching.place import Place, Placed
+from lora_inspect.matching.placement import Place, Placed
 from lora_inspect.merging import folded_weights
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.adapter import Adapter, read_adapter

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from lora_inspect.consumers import CONSUMERS
+from lora_inspect.programs import CONSUMERS
 
 
 def test_each_program_has_a_verdict(run, fixtures):

@@ -6,12 +6,12 @@ import sys
 import pytest
 
 # What reads, decides and computes.
-DOING = ("ops", "reading", "merging.plan", "matching", "consumers", "editing", "verifying", "scanning")
+DOING = ("ops", "reading", "merging.plan", "matching", "programs", "editing", "verifying", "scanning")
 
 
 VERBS = ["merge", "verify", "metadata", "metadata set", "metadata show", "metadata strip"]
 # Options of `info` name what folders are sorted and chosen by.
-INFO = ("ops", "reading.file_info", "consumers", "architectures")
+INFO = ("ops", "reading.file_info", "programs", "architectures")
 
 
 @pytest.mark.parametrize(("verb", "doing"), [*((verb, DOING) for verb in VERBS), ("info", INFO)])

@@ -5,8 +5,12 @@ import shlex
 import pytest
 from adapters import lora
 
-from lora_inspect.consumers import added
-from lora_inspect.consumers.record import (
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.ops.compat import compat
+from lora_inspect.ops.convert import convert_to_standard
+from lora_inspect.programs import added
+from lora_inspect.programs.record import (
     BASE_NORM,
     COMPUTES,
     FAILS,
@@ -19,10 +23,6 @@ from lora_inspect.consumers.record import (
     Rule,
     Strangers,
 )
-from lora_inspect.converting.options import ConvertOptions
-from lora_inspect.errors import LoraInspectError
-from lora_inspect.ops.compat import compat
-from lora_inspect.ops.convert import convert_to_standard
 
 FLAG = {"use_rslora_flag": ("F32", (), 1.0)}
 MODULES = [f"lora_unet_blocks_{at}_{leaf}" for at in range(2) for leaf in ("self_attn_q", "cross_attn_v", "ffn_0")]

@@ -12,8 +12,8 @@ import pytest
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from lora_inspect.consumers.verdict import SAME, UNKNOWN, needs_mending
 from lora_inspect.ops.compat import compat
+from lora_inspect.programs.verdict import SAME, UNKNOWN, needs_mending
 
 pytestmark = [pytest.mark.numeric, pytest.mark.filterwarnings("ignore")]
 

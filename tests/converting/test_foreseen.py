@@ -6,13 +6,13 @@ from pairs import crossed
 from safetensors.torch import save_file
 
 from lora_inspect.architectures import by_name
-from lora_inspect.consumers.view import View
 from lora_inspect.converting.foreseen import foreseen
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.plan import plan_conversion
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.convert import convert_to_standard
+from lora_inspect.programs.adapter_view import View
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.schemes import written
 

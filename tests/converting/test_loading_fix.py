@@ -4,11 +4,11 @@ import pytest
 from adapters import lora
 from screens import EVERY
 
-from lora_inspect.consumers import by_name
-from lora_inspect.consumers.verdict import LOST, NOTHING, REFUSED, judge
 from lora_inspect.converting.loading_fix import loading_fix
 from lora_inspect.converting.mending import mending
 from lora_inspect.ops.info import outlook_of, verdicts_of
+from lora_inspect.programs import by_name
+from lora_inspect.programs.verdict import LOST, NOTHING, REFUSED, judge
 from lora_inspect.reading.file_info import inspect
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lora_inspect.consumers.verdict import SAME
 from lora_inspect.ops.compat import compat
+from lora_inspect.programs.verdict import SAME
 
 Q, K, V = (f"transformer.transformer_blocks.0.attn.to_{leaf}" for leaf in "qkv")
 PARTS = {".dora_scale": (1, 3072), ".lora_A.weight": (2, 3072), ".lora_B.weight": (3072, 2)}

@@ -4,8 +4,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lora_inspect.consumers import added
-from lora_inspect.consumers.record import (
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.ops.compat import compat
+from lora_inspect.ops.convert import convert_to_standard
+from lora_inspect.programs import added
+from lora_inspect.programs.record import (
     BASE_NORM,
     COMPUTES,
     LEAVES,
@@ -16,10 +20,6 @@ from lora_inspect.consumers.record import (
     Rule,
     Strangers,
 )
-from lora_inspect.converting.options import ConvertOptions
-from lora_inspect.errors import LoraInspectError
-from lora_inspect.ops.compat import compat
-from lora_inspect.ops.convert import convert_to_standard
 
 pytestmark = pytest.mark.numeric
 OUT, IN, RANK, ALPHA = 12, 12, 2, 3.0

@@ -12,23 +12,14 @@ from adapters import dotted, factors, kohya
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.consumers import added
-from lora_inspect.consumers.record import (
-    BASE_NORM,
-    COMPUTES,
-    OTHER_AXIS,
-    SILENT,
-    Consumer,
-    Loader,
-    Rule,
-    Strangers,
-)
 from lora_inspect.converting import other_norms, own_weight
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.info import as_json
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
+from lora_inspect.programs import added
+from lora_inspect.programs.record import BASE_NORM, COMPUTES, OTHER_AXIS, SILENT, Consumer, Loader, Rule, Strangers
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.scale.magnitude_norms import NORMS_KEY, NormsRecord
 

@@ -5,12 +5,12 @@ import shlex
 import pytest
 from adapters import lora
 
-from lora_inspect.consumers.record import COMPUTES, SILENT, Consumer, Loader, Rule, Strangers
-from lora_inspect.consumers.record import one as one_for_all
-from lora_inspect.consumers.verdict import STRENGTH, judge
 from lora_inspect.converting.mending import mending
 from lora_inspect.converting.standard_fix import standard_fix
 from lora_inspect.ops.info import verdicts_of
+from lora_inspect.programs.record import COMPUTES, SILENT, Consumer, Loader, Rule, Strangers
+from lora_inspect.programs.record import one as one_for_all
+from lora_inspect.programs.verdict import STRENGTH, judge
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.model.settings import Settings
 

@@ -10,7 +10,7 @@ from lora_inspect.architectures.correspondence import Correspondence, interleave
 from lora_inspect.architectures.rows import Interleaved, Runs, Stacked, Swapped
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.matching.place import Place, Placed
+from lora_inspect.matching.placement import Place, Placed
 from lora_inspect.reading.base.base_names import Found, NameTable, Piece
 
 WIDTH = 4

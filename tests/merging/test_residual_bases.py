@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.matching.place import Place, Placed
+from lora_inspect.matching.placement import Place, Placed
 from lora_inspect.maths.chain import folded, settled
 from lora_inspect.merging import folded_weights
 from lora_inspect.merging.links import Fold

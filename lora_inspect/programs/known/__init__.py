@@ -1,0 +1,1 @@
+"""One program a file: the facts that its loader was measured by."""

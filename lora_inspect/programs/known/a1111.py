@@ -1,0 +1,138 @@
+"""AUTOMATIC1111's web UI: kohya's names of the UNets of Stable Diffusion in both layouts, and alpha/rank.
+
+Keys that it does not find are passed over with a line in its debug log alone, and a layer that it finds but has no kind
+of network for makes it refuse the file. Sources: `networks.py`, `network*.py` and `lyco_helpers.py` in
+`extensions-builtin/Lora`, run on small UNets with the layers of SD 1.5, SD 2 and SDXL, and on their text encoders.
+"""
+
+from collections.abc import Iterator
+
+from lora_inspect.programs.known import webui_networks
+from lora_inspect.programs.record import (
+    COMPUTES,
+    FAILS,
+    INFIXED,
+    LEAVES,
+    OTHER_AXIS,
+    SILENT,
+    SLICED,
+    TEXT_ENCODERS,
+    Consumer,
+    Exceptions,
+    Given,
+    Loader,
+    OfKind,
+    Rule,
+    Strangers,
+    one,
+)
+from lora_inspect.records import NamedTuple
+
+UNET = ("original", "diffusers")
+# In diffusers' layout. It looks for an upsampler behind attentions where the first level of SD 1.5 has it.
+_NOT_FOUND = ("conv_norm_out", "add_embedding_linear_1", "add_embedding_linear_2")
+_BEHIND_ATTENTIONS = "up_blocks_0_upsamplers_0_conv"
+# The ends of the names of convolutions, whose weights it fails to multiply by a vector: it counts such layers.
+_CONVOLUTIONS = (
+    *("_conv", "_op", "_conv1", "_conv2", "_conv_shortcut", "_in_layers_2", "_out_layers_3", "_skip_connection"),
+    *("_conv_in", "_conv_out", "_unet_input_blocks_0_0", "_unet_out_2"),
+)
+_CLIP = "text_model.encoder.layers.{i}"
+# The parts of an attention of OpenCLIP, which keeps the first three in one weight: it changes all four or none.
+_PARTS = ("q_proj", "k_proj", "v_proj", "out_proj")
+_OF_OPENCLIP = ("lora", "loha", "lokr", "full")
+
+
+def _of_unet(given: Given) -> str | None:
+    """What becomes of a contribution to a UNet of SD 1.5 or 2."""
+    name, body = given.contribution.algorithm.name, given.module.name.body
+    is_left = body in _NOT_FOUND or (name == "lycoris_ia3" and given.module.name.key.endswith(_CONVOLUTIONS))
+    return LEAVES if is_left else webui_networks.exceptions(given)
+
+
+def _of_sdxl(given: Given) -> str | None:
+    return LEAVES if given.module.name.body == _BEHIND_ATTENTIONS else _of_unet(given)
+
+
+def _of_openclip(given: Given) -> str | None:
+    """What becomes of a contribution to an OpenCLIP, whose attentions are one module of four parts."""
+    stem, attention, part = given.module.name.key.rpartition("self_attn_")
+    if attention:
+        if any(f"{stem}{attention}{other}" not in given.adapter.modules for other in _PARTS):
+            return LEAVES
+        if given.contribution.algorithm.name == "full_bias":
+            return webui_networks.exceptions(given) if part == "out_proj" else LEAVES
+        if given.contribution.algorithm.name not in _OF_OPENCLIP:
+            return ""
+    return webui_networks.exceptions(given)
+
+
+_OF_ENCODER = OfKind(webui_networks.exceptions)
+_LOADED = Rule(
+    kinds=webui_networks.KINDS,
+    scale=webui_networks.scale(of_glora=one),
+    magnitudes={
+        ".dora_scale output": OTHER_AXIS,
+        ".dora_scale input": COMPUTES,
+        **dict.fromkeys((".dora_layer.weight output", ".magnitude output", ".m output", ".m input"), LEAVES),
+        **dict.fromkeys((".lora_magnitude_vector output", ".lora_magnitude_vector.weight output"), LEAVES),
+    },
+    says="Could not find a module type that would accept those keys",
+)
+# It takes the two factors out of what else a layer of these names has: alpha, and magnitudes.
+_PAIR = _LOADED._replace(dialects=("peft",), scale=one, magnitudes=dict.fromkeys(_LOADED.magnitudes, LEAVES))
+_ODD = _LOADED._replace(
+    dialects=(SLICED, INFIXED, "diffusers-unet", "diffusers-text", "bare", "gguf"), kinds={"": FAILS}
+)
+
+
+class _Names(NamedTuple):
+    """Names of which a layer is found: prefixes, the paths behind them, and what is special of the layers."""
+
+    prefixes: tuple[str, ...]
+    paths: tuple[str, ...]
+    exceptions: Exceptions
+
+
+def _rules(*names: _Names) -> Iterator[Rule]:
+    """The rules of a family, of whose pipeline these names are found and no others."""
+    for prefixes, paths, special in names:
+        for rule in (_PAIR, _ODD, _LOADED):
+            yield rule._replace(prefixes=prefixes, layouts=paths, exceptions=special)
+    # What stands before the first dot is the name of the whole UNet.
+    yield Rule(prefixes=("diffusion_model.",), says=_LOADED.says)
+    yield Rule(layouts=(*UNET, TEXT_ENCODERS))
+    yield Rule(prefixes=("lora_unet_", "oft_unet_"))
+
+
+def _loader(family: str, *names: _Names) -> Loader:
+    return Loader(tuple(_rules(*names)), Strangers(SILENT), (family,), embeddings=True)
+
+
+CONSUMER = Consumer(
+    name="a1111",
+    title="AUTOMATIC1111's web UI",
+    version="1.10.1",
+    loaders=(
+        _loader(
+            "sd15",
+            _Names(("lora_unet_",), UNET, _of_unet),
+            _Names(("oft_unet_",), ("original",), _of_unet),
+            _Names(("lora_te_", "lora_te1_"), (_CLIP,), _OF_ENCODER),
+        ),
+        _loader(
+            "sd2",
+            _Names(("lora_unet_",), UNET, _of_unet),
+            _Names(("oft_unet_",), ("original",), _of_unet),
+            _Names(("lora_te_",), (_CLIP,), _of_openclip),
+        ),
+        _loader(
+            "sdxl",
+            _Names(("lora_unet_",), UNET, _of_sdxl),
+            _Names(("oft_unet_",), ("original",), _of_sdxl),
+            _Names(("lora_te1_",), (_CLIP,), _OF_ENCODER),
+            _Names(("lora_te2_",), (_CLIP,), _of_openclip),
+        ),
+    ),
+    schemes=dict.fromkeys(("sd15", "sd2", "sdxl"), "kohya"),
+)

@@ -1,0 +1,160 @@
+"""What the pipeline of FLUX makes of a file: it asks first for kohya's suffixes, and for one width of layers.
+
+Sources: `_convert_kohya_flux_lora_to_diffusers` and `FluxLoraLoaderMixin` of diffusers.
+"""
+
+from functools import partial
+
+from lora_inspect.programs.known.diffusers_files import NOT_LORA, alphas_by_pattern, endless, no_lora, stored
+from lora_inspect.programs.known.diffusers_rules import (
+    ALL_FAIL,
+    DORA_SCALES,
+    FOREIGN,
+    LAYER_SCALE,
+    NO_KEYS,
+    NO_SCALE,
+    PEFT_DORA,
+    SCALES_LEFT,
+    converted,
+    own,
+)
+from lora_inspect.programs.record import (
+    COMPUTES,
+    FAILS,
+    INFIXED,
+    LEAVES,
+    SILENT,
+    Failure,
+    Given,
+    OfKind,
+    Rule,
+    ScaleOfFile,
+    Strangers,
+    one,
+)
+
+# What the conversion of kohya's FLUX takes for granted of `linear1`.
+_FLUX_ROWS = 21504
+_FLUX_ENDS = (
+    *("time_in.in_layer", "time_in.out_layer", "vector_in.in_layer", "vector_in.out_layer"),
+    *("guidance_in.in_layer", "guidance_in.out_layer", "img_in", "txt_in"),
+    *("final_layer.linear", "final_layer.adaLN_modulation.1"),
+)
+
+
+@OfKind
+def _exceptions(given: Given) -> str | Failure | None:
+    if never := endless(given):
+        return never
+    body = given.module.name.body.replace("_", ".")
+    return FAILS if body.endswith(".linear1") and given.contribution.shape[0] != _FLUX_ROWS else None
+
+
+_FLUX_MIXED = (
+    *(f"transformer_blocks.{{i}}.attn.{leaf}" for leaf in ("to_q", "to_k", "to_v", "to_out.0", "to_add_out")),
+    *(f"transformer_blocks.{{i}}.attn.add_{leaf}_proj" for leaf in "qkv"),
+    *(f"single_transformer_blocks.{{i}}.attn.to_{leaf}" for leaf in "qkv"),
+    *("context_embedder", "x_embedder", "norm_out.linear", "proj_out"),
+    *(f"time_text_embed.{part}_embedder.linear_{at}" for part in ("timestep", "guidance", "text") for at in (1, 2)),
+)
+_INCOMPATIBLE = "ValueError: Incompatible keys detected"
+_FLUX_KOHYA = Rule(
+    prefixes=("lora_unet_", "diffusion_model."),
+    layouts=("original",),
+    dialects=("kohya", "lycoris"),
+    kinds={"lora": COMPUTES, "lora_bias": FAILS, "full_bias": LEAVES},
+    magnitudes=SCALES_LEFT,
+    exceptions=_exceptions,
+    scale=stored,
+    says=_INCOMPATIBLE,
+)
+_FLUX_OWN = Rule(
+    prefixes=("transformer.",),
+    layouts=("diffusers",),
+    dialects=("peft", "lycoris"),
+    kinds={"lora": COMPUTES, "lora_bias": COMPUTES, "full_bias": LEAVES},
+    magnitudes={**PEFT_DORA, LAYER_SCALE: LEAVES},
+    scale=ScaleOfFile(alphas_by_pattern),
+)
+_BIASES_LEFT = {"lora": COMPUTES, "lora_bias": LEAVES, "full_bias": LEAVES}
+FLUX_LOADERS = (
+    # Its own names under kohya's suffixes are renamed, and the alphas beside them dropped.
+    own(
+        "flux",
+        families=("chroma", "flux"),
+        marks=("^transformer.",),
+        rules=(
+            _FLUX_OWN,
+            _FLUX_OWN._replace(
+                dialects=("kohya",),
+                alpha=False,
+                kinds={"lora": COMPUTES, "lora_bias": LEAVES, "full_bias": LEAVES},
+                scale=stored,
+            ),
+            _FLUX_OWN._replace(
+                dialects=("kohya",),
+                kinds={"lora": COMPUTES},
+                magnitudes=dict.fromkeys((*DORA_SCALES, LAYER_SCALE), LEAVES),
+                scale=one,
+            ),
+        ),
+        leaves=Strangers(SILENT),
+        refuses=partial(no_lora, "transformer"),
+        others=Strangers(SILENT),
+    ),
+    converted(
+        "flux",
+        "^lora_transformer_",
+        rules=lambda: (
+            Rule(
+                prefixes=("lora_transformer_",),
+                layouts=("diffusers",),
+                dialects=("kohya",),
+                paths=_FLUX_MIXED,
+                alpha=True,
+                kinds={"lora": COMPUTES, "lora_bias": FAILS, "full_bias": FAILS},
+                magnitudes=SCALES_LEFT,
+                exceptions=endless,
+                scale=stored,
+                says="KeyError: it is not implemented",
+            ),
+            Rule(
+                prefixes=("lora_transformer_",),
+                layouts=("diffusers",),
+                dialects=("kohya",),
+                kinds={"lora": FAILS},
+                says="KeyError: it is not implemented",
+            ),
+        ),
+    ),
+    converted(
+        "flux",
+        ".lora_down.weight",
+        rules=lambda: (
+            # They are renamed without the name of the model before them, which finds nothing.
+            _FLUX_KOHYA._replace(paths=_FLUX_ENDS, dialects=("kohya",), kinds={}, says="", unfound=Strangers(SILENT)),
+            _FLUX_KOHYA,
+            Rule(
+                prefixes=("lora_unet_", "diffusion_model."), layouts=("diffusers",), kinds=ALL_FAIL, says=_INCOMPATIBLE
+            ),
+            Rule(prefixes=("lycoris_",), kinds=ALL_FAIL, says=NOT_LORA),
+        ),
+        strangers=NO_KEYS,
+        leaves=NO_SCALE,
+        others=Strangers(SILENT),
+    ),
+    converted("flux", "processor", rules=lambda: ()),
+    converted(
+        "flux",
+        "base_model",
+        rules=lambda: (
+            Rule(
+                layouts=("diffusers",),
+                dialects=("peft", "kohya", "lycoris", INFIXED),
+                kinds=ALL_FAIL,
+                says="KeyError: it wants names of the original layout",
+            ),
+        ),
+    ),
+    own("flux", rules=FOREIGN, refuses=partial(no_lora, "transformer"), others=Strangers(SILENT)),
+)

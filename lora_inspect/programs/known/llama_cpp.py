@@ -1,0 +1,106 @@
+"""llama.cpp: GGUF files of its own, and PEFT's folders by way of its converter, which divides one alpha by each rank.
+
+Sources: `convert_lora_to_gguf.py` and `src/llama-adapter.cpp` of llama.cpp.
+"""
+
+from lora_inspect.files.json_text import json_number
+from lora_inspect.programs.known.peft_folders import config_of, is_of_blocks, leaf_of
+from lora_inspect.programs.record import (
+    COMPUTES,
+    FAILS,
+    LEAVES,
+    SILENT,
+    Consumer,
+    Finder,
+    Given,
+    Loader,
+    OfKind,
+    Rule,
+    Strangers,
+)
+from lora_inspect.reading.adapter import Adapter
+
+_FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
+# What the converter skips, and what it hands on as it is, to which llama.cpp pays no attention.
+_SKIPPED = (".base_layer.weight", "_layernorm", ".norm")
+
+
+def _refused(adapter: Adapter) -> str | None:
+    """What the converter says; of a file in llama.cpp's own format nothing."""
+    from lora_inspect.reading.base.gguf_layout import has_header  # with the tables of llama.cpp's names
+
+    if has_header(adapter.checkpoint):
+        return None
+    config = config_of(adapter)
+    if isinstance(config, str):
+        return config
+    if "lora_alpha" not in config:
+        return "KeyError: 'lora_alpha'"
+    for key in adapter.checkpoint.tensors:
+        if not any(part in key for part in (*_FACTORS, *_SKIPPED)):
+            return f"Unexpected name '{key}': Not a lora_A or lora_B tensor"
+    return None
+
+
+def _finds(adapter: Adapter) -> Finder:
+    """The dense layers of blocks and the embedding of tokens; a head where the model does not share that."""
+
+    def finds(given: Given) -> bool | None:
+        path = given.module.name.body
+        return True if is_of_blocks(path) or leaf_of(path) == "embed_tokens" else None
+
+    return finds
+
+
+@OfKind
+def _scale_of_folder(given: Given) -> float | None:
+    """`lora_alpha` of the config over the rank of the tensor, with no rule of RS-LoRA and no pattern."""
+    config = config_of(given.adapter)
+    alpha = None if isinstance(config, str) else json_number(config.get("lora_alpha"))
+    return None if alpha is None else _scale(alpha, given.contribution.rank)
+
+
+@OfKind
+def _scale_of_file(given: Given) -> float | None:
+    """The alpha of the header over the rank of the tensor."""
+    alpha = given.contribution.alpha
+    return None if alpha is None else _scale(alpha, given.contribution.rank)
+
+
+def _scale(alpha: float, rank: int | None) -> float | None:
+    """An alpha of 0 counts for none."""
+    if rank is None:
+        return 1.0
+    return alpha / rank if alpha else 1.0
+
+
+_OWN = Rule(dialects=("gguf",), kinds={"lora": COMPUTES, "lora_embedding_along_tokens": COMPUTES}, scale=_scale_of_file)
+
+CONSUMER = Consumer(
+    name="llama-cpp",
+    title="llama.cpp",
+    version="October 2026",
+    loaders=(
+        Loader(
+            families=("llm",),
+            rules=(
+                _OWN,
+                Rule(
+                    prefixes=("base_model.model.", ""),
+                    layouts=("hf", "hf-backbone"),
+                    dialects=("peft",),
+                    kinds={"lora": COMPUTES, "lora_embedding": COMPUTES, "": FAILS},
+                    finds=_finds,
+                    scale=_scale_of_folder,
+                ),
+                # What is saved whole has no suffix of its own.
+                Rule(prefixes=("base_model.model.", ""), kinds={"saved": LEAVES, "": FAILS}),
+            ),
+            strangers=Strangers(SILENT),
+            refuses=_refused,
+        ),
+        # Of other families its converter was not tried.
+        Loader(rules=(_OWN,), strangers=Strangers(SILENT)),
+    ),
+    schemes={"": "gguf"},
+)

@@ -1,0 +1,152 @@
+"""LyCORIS's wrapper: flat names behind `lycoris_`, of the model that it is given; every module has to load, and alpha.
+
+`create_lycoris_from_weights` takes the first algorithm whose keys a layer has, and raises where it knows none of them.
+`merge_to` and `onfly_merge` scale LoHa and thin LoKr twice, where the forward of `apply_to` does not: the two are
+programs of their own here. Other names pass by without a word.
+
+Sources: `wrapper.py` and `modules/` of lycoris-lora.
+"""
+
+from lora_inspect.programs.record import (
+    COMPUTES,
+    FAILS,
+    HIDING,
+    INFIXED,
+    LEAVES,
+    MISREADS,
+    SILENT,
+    SLICED,
+    Consumer,
+    Failure,
+    Given,
+    Loader,
+    OfKind,
+    Rule,
+    Strangers,
+    alpha_over_rank,
+)
+from lora_inspect.schemes import SCHEMES
+
+PREFIX = "lycoris_"
+# The order in which it looks for an algorithm in the keys of a layer; the others of the same layer are not read.
+_ORDER = ("lora", "loha", "lycoris_ia3", "lokr", "full", "norm", "oft", "lycoris_boft", "glora", "tlora")
+# What one of these reads beside its own: the difference of the bias.
+_BIASES = {"full": "full_bias", "norm": "norm_bias"}
+_WITHOUT_ALPHA = ("full", "norm", "lycoris_ia3")
+# What is said by the errors that are raised.
+_NO_ALGORITHM = "AttributeError: 'NoneType' object has no attribute 'make_module_from_state_dict'"
+_NO_ALPHA = "TypeError: float() argument must be a string or a real number, not 'NoneType'"
+_IA3 = "TypeError: IA3Module.make_module_from_state_dict() takes 4 positional arguments but 5 were given"
+_SIZES = "RuntimeError: the size of a tensor must match"
+_NO_FACTOR = "AttributeError: the module has no such factor"
+
+
+@OfKind
+def _exceptions(given: Given) -> str | Failure | None:
+    """What it raises of a layer, and what it does not read of it."""
+    found = [one.algorithm.name for one in given.module.contributions]
+    first = next((name for name in _ORDER if name in found), None)
+    name = given.contribution.algorithm.name
+    if first is None:
+        return Failure(_NO_ALGORITHM) if name in _BIASES.values() else None
+    if name != first:
+        return None if name == _BIASES.get(first) else LEAVES
+    if first == "lycoris_ia3":
+        return Failure(_IA3)
+    if given.module.alpha is None and first not in _WITHOUT_ALPHA:
+        return Failure(_NO_ALPHA)
+    return _exceptions_of_shapes(given)
+
+
+def _exceptions_of_shapes(given: Given) -> str | Failure | None:
+    """It builds a module by its own rules, and raises where the factors in the file have other shapes than that has."""
+    contribution = given.contribution
+    if contribution.magnitude and contribution.magnitude.axis == "input":
+        return Failure("RuntimeError: output with the shape of one number a row doesn't match the broadcast shape")
+    shapes = contribution.shapes
+    if contribution.algorithm.name == "lokr":
+        return _exceptions_of_lokr(given)
+    if contribution.algorithm.name == "oft" and shapes["blocks"][1] > shapes["blocks"][0]:
+        return Failure(_SIZES)
+    return Failure(_NO_FACTOR) if "bm" in shapes else None
+
+
+def _exceptions_of_lokr(given: Given) -> str | Failure | None:
+    """The smaller numbers are the first factor's; a factor is a product while the rank is below half of its side."""
+    shapes, rank = given.contribution.shapes, given.contribution.rank or 0
+    if "t2" in shapes:
+        return Failure(_SIZES)
+    o1, i1 = shapes["w1"] if "w1" in shapes else (shapes["w1_a"][0], shapes["w1_b"][1])
+    o2, i2 = shapes["w2"][:2] if "w2" in shapes else (shapes["w2_a"][0], shapes["w2_b"][1])
+    if "w1_a" in shapes and ("w2" in shapes or rank >= max(o1, i1) / 2):
+        return Failure(_NO_FACTOR)
+    if "w2_a" in shapes and rank >= max(o2, i2) / 2:
+        return Failure(_NO_FACTOR)
+    if o1 > o2 or i1 > i2:
+        return Failure(_SIZES)
+    # The columns of a product may be those of a kernel, by which the side is smaller.
+    is_sure = "w2" in shapes or rank < o2 / 2
+    return None if is_sure and any(_parts(factor, (o1, o2), (i1, i2)) for factor in (-1, max(o1, i1))) else ""
+
+
+def _parts(factor: int, *sides: tuple[int, int]) -> bool:
+    """Whether the factor parts both dimensions of the weight as the file does."""
+    from lora_inspect.algorithms.lokr import factorise
+
+    return all(factorise(small * large, factor) == (small, large) for small, large in sides)
+
+
+@OfKind
+def _merged_exceptions(given: Given) -> str | Failure | None:
+    """What `merge_to` scales twice it normalises so as well."""
+    found, twice = _exceptions(given), _merged_scale(given) != alpha_over_rank(given)
+    return MISREADS if found is None and given.contribution.magnitude and twice else found
+
+
+@OfKind
+def _merged_scale(given: Given) -> float | None:
+    scale = alpha_over_rank(given)
+    if scale is not None and given.contribution.algorithm.name in ("loha", "lokr"):
+        return scale * scale
+    return scale
+
+
+_FOUND = Rule(
+    prefixes=(PREFIX,),
+    layouts=("diffusers",),
+    kinds={
+        **dict.fromkeys((*_ORDER, *_BIASES.values()), COMPUTES),
+        "lora_bias": LEAVES,
+    },
+    exceptions=_exceptions,
+    magnitudes={
+        ".dora_scale output": COMPUTES,
+        ".dora_scale input": FAILS,
+        **dict.fromkeys((".dora_layer.weight output", ".magnitude output"), LEAVES),
+    },
+)
+# Keys of which it knows none beside a layer that it has.
+_OTHER_KEYS = _FOUND._replace(
+    dialects=("peft", SLICED, INFIXED, HIDING), kinds={"": FAILS}, exceptions=None, says=_NO_ALGORITHM
+)
+_OTHER_NAMES = Rule(
+    prefixes=tuple({prefix: None for scheme in SCHEMES.values() for prefix in scheme.prefixes if prefix != PREFIX})
+)
+_LYCORIS = Consumer(
+    name="lycoris",
+    title="LyCORIS",
+    version="4.1.3",
+    loaders=(Loader(rules=(_OTHER_KEYS, _FOUND, _OTHER_NAMES), strangers=Strangers(SILENT)),),
+    schemes={"": "lycoris"},
+)
+_MERGE = _LYCORIS._replace(
+    name="lycoris-merge",
+    title="LyCORIS (merge_to)",
+    loaders=(
+        Loader(
+            rules=(_OTHER_KEYS, _FOUND._replace(exceptions=_merged_exceptions, scale=_merged_scale), _OTHER_NAMES),
+            strangers=Strangers(SILENT),
+        ),
+    ),
+)
+CONSUMERS = (_LYCORIS, _MERGE)

@@ -1,0 +1,233 @@
+"""musubi-tuner: its own names behind `lora_unet_`, LoRA, LoHa and LoKr by alpha/rank, and a warning of all else.
+
+Its scripts that generate merge while they load the model: a weight of the base takes the factors under its own name
+with underscores, so that a base with a prefix before its names takes none. Of FLUX.1 Kontext and HunyuanVideo they
+build a network of the file first, which holds LoRA of the layers in the blocks alone, needs an alpha, and says nothing
+of the rest.
+FramePack's script alone converts other names.
+
+Its network modules are another program here, as they merge what training begins with (`--base_weights`): layers of the
+blocks alone, with an alpha, and silence of the rest. `networks.lokr` is told no factor there. It builds its own module
+with sides as even as they can be, and takes the scale from that: 1 where the second factor of it is whole.
+
+Sources: `utils/lora_utils.py`, `networks/` and `training/trainer_base.py` of musubi-tuner, run on a small model of each
+family.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from lora_inspect.algorithms.lokr import factorise, weight_shape
+from lora_inspect.algorithms.record import Shapes
+from lora_inspect.programs.record import (
+    COMPUTES,
+    FAILS,
+    INFIXED,
+    LEAVES,
+    READ,
+    SILENT,
+    SLICED,
+    WARNS,
+    Consumer,
+    Failure,
+    Finder,
+    Given,
+    Loader,
+    OfKind,
+    Rule,
+    RulesByFamily,
+    Strangers,
+    alpha_over_rank,
+)
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.schemes import SCHEMES
+
+PREFIX = "lora_unet_"
+_OTHER_PREFIXES = tuple({prefix: None for scheme in SCHEMES.values() for prefix in scheme.prefixes if prefix != PREFIX})
+# The layout that it has a family's model in.
+_LAYOUTS: Mapping[str, str] = {
+    "flux2": "original",
+    "framepack": "diffusers",
+    "hunyuan_video_1_5": "original",
+    "krea2": "original",
+    "qwen_image": "diffusers",
+    "wan": "original",
+    "z_image": "diffusers",
+}
+# Layouts whose names are not found in the model.
+_OTHER_LAYOUTS: Mapping[str, str] = {
+    **dict.fromkeys(("wan", "flux2", "hunyuan_video_1_5", "krea2"), "diffusers"),
+    "z_image": "original",
+}
+# The families of which the scripts that generate build a network.
+_GENERATED = ("flux", "hunyuan_video")
+# What the names of the layers begin with of which a network of a family has modules: those of the blocks, or of all.
+_IN_BLOCKS: Mapping[str, tuple[str, ...]] = {
+    "flux": ("double_blocks_", "single_blocks_"),
+    "flux2": ("double_blocks_", "single_blocks_"),
+    "framepack": ("transformer_blocks_", "single_transformer_blocks_"),
+    "hunyuan_video": ("double_blocks_", "single_blocks_"),
+    "hunyuan_video_1_5": ("double_blocks_",),
+    "krea2": ("",),
+    "qwen_image": ("transformer_blocks_",),
+    "wan": ("blocks_",),
+    "z_image": ("layers_", "noise_refiner_", "context_refiner_"),
+}
+# The names that training with HunyuanVideo converts, and no other.
+_CONVERTED = {"hunyuan_video": ("diffusion_model.", "transformer.")}
+# A model whose blocks `networks.loha` and `networks.lokr` do not know.
+_UNDETECTED, _DETECTS_NONE = "krea2", "ValueError: Cannot auto-detect architecture"
+_KINDS = ("lora", "loha", "lokr")
+_MAGNITUDES = dict.fromkeys(
+    (
+        ".dora_scale output",
+        ".dora_scale input",
+        ".dora_layer.weight output",
+        ".lora_magnitude_vector output",
+        ".lora_magnitude_vector.weight output",
+        ".magnitude output",
+    ),
+    LEAVES,
+)
+
+
+def _has_several_kinds(adapter: Adapter) -> bool:
+    """It takes the kind of a whole file from the first of its keys that it knows."""
+    return len({one.algorithm.name for one in adapter.contributions} & set(_KINDS)) > 1
+
+
+@OfKind
+def _exceptions(given: Given) -> str | None:
+    """It knows no first factor of LoKr that is a product."""
+    shapes = given.contribution.shapes
+    if given.contribution.algorithm.name == "lokr" and "w1_a" in shapes:
+        return LEAVES
+    return _is_odd(shapes)
+
+
+def _finder(family: str) -> Callable[[Adapter], Finder]:
+    starts = _IN_BLOCKS[family]
+
+    def finds(adapter: Adapter) -> Finder:
+        return OfKind(lambda given: given.module.name.body.startswith(starts))
+
+    return finds
+
+
+@OfKind
+def _exceptions_of_network(given: Given) -> str | Failure | None:
+    """It asks for an alpha, and knows convolutions, which the blocks have none of."""
+    shapes = given.contribution.shapes
+    if given.module.alpha is None:
+        return Failure(f"KeyError: '{given.module.name.key}'")
+    if given.contribution.algorithm.name == "lokr" and "w1_a" in shapes:
+        return Failure("KeyError: 'lokr_w1'")
+    return _is_odd(shapes)
+
+
+def _is_odd(shapes: Shapes) -> str | None:
+    """Unknown for cores and kernels."""
+    odd = any(role in shapes for role in ("mid", "t1", "t2")) or any(len(shape) > 2 for shape in shapes.values())
+    return "" if odd else None
+
+
+@OfKind
+def _scale_of_network(given: Given) -> float | None:
+    """alpha/rank, an alpha of 0 being the rank; of LoKr that of the module that is built without its factor."""
+    contribution = given.contribution
+    if contribution.alpha == 0:
+        return 1.0
+    if contribution.algorithm.name != "lokr":
+        return alpha_over_rank(given)
+    shapes = contribution.shapes
+    rank = shapes["w2_a"][1] if "w2_a" in shapes else max(shapes["w2"])
+    larger = max(factorise(size)[1] for size in weight_shape(shapes))
+    # The module has a product in the place of its second factor while the rank is below half of its larger side.
+    if rank >= larger / 2:
+        return 1.0
+    return None if contribution.alpha is None else contribution.alpha / rank
+
+
+_MERGED = Rule(
+    prefixes=(PREFIX,),
+    kinds={**dict.fromkeys(_KINDS, COMPUTES), "": LEAVES},
+    exceptions=_exceptions,
+    magnitudes=_MAGNITUDES,
+)
+
+
+def _merges(family: str) -> Iterator[Rule]:
+    """The rules of a family's model that is merged while it is loaded."""
+    own = _MERGED._replace(families=(family,), layouts=(_LAYOUTS[family],))
+    yield own._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None)
+    yield own._replace(dialects=(SLICED, INFIXED), kinds={"": LEAVES}, exceptions=None, by=READ)
+    yield own._replace(where=_has_several_kinds, kinds={**dict.fromkeys(_KINDS, ""), "": LEAVES})
+    yield own
+    if family != "framepack":
+        yield Rule(families=(family,), prefixes=_OTHER_PREFIXES)
+    if other := _OTHER_LAYOUTS.get(family):
+        yield Rule(families=(family,), layouts=(other,), by=READ)
+
+
+_NETWORK = Rule(
+    prefixes=(PREFIX,),
+    kinds={"lora": COMPUTES, "": LEAVES},
+    exceptions=_exceptions_of_network,
+    scale=_scale_of_network,
+    magnitudes=_MAGNITUDES,
+)
+
+
+def _generates(family: str) -> Iterator[Rule]:
+    """The rules of a network of LoRA, whatever the file is of."""
+    own = _NETWORK._replace(families=(family,), layouts=("original",), finds=_finder(family))
+    yield own._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None)
+    yield own
+    yield Rule(families=(family,), prefixes=_OTHER_PREFIXES)
+
+
+def _trains(family: str) -> Iterator[Rule]:
+    """The rules of the network module for the algorithm of the file, which merges what training begins with."""
+    own = _NETWORK._replace(
+        families=(family,),
+        layouts=(_LAYOUTS.get(family, "original"),),
+        kinds={**dict.fromkeys(_KINDS, COMPUTES), "": LEAVES},
+        finds=_finder(family),
+    )
+    if family == _UNDETECTED:
+        own = own._replace(kinds={"lora": COMPUTES, "loha": FAILS, "lokr": FAILS, "": LEAVES}, says=_DETECTS_NONE)
+    yield own._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None, says="")
+    # The module that is named decides what is read of it.
+    yield own._replace(where=_has_several_kinds, kinds={**dict.fromkeys(_KINDS, ""), "": LEAVES}, says="")
+    yield own
+    converted = _CONVERTED.get(family, ())
+    yield Rule(families=(family,), prefixes=tuple(prefix for prefix in _OTHER_PREFIXES if prefix not in converted))
+    if other := _OTHER_LAYOUTS.get(family):
+        yield Rule(families=(family,), layouts=(other,), by=READ)
+
+
+_MUSUBI = Consumer(
+    name="musubi",
+    title="musubi-tuner",
+    version="2026-06-24",
+    loaders=(
+        Loader(
+            families=tuple(_LAYOUTS),
+            rules=RulesByFamily(tuple(_LAYOUTS), _merges),
+            strangers=Strangers(WARNS, "not all LoRA keys are used"),
+        ),
+        Loader(families=_GENERATED, rules=RulesByFamily(_GENERATED, _generates), strangers=Strangers(SILENT)),
+    ),
+    schemes={"": "musubi"},
+)
+_NETWORKS = _MUSUBI._replace(
+    name="musubi-networks",
+    title="musubi-tuner (networks)",
+    loaders=(
+        Loader(
+            families=tuple(_IN_BLOCKS),
+            rules=RulesByFamily(tuple(_IN_BLOCKS), _trains),
+            strangers=Strangers(SILENT),
+        ),
+    ),
+)
+CONSUMERS = (_MUSUBI, _NETWORKS)

@@ -1,0 +1,95 @@
+"""PEFT: a folder with its config, which says of every module whether it is adapted, its rank and its scale.
+
+Modules that the config does not choose are passed over without a word, and so is whatever else is in the file.
+Sources: `PeftModel.from_pretrained`, `set_peft_model_state_dict` and `check_target_module_exists` of PEFT.
+"""
+
+from lora_inspect.programs.known.peft_folders import config_of, settings_of
+from lora_inspect.programs.record import (
+    COMPUTES,
+    HIDING,
+    INFIXED,
+    SILENT,
+    WARNS,
+    Consumer,
+    Finder,
+    Given,
+    Loader,
+    Rule,
+    Strangers,
+    as_meant,
+)
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.peft.match_budget import Steps
+
+# Embeddings of single tokens, which no target_modules choose.
+_TOKENS = ("lora_tokens", "trainable_tokens")
+_LORA = ("lora", "lora_bias", "lora_embedding")
+_HELD = ("lora_experts", "saved", "lora", "lora_bias")
+_OTHERS = ("ia3", "peft_oft", "vera")
+
+
+def _refused(adapter: Adapter) -> str | None:
+    """What `from_pretrained` raises, before it has a model to compare with."""
+    config = config_of(adapter)
+    if isinstance(config, str):
+        return config
+    if "peft_type" not in config:
+        return "KeyError: 'peft_type'"
+    settings = settings_of(adapter)
+    for contribution in adapter.contributions:
+        rank = contribution.rank
+        if contribution.algorithm.name in _LORA and rank and settings.rank(contribution.config_path) != rank:
+            return f"RuntimeError: size mismatch for {contribution.module.key}, as the config gives it another rank"
+    return None
+
+
+def _finds(adapter: Adapter) -> Finder:
+    """The modules that the config chooses."""
+    config = config_of(adapter)
+    if isinstance(config, str):
+        return lambda given: False
+    from lora_inspect.reading.peft.adapted_modules import adapted_modules
+
+    adapts, settings = adapted_modules(config, Steps()), settings_of(adapter)
+
+    def finds(given: Given) -> bool | None:
+        if given.contribution.algorithm.name in (*_TOKENS, *_HELD[:2]):
+            return True
+        return settings.is_parameter(given.contribution.config_path) or adapts(given.contribution.config_path)
+
+    return finds
+
+
+_FILE = Rule(
+    prefixes=("base_model.model.",),
+    dialects=("peft", INFIXED),
+    kinds=dict.fromkeys((*_LORA, *_TOKENS, *_OTHERS), COMPUTES),
+    finds=_finds,
+    scale=as_meant,
+    magnitudes={".lora_magnitude_vector output": COMPUTES, ".lora_magnitude_vector.weight output": COMPUTES},
+    residual=True,
+)
+
+CONSUMER = Consumer(
+    name="peft",
+    title="PEFT",
+    version="0.21.2",
+    sets_strength=False,
+    loaders=(
+        Loader(
+            rules=(
+                _FILE,
+                _FILE._replace(dialects=("lycoris",), kinds={"loha": COMPUTES, "lokr": COMPUTES}),
+                # Factors of parameters stand under the layer that holds them, and those of layers in it below that.
+                _FILE._replace(dialects=(HIDING,), kinds=dict.fromkeys(_HELD, COMPUTES)),
+                # What is saved whole has no suffix of its own.
+                Rule(prefixes=_FILE.prefixes, kinds={"saved": COMPUTES}),
+                Rule(unfound=Strangers(WARNS, "Found missing adapter keys while loading the checkpoint")),
+            ),
+            strangers=Strangers(SILENT),
+            refuses=_refused,
+        ),
+    ),
+    schemes={"": "peft"},
+)

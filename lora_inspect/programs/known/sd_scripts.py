@@ -1,0 +1,172 @@
+"""sd-scripts: LoRA under kohya's names, of the layers that its networks adapt, by alpha/rank, and silence of the rest.
+
+Its scripts that generate or go on with a training build a network of the file. Those of SD 1.5 and SDXL do without an
+alpha, those of later families fail; SDXL's takes the names of diffusers' UNet behind `lora_unet_` too. LoHa, LoKr and
+whatever else is not LoRA is passed over. `flux_merge_lora.py` goes by the names in the base instead, which makes it a
+program of its own here: it takes every layer, needs no alpha, and warns of the rest.
+
+Sources: `networks/` of sd-scripts, merged into a small model of each family, and its merge of FLUX.1.
+"""
+
+from collections.abc import Mapping
+
+from lora_inspect.programs.record import (
+    COMPUTES,
+    LEAVES,
+    READ,
+    SILENT,
+    TEXT_ENCODERS,
+    WARNS,
+    Consumer,
+    Failure,
+    Finder,
+    Given,
+    Loader,
+    OfKind,
+    Rule,
+    Strangers,
+)
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.schemes import SCHEMES
+
+PREFIX = "lora_unet_"
+# Of the layout that sd-scripts trains, what the names of the layers that its network adapts begin with, and those of
+# layers that it leaves out; of others nothing is known.
+_FOUND: Mapping[str, tuple[str, ...]] = {
+    "anima": ("blocks_", "llm_adapter_blocks_", "t_embedder_", "x_embedder_", "final_layer_"),
+    "chroma": ("double_blocks_", "single_blocks_"),
+    "flux": ("double_blocks_", "single_blocks_", "img_in", "txt_in", "time_in_", "vector_in_", "guidance_in_"),
+    "lumina2": ("layers_", "noise_refiner_", "context_refiner_"),
+    "sd15": ("down_blocks_", "mid_block_", "up_blocks_"),
+    "sd3": ("joint_blocks_",),
+    "sdxl": ("input_blocks_", "middle_block_", "output_blocks_", "down_blocks_", "mid_block_", "up_blocks_"),
+}
+_LEFT_OUT: Mapping[str, tuple[str, ...]] = {
+    "anima": ("llm_adapter_out_proj", "llm_adapter_embed"),
+    "chroma": ("final_layer_",),
+    "flux": ("final_layer_",),
+    "sd15": ("time_embedding_",),
+    "sdxl": ("time_embed_", "label_emb_"),
+}
+_LAYOUTS: Mapping[str, tuple[str, ...]] = {"sd15": ("diffusers",), "sdxl": ("original", "diffusers")}
+# A convolution that no block holds.
+_FIRST_CONVOLUTION = "input_blocks_0_0"
+_WITHOUT_ALPHA = ("sd15", "sdxl")
+_ENCODERS: Mapping[str, tuple[str, ...]] = {
+    "anima": ("lora_te_",),
+    "flux": ("lora_te1_", "lora_te3_"),
+    "lumina2": ("lora_te_",),
+    "sd15": ("lora_te_",),
+    "sd3": ("lora_te1_", "lora_te2_", "lora_te3_"),
+    "sdxl": ("lora_te1_", "lora_te2_"),
+}
+_OTHER_PREFIXES = tuple(
+    {
+        prefix: None
+        for scheme in SCHEMES.values()
+        for prefix in scheme.prefixes
+        if prefix != PREFIX and not prefix.startswith("lora_te")
+    }
+)
+_MAGNITUDES = dict.fromkeys(
+    (
+        ".dora_scale output",
+        ".dora_scale input",
+        ".dora_layer.weight output",
+        ".lora_magnitude_vector output",
+        ".lora_magnitude_vector.weight output",
+        ".magnitude output",
+    ),
+    LEAVES,
+)
+
+
+@OfKind
+def _without_alpha(given: Given) -> str | Failure | None:
+    """What asks for the alpha of a layer by its name, and does not build a layer around a core."""
+    if given.module.alpha is None:
+        return Failure(f"KeyError: '{given.module.name.key}'")
+    return _with_cores(given)
+
+
+@OfKind
+def _with_cores(given: Given) -> str | None:
+    return "" if "mid" in given.contribution.shapes else None
+
+
+def _finder(family: str) -> Finder:
+    found, left_out = _FOUND[family], _LEFT_OUT.get(family, ())
+
+    def finds(given: Given) -> bool | None:
+        body = given.module.name.body
+        if body.startswith(left_out) or body == _FIRST_CONVOLUTION:
+            return False
+        return True if body.startswith(found) else None
+
+    return finds
+
+
+def _of(family: str) -> tuple[Rule, ...]:
+    """The rules of a family: LoRA of the layers that it adapts, spelled as kohya does."""
+
+    def finds(adapter: Adapter) -> Finder:
+        return _finder(family)
+
+    own = Rule(
+        families=(family,),
+        prefixes=(PREFIX,),
+        layouts=_LAYOUTS.get(family, ("original",)),
+        kinds={"lora": COMPUTES, "": LEAVES},
+        finds=finds,
+        exceptions=_with_cores if family in _WITHOUT_ALPHA else _without_alpha,
+        magnitudes=_MAGNITUDES,
+    )
+    encoders = own._replace(
+        prefixes=_ENCODERS.get(family, ()), layouts=(TEXT_ENCODERS,), dialects=("kohya",), finds=None, by=READ
+    )
+    return (
+        own._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None),
+        own,
+        *([encoders] if family in _ENCODERS else []),
+    )
+
+
+_NETWORKS = Consumer(
+    name="sd-scripts",
+    title="sd-scripts",
+    version="2026-02-16",
+    loaders=(
+        Loader(
+            families=tuple(_FOUND),
+            rules=(
+                *(rule for family in _FOUND for rule in _of(family)),
+                Rule(prefixes=_OTHER_PREFIXES),
+            ),
+            strangers=Strangers(SILENT),
+        ),
+    ),
+    schemes={"": "kohya"},
+)
+_IN_BASE = Rule(
+    prefixes=(PREFIX,),
+    layouts=("original",),
+    kinds={"lora": COMPUTES, "": LEAVES},
+    exceptions=_with_cores,
+    magnitudes=_MAGNITUDES,
+)
+_FLUX_MERGE = _NETWORKS._replace(
+    name="sd-scripts-flux-merge",
+    title="sd-scripts (flux_merge_lora)",
+    loaders=(
+        Loader(
+            families=("flux",),
+            rules=(
+                _IN_BASE._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None),
+                _IN_BASE,
+                Rule(prefixes=_OTHER_PREFIXES),
+            ),
+            strangers=Strangers(WARNS, "Unused keys in LoRA model"),
+        ),
+    ),
+)
+CONSUMERS = (_NETWORKS, _FLUX_MERGE)

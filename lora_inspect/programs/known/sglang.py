@@ -1,0 +1,150 @@
+"""SGLang: PEFT's folders, of which one rank and one scale count, `lora_alpha` over `r` of the config.
+
+It fuses the factors of query, key and value, and of gate and up, so that some modules need others beside them.
+Sources: `srt/lora/lora_config.py`, `lora.py`, `utils.py`, `mem_pool.py` and `lora_manager.py` of SGLang. The first
+three ran; how the factors are copied into its buffers was read.
+"""
+
+from collections import defaultdict
+
+from lora_inspect.files.json_text import json_number
+from lora_inspect.programs.known.peft_folders import config_of, is_of_blocks, leaf_of, names_in
+from lora_inspect.programs.record import (
+    COMPUTES,
+    FAILS,
+    INFIXED,
+    LEAVES,
+    READ,
+    SILENT,
+    WARNS,
+    Consumer,
+    Finder,
+    Given,
+    Loader,
+    OfKind,
+    Rule,
+    Strangers,
+)
+from lora_inspect.reading.adapter import Adapter
+
+_REQUIRED = ("target_modules", "r", "lora_alpha", "peft_type")
+_FUSED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}
+_FUSED |= {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
+_EMBEDDINGS = ("embed_tokens", "lm_head")
+# The part of a fused layer without which the others are not found.
+_NEEDED = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+_SHORTHANDS = ("all", "all-linear")
+
+
+def _refused(adapter: Adapter) -> str | None:
+    """What loading or the first request raises."""
+    config = config_of(adapter)
+    if isinstance(config, str):
+        return config
+    if missing := next((name for name in _REQUIRED if name not in config), None):
+        return f"KeyError: {missing!r}"
+    if config.get("use_dora"):
+        return "ValueError: LoRA serving currently doesn't support DoRA adapters"
+    targets = config["target_modules"]
+    if isinstance(targets, str) and targets not in _SHORTHANDS:
+        return "ValueError: Only 'all' or 'all-linear' can be used as the string for target module"
+    rank = config["r"]
+    for contribution in adapter.contributions:
+        if contribution.rank is not None and contribution.rank != rank:
+            return (
+                f"LoRA buffer shape does not match weight shape: {contribution.module.key} has rank "
+                f"{contribution.rank}, and r is {rank}"
+            )
+    for parent, leaves in _siblings(adapter).items():
+        if "q_proj" in leaves and "v_proj" not in leaves:
+            return f"KeyError: '{parent}.v_proj.lora_A.weight', as q_proj needs v_proj beside it"
+    return None
+
+
+def _never(adapter: Adapter) -> str | None:
+    """What it does with parts of fused layers that lack others."""
+    for parent, leaves in _siblings(adapter).items():
+        if "q_proj" in leaves and "v_proj" not in leaves:
+            return f"fails on {parent}.q_proj, which has no v_proj beside it"
+        if lonely := next((leaf for leaf in sorted(leaves) if _NEEDED.get(leaf, leaf) not in leaves), None):
+            return f"passes over {parent}.{lonely}, which has no {_NEEDED[lonely]} beside it"
+    return None
+
+
+def _siblings(adapter: Adapter) -> dict[str, set[str]]:
+    """The layers that are adapted, by what they are in."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for key in adapter.modules:
+        parent, _, leaf = key.rpartition(".")
+        found[parent].add(leaf)
+    return found
+
+
+def _finds(adapter: Adapter) -> Finder:
+    """The layers that the config's targets name, whose fused layer is whole enough."""
+    found, siblings = config_of(adapter), _siblings(adapter)
+    config = {} if isinstance(found, str) else found
+    is_shorthand = isinstance(config.get("target_modules"), str)
+    named = {_fused(leaf_of(name)) for name in names_in(config, "target_modules")}
+    # What is below a block is taken for a factor, whatever it is.
+    has_odd = any(".layers." in key for key in adapter.unclaimed)
+
+    def finds(given: Given) -> bool | None:
+        path = given.module.name.body
+        leaf, parent = leaf_of(path), given.module.name.key.rpartition(".")[0]
+        if has_odd:
+            return None
+        if given.contribution.algorithm.name == "saved":
+            return True
+        if not (is_of_blocks(path) or leaf in _EMBEDDINGS):
+            return None
+        is_named = is_shorthand or _fused(leaf) in named
+        return is_named and _NEEDED.get(leaf, leaf) in siblings[parent]
+
+    return finds
+
+
+def _fused(leaf: str) -> str:
+    return _FUSED.get(leaf, leaf)
+
+
+@OfKind
+def _scale(given: Given) -> float | None:
+    """`lora_alpha` over `r`, whatever else the config says."""
+    config = config_of(given.adapter)
+    if isinstance(config, str):
+        return None
+    alpha, rank = json_number(config.get("lora_alpha")), json_number(config.get("r"))
+    return None if alpha is None or not rank else alpha / rank
+
+
+_FILE = Rule(
+    prefixes=("base_model.model.", ""),
+    layouts=("hf", "hf-backbone"),
+    dialects=("peft", INFIXED),
+    magnitudes={".lora_magnitude_vector output": FAILS},
+    kinds={"lora": COMPUTES, "lora_embedding": COMPUTES, "lora_bias": LEAVES, "lora_tokens": LEAVES, "": FAILS},
+    finds=_finds,
+    unfound=Strangers(WARNS, "weight(s) skipped because they did not match any target module"),
+    scale=_scale,
+    by=READ,
+)
+
+CONSUMER = Consumer(
+    name="sglang",
+    title="SGLang",
+    version="0.5.23",
+    sets_strength=False,
+    loaders=(
+        Loader(
+            families=("llm",),
+            # What is saved whole has no suffix of its own.
+            rules=(_FILE, Rule(prefixes=_FILE.prefixes, kinds={"saved": LEAVES, "": FAILS}, finds=_finds, by=READ)),
+            strangers=Strangers(SILENT),
+            refuses=_refused,
+            never=_never,
+        ),
+    ),
+    schemes={"": "peft"},
+    uniform=True,
+)

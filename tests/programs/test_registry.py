@@ -1,0 +1,127 @@
+"""What every program's record says exists: families, layouts, schemes, dialects, algorithms, magnitudes."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lora_inspect import algorithms, programs, schemes
+from lora_inspect.algorithms import lora_experts
+from lora_inspect.algorithms.recognised import RECOGNISED
+from lora_inspect.architectures import every
+from lora_inspect.architectures.text_encoders import ROOTS
+from lora_inspect.maths.dora import INPUT, OUTPUT, SPELLINGS
+from lora_inspect.programs.record import (
+    BASE_NORM,
+    COMPUTES,
+    FAILS,
+    LEAVES,
+    MISREADS,
+    ODD,
+    OTHER_AXIS,
+    READ,
+    RUN,
+    SILENT,
+    TEXT_ENCODERS,
+    WARNS,
+)
+
+WRITTEN = Path(__file__).parents[2] / "docs" / "write_program_index.py"
+PROGRAMS = sorted(programs.CONSUMERS)
+FAMILIES = {architecture.name: architecture for architecture in every()}
+LAYOUTS = {name for family in every() for layout in family.layouts for name in layout.names}
+ALGORITHMS = algorithms.every() | {one.name: one for one in RECOGNISED}
+DIALECTS = {name for one in ALGORITHMS.values() for name in one.dialects} | set(ODD)
+
+
+@pytest.fixture(params=PROGRAMS)
+def consumer(request):
+    return programs.by_name(request.param)
+
+
+def rules(consumer):
+    return [rule for loader in consumer.loaders for rule in loader.rules]
+
+
+def test_a_record_is_found_by_its_name(consumer):
+    assert programs.by_name(consumer.name) is consumer
+    assert consumer.title
+    assert consumer.version
+
+
+def test_families_and_layouts_exist(consumer):
+    for loader in consumer.loaders:
+        assert set(loader.families) <= FAMILIES.keys()
+    for rule in rules(consumer):
+        assert set(rule.families) <= FAMILIES.keys()
+        assert set(rule.layouts) <= LAYOUTS | {TEXT_ENCODERS} | ROOTS.keys()
+        own = [FAMILIES[name] for name in rule.families]
+        paths = {path for family in own or every() for layout in family.layouts for path in layout.named}
+        assert set(rule.lacks) <= paths
+
+
+def test_what_it_loads_best_is_written(consumer):
+    assert consumer.schemes.keys() <= FAMILIES.keys() | {""}
+    assert all(schemes.by_name(scheme).writing for scheme in consumer.schemes.values() if scheme)
+
+
+def test_spellings_exist(consumer):
+    magnitudes = {f"{suffix} {axis}" for suffix in SPELLINGS for axis in (OUTPUT, INPUT)}
+    for rule in rules(consumer):
+        assert set(rule.dialects) <= DIALECTS
+        assert rule.kinds.keys() <= ALGORITHMS.keys() | {"", lora_experts.NAME}
+        assert set(rule.kinds.values()) <= {COMPUTES, LEAVES, MISREADS, FAILS, ""}
+        assert rule.magnitudes.keys() <= magnitudes
+        assert set(rule.magnitudes.values()) <= {COMPUTES, LEAVES, BASE_NORM, OTHER_AXIS, FAILS}
+        assert rule.by in (RUN, READ)
+        for part in rule.parts:
+            name, _, role = part.partition(".")
+            known = ALGORITHMS[name]
+            roles = {role for dialect in known.dialects.values() for role in dialect}
+            assert role in {*roles, *known.unmarked, *known.numbers, *known.shared}
+
+
+def test_what_it_does_with_strangers_is_one_of_three(consumer):
+    for loader in consumer.loaders:
+        for strangers in filter(None, (loader.strangers, loader.others)):
+            assert strangers.does in (SILENT, WARNS, FAILS)
+            assert bool(strangers.beyond) == (strangers.most is not None)
+
+
+def test_a_name_is_given_once():
+    with pytest.raises(ValueError, match="already"):
+        programs.add(programs.by_name(PROGRAMS[0]))
+
+
+def test_the_table_is_that_of_the_files():
+    spec = importlib.util.spec_from_file_location("write_program_index", WRITTEN)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.TABLE.read_text(encoding="utf-8") == script.table(), "run python docs/write_program_index.py"
+
+
+def test_a_program_is_what_its_file_says(consumer):
+    files = (path.stem for path in Path(programs.__file__).parent.glob("*.py") if path.stem != "__init__")
+    (own,) = (one for file in files for one in programs.in_file(file) if one.name == consumer.name)
+    assert own._replace(loaders=tuple(own.loaders)) == consumer._replace(loaders=tuple(consumer.loaders))
+    assert own.loaders[:1] == consumer.loaders[:1]
+    assert len(consumer.reads) == len(own.loaders) == len(consumer.loaders)
+
+
+def test_files_of_programs_wait_until_one_of_their_loaders_is_asked_for():
+    code = (
+        "import sys; from lora_inspect import consumers; from lora_inspect.programs.framed_keys import FramedKeys; "
+        "from lora_inspect.programs.framed_keys import loader_for; keys = FramedKeys(['a.lora_A.weight']); "
+        "loaded = lambda: sorted({f for f in consumers.PROGRAMS if consumers.PROGRAMS[f] "
+        "and f'lora_inspect.programs.{f}' in sys.modules}); print(loaded()); "
+        "print([one.name for one in consumers.CONSUMERS.values() if loader_for(one, 'framepack', keys)]); "
+        "print(loaded())"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    before, asked, after = map(json.loads, told.replace("'", '"').splitlines())
+    assert before == []
+    assert asked == ["llama-cpp", "lycoris", "lycoris-merge", "musubi", "musubi-networks", "peft"]
+    assert after == ["llama_cpp", "lycoris", "musubi", "peft"]

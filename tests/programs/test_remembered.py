@@ -1,0 +1,112 @@
+"""Verdicts that are remembered are those that would be judged, and of no other file."""
+
+import json
+
+import pytest
+from adapters import loras
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.discovery import find_checkpoints
+from lora_inspect.programs import CONSUMERS
+from lora_inspect.programs import remembered as module
+from lora_inspect.programs.framed_keys import FramedKeys, loader_for
+from lora_inspect.programs.remembered import verdicts_on
+from lora_inspect.programs.verdict import judge_each
+from lora_inspect.reading.file_info import inspect
+from lora_inspect.reading.kinds import ADAPTER
+
+PROGRAMS = tuple(CONSUMERS.values())
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered(monkeypatch):
+    monkeypatch.setattr(module, "_remembered", {})
+
+
+@pytest.fixture
+def on(write_safetensors):
+    """The verdicts on a file of Wan's names."""
+
+    def verdicts(metadata=None, settings="", config=None, name="a.safetensors", **options):
+        tensors = {
+            key.replace("attn_q", "self_attn_q"): tensor for key, tensor in loras(out=24, inputs=24, **options).items()
+        }
+        file = write_safetensors(tensors, metadata, name)
+        beside = file.with_name("adapter_config.json")
+        beside.write_text(json.dumps(config)) if config else beside.unlink(missing_ok=True)
+        info = inspect(str(file))
+        return verdicts_on(info.adapter, info.candidates, PROGRAMS)
+
+    return verdicts
+
+
+def test_they_are_those_that_would_be_judged(fixtures):
+    count = 0
+    for path in find_checkpoints(str(fixtures)):
+        try:
+            info = inspect(path)
+        except LoraInspectError:
+            continue
+        if info.kind != ADAPTER:
+            continue
+        count += 1
+        names = [family.architecture.name for family in info.candidates] or [""]
+        keys = FramedKeys(info.checkpoint.tensors)
+        asked = [one for one in PROGRAMS if any(loader_for(one, name, keys) for name in names)]
+        judged = [one._replace(reception=None) for one in judge_each(info.adapter, info.candidates, asked)]
+        for _ in range(2):
+            assert list(verdicts_on(info.adapter, info.candidates, PROGRAMS)) == judged, path
+    assert count > 50
+
+
+def test_files_that_differ_for_people_alone_are_judged_once(on):
+    first = on({"ss_output_name": "one"})
+    assert on({"ss_output_name": "two", "modelspec.title": "x"}, name="b.safetensors") is first
+    assert len(module._remembered) == 1
+
+
+OTHERS = {
+    "alpha": {"alpha": 4.0}, "no alpha": {"alpha": None}, "rank": {"rank": 8}, "number": {"count": 4},
+    "spelling": {"spelling": "peft"}, "magnitude": {"dora_scale": ("F32", (24, 1), 1.0)},
+    "embedded": {"metadata": {"lora_adapter_metadata": "{}"}}, "stray": {"odd": ("F32", (1,), 1.0)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_files_that_a_rule_can_tell_apart_are_judged_apart(other, on):
+    first = on()
+    assert on(**other) is not first
+    assert len(module._remembered) == 2
+    assert on() is first
+
+
+def test_a_config_is_a_part_of_the_file(on):
+    first = on(name="adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 8}
+    assert on(name="adapter_model.safetensors", config=config) is not first
+    assert on(name="adapter_model.safetensors", config=config | {"bias": "all"}) is not first
+    assert on(name="other.safetensors", config=config) is not first
+    assert len(module._remembered) == 4
+
+
+def test_rules_see_no_other_metadata(on, monkeypatch):
+    seen = []
+
+    def judge(adapter, families, consumers):
+        seen.append((adapter.checkpoint.metadata, adapter.checkpoint.file_metadata, adapter.problems, adapter.evidence))
+        return iter(())
+
+    monkeypatch.setattr(module, "judge_each", judge)
+    on({"title": "x", "lora_adapter_metadata": "{}"})
+    assert seen == [({"lora_adapter_metadata": "{}"}, {}, (), ())]
+
+
+def test_what_is_remembered_is_bounded(on):
+    for number in range(module._MOST + 5):
+        on(alpha=float(number + 1))
+    assert len(module._remembered) == module._MOST
+
+
+def test_a_scale_in_a_tensor_is_read_anew(on):
+    on(scale=("F32", (), 2.0))
+    assert module._remembered == {}
