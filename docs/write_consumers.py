@@ -24,11 +24,11 @@ PAGE = ROOT / "docs" / "consumers.md"
 HEAD = """# What every program makes of a file
 
 Written by `docs/write_consumers.py` from the rules in `lora_inspect/programs/known/`, one file for each program, by
-what `lora-inspect compat` says of small adapters in every naming scheme and of every kind. A rule was seen by running the
-program's own loading code, of the version that stands here, over a small model, and comparing every weight with what
-the trainer meant; a cell with `°` was read in its source alone. What nobody tried is unknown, which is a gap of this
-page and no fault of the program. Of how many families each knows any names, how many of their files are in the tables,
-and of how many of these the verdict is unknown:
+what `lora-inspect compat` says of small adapters in every naming scheme and of every kind. A rule was seen by running
+the program's own loading code, of the version that stands here, over a small model, and comparing every weight with
+what the trainer meant; a cell with `°` was read in its source alone. What nobody tried is unknown, which is a gap of
+this page and no fault of the program. Of how many families each knows any names, how many of their files are in the
+tables, and of how many of these the verdict is unknown:
 
 """
 LEGEND = """

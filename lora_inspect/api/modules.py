@@ -179,7 +179,7 @@ class OpenedModule:
         load_torch()
         import torch
 
-        from lora_inspect.merging.lone_change import lone_change
+        from lora_inspect.merging.single_weight import lone_change
 
         if base_weight is not None and not _has_numbers(base_weight):
             raise TypeError("base_weight is the weight of the layer, a dense tensor of floating-point numbers")

@@ -7,7 +7,7 @@ from lora_inspect.api.arguments import PathWithSettings, WatchProgress, watched,
 from lora_inspect.api.failures import in_a_sentence
 from lora_inspect.ops.info import as_json
 from lora_inspect.ops.scan import files_of, scan_files
-from lora_inspect.scanning.scanned_file import ScannedFile
+from lora_inspect.scanning.scan_file import ScannedFile
 
 __all__ = ["ScannedFile", "scan"]
 

@@ -9,7 +9,7 @@ from lora_inspect.cli.wrapped import cut
 from lora_inspect.printable import width
 from lora_inspect.reading.kinds import ADAPTER
 from lora_inspect.records import NamedTuple
-from lora_inspect.scanning.scanned_file import ScannedFile
+from lora_inspect.scanning.scan_file import ScannedFile
 from lora_inspect.scanning.states import ANSWER, CONVERT, INFO_ONLY
 
 _HEADERS = ("name", "model", "type", "rank", "scale", "size", "note")

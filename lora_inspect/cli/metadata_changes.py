@@ -15,7 +15,7 @@ from lora_inspect.listing import listed
 from lora_inspect.printable import shortened
 
 if TYPE_CHECKING:
-    from lora_inspect.editing.changes import Change, Edit
+    from lora_inspect.editing.edit import Change, Edit
     from lora_inspect.ops.metadata_edit import Edited, Target
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -106,7 +106,7 @@ def set_(
     **target: Any,
 ) -> None:
     """Parses and edits."""
-    from lora_inspect.editing.changes import setting
+    from lora_inspect.editing.edit import setting
     from lora_inspect.editing.named_values import named_values
     from lora_inspect.editing.values import read_value
     from lora_inspect.editing.values import thumbnail as picture
@@ -127,7 +127,7 @@ def set_(
 @_meaning_option
 def unset(path: str, keys: tuple[str, ...], as_json: bool, **target: Any) -> None:
     """Edits."""
-    from lora_inspect.editing.changes import unsetting
+    from lora_inspect.editing.edit import unsetting
 
     _edit(path, unsetting(keys), _target(**target), as_json)
 
@@ -140,7 +140,7 @@ def unset(path: str, keys: tuple[str, ...], as_json: bool, **target: Any) -> Non
 @_meaning_option
 def copy(path: str, source: str, only: tuple[str, ...], but: tuple[str, ...], as_json: bool, **target: Any) -> None:
     """Reads the other file and edits."""
-    from lora_inspect.editing.changes import copying
+    from lora_inspect.editing.edit import copying
     from lora_inspect.ops.metadata import show
 
     where = _target(**target)

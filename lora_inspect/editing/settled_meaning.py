@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from lora_inspect.editing.changes import Change, applied
 from lora_inspect.editing.deciding import tell_apart
+from lora_inspect.editing.edit import Change, applied
 from lora_inspect.editing.meaning import differences, meaning, under_any_name, with_metadata
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint

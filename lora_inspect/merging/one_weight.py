@@ -16,11 +16,11 @@ from lora_inspect.maths.chain import Link, fold_all, settled, together_in
 from lora_inspect.maths.change import Measure, holds_all
 from lora_inspect.maths.kept_sums import KeptSums, both
 from lora_inspect.maths.tensors import TORCH_DTYPES, Cut, Decode, bytes_in, cut
-from lora_inspect.merging.crew import Member
+from lora_inspect.merging.encode import Encoder, Witness
 from lora_inspect.merging.factor_reader import FactorReader
-from lora_inspect.merging.links import Fold, LinkReader, decode_of, no_numbers_of_a_change
+from lora_inspect.merging.fold_chain import Fold, LinkReader, decode_of, no_numbers_of_a_change
+from lora_inspect.merging.threads import Member
 from lora_inspect.merging.working_crew import Tools
-from lora_inspect.merging.written_rows import Encoder, Witness
 from lora_inspect.reading.base.base_codecs import CodedWeight
 
 # How many times as large as others the blocks are at most that a thread reads beside the others' for one scale.

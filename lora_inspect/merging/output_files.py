@@ -7,9 +7,9 @@ from lora_inspect.files.borrowing import Borrowing
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import ROOM, encode_header, in_file_order
-from lora_inspect.merging.folded_weights import Folding, Written, write_folded
-from lora_inspect.merging.keeping import Keeping
+from lora_inspect.merging.fold import Folding, Written, write_folded
 from lora_inspect.merging.plan import MergePlan
+from lora_inspect.merging.retention import Keeping
 from lora_inspect.progress import Progress
 from lora_inspect.reading.metadata.output_metadata import merged_metadata
 

@@ -15,7 +15,7 @@ from lora_inspect.matching.orientation import Orientation, check_answers, togeth
 from lora_inspect.matching.recorded_base import other_base_notes
 from lora_inspect.matching.unmatched import accept_unmatched
 from lora_inspect.maths import dora
-from lora_inspect.merging.links import Fold
+from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.options import MergeOptions
 from lora_inspect.merging.other_expert import other_expert_notes
 from lora_inspect.merging.parts_of_adapters import parts_of

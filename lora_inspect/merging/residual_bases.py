@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.merging.links import Fold
+from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.reading.peft.residual_init import OLORA
 
 

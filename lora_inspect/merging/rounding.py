@@ -10,7 +10,7 @@ from lora_inspect.listing import listed
 if TYPE_CHECKING:
     from lora_inspect.files.checkpoint import Checkpoint
     from lora_inspect.maths.rounding import StochasticRounding
-    from lora_inspect.merging.links import Fold
+    from lora_inspect.merging.fold_chain import Fold
 
 # The two ways, the option that chooses the second, and the bits of the finest numbers that it is for.
 NEAREST, STOCHASTIC = "nearest", "stochastic"

@@ -18,7 +18,7 @@ from lora_inspect.maths.change import Change
 from lora_inspect.maths.preimages import preimages, rounding_interval
 from lora_inspect.maths.tensors import TORCH_DTYPES, Cut, cut
 from lora_inspect.merging.factor_reader import FactorReader
-from lora_inspect.merging.links import Fold
+from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.working import DOUBLE, SINGLE
 from lora_inspect.records import NamedTuple
 

@@ -6,7 +6,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.base_folder import SideFiles
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.tied_head import has_head, is_embedding
-from lora_inspect.merging.links import Fold
+from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.model_configs import read_config
 
 # What transformers calls models with a head.

@@ -12,7 +12,7 @@ from lora_inspect.files.safetensors.span import Span
 from lora_inspect.files.safetensors.writer import Writer
 from lora_inspect.maths.tensors import RowBlocks
 from lora_inspect.maths.torch_threads import computing_threads, one_thread, own_threads
-from lora_inspect.merging.crew import Crew, Job, Member
+from lora_inspect.merging.threads import Crew, Job, Member
 from lora_inspect.progress import Progress
 
 # More threads than this wait for each other's turn in Python more than they compute.

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from lora_inspect.checking.fix import Mending, check_mended, mending, open_mended, write_mended
 from lora_inspect.checking.hash_lints import readings
-from lora_inspect.checking.mending import Mending, check_mended, mending, open_mended, write_mended
 from lora_inspect.checking.rules import UNREADABLE, find_problems
 from lora_inspect.checking.subject import Subject
 from lora_inspect.errors import LoraInspectError

@@ -9,11 +9,11 @@ from typing import Any
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.merging.dealing import Share
 from lora_inspect.merging.made_of import difference
-from lora_inspect.merging.output_place import shared_output
+from lora_inspect.merging.output_path import shared_output
 from lora_inspect.merging.plan import MergePlan
-from lora_inspect.merging.ranks import Ranks
+from lora_inspect.merging.processes import Ranks
 from lora_inspect.merging.result import MergeResult
-from lora_inspect.merging.shared_merge import SharedMerge, bytes_of, dealt
+from lora_inspect.merging.shards import SharedMerge, bytes_of, dealt
 from lora_inspect.progress import Progress
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.merging.dealing import Share
-from lora_inspect.merging.output_place import check_merge_output, shared_output
+from lora_inspect.merging.output_path import check_merge_output, shared_output
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.result import MergeResult
-from lora_inspect.merging.shared_merge import SharedMerge, bytes_of, dealt
+from lora_inspect.merging.shards import SharedMerge, bytes_of, dealt
 from lora_inspect.progress import Progress, silent
 
 __all__ = ["ShardResult", "Share", "finish_merge", "merge_shard", "shard_bytes", "shard_record", "shared_output"]

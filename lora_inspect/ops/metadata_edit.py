@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-from lora_inspect.editing.changes import Change, Edit, changes
+from lora_inspect.editing.edit import Change, Edit, changes
 from lora_inspect.editing.editable import check_own_place, editable_file
 from lora_inspect.editing.kept_hashes import hashes_beside
 from lora_inspect.editing.settled_meaning import check_elsewhere, deciding_keys, settled_meaning

@@ -9,9 +9,9 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.discovery import find_checkpoints, is_collection
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.model.settings import Settings
-from lora_inspect.scanning.same_tensors import Duplicates
-from lora_inspect.scanning.scanned_file import Record, ScannedFile, scan_file
-from lora_inspect.scanning.side_by_side import side_by_side
+from lora_inspect.scanning.duplicates import Duplicates
+from lora_inspect.scanning.scan_file import Record, ScannedFile, scan_file
+from lora_inspect.scanning.workers import side_by_side
 from lora_inspect.stores.address import is_remote
 
 # More processes than that wait for the disk and for each other.

@@ -17,9 +17,9 @@ from lora_inspect.files.safetensors.writer import TensorPlan, Writer, in_file_or
 from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.listing import some
 from lora_inspect.maths.torch_threads import load_torch
-from lora_inspect.merging.links import Fold
+from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.plan import MergePlan, plan_merge
-from lora_inspect.merging.provenance import base_record
+from lora_inspect.merging.record import base_record
 from lora_inspect.merging.recorded_adapters import SEED, last_record, recorded_adapters, recorded_cast, recorded_options
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.metadata.merge_record import MergedBase, hashes_of, undone_metadata
@@ -147,7 +147,7 @@ def undo(
     leftovers = remove_leftovers(output)
     check_undo_output(plan, output, force)
     load_torch()
-    from lora_inspect.merging.undone import AgainstBase, FromMerged
+    from lora_inspect.merging.undo import AgainstBase, FromMerged
 
     beyond_rules = plan.merge.storage.rewritten | (plan.folds.keys() if plan.is_drawn else set())
     restored = FromMerged(plan.folds, plan.folded_in)

@@ -17,7 +17,7 @@ from lora_inspect.verifying.models import Model, check_kinds, check_names
 
 if TYPE_CHECKING:
     from lora_inspect.verifying.findings import Finding
-    from lora_inspect.verifying.weigher import Weighed
+    from lora_inspect.verifying.measure import Weighed
 
 # What is called for a verification stands here.
 __all__ = ["MergeOptions", "VerifyPlan", "VerifyResult", "plan_verify", "verify"]
@@ -96,8 +96,8 @@ def verify(plan: VerifyPlan, progress: Progress = silent) -> VerifyResult:
     finite or cannot be computed, or a file is not the one any more that was planned for.
     """
     load_torch()
+    from lora_inspect.verifying.measure import Weigher
     from lora_inspect.verifying.untouched import difference
-    from lora_inspect.verifying.weigher import Weigher
 
     weigher = Weigher(plan.merged, plan.base, plan.merge.storage.coded, plan.merge.options.dora_rule)
     weighed: list[Weighed] = []
@@ -128,7 +128,7 @@ def verify(plan: VerifyPlan, progress: Progress = silent) -> VerifyResult:
 
 def _are_swapped(plan: VerifyPlan, weighed: "Sequence[Weighed]") -> bool:
     """Whether the first weights show that the model which is named as the base carries the adapters, and not MERGED."""
-    from lora_inspect.verifying.weigher import Weigher
+    from lora_inspect.verifying.measure import Weigher
 
     told = [weight for weight in weighed if not any(weight.shares.why)]
     if not told or not all(value < 0 for weight in told for value in weight.shares.values):

@@ -9,7 +9,7 @@ from lora_inspect.listing import listed
 from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:  # whose reading takes longer to load than all of this, and the options are made of this alone
-    from lora_inspect.scanning.scanned_file import ScannedFile
+    from lora_inspect.scanning.scan_file import ScannedFile
 
 
 def number_in_words(number: float | None) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from math import isclose, sqrt
 
-from lora_inspect.merging.links import Fold
+from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.records import NamedTuple
 
 

@@ -6,9 +6,9 @@ from lora_inspect.listing import listed, some
 from lora_inspect.maths.untold_shares import ALIKE, NO_CHANGE, NOT_FINITE, REASONS
 from lora_inspect.records import NamedTuple
 from lora_inspect.verifying.causes import fitting
+from lora_inspect.verifying.measure import Weighed
 from lora_inspect.verifying.shares import TOLERANCE, Shares
 from lora_inspect.verifying.told import DOUBLED, MISSING, NONE, OPPOSITE, SCALED, Told, Unit
-from lora_inspect.verifying.weigher import Weighed
 
 
 class Finding(NamedTuple):

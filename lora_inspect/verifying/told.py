@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from lora_inspect.merging.links import Fold
+from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.records import NamedTuple
+from lora_inspect.verifying.measure import Weighed
 from lora_inspect.verifying.rows import PartShare
 from lora_inspect.verifying.shares import TOLERANCE
-from lora_inspect.verifying.weigher import Weighed
 
 RIGHT, MISSING, DOUBLED, OPPOSITE, SCALED = "right", "missing", "doubled", "opposite", "scaled"
 # A share so near to 0 is none, and one so near to 2 is twice the change.

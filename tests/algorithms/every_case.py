@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.placement import Place, Placed
-from lora_inspect.merging import folded_weights
+from lora_inspect.merging import fold
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.model.contribution import Contribution
@@ -68,7 +68,7 @@ class WrittenCase:
         if elements == WHOLE and multiplier in self._merged:
             return self._merged[multiplier]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(folded_weights, "BLOCK_ELEMENTS", elements)
+            patch.setattr(fold, "BLOCK_ELEMENTS", elements)
             options = MergeOptions(dora_rule=self.case.dora_rule)
             found = merge_files(self.base, self.adapter, multiplier, options, self.folder / "merged.safetensors")
         if elements == WHOLE:

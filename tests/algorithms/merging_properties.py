@@ -11,7 +11,7 @@ from lora_inspect.algorithms.record import SEEN
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.chain import folded, settled
 from lora_inspect.maths.dora import INPUT
-from lora_inspect.merging.lone_change import needs_weight
+from lora_inspect.merging.single_weight import needs_weight
 from lora_inspect.ops.merge import MergeOptions, plan_merge
 
 # These sum over the rows of the weight in float64, whose own last bit shows how they are cut.

@@ -66,7 +66,7 @@ def test_info_goes_on_after_a_file_that_nobody_foresaw(run, files, monkeypatch):
     def fail_at_the_first(path, settings):
         return raiser(TypeError("odd"))() if path == str(files[0]) else inspect(path, settings)
 
-    monkeypatch.setattr("lora_inspect.scanning.scanned_file.inspect", fail_at_the_first)
+    monkeypatch.setattr("lora_inspect.scanning.scan_file.inspect", fail_at_the_first)
     shown = run("info", *files, "--json")
     broken, whole = json.loads(shown.stdout)
     assert (shown.status, broken["path"], whole["kind"]) == (1, str(files[0]), "adapter")

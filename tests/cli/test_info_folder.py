@@ -253,7 +253,7 @@ def test_states_of_broken_and_open_files(run, write_safetensors, tmp_path, monke
 def test_a_bar_and_rows_do_not_garble_each_other(write_safetensors, tmp_path):
     for number in range(12):
         write_safetensors(loras(alpha=float(number + 1)), name=f"many/{number:02}.safetensors")
-    slow = "import time, lora_inspect.scanning.scanned_file as f; real = f.inspect\n" \
+    slow = "import time, lora_inspect.scanning.scan_file as f; real = f.inspect\n" \
            "def slow(*given):\n    time.sleep(0.05)\n    return real(*given)\nf.inspect = slow\n"  # fmt: skip
     (tmp_path / "usercustomize.py").write_text("")
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{slow}")

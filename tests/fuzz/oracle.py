@@ -30,7 +30,7 @@ from fuzz.edited import is_journal, repaired, same_tensors, values_of
 from fuzz.effects import JOURNAL, NOTHING, PARTS, Effects, effects_of
 from fuzz.watch import Allowed, Forbidden, watched
 from lora_inspect.files.garbage import without_collecting
-from lora_inspect.scanning import side_by_side
+from lora_inspect.scanning import workers
 
 MEGABYTE = 1 << 20
 # Some disks take longer for a folder than a command for its work.
@@ -240,7 +240,7 @@ def _values(word: str) -> tuple[str, str]:
 
 def _in_one_process() -> contextlib.AbstractContextManager[Any]:
     """Has the files of a folder read here, where all is seen: to start a process never pays."""
-    return mock.patch.multiple(side_by_side, _COPY=float("inf"), _NEW=float("inf"))
+    return mock.patch.multiple(workers, _COPY=float("inf"), _NEW=float("inf"))
 
 
 @contextlib.contextmanager

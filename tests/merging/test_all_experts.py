@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.merging import folded_weights
+from lora_inspect.merging import fold
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
 peft = pytest.importorskip("peft", minversion="0.20")
@@ -95,7 +95,7 @@ def merge(tmp_path, run):
 
 @pytest.fixture(params=[1 << 20, 24], ids=["in one block", "in tiny blocks"])
 def blocks(request, monkeypatch):
-    monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", request.param)
+    monkeypatch.setattr(fold, "BLOCK_ELEMENTS", request.param)
 
 
 def assert_equal(found, theirs, changed):

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.files.safetensors.dtypes import decode_number
-from lora_inspect.merging import folded_weights
+from lora_inspect.merging import fold as folded_weights
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 
 pytestmark = pytest.mark.numeric

@@ -11,7 +11,7 @@ import torch
 from adapters import assert_within, dotted, expected, factors
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.merging import folded_weights
+from lora_inspect.merging import fold
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
@@ -58,7 +58,7 @@ def model(request, tmp_path):
 
 @pytest.fixture(params=[1 << 20, 24], ids=["in one block", "in tiny blocks"])
 def blocks(request, monkeypatch):
-    monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", request.param)
+    monkeypatch.setattr(fold, "BLOCK_ELEMENTS", request.param)
 
 
 def layers(base, *ends):

@@ -6,7 +6,7 @@ from adapters import drawn
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.merging import folded_weights
+from lora_inspect.merging import fold
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 
 pytestmark = pytest.mark.numeric
@@ -103,7 +103,7 @@ def test_stochastic_codes_are_those_of_the_seed_however_the_rows_are_cut(grid, m
     own, _ = adapter(0.01)
     codes = []
     for elements, seed in ((1 << 18, 9), (1000, 9), (1 << 18, 10)):
-        monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", elements)
+        monkeypatch.setattr(fold, "BLOCK_ELEMENTS", elements)
         codes.append(merged(base, own, seed=seed)[1][f"{NAME}.weight"].view(torch.uint8))
     assert codes[0].equal(codes[1])
     assert not codes[0].equal(codes[2])

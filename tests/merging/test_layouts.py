@@ -9,7 +9,7 @@ import torch
 from adapters import NAMES, assert_within, dotted, expected, factors, kohya
 from layouts import FUSED, SPLIT, sdxl
 
-from lora_inspect.merging import folded_weights
+from lora_inspect.merging import fold
 
 pytestmark = pytest.mark.numeric
 
@@ -20,7 +20,7 @@ MULTIPLIERS = [1.0, 0.5, -1.0]
 def strength(request, monkeypatch):
     """Every multiplier with a weight in one block, and one of them with weights in tiny blocks."""
     multiplier, elements = request.param
-    monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(fold, "BLOCK_ELEMENTS", elements)
     return multiplier
 
 

@@ -8,7 +8,7 @@ from bases import write_adapter, write_base
 from lora_inspect.merging.made_of import difference, made_of
 from lora_inspect.merging.options import MergeOptions
 from lora_inspect.merging.plan import plan_merge
-from lora_inspect.merging.provenance import recorded
+from lora_inspect.merging.record import recorded
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from row_dependent_products import row_dependent_products
 from safetensors.torch import save_file
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.merging import folded_weights, working_crew
+from lora_inspect.merging import fold, working_crew
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 
 pytestmark = pytest.mark.slow
@@ -57,7 +57,7 @@ def merged(folder, monkeypatch, threads, *kinds, dtype=None):
 @pytest.mark.parametrize("kinds", [("lora",), ("rows",), ("columns",), ("columns", "lora", "rows")])
 @pytest.mark.parametrize("elements", [1, 200, 1 << 18])
 def test_the_bytes_do_not_depend_on_the_number_of_threads(kinds, dtype, elements, files, monkeypatch):
-    monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(fold, "BLOCK_ELEMENTS", elements)
     alone = merged(files, monkeypatch, 1, *kinds, dtype=dtype)
     for threads in (2, 5):
         assert merged(files, monkeypatch, threads, *kinds, dtype=dtype) == alone
@@ -71,14 +71,14 @@ def test_nor_on_how_the_rows_are_cut(kinds, files, monkeypatch):
     found = set()
     with row_dependent_products():
         for rows in (OUT, 1, 2, 3, 5, 7, 16):
-            monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", rows * IN)
+            monkeypatch.setattr(fold, "BLOCK_ELEMENTS", rows * IN)
             found.add(merged(files, monkeypatch, 2, *kinds))
     assert len(found) == 1
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_of_weights_that_fail_the_first_in_the_file_is_told(threads, files, monkeypatch):
-    monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", 60)
+    monkeypatch.setattr(fold, "BLOCK_ELEMENTS", 60)
     base = {f"blocks.{layer}.q.weight": drawn(layer, OUT, IN) for layer in range(LAYERS)}
     for layer in (2, 3, 5):
         base[f"blocks.{layer}.q.weight"][-layer] = torch.inf

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.merging import folded_weights
+from lora_inspect.merging import fold
 
 pytestmark = pytest.mark.numeric
 
@@ -50,7 +50,7 @@ def folder(fixtures):
 
 @pytest.fixture(params=[1 << 20, 20], ids=["in one block", "in tiny blocks"])
 def blocks(request, monkeypatch):
-    monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", request.param)
+    monkeypatch.setattr(fold, "BLOCK_ELEMENTS", request.param)
 
 
 def assert_equal(found, theirs):

@@ -8,7 +8,7 @@ from adapters import drawn
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.maths.tensors import RowBlocks
-from lora_inspect.merging import folded_weights
+from lora_inspect.merging import fold
 
 transformers = pytest.importorskip("transformers.integrations.mxfp4")
 pytestmark = pytest.mark.numeric
@@ -75,7 +75,7 @@ OF_EXPERTS = ("mlp.experts.1.gate_proj", "mlp.experts.1.up_proj", "mlp.experts.2
 @pytest.mark.parametrize("elements", [1 << 20, 24])
 @pytest.mark.parametrize("paths", [OF_EXPERTS, ("self_attn.q_proj",), (*OF_EXPERTS, "self_attn.q_proj")])
 def test_equals_a_merge_into_what_transformers_unpacks(paths, elements, packed, merged, monkeypatch):
-    monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(fold, "BLOCK_ELEMENTS", elements)
     expected = merged(unpacked(packed), adapter(paths), options=["--dtype", "fp32"])
     found = merged(packed, adapter(paths), options=["--dtype", "fp32"])
     assert found.keys() == expected.keys()
@@ -93,7 +93,7 @@ def test_no_more_than_a_block_of_inputs_is_decoded_at_a_time(paths, packed, merg
 
     own = RowBlocks.block
     monkeypatch.setattr(RowBlocks, "block", block)
-    monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", 24)
+    monkeypatch.setattr(fold, "BLOCK_ELEMENTS", 24)
     merged(packed, adapter(paths), options=["--dtype", "bf16"])
     of_experts = {name: elements for name, elements in read if name.endswith("_blocks") or name in EXPERT_PARAMETERS}
     assert sorted(of_experts.values()) == sorted(32 * out for out, _ in EXPERT_PARAMETERS.values())

@@ -181,7 +181,7 @@ def test_inputs_that_are_smoothed_are_refused(run, tmp_path):
 
 
 def test_every_row_is_decoded_where_a_block_of_rows_is_smaller_than_the_weight(base, run, tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_inspect.merging.folded_weights.BLOCK_ELEMENTS", 5 * COLUMNS)
+    monkeypatch.setattr("lora_inspect.merging.fold.BLOCK_ELEMENTS", 5 * COLUMNS)
     write_lora(tmp_path / "a.safetensors", (PLAIN,))
     out = tmp_path / "out.safetensors"
     assert run("merge", base.path, tmp_path / "a.safetensors", "--dtype", "fp32", "-o", out).status == 0
@@ -239,7 +239,7 @@ def test_a_gguf_base_becomes_a_safetensors_file(run, tmp_path):
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "Q8_0"])
 def test_blocks_that_end_within_a_row_are_decoded_with_the_rows_that_they_touch(kind, run, tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_inspect.merging.folded_weights.BLOCK_ELEMENTS", 500)
+    monkeypatch.setattr("lora_inspect.merging.fold.BLOCK_ELEMENTS", 500)
     shape, number = (32, 16, 3, 3), GGMLQuantizationType[kind]
     block, size = GGML_QUANT_SIZES[number]
     # Kernels of stable diffusion, whose numbers ComfyUI-GGUF arranges in rows of 256.

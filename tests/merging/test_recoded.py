@@ -27,7 +27,7 @@ from bases import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.merging import folded_weights
+from lora_inspect.merging import fold as folded_weights
 
 pytestmark = pytest.mark.numeric
 

@@ -15,8 +15,8 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.placement import Place, Placed
 from lora_inspect.maths.chain import folded, settled
-from lora_inspect.merging import folded_weights
-from lora_inspect.merging.links import Fold
+from lora_inspect.merging import fold
+from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.residual_bases import check_residual
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.info import as_json
@@ -107,7 +107,7 @@ def unloaded(model):
 @pytest.mark.parametrize(("options", "targets"), EVERY)
 @pytest.mark.parametrize("elements", [1 << 20, 37])
 def test_on_the_original_base_it_is_what_peft_merges(options, targets, elements, tmp_path, monkeypatch):
-    monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(fold, "BLOCK_ELEMENTS", elements)
     model, original, _, tensors, config = train(options, targets)
     base, adapter = write(tmp_path, original, tensors, config)
     expected = unloaded(model)

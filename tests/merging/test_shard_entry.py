@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_inspect.maths.retained_share import Kept
-from lora_inspect.merging.keeping import SeenWeight
+from lora_inspect.merging.retention import SeenWeight
 from lora_inspect.merging.shard_entry import ShardEntry, read_entry
 
 ENTRY = ShardEntry(

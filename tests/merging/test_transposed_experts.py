@@ -8,7 +8,7 @@ import pytest
 import torch
 from adapters import assert_within, dotted, expected, factors
 
-from lora_inspect.merging import folded_weights
+from lora_inspect.merging import fold
 
 pytestmark = pytest.mark.numeric
 
@@ -54,7 +54,7 @@ def paths(tensors, end="_proj"):
 
 @pytest.fixture(params=[1 << 20, 24], ids=["in one block", "in tiny blocks"])
 def blocks(request, monkeypatch):
-    monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", request.param)
+    monkeypatch.setattr(fold, "BLOCK_ELEMENTS", request.param)
 
 
 @pytest.mark.usefixtures("blocks")

@@ -63,10 +63,10 @@ def start(folder, multiplier=1.0):
 def load_all(folder):
     """Loads what a merge needs, before any process is made of this one, and has a merge take several threads."""
     import lora_inspect.merging.one_weight  # noqa: F401
-    from lora_inspect.merging import folded_weights, working_crew
+    from lora_inspect.merging import fold, working_crew
 
     working_crew.computing_threads = lambda most: THREADS
-    folded_weights.BLOCK_ELEMENTS, working_crew.COPIED_BYTES = 1 << 13, 1 << 16
+    fold.BLOCK_ELEMENTS, working_crew.COPIED_BYTES = 1 << 13, 1 << 16
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     assert merge(folder, 1.0, "--dry-run") == 0
     for number, handler in before.items():

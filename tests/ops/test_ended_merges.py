@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.merging import folded_weights, working_crew
+from lora_inspect.merging import fold, working_crew
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 
 SCRIPT = Path(__file__).with_name("ended_merges.py")
@@ -73,7 +73,7 @@ def place(tmp_path, monkeypatch):
     save_file(base, tmp_path / "base.safetensors")
     save_file(adapter, tmp_path / "adapter.safetensors")
     monkeypatch.setattr(working_crew, "computing_threads", lambda most: 3)
-    monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(fold, "BLOCK_ELEMENTS", 100)
     monkeypatch.setattr(working_crew, "COPIED_BYTES", 500)
     return tmp_path
 

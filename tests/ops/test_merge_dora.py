@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.merging import folded_weights
+from lora_inspect.merging import fold
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 
 FACTORS = {"a.lora_down.weight": torch.ones(2, 5), "a.lora_up.weight": torch.ones(6, 2)}
@@ -47,7 +47,7 @@ def test_a_rule_of_dora_for_adapters_without_it_is_an_error(tmp_path):
 @pytest.mark.parametrize("axes", [(0, 1), (1, 0), (1, 1)])
 def test_the_size_of_the_blocks_changes_nothing_whichever_axis_comes_first(axes, elements, tmp_path, monkeypatch):
     """V = W + B A, W' = m V / (|V| + 2^-23), one adapter after the other, in float64."""
-    monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(fold, "BLOCK_ELEMENTS", elements)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(6, 5, generator=generator)
     save_file({"a.weight": weight}, tmp_path / "base.safetensors")

@@ -8,7 +8,7 @@ from verified_merges import delta, key, lora, weight, with_dora
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.looked_rows import looked_rows
-from lora_inspect.merging import folded_weights, working_crew
+from lora_inspect.merging import fold, working_crew
 from lora_inspect.merging.kept import KeptAdapter, KeptWeight, check_kept, notes_on, worst_of
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 
@@ -175,7 +175,7 @@ def test_stochastic_rounding_is_that_of_the_seed_whoever_computes_it(merged, mon
     first = merged({"a": adapter}, seed=5)[1]
     assert any(not torch.equal(first[weight(0)], merged({"a": adapter}, seed=seed)[1][weight(0)]) for seed in (0, 6))
     for elements, threads in ((999, 1), (5000, 3)):
-        monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", elements)
+        monkeypatch.setattr(fold, "BLOCK_ELEMENTS", elements)
         monkeypatch.setattr(working_crew, "computing_threads", lambda most, threads=threads: threads)
         result, again = merged({"a": adapter}, seed=5)
         assert all(torch.equal(first[name].view(torch.uint8), again[name].view(torch.uint8)) for name in first)
@@ -187,10 +187,10 @@ def test_the_share_does_not_depend_on_who_computes_it(merged, monkeypatch):
     found = []
     for threads in (1, 3):
         monkeypatch.setattr(working_crew, "computing_threads", lambda most, threads=threads: threads)
-        monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", 7000)
+        monkeypatch.setattr(fold, "BLOCK_ELEMENTS", 7000)
         found.append(shares(merged({"a": adapter})[0]))
     assert found[0] == found[1]
-    monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", 300)
+    monkeypatch.setattr(fold, "BLOCK_ELEMENTS", 300)
     assert shares(merged({"a": adapter})[0]) == pytest.approx(found[0], rel=1e-3)
 
 

@@ -20,7 +20,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files import shard_staging as parts_of_files
 from lora_inspect.files import temp_files
 from lora_inspect.files.system import create, lock
-from lora_inspect.merging import shared_merge
+from lora_inspect.merging import shards as shared_merge
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.ops.merge_shards import Share, finish_merge, merge_shard
 
@@ -328,7 +328,7 @@ class TestAnotherMerge:
         return merge_shard(plan_merge("base", [("elsewhere/lora", 1.0)], MergeOptions()), "out", Share(2, 2))
 
     def other_version(self, monkeypatch):
-        monkeypatch.setattr("lora_inspect.merging.provenance.__version__", "9.9")
+        monkeypatch.setattr("lora_inspect.merging.record.__version__", "9.9")
         return job("2/2")
 
     @pytest.mark.parametrize("name", CASES)

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.merging import folded_weights
+from lora_inspect.merging import fold
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 
 pytestmark = pytest.mark.numeric
@@ -92,7 +92,7 @@ PAIRS = [(first, second) for first in CHANGES for second in CHANGES]
 @pytest.fixture(params=[1, 30, 1 << 20], ids=["tiny blocks", "small blocks", "one block"])
 def merged(request, tmp_path, monkeypatch):
     """The base with adapters of (tensors, multiplier) merged into it, and the plan."""
-    monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", request.param)
+    monkeypatch.setattr(fold, "BLOCK_ELEMENTS", request.param)
     save_file({"layer.weight": WEIGHT, "layer.bias": BIAS}, tmp_path / "base.safetensors")
 
     def run(*adapters):

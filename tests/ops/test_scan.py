@@ -11,7 +11,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.info import as_json
 from lora_inspect.ops.scan import files_of, scan
 from lora_inspect.reading.model.settings import Settings
-from lora_inspect.scanning import scanned_file, side_by_side
+from lora_inspect.scanning import scan_file, workers
 
 
 @pytest.fixture
@@ -78,14 +78,14 @@ def test_a_record_is_made_where_it_is_asked_for(many):
 
 @pytest.mark.parametrize("error", [KeyError("odd"), MemoryError(), OSError(5, "Input/output error"), RecursionError()])
 def test_what_nobody_foresaw_is_an_error_of_that_file(error, many, monkeypatch):
-    real = scanned_file.inspect
+    real = scan_file.inspect
 
     def inspect(path, settings):
         if path.endswith("b.safetensors"):
             raise error
         return real(path, settings)
 
-    monkeypatch.setattr(scanned_file, "inspect", inspect)
+    monkeypatch.setattr(scan_file, "inspect", inspect)
     files = list(scan([many]))
     assert files[0].error is error
     assert [one.kind for one in files[2:]] == ["base", "adapter"]
@@ -93,8 +93,8 @@ def test_what_nobody_foresaw_is_an_error_of_that_file(error, many, monkeypatch):
 
 def test_several_processes_say_the_same(fixtures, tmp_path, monkeypatch):
     """Also where they are new ones, as on macOS and Windows."""
-    monkeypatch.setattr(side_by_side, "_can_be_copied", lambda: False)
-    monkeypatch.setattr(side_by_side, "_NEW", 0.0)
+    monkeypatch.setattr(workers, "_can_be_copied", lambda: False)
+    monkeypatch.setattr(workers, "_NEW", 0.0)
     for number, name in enumerate(["rslora_flag", "split", "dora_without_flag"] * 20):
         shutil.copy(fixtures / "synthetic" / f"{name}.safetensors", tmp_path / f"{number:02}.safetensors")
     (tmp_path / "07.safetensors").write_bytes(b"{}")
@@ -114,12 +114,12 @@ def test_a_folder_that_is_one_checkpoint_is_one_path(fixtures, many):
 
 
 def test_a_file_that_is_rewritten_meanwhile_is_told(many, monkeypatch):
-    real = scanned_file.inspect
+    real = scan_file.inspect
 
     def inspect(path, settings):
         found = real(path, settings)
         os.utime(path, ns=(1, 1))
         return found
 
-    monkeypatch.setattr(scanned_file, "inspect", inspect)
+    monkeypatch.setattr(scan_file, "inspect", inspect)
     assert [one.duplicate_of for one in scan([many / "b.safetensors"] * 2)] == [None, None]

@@ -11,7 +11,7 @@ from strategies import odd_adapters
 
 from lora_inspect.reading.keys import groups
 from lora_inspect.reading.keys.groups import AlikeModules, Likeness, alike, changes_of_kinds
-from lora_inspect.scanning.scanned_file import scan_file
+from lora_inspect.scanning.scan_file import scan_file
 
 
 def test_modules_of_other_shapes_alphas_and_magnitudes_are_of_other_kinds(read):

@@ -3,7 +3,7 @@
 import pytest
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.scanning.scanned_file import ScannedFile
+from lora_inspect.scanning.scan_file import ScannedFile
 from lora_inspect.scanning.selection import KEYS, ORDERS, condition, sorting_key
 
 STYLE = ScannedFile(

@@ -8,7 +8,7 @@ from adapters import lora, loras, split
 from lora_inspect.files.discovery import find_checkpoints
 from lora_inspect.ops.compat import compat
 from lora_inspect.programs.verdict import SAME
-from lora_inspect.scanning.scanned_file import scan_file
+from lora_inspect.scanning.scan_file import scan_file
 from lora_inspect.scanning.states import ANSWER, CONVERT, FINE, INFO_ONLY
 
 PEFT = {"spelling": "peft", "alpha": None}

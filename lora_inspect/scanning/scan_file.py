@@ -13,7 +13,7 @@ from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY, FoldedScales
 from lora_inspect.records import NamedTuple
-from lora_inspect.scanning.same_tensors import DataSection, data_section
+from lora_inspect.scanning.duplicates import DataSection, data_section
 from lora_inspect.scanning.states import state_of
 
 # What is more than that of a file is made of its reading, as by `lora_inspect.ops.info.as_json`.

@@ -9,10 +9,10 @@ from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import Writer
 from lora_inspect.files.same_bytes import are_same_bytes
 from lora_inspect.maths.tensors import TORCH_DTYPES, bytes_in
-from lora_inspect.merging.crew import Job, Member
 from lora_inspect.merging.factor_reader import FactorReader
-from lora_inspect.merging.links import Fold
+from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.subtracted import BLOCK_ELEMENTS, Account, Subtraction, why_not
+from lora_inspect.merging.threads import Job, Member
 from lora_inspect.merging.working import recorded_type
 from lora_inspect.merging.working_crew import Tools, copying, run_in_order, working_crew
 from lora_inspect.progress import Progress

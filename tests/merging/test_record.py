@@ -10,7 +10,7 @@ from adapters import base, lora, loras
 from safetensors import safe_open
 
 from lora_inspect import __version__
-from lora_inspect.merging import provenance
+from lora_inspect.merging import record as provenance
 from lora_inspect.merging.options import MergeOptions
 from lora_inspect.reading.metadata.merge_record import merge_records
 
@@ -143,7 +143,7 @@ def test_what_stood_under_the_key_is_kept_whatever_it_is(run, write_safetensors,
 
 
 def test_a_dry_run_reads_no_adapter_for_its_hash(run, files, tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_inspect.merging.provenance.file_sha256", None)
+    monkeypatch.setattr("lora_inspect.merging.record.file_sha256", None)
     assert run("merge", *files, "-o", tmp_path / "out.safetensors", "--dry-run").status == 0
 
 

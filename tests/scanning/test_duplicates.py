@@ -8,7 +8,7 @@ from adapters import lora, loras
 
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.input_file import InputFile
-from lora_inspect.scanning.same_tensors import Duplicates, data_section
+from lora_inspect.scanning.duplicates import Duplicates, data_section
 
 
 @pytest.fixture

@@ -18,14 +18,14 @@ from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.listing import counted, some
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.dealing import Share, taken
-from lora_inspect.merging.folded_weights import Written
-from lora_inspect.merging.keeping import Keeping, SeenWeight, kept_of
+from lora_inspect.merging.fold import Written
 from lora_inspect.merging.kept import check_kept
 from lora_inspect.merging.made_of import check_same, made_of
 from lora_inspect.merging.output_files import OutputFiles
 from lora_inspect.merging.plan import MergePlan
-from lora_inspect.merging.provenance import recorded, with_base_hashes
+from lora_inspect.merging.record import recorded, with_base_hashes
 from lora_inspect.merging.result import MergeResult, result_of
+from lora_inspect.merging.retention import Keeping, SeenWeight, kept_of
 from lora_inspect.merging.shard_entry import ShardEntry, read_entry
 from lora_inspect.progress import Progress, silent
 from lora_inspect.records import NamedTuple

@@ -114,9 +114,9 @@ def test_the_largest_number_of_a_type_is_within_it(cast):
 
 
 def test_a_number_that_overflows_in_a_later_block_is_found(cast, monkeypatch):
-    from lora_inspect.merging import folded_weights
+    from lora_inspect.merging import fold
 
-    monkeypatch.setattr(folded_weights, "BLOCK_ELEMENTS", 8)
+    monkeypatch.setattr(fold, "BLOCK_ELEMENTS", 8)
     tensor = torch.zeros(6, 4)
     tensor[:2] = -math.inf
     tensor[5, 3] = 1e6

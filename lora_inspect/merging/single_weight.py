@@ -19,7 +19,7 @@ from lora_inspect.maths.chain import folded, settled
 from lora_inspect.maths.dora import INPUT
 from lora_inspect.maths.tensors import RowBlocks, first_non_finite
 from lora_inspect.merging.factor_reader import FactorReader
-from lora_inspect.merging.links import Fold, LinkReader, no_numbers_of_a_change
+from lora_inspect.merging.fold_chain import Fold, LinkReader, no_numbers_of_a_change
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.contribution import Contribution
 

@@ -10,7 +10,7 @@ from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.chain import Link, settled
 from lora_inspect.maths.tensors import RowBlocks
 from lora_inspect.merging.factor_reader import FactorReader
-from lora_inspect.merging.links import Fold, LinkReader, no_numbers_of_a_change
+from lora_inspect.merging.fold_chain import Fold, LinkReader, no_numbers_of_a_change
 from lora_inspect.reading.base.base_codecs import CodedWeight
 from lora_inspect.verifying.alternatives import (
     Alternative,

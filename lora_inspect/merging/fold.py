@@ -10,14 +10,14 @@ from lora_inspect.files.input_file import Identity
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import TensorPlan, Writer, in_file_order
 from lora_inspect.matching.expert_weights import as_matrix
-from lora_inspect.merging.crew import Job
-from lora_inspect.merging.keeping import Keeping
-from lora_inspect.merging.links import Fold
+from lora_inspect.merging.encode import Encoder, Rounded, Witness
+from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.recoded_rows import Recoded
+from lora_inspect.merging.retention import Keeping
 from lora_inspect.merging.rounding import rounding_of
 from lora_inspect.merging.storage import Storage
+from lora_inspect.merging.threads import Job
 from lora_inspect.merging.working import working_type
-from lora_inspect.merging.written_rows import Encoder, Rounded, Witness
 from lora_inspect.progress import Progress
 from lora_inspect.records import NamedTuple
 

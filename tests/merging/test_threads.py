@@ -7,7 +7,7 @@ import time
 import pytest
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.merging.crew import Crew, Job
+from lora_inspect.merging.threads import Crew, Job
 from lora_inspect.progress import silent
 
 COUNTS = [1, 2, 5]
