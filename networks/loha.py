@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from lora_inspect.algorithms import loha
 
-from .build.architecture_module import Algorithm, functions_of
 from .files.reading import FactorReader
 from .kernels import hadamard
 from .kernels.adapted_linear import Kernel
@@ -17,6 +16,7 @@ from .modules.base_forward import convolve_as
 from .modules.convolutions import convolve_pointwise
 from .modules.delta_folding import FoldableDelta, merging
 from .modules.delta_module import DeltaModule
+from .network.architecture_module import Algorithm, functions_of
 
 
 class LoHaModule(DeltaModule):

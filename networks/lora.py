@@ -4,13 +4,13 @@ from typing import Any
 
 from lora_inspect.architectures.families.hunyuan_video import ARCHITECTURE
 
-from .build import creation
-from .build.architecture_module import functions_of, target_classes
-from .build.creation import DEFAULT_RANK, PREFIX
-from .build.network import LoRANetwork
 from .modules.dora_layer import DoRALayer
-from .modules.layers import LoRAModule
-from .modules.merging import LoRAInfModule
+from .modules.lora_module import LoRAModule
+from .modules.module_merging import LoRAInfModule
+from .network import creation
+from .network.architecture_module import functions_of, target_classes
+from .network.creation import DEFAULT_RANK, PREFIX
+from .network.network import LoRANetwork
 
 __all__ = [
     "DEFAULT_RANK",

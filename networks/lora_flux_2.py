@@ -2,7 +2,7 @@
 
 from lora_inspect.architectures.families.flux2 import ARCHITECTURE
 
-from .build.architecture_module import functions_of, target_classes
+from .network.architecture_module import functions_of, target_classes
 
 FLUX_2_TARGET_REPLACE_MODULES = target_classes(ARCHITECTURE)
 

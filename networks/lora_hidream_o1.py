@@ -6,7 +6,7 @@ Which layers are adapted depends on the task, t2i or i2i, that the trainer sets 
 from lora_inspect.architectures.families import hidream_o1
 from lora_inspect.architectures.families.hidream_o1 import ARCHITECTURE
 
-from .build.architecture_module import functions_of, target_classes
+from .network.architecture_module import functions_of, target_classes
 
 HIDREAM_O1_T2I_TARGET_REPLACE_MODULES = list(hidream_o1.TEXT_TO_IMAGE)
 HIDREAM_O1_I2I_TARGET_REPLACE_MODULES = list(hidream_o1.IMAGE_TO_IMAGE)

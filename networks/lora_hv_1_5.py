@@ -2,7 +2,7 @@
 
 from lora_inspect.architectures.families.hunyuan_video_1_5 import ARCHITECTURE
 
-from .build.architecture_module import functions_of, target_classes
+from .network.architecture_module import functions_of, target_classes
 
 HV_1_5_IMAGE_TARGET_REPLACE_MODULES = target_classes(ARCHITECTURE)
 

@@ -2,7 +2,7 @@
 
 from lora_inspect.architectures.families.z_image import ARCHITECTURE
 
-from .build.architecture_module import functions_of, target_classes
+from .network.architecture_module import functions_of, target_classes
 
 ZIMAGE_TARGET_REPLACE_MODULES = target_classes(ARCHITECTURE)
 

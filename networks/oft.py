@@ -18,7 +18,6 @@ from lora_inspect.maths import rotation
 from lora_inspect.maths.change import Change
 
 from .arguments import Option, read_bool, read_float
-from .build.architecture_module import Algorithm, functions_of
 from .files.reading import FactorReader, ModuleWeights
 from .files.stored_alpha import read_limit
 from .kernels.base_weight import is_plain
@@ -28,6 +27,7 @@ from .modules.adapter_module import AdapterModule
 from .modules.base_forward import CONVOLUTIONS
 from .modules.foldable import FoldableModule
 from .modules.merge_weight import merge_into
+from .network.architecture_module import Algorithm, functions_of
 
 logger = logging.getLogger(__name__)
 

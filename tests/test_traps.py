@@ -143,7 +143,7 @@ WRITING: dict[int, tuple[str, ...]] = {
     ),
     5: (
         "a magnitude needs a dimension for the inputs",
-        "converting/test_naming.py::test_where_a_magnitude_of_outputs_goes",
+        "converting/test_key_names.py::test_where_a_magnitude_of_outputs_goes",
     ),
     6: (
         "ComfyUI divides magnitudes of outputs by the norms of the base's rows",
@@ -174,7 +174,7 @@ WRITING: dict[int, tuple[str, ...]] = {
     20: (
         "halves are swapped in the rows of the last modulation, and not in the ranks",
         "converting/test_layouts.py::test_flux_in_diffusers_names_becomes_original",
-        "converting/test_relayout.py::test_halves_change_places",
+        "converting/test_target_layout.py::test_halves_change_places",
     ),
     22: (
         "an alpha beside names of diffusers is discarded",
@@ -190,11 +190,11 @@ WRITING: dict[int, tuple[str, ...]] = {
     ),
     25: (
         "a difference beside LoRA is all that programs apply",
-        "converting/test_loadable.py::test_two_changes_of_one_weight_are_named",
+        "converting/test_target_program.py::test_two_changes_of_one_weight_are_named",
     ),
     26: (
         "ComfyUI takes another limit for a rotation",
-        "converting/test_loadable.py::test_what_the_programs_compute",
+        "converting/test_target_program.py::test_what_the_programs_compute",
     ),
     32: (
         "an embedded config is stale once the tensors are others",
@@ -202,7 +202,7 @@ WRITING: dict[int, tuple[str, ...]] = {
     ),
     33: (
         "parts of LoHa are all of its ranks",
-        "converting/test_relayout.py::test_parts_of_loha_that_share_one_of_two_factors_keep_the_other_one",
+        "converting/test_target_layout.py::test_parts_of_loha_that_share_one_of_two_factors_keep_the_other_one",
     ),
 }
 

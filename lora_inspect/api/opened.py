@@ -10,12 +10,12 @@ from lora_inspect.api.arguments import PathWithSettings, reading_settings, witho
 from lora_inspect.api.failures import in_a_sentence
 from lora_inspect.api.modules import Modules
 from lora_inspect.architectures import by_name
-from lora_inspect.listing import counted
+from lora_inspect.escape import shortened
 from lora_inspect.ops.info import as_json
-from lora_inspect.printable import shortened
 from lora_inspect.reading.file_info import FileInfo, inspect
 from lora_inspect.reading.model.evidence import Evidence
 from lora_inspect.reading.model.problem import Problem
+from lora_inspect.sentences import counted
 
 _SHOWN = 3
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect.api.arguments import PathWithSettings, StrPath, Transposed, WatchProgress, watched
 from lora_inspect.api.conversion import asked_conversion
 from lora_inspect.api.failures import in_a_sentence
-from lora_inspect.converting.asked_consumer import scheme_for
-from lora_inspect.converting.output_endings import output_ending
 from lora_inspect.converting.plan import plan_for
+from lora_inspect.converting.target.asked_consumer import scheme_for
+from lora_inspect.converting.target.output_endings import output_ending
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.output_names import GGUF_ENDING

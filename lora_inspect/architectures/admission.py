@@ -7,7 +7,7 @@ family may be admitted whose names do not fit, but none is left out whose names 
 from collections import Counter
 from collections.abc import Mapping
 
-from ..records import NamedTuple
+from ..fast_namedtuple import NamedTuple
 from .patterns import pattern_of, patterns_of
 from .record import Architecture
 

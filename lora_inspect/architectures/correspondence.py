@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ..records import NamedTuple
+from ..fast_namedtuple import NamedTuple
 from .patterns import fill, pattern_of
 
 if TYPE_CHECKING:  # where something is arranged, and most runs ask for no relation

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lora_inspect.listing import listed
-from lora_inspect.remembering import Remembered
+from lora_inspect.caching import Remembered
+from lora_inspect.sentences import listed
 
-from ..records import NamedTuple
+from ..fast_namedtuple import NamedTuple
 from . import admitted, changes, every
 from .blocks import fills, holds, used_indices
 from .claims import METADATA_KEYS, MODULE_KEY, V2_KEY, agrees_with_v2, named_by, trained_by

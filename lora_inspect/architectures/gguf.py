@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from ..records import NamedTuple
+from ..fast_namedtuple import NamedTuple
 from .correspondence import Relation, experts, parameters
 from .record import Layout, under
 

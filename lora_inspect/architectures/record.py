@@ -1,6 +1,6 @@
 """What the toolkit knows of one model family, as data."""
 
-from ..records import NamedTuple
+from ..fast_namedtuple import NamedTuple
 from .correspondence import UNKNOWN, Correspondence
 from .text_encoders import TextEncoder
 

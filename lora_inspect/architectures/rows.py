@@ -5,7 +5,7 @@ from itertools import product
 from math import prod
 from typing import Final, Literal
 
-from ..records import NamedTuple
+from ..fast_namedtuple import NamedTuple
 
 # A share of as many rows as the weight has inputs: the query's, where keys and values have fewer heads.
 INPUTS: Final = "inputs"

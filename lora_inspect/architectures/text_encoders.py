@@ -5,7 +5,7 @@ A file that adapts an encoder which a family does not have is no file of that fa
 
 from collections.abc import Iterable, Mapping
 
-from ..records import NamedTuple
+from ..fast_namedtuple import NamedTuple
 from .patterns import fill, pattern_of, separator_of
 
 INPUT, OUTPUT = 1, 0

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 from functools import cache
 
-from lora_inspect.listing import listed
+from lora_inspect.sentences import listed
 
 from . import every
 from .patterns import fill, layout_patterns, pattern_of

@@ -8,6 +8,7 @@ from lora_inspect.checking.rule import Rule
 from lora_inspect.checking.rules import RULES, find_problems
 from lora_inspect.checking.subject import Subject, read_again
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.safetensors.contents import write_contents
 from lora_inspect.files.safetensors.writer import in_file_order
@@ -15,7 +16,6 @@ from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.evidence import close
 from lora_inspect.reading.model.problem import Problem
-from lora_inspect.records import NamedTuple
 
 _HASHES = (hash_lints.STALE, hash_lints.EMPTY)
 

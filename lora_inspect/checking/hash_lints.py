@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from lora_inspect.checking.draft import Draft
 from lora_inspect.checking.subject import Subject
+from lora_inspect.escape import shortened
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.hashes import (
     LEGACY_HASH,
@@ -18,7 +19,6 @@ from lora_inspect.files.hashes import (
 )
 from lora_inspect.files.safetensors.contents import Content, renamed
 from lora_inspect.files.safetensors.writer import in_file_order
-from lora_inspect.printable import shortened
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.model.problem import Finding
 

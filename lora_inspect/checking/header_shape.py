@@ -2,11 +2,11 @@
 
 import re
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.gguf.gguf_format import MAGIC
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.safetensors.strict_header import METADATA
-from lora_inspect.records import NamedTuple
 
 _LENGTH_BYTES = 8
 _FIRST, _PIECE = 64, 1 << 16

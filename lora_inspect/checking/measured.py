@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.safetensors.dtypes import FP8, decode_number
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.progress import Progress
-from lora_inspect.records import NamedTuple
 
 _CHUNK_BYTES = 1 << 23
 # Products of larger factors are not looked at: they would have to be held as a whole.

@@ -7,14 +7,14 @@ from lora_inspect.architectures import by_name
 from lora_inspect.architectures.claims import METADATA_KEYS, named_by
 from lora_inspect.checking.draft import Draft
 from lora_inspect.checking.subject import Subject
+from lora_inspect.escape import shortened
 from lora_inspect.files.hashes import HASH_KEYS
 from lora_inspect.files.json_text import parse_json
-from lora_inspect.listing import counted, listed, some
-from lora_inspect.printable import shortened
 from lora_inspect.reading.identify import described
 from lora_inspect.reading.metadata.output_metadata import one_or_several
 from lora_inspect.reading.model.evidence import close, network_args
 from lora_inspect.reading.model.problem import Finding
+from lora_inspect.sentences import counted, listed, some
 
 DIM, ALPHA = "ss_network_dim", "ss_network_alpha"
 # What sd-scripts writes as JSON, and programs read as such.

@@ -8,10 +8,10 @@ from lora_inspect.checking.draft import Draft
 from lora_inspect.checking.subject import Subject
 from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.listing import counted, listed, some
 from lora_inspect.maths.dora import INPUT, OUTPUT
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.problem import Finding
+from lora_inspect.sentences import counted, listed, some
 
 _MAGNITUDE = ".dora_scale"
 

@@ -1,8 +1,8 @@
 """What the problems mean that the reading of a file finds: for `check`, whose help and page explain every code."""
 
 from lora_inspect.checking.rule import Rule
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.problems import PROBLEMS
-from lora_inspect.records import NamedTuple
 
 
 class _Words(NamedTuple):

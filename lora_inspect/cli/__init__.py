@@ -8,11 +8,11 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.failures import sentence_of, show_defect
-from lora_inspect.cli.plain_options import version_option
+from lora_inspect.cli.verb import version_option
 from lora_inspect.cli.verbs import Verbs
 from lora_inspect.files.system import ENDING_SIGNALS
 from lora_inspect.interrupt import INTERRUPTED, WORDS
-from lora_inspect.launched import launched
+from lora_inspect.torchrun import launched
 
 _KILLED_BY = 128
 

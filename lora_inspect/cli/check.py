@@ -12,9 +12,9 @@ from lora_inspect.cli.check_told import print_mended, print_problems, print_summ
 from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.path_settings import parse_without_strength
-from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import bar_below, percent
 from lora_inspect.cli.summaries import VERBS
+from lora_inspect.cli.verb import Verb
 from lora_inspect.files.discovery import stored_bytes
 from lora_inspect.reading.model.problem import SEVERITIES, WARNING
 

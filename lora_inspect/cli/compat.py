@@ -8,11 +8,11 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
+from lora_inspect.cli.options import reading_options, settings
 from lora_inspect.cli.path_settings import parse_without_strength
-from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.shared_options import reading_options, settings
 from lora_inspect.cli.summaries import VERBS
+from lora_inspect.cli.verb import Verb
 from lora_inspect.programs import CONSUMERS
 from lora_inspect.programs.record import READ, Consumer
 

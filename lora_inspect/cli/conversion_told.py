@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_inspect.cli import terminal
-from lora_inspect.listing import listed, some
+from lora_inspect.escape import shortened
 from lora_inspect.matching.orientation import in_words
 from lora_inspect.ops.convert import ConvertResult
-from lora_inspect.printable import shortened
+from lora_inspect.sentences import listed, some
 
 
 def tell(result: ConvertResult, with_errors: bool) -> None:

@@ -6,10 +6,7 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
-from lora_inspect.cli.path_settings import parse_without_strength
-from lora_inspect.cli.plain_options import Verb
-from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.shared_options import (
+from lora_inspect.cli.options import (
     architecture_option,
     finite,
     reading_options,
@@ -17,7 +14,10 @@ from lora_inspect.cli.shared_options import (
     transposed_option,
     writing_options,
 )
+from lora_inspect.cli.path_settings import parse_without_strength
+from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.summaries import VERBS
+from lora_inspect.cli.verb import Verb
 from lora_inspect.converting.choices import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS
 from lora_inspect.files.discovery import is_collection
 from lora_inspect.programs import CONSUMERS

@@ -10,17 +10,17 @@ import click
 from lora_inspect.cli import conversion_told, terminal
 from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.converting.asked_consumer import scheme_for
 from lora_inspect.converting.options import ConvertOptions
-from lora_inspect.converting.output_endings import output_ending
+from lora_inspect.converting.target.asked_consumer import scheme_for
+from lora_inspect.converting.target.output_endings import output_ending
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.mirrored_folder import Mirrored, mirrored
 from lora_inspect.files.outputs import folder_of_outputs
 from lora_inspect.ops.convert import ConvertResult, convert_to_standard
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.kinds import ADAPTER, kind_of
-from lora_inspect.records import NamedTuple
 from lora_inspect.stores.address import is_remote
 
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import click
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.records import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.scanning.selection import ORDERS, Condition, condition
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])

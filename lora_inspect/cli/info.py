@@ -9,9 +9,9 @@ import click
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.folder_options import FolderOptions, folder_options
-from lora_inspect.cli.info_paths import ERROR, Asked, asked, broken
-from lora_inspect.cli.plain_options import Verb
+from lora_inspect.cli.info_arguments import ERROR, Asked, asked, broken
 from lora_inspect.cli.summaries import VERBS
+from lora_inspect.cli.verb import Verb
 from lora_inspect.files.garbage import without_collecting
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _show(
 
         terminal.laid_out([[], *table_of_modules(sheet, record["module_list"], why)])
     if metadata and record["metadata"]:
-        from lora_inspect.cli.metadata_told import metadata_lines
+        from lora_inspect.cli.metadata_output import metadata_lines
         from lora_inspect.cli.terminal import Piece
         from lora_inspect.cli.wrapped import cut
 

@@ -12,15 +12,15 @@ from lora_inspect.cli import terminal
 from lora_inspect.cli.failures import DEBUG, sentence_of
 from lora_inspect.cli.folder_options import FolderOptions
 from lora_inspect.cli.folder_table import FolderTable
-from lora_inspect.cli.info_paths import ERROR, Asked, broken
+from lora_inspect.cli.info_arguments import ERROR, Asked, broken
 from lora_inspect.cli.progress_bar import BarBelow, bar_below
 from lora_inspect.cli.sheet import Sheet
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import PEFT_WEIGHTS, set_of
 from lora_inspect.ops.info import as_json
 from lora_inspect.ops.scan import scan_files
 from lora_inspect.reading.kinds import ADAPTER, BASE, OTHER
-from lora_inspect.records import NamedTuple
 from lora_inspect.scanning.scan_file import Record, ScannedFile
 from lora_inspect.scanning.selection import sorting_key
 from lora_inspect.scanning.states import STATES

@@ -8,6 +8,7 @@ from lora_inspect.cli.info_headline import few, file_line, headline, span
 from lora_inspect.cli.info_programs import lines_of_programs
 from lora_inspect.cli.sheet import Line, Sheet
 from lora_inspect.cli.terminal import BOLD, DOUBTFUL, FAINT, WRONG
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths.packed_factors import PACKINGS
 from lora_inspect.ops.info import outlook_of
 from lora_inspect.programs.verdict import Verdict
@@ -16,7 +17,6 @@ from lora_inspect.reading.metadata.provenance import noted_trigger
 from lora_inspect.reading.model.problem import ERROR, NOTE, WARNING
 from lora_inspect.reading.model.settings import spell_argument
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY
-from lora_inspect.records import NamedTuple
 from lora_inspect.shell import command_line, operand
 
 # The columns of the parts of an adapter and of a base, and what stands in each.

@@ -7,8 +7,7 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
-from lora_inspect.cli.plain_options import Verb
-from lora_inspect.cli.shared_options import (
+from lora_inspect.cli.options import (
     architecture_option,
     choosing_options,
     dora_multiplier_option,
@@ -19,6 +18,7 @@ from lora_inspect.cli.shared_options import (
     writing_options,
 )
 from lora_inspect.cli.summaries import VERBS
+from lora_inspect.cli.verb import Verb
 from lora_inspect.files.safetensors.dtypes import DTYPE_NAMES
 from lora_inspect.merging.rounding import NEAREST, STOCHASTIC, seed_of
 
@@ -149,7 +149,6 @@ def merge(
 ) -> None:
     """Plans, merges and prints; or undoes."""
     from lora_inspect.cli.progress_bar import in_bytes, progress_bar
-    from lora_inspect.launched import launched
     from lora_inspect.ops.merge import (
         MergeOptions,
         check_merge_output,
@@ -162,6 +161,7 @@ def merge(
     from lora_inspect.reading.chosen_modules import Choice
     from lora_inspect.reading.model.settings import parse_arguments
     from lora_inspect.reading.weights_toml import read_weights
+    from lora_inspect.torchrun import launched
 
     if is_undo:
         if launched():
@@ -236,11 +236,11 @@ def _print(record: dict[str, Any], result: "MergeResult | None", plan: "MergePla
     if as_json:
         terminal.json_text(record)
         return
-    from lora_inspect.listing import some
+    from lora_inspect.escape import shortened
     from lora_inspect.matching.orientation import in_words
     from lora_inspect.matching.unmatched import in_components
     from lora_inspect.merging.kept import in_summary
-    from lora_inspect.printable import shortened
+    from lora_inspect.sentences import some
 
     if record.get("dry_run"):
         for name, modules in record["targets"].items():

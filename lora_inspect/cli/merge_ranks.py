@@ -7,12 +7,12 @@ from lora_inspect.cli import terminal
 from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.merge_shards import note_beyond
 from lora_inspect.cli.progress_bar import in_bytes, progress_bar
-from lora_inspect.launched import Rank
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.processes import Elsewhere, all_ranks
 from lora_inspect.merging.result import MergeResult
 from lora_inspect.ops.merge_ranks import merge_by_ranks
+from lora_inspect.torchrun import Rank
 
 
 def run(

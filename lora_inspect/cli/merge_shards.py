@@ -5,7 +5,6 @@ from typing import Any
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.progress_bar import in_bytes, progress_bar
-from lora_inspect.listing import counted, some
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.result import MergeResult, planned_record
 from lora_inspect.ops.merge_shards import (
@@ -17,6 +16,7 @@ from lora_inspect.ops.merge_shards import (
     shard_record,
     shared_output,
 )
+from lora_inspect.sentences import counted, some
 
 # What prints the record of a merge, made or planned.
 Tell = Callable[[dict[str, Any], MergeResult | None], None]

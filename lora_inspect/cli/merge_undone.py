@@ -6,10 +6,10 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.listing import some
 from lora_inspect.ops.undo import UndoResult, check_undo_output, plan_undo, planned_undo, undo_output
 from lora_inspect.ops.undo import undo as undo_files
 from lora_inspect.reading.model.settings import Settings
+from lora_inspect.sentences import some
 
 # What the merged model is asked of, and what else --undo takes.
 _TAKEN = (

@@ -7,9 +7,9 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
-from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.progress_bar import bar_below, percent
 from lora_inspect.cli.summaries import METADATA_VERBS, VERBS
+from lora_inspect.cli.verb import Verb
 
 if TYPE_CHECKING:
     from lora_inspect.ops.metadata import Told
@@ -56,9 +56,9 @@ class _Verbs(Verb, click.Group):
         """One that reads, or one of those that write."""
         if name in self.commands or name not in METADATA_VERBS:
             return self.commands.get(name)
-        from lora_inspect.cli import metadata_changes
+        from lora_inspect.cli import metadata_edit
 
-        return metadata_changes.COMMANDS[name]
+        return metadata_edit.COMMANDS[name]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Lists the verbs as click does."""
@@ -77,7 +77,7 @@ def metadata() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every value whole: a list for a set of files.")
 def show(path: str, hashes: bool, as_json: bool) -> None:
     """Reads and prints."""
-    from lora_inspect.cli.metadata_told import metadata_lines
+    from lora_inspect.cli.metadata_output import metadata_lines
     from lora_inspect.files.discovery import stored_bytes
     from lora_inspect.ops.metadata import show as told
 

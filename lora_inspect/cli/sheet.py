@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from lora_inspect.cli import terminal
 from lora_inspect.cli.terminal import BOLD, FAINT, PLAIN, Piece
 from lora_inspect.cli.wrapped import cut, wrapped
-from lora_inspect.printable import VALUE, shortened, width
+from lora_inspect.escape import VALUE, shortened, width
 
 Line = Sequence[Piece]
 # What stands before a labelled line, and the columns of its label.

@@ -9,9 +9,9 @@ from typing import Any, TextIO
 
 import click
 
+from lora_inspect.escape import SENTENCE, printable, shortened, width
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.system import IS_WINDOWS
-from lora_inspect.printable import SENTENCE, printable, shortened, width
-from lora_inspect.records import NamedTuple
 
 # How a piece of a line looks on a terminal that has colours, by the numbers that ECMA-48 has for it.
 PLAIN, BOLD, FAINT, WRONG, DOUBTFUL, RIGHT = "", "1", "2", "1;31", "33", "32"

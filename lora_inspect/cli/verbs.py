@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lora_inspect.cli.plain_options import Verb
 from lora_inspect.cli.summaries import VERBS
+from lora_inspect.cli.verb import Verb
 from lora_inspect.files.garbage import without_collecting
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Verbs(Verb, click.Group):
 
 def _no_verb(word: str) -> str:
     from lora_inspect.files.near_names import nearest_name, nearest_path
-    from lora_inspect.listing import listed
+    from lora_inspect.sentences import listed
 
     if verb := nearest_name(word, VERBS):
         return f"There is no command '{word}'; did you mean {verb}?"

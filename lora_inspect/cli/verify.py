@@ -7,9 +7,7 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.file_paths import FilePath
-from lora_inspect.cli.plain_options import Verb
-from lora_inspect.cli.progress_bar import in_bytes, progress_bar
-from lora_inspect.cli.shared_options import (
+from lora_inspect.cli.options import (
     architecture_option,
     choosing_options,
     dora_multiplier_option,
@@ -17,7 +15,9 @@ from lora_inspect.cli.shared_options import (
     settings,
     transposed_option,
 )
+from lora_inspect.cli.progress_bar import in_bytes, progress_bar
 from lora_inspect.cli.summaries import VERBS
+from lora_inspect.cli.verb import Verb
 
 if TYPE_CHECKING:
     from lora_inspect.matching.orientation_answers import Answers

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from lora_inspect.printable import width
+from lora_inspect.escape import width
 
 
 def wrapped(text: str, columns: int) -> list[str]:

@@ -7,7 +7,7 @@ blocks, of which those at the lower and the right edge may be smaller.
 from collections.abc import Iterator
 from typing import Any
 
-from lora_inspect.records import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple
 
 
 class Blocks(NamedTuple):

@@ -5,8 +5,8 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.records import NamedTuple
 
 Shape = tuple[int, ...]
 

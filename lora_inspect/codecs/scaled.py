@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_inspect.codecs.blocks import Blocks, divide, extremes, multiply, own_scales
 from lora_inspect.codecs.record import BadSetting, Extremes, Found, Layout, NoCode, Shape
-from lora_inspect.records import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple
 
 
 class Reach(NamedTuple):

@@ -6,13 +6,13 @@ from lora_inspect.algorithms.record import BIAS
 from lora_inspect.converting.choices import SINGLE_EXPERTS
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.base.base_weights import open_weights
 from lora_inspect.reading.components import chosen
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.records import NamedTuple
 
 
 class Input(NamedTuple):

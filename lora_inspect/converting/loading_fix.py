@@ -3,11 +3,11 @@
 `mending` tries every way for every program, which takes longer than a look at a file may.
 """
 
-from lora_inspect.converting.mending import OF_ITS_FACTORS, mending
+from lora_inspect.converting.fixes import OF_ITS_FACTORS, mending
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.programs.verdict import Verdict
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.settings import spell_argument
-from lora_inspect.records import NamedTuple
 from lora_inspect.shell import operand
 
 

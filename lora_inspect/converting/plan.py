@@ -4,18 +4,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_inspect.converting.asked_algorithm import check_algorithm, check_biases, needs_base, shapes_in_base
-from lora_inspect.converting.asked_consumer import for_consumer
-from lora_inspect.converting.asked_kinds import check_kinds
-from lora_inspect.converting.asked_magnitudes import is_remeasured, with_magnitudes
 from lora_inspect.converting.choices import FULL
-from lora_inspect.converting.gguf_layouts import architecture_of
 from lora_inspect.converting.inputs import chosen_input, open_base
-from lora_inspect.converting.landed import Landed, find_landed
 from lora_inspect.converting.options import ConvertOptions
-from lora_inspect.converting.relayout import Destination
-from lora_inspect.converting.standard_output import StandardOutput
-from lora_inspect.converting.targets import targets, with_scheme
+from lora_inspect.converting.output.standard_output import StandardOutput
+from lora_inspect.converting.steps.base_change import Landed, find_landed
+from lora_inspect.converting.target.asked_consumer import for_consumer
+from lora_inspect.converting.target.asked_kinds import check_kinds
+from lora_inspect.converting.target.asked_magnitudes import is_remeasured, with_magnitudes
+from lora_inspect.converting.target.gguf_layouts import architecture_of
+from lora_inspect.converting.target.target_algorithm import check_algorithm, check_biases, needs_base, shapes_in_base
+from lora_inspect.converting.target.target_layout import Destination
+from lora_inspect.converting.target.target_names import targets, with_scheme
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.input_file import Identity
 from lora_inspect.matching.match import Matching, match
@@ -26,7 +26,7 @@ from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.schemes.gguf import GGUF
 
 if TYPE_CHECKING:
-    from lora_inspect.converting.found_changes import WholeChanges
+    from lora_inspect.converting.steps.found_changes import WholeChanges
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class ConversionPlan:
         """The changes that become differences of whole parameters; LoraInspectError where the base lacks one."""
         if self.base is None or self.matching is None or self.options.algorithm != FULL:
             return {}
-        from lora_inspect.converting.found_changes import find_changes
+        from lora_inspect.converting.steps.found_changes import find_changes
 
         return find_changes(self.adapter, self.base, self.matching)
 

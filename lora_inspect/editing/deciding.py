@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from lora_inspect.records import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple
 
 
 class Told(NamedTuple):

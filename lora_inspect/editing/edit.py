@@ -5,8 +5,8 @@ from fnmatch import fnmatchcase
 
 from lora_inspect.editing.missing_key import missing_key
 from lora_inspect.editing.values import check_values
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.hashes import HASH_KEYS
-from lora_inspect.records import NamedTuple
 
 # What an edit makes of a metadata; `path` is the file that errors name.
 Edit = Callable[[Mapping[str, str], str], dict[str, str]]

@@ -6,10 +6,9 @@ from typing import Any
 
 from lora_inspect.codecs.descriptions import FORMATS_KEY
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.escape import shortened
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.listing import listed
 from lora_inspect.maths.dora import OF_BASE
-from lora_inspect.printable import shortened
 from lora_inspect.programs import CONSUMERS
 from lora_inspect.programs.verdict import judge_each
 from lora_inspect.reading.file_info import FileInfo, inspect_adapter
@@ -19,6 +18,7 @@ from lora_inspect.reading.model.evidence import RsloraReading
 from lora_inspect.reading.model.problem import ERROR
 from lora_inspect.reading.scale.magnitude_norms import NORMS_KEY
 from lora_inspect.reading.scale.scale_records import FoldedScales
+from lora_inspect.sentences import listed
 
 # By topic, and in it by what the fact is of: a module, a program, or the file itself.
 Meaning = Mapping[str, Mapping[str, Any]]

@@ -7,7 +7,7 @@ activation text stands in a file of its own beside the weights.
 
 from collections.abc import Iterable, Mapping
 
-from lora_inspect.records import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple
 
 
 class Named(NamedTuple):

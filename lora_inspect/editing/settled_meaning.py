@@ -8,7 +8,7 @@ from lora_inspect.editing.meaning import differences, meaning, under_any_name, w
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.safetensors.edit_in_place import Headed
-from lora_inspect.listing import listed, some
+from lora_inspect.sentences import listed, some
 
 
 def settled_meaning(checkpoint: Checkpoint, headed: Headed, made: Sequence[Change], allowed: bool) -> tuple[str, ...]:

@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.escape import shortened
 from lora_inspect.files.bounds import METADATA_CHARACTERS
 from lora_inspect.files.input_file import read_whole
 from lora_inspect.files.json_text import parse_json
 from lora_inspect.files.strict_json import is_unicode
-from lora_inspect.printable import shortened
 
 # What begins the name of a file that holds the value; a value of its own that begins so has it twice.
 _FROM_FILE = "@"

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.bounds import TENSORS, too_many_tensors
 from lora_inspect.files.discovery import ADAPTER_CONFIG, ShardSet, is_config_alone, read_weights, set_of
 from lora_inspect.files.file_types import PICKLE_ENDINGS, is_gguf, is_weights, likely_weights
@@ -25,7 +26,6 @@ from lora_inspect.files.locations import (
 )
 from lora_inspect.files.safetensors.dtypes import decode_number
 from lora_inspect.files.safetensors.header import TensorInfo, identified_header, read_header
-from lora_inspect.records import NamedTuple
 
 
 class Checkpoint(NamedTuple):

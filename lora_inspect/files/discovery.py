@@ -5,9 +5,9 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.file_types import PICKLE_ENDINGS, is_weights
 from lora_inspect.files.locations import bytes_at, is_folder, join, looking, names_in, walk
-from lora_inspect.records import NamedTuple
 
 ADAPTER_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model"

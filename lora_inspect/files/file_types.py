@@ -5,10 +5,10 @@ import os
 import re
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.gguf.gguf_format import MAGIC
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.locations import is_of_server, join, names_in
-from lora_inspect.records import NamedTuple
 from lora_inspect.stores.address import is_remote
 
 # Enough for the name of the first file in a zip archive and for the mark of a tar archive.

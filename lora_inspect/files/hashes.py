@@ -8,13 +8,13 @@ Sources: `precalculate_safetensors_hashes` of sd-scripts, and Stability AI's Mod
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.safetensors.contents import Content, chunks_of, renamed
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import encode_header
 from lora_inspect.progress import Progress, silent
-from lora_inspect.records import NamedTuple
 
 MODEL_HASH, LEGACY_HASH, SPEC_HASH = HASH_KEYS = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 

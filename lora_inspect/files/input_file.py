@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from lora_inspect.errors import LoraInspectError, changed
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.system import open_without_waiting
-from lora_inspect.records import NamedTuple
 from lora_inspect.stores.address import is_remote
 
 if TYPE_CHECKING:

@@ -2,9 +2,9 @@
 
 import os
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import ADAPTER_CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS, find_checkpoints, set_of
 from lora_inspect.files.locations import exists, is_folder, join
-from lora_inspect.records import NamedTuple
 from lora_inspect.stores.address import is_remote
 
 # What the weights are called that a config beside them makes an adapter.

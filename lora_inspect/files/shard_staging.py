@@ -20,7 +20,7 @@ from lora_inspect.files.input_file import Identity
 from lora_inspect.files.outputs import check_output, check_replaceable, new_file, refusing, take_place
 from lora_inspect.files.system import close_locked, create, is_at, lock, open_itself, rename_new
 from lora_inspect.files.temp_files import claimed, is_leftover, remove_leftovers, without_slash
-from lora_inspect.listing import counted
+from lora_inspect.sentences import counted
 
 _ENDING, _ENTRY = ".parts", ".json"
 _SHARDS, _ENTRIES, _WHOLE, _OLD, _LOCK = "shards", "entries", "whole", "whole.old", "finish.lock"

@@ -12,7 +12,7 @@ import sys
 from _thread import allocate_lock
 from contextlib import suppress
 
-from lora_inspect.records import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple
 
 # Windows reads and writes text without it.
 _BINARY: int = getattr(os, "O_BINARY", 0)

@@ -7,6 +7,7 @@ from lora_inspect.algorithms.lora_experts import widths
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.architectures.rows import Interleaved, Runs
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.expert_weights import as_matrix, storage_of
 from lora_inspect.matching.module_map import Home
@@ -14,7 +15,6 @@ from lora_inspect.matching.placement import Place
 from lora_inspect.reading.base.base_names import Piece
 from lora_inspect.reading.experts.packed_experts import FIRST, INPUT
 from lora_inspect.reading.model.contribution import Contribution
-from lora_inspect.records import NamedTuple
 
 
 class ExpertRows(NamedTuple):

@@ -8,9 +8,9 @@ sizes are both. Where each of the layers has a module of its own, as in mlx-lm, 
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.architectures.families.llm import EXPERT_PARAMETERS
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.records import NamedTuple
 
 # The head of a model that gives a class to every token.
 _CLASSIFIER = "score.weight"

@@ -7,6 +7,7 @@ from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.architectures import open_clip
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.expert_landing import of_all, of_one
@@ -16,7 +17,6 @@ from lora_inspect.matching.placement import Place
 from lora_inspect.maths import dora
 from lora_inspect.reading.base.base_names import Found, is_weight
 from lora_inspect.reading.model.contribution import Contribution
-from lora_inspect.records import NamedTuple
 
 
 class Landing(NamedTuple):

@@ -7,12 +7,12 @@ from lora_inspect.algorithms.record import BIAS, WEIGHT
 from lora_inspect.architectures import open_clip
 from lora_inspect.architectures.correspondence import Correspondence
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_names import Found, NameTable
 from lora_inspect.reading.model.contribution import Module
 from lora_inspect.reading.paths import MODELS
-from lora_inspect.records import NamedTuple
 
 
 class Home(NamedTuple):

@@ -7,13 +7,13 @@ from lora_inspect.architectures import open_clip
 from lora_inspect.architectures.correspondence import Correspondence
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.record import Layout
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.layouts import correspondence_of, families_of
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_names import is_weight, own_paths, path_of, without_roots
 from lora_inspect.reading.keys.written_paths import MODELS, Table, paths_of, table_of
 from lora_inspect.reading.module_patterns import Called, ModuleNames, OpenNames
-from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import ModuleName
 
 # What the one list of blocks is called that a layout has, whatever its own name.

@@ -18,12 +18,12 @@ from lora_inspect.architectures import open_clip
 from lora_inspect.architectures.families.gpt2 import CONV1D
 from lora_inspect.architectures.record import Layout
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.orientation_answers import Answers, deciding_glob, spell_answer
 from lora_inspect.reading.base.base_names import EXPERTS, is_weight, leaf_of, path_of
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import MODEL
 
 SHAPE, SIBLINGS, ARCHITECTURE, BIAS, CONFIG, SCHEME, OPTION = (

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect.algorithms.record import SEEN
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.peft.residual_init import PISSA
-from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change

@@ -7,7 +7,6 @@ from dataclasses import replace
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.listing import listed
 from lora_inspect.matching.base_copies import equal_copies
 from lora_inspect.matching.match import Matching
 from lora_inspect.matching.tied_head import HEADS, repeats_embedding, shared_embedding
@@ -18,6 +17,7 @@ from lora_inspect.reading.model.contribution import Module
 from lora_inspect.reading.peft.saved_tensors import BaseTensor
 from lora_inspect.schemes.gguf import GGUF
 from lora_inspect.schemes.record import MODEL
+from lora_inspect.sentences import listed
 
 # What stands in a base instead of weights where several of them share a number.
 _PACKED_SUFFIXES = (".qweight", ".weight_packed")

@@ -7,7 +7,7 @@ Source: Liu et al. 2024 (DoRA), W' = magnitude · V / ‖V‖; where programs di
 from collections.abc import Sequence
 from typing import Any
 
-from lora_inspect.records import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple
 
 OUTPUT, INPUT = "output", "input"
 INSIDE, INTERPOLATE, LYCORIS = "inside", "interpolate", "lycoris"

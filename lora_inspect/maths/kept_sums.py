@@ -10,7 +10,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from lora_inspect.records import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple
 
 # What is multiplied at a time: it stays in a cache, and float32 adds it up without losing more than a millionth.
 _TOGETHER = 1 << 16

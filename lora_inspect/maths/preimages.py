@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lora_inspect.records import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple
 
 # The whole numbers that have as many bits as a type, and the lowest of them.
 _BITS = {2: (torch.int16, -(1 << 15)), 4: (torch.int32, -(1 << 31)), 8: (torch.int64, -(1 << 63))}

@@ -10,11 +10,11 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths.kept_sums import KeptSums
 from lora_inspect.maths.least_squares import solved, standard_errors
 from lora_inspect.maths.spacing import GRIDS, ROUNDING
 from lora_inspect.maths.untold_shares import SIGMAS, why_untold
-from lora_inspect.records import NamedTuple
 
 # A change is known as the difference of two numbers of the working type, each of which is rounded.
 _ROUNDINGS = 2

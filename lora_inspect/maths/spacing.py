@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths.tensors import STORED_DTYPES
-from lora_inspect.records import NamedTuple
 
 
 class Grid(NamedTuple):

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.fp8 import FP8_DTYPES, narrow, widen
 from lora_inspect.maths.products import ROWS_AT_ONCE
-from lora_inspect.records import NamedTuple
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WHOLE_DTYPES = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}

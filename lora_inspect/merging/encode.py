@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.merging.fold_chain import Fold
-from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.borrowing import Borrowing
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.safetensors.header import TensorInfo
@@ -19,7 +20,6 @@ from lora_inspect.merging.storage import Storage
 from lora_inspect.merging.threads import Job
 from lora_inspect.merging.working import working_type
 from lora_inspect.progress import Progress
-from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor

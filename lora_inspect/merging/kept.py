@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.escape import shortened
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import BITS
-from lora_inspect.listing import counted, listed
 from lora_inspect.merging.rounding import NEAREST, OPTION, STOCHASTIC
-from lora_inspect.printable import shortened
-from lora_inspect.records import NamedTuple
+from lora_inspect.sentences import counted, listed
 
 # A share below the first is told, one below the second refused.
 TOLD, REFUSED = 0.9, 0.5

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.escape import shortened
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.input_file import InputFile
-from lora_inspect.listing import listed
 from lora_inspect.merging.plan import MergePlan
-from lora_inspect.printable import shortened
 from lora_inspect.reading.metadata.merge_record import ADAPTERS, BASE, CONFIG, FILE, HEADER, OPTIONS, SHA256
+from lora_inspect.sentences import listed
 
 # Pieces of so many bytes are looked at, at least so many of a base and so many of each file, from its first tensor to
 # its last: models of one shape have the same header, and may differ in some of their weights alone.

@@ -7,8 +7,8 @@ from lora_inspect.files.locations import is_folder
 from lora_inspect.files.output_names import file_output, folder_output
 from lora_inspect.files.outputs import check_output, check_replaceable
 from lora_inspect.files.temp_files import without_slash
-from lora_inspect.listing import counted
 from lora_inspect.merging.plan import MergePlan
+from lora_inspect.sentences import counted
 from lora_inspect.stores.address import is_remote
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.module_names import module_names
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.chosen_modules import Choice
 from lora_inspect.reading.strengths import Strengths
-from lora_inspect.records import NamedTuple
 
 
 class Parts(NamedTuple):

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.system import usable_cores
-from lora_inspect.launched import Rank
 from lora_inspect.progress import Progress
+from lora_inspect.torchrun import Rank
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]

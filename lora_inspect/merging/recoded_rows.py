@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from lora_inspect.codecs.record import Encoding, NoCode
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.merging.encode import Coded, Encoder
 from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.reading.base.base_codecs import CodedWeight
 from lora_inspect.reading.base.decoder import prepared
-from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,6 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.hashes import file_sha256
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
-from lora_inspect.listing import listed
 from lora_inspect.matching.orientation_answers import parse_answers
 from lora_inspect.maths.dora import MULTIPLIER_RULES
 from lora_inspect.merging.options import MergeOptions
@@ -16,6 +15,7 @@ from lora_inspect.reading.metadata.merge_record import MergedAdapter, MergeRecor
 from lora_inspect.reading.metadata.output_metadata import describe_file
 from lora_inspect.reading.metadata.provenance import MERGED_KEY
 from lora_inspect.reading.model.settings import Settings, parse_settings, spell_settings
+from lora_inspect.sentences import listed
 
 # The options that are known to decide what a merge wrote.
 _TEXTS, _LISTS, _FLAGS = (

@@ -5,13 +5,13 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.looked_rows import FEW_BITS, looked_rows
 from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.kept import KeptAdapter, KeptWeight, worst_of
 from lora_inspect.merging.working import working_type
-from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.safetensors.dtypes import BITS
-from lora_inspect.listing import listed
+from lora_inspect.sentences import listed
 
 if TYPE_CHECKING:
     from lora_inspect.files.checkpoint import Checkpoint

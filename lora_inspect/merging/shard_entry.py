@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.hashes import sha256_behind
 from lora_inspect.files.json_files import read_json
 from lora_inspect.merging.made_of import digest
 from lora_inspect.merging.retention import SeenWeight
-from lora_inspect.records import NamedTuple
 
 _SCHEMA = 1
 

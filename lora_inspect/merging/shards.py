@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.hashes import file_sha256, sha256_behind
 from lora_inspect.files.pending_output import MadeOutput
 from lora_inspect.files.safetensors.header import read_header
 from lora_inspect.files.safetensors.writer import rewrite_header, rewrite_tensor
 from lora_inspect.files.shard_staging import PartsFolder
 from lora_inspect.files.temp_files import remove_leftovers
-from lora_inspect.listing import counted, some
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.dealing import Share, taken
 from lora_inspect.merging.fold import Written
@@ -28,7 +28,7 @@ from lora_inspect.merging.result import MergeResult, result_of
 from lora_inspect.merging.retention import Keeping, SeenWeight, kept_of
 from lora_inspect.merging.shard_entry import ShardEntry, read_entry
 from lora_inspect.progress import Progress, silent
-from lora_inspect.records import NamedTuple
+from lora_inspect.sentences import counted, some
 
 
 class Made(NamedTuple):

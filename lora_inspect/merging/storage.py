@@ -10,6 +10,7 @@ from lora_inspect.codecs import stored_types
 from lora_inspect.codecs.descriptions import FORMATS_KEY
 from lora_inspect.codecs.record import BY_CONFIG, NOWHERE, UnknownCodec
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.base_folder import SideFiles
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.dtypes import BITS, FP8, PLAIN_FLOATS
@@ -17,7 +18,6 @@ from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.merging.model_configs import CONFIG, QUANTIZATION, read_config, with_type, without_codes
 from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight
 from lora_inspect.reading.base.quantisation import has_codes, quantisation_settings
-from lora_inspect.records import NamedTuple
 
 
 class Asked(NamedTuple):

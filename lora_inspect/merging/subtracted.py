@@ -13,6 +13,7 @@ from math import lcm
 import torch
 from torch import Tensor
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.change import Change
 from lora_inspect.maths.preimages import preimages, rounding_interval
@@ -20,7 +21,6 @@ from lora_inspect.maths.tensors import TORCH_DTYPES, Cut, cut
 from lora_inspect.merging.factor_reader import FactorReader
 from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.working import DOUBLE, SINGLE
-from lora_inspect.records import NamedTuple
 
 # What adds sums of products of its factors: with their absolute values it gives the sum of the terms' own.
 SUMS_OF_PRODUCTS = frozenset(

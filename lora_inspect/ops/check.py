@@ -10,6 +10,7 @@ from lora_inspect.checking.hash_lints import readings
 from lora_inspect.checking.rules import UNREADABLE, find_problems
 from lora_inspect.checking.subject import Subject
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import find_checkpoints, is_collection, stored_bytes
 from lora_inspect.files.locations import exists
@@ -18,7 +19,6 @@ from lora_inspect.files.outputs import check_output
 from lora_inspect.progress import Progress, Share, silent
 from lora_inspect.reading.model.problem import ERROR, SEVERITIES, Problem
 from lora_inspect.reading.model.settings import Settings
-from lora_inspect.records import NamedTuple
 from lora_inspect.stores.address import is_remote
 
 

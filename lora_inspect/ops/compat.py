@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_inspect import programs
-from lora_inspect.converting.landed import find_landed
-from lora_inspect.converting.mending import mending
+from lora_inspect.converting.fixes import mending
+from lora_inspect.converting.steps.base_change import find_landed
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.listing import listed
 from lora_inspect.matching.match import match
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.programs.record import Consumer
@@ -20,7 +20,7 @@ from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.model.settings import Settings, spell_argument
 from lora_inspect.reading.paths import with_paths
-from lora_inspect.records import NamedTuple
+from lora_inspect.sentences import listed
 from lora_inspect.shell import operand
 
 
@@ -93,7 +93,7 @@ def _with_errors(adapter: Adapter, base: str, verdicts: Sequence[Verdict], progr
     weights = open_weights(base)
     landed = find_landed(adapter, weights, match(adapter, weights))
     load_torch()
-    from lora_inspect.converting.misapplied import dora_errors
+    from lora_inspect.converting.output.misapplied import dora_errors
 
     errors = dora_errors(landed, wrong, progress)
     return [one._replace(error=errors.get(one.consumer.name)) for one in verdicts]

@@ -6,13 +6,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect import programs
-from lora_inspect.converting import account
-from lora_inspect.converting.asked_magnitudes import norms_remarks
-from lora_inspect.converting.landed import Landed
+from lora_inspect.converting import result
 from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.converting.output.program_check import Received
 from lora_inspect.converting.plan import ConversionPlan, plan_conversion
-from lora_inspect.converting.received import Received
+from lora_inspect.converting.steps.base_change import Landed
+from lora_inspect.converting.target.asked_magnitudes import norms_remarks
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.hashes import sshs_hashes
 from lora_inspect.files.safetensors.contents import renamed
 from lora_inspect.files.temp_files import remove_leftovers
@@ -26,10 +27,9 @@ from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.metadata.output_metadata import HASHES, describe_file, standard_metadata
 from lora_inspect.reading.pipeline import EXPERT_KEY, pipeline_expert
 from lora_inspect.reading.scale.magnitude_norms import NORMS_KEY
-from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:
-    from lora_inspect.converting.spelling import SpelledModule
+    from lora_inspect.converting.output.output_tensors import SpelledModule
 
 __all__ = ["ConvertOptions", "ConvertResult", "convert_planned", "convert_to_standard", "plan_conversion"]
 
@@ -112,9 +112,9 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
     place.check([*inputs, *([options.model_config] if options.model_config else [])], force)
     landed, remeasured = plan.landed, plan.remeasured
     load_torch()
-    from lora_inspect.converting.proof import Proof
-    from lora_inspect.converting.shared_contents import shared_contents
-    from lora_inspect.converting.steps import convert_modules
+    from lora_inspect.converting.output.proof import Proof
+    from lora_inspect.converting.output.shared_contents import shared_contents
+    from lora_inspect.converting.steps.conversion import convert_modules
 
     changes = plan.changes
     modules = convert_modules(adapter, plan.destinations, landed, remeasured, changes, plan.inner, options, progress)
@@ -123,7 +123,7 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
     own = [content for module in modules.values() for content in module.contents]
     contents = own + shared_contents(part for module in modules.values() for part in module.parts) + passed
     magnitudes = sum(module.magnitude is not None for module in modules.values())
-    source, norms = account.reading(adapter), account.norms(modules.values())
+    source, norms = result.reading(adapter), result.norms(modules.values())
     algorithms = sorted({part.algorithm.name for module in modules.values() for part in module.parts})
     embedded = place.embedded(modules)
     metadata = standard_metadata(
@@ -143,7 +143,7 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
         metadata |= sshs_hashes(contents, metadata)
     errors = {key: module.relative_error for key, module in modules.items()}
     # What a bias was worth, beside the weight, nobody can tell.
-    errors |= dict.fromkeys(account.without_biases(plan.destinations, modules, plan.biased))
+    errors |= dict.fromkeys(result.without_biases(plan.destinations, modules, plan.biased))
     keeps = not options.drop_magnitude
     proof = None
     if options.verify:
@@ -159,24 +159,24 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
         "rslora": False,
         "dora": magnitudes > 0,
         "norms": norms,
-        "multiplier": account.rules(module.magnitude for module in modules.values()),
-        "ranks": account.counted(module.rank for module in modules.values() if module.rank is not None),
+        "multiplier": result.rules(module.magnitude for module in modules.values()),
+        "ranks": result.counted(module.rank for module in modules.values() if module.rank is not None),
         "bytes": written,
     }
     return ConvertResult(
         output=place.path,
         source=source,
         target=target,
-        was=account.titles(contribution.algorithm for contribution in adapter.contributions),
-        becomes=account.titles(part.algorithm for module in modules.values() for part in module.parts),
+        was=result.titles(contribution.algorithm for contribution in adapter.contributions),
+        becomes=result.titles(part.algorithm for module in modules.values() for part in module.parts),
         modules=len(modules),
-        exact=account.is_exact(errors),
+        exact=result.is_exact(errors),
         relative_errors=errors,
-        dropped=(*account.dropped(adapter, modules), *plan.left_out),
+        dropped=(*result.dropped(adapter, modules), *plan.left_out),
         passed_through=adapter.beside,
         notes=(
             *plan.notes,
-            *account.above_rank(adapter.checkpoint.path, modules, options.rank),
+            *result.above_rank(adapter.checkpoint.path, modules, options.rank),
             *(other_base_notes([adapter], plan.base) if plan.base else ()),
             *leftovers,
         ),
@@ -184,11 +184,11 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
         biased=len(plan.biased),
         verified=Verified(proof.modules, proof.max_relative_error) if proof else None,
         remarks=(
-            *account.strength(source, target),
+            *result.strength(source, target),
             *norms_remarks(adapter, options, norms),
-            *account.unchanged(plan.destinations, modules),
-            *account.trained_otherwise(adapter),
-            *account.configs(adapter, metadata, has_config=place.is_folder),
+            *result.unchanged(plan.destinations, modules),
+            *result.trained_otherwise(adapter),
+            *result.configs(adapter, metadata, has_config=place.is_folder),
             *place.orientation(has_config=embedded is not None),
             *(received.remarks if received else ()),
         ),
@@ -222,7 +222,7 @@ def _norms(
         return None
     if not (remeasured and options.base):
         return adapter.checkpoint.metadata.get(NORMS_KEY)
-    from lora_inspect.converting.other_norms import norms_record_of
+    from lora_inspect.converting.steps.other_norms import norms_record_of
 
     return norms_record_of(remeasured, options.base).text()
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.architectures.detection import Detection, settled_by
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.file_info import FileInfo, inspect_adapter
 from lora_inspect.reading.kinds import ADAPTER, BASE
@@ -14,7 +15,6 @@ from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.problem import ERROR
 from lora_inspect.reading.pipeline_parts import PipelinePart, adapter_parts, base_parts, elements
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY, FoldedScales
-from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:
     from lora_inspect.converting.loading_fix import LoadingFix

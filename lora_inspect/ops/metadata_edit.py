@@ -10,6 +10,7 @@ from lora_inspect.editing.edit import Change, Edit, changes
 from lora_inspect.editing.editable import check_own_place, editable_file
 from lora_inspect.editing.kept_hashes import hashes_beside
 from lora_inspect.editing.settled_meaning import check_elsewhere, deciding_keys, settled_meaning
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.output_names import file_output
 from lora_inspect.files.outputs import check_output
@@ -17,7 +18,6 @@ from lora_inspect.files.safetensors.edit_in_place import Headed, read_headed, wr
 from lora_inspect.files.safetensors.header_journal import Editing, editing
 from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.progress import Progress, Share, silent
-from lora_inspect.records import NamedTuple
 
 
 class Target(NamedTuple):

@@ -15,7 +15,6 @@ from lora_inspect.files.outputs import check_output, check_replaceable, new_file
 from lora_inspect.files.safetensors.byte_copy import copy_bytes
 from lora_inspect.files.safetensors.writer import TensorPlan, Writer, in_file_order
 from lora_inspect.files.temp_files import remove_leftovers
-from lora_inspect.listing import some
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.plan import MergePlan, plan_merge
@@ -24,6 +23,7 @@ from lora_inspect.merging.recorded_adapters import SEED, last_record, recorded_a
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.metadata.merge_record import MergedBase, hashes_of, undone_metadata
 from lora_inspect.reading.model.settings import Settings
+from lora_inspect.sentences import some
 
 if TYPE_CHECKING:
     from lora_inspect.merging.subtracted import Account

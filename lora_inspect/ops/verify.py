@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.input_file import check_unchanged
 from lora_inspect.maths.torch_threads import load_torch
@@ -12,7 +13,6 @@ from lora_inspect.merging.plan import MergePlan, plan_merge
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.base.base_weights import open_weights
 from lora_inspect.reading.model.settings import Settings
-from lora_inspect.records import NamedTuple
 from lora_inspect.verifying.models import Model, check_kinds, check_names
 
 if TYPE_CHECKING:

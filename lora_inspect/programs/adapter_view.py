@@ -5,12 +5,12 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from lora_inspect.architectures.patterns import pattern_of
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.programs.framed_keys import FramedKeys
 from lora_inspect.programs.looks import Look, look_of, separator_of
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.keys.groups import alike
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.records import NamedTuple
 
 _Answer = TypeVar("_Answer")
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from lora_inspect.architectures.record import Architecture
-from lora_inspect.listing import some
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.programs.adapter_view import Alike, Member, View
 from lora_inspect.programs.framed_keys import loader_for
 from lora_inspect.programs.looks import Look, is_at
@@ -27,7 +27,7 @@ from lora_inspect.programs.record import (
     Strangers,
     treatment,
 )
-from lora_inspect.records import NamedTuple
+from lora_inspect.sentences import some
 
 _Answer = TypeVar("_Answer")
 

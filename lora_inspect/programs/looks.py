@@ -7,10 +7,10 @@ from lora_inspect import algorithms
 from lora_inspect.architectures.patterns import layout_patterns
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.architectures.text_encoders import PATHS, ROOTS
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.programs.record import HIDING, INFIXED, SLICED, TEXT_ENCODERS
 from lora_inspect.reading.keys.suffixes import parse_key
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.records import NamedTuple
 
 
 class Look(NamedTuple):

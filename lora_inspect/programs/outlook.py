@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from lora_inspect.architectures.detection import Detection
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.programs.record import Consumer
 from lora_inspect.programs.verdict import NOTHING, OTHER, PARTLY, REFUSED, SAME, STRENGTH, UNKNOWN, WRONG, Verdict
-from lora_inspect.records import NamedTuple
 
 # Verdicts whose words say how a program differs from others of the same verdict.
 _IN_ITS_WORDS = (SAME, WRONG, OTHER, PARTLY)

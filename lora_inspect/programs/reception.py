@@ -6,10 +6,10 @@ It is found out once for contributions that are alike, of which a file has many,
 from collections.abc import Callable, Iterable, Sequence
 from math import inf
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.programs.adapter_view import Member
 from lora_inspect.programs.record import RUN
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.records import NamedTuple
 
 
 class Taken(NamedTuple):

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths.dora import OF_BASE
-from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:  # to name all programs nothing has to be read
     from lora_inspect.reading.adapter import Adapter

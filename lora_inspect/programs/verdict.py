@@ -5,14 +5,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from lora_inspect.architectures.detection import Detection
-from lora_inspect.listing import listed
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.programs.adapter_view import View
 from lora_inspect.programs.evaluate import receive
 from lora_inspect.programs.reception import Left, Reception, Taken, TakenAlike
 from lora_inspect.programs.record import BASE_NORM, LEAVES, MISREADS, OTHER_AXIS, SILENT, SUM_NORM, Consumer
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.contribution import Contribution
-from lora_inspect.records import NamedTuple
+from lora_inspect.sentences import listed
 
 SAME, STRENGTH, LOST, WRONG = "same meaning", "wrong strength", "DoRA lost", "DoRA wrong"
 OTHER = "wrong change"

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading import rare_steps as rare
 from lora_inspect.reading.config_problems import DAMAGED
@@ -24,7 +25,6 @@ from lora_inspect.reading.scale.module_scales import scaled_modules
 from lora_inspect.reading.scale.scale_rules import facts_of, read_groups, read_ruled, sum_up
 from lora_inspect.reading.scale.scales import about_hidden_ranks, about_parts
 from lora_inspect.reading.scale_problems import ALPHA_MISSING, REPEATS, open_settings
-from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:  # where a file has some, and few have
     from lora_inspect.reading.embeddings import Embedding

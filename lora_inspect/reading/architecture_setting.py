@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from lora_inspect.listing import listed
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.model.problem import Finding
 from lora_inspect.reading.scale_problems import CONTRADICTS, REPEATS
 from lora_inspect.reading.shown_families import shown_candidates
+from lora_inspect.sentences import listed
 
 
 def architecture_setting(reading: FileReading) -> Iterator[Finding]:

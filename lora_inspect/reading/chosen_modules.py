@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.module_patterns import ModuleNames, check_all_fit, fits
-from lora_inspect.records import NamedTuple
 
 INCLUDE, EXCLUDE = "--include", "--exclude"
 

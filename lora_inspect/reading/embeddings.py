@@ -7,10 +7,10 @@ lora, textual inversion of sd-scripts, A1111 and diffusers.
 
 from collections.abc import Mapping, Sequence
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.listing import some
 from lora_inspect.reading.keys.claims import Claims
-from lora_inspect.records import NamedTuple
+from lora_inspect.sentences import some
 
 # `bundle_emb.TOKEN.` and the text encoder, or what a file of textual inversion calls its tensor.
 _BUNDLE = "bundle_emb."

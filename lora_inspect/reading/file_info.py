@@ -1,6 +1,7 @@
 """What a file is: its kind, what its tensors mean, and the architectures that it may be of. Standard library only."""
 
 from lora_inspect.architectures.detection import Detection
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.identify import adapter_candidates, base_candidates
@@ -8,7 +9,6 @@ from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.paths import with_paths
 from lora_inspect.reading.pipeline import PipelineExpert, pipeline_expert
-from lora_inspect.records import NamedTuple
 
 
 class FileInfo(NamedTuple):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.keys.claims import Claims
 from lora_inspect.reading.model.contribution import Contribution, Module
@@ -11,7 +12,6 @@ from lora_inspect.reading.model.problem import Finding
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.own_rules import OwnRules
 from lora_inspect.reading.peft.config_lookup import FoundConfig
-from lora_inspect.records import NamedTuple
 
 if TYPE_CHECKING:  # where a file has some, and few have
     from lora_inspect.reading.embeddings import Embedding

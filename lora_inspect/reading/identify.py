@@ -10,11 +10,11 @@ from lora_inspect.architectures.patterns import pattern_of, patterns_of
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.listing import listed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_names import BASE_PREFIXES, is_weight, path_of
 from lora_inspect.reading.shown_families import shown_candidates
 from lora_inspect.schemes.record import MODEL
+from lora_inspect.sentences import listed
 
 # A base has embeddings, norms and heads beside the layers that the tables of architectures list.
 _BASE_SHARE = 0.5

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Iterable, Iterator
 
-from lora_inspect.listing import listed, some
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.keys.claims import MIXED
 from lora_inspect.reading.keys.suffixes import ROOT, parse_key
 from lora_inspect.reading.model.problem import Finding
 from lora_inspect.schemes.peft import PEFT
+from lora_inspect.sentences import listed, some
 
 # Names in which at least half of a file's tensors are, as expressions that few files need, and what is said of them.
 _FOREIGN = (

@@ -8,10 +8,10 @@ scale · alpha/rank; no later one reads it.
 from collections.abc import Mapping
 from typing import Any
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.json_text import json_number
 from lora_inspect.reading.peft.peft_config import is_peft_config
-from lora_inspect.records import NamedTuple
 
 PARAMETERS, TYPE = "lora_parameters", "fine_tune_type"
 LORA, DORA, FULL = _TYPES = ("lora", "dora", "full")

@@ -11,9 +11,9 @@ from functools import cache
 from lora_inspect.architectures.block_names import BASE, meanings, of_two_lists, reversed_range
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.near_names import nearest_name
-from lora_inspect.listing import listed
-from lora_inspect.records import NamedTuple
+from lora_inspect.sentences import listed
 
 _GLOB = re.compile(r"[*?[]")
 # A segment of a path that is a range of numbers.

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_inspect.architectures.detection import Detection
+from lora_inspect.caching import Remembered
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.keys.groups import alike
 from lora_inspect.reading.keys.written_paths import MODELS, path_of, table_of
 from lora_inspect.reading.model import contribution
-from lora_inspect.remembering import Remembered
 
 # What a path is of stands beside the paths.
 __all__ = ["MODELS", "with_paths"]

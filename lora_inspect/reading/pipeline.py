@@ -9,9 +9,9 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 
 from lora_inspect.architectures.detection import Detection
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.base.base_names import EXPERTS
-from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import MODEL
 
 # What `convert` writes into its outputs, whose names tell it no longer.

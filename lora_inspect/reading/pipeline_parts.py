@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.text_encoders import TITLES, TextEncoder
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo, count_elements
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_names import BASE_PREFIXES, EXPERTS
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.shown_families import shown_encoders
-from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import MODEL
 
 _TEXT_ENCODER = "text_encoder"

@@ -6,6 +6,7 @@ To add one is to add its entry here, its row to the table in docs/reading.md, an
 from collections.abc import Callable, Iterable
 from importlib import import_module
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.config_problems import (
     contradicting_shards,
     damaged_metadata,
@@ -24,7 +25,6 @@ from lora_inspect.reading.key_problems import (
 from lora_inspect.reading.model.evidence import INIT_KEY, is_lycoris
 from lora_inspect.reading.model.problem import ERROR, NOTE, WARNING, Finding, Problem
 from lora_inspect.reading.scale_problems import alpha_setting, missing_alphas, rslora_hint, rule_setting, unknown_scales
-from lora_inspect.records import NamedTuple
 
 Look = Callable[[FileReading], Iterable[Finding]]
 

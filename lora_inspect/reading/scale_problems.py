@@ -4,13 +4,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from lora_inspect import schemes
-from lora_inspect.listing import counted, some
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import close
 from lora_inspect.reading.model.problem import Finding
 from lora_inspect.reading.scale.scales import WAYS_OUT
+from lora_inspect.sentences import counted, some
 
 # What a setting is against evidence that it cannot change.
 REPEATS, CONTRADICTS = "setting-repeats", "setting-contradicts"

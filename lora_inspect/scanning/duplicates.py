@@ -8,10 +8,10 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.records import NamedTuple
 
 _SAMPLES, _SAMPLE_BYTES = 8, 1 << 12
 _PIECE_BYTES = 1 << 20

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lora_inspect.algorithms.record import WEIGHT
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.garbage import without_collecting
 from lora_inspect.reading.file_info import FileInfo, inspect
 from lora_inspect.reading.keys.groups import alike
@@ -12,7 +13,6 @@ from lora_inspect.reading.kinds import ADAPTER
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY, FoldedScales
-from lora_inspect.records import NamedTuple
 from lora_inspect.scanning.duplicates import DataSection, data_section
 from lora_inspect.scanning.states import state_of
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.listing import listed
-from lora_inspect.records import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.sentences import listed
 
 if TYPE_CHECKING:  # whose reading takes longer to load than all of this, and the options are made of this alone
     from lora_inspect.scanning.scan_file import ScannedFile

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from lora_inspect.listing import listed
 from lora_inspect.programs import CONSUMERS
 from lora_inspect.programs.remembered import verdicts_on
 from lora_inspect.programs.verdict import (
@@ -21,6 +20,7 @@ from lora_inspect.programs.verdict import (
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.file_info import FileInfo
 from lora_inspect.reading.model.problem import ERROR, Problem
+from lora_inspect.sentences import listed
 
 # FINE: its meaning is settled, and every program known here that loads it makes that of it. CONVERT: a program that
 # loads it makes something else of it, or none of those that know its model loads it. ANSWER: it leaves something open

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-from lora_inspect.remembering import remembering
+from lora_inspect.caching import remembering
 from lora_inspect.schemes.record import LONGEST_SUFFIX, ModuleName, Scheme
 
 SCHEMES: dict[str, Scheme] = {}

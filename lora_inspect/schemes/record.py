@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.records import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.schemes.writing import Writing
 
 MODEL = "model"

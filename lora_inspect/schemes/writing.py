@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from lora_inspect.architectures.record import Architecture
-from lora_inspect.records import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple
 
 # The layout that a file has already, where programs load the modules of any.
 OWN = "own"

@@ -10,7 +10,7 @@ from _thread import allocate_lock
 from itertools import count
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.records import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple
 
 HTTPS, HTTP, S3, HF = SCHEMES = ("https", "http", "s3", "hf")
 # What stands before the version of an object of S3 in an address.

@@ -1,7 +1,7 @@
 """What a store says of a file, and the memory that the bytes it sends go into. Standard library only."""
 
 from lora_inspect.errors import changed
-from lora_inspect.records import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple
 
 
 class Answer(NamedTuple):

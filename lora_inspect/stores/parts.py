@@ -3,7 +3,7 @@
 Some stores want all parts but the last to be of one size, so that a grid of it lies over each object.
 """
 
-from lora_inspect.records import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.stores.answers import Answer
 
 PART_BYTES = 16 << 20

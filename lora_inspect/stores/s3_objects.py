@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from lora_inspect.records import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.stores.address import S3, join
 from lora_inspect.stores.s3 import object_at
 from lora_inspect.stores.s3_requests import NO_OBJECT, Refused, Reply, S3Store

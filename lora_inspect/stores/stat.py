@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from lora_inspect.records import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.stores.address import HF, S3, named, scheme_of, split
 from lora_inspect.stores.answers import Found, Sink
 from lora_inspect.stores.requests import fill, tried, wait_for

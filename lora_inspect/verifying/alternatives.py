@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths.dora import INPUT, MULTIPLIER_RULES, OF_BASE, OF_SUM, OUTPUT, DoraSpelling
 from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.reading.model.contribution import Contribution
-from lora_inspect.records import NamedTuple
 from lora_inspect.verifying.causes import CAUSES, ratio_of
 from lora_inspect.verifying.terms import Term
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from math import isclose, sqrt
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.merging.fold_chain import Fold
-from lora_inspect.records import NamedTuple
 
 
 class Cause(NamedTuple):

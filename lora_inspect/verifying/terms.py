@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.merging.fold_chain import Fold
-from lora_inspect.records import NamedTuple
 
 Ranges = tuple[tuple[int, int], ...]
 

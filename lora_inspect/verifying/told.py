@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.merging.fold_chain import Fold
-from lora_inspect.records import NamedTuple
 from lora_inspect.verifying.measure import Weighed
 from lora_inspect.verifying.rows import PartShare
 from lora_inspect.verifying.shares import TOLERANCE

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from . import half_product, linear_product
-from .half_product import HALF
+from . import half_precision, linear_product
+from .half_precision import HALF
 from .row_blocks import column_products
 
 
@@ -123,7 +123,7 @@ def base_upon(change: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None
     """
     if bias is not None:
         change = change.add_(bias)
-    if rounds and half_product.accumulates_fast(input):
+    if rounds and half_precision.accumulates_fast(input):
         return change.to(weight.dtype).addmm_(input, weight.t())
     if input.dtype in HALF:
         return change.add_(_half_product(input, weight))
@@ -132,9 +132,9 @@ def base_upon(change: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None
 
 def base_gradient_upon(change: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
     """change + gradient @ weight (tokens, in), in the memory of `change`, or rounded as by `base_upon`."""
-    if weight.dtype in HALF and half_product.is_served(weight.device, weight.dtype):
+    if weight.dtype in HALF and half_precision.is_served(weight.device, weight.dtype):
         gradient = gradient.to(weight.dtype)
-        if half_product.accumulates_fast(gradient):
+        if half_precision.accumulates_fast(gradient):
             return change.to(weight.dtype).addmm_(gradient, weight)
         return change.add_(_half_product(gradient, weight.t()))
     return change.addmm_(gradient.to(change.dtype), weight.to(change.dtype))
@@ -147,4 +147,4 @@ def weight_gradient(gradient: Tensor, input: Tensor, dtype: torch.dtype) -> Tens
 
 def _half_product(left: Tensor, right: Tensor) -> Tensor:
     """left @ rightᵀ, unrounded where the device has a way to."""
-    return half_product.unrounded(left, right) if half_product.keeps_float32(left) else left @ right.t()
+    return half_precision.unrounded(left, right) if half_precision.keeps_float32(left) else left @ right.t()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lora_inspect.algorithms import loha
 
-from . import half_product
+from . import half_precision
 from .adapted_linear import Gradients, Needed, base_gradient_upon, base_upon, weight_gradient
 from .base_weight import CombinedSquares, row_squares
 from .row_blocks import rows_at_once
@@ -38,9 +38,9 @@ class LowRank(NamedTuple):
         if weight is None:
             return self.composed(input, factors)
         up, down = self._pair(factors)
-        hidden = half_product.factor_product(input, down).mul_(self.scale)
+        hidden = half_precision.factor_product(input, down).mul_(self.scale)
         if rounds and _splits(self.dtype, input):
-            return base_upon(half_product.rounded_product(hidden, up, bias), input, weight, None, rounds)
+            return base_upon(half_precision.rounded_product(hidden, up, bias), input, weight, None, rounds)
         return base_upon(hidden @ up.t(), input, weight, bias, rounds)
 
     def composed(self, input: Tensor, factors: Sequence[Tensor]) -> Tensor:
@@ -56,19 +56,19 @@ class LowRank(NamedTuple):
         # Cast once for the products that they are in.
         wide = gradient if _splits(self.dtype, gradient) else gradient.to(self.dtype)
         tokens = input if _splits(self.dtype, input) else input.to(self.dtype)
-        of_hidden = half_product.factor_product(wide, up.t()).mul_(self.scale)
+        of_hidden = half_precision.factor_product(wide, up.t()).mul_(self.scale)
         of_input = None
         of_factors: Sequence[Tensor | None] = [None] * len(factors)
         if needed.input and weight is None:
             of_input = of_hidden @ down
         elif needed.input and weight is not None:
             splits = _splits(self.dtype, gradient)
-            change = half_product.rounded_product(of_hidden, down.t()) if splits else of_hidden @ down
+            change = half_precision.rounded_product(of_hidden, down.t()) if splits else of_hidden @ down
             of_input = base_gradient_upon(change, gradient, weight)
         if needed.factors:
-            hidden = half_product.factor_product(tokens, down).mul_(self.scale)
-            of_up = half_product.factor_product(wide.t(), hidden.t())
-            of_down = half_product.factor_product(tokens.t(), of_hidden.t()).t()
+            hidden = half_precision.factor_product(tokens, down).mul_(self.scale)
+            of_up = half_precision.factor_product(wide.t(), hidden.t())
+            of_down = half_precision.factor_product(tokens.t(), of_hidden.t()).t()
             of_factors = _pair_gradients(of_up, of_down, factors)
         of_weight = weight_gradient(gradient, input, self.dtype) if needed.weight else None
         return Gradients(of_input, of_weight, of_factors)
@@ -95,7 +95,7 @@ class RowBlocks(NamedTuple):
         for rows, left, right, room in self._blocks(factors):
             combined, own_bias = self._combined(left, right, weight, rows, room), None if bias is None else bias[rows]
             if splits:
-                total[:, rows] = half_product.linear_of_parts(tokens, combined, own_bias)
+                total[:, rows] = half_precision.linear_of_parts(tokens, combined, own_bias)
             elif own_bias is None:
                 torch.mm(tokens, combined.to(self.dtype).t(), out=total[:, rows])
             else:
@@ -219,7 +219,7 @@ def kernel(
 
 def _splits(dtype: torch.dtype, input: Tensor) -> bool:
     """Whether products in `dtype` that are rounded with those of `input` are best computed in parts."""
-    return dtype == torch.float32 and half_product.accumulates_fast(input)
+    return dtype == torch.float32 and half_precision.accumulates_fast(input)
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import half_product
-from .half_product import HALF
+from . import half_precision
+from .half_precision import HALF
 from .prolonged_product import FEWEST_TOKENS, prolonged_linear
 
 
@@ -32,9 +32,9 @@ def lora_linear(input: Tensor, weight: Tensor, bias: Tensor | None, products: li
     """
     if weight.dtype not in HALF:
         return _add(F.linear(input, weight, bias), products)
-    if half_product.accumulates_fast(input) and input.shape[0] >= FEWEST_TOKENS:
+    if half_precision.accumulates_fast(input) and input.shape[0] >= FEWEST_TOKENS:
         return prolonged_linear(input, weight, bias, products)
-    if not half_product.keeps_float32(input):
+    if not half_precision.keeps_float32(input):
         # What is rounded here is small beside the product, which is accumulated upon it and rounded last.
         change = _sum_with_bias(products, bias).to(weight.dtype)
         return torch.addmm(change, input, weight.t())
@@ -83,7 +83,7 @@ def unrounded(input: Tensor, weight: Tensor, products: list[Product]) -> Tensor:
     """input @ weightᵀ + change in float32, or in float64 where the operands are."""
     if weight.dtype not in HALF:
         return _add(F.linear(input, weight), products)
-    return _add(half_product.unrounded(input, weight), products)
+    return _add(half_precision.unrounded(input, weight), products)
 
 
 def _add(total: Tensor, products: list[Product]) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .half_product import rounded, split
+from .half_precision import rounded, split
 
 _MULTIPLE = 32  # of columns: rows that begin at a cache line
 # Below, a second product costs less than a copy of the weight.

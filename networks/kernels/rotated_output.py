@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import half_product
+from . import half_precision
 from .kept_output import keep_output
 from .row_blocks import rows_at_once
 
@@ -70,7 +70,7 @@ class _RotatedLinear(torch.autograd.Function):
                 blocks, gradients = _in_blocks(turned_back, turn, -1), _in_blocks(gradient, turn, -1)
                 for part in _parts(blocks):
                     blocks[part] = _turned(gradients[part], turn.mT, None)
-                of_input = half_product.rounded(turned_back, weight, weight.dtype)
+                of_input = half_precision.rounded(turned_back, weight, weight.dtype)
         return of_input, None, None, of_turn
 
 

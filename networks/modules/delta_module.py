@@ -13,8 +13,8 @@ from ..files import reading
 from ..kernels import linear_product
 from ..kernels.adapted_linear import Kernel, adapted_linear
 from ..kernels.base_weight import PLAIN_DTYPES, CombinedSquares, is_plain, squares_with_change
-from ..kernels.fused_linear import fused_gain
-from ..kernels.half_product import is_served
+from ..kernels.fused_lora import fused_gain
+from ..kernels.half_precision import is_served
 from ..kernels.row_blocks import rows_at_once
 from ..kernels.tracing import is_traced
 from .adapter_module import AdapterModule

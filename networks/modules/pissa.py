@@ -22,7 +22,7 @@ from lora_inspect.maths.scaling import alpha_growth
 
 from ..arguments import PISSA, pissa_iterations
 from ..kernels.base_weight import true_weight
-from .layers import Factor, LoRAModule
+from .lora_module import Factor, LoRAModule
 
 _OPTION = f"init_lora_weights={PISSA}"
 NO_NORM = f"{_OPTION} cannot be combined with scale_weight_norms; leave one of them out"

@@ -15,11 +15,11 @@ from merging_properties import OF_MERGING
 
 from lora_inspect.algorithms import every
 from lora_inspect.architectures.rows import Runs
-from lora_inspect.converting.arranged_rows import arrange
-from lora_inspect.converting.growth import Growth
-from lora_inspect.converting.part import read_parts
-from lora_inspect.converting.relayout import Destination, Source
-from lora_inspect.converting.scaled_factors import as_factor
+from lora_inspect.converting.steps.growth import Growth
+from lora_inspect.converting.steps.part import read_parts
+from lora_inspect.converting.steps.scaled_factors import as_factor
+from lora_inspect.converting.steps.split_fuse import arrange
+from lora_inspect.converting.target.target_layout import Destination, Source
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.model.contribution import Module

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from lora_inspect.cli.summaries import VERBS
-from lora_inspect.listing import listed
+from lora_inspect.sentences import listed
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lora_inspect import schemes
 from lora_inspect.architectures import by_name, every
-from lora_inspect.converting.loadable import writing_of
+from lora_inspect.converting.target.target_program import writing_of
 from lora_inspect.schemes import written
 from lora_inspect.schemes.writing import LOST
 

@@ -4,8 +4,8 @@ import pytest
 from adapters import lora
 from screens import EVERY
 
+from lora_inspect.converting.fixes import mending
 from lora_inspect.converting.loading_fix import loading_fix
-from lora_inspect.converting.mending import mending
 from lora_inspect.ops.info import outlook_of, verdicts_of
 from lora_inspect.programs import by_name
 from lora_inspect.programs.verdict import LOST, NOTHING, REFUSED, judge

@@ -12,7 +12,7 @@ from adapters import dotted, factors, kohya
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.converting import other_norms, own_weight
+from lora_inspect.converting.steps import other_norms, own_weight
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lora_inspect.architectures.rows import INPUTS, Interleaved, Stacked, Swapped
-from lora_inspect.converting import own_weight
+from lora_inspect.converting.steps import own_weight
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.placement import Place
 from lora_inspect.reading.base.base_codecs import BaseCodecs

@@ -5,7 +5,7 @@ import shlex
 import pytest
 from adapters import lora
 
-from lora_inspect.converting.mending import mending
+from lora_inspect.converting.fixes import mending
 from lora_inspect.converting.standard_fix import standard_fix
 from lora_inspect.ops.info import verdicts_of
 from lora_inspect.programs.record import COMPUTES, SILENT, Consumer, Loader, Rule, Strangers

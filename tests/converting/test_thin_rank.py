@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lora_inspect.algorithms import full, loha, lokr, lora
-from lora_inspect.converting.thin_changes import is_thin
-from lora_inspect.converting.thin_rank import thin_rank
+from lora_inspect.converting.target.thin_changes import is_thin
+from lora_inspect.converting.target.thin_rank import thin_rank
 
 HUGE = 1 << 25
 CASES = {

@@ -480,11 +480,17 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_then_the_name(force, t
 # start of a process, which opens the null device in the place of streams that are closed. A journal is none, and what
 # was sent to a store is removed here.
 MAKING = {
-    "lora_inspect/start.py", "lora_inspect/files/outputs.py", "lora_inspect/files/temp_files.py",
-    "lora_inspect/files/safetensors/header_journal.py", "lora_inspect/files/upload.py",
-    "lora_inspect/files/safetensors/writer.py", "lora_inspect/files/shard_staging.py",
-    "lora_inspect/files/system.py", "lora_inspect/files/base_folder.py", "lora_inspect/converting/standard_output.py",
-}  # fmt: skip
+    "lora_inspect/start.py",
+    "lora_inspect/files/outputs.py",
+    "lora_inspect/files/temp_files.py",
+    "lora_inspect/files/safetensors/header_journal.py",
+    "lora_inspect/files/upload.py",
+    "lora_inspect/files/safetensors/writer.py",
+    "lora_inspect/files/shard_staging.py",
+    "lora_inspect/files/system.py",
+    "lora_inspect/files/base_folder.py",
+    "lora_inspect/converting/output/standard_output.py",
+}
 CALLS = {"write_text", "write_bytes", "save_file", "serialize_file", "touch", "mkstemp", "NamedTemporaryFile"}
 CALLS_OF_OS = {"open", "rename", "renames", "replace", "link", "symlink", "mkdir", "makedirs", "unlink", "remove"}
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import damaged, metadata, names
 
+from lora_inspect.caching import Remembered
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.bounds import KEY_BYTES
 from lora_inspect.files.safetensors import header as header_module
@@ -14,7 +15,6 @@ from lora_inspect.files.safetensors import plain_header
 from lora_inspect.files.safetensors.header import read_header
 from lora_inspect.files.safetensors.plain_header import LONGEST, read_plain
 from lora_inspect.files.safetensors.writer import TensorPlan
-from lora_inspect.remembering import Remembered
 
 SPELLINGS = {"without blanks": (",", ":"), "with blanks": (", ", ": ")}
 

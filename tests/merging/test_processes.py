@@ -7,9 +7,9 @@ import pytest
 from torch.distributed import HashStore
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.launched import Rank, launched
 from lora_inspect.merging import processes as ranks_of
 from lora_inspect.merging.processes import Elsewhere, Ranks, threads_of
+from lora_inspect.torchrun import Rank, launched
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from networks import loha as loha_network
 from networks import lokr as lokr_network
 from networks.kernels import hadamard, kronecker
 from networks.kernels.adapted_linear import adapted_linear
-from networks.kernels.half_product import accumulates_fast
+from networks.kernels.half_precision import accumulates_fast
 
 pytestmark = pytest.mark.numeric
 

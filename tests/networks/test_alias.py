@@ -31,7 +31,7 @@ def test_a_foreign_networks_package_does_not_shadow_ours(tmp_path):
         "assert foreign.FOREIGN and not hasattr(ours, 'FOREIGN')\n"
         "print(ours.create_arch_network.__module__, lora.LoRANetwork.__module__)"
     )
-    assert run(code, tmp_path) == "lora_inspect.networks.lora_wan lora_inspect.networks.build.network"
+    assert run(code, tmp_path) == "lora_inspect.networks.lora_wan lora_inspect.networks.network.network"
 
 
 def test_lora_inspect_imports_neither_networks_nor_torch(tmp_path):

@@ -12,8 +12,8 @@ from torch.nn.utils import parametrizations, weight_norm
 
 from networks import loha, lokr, lora, oft
 from networks.modules.base_forward import follows_its_weight
-from networks.modules.layers import LoRAModule
-from networks.modules.merging import LoRAInfModule
+from networks.modules.lora_module import LoRAModule
+from networks.modules.module_merging import LoRAInfModule
 from networks.modules.pissa import PissaModule
 
 FEATURES = 16
@@ -209,7 +209,7 @@ def test_no_fused_product_stands_in_for_the_forward_of_a_class(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("the layer's own forward is left out")
 
-    monkeypatch.setattr("networks.modules.layers.fused_linear", refuse)
+    monkeypatch.setattr("networks.modules.lora_module.fused_linear", refuse)
     input = torch.randn(2, FEATURES)
     plain = LoRAModule("x", frozen(nn.Linear(FEATURES, 24)))
     plain.apply_to()

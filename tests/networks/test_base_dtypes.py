@@ -6,7 +6,7 @@ from bases import FP8, dequantised, quantise
 from torch import nn
 
 from networks.kernels.base_weight import squares_and_products, true_weight
-from networks.modules.layers import LoRAModule
+from networks.modules.lora_module import LoRAModule
 
 pytestmark = pytest.mark.numeric
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from networks.loha import LoHaModule
 from networks.lokr import LoKrModule
-from networks.modules.layers import LoRAModule
-from networks.modules.rank_mask import RankMask
+from networks.modules.lora_module import LoRAModule
+from networks.modules.masks import RankMask
 from networks.oft import OFTModule
 
 pytestmark = pytest.mark.numeric

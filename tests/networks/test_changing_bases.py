@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from networks import lora
-from networks.modules.layers import LoRAModule
+from networks.modules.lora_module import LoRAModule
 
 IN, OUT = 24, 40
 pytestmark = pytest.mark.numeric

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from networks.modules.layers import LoRAModule
+from networks.modules.lora_module import LoRAModule
 
 KINDS = ("lora", "rslora+dora")
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from networks import loha, lokr, lora, lora_wan, oft
-from networks.build.network import LoRANetwork
+from networks.network.network import LoRANetwork
 
 
 def create(model, dim=4, alpha=2.0, **options):

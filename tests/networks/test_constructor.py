@@ -5,9 +5,9 @@ import torch
 
 from networks import lora
 from networks.arguments import NetworkArguments, parse
-from networks.build.network import LoRANetwork
-from networks.modules.layers import LoRAModule
+from networks.modules.lora_module import LoRAModule
 from networks.modules.pissa import PissaModule
+from networks.network.network import LoRANetwork
 
 # The values of `network_args` by name, as a trainer passes them; none is what the network has without it.
 OPTIONS = {

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from networks import lora, lora_wan
-from networks.modules.layers import LoRAModule
+from networks.modules.lora_module import LoRAModule
 
 KINDS = {
     "lora": {},

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from networks import loha, lokr
-from networks.build import creation
-from networks.build.network import LoRANetwork
+from networks.network import creation
+from networks.network.network import LoRANetwork
 
 pytestmark = pytest.mark.numeric
 

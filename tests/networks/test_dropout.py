@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from networks.loha import LoHaModule
 from networks.lokr import LoKrModule
-from networks.modules.layers import LoRAModule
+from networks.modules.lora_module import LoRAModule
 from networks.modules.pissa import PissaModule
 from networks.oft import OFTModule
 

@@ -6,9 +6,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from networks.kernels import linear_product
-from networks.kernels.fused_linear import fused_gain, fused_linear
+from networks.kernels.fused_lora import fused_gain, fused_linear
 from networks.kernels.linear_product import Product
-from networks.modules.layers import LoRAModule
+from networks.modules.lora_module import LoRAModule
 
 pytestmark = pytest.mark.numeric
 

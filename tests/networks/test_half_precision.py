@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from networks.kernels import half_product, linear_product, processor, prolonged_product
-from networks.kernels.fused_linear import fused_linear
+from networks.kernels import half_precision, linear_product, processor, prolonged_product
+from networks.kernels.fused_lora import fused_linear
 from networks.kernels.linear_product import Product
-from networks.modules.layers import LoRAModule
+from networks.modules.lora_module import LoRAModule
 
 pytestmark = pytest.mark.numeric
 
@@ -35,7 +35,7 @@ def with_bfloat16(monkeypatch):
 
 
 def use_processor(monkeypatch, serves, multiplies):
-    monkeypatch.setattr(processor, "SERVES", dict.fromkeys(half_product.HALF, serves))
+    monkeypatch.setattr(processor, "SERVES", dict.fromkeys(half_precision.HALF, serves))
     monkeypatch.setattr(processor, "MULTIPLIES_BFLOAT16", multiplies)
 
 
@@ -87,7 +87,7 @@ def test_a_prolonged_product_rounds_like_one_sum(shape, strength, bias):
     assert_error_is_that_of_the_plain_rule(compute, shape, strength, bias=bias)
 
 
-@pytest.mark.parametrize("dtype", half_product.HALF)
+@pytest.mark.parametrize("dtype", half_precision.HALF)
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("tokens", [1, 63, 64])
 def test_every_processor_rounds_a_change_once(kind_of_processor, tokens, strength, dtype):
@@ -98,7 +98,7 @@ def test_every_processor_rounds_a_change_once(kind_of_processor, tokens, strengt
     assert_error_is_that_of_the_plain_rule(compute, shape, strength, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", half_product.HALF)
+@pytest.mark.parametrize("dtype", half_precision.HALF)
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_every_processor_rounds_what_a_gain_multiplies_once(kind_of_processor, strength, dtype):
     gain = 0.5 + torch.rand(OUT)
@@ -112,7 +112,7 @@ def test_every_processor_rounds_what_a_gain_multiplies_once(kind_of_processor, s
 def test_two_bfloat16_products_are_one_unrounded(with_bfloat16):
     tensors = operands(SHAPES[1])
     exact = tensors["input"].double() @ tensors["weight"].double().t()
-    error = (half_product.unrounded(tensors["input"], tensors["weight"]) - exact).abs()
+    error = (half_precision.unrounded(tensors["input"], tensors["weight"]) - exact).abs()
     assert (error <= 2.0**-16 * exact.abs() + 1e-6).all()
 
 
@@ -167,7 +167,7 @@ def test_gradients_of_several_changes(kind_of_processor, gain, bias):
     assert_gradients(found, wanted, torch.bfloat16)
 
 
-@pytest.mark.parametrize("dtype", half_product.HALF)
+@pytest.mark.parametrize("dtype", half_precision.HALF)
 @pytest.mark.parametrize("gain", [True, False])
 def test_gradients_of_a_fused_linear(kind_of_processor, gain, dtype):
     given = operands((TOKENS, IN, OUT, RANK), dtype=dtype)
@@ -213,13 +213,13 @@ def test_no_processor_keeps_more_for_the_backward_pass(kind_of_processor, option
 
 def test_the_parts_of_a_factor():
     values = torch.cat([torch.randn(1000), torch.tensor([0.0, -0.0, 1e-30, -1e30, 1.00390625])])
-    high, low = half_product.split(values)
+    high, low = half_precision.split(values)
     assert ((values - high).abs() <= 2.0**-8 * values.abs()).all()
     assert ((values.double() - high.double() - low.double()).abs() <= 2.0**-16 * values.abs()).all()
 
 
 def test_a_compiler_finds_no_conversion_there_and_back_to_leave_out():
-    graph = make_fx(half_product.split)(torch.randn(4)).graph
+    graph = make_fx(half_precision.split)(torch.randn(4)).graph
     halves = [node for node in graph.nodes if node.op == "call_function" and node.meta["val"].dtype == torch.bfloat16]
     assert len(halves) == 2
     assert all(user.op == "output" for node in halves for user in node.users)

@@ -38,7 +38,7 @@ from networks import (
 from networks.kernels import row_blocks
 from networks.lora import LoRAInfModule, LoRANetwork
 from networks.modules.dropout import drop_ranks
-from networks.modules.layers import LoRAModule
+from networks.modules.lora_module import LoRAModule
 
 
 def applied(base, cls=LoRAModule, **options):

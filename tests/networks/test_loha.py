@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from networks.build.network import LoRANetwork
 from networks.loha import LoHaInfModule, LoHaModule
+from networks.network.network import LoRANetwork
 
 
 def test_the_second_product_starts_at_zero_as_in_lycoris():

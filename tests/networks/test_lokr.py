@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lora_inspect.algorithms import lokr
-from networks.build.network import LoRANetwork
 from networks.lokr import LoKrInfModule, LoKrModule
+from networks.network.network import LoRANetwork
 
 
 @pytest.mark.parametrize(

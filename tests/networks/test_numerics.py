@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from networks.kernels import half_product
+from networks.kernels import half_precision
 from networks.lora import LoRAInfModule, LoRAModule
 
 pytestmark = pytest.mark.numeric
@@ -112,7 +112,7 @@ def test_a_usual_bfloat16_change_costs_at_most_a_tenth(reference, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_devices_that_round_every_product_stay_within_a_tenth(reference, kind, monkeypatch):
-    monkeypatch.setattr(half_product, "keeps_float32", lambda _: False)
+    monkeypatch.setattr(half_precision, "keeps_float32", lambda _: False)
     test_a_usual_bfloat16_change_costs_at_most_a_tenth(reference, kind)
 
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from networks import lora, oft
-from networks.build.network import LoRANetwork
 from networks.modules.max_norm import limit_norms
+from networks.network.network import LoRANetwork
 from networks.oft import OFTInfModule, OFTModule
 
 pytestmark = pytest.mark.numeric

@@ -17,7 +17,7 @@ from networks import loha, lora
 from networks.loha import LoHaModule
 from networks.lokr import LoKrModule
 from networks.modules.adapter_module import AdapterModule
-from networks.modules.layers import LoRAModule
+from networks.modules.lora_module import LoRAModule
 
 LEAF = "blocks.0.img_mod"
 

@@ -16,7 +16,7 @@ from lora_inspect.ops import merge as merge_command
 from lora_inspect.reading.adapter import read_adapter
 from networks import lora
 from networks.arguments import read_init
-from networks.modules.layers import LoRAModule
+from networks.modules.lora_module import LoRAModule
 from networks.modules.pissa import PissaModule
 
 pytestmark = pytest.mark.numeric

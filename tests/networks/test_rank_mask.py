@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from networks import lora, lora_wan
-from networks.modules.layers import LoRAModule
+from networks.modules.lora_module import LoRAModule
+from networks.modules.masks import RankMask
 from networks.modules.pissa import PissaModule
-from networks.modules.rank_mask import RankMask
 
 pytestmark = pytest.mark.numeric
 

@@ -12,7 +12,7 @@ from networks import lokr, lora
 from networks.files import header, reading, standard_form
 from networks.loha import LoHaModule
 from networks.lokr import LoKrModule
-from networks.modules.layers import LoRAModule
+from networks.modules.lora_module import LoRAModule
 
 NAME = "lora_unet_embed"
 LOHA = {f"hada_{side}_{half}": (6, 2) if half == "a" else (2, 5) for side in ("w1", "w2") for half in "ab"}

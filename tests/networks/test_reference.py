@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from networks import lora, lora_qwen_image, lora_wan
 from networks.arguments import parse
 from networks.lora import LoRAInfModule
-from networks.modules.layers import LoRAModule
+from networks.modules.lora_module import LoRAModule
 
 
 def network_args(*strings):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from networks.build.targets import Patterns, Ranks, named_leaves, select
+from networks.network.targets import Patterns, Ranks, named_leaves, select
 
 RANKS = Ranks(dim=4, alpha=1.0, conv_dim=2, conv_alpha=0.5)
 EVERYTHING = Patterns()

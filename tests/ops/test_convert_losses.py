@@ -106,10 +106,10 @@ def many_slices(path, parts, outputs, inputs):
 
 
 def test_blocks_that_outgrow_their_input_are_refused_before_they_are_made(tmp_path, monkeypatch):
-    from lora_inspect.converting import arranged_rows
+    from lora_inspect.converting.steps import split_fuse
 
     many_slices(tmp_path / "in.safetensors", 80, 1350, 1)
-    monkeypatch.setattr(arranged_rows, "zeros", lambda *_: pytest.fail("the blocks were made"))
+    monkeypatch.setattr(split_fuse, "zeros", lambda *_: pytest.fail("the blocks were made"))
     with pytest.raises(LoraInspectError, match=rf"all rows of {MODULE} .*over 16 times.*--allow-growth"):
         convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
@@ -123,7 +123,7 @@ def test_growth_can_be_accepted(tmp_path, run):
 
 
 def test_the_change_of_a_base_may_outgrow_its_input_no_more_than_slices(tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_inspect.converting.growth._FREE_BYTES", 0)
+    monkeypatch.setattr("lora_inspect.converting.steps.growth._FREE_BYTES", 0)
     generator = torch.Generator().manual_seed(0)
     tensors = {
         "a.lora_down.weight": torch.ones(1, 64),

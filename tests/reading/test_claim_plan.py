@@ -8,13 +8,13 @@ from strategies import odd_adapters
 
 from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms.lora import ALGORITHM
+from lora_inspect.caching import Remembered
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.keys import claim_plan
 from lora_inspect.reading.keys import claims as claim_module
 from lora_inspect.reading.keys.claim_plan import claim_as_before
 from lora_inspect.reading.keys.claims import claim
 from lora_inspect.reading.keys.key_groups import KeyGroup
-from lora_inspect.remembering import Remembered
 
 
 def tensors_of(adapter, file):

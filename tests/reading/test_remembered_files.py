@@ -9,9 +9,9 @@ from lora_inspect import architectures
 from lora_inspect.architectures import by_name
 from lora_inspect.architectures import detection as detection_module
 from lora_inspect.architectures.detection import Detection, candidates
+from lora_inspect.caching import Remembered
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.paths import with_paths
-from lora_inspect.remembering import Remembered
 
 QKV, DEEP = (("double_blocks.0.img_attn.qkv", 9216, 3072), ("double_blocks.18.img_attn.qkv", 9216, 3072))
 

@@ -12,7 +12,7 @@ import pytest
 from hubs import answer_as_hub
 from range_servers import RangeServer, serving
 
-from lora_inspect.remembering import Remembered
+from lora_inspect.caching import Remembered
 from lora_inspect.stores import address, http, requests
 from lora_inspect.stores import hub as hub_of_stores
 from lora_inspect.stores.client import file_system, forget_file_systems

@@ -5,7 +5,7 @@ Source: the specification of GGUF in the ggml repository, `gguf.cpp` there, and 
 
 from typing import Final
 
-from lora_inspect.records import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple
 
 MAGIC: Final = b"GGUF"
 # Of version 1, which counts in 32 bits, there are no adapters.

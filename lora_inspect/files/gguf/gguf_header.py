@@ -6,6 +6,7 @@ The header says alpha once for all modules.
 from collections.abc import Mapping
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.gguf.gguf_format import (
     ADAPTER,
     ADAPTER_TYPE_KEY,
@@ -22,7 +23,6 @@ from lora_inspect.files.gguf.gguf_metadata import AGAIN, OF_TOKENS, Value, as_te
 from lora_inspect.files.gguf.gguf_reader import Expected, read_contents
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.records import NamedTuple
 
 
 class GgufHeader(NamedTuple):

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.bounds import JSON_ITEMS, KEY_BYTES, METADATA_CHARACTERS, METADATA_KEYS
 from lora_inspect.files.gguf.gguf_format import ARRAY, BOOL, NUMBERS, STRING
 from lora_inspect.files.input_file import InputFile
-from lora_inspect.records import NamedTuple
 
 AGAIN = "fetch the file again"
 _PIECE_BYTES = 1 << 16

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.gguf.gguf_format import (
     ARCHITECTURE_KEY,
     ARRAY,
@@ -21,7 +22,6 @@ from lora_inspect.files.gguf.gguf_metadata import AGAIN, OF_TOKENS, Value, as_te
 from lora_inspect.files.gguf.gguf_reader import Expected, read_contents
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.safetensors.header import TensorInfo, count_elements
-from lora_inspect.records import NamedTuple
 
 _OTHER_VERSION = "use the .safetensors version of the model"
 # Blocks and the embedding of tokens as llama.cpp calls them.

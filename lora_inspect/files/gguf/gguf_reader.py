@@ -6,13 +6,13 @@ Tensors have the dimensions of the program that they come from, which the file c
 from collections.abc import Iterator
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.bounds import KEY_BYTES, METADATA_KEYS, TENSORS, too_many_tensors
 from lora_inspect.files.gguf.gguf_format import ALIGNMENT, ALIGNMENT_KEY, MAGIC, TENSOR_TYPES, UINT32, VERSIONS, aligned
 from lora_inspect.files.gguf.gguf_metadata import AGAIN, Cursor, Expect, Value, as_text, read_values
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.safetensors.dtypes import SIZES
 from lora_inspect.files.safetensors.header import TensorInfo, count_elements
-from lora_inspect.records import NamedTuple
 
 # A matrix of one row or one column may be stored without its last dimension, as ggml drops those of size 1.
 _MATRICES = (".lora_a", ".lora_b")

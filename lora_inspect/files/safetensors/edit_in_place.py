@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import Identity, InputFile, check_unchanged
 from lora_inspect.files.outputs import new_file
 from lora_inspect.files.safetensors.byte_copy import copy_bytes, write_all
@@ -16,7 +17,6 @@ from lora_inspect.files.safetensors.header_journal import Editing
 from lora_inspect.files.safetensors.writer import ALIGNMENT, ROOM, TensorPlan, header_text, padded_header
 from lora_inspect.files.system import give_rights
 from lora_inspect.progress import Progress, silent
-from lora_inspect.records import NamedTuple
 
 # File systems share blocks of this size, or of a part of it.
 _BLOCK = 4096

@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple, made
 from lora_inspect.files.bounds import HEADER_BYTES, TENSORS, too_many_tensors
 from lora_inspect.files.file_types import START_BYTES, refuse_foreign
 from lora_inspect.files.garbage import without_collecting
@@ -13,7 +14,6 @@ from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.safetensors.dtypes import BITS, SIZES
 from lora_inspect.files.safetensors.header_recovery import refuse_torn
 from lora_inspect.files.safetensors.plain_header import LONGEST, read_plain
-from lora_inspect.records import NamedTuple, made
 
 # What stands before the text of a header: its length, as a number without a sign.
 LENGTH_BYTES = 8

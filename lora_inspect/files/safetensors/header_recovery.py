@@ -8,8 +8,8 @@ A run that is killed may leave a header that is a part of each, and may yet be J
 import os
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import InputFile
-from lora_inspect.records import NamedTuple
 
 JOURNAL_ENDING = ".header-journal"
 # What a header is, beside the two that a journal holds.

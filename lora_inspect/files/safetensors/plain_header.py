@@ -11,11 +11,11 @@ from math import prod
 from operator import itemgetter, sub
 from typing import Any
 
+from lora_inspect.caching import Remembered
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.bounds import KEY_BYTES, METADATA_KEYS
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.files.strict_json import is_unicode, parse_plain
-from lora_inspect.records import NamedTuple
-from lora_inspect.remembering import Remembered
 
 # So short a text cannot become so many objects that it matters, whatever stands in it.
 LONGEST = 1 << 20

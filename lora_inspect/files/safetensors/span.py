@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.records import NamedTuple
 
 
 class Span(NamedTuple):

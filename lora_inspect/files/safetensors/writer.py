@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import HeldInput, Identity, InputFile
 from lora_inspect.files.outputs import new_file
 from lora_inspect.files.safetensors.byte_copy import Buffer, copy_bytes, write_all_at
@@ -16,7 +17,6 @@ from lora_inspect.files.safetensors.early_sync import EarlySync
 from lora_inspect.files.safetensors.header import LENGTH_BYTES, TensorInfo, count_elements, read_header
 from lora_inspect.files.safetensors.span import Span
 from lora_inspect.progress import Progress, silent
-from lora_inspect.records import NamedTuple
 
 # What a header of ours is longer than its text at least, so that another text may take its place.
 ROOM = 4096

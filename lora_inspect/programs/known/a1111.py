@@ -7,6 +7,7 @@ of network for makes it refuse the file. Sources: `networks.py`, `network*.py` a
 
 from collections.abc import Iterator
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.programs.known import webui_networks
 from lora_inspect.programs.record import (
     COMPUTES,
@@ -26,7 +27,6 @@ from lora_inspect.programs.record import (
     Strangers,
     one,
 )
-from lora_inspect.records import NamedTuple
 
 UNET = ("original", "diffusers")
 # In diffusers' layout. It looks for an upsampler behind attentions where the first level of SD 1.5 has it.

@@ -10,9 +10,9 @@ from itertools import product
 from lora_inspect.architectures import by_name
 from lora_inspect.architectures.record import is_parameter
 from lora_inspect.architectures.text_encoders import ROOTS
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.programs.record import BASE_NORM, COMPUTES, LEAVES, TEXT_ENCODERS, FileTest, Given, Rule
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.records import NamedTuple
 
 # Both divide by the norms of the base where the magnitudes are of outputs.
 MAGNITUDES: Mapping[str, str] = {

@@ -9,13 +9,13 @@ from lora_inspect.codecs import CODECS, plain, plain_fp8, scale_weight, storing
 from lora_inspect.codecs.descriptions import FORMAT, FORMATS_KEY, MARKER
 from lora_inspect.codecs.record import Codec, Found, Layout, NotRead, UnknownCodec
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.json_text import parse_json
 from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.base.quantisation import activations_beside, scale_beside, settings_beside
-from lora_inspect.records import NamedTuple
 
 _WEIGHT = "weight"
 # No tensor that describes codes is larger.

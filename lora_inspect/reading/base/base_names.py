@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from lora_inspect import schemes
 from lora_inspect.algorithms.record import BIAS, WEIGHT
 from lora_inspect.architectures.correspondence import UNKNOWN, Correspondence, Link
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.comfyui import COMFYUI
 from lora_inspect.schemes.record import MODEL, ModuleName
 

@@ -9,9 +9,9 @@ from lora_inspect.architectures.gguf import GGUF_NAMES, GgufNames
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.gguf.gguf_format import ARCHITECTURE_KEY, TYPE_KEY
-from lora_inspect.listing import listed
 from lora_inspect.reading.base.model_config import NAME, config_beside
 from lora_inspect.reading.model.contribution import Module
+from lora_inspect.sentences import listed
 
 
 def has_header(checkpoint: Checkpoint) -> bool:

@@ -6,10 +6,10 @@ from typing import Any
 
 from lora_inspect.architectures.gguf import Heads
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.json_files import read_json
 from lora_inspect.files.locations import exists, is_file, is_folder, join
-from lora_inspect.records import NamedTuple
 
 NAME = "config.json"
 # No attention has more heads than six digits count.

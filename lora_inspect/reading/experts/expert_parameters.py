@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect.algorithms.attention_lora import IN_PROJ, OUT_PROJ
 from lora_inspect.algorithms.lora import ALGORITHM as LORA
 from lora_inspect.algorithms.lora_experts import OF_MATRIX, lora_experts
-from lora_inspect.listing import some
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.problem import Finding
 from lora_inspect.reading.peft.saved_tensors import BELOW, without_wrappers
-from lora_inspect.records import NamedTuple
+from lora_inspect.sentences import some
 
 if TYPE_CHECKING:
     from lora_inspect.reading.file_reading import FileReading

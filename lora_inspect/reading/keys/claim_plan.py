@@ -5,13 +5,13 @@ from functools import cached_property
 from typing import Any
 
 from lora_inspect import algorithms, schemes
+from lora_inspect.caching import Remembered
+from lora_inspect.fast_namedtuple import made
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.keys.claims import Claims, claim
 from lora_inspect.reading.keys.groups import AlikeModules
 from lora_inspect.reading.keys.module_plan import ModulePlan, places_of
 from lora_inspect.reading.model.contribution import Module
-from lora_inspect.records import made
-from lora_inspect.remembering import Remembered
 from lora_inspect.schemes.record import ModuleName
 
 # A larger file is the only one of its kind, and has a name for each tensor.

@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms.record import Algorithm
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths import dora
 from lora_inspect.reading.keys.key_groups import Form, GroupTensor, KeyGroup
@@ -13,7 +14,6 @@ from lora_inspect.reading.keys.suffixes import ParsedKey, parse_key
 from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
 from lora_inspect.reading.model.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG
 from lora_inspect.reading.model.problem import Finding
-from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import ModuleName
 
 # Tensors of a whole network, without a module.

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.records import NamedTuple
 
 # Where a contribution has what is neither its name nor its tensors, but for the settings of its formula.
 _ROWS, _SETTINGS = Contribution._fields.index("rows"), Contribution._fields.index("settings")

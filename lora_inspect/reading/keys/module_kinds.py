@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.keys.groups import alike, likeness_by
 from lora_inspect.reading.keys.stored_numbers import StoredNumbers
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.records import NamedTuple
 
 
 class ModuleKind(NamedTuple):

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lora_inspect.fast_namedtuple import made
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.model.contribution import UNSCALED, Contribution, Magnitude, Module
-from lora_inspect.records import made
 from lora_inspect.schemes.record import ModuleName
 
 # What a module has behind its tensors before its path is known.

@@ -9,12 +9,12 @@ cloneofsimo's lora, `UNet2DConditionModel` and `BasicTransformerBlock` of diffus
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.json_text import parse_json
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.listing import listed
 from lora_inspect.reading.keys.suffixes import ParsedKey
 from lora_inspect.reading.model.problem import Finding
-from lora_inspect.records import NamedTuple
+from lora_inspect.sentences import listed
 
 _KEY = re.compile(r"(unet|text_encoder):([0-9]{1,6}):(down|up)")
 _ROLES = ("down", "up")

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 
 from lora_inspect.algorithms.record import Role
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.keys.claims import Claims
 from lora_inspect.reading.keys.groups import changes_of_kinds
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import read_flag
-from lora_inspect.records import NamedTuple
 
 
 class StoredNumbers(NamedTuple):

@@ -2,9 +2,9 @@
 
 from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms import by_name, candidates, load_for
+from lora_inspect.caching import remembering
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths import dora
-from lora_inspect.records import NamedTuple
-from lora_inspect.remembering import remembering
 from lora_inspect.schemes import HIDING
 from lora_inspect.schemes.record import LONGEST_SUFFIX
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.json_text import json_number, parse_json
 from lora_inspect.files.strict_json import is_shallow
 from lora_inspect.reading.metadata.provenance import MERGED_KEY
-from lora_inspect.records import NamedTuple
 
 # What was merged, and taken out again with estimates.
 UNDONE_KEY = "lora_inspect.undone"

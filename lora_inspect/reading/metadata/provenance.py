@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.json_text import parse_json
-from lora_inspect.records import NamedTuple
 
 # What a merge of ours records in its output.
 MERGED_KEY = "lora_inspect.merged"

@@ -5,9 +5,9 @@ from types import MappingProxyType
 from typing import Any
 
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Features, Formula, Shapes
+from lora_inspect.fast_namedtuple import NamedTuple, made
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.dora import DoraSpelling
-from lora_inspect.records import NamedTuple, made
 from lora_inspect.schemes.record import ModuleName
 
 

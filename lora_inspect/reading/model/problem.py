@@ -1,6 +1,6 @@
 """What can be wrong with a file: as it is found, and as it is told."""
 
-from lora_inspect.records import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple
 
 # An error stops every command that would have to guess around it.
 ERROR, WARNING, NOTE = "error", "warning", "note"

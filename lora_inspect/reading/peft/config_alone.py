@@ -5,12 +5,12 @@ from typing import Any
 
 from lora_inspect import algorithms
 from lora_inspect.files.discovery import MLX_WEIGHTS, PEFT_WEIGHTS
-from lora_inspect.listing import some
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.model.evidence import Evidence
 from lora_inspect.reading.model.problem import Finding
 from lora_inspect.reading.peft.config_lookup import FoundConfig
 from lora_inspect.reading.peft.weightless import METHODS
+from lora_inspect.sentences import some
 
 # What of a config is shown, in this order, where it says something.
 _FIELDS = (

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lora_inspect.printable import shortened
+from lora_inspect.escape import shortened
 from lora_inspect.reading.peft.match_budget import Refused, Steps
 
 if TYPE_CHECKING:

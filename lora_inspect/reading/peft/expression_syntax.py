@@ -5,8 +5,8 @@ what programs that go by Python hang on.
 import re
 from collections.abc import Callable
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.peft.match_budget import Refused
-from lora_inspect.records import NamedTuple
 
 # Letters of an expression when its repeats are written out, and groups within groups.
 _LARGEST, _DEEPEST = 1_000, 20

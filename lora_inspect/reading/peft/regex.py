@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.peft.expression_syntax import Choice, Letter, Node, Place, Repeat, Sequence, read_expression
 from lora_inspect.reading.peft.match_budget import Refused, Steps
-from lora_inspect.records import NamedTuple
 
 # Characters of an expression.
 _LONGEST = 1_000

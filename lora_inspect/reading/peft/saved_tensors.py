@@ -10,8 +10,8 @@ from typing import Any
 
 from lora_inspect import schemes
 from lora_inspect.algorithms.saved import NAME, ORIGINAL, SAVED, TWIN, saved
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.listing import some
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.keys.claims import Claims
 from lora_inspect.reading.model.contribution import Contribution, Module
@@ -19,8 +19,8 @@ from lora_inspect.reading.model.evidence import Evidence
 from lora_inspect.reading.model.problem import Finding
 from lora_inspect.reading.peft.config_lookup import FoundConfig
 from lora_inspect.reading.peft.match_budget import Refused, Steps
-from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import ModuleName
+from lora_inspect.sentences import some
 
 BELOW = ".base_layer"
 # What a wrapper puts behind the path of the module that it wraps, and what a tensor there is.

@@ -5,9 +5,9 @@ Nothing of them can be merged or rewritten as a LoRA. Source: the tuners of PEFT
 
 from collections.abc import Collection, Iterator
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.model.problem import Finding
-from lora_inspect.records import NamedTuple
 
 _VIRTUAL_TOKENS = "prompt_embeddings"
 _SHOWN = 5

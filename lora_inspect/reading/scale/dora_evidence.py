@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.model.evidence import (
     DORA_FLAG,
     DoraReading,
@@ -13,7 +14,6 @@ from lora_inspect.reading.model.evidence import (
 )
 from lora_inspect.reading.model.problem import Finding
 from lora_inspect.reading.scale.scale_rules import Ruled
-from lora_inspect.records import NamedTuple
 
 # How many modules had a magnitude when the file was written, where that need not be all.
 MAGNITUDES_KEY = "lora_inspect.magnitudes"

@@ -8,13 +8,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.json_text import parse_json
 from lora_inspect.maths.dora import OF_BASE, OF_SUM, OUTPUT, OVER_BASE
 from lora_inspect.reading.keys.claims import Claims
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.evidence import Evidence
 from lora_inspect.reading.model.problem import Finding
-from lora_inspect.records import NamedTuple
 
 NORMS_KEY = "lora_inspect.magnitude_norms"
 _WHERE = f"metadata {NORMS_KEY}"

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.escape import shortened
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.json_text import json_count
-from lora_inspect.printable import shortened
 from lora_inspect.reading.metadata.trainers import is_musubi
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import asked_alpha, close, network_args
 from lora_inspect.reading.peft.match_budget import Refused, Steps
 from lora_inspect.reading.scale.scales import Counted
-from lora_inspect.records import NamedTuple
 from lora_inspect.schemes.record import MODEL
 
 if TYPE_CHECKING:

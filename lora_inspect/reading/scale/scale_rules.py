@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from lora_inspect import schemes
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.reading.keys.claims import Claims
 from lora_inspect.reading.keys.module_kinds import ModuleKind, computed
@@ -13,7 +14,6 @@ from lora_inspect.reading.peft.config_lookup import FoundConfig, Speakers
 from lora_inspect.reading.peft.peft_config import LORA_TYPE
 from lora_inspect.reading.scale import rslora_evidence
 from lora_inspect.reading.scale.scales import Counted, Counting
-from lora_inspect.records import NamedTuple
 
 
 class Voice(NamedTuple):

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lora_inspect import schemes
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths.scaling import neutral_alpha, scale_of
 from lora_inspect.reading.model import evidence
 from lora_inspect.reading.model.contribution import Contribution, Module, Scaling
@@ -12,7 +13,6 @@ from lora_inspect.reading.model.evidence import LOKR_FLAG, Evidence, RsloraReadi
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.peft import peft_config
 from lora_inspect.reading.peft.config_lookup import FoundConfig
-from lora_inspect.records import NamedTuple
 
 # Why a scale is unknown that no setting settles, each with the way out.
 PATTERN_REFUSED = "a pattern of the config is refused"

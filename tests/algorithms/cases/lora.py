@@ -10,7 +10,7 @@ from lycoris.modules.locon import LoConModule
 from peft.tuners.lora.config import MontecloraConfig, VeloraConfig
 from torch import Tensor, nn
 
-from networks.modules.layers import LoRAModule
+from networks.modules.lora_module import LoRAModule
 
 RANK, ALPHA = 4, 3.0
 

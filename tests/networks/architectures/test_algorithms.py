@@ -12,7 +12,7 @@ from lora_inspect.architectures.trained import by_option, family_of, one_to_one,
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.adapter import read_adapter
 from networks import loha, lokr, oft
-from networks.build.targets import named_leaves
+from networks.network.targets import named_leaves
 
 ALGORITHMS = {"loha": loha, "lokr": lokr, "oft": oft}
 FUSED = ("flux", "flux2", "hunyuan_video", "ideogram4")

@@ -1,0 +1,239 @@
+"""The verbs of `lora-inspect metadata` that change a file: set, unset, copy and strip."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from lora_inspect.cli import terminal
+from lora_inspect.cli.file_paths import FilePath
+from lora_inspect.cli.progress_bar import BarBelow, bar_below, percent
+from lora_inspect.cli.summaries import METADATA_VERBS
+from lora_inspect.cli.verb import Verb
+from lora_inspect.escape import shortened
+from lora_inspect.sentences import listed
+
+if TYPE_CHECKING:
+    from lora_inspect.editing.edit import Change, Edit
+    from lora_inspect.ops.metadata_edit import Edited, Target
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+# The columns that a value may take beside its key; `get` prints it whole.
+_VALUE = 100
+
+_SET = """\
+Gives keys of the metadata of PATH values: text, or with KEY=@FILE the text in a file.
+
+\b
+Example: lora-inspect metadata set adapter.safetensors --trigger-words "ink drawing" ss_training_comment=sketches
+"""
+
+_UNSET = """\
+Removes keys from the metadata of PATH, by name or by a glob.
+
+\b
+Example: lora-inspect metadata unset trained.safetensors "ss_dataset*" ss_session_id
+"""
+
+_COPY = """\
+Takes over what another file says of itself, but for the hashes of its tensors. What only PATH says stays.
+
+\b
+Example: lora-inspect metadata copy adapter.safetensors --from trained.safetensors --only "ss_tag_*"
+"""
+
+_STRIP = """\
+Removes the metadata of PATH, but for what decides how it is read: PATH means the same afterwards.
+
+\b
+Example: lora-inspect metadata strip adapter.safetensors -o clean.safetensors
+"""
+
+
+def _writing_options(function: Decorated) -> Decorated:
+    """The options of where a change is written, which are the fields of a `Target`, and --json."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print what changed as JSON."),
+        click.option("--dry-run", is_flag=True, help="Only say what would change; nothing is written."),
+        click.option("--hashes", is_flag=True, help="Write the hashes that programs look up, there before or not."),
+        click.option(
+            "--in-place",
+            is_flag=True,
+            help="Rewrite only the header of PATH, where it has the room; the next run repairs one that was killed.",
+        ),
+        click.option("--force", is_flag=True, help="Overwrite OUT if it exists; never an input."),
+        click.option(
+            "-o",
+            "--output",
+            type=FilePath(),
+            metavar="OUT",
+            help="Write another file, and leave PATH as it is; without it the new file takes the place of PATH.",
+        ),
+        click.argument("path", type=FilePath()),
+    ):
+        function = option(function)
+    return function
+
+
+_meaning_option = click.option(
+    "--allow-other-meaning",
+    "other_meaning",
+    is_flag=True,
+    help="Allow what changes how the file is read.",
+)
+
+
+@click.command("set", cls=Verb, help=_SET, short_help=METADATA_VERBS["set"])
+@_writing_options
+@click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--trigger-words", metavar="WORDS", help="What a prompt has to hold: modelspec.trigger_phrase.")
+@click.option("--title", metavar="TEXT", help="What lists of models call it: modelspec.title.")
+@click.option("--author", metavar="TEXT", help="Who made it: modelspec.author.")
+@click.option("--description", metavar="TEXT", help="What it is good for: modelspec.description.")
+@click.option("--thumbnail", type=FilePath(), metavar="FILE", help="A JPEG, PNG or WebP: modelspec.thumbnail.")
+@_meaning_option
+def set_(
+    path: str,
+    pairs: tuple[str, ...],
+    trigger_words: str | None,
+    title: str | None,
+    author: str | None,
+    description: str | None,
+    thumbnail: str | None,
+    as_json: bool,
+    **target: Any,
+) -> None:
+    """Parses and edits."""
+    from lora_inspect.editing.edit import setting
+    from lora_inspect.editing.named_values import named_values
+    from lora_inspect.editing.values import read_value
+    from lora_inspect.editing.values import thumbnail as picture
+
+    where = _target(**target)
+    named = {"trigger_words": trigger_words, "title": title, "author": author, "description": description}
+    values = {name: value if value is None else read_value(value) for name, value in named.items()}
+    values["thumbnail"] = None if thumbnail is None else picture(thumbnail)
+    given = _pairs(pairs)
+    if not given and all(value is None for value in values.values()) and not where.hashes:
+        raise click.UsageError("There is nothing to set; give KEY=VALUE, an option as --title, or --hashes.")
+    _edit(path, setting(lambda present: {**named_values(values, present), **given}), where, as_json)
+
+
+@click.command(cls=Verb, help=_UNSET, short_help=METADATA_VERBS["unset"])
+@_writing_options
+@click.argument("keys", nargs=-1, required=True, metavar="KEY|GLOB...")
+@_meaning_option
+def unset(path: str, keys: tuple[str, ...], as_json: bool, **target: Any) -> None:
+    """Edits."""
+    from lora_inspect.editing.edit import unsetting
+
+    _edit(path, unsetting(keys), _target(**target), as_json)
+
+
+@click.command(cls=Verb, help=_COPY, short_help=METADATA_VERBS["copy"])
+@_writing_options
+@click.option("--from", "source", required=True, type=FilePath(), metavar="OTHER", help="The file to take it from.")
+@click.option("--only", multiple=True, metavar="GLOB", help="Take over these keys alone; may be repeated.")
+@click.option("--except", "but", multiple=True, metavar="GLOB", help="Leave these keys out; may be repeated.")
+@_meaning_option
+def copy(path: str, source: str, only: tuple[str, ...], but: tuple[str, ...], as_json: bool, **target: Any) -> None:
+    """Reads the other file and edits."""
+    from lora_inspect.editing.edit import copying
+    from lora_inspect.ops.metadata import show
+
+    where = _target(**target)
+    found = {key: value for one in show(source) for key, value in one.metadata.items()}
+    _edit(path, copying(found, only, but, source), where, as_json)
+
+
+@click.command(cls=Verb, help=_STRIP, short_help=METADATA_VERBS["strip"])
+@_writing_options
+@click.option("--all", "everything", is_flag=True, help="Remove that as well, and say what it changes.")
+def strip(path: str, everything: bool, as_json: bool, **target: Any) -> None:
+    """Edits."""
+    from lora_inspect.ops.metadata_edit import strip as stripped
+
+    where = _target(**target)
+    with _bar(path) as bar:
+        edited = stripped(path, everything, where, bar.advance)
+    _tell(edited, where.dry_run, as_json)
+
+
+COMMANDS = {"set": set_, "unset": unset, "copy": copy, "strip": strip}
+
+
+def _target(**options: Any) -> "Target":
+    from lora_inspect.ops.metadata_edit import Target
+
+    target = Target(**options)
+    if target.in_place and target.output is not None:
+        raise click.UsageError("--in-place changes PATH itself; leave it or -o out.")
+    return target
+
+
+def _pairs(pairs: Iterable[str]) -> dict[str, str]:
+    """The values by key; click.UsageError for what is no pair, and for a key that is given twice."""
+    from lora_inspect.editing.values import parse_pair
+
+    found: dict[str, str] = {}
+    for text in pairs:
+        try:
+            key, value = parse_pair(text)
+        except ValueError as error:
+            raise click.UsageError(f"{error}.") from None
+        if key in found:
+            raise click.UsageError(f"{key} is given twice.")
+        found[key] = value
+    return found
+
+
+def _edit(path: str, change: "Edit", where: "Target", as_json: bool) -> None:
+    from lora_inspect.ops.metadata_edit import edit
+
+    with _bar(path) as bar:
+        edited = edit(path, change, where, bar.advance)
+    _tell(edited, where.dry_run, as_json)
+
+
+def _bar(path: str) -> AbstractContextManager[BarBelow]:
+    from lora_inspect.files.discovery import stored_bytes
+
+    return bar_below("Writing", stored_bytes(path), percent)
+
+
+def _tell(edited: "Edited", dry_run: bool, as_json: bool) -> None:
+    """What changed, a line each, or a record of it; what else there is to know goes beside."""
+    for sentence in edited.notes:
+        terminal.note(sentence)
+    if edited.meaning:
+        would = "would be" if dry_run else "is"
+        terminal.note(f"{edited.path}: the file {would} read otherwise: {listed(edited.meaning)}.")
+    if as_json:
+        from lora_inspect.ops.metadata_edit import as_json as record
+
+        terminal.json_text(record(edited))
+        return
+    done = "nothing changes" if not edited.changes else _counted(edited.changes)
+    terminal.line(f"{edited.output}: {done}{', not written (--dry-run)' if dry_run else ''}")
+    if edited.changes:
+        terminal.table([_row(one) for one in edited.changes])
+    if edited.kept:
+        terminal.line(f"kept, as the reading needs it: {listed(edited.kept)}")
+
+
+def _counted(changes: "Iterable[Change]") -> str:
+    counts = {"set": 0, "changed": 0, "removed": 0}
+    for one in changes:
+        counts[_kind(one)] += 1
+    return listed([f"{count} {kind}" for kind, count in counts.items() if count])
+
+
+def _kind(one: "Change") -> str:
+    return "set" if one.before is None else ("removed" if one.after is None else "changed")
+
+
+def _row(one: "Change") -> tuple[str, str, str]:
+    value = one.before if one.after is None else one.after
+    return _kind(one), one.key, shortened(value or '""', _VALUE)

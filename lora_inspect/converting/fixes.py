@@ -1,0 +1,156 @@
+"""The command that makes a file right for a program, found by planning conversions until one can be made."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from lora_inspect import schemes
+from lora_inspect.converting.inputs import chosen_input
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.converting.plan import plan_for
+from lora_inspect.converting.target.asked_consumer import for_consumer, scheme_for, with_base
+from lora_inspect.converting.target.asked_kinds import check_kinds
+from lora_inspect.converting.target.asked_magnitudes import with_magnitudes
+from lora_inspect.converting.target.output_endings import output_beside
+from lora_inspect.converting.target.prediction import foreseen
+from lora_inspect.converting.target.target_algorithm import becomes_lora, check_algorithm
+from lora_inspect.converting.target.target_layout import Destination
+from lora_inspect.converting.target.target_names import targets
+from lora_inspect.converting.target.target_program import check_loadable
+from lora_inspect.converting.target.thin_changes import is_kernel_open, is_thin
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.locations import is_folder
+from lora_inspect.programs.record import Consumer
+from lora_inspect.programs.verdict import SAME, judge
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.identify import adapter_candidates
+from lora_inspect.schemes.gguf import GGUF
+from lora_inspect.shell import command_line, operand
+
+# What stands in a command for the base, and for the config of the model, which only the user knows.
+BASE, CONFIG = "BASE", "CONFIG"
+# How near a LoRA is to come of what has no exact place in the program's files.
+_NEAR = 0.01
+
+
+def mending(
+    adapter: Adapter, given: str, consumer: Consumer, base: str | None, ways: "Sequence[Way] | None" = None
+) -> str | None:
+    """The command line that converts the adapter, which the user called `given`, for the program; None for none.
+
+    It is the first of the `ways` that can be gone, of all that there are where none are named. Where only a base tells
+    what is to be written and none was given, the command has BASE in its place, and CONFIG in that of the config of a
+    model that the names of llama.cpp depend on.
+    """
+    asked = ConvertOptions(consumer=consumer.name, settings=adapter.settings)
+    if _is_for_llama_cpp(adapter, asked):
+        asked = replace(asked, model_config=base if base and is_folder(base) else CONFIG)
+    for drops in (False, True) if adapter.unclaimed else (False,):
+        for make in EVERY_WAY if ways is None else ways:
+            try:
+                options = make(adapter, replace(asked, drop_unclaimed=drops), base)
+                if options is None:
+                    continue
+                output = output_beside(adapter, options.consumer or "standard", scheme_for(adapter, options))
+                if not _is_right(adapter, output, options, consumer):
+                    continue
+            except LoraInspectError:
+                continue
+            return command_line(["lora-inspect", "convert", given, *_words(options), "-o", operand(output)])
+    return None
+
+
+def _is_for_llama_cpp(adapter: Adapter, asked: ConvertOptions) -> bool:
+    """Whether names of another program become those of llama.cpp."""
+    try:
+        return adapter.scheme != GGUF.name and scheme_for(adapter, asked) == GGUF.name
+    except LoraInspectError:
+        return False
+
+
+def _standard(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
+    """The file under its own names, for all programs that read those, where alpha/rank is all that it lacks."""
+    return None if adapter.dora.value else replace(asked, consumer=None, model_config=None)
+
+
+def _exact(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
+    return asked
+
+
+def _with_base(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
+    return with_base(adapter, base or BASE, asked) if adapter.dora.value else None
+
+
+def _as_lora(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
+    made = [c for c in adapter.contributions if becomes_lora(c.algorithm, c.shapes)]
+    if any(is_kernel_open(c.algorithm, c.shapes) for c in made):
+        return None
+    return replace(
+        asked, algorithm="lora", max_error=None if all(is_thin(c.algorithm, c.shapes) for c in made) else _NEAR
+    )
+
+
+def _near(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
+    return replace(asked, algorithm="lora", base=base or BASE, max_error=_NEAR)
+
+
+def _as_full(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
+    return replace(asked, algorithm="full", base=base or BASE)
+
+
+# How options come about: from the adapter, what is asked in any case, and the base. None where it is no way for it.
+Way = Callable[[Adapter, ConvertOptions, "str | None"], "ConvertOptions | None"]
+EVERY_WAY: tuple[Way, ...] = (_standard, _exact, _with_base, _as_lora, _near, _as_full)
+# Those that change names, scale and what a base tells of magnitudes, and leave the factors what they are.
+OF_ITS_FACTORS: tuple[Way, ...] = (_exact, _with_base)
+
+
+def _is_right(adapter: Adapter, output: str, options: ConvertOptions, consumer: Consumer) -> bool:
+    """Whether the program will make of the output what is meant, as far as that can be foreseen.
+
+    Raises LoraInspectError where the conversion cannot be; what is told by files that are not given is taken for told.
+    """
+    if options.base != BASE and options.model_config != CONFIG:
+        plan = plan_for(adapter, output, options)
+        return _is_read(plan.adapter, plan.destinations, plan.options, consumer)
+    adapter = chosen_input(adapter, options).adapter
+    told = with_magnitudes(adapter, for_consumer(adapter, adapter, options))
+    if check_algorithm(adapter, told):
+        raise LoraInspectError(f"{adapter.checkpoint.path}: nothing of it becomes anything else.")
+    check_kinds(adapter, [family.architecture.name for family in adapter_candidates(adapter)], told)
+    if options.model_config != CONFIG:
+        return _is_read(adapter, targets(adapter, adapter, None, None, told), told, consumer)
+    if not all(c.algorithm.rows or c.algorithm.replaces for c in adapter.contributions):
+        raise LoraInspectError(f"{adapter.checkpoint.path}: the config tells whether rows move that cannot.")
+    check_loadable(adapter, schemes.by_name(told.scheme or ""), told)
+    return True
+
+
+def _is_read(
+    adapter: Adapter, destinations: Sequence[Destination], options: ConvertOptions, consumer: Consumer
+) -> bool:
+    written = foreseen(adapter, destinations, options)
+    if written is None:
+        # A folder is as its config says, but only programs that read such folders are given one.
+        return options.consumer is not None
+    # Under other names it may be of more families, which widths tell apart where factors tell those.
+    told = written if all(None not in c.shape for c in adapter.contributions if c.algorithm.formula) else adapter
+    return judge(written, adapter_candidates(told), consumer).verdict == SAME
+
+
+def _words(options: ConvertOptions) -> Iterator[str]:
+    if options.consumer:
+        yield from ("--to", options.consumer)
+    if options.base:
+        yield from ("--base", options.base)
+    if options.keep_dora:
+        yield "--keep-dora"
+    if options.model_config:
+        yield from ("--model-config", options.model_config)
+    if options.algorithm:
+        yield from ("--algorithm", options.algorithm)
+    if options.max_error is not None:
+        yield from ("--max-error", f"{options.max_error:g}")
+    if options.drop_unclaimed:
+        yield "--drop-unclaimed"
+    if options.settings.allow_partial_dora:
+        yield "--allow-partial-dora"

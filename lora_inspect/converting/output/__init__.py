@@ -1,0 +1,1 @@
+"""The tensors and configs of an output, its file, and the proof that it says the same."""

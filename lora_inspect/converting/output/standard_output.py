@@ -1,0 +1,292 @@
+"""Where a standard adapter goes: one file, or the folder whose config says rank and scale, as PEFT and mlx-lm do."""
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from lora_inspect.algorithms import saved
+from lora_inspect.algorithms.record import BIAS, WEIGHT
+from lora_inspect.converting.output.configs import (
+    BARE,
+    config_of_method,
+    lora_config,
+    moved_experts,
+    saved_config,
+    standard_config,
+    unscaled_config,
+)
+from lora_inspect.converting.output.mlx_config import mlx_config
+from lora_inspect.converting.target.key_names import (
+    CONFIG,
+    FACTORS,
+    HEADER,
+    OF_ALL_MODULES,
+    ONE_SCALE,
+    carrier_of,
+    magnitude_place,
+)
+from lora_inspect.converting.target.target_layout import Destination
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.delivery import delivered
+from lora_inspect.files.discovery import ADAPTER_CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS
+from lora_inspect.files.gguf.gguf_format import OF_FORMAT
+from lora_inspect.files.gguf.gguf_writer import write_gguf
+from lora_inspect.files.input_file import Identity
+from lora_inspect.files.output_names import GGUF_ENDING, SAFETENSORS_ENDING, file_output, folder_output
+from lora_inspect.files.outputs import check_output, check_replaceable, new_folder
+from lora_inspect.files.safetensors.contents import Content, write_contents
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.peft import peft_config
+from lora_inspect.reading.scale.scale_records import FoldedScales, folded_record
+from lora_inspect.schemes.diffusers import DIFFUSERS
+
+if TYPE_CHECKING:
+    from lora_inspect.converting.output.output_tensors import SpelledModule
+
+# Whose names are those of a folder, and what the weights in it are called.
+_FOLDERS = {CONFIG: ("PEFT", PEFT_WEIGHTS), ONE_SCALE: ("mlx-lm", MLX_WEIGHTS)}
+
+
+class StandardOutput:
+    """The output of one adapter where the user `named` it, and what goes with its tensors.
+
+    `path` is where it stands, which `is_folder` or a file. `scheme` is that of most of its names, and `asked` the one
+    that was asked for. `architecture` is what llama.cpp calls the model, for a file of it. `without_biases` says that
+    those of the input were left out.
+
+    Raises LoraInspectError where the adapter needs both a file and a folder, and where the name is for the other one.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        modules: Sequence[Destination],
+        named: str,
+        inputs: Collection[str],
+        asked: str | None = None,
+        architecture: str | None = None,
+        without_biases: bool = False,
+    ) -> None:
+        self._adapter = adapter
+        self._without_biases = without_biases
+        self._architecture = architecture
+        self._asked = asked
+        self._modules = modules
+        self._carriers = {carrier_of(destination.module) for destination in modules}
+        programs = [_FOLDERS[carrier] for carrier in sorted(self._carriers & _FOLDERS.keys())]
+        self.is_folder = bool(programs)
+        self.scheme = Counter(destination.module.name.scheme for destination in modules).most_common(1)[0][0]
+        source = adapter.checkpoint
+        if self.is_folder and len(self._carriers) > 1:
+            raise LoraInspectError(
+                f"{source.path}: some of its keys have {programs[0][0]}'s names, whose scale stands in a config, and "
+                f"some have others, so no program reads all of them; write {programs[0][0]}'s modules to a file of "
+                "their own first."
+            )
+        if self.is_folder:
+            program, weights = programs[0]
+            self._weights = f"{weights}.safetensors"
+            because = (
+                f"{source.path} has {program}'s names, whose scale stands in an {ADAPTER_CONFIG} beside the tensors"
+            )
+            self.path = folder_output(named, because, inputs)
+        else:
+            ending = GGUF_ENDING if self._is_gguf else SAFETENSORS_ENDING
+            self.path = file_output(named, source.name, inputs, ending)
+
+    @property
+    def _is_gguf(self) -> bool:
+        return HEADER in self._carriers
+
+    def check(self, inputs: Collection[str], force: bool) -> None:
+        """Raises LoraInspectError where the adapter cannot be written to the path."""
+        check_output(self.path, inputs, force, folder=self.is_folder)
+        if self.is_folder:
+            check_replaceable(self.path, (self._weights, ADAPTER_CONFIG))
+
+    def check_magnitudes(self) -> None:
+        """Raises LoraInspectError where readers would apply a magnitude to modules that have none."""
+        without = [c.module for c in self._adapter.contributions if c.algorithm.decomposes and not c.magnitude]
+        kept = (
+            magnitude_place(destination.module, c, c.magnitude)[1]
+            for destination in self._modules
+            for source in destination.sources
+            for c in source.module.contributions
+            if c.magnitude
+        )
+        if without and any(suffix in OF_ALL_MODULES for suffix in kept):
+            raise LoraInspectError(
+                f"{self._adapter.checkpoint.path}: {len(without)} modules have no magnitude ({without[0].key}), but "
+                "PEFT, diffusers and mlx-lm apply one to all as soon as one has it; choose --base BASE or "
+                "--drop-magnitude."
+            )
+
+    def embedded(self, modules: "Mapping[str, SpelledModule]") -> str | None:
+        """The configs that the metadata holds for diffusers, true of the modules; None where there are none to hold."""
+        configs: Mapping[str, Mapping[str, object]] = peft_config.embedded_configs(self._adapter.checkpoint.metadata)
+        components: dict[str, dict[str, SpelledModule]] = defaultdict(dict)
+        for module in modules.values():
+            name = module.module.name
+            components[name.prefix][name.body] = module
+        if self._asked == DIFFUSERS.name:
+            configs = {prefix: configs.get(prefix, BARE) for prefix in components}
+        # diffusers takes no rank from the tensors of a component as soon as another one has a config.
+        if self._carriers != {FACTORS} or not configs or not components.keys() <= configs.keys():
+            return None
+        use_dora = any(module.magnitude for module in modules.values())
+        flat: dict[str, object] = {}
+        for prefix, own in components.items():
+            methods = _methods(own.values())
+            if len(methods) > 1:
+                return None
+            config = unscaled_config(configs[prefix], next(iter(methods), None), _ranks(own), use_dora)
+            config |= _of_biases(own.values())
+            flat |= {prefix + field: value for field, value in config.items()}
+        return json.dumps(flat, indent=2, sort_keys=True)
+
+    def folded(self, modules: "Mapping[str, SpelledModule]") -> str | None:
+        """The record of the scales in the factors, with what an earlier conversion multiplied in."""
+        before = FoldedScales(self._adapter.checkpoint.metadata)
+        scales = {}
+        for destination in self._modules:
+            key = destination.module.name.key
+            if key not in modules:
+                continue
+            sources = [source.module for source in destination.sources]
+            unchanged = all(c.scale == 1.0 for source in sources for c in source.contributions)
+            earlier = {before.at(source.name.key) for source in sources}
+            is_kept = unchanged and len(earlier) == 1 and not modules[key].is_replaced
+            scales[key] = earlier.pop() if is_kept else modules[key].folded
+        return folded_record(scales)
+
+    def write(
+        self,
+        contents: Sequence[Content],
+        metadata: Mapping[str, str],
+        modules: "Mapping[str, SpelledModule]",
+        inputs: Mapping[str, Identity],
+        force: bool,
+        prove: Callable[[str], None] | None = None,
+    ) -> int:
+        """Writes the adapter made of `inputs`; returns the size of its weights in bytes.
+
+        With `force` it replaces what `check` lets it replace. `prove` is called with the path where the adapter is
+        complete, before it appears.
+        """
+        with delivered(self.path, inputs, force) as made:
+            weights = self._write(made.path, contents, metadata, modules, inputs, force, prove)
+            return os.path.getsize(weights)
+
+    def _write(
+        self,
+        path: str,
+        contents: Sequence[Content],
+        metadata: Mapping[str, str],
+        modules: "Mapping[str, SpelledModule]",
+        inputs: Mapping[str, Identity],
+        force: bool,
+        prove: Callable[[str], None] | None,
+    ) -> str:
+        """Makes the output at a path on a disk; returns that of its weights."""
+        if self._is_gguf:
+            alpha = next(module.alpha for module in modules.values() if module.alpha is not None)
+            strings = {key: value for key, value in metadata.items() if not key.startswith(OF_FORMAT)}
+            write_gguf(path, self._architecture or "", alpha, contents, strings, inputs, force, prove)
+            return path
+        if not self.is_folder:
+            write_contents(path, contents, metadata, inputs, force, prove)
+            return path
+        config = self._mlx_config(modules) if ONE_SCALE in self._carriers else self._config(modules)
+        with new_folder(path, inputs, force) as folder:
+            write_contents(os.path.join(folder, self._weights), contents, metadata)
+            with open(os.path.join(folder, ADAPTER_CONFIG), "x", encoding="utf-8") as handle:
+                json.dump(config, handle, indent=2, sort_keys=True)
+                handle.write("\n")
+            if prove:
+                prove(folder)
+        return os.path.join(path, self._weights)
+
+    def orientation(self, has_config: bool) -> Iterable[str]:
+        """What the output does not say of weights that the base stores as (in, out), where it has no config."""
+        transposed = [c.module.key for c in self._adapter.contributions if c.fan_in_fan_out]
+        if transposed and not (self.is_folder or self._is_gguf or has_config):
+            yield (
+                f"fan_in_fan_out is said of {len(transposed)} modules ({transposed[0]}), for which the output has no "
+                "place: its readers go by the shape of the weight"
+            )
+
+    def _mlx_config(self, modules: "Mapping[str, SpelledModule]") -> dict[str, object]:
+        parts = [part for module in modules.values() for part in module.parts]
+        experts = next((part for part in parts if part.algorithm.experts), None)
+        use_dora = any(module.magnitude for module in modules.values())
+        if use_dora and experts:
+            raise LoraInspectError(
+                f"{self._adapter.checkpoint.path}: {experts.origin.module.key} has all experts of a layer and other "
+                "modules have magnitudes, and mlx-lm makes DoRA of all or none and of experts none; write the experts "
+                "to a file of their own first."
+            )
+        paths = [module.module.name.body for module in modules.values()]
+        # All parts are of one rank and scale by now.
+        return mlx_config(self._adapter.checkpoint.config, paths, parts[0].rank or 0, parts[0].scale, use_dora)
+
+    def _config(self, modules: "Mapping[str, SpelledModule]") -> dict[str, object]:
+        checkpoint = self._adapter.checkpoint
+        config = checkpoint.config if checkpoint.config and peft_config.is_peft_config(checkpoint.config) else None
+        paths = {key: module.path_in_config for key, module in modules.items()}
+        ranks = _ranks({paths[key]: module for key, module in modules.items()})
+        alphas = {paths[key]: module.alpha for key, module in modules.items() if module.alpha is not None}
+        methods = _methods(modules.values())
+        if len(methods) > 1:
+            raise LoraInspectError(
+                f"{checkpoint.path}: its output would have modules of {' and '.join(sorted(methods))}, and a config of "
+                "PEFT speaks of one method; write those of each to a file of their own first."
+            )
+        if methods and peft_config.LORA_TYPE not in methods:
+            method = config_of_method(config, methods.pop(), ranks, alphas)
+            return method if config else method | _of_cores(modules.values())
+        if config is None:
+            config = {**BARE, **peft_config.embedded_configs(checkpoint.metadata).get("", {})}
+        use_dora = any(module.magnitude for module in modules.values())
+        parameters = {paths[key] for key, module in modules.items() if module.is_of_parameter}
+        if any(destination.experts for destination in self._modules):
+            config = moved_experts(config, ranks, parameters)
+        saved_whole = [paths[key] for key, module in modules.items() if _has_saved(module)]
+        # A config that speaks of biases which are not there has programs refuse the folder.
+        has_none = config.get("bias", "none") != "none" and not any(map(_has_saved_bias, modules.values()))
+        config = saved_config(config, saved_whole, not (self._without_biases or has_none))
+        own, listed = lora_config(config), self._asked is not None
+        return standard_config(own, ranks, alphas, use_dora, parameters, listed) | _of_biases(modules.values())
+
+
+def _of_cores(modules: "Iterable[SpelledModule]") -> dict[str, object]:
+    """What a config of LoHa says where convolutions have the core that holds their kernel."""
+    found = any("t1" in part.factors for module in modules for part in module.parts)
+    return {"use_effective_conv2d": True} if found else {}
+
+
+def _of_biases(modules: "Iterable[SpelledModule]") -> dict[str, object]:
+    """What a config says of biases on LoRA's up layers, where there are some."""
+    found = any(part.algorithm.name == "lora_bias" for module in modules for part in module.parts)
+    return {"lora_bias": True} if found else {}
+
+
+def _has_saved(module: "SpelledModule") -> bool:
+    """Whether a weight of the module is saved whole."""
+    return any(part.algorithm.name == saved.NAME and part.algorithm.parameter == WEIGHT for part in module.parts)
+
+
+def _has_saved_bias(module: "SpelledModule") -> bool:
+    """Whether a bias of the module is saved whole."""
+    return any(part.algorithm.name == saved.NAME and part.algorithm.parameter == BIAS for part in module.parts)
+
+
+def _methods(modules: "Iterable[SpelledModule]") -> set[str]:
+    """What PEFT calls the algorithms of the modules that it knows."""
+    return {part.algorithm.peft_type for module in modules for part in module.parts if part.algorithm.peft_type}
+
+
+def _ranks(modules: "Mapping[str, SpelledModule]") -> dict[str, int]:
+    """The ranks of those that have one; the others are no targets of LoRA."""
+    return {path: module.rank for path, module in modules.items() if module.rank is not None}

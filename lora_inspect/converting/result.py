@@ -1,0 +1,124 @@
+"""What a conversion says of itself: what was read, how exact it is, and what differs for the readers of its output."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.algorithms.record import WEIGHT, Algorithm
+from lora_inspect.files.discovery import ADAPTER_CONFIG
+from lora_inspect.maths.dora import SPELLINGS
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY, is_peft_config
+from lora_inspect.reading.scale.trained_scales import TRAINED_SCALE
+from lora_inspect.schemes.peft import PEFT
+
+if TYPE_CHECKING:
+    from lora_inspect.converting.output.output_tensors import SpelledModule
+    from lora_inspect.converting.target.target_layout import Destination
+
+
+def reading(adapter: Adapter) -> dict[str, Any]:
+    """What the input is: its names, algorithms, rules and ranks."""
+    names = sorted({contribution.algorithm.name for contribution in adapter.contributions})
+    magnitudes = [contribution.magnitude for contribution in adapter.contributions]
+    return {
+        "scheme": adapter.scheme,
+        "algorithm": "+".join(names),
+        "rslora": adapter.rslora.value,
+        "dora": adapter.dora.value,
+        "norms": adapter.dora.norms,
+        "multiplier": rules(magnitude and magnitude.spelling.suffix for magnitude in magnitudes),
+        "ranks": counted(c.rank for c in adapter.contributions if c.rank is not None),
+        "bytes": adapter.checkpoint.bytes,
+    }
+
+
+def rules(suffixes: Iterable[str | None]) -> str | None:
+    """By which rule readers of magnitudes with these suffixes apply a strength."""
+    found = sorted({SPELLINGS[suffix].multiplier for suffix in suffixes if suffix})
+    return " and ".join(found) or None
+
+
+def norms(modules: "Iterable[SpelledModule]") -> str | None:
+    """Whose norms the magnitudes of outputs are over; None where there are none."""
+    return next((module.norms for module in modules if module.norms), None)
+
+
+def counted(ranks: Iterable[int]) -> dict[str, int]:
+    """How many modules have each rank, the commonest first."""
+    return {str(rank): count for rank, count in Counter(ranks).most_common()}
+
+
+def above_rank(file: str, modules: "Mapping[str, SpelledModule]", limit: int | None) -> Iterator[str]:
+    """What is said where modules of the output have a higher rank than the one that was asked for."""
+    above = {key: module.rank for key, module in modules.items() if limit and (module.rank or 0) > limit}
+    if above:
+        key = max(above, key=lambda one: above[one] or 0)
+        yield (
+            f"{file}: {len(above)} of {len(modules)} modules get a rank above --rank {limit}, {key} {above[key]}: what "
+            "is LoRA already keeps its rank, and the ranks of changes that go into one module add up."
+        )
+
+
+def is_exact(errors: Mapping[str, float | None]) -> bool:
+    """Whether no module lost more than the rounding of a float32."""
+    from lora_inspect.converting.steps.carried_scale import EXACT
+
+    return all(error is not None and error <= EXACT for error in errors.values())
+
+
+def dropped(adapter: Adapter, modules: "Mapping[str, SpelledModule]") -> tuple[str, ...]:
+    """Keys of the input whose meaning is in no tensor of the output."""
+    flags = [module.rslora_flag.name for module in adapter.modules.values() if module.rslora_flag]
+    return (*adapter.flags, *flags, *(key for module in modules.values() for key in module.dropped))
+
+
+def strength(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a strength other than 1 does, where the magnitude's new spelling makes readers apply it otherwise."""
+    if not target["dora"] or source["multiplier"] == target["multiplier"]:
+        return ()
+    return (
+        f"a strength other than 1 means something else to readers of the output: {source['multiplier']} in the input, "
+        f"{target['multiplier']} there",
+    )
+
+
+def trained_otherwise(adapter: Adapter) -> tuple[str, ...]:
+    """What is known of another scale than that of the file, which a converted one does not tell any more."""
+    return tuple(problem.message for problem in adapter.problems if problem.code == TRAINED_SCALE)
+
+
+def configs(adapter: Adapter, written: Mapping[str, str], has_config: bool) -> tuple[str, ...]:
+    """Which configs of the input the output does not have, as its tensors say what they said of rank and scale.
+
+    `written` is the output's metadata, and `has_config` says whether a config is beside its tensors.
+    """
+    checkpoint = adapter.checkpoint
+    gone = [EMBEDDED_KEY] if EMBEDDED_KEY in checkpoint.metadata and EMBEDDED_KEY not in written else []
+    if adapter.scheme == PEFT.name and checkpoint.config and not has_config and is_peft_config(checkpoint.config):
+        gone.append(ADAPTER_CONFIG)
+    return tuple(f"{name} of the input has no place in the output, whose tensors say rank and scale" for name in gone)
+
+
+def without_biases(
+    targets: "Sequence[Destination]", modules: "Mapping[str, SpelledModule]", biased: Collection[str]
+) -> Iterator[str]:
+    """The modules of the output that are of some whose biases were left out."""
+    for target in targets:
+        if target.module.name.key in modules and any(source.module.name.key in biased for source in target.sources):
+            yield target.module.name.key
+
+
+def unchanged(targets: "Sequence[Destination]", modules: "Mapping[str, SpelledModule]") -> Iterator[str]:
+    """What is said of the modules that are not in the output, of which nothing is lost."""
+    for target in targets:
+        if target.module.name.key not in modules:
+            names = " and ".join(source.module.name.key for source in target.sources)
+            yield f"{names} was saved as the base has it, so nothing of it is written"
+
+
+def titles(algorithms: Iterable[Algorithm]) -> tuple[str, ...]:
+    """The titles of those that change a weight; of all where none does."""
+    known = list(algorithms)
+    own = [algorithm for algorithm in known if algorithm.parameter == WEIGHT and not algorithm.replaces]
+    return tuple(sorted({algorithm.title for algorithm in own or known}))

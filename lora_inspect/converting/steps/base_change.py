@@ -1,0 +1,123 @@
+"""Where modules whose change depends on the weight, as under a magnitude, land in the base that tells it."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from lora_inspect.algorithms import by_name, lora
+from lora_inspect.algorithms.record import Algorithm
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.matching.match import Matching
+from lora_inspect.matching.placement import Place
+from lora_inspect.matching.tied_head import EMBEDDINGS, HEADS, shared_embedding
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight
+from lora_inspect.reading.model.contribution import Contribution
+from lora_inspect.reading.peft.peft_config import LORA_TYPE
+
+
+class Landed(NamedTuple):
+    """A contribution whose change depends on the base, and the rows of it that it changes, each with its weight.
+
+    `before` are the changes that its module adds to the same weight first, so that their sum is in the norm.
+    """
+
+    contribution: Contribution
+    places: tuple[tuple[Place, CodedWeight], ...]
+    before: tuple[Contribution, ...] = ()
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """What the true change becomes: the LoRA that it is, or a plain one."""
+        return lora_of(self.contribution)
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether its factors are those of the transposed change, as those of an Embedding that was saved whole."""
+        return bool(self.algorithm.transposed) and not self.contribution.algorithm.transposed
+
+    @property
+    def file(self) -> str:
+        """The file that it is from."""
+        return next(iter(self.contribution.factors.values())).file
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, in, *kernel) of the weight that the module changes, as the base has its kernel."""
+        shapes = [place.shape for place, _ in self.places]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def lora_of(contribution: Contribution) -> Algorithm:
+    """What a true change becomes: the LoRA that it is, that of an Embedding which was saved whole, or a plain one."""
+    own = contribution.algorithm
+    if own.peft_type == LORA_TYPE:
+        return own
+    is_embedding = own.replaces and contribution.module.body.rpartition(".")[2] in EMBEDDINGS
+    return by_name("lora_embedding") if is_embedding else lora.ALGORITHM
+
+
+def find_landed(
+    adapter: Adapter,
+    base: Checkpoint,
+    matching: Matching,
+    wanted: Callable[[Contribution], bool] = lambda contribution: contribution.magnitude is not None,
+) -> dict[str, Landed]:
+    """The `wanted` contribution of every module that has one, by its name; those with a magnitude by themselves.
+
+    Raises LoraInspectError where its true change is not to be had.
+    """
+    places: dict[str, list[Place]] = defaultdict(list)
+    for found in matching.targets.values():
+        for contribution, place, _ in found:
+            if wanted(contribution):
+                places[contribution.module.key].append(place)
+    decomposed = {c.module.key: c for c in adapter.contributions if wanted(c)}
+    if missing := [key for key in decomposed if key not in places]:
+        shared = shared_embedding(base) if missing[0].endswith(HEADS) else None
+        way_out = (
+            f"the head shares {shared}, so save the base with tie_word_embeddings false"
+            if shared
+            else "name the base that the adapter was trained on"
+        )
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {len(missing)} modules have no weight in {base.path} ({missing[0]}); "
+            f"{way_out}."
+        )
+    base_codecs = BaseCodecs(base)
+    landed = {}
+    for key, contribution in decomposed.items():
+        own = tuple((place, base_codecs.of(place.target)) for place in places[key])
+        before = _before(contribution, adapter.modules[key].contributions)
+        landed[key] = Landed(contribution, own, before)
+        _check_alone(landed[key], adapter.modules[key].contributions)
+    return landed
+
+
+def _check_alone(landed: Landed, of_module: Sequence[Contribution]) -> None:
+    """Raises LoraInspectError where the module has another change of the kind that the true change becomes."""
+    own = landed.contribution
+    if any(c.algorithm.name == landed.algorithm.name for c in of_module if c is not own):
+        raise LoraInspectError(
+            f"{landed.file}: {own.module.key} has {landed.algorithm.title} beside the "
+            f"{own.algorithm.title}{' with a magnitude' if own.magnitude else ''}, and the plain LoRA of the true "
+            f"change would be a second one; {_ways_out(own, '--keep-dora or --drop-magnitude')}."
+        )
+
+
+def _before(contribution: Contribution, of_module: Sequence[Contribution]) -> tuple[Contribution, ...]:
+    """What the module changes before it is decomposed; raises LoraInspectError for what is not added to all rows."""
+    before = tuple(of_module[: of_module.index(contribution)])
+    own = "magnitude" if contribution.magnitude else contribution.algorithm.title
+    if other := next((c for c in before if c.multiplies or c.rows is not None), None):
+        raise LoraInspectError(
+            f"{next(iter(contribution.factors.values())).file}: {contribution.module.key} has "
+            f"{other.algorithm.title} before its {own}, so that a plain LoRA of the true change would not come "
+            f"where it belongs; {_ways_out(contribution, '--keep-dora')}."
+        )
+    return before
+
+
+def _ways_out(contribution: Contribution, kept: str) -> str:
+    return f"choose {kept}" if contribution.magnitude else "leave --algorithm out, or merge the adapter"

@@ -1,0 +1,125 @@
+"""The step that puts a scale where readers look for it: into an alpha of alpha/rank, or into the factors."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from lora_inspect.converting.steps.change_norm import lost_share
+from lora_inspect.converting.steps.part import Part
+from lora_inspect.converting.steps.scaled_factors import as_factor, scaled
+from lora_inspect.converting.target.key_names import ALPHA, CONFIG, FACTORS, HEADER, ONE_SCALE
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.maths.scaling import plain_alpha, to_float32
+from lora_inspect.reading.model.contribution import Contribution
+
+# What rounding to float32 may cost, and nothing else: half a unit in its last place, and room for adding up.
+EXACT = 2.0**-22
+
+
+def alpha_of_all(contributions: Iterable[Contribution]) -> float:
+    """The alpha that a header says once, as a float32 in which it stands: that of most modules, and never 0."""
+    alphas = (_as_float32(_plain(c, c.known_scale, rank)) for c in contributions if (rank := c.rank))
+    held = Counter(alpha for alpha in alphas if alpha and math.isfinite(alpha))
+    return held.most_common(1)[0][0] if held else 1.0
+
+
+def carry_scales(parts: Sequence[Part], carrier: str, common: float = 1.0) -> list[Part]:
+    """The parts of one module with their scales in what the `carrier` says; LoraInspectError where one cannot be.
+
+    `common` is the alpha of all modules, where a header says it.
+    """
+    own = [part if part.algorithm.beside else _carry(part, carrier, common) for part in parts]
+    scales = {part.algorithm.bearer: part.scale for part in own}
+    carried = [_carry_beside(part, scales) if part.algorithm.beside else part for part in own]
+    alphas = sorted({part.alpha for part in carried if part.alpha is not None})
+    if len(alphas) > 1:
+        first = carried[0].origin
+        raise LoraInspectError(
+            f"{carried[0].file}: {first.module.key} has several algorithms that share one alpha, which would have to "
+            f"be {alphas[0]:g} and {alphas[1]:g}; write them to files of their own first."
+        )
+    if carrier == ALPHA and alphas and (other := next((part for part in carried if _takes_alpha(part)), None)):
+        bearer = next(part for part in carried if part.alpha is not None)
+        raise LoraInspectError(
+            f"{other.file}: {other.origin.module.key} has {other.algorithm.title} beside {bearer.algorithm.title}, "
+            "whose scale would have to stand in an alpha that is no scale to the first; write them to files of their "
+            "own first."
+        )
+    return carried
+
+
+def _takes_alpha(part: Part) -> bool:
+    """Whether the module's alpha is something else than a scale to the part's algorithm."""
+    return part.algorithm.has_alpha and part.algorithm.settings is not None and part.alpha is None
+
+
+def _carry(part: Part, carrier: str, common: float) -> Part:
+    rank = part.rank
+    if carrier == ONE_SCALE or (carrier == CONFIG and not part.formula.rslora):
+        # The config has one rule, and says the scale itself or goes on as it is.
+        return replace(part, alpha=None if rank is None else part.scale * rank)
+    if rank is None:
+        return into_factors(part)
+    # A stored alpha of 0 is read as rank by some programs: factors of zeros say the same to all of them.
+    if carrier == FACTORS or (part.scale == 0.0 and carrier == ALPHA):
+        return replace(into_factors(part), alpha=float(rank))
+    if carrier == HEADER and _as_float32(_plain(part.origin, part.scale, rank)) != common:
+        rest = into_factors(replace(part, scale=part.scale * rank / common))
+        return replace(rest, scale=common / rank, alpha=common, folded=part.folded)
+    return _into_alpha(part, rank, carrier)
+
+
+def _carry_beside(part: Part, scales: Mapping[str, float]) -> Part:
+    """A part whose scale is that of another one: into its own factors where readers do not find it there any more."""
+    return part if part.scale == scales[part.algorithm.beside or ""] else into_factors(part)
+
+
+def into_factors(part: Part) -> Part:
+    """The part with its scale multiplied into the first factor that takes one; readers multiply by 1.
+
+    Raises LoraInspectError where none does.
+    """
+    if part.scale == 1.0:
+        return part
+    algorithm = part.algorithm
+    role = next((role for role in algorithm.scaled if role in part.factors), None)
+    if role is None:
+        raise LoraInspectError(
+            f"{part.file}: {part.origin.module.key} has {algorithm.title}, of which no one factor takes its scale of "
+            f"{part.scale:g}, and readers of its names go by no alpha; merge it, which needs no such file."
+        )
+    factors = {role: as_factor(factor) for role, factor in part.factors.items()}
+    written = scaled(factors[role], part.scale)
+    meant = factors[role].values * part.scale
+    values = {role: factor.values for role, factor in factors.items()}
+    lost = lost_share(part.formula, values, role, meant, written.values)
+    error = None if part.error is None else part.error + lost
+    folded = part.folded * part.scale
+    return replace(part, factors={**part.factors, role: written}, scale=1.0, folded=folded, error=error)
+
+
+def _into_alpha(part: Part, rank: int, carrier: str) -> Part:
+    """The alpha whose quotient by `rank` is the scale, as its carrier holds it: a float32, or a number of JSON."""
+    alpha = _plain(part.origin, part.scale, rank)
+    held = alpha if carrier == CONFIG else _as_float32(alpha)
+    error = abs(held / rank - part.scale) / abs(part.scale) if part.scale else 0.0
+    if error > EXACT:
+        raise LoraInspectError(
+            f"{part.file}: the alpha of {part.origin.module.key} is beyond float32 ({alpha:.3g}); scale its factors "
+            "instead."
+        )
+    return replace(part, alpha=held, error=None if part.error is None else part.error + error)
+
+
+def _plain(origin: Contribution, scale: float, rank: int) -> float:
+    """The alpha whose quotient by `rank` is the scale."""
+    return scale * rank if origin.alpha is None else plain_alpha(origin.alpha, rank, origin.rslora is True)
+
+
+def _as_float32(number: float) -> float:
+    """The nearest float32, infinity beyond them."""
+    try:
+        return to_float32(number)
+    except OverflowError:
+        return math.copysign(math.inf, number)

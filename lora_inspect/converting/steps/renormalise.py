@@ -1,0 +1,97 @@
+"""The step that settles DoRA's magnitude, which alpha/rank cannot say.
+
+It is kept, over other norms or not, dropped, or in a plain LoRA near the true change.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lora_inspect import schemes
+from lora_inspect.architectures.rows import Runs
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.converting.steps.base_change import Landed
+from lora_inspect.converting.steps.dora_delta import approximate_change
+from lora_inspect.converting.steps.other_norms import other_magnitude
+from lora_inspect.converting.steps.part import Part
+from lora_inspect.converting.steps.scaled_factors import Factor, check_finite, relative, rounded
+from lora_inspect.converting.target.asked_magnitudes import due_norms
+from lora_inspect.maths.dora import OF_BASE, OVER_BASE, SPELLINGS, DoraSpelling
+from lora_inspect.reading.model.contribution import Module
+
+
+def keep(parts: Sequence[Part]) -> Sequence[Part]:
+    """The magnitudes stay; raises LoraInspectError where one is not finite."""
+    for part in parts:
+        if part.magnitude:
+            check_finite(part.magnitude.info)
+    return parts
+
+
+def drop(parts: Sequence[Part]) -> list[Part]:
+    """The magnitudes go, and what that loses only a base could tell."""
+    return [
+        replace(part, magnitude=None, dropped=(part.magnitude.info.name,), error=None) if part.magnitude else part
+        for part in parts
+    ]
+
+
+def remeasure(parts: Sequence[Part], landed: Landed, module: Module, options: ConvertOptions) -> list[Part]:
+    """The same DoRA with a magnitude over the norms that are due, in float32, for a `module` of the output.
+
+    The parts are those of the module that has `landed`.
+    """
+    suffix = schemes.by_name(module.name.scheme).suffixes["magnitude"]
+    spelling = OVER_BASE if due_norms(options) == OF_BASE else SPELLINGS[suffix]
+    return [_remeasured(part, landed, spelling) if part.magnitude else part for part in parts]
+
+
+def _remeasured(part: Part, landed: Landed, spelling: DoraSpelling) -> Part:
+    meant = other_magnitude(landed, spelling)
+    written = rounded(meant, "F32")
+    lost = relative(float((written - meant).norm()), float(meant.norm()))
+    own = part.magnitude
+    if own is not None:
+        # The base tells a kernel that factors may have flattened.
+        shape = (len(meant), *(1 for _ in landed.shape[1:]))
+        own = own._replace(info=own.info._replace(shape=shape), spelling=own.spelling._replace(norms=spelling.norms))
+    error = None if part.error is None else part.error + lost
+    return replace(part, magnitude=own, lengths=Factor(written, "F32"), error=error)
+
+
+def approximate(
+    parts: Sequence[Part], landed: Landed, rank: int | None, max_error: float | None, runs: Runs | None
+) -> list[Part]:
+    """A plain LoRA of the true change in the place of the part whose change depends on the base, where it lands.
+
+    It is the change of the rows that `runs` take, None for all.
+    """
+    own = landed.contribution
+    return [
+        _of(part, landed, rank, max_error, runs)
+        if (part.magnitude if own.magnitude else part.algorithm is own.algorithm)
+        else part
+        for part in parts
+    ]
+
+
+def _of(part: Part, landed: Landed, rank: int | None, max_error: float | None, runs: Runs | None) -> Part:
+    """The approximation in the form in which the part has its factors, else in that of the base's weight."""
+    found = approximate_change(landed, rank, max_error, runs)
+    origin = part.origin
+    if landed.is_turned:
+        factors = {"down": Factor(found.up.T.contiguous(), "F32"), "up": Factor(found.down.T.contiguous(), "F32")}
+        return Part(origin, landed.algorithm, factors, 1.0, replaced=True, error=found.relative_error)
+    is_kept = origin.algorithm is landed.algorithm
+    shape = origin.known_shape if is_kept else landed.shape
+    kernel = origin.factors["up"].shape[2:] if is_kept else (1,) * len(shape[2:])
+    return Part(
+        origin._replace(alpha=None, magnitude=None),
+        landed.algorithm,
+        {
+            "down": Factor(found.down.reshape(found.rank, *shape[1:]), "F32"),
+            "up": Factor(found.up.reshape(shape[0], found.rank, *kernel), "F32"),
+        },
+        1.0,
+        replaced=True,
+        error=found.relative_error,
+    )

@@ -1,0 +1,234 @@
+"""Which modules the output has where the experts of a layer are taken apart, or put together.
+
+An adapter has them in one pair of factors for the parameter of all experts, as PEFT does for `target_parameters`, or a
+pair for each layer of each expert, as PEFT does where the experts are modules, and as vLLM reads both. What relates the
+names is the correspondence of the family. Which way round the factors of all experts are, and which of the rows are
+those of gate and up, only a base tells.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from lora_inspect.algorithms import lora
+from lora_inspect.algorithms.lora_experts import lora_experts
+from lora_inspect.architectures.correspondence import Correspondence, Link
+from lora_inspect.architectures.published_experts import is_block_sparse
+from lora_inspect.architectures.rows import Interleaved, Runs
+from lora_inspect.converting.target.target_layout import Destination, ManyLayers, OneLayer, Source
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.matching.expert_weights import storage_of
+from lora_inspect.matching.match import Matching
+from lora_inspect.matching.placement import Placed
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.base.model_config import config_beside
+from lora_inspect.reading.identify import adapter_candidates, certain_correspondence
+from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.peft.saved_tensors import BELOW
+from lora_inspect.schemes.record import ModuleName
+
+_PEFT = "peft"
+# The parameter whose wrapper is the innermost one where that of the other is there too.
+_INNER, _OUTER = "gate_up_proj", "down_proj"
+# What stands in a path behind the module that holds the experts, and what that one is called in Mixtral's line.
+_HELD, _BLOCK_SPARSE = ".experts.", ".block_sparse_moe."
+
+
+def with_single_experts(
+    adapter: Adapter, base: Checkpoint | None, matching: Matching | None
+) -> tuple[Destination, ...]:
+    """The modules of the output with a pair of factors for every layer of every expert.
+
+    Raises LoraInspectError without a base, for a parameter that it has not, and where no family has names for layers.
+    """
+    path = adapter.checkpoint.path
+    if not any(_of_experts(module) for module in adapter.modules.values()):
+        raise LoraInspectError(f"{path}: no module has the factors of all experts of a layer; leave --layout out.")
+    if base is None or matching is None:
+        raise LoraInspectError(
+            f"{path}: which rows of its experts' factors are whose, only the base that it was trained on tells; name "
+            "it with --base."
+        )
+    placed: dict[str, list[Placed]] = defaultdict(list)
+    for found in matching.targets.values():
+        for one in found:
+            placed[one.contribution.module.key].append(one)
+    correspondence = certain_correspondence(adapter_candidates(adapter))
+    destinations: list[Destination] = []
+    for module in adapter.modules.values():
+        if not _of_experts(module):
+            destinations.append(Destination(module, (Source(module),)))
+            continue
+        if not placed[module.name.key]:
+            raise LoraInspectError(
+                f"{path}: {module.name.key} is no parameter of {base.path}; name the base that it was trained on."
+            )
+        destinations += _layers(module, placed[module.name.key], base, correspondence, adapter)
+    holders = {one.module.name.body.partition(_HELD)[0] for one in destinations if one.experts}
+    return tuple(one if one.experts else _beside(one, holders, correspondence) for one in destinations)
+
+
+def with_all_experts(adapter: Adapter) -> tuple[Destination, ...]:
+    """The modules of the output with one pair of factors for a parameter of all experts.
+
+    Raises LoraInspectError where there are none to put together, and for names that are not PEFT's.
+    """
+    path = adapter.checkpoint.path
+    correspondence = certain_correspondence(adapter_candidates(adapter))
+    groups: dict[str, list[_Layer]] = defaultdict(list)
+    kept: list[Destination] = []
+    for module in adapter.modules.values():
+        found = next(correspondence.links_of_expert(module.name.body), None)
+        if found is None:
+            kept.append(Destination(module, (Source(module),)))
+            continue
+        if module.name.scheme != _PEFT:
+            raise LoraInspectError(
+                f"{path}: {module.name.key} is of the {module.name.scheme} scheme, and only the names of PEFT have a "
+                "form for all experts at once; leave --layout out."
+            )
+        link, expert = found
+        groups[module.name.prefix + link.path].append(_Layer(module, link, expert))
+    if not groups:
+        raise LoraInspectError(f"{path}: none of its modules is the layer of one expert; leave --layout out.")
+    if other := next((key for key in groups if key in adapter.modules), None):
+        raise LoraInspectError(f"{path}: {other} has factors of all experts already; leave those of single ones out.")
+    return (*kept, *(_parameter(key, layers, set(groups), adapter) for key, layers in groups.items()))
+
+
+class _Layer(NamedTuple):
+    """A module of one expert, and the link that leads to the parameter of all."""
+
+    module: Module
+    link: Link
+    expert: int
+
+
+def _of_experts(module: Module) -> bool:
+    return module.contributions[0].algorithm.packed
+
+
+def _parameter(key: str, layers: Sequence[_Layer], keys: set[str], adapter: Adapter) -> Destination:
+    """The module of all experts that the layers are put together in."""
+    first = layers[0]
+    relation, experts = first.link.relation, 1 + max(layer.expert for layer in layers)
+    contributions = [_only_lora(layer.module, adapter) for layer in layers]
+    sizes = {(c.shape[0], c.shape[1]) for c in contributions}
+    seen = {(layer.expert, layer.link.part) for layer in layers}
+    rows, inputs = next(iter(sizes))
+    if len(sizes) > 1 or len(seen) < len(layers) or rows is None or inputs is None:
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: the layers of single experts of {key} are there twice or of several sizes, "
+            "so that they make no parameter of all; leave --layout out."
+        )
+    whole = rows * len(relation.parts)
+    arranged = relation.arrangement.runs(whole, inputs) if relation.arrangement else (Runs(0, rows),)
+    if arranged is None:
+        raise LoraInspectError(f"{adapter.checkpoint.path}: {key} has no rows for the layers of single experts.")
+    parent, _, leaf = key.rpartition(".")
+    is_inner = leaf == _INNER and f"{parent}.{_OUTER}" in keys
+    name = first.module.name._replace(body=key.removeprefix(first.module.name.prefix))
+    module = _made_of(contributions[0], name, parent + BELOW * is_inner, experts)
+    places = tuple((layer.expert, layer.link.part, arranged[layer.link.part]) for layer in layers)
+    return Destination(
+        module, tuple(Source(layer.module) for layer in layers), experts=ManyLayers(experts, whole, places)
+    )
+
+
+def _layers(
+    module: Module, placed: Sequence[Placed], base: Checkpoint, correspondence: Correspondence, adapter: Adapter
+) -> Iterator[Destination]:
+    """The modules of single experts that a parameter is taken apart into."""
+    contribution = placed[0].contribution
+    links = list(correspondence.links_of_experts(module.name.body))
+    if len(placed) == 1 and contribution.algorithm.experts > 1:
+        cuts = _cuts_of_parameter(placed[0], links, base)
+    else:
+        cuts = _cuts_of_layers(placed, links)
+    if not cuts:
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: what the layers of single experts of {module.name.key} are called is not "
+            "known; leave --layout out."
+        )
+    for path, cut in cuts.items():
+        name = module.name._replace(body=path)
+        made = _made_of(contribution, name, name.key, 0)
+        yield Destination(made, (Source(module),), experts=cut)
+
+
+def _cuts_of_parameter(placed: Placed, links: Sequence[Link], base: Checkpoint) -> Mapping[str, OneLayer]:
+    """The layers by path, where the base has all experts in one parameter."""
+    experts, target = placed.contribution.algorithm.experts, placed.place.target
+    storage = storage_of(target.name, base)
+    _, stored_rows, columns = base.tensors[target.name].shape
+    rows, inputs = (columns, stored_rows) if storage.transposed else (stored_rows, columns)
+    turned = placed.contribution.settings["turned"] != storage.transposed
+    found: dict[str, OneLayer] = {}
+    for link in _published(links, target.name, base):
+        arrangement = link.relation.arrangement
+        if arrangement and storage.interleaved:
+            arrangement = Interleaved(len(link.relation.parts))
+        arranged = arrangement.runs(rows, inputs) if arrangement else (Runs(0, rows),)
+        if arranged is None:
+            return {}
+        for expert in range(experts):
+            found[link.path.replace("{i}", str(expert))] = OneLayer(expert, arranged[link.part].inverted, turned)
+    return found
+
+
+def _published(links: Sequence[Link], parameter: str, base: Checkpoint) -> list[Link]:
+    """The links to what the published checkpoints of the model call the layers."""
+    layer = parameter[: parameter.find(".mlp.") + 1]
+    names = [name.removeprefix(layer) for name in base.tensors if name.startswith(layer)]
+    config = config_beside(base)
+    found = is_block_sparse(config.kinds if config else (), names)
+    first = next((link for link in links if (_BLOCK_SPARSE in link.path) == found), None)
+    return [link for link in links if first and link.relation == first.relation]
+
+
+def _beside(destination: Destination, holders: Collection[str], correspondence: Correspondence) -> Destination:
+    """A module that is no expert's, called as one of those that hold the experts of the output calls it."""
+    module = destination.module
+    for link in correspondence.links(module.name.body):
+        if link.relation.arrangement is None and link.path.rpartition(".")[0] in holders:
+            return destination._replace(module=module._replace(name=module.name._replace(body=link.path)))
+    return destination
+
+
+def _cuts_of_layers(placed: Sequence[Placed], links: Sequence[Link]) -> Mapping[str, OneLayer]:
+    """The layers by path, where the base has the experts one by one, called as they are there."""
+    contribution = placed[0].contribution
+    rows = sum(one.place.runs.rows if one.place.runs else one.place.shape[0] for one in placed)
+    of_expert = rows // contribution.algorithm.experts
+    found: dict[str, OneLayer] = {}
+    for one in placed:
+        path = one.place.target.name.removesuffix(".weight")
+        runs = one.place.runs or Runs(0, one.place.shape[0])
+        expert, source = divmod(runs.source, of_expert)
+        for link in links:
+            own = link.path.replace("{i}", str(expert))
+            if path.endswith(own[own.rindex(".layers.") if ".layers." in own else 0 :]):
+                found[own] = OneLayer(expert, runs._replace(source=source), contribution.settings["turned"])
+    return found if len(found) == len(placed) else {}
+
+
+def _only_lora(module: Module, adapter: Adapter) -> Contribution:
+    """The LoRA of a layer; raises LoraInspectError where it has anything else."""
+    (first, *others) = module.contributions
+    if others or first.algorithm is not lora.ALGORITHM or first.magnitude or first.rows or len(first.shape) != 2:
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {module.name.key} has more than the factors of a Linear LoRA, which all "
+            "experts at once cannot have; leave --layout out."
+        )
+    return first
+
+
+def _made_of(contribution: Contribution, name: ModuleName, wrapper: str, experts: int) -> Module:
+    """A module with the contribution under other names; `wrapper` is what stands before the suffixes."""
+    suffixes = lora.DIALECTS[_PEFT]
+    factors = {role: info._replace(name=wrapper + suffixes[role]) for role, info in contribution.factors.items()}
+    algorithm = lora_experts(experts) if experts else lora.ALGORITHM
+    return Module(
+        name, (contribution._replace(module=name, algorithm=algorithm, factors=factors, settings={}, in_config=""),)
+    )

@@ -1,0 +1,133 @@
+"""The adapter that a conversion will write, foreseen from names and numbers, for the rules of programs to judge."""
+
+from collections.abc import Iterator, Sequence
+
+from lora_inspect import algorithms, schemes
+from lora_inspect.algorithms.record import WEIGHT, Algorithm
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.converting.target.asked_magnitudes import due_norms
+from lora_inspect.converting.target.key_names import ALPHA, FACTORS, alpha_key, carrier_of, factor_key, magnitude_place
+from lora_inspect.converting.target.movable_rows import are_magnitudes_movable, are_movable
+from lora_inspect.converting.target.target_layout import Destination
+from lora_inspect.converting.target.target_program import written_algorithm
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.maths.dora import OUTPUT, SPELLINGS
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
+from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY
+
+
+def foreseen(adapter: Adapter, destinations: Sequence[Destination], options: ConvertOptions) -> Adapter | None:
+    """What will be written of the `adapter`; None where a config will say the scale, or layers of experts move.
+
+    Its tensors have the names that they will have, and lie nowhere.
+    Raises LoraInspectError where rows have to be moved that cannot.
+    """
+    if any(carrier_of(one.module) not in (ALPHA, FACTORS) or one.experts for one in destinations):
+        return None
+    if not all(_is_arrangeable(one, options) for one in destinations):
+        raise LoraInspectError(f"{adapter.checkpoint.path}: the rows of some layer cannot be taken apart or together.")
+    modules = {one.module.name.key: _module(one, options) for one in destinations}
+    tensors = {info.name: info for module in modules.values() for info in module.tensors}
+    tensors |= {key: adapter.checkpoint.tensors[key] for key in adapter.beside}
+    metadata = {key: value for key, value in adapter.checkpoint.metadata.items() if key != EMBEDDED_KEY}
+    checkpoint = adapter.checkpoint._replace(tensors=tensors, metadata=metadata, config=None, config_path=None)
+    return adapter._replace(checkpoint=checkpoint, modules=modules, flags=())
+
+
+def _is_arrangeable(destination: Destination, options: ConvertOptions) -> bool:
+    """Whether the rows of its sources can be put together, or taken apart, as the layer has them."""
+    if destination.rows is None:
+        return True
+    own = [c for source in destination.sources for c in source.module.contributions]
+    moved = [c for c in own if _written(c, options) is c.algorithm and not _becomes_near(c, options)]
+    keeps = any(_keeps_magnitude(c, c.algorithm, options) for c in moved)
+    return all(are_movable(c.algorithm, c.shapes) for c in moved) and (not keeps or are_magnitudes_movable(destination))
+
+
+def _becomes_near(origin: Contribution, options: ConvertOptions) -> bool:
+    """Whether the true change of the base is written in its place."""
+    return origin.magnitude is not None and bool(options.base) and not options.keep_dora
+
+
+def _keeps_magnitude(origin: Contribution, algorithm: Algorithm, options: ConvertOptions) -> bool:
+    is_kept = algorithm.decomposes and not (_becomes_near(origin, options) or options.drop_magnitude)
+    return is_kept and origin.magnitude is not None
+
+
+def _module(destination: Destination, options: ConvertOptions) -> Module:
+    module = destination.module
+    own = [c for source in destination.sources for c in source.module.contributions]
+    # Parts that are put together become one change of each kind.
+    rows = destination.rows
+    found = {one.algorithm.name: one for one in (_contribution(module, c, rows, options) for c in own)}
+    contributions = tuple(found.values())
+    has_alpha = carrier_of(module) == ALPHA and any(_has_alpha(module, one) for one in contributions)
+    alpha = TensorInfo(alpha_key(module), "F32", (), "", 0, 4) if has_alpha else None
+    return module._replace(contributions=contributions, alpha=alpha, rslora_flag=None)
+
+
+def _has_alpha(module: Module, contribution: Contribution) -> bool:
+    """Whether an alpha is written: one that scales, one that was there, or for whole factors under other names."""
+    algorithm = contribution.algorithm
+    is_asked = module.respelled and algorithm.settings is None
+    return algorithm.has_alpha and (contribution.rank is not None or module.alpha is not None or is_asked)
+
+
+def _contribution(module: Module, origin: Contribution, rows: int | None, options: ConvertOptions) -> Contribution:
+    algorithm = _written(origin, options)
+    factors = {
+        role: info._replace(
+            name=factor_key(module, origin, algorithm, role),
+            shape=(rows, *info.shape[1:]) if rows is not None and role in algorithm.rows else info.shape,
+        )
+        for role, info in _roles(origin, algorithm)
+    }
+    is_scaled = algorithm is origin.algorithm or algorithm.has_alpha
+    scale = origin.scale if carrier_of(module) == ALPHA and is_scaled else 1.0
+    is_kept = _keeps_magnitude(origin, algorithm, options)
+    # What becomes LoRA has the rank of the factors that are foreseen of it.
+    rank = origin.rank if algorithm is origin.algorithm else 1 if algorithm.has_alpha else None
+    return origin._replace(
+        module=module.name,
+        algorithm=algorithm,
+        factors=factors,
+        rows=None,
+        rank=rank,
+        magnitude=_magnitude(module, origin, rows, options) if is_kept else None,
+        alpha=scale * rank if rank and scale is not None else origin.alpha,
+        scale=scale,
+        rslora=False,
+    )
+
+
+def _written(origin: Contribution, options: ConvertOptions) -> Algorithm:
+    writing = schemes.by_name(options.scheme).writing if options.scheme else None
+    if writing is None:
+        return origin.algorithm
+    algorithm = written_algorithm(origin, writing, options)
+    instead = writing.instead.get(algorithm.name)
+    return algorithms.by_name(instead) if instead else algorithm
+
+
+def _roles(origin: Contribution, algorithm: Algorithm) -> Iterator[tuple[str, TensorInfo]]:
+    """The factors that there will be, of whatever shape."""
+    if algorithm is origin.algorithm:
+        yield from origin.factors.items()
+        return
+    info = next(iter(origin.factors.values()))
+    out, inputs = (size or 1 for size in (*origin.features,))
+    shapes = {"down": (1, inputs), "up": (out, 1)}
+    whole = (out, inputs) if algorithm.parameter == WEIGHT else (out,)
+    yield from ((role, info._replace(shape=shapes.get(role, whole))) for role in algorithm.marks or ("down", "up"))
+
+
+def _magnitude(module: Module, origin: Contribution, rows: int | None, options: ConvertOptions) -> Magnitude | None:
+    magnitude = origin.magnitude
+    if magnitude is None:
+        return None
+    key, suffix, shape = magnitude_place(module, origin, magnitude, rows)
+    norms = (due_norms(options) if magnitude.axis == OUTPUT else None) or magnitude.spelling.norms
+    spelling = SPELLINGS[suffix]._replace(norms=norms)
+    return Magnitude(magnitude.info._replace(name=key, shape=shape), spelling, magnitude.axis)

@@ -1,0 +1,216 @@
+"""Which modules the output has in another layout of its family, and whose rows each of them is made of.
+
+What relates the layouts is the correspondence of the family, as where a merge folds an adapter of one layout into a
+base of the other.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+from lora_inspect.architectures.correspondence import Link
+from lora_inspect.architectures.detection import Detection
+from lora_inspect.architectures.rows import Runs
+from lora_inspect.converting.target.own_parameters import by_its_name, of_its_owner
+from lora_inspect.converting.target.target_layouts import TargetLayout
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.matching.orientation import Covered, covered_shape
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.model.contribution import Module
+from lora_inspect.reading.paths import MODELS, with_paths
+from lora_inspect.schemes.record import MODEL, ModuleName
+
+
+class Source(NamedTuple):
+    """A module of the input; `runs` are its rows in the module of the output, None where it has all in their order."""
+
+    module: Module
+    runs: Runs | None = None
+
+
+class OneLayer(NamedTuple):
+    """A layer of one `expert`, and where its rows are in the matrix of its layers, which is (in, out) if `turned`."""
+
+    expert: int
+    runs: Runs
+    turned: bool
+
+
+class ManyLayers(NamedTuple):
+    """A parameter of all experts, each with a matrix of so many `rows`.
+
+    `places` are by source its expert, the number of its part of that one's matrix, and its rows there.
+    """
+
+    experts: int
+    rows: int
+    places: tuple[tuple[int, int, Runs], ...]
+
+
+class Destination(NamedTuple):
+    """A module of the output as it is named there, what it is made of, and its number of rows where they are moved.
+
+    `experts` says how layers of experts are taken apart or put together; None where they are not.
+    """
+
+    module: Module
+    sources: tuple[Source, ...]
+    rows: int | None = None
+    experts: OneLayer | ManyLayers | None = None
+
+
+class Target(NamedTuple):
+    """Where the modules of an adapter go: into `layout`, which `family` has.
+
+    `rename` gives a module of the model the name of that at a path of the layout, and `rename_encoder` one of a text
+    encoder its own; `respells` says that the suffixes are to be those of the names too. `title` names the target in
+    sentences, and `way_out` says what else the user can ask for. `keeps` is the scheme of which modules whose paths
+    nobody knows keep their names, where that is the one that is asked for and no layout.
+    """
+
+    family: str
+    title: str
+    layout: TargetLayout
+    respells: bool
+    rename: Callable[[Module, str], ModuleName]
+    rename_encoder: Callable[[Module], ModuleName]
+    way_out: str
+    keeps: str | None = None
+
+
+def destinations(
+    adapter: Adapter, target: Target | None, families: Sequence[Detection] = ()
+) -> tuple[Destination, ...]:
+    """The modules of the output that goes to the `target`; without any as they are in the input.
+
+    Raises LoraInspectError for a module without a counterpart, and where two have one name.
+    """
+    if target is None:
+        return tuple(Destination(module, (Source(module),)) for module in adapter.modules.values())
+    named = with_paths(adapter, families)
+    moved: dict[tuple[str, str], list[_Moved]] = defaultdict(list)
+    for module in named.modules.values():
+        for one in _moves(module, target, adapter):
+            name, path = one.module.name, one.module.path
+            moved[name.component, path if name.component == MODEL and path else name.key].append(one)
+    found = tuple(_joined(together, target, adapter) for together in moved.values())
+    _check_names(found, adapter)
+    return found
+
+
+class _Moved(NamedTuple):
+    """One module on its way into another one, by the link that leads there; None where only its name changes."""
+
+    module: Module
+    source: Module
+    link: Link | None
+
+
+def _moves(module: Module, target: Target, adapter: Adapter) -> Iterator[_Moved]:
+    """Where a module goes: into one or into several of the target's, or nowhere."""
+    if module.name.component not in MODELS:
+        yield _Moved(module._replace(name=target.rename_encoder(module), respelled=target.respells), module, None)
+        return
+    path = module.path
+    if path is None and module.name.scheme == target.keeps:
+        yield _Moved(module._replace(respelled=target.respells), module, None)
+        return
+    if path is None:
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {module.name.key} is no module of {target.family}, so what it is in "
+            f"{target.title} is unknown; {target.way_out}."
+        )
+    links = target.layout.links(path)
+    if (parameter := by_its_name(module)) and (target.respells or target.layout.links(parameter[1])):
+        module, path = parameter
+        links = target.layout.links(path)
+    if not links and not target.layout.has(path):
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {path} of {target.family} has no counterpart in {target.title} that is known "
+            f"here; {target.way_out}."
+        )
+    for link in links:
+        own, there = (module, link.path) if target.respells else of_its_owner(module, link.path)
+        yield _Moved(_renamed(own, there, target), own, None if link.relation.arrangement is None else link)
+    if not links:
+        yield _Moved(_renamed(module, path, target), module, None)
+
+
+def _renamed(module: Module, path: str, target: Target) -> Module:
+    return module._replace(name=target.rename(module, path), path=path, respelled=target.respells)
+
+
+def _check_names(found: Sequence[Destination], adapter: Adapter) -> None:
+    """Raises LoraInspectError where two modules of the output have one name."""
+    sources: dict[str, Module] = {}
+    for destination in found:
+        own = destination.sources[0].module
+        other = sources.setdefault(destination.module.name.key, own)
+        if other is not own:
+            raise LoraInspectError(
+                f"{adapter.checkpoint.path}: {other.name.key} and {own.name.key} would both be called "
+                f"{destination.module.name.key}; write one of them to a file of its own first."
+            )
+
+
+def _joined(moved: Sequence[_Moved], target: Target, adapter: Adapter) -> Destination:
+    """One module of the output from all that goes into it."""
+    first, *others = moved
+    links = [one.link for one in moved if one.link]
+    parts = {link.part for link in links if link.is_whole}
+    names = {one.module.name.key for one in moved}
+    if others and (len(parts) < len(moved) or len(names) > 1):
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {first.source.name.key} and {others[0].source.name.key} are both of "
+            f"{first.module.path} in {target.title}; write one of them to a file of its own first."
+        )
+    if not links:
+        return Destination(first.module, (Source(first.source),))
+    for one in moved:
+        _check_agreement(one.source, adapter)
+    rows, runs = _arranged(links, [covered_shape(one.source) for one in moved]) or (None, ())
+    if rows is None:
+        shapes = " and ".join(f"{one.source.name.key} {list(covered_shape(one.source))}" for one in moved)
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: the (out, in) of {shapes} do not tell which rows of {first.module.path} they "
+            f"are; {target.way_out}, or add the modules beside them."
+        )
+    sources = tuple(Source(one.source, found) for one, found in zip(moved, runs, strict=True))
+    alpha = next((one.source.alpha for one in moved if one.source.alpha), None)
+    return Destination(first.module._replace(alpha=alpha), sources, rows)
+
+
+def _check_agreement(module: Module, adapter: Adapter) -> None:
+    """Raises LoraInspectError where the tensors of a module are of layers of several shapes."""
+    covered = covered_shape(module)
+    for whole in (contribution for contribution in module.contributions if contribution.rows is None):
+        own = covered_shape(module._replace(contributions=(whole,)))
+        if any(None not in sizes and len(set(sizes)) > 1 for sizes in zip(own, covered, strict=True)):
+            raise LoraInspectError(
+                f"{adapter.checkpoint.path}: {module.name.key} has tensors of a layer of {list(covered)} as (out, in) "
+                f"and of one of {list(own)}; fetch the file again, or write it anew with the program that trained it."
+            )
+
+
+def _arranged(links: Sequence[Link], sizes: Sequence[Covered]) -> tuple[int, list[Runs]] | None:
+    """How many rows the module has that the links lead to, and where those of each source are in it.
+
+    `sizes` are the (out, in) of the sources. None where these do not tell it, or contradict each other.
+    """
+    columns = {inputs for _, inputs in sizes if inputs is not None}
+    known = [rows for rows, _ in sizes if rows is not None]
+    arrangement = links[0].relation.arrangement
+    if arrangement is None or len(columns) != 1 or len(known) < len(sizes):
+        return None
+    (inputs,) = columns
+    if not links[0].is_whole:
+        runs = arrangement.runs(known[0], inputs)
+        own = runs and runs[links[0].part].inverted
+        return (own.rows, [own]) if own else None
+    told = {arrangement.rows(link.part, rows, inputs) for link, rows in zip(links, known, strict=True)} - {None}
+    whole = told.pop() if len(told) == 1 else None
+    runs = None if whole is None else arrangement.runs(whole, inputs)
+    if whole is None or runs is None:
+        return None
+    found = [runs[link.part] for link in links]
+    return (whole, found) if [one.rows for one in found] == known else None

@@ -1,0 +1,274 @@
+"""LoRA on Linear layers and convolutions, RS-LoRA and DoRA included.
+
+Sources: Hu et al. 2021 (LoRA), Kalajdzievski 2023 (rsLoRA), Liu et al. 2024 (DoRA).
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lora_inspect.algorithms import lora
+from lora_inspect.maths import dora
+from lora_inspect.maths.products import squared_norm
+
+from ..arguments import KAIMING, ORTHOGONAL
+from ..kernels import linear_product
+from ..kernels.base_weight import is_plain
+from ..kernels.fused_lora import fused_gain, fused_linear
+from ..kernels.tracing import is_traced
+from . import init
+from .adapter_module import AdapterModule
+from .base_forward import CONVOLUTIONS, check_dora
+from .dora_layer import DoRALayer
+from .dropout import drop_ranks, is_training_step
+from .masks import RankMask
+
+
+class Factor(NamedTuple):
+    """One down and up, as modules."""
+
+    down: Any
+    up: Any
+
+
+class LoRAModule(AdapterModule):
+    """y = W x + b + multiplier · scale · up(down(x)); with DoRA each row scaled by magnitude / ‖V‖, the bias not.
+
+    State dict: `lora_down.weight` (rank, in, *kernel), `lora_up.weight` (out, rank, 1…), `alpha` (), and with DoRA
+    `dora_layer.weight` (out,). With `split_dims` the output features fall into slices with factors of their own,
+    `lora_down.{i}.weight` and `lora_up.{i}.weight`.
+
+    DoRA is for nn.Linear, and with `dora_conv` for convolutions, whose rows are their output channels; without
+    split_dims, dropout and rank_dropout. Elsewhere it stays off, and `dora_disabled_reason` says which of these it was.
+
+    With a `rank_mask` the timestep decides which ranks act: in training steps, and in evaluation mode where one is set.
+    """
+
+    options = frozenset(
+        {
+            "use_rslora",
+            "use_dora",
+            "dora_conv",
+            "use_tlora",
+            "loraplus_lr_ratio",
+            "init_lora_weights",
+            "split_dims",
+            "split_qkv",
+        }
+    )
+
+    def __init__(
+        self,
+        lora_name: str,
+        org_module: nn.Module,
+        multiplier: float = 1.0,
+        lora_dim: int = 4,
+        alpha: float | Tensor | None = 1,
+        dropout: float | None = None,
+        rank_dropout: float | None = None,
+        module_dropout: float | None = None,
+        split_dims: Sequence[int] | None = None,
+        use_rslora: bool = False,
+        use_dora: bool = False,
+        init_lora_weights: str = KAIMING,
+        dora_conv: bool = False,
+        rank_mask: RankMask | None = None,
+    ) -> None:
+        dropouts = (dropout, rank_dropout, module_dropout)
+        super().__init__(lora_name, org_module, multiplier, lora_dim, alpha, *dropouts, use_rslora=use_rslora)
+        self.split_dims = list(split_dims) if split_dims else None
+        self.rank_mask = rank_mask
+        if rank_mask is not None:
+            self._check_mask(use_dora, init_lora_weights)
+            rank_mask.ranks.add(lora_dim)
+        self._build_factors(org_module)
+        self._start_factors(init_lora_weights)
+        self.dora_disabled_reason = self._find_dora_obstacle(org_module, dora_conv) if use_dora else None
+        self.use_dora = use_dora and self.dora_disabled_reason is None
+        if self.use_dora:
+            check_dora(lora_name, org_module)
+            self.dora_layer = DoRALayer(org_module.weight.shape[0])  # type: ignore[index,arg-type]
+
+    def _build_factors(self, base: Any) -> None:
+        # Negative: the rank axis is the last after a Linear, and stands before the positions after a convolution.
+        self._rank_axis = -1
+        self._groups = 1
+        if isinstance(base, CONVOLUTIONS):
+            if self.split_dims:
+                raise ValueError(f"{self.lora_name}: split_dims are for Linear layers, not for {type(base).__name__}")
+            self._rank_axis -= len(base.kernel_size)
+            self._groups = base.groups
+            self.lora_down, self.lora_up = init.conv_factors(base, self.lora_dim)
+            return
+        if not (hasattr(base, "in_features") and hasattr(base, "out_features")):
+            raise ValueError(f"{self.lora_name}: a {type(base).__name__} is neither a Linear nor a convolution")
+        if not self.split_dims:
+            self.lora_down, self.lora_up = init.linear_factors(base.in_features, base.out_features, self.lora_dim)
+            return
+        if sum(self.split_dims) != base.out_features:
+            raise ValueError(f"{self.lora_name}: split_dims {self.split_dims} do not add up to {base.out_features}")
+        factors = [init.linear_factors(base.in_features, size, self.lora_dim) for size in self.split_dims]
+        self.lora_down = nn.ModuleList(down for down, _ in factors)
+        self.lora_up = nn.ModuleList(up for _, up in factors)
+
+    def _start_factors(self, init_lora_weights: str) -> None:
+        """Sets the factors as the option says; they are kaiming already, and those of convolutions stay so."""
+        if init_lora_weights not in (KAIMING, ORTHOGONAL):
+            raise ValueError(f"{self.lora_name}: init_lora_weights={init_lora_weights} is for a PissaModule")
+        if init_lora_weights == ORTHOGONAL and not self._is_convolution:
+            for down, up in self.factors:
+                init.start_orthogonal(down, up)
+
+    def _check_mask(self, use_dora: bool, init_lora_weights: str) -> None:
+        if use_dora:
+            raise ValueError(
+                f"{self.lora_name}: use_tlora cannot be combined with use_dora, whose norm is that of all ranks; "
+                "leave one of them out"
+            )
+        if init_lora_weights == ORTHOGONAL:
+            raise ValueError(
+                f"{self.lora_name}: use_tlora cannot be combined with init_lora_weights=orthogonal, whose factors "
+                "cancel where all ranks act alone; leave it out, or start from pissa"
+            )
+
+    @property
+    def _is_convolution(self) -> bool:
+        return self._rank_axis != -1
+
+    def _find_dora_obstacle(self, base: nn.Module, dora_conv: bool) -> str | None:
+        if not (isinstance(base, nn.Linear) or (dora_conv and self._is_convolution)):
+            return "non-Linear"
+        if self.split_dims:
+            return "split_dims"
+        if self.dropout:
+            return "dropout"
+        return "rank_dropout" if self.rank_dropout else None
+
+    @property
+    def factors(self) -> list[Factor]:
+        """The pairs of layers, one for each slice of the output."""
+        if isinstance(self.lora_down, nn.ModuleList) and isinstance(self.lora_up, nn.ModuleList):
+            return [Factor(down, up) for down, up in zip(self.lora_down, self.lora_up, strict=True)]
+        return [Factor(self.lora_down, self.lora_up)]
+
+    def apply_to(self) -> None:
+        """Wraps the base's forward, and gives DoRA its magnitude unless one has been loaded."""
+        if self.org_forward is not None:
+            return
+        base = self.org_module
+        if self.use_dora and not self.dora_layer.initialised:
+            down, up = self.factors[0]
+            self.dora_layer.initialise(base, up.weight, down.weight, self._inner_scale())
+        super().apply_to()
+
+    def adapted(self, input: Tensor) -> Tensor:
+        """The output with the change in it: computed in the wider dtype, rounded once to the base's own."""
+        base = self.org_module
+        autocast = torch.is_autocast_enabled(input.device.type)
+        weight: Tensor = base.weight
+        if self._base_is_plain and not autocast and input.dtype == weight.dtype and is_plain(weight):
+            return self._adapted_plain(input, weight, base.bias)
+        assert self.org_forward is not None
+        output = self.org_forward(input)
+        change = self._change(input, cast=not autocast)
+        if not self.use_dora:
+            return (output + change).to(output.dtype)
+        # Over the positions of a convolution's output, which stand behind its channels.
+        per_output = (-1, *[1] * (-1 - self._rank_axis))
+        gain = self._gain().view(per_output)
+        bias = None if base.bias is None else base.bias.view(per_output)
+        combine = linear_product.scaled_sum if is_traced() else fused_gain
+        return combine(output, change, gain, bias)
+
+    def _adapted_plain(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        tokens = input.reshape(-1, input.shape[-1])
+        gain = self._gain() if self.use_dora else None
+        if self._is_one_product and not is_traced():
+            down, up = self.factors[0]
+            dtype = torch.promote_types(torch.float32, weight.dtype)
+            scale = self.scale * self.multiplier
+            output = fused_linear(tokens, weight, bias, down.weight.to(dtype), up.weight.to(dtype), scale, gain)
+            return output.view(*input.shape[:-1], output.shape[-1])
+        # Dropout of whole ranks is per sample, so it has to see the samples' axis.
+        products = [
+            linear_product.Product(self._hidden(input, down, cast=True).reshape(-1, up.weight.shape[1]), up.weight)
+            for down, up in self.factors
+        ]
+        if gain is not None:
+            output = linear_product.dora_linear(tokens, weight, bias, products, gain)
+        else:
+            output = linear_product.lora_linear(tokens, weight, bias, products)
+        return output.view(*input.shape[:-1], output.shape[-1])
+
+    @property
+    def _is_one_product(self) -> bool:
+        is_dropping = bool(self.dropout or self.rank_dropout) and self.is_dropping
+        return not self.split_dims and not is_dropping and not self._is_masked
+
+    @property
+    def _is_masked(self) -> bool:
+        """Whether the timestep decides which ranks act.
+
+        Not in the samples of a trainer, which show what other programs make of its files: all ranks act there.
+        """
+        if self.rank_mask is None:
+            return False
+        return is_training_step() if self.training else self.rank_mask.is_set
+
+    def _change(self, input: Tensor, cast: bool) -> Tensor:
+        """The scaled change of the output, in the adapter's dtype."""
+        changes = [up(self._hidden(input, down, cast)) for down, up in self.factors]
+        return changes[0] if len(changes) == 1 else torch.cat(changes, dim=-1)
+
+    def _hidden(self, input: Tensor, down: Any, cast: bool) -> Tensor:
+        """down(input) with its dropouts and the scale: the smallest tensor that the scale can be put into."""
+        if cast and input.is_floating_point() and input.dtype != down.weight.dtype:
+            input = input.to(down.weight.dtype)
+        if self._groups == 1:
+            hidden: Tensor = down(input)
+        else:
+            # Every group of inputs meets the same `down`, so that up @ down is the delta of the grouped weight.
+            weight = down.weight.repeat(self._groups, *[1] * (down.weight.dim() - 1))
+            hidden = down._conv_forward(input, weight, None)
+        if (self.dropout or self.rank_dropout) and self.is_dropping:
+            if self.dropout:
+                hidden = F.dropout(hidden, self.dropout)
+            if self.rank_dropout:
+                hidden = drop_ranks(hidden, self.rank_dropout, self._rank_axis)
+        if self.rank_mask is not None and self._is_masked:
+            hidden = self.rank_mask.masked(hidden, self.lora_dim, self._rank_axis)
+        return hidden * (self.scale * self.multiplier)
+
+    def _gain(self) -> Tensor:
+        down, up = self.factors[0]
+        return self.dora_layer.gain(self.org_module, up.weight, down.weight, self._inner_scale())
+
+    def _inner_scale(self) -> float:
+        return self.scale * dora.inner_multiplier(self.multiplier, dora.INSIDE)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The up factors as "plus", the magnitude as "dora", the down factors as ""."""
+        groups = {"": list(self.lora_down.parameters()), "plus": list(self.lora_up.parameters())}
+        if self.use_dora:
+            groups["dora"] = list(self.dora_layer.parameters())
+        return groups
+
+    @torch.no_grad()
+    def change_norm(self) -> Tensor:
+        """‖scale · up @ down‖ over all slices; DoRA's magnitude is no part of it."""
+        squares = [
+            squared_norm(*lora.matrices({"up": up.weight.float(), "down": down.weight.float()}))
+            for down, up in self.factors
+        ]
+        return torch.stack(squares).sum().sqrt() * abs(self.scale)
+
+    @torch.no_grad()
+    def shrink(self, ratio: Tensor) -> None:
+        """Shares the ratio evenly between both factors."""
+        root = ratio.sqrt()
+        for down, up in self.factors:
+            down.weight.mul_(root)
+            up.weight.mul_(root)

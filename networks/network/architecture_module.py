@@ -1,0 +1,278 @@
+"""The functions of a network module, from what is known of an architecture: `lora_wan` and the others are their names.
+
+An algorithm that serves every architecture, `loha`, `lokr` and `oft`, gets the architecture from the option
+`architecture`, or finds it by the classes and layers of the model.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from lora_inspect.architectures.record import Architecture, Switch, Training
+from lora_inspect.architectures.trained import blocks_of, by_option, family_of, training_of
+
+from .. import arguments
+from ..arguments import NetworkArguments, Option
+from ..files import reading, saved_in_parts
+from ..files.file_names import FileNames
+from ..modules.lora_module import LoRAModule
+from ..modules.module_merging import LoRAInfModule
+from . import creation
+from .adaptable import class_name, named_leaves
+from .construction import check_model
+from .creation import PREFIX
+from .network import LoRANetwork
+
+logger = logging.getLogger(__name__)
+
+_ALPHAS = ("conv_alpha", "alpha_pattern")
+
+
+class Algorithm(NamedTuple):
+    """What a network module trains with: the classes of its modules, and its own options.
+
+    `has_scale` says whether alpha is a scale of its change.
+    """
+
+    name: str
+    module_class: Any
+    inference_class: Any
+    options: Mapping[str, Option] = {}
+    has_scale: bool = True
+
+
+LORA = Algorithm("LoRA", LoRAModule, LoRAInfModule)
+
+
+class CreateNetwork(Protocol):
+    """`create_arch_network`, and `create_network`, which trainers call where there is no other."""
+
+    def __call__(
+        self,
+        multiplier: float,
+        network_dim: int | None,
+        network_alpha: float | None,
+        vae: Any,
+        text_encoders: Any,
+        unet: nn.Module,
+        neuron_dropout: float | None = None,
+        **kwargs: Any,
+    ) -> LoRANetwork:
+        """A new network; `kwargs` are network_args, see `networks.arguments`."""
+
+
+class CreateNetworkFromWeights(Protocol):
+    """`create_arch_network_from_weights`."""
+
+    def __call__(
+        self,
+        multiplier: float,
+        weights_sd: Mapping[str, Tensor],
+        text_encoders: Any = None,
+        unet: nn.Module | None = None,
+        for_inference: bool = False,
+        **kwargs: Any,
+    ) -> LoRANetwork:
+        """The network that `weights_sd` belongs to, which it does not load."""
+
+
+class CreateNetworkFromFile(Protocol):
+    """`create_network_from_weights`, as sd-scripts and LyCORIS have it."""
+
+    def __call__(
+        self,
+        multiplier: float,
+        file: str | os.PathLike[str] | None,
+        vae: Any,
+        text_encoder: Any,
+        unet: nn.Module,
+        weights_sd: Mapping[str, Tensor] | None = None,
+        for_inference: bool = False,
+        **kwargs: Any,
+    ) -> tuple[LoRANetwork, Mapping[str, Tensor]]:
+        """The network of a file, and its weights; `weights_sd` goes before `file`."""
+
+
+class Functions(NamedTuple):
+    """What a trainer or a generator calls in a network module."""
+
+    create_arch_network: CreateNetwork
+    create_arch_network_from_weights: CreateNetworkFromWeights
+    create_network_from_file: CreateNetworkFromFile
+    prepare_network: Callable[[LoRANetwork, Any], None]
+
+
+def functions_of(module: str, architecture: Architecture | None, algorithm: Algorithm = LORA) -> Functions:
+    """The functions of the network module called `module`; without an `architecture` they find it themselves."""
+
+    def create_arch_network(
+        multiplier: float,
+        network_dim: int | None,
+        network_alpha: float | None,
+        vae: Any,
+        text_encoders: Any,
+        unet: nn.Module,
+        neuron_dropout: float | None = None,
+        **kwargs: Any,
+    ) -> LoRANetwork:
+        """A new network; `kwargs` are network_args, see `networks.arguments`."""
+        unet = check_model(unet)
+        family = architecture or _pop_architecture(kwargs, unet)
+        training = training_of(family)
+        module_class = kwargs.pop("module_class", None) or algorithm.module_class
+        module_kwargs = kwargs.pop("module_kwargs", {})
+        options = _with_chosen_excludes(training, _parse(training, algorithm, kwargs, neuron_dropout))
+        if not algorithm.has_scale:
+            options = _without_alphas(algorithm, network_alpha, options)
+        own = {name: options.extra[name] for name in algorithm.options}
+        network = creation.create_network(
+            blocks_of(training, getattr(unet, training.task_attribute or "", None)),
+            PREFIX,
+            multiplier,
+            network_dim,
+            network_alpha,
+            vae,
+            text_encoders,
+            unet,
+            neuron_dropout,
+            module_class=module_class,
+            module_kwargs={**arguments.read_keywords("module_kwargs", module_kwargs), **own},
+            default_exclude_patterns=_excludes(training, options),
+            default_include_patterns=training.includes,
+            arguments=options,
+        )
+        network.left_out.switches = _switches(training)
+        network.name_files(_file_names(family, unet))
+        network.log_readers()
+        return network
+
+    def create_arch_network_from_weights(
+        multiplier: float,
+        weights_sd: Mapping[str, Tensor],
+        text_encoders: Any = None,
+        unet: nn.Module | None = None,
+        for_inference: bool = False,
+        **kwargs: Any,
+    ) -> LoRANetwork:
+        """The network that `weights_sd` belongs to, which it does not load.
+
+        See `creation.create_network_from_weights`, whose options `kwargs` are.
+        """
+        if unet is None:
+            raise ValueError("unet is None, but the model that the weights are for was expected")
+        if settled := [name for name in algorithm.options if kwargs.pop(name, None) is not None]:
+            logger.warning(f"{', '.join(settled)}: no effect, as the weights have settled that")
+        names = _file_names(architecture or _pop_architecture(kwargs, unet), unet)
+        named = names.from_file(weights_sd, kwargs.pop("metadata", None) or {})
+        default = algorithm.inference_class if for_inference else algorithm.module_class
+        network = creation.create_network_from_weights(
+            None,
+            multiplier,
+            named.tensors,
+            text_encoders,
+            unet,
+            for_inference,
+            module_class=kwargs.pop("module_class", None) or default,
+            metadata=named.metadata or None,
+            **kwargs,
+        )
+        network.name_files(names)
+        if not for_inference:
+            network.log_readers()
+        return network
+
+    def create_network_from_file(
+        multiplier: float,
+        file: str | os.PathLike[str] | None,
+        vae: Any,
+        text_encoder: Any,
+        unet: nn.Module,
+        weights_sd: Mapping[str, Tensor] | None = None,
+        for_inference: bool = False,
+        **kwargs: Any,
+    ) -> tuple[LoRANetwork, Mapping[str, Tensor]]:
+        """The network of a file, and its weights, as sd-scripts and LyCORIS call it; `weights_sd` goes before `file`.
+
+        What the metadata of the file says counts as well.
+        """
+        if weights_sd is None:
+            if file is None:
+                raise ValueError("neither a file nor weights_sd is given")
+            opened = reading.open_weights(os.fspath(file))
+            # `merge_to` gets the weights without the metadata.
+            weights_sd, kwargs["metadata"] = saved_in_parts.with_whole_alphas(*opened)
+        network = create_arch_network_from_weights(multiplier, weights_sd, text_encoder, unet, for_inference, **kwargs)
+        return network, weights_sd
+
+    def prepare_network(network: LoRANetwork, args: Any) -> None:
+        """The network's method of this name, which trainers call only where they find the name in a network module."""
+        network.prepare_network(args)
+
+    made = (create_arch_network, create_arch_network_from_weights, create_network_from_file, prepare_network)
+    for function in made:
+        function.__module__, function.__qualname__ = module, function.__name__
+    return Functions(*made)
+
+
+def target_classes(architecture: Architecture) -> list[str] | None:
+    """The class names that other programs import as `*_TARGET_REPLACE_MODULES`; None stands for the whole model."""
+    classes = training_of(architecture).classes
+    return None if classes is None else list(classes)
+
+
+def _pop_architecture(kwargs: dict[str, Any], unet: nn.Module) -> Architecture:
+    name = kwargs.pop("architecture", None)
+    if name is not None:
+        return by_option(str(name))
+    return family_of({class_name(module) for module in unet.modules()}, [path for path, _ in named_leaves(unet)])
+
+
+def _parse(
+    training: Training, algorithm: Algorithm, kwargs: Mapping[str, Any], neuron_dropout: float | None
+) -> NetworkArguments:
+    switches = {switch.name: Option(arguments.read_bool, switch.default) for switch in training.switches}
+    return arguments.parse(kwargs, neuron_dropout, extra={**switches, **algorithm.options})
+
+
+def _without_alphas(algorithm: Algorithm, network_alpha: float | None, options: NetworkArguments) -> NetworkArguments:
+    """The options without those of a scale, which a line in the log names where they are given."""
+    given = [*(["network_alpha"] if network_alpha else []), *(name for name in _ALPHAS if name in options.given)]
+    if given:
+        logger.info(f"{', '.join(given)}: no effect, as {algorithm.name} has no scale")
+    return options.without(*_ALPHAS)
+
+
+def _with_chosen_excludes(training: Training, options: NetworkArguments) -> NetworkArguments:
+    """The options with the excludes of switches that the user has set as excludes of the user's own."""
+    chosen = [pattern for switch, pattern in _excluding(training, options) if switch.name in options.given]
+    return replace(options, exclude_patterns=(*options.exclude_patterns, *chosen))
+
+
+def _excludes(training: Training, options: NetworkArguments) -> list[str]:
+    switched = [pattern for switch, pattern in _excluding(training, options) if switch.name not in options.given]
+    return [*training.excludes, *switched]
+
+
+def _excluding(training: Training, options: NetworkArguments) -> list[tuple[Switch, str]]:
+    """Each switch that excludes layers, with each of its patterns."""
+    return [
+        (switch, pattern)
+        for switch in training.switches
+        if options.extra[switch.name] == switch.excluding
+        for pattern in switch.excludes
+    ]
+
+
+def _switches(training: Training) -> dict[str, str]:
+    """The switches as they take layers in, by the pattern that they exclude them with."""
+    return {
+        pattern: f"{switch.name}={not switch.excluding}" for switch in training.switches for pattern in switch.excludes
+    }
+
+
+def _file_names(architecture: Architecture, unet: nn.Module) -> FileNames:
+    return FileNames(architecture, [path for path, _ in named_leaves(unet)], PREFIX)

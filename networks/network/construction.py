@@ -1,0 +1,143 @@
+"""From the layers that are adapted to the modules that adapt them."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..arguments import KAIMING, ORTHOGONAL, PISSA, NetworkArguments, read_alpha, read_rank
+from ..files.module_names import module_name
+from ..modules.base_forward import CONVOLUTIONS
+from ..modules.lora_module import LoRAModule
+from ..modules.pissa import PissaModule
+from .targets import Target
+
+logger = logging.getLogger(__name__)
+
+
+_PLAIN = NetworkArguments()
+# A rank that people use is no slip on a model whose layers are smaller, which is a toy.
+_SMALL_MODEL_RANK = 1024
+
+
+def refuse_options(module_class: Any, options: NetworkArguments) -> None:
+    """Raises ValueError for an option of LoRA that is not one of `module_class.options`.
+
+    A class that says nothing of them gets all of them.
+    """
+    foreign = LoRAModule.options - getattr(module_class, "options", LoRAModule.options)
+    for name in sorted(foreign):
+        if getattr(options, name) != getattr(_PLAIN, name):
+            reader = getattr(module_class, "reader", None)
+            title = reader.algorithm.title if reader else module_class.__name__
+            raise ValueError(f"{name} is not for {title}; leave it out")
+
+
+def check_model(unet: nn.Module | None) -> nn.Module:
+    """The model; raises ValueError where there is none."""
+    if unet is None:
+        raise ValueError("unet is None, but the model that is to be adapted was expected")
+    return unet
+
+
+def check_sizes(network_dim: Any, network_alpha: Any) -> None:
+    """Raises ValueError for a rank and an alpha of the trainer that no layer can be adapted with."""
+    read_rank("network_dim", network_dim)
+    if network_alpha is not None:
+        read_alpha("network_alpha", network_alpha)
+
+
+def refuse_ranks(module_class: Any, targets: Sequence[Target]) -> None:
+    """Raises ValueError for an option whose rank is beyond what all of the layers hold that it is for.
+
+    A rank above the smaller side of a weight adds nothing but memory; it is common where a network of one rank has a
+    few small layers. A class whose rank is no size of its factors may have any: the largest is how LoKr's are whole.
+    """
+    if not getattr(module_class, "rank_is_a_size", False):
+        return
+    sides: dict[tuple[str, int], int] = {}
+    for target in targets:
+        of = (target.rank_source, target.rank)
+        sides[of] = max(sides.get(of, _SMALL_MODEL_RANK), min(_matrix_shape(target.module)))
+    for (source, rank), side in sides.items():
+        if rank > side:
+            raise ValueError(f"{source}: a rank of {rank} is more than any of its layers holds; use {side} or less")
+
+
+def choose_class(module_class: Any, init_lora_weights: str) -> Any:
+    """The class of modules that starts its factors in the asked way.
+
+    Raises TypeError for what cannot be called, and ValueError where the class knows no other start than its own.
+    """
+    if not callable(module_class):
+        raise TypeError(f"module_class is {module_class!r}, but a class of adapter modules was expected")
+    if init_lora_weights == KAIMING:
+        return module_class
+    if not (isinstance(module_class, type) and issubclass(module_class, LoRAModule)):
+        name = getattr(module_class, "__name__", module_class)
+        raise ValueError(f"init_lora_weights={init_lora_weights} is for LoRA, not for {name}; leave it out")
+    if not init_lora_weights.startswith(PISSA):
+        return module_class
+    if module_class is not LoRAModule:
+        raise ValueError(f"init_lora_weights={init_lora_weights} is for training LoRA, not for {module_class.__name__}")
+    return PissaModule
+
+
+def create_modules(
+    module_class: Any,
+    prefix: str,
+    chosen: Sequence[Target],
+    multiplier: float,
+    init_lora_weights: str,
+    keywords: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The modules of the layers `chosen` by name; `keywords` are what all of them are made with,
+    where a target does not have its own.
+
+    A layer that has fewer singular components than its rank gets as many as it has where the start needs them. Raises
+    ValueError for two layers of one name, and for a rank that the start cannot be made with.
+    """
+    if module_class is PissaModule:
+        chosen = _with_ranks_that_fit(chosen)
+    if init_lora_weights == ORTHOGONAL:
+        _check_orthogonal(chosen)
+    if init_lora_weights != KAIMING:
+        keywords = {"init_lora_weights": init_lora_weights, **keywords}
+    created: dict[str, Any] = {}
+    for target in chosen:
+        name = module_name(prefix, target.path)
+        if name in created:
+            raise ValueError(f"two layers of the model are both called {name}; exclude one of them")
+        # Only where there are slices, which not every class of modules knows.
+        split = {"split_dims": target.split_dims} if target.split_dims else {}
+        created[name] = module_class(
+            name, target.module, multiplier, target.rank, target.alpha, **split, **{**keywords, **target.keywords}
+        )
+    return created
+
+
+def _with_ranks_that_fit(chosen: Sequence[Target]) -> list[Target]:
+    fitting = [target._replace(rank=min((target.rank, *_matrix_shape(target.module)))) for target in chosen]
+    lowered = [fit for fit, target in zip(fitting, chosen, strict=True) if fit.rank != target.rank]
+    if lowered:
+        ranks = ", ".join(f"{target.path} {target.rank}" for target in lowered)
+        logger.info(f"init_lora_weights=pissa: {len(lowered)} layers have fewer components than their rank: {ranks}")
+    return fitting
+
+
+def _matrix_shape(layer: Any) -> tuple[int, ...]:
+    """The sides that bound the rank."""
+    return layer.weight.shape[0], layer.weight.shape[1:].numel()
+
+
+def _check_orthogonal(chosen: Sequence[Target]) -> None:
+    convolutions = sum(isinstance(target.module, CONVOLUTIONS) for target in chosen)
+    if convolutions:
+        logger.warning(f"init_lora_weights=orthogonal is for Linear layers; {convolutions} convolutions are kaiming")
+    for target in chosen:
+        if target.rank % 2 and not isinstance(target.module, CONVOLUTIONS):
+            raise ValueError(
+                f"{target.path}: init_lora_weights=orthogonal needs an even rank, but {target.rank_source} "
+                f"gives it {target.rank}"
+            )

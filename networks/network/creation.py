@@ -1,0 +1,160 @@
+"""From options, or from weights, to a network: what the network modules of all architectures call."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..arguments import NetworkArguments, parse
+from ..files import loading, reading, saved_in_parts, standard_form
+from ..modules.lora_module import LoRAModule
+from ..modules.module_merging import LoRAInfModule
+from . import summary
+from .network import LoRANetwork
+from .targets import Form, Splits, named_sizes
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "lora_unet"
+DEFAULT_RANK = 4
+
+# Options that choose layers and how their factors start, which the weights have settled already.
+_SETTLED = (
+    "conv_dim",
+    "enable_conv2d",
+    "conv_alpha",
+    "exclude_patterns",
+    "include_patterns",
+    "rank_pattern",
+    "alpha_pattern",
+    "init_lora_weights",
+    "dora_conv",
+)
+# These too, where no layer of the weights has the slices that they ask for.
+_SLICES = ("split_dims", "split_qkv")
+
+
+def create_network(
+    target_replace_modules: Sequence[str] | None,
+    prefix: str,
+    multiplier: float,
+    network_dim: int | None,
+    network_alpha: float | None,
+    vae: Any,
+    text_encoders: Any,
+    unet: nn.Module,
+    neuron_dropout: float | None = None,
+    module_class: Any = None,
+    module_kwargs: Mapping[str, Any] | None = None,
+    default_exclude_patterns: Sequence[str] = (),
+    default_include_patterns: Sequence[str] = (),
+    arguments: NetworkArguments | None = None,
+    **kwargs: Any,
+) -> LoRANetwork:
+    """A new network over the blocks of `target_replace_modules` (None: over the whole model).
+
+    `kwargs` are network_args; an architecture with options of its own parses them itself and passes `arguments`. A
+    rank of None is 4, an alpha of None or 0 gives scale 1. `module_class` makes the modules, called as LoRAModule is,
+    and `module_kwargs` are further keywords for it. Raises ValueError for an option that cannot be used.
+    """
+    summary.announce()
+    if isinstance(arguments, str):
+        raise ValueError("unknown network_args option 'arguments'")
+    options = arguments or parse(kwargs, neuron_dropout)
+    return LoRANetwork(
+        target_replace_modules,
+        prefix,
+        text_encoders,
+        unet,
+        multiplier,
+        DEFAULT_RANK if network_dim is None else network_dim,
+        network_alpha,
+        module_class=module_class or LoRAModule,
+        module_kwargs=module_kwargs,
+        default_exclude_patterns=default_exclude_patterns,
+        default_include_patterns=default_include_patterns,
+        options=options,
+    )
+
+
+def create_network_from_weights(
+    target_replace_modules: Sequence[str] | None,
+    multiplier: float,
+    weights_sd: Mapping[str, Tensor],
+    text_encoders: Any = None,
+    unet: nn.Module | None = None,
+    for_inference: bool = False,
+    module_class: Any = None,
+    module_kwargs: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    **kwargs: Any,
+) -> LoRANetwork:
+    """The network that `weights_sd` belongs to, which it does not load.
+
+    Its modules are the layers that the keys name, anywhere in the model; `target_replace_modules` is not needed.
+    Rank, alpha and slices come from the tensors, the scale rule and DoRA from the flags, the `metadata` of the file
+    or, for the scale rule of weights without either, from `use_rslora` in `kwargs` (network_args, as for a new
+    network). Weights of `save_format=standard` have alphas of alpha/rank and whole layers: `use_rslora` with the
+    metadata, and the options of slices, make the network of the same function that wrote them. Raises
+    ValueError for a key that cannot be used, for a module without a layer, and where the weights contradict themselves
+    or `kwargs`.
+    """
+    summary.announce()
+    if unet is None:
+        raise ValueError("unet is None, but the model that the weights are for was expected")
+    options = parse(kwargs)
+    splits = Splits(options.split_dims or {}, options.split_qkv)
+    if metadata:
+        weights_sd, metadata = saved_in_parts.with_whole_alphas(weights_sd, metadata)
+    read = reading.read(weights_sd, metadata, getattr(module_class, "reader", None))
+    found = standard_form.in_slices(read, named_sizes(unet, PREFIX, splits).get)
+    settled_options = _SETTLED if any(module.split_dims for module in found.modules.values()) else (*_SETTLED, *_SLICES)
+    if unused := sorted(options.given.intersection(settled_options)):
+        logger.warning(f"{', '.join(unused)}: no effect, as the weights have settled that")
+    loading.check_base(found, pissa=False)
+    settled = "use_rslora" in options.given
+    rslora = options.use_rslora if settled else bool(found.rslora.value)
+    alphas = {name: module.alpha for name, module in found.modules.items()}
+    if rslora and standard_form.is_rank_stabilised(found, {}):
+        alphas = {name: standard_form.native_alpha(alpha, found.modules[name].rank) for name, alpha in alphas.items()}
+    else:
+        loading.check_rslora(found, rslora, settled)
+    dora = loading.has_dora(found)
+    # Dropouts switch DoRA off in training, and leave weights without magnitudes.
+    wants_dora = options.use_dora and not (options.neuron_dropout or options.rank_dropout)
+    if "use_dora" in options.given and wants_dora != dora:
+        loading.check_dora(found, found.modules if wants_dora else ())
+        dora = wants_dora
+    network = LoRANetwork(
+        target_replace_modules,
+        PREFIX,
+        text_encoders,
+        unet,
+        multiplier,
+        module_class=module_class or (LoRAInfModule if for_inference else LoRAModule),
+        module_kwargs=module_kwargs,
+        forms={
+            name: Form(module.rank, alphas[name], module.split_dims, _keywords(module, dora and not found.has_rule))
+            for name, module in found.modules.items()
+        },
+        options=replace(
+            options.without(*_SETTLED, *_SLICES),
+            use_rslora=rslora,
+            use_dora=dora,
+            dora_conv=dora and found.has_conv_magnitude,
+        ),
+    )
+    network.rslora_settled = settled or metadata is not None
+    return network
+
+
+def _keywords(module: reading.ModuleWeights, dora_by_module: bool) -> Mapping[str, Any]:
+    """What else a module is made with: slices have no magnitude, in one pair of factors as little as apart.
+
+    `dora_by_module` says that the tensors do not tell which modules are of convolutions, and so may have none.
+    """
+    if dora_by_module:
+        return {**module.keywords, "use_dora": module.has_magnitude, "dora_conv": True}
+    return {**module.keywords, "use_dora": False} if module.has_slices else module.keywords

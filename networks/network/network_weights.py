@@ -1,0 +1,251 @@
+"""What goes into a network and comes out of it: files, state dicts, and folds into the base."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_inspect.maths.scaling import neutral_alpha
+from lora_inspect.reading.model.evidence import DORA_FLAG, RSLORA_FLAG
+
+from ..arguments import NATIVE, STANDARD
+from ..files import loading, reading, saved_in_parts, saving, standard_form
+from ..files.file_names import FileNames, Named
+from ..files.reading import Reading
+from ..modules import base_watch
+from ..modules.adapter_module import AdapterModule
+from ..modules.copies import copied
+from ..modules.masks import RankMask
+from ..modules.pissa import PissaModule
+from . import summary
+from .left_out import LeftOut
+
+logger = logging.getLogger(__name__)
+
+
+class NetworkWeights(nn.Module):
+    """The weights of a network, whose modules are `unet_loras`.
+
+    `rslora_settled` says that the scale rule is the user's own choice, which weights that say nothing of it need not
+    confirm. `is_grouped` says that an optimiser has the parameters, so that modules can no longer be added.
+    """
+
+    unet_loras: list[Any]
+    left_out: LeftOut
+    multiplier: float
+    module_class: Any
+    rank_mask: RankMask | None
+    use_rslora: bool
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rslora_settled = False
+        self.is_grouped = False
+        self.save_format = NATIVE
+        # What a file says of the options that the network was made with.
+        self.option_metadata: dict[str, str] = {}
+        self._file_names: FileNames | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "NetworkWeights":
+        adapters = [lora for lora in self.unet_loras if isinstance(lora, AdapterModule)]
+        network: NetworkWeights = copied(self, adapters, memo, (*self.left_out.layers, self._file_names))
+        return network
+
+    def load_weights(self, file: str | os.PathLike[str]) -> Any:
+        """Loads a file; returns torch's missing and unexpected keys.
+
+        Layers of the file that the architecture leaves out by default become modules of the network, until an
+        optimiser has its parameters. Raises ValueError where the file's scale rule, DoRA, modules or shapes are not
+        the network's.
+        """
+        try:
+            opened = reading.open_weights(os.fspath(file))
+            more = {} if self.is_grouped else self.left_out.modules(self._foreign_names(opened[0]))
+            loras = [*self.unet_loras, *more.values()]
+            fit = loading.fitted(self._read(*opened, loras), self._expected(loras))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+        if saving.TLORA_KEY in opened[1] and self.rank_mask is None:
+            logger.warning(f"{file} was trained with use_tlora=True; without it all ranks act at every timestep")
+        if more:
+            options = " and ".join(self.left_out.ways_in(more))
+            logger.info(
+                f"{file} has {reading.count(more, 'layers')} that are left out by default, which are adapted too, "
+                f"as with {options}: {reading.some_of(list(more))}"
+            )
+            self.take(more)
+        flat: dict[str, Tensor] = {}
+        for lora in self.unet_loras:
+            if lora.lora_name in fit:
+                tensors = lora.from_file(fit[lora.lora_name])
+                flat |= {f"{lora.lora_name}.{key}": tensor for key, tensor in tensors.items()}
+        missing = len(self.unet_loras) - len(fit)
+        if missing:
+            logger.warning(f"{file} has no weights for {missing} of the network's {len(self.unet_loras)} modules")
+        return self.load_state_dict(flat, strict=False)
+
+    def is_mergeable(self) -> bool:
+        """Whether `merge_to` exists."""
+        return True
+
+    def merge_to(
+        self,
+        text_encoders: Any,
+        unet: Any,
+        weights_sd: Mapping[str, Tensor],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        non_blocking: bool = False,
+        safe_merge: bool = False,
+    ) -> None:
+        """Folds `weights_sd` into the base's weights, and disables the modules that are merged.
+
+        The network is one made by `create_*_from_weights` with `for_inference=True`. See `LoRAInfModule.merge_to`
+        for dtype, device and what is refused; the same mismatches raise ValueError as in `load_weights`.
+        """
+        fit = loading.fitted(self._read(weights_sd, {}, self.unet_loras), self._expected(self.unet_loras))
+        for lora in self._mergeable_loras():
+            if lora.lora_name in fit:
+                lora.merge_to(fit[lora.lora_name], dtype, device, non_blocking, safe_merge)
+        if missing := len(self.unet_loras) - len(fit):
+            logger.warning(f"the weights have nothing for {missing} of the network's {len(self.unet_loras)} modules")
+
+    def save_weights(
+        self, file: str | os.PathLike[str], dtype: torch.dtype | None, metadata: Mapping[str, str] | None
+    ) -> None:
+        """Writes what `load_weights` reads; see `saving.write_weights`."""
+        complete: dict[str, Any] = {**self.option_metadata, **(metadata or {})}
+        if self._is_pissa:
+            complete = saving.at_twice_the_rank(complete, self.use_rslora)
+        tensors, rslora = self._file_tensors(), self.use_rslora
+        if self.save_format == STANDARD:
+            native, tensors = tensors, standard_form.to_standard(tensors, rslora)
+            complete = standard_form.standard_metadata(complete, native, tensors, rslora)
+            rslora = False
+        lycoris = {
+            lora.lora_name: lora.dora_scale_axes for lora in self.unet_loras if getattr(lora, "dora_scale_axes", 0)
+        }
+        if lycoris:
+            tensors = standard_form.with_dora_scale(tensors, lycoris)
+        named = Named(tensors, complete)
+        if self._file_names is not None:
+            named = self._file_names.to_file(tensors, complete, rslora)
+        tensors, complete = named.tensors, named.metadata
+        if self.save_format == STANDARD:
+            tensors = standard_form.with_dora_scale(tensors, {})
+        complete |= standard_form.magnitude_record(tensors)
+        saving.write_weights(os.fspath(file), tensors, dtype, complete, rslora and not named.folded)
+
+    def backup_weights(self) -> None:
+        """Keeps the base's weights, for `restore_weights`."""
+        for lora in self._mergeable_loras():
+            lora.backup_weights()
+
+    def pre_calculation(self) -> None:
+        """Folds the modules' own weights into the base."""
+        for lora in self._mergeable_loras():
+            lora.pre_calculation()
+
+    def restore_weights(self) -> None:
+        """Puts the kept weights back, bit for bit."""
+        for lora in self._mergeable_loras():
+            lora.restore_weights()
+
+    def _mergeable_loras(self) -> list[Any]:
+        if not all(hasattr(lora, "merge_to") for lora in self.unet_loras):
+            raise TypeError("a training network does not merge; create one from the weights with for_inference=True")
+        return self.unet_loras
+
+    def name_files(self, names: FileNames) -> None:
+        """Uses `names` in files and in weights to merge; inside, modules keep theirs.
+
+        Raises ValueError where a file would have no name for a tensor.
+        """
+        tensors = self._file_tensors()
+        names.check(standard_form.to_standard(tensors, self.use_rslora) if self.save_format == STANDARD else tensors)
+        self._file_names = names
+
+    def log_readers(self) -> None:
+        """Says in the log which programs will read another change in the files than the network's; see `summary`."""
+        folded = self._file_names is not None and self._file_names.folds_the_scale(self._file_tensors())
+        summary.log_readers(self.unet_loras, self.save_format, folded)
+
+    def _read(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str], loras: Sequence[Any]) -> Reading:
+        """What weights say in the names and the slices of the modules `loras`."""
+        if self._file_names is not None:
+            named = self._file_names.from_file(weights, metadata, self._file_tensors(loras), self.use_rslora)
+            weights, metadata = named.tensors, named.metadata
+        weights, metadata = saved_in_parts.with_whole_alphas(weights, metadata)
+        sizes = {lora.lora_name: getattr(lora, "split_dims", None) for lora in loras}
+        found = reading.read(weights, metadata, getattr(self.module_class, "reader", None))
+        return standard_form.in_slices(found, sizes.get)
+
+    def _foreign_names(self, weights: Mapping[str, Tensor]) -> set[str]:
+        """The modules of a file that are not the network's, by the names that it would give them."""
+        names = self._file_names
+        places = {key: names.place(key) if names else None for key in weights}
+        found = {place.name if place else key.partition(".")[0] for key, place in places.items()}
+        return found - {lora.lora_name for lora in self.unet_loras}
+
+    def take(self, modules: Mapping[str, Any]) -> None:
+        """Makes `modules` the network's, and puts them into their layers where the others are."""
+        is_applied = any(getattr(lora, "org_forward", None) is not None for lora in self.unet_loras)
+        for name, lora in modules.items():
+            lora.multiplier = self.multiplier
+            self.add_module(name, lora)
+            self.unet_loras.append(lora)
+            if is_applied:
+                lora.apply_to()
+        base_watch.share_notice(lora.dora_layer.watch for lora in self.unet_loras if getattr(lora, "use_dora", False))
+
+    def _expected(self, loras: Sequence[Any]) -> loading.Expected:
+        return loading.Expected(
+            rslora=self.use_rslora,
+            settled=self.rslora_settled,
+            shapes={key: tensor.shape for key, tensor in self._file_tensors(loras).items() if "." in key},
+            dora={lora.lora_name for lora in loras if getattr(lora, "use_dora", False)},
+            alpha_of=lambda rank: neutral_alpha(rank, self.use_rslora),
+            pissa=self._is_pissa,
+            ways_in=self.left_out.ways_in,
+            alphas={
+                key.partition(".")[0]: float(tensor)
+                for key, tensor in self._file_tensors(loras).items()
+                if key.endswith(".alpha")
+            },
+        )
+
+    @property
+    def _is_pissa(self) -> bool:
+        return self.module_class is PissaModule
+
+    def _file_tensors(self, loras: Sequence[Any] | None = None) -> dict[str, Tensor]:
+        """The state dict of `loras` (None: of all modules), and the flags, in the form that a file has."""
+        tensors = {key: tensor for key, tensor in self.state_dict().items() if "." not in key}
+        for lora in self.unet_loras if loras is None else loras:
+            tensors |= {f"{lora.lora_name}.{key}": tensor for key, tensor in lora.file_tensors().items()}
+        return tensors
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # The flags describe this network and are not to be changed by a file; they may be there or not.
+        rslora, _ = (state_dict.pop(prefix + flag, None) for flag in (RSLORA_FLAG, DORA_FLAG))
+        if rslora is not None and bool(rslora) != self.use_rslora:
+            error_msgs.append(f"RS-LoRA flag mismatch: the network has use_rslora={self.use_rslora}")
+        standard_form.rename_dora_scales(state_dict, prefix)
+        error_msgs.extend(loading.magnitude_errors(state_dict, prefix, self.unet_loras))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        flags = (prefix + RSLORA_FLAG, prefix + DORA_FLAG)
+        missing_keys[:] = [key for key in missing_keys if key not in flags]

@@ -1,0 +1,52 @@
+"""What is remembered is what would be found, and no more of it is kept than the bounds say."""
+
+from lora_inspect import caching as module
+from lora_inspect.caching import Remembered, remembering
+
+
+def counting():
+    asked = []
+
+    def find(name, other):
+        asked.append((name, other))
+        return None if name == "none" else f"{name} {other}"
+
+    return remembering(find), asked
+
+
+def test_a_name_is_asked_for_once():
+    find, asked = counting()
+    assert [find("a", 1), find("a", 1), find("a", 2), find("b", 1)] == ["a 1", "a 1", "a 2", "b 1"]
+    assert asked == [("a", 1), ("a", 2), ("b", 1)]
+
+
+def test_that_nothing_is_found_is_remembered_too():
+    find, asked = counting()
+    assert [find("none", 1), find("none", 1)] == [None, None]
+    assert len(asked) == 1
+
+
+def test_long_names_are_not_kept():
+    find, asked = counting()
+    longest, longer = "a" * module._LONGEST_NAME, "a" * (module._LONGEST_NAME + 1)
+    for name in (longest, longest, longer, longer):
+        find(name, 1)
+    assert [name for name, _ in asked] == [longest, longer, longer]
+
+
+def test_what_was_asked_for_longest_ago_is_forgotten():
+    found = Remembered(2)
+    found.put("a", 1)
+    found.put("b", 2)
+    assert found.get("a") == 1
+    found.put("c", 3)
+    assert [found.get(key) for key in "abc"] == [1, None, 3]
+    assert len(found) == 2
+
+
+def test_what_is_found_again_takes_the_place_of_what_was():
+    found = Remembered(2)
+    found.put("a", 1)
+    found.put("b", 2)
+    found.put("a", 3)
+    assert [found.get(key) for key in "ab"] == [3, 2]
