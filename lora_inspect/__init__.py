@@ -8,7 +8,7 @@ from lora_inspect.version import __version__
 
 # Where each public name is, in lora_inspect.api.
 _HOMES = {
-    "CheckResult": "check",
+    "CheckResult": "verbs",
     "CompatResult": "compat",
     "ConvertResult": "convert",
     "LoraInspectError": "failures",
@@ -20,7 +20,7 @@ _HOMES = {
     "StateDict": "state_dict",
     "UndoResult": "undo",
     "VerifyResult": "verify",
-    "check": "check",
+    "check": "verbs",
     "compat": "compat",
     "convert": "convert",
     "merge": "merge",
@@ -58,7 +58,6 @@ __all__ = [
 
 TYPE_CHECKING = False  # what checks types takes it for true, and `typing` takes longer to load than all of this
 if TYPE_CHECKING:
-    from lora_inspect.api.check import CheckResult, check
     from lora_inspect.api.compat import CompatResult, compat
     from lora_inspect.api.convert import ConvertResult, convert
     from lora_inspect.api.failures import LoraInspectError
@@ -68,6 +67,7 @@ if TYPE_CHECKING:
     from lora_inspect.api.scan import ScannedFile, scan
     from lora_inspect.api.state_dict import StateDict, state_dict
     from lora_inspect.api.undo import UndoResult, undo
+    from lora_inspect.api.verbs import CheckResult, check
     from lora_inspect.api.verify import VerifyResult, verify
 else:  # names that are not there are wrong for what checks types as well
 
