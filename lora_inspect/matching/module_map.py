@@ -12,7 +12,7 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_names import Found, NameTable
 from lora_inspect.reading.model.contribution import Module
-from lora_inspect.reading.paths import MODELS
+from lora_inspect.reading.keys.written_paths import MODELS
 
 
 class Home(NamedTuple):

@@ -7,11 +7,8 @@ from lora_inspect.architectures.detection import Detection
 from lora_inspect.caching import Remembered
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.keys.groups import alike
-from lora_inspect.reading.keys.written_paths import MODELS, path_of, table_of
+from lora_inspect.reading.keys.written_paths import path_of, table_of
 from lora_inspect.reading.model import contribution
-
-# What a path is of stands beside the paths.
-__all__ = ["MODELS", "with_paths"]
 
 # The paths of the files that were read last, by the names of their modules and those of the layouts.
 _MOST_NAMES = 2_000

@@ -1,6 +1,8 @@
 """The tensors of one module while the keys of a file come in, before it is known what they amount to."""
 
-from typing import Any, NamedTuple
+from typing import Any
+
+from lora_inspect.fast_namedtuple import NamedTuple
 
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.keys.suffixes import ParsedKey
