@@ -213,10 +213,10 @@ def merge(
     for note in plan.notes:
         terminal.note(note)
     if share or is_finish:
-        from lora_inspect.cli import merge_shards
+        from lora_inspect.cli import merge_jobs
 
         tell = partial(_print, plan=plan, as_json=as_json)
-        merge_shards.run(plan, output, share, force, dry_run, as_json, tell)
+        merge_jobs.run(plan, output, share, force, dry_run, as_json, tell)
         return
     if dry_run:
         if output is not None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.failures import sentence_of, show_defect
-from lora_inspect.cli.merge_shards import note_beyond
+from lora_inspect.cli.merge_jobs import note_beyond
 from lora_inspect.cli.progress_bar import in_bytes, progress_bar
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.plan import MergePlan

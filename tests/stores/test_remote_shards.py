@@ -4,7 +4,7 @@ import pytest
 from bases import content, shards, write_adapter, write_base
 
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
-from lora_inspect.ops.merge_shards import Share, merge_shard
+from lora_inspect.ops.merge_jobs import Share, merge_shard
 from lora_inspect.reading.model.settings import parse_arguments
 
 # Headers, the index, and the pieces that tell one base of a shape from others; the base has 21 MB.

@@ -3,7 +3,6 @@
 from typing import Any
 
 from lora_inspect.fast_namedtuple import NamedTuple
-
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.keys.suffixes import ParsedKey
 

@@ -22,7 +22,7 @@ from lora_inspect.files import temp_files
 from lora_inspect.files.system import create, lock
 from lora_inspect.merging import shards as shared_merge
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
-from lora_inspect.ops.merge_shards import Share, finish_merge, merge_shard
+from lora_inspect.ops.merge_jobs import Share, finish_merge, merge_shard
 
 ADAPTERS = {"lora": {}, "other": {"seed": 2, "size": 0.05, "modules": 1}, "dora": {"seed": 3, "dora": True}}
 

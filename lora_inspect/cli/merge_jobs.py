@@ -7,7 +7,7 @@ from lora_inspect.cli import terminal
 from lora_inspect.cli.progress_bar import in_bytes, progress_bar
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.result import MergeResult, planned_record
-from lora_inspect.ops.merge_shards import (
+from lora_inspect.ops.merge_jobs import (
     ShardResult,
     Share,
     finish_merge,
