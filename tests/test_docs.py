@@ -10,7 +10,7 @@ from musubi_arguments import ARGUMENTS
 
 from lora_inspect.algorithms import every
 from lora_inspect.cli import cli
-from lora_inspect.files import bounds
+from lora_inspect.files import strict_json
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -87,7 +87,7 @@ def test_the_readme_names_every_verb_and_stays_short():
 
 def test_every_bound_is_documented():
     page = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
-    numbers = {f"{value:,}" for name, value in vars(bounds).items() if name.isupper()}
+    numbers = {f"{value:,}" for name, value in vars(strict_json).items() if name.isupper()}
     assert len(numbers) >= 7
     assert [number for number in numbers if number not in page] == []
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
-from lora_inspect.files.json_text import json_count, json_number
+from lora_inspect.files.strict_json import json_count, json_number
 
 # What a field's value must be.
 Fields = Mapping[str, Callable[[Any], bool]]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect.algorithms.record import Algorithm, Formula, Role, Shapes, Surroundings, Tensors
 from lora_inspect.algorithms.tucker import contracted
 from lora_inspect.algorithms.weight_shapes import other_than
-from lora_inspect.files.json_text import parse_json
+from lora_inspect.files.strict_json import parse_json
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change

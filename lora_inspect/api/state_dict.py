@@ -14,7 +14,7 @@ from lora_inspect.converting.target.asked_consumer import scheme_for
 from lora_inspect.converting.target.output_endings import output_ending
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.files.output_names import GGUF_ENDING
+from lora_inspect.files.outputs import GGUF_ENDING
 from lora_inspect.ops.convert import ConvertResult, convert_planned
 from lora_inspect.reading.adapter import read_adapter
 

@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.safetensors.contents import Content, renamed
-from lora_inspect.files.safetensors.writer import TensorPlan
+from lora_inspect.files.safetensors.writer import Content, TensorPlan, renamed
 
 
 class Draft:

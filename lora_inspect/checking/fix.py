@@ -10,8 +10,7 @@ from lora_inspect.checking.subject import Subject, read_again
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.files.safetensors.contents import write_contents
-from lora_inspect.files.safetensors.writer import in_file_order
+from lora_inspect.files.safetensors.writer import in_file_order, write_contents
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.evidence import close

@@ -17,8 +17,7 @@ from lora_inspect.files.hashes import (
     legacy_hash,
     sshs_hashes,
 )
-from lora_inspect.files.safetensors.contents import Content, renamed
-from lora_inspect.files.safetensors.writer import in_file_order
+from lora_inspect.files.safetensors.writer import Content, in_file_order, renamed
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.model.problem import Finding
 

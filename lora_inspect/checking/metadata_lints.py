@@ -9,7 +9,7 @@ from lora_inspect.checking.draft import Draft
 from lora_inspect.checking.subject import Subject
 from lora_inspect.escape import shortened
 from lora_inspect.files.hashes import HASH_KEYS
-from lora_inspect.files.json_text import parse_json
+from lora_inspect.files.strict_json import parse_json
 from lora_inspect.reading.identify import described
 from lora_inspect.reading.metadata.output_metadata import one_or_several
 from lora_inspect.reading.model.evidence import close, network_args

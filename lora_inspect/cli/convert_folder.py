@@ -16,7 +16,7 @@ from lora_inspect.converting.target.output_endings import output_ending
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.files.mirrored_folder import Mirrored, mirrored
+from lora_inspect.files.discovery import Mirrored, mirrored
 from lora_inspect.files.outputs import folder_of_outputs
 from lora_inspect.ops.convert import ConvertResult, convert_to_standard
 from lora_inspect.reading.adapter import read_adapter

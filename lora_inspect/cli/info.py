@@ -12,7 +12,7 @@ from lora_inspect.cli.folder_options import FolderOptions, folder_options
 from lora_inspect.cli.info_arguments import ERROR, Asked, asked, broken
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.cli.verb import Verb
-from lora_inspect.files.garbage import without_collecting
+from lora_inspect.files.system import without_collecting
 
 if TYPE_CHECKING:
     from lora_inspect.programs.verdict import Verdict

@@ -8,7 +8,7 @@ import click
 
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.cli.verb import Verb
-from lora_inspect.files.garbage import without_collecting
+from lora_inspect.files.system import without_collecting
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -77,7 +77,7 @@ class Verbs(Verb, click.Group):
 
 
 def _no_verb(word: str) -> str:
-    from lora_inspect.files.near_names import nearest_name, nearest_path
+    from lora_inspect.files.discovery import nearest_name, nearest_path
     from lora_inspect.sentences import listed
 
     if verb := nearest_name(word, VERBS):

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from lora_inspect.stores.waiting import telling
+from lora_inspect.stores.client import telling
 
 # From so many seconds on, and how often it is drawn anew.
 _AFTER, _EVERY = 2.0, 0.5

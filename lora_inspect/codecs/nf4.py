@@ -11,7 +11,7 @@ from typing import Any
 from lora_inspect.codecs.four_bits import unpacked
 from lora_inspect.codecs.record import BY_CONFIG, BadSetting, Codec, Found, Layout, NotRead
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.json_text import parse_json
+from lora_inspect.files.strict_json import parse_json
 
 KINDS = ("nf4", "fp4")
 TABLE, LARGEST = "weight.quant_map", "weight.absmax"

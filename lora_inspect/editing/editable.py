@@ -8,7 +8,7 @@ from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.gguf.gguf_format import MAGIC
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.locations import refuse_remote
-from lora_inspect.files.safetensors.header_journal import put_right
+from lora_inspect.files.safetensors.edit_in_place import put_right
 
 _WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 

@@ -11,8 +11,8 @@ from lora_inspect.files.hashes import (
     legacy_hash,
     sshs_hashes,
 )
-from lora_inspect.files.safetensors.contents import renamed
 from lora_inspect.files.safetensors.edit_in_place import Headed
+from lora_inspect.files.safetensors.writer import renamed
 from lora_inspect.progress import Progress, silent
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.escape import shortened
-from lora_inspect.files.near_names import nearest_name
+from lora_inspect.files.discovery import nearest_name
 
 
 def missing_key(path: str, key: str, metadata: Mapping[str, str]) -> LoraInspectError:

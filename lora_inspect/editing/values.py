@@ -5,10 +5,8 @@ from collections.abc import Mapping
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.escape import shortened
-from lora_inspect.files.bounds import METADATA_CHARACTERS
 from lora_inspect.files.input_file import read_whole
-from lora_inspect.files.json_text import parse_json
-from lora_inspect.files.strict_json import is_unicode
+from lora_inspect.files.strict_json import METADATA_CHARACTERS, is_unicode, parse_json
 
 # What begins the name of a file that holds the value; a value of its own that begins so has it twice.
 _FROM_FILE = "@"

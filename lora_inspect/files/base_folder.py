@@ -13,7 +13,7 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.input_file import Identity, InputFile, identify
 from lora_inspect.files.json_files import read_index
 from lora_inspect.files.locations import is_file, is_of_server, join, looking, walk
-from lora_inspect.files.safetensors.byte_copy import copy_bytes
+from lora_inspect.files.safetensors.writer import copy_bytes
 from lora_inspect.files.temp_files import is_leftover
 from lora_inspect.progress import Progress
 from lora_inspect.stores.address import is_remote

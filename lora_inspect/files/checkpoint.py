@@ -1,4 +1,7 @@
-"""The header-only view of a checkpoint: one file, a sharded set, or a folder. Standard library only."""
+"""The header-only view of a checkpoint: one file, a sharded set, or a folder. Standard library only.
+
+A model as it is stored: what `open_checkpoint` opens, or one in a GGUF file. Standard library only.
+"""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -7,9 +10,9 @@ from typing import Any
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.bounds import TENSORS, too_many_tensors
 from lora_inspect.files.discovery import ADAPTER_CONFIG, ShardSet, is_config_alone, read_weights, set_of
 from lora_inspect.files.file_types import PICKLE_ENDINGS, is_gguf, is_weights, likely_weights
+from lora_inspect.files.gguf.gguf_format import ADAPTER
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.json_files import read_index, read_json
 from lora_inspect.files.locations import (
@@ -26,6 +29,7 @@ from lora_inspect.files.locations import (
 )
 from lora_inspect.files.safetensors.dtypes import decode_number
 from lora_inspect.files.safetensors.header import TensorInfo, identified_header, read_header
+from lora_inspect.files.strict_json import TENSORS, too_many_tensors
 
 
 class Checkpoint(NamedTuple):
@@ -138,7 +142,7 @@ def _is_no_file(path: str) -> LoraInspectError:
         if os.path.islink(path) and not os.path.exists(path):
             return LoraInspectError(f"{path}: it is a link that leads nowhere; name the file that it should lead to.")
         return LoraInspectError(f"{path}: it is neither a file nor a folder; name a file on a disk.")
-    from lora_inspect.files.near_names import nearest_path
+    from lora_inspect.files.discovery import nearest_path
 
     near = nearest_path(path)
     meant = f" (did you mean {near}?)" if near else ""
@@ -190,7 +194,7 @@ def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
 
 def _gguf_file(file: str, named: str, root: str | None) -> Checkpoint:
     """An adapter of llama.cpp, whose header says all: a config beside it is that of what it was converted from."""
-    from lora_inspect.files.gguf.gguf_header import read_gguf
+    from lora_inspect.files.gguf.gguf_reader import read_gguf
 
     tensors, metadata, identity, alpha = read_gguf(file)
     return Checkpoint(
@@ -293,4 +297,26 @@ def _join(files: list[str], folder: str, index: dict[str, Identity], named: str)
         index_path=next(iter(index), None),
         config=config,
         config_path=config_path,
+    )
+
+
+def open_model(path: str) -> Checkpoint:
+    """The view of a model; raises LoraInspectError as `open_checkpoint` does, and for GGUF files in other names."""
+    path = os.fspath(path)
+    with looking(path):
+        return _open_model(settled(path), named=shown(path))
+
+
+def _open_model(path: str, named: str) -> Checkpoint:
+    if not is_file(path) or not is_gguf(path):
+        return open_checkpoint(path)._replace(path=named)
+    from lora_inspect.files.gguf.gguf_format import kind_of_gguf
+    from lora_inspect.files.gguf.gguf_reader import read_gguf_model
+
+    if kind_of_gguf(path) == ADAPTER:
+        return open_checkpoint(path)._replace(path=named)
+    # Its metadata speak of this file, and not of what is made of it.
+    tensors, _, identity = read_gguf_model(path)
+    return Checkpoint(
+        path=named, files=(path,), tensors=tensors, file_metadata={path: {}}, metadata={}, inputs={path: identity}
     )

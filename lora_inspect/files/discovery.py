@@ -1,13 +1,20 @@
-"""What there is to open in a folder, told by the names of its files alone. Standard library only."""
+"""What there is to open in a folder, told by the names of its files alone. Standard library only.
+
+The checkpoints below a folder, and what each is to be called below another one. Standard library only.
+
+What somebody may have meant who mistyped a name. Standard library only.
+"""
 
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.file_types import PICKLE_ENDINGS, is_weights
-from lora_inspect.files.locations import bytes_at, is_folder, join, looking, names_in, walk
+from lora_inspect.files.locations import bytes_at, exists, is_folder, join, looking, names_in, walk
+from lora_inspect.stores.address import is_remote
 
 ADAPTER_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model"
@@ -55,7 +62,7 @@ def find_checkpoints(folder: str) -> Iterator[str]:
 
 def _is_listed(path: str) -> bool:
     """Whether a file is one of those that a folder is looked through for: weights, and adapters of llama.cpp."""
-    from lora_inspect.files.gguf.gguf_kind import is_gguf_adapter
+    from lora_inspect.files.gguf.gguf_format import is_gguf_adapter
 
     return is_weights(path) or is_gguf_adapter(path)
 
@@ -92,7 +99,7 @@ def is_collection(path: str) -> bool:
 
 def is_checkpoint_folder(folder: str) -> bool:
     """Whether `folder` is one checkpoint (a PEFT folder, a sharded set, one file) and not a collection of several."""
-    from lora_inspect.files.gguf.gguf_kind import is_gguf_adapter
+    from lora_inspect.files.gguf.gguf_format import is_gguf_adapter
 
     with looking(folder):
         names = names_in(folder)
@@ -123,3 +130,101 @@ def stored_bytes(path: str) -> int:
 
 def _bytes_in(folder: str, names: Iterable[str]) -> int:
     return sum(bytes_at(join(folder, name)) for name in names)
+
+
+# What the weights are called that a config beside them makes an adapter.
+_OF_FOLDERS = (f"{PEFT_WEIGHTS}.safetensors", f"{MLX_WEIGHTS}.safetensors")
+
+
+class Mirrored(NamedTuple):
+    """A checkpoint to open at `path`; `stem` is its path below the folder, without the ending of a file."""
+
+    path: str
+    stem: str
+
+
+def mirrored(folder: str, output: str) -> list[Mirrored]:
+    """Every checkpoint below `folder`, but for what is below `output`."""
+    own = _real(output)
+    found = []
+    for path in find_checkpoints(folder):
+        if path.startswith(join(output, "")) if is_remote(path) else _real(path).startswith(own):
+            continue
+        parent, name = os.path.split(path)
+        whole = set_of(name)
+        has_config = exists(join(parent, ADAPTER_CONFIG))
+        if name in _OF_FOLDERS and has_config and not _is_same(parent, folder):
+            path = stem = parent
+        elif whole and whole.shards > 1:
+            stem = join(parent, whole.stem)
+        else:
+            stem = path if is_folder(path) else os.path.splitext(path)[0]
+        found.append(Mirrored(path, os.path.relpath(stem, folder)))
+    return found
+
+
+def _real(path: str) -> str:
+    return os.path.join(os.path.realpath(path), "")
+
+
+def _is_same(one: str, other: str) -> bool:
+    return one == other if is_remote(one) else os.path.samefile(one, other)
+
+
+# How many names of a folder are looked at, and how many of these are compared letter by letter.
+_LOOKED_AT, _COMPARED = 2_000, 10
+_LEAST_RATIO = 0.6
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str | None:
+    """The name that is most like `name`, None where none is near; of many names only the first are looked at.
+
+    Names that have no more than their ending in common are not near each other.
+    """
+    from difflib import SequenceMatcher  # only an error needs it
+
+    stem = SequenceMatcher(b=_stem(name))
+    whole = SequenceMatcher(b=name)
+
+    def rough(other: str) -> float:
+        stem.set_seq1(_stem(other))
+        return stem.quick_ratio()
+
+    def exact(other: str) -> tuple[float, float]:
+        stem.set_seq1(_stem(other))
+        whole.set_seq1(other)
+        return stem.ratio(), whole.ratio()
+
+    looked_at = sorted(islice(names, _LOOKED_AT))  # of names that are as near as each other the same one each time
+    compared = sorted(looked_at, key=rough, reverse=True)[:_COMPARED]
+    nearest = max(compared, key=exact, default=None)
+    return None if nearest is None or exact(nearest)[0] < _LEAST_RATIO else nearest
+
+
+def nearest_path(path: str) -> str | None:
+    """The path that is most like `path` in its folder, None where none is near or the folder cannot be read.
+
+    A link that leads nowhere is not near itself, and what a run has left behind is what nobody means.
+    """
+    from lora_inspect.files.temp_files import is_leftover
+
+    folder, name = os.path.split(path.rstrip(os.sep))
+    try:
+        others = (other for other in _names_in(folder) if join(folder, other) != path)
+        nearest = nearest_name(name, (other for other in others if not is_leftover(other)))
+    except (OSError, ValueError, LoraInspectError):  # a null character is no part of a path
+        return None
+    return None if nearest is None else join(folder, nearest)
+
+
+def _names_in(folder: str) -> Iterator[str]:
+    """The names in a folder, of which a disk tells one after the other."""
+    if is_remote(folder):
+        yield from names_in(folder)
+        return
+    with os.scandir(folder or os.curdir) as entries:
+        yield from (entry.name for entry in entries)
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0].lower()

@@ -3,6 +3,8 @@
 `sshs_model_hash` and `sshs_legacy_hash` are taken of the file as the safetensors library would write it, with only the
 metadata that begins with `ss_`. `modelspec.hash_sha256` is that of the data section, with 0x before it.
 Sources: `precalculate_safetensors_hashes` of sd-scripts, and Stability AI's ModelSpec.
+
+Whether two tensors hold the same bytes, read a little of each at a time. Standard library only.
 """
 
 import hashlib
@@ -10,10 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import Identity, InputFile
-from lora_inspect.files.safetensors.contents import Content, chunks_of, renamed
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.files.safetensors.writer import encode_header
+from lora_inspect.files.safetensors.writer import Content, chunks_of, encode_header, renamed
 from lora_inspect.progress import Progress, silent
 
 MODEL_HASH, LEGACY_HASH, SPEC_HASH = HASH_KEYS = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
@@ -131,3 +132,27 @@ def file_hashes(file: str, data_start: int, identity: Identity, progress: Progre
             start += len(chunk)
             progress(len(chunk))
     return FileHashes(whole.hexdigest(), data.hexdigest(), legacy.hexdigest()[:_LEGACY_DIGITS])
+
+
+# Both pieces stay in the second-level cache.
+_PIECE = 1 << 18
+
+
+def are_same_bytes(one: TensorInfo, other: TensorInfo, ranges: Iterable[tuple[int, int, int]]) -> bool:
+    """Whether each of the `ranges` (first byte in `one`, first byte in `other`, how many) is alike in both tensors.
+
+    Raises LoraInspectError where a file is not the one any more whose header was read.
+    """
+    buffers = bytearray(_PIECE), bytearray(_PIECE)
+    with InputFile(one.file, one.identity) as first, InputFile(other.file, other.identity) as second:
+        for start, its_start, count in ranges:
+            for position in range(0, count, _PIECE):
+                size = min(_PIECE, count - position)
+                for buffer in buffers:
+                    del buffer[size:]
+                    buffer.extend(bytes(size - len(buffer)))
+                first.read_into(one.start + start + position, buffers[0])
+                second.read_into(other.start + its_start + position, buffers[1])
+                if buffers[0] != buffers[1]:
+                    return False
+    return True

@@ -12,7 +12,7 @@ from lora_inspect.files.system import open_without_waiting
 from lora_inspect.stores.address import is_remote
 
 if TYPE_CHECKING:
-    from lora_inspect.stores.answers import Answer
+    from lora_inspect.stores.client import Answer
 
 
 class Identity(NamedTuple):
@@ -176,7 +176,7 @@ def identity_of(answer: "Answer") -> Identity:
 
 def answer_of(identity: Identity) -> "Answer":
     """What a store has to say of a remote file of this identity."""
-    from lora_inspect.stores.answers import Answer
+    from lora_inspect.stores.client import Answer
 
     return Answer(identity.bytes, identity.modified, identity.tag)
 

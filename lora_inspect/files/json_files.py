@@ -3,10 +3,9 @@
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.bounds import JSON_BYTES, JSON_ITEMS
 from lora_inspect.files.file_types import START_BYTES, refuse_format
 from lora_inspect.files.input_file import Identity, read_whole
-from lora_inspect.files.json_text import parse_json
+from lora_inspect.files.strict_json import JSON_BYTES, JSON_ITEMS, parse_json
 
 
 def read_json(file: str, identity: Identity | None = None) -> tuple[Any, Identity]:

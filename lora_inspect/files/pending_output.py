@@ -1,8 +1,54 @@
-"""An output while it is made, and how what is complete of it leaves."""
+"""An output while it is made, and how what is complete of it leaves.
+
+Parts of an output that its store copies by itself from an input: they are neither read nor sent.
+"""
 
 import os
+from collections.abc import Iterable, Iterator
 
-from lora_inspect.files.borrowing import Borrowing
+from lora_inspect.files.input_file import answer_of
+from lora_inspect.files.safetensors.header import Span
+from lora_inspect.stores.address import scheme_of
+from lora_inspect.stores.client import Answer, Borrowed, part_size
+
+
+class Borrowing:
+    """What of one file of the output at an `address` is copied in its store: `parts`, once `rest` was asked for."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self.parts: list[Borrowed] = []
+
+    @property
+    def bytes(self) -> int:
+        """How much the store copies."""
+        return sum(part.stop - part.start for part in self.parts)
+
+    def rest(self, spans: Iterable[Span], size: int) -> Iterator[Span]:
+        """What is left to write of the spans of a file of `size` bytes: of each what does not fill whole parts."""
+        step = part_size(size)
+        for span in spans:
+            answer = self._answer(span)
+            end = span.at + span.stop - span.start
+            first = -(-span.at // step) * step
+            last = end if end == size else end // step * step
+            if first >= last or not answer:
+                yield span
+                continue
+            for at in range(first, last, step):
+                start = span.start + at - span.at
+                stop = start + min(step, last - at)
+                self.parts.append(Borrowed(span.info.file, answer, start, stop, at))
+            for start, stop in ((span.at, first), (last, end)):
+                if start < stop:
+                    yield Span(span.info, span.start + start - span.at, span.start + stop - span.at, start)
+
+    def _answer(self, span: Span) -> Answer | None:
+        """What the store said of the file that was read; None where the file is not in it."""
+        file, identity = span.info.file, span.info.identity
+        if not identity or not identity.tag or scheme_of(file) != scheme_of(self._address):
+            return None
+        return answer_of(identity)
 
 
 class MadeOutput:

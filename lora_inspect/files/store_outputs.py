@@ -8,7 +8,7 @@ from lora_inspect.stores.address import HF, S3, VERSION, named, scheme_of
 from lora_inspect.stores.client import file_system
 
 if TYPE_CHECKING:
-    from lora_inspect.stores.s3_requests import S3Store
+    from lora_inspect.stores.s3 import S3Store
 
 # What S3 stores take as the key of an object, in bytes.
 _LONGEST_KEY = 1024
@@ -49,7 +49,7 @@ def check_store_output(output: str, inputs: Iterable[str], force: bool, folder: 
     if is_input_address(address, inputs):
         raise LoraInspectError(f"{address}: it is an input of the command; choose another output.")
     store = _store_of(address)
-    from lora_inspect.stores.s3_objects import described, names_below
+    from lora_inspect.stores.s3 import described, names_below
 
     is_folder = next(names_below(store, address), None) is not None
     is_file = described(store, address) is not None
@@ -65,7 +65,7 @@ def check_store_replaceable(output: str, names: Collection[str]) -> None:
     """Raises LoraInspectError where a folder in a store holds more than `names`, which would be lost among them."""
     address = output_address(output)
     store = _store_of(address)
-    from lora_inspect.stores.s3_objects import names_below
+    from lora_inspect.stores.s3 import names_below
 
     other = next((name for name in names_below(store, address) if name not in names), None)
     if other is not None:
@@ -78,8 +78,7 @@ def unfinished_notes(output: str) -> tuple[str, ...]:
     """A sentence on uploads to an output that another run has begun and not ended, as far as the store tells."""
     address = output_address(output)
     store = _store_of(address)
-    from lora_inspect.stores.s3_objects import unfinished
-    from lora_inspect.stores.s3_requests import Refused
+    from lora_inspect.stores.s3 import Refused, unfinished
 
     try:
         found = unfinished(store, address)
@@ -96,6 +95,6 @@ def unfinished_notes(output: str) -> tuple[str, ...]:
 def _store_of(address: str) -> "S3Store":
     """The store that has an address; LoraInspectError where a library is missing, which others need to be loaded."""
     file_system(address)
-    from lora_inspect.stores.s3_requests import S3Store
+    from lora_inspect.stores.s3 import S3Store
 
     return S3Store(address)

@@ -1,7 +1,19 @@
-"""JSON as strictly as the safetensors library takes it, by Python's parser. Standard library only."""
+"""JSON as strictly as the safetensors library takes it, by Python's parser. Standard library only.
+
+JSON that came with a file and may be anything, its numbers too.
+
+How much of a file is read at most. What is beyond is refused, with the number in the sentence.
+
+Each bound is far above what files of real models have, and low enough that a hostile one costs little before it is
+refused.
+"""
 
 import json
+import math
 from typing import Any
+
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.safetensors.dtypes import SIZES
 
 # The library takes what is near the end of a double's range for infinite.
 _LARGEST_NUMBER = 1.7e308
@@ -69,3 +81,54 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+# The safetensors library refuses larger headers.
+HEADER_BYTES = 100_000_000
+# In all shards together; the largest models have some ten thousand.
+TENSORS = 1_000_000
+# A name of a tensor or of a metadata entry, in UTF-8. The longest of real models have some two hundred bytes.
+KEY_BYTES = 64 << 10
+# What a header says of one tensor, in characters.
+ENTRY_CHARACTERS = 64 << 10
+# The metadata of one file. The tags of a large dataset, and a thumbnail, take two or three million characters.
+METADATA_CHARACTERS, METADATA_KEYS = 8_000_000, 100_000
+# A configuration or an index beside the weights. The index of the largest models has a few million bytes.
+JSON_BYTES = 64 << 20
+# Lists, objects and what stands in them, in any JSON: an index has an item for each tensor.
+JSON_ITEMS = TENSORS + 1_000
+
+
+def too_many_tensors(file: str, count: int) -> LoraInspectError:
+    """The error for a file or a set of files with `count` tensors."""
+    return LoraInspectError(
+        f"{file}: {count:,} tensors are more than the {TENSORS:,} that are read; name another file."
+    )
+
+
+def parse_json(text: str | bytes | bytearray) -> Any:
+    """The parsed text; ValueError where it is no JSON, nested deeper than Python follows, or of too many items."""
+    signs = ("[", "{", ",") if isinstance(text, str) else (b"[", b"{", b",")
+    # A list of nothing but empty lists takes thirty times the memory of its text.
+    if len(text) > JSON_ITEMS and sum(map(text.count, signs)) > JSON_ITEMS:  # type: ignore[arg-type]
+        raise ValueError(f"the JSON has more than {JSON_ITEMS:,} items")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+
+
+def json_number(value: Any) -> float | None:
+    """A finite number as JSON has it; None for anything else, and for a whole one beyond every float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def json_count(value: Any) -> int | None:
+    """A whole number above 0 that a size may be; None for anything else. Yes and no are none, though Python counts."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < SIZES else None

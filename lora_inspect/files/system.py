@@ -1,16 +1,20 @@
 """What not every system has, each part with what stands in for it elsewhere. Standard library only.
 
 No other file of this project names these parts of `os`, `signal`, `fcntl`, `msvcrt` and the C library.
+
+When Python looks for cycles among the objects that are no longer used. Standard library only.
 """
 
 import errno
+import gc
 import importlib
 import os
 import signal
 import stat
 import sys
 from _thread import allocate_lock
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from lora_inspect.fast_namedtuple import NamedTuple
 
@@ -272,3 +276,15 @@ def _rename_with(call: _Rename, flag: int, source: str, target: str) -> bool:
     if number in _UNKNOWN:
         return False
     raise OSError(number, os.strerror(number), source, None, target)
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """Makes objects that stay: looking for garbage among them again and again would take longer than making them."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()

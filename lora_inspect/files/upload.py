@@ -6,17 +6,15 @@ from contextlib import contextmanager, suppress
 from tempfile import TemporaryDirectory
 
 from lora_inspect.errors import DiskRefused, LoraInspectError
-from lora_inspect.files.borrowing import Borrowing
 from lora_inspect.files.deferred_signals import told_of_signals
 from lora_inspect.files.input_file import Identity, check_unchanged
-from lora_inspect.files.pending_output import MadeOutput
+from lora_inspect.files.pending_output import Borrowing, MadeOutput
 from lora_inspect.files.store_outputs import output_address
 from lora_inspect.progress import Progress, silent
-from lora_inspect.stores import parts
+from lora_inspect.stores import client
 from lora_inspect.stores.address import join, split
 from lora_inspect.stores.multipart_upload import Upload, abort_all, complete_all
-from lora_inspect.stores.s3_objects import Unfinished, is_empty, unfinished
-from lora_inspect.stores.s3_requests import Refused, S3Store
+from lora_inspect.stores.s3 import Refused, S3Store, Unfinished, is_empty, unfinished
 
 _RUN_BYTES = 8
 _INDEX, _CONFIG, _RANKS = ".index.json", "config.json", 3
@@ -90,7 +88,7 @@ class ToStore(MadeOutput):
 
     def send(self, file: str, borrowing: Borrowing | None = None) -> None:
         """Sends a file and removes it here, but for a small one, which goes with the rest."""
-        if os.path.getsize(file) > parts.PART_BYTES:
+        if os.path.getsize(file) > client.PART_BYTES:
             self._send(file, "" if file == self.path else os.path.basename(file), borrowing)
             os.unlink(file)
 

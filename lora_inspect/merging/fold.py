@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.borrowing import Borrowing
 from lora_inspect.files.input_file import Identity
+from lora_inspect.files.pending_output import Borrowing
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import TensorPlan, Writer, in_file_order
 from lora_inspect.matching.expert_weights import as_matrix

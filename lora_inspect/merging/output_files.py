@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 
 from lora_inspect.files.base_folder import copy_side_files
-from lora_inspect.files.borrowing import Borrowing
 from lora_inspect.files.input_file import Identity
+from lora_inspect.files.pending_output import Borrowing
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import ROOM, encode_header, in_file_order
 from lora_inspect.merging.fold import Folding, Written, write_folded

@@ -4,8 +4,7 @@ import os
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.locations import is_folder
-from lora_inspect.files.output_names import file_output, folder_output
-from lora_inspect.files.outputs import check_output, check_replaceable
+from lora_inspect.files.outputs import check_output, check_replaceable, file_output, folder_output
 from lora_inspect.files.temp_files import without_slash
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.sentences import counted

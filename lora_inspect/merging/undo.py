@@ -5,9 +5,9 @@ from functools import partial
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.hashes import are_same_bytes
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import Writer
-from lora_inspect.files.same_bytes import are_same_bytes
 from lora_inspect.maths.tensors import TORCH_DTYPES, bytes_in
 from lora_inspect.merging.factor_reader import FactorReader
 from lora_inspect.merging.fold_chain import Fold

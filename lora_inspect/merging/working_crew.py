@@ -7,8 +7,7 @@ from heapq import merge
 from operator import itemgetter
 
 from lora_inspect.files.input_file import HeldInput, InputFile
-from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.files.safetensors.span import Span
+from lora_inspect.files.safetensors.header import Span, TensorInfo
 from lora_inspect.files.safetensors.writer import Writer
 from lora_inspect.maths.tensors import RowBlocks
 from lora_inspect.maths.torch_threads import computing_threads, one_thread, own_threads

@@ -14,8 +14,7 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import find_checkpoints, is_collection, stored_bytes
 from lora_inspect.files.locations import exists
-from lora_inspect.files.output_names import file_output
-from lora_inspect.files.outputs import check_output
+from lora_inspect.files.outputs import check_output, file_output
 from lora_inspect.progress import Progress, Share, silent
 from lora_inspect.reading.model.problem import ERROR, SEVERITIES, Problem
 from lora_inspect.reading.model.settings import Settings

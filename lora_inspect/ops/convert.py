@@ -15,7 +15,7 @@ from lora_inspect.converting.target.asked_magnitudes import norms_remarks
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.hashes import sshs_hashes
-from lora_inspect.files.safetensors.contents import renamed
+from lora_inspect.files.safetensors.writer import renamed
 from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.matching.orientation import Orientation, in_record
 from lora_inspect.matching.recorded_base import other_base_notes

@@ -5,8 +5,7 @@ from lora_inspect.editing.kept_hashes import known_hashes
 from lora_inspect.editing.missing_key import missing_key
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
-from lora_inspect.files.safetensors.edit_in_place import read_headed
-from lora_inspect.files.safetensors.header_journal import put_right
+from lora_inspect.files.safetensors.edit_in_place import put_right, read_headed
 from lora_inspect.progress import Progress, Share, silent
 
 

@@ -12,10 +12,15 @@ from lora_inspect.editing.kept_hashes import hashes_beside
 from lora_inspect.editing.settled_meaning import check_elsewhere, deciding_keys, settled_meaning
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
-from lora_inspect.files.output_names import file_output
-from lora_inspect.files.outputs import check_output
-from lora_inspect.files.safetensors.edit_in_place import Headed, read_headed, write_anew, write_in_place
-from lora_inspect.files.safetensors.header_journal import Editing, editing
+from lora_inspect.files.outputs import check_output, file_output
+from lora_inspect.files.safetensors.edit_in_place import (
+    Editing,
+    Headed,
+    editing,
+    read_headed,
+    write_anew,
+    write_in_place,
+)
 from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.progress import Progress, Share, silent
 

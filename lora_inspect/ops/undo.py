@@ -10,10 +10,8 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.base_folder import copy_side_files
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.input_file import Identity, InputFile
-from lora_inspect.files.output_names import file_output, folder_output
-from lora_inspect.files.outputs import check_output, check_replaceable, new_file, new_folder
-from lora_inspect.files.safetensors.byte_copy import copy_bytes
-from lora_inspect.files.safetensors.writer import TensorPlan, Writer, in_file_order
+from lora_inspect.files.outputs import check_output, check_replaceable, file_output, folder_output, new_file, new_folder
+from lora_inspect.files.safetensors.writer import TensorPlan, Writer, copy_bytes, in_file_order
 from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.fold_chain import Fold

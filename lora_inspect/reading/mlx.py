@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lora_inspect.algorithms.mlx import EMBEDDING, NAME, NAMES, mlx_experts
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.discovery import MLX_WEIGHTS
-from lora_inspect.files.json_text import json_number
+from lora_inspect.files.strict_json import json_number
 from lora_inspect.maths.dora import INPUT
 from lora_inspect.maths.scaling import scale_of as scale_of_alpha
 from lora_inspect.reading.mlx_config import PARAMETERS, TYPE, MlxConfig, find_mlx_config, scale_of

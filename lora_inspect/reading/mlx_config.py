@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.json_text import json_number
+from lora_inspect.files.strict_json import json_number
 from lora_inspect.reading.peft.peft_config import is_peft_config
 
 PARAMETERS, TYPE = "lora_parameters", "fine_tune_type"

@@ -12,7 +12,7 @@ from lora_inspect.architectures.block_names import BASE, meanings, of_two_lists,
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.near_names import nearest_name
+from lora_inspect.files.discovery import nearest_name
 from lora_inspect.sentences import listed
 
 _GLOB = re.compile(r"[*?[]")

@@ -2,13 +2,24 @@
 
 Credentials come from there alone: AWS_* and ~/.aws for s3, HF_TOKEN and `hf auth login` for hf, and what fsspec itself
 is told in its configuration.
+
+What a store says of a file, and the memory that the bytes it sends go into. Standard library only.
+
+Who is told that the main thread waits for a store: the command line says so on a terminal. Standard library only.
+
+The parts in which an object goes into a store, and which of them the store may copy from another one.
+
+Some stores want all parts but the last to be of one size, so that a grid of it lies over each object.
 """
 
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import LoraInspectError, changed
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.stores.address import HF, HTTP, HTTPS, S3, named, scheme_of
 
 _NEEDS = {
@@ -60,3 +71,115 @@ def _client_settings(configured: Mapping[str, Any]) -> dict[str, Any]:
     for scheme in (HTTP, HTTPS):
         told |= configured.get(scheme, {}).get("client_kwargs", {})
     return told
+
+
+class Answer(NamedTuple):
+    """Which file it is: what it cannot keep when it is replaced or rewritten, as far as its store tells.
+
+    `modified` is the time of its last change in nanoseconds, 0 where that is not told; `tag` is its ETag or its hash.
+    """
+
+    bytes: int
+    modified: int
+    tag: str
+
+
+class Found(NamedTuple):
+    """What lies at an `address`: a file, or a folder, of which there is no `answer`."""
+
+    address: str
+    answer: Answer | None = None
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder."""
+        return self.answer is None
+
+
+class Sink:
+    """Memory that is filled with the bytes of a file from the position `start` on, as they come.
+
+    `answer` says which file they have to be of, as soon as that is known.
+    """
+
+    def __init__(self, address: str, start: int, memory: bytearray | memoryview, answer: Answer | None = None) -> None:
+        self.address = address
+        self.answer = answer
+        self.start = self.position = start
+        self._view = memoryview(memory).cast("B")
+
+    @property
+    def stop(self) -> int:
+        """The position behind the last byte that is wanted."""
+        return self.start + len(self._view)
+
+    @property
+    def left(self) -> int:
+        """How many bytes are yet to come."""
+        return self.stop - self.position
+
+    @property
+    def taken(self) -> bytes:
+        """The bytes that have come."""
+        return bytes(self._view[: self.position - self.start])
+
+    def begin(self, answer: Answer) -> None:
+        """Says of which file the next bytes are; LoraInspectError where the ones before were of another.
+
+        What is wanted behind the end of the file is wanted no more.
+        """
+        if self.answer is not None and answer != self.answer:
+            raise changed(self.address)
+        self.answer = answer
+        self._view = self._view[: max(answer.bytes - self.start, 0)]
+
+    def put(self, data: bytes) -> None:
+        """Takes the next bytes; none beyond those that are wanted."""
+        data = data[: self.left]
+        first = self.position - self.start
+        self._view[first : first + len(data)] = data
+        self.position += len(data)
+
+
+# Called with True while there is something to wait for, again and again, and with False once it is there.
+Told = Callable[[bool], None]
+_told: Told | None = None
+
+
+@contextmanager
+def telling(told: Told) -> Iterator[None]:
+    """A block in which `told` is told."""
+    global _told
+    before, _told = _told, told
+    try:
+        yield
+    finally:
+        _told = before
+
+
+def waits(still: bool) -> None:
+    """Tells of a wait of this thread, where it is the main one: others wait beside bars of their own."""
+    if _told is not None and threading.current_thread() is threading.main_thread():
+        _told(still)
+
+
+PART_BYTES = 16 << 20
+_MOST_PARTS = 10_000
+
+
+class Borrowed(NamedTuple):
+    """Bytes `start` to `stop` of an object of the same store, `at` a position of the new one.
+
+    `answer` is what the store said of the object, which it must still be.
+    """
+
+    address: str
+    answer: Answer
+    start: int
+    stop: int
+    at: int
+
+
+def part_size(size: int) -> int:
+    """The size of the parts of an object: of all but the last."""
+    return PART_BYTES * -(-size // (PART_BYTES * _MOST_PARTS)) or PART_BYTES

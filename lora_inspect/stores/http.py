@@ -16,8 +16,7 @@ import aiohttp
 import yarl
 
 from lora_inspect.stores.address import HTTP, HTTPS, scheme_of, whole
-from lora_inspect.stores.answers import Answer, Sink
-from lora_inspect.stores.client import file_system
+from lora_inspect.stores.client import Answer, Sink, file_system
 from lora_inspect.stores.store_failures import (
     Transient,
     leads_nowhere,

@@ -11,7 +11,7 @@ from typing import Any
 from lora_inspect.caching import Remembered
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.stores.answers import Answer, Found, Sink
+from lora_inspect.stores.client import Answer, Found, Sink
 from lora_inspect.stores.http import get_from
 from lora_inspect.stores.store_failures import Transient, missing, of_status
 

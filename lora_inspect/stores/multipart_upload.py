@@ -8,11 +8,10 @@ from typing import Any
 
 from lora_inspect.errors import LoraInspectError, changed
 from lora_inspect.progress import Progress, silent
-from lora_inspect.stores import parts
-from lora_inspect.stores.parts import Borrowed, part_size
+from lora_inspect.stores import client
+from lora_inspect.stores.client import Borrowed, part_size
 from lora_inspect.stores.requests import read_into
-from lora_inspect.stores.s3 import object_at
-from lora_inspect.stores.s3_requests import NO_OBJECT, Refused, Reply, S3Store
+from lora_inspect.stores.s3 import NO_OBJECT, Refused, Reply, S3Store, object_at
 
 _AT_ONCE = 8
 # Of them so many hold the content of a part in memory, which is there two times while it is sent.
@@ -59,7 +58,7 @@ class Upload:
         and has to be there until then. `progress` is told of the bytes.
         """
         self._file, self.bytes = file, os.path.getsize(file)
-        if self.bytes <= parts.PART_BYTES:
+        if self.bytes <= client.PART_BYTES:
             progress(self.bytes)
             return
         self._store.wait(self._send({one.at: one for one in borrowed}), lambda: self._sent, progress)

@@ -9,11 +9,8 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from lora_inspect.stores.address import HF, S3, scheme_of
-from lora_inspect.stores.answers import Answer, Sink
-from lora_inspect.stores.client import file_system
-from lora_inspect.stores.retries import Tries
-from lora_inspect.stores.store_failures import Transient
-from lora_inspect.stores.waiting import waits
+from lora_inspect.stores.client import Answer, Sink, file_system, waits
+from lora_inspect.stores.store_failures import Transient, Tries
 
 AT_ONCE = 8
 # Ranges with fewer bytes between them are one request: to ask once more takes longer than to receive these.

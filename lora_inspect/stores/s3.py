@@ -1,18 +1,25 @@
 """Files of S3 and of stores that speak its language, read by ranges and listed with the client of s3fs.
 
 An address may end in `?versionId=…`, and is then that version.
+
+Requests to S3 stores, asked through s3fs with the credentials, endpoint and retries that its own settings say.
+
+What lies in an S3 store below an address, and which uploads to there were begun and not ended.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import concurrent.futures
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from lora_inspect.stores.address import VERSION, join
-from lora_inspect.stores.answers import Answer, Found, Sink
-from lora_inspect.stores.client import file_system
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.progress import Progress, silent
+from lora_inspect.stores.address import S3, VERSION, join
+from lora_inspect.stores.client import Answer, Found, Sink, file_system
 from lora_inspect.stores.store_failures import (
     Missing,
     Transient,
@@ -122,3 +129,168 @@ def _meaning(address: str, error: Exception) -> Exception:
     if isinstance(said, (asyncio.TimeoutError, OSError, BotoCoreError)) or type(said).__module__.startswith("aiohttp"):
         return Transient("the connection broke")
     return error
+
+
+Reply = dict[str, Any]
+_Result = TypeVar("_Result")
+
+# How often one who waits is told how far it is, in seconds.
+_EVERY = 0.1
+
+_NO_NAME = "no bucket can have such a name; name another"
+_ELSEWHERE = "the bucket is in another region; name that in AWS_DEFAULT_REGION"
+_UNREACHED = "the store cannot be reached; check the network and its endpoint"
+_EXPIRED = "the credentials have expired; log in anew, as with `aws sso login`, or set new ones"
+_UNKNOWN = "the store does not know the credentials; set others"
+_WAYS_OUT = {
+    "NoSuchBucket": "there is no such bucket; make it first, or name another",
+    "InvalidBucketName": _NO_NAME,
+    "ParamValidationError": _NO_NAME,
+    "PermanentRedirect": _ELSEWHERE,
+    "AuthorizationHeaderMalformed": _ELSEWHERE,
+    "NoCredentialsError": "no credentials are set for it; set those of the store, as in AWS_PROFILE",
+    "PartialCredentialsError": "the credentials are not complete; set those of the store, as in AWS_PROFILE",
+    "ProfileNotFound": "there is no profile as AWS_PROFILE names it; name one of ~/.aws/config",
+    "ExpiredToken": _EXPIRED,
+    "UnauthorizedSSOTokenError": _EXPIRED,
+    "SSOTokenLoadError": _EXPIRED,
+    "TokenRetrievalError": _EXPIRED,
+    "InvalidAccessKeyId": _UNKNOWN,
+    "SignatureDoesNotMatch": _UNKNOWN,
+    "RequestTimeTooSkewed": "the clock of this machine is not that of the store; set it",
+    "EndpointConnectionError": _UNREACHED,
+    "ConnectTimeoutError": _UNREACHED,
+    "QuotaExceeded": "the store has no more room; free some",
+}
+# What a store says where there is no object of a name.
+NO_OBJECT = ("404", "NoSuchKey", "NotFound")
+_DENIED = ("AccessDenied", "403", "Forbidden", "AllAccessDisabled")
+
+
+class Refused(LoraInspectError):
+    """What a store answered instead of doing it. `code` is the store's word for it, or the name of the trouble."""
+
+    def __init__(self, address: str, code: str, doing: str) -> None:
+        self.code = code
+        if code in _DENIED:
+            said = f"the store does not allow to {doing} ({code}); check the credentials and their rights"
+        else:
+            said = _WAYS_OUT.get(code) or f"the store failed to {doing} ({code}); run the command again"
+        super().__init__(f"{address}: {said}.")
+
+
+class S3Store:
+    """A connection to the S3 store that the settings name; raises LoraInspectError where a library is missing."""
+
+    def __init__(self, address: str) -> None:
+        self._store = file_system(address)
+
+    async def ask(self, method: str, address: str, doing: str, **arguments: Any) -> Reply:
+        """What the store replies about the object or the prefix of an address; `doing` says what for.
+
+        Raises Refused, where it is nothing that another try mends.
+        """
+        try:
+            return dict(await self._store._call_s3(method, **object_at(address), **arguments))
+        except Exception as error:
+            # What the libraries say may hold the key that the request was signed with.
+            raise Refused(address, _code_of(error), doing) from None
+
+    def wait(
+        self, work: Coroutine[Any, Any, _Result], done: Callable[[], int] = lambda: 0, progress: Progress = silent
+    ) -> _Result:
+        """The result of the work, which is cancelled and over where an exception comes to the one who waits.
+
+        `progress` is told of the growth of `done()`.
+        """
+        stop = asyncio.Event()
+        loop = self._store.loop
+        future = asyncio.run_coroutine_threadsafe(_until(stop, work), loop)
+        told = 0
+        try:
+            while not concurrent.futures.wait([future], _EVERY).done:
+                told, before = done(), told
+                progress(told - before)
+        except BaseException:  # an interrupt as well: no request outlives the wait for it
+            loop.call_soon_threadsafe(stop.set)
+            concurrent.futures.wait([future])
+            raise
+        result = future.result()
+        progress(done() - told)
+        return result
+
+
+async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """The result of the work, which is cancelled once it is to stop."""
+    task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+        task.cancel()
+        await asyncio.wait({task})
+    return task.result()
+
+
+def _code_of(error: BaseException) -> str:
+    """The store's own word for an error, or what kind it is."""
+    for cause in (error.__cause__, error):
+        reply = getattr(cause, "response", None)
+        if isinstance(reply, dict) and (code := reply.get("Error", {}).get("Code")):
+            return str(code)
+    return type(error).__name__
+
+
+class Unfinished(NamedTuple):
+    """An upload that was begun and neither completed nor aborted, and when that was."""
+
+    address: str
+    upload: str
+    begun: str
+
+
+def described(store: S3Store, address: str) -> Reply | None:
+    """What the store says of the object that has the address, None where there is none; raises Refused."""
+    try:
+        return store.wait(store.ask("head_object", address, "look at it"))
+    except Refused as refused:
+        if refused.code in NO_OBJECT:
+            return None
+        raise
+
+
+def names_below(store: S3Store, folder: str) -> Iterator[str]:
+    """The objects below an address by their names from there on, asked for as they are taken.
+
+    The empty object that some programs have for a folder is none of them. Raises Refused, as where there is no bucket.
+    """
+    prefix = object_at(folder)["Key"] + "/"
+    position: dict[str, str] = {}
+    while True:
+        page = store.wait(store.ask("list_objects_v2", folder, "list what lies there", Prefix=prefix, **position))
+        names = (str(entry["Key"])[len(prefix) :] for entry in page.get("Contents", ()))
+        yield from filter(None, names)
+        if not page.get("IsTruncated"):
+            return
+        position = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def unfinished(store: S3Store, address: str) -> list[Unfinished]:
+    """The uploads to an address and below it that were begun and not ended; raises Refused where that is hidden."""
+    bucket, key = object_at(address)["Bucket"], object_at(address)["Key"]
+    found: list[Unfinished] = []
+    position: dict[str, str] = {}
+    while True:
+        page = store.wait(store.ask("list_multipart_uploads", address, "list uploads", Prefix=key, **position))
+        for entry in page.get("Uploads", ()):
+            if entry["Key"] == key or entry["Key"].startswith(f"{key}/"):
+                there = join(f"{S3}://{bucket}", entry["Key"])
+                found.append(Unfinished(there, entry["UploadId"], f"{entry.get('Initiated', '')}"))
+        if not page.get("IsTruncated"):
+            return found
+        position = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+
+def is_empty(store: S3Store, one: Unfinished) -> bool:
+    """Whether an upload has no part yet; raises Refused."""
+    return not store.wait(store.ask("list_parts", one.address, "look at the upload", UploadId=one.upload)).get("Parts")

@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.stores.address import HF, S3, named, scheme_of, split
-from lora_inspect.stores.answers import Found, Sink
+from lora_inspect.stores.client import Found, Sink
 from lora_inspect.stores.requests import fill, tried, wait_for
 from lora_inspect.stores.store_failures import Denied, Missing, is_a_folder, missing, no_folder_of_a_server
 

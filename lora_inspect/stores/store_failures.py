@@ -1,7 +1,11 @@
 """What keeps bytes of a store from coming: what may pass, so that they are asked for again, and sentences for the rest.
 
 No sentence has anything that a library says of a request: the address is in that with all that is never printed.
+
+How often what failed is tried again, and when. Standard library only.
 """
+
+import random
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.stores.address import HF, S3, scheme_of, split
@@ -118,3 +122,30 @@ def of_status(address: str, status: int, wait: float | None = None) -> Exception
     if status in (408, 425, 429) or status >= 500:
         return Transient(f"status {status}", wait)
     return refused(address, status)
+
+
+TRIES = 6
+# In seconds: the first pause, which doubles from one to the next, and the longest that a server may ask for.
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 120.0
+# So many bytes that came after all make the next failure the first one again.
+PROGRESS = 1 << 20
+
+
+class Tries:
+    """Counts the failures of one request for what lies at an `address`."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._failed = 0
+
+    def pause(self, failure: Transient, came: int = 0) -> float:
+        """How many seconds to wait for the next try after a failure before which so many bytes `came`.
+
+        Raises LoraInspectError where there is none any more.
+        """
+        self._failed = 1 if came >= PROGRESS else self._failed + 1
+        if self._failed == TRIES:
+            raise gave_up(self._address, failure.why, TRIES) from None
+        # Many that failed at the same time do not come back at the same time.
+        own: float = FIRST_PAUSE * 2 ** (self._failed - 1) * random.uniform(0.5, 1)
+        return min(max(own, failure.wait or 0), LONGEST_PAUSE)

@@ -7,7 +7,7 @@ from lora_inspect.codecs import stored_types
 from lora_inspect.codecs.record import UnknownCodec
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.near_names import nearest_name
+from lora_inspect.files.discovery import nearest_name
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.adapter import read_adapter

@@ -4,8 +4,8 @@ from math import sqrt
 
 import torch
 
+from lora_inspect.files.hashes import are_same_bytes
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.files.same_bytes import are_same_bytes
 from lora_inspect.maths.tensors import RowBlocks
 from lora_inspect.reading.base.base_codecs import CodedWeight
 from lora_inspect.verifying.models import Model

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from lora_inspect.files.hashes import sshs_hashes
 from lora_inspect.files.outputs import new_file
-from lora_inspect.files.safetensors.byte_copy import write_all
-from lora_inspect.files.safetensors.contents import Content, write_contents
-from lora_inspect.files.safetensors.writer import TensorPlan
+from lora_inspect.files.safetensors.writer import Content, TensorPlan, write_all, write_contents
 from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD, alpha_growth
 from lora_inspect.reading.metadata.trainers import NETWORK_KEY

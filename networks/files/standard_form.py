@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_inspect.files.json_text import parse_json
+from lora_inspect.files.strict_json import parse_json
 from lora_inspect.maths import fused
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD, plain_alpha, standard_alpha, to_float32
 from lora_inspect.reading.metadata.output_metadata import one_or_several

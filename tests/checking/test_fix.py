@@ -12,8 +12,8 @@ from safetensors import safe_open
 from lora_inspect.checking.rules import BY_CODE, RULES
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.files.safetensors.contents import Content, write_contents
 from lora_inspect.files.safetensors.header import read_header
+from lora_inspect.files.safetensors.writer import Content, write_contents
 from lora_inspect.ops.check import check, fix
 from lora_inspect.reading.adapter import read_adapter
 

@@ -10,7 +10,7 @@ import pytest
 from adapters import IN, OUT, base, lora, loras
 from measured_commands import MeasuredCommands
 
-from lora_inspect.files.bounds import (
+from lora_inspect.files.strict_json import (
     HEADER_BYTES,
     JSON_BYTES,
     JSON_ITEMS,

@@ -10,7 +10,7 @@ from gguf import GGUFReader
 from gguf_files import pair, write_adapter
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.files.gguf.gguf_header import read_gguf
+from lora_inspect.files.gguf.gguf_reader import read_gguf
 
 pytestmark = pytest.mark.numeric
 

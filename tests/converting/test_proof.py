@@ -16,8 +16,7 @@ import lora_inspect.converting.steps.scaled_factors as scaled_factors
 import lora_inspect.converting.steps.split_fuse as arranged_rows
 import lora_inspect.ops.convert as op
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.safetensors.contents import renamed
-from lora_inspect.files.safetensors.writer import TensorPlan
+from lora_inspect.files.safetensors.writer import TensorPlan, renamed
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 
 pytestmark = pytest.mark.numeric

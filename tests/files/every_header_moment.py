@@ -30,8 +30,7 @@ def set_up(place):
 
 
 def rewrite(place, in_place):
-    from lora_inspect.files.safetensors.edit_in_place import read_headed, write_anew, write_in_place
-    from lora_inspect.files.safetensors.header_journal import editing
+    from lora_inspect.files.safetensors.edit_in_place import editing, read_headed, write_anew, write_in_place
 
     file = os.path.join(place, NAME)
     with editing(file) as own:
@@ -42,7 +41,7 @@ def rewrite(place, in_place):
 
 
 def put_all_right(place):
-    from lora_inspect.files.safetensors.header_journal import put_right
+    from lora_inspect.files.safetensors.edit_in_place import put_right
     from lora_inspect.files.temp_files import remove_leftovers
 
     for name in os.listdir(place):

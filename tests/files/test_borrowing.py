@@ -3,12 +3,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_inspect.files.borrowing import Borrowing
 from lora_inspect.files.input_file import Identity
-from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.files.safetensors.span import Span
-from lora_inspect.stores import parts
-from lora_inspect.stores.parts import part_size
+from lora_inspect.files.pending_output import Borrowing
+from lora_inspect.files.safetensors.header import Span, TensorInfo
+from lora_inspect.stores import client
+from lora_inspect.stores.client import part_size
 
 SOURCE = Identity(0, 0, 1 << 60, 5, '"tag"')
 
@@ -55,14 +54,14 @@ class st_parts:
         self.count = count
 
     def __enter__(self):
-        self.before, parts.PART_BYTES = parts.PART_BYTES, self.count
+        self.before, client.PART_BYTES = client.PART_BYTES, self.count
 
     def __exit__(self, *_):
-        parts.PART_BYTES = self.before
+        client.PART_BYTES = self.before
 
 
 def test_nothing_is_borrowed_from_elsewhere():
-    size = 4 * parts.PART_BYTES
+    size = 4 * client.PART_BYTES
     for one in (
         span(0, size, 0, "base.safetensors"),
         span(0, size, 0, "https://h.example/base.safetensors"),
@@ -75,7 +74,7 @@ def test_nothing_is_borrowed_from_elsewhere():
 
 
 def test_an_object_has_no_more_parts_than_stores_take():
-    for size in (0, 1, parts.PART_BYTES, 10_000 * parts.PART_BYTES, 10_000 * parts.PART_BYTES + 1, 5 << 40):
+    for size in (0, 1, client.PART_BYTES, 10_000 * client.PART_BYTES, 10_000 * client.PART_BYTES + 1, 5 << 40):
         assert -(-size // part_size(size)) <= 10_000
-        assert part_size(size) % parts.PART_BYTES == 0
-    assert part_size(10_000 * parts.PART_BYTES) == parts.PART_BYTES
+        assert part_size(size) % client.PART_BYTES == 0
+    assert part_size(10_000 * client.PART_BYTES) == client.PART_BYTES

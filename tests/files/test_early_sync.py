@@ -8,16 +8,16 @@ import time
 import pytest
 
 from lora_inspect.files import system
-from lora_inspect.files.safetensors import early_sync
-from lora_inspect.files.safetensors.early_sync import EarlySync
+from lora_inspect.files.safetensors import writer
+from lora_inspect.files.safetensors.writer import EarlySync
 
 
 @pytest.fixture
 def told(monkeypatch):
     """The descriptors that the system was told of."""
     calls = []
-    monkeypatch.setattr(early_sync, "start_writing", lambda descriptor: calls.append(descriptor) or True)
-    monkeypatch.setattr(early_sync, "_STEP", 10)
+    monkeypatch.setattr(writer, "start_writing", lambda descriptor: calls.append(descriptor) or True)
+    monkeypatch.setattr(writer, "_STEP", 10)
     return calls
 
 
@@ -54,7 +54,7 @@ def test_a_small_file_starts_no_thread(told):
 
 
 def test_a_system_that_does_not_know_it_is_asked_once(told, monkeypatch):
-    monkeypatch.setattr(early_sync, "start_writing", lambda descriptor: told.append(descriptor) is not None)
+    monkeypatch.setattr(writer, "start_writing", lambda descriptor: told.append(descriptor) is not None)
     sync = EarlySync(7)
     for count in range(1, 6):
         sync.wrote(10)

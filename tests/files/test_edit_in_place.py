@@ -14,9 +14,8 @@ from safetensors import safe_open
 from strategies import metadata
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.safetensors import byte_copy
-from lora_inspect.files.safetensors.edit_in_place import read_headed, write_anew, write_in_place
-from lora_inspect.files.safetensors.header_journal import editing
+from lora_inspect.files.safetensors import writer
+from lora_inspect.files.safetensors.edit_in_place import editing, read_headed, write_anew, write_in_place
 from lora_inspect.files.safetensors.writer import ROOM
 
 FALCON = "hashed/smart_falcon_4_lokr.safetensors"
@@ -98,13 +97,13 @@ def test_data_keeps_its_distance_from_blocks_which_then_can_be_shared(aligned, t
 
 def test_the_system_is_asked_for_whole_blocks_from_the_second_on(aligned, tmp_path, monkeypatch):
     asked = []
-    real = byte_copy.copy_in_system
+    real = writer.copy_in_system
 
     def copy(source, target, count, position, at):
         asked.append((at % 4096, position % 4096))
         return real(source, target, count, position, at)
 
-    monkeypatch.setattr(byte_copy, "copy_in_system", copy)
+    monkeypatch.setattr(writer, "copy_in_system", copy)
     write_anew(read_headed(aligned), {}, str(tmp_path / "b.safetensors"))
     assert len(asked) == 2
     assert asked[1] == (0, 0)
@@ -132,7 +131,7 @@ def test_a_file_keeps_its_mode_and_a_copy_has_that_of_a_new_file(falcon, tmp_pat
 def test_a_private_file_is_never_readable_by_others_while_it_is_written(falcon, monkeypatch):
     os.chmod(falcon, 0o600)
     modes = []
-    real = byte_copy.write_all
+    real = writer.write_all
 
     def write(descriptor, buffer):
         modes.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
@@ -164,7 +163,7 @@ def test_a_file_that_changed_after_it_was_read_is_left_alone(write, falcon):
 
 
 def test_a_file_that_is_replaced_while_it_is_copied_keeps_its_new_content(falcon, monkeypatch):
-    real = byte_copy.copy_bytes
+    real = writer.copy_bytes
 
     def copy(source, *more):
         real(source, *more)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.files.gguf.gguf_header import read_gguf
+from lora_inspect.files.gguf.gguf_reader import read_gguf
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.tensors import load
 

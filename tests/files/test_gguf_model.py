@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.gguf.gguf_format import QUANTISED, TENSOR_TYPES
-from lora_inspect.files.gguf.gguf_model import read_gguf_model
+from lora_inspect.files.gguf.gguf_reader import read_gguf_model
 
 ARRAY, INT32, UINT16 = 9, 5, 2
 # Left out are those in which no weights are stored.

@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.gguf.gguf_header import read_gguf
+from lora_inspect.files.gguf.gguf_reader import read_gguf
 from lora_inspect.files.gguf.gguf_writer import write_gguf
 from lora_inspect.files.input_file import identify
-from lora_inspect.files.safetensors.contents import Content, renamed
-from lora_inspect.files.safetensors.writer import TensorPlan
+from lora_inspect.files.safetensors.writer import Content, TensorPlan, renamed
 
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
 

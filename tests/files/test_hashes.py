@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import _TYPES, load, save, save_file
 
 from lora_inspect.files.hashes import data_sha256, file_hashes, in_library_order, legacy_hash, sshs_hashes
-from lora_inspect.files.safetensors.contents import renamed
 from lora_inspect.files.safetensors.header import identified_header, read_header
+from lora_inspect.files.safetensors.writer import renamed
 
 METADATA = {"ss_network_dim": "4", "ss_é": "ü", "modelspec.title": "x", "sshs_model_hash": "old", "format": "pt"}
 
@@ -58,8 +58,7 @@ def test_without_ss_metadata_the_header_has_an_empty_map(tmp_path):
 
 
 def test_bytes_in_memory_count_like_ranges_of_a_file(tmp_path):
-    from lora_inspect.files.safetensors.contents import Content
-    from lora_inspect.files.safetensors.writer import TensorPlan
+    from lora_inspect.files.safetensors.writer import Content, TensorPlan
 
     tensor = torch.arange(400_000, dtype=torch.float32)
     content = Content(TensorPlan("a", "F32", (400_000,)), tensor.numpy().tobytes())
@@ -119,7 +118,7 @@ def test_a_file_of_many_pieces_is_hashed_like_a_small_one(tmp_path):
 
 
 def test_a_file_is_opened_once_for_all_of_its_tensors(tmp_path, monkeypatch):
-    from lora_inspect.files.safetensors import contents as module
+    from lora_inspect.files.safetensors import writer as module
 
     opened = []
 

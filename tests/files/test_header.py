@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from strategies import metadata, names, shapes, tensor_plans
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.bounds import HEADER_BYTES
 from lora_inspect.files.safetensors.header import TensorInfo, count_elements, read_header
 from lora_inspect.files.safetensors.writer import encode_header
+from lora_inspect.files.strict_json import HEADER_BYTES
 
 
 def one(dtype="F32", shape=(2,), offsets=(0, 8), **more):

@@ -10,10 +10,9 @@ import pytest
 from platforms import PLATFORMS
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.safetensors import header_journal
-from lora_inspect.files.safetensors.edit_in_place import read_headed, write_in_place
+from lora_inspect.files.safetensors import edit_in_place
+from lora_inspect.files.safetensors.edit_in_place import editing, put_right, read_headed, write_in_place
 from lora_inspect.files.safetensors.header import read_header
-from lora_inspect.files.safetensors.header_journal import editing, put_right
 from lora_inspect.files.safetensors.header_recovery import JOURNAL_ENDING, Journal
 
 PYTHONPATH = os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parents[1])))
@@ -191,7 +190,7 @@ def test_a_disk_that_refuses_to_the_end_leaves_the_journal_for_the_next_run(file
 
 
 def test_without_locks_a_journal_counts_as_left_when_it_is_old(torn, file, monkeypatch):
-    monkeypatch.setattr(header_journal, "lock", lambda descriptor: None)
+    monkeypatch.setattr(edit_in_place, "lock", lambda descriptor: None)
     torn(lambda old, new: new[:60] + old[60:])
     with pytest.raises(LoraInspectError, match="another run is changing it"):
         put_right(str(file))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lora_inspect.files.json_text import json_count, json_number, parse_json
+from lora_inspect.files.strict_json import json_count, json_number, parse_json
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "4", "0.5", "1e308", "5e-324", "-0.0", str(2**63), "1" + "0" * 300])

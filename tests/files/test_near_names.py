@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lora_inspect.files.near_names import nearest_name, nearest_path
+from lora_inspect.files.discovery import nearest_name, nearest_path
 
 NAMES = [
     "style.safetensors",

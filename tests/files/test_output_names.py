@@ -9,7 +9,7 @@ from adapters import base, loras
 from pairs import crossed
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.output_names import file_output, folder_output
+from lora_inspect.files.outputs import file_output, folder_output
 
 FILE = "what is written is a safetensors file; "
 FOLDER = "so a folder is written; name a folder"

@@ -483,7 +483,7 @@ MAKING = {
     "lora_inspect/start.py",
     "lora_inspect/files/outputs.py",
     "lora_inspect/files/temp_files.py",
-    "lora_inspect/files/safetensors/header_journal.py",
+    "lora_inspect/files/safetensors/edit_in_place.py",
     "lora_inspect/files/upload.py",
     "lora_inspect/files/safetensors/writer.py",
     "lora_inspect/files/shard_staging.py",

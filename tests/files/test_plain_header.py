@@ -9,12 +9,11 @@ from strategies import damaged, metadata, names
 
 from lora_inspect.caching import Remembered
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.bounds import KEY_BYTES
 from lora_inspect.files.safetensors import header as header_module
-from lora_inspect.files.safetensors import plain_header
-from lora_inspect.files.safetensors.header import read_header
-from lora_inspect.files.safetensors.plain_header import LONGEST, read_plain
+from lora_inspect.files.safetensors import header as plain_header
+from lora_inspect.files.safetensors.header import LONGEST, read_header, read_plain
 from lora_inspect.files.safetensors.writer import TensorPlan
+from lora_inspect.files.strict_json import KEY_BYTES
 
 SPELLINGS = {"without blanks": (",", ":"), "with blanks": (", ", ": ")}
 

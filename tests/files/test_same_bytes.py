@@ -2,10 +2,10 @@
 
 import pytest
 
-import lora_inspect.files.same_bytes as home
+import lora_inspect.files.hashes as home
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.hashes import are_same_bytes
 from lora_inspect.files.safetensors.header import read_header
-from lora_inspect.files.same_bytes import are_same_bytes
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.outputs import is_input
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.model.settings import parse_arguments
-from lora_inspect.stores import parts
+from lora_inspect.stores import client
 from lora_inspect.stores.client import forget_file_systems
 
 pytestmark = pytest.mark.slow
@@ -75,7 +75,7 @@ def store(monkeypatch, tmp_path):
             monkeypatch.setenv(name, value)
         (tmp_path / "temporary").mkdir()
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-        monkeypatch.setattr(parts, "PART_BYTES", PART)
+        monkeypatch.setattr(client, "PART_BYTES", PART)
         monkeypatch.setattr(models, "S3_UPLOAD_PART_MIN_SIZE", PART)
         forget_file_systems()
         yield server

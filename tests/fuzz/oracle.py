@@ -29,7 +29,7 @@ from fuzz.contents import Link, write
 from fuzz.edited import is_journal, repaired, same_tensors, values_of
 from fuzz.effects import JOURNAL, NOTHING, PARTS, Effects, effects_of
 from fuzz.watch import Allowed, Forbidden, watched
-from lora_inspect.files.garbage import without_collecting
+from lora_inspect.files.system import without_collecting
 from lora_inspect.scanning import workers
 
 MEGABYTE = 1 << 20

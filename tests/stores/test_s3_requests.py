@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ParamValidationError
 
-from lora_inspect.stores import s3_requests
-from lora_inspect.stores.s3_requests import Refused, S3Store
+from lora_inspect.stores import s3
+from lora_inspect.stores.s3 import Refused, S3Store
 
 SECRET = "wJalrXUtnFEMI"
 
@@ -30,7 +30,7 @@ def refused(monkeypatch):
             def split_path(self, path):
                 return (*path.split("/", 1), None)
 
-        monkeypatch.setattr(s3_requests, "file_system", lambda address: Library())
+        monkeypatch.setattr(s3, "file_system", lambda address: Library())
         with pytest.raises(Refused) as raised:
             asyncio.run(S3Store("s3://b/out").ask("put_object", "s3://b/out", "write it"))
         return raised.value

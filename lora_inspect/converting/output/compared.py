@@ -13,8 +13,8 @@ import torch
 from lora_inspect.algorithms.record import Role
 from lora_inspect.converting.steps.change_norm import lost_share
 from lora_inspect.converting.target.thin_rank import thin_rank
+from lora_inspect.files.hashes import are_same_bytes
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.files.same_bytes import are_same_bytes
 from lora_inspect.maths.chain import folded, settled
 from lora_inspect.maths.change import Change, added
 from lora_inspect.maths.on_rows import OnRows

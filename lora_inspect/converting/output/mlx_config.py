@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from lora_inspect.files.json_text import json_number
+from lora_inspect.files.strict_json import json_number
 from lora_inspect.reading.mlx_config import DORA, LORA, PARAMETERS, TYPE, is_mlx_config
 
 # Of which blocks a module's path goes on.

@@ -9,8 +9,7 @@ from lora_inspect.converting.steps.growth import Growth
 from lora_inspect.converting.steps.part import Part
 from lora_inspect.converting.steps.scaled_factors import Factor, content
 from lora_inspect.converting.target.key_names import ALPHA, alpha_key, carrier_of, factor_key, magnitude_place
-from lora_inspect.files.safetensors.contents import Content, renamed
-from lora_inspect.files.safetensors.writer import TensorPlan
+from lora_inspect.files.safetensors.writer import Content, TensorPlan, renamed
 from lora_inspect.maths.dora import OUTPUT
 from lora_inspect.reading.model.contribution import Magnitude, Module
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from lora_inspect.converting.steps.part import Part
 from lora_inspect.converting.steps.scaled_factors import check_finite
-from lora_inspect.files.safetensors.contents import Content, renamed
+from lora_inspect.files.safetensors.writer import Content, renamed
 from lora_inspect.reading.keys.special_claims import shared_tensors
 
 

@@ -34,9 +34,16 @@ from lora_inspect.files.discovery import ADAPTER_CONFIG, MLX_WEIGHTS, PEFT_WEIGH
 from lora_inspect.files.gguf.gguf_format import OF_FORMAT
 from lora_inspect.files.gguf.gguf_writer import write_gguf
 from lora_inspect.files.input_file import Identity
-from lora_inspect.files.output_names import GGUF_ENDING, SAFETENSORS_ENDING, file_output, folder_output
-from lora_inspect.files.outputs import check_output, check_replaceable, new_folder
-from lora_inspect.files.safetensors.contents import Content, write_contents
+from lora_inspect.files.outputs import (
+    GGUF_ENDING,
+    SAFETENSORS_ENDING,
+    check_output,
+    check_replaceable,
+    file_output,
+    folder_output,
+    new_folder,
+)
+from lora_inspect.files.safetensors.writer import Content, write_contents
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.peft import peft_config
 from lora_inspect.reading.scale.scale_records import FoldedScales, folded_record

@@ -16,8 +16,7 @@ from lora_inspect.converting.target.asked_full import DIFFERENCES
 from lora_inspect.converting.target.key_names import factor_key
 from lora_inspect.converting.target.target_layout import Destination
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.safetensors.contents import Computed, Content
-from lora_inspect.files.safetensors.writer import TensorPlan
+from lora_inspect.files.safetensors.writer import Computed, Content, TensorPlan
 from lora_inspect.maths.tensors import to_bytes
 
 # A change and where its rows are in that of the output: (first row, row behind the last one, first row of the change).

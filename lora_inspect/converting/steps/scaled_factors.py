@@ -6,9 +6,8 @@ import torch
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.safetensors.contents import Content
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.files.safetensors.writer import TensorPlan
+from lora_inspect.files.safetensors.writer import Content, TensorPlan
 from lora_inspect.maths.products import squared_norm
 from lora_inspect.maths.tensors import TORCH_DTYPES, first_non_finite, load_stored, to_bytes
 

@@ -3,7 +3,7 @@
 import os
 
 from lora_inspect import schemes
-from lora_inspect.files.output_names import GGUF_ENDING, SAFETENSORS_ENDING
+from lora_inspect.files.outputs import GGUF_ENDING, SAFETENSORS_ENDING
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.stores.address import is_remote
 

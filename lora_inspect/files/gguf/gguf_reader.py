@@ -1,18 +1,56 @@
 """What the header of a GGUF file says: metadata, and the place, shape and type of each tensor. Standard library only.
 
 Tensors have the dimensions of the program that they come from, which the file counts from the last one.
+
+The header of a GGUF file that holds a LoRA adapter, as llama.cpp reads it. Standard library only.
+
+The header says alpha once for all modules.
+
+The header of a GGUF file that holds a model for pictures or videos, in its own names. Standard library only.
+
+ComfyUI-GGUF and stable-diffusion.cpp keep the names of the original. llama.cpp has names of its own and stores the rows
+of some weights in another order, so that a language model from such a file is no model under its own names.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.bounds import KEY_BYTES, METADATA_KEYS, TENSORS, too_many_tensors
-from lora_inspect.files.gguf.gguf_format import ALIGNMENT, ALIGNMENT_KEY, MAGIC, TENSOR_TYPES, UINT32, VERSIONS, aligned
-from lora_inspect.files.gguf.gguf_metadata import AGAIN, Cursor, Expect, Value, as_text, read_values
-from lora_inspect.files.input_file import InputFile
+from lora_inspect.files.gguf.gguf_format import (
+    ADAPTER,
+    ADAPTER_TYPE_KEY,
+    AGAIN,
+    ALIGNMENT,
+    ALIGNMENT_KEY,
+    ALPHA_KEY,
+    ARCHITECTURE_KEY,
+    ARRAY,
+    FLOAT32,
+    INVOCATION_KEY,
+    LORA,
+    MAGIC,
+    MODEL,
+    MOST_DIMENSIONS,
+    MOST_DIMENSIONS_OF_PICTURES,
+    OF_TOKENS,
+    SHAPE_KEY,
+    SHARDS_KEY,
+    TENSOR_TYPES,
+    TYPE_KEY,
+    UINT32,
+    VERSIONS,
+    Cursor,
+    Expect,
+    Value,
+    aligned,
+    as_text,
+    read_values,
+)
+from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.safetensors.dtypes import SIZES
 from lora_inspect.files.safetensors.header import TensorInfo, count_elements
+from lora_inspect.files.strict_json import KEY_BYTES, METADATA_KEYS, TENSORS, too_many_tensors
 
 # A matrix of one row or one column may be stored without its last dimension, as ggml drops those of size 1.
 _MATRICES = (".lora_a", ".lora_b")
@@ -128,3 +166,136 @@ def _alignment(file: str, values: dict[str, Value]) -> int:
         raise LoraInspectError(f"{file}: its {ALIGNMENT_KEY} is {as_text(found.value)}, no power of two; {AGAIN}.")
     alignment: int = found.value
     return alignment
+
+
+class GgufHeader(NamedTuple):
+    """Tensors in file order, metadata as text, which file it was, and where the alpha of all modules stands.
+
+    `alpha` is None where there is none, or 0: llama.cpp multiplies by 1 then.
+    """
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    identity: Identity
+    alpha: TensorInfo | None
+
+
+def read_gguf(file: str) -> GgufHeader:
+    """The header of an adapter; raises LoraInspectError for a model, and for what llama.cpp would not read."""
+
+    def expect(key: str, values: Mapping[str, Value]) -> None:
+        if key.startswith(OF_TOKENS) or (key == TYPE_KEY and values[key].value != ADAPTER):
+            raise _no_adapter(file, values)
+
+    with InputFile(file) as source:
+        anew = "convert the adapter anew with convert_lora_to_gguf.py of llama.cpp, with --outtype f32"
+        values, tensors = read_contents(source, Expected(expect, MOST_DIMENSIONS, anew))
+        _check_adapter(file, values)
+        alpha = values.get(ALPHA_KEY)
+        return GgufHeader(
+            tensors,
+            {key: as_text(found.value) for key, found in values.items()},
+            source.identity,
+            _alpha(file, alpha, source.identity) if alpha else None,
+        )
+
+
+def _no_adapter(file: str, values: Mapping[str, Value]) -> LoraInspectError:
+    """The error for a file that is something else, as its metadata says."""
+    kind = values.get(TYPE_KEY)
+    if kind is None or kind.value == MODEL:
+        said = values.get(ARCHITECTURE_KEY)
+        of = f" of the architecture {as_text(said.value)}" if said else ""
+        return LoraInspectError(
+            f"{file}: it is a GGUF model{of} and no adapter; merge takes one for pictures or videos as its BASE, with "
+            "--dtype bf16, and a language model has to be its .safetensors version."
+        )
+    return LoraInspectError(
+        f"{file}: it is a GGUF file of the type {as_text(kind.value)}, and of these only adapters are read; use the "
+        ".safetensors version of the model."
+    )
+
+
+def _check_adapter(file: str, values: dict[str, Value]) -> None:
+    """Raises LoraInspectError where the metadata is not that of an adapter whose change is known."""
+    if TYPE_KEY not in values:
+        raise _no_adapter(file, values)
+    kind = values.get(ADAPTER_TYPE_KEY)
+    if kind is None or kind.value != LORA:
+        says = as_text(kind.value) if kind else "missing"
+        raise LoraInspectError(f"{file}: it is a GGUF adapter whose {ADAPTER_TYPE_KEY} is {says}, not {LORA}.")
+    if INVOCATION_KEY in values:
+        raise LoraInspectError(
+            f"{file}: it is an aLoRA adapter ({INVOCATION_KEY}), which acts from an invocation token on and is no "
+            "change of a weight; use it with llama.cpp."
+        )
+
+
+def _alpha(file: str, found: Value, identity: Identity) -> TensorInfo | None:
+    """Where the number stands; None for 0."""
+    if found.type != FLOAT32:
+        raise LoraInspectError(f"{file}: its {ALPHA_KEY} is {as_text(found.value)}, no float32; {AGAIN}.")
+    return TensorInfo(ALPHA_KEY, "F32", (), file, found.start, found.start + 4, identity) if found.value else None
+
+
+_OTHER_VERSION = "use the .safetensors version of the model"
+# Blocks and the embedding of tokens as llama.cpp calls them.
+_OF_LLAMA_CPP = re.compile(r"(?:^|\.)blk\.\d|^token_embd\.")
+
+
+class GgufModel(NamedTuple):
+    """Tensors in file order and in the shapes of the model, metadata as text, and which file it was."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    identity: Identity
+
+
+def read_gguf_model(file: str) -> GgufModel:
+    """The header of a model; raises LoraInspectError for one that has not its own names, and for what is none."""
+
+    def expect(key: str, values: Mapping[str, Value]) -> None:
+        if key.startswith(OF_TOKENS):
+            raise _of_llama_cpp(file, values, key)
+        if key == TYPE_KEY and values[key].value != MODEL:
+            raise LoraInspectError(
+                f"{file}: it is a GGUF file of the type {as_text(values[key].value)}, and no model; {_OTHER_VERSION}."
+            )
+        if key == SHARDS_KEY and values[key].value != 1:
+            raise LoraInspectError(
+                f"{file}: it is one of {as_text(values[key].value)} parts of a GGUF model, which are not read as one; "
+                f"{_OTHER_VERSION}."
+            )
+
+    with InputFile(file) as source:
+        values, tensors = read_contents(source, Expected(expect, MOST_DIMENSIONS_OF_PICTURES, _OTHER_VERSION))
+        if named := next(filter(_OF_LLAMA_CPP.search, tensors), None):
+            raise _of_llama_cpp(file, values, named)
+        metadata = {key: as_text(found.value) for key, found in values.items() if not key.startswith(SHAPE_KEY)}
+        shaped = {name: info._replace(shape=_shape(info, values)) for name, info in tensors.items()}
+        return GgufModel(shaped, metadata, source.identity)
+
+
+def _of_llama_cpp(file: str, values: Mapping[str, Value], named: str) -> LoraInspectError:
+    said = values.get(ARCHITECTURE_KEY)
+    what = f" ({ARCHITECTURE_KEY} {as_text(said.value)})" if said else ""
+    return LoraInspectError(
+        f"{file}: it is a GGUF file of llama.cpp{what}, as {named} shows, which has other names than the model and "
+        "the rows of some weights in another order; merge into the .safetensors version and convert the result."
+    )
+
+
+def _shape(info: TensorInfo, values: Mapping[str, Value]) -> tuple[int, ...]:
+    """The shape that the tensor has in the model."""
+    said = values.get(f"{SHAPE_KEY}{info.name}")
+    if said is None:
+        return info.shape
+    sizes = said.value if said.type == ARRAY else None
+    if not isinstance(sizes, list) or not all(type(size) is int and size >= 0 for size in sizes):
+        sizes = [-1]
+    if count_elements(sizes) != info.numel:
+        raise LoraInspectError(
+            f"{info.file}: its {SHAPE_KEY}{info.name} is {as_text(said.value)}, no shape of {info.numel} numbers; "
+            f"{AGAIN}."
+        )
+    return tuple(sizes)

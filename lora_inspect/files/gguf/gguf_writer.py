@@ -23,8 +23,7 @@ from lora_inspect.files.gguf.gguf_format import (
 )
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.outputs import new_file
-from lora_inspect.files.safetensors.byte_copy import write_all
-from lora_inspect.files.safetensors.contents import Content
+from lora_inspect.files.safetensors.writer import Content, write_all
 
 
 def write_gguf(

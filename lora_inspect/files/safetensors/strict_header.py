@@ -11,16 +11,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.bounds import (
+from lora_inspect.files.input_file import InputFile
+from lora_inspect.files.strict_json import (
     ENTRY_CHARACTERS,
     KEY_BYTES,
     METADATA_CHARACTERS,
     METADATA_KEYS,
     TENSORS,
+    Repeated,
+    is_shallow,
+    is_unicode,
+    parse_object,
+    parse_plain,
+    parse_strictly,
     too_many_tensors,
 )
-from lora_inspect.files.input_file import InputFile
-from lora_inspect.files.strict_json import Repeated, is_shallow, is_unicode, parse_object, parse_plain, parse_strictly
 
 METADATA, _NOTHING = "__metadata__", "null"
 

@@ -1,22 +1,119 @@
-"""A streaming, atomic writer of .safetensors files: header, tensors, rename. Standard library only."""
+"""A streaming, atomic writer of .safetensors files: header, tensors, rename. Standard library only.
+
+Bytes on their way into an open file: from memory, or from an input, moved by the system where it can.
+
+Has the disk take what is written to a file while more of it is made, so that less is left to wait for at the end.
+
+Tensors on their way into a file: each a range of an input, bytes in memory, or bytes that are yet to be made.
+"""
 
 import json
 import os
+import threading
 from _thread import allocate_lock
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import HeldInput, Identity, InputFile
 from lora_inspect.files.outputs import new_file
-from lora_inspect.files.safetensors.byte_copy import Buffer, copy_bytes, write_all_at
 from lora_inspect.files.safetensors.dtypes import BITS
-from lora_inspect.files.safetensors.early_sync import EarlySync
-from lora_inspect.files.safetensors.header import LENGTH_BYTES, TensorInfo, count_elements, read_header
-from lora_inspect.files.safetensors.span import Span
+from lora_inspect.files.safetensors.header import LENGTH_BYTES, Span, TensorInfo, count_elements, read_header
+from lora_inspect.files.system import copy_in_system, start_writing, write_at
 from lora_inspect.progress import Progress, silent
+
+Buffer = bytes | bytearray | memoryview
+_COPY_BYTES = 16 << 20
+# What the system is asked to copy at a time, so that it can be told how far it is.
+_SYSTEM_BYTES = 64 << 20
+
+
+def write_all(descriptor: int, buffer: Buffer) -> None:
+    """Appends the whole of `buffer`; OSError where the disk refuses."""
+    view = memoryview(buffer).cast("B")
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def write_all_at(descriptor: int, buffer: Buffer, position: int) -> int:
+    """Writes the whole of `buffer` at a `position`, and returns the one behind it; OSError where the disk refuses."""
+    view = memoryview(buffer).cast("B")
+    while view:
+        written = write_at(descriptor, view, position)
+        view, position = view[written:], position + written
+    return position
+
+
+def copy_bytes(source: InputFile, start: int, stop: int, descriptor: int, at: int, progress: Progress = silent) -> None:
+    """Writes the bytes `start` to `stop` of an input to the position `at`; OSError where the disk refuses."""
+    # Where the system cannot, reading and writing finds out whether the disk itself refuses.
+    moved = _copy_in_system(source, start, stop, descriptor, at, progress)
+    start, at = start + moved, at + moved
+    for data in source.pieces(start, stop, _COPY_BYTES):
+        at = write_all_at(descriptor, data, at)
+        progress(len(data))
+
+
+def _copy_in_system(source: InputFile, start: int, stop: int, descriptor: int, at: int, progress: Progress) -> int:
+    """Copies as far as the system does it by itself, and returns how many bytes."""
+    done = 0
+    while source.is_on_disk and start + done < stop:
+        count = min(stop - start - done, _SYSTEM_BYTES)
+        moved = copy_in_system(source.fileno(), descriptor, count, start + done, at + done)
+        if not moved:
+            break
+        done += moved
+        progress(moved)
+    return done
+
+
+# So much is written between two words to the disk; smaller files wait for none.
+_STEP = 64 << 20
+
+
+class EarlySync:
+    """Tells the system of one open file, in a thread of its own: where the disk is slow, that thread alone waits.
+
+    What the disk refuses shows when the file is synced at last.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._since = 0
+        self._due = threading.Event()
+        self._is_over = False
+        self._thread: threading.Thread | None = None
+
+    def wrote(self, count: int) -> None:
+        """Says that so many more bytes were written; one thread calls it at a time."""
+        self._since += count
+        if self._since < _STEP:
+            return
+        self._since = 0
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, daemon=True)
+            with suppress(RuntimeError):  # without one all is left for the end
+                self._thread.start()
+        self._due.set()
+
+    def close(self) -> None:
+        """Ends it; the file may be closed then."""
+        self._is_over = True
+        self._due.set()
+        if self._thread is not None and self._thread.ident is not None:
+            self._thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            self._due.wait()
+            self._due.clear()
+            if self._is_over or not start_writing(self._descriptor):
+                return
+
 
 # What a header of ours is longer than its text at least, so that another text may take its place.
 ROOM = 4096
@@ -211,3 +308,87 @@ def rewrite_tensor(file: str, name: str, content: bytes) -> None:
     with open(file, "r+b", buffering=0) as opened:
         write_all_at(opened.fileno(), content, info.start)
         os.fsync(opened.fileno())
+
+
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """Bytes that are made once they are written, where all of them together would take too much memory."""
+
+    make: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What will be written under a name, and where its bytes come from."""
+
+    plan: TensorPlan
+    source: "TensorInfo | bytes | Computed"
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes, a few megabytes at a time."""
+        if not isinstance(self.source, TensorInfo):
+            yield self.source.make() if isinstance(self.source, Computed) else self.source
+            return
+        with InputFile(self.source.file, self.source.identity) as source:
+            yield from _chunks_in(source, self.source)
+
+
+def chunks_of(contents: Iterable[Content]) -> Iterator[bytes]:
+    """The bytes of one after the other. A file stays open for as long as the next tensor is in it."""
+    opened: InputFile | None = None
+    try:
+        for content in contents:
+            info = content.source
+            if not isinstance(info, TensorInfo):
+                yield from content.chunks()
+                continue
+            if opened is None or (opened.path, opened.identity) != (info.file, info.identity):
+                before, opened = opened, InputFile(info.file, info.identity)
+                if before:
+                    before.close()
+            yield from _chunks_in(opened, info)
+    finally:
+        if opened:
+            opened.close()
+
+
+def _chunks_in(source: InputFile, info: TensorInfo) -> Iterator[bytes]:
+    return map(bytes, source.pieces(info.start, info.stop, _CHUNK))
+
+
+def renamed(info: TensorInfo, name: str, shape: tuple[int, ...] | None = None) -> Content:
+    """The bytes of `info` under another name, and in another shape of the same size."""
+    return Content(TensorPlan(name, info.dtype, info.shape if shape is None else shape), info)
+
+
+def write_contents(
+    path: str,
+    contents: Sequence[Content],
+    metadata: Mapping[str, str],
+    inputs: Mapping[str, Identity] | None = None,
+    force: bool = False,
+    prove: Callable[[str], None] | None = None,
+    progress: Progress = silent,
+) -> None:
+    """Writes all of them to `path`, atomically; raises LoraInspectError where two have the same name.
+
+    `inputs` are the files that the contents were made of, and have to be those still when the output is complete.
+    With `force` it replaces a file of its name. `prove` is called with the path of the complete file before it appears.
+    `progress` is told of the bytes that are copied.
+    """
+    by_name = {content.plan.name: content for content in contents}
+    if len(by_name) != len(contents):
+        names = [content.plan.name for content in contents]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise LoraInspectError(f"{path}: two tensors would both be called {twice}; convert the file in another scheme.")
+    plans = in_file_order(content.plan for content in contents)
+    with Writer(path, plans, metadata, inputs, force, prove) as writer:
+        for plan in plans:
+            content = by_name[plan.name]
+            if isinstance(content.source, TensorInfo):
+                writer.copy(content.source, plan.name, progress)
+            else:
+                writer.write(plan.name, content.chunks())

@@ -12,9 +12,9 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.input_file import InputFile
-from lora_inspect.files.json_text import parse_json
 from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.files.strict_json import parse_json
 from lora_inspect.reading.base.quantisation import activations_beside, scale_beside, settings_beside
 
 _WEIGHT = "weight"

@@ -8,8 +8,7 @@ from contextlib import suppress
 
 from lora_inspect.codecs import storing
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.model_file import open_model
+from lora_inspect.files.checkpoint import Checkpoint, open_model
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.base.base_codecs import BaseCodecs

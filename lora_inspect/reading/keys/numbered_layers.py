@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.json_text import parse_json
 from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.files.strict_json import parse_json
 from lora_inspect.reading.keys.suffixes import ParsedKey
 from lora_inspect.reading.model.problem import Finding
 from lora_inspect.sentences import listed

@@ -9,8 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.json_text import json_number, parse_json
-from lora_inspect.files.strict_json import is_shallow
+from lora_inspect.files.strict_json import is_shallow, json_number, parse_json
 from lora_inspect.reading.metadata.provenance import MERGED_KEY
 
 # What was merged, and taken out again with estimates.

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.json_text import parse_json
+from lora_inspect.files.strict_json import parse_json
 
 # What a merge of ours records in its output.
 MERGED_KEY = "lora_inspect.merged"

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from lora_inspect.files.json_text import parse_json
+from lora_inspect.files.strict_json import parse_json
 from lora_inspect.reading.model.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG
 from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.json_text import parse_json
+from lora_inspect.files.strict_json import parse_json
 
 RSLORA_FLAG, DORA_FLAG = "use_rslora_flag", "use_dora_flag"
 # Of a network whose program divides alpha by a dimension of w2 where both factors of a LoKr are whole.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lora_inspect.files.json_text import json_count, json_number, parse_json
+from lora_inspect.files.strict_json import json_count, json_number, parse_json
 from lora_inspect.reading.peft.match_budget import Steps
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.json_text import parse_json
+from lora_inspect.files.strict_json import parse_json
 from lora_inspect.maths.dora import OF_BASE, OF_SUM, OUTPUT, OVER_BASE
 from lora_inspect.reading.keys.claims import Claims
 from lora_inspect.reading.model.contribution import Contribution, Module

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_inspect.escape import shortened
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.json_text import json_count
+from lora_inspect.files.strict_json import json_count
 from lora_inspect.reading.metadata.trainers import is_musubi
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import asked_alpha, close, network_args

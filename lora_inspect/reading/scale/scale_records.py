@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
-from lora_inspect.files.json_text import json_number, parse_json
+from lora_inspect.files.strict_json import json_number, parse_json
 
 FOLDED_KEY = "lora_inspect.folded"
 
