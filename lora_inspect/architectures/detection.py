@@ -4,23 +4,165 @@ A name counts for a layout when it is one of the layout's paths up to its number
 written `#` on both sides, so that matching is membership in a set. Families that share names are told apart by the
 widths of their layers, then by the text encoders that the file adapts too, by the block indices, and by what the
 metadata says; families that even then fit alike are all candidates, and no one of them is the answer.
+
+Which families the metadata of a file names, and which it denies.
+
+`ss_sd_model_name` is no evidence: it is whatever the file of the base was called.
+
+Which published sizes of a family the widths of a file's layers agree with.
+
+Which blocks of a family a file's modules stand in: the indices below each module list.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from lora_inspect.caching import Remembered
 from lora_inspect.sentences import listed
 
 from ..fast_namedtuple import NamedTuple
-from . import admitted, changes, every
-from .blocks import fills, holds, used_indices
-from .claims import METADATA_KEYS, MODULE_KEY, V2_KEY, agrees_with_v2, named_by, trained_by
+from . import admitted, changes, every, said_names
 from .patterns import layout_patterns, pattern_of, separator_of
 from .record import Architecture, Layout, Size
 from .text_encoders import TextEncoder, has
-from .widths import agreeing_sizes
+
+METADATA_KEYS = ("ss_base_model_version", "modelspec.architecture")
+# sd-scripts writes its option --v2 into every file; only Stable Diffusion 2 is trained with it.
+V2_KEY, V2_FAMILY = "ss_v2", "sd2"
+# The network modules of sd-scripts and musubi-tuner that train these families alone. `networks.lora` is one of either.
+MODULE_KEY = "ss_network_module"
+_PACKAGES = ("networks", "musubi_tuner.networks", "lora_inspect.networks")
+_MODULES: Mapping[str, Sequence[str]] = {
+    "lora_anima": ("anima",),
+    "lora_flux": ("flux", "chroma"),
+    "lora_flux_2": ("flux2",),
+    "lora_framepack": ("framepack",),
+    "lora_hidream_o1": ("hidream_o1",),
+    "lora_hunyuan_image": ("hunyuan_image",),
+    "lora_hv_1_5": ("hunyuan_video_1_5",),
+    "lora_ideogram4": ("ideogram4",),
+    "lora_kandinsky": ("kandinsky5",),
+    "lora_krea2": ("krea2",),
+    "lora_lumina": ("lumina2",),
+    "lora_qwen_image": ("qwen_image",),
+    "lora_sd3": ("sd3",),
+    "lora_wan": ("wan",),
+    "lora_zimage": ("z_image",),
+    "oft_flux": ("flux", "chroma"),
+}
+
+
+def named_by(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The families that the metadata names, by name, each with the value that names it."""
+    named: dict[str, str] = {}
+    for key in METADATA_KEYS:
+        value = metadata.get(key, "")
+        plain = value.lower().removesuffix("/lora")
+        for family, names in said_names() if plain else ():
+            if plain in map(str.lower, names):
+                named[family] = value
+    return named
+
+
+def trained_by(metadata: Mapping[str, str]) -> Sequence[str]:
+    """The families that the network module trains which `ss_network_module` names; none where it may be any."""
+    package, _, module = metadata.get(MODULE_KEY, "").rpartition(".")
+    return _MODULES.get(module, ()) if package in _PACKAGES else ()
+
+
+def agrees_with_v2(name: str, metadata: Mapping[str, str]) -> bool:
+    """Whether `ss_v2`, where it is there, says of the family `name` what is right."""
+    asked = metadata.get(V2_KEY, "").lower()
+    return asked not in ("true", "false") or (asked == "true") == (name == V2_FAMILY)
+
+
+Shape = tuple[int | None, int | None]
+
+
+def agreeing_sizes(architecture: Architecture, shapes: Mapping[str, set[Shape]]) -> tuple[Size, ...] | None:
+    """The sizes that every width given agrees with, each by an entry that shows it; None where no width tells.
+
+    `shapes` are the (out features, in features) of the modules by the pattern of their path.
+    """
+    told: dict[tuple[str | None, str], list[Size]] = {}
+    for size in architecture.sizes:
+        for separator in "._":
+            pattern = pattern_of(size.path, separator)
+            if pattern in shapes:
+                told.setdefault((size.name, pattern), []).append(size)
+                break
+
+    shown: dict[str | None, Size] = {}
+    wrong: set[str | None] = set()
+    for (name, pattern), entries in told.items():
+        for shape in shapes[pattern]:
+            # Two leaves of one pattern, such as `ffn.0` and `ffn.2`, are alternatives for a shape.
+            telling = [entry for entry in entries if _tells(entry, *shape)]
+            agreeing = [entry for entry in telling if _agrees(entry, *shape)]
+            if agreeing:
+                shown.setdefault(name, agreeing[0])
+            elif telling:
+                wrong.add(name)
+    if not shown and not wrong:
+        return None
+    return tuple(size for name, size in shown.items() if name not in wrong)
+
+
+def _tells(size: Size, out_features: int | None, in_features: int | None) -> bool:
+    return None not in (size.out_features, out_features) or None not in (size.in_features, in_features)
+
+
+def _agrees(size: Size, out_features: int | None, in_features: int | None) -> bool:
+    return (None in (size.out_features, out_features) or size.out_features == out_features) and (
+        None in (size.in_features, in_features) or size.in_features == in_features
+    )
+
+
+# Ten digits are past any block count, and int() of thousands of digits is an error.
+_DIGITS = 10
+
+
+def used_indices(paths: Iterable[str], families: Iterable[Architecture]) -> dict[str, set[int]]:
+    """The indices below each module list of the families, by the pattern of the list's path."""
+    layouts = (layout for architecture in families for layout in architecture.layouts)
+    lists = frozenset[str]().union(*(_lists(layout.blocks) for layout in layouts))
+    longest = max(map(len, lists), default=0)
+    used: dict[str, set[int]] = {}
+    for path in paths:
+        separator = separator_of(path)
+        above = ""
+        for segment in path.split(separator):
+            if segment.isdecimal() and segment.isascii():  # an `{i}` in the names of a file is no number
+                if above in lists:
+                    used.setdefault(above, set()).add(int(segment[:_DIGITS]))
+                segment = "#"
+            above = f"{above}{separator}{segment}" if above else segment
+            if len(above) > longest:
+                break
+    return used
+
+
+@cache
+def _lists(blocks: tuple[tuple[str, int], ...]) -> frozenset[str]:
+    """The patterns of the paths of a layout's module lists."""
+    return frozenset(pattern_of(at, separator) for at, _ in blocks for separator in "._")
+
+
+def holds(layout: Layout, used: Mapping[str, set[int]]) -> bool:
+    """Whether no index is beyond the layout's blocks."""
+    return all(max(_below(at, used), default=0) < count for at, count in layout.blocks)
+
+
+def fills(layout: Layout, used: Mapping[str, set[int]]) -> bool:
+    """Whether every block of the layout is used and none beyond; where some are left out, the model may be deeper."""
+    return bool(layout.blocks) and all(_below(at, used) == set(range(count)) for at, count in layout.blocks)
+
+
+def _below(at: str, used: Mapping[str, set[int]]) -> set[int]:
+    return used.get(pattern_of(at, "."), set()) | used.get(pattern_of(at, "_"), set())
+
 
 # A family of other widths than any that it is published in has at least so much of the names, also of a base.
 _SHARE_OF_ANOTHER_SIZE = 0.9

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from lora_inspect.architectures import by_name
-from lora_inspect.architectures.claims import METADATA_KEYS, named_by
+from lora_inspect.architectures.detection import METADATA_KEYS, named_by
 from lora_inspect.checking.draft import Draft
 from lora_inspect.checking.subject import Subject
 from lora_inspect.escape import shortened

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from lora_inspect import architectures
-from lora_inspect.architectures import Architecture, Layout, admitted, every
-from lora_inspect.architectures.admission import marked, marks_of
+from lora_inspect.architectures import Architecture, Layout, admitted, every, marked, marks_of
 from lora_inspect.architectures.patterns import layout_patterns
 
 WRITTEN = Path(__file__).parents[2] / "docs" / "write_family_marks.py"

@@ -8,7 +8,7 @@ layers one alone is spelled so with underscores.
 from collections.abc import Mapping, Sequence
 
 from lora_inspect.architectures import by_name
-from lora_inspect.architectures.claims import METADATA_KEYS, named_by
+from lora_inspect.architectures.detection import METADATA_KEYS, named_by
 from lora_inspect.architectures.patterns import pattern_of, patterns_of
 from lora_inspect.reading.keys.claims import Claims
 from lora_inspect.reading.keys.written_paths import Table, path_of, table_of
