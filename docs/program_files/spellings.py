@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from lora_inspect import schemes
 from lora_inspect.architectures.record import Architecture, Layout
-from lora_inspect.schemes.writing import OWN, first_of
+from lora_inspect.schemes.record import OWN, first_of
 from program_files.written import A_B, ALPHA, DOWN_UP, File, Modules, folder, layers, named, plain
 
 

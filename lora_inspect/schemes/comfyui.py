@@ -15,8 +15,7 @@ from lora_inspect.architectures.text_encoders import (
     QWEN25_VL_7B,
     T5_XXL,
 )
-from lora_inspect.schemes.record import MODEL, Scheme
-from lora_inspect.schemes.writing import Writing, first_of, of_trainers
+from lora_inspect.schemes.record import MODEL, Scheme, Writing, first_of, of_trainers
 
 # What ComfyUI calls the text encoders, of which Wan has another T5 than the others.
 _ENCODERS = {

@@ -1,8 +1,7 @@
 """diffusers' `save_lora_weights`: the pipeline's component and the dotted path. Its loaders have no use for alpha."""
 
 from lora_inspect.architectures.record import Architecture
-from lora_inspect.schemes.record import MODEL, Scheme
-from lora_inspect.schemes.writing import EXACT, Writing, first_of
+from lora_inspect.schemes.record import EXACT, MODEL, Scheme, Writing, first_of
 
 # How many text encoders the loader of a pipeline reads: those of CLIP. It leaves out others in a file silently.
 _ENCODERS = {"sd15": 1, "sd2": 1, "sdxl": 2, "sd3": 2, "flux": 1}

@@ -3,8 +3,7 @@
 Alpha stands in the header of the file, once for all modules. Source: `convert_lora_to_gguf.py` of llama.cpp.
 """
 
-from lora_inspect.schemes.record import MODEL, Scheme
-from lora_inspect.schemes.writing import LOST, OWN, Writing
+from lora_inspect.schemes.record import LOST, MODEL, OWN, Scheme, Writing
 
 GGUF = Scheme(
     name="gguf",

@@ -3,8 +3,7 @@
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.architectures.text_encoders import CLIP, LANGUAGE_MODEL
 from lora_inspect.schemes import comfyui
-from lora_inspect.schemes.record import MODEL, Scheme
-from lora_inspect.schemes.writing import Writing, first_of, of_trainers
+from lora_inspect.schemes.record import MODEL, Scheme, Writing, first_of, of_trainers
 
 # What sd-scripts puts before the text encoders of the families that it trains, in the order that the families have
 # them in. It numbers FLUX's T5 as SD3's, as ComfyUI does.

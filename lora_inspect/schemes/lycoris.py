@@ -1,8 +1,7 @@
 """The names of LyCORIS's stand-alone wrapper, which SimpleTuner writes too."""
 
 from lora_inspect.schemes.kohya import KOHYA
-from lora_inspect.schemes.record import MODEL, Scheme
-from lora_inspect.schemes.writing import Writing, of_diffusers_or_own
+from lora_inspect.schemes.record import MODEL, Scheme, Writing, of_diffusers_or_own
 
 LYCORIS = Scheme(
     name="lycoris",

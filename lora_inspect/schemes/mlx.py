@@ -4,8 +4,7 @@ The scale is a number of its `adapter_config.json`, one for all modules. Source:
 """
 
 from lora_inspect.architectures.record import Architecture
-from lora_inspect.schemes.record import MODEL, Scheme
-from lora_inspect.schemes.writing import EXACT, OWN, Writing
+from lora_inspect.schemes.record import EXACT, MODEL, OWN, Scheme, Writing
 
 
 def _layout(family: Architecture | None) -> str | None:

@@ -5,8 +5,7 @@ and knows neither a magnitude nor a rule for the scale but alpha/rank.
 """
 
 from lora_inspect.schemes.kohya import KOHYA
-from lora_inspect.schemes.record import Scheme
-from lora_inspect.schemes.writing import LOST, Writing
+from lora_inspect.schemes.record import LOST, Scheme, Writing
 
 # The layouts of the families that it trains.
 _LAYOUTS = {

@@ -6,8 +6,7 @@ Sources: `to_canonical` in `modules/util/load_lora_util.py` of OneTrainer, and w
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.architectures.text_encoders import CLIP, LANGUAGE_MODEL
 from lora_inspect.schemes.kohya import KOHYA
-from lora_inspect.schemes.record import Scheme
-from lora_inspect.schemes.writing import Writing, first_of
+from lora_inspect.schemes.record import Scheme, Writing, first_of
 
 # The text encoders of the families that it trains, in the order that the families have them in.
 _ENCODERS = {

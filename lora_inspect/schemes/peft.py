@@ -1,7 +1,6 @@
 """The names of PEFT's `adapter_model.safetensors`; alpha and the scale rule stand in `adapter_config.json`."""
 
-from lora_inspect.schemes.record import MODEL, Scheme
-from lora_inspect.schemes.writing import EXACT, Writing, of_diffusers_or_own
+from lora_inspect.schemes.record import EXACT, MODEL, Scheme, Writing, of_diffusers_or_own
 
 PEFT = Scheme(
     name="peft",

@@ -20,7 +20,7 @@ from lora_inspect import schemes
 from lora_inspect.architectures import by_name, every
 from lora_inspect.converting.target.target_program import writing_of
 from lora_inspect.schemes import written
-from lora_inspect.schemes.writing import LOST
+from lora_inspect.schemes.record import LOST
 
 pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 

@@ -17,8 +17,7 @@ from lora_inspect.ops.info import as_json
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.schemes.kohya import KOHYA
-from lora_inspect.schemes.record import MODEL, Scheme
-from lora_inspect.schemes.writing import Writing, first_of
+from lora_inspect.schemes.record import MODEL, Scheme, Writing, first_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 FLUX = {"ss_base_model_version": "flux1"}

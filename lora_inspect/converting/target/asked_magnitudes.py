@@ -11,7 +11,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.dora import INPUT, OF_BASE, OF_SUM, OUTPUT
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.contribution import Contribution, Magnitude
-from lora_inspect.schemes.writing import EXACT, LOST
+from lora_inspect.schemes.record import EXACT, LOST
 
 PLAIN = "--base BASE with --rank N or --max-error E (a plain LoRA of the true change)"
 DROPPED = "--drop-magnitude (loses the magnitude)"

@@ -20,8 +20,7 @@ from lora_inspect.reading.keys.written_paths import MODELS
 from lora_inspect.reading.model.contribution import Module
 from lora_inspect.reading.shown_families import shown_encoders
 from lora_inspect.schemes.gguf import GGUF
-from lora_inspect.schemes.record import MODEL, ModuleName, Scheme
-from lora_inspect.schemes.writing import OWN, Writing
+from lora_inspect.schemes.record import MODEL, OWN, ModuleName, Scheme, Writing
 from lora_inspect.sentences import listed
 
 # Which of a pipeline's text encoders a component is, where nothing but its name tells.

@@ -13,8 +13,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.model.contribution import Contribution
-from lora_inspect.schemes.record import Scheme
-from lora_inspect.schemes.writing import Writing
+from lora_inspect.schemes.record import Scheme, Writing
 from lora_inspect.sentences import listed, some
 
 WAY_OUT = "choose another scheme, or leave --to out"
