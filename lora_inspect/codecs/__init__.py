@@ -3,8 +3,7 @@
 import os
 from importlib import import_module
 
-from lora_inspect.codecs.descriptions import FORMAT
-from lora_inspect.codecs.record import Codec
+from lora_inspect.codecs.record import FORMAT, Codec
 
 CODECS: dict[str, Codec] = {}
 

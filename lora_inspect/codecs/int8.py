@@ -1,8 +1,7 @@
 """Whole numbers of eight bits with `weight_scale`: ComfyUI's `int8_tensorwise`, one for the weight or for each row."""
 
 from lora_inspect.codecs import scaled
-from lora_inspect.codecs.blocks import Blocks
-from lora_inspect.codecs.record import Codec, Found, Layout, NotRead, Shape
+from lora_inspect.codecs.record import Blocks, Codec, Found, Layout, NotRead, Shape
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 
 NAME = "weight_scale"

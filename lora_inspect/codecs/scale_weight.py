@@ -3,8 +3,7 @@
 from math import prod
 
 from lora_inspect.codecs import scaled
-from lora_inspect.codecs.blocks import Blocks
-from lora_inspect.codecs.record import Codec, Found, Layout, Shape
+from lora_inspect.codecs.record import Blocks, Codec, Found, Layout, Shape
 from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
 
 NAME = "scale_weight"

@@ -9,8 +9,19 @@ from collections.abc import Mapping, Sequence
 from math import inf, prod
 from typing import Any
 
-from lora_inspect.codecs.blocks import Blocks, divide, extremes, multiply, own_scales
-from lora_inspect.codecs.record import BadSetting, Extremes, Found, Layout, NoCode, Shape
+from lora_inspect.codecs.record import (
+    BadSetting,
+    Blocks,
+    Extremes,
+    Found,
+    Layout,
+    NoCode,
+    Shape,
+    divide,
+    extremes,
+    multiply,
+    own_scales,
+)
 from lora_inspect.fast_namedtuple import NamedTuple
 
 

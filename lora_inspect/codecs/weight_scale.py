@@ -1,8 +1,7 @@
 """fp8 with `weight_scale`: ComfyUI's `quant_ops`, and the loader of Ideogram 4, which has one for each row."""
 
 from lora_inspect.codecs import scaled
-from lora_inspect.codecs.blocks import Blocks
-from lora_inspect.codecs.record import Codec, Found, Layout, Shape
+from lora_inspect.codecs.record import Blocks, Codec, Found, Layout, Shape
 from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
 
 NAME = "weight_scale"

@@ -4,8 +4,7 @@ One number for each block of 128 rows and 128 columns, or one for all; those of 
 """
 
 from lora_inspect.codecs import scaled
-from lora_inspect.codecs.blocks import Blocks
-from lora_inspect.codecs.record import Codec, Found, Layout, Shape
+from lora_inspect.codecs.record import Blocks, Codec, Found, Layout, Shape
 from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
 
 NAME = "weight_scale_inv"

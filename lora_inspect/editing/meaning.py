@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lora_inspect.codecs.descriptions import FORMATS_KEY
+from lora_inspect.codecs.record import FORMATS_KEY
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.escape import shortened
 from lora_inspect.files.checkpoint import Checkpoint

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_inspect.codecs import stored_types
-from lora_inspect.codecs.descriptions import FORMATS_KEY
-from lora_inspect.codecs.record import BY_CONFIG, NOWHERE, UnknownCodec
+from lora_inspect.codecs.record import BY_CONFIG, FORMATS_KEY, NOWHERE, UnknownCodec
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.base_folder import SideFiles

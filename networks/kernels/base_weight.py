@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_inspect.codecs.blocks import multiply
+from lora_inspect.codecs.record import multiply
 from lora_inspect.codecs.scale_weight import blocks_of
 
 from .row_blocks import rows_at_once

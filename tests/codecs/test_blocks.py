@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_inspect.codecs import int8, scale_weight, weight_scale, weight_scale_inv
-from lora_inspect.codecs.blocks import Blocks, divide, extremes, multiply, own_scales
+from lora_inspect.codecs.record import Blocks, divide, extremes, multiply, own_scales
 
 pytestmark = pytest.mark.numeric
 

@@ -6,8 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lora_inspect.codecs import CODECS, plain, plain_fp8, scale_weight, storing
-from lora_inspect.codecs.descriptions import FORMAT, FORMATS_KEY, MARKER
-from lora_inspect.codecs.record import Codec, Found, Layout, NotRead, UnknownCodec
+from lora_inspect.codecs.record import FORMAT, FORMATS_KEY, MARKER, Codec, Found, Layout, NotRead, UnknownCodec
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint

@@ -6,7 +6,7 @@ Those that a codec can read come from its own table; of the others only the name
 from collections.abc import Collection, Iterable, Mapping
 
 from lora_inspect.codecs import setting_names
-from lora_inspect.codecs.descriptions import MARKER
+from lora_inspect.codecs.record import MARKER
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
 
