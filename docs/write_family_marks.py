@@ -13,10 +13,7 @@ from textwrap import fill
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lora_inspect.architectures import (
-    every,  # noqa: E402
-    marks_of,  # noqa: E402
-)
+from lora_inspect.architectures import every, marks_of  # noqa: E402
 
 TABLE = ROOT / "lora_inspect" / "architectures" / "family_marks.py"
 HEAD = '''"""What is known of families without their files, written by `python docs/write_family_marks.py`."""

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fft
-
 from lora_inspect.maths.products import by_rows
 
 
@@ -22,6 +20,8 @@ class InverseTransform:
     @classmethod
     def of(cls, values: Any, at: tuple[Any, Any], shape: tuple[int, int]) -> "InverseTransform":
         """F has the `values` (count,) at the rows and columns `at`, of which no two are the same, and is of `shape`."""
+        from torch import fft
+
         rows, columns = shape
         half = values.new_zeros(rows, columns // 2 + 1)
         for sign in (1, -1):
@@ -33,4 +33,6 @@ class InverseTransform:
 
     def __call__(self, first: int, last: int) -> Any:
         """The rows `first` to `last` of the result."""
+        from torch import fft
+
         return by_rows(lambda half: fft.irfft(half, n=self.columns, dim=1), self.half[first:last])

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from lora_inspect.maths.change import Blocks, Change
 from lora_inspect.maths.products import add_product
 
@@ -29,6 +27,8 @@ class Truncated(Change):
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
         """Finds the triples."""
+        import torch
+
         # What is not finite has no decomposition; it stays in the rows, which are refused for it.
         weight = torch.cat([rows.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for _, rows in blocks()])
         left, values, right = torch.linalg.svd(weight, full_matrices=False)

@@ -5,18 +5,19 @@ the filter of the rows and the other way round.
 """
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lora_inspect.maths.change import Change
 from lora_inspect.maths.entries import Scattered
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class _Axis:
     """Where the coefficients at positions `at` of an axis of `size` come out, and which of them are details."""
 
-    def __init__(self, at: Tensor, size: int, taps: int) -> None:
+    def __init__(self, at: "Tensor", size: int, taps: int) -> None:
         # The transform is of an even length, and loses what the filter reaches beyond the ends.
         self._size, self._lost = size, taps - 2
         length = size + self._lost + (size + self._lost) % 2
@@ -24,19 +25,21 @@ class _Axis:
         self.is_detail = at >= length // 2
         self._first = 2 * (at % (length // 2)) - self._lost
 
-    def tap(self, number: int) -> tuple[Tensor, Tensor]:
+    def tap(self, number: int) -> "tuple[Tensor, Tensor]":
         """The positions that a tap reaches, and which of them are there."""
         reached = self._first + number
         return reached, (reached >= 0) & (reached < self._size)
 
 
 def synthesis(
-    values: Tensor, at: tuple[Tensor, Tensor], shape: tuple[int, int], lowpass: Sequence[float], scale: float
+    values: "Tensor", at: "tuple[Tensor, Tensor]", shape: tuple[int, int], lowpass: Sequence[float], scale: float
 ) -> Change:
     """Adds scale · the inverse transform of the `values` (count,) at the rows and columns `at` of a weight of `shape`.
 
     The filter `lowpass` is that of the synthesis; the other one has its taps turned round, with alternating signs.
     """
+    import torch
+
     taps = range(len(lowpass))
     highpass = [(-1) ** tap * lowpass[-1 - tap] for tap in taps]
     down, across = _Axis(at[0], shape[0], len(lowpass)), _Axis(at[1], shape[1], len(lowpass))
