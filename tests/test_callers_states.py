@@ -10,7 +10,7 @@ from callers_states import EVERY, in_each
 from safetensors.torch import save_file
 
 import lora_inspect
-from lora_inspect.maths.torch_state import whole_products
+from lora_inspect.maths.torch_threads import whole_products
 
 pytestmark = pytest.mark.numeric
 OUT, IN, RANK, BLOCKS = 24, 16, 4, 2

@@ -41,7 +41,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...], first: int = 0) -> str | Non
 
 def change(tensors: Tensors, scale: float, alpha: float | None, first: int = 0) -> "Change":
     """scale · w1 ⊗ w2 from its row `first` on."""
-    from lora_inspect.maths.on_rows import OnRows
+    from lora_inspect.maths.change import OnRows
 
     rows, *_ = lokr.weight_shape({role: tuple(tensor.shape) for role, tensor in tensors.items()})
     return OnRows(lokr.change(tensors, scale, alpha), ((0, rows - first, first),))

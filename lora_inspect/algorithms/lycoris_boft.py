@@ -51,9 +51,8 @@ def together(shapes: Shapes) -> int:
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """The stages of rotations of rows."""
-    from lora_inspect.maths.butterfly import Butterfly, alternating
-    from lora_inspect.maths.gains import ROWS
-    from lora_inspect.maths.rotation import cayley
+    from lora_inspect.maths.entries import ROWS
+    from lora_inspect.maths.rotation import Butterfly, alternating, cayley
 
     gain = tensors.get("rescale")
     blocks = cayley(oft.skew(tensors["blocks"], alpha))

@@ -119,7 +119,7 @@ def per_expert(up: Any, down: Any) -> tuple[Any, Any]:
 
 def change_of_experts(tensors: Tensors, scale: float, alpha: float | None, turned: bool) -> "Change":
     """The products of all experts, below each other; those of the transposed matrices where they are `turned`."""
-    from lora_inspect.maths.expert_products import ExpertProducts
+    from lora_inspect.maths.change import ExpertProducts
 
     up, down = per_expert(tensors["up"], tensors["down"])
     if turned:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lora_inspect.errors import LoraInspectError, of_system
-from lora_inspect.maths.torch_state import whole_products
+from lora_inspect.maths.torch_threads import whole_products
 
 __all__ = ["LoraInspectError", "in_a_sentence"]
 

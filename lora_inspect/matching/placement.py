@@ -84,8 +84,7 @@ class Placed(NamedTuple):
 
     def residual(self) -> "Change":
         """What takes the part out of the target that was moved into the factors, once it has seen the target."""
-        from lora_inspect.maths.initial_factors import orthogonal_factors, principal_factors
-        from lora_inspect.maths.residual import Residual
+        from lora_inspect.maths.residual import Residual, orthogonal_factors, principal_factors
 
         rank = self.contribution.known_rank
         if self.contribution.residual == PISSA:
@@ -94,7 +93,7 @@ class Placed(NamedTuple):
         return self._on_target(Residual(partial(orthogonal_factors, rank=rank), self.contribution.known_scale))
 
     def _on_target(self, change: "Change") -> "Change":
-        from lora_inspect.maths.on_rows import OnBlock, OnRows
+        from lora_inspect.maths.change import OnBlock, OnRows
 
         place = self.place
         if place.runs:

@@ -2,11 +2,20 @@
 
 A weight is a matrix (out, columns) here, where the columns of a convolution are in·kernel. Changes keep no state
 between calls, so that rows may come in any blocks and in any order. Written with tensor methods alone.
+
+Changes of a part of a weight: of some of its rows or columns, or of one of several weights below each other.
+
+Tensor methods alone.
+
+Several changes of one weight, one after another, while its rows go by.
+
+The change of a layer of all experts of a mixture: one product of factors an expert.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
+from itertools import pairwise
 from math import lcm
 from operator import add
 from typing import Any, Protocol, runtime_checkable
@@ -217,3 +226,208 @@ class Transposed(Change):
     def _turned(self, blocks: Blocks) -> Iterator[tuple[int, Any]]:
         for _, rows in blocks():
             yield 0, rows.transpose(0, 1).contiguous()
+
+
+@dataclass(frozen=True, slots=True)
+class OnRows(Change):
+    """`change` on some rows of another weight: each of the `runs` (start, stop, source) are its rows from `source` on.
+
+    Serves a slice of a fused weight, the part of a fused adapter that one of several weights gets, and rows in another
+    order. A change with groups of rows, or one that needs all of them at once, has to find them in one run.
+    """
+
+    change: Change
+    runs: tuple[tuple[int, int, int], ...]
+
+    @property
+    def together(self) -> int:
+        """That of the change, where its groups begin and end at multiples of it in the other weight as well."""
+        own = self.change.together
+        return own if own and not any(edge % own for run in self.runs for edge in run) else 0
+
+    def settled(self, blocks: Blocks, multiplier: float) -> Change:
+        """The change settles on its own rows."""
+        return replace(self, change=self.change.settled(partial(self._own_blocks, blocks), multiplier))
+
+    @property
+    def holds_all(self) -> bool:
+        """As the change."""
+        return holds_all(self.change)
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Folds into those of the rows that are its own."""
+        for own_first, own in self._own(first, rows):
+            self.change.fold(own, own_first, multiplier)
+
+    def transposed(self) -> Change:
+        """A product of factors on columns; any other change of the whole weight, turned round."""
+        if not isinstance(self.change, LowRank) or self.change.together != 1:
+            return Transposed(self)
+        columns = [row for start, stop, _ in self.runs for row in range(start, stop)]
+        sources = [source + row - start for start, stop, source in self.runs for row in range(start, stop)]
+        own = replace(self.change, up=self.change.up[_evenly(sources)])
+        return OnColumns(own.transposed(), _evenly(columns))
+
+    def _own_blocks(self, blocks: Blocks) -> Iterator[tuple[int, Any]]:
+        for first, rows in blocks():
+            yield from self._own(first, rows)
+
+    def _own(self, first: int, rows: Any) -> Iterator[tuple[int, Any]]:
+        last = first + rows.shape[0]
+        for start, stop, source in self.runs:
+            begin, end = max(first, start), min(last, stop)
+            if begin < end:
+                yield begin - start + source, rows[begin - first : end - first]
+
+
+def _evenly(numbers: list[int]) -> slice | list[int]:
+    """The numbers as an index, which takes no copy where all of them lie equally far apart."""
+    steps = {after - before for before, after in pairwise(numbers)} or {1}
+    (step,) = steps if len(steps) == 1 else (0,)
+    return slice(numbers[0], numbers[-1] + 1, step) if step > 0 else numbers
+
+
+@dataclass(frozen=True, slots=True)
+class OnColumns(Change):
+    """`change` on those columns of a wider weight that an index picks; it needs nothing of the weight."""
+
+    change: Change
+    columns: slice | Sequence[int]
+
+    @property
+    def together(self) -> int:
+        """That of the change."""
+        return self.change.together
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Folds into its columns."""
+        own = rows[:, self.columns]
+        self.change.fold(own, first, multiplier)
+        rows[:, self.columns] = own
+
+
+@dataclass(frozen=True, slots=True)
+class OnBlock(Change):
+    """`change` on so many `rows` from `first` on of a tensor in which weights lie below each other."""
+
+    change: Change
+    first: int
+    rows: int
+
+    @property
+    def together(self) -> int:
+        """That of the change, where its groups begin and end at multiples of it in the tensor too; else its rows."""
+        own = self.change.together
+        return own if own and not (self.first % own or self.rows % own) else self.rows
+
+    def settled(self, blocks: Blocks, multiplier: float) -> Change:
+        """The change settles on its own rows."""
+        return replace(self, change=self.change.settled(partial(self._own_blocks, blocks), multiplier))
+
+    @property
+    def holds_all(self) -> bool:
+        """As the change."""
+        return holds_all(self.change)
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Folds into those of the rows that are its own."""
+        for own_first, own in self._own_blocks(lambda: iter([(first, rows)])):
+            self.change.fold(own, own_first, multiplier)
+
+    def _own_blocks(self, blocks: Blocks) -> Iterator[tuple[int, Any]]:
+        for first, rows in blocks():
+            begin, end = max(first, self.first), min(first + rows.shape[0], self.first + self.rows)
+            if begin < end:
+                yield begin - self.first, rows[begin - first : end - first]
+
+
+# A change, and the multiplier that it is folded with.
+Link = tuple[Change, float]
+# Reads the weight in blocks of rows that begin and end at multiples of a number; 0 is for one block.
+Read = Callable[[int], Iterator[tuple[int, Any]]]
+
+
+@runtime_checkable
+class SharedRead(Protocol):
+    """A way to read a weight that several threads can go together."""
+
+    def __call__(self, together: int) -> Iterator[tuple[int, Any]]:
+        """As all of them: one block after the other, in this thread."""
+
+    def total(self, together: int, measure: Measure) -> Any:
+        """The sum of what `measure` makes of each block, in the order of the blocks; None where there is none."""
+
+
+class Behind:
+    """The weight as settled `links` leave it, in blocks that keep `together` rows as well."""
+
+    def __init__(self, links: Sequence[Link], read: Read, together: int = 1) -> None:
+        self._links, self._read = links, read
+        self._together = lcm(together, together_in(links))
+
+    def __call__(self) -> Iterator[tuple[int, Any]]:
+        """(first row, rows), one block after the other."""
+        for first, rows in self._read(self._together):
+            fold_all(self._links, rows, first)
+            yield first, rows
+
+    def total(self, measure: Measure) -> Any:
+        """The sum of what `measure` makes of each block, in the order of the blocks; None where there is none."""
+
+        def behind(first: int, rows: Any) -> Any:
+            fold_all(self._links, rows, first)
+            return measure(first, rows)
+
+        if isinstance(self._read, SharedRead):
+            return self._read.total(self._together, behind)
+        return total(lambda: self._read(self._together), behind)
+
+
+def settled(links: Sequence[Link], read: Read) -> list[Link]:
+    """The changes, each once it has seen the weight as those before it leave it."""
+    done: list[Link] = []
+    for change, multiplier in links:
+        done.append((change.settled(Behind(tuple(done), read, change.together), multiplier), multiplier))
+    return done
+
+
+def folded(links: Sequence[Link], read: Read, together: int = 1) -> Iterator[tuple[int, Any]]:
+    """(first row, rows) of the weight with settled changes in it, in blocks that keep `together` rows as well."""
+    return Behind(links, read, together)()
+
+
+def fold_all(links: Sequence[Link], rows: Any, first: int) -> None:
+    """Folds settled changes into rows of the weight, in place, one after the other."""
+    for change, multiplier in links:
+        change.fold(rows, first, multiplier)
+
+
+def together_in(links: Sequence[Link]) -> int:
+    """How many rows belong together for all of them; 0 is for all rows."""
+    return lcm(*(change.together for change, _ in links))
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertProducts(Change):
+    """W_e + multiplier · scale · up_e @ down_e, where expert e has the rows from e·out on of W, (experts·out, columns).
+
+    `up` is (experts, out, rank) and `down` (experts, rank, columns).
+    """
+
+    up: Any
+    down: Any
+    scale: float
+    together: int = 1
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Adds to the rows of each expert those of its product."""
+        for expert, begin, end in self._of_experts(first, first + rows.shape[0]):
+            start = expert * self.up.shape[1]
+            up = self.up[expert, begin - start : end - start]
+            add_product(rows[begin - first : end - first], up * (self.scale * multiplier), self.down[expert])
+
+    def _of_experts(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """(expert, its first row, the row behind its last one) among the rows `first` to `last`."""
+        out = self.up.shape[1]
+        for expert in range(first // out, -(-last // out)):
+            yield expert, max(first, expert * out), min(last, (expert + 1) * out)

@@ -3,6 +3,10 @@
 The mean of what is written is the number itself, so that changes which are smaller than the distance between two
 numbers are kept on average, where rounding to the nearest loses them; the price is noise. What is drawn for an entry
 depends on the seed, the name of its weight and its place there alone: blocks may come in any size and order.
+
+How far apart the numbers of an element type lie, and of which type the numbers of a tensor are.
+
+Which numbers of a type may have become a rounded one when a known change was added to them.
 """
 
 from functools import lru_cache, partial
@@ -11,7 +15,64 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
-from lora_inspect.maths.spacing import spacing
+from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.maths.tensors import STORED_DTYPES
+
+
+class Grid(NamedTuple):
+    """The numbers of a type: bits of the mantissa behind the point, and the exponent of the least normal number.
+
+    Whole numbers are as far apart as the numbers below that exponent are.
+    """
+
+    bits: int
+    least: int
+
+
+GRIDS = {
+    "F64": Grid(52, -1022),
+    "F32": Grid(23, -126),
+    "F16": Grid(10, -14),
+    "BF16": Grid(7, -126),
+    "F8_E4M3": Grid(3, -6),
+    "F8_E5M2": Grid(2, -14),
+    "I8": Grid(7, 7),
+}
+# The variance of what rounding adds to a number, in squares of the distance between two numbers: that of a number
+# anywhere between them.
+ROUNDING = 1 / 12
+# What values of a finer type are looked for, the coarsest first: a merge in half precision is often saved as F32.
+_COARSER = ("BF16", "F16", "F32")
+_EXPONENTS = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
+
+
+def spacing(values: Tensor, dtype: str) -> Tensor:
+    """The distance between the numbers of `dtype` at each of the finite `values`, which are float32 or float64."""
+    whole, mask = _EXPONENTS[values.dtype]
+    grid = GRIDS[dtype]
+    powers = (values.contiguous().view(whole) & mask).view(values.dtype)
+    return powers.clamp_(min=2.0**grid.least).mul_(2.0**-grid.bits)
+
+
+def rounded(values: Tensor, dtype: str) -> Tensor:
+    """The values in `dtype`, which none of them leaves: what is too large becomes the largest number."""
+    if dtype == "I8":
+        return values.round().clamp_(-128, 127)
+    stored = STORED_DTYPES[dtype]
+    largest = torch.finfo(stored).max
+    return values.clamp(-largest, largest).to(stored).to(values.dtype)
+
+
+def grid_of(values: Tensor, dtype: str) -> str:
+    """The coarsest type that holds all of the finite `values`, which are stored in `dtype`."""
+    for coarser in _COARSER:
+        if GRIDS[coarser].bits >= GRIDS[dtype].bits:
+            break
+        # Most tensors show in their first row that they need their own type.
+        if all(torch.equal(rounded(part, coarser), part) for part in (values[:1], values)):
+            return coarser
+    return dtype
+
 
 # Of each draw of 16 bits the grids take so many, which float32 still tells apart at their largest numbers, and a half
 # of the last one: codes times a scale are not quite on the grid, and must stay where they are.
@@ -94,3 +155,67 @@ def _counted(count: int) -> Tensor:
 def _signed(number: int) -> int:
     """The number of 32 bits, the highest of which is a sign."""
     return (number + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
+# The whole numbers that have as many bits as a type, and the lowest of them.
+_BITS = {2: (torch.int16, -(1 << 15)), 4: (torch.int32, -(1 << 31)), 8: (torch.int64, -(1 << 63))}
+_LARGEST = torch.finfo(torch.float64).max
+
+
+class Preimages(NamedTuple):
+    """The numbers of a type within intervals.
+
+    `values` are the nearest to their middles. Where `proved` there is no other one; where `impossible` there is none
+    at all. A zero has no sign here.
+    """
+
+    values: Tensor
+    proved: Tensor
+    impossible: Tensor
+
+
+def preimages(low: Tensor, high: Tensor, dtype: torch.dtype) -> Preimages:
+    """The numbers of a type from `low` to `high`, which are in float64 and within it."""
+    # What is infinite lies in no interval.
+    most, least = high.clamp(max=_LARGEST), low.clamp(min=-_LARGEST)
+
+    def is_within(at: Tensor) -> Tensor:
+        number = _number(at, dtype).double()
+        return (number >= least).logical_and_(number <= most)
+
+    # The middle may be rounded twice, and so to the number next to the nearest one.
+    nearest = _ordered((low + high).div_(2).to(dtype))
+    own, before, behind = is_within(nearest), is_within(nearest - 1), is_within(nearest + 1)
+    others = before | behind
+    impossible = (own | others).logical_not_()
+    # Mostly the nearest number is within.
+    if (~own).logical_and_(others).any():
+        nearest = nearest + ((behind & ~own).to(nearest.dtype) - (before & ~own & ~behind).to(nearest.dtype))
+    return Preimages(_number(nearest, dtype), own.logical_and_(others.logical_not_()), impossible)
+
+
+def rounding_interval(rounded: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the greatest number, in float64, that is rounded to each; both may also be rounded away from it."""
+    own, at = rounded.double(), _ordered(rounded)
+    before, behind = (_number(at + step, rounded.dtype).double() for step in (-1, 1))
+    if not (before.sum() + behind.sum()).isfinite():
+        # Beyond the largest number of the type all is infinite from half a step on.
+        before = torch.where(before.isfinite(), before, 2 * own - behind)
+        behind = torch.where(behind.isfinite(), behind, 2 * own - before)
+    return before.add_(own).div_(2), behind.add_(own).div_(2)
+
+
+def _ordered(numbers: Tensor) -> Tensor:
+    """The numbers as whole ones in their order, one for each; both zeros are 0."""
+    whole, lowest = _BITS[numbers.element_size()]
+    bits = numbers.contiguous().view(whole)
+    # All ones where there is a sign: what is taken apart by that and less than it is the negative number.
+    sign = bits >> (8 * numbers.element_size() - 1)
+    return bits.bitwise_and(~lowest).bitwise_xor_(sign).sub_(sign)
+
+
+def _number(ordered: Tensor, dtype: torch.dtype) -> Tensor:
+    """The inverse."""
+    _, lowest = _BITS[ordered.element_size()]
+    sign = ordered >> (8 * ordered.element_size() - 1)
+    return (ordered ^ sign).sub_(sign).bitwise_or_(sign.bitwise_and_(lowest)).view(dtype)

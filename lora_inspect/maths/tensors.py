@@ -1,5 +1,13 @@
-"""Tensors of a checkpoint as torch tensors: a whole one, or a few rows into memory that is used again."""
+"""Tensors of a checkpoint as torch tensors: a whole one, or a few rows into memory that is used again.
 
+fp8 codes as float32, equal to torch's casts, which take up to ten times as long on a processor; and the way back.
+
+The bits of a code are moved to where a half-precision number has them; processors widen those by themselves.
+
+A weight to try changes on that depend on one: any size, read in any blocks, and never held whole.
+"""
+
+import math
 from collections.abc import Callable, Iterator
 from math import gcd, lcm
 from typing import Any
@@ -10,8 +18,39 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.maths.fp8 import FP8_DTYPES, narrow, widen
 from lora_inspect.maths.products import ROWS_AT_ONCE
+
+# How far the bits are moved to the left, and which of them stay: the sign is moved with the others and once more alone.
+_MOVES = {torch.float8_e4m3fn: (7, ~0x4000), torch.float8_e5m2: (8, ~0)}
+# E4M3 has the bias 7 where half precision has 15, and NaN where that has 1.875: in all bits but the sign.
+_BIAS, _NAN = 2.0**8, 0x7F
+
+
+# The types whose numbers these are.
+FP8_DTYPES = frozenset(_MOVES)
+
+
+def widen(codes: torch.Tensor, into: torch.Tensor) -> None:
+    """Writes the numbers that the fp8 `codes` stand for `into` a float32 tensor of their shape."""
+    distance, kept = _MOVES[codes.dtype]
+    bits = codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(distance).bitwise_and_(kept)
+    into.copy_(bits.view(torch.float16))
+    if codes.dtype == torch.float8_e5m2:
+        return
+    into.mul_(_BIAS)
+    sizes = codes.view(torch.uint8).bitwise_and(_NAN)
+    if codes.numel() and sizes.max() == _NAN:
+        into.masked_fill_(sizes == _NAN, math.nan)
+
+
+def narrow(numbers: torch.Tensor, into: torch.Tensor) -> None:
+    """Writes the nearest codes of `numbers`, to even where two are as near, `into` an fp8 tensor of their shape.
+
+    What is larger than the largest code becomes that; the numbers are changed. NaN stays so.
+    """
+    largest = torch.finfo(into.dtype).max
+    into.copy_(numbers.clamp_(-largest, largest))
+
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WHOLE_DTYPES = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
@@ -297,3 +336,33 @@ def first_overflow(values: torch.Tensor, rounded: torch.Tensor) -> Any:
         return None
     lost = values[torch.isfinite(values) & ~torch.isfinite(rounded)]
     return lost[0].item() if lost.numel() else None
+
+
+# A prime: rows begin at different numbers until there are as many rows as this.
+_ROWS, _STEP = 4099, 1021
+_SEED = 0
+
+
+class SampleWeight:
+    """(rows, columns) in float64, of zeros, or of numbers of which rows are pieces of one row of normal ones."""
+
+    def __init__(self, rows: int, columns: int, is_zero: bool, elements: int = 1 << 20) -> None:
+        self._rows, self._columns, self._elements = rows, columns, elements
+        count = columns + _ROWS
+        generator = torch.Generator(device="cpu").manual_seed(_SEED)
+        self._numbers: torch.Tensor | None = None
+        if not is_zero:
+            self._numbers = torch.randn(count, generator=generator, dtype=torch.float64, device="cpu")
+
+    def read(self, together: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first row, new rows) for all of it, in blocks of a multiple of `together` rows; 0 is for all at once."""
+        group = together or max(self._rows, 1)
+        count = max(group, self._elements // max(self._columns, 1) // group * group)
+        for first in range(0, self._rows, count):
+            yield first, self._block(first, min(first + count, self._rows))
+
+    def _block(self, first: int, last: int) -> torch.Tensor:
+        if self._numbers is None:
+            return torch.zeros(last - first, self._columns, dtype=torch.float64, device="cpu")
+        starts = torch.arange(first, last, dtype=torch.long, device="cpu") * _STEP % _ROWS
+        return self._numbers.unfold(0, self._columns, 1)[starts]

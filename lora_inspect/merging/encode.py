@@ -11,7 +11,7 @@ from lora_inspect.merging.fold_chain import Fold
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lora_inspect.maths.kept_sums import KeptSums, Look
+    from lora_inspect.maths.retained_share import KeptSums, Look
     from lora_inspect.maths.rounding import StochasticRounding
     from lora_inspect.maths.tensors import RowBlocks
 

@@ -16,8 +16,7 @@ from lora_inspect.reading.model.contribution import Contribution
 if TYPE_CHECKING:
     import torch
 
-    from lora_inspect.maths.chain import Link, Read
-    from lora_inspect.maths.change import Change
+    from lora_inspect.maths.change import Change, Link, Read
     from lora_inspect.maths.tensors import Decode, RowBlocks
     from lora_inspect.merging.factor_reader import FactorReader
 
@@ -53,7 +52,7 @@ class LinkReader:
 
         `read` reads the weight of the base; `rule` is the rule for DoRA, None for the file's own.
         """
-        from lora_inspect.maths.chain import settled
+        from lora_inspect.maths.change import settled
 
         if fold.placed.has_residual:
             yield from settled([(fold.placed.residual(), 1.0)], read)

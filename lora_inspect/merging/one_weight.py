@@ -12,9 +12,8 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import Writer
-from lora_inspect.maths.chain import Link, fold_all, settled, together_in
-from lora_inspect.maths.change import Measure, holds_all
-from lora_inspect.maths.kept_sums import KeptSums, both
+from lora_inspect.maths.change import Link, Measure, fold_all, holds_all, settled, together_in
+from lora_inspect.maths.retained_share import KeptSums, both
 from lora_inspect.maths.tensors import TORCH_DTYPES, Cut, Decode, bytes_in, cut
 from lora_inspect.merging.encode import Encoder, Witness
 from lora_inspect.merging.factor_reader import FactorReader

@@ -16,8 +16,7 @@ from lora_inspect.merging.working import working_type
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lora_inspect.maths.kept_sums import KeptSums, Look
-    from lora_inspect.maths.retained_share import Kept
+    from lora_inspect.maths.retained_share import Kept, KeptSums, Look
 
 
 class WeightWitness:
@@ -36,7 +35,7 @@ class WeightWitness:
 
     def look(self, rows: "Tensor", first: int) -> "Look | None":
         """Looks at a block that nothing is folded into yet; None where it has no row that is looked at."""
-        from lora_inspect.maths.kept_sums import Look
+        from lora_inspect.maths.retained_share import Look
 
         spans = looked_rows(self._rows, first, len(rows)) if self.is_sampled else [(first, first + len(rows))]
         return Look(spans, rows, first, len(self.adapters)) if spans else None
@@ -112,8 +111,7 @@ class Keeping:
 
 def kept_of(adapters: Sequence[str], seen: Iterable[SeenWeight]) -> list[KeptAdapter]:
     """How much is kept of each of the `adapters`, by their paths, in all weights that were seen."""
-    from lora_inspect.maths.retained_share import nothing_kept
-    from lora_inspect.maths.untold_shares import REASONS
+    from lora_inspect.maths.retained_share import REASONS, nothing_kept
 
     whole = nothing_kept(len(adapters))
     worst: list[tuple[KeptWeight, ...]] = [()] * len(adapters)

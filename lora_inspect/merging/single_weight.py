@@ -15,7 +15,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.orientation import covered_shape
 from lora_inspect.matching.placement import Place, Placed
-from lora_inspect.maths.chain import folded, settled
+from lora_inspect.maths.change import folded, settled
 from lora_inspect.maths.dora import INPUT
 from lora_inspect.maths.tensors import RowBlocks, first_non_finite
 from lora_inspect.merging.factor_reader import FactorReader

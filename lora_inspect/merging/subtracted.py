@@ -16,7 +16,7 @@ from torch import Tensor
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.change import Change
-from lora_inspect.maths.preimages import preimages, rounding_interval
+from lora_inspect.maths.rounding import preimages, rounding_interval
 from lora_inspect.maths.tensors import TORCH_DTYPES, Cut, cut
 from lora_inspect.merging.factor_reader import FactorReader
 from lora_inspect.merging.fold_chain import Fold

@@ -146,7 +146,7 @@ def _result(
     absent: list[str],
     swapped: bool,
 ) -> VerifyResult:
-    from lora_inspect.maths.untold_shares import NOT_FINITE
+    from lora_inspect.maths.retained_share import NOT_FINITE
     from lora_inspect.verifying.findings import SWAPPED, about_alike, about_models, about_shares, about_weights
     from lora_inspect.verifying.shares import pooled
     from lora_inspect.verifying.told import MISSING, OPPOSITE, told_of

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.maths.untold_shares import ALIKE, NO_CHANGE, NOT_FINITE, REASONS
+from lora_inspect.maths.retained_share import ALIKE, NO_CHANGE, NOT_FINITE, REASONS
 from lora_inspect.sentences import listed, some
 from lora_inspect.verifying.causes import fitting
 from lora_inspect.verifying.measure import Weighed

@@ -7,7 +7,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.maths.chain import Link, settled
+from lora_inspect.maths.change import Link, settled
 from lora_inspect.maths.tensors import RowBlocks
 from lora_inspect.merging.factor_reader import FactorReader
 from lora_inspect.merging.fold_chain import Fold, LinkReader, no_numbers_of_a_change

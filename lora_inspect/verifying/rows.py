@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.maths.untold_shares import SIGMAS
+from lora_inspect.maths.retained_share import SIGMAS
 from lora_inspect.verifying.shares import Shares, left_over
 from lora_inspect.verifying.sums import Sums
 from lora_inspect.verifying.terms import Part, Ranges, Term

@@ -15,8 +15,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from lora_inspect.maths.least_squares import solved, standard_errors
-from lora_inspect.maths.untold_shares import NOT_FINITE, SIGMAS, why_untold
+from lora_inspect.maths.low_rank import solved, standard_errors
+from lora_inspect.maths.retained_share import NOT_FINITE, SIGMAS, why_untold
 from lora_inspect.verifying.sums import Sums
 
 # A share may be so far from 1 by what programs round beside the weight: factors, products and scales in bfloat16 are

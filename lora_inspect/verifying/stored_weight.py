@@ -8,7 +8,7 @@ from torch import Tensor
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.maths.spacing import GRIDS, ROUNDING, grid_of, rounded, spacing
+from lora_inspect.maths.rounding import GRIDS, ROUNDING, grid_of, rounded, spacing
 from lora_inspect.maths.tensors import RowBlocks
 from lora_inspect.reading.base.base_codecs import CodedWeight
 from lora_inspect.reading.base.decoder import decoder

@@ -7,8 +7,8 @@ from math import lcm
 import torch
 from torch import Tensor
 
-from lora_inspect.maths.chain import Link
-from lora_inspect.maths.spacing import GRIDS, ROUNDING
+from lora_inspect.maths.change import Link
+from lora_inspect.maths.rounding import GRIDS, ROUNDING
 from lora_inspect.maths.tensors import first_non_finite
 from lora_inspect.verifying.stored_weight import StoredRows, StoredWeight
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lora_inspect.maths.torch_state import whole_products
+from lora_inspect.maths.torch_threads import whole_products
 
 from ..files.saving import check_dtype
 from ..kernels.base_weight import is_plain, is_sharded, storage_of, true_weight

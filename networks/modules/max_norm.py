@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lora_inspect.maths.torch_state import whole_products
+from lora_inspect.maths.torch_threads import whole_products
 
 from .adapter_module import AdapterModule
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lora_inspect.maths.change import Change
-from lora_inspect.maths.torch_state import whole_products
+from lora_inspect.maths.torch_threads import whole_products
 
 from ..files import reading
 from ..kernels.base_weight import is_plain, storage_of

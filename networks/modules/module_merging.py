@@ -8,9 +8,8 @@ from torch import Tensor
 
 from lora_inspect.algorithms import lora
 from lora_inspect.maths import dora
-from lora_inspect.maths.change import Change, LowRank
+from lora_inspect.maths.change import Change, LowRank, OnRows
 from lora_inspect.maths.dora_fold import DecomposedRows, Magnitude
-from lora_inspect.maths.on_rows import OnRows
 from lora_inspect.maths.scaling import scale_of
 
 from ..files.stored_alpha import read_alpha

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lora_inspect.maths.initial_factors import principal_factors
+from lora_inspect.maths.residual import principal_factors
 from lora_inspect.maths.scaling import alpha_growth
 
 from ..arguments import PISSA, pissa_iterations

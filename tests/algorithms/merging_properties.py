@@ -9,7 +9,7 @@ from row_dependent_products import backwards, row_dependent_products, term_by_te
 from lora_inspect import open_adapter
 from lora_inspect.algorithms.record import SEEN
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.maths.chain import folded, settled
+from lora_inspect.maths.change import folded, settled
 from lora_inspect.maths.dora import INPUT
 from lora_inspect.merging.single_weight import needs_weight
 from lora_inspect.ops.merge import MergeOptions, plan_merge

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from lora_inspect.maths.butterfly import Butterfly, alternating, half_blocks
-from lora_inspect.maths.gains import COLUMNS, ROWS
-from lora_inspect.maths.rotation import cayley
+from lora_inspect.maths.entries import COLUMNS, ROWS
+from lora_inspect.maths.rotation import Butterfly, alternating, cayley, half_blocks
 
 pytestmark = pytest.mark.numeric
 STAGES, COUNT, SIZE = 2, 6, 4

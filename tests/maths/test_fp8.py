@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lora_inspect.files.safetensors.dtypes import decode_number
-from lora_inspect.maths.fp8 import narrow, widen
+from lora_inspect.maths.tensors import narrow, widen
 
 pytestmark = pytest.mark.numeric
 

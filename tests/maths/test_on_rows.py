@@ -7,10 +7,8 @@ from hypothesis import strategies as st
 
 from lora_inspect.architectures.rows import INPUTS, Interleaved, Runs, Stacked, Swapped
 from lora_inspect.maths import dora
-from lora_inspect.maths.chain import folded, settled
-from lora_inspect.maths.change import LowRank
+from lora_inspect.maths.change import LowRank, OnBlock, OnRows, folded, settled
 from lora_inspect.maths.dora_fold import DecomposedColumns, DecomposedRows, Magnitude
-from lora_inspect.maths.on_rows import OnBlock, OnRows
 
 pytestmark = pytest.mark.numeric
 

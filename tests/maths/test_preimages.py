@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_inspect.maths.preimages import preimages, rounding_interval
+from lora_inspect.maths.rounding import preimages, rounding_interval
 
 pytestmark = pytest.mark.numeric
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_inspect.maths.product_distance import Product, distance
+from lora_inspect.maths.low_rank import Product, distance
 
 pytestmark = pytest.mark.numeric
 

@@ -5,11 +5,9 @@ import torch
 from row_dependent_products import backwards, rounded_once, row_dependent_products, term_by_term
 
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.maths.change import LowRank, Transposed
+from lora_inspect.maths.change import ExpertProducts, LowRank, OnBlock, OnColumns, OnRows, Transposed
 from lora_inspect.maths.dora import SPELLINGS
 from lora_inspect.maths.dora_fold import DecomposedColumns, DecomposedRows, magnitude_of
-from lora_inspect.maths.expert_products import ExpertProducts
-from lora_inspect.maths.on_rows import OnBlock, OnColumns, OnRows
 from lora_inspect.maths.products import ROWS_AT_ONCE, add_product, by_rows, product
 from lora_inspect.maths.tensors import cut
 

@@ -6,11 +6,18 @@ import pytest
 import torch
 from adapters import drawn
 
-from lora_inspect.maths.kept_sums import Look, both
 from lora_inspect.maths.looked_rows import looked_rows
-from lora_inspect.maths.retained_share import KeptShare, kept_in, nothing_kept
+from lora_inspect.maths.retained_share import (
+    ALIKE,
+    NO_CHANGE,
+    ROUNDED_AWAY,
+    KeptShare,
+    Look,
+    both,
+    kept_in,
+    nothing_kept,
+)
 from lora_inspect.maths.tensors import STORED_DTYPES
-from lora_inspect.maths.untold_shares import ALIKE, NO_CHANGE, ROUNDED_AWAY
 
 pytestmark = pytest.mark.numeric
 GRIDS = ["F16", "BF16", "F8_E4M3", "F8_E5M2"]

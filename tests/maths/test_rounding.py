@@ -6,8 +6,7 @@ import pytest
 import torch
 from adapters import drawn
 
-from lora_inspect.maths.rounding import ROUNDED, StochasticRounding
-from lora_inspect.maths.spacing import spacing
+from lora_inspect.maths.rounding import ROUNDED, StochasticRounding, spacing
 from lora_inspect.maths.tensors import STORED_DTYPES
 
 pytestmark = pytest.mark.numeric

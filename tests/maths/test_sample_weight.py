@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_inspect.maths.sample_weight import SampleWeight
+from lora_inspect.maths.tensors import SampleWeight
 
 pytestmark = pytest.mark.numeric
 

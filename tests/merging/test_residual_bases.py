@@ -14,7 +14,7 @@ from lora_inspect.architectures.rows import Runs
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.placement import Place, Placed
-from lora_inspect.maths.chain import folded, settled
+from lora_inspect.maths.change import folded, settled
 from lora_inspect.merging import fold
 from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.residual_bases import check_residual

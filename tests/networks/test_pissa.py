@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.maths.initial_factors import principal_factors
+from lora_inspect.maths.residual import principal_factors
 from lora_inspect.ops import merge as merge_command
 from lora_inspect.reading.adapter import read_adapter
 from networks import lora

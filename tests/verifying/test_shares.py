@@ -4,7 +4,7 @@ import pytest
 import torch
 from adapters import drawn
 
-from lora_inspect.maths.untold_shares import ALIKE, NO_CHANGE, ROUNDED_AWAY
+from lora_inspect.maths.retained_share import ALIKE, NO_CHANGE, ROUNDED_AWAY
 from lora_inspect.verifying.shares import left_over, pooled, shares_in
 from lora_inspect.verifying.sums import Sums
 

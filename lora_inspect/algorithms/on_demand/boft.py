@@ -44,9 +44,8 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """The stages of rotations of inputs, and the factor of each output."""
-    from lora_inspect.maths.butterfly import Butterfly, half_blocks
-    from lora_inspect.maths.gains import COLUMNS
-    from lora_inspect.maths.rotation import cayley
+    from lora_inspect.maths.entries import COLUMNS
+    from lora_inspect.maths.rotation import Butterfly, cayley, half_blocks
 
     stored = tensors["blocks"]
     blocks = cayley((stored.transpose(2, 3) - stored) / 2)

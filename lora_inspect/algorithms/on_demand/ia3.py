@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
-from lora_inspect.maths.gains import COLUMNS, ROWS
+from lora_inspect.maths.entries import COLUMNS, ROWS
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change
@@ -56,7 +56,7 @@ def misfit_of_bias(shapes: Shapes, bias: tuple[int, ...]) -> str | None:
 
 def change(tensors: Tensors, scale: float, alpha: float | None, axis: int = ROWS) -> "Change":
     """The gains along an axis."""
-    from lora_inspect.maths.gains import Gains
+    from lora_inspect.maths.entries import Gains
 
     return Gains(tensors["gains"].flatten(), axis)
 

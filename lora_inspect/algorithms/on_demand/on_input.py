@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lora_inspect.algorithms.on_demand.ia3 import misfit
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
-from lora_inspect.maths.gains import COLUMNS, ROWS
+from lora_inspect.maths.entries import COLUMNS, ROWS
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change
@@ -27,7 +27,7 @@ def check(shapes: Shapes) -> str | None:
 
 def _change(tensors: Tensors, scale: float, alpha: float | None, axis: int = ROWS) -> "Change":
     """The gains along an axis, as what a weight is multiplied by."""
-    from lora_inspect.maths.gains import Gains
+    from lora_inspect.maths.entries import Gains
 
     return Gains(1 + tensors["gains"].flatten(), axis)
 

@@ -15,12 +15,9 @@ from lora_inspect.converting.steps.change_norm import lost_share
 from lora_inspect.converting.target.thin_rank import thin_rank
 from lora_inspect.files.hashes import are_same_bytes
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.maths.chain import folded, settled
-from lora_inspect.maths.change import Change, added
-from lora_inspect.maths.on_rows import OnRows
-from lora_inspect.maths.product_distance import Distance, Product, distance
-from lora_inspect.maths.sample_weight import SampleWeight
-from lora_inspect.maths.tensors import load_whole
+from lora_inspect.maths.change import Change, OnRows, added, folded, settled
+from lora_inspect.maths.low_rank import Distance, Product, distance
+from lora_inspect.maths.tensors import SampleWeight, load_whole
 from lora_inspect.reading.model.contribution import Contribution
 
 # (first row, row behind the last one, first row of the term) of neighbouring rows in the module.

@@ -8,8 +8,8 @@ import torch
 from lora_inspect.algorithms import mlx
 from lora_inspect.converting.output.compared import FactorCache
 from lora_inspect.converting.target.target_layout import Destination, OneLayer
+from lora_inspect.maths.low_rank import Distance, Product, distance
 from lora_inspect.maths.packed_factors import per_expert
-from lora_inspect.maths.product_distance import Distance, Product, distance
 from lora_inspect.reading.model.contribution import Contribution
 
 

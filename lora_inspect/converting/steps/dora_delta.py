@@ -11,8 +11,7 @@ from lora_inspect.converting.steps.scaled_factors import read_factor
 from lora_inspect.converting.steps.taken_rows import few_rows, in_rows
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.matching.placement import Place, Placed
-from lora_inspect.maths.chain import folded, settled
-from lora_inspect.maths.change import Change
+from lora_inspect.maths.change import Change, folded, settled
 from lora_inspect.maths.low_rank import Approximation, approximate
 from lora_inspect.maths.tensors import first_non_finite, load, load_whole
 from lora_inspect.reading.model.contribution import Contribution

@@ -23,8 +23,7 @@ from lora_inspect.converting.target.thin_changes import is_kernel_open
 from lora_inspect.converting.target.thin_rank import thin_rank
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.safetensors.writer import TensorPlan
-from lora_inspect.maths.low_rank import approximate
-from lora_inspect.maths.product_distance import Product, distance
+from lora_inspect.maths.low_rank import Product, approximate, distance
 from lora_inspect.maths.tensors import load_whole
 
 # A change that is built whole takes 8 bytes an element: 8 GB at most.

@@ -15,7 +15,7 @@ from lora_inspect.converting.steps.dora_delta import module_change
 from lora_inspect.converting.steps.own_weight import BLOCK_ELEMENTS, own_weight
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.hashes import sha256
-from lora_inspect.maths.chain import folded, settled
+from lora_inspect.maths.change import folded, settled
 from lora_inspect.maths.dora import DoraSpelling
 from lora_inspect.maths.dora_fold import DecomposedRows, magnitude_of
 from lora_inspect.maths.tensors import first_non_finite

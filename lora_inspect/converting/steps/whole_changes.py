@@ -14,8 +14,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.matching.placement import Place, Placed
-from lora_inspect.maths.chain import settled
-from lora_inspect.maths.change import Change
+from lora_inspect.maths.change import Change, settled
 from lora_inspect.maths.tensors import RowBlocks, first_non_finite, load, load_whole
 from lora_inspect.reading.base.base_codecs import CodedWeight
 from lora_inspect.reading.base.decoder import decoder
