@@ -7,8 +7,8 @@ The rank that training left a module does not count: the divisor is the rank tha
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algorithms.config_fields import is_number
+from lora_inspect.algorithms.lora import flattened_other_than
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
-from lora_inspect.algorithms.weight_shapes import flattened_other_than
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algorithms import lora
 from lora_inspect.algorithms.config_fields import is_count
+from lora_inspect.algorithms.lora import other_than
 from lora_inspect.algorithms.record import Algorithm, Formula, Role, Shapes, Surroundings, Tensors
-from lora_inspect.algorithms.weight_shapes import other_than
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change

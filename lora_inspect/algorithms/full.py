@@ -7,8 +7,8 @@ parameter `modulation` of a block.
 
 from typing import TYPE_CHECKING
 
+from lora_inspect.algorithms.lora import other_than
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Formula, Shapes, Tensors
-from lora_inspect.algorithms.weight_shapes import other_than
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change

@@ -4,18 +4,19 @@ A mixes the inputs of a layer, at each place of a kernel alike. Since LyCORIS 3 
 A = a2 @ a1 and B = b2 @ b1, on Linear layers and 1x1 convolutions; which one it is the shapes tell. Source: the
 `GLoRAModule` of lycoris-lora 4.1 and 1.8. The scale is alpha/rank, as all readers have it: 2.2 multiplied by it twice
 in training, and `rs_lora`, which no tensor shows, is alpha/sqrt(rank).
+
+What is added to a weight that is a product with the weight itself. Tensor methods alone.
 """
 
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lora_inspect.algorithms.lora import contracted, other_than
 from lora_inspect.algorithms.record import Algorithm, Formula, Role, Shapes, Surroundings, Tensors
-from lora_inspect.algorithms.tucker import contracted
-from lora_inspect.algorithms.weight_shapes import other_than
 from lora_inspect.files.strict_json import parse_json
-
-if TYPE_CHECKING:
-    from lora_inspect.maths.change import Change
+from lora_inspect.maths.change import Blocks, Change
+from lora_inspect.maths.products import by_rows, product
 
 # (left, right, up, down): A = left @ right and B = up @ down.
 Products = tuple[Role, Role, Role, Role]
@@ -85,7 +86,6 @@ def _has_rs_lora(text: str) -> bool:
 
 def change(tensors: Tensors, scale: float, alpha: float | None, products: Products) -> "Change":
     """scale · (W · A + B)."""
-    from lora_inspect.maths.mixed_inputs import MixedInputs
 
     left, right, up, down = (tensors[role].flatten(1) for role in products)
     return MixedInputs(left, right, up, contracted(tensors["bm"], down) if "bm" in tensors else down, scale)
@@ -116,3 +116,31 @@ def _layout(name: str, title: str, products: Products) -> Algorithm:
 
 
 ALGORITHMS = (_layout("glora", "GLoRA", _NEW), _layout("old_glora", "GLoRA of LyCORIS before 3", _OLD))
+
+
+@dataclass(frozen=True, slots=True)
+class MixedInputs(Change):
+    """W + multiplier · scale · (W · left @ right + up @ down).
+
+    `left` (in, rank) and `right` (rank, in) mix the inputs at each place of a kernel alike; `up` is (out, rank) and
+    `down` (rank, in·kernel).
+    """
+
+    left: Any
+    right: Any
+    up: Any
+    down: Any
+    scale: float
+    together: int = 1
+
+    def settled(self, blocks: Blocks, multiplier: float) -> Change:
+        """Needs nothing of the weight but the rows that are folded."""
+        return self
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Adds both products' rows."""
+        by_place = rows.reshape(rows.shape[0], self.left.shape[0], -1).transpose(1, 2)
+        mixed = by_rows(lambda own: own @ self.left @ self.right, by_place.flatten(0, 1))
+        mixed = mixed.view(by_place.shape).transpose(1, 2).reshape(rows.shape)
+        added = mixed + product(self.up[first : first + rows.shape[0]], self.down)
+        rows.add_(added * (self.scale * multiplier))

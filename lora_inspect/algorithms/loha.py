@@ -11,9 +11,8 @@ methods alone.
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.algorithms.lora import contracted, other_than_told
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
-from lora_inspect.algorithms.tucker import contracted
-from lora_inspect.algorithms.weight_shapes import other_than_told
 from lora_inspect.maths.products import product, row_wise
 from lora_inspect.maths.scaling import scale_of
 

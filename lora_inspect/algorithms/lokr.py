@@ -18,9 +18,8 @@ from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.algorithms.lora import contracted, other_than_told
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
-from lora_inspect.algorithms.tucker import contracted
-from lora_inspect.algorithms.weight_shapes import other_than_told
 from lora_inspect.maths.scaling import scale_of
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from lora_inspect.algorithms import lokr
+from lora_inspect.algorithms.lora import other_than_told
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
-from lora_inspect.algorithms.weight_shapes import other_than_told
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change

@@ -2,17 +2,56 @@
 
 delta = scale · up @ down, with down as (rank, in·kernel). Sources: Hu et al. 2021; for the Tucker form the
 `rebuild_tucker` of lycoris-lora.
+
+The core of a Tucker decomposition, which holds the kernel between two thin factors. Tensor methods alone.
+
+Source: the `rebuild_tucker` of lycoris-lora.
+
+How the shape that factors change is compared with the shape of a weight.
 """
 
 from collections.abc import Mapping
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
-from lora_inspect.algorithms.tucker import contracted
-from lora_inspect.algorithms.weight_shapes import other_than
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change
+
+
+def contracted(core: Any, inputs: Any) -> Any:
+    """(p, in·kernel) of a `core` (p, q, *kernel) and `inputs` (q, in): Σ_q core[p, q, x] · inputs[q, i] at (p, i·x)."""
+    core = core.reshape(core.shape[0], inputs.shape[0], -1)
+    return (core.transpose(1, 2) @ inputs).transpose(1, 2).reshape(core.shape[0], -1)
+
+
+def other_than(changed: tuple[int, ...], weight: tuple[int, ...]) -> str | None:
+    """What is changed where that is not a weight of this shape; a 1x1 convolution is a Linear."""
+    if _without_ones(changed) == _without_ones(weight):
+        return None
+    return f"changes a weight of {list(changed)}"
+
+
+def flattened_other_than(rows: int, columns: int, weight: tuple[int, ...]) -> str | None:
+    """The same for factors that tell (out, in·kernel) alone."""
+    if (rows, columns) == (weight[0], prod(weight[1:])):
+        return None
+    return f"changes a weight of {rows} rows and {columns} columns"
+
+
+def other_than_told(changed: tuple[int, ...], weight: tuple[int, ...]) -> str | None:
+    """The same for factors that tell the kernel or, with two dimensions, (out, in·kernel) alone."""
+    return flattened_other_than(*changed, weight) if len(changed) == 2 else other_than(changed, weight)
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Out and in features and the kernel without trailing ones."""
+    end = len(shape)
+    while end > 2 and shape[end - 1] == 1:
+        end -= 1
+    return shape[:end]
+
 
 # What PEFT's MonteCLoRA and VeLoRA keep for further training: the one samples around the factors only then, the other
 # saves memory in the backward pass.

@@ -15,8 +15,8 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algorithms import lora, lora_embedding
+from lora_inspect.algorithms.lora import other_than
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
-from lora_inspect.algorithms.weight_shapes import other_than
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change

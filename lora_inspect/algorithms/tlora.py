@@ -5,15 +5,16 @@ does not hold where it began: LyCORIS takes the largest ones of the weight that 
 `use_data_init` were in training, so that Wᵣ is the best approximation of W of that rank. The scale is alpha/rank. On a
 larger kernel than 1 its 1x1 kernels take steps and margins of the layer's own, which no weight does. Source: the
 `TLoraModule` of lycoris-lora 4.1, without its mask of timesteps.
+
+What is added to a weight in the place of its own largest singular directions.
 """
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
+from lora_inspect.algorithms.lora import other_than
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
-from lora_inspect.algorithms.weight_shapes import other_than
-
-if TYPE_CHECKING:
-    from lora_inspect.maths.change import Change
+from lora_inspect.maths.change import Blocks, Change, LowRank, Transposed
 
 
 def check(shapes: Shapes) -> str | None:
@@ -43,7 +44,6 @@ def rank(shapes: Shapes) -> int:
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """The product beside the weight's own largest part."""
-    from lora_inspect.maths.principal import BesidePrincipal
 
     return BesidePrincipal(tensors["p"].flatten(1) * tensors["values"], tensors["q"].flatten(1), scale)
 
@@ -60,3 +60,48 @@ ALGORITHM = Algorithm(
     formula=Formula(check, shape, misfit, rank, change, together=lambda shapes: shapes["p"][0]),
     multiplies=True,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class BesidePrincipal(Change):
+    """W + multiplier · scale · (up @ down - Wᵣ), where Wᵣ is the best approximation of W that has the rank of the pair.
+
+    `up` is (out, rank) and `down` (rank, columns). Wᵣ is computed from all of W, which takes as long as its singular
+    value decomposition; where its singular values do not fall after the rank it is no single one.
+    """
+
+    up: Any
+    down: Any
+    scale: float
+
+    @property
+    def together(self) -> int:
+        """All rows, which the decomposition is of."""
+        rows: int = self.up.shape[0]
+        return rows
+
+    @property
+    def holds_all(self) -> bool:
+        """The decomposition is of all rows."""
+        return True
+
+    def settled(self, blocks: Blocks, multiplier: float) -> Change:
+        """The change with the weight's own part in it."""
+        import torch
+
+        weight = torch.cat([rows for _, rows in blocks()])
+        if not weight.isfinite().all():
+            # Such a weight has no singular values, and what is folded into it is not finite either.
+            return LowRank(self.up * float("nan"), self.down, self.scale)
+        left, values, right = torch.linalg.svd(weight, full_matrices=False)
+        rank = self.down.shape[0]
+        up = torch.cat((self.up, -left[:, :rank] * values[:rank]), dim=1)
+        return LowRank(up, torch.cat((self.down, right[:rank])), self.scale)
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Raises ValueError: what is added depends on the whole weight."""
+        raise ValueError("the weight's own singular directions are not known yet")
+
+    def transposed(self) -> Change:
+        """The change of the weight turned round."""
+        return Transposed(self)

@@ -1,6 +1,6 @@
 """Whether a base weight can take a change: the codec that it is stored in, and its shape."""
 
-from lora_inspect.algorithms.weight_shapes import other_than
+from lora_inspect.algorithms.lora import other_than
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.orientation import covered_shape

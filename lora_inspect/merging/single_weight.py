@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from lora_inspect.algorithms.weight_shapes import other_than
+from lora_inspect.algorithms.lora import other_than
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.safetensors.header import TensorInfo

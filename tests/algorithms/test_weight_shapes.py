@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_inspect.algorithms.weight_shapes import flattened_other_than, other_than, other_than_told
+from lora_inspect.algorithms.lora import flattened_other_than, other_than, other_than_told
 
 
 @pytest.mark.parametrize(

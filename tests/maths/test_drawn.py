@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_inspect.maths.drawn import first_drawn
+from lora_inspect.algorithms.drawn_entries import first_drawn
 
 
 @pytest.mark.parametrize("seed", [0, 777, -1, 2**63 + 1, 2**64 - 1, -(2**63)])

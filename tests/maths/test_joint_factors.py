@@ -5,7 +5,7 @@ import pytest
 import torch
 from adapters import drawn
 
-from lora_inspect.maths.joint_factors import Basis
+from lora_inspect.algorithms.on_demand.frod import Basis
 
 SIZE = 6
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from lora_inspect.algorithms.kasa import Truncated
 from lora_inspect.files.safetensors.header import read_header
 from lora_inspect.maths.change import Both, LowRank, OnBlock, OnRows, Replaced, Transposed
 from lora_inspect.maths.dora_fold import DecomposedColumns, DecomposedRows, Magnitude
 from lora_inspect.maths.residual import Residual
 from lora_inspect.maths.tensors import RowBlocks, cut
-from lora_inspect.maths.truncated import Truncated
 
 
 @pytest.fixture

@@ -5,16 +5,17 @@ decomposition for "qr", with LAPACK's signs, and for "relu" Q is P itself and S 
 (r, in), and there is none for `para`. The scale is alpha/r, or 1 where the config's alpha is none or 0. PEFT computes
 in float32, in its forward as in its merge; here it is the type that weights are folded in. It has no strengths. Source:
 the `DeftLayer` of PEFT 0.21.
+
+Parts of a weight that are taken out and put in anew along given directions. Tensor methods alone.
 """
 
+from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_inspect.algorithms.config_fields import is_number, is_switch, read_fields
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
-
-if TYPE_CHECKING:
-    from lora_inspect.maths.change import Change
+from lora_inspect.maths.change import Blocks, Change, LowRank, summed_products
 
 
 def check(shapes: Shapes) -> str | None:
@@ -62,8 +63,6 @@ def change(tensors: Tensors, scale: float, alpha: float | None, *, by_qr: bool, 
     """The exchange of what the weight has along the directions."""
     from torch import linalg
 
-    from lora_inspect.maths.reprojected import Reprojected
-
     left = tensors["directions"]
     taken = left.clamp(min=0.0)
     if by_qr:
@@ -86,3 +85,25 @@ ALGORITHM = Algorithm(
     peft_type="DEFT",
     settings=settings,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Reprojected(Change):
+    """W' = W + multiplier · left @ (put - takenᵀ @ W), with left and taken (out, rank) and put (rank, columns).
+
+    A `put` of None puts nothing in.
+    """
+
+    left: Any
+    taken: Any
+    put: Any
+    together: int = 1
+
+    def settled(self, blocks: Blocks, multiplier: float) -> Change:
+        """The product of what is known of the weight then."""
+        found = summed_products(self.taken.transpose(0, 1), blocks)
+        return LowRank(self.left, -found if self.put is None else self.put - found, 1.0)
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Raises ValueError: it has to see the whole weight before."""
+        raise ValueError("a part of a weight is not known before all of its rows are seen")

@@ -8,8 +8,8 @@ and the `DeloraLayer` of PEFT 0.21.
 
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.algorithms.lora import other_than
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
-from lora_inspect.algorithms.weight_shapes import other_than
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change

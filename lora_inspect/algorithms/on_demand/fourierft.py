@@ -4,14 +4,18 @@ W' = W + scaling · Re(ifft2(F)) with the numbers of `fourierft_spectrum` in F (
 stored: PEFT draws it by the `random_loc_seed` of its `adapter_config.json`, the same for all layers of one shape. It
 computes in float32, in its forward as in its merge; here it is the type that weights are folded in. PEFT has no
 strengths for it. Sources: Gao et al. 2024, and the `FourierFTLayer` of PEFT 0.21, whose draw is that of 0.14.
+
+The real part of a two-dimensional inverse Fourier transform of few real numbers, by blocks of rows.
 """
 
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algorithms.config_fields import is_number, is_seed, read_fields
 from lora_inspect.algorithms.drawn_entries import misfit
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
+from lora_inspect.maths.products import by_rows
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change
@@ -38,9 +42,8 @@ def change(
     weight: tuple[int, ...],
 ) -> "Change":
     """The transform of what is stored, at the entries of the seed."""
+    from lora_inspect.algorithms.drawn_entries import drawn_places
     from lora_inspect.maths.change import Additive
-    from lora_inspect.maths.drawn import drawn_places
-    from lora_inspect.maths.fourier import InverseTransform
 
     spectrum, shape = tensors["spectrum"], (weight[0], prod(weight[1:]))
     at = drawn_places(len(spectrum), shape, random_loc_seed)
@@ -60,3 +63,35 @@ ALGORITHM = Algorithm(
     peft_type="FOURIERFT",
     settings=settings,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class InverseTransform:
+    """Re(ifft2(F)) for a real F (rows, `columns`), of which the one along the rows' axis is taken already.
+
+    Of F and its mirror image (F[u, v] + F[-u, -v]) / 2 the real parts are the same, and the image's transform is real:
+    so that half of the columns are enough. `half` is (rows, columns // 2 + 1), complex.
+    """
+
+    half: Any
+    columns: int
+
+    @classmethod
+    def of(cls, values: Any, at: tuple[Any, Any], shape: tuple[int, int]) -> "InverseTransform":
+        """F has the `values` (count,) at the rows and columns `at`, of which no two are the same, and is of `shape`."""
+        from torch import fft
+
+        rows, columns = shape
+        half = values.new_zeros(rows, columns // 2 + 1)
+        for sign in (1, -1):
+            row, column = (sign * at[0]) % rows, (sign * at[1]) % columns
+            inside = column < half.shape[1]
+            half.index_put_((row[inside], column[inside]), values[inside] / 2, accumulate=True)
+        # Which way round it lies in memory decides how rows of it are transformed.
+        return cls(fft.ifft(half, dim=0).contiguous(), columns)
+
+    def __call__(self, first: int, last: int) -> Any:
+        """The rows `first` to `last` of the result."""
+        from torch import fft
+
+        return by_rows(lambda half: fft.irfft(half, n=self.columns, dim=1), self.half[first:last])

@@ -3,17 +3,17 @@
 Each of the five paths is a product `Xd` @ `Xu`, a vector `X` with a number for each output (of C for each input), a
 single number `X`, or nothing, for which PEFT writes `zeros`. W and b are those of the base. PEFT has no strengths for
 it. Sources: Chavan et al. 2023; the `GloraLayer` of PEFT.
+
+A weight of which each entry is multiplied and moved. Tensor methods alone.
 """
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 from lora_inspect.algorithms.record import SEEN, Algorithm, Formula, Shapes, Surroundings, Tensors
+from lora_inspect.maths.change import Change
 from lora_inspect.maths.products import product
-
-if TYPE_CHECKING:
-    from lora_inspect.maths.change import Change
-    from lora_inspect.maths.scaled_and_moved import Rows
 
 _OF_WEIGHT, _OF_BIAS = ("A", "B"), ("C", "D", "E")
 _PARTS = ("Xd", "Xu", "X", "zeros")
@@ -104,7 +104,6 @@ def outside(tensors: Tensors, weight: tuple[int, ...]) -> str | None:
 
 def _path(name: str, tensors: Tensors) -> "tuple[Rows, ...]":
     """What a path makes, as rows of a matrix; nothing for zeros."""
-    from lora_inspect.maths.scaled_and_moved import of_matrix, of_product
 
     if f"{name}.Xd" in tensors:
         return (of_product(tensors[f"{name}.Xd"], tensors[f"{name}.Xu"]),)
@@ -113,7 +112,6 @@ def _path(name: str, tensors: Tensors) -> "tuple[Rows, ...]":
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """W ⊙ A + B."""
-    from lora_inspect.maths.scaled_and_moved import ScaledAndMoved
 
     return ScaledAndMoved(_path("A", tensors), _path("B", tensors))
 
@@ -130,7 +128,6 @@ def seen(tensors: Tensors, blocks: Iterable[tuple[int, Any]]) -> Any:
 
 def change_of_bias(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """b ⊙ D + E + W C, as a matrix of one column."""
-    from lora_inspect.maths.scaled_and_moved import ScaledAndMoved, of_matrix
 
     mixed = tensors[SEEN]
     terms = (*_path("E", tensors), *(() if mixed is None else (of_matrix(mixed),)))
@@ -169,3 +166,36 @@ _WITH_BIAS = ALGORITHM._replace(
     ),
     needs_bias=True,
 )
+
+
+# The rows `first` to `last` of a matrix, which may have one row or one column for all.
+Rows = Callable[[int, int], Any]
+
+
+def of_matrix(matrix: Any) -> Rows:
+    """The rows of a matrix (out or 1, columns or 1)."""
+    return lambda first, last: matrix if matrix.shape[0] == 1 else matrix[first:last]
+
+
+def of_product(up: Any, down: Any) -> Rows:
+    """The rows of up @ down, with up (out, rank) and down (rank, columns)."""
+    return lambda first, last: product(up[first:last], down)
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledAndMoved(Change):
+    """W + W ⊙ factors + terms, each the sum of the given matrices. There is no multiplier but 1."""
+
+    factors: tuple[Rows, ...]
+    terms: tuple[Rows, ...]
+    together: int = 1
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Multiplies and moves; raises ValueError for a multiplier that means nothing."""
+        if multiplier != 1:
+            raise ValueError(f"a weight is scaled and moved or not, which a multiplier of {multiplier:g} does not say")
+        last = first + rows.shape[0]
+        if self.factors:
+            rows.mul_(1 + sum(factor(first, last) for factor in self.factors))
+        for term in self.terms:
+            rows.add_(term(first, last))

@@ -10,8 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algorithms.config_fields import is_number, read_fields
+from lora_inspect.algorithms.lora import other_than
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
-from lora_inspect.algorithms.weight_shapes import other_than
 from lora_inspect.maths.products import product
 
 if TYPE_CHECKING:

@@ -2,17 +2,18 @@
 
 The columns of `hra_u` (in·kernel, count) are the vectors u, whose lengths do not count. With `apply_GS` they are made
 orthonormal first, W' = W · (I - 2UUᵀ). PEFT has no strengths for it. Sources: Yuan et al. 2024; the `HRALayer` of PEFT.
+
+Products of Householder reflections of the columns of a weight. Tensor methods alone.
 """
 
+from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_inspect.algorithms.config_fields import is_switch, read_fields
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
-
-if TYPE_CHECKING:
-    from lora_inspect.maths.change import Change
-
+from lora_inspect.maths.change import Change
+from lora_inspect.maths.products import by_rows
 
 # So many are taken together without asking whether that is many for a layer; they make a square matrix.
 _MOST_VECTORS = 1 << 12
@@ -53,7 +54,6 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, apply_GS: bool) -> "Change":
     """The reflections of the columns, one after another; all at once where they are orthonormal."""
-    from lora_inspect.maths.reflection import ReflectedColumns, couplings, orthonormal, unit
 
     vectors = tensors["vectors"]
     if apply_GS:
@@ -77,3 +77,47 @@ ALGORITHM = Algorithm(
     peft_type="HRA",
     settings=settings,
 )
+
+
+def unit(vectors: Any) -> Any:
+    """The columns of `vectors` (columns, count) with length 1; one of zeros has no direction and becomes NaN."""
+    return vectors / vectors.norm(dim=0)
+
+
+def orthonormal(vectors: Any) -> Any:
+    """The columns of `vectors` (columns, count) made orthonormal from left to right, by modified Gram-Schmidt."""
+    left = vectors.clone()
+    for at in range(left.shape[1]):
+        left[:, at] = left[:, at] / left[:, at].norm()
+        own = left[:, at : at + 1]
+        left[:, at + 1 :] -= own @ (own.transpose(0, 1) @ left[:, at + 1 :])
+    return left
+
+
+def couplings(units: Any) -> Any:
+    """T (count, count) with (I - 2u₁u₁ᵀ)(I - 2u₂u₂ᵀ)… = I - U T Uᵀ for unit vectors U (columns, count).
+
+    It is upper triangular. Source: Schreiber and Van Loan 1989, the compact WY form.
+    """
+    angles = units.transpose(0, 1) @ units
+    coupled = angles.new_zeros(angles.shape)
+    for at in range(angles.shape[0]):
+        coupled[:at, at : at + 1] = -2.0 * coupled[:at, :at] @ angles[:at, at : at + 1]
+        coupled[at, at] = 2.0
+    return coupled
+
+
+@dataclass(frozen=True, slots=True)
+class ReflectedColumns(Change):
+    """W' = W - W U T Uᵀ, with the vectors U (columns, count) and T (count, count). There is no multiplier but 1."""
+
+    vectors: Any
+    coupled: Any
+    together: int = 1
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Reflects each row; raises ValueError for a multiplier that means nothing."""
+        if multiplier != 1:
+            raise ValueError(f"a weight is reflected or not, which a multiplier of {multiplier:g} does not say")
+        turned = self.vectors.transpose(0, 1)
+        rows.sub_(by_rows(lambda own: own @ self.vectors @ self.coupled @ turned, rows))

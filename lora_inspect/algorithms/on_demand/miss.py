@@ -5,16 +5,19 @@ also in a last one that is narrower; of `init_weights="mini"`, whose block (r, m
 it gets column i modulo mini_r. `init_weights="bat"` has a matrix (r, r) for each block of r rows, and each tile V of
 the weight becomes V + V @ B + B. Shapes tell the last one apart, and `adapter_config.json` the mini one. PEFT's forward
 and its merge are the same, and it has no strengths. Source: the `MissLayer` of PEFT 0.21, Kang & Yin 2024.
+
+Changes that every shard of a row's entries has in common, as MiSS makes them. Tensor methods alone.
+
+A shard is `rank` neighbouring columns of the weight. Source: Kang & Yin 2024 (MiSS, first called Bone).
 """
 
+from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
-
-if TYPE_CHECKING:
-    from lora_inspect.maths.change import Change
+from lora_inspect.maths.change import Change
 
 
 def check(shapes: Shapes) -> str | None:
@@ -53,7 +56,6 @@ def variant(around: Surroundings) -> Algorithm:
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """The block in every shard."""
-    from lora_inspect.maths.tiled import Tiled
 
     return Tiled(tensors["block"].transpose(0, 1).contiguous())
 
@@ -82,7 +84,6 @@ def misfit_of_bat(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 def change_of_bat(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """The tiles of each block of rows."""
-    from lora_inspect.maths.tiled import TurnedTiles
 
     return TurnedTiles(tensors["block"])
 
@@ -133,3 +134,47 @@ BAT = _of_peft(
 )
 # The first one that fits the shapes is taken, and says itself where it is another one.
 ALGORITHMS = (DEFAULT, MINI, BAT)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiled(Change):
+    """W + multiplier · delta, where delta[row, column] = tile[row % period, column % rank].
+
+    `tile` is (period, rank). A last shard that is narrower than the others gets the first columns of the tile.
+    """
+
+    tile: Any
+    together: int = 1
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Adds the tile to each shard of the rows."""
+        period, rank = self.tile.shape
+        own = self.tile[[row % period for row in range(first, first + rows.shape[0])]] * multiplier
+        whole = rows.shape[1] - rows.shape[1] % rank
+        rows[:, :whole].unflatten(1, (-1, rank)).add_(own.unsqueeze(1))
+        rows[:, whole:].add_(own[:, : rows.shape[1] - whole])
+
+
+@dataclass(frozen=True, slots=True)
+class TurnedTiles(Change):
+    """Each (rank, rank) tile V of the weight becomes V + multiplier · (V @ B + B), with one B for each block of rows.
+
+    `blocks` B are (out / rank, rank, rank).
+    """
+
+    blocks: Any
+
+    @property
+    def together(self) -> int:
+        """The rows of a block."""
+        size: int = self.blocks.shape[-1]
+        return size
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Changes whole blocks of rows."""
+        size, columns = self.together, rows.shape[1]
+        own = self.blocks[first // size : (first + rows.shape[0]) // size]
+        # (block, row, shard, column): the rows of a block and its shards are multiplied by the same matrix.
+        tiles = rows.reshape(own.shape[0], size, columns // size, size)
+        change = (tiles.flatten(1, 2) @ own).view_as(tiles) + own.unsqueeze(2)
+        rows.add_(change.reshape(rows.shape), alpha=multiplier)

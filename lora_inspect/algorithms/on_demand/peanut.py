@@ -3,17 +3,98 @@
 f takes each column of A W through `act_fn` and, of a `depth` above 0, through so many encoders and decoders with
 residual connections. What the network sees is the weight as the changes before it leave it. PEFT has no strengths for
 it. Sources: Zhong et al. 2024; the `PeanutLayer` of PEFT.
+
+A change that a small network makes of the weight itself: that of PEANuT. Tensor methods alone.
+
+Activation functions by the names that transformers gives them in `ACT2FN`. Tensor methods alone.
+
+Those with parameters or numbers of their own that may be set otherwise are not among them.
 """
 
-from math import prod
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import pi, prod, sqrt
+from typing import Any
 
 from lora_inspect.algorithms.config_fields import is_number, read_fields
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
-from lora_inspect.maths.activations import ACTIVATIONS
+from lora_inspect.maths.change import Blocks, Change, LowRank, Transposed, summed_products
 
-if TYPE_CHECKING:
-    from lora_inspect.maths.change import Change
+
+@dataclass(frozen=True, slots=True)
+class SeenByNetwork(Change):
+    """W + scale · B f(A W), with `down` A (r, out) and `up` B (out, r), and a network f of each column of A W.
+
+    f is `activation`, then as many `encoders` (r, r) and `decoders` (r, r) as there are, each with it after them; what
+    went into the last encoder is added to what comes out of the first decoder, and so on.
+    """
+
+    down: Any
+    up: Any
+    encoders: Sequence[Any]
+    decoders: Sequence[Any]
+    activation: Callable[[Any], Any]
+    scale: float
+    together: int = 1
+
+    def settled(self, blocks: Blocks, multiplier: float) -> Change:
+        """What the network makes of the whole weight, which is a product of thin matrices with B."""
+        hidden = self.activation(summed_products(self.down, blocks))
+        kept = []
+        for encoder in self.encoders:
+            kept.append(hidden)
+            hidden = self.activation(encoder @ hidden)
+        for decoder in self.decoders:
+            hidden = self.activation(decoder @ hidden) + kept.pop()
+        return LowRank(self.up, hidden, self.scale)
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Raises ValueError: it has to see the whole weight first."""
+        raise ValueError("the change is not settled yet")
+
+    def transposed(self) -> Change:
+        """The weight is turned round first."""
+        return Transposed(self)
+
+
+def _gelu(values: Any) -> Any:
+    """x · Φ(x)."""
+    return values * 0.5 * (1.0 + (values / sqrt(2.0)).erf())
+
+
+def _gelu_tanh(values: Any) -> Any:
+    """The approximation of x · Φ(x) by a hyperbolic tangent."""
+    return values * 0.5 * (1.0 + ((values + 0.044715 * values**3) * sqrt(2.0 / pi)).tanh())
+
+
+def _mish(values: Any) -> Any:
+    """x · tanh(log(1 + exp x))."""
+    return values * _softplus(values).tanh()
+
+
+def _softplus(values: Any) -> Any:
+    return values.clamp(min=0) + (-values.abs()).exp().log1p()
+
+
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "linear": lambda values: values,
+    "relu": lambda values: values.clamp(min=0),
+    "relu2": lambda values: values.clamp(min=0).square(),
+    "relu6": lambda values: values.clamp(min=0, max=6),
+    "leaky_relu": lambda values: values.clamp(min=0) + 0.01 * values.clamp(max=0),
+    "sigmoid": lambda values: values.sigmoid(),
+    "tanh": lambda values: values.tanh(),
+    "silu": lambda values: values * values.sigmoid(),
+    "swish": lambda values: values * values.sigmoid(),
+    "quick_gelu": lambda values: values * (1.702 * values).sigmoid(),
+    "gelu": _gelu,
+    "gelu_python": _gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "mish": _mish,
+}
+
 
 # No network that was trained is deeper; of one that is the config and the file do not agree.
 _DEEPEST = 16
@@ -76,7 +157,6 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, act_fn: str, scaling: float) -> "Change":
     """The network, which sees the weight when it is folded."""
-    from lora_inspect.maths.seen_weight import SeenByNetwork
 
     shapes = {role: tuple(tensor.shape) for role, tensor in tensors.items()}
     encoders, decoders = ([tensors[role] for role in _layers(side, shapes)] for side in _SIDES)

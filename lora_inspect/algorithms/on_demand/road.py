@@ -5,16 +5,17 @@ says how many outputs are a group, whose first half is paired with the second on
 there are: road_1 has one angle and one factor for each pair, road_2 for each output, and road_4 two for each output,
 one of them for its cosine and one for its sine. PEFT has no strengths for it. Sources: Liao et al. 2024; the
 `RoadLayer` of PEFT.
+
+Outputs of a layer turned and stretched in pairs. Tensor methods alone.
 """
 
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_inspect.algorithms.config_fields import is_count, read_fields
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
-
-if TYPE_CHECKING:
-    from lora_inspect.maths.change import Change
+from lora_inspect.maths.change import Change
 
 # How many outputs each number of a variant is for.
 _OUTPUTS = {"road_1": 2, "road_2": 1, "road_4": 0.5}
@@ -46,7 +47,6 @@ def misfit_of_bias(shapes: Shapes, bias: tuple[int, ...], *, variant: str) -> st
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, variant: str, group: int) -> "Change":
     """The turned pairs of outputs."""
-    from lora_inspect.maths.turned_pairs import TurnedPairs
 
     angles, factors = tensors["angles"], tensors["factors"]
     if variant == "road_4":
@@ -104,3 +104,28 @@ ALGORITHM = Algorithm(
     peft_type="ROAD",
     variant=variant,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class TurnedPairs(Change):
+    """Rows in pairs (x, y), each row becoming `own` times itself and `other` times the other one of its pair.
+
+    x' = own · x - other · y and y' = own · y + other · x, with numbers (out,) of each row's own. In each group of
+    `together` rows a row of the first half and the one so far behind it in the second half are a pair. There is no
+    multiplier but 1.
+    """
+
+    own: Any
+    other: Any
+    together: int
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Turns whole groups; raises ValueError for a multiplier that means nothing."""
+        if multiplier != 1:
+            raise ValueError(f"outputs are turned or not, which a multiplier of {multiplier:g} does not say")
+        last = first + rows.shape[0]
+        halves = rows.reshape(-1, 2, self.together // 2, rows.shape[1])
+        swapped = halves.flip(1)
+        swapped[:, 0] *= -1
+        own, other = self.own[first:last].unsqueeze(1), self.other[first:last].unsqueeze(1)
+        rows.copy_(rows * own + swapped.reshape(rows.shape) * other)

@@ -6,8 +6,8 @@ PEFT has no strength for it. Source: the `TinyLoraLayer` of PEFT.
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.algorithms.lora import other_than
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Shared, Surroundings, Tensors
-from lora_inspect.algorithms.weight_shapes import other_than
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change

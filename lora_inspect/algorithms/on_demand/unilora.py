@@ -5,8 +5,8 @@ PEFT has no strength for it. Source: the `UniLoraLayer` of PEFT.
 
 from typing import TYPE_CHECKING
 
+from lora_inspect.algorithms.lora import other_than
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Shared, Tensors
-from lora_inspect.algorithms.weight_shapes import other_than
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change

@@ -7,8 +7,8 @@ ones and all but the last of their weights are saved. PEFT has no strength for i
 
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.algorithms.lora import other_than
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Shared, Surroundings, Tensors
-from lora_inspect.algorithms.weight_shapes import other_than
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change

@@ -2,15 +2,17 @@
 
 Each module takes the first rows of B and columns of A that its layer has. PEFT has no strength for it. Sources:
 Kopiczko et al. 2024; the `VeraLayer` of PEFT.
+
+The first rows and columns of a product whose factors serve weights of several shapes.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Shared, Tensors
-
-if TYPE_CHECKING:
-    from lora_inspect.maths.change import Change
+from lora_inspect.maths.change import Change
+from lora_inspect.maths.products import add_product
 
 _NOT_SAVED = (
     "its projections were not saved (save_projection: false), and PEFT draws them anew for the widest layers of its "
@@ -34,7 +36,6 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """The product cut to the layer, whose rank is that of B; both vectors go into the copy of B that it takes."""
-    from lora_inspect.maths.leading import Leading
 
     b, d, projection = tensors["b"], tensors["d"], tensors["B"]
     rank = projection.shape[1]
@@ -78,3 +79,20 @@ def projected(name: str, title: str, halves: int) -> Algorithm:
 
 
 ALGORITHM = projected("vera", "VeRA", 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Leading(Change):
+    """W + multiplier · (up @ down) cut to the shape of W, with up (out or more, rank) and down (rank, in or more)."""
+
+    up: Any
+    down: Any
+    together: int = 1
+
+    def fold(self, rows: Any, first: int, multiplier: float) -> None:
+        """Adds the product's rows."""
+        add_product(rows, self.up[first : first + rows.shape[0]] * multiplier, self.down[:, : rows.shape[1]])
+
+    def transposed(self) -> Change:
+        """The factors change places."""
+        return Leading(self.down.transpose(0, 1), self.up.transpose(0, 1))
