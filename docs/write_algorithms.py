@@ -10,7 +10,7 @@ sys.path.insert(0, str(ROOT))
 from lora_inspect import algorithms  # noqa: E402
 from lora_inspect.algorithms.lora_experts import lora_experts  # noqa: E402
 from lora_inspect.algorithms.record import Algorithm  # noqa: E402
-from lora_inspect.reading.peft.weightless import METHODS  # noqa: E402
+from lora_inspect.reading.peft.unsupported import METHODS  # noqa: E402
 
 PAGE = ROOT / "docs" / "algorithms.md"
 HEAD = """# Every algorithm

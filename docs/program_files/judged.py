@@ -26,7 +26,7 @@ from lora_inspect.programs.verdict import (
     judge_each,
 )
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.paths import with_paths
+from lora_inspect.reading.identify import with_paths
 from program_files.folders import FOLDERS
 from program_files.kinds import KINDS, Kind
 from program_files.spellings import SPELLINGS, Spelling, spelled

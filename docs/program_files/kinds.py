@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lora_inspect.architectures.record import Architecture, Layout, is_parameter
 from lora_inspect.architectures.text_encoders import CLIP
-from lora_inspect.reading.scale.magnitude_norms import NORMS_KEY, NormsRecord
+from lora_inspect.reading.scale.dora_evidence import NORMS_KEY, NormsRecord
 from lora_inspect.schemes.record import Scheme
 from program_files.written import A_B, ALPHA, DOWN_UP, RANK, WIDTH, File, Modules, Shape, Tensors, layers, named, plain
 

@@ -13,8 +13,7 @@ from lora_inspect.architectures import by_name
 from lora_inspect.escape import shortened
 from lora_inspect.ops.info import as_json
 from lora_inspect.reading.file_info import FileInfo, inspect
-from lora_inspect.reading.model.evidence import Evidence
-from lora_inspect.reading.model.problem import Problem
+from lora_inspect.reading.model.evidence import Evidence, Problem
 from lora_inspect.sentences import counted
 
 _SHOWN = 3

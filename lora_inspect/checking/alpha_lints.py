@@ -11,8 +11,7 @@ from lora_inspect.files.safetensors.dtypes import decode_number
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.scaling import to_float32
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.reading.model.evidence import asked_alpha, network_args
-from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.model.evidence import Finding, asked_alpha, network_args
 from lora_inspect.sentences import counted, some
 
 _HALVES = ("F16", "BF16")

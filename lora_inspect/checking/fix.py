@@ -13,8 +13,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.safetensors.writer import in_file_order, write_contents
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.model.evidence import close
-from lora_inspect.reading.model.problem import Problem
+from lora_inspect.reading.model.evidence import Problem, close
 
 _HASHES = (hash_lints.STALE, hash_lints.EMPTY)
 

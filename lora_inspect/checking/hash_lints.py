@@ -19,7 +19,7 @@ from lora_inspect.files.hashes import (
 )
 from lora_inspect.files.safetensors.writer import Content, in_file_order, renamed
 from lora_inspect.progress import Progress, silent
-from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.model.evidence import Finding
 
 STALE, EMPTY = "hash-stale", "hash-empty"
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from lora_inspect.checking.subject import Subject
 from lora_inspect.escape import printable
 from lora_inspect.files.safetensors.dtypes import BITS
-from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.model.evidence import Finding
 from lora_inspect.sentences import counted, some
 
 # What a writer may leave for later changes of the metadata.

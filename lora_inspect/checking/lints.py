@@ -5,7 +5,7 @@ To add one is to add its rule here or to the lints of the tensors, and a file th
 
 from lora_inspect.checking import alpha_lints, hash_lints, header_lints, metadata_lints, module_lints
 from lora_inspect.checking.rule import Rule
-from lora_inspect.reading.model.problem import ERROR, NOTE, WARNING
+from lora_inspect.reading.model.evidence import ERROR, NOTE, WARNING
 
 _REWRITE = "Write the file anew, as --fix does; no tensor changes."
 _LOOKED_UP = "Programs and sites that look a file up by its hash find another one or none."

@@ -12,8 +12,7 @@ from lora_inspect.files.hashes import HASH_KEYS
 from lora_inspect.files.strict_json import parse_json
 from lora_inspect.reading.identify import described
 from lora_inspect.reading.metadata.output_metadata import one_or_several
-from lora_inspect.reading.model.evidence import close, network_args
-from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.model.evidence import Finding, close, network_args
 from lora_inspect.sentences import counted, listed, some
 
 DIM, ALPHA = "ss_network_dim", "ss_network_alpha"

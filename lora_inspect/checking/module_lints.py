@@ -10,7 +10,7 @@ from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.dora import INPUT, OUTPUT
 from lora_inspect.reading.model.contribution import Contribution
-from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.model.evidence import Finding
 from lora_inspect.sentences import counted, listed, some
 
 _MAGNITUDE = ".dora_scale"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from lora_inspect.checking.draft import Draft
 from lora_inspect.checking.subject import Subject
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.model.evidence import Finding
 
 Look = Callable[[Subject], Iterable[Finding]]
 # Changes the draft of the output, and says what it changed, a sentence each; nothing where nothing can be proved.

@@ -7,7 +7,7 @@ from lora_inspect.checking.lints import LINTS
 from lora_inspect.checking.reading_rules import READING_RULES
 from lora_inspect.checking.rule import Rule
 from lora_inspect.checking.subject import Subject
-from lora_inspect.reading.model.problem import ERROR, NOTE, WARNING, Problem
+from lora_inspect.reading.model.evidence import ERROR, NOTE, WARNING, Problem
 
 UNREADABLE = "unreadable"
 

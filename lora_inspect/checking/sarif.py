@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from lora_inspect.checking.rule import Rule
 from lora_inspect.checking.rules import RULES
-from lora_inspect.reading.model.problem import Problem
+from lora_inspect.reading.model.evidence import Problem
 from lora_inspect.stores.address import is_remote
 from lora_inspect.version import __version__
 

@@ -9,8 +9,8 @@ from lora_inspect.checking.header_shape import HeaderShape, header_shapes
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter, read_adapter
+from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.identify import adapter_candidates, base_candidates
-from lora_inspect.reading.kinds import ADAPTER, kind_of
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.settings import Settings
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from lora_inspect.checking.subject import Subject
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.model.contribution import Contribution
-from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.model.evidence import Finding
 from lora_inspect.sentences import counted, some
 
 # The roles of which one that is zero leaves no change, in the algorithms where that is so.

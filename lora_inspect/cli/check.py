@@ -16,7 +16,7 @@ from lora_inspect.cli.progress_bar import bar_below, percent
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.cli.verb import Verb
 from lora_inspect.files.discovery import stored_bytes
-from lora_inspect.reading.model.problem import SEVERITIES, WARNING
+from lora_inspect.reading.model.evidence import SEVERITIES, WARNING
 
 if TYPE_CHECKING:
     from lora_inspect.ops.check import CheckResult

@@ -9,7 +9,7 @@ from lora_inspect.cli import terminal
 from lora_inspect.cli.terminal import BOLD, DOUBTFUL, FAINT, PLAIN, RIGHT, WRONG, Piece, spelled
 from lora_inspect.cli.wrapped import wrapped
 from lora_inspect.escape import SENTENCE, shortened
-from lora_inspect.reading.model.problem import ERROR, NOTE, SEVERITIES, WARNING, Problem
+from lora_inspect.reading.model.evidence import ERROR, NOTE, SEVERITIES, WARNING, Problem
 from lora_inspect.sentences import counted, listed
 
 if TYPE_CHECKING:

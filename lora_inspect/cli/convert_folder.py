@@ -20,7 +20,7 @@ from lora_inspect.files.discovery import Mirrored, mirrored
 from lora_inspect.files.outputs import folder_of_outputs
 from lora_inspect.ops.convert import ConvertResult, convert_to_standard
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.kinds import ADAPTER, kind_of
+from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.stores.address import is_remote
 
 

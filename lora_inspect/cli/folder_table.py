@@ -8,7 +8,7 @@ from lora_inspect.cli.terminal import DOUBTFUL, FAINT, PLAIN, WRONG, Piece
 from lora_inspect.cli.wrapped import cut
 from lora_inspect.escape import width
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.reading.kinds import ADAPTER
+from lora_inspect.reading.file_info import ADAPTER
 from lora_inspect.scanning.scan_file import ScannedFile
 from lora_inspect.scanning.states import ANSWER, CONVERT, INFO_ONLY
 

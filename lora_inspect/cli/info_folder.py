@@ -20,7 +20,7 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import PEFT_WEIGHTS, set_of
 from lora_inspect.ops.info import as_json
 from lora_inspect.ops.scan import scan_files
-from lora_inspect.reading.kinds import ADAPTER, BASE, OTHER
+from lora_inspect.reading.file_info import ADAPTER, BASE, OTHER
 from lora_inspect.scanning.scan_file import Record, ScannedFile
 from lora_inspect.scanning.selection import sorting_key
 from lora_inspect.scanning.states import STATES

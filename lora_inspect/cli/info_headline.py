@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_inspect.maths.dora import OF_BASE
-from lora_inspect.reading.file_info import FileInfo
-from lora_inspect.reading.kinds import ADAPTER, BASE
+from lora_inspect.reading.file_info import ADAPTER, BASE, FileInfo
 from lora_inspect.sentences import listed, some
 
 # How many families or algorithms a line names.

@@ -14,7 +14,7 @@ from lora_inspect.ops.info import outlook_of
 from lora_inspect.programs.verdict import Verdict
 from lora_inspect.reading.file_info import FileInfo
 from lora_inspect.reading.metadata.provenance import noted_trigger
-from lora_inspect.reading.model.problem import ERROR, NOTE, WARNING
+from lora_inspect.reading.model.evidence import ERROR, NOTE, WARNING
 from lora_inspect.reading.model.settings import spell_argument
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY
 from lora_inspect.shell import command_line, operand

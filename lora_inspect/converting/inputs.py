@@ -9,10 +9,10 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.adapter import Adapter, read_adapter
-from lora_inspect.reading.base.base_weights import open_weights
-from lora_inspect.reading.components import chosen
-from lora_inspect.reading.kinds import ADAPTER, kind_of
+from lora_inspect.reading.base.base_codecs import open_weights
+from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.pipeline import chosen
 
 
 class Input(NamedTuple):

@@ -9,7 +9,7 @@ from lora_inspect.files.discovery import ADAPTER_CONFIG
 from lora_inspect.maths.dora import SPELLINGS
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY, is_peft_config
-from lora_inspect.reading.scale.trained_scales import TRAINED_SCALE
+from lora_inspect.reading.scale.scale_records import TRAINED_SCALE
 from lora_inspect.schemes.peft import PEFT
 
 if TYPE_CHECKING:

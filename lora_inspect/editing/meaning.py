@@ -11,12 +11,10 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.maths.dora import OF_BASE
 from lora_inspect.programs import CONSUMERS
 from lora_inspect.programs.verdict import judge_each
-from lora_inspect.reading.file_info import FileInfo, inspect_adapter
-from lora_inspect.reading.kinds import ADAPTER
+from lora_inspect.reading.file_info import ADAPTER, FileInfo, inspect_adapter
 from lora_inspect.reading.model.contribution import Contribution
-from lora_inspect.reading.model.evidence import RsloraReading
-from lora_inspect.reading.model.problem import ERROR
-from lora_inspect.reading.scale.magnitude_norms import NORMS_KEY
+from lora_inspect.reading.model.evidence import ERROR, RsloraReading
+from lora_inspect.reading.scale.dora_evidence import NORMS_KEY
 from lora_inspect.reading.scale.scale_records import FoldedScales
 from lora_inspect.sentences import listed
 

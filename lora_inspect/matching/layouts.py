@@ -7,7 +7,7 @@ from lora_inspect.architectures.detection import Detection
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base.gguf_layout import gguf_correspondence, has_header
+from lora_inspect.reading.base.model_config import gguf_correspondence, has_header
 from lora_inspect.reading.identify import (
     adapter_candidates,
     base_candidates,

@@ -15,8 +15,8 @@ from lora_inspect.matching.placement import Placed
 from lora_inspect.matching.target_weight import check_place
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_codecs import BaseCodecs
-from lora_inspect.reading.components import chosen
 from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.pipeline import chosen
 
 
 @dataclass(frozen=True, slots=True)

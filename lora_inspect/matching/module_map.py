@@ -11,7 +11,7 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_names import Found, NameTable
-from lora_inspect.reading.keys.written_paths import MODELS
+from lora_inspect.reading.keys.suffixes import MODELS
 from lora_inspect.reading.model.contribution import Module
 
 

@@ -12,7 +12,7 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.layouts import correspondence_of, families_of
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_names import is_weight, own_paths, path_of, without_roots
-from lora_inspect.reading.keys.written_paths import MODELS, Table, paths_of, table_of
+from lora_inspect.reading.keys.suffixes import MODELS, Table, paths_of, table_of
 from lora_inspect.reading.module_patterns import Called, ModuleNames, OpenNames
 from lora_inspect.schemes.record import ModuleName
 

@@ -11,7 +11,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.model.contribution import Contribution
-from lora_inspect.reading.peft.residual_init import PISSA
+from lora_inspect.reading.peft.residual_adapters import PISSA
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change

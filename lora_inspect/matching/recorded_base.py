@@ -6,7 +6,7 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.hashes import sha256
 from lora_inspect.maths.dora import OF_BASE
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.scale.magnitude_norms import norms_record
+from lora_inspect.reading.scale.dora_evidence import norms_record
 
 
 def other_base_notes(adapters: Iterable[Adapter], base: Checkpoint) -> list[str]:

@@ -9,8 +9,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.placement import Placed
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base.base_codecs import CodedWeight
-from lora_inspect.reading.base.decoder import decoder
+from lora_inspect.reading.base.base_codecs import CodedWeight, decoder
 from lora_inspect.reading.model.contribution import Contribution
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from lora_inspect.merging.storage import Asked, Storage, plan_storage
 from lora_inspect.merging.tied_head import check_tied
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.ambiguous_options import read_settled
-from lora_inspect.reading.base.base_weights import open_weights
+from lora_inspect.reading.base.base_codecs import open_weights
 from lora_inspect.reading.embeddings import in_words
-from lora_inspect.reading.kinds import ADAPTER, kind_of
+from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.model.settings import Settings
 
 

@@ -9,8 +9,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.merging.encode import Coded, Encoder
 from lora_inspect.merging.fold_chain import Fold
-from lora_inspect.reading.base.base_codecs import CodedWeight
-from lora_inspect.reading.base.decoder import prepared
+from lora_inspect.reading.base.base_codecs import CodedWeight, prepared
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.merging.fold_chain import Fold
-from lora_inspect.reading.peft.residual_init import OLORA
+from lora_inspect.reading.peft.residual_adapters import OLORA
 
 
 def check_residual(folds: Sequence[Fold], base: Checkpoint) -> None:

@@ -15,11 +15,10 @@ from lora_inspect.programs.record import Consumer
 from lora_inspect.programs.verdict import LOST, WRONG, Verdict, judge_each, needs_mending
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter, read_adapter
-from lora_inspect.reading.base.base_weights import open_weights
-from lora_inspect.reading.identify import adapter_candidates
-from lora_inspect.reading.kinds import ADAPTER, kind_of
+from lora_inspect.reading.base.base_codecs import open_weights
+from lora_inspect.reading.file_info import ADAPTER, kind_of
+from lora_inspect.reading.identify import adapter_candidates, with_paths
 from lora_inspect.reading.model.settings import Settings, spell_argument
-from lora_inspect.reading.paths import with_paths
 from lora_inspect.sentences import listed
 from lora_inspect.shell import operand
 

@@ -26,7 +26,7 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.metadata.output_metadata import HASHES, describe_file, standard_metadata
 from lora_inspect.reading.pipeline import EXPERT_KEY, pipeline_expert
-from lora_inspect.reading.scale.magnitude_norms import NORMS_KEY
+from lora_inspect.reading.scale.dora_evidence import NORMS_KEY
 
 if TYPE_CHECKING:
     from lora_inspect.converting.output.output_tensors import SpelledModule

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect.architectures.detection import Detection, settled_by
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.file_info import FileInfo, inspect_adapter
-from lora_inspect.reading.kinds import ADAPTER, BASE
-from lora_inspect.reading.metadata.provenance import MERGED_KEY, provenance
-from lora_inspect.reading.metadata.training_facts import training_facts
+from lora_inspect.reading.file_info import ADAPTER, BASE, FileInfo, inspect_adapter
+from lora_inspect.reading.metadata.provenance import MERGED_KEY, provenance, training_facts
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.reading.model.problem import ERROR
-from lora_inspect.reading.pipeline_parts import PipelinePart, adapter_parts, base_parts, elements
+from lora_inspect.reading.model.evidence import ERROR
+from lora_inspect.reading.pipeline import PipelinePart, adapter_parts, base_parts, elements
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY, FoldedScales
 
 if TYPE_CHECKING:

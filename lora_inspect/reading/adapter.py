@@ -7,24 +7,18 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading import rare_steps as rare
-from lora_inspect.reading.config_problems import DAMAGED
 from lora_inspect.reading.file_reading import FileReading
-from lora_inspect.reading.keys.groups import alike, changes_of_kinds
-from lora_inspect.reading.keys.module_kinds import computed, kinds_of
-from lora_inspect.reading.keys.stored_numbers import read_numbers
+from lora_inspect.reading.keys.groups import alike, changes_of_kinds, computed, kinds_of, read_numbers
 from lora_inspect.reading.metadata.trainers import find_trainer
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.reading.model.evidence import DoraReading, Evidence, RsloraReading
-from lora_inspect.reading.model.problem import ERROR, Problem
+from lora_inspect.reading.model.evidence import ERROR, DoraReading, Evidence, Problem, RsloraReading
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.peft.config_lookup import find_configs
 from lora_inspect.reading.peft.match_budget import Steps
-from lora_inspect.reading.problems import find_problems
+from lora_inspect.reading.problems import ALPHA_MISSING, DAMAGED, REPEATS, find_problems, open_settings
 from lora_inspect.reading.scale.dora_evidence import dora_claims, read_dora
-from lora_inspect.reading.scale.module_scales import scaled_modules
-from lora_inspect.reading.scale.scale_rules import facts_of, read_groups, read_ruled, sum_up
+from lora_inspect.reading.scale.scale_rules import facts_of, read_groups, read_ruled, rslora_of_groups, scaled_modules
 from lora_inspect.reading.scale.scales import about_hidden_ranks, about_parts
-from lora_inspect.reading.scale_problems import ALPHA_MISSING, REPEATS, open_settings
 
 if TYPE_CHECKING:  # where a file has some, and few have
     from lora_inspect.reading.embeddings import Embedding
@@ -121,7 +115,7 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
     ruled = read_ruled(kinds, numbers, configs, counting)
     groups = read_groups(ruled, claims, numbers, configs, checkpoint.metadata)
     settled = {voice: group.settled(settings.rslora) for voice, group in groups.items()}
-    rslora = sum_up(list(settled.values()))
+    rslora = rslora_of_groups(list(settled.values()))
     known = {id(one.contribution): one.facts for one in ruled}
     facts = [
         known.get(id(contribution)) or facts_of(kind, contribution, numbers)

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from lora_inspect.reading.file_reading import FileReading
-from lora_inspect.reading.model.problem import Finding
-from lora_inspect.reading.scale_problems import CONTRADICTS, REPEATS
+from lora_inspect.reading.model.evidence import Finding
+from lora_inspect.reading.problems import CONTRADICTS, REPEATS
 from lora_inspect.reading.shown_families import shown_candidates
 from lora_inspect.sentences import listed
 

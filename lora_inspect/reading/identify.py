@@ -1,17 +1,25 @@
-"""The architecture of an adapter and of a base, by the names and widths of their modules."""
+"""The architecture of an adapter and of a base, by the names and widths of their modules.
+
+The canonical dotted path of every module: as it is written, or what alone can be meant by an underscored name.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import product
+from typing import Any
 
 from lora_inspect.architectures.correspondence import UNKNOWN, Correspondence, Relation
 from lora_inspect.architectures.detection import Detection, candidates
 from lora_inspect.architectures.patterns import pattern_of, patterns_of
 from lora_inspect.architectures.record import Architecture
+from lora_inspect.caching import Remembered
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_names import BASE_PREFIXES, is_weight, path_of
+from lora_inspect.reading.keys.groups import alike
+from lora_inspect.reading.keys.suffixes import canonical_path, table_of
+from lora_inspect.reading.model import contribution
 from lora_inspect.reading.shown_families import shown_candidates
 from lora_inspect.schemes.record import MODEL
 from lora_inspect.sentences import listed
@@ -114,3 +122,23 @@ def _has_both_sides(relation: Relation, patterns: Collection[str]) -> bool:
 
 def _has_a_side(relation: Relation, patterns: Collection[str]) -> bool:
     return any(pattern_of(path, ".") in patterns for path in (relation.whole, *relation.parts))
+
+
+# The paths of the files that were read last, by the names of their modules and those of the layouts.
+_MOST_NAMES = 2_000
+_paths: Remembered[Any, list[str | None]] = Remembered(16)
+
+
+def with_paths(adapter: Adapter, families: Sequence[Detection]) -> Adapter:
+    """The adapter with the path of each module, which may be of any of the `families`; None where that stays open."""
+    names = tuple([module.name for module in adapter.modules.values()])
+    own = tuple(family.layout.named for family in families)
+    others = tuple(layout.named for family in families for layout in family.architecture.layouts)
+    paths = _paths.get((names, own, others)) if len(names) <= _MOST_NAMES else None
+    if paths is None:
+        tables = [list(map(table_of, layouts)) for layouts in (own, others)]
+        paths = [canonical_path(name, *tables) for name in names]
+        if len(names) <= _MOST_NAMES:
+            _paths.put((names, own, others), paths)
+    modules = contribution.with_paths(adapter.modules.values(), paths)
+    return adapter._replace(modules=alike(adapter.modules).with_values(modules))

@@ -14,14 +14,13 @@ from lora_inspect.files.discovery import MLX_WEIGHTS
 from lora_inspect.files.strict_json import json_number
 from lora_inspect.maths.dora import INPUT
 from lora_inspect.maths.scaling import scale_of as scale_of_alpha
+from lora_inspect.reading.file_reading import OwnRules
 from lora_inspect.reading.mlx_config import PARAMETERS, TYPE, MlxConfig, find_mlx_config, scale_of
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.reading.model.evidence import Evidence, LoraFacts
-from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.model.evidence import Evidence, Finding, LoraFacts
 from lora_inspect.reading.model.settings import Settings
-from lora_inspect.reading.own_rules import OwnRules
 from lora_inspect.reading.scale.dora_evidence import DoraClaim
-from lora_inspect.reading.scale.trained_scales import TRAINED_SCALE
+from lora_inspect.reading.scale.scale_records import TRAINED_SCALE
 from lora_inspect.schemes.mlx import MLX
 
 if TYPE_CHECKING:

@@ -1,30 +1,303 @@
 """The registry of problems: all that can be wrong with a file, in the order in which it is told.
 
 To add one is to add its entry here, its row to the table in docs/reading.md, and a file that has it to the tests.
+
+Keys that do not fit together, within a module and between naming schemes, and keys that are of no module.
+
+Scales that are unknown, what settles them, and what settings say against what is known.
+
+What configs and metadata say that cannot be taken at its word.
 """
 
-from collections.abc import Callable, Iterable
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 
+from lora_inspect import schemes
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.reading.config_problems import (
-    contradicting_shards,
-    damaged_metadata,
-    missing_tokens,
-    refused_patterns,
-)
+from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.reading.file_reading import FileReading
-from lora_inspect.reading.key_problems import (
-    embeddings,
-    foreign_schemes,
-    magnitudes,
-    several_schemes,
-    unclaimed_tensors,
-    unfit_tensors,
+from lora_inspect.reading.keys.claims import MIXED
+from lora_inspect.reading.keys.suffixes import ROOT, parse_key
+from lora_inspect.reading.model.contribution import Contribution
+from lora_inspect.reading.model.evidence import ERROR, INIT_KEY, NOTE, WARNING, Finding, Problem, close, is_lycoris
+from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY, embedded_object
+from lora_inspect.reading.scale.scales import WAYS_OUT
+from lora_inspect.schemes.peft import PEFT
+from lora_inspect.sentences import counted, listed, some
+
+# Names in which at least half of a file's tensors are, as expressions that few files need, and what is said of them.
+_FOREIGN = (
+    (
+        "w_[ab]_[0-9]{3}",
+        "are named as Sam_LoRA names them, which counts the queries and values of SAM's blocks that it adapted and "
+        "does not say which blocks those are; merge it with the program that trained it",
+    ),
+    (
+        "(?is).*lora.*",
+        "speak of LoRA in no naming scheme that is known here; write the file anew with the program that trained it, "
+        "in the names of kohya, PEFT, diffusers or ComfyUI",
+    ),
 )
-from lora_inspect.reading.model.evidence import INIT_KEY, is_lycoris
-from lora_inspect.reading.model.problem import ERROR, NOTE, WARNING, Finding, Problem
-from lora_inspect.reading.scale_problems import alpha_setting, missing_alphas, rslora_hint, rule_setting, unknown_scales
+
+
+def unfit_tensors(reading: FileReading) -> Iterable[Finding]:
+    """Tensors that do not make a module, found as they were claimed."""
+    return reading.claims.findings
+
+
+def several_schemes(reading: FileReading) -> Iterator[Finding]:
+    """Keys that follow several naming schemes, with the modules of each."""
+    if reading.claims.scheme != MIXED:
+        return
+    modules: dict[str, list[str]] = {}
+    for module in reading.claims.modules.values():
+        modules.setdefault(module.name.scheme, []).append(module.name.key)
+    told = [f"{name} ({len(keys)}: {some(keys, 1)})" for name, keys in sorted(modules.items())]
+    firsts = tuple(keys[0] for _, keys in sorted(modules.items()))
+    yield Finding("mixed-schemes", f"the modules follow {len(told)} naming schemes: {listed(told)}", firsts)
+
+
+def foreign_schemes(reading: FileReading) -> Iterator[Finding]:
+    """Names of an adapter in no naming scheme that is known, in a file of little else."""
+    keys = reading.claims.unclaimed
+    if reading.claims.modules or not keys:
+        return
+    for names, says in _FOREIGN:
+        own = tuple(key for key in keys if re.fullmatch(names, key) and not parse_key(key) and not _is_shared(key))
+        if 2 * len(own) >= len(reading.checkpoint.tensors):
+            message = f"{len(own)} tensors ({some(own, 2)}) {says}"
+            yield Finding("scheme", message, own[:5])
+            return
+
+
+def _is_shared(key: str) -> bool:
+    """Whether PEFT keeps the tensor beside its model, of which others say what it is."""
+    return key.startswith(f"{ROOT}.") and not key.startswith(tuple(PEFT.prefixes))
+
+
+def unclaimed_tensors(reading: FileReading) -> Iterator[Finding]:
+    """Tensors beside the modules that nobody claims."""
+    if not reading.claims.unclaimed or not reading.claims.modules:
+        return
+    from lora_inspect.reading.peft.saved_tensors import copies_below  # few files have what nobody claims
+
+    copies = copies_below(reading.claims.unclaimed, reading.claims.modules)
+    if keys := [key for key in reading.claims.unclaimed if key not in copies]:
+        count = f"{len(keys)} tensors belong" if len(keys) > 1 else "1 tensor belongs"
+        message = f"{count} to no known algorithm ({keys[0]}{', …' if len(keys) > 1 else ''})"
+        yield Finding("unclaimed", message, tuple(keys[:5]))
+
+
+def embeddings(reading: FileReading) -> Iterator[Finding]:
+    """Embeddings of tokens, beside the modules or alone."""
+    if reading.embeddings:
+        from lora_inspect.reading.embeddings import in_words
+
+        message = f"{in_words(reading.embeddings)} change no weight: merge leaves them out, and convert passes them on"
+        yield Finding("embeddings", message, tuple(key for one in reading.embeddings for key in one.keys)[:5])
+
+
+def magnitudes(reading: FileReading) -> Iterable[Finding]:
+    """Magnitudes against what is said of DoRA, found as the evidence was read, without what the user allows."""
+    allowed = "dora-partial" if reading.settings.allow_partial_dora else None
+    return (finding for finding in reading.about_magnitudes if finding.code != allowed)
+
+
+# What a setting is against evidence that it cannot change.
+REPEATS, CONTRADICTS = "setting-repeats", "setting-contradicts"
+# Modules whose scale is 1, as they have no alpha, among others that have one.
+ALPHA_MISSING = "alpha-missing"
+# The options that settle what a scale waits for.
+_OPTIONS = {"alpha": "--alpha N", "rslora": "--rslora yes|no"}
+
+
+def open_settings(contributions: Iterable[Contribution]) -> tuple[str, ...]:
+    """The settings that the scales of contributions wait for: "alpha", "rslora", both or neither."""
+    unknown = [c for c in contributions if c.rank is not None and c.scale is None]
+    alpha = any(contribution.alpha is None for contribution in unknown)
+    rule = any(contribution.rslora is None and contribution.rank != 1 for contribution in unknown)
+    return (*(("alpha",) if alpha else ()), *(("rslora",) if rule else ()))
+
+
+def unknown_scales(reading: FileReading) -> Iterator[Finding]:
+    """Modules whose scale is unknown, by the reason, and all that settles them."""
+    by_reason: dict[str, list[str]] = {}
+    unknown = [contribution for contribution in reading.contributions if contribution.scale is None]
+    for contribution in unknown:
+        if contribution.algorithm.formula and not contribution.algorithm.beside:
+            by_reason.setdefault(contribution.why, []).append(contribution.module.key)
+    way_out = " and ".join(_OPTIONS[name] for name in open_settings(unknown))
+    for why, keys in by_reason.items():
+        mend = WAYS_OUT.get(why, f"give {way_out}")
+        yield Finding(
+            "scale-unknown", f"the scale of {keys[0]}{_and_more(keys)} is unknown: {why}; {mend}", tuple(keys[:5])
+        )
+
+
+def _and_more(keys: list[str]) -> str:
+    return f" and {len(keys) - 1} more modules" if len(keys) > 1 else ""
+
+
+def rule_setting(reading: FileReading) -> Iterator[Finding]:
+    """What the rslora setting says against the evidence: it settles what the file leaves open, and no more."""
+    rslora = reading.settings.rslora
+    if rslora is None:
+        return
+    setting = f"rslora={'yes' if rslora else 'no'}"
+    ranked = [contribution for contribution in reading.contributions if contribution.rank is not None]
+    read = [contribution for contribution in ranked if contribution.formula.rslora]
+    contradicting = next((stated for stated in reading.stated if stated.value != rslora), None)
+    if not read:
+        what = "has RS-LoRA's rule" if ranked else "has a rank"
+        yield Finding(CONTRADICTS, f"{setting} cannot apply, as no module {what}; leave it out")
+    elif all(contribution.alpha is None and contribution.scale is not None for contribution in read):
+        message = f"{setting} cannot apply to {read[0].module.key}, which has {read[0].why}; leave it out"
+        yield Finding(CONTRADICTS, message)
+    elif any(not stated.settled for stated in reading.stated):
+        return
+    elif contradicting is None:
+        yield Finding(REPEATS, f"{setting} repeats what its {reading.stated[0].source.replace('_', ' ')} says")
+    else:
+        rule, source = RANK_STABILISED if contradicting.value else STANDARD, contradicting.source.replace("_", " ")
+        yield Finding(CONTRADICTS, f"its {source} says {rule}, which {setting} contradicts; leave it out")
+
+
+def alpha_setting(reading: FileReading) -> Iterator[Finding]:
+    """What the alpha setting says against alphas that are known without it."""
+    alpha = reading.settings.alpha
+    if alpha is None:
+        return
+    without = reading.scaled(reading.settings._replace(alpha=None)).values()
+    known = [c for module in without for c in module.contributions if c.rank is not None]
+    if any(contribution.alpha is None and contribution.scale is None for contribution in known):
+        return
+    others = [c.alpha for c in known if c.alpha is not None and not close(c.alpha, alpha)]
+    absent = next((contribution for contribution in known if contribution.alpha is None), None)
+    if others:
+        message = f"it says alpha {others[0]:g}, which alpha={alpha:g} contradicts; leave it out"
+        yield Finding(CONTRADICTS, message)
+    elif absent:
+        message = f"alpha={alpha:g} cannot apply to {absent.module.key}, which has {absent.why}; leave it out"
+        yield Finding(CONTRADICTS, message)
+    elif not known:
+        yield Finding(CONTRADICTS, f"alpha={alpha:g} cannot apply, as no module has a rank; leave it out")
+    else:
+        yield Finding(REPEATS, f"alpha={alpha:g} repeats the alpha that it has")
+
+
+def architecture_setting(reading: FileReading) -> Iterator[Finding]:
+    """That it names none of the families that the file may be of, or the one that is known."""
+    named = reading.settings.architecture
+    if named is None:
+        return
+    from lora_inspect.reading.shown_families import shown_candidates
+
+    found = shown_candidates(reading.checkpoint, reading.claims.scheme, reading.modules)
+    setting = f"architecture={named}"
+    if named not in [one.architecture.name for one in found]:
+        fits = f"fit {listed([str(one) for one in found], 'or')}" if found else "fit no model family that is known here"
+        message = f"the names and shapes of its modules {fits}, so it is not of {named}; leave {setting} out"
+        yield Finding(CONTRADICTS, message)
+    elif len(found) == 1:
+        yield Finding(REPEATS, f"{setting} repeats what the names and shapes of its modules say")
+
+
+def missing_alphas(reading: FileReading) -> Iterator[Finding]:
+    """Modules without an alpha among others that have one, in schemes where none means scale 1."""
+    having: Counter[str] = Counter()
+    missing: dict[str, list[str]] = defaultdict(list)
+    for module in reading.modules.values():
+        scheme = module.name.scheme
+        if schemes.by_name(scheme).absent_alpha != "one" or not any(map(_takes_alpha, module.contributions)):
+            continue
+        if module.alpha:
+            having[scheme] += 1
+        else:
+            missing[scheme].append(module.name.key)
+    for scheme, keys in missing.items():
+        if scheme in having:
+            message = (
+                f"{counted(len(keys), 'module')} without an alpha ({some(keys, 1)}), which is taken as scale 1, "
+                f"beside {counted(having[scheme], 'module')} with one"
+            )
+            yield Finding(ALPHA_MISSING, message, tuple(keys[:5]))
+
+
+def _takes_alpha(contribution: Contribution) -> bool:
+    """Whether it is a change of its own whose alpha is divided by a rank."""
+    algorithm = contribution.algorithm
+    is_own = algorithm.formula is not None and not algorithm.beside
+    return is_own and algorithm.has_alpha and contribution.rank is not None
+
+
+def rslora_hint(reading: FileReading) -> Iterator[Finding]:
+    """The hint, which is a note and never applied."""
+    if reading.rslora.hint:
+        read = "it is read as plain LoRA: should it be too weak as such, give --rslora yes"
+        yield Finding("rslora-hint", f"{reading.rslora.hint.sentence()}; {read}")
+
+
+# How the keys of metadata begin that say how alpha and rank are to be read.
+_DECIDING_METADATA = ("lora_inspect.", "lora_adapter_metadata", "ss_network_", "ss_alpha_", "ss_rank_", "ss_init_")
+
+DAMAGED = "config-damaged"
+# The field in which a config names tokens whose rows were trained beside its factors.
+_TOKENS = "trainable_token_indices"
+
+
+def missing_tokens(reading: FileReading) -> Iterator[Finding]:
+    """Configs of a LoRA that name tokens whose rows were trained beside its factors, of which the file has nothing."""
+    if any(c.algorithm.ties for c in reading.contributions):
+        return
+    for found in reading.configs:
+        if found.config.get(_TOKENS):
+            yield Finding(
+                "incomplete",
+                f"{found.where} says {_TOKENS}, but no rows of tokens are there: they were lost, and the rest is not "
+                "the adapter; fetch the file that the trainer saved, or take them out of the config where there were "
+                "none",
+            )
+
+
+def damaged_metadata(reading: FileReading) -> Iterator[Finding]:
+    """An embedded config that nobody can read: rank, alpha and rule that it said are lost."""
+    if embedded_object(reading.checkpoint.metadata) is None:
+        yield Finding(
+            DAMAGED,
+            f"metadata {EMBEDDED_KEY} is no JSON object, so that what it said of alphas is lost, and scales are those "
+            "of names without an alpha; fetch the file again",
+        )
+
+
+def refused_patterns(reading: FileReading) -> Iterator[Finding]:
+    """Patterns of configs that are not compared with modules."""
+    for where, refused in {found.where: found.modules.refused for found in reading.configs}.items():
+        if refused:
+            yield Finding("pattern", f"{where}: {refused}; {_way_out(refused)}")
+
+
+def _way_out(refused: str) -> str:
+    if refused.startswith("target_modules "):
+        return "name the modules in a list, or the file adapter_model.safetensors if the two belong together"
+    return "write the plain module path instead"
+
+
+def contradicting_shards(reading: FileReading) -> Iterator[Finding]:
+    """Metadata that decides what the tensors mean, where the files of a set contradict each other."""
+    if not reading.claims.modules:
+        return
+    said: dict[str, tuple[str, str]] = {}
+    for file, metadata in reading.checkpoint.file_metadata.items():
+        for key in filter(lambda key: key.startswith(_DECIDING_METADATA), metadata):
+            first, value = said.setdefault(key, (file, metadata[key]))
+            if value != metadata[key]:
+                yield Finding(
+                    "shards-contradict",
+                    f"{first} and {file} are parts of one adapter with different values of {key}; fetch the set again",
+                )
+
 
 Look = Callable[[FileReading], Iterable[Finding]]
 
@@ -54,9 +327,9 @@ def _has_packed(reading: FileReading) -> bool:
     return any(contribution.algorithm.packed for contribution in reading.contributions)
 
 
-_missing_weights = RareLook("peft.config_alone", "missing_weights", lambda reading: not reading.checkpoint.files)
+_missing_weights = RareLook("peft.unsupported", "missing_weights", lambda reading: not reading.checkpoint.files)
 _weightless = RareLook(
-    "peft.weightless", "weightless", lambda reading: bool(reading.configs or reading.claims.unclaimed)
+    "peft.unsupported", "weightless", lambda reading: bool(reading.configs or reading.claims.unclaimed)
 )
 _unbuilt_configs = RareLook("peft.unsupported", "unbuilt_configs", _has_configs)
 _unbuilt_algorithms = RareLook(
@@ -77,18 +350,13 @@ _residual_setting = RareLook(
 _packing_setting = RareLook(
     "experts.packed_experts", "packing_setting", lambda reading: reading.settings.expert_packing is not None
 )
-_architecture_setting = RareLook(
-    "architecture_setting", "architecture_setting", lambda reading: reading.settings.architecture is not None
-)
-_packing_hint = RareLook("experts.expert_coherence", "packing_hint", _has_packed)
+_packing_hint = RareLook("experts.packed_experts", "packing_hint", _has_packed)
 _unknown_formulas = RareLook(
     "peft.formula_settings",
     "unknown_formulas",
     lambda reading: any(contribution.unsettled for contribution in reading.contributions),
 )
-_dylora_scale = RareLook(
-    "scale.trained_scales", "dylora_scale", lambda reading: is_lycoris(reading.checkpoint.metadata)
-)
+_dylora_scale = RareLook("scale.scale_records", "dylora_scale", lambda reading: is_lycoris(reading.checkpoint.metadata))
 
 
 class Entry(NamedTuple):
@@ -125,9 +393,9 @@ PROBLEMS = (
     Entry(
         "setting-contradicts",
         ERROR,
-        (rule_setting, alpha_setting, _packing_setting, _residual_setting, _architecture_setting),
+        (rule_setting, alpha_setting, _packing_setting, _residual_setting, architecture_setting),
     ),
-    Entry("setting-repeats", NOTE, (rule_setting, alpha_setting, _packing_setting, _architecture_setting)),
+    Entry("setting-repeats", NOTE, (rule_setting, alpha_setting, _packing_setting, architecture_setting)),
     Entry("scale-unknown", ERROR, (unknown_scales,)),
     Entry("alpha-missing", WARNING, (missing_alphas,)),
     Entry("formula-unknown", ERROR, (_unknown_formulas,)),

@@ -10,17 +10,13 @@ from typing import TYPE_CHECKING
 
 from lora_inspect.files.checkpoint import Checkpoint, read_row
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.reading.file_reading import FileReading
-from lora_inspect.reading.keys.claim_plan import claim_as_before
+from lora_inspect.reading.file_reading import FileReading, NoRules, OwnRules
 from lora_inspect.reading.keys.claims import Claims, claim
-from lora_inspect.reading.keys.groups import changes_of_kinds
-from lora_inspect.reading.keys.stored_numbers import StoredNumbers
+from lora_inspect.reading.keys.groups import StoredNumbers, changes_of_kinds, claim_as_before
 from lora_inspect.reading.keys.suffixes import ROOT
 from lora_inspect.reading.metadata.trainers import is_musubi
 from lora_inspect.reading.model.contribution import Module
-from lora_inspect.reading.model.evidence import INIT_KEY, Evidence
-from lora_inspect.reading.model.problem import Finding
-from lora_inspect.reading.own_rules import NoRules, OwnRules
+from lora_inspect.reading.model.evidence import INIT_KEY, Evidence, Finding
 from lora_inspect.reading.peft.config_lookup import FoundConfig
 from lora_inspect.reading.peft.match_budget import Steps
 from lora_inspect.reading.peft.peft_config import is_peft_config
@@ -52,7 +48,7 @@ def named(claims: Claims, metadata: Mapping[str, str]) -> tuple[Claims, tuple[Ev
     """The claims under the names of the model, where a program is known to write others, and what is said of that."""
     if not is_musubi(metadata) or all(module.name.flat for module in claims.modules.values()):
         return claims, ()
-    from lora_inspect.reading.keys.guessed_dots import with_true_dots
+    from lora_inspect.reading.keys.special_claims import with_true_dots
 
     return with_true_dots(claims, metadata)
 
@@ -70,7 +66,7 @@ def with_alpha_of_all(claims: Claims, alpha: TensorInfo | None) -> Claims:
     """The claims with the alpha that a header says once."""
     if alpha is None:
         return claims
-    from lora_inspect.reading.keys.alpha_of_all import claim_alpha_of_all
+    from lora_inspect.reading.keys.special_claims import claim_alpha_of_all
 
     return claim_alpha_of_all(claims, alpha)
 
@@ -79,7 +75,7 @@ def with_stacked(claims: Claims) -> Claims:
     """The claims with factors that are stacked for all experts of a layer."""
     if all(contribution.algorithm.formula for contribution in changes_of_kinds(claims.modules)):
         return claims
-    from lora_inspect.reading.keys.stacked_factors import claim_stacked
+    from lora_inspect.reading.keys.special_claims import claim_stacked
 
     return claim_stacked(claims)
 
@@ -130,7 +126,7 @@ def with_norms(
     """What is said of whose norms magnitudes are over, as `StatedNorms` has it."""
     if not any(contribution.magnitude for contribution in changes_of_kinds(claims.modules)):
         return claims, None, (), ()
-    from lora_inspect.reading.scale.magnitude_norms import with_stated_norms
+    from lora_inspect.reading.scale.dora_evidence import with_stated_norms
 
     return with_stated_norms(claims, metadata)
 
@@ -173,18 +169,18 @@ def about_method(configs: Sequence[FoundConfig], has_modules: bool) -> Iterable[
     """The method of each config, where no modules tell it."""
     if has_modules or not configs:
         return ()
-    from lora_inspect.reading.peft import config_alone
+    from lora_inspect.reading.peft import unsupported
 
-    return config_alone.about_method(configs, has_modules)
+    return unsupported.about_method(configs, has_modules)
 
 
 def about_alpha_of_all(checkpoint: Checkpoint) -> Iterable[Evidence]:
     """What a header says of the scale of all modules."""
     if checkpoint.alpha is None:
         return ()
-    from lora_inspect.reading.keys import alpha_of_all
+    from lora_inspect.reading.keys import special_claims
 
-    return alpha_of_all.about_alpha_of_all(checkpoint)
+    return special_claims.about_alpha_of_all(checkpoint)
 
 
 def about_saved(claims: Claims, configs: Sequence[FoundConfig]) -> Iterable[Evidence]:
@@ -212,9 +208,9 @@ def about_attention(reading: FileReading) -> Iterable[Evidence]:
     """How often PEFT counts the change of an attention's output."""
     if not any(contribution.in_config for contribution in changes_of_kinds(reading.modules)):
         return ()
-    from lora_inspect.reading.experts import attention_counts
+    from lora_inspect.reading.experts import expert_parameters
 
-    return attention_counts.about_attention(reading)
+    return expert_parameters.about_attention(reading)
 
 
 def about_residuals(reading: FileReading) -> Iterable[Evidence]:

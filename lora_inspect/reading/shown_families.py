@@ -23,7 +23,7 @@ def shown_candidates(checkpoint: Checkpoint, scheme: str | None, modules: dict[s
     A GGUF header names it.
     """
     if scheme == GGUF.name:
-        from lora_inspect.reading.base.gguf_layout import gguf_families
+        from lora_inspect.reading.base.model_config import gguf_families
 
         return gguf_families(checkpoint)
     layers = _layers(modules)

@@ -7,9 +7,8 @@ from typing import Any
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.system import without_collecting
-from lora_inspect.reading.file_info import FileInfo, inspect
+from lora_inspect.reading.file_info import ADAPTER, FileInfo, inspect
 from lora_inspect.reading.keys.groups import alike
-from lora_inspect.reading.kinds import ADAPTER
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY, FoldedScales

@@ -19,7 +19,7 @@ from lora_inspect.programs.verdict import (
 )
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.file_info import FileInfo
-from lora_inspect.reading.model.problem import ERROR, Problem
+from lora_inspect.reading.model.evidence import ERROR, Problem
 from lora_inspect.sentences import listed
 
 # FINE: its meaning is settled, and every program known here that loads it makes that of it. CONVERT: a program that

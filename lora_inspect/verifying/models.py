@@ -13,7 +13,7 @@ from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight, plain_weight
 from lora_inspect.reading.base.quantisation import quantisation_settings
-from lora_inspect.reading.kinds import ADAPTER, kind_of
+from lora_inspect.reading.file_info import ADAPTER, kind_of
 
 
 class Model:

@@ -10,8 +10,7 @@ from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.rounding import GRIDS, ROUNDING, grid_of, rounded, spacing
 from lora_inspect.maths.tensors import RowBlocks
-from lora_inspect.reading.base.base_codecs import CodedWeight
-from lora_inspect.reading.base.decoder import decoder
+from lora_inspect.reading.base.base_codecs import CodedWeight, decoder
 
 # A merge in float32 rounds sums, norms and products on its way; as many roundings of the working type are its own.
 _STEPS = 4

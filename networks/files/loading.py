@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lora_inspect.maths.scaling import RANK_STABILISED
 from lora_inspect.reading.model.evidence import DORA_FLAG, SCALE_KEY
-from lora_inspect.reading.peft.residual_init import INITIAL_FACTORS_KEY, residual_init
-from lora_inspect.reading.scale.magnitude_norms import NORMS_KEY
+from lora_inspect.reading.peft.residual_adapters import INITIAL_FACTORS_KEY, residual_init
+from lora_inspect.reading.scale.dora_evidence import NORMS_KEY
 
 from . import standard_form
 from .reading import MAGNITUDE, Reading, count, some_of

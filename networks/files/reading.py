@@ -18,7 +18,7 @@ from lora_inspect.reading.keys.claims import Claims, claim
 from lora_inspect.reading.keys.suffixes import parse_key
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG, LoraFacts, RsloraReading, read_flag
-from lora_inspect.reading.scale.rslora_evidence import read_rslora
+from lora_inspect.reading.scale.scale_rules import read_rslora
 
 from .header import header_of
 from .stored_alpha import check_single, read_alpha

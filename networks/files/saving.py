@@ -16,7 +16,7 @@ from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD, alpha_growth
 from lora_inspect.reading.metadata.trainers import NETWORK_KEY
 from lora_inspect.reading.model.evidence import SCALE_KEY
-from lora_inspect.reading.peft.residual_init import INCLUDED, INITIAL_FACTORS_KEY
+from lora_inspect.reading.peft.residual_adapters import INCLUDED, INITIAL_FACTORS_KEY
 from lora_inspect.version import __version__
 
 from ..kernels.base_weight import is_sharded

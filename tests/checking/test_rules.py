@@ -9,7 +9,7 @@ from problem_toys import ALSO, LINT_TOYS, NEAR, TOYS
 
 from lora_inspect.checking.rules import BY_CODE, RULES, find_problems
 from lora_inspect.ops.check import check
-from lora_inspect.reading.model.problem import ERROR, NOTE, WARNING
+from lora_inspect.reading.model.evidence import ERROR, NOTE, WARNING
 from lora_inspect.reading.problems import PROBLEMS
 
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.programs import added
 from lora_inspect.programs.record import BASE_NORM, COMPUTES, OTHER_AXIS, SILENT, Consumer, Loader, Rule, Strangers
 from lora_inspect.reading.file_info import inspect
-from lora_inspect.reading.scale.magnitude_norms import NORMS_KEY, NormsRecord
+from lora_inspect.reading.scale.dora_evidence import NORMS_KEY, NormsRecord
 
 pytestmark = pytest.mark.numeric
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.scale.magnitude_norms import NORMS_KEY, NormsRecord
+from lora_inspect.reading.scale.dora_evidence import NORMS_KEY, NormsRecord
 from networks import lora
 from networks.arguments import parse
 

@@ -15,7 +15,7 @@ from lora_inspect.checking import hash_lints
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.discovery import stored_bytes
 from lora_inspect.ops.check import CheckResult, check, fix, found_in
-from lora_inspect.reading.model.problem import ERROR, NOTE, SEVERITIES, WARNING, Problem
+from lora_inspect.reading.model.evidence import ERROR, NOTE, SEVERITIES, WARNING, Problem
 
 # Everything that is found in the real files and the fixtures, with their numbers read: each was looked at.
 FOUND = {

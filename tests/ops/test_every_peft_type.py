@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_inspect import algorithms
 from lora_inspect.reading.peft.peft_config import FOREIGN_SETTINGS
-from lora_inspect.reading.peft.weightless import METHODS
+from lora_inspect.reading.peft.unsupported import METHODS
 
 pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 

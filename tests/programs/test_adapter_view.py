@@ -13,8 +13,7 @@ from lora_inspect.programs.adapter_view import View
 from lora_inspect.programs.record import RulesByFamily, ScaleOfFile
 from lora_inspect.programs.verdict import judge_each
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.identify import adapter_candidates
-from lora_inspect.reading.paths import with_paths
+from lora_inspect.reading.identify import adapter_candidates, with_paths
 
 FAMILIES = ("sd15", "sdxl", "flux", "wan", "qwen_image", "z_image", "llm")
 

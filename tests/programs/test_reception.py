@@ -29,7 +29,7 @@ from lora_inspect.programs.record import (
 )
 from lora_inspect.programs.verdict import needs_mending
 from lora_inspect.reading.model.settings import Settings
-from lora_inspect.reading.scale.magnitude_norms import NORMS_KEY, NormsRecord
+from lora_inspect.reading.scale.dora_evidence import NORMS_KEY, NormsRecord
 
 LORA = Rule(kinds={"lora": COMPUTES})
 WAN_Q, WAN_K = "lora_unet_blocks_0_self_attn_q", "lora_unet_blocks_0_self_attn_k"

@@ -12,8 +12,7 @@ from lora_inspect.programs import remembered as module
 from lora_inspect.programs.framed_keys import FramedKeys, loader_for
 from lora_inspect.programs.remembered import verdicts_on
 from lora_inspect.programs.verdict import judge_each
-from lora_inspect.reading.file_info import inspect
-from lora_inspect.reading.kinds import ADAPTER
+from lora_inspect.reading.file_info import ADAPTER, inspect
 
 PROGRAMS = tuple(CONSUMERS.values())
 

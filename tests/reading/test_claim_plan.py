@@ -10,11 +10,10 @@ from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms.lora import ALGORITHM
 from lora_inspect.caching import Remembered
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.reading.keys import claim_plan
 from lora_inspect.reading.keys import claims as claim_module
-from lora_inspect.reading.keys.claim_plan import claim_as_before
-from lora_inspect.reading.keys.claims import claim
-from lora_inspect.reading.keys.key_groups import KeyGroup
+from lora_inspect.reading.keys import groups
+from lora_inspect.reading.keys.claims import KeyGroup, claim
+from lora_inspect.reading.keys.groups import claim_as_before
 
 
 def tensors_of(adapter, file):
@@ -88,8 +87,8 @@ def test_a_scheme_that_is_added_is_found_in_names_that_were_read_before():
 
 @pytest.mark.parametrize(("count", "kept"), [(4, 1), (5, 0)])
 def test_files_of_many_tensors_are_not_remembered(count, kept, monkeypatch):
-    monkeypatch.setattr(claim_plan, "_remembered", Remembered(2))
-    monkeypatch.setattr(claim_plan, "_MOST_TENSORS", 12)
+    monkeypatch.setattr(groups, "_remembered", Remembered(2))
+    monkeypatch.setattr(groups, "_MOST_TENSORS", 12)
     tensors = tensors_of(loras(count), "a")
     assert claim_as_before(tensors) == claim(tensors)
-    assert len(claim_plan._remembered) == kept
+    assert len(groups._remembered) == kept

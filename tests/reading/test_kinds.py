@@ -9,8 +9,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.info import as_json
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.file_info import inspect
-from lora_inspect.reading.kinds import kind_of
+from lora_inspect.reading.file_info import inspect, kind_of
 
 MATRIX = ("F32", (4, 4), 1)
 

@@ -14,7 +14,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading import adapter as adapter_module
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.keys.module_kinds import ModuleKind
+from lora_inspect.reading.keys.groups import ModuleKind
 from lora_inspect.reading.model.contribution import Contribution, Module, Scaling, with_scalings
 from lora_inspect.reading.model.settings import Settings
 

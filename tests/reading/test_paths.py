@@ -5,7 +5,7 @@ from adapters import lora
 
 from lora_inspect import schemes
 from lora_inspect.architectures import by_name, every
-from lora_inspect.reading.keys.written_paths import path_of, table_of
+from lora_inspect.reading.keys.suffixes import canonical_path, table_of
 
 LAYOUTS = [
     pytest.param(layout, id=f"{architecture.name}-{layout.name}")
@@ -22,7 +22,7 @@ def named(key):
 def test_every_path_of_a_layout_is_recovered_from_its_underscores(layout):
     for template in layout.paths:
         path = template.replace("{i}", "{}").format(*range(7, 7 + template.count("{i}")))
-        assert path_of(named("lora_unet_" + path.replace(".", "_")), [table_of(layout.paths)]) == path
+        assert canonical_path(named("lora_unet_" + path.replace(".", "_")), [table_of(layout.paths)]) == path
 
 
 DOTTED = {
@@ -35,7 +35,7 @@ DOTTED = {
 
 @pytest.mark.parametrize(("key", "path"), DOTTED.items())
 def test_a_dotted_name_is_its_path(key, path):
-    assert path_of(named(key)) == path
+    assert canonical_path(named(key)) == path
 
 
 FLUX = [table_of(layout.paths) for layout in by_name("flux").layouts]
@@ -64,7 +64,7 @@ VIDEO = {layout.name: table_of(layout.paths) for layout in by_name("hunyuan_vide
     ],
 )  # fmt: skip
 def test_an_underscored_name_is_what_alone_is_spelled_so(key, groups, path):
-    assert path_of(named(key), *groups) == path
+    assert canonical_path(named(key), *groups) == path
 
 
 def listed(run, file):

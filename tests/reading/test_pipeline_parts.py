@@ -6,7 +6,7 @@ from real_headers import write_shapes
 
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.file_info import inspect
-from lora_inspect.reading.pipeline_parts import adapter_parts, base_parts, computing_tensors
+from lora_inspect.reading.pipeline import adapter_parts, base_parts, computing_tensors
 
 
 def parts_of(path):

@@ -8,7 +8,7 @@ from adapters import loras
 from problem_toys import TOYS
 
 from lora_inspect.reading.file_reading import FileReading
-from lora_inspect.reading.model.problem import ERROR, NOTE, WARNING, Finding, Problem
+from lora_inspect.reading.model.evidence import ERROR, NOTE, WARNING, Finding, Problem
 from lora_inspect.reading.problems import PROBLEMS, Entry, RareLook, find_problems
 
 PAGE = Path(__file__).parents[2] / "docs" / "reading.md"

@@ -10,8 +10,7 @@ from lora_inspect.architectures import by_name
 from lora_inspect.architectures import detection as detection_module
 from lora_inspect.architectures.detection import Detection, candidates
 from lora_inspect.caching import Remembered
-from lora_inspect.reading.identify import adapter_candidates
-from lora_inspect.reading.paths import with_paths
+from lora_inspect.reading.identify import adapter_candidates, with_paths
 
 QKV, DEEP = (("double_blocks.0.img_attn.qkv", 9216, 3072), ("double_blocks.18.img_attn.qkv", 9216, 3072))
 

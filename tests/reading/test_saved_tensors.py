@@ -13,7 +13,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.maths.change import Replaced
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.identify import adapter_candidates
-from lora_inspect.reading.model.problem import ERROR
+from lora_inspect.reading.model.evidence import ERROR
 from lora_inspect.reading.peft.saved_tensors import BaseTensor
 
 P = "base_model.model."

@@ -3,9 +3,9 @@
 import pytest
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.reading.ambiguous_options import Strengths, check_strengths, multiplier_of
 from lora_inspect.reading.model.settings import Settings, parse_settings
 from lora_inspect.reading.module_patterns import ModuleNames, check_pattern, fits, fits_path
-from lora_inspect.reading.strengths import Strengths, check_strengths, multiplier_of
 
 
 def named(path, component="model", prefix="lora_unet_"):

@@ -8,7 +8,7 @@ from hypothesis import given
 from real_headers import told_by
 from strategies import told_metadata
 
-from lora_inspect.reading.metadata.training_facts import training_facts
+from lora_inspect.reading.metadata.provenance import training_facts
 
 
 def test_a_file_of_sd_scripts_tells_all_of_it():

@@ -3,8 +3,8 @@
 import pytest
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.reading.kinds import ADAPTER, kind_of
-from lora_inspect.reading.peft.weightless import METHODS
+from lora_inspect.reading.file_info import ADAPTER, kind_of
+from lora_inspect.reading.peft.unsupported import METHODS
 
 PATH = "base_model.model.model.layers.0.self_attn"
 BY_KEYS = {

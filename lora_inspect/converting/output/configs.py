@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 
 from lora_inspect.maths.packed_factors import RANK_MAJOR
 from lora_inspect.reading.experts.packed_experts import INPUT, LAYOUT, MARKS, along, is_of_unsloth
-from lora_inspect.reading.peft.adapted_modules import NARROWING, adapted_modules
 from lora_inspect.reading.peft.match_budget import Steps
-from lora_inspect.reading.peft.peft_config import LORA_TYPE, ModuleSettings
+from lora_inspect.reading.peft.peft_config import LORA_TYPE, NARROWING, ModuleSettings, adapted_modules
 
 # What only a LoraConfig has among them.
 _OF_LORA = ("bias", "lora_dropout", "fan_in_fan_out")

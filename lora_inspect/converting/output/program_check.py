@@ -8,9 +8,8 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.programs.record import READ, Consumer
 from lora_inspect.programs.verdict import LOST, UNKNOWN, WRONG, judge, needs_mending
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.identify import adapter_candidates
+from lora_inspect.reading.identify import adapter_candidates, with_paths
 from lora_inspect.reading.model.settings import Settings
-from lora_inspect.reading.paths import with_paths
 
 
 @dataclass(slots=True)

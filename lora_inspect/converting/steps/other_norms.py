@@ -20,7 +20,7 @@ from lora_inspect.maths.dora import DoraSpelling
 from lora_inspect.maths.dora_fold import DecomposedRows, magnitude_of
 from lora_inspect.maths.tensors import first_non_finite
 from lora_inspect.reading.metadata.output_metadata import describe_file
-from lora_inspect.reading.scale.magnitude_norms import NormsRecord
+from lora_inspect.reading.scale.dora_evidence import NormsRecord
 
 
 def other_magnitude(landed: Landed, spelling: DoraSpelling) -> torch.Tensor:

@@ -8,8 +8,7 @@ import torch
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.matching.placement import Place
 from lora_inspect.maths.tensors import RowBlocks, working_dtype
-from lora_inspect.reading.base.base_codecs import CodedWeight
-from lora_inspect.reading.base.decoder import decoder
+from lora_inspect.reading.base.base_codecs import CodedWeight, decoder
 
 # A block of rows that is read at once: 4 MB in float32.
 BLOCK_ELEMENTS = 1 << 20

@@ -16,8 +16,7 @@ from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.matching.placement import Place, Placed
 from lora_inspect.maths.change import Change, settled
 from lora_inspect.maths.tensors import RowBlocks, first_non_finite, load, load_whole
-from lora_inspect.reading.base.base_codecs import CodedWeight
-from lora_inspect.reading.base.decoder import decoder
+from lora_inspect.reading.base.base_codecs import CodedWeight, decoder
 from lora_inspect.reading.model.contribution import Contribution
 
 

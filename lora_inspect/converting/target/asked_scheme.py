@@ -14,9 +14,9 @@ from lora_inspect.converting.target.target_program import WAY_OUT, check_loadabl
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_names import EXPERTS
-from lora_inspect.reading.base.gguf_layout import has_header
+from lora_inspect.reading.base.model_config import has_header
 from lora_inspect.reading.identify import described
-from lora_inspect.reading.keys.written_paths import MODELS
+from lora_inspect.reading.keys.suffixes import MODELS
 from lora_inspect.reading.model.contribution import Module
 from lora_inspect.reading.shown_families import shown_encoders
 from lora_inspect.schemes.gguf import GGUF

@@ -7,8 +7,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.gguf.gguf_format import ARCHITECTURE_KEY
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base.gguf_layout import gguf_names
-from lora_inspect.reading.base.model_config import ModelConfig, read_model_config
+from lora_inspect.reading.base.model_config import ModelConfig, gguf_names, read_model_config
 from lora_inspect.schemes.gguf import GGUF
 from lora_inspect.sentences import listed
 

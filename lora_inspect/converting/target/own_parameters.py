@@ -6,7 +6,7 @@ diffusers, where `.diff` of that name is the difference.
 
 from lora_inspect.algorithms.full import ALGORITHMS
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm
-from lora_inspect.reading.keys.written_paths import MODELS
+from lora_inspect.reading.keys.suffixes import MODELS
 from lora_inspect.reading.model.contribution import Module
 
 # The difference of a weight, and by parameter those that are none of weights and biases.

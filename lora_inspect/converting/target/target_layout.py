@@ -16,9 +16,9 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.matching.orientation import Covered, covered_shape
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.keys.written_paths import MODELS
+from lora_inspect.reading.identify import with_paths
+from lora_inspect.reading.keys.suffixes import MODELS
 from lora_inspect.reading.model.contribution import Module
-from lora_inspect.reading.paths import with_paths
 from lora_inspect.schemes.record import MODEL, ModuleName
 
 

@@ -27,7 +27,7 @@ _SKIPPED = (".base_layer.weight", "_layernorm", ".norm")
 
 def _refused(adapter: Adapter) -> str | None:
     """What the converter says; of a file in llama.cpp's own format nothing."""
-    from lora_inspect.reading.base.gguf_layout import has_header  # with the tables of llama.cpp's names
+    from lora_inspect.reading.base.model_config import has_header  # with the tables of llama.cpp's names
 
     if has_header(adapter.checkpoint):
         return None

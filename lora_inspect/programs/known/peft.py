@@ -49,7 +49,7 @@ def _finds(adapter: Adapter) -> Finder:
     config = config_of(adapter)
     if isinstance(config, str):
         return lambda given: False
-    from lora_inspect.reading.peft.adapted_modules import adapted_modules
+    from lora_inspect.reading.peft.peft_config import adapted_modules
 
     adapts, settings = adapted_modules(config, Steps()), settings_of(adapter)
 

@@ -1,20 +1,47 @@
-"""Which codec each weight of a base is stored in: its element type, what stands beside it, and what the file says."""
+"""Which codec each weight of a base is stored in: its element type, what stands beside it, and what the file says.
+
+A base with the weights that its codes stand for: under their names and in their shapes, wherever codes have others.
+
+Several numbers share a byte in some codecs, and all experts of a layer a tensor of another name: what lands in a base
+lands in the weights.
+
+Makes the weights of a base from their codes, a block of rows at a time.
+"""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_inspect.codecs import CODECS, plain, plain_fp8, scale_weight, storing
-from lora_inspect.codecs.record import FORMAT, FORMATS_KEY, MARKER, Codec, Found, Layout, NotRead, UnknownCodec
+from lora_inspect.codecs.record import (
+    FORMAT,
+    FORMATS_KEY,
+    MARKER,
+    BadSetting,
+    Codec,
+    Found,
+    Layout,
+    NotRead,
+    UnknownCodec,
+)
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.checkpoint import Checkpoint, open_model
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.strict_json import parse_json
-from lora_inspect.reading.base.quantisation import activations_beside, scale_beside, settings_beside
+from lora_inspect.reading.base.quantisation import (
+    activations_beside,
+    quantisation_settings,
+    scale_beside,
+    settings_beside,
+)
+
+if TYPE_CHECKING:
+    from lora_inspect.maths.tensors import Decode
 
 _WEIGHT = "weight"
 # No tensor that describes codes is larger.
@@ -241,3 +268,64 @@ def _description(described: Any, said_by: str, file: str) -> Description:
     if not isinstance(described, dict) or "format" not in described:
         raise LoraInspectError(f"{file}: {said_by} is no JSON object with a `format`; fetch the base again.")
     return Description(described, said_by)
+
+
+def open_weights(path: str) -> Checkpoint:
+    """The view of a model, a GGUF file as well; raises LoraInspectError for whatever is none."""
+    return with_weights(open_model(path))
+
+
+def with_weights(base: Checkpoint) -> Checkpoint:
+    """The same base with weights in the place of their codes, which `codes` then has.
+
+    What is wrong with codes is for those to say who need them: they stay as they are stored.
+    """
+    base_codecs, settings = BaseCodecs(base), quantisation_settings(base.tensors)
+    tensors: dict[str, TensorInfo] = {}
+    codes: dict[str, TensorInfo] = {}
+    for name, info in base.tensors.items():
+        weight = info
+        if info.dtype not in PLAIN_FLOATS and name not in settings and storing(info.dtype):
+            with suppress(LoraInspectError):
+                weight = base_codecs.of(info).info
+        if weight != info:
+            codes[weight.name] = info
+        tensors[weight.name] = weight
+    return base._replace(tensors=tensors, codes=codes) if codes else base
+
+
+def decoder(weight: CodedWeight) -> "Decode":
+    """Makes blocks of the weight from the values of its codes; raises LoraInspectError where they are no numbers."""
+    from numpy import errstate
+
+    from lora_inspect.maths.tensors import Decode
+
+    codec, state = weight.codec, prepared(weight)
+
+    def decode(codes: Any, first: int, into: Any) -> None:
+        if codec.decode:
+            # What is no number is named below.
+            with errstate(all="ignore"):
+                codec.decode(codes, state, first, into)
+        if into.sum().isnan() and into.isnan().any():
+            row = first + int(into.isnan().any(1).nonzero()[0])
+            raise LoraInspectError(
+                f"{weight.info.file}: {weight.info.name} holds codes in row {row} that stand for no number (NaN); "
+                "fetch the base again."
+            )
+
+    return Decode(decode, weight.layout.unit, weight.layout.part)
+
+
+def prepared(weight: CodedWeight) -> Any:
+    """What the codec needs for every block of rows; raises LoraInspectError where what stands beside is no number."""
+    from lora_inspect.maths.tensors import load_as_it_is
+
+    try:
+        tensors = {name: load_as_it_is(info) for name, info in weight.beside.items()}
+        return weight.codec.prepared(tensors, weight.layout)
+    except BadSetting as bad:
+        info = weight.beside[bad.name]
+        raise LoraInspectError(
+            f"{info.file}: {info.name} {bad.what} {weight.info.name}; fetch the base again."
+        ) from None

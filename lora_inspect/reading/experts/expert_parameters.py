@@ -5,6 +5,8 @@ has them: what is wrapped first is innermost, `experts.base_layer.base_layer`, a
 vLLM's flat names are the same. What is adapted in the module lies below its wrappers, `experts.base_layer.gate`, and
 has no such name in the model. The modules that are made of them here are called like the parameter, or as in the model.
 Source: `_inject_parameters` and `MultiheadAttention` of PEFT, `FusedMoE3DWithLoRA` of vLLM.
+
+What is said of the output layers of torch's MultiheadAttention, whose change PEFT adds twice.
 """
 
 from collections import defaultdict
@@ -15,13 +17,13 @@ from lora_inspect.algorithms.attention_lora import IN_PROJ, OUT_PROJ
 from lora_inspect.algorithms.lora import ALGORITHM as LORA
 from lora_inspect.algorithms.lora_experts import OF_MATRIX, lora_experts
 from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.model.evidence import Evidence, Finding
 from lora_inspect.reading.peft.saved_tensors import BELOW, without_wrappers
 from lora_inspect.sentences import some
 
 if TYPE_CHECKING:
-    from lora_inspect.reading.file_reading import FileReading
     from lora_inspect.reading.keys.claims import Claims
     from lora_inspect.reading.peft.config_lookup import FoundConfig
 
@@ -275,3 +277,11 @@ def _in_model(wrapped: _Wrapped) -> list[tuple[Module, Module]]:
     name = module.name._replace(body=wrapped.in_model.removeprefix(module.name.prefix))
     own = tuple(one._replace(module=name) for one in module.contributions)
     return [(module, module._replace(name=name, contributions=own))]
+
+
+def about_attention(reading: FileReading) -> Iterator[Evidence]:
+    """How many there are."""
+    count = sum(one.algorithm is OUT_PROJ for one in reading.contributions)
+    if count:
+        says = f"{count} modules are the out_proj of a MultiheadAttention, whose change PEFT adds twice"
+        yield Evidence("scale", says, "names and shapes")

@@ -1,20 +1,119 @@
-"""The changes that an adapter makes, taken from its keys and shapes: every tensor is claimed once or left unclaimed."""
+"""The changes that an adapter makes, taken from its keys and shapes: every tensor is claimed once or left unclaimed.
+
+The tensors of one module while the keys of a file come in, before it is known what they amount to.
+
+How a module is made of tensors, for other modules whose tensors have the same suffixes and shapes.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms.record import Algorithm
-from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple, made
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths import dora
-from lora_inspect.reading.keys.key_groups import Form, GroupTensor, KeyGroup
-from lora_inspect.reading.keys.module_plan import ModulePlan, places_of
 from lora_inspect.reading.keys.suffixes import ParsedKey, parse_key
-from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
-from lora_inspect.reading.model.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG
-from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.model.contribution import UNSCALED, Contribution, Magnitude, Module
+from lora_inspect.reading.model.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG, Finding
 from lora_inspect.schemes.record import ModuleName
+
+# What a group of tensors is like.
+Form = tuple[tuple[Any, ...], ...]
+
+
+class GroupTensor(NamedTuple):
+    """A tensor of a module whose algorithm is not known yet, and what its suffix can mean."""
+
+    info: TensorInfo
+    parsed: ParsedKey
+
+    def role_in(self, algorithm: str) -> str | None:
+        """What it would be to this algorithm; None for nothing."""
+        return next((role for name, role in self.parsed.meanings if name == algorithm), None)
+
+
+class KeyGroup:
+    """The tensors of one module while its keys come in: factors by slice, shared ones by role with their suffix."""
+
+    __slots__ = ("parts", "shared")
+
+    def __init__(self) -> None:
+        self.parts: dict[int | None, list[GroupTensor]] = {}
+        self.shared: dict[str, tuple[TensorInfo, str]] = {}
+
+    @property
+    def infos(self) -> list[TensorInfo]:
+        """All of the tensors, in the order in which `form` speaks of them."""
+        factors = [tensor.info for tensors in self.parts.values() for tensor in tensors]
+        return factors + [info for info, _ in self.shared.values()]
+
+    @property
+    def form(self) -> Form:
+        """All that decides what they amount to, but for the module's name."""
+        factors = [
+            (part, tensor.parsed.suffix, tensor.parsed.meanings, tensor.info.shape)
+            for part, tensors in self.parts.items()
+            for tensor in tensors
+        ]
+        return *factors, *[(role, suffix, info.shape) for role, (info, suffix) in self.shared.items()]
+
+    @property
+    def suffixes(self) -> list[str]:
+        """Those of the factors' keys."""
+        return [tensor.parsed.suffix for tensors in self.parts.values() for tensor in tensors]
+
+
+# What a module has behind its tensors before its path is known.
+_UNNAMED = tuple(Module._field_defaults[name] for name in Module._fields[4:])
+
+
+def places_of(infos: Sequence[TensorInfo]) -> dict[str, int]:
+    """Where each tensor stands among these, by its name."""
+    return {info.name: place for place, info in enumerate(infos)}
+
+
+class ModulePlan:
+    """A `module` as its keys and shapes alone make it, by the `places` of its tensors instead of the tensors."""
+
+    __slots__ = ("_alpha", "_changes", "_flag")
+
+    def __init__(self, module: Module, places: Mapping[str, int]) -> None:
+        self._alpha = places[module.alpha.name] if module.alpha else None
+        self._flag = places[module.rslora_flag.name] if module.rslora_flag else None
+        self._changes = [
+            (
+                contribution.algorithm,
+                [(role, places[info.name]) for role, info in contribution.factors.items()],
+                contribution.magnitude and contribution.magnitude[1:],
+                places[contribution.magnitude.info.name] if contribution.magnitude else 0,
+                contribution.rows,
+            )
+            for contribution in module.contributions
+        ]
+
+    def module(self, name: ModuleName, infos: Sequence[TensorInfo]) -> Module:
+        """The module of that name that is made of these tensors."""
+        return Module(*self.row(name, infos))
+
+    def row(self, name: ModuleName, infos: Sequence[TensorInfo]) -> tuple[Any, ...]:
+        """All values of the module's fields."""
+        rows_of = [
+            (
+                name,
+                algorithm,
+                {role: infos[place] for role, place in places},
+                Magnitude(infos[at], *spelled) if spelled else None,
+                rows,
+                *UNSCALED,
+            )
+            for algorithm, places, spelled, at, rows in self._changes
+        ]
+        alpha = None if self._alpha is None else infos[self._alpha]
+        flag = None if self._flag is None else infos[self._flag]
+        return name, tuple(made(Contribution, rows_of)), alpha, flag, *_UNNAMED
+
 
 # Tensors of a whole network, without a module.
 NETWORK_FLAGS = (RSLORA_FLAG, DORA_FLAG, LOKR_FLAG)

@@ -1,10 +1,26 @@
-"""Modules by name, with which of them are alike in all but names and tensors: what holds of one holds of each such."""
+"""Modules by name, with which of them are alike in all but names and tensors: what holds of one holds of each such.
 
-from collections.abc import Iterable, Mapping, Sequence
+Modules of a file that are alike in all that decides their scales: what holds of one of them holds of each.
+
+The few numbers in a file's data that its meaning hangs on: alphas, flags, and factors that are one number.
+
+The claims on a file, made as those on an earlier one with the same keys and shapes, of which a folder has many.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
-from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect import algorithms, schemes
+from lora_inspect.algorithms.record import Role
+from lora_inspect.caching import Remembered
+from lora_inspect.fast_namedtuple import NamedTuple, made
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.reading.keys.claims import Claims, ModulePlan, claim, places_of
 from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.model.evidence import read_flag
+from lora_inspect.schemes.record import ModuleName
 
 # Where a contribution has what is neither its name nor its tensors, but for the settings of its formula.
 _ROWS, _SETTINGS = Contribution._fields.index("rows"), Contribution._fields.index("settings")
@@ -89,3 +105,117 @@ def _traits(one: Contribution) -> tuple[Any, ...]:
         *one.factors,
         *[info.shape for info in one.factors.values()],
     )
+
+
+class StoredNumbers(NamedTuple):
+    """`alphas` by the name of their module, None for no plain number; `flags` by key, None for neither yes nor no.
+
+    `factors` by key, None for no plain number.
+    """
+
+    alphas: Mapping[str, float | int | bool | None]
+    flags: Mapping[str, bool | None]
+    factors: Mapping[str, float | int | bool | None]
+
+    def of(self, contribution: Contribution) -> dict[Role, float | int | bool | None]:
+        """Those of its factors that are single numbers, by role."""
+        own = contribution.factors
+        return {role: self.factors[own[role].name] for role in contribution.algorithm.numbers if role in own}
+
+
+def read_numbers(checkpoint: Checkpoint, claims: Claims) -> StoredNumbers:
+    """Reads them all at once; raises LoraInspectError for a tensor in the place of a number."""
+    alphas = {name: module.alpha.name for name, module in claims.modules.items() if module.alpha}
+    flags = [module.rslora_flag.name for module in claims.modules.values() if module.rslora_flag]
+    are_factors = any(one.algorithm.numbers for one in changes_of_kinds(claims.modules))
+    factors = [
+        contribution.factors[role].name
+        for module in (claims.modules.values() if are_factors else ())
+        for contribution in module.contributions
+        for role in contribution.algorithm.numbers
+        if role in contribution.factors
+    ]
+    values = checkpoint.numbers([*alphas.values(), *flags, *claims.flags, *factors])
+    return StoredNumbers(
+        {name: values[key] for name, key in alphas.items()},
+        {key: read_flag(values[key]) for key in (*flags, *claims.flags)},
+        {key: values[key] for key in factors},
+    )
+
+
+class ModuleKind(NamedTuple):
+    """The `first` of such modules, and the `places` of all of them among the modules of the file, by their names."""
+
+    first: Module
+    places: dict[str, int]
+
+
+def computed(kinds: Iterable[ModuleKind]) -> Iterator[tuple[ModuleKind, Contribution]]:
+    """The contributions of the first of each kind whose algorithm is built, with their kinds."""
+    return ((kind, one) for kind in kinds for one in kind.first.contributions if one.algorithm.formula)
+
+
+def kinds_of(modules: Mapping[str, Module], numbers: StoredNumbers, by_path: bool) -> list[ModuleKind]:
+    """The kinds of modules, each where the first one of it stands.
+
+    They differ where anything does but names and tensors: the algorithms, the shapes, the stored number. `by_path` says
+    that what is known of a module hangs on its path too, so that no two of other paths are alike.
+    """
+    known = alike(modules)
+    flags = [module.rslora_flag for module in known.values()]
+    traits = zip(
+        known.likeness.numbers,
+        # The same number of another type, or the other zero, is spelled in another way.
+        [id(numbers.alphas.get(name)) for name in known],
+        [flag and (numbers.flags[flag.name],) for flag in flags],
+        known if by_path else [None] * len(known),
+        strict=True,
+    )
+    likeness = likeness_by(traits)
+    found = list(known.values())
+    kinds = [ModuleKind(found[place], {}) for place in likeness.firsts]
+    for place, (name, number) in enumerate(zip(known, likeness.numbers, strict=True)):
+        kinds[number].places[name] = place
+    return kinds
+
+
+# A larger file is the only one of its kind, and has a name for each tensor.
+_MOST_TENSORS = 5_000
+
+
+class _Before:
+    """The claims on a file. How they are made of its tensors is found out for the second file that is like it."""
+
+    def __init__(self, claims: Claims, modules: AlikeModules, infos: Sequence[TensorInfo]) -> None:
+        self._claims, self._modules, self._infos = claims, modules, infos
+
+    @cached_property
+    def _plans(self) -> list[tuple[ModuleName, ModulePlan]]:
+        places = places_of(self._infos)
+        return [(module.name, ModulePlan(module, places)) for module in self._modules.values()]
+
+    def again(self, infos: Sequence[TensorInfo]) -> Claims:
+        """The same claims on other tensors."""
+        rows = [plan.row(name, infos) for name, plan in self._plans]
+        return self._claims._replace(modules=self._modules.with_values(made(Module, rows)))
+
+
+_remembered: Remembered[Any, _Before] = Remembered(16)
+
+
+def claim_as_before(tensors: dict[str, TensorInfo]) -> Claims:
+    """What `claim` makes of the tensors."""
+    if len(tensors) > _MOST_TENSORS:
+        return claim(tensors)
+    infos = list(tensors.values())
+    of_file = (tuple(tensors), tuple([info.shape for info in infos]))
+    known = algorithms.changes(), schemes.changes()
+    before = _remembered.get((of_file, known))
+    if before:
+        return before.again(infos)
+    claims = claim(tensors)
+    modules = AlikeModules(claims.modules)
+    # Algorithms may have been loaded for the keys.
+    known = algorithms.changes(), schemes.changes()
+    _remembered.put((of_file, known), _Before(claims, modules, infos))
+    return claims._replace(modules=modules)

@@ -13,7 +13,7 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.strict_json import parse_json
 from lora_inspect.reading.keys.suffixes import ParsedKey
-from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.model.evidence import Finding
 from lora_inspect.sentences import listed
 
 _KEY = re.compile(r"(unet|text_encoder):([0-9]{1,6}):(down|up)")

@@ -2,17 +2,38 @@
 
 PEFT registers them on its model and not on a layer, so that their keys have no module's path: `base_model.vera_A`
 beside `base_model.model.PATH.vera_lambda_b`. Source: the methods of PEFT with `uses_shared_state`, and RandLoRA.
+
+Layers of all experts whose factors are stacked, given the algorithm of as many experts as their shapes tell.
+
+The alpha that the header of llama.cpp's adapters says once, given to each of their modules.
+
+llama.cpp multiplies by alpha/rank with the rank of each tensor, and by 1 where alpha is 0 or not there: RS-LoRA, and
+what a config of PEFT says of single modules, are no part of such a file. Source: `llama_adapter_lora_weight` there.
+
+Names of layers whose dots are not those of the model: musubi-tuner's `convert_lora.py --target other` guesses them.
+
+It takes every underscore for a dot, and some words of Wan and HunyuanVideo back, so that the attention of FLUX is
+`img_attn_qkv` and Kandinsky's blocks are `visual.transformer.blocks`. The metadata stay, and name the family, of whose
+layers one alone is spelled so with underscores.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from lora_inspect import algorithms
 from lora_inspect.algorithms.record import Algorithm
+from lora_inspect.algorithms.stacked_experts import ALGORITHM, stacked_experts
+from lora_inspect.architectures import by_name
+from lora_inspect.architectures.detection import METADATA_KEYS, named_by
+from lora_inspect.architectures.patterns import pattern_of, patterns_of
+from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.keys.claims import Claims
-from lora_inspect.reading.keys.suffixes import ROOT
-from lora_inspect.reading.model.contribution import Contribution
-from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.keys.suffixes import ROOT, Table, canonical_path, table_of
+from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.model.evidence import Evidence, Finding
+from lora_inspect.schemes.dotted import DOTTED
+from lora_inspect.schemes.peft import PEFT
+from lora_inspect.schemes.record import MODEL, ModuleName
 
 _MEND = "fetch the file again, or write it anew with the program that trained it"
 
@@ -105,3 +126,76 @@ def missing_shared(contribution: Contribution) -> str | None:
 def shared_tensors(contribution: Contribution) -> dict[str, TensorInfo]:
     """The factors that other modules have as well, by role."""
     return {role: contribution.factors[role] for role in contribution.algorithm.shared if role in contribution.factors}
+
+
+def claim_stacked(claims: "Claims") -> "Claims":
+    """The claims with those layers computed; what does not fit together is left unclaimed and said."""
+    modules: dict[str, Module] = {}
+    unclaimed, findings = list(claims.unclaimed), list(claims.findings)
+    for key, module in claims.modules.items():
+        if not any(contribution.algorithm is ALGORITHM for contribution in module.contributions):
+            modules[key] = module
+            continue
+        kept: list[Contribution] = []
+        for contribution in module.contributions:
+            if contribution.algorithm is ALGORITHM:
+                contribution = contribution._replace(algorithm=stacked_experts(contribution.shapes["down"][0]))
+            if wrong := contribution.formula.check(contribution.shapes):
+                keys = tuple(info.name for info in contribution.factors.values())
+                findings.append(Finding("shape", f"{key}: {wrong}; {_MEND}", keys))
+                unclaimed += keys
+            else:
+                kept.append(contribution)
+        if kept:
+            modules[key] = module._replace(contributions=tuple(kept))
+    return claims._replace(modules=modules, unclaimed=tuple(unclaimed), findings=tuple(findings))
+
+
+def claim_alpha_of_all(claims: Claims, alpha: TensorInfo | None) -> Claims:
+    """The claims with `alpha` as that of each module."""
+    if alpha is None:
+        return claims
+    return claims._replace(modules={name: module._replace(alpha=alpha) for name, module in claims.modules.items()})
+
+
+def about_alpha_of_all(checkpoint: Checkpoint) -> Iterator[Evidence]:
+    """What the header says of the scale."""
+    if checkpoint.alpha is not None:
+        from lora_inspect.files.gguf.gguf_format import ALPHA_KEY
+
+        yield Evidence("scale", "llama.cpp divides the alpha of all modules by the rank of each", ALPHA_KEY)
+
+
+def with_true_dots(claims: Claims, metadata: Mapping[str, str]) -> tuple[Claims, tuple[Evidence, ...]]:
+    """The claims with the paths of the family for names that are none of its own, and what is said of them."""
+    layouts = [layout for name in named_by(metadata) for layout in by_name(name).layouts]
+    known = patterns_of((path for layout in layouts for path in layout.paths), ".")
+    tables = [[table_of(layout.paths)] for layout in layouts]
+    modules: dict[str, Module] = {}
+    told: dict[str, str] = {}
+    for key, module in claims.modules.items():
+        name = module.name
+        is_own = name.flat or name.component != MODEL or name.scheme == PEFT.name
+        if not is_own and pattern_of(name.body, ".") not in known and (found := _found(name, tables)):
+            told[key] = found.body
+            module = _called(module, found)
+        modules[module.name.key] = module
+    if not told or len(modules) < len(claims.modules):
+        return claims, ()
+    (key, path), *_ = told.items()
+    says = f"the dots of {len(told)} names are those that musubi-tuner guesses: {key} is {path}"
+    return claims._replace(modules=modules), (Evidence("names", says, f"metadata {METADATA_KEYS[0]}"),)
+
+
+def _found(name: ModuleName, tables: Sequence[Sequence[Table]]) -> ModuleName | None:
+    """The name with the dots of the family's layer that alone is spelled so; None for none."""
+    # Without a prefix of its own, `transformer.blocks.0` begins as names of diffusers do.
+    for one in (name, ModuleName(DOTTED.name, MODEL, "", name.key, flat=False)):
+        if path := canonical_path(one._replace(body=one.body.replace(".", "_"), flat=True), *tables):
+            return one._replace(body=path)
+    return None
+
+
+def _called(module: Module, name: ModuleName) -> Module:
+    contributions = tuple(contribution._replace(module=name) for contribution in module.contributions)
+    return module._replace(name=name, contributions=contributions)

@@ -1,12 +1,25 @@
-"""From a key to its module and its tensor's role: the suffixes of all algorithms and schemes, read from the right."""
+"""From a key to its module and its tensor's role: the suffixes of all algorithms and schemes, read from the right.
+
+The dotted path that an underscored name alone can mean, of the layers of the families that a file may be of.
+
+No underscore is guessed to be a dot: the paths of the families are written with underscores, and a name is looked up
+among them.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 
 from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms import by_name, candidates, load_for
+from lora_inspect.architectures.patterns import fill, pattern_of
+from lora_inspect.architectures.text_encoders import PATHS as ENCODER_PATHS
 from lora_inspect.caching import remembering
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths import dora
+from lora_inspect.reading.base.base_names import EXPERTS
 from lora_inspect.schemes import HIDING
-from lora_inspect.schemes.record import LONGEST_SUFFIX
+from lora_inspect.schemes.record import LONGEST_SUFFIX, MODEL, ModuleName
 
 # The names of algorithms, None for what belongs to none in particular, each with the role of the tensor in it.
 Meanings = tuple[tuple[str | None, str], ...]
@@ -101,3 +114,38 @@ def _parsed(key: str, algorithm_changes: int, scheme_changes: int) -> ParsedKey 
             return ParsedKey(module + end, suffix, (("lora", role),), part)
         position = key.find(".", position + 1)
     return parse_key(key) if load_for(key) else None
+
+
+# The model of a pipeline, and its second expert.
+MODELS = (MODEL, *EXPERTS)
+
+# The paths of a layout by the patterns of their underscored spellings, each after its own.
+Table = Mapping[str, Sequence[tuple[str, str]]]
+
+
+def canonical_path(name: ModuleName, *groups: Iterable[Table]) -> str | None:
+    """The dotted path of a module: the one that is spelled so in the first of the groups of layouts with any such."""
+    found = paths_of(name, *groups)
+    return found[0] if len(found) == 1 else None
+
+
+def paths_of(name: ModuleName, *groups: Iterable[Table]) -> list[str]:
+    """All dotted paths that are spelled so in the first of the groups of layouts with any such."""
+    if not name.flat:
+        return [name.body]
+    pattern = pattern_of(name.body, "_")
+    for group in groups if name.component in MODELS else ([table_of(ENCODER_PATHS)],):
+        templates = {template for table in group for template in table.get(pattern, ())}
+        spelled = (fill(flat, path, name.body) for flat, path in templates)
+        if found := {path for path in spelled if path}:
+            return sorted(found)
+    return []
+
+
+@cache
+def table_of(paths: tuple[str, ...]) -> Table:
+    """The table of a layout's paths."""
+    table: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for path in paths:
+        table[pattern_of(path, "_")].append((path.replace(".", "_"), path))
+    return dict(table)

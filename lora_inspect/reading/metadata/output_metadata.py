@@ -9,8 +9,7 @@ from lora_inspect.maths.scaling import STANDARD
 from lora_inspect.reading.metadata.provenance import MERGED_KEY
 from lora_inspect.reading.model.evidence import SCALE_KEY, network_args
 from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY
-from lora_inspect.reading.scale.dora_evidence import MAGNITUDES_KEY
-from lora_inspect.reading.scale.magnitude_norms import NORMS_KEY
+from lora_inspect.reading.scale.dora_evidence import MAGNITUDES_KEY, NORMS_KEY
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY
 from lora_inspect.version import __version__
 

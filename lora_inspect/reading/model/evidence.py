@@ -1,4 +1,7 @@
-"""What evidence is: observations, what they amount to, and how programs spell a yes, a no and an alpha."""
+"""What evidence is: observations, what they amount to, and how programs spell a yes, a no and an alpha.
+
+What can be wrong with a file: as it is found, and as it is told.
+"""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -138,3 +141,26 @@ def asked_alpha(metadata: Mapping[str, str]) -> float | None:
     except (KeyError, ValueError):
         return None
     return asked if abs(asked) < _LARGEST_ALPHA else None
+
+
+# An error stops every command that would have to guess around it.
+ERROR, WARNING, NOTE = "error", "warning", "note"
+# From the least serious to the most.
+SEVERITIES = (NOTE, WARNING, ERROR)
+
+
+class Finding(NamedTuple):
+    """Something wrong or doubtful, as the one who looks finds it; `code` is its entry in the registry of problems."""
+
+    code: str
+    message: str
+    keys: tuple[str, ...] = ()
+
+
+class Problem(NamedTuple):
+    """A finding with how serious it is: an "error", a "warning" or a "note"."""
+
+    code: str
+    severity: str
+    message: str
+    keys: tuple[str, ...] = ()

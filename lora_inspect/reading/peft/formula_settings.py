@@ -8,10 +8,10 @@ from functools import partial
 from lora_inspect import algorithms
 from lora_inspect.algorithms.record import Algorithm, Surroundings
 from lora_inspect.reading.file_reading import FileReading
+from lora_inspect.reading.keys.groups import StoredNumbers
 from lora_inspect.reading.keys.special_claims import missing_shared
-from lora_inspect.reading.keys.stored_numbers import StoredNumbers
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.model.evidence import Finding
 from lora_inspect.reading.peft.config_lookup import FoundConfig, Speakers
 
 

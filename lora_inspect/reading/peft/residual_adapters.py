@@ -3,6 +3,8 @@
 PiSSA moves the best approximation of their rank, OLoRA the first columns of a QR decomposition. Both can be computed
 again from the original base; what others move depends on random numbers, on data or on a quantised base.
 Source: `LoraLayer.reset_lora_parameters` and its callees in PEFT.
+
+What metadata say of an initialisation that moves a part of the base into the factors.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,11 +12,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from lora_inspect.algorithms import lora
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.reading.model.evidence import INIT_KEY, Evidence
-from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.model.evidence import INIT_KEY, Evidence, Finding
 from lora_inspect.reading.peft.config_lookup import FoundConfig, Speakers
-from lora_inspect.reading.peft.residual_init import PISSA, computed_init, residual_init
-from lora_inspect.reading.scale_problems import CONTRADICTS
+from lora_inspect.reading.problems import CONTRADICTS
+
+# Those whose part can be computed again from the original base.
+PISSA, OLORA = "pissa", "olora"
+# What our training network says of PiSSA weights that are a plain LoRA on the original base.
+INITIAL_FACTORS_KEY, INCLUDED = "lora_inspect.initial_factors", "included"
+
+
+def computed_init(init: str) -> str | None:
+    """Which of the initialisations whose part can be computed again this is, by any of its names; else None."""
+    return OLORA if init.lower() == OLORA else (PISSA if init == PISSA else None)
+
+
+def residual_init(metadata: Mapping[str, str]) -> str | None:
+    """The initialisation that left the adapter on a residual base, by its metadata; None where there is none."""
+    init = metadata.get(INIT_KEY, "")
+    return init if init.startswith(PISSA) and metadata.get(INITIAL_FACTORS_KEY) != INCLUDED else None
+
 
 _METADATA = f"metadata {INIT_KEY}"
 # Why the original base alone does not give the part that was moved, by how the names of initialisations begin.

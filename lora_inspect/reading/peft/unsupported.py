@@ -1,12 +1,106 @@
-"""What a file says that is recognised and not computed: algorithms, and settings of PEFT's configs."""
+"""What a file says that is recognised and not computed: algorithms, and settings of PEFT's configs.
 
-from collections.abc import Iterator
+Methods of PEFT whose files change no weight: what they do instead, and the tensors by which they are known.
+
+Nothing of them can be merged or rewritten as a LoRA. Source: the tuners of PEFT 0.21.
+
+What a PEFT config says where nothing else says it: without its weights, or of a method that has no modules.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 from lora_inspect import algorithms
+from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.discovery import MLX_WEIGHTS, PEFT_WEIGHTS
 from lora_inspect.reading.file_reading import FileReading
-from lora_inspect.reading.model.problem import Finding
+from lora_inspect.reading.model.evidence import Evidence, Finding
 from lora_inspect.reading.peft import peft_config
-from lora_inspect.reading.peft.weightless import METHODS
+from lora_inspect.reading.peft.config_lookup import FoundConfig
+from lora_inspect.sentences import some
+
+_VIRTUAL_TOKENS = "prompt_embeddings"
+_SHOWN = 5
+
+
+class Method(NamedTuple):
+    """A method by its name in words. `does` says what it does, as the end of a sentence that begins with the title.
+
+    `marks` are pieces of keys that no other method has.
+    """
+
+    title: str
+    does: str
+    marks: tuple[str, ...] = ()
+
+
+METHODS = {
+    "PROMPT_TUNING": Method("prompt tuning", "puts learned vectors before the embedded input"),
+    "P_TUNING": Method("p-tuning", "puts vectors that a small network made before the embedded input"),
+    "MULTITASK_PROMPT_TUNING": Method(
+        "multitask prompt tuning",
+        "puts learned vectors, other ones for each task, before the embedded input",
+        ("prefix_task_cols", "prefix_task_rows"),
+    ),
+    "CPT": Method("context-aware prompt tuning", "puts learned vectors of given tokens before the embedded input"),
+    "PREFIX_TUNING": Method("prefix tuning", "puts learned keys and values before the attention's own"),
+    "CARTRIDGE": Method("Cartridge", "puts a learned cache of keys and values before the attention's own"),
+    "ADAPTION_PROMPT": Method(
+        "adaption prompt (LLaMA-Adapter)",
+        "lets the attention of some layers look at learned vectors through a gate",
+        (".adaption_prompt", ".adaption_gate"),
+    ),
+    "LILY": Method(
+        "Lily",
+        "mixes its factors anew for each input, by a router",
+        (".lily_router.", ".lily_A.", ".lily_B."),
+    ),
+    "POLY": Method(
+        "Poly",
+        "mixes its factors anew for each task, by a router",
+        (".poly_router.", ".poly_lora_A", ".poly_lora_B"),
+    ),
+    "XLORA": Method(
+        "X-LoRA",
+        "mixes several LoRAs anew for each input, by a classifier",
+        (".internal_xlora_classifier.",),
+    ),
+    "SHADOW": Method(
+        "ShadowPEFT",
+        "runs a network of its own beside the model, which corrects the inputs of its blocks",
+        (".shadow_backbone.", ".shadow_down.", ".shadow_up.", ".shadow_update_gate.", ".shadow_update_transform."),
+    ),
+}
+# The methods whose file has the one tensor that several of them call so; the config says which it is.
+_TOKENS = Method(
+    "a method of virtual tokens, as prompt tuning, prefix tuning or p-tuning,",
+    "puts them before the embedded input, or before the attention's own keys and values",
+)
+
+
+def weightless(reading: FileReading) -> Iterator[Finding]:
+    """Methods that change no weight, by what configs say and by tensors that only they have."""
+    said = {str(found.peft_type): found.where for found in reading.configs if str(found.peft_type) in METHODS}
+    for peft_type, where in said.items():
+        yield Finding("no-weight", f"{where} says {peft_type}: {METHODS[peft_type].title} {_does(METHODS[peft_type])}")
+    if said:
+        return
+    for method, keys in _by_keys(reading.claims.unclaimed):
+        message = f"{method.title} ({keys[0]}{', …' if len(keys) > 1 else ''}) {_does(method)}"
+        yield Finding("no-weight", message, tuple(keys[:_SHOWN]))
+
+
+def _does(method: Method) -> str:
+    return f"{method.does}, and changes no weight; use the adapter with PEFT"
+
+
+def _by_keys(unclaimed: Collection[str]) -> Iterator[tuple[Method, list[str]]]:
+    for method in METHODS.values():
+        if keys := [key for key in unclaimed if any(mark in key for mark in method.marks)]:
+            yield method, keys
+    if _VIRTUAL_TOKENS in unclaimed:
+        yield _TOKENS, [_VIRTUAL_TOKENS]
+
 
 # The way out where this version cannot compute what a file says.
 _OWN_PROGRAM = "merge it with the program that trained it"
@@ -57,3 +151,58 @@ def unbuilt_algorithms(reading: FileReading) -> Iterator[Finding]:
         why = algorithm.why or f"is not built yet; {_OWN_PROGRAM}"
         message = f"{algorithm.title} ({len(keys)} modules, {keys[0]}) {why}"
         yield Finding("algorithm", message, tuple(keys[:5]))
+
+
+# What of a config is shown, in this order, where it says something.
+_FIELDS = (
+    "r", "rank", "lora_alpha", "alpha", "use_rslora", "use_dora", "num_virtual_tokens", "target_modules",
+    "modules_to_save", "base_model_name_or_path",
+)  # fmt: skip
+_MOST_ITEMS, _LETTERS = 5, 80
+
+
+def about_method(configs: Sequence[FoundConfig], has_modules: bool) -> Iterator[Evidence]:
+    """The method of each config and its settings, where no modules tell them."""
+    if has_modules:
+        return
+    for found in configs:
+        said = [f"{name} {value}" for name in _FIELDS if (value := _shown(found.config.get(name)))]
+        yield Evidence("method", ", ".join([_method(str(found.peft_type)), *said]), found.where)
+
+
+def missing_weights(reading: FileReading) -> Iterator[Finding]:
+    """A config that is there alone."""
+    checkpoint = reading.checkpoint
+    if checkpoint.files or not checkpoint.config_path:
+        return
+    methods = [_method(str(found.peft_type)) for found in reading.configs]
+    if reading.rules.config:
+        methods.append(reading.rules.config.method)
+    weights = MLX_WEIGHTS if reading.rules.config else PEFT_WEIGHTS
+    yield Finding(
+        "weights-missing",
+        f"it holds {checkpoint.config_path}{''.join(f' of {method}' for method in methods)} without the weights; fetch "
+        f"the {weights}.safetensors that belongs to it",
+    )
+
+
+def _method(peft_type: str) -> str:
+    """The method in words, with its name in configs."""
+    # Several algorithms may be of one type, as those that are options of LoRA are.
+    titles = {algorithm.name: algorithm.title for algorithm in algorithms.of_peft_type(peft_type)}
+    known = titles.get(peft_type.lower()) or next(iter(titles.values()), None)
+    title = METHODS[peft_type].title if peft_type in METHODS else known
+    return f"{title} ({peft_type[:_LETTERS]})" if title else peft_type[:_LETTERS]
+
+
+def _shown(value: Any) -> str:
+    """A setting as it is shown; empty for one that says nothing, or that is no setting."""
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, (int, float)):
+        return f"{value:.6g}" if isinstance(value, float) or abs(value) < 10**12 else ""
+    if isinstance(value, str):
+        return value[:_LETTERS]
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return some([item[:_LETTERS] for item in value], _MOST_ITEMS) if value else ""
+    return ""
