@@ -24,7 +24,7 @@ from lora_inspect.programs import CONSUMERS
 from lora_inspect.schemes import written
 
 if TYPE_CHECKING:
-    from lora_inspect.matching.orientation_answers import Answers
+    from lora_inspect.matching.orientation import Answers
 
 # No docstring: python -OO leaves those out.
 _HELP = """\

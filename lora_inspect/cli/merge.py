@@ -23,7 +23,7 @@ from lora_inspect.files.safetensors.dtypes import DTYPE_NAMES
 from lora_inspect.merging.rounding import NEAREST, STOCHASTIC, seed_of
 
 if TYPE_CHECKING:
-    from lora_inspect.matching.orientation_answers import Answers
+    from lora_inspect.matching.orientation import Answers
     from lora_inspect.merging.dealing import Share
     from lora_inspect.ops.merge import MergePlan, MergeResult
 

@@ -11,7 +11,7 @@ from lora_inspect.maths.dora import MULTIPLIER_RULES
 from lora_inspect.maths.packed_factors import PACKINGS
 
 if TYPE_CHECKING:
-    from lora_inspect.matching.orientation_answers import Answers
+    from lora_inspect.matching.orientation import Answers
     from lora_inspect.merging.dealing import Share
     from lora_inspect.reading.model.settings import Settings
 
@@ -75,7 +75,7 @@ def transposed_option(of: str) -> Callable[[Decorated], Decorated]:
     """--transposed, whose value is a mapping of globs to answers; `of` says in its help whose weights it means."""
 
     def parse(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> "Answers":
-        from lora_inspect.matching.orientation_answers import parse_answers
+        from lora_inspect.matching.orientation import parse_answers
 
         try:
             return parse_answers(values)

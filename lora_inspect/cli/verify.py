@@ -20,7 +20,7 @@ from lora_inspect.cli.summaries import VERBS
 from lora_inspect.cli.verb import Verb
 
 if TYPE_CHECKING:
-    from lora_inspect.matching.orientation_answers import Answers
+    from lora_inspect.matching.orientation import Answers
     from lora_inspect.ops.verify import VerifyResult
 
 # How many modules the table shows, how many columns a name has there, and what is too little for a row.

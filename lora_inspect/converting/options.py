@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from lora_inspect.matching.orientation_answers import Answers
+from lora_inspect.matching.orientation import Answers
 from lora_inspect.reading.model.settings import Settings
 
 

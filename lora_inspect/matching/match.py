@@ -1,22 +1,232 @@
-"""Which base weight each contribution changes: the base's own names, spelled as the adapter spells them."""
+"""Which base weight each contribution changes: the base's own names, spelled as the adapter spells them.
+
+Whether a base weight can take a change: the codec that it is stored in, and its shape.
+
+Which rows of which tensors of its home a contribution changes, and what keeps it from being exact there.
+"""
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from lora_inspect.algorithms import full
+from lora_inspect.algorithms.lora import other_than
+from lora_inspect.algorithms.record import WEIGHT
+from lora_inspect.architectures import open_clip
+from lora_inspect.architectures.rows import Runs
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.matching.expert_landing import Turns, stands_turned, turned
-from lora_inspect.matching.landing import land, layers_of
-from lora_inspect.matching.layouts import layouts_of
-from lora_inspect.matching.module_map import Home, find_homes
-from lora_inspect.matching.orientation import Orientation, orient
-from lora_inspect.matching.orientation_answers import UNANSWERED, Answers
-from lora_inspect.matching.placement import Placed
-from lora_inspect.matching.target_weight import check_place
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.matching.module_map import Home, find_homes, layouts_of
+from lora_inspect.matching.orientation import UNANSWERED, Answers, Covered, Layer, Orientation, covered_shape, orient
+from lora_inspect.matching.placement import Place, Placed, Turns, of_all, of_one, stands_turned, turned
+from lora_inspect.maths import dora
+from lora_inspect.maths.dora import INPUT
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_codecs import BaseCodecs
+from lora_inspect.reading.base.base_names import Found, is_weight
+from lora_inspect.reading.identify import adapter_candidates, base_candidates, described, may_be_one
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.pipeline import chosen
+
+
+def check_place(placed: Placed, adapter: Adapter, base: Checkpoint, base_codecs: BaseCodecs) -> None:
+    """Raises LoraInspectError where the contribution cannot be folded into the place."""
+    contribution, place, _ = placed
+    target = place.target
+    base_codecs.of(target)
+    module = adapter.modules[contribution.module.key]
+    name = module.name.key
+    if contribution.rows is None:
+        wrong = contribution.formula.misfit(contribution.shapes, placed.whole)
+        ours = f"{name} {wrong}"
+    else:
+        covered = tuple(size or 0 for size in covered_shape(module))
+        wrong = other_than(covered, place._replace(runs=None).shape)
+        ours = f"the slices of {name} cover {list(covered)}"
+    if wrong:
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {ours}, but {target.name} of {base.path} has "
+            f"{list(base.tensors[target.name].shape)}; {_difference(adapter, base)}."
+        )
+    placed.check_groups()
+    magnitude = contribution.magnitude
+    # Factors of a flattened kernel do not tell how many inputs there are.
+    if magnitude and magnitude.axis == INPUT and magnitude.info.numel != place.shape[1]:
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {magnitude.info.name} is a magnitude of {magnitude.info.numel} inputs, but "
+            f"{target.name} of {base.path} has {place.shape[1]}; {_difference(adapter, base)}."
+        )
+
+
+def _difference(adapter: Adapter, base: Checkpoint) -> str:
+    """Why shapes do not fit, where the names and widths tell it."""
+    ours, theirs = adapter_candidates(adapter), base_candidates(base)
+    if ours and theirs and not may_be_one(ours, theirs):
+        return f"this is an adapter of {described(ours)} on a base of {described(theirs)}"
+    return "the adapter is for another model or size"
+
+
+class Landing(NamedTuple):
+    """Where a contribution lands, and the rows of all of its places together."""
+
+    places: tuple[Place, ...]
+    rows: int
+
+    def of_expert(self, experts: int) -> tuple[int, int]:
+        """(d1, d2) of the matrix of one expert, of which all have as many rows."""
+        return self.rows // experts, self.places[0].target.shape[1]
+
+
+def layers_of(home: Home, base: Checkpoint) -> Iterator[Layer]:
+    """The weights of a home that are matrices or kernels which its module changes."""
+    if not any(contribution.algorithm.parameter == WEIGHT for contribution in home.module.contributions):
+        return
+    for one in (one for one in home.found if one.expert is None and one.single is None):
+        weight = base.tensors.get(one.tensor(WEIGHT))
+        if weight is not None and (is_weight(weight) or _is_of_a_layer(weight, home)):
+            yield Layer(home.module, weight, _covered_of(home, one, weight))
+
+
+def _is_of_a_layer(parameter: TensorInfo, home: Home) -> bool:
+    """Whether a matrix that is no `.weight` is that of a Linear layer, as the module changes it.
+
+    A difference, or what replaces the matrix, is as the parameter is where no program has that as a layer.
+    """
+    changes = (one for one in home.module.contributions if one.algorithm.parameter == WEIGHT)
+    return open_clip.is_projection(parameter.name) or any(
+        not one.algorithm.replaces and full.DIFFERENCE not in one.factors for one in changes
+    )
+
+
+def land(
+    contribution: Contribution, home: Home, base: Checkpoint, orientations: dict[str, Orientation]
+) -> Landing | None:
+    """The places of a contribution; None where a layer of its home lacks the parameter that it changes.
+
+    One that is optional lands where the parameter is there. Raises LoraInspectError where it cannot be exact there.
+    """
+    targets = [base.tensors.get(one.tensor(contribution.algorithm.parameter)) for one in home.found]
+    known = [target for target in targets if target is not None]
+    if not known or (len(known) < len(targets) and not contribution.is_optional):
+        return None
+    one = home.found[0]
+    is_parameter = one.parameter and (one.piece is not None or contribution.shape != known[0].shape)
+    if contribution.algorithm.experts or one.expert is not None or is_parameter or one.single is not None:
+        return _land_on_experts(contribution, home, base)
+    if home.found[0].piece is None:
+        own = contribution.rows and Runs(contribution.rows[0], contribution.rows[1] - contribution.rows[0])
+        place = Place(known[0], own or None, _is_transposed(contribution, known[0], orientations))
+        if contribution.formula.seen:
+            place = place._replace(seen=base.tensors.get(one.tensor(WEIGHT)))
+            if place.seen is None:
+                return None
+        return Landing((place,), place.shape[0] if place.shape else 1)
+    runs = _runs(home, base, orientations)
+    places = (
+        Place(target, own, _is_transposed(contribution, target, orientations))
+        for target, own in zip(targets, runs, strict=True)
+        if target is not None
+    )
+    landing = Landing(tuple(places), sum(each.rows for each in runs))
+    _check_exact(contribution, home, landing, base)
+    return landing
+
+
+def _land_on_experts(contribution: Contribution, home: Home, base: Checkpoint) -> Landing:
+    """The rows of one expert in the parameter of all of them; or of all, wherever they are."""
+    one = home.found[0]
+    if one.expert is not None and not contribution.algorithm.experts:
+        found = of_one(home, one.expert, base)
+    elif contribution.algorithm.experts and one.expert is None:
+        found = of_all(home, contribution.algorithm.experts, base)
+    else:
+        raise LoraInspectError(_other_factors(contribution, home, base))
+    if found is None:
+        rows, inputs = base.tensors[one.tensor(WEIGHT)].shape[-2:]
+        raise LoraInspectError(_other_rows(home, [(rows, inputs)], base))
+    landing = Landing(*found)
+    _check_exact(contribution, home, landing, base)
+    return landing
+
+
+def _other_factors(contribution: Contribution, home: Home, base: Checkpoint) -> str:
+    return (
+        f"{next(iter(contribution.factors.values())).file}: {home.module.name.key} has the factors of "
+        f"{contribution.algorithm.experts or 1} layers, and {home.found[0].path} of {base.path} is not what they "
+        "change; put the adapter_config.json that was saved with the adapter beside it."
+    )
+
+
+def _is_transposed(contribution: Contribution, target: TensorInfo, decided: dict[str, Orientation]) -> bool:
+    """Whether the base stores what the contribution changes as (in, out)."""
+    if contribution.algorithm.transposed is not None:
+        return contribution.algorithm.transposed
+    return target.name in decided and decided[target.name].transposed
+
+
+def _covered_of(home: Home, one: Found, weight: TensorInfo) -> Covered:
+    """(out, in) of a weight of the base, as the module that changes it tells."""
+    covered = covered_shape(home.module)
+    if one.piece is None:
+        return covered
+    for rows, inputs, *_ in (weight.shape, weight.shape[::-1]):
+        runs = None if one.piece.of_whole else one.piece.arrangement.runs(rows, inputs)
+        if covered[1] in (None, inputs) and (runs is None or covered[0] in (None, runs[one.piece.part].rows)):
+            return rows, inputs
+    return weight.shape[0], weight.shape[1]
+
+
+def _runs(home: Home, base: Checkpoint, orientations: dict[str, Orientation]) -> list[Runs]:
+    """Which rows of each layer of a home are which rows of the module."""
+    sizes = [_size(one, base, orientations) for one in home.found]
+    rows, inputs = sum(rows for rows, _ in sizes), sizes[0][1]
+    found: list[Runs] = []
+    for one, (own_rows, _) in zip(home.found, sizes, strict=True):
+        piece = one.piece
+        arranged = piece.arrangement.runs(rows, inputs) if piece else None
+        if piece is None or arranged is None or (piece.of_whole and arranged[piece.part].rows != own_rows):
+            raise LoraInspectError(_other_rows(home, sizes, base))
+        runs = arranged[piece.part]
+        found.append(runs.inverted if piece.of_whole else runs)
+    return found
+
+
+def _other_rows(home: Home, sizes: Sequence[tuple[int, int]], base: Checkpoint) -> str:
+    shapes = ", ".join(f"{one.path} has {list(size)}" for one, size in zip(home.found, sizes, strict=False))
+    return (
+        f"{base.path}: {shapes} as (out, in), which are not the rows that {home.module.name.key} stands for in this "
+        "layout; use a base in the adapter's layout."
+    )
+
+
+def _size(one: Found, base: Checkpoint, orientations: dict[str, Orientation]) -> tuple[int, int]:
+    """(out, in) of a layer's weight."""
+    name = one.tensor(WEIGHT)
+    shape = base.tensors[name].shape if name in base.tensors else (0, 0)
+    decided = orientations.get(name)
+    return (shape[1], shape[0]) if decided and decided.transposed else (shape[0], shape[1])
+
+
+def _check_exact(contribution: Contribution, home: Home, landing: Landing, base: Checkpoint) -> None:
+    name, file = contribution.module.key, next(iter(contribution.factors.values())).file
+    paths = " and ".join(one.path for one in home.found)
+    if contribution.formula.seen:
+        raise LoraInspectError(
+            f"{file}: {name} ({contribution.algorithm.title}) changes a bias by what the weight is, and {base.path} "
+            f"has both in {paths}; use a base in the adapter's layout."
+        )
+    if contribution.rows is not None:
+        raise LoraInspectError(
+            f"{file}: {name} is in slices, and {base.path} has its rows in {paths}; convert the adapter first, which "
+            "joins them."
+        )
+    if len(landing.places) > 1 and contribution.magnitude and contribution.magnitude.axis == dora.INPUT:
+        raise LoraInspectError(
+            f"{file}: {name} has a magnitude of inputs, whose norm is over all of its rows, and {base.path} has them "
+            f"in {paths}; use a base in the adapter's layout."
+        )
 
 
 @dataclass(frozen=True, slots=True)

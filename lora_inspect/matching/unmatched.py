@@ -1,23 +1,106 @@
-"""What becomes of the modules that find no target: an error that names them and the way out, or a list."""
+"""What becomes of the modules that find no target: an error that names them and the way out, or a list.
+
+Copies of base tensors that PEFT saves in an adapter: of the layer below a target, and of embeddings.
+
+PEFT writes `X.base_layer.weight` where an embedding or a head is a target, and `X.weight` where it was resized
+(`save_embedding_layers`), whether it was trained or not: what was trained its config tells, so that reading has taken
+it. Equal to the base's tensor the others say nothing new; else they are a part of the model that the merge would lose.
+
+Whether a base is the one that a file's magnitudes are recorded to be for.
+"""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
+from lora_inspect import schemes
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.matching.base_copies import equal_copies
+from lora_inspect.files.hashes import sha256
+from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.match import Matching
 from lora_inspect.matching.tied_head import HEADS, repeats_embedding, shared_embedding
+from lora_inspect.maths.dora import OF_BASE
+from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base.base_names import BASE_PREFIXES, is_weight
+from lora_inspect.reading.base.base_names import BASE_PREFIXES, NameTable, is_weight
 from lora_inspect.reading.identify import adapter_candidates, base_candidates, described, may_be_one
 from lora_inspect.reading.model.contribution import Module
-from lora_inspect.reading.peft.saved_tensors import BaseTensor
+from lora_inspect.reading.peft.saved_tensors import BELOW, COPIED, BaseTensor
+from lora_inspect.reading.scale.dora_evidence import norms_record
 from lora_inspect.schemes.gguf import GGUF
+from lora_inspect.schemes.peft import PEFT
 from lora_inspect.schemes.record import MODEL
 from lora_inspect.sentences import listed
+
+_COMPARED_ELEMENTS = 1 << 20
+
+
+def equal_copies(adapter: Adapter, base: Checkpoint, matching: Matching, tied: Mapping[str, str]) -> set[str]:
+    """The unclaimed keys of the adapter whose tensors are those of the base, by value.
+
+    `tied` are the weights of the base by the modules of heads that share them with an embedding.
+    Raises LoraInspectError for one that stands for a tensor of the base and has other numbers.
+    """
+    equal: set[str] = set()
+    for key, original in _copies(adapter, base, matching, tied):
+        if not _equal(adapter.checkpoint.tensors[key], original):
+            raise LoraInspectError(
+                f"{adapter.checkpoint.path}: {key} differs from {original.name} of {base.path}, so the adapter was "
+                "trained on another version of it; use that version as the base, or leave the tensor out with "
+                "--allow-unmatched."
+            )
+        equal.add(key)
+    return equal
+
+
+def _copies(
+    adapter: Adapter, base: Checkpoint, matching: Matching, tied: Mapping[str, str]
+) -> Iterator[tuple[str, TensorInfo]]:
+    """Each unclaimed key that stands for a tensor of the base, with that tensor."""
+    targets = dict(tied) | {
+        placed.contribution.module.key: name
+        for name, found in matching.targets.items()
+        for placed in found
+        if placed.place.runs is None
+    }
+    table: NameTable | None = None
+    for key in adapter.unclaimed:
+        module, parameter, wrapper = BaseTensor.of(key)
+        if not module or parameter not in COPIED:
+            continue
+        if wrapper == BELOW:
+            target = targets.get(module)
+            name = target and f"{target.rpartition('.')[0]}.{parameter}"
+            if name in base.tensors:
+                yield key, base.tensors[name]
+        elif (
+            not wrapper
+            and parameter == "weight"
+            and adapter.scheme == PEFT.name
+            and (recognised := schemes.recognise(module)).scheme == PEFT.name
+        ):
+            table = table or NameTable(base, PEFT.name, recognised.component, recognised.prefix)
+            found = table.find(recognised)
+            if len(found) == 1:
+                yield key, base.tensors[found[0].tensor(parameter)]
+
+
+def _equal(copy: TensorInfo, original: TensorInfo) -> bool:
+    """Whether two tensors have the same shape and the same numbers, in whatever floating element type."""
+    load_torch()
+    import torch
+
+    from lora_inspect.maths.tensors import RowBlocks
+
+    if copy.shape != original.shape or not {copy.dtype, original.dtype} <= PLAIN_FLOATS:
+        return False
+    ours, theirs = RowBlocks(_COMPARED_ELEMENTS), RowBlocks(_COMPARED_ELEMENTS)
+    pairs = zip(ours.read(copy), theirs.read(original), strict=True)
+    return all(torch.equal(first.double(), second.double()) for (_, first), (_, second) in pairs)
+
 
 # What stands in a base instead of weights where several of them share a number.
 _PACKED_SUFFIXES = (".qweight", ".weight_packed")
@@ -175,3 +258,18 @@ def _nearest(module: Module, base: Checkpoint, count: int = 3) -> list[str]:
     if len(wanted) > _COMPARED_CHARACTERS:
         return []
     return [paths[name] for name in difflib.get_close_matches(wanted, paths, count, cutoff=0.5)]
+
+
+def other_base_notes(adapters: Iterable[Adapter], base: Checkpoint) -> list[str]:
+    """A sentence for each adapter whose recorded base has other numbers in the weight that the record is of."""
+    notes = []
+    for adapter in adapters:
+        record = norms_record(adapter.checkpoint.metadata)
+        weight = base.tensors.get(record.weight) if record and adapter.dora.norms == OF_BASE else None
+        if record and weight and record.sha256 != sha256(weight):
+            notes.append(
+                f"{adapter.checkpoint.path}: its magnitudes are over the norms of {record.base or 'another base'}, "
+                f"whose {record.weight} has other bytes than that of {base.path}; of another model its DoRA is not the "
+                "trained one"
+            )
+    return notes

@@ -10,7 +10,7 @@ from lora_inspect.files.input_file import Identity
 from lora_inspect.files.pending_output import Borrowing
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import TensorPlan, Writer, in_file_order
-from lora_inspect.matching.expert_weights import as_matrix
+from lora_inspect.matching.placement import as_matrix
 from lora_inspect.merging.encode import Encoder, Rounded, Witness
 from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.recoded_rows import Recoded

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.matching.module_names import module_names
+from lora_inspect.matching.module_map import module_names
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.ambiguous_options import Strengths
 from lora_inspect.reading.chosen_modules import Choice

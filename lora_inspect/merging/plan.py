@@ -12,8 +12,7 @@ from lora_inspect.files.input_file import Identity
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.match import match
 from lora_inspect.matching.orientation import Orientation, check_answers, together
-from lora_inspect.matching.recorded_base import other_base_notes
-from lora_inspect.matching.unmatched import accept_unmatched
+from lora_inspect.matching.unmatched import accept_unmatched, other_base_notes
 from lora_inspect.maths import dora
 from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.options import MergeOptions

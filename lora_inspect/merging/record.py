@@ -11,7 +11,7 @@ from typing import Any
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.hashes import MODEL_HASH, file_sha256
 from lora_inspect.files.input_file import InputFile
-from lora_inspect.matching.orientation_answers import spell_answer
+from lora_inspect.matching.orientation import spell_answer
 from lora_inspect.maths import dora
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.merging.options import MergeOptions

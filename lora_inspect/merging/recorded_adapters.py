@@ -7,7 +7,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.hashes import file_sha256
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
-from lora_inspect.matching.orientation_answers import parse_answers
+from lora_inspect.matching.orientation import parse_answers
 from lora_inspect.maths.dora import MULTIPLIER_RULES
 from lora_inspect.merging.options import MergeOptions
 from lora_inspect.reading.chosen_modules import Choice

@@ -18,7 +18,7 @@ from lora_inspect.files.hashes import sshs_hashes
 from lora_inspect.files.safetensors.writer import renamed
 from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.matching.orientation import Orientation, in_record
-from lora_inspect.matching.recorded_base import other_base_notes
+from lora_inspect.matching.unmatched import other_base_notes
 from lora_inspect.maths.dora import OF_BASE
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.progress import Progress, silent

@@ -6,7 +6,7 @@ from adapters import lora
 from lora_inspect import architectures
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.matching.module_names import module_names
+from lora_inspect.matching.module_map import module_names
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.model.settings import Settings

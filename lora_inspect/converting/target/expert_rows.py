@@ -18,9 +18,8 @@ from lora_inspect.converting.target.target_layout import Destination, ManyLayers
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.matching.expert_weights import storage_of
 from lora_inspect.matching.match import Matching
-from lora_inspect.matching.placement import Placed
+from lora_inspect.matching.placement import Placed, storage_of
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.model_config import config_beside
 from lora_inspect.reading.identify import adapter_candidates, certain_correspondence
