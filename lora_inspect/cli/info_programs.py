@@ -6,8 +6,19 @@ from lora_inspect.cli.info_headline import few
 from lora_inspect.cli.sheet import Line, Sheet
 from lora_inspect.cli.terminal import DOUBTFUL, FAINT, RIGHT, WRONG
 from lora_inspect.ops.info import Outlook
-from lora_inspect.programs.outlook import MOST_ASKED, NOT_THERE, Alike, alike, asked
-from lora_inspect.programs.verdict import LOST, PARTLY, SAME, STRENGTH, UNKNOWN, Verdict
+from lora_inspect.programs.verdict import (
+    LOST,
+    MOST_ASKED,
+    NOT_THERE,
+    PARTLY,
+    SAME,
+    STRENGTH,
+    UNKNOWN,
+    Alike,
+    Verdict,
+    asked,
+    group_verdicts,
+)
 from lora_inspect.reading.file_info import FileInfo
 from lora_inspect.shell import command_line, operand
 
@@ -25,7 +36,7 @@ def lines_of_programs(
     Each program stands in one place. `scales` are those of the modules, `fix` the command that mends every wrong
     strength, where one is known, and `path` what the user called the file.
     """
-    groups = alike(outlook.verdicts)
+    groups = group_verdicts(outlook.verdicts)
     wrong = [one for one in groups if one.verdict not in (SAME, *NOT_THERE, UNKNOWN)]
     right = [one for one in groups if one.verdict == SAME]
     lost, unknown = _titles(groups, NOT_THERE), _titles(groups, (UNKNOWN,))

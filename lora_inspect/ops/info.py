@@ -61,8 +61,7 @@ def outlook_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", fix: str | 
     found = verdicts if verdicts is not None else _with_some_scale(info)
     if found is None:
         return None
-    from lora_inspect.programs.outlook import concerned, decisive
-    from lora_inspect.programs.verdict import needs_mending
+    from lora_inspect.programs.verdict import concerned, decisive, needs_mending
 
     meant = concerned(found, info.candidates)
     first = decisive(meant)

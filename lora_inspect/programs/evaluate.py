@@ -1,22 +1,30 @@
-"""What the rules of a program's loader make of an adapter, for contributions that are alike at once."""
+"""What the rules of a program's loader make of an adapter, for contributions that are alike at once.
 
-from collections.abc import Callable, Mapping, Sequence
+What a program makes of an adapter: what it takes, passes over and refuses.
+
+It is found out once for contributions that are alike, of which a file has many, and told of each where that is asked.
+
+Which rules of a loader speak of a module, remembered for the looks that all files of a family have.
+
+Which module a program looks for in vain, of those that every block of a file has to have.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from math import inf
 from typing import TypeVar
 
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.programs.adapter_view import Alike, Member, View
-from lora_inspect.programs.framed_keys import loader_for
-from lora_inspect.programs.looks import Look, is_at
-from lora_inspect.programs.missing import missing_of
-from lora_inspect.programs.reader import reader_of
-from lora_inspect.programs.reception import Left, Reception, TakenAlike
+from lora_inspect.programs.adapter_view import Alike, Look, Member, View, is_at, is_of_layout, loader_for
 from lora_inspect.programs.record import (
     COMPUTES,
     FAILS,
     LEAVES,
     MISREADS,
+    ODD,
     READ,
+    RUN,
     Consumer,
     Failure,
     Given,
@@ -27,7 +35,208 @@ from lora_inspect.programs.record import (
     Strangers,
     treatment,
 )
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.sentences import some
+
+
+class Taken(NamedTuple):
+    """A contribution that the program loads, at the `scale` it applies, None where that is unknown.
+
+    `does` is COMPUTES or MISREADS, ODD, and `magnitude` what it does with the module's magnitude, empty without one.
+    """
+
+    module: Module
+    contribution: Contribution
+    scale: float | None
+    does: str
+    magnitude: str
+
+
+class TakenAlike(NamedTuple):
+    """Contributions that are alike, and loaded as `Taken` says."""
+
+    members: Sequence[Member]
+    scale: float | None
+    does: str
+    magnitude: str
+
+    @property
+    def contribution(self) -> Contribution:
+        """The first of them."""
+        return self.members[0].contribution
+
+
+class Left(NamedTuple):
+    """Tensors that the program has no use for, of `members` that are alike or of none, and what it does about them.
+
+    `is_change` says that with them the change is lost that the members are. `keys_of` gives those of one member.
+    """
+
+    members: Sequence[Member]
+    keys_of: Callable[[Member], Iterable[str]]
+    does: str
+    says: str
+    is_change: bool
+
+
+class Reception:
+    """What a program makes of an adapter. `refusal` is what it says where it loads nothing of the file, else empty.
+
+    `by` is RUN where its own code ran on such files for every rule that counted, else READ. `needs` is what the program
+    has to be told beside the file, empty for nothing. `others` are the keys of no module that it has no use for.
+    """
+
+    __slots__ = ("_at", "_open", "_taken", "by", "left", "needs", "others", "refusal")
+
+    def __init__(self) -> None:
+        self._taken: list[TakenAlike] = []
+        self.left: list[Left] = []
+        self.others: list[str] = []
+        self.refusal, self.needs, self.by = "", "", RUN
+        self._at: float = -1
+        self._open: list[tuple[float, str]] = []
+
+    def take(self, taken: TakenAlike) -> None:
+        """Notes that the program loads them."""
+        self._taken.append(taken)
+
+    def wonder(self, why: str, place: float = inf) -> None:
+        """Notes that no rule speaks of what has this place in the file."""
+        self._open.append((place, why))
+
+    def refuse(self, says: str, place: float = inf) -> None:
+        """Notes that the program refuses the file for what has this place in it: the last such has the word."""
+        if place >= self._at:
+            self.refusal, self._at = says, place
+
+    @property
+    def unknown(self) -> str:
+        """Why it is not known what becomes of the first of what no rule speaks of; empty where all is known."""
+        return min(self._open, key=lambda found: found[0])[1] if self._open else ""
+
+    @property
+    def taken(self) -> list[TakenAlike]:
+        """What it loads, by the place of the first of those that are alike."""
+        return sorted(self._taken, key=lambda one: one.members[0].place)
+
+    @property
+    def lost(self) -> list[Left]:
+        """The changes that it does not make, in the same order."""
+        return sorted((left for left in self.left if left.is_change), key=lambda left: left.members[0].place)
+
+    def each_taken(self) -> list[Taken]:
+        """What it loads, one by one in the order of the file."""
+        found = [(member, one) for one in self._taken for member in one.members]
+        found.sort(key=lambda pair: pair[0].place)
+        return [Taken(own.module, own.contribution, one.scale, one.does, one.magnitude) for own, one in found]
+
+    def ignored(self) -> tuple[str, ...]:
+        """The keys that it has no use for, in the order of the file."""
+        found = [(member, left) for left in self.left for member in left.members]
+        found.sort(key=lambda pair: pair[0].place)
+        of_modules = (key for member, left in found for key in left.keys_of(member))
+        return tuple(dict.fromkeys([*of_modules, *self.others]))
+
+
+# Far more than there are loaders, and looks in one file of any kind that is met.
+_MOST_READERS, _MOST_LOOKS = 1_000, 1_000
+
+
+class Reader:
+    """The rules of a loader for models of a family, None for those of no known one."""
+
+    def __init__(self, loader: Loader, family: Architecture | None) -> None:
+        self.loader, self.family = loader, family
+        self._rules = loader.rules_for(family.name if family else "")
+        self._spoken: dict[Look, tuple[Rule, ...]] = {}
+
+    def speaking_of(self, look: Look) -> tuple[Rule, ...]:
+        """The rules that speak of such modules, up to the first that asks nothing of the file."""
+        rules = self._spoken.get(look)
+        if rules is None:
+            if len(self._spoken) >= _MOST_LOOKS:
+                self._spoken.clear()
+            rules = self._spoken[look] = tuple(self._find(look))
+        return rules
+
+    def _find(self, look: Look) -> list[Rule]:
+        found: list[Rule] = []
+        for rule in self._rules:
+            if _speaks_of(rule, look, self.family):
+                found.append(rule)
+                if rule.where is None:
+                    break
+        return found
+
+
+_READERS: dict[tuple[int, int], Reader] = {}
+
+
+def reader_of(loader: Loader, family: Architecture | None) -> Reader:
+    """The reader of a loader for models of the family."""
+    # A reader keeps both, so that no other objects can have their identities while it is remembered.
+    key = (id(loader), id(family))
+    reader = _READERS.get(key)
+    if reader is None:
+        if len(_READERS) >= _MOST_READERS:
+            _READERS.clear()
+        reader = _READERS[key] = Reader(loader, family)
+    return reader
+
+
+def _speaks_of(rule: Rule, look: Look, family: Architecture | None) -> bool:
+    if rule.prefixes and look.prefix not in rule.prefixes:
+        return False
+    if rule.alpha is not None and rule.alpha != look.has_alpha:
+        return False
+    if not _is_spelled(rule, look) or (rule.paths and not is_at(look, rule.paths)):
+        return False
+    return not rule.layouts or any(is_of_layout(look, family, layout) for layout in rule.layouts)
+
+
+def _is_spelled(rule: Rule, look: Look) -> bool:
+    """Whether the factors are spelled in a dialect of the rule; odd ones only where it names them."""
+    is_odd = any(own in ODD for own in look.dialects)
+    if not rule.dialects:
+        return not (is_odd and rule.kinds)
+    return any(own in rule.dialects for own in look.dialects)
+
+
+@lru_cache(maxsize=64)
+def missing_of(complete: tuple[str, ...]) -> Callable[[Adapter], str | None]:
+    """The question after the first of the paths `complete`, with `{i}` for the number of a block, that is not there.
+
+    As many blocks are looked for as there are numbers of blocks, from 0 on.
+    """
+    spelled = {way for path in complete for way in (path, path.replace(".", "_"))}
+    ends: dict[str, set[str]] = {}
+    for way in spelled:
+        start, _, end = way.partition("{i}")
+        ends.setdefault(start, set()).add(end)
+
+    def missing(adapter: Adapter) -> str | None:
+        names = {module.name.body for module in adapter.modules.values()}
+        blocks = {
+            number
+            for start, known in ends.items()
+            for name in names
+            if name.startswith(start)
+            for number, end in (_numbered(name[len(start) :]),)
+            if number and end in known
+        }
+        wanted = (path.replace("{i}", str(at)) for at in range(len(blocks)) for path in complete)
+        first = next((path for path in wanted if path not in names and path.replace(".", "_") not in names), None)
+        return f"it has nothing for {first}" if first else None
+
+    return missing
+
+
+def _numbered(text: str) -> tuple[str, str]:
+    """The digits that a text begins with, and what is behind them."""
+    behind = text.lstrip("0123456789")
+    return text[: len(text) - len(behind)], behind
+
 
 _Answer = TypeVar("_Answer")
 

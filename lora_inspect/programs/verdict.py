@@ -1,17 +1,29 @@
-"""From what a program makes of an adapter to one verdict: the same meaning, or what is wrong and by how much."""
+"""From what a program makes of an adapter to one verdict: the same meaning, or what is wrong and by how much.
+
+The verdicts on an adapter, judged once for all files between which no rule of any program can tell.
+
+A folder holds many of those: the steps of one training, and files of one trainer with the same settings.
+
+What becomes of a file in all programs together: those that treat it alike, by their titles.
+"""
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
+from os.path import basename
+from typing import Any
 
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.programs.adapter_view import View
-from lora_inspect.programs.evaluate import receive
-from lora_inspect.programs.reception import Left, Reception, Taken, TakenAlike
+from lora_inspect.files.gguf.gguf_format import OF_FORMAT
+from lora_inspect.programs.adapter_view import FramedKeys, View, has_loader_for
+from lora_inspect.programs.evaluate import Left, Reception, Taken, TakenAlike, receive
 from lora_inspect.programs.record import BASE_NORM, LEAVES, MISREADS, OTHER_AXIS, SILENT, SUM_NORM, Consumer
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.keys.groups import alike
 from lora_inspect.reading.model.contribution import Contribution
+from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY
 from lora_inspect.sentences import listed
 
 SAME, STRENGTH, LOST, WRONG = "same meaning", "wrong strength", "DoRA lost", "DoRA wrong"
@@ -172,3 +184,200 @@ def _strengths(factors: Sequence[tuple[float, int]]) -> str:
 def needs_mending(verdict: Verdict) -> bool:
     """Whether the file is wrong there for certain."""
     return verdict.verdict not in (SAME, UNKNOWN)
+
+
+# How the keys begin that rules look at in the metadata; they are shown no others.
+_SEEN_METADATA = (EMBEDDED_KEY, *OF_FORMAT)
+# A tensor of one number that some programs take for a module's scale: its value counts too.
+_SCALE = ".scale"
+# So many are remembered, each with the names of its tensors.
+_MOST = 32
+
+_remembered: dict[Any, tuple[Verdict, ...]] = {}
+
+
+def verdicts_on(adapter: Adapter, families: Sequence[Detection], consumers: Iterable[Consumer]) -> tuple[Verdict, ...]:
+    """What each program that knows models of the families makes of the adapter, but for single modules.
+
+    A program that has no loader for such files is left out. The verdicts are those of `judge_each`.
+    """
+    consumers = tuple(consumers)
+    adapter = _as_rules_see_it(adapter)
+    if any(map(str.endswith, adapter.checkpoint.tensors, repeat(_SCALE))):
+        return _judge_all(adapter, families, consumers)
+    key = (tuple(map(id, consumers)), *_appearance(adapter, families))
+    found = _remembered.pop(key, None)
+    if found is None:
+        found = _judge_all(adapter, families, consumers)
+        while len(_remembered) >= _MOST:
+            del _remembered[next(iter(_remembered))]
+    _remembered[key] = found
+    return found
+
+
+def _judge_all(adapter: Adapter, families: Sequence[Detection], consumers: Iterable[Consumer]) -> tuple[Verdict, ...]:
+    names = [family.architecture.name for family in families] or [""]
+    keys = FramedKeys(adapter.checkpoint.tensors)
+    asked = [one for one in consumers if any(has_loader_for(one, name, keys) for name in names)]
+    return tuple(verdict._replace(reception=None) for verdict in judge_each(adapter, families, asked))
+
+
+def _as_rules_see_it(adapter: Adapter) -> Adapter:
+    """The adapter without what stands in the metadata for people alone: title, tags, times, hashes."""
+    checkpoint = adapter.checkpoint
+    metadata = {key: value for key, value in checkpoint.metadata.items() if key.startswith(_SEEN_METADATA)}
+    checkpoint = checkpoint._replace(metadata=metadata, file_metadata={})
+    return adapter._replace(checkpoint=checkpoint, evidence=(), problems=())
+
+
+def _appearance(adapter: Adapter, families: Sequence[Detection]) -> tuple[Any, ...]:
+    """All that a rule can look at."""
+    checkpoint = adapter.checkpoint
+    return (
+        tuple((family.architecture.name, family.layout.name, family.size) for family in families),
+        tuple(checkpoint.tensors),
+        tuple([info.shape for info in checkpoint.tensors.values()]),
+        *_of_changes(adapter),
+        adapter.flags,
+        adapter.unclaimed,
+        adapter.embeddings,
+        adapter.settings,
+        tuple(checkpoint.metadata.items()),
+        # Of a config the file that it belongs to counts as well.
+        (repr(checkpoint.config), *map(basename, checkpoint.files)) if checkpoint.config is not None else None,
+    )
+
+
+def _of_changes(adapter: Adapter) -> tuple[Any, ...]:
+    """What modules are called, of which kind each of them is, and what each kind is."""
+    modules = alike(adapter.modules)
+    return (
+        tuple([module.name for module in modules.values()]),
+        tuple([module.path for module in modules.values()]),
+        tuple(modules.likeness.numbers),
+        tuple([(first.alpha is not None, *map(_of_change, first.contributions)) for first in modules.firsts]),
+    )
+
+
+def _of_change(one: Contribution) -> tuple[Any, ...]:
+    magnitude = one.magnitude
+    spelled = magnitude and (magnitude.spelling.suffix, magnitude.spelling.norms, magnitude.axis)
+    own = (one.algorithm.name, one.rank, one.alpha, one.scale, one.rslora, one.rows, one.residual)
+    return own, one.on_residual, spelled
+
+
+# Verdicts whose words say how a program differs from others of the same verdict.
+_IN_ITS_WORDS = (SAME, WRONG, OTHER, PARTLY)
+# Where a program has nothing of the file.
+NOT_THERE = (NOTHING, REFUSED)
+# The beginnings of titles: those that people ask about most come first.
+MOST_ASKED = "ComfyUI"
+_ASKED = (MOST_ASKED, "AUTOMATIC1111", "Forge", "diffusers", "PEFT", "mlx-lm", "vLLM")
+# What reads files to train on from them, which a file is not made for.
+_TRAINING = ("musubi-networks",)
+# InvokeAI takes no more, and what needs more is better converted.
+_MOST_STRENGTH = 10.0
+
+
+class Alike(NamedTuple):
+    """Programs that make the same of a file: the verdict, a sentence on it, and what they apply over what is right.
+
+    `factors` are those of the modules, the commonest first, and none where all are 1. `titles` name the programs, with
+    the version where another version does something else. `silent` says that one of them tells nothing of it.
+    `strength` is what the user sets in each of them so that they apply what is right; None where no number does that.
+    """
+
+    verdict: str
+    says: str
+    factors: tuple[float, ...]
+    titles: tuple[str, ...]
+    silent: bool
+    strength: float | None = None
+
+
+def concerned(verdicts: Sequence[Verdict], families: Sequence[Detection]) -> list[Verdict]:
+    """The verdicts of the programs that such a file may be meant for: those that know a family that it may be of.
+
+    A program for models of any kind counts where it loads something of the file, or where there is no other; one that
+    trains on from it does not. Those that people ask about most come first.
+    """
+    verdicts = [one for one in verdicts if one.consumer.name not in _TRAINING]
+    names = {family.architecture.name for family in families}
+    counts = [
+        any(
+            not names.isdisjoint(loader.families) or (not loader.families and one.verdict not in (*NOT_THERE, UNKNOWN))
+            for loader in one.consumer.reads
+        )
+        for one in verdicts
+    ]
+    general = [any(not loader.families for loader in one.consumer.reads) for one in verdicts]
+    meant = [one for one, is_meant in zip(verdicts, counts if any(counts) else general, strict=True) if is_meant]
+    return sorted(meant, key=lambda one: asked(one.consumer.title))
+
+
+def asked(title: str) -> int:
+    """The place of a program among those that people ask about, all others behind them."""
+    return next((at for at, name in enumerate(_ASKED) if title.startswith(name)), len(_ASKED))
+
+
+def decisive(verdicts: Sequence[Verdict]) -> Verdict | None:
+    """The verdict that says whether something has to be done: that of the program that people ask about most.
+
+    Where it is not known in that one it is the first of which it is, if the file is right in no other; else None.
+    """
+    known = [one for one in verdicts if one.verdict != UNKNOWN]
+    if not known or (known[0].consumer.title != MOST_ASKED and any(one.verdict == SAME for one in known)):
+        return None
+    return known[0]
+
+
+def mending_strength(verdict: Verdict) -> float | None:
+    """What a user sets in the program in the place of 1; None where there is no number that makes all changes right.
+
+    A strength multiplies the scales, so it takes a file of changes that are all in proportion to theirs, by one factor.
+    """
+    if verdict.verdict != STRENGTH or len(verdict.factors) != 1 or not verdict.consumer.sets_strength:
+        return None
+    [(factor, modules)] = verdict.factors
+    strength = float(f"{1 / factor:.4g}") if factor > 0 else 0.0
+    taken = verdict.taken
+    is_linear = modules == len(taken) and all(
+        one.contribution.algorithm.name == "lora" and not one.magnitude for one in taken
+    )
+    return strength if is_linear and 0 < strength <= _MOST_STRENGTH else None
+
+
+def group_verdicts(verdicts: Sequence[Verdict]) -> list[Alike]:
+    """The programs by what they make of the file, in the order of the verdicts given."""
+    groups: dict[tuple[str, str, tuple[float, ...]], list[Verdict]] = {}
+    for one in verdicts:
+        # What a program says where it loads nothing is its own; what becomes of what it loads is alike in many.
+        says = one.says if one.verdict in _IN_ITS_WORDS else ""
+        factors = tuple(factor for factor, _ in one.factors)
+        is_right = one.verdict in (SAME, OTHER) or factors == (1.0,)
+        groups.setdefault((one.verdict, says, () if is_right else factors), []).append(one)
+    versions = Counter(one.consumer.title for one in verdicts)
+    return [
+        Alike(
+            verdict,
+            says,
+            factors,
+            tuple(_named([one.consumer for one in theirs], versions)),
+            any(one.silent for one in theirs),
+            _of_all([mending_strength(one) for one in theirs]),
+        )
+        for (verdict, says, factors), theirs in groups.items()
+    ]
+
+
+def _of_all(strengths: Sequence[float | None]) -> float | None:
+    """The one strength of all of them."""
+    return strengths[0] if len(set(strengths)) == 1 else None
+
+
+def _named(programs: Sequence[Consumer], versions: Counter[str]) -> Iterable[str]:
+    """The titles, each once where all versions of the program are there, else with the version."""
+    counts = Counter(program.title for program in programs)
+    return dict.fromkeys(
+        one.title if counts[one.title] == versions[one.title] else f"{one.title} {one.version}" for one in programs
+    )

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lora_inspect.programs import CONSUMERS
-from lora_inspect.programs.remembered import verdicts_on
 from lora_inspect.programs.verdict import (
     LOST,
     NOTHING,
@@ -16,6 +15,7 @@ from lora_inspect.programs.verdict import (
     WRONG,
     Verdict,
     needs_mending,
+    verdicts_on,
 )
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.file_info import FileInfo

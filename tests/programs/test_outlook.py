@@ -4,8 +4,21 @@ import pytest
 from adapters import lora
 
 from lora_inspect.programs import by_name
-from lora_inspect.programs.outlook import alike, concerned, decisive, mending_strength
-from lora_inspect.programs.verdict import LOST, NOTHING, PARTLY, REFUSED, SAME, STRENGTH, UNKNOWN, Verdict, judge
+from lora_inspect.programs.verdict import (
+    LOST,
+    NOTHING,
+    PARTLY,
+    REFUSED,
+    SAME,
+    STRENGTH,
+    UNKNOWN,
+    Verdict,
+    concerned,
+    decisive,
+    group_verdicts,
+    judge,
+    mending_strength,
+)
 from lora_inspect.reading.file_info import inspect
 
 
@@ -15,7 +28,7 @@ def verdict(name, what, factors=((1.0, 3),), says="", silent=False):
 
 def test_those_that_apply_the_same_strength_are_one_group_and_others_another():
     half, third = ((0.5, 2),), ((0.333, 2),)
-    groups = alike([
+    groups = group_verdicts([
         verdict("comfyui", STRENGTH, half, "one says"), verdict("musubi", STRENGTH, half, "another"),
         verdict("forge", STRENGTH, third), verdict("diffusers", SAME),
     ])  # fmt: skip
@@ -28,17 +41,19 @@ def test_those_that_apply_the_same_strength_are_one_group_and_others_another():
 
 def test_versions_of_a_program_have_one_name_where_they_agree():
     same = [verdict("comfyui", SAME), verdict("comfyui-0.3.64", SAME)]
-    assert alike(same)[0].titles == ("ComfyUI",)
+    assert group_verdicts(same)[0].titles == ("ComfyUI",)
     differ = [verdict("comfyui", SAME), verdict("comfyui-0.3.64", NOTHING)]
-    assert [group.titles for group in alike(differ)] == [("ComfyUI 0.33.0",), ("ComfyUI 0.3.64",)]
+    assert [group.titles for group in group_verdicts(differ)] == [("ComfyUI 0.33.0",), ("ComfyUI 0.3.64",)]
 
 
 def test_dora_that_is_lost_is_one_group_whatever_is_told_and_a_part_is_by_its_words():
     lost = [verdict("comfyui", LOST, says="with a message"), verdict("forge", LOST, says="silently", silent=True)]
-    assert [(group.titles, group.silent, group.factors) for group in alike(lost)] == [(("ComfyUI", "Forge"), True, ())]
+    assert [(group.titles, group.silent, group.factors) for group in group_verdicts(lost)] == [
+        (("ComfyUI", "Forge"), True, ())
+    ]
     parts = [verdict("comfyui", PARTLY, says="1 of 3"), verdict("forge", PARTLY, says="2 of 3")]
-    assert [group.says for group in alike(parts)] == ["1 of 3", "2 of 3"]
-    halved = alike([verdict("comfyui", LOST, ((0.5, 3),))])
+    assert [group.says for group in group_verdicts(parts)] == ["1 of 3", "2 of 3"]
+    halved = group_verdicts([verdict("comfyui", LOST, ((0.5, 3),))])
     assert halved[0].factors == (0.5,)
 
 
@@ -93,4 +108,4 @@ def test_a_strength_mends_plain_lora_of_one_factor_where_a_user_sets_one(tensors
     assert mending_strength(found) == strength
     unset = found._replace(consumer=found.consumer._replace(sets_strength=False))
     assert mending_strength(unset) is None
-    assert [one.strength for one in alike([found, unset])] == [None]
+    assert [one.strength for one in group_verdicts([found, unset])] == [None]

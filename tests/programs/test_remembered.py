@@ -8,10 +8,9 @@ from adapters import loras
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.discovery import find_checkpoints
 from lora_inspect.programs import CONSUMERS
-from lora_inspect.programs import remembered as module
-from lora_inspect.programs.framed_keys import FramedKeys, loader_for
-from lora_inspect.programs.remembered import verdicts_on
-from lora_inspect.programs.verdict import judge_each
+from lora_inspect.programs import verdict as module
+from lora_inspect.programs.adapter_view import FramedKeys, loader_for
+from lora_inspect.programs.verdict import judge_each, verdicts_on
 from lora_inspect.reading.file_info import ADAPTER, inspect
 
 PROGRAMS = tuple(CONSUMERS.values())

@@ -10,7 +10,7 @@ from lora_inspect.converting.steps.dora_delta import true_change
 from lora_inspect.converting.steps.own_weight import own_weight
 from lora_inspect.converting.steps.scaled_factors import read_factor
 from lora_inspect.maths import dora
-from lora_inspect.programs.reception import Taken
+from lora_inspect.programs.evaluate import Taken
 from lora_inspect.programs.record import BASE_NORM, LEAVES, OTHER_AXIS, SUM_NORM
 from lora_inspect.progress import Progress
 from lora_inspect.reading.model.contribution import Contribution

@@ -10,7 +10,7 @@ from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.target.asked_magnitudes import DROPPED, PLAIN
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.dora import OF_BASE, OF_SUM, OUTPUT
-from lora_inspect.programs.framed_keys import FramedKeys, loader_for
+from lora_inspect.programs.adapter_view import FramedKeys, loader_for
 from lora_inspect.programs.record import BASE_NORM, COMPUTES, OTHER_AXIS, SUM_NORM, Consumer, Rule, treatment
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates, described

@@ -3,12 +3,16 @@
 Keys that it does not find are passed over with a line in its debug log alone, and a layer that it finds but has no kind
 of network for makes it refuse the file. Sources: `networks.py`, `network*.py` and `lyco_helpers.py` in
 `extensions-builtin/Lora`, run on small UNets with the layers of SD 1.5, SD 2 and SDXL, and on their text encoders.
+
+What the network modules of A1111's web UI do with a layer's tensors, and those of SD.Next, which come of them.
+
+A layer is given to the first kind of network that finds all of its tensors; what else the layer has is passed over.
+Sources: `extensions-builtin/Lora/network*.py` of A1111 and `modules/lora/network*.py` of SD.Next.
 """
 
 from collections.abc import Iterator
 
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.programs.known import webui_networks
 from lora_inspect.programs.record import (
     COMPUTES,
     FAILS,
@@ -24,9 +28,75 @@ from lora_inspect.programs.record import (
     Loader,
     OfKind,
     Rule,
+    ScaleOfFile,
+    ScaleRule,
     Strangers,
+    alpha_over_rank,
     one,
 )
+from lora_inspect.reading.adapter import Adapter
+
+# In the order in which the kinds of networks are asked for a layer.
+_ORDER = ("lora", "loha", "lycoris_ia3", "oft", "lycoris_boft", "lokr", "full", "norm", "old_glora", "glora")
+# Of GLoRA it has the products of LyCORIS before 3, and fails at the layers of others, which it counts.
+_GLORA = ("old_glora", "glora")
+# The kinds without which a change is nobody's, and those that have no use for the other.
+_OF_BIAS = {"full_bias": "full", "norm_bias": "norm"}
+KINDS = {
+    **dict.fromkeys((*_ORDER, *_OF_BIAS), COMPUTES),
+    "lora_bias": LEAVES,
+    # Their factors are spelled as those of others.
+    **dict.fromkeys(("adalora", "kasa", "bdlora", "lokr_rows"), ""),
+    # None of them takes a layer of any other kind.
+    "": FAILS,
+}
+_MATRIX = 2
+
+
+def exceptions(given: Given, takes_bias: bool = False, alone: str = FAILS) -> str | None:
+    """What becomes of a contribution for what stands beside it and for its shapes.
+
+    `takes_bias` says that a difference of the bias is taken beside LoRA, `alone` what becomes of what no kind takes.
+    """
+    name, module = given.contribution.algorithm.name, given.module
+    beside = {one.algorithm.name for one in module.contributions}
+    if "norm" in beside and "norm_bias" not in beside:
+        beside.discard("norm")
+    if module.alpha is None:
+        beside.difference_update(_GLORA)
+    first = next((kind for kind in _ORDER if kind in beside), None)
+    if first is None:
+        return alone
+    if name in _OF_BIAS:
+        return None if first == _OF_BIAS[name] or (takes_bias and (name, first) == ("full_bias", "lora")) else LEAVES
+    if name != first:
+        return LEAVES
+    if name == "glora":
+        return LEAVES
+    is_of_conv = any(len(info.shape) > _MATRIX for info in given.contribution.factors.values())
+    return "" if name == "old_glora" and is_of_conv else None
+
+
+def scale(of_glora: ScaleRule) -> ScaleOfFile:
+    """The scale of these networks: a `.scale` tensor instead of alpha/rank, and for GLoRA that of `of_glora`."""
+
+    def without_tensors(given: Given) -> float | None:
+        return (of_glora if given.contribution.algorithm.name in _GLORA else alpha_over_rank)(given)
+
+    def found(given: Given) -> float | None:
+        name = f"{given.module.name.key}.scale"
+        checkpoint = given.adapter.checkpoint
+        if name in checkpoint.tensors and given.contribution.has_scale:
+            number = checkpoint.numbers([name])[name]
+            return None if number is None else float(number)
+        return without_tensors(given)
+
+    def of_file(adapter: Adapter) -> ScaleRule:
+        has_tensors = any(key.endswith(".scale") for key in adapter.checkpoint.tensors)
+        return found if has_tensors else OfKind(without_tensors)
+
+    return ScaleOfFile(of_file)
+
 
 UNET = ("original", "diffusers")
 # In diffusers' layout. It looks for an upsampler behind attentions where the first level of SD 1.5 has it.
@@ -47,7 +117,7 @@ def _of_unet(given: Given) -> str | None:
     """What becomes of a contribution to a UNet of SD 1.5 or 2."""
     name, body = given.contribution.algorithm.name, given.module.name.body
     is_left = body in _NOT_FOUND or (name == "lycoris_ia3" and given.module.name.key.endswith(_CONVOLUTIONS))
-    return LEAVES if is_left else webui_networks.exceptions(given)
+    return LEAVES if is_left else exceptions(given)
 
 
 def _of_sdxl(given: Given) -> str | None:
@@ -61,16 +131,16 @@ def _of_openclip(given: Given) -> str | None:
         if any(f"{stem}{attention}{other}" not in given.adapter.modules for other in _PARTS):
             return LEAVES
         if given.contribution.algorithm.name == "full_bias":
-            return webui_networks.exceptions(given) if part == "out_proj" else LEAVES
+            return exceptions(given) if part == "out_proj" else LEAVES
         if given.contribution.algorithm.name not in _OF_OPENCLIP:
             return ""
-    return webui_networks.exceptions(given)
+    return exceptions(given)
 
 
-_OF_ENCODER = OfKind(webui_networks.exceptions)
+_OF_ENCODER = OfKind(exceptions)
 _LOADED = Rule(
-    kinds=webui_networks.KINDS,
-    scale=webui_networks.scale(of_glora=one),
+    kinds=KINDS,
+    scale=scale(of_glora=one),
     magnitudes={
         ".dora_scale output": OTHER_AXIS,
         ".dora_scale input": COMPUTES,

@@ -6,7 +6,6 @@ into the factors and fails on a key that it leaves over. An embedded config deci
 Sources: `loaders/lora_pipeline.py`, `loaders/lora_conversion_utils.py` and `loaders/peft.py` of diffusers.
 """
 
-from lora_inspect.programs.known.diffusers_files import alphas_by_pattern, endless, stored
 from lora_inspect.programs.known.diffusers_flux import FLUX_LOADERS
 from lora_inspect.programs.known.diffusers_rules import (
     ALL_FAIL,
@@ -15,8 +14,11 @@ from lora_inspect.programs.known.diffusers_rules import (
     ONLY_LORA,
     SCALES_LEFT,
     UNEXPECTED,
+    alphas_by_pattern,
     converted,
+    endless,
     own,
+    stored,
 )
 from lora_inspect.programs.record import COMPUTES, FAILS, INFIXED, Consumer, Rule, ScaleOfFile, Strangers
 from lora_inspect.reading.adapter import Adapter

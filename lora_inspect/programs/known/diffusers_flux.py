@@ -5,7 +5,6 @@ Sources: `_convert_kohya_flux_lora_to_diffusers` and `FluxLoraLoaderMixin` of di
 
 from functools import partial
 
-from lora_inspect.programs.known.diffusers_files import NOT_LORA, alphas_by_pattern, endless, no_lora, stored
 from lora_inspect.programs.known.diffusers_rules import (
     ALL_FAIL,
     DORA_SCALES,
@@ -13,10 +12,15 @@ from lora_inspect.programs.known.diffusers_rules import (
     LAYER_SCALE,
     NO_KEYS,
     NO_SCALE,
+    NOT_LORA,
     PEFT_DORA,
     SCALES_LEFT,
+    alphas_by_pattern,
     converted,
+    endless,
+    no_lora,
     own,
+    stored,
 )
 from lora_inspect.programs.record import (
     COMPUTES,

@@ -1,10 +1,116 @@
-"""What the rules of all pipelines of diffusers share: its own names, and conversions from other ones."""
+"""What the rules of all pipelines of diffusers share: its own names, and conversions from other ones.
 
+What diffusers' loaders ask of a whole adapter file: its embedded config, its alphas, and what all keys have.
+"""
+
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 
-from lora_inspect.programs.known.diffusers_files import config_fails, stored, unsure, without_lora
-from lora_inspect.programs.record import COMPUTES, FAILS, LEAVES, SILENT, WARNS, Loader, Rule, RulesByFamily, Strangers
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.programs.record import (
+    COMPUTES,
+    FAILS,
+    LEAVES,
+    SILENT,
+    WARNS,
+    Failure,
+    Given,
+    Loader,
+    OfKind,
+    Rule,
+    RulesByFamily,
+    ScaleRule,
+    Strangers,
+)
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY, embedded_configs
+
+NOT_LORA = "ValueError: Invalid LoRA checkpoint"
+
+
+@OfKind
+def endless(given: Given) -> Failure | None:
+    """Conversions halve and double shares of a scale until they are alike, and those of a negative one never are."""
+    is_negative = given.module.alpha is not None and (given.contribution.alpha or 0.0) < 0
+    return Failure("it never ends, as an alpha is negative") if is_negative else None
+
+
+@OfKind
+def stored(given: Given) -> float | None:
+    """What the embedded config means, else alpha/rank of the file's tensors."""
+    if EMBEDDED_KEY in given.adapter.checkpoint.metadata:
+        return given.contribution.scale
+    if given.contribution.rank is None:
+        return given.contribution.scale
+    if given.module.alpha is None:
+        return 1.0
+    return None if given.contribution.alpha is None else given.contribution.alpha / given.contribution.rank
+
+
+def alphas_by_pattern(adapter: Adapter) -> ScaleRule:
+    """alpha/rank where all modules have one alpha; alphas that differ go by patterns, which not all layers match."""
+    alphas: dict[str, set[float | None]] = defaultdict(set)
+    for module in adapter.modules.values():
+        own = {one.alpha if module.alpha else None for one in module.contributions if one.rank}
+        alphas[module.name.component] |= own
+    return OfKind(lambda given: stored(given) if len(alphas[given.module.name.component]) == 1 else None)
+
+
+def without_lora(pipeline: str, adapter: Adapter) -> str | None:
+    """A file is refused for a key without "lora" in it; those of `dora_scale` are filtered out before."""
+    odd = (key for key in adapter.checkpoint.tensors if "lora" not in key and "dora_scale" not in key)
+    return NOT_LORA if next(odd, None) else config_fails(pipeline, adapter)
+
+
+def no_lora(pipeline: str, adapter: Adapter) -> str | None:
+    """FLUX asks only for one key with "lora" in it."""
+    has_some = any("lora" in key for key in adapter.checkpoint.tensors)
+    return config_fails(pipeline, adapter) if has_some else NOT_LORA
+
+
+def config_fails(pipeline: str, adapter: Adapter) -> str | None:
+    """An embedded config without the modules that it is of is refused by PEFT, where there are factors to load."""
+    if EMBEDDED_KEY not in adapter.checkpoint.metadata:
+        return None
+    config = embedded_configs(adapter.checkpoint.metadata).get(f"{pipeline}.", {})
+    return None if config.get("target_modules") else "KeyError: 'model_type'"
+
+
+def unsure(adapter: Adapter) -> str | None:
+    """What depends on more than single modules: a config beside alphas, parts that only some modules have."""
+    models = [module for module in adapter.modules.values() if module.name.component == "model"]
+    loras = [one for module in models for one in module.contributions if one.algorithm.name == "lora"]
+    biases = {"lora_bias", "full_bias"}
+    biased = sum(any(one.algorithm.name in biases for one in module.contributions) for module in models)
+    if len({module.name.prefix for module in models}) > 1:
+        return "which of the names of several programs it takes"
+    if len({_is_of_peft(info) for one in loras for info in one.factors.values()}) > 1:
+        return "which of two spellings of the factors it takes"
+    if 0 < sum(one.magnitude is not None for one in loras) < len(loras):
+        return "what it takes for the magnitudes that are not there"
+    if 0 < biased < len(models):
+        return "what it takes for the biases that are not there"
+    if EMBEDDED_KEY in adapter.checkpoint.metadata:
+        return _unsure_of_config(adapter)
+    return None
+
+
+def _is_of_peft(factor: TensorInfo) -> bool:
+    return ".lora_A." in factor.name or ".lora_B." in factor.name
+
+
+def _unsure_of_config(adapter: Adapter) -> str | None:
+    config = next(iter(embedded_configs(adapter.checkpoint.metadata).values()), {})
+    loras = [one for one in adapter.contributions if one.algorithm.name == "lora"]
+    if any(module.alpha for module in adapter.modules.values()):
+        return "which scale it applies of a config and of alphas"
+    if bool(config.get("use_dora")) != any(one.magnitude for one in loras):
+        return "what it makes of a config that does not fit the magnitudes"
+    if not config.get("rank_pattern") and {one.rank for one in loras} != {config.get("r")}:
+        return "what it makes of a config that does not fit the ranks"
+    return None
+
 
 LEFT_OVER = "ValueError: `state_dict` should be empty at this point"
 NO_KEYS = Strangers(WARNS, "No LoRA keys associated to the model found with its prefix")

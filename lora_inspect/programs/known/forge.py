@@ -8,7 +8,7 @@ small model of every family here.
 
 from collections.abc import Iterator
 
-from lora_inspect.programs.known.dictionary import (
+from lora_inspect.programs.known.comfyui import (
     BFL_CONTROL,
     CLIP,
     FIRST,

@@ -4,7 +4,7 @@ Sources: `convert_lora_to_gguf.py` and `src/llama-adapter.cpp` of llama.cpp.
 """
 
 from lora_inspect.files.strict_json import json_number
-from lora_inspect.programs.known.peft_folders import config_of, is_of_blocks, leaf_of
+from lora_inspect.programs.known.peft import config_of, is_of_blocks, leaf_of
 from lora_inspect.programs.record import (
     COMPUTES,
     FAILS,

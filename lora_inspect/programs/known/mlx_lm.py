@@ -4,7 +4,7 @@ Source: `load_adapters` and `linear_to_lora_layers` of mlx-lm.
 """
 
 from lora_inspect.files.discovery import ADAPTER_CONFIG
-from lora_inspect.programs.known.peft_folders import names_in
+from lora_inspect.programs.known.peft import names_in
 from lora_inspect.programs.record import COMPUTES, FAILS, Consumer, Loader, Rule, Strangers, as_meant
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.schemes.mlx import MLX

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from lora_inspect.architectures import by_name
-from lora_inspect.programs.known import webui_networks
+from lora_inspect.programs.known import a1111
 from lora_inspect.programs.known.diffusers import CONSUMER as DIFFUSERS
 from lora_inspect.programs.record import (
     COMPUTES,
@@ -46,7 +46,7 @@ _MAGNITUDES = {
     **dict.fromkeys((".lora_magnitude_vector output", ".lora_magnitude_vector.weight output"), LEAVES),
 }
 _ROTATIONS = ("oft", "lycoris_boft")
-_networks = webui_networks.scale(of_glora=alpha_over_rank)
+_networks = a1111.scale(of_glora=alpha_over_rank)
 
 
 def _rotations(adapter: Adapter) -> ScaleRule:
@@ -77,7 +77,7 @@ def exceptions(given: Given) -> str | None:
         return FAILS
     if name in ("lycoris_ia3", "norm", "norm_bias"):
         return ""
-    return webui_networks.exceptions(given, alone=LEAVES)
+    return a1111.exceptions(given, alone=LEAVES)
 
 
 def _of_bias(beside: set[str]) -> str:
@@ -87,7 +87,7 @@ def _of_bias(beside: set[str]) -> str:
 
 # A layer of which it has no kind of network is left with an error in the log.
 _LOADED = Rule(
-    kinds={**webui_networks.KINDS, "": LEAVES},
+    kinds={**a1111.KINDS, "": LEAVES},
     parts={"oft.rescale": MISREADS},
     exceptions=exceptions,
     scale=_SCALE,

@@ -8,7 +8,7 @@ three ran; how the factors are copied into its buffers was read.
 from collections import defaultdict
 
 from lora_inspect.files.strict_json import json_number
-from lora_inspect.programs.known.peft_folders import config_of, is_of_blocks, leaf_of, names_in
+from lora_inspect.programs.known.peft import config_of, is_of_blocks, leaf_of, names_in
 from lora_inspect.programs.record import (
     COMPUTES,
     FAILS,

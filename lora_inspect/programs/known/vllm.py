@@ -5,7 +5,7 @@ Sources: `vllm/lora/peft_helper.py`, `lora_model.py`, `utils.py` and `vllm/confi
 
 from collections.abc import Iterable
 
-from lora_inspect.programs.known.peft_folders import config_of, is_of_blocks, leaf_of, settings_of
+from lora_inspect.programs.known.peft import config_of, is_of_blocks, leaf_of, settings_of
 from lora_inspect.programs.record import (
     COMPUTES,
     FAILS,
