@@ -6,8 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lora_inspect.checking.rule import Rule  # noqa: E402
 from lora_inspect.checking.rules import RULES  # noqa: E402
+from lora_inspect.checking.subject import Rule  # noqa: E402
 
 PAGE = ROOT / "docs" / "checking.md"
 HEAD = """# What check looks for

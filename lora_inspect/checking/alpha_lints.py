@@ -4,8 +4,7 @@ import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 
-from lora_inspect.checking.draft import Draft
-from lora_inspect.checking.subject import Subject
+from lora_inspect.checking.subject import Draft, Subject
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import decode_number
 from lora_inspect.files.safetensors.header import TensorInfo

@@ -3,10 +3,8 @@
 from collections.abc import Callable, Iterable
 
 from lora_inspect.checking import hash_lints
-from lora_inspect.checking.draft import Draft
-from lora_inspect.checking.rule import Rule
 from lora_inspect.checking.rules import RULES, find_problems
-from lora_inspect.checking.subject import Subject, read_again
+from lora_inspect.checking.subject import Draft, Rule, Subject, read_again
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint

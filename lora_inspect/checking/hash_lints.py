@@ -4,8 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 
-from lora_inspect.checking.draft import Draft
-from lora_inspect.checking.subject import Subject
+from lora_inspect.checking.subject import Draft, Subject
 from lora_inspect.escape import shortened
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.hashes import (

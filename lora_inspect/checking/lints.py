@@ -3,8 +3,9 @@
 To add one is to add its rule here or to the lints of the tensors, and a file that has it to the tests.
 """
 
-from lora_inspect.checking import alpha_lints, hash_lints, header_lints, metadata_lints, module_lints
-from lora_inspect.checking.rule import Rule
+from lora_inspect.checking import alpha_lints, hash_lints, metadata_lints, module_lints
+from lora_inspect.checking import module_lints as header_lints
+from lora_inspect.checking.subject import Rule
 from lora_inspect.reading.model.evidence import ERROR, NOTE, WARNING
 
 _REWRITE = "Write the file anew, as --fix does; no tensor changes."

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 
 from lora_inspect.architectures import by_name
 from lora_inspect.architectures.detection import METADATA_KEYS, named_by
-from lora_inspect.checking.draft import Draft
-from lora_inspect.checking.subject import Subject
+from lora_inspect.checking.subject import Draft, Subject
 from lora_inspect.escape import shortened
 from lora_inspect.files.hashes import HASH_KEYS
 from lora_inspect.files.strict_json import parse_json

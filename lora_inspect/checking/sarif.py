@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from lora_inspect.checking.rule import Rule
 from lora_inspect.checking.rules import RULES
+from lora_inspect.checking.subject import Rule
 from lora_inspect.reading.model.evidence import Problem
 from lora_inspect.stores.address import is_remote
 from lora_inspect.version import __version__

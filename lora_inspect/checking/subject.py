@@ -1,21 +1,101 @@
-"""What is looked at: a file with its reading, and what is read of it only where a lint asks for it."""
+"""What is looked at: a file with its reading, and what is read of it only where a lint asks for it.
 
-from collections.abc import Mapping
+What a problem of `check` is: its code, how serious it is, what it means, and who finds and mends it.
+
+The file that --fix writes, as long as it is changed: its tensors by name, in order, and its metadata.
+
+How the bytes of a header are laid out, which its meaning does not show. Standard library only.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lora_inspect.architectures.detection import Detection
-from lora_inspect.checking.header_shape import HeaderShape, header_shapes
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.gguf.gguf_format import MAGIC
+from lora_inspect.files.input_file import InputFile
+from lora_inspect.files.safetensors.strict_header import METADATA
+from lora_inspect.files.safetensors.writer import Content, TensorPlan, renamed
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.identify import adapter_candidates, base_candidates
 from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.model.evidence import Finding
 from lora_inspect.reading.model.settings import Settings
 
-if TYPE_CHECKING:  # where the tensors are read
+if TYPE_CHECKING:
     from lora_inspect.checking.measured import Measured
+
+
+class Draft:
+    """The contents of one file. What is not changed keeps its bytes."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.contents = {name: renamed(info, name) for name, info in checkpoint.tensors.items()}
+        self.metadata = dict(checkpoint.metadata)
+        self.changes_tensors = False
+
+    def put(self, name: str, dtype: str, shape: tuple[int, ...], data: bytes) -> None:
+        """Other bytes for a tensor that is there."""
+        self.contents[name] = Content(TensorPlan(name, dtype, shape), data)
+        self.changes_tensors = True
+
+    def reshape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Another shape of the same size; the bytes stay."""
+        content = self.contents[name]
+        self.contents[name] = Content(content.plan._replace(shape=shape), content.source)
+        self.changes_tensors = True
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Leaves entries of the metadata out."""
+        for key in keys:
+            self.metadata.pop(key, None)
+
+
+_LENGTH_BYTES = 8
+_FIRST, _PIECE = 64, 1 << 16
+_BLANKS = b" \t\r\n"
+_METADATA_FIRST = re.compile(rb'\s*\{\s*"' + METADATA.encode() + rb'"')
+
+
+class HeaderShape(NamedTuple):
+    """The first two bytes of the JSON of `file`, whether its metadata come first, and the blanks behind it.
+
+    `blanks` is how many there are, and `spaces` says that all of them are spaces.
+    """
+
+    file: str
+    start: bytes
+    metadata_first: bool
+    blanks: int
+    spaces: bool
+
+
+def header_shapes(checkpoint: Checkpoint) -> list[HeaderShape]:
+    """That of every safetensors file; a GGUF file has a header of another kind."""
+    return [shape for file in checkpoint.files if (shape := _shape(file, checkpoint))]
+
+
+def _shape(file: str, checkpoint: Checkpoint) -> HeaderShape | None:
+    with InputFile(file, checkpoint.inputs[file]) as source:
+        start = bytes(source.read(0, _LENGTH_BYTES))
+        if start.startswith(MAGIC):
+            return None
+        stop = _LENGTH_BYTES + int.from_bytes(start, "little")
+        first = bytes(source.read(_LENGTH_BYTES, min(_FIRST, stop - _LENGTH_BYTES)))
+        blanks, spaces = 0, True
+        while stop - blanks > _LENGTH_BYTES:
+            size = min(_PIECE, stop - blanks - _LENGTH_BYTES)
+            piece = bytes(source.read(stop - blanks - size, size))
+            behind = piece[len(piece.rstrip(_BLANKS)) :]
+            blanks, spaces = blanks + len(behind), spaces and not behind.strip(b" ")
+            if len(behind) < size:
+                break
+    return HeaderShape(file, first[:2], bool(_METADATA_FIRST.match(first)), blanks, spaces)
 
 
 class Subject:
@@ -76,3 +156,28 @@ def read_again(subject: Subject, metadata: Mapping[str, str]) -> Adapter:
     (file,) = subject.checkpoint.files
     other = subject.checkpoint._replace(metadata=dict(metadata), file_metadata={file: dict(metadata)})
     return kind_of(read_adapter(other, subject.settings))[1]
+
+
+Look = Callable[[Subject], Iterable[Finding]]
+# Changes the draft of the output, and says what it changed, a sentence each; nothing where nothing can be proved.
+Mend = Callable[[Subject, Draft], Iterable[str]]
+
+
+class Rule(NamedTuple):
+    """A kind of problem.
+
+    `means`, `matters` and `mend` are sentences for people: what it is, why that matters and the way out. `looks` find
+    it, none where the reading of the file does. `of_tensors` says that the tensors have to be read for it. `mends` is
+    what --fix does about it; None where it would have to guess. `rewritten` says that any writing of the file anew
+    mends it.
+    """
+
+    code: str
+    severity: str
+    means: str
+    matters: str
+    mend: str
+    looks: tuple[Look, ...] = ()
+    of_tensors: bool = False
+    mends: Mend | None = None
+    rewritten: bool = False
