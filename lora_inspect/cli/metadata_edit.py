@@ -106,10 +106,8 @@ def set_(
     **target: Any,
 ) -> None:
     """Parses and edits."""
-    from lora_inspect.editing.edit import setting
-    from lora_inspect.editing.named_values import named_values
-    from lora_inspect.editing.values import read_value
-    from lora_inspect.editing.values import thumbnail as picture
+    from lora_inspect.editing.edit import named_values, read_value, setting
+    from lora_inspect.editing.edit import thumbnail as picture
 
     where = _target(**target)
     named = {"trigger_words": trigger_words, "title": title, "author": author, "description": description}
@@ -175,7 +173,7 @@ def _target(**options: Any) -> "Target":
 
 def _pairs(pairs: Iterable[str]) -> dict[str, str]:
     """The values by key; click.UsageError for what is no pair, and for a key that is given twice."""
-    from lora_inspect.editing.values import parse_pair
+    from lora_inspect.editing.edit import parse_pair
 
     found: dict[str, str] = {}
     for text in pairs:

@@ -1,12 +1,155 @@
-"""The edits of a metadata, each from a map of strings to a map of strings. Standard library only."""
+"""The edits of a metadata, each from a map of strings to a map of strings. Standard library only.
 
+Values as they are given on a command line: text, the content of a file, a picture. Standard library only.
+
+What people set by name, and the keys that programs look for it under.
+
+ModelSpec's keys are those that ComfyUI's and SwarmUI's model lists read; SwarmUI and ComfyUI take the bare names too,
+and `ssmd_*` are what the Additional Networks extension of the web UI wrote and showed. What the web UI itself calls
+activation text stands in a file of its own beside the weights.
+
+The error for a key that a metadata has not.
+"""
+
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from lora_inspect.editing.missing_key import missing_key
-from lora_inspect.editing.values import check_values
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.escape import shortened
 from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.discovery import nearest_name
 from lora_inspect.files.hashes import HASH_KEYS
+from lora_inspect.files.input_file import read_whole
+from lora_inspect.files.strict_json import METADATA_CHARACTERS, is_unicode, parse_json
+
+# What begins the name of a file that holds the value; a value of its own that begins so has it twice.
+_FROM_FILE = "@"
+# In model lists a picture is an icon: ModelSpec recommends 256 by 256.
+THUMBNAIL_BYTES = 1 << 20
+_PICTURES = {
+    b"\xff\xd8\xff": "image/jpeg",
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"RIFF": "image/webp",
+}
+# Keys whose readers parse them.
+_JSON_KEYS = frozenset(
+    (
+        "_quantization_metadata",
+        "lora_adapter_metadata",
+        "lora_inspect.converted",
+        "lora_inspect.folded",
+        "lora_inspect.magnitude_norms",
+        "lora_inspect.merged",
+        "ot_config",
+        "software",
+        "ss_alpha_pattern",
+        "ss_bucket_info",
+        "ss_dataset_dirs",
+        "ss_datasets",
+        "ss_network_args",
+        "ss_rank_pattern",
+        "ss_reg_dataset_dirs",
+        "ss_tag_frequency",
+        "training_info",
+    )
+)
+
+
+def parse_pair(text: str) -> tuple[str, str]:
+    """The key and the value of KEY=VALUE; ValueError where there is no sign between them."""
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise ValueError(f"{text!r} has no = between a key and a value")
+    return key, read_value(value)
+
+
+def read_value(text: str) -> str:
+    """The value itself, or with @FILE the text in that file; LoraInspectError where that cannot be read as text."""
+    if not text.startswith(_FROM_FILE):
+        return text
+    name = text[len(_FROM_FILE) :]
+    if name.startswith(_FROM_FILE):
+        return name
+    content, _ = read_whole(name, 4 * METADATA_CHARACTERS, way_out="name a shorter text")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise LoraInspectError(f"{name}: it is no text in UTF-8; name a text file.") from None
+
+
+def thumbnail(path: str) -> str:
+    """The data URI of a small picture; LoraInspectError where the file is none that model lists show, or is large."""
+    content, _ = read_whole(path, THUMBNAIL_BYTES, way_out="save the picture smaller, 256 by 256")
+    kind = next((kind for start, kind in _PICTURES.items() if content.startswith(start)), None)
+    if kind is None or (kind == "image/webp" and content[8:12] != b"WEBP"):
+        raise LoraInspectError(f"{path}: it is no JPEG, PNG or WebP; save the picture as one of these, 256 by 256.")
+    import base64
+
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def check_values(file: str, values: Mapping[str, str]) -> None:
+    """Raises LoraInspectError for what no header can hold, and for a text under a key that holds JSON."""
+    for key, value in values.items():
+        if not is_unicode(key) or not is_unicode(value):
+            raise LoraInspectError(f"{file}: the value of {shortened(key)} is no text in UTF-8; give it as @FILE.")
+        if key in _JSON_KEYS and not _is_json(value):
+            raise LoraInspectError(
+                f"{file}: {key} holds JSON, and {shortened(json.dumps(value))} is no object or list; mend it, or give "
+                "it as @FILE."
+            )
+
+
+def _is_json(value: str) -> bool:
+    try:
+        return isinstance(parse_json(value), (dict, list))
+    except ValueError:
+        return False
+
+
+class Named(NamedTuple):
+    """What a value is called, the key that it is written under, and others that programs read in its place."""
+
+    name: str
+    key: str
+    others: tuple[str, ...] = ()
+
+
+NAMED = {
+    one.name: one
+    for one in (
+        Named("trigger_words", "modelspec.trigger_phrase", ("trigger_phrase", "ssmd_keywords")),
+        Named("title", "modelspec.title", ("title", "ssmd_display_name")),
+        Named("author", "modelspec.author", ("author", "ssmd_author")),
+        Named("description", "modelspec.description", ("description", "ssmd_description")),
+        Named("thumbnail", "modelspec.thumbnail", ("thumbnail",)),
+    )
+}
+
+
+def named_values(named: Mapping[str, str | None], present: Iterable[str]) -> dict[str, str]:
+    """The metadata that gives each name its value, None standing for nothing to set.
+
+    Another key for the same thing is written as well where it is `present`, so that no program shows an old value.
+    """
+    there = set(present)
+    return {
+        key: value
+        for name, value in named.items()
+        if value is not None
+        for key in (NAMED[name].key, *(other for other in NAMED[name].others if other in there))
+    }
+
+
+def missing_key(path: str, key: str, metadata: Mapping[str, str]) -> LoraInspectError:
+    """The error for a key, or a glob of keys, that a metadata has not."""
+    if not metadata:
+        return LoraInspectError(f"{path}: it has no metadata, so no {shortened(key)}; set it first.")
+    near = nearest_name(key, metadata)
+    which = f" (did you mean {shortened(near)}?)" if near else ", of those that `lora-inspect metadata show` lists"
+    return LoraInspectError(f"{path}: its metadata has no {shortened(key)}; name another key{which}.")
+
 
 # What an edit makes of a metadata; `path` is the file that errors name.
 Edit = Callable[[Mapping[str, str], str], dict[str, str]]

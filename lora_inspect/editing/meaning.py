@@ -1,13 +1,21 @@
-"""What a file means, as facts that two readings can be compared by: an edit of metadata is to leave them alone."""
+"""What a file means, as facts that two readings can be compared by: an edit of metadata is to leave them alone.
+
+What changes of a metadata make of a file's meaning: told, refused, or narrowed down to the keys that decide.
+
+Which of many changes make another meaning, found without trying each of them alone.
+"""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lora_inspect.codecs.record import FORMATS_KEY
+from lora_inspect.editing.edit import Change, applied
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.escape import shortened
-from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
+from lora_inspect.files.safetensors.edit_in_place import Headed
 from lora_inspect.maths.dora import OF_BASE
 from lora_inspect.programs import CONSUMERS
 from lora_inspect.programs.verdict import judge_each
@@ -16,7 +24,7 @@ from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import ERROR, RsloraReading
 from lora_inspect.reading.scale.dora_evidence import NORMS_KEY
 from lora_inspect.reading.scale.scale_records import FoldedScales
-from lora_inspect.sentences import listed
+from lora_inspect.sentences import listed, some
 
 # By topic, and in it by what the fact is of: a module, a program, or the file itself.
 Meaning = Mapping[str, Mapping[str, Any]]
@@ -156,3 +164,76 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return _NOTHING if value in (None, "", {}) else shortened(str(value))
+
+
+class Told(NamedTuple):
+    """The changes that make no other meaning, all of them together, and those that each would beside these."""
+
+    harmless: list[str]
+    deciding: list[str]
+
+
+def tell_apart(changes: Sequence[str], keeps: Callable[[Sequence[str]], bool]) -> Told:
+    """Tells changes apart by whether `keeps` says that the meaning stays under several of them.
+
+    It is asked some twice the logarithm of their number for each one that decides.
+    """
+    told = Told([], [])
+    waiting = [list(changes)] if changes else []
+    while waiting:
+        part = waiting.pop()
+        if keeps([*told.harmless, *part]):
+            told.harmless.extend(part)
+        elif len(part) == 1:
+            told.deciding.extend(part)
+        else:
+            half = len(part) // 2
+            waiting += [part[half:], part[:half]]
+    return told
+
+
+def settled_meaning(checkpoint: Checkpoint, headed: Headed, made: Sequence[Change], allowed: bool) -> tuple[str, ...]:
+    """What the file means otherwise under the changes, in clauses; LoraInspectError where that is not allowed."""
+    if not made:
+        return ()
+    after = meaning(with_metadata(checkpoint, headed.file, applied(headed.metadata, made)))
+    found = differences(meaning(checkpoint), after)
+    if found and not allowed:
+        keys = some(deciding_keys(checkpoint, headed, made) or [one.key for one in made], 3)
+        raise LoraInspectError(
+            f"{headed.file}: {keys} decides how the file is read, and the change would make {_few(found)}; leave it "
+            "out, or add --allow-other-meaning."
+        )
+    return tuple(found)
+
+
+def check_elsewhere(checkpoint: Checkpoint, headed: Headed, metadata: Mapping[str, str], written: str) -> None:
+    """Raises LoraInspectError where a copy with this metadata would be read otherwise, as far from its configuration.
+
+    One of several shards is no copy of what is read.
+    """
+    if len(checkpoint.files) > 1:
+        return
+    meant = meaning(with_metadata(checkpoint, headed.file, metadata))
+    found = differences(under_any_name(meant), under_any_name(meaning(open_checkpoint(written))))
+    if found:
+        raise LoraInspectError(
+            f"{headed.file}: what lies beside it decides how it is read, and where the output goes it would have "
+            f"{_few(found)}; name an output in the same folder, or copy the folder and leave -o out."
+        )
+
+
+def deciding_keys(checkpoint: Checkpoint, headed: Headed, made: Sequence[Change]) -> list[str]:
+    """The keys of those changes that make another meaning, each beside all of the others that make none."""
+    before, by_key = meaning(checkpoint), {one.key: one for one in made}
+
+    def keeps(keys: Sequence[str]) -> bool:
+        changed = applied(headed.metadata, [by_key[key] for key in keys])
+        return meaning(with_metadata(checkpoint, headed.file, changed)) == before
+
+    return tell_apart(list(by_key), keeps).deciding
+
+
+def _few(clauses: Sequence[str], count: int = 3) -> str:
+    more = len(clauses) - count
+    return listed([*clauses[:count], *([f"{more} more"] if more > 0 else [])])

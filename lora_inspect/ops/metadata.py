@@ -1,8 +1,7 @@
 """What the metadata of a file says."""
 
-from lora_inspect.editing.editable import files_of, is_gguf
-from lora_inspect.editing.kept_hashes import known_hashes
-from lora_inspect.editing.missing_key import missing_key
+from lora_inspect.editing.edit import missing_key
+from lora_inspect.editing.editable import files_of, is_gguf, known_hashes
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.safetensors.edit_in_place import put_right, read_headed

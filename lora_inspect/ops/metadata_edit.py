@@ -7,9 +7,8 @@ from functools import partial
 from typing import Any
 
 from lora_inspect.editing.edit import Change, Edit, changes
-from lora_inspect.editing.editable import check_own_place, editable_file
-from lora_inspect.editing.kept_hashes import hashes_beside
-from lora_inspect.editing.settled_meaning import check_elsewhere, deciding_keys, settled_meaning
+from lora_inspect.editing.editable import check_own_place, editable_file, hashes_beside
+from lora_inspect.editing.meaning import check_elsewhere, deciding_keys, settled_meaning
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.outputs import check_output, file_output

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 from safetensors import safe_open
 
-from lora_inspect.editing.named_values import NAMED
+from lora_inspect.editing.edit import NAMED
 from lora_inspect.files.safetensors.edit_in_place import read_headed
 from lora_inspect.files.safetensors.header_recovery import JOURNAL_ENDING, Journal
 

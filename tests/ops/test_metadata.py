@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
-from lora_inspect.editing.deciding import tell_apart
 from lora_inspect.editing.edit import copying, setting, unsetting
-from lora_inspect.editing.meaning import differences
+from lora_inspect.editing.meaning import differences, tell_apart
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.maths.scaling import RANK_STABILISED
