@@ -4,7 +4,6 @@ To add one is to add its rule here or to the lints of the tensors, and a file th
 """
 
 from lora_inspect.checking import alpha_lints, hash_lints, metadata_lints, module_lints
-from lora_inspect.checking import module_lints as header_lints
 from lora_inspect.checking.subject import Rule
 from lora_inspect.reading.model.evidence import ERROR, NOTE, WARNING
 
@@ -187,7 +186,7 @@ LINTS = (
         "The header does not begin with a brace and a quotation mark.",
         "A1111 and Forge read no metadata of such a file and take it for damaged.",
         _REWRITE,
-        (header_lints.header_start,),
+        (module_lints.header_start,),
         rewritten=True,
     ),
     Rule(
@@ -196,7 +195,7 @@ LINTS = (
         "The metadata stand behind tensors in the header.",
         "Readers that look at the first bytes alone do not find them.",
         _REWRITE,
-        (header_lints.metadata_late,),
+        (module_lints.metadata_late,),
         rewritten=True,
     ),
     Rule(
@@ -205,7 +204,7 @@ LINTS = (
         "The header ends in more blanks than any writer leaves, or in others than spaces.",
         "It is read with every header; the format wants spaces.",
         _REWRITE,
-        (header_lints.header_padding,),
+        (module_lints.header_padding,),
         rewritten=True,
     ),
     Rule(
@@ -214,7 +213,7 @@ LINTS = (
         "Tensors begin at no multiple of the size of their elements.",
         "Readers that map the file copy them, or fail.",
         _REWRITE,
-        (header_lints.unaligned,),
+        (module_lints.unaligned,),
         rewritten=True,
     ),
     Rule(
@@ -223,7 +222,7 @@ LINTS = (
         "Tensors have no element.",
         "They hold nothing, and some programs fail on them.",
         "Leave them out.",
-        (header_lints.tensor_empty,),
+        (module_lints.tensor_empty,),
     ),
     Rule(
         "odd-name",
@@ -231,6 +230,6 @@ LINTS = (
         "A name is empty, begins or ends with a blank, or has characters that are not seen.",
         "It looks like another name and is not found under that one.",
         "Write it anew with plain names.",
-        (header_lints.odd_names,),
+        (module_lints.odd_names,),
     ),
 )
