@@ -20,8 +20,8 @@ from lora_inspect.api.arguments import (
 )
 from lora_inspect.api.failures import in_a_sentence
 from lora_inspect.maths.dora import MULTIPLIER_RULES
-from lora_inspect.merging.options import MergeOptions
-from lora_inspect.merging.rounding import NEAREST, STOCHASTIC, seed_of
+from lora_inspect.merging.fold_chain import NEAREST, STOCHASTIC, seed_of
+from lora_inspect.merging.plan import MergeOptions
 from lora_inspect.ops.merge import MergeResult, merge_bytes, plan_merge
 from lora_inspect.ops.merge import merge as merge_planned
 from lora_inspect.reading.chosen_modules import Choice

@@ -17,7 +17,7 @@ from lora_inspect.api.arguments import (
 )
 from lora_inspect.api.failures import in_a_sentence
 from lora_inspect.maths.dora import MULTIPLIER_RULES
-from lora_inspect.merging.options import MergeOptions
+from lora_inspect.merging.plan import MergeOptions
 from lora_inspect.ops.verify import VerifyResult, plan_verify
 from lora_inspect.ops.verify import verify as verify_planned
 from lora_inspect.reading.chosen_modules import Choice

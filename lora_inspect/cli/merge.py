@@ -20,11 +20,11 @@ from lora_inspect.cli.options import (
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.cli.verb import Verb
 from lora_inspect.files.safetensors.dtypes import DTYPE_NAMES
-from lora_inspect.merging.rounding import NEAREST, STOCHASTIC, seed_of
+from lora_inspect.merging.fold_chain import NEAREST, STOCHASTIC, seed_of
 
 if TYPE_CHECKING:
     from lora_inspect.matching.orientation import Answers
-    from lora_inspect.merging.dealing import Share
+    from lora_inspect.merging.shards import Share
     from lora_inspect.ops.merge import MergePlan, MergeResult
 
 # No docstring: python -OO leaves those out.
@@ -239,7 +239,7 @@ def _print(record: dict[str, Any], result: "MergeResult | None", plan: "MergePla
     from lora_inspect.escape import shortened
     from lora_inspect.matching.orientation import in_words
     from lora_inspect.matching.unmatched import in_components
-    from lora_inspect.merging.kept import in_summary
+    from lora_inspect.merging.retention import in_summary
     from lora_inspect.sentences import some
 
     if record.get("dry_run"):

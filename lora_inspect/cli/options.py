@@ -12,7 +12,7 @@ from lora_inspect.maths.packed_factors import PACKINGS
 
 if TYPE_CHECKING:
     from lora_inspect.matching.orientation import Answers
-    from lora_inspect.merging.dealing import Share
+    from lora_inspect.merging.shards import Share
     from lora_inspect.reading.model.settings import Settings
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -94,7 +94,7 @@ def transposed_option(of: str) -> Callable[[Decorated], Decorated]:
 
 def share_of(context: click.Context, parameter: click.Parameter, value: str | None) -> "Share | None":
     """What I/N says: one of the shares 1/N to N/N."""
-    from lora_inspect.merging.dealing import Share
+    from lora_inspect.merging.shards import Share
 
     try:
         return None if value is None else Share.parse(value)

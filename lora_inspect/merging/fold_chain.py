@@ -1,21 +1,30 @@
-"""What is folded into a weight, as a chain of changes whose factors are read."""
+"""What is folded into a weight, as a chain of changes whose factors are read.
 
-from collections.abc import Iterator, Mapping
+How changed weights are rounded to what they are written in: to the nearest number, or stochastically.
+
+What a changed weight is folded in, so that the arithmetic stays far below the rounding of what is written.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_inspect.algorithms.record import SEEN
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.placement import Placed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_codecs import CodedWeight, decoder
 from lora_inspect.reading.model.contribution import Contribution
+from lora_inspect.sentences import listed
 
 if TYPE_CHECKING:
     import torch
 
+    from lora_inspect.files.checkpoint import Checkpoint
     from lora_inspect.maths.change import Change, Link, Read
+    from lora_inspect.maths.rounding import StochasticRounding
     from lora_inspect.maths.tensors import Decode, RowBlocks
     from lora_inspect.merging.factor_reader import FactorReader
 
@@ -82,3 +91,69 @@ def no_numbers_of_a_change(info: TensorInfo, fold: Fold) -> LoraInspectError:
         f"{fold.adapter.checkpoint.path}: folding {fold.contribution.module.key} into {info.name} meets a matrix that "
         "cannot be inverted or taken apart; repair the file that holds numbers too large for that, or not finite."
     )
+
+
+# The two ways, the option that chooses the second, and the bits of the finest numbers that it is for.
+NEAREST, STOCHASTIC = "nearest", "stochastic"
+OPTION, _MOST_BITS = f"--rounding {STOCHASTIC}", 16
+
+
+def seed_of(rounding: str, seed: int | None) -> int | None:
+    """What is drawn by, None for the nearest number; ValueError for a seed that nothing is drawn by."""
+    if rounding == STOCHASTIC:
+        return seed or 0
+    if seed is not None:
+        raise ValueError(f"a seed is what rounding {STOCHASTIC} is drawn by, so give both or neither")
+    return None
+
+
+def rounding_of(seed: int | None, name: str, folds: "Sequence[Fold]") -> "StochasticRounding | None":
+    """What rounds a weight by the `seed`; None for the nearest number, which what is not changed always gets."""
+    if seed is None or not folds:
+        return None
+    from lora_inspect.maths.rounding import StochasticRounding
+
+    return StochasticRounding(seed, name)
+
+
+def check_rounding(
+    seed: int | None, base: "Checkpoint", folds: "Mapping[str, Sequence[Fold]]", types: Mapping[str, str]
+) -> None:
+    """Raises LoraInspectError where there is a `seed` and no changed weight is written in numbers so coarse.
+
+    `types` has the element type of each weight that gets another one.
+    """
+    changed = (name for name, own in folds.items() if any(fold.multiplier for fold in own))
+    written = {types.get(name, base.tensors[name].dtype) for name in changed}
+    if seed is not None and not any(BITS[one] <= _MOST_BITS for one in written):
+        why = f"what changes is written in {listed(sorted(written))}" if written else "nothing changes"
+        raise LoraInspectError(f"{base.path}: {OPTION} has nothing to round, as {why}; leave it out.")
+
+
+SINGLE, DOUBLE = "F32", "F64"
+_MOST_BITS_OF_SINGLE = 16
+
+
+def working_type(read: str, written: str) -> str:
+    """What a weight of the element type `read` is folded in, to be `written` in the same type or another one.
+
+    In float32 a sum is off by more than its own last rounding where its terms are larger than it is, so float32 itself
+    is folded in float64.
+    """
+    return DOUBLE if read == DOUBLE or BITS[written] > _MOST_BITS_OF_SINGLE else SINGLE
+
+
+def working_types(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """By the element type that they are written in, the coarsest one that weights are folded in.
+
+    `pairs` are (read, written), as `working_type` takes them.
+    """
+    found: dict[str, str] = {}
+    for read, written in sorted(set(pairs)):
+        found[written] = SINGLE if found.get(written) == SINGLE else working_type(read, written)
+    return dict(sorted(found.items()))
+
+
+def recorded_type(written: str, recorded: Mapping[str, str]) -> str:
+    """What a weight that is `written` in a type was folded in, at the coarsest, by what a merge `recorded`."""
+    return recorded.get(written, DOUBLE if written == DOUBLE else SINGLE)

@@ -1,33 +1,188 @@
-"""What a merge will fold where, planned from headers before a byte of a weight is read."""
+"""What a merge will fold where, planned from headers before a byte of a weight is read.
+
+Which modules of each adapter are merged, and how strongly: what the options choose, and the settings on its path.
+
+What a merge says of an adapter of one expert of a pipeline on a base of another one.
+
+What an initialisation moved out of a base into the factors: where it can be taken out again, and that it is.
+
+What a merge refuses, or says, where it would change a head through the weight that it shares with the embedding.
+
+What a user may choose of a merge.
+"""
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.base_folder import SideFiles, find_side_files
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.match import match
-from lora_inspect.matching.orientation import Orientation, check_answers, together
+from lora_inspect.matching.module_map import module_names
+from lora_inspect.matching.orientation import Answers, Orientation, check_answers, together
+from lora_inspect.matching.tied_head import has_head, is_embedding
 from lora_inspect.matching.unmatched import accept_unmatched, other_base_notes
 from lora_inspect.maths import dora
-from lora_inspect.merging.fold_chain import Fold
-from lora_inspect.merging.options import MergeOptions
-from lora_inspect.merging.other_expert import other_expert_notes
-from lora_inspect.merging.parts_of_adapters import parts_of
-from lora_inspect.merging.residual_bases import check_residual, residual_notes
-from lora_inspect.merging.rounding import check_rounding
-from lora_inspect.merging.storage import Asked, Storage, plan_storage
-from lora_inspect.merging.tied_head import check_tied
+from lora_inspect.merging.fold_chain import Fold, check_rounding
+from lora_inspect.merging.storage import Asked, Storage, plan_storage, read_config
 from lora_inspect.reading.adapter import Adapter, read_adapter
-from lora_inspect.reading.ambiguous_options import read_settled
+from lora_inspect.reading.ambiguous_options import Strengths, read_settled
 from lora_inspect.reading.base.base_codecs import open_weights
+from lora_inspect.reading.chosen_modules import Choice
 from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.file_info import ADAPTER, kind_of
+from lora_inspect.reading.identify import adapter_candidates, base_candidates
 from lora_inspect.reading.model.settings import Settings
+from lora_inspect.reading.peft.residual_adapters import OLORA
+from lora_inspect.reading.pipeline import pipeline_expert
+from lora_inspect.reading.weights_toml import WeightsFile
+
+
+class Parts(NamedTuple):
+    """What is merged of an adapter: all modules but those whose keys are `excluded`, each at its strength."""
+
+    strengths: Strengths
+    excluded: tuple[str, ...] = ()
+
+
+def parts_of(adapters: Sequence[Adapter], base: Checkpoint, choice: Choice) -> list[Parts]:
+    """The parts of each adapter; raises LoraInspectError where a setting or a pattern speaks of no module."""
+    # Names are looked for where something asks for them: it takes as long as all else that is planned.
+    names = {
+        adapter.checkpoint.path: module_names(adapter, base)
+        for adapter in adapters
+        if choice.says or adapter.settings.strengths
+    }
+    excluded = choice.left_out(names) if choice.says else {}
+    parts: list[Parts] = []
+    for adapter in adapters:
+        path = adapter.checkpoint.path
+        without = excluded.get(path, ())
+        left = {key: one for key, one in names.get(path, {}).items() if key not in without}
+        parts.append(Parts(Strengths(adapter.settings, path, left, choice.leaves), tuple(without)))
+    return parts
+
+
+def other_expert_notes(base: Checkpoint, adapters: Iterable[Adapter], only: Collection[str]) -> Iterator[str]:
+    """A sentence for each adapter that is called otherwise than the base; names are no proof, so that it is no error.
+
+    `only` are the components that are merged, all without any.
+    """
+    theirs = pipeline_expert(base, (), base_candidates(base))
+    if theirs is None or theirs.name is None:
+        return
+    for adapter in adapters:
+        components = {module.name.component for module in adapter.modules.values()}
+        ours = pipeline_expert(adapter.checkpoint, components, adapter_candidates(adapter), only)
+        if ours and ours.name and ours.name != theirs.name:
+            yield (
+                f"{adapter.checkpoint.path} is called an adapter of the {ours.name} expert ({ours.where}), and "
+                f"{base.path} the {theirs.name} one ({theirs.where}): their modules have the same names, so it is "
+                "merged all the same"
+            )
+
+
+def check_residual(folds: Sequence[Fold], base: Checkpoint) -> None:
+    """Raises LoraInspectError where what an initialisation took from a weight cannot be computed from the base."""
+    for fold in folds:
+        if not fold.placed.has_residual or not fold.multiplier:
+            continue
+        contribution, place, rows = fold.placed
+        name, init, path = contribution.module.key, contribution.residual, fold.adapter.checkpoint.path
+        if fold.multiplier != 1:
+            raise LoraInspectError(
+                f"{path}: {name} has no multiplier between or beyond 0 and 1 on the original base, as the {init} "
+                f"initialisation took a part of it, but {fold.multiplier:g} is given; give 1 or 0, or residual=yes "
+                "on the residual base."
+            )
+        if place.block or (rows is not None and place.runs and place.runs.rows != rows):
+            raise LoraInspectError(
+                f"{path}: {name} took its {init} initialisation from a whole layer, of which {place.target.name} of "
+                f"{base.path} is a part; use a base in the adapter's layout."
+            )
+        if place.transposed and init == OLORA:
+            raise LoraInspectError(
+                f"{path}: {place.target.name} of {base.path} is stored as (in, out), for which no program has the "
+                f"{init} initialisation; give residual=yes where the base is the residual one."
+            )
+
+
+def residual_notes(folds: Iterable[Fold], base: Checkpoint) -> list[str]:
+    """Which base it is taken for, a sentence for each adapter."""
+    taken = {
+        f.adapter.checkpoint.path: f.contribution.residual for f in folds if f.placed.has_residual and f.multiplier
+    }
+    return [
+        f"{path}: its {init} initialisation is computed from {base.path} as the original base; give "
+        f"{path}:residual=yes where that is the residual one."
+        for path, init in taken.items()
+    ]
+
+
+# What transformers calls models with a head.
+_CLASSES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+def check_tied(base: Checkpoint, side_files: SideFiles, folds: Mapping[str, Sequence[Fold]]) -> list[str]:
+    """What is to be said of changed embeddings; raises LoraInspectError where the base's config shows a head on one."""
+    changed = [(name, fold) for name, own in folds.items() if is_embedding(name) for fold in own if _trains_one(fold)]
+    if not changed or has_head(base):
+        return []
+    name, fold = changed[0]
+    path, key = fold.adapter.checkpoint.path, fold.contribution.module.key
+    if _is_of_a_head(side_files):
+        raise LoraInspectError(
+            f"{path}: {key} was trained without the head, but the head of {base.path} has no weight of its own and "
+            f"would change with {name}; save the base with tie_word_embeddings false, or leave it out with "
+            f"{path}:{fold.contribution.module.body}=0."
+        )
+    return [f"{base.path} has no head: one that shares {name} changes with it, which {key} of {path} did not train"]
+
+
+def _trains_one(fold: Fold) -> bool:
+    """Whether the change is one of the embedding alone: PEFT may tie it to that of the head, and says so."""
+    config = fold.adapter.checkpoint.config or {}
+    if fold.contribution.algorithm.ties:
+        return False
+    return bool(fold.multiplier) and config.get("ensure_weight_tying") is not True
+
+
+def _is_of_a_head(side_files: SideFiles) -> bool:
+    """Whether the config beside a base is one of a model with a head."""
+    config = read_config(side_files)
+    names = config.get("architectures") if config else None
+    return isinstance(names, list) and any(isinstance(name, str) and name.endswith(_CLASSES) for name in names)
+
+
+@dataclass(frozen=True, slots=True)
+class MergeOptions:
+    """What the user may choose. `dtype` is a safetensors name; None keeps the base's.
+
+    `touched_dtype` is that of the weights alone that a change touches; at most one of both is chosen. `only` are
+    components, all where it is empty. `transposed` says by globs how the base stores the square weights whose
+    orientation the evidence leaves open. `choice` are the modules that --include and --exclude leave, `weights` the
+    file with more settings of strength. `hash_base` reads the base for its hash as well. Changed weights are
+    rounded to the nearest number, or where there is a `seed` stochastically by that. With `accept_loss` the output may
+    keep little of an adapter.
+    """
+
+    dtype: str | None = None
+    only: tuple[str, ...] = ()
+    transposed: Answers = field(default_factory=dict)
+    allow_unmatched: bool = False
+    dora_rule: str | None = None
+    settings: Settings = field(default_factory=Settings)
+    choice: Choice = field(default_factory=Choice)
+    weights: WeightsFile | None = None
+    hash_base: bool = False
+    touched_dtype: str | None = None
+    seed: int | None = None
+    accept_loss: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_inspect.matching.orientation import Orientation, in_record
-from lora_inspect.merging.kept import KeptAdapter, notes_on
-from lora_inspect.merging.kept import in_record as in_kept_record
 from lora_inspect.merging.plan import MergePlan
+from lora_inspect.merging.retention import KeptAdapter, notes_on
+from lora_inspect.merging.retention import in_record as in_kept_record
 
 
 @dataclass(frozen=True, slots=True)

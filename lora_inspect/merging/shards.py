@@ -1,34 +1,265 @@
-"""A merge that several processes make together, each some of its shards; OUT.parts is what they know of each other."""
+"""A merge that several processes make together, each some of its shards; OUT.parts is what they know of each other.
 
+What is known of one shard of an output that several processes make: written beside it, and read by whoever finishes.
+
+An entry may have come from another run, another version or a disk that lost bytes: what is no entry counts as none.
+
+What the shards of one merge are made of: what they have to have in common to be parts of the same output.
+
+How the files of a base are dealt among several processes: by size, and the same for whoever plans.
+"""
+
+import hashlib
+import json
 import os
 import time
+from base64 import b64decode, b64encode
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.escape import shortened
 from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.hashes import file_sha256, sha256_behind
+from lora_inspect.files.input_file import InputFile
+from lora_inspect.files.json_files import read_json
 from lora_inspect.files.pending_output import MadeOutput
 from lora_inspect.files.safetensors.header import read_header
 from lora_inspect.files.safetensors.writer import rewrite_header, rewrite_tensor
 from lora_inspect.files.shard_staging import PartsFolder
 from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.maths.torch_threads import load_torch
-from lora_inspect.merging.dealing import Share, taken
-from lora_inspect.merging.fold import Written
-from lora_inspect.merging.kept import check_kept
-from lora_inspect.merging.made_of import check_same, made_of
-from lora_inspect.merging.output_files import OutputFiles
+from lora_inspect.merging.fold import OutputFiles, Written
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.record import recorded, with_base_hashes
 from lora_inspect.merging.result import MergeResult, result_of
-from lora_inspect.merging.retention import Keeping, SeenWeight, kept_of
-from lora_inspect.merging.shard_entry import ShardEntry, read_entry
+from lora_inspect.merging.retention import Keeping, SeenWeight, check_kept, kept_of
 from lora_inspect.progress import Progress, silent
-from lora_inspect.sentences import counted, some
+from lora_inspect.reading.metadata.merge_record import ADAPTERS, BASE, CONFIG, FILE, HEADER, OPTIONS, SHA256
+from lora_inspect.sentences import counted, listed, some
+
+# Pieces of so many bytes are looked at, at least so many of a base and so many of each file, from its first tensor to
+# its last: models of one shape have the same header, and may differ in some of their weights alone.
+_PIECE, _PIECES, _OF_EACH = 4096, 128, 8
+_NUMBERS, _WEIGHTS, _VERSION = "numbers", "weights", "version"
+# What decides whether an output is written, not what is in it.
+_DECIDES = "accept_loss"
+_OPTION = "an option"
+_WORDS = {
+    FILE: "the name",
+    "bytes": "the size in bytes",
+    "dtypes": "the number of tensors by type",
+    HEADER: "the hash of the header",
+    _NUMBERS: "the hash of samples of the numbers",
+    SHA256: "the SHA-256",
+    CONFIG: "the SHA-256 of the config",
+    _VERSION: "the version of lora-inspect",
+}
+
+
+def made_of(plan: MergePlan, record: str) -> dict[str, Any]:
+    """All that decides what the shards hold: the `record` of the merge, and what it does not tell."""
+    said = json.loads(record)
+    options = {name: value for name, value in said.get(OPTIONS, {}).items() if name != _DECIDES}
+    base = {**said[BASE], _NUMBERS: _sampled(plan.base)}
+    return {**said, BASE: base, OPTIONS: options, _WEIGHTS: _folded(plan)}
+
+
+def digest(parts: Mapping[str, Any]) -> str:
+    """The hash of a record, in whatever order it is."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def check_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:
+    """Raises LoraInspectError, which names the first difference, where what is found at `where` is of another merge."""
+    if said := difference(theirs, ours):
+        raise LoraInspectError(
+            f"{where}: it is of another merge: {said}; give the command that made it, choose "
+            "another output, or remove the folder."
+        )
+
+
+def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
+    """The first difference between what other shards and ours are made of, in words; None where there is none."""
+    if theirs == ours:
+        return None
+    there, here = _files(theirs), _files(ours)
+    if there != here:
+        return f"the adapters are {listed(there) or 'others'} there and {listed(here)} here"
+    pairs: list[tuple[str, Any, Any]] = [
+        ("", {_VERSION: theirs.get(_VERSION)}, {_VERSION: ours[_VERSION]}),
+        (" of the base", theirs.get(BASE), ours[BASE]),
+    ]
+    adapters = zip(here, theirs.get(ADAPTERS) or [], ours[ADAPTERS], strict=False)
+    pairs += [(f" of the adapter {file}", said, own) for file, said, own in adapters]
+    pairs += [(_OPTION, theirs.get(OPTIONS), ours[OPTIONS]), ("", _rest(theirs), _rest(ours))]
+    different = next((pair for pair in pairs if pair[1] != pair[2]), None)
+    if different is None:
+        return "other weights are changed, or by other numbers"
+    owner, said, own = different
+    said = said if isinstance(said, dict) else {}
+    name = next(name for name in (*own, *said) if said.get(name) != own.get(name))
+    what = f"--{name.replace('_', '-')}" if owner == _OPTION else f"{_WORDS.get(name, f'the {name}')}{owner}"
+    return f"{what} is {_told(said.get(name))} there and {_told(own.get(name))} here"
+
+
+def _rest(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parts.items() if name not in (BASE, ADAPTERS, OPTIONS, _WEIGHTS)}
+
+
+def _told(value: Any) -> str:
+    return "not given" if value is None else shortened(value if isinstance(value, str) else json.dumps(value))
+
+
+def _files(parts: Mapping[str, Any]) -> list[str]:
+    adapters = parts.get(ADAPTERS)
+    return [shortened(str(one[FILE])) for one in adapters] if isinstance(adapters, list) else []
+
+
+def _sampled(base: Checkpoint) -> str:
+    """The hash of some bytes of each file."""
+    found, count = hashlib.sha256(), max(_OF_EACH, _PIECES // max(len(base.files), 1))
+    for file in base.files:
+        size = base.inputs[file].bytes
+        start = min((info.start for info in base.tensors.values() if info.file == file), default=size)
+        last = max(size - _PIECE, start)
+        places = sorted({start + (last - start) * number // (count - 1) for number in range(count)})
+        with InputFile(file, base.inputs[file]) as source:
+            for place in places:
+                found.update(source.read(place, min(_PIECE, size - place)))
+    return found.hexdigest()
+
+
+def _folded(plan: MergePlan) -> str:
+    """The hash of what is folded where and how strongly, and of how it is stored then."""
+    numbers = {id(adapter): number for number, (adapter, _) in enumerate(plan.adapters)}
+    folds = {
+        name: [(numbers[id(fold.adapter)], fold.contribution.module.key, fold.multiplier) for fold in own]
+        for name, own in plan.folds.items()
+    }
+    storage = plan.storage
+    codecs = {name: weight.codec.name for name, weight in {**storage.decoded, **storage.recoded}.items()}
+    stored = {"codecs": codecs, "types": dict(storage.types), "dropped": sorted(storage.dropped)}
+    return hashlib.sha256(json.dumps([folds, stored], sort_keys=True).encode()).hexdigest()
+
+
+_SCHEMA = 1
+
+
+class ShardEntry(NamedTuple):
+    """What is known of a shard.
+
+    `made_of` is what all shards have in common. `size` is that of the file and `data_start` that of its header;
+    `sha256` is the hash of what is behind that, with zeros in the ranges `late`, whose content the weights of other
+    shards decide. `settled` has such content, by the names of tensors, that its own weights decide for others.
+    `counts` are its tensors by element type, `records` what was seen of each weight, and `base_sha256` is the hash of
+    the base's file where that is recorded.
+    """
+
+    made_of: Mapping[str, Any]
+    size: int
+    data_start: int
+    sha256: str
+    late: Sequence[tuple[int, int]]
+    settled: Mapping[str, bytes]
+    counts: Mapping[str, int]
+    records: Sequence[Any]
+    base_sha256: str | None = None
+
+    def content(self) -> bytes:
+        """The entry as it is written."""
+        record = {
+            "schema": _SCHEMA,
+            "made_of": dict(self.made_of),
+            "bytes": self.size,
+            "data_start": self.data_start,
+            "sha256": self.sha256,
+            "late": [list(one) for one in self.late],
+            "settled": {name: b64encode(content).decode() for name, content in self.settled.items()},
+            "counts": dict(self.counts),
+            "seen": list(self.records),
+            "base_sha256": self.base_sha256,
+        }
+        return json.dumps({**record, "digest": digest(record)}, separators=(",", ":")).encode()
+
+    def seen(self) -> Iterator[SeenWeight]:
+        """What was seen of each weight."""
+        return map(SeenWeight.of_record, self.records)
+
+    def holds(self, file: str) -> bool:
+        """Whether the file has every byte that it had when the entry was written, but for its header."""
+        try:
+            return sha256_behind(file, self.data_start, self.late) == (self.size, self.sha256)
+        except LoraInspectError:
+            return False
+
+
+def read_entry(path: str) -> ShardEntry | None:
+    """The entry at `path`; None where there is none that is as it was written."""
+    try:
+        record, _ = read_json(path)
+        if record["schema"] != _SCHEMA or record.pop("digest") != digest(record):
+            return None
+        return ShardEntry(
+            made_of=record["made_of"],
+            size=_whole(record["bytes"]),
+            data_start=_whole(record["data_start"]),
+            sha256=str(record["sha256"]),
+            late=[(_whole(start), _whole(stop)) for start, stop in record["late"]],
+            settled={name: b64decode(content, validate=True) for name, content in record["settled"].items()},
+            counts={name: _whole(count) for name, count in record["counts"].items()},
+            records=record["seen"],
+            base_sha256=record["base_sha256"],
+        )
+    except (LoraInspectError, LookupError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _whole(number: Any) -> int:
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise ValueError(f"{number!r} is no count")
+    return number
+
+
+class Share(NamedTuple):
+    """What one of several processes takes: the share `number` of `of`, counted from 1."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Share":
+        """What `I/N` says; raises ValueError where it is none of 1/N to N/N."""
+        number, slash, of = text.partition("/")
+        if not slash or not (_is_count(number) and _is_count(of)) or not 1 <= int(number) <= int(of):
+            raise ValueError(f"{text!r} is none of the shares 1/N to N/N, as 3/8")
+        return cls(int(number), int(of))
+
+
+def dealt(sizes: Mapping[str, int], of: int) -> list[list[str]]:
+    """The files of each of so many shares, in their order: the largest one goes to whoever has least, and so on."""
+    loads, hands = [0] * of, [list[str]() for _ in range(of)]
+    for file in sorted(sizes, key=lambda file: (-sizes[file], file)):
+        number = min(range(of), key=lambda number: (loads[number], len(hands[number]), number))
+        loads[number] += sizes[file]
+        hands[number].append(file)
+    return [[file for file in sizes if file in hand] for hand in hands]
+
+
+def taken(share: Share, sizes: Mapping[str, int]) -> Sequence[str]:
+    """The files of one share."""
+    return dealt(sizes, share.of)[share.number - 1]
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 7
 
 
 class Made(NamedTuple):
@@ -206,7 +437,7 @@ def bytes_of(plan: MergePlan, file: str) -> int:
     return sum(info.nbytes for info in plan.written if info.file == file) + hashed
 
 
-def dealt(plan: MergePlan, share: Share) -> Sequence[str]:
+def files_of_share(plan: MergePlan, share: Share) -> Sequence[str]:
     """The files of the base that one of several processes takes."""
     return taken(share, {file: plan.base.inputs[file].bytes for file in plan.base.files})
 

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.merging.dealing import Share
 from lora_inspect.merging.output_path import check_merge_output, shared_output
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.result import MergeResult
-from lora_inspect.merging.shards import SharedMerge, bytes_of, dealt
+from lora_inspect.merging.shards import Share, SharedMerge, bytes_of, files_of_share
 from lora_inspect.progress import Progress, silent
 
 __all__ = ["ShardResult", "Share", "finish_merge", "merge_shard", "shard_bytes", "shard_record", "shared_output"]
@@ -49,13 +48,13 @@ class ShardResult:
 
 def shard_record(plan: MergePlan, share: Share | None) -> dict[str, Any]:
     """What a dry run says beside the plan: the shards of one job, or of all where there is no `share`."""
-    files = dealt(plan, share) if share else plan.base.files
+    files = files_of_share(plan, share) if share else plan.base.files
     return {"shard": share and str(share), "shards": [os.path.basename(file) for file in files]}
 
 
 def shard_bytes(plan: MergePlan, share: Share) -> int:
     """What `merge_shard` tells its progress of."""
-    return sum(bytes_of(plan, file) for file in dealt(plan, share))
+    return sum(bytes_of(plan, file) for file in files_of_share(plan, share))
 
 
 def merge_shard(
@@ -70,7 +69,7 @@ def merge_shard(
     shared = SharedMerge(plan, output)
     check_merge_output(plan, output, force)  # another run of this job may have finished since
     shared.parts.make()
-    names = [os.path.basename(file) for file in dealt(plan, share)]
+    names = [os.path.basename(file) for file in files_of_share(plan, share)]
     with shared.providing() as provide:
         held = [name for name in names if provide(name, progress)]
     left = shared.left()

@@ -7,13 +7,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.merging.dealing import Share
-from lora_inspect.merging.made_of import difference
 from lora_inspect.merging.output_path import shared_output
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.processes import Ranks
 from lora_inspect.merging.result import MergeResult
-from lora_inspect.merging.shards import SharedMerge, bytes_of, dealt
+from lora_inspect.merging.shards import Share, SharedMerge, bytes_of, difference, files_of_share
 from lora_inspect.progress import Progress
 
 
@@ -34,7 +32,7 @@ def merge_by_ranks(
 
     shared = ranks.together(prepare)
     ranks.equal(json.dumps(shared.made_of), lambda first: _other_plan(json.loads(first), shared.made_of))
-    files = dealt(plan, Share(ranks.rank.number + 1, ranks.rank.of))
+    files = files_of_share(plan, Share(ranks.rank.number + 1, ranks.rank.of))
     with watch(sum(bytes_of(plan, file) for file in plan.base.files)) as of_all:
         progress = ranks.progress(of_all)
 

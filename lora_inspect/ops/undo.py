@@ -16,15 +16,21 @@ from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.plan import MergePlan, plan_merge
-from lora_inspect.merging.record import base_record
-from lora_inspect.merging.recorded_adapters import SEED, last_record, recorded_adapters, recorded_cast, recorded_options
+from lora_inspect.merging.record import (
+    SEED,
+    base_record,
+    last_record,
+    recorded_adapters,
+    recorded_cast,
+    recorded_options,
+)
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.metadata.merge_record import MergedBase, hashes_of, undone_metadata
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.sentences import some
 
 if TYPE_CHECKING:
-    from lora_inspect.merging.subtracted import Account
+    from lora_inspect.merging.undo import Account
 
 _SHOWN = 3
 
@@ -222,7 +228,7 @@ def _check_base(base: Checkpoint, known: MergedBase, merged: Checkpoint) -> None
 
 def _check_possible(plan: UndoPlan, known: MergedBase) -> None:
     """Raises LoraInspectError where a change is of a kind that cannot be taken out, or the weight is codes."""
-    from lora_inspect.merging.subtracted import is_plain, why_not
+    from lora_inspect.merging.undo import is_plain, why_not
 
     for name, folds in plan.folds.items():
         info = plan.merged.tensors[name]

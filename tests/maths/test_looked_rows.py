@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_inspect.maths.looked_rows import looked_rows
+from lora_inspect.merging.retention import looked_rows
 
 
 def numbers(rows: int, first: int, count: int) -> list[int]:

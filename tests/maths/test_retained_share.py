@@ -6,7 +6,6 @@ import pytest
 import torch
 from adapters import drawn
 
-from lora_inspect.maths.looked_rows import looked_rows
 from lora_inspect.maths.retained_share import (
     ALIKE,
     NO_CHANGE,
@@ -18,6 +17,7 @@ from lora_inspect.maths.retained_share import (
     nothing_kept,
 )
 from lora_inspect.maths.tensors import STORED_DTYPES
+from lora_inspect.merging.retention import looked_rows
 
 pytestmark = pytest.mark.numeric
 GRIDS = ["F16", "BF16", "F8_E4M3", "F8_E5M2"]

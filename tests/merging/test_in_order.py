@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from lora_inspect.merging.in_order import InOrder
+from lora_inspect.merging.threads import InOrder
 
 
 @pytest.mark.parametrize("seed", range(5))

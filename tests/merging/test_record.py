@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from lora_inspect import __version__
 from lora_inspect.merging import record as provenance
-from lora_inspect.merging.options import MergeOptions
+from lora_inspect.merging.plan import MergeOptions
 from lora_inspect.reading.metadata.merge_record import merge_records
 
 

@@ -17,7 +17,7 @@ from lora_inspect.matching.placement import Place, Placed
 from lora_inspect.maths.change import folded, settled
 from lora_inspect.merging import fold
 from lora_inspect.merging.fold_chain import Fold
-from lora_inspect.merging.residual_bases import check_residual
+from lora_inspect.merging.plan import check_residual
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.info import as_json
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lora_inspect.maths.retained_share import Kept
 from lora_inspect.merging.retention import SeenWeight
-from lora_inspect.merging.shard_entry import ShardEntry, read_entry
+from lora_inspect.merging.shards import ShardEntry, read_entry
 
 ENTRY = ShardEntry(
     made_of={"version": "1", "adapters": [{"multiplier": 0.1}]},

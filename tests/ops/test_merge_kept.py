@@ -7,9 +7,8 @@ from safetensors.torch import load_file, save_file
 from verified_merges import delta, key, lora, weight, with_dora
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.maths.looked_rows import looked_rows
 from lora_inspect.merging import fold, working_crew
-from lora_inspect.merging.kept import KeptAdapter, KeptWeight, check_kept, notes_on, worst_of
+from lora_inspect.merging.retention import KeptAdapter, KeptWeight, check_kept, looked_rows, notes_on, worst_of
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 
 pytestmark = pytest.mark.numeric

@@ -9,7 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.merging import subtracted, working_crew
+from lora_inspect.merging import undo as subtracted
+from lora_inspect.merging import working_crew
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.ops.undo import plan_undo, undo
 from lora_inspect.reading.model.settings import Settings, parse_argument
