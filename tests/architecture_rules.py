@@ -54,7 +54,7 @@ LIGHT = tuple(f"lora_inspect.{part}.{verb}" for verb in LIGHT_VERBS for part in 
 OF_TENSORS = "lora_inspect.checking.measured"
 # What `info` imports for a file that is wrong in programs: it plans from headers, and only with a base, which it has
 # none of, plans lead on. tests/cli/test_light_screens.py runs that.
-OF_PLANS = "lora_inspect.converting.loading_fix"
+OF_PLANS = "lora_inspect.converting.fixes"
 # Where each verb, or each name of the API, is imported once it is asked for, whichever it is.
 ASKED_FOR = ("lora_inspect.cli.verbs", "lora_inspect")
 # A file that is longer holds two concepts.

@@ -15,9 +15,7 @@ from lora_inspect.api.arguments import (
     reading_settings,
     without_strength,
 )
-from lora_inspect.converting.choices import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS
-from lora_inspect.converting.contradictions import contradiction
-from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.converting.options import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS, ConvertOptions, contradiction
 from lora_inspect.programs import CONSUMERS
 from lora_inspect.schemes import written
 

@@ -10,8 +10,8 @@ from lora_inspect.api.arguments import PathWithSettings, StrPath, Transposed, Wa
 from lora_inspect.api.conversion import asked_conversion
 from lora_inspect.api.failures import in_a_sentence
 from lora_inspect.converting.plan import plan_for
-from lora_inspect.converting.target.asked_consumer import scheme_for
-from lora_inspect.converting.target.output_endings import output_ending
+from lora_inspect.converting.target.key_names import output_ending
+from lora_inspect.converting.target.target_program import scheme_for
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.outputs import GGUF_ENDING

@@ -18,7 +18,7 @@ from lora_inspect.cli.path_settings import parse_without_strength
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.summaries import VERBS
 from lora_inspect.cli.verb import Verb
-from lora_inspect.converting.choices import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS
+from lora_inspect.converting.options import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS
 from lora_inspect.files.discovery import is_collection
 from lora_inspect.programs import CONSUMERS
 from lora_inspect.schemes import written
@@ -143,7 +143,7 @@ def convert(
 ) -> None:
     """Converts and prints."""
     from lora_inspect.cli.conversion_told import tell
-    from lora_inspect.converting.contradictions import contradiction
+    from lora_inspect.converting.options import contradiction
     from lora_inspect.ops.convert import ConvertOptions, convert_planned, plan_conversion
 
     adapter, own = parse_without_strength(adapter, "convert")

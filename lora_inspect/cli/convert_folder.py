@@ -11,8 +11,8 @@ from lora_inspect.cli import conversion_told, terminal
 from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.converting.options import ConvertOptions
-from lora_inspect.converting.target.asked_consumer import scheme_for
-from lora_inspect.converting.target.output_endings import output_ending
+from lora_inspect.converting.target.key_names import output_ending
+from lora_inspect.converting.target.target_program import scheme_for
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint

@@ -1,28 +1,37 @@
-"""The command that makes a file right for a program, found by planning conversions until one can be made."""
+"""The command that makes a file right for a program, found by planning conversions until one can be made.
+
+The conversion that makes a file right in one program: planned in the ways that are soon tried, and in no others.
+
+`mending` tries every way for every program, which takes longer than a look at a file may.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from lora_inspect import schemes
-from lora_inspect.converting.inputs import chosen_input
 from lora_inspect.converting.options import ConvertOptions
-from lora_inspect.converting.plan import plan_for
-from lora_inspect.converting.target.asked_consumer import for_consumer, scheme_for, with_base
-from lora_inspect.converting.target.asked_kinds import check_kinds
-from lora_inspect.converting.target.asked_magnitudes import with_magnitudes
-from lora_inspect.converting.target.output_endings import output_beside
+from lora_inspect.converting.plan import chosen_input, plan_for
+from lora_inspect.converting.target.key_names import output_beside
 from lora_inspect.converting.target.prediction import foreseen
-from lora_inspect.converting.target.target_algorithm import becomes_lora, check_algorithm
+from lora_inspect.converting.target.target_algorithm import becomes_lora, check_algorithm, is_kernel_open, is_thin
 from lora_inspect.converting.target.target_layout import Destination
 from lora_inspect.converting.target.target_names import targets
-from lora_inspect.converting.target.target_program import check_loadable
-from lora_inspect.converting.target.thin_changes import is_kernel_open, is_thin
+from lora_inspect.converting.target.target_program import (
+    check_kinds,
+    check_loadable,
+    for_consumer,
+    scheme_for,
+    with_base,
+    with_magnitudes,
+)
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.locations import is_folder
 from lora_inspect.programs.record import Consumer
-from lora_inspect.programs.verdict import SAME, judge
+from lora_inspect.programs.verdict import SAME, Verdict, judge
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates
+from lora_inspect.reading.model.settings import spell_argument
 from lora_inspect.schemes.gguf import GGUF
 from lora_inspect.shell import command_line, operand
 
@@ -154,3 +163,17 @@ def _words(options: ConvertOptions) -> Iterator[str]:
         yield "--drop-unclaimed"
     if options.settings.allow_partial_dora:
         yield "--allow-partial-dora"
+
+
+class LoadingFix(NamedTuple):
+    """A command line, and the title of the program that it is for."""
+
+    title: str
+    command: str
+
+
+def loading_fix(adapter: Adapter, verdict: Verdict) -> LoadingFix | None:
+    """The command for the program of a `verdict`; None where neither other names nor a base mend the file for it."""
+    given = spell_argument(operand(adapter.checkpoint.path), adapter.settings)
+    command = mending(adapter, given, verdict.consumer, None, OF_ITS_FACTORS)
+    return LoadingFix(verdict.consumer.title, command) if command else None

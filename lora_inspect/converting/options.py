@@ -1,4 +1,9 @@
-"""What the user of a conversion may choose."""
+"""What the user of a conversion may choose.
+
+What the user of a conversion chooses among, by the words of the command line.
+
+Options of a conversion that say nothing together, told before a file is looked at.
+"""
 
 from dataclasses import dataclass, field
 
@@ -45,3 +50,40 @@ class ConvertOptions:
     norms: str | None = None
     uniform: bool = False
     settings: Settings = field(default_factory=Settings)
+
+
+# What `--algorithm` makes of changes.
+ALGORITHMS = (LORA, FULL) = ("lora", "full")
+# Layouts that have names of their own, and what modules are in a family that only fuses some of them.
+NAMED = (ORIGINAL, OF_DIFFUSERS) = ("original", "diffusers")
+ARRANGED = (FUSED, SPLIT) = ("fused", "split")
+LAYOUTS = (*NAMED, *ARRANGED)
+# Where the experts of a layer are: in one module, or each in its own.
+EXPERT_LAYOUTS = (ALL_EXPERTS, SINGLE_EXPERTS) = ("all-experts", "single-experts")
+
+
+def contradiction(options: ConvertOptions, architecture: str | None = None) -> str | None:
+    """What is wrong with the options as the user gave them, as a sentence; None where nothing is.
+
+    `architecture` is the option of that name, which stands in the settings as well as what a path says.
+    """
+    has_base, has_target = options.base is not None, bool(options.scheme or options.consumer)
+    is_approximated = has_base and options.layout != SINGLE_EXPERTS
+    is_limited = options.rank is not None or options.max_error is not None
+    if options.drop_magnitude and (options.keep_dora or has_base):
+        return "--drop-magnitude excludes --keep-dora and --base."
+    if options.rank is not None and options.max_error is not None:
+        return "--rank and --max-error exclude each other."
+    if is_limited and not (is_approximated or options.algorithm):
+        return "--rank and --max-error speak of what --base or --algorithm approximates."
+    if options.keep_dora and is_limited and has_base:
+        return "--keep-dora keeps the magnitude, and --rank and --max-error make plain LoRA of it."
+    if is_approximated and not (is_limited or options.algorithm or options.keep_dora or has_target):
+        return "--base takes one of --rank, --max-error, --keep-dora and --to."
+    if has_target and options.layout:
+        return "--to has its own layouts; leave --layout out."
+    if architecture and not (has_target or options.layout in LAYOUTS):
+        return "--architecture says what --to and --layout have to know; leave it out."
+    if options.transposed and not has_base:
+        return "--transposed speaks of the weights of --base."
+    return None

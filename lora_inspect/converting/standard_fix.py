@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from lora_inspect import schemes
-from lora_inspect.converting.target.output_endings import output_beside
+from lora_inspect.converting.target.key_names import output_beside
 from lora_inspect.programs.verdict import STRENGTH, Verdict
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.settings import spell_argument

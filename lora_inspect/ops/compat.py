@@ -92,7 +92,7 @@ def _with_errors(adapter: Adapter, base: str, verdicts: Sequence[Verdict], progr
     weights = open_weights(base)
     landed = find_landed(adapter, weights, match(adapter, weights))
     load_torch()
-    from lora_inspect.converting.output.misapplied import dora_errors
+    from lora_inspect.converting.output.proof import dora_errors
 
     errors = dora_errors(landed, wrong, progress)
     return [one._replace(error=errors.get(one.consumer.name)) for one in verdicts]

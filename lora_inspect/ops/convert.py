@@ -11,7 +11,7 @@ from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.output.program_check import Received
 from lora_inspect.converting.plan import ConversionPlan, plan_conversion
 from lora_inspect.converting.steps.base_change import Landed
-from lora_inspect.converting.target.asked_magnitudes import norms_remarks
+from lora_inspect.converting.target.target_program import norms_remarks
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.hashes import sshs_hashes
@@ -112,8 +112,8 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
     place.check([*inputs, *([options.model_config] if options.model_config else [])], force)
     landed, remeasured = plan.landed, plan.remeasured
     load_torch()
+    from lora_inspect.converting.output.output_tensors import shared_contents
     from lora_inspect.converting.output.proof import Proof
-    from lora_inspect.converting.output.shared_contents import shared_contents
     from lora_inspect.converting.steps.conversion import convert_modules
 
     changes = plan.changes
@@ -222,7 +222,7 @@ def _norms(
         return None
     if not (remeasured and options.base):
         return adapter.checkpoint.metadata.get(NORMS_KEY)
-    from lora_inspect.converting.steps.other_norms import norms_record_of
+    from lora_inspect.converting.steps.renormalise import norms_record_of
 
     return norms_record_of(remeasured, options.base).text()
 

@@ -15,7 +15,7 @@ from lora_inspect.reading.pipeline import PipelinePart, adapter_parts, base_part
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY, FoldedScales
 
 if TYPE_CHECKING:
-    from lora_inspect.converting.loading_fix import LoadingFix
+    from lora_inspect.converting.fixes import LoadingFix
     from lora_inspect.programs.verdict import Verdict
 
 SCHEMA = 1
@@ -67,7 +67,7 @@ def outlook_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", fix: str | 
     first = decisive(meant)
     loading = None
     if first is not None and needs_mending(first) and not fix and not is_open:
-        from lora_inspect.converting.loading_fix import loading_fix
+        from lora_inspect.converting.fixes import loading_fix
 
         loading = loading_fix(info.adapter, first)
     return Outlook(meant, first, loading, is_open)

@@ -10,8 +10,7 @@ from every_case import WrittenCase, assert_close, merge_files, write
 from library_case import apply
 from safetensors.torch import load_file
 
-from lora_inspect.converting.target.asked_full import becomes_full
-from lora_inspect.converting.target.target_algorithm import becomes_lora, check_algorithm, is_saved_weight
+from lora_inspect.converting.target.target_algorithm import becomes_full, becomes_lora, check_algorithm, is_saved_weight
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.maths.dora import OF_STORED_ROWS, SPELLINGS

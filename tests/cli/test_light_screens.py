@@ -24,7 +24,7 @@ PLANNED = (
 
 
 @pytest.mark.parametrize(("names", "planner"), [
-    (PLANNED, "lora_inspect.converting.loading_fix"),
+    (PLANNED, "lora_inspect.converting.fixes"),
     (tuple(name for name in EVERY if name not in PLANNED and "minilm-lycoris" not in name), ""),
 ], ids=["planned", "others"])  # fmt: skip
 def test_a_screen_needs_no_library_and_plans_only_for_what_is_wrong(names, planner, run_process, tmp_path):

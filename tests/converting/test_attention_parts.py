@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lora_inspect.converting.steps.attention_parts import counted_once
 from lora_inspect.converting.steps.part import read_parts
+from lora_inspect.converting.steps.respell import counted_once
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.maths.tensors import load
 from lora_inspect.reading.adapter import read_adapter

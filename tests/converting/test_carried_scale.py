@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from lora_inspect.converting.steps.carried_scale import carry_scales
-from lora_inspect.converting.steps.part import read_parts
-from lora_inspect.converting.steps.scaled_factors import Factor, read_factor
+from lora_inspect.converting.steps.part import Factor, read_factor, read_parts
 from lora_inspect.converting.target.key_names import ALPHA, CONFIG, FACTORS
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lora_inspect.algorithms import by_name
-from lora_inspect.converting.steps import change_norm as module
-from lora_inspect.converting.steps.change_norm import change_norm, lost_share
+from lora_inspect.converting.steps import part as module
+from lora_inspect.converting.steps.part import change_norm, lost_share
 
 pytestmark = pytest.mark.numeric
 

@@ -7,7 +7,7 @@ import torch
 from adapters import change, drawn_lora
 from safetensors.torch import save_file
 
-from lora_inspect.converting.output.compared import FactorCache, Term, relative_distance
+from lora_inspect.converting.output.proof import FactorCache, Term, relative_distance
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.adapter import read_adapter
 

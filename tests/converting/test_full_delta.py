@@ -12,7 +12,7 @@ from adapters import dotted, factors, kohya
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.converting.steps import own_weight, whole_changes
+from lora_inspect.converting.steps import full_delta, own_weight
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
@@ -55,7 +55,7 @@ def assert_near(found, expected, bound=2.0**-23):
 @pytest.mark.slow
 def test_dora_in_either_layout_of_the_base(scheme, of_base, elements, tmp_path, monkeypatch):
     monkeypatch.setattr(own_weight, "BLOCK_ELEMENTS", elements)
-    monkeypatch.setattr(whole_changes, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(full_delta, "BLOCK_ELEMENTS", elements)
     original = layouts.flux(width=4)
     diffusers = layouts.flux_in_diffusers(original)
     adapter = factors(original, [*PATHS, LAST], dora=True)
@@ -304,13 +304,13 @@ def test_what_is_not_finite_is_refused_and_nothing_is_left(tmp_path):
 
 def test_the_proof_finds_a_difference_that_is_another(tmp_path, monkeypatch):
     base = layouts.flux(width=4)
-    computed = whole_changes.WholeChange.matrix
+    computed = full_delta.WholeChange.matrix
     calls = []
 
     def once_wrong(change):
         calls.append(change)
         return computed(change) * (1.001 if len(calls) == 1 else 1.0)
 
-    monkeypatch.setattr(whole_changes.WholeChange, "matrix", once_wrong)
+    monkeypatch.setattr(full_delta.WholeChange, "matrix", once_wrong)
     with pytest.raises(LoraInspectError, match=r"differs by 0\.00"):
         converted(tmp_path, kohya("lora_unet_", factors(base, PATHS)), base)

@@ -4,8 +4,7 @@ import pytest
 from adapters import lora
 from screens import EVERY
 
-from lora_inspect.converting.fixes import mending
-from lora_inspect.converting.loading_fix import loading_fix
+from lora_inspect.converting.fixes import loading_fix, mending
 from lora_inspect.ops.info import outlook_of, verdicts_of
 from lora_inspect.programs import by_name
 from lora_inspect.programs.verdict import LOST, NOTHING, REFUSED, judge
@@ -50,7 +49,7 @@ def test_nothing_is_planned_for_what_is_right_is_mended_or_waits_for_an_answer(n
     def planned(*arguments):
         raise AssertionError("it is not asked for")
 
-    monkeypatch.setattr("lora_inspect.converting.loading_fix.mending", planned)
+    monkeypatch.setattr("lora_inspect.converting.fixes.mending", planned)
     info = inspect(str(EVERY[name](tmp_path)))
     outlook = outlook_of(info, verdicts_of(info), "a command" if name == "wan-rslora-flag" else None)
     assert outlook.fix is None

@@ -12,7 +12,7 @@ import lora_inspect.converting.output.output_tensors as spelling
 import lora_inspect.converting.output.standard_output as standard_output
 import lora_inspect.converting.steps.carried_scale as carried_scale
 import lora_inspect.converting.steps.conversion as steps
-import lora_inspect.converting.steps.scaled_factors as scaled_factors
+import lora_inspect.converting.steps.part as scaled_factors
 import lora_inspect.converting.steps.split_fuse as arranged_rows
 import lora_inspect.ops.convert as op
 from lora_inspect.errors import LoraInspectError
@@ -208,7 +208,7 @@ FILES_TO_SPOIL = FILES | {"square": (pair("lora_unet_a", rank=WIDTH), {})}
 def test_a_planted_mistake_is_found_and_nothing_is_left(name, tmp_path, monkeypatch):
     file, home, step, wrong, says = PLANTED[name]
     if home == "fuse":
-        import lora_inspect.converting.steps.fused_slices as home
+        import lora_inspect.converting.steps.split_fuse as home
     made = getattr(home, step)
     is_maker = wrong in (flip_rows, halve_alpha, double_scale, one_off) or wrong.__name__ == "plant"
     monkeypatch.setattr(home, step, wrong(made) if is_maker else wrong)

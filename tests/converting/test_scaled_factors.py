@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lora_inspect.converting.steps.scaled_factors import Factor, joined, product_norm, relative, scaled
+from lora_inspect.converting.steps.part import Factor, joined, product_norm, relative, scaled
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

@@ -1,16 +1,18 @@
-"""The step that spells a module's parts: the tensors of the output, under the names of its scheme."""
+"""The step that spells a module's parts: the tensors of the output, under the names of its scheme.
+
+What the modules of the output have in common, written once.
+"""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lora_inspect.algorithms.lora_experts import OF_MATRIX
-from lora_inspect.converting.steps.growth import Growth
-from lora_inspect.converting.steps.part import Part
-from lora_inspect.converting.steps.scaled_factors import Factor, content
+from lora_inspect.converting.steps.part import Factor, Growth, Part, check_finite, content
 from lora_inspect.converting.target.key_names import ALPHA, alpha_key, carrier_of, factor_key, magnitude_place
 from lora_inspect.files.safetensors.writer import Content, TensorPlan, renamed
 from lora_inspect.maths.dora import OUTPUT
+from lora_inspect.reading.keys.special_claims import shared_tensors
 from lora_inspect.reading.model.contribution import Magnitude, Module
 
 
@@ -120,3 +122,14 @@ def _alpha(module: Module, parts: Sequence[Part]) -> list[Content]:
 def _has_whole_factors(part: Part) -> bool:
     """Whether files have an alpha of the part that scales nothing, as of LoKr where no factor is a product."""
     return part.algorithm.has_alpha and part.algorithm.settings is None and part.rank is None
+
+
+def shared_contents(parts: Iterable[Part]) -> list[Content]:
+    """The tensors that the parts share, as they are in the input; raises LoraInspectError where one is not finite."""
+    found = {}
+    for part in (part for part in parts if part.algorithm.name == part.origin.algorithm.name):
+        for role, info in shared_tensors(part.origin).items():
+            if info.name not in found and role not in part.algorithm.positions:
+                check_finite(info)
+            found[info.name] = info
+    return [renamed(info, name) for name, info in found.items()]

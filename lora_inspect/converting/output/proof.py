@@ -2,29 +2,285 @@
 
 What was written is opened and read as any file is before it appears, so that whatever was lost on the way, in the
 factors, the names, the metadata or the config, shows.
+
+How far what a module of the output changes is from what its sources change.
+
+Nothing of the steps that made the output is used here: factors are read from both files, and what is compared is the
+change that the formulas make of them. Factors that are the same bytes need no computation.
+
+How far factors of all experts of a layer, or of the layers of single ones, are from those that they were made of.
+
+How far what a program makes of DoRA is from what was trained, by the weights of the base.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from lora_inspect.converting.output.compared import FactorCache, Runs, Term, relative_distance
-from lora_inspect.converting.output.compared_experts import expert_distance
+from lora_inspect.algorithms import mlx
+from lora_inspect.algorithms.record import Role
 from lora_inspect.converting.steps.base_change import Landed
 from lora_inspect.converting.steps.carried_scale import EXACT
 from lora_inspect.converting.steps.dora_delta import true_change
-from lora_inspect.converting.steps.found_changes import WholeChanges
-from lora_inspect.converting.steps.other_norms import other_magnitude
-from lora_inspect.converting.steps.scaled_factors import read_factor
-from lora_inspect.converting.target.target_layout import Destination, Source
+from lora_inspect.converting.steps.full_delta import WholeChanges
+from lora_inspect.converting.steps.low_rank_lora import thin_rank
+from lora_inspect.converting.steps.own_weight import own_weight
+from lora_inspect.converting.steps.part import lost_share, read_factor
+from lora_inspect.converting.steps.renormalise import other_magnitude
+from lora_inspect.converting.target.target_layout import Destination, OneLayer, Source
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.files.hashes import are_same_bytes
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.maths import dora
+from lora_inspect.maths.change import Change, OnRows, added, folded, settled
 from lora_inspect.maths.dora import OUTPUT
+from lora_inspect.maths.low_rank import Distance, Product, distance
+from lora_inspect.maths.packed_factors import per_expert
+from lora_inspect.maths.tensors import SampleWeight, load_whole
+from lora_inspect.programs.evaluate import Taken
+from lora_inspect.programs.record import BASE_NORM, LEAVES, OTHER_AXIS, SUM_NORM
+from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.settings import Settings
+
+# (first row, row behind the last one, first row of the term) of neighbouring rows in the module.
+Runs = tuple[tuple[int, int, int], ...]
+
+# Products are compared by their factors up to this part of the smaller side, row by row above it.
+_THIN = 4
+# How many inputs or outputs a weight is tried with, of which the factors say nothing.
+_ANY = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One change of a module's weight, on the rows of its `runs` in the module; None for all of them in order.
+
+    `matrix` is what it changes where a base tells that, scale included.
+    """
+
+    contribution: Contribution
+    runs: Runs | None = None
+    matrix: torch.Tensor | None = None
+
+
+def relative_distance(ones: Sequence[Term], others: Sequence[Term], read: "FactorCache") -> float:
+    """‖the sum of `ones` - that of the `others`‖ / ‖that of `ones`‖, in float64.
+
+    Changes that depend on the weight are compared on a made-up one. Infinite where the two are not of one size.
+    """
+    if len(ones) == len(others) == 1 and ones[0].matrix is None:
+        found = _of_pair(ones[0], others[0], read)
+        if found is not None:
+            return found
+    shape = _common_shape(ones, others)
+    if shape is None:
+        return math.inf
+    thin = _products(ones, shape, read), _products(others, shape, read)
+    if thin[0] is not None and thin[1] is not None:
+        return distance(thin[0], thin[1]).share
+    return _apart(ones, others, shape, read).share
+
+
+class FactorCache:
+    """Reads factors in float64, whole numbers in int64; keeps those that modules share."""
+
+    def __init__(self) -> None:
+        self._shared: dict[tuple[str, str], torch.Tensor] = {}
+
+    def operands(self, contribution: Contribution) -> dict[Role, torch.Tensor]:
+        """All factors that the change is computed from."""
+        return {role: self.factor(contribution, role) for role in contribution.operands}
+
+    def factor(self, contribution: Contribution, role: Role) -> torch.Tensor:
+        """One of them."""
+        info, algorithm = contribution.factors[role], contribution.algorithm
+        if role in algorithm.positions:
+            return load_whole(info)
+        if role not in algorithm.shared:
+            return _read(info)
+        key = (info.file, info.name)
+        if key not in self._shared:
+            self._shared[key] = _read(info)
+        return self._shared[key]
+
+
+def _read(info: TensorInfo) -> torch.Tensor:
+
+    return read_factor(info).values
+
+
+def _of_pair(term: Term, written: Term, read: FactorCache) -> float | None:
+    """The relative distance of two contributions of one form; None where the factors alone do not tell it."""
+    one, other = term.contribution, written.contribution
+    own, its = one.operands, other.operands
+    if one.algorithm != other.algorithm or one.settings != other.settings or own.keys() != its.keys():
+        return None
+    by_rows = one.algorithm.rows if term.runs else {}
+    if written.runs or (term.runs and not by_rows.keys() & own.keys()):
+        return None
+    differing = [
+        role
+        for role in own
+        if not (
+            _has_rows_of(own[role], its[role], term.runs or ()) if role in by_rows else _is_same(own[role], its[role])
+        )
+    ]
+    scales = one.known_scale, other.known_scale
+    is_linear = bool(one.algorithm.scaled) or one.formula.low_rank is not None
+    if not differing:
+        if scales[0] == scales[1] and (is_linear or one.alpha == other.alpha):
+            return 0.0
+        # Where a factor is zero the change is none at any scale.
+        is_told = is_linear and all(bool(read.factor(one, role).any()) for role in own)
+        return Distance(abs(scales[0] - scales[1]), abs(scales[0])).share if is_told else None
+    role = next((role for role in one.algorithm.scaled if role in own), None)
+    if role is None or differing != [role] or own[role].shape != its[role].shape or term.runs or None in one.shape:
+        return None
+    meant, due = (c.known_scale * read.factor(c, role) for c in (one, other))
+    if torch.equal(meant, due):
+        return 0.0
+    factors = {each: read.factor(one, each) for each in own if each != role}
+    return lost_share(one.formula, factors, role, meant, due)
+
+
+def _is_same(one: TensorInfo, other: TensorInfo) -> bool:
+    """Whether two tensors are the same numbers in the same bytes."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return are_same_bytes(one, other, [(0, 0, one.nbytes)])
+
+
+def _has_rows_of(one: TensorInfo, other: TensorInfo, runs: Runs) -> bool:
+    """Whether the rows of the `other` tensor are those that `runs` take from `one`, in the same bytes."""
+    if one.dtype != other.dtype or one.shape[1:] != other.shape[1:] or not other.nbytes:
+        return False
+    if sum(last - first for first, last, _ in runs) != other.shape[0]:
+        return False
+    size = other.nbytes // other.shape[0]
+    return are_same_bytes(one, other, [(at * size, first * size, (last - first) * size) for first, last, at in runs])
+
+
+def _common_shape(ones: Sequence[Term], others: Sequence[Term]) -> tuple[int, int] | None:
+    """(rows, columns) of the module's weight as a matrix; None where the terms do not agree on it."""
+    rows, columns = set[int](), set[int]()
+    least = 0
+    for term in (*ones, *others):
+        outs, *ins = term.matrix.shape if term.matrix is not None else term.contribution.shape
+        if ins and None not in ins:
+            columns.add(math.prod(size for size in ins if size is not None))
+        elif not ins:
+            columns.add(1)
+        if term.runs is not None:
+            least = max(least, *(last for _, last, _ in term.runs), 0)
+        elif outs is not None:
+            rows.add(outs)
+    if len(rows) > 1 or len(columns) > 1 or (rows and max(rows) < least):
+        return None
+    return max((*rows, least)) or _ANY, max(columns, default=_ANY)
+
+
+def _products(terms: Sequence[Term], shape: tuple[int, int], read: FactorCache) -> list[Product] | None:
+    """Each term as a product of thin factors; None where one is none, or all together are not thin."""
+    found = []
+    for term in terms:
+        contribution = term.contribution
+        if term.matrix is not None or contribution.formula.low_rank is None or contribution.algorithm.multiplies:
+            return None
+        rank = thin_rank(contribution.formula, {role: info.shape for role, info in contribution.operands.items()})
+        if rank is None or rank * _THIN * len(terms) > min(shape) * 2:
+            return None
+        pair = contribution.formula.low_rank(read.operands(contribution))
+        if pair is None:
+            return None
+        up = pair[0] * contribution.known_scale
+        found.append(Product(up if term.runs is None else _placed(up, term.runs, shape[0]), pair[1]))
+    return found
+
+
+def _placed(up: torch.Tensor, runs: Runs, rows: int) -> torch.Tensor:
+    whole = up.new_zeros(rows, up.shape[1])
+    for first, last, source in runs:
+        whole[first:last] = up[source : source + last - first]
+    return whole
+
+
+def _apart(ones: Sequence[Term], others: Sequence[Term], shape: tuple[int, int], read: FactorCache) -> Distance:
+    """The distance from the changed rows of a weight: of zeros, unless a change depends on it."""
+    depends = any(term.contribution.multiplies for term in (*ones, *others) if term.matrix is None)
+    weight = SampleWeight(*shape, is_zero=not depends)
+    links = [[(_change(term, shape, read), 1.0) for term in terms] for terms in (ones, others)]
+    done = [settled(each, weight.read) for each in links]
+    together = math.lcm(*(change.together for each in done for change, _ in each))
+    blocks = (weight.read(together), *(folded(each, weight.read, together) for each in done))
+    apart, norms = [0.0], [0.0]
+    for (_, before), (_, one), (_, other) in zip(*blocks, strict=True):
+        apart.append(float((other - one).norm()))
+        norms.append(float((one - before).norm()))
+    return Distance(math.hypot(*apart), math.hypot(*norms))
+
+
+def _change(term: Term, shape: tuple[int, int], read: FactorCache) -> Change:
+    contribution = term.contribution
+    if term.matrix is not None:
+        change: Change = added(term.matrix, 1.0)
+    else:
+        settings = dict(contribution.settings)
+        if contribution.formula.sized:
+            known = contribution.shape
+            settings["weight"] = shape if None in known or not known else known
+        formula, factors = contribution.formula, read.operands(contribution)
+        change = formula.change(factors, contribution.known_scale, contribution.alpha, **settings)
+    return change if term.runs is None else OnRows(change, term.runs)
+
+
+def expert_distance(destination: Destination, written: Contribution, read: FactorCache) -> Distance:
+    """Over all experts, of the module of the output that holds `written` and of its sources."""
+    sources = [source.module.contributions[0] for source in destination.sources]
+    layers = destination.experts
+    if layers is None:
+        (source,) = sources
+        if written.algorithm != source.algorithm:
+            return Distance(math.inf, 1.0)
+        return _over_all([[one] for one in _of_all(source, read)], written, read)
+    if isinstance(layers, OneLayer):
+        (source,) = sources
+        whole = list(_of_all(source, read))[layers.expert]
+        turned = Product(whole.down.t(), whole.up.t()) if layers.turned else whole
+        rows = [turned.up[first : first + stop - start] for start, stop, first in layers.runs.each()]
+        return distance([turned._replace(up=torch.cat(rows))], [_of_one(written, read)])
+    of_experts: list[list[Product]] = [[] for _ in range(layers.experts)]
+    for source, (expert, _, runs) in zip(sources, layers.places, strict=True):
+        own = _of_one(source, read)
+        up = own.up.new_zeros(layers.rows, own.up.shape[1])
+        for start, stop, first in runs.each():
+            up[start:stop] = own.up[first : first + stop - start]
+        of_experts[expert].append(own._replace(up=up))
+    return _over_all(of_experts, written, read)
+
+
+def _of_one(contribution: Contribution, read: FactorCache) -> Product:
+    factors = read.operands(contribution)
+    return Product(factors["up"] * contribution.known_scale, factors["down"])
+
+
+def _of_all(contribution: Contribution, read: FactorCache) -> Iterator[Product]:
+    """The product of each expert."""
+    one, algorithm = _of_one(contribution, read), contribution.algorithm
+    if algorithm.packed:
+        yield from map(Product, *per_expert(one.up, one.down, algorithm.experts, contribution.settings["packing"]))
+    else:
+        yield from map(Product, *mlx.per_expert(one.up, one.down))
+
+
+def _over_all(meant: Sequence[list[Product]], written: Contribution, read: FactorCache) -> Distance:
+    found = [distance(ones, [other]) for ones, other in zip(meant, _of_all(written, read), strict=True)]
+    return Distance(math.hypot(*(one.apart for one in found)), math.hypot(*(one.norm for one in found)))
 
 
 @dataclass(slots=True)
@@ -154,3 +410,61 @@ def _runs(contribution: Contribution, source: Source | None) -> Runs | None:
         for first, last, at in moved
     )
     return tuple((first, last, at) for first, last, at in cut if first < last)
+
+
+# The norms that divide a magnitude of outputs where a program takes others than are meant.
+_NORMS = {BASE_NORM: dora.OF_BASE, SUM_NORM: dora.OF_SUM}
+# What a program does with a module: with its magnitude, and at which scale.
+_Way = tuple[str, float]
+
+
+def dora_errors(
+    landed: Mapping[str, Landed], programs: Mapping[str, Iterable[Taken]], progress: Progress
+) -> dict[str, float]:
+    """The relative error of all changes together, by program: the norm of what is wrong over that of what is right.
+
+    `programs` are what each of them takes. What several do alike is computed once.
+    """
+    ways: dict[str, dict[_Way, list[str]]] = {}
+    for name, taken in programs.items():
+        for one in taken:
+            if one.magnitude and one.scale is not None:
+                own = ways.setdefault(one.module.name.key, {})
+                own.setdefault((one.magnitude, one.scale), []).append(name)
+    wrong, right = dict.fromkeys(programs, 0.0), dict.fromkeys(programs, 0.0)
+    progress(0)
+    for key, own in ways.items():
+        meant = true_change(landed[key])
+        for (does, scale), names in own.items():
+            error = float((_received(landed[key], does, scale) - meant).double().square().sum())
+            for name in names:
+                wrong[name] += error
+                right[name] += float(meant.double().square().sum())
+        progress(1)
+    return {name: math.sqrt(wrong[name] / right[name]) if right[name] else 0.0 for name in programs}
+
+
+def _received(landed: Landed, does: str, scale: float) -> torch.Tensor:
+    """The change that the program makes of the module."""
+    contribution = landed.contribution._replace(scale=scale)
+    if does == OTHER_AXIS:
+        return _along_the_other_axis(landed, contribution)
+    if does == LEAVES:
+        contribution = contribution._replace(magnitude=None)
+    elif does in _NORMS and contribution.magnitude:
+        spelling = contribution.magnitude.spelling._replace(norms=_NORMS[does])
+        contribution = contribution._replace(magnitude=contribution.magnitude._replace(spelling=spelling))
+    return true_change(landed._replace(contribution=contribution))
+
+
+def _along_the_other_axis(landed: Landed, contribution: Contribution) -> torch.Tensor:
+    """V · m / n - W with magnitudes of outputs over the norms of V's inputs (A1111's `apply_weight_decompose`)."""
+    assert contribution.magnitude is not None
+    weight = own_weight(landed.places)
+    combined = weight + true_change(landed._replace(contribution=contribution._replace(magnitude=None)))
+    values = read_factor(contribution.magnitude.info).values.to(weight.dtype).reshape(-1, 1)
+    per_input = math.prod(landed.shape[2:])
+    squares = dora.squared_norm(combined, dora.INPUT).to(weight.dtype)
+    squares = squares.reshape(-1, per_input).sum(1).repeat_interleave(per_input)
+    changed: torch.Tensor = combined * dora.gain(values, dora.norm_from_square(squares, 0.0))
+    return changed - weight

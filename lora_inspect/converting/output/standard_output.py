@@ -12,12 +12,12 @@ from lora_inspect.converting.output.configs import (
     BARE,
     config_of_method,
     lora_config,
+    mlx_config,
     moved_experts,
     saved_config,
     standard_config,
     unscaled_config,
 )
-from lora_inspect.converting.output.mlx_config import mlx_config
 from lora_inspect.converting.target.key_names import (
     CONFIG,
     FACTORS,

@@ -7,23 +7,21 @@ from lora_inspect.algorithms import lora
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.output.output_tensors import SpelledModule, spell
 from lora_inspect.converting.steps import renormalise
-from lora_inspect.converting.steps.attention_parts import counted_once
 from lora_inspect.converting.steps.base_change import Landed
-from lora_inspect.converting.steps.carried_scale import alpha_of_all, carry_scales
-from lora_inspect.converting.steps.expert_split import ExpertArranger
-from lora_inspect.converting.steps.found_changes import WholeChanges
-from lora_inspect.converting.steps.full_delta import spell_differences
-from lora_inspect.converting.steps.fused_slices import fuse_slices
-from lora_inspect.converting.steps.growth import Growth
+from lora_inspect.converting.steps.carried_scale import alpha_of_all, carry_scales, of_one_scale
+from lora_inspect.converting.steps.expert_split import ExpertArranger, repack
+from lora_inspect.converting.steps.full_delta import WholeChanges, spell_differences
 from lora_inspect.converting.steps.low_rank_lora import LoraMaker
-from lora_inspect.converting.steps.mlx_factors import as_lora, as_mlx
-from lora_inspect.converting.steps.one_scale import of_one_scale
-from lora_inspect.converting.steps.packed_experts import repack
-from lora_inspect.converting.steps.part import Part, read_parts
-from lora_inspect.converting.steps.respell import write_instead
-from lora_inspect.converting.steps.split_fuse import arrange
-from lora_inspect.converting.steps.turned_embeddings import turn_embeddings
-from lora_inspect.converting.steps.unchanged_weights import without_unchanged
+from lora_inspect.converting.steps.part import Growth, Part, read_parts
+from lora_inspect.converting.steps.respell import (
+    as_lora,
+    as_mlx,
+    counted_once,
+    turn_embeddings,
+    without_unchanged,
+    write_instead,
+)
+from lora_inspect.converting.steps.split_fuse import arrange, fuse_slices
 from lora_inspect.converting.target.key_names import ONE_SCALE, carrier_of
 from lora_inspect.converting.target.target_layout import Destination
 from lora_inspect.converting.target.target_program import writing_of

@@ -7,8 +7,7 @@ import torch
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.steps.base_change import Landed
 from lora_inspect.converting.steps.own_weight import own_weight
-from lora_inspect.converting.steps.scaled_factors import read_factor
-from lora_inspect.converting.steps.taken_rows import few_rows, in_rows
+from lora_inspect.converting.steps.part import few_rows, in_rows, read_factor
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.matching.placement import Place, Placed
 from lora_inspect.maths.change import Change, folded, settled

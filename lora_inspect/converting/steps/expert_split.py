@@ -2,6 +2,8 @@
 
 Both are exact: A of all is that of each below the other, and B has that of each in its own columns, with zeros for the
 layers that stand beside it in the parameter.
+
+The step that packs the factors of all experts as every reader of PEFT's names takes them.
 """
 
 from collections.abc import Sequence
@@ -11,9 +13,7 @@ import torch
 
 from lora_inspect.algorithms.record import Role
 from lora_inspect.architectures.rows import Runs
-from lora_inspect.converting.steps.growth import Growth
-from lora_inspect.converting.steps.part import Part
-from lora_inspect.converting.steps.scaled_factors import Factor, as_factor, joined, scaled, zeros
+from lora_inspect.converting.steps.part import Factor, Growth, Part, as_factor, joined, scaled, zeros
 from lora_inspect.converting.target.target_layout import Destination, ManyLayers, OneLayer
 from lora_inspect.files.safetensors.writer import TensorPlan
 from lora_inspect.maths.packed_factors import RANK_MAJOR, per_expert
@@ -98,3 +98,18 @@ def _together(layers: ManyLayers, parts: Sequence[Part], scale: float, growth: G
 def _put(whole: torch.Tensor, up: Factor, runs: Runs) -> None:
     for start, stop, source in runs.each():
         whole[start:stop] = up.values[source : source + stop - start].to(whole.dtype)
+
+
+def repack(parts: Sequence[Part]) -> list[Part]:
+    """The parts with the columns of B in PEFT's order: the same numbers, and the same change."""
+    return [_repacked(part) if part.algorithm.packed else part for part in parts]
+
+
+def _repacked(part: Part) -> Part:
+    packing = part.origin.settings["packing"]
+    if packing == RANK_MAJOR:
+        return part
+    up, down = as_factor(part.factors["up"]), as_factor(part.factors["down"])
+    by_expert, _ = per_expert(up.values, down.values, part.algorithm.experts, packing)
+    values = by_expert.permute(1, 2, 0).reshape(up.shape)
+    return replace(part, factors={**part.factors, "up": up._replace(values=values)})

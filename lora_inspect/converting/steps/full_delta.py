@@ -1,23 +1,158 @@
-"""The step that writes all that a module changes as differences of its parameters, computed as they are written."""
+"""The step that writes all that a module changes as differences of its parameters, computed as they are written.
 
-from collections.abc import Sequence
+The true change of every parameter that a module changes, as a base tells it: what a merge would fold, all of it.
+
+Which parameters of a base the modules of an adapter change, with all that each folds there.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from math import prod
+from math import lcm, prod
 
 import torch
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from lora_inspect.algorithms.record import SEEN
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.output.output_tensors import SpelledModule
-from lora_inspect.converting.steps.found_changes import WholeChanges
-from lora_inspect.converting.steps.growth import Growth
-from lora_inspect.converting.steps.part import Part
-from lora_inspect.converting.steps.whole_changes import WholeChange
-from lora_inspect.converting.target.asked_full import DIFFERENCES
+from lora_inspect.converting.steps.own_weight import BLOCK_ELEMENTS, take_rows
+from lora_inspect.converting.steps.part import Growth, Part, read_factor
 from lora_inspect.converting.target.key_names import factor_key
+from lora_inspect.converting.target.target_algorithm import DIFFERENCES, changes_otherwise
 from lora_inspect.converting.target.target_layout import Destination
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.files.safetensors.writer import Computed, Content, TensorPlan
-from lora_inspect.maths.tensors import to_bytes
+from lora_inspect.matching.match import Matching
+from lora_inspect.matching.placement import Place, Placed
+from lora_inspect.maths.change import Change, settled
+from lora_inspect.maths.tensors import RowBlocks, first_non_finite, load, load_whole, to_bytes
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight, decoder
+from lora_inspect.reading.model.contribution import Contribution
+
+
+class Folded(NamedTuple):
+    """A tensor of the base, all that one module folds into it in that order, and the rows that are the module's."""
+
+    weight: CodedWeight
+    changes: tuple[Placed, ...]
+    place: Place
+
+
+class WholeChange(NamedTuple):
+    """All that a module changes of one parameter, in every tensor where the base has it.
+
+    `codecs` are those of other weights that a change depends on, by name.
+    """
+
+    folded: tuple[Folded, ...]
+    codecs: Mapping[str, CodedWeight]
+
+    @property
+    def first(self) -> Contribution:
+        """What is folded first."""
+        return self.folded[0].changes[0].contribution
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, in, *kernel) of the parameter, (out,) of a vector."""
+        shapes = [one.place.shape for one in self.folded]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def matrix(self) -> torch.Tensor:
+        """W' - W as (out, in·kernel), in float64; raises LoraInspectError where it is not finite."""
+        found = torch.zeros(self.shape[0], prod(self.shape[1:]), dtype=torch.float64, device="cpu")
+        try:
+            for one in self.folded:
+                for first, rows in self._differences(one):
+                    take_rows(found, rows, first, one.place)
+        except LinAlgError as error:
+            raise self._no_numbers("meets a matrix that cannot be inverted or taken apart") from error
+        if first_non_finite(found.float()) is not None:
+            raise self._no_numbers("is not finite, or beyond float32")
+        return found
+
+    def _no_numbers(self, what: str) -> LoraInspectError:
+        file = next(iter(self.first.factors.values())).file
+        return LoraInspectError(
+            f"{file}: the change that {self.first.module.key} makes to {self.folded[0].place.target.name} {what}; "
+            "repair the file that holds such numbers."
+        )
+
+    def _differences(self, one: Folded) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first row, difference) of the tensor as it is stored."""
+        read = partial(_read, one.weight, one.changes[0].place)
+        links = settled([(self._change(placed), 1.0) for placed in one.changes], read)
+        for first, rows in read(lcm(1, *(change.together for change, _ in links))):
+            changed = rows.clone()
+            for change, multiplier in links:
+                change.fold(changed, first, multiplier)
+            yield first, changed.sub_(rows)
+
+    def _change(self, placed: Placed) -> Change:
+        contribution, place, _ = placed
+        positions = contribution.algorithm.positions
+        tensors = {
+            role: load_whole(info) if role in positions else read_factor(info).values
+            for role, info in contribution.operands.items()
+        }
+        if contribution.magnitude:
+            tensors["magnitude"] = load(contribution.magnitude.info).double()
+        if place.seen and contribution.formula.seen:
+            seen = self.codecs[place.seen.name]
+            tensors[SEEN] = contribution.formula.seen(tensors, _read(seen, Place(seen.info), 1))
+        return placed.change(tensors)
+
+
+def _read(weight: CodedWeight, place: Place, together: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """A weight in float64, in blocks of rows of its own memory."""
+    decode = None if weight.info.dtype in PLAIN_FLOATS else decoder(weight)
+    for first, rows in RowBlocks(BLOCK_ELEMENTS).read(place.target, together, decode):
+        yield first, rows.double() if rows.dtype != torch.float64 else rows.clone()
+
+
+def whole_place(placed: Placed) -> Place:
+    """The rows of a tensor that are the module's: of slices all of them together, which is the whole tensor."""
+    return placed.place if placed.contribution.rows is None else placed.place._replace(runs=None)
+
+
+# By module and parameter.
+WholeChanges = dict[str, dict[str, WholeChange]]
+
+
+def find_changes(adapter: Adapter, base: Checkpoint, matching: Matching) -> WholeChanges:
+    """The changes of all modules that change a parameter otherwise than by a difference.
+
+    Raises LoraInspectError where the base lacks one.
+    """
+    wanted = {module.name.key for module in adapter.modules.values() if changes_otherwise(module)}
+    lacking = {module.name.key for module in matching.unmatched} | {c.module.key for c in matching.absent}
+    if missing := [key for key in adapter.modules if key in wanted & lacking]:
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: {len(missing)} modules change what {base.path} lacks ({missing[0]}); name the "
+            "base that the adapter was trained on."
+        )
+    base_codecs = BaseCodecs(base)
+    found: dict[str, dict[str, dict[Place, list[Placed]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for placed in (one for own in matching.targets.values() for one in own):
+        key = placed.contribution.module.key
+        if key in wanted:
+            found[key][placed.contribution.algorithm.parameter][whole_place(placed)].append(placed)
+    return {
+        key: {parameter: _whole(own, base_codecs) for parameter, own in parameters.items()}
+        for key, parameters in found.items()
+    }
+
+
+def _whole(places: dict[Place, list[Placed]], base_codecs: BaseCodecs) -> WholeChange:
+    folded = tuple(Folded(base_codecs.of(place.target), tuple(own), place) for place, own in places.items())
+    seen = (placed.place.seen for own in places.values() for placed in own if placed.place.seen)
+    return WholeChange(folded, {info.name: base_codecs.of(info) for info in seen})
+
 
 # A change and where its rows are in that of the output: (first row, row behind the last one, first row of the change).
 Rows = tuple[WholeChange, tuple[tuple[int, int, int], ...]]

@@ -1,11 +1,30 @@
-"""The step that writes an algorithm as another one of the same change, for programs that compute that one alone."""
+"""The step that writes an algorithm as another one of the same change, for programs that compute that one alone.
+
+The step that turns the factors of an Embedding round, which llama.cpp has along the tokens and PEFT across them.
+
+The steps between LoRA's factors and those of mlx-lm, which stand the other way round.
+
+`as_lora` and `as_mlx` undo each other. Source: `linear_to_lora_layers` and `load_adapters` of mlx-lm.
+
+Weights that were saved whole as the base has them: nothing of them is written.
+
+The step that makes plain LoRA of what PEFT alone computes otherwise, on torch's MultiheadAttention.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lora_inspect import algorithms
+from lora_inspect.algorithms import by_name, lora, mlx
+from lora_inspect.algorithms.attention_lora import IN_PROJ, OUT_PROJ, TIMES
+from lora_inspect.algorithms.lora_embedding import spelled_in
+from lora_inspect.algorithms.record import Algorithm, Role
+from lora_inspect.converting.steps.base_change import Landed
 from lora_inspect.converting.steps.carried_scale import into_factors
-from lora_inspect.converting.steps.part import Part
+from lora_inspect.converting.steps.part import Factor, Part, as_factor
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.reading.model.contribution import Module
 
 
 def write_instead(parts: Sequence[Part], instead: Mapping[str, str]) -> list[Part]:
@@ -17,3 +36,92 @@ def _written(part: Part, name: str) -> Part:
     other = algorithms.by_name(name)
     (factor,), (role,) = part.factors.values(), other.marks
     return into_factors(replace(part, algorithm=other, factors={role: factor}))
+
+
+def turn_embeddings(parts: Sequence[Part], dialects: Sequence[str]) -> list[Part]:
+    """The parts with the factors as the dialects have them."""
+    return [_turned_embedding(part, spelled_in(part.algorithm, dialects)) for part in parts]
+
+
+def _turned_embedding(part: Part, algorithm: Algorithm) -> Part:
+    if algorithm is part.algorithm:
+        return part
+    down = as_factor(part.factors["down"])
+    turned = Factor(down.values.transpose(0, 1).contiguous(), down.dtype)
+    origin = part.origin._replace(algorithm=algorithm)
+    return replace(part, origin=origin, algorithm=algorithm, factors={**part.factors, "down": turned})
+
+
+_EMBEDDING = by_name("lora_embedding")
+
+
+def as_lora(parts: Sequence[Part]) -> list[Part]:
+    """The parts with LoRA's factors, down (rank, in) and up (out, rank), in the place of mlx-lm's of one layer."""
+    return [_as_lora(part) if part.algorithm.name == mlx.NAME else part for part in parts]
+
+
+def as_mlx(parts: Sequence[Part]) -> list[Part]:
+    """The parts with mlx-lm's factors in the place of LoRA's, and those of experts in the shape of its versions of now.
+
+    Raises LoraInspectError for what mlx-lm has not.
+    """
+    return [_as_mlx(part) for part in parts]
+
+
+def _as_lora(part: Part) -> Part:
+    return replace(part, algorithm=mlx.in_lora(part.algorithm), factors=_turned_factors(part.factors))
+
+
+def _as_mlx(part: Part) -> Part:
+    if part.algorithm.experts and not part.algorithm.packed:
+        down = as_factor(part.factors["down"])
+        if len(down.shape) == 3:
+            return part
+        _, by_expert = mlx.per_expert(as_factor(part.factors["up"]).values, down.values)
+        return replace(part, factors={**part.factors, "down": down._replace(values=by_expert)})
+    is_embedding = part.algorithm.name == _EMBEDDING.name
+    is_plain = part.factors.keys() == {"down", "up"} and all(len(shape) == 2 for shape in part.shapes.values())
+    if not is_plain or not (is_embedding or part.algorithm.name == lora.ALGORITHM.name):
+        raise LoraInspectError(
+            f"{part.file}: {part.origin.module.key} has {part.algorithm.title} of {part.shapes}, and mlx-lm has LoRA "
+            "of Linear layers, Embeddings and its own layers of experts alone; merge it, which needs no such file."
+        )
+    algorithm = mlx.EMBEDDING if is_embedding else mlx.ALGORITHM
+    return replace(part, algorithm=algorithm, factors=_turned_factors(part.factors))
+
+
+def _turned_factors(factors: Mapping[Role, TensorInfo | Factor]) -> dict[Role, Factor]:
+    read = {role: as_factor(factor) for role, factor in factors.items()}
+    return {role: factor._replace(values=factor.values.T.contiguous()) for role, factor in read.items()}
+
+
+def without_unchanged(parts: Sequence[Part], landed: Landed) -> list[Part]:
+    """The parts without the LoRA of a saved weight that is the base's own."""
+    own = landed.contribution
+    return [part for part in parts if not (own.algorithm.replaces and _is_of(part, landed) and _is_nothing(part))]
+
+
+def _is_of(part: Part, landed: Landed) -> bool:
+    return part.origin.factors == landed.contribution.factors
+
+
+def _is_nothing(part: Part) -> bool:
+    return not any(as_factor(factor).values.any() for factor in part.factors.values())
+
+
+def counted_once(parts: Sequence[Part], source: Module, target: Module) -> Sequence[Part]:
+    """The parts of the `source` as readers of the names of the `target` have to find them: PEFT those that it wrote."""
+    return parts if source.name == target.name else [_plain(part) for part in parts]
+
+
+def _plain(part: Part) -> Part:
+    if part.algorithm is OUT_PROJ:
+        # The alpha is that of the change as it is trained, and not of the factors alone.
+        origin = part.origin._replace(alpha=None)
+        return replace(part, origin=origin, algorithm=lora.ALGORITHM, scale=TIMES * part.scale)
+    if part.algorithm is IN_PROJ:
+        own = part.origin.operands
+        unused = [info.name for role, info in part.origin.factors.items() if role not in own]
+        factors = {role: factor for role, factor in part.factors.items() if role in own}
+        return replace(part, algorithm=lora.ALGORITHM, factors=factors, dropped=(*part.dropped, *unused))
+    return part

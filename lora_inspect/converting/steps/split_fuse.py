@@ -3,6 +3,10 @@
 A factor with the rows of a change is taken row by row. The factors that it is multiplied by stand below each other and
 its columns beside each other, with zeros where they would meet those of another part; parts that have such factors in
 common share the columns too, so that what was split comes together again at its own rank.
+
+The step that makes one pair of factors of the slices of a fused layer, as loaders do not know numbered ones.
+
+Slices that share down factors stack their up factors at no cost; others stand in blocks, each with columns of its own.
 """
 
 import math
@@ -15,14 +19,21 @@ import torch
 
 from lora_inspect.algorithms.record import Role
 from lora_inspect.architectures.rows import Runs
-from lora_inspect.converting.steps.change_norm import change_norm
-from lora_inspect.converting.steps.growth import Growth
-from lora_inspect.converting.steps.part import Part
-from lora_inspect.converting.steps.scaled_factors import Factor, as_factor, joined, read_factor, relative, scaled, zeros
-from lora_inspect.converting.steps.taken_rows import rows_in_order
+from lora_inspect.converting.steps.part import (
+    Factor,
+    Growth,
+    Part,
+    as_factor,
+    change_norm,
+    joined,
+    read_factor,
+    relative,
+    rows_in_order,
+    scaled,
+    zeros,
+)
 from lora_inspect.converting.target.key_names import FACTORS
-from lora_inspect.converting.target.movable_rows import are_movable
-from lora_inspect.converting.target.target_layout import Destination
+from lora_inspect.converting.target.target_layout import Destination, are_movable
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.writer import TensorPlan
@@ -230,3 +241,17 @@ def _lost(
     lost = [norm_of({**values, role: difference}) for values, difference in zip(factors, off, strict=True)]
     norm = [norm_of({**values, role: exact}) for values, exact in zip(factors, due, strict=True)]
     return relative(math.hypot(*lost), math.hypot(*norm))
+
+
+def fuse_slices(parts: Sequence[Part], carrier: str, growth: Growth) -> Sequence[Part]:
+    """One part in the place of a split layer's slices; what is whole stays as it is.
+
+    Its scale is 1 where readers know none, else the largest of the slices' own. Raises LoraInspectError where
+    `growth` refuses the size, before the blocks are made.
+    """
+    slices = [(part, part.origin.rows) for part in parts if part.origin.rows is not None]
+    if not slices:
+        return parts
+    whole = [part for part in parts if part.origin.rows is None]
+    pieces = [Piece(part, Runs(start, stop - start)) for part, (start, stop) in slices]
+    return [stack(pieces, slices[-1][1][1], 1.0 if carrier == FACTORS else None, growth), *whole]

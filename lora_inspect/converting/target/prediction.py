@@ -5,11 +5,9 @@ from collections.abc import Iterator, Sequence
 from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms.record import WEIGHT, Algorithm
 from lora_inspect.converting.options import ConvertOptions
-from lora_inspect.converting.target.asked_magnitudes import due_norms
 from lora_inspect.converting.target.key_names import ALPHA, FACTORS, alpha_key, carrier_of, factor_key, magnitude_place
-from lora_inspect.converting.target.movable_rows import are_magnitudes_movable, are_movable
-from lora_inspect.converting.target.target_layout import Destination
-from lora_inspect.converting.target.target_program import written_algorithm
+from lora_inspect.converting.target.target_layout import Destination, are_magnitudes_movable, are_movable
+from lora_inspect.converting.target.target_program import due_norms, written_algorithm
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.dora import OUTPUT, SPELLINGS

@@ -1,16 +1,77 @@
-"""What `--algorithm` asks for: which changes become plain LoRA, and which of them only a base tells."""
+"""What `--algorithm` asks for: which changes become plain LoRA, and which of them only a base tells.
 
-from lora_inspect.algorithms import lora, mlx, saved
+What `--algorithm full` asks for: which changes become differences of whole weights, and what stands in the way.
+
+What shapes alone tell of changes that are to be LoRA: whether they are thin for certain, and of which layers.
+"""
+
+from collections.abc import Callable, Mapping
+from math import prod
+
+from lora_inspect import schemes
+from lora_inspect.algorithms import full, loha, lokr, lora, mlx, norm, saved
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Shapes
-from lora_inspect.converting.choices import FULL, SINGLE_EXPERTS
-from lora_inspect.converting.options import ConvertOptions
-from lora_inspect.converting.target.asked_full import check_full
+from lora_inspect.converting.options import FULL, SINGLE_EXPERTS, ConvertOptions
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.matching.match import Matching
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.model.contribution import Contribution
+from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.peft.peft_config import LORA_TYPE
 from lora_inspect.sentences import listed
+
+# The difference by the parameter that it is of.
+DIFFERENCES = {algorithm.parameter: algorithm for algorithm in full.ALGORITHMS}
+_ARE_DIFFERENCES = {algorithm.name for algorithm in (*full.ALGORITHMS, *norm.ALGORITHMS)}
+
+
+def becomes_full(algorithm: Algorithm) -> bool:
+    """Whether it changes a parameter otherwise than by a difference that is stored as it is."""
+    return algorithm.formula is not None and algorithm.name not in _ARE_DIFFERENCES
+
+
+def changes_otherwise(module: Module) -> bool:
+    """Whether all that the module changes will be differences, because some of it is none."""
+    return any(becomes_full(contribution.algorithm) for contribution in module.contributions)
+
+
+def check_full(adapter: Adapter, options: ConvertOptions) -> list[str]:
+    """Raises LoraInspectError where differences cannot be had or nobody would read them; a note where all are some."""
+    file = adapter.checkpoint.path
+    if options.rank is not None or options.max_error is not None:
+        raise LoraInspectError(f"{file}: a full difference has no rank and no error; leave --rank and --max-error out.")
+    made = [module for module in adapter.modules.values() if changes_otherwise(module)]
+    if not made:
+        return [f"{file}: it holds nothing that --algorithm full changes."]
+    if options.base is None:
+        raise LoraInspectError(
+            f"{file}: the difference of a whole weight is that of a base; name the one that it was trained on as "
+            "--base BASE."
+        )
+    if options.keep_dora:
+        raise LoraInspectError(f"{file}: a full difference has the magnitudes in it; leave --keep-dora out.")
+    for module in made:
+        for contribution in module.contributions:
+            if contribution.algorithm.experts or contribution.algorithm.transposed:
+                what = "all experts of a layer" if contribution.algorithm.experts else "a weight stored as (in, out)"
+                raise LoraInspectError(
+                    f"{file}: {module.name.key} changes {what}, of which no program reads a full difference; merge it, "
+                    "or leave --algorithm out."
+                )
+        if not _is_read(options.scheme or module.name.scheme):
+            raise LoraInspectError(
+                f"{file}: no program reads full differences under names as {module.name.key}; choose names under which "
+                "some do with --to, for instance --to kohya."
+            )
+    return []
+
+
+def _is_read(scheme: str) -> bool:
+    """Whether programs of the names read differences; of names that are in no program's files nothing is known."""
+    own = schemes.by_name(scheme)
+    if own.writing is None:
+        return own.absent_alpha == "one"
+    difference, known = DIFFERENCES[WEIGHT], own.writing.algorithms
+    return any(one in difference.dialects for one in own.writing.dialects) and (not known or difference.name in known)
 
 
 def becomes_lora(algorithm: Algorithm, shapes: Shapes) -> bool:
@@ -129,3 +190,53 @@ def shapes_in_base(matching: Matching | None) -> dict[str, tuple[int, ...]]:
         return {}
     placed = (one for found in matching.targets.values() for one in found)
     return {one.contribution.module.key: one.place.shape[1:] for one in placed if len(one.place.shape) > 1}
+
+
+# What (in·kernel) of a 3x3 convolution is a multiple of.
+_KERNEL = 9
+# Those whose factors may have the kernel of a convolution flattened.
+_FLATTENED = ("loha", "lokr")
+
+
+def is_kernel_open(algorithm: Algorithm, shapes: Shapes) -> bool:
+    """Whether the factors do not tell a Linear layer from a convolution."""
+    if algorithm.formula is None or algorithm.name not in _FLATTENED or "mid" in shapes:
+        return False
+    known = [size for size in algorithm.formula.shape(shapes) if size is not None]
+    return len(known) == 2 and known[1] % _KERNEL == 0
+
+
+def is_thin(algorithm: Algorithm, shapes: Shapes) -> bool:
+    """Whether the change is a product of a rank below that of its layer for certain."""
+    inner = _INNER.get(algorithm.name, _unknown)(shapes)
+    if algorithm.formula is None or inner is None:
+        return False
+    out, *columns = (size or 1 for size in algorithm.formula.shape(shapes))
+    return inner < min(out, prod(columns))
+
+
+def _of_loha(shapes: Shapes) -> int:
+    return shapes["w1_b"][0] * shapes["w2_b"][0]
+
+
+def _of_lokr(shapes: Shapes) -> int | None:
+    """The product of both factors' ranks, of a whole one its smaller side; None where both are whole."""
+    if lokr.is_whole(shapes):
+        return None
+    sides = (
+        shapes[f"{one}_b"][0] if one not in shapes else min(shapes[one][0], prod(shapes[one][1:]))
+        for one in ("w1", "w2")
+    )
+    return prod(sides)
+
+
+def _unknown(shapes: Shapes) -> None:
+    return None
+
+
+# The inner size of the product by algorithm; of others nobody knows whether there is one.
+_INNER: Mapping[str, Callable[[Shapes], int | None]] = {
+    lora.ALGORITHM.name: lambda shapes: shapes["up"][1],
+    loha.ALGORITHM.name: _of_loha,
+    lokr.ALGORITHM.name: _of_lokr,
+}

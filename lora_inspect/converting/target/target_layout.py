@@ -2,24 +2,143 @@
 
 What relates the layouts is the correspondence of the family, as where a merge folds an adapter of one layout into a
 base of the other.
+
+Where modules go: the layouts that an output can have, and what leads into each of them.
+
+Differences of a parameter that is no weight: of the module that has it, or of the parameter by its own name.
+
+Wan's `modulation` of `blocks.0` has a suffix of its own, `.diff_m`, and is called `blocks.0.scale_shift_table` in
+diffusers, where `.diff` of that name is the difference.
+
+Whether rows can stand where a layer of another layout has them, told by shapes.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
-from lora_inspect.architectures.correspondence import Link
+from lora_inspect.algorithms.full import ALGORITHMS
+from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Shapes
+from lora_inspect.architectures.correspondence import Correspondence, Link
 from lora_inspect.architectures.detection import Detection
+from lora_inspect.architectures.patterns import pattern_of, patterns_of
+from lora_inspect.architectures.record import Layout
 from lora_inspect.architectures.rows import Runs
-from lora_inspect.converting.target.own_parameters import by_its_name, of_its_owner
-from lora_inspect.converting.target.target_layouts import TargetLayout
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.matching.orientation import Covered, covered_shape
+from lora_inspect.maths.dora import INPUT
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.identify import with_paths
+from lora_inspect.reading.identify import certain_correspondence, with_paths
 from lora_inspect.reading.keys.suffixes import MODELS
 from lora_inspect.reading.model.contribution import Module
 from lora_inspect.schemes.record import MODEL, ModuleName
+
+
+class TargetLayout(Protocol):
+    """The layout of an output."""
+
+    def links(self, path: str) -> list[Link]:
+        """What leads from the module at `path` into the layout."""
+
+    def has(self, path: str) -> bool:
+        """Whether the module at `path` is one of the layout as it is."""
+
+
+class NamedLayout:
+    """A layout with names of its own, of a file that may be of any of the `families`."""
+
+    def __init__(self, families: Sequence[Detection], layout: Layout) -> None:
+        self._correspondence = certain_correspondence(families)
+        self._patterns = patterns_of(layout.named, ".")
+        # What the tables do not list, as buffers, has its name in the layout that the file has already.
+        self._is_own = all(family.layout.name == layout.name for family in families)
+
+    def links(self, path: str) -> list[Link]:
+        """What is related to the module and is one of the layout."""
+        return [link for link in self._correspondence.links(path) if pattern_of(link.path, ".") in self._patterns]
+
+    def has(self, path: str) -> bool:
+        """Whether the name is one of the layout's."""
+        return self._is_own or pattern_of(path, ".") in self._patterns
+
+
+class ArrangedLayout:
+    """What modules are where a family only fuses some of them and calls the others alike."""
+
+    def __init__(self, families: Sequence[Detection], is_fused: bool) -> None:
+        self._correspondence = certain_correspondence(families)
+        self._possible = tuple(family.architecture.correspondence for family in families)
+        self._is_fused = is_fused
+
+    def links(self, path: str) -> list[Link]:
+        """The fused module of a part, or the parts of a fused one."""
+        return self._links(self._correspondence, path)
+
+    def has(self, path: str) -> bool:
+        """Whether the module is neither fused nor split in any family that it may be of."""
+        return not any(self._links(one, path) for one in self._possible)
+
+    def _links(self, correspondence: Correspondence, path: str) -> list[Link]:
+        return [
+            link
+            for link in correspondence.links(path)
+            if link.relation.arrangement is not None and link.is_whole == self._is_fused
+        ]
+
+
+class OwnLayout:
+    """The layout that the file has already."""
+
+    def links(self, path: str) -> list[Link]:
+        """Nothing: every module stays what it is."""
+        return []
+
+    def has(self, path: str) -> bool:
+        """Every module is there."""
+        return True
+
+
+# The difference of a weight, and by parameter those that are none of weights and biases.
+_OF_WEIGHT = next(one for one in ALGORITHMS if one.parameter == WEIGHT)
+_OF_OTHERS = {one.parameter: one for one in ALGORITHMS if one.parameter not in (WEIGHT, BIAS)}
+
+
+def is_own_parameter(module: Module) -> bool:
+    """Whether a module of the model changes a parameter alone that is no weight and no bias."""
+    return module.name.component in MODELS and _changed(module) in _OF_OTHERS
+
+
+def by_its_name(module: Module) -> tuple[Module, str] | None:
+    """The module as the parameter that alone it changes, and that one's path; None for another one.
+
+    `blocks.0` becomes `blocks.0.modulation`.
+    """
+    parameter = _changed(module)
+    if parameter not in _OF_OTHERS or module.path is None:
+        return None
+    return _changing(module, _OF_WEIGHT), f"{module.path}.{parameter}"
+
+
+def of_its_owner(module: Module, path: str) -> tuple[Module, str]:
+    """What a module that goes to `path` is there, and the path: the owner's where the parameter has its own suffix.
+
+    `blocks.0.modulation` becomes `blocks.0`.
+    """
+    owner, _, parameter = path.rpartition(".")
+    if parameter not in _OF_OTHERS or any(c.algorithm.name != _OF_WEIGHT.name for c in module.contributions):
+        return module, path
+    return _changing(module, _OF_OTHERS[parameter]), owner
+
+
+def _changed(module: Module) -> str:
+    parameters = {contribution.algorithm.parameter for contribution in module.contributions}
+    return parameters.pop() if len(parameters) == 1 else WEIGHT
+
+
+def _changing(module: Module, algorithm: Algorithm) -> Module:
+    contributions = tuple(contribution._replace(algorithm=algorithm) for contribution in module.contributions)
+    return module._replace(contributions=contributions)
 
 
 class Source(NamedTuple):
@@ -215,3 +334,27 @@ def _arranged(links: Sequence[Link], sizes: Sequence[Covered]) -> tuple[int, lis
         return None
     found = [runs[link.part] for link in links]
     return (whole, found) if [one.rows for one in found] == known else None
+
+
+def are_movable(algorithm: Algorithm, shapes: Shapes) -> bool:
+    """Whether each factor has the rows of the change, or is what one with rows is multiplied by, without a kernel."""
+    products = {role: other for role, other in algorithm.rows.items() if other}
+    has_kernel = any(len(shapes[role]) > 2 for pair in products.items() for role in pair if role in shapes)
+    return not has_kernel and shapes.keys() <= algorithm.rows.keys() | set(products.values())
+
+
+def are_magnitudes_movable(destination: Destination) -> bool:
+    """Whether the magnitudes of its sources are one of its layer: of outputs, of all rows, spelled alike.
+
+    One of inputs is over all rows, so that only a layer of the same rows in another order keeps it.
+    """
+    rows = destination.rows
+    own = [(c, source.runs) for source in destination.sources for c in source.module.contributions]
+    bearing = [(c.magnitude, c.shape[0], runs) for c, runs in own if c.magnitude]
+    if rows is None or not bearing:
+        return True
+    if any(magnitude.axis == INPUT for magnitude, _, _ in bearing):
+        return len(bearing) == 1 and bearing[0][1] == rows
+    covered = sum(runs.rows if runs else rows for _, _, runs in bearing)
+    is_alike = len({magnitude.spelling for magnitude, _, _ in bearing}) == 1
+    return is_alike and covered == rows and len(bearing) == sum(c.algorithm.decomposes for c, _ in own)

@@ -1,21 +1,355 @@
-"""What the options ask of a conversion: the modules of its output."""
+"""What the options ask of a conversion: the modules of its output.
 
+What `--to` asks for: the names of a scheme, in the layout that the programs which load these names have.
+
+What `--layout` asks for: another layout of the family, under the names that the file has.
+
+Where modules go between the names of llama.cpp and those of transformers.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from lora_inspect import schemes
-from lora_inspect.converting.choices import ALL_EXPERTS, SINGLE_EXPERTS
-from lora_inspect.converting.options import ConvertOptions
-from lora_inspect.converting.target.asked_layout import layout_target
-from lora_inspect.converting.target.asked_scheme import scheme_target
+from lora_inspect.architectures.correspondence import Correspondence, Link
+from lora_inspect.architectures.detection import Detection
+from lora_inspect.architectures.gguf import GGUF_NAMES, MODEL_TYPES, GgufNames, Heads
+from lora_inspect.architectures.record import Architecture, Layout, is_parameter
+from lora_inspect.architectures.text_encoders import TextEncoder, below, has
+from lora_inspect.converting.options import (
+    ALL_EXPERTS,
+    ARRANGED,
+    FUSED,
+    NAMED,
+    OF_DIFFUSERS,
+    ORIGINAL,
+    SINGLE_EXPERTS,
+    ConvertOptions,
+)
 from lora_inspect.converting.target.expert_rows import with_all_experts, with_single_experts
-from lora_inspect.converting.target.target_layout import Destination, destinations
+from lora_inspect.converting.target.target_layout import (
+    ArrangedLayout,
+    Destination,
+    NamedLayout,
+    OwnLayout,
+    Target,
+    TargetLayout,
+    destinations,
+)
+from lora_inspect.converting.target.target_program import WAY_OUT, check_loadable, writing_of
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.gguf.gguf_format import ARCHITECTURE_KEY
 from lora_inspect.matching.match import Matching
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.identify import adapter_candidates
+from lora_inspect.reading.base.base_names import EXPERTS
+from lora_inspect.reading.base.model_config import ModelConfig, gguf_names, has_header, read_model_config
+from lora_inspect.reading.identify import adapter_candidates, certain_correspondence, described
+from lora_inspect.reading.keys.suffixes import MODELS
+from lora_inspect.reading.model.contribution import Module
+from lora_inspect.reading.shown_families import shown_encoders
+from lora_inspect.schemes.comfyui import COMFYUI
+from lora_inspect.schemes.diffusers import DIFFUSERS
 from lora_inspect.schemes.gguf import GGUF
 from lora_inspect.schemes.peft import PEFT
+from lora_inspect.schemes.record import MODEL, OWN, ModuleName, Scheme, Writing
+from lora_inspect.sentences import listed
+
+_WAY_OUT = "leave --layout out"
+
+
+def layout_target(adapter: Adapter, families: Sequence[Detection], layout: str) -> Target:
+    """The layout called `layout`; LoraInspectError where no family is known, or none with such a layout."""
+    file = adapter.checkpoint.path
+    if not families:
+        raise LoraInspectError(
+            f"{file}: the names and shapes of its modules are of no model family that is known here, so --layout has "
+            "nothing to go by; leave it out."
+        )
+    family = families[0].architecture
+    named = {name: one for one in family.layouts for name in one.names if name in NAMED}
+    choices: Sequence[str] = list(named) if len(named) > 1 else ARRANGED
+    called_alike = all(any(one.also for one in known.architecture.layouts) for known in families)
+    if not called_alike and not certain_correspondence(families).relations:
+        raise LoraInspectError(
+            f"{file}: it is of {described(families)}, of which no other layout is known here; {_WAY_OUT}."
+        )
+    if layout not in choices:
+        raise LoraInspectError(
+            f"{file}: it is of {described(families)}, whose layouts are {listed(choices, 'and')}; choose one of them."
+        )
+    found = named.get(layout)
+
+    def rename(module: Module, path: str) -> ModuleName:
+        if module.name.component in EXPERTS and layout == ORIGINAL:
+            raise LoraInspectError(
+                f"{file}: {module.name.key} is of a second expert, which the names of the {layout} layout do not tell "
+                "from the first; write its modules to a file of their own, named as those of the first."
+            )
+        # Only diffusers has names for a second expert, and they are of its layout.
+        return module.name if module.name.component in EXPERTS else _renamed(module.name, path, family, found, layout)
+
+    return Target(
+        family=family.title,
+        title=f"the {layout} layout",
+        layout=NamedLayout(families, found) if found else ArrangedLayout(families, layout == FUSED),
+        respells=False,
+        rename=rename,
+        rename_encoder=lambda module: module.name,
+        way_out=_WAY_OUT,
+    )
+
+
+def _renamed(name: ModuleName, path: str, family: Architecture, layout: Layout | None, asked: str) -> ModuleName:
+    """The name that the readers of its scheme have for `path` in the layout, which was `asked` for by that name.
+
+    Without any layout they have but one.
+    """
+    scheme, prefix = schemes.by_name(name.scheme), name.prefix
+    if layout is None:
+        return name._replace(body=scheme.module(path, ""))
+    if scheme.flat and prefix.rstrip("_") in {layout.kohya_prefix.rstrip("_") for layout in family.layouts}:
+        prefix = layout.kohya_prefix
+    elif scheme in (COMFYUI, DIFFUSERS) or not scheme.suffixes:
+        # ComfyUI's generic names are those of its own model, which has the original layout.
+        scheme = DIFFUSERS if asked == OF_DIFFUSERS else COMFYUI
+        prefix = f"{family.pipeline_name}." if scheme is DIFFUSERS else "diffusion_model."
+    return ModuleName(scheme.name, name.component, prefix, scheme.module(path, ""), scheme.flat)
+
+
+class RelatedLayout(NamedTuple):
+    """The names of the one program, of modules that have those of the other."""
+
+    correspondence: Correspondence
+
+    def links(self, path: str) -> list[Link]:
+        """What the module is called there."""
+        return list(self.correspondence.links(path))
+
+    def has(self, path: str) -> bool:
+        """Nothing has its name already."""
+        return False
+
+
+def llama_cpp_layout(adapter: Adapter, options: ConvertOptions) -> RelatedLayout:
+    """That of llama.cpp; LoraInspectError where nothing says which model of it that is, or how many heads it has."""
+    names = GGUF_NAMES[architecture_of(adapter, options)]
+    heads = _heads(adapter, names, options)
+    return RelatedLayout(Correspondence(lambda: names.relations(heads)))
+
+
+def transformers_layout(adapter: Adapter, options: ConvertOptions) -> RelatedLayout:
+    """That of the causal model in transformers; LoraInspectError where the names of the header are not known, or
+    nothing says how many heads there are."""
+    names = gguf_names(adapter.checkpoint)
+    heads = _heads(adapter, names, options)
+    of_causal_model = names._replace(roots=names.roots[:1], heads=names.heads[:1])
+    return RelatedLayout(Correspondence(lambda: of_causal_model.relations(heads)))
+
+
+def architecture_of(adapter: Adapter, options: ConvertOptions) -> str:
+    """What llama.cpp calls the model: as the GGUF input says, or as the model's config does."""
+    if adapter.scheme == GGUF.name:
+        return adapter.checkpoint.metadata.get(ARCHITECTURE_KEY, "")
+    config = _config(options)
+    if config is None:
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: llama.cpp loads an adapter for the model alone that its header names, which "
+            "the adapter does not say; name the model's config.json with --model-config."
+        )
+    named = next((MODEL_TYPES[kind] for kind in config.kinds if kind in MODEL_TYPES), None)
+    if named is None:
+        raise LoraInspectError(
+            f"{config.path}: its model_type is {' and '.join(config.kinds) or 'missing'}, and what llama.cpp calls its "
+            f"modules is known here for {listed(sorted(MODEL_TYPES), 'and')}; convert it with convert_lora_to_gguf.py."
+        )
+    return named
+
+
+def _heads(adapter: Adapter, names: GgufNames, options: ConvertOptions) -> Heads | None:
+    """The number of heads, where a module has rows in another order; raises LoraInspectError where nothing says it."""
+    bodies = (module.name.body for module in adapter.modules.values())
+    first = next(filter(names.is_arranged, bodies), None)
+    config = _config(options) if first else None
+    if first and (config is None or config.heads is None):
+        lacks = f", and {config.path} tells none" if config else ""
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: llama.cpp has the rows of {first} in another order than transformers, which "
+            f"depends on the number of heads{lacks}; name the model's config.json, which says it, with --model-config."
+        )
+    return config.heads if config else None
+
+
+def _config(options: ConvertOptions) -> ModelConfig | None:
+    return read_model_config(options.model_config) if options.model_config is not None else None
+
+
+# Which of a pipeline's text encoders a component is, where nothing but its name tells.
+_NUMBERS = {"text_encoder": 0, "text_encoder_2": 1, "text_encoder_3": 2, "text_encoder_4": 3}
+
+
+def scheme_target(adapter: Adapter, families: Sequence[Detection], scheme: Scheme, options: ConvertOptions) -> Target:
+    """The names of `scheme`; LoraInspectError where its programs know no such file."""
+    writing = writing_of(scheme)
+    check_loadable(adapter, scheme, options)
+    asked = _Asked(adapter, families, scheme, writing, options)
+    return Target(
+        family=described(families) if families else "a model of no known family",
+        title=f"{scheme.name} names",
+        layout=asked.layout,
+        respells=True,
+        rename=asked.rename,
+        rename_encoder=asked.rename_encoder,
+        way_out=WAY_OUT,
+        keeps=scheme.name if isinstance(asked.layout, OwnLayout) else None,
+    )
+
+
+class _Asked:
+    """The names of one adapter's modules in the `scheme`."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        families: Sequence[Detection],
+        scheme: Scheme,
+        writing: Writing,
+        options: ConvertOptions,
+    ) -> None:
+        self._adapter = adapter
+        self._options = options
+        self._file = adapter.checkpoint.path
+        # Whoever names a program means a family that it loads.
+        loaded = [family for family in families if writing.layout(family.architecture) is not None]
+        self._families = loaded or families
+        self._scheme, self._writing = scheme, writing
+        self._components = {module.name.component for module in adapter.modules.values()}
+        self._prefixes: dict[str, str] = {}
+        self.layout = self._found_layout()
+
+    def rename(self, module: Module, path: str) -> ModuleName:
+        """The name of a module of the model, at `path` of the layout."""
+        if module.name.component in EXPERTS and MODEL in self._components:
+            raise LoraInspectError(
+                f"{self._file}: {module.name.key} is of a second expert, and files of {self._scheme.name} names are of "
+                "one alone; write each to a file of its own, with --only model and --only model_2."
+            )
+        writing = self._writing
+        is_nameless = is_parameter(path) and not writing.parameters
+        if is_nameless or not path.startswith(writing.roots) or any(part in path for part in writing.lacks):
+            raise LoraInspectError(
+                f"{self._file}: {module.name.key} would be {path}, which {writing.title} has no module of; {WAY_OUT}."
+            )
+        return self._named(module, self._model_prefix, path)
+
+    def rename_encoder(self, module: Module) -> ModuleName:
+        """The name of a module of a text encoder."""
+        component = module.name.component
+        if module.path is None:
+            raise LoraInspectError(
+                f"{self._file}: {module.name.key} is no module of a text encoder that is known here; {WAY_OUT}."
+            )
+        if component not in self._prefixes:
+            self._prefixes[component] = self._encoder_prefix(component)
+        return self._named(module, self._prefixes[component], self._rooted(module.path))
+
+    def _rooted(self, path: str) -> str:
+        """The path of an encoder's layer in the class of it that the programs hold."""
+        found = {below(path, self._writing.encoder_roots(family.architecture)) for family in self._families} or {path}
+        return found.pop() if len(found) == 1 else path
+
+    def _named(self, module: Module, prefix: str, path: str) -> ModuleName:
+        scheme = self._scheme
+        return ModuleName(scheme.name, module.name.component, prefix, scheme.module(path, ""), scheme.flat)
+
+    def _found_layout(self) -> TargetLayout:
+        if not self._components & set(MODELS):
+            return OwnLayout()
+        if not self._families and self._writing.layout(None) is None:
+            raise LoraInspectError(
+                f"{self._file}: the names and shapes of its modules are of no model family that is known here, so what "
+                f"{self._scheme.name} names call them is unknown; {WAY_OUT}."
+            )
+        families = [family.architecture for family in self._families]
+        names = dict.fromkeys(map(self._writing.layout, families or (None,)))
+        name = next(iter(names))
+        if len(names) > 1:
+            raise LoraInspectError(
+                f"{self._file}: it is of {described(self._families)}, which have other {self._scheme.name} names each; "
+                f"say which with --architecture {families[0].name}."
+            )
+        if name is None:
+            raise LoraInspectError(
+                f"{self._file}: it is of {described(self._families)}, for which there are no "
+                f"{self._scheme.name} names; {WAY_OUT}."
+            )
+        if name == OWN:
+            return self._own_layout()
+        return NamedLayout(self._families, next(one for one in families[0].layouts if one.name == name))
+
+    def _own_layout(self) -> TargetLayout:
+        """The layout that the file has; but llama.cpp has names of its own, and no other program has these."""
+        is_gguf, to_gguf = has_header(self._adapter.checkpoint), self._scheme.name == GGUF.name
+        if is_gguf == to_gguf:
+            return OwnLayout()
+        return (llama_cpp_layout if to_gguf else transformers_layout)(self._adapter, self._options)
+
+    @property
+    def _model_prefix(self) -> str:
+        writing, families = self._writing, [family.architecture for family in self._families]
+        prefixes = {
+            writing.prefixes.get(family.name, writing.prefix).format(pipeline=family.pipeline_name)
+            for family in families
+        } or {writing.prefix.format(pipeline="")}
+        if len(prefixes) > 1:
+            raise LoraInspectError(
+                f"{self._file}: it is of {described(self._families)}, whose {self._scheme.name} names begin otherwise "
+                f"each; say which with --architecture {self._families[0].architecture.name}."
+            )
+        return prefixes.pop()
+
+    def _encoder_prefix(self, component: str) -> str:
+        """What the modules of a text encoder begin with; LoraInspectError where the scheme has no names for it."""
+        if len(self._components) == 1 and self._writing.layout(None) == OWN:
+            return self._model_prefix
+        found = {family.architecture: self._prefix_in(family.architecture, component) for family in self._families}
+        prefixes = set(found.values())
+        if len(prefixes) > 1:
+            first = next(family.name for family, prefix in found.items() if prefix)
+            raise LoraInspectError(
+                f"{self._file}: it is of {described(self._families)}, which have other {self._scheme.name} names each "
+                f"for its {component}; say which with --architecture {first}."
+            )
+        if prefix := "".join(prefixes):
+            return prefix
+        lacks = f"{self._file}: {self._scheme.name} names have none for its {component}"
+        if len(self._components) == 1:
+            raise LoraInspectError(f"{lacks}; {WAY_OUT}.")
+        if self._writing.layout(None) == OWN:
+            choice = "choose with " + listed([f"--only {one}" for one in sorted(self._components)], "or")
+        else:
+            others = sorted(self._components - {component})
+            choice = "leave it out with " + " ".join(f"--only {one}" for one in others)
+        raise LoraInspectError(
+            f"{lacks}, so {self._writing.title} cannot load it with the rest; {choice}, or choose another scheme."
+        )
+
+    def _prefix_in(self, family: Architecture, component: str) -> str:
+        """The prefix of the text encoder that the component is in a family; empty for none."""
+        prefixes = self._writing.encoders(family)
+        own, shown = family.text_encoders, self._encoders.get(component, ())
+        # A width tells encoders of one kind apart; without it the kind alone may do.
+        fitting = [at for at, one in enumerate(own) if any(has([one], found) for found in shown)]
+        fitting = fitting or [at for at, one in enumerate(own) if any(one.kind == found.kind for found in shown)]
+        # Programs number them in different ways, so what they are comes before what they are called.
+        at = fitting[0] if len(fitting) == 1 else _NUMBERS.get(component, -1)
+        return prefixes[at] if 0 <= at < len(prefixes) and (not shown or at in fitting) else ""
+
+    @cached_property
+    def _encoders(self) -> Mapping[str, tuple[TextEncoder, ...]]:
+        return shown_encoders(self._adapter.modules)
 
 
 def targets(

@@ -1,19 +1,51 @@
-"""Whether the programs of a naming scheme compute what an adapter has."""
+"""Whether the programs of a naming scheme compute what an adapter has.
 
+What becomes of DoRA's magnitudes: kept where the programs that load the output apply them, or over other norms.
+
+What `--to` asks for where it names a program: the names that it loads best, and what becomes of magnitudes.
+
+Whether a program that is asked for has a use for what a file has: its rules say what it passes over or fails on.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from lora_inspect import programs, schemes
 from lora_inspect.algorithms import mlx
 from lora_inspect.algorithms.lora_embedding import spelled_in
-from lora_inspect.algorithms.record import WEIGHT, Algorithm, Role
-from lora_inspect.converting.choices import FULL
-from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Role
+from lora_inspect.architectures.detection import Detection
+from lora_inspect.converting.options import FULL, SINGLE_EXPERTS, ConvertOptions
 from lora_inspect.converting.steps.base_change import lora_of
-from lora_inspect.converting.target.asked_full import DIFFERENCES, becomes_full
-from lora_inspect.converting.target.own_parameters import is_own_parameter
-from lora_inspect.converting.target.target_algorithm import becomes_lora, is_made_lora, is_saved_weight
+from lora_inspect.converting.target.target_algorithm import (
+    DIFFERENCES,
+    becomes_full,
+    becomes_lora,
+    is_made_lora,
+    is_saved_weight,
+)
+from lora_inspect.converting.target.target_layout import is_own_parameter
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.maths.dora import INPUT, OF_BASE, OF_SUM, OUTPUT
+from lora_inspect.programs.adapter_view import FramedKeys, loader_for
+from lora_inspect.programs.record import (
+    BASE_NORM,
+    COMPUTES,
+    FAILS,
+    LEAVES,
+    OTHER_AXIS,
+    SUM_NORM,
+    Consumer,
+    Loader,
+    Rule,
+    treatment,
+)
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.embeddings import in_words
-from lora_inspect.reading.model.contribution import Contribution
-from lora_inspect.schemes.record import Scheme, Writing
+from lora_inspect.reading.identify import adapter_candidates, described
+from lora_inspect.reading.model.contribution import Contribution, Magnitude
+from lora_inspect.schemes.record import EXACT, LOST, Scheme, Writing
 from lora_inspect.sentences import listed, some
 
 WAY_OUT = "choose another scheme, or leave --to out"
@@ -98,3 +130,283 @@ def _is_loaded(algorithm: Algorithm, writing: Writing) -> bool:
 def _spells(algorithm: Algorithm, role: Role, writing: Writing) -> bool:
     """Whether the programs read a factor with the role."""
     return any(role in algorithm.dialects.get(name, {}) for name in writing.dialects)
+
+
+PLAIN = "--base BASE with --rank N or --max-error E (a plain LoRA of the true change)"
+DROPPED = "--drop-magnitude (loses the magnitude)"
+
+
+def due_norms(options: ConvertOptions) -> str | None:
+    """Whose norms magnitudes of outputs will be over, as a base tells it; None for those that they are over already."""
+    return (options.norms or OF_SUM) if options.base and options.keep_dora else None
+
+
+def is_remeasured(contribution: Contribution, options: ConvertOptions) -> bool:
+    """Whether its magnitude will be over other norms than it is."""
+    due, magnitude = due_norms(options), contribution.magnitude
+    return due is not None and magnitude is not None and magnitude.axis == OUTPUT and magnitude.spelling.norms != due
+
+
+def with_magnitudes(adapter: Adapter, options: ConvertOptions) -> ConvertOptions:
+    """The options with magnitudes kept where all programs that load the output apply them as they were trained.
+
+    They then say whose norms these programs divide by, where all of them do alike. Raises LoraInspectError where they
+    apply none such as it has and nothing else settles them.
+    """
+    if not adapter.dora.value or options.algorithm == FULL:
+        return options
+    path, is_limited = adapter.checkpoint.path, options.rank is not None or options.max_error is not None
+    magnitudes = [c.magnitude for c in adapter.contributions if c.magnitude]
+    if options.scheme is not None:
+        writing = writing_of(schemes.by_name(options.scheme))
+        if options.consumer is None:
+            over = {True: OF_BASE, False: OF_SUM, None: None}
+            options = replace(options, norms=over[writing.over_base])
+        if writing.magnitudes == LOST and not (options.drop_magnitude or (options.base and is_limited)):
+            raise LoraInspectError(
+                f"{path}: it is DoRA ({adapter.dora.modules} magnitudes), and {writing.title} applies none; choose "
+                f"{PLAIN}, or {DROPPED}."
+            )
+        inputs = [magnitude for magnitude in magnitudes if magnitude.axis == INPUT]
+        if inputs and options.keep_dora and not writing.input_magnitudes:
+            raise LoraInspectError(
+                f"{path}: {inputs[0].info.name} is a magnitude of inputs, and {writing.title} takes it for one of "
+                "outputs, which fails; choose --base BASE with --rank N or --max-error E, or --drop-magnitude."
+            )
+        is_open = not (options.keep_dora or options.drop_magnitude or is_limited)
+        if is_open and _is_applied(magnitudes, writing.magnitudes, options):
+            options = replace(options, keep_dora=True)
+    _check_norms(adapter, options)
+    return options
+
+
+def _is_applied(magnitudes: Sequence[Magnitude], said: str, options: ConvertOptions) -> bool:
+    """Whether the programs of the names apply such magnitudes as trained, which a base may have made sure of."""
+    if options.base or said == EXACT:
+        return said == EXACT or options.norms == OF_BASE
+    outputs = {magnitude.spelling.norms for magnitude in magnitudes if magnitude.axis == OUTPUT}
+    return options.norms == OF_BASE and outputs <= {OF_BASE}
+
+
+def _check_norms(adapter: Adapter, options: ConvertOptions) -> None:
+    """Raises LoraInspectError where a base is needed for norms, where it is not, and where it is not said for what."""
+    path = adapter.checkpoint.path
+    if not options.keep_dora:
+        is_limited = options.rank is not None or options.max_error is not None
+        is_of_experts = options.layout == SINGLE_EXPERTS
+        if options.base and not (is_limited or options.drop_magnitude or is_of_experts):
+            raise LoraInspectError(
+                f"{path}: it is DoRA ({adapter.dora.modules} magnitudes), of which --base makes plain LoRA near the "
+                "true change; say how close it is to come, with --rank N or --max-error E."
+            )
+    elif options.base is None:
+        if adapter.dora.norms == OF_BASE and options.norms == OF_SUM and options.scheme:
+            program = options.consumer and programs.by_name(options.consumer).title
+            title = program or writing_of(schemes.by_name(options.scheme)).title
+            raise LoraInspectError(
+                f"{path}: its magnitudes are over the norms of the base, and {title} divides them by those of the "
+                f"changed weight; choose --keep-dora with --base BASE (exact), {PLAIN}, or {DROPPED}."
+            )
+    elif not any(is_remeasured(contribution, options) for contribution in adapter.contributions):
+        raise LoraInspectError(
+            f"{path}: its magnitudes stay as they are in the output, so --base has nothing to do; leave it out."
+        )
+
+
+def norms_remarks(adapter: Adapter, options: ConvertOptions, norms: str | None) -> tuple[str, ...]:
+    """What is to be known of the `norms` that magnitudes of outputs are over in the output."""
+    was = adapter.dora.norms
+    if norms == OF_BASE:
+        return (
+            "magnitudes of outputs are over the norms of the base's rows, as ComfyUI and Forge divide them: what was "
+            "trained, in these programs alone and on this base; at a strength m they apply m times that change",
+        )
+    # What a program that is asked for makes of it, its own rules say.
+    if norms == OF_SUM and options.norms == OF_BASE and not options.consumer:
+        return (
+            "ComfyUI divides magnitudes of outputs by the norms of the base's rows and not of the changed ones, so its "
+            "change is not the trained one; --base BASE makes magnitudes of which it is",
+        )
+    return ("magnitudes of outputs are over the norms of the changed weight again",) if was == OF_BASE and norms else ()
+
+
+# What says how the true change of the base is written, by what a program does with the magnitudes of its names: by
+# corrected magnitudes, as differences, or else as a plain LoRA that comes so near.
+_NEAR = 0.01
+_WAYS: Mapping[str, Mapping[str, Any]] = {
+    BASE_NORM: {},
+    SUM_NORM: {"keep_dora": True},
+    OTHER_AXIS: {"algorithm": "full"},
+}
+# What is offered for DoRA, by what a program does with the magnitudes of its names.
+_OFFERS = {
+    BASE_NORM: (
+        "divides magnitudes by the norms of the base's weights",
+        f"--base BASE (magnitudes corrected for that, right in programs that do so alone), {PLAIN}, or {DROPPED}",
+    ),
+    OTHER_AXIS: (
+        "divides magnitudes by norms along the other axis",
+        f"--base BASE with --algorithm full (the exact difference of every weight), {PLAIN}, or {DROPPED}",
+    ),
+    SUM_NORM: (
+        "divides magnitudes by the norms of the changed weights, where these are over those of the base's",
+        f"--keep-dora with --base BASE (the trainer's magnitudes again), {PLAIN}, or {DROPPED}",
+    ),
+}
+_OVER = {BASE_NORM: OF_BASE, COMPUTES: OF_SUM}
+_LOST = ("applies none", f"{PLAIN}, or {DROPPED}")
+
+
+def for_consumer(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> ConvertOptions:
+    """The options with the scheme that the program loads best, and with magnitudes kept where it applies them right.
+
+    Raises LoraInspectError where no names are known that it loads for the family of the `whole` file, and for DoRA that
+    it does not apply as it was trained where no other option settles it.
+    """
+    if options.consumer is None:
+        return options
+    consumer, families = programs.by_name(options.consumer), adapter_candidates(whole)
+    scheme = _scheme(adapter, consumer, families)
+    norms = _norms(consumer, families, schemes.by_name(scheme))
+    options = replace(options, scheme=scheme, norms=norms, uniform=consumer.uniform)
+    is_settled = options.keep_dora or options.drop_magnitude or options.base is not None
+    if not adapter.dora.value or is_settled:
+        return options
+    does = _treatments(adapter, consumer, families, schemes.by_name(scheme))
+    if does == {COMPUTES}:
+        return replace(options, keep_dora=True)
+    if "" in does:
+        # What nobody knows of the program, its names decide.
+        return options
+    what, offers = next((_OFFERS[one] for one in _OFFERS if one in does), _LOST)
+    raise LoraInspectError(
+        f"{adapter.checkpoint.path}: it is DoRA ({adapter.dora.modules} magnitudes), and {consumer.title} {what}; "
+        f"choose {offers}."
+    )
+
+
+def with_base(adapter: Adapter, base: str, options: ConvertOptions) -> ConvertOptions:
+    """The options for DoRA whose true change `base` tells, as the program of the options can have it."""
+    consumer, families = programs.by_name(options.consumer or ""), adapter_candidates(adapter)
+    scheme = schemes.by_name(_scheme(adapter, consumer, families))
+    does = _treatments(adapter, consumer, families, scheme)
+    return replace(options, base=base, **next((way for one, way in _WAYS.items() if one in does), {"max_error": _NEAR}))
+
+
+def scheme_for(adapter: Adapter, options: ConvertOptions) -> str | None:
+    """The scheme that the output is to have, None for the adapter's own."""
+    if options.consumer is None:
+        return options.scheme
+    return _scheme(adapter, programs.by_name(options.consumer), adapter_candidates(adapter))
+
+
+def _scheme(adapter: Adapter, consumer: Consumer, families: Sequence[Detection]) -> str:
+    names = [family.architecture.name for family in families] or [""]
+    found = {consumer.schemes.get(name, consumer.schemes.get("", "")) for name in names}
+    if len(found) > 1:
+        raise LoraInspectError(
+            f"{adapter.checkpoint.path}: it is of {described(families)}, which have other names each in "
+            f"{consumer.title}; say which with --architecture {names[0]}."
+        )
+    if scheme := found.pop():
+        return scheme
+    raise LoraInspectError(
+        f"{adapter.checkpoint.path}: it is of {described(families) or 'a model of no known family'}, and no names are "
+        f"known by which {consumer.title} loads adapters of that; choose a naming scheme for --to."
+    )
+
+
+def _treatments(adapter: Adapter, consumer: Consumer, families: Sequence[Detection], scheme: Scheme) -> set[str]:
+    """What the program does with magnitudes as the scheme spells them, of every axis that the file has."""
+    own = {(c.magnitude.axis, c.magnitude.spelling.norms) for c in adapter.contributions if c.magnitude}
+    suffix = scheme.suffixes.get("magnitude", "")
+    rules = _rules(consumer, families, scheme)
+    return {treatment(rule, f"{suffix} {axis}", norms) if rule else "" for rule in rules for axis, norms in own}
+
+
+def _norms(consumer: Consumer, families: Sequence[Detection], scheme: Scheme) -> str | None:
+    """Whose norms the program divides magnitudes of outputs by; None where it does something else, or nobody knows."""
+    spelled = f"{scheme.suffixes.get('magnitude', '')} {OUTPUT}"
+    does = {treatment(rule, spelled, OF_SUM) if rule else "" for rule in _rules(consumer, families, scheme)}
+    return _OVER.get(does.pop()) if len(does) == 1 else None
+
+
+def _rules(consumer: Consumer, families: Sequence[Detection], scheme: Scheme) -> list[Rule | None]:
+    """By family the rule that speaks of magnitudes as the scheme has them; None where there is none."""
+    found: list[Rule | None] = []
+    for family in (one.architecture for one in families):
+        prefix = scheme.writing.prefix.format(pipeline=family.pipeline_name) if scheme.writing else ""
+        found.append(_of_magnitudes(consumer, family.name, prefix, scheme))
+    return found or [_of_magnitudes(consumer, "", "", scheme)]
+
+
+def _of_magnitudes(consumer: Consumer, family: str, prefix: str, scheme: Scheme) -> Rule | None:
+    """The rule of the loader that reads files with keys that begin so."""
+    loader = loader_for(consumer, family, FramedKeys([prefix]))
+    rules = loader.rules_for(family) if loader else []
+    return next((one for one in rules if one.magnitudes and _is_of(scheme, one)), None)
+
+
+def _is_of(scheme: Scheme, rule: Rule) -> bool:
+    """Whether a rule speaks of the names and of the dialect of a scheme."""
+    is_named = not rule.prefixes or any(prefix in rule.prefixes for prefix in scheme.prefixes)
+    return is_named and (not rule.dialects or scheme.dialect in rule.dialects)
+
+
+_DOES = {LEAVES: "passes over", FAILS: "refuses"}
+
+
+def check_kinds(adapter: Adapter, families: Iterable[str], options: ConvertOptions) -> None:
+    """Raises LoraInspectError for what the program of the options has no use for, and no option makes LoRA.
+
+    Of what its rules do not speak of, nothing is known.
+    """
+    if options.consumer is None or options.scheme is None:
+        return
+    consumer, scheme = programs.by_name(options.consumer), schemes.by_name(options.scheme)
+    names = list(families) or [""]
+    for loader in filter(None, (_loader(consumer, name) for name in names)):
+        if why := loader.never(adapter):
+            raise LoraInspectError(
+                f"{adapter.checkpoint.path}: {consumer.title} {why}, whatever its config says; merge it, or choose "
+                "another program."
+            )
+    for contribution in adapter.contributions:
+        algorithm = contribution.algorithm
+        # Under other names it may become something else, of which the scheme itself knows.
+        becomes = is_made_lora(contribution, options) or (options.algorithm == FULL and becomes_full(algorithm))
+        is_named = bool(scheme.writing and scheme.writing.parameters) and is_own_parameter(
+            adapter.modules[contribution.module.key]
+        )
+        if becomes or is_named or contribution.module.scheme != scheme.name:
+            continue
+        does = {_does(algorithm, consumer, name, scheme) for name in names}
+        if len(does) == 1 and (word := _DOES.get(does.pop())):
+            shapes = contribution.shapes
+            can_be_lora = becomes_lora(algorithm, shapes) or is_saved_weight(algorithm, shapes)
+            way = "make LoRA of it with --algorithm lora (and --base BASE), " if can_be_lora else ""
+            if algorithm.parameter == BIAS:
+                way = "leave the biases out with --drop-biases (loses them), "
+            raise LoraInspectError(
+                f"{adapter.checkpoint.path}: {contribution.module.key} is {algorithm.title}, which {consumer.title} "
+                f"{word}; {way}merge it, or choose another program."
+            )
+
+
+def _loader(consumer: Consumer, family: str) -> Loader | None:
+    return next((one for one in consumer.loaders if not one.families or family in one.families), None)
+
+
+def _does(algorithm: Algorithm, consumer: Consumer, family: str, scheme: Scheme) -> str:
+    """Whether all rules that speak of it for files of the scheme have no use for it; empty where some do, or none."""
+    loader = _loader(consumer, family)
+    prefix = scheme.writing.prefix if scheme.writing else ""
+    found = {
+        does
+        for rule in (loader.rules_for(family) if loader else ())
+        if not rule.prefixes or prefix in rule.prefixes
+        if (does := rule.kinds.get(algorithm.name, rule.kinds.get("")))
+    }
+    if not found or not found <= _DOES.keys():
+        return ""
+    return LEAVES if LEAVES in found else FAILS
