@@ -9,8 +9,7 @@ from lora_inspect.cli.wrapped import cut
 from lora_inspect.escape import width
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.file_info import ADAPTER
-from lora_inspect.scanning.scan_file import ScannedFile
-from lora_inspect.scanning.states import ANSWER, CONVERT, INFO_ONLY
+from lora_inspect.scanning.scan_file import ANSWER, CONVERT, INFO_ONLY, ScannedFile
 
 _HEADERS = ("name", "model", "type", "rank", "scale", "size", "note")
 _AT_RIGHT = ("rank", "scale", "size")

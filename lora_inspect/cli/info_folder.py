@@ -21,9 +21,8 @@ from lora_inspect.files.discovery import PEFT_WEIGHTS, set_of
 from lora_inspect.ops.info import as_json
 from lora_inspect.ops.scan import scan_files
 from lora_inspect.reading.file_info import ADAPTER, BASE, OTHER
-from lora_inspect.scanning.scan_file import Record, ScannedFile
+from lora_inspect.scanning.scan_file import STATES, Record, ScannedFile
 from lora_inspect.scanning.selection import sorting_key
-from lora_inspect.scanning.states import STATES
 
 _ENDING = ".safetensors"
 # What is counted in the last line beside the states: files that could not be read, copies, and what --where left out.

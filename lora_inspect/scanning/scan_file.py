@@ -1,19 +1,169 @@
-"""The short account of one file among many: what it is, and what to do with it."""
+"""The short account of one file among many: what it is, and what to do with it.
+
+In which of four states an adapter is, and what is odd about it in the fewest words that are true.
+"""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.system import without_collecting
+from lora_inspect.programs import CONSUMERS
+from lora_inspect.programs.verdict import (
+    LOST,
+    NOTHING,
+    OTHER,
+    PARTLY,
+    REFUSED,
+    STRENGTH,
+    UNKNOWN,
+    WRONG,
+    Verdict,
+    needs_mending,
+    verdicts_on,
+)
+from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.file_info import ADAPTER, FileInfo, inspect
 from lora_inspect.reading.keys.groups import alike
 from lora_inspect.reading.model.contribution import Contribution
+from lora_inspect.reading.model.evidence import ERROR, Problem
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY, FoldedScales
 from lora_inspect.scanning.duplicates import DataSection, data_section
-from lora_inspect.scanning.states import state_of
+from lora_inspect.sentences import listed
+
+# FINE: its meaning is settled, and every program known here that loads it makes that of it. CONVERT: a program that
+# loads it makes something else of it, or none of those that know its model loads it. ANSWER: it leaves something open
+# that an option settles. INFO_ONLY: no option makes it an adapter that can be merged or converted.
+FINE, CONVERT, INFO_ONLY, ANSWER = "fine", "need convert", "info only", "need an answer"
+STATES = (FINE, CONVERT, INFO_ONLY, ANSWER)
+
+# What is no program that people load files in for use: an older version of one, scripts that merge, and training.
+_ASIDE = ("comfyui-0.3.64", "lycoris", "lycoris-merge", "musubi-networks", "sd-scripts-flux-merge")
+# Those that most people know are named first.
+_FIRST = ("comfyui", "diffusers", "forge", "a1111", "peft", "llama-cpp", "vllm")
+_NOT_LOADED = (UNKNOWN, REFUSED, NOTHING)
+_UNTRIED = ("no program was tried on such names", "no program was tried", "untried")
+# The errors that an option settles, and that option; what waits for several has a line of its own.
+_SETTLED = {
+    "scale-unknown": "",
+    "formula-unknown": "",
+    "dora-partial": "DoRA on some layers alone: --allow-partial-dora",
+    "setting-contradicts": "",
+}
+_OPTIONS = {"alpha": "--alpha N", "rslora": "--rslora yes|no"}
+_PACKING = "expert_packing"
+# What a problem is called where there is no room for its message.
+_SHORT = {
+    "weights-missing": ("the weights are missing", "no weights"),
+    "no-weight": ("a method that changes no weight", "changes no weight"),
+    "no-adapter": ("a full fine-tuning, no adapter", "no adapter"),
+    "scheme": ("names in no known scheme", "unknown names"),
+    "twice": ("a tensor that is there twice", "a tensor twice"),
+    "shape": ("shapes that do not fit", "misfitting shapes"),
+    "incomplete": ("incomplete: factors are missing", "incomplete"),
+    "magnitude-shape": ("a magnitude that does not fit", "odd magnitude"),
+    "experts": ("experts that cannot be told apart", "unclear experts"),
+    "residual-base": ("trained on a residual base", "residual base"),
+    "pattern": ("a pattern of its config is refused", "refused pattern"),
+    "shards-contradict": ("its shards contradict each other", "odd shards"),
+    "alpha-missing": ("modules without their alpha", "alphas missing"),
+    "dora-conflict": ("it contradicts itself about DoRA", "DoRA: conflict"),
+    "dora-missing": ("DoRA without its magnitudes", "no magnitudes"),
+    "dora-stripped": ("trained as DoRA, without magnitudes", "no magnitudes"),
+    "mixed-schemes": ("names in two schemes", "two schemes"),
+    "config-damaged": ("its embedded config is damaged", "damaged config"),
+    "rslora-hint": ("alpha is sqrt(rank): RS-LoRA?", "RS-LoRA?"),
+}
+_HINTS = ("dora-stripped", "mixed-schemes", "config-damaged", "unclaimed", "rslora-hint")
+
+
+def state_of(info: FileInfo) -> tuple[str, tuple[str, ...]]:
+    """The state of an adapter, and a note with shorter forms of it; no note where there is nothing to say."""
+    adapter = info.adapter
+    errors = [problem for problem in adapter.problems if problem.severity == ERROR]
+    waits_for = adapter.open
+    if lasting := next((one for one in errors if not _is_settled(one, waits_for)), None):
+        return INFO_ONLY, _told(lasting, adapter)
+    if errors:
+        return ANSWER, _question(errors[0], waits_for)
+    verdicts = [
+        one for one in verdicts_on(adapter, info.candidates, CONSUMERS.values()) if one.consumer.name not in _ASIDE
+    ]
+    wrong = sorted((one for one in verdicts if _is_wrong(one)), key=_place)
+    if wrong:
+        return CONVERT, _difference(wrong)
+    loaded = any(one.verdict not in _NOT_LOADED for one in verdicts)
+    if verdicts and not loaded and all(one.verdict != UNKNOWN for one in verdicts):
+        return CONVERT, ("no program that is known here loads it", "no known program loads it", "loaded nowhere")
+    hints = [problem for problem in adapter.problems if problem.code in _HINTS]
+    if hints:
+        return FINE, _told(hints[0], adapter)
+    return FINE, () if loaded else _UNTRIED
+
+
+def _is_settled(problem: Problem, waits_for: Sequence[str]) -> bool:
+    """Whether an option takes the error away."""
+    if problem.code == "formula-unknown":
+        return _PACKING in waits_for
+    return problem.code in _SETTLED and (problem.code != "scale-unknown" or bool(waits_for))
+
+
+def _question(problem: Problem, waits_for: Sequence[str]) -> tuple[str, ...]:
+    if problem.code == "formula-unknown":
+        return ("packing of experts unknown: --expert-packing", "packing: --expert-packing", "packing unknown")
+    if problem.code != "scale-unknown":
+        return (_SETTLED[problem.code] or problem.message, problem.code)
+    options = listed([_OPTIONS[name] for name in waits_for if name in _OPTIONS])
+    names = ", ".join(option.split()[0] for option in _OPTIONS.values() if option in options)
+    return (f"scale unknown: {options}", f"scale unknown: {names}", "scale unknown")
+
+
+def _told(problem: Problem, adapter: Adapter) -> tuple[str, ...]:
+    if problem.code == "unclaimed":
+        count = len(adapter.unknown)
+        return (f"{count} tensor{'s' if count > 1 else ''} of no known algorithm", f"{count} unclaimed")
+    if problem.code == "algorithm":
+        titles = listed(list(Counter(c.algorithm.title for c in adapter.contributions if c.algorithm.formula is None)))
+        return (f"{titles} is only recognised", "only recognised") if titles else (problem.message, "only recognised")
+    return _SHORT.get(problem.code) or (problem.message, problem.code)
+
+
+def _is_wrong(verdict: Verdict) -> bool:
+    return verdict.verdict not in _NOT_LOADED and needs_mending(verdict)
+
+
+def _place(verdict: Verdict) -> int:
+    name = verdict.consumer.name
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST)
+
+
+def _difference(wrong: Sequence[Verdict]) -> tuple[str, ...]:
+    """What the first program makes of it, and how many others make the same."""
+    first = wrong[0]
+    same = [one.consumer.title for one in wrong if (one.verdict, one.factor) == (first.verdict, first.factor)]
+    long, short = _words(first)
+    told = [f"{long} in {listed(same)}"] if len(same) < 3 else []
+    more = f" and {len(same) - 1} more" if len(same) > 1 else ""
+    return (*told, f"{long} in {same[0]}{more}", f"{long} in {same[0]}", f"{short} in {same[0]}")
+
+
+def _words(verdict: Verdict) -> tuple[str, str]:
+    """What a program does to it, and the same in fewer letters."""
+    if verdict.verdict == STRENGTH and verdict.factor is not None:
+        if len(verdict.factors) > 1:
+            return "other strengths", "other scales"
+        times = f"{verdict.factor:.3g}"
+        return "half as strong" if verdict.factor == 0.5 else f"{times} times as strong", f"x{times}"
+    return {
+        LOST: ("DoRA lost", "no DoRA"),
+        WRONG: ("DoRA wrong", "DoRA wrong"),
+        OTHER: ("another change", "other change"),
+        PARTLY: ("loaded in part", "in part"),
+    }.get(verdict.verdict, (verdict.verdict, verdict.verdict))
+
 
 # What is more than that of a file is made of its reading, as by `lora_inspect.ops.info.as_json`.
 Record = Callable[[FileInfo], dict[str, Any]]
@@ -29,7 +179,7 @@ class ScannedFile(NamedTuple):
     `kind` is "adapter", "base", "other", or empty where it cannot be read, and then `error` says why. `architectures`
     are the names of all families that it may be of, `model` is what people call them. `types` are the kinds of change,
     the commonest first: "LoRA", "RS-LoRA", "DoRA", "LoHa". `scales` has None for an unknown scale. `codes` are those of
-    its problems. `state` is one of `lora_inspect.scanning.states.STATES`, empty for what is no adapter, and `notes` say
+    its problems. `state` is one of `lora_inspect.scanning.scan_file.STATES`, empty for what is no adapter, and `notes` say
     why or what is odd, each the same in fewer words than the one before it. `modified` is the time of its last change
     in seconds. `duplicate_of` is the path of an earlier file with the same tensors, and `record` what else was asked.
     """

@@ -8,8 +8,7 @@ from adapters import lora, loras, split
 from lora_inspect.files.discovery import find_checkpoints
 from lora_inspect.ops.compat import compat
 from lora_inspect.programs.verdict import SAME
-from lora_inspect.scanning.scan_file import scan_file
-from lora_inspect.scanning.states import ANSWER, CONVERT, FINE, INFO_ONLY
+from lora_inspect.scanning.scan_file import ANSWER, CONVERT, FINE, INFO_ONLY, scan_file
 
 PEFT = {"spelling": "peft", "alpha": None}
 MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
