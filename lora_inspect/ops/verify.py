@@ -95,8 +95,8 @@ def verify(plan: VerifyPlan, progress: Progress = silent) -> VerifyResult:
     finite or cannot be computed, or a file is not the one any more that was planned for.
     """
     load_torch()
+    from lora_inspect.verifying.findings import difference
     from lora_inspect.verifying.measure import Weigher
-    from lora_inspect.verifying.untouched import difference
 
     weigher = Weigher(plan.merged, plan.base, plan.merge.storage.coded, plan.merge.options.dora_rule)
     weighed: list[Weighed] = []
@@ -146,9 +146,17 @@ def _result(
     swapped: bool,
 ) -> VerifyResult:
     from lora_inspect.maths.retained_share import NOT_FINITE
-    from lora_inspect.verifying.findings import SWAPPED, about_alike, about_models, about_shares, about_weights
+    from lora_inspect.verifying.findings import (
+        MISSING,
+        OPPOSITE,
+        SWAPPED,
+        about_alike,
+        about_models,
+        about_shares,
+        about_weights,
+        told_of,
+    )
     from lora_inspect.verifying.shares import pooled
-    from lora_inspect.verifying.told import MISSING, OPPOSITE, told_of
 
     adapters = [adapter.checkpoint.path for adapter, _ in plan.merge.adapters]
     total = pooled([(w.shares, [adapters.index(term.adapter) for term in w.terms]) for w in weighed], len(adapters))

@@ -1,14 +1,110 @@
-"""What is wrong with a merged model, in words."""
+"""What is wrong with a merged model, in words.
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+The shares that are told, by adapter, and what kind of share each is.
+
+Whether a tensor that no adapter changes is the same in both models, but for its element type.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+
+import torch
 
 from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.hashes import are_same_bytes
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.retained_share import ALIKE, NO_CHANGE, NOT_FINITE, REASONS
+from lora_inspect.maths.tensors import RowBlocks
+from lora_inspect.merging.fold_chain import Fold
+from lora_inspect.reading.base.base_codecs import CodedWeight
 from lora_inspect.sentences import listed, some
 from lora_inspect.verifying.causes import fitting
-from lora_inspect.verifying.measure import Weighed
-from lora_inspect.verifying.shares import TOLERANCE, Shares
-from lora_inspect.verifying.told import DOUBLED, MISSING, NONE, OPPOSITE, SCALED, Told, Unit
+from lora_inspect.verifying.measure import PartShare, Weighed
+from lora_inspect.verifying.models import Model
+from lora_inspect.verifying.shares import TOLERANCE, Shares, StoredRows, StoredWeight
+
+RIGHT, MISSING, DOUBLED, OPPOSITE, SCALED = "right", "missing", "doubled", "opposite", "scaled"
+# A share so near to 0 is none, and one so near to 2 is twice the change.
+NONE = 2 * TOLERANCE
+
+
+class Unit(NamedTuple):
+    """A share that is told: of an adapter in a weight, or of one of its modules on some rows of that."""
+
+    label: str
+    weight: str
+    found: PartShare
+
+    @property
+    def tolerance(self) -> float:
+        """How far from 1 the share may be."""
+        return max(TOLERANCE, self.found.noise)
+
+    @property
+    def share(self) -> float:
+        """The share."""
+        return self.found.share or 0.0
+
+    @property
+    def folds(self) -> Sequence[Fold]:
+        """What is folded there."""
+        return self.found.part.folds
+
+    @property
+    def kind(self) -> str:
+        """Which of the kinds of share it is."""
+        return next(kind for kind, fits in _KINDS if fits(self))
+
+
+_KINDS: tuple[tuple[str, Callable[[Unit], bool]], ...] = (
+    (RIGHT, lambda unit: abs(unit.share - 1) <= unit.tolerance),
+    (MISSING, lambda unit: abs(unit.share) <= max(NONE, unit.tolerance)),
+    (DOUBLED, lambda unit: abs(unit.share - 2) <= max(NONE, unit.tolerance)),
+    (OPPOSITE, lambda unit: unit.share < 0),
+    (SCALED, lambda unit: True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The units of one adapter, and why shares of it are not told, by weight.
+
+    `otherwise` are the weights that have another change of it, or have it in some rows alone.
+    """
+
+    adapter: str
+    units: list[Unit] = field(default_factory=list)
+    untold: dict[str, str] = field(default_factory=dict)
+    otherwise: list[str] = field(default_factory=list)
+
+    @property
+    def is_right(self) -> bool:
+        """Whether every share that is told is right."""
+        return not self.otherwise and all(unit.kind == RIGHT for unit in self.units)
+
+    def of(self, kind: str) -> list[Unit]:
+        """The units of one kind."""
+        return [unit for unit in self.units if unit.kind == kind]
+
+
+def told_of(weights: Sequence[Weighed], adapters: Sequence[str]) -> list[Told]:
+    """What is told of each of the adapters, but in weights whose change is another one, or not there in some rows."""
+    found = {adapter: Told(adapter) for adapter in adapters}
+    for weight in weights:
+        for number, term in enumerate(weight.terms):
+            own = found[term.adapter]
+            if why := weight.shares.why[number]:
+                own.untold[weight.name] = why
+            if weight.instead or weight.rows.missing[number]:
+                own.otherwise.append(weight.name)
+                continue
+            parts = weight.rows.parts[number]
+            for part in parts:
+                if part.share is not None:
+                    label = weight.name if len(parts) == 1 else f"{weight.name} [{part.part.module}]"
+                    own.units.append(Unit(label, weight.name, part))
+    return list(found.values())
 
 
 class Finding(NamedTuple):
@@ -150,3 +246,47 @@ def _span(shares: Sequence[float]) -> str:
     if most - least <= TOLERANCE * max(1.0, abs(most)):
         return f"{sum(shares) / len(shares):.3g}"
     return f"{least:.3g} to {most:.3g}"
+
+
+def difference(
+    base: Model, info: TensorInfo, merged: Model, other: TensorInfo, blocks: tuple[RowBlocks, RowBlocks]
+) -> str | None:
+    """What is different, in words, or None.
+
+    Tensors of one type are different where any number is. Those of two types, and codes with scales, are the same where
+    no number differs by more than the distances between the numbers of one type there and of the other: that is what a
+    cast does, whichever way it rounds.
+    """
+    if info.shape != other.shape:
+        return f"shape {list(other.shape)} in the place of {list(info.shape)}"
+    before, after = base.coded(info), merged.coded(other)
+    is_scaled = any(one is not None and one.is_decoded for one in (before, after))
+    if info.dtype == other.dtype and not is_scaled and are_same_bytes(info, other, [(0, 0, info.nbytes)]):
+        return None
+    if before is None or after is None:
+        return "other codes" if info.dtype == other.dtype else f"{other.dtype} in the place of {info.dtype}"
+    return _numbers(before, after, info.dtype == other.dtype and not is_scaled, blocks)
+
+
+def _numbers(before: CodedWeight, after: CodedWeight, exact: bool, blocks: tuple[RowBlocks, RowBlocks]) -> str | None:
+    first, second = (StoredWeight(one.info, one, own) for one, own in zip((before, after), blocks, strict=True))
+    moved, size, count = 0.0, 0.0, 0
+    for rows, others in zip(first.rows(), second.rows(), strict=True):
+        differ = _differ(rows, others, exact)
+        apart = (others.values.double() - rows.values.double())[differ]
+        count += len(apart)
+        moved += float(apart.square().sum())
+        size += float(rows.values.double().square().sum())
+    if not count:
+        return None
+    by = f", by {sqrt(moved / size):.2g} of its size" if 0 < size < float("inf") and moved < float("inf") else ""
+    return f"{count:,} of {before.info.numel:,} numbers{by}"
+
+
+def _differ(rows: StoredRows, others: StoredRows, exact: bool) -> torch.Tensor:
+    """Where they differ by more than a cast does; what is not finite is alike where it is the same."""
+    one, other = rows.values.double(), others.values.double()
+    differ = (one != other) & ~(one.isnan() & other.isnan())
+    if exact or not differ.any():
+        return differ
+    return differ & ~((one - other).abs() <= rows.units().double() + others.units().double())

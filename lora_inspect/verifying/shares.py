@@ -6,18 +6,267 @@ What is stated with a share, ±, is what rounding may do to it: that by which an
 (small changes fall between the numbers of a coarse type, which no average brings back), and `SIGMAS` standard errors.
 The standard error is that of independent rounding errors, as far as they are seen in what is left of x, or where it is
 larger that of the rows: a program that computes DoRA's gain in half precision errs alike in a whole row.
+
+What the shares in one weight are computed from: sums over the entries of each row, gathered as the rows go by.
+
+What is weighed in one weight: the changes of each adapter, and the modules that they come from.
+
+A weight of a model, a block of rows at a time, and what its element type makes of numbers.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import sqrt
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import lcm, sqrt
 
 import torch
 from torch import Tensor
 
+from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.maths.change import Link
 from lora_inspect.maths.low_rank import solved, standard_errors
 from lora_inspect.maths.retained_share import NOT_FINITE, SIGMAS, why_untold
-from lora_inspect.verifying.sums import Sums
+from lora_inspect.maths.rounding import GRIDS, ROUNDING, grid_of, rounded, spacing
+from lora_inspect.maths.tensors import RowBlocks, first_non_finite
+from lora_inspect.merging.fold_chain import Fold
+from lora_inspect.reading.base.base_codecs import CodedWeight, decoder
+
+Ranges = tuple[tuple[int, int], ...]
+
+
+class Part(NamedTuple):
+    """What a module changes in a weight: the `rows` (start, stop) of it, none for all of them."""
+
+    module: str
+    folds: tuple[Fold, ...]
+    rows: Ranges = ()
+
+
+class Term(NamedTuple):
+    """The folds of one adapter into one weight, in their order."""
+
+    adapter: str
+    folds: tuple[Fold, ...]
+
+    @property
+    def parts(self) -> list[Part]:
+        """The modules on rows of their own, or all together as one where they share rows."""
+        found: dict[tuple[str, Ranges], list[Fold]] = {}
+        for fold in self.folds:
+            found.setdefault((fold.contribution.module.key, _rows(fold)), []).append(fold)
+        parts = [Part(module, tuple(folds), rows) for (module, rows), folds in found.items()]
+        ranges = sorted(one for part in parts for one in part.rows)
+        apart = all(before[1] <= after[0] for before, after in pairwise(ranges))
+        if len(parts) > 1 and apart and all(part.rows for part in parts):
+            return parts
+        return [Part(parts[0].module, self.folds)]
+
+
+def terms_of(folds: Iterable[Fold]) -> list[Term]:
+    """The folds whose multiplier is not 0, by adapter in the order in which they are named."""
+    by_adapter: dict[str, list[Fold]] = {}
+    for fold in folds:
+        if fold.multiplier:
+            by_adapter.setdefault(fold.adapter.checkpoint.path, []).append(fold)
+    return [Term(adapter, tuple(own)) for adapter, own in by_adapter.items()]
+
+
+def idle_terms_of(folds: Sequence[Fold]) -> list[Term]:
+    """The adapters that are not to be there, as their multiplier is 0 for all that they change, at multiplier 1."""
+    at_work = {term.adapter for term in terms_of(folds)}
+    others = [replace(fold, multiplier=1.0) for fold in folds if fold.adapter.checkpoint.path not in at_work]
+    return terms_of(others)
+
+
+def are_across(folds: Sequence[Fold]) -> bool:
+    """Whether the rows that modules speak of are the columns of the weight as it is stored."""
+    return all(fold.placed.place.transposed and not fold.placed.place.block for fold in folds)
+
+
+def _rows(fold: Fold) -> Ranges:
+    place = fold.placed.place
+    if place.block and (place.transposed or not place.runs):
+        first, count = place.block
+        return ((first, first + count),)
+    first = place.block[0] if place.block else 0
+    return tuple((first + start, first + stop) for start, stop, _ in place.runs.each()) if place.runs else ()
+
+
+# A merge in float32 rounds sums, norms and products on its way; as many roundings of the working type are its own.
+_STEPS = 4
+
+
+class StoredRows(NamedTuple):
+    """Rows of a weight as they are stored, `first` the number of the first one.
+
+    `values` (n, columns) are in the working type, `dtype` is the type that they are stored in, and `scale` (n, columns)
+    what the codes of that type are multiplied by, None where they are the numbers themselves. Numbers that have no grid
+    of their own, as those of four bits, are taken for the numbers of the working type that they are.
+    """
+
+    first: int
+    values: Tensor
+    dtype: str
+    scale: Tensor | None = None
+
+    def as_found(self) -> "StoredRows":
+        """The rows as those of the coarsest type whose numbers they are, which must be finite."""
+        return self._replace(dtype=grid_of(self.values, self.dtype)) if self.dtype in PLAIN_FLOATS else self
+
+    def every(self, step: int) -> "StoredRows":
+        """Each `step`th of the rows."""
+        return self._replace(
+            values=self.values[::step].contiguous(), scale=None if self.scale is None else self.scale[::step]
+        )
+
+    def units(self) -> Tensor:
+        """The distance between neighbouring numbers at each value."""
+        if self.scale is None:
+            return spacing(self.values, self.dtype)
+        return spacing(self.values / self.scale, self.dtype) * self.scale.abs()
+
+    def noise(self) -> Tensor:
+        """The variance that rounding to the type gives each entry, with that of the arithmetic before."""
+        working = "F64" if self.values.dtype == torch.float64 else "F32"
+        own, arithmetic = self.units(), spacing(self.values, working)
+        return own.square_().add_(arithmetic.square_(), alpha=_STEPS).mul_(ROUNDING)
+
+    def rounded(self, wanted: Tensor) -> Tensor:
+        """What the same type, with the same scale, makes of other numbers for these rows."""
+        if self.scale is None:
+            return rounded(wanted, self.dtype)
+        return rounded(wanted / self.scale, self.dtype) * self.scale
+
+
+class StoredWeight(NamedTuple):
+    """A weight whose rows are read in blocks by `blocks`; `coded` says how, in the shape in which they are read."""
+
+    info: TensorInfo
+    coded: CodedWeight
+    blocks: RowBlocks
+
+    def rows(self, together: int = 1) -> Iterator[StoredRows]:
+        """All rows in blocks of a multiple of `together`, 0 for all at once; the memory is used again."""
+        decode = None if self.info.dtype in PLAIN_FLOATS else decoder(self.coded)
+        dtype = self.info.dtype if self.info.dtype in GRIDS else "F32"
+        for first, values in self.blocks.read(self.info, together, decode):
+            scale = None
+            if decode and self.coded.is_decoded and dtype == self.info.dtype:
+                scale = torch.ones_like(values)
+                decode.rows(scale, first, scale)
+            yield StoredRows(first, values, dtype, scale)
+
+    def read(self, together: int = 1) -> Iterator[tuple[int, Tensor]]:
+        """(first row, values) of the same blocks."""
+        return ((rows.first, rows.values) for rows in self.rows(together))
+
+
+# Of a weight of many rows, rounding is looked up in each eighth: it is a third of all that is to be computed.
+_MANY, _EVERY = 256, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """For each of n rows, in float64, with x = merged - base and d_t the change that term t of k makes.
+
+    `found` (n,) is the sum of x², `along` (n, k) of x · d_t, `gram` (n, k, k) of d_t · d_s. `noise` (n,) is the sum of
+    the variances that rounding gives the entries, and `base_noise` (n,) that of rounding the base, where that is
+    stored more coarsely. With e what rounding takes from an exact merge, `lost` (n, k) is the sum of e · d_t and
+    `lost_squares` (n,) of e². `entries` is the length of a row. `broken` counts the entries that are not finite.
+    """
+
+    found: Tensor
+    along: Tensor
+    gram: Tensor
+    noise: Tensor
+    base_noise: Tensor
+    lost: Tensor
+    lost_squares: Tensor
+    entries: int
+    broken: int = 0
+
+
+def sums_of(terms: Sequence[Sequence[Link]], base: StoredWeight, merged: StoredWeight, across: bool = False) -> Sums:
+    """The sums of one weight, with the settled links of each term.
+
+    `across` sums over columns in the place of rows, for weights that are stored as (in, out).
+    """
+    together = lcm(1, *(change.together for links in terms for change, _ in links))
+    parts: list[list[Tensor]] = []
+    broken, entries = 0, 0
+    step = _EVERY if base.info.shape and base.info.shape[0] >= _MANY else 1
+    for before, after in zip(base.rows(together), merged.rows(together), strict=True):
+        if first_non_finite(after.values) is not None:
+            broken += int((~after.values.isfinite()).sum())
+            continue
+        fields = list(_of_block(terms, before, after, 0 if across else 1, step))
+        rows, columns = before.values.shape
+        entries = entries + rows if across else columns
+        if across and parts:
+            parts = [[old.add_(new) for old, new in zip(parts[0], fields, strict=True)]]
+        else:
+            parts.append(fields)
+    if broken or not parts:
+        return _nothing(len(terms), broken)
+    found, noise, base_noise, lost_squares, along, lost, gram = (torch.cat(of) for of in zip(*parts, strict=True))
+    return Sums(found, along, gram, noise, base_noise, lost, lost_squares, entries)
+
+
+def _of_block(
+    terms: Sequence[Sequence[Link]], before: StoredRows, after: StoredRows, axis: int, step: int
+) -> Iterator[Tensor]:
+    """The fields of `Sums`, vectors first, for one block of the weight; that of the base is changed.
+
+    What rounding does is looked up in each `step`th row.
+    """
+    rows = before.values
+    after = after._replace(values=after.values.to(rows.dtype)).as_found()
+    seen = after.every(step)
+    x = after.values - rows
+    is_coarser = GRIDS[before.dtype].bits < GRIDS[after.dtype].bits
+    base_noise = before.every(step).units().square_().mul_(ROUNDING) if is_coarser else torch.zeros_like(seen.values)
+    changes = [_folded(links, rows, before.first) for links in terms]
+    lost = seen.rounded(rows[::step]).sub_(rows[::step])
+
+    def total(values: Tensor) -> Tensor:
+        return values.sum(axis).double()
+
+    def estimated(values: Tensor) -> Tensor:
+        if axis == 0:
+            return total(values) * (len(rows) / len(values))
+        return total(values).repeat_interleave(step)[: len(rows)]
+
+    yield total(x * x)
+    yield estimated(seen.noise())
+    yield estimated(base_noise)
+    yield estimated(lost * lost)
+    count = x.shape[1 - axis]
+    along, lost_along = (x.new_empty(count, len(changes), dtype=torch.float64) for _ in range(2))
+    gram = x.new_empty(count, len(changes), len(changes), dtype=torch.float64)
+    for t, d in enumerate(changes):
+        along[:, t], lost_along[:, t] = total(x * d), estimated(lost * d[::step])
+        for s in range(t + 1):
+            gram[:, t, s] = gram[:, s, t] = total(d * changes[s])
+    yield along
+    yield lost_along
+    yield gram
+
+
+def _folded(links: Sequence[Link], rows: Tensor, first: int) -> Tensor:
+    """Folds them into the rows, and returns what that changed."""
+    before = rows.clone()
+    for change, multiplier in links:
+        change.fold(rows, first, multiplier)
+    return torch.sub(rows, before, out=before)
+
+
+def _nothing(terms: int, broken: int) -> Sums:
+    shapes = (0,), (0, terms), (0, terms, terms)
+    vector, matrix, cube = (torch.zeros(shape, dtype=torch.float64, device="cpu") for shape in shapes)
+    return Sums(vector, matrix, cube, vector, vector, matrix, vector, 0, broken)
+
 
 # A share may be so far from 1 by what programs round beside the weight: factors, products and scales in bfloat16 are
 # off by 2^-9 each.

@@ -6,8 +6,8 @@ from adapters import drawn, drawn_lora
 from safetensors.torch import save_file
 
 from lora_inspect.ops.merge import MergeOptions, plan_merge
-from lora_inspect.verifying.alternatives import alternatives
-from lora_inspect.verifying.terms import idle_terms_of, terms_of
+from lora_inspect.verifying.causes import alternatives
+from lora_inspect.verifying.shares import idle_terms_of, terms_of
 
 NAME, SIZE = "lora_unet_blocks_0_attn_q", 8
 LORA = drawn_lora(NAME, rank=2, alpha=1.0, out=SIZE, inputs=SIZE)

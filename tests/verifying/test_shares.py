@@ -5,8 +5,7 @@ import torch
 from adapters import drawn
 
 from lora_inspect.maths.retained_share import ALIKE, NO_CHANGE, ROUNDED_AWAY
-from lora_inspect.verifying.shares import left_over, pooled, shares_in
-from lora_inspect.verifying.sums import Sums
+from lora_inspect.verifying.shares import Sums, left_over, pooled, shares_in
 
 pytestmark = pytest.mark.numeric
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lora_inspect.maths.tensors import STORED_DTYPES
-from lora_inspect.verifying.stored_weight import StoredRows
+from lora_inspect.verifying.shares import StoredRows
 
 pytestmark = pytest.mark.numeric
 
