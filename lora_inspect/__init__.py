@@ -9,26 +9,26 @@ from lora_inspect.version import __version__
 # Where each public name is, in lora_inspect.api.
 _HOMES = {
     "CheckResult": "verbs",
-    "CompatResult": "compat",
+    "CompatResult": "verbs",
     "ConvertResult": "convert",
-    "LoraInspectError": "failures",
-    "MergeResult": "merge",
+    "LoraInspectError": "arguments",
+    "MergeResult": "verbs",
     "ModuleChange": "modules",
     "OpenedAdapter": "opened",
     "OpenedModule": "modules",
-    "ScannedFile": "scan",
-    "StateDict": "state_dict",
-    "UndoResult": "undo",
-    "VerifyResult": "verify",
+    "ScannedFile": "verbs",
+    "StateDict": "convert",
+    "UndoResult": "verbs",
+    "VerifyResult": "verbs",
     "check": "verbs",
-    "compat": "compat",
+    "compat": "verbs",
     "convert": "convert",
-    "merge": "merge",
+    "merge": "verbs",
     "open_adapter": "opened",
-    "scan": "scan",
-    "state_dict": "state_dict",
-    "undo": "undo",
-    "verify": "verify",
+    "scan": "verbs",
+    "state_dict": "convert",
+    "undo": "verbs",
+    "verify": "verbs",
 }
 
 __all__ = [
@@ -58,17 +58,24 @@ __all__ = [
 
 TYPE_CHECKING = False  # what checks types takes it for true, and `typing` takes longer to load than all of this
 if TYPE_CHECKING:
-    from lora_inspect.api.compat import CompatResult, compat
-    from lora_inspect.api.convert import ConvertResult, convert
-    from lora_inspect.api.failures import LoraInspectError
-    from lora_inspect.api.merge import MergeResult, merge
+    from lora_inspect.api.arguments import LoraInspectError
+    from lora_inspect.api.convert import ConvertResult, StateDict, convert, state_dict
     from lora_inspect.api.modules import ModuleChange, OpenedModule
     from lora_inspect.api.opened import OpenedAdapter, open_adapter
-    from lora_inspect.api.scan import ScannedFile, scan
-    from lora_inspect.api.state_dict import StateDict, state_dict
-    from lora_inspect.api.undo import UndoResult, undo
-    from lora_inspect.api.verbs import CheckResult, check
-    from lora_inspect.api.verify import VerifyResult, verify
+    from lora_inspect.api.verbs import (
+        CheckResult,
+        CompatResult,
+        MergeResult,
+        ScannedFile,
+        UndoResult,
+        VerifyResult,
+        check,
+        compat,
+        merge,
+        scan,
+        undo,
+        verify,
+    )
 else:  # names that are not there are wrong for what checks types as well
 
     def __getattr__(name: str) -> object:

@@ -238,7 +238,7 @@ def test_an_error_of_the_system_is_one_as_well(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "out"))
 
-    monkeypatch.setattr("lora_inspect.api.merge.merge_planned", full)
+    monkeypatch.setattr("lora_inspect.api.verbs.merge_planned", full)
     with pytest.raises(LoraInspectError, match="free space, or send the output elsewhere") as refused:
         lora_inspect.merge(BASE, RSLORA, tmp_path / "out.safetensors")
     assert isinstance(refused.value.__cause__, OSError)

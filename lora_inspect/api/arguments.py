@@ -1,18 +1,27 @@
-"""Arguments as Python programs give them: paths with what is settled about them, answers, and who watches."""
+"""Arguments as Python programs give them: paths with what is settled about them, answers, and who watches.
+
+How a call of the API goes: by whole products, whatever the program has set, and if it fails in a sentence.
+"""
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
+from lora_inspect.errors import LoraInspectError, of_system
 from lora_inspect.files.safetensors.dtypes import DTYPE_NAMES
 from lora_inspect.matching.orientation import Answers, parse_answers
 from lora_inspect.maths.packed_factors import PACKINGS
+from lora_inspect.maths.torch_threads import whole_products
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.model.settings import Settings, parse_argument, parse_settings
 
 if TYPE_CHECKING:
     import torch
+
+__all__ = ["LoraInspectError", "in_a_sentence"]
+
 
 StrPath: TypeAlias = str | os.PathLike[str]
 # A string is read as on the command line (`style.safetensors:0.8`), an os.PathLike as the path that it is; in a pair
@@ -172,3 +181,13 @@ def _finite(number: float, name: str) -> float:
 
 def _word(is_so: bool) -> str:
     return "yes" if is_so else "no"
+
+
+@contextmanager
+def in_a_sentence() -> Iterator[None]:
+    """Raises LoraInspectError for an error of the system, which stays its cause; serves as a decorator as well."""
+    try:
+        with whole_products():
+            yield
+    except OSError as error:
+        raise LoraInspectError(of_system(error)) from error

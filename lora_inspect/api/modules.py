@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from lora_inspect.api.failures import in_a_sentence
+from lora_inspect.api.arguments import in_a_sentence
 from lora_inspect.escape import shortened
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.ops.info import module_record

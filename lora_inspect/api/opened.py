@@ -6,8 +6,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from lora_inspect.api.arguments import PathWithSettings, reading_settings, without_strength
-from lora_inspect.api.failures import in_a_sentence
+from lora_inspect.api.arguments import PathWithSettings, in_a_sentence, reading_settings, without_strength
 from lora_inspect.api.modules import Modules
 from lora_inspect.architectures import by_name
 from lora_inspect.escape import shortened

@@ -1,13 +1,78 @@
-"""The problems of a file, from Python."""
+"""The problems of a file, from Python.
 
-from lora_inspect.api.arguments import PathWithSettings, StrPath, WatchProgress, path_of, watched, without_strength
-from lora_inspect.api.failures import in_a_sentence
+What programs make of an adapter, from Python.
+
+Adapters into a base, from Python.
+
+Adapters out of a merged model again, from Python.
+
+What a merged model carries of adapters, from Python.
+
+The files of folders, from Python: a short account of each as soon as it is read.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from lora_inspect.api.arguments import (
+    PathWithSettings,
+    StrPath,
+    Transposed,
+    WatchProgress,
+    all_with_settings,
+    answers_of,
+    chosen,
+    dtype_of,
+    given_seed,
+    in_a_sentence,
+    names_of,
+    path_of,
+    reading_settings,
+    watched,
+    without_strength,
+)
+from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import stored_bytes
+from lora_inspect.maths.dora import MULTIPLIER_RULES
+from lora_inspect.merging.fold_chain import NEAREST, STOCHASTIC, seed_of
+from lora_inspect.merging.plan import MergeOptions
 from lora_inspect.ops.check import CheckResult
 from lora_inspect.ops.check import check as problems_of
 from lora_inspect.ops.check import fix as mend
+from lora_inspect.ops.compat import CompatResult
+from lora_inspect.ops.compat import compat as compat_of
+from lora_inspect.ops.info import as_json
+from lora_inspect.ops.merge import MergeResult, merge_bytes, plan_merge
+from lora_inspect.ops.merge import merge as merge_planned
+from lora_inspect.ops.scan import files_of, scan_files
+from lora_inspect.ops.undo import UndoResult, plan_undo
+from lora_inspect.ops.undo import undo as undo_planned
+from lora_inspect.ops.verify import VerifyResult, plan_verify
+from lora_inspect.ops.verify import verify as verify_planned
+from lora_inspect.programs import CONSUMERS
+from lora_inspect.reading.adapter import read_adapter
+from lora_inspect.reading.chosen_modules import Choice
+from lora_inspect.reading.weights_toml import read_weights
+from lora_inspect.scanning.scan_file import ScannedFile
 
-__all__ = ["CheckResult", "check"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "CheckResult",
+    "CompatResult",
+    "MergeResult",
+    "ScannedFile",
+    "UndoResult",
+    "VerifyResult",
+    "check",
+    "compat",
+    "merge",
+    "scan",
+    "undo",
+    "verify",
+]
 
 
 @in_a_sentence()
@@ -35,3 +100,175 @@ def check(
     if force:
         raise ValueError("force speaks of the file that fix names; leave it out, or give fix")
     return problems_of(name, settings, tensors, told)
+
+
+@in_a_sentence()
+def compat(
+    adapter: PathWithSettings,
+    *,
+    program: str | None = None,
+    base: StrPath | None = None,
+    rslora: bool | None = None,
+    alpha: float | None = None,
+    allow_partial_dora: bool = False,
+    expert_packing: str | None = None,
+    progress: WatchProgress | None = None,
+) -> CompatResult:
+    """What every program that loads adapters will make of one, or the `program` alone, as `compat` says it.
+
+    `program` is the command line's `--for`, which is no name in Python. With a `base` the error that a program makes of
+    DoRA is computed, and `progress(done, total)` is told of the modules with a magnitude.
+
+    Raises LoraInspectError where the file is no adapter, or its own meaning is open.
+    """
+    name, own = without_strength(adapter)
+    if program is not None:
+        chosen("program", program, CONSUMERS)
+    settings = own.joined(reading_settings(rslora, alpha, allow_partial_dora, expert_packing), name)
+    if base is None:
+        return compat_of(name, program, settings)
+    modules = read_adapter(open_checkpoint(name), settings).dora.modules if progress else 0
+    return compat_of(name, program, settings, path_of(base), watched(progress, modules))
+
+
+@in_a_sentence()
+def merge(
+    base: StrPath,
+    adapters: PathWithSettings | Iterable[PathWithSettings],
+    output: StrPath,
+    *,
+    dtype: "str | torch.dtype | None" = None,
+    touched_dtype: "str | torch.dtype | None" = None,
+    only: str | Iterable[str] = (),
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    weights: StrPath | None = None,
+    allow_unmatched: bool = False,
+    rounding: str = NEAREST,
+    seed: int | None = None,
+    accept_loss: bool = False,
+    dora_multiplier: str | None = None,
+    architecture: str | None = None,
+    transposed: Transposed = None,
+    rslora: bool | None = None,
+    alpha: float | None = None,
+    allow_partial_dora: bool = False,
+    expert_packing: str | None = None,
+    hash_base: bool = False,
+    force: bool = False,
+    progress: WatchProgress | None = None,
+) -> MergeResult:
+    """Folds each adapter, with its multiplier, into the base and writes the result to `output`, as `merge` does.
+
+    An adapter is a path, a string with settings as on the command line (`"style.safetensors:0.8"`), or a pair
+    (path, multiplier). The other arguments are the options of the command line. `progress(done, total)` is told of
+    bytes, from (0, total) on; an exception that it raises ends the merge and leaves nothing behind.
+
+    Raises LoraInspectError, and writes nothing, for whatever stands in the way.
+    """
+    options = MergeOptions(
+        dtype=dtype_of(dtype),
+        touched_dtype=dtype_of(touched_dtype),
+        only=names_of(only),
+        transposed=answers_of(transposed),
+        allow_unmatched=allow_unmatched,
+        dora_rule=dora_multiplier and chosen("dora_multiplier", dora_multiplier, MULTIPLIER_RULES),
+        settings=reading_settings(rslora, alpha, allow_partial_dora, expert_packing, architecture),
+        choice=Choice(names_of(include), names_of(exclude)),
+        weights=None if weights is None else read_weights(path_of(weights)),
+        hash_base=hash_base,
+        seed=seed_of(chosen("rounding", rounding, (NEAREST, STOCHASTIC)), given_seed(seed)),
+        accept_loss=accept_loss,
+    )
+    if dtype is not None and touched_dtype is not None:
+        raise ValueError("dtype is for all weights and touched_dtype for those that change; give one of both")
+    plan = plan_merge(path_of(base), all_with_settings(adapters), options)
+    return merge_planned(plan, path_of(output), force, watched(progress, merge_bytes(plan, path_of(output))))
+
+
+@in_a_sentence()
+def undo(
+    merged: StrPath,
+    adapters: PathWithSettings | Iterable[PathWithSettings],
+    output: StrPath,
+    *,
+    base: StrPath | None = None,
+    accept_unproved: bool = False,
+    force: bool = False,
+    progress: WatchProgress | None = None,
+) -> UndoResult:
+    """Takes the adapters of the last merge out of `merged` and writes the result to `output`, as `merge --undo` does.
+
+    With the `base` all is restored; else numbers that are not proved are written where `accept_unproved` says so, and
+    the result counts them. `progress(done, total)` is told of bytes.
+
+    Raises LoraInspectError, and writes nothing, for whatever stands in the way.
+    """
+    plan = plan_undo(path_of(merged), all_with_settings(adapters), None if base is None else path_of(base))
+    return undo_planned(plan, path_of(output), force, accept_unproved, watched(progress, plan.bytes))
+
+
+@in_a_sentence()
+def verify(
+    merged: StrPath,
+    base: StrPath,
+    adapters: PathWithSettings | Iterable[PathWithSettings],
+    *,
+    only: str | Iterable[str] = (),
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    weights: StrPath | None = None,
+    allow_unmatched: bool = False,
+    dora_multiplier: str | None = None,
+    architecture: str | None = None,
+    transposed: Transposed = None,
+    rslora: bool | None = None,
+    alpha: float | None = None,
+    allow_partial_dora: bool = False,
+    expert_packing: str | None = None,
+    progress: WatchProgress | None = None,
+) -> VerifyResult:
+    """Says how much of each adapter is in `merged`, which was made of `base` by any program, as `verify` does.
+
+    Where anything is missing, doubled or beside, `ok` of the result is false and its `findings` name it: that is no
+    error. Adapters stand as for `merge`, in the order in which they were merged. `progress(done, total)` is told of
+    bytes of the base.
+
+    Raises LoraInspectError where there is nothing to compare.
+    """
+    options = MergeOptions(
+        only=names_of(only),
+        transposed=answers_of(transposed),
+        allow_unmatched=allow_unmatched,
+        dora_rule=dora_multiplier and chosen("dora_multiplier", dora_multiplier, MULTIPLIER_RULES),
+        settings=reading_settings(rslora, alpha, allow_partial_dora, expert_packing, architecture),
+        choice=Choice(names_of(include), names_of(exclude)),
+        weights=None if weights is None else read_weights(path_of(weights)),
+    )
+    plan = plan_verify(path_of(merged), path_of(base), all_with_settings(adapters), options)
+    return verify_planned(plan, watched(progress, plan.bytes))
+
+
+@in_a_sentence()
+def scan(
+    paths: PathWithSettings | Iterable[PathWithSettings],
+    *,
+    recursive: bool = True,
+    records: bool = False,
+    jobs: int | None = 1,
+    progress: WatchProgress | None = None,
+) -> Iterator[ScannedFile]:
+    """Says what each file of a folder is, or of several paths, in their order, as `info` of a folder does.
+
+    A folder stands for the checkpoints in it, and for those in folders below it where `recursive`. With `records` each
+    account has the record of `info --json` as its `record`. `jobs` is the number of processes, None for as many as pay;
+    a script that asks for more than one does its work under `if __name__ == "__main__":`, as with all that starts
+    processes in Python. `progress(done, total)` is told of files.
+
+    What is wrong with a file is the `error` of its account, and raises nothing. Raises LoraInspectError for a folder
+    that cannot be listed.
+    """
+    several = [paths] if isinstance(paths, (str, os.PathLike, tuple)) else list(paths)
+    named = [without_strength(one) for one in several]
+    listing = [(file, settings) for path, settings in named for file in files_of(path, recursive)]
+    return scan_files(listing, jobs, watched(progress, len(listing)), as_json if records else None)

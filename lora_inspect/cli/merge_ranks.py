@@ -11,7 +11,7 @@ from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.processes import Elsewhere, all_ranks
 from lora_inspect.merging.result import MergeResult
-from lora_inspect.ops.merge_ranks import merge_by_ranks
+from lora_inspect.ops.merge_jobs import merge_by_ranks
 from lora_inspect.torchrun import Rank
 
 

@@ -16,7 +16,7 @@ from lora_inspect.sentences import listed
 
 if TYPE_CHECKING:
     from lora_inspect.editing.edit import Change, Edit
-    from lora_inspect.ops.metadata_edit import Edited, Target
+    from lora_inspect.ops.metadata import Edited, Target
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -151,7 +151,7 @@ def copy(path: str, source: str, only: tuple[str, ...], but: tuple[str, ...], as
 @click.option("--all", "everything", is_flag=True, help="Remove that as well, and say what it changes.")
 def strip(path: str, everything: bool, as_json: bool, **target: Any) -> None:
     """Edits."""
-    from lora_inspect.ops.metadata_edit import strip as stripped
+    from lora_inspect.ops.metadata import strip as stripped
 
     where = _target(**target)
     with _bar(path) as bar:
@@ -163,7 +163,7 @@ COMMANDS = {"set": set_, "unset": unset, "copy": copy, "strip": strip}
 
 
 def _target(**options: Any) -> "Target":
-    from lora_inspect.ops.metadata_edit import Target
+    from lora_inspect.ops.metadata import Target
 
     target = Target(**options)
     if target.in_place and target.output is not None:
@@ -188,7 +188,7 @@ def _pairs(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def _edit(path: str, change: "Edit", where: "Target", as_json: bool) -> None:
-    from lora_inspect.ops.metadata_edit import edit
+    from lora_inspect.ops.metadata import edit
 
     with _bar(path) as bar:
         edited = edit(path, change, where, bar.advance)
@@ -209,7 +209,7 @@ def _tell(edited: "Edited", dry_run: bool, as_json: bool) -> None:
         would = "would be" if dry_run else "is"
         terminal.note(f"{edited.path}: the file {would} read otherwise: {listed(edited.meaning)}.")
     if as_json:
-        from lora_inspect.ops.metadata_edit import as_json as record
+        from lora_inspect.ops.metadata import as_json as record
 
         terminal.json_text(record(edited))
         return

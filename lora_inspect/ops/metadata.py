@@ -1,10 +1,30 @@
-"""What the metadata of a file says."""
+"""What the metadata of a file says.
 
-from lora_inspect.editing.edit import missing_key
-from lora_inspect.editing.editable import files_of, is_gguf, known_hashes
+A file with another metadata, whose tensors' bytes stay what they are, and which means what it meant.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+from lora_inspect.editing.edit import Change, Edit, changes, missing_key
+from lora_inspect.editing.editable import check_own_place, editable_file, files_of, hashes_beside, is_gguf, known_hashes
+from lora_inspect.editing.meaning import check_elsewhere, deciding_keys, settled_meaning
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
-from lora_inspect.files.safetensors.edit_in_place import put_right, read_headed
+from lora_inspect.files.outputs import check_output, file_output
+from lora_inspect.files.safetensors.edit_in_place import (
+    Editing,
+    Headed,
+    editing,
+    put_right,
+    read_headed,
+    write_anew,
+    write_in_place,
+)
+from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.progress import Progress, Share, silent
 
 
@@ -46,3 +66,129 @@ def _told(checkpoint: Checkpoint, file: str, hashes: bool, progress: Progress) -
     share = Share(progress, headed.identity.bytes)
     share.work *= 2
     return Told(file, metadata, headed.room, known_hashes(headed, share.done) if hashes else {})
+
+
+class Target(NamedTuple):
+    """Where an edit goes and what it may do.
+
+    Without an `output` it is the file itself, which is written anew and takes its own place, or with `in_place` only
+    has its header rewritten. `other_meaning` lets it change how the file is read, `hashes` adds the hashes that are
+    missing, and with `dry_run` nothing is written.
+    """
+
+    output: str | None = None
+    force: bool = False
+    in_place: bool = False
+    other_meaning: bool = False
+    hashes: bool = False
+    dry_run: bool = False
+
+
+class Edited(NamedTuple):
+    """The file that was read, the one that was written, what changed, and in clauses what it means otherwise now."""
+
+    path: str
+    output: str
+    changes: tuple[Change, ...]
+    meaning: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def edit(
+    path: str,
+    change: Edit,
+    target: Target = Target(),  # noqa: B008 (frozen)
+    progress: Progress = silent,
+) -> Edited:
+    """Writes the file with the metadata that `change` makes of its own.
+
+    `progress` is told of the bytes of the file, once. Raises LoraInspectError where that would be read otherwise and
+    may not be, and for what is no single .safetensors file that may be written to.
+    """
+
+    def settle(checkpoint: Checkpoint, headed: Headed) -> _Settled:
+        after = change(headed.metadata, headed.file)
+        made = changes(headed.metadata, after)
+        return _Settled(after, settled_meaning(checkpoint, headed, made, target.other_meaning))
+
+    return _edited(path, settle, target, progress)
+
+
+def strip(
+    path: str,
+    everything: bool = False,
+    target: Target = Target(),  # noqa: B008 (frozen)
+    progress: Progress = silent,
+) -> Edited:
+    """Writes the file without the metadata that its reading does without, or without any; see `edit`."""
+
+    def settle(checkpoint: Checkpoint, headed: Headed) -> _Settled:
+        made = changes(headed.metadata, {})
+        if everything:
+            return _Settled({}, settled_meaning(checkpoint, headed, made, allowed=True))
+        kept = sorted(deciding_keys(checkpoint, headed, made))
+        return _Settled({key: headed.metadata[key] for key in kept}, kept=tuple(kept))
+
+    return _edited(path, settle, target, progress)
+
+
+class _Settled(NamedTuple):
+    """The metadata to write, what the file means otherwise with it, and the keys that its meaning hangs on."""
+
+    metadata: dict[str, str]
+    meaning: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+
+def _edited(path: str, settle: Callable[[Checkpoint, Headed], _Settled], target: Target, progress: Progress) -> Edited:
+    """Reads, settles and writes; a file that takes its own place is no other run's in between."""
+    file = editable_file(path)
+    replaces = target.output is None
+    output = file if target.output is None else file_output(target.output, os.path.basename(file), [file])
+    notes = [] if target.dry_run else list(remove_leftovers(output))
+    if replaces:
+        notes += check_own_place(file, target.in_place)
+    else:
+        check_output(output, [file], target.force)
+    with editing(file) if replaces and not target.dry_run else nullcontext() as own:
+        checkpoint, headed = open_checkpoint(path), read_headed(file)
+        share = Share(progress, headed.identity.bytes)
+        share.work *= 2 * target.hashes + (not target.in_place)
+        settled = settle(checkpoint, headed)
+        after = settled.metadata | hashes_beside(headed, settled.metadata, target.hashes, share.done)
+        if not target.dry_run:
+            _write(checkpoint, headed, after, output, target, own, share.done)
+    made = changes(headed.metadata, after)
+    return Edited(path, output, made, settled.meaning, settled.kept, tuple(notes))
+
+
+def _write(
+    checkpoint: Checkpoint,
+    headed: Headed,
+    after: Mapping[str, str],
+    output: str,
+    target: Target,
+    own: Editing | None,
+    progress: Progress,
+) -> None:
+    if output == headed.file and after == headed.metadata:
+        return
+    if target.in_place and own:
+        write_in_place(headed, after, own)
+        return
+    is_moved = output != headed.file and not target.other_meaning
+    prove = partial(check_elsewhere, checkpoint, headed, after) if is_moved else None
+    write_anew(headed, after, output, target.force, progress, prove)
+
+
+def as_json(edited: Edited) -> dict[str, Any]:
+    """The record of an edit that scripts rely on."""
+    return {
+        "path": edited.path,
+        "output": edited.output,
+        "changes": [one._asdict() for one in edited.changes],
+        "meaning": list(edited.meaning),
+        "kept": list(edited.kept),
+        "notes": list(edited.notes),
+    }

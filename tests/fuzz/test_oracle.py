@@ -20,8 +20,8 @@ from fuzz.seeds import seed
 from lora_inspect.cli import terminal
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops import convert as converting
+from lora_inspect.ops import metadata
 from lora_inspect.ops import metadata as metadata_op
-from lora_inspect.ops import metadata_edit
 from lora_inspect.reading import file_info
 
 INFO = ("info", "a.safetensors")
@@ -254,14 +254,14 @@ SET = ("metadata", "set", "a.safetensors", "title=x")
 
 def editing(monkeypatch, change):
     """A defect of an edit: `change` follows it, below what the audit hook sees."""
-    edit = metadata_edit.edit
+    edit = metadata.edit
 
     def edit_and_change(*arguments):
         edited = edit(*arguments)
         unwatched(monkeypatch, change)
         return edited
 
-    monkeypatch.setattr(metadata_edit, "edit", edit_and_change)
+    monkeypatch.setattr(metadata, "edit", edit_and_change)
 
 
 def spoil(place):
@@ -305,11 +305,11 @@ def test_a_file_may_be_changed_where_it_stands_only_if_that_was_asked_for(monkey
     def write(*arguments):
         os.close(os.open("a.safetensors", os.O_RDWR))
 
-    monkeypatch.setattr(metadata_edit, "edit", write)
+    monkeypatch.setattr(metadata, "edit", write)
     assert kinds(case(*SET)) == {"audit"}
-    monkeypatch.setattr(metadata_edit, "edit", lambda *arguments: os.remove("a.safetensors"))
+    monkeypatch.setattr(metadata, "edit", lambda *arguments: os.remove("a.safetensors"))
     assert kinds(case(*SET, "--in-place")) == {"audit"}
-    monkeypatch.setattr(metadata_edit, "edit", lambda *arguments: Path("base.safetensors.header-journal").touch())
+    monkeypatch.setattr(metadata, "edit", lambda *arguments: Path("base.safetensors.header-journal").touch())
     assert kinds(case(*SET, "--in-place")) == {"audit"}
 
 

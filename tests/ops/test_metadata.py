@@ -20,8 +20,7 @@ from lora_inspect.editing.meaning import differences, tell_apart
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.maths.scaling import RANK_STABILISED
-from lora_inspect.ops.metadata import get, show
-from lora_inspect.ops.metadata_edit import Target, edit, strip
+from lora_inspect.ops.metadata import Target, edit, get, show, strip
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.scale.scale_records import FoldedScales
 
