@@ -66,7 +66,7 @@ def _run(arguments: list[str] | None) -> object:
     given = sys.argv[1:] if arguments is None else arguments
     if not any("://" in argument for argument in given):
         return cli.main(arguments, prog_name="lora-inspect", standalone_mode=False)
-    from lora_inspect.cli.waiting_line import waiting_line
+    from lora_inspect.cli.progress_bar import waiting_line
     from lora_inspect.reading.model.settings import without_secrets
 
     with waiting_line():

@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.file_paths import FilePath
-from lora_inspect.cli.options import reading_options, settings
-from lora_inspect.cli.path_settings import parse_without_strength
+from lora_inspect.cli.options import FilePath, parse_without_strength, reading_options, settings
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.summaries import VERBS
-from lora_inspect.cli.verb import Verb
+from lora_inspect.cli.verb import VERBS, Verb
 from lora_inspect.programs import CONSUMERS
 from lora_inspect.programs.record import READ, Consumer
 

@@ -1,27 +1,49 @@
-"""`lora-inspect convert`."""
+"""`lora-inspect convert`.
 
-from typing import TYPE_CHECKING
+What a conversion is told as to people.
+
+`lora-inspect convert` of a folder: each adapter in it into another folder, whatever becomes of the others.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.file_paths import FilePath
+from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.options import (
+    FilePath,
     architecture_option,
     finite,
+    parse_without_strength,
     reading_options,
     settings,
     transposed_option,
     writing_options,
 )
-from lora_inspect.cli.path_settings import parse_without_strength
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.summaries import VERBS
-from lora_inspect.cli.verb import Verb
-from lora_inspect.converting.options import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS
-from lora_inspect.files.discovery import is_collection
+from lora_inspect.cli.verb import VERBS, Verb
+from lora_inspect.converting.options import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS, ConvertOptions
+from lora_inspect.converting.target.key_names import output_ending
+from lora_inspect.converting.target.target_program import scheme_for
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.escape import shortened
+from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.files.discovery import Mirrored, is_collection, mirrored
+from lora_inspect.files.outputs import folder_of_outputs
+from lora_inspect.matching.orientation import in_words
+from lora_inspect.ops.convert import ConvertResult, convert_to_standard
 from lora_inspect.programs import CONSUMERS
+from lora_inspect.reading.adapter import read_adapter
+from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.schemes import written
+from lora_inspect.sentences import listed, some
+from lora_inspect.stores.address import is_remote
 
 if TYPE_CHECKING:
     from lora_inspect.matching.orientation import Answers
@@ -142,7 +164,6 @@ def convert(
     as_json: bool,
 ) -> None:
     """Converts and prints."""
-    from lora_inspect.cli.conversion_told import tell
     from lora_inspect.converting.options import contradiction
     from lora_inspect.ops.convert import ConvertOptions, convert_planned, plan_conversion
 
@@ -170,8 +191,6 @@ def convert(
     if wrong := contradiction(options, architecture):
         raise click.UsageError(wrong)
     if is_collection(adapter):
-        from lora_inspect.cli.convert_folder import convert_folder
-
         convert_folder(adapter, output, options, force, as_json)
         return
     plan = plan_conversion(adapter, output, options)
@@ -183,3 +202,154 @@ def convert(
         terminal.json_text(result.to_dict())
         return
     tell(result, with_errors=base is not None or algorithm is not None)
+
+
+def tell(result: ConvertResult, with_errors: bool) -> None:
+    """Prints all of it; `with_errors` that of each module."""
+    terminal.line(headline(result))
+    terminal.line(f"{_size(result.source)} to {_size(result.target)}")
+    if with_errors:
+        for module, error in result.relative_errors.items():
+            terminal.line(f"  {shortened(module)}: relative error {error:.3g}")
+    if layout := result.target["layout"]:
+        terminal.line(f"layout: {layout}, {result.target['scheme']} names")
+    terminal.line(loss(result))
+    if result.verified:
+        terminal.line(
+            f"verified: the changes of all {result.verified.modules} modules, read anew, differ from the input's by "
+            f"{result.verified.max_relative_error:.1g} at most"
+        )
+    if words := in_words(result.orientations):
+        terminal.line(f"orientation: {words}")
+    for remark in result.remarks:
+        terminal.line(remark)
+    if result.dropped:
+        terminal.line(f"left out: {some(result.dropped, 5)}")
+    if result.passed_through:
+        terminal.aside(f"passed through as they are: {some(result.passed_through, 5)}")
+
+
+def headline(result: ConvertResult) -> str:
+    """What became what."""
+    was = _kinds(result.was, "RS-LoRA" if result.source["rslora"] else "LoRA")
+    was += " with DoRA" if result.source["dora"] else ""
+    becomes = _kinds(result.becomes, "LoRA" if result.target["dora"] else "plain LoRA")
+    becomes += " with its magnitudes" if result.target["dora"] else ""
+    kinds = was if was == becomes else f"{was} to {becomes}"
+    before, after = (f"{side['scheme']} names" for side in (result.source, result.target))
+    names = f" of {before}" if before == after else f", {before} to {after}"
+    return f"{result.output}: {result.modules} modules{names}, {kinds}"
+
+
+def _kinds(titles: Sequence[str], lora: str) -> str:
+    """The algorithms in words, with what LoRA is to be called."""
+    return listed([lora if title == "LoRA" else title for title in titles], "and")
+
+
+def _size(described: dict[str, Any]) -> str:
+    ranks = described["ranks"]
+    shown = "/".join(list(ranks)[:8]) + ("/…" if len(ranks) > 8 else "")
+    return f"rank {shown}, {described['bytes']:,} bytes" if ranks else f"{described['bytes']:,} bytes"
+
+
+def loss(result: ConvertResult) -> str:
+    """How much the change of the modules lost, in words."""
+    known = [error for error in result.relative_errors.values() if error is not None]
+    if len(known) < len(result.relative_errors):
+        lost = len(result.relative_errors) - len(known)
+        if result.biased:
+            return f"not exact: the biases of {result.biased} modules are left out"
+        return f"not exact: {lost} magnitudes are lost; each row now has the length of W + delta"
+    worst = max(known)
+    if not result.exact:
+        return f"not exact: relative error at most {worst:.3g}"
+    return "exact" if worst == 0 else f"exact but for the rounding of float32: relative error at most {worst:.1g}"
+
+
+class _Outcome(NamedTuple):
+    """What became of one checkpoint: its conversion, the reason why it was skipped, or the sentence of its error."""
+
+    path: str
+    result: ConvertResult | None = None
+    skipped: str = ""
+    error: str = ""
+
+
+def convert_folder(folder: str, output: str, options: ConvertOptions, force: bool, as_json: bool) -> None:
+    """Converts every adapter below `folder` to the same place below `output`, tells of all and exits 1 if one failed.
+
+    Raises LoraInspectError where the output is the folder itself or no folder, and where no adapter is in the folder.
+    """
+    _check(folder, output)
+    found = mirrored(folder, output)
+    if not found:
+        open_checkpoint(folder)  # which says what there is instead
+    outcomes: list[_Outcome] = []
+    with progress_bar("Converting", len(found)) as progress, folder_of_outputs(output):
+        progress(0)
+        for one in found:
+            outcomes.append(_converted(one, output, options, force, outcomes))
+            progress(1)
+    if not any(outcome.result or outcome.error for outcome in outcomes):
+        raise LoraInspectError(f"{folder}: it holds no adapter to convert; name a folder that does.")
+    if as_json:
+        terminal.json_text([_record(outcome) for outcome in outcomes])
+    else:
+        _tell(outcomes)
+    failed = [outcome.error for outcome in outcomes if outcome.error]
+    for error in failed:
+        terminal.error(error)
+    if failed:
+        sys.exit(1)
+
+
+def _check(folder: str, output: str) -> None:
+    if os.path.lexists(output) and not os.path.isdir(output):
+        raise LoraInspectError(f"{output}: {folder} is a folder of adapters, so a folder is written; choose another.")
+    if is_remote(folder):
+        return
+    if os.path.isdir(output) and os.path.samefile(folder, output):
+        raise LoraInspectError(f"{output}: it is the folder of the inputs; choose another output.")
+    if os.path.join(os.path.realpath(folder), "").startswith(os.path.join(os.path.realpath(output), "")):
+        raise LoraInspectError(f"{output}: the folder of the inputs is in it; choose another output.")
+
+
+def _converted(one: Mirrored, output: str, options: ConvertOptions, force: bool, before: list[_Outcome]) -> _Outcome:
+    try:
+        kind, adapter = kind_of(read_adapter(open_checkpoint(one.path), options.settings))
+        if kind != ADAPTER:
+            return _Outcome(one.path, skipped="it is a base" if kind == "base" else "it is no adapter")
+        target = os.path.join(output, one.stem + output_ending(adapter, scheme_for(adapter, options)))
+        if taken := next((done.path for done in before if done.result and done.result.output == target), None):
+            raise LoraInspectError(f"{one.path}: {taken} is written to {target} already; give one another name.")
+        present = {module.name.component for module in adapter.modules.values()}
+        own = tuple(component for component in options.only if component in present)
+        options = replace(options, only=own or options.only)
+        with folder_of_outputs(os.path.dirname(target)):
+            return _Outcome(one.path, convert_to_standard(one.path, target, options, force))
+    except click.ClickException:
+        raise
+    except Exception as error:  # one file that cannot be converted leaves the others their outputs
+        show_defect(error)
+        return _Outcome(one.path, error=sentence_of(error, one.path))
+
+
+def _record(outcome: _Outcome) -> dict[str, Any]:
+    if outcome.result:
+        return {"path": outcome.path, **outcome.result.to_dict()}
+    return {"path": outcome.path, **({"error": outcome.error} if outcome.error else {"skipped": outcome.skipped})}
+
+
+def _tell(outcomes: list[_Outcome]) -> None:
+    """A line for each adapter that was converted, how many there are of each kind, and what was skipped."""
+    done = [outcome.result for outcome in outcomes if outcome.result]
+    for result in done:
+        terminal.line(f"{headline(result)}; {loss(result)}")
+    skipped = [outcome for outcome in outcomes if outcome.skipped]
+    counts = {"converted": len(done), "skipped": len(skipped), "failed": len(outcomes) - len(done) - len(skipped)}
+    terminal.line(", ".join(f"{count} {what}" for what, count in counts.items() if count or what == "converted"))
+    for result in done:
+        for note in result.notes:
+            terminal.note(note)
+    for outcome in skipped:
+        terminal.note(f"{outcome.path}: skipped, as {outcome.skipped}.")

@@ -1,17 +1,20 @@
-"""`lora-inspect info`."""
+"""`lora-inspect info`.
+
+The table of a file's modules: only the columns that say something, as wide as the terminal.
+"""
 
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.file_paths import FilePath
-from lora_inspect.cli.folder_options import FolderOptions, folder_options
-from lora_inspect.cli.info_arguments import ERROR, Asked, asked, broken
-from lora_inspect.cli.summaries import VERBS
-from lora_inspect.cli.verb import Verb
+from lora_inspect.cli.info_arguments import ERROR, Asked, FolderOptions, asked, broken, folder_options
+from lora_inspect.cli.options import FilePath
+from lora_inspect.cli.terminal import Line, Sheet
+from lora_inspect.cli.verb import VERBS, Verb
 from lora_inspect.files.system import without_collecting
 
 if TYPE_CHECKING:
@@ -94,18 +97,51 @@ def _show(
 ) -> None:
     """The screen, and below it the modules and the metadata where they are asked for."""
     from lora_inspect.cli.info_screen import screen
-    from lora_inspect.cli.sheet import Sheet
 
     sheet = Sheet(terminal.columns())
     terminal.laid_out(screen(sheet, found, record, verdicts, why))
     if record.get("module_list"):
-        from lora_inspect.cli.info_modules import table_of_modules
-
         terminal.laid_out([[], *table_of_modules(sheet, record["module_list"], why)])
     if metadata and record["metadata"]:
         from lora_inspect.cli.metadata_output import metadata_lines
-        from lora_inspect.cli.terminal import Piece
-        from lora_inspect.cli.wrapped import cut
+        from lora_inspect.cli.terminal import Piece, cut
 
         lines = map(terminal.spelled, metadata_lines(record["metadata"], sheet.columns))
         terminal.laid_out([[], *([Piece(cut(line, sheet.columns, sheet.mark))] for line in lines)])
+
+
+_HEADERS = ("algorithm", "shape", "rank", "alpha", "scale", "dora")
+_MOST_REASONS = 12
+
+
+def table_of_modules(sheet: Sheet, modules: Sequence[Mapping[str, Any]], why: bool) -> Iterator[Line]:
+    """A row for each module and algorithm; where scales are unknown, or with `why`, what they come from."""
+    rows = [_row(module) for module in modules]
+    # One algorithm for all is in the first line of the screen.
+    shown = [
+        at
+        for at, name in enumerate(_HEADERS)
+        if any(row[at] for row in rows) and (name != "algorithm" or len({row[at] for row in rows}) > 1)
+    ]
+    reasons = why or any(module["scale"] is None and module["why"] for module in modules)
+    headers = ["module", *(_HEADERS[at] for at in shown)]
+    yield from sheet.table(
+        [[module["module"], *(row[at] for at in shown)] for module, row in zip(modules, rows, strict=True)], headers
+    )
+    if reasons:
+        counts = Counter(module["why"] for module in modules).most_common()
+        for says, count in counts[:_MOST_REASONS]:
+            yield from sheet.sentence(f"scale of {count:,}: {says}")
+        if len(counts) > _MOST_REASONS:
+            yield from sheet.sentence(f"{len(counts) - _MOST_REASONS:,} more: --json")
+
+
+def _row(module: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        module["algorithm"],
+        "x".join("?" if size is None else str(size) for size in module["shape"] or ()),
+        "" if module["rank"] is None else str(module["rank"]),
+        "" if module["alpha"] is None else f"{module['alpha']:g}",
+        "unknown" if module["scale"] is None else f"{module['scale']:.6g}",
+        module["dora"] or "",
+    )

@@ -1,23 +1,291 @@
-"""The screen of one file: what it is first, then what is wrong, what programs make of it, and where it comes from."""
+"""The screen of one file: what it is first, then what is wrong, what programs make of it, and where it comes from.
+
+The first lines of a file's screen: what it is, for which model, at which rank and scale.
+
+What the programs make of a file, in a few lines of its screen, with the command that mends it.
+"""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lora_inspect.cli.info_headline import few, file_line, headline, span
-from lora_inspect.cli.info_programs import lines_of_programs
-from lora_inspect.cli.sheet import Line, Sheet
-from lora_inspect.cli.terminal import BOLD, DOUBTFUL, FAINT, WRONG
+from lora_inspect.cli.terminal import BOLD, DOUBTFUL, FAINT, RIGHT, WRONG, Line, Sheet
 from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.maths.dora import OF_BASE
 from lora_inspect.maths.packed_factors import PACKINGS
-from lora_inspect.ops.info import outlook_of
-from lora_inspect.programs.verdict import Verdict
-from lora_inspect.reading.file_info import FileInfo
+from lora_inspect.ops.info import Outlook, outlook_of
+from lora_inspect.programs.verdict import (
+    LOST,
+    MOST_ASKED,
+    NOT_THERE,
+    PARTLY,
+    SAME,
+    STRENGTH,
+    UNKNOWN,
+    Alike,
+    Verdict,
+    asked,
+    group_verdicts,
+)
+from lora_inspect.reading.file_info import ADAPTER, BASE, FileInfo
 from lora_inspect.reading.metadata.provenance import noted_trigger
 from lora_inspect.reading.model.evidence import ERROR, NOTE, WARNING
 from lora_inspect.reading.model.settings import spell_argument
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY
+from lora_inspect.sentences import listed, some
 from lora_inspect.shell import command_line, operand
+
+# How many families or algorithms a line names.
+_MOST_NAMES = 3
+_UNKNOWN = "unknown"
+_METHOD = "method"
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def headline(info: FileInfo, record: Mapping[str, Any]) -> str:
+    """What the file is, in one sentence."""
+    if info.kind == BASE:
+        return f"Base model: {_model(info)}" if info.candidates else "Base model of a family that is not known here"
+    if info.kind != ADAPTER:
+        if info.adapter.embeddings:
+            from lora_inspect.reading.embeddings import in_words
+
+            return f"No adapter: {in_words(info.adapter.embeddings)}"
+        names = list(info.checkpoint.tensors)
+        tensors = f"{len(names):,} tensor{'s' if len(names) != 1 else ''}"
+        return f"No adapter, and no model that is known here: {tensors}" + (f" ({some(names, 3)})" if names else "")
+    if not info.adapter.modules:
+        return _without_modules(info)
+    told = [part for part in (_ranks(record["ranks"]), _scale(record)) if part]
+    return f"{_algorithm(info)} for {_model(info)}" + (f" - {', '.join(told)}" if told else "")
+
+
+def file_line(record: Mapping[str, Any]) -> str:
+    """The file's name, how large it is, what it is stored in, and who wrote it."""
+    path = os.path.normpath(record["path"])
+    dtypes: dict[str, None] = {}
+    for part in record["components"].values():
+        dtypes |= dict.fromkeys(part["dtypes"])
+    stored = ", ".join(dtypes or record["dtypes"])
+    trainer, scheme = record["trainer"] or "", record["scheme"] or ""
+    # Some programs have names of their own.
+    names = f"{scheme} keys" if scheme and not trainer.lower().startswith(scheme) else ""
+    by = ", ".join(word for word in (trainer, names) if word)
+    sized = ", ".join(word for word in (size_in_words(record["bytes"]), stored) if word)
+    return " - ".join(word for word in (os.path.basename(path) or path, sized, by) if word)
+
+
+def size_in_words(count: int) -> str:
+    """A number of bytes as people say it: `23 kB`, `1.2 GB`."""
+    size, unit = float(count), 0
+    while size >= 999.5 and unit + 1 < len(_UNITS):
+        size, unit = size / 1000, unit + 1
+    return f"{size:.1f} {_UNITS[unit]}" if unit and size < 9.95 else f"{size:.0f} {_UNITS[unit]}"
+
+
+def span(counts: Mapping[str, int]) -> str:
+    """The values that are counted, as a cell of a table has them: `4`, `4 to 16`, `unknown`."""
+    numbers = sorted((value for value in counts if value != _UNKNOWN), key=float)
+    if not numbers:
+        return _UNKNOWN if counts else "-"
+    known = numbers[0] if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    return f"{known} or {_UNKNOWN}" if _UNKNOWN in counts else known
+
+
+def _without_modules(info: FileInfo) -> str:
+    """What is known of an adapter of which no module can be told: its method, where a config names one."""
+    method = next((item.says for item in info.adapter.evidence if item.about == _METHOD), "")
+    return f"{method.partition(', ')[0].partition(' (')[0] or 'An adapter'}, of which no module can be told"
+
+
+def _model(info: FileInfo) -> str:
+    """The families that the file may be of, with the expert of a pipeline that has several."""
+    titles = few([str(candidate) for candidate in info.candidates], "or")
+    if info.expert and info.expert.name:
+        family = info.candidates[0].architecture
+        titles = titles.replace(family.title, family.experts_title or family.title)
+        return f"{titles} ({info.expert.name} expert)"
+    return titles or "a model that is not known here"
+
+
+def few(names: Sequence[str], word: str = "and", most: int = _MOST_NAMES) -> str:
+    """The first names as a sentence lists them, with the number of the others."""
+    if len(names) <= most + 1:
+        return listed(names, word)
+    return f"{', '.join(names[:most])} {word} {len(names) - most} more"
+
+
+def _algorithm(info: FileInfo) -> str:
+    """The algorithms by their titles, the commonest first, with what is done to them: RS-LoRA, DoRA."""
+    counts: dict[str, int] = {}
+    for contribution in info.adapter.contributions:
+        if not contribution.algorithm.beside:
+            counts[contribution.algorithm.title] = counts.get(contribution.algorithm.title, 0) + 1
+    # LoRA on an Embedding is LoRA, where there is LoRA on other layers.
+    parts = [title for title in counts if any(title.startswith(f"{other} on ") for other in counts)]
+    names = sorted((title for title in counts if title not in parts), key=lambda title: -counts[title])
+    # Where the rank is 1 both rules are one.
+    rules = {c.rslora for c in info.adapter.contributions if c.rank is not None and c.rank > 1}
+    stabilised, decomposed = True in rules, bool(info.adapter.dora.modules)
+    if names[0] == "LoRA" and stabilised:
+        rule = "LoRA and RS-LoRA" if False in rules else "RS-LoRA"
+        names[0] = f"{rule} with DoRA" if decomposed else rule
+    elif decomposed:
+        names[0] = "DoRA" if names[0] == "LoRA" else f"{names[0]} with DoRA"
+    elif stabilised:
+        names[0] = f"{names[0]} at the scale of RS-LoRA"
+    if decomposed and info.adapter.dora.norms == OF_BASE:
+        names[0] += " over the norms of the base"
+    named = few(names)
+    return named[:1].upper() + named[1:]
+
+
+def _ranks(ranks: Mapping[str, int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {span(ranks)}" if ranks else ""
+
+
+def _scale(record: Mapping[str, Any]) -> str:
+    """The scale, and how it comes about where it is the same in all modules."""
+    scales = record["scales"]
+    if len(scales) != 1:
+        return f"scales {span(scales)}" if scales else ""
+    scale = next(iter(scales))
+    return f"scale {scale}{'' if scale == _UNKNOWN else _how(record, float(scale))}"
+
+
+def _how(record: Mapping[str, Any], scale: float) -> str:
+    """The numbers that the scale is made of, where these are the same in all modules and make it."""
+    if len(record["ranks"]) != 1 or len(record["alphas"]) != 1:
+        return ""
+    [rank], [alpha] = record["ranks"], record["alphas"]
+    if alpha == "absent":
+        return " (no alpha)" if scale == 1 else ""
+    if alpha == _UNKNOWN:
+        return ""
+    rules = ((f"sqrt {rank}", float(rank) ** 0.5), (f"rank {rank}", float(rank)))
+    by = (said for said, divisor in rules if abs(float(alpha) / divisor - scale) <= 1e-5 * abs(scale))
+    said = next(by if record["rslora"]["value"] else reversed(list(by)), None)
+    return f" (alpha {alpha} / {said})" if said else ""
+
+
+# How many programs a line names.
+_MOST_PROGRAMS = 6
+_IN_WORDS = {0.5: "half as strong", 2.0: "twice as strong"}
+_BASE = " --base BASE "
+
+
+def lines_of_programs(
+    sheet: Sheet, outlook: Outlook, path: str, scales: Sequence[str], fix: str | None, info: FileInfo
+) -> Iterator[Line]:
+    """What is wrong in which programs, a sentence each, then the programs that the file works in, and does not.
+
+    Each program stands in one place. `scales` are those of the modules, `fix` the command that mends every wrong
+    strength, where one is known, and `path` what the user called the file.
+    """
+    groups = group_verdicts(outlook.verdicts)
+    wrong = [one for one in groups if one.verdict not in (SAME, *NOT_THERE, UNKNOWN)]
+    right = [one for one in groups if one.verdict == SAME]
+    lost, unknown = _titles(groups, NOT_THERE), _titles(groups, (UNKNOWN,))
+    is_lost = _is_lost(outlook, info)
+    if is_lost:
+        yield from sheet.sentence(f"{_load(lost)} nothing of it.", WRONG, "!!")
+    for one in wrong:
+        is_told = one.verdict == PARTLY and not one.silent
+        mends = one.verdict == STRENGTH and bool(fix)
+        yield from sheet.sentence(_sentence(one, scales, mends), *((DOUBTFUL, "!") if is_told else (WRONG, "!!")))
+        if mends and fix:
+            yield from sheet.command(fix)
+    if outlook.fix and (is_lost or wrong):
+        needs = ", with the model's own weights as BASE" if _BASE in outlook.fix.command else ""
+        yield from sheet.mending(f"For {outlook.fix.title}{needs}:", outlook.fix.command)
+    for one in sorted(right, key=lambda one: bool(one.says)):
+        yield from _right(sheet, one, outlook.is_open, info)
+    if lost and not is_lost:
+        yield from sheet.row("not in", few(lost, most=_MOST_PROGRAMS))
+        if outlook.fix and not wrong:
+            yield from sheet.row_of_command("mend with", outlook.fix.command)
+    if said := _of_most_asked(outlook, info):
+        unknown = [title for title in unknown if not title.startswith(MOST_ASKED)]
+        yield from sheet.row(MOST_ASKED, said)
+    if unknown:
+        yield from sheet.row("not tried in", few(unknown, most=_MOST_PROGRAMS), FAINT)
+    if outlook.is_open:
+        return
+    if lost or any(one.verdict != STRENGTH or not fix for one in wrong):
+        yield from sheet.row_of_command("details", _every_verdict(path))
+
+
+def _is_lost(outlook: Outlook, info: FileInfo) -> bool:
+    """Whether programs that are there for such a model, and are asked about most, have nothing of the file."""
+    one = outlook.decisive
+    if one is None or one.verdict not in NOT_THERE or outlook.is_open:
+        return False
+    families = {family.architecture.name for family in info.candidates}
+    return any(not families.isdisjoint(loader.families) for loader in one.consumer.reads)
+
+
+def _right(sheet: Sheet, one: Alike, is_open: bool, info: FileInfo) -> Iterator[Line]:
+    names = few(one.titles, most=_MOST_PROGRAMS)
+    on = f", for the {info.expert.name} model" if info.expert and info.expert.name else ""
+    if is_open:
+        yield from sheet.row("loads in", f"{names}{on}; how strongly is unknown until alpha is given")
+    else:
+        needs = f": {one.says}" if one.says else ""
+        yield from sheet.row("works in", f"{names}, at strength 1{on}{needs}", RIGHT)
+
+
+def _of_most_asked(outlook: Outlook, info: FileInfo) -> str:
+    """What is to be said of the program that people ask about most where its verdict says nothing."""
+    own: list[Verdict] = [one for one in outlook.verdicts if one.consumer.title == MOST_ASKED]
+    if not own:
+        return (
+            "not known to load adapters of such a model"
+            if info.candidates
+            else "unknown, as it is not known here which model this is for"
+        )
+    return f"unknown: {own[0].says}" if all(one.verdict == UNKNOWN for one in own) else ""
+
+
+def _titles(groups: Sequence[Alike], verdicts: Sequence[str]) -> list[str]:
+    return sorted((title for one in groups if one.verdict in verdicts for title in one.titles), key=asked)
+
+
+def _every_verdict(path: str) -> str:
+    return command_line(["lora-inspect", "compat", operand(path)])
+
+
+def _load(titles: Sequence[str]) -> str:
+    return f"{few(titles, most=_MOST_PROGRAMS)} {'loads' if len(titles) == 1 else 'load'}"
+
+
+def _sentence(one: Alike, scales: Sequence[str], mends: bool) -> str:
+    names = few(one.titles, most=_MOST_PROGRAMS)
+    is_one = len(one.titles) == 1
+    strength = _multipliers(one.factors, scales) if one.factors else ""
+    if one.verdict == STRENGTH:
+        ways = [f"set strength {one.strength:g} there"] if one.strength else []
+        ways += ["convert the file:"] if mends else []
+        way = " or ".join(ways)
+        way = f" {way[:1].upper()}{way[1:]}{'' if mends else '.'}" if ways else ""
+        return f"{names} {'applies' if is_one else 'apply'} {strength}.{way}"
+    strength = f", and {'applies' if is_one else 'apply'} {strength}" if strength else ""
+    if one.verdict == LOST:
+        return f"{names} {'ignores' if is_one else 'ignore'} the DoRA part{strength}."
+    if one.verdict == PARTLY:
+        return f"{names} {'loads' if is_one else 'load'} a part of it: {one.says}{strength}."
+    says = one.says.removeprefix("it ")
+    if says == one.says:
+        return f"{names}: {says}{strength}."
+    return f"{names} {says}{strength}." if is_one else f"{names}: each {says}{strength}."
+
+
+def _multipliers(factors: Sequence[float], scales: Sequence[str]) -> str:
+    """The scale that is applied, and what it is to the one of the training."""
+    if len(factors) > 1:
+        return f"{min(factors):g} to {max(factors):g} times what is right"
+    words = f"{_IN_WORDS.get(factors[0], f'{factors[0]:.3g} times as strong')} as trained"
+    return f"{float(scales[0]) * factors[0]:.4g}: {words}" if len(scales) == 1 else f"it {words}"
+
 
 # The columns of the parts of an adapter and of a base, and what stands in each.
 _ADAPTED = ("part", "modules", "rank", "scale", "parameters")
@@ -106,7 +374,7 @@ def _origin(sheet: Sheet, record: Mapping[str, Any]) -> Iterator[Line]:
     if len(merges) > _MOST_MERGES:
         yield from sheet.row("merged", f"{len(merges) - _MOST_MERGES:,} earlier merges: --json", FAINT)
     for merge in merges[-_MOST_MERGES:]:
-        adapters = [f"{sheet.cut(one['file'])}{_strength(one['multiplier'])}" for one in merge["adapters"]]
+        adapters = [f"{sheet.cut(one['file'])}{_applied_multiplier(one['multiplier'])}" for one in merge["adapters"]]
         into = f" into {sheet.cut(merge['base'])}" if merge["base"] else ""
         yield from sheet.row("merged", f"{few(adapters, 'and', _MOST_TAGS) or 'adapters that are not named'}{into}")
     name = os.path.splitext(os.path.basename(os.path.normpath(record["path"])))[0]
@@ -127,7 +395,7 @@ def _origin(sheet: Sheet, record: Mapping[str, Any]) -> Iterator[Line]:
         yield from sheet.row("trained", ", ".join(facts))
 
 
-def _strength(multiplier: float | Mapping[str, float] | None) -> str:
+def _applied_multiplier(multiplier: float | Mapping[str, float] | None) -> str:
     """The strength of an adapter that was merged, where it is not plainly 1."""
     if isinstance(multiplier, Mapping):
         return f" at {few([f'{name}={number:g}' for name, number in multiplier.items()])}"

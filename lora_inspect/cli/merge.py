@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.options import (
+    FilePath,
     architecture_option,
     choosing_options,
     dora_multiplier_option,
@@ -17,8 +17,7 @@ from lora_inspect.cli.options import (
     transposed_option,
     writing_options,
 )
-from lora_inspect.cli.summaries import VERBS
-from lora_inspect.cli.verb import Verb
+from lora_inspect.cli.verb import VERBS, Verb
 from lora_inspect.files.safetensors.dtypes import DTYPE_NAMES
 from lora_inspect.merging.fold_chain import NEAREST, STOCHASTIC, seed_of
 
@@ -204,10 +203,12 @@ def merge(
 
     rank = launched()
     if rank and not dry_run:
-        from lora_inspect.cli import merge_ranks
+        from lora_inspect.cli import merge_jobs
 
         assert output is not None  # the option asks for it where there is no dry run
-        merge_ranks.run(rank, planned, output, force, lambda plan, made: _print(made.to_dict(), made, plan, as_json))
+        merge_jobs.run_processes(
+            rank, planned, output, force, lambda plan, made: _print(made.to_dict(), made, plan, as_json)
+        )
         return
     plan = planned()
     for note in plan.notes:
@@ -216,7 +217,7 @@ def merge(
         from lora_inspect.cli import merge_jobs
 
         tell = partial(_print, plan=plan, as_json=as_json)
-        merge_jobs.run(plan, output, share, force, dry_run, as_json, tell)
+        merge_jobs.run_shard(plan, output, share, force, dry_run, as_json, tell)
         return
     if dry_run:
         if output is not None:

@@ -1,29 +1,38 @@
-"""`lora-inspect merge --shard` and `--finish`: one of several jobs, and the last one."""
+"""`lora-inspect merge --shard` and `--finish`: one of several jobs, and the last one.
 
+`torchrun -m lora_inspect merge`: what each of its processes does, and what the first one prints for all.
+"""
+
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from lora_inspect.cli import terminal
+from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.progress_bar import in_bytes, progress_bar
+from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.plan import MergePlan
+from lora_inspect.merging.processes import Elsewhere, all_ranks
 from lora_inspect.merging.result import MergeResult, planned_record
 from lora_inspect.ops.merge_jobs import (
     ShardResult,
     Share,
     finish_merge,
+    merge_by_ranks,
     merge_shard,
     shard_bytes,
     shard_record,
     shared_output,
 )
 from lora_inspect.sentences import counted, some
+from lora_inspect.torchrun import Rank
 
 # What prints the record of a merge, made or planned.
 Tell = Callable[[dict[str, Any], MergeResult | None], None]
 _SHOWN = 3
 
 
-def run(
+def run_shard(
     plan: MergePlan,
     output: str | None,
     share: Share | None,
@@ -72,3 +81,34 @@ def _print(result: ShardResult) -> None:
         )
     elif not result.merged:
         terminal.line(f"all shards are there, and another job writes {result.output}")
+
+
+def run_processes(
+    rank: Rank,
+    planned: Callable[[], MergePlan],
+    output: str,
+    force: bool,
+    tell: Callable[[MergePlan, MergeResult], None],
+) -> None:
+    """Merges as one of several processes; where one of them fails, the first one says so and all end with 1."""
+    load_torch()
+    with all_ranks(rank, _sentence_of) as ranks:
+        try:
+            plan = ranks.together(planned)
+            note_beyond([], plan.notes)
+            merged = merge_by_ranks(ranks, plan, output, force, lambda size: progress_bar("Merging", size, in_bytes))
+            if merged:
+                note_beyond(plan.notes, merged.notes)
+                tell(plan, merged)
+        except Elsewhere:
+            ranks.told()
+            sys.exit(1)
+        except Exception as error:  # the other processes wait to hear of it, whatever it is
+            terminal.error(_sentence_of(error))
+            ranks.told()
+            sys.exit(1)
+
+
+def _sentence_of(error: Exception) -> str:
+    show_defect(error)
+    return sentence_of(error)

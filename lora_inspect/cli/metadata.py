@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.file_paths import FilePath
+from lora_inspect.cli.options import FilePath
 from lora_inspect.cli.progress_bar import bar_below, percent
-from lora_inspect.cli.summaries import METADATA_VERBS, VERBS
-from lora_inspect.cli.verb import Verb
+from lora_inspect.cli.verb import METADATA_VERBS, VERBS, Verb
 
 if TYPE_CHECKING:
     from lora_inspect.ops.metadata import Told

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.file_paths import FilePath
+from lora_inspect.cli.options import FilePath
 from lora_inspect.cli.progress_bar import BarBelow, bar_below, percent
-from lora_inspect.cli.summaries import METADATA_VERBS
-from lora_inspect.cli.verb import Verb
+from lora_inspect.cli.verb import METADATA_VERBS, Verb
 from lora_inspect.escape import shortened
 from lora_inspect.sentences import listed
 

@@ -1,4 +1,9 @@
-"""Options that several verbs share: what settles an unknown scale, and where the output goes."""
+"""Options that several verbs share: what settles an unknown scale, and where the output goes.
+
+How a path is taken from the command line: completed by the shell as a file, and judged by what opens it.
+
+The settings on a path, for a verb that applies no adapter.
+"""
 
 import math
 from collections.abc import Callable
@@ -6,14 +11,32 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.maths.dora import MULTIPLIER_RULES
 from lora_inspect.maths.packed_factors import PACKINGS
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from lora_inspect.matching.orientation import Answers
     from lora_inspect.merging.shards import Share
     from lora_inspect.reading.model.settings import Settings
+
+
+class FilePath(click.ParamType):  # type: ignore[type-arg]  # generic in later versions of click alone
+    """The path of a file or a folder as it was typed, settings and all."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path as it is: what is wrong with one is said where it is opened."""
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+        """What the shell itself knows of files."""
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
+
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -174,3 +197,13 @@ def settings(
         expert_packing=expert_packing,
         architecture=architecture,
     )
+
+
+def parse_without_strength(argument: str, verb: str) -> "tuple[str, Settings]":
+    """The path and the settings of an argument to a verb that applies nothing, for which a multiplier means nothing."""
+    from lora_inspect.reading.model.settings import bare_number, parse_argument
+
+    path, own = parse_argument(argument)
+    if own.has_strength or bare_number(argument) is not None:
+        raise click.UsageError(f"{argument}: {verb} applies no adapter, so a multiplier means nothing; leave it out.")
+    return path, own

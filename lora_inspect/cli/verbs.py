@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lora_inspect.cli.summaries import VERBS
-from lora_inspect.cli.verb import Verb
+from lora_inspect.cli.verb import VERBS, Verb
 from lora_inspect.files.system import without_collecting
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.file_paths import FilePath
 from lora_inspect.cli.options import (
+    FilePath,
     architecture_option,
     choosing_options,
     dora_multiplier_option,
@@ -16,8 +16,7 @@ from lora_inspect.cli.options import (
     transposed_option,
 )
 from lora_inspect.cli.progress_bar import in_bytes, progress_bar
-from lora_inspect.cli.summaries import VERBS
-from lora_inspect.cli.verb import Verb
+from lora_inspect.cli.verb import VERBS, Verb
 
 if TYPE_CHECKING:
     from lora_inspect.matching.orientation import Answers

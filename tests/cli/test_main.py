@@ -13,7 +13,7 @@ from adapters import base, loras
 
 from lora_inspect import __version__
 from lora_inspect.cli import cli
-from lora_inspect.cli.summaries import VERBS
+from lora_inspect.cli.verb import VERBS
 
 HEAVY = {"torch", "numpy", "safetensors"}
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from lora_inspect.cli.summaries import VERBS
+from lora_inspect.cli.verb import VERBS
 from lora_inspect.sentences import listed
 
 

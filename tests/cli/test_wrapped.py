@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_inspect.cli.wrapped import cut, wrapped
+from lora_inspect.cli.terminal import cut, wrapped
 from lora_inspect.escape import printable, width
 
 TEXTS = st.text(max_size=60).map(printable)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lora_inspect.cli import waiting_line as line
+from lora_inspect.cli import progress_bar as line
 from lora_inspect.stores import requests
 from lora_inspect.stores.stat import look
 
