@@ -12,10 +12,10 @@ from .files.reading import FactorReader
 from .kernels import hadamard
 from .kernels.adapted_linear import Kernel
 from .kernels.base_weight import CombinedSquares
+from .modules.adapter_module import convolve_pointwise
 from .modules.base_forward import convolve_as
-from .modules.convolutions import convolve_pointwise
-from .modules.delta_folding import FoldableDelta, merging
 from .modules.delta_module import DeltaModule
+from .modules.module_merging import FoldableDelta, merging
 from .network.architecture_module import Algorithm, functions_of
 
 

@@ -19,10 +19,10 @@ from .files.reading import FactorReader, ModuleWeights
 from .kernels import kronecker
 from .kernels.adapted_linear import Kernel
 from .kernels.base_weight import CombinedSquares
+from .modules.adapter_module import convolve_pointwise
 from .modules.base_forward import convolve_as
-from .modules.convolutions import convolve_pointwise
-from .modules.delta_folding import FoldableDelta, merging
 from .modules.delta_module import DeltaModule
+from .modules.module_merging import FoldableDelta, merging
 from .network.architecture_module import Algorithm, functions_of
 
 _ROLES = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")

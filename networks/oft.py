@@ -18,15 +18,13 @@ from lora_inspect.maths import rotation
 from lora_inspect.maths.change import Change
 
 from .arguments import Option, read_bool, read_float
-from .files.reading import FactorReader, ModuleWeights
-from .files.stored_alpha import read_limit
+from .files.reading import FactorReader, ModuleWeights, read_limit
 from .kernels.base_weight import is_plain
+from .kernels.half_precision import is_traced
 from .kernels.rotated_output import fused_turn, rotated_linear, turned
-from .kernels.tracing import is_traced
 from .modules.adapter_module import AdapterModule
 from .modules.base_forward import CONVOLUTIONS
-from .modules.foldable import FoldableModule
-from .modules.merge_weight import merge_into
+from .modules.module_merging import FoldableModule, merge_into
 from .network.architecture_module import Algorithm, functions_of
 
 logger = logging.getLogger(__name__)

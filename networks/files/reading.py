@@ -1,5 +1,16 @@
-"""A state dict or a file taken apart: modules, factors, flags. What is no module's of the algorithm is an error."""
+"""A state dict or a file taken apart: modules, factors, flags. What is no module's of the algorithm is an error.
 
+A state dict as the header of a file describes it, which is what the reading of files looks at.
+
+The alpha of a module as weights hold it.
+
+Layers that sd-scripts trained in parts (split_qkv) and saved as one, with the alpha of a part.
+
+Their rank is that of all parts together, so the alpha that belongs to it is as many times larger.
+"""
+
+import json
+import math
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -14,14 +25,93 @@ from lora_inspect.algorithms.record import Algorithm, Role, Shapes, Surroundings
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths import fused
 from lora_inspect.maths.dora import OUTPUT
+from lora_inspect.maths.scaling import neutral_alpha
 from lora_inspect.reading.keys.claims import Claims, claim
 from lora_inspect.reading.keys.suffixes import parse_key
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.reading.model.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG, LoraFacts, RsloraReading, read_flag
+from lora_inspect.reading.model.evidence import (
+    DORA_FLAG,
+    LOKR_FLAG,
+    RSLORA_FLAG,
+    LoraFacts,
+    RsloraReading,
+    close,
+    read_flag,
+)
+from lora_inspect.reading.peft.match_budget import Steps
+from lora_inspect.reading.scale.requested_rank import AskedRanks, read_asked_ranks, saves_parts
 from lora_inspect.reading.scale.scale_rules import read_rslora
 
-from .header import header_of
-from .stored_alpha import check_single, read_alpha
+# By torch's names, of which an older version lacks some.
+_NAMES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "float8_e8m0fnu": "F8_E8M0",
+    "bool": "BOOL",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
+    "uint8": "U8",
+}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype in the safetensors format; torch's own where a file has none of that kind."""
+    name = str(dtype).removeprefix("torch.")
+    return _NAMES.get(name, name)
+
+
+def header_of(weights: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
+    """The tensors by key with dtype and shape; in memory they have no place in a file."""
+    return {
+        key: TensorInfo(key, dtype_name(tensor.dtype), tuple(tensor.shape), "", 0, 0) for key, tensor in weights.items()
+    }
+
+
+def read_alpha(name: str, stored: Tensor | None, rank: int, rslora: bool) -> float:
+    """The alpha of a module called `name` in a file; where the file has none, the one that means scale 1.
+
+    Raises ValueError for what is no usable number: programs read a stored 0 differently.
+    """
+    if stored is None:
+        return neutral_alpha(rank, rslora)
+    check_single(f"{name}.alpha", stored)
+    alpha = float(stored)
+    if alpha == 0 or not math.isfinite(alpha):
+        raise ValueError(f"{name}.alpha is {alpha:g}, from which no scale follows; store the alpha that was meant")
+    return alpha
+
+
+def read_limit(name: str, stored: Tensor | None) -> float:
+    """The alpha of a rotation: the limit of its norm for each output. 0, which a missing one stands for, is none.
+
+    Raises ValueError for what is no finite number.
+    """
+    if stored is None:
+        return 0.0
+    check_single(f"{name}.alpha", stored)
+    if not math.isfinite(float(stored)):
+        raise ValueError(
+            f"{name}.alpha is {float(stored):g}, which is no limit of a rotation; store the one that was meant"
+        )
+    return float(stored)
+
+
+def check_single(key: str, tensor: Tensor) -> None:
+    """Raises ValueError where the tensor called `key` is not one number."""
+    if tensor.numel() != 1:
+        raise ValueError(f"{key} has shape {list(tensor.shape)}, but a single number was expected")
+
 
 MAGNITUDE = "dora_layer.weight"
 _NAMED = 5
@@ -295,3 +385,52 @@ def count(names: Collection[Any], what: str) -> str:
 def some_of(names: list[str]) -> str:
     """The first names, and whether there are more."""
     return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+
+
+def with_whole_alphas(
+    weights: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+    """The weights of a file with the alphas of the ranks that they have, and the metadata without split_qkv.
+
+    Raises ValueError where the alpha is neither that of a part nor that of the whole layer.
+    """
+    asked = read_asked_ranks(metadata, Steps())
+    if asked is None or not saves_parts(metadata):
+        return weights, metadata
+    whole = dict(weights)
+    for key, up in weights.items():
+        name = key.removesuffix(".lora_up.weight")
+        parts = next((count for words, count in asked.options.split if all(word in name for word in words)), 1)
+        if name == key or parts == 1 or f"{name}.alpha" not in weights or not is_factor(up):
+            continue
+        if not _is_block_diagonal(up, parts):
+            continue
+        alpha = float(weights[f"{name}.alpha"])
+        whole[f"{name}.alpha"] = weights[f"{name}.alpha"].float() * _times(
+            name, alpha, asked, up.shape[1] // parts, parts
+        )
+    options = {name: value for name, value in asked.args.items() if name != "split_qkv"}
+    return whole, {**metadata, "ss_network_args": json.dumps(options)}
+
+
+def _times(name: str, alpha: float, asked: AskedRanks, rank: int, parts: int) -> int:
+    wanted = float(rank) if asked.alpha == 0 else asked.alpha
+    if wanted is None:
+        raise ValueError(
+            f"{name}: split_qkv saved it in {parts} parts, and without ss_network_alpha nothing says whether its alpha "
+            f"{alpha:g} is that of a part; settle it with `lora-inspect convert`, and load what that writes"
+        )
+    if close(alpha, wanted):
+        return parts
+    if close(alpha, parts * wanted):
+        return 1
+    raise ValueError(
+        f"{name}: split_qkv saved it in {parts} parts, but its alpha {alpha:g} is neither the {wanted:g} that was "
+        f"asked for nor {parts} times that; store the alpha that was meant"
+    )
+
+
+def _is_block_diagonal(up: Tensor, parts: int) -> bool:
+    """Whether the first and the last row are 0 outside of the first and the last part."""
+    rank, rest = divmod(up.shape[1], parts)
+    return not rest and rank > 0 and not up[0, rank:].float().any() and not up[-1, :-rank].float().any()

@@ -20,7 +20,7 @@ from lora_inspect.reading.peft.residual_adapters import INCLUDED, INITIAL_FACTOR
 from lora_inspect.version import __version__
 
 from ..kernels.base_weight import is_sharded
-from .header import dtype_name
+from .reading import dtype_name
 
 logger = logging.getLogger(__name__)
 

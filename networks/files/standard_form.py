@@ -22,7 +22,7 @@ from lora_inspect.reading.metadata.output_metadata import one_or_several
 from lora_inspect.reading.model.evidence import SCALE_KEY, close, network_args
 from lora_inspect.reading.scale.dora_evidence import MAGNITUDES_KEY
 
-from .key_places import DORA_SCALE
+from .file_names import DORA_SCALE
 from .reading import MAGNITUDE, ModuleWeights, Reading
 
 TRAINED_KEY = "lora_inspect.trained_as"

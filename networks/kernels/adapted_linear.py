@@ -10,9 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from . import half_precision, linear_product
-from .half_precision import HALF
-from .row_blocks import column_products
+from . import fused_lora, half_precision
+from .half_precision import HALF, column_products
 
 
 class Needed(NamedTuple):
@@ -86,7 +85,7 @@ class _AdaptedLinear(torch.autograd.Function):
             kept = None
             if gain is not None:
                 kept = total.to(dtype)
-                total = linear_product.rescale(total, gain, bias, None if kept is total else total)
+                total = fused_lora.rescale(total, gain, bias, None if kept is total else total)
             ctx.save_for_backward(input, weight, bias, gain, kept, *factors)
             return total.to(dtype)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lora_inspect.codecs.record import multiply
 from lora_inspect.codecs.scale_weight import blocks_of
 
-from .row_blocks import rows_at_once
+from .half_precision import rows_at_once
 
 # From some rows of W, the number of the first and their sums of squares to the sums of squares of the changed rows.
 CombinedSquares = Callable[[Tensor, int, Tensor], Tensor]

@@ -7,17 +7,221 @@ many of them are kept. Next to what autograd makes of the same forward,
 - the gain multiplies the outputs in place, and its gradient reads them back: an output is (total · gain + bias), so
   no total is kept beside it. The output itself is alive anyhow, in whatever reads it next;
 - a half-precision input is kept as it is, and its float32 copy made again.
+
+A Linear with a low-rank change beside it, in one rounding and with as few passes over the output as possible.
+
+In float32 the change is added inside the matrix product of its last factor, so that no second output exists.
+
+A half-precision Linear rounds its own output. To add to that a change computed in float32, and to round again,
+makes the mean error 1.37 times that of the Linear alone. So the product is kept in float32 until everything has
+been added, or everything is accumulated in one product: `half_product` and `prolonged_product` say on which device.
+
+A bfloat16 Linear whose low-rank change and bias are accumulated in the same product, and rounded with it.
+
+The sum of two products is one product of prolonged matrices,
+
+    input @ weightᵀ + hidden @ upᵀ = [input | hidden] @ [weight | up]ᵀ,
+
+which leaves the processor one rounding to do. The float32 factors are split into bfloat16 numbers, x = x₁ + x₂ + δ
+with |δ| ≤ 2⁻¹⁶ |x|, of which [x₁ x₁ x₂] and [y₁ y₂ y₁] give x · y but for 3 · 2⁻¹⁶ |x · y|. The rounding of the
+output, up to 2⁻⁸ of it, hides that: errors of both kinds add up in squares.
+
+The output of a Function that its backward pass reads back, which other layers may write over all the same.
+
+A plain Linear may be followed by what works in place, an activation for one. Autograd would refuse the whole backward
+pass then, if the Function kept the output among its own tensors.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from . import half_precision, linear_product
-from .kept_output import keep_output
-from .linear_product import Product
-from .row_blocks import column_products
+from . import half_precision
+from .half_precision import HALF, column_products, rounded, split
+
+_MULTIPLE = 32  # of columns: rows that begin at a cache line
+# Below, a second product costs less than a copy of the weight.
+FEWEST_TOKENS = 64
+
+
+def prolonged_linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None, products: Sequence[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """input @ weightᵀ + bias + change in bfloat16, the dtype of `input` (tokens, in) and `weight` (out, in).
+
+    Each product is (hidden, up), (tokens, rank) and (rows, rank), and the rows of all of them are those of `weight`.
+    """
+    factors = [factor for product in products for factor in product]
+    result: Tensor = _Prolonged.apply(input, weight, bias, *factors)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Prolonged(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *factors: Tensor) -> Tensor:
+        ctx.save_for_backward(input, weight, *factors)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        hiddens, ups = factors[::2], factors[1::2]
+        left, right = [input], [weight]
+        first = 0
+        for hidden, up in zip(hiddens, ups, strict=True):
+            high, low = split(hidden)
+            left += [high, high, low]
+            high, low = split(up)
+            rows = torch.cat([high, low, high], dim=1)
+            right.append(_between_zeros(rows, first, weight.shape[0]))
+            first += up.shape[0]
+        if bias is not None:
+            ones = input.new_ones(input.shape[0], 1)
+            left += [ones, ones]
+            right += [part[:, None] for part in split(bias)]
+        rest = -sum(part.shape[1] for part in left) % _MULTIPLE
+        left.append(input.new_zeros(input.shape[0], rest))
+        right.append(input.new_zeros(weight.shape[0], rest))
+        return torch.cat(left, dim=1) @ torch.cat(right, dim=1).t()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, *factors = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias, *needs = ctx.needs_input_grad
+        found: list[Tensor | None] = [
+            rounded(gradient, weight, weight.dtype) if needs_input else None,
+            rounded(gradient.t(), input, weight.dtype) if needs_weight else None,
+            gradient.sum(0).to(ctx.bias_dtype) if needs_bias else None,
+        ]
+        wide = gradient.float()
+        first = 0
+        for number in range(0, len(factors), 2):
+            hidden, up = factors[number : number + 2]
+            columns = wide[:, first : first + up.shape[0]]
+            found.append((columns @ up.float()).to(hidden.dtype) if needs[number] else None)
+            found.append((columns.t() @ hidden.float()).to(up.dtype) if needs[number + 1] else None)
+            first += up.shape[0]
+        return tuple(found)
+
+
+def _between_zeros(rows: Tensor, first: int, height: int) -> Tensor:
+    """`rows` as those from `first` on of a matrix of zeros."""
+    if rows.shape[0] == height:
+        return rows
+    return torch.nn.functional.pad(rows, (0, 0, first, height - first - rows.shape[0]))
+
+
+class Product(NamedTuple):
+    """One change: `hidden` (tokens, rank), with the scale in it, that `up` (out, rank) takes to the output."""
+
+    hidden: Tensor
+    up: Tensor
+
+
+def lora_linear(input: Tensor, weight: Tensor, bias: Tensor | None, products: list[Product]) -> Tensor:
+    """input @ weightᵀ + bias + change, rounded to the weight's dtype.
+
+    `input` is (tokens, in), `weight` (out, in), both of one dtype. Several products fill the output side by side.
+    """
+    if weight.dtype not in HALF:
+        return _add(F.linear(input, weight, bias), products)
+    if half_precision.accumulates_fast(input) and input.shape[0] >= FEWEST_TOKENS:
+        return prolonged_linear(input, weight, bias, products)
+    if not half_precision.keeps_float32(input):
+        # What is rounded here is small beside the product, which is accumulated upon it and rounded last.
+        change = _sum_with_bias(products, bias).to(weight.dtype)
+        return torch.addmm(change, input, weight.t())
+    result = unrounded(input, weight, products)
+    if bias is not None:
+        result = result + bias
+    return result.to(weight.dtype)
+
+
+def dora_linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    products: list[Product],
+    gain: Tensor,
+    differentiable: bool = True,
+) -> Tensor:
+    """gain · (input @ weightᵀ + change) + bias, rounded to the weight's dtype; `gain` is (out,).
+
+    Where autograd is not to follow, the gain is multiplied in place.
+    """
+    total = unrounded(input, weight, products)
+    return rescale(total, gain, bias, None if differentiable else total).to(weight.dtype)
+
+
+def scaled_sum(output: Tensor, change: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
+    """gain · (output - bias + change) + bias, rounded to the dtype of `output`; summed in that of `gain`."""
+    return rescale(unbiased_sum(output, change, gain, bias), gain, bias).to(output.dtype)
+
+
+def unbiased_sum(output: Tensor, change: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
+    """output - bias + change, in the dtype of `gain`."""
+    total = output + change.to(gain.dtype)
+    return total if bias is None else total - bias.to(gain.dtype)
+
+
+def rescale(total: Tensor, gain: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """gain · total + bias, in the dtype of `total`."""
+    gain = gain.to(total.dtype)
+    if bias is None:
+        return torch.mul(total, gain, out=out)
+    return torch.addcmul(bias.to(total.dtype), total, gain, out=out)
+
+
+def unrounded(input: Tensor, weight: Tensor, products: list[Product]) -> Tensor:
+    """input @ weightᵀ + change in float32, or in float64 where the operands are."""
+    if weight.dtype not in HALF:
+        return _add(F.linear(input, weight), products)
+    return _add(half_precision.unrounded(input, weight), products)
+
+
+def _add(total: Tensor, products: list[Product]) -> Tensor:
+    """The products added to `total` (tokens, out) in place."""
+    if len(products) == 1:
+        hidden, up = products[0]
+        return total.addmm_(hidden.to(total.dtype), up.t().to(total.dtype))
+    return total.add_(torch.cat([hidden @ up.t() for hidden, up in products], dim=1))
+
+
+def _sum_with_bias(products: list[Product], bias: Tensor | None) -> Tensor:
+    total = torch.cat([hidden @ up.t() for hidden, up in products], dim=1)
+    return total if bias is None else total + bias
+
+
+def keep_output(output: Tensor) -> Tensor:
+    """Hands the output of a Function on, and in the backward pass to the Function before, if it is as it was.
+
+    It is there as `ctx.output` then, which the Function has to set to None in its forward.
+    """
+    result: Tensor = _KeptOutput.apply(output)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _KeptOutput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: Tensor) -> Tensor:
+        ctx.mark_dirty(output)
+        ctx.save_for_backward(output)
+        ctx.version = output._version + 1  # the mark counts as a write
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        before = ctx.next_functions[0][0]
+        try:
+            (output,) = ctx.saved_tensors
+        except RuntimeError:  # written over, or a second backward pass, which the node before refuses as well
+            return gradient
+        # Where checkpointing or offloading kept the output, it is for us to compare versions.
+        if output._version <= ctx.version:
+            before.output = output.detach()
+        return gradient
+
 
 # Rows whose gain is smaller are computed again: (output - bias) / gain would magnify the rounding of the output.
 _MIN_GAIN = 1 / 16
@@ -82,8 +286,8 @@ class _FusedLinear(torch.autograd.Function):
         ctx.scale = scale
         ctx.output = None  # keep_output puts it here, on the way back
         if gain is None:
-            return linear_product.lora_linear(input, weight, bias, products)
-        return linear_product.dora_linear(input, weight, bias, products, gain, differentiable=False)
+            return lora_linear(input, weight, bias, products)
+        return dora_linear(input, weight, bias, products, gain, differentiable=False)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -119,12 +323,12 @@ class _FusedLinear(torch.autograd.Function):
 class _FusedGain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, change: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
-        total = linear_product.unbiased_sum(output, change, gain, bias)
+        total = unbiased_sum(output, change, gain, bias)
         kept = total.to(output.dtype)
         ctx.save_for_backward(kept, gain)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (output, change, bias)]
         out = None if kept is total else total
-        return linear_product.rescale(total, gain, bias, out).to(output.dtype)
+        return rescale(total, gain, bias, out).to(output.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -171,11 +375,11 @@ def _gain_gradient(gradient: Tensor, output: Tensor | None, operands: _Operands)
     input, weight, bias, hidden, _, up, gain = operands
     assert gain is not None
     if output is None:
-        total = linear_product.unrounded(input, weight, [Product(hidden, up)])
+        total = unrounded(input, weight, [Product(hidden, up)])
         return column_products(gradient, total, None, gain.dtype)
     result = column_products(gradient, output, bias, gain.dtype) / gain
     small = (gain.abs() < _MIN_GAIN).nonzero().squeeze(1)
     if small.numel():
-        total = linear_product.unrounded(input, weight[small], [Product(hidden, up[small])])
+        total = unrounded(input, weight[small], [Product(hidden, up[small])])
         result[small] = column_products(gradient[:, small], total, None, gain.dtype)
     return result

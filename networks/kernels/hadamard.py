@@ -15,8 +15,7 @@ from lora_inspect.algorithms import loha
 from . import half_precision
 from .adapted_linear import Gradients, Needed, base_gradient_upon, base_upon, weight_gradient
 from .base_weight import CombinedSquares, row_squares
-from .row_blocks import rows_at_once
-from .tracing import is_traced
+from .half_precision import is_traced, rows_at_once
 
 # Six operations pass over each number of a delta, or of its sides, in memory: each takes as long as 16 multiplications
 # of a product.

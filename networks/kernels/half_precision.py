@@ -9,14 +9,48 @@ leaves out the rounding. torch offers none on the CPU, where it depends on the p
   float32 factors are split into bfloat16 numbers, x = x₁ + x₂ + δ with |δ| ≤ 2⁻¹⁶ |x|;
 - elsewhere the operands are widened. Without a kernel of oneDNN, torch's loops over half-precision numbers take ten
   to two hundred times as long as a float32 product.
+
+Which products of half-precision matrices this processor computes well, as far as torch says.
+
+Passes over a matrix a few rows at a time, where each needs a copy of what it reads.
+
+Whether torch records a forward instead of running it.
 """
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import processor
+# The instruction sets without bfloat16 that oneDNN's variable may name, for comparisons between processors.
+_WITHOUT_HALF = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+
+
+def is_held_back(environment: Mapping[str, str]) -> bool:
+    """Whether oneDNN is told to use no instructions for bfloat16."""
+    limit = environment.get("ONEDNN_MAX_CPU_ISA", environment.get("DNNL_MAX_CPU_ISA", ""))
+    return limit.upper() in _WITHOUT_HALF
+
+
+def _answers_yes(module: Any, *questions: str) -> bool:
+    """Whether torch, which has not had all of these questions in all of its versions, says yes to one."""
+    return any(getattr(module, question)() for question in questions if hasattr(module, question))
+
+
+_HELD_BACK = is_held_back(os.environ)
+
+# By dtype: whether oneDNN has a kernel. Without, torch multiplies in a plain loop.
+SERVES = {
+    torch.bfloat16: not _HELD_BACK and _answers_yes(torch.ops.mkldnn, "_is_mkldnn_bf16_supported"),
+    torch.float16: not _HELD_BACK and _answers_yes(torch.ops.mkldnn, "_is_mkldnn_fp16_supported"),
+}
+# AVX512_BF16 or AMX: faster than float32, accumulated in float32, and rounded once.
+MULTIPLIES_BFLOAT16 = SERVES[torch.bfloat16] and _answers_yes(
+    torch.cpu, "_is_avx512_bf16_supported", "_is_amx_tile_supported"
+)
+
 
 HALF = (torch.bfloat16, torch.float16)
 _CUDA_LEAVES_UNROUNDED = hasattr(torch.ops.aten.mm, "dtype") and torch.version.hip is None
@@ -29,12 +63,12 @@ def keeps_float32(input: Tensor) -> bool:
 
 def accumulates_fast(input: Tensor) -> bool:
     """Whether the processor multiplies numbers of this dtype faster than float32, and accumulates in float32."""
-    return input.device.type == "cpu" and input.dtype == torch.bfloat16 and processor.MULTIPLIES_BFLOAT16
+    return input.device.type == "cpu" and input.dtype == torch.bfloat16 and MULTIPLIES_BFLOAT16
 
 
 def is_served(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a product of matrices of this dtype is best computed in it."""
-    return device.type != "cpu" or processor.SERVES.get(dtype, True)
+    return device.type != "cpu" or SERVES.get(dtype, True)
 
 
 def rounded(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
@@ -114,3 +148,29 @@ class _Unrounded(torch.autograd.Function):
             rounded(gradient, weight, weight.dtype) if ctx.needs_input_grad[0] else None,
             rounded(gradient.t(), input, weight.dtype) if ctx.needs_input_grad[1] else None,
         )
+
+
+_CACHED = 2**18  # numbers: one float32 megabyte, which stays in a core's cache until it has been reduced
+_BUSY = 2**24  # a device with its own memory wants enough work per launch instead
+
+
+def rows_at_once(columns: int, device: torch.device) -> int:
+    """The number of rows of `columns` numbers, at least 1."""
+    return max(1, (_CACHED if device.type == "cpu" else _BUSY) // max(1, columns))
+
+
+def column_products(left: Tensor, right: Tensor, offset: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Σ left · (right - offset) over the rows, in `dtype`; the products exist a few rows at a time."""
+    result = left.new_zeros(left.shape[1], dtype=dtype)
+    step = rows_at_once(left.shape[1], left.device)
+    for first in range(0, left.shape[0], step):
+        values = right[first : first + step].to(dtype)
+        if offset is not None:
+            values = values - offset.to(dtype)
+        result += (values * left[first : first + step].to(dtype)).sum(0)
+    return result
+
+
+def is_traced() -> bool:
+    """Whether operations are recorded or transformed by torch itself, which takes them apart from single ones."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import half_precision
-from .kept_output import keep_output
-from .row_blocks import rows_at_once
+from .fused_lora import keep_output
+from .half_precision import rows_at_once
 
 
 def turned(output: Tensor, turn: Tensor, bias: Tensor | None, axis: int) -> Tensor:

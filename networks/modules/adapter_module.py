@@ -1,18 +1,25 @@
-"""What the module of every algorithm shares: its base layer, its scale, its switches, and its place in the forward."""
+"""What the module of every algorithm shares: its base layer, its scale, its switches, and its place in the forward.
 
-from collections.abc import Callable, Mapping
+What convolutions of any number of dimensions have in common.
+
+Max-norm regularisation: no module's change may be larger than a given norm.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_inspect.maths.scaling import neutral_alpha, scale_of
+from lora_inspect.maths.torch_threads import whole_products
 
 from ..arguments import read_probability
-from ..files.stored_alpha import read_alpha
+from ..files.reading import read_alpha
 from ..kernels.base_weight import is_sharded
 from .copies import copied
-from .dropout import draws_skip, is_training_step
+from .masks import draws_skip, is_training_step
 
 
 class AdapterModule(nn.Module):
@@ -163,3 +170,31 @@ class AdapterModule(nn.Module):
 def _probability(name: str, probability: float | None) -> float:
     """The probability, 0 for None; raises ValueError outside [0, 1)."""
     return 0.0 if probability is None else read_probability(name, probability)
+
+
+_OPERATIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def convolve_pointwise(input: Tensor, matrix: Tensor) -> Tensor:
+    """`matrix` (out, in) at every position of `input` (samples, in, *positions)."""
+    positions = input.dim() - 2
+    return _OPERATIONS[positions](input, matrix.view(*matrix.shape, *[1] * positions))
+
+
+@torch.no_grad()
+def limit_norms(modules: Sequence[AdapterModule], limit: float) -> tuple[int, float, float]:
+    """Shrinks every change whose Frobenius norm, scale included, exceeds `limit`, to exactly that.
+
+    Returns how many were shrunk, and the mean and the largest norm afterwards. The device is waited for once, not
+    once per module.
+    """
+    if not modules:
+        return 0, 0.0, 0.0
+    with whole_products(modules[0].alpha.device.type):
+        norms = torch.stack([module.change_norm() for module in modules])
+    ratios = (limit / norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(max=1.0)
+    for module, ratio in zip(modules, ratios, strict=True):
+        module.shrink(ratio)
+    limited = norms * ratios
+    count, mean, largest = torch.stack([(ratios < 1).sum().to(norms.dtype), limited.mean(), limited.max()]).tolist()
+    return int(count), mean, largest

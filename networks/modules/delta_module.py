@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from lora_inspect.maths import dora
 
 from ..files import reading
-from ..kernels import linear_product
+from ..kernels import fused_lora
 from ..kernels.adapted_linear import Kernel, adapted_linear
 from ..kernels.base_weight import PLAIN_DTYPES, CombinedSquares, is_plain, squares_with_change
 from ..kernels.fused_lora import fused_gain
-from ..kernels.half_precision import is_served
-from ..kernels.row_blocks import rows_at_once
-from ..kernels.tracing import is_traced
+from ..kernels.half_precision import is_served, is_traced, rows_at_once
 from .adapter_module import AdapterModule
 from .base_forward import CONVOLUTIONS, check_dora
 from .dora_layer import DoRALayer, Norms
@@ -136,7 +134,7 @@ class DeltaModule(AdapterModule):
         # Over the positions of a convolution's output, which stand behind its channels.
         per_output = (-1, *[1] * len(getattr(base, "kernel_size", ())))
         bias = None if base.bias is None else base.bias.view(per_output)
-        combine = linear_product.scaled_sum if is_traced() else fused_gain
+        combine = fused_lora.scaled_sum if is_traced() else fused_gain
         return combine(output, change, self._gain().view(per_output), bias)
 
     def _gain(self) -> Tensor:

@@ -1,8 +1,11 @@
 """LoRA on Linear layers and convolutions, RS-LoRA and DoRA included.
 
 Sources: Hu et al. 2021 (LoRA), Kalajdzievski 2023 (rsLoRA), Liu et al. 2024 (DoRA).
+
+The pair of factor layers beside one base layer, and the values that they start from.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,16 +18,69 @@ from lora_inspect.maths import dora
 from lora_inspect.maths.products import squared_norm
 
 from ..arguments import KAIMING, ORTHOGONAL
-from ..kernels import linear_product
+from ..kernels import fused_lora
 from ..kernels.base_weight import is_plain
 from ..kernels.fused_lora import fused_gain, fused_linear
-from ..kernels.tracing import is_traced
-from . import init
+from ..kernels.half_precision import is_traced
 from .adapter_module import AdapterModule
 from .base_forward import CONVOLUTIONS, check_dora
 from .dora_layer import DoRALayer
-from .dropout import drop_ranks, is_training_step
-from .masks import RankMask
+from .masks import RankMask, drop_ranks, is_training_step
+
+# Where factors are before a trainer moves them, whatever it has chosen for what it makes itself: a seed draws the same
+# numbers, and under the device meta there would be none.
+_PLACE: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+_CONVOLUTIONS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def linear_factors(in_features: int, out_features: int, rank: int) -> tuple[nn.Linear, nn.Linear]:
+    """down (rank, in) and up (out, rank)."""
+    down = nn.Linear(in_features, rank, bias=False, **_PLACE)
+    up = nn.Linear(rank, out_features, bias=False, **_PLACE)
+    start(down, up)
+    return down, up
+
+
+def conv_factors(base: Any, rank: int) -> tuple[nn.Module, nn.Module]:
+    """down (rank, in/groups, *kernel), which moves over the input as `base` does, and up (out, rank, 1…)."""
+    convolution = _CONVOLUTIONS[len(base.kernel_size) - 1]
+    down = convolution(
+        base.in_channels // base.groups,
+        rank,
+        base.kernel_size,
+        base.stride,
+        base.padding,
+        base.dilation,
+        padding_mode=base.padding_mode,
+        bias=False,
+        **_PLACE,
+    )
+    up = convolution(rank, base.out_channels, 1, bias=False, **_PLACE)
+    start(down, up)
+    down.groups = up.groups = base.groups
+    return down, up
+
+
+def start(down: Any, up: Any) -> None:
+    """Hu et al. 2021: `down` random, `up` zero, so that training begins at the base."""
+    nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
+    nn.init.zeros_(up.weight)
+
+
+@torch.no_grad()
+def start_orthogonal(down: Any, up: Any) -> None:
+    """Both factors of a Linear random and up @ down zero: their rows and columns span halves of the rank.
+
+    Source: `orthogonal_init` of PEFT. Raises ValueError for an odd rank.
+    """
+    rank, in_features = down.weight.shape
+    if rank % 2:
+        raise ValueError(f"init_lora_weights=orthogonal needs an even rank, but it is {rank}")
+    basis = torch.linalg.qr(torch.randn(rank, rank, dtype=torch.float64, device="cpu")).Q
+    left = torch.randn(up.weight.shape[0], rank // 2, dtype=torch.float64, device="cpu")
+    right = torch.randn(rank // 2, in_features, dtype=torch.float64, device="cpu")
+    up.weight.copy_(left @ basis[1::2] / 10)
+    down.weight.copy_(basis[0::2].t() @ right / 10)
 
 
 class Factor(NamedTuple):
@@ -101,16 +157,16 @@ class LoRAModule(AdapterModule):
                 raise ValueError(f"{self.lora_name}: split_dims are for Linear layers, not for {type(base).__name__}")
             self._rank_axis -= len(base.kernel_size)
             self._groups = base.groups
-            self.lora_down, self.lora_up = init.conv_factors(base, self.lora_dim)
+            self.lora_down, self.lora_up = conv_factors(base, self.lora_dim)
             return
         if not (hasattr(base, "in_features") and hasattr(base, "out_features")):
             raise ValueError(f"{self.lora_name}: a {type(base).__name__} is neither a Linear nor a convolution")
         if not self.split_dims:
-            self.lora_down, self.lora_up = init.linear_factors(base.in_features, base.out_features, self.lora_dim)
+            self.lora_down, self.lora_up = linear_factors(base.in_features, base.out_features, self.lora_dim)
             return
         if sum(self.split_dims) != base.out_features:
             raise ValueError(f"{self.lora_name}: split_dims {self.split_dims} do not add up to {base.out_features}")
-        factors = [init.linear_factors(base.in_features, size, self.lora_dim) for size in self.split_dims]
+        factors = [linear_factors(base.in_features, size, self.lora_dim) for size in self.split_dims]
         self.lora_down = nn.ModuleList(down for down, _ in factors)
         self.lora_up = nn.ModuleList(up for _, up in factors)
 
@@ -120,7 +176,7 @@ class LoRAModule(AdapterModule):
             raise ValueError(f"{self.lora_name}: init_lora_weights={init_lora_weights} is for a PissaModule")
         if init_lora_weights == ORTHOGONAL and not self._is_convolution:
             for down, up in self.factors:
-                init.start_orthogonal(down, up)
+                start_orthogonal(down, up)
 
     def _check_mask(self, use_dora: bool, init_lora_weights: str) -> None:
         if use_dora:
@@ -180,7 +236,7 @@ class LoRAModule(AdapterModule):
         per_output = (-1, *[1] * (-1 - self._rank_axis))
         gain = self._gain().view(per_output)
         bias = None if base.bias is None else base.bias.view(per_output)
-        combine = linear_product.scaled_sum if is_traced() else fused_gain
+        combine = fused_lora.scaled_sum if is_traced() else fused_gain
         return combine(output, change, gain, bias)
 
     def _adapted_plain(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -194,13 +250,13 @@ class LoRAModule(AdapterModule):
             return output.view(*input.shape[:-1], output.shape[-1])
         # Dropout of whole ranks is per sample, so it has to see the samples' axis.
         products = [
-            linear_product.Product(self._hidden(input, down, cast=True).reshape(-1, up.weight.shape[1]), up.weight)
+            fused_lora.Product(self._hidden(input, down, cast=True).reshape(-1, up.weight.shape[1]), up.weight)
             for down, up in self.factors
         ]
         if gain is not None:
-            output = linear_product.dora_linear(tokens, weight, bias, products, gain)
+            output = fused_lora.dora_linear(tokens, weight, bias, products, gain)
         else:
-            output = linear_product.lora_linear(tokens, weight, bias, products)
+            output = fused_lora.lora_linear(tokens, weight, bias, products)
         return output.view(*input.shape[:-1], output.shape[-1])
 
     @property

@@ -1,7 +1,17 @@
-"""A LoRA module that can also put its change into the base's weight, and take it out again."""
+"""A LoRA module that can also put its change into the base's weight, and take it out again.
+
+LoHa and LoKr put into a weight: by modules for inference and merging, or one weight of a checkpoint at a time.
+
+What modules for inference add: the change put into the base's weight, and taken out again.
+
+One weight of a checkpoint at a time, for programs that merge while they load: `merge_weights_to_tensor`.
+"""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +21,126 @@ from lora_inspect.maths import dora
 from lora_inspect.maths.change import Change, LowRank, OnRows
 from lora_inspect.maths.dora_fold import DecomposedRows, Magnitude
 from lora_inspect.maths.scaling import scale_of
+from lora_inspect.maths.torch_threads import whole_products
 
-from ..files.stored_alpha import read_alpha
-from .foldable import FoldableModule
+from ..files import reading
+from ..files.reading import MAGNITUDE, read_alpha
+from ..files.saving import check_dtype
+from ..kernels.base_weight import is_plain, is_sharded, storage_of, true_weight
+from .adapter_module import AdapterModule
+from .base_forward import follows_its_weight, holds_its_weight
+from .delta_module import DeltaModule
 from .lora_module import LoRAModule
+
+
+class FoldableModule(AdapterModule):
+    """Goes in front of the class of a training module; `fold` is the algorithm's own."""
+
+    _backup: Tensor | None = None
+    _folded = False
+
+    def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
+        """Folds `tensors`, with keys as in the state dict, into `rows` (out, in·kernel) in place, in their dtype.
+
+        Raises ValueError for tensors that are missing or change a weight of another shape.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def merge_to(
+        self,
+        sd: Mapping[str, Tensor],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        non_blocking: bool = False,
+        safe_merge: bool = False,
+    ) -> None:
+        """Folds the factors `sd` (keys as in this module's state dict) into the base's weight.
+
+        Computed on `device` in float32 or better, rounded to `dtype` where one is given, and stored in the weight's
+        own dtype. A multiplier of 0 leaves the weight as it is. Afterwards the module is disabled, as its change is
+        in the weight. Raises ValueError for a `dtype` that is not floating, a weight that is sharded, no plain
+        float or computed from others, for a forward that does something else with it, a missing magnitude, factors of
+        another shape and, with `safe_merge`, for a result that is not finite.
+        """
+        check_dtype(self.lora_name, dtype)
+        if self.multiplier == 0:
+            return
+        weight: Tensor = self.org_module.weight
+        if is_sharded(weight):
+            raise ValueError(f"{self.lora_name}: the base's weight is sharded; merge before the model is")
+        if not is_plain(weight):
+            raise ValueError(
+                f"{self.lora_name}: the base is stored as {storage_of(weight)}, which no change can be added to"
+            )
+        self._check_forward()
+        working = torch.promote_types(weight.dtype, torch.float32)
+        merged = weight.detach().to(device or weight.device, working, non_blocking=non_blocking, copy=True)
+        with whole_products(merged.device.type):
+            self.fold(sd, merged.view(merged.shape[0], -1), self.multiplier)
+        if dtype is not None:
+            merged = merged.to(dtype)
+        merged = merged.to(weight.dtype)
+        if safe_merge and not torch.isfinite(merged).all():
+            raise ValueError(
+                f"{self.lora_name}: the merged weight is not finite in {weight.dtype}; it was left as it is"
+            )
+        weight.copy_(merged)
+        self.enabled = False
+
+    def _check_forward(self) -> None:
+        base = self.org_module
+        if not holds_its_weight(base):
+            raise ValueError(
+                f"{self.lora_name}: the base computes its weight from other tensors, so that a change of it would be "
+                "lost; merge before the model is parametrized"
+            )
+        if not follows_its_weight(base):
+            raise ValueError(
+                f"{self.lora_name}: the base is a {type(base).__name__}, whose forward is another function of its "
+                "weight than that of torch's layer; run the adapter beside it, with apply_to"
+            )
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the merged weight is the base's and a delta that does not depend on it; not so with DoRA."""
+        return not getattr(self, "use_dora", False)
+
+    @torch.no_grad()
+    def get_weight(self, multiplier: float | None = None) -> Tensor:
+        """Merged minus base at `multiplier` (the module's own where None), in float32 or better."""
+        multiplier = self.multiplier if multiplier is None else multiplier
+        base = self._base()
+        # The delta itself, where there is one, and not a difference that has lost its digits to the base's.
+        is_delta = self.is_sum or multiplier == 0
+        folded = torch.zeros_like(base) if is_delta else base.clone()
+        if multiplier != 0:
+            with whole_products(folded.device.type):
+                self.fold(self.state_dict(), folded.view(folded.shape[0], -1), multiplier)
+        return folded if is_delta else folded - base
+
+    def _base(self) -> Tensor:
+        return true_weight(self.org_module, torch.promote_types(torch.float32, next(self.parameters()).dtype))
+
+    def backup_weights(self) -> None:
+        """Keeps the base's weight as it is now, the first time only."""
+        if self._backup is None:
+            self._backup = self.org_module.weight.detach().clone()
+
+    def pre_calculation(self) -> None:
+        """Folds the module's own factors into the base's weight; the forward is then the base's alone."""
+        if self.enabled:
+            self.merge_to(self.state_dict())
+            self._folded = not self.enabled
+
+    @torch.no_grad()
+    def restore_weights(self) -> None:
+        """Puts the kept weight back, bit for bit, and what `pre_calculation` folded back into the forward."""
+        if self._backup is not None:
+            self.org_module.weight.copy_(self._backup)
+            self.enabled = self.enabled or self._folded
+            self._backup, self._folded = None, False
+
 
 logger = logging.getLogger(__name__)
 
@@ -62,3 +188,75 @@ class LoRAInfModule(FoldableModule, LoRAModule):
             except KeyError as missing:
                 raise ValueError(f"{self.lora_name}.{missing.args[0]} is missing") from None
             yield lora.matrices(factors)
+
+
+def merge_into(
+    module_class: Any,
+    change_of: Callable[[str, Mapping[str, Tensor], Tensor, int], Change],
+    model_weight: Tensor,
+    lora_name: str,
+    lora_sd: Mapping[str, Tensor],
+    lora_weight_keys: set[str],
+    multiplier: float,
+    calc_device: torch.device | str,
+) -> Tensor:
+    """The weight with the module called `lora_name` merged, in its own dtype; as it is where there is no such module.
+
+    `module_class` has the reader and the prefix of its algorithm, `change_of(name, tensors, rows, rank)` makes the
+    change of rows (out, in·kernel). The keys that were used are removed from `lora_weight_keys`. Computed on
+    `calc_device` in float32 or better. Raises ValueError for a weight that is no plain float, for what is no factor of
+    the algorithm, and for factors that do not fit the weight.
+    """
+    keys = [key for key in lora_sd if key.partition(".")[0] == lora_name and key in lora_weight_keys]
+    if multiplier == 0 or not any(key.startswith(f"{lora_name}.{module_class.prefix}") for key in keys):
+        return model_weight
+    if not is_plain(model_weight):
+        stored = storage_of(model_weight)
+        raise ValueError(f"{lora_name}: the base is stored as {stored}, which no change can be added to")
+    working = torch.promote_types(model_weight.dtype, torch.float32)
+    merged = model_weight.to(calc_device, working, copy=True)
+    read = reading.read({key: lora_sd[key] for key in keys}, reader=module_class.reader.with_every_role)
+    module, rows = read.modules[lora_name], merged.view(merged.shape[0], -1)
+    with whole_products(rows.device.type):
+        change_of(lora_name, module.tensors, rows, module.rank).fold(rows, 0, multiplier)
+    lora_weight_keys.difference_update(keys)
+    return merged.to(model_weight.device, model_weight.dtype)
+
+
+class FoldableDelta(FoldableModule, DeltaModule):
+    """DeltaModule for inference and merging."""
+
+    def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
+        """Adds the delta; with DoRA the magnitude has to be among the tensors."""
+        if self.use_dora and MAGNITUDE not in tensors:
+            raise ValueError(f"{self.lora_name}.{MAGNITUDE} is missing: without the magnitude DoRA cannot be merged")
+        _change(self, self.lora_name, tensors, rows, self.lora_dim).fold(rows, 0, multiplier)
+
+
+def merging(module_class: type[DeltaModule]) -> Callable[..., Tensor]:
+    """The `merge_weights_to_tensor` of an algorithm."""
+    return partial(merge_into, module_class, partial(_change, module_class))
+
+
+def _change(algorithm: Any, name: str, tensors: Mapping[str, Tensor], rows: Tensor, rank: int) -> Change:
+    """The change of a weight `rows` (out, in·kernel) that the `tensors` of a module are, in the dtype of the rows.
+
+    A magnitude among them makes it DoRA's.
+    """
+    prefix = algorithm.prefix
+    shapes = {key.removeprefix(prefix): tuple(tensors[key].shape) for key in tensors if key.startswith(prefix)}
+    formula = algorithm.formula
+    if wrong := formula.check(shapes):
+        raise ValueError(f"{name}: {wrong}")
+    out_features, *columns = formula.weight_shape(shapes)
+    if (changed := [out_features, prod(columns)]) != list(rows.shape):
+        raise ValueError(f"{name}: its factors change a weight of {changed}, but the base's is {list(rows.shape)}")
+    alpha = read_alpha(name, tensors.get("alpha"), rank, rslora=False)
+    factors = {role: tensors[prefix + role].to(rows) for role in shapes}
+    change: Change = formula.change(factors, formula.scale(alpha, shapes), None)
+    if MAGNITUDE not in tensors:
+        return change
+    magnitude = tensors[MAGNITUDE].to(rows)
+    if magnitude.shape != rows.shape[:1]:
+        raise ValueError(f"{name}.{MAGNITUDE} has shape {list(magnitude.shape)}, but the base has {rows.shape[0]} rows")
+    return DecomposedRows(change, Magnitude(magnitude, dora.INSIDE))

@@ -17,7 +17,7 @@ from lora_inspect.architectures.trained import blocks_of, by_option, family_of, 
 
 from .. import arguments
 from ..arguments import NetworkArguments, Option
-from ..files import reading, saved_in_parts
+from ..files import reading
 from ..files.file_names import FileNames
 from ..modules.lora_module import LoRAModule
 from ..modules.module_merging import LoRAInfModule
@@ -204,7 +204,7 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Algo
                 raise ValueError("neither a file nor weights_sd is given")
             opened = reading.open_weights(os.fspath(file))
             # `merge_to` gets the weights without the metadata.
-            weights_sd, kwargs["metadata"] = saved_in_parts.with_whole_alphas(*opened)
+            weights_sd, kwargs["metadata"] = reading.with_whole_alphas(*opened)
         network = create_arch_network_from_weights(multiplier, weights_sd, text_encoder, unet, for_inference, **kwargs)
         return network, weights_sd
 

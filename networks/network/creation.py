@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..arguments import NetworkArguments, parse
-from ..files import loading, reading, saved_in_parts, standard_form
+from ..files import loading, reading, standard_form
 from ..modules.lora_module import LoRAModule
 from ..modules.module_merging import LoRAInfModule
 from . import summary
@@ -107,7 +107,7 @@ def create_network_from_weights(
     options = parse(kwargs)
     splits = Splits(options.split_dims or {}, options.split_qkv)
     if metadata:
-        weights_sd, metadata = saved_in_parts.with_whole_alphas(weights_sd, metadata)
+        weights_sd, metadata = reading.with_whole_alphas(weights_sd, metadata)
     read = reading.read(weights_sd, metadata, getattr(module_class, "reader", None))
     found = standard_form.in_slices(read, named_sizes(unet, PREFIX, splits).get)
     settled_options = _SETTLED if any(module.split_dims for module in found.modules.values()) else (*_SETTLED, *_SLICES)

@@ -13,17 +13,15 @@ from lora_inspect.reading.model.evidence import DORA_FLAG, RSLORA_FLAG
 from .. import arguments
 from ..arguments import NetworkArguments
 from ..files import saving
-from ..files.module_names import module_name
-from ..modules import max_norm
+from ..files.file_names import module_name
+from ..modules import adapter_module
 from ..modules.lora_module import LoRAModule
 from ..modules.masks import RankMask
 from ..modules.pissa import NO_NORM, PissaModule
-from . import construction, optimizer_groups, summary, targets
-from .left_out import LeftOut
+from . import construction, summary, targets
 from .network_weights import NetworkWeights
-from .optimizer_groups import Rates
-from .patterns import never_first, unmatched
-from .targets import Form, Patterns, Ranks, Splits
+from .summary import Rates
+from .targets import Form, LeftOut, Patterns, Ranks, Splits, never_first, unmatched
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +183,7 @@ class LoRANetwork(NetworkWeights):
         rate = getattr(args, "unet_lr", None) or getattr(args, "learning_rate", None)
         rates = Rates(rate, self.lr_pattern, self._paths)
         optimizer = getattr(args, "optimizer_type", None) or ""
-        optimizer_groups.check_optimizer(optimizer, self.unet_loras, rates, self.loraplus_lr_ratio)
+        summary.check_optimizer(optimizer, self.unet_loras, rates, self.loraplus_lr_ratio)
 
     def set_multiplier(self, multiplier: float) -> None:
         """The strength of every module; at 0 the model is the base, bit for bit."""
@@ -230,7 +228,7 @@ class LoRANetwork(NetworkWeights):
         rates = Rates(unet_lr, self.lr_pattern, self._paths)
         self._frozen = [lora for lora in self.unet_loras if not rates.of(lora.lora_name)]
         self.prepare_grad_etc()
-        return optimizer_groups.build_groups(self.unet_loras, "unet", rates, self.loraplus_lr_ratio)
+        return summary.build_groups(self.unet_loras, "unet", rates, self.loraplus_lr_ratio)
 
     def prepare_optimizer_params_with_multiple_te_lrs(
         self, text_encoder_lr: Any, unet_lr: float | None, default_lr: float | None
@@ -291,7 +289,9 @@ class LoRANetwork(NetworkWeights):
 
     def apply_max_norm_regularization(self, max_norm_value: float, device: Any = None) -> tuple[int, float, float]:
         """(modules shrunk, mean norm, largest norm) of the modules that are trained; see `max_norm.limit_norms`."""
-        return max_norm.limit_norms([lora for lora in self.unet_loras if lora not in self._frozen], max_norm_value)
+        return adapter_module.limit_norms(
+            [lora for lora in self.unet_loras if lora not in self._frozen], max_norm_value
+        )
 
 
 def _as_list(encoders: Any) -> Sequence[Any]:

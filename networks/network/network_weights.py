@@ -12,16 +12,16 @@ from lora_inspect.maths.scaling import neutral_alpha
 from lora_inspect.reading.model.evidence import DORA_FLAG, RSLORA_FLAG
 
 from ..arguments import NATIVE, STANDARD
-from ..files import loading, reading, saved_in_parts, saving, standard_form
+from ..files import loading, reading, saving, standard_form
 from ..files.file_names import FileNames, Named
 from ..files.reading import Reading
-from ..modules import base_watch
+from ..modules import dora_layer
 from ..modules.adapter_module import AdapterModule
 from ..modules.copies import copied
 from ..modules.masks import RankMask
 from ..modules.pissa import PissaModule
 from . import summary
-from .left_out import LeftOut
+from .targets import LeftOut
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ class NetworkWeights(nn.Module):
         if self._file_names is not None:
             named = self._file_names.from_file(weights, metadata, self._file_tensors(loras), self.use_rslora)
             weights, metadata = named.tensors, named.metadata
-        weights, metadata = saved_in_parts.with_whole_alphas(weights, metadata)
+        weights, metadata = reading.with_whole_alphas(weights, metadata)
         sizes = {lora.lora_name: getattr(lora, "split_dims", None) for lora in loras}
         found = reading.read(weights, metadata, getattr(self.module_class, "reader", None))
         return standard_form.in_slices(found, sizes.get)
@@ -199,7 +199,7 @@ class NetworkWeights(nn.Module):
             self.unet_loras.append(lora)
             if is_applied:
                 lora.apply_to()
-        base_watch.share_notice(lora.dora_layer.watch for lora in self.unet_loras if getattr(lora, "use_dora", False))
+        dora_layer.share_notice(lora.dora_layer.watch for lora in self.unet_loras if getattr(lora, "use_dora", False))
 
     def _expected(self, loras: Sequence[Any]) -> loading.Expected:
         return loading.Expected(

@@ -1,14 +1,48 @@
-"""Which layers of a model are adapted, with which rank, alpha and slices, and why the others are not."""
+"""Which layers of a model are adapted, with which rank, alpha and slices, and why the others are not.
 
-from collections.abc import Mapping, Sequence
+Regular expressions over the dotted paths of layers, each of which has to match a whole path.
+
+The layers within reach of a network that it does not adapt, and how they come in after all.
+
+A file may hold layers that an architecture leaves out by default: other trainers adapt them by default, and a network
+that goes on from such a file has to have them. What the user leaves out stays out.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
-from ..files.module_names import module_name
+from ..files.file_names import module_name
 from .adaptable import named_leaves, obstacles, others
-from .patterns import first_match, never_first, unmatched, value_at
+
+_Value = TypeVar("_Value")
+_Default = TypeVar("_Default")
+
+
+def first_match(patterns: Iterable[str], path: str) -> str | None:
+    """The first pattern that matches `path`; None where none does."""
+    return next((pattern for pattern in patterns if re.fullmatch(pattern, path)), None)
+
+
+def value_at(values: Mapping[str, _Value], path: str, default: _Default) -> _Value | _Default:
+    """The value of the first pattern that matches `path`; `default` where none does."""
+    pattern = first_match(values, path)
+    return default if pattern is None else values[pattern]
+
+
+def unmatched(patterns: Iterable[str], paths: Collection[str]) -> list[str]:
+    """The patterns that match none of the `paths`."""
+    return [pattern for pattern in patterns if not any(re.fullmatch(pattern, path) for path in paths)]
+
+
+def never_first(patterns: Collection[str], paths: Collection[str]) -> list[str]:
+    """The patterns that match some of the `paths`, but none that no pattern before them matches."""
+    used = {first_match(patterns, path) for path in paths}
+    idle = unmatched(patterns, paths)
+    return [pattern for pattern in patterns if pattern not in used and pattern not in idle]
 
 
 class Target(NamedTuple):
@@ -226,3 +260,42 @@ def named_sizes(root: nn.Module, prefix: str, splits: Splits) -> dict[str, tuple
 def has_kernel(module: nn.Module) -> bool:
     """Whether the layer is a convolution with a kernel larger than 1."""
     return any(size != 1 for size in getattr(module, "kernel_size", ()))
+
+
+class LeftOut:
+    """The skipped layers of a `selection`; `create` makes the modules of targets by name.
+
+    `switches` are the options of the architecture, as they would have to be set, by the pattern that each excludes
+    layers with.
+    """
+
+    def __init__(self, prefix: str, selection: Selection, create: Callable[[Sequence[Target]], dict[str, Any]]) -> None:
+        self.switches: Mapping[str, str] = {}
+        self._reasons = {module_name(prefix, path): (path, reason) for path, reason in selection.skipped.items()}
+        self._optional = {module_name(prefix, target.path): target for target in selection.optional}
+        self._create = create
+
+    @property
+    def layers(self) -> list[Any]:
+        """The layers of the model that could come in."""
+        return [target.module for target in self._optional.values()]
+
+    def modules(self, names: Collection[str]) -> dict[str, Any]:
+        """New modules, by name, of those `names` that the user has not left out."""
+        return self._create([target for name, target in self._optional.items() if name in names])
+
+    def way_in(self, name: str) -> str | None:
+        """The option that takes in the layer of the module called `name`; None where no option reaches it."""
+        if name not in self._reasons:
+            return None
+        path, reason = self._reasons[name]
+        for pattern, option in self.switches.items():
+            if re.fullmatch(pattern, path):
+                return option
+        return {"enable_conv2d is False": "enable_conv2d=True", "conv_dim is 0": "conv_dim"}.get(
+            reason, "include_patterns"
+        )
+
+    def ways_in(self, names: Collection[str]) -> list[str]:
+        """The options that take in all that can be of the modules called `names`."""
+        return sorted({option for name in names if (option := self.way_in(name))})

@@ -47,7 +47,7 @@ every_way = pytest.mark.parametrize("way", WAYS)
 @pytest.fixture(autouse=True)
 def _several_blocks(monkeypatch):
     monkeypatch.setattr("networks.kernels.hadamard._LEAST_ROWS", 1)
-    monkeypatch.setattr("networks.kernels.row_blocks._CACHED", 16 * IN)
+    monkeypatch.setattr("networks.kernels.half_precision._CACHED", 16 * IN)
 
 
 def operands(way, tokens, dtype=torch.float64):

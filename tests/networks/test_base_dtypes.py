@@ -180,7 +180,7 @@ def test_weights_that_come_and_go_are_measured_where_they_are(reference):
 @pytest.mark.parametrize("scale", [None, (), (1,), (OUT, 1), (OUT, 4, 1)])
 @pytest.mark.parametrize("piece", [8, 24, 256])
 def test_blocks_of_rows_sum_to_the_whole(dtype, scale, piece, monkeypatch):
-    monkeypatch.setattr("networks.kernels.row_blocks._CACHED", 7 * IN)
+    monkeypatch.setattr("networks.kernels.half_precision._CACHED", 7 * IN)
     monkeypatch.setattr("networks.kernels.base_weight._PIECE", piece)
     base = nn.Linear(IN, OUT).to(dtype)
     if scale is not None:

@@ -245,7 +245,7 @@ def warnings_of(caplog):
     return [
         record.message
         for record in caplog.records
-        if record.levelno == logging.WARNING and record.name == "networks.modules.base_watch"
+        if record.levelno == logging.WARNING and record.name == "networks.modules.dora_layer"
     ]
 
 

@@ -5,9 +5,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from networks.kernels import linear_product
-from networks.kernels.fused_lora import fused_gain, fused_linear
-from networks.kernels.linear_product import Product
+from networks.kernels import fused_lora
+from networks.kernels.fused_lora import Product, fused_gain, fused_linear
 from networks.modules.lora_module import LoRAModule
 
 pytestmark = pytest.mark.numeric
@@ -140,7 +139,7 @@ def test_a_gain_on_the_output_of_a_base_that_is_only_called(shape, gain, bias):
         "gain": torch.rand(gain, dtype=torch.float64).requires_grad_(),
         "bias": torch.randn(gain, dtype=torch.float64).requires_grad_() if bias else None,
     }
-    fused, composed = fused_gain(**tensors), linear_product.scaled_sum(**tensors)
+    fused, composed = fused_gain(**tensors), fused_lora.scaled_sum(**tensors)
     assert torch.equal(fused, composed)
     upstream = torch.randn_like(composed)
     assert_same_gradients(
@@ -193,7 +192,7 @@ def test_the_norm_never_holds_a_float32_copy_of_a_half_precision_weight(monkeypa
                 largest = max(largest, result.untyped_storage().nbytes())
             return result
 
-    monkeypatch.setattr("networks.kernels.row_blocks._CACHED", 2**12)
+    monkeypatch.setattr("networks.kernels.half_precision._CACHED", 2**12)
     base = nn.Linear(256, 512).bfloat16().requires_grad_(False)
     module = LoRAModule("x", base, 1.0, 8, use_dora=True)
     with Watch():
@@ -205,7 +204,7 @@ def test_the_norm_never_holds_a_float32_copy_of_a_half_precision_weight(monkeypa
 def test_products_that_autograd_differentiates_agree_with_the_fused_ones():
     tensors = operands()
     hidden = tensors["input"] @ tensors["down"].t() * 0.7
-    composed = linear_product.dora_linear(
+    composed = fused_lora.dora_linear(
         tensors["input"], tensors["weight"], tensors["bias"], [Product(hidden, tensors["up"])], tensors["gain"]
     )
     fused = fused_linear(**tensors, scale=0.7)

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from networks.kernels import half_precision, linear_product, processor, prolonged_product
-from networks.kernels.fused_lora import fused_linear
-from networks.kernels.linear_product import Product
+from networks.kernels import fused_lora, half_precision
+from networks.kernels.fused_lora import Product, fused_linear
 from networks.modules.lora_module import LoRAModule
 
 pytestmark = pytest.mark.numeric
@@ -35,8 +34,8 @@ def with_bfloat16(monkeypatch):
 
 
 def use_processor(monkeypatch, serves, multiplies):
-    monkeypatch.setattr(processor, "SERVES", dict.fromkeys(half_precision.HALF, serves))
-    monkeypatch.setattr(processor, "MULTIPLIES_BFLOAT16", multiplies)
+    monkeypatch.setattr(half_precision, "SERVES", dict.fromkeys(half_precision.HALF, serves))
+    monkeypatch.setattr(half_precision, "MULTIPLIES_BFLOAT16", multiplies)
 
 
 def rms(values):
@@ -82,7 +81,7 @@ def assert_error_is_that_of_the_plain_rule(compute, shape, strength, gain=None, 
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_prolonged_product_rounds_like_one_sum(shape, strength, bias):
     def compute(input, weight, bias, hidden, up):
-        return prolonged_product.prolonged_linear(input, weight, bias, [(hidden, up)])
+        return fused_lora.prolonged_linear(input, weight, bias, [(hidden, up)])
 
     assert_error_is_that_of_the_plain_rule(compute, shape, strength, bias=bias)
 
@@ -92,7 +91,7 @@ def test_a_prolonged_product_rounds_like_one_sum(shape, strength, bias):
 @pytest.mark.parametrize("tokens", [1, 63, 64])
 def test_every_processor_rounds_a_change_once(kind_of_processor, tokens, strength, dtype):
     def compute(input, weight, bias, hidden, up):
-        return linear_product.lora_linear(input, weight, bias, [Product(hidden, up)])
+        return fused_lora.lora_linear(input, weight, bias, [Product(hidden, up)])
 
     shape = (tokens, IN, OUT if tokens > 1 else 4096, RANK)
     assert_error_is_that_of_the_plain_rule(compute, shape, strength, dtype=dtype)
@@ -104,7 +103,7 @@ def test_every_processor_rounds_what_a_gain_multiplies_once(kind_of_processor, s
     gain = 0.5 + torch.rand(OUT)
 
     def compute(input, weight, bias, hidden, up):
-        return linear_product.dora_linear(input, weight, bias, [Product(hidden, up)], gain)
+        return fused_lora.dora_linear(input, weight, bias, [Product(hidden, up)], gain)
 
     assert_error_is_that_of_the_plain_rule(compute, (TOKENS, IN, OUT, RANK), strength, gain, dtype=dtype)
 
@@ -123,7 +122,7 @@ def test_several_changes_fill_the_output_side_by_side(with_bfloat16):
     products = [Product(scale * hidden, part) for scale, part in zip(scales, up.split(rows), strict=True)]
     wide_up = torch.cat([scale * part for scale, part in zip(scales, up.split(rows), strict=True)])
     exact = exact_sum(**tensors, hidden=hidden, up=wide_up)
-    error = rms(linear_product.lora_linear(**tensors, products=products) - exact)
+    error = rms(fused_lora.lora_linear(**tensors, products=products) - exact)
     assert error <= 1.0001 * rms(exact.bfloat16() - exact)
 
 
@@ -131,7 +130,7 @@ def test_a_bias_wider_than_the_weight(with_bfloat16):
     tensors = {**operands((TOKENS, IN, OUT, RANK)), "bias": torch.randn(OUT)}
     exact = exact_sum(**tensors)
     products = [(tensors.pop("hidden"), tensors.pop("up"))]
-    error = rms(prolonged_product.prolonged_linear(**tensors, products=products) - exact)
+    error = rms(fused_lora.prolonged_linear(**tensors, products=products) - exact)
     assert error <= 1.0001 * rms(exact.bfloat16() - exact)
 
 
@@ -154,7 +153,7 @@ def test_gradients_of_several_changes(kind_of_processor, gain, bias):
     products = [Product(narrow["hidden"], ups[0]), Product(2.0 * narrow["hidden"], ups[1])]
     gains = 0.5 + torch.rand(OUT) if gain else None
     arguments = (narrow["input"], narrow["weight"], narrow.get("bias"), products)
-    output = linear_product.lora_linear(*arguments) if gains is None else linear_product.dora_linear(*arguments, gains)
+    output = fused_lora.lora_linear(*arguments) if gains is None else fused_lora.dora_linear(*arguments, gains)
     up = torch.cat([wide["up"][:30], 2.0 * wide["up"][30:]])
     expected = exact_sum(wide["input"], wide["weight"], wide.get("bias"), wide["hidden"], up, gains)
     upstream = torch.randn(TOKENS, OUT).bfloat16()
@@ -236,4 +235,4 @@ def test_a_compiler_finds_no_conversion_there_and_back_to_leave_out():
     ],
 )
 def test_processors_that_are_held_back(environment, held_back):
-    assert processor.is_held_back(environment) == held_back
+    assert half_precision.is_held_back(environment) == held_back

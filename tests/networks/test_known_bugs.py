@@ -35,10 +35,10 @@ from networks import (
     lora_krea2,
     lora_qwen_image,
 )
-from networks.kernels import row_blocks
+from networks.kernels import half_precision
 from networks.lora import LoRAInfModule, LoRANetwork
-from networks.modules.dropout import drop_ranks
 from networks.modules.lora_module import LoRAModule
+from networks.modules.masks import drop_ranks
 
 
 def applied(base, cls=LoRAModule, **options):
@@ -471,7 +471,7 @@ def test_d7_a_base_cast_to_fp8_after_apply_to():
 
 
 def test_d8_the_norm_makes_no_float32_copy_of_the_base(monkeypatch):
-    monkeypatch.setattr(row_blocks, "_CACHED", 4 * 64)
+    monkeypatch.setattr(half_precision, "_CACHED", 4 * 64)
     base, module = applied(nn.Linear(64, 48).bfloat16(), use_dora=True)
     sizes = []
 

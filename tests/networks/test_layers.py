@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from networks.lora import LoRAInfModule, LoRAModule
-from networks.modules.dropout import drop_ranks
+from networks.modules.masks import drop_ranks
 
 
 def applied(base=None, cls=LoRAModule, **options):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from networks import lora, oft
-from networks.modules.max_norm import limit_norms
+from networks.modules.adapter_module import limit_norms
 from networks.network.network import LoRANetwork
 from networks.oft import OFTInfModule, OFTModule
 

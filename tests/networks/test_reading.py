@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save, save_file
 from lora_inspect.algorithms import lora as lora_algorithm
 from lora_inspect.maths import dora
 from networks import lokr, lora
-from networks.files import header, reading, standard_form
+from networks.files import reading, standard_form
 from networks.loha import LoHaModule
 from networks.lokr import LoKrModule
 from networks.modules.lora_module import LoRAModule
@@ -320,10 +320,10 @@ def test_a_state_dict_is_described_as_safetensors_writes_it(name):
     weights = {"a.b": torch.zeros(2, 3, dtype=getattr(torch, name)), "c": torch.zeros((), dtype=getattr(torch, name))}
     data = save(weights)
     entries = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    found = header.header_of(weights)
+    found = reading.header_of(weights)
     assert {key: (info.dtype, list(info.shape)) for key, info in found.items()} == {
         key: (entry["dtype"], entry["shape"]) for key, entry in entries.items()
     }
     assert all(info.name == key for key, info in found.items())
     # No file has these numbers, which keep torch's name.
-    assert header.dtype_name(torch.complex128) == "complex128"
+    assert reading.dtype_name(torch.complex128) == "complex128"
