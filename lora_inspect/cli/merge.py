@@ -23,7 +23,7 @@ from lora_inspect.merging.fold_chain import NEAREST, STOCHASTIC, seed_of
 
 if TYPE_CHECKING:
     from lora_inspect.matching.orientation import Answers
-    from lora_inspect.merging.shards import Share
+    from lora_inspect.merging.shard_assignment import Share
     from lora_inspect.ops.merge import MergePlan, MergeResult
 
 # No docstring: python -OO leaves those out.

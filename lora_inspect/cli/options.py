@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from lora_inspect.matching.orientation import Answers
-    from lora_inspect.merging.shards import Share
+    from lora_inspect.merging.shard_assignment import Share
     from lora_inspect.reading.model.settings import Settings
 
 
@@ -117,7 +117,7 @@ def transposed_option(of: str) -> Callable[[Decorated], Decorated]:
 
 def share_of(context: click.Context, parameter: click.Parameter, value: str | None) -> "Share | None":
     """What I/N says: one of the shares 1/N to N/N."""
-    from lora_inspect.merging.shards import Share
+    from lora_inspect.merging.shard_assignment import Share
 
     try:
         return None if value is None else Share.parse(value)

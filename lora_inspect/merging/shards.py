@@ -5,8 +5,6 @@ What is known of one shard of an output that several processes make: written bes
 An entry may have come from another run, another version or a disk that lost bytes: what is no entry counts as none.
 
 What the shards of one merge are made of: what they have to have in common to be parts of the same output.
-
-How the files of a base are dealt among several processes: by size, and the same for whoever plans.
 """
 
 import hashlib
@@ -38,6 +36,7 @@ from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.record import recorded, with_base_hashes
 from lora_inspect.merging.result import MergeResult, result_of
 from lora_inspect.merging.retention import Keeping, SeenWeight, check_kept, kept_of
+from lora_inspect.merging.shard_assignment import Share, taken
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.metadata.merge_record import ADAPTERS, BASE, CONFIG, FILE, HEADER, OPTIONS, SHA256
 from lora_inspect.sentences import counted, listed, some
@@ -223,43 +222,6 @@ def _whole(number: Any) -> int:
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
         raise ValueError(f"{number!r} is no count")
     return number
-
-
-class Share(NamedTuple):
-    """What one of several processes takes: the share `number` of `of`, counted from 1."""
-
-    number: int
-    of: int
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.of}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Share":
-        """What `I/N` says; raises ValueError where it is none of 1/N to N/N."""
-        number, slash, of = text.partition("/")
-        if not slash or not (_is_count(number) and _is_count(of)) or not 1 <= int(number) <= int(of):
-            raise ValueError(f"{text!r} is none of the shares 1/N to N/N, as 3/8")
-        return cls(int(number), int(of))
-
-
-def dealt(sizes: Mapping[str, int], of: int) -> list[list[str]]:
-    """The files of each of so many shares, in their order: the largest one goes to whoever has least, and so on."""
-    loads, hands = [0] * of, [list[str]() for _ in range(of)]
-    for file in sorted(sizes, key=lambda file: (-sizes[file], file)):
-        number = min(range(of), key=lambda number: (loads[number], len(hands[number]), number))
-        loads[number] += sizes[file]
-        hands[number].append(file)
-    return [[file for file in sizes if file in hand] for hand in hands]
-
-
-def taken(share: Share, sizes: Mapping[str, int]) -> Sequence[str]:
-    """The files of one share."""
-    return dealt(sizes, share.of)[share.number - 1]
-
-
-def _is_count(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) < 7
 
 
 class Made(NamedTuple):

@@ -15,7 +15,8 @@ from lora_inspect.merging.output_path import check_merge_output, shared_output
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.processes import Ranks
 from lora_inspect.merging.result import MergeResult
-from lora_inspect.merging.shards import Share, SharedMerge, bytes_of, difference, files_of_share
+from lora_inspect.merging.shard_assignment import Share
+from lora_inspect.merging.shards import SharedMerge, bytes_of, difference, files_of_share
 from lora_inspect.progress import Progress, silent
 
 __all__ = ["ShardResult", "Share", "finish_merge", "merge_shard", "shard_bytes", "shard_record", "shared_output"]

@@ -180,7 +180,8 @@ class ScannedFile(NamedTuple):
     are the names of all families that it may be of, `model` is what people call them. `types` are the kinds of change,
     the commonest first: "LoRA", "RS-LoRA", "DoRA", "LoHa". `scales` has None for an unknown scale. `codes` are those of
     its problems. `state` is one of `STATES`, empty for what is no adapter, and `notes` say why or what is odd, each the
-    same in fewer words than the one before it. `modified` is the time of its last change in seconds. `duplicate_of` is the path of an earlier file with the same tensors, and `record` what else was asked.
+    same in fewer words than the one before it. `modified` is the time of its last change in seconds. `duplicate_of` is
+    the path of an earlier file with the same tensors, and `record` what else was asked.
     """
 
     path: str

@@ -15,7 +15,7 @@ from lora_inspect.cli import terminal
 PACKAGE = Path(lora_inspect.__file__).parent
 # terminal.py is the way out; bars and the line of what waits are drawn over, and click prints the help: words of ours
 # alone.
-OWN_WAYS = {"cli/terminal.py", "cli/progress_bar.py", "cli/verb.py", "cli/progress_bar.py"}
+OWN_WAYS = {"cli/terminal.py", "cli/progress_bar.py", "cli/verb.py"}
 SOURCES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.relative_to(PACKAGE).as_posix() not in OWN_WAYS]
 # What prints by its name alone, and what writes to a stream.
 PRINTING = {
